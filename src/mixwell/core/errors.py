@@ -1,0 +1,39 @@
+"""Errors that a user can mend, in one line: what came, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class MixwellError(ValueError):
+    """Something the user handed in is wrong. The message is one line; the command line shows it without a trace."""
+
+
+class TrainingError(MixwellError):
+    """A run cannot go on (a loss that is not a number, say); what was finished before stays on disk."""
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the nearest option, or `""` where none is near."""
+    near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn a full disk or a refused write on `path` into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MixwellError(
+                f"no space left on the disk while writing {path}; nothing half-written was kept. "
+                "Free some space or choose another folder, then run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise MixwellError(f"cannot write {path}: {error.strerror}. Choose a folder you may write to.") from error
+        raise

@@ -1,0 +1,20 @@
+"""Randomness comes from a `torch.Generator` that is handed in; nothing here touches the global state."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def generator(*keys: int | str, device: str | torch.device = "cpu") -> torch.Generator:
+    """Return a generator seeded by `keys` (a seed and names): the same keys give the same stream everywhere."""
+    text = "/".join(map(str, keys)).encode()
+    seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def spawn(parent: torch.Generator, count: int) -> list[torch.Generator]:
+    """Draw `count` generators from `parent`, which moves on; the children are independent of each other."""
+    seeds = torch.randint(0, 2**62, (count,), generator=parent, device=parent.device)
+    return [torch.Generator(device=parent.device).manual_seed(int(s)) for s in seeds]

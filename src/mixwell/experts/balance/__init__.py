@@ -1,0 +1,1 @@
+"""Balance rules: from a `Routing` to a scalar loss. The contract is on `_parts.BalanceLoss`."""

@@ -1,0 +1,1 @@
+"""Layers that replace a feed-forward block. The contract is `_parts.ChannelMixer`."""

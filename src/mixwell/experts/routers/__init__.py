@@ -1,0 +1,1 @@
+"""Routers: from tokens to a `Routing`. The contract is `_parts.Router`."""

@@ -1,0 +1,1 @@
+"""Where methods are run and weighed: recipes, stages, claims, comparisons, reports."""

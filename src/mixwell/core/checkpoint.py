@@ -7,9 +7,11 @@ Canonical tensor names (F hidden width, E experts, D width, V vocabulary, H head
 
     embed.weight [V, D] · norm.weight [D] · head.weight [V, D] (absent where tied)
     layers.{i}.sequence_norm.weight [D] · layers.{i}.channel_norm.weight [D]
-    layers.{i}.sequence_mixer.qkv.weight [(H + 2 G) P, D] · .qkv.bias · .out.weight [D, H P] · .q_norm.weight · .k_norm.weight
-    layers.{i}.channel_mixer.gate_up_proj [2 F, D] · .down_proj [D, F]                       (experts.layers.swiglu)
-    layers.{i}.channel_mixer.gate_up_proj [E, 2 F, D] · .down_proj [E, D, F] · .router.weight [E, D]  (experts.layers.moe)
+    layers.{i}.sequence_mixer.qkv.weight [(H + 2 G) P, D] · .qkv.bias · .out.weight [D, H P]
+    layers.{i}.sequence_mixer.q_norm.weight · .k_norm.weight
+    layers.{i}.channel_mixer.gate_up_proj [2 F, D] · .down_proj [D, F]            (experts.layers.swiglu)
+    layers.{i}.channel_mixer.gate_up_proj [E, 2 F, D] · .down_proj [E, D, F]      (experts.layers.moe)
+    layers.{i}.channel_mixer.router.weight [E, D]
 """
 
 from __future__ import annotations

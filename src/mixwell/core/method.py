@@ -25,7 +25,8 @@ class Card:
     tags: frozenset[str]  # properties that choose the checks of the contract suite
 
 
-def method(*, title: str, paper: str | tuple[str, ...] = (), year: int, tags: Set[str] = frozenset()) -> Callable[[T], T]:
+def method(*, title: str, paper: str | tuple[str, ...] = (), year: int,
+           tags: Set[str] = frozenset()) -> Callable[[T], T]:
     """Mark the one public object (class or function) of a method file.
 
     title: a few words; paper: the exact title or titles served; year: of publication; tags: see the family's page.

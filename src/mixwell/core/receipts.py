@@ -44,4 +44,5 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in vars(self).items()} | {"kept": not self.broken()}
+        plain = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in vars(self).items()}
+        return plain | {"kept": not self.broken()}

@@ -1,0 +1,107 @@
+"""The contract of layers that stand where a feed-forward block stood, and what they share.
+
+Legend: T tokens, D width, F hidden width, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core import registry
+from mixwell.core.config import from_dict
+from mixwell.core.errors import MixwellError
+from mixwell.core.routing import Context, Routing
+
+
+class Mixed(NamedTuple):
+    """What a layer gives back."""
+
+    y_TD: Tensor
+    routing: Routing | None = None  # None where the layer routes no discrete choice
+    losses: Mapping[str, Tensor] = {}  # auxiliary losses by name, before their coefficients
+    aux: Tensor | None = None  # sum of coefficient times loss; None where nothing is to be added
+
+
+class ChannelMixer(nn.Module):
+    """A layer acts on each token's channels: `forward(x_TD, context) -> Mixed`.
+
+    Built as `Layer(dim, config, generator)`. `flops_per_token()` counts two for each multiply-add of one forward pass.
+    """
+
+    dim: int
+    config: Any
+
+    def forward(self, x_TD: Tensor, context: Context) -> Mixed:
+        """Mix the channels of tokens [T, D]."""
+        raise NotImplementedError
+
+    def flops_per_token(self) -> float:
+        """Forward FLOPs per token, active experts only."""
+        raise NotImplementedError
+
+
+def normal_parameter(shape: tuple[int, ...], generator: torch.Generator | None, std: float = 0.02) -> nn.Parameter:
+    """A float32 parameter of normal draws, std 0.02 unless told."""
+    device = generator.device if generator is not None else None
+    return nn.Parameter(torch.randn(shape, generator=generator, device=device) * std)
+
+
+def build_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator | None) -> nn.Module:
+    """Build the router that `spec` names: {"method": "top_k", ...its options}."""
+    options = dict(spec)
+    entry = registry.find(str(options.pop("method", "top_k")), "experts.routers")
+    config = from_dict(entry.module().Config, options, f"router {entry.name}")
+    try:
+        return entry.load()(dim, num_experts, config, generator)
+    except MixwellError:
+        raise
+    except ValueError as error:
+        raise MixwellError(f"router {entry.name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class BalanceRule:
+    """One balance rule with its coefficient."""
+
+    name: str  # short name, as in the recipe
+    coefficient: float
+    rule: Any
+    config: Any = field(default=None)
+
+    def __call__(self, routing: Routing, context: Context) -> Tensor:
+        """The loss before its coefficient."""
+        return self.rule(routing, self.config, context)
+
+
+def build_balance(spec: Mapping[str, Any]) -> tuple[BalanceRule, ...]:
+    """Rules from {"switch": 0.01, "z_loss": 0.001} or {"switch": {"coefficient": 0.01, ...options}}.
+
+    A coefficient of 0 is measured and reported but adds nothing.
+    """
+    rules = []
+    for name, value in spec.items():
+        options = dict(value) if isinstance(value, Mapping) else {"coefficient": value}
+        coefficient = options.pop("coefficient", None)
+        if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not coefficient >= 0:
+            raise MixwellError(f"balance.{name}: expected a coefficient of 0 or more, got {coefficient!r}.")
+        entry = registry.find(name, "experts.balance")
+        config = from_dict(entry.module().Config, options, f"balance.{name}")
+        rules.append(BalanceRule(name, float(coefficient), entry.load(), config))
+    return tuple(rules)
+
+
+def apply_balance(rules: tuple[BalanceRule, ...], routing: Routing,
+                  context: Context) -> tuple[dict[str, Tensor], Tensor | None]:
+    """(losses by name, sum of coefficient times loss or None), the router's own losses included at coefficient 1."""
+    losses = {**routing.losses}
+    terms = list(routing.losses.values())
+    for rule in rules:
+        losses[rule.name] = rule(routing, context)
+        if rule.coefficient:
+            terms.append(rule.coefficient * losses[rule.name])
+    return losses, torch.stack([t.float() for t in terms]).sum() if terms else None

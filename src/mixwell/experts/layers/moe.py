@@ -1,0 +1,103 @@
+"""A sparse mixture of SwiGLU experts, with any router and any balance rules, and shared experts beside.
+
+**Equation:** y = sum_{i in I(x)} w_i(x) E_i(x) + S(x);  E_i(x) = W_down^i (silu(W_gate^i x) * (W_up^i x));
+    S the shared experts, which see every token, joined into one wide block.
+**Shapes:** x [T, D]; gate_up_proj [E, 2 F, D]; down_proj [E, D, F].
+**Reference:** Shazeer et al. 2017 (1701.06538), eq. 1; Jiang et al. 2024 (2401.04088); shared experts after
+    Rajbhandari et al. 2022 (2201.05596) and DeepSeekMoE (2401.06066).
+**Differs:** dropless: every expert takes all the tokens that chose it.
+**Fails when:** the router collapses; watch the load.
+**Cost:** 6 T K D F FLOPs forward for the experts, 2 T D E for the router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.core.kernels import expert_mlp, mlp
+from mixwell.core.method import method
+from mixwell.core.routing import Context, combine, dispatch, plan
+from mixwell.experts.layers._parts import (
+    ChannelMixer,
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    normal_parameter,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the sparse mixture."""
+
+    num_experts: int  # E
+    hidden_dim: int  # F, of each expert
+    router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})  # method and its options
+    balance: Mapping[str, Any] = field(default_factory=lambda: {"switch": 0.01, "z_loss": 0.001})  # rule -> coefficient
+    shared_experts: int = 0  # experts that see every token
+    shared_hidden_dim: int | None = None  # width of each shared expert; default hidden_dim
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_experts", 1), ("hidden_dim", 1), ("shared_experts", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if self.shared_hidden_dim is not None and (self.shared_hidden_dim < 1 or not self.shared_experts):
+            raise ValueError(f"shared_hidden_dim is {self.shared_hidden_dim} with {self.shared_experts} shared "
+                             "experts; give both at least 1, or neither")
+
+    @property
+    def shared_width(self) -> int:
+        """Hidden width of the shared experts together."""
+        return self.shared_experts * (self.shared_hidden_dim or self.hidden_dim)
+
+
+@method(
+    title="Sparse mixture of SwiGLU experts",
+    paper=("Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", "Mixtral of Experts"),
+    year=2017,
+    tags={"sparse", "router"},
+)
+class MoE(ChannelMixer):
+    """Sparse mixture of SwiGLU experts."""
+
+    config: Config
+
+    def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.dim, self.config = dim, config
+        self.router = build_router(config.router, dim, config.num_experts, generator)
+        self.balance = build_balance(config.balance)
+        self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
+        self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
+        if config.shared_width:
+            self.shared_gate_up_proj = normal_parameter((2 * config.shared_width, dim), generator)
+            self.shared_down_proj = normal_parameter((dim, config.shared_width), generator)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Mixed:
+        """[T, D] -> [T, D], with the routing and the losses that training adds."""
+        routing = self.router(x_TD, context)
+        order = plan(routing.indices_TK, self.config.num_experts)
+        rows = expert_mlp(dispatch(x_TD, order), order.counts_E, self.gate_up_proj, self.down_proj)
+        y = combine(rows, order, routing.weights_TK)
+        if self.config.shared_width:
+            y = y + mlp(x_TD, self.shared_gate_up_proj, self.shared_down_proj)
+        losses, aux = apply_balance(self.balance, routing, context)
+        return Mixed(y, routing, losses, aux)
+
+    def flops_per_token(self) -> float:
+        """6 K D F for the experts, 6 D F_shared, 2 D E for the router; K is the router's k (E where it has none)."""
+        k = getattr(self.router.config, "k", self.config.num_experts)
+        hidden = k * self.config.hidden_dim + self.config.shared_width
+        return 6.0 * self.dim * hidden + 2.0 * self.dim * self.config.num_experts
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Eight tokens of width six, four experts and a shared one."""
+    config = Config(num_experts=4, hidden_dim=5, shared_experts=1)
+    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}

@@ -1,0 +1,103 @@
+"""Softmax or sigmoid top-k: each token goes to the k experts that score highest.
+
+**Equation:** h = W x;  p = softmax(h) or sigmoid(h);  I = top-k of p;  y = sum_{i in I} w_i E_i(x) with
+    w_i = p_i (Switch's order: softmax over all, then choose), or
+    w_i = p_i / sum_{j in I} p_j (Mixtral's order: softmax over the kept logits, which is the same number).
+**Shapes:** x [T, D], W [E, D], indices and weights [T, K], scores [T, E].
+**Reference:** Shazeer et al. 2017 (1701.06538); Fedus et al. 2021 (2101.03961), eq. 1-2; Jiang et al. 2024
+    (2401.04088), section 2.1; group-limited choice after DeepSeek-V2 (2405.04434), section 2.1.2.
+**Differs:** k = 1 with renormalised weights is refused: the weight would be 1 whatever the router says, and the router
+    would never learn. Groups are ranked by the sum of their two best scores.
+**Fails when:** left without a balance rule, a few experts win early and the rest starve.
+**Cost:** O(T E D) for the logits, O(T E log K) for the choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Routing
+from mixwell.experts.routers._parts import LinearRouter, check_k, select
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the top-k router."""
+
+    k: int = 2  # experts per token, 1 to E
+    scores: Literal["softmax", "sigmoid"] = "softmax"  # from logits to scores
+    renormalise: bool | None = None  # weights of a token sum to 1; default: wherever k > 1
+    scale: float = 1.0  # factor on the weights, above 0 (DeepSeek's routed_scaling_factor)
+    groups: int = 1  # experts come in this many groups of equal size
+    groups_kept: int = 1  # a token chooses inside its best groups only
+    jitter: float = 0.0  # training only: x times uniform(1 - jitter, 1 + jitter) (Switch's epsilon), 0 to 1
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; expected at least 1")
+        if self.k == 1 and self.renormalise:
+            raise ValueError("k = 1 with renormalise leaves the router without a gradient; set renormalise: false")
+        if not 1 <= self.groups_kept <= self.groups:
+            raise ValueError(f"groups_kept is {self.groups_kept}; expected 1 to groups = {self.groups}")
+        if not self.scale > 0:
+            raise ValueError(f"scale is {self.scale}; expected a number above 0")
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter is {self.jitter}; expected 0 up to 1")
+
+
+def keep_groups(scores_TE: Tensor, groups: int, kept: int) -> Tensor:
+    """The scores with -inf outside each token's `kept` best groups (ranked by the sum of their two best scores)."""
+    grouped = scores_TE.unflatten(-1, (groups, -1))
+    strength = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    mask = torch.zeros_like(strength, dtype=torch.bool).scatter_(-1, strength.topk(kept, dim=-1).indices, True)
+    return grouped.masked_fill(~mask.unsqueeze(-1), float("-inf")).flatten(-2)
+
+
+def route(logits_TE: Tensor, config: Config) -> Routing:
+    """The routing that the logits [T, E] give."""
+    scores = logits_TE.softmax(-1) if config.scores == "softmax" else logits_TE.sigmoid()
+    by = keep_groups(scores.detach(), config.groups, config.groups_kept) if config.groups > 1 else None
+    renormalise = config.k > 1 if config.renormalise is None else config.renormalise
+    indices, weights = select(scores, config.k, by_TE=by, renormalise=renormalise, scale=config.scale)
+    return Routing(indices, weights, scores, logits_TE)
+
+
+@method(
+    title="Softmax or sigmoid top-k",
+    paper=(
+        "Mixtral of Experts",
+        "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity",
+    ),
+    year=2017,
+    tags={"token-choice", "batch-invariant", "exact-k"},
+)
+class TopK(LinearRouter):
+    """Top-k router with a linear map; see the module's card."""
+
+    config: Config
+
+    def __init__(self, dim: int, num_experts: int, config: Config | None = None,
+                 generator: torch.Generator | None = None) -> None:
+        config = config or Config()
+        check_k(config.k, num_experts)
+        if num_experts % config.groups or config.k > num_experts // config.groups * config.groups_kept:
+            raise ValueError(f"{num_experts} experts in {config.groups} groups, {config.groups_kept} kept, cannot give "
+                             f"k = {config.k}; expected equal groups with at least k experts in those kept")
+        super().__init__(dim, num_experts, config, generator)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        """Route the tokens [T, D]; draws only when training with jitter."""
+        if self.training and self.config.jitter:
+            noise = torch.rand(x_TD.shape, generator=context.generator, device=x_TD.device, dtype=torch.float32)
+            x_TD = x_TD * (1 + self.config.jitter * (2 * noise - 1))
+        return route(self.logits(x_TD), self.config)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Smallest valid arguments: eight tokens of width six, four experts."""
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}

@@ -33,7 +33,7 @@ class Config:
             raise ValueError(f"hidden_dim is {self.hidden_dim}; expected at least 1")
 
 
-@method(title="Dense SwiGLU", paper="GLU Variants Improve Transformer", year=2020, tags={"dense"})
+@method(title="Dense SwiGLU", paper="GLU Variants Improve Transformer", year=2020, tags={"dense", "tokenwise"})
 class SwiGLU(ChannelMixer):
     """Dense SwiGLU feed-forward block."""
 

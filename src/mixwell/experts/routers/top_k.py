@@ -74,7 +74,7 @@ def route(logits_TE: Tensor, config: Config) -> Routing:
         "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity",
     ),
     year=2017,
-    tags={"token-choice", "batch-invariant", "exact-k"},
+    tags={"token-choice", "batch-invariant", "exact-k", "simplex", "dense-at-full-k"},
 )
 class TopK(LinearRouter):
     """Top-k router with a linear map; see the module's card."""

@@ -1,0 +1,109 @@
+"""The sparse mixture against a double loop over tokens and experts, forward and gradient."""
+
+import pytest
+import torch
+
+from mixwell.core.errors import MixwellError
+from mixwell.core.routing import Context
+from mixwell.experts.layers.moe import Config, MoE
+from mixwell.experts.layers.swiglu import SwiGLU
+from mixwell.experts.layers.swiglu import Config as DenseConfig
+
+
+def silu(x):
+    return x * torch.sigmoid(x)
+
+
+def loop(x, gate_up, down, weights_TE, shared=None):
+    """Token by token, expert by expert."""
+    rows = []
+    for t in range(x.shape[0]):
+        total = torch.zeros_like(x[t])
+        for e in range(gate_up.shape[0]):
+            if weights_TE[t, e] != 0:
+                gate, up = (gate_up[e] @ x[t]).chunk(2)
+                total = total + weights_TE[t, e] * (down[e] @ (silu(gate) * up))
+        if shared:
+            gate, up = (shared[0] @ x[t]).chunk(2)
+            total = total + shared[1] @ (silu(gate) * up)
+        rows.append(total)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("shared", [0, 2])
+@pytest.mark.parametrize("tokens", [1, 3, 17])
+def test_agrees_with_a_double_loop_forward_and_gradient(generator, k, shared, tokens):
+    config = Config(num_experts=4, hidden_dim=5, router={"method": "top_k", "k": k}, shared_experts=shared,
+                    shared_hidden_dim=3 if shared else None)
+    layer = MoE(6, config, generator).double()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.mul_(20)  # away from the small initial values, where errors hide
+    x = torch.randn(tokens, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    probe = torch.randn(tokens, 6, generator=generator, dtype=torch.float64)
+    mixed = layer(x, Context())
+    extra = (layer.shared_gate_up_proj, layer.shared_down_proj) if shared else None
+    expected = loop(x, layer.gate_up_proj, layer.down_proj, layer.router(x, Context()).dense_TE(), extra)
+    torch.testing.assert_close(mixed.y_TD, expected)
+    leaves = [x, *layer.parameters()]
+    found = torch.autograd.grad((mixed.y_TD * probe).sum(), leaves)
+    wanted = torch.autograd.grad((expected * probe).sum(), leaves)
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b)
+
+
+def test_equal_experts_make_the_dense_block(generator):
+    """Copies behind any renormalised router compute what the dense block computes: why upcycling preserves."""
+    dense = SwiGLU(6, DenseConfig(hidden_dim=5), generator)
+    layer = MoE(6, Config(num_experts=4, hidden_dim=5), generator)
+    with torch.no_grad():
+        layer.gate_up_proj.copy_(dense.gate_up_proj.expand_as(layer.gate_up_proj))
+        layer.down_proj.copy_(dense.down_proj.expand_as(layer.down_proj))
+    x = torch.randn(9, 6, generator=generator)
+    torch.testing.assert_close(layer(x, Context()).y_TD, dense(x, Context()).y_TD)
+
+
+def test_an_expert_without_tokens_is_harmless(generator):
+    layer = MoE(6, Config(num_experts=4, hidden_dim=5, router={"k": 1}), generator)
+    with torch.no_grad():
+        layer.router.weight.zero_()
+        layer.router.weight[2, 0] = 1.0
+    x = torch.randn(9, 6, generator=generator).abs()
+    layer(x, Context()).y_TD.sum().backward()
+    assert torch.isfinite(layer.gate_up_proj.grad).all()
+    assert layer.gate_up_proj.grad[2].abs().max() > 0
+    assert layer.gate_up_proj.grad[[0, 1, 3]].abs().max() == 0
+
+
+def test_no_tokens_at_all(generator):
+    layer = MoE(6, Config(num_experts=4, hidden_dim=5), generator)
+    assert layer(torch.zeros(0, 6), Context()).y_TD.shape == (0, 6)
+
+
+def test_losses_are_outputs_and_a_coefficient_that_is_set_is_on(generator):
+    x = torch.randn(9, 6, generator=generator)
+    layer = MoE(6, Config(num_experts=4, hidden_dim=5, balance={"switch": 0.5, "z_loss": 0.0}), generator)
+    mixed = layer(x, Context())
+    assert set(mixed.losses) == {"switch", "z_loss"}
+    torch.testing.assert_close(mixed.aux, 0.5 * mixed.losses["switch"])
+    assert MoE(6, Config(num_experts=4, hidden_dim=5, balance={}), generator)(x, Context()).aux is None
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"router": {"method": "topk"}}, "Did you mean 'top_k'"),
+    ({"router": {"method": "top_k", "kk": 2}}, "unknown key 'kk'"),
+    ({"router": {"k": 9}}, "choose 1 to 4"),
+    ({"balance": {"swich": 0.1}}, "Did you mean 'switch'"),
+    ({"balance": {"switch": -1}}, "0 or more"),
+])
+def test_refuses(options, message):
+    with pytest.raises(MixwellError, match=message):
+        MoE(6, Config(num_experts=4, hidden_dim=5, **options))
+
+
+def test_refuses_bad_sizes():
+    with pytest.raises(ValueError, match="at least 1"):
+        Config(num_experts=0, hidden_dim=5)
+    with pytest.raises(ValueError, match="give both"):
+        Config(num_experts=2, hidden_dim=5, shared_hidden_dim=3)

@@ -40,7 +40,9 @@ def same_config(config) -> bool:
 def widen(context: Context) -> Context:
     """The same context in float64."""
     state = context.state
-    return dataclasses.replace(context, state=state.double() if state is not None and state.is_floating_point() else state)
+    if state is None or not state.is_floating_point():
+        return context
+    return dataclasses.replace(context, state=state.double())
 
 
 def seeded(context: Context) -> Context:

@@ -16,11 +16,13 @@ Canonical tensor names (F hidden width, E experts, D width, V vocabulary, H head
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
+
+from mixwell.core.errors import MixwellError
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,3 +40,19 @@ class Checkpoint:
         return replace(self, arch=self.arch if arch is None else arch,
                        tensors=self.tensors if tensors is None else tensors,
                        lineage=self.lineage if record is None else (*self.lineage, record))
+
+
+def channel_mixers(arch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The channel mixer's options of each layer, whether the architecture states one for all or one a layer."""
+    spec, layers = arch["channel_mixer"], int(arch["num_layers"])
+    if isinstance(spec, Mapping):
+        return [dict(spec) for _ in range(layers)]
+    if len(spec) != layers:
+        raise MixwellError(f"channel_mixer lists {len(spec)} layers, num_layers is {layers}; make them agree.")
+    return [dict(s) for s in spec]
+
+
+def with_channel_mixers(arch: Mapping[str, Any], specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A copy of `arch` with these channel mixers, stated once where all layers agree."""
+    same = all(s == specs[0] for s in specs)
+    return {**arch, "channel_mixer": dict(specs[0]) if same else [dict(s) for s in specs], "architecture": "auto"}

@@ -1,13 +1,88 @@
 """Fast linear kernels behind one function each; the same call takes CPU and CUDA tensors.
 
 Legend: N rows, D width, F hidden width, E experts.
+
+What is fast on a CPU: float32 products go to oneDNN, since the BLAS behind `torch.mm` reaches half its rate or less
+on AMD; activations are handled in blocks of rows that stay in cache; buffers are kept small enough for the C library
+to hand them out again instead of asking the system for fresh pages.
 """
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from functools import cache
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from mixwell.core.packing import Int8Weight, PackedWeight, onednn_linear
+
+Weight = Tensor | PackedWeight | Int8Weight
+
+_BLOCK_BYTES = 2 << 20  # of hidden activations handled at a time: about the second-level cache of two cores
+
+
+@cache
+def hold_memory() -> bool:
+    """Let this process keep freed memory for its next tensors; returns whether the C library could be told so.
+
+    glibc gives blocks above 32 MB back to the system each time they are freed, and a training step then spends its
+    time in page faults. For programs that train; a library should not decide it for its caller.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
+    return bool(mallopt(mmap_threshold, most)) and bool(mallopt(trim_threshold, most))
+
+
+def _onednn(a: Tensor) -> bool:
+    return a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def _nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a [N, D] times the transpose of b [M, D]."""
+    if not _onednn(a):
+        return torch.mm(a, b.t(), out=out)
+    result = onednn_linear(a, b)
+    return result if out is None else out.copy_(result)
+
+
+def _nn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a [N, M] times b [M, D]."""
+    return _nt(a, b.t(), out)
+
+
+def _tn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """The transpose of a [N, M] times b [N, D]."""
+    return _nt(a.t().contiguous() if _onednn(a) else a.t(), b.t(), out)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_ND: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x_ND, weight)
+        return _nt(x_ND, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        x_ND, weight = ctx.saved_tensors
+        return (_nn(grad, weight) if ctx.needs_input_grad[0] else None,
+                _tn(grad, x_ND) if ctx.needs_input_grad[1] else None)
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """x [..., D] times the transpose of weight [M, D]: [..., M]. Packed and int8 weights take no gradient."""
+    if not isinstance(weight, Tensor):
+        return weight.linear(x)
+    if not _onednn(x) or x.numel() == 0:
+        return F.linear(x, weight)
+    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1])
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -16,20 +91,31 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate_up: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return _swiglu(gate_up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
         (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
         result = torch.empty_like(gate_up)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        torch.mul(grad, silu, out=result[..., gate.shape[-1] :])
-        slope = sigmoid + silu * (1 - sigmoid)
-        torch.mul(grad, slope.mul_(up), out=result[..., : gate.shape[-1]])
+        _swiglu_backward(gate_up, grad.clone(), result)
         return result
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def _swiglu_backward(gate_up: Tensor, grad: Tensor, grad_gate_up: Tensor, activations: Tensor | None = None) -> None:
+    """Fill `grad_gate_up` (and `activations`, where asked) from `grad`, the gradient of the result, used as scratch."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+    silu = F.silu(gate)
+    torch.mul(grad, silu, out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
+    if activations is not None:
+        torch.mul(silu, up, out=activations)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -37,16 +123,99 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-def mlp(x_ND: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+def _spans(counts: list[int], row_bytes: int) -> Iterator[tuple[int, int, list[slice]]]:
+    """(expert, its first row, its blocks of rows) for each expert that has rows."""
+    block, start = max(128, _BLOCK_BYTES // row_bytes), 0
+    for expert, count in enumerate(counts):
+        if count:
+            pieces = -(-count // block)
+            edges = [start + count * i // pieces for i in range(pieces + 1)]
+            yield expert, start, [slice(a, b) for a, b in zip(edges, edges[1:])]
+        start += count
+
+
+class _Experts(torch.autograd.Function):
+    """All experts of a layer as one node: rows sorted by expert, weights stacked, each weight gradient written once."""
+
+    @staticmethod
+    def forward(ctx, x_ND: Tensor, gate_up_proj: Tensor, down_proj: Tensor, counts: list[int]) -> Tensor:  # type: ignore[override]
+        y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
+        hidden = []
+        for e, _, blocks in _spans(counts, gate_up_proj.shape[1] * x_ND.element_size()):
+            for rows in blocks:
+                hidden.append(_nt(x_ND[rows], gate_up_proj[e]))
+                _nt(_swiglu(hidden[-1]), down_proj[e], y_ND[rows])
+        ctx.save_for_backward(x_ND, gate_up_proj, down_proj, *hidden)
+        ctx.counts = counts
+        return y_ND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_ND: Tensor):  # type: ignore[override]
+        x_ND, gate_up_proj, down_proj, *hidden = ctx.saved_tensors
+        for_x, for_gate_up, for_down, _ = ctx.needs_input_grad
+        grad_x = torch.empty_like(x_ND) if for_x else None
+        grad_gate_up = torch.empty_like(gate_up_proj) if for_gate_up else None
+        grad_down = torch.empty_like(down_proj) if for_down else None
+        saved = iter(hidden)
+        for e, start, blocks in _spans(ctx.counts, gate_up_proj.shape[1] * x_ND.element_size()):
+            grad_hidden = x_ND.new_empty(ctx.counts[e], gate_up_proj.shape[1])
+            activations = x_ND.new_empty(ctx.counts[e], down_proj.shape[2]) if for_down else None
+            for rows in blocks:
+                inner = slice(rows.start - start, rows.stop - start)
+                _swiglu_backward(next(saved), _nn(grad_ND[rows], down_proj[e]), grad_hidden[inner],
+                                 None if activations is None else activations[inner])
+                if grad_x is not None:
+                    _nn(grad_hidden[inner], gate_up_proj[e], grad_x[rows])
+            whole = slice(start, start + ctx.counts[e])
+            if grad_gate_up is not None:
+                _tn(grad_hidden, x_ND[whole], grad_gate_up[e])
+            if grad_down is not None and activations is not None:
+                _tn(grad_ND[whole], activations, grad_down[e])
+        for e, count in enumerate(ctx.counts):
+            for grad in (grad_gate_up, grad_down):
+                if not count and grad is not None:
+                    grad[e].zero_()
+        return grad_x, grad_gate_up, grad_down, None
+
+
+def mlp(x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """A SwiGLU feed-forward block: [N, D] -> [N, D] with weights [2F, D] and [D, F]."""
-    return F.linear(swiglu(F.linear(x_ND, gate_up_proj)), down_proj)
+    if isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor) and x_ND.device.type == "cpu":
+        return _Experts.apply(x_ND, gate_up_proj.unsqueeze(0), down_proj.unsqueeze(0), [x_ND.shape[0]])
+    return linear(swiglu(linear(x_ND, gate_up_proj)), down_proj)
 
 
-def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """SwiGLU experts on rows sorted by expert: the first counts[0] rows go through expert 0, and so on.
 
     gate_up_proj [E, 2F, D], down_proj [E, D, F]; returns [N, D].
     """
-    rows = x_ND.split(counts_E.tolist())
-    parts = [mlp(r, gate_up_proj[e], down_proj[e]) for e, r in enumerate(rows) if r.shape[0]]
-    return torch.cat(parts) if parts else x_ND.new_zeros(0, down_proj.shape[1])
+    if not (isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor)):
+        parts = [linear(_swiglu(linear(x_ND[start : start + count], gate_up_proj[e])), down_proj[e])
+                 for e, (start, count) in enumerate(_starts(counts_E.tolist())) if count]
+        return torch.cat(parts) if parts else x_ND.new_zeros(0, down_proj.shape[1])
+    if _grouped(x_ND, gate_up_proj):
+        return grouped_mlp(x_ND, counts_E, gate_up_proj, down_proj)
+    return _Experts.apply(x_ND, gate_up_proj, down_proj, counts_E.tolist())
+
+
+def _starts(counts: list[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for count in counts:
+        yield start, count
+        start += count
+
+
+def _grouped(x_ND: Tensor, gate_up_proj: Tensor) -> bool:
+    """Whether the device has a grouped GEMM for these (bfloat16, rows of 16 bytes); then no count goes to the host."""
+    return (x_ND.is_cuda and x_ND.dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
+            and torch.cuda.get_device_capability(x_ND.device) >= (8, 0)
+            and gate_up_proj.shape[1] % 16 == 0 and gate_up_proj.shape[2] % 8 == 0)
+
+
+def grouped_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    """`expert_mlp` by two grouped GEMMs, for devices that have them."""
+    ends_E = counts_E.cumsum(0, dtype=torch.int32)
+    hidden = swiglu(F.grouped_mm(x_ND, gate_up_proj.transpose(1, 2), offs=ends_E))
+    return F.grouped_mm(hidden, down_proj.transpose(1, 2), offs=ends_E)

@@ -1,0 +1,29 @@
+"""What conversions share: looking at a checkpoint's layers by canonical names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mixwell.core.errors import MixwellError
+
+DENSE, SPARSE = "experts.layers.swiglu", "experts.layers.moe"
+
+
+def channel(layer: int, name: str) -> str:
+    """Canonical name of a tensor of one layer's channel mixer."""
+    return f"layers.{layer}.channel_mixer.{name}"
+
+
+def is_method(spec: Mapping[str, Any], name: str) -> bool:
+    """Whether a channel mixer's options name the method `name`, fully or in short."""
+    method = str(spec.get("method", ""))
+    return name == method or name.rpartition(".")[2] == method
+
+
+def refuse_quantised(tensors: Mapping[str, Any], doing: str) -> None:
+    """Conversions work on real weights; integer ones are refused by name."""
+    for name in tensors:
+        if name.endswith(".scale"):
+            raise MixwellError(f"{name.removesuffix('.scale')} is quantised; {doing} needs full weights. "
+                               "Convert first and quantise last.")

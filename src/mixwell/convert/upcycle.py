@@ -1,0 +1,138 @@
+"""Sparse upcycling: a dense model's feed-forward blocks become mixtures of copies of themselves behind a new router.
+
+**Equation:** E_i = MLP for every i = 1..E, router W ~ N(0, std^2). With weights that sum to 1 over the chosen experts,
+    y = sum_i w_i E_i(x) = MLP(x): the function is the dense one at step 0.
+    Drop-Upcycling: for each expert, a random share r of the hidden indices is drawn anew: those rows of W_gate and
+    W_up and columns of W_down from N(mean, std^2) of the weights they replace. r = 0 is plain upcycling.
+**Shapes:** gate_up_proj [2 F, D] -> [E, 2 F, D]; down_proj [D, F] -> [E, D, F]; router.weight [E, D].
+**Reference:** Komatsuzaki et al. 2022 (2212.05055); He et al. 2024 (2410.07524) for top-k renormalised; Vavre et al.
+    2024 (2412.09952), section 3; Nakamura et al. 2025 (2502.19261), section 3.1 for partial re-initialisation.
+**Differs:** layers are chosen by number (`layers`), not by half. Copies are views until they are written or trained.
+**Fails when:** the router does not renormalise (the output shrinks by the kept mass), or experts stay copies because
+    training is too short.
+**Cost:** E times the feed-forward bytes; no forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.convert._parts import DENSE, SPARSE, channel, is_method, refuse_quantised
+from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
+from mixwell.core.errors import MixwellError
+from mixwell.core.method import method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of upcycling."""
+
+    num_experts: int = 8  # E, at least 2
+    router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})  # method and its options
+    balance: Mapping[str, Any] = field(default_factory=lambda: {"switch": 0.01, "z_loss": 0.001})  # rule -> coefficient
+    layers: tuple[int, ...] | None = None  # which layers, from 0; default all that are dense
+    router_std: float = 0.02  # of the fresh router's weights, 0 or more
+    reinitialise: float = 0.0  # r: share of each expert's hidden units drawn anew, 0 to 1
+    noise: float = 0.0  # Gaussian noise on each expert, in units of the weights' own standard deviation, 0 or more
+
+    def __post_init__(self) -> None:
+        if self.num_experts < 2:
+            raise ValueError(f"num_experts is {self.num_experts}; expected at least 2")
+        if not 0 <= self.reinitialise <= 1:
+            raise ValueError(f"reinitialise is {self.reinitialise}; expected 0 to 1")
+        if self.noise < 0 or self.router_std < 0:
+            raise ValueError(f"noise is {self.noise} and router_std {self.router_std}; expected 0 or more")
+
+
+def promises(config: Config) -> dict[str, float]:
+    """What the receipt must show: the same logits to rounding, wherever the copies are exact and renormalised."""
+    router = dict(config.router)
+    renormalise = router.get("renormalise")
+    sums_to_one = router.get("method", "top_k") == "top_k" and (
+        router.get("k", 2) > 1 if renormalise is None else renormalise) and router.get("scale", 1.0) == 1.0
+    exact = config.noise == 0 and config.reinitialise == 0 and sums_to_one
+    return {"max_logit_error": 1e-3, "kl_nats": 1e-6} if exact else {}
+
+
+def copies(weight: Tensor, num_experts: int) -> Tensor:
+    """E views of one weight, stacked in front; no memory is taken."""
+    return weight.unsqueeze(0).expand(num_experts, *weight.shape)
+
+
+def perturb(weight_E: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise of `std` times the weights' standard deviation, another draw for each expert."""
+    scale = std * weight_E.float().std()
+    return (weight_E + scale * torch.randn(weight_E.shape, generator=generator)).to(weight_E.dtype)
+
+
+def reinitialise(gate_up_EFD: Tensor, down_EDF: Tensor, share: float,
+                 generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a share of each expert's hidden units anew from the mean and spread of the weights they replace."""
+    gate_up, down = gate_up_EFD.clone(), down_EDF.clone()
+    hidden = down.shape[-1]
+    count = round(share * hidden)
+    if count == 0:
+        return gate_up, down
+    for e in range(down.shape[0]):
+        units = torch.randperm(hidden, generator=generator)[:count]
+        for rows in (units, units + hidden):
+            gate_up[e, rows] = _like(gate_up[e, rows], generator)
+        down[e][:, units] = _like(down[e][:, units], generator)
+    return gate_up, down
+
+
+def _like(weight: Tensor, generator: torch.Generator) -> Tensor:
+    values = weight.float()
+    drawn = torch.randn(weight.shape, generator=generator) * values.std() + values.mean()
+    return drawn.to(weight.dtype)
+
+
+@method(
+    title="Sparse upcycling",
+    paper=(
+        "Llama 3 Meets MoE: Efficient Upcycling",
+        "Drop-Upcycling: Training Sparse Mixture of Experts with Partial Re-initialization",
+    ),
+    year=2022,
+    tags={"dense-to-sparse"},
+)
+def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
+    """Turn dense layers into mixtures of their copies.
+
+    Raises `MixwellError` where a named layer is not there or not dense, or weights are quantised.
+    """
+    refuse_quantised(checkpoint.tensors, "upcycling")
+    specs = channel_mixers(checkpoint.arch)
+    chosen = [i for i, s in enumerate(specs) if is_method(s, DENSE)] if config.layers is None else list(config.layers)
+    if not chosen:
+        raise MixwellError("no dense layer to upcycle: this model is a mixture already. Hand in a dense one.")
+    tensors = dict(checkpoint.tensors)
+    for layer in chosen:
+        if not 0 <= layer < len(specs) or not is_method(specs[layer], DENSE):
+            raise MixwellError(f"layers names {layer}; expected dense layers among 0 to {len(specs) - 1}.")
+        gate_up, down = (copies(tensors[channel(layer, n)], config.num_experts) for n in ("gate_up_proj", "down_proj"))
+        if config.reinitialise:
+            gate_up, down = reinitialise(gate_up, down, config.reinitialise, generator)
+        if config.noise:
+            gate_up, down = perturb(gate_up, config.noise, generator), perturb(down, config.noise, generator)
+        tensors[channel(layer, "gate_up_proj")], tensors[channel(layer, "down_proj")] = gate_up, down
+        router = torch.randn(config.num_experts, gate_up.shape[-1], generator=generator) * config.router_std
+        tensors[channel(layer, "router.weight")] = router
+        specs[layer] = {"method": SPARSE, "num_experts": config.num_experts, "hidden_dim": down.shape[-1],
+                        "router": dict(config.router), "balance": dict(config.balance)}
+    return checkpoint.grown(arch=with_channel_mixers(checkpoint.arch, specs), tensors=tensors)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """A dense model of two layers, width six, hidden width five."""
+    arch = {"num_layers": 2, "dim": 6, "channel_mixer": {"method": DENSE, "hidden_dim": 5}}
+    tensors = {}
+    for layer in range(2):
+        tensors[channel(layer, "gate_up_proj")] = torch.randn(10, 6, generator=generator)
+        tensors[channel(layer, "down_proj")] = torch.randn(6, 5, generator=generator)
+    return {"checkpoint": Checkpoint(arch, tensors), "config": Config(num_experts=4), "generator": generator}

@@ -1,0 +1,98 @@
+"""Weights in eight bits: symmetric integers with one scale for each output row.
+
+**Equation:** q = clamp(round(w / s), -127, 127),  w' = s q,  s = max_j |w_j| / 127 for each row.
+**Shapes:** w [..., O, I] -> q int8 [..., O, I], s float32 [..., O, 1].
+**Reference:** Jacob et al. 2018 (1712.05877), section 2.1; row-wise absmax as in Dettmers et al. 2022 (2208.07339),
+    section 2.
+**Differs:** weights only: activations keep the compute type. Embeddings, norms and routers stay as they are.
+**Fails when:** a row holds one huge weight beside many small ones; then the small ones round to zero.
+**Cost:** 8 + 32 / I bits per weight; one pass over the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.errors import MixwellError
+from mixwell.core.method import method
+
+LEVELS = 127
+WEIGHTS = ("gate_up_proj", "down_proj", "qkv.weight", "out.weight")  # endings of the names that are quantised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of eight-bit weights."""
+
+    head: bool = False  # quantise the output head too
+    max_kl_nats: float = 0.02  # promised: mean KL per token of the logits before and after, above 0
+
+    def __post_init__(self) -> None:
+        if not self.max_kl_nats > 0:
+            raise ValueError(f"max_kl_nats is {self.max_kl_nats}; expected a number above 0")
+
+
+def promises(config: Config) -> dict[str, float]:
+    """What the receipt must show."""
+    return {"kl_nats": config.max_kl_nats}
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(q int8 [..., O, I], s float32 [..., O, 1]) of a weight [..., O, I]; a row of zeros gets scale 1."""
+    wide = weight.float()
+    largest = wide.abs().amax(-1, keepdim=True)
+    scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest))
+    return (wide / scale).round().clamp(-LEVELS, LEVELS).to(torch.int8), scale
+
+
+def dequantise(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """s q in `dtype`."""
+    return (q.float() * scale).to(dtype)
+
+
+def bits_per_weight(shape: tuple[int, ...]) -> float:
+    """Stored bits for each weight of a tensor [..., O, I], its scales included."""
+    return 8.0 + 32.0 / shape[-1]
+
+
+def is_weight(name: str, head: bool) -> bool:
+    """Whether the tensor `name` is one that gets eight bits."""
+    return (name.startswith("layers.") and name.endswith(WEIGHTS)) or (head and name == "head.weight")
+
+
+@method(
+    title="Eight-bit weights, row by row",
+    paper=("Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+           "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale"),
+    year=2018,
+    tags={"weights-only"},
+)
+def int8(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
+    """A checkpoint whose large weights are int8, each beside its `<name>.scale`. Draws nothing from `generator`.
+
+    Raises `MixwellError` where the weights are eight-bit already, or none is there to quantise.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(".scale") or tensor.dtype == torch.int8:
+            raise MixwellError(f"{name} is eight-bit already; hand in a model with full weights.")
+        if is_weight(name, config.head):
+            tensors[name], tensors[f"{name}.scale"] = quantise(tensor)
+        else:
+            tensors[name] = tensor
+    if len(tensors) == len(checkpoint.tensors):
+        raise MixwellError(f"no weight to quantise among {len(tensors)} tensors; expected names ending in {WEIGHTS}.")
+    return checkpoint.grown(arch={**checkpoint.arch, "architecture": "auto"}, tensors=tensors)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """One layer's feed-forward weights."""
+    tensors = {"layers.0.channel_mixer.gate_up_proj": torch.randn(10, 6, generator=generator),
+               "layers.0.channel_mixer.down_proj": torch.randn(6, 5, generator=generator),
+               "norm.weight": torch.ones(6)}
+    return {"checkpoint": Checkpoint({"num_layers": 1}, tensors), "config": Config(), "generator": generator}

@@ -1,0 +1,45 @@
+"""Generators, receipts and evidence."""
+
+import pytest
+import torch
+
+from mixwell.core.errors import MixwellError
+from mixwell.core.evidence import weigh
+from mixwell.core.receipts import Receipt
+from mixwell.core.rng import generator, spawn
+
+
+def test_the_same_keys_give_the_same_stream():
+    draw = lambda *keys: torch.rand(4, generator=generator(*keys))  # noqa: E731
+    assert torch.equal(draw(0, "data"), draw(0, "data"))
+    assert not torch.equal(draw(0, "data"), draw(1, "data"))
+    assert not torch.equal(draw(0, "data"), draw(0, "model"))
+
+
+def test_spawned_generators_differ_and_repeat():
+    children = [[torch.rand(3, generator=g) for g in spawn(generator(5), 3)] for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*children))
+    assert not torch.equal(children[0][0], children[0][1])
+
+
+def receipt(**changes):
+    values = {"method": "m", "max_logit_error": 1e-6, "kl_nats": 0.0, "loss_before_nats": 2.0, "loss_after_nats": 2.0,
+              "parameters_before": 1, "parameters_after": 2, "size_before_bytes": 4, "size_after_bytes": 8}
+    return Receipt(**(values | changes))
+
+
+def test_a_kept_promise_passes_and_a_broken_one_is_loud():
+    assert receipt(promises={"max_logit_error": 1e-5}).check().to_dict()["kept"] is True
+    with pytest.raises(MixwellError, match=r"max_logit_error is 0\.5, promised at most 1e-05"):
+        receipt(max_logit_error=0.5, promises={"max_logit_error": 1e-5}).check()
+    assert receipt(kl_nats=float("nan"), promises={"kl_nats": 1.0}).broken()
+
+
+def test_evidence_needs_more_than_a_lucky_draw():
+    held = weigh("c", "loss, nats", [1.0, 1.1, 0.9], [2.0, 2.1, 1.95])
+    assert held.outcome == "held" and held.effect == pytest.approx(1.0166, abs=1e-3) and held.seeds == 3
+    assert weigh("c", "loss, nats", [1.0, 3.0, 1.0], [2.0, 2.0, 2.0]).outcome == "did not hold"
+    assert weigh("c", "accuracy", [1.0, 1.1, 0.9], [2.0, 2.1, 1.95], lower_is_better=False).outcome == "did not hold"
+    assert weigh("c", "loss", [1.0, 1.1, 0.9], [2.0, 2.1, 1.95], at_least=2.0).outcome == "did not hold"
+    with pytest.raises(ValueError, match="three or more pairs"):
+        weigh("c", "loss", [1.0], [2.0])

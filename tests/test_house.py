@@ -1,0 +1,118 @@
+"""The house stands: imports go down only, files stay small, cards are complete, every method has its test."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from mixwell.core import registry
+
+ROOT = Path(registry.ROOT)
+TESTS = Path(__file__).parent
+LEVELS = {
+    "core": 0,
+    **dict.fromkeys(("density", "experts", "sequence", "merge", "augment", "precision", "optim", "scaling", "unmix"), 1),
+    **dict.fromkeys(("convert", "adapters", "data", "generate", "learn", "parallel"), 2),
+    **dict.fromkeys(("lm", "domain"), 3),
+    "serve": 4,
+    "lab": 5,
+    "cli": 6,
+}
+FILES = sorted(ROOT.rglob("*.py"))
+SECTIONS = ("Equation", "Shapes", "Reference", "Differs", "Fails when", "Cost")
+
+
+def imports(path):
+    """Every mixwell module that a file imports, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "mixwell")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mixwell":
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield "." * node.level
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent != ROOT], ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_and_never_sideways(path):
+    own = room(path)
+    assert own in LEVELS, f"{own} is no room of the house"
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] == "mixwell", f"relative import {name} in {path}"
+        if name == "mixwell.__version__":
+            continue
+        assert len(parts) > 1 and parts[1] in LEVELS, f"{path.name} imports the package root: {name}"
+        assert parts[1] == own or LEVELS[parts[1]] < LEVELS[own], f"{path.name} of {own} imports {name}"
+
+
+METHODS = [pytest.param(e, id=e.name) for e in registry.entries()]
+
+
+@pytest.mark.parametrize("entry", METHODS)
+def test_a_method_imports_no_other_method(entry):
+    others = {f"mixwell.{e.name}" for e in registry.entries() if e.room == entry.room} - {f"mixwell.{entry.name}"}
+    for name in imports(entry.path):
+        assert name not in others and name.rpartition(".")[0] not in others, f"imports the method {name}"
+
+
+@pytest.mark.parametrize("entry", METHODS)
+def test_a_card_is_complete(entry):
+    text = entry.card_text()
+    for section in SECTIONS:
+        found = re.search(rf"^\*\*{section}:\*\* (.+)", text, re.MULTILINE)
+        assert found and found.group(1).strip(), f"the card lacks **{section}:**"
+    source = entry.path.read_text()
+    assert "class Config" in source and "def example(" in source
+
+
+@pytest.mark.parametrize("entry", METHODS)
+def test_a_method_has_a_test_file_of_its_own(entry):
+    name = entry.name.rpartition(".")[2]
+    expected = TESTS.joinpath(*entry.name.split(".")[:-1], f"test_{name}.py")
+    assert expected.exists() and "assert" in expected.read_text(), f"{expected.relative_to(TESTS)} is missing"
+
+
+def test_files_and_functions_stay_small():
+    long = []
+    for path in FILES:
+        source = path.read_text()
+        limit = 400 if "\n@method(" in source else 500
+        if source.count("\n") > limit:
+            long.append(f"{path.relative_to(ROOT)}: {source.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 80:
+                long.append(f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
+    assert not long, "; ".join(long)
+
+
+def test_core_stays_small():
+    lines = sum(p.read_text().count("\n") for p in (ROOT / "core").glob("*.py"))
+    assert lines <= 1500, f"core has {lines} lines; something must leave"
+
+
+def test_public_things_have_docstrings():
+    bare = []
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                if not ast.get_docstring(node):
+                    bare.append(f"{path.relative_to(ROOT)}:{node.name}")
+    assert not bare, ", ".join(bare)
+
+
+def test_nothing_is_unpickled_or_executed():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "joblib.load",
+                                      "yaml.load", "yaml.unsafe_load"}, f"{path.name} calls {called}"
+                if called.endswith("np.load"):
+                    assert "allow_pickle=True" not in ast.unparse(node), path.name

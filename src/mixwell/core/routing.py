@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_BLOCK = 512  # rows handled at a time where several passes follow each other, so that they stay in cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,57 +94,61 @@ class _Dispatch(torch.autograd.Function):
     """Gather forward; backward gathers and sums over the K slots, so that no add is scattered."""
 
     @staticmethod
-    def forward(ctx, x_TD: Tensor, tokens_N: Tensor, rows_TK: Tensor, full: bool) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(rows_TK)
-        ctx.full = full
-        return x_TD.index_select(0, tokens_N)
+    def forward(ctx, x_TD: Tensor, plan: Plan) -> Tensor:  # type: ignore[override]
+        ctx.plan = plan
+        return x_TD.index_select(0, plan.tokens_N)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_ND: Tensor):  # type: ignore[override]
-        (rows_TK,) = ctx.saved_tensors
-        return _gather_sum(grad_ND, rows_TK, None, ctx.full), None, None, None
+        return _gather_sum(grad_ND, ctx.plan, None), None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y_ND: Tensor, weights_TK: Tensor, tokens_N: Tensor, slots_N: Tensor, rows_TK: Tensor,  # type: ignore[override]
-                full: bool) -> Tensor:
-        ctx.save_for_backward(y_ND, weights_TK, tokens_N, slots_N)
-        return _gather_sum(y_ND, rows_TK, weights_TK, full)
+    def forward(ctx, y_ND: Tensor, weights_TK: Tensor, plan: Plan) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(y_ND, weights_TK)
+        ctx.plan = plan
+        return _gather_sum(y_ND, plan, weights_TK)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_TD: Tensor):  # type: ignore[override]
-        y_ND, weights_TK, tokens_N, slots_N = ctx.saved_tensors
-        grad_ND = grad_TD.index_select(0, tokens_N)
+        y_ND, weights_TK = ctx.saved_tensors
+        slots_N = ctx.plan.slots_N
         weights_N = weights_TK.reshape(-1).index_select(0, slots_N)
-        grad_weights = None
-        if ctx.needs_input_grad[1]:
-            dots_N = torch.einsum("nd,nd->n", grad_ND, y_ND).to(weights_TK.dtype)
-            grad_weights = torch.zeros_like(weights_TK).view(-1).index_copy(0, slots_N, dots_N).view_as(weights_TK)
-        return grad_ND * weights_N.to(grad_ND.dtype).unsqueeze(1), grad_weights, None, None, None, None
+        grad_ND = grad_TD.index_select(0, ctx.plan.tokens_N)
+        dots_N = torch.empty_like(weights_N)
+        for start in range(0, slots_N.numel(), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            if ctx.needs_input_grad[1]:
+                dots_N[rows] = (grad_ND[rows].to(dots_N.dtype) * y_ND[rows]).sum(1)
+            grad_ND[rows] *= weights_N[rows, None].to(grad_ND.dtype)
+        if not ctx.needs_input_grad[1]:
+            return grad_ND, None, None
+        return grad_ND, weights_N.new_zeros(weights_TK.numel()).index_copy_(0, slots_N, dots_N).view_as(weights_TK), None
 
 
-def _gather_sum(rows_ND: Tensor, rows_TK: Tensor, weights_TK: Tensor | None, full: bool) -> Tensor:
-    """sum_k weights[t, k] * rows[rows_TK[t, k]], summed slot by slot in a fixed order."""
-    total: Tensor | None = None
-    for k in range(rows_TK.shape[1]):
-        index = rows_TK[:, k]
-        if rows_ND.shape[0] == 0:
-            break
-        part = rows_ND.index_select(0, index if full else index.clamp(min=0))
-        if weights_TK is not None:
-            part = part * weights_TK[:, k : k + 1].to(part.dtype)
-        if not full:
-            part = part.masked_fill((index < 0).unsqueeze(1), 0)
-        total = part if total is None else total.add_(part)
-    return rows_ND.new_zeros(rows_TK.shape[0], rows_ND.shape[1]) if total is None else total
+def _gather_sum(rows_ND: Tensor, plan: Plan, weights_TK: Tensor | None) -> Tensor:
+    """sum_k weights[t, k] * rows[rows_TK[t, k]] over the filled slots, in slot order, summed in float32 or better."""
+    flat = plan.rows_TK.reshape(-1)
+    weights = None if weights_TK is None else weights_TK.reshape(-1).to(rows_ND.dtype)
+    if plan.full:
+        starts_T = torch.arange(0, flat.numel(), plan.rows_TK.shape[1], device=flat.device)
+    else:
+        filled_TK = plan.rows_TK >= 0
+        ends_T = filled_TK.sum(1).cumsum(0)
+        starts_T = torch.cat([ends_T.new_zeros(1), ends_T[:-1]])
+        filled = filled_TK.reshape(-1)
+        flat, weights = flat[filled], None if weights is None else weights[filled]
+    return torch.embedding_bag(rows_ND, flat, starts_T, mode=0, per_sample_weights=weights)[0]
 
 
 def dispatch(x_TD: Tensor, plan: Plan) -> Tensor:
     """Gather the tokens' rows in expert order: [T, D] -> [N, D]."""
-    return _Dispatch.apply(x_TD, plan.tokens_N, plan.rows_TK, plan.full)
+    return _Dispatch.apply(x_TD, plan)
 
 
 def combine(y_ND: Tensor, plan: Plan, weights_TK: Tensor) -> Tensor:
     """Weighted sum of each token's expert outputs: [N, D] -> [T, D]; a token without experts gets zeros."""
-    return _Combine.apply(y_ND, weights_TK, plan.tokens_N, plan.slots_N, plan.rows_TK, plan.full)
+    return _Combine.apply(y_ND, weights_TK, plan)

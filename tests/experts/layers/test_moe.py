@@ -6,8 +6,8 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.experts.layers.moe import Config, MoE
-from mixwell.experts.layers.swiglu import SwiGLU
 from mixwell.experts.layers.swiglu import Config as DenseConfig
+from mixwell.experts.layers.swiglu import SwiGLU
 
 
 def silu(x):

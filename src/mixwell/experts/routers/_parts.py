@@ -5,11 +5,15 @@ Legend: T tokens, D width, E experts, K slots per token.
 
 from __future__ import annotations
 
+import heapq
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing
 
 
@@ -24,6 +28,11 @@ class Router(nn.Module):
     def __init__(self, dim: int, num_experts: int, config: Any, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.dim, self.num_experts, self.config = dim, num_experts, config
+
+    @property
+    def experts_per_token(self) -> float:
+        """Experts that a token visits on average, for counting FLOPs; the most it can visit where that varies."""
+        return float(getattr(self.config, "k", self.num_experts))
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]."""
@@ -41,6 +50,38 @@ class LinearRouter(Router):
         """Router logits [T, E] in float32 or better."""
         x = wide(x_TD)
         return x @ self.weight.to(x.dtype).T
+
+
+class TokenRouter(Router):
+    """A router that goes by token id.
+
+    Where its table depends on how often the ids occur, `needs_tokens` is true until `fit_tokens` has seen training
+    text; what it learnt lies in buffers, which are saved with the model.
+    """
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether `fit_tokens` must be called before the router can route."""
+        return False
+
+    def fit_tokens(self, tokens_N: Tensor, generator: torch.Generator | None = None) -> None:
+        """Learn the table from a stream of token ids [N]."""
+        raise NotImplementedError
+
+    def ids(self, x_TD: Tensor, context: Context, vocab_size: int) -> Tensor:
+        """The token ids [T], checked; raises `MixwellError` where the router cannot know them."""
+        name = type(self).__name__
+        if self.needs_tokens:
+            raise MixwellError(f"{name} has no table yet: call fit_tokens(tokens) with training text, or give "
+                               "`frequencies` in its config.")
+        ids = context.token_ids_T
+        if ids is None or ids.shape[0] != x_TD.shape[0]:
+            raise MixwellError(f"{name} routes by token id and got {'none' if ids is None else ids.shape[0]} for "
+                               f"{x_TD.shape[0]} tokens; give Context(token_ids_T=...).")
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
+            raise MixwellError(f"{name} knows {vocab_size} token ids and got {int(ids.min())} to {int(ids.max())}; "
+                               "set vocab_size to the tokenizer's.")
+        return ids
 
 
 def normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
@@ -71,3 +112,38 @@ def select(scores_TE: Tensor, k: int, *, by_TE: Tensor | None = None, renormalis
     if renormalise:
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     return indices, weights if scale == 1.0 else weights * scale
+
+
+def draws(context: Context, router: Router) -> torch.Generator:
+    """The context's generator, for a router that draws while training; raises `MixwellError` where there is none."""
+    if context.generator is None:
+        raise MixwellError(f"{type(router).__name__} draws while training; give Context(generator=...) or call eval().")
+    return context.generator
+
+
+def capacity(num_tokens: int, num_experts: int, factor: float) -> int:
+    """Slots of one expert: ceil(factor * T / E), at least 1 and at most T (0 where there is no token)."""
+    return min(num_tokens, max(1, math.ceil(factor * num_tokens / num_experts)))
+
+
+def to_slots(chosen_TE: Tensor, weights_TE: Tensor) -> tuple[Tensor, Tensor]:
+    """(indices_TK, weights_TK) of the experts marked in `chosen_TE`, in expert order; empty slots hold -1 and 0.
+
+    K is the largest number of experts that any token has, at least 1.
+    """
+    width = max(1, int(chosen_TE.sum(-1).max())) if chosen_TE.numel() else 1
+    order = chosen_TE.byte().argsort(dim=-1, descending=True, stable=True)[:, :width]
+    filled = chosen_TE.gather(-1, order)
+    return order.masked_fill(~filled, -1), weights_TE.gather(-1, order).masked_fill(~filled, 0)
+
+
+def balanced_buckets(frequencies: Sequence[float], num_buckets: int) -> list[int]:
+    """A bucket for each item so that the summed frequencies come out even: heaviest item first, into the lightest
+    bucket; ties go to the lower number, and to the bucket with fewer items."""
+    heap = [(0.0, 0, b) for b in range(num_buckets)]
+    buckets = [0] * len(frequencies)
+    for item in sorted(range(len(frequencies)), key=lambda i: -frequencies[i]):
+        weight, items, bucket = heap[0]
+        buckets[item] = bucket
+        heapq.heapreplace(heap, (weight + float(frequencies[item]), items + 1, bucket))
+    return buckets

@@ -1,0 +1,49 @@
+"""What a user sees when something goes wrong: one line on stderr, and an exit code that is not zero."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from mixwell.core.errors import MixwellError
+
+FAILED = 2
+STOPPED = 130  # what shells give a program that Ctrl-C ended
+
+
+def one_line(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a command; what the user can mend becomes one line, what is our fault keeps its trace."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        usual = signal.signal(signal.SIGTERM, _stop)
+        try:
+            return command(*args, **kwargs)
+        except MixwellError as error:
+            tell(f"error: {' '.join(str(error).split())}", FAILED)
+        except KeyboardInterrupt:
+            tell("stopped; run the same command to go on", STOPPED)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            tell("error: no space left on the disk; free some space, then run the same command again", FAILED)
+        finally:
+            signal.signal(signal.SIGTERM, usual)
+
+    return wrapped
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def tell(text: str, code: int) -> None:
+    """Write the line to stderr and end with `code`."""
+    print(text, file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,103 @@
+"""How a run goes on, on the terminal: a bar with the time left, and a line for each stage that is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from mixwell.lab.units import seconds as short_time
+from mixwell.lab.units import si as short_count
+
+if TYPE_CHECKING:
+    from mixwell.lab.engine import Planned
+
+LEAST_S = 0.2  # counted for a stage without a prediction, so that the bar moves
+
+
+class Bar:
+    """An observer of a run (`mixwell.lab.engine.Observer`) that draws a bar; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
+        self.bar = Progress(*columns, console=console, transient=True)
+        self.task = self.bar.add_task("look", total=1.0, left="")
+        self.shares: dict[str, float] = {}  # stage -> predicted seconds of what is left to do
+        self.done = 0.0
+        self.start = time.perf_counter()
+        self.name_width = 0
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def planned(self, stages: Sequence[Planned]) -> None:
+        """Fix the length of the bar: predicted seconds of all that is to be done."""
+        self.shares = {p.stage.id: max(p.seconds, LEAST_S) for p in stages if not (p.cached and p.evaluated)}
+        self.name_width = max(len(p.stage.id) for p in stages)
+        self.bar.update(self.task, total=sum(self.shares.values()) or 1.0)
+        self.start = time.perf_counter()
+
+    def started(self, planned: Planned) -> None:
+        """Name the stage on the bar."""
+        self._show(planned.stage.id, self.done)
+
+    def advanced(self, planned: Planned, share: float, words: str) -> None:
+        """Move the bar within the stage: its own work first, then its evaluation."""
+        own = planned.predicted.seconds or 0.0
+        reached = own * share if words != "evaluate" else own
+        self._show(f"{planned.stage.id} · {words}", self.done + min(reached, self.shares.get(planned.stage.id, 0.0)))
+
+    def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
+        """Print the stage's line."""
+        self.done += self.shares.get(planned.stage.id, 0.0)
+        self._show(planned.stage.id, self.done)
+        cached = planned.cached and planned.evaluated
+        took = "cached" if cached else short_time(record["seconds"] + record.get("evaluation", {}).get("seconds", 0.0))
+        self.console.print(f"{planned.stage.id:<{self.name_width}}  {took:>8}  {facts(record)}", highlight=False)
+
+    def _show(self, words: str, reached: float) -> None:
+        self.bar.update(self.task, description=words, completed=reached, left=self._left(reached))
+
+    def _left(self, reached: float) -> str:
+        """Time left: what is predicted for the rest, corrected by how the predictions did so far."""
+        total = sum(self.shares.values())
+        if not reached or not total:
+            return ""
+        pace = (time.perf_counter() - self.start) / reached
+        trust = min(1.0, reached / total * 4)  # early on the prediction knows better than the pace
+        return f"{short_time((total - reached) * (trust * pace + 1 - trust))} left"
+
+
+def facts(record: Mapping[str, Any]) -> str:
+    """A stage in a few words: what it made and how good it is."""
+    result, words = record["result"], []
+    if "domains" in result and "train_bytes" in next(iter(result["domains"].values()), {}):
+        size = sum(d["train_bytes"] + d["held_bytes"] for d in result["domains"].values())
+        words.append(f"{len(result['domains'])} domains, {short_count(size, 'B')} of text")
+    if record["stage"] == "tokens":
+        words.append(f"{short_count(sum(d['train_tokens'] for d in result['domains'].values()))} tokens to train on")
+    if record["stage"] == "tokenizer":
+        words.append(f"{result['vocab_size']} ids")
+    if "parameters" in result:
+        active = result["active_parameters"]
+        extra = f", {short_count(active)} active" if active != result["parameters"] else ""
+        words.append(f"{short_count(result['parameters'])} parameters{extra}")
+    if record["stage"] == "train":
+        words.append(f"{short_count(result['tokens'])} tokens, loss {result['final_loss']:.3f}")
+    if "receipt" in result:
+        receipt = result["receipt"]
+        words.append(f"KL {receipt['kl_nats']:.2g} nats" + (", promise kept" if receipt["promises"] else ""))
+    evaluation = record.get("evaluation") or (result if "bits_per_byte" in result else None)
+    if evaluation:
+        words.append(f"{evaluation['mean']:.3f} bits per byte")
+    if "samples" in result:
+        words.append(f"{len(result['samples'])} samples")
+    return " · ".join(words)

@@ -1,0 +1,139 @@
+"""The commands that compute: `run`, `apply`, `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mixwell.cli.errors import one_line
+from mixwell.core.errors import MixwellError
+
+if TYPE_CHECKING:
+    from mixwell.lab.engine import Planned
+
+RECIPE = typer.Argument(help="Recipe file (YAML). Left out: the default recipe. Entries such as `train.lr=1e-3` or "
+                             "`stages.dense.train.tokens=1M` change one key of it.", metavar="[RECIPE] [KEY=VALUE]...")
+
+
+@one_line
+def run(words: Annotated[list[str] | None, RECIPE] = None,
+        out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/<name of the recipe>]")] = None,
+        from_stage: Annotated[str | None, typer.Option("--from", metavar="STAGE",
+                                                       help="Do this stage and those after it again.")] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run and what it would take.")] = False,
+        ) -> None:
+    """Run a recipe: text to tokens to model to mixture of experts, and a report.
+
+    What is there already is taken; a run that was stopped goes on when the same command is given again.
+
+    **Examples**
+
+    `mixwell run` · the default recipe, on the standard library's own text
+
+    `mixwell run my.yaml train.lr=1e-3` · a recipe of your own, one key changed
+
+    `mixwell run my.yaml --dry-run` · stages, tokens, FLOPs, memory and time, without running
+
+    `mixwell run my.yaml --from moe` · do the stage `moe` and those after it again
+    """
+    path, overrides = split_words(words or [])
+    from mixwell.cli.progress import Bar
+    from mixwell.lab import engine, recipe
+
+    chosen = recipe.read(path, overrides)
+    console = Console()
+    if dry_run:
+        show_plan(console, engine.plan(chosen, out, from_stage=from_stage))
+        return
+    with Bar(console) as bar:
+        made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
+    console.print(f"report: {made}", highlight=False, soft_wrap=True)
+
+
+def split_words(words: list[str]) -> tuple[Path | None, list[str]]:
+    """A recipe's path, if one is among the words, and the overrides."""
+    paths = [word for word in words if "=" not in word]
+    if len(paths) > 1:
+        raise MixwellError(f"{' and '.join(paths)}: expected one recipe; changes are written key=value.")
+    return Path(paths[0]) if paths else None, [word for word in words if "=" in word]
+
+
+def show_plan(console: Console, stages: list[Planned]) -> None:
+    """A table of what would run."""
+    from rich.table import Table
+
+    from mixwell.lab.units import seconds, si
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("stage", "method", "state"):
+        table.add_column(name)
+    for name in ("tokens", "FLOP", "memory", "time"):
+        table.add_column(name, justify="right")
+    for p in stages:
+        state = "evaluate" if p.cached and not p.evaluated else "cached" if p.cached else "go on" if p.begun else "run"
+        row = [si(p.predicted.tokens), si(p.predicted.flops), si(p.predicted.peak_bytes, "B")]
+        table.add_row(p.stage.id, p.stage.method, state, *row, seconds(p.seconds) if p.seconds else "–")
+    console.print(table)
+    total = sum(p.seconds for p in stages)
+    peak = max((p.predicted.peak_bytes or 0.0 for p in stages), default=0.0)
+    console.print(f"together: {seconds(total)}, {si(peak, 'B')} of memory at most" if total else "nothing to do",
+                  highlight=False)
+
+
+@one_line
+def apply(method: Annotated[str, typer.Argument(help="Name of the method, such as convert.upcycle.")],
+          options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
+                                                              help="Options of the method.")] = None,
+          source: Annotated[Path, typer.Option("--in", help="Model folder to start from.")] = ...,  # type: ignore[assignment]
+          target: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
+          text: Annotated[Path | None, typer.Option(help="Text (a file, a folder) that the receipt is measured on.  "
+                                                         "[default: random tokens]")] = None,
+          seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0) -> None:
+    """Apply one method to a model folder, weigh it before and after, and write the result.
+
+    **Examples**
+
+    `mixwell apply convert.upcycle --in dense --out moe num_experts=8 router.k=2`
+
+    `mixwell apply precision.int8 --in moe --out moe-int8 --text notes.txt`
+    """
+    from mixwell.lab.apply import apply as run_method
+    from mixwell.lab.recipe import override
+
+    values: dict[str, Any] = {}
+    for option in options or []:
+        override(values, option)
+    done = run_method(method, source, out=target, text=text, seed=seed, **values)
+    console = Console()
+    show_receipt(console, done.lineage[-1]["receipt"])
+    console.print(f"written: {target}", highlight=False, soft_wrap=True)
+
+
+def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
+    """The receipt, one fact a line."""
+    from mixwell.lab.units import si
+
+    promised = receipt["promises"]
+    for name in ("max_logit_error", "kl_nats", "loss_before_nats", "loss_after_nats"):
+        limit = f"  (promised: at most {promised[name]:.3g})" if name in promised else ""
+        console.print(f"{name:<18} {receipt[name]:.4g}{limit}", highlight=False)
+    for name, unit in (("parameters", ""), ("size", "B")):
+        ends = [f"{name}_{when}" + ("_bytes" if unit else "") for when in ("before", "after")]
+        console.print(f"{name:<18} {' -> '.join(si(receipt[end], unit) for end in ends)}", highlight=False)
+
+
+@one_line
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+           out: Annotated[Path | None, typer.Option(help="File to write.  [default: RUN_DIR/report.html]")] = None) -> None:
+    """Write the report of a finished run anew.
+
+    **Example**
+
+    `mixwell report runs/standard-library`
+    """
+    from mixwell.lab import report as lab_report
+
+    Console().print(f"report: {lab_report.build(folder, out or folder / 'report.html')}", highlight=False, soft_wrap=True)

@@ -1,0 +1,161 @@
+"""Expectation-maximisation, once for every family: a local part over pieces, a sum, a global part.
+
+Parameters are dictionaries of float64 tensors with a leading axis over starts, so that several starts run as one
+batch. B rows of a piece, S starts, K components.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.density._em_kernels import posterior
+from mixwell.density._rows import Piece, Rows
+
+Params = dict[str, Tensor]
+Assign = Callable[[Piece], Tensor]  # responsibilities (S, K, B) that are given, not computed
+
+
+class Family(ABC):
+    """What EM must know of a family of components."""
+
+    def levels(self, params: Params | None) -> tuple[Any, ...]:
+        """Ways to compute a step, the cheapest that is accurate enough for `params` first."""
+        return (None,)
+
+    def trusts(self, params: Params, level: Any) -> bool:
+        """Whether parameters that came out of a step at `level` were computed accurately enough."""
+        return True
+
+    def online_level(self) -> Any:
+        """The way whose statistics can be averaged over batches."""
+        return None
+
+    @abstractmethod
+    def kernel(self, params: Params | None, level: Any) -> Any:
+        """An object with `rows(S * K)`, `joint(piece) -> (state, log_joint_SKB)` and `tally(state, resp_SKB)`."""
+
+    @abstractmethod
+    def maximise(self, tally: Tally, params: Params | None, level: Any) -> Params:
+        """The M step, from sums over all rows."""
+
+
+@dataclass
+class Tally:
+    """Sums over rows: everything that the M step sees, and all that distributed workers would have to exchange."""
+
+    statistics: Any  # a NamedTuple of tensors
+    log_likelihood_S: Tensor
+    weight: Tensor  # scalar: total weight of the rows
+
+    def __add__(self, other: Tally) -> Tally:
+        kind = type(self.statistics)
+        return Tally(kind(*(a + b for a, b in zip(self.statistics, other.statistics))),
+                     self.log_likelihood_S + other.log_likelihood_S, self.weight + other.weight)
+
+
+def weigh(weights_N: Tensor | None, piece: Piece) -> Tensor | None:
+    """Weights of a piece's rows."""
+    return None if weights_N is None else weights_N[piece.index].to(piece.x_BD.device)
+
+
+def expect(kernel: Any, pieces: Iterator[Piece], weights_N: Tensor | None, assign: Assign | None = None) -> Tally:
+    """The E step over all pieces, with the sums for the M step."""
+    total: Tally | None = None
+    for piece in pieces:
+        if assign is None:
+            state, log_joint_SKB = kernel.joint(piece)
+            resp_SKB, log_density_SB = posterior(log_joint_SKB)
+        else:
+            state, resp_SKB = kernel.state(piece), assign(piece)
+            log_density_SB = resp_SKB.new_zeros(resp_SKB.shape[0], resp_SKB.shape[2])
+        weight_B = weigh(weights_N, piece)
+        if weight_B is not None:
+            resp_SKB = resp_SKB * weight_B.to(resp_SKB.dtype)
+            log_density_SB = log_density_SB * weight_B
+        count = float(len(piece.x_BD)) if weight_B is None else weight_B.double().sum()
+        part = Tally(kernel.tally(state, resp_SKB), log_density_SB.double().sum(1),
+                     torch.as_tensor(count, dtype=torch.float64, device=resp_SKB.device))
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def step(family: Family, rows: Rows, weights_N: Tensor | None, params: Params | None,
+         assign: Assign | None = None, batch: int = 1) -> tuple[Params, Tensor]:
+    """One E and one M step: new parameters, and the mean log-likelihood (S,) of the old ones.
+
+    `assign` gives the responsibilities instead of the E step. `batch` is starts times components.
+    A step whose result is too badly conditioned for the way it was computed is done again a more careful way.
+    """
+    for level in family.levels(params):
+        kernel = family.kernel(params, level)
+        tally = expect(kernel, rows.pieces(kernel.rows(batch)), weights_N, assign)
+        new = family.maximise(tally, params, level)
+        if family.trusts(new, level):
+            break
+        if assign is not None:
+            params = new  # their means are an accurate origin for the careful way
+    return new, tally.log_likelihood_S / tally.weight
+
+
+@dataclass
+class Run:
+    """What became of one start."""
+
+    params: Params
+    lower_bounds: list[float] = field(default_factory=list)
+    converged: bool = False
+
+    @property
+    def lower_bound(self) -> float:
+        """The last lower bound."""
+        return self.lower_bounds[-1] if self.lower_bounds else -torch.inf
+
+
+def select(params: Params, index: Any) -> Params:
+    """Some starts of a batch."""
+    return {name: value[index] for name, value in params.items()}
+
+
+def climb(one_step: Callable[[Params], tuple[Params, Tensor]], params: Params, *, tol: float, max_iter: int,
+          previous: float = -torch.inf, told: Callable[[int, float, list[Run]], None] | None = None) -> list[Run]:
+    """EM from a batch of starts until each start gains less than `tol` a step; starts that are done leave the batch.
+
+    told: called after every iteration with its number, the gain of the first active start, and the runs so far.
+    """
+    starts = next(iter(params.values())).shape[0]
+    runs = [Run(select(params, i)) for i in range(starts)]
+    active = list(range(starts))
+    for iteration in range(1, max_iter + 1):
+        params, bounds_S = one_step(params)
+        stay = []
+        for place, (start, bound) in enumerate(zip(active, bounds_S.tolist())):
+            run = runs[start]
+            gain = bound - (run.lower_bounds[-1] if run.lower_bounds else previous)
+            run.lower_bounds.append(bound)
+            run.params = select(params, place)
+            run.converged = abs(gain) < tol
+            if not run.converged:
+                stay.append(place)
+        if told is not None:
+            told(iteration, gain, runs)
+        if len(stay) < len(active):
+            active, params = [active[i] for i in stay], select(params, stay)
+        if not active:
+            break
+    return runs
+
+
+def best(runs: list[Run]) -> Run:
+    """The first run with the highest bound."""
+    top = runs[0]
+    for run in runs[1:]:
+        if run.lower_bound > top.lower_bound:
+            top = run
+    return top

@@ -1,0 +1,284 @@
+"""Gaussian components of the four covariance types, as a family for EM in standardised coordinates.
+
+N rows, B rows of a piece, D columns, S starts, K components; `cholesky` is that of the precision (scikit-learn's
+upper-triangular convention: precision = cholesky @ cholesky.T).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixwell.density._em import Family, Params, Tally
+from mixwell.density._em_kernels import WIDEST, Centred, Moments, Quadratic, feature_count, natural_parameters
+from mixwell.density._rows import Piece, Rows
+
+KINDS = ("full", "tied", "diag", "spherical")
+ILL_DEFINED = ("Fitting the mixture model failed because some components have ill-defined empirical covariance (for "
+               "instance caused by singleton or collapsed samples). Try to decrease the number of components, increase "
+               "reg_covar, or scale the input data.")
+# Largest error of a log density, in nats, that a level may make before the next one takes over.
+TOLERATED = {torch.float32: 5e-4, torch.float64: 1e-7}
+
+
+class Level(NamedTuple):
+    """A way to compute a step."""
+
+    quadratic: bool
+    dtype: torch.dtype
+
+
+def _sums(x_BD: Tensor, weight_B1: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight of the observed values of every column, and their weighted sums and squares."""
+    seen_BD = ~torch.isnan(x_BD) if bool(torch.isnan(x_BD.sum())) else None
+    weight_BD = torch.ones_like(x_BD[:, :1]) if weight_B1 is None else weight_B1
+    if seen_BD is not None:
+        x_BD, weight_BD = torch.where(seen_BD, x_BD, 0.0), seen_BD * weight_BD
+    weighted_BD = x_BD if weight_B1 is None else x_BD * weight_BD  # missing values are zeros here
+    return weight_BD.sum(0).expand(x_BD.shape[1]), weighted_BD.sum(0), (weighted_BD * x_BD).sum(0)
+
+
+class Frame(NamedTuple):
+    """Standardised coordinates `z = (x - shift) * scale`; scales are powers of two, so that they round nothing."""
+
+    shift_D: Tensor
+    scale_D: Tensor
+    variance_D: Tensor  # of the data, in their own units
+
+    @classmethod
+    def of(cls, rows: Rows, weights_N: Tensor | None, kind: str, floor: float) -> Frame:
+        """Mean and spread of the observed values; one spread for all columns where components are spherical."""
+        sums = [torch.zeros(rows.n_columns, dtype=torch.float64, device=rows.device)] * 3
+        origin = None
+        for start, chunk in rows.chunks():
+            for part in chunk.split(1 << 16):
+                if origin is None:
+                    origin = torch.nan_to_num(part[0].double())
+                w = None if weights_N is None else weights_N[start : start + len(part), None]
+                start += len(part)
+                sums = [a + b for a, b in zip(sums, _sums(part.double() - origin, w))]
+            count, first, second = sums
+            if rows.streamed and float(count.min()) >= 1 << 16:
+                break  # only the conditioning depends on it; not worth a pass over the disk
+        assert origin is not None
+        mean = first / count.clamp(min=1e-300)
+        variance = (second / count.clamp(min=1e-300) - mean**2).clamp(min=0)
+        variance = torch.where(variance <= 1e-14 * (second / count.clamp(min=1e-300)), 0.0, variance)
+        return cls.from_moments(mean + origin, variance, kind, floor)
+
+    @classmethod
+    def from_moments(cls, mean_D: Tensor, variance_D: Tensor, kind: str, floor: float) -> Frame:
+        """A frame from the data's mean and variance."""
+        spread = variance_D.mean().expand_as(variance_D) if kind == "spherical" else variance_D
+        spread = spread + max(floor, 1e-300)
+        scale = torch.exp2(-torch.round(0.5 * torch.log2(spread)))
+        return cls(mean_D.float().double(), scale, variance_D)
+
+
+def precision_cholesky(kind: str, covariances: Tensor) -> Tensor:
+    """Roots of the precisions; NaN where a covariance is not positive definite."""
+    if kind in ("diag", "spherical"):
+        return torch.where(covariances > 0, covariances, torch.nan).rsqrt()
+    lower, info = torch.linalg.cholesky_ex(covariances)
+    eye = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
+    root = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False).mT
+    return torch.where((info == 0)[..., None, None], root, torch.nan)
+
+
+def root_of_precision(kind: str, precisions: Tensor) -> Tensor:
+    """Upper-triangular U with U U^T = precision (the square root where precisions are numbers)."""
+    if kind in ("diag", "spherical"):
+        return precisions.sqrt()
+    return torch.linalg.cholesky(precisions.flip(-1, -2)).flip(-1, -2)
+
+
+def inverse_of_root(kind: str, root: Tensor) -> Tensor:
+    """Covariances from the roots of their precisions."""
+    if kind in ("diag", "spherical"):
+        return root**-2
+    eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    lower = torch.linalg.solve_triangular(root.triu(), eye.expand_as(root), upper=True).mT
+    return lower @ lower.mT
+
+
+def as_full(kind: str, covariances: Tensor, means_SKD: Tensor) -> Tensor:
+    """Covariances of any type as matrices (S, K, D, D)."""
+    S, K, D = means_SKD.shape
+    if kind == "full":
+        return covariances
+    if kind == "tied":
+        return covariances[:, None].expand(S, K, D, D)
+    if kind == "spherical":
+        covariances = covariances[..., None].expand(S, K, D)
+    return torch.diag_embed(covariances)
+
+
+def squeezed(kind: str, second_SKDD: Tensor) -> Tensor:
+    """Second moments in the shape that a type needs."""
+    if kind == "full":
+        return second_SKDD
+    return second_SKDD.sum(1) if kind == "tied" else second_SKDD.diagonal(dim1=-2, dim2=-1)
+
+
+class Gaussian(Family):
+    """EM for Gaussian components: a ladder of kernels, from two float32 products to centred float64 differences."""
+
+    def __init__(self, kind: str, frame: Frame, regularisation_D: Tensor, dtype: torch.dtype,
+                 held: tuple[str, ...] = ()) -> None:
+        self.kind, self.frame, self.held = kind, frame, held
+        self.regularisation_D = regularisation_D * frame.scale_D**2
+        quadratic = feature_count(kind, len(frame.shift_D)) <= WIDEST
+        ladder = [Level(quadratic, dtype), Level(quadratic, torch.float64), Level(False, torch.float64)]
+        self.ladder = tuple(dict.fromkeys(ladder))
+
+    def online_level(self) -> Level:
+        return Level(True, torch.float64)  # moments about zero can be averaged over batches
+
+    def levels(self, params: Params | None) -> tuple[Level, ...]:
+        if params is None:
+            return tuple(level for level in self.ladder if level.dtype == torch.float64)
+        first = next((i for i, level in enumerate(self.ladder) if self._accurate(params, level)), len(self.ladder) - 1)
+        return self.ladder[first:]
+
+    def trusts(self, params: Params, level: Level) -> bool:
+        if level != self.ladder[-1]:
+            return self._accurate(params, level)
+        if bool(params["cholesky"].isfinite().all()):
+            return True
+        raise ValueError(ILL_DEFINED)
+
+    def _accurate(self, params: Params, level: Level) -> bool:
+        rounding = torch.finfo(level.dtype).eps / 2
+        if level.quadratic:
+            size = self._natural(params).square().sum(-1).sqrt()
+        else:
+            size = params["cholesky"].abs().amax() * len(self.frame.shift_D)
+        return bool((size * rounding < TOLERATED[level.dtype]).all())
+
+    def _natural(self, params: Params) -> Tensor:
+        log_weights = params["weights"].clamp(min=1e-300).log()
+        return natural_parameters(self.kind, log_weights, params["means"], params["cholesky"])
+
+    def kernel(self, params: Params | None, level: Level) -> GaussianKernel:
+        return GaussianKernel(self, params, level)
+
+    def maximise(self, tally: Tally, params: Params | None, level: Level) -> Params:
+        count, first, second = tally.statistics
+        origin = torch.zeros_like(first) if level.quadratic or params is None else params["means"]
+        dead = count < 1e-30 * tally.weight
+        n = torch.where(dead, 1.0, count)
+        offset = first / n[..., None]
+        means = params["means"] if params is not None and "means" in self.held else origin + offset
+        covariances = self._covariances(n, offset, means - origin, second, tally.weight)
+        if params is not None and bool(dead.any()):
+            means = torch.where(dead[..., None], params["means"], means)
+            if self.kind != "tied":
+                mask = dead.view(*dead.shape, *[1] * (covariances.ndim - 2))
+                covariances = torch.where(mask, params["covariances"], covariances)
+        new = {"weights": count / count.sum(-1, keepdim=True), "means": means, "covariances": covariances}
+        new |= {name: params[name] for name in self.held if params is not None}
+        return new | {"cholesky": precision_cholesky(self.kind, new["covariances"])}
+
+    def _covariances(self, n_SK: Tensor, offset: Tensor, moved: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+        """Second moments about the new means, which lie `moved` from the origin; the data's own lie `offset`."""
+        if self.kind in ("full", "tied"):
+            cross = offset[..., :, None] * moved[..., None, :]
+            correction = moved[..., :, None] * moved[..., None, :] - cross - cross.mT
+            if self.kind == "full":
+                covariances = second / n_SK[..., None, None] + correction
+            else:
+                covariances = (second + (n_SK[..., None, None] * correction).sum(1)) / n_SK.sum(-1)[:, None, None]
+            covariances = 0.5 * (covariances + covariances.mT)
+            covariances.diagonal(dim1=-2, dim2=-1).add_(self.regularisation_D)
+            return covariances
+        variances = (second / n_SK[..., None] + moved * (moved - 2 * offset)).clamp(min=0)
+        if self.kind == "spherical":
+            return variances.mean(-1) + self.regularisation_D.mean()
+        return variances + self.regularisation_D
+
+
+class GaussianKernel:
+    """Joint log densities and moments of pieces, with or without missing values."""
+
+    def __init__(self, family: Gaussian, params: Params | None, level: Level) -> None:
+        self.family, self.params, self.level = family, params, level
+        frame, kind = family.frame, family.kind
+        if level.quadratic or params is None:
+            root = params["cholesky"] if params is not None and kind == "tied" else None
+            natural = None if params is None else family._natural(params)
+            self.dense: Any = Quadratic(kind, frame.shift_D, frame.scale_D, level.dtype, natural, root)
+        else:
+            self.dense = Centred(kind, frame.shift_D, frame.scale_D, level.dtype,
+                                 params["weights"].clamp(min=1e-300).log(), params["means"], params["cholesky"])
+        self.log_scale = float(frame.scale_D.log().sum())
+
+    def rows(self, starts_times_components: int) -> int:
+        """Rows of a piece."""
+        columns = len(self.family.frame.shift_D)
+        return min(self.dense.rows(starts_times_components), max(16, (1 << 23) // (starts_times_components * columns)))
+
+    def state(self, piece: Piece) -> Any:
+        """What `tally` needs of a piece when the responsibilities are given."""
+        return self.dense.features(piece.x_BD) if piece.observed_D is None else Incomplete(self, piece)
+
+    def joint(self, piece: Piece) -> tuple[Any, Tensor]:
+        """State for `tally`, and log weights plus log densities in the data's own units (S, K, B)."""
+        state = self.state(piece)
+        if isinstance(state, Incomplete):
+            return state, state.joint() + float(self.family.frame.scale_D[piece.observed_D].log().sum())
+        return state, self.dense.joint(state).add_(self.log_scale)
+
+    def tally(self, state: Any, resp_SKB: Tensor) -> Moments:
+        """Moments about zero (quadratic) or about the means (centred)."""
+        return state.moments(resp_SKB) if isinstance(state, Incomplete) else self.dense.moments(state, resp_SKB)
+
+
+class Incomplete:
+    """Rows that lack the same columns: densities of what is there, expected moments of what is not.
+
+    With observed o and missing m: E[z_m | z_o] = mu_m + R (z_o - mu_o), R = S_mo S_oo^-1, and Cov = S_mm - R S_om.
+    """
+
+    def __init__(self, kernel: GaussianKernel, piece: Piece) -> None:
+        assert kernel.params is not None and piece.observed_D is not None
+        self.kernel, params, frame = kernel, kernel.params, kernel.family.frame
+        kind = kernel.family.kind
+        self.seen, self.lost = piece.observed_D.nonzero()[:, 0], (~piece.observed_D).nonzero()[:, 0]
+        covariances_SKDD = as_full(kind, params["covariances"], params["means"])
+        seen_SKOO = covariances_SKDD[..., self.seen[:, None], self.seen]
+        self.cross_SKMO = covariances_SKDD[..., self.lost[:, None], self.seen]
+        self.lost_SKMM = covariances_SKDD[..., self.lost[:, None], self.lost]
+        root = precision_cholesky("full", seen_SKOO)
+        self.precision_SKOO = root @ root.mT
+        self.centred = Centred("full", frame.shift_D[self.seen], frame.scale_D[self.seen], torch.float64,
+                               params["weights"].clamp(min=1e-300).log(), params["means"][..., self.seen], root)
+        self.diff_CDB = self.centred.features(piece.x_BD[:, self.seen])
+
+    def joint(self) -> Tensor:
+        """Log weight plus log density of the observed values (S, K, B)."""
+        return self.centred.joint(self.diff_CDB)
+
+    def moments(self, resp_SKB: Tensor) -> Moments:
+        """Expected moments of whole rows."""
+        params, kind = self.kernel.params, self.kernel.family.kind
+        assert params is not None
+        count_SK, first_SKO, second_SKOO = self.centred.moments(self.diff_CDB, resp_SKB)
+        slope_SKMO = self.cross_SKMO @ self.precision_SKOO
+        S, K = count_SK.shape
+        D = len(self.kernel.family.frame.shift_D)
+        lift = first_SKO.new_zeros(S, K, D, len(self.seen))  # differences of whole rows from those of observed values
+        lift[..., self.seen, torch.arange(len(self.seen))] = 1
+        lift[..., self.lost, :] = slope_SKMO
+        first_SKD = (lift @ first_SKO[..., None])[..., 0]
+        second_SKDD = lift @ second_SKOO @ lift.mT
+        spread = self.lost_SKMM - slope_SKMO @ self.cross_SKMO.mT
+        second_SKDD[..., self.lost[:, None], self.lost] += count_SK[..., None, None] * spread
+        if self.kernel.level.quadratic:  # the other pieces' moments are about zero
+            shift = params["means"]
+            cross = shift[..., :, None] * first_SKD[..., None, :]
+            second_SKDD = (second_SKDD + cross + cross.mT
+                           + count_SK[..., None, None] * shift[..., :, None] * shift[..., None, :])
+            first_SKD = first_SKD + count_SK[..., None] * shift
+        return Moments(count_SK, first_SKD, squeezed(kind, second_SKDD))

@@ -1,0 +1,230 @@
+"""Rows to fit: arrays in memory, tensors on any device, memory maps and Parquet files read in pieces.
+
+N rows, D columns, B rows of one piece.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixwell.core.errors import MixwellError
+
+READ_ROWS = 1 << 17  # rows read from disk at a time: large enough to be fast, 64 MiB at 64 double columns
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows: `x_BD`, where they stand in the whole, and which columns they have (None = all of them)."""
+
+    x_BD: Tensor
+    index: slice | Tensor
+    observed_D: Tensor | None = None
+
+
+class Rows:
+    """Rows that can be walked many times, always in the same order, a piece at a time."""
+
+    n_rows: int
+    n_columns: int
+    dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
+    names: Sequence[str] | None = None
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of contiguous chunks that fit into memory."""
+        raise NotImplementedError
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Pieces of at most `size` rows; rows with missing values come grouped by what they lack."""
+        for start, chunk in self.chunks():
+            groups = _patterns(chunk)
+            if groups:
+                yield from _grouped(chunk, groups, start, size)
+                continue
+            for offset in range(0, len(chunk), size):
+                part_BD = chunk[offset : offset + size]
+                yield Piece(part_BD, slice(start + offset, start + offset + len(part_BD)))
+
+    def take(self, index: np.ndarray) -> Tensor:
+        """The rows of a sorted or unsorted index, in its order."""
+        order = np.argsort(index, kind="stable")
+        wanted, found = np.asarray(index)[order], []
+        for start, chunk in self.chunks():
+            low, high = np.searchsorted(wanted, (start, start + len(chunk)))
+            found.append(chunk[torch.as_tensor(wanted[low:high] - start, device=chunk.device)])
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return torch.cat(found)[torch.as_tensor(back, device=self.device)]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the rows are read from disk again at every pass."""
+        return False
+
+
+def _has_nan(chunk: Tensor) -> bool:
+    return bool(torch.isnan(chunk.sum()))  # infinities were refused when the rows were opened
+
+
+def _patterns(chunk: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(row numbers, observed columns) of each pattern of missing values; empty where nothing is missing."""
+    if not _has_nan(chunk):
+        return []
+    observed_ND = ~torch.isnan(chunk).cpu().numpy()
+    packed = np.packbits(observed_ND, axis=1)
+    keys = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[order], np.arange(len(first) + 1))
+    return [(torch.from_numpy(order[a:b]), torch.from_numpy(observed_ND[i]))
+            for i, a, b in zip(first, bounds[:-1], bounds[1:])]
+
+
+def _grouped(chunk: Tensor, groups: list[tuple[Tensor, Tensor]], start: int, size: int) -> Iterator[Piece]:
+    for index, observed in groups:
+        for part in index.split(size):
+            yield Piece(chunk[part.to(chunk.device)], part + start, None if bool(observed.all()) else observed)
+
+
+class ArrayRows(Rows):
+    """A two-dimensional numpy array or tensor in memory."""
+
+    def __init__(self, x: np.ndarray | Tensor, names: Sequence[str] | None = None) -> None:
+        self._x = x
+        self.n_rows, self.n_columns = x.shape
+        self.names = names
+        if isinstance(x, Tensor):
+            self.dtype, self.device = x.dtype, x.device
+        else:
+            self.dtype = torch.float32 if x.dtype == np.float32 else torch.float64
+        self._groups: list[tuple[Tensor, Tensor]] | None = None
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        x = self._x
+        if isinstance(x, Tensor):
+            yield 0, x.detach()
+        elif self._whole():
+            yield 0, torch.from_numpy(x)
+        else:  # a read-only or reversed array cannot be seen as a tensor; copy it a chunk at a time
+            for start in range(0, len(x), READ_ROWS):
+                yield start, torch.from_numpy(np.array(x[start : start + READ_ROWS], order="C"))
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        if self._groups is None:
+            self._groups = _patterns(next(self.chunks())[1]) if self._whole() else []
+        if self._groups:
+            yield from _grouped(next(self.chunks())[1], self._groups, 0, size)
+        elif self._whole():
+            for start, part in enumerate(next(self.chunks())[1].split(size)):
+                yield Piece(part, slice(start * size, start * size + len(part)))
+        else:
+            yield from super().pieces(size)
+
+    def _whole(self) -> bool:
+        """Whether the array can be seen as one tensor."""
+        x = self._x
+        return isinstance(x, Tensor) or (x.flags.writeable and x.dtype.isnative and min(x.strides, default=0) >= 0)
+
+
+class MemmapRows(Rows):
+    """A numpy memory map, opened anew for every chunk so that pages already read do not stay resident."""
+
+    def __init__(self, x: np.memmap) -> None:
+        self._file, self._kind = x.filename, x.dtype
+        map_start = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY
+        self._offset = map_start + x.ctypes.data - np.frombuffer(x._mmap, np.uint8).ctypes.data  # x may be a slice
+        self.n_rows, self.n_columns = x.shape
+        self.dtype = torch.float32 if x.dtype == np.float32 else torch.float64
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        row = self.n_columns * self._kind.itemsize
+        with open(self._file, "rb", buffering=0) as file:
+            for start in range(0, self.n_rows, READ_ROWS):
+                file.seek(self._offset + start * row)
+                rows = min(READ_ROWS, self.n_rows - start)
+                part = np.fromfile(file, self._kind, rows * self.n_columns)
+                if len(part) != rows * self.n_columns:
+                    raise MixwellError(f"{self._file} ends before row {start + rows}; write it again.")
+                yield start, torch.from_numpy(part.reshape(rows, self.n_columns))
+
+    @property
+    def streamed(self) -> bool:
+        return True
+
+
+class ParquetRows(Rows):
+    """The numeric columns of one or several Parquet files with the same columns; nulls are missing values."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            self._files = [pq.ParquetFile(path) for path in paths]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise MixwellError(f"cannot read {paths[0]} as Parquet: {error}.") from error
+        schema = self._files[0].schema_arrow
+        for path, file in zip(paths, self._files):
+            if file.schema_arrow.names != schema.names:
+                raise MixwellError(f"{path} has other columns than {paths[0]}; expected {', '.join(schema.names)}.")
+        for field in schema:
+            if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or
+                    pa.types.is_boolean(field.type)):
+                raise MixwellError(f"column {field.name!r} of {paths[0]} is {field.type}; expected numbers. "
+                                   "Leave it out or encode it first.")
+        single = all(field.type in (pa.float32(), pa.float16()) for field in schema)
+        self.dtype = torch.float32 if single else torch.float64
+        self.names, self.n_columns = list(schema.names), len(schema.names)
+        self.n_rows = sum(file.metadata.num_rows for file in self._files)
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        kind = np.float32 if self.dtype == torch.float32 else np.float64
+        start = 0
+        for file in self._files:
+            for batch in file.iter_batches(batch_size=READ_ROWS):
+                part = np.empty((batch.num_rows, self.n_columns), kind)
+                for j, column in enumerate(batch.columns):
+                    part[:, j] = column.to_numpy(zero_copy_only=False)
+                yield start, torch.from_numpy(part)
+                start += batch.num_rows
+
+    @property
+    def streamed(self) -> bool:
+        return True
+
+
+def open_rows(source: Any) -> Rows | None:
+    """Rows from a memory map, a `.npy` or Parquet path, a folder of Parquet files or a list of them; else None."""
+    if isinstance(source, np.memmap):
+        return MemmapRows(source) if _streamable(source) else None
+    many = isinstance(source, (list, tuple)) and len(source) > 0 and all(isinstance(p, (str, Path)) for p in source)
+    if not many and not isinstance(source, (str, Path)):
+        return None
+    paths = [Path(p) for p in source] if many else [Path(source)]
+    for path in paths:
+        if not path.exists():
+            raise MixwellError(f"{path} does not exist; expected a Parquet file, a folder of them, or a .npy file.")
+    if len(paths) == 1 and paths[0].is_dir():
+        folder = paths[0]
+        paths = sorted(folder.glob("*.parquet"))
+        if not paths:
+            raise MixwellError(f"{folder} holds no .parquet file.")
+    if len(paths) == 1 and paths[0].suffix == ".npy":
+        mapped = np.load(paths[0], mmap_mode="r", allow_pickle=False)
+        if not _streamable(mapped):
+            raise MixwellError(f"{paths[0]} holds {mapped.dtype} of shape {mapped.shape}; expected a 2-D C-ordered "
+                               "float32 or float64 array.")
+        return MemmapRows(mapped)
+    return ParquetRows(paths)
+
+
+def _streamable(x: np.memmap) -> bool:
+    return x.ndim == 2 and x.dtype in (np.float32, np.float64) and x.flags.c_contiguous and x.filename is not None

@@ -1,0 +1,95 @@
+"""HyperRouter: a fixed random network writes the router's weights from a small trainable embedding.
+
+**Equation:** [W; b] = reshape(A_2 relu(A_1 r + c_1) + c_2), with A, c drawn once and kept, r trainable;
+    h = W x + b;  p = softmax(h);  I = top-k of p;  w_i = p_i, over their sum where k > 1.
+**Shapes:** r [R], A_1 [H, R], A_2 [E (D + 1), H], x [T, D], indices and weights [T, K], scores [T, E].
+**Reference:** Do et al. 2023, HyperRouter (2312.07035), section 3; compared in LibMoE (2411.00918).
+**Differs:** `train_network` trains A and c as well, as LibMoE's code does (the paper keeps them fixed). The growth of k
+    over training that the code also has is a schedule of the trainer's, not of the router. Draws are scaled by their
+    fan-in and the logits by 1 / sqrt(D), so that they start at the size of a plain router's for every width.
+**Fails when:** H is far below E (D + 1) / R and the routes needed lie outside the network's range.
+**Cost:** O(H E D) to write the weights, once a forward pass, then O(T E D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Routing
+from mixwell.experts.routers._parts import Router, check_k, normal, select, wide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the hyper-network router."""
+
+    k: int = 2  # experts per token, 1 to E
+    embedding_dim: int | None = None  # R, width of the trainable embedding, at least 1; default D
+    hidden_dim: int | None = None  # H, hidden width of the network, at least 1; default D / 4
+    train_network: bool = False  # train the network too, not the embedding alone
+
+    def __post_init__(self) -> None:
+        for name in ("k", "embedding_dim", "hidden_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+
+
+def write_weights(embedding_R: Tensor, network: tuple[Tensor, Tensor, Tensor, Tensor], num_experts: int) -> Tensor:
+    """The router's weights with the bias as last column, [E, D + 1]."""
+    inner, inner_bias, outer, outer_bias = network
+    return (outer @ torch.relu(inner @ embedding_R + inner_bias) + outer_bias).view(num_experts, -1)
+
+
+def route(logits_TE: Tensor, config: Config) -> Routing:
+    """The routing that the logits [T, E] give."""
+    scores = logits_TE.softmax(-1)
+    indices, weights = select(scores, config.k, renormalise=config.k > 1)
+    return Routing(indices, weights, scores, logits_TE)
+
+
+@method(
+    title="Hyper-network router",
+    paper=(
+        "HyperRouter: Towards Efficient Training and Inference of Sparse Mixture of Experts",
+        "LIBMoE: A Library for comprehensive benchmarking Mixture of Experts in Large Language Models",
+    ),
+    year=2023,
+    tags={"token-choice", "batch-invariant", "exact-k", "simplex", "dense-at-full-k"},
+)
+class HyperNetwork(Router):
+    """Router whose weights a fixed network writes from a trainable embedding; see the module's card."""
+
+    config: Config
+
+    def __init__(self, dim: int, num_experts: int, config: Config | None = None,
+                 generator: torch.Generator | None = None) -> None:
+        config = config or Config()
+        check_k(config.k, num_experts)
+        super().__init__(dim, num_experts, config, generator)
+        width, hidden = config.embedding_dim or dim, config.hidden_dim or max(1, dim // 4)
+        outputs = num_experts * (dim + 1)
+        self.embedding = nn.Parameter(normal((width,), 1.0, generator))
+        for name, value in (("inner", normal((hidden, width), width**-0.5, generator)),
+                            ("inner_bias", torch.zeros_like(self.embedding.new_empty(hidden))),
+                            ("outer", normal((outputs, hidden), hidden**-0.5, generator)),
+                            ("outer_bias", torch.zeros_like(self.embedding.new_empty(outputs)))):
+            self.register_parameter(name, nn.Parameter(value, requires_grad=config.train_network))
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        """Route the tokens [T, D]."""
+        x = wide(x_TD)
+        weights = write_weights(self.embedding, (self.inner, self.inner_bias, self.outer, self.outer_bias),
+                                self.num_experts).to(x.dtype)
+        return route((x @ weights[:, :-1].T + weights[:, -1]) * self.dim**-0.5, self.config)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Eight tokens of width six, four experts."""
+    config = Config(hidden_dim=3)
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}

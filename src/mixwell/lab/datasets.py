@@ -1,0 +1,137 @@
+"""Data sets that every machine has: text from the running Python's own standard library, in four domains.
+
+* code: library modules without their docstrings
+* tests: files below test directories
+* reference: the prose behind `help()`, one document a topic
+* docstrings: the docstrings of those library modules, one document a module
+
+Code and docstrings share no text, so that the domains are told apart by what they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import os
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.files import digest
+from mixwell.lm.data import Document
+
+_TEST_FOLDERS = {"test", "tests", "idle_test"}
+_LEFT_OUT = {"site-packages", "dist-packages", "lib-dynload", "__pycache__", "pydoc_data", "encodings"}
+# encodings are character tables, pydoc_data is the reference domain, and these files tell of the machine they lie on.
+_OF_THE_MACHINE = ("_sysconfigdata", "_sysconfig_vars", "sitecustomize", "usercustomize")
+_OWNERS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_GONE = b"\0"  # stands for a line that only held a docstring; no source line can be it
+
+
+def load(name: str, max_bytes_per_domain: int | None = None) -> dict[str, list[Document]]:
+    """The documents by domain of the data set `name`."""
+    if name not in DATASETS:
+        raise MixwellError(f"no data set {name!r}.{suggest(name, DATASETS)} Known: {', '.join(DATASETS)}.")
+    return DATASETS[name](max_bytes_per_domain)
+
+
+def standard_library(max_bytes_per_domain: int | None = None) -> dict[str, list[Document]]:
+    """The domains code, tests, reference and docstrings, each in the order of the hashes of its documents' names.
+
+    max_bytes_per_domain: UTF-8 bytes taken at most, the last document being cut at a line; only as many files are
+    read as that needs. Names are told from the library's folder, so the result depends on the Python version alone
+    (and on what its distributor left out). A Python without the files raises `MixwellError`.
+    """
+    if max_bytes_per_domain is not None and max_bytes_per_domain < 1:
+        raise MixwellError(f"max_bytes_per_domain {max_bytes_per_domain}: expected at least 1, or None for all.")
+    root = Path(sysconfig.get_path("stdlib"))
+    modules, tests = _files(root)
+    apart = functools.cache(lambda name: _take_apart(_source(root / name)))
+    sources: dict[str, Iterable[Document]] = {
+        "code": (Document(name, apart(name)[0]) for name in modules),
+        "tests": (Document(name, _source(root / name)) for name in tests),
+        "reference": _topics(),
+        "docstrings": (Document(name, apart(name)[1]) for name in modules),
+    }
+    found = {domain: _capped(documents, max_bytes_per_domain) for domain, documents in sources.items()}
+    for domain, documents in found.items():
+        if not documents:
+            raise MixwellError(f"this Python ({root}) ships no text for the domain {domain!r}; run with a full Python "
+                               "installation, or name folders of your own as domains.")
+    return found
+
+
+def _files(root: Path) -> tuple[list[str], list[str]]:
+    """Names of the library's modules and of its tests, in a mixed but fixed order."""
+    names = []
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if name not in _LEFT_OUT and not name.startswith("config-")]
+        place = Path(folder).relative_to(root)
+        names += [(place / f).as_posix() for f in files if f.endswith(".py") and not f.startswith(_OF_THE_MACHINE)]
+    names.sort(key=lambda name: digest(name.encode()))
+    is_test = {name: bool(_TEST_FOLDERS & set(name.split("/")[:-1])) for name in names}
+    return [name for name in names if not is_test[name]], [name for name in names if is_test[name]]
+
+
+def _capped(documents: Iterable[Document], max_bytes: int | None) -> list[Document]:
+    """Documents with text, each text once, up to `max_bytes` together."""
+    seen: set[str] = set()
+    kept: list[Document] = []
+    room = float("inf") if max_bytes is None else max_bytes
+    for document in documents:
+        data = document.text.encode()
+        if not data.strip() or (key := digest(data)) in seen:
+            continue
+        if len(data) > room:
+            whole_lines = data[: int(room)].rpartition(b"\n")[0].decode()
+            return [*kept, Document(document.path, whole_lines + "\n")] if whole_lines.strip() else kept
+        seen.add(key)
+        kept.append(document)
+        room -= len(data)
+    return kept
+
+
+def _source(path: Path) -> str:
+    """The text of a Python file with Unix line ends; empty where it is not UTF-8 (some tests are not, on purpose)."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def _take_apart(source: str) -> tuple[str, str]:
+    """(the module without its docstrings, its docstrings one after the other); both empty where it does not parse."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return "", ""
+    owners = [node for node in ast.walk(tree) if isinstance(node, _OWNERS) and ast.get_docstring(node, clean=False)]
+    owners.sort(key=lambda node: node.body[0].lineno)
+    lines = source.encode().split(b"\n")  # ast counts columns in bytes, and lines at newlines alone
+    for owner in reversed(owners):
+        _cut(lines, owner.body[0], b"" if len(owner.body) > 1 or owner is tree else b"pass")
+    code = b"\n".join(line for line in lines if line != _GONE).decode()
+    return code, "\n\n".join(text for node in owners if (text := ast.get_docstring(node))) + "\n"
+
+
+def _cut(lines: list[bytes], docstring: ast.stmt, instead: bytes) -> None:
+    """Put `instead` in the docstring's place, and take the lines away that are left blank."""
+    first, last = docstring.lineno - 1, (docstring.end_lineno or docstring.lineno) - 1
+    rest = lines[first][: docstring.col_offset] + instead + lines[last][docstring.end_col_offset :]
+    lines[first : last + 1] = [rest if rest.strip() else _GONE] + [_GONE] * (last - first)
+
+
+def _topics() -> list[Document]:
+    """The reference topics of `pydoc`, in the order of the hashes of their names; none where they are not shipped."""
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        return []
+    return [Document(f"{name}.txt", topics[name]) for name in sorted(topics, key=lambda name: digest(name.encode()))]
+
+
+DATASETS: dict[str, Callable[[int | None], dict[str, list[Document]]]] = {"standard-library": standard_library}

@@ -1,0 +1,244 @@
+"""Recipes: YAML data, checked and resolved into stages.
+
+A recipe names its data, its tokenizer, its model and a list of stages; everything has a default:
+
+    data: {domains: {wiki: texts/wiki, code: "src/**/*.py"}}
+    stages:
+      - {id: dense, train: {tokens: 1M}}
+      - {id: moe, from: dense, convert: upcycle, num_experts: 8}
+
+An entry of `stages` holds `id`, `from` (left out: the recipe's model), `seed`, and one verb. The verb's value is its
+options, or the name of a method with the options beside it. Paths are taken from the current folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixwell.core import registry
+from mixwell.core.config import from_dict
+from mixwell.core.errors import MixwellError, suggest
+from mixwell.lab.stages import KINDS, EvaluateConfig, Kind, Stage
+
+DEFAULT = Path(__file__).parent / "recipes" / "default.yaml"
+RESERVED = ("data", "tokenizer", "tokens", "model")  # ids of the stages that the top-level keys make
+COUNTS = {"tokens", "max_tokens", "max_bytes", "flops", "vocab_size"}  # keys whose text may end in k, M, G, T or P
+SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
+BUDGETS = {"tokens", "flops", "seconds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A recipe as written, with defaults."""
+
+    name: str = "run"
+    seed: int = 0
+    threads: int | None = None  # None = OMP_NUM_THREADS, else every physical core
+    data: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] | str | None = None  # options, or a folder that holds tokenizer.json
+    model: dict[str, Any] | str = field(default_factory=dict)  # options, or a Hugging Face folder
+    train: dict[str, Any] = field(default_factory=dict)  # defaults of every train stage
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)  # how every model stage is evaluated
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w][\w.-]*", self.name):
+            raise MixwellError(f"name: {self.name!r} becomes a folder; use letters, digits, '.', '_' and '-'.")
+        if self.threads is not None and self.threads < 1:
+            raise MixwellError(f"threads: {self.threads} came; expected 1 or more.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML data, where a key that stands twice is an error and not a silent loss."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file (None: the embedded default) and apply overrides such as `stages.dense.train.tokens=1M`."""
+    path = DEFAULT if path is None else Path(path)
+    data = _parse(path)
+    for text in overrides:
+        override(data, text)
+    try:
+        recipe = from_dict(Recipe, _counted(data))
+    except MixwellError as error:
+        raise MixwellError(f"{path.name}: {str(error).removeprefix('Recipe: ')}") from error
+    return recipe if "name" in data else from_dict(Recipe, {**_counted(data), "name": path.stem})
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise MixwellError(f"{path} is a folder; expected a recipe file. For a model folder write `model: {path}` in one.")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise MixwellError(f"{path} is not there; expected a recipe (a YAML file).") from None
+    except UnicodeDecodeError:
+        raise MixwellError(f"{path} is not text; expected a recipe (a YAML file).") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise MixwellError(f"{path}{line}: {error.problem}; expected YAML keys and values.") from None
+    except yaml.YAMLError as error:
+        raise MixwellError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(data, dict):
+        raise MixwellError(f"{path}: expected keys and values such as `stages:`, got {type(data).__name__}.")
+    return data
+
+
+def override(data: dict[str, Any], text: str) -> None:
+    """Set one key of plain data in place: `train.lr=1e-3`; a step into a list of stages is a stage's id."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise MixwellError(f"{text!r}: expected key=value with dots, such as train.lr=1e-3.")
+    *parents, last = path.split(".")
+    place: Any = data
+    for name in parents:
+        place = _step(place, name, path)
+    if not isinstance(place, dict):
+        raise MixwellError(f"{path}: there are no keys to set; give the whole value instead.")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise MixwellError(f"{text!r}: the value is not YAML; put quotes around text with special signs.") from None
+
+
+def _step(place: Any, name: str, path: str) -> Any:
+    if isinstance(place, list):  # the stages, by id
+        known = {str(entry.get("id")): entry for entry in place if isinstance(entry, dict)}
+        if name not in known:
+            raise MixwellError(f"{path}: no stage {name!r}.{suggest(name, known)} Stages: {', '.join(known)}.")
+        return known[name]
+    if not isinstance(place, dict):
+        raise MixwellError(f"{path}: nothing below {name!r} can be set.")
+    return place.setdefault(name, {})
+
+
+def _counted(value: Any, key: str = "") -> Any:
+    """Plain data with `4M` under a counting key turned into 4000000."""
+    if isinstance(value, dict):
+        return {k: _counted(v, str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_counted(v, key) for v in value]
+    if key in COUNTS and isinstance(value, str) and (match := re.fullmatch(r"([\d.]+(?:[eE]\d+)?)\s*([A-Za-z]?)", value)):
+        if match.group(2) not in SUFFIXES:
+            raise MixwellError(f"{key}: {value!r} ends in {match.group(2)!r}; expected k, M, G, T or P.")
+        number = float(match.group(1)) * SUFFIXES[match.group(2)]
+        return int(number) if number.is_integer() else number
+    return value
+
+
+def stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """The recipe's stages in the order in which they run, inputs resolved, configs checked."""
+    found = {stage.id: stage for stage in _base(recipe)}
+    for number, entry in enumerate(recipe.stages):
+        stage = _entry(recipe, found, entry, f"stages[{number}]")
+        found[stage.id] = stage
+    return tuple(found.values())
+
+
+def _base(recipe: Recipe) -> list[Stage]:
+    """The stages that the top-level keys make."""
+    seed = recipe.seed
+    data = _made("data", "data", recipe.data, {}, seed)
+    if not isinstance(recipe.model, str):
+        tokenizer = recipe.tokenizer if recipe.tokenizer is not None else {}
+        parts = [_tokenizer(tokenizer, {"data": "data"}, seed),
+                 _made("model", "build", recipe.model, {"tokenizer": "tokenizer"}, seed)]
+    else:
+        if recipe.tokenizer is not None and (Path(recipe.model) / "tokenizer.json").is_file():
+            raise MixwellError(f"tokenizer: {recipe.model} has its own, which its weights were trained with; leave the "
+                               "key out.")
+        options = recipe.tokenizer if recipe.tokenizer is not None else {"path": recipe.model}
+        parts = [_made("model", "load", {"path": recipe.model}, {}, seed),
+                 _tokenizer(options, {"data": "data", "model": "model"}, seed)]
+    return [data, *parts, _made("tokens", "tokens", {}, {"data": "data", "tokenizer": "tokenizer"}, seed)]
+
+
+def _tokenizer(options: Mapping[str, Any] | str, inputs: Mapping[str, str], seed: int) -> Stage:
+    return _made("tokenizer", "tokenizer", {"path": options} if isinstance(options, str) else options, inputs, seed)
+
+
+def _made(id: str, kind: str, options: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> Stage:
+    return Stage(id=id, kind=kind, method=kind, config=_config(kind, kind, options, id), inputs=inputs, seed=seed)
+
+
+def _config(kind: str, method: str, options: Mapping[str, Any], where: str) -> Any:
+    """The config of a kind, or of the method that it runs."""
+    parse = KINDS[kind].parse
+    return parse(options, where) if parse else from_dict(registry.find(method).module().Config, options, where)
+
+
+def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -> Stage:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+        raise MixwellError(f"{place}: expected keys and values with an id, such as {{id: dense, train: {{tokens: 1M}}}}.")
+    id, where = entry["id"], f"stages.{entry['id']}"
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", id):
+        raise MixwellError(f"{place}: the id {id!r} becomes a folder; use letters, digits, '_' and '-'.")
+    if id in found or id in RESERVED:
+        raise MixwellError(f"{place}: the id {id!r} is taken; give each stage its own.")
+    name, options = _verb(entry, where)
+    kind = KINDS[name]
+    method = name
+    if kind.family:
+        method, options = _method(kind, options, where, name)
+    if name == "train":
+        options = {**{k: v for k, v in recipe.train.items() if not (k in BUDGETS and BUDGETS & set(options))}, **options}
+    seed = options.pop("seed", recipe.seed)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise MixwellError(f"{where}.seed: expected a whole number, got {seed!r}.")
+    return Stage(id=id, kind=name, method=method, config=_config(name, method, options, f"{where}.{name}"),
+                 inputs=_inputs(kind, entry, found, where), seed=seed)
+
+
+def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """The kind that the entry names, and its options: those below the verb and those beside it."""
+    verbs = [name for name, kind in KINDS.items() if kind.named_in_recipe]
+    named = [key for key in entry if key in verbs]
+    if len(named) != 1:
+        strange = [key for key in entry if key not in ("id", "from", "seed", *verbs)]
+        hint = suggest(str(strange[0]), verbs) if strange and not named else ""
+        came = " and ".join(named) or ", ".join(map(repr, strange)) or "none"
+        raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
+    value = entry[named[0]]
+    options = {k: v for k, v in entry.items() if k not in ("id", "from", named[0])}
+    below = {"method": value} if isinstance(value, str) else {} if value is None else value
+    if not isinstance(below, dict):
+        raise MixwellError(f"{where}.{named[0]}: expected options or a method's name, got {value!r}.")
+    if twice := sorted(set(below) & set(options)):
+        raise MixwellError(f"{where}: {twice[0]!r} stands twice, below {named[0]!r} and beside it; keep one.")
+    return named[0], {**options, **below}
+
+
+def _method(kind: Kind, options: dict[str, Any], where: str, verb: str) -> tuple[str, dict[str, Any]]:
+    rest = {k: v for k, v in options.items() if k != "method"}
+    if not isinstance(options.get("method"), str):
+        known = ", ".join(e.name.rpartition(".")[2] for e in registry.family(kind.family))
+        raise MixwellError(f"{where}.{verb}: name a method. Known: {known}.")
+    try:
+        return registry.find(options["method"], within=kind.family).name, rest
+    except MixwellError as error:
+        raise MixwellError(f"{where}.{verb}: {error}") from error
+
+
+def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) -> dict[str, str]:
+    if "from" in entry and "model" not in kind.roles:
+        raise MixwellError(f"{where}.from: this stage starts from nothing; leave `from` out.")
+    source = entry.get("from", "model")
+    models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
+    if source not in models:
+        what = "makes no model" if source in found else "is no stage above this one"
+        raise MixwellError(f"{where}.from: {source!r} {what}.{suggest(str(source), models)} Models: {', '.join(models)}.")
+    return {role: source if role == "model" else role for role in kind.roles}

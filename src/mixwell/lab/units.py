@@ -1,0 +1,84 @@
+"""Numbers in words for people: SI prefixes, sensible digits, a thin space before the unit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+THIN = "\u202f"  # narrow no-break space
+ABSENT = "–"
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite int or float (a bool is not a number)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """`value` with `digits` significant digits: 0.0312, 2.41, 12 300, 3.2 × 10⁻⁶. Anything else is a dash."""
+    if not is_number(value):
+        return ABSENT
+    if value == 0:
+        return "0"
+    exponent = int(f"{abs(value):.{digits - 1}e}".split("e")[1])  # after rounding: 9.996 has the exponent of 10.0
+    if exponent < -3 or exponent > 5:
+        mantissa = f"{value / 10.0**exponent:.{digits - 1}f}"
+        return f"{mantissa}{THIN}×{THIN}10{str(exponent).translate(_SUPERSCRIPT)}".replace("-", "−")
+    return f"{round(value, digits - 1 - exponent):,.{max(digits - 1 - exponent, 0)}f}".replace(",", THIN).replace("-", "−")
+
+
+def fixed(value: Any, decimals: int) -> str:
+    """`value` with a fixed number of decimals, for columns that are to line up."""
+    return f"{value:.{decimals}f}".replace("-", "−") if is_number(value) else ABSENT
+
+
+def whole(value: Any) -> str:
+    """A count with its thousands set apart."""
+    return f"{round(value):,}".replace(",", THIN).replace("-", "−") if is_number(value) else ABSENT
+
+
+def si(value: Any, unit: str = "", digits: int = 3) -> str:
+    """`value` with an SI prefix: 12 345 678 -> `12.3 M`, 3.2e12 FLOP -> `3.20 TFLOP`, 950 B -> `950 B`."""
+    if not is_number(value):
+        return ABSENT
+    scaled, prefix = _prefixed(value, digits)
+    exact = not prefix and float(value).is_integer()
+    return _joined(f"{value:.0f}".replace("-", "−") if exact else number(scaled, digits), prefix + unit)
+
+
+def tick(value: float) -> str:
+    """The shortest form with an SI prefix, for an axis of round numbers: `0`, `250 k`, `1.5 M`."""
+    scaled, prefix = _prefixed(value, 6)
+    return _joined(f"{scaled:g}".replace("-", "−"), prefix)
+
+
+def _prefixed(value: float, digits: int) -> tuple[float, str]:
+    power, scaled = 0, float(value)
+    while power < len(_PREFIXES) - 1 and abs(float(f"{scaled:.{digits - 1}e}")) >= 1000:
+        power, scaled = power + 1, scaled / 1000
+    return scaled, _PREFIXES[power]
+
+
+def _joined(text: str, unit: str) -> str:
+    return f"{text}{THIN}{unit}" if unit else text
+
+
+def seconds(value: Any) -> str:
+    """A duration: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 07 min`."""
+    if not is_number(value):
+        return ABSENT
+    if value < 59.95:
+        return f"{number(value, 3 if value >= 10 else 2)}{THIN}s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes}{THIN}min{THIN}{rest:02d}{THIN}s"
+    return f"{minutes // 60}{THIN}h{THIN}{minutes % 60:02d}{THIN}min"
+
+
+def percent(fraction: Any, decimals: int = 1, sign: bool = False) -> str:
+    """A fraction as a percentage; `sign` also writes the plus."""
+    if not is_number(fraction):
+        return ABSENT
+    return f"{100 * fraction:{'+' if sign else ''}.{decimals}f}{THIN}%".replace("-", "−")

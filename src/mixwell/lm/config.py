@@ -1,0 +1,96 @@
+"""What a language model is made of, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mixwell.core import registry
+from mixwell.core.config import from_dict, to_dict
+from mixwell.core.errors import MixwellError
+
+CHANNEL_FAMILY = "experts.layers"
+SEQUENCE_FAMILY = "sequence"
+ROUTER_FAMILY = "experts.routers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder: embedding, layers of one sequence mixer and one channel mixer each, final norm, head."""
+
+    vocab_size: int  # V
+    dim: int  # D, width of the residual stream
+    num_layers: int
+    num_heads: int  # H, query heads
+    num_kv_heads: int | None = None  # G, key/value heads, a divisor of H; default H
+    head_dim: int | None = None  # P, even; default D / H
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None  # {"type": "linear" | "llama3", ...}
+    max_positions: int = 2048  # length that the model is meant for; longer input is not refused
+    tie_embeddings: bool = False  # the head uses the embedding's weights
+    # method and options, for all layers or one entry a layer; options left out come from the fields above
+    sequence_mixer: Mapping[str, Any] | tuple[Mapping[str, Any], ...] = field(
+        default_factory=lambda: {"method": "sequence.attention"})
+    channel_mixer: Mapping[str, Any] | tuple[Mapping[str, Any], ...]
+    architecture: str = "auto"  # Hugging Face's model_type where it came from a folder
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps is {self.norm_eps}; expected a number above 0")
+        for name in ("sequence_mixer", "channel_mixer"):
+            spec = getattr(self, name)
+            if not isinstance(spec, Mapping) and len(spec) != self.num_layers:
+                raise ValueError(f"{name} has {len(spec)} entries for {self.num_layers} layers; give one for each "
+                                 "layer, or one for all")
+        for layer in range(self.num_layers):
+            self.sequence(layer)
+            self.channel(layer)
+
+    def sequence(self, layer: int) -> tuple[registry.Entry, Any]:
+        """Method and config of a layer's sequence mixer."""
+        return self._mixer("sequence_mixer", SEQUENCE_FAMILY, layer)
+
+    def channel(self, layer: int) -> tuple[registry.Entry, Any]:
+        """Method and config of a layer's channel mixer."""
+        return self._mixer("channel_mixer", CHANNEL_FAMILY, layer)
+
+    def _mixer(self, name: str, family: str, layer: int) -> tuple[registry.Entry, Any]:
+        spec = getattr(self, name)
+        options = dict(spec if isinstance(spec, Mapping) else spec[layer])
+        if not isinstance(options.get("method"), str):
+            raise MixwellError(f"{name}: expected a method, got {options}; see `mixwell list {family}`.")
+        entry = registry.find(options.pop("method"), family)
+        config = entry.module().Config
+        shared = {f.name: getattr(self, f.name) for f in fields(config)
+                  if f.name in _SHARED and f.name not in options}
+        return entry, from_dict(config, shared | options, name)
+
+
+_SHARED = {f.name for f in fields(ModelConfig)} - {"sequence_mixer", "channel_mixer", "architecture"}
+
+
+def expanded(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """`arch` with every default written out and one mixer entry a layer: equal models give equal data."""
+    config = from_dict(ModelConfig, arch)
+    plain = to_dict(config)
+    for name, get in (("sequence_mixer", config.sequence), ("channel_mixer", config.channel)):
+        entries = [get(layer) for layer in range(config.num_layers)]
+        plain[name] = [{"method": entry.name, **_with_router(to_dict(options))} for entry, options in entries]
+    return plain
+
+
+def _with_router(options: dict[str, Any]) -> dict[str, Any]:
+    if "router" not in options:
+        return options
+    spec = dict(options["router"])
+    entry = registry.find(str(spec.pop("method", "top_k")), ROUTER_FAMILY)
+    router = from_dict(entry.module().Config, spec, f"router {entry.name}")
+    return options | {"router": {"method": entry.name, **to_dict(router)}}

@@ -1,0 +1,93 @@
+"""Sampling from a language model, with a cache of what was read.
+
+Legend: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mixwell.core.errors import MixwellError
+
+if TYPE_CHECKING:
+    from mixwell.lm.model import LanguageModel
+
+
+def filter_logits(logits_BV: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits / temperature, -inf outside the `top_k` best (0: all) and outside the smallest set of mass `top_p`."""
+    logits = logits_BV.float() / temperature
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], -torch.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        shares = ordered.softmax(-1)
+        outside = shares.cumsum(-1) - shares >= top_p  # mass before a token; the best one is always inside
+        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+    return logits
+
+
+def sample(logits_BV: Tensor, generator: torch.Generator | None, **options: float) -> Tensor:
+    """One token a row, int64 [B], drawn from the filtered logits."""
+    shares = filter_logits(logits_BV, **options).softmax(-1)  # type: ignore[arg-type]
+    return torch.multinomial(shares, 1, generator=generator).squeeze(1)
+
+
+def check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Refuse options outside their ranges."""
+    if max_new_tokens < 0:
+        raise MixwellError(f"max_new_tokens is {max_new_tokens}; expected 0 or more.")
+    if not temperature > 0:
+        raise MixwellError(f"temperature is {temperature}; expected a number above 0 (do_sample=False for greedy).")
+    if top_k < 0:
+        raise MixwellError(f"top_k is {top_k}; expected 0 (all) or more.")
+    if not 0 < top_p <= 1:
+        raise MixwellError(f"top_p is {top_p}; expected above 0, up to 1.")
+
+
+@torch.no_grad()
+def generate(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
+             top_p: float = 1.0, top_k: int = 0, do_sample: bool = False,
+             eos_token_id: int | Sequence[int] | None = None, mask_BT: Tensor | None = None,
+             generator: torch.Generator | None = None) -> Tensor:
+    """Continue each row: int64 [B, T] -> [B, T + at most max_new_tokens].
+
+    Greedy unless `do_sample`. Rows of unequal length are padded on the left, with `mask_BT` False there. After one of
+    `eos_token_id` (default: the config's; pass () for none) a row is filled with padding (`pad_token_id`, else that
+    eos); the loop ends when all rows have ended. The same generator state gives the same tokens. Greedy needs none.
+    """
+    check_options(max_new_tokens, temperature, top_k, top_p)
+    if tokens_BT.ndim != 2 or tokens_BT.shape[1] == 0:
+        raise MixwellError(f"generate: expected tokens [B, T] with T at least 1, got shape {tuple(tokens_BT.shape)}.")
+    if do_sample and generator is None:
+        raise MixwellError("generate: do_sample needs a generator; see mixwell.core.rng.generator(seed).")
+    stops = _ids(model.config.eos_token_id if eos_token_id is None else eos_token_id)
+    pad = model.config.pad_token_id if model.config.pad_token_id is not None else (stops or [0])[0]
+    was_training = model.training
+    model.eval()
+    try:
+        cache = model.new_cache()
+        ended = torch.zeros(tokens_BT.shape[0], dtype=torch.bool, device=tokens_BT.device)
+        new, result = tokens_BT, [tokens_BT]
+        for _ in range(max_new_tokens):
+            logits = model.next_logits(new, cache, mask_BT)
+            chosen = (sample(logits, generator, temperature=temperature, top_k=top_k, top_p=top_p) if do_sample
+                      else logits.argmax(-1))
+            new, mask_BT = chosen.masked_fill(ended, pad).unsqueeze(1), None
+            result.append(new)
+            if stops:
+                ended |= torch.isin(new.squeeze(1), torch.tensor(stops, device=new.device))
+                if bool(ended.all()):
+                    break
+        return torch.cat(result, 1)
+    finally:
+        model.train(was_training)
+
+
+def _ids(value: int | Sequence[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)

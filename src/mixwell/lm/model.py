@@ -1,0 +1,293 @@
+"""A decoder-only language model put together from the rooms' methods by name.
+
+Legend: B rows, S or T positions in a row, T tokens of a batch together in channel mixers, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core import rng
+from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.errors import MixwellError
+from mixwell.core.routing import Context, Routing
+from mixwell.lm import generate as sampling
+from mixwell.lm.config import ModelConfig
+from mixwell.lm.head import embed, mean_nats, row_nats
+from mixwell.sequence._parts import Linear, RMSNorm
+
+if TYPE_CHECKING:
+    from mixwell.lm.tokenizer import Tokenizer
+
+RESIDUAL_OUTPUTS = ("out.weight", "down_proj")  # the last map of a branch, by the end of its name
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a forward pass gives."""
+
+    logits_BTV: Tensor  # float32 or better
+    routings: list[Routing | None]  # one a layer
+    losses: dict[str, Tensor]  # auxiliary losses, mean over the layers that have them, before their coefficients
+    aux: Tensor | None  # sum over layers of coefficient times loss
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """What training minimises: `nats + aux`."""
+
+    nats: Tensor  # mean cross-entropy in nats per target that counts
+    aux: Tensor | None
+    losses: dict[str, Tensor]
+    routings: list[Routing | None]
+
+
+class Cache:
+    """What the layers keep of the positions read so far, and the next position of each row."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+        self.next_B: Tensor | int = 0  # int where all rows stand at the same position
+
+    def advance(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Positions [B or 1, T] of new tokens; padding takes no position."""
+        B, T = tokens_BT.shape
+        if mask_BT is None:
+            steps = torch.arange(T, device=tokens_BT.device).unsqueeze(0)
+            start = self.next_B if isinstance(self.next_B, int) else self.next_B.unsqueeze(1)
+            self.next_B = self.next_B + T
+            return steps + start
+        counts = mask_BT.long().cumsum(1)
+        start = torch.as_tensor(self.next_B, device=tokens_BT.device).expand(B)
+        self.next_B = start + counts[:, -1]
+        return (counts - 1).clamp_min(0) + start.unsqueeze(1)
+
+
+class _Embedding(nn.Module):
+    def __init__(self, rows: int, dim: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        device = None if generator is None else generator.device
+        self.weight = nn.Parameter(torch.randn(rows, dim, generator=generator, device=device) * 0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return embed(self.weight, ids)
+
+
+class Layer(nn.Module):
+    """x + sequence_mixer(norm(x)), then x + channel_mixer(norm(x))."""
+
+    sequence_mixer: Any
+    channel_mixer: Any
+
+    def __init__(self, config: ModelConfig, index: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.index = index
+        self.sequence_norm = RMSNorm(config.dim, config.norm_eps)
+        self.sequence_mixer = _build(config.sequence(index), config.dim, generator, f"layer {index}")
+        self.channel_norm = RMSNorm(config.dim, config.norm_eps)
+        self.channel_mixer = _build(config.channel(index), config.dim, generator, f"layer {index}")
+
+    def forward(self, x_BTD: Tensor, positions_BT: Tensor, cache: Any, mask_BT: Tensor | None,
+                context: Context) -> tuple[Tensor, Any]:
+        """[B, T, D] -> [B, T, D], and what the channel mixer gave beside."""
+        x_BTD = x_BTD + self.sequence_mixer(self.sequence_norm(x_BTD), positions_BT, cache, mask_BT)
+        mixed = self.channel_mixer(self.channel_norm(x_BTD).flatten(0, 1), context)
+        return x_BTD + mixed.y_TD.view_as(x_BTD), mixed
+
+
+def _build(method: tuple[Any, Any], dim: int, generator: torch.Generator | None, where: str) -> Any:
+    entry, config = method
+    try:
+        return entry.load()(dim, config, generator)
+    except MixwellError:
+        raise
+    except ValueError as error:
+        raise MixwellError(f"{where}, {entry.name}: {error}") from error
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only language model.
+
+    Parameters are drawn from `generator` (default: seed 0): normal with std 0.02, the last map of each residual branch
+    scaled by 1 / sqrt(2 num_layers) (Radford et al. 2019). `dtype` is the type computed in; norms and routers stay
+    float32. Impossible shapes raise `MixwellError`.
+    """
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None,
+                 dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        if generator is None and torch.get_default_device().type != "meta":
+            generator = rng.generator(0)
+        self.config = config
+        self.lineage: tuple[Mapping[str, Any], ...] = ()
+        self.files: dict[str, bytes] = {}  # tokenizer.json and the like, carried from folder to folder
+        self._tokenizer: Tokenizer | None = None
+        self.embed = _Embedding(config.vocab_size, config.dim, generator)
+        self.layers: Any = nn.ModuleList(Layer(config, i, generator) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tie_embeddings:
+            self.head = Linear(config.dim, config.vocab_size, False, generator)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith(RESIDUAL_OUTPUTS):
+                    parameter.mul_((2 * config.num_layers) ** -0.5)
+        self.cast(dtype)
+
+    def cast(self, dtype: torch.dtype) -> LanguageModel:
+        """Compute in `dtype` from now on, in place; norms and routers stay float32 unless `dtype` is wider."""
+        self.dtype = dtype
+        _cast(self, dtype)
+        return self
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weights [V, D]."""
+        return self.embed.weight if self.config.tie_embeddings else self.head.weight
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that came with the model's files, or the one set since; None where there is none."""
+        if self._tokenizer is None and "tokenizer.json" in self.files:
+            from mixwell.lm.tokenizer import Tokenizer
+
+            self._tokenizer = Tokenizer.from_files(self.files)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.files = {**self.files, **tokenizer.save_files()}
+
+    def new_cache(self) -> Cache:
+        """An empty cache for `forward`."""
+        return Cache([layer.sequence_mixer.new_cache() for layer in self.layers])
+
+    def forward(self, tokens_BT: Tensor, *, cache: Cache | None = None, mask_BT: Tensor | None = None,
+                labels_B: Tensor | None = None, step: int = 0, generator: torch.Generator | None = None) -> Output:
+        """Logits of the token that follows each one.
+
+        tokens_BT int64 [B, T]; mask_BT bool, False marks padding; labels_B int64, the domain of each row; `cache` is
+        read and extended; step and generator reach routers with a schedule or with draws (in training only).
+        """
+        h, routings, losses, aux = self._trunk(tokens_BT, cache, mask_BT, labels_B, step, generator)
+        return Output(self._logits(h), routings, losses, aux)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, *, mask_BT: Tensor | None = None,
+             labels_B: Tensor | None = None, step: int = 0, generator: torch.Generator | None = None) -> Loss:
+        """Mean cross-entropy of `targets_BT` [B, T] where `mask_BT` is True, and the auxiliary losses beside.
+
+        A target of -100 counts in no mean either. Logits are made and used up in chunks.
+        """
+        h, routings, losses, aux = self._trunk(tokens_BT, None, mask_BT, labels_B, step, generator)
+        counts = targets_BT != -100 if mask_BT is None else mask_BT & (targets_BT != -100)
+        rows, targets = h.flatten(0, 1), targets_BT.flatten()
+        if not bool(counts.all()):
+            rows, targets = rows[counts.flatten()], targets[counts.flatten()]
+        return Loss(mean_nats(rows, self.head_weight, targets), aux, losses, routings)
+
+    @torch.no_grad()
+    def token_nats(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Cross-entropy in nats of each target, float32 [B, T], without gradient."""
+        h = self._trunk(tokens_BT, None, None, None, 0, None)[0]
+        return row_nats(h.flatten(0, 1), self.head_weight, targets_BT.flatten()).view(targets_BT.shape)
+
+    def next_logits(self, tokens_BT: Tensor, cache: Cache, mask_BT: Tensor | None = None) -> Tensor:
+        """Logits of the token after the last one, float32 [B, V]; `cache` is read and extended."""
+        return self._logits(self._trunk(tokens_BT, cache, mask_BT, None, 0, None)[0][:, -1])
+
+    def generate(self, tokens_BT: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+        """Continue each row; see `mixwell.lm.generate.generate`."""
+        return sampling.generate(self, tokens_BT, max_new_tokens, **options)
+
+    def _trunk(self, tokens_BT: Tensor, cache: Cache | None, mask_BT: Tensor | None, labels_B: Tensor | None, step: int,
+               generator: torch.Generator | None) -> tuple[Tensor, list[Routing | None], dict[str, Tensor],
+                                                           Tensor | None]:
+        """Everything but the head: final states [B, T, D], routings, losses, aux."""
+        B, T = tokens_BT.shape
+        positions = (cache or Cache([])).advance(tokens_BT, mask_BT)
+        base: dict[str, Any] = {
+            "batch_shape": (B, T), "token_ids_T": tokens_BT.flatten(), "num_layers": len(self.layers), "step": step,
+            "mask_T": None if mask_BT is None else mask_BT.flatten(), "positions_T": positions.expand(B, T).flatten(),
+            "labels_T": None if labels_B is None else labels_B.repeat_interleave(T),
+            "generator": generator if self.training else None}
+        x = self.embed(tokens_BT)
+        state, all_mixed = None, []
+        for i, layer in enumerate(self.layers):
+            context = Context(layer=i, state=state, **base)
+            x, mixed = layer(x, positions, None if cache is None else cache.layers[i], mask_BT, context)
+            all_mixed.append(mixed)
+            state = state if mixed.routing is None else mixed.routing.state
+        return self.norm(x), [m.routing for m in all_mixed], *_gathered(all_mixed)
+
+    def _logits(self, h: Tensor) -> Tensor:
+        logits = nn.functional.linear(h, self.head_weight)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def flops_per_token(self, context_length: int) -> float:
+        """Forward FLOPs per token, two a multiply-add, active experts only, mean over a row of `context_length` tokens.
+
+        Training takes three times as many.
+        """
+        layers = sum(layer.sequence_mixer.flops_per_token(context_length) + layer.channel_mixer.flops_per_token()
+                     for layer in self.layers)
+        return layers + 2.0 * self.config.vocab_size * self.config.dim
+
+    def num_parameters(self, active: bool = False) -> int:
+        """Number of parameters; with `active`, of each layer's routed experts only as many as a token visits."""
+        total = sum(p.numel() for p in self.parameters())
+        return total - sum(_idle(layer.channel_mixer) for layer in self.layers) if active else total
+
+    def to_checkpoint(self) -> Checkpoint:
+        """The model as a value; its tensors are the parameters themselves, not copies."""
+        from mixwell.lm.checkpoint import to_checkpoint
+
+        return to_checkpoint(self)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, dtype: torch.dtype | str = "auto") -> LanguageModel:
+        """A model with the checkpoint's tensors; `dtype` "auto" keeps the type they are stored in."""
+        from mixwell.lm.checkpoint import from_checkpoint
+
+        return from_checkpoint(checkpoint, dtype)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a Hugging Face folder; see `mixwell.lm.checkpoint.write`."""
+        from mixwell.lm.checkpoint import write
+
+        return write(self.to_checkpoint(), folder)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    if getattr(module, "keep_float32", False):
+        dtype = torch.promote_types(dtype, torch.float32)
+    for parameter in module.parameters(recurse=False):
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for child in module.children():
+        _cast(child, dtype)
+
+
+def _gathered(all_mixed: list[Any]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """(mean of each loss over the layers that have it, sum of the layers' aux)."""
+    names = dict.fromkeys(name for mixed in all_mixed for name in mixed.losses)
+    losses = {n: torch.stack([m.losses[n].float() for m in all_mixed if n in m.losses]).mean() for n in names}
+    terms = [m.aux for m in all_mixed if m.aux is not None]
+    return losses, torch.stack(terms).sum() if terms else None
+
+
+def _idle(mixer: Any) -> int:
+    """Parameters of the experts that a token does not visit: those with a leading dimension of E in three."""
+    experts = getattr(mixer.config, "num_experts", 0)
+    k = getattr(getattr(getattr(mixer, "router", None), "config", None), "k", experts)
+    stacked = sum(p.numel() for p in _stacked(mixer, experts))
+    return stacked // experts * (experts - k) if experts else 0
+
+
+def _stacked(mixer: Any, experts: int) -> Iterator[Tensor]:
+    return (p for p in mixer.parameters(recurse=False) if p.ndim == 3 and p.shape[0] == experts)

@@ -1,0 +1,52 @@
+"""Where a training run stands, on disk: one safetensors file and one JSON file, which change together.
+
+`state.json` names its tensor file and is replaced atomically; that replacement is the moment a new state counts.
+Whatever a kill leaves behind, the folder therefore holds the last whole state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mixwell.core.errors import MixwellError, disk_errors
+from mixwell.core.files import read_json, write_json
+from mixwell.core.tensors import LazyTensors, open_file, save_tensors
+
+STATE = "state.json"
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
+    """Put down the state after `step`, then clear away the one before it."""
+    name = f"step-{step:08d}.safetensors"
+    path = save_tensors(folder / name, tensors)
+    with disk_errors(path), open(path, "rb") as file:
+        os.fsync(file.fileno())  # the JSON must not outlive a power cut that its tensors did not
+    write_json(folder / STATE, {**values, "step": step, "tensors": name})
+    for old in (*folder.glob("step-*.safetensors"), *folder.glob(".step-*.part"), *folder.glob(f".{STATE}.*")):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+    return folder / STATE
+
+
+def load(folder: Path) -> tuple[dict[str, Any], LazyTensors] | None:
+    """The last whole state, or None where none was saved yet."""
+    if not (folder / STATE).exists():
+        return None
+    values = read_json(folder / STATE)
+    name = values.get("tensors") if isinstance(values, dict) else None
+    if not isinstance(name, str) or Path(name).name != name:
+        raise MixwellError(f"{folder / STATE} names no tensor file; remove {folder} to start afresh.")
+    return values, open_file(folder / name)
+
+
+def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
+    """Raise where a saved run was made with other settings, naming the first that differs."""
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key):
+            raise MixwellError(f"{folder} holds a run with {key} {found.get(key)!r}, and this one has "
+                               f"{expected.get(key)!r}; use another folder, or remove that one to start afresh.")

@@ -1,0 +1,138 @@
+"""Causal softmax attention with rotary positions and grouped key/value heads.
+
+**Equation:** q_h = R(t) W_q^h x_t,  k_g = R(s) W_k^g x_s,  v_g = W_v^g x_s;
+    a_hts = softmax_{s <= t} (q_ht . k_gs / sqrt(P)),  g = floor(h / (H / G));  y_t = W_o [sum_s a_hts v_gs]_h;
+    R(t) turns the pair (i, i + P/2) by t theta^(-2 i / P) radians.
+**Shapes:** x [B, T, D]; qkv.weight [(H + 2 G) P, D] holds q, k, v in that order; out.weight [D, H P].
+**Reference:** Vaswani et al. 2017 (1706.03762), eq. 1; rotary positions Su et al. 2021 (2104.09864), eq. 34;
+    grouped heads Ainslie et al. 2023 (2305.13245); q/k norm Henry et al. 2020 (2010.04245) in the forms of Qwen3
+    ("head": each head by itself, one weight [P]) and OLMoE ("full": all heads together, before they are split);
+    sliding window Jiang et al. 2023 (2310.06825).
+**Differs:** no dropout; pairs are (i, i + P/2) as in public checkpoints, not (2 i, 2 i + 1).
+**Fails when:** the input is much longer than what it was trained on; cost grows with the square of the length.
+**Cost:** 2 T D P (2 H + 2 G) + 2 T S H P FLOPs forward (causal half counted), 2 B G S P numbers of cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.method import method
+from mixwell.sequence._parts import KVCache, Linear, RMSNorm, attend, check_rope_scaling, rotary_angles, rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of attention. A language model hands on the fields it shares by name."""
+
+    num_heads: int  # H, at least 1
+    num_kv_heads: int | None = None  # G, a divisor of H; default H
+    head_dim: int | None = None  # P, even; default D / H
+    rope_theta: float = 10000.0  # base of the rotary wavelengths, above 0
+    rope_scaling: Mapping[str, Any] | None = None  # {"type": "linear" | "llama3", ...}; None: as trained
+    norm_eps: float = 1e-5  # of the q/k norm
+    bias: bool = False  # on q, k, v and the output
+    qk_norm: Literal["none", "head", "full"] = "none"  # RMS norm of queries and keys, before the rotation
+    clip_qkv: float | None = None  # q, k and v are clipped to [-clip, clip], above 0
+    sliding_window: int | None = None  # a token sees the last so many positions, itself counted
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "clip_qkv", "sliding_window"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; expected a number above 0")
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}; "
+                             "choose a divisor")
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; rotary positions turn pairs, so choose an even number")
+        check_rope_scaling(self.rope_scaling)
+
+
+def head_width(dim: int, config: Config) -> int:
+    """P: `head_dim`, or D / H where that is a whole even number; else `ValueError`."""
+    if config.head_dim is not None:
+        return config.head_dim
+    if dim % config.num_heads or dim // config.num_heads % 2:
+        raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
+                         "choose other numbers or give head_dim")
+    return dim // config.num_heads
+
+
+@method(
+    title="Causal attention",
+    paper=("Attention Is All You Need", "RoFormer: Enhanced Transformer with Rotary Position Embedding",
+           "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints"),
+    year=2017,
+    tags={"causal", "cache", "positions"},
+)
+class Attention(nn.Module):
+    """Causal softmax attention; see the module's card."""
+
+    def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.dim, self.config = dim, config
+        self.heads, self.kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
+        self.width = head_width(dim, config)
+        q_rows, kv_rows = self.heads * self.width, self.kv_heads * self.width
+        self.qkv = Linear(dim, q_rows + 2 * kv_rows, config.bias, generator)
+        self.out = Linear(q_rows, dim, config.bias, generator)
+        if config.qk_norm != "none":
+            full = config.qk_norm == "full"
+            self.q_norm = RMSNorm(q_rows if full else self.width, config.norm_eps)
+            self.k_norm = RMSNorm(kv_rows if full else self.width, config.norm_eps)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for `forward`."""
+        return KVCache()
+
+    def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None,
+                mask_BT: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D].
+
+        positions_BT int64 [B or 1, T], default those that follow the cache; mask_BT bool, False marks padding, which
+        no other token sees; `cache` is read and extended.
+        """
+        B, T, _ = x_BTD.shape
+        if positions_BT is None:
+            start = 0 if cache is None else cache.length
+            positions_BT = torch.arange(start, start + T, device=x_BTD.device).unsqueeze(0)
+        q, k, v = self._project(x_BTD)
+        angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
+        q, k, v = rotate(q, angles), rotate(k, angles), v.transpose(1, 2)
+        keep = mask_BT
+        if cache is not None:
+            k, v, keep = cache.append(k, v, mask_BT)
+        y_BHTP = attend(q, k, v, window=self.config.sliding_window, keep_BS=keep)
+        return self.out(y_BHTP.transpose(1, 2).reshape(B, T, -1))
+
+    def _project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        """Queries [B, T, H, P], keys and values [B, T, G, P], normed and clipped but not rotated."""
+        rows = [n * self.width for n in (self.heads, self.kv_heads, self.kv_heads)]
+        q, k, v = self.qkv(x_BTD).split(rows, -1)
+        if self.config.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.unflatten(-1, (-1, self.width)) for t in (q, k, v))
+        if self.config.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.clip_qkv is not None:
+            q, k, v = (t.clamp(-self.config.clip_qkv, self.config.clip_qkv) for t in (q, k, v))
+        return q, k, v
+
+    def flops_per_token(self, context_length: int) -> float:
+        """Forward FLOPs per token, averaged over the positions of a sequence of `context_length` tokens."""
+        window = min(self.config.sliding_window or context_length, context_length)
+        seen = window * (context_length - (window - 1) / 2) / context_length  # mean number of keys under the mask
+        weights = self.qkv.weight.numel() + self.out.weight.numel()
+        return 2.0 * weights + 4.0 * self.heads * self.width * seen
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two rows of five tokens of width eight, four heads that share two of keys and values."""
+    config = Config(num_heads=4, num_kv_heads=2)
+    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator)}

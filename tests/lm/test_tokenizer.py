@@ -1,0 +1,110 @@
+"""The byte-level tokenizer: nothing is unknown, everything comes back, and transformers reads the same files."""
+
+import json
+
+import pytest
+
+from mixwell.core.errors import MixwellError
+from mixwell.lm.tokenizer import Tokenizer
+
+TEXTS = ["def add(a, b):\n    return a + b\n" * 20, "the cat sat on the mat, and the dog sat too. " * 20]
+HARD = ["", " ", "\r\n\t\x00\x7f", "naïve — 你好 \U0001f600 e\u0301", "a<|endoftext|>b", " leading  and   trailing  "]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(TEXTS, 290)
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_any_text_comes_back_and_its_bytes_add_up(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes_V[ids].sum() == len(text.encode())
+    assert tokenizer.eos_id not in ids
+
+
+def test_every_byte_has_a_token(tokenizer):
+    singles = [tokenizer.encode(chr(code)) for code in range(0x80)] + [tokenizer.encode("ÿÀ𐍈")]
+    assert all(singles)
+    assert (tokenizer.token_bytes_V == 1).sum() == 256
+
+
+def test_training_is_deterministic_and_shortens_what_it_saw(tokenizer):
+    assert Tokenizer.train(reversed(TEXTS), 290).save_files() == tokenizer.save_files()
+    assert tokenizer.vocab_size == 290
+    assert len(tokenizer.encode(TEXTS[0])) < len(TEXTS[0]) / 2
+
+
+def test_merges_are_the_most_frequent_pairs():
+    # "aaab aaab" in words: the first merge must be the pair that occurs most often, a+a.
+    tokenizer = Tokenizer.train(["aab"] * 3 + ["cb"] * 2, 258)
+    assert len(tokenizer.encode("aa")) == 1
+    assert len(tokenizer.encode("ab")) == 2
+
+
+def test_special_tokens_only_where_asked_for(tokenizer):
+    assert tokenizer.encode("a<|endoftext|>", special=True)[-1] == tokenizer.eos_id == 0
+    assert tokenizer.decode([tokenizer.eos_id]) == "<|endoftext|>"
+    assert tokenizer.decode([tokenizer.eos_id], skip_special=True) == ""
+    two = Tokenizer.train(TEXTS, 300, special=("<end>", "<user>"))
+    assert two.encode("<user>", special=True) == [1]
+    assert two.eos_id == 0
+
+
+def test_batches_equal_single_texts(tokenizer):
+    assert tokenizer.encode_batch(HARD) == [tokenizer.encode(text) for text in HARD]
+
+
+@pytest.mark.slow
+def test_transformers_loads_the_same_tokenizer(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for name, data in tokenizer.save_files().items():
+        (tmp_path / name).write_bytes(data)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "the cat\n  sat — 你好"
+    assert theirs(text)["input_ids"] == tokenizer.encode(text)
+    assert theirs.decode(tokenizer.encode(text)) == text
+    assert theirs.eos_token_id == tokenizer.eos_id
+    assert Tokenizer.load(tmp_path).save_files() == tokenizer.save_files()
+    theirs.save_pretrained(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").encode(text) == tokenizer.encode(text)
+
+
+def test_bytes_of_a_tokenizer_with_word_marks():
+    model = {"type": "BPE", "vocab": {"<unk>": 0, "<0x0A>": 1, "\u2581cat": 2, "é": 3, "<s>": 4}, "merges": [],
+             "unk_token": "<unk>", "byte_fallback": True}
+    file = {"version": "1.0", "model": model, "decoder": {"type": "ByteFallback"},
+            "added_tokens": [{"id": 4, "content": "<s>", "special": True, "single_word": False, "lstrip": False,
+                              "rstrip": False, "normalized": False}]}
+    found = Tokenizer.from_files({"tokenizer.json": json.dumps(file).encode()})
+    assert found.token_bytes_V.tolist()[1:] == [1, 4, 2, 0]
+    with pytest.raises(MixwellError, match=r"names no end-of-text token; add eos_token to tokenizer_config\.json"):
+        _ = found.eos_id
+
+
+def test_the_end_token_may_be_written_as_an_object(tokenizer):
+    files = tokenizer.save_files() | {"tokenizer_config.json": b'{"eos_token": {"content": "<|endoftext|>"}}'}
+    assert Tokenizer.from_files(files).eos_id == 0
+
+
+@pytest.mark.parametrize(("size", "special", "message"), [
+    (200, ("<e>",), "vocab_size 200 is too small: 256 bytes and 1 special tokens need 257 or more"),
+    (300, (), "expected at least one, each once"),
+    (300, ("<e>", "<e>"), "expected at least one, each once"),
+])
+def test_refusals_of_training(size, special, message):
+    with pytest.raises(MixwellError, match=message):
+        Tokenizer.train(TEXTS, size, special)
+
+
+def test_refusals_of_files(tmp_path, tokenizer):
+    with pytest.raises(MixwellError, match=r"holds no tokenizer.json"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(MixwellError, match=r"no tokenizer.json among the tokenizer's files \(a.txt\)"):
+        Tokenizer.from_files({"a.txt": b""})
+    with pytest.raises(MixwellError, match=r"tokenizer.json is not a tokenizer"):
+        Tokenizer.from_files({"tokenizer.json": b"{}"})
+    broken = Tokenizer.from_files(tokenizer.save_files() | {"tokenizer_config.json": b"[1]"})
+    with pytest.raises(MixwellError, match=r"tokenizer_config.json holds list; expected keys and values"):
+        _ = broken.eos_id

@@ -25,9 +25,9 @@ def routing_from(logits):
 def test_form(entry):
     values = example(entry)
     with poisoned_memory():
-        loss = entry.load()(values["routing"], values["config"], values["context"])
+        loss = entry.load()(**values)
     assert loss.ndim == 0 and torch.isfinite(loss)
-    assert torch.equal(loss, entry.load()(values["routing"], values["config"], values["context"]))
+    assert torch.equal(loss, entry.load()(**values))
     assert same_config(values["config"])
 
 

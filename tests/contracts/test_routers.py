@@ -1,8 +1,8 @@
 """What every router of the catalogue promises.
 
-Tags choose the checks: `token-choice` (tokens choose alone, in any order), `batch-invariant` (a token's routing does
-not depend on its neighbours), `exact-k` (every token gets exactly k experts), `simplex` (its weights sum to 1),
-`dense-at-full-k` (K = E gives the scores back as weights), `static` (nothing to learn).
+Tags choose the checks and speak of inference: `token-choice` (tokens choose alone, in any order), `batch-invariant`
+(a token's routing does not depend on its neighbours), `exact-k` (every token gets exactly k experts), `simplex` (its
+weights sum to 1), `dense-at-full-k` (K = E gives the scores back as weights), `static` (nothing to learn).
 """
 
 import dataclasses
@@ -19,6 +19,8 @@ ROUTERS = "experts.routers"
 def build(entry, **changes):
     values = example(entry, **changes)
     router = entry.load()(values["dim"], values["num_experts"], values["config"], fresh(1))
+    if "responses" in values:  # a router by competition, which a layer would bind to its experts
+        router.bind(values["responses"])
     return router.eval(), values["x_TD"], values["context"], values
 
 
@@ -30,7 +32,7 @@ def take(context: Context, rows: torch.Tensor) -> Context:
     """The context of some of the tokens."""
     names = [f.name for f in dataclasses.fields(context) if f.name.endswith("_T")]
     picked = {n: getattr(context, n)[rows] for n in names if getattr(context, n) is not None}
-    if context.state is not None and context.state.shape[0] == len(next(iter(picked.values()), rows)):
+    if context.state is not None:
         picked["state"] = context.state[rows]
     return dataclasses.replace(context, batch_shape=None, **picked)
 

@@ -16,9 +16,10 @@ def curve(start, floor, tokens, flops_per_token, seconds_per_token, *, seed=0, o
     for i in range(1, points + 1):
         share = i / points
         spent = round(tokens * share)
-        lines.append({"step": i * 5, "tokens": spent, "flops": spent * flops_per_token, "seconds": spent * seconds_per_token,
-                      "loss_nats": floor + (start - floor) * math.exp(-5 * share) + draws.gauss(0, noise) + mine.gauss(0, noise / 10),
-                      "aux": 0.011, "lr": 1e-3 * (1 if share < 0.8 else max(0.02, 5 * (1 - share))), "grad_norm": 0.8,
+        loss = floor + (start - floor) * math.exp(-5 * share) + draws.gauss(0, noise) + mine.gauss(0, noise / 10)
+        lines.append({"step": i * 5, "tokens": spent, "flops": spent * flops_per_token,
+                      "seconds": spent * seconds_per_token, "loss_nats": loss, "aux": 0.011,
+                      "lr": 1e-3 * (1 if share < 0.8 else max(0.02, 5 * (1 - share))), "grad_norm": 0.8,
                       "tokens_per_s": 1 / seconds_per_token})
     return lines
 
@@ -37,7 +38,8 @@ def loads(layers=4, experts=8, tilt=0.0, dead=()):
 def evaluation(mean, load=None):
     """An evaluation whose domains spread around `mean`."""
     scores = {d: mean + shift for d, shift in zip(DOMAINS, (-0.3, -0.1, 0.5, -0.1))}
-    return {"bits_per_byte": scores, "mean": mean, "loss_nats": mean * 2.1, "load": load or {}}
+    return {"bits_per_byte": scores, "mean": mean, "loss_nats": mean * 2.1, "load": load or {},
+            "tokens": {d: 3000 + i for i, d in enumerate(DOMAINS)}, "seconds": 1.25}
 
 
 def receipt(method, **changes):
@@ -57,7 +59,8 @@ def train_result(lines, parameters, active=None):
             "active_parameters": active or parameters, "peak_bytes": 812_000_000}
 
 
-def stages(*, dense_floor=2.42, moe_floor=2.35, dense_mean=1.62, moe_mean=1.57, samples=("def add(a, b):", " return a <b>+</b> b")):
+def stages(*, dense_floor=2.42, moe_floor=2.35, dense_mean=1.62, moe_mean=1.57,
+           sample=("def add(a, b):", " return a <b>+</b> b")):
     """(entry of stage.json, metric lines) for every stage of the default recipe."""
     first = curve(7.6, 3.2, 1_200_000, 1.2e7, 2.2e-5, seed=1)
     moe = curve(3.2, moe_floor, 2_000_000, 1.9e7, 4.6e-5, seed=2, own=1)
@@ -65,19 +68,21 @@ def stages(*, dense_floor=2.42, moe_floor=2.35, dense_mean=1.62, moe_mean=1.57, 
     predicted = {"tokens": 2_000_000, "flops": 3.6e13, "peak_bytes": 900_000_000, "seconds": 88.0}
     made = [
         ("data", "data", "data", [], {"domains": {
-            d: {"files": 40 + i, "train_bytes": round(9e6 * s), "held_bytes": round(4.7e5 * s)}
+            d: {"files": 40 + i, "train_bytes": round(9e6 * s), "held_bytes": round(4.7e5 * s), "split": "by file"}
             for i, (d, s) in enumerate(zip(DOMAINS, SHARES))}}, {}, []),
         ("tokenizer", "tokenizer", "tokenizer", ["data"],
          {"vocab_size": 2048, "bytes_per_token": dict(zip(DOMAINS, (3.41, 3.22, 3.05, 3.38)))}, {}, []),
         ("model", "build", "build", ["tokenizer"], {"parameters": 3_154_176}, {}, []),
         ("tokens", "tokens", "tokens", ["data", "tokenizer"],
-         {"domains": {d: {"train_tokens": round(2.7e6 * s), "held_tokens": round(1.4e5 * s)} for d, s in zip(DOMAINS, SHARES)}},
-         {}, []),
-        ("dense", "train", "train", ["model", "tokens", "tokenizer"], train_result(first, 3_154_176), evaluation(2.01), first),
+         {"domains": {d: {"train_tokens": round(2.7e6 * s), "held_tokens": round(1.4e5 * s)}
+                      for d, s in zip(DOMAINS, SHARES)}}, {}, []),
+        ("dense", "train", "train", ["model", "tokens", "tokenizer"], train_result(first, 3_154_176),
+         evaluation(2.01), first),
         ("moe", "convert", "convert.upcycle", ["dense", "tokens", "tokenizer"],
          {"receipt": receipt("convert.upcycle"), "parameters": 14_172_416}, evaluation(2.01, loads(tilt=0.3)), []),
         ("moe-trained", "train", "train", ["moe", "tokens", "tokenizer"],
-         train_result(moe, 14_172_416, 6_299_904) | {"predicted": predicted}, evaluation(moe_mean, loads(tilt=0.6)), moe),
+         train_result(moe, 14_172_416, 6_299_904) | {"predicted": predicted},
+         evaluation(moe_mean, loads(tilt=0.6)), moe),
         ("dense-trained", "train", "train", ["dense", "tokens", "tokenizer"], train_result(dense, 3_154_176),
          evaluation(dense_mean), dense),
         ("moe-int8", "compress", "precision.int8", ["moe-trained", "tokens", "tokenizer"],
@@ -86,7 +91,7 @@ def stages(*, dense_floor=2.42, moe_floor=2.35, dense_mean=1.62, moe_mean=1.57, 
                              promises={"kl_nats": 0.01}), "parameters": 14_172_416},
          evaluation(moe_mean + 0.0004, loads(tilt=0.6)), []),
         ("samples", "sample", "sample", ["moe-int8", "tokens", "tokenizer"],
-         {"samples": [{"prompt": samples[0], "text": samples[1]}, {"prompt": "The quick", "text": " brown\n  fox & co"}]},
+         {"samples": [{"prompt": sample[0], "text": sample[1]}, {"prompt": "The quick", "text": " brown\n  fox & co"}]},
          {}, []),
     ]
     return [({"id": id, "stage": kind, "method": method, "key": f"{n:08x}" * 8, "config": {}, "inputs": inputs,
@@ -103,8 +108,10 @@ def write(folder: Path, entries, **record):
         (place / "stage.json").write_text(json.dumps(entry))
         if lines:
             (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    whole = {"name": "default", "recipe": {"name": "default", "seed": 0, "stages": [{"id": "dense", "train": {"tokens": 1_200_000}}]},
-             "machine": {"cpu": "AMD EPYC 9R14", "cores": 2, "threads": 2, "memory_bytes": 8_210_000_000, "torch": "2.13.0"},
+    whole = {"name": "default",
+             "recipe": {"name": "default", "seed": 0, "stages": [{"id": "dense", "train": {"tokens": 1_200_000}}]},
+             "machine": {"cpu": "AMD EPYC 9R14", "cores": 2, "threads": 2, "memory_bytes": 8_210_000_000,
+                         "torch": "2.13.0"},
              "versions": {"mixwell": "0.1.0"}, "seeds": [0], "started": "2026-03-01T10:20:30", "seconds": 243.4,
              "stages": [e["id"] for e, _ in entries]}
     (folder / "run.json").write_text(json.dumps(whole | record))

@@ -24,7 +24,7 @@ def list_methods(prefix: Annotated[str, typer.Argument(help="Room or family, suc
 
     `mixwell list` · `mixwell list experts.routers` · `mixwell list --json`
     """
-    found = [e for e in registry.entries() if not prefix or e.name == prefix or e.name.startswith(prefix.rstrip(".") + ".")]
+    found = [e for e in registry.entries() if not prefix or f"{e.name}.".startswith(prefix.rstrip(".") + ".")]
     if not found:
         rooms = sorted({e.family for e in registry.entries()} | {e.room for e in registry.entries()})
         raise MixwellError(f"no method below {prefix!r}. Known: {', '.join(rooms)}.")

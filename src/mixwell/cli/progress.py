@@ -23,8 +23,8 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
-        self.bar = Progress(*columns, console=console, transient=True)
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+                            TextColumn("{task.fields[left]}"), console=console, transient=True)
         self.task = self.bar.add_task("look", total=1.0, left="")
         self.shares: dict[str, float] = {}  # stage -> predicted seconds of what is left to do
         self.done = 0.0
@@ -61,7 +61,8 @@ class Bar:
         self._show(planned.stage.id, self.done)
         cached = planned.cached and planned.evaluated
         took = "cached" if cached else short_time(record["seconds"] + record.get("evaluation", {}).get("seconds", 0.0))
-        self.console.print(f"{planned.stage.id:<{self.name_width}}  {took:>8}  {facts(record)}", highlight=False)
+        self.console.print(f"{planned.stage.id:<{self.name_width}}  {took:>8}  {facts(record)}", highlight=False,
+                           soft_wrap=True)
 
     def _show(self, words: str, reached: float) -> None:
         self.bar.update(self.task, description=words, completed=reached, left=self._left(reached))

@@ -20,10 +20,10 @@ RECIPE = typer.Argument(help="Recipe file (YAML). Left out: the default recipe. 
 
 @one_line
 def run(words: Annotated[list[str] | None, RECIPE] = None,
-        out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/<name of the recipe>]")] = None,
+        out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME of the recipe]")] = None,
         from_stage: Annotated[str | None, typer.Option("--from", metavar="STAGE",
                                                        help="Do this stage and those after it again.")] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run and what it would take.")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run and its cost.")] = False,
         ) -> None:
     """Run a recipe: text to tokens to model to mixture of experts, and a report.
 
@@ -127,7 +127,8 @@ def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
 
 @one_line
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
-           out: Annotated[Path | None, typer.Option(help="File to write.  [default: RUN_DIR/report.html]")] = None) -> None:
+           out: Annotated[Path | None, typer.Option(help="File to write.  [default: RUN_DIR/report.html]")] = None,
+           ) -> None:
     """Write the report of a finished run anew.
 
     **Example**
@@ -136,4 +137,5 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
     """
     from mixwell.lab import report as lab_report
 
-    Console().print(f"report: {lab_report.build(folder, out or folder / 'report.html')}", highlight=False, soft_wrap=True)
+    made = lab_report.build(folder, out or folder / "report.html")
+    Console().print(f"report: {made}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -22,7 +23,8 @@ from mixwell.core.packing import Int8Weight, PackedWeight, onednn_linear
 
 Weight = Tensor | PackedWeight | Int8Weight
 
-_BLOCK_BYTES = 2 << 20  # of hidden activations handled at a time: about the second-level cache of two cores
+_BLOCK_BYTES = 4 << 20  # of hidden activations handled at a time, so that they stay in cache
+_FEW_BYTES = 1 << 19  # of hidden activations, below which calls cost more than memory
 
 
 @cache
@@ -49,6 +51,14 @@ def _nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     if not _onednn(a):
         return torch.mm(a, b.t(), out=out)
     result = onednn_linear(a, b)
+    return result if out is None else out.copy_(result)
+
+
+def _times(a: Tensor, weight: Weight, out: Tensor | None = None) -> Tensor:
+    """a [N, D] times the transpose of a weight [M, D] in any form, without gradient."""
+    if isinstance(weight, Tensor):
+        return _nt(a, weight, out)
+    result = weight.linear(a)
     return result if out is None else out.copy_(result)
 
 
@@ -123,15 +133,57 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-def _spans(counts: list[int], row_bytes: int) -> Iterator[tuple[int, int, list[slice]]]:
-    """(expert, its first row, its blocks of rows) for each expert that has rows."""
-    block, start = max(128, _BLOCK_BYTES // row_bytes), 0
+@dataclass(frozen=True)
+class _Span:
+    """One expert's rows, and the blocks in which its products are taken.
+
+    A product over an odd number of rows can cost a tenth more than over the next multiple of eight. So a block may
+    run over into the next expert's rows, whose own block, which comes later, writes them again.
+    """
+
+    expert: int
+    start: int
+    stop: int
+    blocks: tuple[slice, ...]
+
+    @property
+    def rows(self) -> slice:
+        """The expert's own rows."""
+        return slice(self.start, self.stop)
+
+
+def _spans(counts: list[int], row_bytes: int) -> Iterator[_Span]:
+    """The spans of the experts that have rows, in order."""
+    most, total, start = max(128, _BLOCK_BYTES // row_bytes // 8 * 8), sum(counts), 0
     for expert, count in enumerate(counts):
         if count:
-            pieces = -(-count // block)
-            edges = [start + count * i // pieces for i in range(pieces + 1)]
-            yield expert, start, [slice(a, b) for a, b in zip(edges, edges[1:])]
+            size = -(-count // -(-count // most))
+            size += -size % 8
+            edges = range(start, start + count, size)
+            yield _Span(expert, start, start + count, tuple(slice(a, min(a + size, total)) for a in edges))
         start += count
+
+
+def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight,
+             keep: list[Tensor] | None = None) -> Tensor:
+    """Rows sorted by expert through their experts, without gradient; `keep` receives each block's gate and up."""
+    y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
+    for span in _spans(counts, gate_up_proj.shape[1] * x_ND.element_size()):
+        gate_up_e, down_e = gate_up_proj[span.expert], down_proj[span.expert]
+        for rows in span.blocks:
+            hidden = _times(x_ND[rows], gate_up_e)
+            if keep is not None:
+                keep.append(hidden)
+            _times(_swiglu(hidden), down_e, y_ND[rows])
+    return y_ND
+
+
+def _few_experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
+    """As `_experts`, for so few rows that calls cost more than memory: one activation for all experts together."""
+    own = [count for count in counts if count]
+    hit = [expert for expert, count in enumerate(counts) if count]
+    hidden = torch.cat([_times(rows, gate_up_proj[e]) for e, rows in zip(hit, x_ND.split(own))])
+    return torch.cat([_times(rows, down_proj[e]) for e, rows in zip(hit, _swiglu(hidden).split(own))])
 
 
 class _Experts(torch.autograd.Function):
@@ -139,12 +191,8 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_ND: Tensor, gate_up_proj: Tensor, down_proj: Tensor, counts: list[int]) -> Tensor:  # type: ignore[override]
-        y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
-        hidden = []
-        for e, _, blocks in _spans(counts, gate_up_proj.shape[1] * x_ND.element_size()):
-            for rows in blocks:
-                hidden.append(_nt(x_ND[rows], gate_up_proj[e]))
-                _nt(_swiglu(hidden[-1]), down_proj[e], y_ND[rows])
+        hidden: list[Tensor] = []
+        y_ND = _experts(x_ND, counts, gate_up_proj, down_proj, keep=hidden)
         ctx.save_for_backward(x_ND, gate_up_proj, down_proj, *hidden)
         ctx.counts = counts
         return y_ND
@@ -153,35 +201,34 @@ class _Experts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_ND: Tensor):  # type: ignore[override]
         x_ND, gate_up_proj, down_proj, *hidden = ctx.saved_tensors
-        for_x, for_gate_up, for_down, _ = ctx.needs_input_grad
-        grad_x = torch.empty_like(x_ND) if for_x else None
-        grad_gate_up = torch.empty_like(gate_up_proj) if for_gate_up else None
-        grad_down = torch.empty_like(down_proj) if for_down else None
+        grads = [torch.empty_like(t) if needed else None
+                 for t, needed in zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)]
+        grad_x, grad_gate_up, grad_down = grads
         saved = iter(hidden)
-        for e, start, blocks in _spans(ctx.counts, gate_up_proj.shape[1] * x_ND.element_size()):
-            grad_hidden = x_ND.new_empty(ctx.counts[e], gate_up_proj.shape[1])
-            activations = x_ND.new_empty(ctx.counts[e], down_proj.shape[2]) if for_down else None
-            for rows in blocks:
-                inner = slice(rows.start - start, rows.stop - start)
-                _swiglu_backward(next(saved), _nn(grad_ND[rows], down_proj[e]), grad_hidden[inner],
-                                 None if activations is None else activations[inner])
+        for span in _spans(ctx.counts, gate_up_proj.shape[1] * x_ND.element_size()):
+            e, room = span.expert, span.blocks[-1].stop - span.start
+            grad_hidden = x_ND.new_empty(room, gate_up_proj.shape[1])
+            activations = x_ND.new_empty(room, down_proj.shape[2])
+            for rows in span.blocks:
+                inner = slice(rows.start - span.start, rows.stop - span.start)
+                _swiglu_backward(next(saved), _nn(grad_ND[rows], down_proj[e]), grad_hidden[inner], activations[inner])
                 if grad_x is not None:
                     _nn(grad_hidden[inner], gate_up_proj[e], grad_x[rows])
-            whole = slice(start, start + ctx.counts[e])
+            own = span.stop - span.start
             if grad_gate_up is not None:
-                _tn(grad_hidden, x_ND[whole], grad_gate_up[e])
-            if grad_down is not None and activations is not None:
-                _tn(grad_ND[whole], activations, grad_down[e])
+                _tn(grad_hidden[:own], x_ND[span.rows], grad_gate_up[e])
+            if grad_down is not None:
+                _tn(grad_ND[span.rows], activations[:own], grad_down[e])
         for e, count in enumerate(ctx.counts):
             for grad in (grad_gate_up, grad_down):
                 if not count and grad is not None:
                     grad[e].zero_()
-        return grad_x, grad_gate_up, grad_down, None
+        return *grads, None
 
 
 def mlp(x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """A SwiGLU feed-forward block: [N, D] -> [N, D] with weights [2F, D] and [D, F]."""
-    if isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor) and x_ND.device.type == "cpu":
+    if torch.is_grad_enabled() and isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor):
         return _Experts.apply(x_ND, gate_up_proj.unsqueeze(0), down_proj.unsqueeze(0), [x_ND.shape[0]])
     return linear(swiglu(linear(x_ND, gate_up_proj)), down_proj)
 
@@ -189,25 +236,18 @@ def mlp(x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
 def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """SwiGLU experts on rows sorted by expert: the first counts[0] rows go through expert 0, and so on.
 
-    gate_up_proj [E, 2F, D], down_proj [E, D, F]; returns [N, D].
+    gate_up_proj [E, 2F, D], down_proj [E, D, F]; returns [N, D]. Packed and int8 weights take no gradient.
     """
-    if not (isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor)):
-        parts = [linear(_swiglu(linear(x_ND[start : start + count], gate_up_proj[e])), down_proj[e])
-                 for e, (start, count) in enumerate(_starts(counts_E.tolist())) if count]
-        return torch.cat(parts) if parts else x_ND.new_zeros(0, down_proj.shape[1])
-    if _grouped(x_ND, gate_up_proj):
-        return grouped_mlp(x_ND, counts_E, gate_up_proj, down_proj)
-    return _Experts.apply(x_ND, gate_up_proj, down_proj, counts_E.tolist())
+    if isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor):
+        if _has_grouped(x_ND, gate_up_proj):
+            return grouped_mlp(x_ND, counts_E, gate_up_proj, down_proj)
+        if torch.is_grad_enabled():
+            return _Experts.apply(x_ND, gate_up_proj, down_proj, counts_E.tolist())
+    few = 0 < x_ND.shape[0] * gate_up_proj.shape[1] * x_ND.element_size() <= _FEW_BYTES
+    return (_few_experts if few else _experts)(x_ND, counts_E.tolist(), gate_up_proj, down_proj)
 
 
-def _starts(counts: list[int]) -> Iterator[tuple[int, int]]:
-    start = 0
-    for count in counts:
-        yield start, count
-        start += count
-
-
-def _grouped(x_ND: Tensor, gate_up_proj: Tensor) -> bool:
+def _has_grouped(x_ND: Tensor, gate_up_proj: Tensor) -> bool:
     """Whether the device has a grouped GEMM for these (bfloat16, rows of 16 bytes); then no count goes to the host."""
     return (x_ND.is_cuda and x_ND.dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
             and torch.cuda.get_device_capability(x_ND.device) >= (8, 0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_FEW = 128  # slots, up to which a plan is made without tensor operations
 _BLOCK = 512  # rows handled at a time where several passes follow each other, so that they stay in cache
 
 
@@ -82,12 +83,27 @@ class Plan:
 def plan(indices_TK: Tensor, num_experts: int) -> Plan:
     """Sort the slots by expert, stably, so that each expert's rows are contiguous and in token order."""
     flat = indices_TK.reshape(-1)
+    if flat.numel() <= _FEW and flat.device.type == "cpu":
+        return _plan_few(indices_TK, flat.tolist(), num_experts)
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat + 1, minlength=num_experts + 1)
     slots_N = order[int(counts[0]) :]
     rows = torch.full_like(flat, -1)
     rows[slots_N] = torch.arange(slots_N.numel(), device=flat.device)
     return Plan(slots_N // indices_TK.shape[1], rows.view_as(indices_TK), slots_N, counts[1:])
+
+
+def _plan_few(indices_TK: Tensor, experts: list[int], num_experts: int) -> Plan:
+    """The same in plain Python, which is quicker than seven tensor operations where the slots are few."""
+    slots = sorted((s for s, e in enumerate(experts) if e >= 0), key=experts.__getitem__)
+    rows, counts = [-1] * len(experts), [0] * num_experts
+    for row, slot in enumerate(slots):
+        rows[slot] = row
+        counts[experts[slot]] += 1
+    k = indices_TK.shape[1]
+    tokens_N, rows_S, slots_N, counts_E = (
+        torch.tensor(values, dtype=torch.int64) for values in ([s // k for s in slots], rows, slots, counts))
+    return Plan(tokens_N, rows_S.view_as(indices_TK), slots_N, counts_E)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -146,9 +162,9 @@ def _gather_sum(rows_ND: Tensor, plan: Plan, weights_TK: Tensor | None) -> Tenso
 
 def dispatch(x_TD: Tensor, plan: Plan) -> Tensor:
     """Gather the tokens' rows in expert order: [T, D] -> [N, D]."""
-    return _Dispatch.apply(x_TD, plan)
+    return _Dispatch.apply(x_TD, plan) if torch.is_grad_enabled() else x_TD.index_select(0, plan.tokens_N)
 
 
 def combine(y_ND: Tensor, plan: Plan, weights_TK: Tensor) -> Tensor:
     """Weighted sum of each token's expert outputs: [N, D] -> [T, D]; a token without experts gets zeros."""
-    return _Combine.apply(y_ND, weights_TK, plan)
+    return _Combine.apply(y_ND, weights_TK, plan) if torch.is_grad_enabled() else _gather_sum(y_ND, plan, weights_TK)

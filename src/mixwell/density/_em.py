@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixwell.density._em_kernels import posterior
 from mixwell.density._rows import Piece, Rows
+from mixwell.density._workers import in_order
 
 Params = dict[str, Tensor]
 Assign = Callable[[Piece], Tensor]  # responsibilities (S, K, B) that are given, not computed
@@ -65,25 +66,28 @@ def weigh(weights_N: Tensor | None, piece: Piece) -> Tensor | None:
 
 
 def expect(kernel: Any, pieces: Iterator[Piece], weights_N: Tensor | None, assign: Assign | None = None) -> Tally:
-    """The E step over all pieces, with the sums for the M step."""
+    """The E step over all pieces, with the sums for the M step; the sums are added in the order of the pieces."""
     total: Tally | None = None
-    for piece in pieces:
-        if assign is None:
-            state, log_joint_SKB = kernel.joint(piece)
-            resp_SKB, log_density_SB = posterior(log_joint_SKB)
-        else:
-            state, resp_SKB = kernel.state(piece), assign(piece)
-            log_density_SB = resp_SKB.new_zeros(resp_SKB.shape[0], resp_SKB.shape[2])
-        weight_B = weigh(weights_N, piece)
-        if weight_B is not None:
-            resp_SKB = resp_SKB * weight_B.to(resp_SKB.dtype)
-            log_density_SB = log_density_SB * weight_B
-        count = float(len(piece.x_BD)) if weight_B is None else weight_B.double().sum()
-        part = Tally(kernel.tally(state, resp_SKB), log_density_SB.double().sum(1),
-                     torch.as_tensor(count, dtype=torch.float64, device=resp_SKB.device))
+    for part in in_order(lambda piece: _expect_piece(kernel, piece, weights_N, assign), pieces):
         total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def _expect_piece(kernel: Any, piece: Piece, weights_N: Tensor | None, assign: Assign | None) -> Tally:
+    if assign is None:
+        state, log_joint_SKB = kernel.joint(piece)
+        resp_SKB, log_density_SB = posterior(log_joint_SKB)
+    else:
+        state, resp_SKB = kernel.state(piece), assign(piece)
+        log_density_SB = resp_SKB.new_zeros(resp_SKB.shape[0], resp_SKB.shape[2])
+    weight_B = weigh(weights_N, piece)
+    if weight_B is not None:
+        resp_SKB = resp_SKB * weight_B.to(resp_SKB.dtype)
+        log_density_SB = log_density_SB * weight_B
+    count = float(len(piece.x_BD)) if weight_B is None else weight_B.double().sum()
+    return Tally(kernel.tally(state, resp_SKB), log_density_SB.double().sum(1),
+                 torch.as_tensor(count, dtype=torch.float64, device=resp_SKB.device))
 
 
 def step(family: Family, rows: Rows, weights_N: Tensor | None, params: Params | None,

@@ -42,7 +42,7 @@ def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | Non
     source = "a model in memory" if isinstance(model, LanguageModel) else str(model)
     after = after.grown(record={
         "id": entry.name, "stage": entry.room, "method": entry.name, "config": to_dict(config), "seed": seed,
-        "inputs": [source], "tokens": tokens_BT.numel(), "measured_on": str(text) if text is not None else "random tokens",
+        "inputs": [source], "tokens": tokens_BT.numel(), "measured_on": "random tokens" if text is None else str(text),
         "versions": machine.versions(), "receipt": receipt.to_dict()})
     if out is not None:
         checkpoint.write(after, out)
@@ -61,7 +61,7 @@ def _random(vocab_size: int, seed: int) -> Tensor:
 def _read(text: str | Path, files: Any) -> Tensor:
     """The beginning of the text as windows [B, T]."""
     if "tokenizer.json" not in files:
-        raise MixwellError("the model has no tokenizer, so the text cannot be read; leave it out to weigh on random tokens.")
+        raise MixwellError("the model has no tokenizer to read the text with; leave it out to weigh on random tokens.")
     tokenizer, ids = Tokenizer.from_files(files), []
     for document in read_domain(text):
         ids += tokenizer.encode(document.text)

@@ -6,6 +6,7 @@ threads, the torch version and mixwell's source, so that it is made once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -72,10 +73,8 @@ class Calibrator:
         if isinstance(found, dict):
             return found
         found = measure()
-        try:
+        with contextlib.suppress(MixwellError, OSError):  # a home that cannot be written to costs a second each run
             write_json(cache_file(), {**_read_cache(), key: found})
-        except (MixwellError, OSError):
-            pass  # a home that cannot be written to costs a second each run, no more
         return found
 
     def shape_key(self, model_id: str) -> Any:
@@ -206,7 +205,7 @@ def _time_training(start: Checkpoint, rows: int, config: Training) -> Measured:
         labels_B = torch.zeros(count, dtype=torch.int64)
         loss = model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], labels_B=labels_B, generator=draws)
         (loss.nats if loss.aux is None else loss.nats + loss.aux).backward()
-        optimizer.step(0.0, optimizer.grad_norm(), config.grad_clip)
+        optimizer.step(0.0, float(optimizer.grad_norm()), config.grad_clip)
 
     try:
         return _measured(step, rows, config.seq_len, 3.0 * model.flops_per_token(config.seq_len))

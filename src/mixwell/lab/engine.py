@@ -22,7 +22,7 @@ import torch
 
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError, disk_errors, suggest
-from mixwell.core.files import digest, read_json, whole_folder, write_json
+from mixwell.core.files import read_json, whole_folder, write_json
 from mixwell.lab import machine, recipe
 from mixwell.lab.calibrate import Calibrator
 from mixwell.lab.keys import evaluation_key, stage_keys
@@ -93,7 +93,7 @@ def _redone(stages: Sequence[Stage], from_stage: str | None) -> set[str]:
     if from_stage is None:
         return set()
     if from_stage not in ids:
-        raise MixwellError(f"no stage {from_stage!r} to start from.{suggest(from_stage, ids)} Stages: {', '.join(ids)}.")
+        raise MixwellError(f"--from: no stage {from_stage!r}.{suggest(from_stage, ids)} Stages: {', '.join(ids)}.")
     return set(ids[ids.index(from_stage):])
 
 
@@ -105,9 +105,10 @@ def _planned(stage: Stage, keys: Mapping[str, str], out: Path, again: bool, chos
     weigh_key = evaluation_key(key, keys["tokens"], chosen.evaluate) if kind.evaluated else ""
     record = read_json(folder / "stage.json") if cached else {}
     evaluated = not weigh_key or record.get("evaluation", {}).get("key") == weigh_key
+    begun = not cached and not again and _work(folder).is_dir()
     nothing = Prediction()
-    return Planned(stage=stage, key=key, folder=folder, cached=cached, begun=not cached and not again and _work(folder).is_dir(),
-                   evaluation_key=weigh_key, evaluated=evaluated,
+    return Planned(stage=stage, key=key, folder=folder, cached=cached, begun=begun, evaluation_key=weigh_key,
+                   evaluated=evaluated,
                    predicted=nothing if cached or not calibrator else calibrator.predict(stage),
                    predicted_evaluation=nothing if evaluated or not calibrator
                    else calibrator.evaluation(stage.id, chosen.evaluate))

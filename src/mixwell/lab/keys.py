@@ -61,8 +61,7 @@ def _code(stage: Stage, inherited: Names) -> tuple[Names, str]:
         words = set(_words(stage.plain_config())) | {stage.method}
         named = _reachable(entries, words.union(*map(_literals, plain)), inherited)
     counted = plain | {e.path for e in entries if e.name in named}
-    return named, digest({str(f.relative_to(registry.ROOT.parent)) if f.is_relative_to(registry.ROOT.parent) else f.name:
-                          digest_file(f) for f in counted})
+    return named, _digest_files(counted)
 
 
 def _reachable(entries: Iterable[registry.Entry], words: set[str], inherited: Names) -> Names:
@@ -102,13 +101,19 @@ def _words(value: Any) -> Iterable[str]:
             yield from _words(item)
 
 
+def _digest_files(files: Iterable[Path]) -> str:
+    """Digest of names and contents; the names are told from the package, wherever it lies."""
+    inside = registry.ROOT.parent
+    return digest({str(f.relative_to(inside)) if f.is_relative_to(inside) else f.name: digest_file(f) for f in files})
+
+
 def source_digest() -> str:
     """Digest of all the source that a model's speed may hang on."""
     rooms = ("core", "experts", "sequence", "precision", "convert", "lm")
-    return digest({str(f): digest_file(f) for room in rooms for f in _files(room)})
+    return _digest_files(f for room in rooms for f in _files(room))
 
 
 def evaluation_key(stage_key: str, tokens_key: str, config: Any) -> str:
     """Key of the evaluation of a model stage."""
     files = [f for f in _files("lm") if f not in {e.path for e in registry.entries()}]
-    return digest([stage_key, tokens_key, to_dict(config), {f.name: digest_file(f) for f in files}])
+    return digest([stage_key, tokens_key, to_dict(config), _digest_files(files)])

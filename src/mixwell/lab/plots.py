@@ -9,7 +9,7 @@ paper as on a wide screen, follows light and dark, and needs no library, no font
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -68,13 +68,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_range: tuple[float, float] | None = None,
-               marks: Mapping[str, float] | None = None) -> Markup:
-    """Lines over a common x axis that begins at the smallest x.
-
-    `y_range` cuts what lies outside (the spike of the first steps); `marks` are named upright lines, in units of x.
-    Without a single finite point the result is empty.
-    """
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str,
+               y_range: tuple[float, float] | None = None) -> Markup:
+    """Lines over a common x axis. `y_range` cuts what lies outside. Without a finite point the result is empty."""
     lines = [(s, points) for s in series if (points := _finite(s))]
     if not lines:
         return Markup("")
@@ -82,62 +78,51 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_range:
     y_low, y_high = y_range or _padded([y for _, points in lines for _, y in points])
     across, up = _scale(x_low, x_high, 1000), _scale(y_low, y_high, 1000)
     x_ticks, y_ticks = ticks(x_low, x_high), ticks(y_low, y_high)
-    grid = "".join(f"M0 {1000 - up(y):.1f}H1000" for y in y_ticks)
-    inside = {name: x for name, x in (marks or {}).items() if x_low <= x <= x_high}
-    drawn = Markup("").join(_polyline(s, points, across, up) for s, points in lines)
-    drawn += Markup("").join(Markup('<path class="mark" d="M{:.1f} 0V1000"><title>{}</title></path>').format(across(x), n)
-                             for n, x in inside.items())
-    legend = _legend([(s.name, s.slot) for s, _ in lines if not s.faint])
     return Markup(
         '<figure class="chart">{legend}<div class="y-label">{y_label}</div>'
         '<div class="frame" data-x0="{x0}" data-x1="{x1}" data-y0="{y0}" data-y1="{y1}" data-x="{x_label}">'
         '<div class="y-ticks">{ys}</div><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
         'aria-label="{y_label} against {x_label}"><path class="grid" d="{grid}"/>{drawn}</svg>'
         '<div class="x-ticks">{xs}</div></div><div class="x-label">{x_label}</div></figure>'
-    ).format(legend=legend, x_label=x_label, y_label=y_label, x0=x_low, x1=x_high, y0=y_low, y1=y_high, grid=grid,
-             drawn=drawn, ys=_labels(y_ticks, up, "bottom"), xs=_labels(x_ticks, across, "left"))
+    ).format(legend=_legend([(s.name, s.slot) for s, _ in lines if not s.faint]), x_label=x_label, y_label=y_label,
+             x0=x_low, x1=x_high, y0=y_low, y1=y_high, grid="".join(f"M0 {1000 - up(y):.1f}H1000" for y in y_ticks),
+             drawn=_joined(_polyline(s, points, across, up) for s, points in lines),
+             ys=_labels(y_ticks, up, "bottom"), xs=_labels(x_ticks, across, "left"))
 
 
 def dot_chart(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], *, label: str,
               colors: Mapping[str, int] | None = None, decimals: int = 3) -> Markup:
     """One row a group, one dot a series, on a common axis that need not begin at zero."""
     colors = colors or slots(list(series))
-    values = [v for row in series.values() for v in row if units.is_number(v)]
+    values = _values(series)
     if not values:
         return Markup("")
-    low, high = _padded([float(v) for v in values if v is not None])
-    across = _scale(low, high, 100)
-    rows = Markup("").join(
-        Markup('<div class="dot-row"><span class="name">{}</span><span class="track" style="height:{:.2f}rem">{}</span>'
-               '</div>').format(group, 0.6 + 0.5 * len(series), Markup("").join(
-                   _dot(name, row[i], colors[name], across, (k + 1) / (len(series) + 1), decimals)
-                   for k, (name, row) in enumerate(series.items())))
-        for i, group in enumerate(groups))
-    axis = _labels(ticks(low, high), _scale(low, high, 1000), "left")
-    return Markup('<figure class="dots">{}{}<div class="dot-row"><span class="name"></span><div class="x-ticks">{}</div>'
-                  '</div><div class="x-label">{}</div></figure>').format(
-        _legend([(name, colors[name]) for name in series]), rows, axis, label)
+    low, high = _padded(values)
+    across = _scale(low, high, 1000)
+    row = Markup('<div class="dot-row"><span class="name">{}</span>'
+                 '<span class="track" style="height:{:.2f}rem">{}</span></div>')
+    rows = _joined(row.format(group, 0.6 + 0.5 * len(series), _joined(
+        _dot(name, line[i], colors[name], across, (k + 1) / (len(series) + 1), decimals)
+        for k, (name, line) in enumerate(series.items()))) for i, group in enumerate(groups))
+    return Markup('<figure class="dots">{}{}<div class="dot-row"><span class="name"></span>'
+                  '<div class="x-ticks">{}</div></div><div class="x-label">{}</div></figure>').format(
+        _legend([(name, colors[name]) for name in series]), rows, _labels(ticks(low, high), across, "left"), label)
 
 
 def bar_chart(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], *,
               form: Callable[[float], str] = units.number, colors: Mapping[str, int] | None = None) -> Markup:
     """Bars from zero, grouped: one bar a series in each group, each with its value; missing values have no bar."""
     colors = colors or slots(list(series))
-    values = [float(v) for row in series.values() for v in row if v is not None and units.is_number(v)]
+    values = _values(series)
     if not values:
         return Markup("")
     if min(values) < 0:
         raise ValueError(f"bars begin at zero, got {min(values)}; use dot_chart for values below zero")
-    top = max(values) or 1.0
-    parts = []
-    for i, group in enumerate(groups):
-        bars = [Markup('<div class="bar s{}" title="{}: {}"><i style="width:{:.2f}%"></i><b>{}</b></div>').format(
-                    colors[name], name, form(row[i]), 100 * row[i] / top, form(row[i]))
-                for name, row in series.items() if units.is_number(row[i])]
-        parts.append(Markup('<div class="bar-row"><span class="name">{}</span><div>{}</div></div>').format(
-            group, Markup("").join(bars)))
+    rows = _joined(Markup('<div class="bar-row"><span class="name">{}</span><div>{}</div></div>').format(
+        group, _joined(_bar(name, line[i], max(values) or 1.0, colors[name], form) for name, line in series.items()))
+        for i, group in enumerate(groups))
     legend = _legend([(name, colors[name]) for name in series]) if len(series) > 1 else Markup("")
-    return Markup('<figure class="bars">{}{}</figure>').format(legend, Markup("").join(parts))
+    return Markup('<figure class="bars">{}{}</figure>').format(legend, rows)
 
 
 def heat_map(values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str], low: float,
@@ -151,11 +136,12 @@ def heat_map(values: Sequence[Sequence[float]], *, rows: Sequence[str], columns:
     if not low <= center <= high or low == high:
         raise ValueError(f"expected low <= center <= high, not all equal, got {low}, {center}, {high}")
     wide, beside = len(columns) > 16, beside or {}
-    head = Markup("").join([*(Markup('<th scope="col">{}</th>').format(c) for c in columns),
-                            *(Markup('<th scope="col" class="beside">{}</th>').format(c) for c in beside)])
+    head = _joined(Markup('<th scope="col">{}</th>').format(c) for c in columns)
+    head += _joined(Markup('<th scope="col" class="beside">{}</th>').format(c) for c in beside)
     body = []
     for i, (row, line) in enumerate(zip(rows, values)):
-        cells = [_cell(v, f"{corner} {row}, {column}".strip(), wide, (low, center, high), form) for column, v in zip(columns, line)]
+        cells = [_cell(value, f"{corner} {row}, {column}".strip(), wide, (low, center, high), form)
+                 for column, value in zip(columns, line)]
         cells += [Markup('<td class="beside">{}</td>').format(column[i]) for column in beside.values()]
         body.append(Markup('<tr><th scope="row">{}</th>{}</tr>').format(row, Markup("").join(cells)))
     return Markup('<div class="scroll"><table class="heat{}"><thead><tr><th>{}</th>{}</tr></thead><tbody>{}</tbody>'
@@ -163,21 +149,35 @@ def heat_map(values: Sequence[Sequence[float]], *, rows: Sequence[str], columns:
 
 
 def lanes(nodes: Sequence[Node]) -> Markup:
-    """Rows from first to last with rails at the left: a child goes on in its parent's lane, the next ones branch off."""
+    """Rows from first to last, rails at the left: a first child goes on in its parent's lane, others branch off."""
+    lane = _assign_lanes(nodes)
+    height, step = 56, 22
+    width = step * (max(lane.values(), default=0) + 1)
+    place = {node.name: (11 + step * lane[node.name], height * i + 18) for i, node in enumerate(nodes)}
+    edges = _joined(_edge(place[n.parent], place[n.name], n.slot) for n in nodes if n.parent in place)
+    dots = _joined(Markup('<circle class="s{}" cx="{}" cy="{}" r="6"/>').format(n.slot, *place[n.name]) for n in nodes)
+    rows = _joined(Markup("<li><b>{}</b><span>{}</span></li>").format(n.title, n.detail) for n in nodes)
+    return Markup('<div class="lanes"><svg width="{w}" height="{h}" viewBox="0 0 {w} {h}" aria-hidden="true">'
+                  '{edges}{dots}</svg><ol>{rows}</ol></div>').format(w=width, h=height * len(nodes), edges=edges,
+                                                                     dots=dots, rows=rows)
+
+
+def _assign_lanes(nodes: Sequence[Node]) -> dict[str, int]:
     lane: dict[str, int] = {}
-    at = {node.name: i for i, node in enumerate(nodes)}
     followed: set[str] = set()
     for node in nodes:
-        known = node.parent in lane
-        lane[node.name] = lane[node.parent] if known and node.parent not in followed else max(lane.values(), default=-1) + 1
+        goes_on = node.parent in lane and node.parent not in followed
+        lane[node.name] = lane[node.parent] if goes_on else max(lane.values(), default=-1) + 1
         followed.add(node.parent)
-    height, step, width = 56, 22, 22 * (max(lane.values(), default=0) + 1)
-    place = {n: (11 + step * lane[n], height * at[n] + 18) for n in at}
-    edges = Markup("").join(_edge(place[n.parent], place[n.name], n.slot) for n in nodes if n.parent in place)
-    dots = Markup("").join(Markup('<circle class="s{}" cx="{}" cy="{}" r="6"/>').format(n.slot, *place[n.name]) for n in nodes)
-    rows = Markup("").join(Markup('<li><b>{}</b><span>{}</span></li>').format(n.title, n.detail) for n in nodes)
-    return Markup('<div class="lanes"><svg width="{w}" height="{h}" viewBox="0 0 {w} {h}" aria-hidden="true">{edges}{dots}'
-                  '</svg><ol>{rows}</ol></div>').format(w=width, h=height * len(nodes), edges=edges, dots=dots, rows=rows)
+    return lane
+
+
+def _joined(parts: Iterable[Markup]) -> Markup:
+    return Markup("").join(parts)
+
+
+def _values(series: Mapping[str, Sequence[float | None]]) -> list[float]:
+    return [float(v) for line in series.values() for v in line if units.is_number(v)]
 
 
 def _finite(series: Series) -> list[tuple[float, float]]:
@@ -211,8 +211,9 @@ def _polyline(series: Series, points: Sequence[tuple[float, float]], across: Cal
 
 
 def _labels(values: Sequence[float], scale: Callable[[float], float], side: str) -> Markup:
-    return Markup("").join(
-        Markup('<span style="{}:{:.2f}%">{}</span>').format(side, scale(v) / 10, _tick(v, values)) for v in values)
+    """Tick labels at `scale(v)` thousandths of the frame from its `side`."""
+    return _joined(Markup('<span style="{}:{:.2f}%">{}</span>').format(side, scale(v) / 10, _tick(v, values))
+                   for v in values)
 
 
 def _tick(value: float, values: Sequence[float]) -> str:
@@ -224,19 +225,28 @@ def _tick(value: float, values: Sequence[float]) -> str:
 
 
 def _legend(entries: Sequence[tuple[str, int]]) -> Markup:
-    items = Markup("").join(Markup('<li class="s{}">{}</li>').format(slot, name) for name, slot in dict.fromkeys(entries))
+    items = _joined(Markup('<li class="s{}">{}</li>').format(slot, name) for name, slot in dict.fromkeys(entries))
     return Markup('<ul class="legend">{}</ul>').format(items)
 
 
-def _dot(name: str, value: float | None, slot: int, across: Callable[[float], float], down: float, decimals: int) -> Markup:
+def _dot(name: str, value: float | None, slot: int, across: Callable[[float], float], down: float,
+         decimals: int) -> Markup:
     """One dot; `down` (0 to 1) sets the series of a row apart, so that equal values hide nothing."""
-    if value is None or not units.is_number(value):
+    if not units.is_number(value):
         return Markup("")
     return Markup('<i class="s{}" style="left:{:.2f}%;top:{:.0f}%" title="{}: {}"></i>').format(
-        slot, across(value), 100 * down, name, units.fixed(value, decimals))
+        slot, across(value) / 10, 100 * down, name, units.fixed(value, decimals))
 
 
-def _cell(value: float, name: str, wide: bool, stops: tuple[float, float, float], form: Callable[[float], str]) -> Markup:
+def _bar(name: str, value: float | None, top: float, slot: int, form: Callable[[float], str]) -> Markup:
+    if not units.is_number(value):
+        return Markup("")
+    return Markup('<div class="bar s{}" title="{}: {}"><i style="width:{:.2f}%"></i><b>{}</b></div>').format(
+        slot, name, form(value), 100 * value / top, form(value))
+
+
+def _cell(value: float, name: str, wide: bool, stops: tuple[float, float, float],
+          form: Callable[[float], str]) -> Markup:
     low, center, high = stops
     if not units.is_number(value):
         return Markup('<td title="{}">{}</td>').format(name, "" if wide else units.ABSENT)

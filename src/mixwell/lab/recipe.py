@@ -80,7 +80,7 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recip
 
 def _parse(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        raise MixwellError(f"{path} is a folder; expected a recipe file. For a model folder write `model: {path}` in one.")
+        raise MixwellError(f"{path} is a folder; expected a recipe file. A model folder goes in one: `model: {path}`.")
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
@@ -132,7 +132,9 @@ def _counted(value: Any, key: str = "") -> Any:
         return {k: _counted(v, str(k)) for k, v in value.items()}
     if isinstance(value, list):
         return [_counted(v, key) for v in value]
-    if key in COUNTS and isinstance(value, str) and (match := re.fullmatch(r"([\d.]+(?:[eE]\d+)?)\s*([A-Za-z]?)", value)):
+    if not (key in COUNTS and isinstance(value, str)):
+        return value
+    if match := re.fullmatch(r"(\d+\.?\d*(?:[eE]\d+)?)\s*([A-Za-z]?)", value):
         if match.group(2) not in SUFFIXES:
             raise MixwellError(f"{key}: {value!r} ends in {match.group(2)!r}; expected k, M, G, T or P.")
         number = float(match.group(1)) * SUFFIXES[match.group(2)]
@@ -183,7 +185,7 @@ def _config(kind: str, method: str, options: Mapping[str, Any], where: str) -> A
 
 def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -> Stage:
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
-        raise MixwellError(f"{place}: expected keys and values with an id, such as {{id: dense, train: {{tokens: 1M}}}}.")
+        raise MixwellError(f"{place}: expected an entry with an id, such as {{id: dense, train: {{tokens: 1M}}}}.")
     id, where = entry["id"], f"stages.{entry['id']}"
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", id):
         raise MixwellError(f"{place}: the id {id!r} becomes a folder; use letters, digits, '_' and '-'.")
@@ -195,7 +197,8 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     if kind.family:
         method, options = _method(kind, options, where, name)
     if name == "train":
-        options = {**{k: v for k, v in recipe.train.items() if not (k in BUDGETS and BUDGETS & set(options))}, **options}
+        dropped = BUDGETS if BUDGETS & set(options) else set()  # a stage's own budget takes the place of the default
+        options = {**{k: v for k, v in recipe.train.items() if k not in dropped}, **options}
     seed = options.pop("seed", recipe.seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise MixwellError(f"{where}.seed: expected a whole number, got {seed!r}.")
@@ -240,5 +243,6 @@ def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], wh
     models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
     if source not in models:
         what = "makes no model" if source in found else "is no stage above this one"
-        raise MixwellError(f"{where}.from: {source!r} {what}.{suggest(str(source), models)} Models: {', '.join(models)}.")
+        hint = suggest(str(source), models)
+        raise MixwellError(f"{where}.from: {source!r} {what}.{hint} Models: {', '.join(models)}.")
     return {role: source if role == "model" else role for role in kind.roles}

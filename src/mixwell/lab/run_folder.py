@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json
+from mixwell.lab import units
 
 MODEL_KINDS = ("build", "load", "model", "train", "convert", "compress", "merge", "adapt")
 
@@ -42,7 +44,7 @@ class Stage:
     @property
     def receipt(self) -> Mapping[str, Any]:
         """What a conversion changed; empty where none was taken."""
-        return _mapping(self.result.get("receipt"))
+        return mapping(self.result.get("receipt"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,11 @@ class Run:
         known = self.inputs(stage)
         return next((s for s in reversed(known) if is_model(s)), known[-1] if known else None)
 
+    def total(self, stage: Stage, budget: str) -> float:
+        """What training `stage` took of `budget` (tokens, flops, seconds): as it says, else by its last metric."""
+        said = [figure(stage.result, budget), *(figure(line, budget) for line in stage.metrics[-1:])]
+        return next((v for v in said if not math.isnan(v)), math.nan)
+
     def branch_ends(self) -> list[Stage]:
         """Training stages that no later training builds on: the competitors of the run."""
         training = [s for s in self.stages if s.trains]
@@ -105,15 +112,17 @@ def read_run(folder: str | Path) -> Run:
 
 def read_stage(folder: Path, entry: Mapping[str, Any] | None = None) -> Stage:
     """Read one stage folder; `entry` is what the run's record says of it and fills what the folder leaves out."""
-    data = {**(entry or {}), **_mapping(read_json(folder / "stage.json"))}
-    result = _mapping(data.get("result"))
-    predicted = {**_mapping(data.get("predicted")), **_mapping(result.get("predicted"))}
+    data = {**(entry or {}), **mapping(read_json(folder / "stage.json"))}
+    result = mapping(data.get("result"))
+    predicted = {**mapping(data.get("predicted")), **mapping(result.get("predicted"))}
     stated = {key: result.get(key) for key in ("tokens", "flops", "peak_bytes")} | {"seconds": data.get("seconds")}
-    actual = {**stated, **{k: v for k, v in _mapping(data.get("actual")).items() if v is not None}}
+    actual = {**stated, **{k: v for k, v in mapping(data.get("actual")).items() if v is not None}}
+    evaluation = data.get("evaluation") or (result if "bits_per_byte" in result else None)
     return Stage(id=str(data.get("id") or folder.name.rpartition("-")[0]), kind=str(data.get("stage") or ""),
                  method=str(data.get("method") or ""), key=str(data.get("key") or ""),
-                 config=_mapping(data.get("config")), inputs=_names(data.get("inputs")), result=result, evaluation=_mapping(data.get("evaluation") or (result if "bits_per_byte" in result else None)),
-                 predicted=predicted, actual=actual, metrics=_metrics(folder / str(result.get("metrics") or "metrics.jsonl")))
+                 config=mapping(data.get("config")), inputs=_names(data.get("inputs")), result=result,
+                 evaluation=mapping(evaluation), predicted=predicted, actual=actual,
+                 metrics=_metrics(folder / str(result.get("metrics") or "metrics.jsonl")))
 
 
 def _entry(entry: Any) -> tuple[str, Mapping[str, Any]]:
@@ -146,8 +155,20 @@ def _metrics(path: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(lines.values())
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
+    """`value` where it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def figure(record: Mapping[str, Any], name: str) -> float:
+    """A number of a record; not a number where it is missing or anything else."""
+    value = record.get(name)
+    return float(value) if units.is_number(value) else math.nan
+
+
+def numbers(value: Any) -> dict[str, float]:
+    """The entries of a mapping that are finite numbers."""
+    return {str(k): float(v) for k, v in mapping(value).items() if units.is_number(v)}
 
 
 def _names(value: Any) -> tuple[str, ...]:

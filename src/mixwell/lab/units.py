@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 THIN = "\u202f"  # narrow no-break space
 ABSENT = "–"
@@ -11,7 +11,7 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite int or float (a bool is not a number)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -26,7 +26,8 @@ def number(value: Any, digits: int = 3) -> str:
     if exponent < -3 or exponent > 5:
         mantissa = f"{value / 10.0**exponent:.{digits - 1}f}"
         return f"{mantissa}{THIN}×{THIN}10{str(exponent).translate(_SUPERSCRIPT)}".replace("-", "−")
-    return f"{round(value, digits - 1 - exponent):,.{max(digits - 1 - exponent, 0)}f}".replace(",", THIN).replace("-", "−")
+    decimals = digits - 1 - exponent
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}".replace(",", THIN).replace("-", "−")
 
 
 def fixed(value: Any, decimals: int) -> str:
@@ -66,9 +67,11 @@ def _joined(text: str, unit: str) -> str:
 
 
 def seconds(value: Any) -> str:
-    """A duration: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 07 min`."""
+    """A duration: `52 ms`, `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 07 min`."""
     if not is_number(value):
         return ABSENT
+    if 0 < value < 0.0995:
+        return f"{number(1000 * value, 2)}{THIN}ms"
     if value < 59.95:
         return f"{number(value, 3 if value >= 10 else 2)}{THIN}s"
     minutes, rest = divmod(round(value), 60)

@@ -1,9 +1,9 @@
 """Who won: branches of a run compared at an equal budget of tokens, FLOPs or seconds, with the noise of the curves.
 
 At the largest budget that every branch reached, each loss curve is fitted by a straight line through its nearest
-points; the line's value there is the loss, its standard error the noise. Where two curves were measured at the same
-budgets (the same batches, usually) the line is fitted through their differences, which cancels what they share. A gap
-under two standard errors is no difference.
+points: its value there is the loss, the half-width of its 95 % interval the noise. Where two curves were measured
+at the same budgets (the same batches, usually) the line is fitted through their differences, which cancels what they
+share. A gap within the noise is no difference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from mixwell.lab import units
 
 BUDGETS = {"tokens": "", "flops": "FLOP", "seconds": "s"}  # budget -> its unit
-SIGMAS = 2.0  # a gap counts from this many standard errors on
+NAMES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 MIN_POINTS = 4  # fewer leave a straight line no degrees of freedom to judge it by
 
 
@@ -38,7 +38,7 @@ class Verdict:
     budget: str  # tokens, flops or seconds
     at: float = math.nan  # the budget each branch was given
     standings: tuple[tuple[str, float], ...] = ()  # (name, loss), best first
-    noise: float = math.nan  # two standard errors of the gap between the first two
+    noise: float = math.nan  # half-width of the 95 % interval of the gap between the first two
     winner: str = ""  # empty: no clear difference, or not comparable
     obstacle: str = ""  # why no comparison was possible
     caveats: tuple[str, ...] = ()
@@ -61,24 +61,24 @@ def judge(curves: Sequence[Curve], budget: str) -> Verdict:
     points = {curve.name: _points(curve, budget) for curve in curves}
     for name, (x, _) in points.items():
         if len(x) < MIN_POINTS:
-            return Verdict(budget=budget, obstacle=f"{name} recorded {len(x) or 'no'} points of loss against {budget}, "
-                                                   f"of {MIN_POINTS} needed")
+            return Verdict(budget=budget, obstacle=f"of {MIN_POINTS} points of loss against {NAMES[budget]} that are "
+                                                   f"needed, {name} recorded {len(x) or 'none'}")
     at = min(float(x[-1]) for x, _ in points.values())
     for name, (x, _) in points.items():
         if float(x[0]) > at:
-            return Verdict(budget=budget, obstacle=f"{name} had spent more {budget} at its first measurement than "
-                                                   "another branch in all")
+            return Verdict(budget=budget, obstacle=f"at its first measurement, {name} had spent more {NAMES[budget]} "
+                                                   "than another branch in all")
     ranked = sorted(points, key=lambda name: fit_at(*points[name], at)[0])
-    gap, error = _gap(points[ranked[1]], points[ranked[0]], at)
-    noise = SIGMAS * error
+    gap, noise = _gap(points[ranked[1]], points[ranked[0]], at)
     standings = tuple((name, fit_at(*points[name], at)[0]) for name in ranked)
     return Verdict(budget=budget, at=at, standings=standings, noise=noise, winner=ranked[0] if gap > noise else "",
                    caveats=_schedule_caveat(curves, budget, at))
 
 
 def fit_at(x: np.ndarray, y: np.ndarray, at: float) -> tuple[float, float]:
-    """Value and standard error at `at` of the least-squares line through the nearest 15 % of the points (8 or more)."""
-    count = min(len(x), max(8, round(0.15 * len(x))))
+    """Value at `at` of the least-squares line through the nearest 15 % of the points (five or more), and the
+    half-width of its 95 % interval."""
+    count = min(len(x), max(5, round(0.15 * len(x))))
     near = np.argsort(np.abs(x - at), kind="stable")[:count]
     u, v = x[near] - at, y[near]
     u_mean, spread = u.mean(), float(((u - u.mean()) ** 2).sum())
@@ -86,22 +86,32 @@ def fit_at(x: np.ndarray, y: np.ndarray, at: float) -> tuple[float, float]:
     value = float(v.mean() - slope * u_mean)
     residual = v - value - slope * u
     variance = float((residual**2).sum()) / max(count - 2, 1)
-    return value, math.sqrt(variance * (1 / count + (u_mean**2 / spread if spread > 0 else 0.0)))
+    error = math.sqrt(variance * (1 / count + (u_mean**2 / spread if spread > 0 else 0.0)))
+    return value, student(max(count - 2, 1)) * error
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by Cornish and Fisher's expansion: 1 % off at three degrees of freedom and
+    nearer above. Few points make a residual that is small by luck; this is what it costs."""
+    z = 1.959964
+    return (z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+            + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3))
 
 
 def _points(curve: Curve, budget: str) -> tuple[np.ndarray, np.ndarray]:
     """The finite points of a curve as arrays, by rising budget."""
-    pairs = [(x, y) for x, y in zip(curve.spent.get(budget, ()), curve.loss) if units.is_number(x) and units.is_number(y)]
-    array = np.array(sorted(pairs), dtype=np.float64).reshape(-1, 2)
+    pairs = zip(curve.spent.get(budget, ()), curve.loss)
+    finite = sorted((x, y) for x, y in pairs if units.is_number(x) and units.is_number(y))
+    array = np.array(finite, dtype=np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
 
 def _gap(worse: tuple[np.ndarray, np.ndarray], better: tuple[np.ndarray, np.ndarray], at: float) -> tuple[float, float]:
-    """`worse - better` at `at` with its standard error, from paired differences where the budgets agree."""
+    """`worse - better` at `at` with the half-width of its interval, from paired differences where the budgets agree."""
     if len(worse[0]) == len(better[0]) and np.array_equal(worse[0], better[0]):
         return fit_at(worse[0], worse[1] - better[1], at)
-    (a, error_a), (b, error_b) = fit_at(*worse, at), fit_at(*better, at)
-    return a - b, math.hypot(error_a, error_b)
+    (a, half_a), (b, half_b) = fit_at(*worse, at), fit_at(*better, at)
+    return a - b, math.hypot(half_a, half_b)
 
 
 def _schedule_caveat(curves: Sequence[Curve], budget: str, at: float) -> tuple[str, ...]:
@@ -115,5 +125,5 @@ def _schedule_caveat(curves: Sequence[Curve], budget: str, at: float) -> tuple[s
     low, high = min(left, key=left.__getitem__), max(left, key=left.__getitem__)
     if left[high] < 2 * max(left[low], 1e-9):
         return ()
-    return (f"there the learning rate of {low} stood at {units.percent(left[low], 0)} of its peak and that of {high} at "
-            f"{units.percent(left[high], 0)}, which favours {low}",)
+    return (f"there the learning rate of {low} stood at {units.percent(left[low], 0)} of its peak and that of {high} "
+            f"at {units.percent(left[high], 0)}, which favours {low}",)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mixwell.core import rng
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
+from mixwell.core.kernels import linear
 from mixwell.core.routing import Context, Routing
 from mixwell.lm import generate as sampling
 from mixwell.lm.config import ModelConfig
@@ -147,8 +148,11 @@ class LanguageModel(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The head's weights [V, D]."""
-        return self.embed.weight if self.config.tie_embeddings else self.head.weight
+        """The head's weights [V, D], int8 ones in the type computed in."""
+        if self.config.tie_embeddings:
+            return self.embed.weight
+        weight = self.head.weight
+        return weight if weight.is_floating_point() else (weight * self.head.get_buffer("weight_scale")).to(self.dtype)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -226,7 +230,7 @@ class LanguageModel(nn.Module):
         return self.norm(x), [m.routing for m in all_mixed], *_gathered(all_mixed)
 
     def _logits(self, h: Tensor) -> Tensor:
-        logits = nn.functional.linear(h, self.head_weight)
+        logits = linear(h, self.embed.weight) if self.config.tie_embeddings else self.head(h)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def flops_per_token(self, context_length: int) -> float:

@@ -54,7 +54,7 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
           device: str | torch.device = "cpu") -> TrainResult:
     """Train `model` in place until the budget is used, going on from `folder` where a run was interrupted.
 
-    model: with `loss(tokens_BT, targets_BT, labels_B=, step=, generator=)` and `flops_per_token(context_length)`.
+    model: a `LanguageModel`, or a module with its `loss`, `flops_per_token` and `cast`.
     folder: gets `metrics.jsonl`, a line each `log_every` steps, and the resumable state in `state/`.
     weights: share of the windows by domain; None takes each domain by its size.
     progress: called after every step with the steps done, the share of the budget used, and

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixwell.core.kernels import linear
+from mixwell.core.packing import weight_of
+
 BLOCK = 128  # queries per block: on a CPU the scores of one block stay in cache, and half of a causal square is skipped
 LONGEST = 2048  # above this many queries the saved probabilities of blocks outgrow what they gain
 
@@ -68,6 +71,8 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """x W^T + b with weights of normal draws, std 0.02, and a bias that starts at 0."""
 
+    packable = ("weight",)  # see `core.packing`
+
     def __init__(self, inputs: int, outputs: int, bias: bool, generator: torch.Generator | None) -> None:
         super().__init__()
         device = None if generator is None else generator.device
@@ -76,7 +81,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        return F.linear(x, self.weight, self.bias)
+        y = linear(x, weight_of(self, "weight"))
+        return y if self.bias is None else y + self.bias
 
 
 def check_rope_scaling(scaling: Mapping[str, Any] | None) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.kernels import expert_mlp, mlp
+from mixwell.core.packing import weight_of
 from mixwell.core.method import method
 from mixwell.core.routing import Context, combine, dispatch, plan
 from mixwell.experts.layers._parts import (
@@ -67,6 +68,7 @@ class MoE(ChannelMixer):
     """Sparse mixture of SwiGLU experts."""
 
     config: Config
+    packable = ("gate_up_proj", "down_proj", "shared_gate_up_proj", "shared_down_proj")
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -83,7 +85,8 @@ class MoE(ChannelMixer):
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
         routing = self.router(x_TD, context)
         order = plan(routing.indices_TK, self.config.num_experts)
-        rows = expert_mlp(dispatch(x_TD, order), order.counts_E, self.gate_up_proj, self.down_proj)
+        rows = expert_mlp(dispatch(x_TD, order), order.counts_E, weight_of(self, "gate_up_proj"),
+                          weight_of(self, "down_proj"))
         y = combine(rows, order, routing.weights_TK)
         if self.config.shared_width:
             y = y + mlp(x_TD, self.shared_gate_up_proj, self.shared_down_proj)

@@ -34,6 +34,10 @@ class Router(nn.Module):
         """Experts that a token visits on average, for counting FLOPs; the most it can visit where that varies."""
         return float(getattr(self.config, "k", self.num_experts))
 
+    def share(self, first: Router) -> None:
+        """Called by whoever stacks layers, with the router of the first mixture layer of the same method, before
+        training or loading; a router that keeps some of its parameters in common over depth takes them from there."""
+
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]."""
         raise NotImplementedError
@@ -147,3 +151,18 @@ def balanced_buckets(frequencies: Sequence[float], num_buckets: int) -> list[int
         buckets[item] = bucket
         heapq.heapreplace(heap, (weight + float(frequencies[item]), items + 1, bucket))
     return buckets
+
+
+def check_choice(k: int, renormalise: bool | None) -> None:
+    """Refuse a number of experts below 1, and k = 1 with weights that are always 1."""
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1")
+    if k == 1 and renormalise:
+        raise ValueError("k = 1 with renormalise leaves the router without a gradient; set renormalise: false")
+
+
+def softmax_top_k(logits_TE: Tensor, k: int, renormalise: bool | None = None) -> Routing:
+    """The k experts of highest softmax score; weights sum to 1 where `renormalise` (default: wherever k > 1)."""
+    scores = logits_TE.softmax(-1)
+    indices, weights = select(scores, k, renormalise=k > 1 if renormalise is None else renormalise)
+    return Routing(indices, weights, scores, logits_TE)

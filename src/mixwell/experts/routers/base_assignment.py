@@ -5,10 +5,10 @@
 **Shapes:** h = x [T, D], w [E, D], indices and weights [T, 1], scores [T, E] (sigmoid of the affinities).
 **Reference:** Lewis et al. 2021, BASE Layers (2103.16716), eq. 1-3; auction algorithm for similar objects after
     Bertsekas and Castanon 1989, with scaling of epsilon.
-**Differs:** the auction runs until every token is placed and is within `tolerance` times the range of the affinities, a
-    token, of the optimum (the authors' stops after 100 rounds and fills up greedily). T need not be divisible by E:
-    empty tokens fill up. One process: no shuffling over workers. Padding goes by its affinities.
-**Fails when:** the batch is far from evenly mixed: balance is forced on every batch, and the choice at inference differs.
+**Differs:** the auction runs until every token is placed, and loses at most `tolerance` times the range of the
+    affinities a token against the optimum (the authors' stops after 100 rounds and fills up greedily). T need not be
+    divisible by E: empty tokens fill up. One process: no shuffling over workers. Padding goes by its affinities.
+**Fails when:** batches are far from evenly mixed: balance is forced on each, and the choice at inference differs.
 **Cost:** O(T E D) for the affinities; O(T E + T log T) a round, tens to some hundreds of rounds.
 """
 
@@ -39,16 +39,20 @@ class Config:
 def balanced_assignment(affinity_TE: Tensor, tolerance: float) -> Tensor:
     """The expert of each token, int64 [T], with at most ceil(T / E) tokens an expert.
 
-    The summed affinity is within T * tolerance * (max - min) of the best there is. Deterministic; no gradient.
+    The summed affinity is within C E * tolerance * (max - min) of the best there is, max and min taken once what a
+    whole row or column shares is subtracted. Deterministic; no gradient; raises `ValueError` on NaN or infinity.
     """
     tokens, experts = affinity_TE.shape
     if not tokens or experts == 1:
         return torch.zeros(tokens, dtype=torch.int64, device=affinity_TE.device)
     slots = -(-tokens // experts)
     value = affinity_TE.detach().double()
-    spread = float(value.max() - value.min()) or 1.0
-    empty = value.new_full((slots * experts - tokens, experts), float(value.min()))
-    value, price = torch.cat((value, empty)), value.new_zeros(experts)
+    if not torch.isfinite(value).all():
+        raise ValueError("the affinities hold values that are not finite; look for the step at which training diverged")
+    value = torch.cat((value, value.new_zeros(slots * experts - tokens, experts)))
+    value = value - value.mean(0)  # what all tokens or all experts share changes no assignment, only the range
+    value = value - value.mean(1, keepdim=True)
+    spread, price = float(value.max() - value.min()) or 1.0, value.new_zeros(experts)
     epsilon = max(0.25, tolerance)
     while True:
         expert, price = _auction(value, price, slots, epsilon * spread)
@@ -82,7 +86,10 @@ def _auction(value_TE: Tensor, price_E: Tensor, slots: int, epsilon: float) -> t
 
 @method(
     title="BASE balanced assignment",
-    paper=("BASE Layers: Simplifying Training of Large, Sparse Models", "A Review of Sparse Expert Models in Deep Learning"),
+    paper=(
+        "BASE Layers: Simplifying Training of Large, Sparse Models",
+        "A Review of Sparse Expert Models in Deep Learning",
+    ),
     year=2021,
     tags={"token-choice", "batch-invariant"},
 )

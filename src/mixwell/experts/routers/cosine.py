@@ -5,9 +5,9 @@
 **Shapes:** x [T, D], P [d_e, D], e [E, d_e], indices and weights [T, K], scores [T, E].
 **Reference:** Chi et al. 2022, X-MoE (2204.09179), eq. 6-7; perturbed norms: Nguyen et al. 2024 (2405.14131), eq. 3;
     both as LibMoE (2411.00918) compares them.
-**Differs:** d_e = E / 2 as in the paper but at least 2, since on a line every cosine is 1 or -1. The temperature is kept
-    above 0.01. Expert embeddings are not rescaled to norm 1.5 after each step as in the authors' code: without tau the
-    cosine does not see their norm. Paper's start values from memory: temperature 0.3 (softmax), 0.07 (sigmoid).
+**Differs:** d_e = E / 2 as in the paper but at least 2, since on a line every cosine is 1 or -1. The temperature is
+    held above 0.01. Expert embeddings are not rescaled to norm 1.5 before each step as in the authors' code: without
+    tau the cosine does not see their norm. The start temperatures 0.3 and 0.07 are from memory of the paper.
 **Fails when:** scores saturate: cosine over temperature is bounded, so that no token can be routed with certainty while
     the temperature is large.
 **Cost:** O(T D d_e + T E d_e).
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.routers._parts import Router, check_k, normal, select, wide
+
+FLOOR = 0.01  # lowest temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,6 @@ class Config:
             raise ValueError(f"temperature is {self.temperature}; expected a number above {FLOOR}")
         if not self.perturb >= 0:
             raise ValueError(f"perturb is {self.perturb}; expected 0 or more")
-
-
-FLOOR = 0.01  # lowest temperature
 
 
 def cosine_logits(z_TR: Tensor, embedding_ER: Tensor, temperature: Tensor, perturb: float = 0.0) -> Tensor:

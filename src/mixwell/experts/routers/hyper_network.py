@@ -75,11 +75,11 @@ class HyperNetwork(Router):
         width, hidden = config.embedding_dim or dim, config.hidden_dim or max(1, dim // 4)
         outputs = num_experts * (dim + 1)
         self.embedding = nn.Parameter(normal((width,), 1.0, generator))
-        for name, value in (("inner", normal((hidden, width), width**-0.5, generator)),
-                            ("inner_bias", torch.zeros_like(self.embedding.new_empty(hidden))),
-                            ("outer", normal((outputs, hidden), hidden**-0.5, generator)),
-                            ("outer_bias", torch.zeros_like(self.embedding.new_empty(outputs)))):
-            self.register_parameter(name, nn.Parameter(value, requires_grad=config.train_network))
+        train = config.train_network
+        self.inner = nn.Parameter(normal((hidden, width), width**-0.5, generator), requires_grad=train)
+        self.inner_bias = nn.Parameter(self.embedding.new_zeros(hidden), requires_grad=train)
+        self.outer = nn.Parameter(normal((outputs, hidden), hidden**-0.5, generator), requires_grad=train)
+        self.outer_bias = nn.Parameter(self.embedding.new_zeros(outputs), requires_grad=train)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]."""

@@ -7,8 +7,8 @@
 **Reference:** Anthony et al. 2024, BlackMamba (2402.01771), with its authors' inference code (beta = 2, sigmoid gate,
     warm start); S-BASE in Clark et al. 2022 (2202.01169).
 **Differs:** iterated on logarithms, so that large logits do not overflow; it rests when the mean change of log d1 is
-    below `tolerance` (the authors: of d1 itself), and after `max_iterations` at the latest. Padding takes no part in the
-    plan and goes by its scores. The plan carries no gradient, as in both papers.
+    below `tolerance` (the authors: of d1 itself), and after `max_iterations` at the latest. Padding takes no part in
+    the plan and goes by its scores. The plan carries no gradient, as in both papers. S-BASE from memory.
 **Fails when:** used for very few tokens a batch, where balance means little; the choice differs between training and
     inference, so that a router that leans on the plan is unbalanced once it serves.
 **Cost:** O(T E D) for the logits, O(T E) an iteration; a handful of iterations.
@@ -56,13 +56,13 @@ def transport(logits_TE: Tensor, config: Config) -> tuple[Tensor, int]:
         return cost, 0
     log_d0 = cost.new_zeros(tokens)
     log_d1 = -cost.logsumexp(0) - math.log(experts) if config.start == "warm" else cost.new_zeros(experts)
-    done = 0
-    for done in range(1, config.max_iterations + 1):
+    iterations, rests = 0, False
+    while not rests and iterations < config.max_iterations:
+        iterations += 1
         log_d0 = -(cost + log_d1).logsumexp(1) - math.log(tokens)
         before, log_d1 = log_d1, -(cost + log_d0.unsqueeze(1)).logsumexp(0) - math.log(experts)
-        if (log_d1 - before).abs().mean() <= config.tolerance:
-            break
-    return cost + log_d0.unsqueeze(1) + log_d1, done
+        rests = bool((log_d1 - before).abs().mean() <= config.tolerance)
+    return cost + log_d0.unsqueeze(1) + log_d1, iterations
 
 
 def route(logits_TE: Tensor, config: Config, *, balanced: bool, mask_T: Tensor | None = None) -> Routing:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file
@@ -35,8 +37,13 @@ class BuildConfig:
 
 
 def parse_build(options: Mapping[str, Any], where: str) -> BuildConfig:
-    """Check the options now, so that a wrong shape is told before anything runs."""
-    _model_config(options, 2048, where)
+    """Check the options now, on a model without weights, so that a wrong shape is told before anything runs."""
+    config = _model_config(options, 2048, where)
+    try:
+        with torch.device("meta"):
+            LanguageModel(config)
+    except MixwellError as error:
+        raise MixwellError(f"{where}: {error}") from error
     return BuildConfig(options=dict(options))
 
 

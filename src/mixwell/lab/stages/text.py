@@ -110,7 +110,8 @@ def run_data(job: Job) -> dict[str, Any]:
         except MixwellError as error:
             raise MixwellError(f"data.domains.{name}: {error}") from error
         names[name] = f"{number:02d}.json"
-        write_json(job.folder / names[name], {"note": split.note, "train": _rows(split.train), "held": _rows(split.held)})
+        rows = {"train": _rows(split.train), "held": _rows(split.held)}
+        write_json(job.folder / names[name], {"note": split.note, **rows})
         summary[name] = {"files": len(docs), "train_bytes": _size(split.train), "held_bytes": _size(split.held),
                          "split": split.note}
         job.progress((number + 1) / len(found), name)

@@ -24,14 +24,17 @@ def expert_load(run: Run) -> list[dict[str, Any]]:
 
 def read_loads(stage: Stage) -> Loads:
     """Loads as shares, whatever they sum to on disk (1, or k for k experts a token); layers without tokens left out."""
-    loads: Loads = {}
     raw = stage.evaluation.get("load")
-    for layer, domains in (raw.items() if isinstance(raw, Mapping) else ()):
-        by_domain = domains if isinstance(domains, Mapping) else {"all": domains}
-        for domain, shares in by_domain.items():
-            if isinstance(shares, Sequence) and len(shares) and all(units.is_number(v) for v in shares) and sum(shares) > 0:
+    loads: Loads = {}
+    for layer, domains in raw.items() if isinstance(raw, Mapping) else ():
+        for domain, shares in domains.items() if isinstance(domains, Mapping) else (("all", domains),):
+            if _are_shares(shares):
                 loads.setdefault(str(layer), {})[str(domain)] = [v / sum(shares) for v in shares]
     return loads
+
+
+def _are_shares(values: Any) -> bool:
+    return isinstance(values, list) and all(units.is_number(v) and v >= 0 for v in values) and sum(values) > 0
 
 
 def over_domains(by_domain: Mapping[str, Sequence[float]]) -> list[float]:
@@ -52,10 +55,10 @@ def warnings(layer: str, shares: Sequence[float]) -> list[str]:
     even, found = 1 / len(shares), []
     if dead := [str(i) for i, p in enumerate(shares) if p < DEAD * even]:
         found.append(f"Layer {layer}: {'expert' if len(dead) == 1 else 'experts'} {', '.join(dead)} "
-                     f"{'is' if len(dead) == 1 else 'are'} dead (under {DEAD:.0%} of an even share).")
+                     f"{'is' if len(dead) == 1 else 'are'} dead (under {units.percent(DEAD, 0)} of an even share).")
     top = max(range(len(shares)), key=shares.__getitem__)
     if len(shares) > 1 and shares[top] > min(DOMINANT * even, 0.9):
-        found.append(f"Layer {layer}: expert {top} dominates with {shares[top]:.0%} of the load, "
+        found.append(f"Layer {layer}: expert {top} dominates with {units.percent(shares[top], 0)} of the load, "
                      f"{shares[top] / even:.1f} times an even share.")
     return found
 
@@ -75,6 +78,7 @@ def _map(corner: str, loads: Mapping[str, Sequence[float]]) -> Any:
     beside = {"entropy": [units.fixed(entropy(p), 3) for p in loads.values()],
               "largest": [units.percent(max(p)) for p in loads.values()],
               "dead": [str(sum(v < DEAD / len(p) for v in p)) for p in loads.values()]}
+    top = max(min(1.0, DOMINANT / count), 1 / count)
     return plots.heat_map(padded, rows=list(loads), columns=[str(i) for i in range(count)], low=0.0, center=1 / count,
-                          high=max(min(1.0, DOMINANT / count), 1 / count), corner=corner, form=lambda v: f"{100 * v:.1f}",
+                          high=top, corner=corner, form=lambda v: f"{100 * v:.1f}",
                           beside=beside if corner == "layer" else None)

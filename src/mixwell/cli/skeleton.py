@@ -1,0 +1,119 @@
+"""`mixwell new`: the three files of a method to be written, in the form that its family asks for.
+
+What is left to write says so when it is run: the equation, the loop it is checked against, the claim. Nothing of it
+passes before it is written.
+"""
+
+from __future__ import annotations
+
+import datetime
+import keyword
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from mixwell.cli.errors import one_line
+from mixwell.core import registry
+from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.files import write_text
+
+FOLDER = Path(__file__).parent / "skeletons"
+MODULE = 'made = ENTRY.load()(values["dim"], '
+CONTEXT = "\nfrom mixwell.core.routing import Context"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a family's files look like."""
+
+    template: str
+    call: str  # in the test: statements from `values` (what `example` gives) to tensors
+    imports: str = ""  # of the test
+
+
+FORMS = {
+    "experts.routers": Form("router", f'{MODULE}values["num_experts"], values["config"], generator)\n'
+                                      '    return made(values["x_TD"], Context()).dense_TE()', CONTEXT),
+    "experts.layers": Form("layer", f'{MODULE}values["config"], generator)\n'
+                                    '    return made(values["x_TD"], Context()).y_TD', CONTEXT),
+    "experts.balance": Form("balance", "return ENTRY.load()(**values)"),
+    "convert": Form("conversion", "return dict(ENTRY.load()(**values).tensors)"),
+    "precision": Form("conversion", "return dict(ENTRY.load()(**values).tensors)"),
+}
+OTHER = Form("function", "return ENTRY.load()(**values)")
+
+
+@one_line
+def new(name: Annotated[str, typer.Argument(help="Room, family and name, such as experts.routers.my_router.")],
+        title: Annotated[str, typer.Option(help="A few words for lists.  [default: the name]")] = "",
+        paper: Annotated[str, typer.Option(help="The paper's exact title.")] = "",
+        year: Annotated[int, typer.Option(help="Of publication.  [default: this year]")] = 0,
+        root: Annotated[Path | None, typer.Option(help="Checkout to write into.  [default: the one that runs]")] = None,
+        ) -> None:
+    """Write the skeleton of a method: its file, its test and its claim.
+
+    **Example**
+
+    `mixwell new experts.routers.my_router --paper "Mixtral of Experts" --year 2024`
+    """
+    root = root or registry.ROOT.parents[1]
+    files = skeleton(name, title, paper, year or datetime.date.today().year)
+    if not (root / "src" / "mixwell").is_dir():
+        raise MixwellError(f"{root} is no checkout of mixwell (it has no src/mixwell); name one with --root.")
+    for path in files:
+        if (root / path).exists():
+            raise MixwellError(f"{root / path} is there already; choose another name.")
+    for path, text in files.items():
+        for folder in (root / path).parents:
+            if folder in (root / "src" / "mixwell", root):
+                break
+            if not (folder / "__init__.py").exists():
+                write_text(folder / "__init__.py", "")
+        write_text(root / path, text)
+        print(f"written: {root / path}")
+    print(f"next: write the equation, then python -m pytest {test_file(name)}")
+
+
+def skeleton(name: str, title: str, paper: str, year: int) -> dict[Path, str]:
+    """Path below the checkout -> text, for the method `name`."""
+    parts = check_name(name)
+    last = parts[-1]
+    form = FORMS.get(".".join(parts[:-1]), OTHER)
+    values = {"name": last, "full": name, "title": title or last.replace("_", " ").capitalize(),
+              "paper": f'"{paper}"' if paper else "()",
+              "year": str(year), "object": "".join(word.capitalize() for word in last.split("_")),
+              "call": form.call, "test_imports": form.imports}
+    if '"' in values["title"] + paper or "\\" in values["title"] + paper:
+        raise MixwellError("title and paper: expected no double quotes and no backslashes, since they stand in quotes.")
+    values["card"] = _filled("card", values)
+    package = Path("src/mixwell")
+    return {(package.joinpath(*parts)).with_suffix(".py"): _filled(form.template, values),
+            test_file(name): _filled("test", values),
+            (package / "lab" / "claims" / parts[0] / last).with_suffix(".py"): _filled("claim", values)}
+
+
+def check_name(name: str) -> list[str]:
+    """The parts of a new method's name; a room that is not there, or a name that is no identifier, raises."""
+    parts = name.split(".")
+    rooms = sorted(p.parent.name for p in registry.ROOT.glob("*/__init__.py") if "room_names(" in p.read_text("utf-8"))
+    if len(parts) < 2 or parts[0] not in rooms:
+        raise MixwellError(f"{name!r}: expected a room first.{suggest(parts[0], rooms)} Rooms: {', '.join(rooms)}.")
+    for part in parts:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", part) or keyword.iskeyword(part):
+            raise MixwellError(f"{name!r}: {part!r} is no name for a file; use small letters, digits and '_'.")
+    return parts
+
+
+def test_file(name: str) -> Path:
+    """Where the method's test lies, below the checkout."""
+    *folders, last = name.split(".")
+    return Path("tests").joinpath(*folders, f"test_{last}.py")
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    text = (FOLDER / f"{template}.txt").read_text(encoding="utf-8")
+    return Template(text).substitute(values)

@@ -1,0 +1,84 @@
+"""Token gradient conflict: tokens whose gradient on their expert opposes the others' are sent elsewhere.
+
+**Equation:** g_n the gradient of the loss with respect to the parameters of slot n's expert, from that slot alone;
+    g_e the mean over the slots of expert e;  a slot conflicts where cos(g_n, g_e) < tau;
+    L = mean over conflicting slots of - log softmax(-h_t)_e: lowers the current expert's logit against the others'.
+**Shapes:** logits [T, E], indices and cosines [T, K] -> scalar; gradients [N, G], or as factors [N, O] and [N, I].
+**Reference:** Yang et al. 2024, STGC (2406.19905), section 3, eq. 8.
+**Differs:** that the loss is the cross-entropy of the current expert under negated logits is known of eq. 8 from a
+    description, not from the printed equation. Cosines of a weight matrix are taken exactly from its two factors (the
+    output's gradient and the input), where the paper stores gradients of a small part of the parameters.
+**Fails when:** an expert has two tokens: of two opposing gradients the smaller one always conflicts.
+**Cost:** O(N O I) for a weight matrix of each expert, with no gradient stored; O(N G) from stored gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Routing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the token gradient conflict."""
+
+    threshold: float = 0.0  # tau, -1 to 1; a slot below it conflicts
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; expected -1 to 1")
+
+
+def gradient_cosines(gradients_NG: Tensor, experts_N: Tensor, num_experts: int) -> Tensor:
+    """Cosine of each slot's gradient to the sum (hence the mean) over its expert's slots [N]; 0 where either is 0."""
+    sums_EG = gradients_NG.new_zeros(num_experts, gradients_NG.shape[1]).index_add(0, experts_N, gradients_NG)
+    return torch.nn.functional.cosine_similarity(gradients_NG, sums_EG[experts_N], dim=1)
+
+
+def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num_experts: int) -> Tensor:
+    """The same cosines for a weight matrix [O, I] of each expert, whose gradient of slot n is outputs_n inputs_n^T.
+
+    outputs_NO: gradient of the loss at the matrix' output; inputs_NI: its input.
+    """
+    cosines = outputs_NO.new_zeros(len(experts_N))
+    for e in range(num_experts):
+        rows = (experts_N == e).nonzero()[:, 0]
+        delta, x = outputs_NO[rows], inputs_NI[rows]
+        total_OI = delta.T @ x
+        norms = delta.norm(dim=1) * x.norm(dim=1) * total_OI.norm()
+        dots = ((delta @ total_OI) * x).sum(1)
+        cosines[rows] = dots / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return cosines
+
+
+@method(
+    title="Token gradient conflict",
+    paper="Solving Token Gradient Conflict in Mixture-of-Experts for Large Vision-Language Model",
+    year=2024,
+    tags={"logits", "own-inputs"},
+)
+def token_gradient_conflict(routing: Routing, config: Config, context: Context, cosines_TK: Tensor) -> Tensor:
+    """Mean of - log softmax(-h)_e over conflicting slots, a scalar; 0 where none conflicts. Padding never conflicts."""
+    if routing.logits_TE is None:
+        raise ValueError("token_gradient_conflict needs router logits, and this router has none; leave it out")
+    conflicting = (cosines_TK < config.threshold) & (routing.indices_TK >= 0)
+    if context.mask_T is not None:
+        conflicting = conflicting & context.mask_T.unsqueeze(1)
+    away_TE = -(-routing.logits_TE).log_softmax(-1)
+    away_TK = away_TE.gather(1, routing.indices_TK.clamp_min(0))
+    return (away_TK * conflicting).sum() / conflicting.sum().clamp_min(1)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Eight tokens over four experts, two each, with a cosine for each slot."""
+    logits = torch.randn(8, 4, generator=generator)
+    scores = logits.softmax(-1)
+    weights, indices = scores.topk(2, dim=-1)
+    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context(),
+            "cosines_TK": 2 * torch.rand(8, 2, generator=generator) - 1}

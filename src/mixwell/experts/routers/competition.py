@@ -1,0 +1,113 @@
+"""Competition: experts that respond most strongly win the token; a cheap router learns to foresee who would win.
+
+**Equation:** competition step:  s_i = |E_i(x)|_2;  I = top-k of s;  w = softmax of s over I;
+    losses["distill"] = alpha mean (softmax(W x) - w)^2, w as target with zeros outside I ("mse"), or
+    alpha mean KL(w, softmax(W x)) ("kl").  Any other step, and inference: I = top-k of W x, w = softmax over I.
+    Each training step is a competition with chance `rate`.
+**Shapes:** x [T, D], W [E, D], responses s [T, E], indices and weights [T, K], scores [T, E].
+**Reference:** Pham et al. 2024, CompeteSMoE (2402.02526), section 3 and algorithm 1, with its authors' code.
+**Differs:** the target is a constant of the distillation, which trains the router alone (in the code it also moves the
+    experts). The code's averaging of responses with router logits is not here. The default `rate` is ours. k = 1 keeps
+    the full softmax as the weight, since a softmax over one gives no gradient. On a competition step `scores` are the
+    softmax of all responses, so that balance rules act on what chose.
+**Fails when:** experts' output norms drift apart for reasons other than fit: the loudest expert then wins everywhere.
+**Cost:** as top-k; a competition step runs all E experts on every token, so 1 + rate (E / K - 1) on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mixwell.core.errors import MixwellError
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Routing
+from mixwell.experts.routers._parts import LinearRouter, check_k, draws, select
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of competition."""
+
+    k: int = 2  # experts per token, 1 to E
+    rate: float = 0.05  # lambda, chance that a training step is a competition, 0 to 1
+    distill: float = 1.0  # alpha, coefficient of the distillation loss, 0 or more
+    measure: Literal["mse", "kl"] = "mse"  # distance between the router's policy and the competition's
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; expected at least 1")
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"rate is {self.rate}; expected 0 to 1")
+        if not self.distill >= 0:
+            raise ValueError(f"distill is {self.distill}; expected 0 or more")
+
+
+def choose(strength_TE: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(indices_TK, weights_TK, scores_TE) by logits or by responses: softmax over the k largest."""
+    scores = strength_TE.softmax(-1)
+    return *select(scores, k, renormalise=k > 1), scores
+
+
+def distillation(logits_TE: Tensor, target_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Tensor:
+    """Mean distance of the router's policy from the target policy over real tokens, before alpha."""
+    if mask_T is not None:
+        logits_TE, target_TE = logits_TE[mask_T], target_TE[mask_T]
+    target = target_TE.detach()
+    if config.measure == "mse":
+        return (logits_TE.softmax(-1) - target).square().sum() / max(target.numel(), 1)
+    cross = torch.special.xlogy(target, target) - target * logits_TE.log_softmax(-1)
+    return cross.sum() / max(target.shape[0], 1)
+
+
+@method(
+    title="Competition by response norm",
+    paper="CompeteSMoE -- Effective Training of Sparse Mixture of Experts via Competition",
+    year=2024,
+    tags={"token-choice", "batch-invariant", "exact-k", "simplex", "dense-at-full-k"},
+)
+class Competition(LinearRouter):
+    """Router distilled from competitions between experts; see the module's card."""
+
+    config: Config
+    needs_responses: ClassVar[bool] = True  # a layer that holds such a router calls `bind` once
+
+    def __init__(self, dim: int, num_experts: int, config: Config | None = None,
+                 generator: torch.Generator | None = None) -> None:
+        config = config or Config()
+        check_k(config.k, num_experts)
+        super().__init__(dim, num_experts, config, generator)
+        self._responses: Callable[[Tensor], Tensor] | None = None
+
+    def bind(self, responses: Callable[[Tensor], Tensor]) -> None:
+        """Hand in the layer's experts: a differentiable function from tokens [T, D] to output norms [T, E]."""
+        self._responses = responses
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        """Route the tokens [T, D]; while training, by competition on a share of the steps."""
+        logits = self.logits(x_TD)
+        if not (self.training and self.config.rate and self._compete(context)):
+            indices, weights, scores = choose(logits, self.config.k)
+            return Routing(indices, weights, scores, logits)
+        if self._responses is None:
+            raise MixwellError("Competition needs its experts' responses; use a layer that binds them, call "
+                               "bind(responses), or set rate: 0.")
+        indices, weights, scores = choose(self._responses(x_TD).to(logits.dtype), self.config.k)
+        routing = Routing(indices, weights, scores, logits)
+        loss = distillation(logits, routing.dense_TE(), self.config, context.mask_T)
+        return routing.with_loss("distill", self.config.distill * loss)
+
+    def _compete(self, context: Context) -> bool:
+        generator = draws(context, self)
+        return bool(torch.rand((), generator=generator, device=generator.device) < self.config.rate)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Eight tokens of width six, four linear experts of which every training step asks the responses."""
+    experts = torch.randn(4, 6, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(rate=1.0), "x_TD": torch.randn(8, 6, generator=generator),
+            "responses": lambda x: torch.einsum("edc,tc->ted", experts.to(x.dtype), x).norm(dim=-1)}

@@ -1,0 +1,110 @@
+"""Domain-enforced routing: a token's domain or modality says which experts it may use.
+
+**Equation:** S_c the experts of domain c;  h = W (x_t + v_c);  p = softmax of h over S_c, 0 outside;  I = top-k of p;
+    w_i = p_i / sum_{j in I} p_j.  One expert in S_c: w = 1, whatever the token.  v_c is the domain's learnt token.
+**Shapes:** x [T, D]; W [E, D]; v [L, D]; weights [T, K]; a domain with fewer than K experts leaves slots empty.
+**Reference:** Hallee et al. 2024 (2401.15713), section on enforced routing; Li et al. 2024, Uni-MoE (2405.11273),
+    modality experts and top-2 routing among those plugged in.
+**Differs:** from memory of both papers. The learnt token is added to every token's gate input instead of standing in
+    front of the sequence. At k = 1 with a choice, the weight is p_i.
+**Fails when:** a token's domain is not known at inference, or a domain needs what another's expert learnt.
+**Cost:** O(T D E); nothing where every domain has one expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Routing
+from mixwell.experts.routers._parts import Router, check_choice, normal, select, wide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the domain-enforced router."""
+
+    k: int = 1  # experts per token, at least 1
+    renormalise: bool | None = None  # weights of a token sum to 1; default: wherever k > 1
+    domains: tuple[tuple[int, ...], ...] = ()  # experts of each domain; default: domain c has expert c alone
+    learnt_token: bool = False  # add a learnt vector of the domain to what the gate reads
+
+    def __post_init__(self) -> None:
+        check_choice(self.k, self.renormalise)
+        for c, experts in enumerate(self.domains):
+            if not experts or len(set(experts)) < len(experts) or min(experts) < 0:
+                raise ValueError(f"domain {c} has experts {list(experts)}; expected at least one, all different")
+        if self.learnt_token and not any(len(experts) > 1 for experts in self.domains):
+            raise ValueError("learnt_token needs a domain with a choice of experts; list them under domains")
+
+
+def route(logits_TE: Tensor, allowed_TE: Tensor, k: int, renormalise: bool | None = None) -> Routing:
+    """The routing of logits [T, E] inside the allowed experts (bool [T, E], at least one a token)."""
+    scores = logits_TE.masked_fill(~allowed_TE, float("-inf")).softmax(-1)
+    order_by = scores.masked_fill(~allowed_TE, -1)
+    width = min(k, int(allowed_TE.sum(-1).max())) if allowed_TE.numel() else 1
+    keep_sum = k > 1 if renormalise is None else renormalise
+    indices, weights = select(scores, width, by_TE=order_by, renormalise=keep_sum)
+    outside = ~allowed_TE.gather(-1, indices)
+    return Routing(indices.masked_fill(outside, -1), weights.masked_fill(outside, 0), scores, logits_TE)
+
+
+@method(
+    title="Domain-enforced routing",
+    paper=(
+        "Contrastive Learning and Mixture of Experts Enables Precise Vector Embeddings",
+        "Uni-MoE: Scaling Unified Multimodal LLMs with Mixture of Experts",
+    ),
+    year=2024,
+    tags={"token-choice", "batch-invariant", "exact-k"},
+)
+class DomainEnforced(Router):
+    """Domain-enforced router; domains come from `Context.labels_T`."""
+
+    config: Config
+
+    def __init__(self, dim: int, num_experts: int, config: Config | None = None,
+                 generator: torch.Generator | None = None) -> None:
+        config = config or Config()
+        super().__init__(dim, num_experts, config, generator)
+        domains = config.domains or tuple((e,) for e in range(num_experts))
+        if max(e for experts in domains for e in experts) >= num_experts:
+            raise ValueError(f"domains name expert {max(e for x in domains for e in x)} of {num_experts} experts")
+        if config.k > max(map(len, domains)):
+            raise ValueError(f"k = {config.k} experts per token, and the largest domain has {max(map(len, domains))}")
+        allowed = torch.zeros(len(domains), num_experts, dtype=torch.bool)
+        for c, experts in enumerate(domains):
+            allowed[c, list(experts)] = True
+        self.register_buffer("allowed_LE", allowed, persistent=False)
+        self.allowed_LE: Tensor
+        if max(map(len, domains)) > 1:
+            self.weight = nn.Parameter(normal((num_experts, dim), 0.02, generator))
+        if config.learnt_token:
+            self.token = nn.Parameter(normal((len(domains), dim), 1.0, generator))
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        """Route the tokens [T, D] inside their domains."""
+        labels, count = context.labels_T, self.allowed_LE.shape[0]
+        if labels is None:
+            raise ValueError("domain-enforced routing needs the domain of each token: give Context.labels_T")
+        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= count):
+            raise ValueError(f"domains run from {int(labels.min())} to {int(labels.max())}; expected 0 to {count - 1}")
+        x = wide(x_TD)
+        if not hasattr(self, "weight"):
+            logits = x.new_zeros(x.shape[0], self.num_experts)
+        elif self.config.learnt_token:
+            logits = (x + self.token.to(x.dtype)[labels]) @ self.weight.to(x.dtype).T
+        else:
+            logits = x @ self.weight.to(x.dtype).T
+        return route(logits, self.allowed_LE[labels], self.config.k, self.config.renormalise)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Eight tokens of width six from two domains, with two and three of four experts."""
+    return {"dim": 6, "num_experts": 4, "config": Config(domains=((0, 1), (1, 2, 3))),
+            "x_TD": torch.randn(8, 6, generator=generator),
+            "context": Context(labels_T=torch.tensor([0, 1, 0, 0, 1, 1, 0, 1]))}

@@ -1,0 +1,95 @@
+"""SparseMixer: sampled top-1 routing whose gradient counts what the choice itself does to the loss.
+
+**Equation:** D ~ pi = softmax(W x);  y = a pi_D E_D(x), the gradient of a pi_D with respect to pi_D taken as 2;
+    a = 1 or 1/2 with equal chance, but a = 1 where D = argmax pi (if `euler_at_best`).
+    With a = 1/2 this estimates sum_i grad(pi_i) (f(pi_i E_i) - f(0)) by the mid-point rule, exact for quadratic f; with
+    a = 1 it adds the gradient through the weight. At inference D = argmax pi, a = 1.
+    Experts that jitter of r cannot bring to the top are out: (max h - h_i) / max(|h_i|, max h) > 2 r.
+**Shapes:** x [T, D], W [E, D], indices and weights [T, 1], scores [T, E].
+**Reference:** Liu et al. 2023 (2310.00811), eq. 8-10 and section 3.3, with its authors' code.
+**Differs:** the code's learnt scale of the output (omega, a vector of width D) is the layer's matter and not here. One
+    expert a token; the second version for two experts is another paper's.
+**Fails when:** halved outputs of the unlikely experts disturb layers above without a residual path beside them.
+**Cost:** as top-1: one expert a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Routing
+from mixwell.experts.routers._parts import LinearRouter, draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of SparseMixer."""
+
+    jitter: float = 0.1  # r, reach of the sampling in relative logit distance, above 0; inf: all experts
+    euler_at_best: bool = True  # whole outputs wherever the likeliest expert was drawn, as the paper does
+
+    def __post_init__(self) -> None:
+        if not self.jitter > 0:
+            raise ValueError(f"jitter is {self.jitter}; expected a number above 0")
+
+
+def reachable(logits_TE: Tensor, jitter: float) -> Tensor:
+    """The experts that may be drawn, bool [T, E]: those within 2 * jitter of the best in relative distance."""
+    h = logits_TE.detach()
+    best = h.amax(-1, keepdim=True)
+    return (h == best) | (best - h <= 2 * jitter * torch.maximum(h.abs(), best))  # inf times a logit of 0 is no number
+
+
+def weigh(scores_T1: Tensor, half_T1: Tensor) -> Tensor:
+    """Weights [T, 1] with value pi_D or, where `half_T1`, pi_D / 2, and gradient 2 with respect to pi_D everywhere."""
+    held = scores_T1.detach()
+    return torch.where(half_T1, 0.5, 1.0) * held + 2 * (scores_T1 - held)
+
+
+def route(logits_TE: Tensor, config: Config, generator: torch.Generator | None = None) -> Routing:
+    """The routing that the logits [T, E] give: sampled with a generator, the likeliest expert without."""
+    masked = logits_TE.masked_fill(~reachable(logits_TE, config.jitter), float("-inf"))
+    scores = masked.softmax(-1)
+    best = logits_TE.detach().argmax(-1, keepdim=True)
+    if generator is None:
+        return Routing(best, scores.gather(-1, best), scores, logits_TE)
+    drawn = torch.multinomial(scores.detach(), 1, generator=generator)
+    half = torch.rand(drawn.shape, generator=generator, device=drawn.device) < 0.5
+    if config.euler_at_best:
+        half = half & (drawn != best)
+    return Routing(drawn, weigh(scores.gather(-1, drawn), half), scores, logits_TE)
+
+
+@method(
+    title="SparseMixer",
+    paper="Sparse Backpropagation for MoE Training",
+    year=2023,
+    tags={"token-choice", "batch-invariant"},
+)
+class SparseMixer(LinearRouter):
+    """Sampled top-1 router with the mid-point gradient; see the module's card."""
+
+    config: Config
+
+    def __init__(self, dim: int, num_experts: int, config: Config | None = None,
+                 generator: torch.Generator | None = None) -> None:
+        super().__init__(dim, num_experts, config or Config(), generator)
+
+    @property
+    def experts_per_token(self) -> float:
+        """One."""
+        return 1.0
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        """Route the tokens [T, D]; while training, by sampling with the context's generator."""
+        return route(self.logits(x_TD), self.config, draws(context, self) if self.training else None)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Eight tokens of width six, four experts."""
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}

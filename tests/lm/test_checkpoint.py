@@ -210,3 +210,22 @@ def test_a_converted_model_changes_its_family():
     arch = to_dict(build(channel_mixer=DENSE).config) | {"architecture": "mistral"}
     assert model_type_of(arch) == "mistral"
     assert model_type_of(arch | {"channel_mixer": SPARSE}) == "mixtral"
+
+
+def test_the_tokenizer_travels_with_the_model(tmp_path):
+    from mixwell.lm.tokenizer import Tokenizer
+
+    model = build()
+    assert model.tokenizer is None
+    model.files = {"chat_template.jinja": b"{{ x }}"}
+    model.tokenizer = Tokenizer.train(["to be or not to be"] * 3, 260)
+    again = mixwell.load(model.save(tmp_path / "model"))
+    assert again.tokenizer.encode("to be") == model.tokenizer.encode("to be")
+    assert again.files["chat_template.jinja"] == b"{{ x }}"
+
+
+def test_refuses_a_broken_record(tmp_path):
+    folder = build().save(tmp_path / "model")
+    (folder / "mixwell.json").write_text("[1]")
+    with pytest.raises(MixwellError, match=r"mixwell\.json holds no keys and values"):
+        mixwell.load(folder)

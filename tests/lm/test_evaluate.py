@@ -19,13 +19,14 @@ def data(tmp_path_factory):
 
 
 def loop(model, data, domain, max_tokens, seq_len):
-    """(nats, tokens, bytes) token by token: windows start at multiples of seq_len, each token sees its window only."""
+    """(nats, tokens, bytes) token by token; each sees the tokens from the last multiple of seq_len on."""
     stream = data.tokens(domain, "held")[:max_tokens].tolist()
     nats, size = 0.0, 0
     for place in range(1, len(stream)):
         start = (place - 1) // seq_len * seq_len
-        logits = model(torch.tensor([stream[start:place]])).logits_BTV[0, -1].double()
-        nats -= torch.log_softmax(logits, -1)[stream[place]].item()
+        if start == place - 1:
+            logits_TV = model(torch.tensor([stream[start : start + seq_len]])).logits_BTV[0].double()
+        nats -= torch.log_softmax(logits_TV[place - 1 - start], -1)[stream[place]].item()
         size += int(data.token_bytes_V[stream[place]])
     return nats, len(stream) - 1, size
 

@@ -78,6 +78,20 @@ def test_both_ways(name, tmp_path):
     assert again.generation_config.eos_token_id == theirs.generation_config.eos_token_id
 
 
+@pytest.mark.parametrize("name", ["mistral", "qwen3_moe, some layers dense", "olmoe, clipped"])
+def test_gradients_agree(name, tmp_path):
+    theirs, targets = reference(name, tmp_path), TOKENS.roll(-1, 1)
+    ours = mixwell.load(tmp_path)
+    torch.nn.functional.cross_entropy(theirs(TOKENS).logits.flatten(0, 1), targets.flatten()).backward()
+    ours.loss(TOKENS, targets).nats.backward()
+    attention = theirs.model.layers[0].self_attn
+    projections = torch.cat([p.weight.grad for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
+    torch.testing.assert_close(ours.layers[0].sequence_mixer.qkv.weight.grad, projections, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.embed.weight.grad, theirs.model.embed_tokens.weight.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.layers[1].channel_norm.weight.grad,
+                               theirs.model.layers[1].post_attention_layernorm.weight.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
 def test_experts_in_one_tensor(name, tmp_path):
     expected = logits(reference(name, tmp_path / "theirs", save_original_format=False))

@@ -79,6 +79,7 @@ def test_agrees_with_a_float64_loop(net, clip):
     assert torch.equal(net.frozen, torch.ones(2, 2))
 
 
+@pytest.mark.slow
 def test_in_float32_without_clipping_it_is_torchs_adamw(net, generator):
     other = Net(generator)
     other.load_state_dict(net.state_dict())
@@ -157,10 +158,16 @@ def test_resuming_is_bit_identical(net, generator, dtype):
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters()))
 
 
-def test_release_takes_the_hooks_off(net):
-    MasterAdamW(net, dtype="bf16").release()
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_gradients_from_before_and_after_are_not_its_own(net, dtype):
     gradients(net)
-    assert net.mix.weight.grad is not None
+    optimizer = MasterAdamW(net, dtype=dtype)
+    assert all(p.grad is None for p in net.parameters())
+    gradients(net)
+    optimizer.release()
+    assert all(p.grad is None for p in net.parameters())
+    gradients(net)
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)  # the hooks are off
 
 
 def test_matrices_decay_but_not_norms_biases_and_the_embedding():

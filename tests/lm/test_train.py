@@ -81,9 +81,11 @@ def test_one_step_by_hand(data, tmp_path):
     losses = [model.loss(batch.tokens_BT[rows], batch.targets_BT[rows]) for rows in (slice(2), slice(2, 4))]
     sum((part.nats + part.aux) / 2 for part in losses).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # both moments' first estimates are the gradient's own
+            parameter.mul_(1 - 0.01 * 0.1 * decays(name, parameter))
+            parameter.sub_(0.01 * parameter.grad / (parameter.grad.abs() + config.eps))
     named = dict(model.named_parameters())
-    groups = [{"params": [p for n, p in named.items() if decays(n, p) == d], "weight_decay": 0.1 * d} for d in (1, 0)]
-    torch.optim.AdamW(groups, lr=0.01, betas=config.betas, eps=config.eps).step()
     line = result.metrics[0]
     assert line["loss_nats"] == pytest.approx(sum(part.nats.item() for part in losses) / 2, rel=1e-6)
     assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
@@ -188,36 +190,43 @@ def test_a_keyboard_interrupt_raised_by_the_callback_saves_too(data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_kills_at_random_moments_end_with_the_same_bits(data, tmp_path):
-    """SIGKILL, three times, wherever it strikes; each sitting goes on from the last whole state."""
-    steps, draws = 150, random.Random(5)
+    """SIGKILL wherever it strikes; each sitting goes on from the last whole state."""
+    steps, kills, draws = 70, 4, random.Random(5)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     command = [sys.executable, "-m", "tests.lm.tiny", str(data.folder)]
-    root, environment = Path(__file__).parents[2], os.environ | {"OMP_NUM_THREADS": "1"}
-    expected = subprocess.Popen([*command, str(straight), str(steps)], cwd=root, env=environment)
-    survived = []
-    for _ in range(3):
-        process = subprocess.Popen([*command, str(killed), str(steps)], cwd=root, env=environment)
-        mark = len(survived and read_lines(killed / "metrics.jsonl"))
-        wait_for(lambda m=mark: len(read_lines(killed / "metrics.jsonl")) > m, process)
-        time.sleep(draws.random() * 0.1)
-        process.kill()
-        process.wait()
-        survived.append(state_step(killed))
-    assert expected.wait() == 0
-    assert survived == sorted(survived) and survived[-1] < steps, "the kills came too late to test anything"
-    torch.set_num_threads(1)
-    run(tiny_data(tmp_path / "tokens"), killed, tokens=32 * steps)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+                          cwd=Path(__file__).parents[2]) as trainer:
+        def start(folder):
+            trainer.stdin.write(f"{folder}\t{steps}\n")
+            trainer.stdin.flush()
+            return int(trainer.stdout.readline())
+
+        survived = []
+        for _ in range(kills):
+            mark, process = state_step(killed), start(killed)
+            wait_for(lambda m=mark: state_step(killed) > m)
+            time.sleep(draws.random() * 0.03)
+            os.kill(process, signal.SIGKILL)
+            assert int(trainer.stdout.readline()) == -signal.SIGKILL, "the run had ended before it was killed"
+            survived.append(state_step(killed))
+        for folder in (killed, straight):
+            start(folder)
+            assert int(trainer.stdout.readline()) == 0
+        trainer.stdin.close()
+    assert survived == sorted(set(survived)) and survived[0] > 0 and survived[-1] < steps
     assert same_state(killed, straight)
     assert without_clock(read_lines(killed / "metrics.jsonl")) == without_clock(read_lines(straight / "metrics.jsonl"))
     assert len(list((killed / "state").iterdir())) == 2
 
 
-def wait_for(condition, process, limit_s=60.0):
+def wait_for(condition, limit_s=60.0):
     start = time.monotonic()
     while not condition():
-        assert process.poll() is None and time.monotonic() - start < limit_s, "training ended or hung"
-        time.sleep(0.005)
+        assert time.monotonic() - start < limit_s, "training hung"
+        time.sleep(0.002)
 
 
 def state_step(folder):
@@ -245,6 +254,23 @@ def test_what_a_kill_leaves_behind_does_no_harm(whole, data, tmp_path, left):
     assert same_state(tmp_path, whole[1])
     assert without_clock(read_lines(metrics)) == without_clock(whole[0].metrics)
     assert len(list(state.iterdir())) == 2
+
+
+def test_a_full_disk_keeps_the_last_good_state(whole, data, tmp_path, monkeypatch):
+    write, saves = tensors.save_file, []
+
+    def full(*args, **options):
+        saves.append(1)
+        if len(saves) == 2:
+            raise tensors.SafetensorError("No space left on device")
+        return write(*args, **options)
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(MixwellError, match=r"no space left on the disk while writing .*step-00000006"):
+        run(data, tmp_path)
+    assert state_step(tmp_path) == 3
+    run(data, tmp_path)
+    assert same_state(tmp_path, whole[1])
 
 
 def test_buffers_are_part_of_the_state(data, tmp_path):

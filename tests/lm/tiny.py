@@ -1,5 +1,10 @@
-"""The smallest language model and token data that training can be tried on. Run as a program, it trains in a folder."""
+"""The smallest language model and token data that training can be tried on.
 
+Run as a program with a token folder, it reads lines of a folder and a number of steps, trains there in a forked
+process (so that many runs pay for one import), and prints that process's id and, when it has ended, its exit code.
+"""
+
+import os
 import sys
 from pathlib import Path
 
@@ -45,6 +50,18 @@ def run(data: TokenData, folder: Path, **options) -> TrainResult:
     return train(tiny_model(), data, tiny_config(**options), folder)
 
 
+def serve(data: TokenData) -> None:
+    """Train what standard input asks for, one after the other."""
+    for line in sys.stdin:
+        folder, steps = line.rstrip("\n").split("\t")
+        child = os.fork()
+        if not child:
+            run(data, Path(folder), tokens=32 * int(steps))
+            os._exit(0)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(TokenData.open(sys.argv[1]), Path(sys.argv[2]), tokens=32 * int(sys.argv[3]))
+    serve(TokenData.open(sys.argv[1]))

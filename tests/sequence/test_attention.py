@@ -229,3 +229,10 @@ def test_config_round_trips_and_the_example_runs():
     arguments = example(torch.Generator().manual_seed(0))
     x = arguments.pop("x_BTD")
     assert Attention(**arguments)(x).shape == x.shape
+
+
+def test_a_second_derivative_is_refused():
+    layer, x = build(), inputs().requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

@@ -40,7 +40,8 @@ def one_line(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stop(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    """Being asked to end is Ctrl-C: a training then finishes its step and saves."""
+    signal.raise_signal(signal.SIGINT)
 
 
 def tell(text: str, code: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixwell.density._em_kernels import posterior
 from mixwell.density._rows import Piece, Rows
-from mixwell.density._workers import in_order
+from mixwell.density._workers import Workers
 
 Params = dict[str, Tensor]
 Assign = Callable[[Piece], Tensor]  # responsibilities (S, K, B) that are given, not computed
@@ -65,10 +65,11 @@ def weigh(weights_N: Tensor | None, piece: Piece) -> Tensor | None:
     return None if weights_N is None else weights_N[piece.index].to(piece.x_BD.device)
 
 
-def expect(kernel: Any, pieces: Iterator[Piece], weights_N: Tensor | None, assign: Assign | None = None) -> Tally:
+def expect(workers: Workers, kernel: Any, pieces: Iterator[Piece], weights_N: Tensor | None,
+           assign: Assign | None = None) -> Tally:
     """The E step over all pieces, with the sums for the M step; the sums are added in the order of the pieces."""
     total: Tally | None = None
-    for part in in_order(lambda piece: _expect_piece(kernel, piece, weights_N, assign), pieces):
+    for part in workers.map(lambda piece: _expect_piece(kernel, piece, weights_N, assign), pieces):
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -90,7 +91,7 @@ def _expect_piece(kernel: Any, piece: Piece, weights_N: Tensor | None, assign: A
                  torch.as_tensor(count, dtype=torch.float64, device=resp_SKB.device))
 
 
-def step(family: Family, rows: Rows, weights_N: Tensor | None, params: Params | None,
+def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, params: Params | None,
          assign: Assign | None = None, batch: int = 1) -> tuple[Params, Tensor]:
     """One E and one M step: new parameters, and the mean log-likelihood (S,) of the old ones.
 
@@ -99,7 +100,7 @@ def step(family: Family, rows: Rows, weights_N: Tensor | None, params: Params | 
     """
     for level in family.levels(params):
         kernel = family.kernel(params, level)
-        tally = expect(kernel, rows.pieces(kernel.rows(batch)), weights_N, assign)
+        tally = expect(workers, kernel, rows.pieces(kernel.rows(batch)), weights_N, assign)
         new = family.maximise(tally, params, level)
         if family.trusts(new, level):
             break

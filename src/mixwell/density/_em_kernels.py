@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PIECE_BYTES = 5 << 20  # features of one piece: they must stay in the caches between the E and the M product
+from mixwell.density._workers import Scratch
+
+PIECE_BYTES = 5 << 19  # features of one piece: they must stay in the caches between the E and the M product
 WIDEST = 4096  # with more features than this, the centred kernel's products are the better shaped ones
 
 
@@ -24,7 +26,7 @@ class Moments(NamedTuple):
 
     count_SK: Tensor
     first_SKD: Tensor
-    second: Tensor  # full (S, K, D, D) · tied (S, D, D), summed over components · diag and spherical (S, K, D)
+    second: Tensor  # full (S, K, D, D) · tied (S, D, D), summed over components · diag (S, K, D) · spherical (S, K), summed over columns
 
     def __add__(self, other: Moments) -> Moments:  # type: ignore[override]
         return Moments(*(a + b for a, b in zip(self, other)))
@@ -44,18 +46,18 @@ def posterior(log_joint_SKB: Tensor) -> tuple[Tensor, Tensor]:
     return resp_SKB, log_joint_SKB.amax(1) - resp_SKB.amax(1).log()
 
 
-def standardise(x_BD: Tensor, shift_D: Tensor, scale_D: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows as columns, shifted and scaled, under a first row of ones: (Q, B)."""
-    z_QB = torch.empty(x_BD.shape[1] + 1, len(x_BD), dtype=dtype, device=x_BD.device)
-    z_QB[0] = 1
-    z_QB[1:].copy_(x_BD.T)
-    z_QB[1:].sub_(shift_D[:, None].to(dtype)).mul_(scale_D[:, None].to(dtype))
-    return z_QB
+def standardise(x_BD: Tensor, shift_D: Tensor, scale_D: Tensor, out_QB: Tensor) -> Tensor:
+    """Rows as columns, shifted and scaled, under a first row of ones."""
+    out_QB[0] = 1
+    out_QB[1:].copy_(x_BD.T)
+    out_QB[1:].sub_(shift_D[:, None]).mul_(scale_D[:, None])
+    return out_QB
 
 
 def feature_count(kind: str, columns: int) -> int:
     """P of a covariance type."""
-    return {"full": (columns + 1) * (columns + 2) // 2, "tied": columns + 1}.get(kind, 2 * columns + 1)
+    return {"full": (columns + 1) * (columns + 2) // 2, "tied": columns + 1, "diag": 2 * columns + 1,
+            "spherical": columns + 2}[kind]
 
 
 def natural_parameters(kind: str, log_weights_SK: Tensor, means_SKD: Tensor, cholesky: Tensor) -> Tensor:
@@ -74,7 +76,9 @@ def natural_parameters(kind: str, log_weights_SK: Tensor, means_SKD: Tensor, cho
     constant_SK1 = (log_weights_SK + log_det - 0.5 * D * LOG_2PI - 0.5 * white_SKD.square().sum(-1))[..., None]
     if kind == "tied":
         return torch.cat([constant_SK1, linear_SKD], -1)
-    if kind != "full":
+    if kind == "spherical":
+        return torch.cat([constant_SK1, linear_SKD, -0.5 * precision_SKD[..., :1]], -1)
+    if kind == "diag":
         return torch.cat([constant_SK1, linear_SKD, -0.5 * precision_SKD], -1)
     upper = torch.triu_indices(D, D, device=cholesky.device)
     doubled = torch.where(upper[0] == upper[1], 0.5, 1.0).to(means_SKD)  # z_i z_j stands once for both orders
@@ -91,7 +95,8 @@ class Quadratic:
 
     def __init__(self, kind: str, shift_D: Tensor, scale_D: Tensor, dtype: torch.dtype,
                  natural_SKP: Tensor | None = None, shared_root_SDD: Tensor | None = None) -> None:
-        self.kind, self.shift_D, self.scale_D, self.dtype = kind, shift_D, scale_D, dtype
+        self.kind, self.shift_D, self.scale_D, self.dtype = kind, shift_D.to(dtype), scale_D.to(dtype), dtype
+        self.scratch = Scratch()
         self.natural = None if natural_SKP is None else natural_SKP.to(dtype)
         self.root = None if shared_root_SDD is None else shared_root_SDD.to(dtype)
         D = len(shift_D)
@@ -105,12 +110,19 @@ class Quadratic:
 
     def features(self, x_BD: Tensor) -> Tensor:
         """phi (P, B)."""
-        z_QB = standardise(x_BD, self.shift_D, self.scale_D, self.dtype)
-        if self.kind == "full":
-            return z_QB.index_select(0, self.left).mul_(z_QB.index_select(0, self.right))
-        if self.kind == "tied":
-            return z_QB
-        return torch.cat([z_QB, z_QB[1:].square()])
+        Q, B = x_BD.shape[1] + 1, len(x_BD)
+        phi_PB = self.scratch.empty("phi", (feature_count(self.kind, Q - 1), B), self.shift_D)
+        if self.kind != "full":
+            z_QB = standardise(x_BD, self.shift_D, self.scale_D, phi_PB[:Q])
+            if self.kind == "diag":
+                torch.mul(z_QB[1:], z_QB[1:], out=phi_PB[Q:])
+            elif self.kind == "spherical":
+                torch.sum(z_QB[1:] * z_QB[1:], 0, out=phi_PB[Q])
+            return phi_PB
+        z_QB = standardise(x_BD, self.shift_D, self.scale_D, self.scratch.empty("z", (Q, B), self.shift_D))
+        torch.index_select(z_QB, 0, self.left, out=phi_PB)
+        right_PB = self.scratch.empty("right", tuple(phi_PB.shape), self.shift_D)
+        return phi_PB.mul_(torch.index_select(z_QB, 0, self.right, out=right_PB))
 
     def joint(self, phi_PB: Tensor) -> Tensor:
         """Log weight plus log density (S, K, B)."""
@@ -136,7 +148,7 @@ class Quadratic:
         if self.kind == "tied":
             z_DB = phi_PB[1:]
             return Moments(count_SK, first_SKD, ((z_DB * resp_SKB.sum(1)[:, None]) @ z_DB.T).double())
-        return Moments(count_SK, first_SKD, sums_SKP[..., D + 1 :])
+        return Moments(count_SK, first_SKD, sums_SKP[..., D + 1 :] if self.kind == "diag" else sums_SKP[..., D + 1])
 
 
 class Centred:
@@ -144,7 +156,7 @@ class Centred:
 
     def __init__(self, kind: str, shift_D: Tensor, scale_D: Tensor, dtype: torch.dtype,
                  log_weights_SK: Tensor, means_SKD: Tensor, cholesky: Tensor) -> None:
-        self.kind, self.shift_D, self.scale_D, self.dtype = kind, shift_D, scale_D, dtype
+        self.kind, self.shift_D, self.scale_D, self.dtype = kind, shift_D.to(dtype), scale_D.to(dtype), dtype
         S, K, D = means_SKD.shape
         self.means_CD1 = means_SKD.reshape(S * K, D, 1).to(dtype)
         self.shape = (S, K)
@@ -165,7 +177,8 @@ class Centred:
 
     def features(self, x_BD: Tensor) -> Tensor:
         """Differences to the means (C, D, B)."""
-        return standardise(x_BD, self.shift_D, self.scale_D, self.dtype)[1:] - self.means_CD1
+        z_QB = self.shift_D.new_empty(x_BD.shape[1] + 1, len(x_BD))
+        return standardise(x_BD, self.shift_D, self.scale_D, z_QB)[1:] - self.means_CD1
 
     def joint(self, diff_CDB: Tensor) -> Tensor:
         """Log weight plus log density (S, K, B)."""
@@ -181,4 +194,5 @@ class Centred:
         if self.kind in ("full", "tied"):
             second = (weighted_CDB @ diff_CDB.mT).double().view(S, K, D, D)
             return Moments(count_SK, first_SKD, second if self.kind == "full" else second.sum(1))
-        return Moments(count_SK, first_SKD, (weighted_CDB * diff_CDB).sum(-1).double().view(S, K, D))
+        squares_SKD = (weighted_CDB * diff_CDB).sum(-1).double().view(S, K, D)
+        return Moments(count_SK, first_SKD, squares_SKD if self.kind == "diag" else squares_SKD.sum(-1))

@@ -119,7 +119,10 @@ def squeezed(kind: str, second_SKDD: Tensor) -> Tensor:
     """Second moments in the shape that a type needs."""
     if kind == "full":
         return second_SKDD
-    return second_SKDD.sum(1) if kind == "tied" else second_SKDD.diagonal(dim1=-2, dim2=-1)
+    if kind == "tied":
+        return second_SKDD.sum(1)
+    diagonal_SKD = second_SKDD.diagonal(dim1=-2, dim2=-1)
+    return diagonal_SKD if kind == "diag" else diagonal_SKD.sum(-1)
 
 
 class Gaussian(Family):
@@ -193,10 +196,11 @@ class Gaussian(Family):
             covariances = 0.5 * (covariances + covariances.mT)
             covariances.diagonal(dim1=-2, dim2=-1).add_(self.regularisation_D)
             return covariances
-        variances = (second / n_SK[..., None] + moved * (moved - 2 * offset)).clamp(min=0)
+        correction = moved * (moved - 2 * offset)
         if self.kind == "spherical":
-            return variances.mean(-1) + self.regularisation_D.mean()
-        return variances + self.regularisation_D
+            variance_SK = (second / n_SK + correction.sum(-1)).clamp(min=0) / len(self.regularisation_D)
+            return variance_SK + self.regularisation_D.mean()
+        return (second / n_SK[..., None] + correction).clamp(min=0) + self.regularisation_D
 
 
 class GaussianKernel:

@@ -6,6 +6,8 @@ which costs little on an idle machine and tenfold on a busy one. The results do 
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,33 +15,61 @@ from itertools import chain, islice
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from mixwell.density._rows import Piece
 
 T = TypeVar("T")
 
 
-def in_order(work: Callable[[Piece], T], pieces: Iterable[Piece]) -> Iterator[T]:
-    """`map(work, pieces)`, on as many threads as torch may use; pieces are read only a few ahead."""
-    pieces = iter(pieces)
-    ahead = list(islice(pieces, 2))
-    threads = torch.get_num_threads()
-    if threads == 1 or len(ahead) < 2 or ahead[0].x_BD.device.type != "cpu":
-        yield from map(work, chain(ahead, pieces))
-        return
-    waiting: deque[Future[T]] = deque()
-    try:
-        with ThreadPoolExecutor(threads, initializer=_alone) as pool:
-            for piece in chain(ahead, pieces):
-                waiting.append(pool.submit(work, piece))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
+class Workers:
+    """Threads for the pieces of many passes; one operation runs on one core while they are open."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        if self.threads > 1:
+            self._pool = ThreadPoolExecutor(self.threads, initializer=_alone)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            torch.set_num_threads(self.threads)
+
+    def map(self, work: Callable[[Piece], T], pieces: Iterable[Piece]) -> Iterator[T]:
+        """`map(work, pieces)` in order; pieces are read only a few ahead."""
+        pieces = iter(pieces)
+        ahead = list(islice(pieces, 2))
+        if self._pool is None or len(ahead) < 2:
+            yield from map(work, chain(ahead, pieces))
+            return
+        waiting: deque[Future[T]] = deque()
+        for piece in chain(ahead, pieces):
+            waiting.append(self._pool.submit(work, piece))
+            if len(waiting) > 2 * self.threads:
                 yield waiting.popleft().result()
-    finally:
-        torch.set_num_threads(threads)
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _alone() -> None:
     torch.get_num_threads()  # settles the thread's default first, or torch would overwrite the next line on first use
     torch.set_num_threads(1)
+
+
+class Scratch(threading.local):
+    """Memory that one thread uses again for every piece: fresh pages cost more than the arithmetic done in them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """An uninitialised tensor, valid until this thread asks for `name` again."""
+        size = math.prod(shape)
+        flat = self._held.get(name)
+        if flat is None or len(flat) < size or flat.dtype != like.dtype or flat.device != like.device:
+            flat = self._held[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return flat[:size].view(shape)

@@ -86,8 +86,9 @@ def _capped(documents: Iterable[Document], max_bytes: int | None) -> list[Docume
         if not data.strip() or (key := digest(data)) in seen:
             continue
         if len(data) > room:
-            whole_lines = data[: int(room)].rpartition(b"\n")[0].decode()
-            return [*kept, Document(document.path, whole_lines + "\n")] if whole_lines.strip() else kept
+            part = data[: int(room)].decode("utf-8", "ignore")
+            part = part[: part.rfind("\n") + 1] or part
+            return [*kept, Document(document.path, part)] if part.strip() else kept
         seen.add(key)
         kept.append(document)
         room -= len(data)
@@ -113,16 +114,16 @@ def _take_apart(source: str) -> tuple[str, str]:
     owners.sort(key=lambda node: node.body[0].lineno)
     lines = source.encode().split(b"\n")  # ast counts columns in bytes, and lines at newlines alone
     for owner in reversed(owners):
-        _cut(lines, owner.body[0], b"" if len(owner.body) > 1 or owner is tree else b"pass")
+        _cut(lines, owner.body[0], needed=len(owner.body) == 1 and owner is not tree)
     code = b"\n".join(line for line in lines if line != _GONE).decode()
     return code, "\n\n".join(text for node in owners if (text := ast.get_docstring(node))) + "\n"
 
 
-def _cut(lines: list[bytes], docstring: ast.stmt, instead: bytes) -> None:
-    """Put `instead` in the docstring's place, and take the lines away that are left blank."""
+def _cut(lines: list[bytes], docstring: ast.stmt, needed: bool) -> None:
+    """Put `pass` in the docstring's place, or nothing where it stands alone on its lines and is not `needed`."""
     first, last = docstring.lineno - 1, (docstring.end_lineno or docstring.lineno) - 1
-    rest = lines[first][: docstring.col_offset] + instead + lines[last][docstring.end_col_offset :]
-    lines[first : last + 1] = [rest if rest.strip() else _GONE] + [_GONE] * (last - first)
+    rest = lines[first][: docstring.col_offset] + b"pass" + lines[last][docstring.end_col_offset :]
+    lines[first : last + 1] = [rest if needed or rest.strip() != b"pass" else _GONE] + [_GONE] * (last - first)
 
 
 def _topics() -> list[Document]:

@@ -50,6 +50,8 @@ def read(path: str | Path) -> Checkpoint:
         raise MixwellError(f"{folder / 'config.json'} holds no keys and values; expected a model's configuration.")
     tensors = open_folder(folder)
     record = read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+    if not isinstance(record, Mapping):
+        raise MixwellError(f"{folder / RECORD} holds no keys and values; restore it or remove it.")
     files = {name: (folder / name).read_bytes() for name in CARRIED if (folder / name).exists()}
     lineage = tuple(record.get("lineage", ()))
     if config.get("model_type") == "mixwell":

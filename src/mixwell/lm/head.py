@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mixwell.sequence._parts import wide
+
 ROWS = 256  # rows of logits held in float32 at a time; measured best from 2,000 to 32,000 words
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class _Embed(torch.autograd.Function):
@@ -28,9 +27,10 @@ class _Embed(torch.autograd.Function):
         return F.embedding(ids, weight_VD)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         (ids,), (like, shape) = ctx.saved_tensors, ctx.like
-        total = torch.zeros(shape, dtype=_wide(like).dtype, device=grad.device)
+        total = torch.zeros(shape, dtype=wide(like).dtype, device=grad.device)
         total.index_add_(0, ids.reshape(-1), grad.reshape(-1, shape[1]).to(total.dtype))
         return total.to(like.dtype), None
 
@@ -46,7 +46,7 @@ class _MeanNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         count = max(targets_N.shape[0], 1)
-        total = torch.zeros((), dtype=_wide(h_ND).dtype, device=h_ND.device)
+        total = torch.zeros((), dtype=wide(h_ND).dtype, device=h_ND.device)
         needs_h, needs_weight = ctx.needs_input_grad[:2]
         grad_h = torch.empty_like(h_ND) if needs_h else None
         grad_weight = torch.zeros_like(weight_VD, dtype=total.dtype) if needs_weight else None
@@ -64,6 +64,7 @@ class _MeanNats(torch.autograd.Function):
         return total / count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         grad_h, grad_weight = ctx.grads
         scaled = (None if g is None else g * grad.to(g.dtype) for g in (grad_h, grad_weight))
@@ -78,7 +79,7 @@ def _chunks(h_ND: Tensor, targets_N: Tensor) -> Any:
 
 def _exp_and_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     """(exp(logits - their largest) [N, V], cross-entropy [N]), in float32 or better."""
-    logits = _wide(F.linear(h_ND, weight_VD))
+    logits = wide(F.linear(h_ND, weight_VD))
     picked = logits.gather(1, targets_N.unsqueeze(1))
     top = logits.amax(-1, keepdim=True)
     exps = logits.sub_(top).exp_()
@@ -104,4 +105,4 @@ def mean_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 def row_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Cross-entropy in nats of each row [N], without gradient."""
     parts = [_exp_and_nats(h, weight_VD, targets)[1] for h, targets, _ in _chunks(h_ND, targets_N)]
-    return torch.cat(parts) if parts else _wide(h_ND.new_empty(0))
+    return torch.cat(parts) if parts else wide(h_ND.new_empty(0))

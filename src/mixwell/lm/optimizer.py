@@ -39,6 +39,7 @@ class MasterAdamW:
 
     def __init__(self, model: nn.Module, *, dtype: DType = "fp32", betas: tuple[float, float] = (0.9, 0.95),
                  eps: float = 1e-8, weight_decay: float = 0.1) -> None:
+        model.zero_grad(set_to_none=True)
         before = {n: p.detach() for n, p in model.named_parameters()}
         model.cast(torch.bfloat16 if dtype == "bf16" else torch.float32)  # type: ignore[operator]
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -81,12 +82,13 @@ class MasterAdamW:
         """One fused step of `names`, their gradients divided by `shrink`."""
         if not names:
             return
-        masters = [self._masters[n] for n in names]
+        masters: list[Tensor] = [self._masters[n] for n in names]
+        grads = [m.grad for m in masters if m.grad is not None]
         first, second, steps = ([self._moments[n][kind] for n in names] for kind in ("exp_avg", "exp_avg_sq", "step"))
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
-            masters, [m.grad for m in masters], first, second, [], steps, lr=lr, beta1=self._betas[0],
-            beta2=self._betas[1], weight_decay=decay, eps=self._eps, amsgrad=False, maximize=False,
+            masters, grads, first, second, [], steps, lr=lr, beta1=self._betas[0], beta2=self._betas[1],
+            weight_decay=decay, eps=self._eps, amsgrad=False, maximize=False,
             grad_scale=None if shrink == 1.0 else torch.tensor(shrink, device=masters[0].device))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -113,10 +115,11 @@ class MasterAdamW:
         self._copy_back()
 
     def release(self) -> None:
-        """Take the hooks off the model, which keeps its parameters as they are."""
+        """Take hooks and gradients off the model, which keeps its parameters as they are."""
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
+        for master in self._masters.values():
+            master.grad = None
 
     def _copy_back(self) -> None:
         low = [n for n, m in self._masters.items() if m is not self._parameters[n]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mixwell.core.kernels import linear
@@ -38,6 +39,7 @@ class _RMSNorm(torch.autograd.Function):
         return (f * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight, scale = ctx.saved_tensors
         unit, grad = wide(x) * scale, wide(grad)
@@ -133,6 +135,7 @@ class _Rotate(torch.autograd.Function):
         return _turned(x_BTHP, cos, sin).transpose(1, 2).contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_BHTP: Tensor):
         cos, sin = ctx.saved_tensors
         return _turned(grad_BHTP.transpose(1, 2), cos, -sin), None, None
@@ -199,6 +202,7 @@ class _Attend(torch.autograd.Function):
         return out.view(q_BHTP.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_BHTP: Tensor):
         q, k, v, *saved = ctx.saved_tensors
         (N, R, T, P), S = q.shape, k.shape[1]

@@ -30,8 +30,8 @@ def test_agrees_with_trying_every_assignment(generator, tokens):
         assert torch.bincount(expert, minlength=3).max() <= math.ceil(tokens / 3)
 
 
-@pytest.mark.parametrize("tolerance", [0.1, 0.001])
-def test_stays_within_its_tolerance_of_the_optimum(generator, tolerance):
+@pytest.mark.parametrize("tolerance, gap", [(0.1, 10.0), (1e-5, 0.01)])
+def test_stays_within_its_tolerance_of_the_optimum(generator, tolerance, gap):
     scipy = pytest.importorskip("scipy.optimize")
     affinity = torch.randn(96, 6, generator=generator) + torch.randn(6, generator=generator) * 3
     slots = np.repeat(affinity.numpy(), 16, axis=1)
@@ -39,15 +39,15 @@ def test_stays_within_its_tolerance_of_the_optimum(generator, tolerance):
     expert = balanced_assignment(affinity, tolerance)
     found = affinity.gather(1, expert.unsqueeze(1)).sum().item()
     assert torch.bincount(expert).tolist() == [16] * 6
-    assert -1e-3 <= optimum - found <= 96 * tolerance * 12  # the range of centred normal draws stays below 12
-    assert found > affinity.mean() * 96  # better than any fixed order
+    assert -1e-3 <= optimum - found <= gap  # at most 96 tokens * tolerance * range
 
 
 def test_what_all_tokens_share_changes_nothing(generator):
     """A popular expert gains nothing from its popularity: only differences between tokens count."""
     affinity = torch.randn(24, 4, generator=generator, dtype=torch.float64)
-    shifted = affinity + torch.tensor([5.0, -3.0, 0.0, 1.0]) + torch.randn(24, 1, generator=generator)
-    assert torch.equal(balanced_assignment(affinity, 1e-3), balanced_assignment(shifted, 1e-3))
+    shifted = affinity + torch.tensor([50.0, -30.0, 0.0, 10.0]) + torch.randn(24, 1, generator=generator)
+    for tolerance in (0.1, 1e-3):
+        assert torch.equal(balanced_assignment(affinity, tolerance), balanced_assignment(shifted, tolerance))
 
 
 def test_equal_affinities_and_small_cases():

@@ -42,6 +42,11 @@ def test_weights_and_start_temperature(generator, scores, expected):
     torch.testing.assert_close(routing.weights_TK[:, 0], gates.max(-1).values)
 
 
+def test_two_experts_share_the_whole_weight(generator):
+    routing = Cosine(6, 4, Config(k=2), generator)(torch.randn(5, 6, generator=generator), Context())
+    torch.testing.assert_close(routing.weights_TK, routing.logits_TE.topk(2, dim=-1).values.softmax(-1))
+
+
 def test_scores_do_not_see_a_tokens_length(generator):
     router, x = Cosine(6, 4, Config(k=2), generator), torch.randn(5, 6, generator=generator)
     torch.testing.assert_close(router(x * 37, Context()).scores_TE, router(x, Context()).scores_TE)
@@ -64,7 +69,9 @@ def test_sizes_and_temperature_options(generator):
     assert router.temperature.item() == 1.5 and not router.temperature.requires_grad
     with torch.no_grad():
         router.temperature.fill_(-1.0)  # where training may carry it
-    assert router(torch.randn(3, 6, generator=generator), Context()).logits_TE.abs().max() <= 100.1
+    x = torch.randn(3, 6, generator=generator)
+    cosines = torch.nn.functional.cosine_similarity((x @ router.projection.T).unsqueeze(1), router.embedding, dim=-1)
+    torch.testing.assert_close(router(x, Context()).logits_TE, cosines / 0.01)
 
 
 @pytest.mark.parametrize("options, message", [

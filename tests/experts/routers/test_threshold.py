@@ -69,6 +69,12 @@ def test_the_whole_mass_is_the_dense_mixture(generator):
     torch.testing.assert_close(routing.dense_TE(), routing.scores_TE)
 
 
+def test_a_first_choice_goes_before_a_more_probable_second_choice():
+    scores = torch.tensor([[0.36, 0.34, 0.30], [0.44, 0.46, 0.10]])
+    routing = route(scores.log(), Config(threshold=0.5, capacity_factor=1.0))  # one slot: ceil(2 / 3)
+    assert routing.indices_TK.tolist() == [[0], [1]]
+
+
 def test_padding_takes_no_capacity(generator):
     logits = torch.randn(12, 4, generator=generator)
     mask = torch.arange(12) < 8

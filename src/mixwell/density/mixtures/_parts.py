@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from numbers import Integral, Real
 from time import perf_counter
@@ -21,6 +22,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.density._em import Assign, Family, Params, Run, best, climb, expect, step
 from mixwell.density._em_kernels import posterior
 from mixwell.density._rows import ArrayRows, Piece, Rows, open_rows
+from mixwell.density._workers import Workers
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin
@@ -193,6 +195,11 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
 
     def _run(self, family: Family, rows: Rows, weights_N: Tensor | None, starts: list[Params],
              previous: float) -> list[Run]:
+        with Workers(rows.device) as workers:
+            return self._run_batches(workers, family, rows, weights_N, starts, previous)
+
+    def _run_batches(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, starts: list[Params],
+                     previous: float) -> list[Run]:
         together = {name: torch.cat([start[name] for start in starts]) for name in starts[0]}
         batches = starts if self.verbose else [together]  # messages come one start after the other
         runs: list[Run] = []
@@ -200,7 +207,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             told = _Teller(self.verbose, self.verbose_interval, number)
 
             def one_step(params: Params) -> tuple[Params, Tensor]:
-                new, bounds_S = step(family, rows, weights_N, params, batch=params["weights"].numel())
+                new, bounds_S = step(workers, family, rows, weights_N, params, batch=params["weights"].numel())
                 if not bool(bounds_S.isfinite().all()):
                     _locate_infinite(rows)
                 return new, bounds_S
@@ -237,7 +244,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
         x_ND = _imputed(x_ND)
         few, assign, weights_N = self._assignment(x_ND, weights_N, rng)
-        params, _ = step(family, ArrayRows(few), weights_N, None, assign)
+        with Workers(rows.device) as workers:
+            params, _ = step(workers, family, ArrayRows(few), weights_N, None, assign, self.n_components)
         if self.init_params in ("k-means++", "random_from_data"):
             params["weights"] = params["weights"] * self.n_components / len(x_ND)  # each point stands for itself alone
         return self._refine_start(family, params)
@@ -323,14 +331,18 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         K = params["weights"].shape[1]
         kind = torch.long if labels else rows.dtype
         out = torch.empty((rows.n_rows, K) if resp else (rows.n_rows,), dtype=kind, device=rows.device)
-        for piece in rows.pieces(kernel.rows(K)):
+
+        def fill(piece: Piece) -> None:
             _, log_joint_SKB = kernel.joint(piece)
             index = piece.index if isinstance(piece.index, slice) else piece.index.to(rows.device)
             if labels:
                 out[index] = log_joint_SKB[0].argmax(0)
-                continue
+                return
             resp_SKB, log_density_SB = posterior(log_joint_SKB)
             out[index] = (resp_SKB[0].T if resp else log_density_SB[0]).to(kind)
+
+        with Workers(rows.device) as workers:
+            deque(workers.map(fill, rows.pieces(kernel.rows(K))), maxlen=0)
         return out
 
     def _use(self, X: Any, **what: bool) -> Any:
@@ -412,7 +424,8 @@ class _Online:
     def update(self, rows: Rows, weights_N: Tensor | None) -> float:
         level = self.family.online_level()
         kernel = self.family.kernel(self.params, level)
-        tally = expect(kernel, rows.pieces(kernel.rows(self.params["weights"].numel())), weights_N)
+        with Workers(rows.device) as workers:
+            tally = expect(workers, kernel, rows.pieces(kernel.rows(self.params["weights"].numel())), weights_N)
         rate = 1.0 if self.statistics is None else (self.steps + self.offset) ** -self.decay
         fresh = type(tally.statistics)(*(s / tally.weight for s in tally.statistics))
         old = fresh if self.statistics is None else self.statistics

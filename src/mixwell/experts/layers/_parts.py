@@ -1,11 +1,11 @@
 """The contract of layers that stand where a feed-forward block stood, and what they share.
 
-Legend: T tokens, D width, F hidden width, E experts.
+Legend: T tokens, D width, F hidden width, E experts, N rows sorted by expert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
-from mixwell.core.routing import Context, Routing
+from mixwell.core.kernels import Weight, expert_mlp, linear
+from mixwell.core.packing import weight_of
+from mixwell.core.routing import Context, Routing, combine, dispatch, plan
 
 
 class Mixed(NamedTuple):
@@ -105,3 +107,37 @@ def apply_balance(rules: tuple[BalanceRule, ...], routing: Routing,
         if rule.coefficient:
             terms.append(rule.coefficient * losses[rule.name])
     return losses, torch.stack([t.float() for t in terms]).sum() if terms else None
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
+
+
+def check_least(config: Any, **least: int) -> None:
+    """Refuse a field of `config` below its least value."""
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"{name} is {getattr(config, name)}; expected at least {value}")
+
+
+def routed_swiglu(layer: nn.Module, x_TD: Tensor, routing: Routing) -> Tensor:
+    """The tokens through the SwiGLU experts that they chose: `layer.gate_up_proj` [E, 2 F, D], `down_proj` [E, D, F]."""
+    order = plan(routing.indices_TK, routing.num_experts)
+    rows = expert_mlp(dispatch(x_TD, order), order.counts_E, weight_of(layer, "gate_up_proj"),
+                      weight_of(layer, "down_proj"))
+    return combine(rows, order, routing.weights_TK)
+
+
+def routed_mlp(x_TD: Tensor, routing: Routing, up_proj: Weight, down_proj: Weight,
+               activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """The tokens through the two-matrix experts that they chose: up_proj [E, F, D], down_proj [E, D, F]."""
+    order = plan(routing.indices_TK, routing.num_experts)
+    counts = order.counts_E.tolist()
+    parts = dispatch(x_TD, order).split(counts)
+    rows = [linear(activation(linear(part, up)), down)
+            for part, up, down in zip(parts, _experts_of(up_proj), _experts_of(down_proj)) if part.shape[0]]
+    return combine(torch.cat(rows) if rows else x_TD[:0], order, routing.weights_TK)
+
+
+def _experts_of(weight: Weight) -> list[Weight]:
+    """One weight for each expert; a plain stack is unbound in one step, so that its gradient is written once."""
+    return list(weight.unbind(0)) if isinstance(weight, Tensor) else [weight[e] for e in range(weight.shape[0])]

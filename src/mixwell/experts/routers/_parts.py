@@ -126,8 +126,8 @@ def draws(context: Context, router: Router) -> torch.Generator:
 
 
 def capacity(num_tokens: int, num_experts: int, factor: float) -> int:
-    """Slots of one expert: ceil(factor * T / E), at least 1 and at most T (0 where there is no token)."""
-    return min(num_tokens, max(1, math.ceil(factor * num_tokens / num_experts)))
+    """Slots of one expert: ceil(factor * T / E), at most T."""
+    return min(num_tokens, math.ceil(factor * num_tokens / num_experts))
 
 
 def to_slots(chosen_TE: Tensor, weights_TE: Tensor) -> tuple[Tensor, Tensor]:

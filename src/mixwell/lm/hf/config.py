@@ -45,7 +45,7 @@ def _check_keys(config: Mapping[str, Any], model_type: str, family: Family, wher
         if key in ONLY:
             if value not in ONLY[key]:
                 raise MixwellError(f"{where}: {key} is {value!r}; mixwell computes {ONLY[key][0]!r} only.")
-        elif key not in known and value is not None and not key.startswith("_"):
+        elif key not in known and value not in (None, False) and not key.startswith("_"):
             raise MixwellError(f"{where}: {key} = {value!r} is not known for {model_type} and may change its results; "
                                "remove it if it does not.")
     if not family.head_dim and (config.get("head_dim") or 0) * config.get("num_attention_heads", 0) not in (

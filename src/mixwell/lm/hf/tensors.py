@@ -51,7 +51,7 @@ def recipes(arch: Mapping[str, Any], model_type: str, shapes: Mapping[str, tuple
     for name, shape in shapes.items():
         options = _alternatives(name, model_type, shape, fused)
         names = next((o for o in options if o[0][0] in present), options[0])
-        stacked = len(shape) == 3 and len(names[0][0].split(".experts.")) == 2 and names[0][0].endswith(".weight")
+        stacked = ".experts." in names[0][0] and names[0][0].endswith(".weight")
         found[name] = Recipe(names, _rows(arch, name, shape, len(names[0]), stacked), shape, stacked)
     return found
 

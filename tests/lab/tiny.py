@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-SYLLABLES = "ka lo mi ren tu sa vor el ni da".split()
+SYLLABLES = ("ka", "lo", "mi", "ren", "tu", "sa", "vor", "el", "ni", "da")
 RECIPE = """
 name: tiny
 seed: {seed}

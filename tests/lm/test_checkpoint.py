@@ -52,6 +52,8 @@ def config_of(folder):
     ({"channel_mixer": SPARSE | {"shared_experts": 1}}, "mixwell"),
     ({"channel_mixer": SPARSE | {"router": {"method": "top_k", "scores": "sigmoid"}}}, "mixwell"),
     ({"channel_mixer": SPARSE | {"router": {"method": "top_k", "k": 1}}}, "mixwell"),
+    ({"channel_mixer": SPARSE | {"router": {"method": "cosine"}}}, "mixwell"),
+    ({"channel_mixer": SPARSE | {"router": {"method": "rank_k"}}}, "mixwell"),
 ])
 def test_a_folder_brings_the_model_back(options, model_type, tmp_path):
     model = build(**options)

@@ -60,6 +60,14 @@ def test_a_cold_temperature_a_k_of_one_and_a_tiny_p_are_greedy(model):
         assert torch.equal(model.generate(PROMPT, 10, do_sample=True, generator=rng(), **options), greedy)
 
 
+def test_the_domain_of_a_row_reaches_its_router(model, monkeypatch):
+    seen, router = [], model.layers[0].channel_mixer.router
+    forward = router.forward
+    monkeypatch.setattr(router, "forward", lambda h, c: (seen.append(c.labels_T.tolist()), forward(h, c))[1])
+    model.generate(PROMPT, 2, labels_B=torch.tensor([4, 7]))
+    assert seen == [[4] * 5 + [7] * 5, [4, 7]]
+
+
 def test_filters_keep_what_they_say():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]]).log()
     assert torch.isfinite(filter_logits(logits, top_k=2)).tolist() == [[True, True, False, False],

@@ -31,7 +31,8 @@ class Workers:
 
     def __enter__(self) -> Workers:
         if self.threads > 1:
-            self._pool = ThreadPoolExecutor(self.threads, initializer=_alone)
+            torch.set_num_threads(1)  # here and in threads that start from now on
+            self._pool = ThreadPoolExecutor(self.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,11 +54,6 @@ class Workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _alone() -> None:
-    torch.get_num_threads()  # settles the thread's default first, or torch would overwrite the next line on first use
-    torch.set_num_threads(1)
 
 
 class Scratch(threading.local):

@@ -174,7 +174,7 @@ def _make(planned: Planned, folders: Mapping[str, Path], observer: Observer, *, 
     machine.reset_peak()
     clock = time.perf_counter()
     try:
-        with disk_errors(planned.folder), whole_folder(planned.folder) as scratch:
+        with whole_folder(planned.folder) as scratch:
             job = Job(stage=stage, folder=scratch, work=work,
                       inputs={role: folders[source] for role, source in stage.inputs.items()},
                       progress=lambda share, words: observer.advanced(planned, share, words))

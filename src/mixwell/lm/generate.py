@@ -52,12 +52,13 @@ def check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: fl
 def generate(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
              top_p: float = 1.0, top_k: int = 0, do_sample: bool = False,
              eos_token_id: int | Sequence[int] | None = None, mask_BT: Tensor | None = None,
-             generator: torch.Generator | None = None) -> Tensor:
+             labels_B: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Continue each row: int64 [B, T] -> [B, T + at most max_new_tokens].
 
-    Greedy unless `do_sample`. Rows of unequal length are padded on the left, with `mask_BT` False there. After one of
-    `eos_token_id` (default: the config's; pass () for none) a row is filled with padding (`pad_token_id`, else that
-    eos); the loop ends when all rows have ended. The same generator state gives the same tokens. Greedy needs none.
+    Greedy unless `do_sample`, which draws from `generator`: same state, same tokens. Rows of unequal length
+    are padded on the left, with `mask_BT` False there. `labels_B` holds each row's domain, for routers that ask for it.
+    After one of `eos_token_id` (default: the config's; pass () for none) a row is filled with `pad_token_id` (or that
+    eos, where the config has none); the loop ends when all rows have ended.
     """
     check_options(max_new_tokens, temperature, top_k, top_p)
     if tokens_BT.ndim != 2 or tokens_BT.shape[1] == 0:
@@ -73,7 +74,7 @@ def generate(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, *, te
         ended = torch.zeros(tokens_BT.shape[0], dtype=torch.bool, device=tokens_BT.device)
         new, result = tokens_BT, [tokens_BT]
         for _ in range(max_new_tokens):
-            logits = model.next_logits(new, cache, mask_BT)
+            logits = model.next_logits(new, cache, mask_BT, labels_B)
             chosen = (sample(logits, generator, temperature=temperature, top_k=top_k, top_p=top_p) if do_sample
                       else logits.argmax(-1))
             new, mask_BT = chosen.masked_fill(ended, pad).unsqueeze(1), None

@@ -88,7 +88,6 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int, generator: torch.Generator | None) -> None:
         super().__init__()
-        self.index = index
         self.sequence_norm = RMSNorm(config.dim, config.norm_eps)
         self.sequence_mixer = _build(config.sequence(index), config.dim, generator, f"layer {index}")
         self.channel_norm = RMSNorm(config.dim, config.norm_eps)
@@ -201,9 +200,10 @@ class LanguageModel(nn.Module):
         h = self._trunk(tokens_BT, None, None, None, 0, None)[0]
         return row_nats(h.flatten(0, 1), self.head_weight, targets_BT.flatten()).view(targets_BT.shape)
 
-    def next_logits(self, tokens_BT: Tensor, cache: Cache, mask_BT: Tensor | None = None) -> Tensor:
+    def next_logits(self, tokens_BT: Tensor, cache: Cache, mask_BT: Tensor | None = None,
+                    labels_B: Tensor | None = None) -> Tensor:
         """Logits of the token after the last one, float32 [B, V]; `cache` is read and extended."""
-        return self._logits(self._trunk(tokens_BT, cache, mask_BT, None, 0, None)[0][:, -1])
+        return self._logits(self._trunk(tokens_BT, cache, mask_BT, labels_B, 0, None)[0][:, -1])
 
     def generate(self, tokens_BT: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
         """Continue each row; see `mixwell.lm.generate.generate`."""

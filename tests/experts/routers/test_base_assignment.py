@@ -79,7 +79,7 @@ def test_weight_is_the_sigmoid_of_the_affinity_and_has_a_gradient(generator):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="1e-6 to 1"):
         Config(tolerance=0.0)
     with pytest.raises(ValueError, match="not finite"):
         balanced_assignment(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), 0.01)

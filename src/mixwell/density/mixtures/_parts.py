@@ -178,28 +178,28 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
                              f"n_samples = {rows.n_rows}")
         self._check_input(rows)
         weights_N = self._weights(sample_weight, rows)
+        with Workers(rows.device) as workers:
+            family, run = self._fit_rows(workers, rows, weights_N)
+        self._conclude(family, run, X, rows)
+        return rows
+
+    def _fit_rows(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> tuple[Family, Run]:
         family = self._build_family(rows, weights_N)
         rng = check_random_state(self.random_state)
         warm = self.warm_start and hasattr(self, "converged_")
         if warm:
             starts = [{name: value[None] for name, value in self._warm(family).items()}]
         else:
-            starts = [self._start(family, rows, weights_N, rng) for _ in range(self.n_init)]
+            starts = [self._start(workers, family, rows, weights_N, rng) for _ in range(self.n_init)]
         previous = self.lower_bound_ if warm else -math.inf
         if self.batch_size is None:
-            runs = self._run(family, rows, weights_N, starts, previous)
+            runs = self._run(workers, family, rows, weights_N, starts, previous)
         else:
-            runs = [self._run_online(family, rows, weights_N, start, rng) for start in starts]
-        self._conclude(family, best(runs), X, rows)
-        return rows
+            runs = [self._run_online(workers, family, rows, weights_N, start, rng) for start in starts]
+        return family, best(runs)
 
-    def _run(self, family: Family, rows: Rows, weights_N: Tensor | None, starts: list[Params],
+    def _run(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, starts: list[Params],
              previous: float) -> list[Run]:
-        with Workers(rows.device) as workers:
-            return self._run_batches(workers, family, rows, weights_N, starts, previous)
-
-    def _run_batches(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, starts: list[Params],
-                     previous: float) -> list[Run]:
         together = {name: torch.cat([start[name] for start in starts]) for name in starts[0]}
         batches = starts if self.verbose else [together]  # messages come one start after the other
         runs: list[Run] = []
@@ -231,7 +231,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
 
     # -- starts ------------------------------------------------------------------------------------------------------
 
-    def _start(self, family: Family, rows: Rows, weights_N: Tensor | None, rng: np.random.RandomState) -> Params:
+    def _start(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
+               rng: np.random.RandomState) -> Params:
         """Parameters of one start, with a leading axis of length one."""
         if self._start_is_given():
             return self._refine_start(family, {})
@@ -244,8 +245,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
         x_ND = _imputed(x_ND)
         few, assign, weights_N = self._assignment(x_ND, weights_N, rng)
-        with Workers(rows.device) as workers:
-            params, _ = step(workers, family, ArrayRows(few), weights_N, None, assign, self.n_components)
+        params, _ = step(workers, family, ArrayRows(few), weights_N, None, assign, self.n_components)
         if self.init_params in ("k-means++", "random_from_data"):
             params["weights"] = params["weights"] * self.n_components / len(x_ND)  # each point stands for itself alone
         return self._refine_start(family, params)
@@ -289,19 +289,24 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
                 raise ValueError(f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
                                  f"n_samples = {rows.n_rows}")
             self._dtype, self._device = rows.dtype, rows.device
-            family = self._build_family(rows, weights_N)
-            if hasattr(self, "converged_"):
-                params = {name: value[None] for name, value in self._warm(family).items()}
-            else:
-                params = self._start(family, rows, weights_N, check_random_state(self.random_state))
-            self._online = _Online(family, params, self.learning_decay, self.learning_offset)
-        bound = self._online.update(rows, weights_N)
+        with Workers(rows.device) as workers:
+            if first:
+                self._online = self._begin_online(workers, rows, weights_N)
+            bound = self._online.update(workers, rows, weights_N)
         self._publish(self._online.family, {n: v[0] for n, v in self._online.params.items()}, X)
         self.lower_bound_, self.n_iter_, self.converged_ = bound, self._online.steps, False
         self.lower_bounds_ = [*([] if first else self.lower_bounds_), bound]
         return self
 
-    def _run_online(self, family: Family, rows: Rows, weights_N: Tensor | None, start: Params,
+    def _begin_online(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> _Online:
+        family = self._build_family(rows, weights_N)
+        if hasattr(self, "converged_"):
+            params = {name: value[None] for name, value in self._warm(family).items()}
+        else:
+            params = self._start(workers, family, rows, weights_N, check_random_state(self.random_state))
+        return _Online(family, params, self.learning_decay, self.learning_offset)
+
+    def _run_online(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, start: Params,
                     rng: np.random.RandomState) -> Run:
         """Epochs of online EM over batches, in random order where the rows are in memory."""
         online = _Online(family, start, self.learning_decay, self.learning_offset)
@@ -311,7 +316,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             for batch, batch_weights in _batches(rows, weights_N, self.batch_size, rng):
                 share = float(len(batch)) if batch_weights is None else float(batch_weights.sum())
                 if share > 0:
-                    total += share * online.update(ArrayRows(batch), batch_weights)
+                    total += share * online.update(workers, ArrayRows(batch), batch_weights)
                     weight += share
             gain = total / weight - run.lower_bound
             run.lower_bounds.append(total / weight)
@@ -421,11 +426,10 @@ class _Online:
         self.statistics: Any = None
         self.steps = 0
 
-    def update(self, rows: Rows, weights_N: Tensor | None) -> float:
+    def update(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> float:
         level = self.family.online_level()
         kernel = self.family.kernel(self.params, level)
-        with Workers(rows.device) as workers:
-            tally = expect(workers, kernel, rows.pieces(kernel.rows(self.params["weights"].numel())), weights_N)
+        tally = expect(workers, kernel, rows.pieces(kernel.rows(self.params["weights"].numel())), weights_N)
         rate = 1.0 if self.statistics is None else (self.steps + self.offset) ** -self.decay
         fresh = type(tally.statistics)(*(s / tally.weight for s in tally.statistics))
         old = fresh if self.statistics is None else self.statistics

@@ -29,11 +29,11 @@ from mixwell.experts.routers._parts import LinearRouter
 class Config:
     """Options of BASE routing."""
 
-    tolerance: float = 0.01  # largest loss of affinity a token against the optimum, as a share of the range; 0 to 1
+    tolerance: float = 0.01  # largest loss of affinity a token against the optimum, as a share of the range; 1e-6 to 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance <= 1:
-            raise ValueError(f"tolerance is {self.tolerance}; expected above 0 and at most 1")
+        if not 1e-6 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance is {self.tolerance}; expected 1e-6 to 1")
 
 
 def balanced_assignment(affinity_TE: Tensor, tolerance: float) -> Tensor:

@@ -8,7 +8,7 @@
 **Differs:** W_g starts at small normal values (the paper: zero), so that an untrained router in evaluation has no ties;
     W_noise starts at zero as in the paper. k = 1 keeps the probability as the weight, since a softmax over one gives no
     gradient. The load loss is the router's output because only the router knows its noise; it carries its own
-    coefficient. The importance loss reads the scores alone and is a balance rule.
+    coefficient. The importance loss is a balance rule (importance_load); where both are used, set `load: 0` in one.
 **Fails when:** the learnt noise shrinks early: the load estimate then has no gradient between far-apart logits.
 **Cost:** O(T E D), twice that of a plain router.
 """

@@ -10,6 +10,7 @@ from mixwell.core.errors import MixwellError, suggest
 from mixwell.lm.config import ModelConfig, expanded
 from mixwell.lm.hf.families import EXPERT_KEYS, FAMILIES, HARMLESS, MIXER_KEYS, ONLY, SHARED_KEYS, Experts, Family
 
+_TOP_K = "experts.routers.top_k"
 _ROPE = {"rope_theta", "rope_scaling", "rope_parameters"}
 
 
@@ -104,7 +105,7 @@ def _read_experts(full: Mapping[str, Any], experts: Experts, where: str) -> dict
                            "mixwell does not build such a model.")
     return {"method": "experts.layers.moe", "num_experts": full.get(other) or full[experts.count],
             "hidden_dim": full[experts.hidden],
-            "router": {"method": "experts.routers.top_k", "k": full["num_experts_per_tok"], "scores": "softmax",
+            "router": {"method": _TOP_K, "k": full["num_experts_per_tok"], "scores": "softmax",
                        "renormalise": renormalise},
             "balance": {"switch": full["router_aux_loss_coef"]}}
 
@@ -117,9 +118,10 @@ def comparable(arch: Mapping[str, Any]) -> dict[str, Any]:
     del plain["architecture"]
     for options in plain["channel_mixer"]:
         options.pop("balance", None)
-        if (router := options.get("router")) is not None:
-            router.pop("jitter", None)
-            if "renormalise" in router and router["renormalise"] is None:
+        router = options.get("router", {})
+        if router.get("method") == _TOP_K:
+            del router["jitter"]
+            if router["renormalise"] is None:
                 router["renormalise"] = router["k"] > 1
     return plain
 

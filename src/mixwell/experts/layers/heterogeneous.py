@@ -1,0 +1,134 @@
+"""Experts of unequal width: small ones for easy tokens, large ones for hard ones.
+
+**Equation:** y = sum_{i in I(x)} w_i(x) E_i(x), with E_i of width F_i, sum_i F_i = E F. Arithmetic: F_i in proportion to
+    1 + (r - 1) i / (E - 1); geometric: to r^(i / (E - 1)); r the ratio of the largest to the smallest.
+**Shapes:** x [T, D]; gate_up_proj [2 sum F, D], expert by expert, each its gate above its up; down_proj [D, sum F].
+**Reference:** Wang et al. 2024, HMoE (2408.10681), section 3.
+**Differs:** sizes come from a ratio (or a list) instead of the paper's fixed ladders, and sum exactly to E F; SwiGLU.
+    The parameter penalty (`experts.balance.parameter_penalty`) gets the layer's sizes where it is given none.
+**Fails when:** trained without the penalty: large experts win, and the compute is not saved.
+**Cost:** 6 D times the summed widths of the chosen experts, per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mixwell.core.kernels import mlp
+from mixwell.core.method import method
+from mixwell.core.routing import Context, combine, dispatch, plan
+from mixwell.experts.layers._parts import (
+    ChannelMixer,
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    check_least,
+    normal_parameter,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the mixture of unequal experts."""
+
+    num_experts: int  # E
+    hidden_dim: int  # F, mean width of the experts
+    progression: Literal["arithmetic", "geometric"] = "arithmetic"  # how widths grow from the first expert to the last
+    ratio: float = 2.5  # r, width of the last expert over the first, at least 1; 1 makes them equal
+    widths: tuple[int, ...] | None = None  # F_i written out; replaces progression and ratio, mean hidden_dim
+    router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})
+    balance: Mapping[str, Any] = field(default_factory=lambda: {"parameter_penalty": 0.01, "z_loss": 0.001})
+
+    def __post_init__(self) -> None:
+        check_least(self, num_experts=1, hidden_dim=1)
+        if not self.ratio >= 1:
+            raise ValueError(f"ratio is {self.ratio}; expected at least 1")
+        total = self.num_experts * self.hidden_dim
+        if self.widths is not None and (len(self.widths) != self.num_experts or min(self.widths) < 1
+                                        or sum(self.widths) != total):
+            raise ValueError(f"widths {list(self.widths)} must be {self.num_experts} numbers of at least 1 that sum to "
+                             f"num_experts * hidden_dim = {total}")
+
+
+def hidden_dims(config: Config) -> tuple[int, ...]:
+    """Width of each expert, smallest first; they sum to E F exactly (largest remainders), each at least 1."""
+    if config.widths is not None:
+        return config.widths
+    experts, total = config.num_experts, config.num_experts * config.hidden_dim
+    steps = [i / max(experts - 1, 1) for i in range(experts)]
+    shares = [1 + (config.ratio - 1) * s if config.progression == "arithmetic" else config.ratio**s for s in steps]
+    exact = [share * total / sum(shares) for share in shares]
+    widths = [max(1, int(e)) for e in exact]
+    for i in sorted(range(experts), key=lambda i: int(exact[i]) - exact[i])[:max(total - sum(widths), 0)]:
+        widths[i] += 1
+    widths[-1] -= sum(widths) - total
+    return tuple(widths)
+
+
+def with_sizes(balance: Mapping[str, Any], widths: tuple[int, ...]) -> dict[str, Any]:
+    """The balance rules, the parameter penalty with the experts' widths where it has no sizes."""
+    rules = dict(balance)
+    if "parameter_penalty" in rules:
+        given = rules["parameter_penalty"]
+        options = dict(given) if isinstance(given, Mapping) else {"coefficient": given}
+        rules["parameter_penalty"] = {"sizes": [float(w) for w in widths], **options}
+    return rules
+
+
+@method(
+    title="Heterogeneous mixture of experts",
+    paper="HMoE: Heterogeneous Mixture of Experts for Language Modeling",
+    year=2024,
+    tags={"sparse", "router", "tokenwise"},
+)
+class HeterogeneousMoE(ChannelMixer):
+    """Mixture of SwiGLU experts of unequal width; see the module's card."""
+
+    config: Config
+
+    def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.dim, self.config, self.hidden_dims = dim, config, hidden_dims(config)
+        self.router = build_router(config.router, dim, config.num_experts, generator)
+        self.balance = build_balance(with_sizes(config.balance, self.hidden_dims))
+        self.gate_up_proj = normal_parameter((2 * sum(self.hidden_dims), dim), generator)
+        self.down_proj = normal_parameter((dim, sum(self.hidden_dims)), generator)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Mixed:
+        """[T, D] -> [T, D], with the routing and the losses that training adds."""
+        routing = self.router(x_TD, context)
+        order = plan(routing.indices_TK, self.config.num_experts)
+        parts = dispatch(x_TD, order).split(order.counts_E.tolist())
+        gate_ups = self.gate_up_proj.split([2 * width for width in self.hidden_dims])
+        downs = self.down_proj.split(list(self.hidden_dims), dim=1)
+        rows = [mlp(part, up, down) for part, up, down in zip(parts, gate_ups, downs) if part.shape[0]]
+        y = combine(torch.cat(rows) if rows else x_TD[:0], order, routing.weights_TK)
+        losses, aux = apply_balance(self.balance, routing, context)
+        return Mixed(y, routing, losses, aux)
+
+    def flops_per_token(self) -> float:
+        """6 k D F for experts of the mean width, 2 D E for the router; for one batch see `flops_of`."""
+        return 6.0 * self.router.experts_per_token * self.dim * self.config.hidden_dim + self._router_flops()
+
+    def flops_of(self, mixed: Mixed) -> float:
+        """Forward FLOPs per token that this output took: 6 D F_i for each filled slot, 2 D E for the router."""
+        if mixed.routing is None or not mixed.routing.indices_TK.shape[0]:
+            raise ValueError("flops_of counts the slots of an output with tokens; got none")
+        load = mixed.routing.load_E().tolist()
+        slots = sum(n * width for n, width in zip(load, self.hidden_dims))
+        return 6.0 * self.dim * slots / mixed.routing.indices_TK.shape[0] + self._router_flops()
+
+    def _router_flops(self) -> float:
+        return 2.0 * self.dim * self.config.num_experts
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Eight tokens of width six, four experts of widths 3 to 7."""
+    config = Config(num_experts=4, hidden_dim=5, ratio=2.3)
+    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}

@@ -52,7 +52,7 @@ def record(out, stage):
 
 def test_a_run_leaves_every_stage_whole_and_a_report(finished):
     out = finished[1]
-    ids = ["data", "tokenizer", "model", "tokens",
+    ids = ["data", "tokenizer", "tokens", "model",
            "dense", "moe", "moe-trained", "dense-trained", "moe-int8", "samples"]
     run = json.loads((out / "run.json").read_text())
     assert [s["id"] for s in run["stages"]] == ids

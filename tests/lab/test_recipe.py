@@ -19,7 +19,7 @@ def resolved(tmp_path, text, overrides=()):
 
 def test_default_walks_from_text_to_int8():
     stages = recipe.stages(recipe.read())
-    assert [s.kind for s in stages] == ["data", "tokenizer", "build", "tokens", "train", "convert", "train", "train",
+    assert [s.kind for s in stages] == ["data", "tokenizer", "tokens", "build", "train", "convert", "train", "train",
                                         "compress", "sample"]
     found = {s.id: s for s in stages}
     assert found["moe"].method == "convert.upcycle" and found["moe-int8"].method == "precision.int8"
@@ -44,7 +44,7 @@ def test_flops_take_larger_letters_and_other_keys_none(tmp_path):
 
 def test_everything_has_a_default(tmp_path):
     found = resolved(tmp_path, "seed: 3")
-    assert list(found) == ["data", "tokenizer", "model", "tokens"]
+    assert list(found) == ["data", "tokenizer", "tokens", "model"]
     assert found["data"].config.domains == "standard-library" and found["model"].seed == 3
     assert written(tmp_path, "seed: 3").name == "mine"
 

@@ -78,13 +78,13 @@ def test_a_model_without_a_tokenizer_takes_one_that_fits(tmp_path, texts, folder
     engine.run(written(tmp_path, texts, f"model: {folder}\ntokenizer: {{vocab_size: 280}}\n"
                                         "stages: [{id: moe, convert: upcycle, num_experts: 2}]"), tmp_path / "out")
     assert mixwell.load(next((tmp_path / "out").glob("stages/moe-*/model"))).tokenizer.vocab_size == 280
-    with pytest.raises(MixwellError, match=r"^stage tokenizer: the tokenizer has 320 ids, the model embeds 300"):
+    with pytest.raises(MixwellError, match=r"^stage model: the tokenizer has 320 ids, the model embeds 300"):
         engine.run(written(tmp_path, texts, f"model: {folder}\ntokenizer: {{vocab_size: 320}}"), tmp_path / "big")
 
 
 def test_a_second_tokenizer_is_refused(tmp_path, texts, folder):
-    with pytest.raises(MixwellError, match=r"^tokenizer: .* has its own"):
-        recipe.stages(written(tmp_path, texts, f"model: {folder}\ntokenizer: {{vocab_size: 280}}"))
+    with pytest.raises(MixwellError, match=r"^stage model: .* has a tokenizer of its own"):
+        engine.run(written(tmp_path, texts, f"model: {folder}\ntokenizer: {{vocab_size: 280}}"), tmp_path / "out")
 
 
 def test_a_tokenizer_may_be_read_from_a_folder(tmp_path, texts, folder):
@@ -176,7 +176,7 @@ def test_text_is_capped_evenly_and_cut_between_characters():
 
 def test_receipts_are_weighed_on_held_out_text_of_every_domain(tmp_path):
     tokenizer = Tokenizer.train(["ab cd"], 258)
-    splits = {name: split_documents([Document(f"{i}", f"{name} {i} " * 40) for i in range(5)], 0.3) for name in "ab"}
+    splits = {name: split_documents([Document(f"{i}", " ".join(f"{name}{i}{j}" for j in range(40))) for i in range(5)], 0.3) for name in "ab"}
     data = write_shards(tmp_path / "shards", splits, tokenizer)
     tokens = held_out(data, rows=6, length=20)
     assert tokens.shape == (6, 20) and tokens.dtype == torch.int64
@@ -234,11 +234,19 @@ def test_apply_weighs_and_writes(tmp_path, texts, folder):
     ("experts.routers.top_k", {}, "turns no checkpoint into another"),
     ("convert.upcycle", {"num_expert": 2}, "Did you mean 'num_experts'"),
     ("convert.upcycle", {"out": "."}, "is there already"),
-    ("precision.int8", {"max_kl_nats": 1e-30}, "broke its promise"),
 ])
 def test_apply_refuses(tmp_path, folder, name, options, told):
     with pytest.raises(MixwellError, match=told):
         mixwell.apply(name, folder, **{"out": tmp_path / "new", **options})
+    assert not (tmp_path / "new").exists()
+
+
+def test_apply_keeps_no_result_that_breaks_its_promise(tmp_path, folder):
+    model = mixwell.load(folder)
+    with torch.no_grad():
+        model.head.weight.mul_(50)
+    with pytest.raises(MixwellError, match="broke its promise: kl_nats"):
+        mixwell.apply("precision.int8", model, out=tmp_path / "new", max_kl_nats=1e-30)
     assert not (tmp_path / "new").exists()
 
 

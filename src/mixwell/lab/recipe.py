@@ -154,23 +154,15 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
 def _base(recipe: Recipe) -> list[Stage]:
     """The stages that the top-level keys make."""
     seed = recipe.seed
-    data = _made("data", "data", recipe.data, {}, seed)
-    if not isinstance(recipe.model, str):
-        tokenizer = recipe.tokenizer if recipe.tokenizer is not None else {}
-        parts = [_tokenizer(tokenizer, {"data": "data"}, seed),
-                 _made("model", "build", recipe.model, {"tokenizer": "tokenizer"}, seed)]
+    options = {"path": recipe.tokenizer} if isinstance(recipe.tokenizer, str) else recipe.tokenizer or {}
+    if isinstance(recipe.model, str):
+        kind, model = "load", {"path": recipe.model}
+        options = {"path": recipe.model} if recipe.tokenizer is None else options
     else:
-        if recipe.tokenizer is not None and (Path(recipe.model) / "tokenizer.json").is_file():
-            raise MixwellError(f"tokenizer: {recipe.model} has its own, which its weights were trained with; leave the "
-                               "key out.")
-        options = recipe.tokenizer if recipe.tokenizer is not None else {"path": recipe.model}
-        parts = [_made("model", "load", {"path": recipe.model}, {}, seed),
-                 _tokenizer(options, {"data": "data", "model": "model"}, seed)]
-    return [data, *parts, _made("tokens", "tokens", {}, {"data": "data", "tokenizer": "tokenizer"}, seed)]
-
-
-def _tokenizer(options: Mapping[str, Any] | str, inputs: Mapping[str, str], seed: int) -> Stage:
-    return _made("tokenizer", "tokenizer", {"path": options} if isinstance(options, str) else options, inputs, seed)
+        kind, model = "build", recipe.model
+    both = {"data": "data", "tokenizer": "tokenizer"}
+    return [_made("data", "data", recipe.data, {}, seed), _made("tokenizer", "tokenizer", options, {"data": "data"}, seed),
+            _made("tokens", "tokens", {}, both, seed), _made("model", kind, model, {"tokenizer": "tokenizer"}, seed)]
 
 
 def _made(id: str, kind: str, options: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> Stage:

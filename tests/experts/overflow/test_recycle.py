@@ -61,3 +61,18 @@ def test_gradient(generator):
     indices = torch.zeros(6, 1, dtype=torch.int64)
     assert torch.autograd.gradcheck(lambda w: recycle(Routing(indices, w, scores), Config(), 2, Context()).weights_TK,
                                     (weights,))
+
+
+@pytest.mark.parametrize("capacity", [12, 15, 16])
+def test_clashes_are_resolved_and_only_the_hopeless_stay_dropped(generator, capacity):
+    """Tokens with three of four experts: nearly every free place is of an expert that the token has already."""
+    for seed in range(20):
+        routing = routing_of(generator.manual_seed(seed), tokens=20, experts=4, k=3)
+        found = recycle(routing, Config(), capacity, Context(generator=generator))
+        load = found.load_E()
+        assert load.max() <= capacity
+        room = {e for e in range(4) if load[e] < capacity}
+        for row in found.indices_TK.tolist():
+            held = {e for e in row if e >= 0}
+            assert len(held) == 3 - row.count(-1)
+            assert -1 not in row or room <= held

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,23 @@ class ChannelMixer(nn.Module):
     def flops_per_token(self) -> float:
         """Forward FLOPs per token, active experts only."""
         raise NotImplementedError
+
+
+class Gate(nn.Module):
+    """A linear map whose parameters and result stay float32 or better, for what decides between experts."""
+
+    keep_float32: ClassVar[bool] = True  # read by whoever casts a model
+
+    def __init__(self, dim: int, outputs: int, generator: torch.Generator | None = None, *, bias: bool = False,
+                 std: float = 0.02) -> None:
+        super().__init__()
+        self.weight = normal_parameter((outputs, dim), generator, std)
+        self.bias = nn.Parameter(self.weight.new_zeros(outputs)) if bias else None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, outputs]."""
+        x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+        return nn.functional.linear(x_TD, self.weight.to(x_TD.dtype), self.bias)
 
 
 def normal_parameter(shape: tuple[int, ...], generator: torch.Generator | None, std: float = 0.02) -> nn.Parameter:

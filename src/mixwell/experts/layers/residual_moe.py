@@ -3,7 +3,7 @@
 **Equation:** y = c_1 sum_{i in I(x)} w_i(x) E_i(x) + c_2 M(x);  (c_1, c_2) = softmax(V x + b). The pyramid gives deeper
     layers more experts: E_l is written out for each layer l.
 **Shapes:** x [T, D]; gate_up_proj [E, 2 F, D]; down_proj [E, D, F]; shared_gate_up_proj [2 F', D];
-    shared_down_proj [D, F']; coefficient_weight [2, D].
+    shared_down_proj [D, F']; coefficients.weight [2, D].
 **Reference:** Rajbhandari et al. 2022, DeepSpeed-MoE (2201.05596), section 4, and the authors' code for c.
 **Differs:** SwiGLU experts. The paper's text sums the branches without c: that is `experts.layers.moe` with
     shared_experts 1 and k = 1, to the last bit.
@@ -18,15 +18,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
-from mixwell.core.kernels import linear, mlp
+from mixwell.core.kernels import mlp
 from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.experts.layers._parts import (
     ChannelMixer,
+    Gate,
     Mixed,
     apply_balance,
     build_balance,
@@ -96,13 +97,12 @@ class ResidualMoE(ChannelMixer):
         self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
         self.shared_gate_up_proj = normal_parameter((2 * config.shared_width, dim), generator)
         self.shared_down_proj = normal_parameter((dim, config.shared_width), generator)
-        self.coefficient_weight = normal_parameter((2, dim), generator)
-        self.coefficient_bias = nn.Parameter(self.coefficient_weight.new_zeros(2))
+        self.coefficients = Gate(dim, 2, generator, bias=True)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
         routing = self.router(x_TD, context)
-        shares = (linear(x_TD, self.coefficient_weight) + self.coefficient_bias).softmax(-1)
+        shares = self.coefficients(x_TD).softmax(-1).to(x_TD.dtype)
         fixed = mlp(x_TD, self.shared_gate_up_proj, self.shared_down_proj)
         y = shares[:, :1] * routed_swiglu(self, x_TD, routing) + shares[:, 1:] * fixed
         losses, aux = apply_balance(self.balance, routing, context)

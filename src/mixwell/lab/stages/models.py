@@ -17,6 +17,7 @@ from mixwell.lab.stages._parts import Job, Prediction, Stage, with_tokenizer
 from mixwell.lm import checkpoint
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mixwell.lab.calibrate import Calibrator
@@ -95,7 +96,14 @@ def load_fingerprint(stage: Stage) -> str:
 def run_load(job: Job) -> dict[str, Any]:
     """Read the model once, so that a damaged one is refused here; its folder stays where it is."""
     path = Path(job.stage.config.path).resolve()
-    return {"path": str(path), **describe(checkpoint.load(path))}
+    model, tokenizer = checkpoint.load(path), Tokenizer.load(job.inputs["tokenizer"])
+    if model.tokenizer is not None and model.tokenizer.digest != tokenizer.digest:
+        raise MixwellError(f"{path} has a tokenizer of its own, and the run uses another; leave `tokenizer` out of the "
+                           "recipe, or give this model a run of its own.")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise MixwellError(f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {model.config.vocab_size}; "
+                           "expected a tokenizer no larger than the model's vocabulary (set tokenizer.vocab_size).")
+    return {"path": str(path), **describe(model)}
 
 
 def predict_model(stage: Stage, calibrator: Calibrator) -> Prediction:

@@ -155,18 +155,9 @@ def run_tokenizer(job: Job) -> dict[str, Any]:
     config, splits = job.stage.config, read_splits(job.inputs["data"])
     texts = (document.text for split in splits.values() for document in split.train)
     tokenizer = Tokenizer.load(config.path) if config.path else Tokenizer.train(texts, config.vocab_size)
-    if "model" in job.inputs:
-        fits(tokenizer.vocab_size, job.result("model")["vocab_size"])
     for name, data in tokenizer.save_files().items():
         write_text(job.folder / name, data.decode("utf-8"))
     return {"vocab_size": tokenizer.vocab_size, "bytes_per_token": {n: _ratio(tokenizer, s) for n, s in splits.items()}}
-
-
-def fits(tokenizer_size: int, model_size: int) -> None:
-    """Raise where the tokenizer has ids that the model has no embedding for."""
-    if tokenizer_size > model_size:
-        raise MixwellError(f"the tokenizer has {tokenizer_size} ids, the model embeds {model_size}; "
-                           "expected a tokenizer no larger than the model's vocabulary (set tokenizer.vocab_size).")
 
 
 def _ratio(tokenizer: Tokenizer, split: Split) -> float:

@@ -1,0 +1,141 @@
+"""Nested experts: prefix slices of one block's weights, the largest for the tokens that need it most, under a budget.
+
+**Equation:** B_j(x) = pad(W_down[:d_j] h(x[:d_j])),  d_j = D / 2^(E - j), h the SwiGLU of the sliced input maps at full
+    hidden width;  r = softmax(W_r x + b_r);  y = (alpha r_j + 1) B_j(x) for the one expert j that takes the token.
+    Largest expert first, each takes its floor(c_j N) free tokens of highest r_j; the smallest takes the rest.
+    Capacities: max sum_j c_j delta^(j - 1) - beta sum_j c_j log c_j  with  sum_j c_j = 1, sum_j c_j d_j / D = e_c.
+**Shapes:** x [T, D]; gate_up_proj [2 F, D]; down_proj [D, F]; levels [T], 0 the smallest.
+**Reference:** Jain et al. 2024, Mixture of Nested Experts (2407.19985), eq. 1-3 and algorithm 1.
+**Differs:** SwiGLU; nests the feed-forward block only, and routes in each layer that has it (the paper: once, for
+    attention too). alpha starts at 0 and is not held to [0, 1): a first step below 0 would cut the router off for good.
+    Eq. 3 is solved exactly through its one multiplier, not by SLSQP; it prints the reward as c_j over delta^(j - 1),
+    against its text, which rewards large experts; the text is followed.
+**Fails when:** used in an autoregressive model: which expert a token gets depends on the other tokens of its row.
+**Cost:** 6 D F e_c FLOPs per token (all experts but the smallest round down), 2 D E for the router.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.kernels import mlp
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Routing, combine, dispatch, plan
+from mixwell.experts.layers._parts import ChannelMixer, Gate, Mixed, check_least, normal_parameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of nested experts."""
+
+    hidden_dim: int  # F, the same for every nested expert
+    levels: int = 4  # E, nested experts; the smallest sees D / 2^(E - 1) channels
+    budget: float = 0.5  # e_c, share of the full block's compute, 2^(1 - E) to 1
+    beta: float = 10.0  # weight of the entropy of the capacities, above 0
+    delta: float = 2.0  # growth of the reward from one expert to the next larger, above 1
+
+    def __post_init__(self) -> None:
+        check_least(self, hidden_dim=1, levels=1)
+        if not (self.beta > 0 and self.delta > 1):
+            raise ValueError(f"beta is {self.beta} and delta {self.delta}; expected above 0 and above 1")
+        check_budget(self.budget, self.levels)
+
+
+def check_budget(budget: float, levels: int) -> None:
+    """Refuse a budget that no split of the tokens can meet."""
+    least = 2.0 ** (1 - levels)
+    if not least <= budget <= 1:
+        raise ValueError(f"budget is {budget}; {levels} levels can take {least:g} to 1 of the full compute")
+
+
+def capacities(levels: int, budget: float, beta: float = 10.0, delta: float = 2.0) -> list[float]:
+    """c_j, smallest expert first: at the optimum log c_j is linear in reward and cost, up to one multiplier."""
+    check_budget(budget, levels)
+    costs = [2.0 ** (j + 1 - levels) for j in range(levels)]
+    if budget in (costs[0], 1.0):
+        return [float(budget == cost) for cost in costs]
+
+    def split(multiplier: float) -> list[float]:
+        logs = [delta**j / beta + multiplier * cost for j, cost in enumerate(costs)]
+        shares = [math.exp(value - max(logs)) for value in logs]
+        return [share / sum(shares) for share in shares]
+
+    low, high = -1e6, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        spent = sum(c * cost for c, cost in zip(split(middle), costs))
+        low, high = (middle, high) if spent < budget else (low, middle)
+    return split((low + high) / 2)
+
+
+def assign(scores_BSE: Tensor, shares: list[float], mask_BS: Tensor) -> Tensor:
+    """Level of each token, int64 [B, S]: in each row the largest expert chooses first; padding goes to the smallest."""
+    level, free, counted = torch.zeros_like(mask_BS, dtype=torch.int64), mask_BS, mask_BS.sum(1, keepdim=True)
+    for j in reversed(range(1, len(shares))):
+        wanted = scores_BSE[..., j].masked_fill(~free, float("-inf"))
+        rank = wanted.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        taken = free & (rank < (shares[j] * counted + 1e-9).floor())
+        level, free = level.masked_fill(taken, j), free & ~taken
+    return level
+
+
+@method(
+    title="Nested experts",
+    paper="Mixture of Nested Experts: Adaptive Processing of Visual Tokens",
+    year=2024,
+    tags={"router", "non-causal"},
+)
+class NestedExperts(ChannelMixer):
+    """One block whose prefix slices are its experts; see the module's card."""
+
+    config: Config
+
+    def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if dim % 2 ** (config.levels - 1):
+            raise ValueError(f"dim {dim} cannot be halved {config.levels - 1} times; lower levels")
+        self.dim, self.config = dim, config
+        self.dims = [dim >> (config.levels - 1 - j) for j in range(config.levels)]
+        self.router = Gate(dim, config.levels, generator, bias=True)
+        self.alpha = nn.Parameter(self.router.weight.new_zeros(()))
+        self.gate_up_proj = normal_parameter((2 * config.hidden_dim, dim), generator)
+        self.down_proj = normal_parameter((dim, config.hidden_dim), generator)
+        self.set_budget(config.budget)
+
+    def set_budget(self, budget: float) -> None:
+        """Take another share of the full compute from now on, without training."""
+        self.budget = budget
+        self.capacities = capacities(self.config.levels, budget, self.config.beta, self.config.delta)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Mixed:
+        """[T, D] -> [T, D]; without `context.batch_shape` all tokens share one budget, else each row has its own."""
+        routing = self.route(x_TD, context)
+        order = plan(routing.indices_TK, self.config.levels)
+        parts = dispatch(x_TD, order).split(order.counts_E.tolist())
+        rows = [nn.functional.pad(mlp(part[:, :d], self.gate_up_proj[:, :d], self.down_proj[:d]), (0, self.dim - d))
+                for part, d in zip(parts, self.dims) if part.shape[0]]
+        return Mixed(combine(torch.cat(rows) if rows else x_TD[:0], order, routing.weights_TK), routing)
+
+    def route(self, x_TD: Tensor, context: Context) -> Routing:
+        """The level of each token, with its weight alpha r_j + 1."""
+        logits = self.router(x_TD)
+        scores = logits.softmax(-1)
+        shape = context.batch_shape or (1, x_TD.shape[0])
+        mask = torch.ones_like(scores[:, 0], dtype=torch.bool) if context.mask_T is None else context.mask_T
+        level = assign(scores.detach().view(*shape, -1), self.capacities, mask.view(shape)).view(-1, 1)
+        return Routing(level, self.alpha.to(scores.dtype) * scores.gather(1, level) + 1, scores, logits)
+
+    def flops_per_token(self) -> float:
+        """6 D F e_c for the blocks at the present budget, 2 D E for the router."""
+        return 6.0 * self.dim * self.config.hidden_dim * self.budget + 2.0 * self.dim * self.config.levels
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two rows of four tokens of width eight, three nested experts."""
+    return {"dim": 8, "config": Config(hidden_dim=5, levels=3, budget=0.6),
+            "x_TD": torch.randn(8, 8, generator=generator), "context": Context(batch_shape=(2, 4))}

@@ -101,7 +101,7 @@ def main() -> None:
     losses = {name: step() for name, step in steps.items()}
     for name, loss in losses.items():
         if abs(loss - losses["mixwell"]) > 0.02:
-            raise SystemExit(f"{name} starts at {loss:.4f} nats, mixwell at {losses['mixwell']:.4f}: not the same model")
+            raise SystemExit(f"{name} starts at {loss:.4f} nats, mixwell at {losses['mixwell']:.4f}: two models")
     product, product_flops = gemm(4096, 256, 1024, torch.bfloat16)
     timings = measure({**steps, "gemm": product}, options.seconds, clock)
 

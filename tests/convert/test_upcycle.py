@@ -51,10 +51,21 @@ def test_parameter_count_equals_the_formula(dense, generator):
 
 
 def test_some_layers_only(dense, generator):
-    sparse = upcycle(dense, Config(num_experts=4, layers=(1,), router_std=0.0), generator)
+    sparse = upcycle(dense, Config(num_experts=4, layers=(1,)), generator)
     methods = [s["method"] for s in channel_mixers(sparse.arch)]
     assert methods == ["experts.layers.swiglu", "experts.layers.moe"]
-    assert sparse.tensors[ROUTER].abs().max() == 0
+    assert sparse.tensors[ROUTER].shape == (4, 6) and "layers.0.channel_mixer.router.weight" not in sparse.tensors
+
+
+@pytest.mark.parametrize("router, names", [
+    ({"method": "loss_free_bias"}, {"weight", "bias"}),
+    ({"method": "recurrent"}, {"weight"}),
+    ({"method": "hash", "vocab_size": 16}, {"table_V"}),
+])
+def test_any_router_brings_its_own_tensors(dense, generator, router, names):
+    sparse = upcycle(dense, Config(num_experts=4, router=router), generator)
+    prefix = "layers.1.channel_mixer.router."
+    assert names <= {n.removeprefix(prefix) for n in sparse.tensors if n.startswith(prefix)}
 
 
 @pytest.mark.parametrize("share, count", [(0.0, 0), (0.4, 2), (1.0, 5)])

@@ -54,6 +54,7 @@ def test_options_stand_below_the_verb_or_beside_it(tmp_path):
     below = resolved(tmp_path, "stages: [{id: m, convert: {method: upcycle, num_experts: 4}}, "
                                "{id: t, train: {tokens: 1M}}]")
     assert beside == below and beside["m"].config.num_experts == 4
+    assert resolved(tmp_path, "stages: [{id: b, load: some/folder}]")["b"].config.path == "some/folder"
 
 
 def test_defaults_of_train_reach_every_train_stage(tmp_path):
@@ -112,7 +113,8 @@ def test_overrides_reach_any_key(tmp_path):
     ("stages: [{id: a, train: {tokens: 1X}}]", ["'1X'", "k, M, G"]),
     ("stages: [{id: a, train: {tokens: many}}]", ["stages.a.train.tokens", "a number", "'many'"]),
     ("stages: [{id: a, train: {lr: 1e-3}}]", ["stages.a.train", "exactly one"]),
-    ("stages: [{id: a, train: [1]}]", ["stages.a.train", "options or a method's name"]),
+    ("stages: [{id: a, train: [1]}]", ["stages.a.train", "expected options, got [1]"]),
+    ("stages: [{id: m, convert: 3}]", ["stages.m.convert", "expected options or a method, got 3"]),
     ("stages: [{id: a, train: {tokens: 1M}, tokens: 2M}]", ["stages.a", "'tokens' stands twice"]),
     ("stages: [{id: a, seed: x, train: {tokens: 1M}}]", ["stages.a.seed", "'x'"]),
     ("stages: [{id: m, convert: upcicle}]", ["stages.m.convert", "'upcicle'", "Did you mean 'upcycle'?"]),

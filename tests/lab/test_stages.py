@@ -176,7 +176,9 @@ def test_text_is_capped_evenly_and_cut_between_characters():
 
 def test_receipts_are_weighed_on_held_out_text_of_every_domain(tmp_path):
     tokenizer = Tokenizer.train(["ab cd"], 258)
-    splits = {name: split_documents([Document(f"{i}", " ".join(f"{name}{i}{j}" for j in range(40))) for i in range(5)], 0.3) for name in "ab"}
+    texts = {name: [" ".join(f"{name}{i}{j}" for j in range(40)) for i in range(5)] for name in "ab"}
+    domains = {name: [Document(text[:4], text) for text in found] for name, found in texts.items()}
+    splits = {name: split_documents(documents, 0.3) for name, documents in domains.items()}
     data = write_shards(tmp_path / "shards", splits, tokenizer)
     tokens = held_out(data, rows=6, length=20)
     assert tokens.shape == (6, 20) and tokens.dtype == torch.int64

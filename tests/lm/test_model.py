@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import mixwell
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.lm.config import ModelConfig
@@ -223,3 +224,26 @@ def test_refuses(options, message):
 def test_config_round_trips():
     one = config(eos_token_id=[1, 2], channel_mixer=[DENSE, SPARSE])
     assert from_dict(ModelConfig, to_dict(one)) == one
+
+
+@pytest.mark.parametrize("router", [{"method": "recurrent"}, {"method": "loss_free_bias"},
+                                    {"method": "hash", "vocab_size": 64, "table": "balanced"}])
+def test_routers_with_a_memory_share_follow_and_come_back(router, tmp_path):
+    """What a router keeps over depth is one tensor; what it learns from loads and text is saved with the model."""
+    mixer = {"method": "moe", "num_experts": 4, "hidden_dim": 8, "router": router}
+    config = from_dict(ModelConfig, {"vocab_size": 64, "dim": 16, "num_layers": 2, "num_heads": 2,
+                                     "channel_mixer": mixer})
+    model = LanguageModel(config).eval()
+    tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(3))
+    if model.needs_tokens:
+        model.fit_tokens(tokens.flatten(), torch.Generator().manual_seed(4))
+    model.after_step([[9, 1, 1, 1], [1, 1, 9, 1]])
+    if router["method"] == "loss_free_bias":
+        assert model.routers()[0].bias[0] < 0 < model.routers()[0].bias[1]
+    if router["method"] == "recurrent":
+        first, second = ({n.split(".router.")[1] for n in model.state_dict() if n.startswith(f"layers.{i}.") and
+                          ".router." in n} for i in range(2))
+        assert second < first
+    model.save(tmp_path / "model")
+    again = mixwell.load(tmp_path / "model").eval()
+    torch.testing.assert_close(again(tokens).logits_BTV, model(tokens).logits_BTV)

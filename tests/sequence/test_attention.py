@@ -198,11 +198,7 @@ def test_flops_count_what_the_mask_lets_through():
     assert layer.flops_per_token(10) == pytest.approx(2 * (3 * DIM * DIM + DIM * DIM) + 4 * DIM * pairs / 10)
 
 
-def test_rms_norm_agrees_with_torch():
-    x = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(6)).requires_grad_()
-    w = torch.rand(8, dtype=torch.float64, generator=torch.Generator().manual_seed(7)).requires_grad_()
-    torch.testing.assert_close(_parts.rms_norm(x, w, 1e-3), torch.nn.functional.rms_norm(x, (8,), w, 1e-3))
-    assert torch.autograd.gradcheck(lambda a, b: _parts.rms_norm(a, b, 1e-3), (x, w))
+
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -1,10 +1,10 @@
 """Sparse upcycling: a dense model's feed-forward blocks become mixtures of copies of themselves behind a new router.
 
-**Equation:** E_i = MLP for every i = 1..E, router W ~ N(0, std^2). With weights that sum to 1 over the chosen experts,
+**Equation:** E_i = MLP for every i = 1..E, a fresh router. With weights that sum to 1 over the chosen experts,
     y = sum_i w_i E_i(x) = MLP(x): the function is the dense one at step 0.
     Drop-Upcycling: for each expert, a random share r of the hidden indices is drawn anew: those rows of W_gate and
     W_up and columns of W_down from N(mean, std^2) of the weights they replace. r = 0 is plain upcycling.
-**Shapes:** gate_up_proj [2 F, D] -> [E, 2 F, D]; down_proj [D, F] -> [E, D, F]; router.weight [E, D].
+**Shapes:** gate_up_proj [2 F, D] -> [E, 2 F, D]; down_proj [D, F] -> [E, D, F]; the router's own tensors beside.
 **Reference:** Komatsuzaki et al. 2022 (2212.05055); He et al. 2024 (2410.07524) for top-k renormalised; Vavre et al.
     2024 (2412.09952), section 3; Nakamura et al. 2025 (2502.19261), section 3.1 for partial re-initialisation.
 **Differs:** layers are chosen by number (`layers`), not by half. Copies are views until they are written or trained.
@@ -26,6 +26,7 @@ from mixwell.convert._parts import DENSE, SPARSE, channel, is_method, refuse_qua
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
+from mixwell.experts.layers._parts import build_router
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,8 @@ class Config:
 
     num_experts: int = 8  # E, at least 2
     router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})  # method and its options
-    balance: Mapping[str, Any] = field(default_factory=lambda: {"switch": 0.01, "z_loss": 0.001})  # rule -> coefficient
+    balance: Mapping[str, Any] | None = None  # rule -> coefficient; default as in experts.layers.moe
     layers: tuple[int, ...] | None = None  # which layers, from 0; default all that are dense
-    router_std: float = 0.02  # of the fresh router's weights, 0 or more
     reinitialise: float = 0.0  # r: share of each expert's hidden units drawn anew, 0 to 1
     noise: float = 0.0  # Gaussian noise on each expert, in units of the weights' own standard deviation, 0 or more
 
@@ -45,8 +45,8 @@ class Config:
             raise ValueError(f"num_experts is {self.num_experts}; expected at least 2")
         if not 0 <= self.reinitialise <= 1:
             raise ValueError(f"reinitialise is {self.reinitialise}; expected 0 to 1")
-        if self.noise < 0 or self.router_std < 0:
-            raise ValueError(f"noise is {self.noise} and router_std {self.router_std}; expected 0 or more")
+        if self.noise < 0:
+            raise ValueError(f"noise is {self.noise}; expected 0 or more")
 
 
 def promises(config: Config) -> dict[str, float]:
@@ -111,7 +111,7 @@ def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) 
     chosen = [i for i, s in enumerate(specs) if is_method(s, DENSE)] if config.layers is None else list(config.layers)
     if not chosen:
         raise MixwellError("no dense layer to upcycle: this model is a mixture already. Hand in a dense one.")
-    tensors = dict(checkpoint.tensors)
+    tensors, first = dict(checkpoint.tensors), None
     for layer in chosen:
         if not 0 <= layer < len(specs) or not is_method(specs[layer], DENSE):
             raise MixwellError(f"layers names {layer}; expected dense layers among 0 to {len(specs) - 1}.")
@@ -121,10 +121,15 @@ def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) 
         if config.noise:
             gate_up, down = perturb(gate_up, config.noise, generator), perturb(down, config.noise, generator)
         tensors[channel(layer, "gate_up_proj")], tensors[channel(layer, "down_proj")] = gate_up, down
-        router = torch.randn(config.num_experts, gate_up.shape[-1], generator=generator) * config.router_std
-        tensors[channel(layer, "router.weight")] = router
+        router: Any = build_router(config.router, gate_up.shape[-1], config.num_experts, generator)
+        first = first or router
+        if router is not first:
+            router.share(first)  # what routers keep in common over depth stands once, in the first layer
+        tensors |= {channel(layer, f"router.{name}"): value for name, value in router.state_dict().items()}
         specs[layer] = {"method": SPARSE, "num_experts": config.num_experts, "hidden_dim": down.shape[-1],
-                        "router": dict(config.router), "balance": dict(config.balance)}
+                        "router": dict(config.router)}
+        if config.balance is not None:
+            specs[layer]["balance"] = dict(config.balance)
     return checkpoint.grown(arch=with_channel_mixers(checkpoint.arch, specs), tensors=tensors)
 
 

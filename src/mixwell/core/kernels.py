@@ -3,27 +3,25 @@
 Legend: N rows, D width, F hidden width, E experts.
 
 What is fast on a CPU: float32 products go to oneDNN, since the BLAS behind `torch.mm` reaches half its rate or less
-on AMD; activations are handled in blocks of rows that stay in cache; buffers are kept small enough for the C library
-to hand them out again instead of asking the system for fresh pages.
+on AMD; each expert is taken through all its steps while its rows are in cache; freed memory is used again.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.core.packing import Int8Weight, PackedWeight, onednn_linear
+from mixwell.core.packing import Int8Weight, PackedWeight, onednn_linear, prefers_onednn
 
 Weight = Tensor | PackedWeight | Int8Weight
 
-_BLOCK_BYTES = 4 << 20  # of hidden activations handled at a time, so that they stay in cache
 _FEW_BYTES = 1 << 19  # of hidden activations, below which calls cost more than memory
 
 
@@ -42,13 +40,9 @@ def hold_memory() -> bool:
     return bool(mallopt(mmap_threshold, most)) and bool(mallopt(trim_threshold, most))
 
 
-def _onednn(a: Tensor) -> bool:
-    return a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-
-
 def _nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a [N, D] times the transpose of b [M, D]."""
-    if not _onednn(a):
+    if not prefers_onednn(a):
         return torch.mm(a, b.t(), out=out)
     result = onednn_linear(a, b)
     return result if out is None else out.copy_(result)
@@ -69,18 +63,22 @@ def _nn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _tn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """The transpose of a [N, M] times b [N, D]."""
-    return _nt(a.t().contiguous() if _onednn(a) else a.t(), b.t(), out)
+    if prefers_onednn(a):
+        return _nt(a.t().contiguous(), b.t(), out)
+    if a.shape[1] > b.shape[1]:  # the transposed factor is copied on the way: let it be the smaller one
+        return torch.mm(b.t(), a, out=None if out is None else out.t()).t()
+    return torch.mm(a.t(), b, out=out)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_ND: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x_ND: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x_ND, weight)
         return _nt(x_ND, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         x_ND, weight = ctx.saved_tensors
         return (_nn(grad, weight) if ctx.needs_input_grad[0] else None,
                 _tn(grad, x_ND) if ctx.needs_input_grad[1] else None)
@@ -90,7 +88,7 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
     """x [..., D] times the transpose of weight [M, D]: [..., M]. Packed and int8 weights take no gradient."""
     if not isinstance(weight, Tensor):
         return weight.linear(x)
-    if not _onednn(x) or x.numel() == 0:
+    if not prefers_onednn(x):
         return F.linear(x, weight)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1])
 
@@ -99,17 +97,15 @@ class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up on the halves of one tensor, with a backward that keeps only the input."""
 
     @staticmethod
-    def forward(ctx, gate_up: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
         return _swiglu(gate_up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        result = torch.empty_like(gate_up)
-        _swiglu_backward(gate_up, grad.clone(), result)
-        return result
+        return _swiglu_backward(gate_up, F.silu(gate_up.chunk(2, dim=-1)[0]), grad.clone())
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -117,15 +113,14 @@ def _swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def _swiglu_backward(gate_up: Tensor, grad: Tensor, grad_gate_up: Tensor, activations: Tensor | None = None) -> None:
-    """Fill `grad_gate_up` (and `activations`, where asked) from `grad`, the gradient of the result, used as scratch."""
+def _swiglu_backward(gate_up: Tensor, silu: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of gate and up from that of the result, which is used as scratch; `silu` is silu(gate)."""
     gate, up = gate_up.chunk(2, dim=-1)
-    grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-    silu = F.silu(gate)
+    result = torch.empty_like(gate_up)
+    grad_gate, grad_up = result.chunk(2, dim=-1)
     torch.mul(grad, silu, out=grad_up)
     torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
-    if activations is not None:
-        torch.mul(silu, up, out=activations)
+    return result
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -133,48 +128,32 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-@dataclass(frozen=True)
-class _Span:
-    """One expert's rows, and the blocks in which its products are taken.
-
-    A product over an odd number of rows can cost a tenth more than over the next multiple of eight. So a block may
-    run over into the next expert's rows, whose own block, which comes later, writes them again.
-    """
+class _Span(NamedTuple):
+    """One expert's rows."""
 
     expert: int
-    start: int
-    stop: int
-    blocks: tuple[slice, ...]
-
-    @property
-    def rows(self) -> slice:
-        """The expert's own rows."""
-        return slice(self.start, self.stop)
+    own: slice
+    taken: slice  # a little more
 
 
-def _spans(counts: list[int], row_bytes: int) -> Iterator[_Span]:
-    """The spans of the experts that have rows, in order."""
-    most, total, start = max(128, _BLOCK_BYTES // row_bytes // 8 * 8), sum(counts), 0
+def _spans(counts: list[int]) -> Iterator[_Span]:
+    """The spans of the experts that have rows, in order.
+
+    A product over an odd number of rows can cost a tenth more than over the next multiple of eight. So products take
+    some rows of the next expert along, whose own turn comes later and writes them again.
+    """
+    start, total = 0, sum(counts)
     for expert, count in enumerate(counts):
         if count:
-            size = -(-count // -(-count // most))
-            size += -size % 8
-            edges = range(start, start + count, size)
-            yield _Span(expert, start, start + count, tuple(slice(a, min(a + size, total)) for a in edges))
+            yield _Span(expert, slice(start, start + count), slice(start, min(start + count + -count % 8, total)))
         start += count
 
 
-def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight,
-             keep: list[Tensor] | None = None) -> Tensor:
-    """Rows sorted by expert through their experts, without gradient; `keep` receives each block's gate and up."""
+def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
+    """Rows sorted by expert through their experts, without gradient."""
     y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
-    for span in _spans(counts, gate_up_proj.shape[1] * x_ND.element_size()):
-        gate_up_e, down_e = gate_up_proj[span.expert], down_proj[span.expert]
-        for rows in span.blocks:
-            hidden = _times(x_ND[rows], gate_up_e)
-            if keep is not None:
-                keep.append(hidden)
-            _times(_swiglu(hidden), down_e, y_ND[rows])
+    for e, _, rows in _spans(counts):
+        _times(_swiglu(_times(x_ND[rows], gate_up_proj[e])), down_proj[e], y_ND[rows])
     return y_ND
 
 
@@ -187,38 +166,45 @@ def _few_experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_pro
 
 
 class _Experts(torch.autograd.Function):
-    """All experts of a layer as one node: rows sorted by expert, weights stacked, each weight gradient written once."""
+    """All experts of a layer as one node: rows sorted by expert, weights stacked, each weight gradient written once.
+
+    Keeps what plain autograd would keep of the products and activations: 4 F numbers a row beside the input.
+    """
 
     @staticmethod
-    def forward(ctx, x_ND: Tensor, gate_up_proj: Tensor, down_proj: Tensor, counts: list[int]) -> Tensor:  # type: ignore[override]
-        hidden: list[Tensor] = []
-        y_ND = _experts(x_ND, counts, gate_up_proj, down_proj, keep=hidden)
-        ctx.save_for_backward(x_ND, gate_up_proj, down_proj, *hidden)
+    def forward(ctx, x_ND: Tensor, gate_up_proj: Tensor, down_proj: Tensor, counts: list[int]) -> Tensor:
+        y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
+        kept: list[Tensor] = []
+        for e, _, rows in _spans(counts):
+            gate_up = _nt(x_ND[rows], gate_up_proj[e])
+            gate, up = gate_up.chunk(2, dim=-1)
+            silu = F.silu(gate)
+            activations = silu * up
+            _nt(activations, down_proj[e], y_ND[rows])
+            kept += gate_up, silu, activations
+        ctx.save_for_backward(x_ND, gate_up_proj, down_proj, *kept)
         ctx.counts = counts
         return y_ND
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_ND: Tensor):  # type: ignore[override]
-        x_ND, gate_up_proj, down_proj, *hidden = ctx.saved_tensors
+    def backward(ctx, grad_ND: Tensor):
+        x_ND, gate_up_proj, down_proj, *kept = ctx.saved_tensors
         grads = [torch.empty_like(t) if needed else None
                  for t, needed in zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)]
         grad_x, grad_gate_up, grad_down = grads
-        saved = iter(hidden)
-        for span in _spans(ctx.counts, gate_up_proj.shape[1] * x_ND.element_size()):
-            e, room = span.expert, span.blocks[-1].stop - span.start
-            grad_hidden = x_ND.new_empty(room, gate_up_proj.shape[1])
-            activations = x_ND.new_empty(room, down_proj.shape[2])
-            for rows in span.blocks:
-                inner = slice(rows.start - span.start, rows.stop - span.start)
-                _swiglu_backward(next(saved), _nn(grad_ND[rows], down_proj[e]), grad_hidden[inner], activations[inner])
-                if grad_x is not None:
-                    _nn(grad_hidden[inner], gate_up_proj[e], grad_x[rows])
-            own = span.stop - span.start
-            if grad_gate_up is not None:
-                _tn(grad_hidden[:own], x_ND[span.rows], grad_gate_up[e])
+        for i, (e, own, rows) in enumerate(_spans(ctx.counts)):
+            gate_up, silu, activations = kept[3 * i : 3 * i + 3]
+            count = own.stop - own.start
             if grad_down is not None:
-                _tn(grad_ND[span.rows], activations[:own], grad_down[e])
+                _tn(grad_ND[own], activations[:count], grad_down[e])
+            if grad_x is None and grad_gate_up is None:
+                continue
+            grad_hidden = _swiglu_backward(gate_up, silu, _nn(grad_ND[rows], down_proj[e]))
+            if grad_x is not None:
+                _nn(grad_hidden, gate_up_proj[e], grad_x[rows])
+            if grad_gate_up is not None:
+                _tn(grad_hidden[:count], x_ND[own], grad_gate_up[e])
         for e, count in enumerate(ctx.counts):
             for grad in (grad_gate_up, grad_down):
                 if not count and grad is not None:

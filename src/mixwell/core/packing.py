@@ -14,6 +14,13 @@ import torch
 from torch import Tensor, nn
 
 PACKABLE = (torch.float32, torch.bfloat16)
+_FEW_ROWS = 4  # up to which a product straight from int8 beats one with the weight made wide first
+
+
+def prefers_onednn(x: Tensor) -> bool:
+    """Whether a product of these rows is sent to oneDNN by hand: bfloat16 goes there anyway, for one row BLAS wins."""
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > x.shape[-1]
+            and torch.backends.mkldnn.is_available())
 
 
 def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -45,13 +52,13 @@ def _source(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
-def pack(weight: Tensor, rows: int = 1) -> PackedWeight | None:
-    """Pack a weight [M, D] or [E, M, D] for products with about `rows` rows; None where nothing is gained by it."""
+def pack(weight: Tensor) -> PackedWeight | None:
+    """Pack a weight [M, D] or [E, M, D]; None where nothing is gained by it (other devices, other types)."""
     if weight.device.type != "cpu" or weight.dtype not in PACKABLE or not torch.backends.mkldnn.is_available():
         return None
     reorder = torch.ops.mkldnn._reorder_linear_weight
     matrices = weight.detach().unbind(0) if weight.dim() == 3 else (weight.detach(),)
-    return PackedWeight(tuple(reorder(m, rows) for m in matrices), weight.shape, _source(weight))
+    return PackedWeight(tuple(reorder(m) for m in matrices), weight.shape, _source(weight))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +78,16 @@ class Int8Weight:
 
     def linear(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]; the scale is applied to the result, where it costs least."""
-        scale = self.scale.squeeze(-1)
-        return (nn.functional.linear(x, self.values.to(x.dtype)) * scale.to(x.dtype)).to(x.dtype)
+        scale_M = self.scale.squeeze(-1)
+        if x.device.type == "cpu" and x.dtype in PACKABLE and x.numel() <= _FEW_ROWS * x.shape[-1]:
+            rows = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.values, scale_M.to(x.dtype))
+            return rows.view(*x.shape[:-1], -1)
+        plain = self.values.to(x.dtype)
+        y = onednn_linear(x, plain) if prefers_onednn(x) else nn.functional.linear(x, plain)
+        return (y * scale_M.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
-def prepack(module: nn.Module, rows: int = 1) -> int:
+def prepack(module: nn.Module) -> int:
     """Pack every weight that the layers in `module` declare in `packable`; returns the bytes this takes in addition.
 
     The copies serve while gradients are off; a weight that has changed since is used as it is until `prepack` is
@@ -83,7 +95,7 @@ def prepack(module: nn.Module, rows: int = 1) -> int:
     """
     extra = 0
     for layer in module.modules():
-        packed = {name: pack(getattr(layer, name), rows) for name in getattr(layer, "packable", ())
+        packed = {name: pack(getattr(layer, name)) for name in getattr(layer, "packable", ())
                   if isinstance(getattr(layer, name, None), Tensor)}
         layer.__dict__["packed_weights"] = {name: weight for name, weight in packed.items() if weight is not None}
         extra += sum(getattr(layer, name).nbytes for name in layer.__dict__["packed_weights"])

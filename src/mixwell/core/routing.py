@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _FEW = 128  # slots, up to which a plan is made without tensor operations
-_BLOCK = 512  # rows handled at a time where several passes follow each other, so that they stay in cache
+_BLOCK = 2048  # rows handled at a time where several passes follow each other, so that they stay in cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,26 +110,26 @@ class _Dispatch(torch.autograd.Function):
     """Gather forward; backward gathers and sums over the K slots, so that no add is scattered."""
 
     @staticmethod
-    def forward(ctx, x_TD: Tensor, plan: Plan) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x_TD: Tensor, plan: Plan) -> Tensor:
         ctx.plan = plan
         return x_TD.index_select(0, plan.tokens_N)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_ND: Tensor):  # type: ignore[override]
+    def backward(ctx, grad_ND: Tensor):
         return _gather_sum(grad_ND, ctx.plan, None), None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y_ND: Tensor, weights_TK: Tensor, plan: Plan) -> Tensor:  # type: ignore[override]
+    def forward(ctx, y_ND: Tensor, weights_TK: Tensor, plan: Plan) -> Tensor:
         ctx.save_for_backward(y_ND, weights_TK)
         ctx.plan = plan
         return _gather_sum(y_ND, plan, weights_TK)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_TD: Tensor):  # type: ignore[override]
+    def backward(ctx, grad_TD: Tensor):
         y_ND, weights_TK = ctx.saved_tensors
         slots_N = ctx.plan.slots_N
         weights_N = weights_TK.reshape(-1).index_select(0, slots_N)
@@ -138,11 +138,12 @@ class _Combine(torch.autograd.Function):
         for start in range(0, slots_N.numel(), _BLOCK):
             rows = slice(start, start + _BLOCK)
             if ctx.needs_input_grad[1]:
-                dots_N[rows] = (grad_ND[rows].to(dots_N.dtype) * y_ND[rows]).sum(1)
+                dots_N[rows] = (grad_ND[rows].to(dots_N.dtype) * y_ND[rows].to(dots_N.dtype)).sum(1)
             grad_ND[rows] *= weights_N[rows, None].to(grad_ND.dtype)
         if not ctx.needs_input_grad[1]:
             return grad_ND, None, None
-        return grad_ND, weights_N.new_zeros(weights_TK.numel()).index_copy_(0, slots_N, dots_N).view_as(weights_TK), None
+        grad_weights = weights_N.new_zeros(weights_TK.numel()).index_copy_(0, slots_N, dots_N)
+        return grad_ND, grad_weights.view_as(weights_TK), None
 
 
 def _gather_sum(rows_ND: Tensor, plan: Plan, weights_TK: Tensor | None) -> Tensor:

@@ -33,6 +33,10 @@ class Family(ABC):
         """Whether parameters that came out of a step at `level` were computed accurately enough."""
         return True
 
+    def refuse(self, params: Params) -> None:
+        """Raise where even the most careful way gave parameters that are no use."""
+        raise AssertionError("a family that distrusts its parameters says what is wrong with them")
+
     def online_level(self) -> Any:
         """The way whose statistics can be averaged over batches."""
         return None
@@ -106,6 +110,8 @@ def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
             break
         if assign is not None:
             params = new  # their means are an accurate origin for the careful way
+    else:
+        family.refuse(new)
     return new, tally.log_likelihood_S / tally.weight
 
 

@@ -187,7 +187,7 @@ class Centred:
 
     def moments(self, diff_CDB: Tensor, resp_SKB: Tensor) -> Moments:
         """Weighted sums of the differences and their squares."""
-        (S, K), D = self.shape, diff_CDB.shape[1]
+        (S, K, _), D = resp_SKB.shape, diff_CDB.shape[1]
         weighted_CDB = diff_CDB * resp_SKB.reshape(S * K, 1, -1)
         count_SK = resp_SKB.sum(-1).double()
         first_SKD = weighted_CDB.sum(-1).double().view(S, K, D)

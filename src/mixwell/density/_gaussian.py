@@ -132,7 +132,8 @@ class Gaussian(Family):
                  held: tuple[str, ...] = ()) -> None:
         self.kind, self.frame, self.held = kind, frame, held
         self.regularisation_D = regularisation_D * frame.scale_D**2
-        quadratic = feature_count(kind, len(frame.shift_D)) <= WIDEST
+        self.wide = feature_count(kind, len(frame.shift_D)) > WIDEST
+        quadratic = not self.wide
         ladder = [Level(quadratic, dtype), Level(quadratic, torch.float64), Level(False, torch.float64)]
         self.ladder = tuple(dict.fromkeys(ladder))
 
@@ -141,15 +142,16 @@ class Gaussian(Family):
 
     def levels(self, params: Params | None) -> tuple[Level, ...]:
         if params is None:
-            return tuple(level for level in self.ladder if level.dtype == torch.float64)
+            return Level(True, torch.float64), Level(False, torch.float64)
         first = next((i for i, level in enumerate(self.ladder) if self._accurate(params, level)), len(self.ladder) - 1)
         return self.ladder[first:]
 
     def trusts(self, params: Params, level: Level) -> bool:
-        if level != self.ladder[-1]:
-            return self._accurate(params, level)
-        if bool(params["cholesky"].isfinite().all()):
-            return True
+        if level == self.ladder[-1]:
+            return bool(params["cholesky"].isfinite().all())
+        return self._accurate(params, level)
+
+    def refuse(self, params: Params) -> None:
         raise ValueError(ILL_DEFINED)
 
     def _accurate(self, params: Params, level: Level) -> bool:
@@ -209,10 +211,14 @@ class GaussianKernel:
     def __init__(self, family: Gaussian, params: Params | None, level: Level) -> None:
         self.family, self.params, self.level = family, params, level
         frame, kind = family.frame, family.kind
-        if level.quadratic or params is None:
+        if params is None and family.wide:
+            zero_D, one = torch.zeros_like(frame.shift_D), torch.ones_like(frame.shift_D[:1])
+            self.dense: Any = Centred(kind, frame.shift_D, frame.scale_D, level.dtype, one[None], zero_D[None, None],
+                                      torch.eye(len(zero_D)).to(zero_D)[None])
+        elif level.quadratic or params is None:
             root = params["cholesky"] if params is not None and kind == "tied" else None
             natural = None if params is None else family._natural(params)
-            self.dense: Any = Quadratic(kind, frame.shift_D, frame.scale_D, level.dtype, natural, root)
+            self.dense = Quadratic(kind, frame.shift_D, frame.scale_D, level.dtype, natural, root)
         else:
             self.dense = Centred(kind, frame.shift_D, frame.scale_D, level.dtype,
                                  params["weights"].clamp(min=1e-300).log(), params["means"], params["cholesky"])

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -51,8 +51,8 @@ class Planned:
         return (self.predicted.seconds or 0.0) + (self.predicted_evaluation.seconds or 0.0)
 
 
-class Observer:
-    """Is told how a run goes on; this one keeps still."""
+class Observer(Protocol):
+    """Is told how a run goes on."""
 
     def planned(self, stages: Sequence[Planned]) -> None:
         """The stages of the run, before the first one starts."""
@@ -65,6 +65,20 @@ class Observer:
 
     def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
         """A stage is there; `record` is its stage.json."""
+
+
+class _Silent:
+    def planned(self, stages: Sequence[Planned]) -> None:
+        pass
+
+    def started(self, planned: Planned) -> None:
+        pass
+
+    def advanced(self, planned: Planned, share: float, words: str) -> None:
+        pass
+
+    def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
+        pass
 
 
 def default_folder(chosen: Recipe) -> Path:
@@ -125,7 +139,7 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
     Killed at any moment and started again, it goes on and ends with the same bits. A stage that fails raises
     `MixwellError`; the stages before it stay.
     """
-    out, observer = Path(out or default_folder(chosen)), observer or Observer()
+    out, observer = Path(out or default_folder(chosen)), observer or _Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
     with locked(out):
         todo = plan(chosen, out, from_stage=from_stage)

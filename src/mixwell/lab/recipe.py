@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
     """Plain YAML data, where a key that stands twice is an error and not a silent loss."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=node.start_mark)
@@ -161,8 +161,10 @@ def _base(recipe: Recipe) -> list[Stage]:
     else:
         kind, model = "build", recipe.model
     both = {"data": "data", "tokenizer": "tokenizer"}
-    return [_made("data", "data", recipe.data, {}, seed), _made("tokenizer", "tokenizer", options, {"data": "data"}, seed),
-            _made("tokens", "tokens", {}, both, seed), _made("model", kind, model, {"tokenizer": "tokenizer"}, seed)]
+    return [_made("data", "data", recipe.data, {}, seed),
+            _made("tokenizer", "tokenizer", options, {"data": "data"}, seed),
+            _made("tokens", "tokens", {}, both, seed),
+            _made("model", kind, model, {"tokenizer": "tokenizer"}, seed)]
 
 
 def _made(id: str, kind: str, options: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> Stage:
@@ -209,9 +211,11 @@ def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
         raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
     value = entry[named[0]]
     options = {k: v for k, v in entry.items() if k not in ("id", "from", named[0])}
-    below = {"method": value} if isinstance(value, str) else {} if value is None else value
+    bare = KINDS[named[0]].bare
+    below = {bare: value} if bare and isinstance(value, str) else {} if value is None else value
     if not isinstance(below, dict):
-        raise MixwellError(f"{where}.{named[0]}: expected options or a method's name, got {value!r}.")
+        or_bare = f" or a {bare}" if bare else ""
+        raise MixwellError(f"{where}.{named[0]}: expected options{or_bare}, got {value!r}.")
     if twice := sorted(set(below) & set(options)):
         raise MixwellError(f"{where}: {twice[0]!r} stands twice, below {named[0]!r} and beside it; keep one.")
     return named[0], {**options, **below}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.sequence._parts import wide
+from mixwell.core.blocks import wide
 
 ROWS = 256  # rows of logits held in float32 at a time; measured best from 2,000 to 32,000 words
 

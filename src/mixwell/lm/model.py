@@ -5,7 +5,7 @@ Legend: B rows, S or T positions in a row, T tokens of a batch together in chann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core import rng
+from mixwell.core.blocks import Linear, RMSNorm
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.kernels import linear
@@ -21,7 +22,6 @@ from mixwell.core.routing import Context, Routing
 from mixwell.lm import generate as sampling
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.head import embed, mean_nats, row_nats
-from mixwell.sequence._parts import Linear, RMSNorm
 
 if TYPE_CHECKING:
     from mixwell.lm.tokenizer import Tokenizer
@@ -133,11 +133,40 @@ class LanguageModel(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.head = Linear(config.dim, config.vocab_size, False, generator)
+        self._share_routers()
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith(RESIDUAL_OUTPUTS):
                     parameter.mul_((2 * config.num_layers) ** -0.5)
         self.cast(dtype)
+
+    def routers(self) -> list[Any]:
+        """The router of each layer, None where a layer has none."""
+        return [getattr(layer.channel_mixer, "router", None) for layer in self.layers]
+
+    def _share_routers(self) -> None:
+        """Let routers that keep parameters in common over depth take them from the first of their kind."""
+        first: dict[type, Any] = {}
+        for router in self.routers():
+            if router is not None and router is not first.setdefault(type(router), router):
+                router.share(first[type(router)])
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether a router waits for `fit_tokens`."""
+        return any(getattr(router, "needs_tokens", False) for router in self.routers())
+
+    def fit_tokens(self, tokens_N: Tensor, generator: torch.Generator | None = None) -> None:
+        """Hand training text to the routers that go by how often token ids occur and have not seen any yet."""
+        for router in self.routers():
+            if getattr(router, "needs_tokens", False):
+                router.fit_tokens(tokens_N, generator)
+
+    def after_step(self, loads: Sequence[Sequence[int] | None]) -> None:
+        """Tell the routers that follow the load how many slots each expert got in the optimiser step just done."""
+        for router, load in zip(self.routers(), loads):
+            if load is not None and hasattr(router, "update"):
+                router.update(torch.tensor(load))
 
     def cast(self, dtype: torch.dtype) -> LanguageModel:
         """Compute in `dtype` from now on, in place; norms and routers stay float32 unless `dtype` is wider."""
@@ -288,9 +317,10 @@ def _gathered(all_mixed: list[Any]) -> tuple[dict[str, Tensor], Tensor | None]:
 def _idle(mixer: Any) -> int:
     """Parameters of the experts that a token does not visit: those with a leading dimension of E in three."""
     experts = getattr(mixer.config, "num_experts", 0)
-    k = getattr(getattr(getattr(mixer, "router", None), "config", None), "k", experts)
-    stacked = sum(p.numel() for p in _stacked(mixer, experts))
-    return stacked // experts * (experts - k) if experts else 0
+    if not experts:
+        return 0
+    visited = getattr(getattr(mixer, "router", None), "experts_per_token", experts)
+    return round(sum(p.numel() for p in _stacked(mixer, experts)) * (1 - visited / experts))
 
 
 def _stacked(mixer: Any, experts: int) -> Iterator[Tensor]:

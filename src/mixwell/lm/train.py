@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,6 +92,8 @@ class _Run:
         found = train_state.load(folder / STATE)
         if found is not None:
             train_state.require_same(found[0]["settings"], self._settings(), folder)
+        if getattr(model, "needs_tokens", False):
+            model.fit_tokens(_train_tokens(data), generator(config.seed, "fit_tokens"))  # type: ignore[operator]
         self.optimizer = MasterAdamW(model, dtype=config.dtype, betas=config.betas, eps=config.eps,
                                      weight_decay=config.weight_decay)
         if found is not None:
@@ -154,6 +157,8 @@ class _Run:
             raise TrainingError(f"step {self.step + 1}: {bad} is {values[bad]}. {self._last_good()} Lower lr, lengthen "
                                 "warmup or lower grad_clip, and train in another folder.")
         self.optimizer.step(lr, values["grad_norm"], self.config.grad_clip)
+        if hasattr(self.model, "after_step"):
+            self.model.after_step(load)  # type: ignore[operator]
         self.step, self.lr = self.step + 1, lr
         took = time.perf_counter() - started
         self.seconds += took
@@ -248,6 +253,12 @@ class _Run:
         self.metrics.close()
         if self.board is not None:
             self.board.close()
+
+
+def _train_tokens(data: TokenData) -> Tensor:
+    """The first million training tokens of each domain, one after another: enough to count how often ids occur."""
+    streams = [np.asarray(data.tokens(d, "train")[:1_000_000], dtype=np.int64) for d in data.domains]
+    return torch.from_numpy(np.concatenate(streams))
 
 
 @contextmanager

@@ -27,8 +27,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
     with disk_errors(path), open(path, "rb") as file:
         os.fsync(file.fileno())  # the JSON must not outlive a power cut that its tensors did not
     write_json(folder / STATE, {**values, "step": step, "tensors": name})
-    for old in (*folder.glob("step-*.safetensors"), *folder.glob(".step-*.part"), *folder.glob(f".{STATE}.*")):
-        if old.name != name:
+    for old in folder.iterdir():  # the state before, and what a kill left half-written under any name
+        if old.name not in (name, STATE):
             old.unlink(missing_ok=True)
     return folder / STATE
 

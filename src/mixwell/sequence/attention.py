@@ -22,8 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mixwell.core.blocks import Linear, RMSNorm
 from mixwell.core.method import method
-from mixwell.sequence._parts import KVCache, Linear, RMSNorm, attend, check_rope_scaling, rotary_angles, rotate
+from mixwell.sequence._parts import KVCache, attend, check_rope_scaling, rotary_angles, rotate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,8 @@ def test_a_token_alone_with_its_expert_agrees_with_itself(generator):
 def test_refusals(generator):
     with pytest.raises(ValueError, match="-1 to 1"):
         Config(threshold=2.0)
+    with pytest.raises(ValueError, match="which a backward pass gives"):
+        token_gradient_conflict(route(torch.randn(2, 3, generator=generator), TopKConfig()), Config(), Context())
     routing = dataclasses.replace(route(torch.randn(2, 3, generator=generator), TopKConfig()), logits_TE=None)
     with pytest.raises(ValueError, match="leave it out"):
         token_gradient_conflict(routing, Config(), Context(), torch.zeros(2, 2))

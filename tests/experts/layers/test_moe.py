@@ -107,3 +107,37 @@ def test_refuses_bad_sizes():
         Config(num_experts=0, hidden_dim=5)
     with pytest.raises(ValueError, match="give both"):
         Config(num_experts=2, hidden_dim=5, shared_hidden_dim=3)
+
+
+@pytest.mark.parametrize("rule", ["drop", "priority", "recycle"])
+def test_capacity_bounds_what_an_expert_takes(generator, rule):
+    x = torch.randn(24, 6, generator=generator) + 1
+    config = Config(num_experts=4, hidden_dim=5, capacity_factor=0.5, overflow={"method": rule}, router={"k": 2})
+    mixed = MoE(6, config, generator)(x, Context(generator=generator))
+    assert mixed.routing.load_E().max() <= 6  # 0.5 * 24 * 2 / 4
+    free = MoE(6, Config(num_experts=4, hidden_dim=5, router={"k": 2}), torch.Generator().manual_seed(1))
+    ample = MoE(6, Config(num_experts=4, hidden_dim=5, router={"k": 2}, capacity_factor=4.0, overflow={"method": rule}),
+                torch.Generator().manual_seed(1))
+    torch.testing.assert_close(free(x, Context()).y_TD, ample(x, Context(generator=generator)).y_TD)
+
+
+def test_balance_is_measured_on_what_the_router_wished(generator):
+    x = torch.randn(24, 6, generator=generator) + 1
+    layers = [MoE(6, Config(num_experts=4, hidden_dim=5, capacity_factor=c), torch.Generator().manual_seed(1))
+              for c in (None, 0.25)]
+    free, tight = (layer(x, Context()).losses["switch"] for layer in layers)
+    torch.testing.assert_close(free, tight)
+
+
+def test_a_competition_router_is_given_the_experts_responses(generator):
+    layer = MoE(6, Config(num_experts=4, hidden_dim=5, router={"method": "competition"}), generator)
+    x = torch.randn(9, 6, generator=generator)
+    expected = torch.stack([loop(x, layer.gate_up_proj[[e]], layer.down_proj[[e]], torch.ones(9, 1)).norm(dim=-1)
+                            for e in range(4)], dim=-1)
+    torch.testing.assert_close(layer.responses(x), expected)
+    assert torch.isfinite(layer.train()(x, Context(generator=generator)).y_TD).all()
+
+
+def test_routers_that_learn_nothing_get_no_balance_rule(generator):
+    layer = MoE(6, Config(num_experts=4, hidden_dim=5, router={"method": "random_top_k"}), generator)
+    assert layer(torch.randn(9, 6, generator=generator), Context(generator=generator)).losses == {}

@@ -243,6 +243,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             weights_N = None if weights_N is None else weights_N[torch.as_tensor(chosen)]
         else:
             x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
+        if rows.streamed and bool(x_ND.isinf().any()):
+            _locate_infinite(rows)
         x_ND = _imputed(x_ND)
         few, assign, weights_N = self._assignment(x_ND, weights_N, rng)
         params, _ = step(workers, family, ArrayRows(few), weights_N, None, assign, self.n_components)
@@ -437,7 +439,8 @@ class _Online:
         tally.statistics, bound = self.statistics, float(tally.log_likelihood_S[0] / tally.weight)
         tally.weight = torch.ones_like(tally.weight)
         new = self.family.maximise(tally, self.params, level)
-        self.family.trusts(new, self.family.levels(new)[-1])
+        if not self.family.trusts(new, self.family.levels(new)[-1]):
+            self.family.refuse(new)
         self.params, self.steps = new, self.steps + 1
         return bound
 

@@ -63,8 +63,16 @@ def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num
     year=2024,
     tags={"logits", "own-inputs"},
 )
-def token_gradient_conflict(routing: Routing, config: Config, context: Context, cosines_TK: Tensor) -> Tensor:
-    """Mean of - log softmax(-h)_e over conflicting slots, a scalar; 0 where none conflicts. Padding never conflicts."""
+def token_gradient_conflict(routing: Routing, config: Config, context: Context,
+                            cosines_TK: Tensor | None = None) -> Tensor:
+    """Mean of - log softmax(-h)_e over conflicting slots, a scalar; 0 where none conflicts. Padding never conflicts.
+
+    cosines_TK: of every slot's gradient to its expert's mean; it comes from a backward pass, so that a layer's forward
+    pass alone cannot apply this rule.
+    """
+    if cosines_TK is None:
+        raise ValueError("token_gradient_conflict needs the cosines of token gradients, which a backward pass gives; "
+                         "call it with gradient_cosines(...) or factor_cosines(...)")
     if routing.logits_TE is None:
         raise ValueError("token_gradient_conflict needs router logits, and this router has none; leave it out")
     conflicting = (cosines_TK < config.threshold) & (routing.indices_TK >= 0)

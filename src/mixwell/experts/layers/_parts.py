@@ -18,6 +18,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.kernels import Weight, expert_mlp, linear
 from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
+from mixwell.experts.overflow._parts import expert_capacity
 
 
 class Mixed(NamedTuple):
@@ -83,6 +84,28 @@ def build_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator:
         raise MixwellError(f"router {entry.name}: {error}") from error
 
 
+def build_overflow(spec: Mapping[str, Any],
+                   capacity_factor: float | None) -> Callable[[Routing, Context], Routing]:
+    """What empties the slots beyond capacity, by the rule that `spec` names; the identity where there is no limit."""
+    options = dict(spec)
+    entry = registry.find(str(options.pop("method", "drop")), "experts.overflow")
+    config = from_dict(entry.module().Config, options, f"overflow {entry.name}")
+    if capacity_factor is None:
+        return lambda routing, context: routing
+    rule = entry.load()
+
+    def limit(routing: Routing, context: Context) -> Routing:
+        capacity = expert_capacity(capacity_factor, *routing.indices_TK.shape, routing.num_experts)
+        return rule(routing, config, capacity, context)
+
+    return limit
+
+
+def default_balance(router: nn.Module) -> dict[str, float]:
+    """The balance rules of a mixture that names none: those that can act on its router."""
+    return {"switch": 0.01, "z_loss": 0.001} if getattr(router, "has_logits", True) else {}
+
+
 @dataclass(frozen=True)
 class BalanceRule:
     """One balance rule with its coefficient."""
@@ -137,7 +160,7 @@ def check_least(config: Any, **least: int) -> None:
 
 
 def routed_swiglu(layer: nn.Module, x_TD: Tensor, routing: Routing) -> Tensor:
-    """The tokens through the SwiGLU experts that they chose: `layer.gate_up_proj` [E, 2 F, D], `down_proj` [E, D, F]."""
+    """The tokens through the SwiGLU experts they chose: `layer.gate_up_proj` [E, 2 F, D], `layer.down_proj` [E, D, F]."""
     order = plan(routing.indices_TK, routing.num_experts)
     rows = expert_mlp(dispatch(x_TD, order), order.counts_E, weight_of(layer, "gate_up_proj"),
                       weight_of(layer, "down_proj"))

@@ -1,7 +1,7 @@
 """Experts of unequal width: small ones for easy tokens, large ones for hard ones.
 
-**Equation:** y = sum_{i in I(x)} w_i(x) E_i(x), with E_i of width F_i, sum_i F_i = E F. Arithmetic: F_i in proportion to
-    1 + (r - 1) i / (E - 1); geometric: to r^(i / (E - 1)); r the ratio of the largest to the smallest.
+**Equation:** y = sum_{i in I(x)} w_i(x) E_i(x), with E_i of width F_i, sum_i F_i = E F. Arithmetic: F_i in proportion
+    to 1 + (r - 1) i / (E - 1); geometric: to r^(i / (E - 1)); r the ratio of the largest to the smallest.
 **Shapes:** x [T, D]; gate_up_proj [2 sum F, D], expert by expert, each its gate above its up; down_proj [D, sum F].
 **Reference:** Wang et al. 2024, HMoE (2408.10681), section 3.
 **Differs:** sizes come from a ratio (or a list) instead of the paper's fixed ladders, and sum exactly to E F; SwiGLU.
@@ -29,6 +29,7 @@ from mixwell.experts.layers._parts import (
     build_balance,
     build_router,
     check_least,
+    default_balance,
     normal_parameter,
 )
 
@@ -43,7 +44,8 @@ class Config:
     ratio: float = 2.5  # r, width of the last expert over the first, at least 1; 1 makes them equal
     widths: tuple[int, ...] | None = None  # F_i written out; replaces progression and ratio, mean hidden_dim
     router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})
-    balance: Mapping[str, Any] = field(default_factory=lambda: {"parameter_penalty": 0.01, "z_loss": 0.001})
+    # rule -> coefficient; default: parameter_penalty 0.01 and z_loss 0.001, nothing for routers without logits
+    balance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, hidden_dim=1)
@@ -71,6 +73,13 @@ def hidden_dims(config: Config) -> tuple[int, ...]:
     return tuple(widths)
 
 
+def balance_of(config: Config, router: Any) -> dict[str, Any]:
+    """The balance rules asked for, or the usual ones with the parameter penalty in the place of the Switch loss."""
+    if config.balance is not None:
+        return dict(config.balance)
+    return {"parameter_penalty" if name == "switch" else name: c for name, c in default_balance(router).items()}
+
+
 def with_sizes(balance: Mapping[str, Any], widths: tuple[int, ...]) -> dict[str, Any]:
     """The balance rules, the parameter penalty with the experts' widths where it has no sizes."""
     rules = dict(balance)
@@ -91,12 +100,13 @@ class HeterogeneousMoE(ChannelMixer):
     """Mixture of SwiGLU experts of unequal width; see the module's card."""
 
     config: Config
+    router: Any
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.dim, self.config, self.hidden_dims = dim, config, hidden_dims(config)
         self.router = build_router(config.router, dim, config.num_experts, generator)
-        self.balance = build_balance(with_sizes(config.balance, self.hidden_dims))
+        self.balance = build_balance(with_sizes(balance_of(config, self.router), self.hidden_dims))
         self.gate_up_proj = normal_parameter((2 * sum(self.hidden_dims), dim), generator)
         self.down_proj = normal_parameter((dim, sum(self.hidden_dims)), generator)
 

@@ -5,7 +5,7 @@
 **Shapes:** x [T, D]; gate_up_proj [E, 2 F, D]; down_proj [E, D, F].
 **Reference:** Shazeer et al. 2017 (1701.06538), eq. 1; Jiang et al. 2024 (2401.04088); shared experts after
     Rajbhandari et al. 2022 (2201.05596) and DeepSeekMoE (2401.06066).
-**Differs:** dropless: every expert takes all the tokens that chose it.
+**Differs:** dropless unless `capacity_factor` is set; balance rules see what the router wished, before overflow.
 **Fails when:** the router collapses; watch the load.
 **Cost:** 6 T K D F FLOPs forward for the experts, 2 T D E for the router.
 """
@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 
 from mixwell.core.kernels import expert_mlp, mlp
-from mixwell.core.packing import weight_of
 from mixwell.core.method import method
+from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context, combine, dispatch, plan
 from mixwell.experts.layers._parts import (
     ChannelMixer,
     Mixed,
     apply_balance,
     build_balance,
+    build_overflow,
     build_router,
+    default_balance,
     normal_parameter,
 )
 
@@ -40,7 +42,10 @@ class Config:
     num_experts: int  # E
     hidden_dim: int  # F, of each expert
     router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})  # method and its options
-    balance: Mapping[str, Any] = field(default_factory=lambda: {"switch": 0.01, "z_loss": 0.001})  # rule -> coefficient
+    # rule -> coefficient; default: switch 0.01 and z_loss 0.001, nothing for routers without logits
+    balance: Mapping[str, Any] | None = None
+    capacity_factor: float | None = None  # an expert takes at most this times T K / E slots; default: all that come
+    overflow: Mapping[str, Any] = field(default_factory=lambda: {"method": "drop"})  # rule for slots beyond capacity
     shared_experts: int = 0  # experts that see every token
     shared_hidden_dim: int | None = None  # width of each shared expert; default hidden_dim
 
@@ -48,6 +53,8 @@ class Config:
         for name, least in (("num_experts", 1), ("hidden_dim", 1), ("shared_experts", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
+            raise ValueError(f"capacity_factor is {self.capacity_factor}; expected a number above 0, or none")
         if self.shared_hidden_dim is not None and (self.shared_hidden_dim < 1 or not self.shared_experts):
             raise ValueError(f"shared_hidden_dim is {self.shared_hidden_dim} with {self.shared_experts} shared "
                              "experts; give both at least 1, or neither")
@@ -74,7 +81,10 @@ class MoE(ChannelMixer):
         super().__init__()
         self.dim, self.config = dim, config
         self.router = build_router(config.router, dim, config.num_experts, generator)
-        self.balance = build_balance(config.balance)
+        self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)
+        self.overflow = build_overflow(config.overflow, config.capacity_factor)
+        if getattr(self.router, "needs_responses", False):
+            self.router.bind(self.responses)
         self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
         self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
         if config.shared_width:
@@ -83,20 +93,25 @@ class MoE(ChannelMixer):
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
-        routing = self.router(x_TD, context)
+        wished = self.router(x_TD, context)
+        routing = self.overflow(wished, context)
         order = plan(routing.indices_TK, self.config.num_experts)
         rows = expert_mlp(dispatch(x_TD, order), order.counts_E, weight_of(self, "gate_up_proj"),
                           weight_of(self, "down_proj"))
         y = combine(rows, order, routing.weights_TK)
         if self.config.shared_width:
-            y = y + mlp(x_TD, self.shared_gate_up_proj, self.shared_down_proj)
-        losses, aux = apply_balance(self.balance, routing, context)
+            y = y + mlp(x_TD, weight_of(self, "shared_gate_up_proj"), weight_of(self, "shared_down_proj"))
+        losses, aux = apply_balance(self.balance, wished, context)
         return Mixed(y, routing, losses, aux)
 
+    def responses(self, x_TD: Tensor) -> Tensor:
+        """||E_i(x)|| of every expert [T, E], for routers that choose by it."""
+        every = [mlp(x_TD, self.gate_up_proj[e], self.down_proj[e]) for e in range(self.config.num_experts)]
+        return torch.stack([y.norm(dim=-1) for y in every], dim=-1)
+
     def flops_per_token(self) -> float:
-        """6 K D F for the experts, 6 D F_shared, 2 D E for the router; K is the router's k (E where it has none)."""
-        k = getattr(self.router.config, "k", self.config.num_experts)
-        hidden = k * self.config.hidden_dim + self.config.shared_width
+        """6 K D F for the experts, 6 D F_shared, 2 D E for the router; K as the router counts it."""
+        hidden = self.router.experts_per_token * self.config.hidden_dim + self.config.shared_width
         return 6.0 * self.dim * hidden + 2.0 * self.dim * self.config.num_experts
 
 

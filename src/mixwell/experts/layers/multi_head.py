@@ -6,8 +6,8 @@
     2 D^2 + E' (3 F' + 1) D / h = E (3 F + 1) D (parameters).
 **Shapes:** x [T, D]; sub-tokens [T h, D / h]; gate_up_proj [E, 2 F, D / h]; down_proj [E, D / h, F];
     head_proj and merge_proj [D, D].
-**Reference:** Wu et al. 2024, Multi-Head Mixture-of-Experts (2404.15045), section 3, and the authors' code; Huang et al.
-    2024, MH-MoE (2411.16205), section 3.
+**Reference:** Wu et al. 2024, Multi-Head Mixture-of-Experts (2404.15045), section 3, and the authors' code; Huang et
+    al. 2024, MH-MoE (2411.16205), section 3.
 **Differs:** SwiGLU experts; no biases in the two maps; their first values are normal with the deviations of the
     authors' Xavier draws. E' and F' are searched over whole numbers, the router counted; the equations are derived
     here, not taken from the paper's tables.
@@ -34,6 +34,7 @@ from mixwell.experts.layers._parts import (
     build_balance,
     build_router,
     check_least,
+    default_balance,
     normal_parameter,
     routed_swiglu,
 )
@@ -51,7 +52,8 @@ class Config:
     parity_k: int | None = None  # k of the plain mixture to equal in cost: num_experts and hidden_dim are then that
     # mixture's, and E' and F' follow from them; none: sizes as given
     router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})  # of sub-tokens
-    balance: Mapping[str, Any] = field(default_factory=lambda: {"switch": 0.01, "z_loss": 0.001})  # over sub-tokens
+    # over sub-tokens, rule -> coefficient; default: switch 0.01 and z_loss 0.001, nothing for routers without logits
+    balance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, hidden_dim=1, heads=1)
@@ -107,6 +109,7 @@ class MultiHeadMoE(ChannelMixer):
     """Mixture over sub-tokens between a head and a merge map; see the module's card."""
 
     config: Config
+    router: Any
     packable = ("gate_up_proj", "down_proj")
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
@@ -119,7 +122,7 @@ class MultiHeadMoE(ChannelMixer):
             experts, width = parity(dim, experts, width, config.parity_k, config.heads, float(own_k))
         self.dim, self.config, self.num_experts, self.hidden_dim = dim, config, experts, width
         self.router = build_router(config.router, part, experts, generator)
-        self.balance = build_balance(config.balance)
+        self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)
         self.head_proj = normal_parameter((dim, dim), generator, (2 * dim) ** -0.5)
         self.merge_proj = normal_parameter((dim, dim), generator, dim**-0.5)
         self.gate_up_proj = normal_parameter((experts, 2 * width, part), generator)

@@ -1,4 +1,4 @@
-"""Residual mixture (PR-MoE): every token takes one fixed block and one routed expert, in learned shares; and the pyramid.
+"""Residual mixture (PR-MoE): every token takes a fixed block and a routed expert, in learned shares; and the pyramid.
 
 **Equation:** y = c_1 sum_{i in I(x)} w_i(x) E_i(x) + c_2 M(x);  (c_1, c_2) = softmax(V x + b). The pyramid gives deeper
     layers more experts: E_l is written out for each layer l.
@@ -24,6 +24,7 @@ from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.core.kernels import mlp
 from mixwell.core.method import method
+from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context
 from mixwell.experts.layers._parts import (
     ChannelMixer,
@@ -33,6 +34,7 @@ from mixwell.experts.layers._parts import (
     build_balance,
     build_router,
     check_least,
+    default_balance,
     normal_parameter,
     routed_swiglu,
 )
@@ -46,7 +48,8 @@ class Config:
     hidden_dim: int  # F, of each expert
     shared_hidden_dim: int | None = None  # F', of the fixed block; default hidden_dim
     router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 1})
-    balance: Mapping[str, Any] = field(default_factory=lambda: {"switch": 0.01, "z_loss": 0.001})  # rule -> coefficient
+    # rule -> coefficient; default: switch 0.01 and z_loss 0.001, nothing for routers without logits
+    balance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, hidden_dim=1)
@@ -86,13 +89,14 @@ class ResidualMoE(ChannelMixer):
     """One fixed block and routed experts in learned shares; see the module's card."""
 
     config: Config
-    packable = ("gate_up_proj", "down_proj")
+    router: Any
+    packable = ("gate_up_proj", "down_proj", "shared_gate_up_proj", "shared_down_proj")
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.dim, self.config = dim, config
         self.router = build_router(config.router, dim, config.num_experts, generator)
-        self.balance = build_balance(config.balance)
+        self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)
         self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
         self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
         self.shared_gate_up_proj = normal_parameter((2 * config.shared_width, dim), generator)
@@ -103,7 +107,7 @@ class ResidualMoE(ChannelMixer):
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
         routing = self.router(x_TD, context)
         shares = self.coefficients(x_TD).softmax(-1).to(x_TD.dtype)
-        fixed = mlp(x_TD, self.shared_gate_up_proj, self.shared_down_proj)
+        fixed = mlp(x_TD, weight_of(self, "shared_gate_up_proj"), weight_of(self, "shared_down_proj"))
         y = shares[:, :1] * routed_swiglu(self, x_TD, routing) + shares[:, 1:] * fixed
         losses, aux = apply_balance(self.balance, routing, context)
         return Mixed(y, routing, losses, aux)

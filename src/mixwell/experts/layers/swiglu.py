@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mixwell.core.kernels import mlp
 from mixwell.core.method import method
+from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context
 from mixwell.experts.layers._parts import ChannelMixer, Mixed, normal_parameter
 
@@ -37,6 +38,8 @@ class Config:
 class SwiGLU(ChannelMixer):
     """Dense SwiGLU feed-forward block."""
 
+    packable = ("gate_up_proj", "down_proj")
+
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.dim, self.config = dim, config
@@ -45,7 +48,7 @@ class SwiGLU(ChannelMixer):
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]."""
-        return Mixed(mlp(x_TD, self.gate_up_proj, self.down_proj))
+        return Mixed(mlp(x_TD, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")))
 
     def flops_per_token(self) -> float:
         """6 D F."""

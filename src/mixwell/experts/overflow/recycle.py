@@ -34,7 +34,7 @@ class Config:
 
 def place(indices_TK: Tensor, waiting_N: Tensor, free_E: Tensor, generator: torch.Generator | None) -> Tensor:
     """The indices [T, K] with the waiting flat slots given to experts with free places, none twice for one token."""
-    indices, k = indices_TK.clone(), indices_TK.shape[1]
+    indices, k = indices_TK.clone(memory_format=torch.contiguous_format), indices_TK.shape[1]
     free_E = free_E.clone()
     for column in range(k):  # a column holds each token once, so that one round of draws cannot clash with itself
         slots = waiting_N[waiting_N % k == column]

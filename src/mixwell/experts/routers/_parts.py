@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mixwell.core.blocks import wide as wide  # handed on to the routers
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing
 
@@ -24,6 +25,7 @@ class Router(nn.Module):
     """
 
     keep_float32: ClassVar[bool] = True  # read by whoever casts a model
+    has_logits: ClassVar[bool] = True  # False where the choice is not learnt, so that no balance loss can act on it
 
     def __init__(self, dim: int, num_experts: int, config: Any, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -92,11 +94,6 @@ def normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None
     """A float32 tensor of independent normal draws."""
     device = generator.device if generator is not None else None
     return torch.randn(shape, generator=generator, device=device) * std
-
-
-def wide(x: Tensor) -> Tensor:
-    """float32 for half-width types; float32 and float64 stay as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def check_k(k: int, num_experts: int) -> None:

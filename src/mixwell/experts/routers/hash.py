@@ -65,6 +65,8 @@ def make_table(config: Config, num_experts: int, generator: torch.Generator | No
 class Hash(TokenRouter):
     """Fixed table from token id to expert; see the module's card."""
 
+    has_logits = False
+
     config: Config
     table_V: Tensor
 

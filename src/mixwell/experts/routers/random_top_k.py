@@ -53,6 +53,8 @@ def route(x_TD: Tensor, num_experts: int, k: int, generator: torch.Generator | N
 class RandomTopK(Router):
     """Router that draws; see the module's card."""
 
+    has_logits = False
+
     config: Config
 
     def __init__(self, dim: int, num_experts: int, config: Config | None = None,

@@ -88,6 +88,8 @@ def frequent_sequences(ids_N: Tensor, config: Config) -> Tensor:
 class WordTable(TokenRouter):
     """Fixed table from words to experts; see the module's card."""
 
+    has_logits = False
+
     config: Config
     keys_N: Tensor
     table_N: Tensor

@@ -8,6 +8,8 @@ __all__ = ["KINDS", "EvaluateConfig", "Job", "Kind", "Prediction", "Stage", "mod
 
 _MODEL = ("experts", "sequence", "precision", "lm")  # rooms whose code a model's numbers come from
 
+_ALL = ("model", "tokens", "tokenizer")
+
 KINDS: dict[str, Kind] = {
     "data": Kind(parse=parser(text.DataConfig), run=text.run_data, predict=text.predict_data, floats=False,
                  fingerprint=text.data_fingerprint, rooms=("lm", "lab/datasets.py"), named_in_recipe=False),
@@ -18,16 +20,16 @@ KINDS: dict[str, Kind] = {
     "build": Kind(parse=models.parse_build, run=models.run_build, predict=models.predict_model, rooms=_MODEL,
                   roles=("tokenizer",), makes_model=True),
     "load": Kind(parse=parser(models.LoadConfig), run=models.run_load, predict=models.predict_model, rooms=_MODEL,
-                 roles=("tokenizer",), fingerprint=models.load_fingerprint, makes_model=True, evaluated=True,
-                 any_method=True),
+                 roles=("tokenizer",), fingerprint=models.load_fingerprint, bare="path", makes_model=True,
+                 evaluated=True, any_method=True),
     "train": Kind(parse=train.parse_train, run=train.run_train, predict=train.predict_train, rooms=_MODEL,
-                  roles=("model", "tokens", "tokenizer"), makes_model=True, evaluated=True),
+                  roles=_ALL, makes_model=True, evaluated=True),
     "convert": Kind(run=convert.run_convert, predict=convert.predict_convert, rooms=("convert", *_MODEL),
-                    roles=("model", "tokens", "tokenizer"), family="convert", makes_model=True, evaluated=True),
+                    roles=_ALL, family="convert", bare="method", makes_model=True, evaluated=True),
     "compress": Kind(run=convert.run_convert, predict=convert.predict_convert, rooms=("convert", *_MODEL),
-                     roles=("model", "tokens", "tokenizer"), family="precision", makes_model=True, evaluated=True),
+                     roles=_ALL, family="precision", bare="method", makes_model=True, evaluated=True),
     "evaluate": Kind(parse=parser(EvaluateConfig), run=evaluate.run_evaluate, predict=evaluate.predict_evaluate,
                      rooms=_MODEL, roles=("model", "tokens")),
     "sample": Kind(parse=parser(evaluate.SampleConfig), run=evaluate.run_sample, predict=evaluate.predict_sample,
-                   rooms=_MODEL, roles=("model", "tokens", "tokenizer")),
+                   rooms=_MODEL, roles=_ALL),
 }

@@ -74,6 +74,7 @@ class Kind:
     roles: tuple[str, ...] = ()  # inputs it needs: model, data, tokenizer, tokens
     rooms: tuple[str, ...] = ()  # folders of mixwell whose source decides its result, beside core
     family: str = ""  # room of its methods, whose `Config` then takes the place of `parse`
+    bare: str = ""  # the option that a bare word below the verb means
     makes_model: bool = False
     any_method: bool = False  # which methods it needs stands in a file that it reads, so the source of all counts
     evaluated: bool = False  # its model is evaluated, and the evaluation kept in its stage.json

@@ -49,12 +49,12 @@ def run_train(job: Job) -> dict[str, Any]:
     data = TokenData.open(job.inputs["tokens"] / "shards")
     done = train(model, data, config, job.work, weights=config.weights, progress=lambda step, share, info: job.progress(
         share, f"loss {info['loss_nats']:.3f}"))
-    after = done.model.to_checkpoint()
+    after = model.to_checkpoint()
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed)
     checkpoint.write(replace(after, lineage=before.lineage, files=before.files).grown(record=record),
                      job.folder / "model")
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
-    return {**describe(done.model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
+    return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS}
 
 

@@ -11,6 +11,7 @@ from mixwell.lm.config import ModelConfig, expanded
 from mixwell.lm.hf.families import EXPERT_KEYS, FAMILIES, HARMLESS, MIXER_KEYS, ONLY, SHARED_KEYS, Experts, Family
 
 _TOP_K = "experts.routers.top_k"
+SWITCH = 0.01  # coefficient of the switch loss in a mixture that names no balance rules
 _ROPE = {"rope_theta", "rope_scaling", "rope_parameters"}
 
 
@@ -169,7 +170,8 @@ def _write_experts(options: Mapping[str, Any], experts: Experts, aux: float) -> 
 def _aux(arch: Mapping[str, Any]) -> float:
     """The coefficient of the switch loss, 0 where there is none."""
     for options in expanded(arch)["channel_mixer"]:
-        value = options.get("balance", {}).get("switch")
+        rules = options.get("balance")
+        value = SWITCH if rules is None and "num_experts" in options else (rules or {}).get("switch")
         if value is not None:
             return float(value["coefficient"] if isinstance(value, Mapping) else value)
     return 0.0

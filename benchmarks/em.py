@@ -1,0 +1,193 @@
+"""Gaussian EM beside scikit-learn's, as ratios from one run.
+
+`python benchmarks/em.py` prints the ratios of time (scikit-learn over mixwell) for full, diagonal, tied and spherical
+covariances in float32 and float64 from the same start, the share of the machine's matrix-product rate, the cost for
+growing numbers of rows, and, with `--stream ROWS`, a pass over a file on disk in bounded memory. `--out FILE` keeps
+the results as JSON. Times are wall-clock seconds; min and median over `--repeat` interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.mixture import GaussianMixture as Reference
+from threadpoolctl import threadpool_limits
+
+import mixwell
+from mixwell.density import GaussianMixture
+
+TARGETS = {("full", "float32"): 12.0, ("full", "float64"): 5.0, ("diag", "float32"): 5.0}
+
+
+def data(rows: int, columns: int, components: int, dtype: str) -> np.ndarray:
+    """Overlapping correlated groups."""
+    rng = np.random.default_rng(0)
+    centres = 2 * rng.normal(size=(components, columns))
+    maps = rng.normal(size=(components, columns, columns)) / np.sqrt(columns)
+    x = np.empty((rows, columns), dtype)
+    for part in np.array_split(np.arange(rows), max(1, rows // 50_000)):
+        labels = rng.integers(0, components, len(part))
+        noise = rng.normal(size=(len(part), columns))
+        for k in range(components):
+            mine = labels == k
+            x[part[mine]] = centres[k] + noise[mine] @ maps[k]
+    return x
+
+
+def start(x: np.ndarray, components: int, kind: str) -> dict:
+    """The same explicit start for both libraries."""
+    variance = x.var(0)
+    precision = {"full": np.tile(np.diag(1 / variance), (components, 1, 1)), "tied": np.diag(1 / variance),
+                 "diag": np.tile(1 / variance, (components, 1)),
+                 "spherical": np.full(components, 1 / variance.mean())}[kind]
+    chosen = np.random.default_rng(1).choice(len(x), components, replace=False)
+    return {"covariance_type": kind, "weights_init": np.full(components, 1 / components, x.dtype),
+            "means_init": x[chosen], "precisions_init": precision.astype(x.dtype), "tol": 0.0}
+
+
+def timed(model: object, x: np.ndarray) -> float:
+    """Seconds of one fit."""
+    began = time.perf_counter()
+    model.fit(x)  # type: ignore[attr-defined]
+    return time.perf_counter() - began
+
+
+def product_rate(x: np.ndarray, threads: int) -> float:
+    """Floating-point operations a second of the best large matrix product here, for the type of x."""
+    a = torch.from_numpy(np.resize(x, (2048, 2048)).copy())
+    ways = [lambda: a @ a, lambda: a.numpy() @ a.numpy()]
+    if a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], ""))
+    best = float("inf")
+    for way in ways:
+        for _ in range(6):
+            began = time.perf_counter()
+            way()
+            best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
+
+
+def compare(x: np.ndarray, components: int, kind: str, iterations: int, repeat: int, threads: int) -> dict:
+    """Interleaved fits of both libraries."""
+    options = {**start(x, components, kind), "max_iter": iterations}
+    GaussianMixture(components, **{**options, "max_iter": 1}).fit(x)
+    ours, theirs = [], []
+    for _ in range(repeat):
+        mine, reference = GaussianMixture(components, **options), Reference(components, **options)
+        ours.append(timed(mine, x))
+        theirs.append(timed(reference, x))
+        ours.append(timed(mine, x))
+    features = {"full": (x.shape[1] + 1) * (x.shape[1] + 2) // 2, "diag": 2 * x.shape[1] + 1,
+                "tied": x.shape[1] + 1, "spherical": x.shape[1] + 2}[kind]
+    operations = 4 * len(x) * features * components * iterations
+    return {"covariance_type": kind, "dtype": str(x.dtype), "rows": len(x), "columns": x.shape[1],
+            "components": components, "iterations": iterations,
+            "mixwell_s": {"min": min(ours), "median": statistics.median(ours)},
+            "sklearn_s": {"min": min(theirs), "median": statistics.median(theirs)},
+            "ratio_of_min": min(theirs) / min(ours), "ratio_of_median": statistics.median(theirs)
+            / statistics.median(ours), "target": TARGETS.get((kind, str(x.dtype))),
+            "log_likelihood_difference": abs(float(mine.score(x)) - float(reference.score(x))),
+            "share_of_product_rate": operations / min(ours) / product_rate(x, threads)}
+
+
+def linearity(x: np.ndarray, components: int) -> list[dict]:
+    """Seconds for growing parts of the same rows."""
+    found = []
+    for rows in (len(x) // 8, len(x) // 4, len(x) // 2, len(x)):
+        options = {**start(x[:rows], components, "full"), "max_iter": 10}
+        seconds = min(timed(GaussianMixture(components, **options), x[:rows]) for _ in range(4))
+        found.append({"rows": rows, "seconds": seconds, "ns_per_row_and_iteration": seconds / rows / 10 * 1e9})
+    return found
+
+
+STREAM = """
+import resource, sys, time, warnings
+import numpy as np, torch
+torch.set_num_threads(int(sys.argv[2]))
+from mixwell.density import GaussianMixture
+warnings.simplefilter("ignore")
+x = np.load(sys.argv[1], mmap_mode="r")
+K, passes = 32, 3
+head = np.array(x[:50000])
+options = dict(weights_init=np.full(K, 1 / K), means_init=head[:K].astype(float), tol=0.0,
+               precisions_init=np.tile(np.diag(1 / head.var(0)), (K, 1, 1)))
+began = time.perf_counter()
+GaussianMixture(K, max_iter=passes, **options).fit(sys.argv[1])
+seconds = time.perf_counter() - began
+print(seconds / passes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def stream(rows: int, threads: int) -> dict:
+    """A fit from disk in a process of its own, with its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npy"
+        mapped = np.lib.format.open_memmap(path, "w+", np.float32, (rows, 16))
+        block = data(200_000, 16, 32, "float32")
+        for begin in range(0, rows, len(block)):
+            mapped[begin : begin + len(block)] = block[: rows - begin]
+        mapped.flush()
+        del mapped
+        done = subprocess.run([sys.executable, "-c", STREAM, str(path), str(threads)], capture_output=True, text=True,
+                              check=True)
+    seconds, peak = map(float, done.stdout.split())
+    return {"rows": rows, "columns": 16, "dtype": "float32", "components": 32, "seconds_per_pass": seconds,
+            "rows_per_second": rows / seconds, "peak_rss_gib": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--components", type=int, default=32)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--kinds", default="full,diag,tied,spherical")
+    parser.add_argument("--stream", type=int, default=0, metavar="ROWS")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    report: dict = {"machine": platform.processor() or platform.machine(), "threads": options.threads,
+                    "load_before": os.getloadavg()[0],
+                    "versions": {"mixwell": mixwell.__version__, "scikit-learn": sklearn.__version__,
+                                 "torch": torch.__version__, "numpy": np.__version__}, "fits": []}
+    with threadpool_limits(options.threads):
+        for dtype in ("float32", "float64"):
+            x = data(options.rows, 16, options.components, dtype)
+            for kind in options.kinds.split(","):
+                found = compare(x, options.components, kind, options.iterations, options.repeat, options.threads)
+                report["fits"].append(found)
+                print(f"{kind:9s} {dtype}: mixwell {found['mixwell_s']['min']:.2f} s, scikit-learn "
+                      f"{found['sklearn_s']['min']:.2f} s: {found['ratio_of_min']:.1f} times (min), "
+                      f"{found['ratio_of_median']:.1f} (median); target {found['target']}; log-likelihoods differ by "
+                      f"{found['log_likelihood_difference']:.1e}; {100 * found['share_of_product_rate']:.0f} % of the "
+                      "matrix-product rate", flush=True)
+        report["linearity"] = linearity(data(options.rows, 16, options.components, "float32"), options.components)
+    for line in report["linearity"]:
+        print(f"{line['rows']} rows: {line['seconds']:.3f} s, {line['ns_per_row_and_iteration']:.0f} ns a row and step")
+    if options.stream:
+        report["stream"] = stream(options.stream, options.threads)
+        print(f"{options.stream} rows from disk: {report['stream']['seconds_per_pass']:.1f} s a pass, "
+              f"peak {report['stream']['peak_rss_gib']:.2f} GiB")
+    report["load_after"] = os.getloadavg()[0]
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Experts as matrix product operators: the large central tensor is common to all, the small outer ones are their own.
+
+**Equation:** W_e[(o_1 ... o_n), (i_1 ... i_n)] = A_1^e[o_1, i_1] ... C[o_m, i_m] ... A_n^e[o_n, i_n], a product of n
+    tensors [d_(k-1), o_k, i_k, d_k] over their bonds, m = (n + 1) / 2 the central one, d_0 = d_n = 1.
+    y = sum_{e in I(x)} w_e(x) E_e(x), E_e a SwiGLU block of such matrices. Gradient mask: in training, the part of C's
+    gradient that comes through expert e is dropped with probability p at each step.
+**Shapes:** x [T, D]; outer tensors [E, d, o, i, d'], central ones [d, o, i, d']; contracted: gate_up [E, 2 F, D],
+    down [E, D, F].
+**Reference:** Gao et al. 2022, Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language Models
+    (2203.01104), section 3, and the authors' code for what is shared.
+**Differs:** SwiGLU experts; gate and up are one operator. The mask is drawn for each expert by itself, and is off
+    unless asked for: the paper's probability was not to be had. Starts from random tensors; `decompose` gives those of
+    a trained matrix.
+**Fails when:** the bonds are so narrow that experts cannot differ; then they are copies with other gates.
+**Cost:** 6 T k D F FLOPs forward, 2 T D E for the router, and once a pass the contraction of the experts that are hit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.errors import MixwellError
+from mixwell.core.kernels import expert_mlp
+from mixwell.core.method import method
+from mixwell.core.routing import Context, combine, dispatch, plan
+from mixwell.experts.layers._parts import (
+    ChannelMixer,
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    check_least,
+    default_balance,
+    normal_parameter,
+)
+
+STD = 0.02  # of the entries of the contracted matrices at the start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the mixture of matrix product operators."""
+
+    num_experts: int  # E
+    hidden_dim: int  # F, of each expert
+    tensors: int = 5  # n, tensors of each matrix, odd
+    rank: int | None = None  # largest bond; none: full, so that every matrix can be reached
+    mask: float = 0.0  # p, probability that an expert leaves the central tensors alone for a step, 0 to 1
+    router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})
+    # rule -> coefficient; default: switch 0.01 and z_loss 0.001, nothing for routers without logits
+    balance: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_least(self, num_experts=1, hidden_dim=1, tensors=1)
+        if self.tensors % 2 == 0:
+            raise ValueError(f"tensors is {self.tensors}; expected an odd number, so that one is central")
+        if self.rank is not None:
+            check_least(self, rank=1)
+        if not 0 <= self.mask <= 1:
+            raise ValueError(f"mask is {self.mask}; expected 0 to 1")
+
+
+def factorise(size: int, parts: int) -> tuple[int, ...]:
+    """`parts` factors of `size`, as even as its primes allow, the largest in the middle."""
+    factors, divisor = [1] * parts, 2
+    primes = []
+    while size > 1:
+        while size % divisor == 0:
+            primes.append(divisor)
+            size //= divisor
+        divisor += 1
+    for prime in reversed(primes):
+        factors[factors.index(min(factors))] *= prime
+    rising = sorted(factors)
+    return tuple(rising[0::2] + rising[1::2][::-1])
+
+
+def shapes(rows: int, columns: int, tensors: int, rank: int | None) -> list[tuple[int, int, int, int]]:
+    """[d, o, i, d'] of each tensor of a matrix [rows, columns], with bonds of at most `rank`."""
+    pairs = list(zip(factorise(rows, tensors), factorise(columns, tensors)))
+    sizes = [o * i for o, i in pairs]
+    bonds = [min(math.prod(sizes[:k]), math.prod(sizes[k:]), rank or rows * columns) for k in range(tensors + 1)]
+    return [(bonds[k], o, i, bonds[k + 1]) for k, (o, i) in enumerate(pairs)]
+
+
+def decompose(matrix: Tensor, tensors: int, rank: int | None = None) -> list[Tensor]:
+    """The tensors of `matrix` [rows, columns], by singular value decompositions from the left; exact at full rank."""
+    plan_ = shapes(matrix.shape[0], matrix.shape[1], tensors, rank)
+    outs, ins = [s[1] for s in plan_], [s[2] for s in plan_]
+    axes = [axis for k in range(tensors) for axis in (k, tensors + k)]
+    rest, parts = matrix.reshape(*outs, *ins).permute(axes).reshape(1, -1), []
+    for d, o, i, bond in plan_[:-1]:
+        u, s, v = torch.linalg.svd(rest.reshape(d * o * i, -1), full_matrices=False)
+        parts.append(u[:, :bond].reshape(d, o, i, bond))
+        rest = s[:bond, None] * v[:bond]
+    return [*parts, rest.reshape(plan_[-1])]
+
+
+def contract(parts: Sequence[Tensor]) -> Tensor:
+    """The matrices [..., rows, columns] of tensors [..., d, o, i, d']; leading dimensions broadcast."""
+    whole = parts[0].squeeze(-4)
+    for part in parts[1:]:
+        whole = torch.einsum("...oid,...dpjc->...opijc", whole, part).flatten(-5, -4).flatten(-3, -2)
+    return whole.squeeze(-1)
+
+
+class _Operators(nn.Module):
+    """One matrix for each of E experts, as tensors of which the central one is common."""
+
+    def __init__(self, experts: int, rows: int, columns: int, config: Config,
+                 generator: torch.Generator | None) -> None:
+        super().__init__()
+        plan_ = shapes(rows, columns, config.tensors, config.rank)
+        paths = math.prod(s[3] for s in plan_)
+        std = (STD**2 / paths) ** (0.5 / config.tensors)
+        self.middle = config.tensors // 2
+        self.tensors = nn.ParameterList(
+            normal_parameter(s if k == self.middle else (experts, *s), generator, std) for k, s in enumerate(plan_))
+
+    def forward(self, hit_H: Tensor, masked_H: Tensor | None) -> Tensor:
+        """Matrices [H, rows, columns] of the experts `hit_H`; those in `masked_H` give the centre no gradient."""
+        parts = [t if k == self.middle else t.index_select(0, hit_H) for k, t in enumerate(self.tensors)]
+        if masked_H is not None:
+            centre = parts[self.middle]
+            parts[self.middle] = torch.where(masked_H.view(-1, 1, 1, 1, 1), centre.detach(), centre)
+        return contract(parts)
+
+
+@method(
+    title="Matrix product operator experts (MPOE)",
+    paper="Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language Models",
+    year=2022,
+    tags={"sparse", "router", "tokenwise"},
+)
+class TensorTrainMoE(ChannelMixer):
+    """Mixture of experts that share their central tensors; see the module's card."""
+
+    config: Config
+    router: Any
+
+    def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.dim, self.config = dim, config
+        self.router = build_router(config.router, dim, config.num_experts, generator)
+        self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)
+        self.gate_up = _Operators(config.num_experts, 2 * config.hidden_dim, dim, config, generator)
+        self.down = _Operators(config.num_experts, dim, config.hidden_dim, config, generator)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Mixed:
+        """[T, D] -> [T, D]; with a mask, training needs `context.generator` and raises `MixwellError` without."""
+        routing = self.router(x_TD, context)
+        order = plan(routing.indices_TK, self.config.num_experts)
+        hit = order.counts_E.nonzero().squeeze(1)
+        masked = self._masked(hit, context)
+        rows = expert_mlp(dispatch(x_TD, order), order.counts_E[hit], self.gate_up(hit, masked), self.down(hit, masked))
+        losses, aux = apply_balance(self.balance, routing, context)
+        return Mixed(combine(rows, order, routing.weights_TK), routing, losses, aux)
+
+    def _masked(self, hit_H: Tensor, context: Context) -> Tensor | None:
+        if not (self.training and self.config.mask):
+            return None
+        if context.generator is None:
+            raise MixwellError("TensorTrainMoE draws its gradient mask while training; give Context(generator=...), "
+                               "call eval(), or set mask: 0.")
+        draw = torch.rand(self.config.num_experts, generator=context.generator, device=context.generator.device)
+        return draw.to(hit_H.device)[hit_H] < self.config.mask
+
+    def flops_per_token(self) -> float:
+        """6 k D F for the experts, 2 D E for the router; the contraction is paid once a pass, not for each token."""
+        k = self.router.experts_per_token
+        return self.dim * (6.0 * k * self.config.hidden_dim + 2.0 * self.config.num_experts)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Eight tokens of width six, four experts in three tensors each."""
+    config = Config(num_experts=4, hidden_dim=4, tensors=3, rank=3)
+    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}

@@ -1,0 +1,29 @@
+"""Linear maps that come in copies, one for each expert or modality, on rows sorted by copy.
+
+Legend: M copies, N rows sorted by copy, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.kernels import linear
+
+
+class StackedLinear(nn.Module):
+    """x W_m^T + b_m, m the row's copy; weights of normal draws, std 0.02, biases that start at 0."""
+
+    def __init__(self, copies: int, inputs: int, outputs: int, bias: bool, generator: torch.Generator | None) -> None:
+        super().__init__()
+        device = None if generator is None else generator.device
+        self.weight = nn.Parameter(torch.randn(copies, outputs, inputs, generator=generator, device=device) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(copies, outputs, device=device)) if bias else None
+
+    def forward(self, rows_NI: Tensor, counts_M: Tensor) -> Tensor:
+        """[N, I] -> [N, O]: the first counts[0] rows go through copy 0, and so on."""
+        parts = rows_NI.split(counts_M.tolist())
+        done = [linear(part, weight) for part, weight in zip(parts, self.weight.unbind(0))]
+        if self.bias is not None:
+            done = [part + bias for part, bias in zip(done, self.bias.unbind(0))]
+        return torch.cat(done)

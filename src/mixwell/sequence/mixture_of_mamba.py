@@ -1,0 +1,111 @@
+"""Mixture-of-Mamba: the Mamba block with projections of its own for each modality.
+
+**Equation:** Mamba's, with W_in^m, W_x^m, (W_dt^m, b^m) and W_out^m, m the token's modality; convolution, A, skip and
+    the scan over the interleaved sequence are common to all.
+**Shapes:** x [B, T, D]; labels [B, T], 0 to M - 1; a projection that is split holds [M, O, I].
+**Reference:** Liang et al. 2025 (2501.16295), algorithm 1, and the authors' code.
+**Differs:** the copies start from independent draws, as in the authors' code; `equal_copies` makes them one block.
+**Fails when:** a token's modality is not known, or the modalities need no different treatment: a rare one's copies
+    then see too few tokens.
+**Cost:** Mamba's, and four gathers of the tokens; M times the parameters of what is split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mixwell.core.errors import MixwellError
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Plan, dispatch, plan
+from mixwell.sequence._scan import ScanBlock, ScanCache, ScanConfig
+from mixwell.sequence._stack import StackedLinear
+
+Part = Literal["in", "x", "dt", "out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ScanConfig):
+    """Options of Mamba, and what is split by modality."""
+
+    num_modalities: int  # M, at least 1
+    split: tuple[Part, ...] = ("in", "x", "dt", "out")  # projections with a copy for each modality
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_modalities < 1:
+            raise ValueError(f"num_modalities is {self.num_modalities}; expected at least 1")
+        if len(set(self.split)) < len(self.split):
+            raise ValueError(f"split names {', '.join(self.split)}; expected each projection once")
+
+
+@method(
+    title="Mixture-of-Mamba (projections by modality)",
+    paper="Mixture-of-Mamba: Enhancing Multi-Modal State-Space Models with Modality-Aware Sparsity",
+    year=2025,
+    tags={"causal", "cache", "recurrent", "labels"},
+)
+class MixtureOfMamba(ScanBlock):
+    """Mamba block with projections by modality; see the module's card."""
+
+    config: Config
+
+    def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
+        super().__init__(dim, config, generator)
+
+    def make(self, name: str, inputs: int, outputs: int, bias: bool, generator: torch.Generator | None) -> Any:
+        """A stack of maps where `name` is split, one map elsewhere."""
+        if name in self.config.split:
+            return StackedLinear(self.config.num_modalities, inputs, outputs, bias, generator)
+        return super().make(name, inputs, outputs, bias, generator)
+
+    def map(self, module: Any, x_BTI: Tensor, copies: Plan) -> Tensor:
+        """Each token through the copy of its modality."""
+        if not isinstance(module, StackedLinear):
+            return module(x_BTI)
+        rows = module(dispatch(x_BTI.flatten(0, 1), copies), copies.counts_E)
+        return rows.index_select(0, copies.rows_TK[:, 0]).unflatten(0, x_BTI.shape[:2])
+
+    def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: ScanCache | None = None,
+                mask_BT: Tensor | None = None, labels_BT: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `labels_BT` int64 [B, T] or [B, 1] is each token's modality, which may be left out
+        where there is one. Otherwise as Mamba. Raises `MixwellError` where a label is missing or unknown.
+        """
+        labels = self._labels(x_BTD, labels_BT)
+        return self.mix(x_BTD, cache, mask_BT, plan(labels.reshape(-1, 1), self.config.num_modalities))
+
+    def mix_in(self, x_BTD: Tensor, positions_BT: Tensor | None, cache: ScanCache | None, mask_BT: Tensor | None,
+               context: Context) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """(y, losses, aux) with the modalities that the context's labels tell; there are no losses."""
+        labels = None if context.labels_T is None else context.labels_T.view(x_BTD.shape[:2])
+        return self(x_BTD, positions_BT, cache, mask_BT, labels), {}, None
+
+    def equal_copies(self) -> None:
+        """Give every modality the first one's maps, in place: the block is then a dense Mamba block."""
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, StackedLinear):
+                    for parameter in module.parameters():
+                        parameter.copy_(parameter[:1].expand_as(parameter))
+
+    def _labels(self, x_BTD: Tensor, labels_BT: Tensor | None) -> Tensor:
+        known = self.config.num_modalities
+        if labels_BT is None:
+            if known > 1:
+                raise MixwellError(f"MixtureOfMamba chooses among {known} modalities by label and got none; give "
+                                   "labels_BT.")
+            return torch.zeros(x_BTD.shape[:2], dtype=torch.int64, device=x_BTD.device)
+        if labels_BT.numel() and (int(labels_BT.min()) < 0 or int(labels_BT.max()) >= known):
+            raise MixwellError(f"MixtureOfMamba knows {known} modalities and got labels {int(labels_BT.min())} to "
+                               f"{int(labels_BT.max())}; set num_modalities to their number.")
+        return labels_BT.expand(x_BTD.shape[:2])
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two rows of five tokens of width eight, of two modalities."""
+    config = Config(num_modalities=2, state_dim=4, chunk_size=2)
+    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator),
+            "labels_BT": torch.randint(0, 2, (2, 5), generator=generator)}

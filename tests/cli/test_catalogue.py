@@ -1,0 +1,119 @@
+"""`list`, `show`, `new`, `version`, and what the command may not import."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mixwell.cli.main import app
+from mixwell.core import registry
+
+
+def call(*words):
+    return CliRunner().invoke(app, list(words))
+
+
+def test_torch_is_not_imported_to_list_show_or_help():
+    code = ("import sys, mixwell\nfrom typer.testing import CliRunner\nfrom mixwell.cli.main import app\n"
+            "for words in (['list'], ['show', 'top_k'], ['--help'], ['run', '--help'], ['version']):\n"
+            "    assert CliRunner().invoke(app, words).exit_code == 0, words\n"
+            "print(sorted({'torch', 'numpy', 'tokenizers', 'plotly', 'jinja2'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_list_gives_every_method_or_those_below_a_name():
+    lines = call("list").stdout.splitlines()
+    assert len(lines) == len(registry.entries())
+    assert any(line.startswith("experts.routers.top_k ") and "2017" in line for line in lines)
+    routers = call("list", "experts.routers").stdout.splitlines()
+    assert routers and all(line.startswith("experts.routers.") for line in routers)
+    assert call("list", "experts.routers.top_k").stdout.count("\n") == 1
+
+
+def test_list_as_json_is_for_programs():
+    found = json.loads(call("list", "convert", "--json").stdout)
+    upcycle = next(e for e in found if e["name"] == "convert.upcycle")
+    assert upcycle["year"] == 2022 and upcycle["papers"] and Path(upcycle["path"]).is_file()
+
+
+def test_show_gives_card_options_papers_and_file():
+    for name in ("top_k", "experts.routers.top_k"):
+        text = call("show", name).stdout
+        for part in ("**Equation:**", "k: int = 2  # experts per token", "Mixtral of Experts", "routers/top_k.py"):
+            assert part in text
+    assert "max_kl_nats: float = 0.02" in call("show", "int8").stdout
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["list", "nothing.here"], "error: no method below 'nothing.here'."),
+    (["show", "experts.routers.topk"], "Did you mean 'experts.routers.top_k'?"),
+    (["new", "expert.routers.mine"], "Did you mean 'experts'?"),
+    (["new", "experts.routers.top_k"], "is there already"),
+    (["new", "experts.routers.Mine"], "'Mine' is no name for a file"),
+    (["new", "experts.routers.class"], "'class' is no name for a file"),
+    (["new", "experts.routers.mine", "--title", 'a "b"'], "expected no double quotes"),
+    (["new", "experts.routers.mine", "--root", "/"], "is no checkout of mixwell"),
+])
+def test_a_mistake_is_one_line_on_stderr(words, told):
+    done = call(*words)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_version_names_what_decides_the_numbers():
+    assert call("version").stdout.startswith("mixwell 0.")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "src" / "mixwell").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["experts.routers.mine", "experts.layers.mine", "experts.balance.mine", "convert.mine",
+                                  "precision.mine", "density.mixtures.mine"])
+def test_new_writes_a_method_that_the_registry_reads(checkout, name):
+    done = call("new", name, "--title", "My own", "--paper", "A Paper", "--year", "2030", "--root", str(checkout))
+    assert done.exit_code == 0 and done.stdout.count("written:") == 3
+    file = checkout.joinpath("src/mixwell", *name.split(".")).with_suffix(".py")
+    entry = registry._read(file, name)
+    assert (entry.title, entry.papers, entry.year) == ("My own", ("A Paper",), 2030)
+    for path in checkout.rglob("*.py"):
+        ast.parse(path.read_text())
+        assert "$" not in path.read_text()
+        assert (path.parent / "__init__.py").exists() or path.parent == checkout
+
+
+def imported(path, name, monkeypatch):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["experts.routers.mine", "experts.balance.mine", "convert.mine", "density.mine"])
+def test_what_new_writes_fails_until_it_is_written(checkout, name, monkeypatch, generator):
+    assert call("new", name, "--root", str(checkout)).exit_code == 0
+    file = checkout.joinpath("src/mixwell", *name.split(".")).with_suffix(".py")
+    entry = registry._read(file, name)
+    imported(file, f"mixwell.{name}", monkeypatch)
+    monkeypatch.setattr(registry, "find", lambda name: entry)
+    test = imported(next(checkout.glob("tests/**/test_mine.py")), "test_mine", monkeypatch)
+    with pytest.raises(NotImplementedError, match="write the equation of mine"):
+        test.test_agrees_with_a_loop(generator)
+    with pytest.raises(NotImplementedError, match="write the property"):
+        test.test_keeps_what_only_its_paper_promises(generator)
+    with pytest.raises(NotImplementedError, match="out of range"):
+        test.test_refuses_what_cannot_be()
+    with pytest.raises(AssertionError):
+        test.test_card_is_written()
+    claim = imported(next(checkout.glob("src/mixwell/lab/claims/*/mine.py")), "claim_mine", monkeypatch)
+    with pytest.raises(NotImplementedError, match="write how"):
+        claim.claim(type("Bench", (), {"seeds": (0, 1, 2)}))

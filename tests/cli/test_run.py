@@ -1,0 +1,166 @@
+"""`run`, `apply`, `report` from the command line, and how they end when something is wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from mixwell.cli.main import app
+from mixwell.cli.progress import Bar
+from mixwell.core.errors import MixwellError
+from tests.lab import tiny
+
+SHORT = [f"stages.{stage}.train.tokens=300" for stage in ("dense", "moe-trained", "dense-trained")]
+
+
+def call(*words):
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The recipe's file, the run's folder, what the command printed."""
+    folder = tmp_path_factory.mktemp("cli")
+    old = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    file = tiny.recipe_file(folder / "recipe")
+    yield file, folder / "run", call("run", file, "--out", folder / "run", *SHORT)
+    os.environ.pop("XDG_CACHE_HOME")
+    if old is not None:
+        os.environ["XDG_CACHE_HOME"] = old
+
+
+def test_run_tells_every_stage_and_names_the_report(ran):
+    _, out, done = ran
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    for stage, fact in (("data", "2 domains"), ("tokenizer", "300 ids"), ("dense", "bits per byte"),
+                        ("moe", "promise kept"), ("moe-trained", "active"), ("samples", "1 samples")):
+        assert any(line.startswith(f"{stage} ") and fact in line for line in lines), stage
+    assert lines[-1] == f"report: {out / 'report.html'}" and (out / "report.html").is_file()
+
+
+def test_a_second_run_is_cached(ran):
+    file, out, _ = ran
+    done = call("run", file, "--out", out, *SHORT)
+    assert done.exit_code == 0 and done.stdout.count("cached") == 10
+
+
+def test_dry_run_prints_and_writes_nothing(ran, tmp_path):
+    file, out, _ = ran
+    fresh = call("run", file, "--out", tmp_path / "new", "--dry-run")
+    assert fresh.exit_code == 0 and not (tmp_path / "new").exists()
+    assert "convert.upcycle" in fresh.stdout and "together:" in fresh.stdout and " run " in fresh.stdout
+    again = call("run", file, "--out", out, "--dry-run", *SHORT)
+    assert "nothing to do" in again.stdout and " run " not in again.stdout
+    later = call("run", file, "--out", out, "--dry-run", "--from", "moe-int8", *SHORT)
+    assert later.stdout.count(" run ") == 2
+
+
+def test_report_is_written_anew(ran, tmp_path):
+    done = call("report", ran[1], "--out", tmp_path / "r.html")
+    assert done.exit_code == 0 and "dense-trained" in (tmp_path / "r.html").read_text()
+
+
+def test_apply_prints_the_receipt(ran, tmp_path):
+    source = next(ran[1].glob("stages/dense-????????/model"))
+    done = call("apply", "upcycle", "--in", source, "--out", tmp_path / "moe", "num_experts=3", "router.k=2")
+    assert done.exit_code == 0, done.output
+    assert "max_logit_error" in done.stdout and "promised: at most 0.001" in done.stdout
+    lineage = json.loads((tmp_path / "moe" / "mixwell.json").read_text())["lineage"]
+    assert lineage[-1]["config"]["num_experts"] == 3 and lineage[-1]["config"]["router"] == {"k": 2}
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["run", "none.yaml"], "none.yaml is not there"),
+    (["run", "a.yaml", "b.yaml"], "expected one recipe"),
+    (["run", "train.lrr=1"], "Did you mean 'lr'?"),
+    (["run", "--from", "dens"], "Did you mean 'dense'?"),
+    (["run", "model.num_heads=3"], "model: "),
+    (["run", "data.domains={wiki: /no/such/folder}"], "data.domains.wiki: /no/such/folder is not there"),
+    (["apply", "convert.upcycle", "--in", "/no/such", "--out", "x"], "/no/such is not a folder"),
+    (["apply", "convert.upcycle", "--in", "a", "--out", "x", "num_experts"], "expected key=value"),
+    (["report", "/no/such"], "/no/such/run.json is not there"),
+])
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    done = call(*words)
+    assert done.exit_code == 2 and done.stdout.strip() == ""
+    assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+    assert not any(p.suffix in (".safetensors", ".html") or p.name == "stage.json" for p in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(("error", "code", "told"), [
+    (OSError(errno.ENOSPC, "No space left on device"), 2, "error: no space left on the disk"),
+    (MixwellError("one\nline"), 2, "error: one line"),
+    (KeyboardInterrupt(), 130, "stopped; run the same command to go on")])
+def test_how_a_run_ends_early(monkeypatch, tmp_path, error, code, told):
+    from mixwell.lab import engine
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(engine, "run", fail)
+    done = call("run", "--out", tmp_path)
+    assert done.exit_code == code and done.stderr.startswith(told) and done.stderr.count("\n") == 1
+
+
+def test_our_own_faults_keep_their_trace(monkeypatch, tmp_path):
+    from mixwell.lab import engine
+
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine, "run", fail)
+    assert isinstance(call("run", "--out", tmp_path).exception, ZeroDivisionError)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_is_finished(ran, tmp_path, number):
+    words = [sys.executable, "-m", "mixwell.cli.main", "run", str(ran[0]), "--out", str(tmp_path), "train.log_every=1"]
+    words.append("stages.dense.train.tokens=9M")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    for _ in range(1200):
+        assert process.poll() is None, process.communicate()
+        if any(len(p.read_text().splitlines()) > 2 for p in tmp_path.glob("stages/.work-dense-*/metrics.jsonl")):
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and told.strip() == "stopped; run the same command to go on"
+    names = {p.name.rpartition("-")[0] for p in (tmp_path / "stages").glob("[a-z]*")}
+    assert names == {"data", "tokenizer", "tokens", "model"}
+    assert [p.name[:11] for p in (tmp_path / "stages").glob(".*")] == [".work-dense"], "one training, to go on with"
+    state = next(tmp_path.glob("stages/.work-dense-*/state/state.json"))
+    assert json.loads(state.read_text())["step"] >= 2
+
+
+def planned(id, seconds, evaluation=0.0, cached=False):
+    prediction = SimpleNamespace(seconds=seconds)
+    return SimpleNamespace(stage=SimpleNamespace(id=id), cached=cached, evaluated=cached, predicted=prediction,
+                           seconds=seconds + evaluation)
+
+
+def test_the_bar_counts_predicted_seconds():
+    bar = Bar(Console(quiet=True))
+    stages = [planned("a", 0.0, cached=True), planned("b", 6.0, 2.0), planned("c", 2.0)]
+    bar.planned(stages)
+    task = bar.bar.tasks[0]
+    assert task.total == 10.0
+    bar.advanced(stages[1], 0.5, "loss 2")
+    assert task.completed == 3.0 and "b" in task.description and task.fields["left"].endswith("left")
+    bar.advanced(stages[1], 1.0, "evaluate")
+    assert task.completed == 6.0
+    for one in stages[1:]:
+        bar.finished(one, {"stage": "sample", "result": {"samples": [1]}, "seconds": 1.0})
+    assert task.completed == task.total

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -14,25 +15,54 @@ from tests.lab import tiny
 KILLS = 10
 
 
-def go(recipe_file, out):
+class Beats:
+    """An observer that tells another process of every step."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    def beat(self, *_):
+        self.pipe.send_bytes(b"x")
+
+    planned = started = advanced = finished = beat
+
+
+def go(recipe_file, out, pipe):
     """The body of a process that runs the recipe."""
     import torch
 
     from mixwell.lab import engine, recipe
 
     torch.set_num_threads(1)
-    engine.run(recipe.read(recipe_file), out)
+    engine.run(recipe.read(recipe_file), out, observer=Beats(pipe))
 
 
 @pytest.fixture(scope="module")
-def processes():
+def start():
     """Starts processes that have the engine imported already, so that a kill lands in the run and not in an import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mixwell.lab.engine", "mixwell.lab.report"])
-    first = context.Process(target=time.monotonic)
-    first.start()
-    first.join()
-    return lambda *arguments: context.Process(target=go, args=arguments)
+
+    def process(recipe_file, out):
+        mine, theirs = context.Pipe(duplex=False)
+        made = context.Process(target=go, args=(recipe_file, out, theirs))
+        made.start()
+        theirs.close()
+        return made, mine
+
+    return process
+
+
+def beats(pipe, most: float = float("inf")) -> int:
+    """Wait for `most` beats or for the end of the process; returns how many came."""
+    count = 0
+    while count < most:
+        try:
+            pipe.recv_bytes()
+        except EOFError:
+            break
+        count += 1
+    return count
 
 
 def weights(out: Path) -> dict[str, str]:
@@ -60,27 +90,30 @@ def state(out: Path) -> frozenset[str]:
     return frozenset([*(p.parent.name for p in out.glob("stages/*/stage.json")), *(p.parts[-3] for p in begun)])
 
 
-@pytest.mark.slow
-def test_ten_kills_change_no_bit(tmp_path, monkeypatch, processes):
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_bit(tmp_path, start):
     file = tiny.recipe_file(tmp_path / "recipe", tokens=6000)
-    start = time.monotonic()
-    alone = processes(file, tmp_path / "alone")
-    alone.start()
+    alone, pipe = start(file, tmp_path / "alone")
+    whole = beats(pipe)
     alone.join()
-    assert alone.exitcode == 0
-    whole = time.monotonic() - start
+    assert alone.exitcode == 0 and whole > 100
 
     draws, killed, places, number = random.Random(0), 0, set(), 0
     out = tmp_path / "killed-0"
     while True:
-        process = processes(file, out)
-        process.start()
-        process.join(draws.uniform(0.1, 0.5) * whole if killed < KILLS else None)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process, pipe = start(file, out)
+        beats(pipe, draws.randint(1, whole // 3) if killed < KILLS else float("inf"))
+        if killed < KILLS:
+            time.sleep(draws.uniform(0, 0.03))
+            if process.exitcode is None:
+                process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
             killed += 1
             places.add(state(out))
             continue
@@ -96,13 +129,11 @@ def test_ten_kills_change_no_bit(tmp_path, monkeypatch, processes):
     assert len(places) >= 4, "the kills all landed in the same few moments"
 
 
-def test_another_seed_gives_other_weights(tmp_path, monkeypatch, processes):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_another_seed_gives_other_weights(tmp_path, start):
     outs = []
     for seed in (0, 1):
-        process = processes(tiny.recipe_file(tmp_path / "recipe", seed=seed, tokens=300), tmp_path / f"seed-{seed}")
-        process.start()
+        process, pipe = start(tiny.recipe_file(tmp_path / "recipe", seed=seed, tokens=300), tmp_path / f"seed-{seed}")
+        beats(pipe)
         process.join()
         assert process.exitcode == 0
         outs.append({name.split("-")[0]: d for name, d in weights(tmp_path / f"seed-{seed}").items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from mixwell.cli import catalogue, runs, skeleton
@@ -19,6 +21,9 @@ for command in (runs.run, runs.apply, runs.report, catalogue.list_methods, catal
 
 def main() -> None:
     """Entry point of the `mixwell` script."""
+    # Threads that spin while they wait make a step ten times slower as soon as another program wants a core. OpenMP
+    # reads this when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

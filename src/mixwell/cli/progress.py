@@ -25,7 +25,7 @@ class Bar:
         self.console = console
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
                             TextColumn("{task.fields[left]}"), console=console, transient=True)
-        self.task = self.bar.add_task("look", total=1.0, left="")
+        self.task = self.bar.add_task("get ready", total=1.0, left="")
         self.shares: dict[str, float] = {}  # stage -> predicted seconds of what is left to do
         self.done = 0.0
         self.start = time.perf_counter()

@@ -8,19 +8,21 @@ Legend: M output rows, D input width, E experts.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 PACKABLE = (torch.float32, torch.bfloat16)
+_INT8_STEP = 64  # torch's int8 product reads past the end (and crashes) where the width is no multiple of its vector
 _FEW_ROWS = 4  # up to which a product straight from int8 beats one with the weight made wide first
 
 
 def prefers_onednn(x: Tensor) -> bool:
-    """Whether a product of these rows is sent to oneDNN by hand: bfloat16 goes there anyway, for one row BLAS wins."""
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > x.shape[-1]
-            and torch.backends.mkldnn.is_available())
+    """Whether products of `x` are sent to oneDNN by hand: on a CPU in float32; bfloat16 goes there anyway."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -30,25 +32,33 @@ def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A weight [M, D] or a stack [E, M, D] in oneDNN's blocked layout: a second copy, made once, used many times."""
+    """A copy of a weight [M, D] or of a stack [E, M, D] in oneDNN's blocked layout, made once and used many times."""
 
     parts: tuple[Tensor, ...]  # opaque, one for each expert
     shape: torch.Size
-    source: tuple[int, int]  # address and version of the weight it was made from
+    source: weakref.ref[Tensor]  # what was packed
+    state: tuple[int, int]  # its address and version at that time
 
     def __getitem__(self, expert: int) -> PackedWeight:
-        return PackedWeight((self.parts[expert],), self.shape[1:], self.source)
+        return PackedWeight((self.parts[expert],), self.shape[1:], self.source, self.state)
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _nothing, ()  # copies and pickles of a layer come without: opaque tensors have no storage to copy
 
     def linear(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]."""
         return onednn_linear(x, self.parts[0])
 
     def holds(self, weight: Tensor) -> bool:
-        """Whether `weight` is still what was packed (a write through `.data` goes unseen)."""
-        return self.source == _source(weight)
+        """Whether `weight` is what was packed, unchanged since (a write through `.data` goes unseen)."""
+        return self.source() is weight and self.state == _state(weight)
 
 
-def _source(weight: Tensor) -> tuple[int, int]:
+def _nothing() -> None:
+    return None
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
@@ -56,9 +66,9 @@ def pack(weight: Tensor) -> PackedWeight | None:
     """Pack a weight [M, D] or [E, M, D]; None where nothing is gained by it (other devices, other types)."""
     if weight.device.type != "cpu" or weight.dtype not in PACKABLE or not torch.backends.mkldnn.is_available():
         return None
-    reorder = torch.ops.mkldnn._reorder_linear_weight
     matrices = weight.detach().unbind(0) if weight.dim() == 3 else (weight.detach(),)
-    return PackedWeight(tuple(reorder(m) for m in matrices), weight.shape, _source(weight))
+    parts = tuple(torch.ops.mkldnn._reorder_linear_weight(matrix) for matrix in matrices)
+    return PackedWeight(parts, weight.shape, weakref.ref(weight), _state(weight))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +83,19 @@ class Int8Weight:
         """Shape of the weight."""
         return self.values.shape
 
-    def __getitem__(self, expert: int) -> Int8Weight:
+    def __getitem__(self, expert: int | None) -> Int8Weight:
         return Int8Weight(self.values[expert], self.scale[expert])
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """The weight as a plain tensor."""
+        return (self.values * self.scale).to(dtype)
 
     def linear(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]; the scale is applied to the result, where it costs least."""
-        scale_M = self.scale.squeeze(-1)
-        if x.device.type == "cpu" and x.dtype in PACKABLE and x.numel() <= _FEW_ROWS * x.shape[-1]:
-            rows = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.values, scale_M.to(x.dtype))
+        scale_M, width = self.scale.squeeze(-1), x.shape[-1]
+        if (x.device.type == "cpu" and x.dtype in PACKABLE and x.numel() <= _FEW_ROWS * width
+                and width % _INT8_STEP == 0):
+            rows = torch._weight_int8pack_mm(x.reshape(-1, width), self.values, scale_M.to(x.dtype))
             return rows.view(*x.shape[:-1], -1)
         plain = self.values.to(x.dtype)
         y = onednn_linear(x, plain) if prefers_onednn(x) else nn.functional.linear(x, plain)

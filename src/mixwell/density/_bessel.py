@@ -1,6 +1,6 @@
 """Logarithms of modified Bessel functions of the first kind, without overflow for any order or argument.
 
-Orders from 16 up use Olver's uniform expansion, whose terms fall like order^-n; smaller ones are reached from there by
+Orders from 80 up use Olver's uniform expansion, whose terms fall like order^-n; smaller ones are reached from there by
 the downward recurrence I_{v-1} = I_{v+1} + (2 v / x) I_v, in ratios, which is stable. float64 throughout.
 """
 
@@ -20,7 +20,7 @@ _OLVER = (
     (59535 / 262144, -67608983 / 9175040, 250881631 / 5898240, -108313205 / 1179648, 5391411025 / 63700992,
      -5391411025 / 191102976),
 )
-_SMALLEST = 40.0  # order from which five terms give full double precision
+_SMALLEST = 80.0  # order from which five terms give full double precision
 
 
 def log_bessel_i(order: float, x: Tensor) -> Tensor:

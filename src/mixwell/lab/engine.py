@@ -67,7 +67,9 @@ class Observer(Protocol):
         """A stage is there; `record` is its stage.json."""
 
 
-class _Silent:
+class Silent:
+    """An observer that says nothing."""
+
     def planned(self, stages: Sequence[Planned]) -> None:
         pass
 
@@ -92,8 +94,13 @@ def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | Non
 
     from_stage: this stage and those after it are done again, though they are there. An unknown one raises.
     """
-    out = Path(out or default_folder(chosen))
-    stages = recipe.stages(chosen)
+    return plan_stages(chosen, recipe.stages(chosen), Path(out or default_folder(chosen)), from_stage=from_stage,
+                       predict=predict)
+
+
+def plan_stages(chosen: Recipe, stages: Sequence[Stage], out: Path, *, from_stage: str | None = None,
+                predict: bool = True) -> list[Planned]:
+    """`plan` for stages that were resolved already, with the evaluation and the threads of `chosen`."""
     redone = _redone(stages, from_stage)
     threads = machine.threads(chosen.threads)
     torch.set_num_threads(threads)
@@ -139,19 +146,32 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
     Killed at any moment and started again, it goes on and ends with the same bits. A stage that fails raises
     `MixwellError`; the stages before it stay.
     """
-    out, observer = Path(out or default_folder(chosen)), observer or _Silent()
+    out, observer = Path(out or default_folder(chosen)), observer or Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
     with locked(out):
         todo = plan(chosen, out, from_stage=from_stage)
-        _tidy(out / "stages", {p.folder for p in todo if p.cached})
+        tidy(out / "stages", {p.folder for p in todo if p.cached})
         observer.planned(todo)
         records = []
         for planned in todo:
-            if not planned.cached:
-                _make(planned, {p.stage.id: p.folder for p in todo}, observer, fresh=from_stage is not None)
-            records.append(_with_evaluation(planned, chosen, todo, observer))
-            observer.finished(planned, records[-1])
-        return _close(chosen, out, todo, records, started, clock)
+            records.append(finish(planned, chosen, todo, observer, fresh=from_stage is not None))
+        from mixwell.lab import report
+
+        write_record(chosen, out, todo, records, started, time.perf_counter() - clock)
+        return report.build(out, out / "report.html")
+
+
+def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer, *,
+           fresh: bool = False) -> dict[str, Any]:
+    """Make and evaluate one stage of `todo`, as far as it is not there yet, and return its record.
+
+    fresh: begin again where a training was stopped. The folder must be `locked`.
+    """
+    if not planned.cached:
+        _make(planned, {p.stage.id: p.folder for p in todo}, observer, fresh=fresh)
+    record = _with_evaluation(planned, chosen, todo, observer)
+    observer.finished(planned, record)
+    return record
 
 
 @contextmanager
@@ -172,7 +192,7 @@ def locked(out: Path) -> Iterator[None]:
             yield
 
 
-def _tidy(stages: Path, finished: set[Path]) -> None:
+def tidy(stages: Path, finished: set[Path]) -> None:
     """Remove what a killed run left half-written, and the work of stages that are finished."""
     done = {_work(folder) for folder in finished}
     for path in stages.glob(".*"):
@@ -226,18 +246,15 @@ def _with_evaluation(planned: Planned, chosen: Recipe, todo: Sequence[Planned], 
     return record
 
 
-def _close(chosen: Recipe, out: Path, todo: Sequence[Planned], records: Sequence[Mapping[str, Any]],
-           started: datetime, clock: float) -> Path:
-    """Write run.json and the report."""
-    from mixwell.lab import report
-
+def write_record(chosen: Recipe, folder: Path, todo: Sequence[Planned], records: Sequence[Mapping[str, Any]],
+                 started: datetime, wall_seconds: float) -> None:
+    """Write run.json into `folder`; the stages may lie elsewhere."""
     stages = [{"id": p.stage.id, "stage": p.stage.kind, "method": p.stage.method, "key": p.key,
-               "folder": str(p.folder.relative_to(out)), "cached": p.cached,
+               "folder": os.path.relpath(p.folder, folder), "cached": p.cached,
                "predicted": r["predicted"], "actual": r["actual"]} for p, r in zip(todo, records)]
     work = sum(r["seconds"] + r.get("evaluation", {}).get("seconds", 0.0) for r in records)
-    write_json(out / "run.json", {
+    write_json(folder / "run.json", {
         "name": chosen.name, "recipe": to_dict(chosen), "machine": machine.describe(torch.get_num_threads()),
         "versions": machine.versions(), "seeds": {p.stage.id: p.stage.seed for p in todo},
-        "started": started.isoformat(timespec="seconds"), "seconds": work, "wall_seconds": time.perf_counter() - clock,
+        "started": started.isoformat(timespec="seconds"), "seconds": work, "wall_seconds": wall_seconds,
         "stages": stages})
-    return report.build(out, out / "report.html")

@@ -34,7 +34,8 @@ def stage_keys(stages: Sequence[Stage], threads: int) -> dict[str, str]:
         inherited = frozenset().union(*(methods[source] for source in stage.inputs.values()))
         methods[stage.id], code = _code(stage, inherited)
         keys[stage.id] = digest({
-            "kind": stage.kind, "method": stage.method, "config": stage.plain_config(), "seed": stage.seed,
+            "kind": stage.kind, "method": stage.method, "config": stage.plain_config(),
+            "seed": stage.seed if KINDS[stage.kind].draws else None,
             "inputs": {role: keys[source] for role, source in stage.inputs.items()}, "outside": _outside(stage),
             "code": code, "floats": [metadata.version("torch"), threads] if KINDS[stage.kind].floats else None})
     return keys

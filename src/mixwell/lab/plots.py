@@ -29,6 +29,7 @@ class Series:
     y: Sequence[float]
     slot: int = 0
     faint: bool = False  # raw measurements behind their smooth line: thin, without legend or read-out
+    band: tuple[Sequence[float], Sequence[float]] = ((), ())  # lower and upper edge around the line, one value each x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,8 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str,
         '<div class="x-ticks">{xs}</div></div><div class="x-label">{x_label}</div></figure>'
     ).format(legend=_legend([(s.name, s.slot) for s, _ in lines if not s.faint]), x_label=x_label, y_label=y_label,
              x0=x_low, x1=x_high, y0=y_low, y1=y_high, grid="".join(f"M0 {1000 - up(y):.1f}H1000" for y in y_ticks),
-             drawn=_joined(_polyline(s, points, across, up) for s, points in lines),
+             drawn=_joined([_band(s, across, up) for s, _ in lines]
+                           + [_polyline(s, points, across, up) for s, points in lines]),
              ys=_labels(y_ticks, up, "bottom"), xs=_labels(x_ticks, across, "left"))
 
 
@@ -208,6 +210,14 @@ def _polyline(series: Series, points: Sequence[tuple[float, float]], across: Cal
         path = f"{path} {path}"
     return Markup('<polyline class="s{}{}" points="{}" data-name="{}"><title>{}</title></polyline>').format(
         series.slot, " faint" if series.faint else "", path, series.name, series.name)
+
+
+def _band(series: Series, across: Callable[[float], float], up: Callable[[float], float]) -> Markup:
+    """The area between the edges; nothing for a line without them."""
+    low, high = series.band
+    edges = [*zip(series.x, low), *reversed(list(zip(series.x, high)))]
+    path = " ".join(f"{across(x):.1f},{1000 - up(y):.1f}" for x, y in edges if units.is_number(x) and units.is_number(y))
+    return Markup('<polygon class="band s{}" points="{}"/>').format(series.slot, path) if path else Markup("")
 
 
 def _labels(values: Sequence[float], scale: Callable[[float], float], side: str) -> Markup:

@@ -13,24 +13,28 @@ options, or the name of a method with the options beside it. Paths are taken fro
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mixwell.core import registry
-from mixwell.core.config import from_dict
+from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.lab.stages import KINDS, EvaluateConfig, Kind, Stage
+from mixwell.lab.stages.models import MIXTURE_WORDS
 
 DEFAULT = Path(__file__).parent / "recipes" / "default.yaml"
 RESERVED = ("data", "tokenizer", "tokens", "model")  # ids of the stages that the top-level keys make
-COUNTS = {"tokens", "max_tokens", "max_bytes", "flops", "vocab_size"}  # keys whose text may end in k, M, G, T or P
+COUNTS = {"tokens", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}  # keys whose text may end in k, M, ...
 SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
 BUDGETS = {"tokens", "flops", "seconds"}
+FAMILIES = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
+            "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +76,10 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recip
     for text in overrides:
         override(data, text)
     try:
-        recipe = from_dict(Recipe, _counted(data))
+        recipe = from_dict(Recipe, counted(data))
     except MixwellError as error:
         raise MixwellError(f"{path.name}: {str(error).removeprefix('Recipe: ')}") from error
-    return recipe if "name" in data else from_dict(Recipe, {**_counted(data), "name": path.stem})
+    return recipe if "name" in data else from_dict(Recipe, {**counted(data), "name": path.stem})
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -99,20 +103,67 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def override(data: dict[str, Any], text: str) -> None:
-    """Set one key of plain data in place: `train.lr=1e-3`; a step into a list of stages is a stage's id."""
+    """Set one key of plain data in place: `train.lr=1e-3`, `stages.dense.train.tokens=1M`, `moe.router=sinkhorn`."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise MixwellError(f"{text!r}: expected key=value with dots, such as train.lr=1e-3.")
-    *parents, last = path.split(".")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise MixwellError(f"{text!r}: the value is not YAML; put quotes around text with special signs.") from None
+    assign(data, path, parsed)
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A copy of the recipe with other values at some key paths; see `assign`."""
+    data = copy.deepcopy(to_dict(recipe))
+    for path, value in changes.items():
+        assign(data, path, copy.deepcopy(value))
+    return from_dict(Recipe, counted(data))
+
+
+def assign(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set the key at `path` of a recipe's plain data in place.
+
+    A step into the stages is a stage's id, which may also begin the path. The bare name of a method, where a mapping
+    would name it (`FAMILIES`), takes the old method's place and keeps those options that the new one knows too.
+    """
+    *parents, last = _names(data, path)
     place: Any = data
     for name in parents:
         place = _step(place, name, path)
     if not isinstance(place, dict):
         raise MixwellError(f"{path}: there are no keys to set; give the whole value instead.")
+    place[last] = _named(place.get(last), last, value, path)
+
+
+def _names(data: Mapping[str, Any], path: str) -> list[str]:
+    """The steps of a path written out: `moe.k` -> stages, moe, convert, k where k stands below the stage's verb."""
+    names = path.split(".")
+    listed = data.get("stages") or []
+    entries = {str(e["id"]): e for e in listed if isinstance(e, Mapping) and "id" in e}
+    if names[0] in entries and names[0] not in {f.name for f in fields(Recipe)}:
+        names = ["stages", *names]
+    if names[0] == "stages" and len(names) > 2:
+        below = next((v for v in KINDS if isinstance(entries.get(names[1], {}).get(v), Mapping)), "")
+        if below and names[2] in entries[names[1]][below]:
+            names.insert(2, below)
+    model = data.get("model")
+    mixer = model.get("channel_mixer") if isinstance(model, Mapping) else None
+    if names[0] == "model" and names[1:2] and names[1] in MIXTURE_WORDS and isinstance(mixer, Mapping):
+        names.insert(1, "channel_mixer")
+    return names
+
+
+def _named(old: Any, key: str, value: Any, path: str) -> Any:
+    """A method's bare name with the options that it shares with the old method; any other value as it is."""
+    if key not in FAMILIES or not isinstance(value, str):
+        return value
     try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise MixwellError(f"{text!r}: the value is not YAML; put quotes around text with special signs.") from None
+        known = {f.name for f in fields(registry.find(value, within=FAMILIES[key]).module().Config)}
+    except MixwellError as error:
+        raise MixwellError(f"{path}: {error}") from error
+    return {"method": value, **({k: v for k, v in old.items() if k in known} if isinstance(old, Mapping) else {})}
 
 
 def _step(place: Any, name: str, path: str) -> Any:
@@ -126,12 +177,12 @@ def _step(place: Any, name: str, path: str) -> Any:
     return place.setdefault(name, {})
 
 
-def _counted(value: Any, key: str = "") -> Any:
-    """Plain data with `4M` under a counting key turned into 4000000."""
+def counted(value: Any, key: str = "") -> Any:
+    """Plain data with `4M` under a counting key (`COUNTS`) turned into 4000000."""
     if isinstance(value, dict):
-        return {k: _counted(v, str(k)) for k, v in value.items()}
+        return {k: counted(v, str(k)) for k, v in value.items()}
     if isinstance(value, list):
-        return [_counted(v, key) for v in value]
+        return [counted(v, key) for v in value]
     if not (key in COUNTS and isinstance(value, str)):
         return value
     if match := re.fullmatch(r"(\d+\.?\d*(?:[eE]\d+)?)\s*([A-Za-z]?)", value):

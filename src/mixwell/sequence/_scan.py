@@ -28,7 +28,7 @@ class ScanConfig:
     dt_rank: int | None = None  # R; default ceil(D / 16)
     dt_min: float = 1e-3  # smallest step at the start, above 0
     dt_max: float = 0.1  # largest step at the start, at least dt_min
-    chunk_size: int = 64  # L, positions whose states are held at a time; changes memory and speed, not the result
+    chunk_size: int = 16  # L, positions whose states are held at a time; changes memory and speed, not the result
 
     def __post_init__(self) -> None:
         for name in ("expand", "state_dim", "conv_width", "dt_rank", "chunk_size"):
@@ -57,39 +57,47 @@ class _Scan(torch.autograd.Function):
     """Chunk after chunk; keeps the states between chunks only, and makes the others again in the backward pass."""
 
     @staticmethod
-    def forward(ctx, u_TBI: Tensor, dt_TBI: Tensor, A_IN: Tensor, B_TBN: Tensor, C_TBN: Tensor, state_BIN: Tensor,
+    def forward(ctx, u_BTI: Tensor, dt_BTI: Tensor, A_IN: Tensor, B_BTN: Tensor, C_BTN: Tensor, state_BIN: Tensor,
                 size: int) -> tuple[Tensor, Tensor]:
-        y_TBI, starts, state = torch.empty_like(u_TBI), [], state_BIN
-        for at in _chunks(u_TBI.shape[0], size):
+        y_BTI, starts, state = u_BTI.new_empty(u_BTI.shape), [], state_BIN.clone()
+        for at in _chunks(u_BTI.shape[1], size):
             starts.append(state)
-            _, h = _states(u_TBI[at], dt_TBI[at], A_IN, B_TBN[at], state)
-            y_TBI[at] = (h @ C_TBN[at].unsqueeze(-1)).squeeze(-1)
+            u, dt, B, C = _along(at, u_BTI, dt_BTI, B_BTN, C_BTN)
+            _, h = _states(u, dt, A_IN, B, state)
+            y_BTI[:, at] = (h @ C.unsqueeze(-1)).squeeze(-1).transpose(0, 1)
             state = h[-1].clone()
-        ctx.save_for_backward(u_TBI, dt_TBI, A_IN, B_TBN, C_TBN, *starts)
+        ctx.save_for_backward(u_BTI, dt_BTI, A_IN, B_BTN, C_BTN, *starts)
         ctx.size = size
-        return y_TBI, state.clone() if state is state_BIN else state
+        return y_BTI, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y: Tensor, grad_state: Tensor):
-        u, dt, A, B, C, *starts = ctx.saved_tensors
-        grad_u, grad_dt, grad_B, grad_C = (torch.empty_like(t) for t in (u, dt, B, C))
+        u_BTI, dt_BTI, A, B_BTN, C_BTN, *starts = ctx.saved_tensors
+        grads = [t.new_empty(t.shape) for t in (u_BTI, dt_BTI, B_BTN, C_BTN)]
         grad_A, carry = torch.zeros_like(A), grad_state
-        for at, start in reversed(list(zip(_chunks(u.shape[0], ctx.size), starts))):
-            decay, h = _states(u[at], dt[at], A, B[at], start)
-            g = grad_y[at].unsqueeze(-1) * C[at].unsqueeze(-2)
+        for at, start in reversed(list(zip(_chunks(u_BTI.shape[1], ctx.size), starts))):
+            u, dt, B, C, out = _along(at, u_BTI, dt_BTI, B_BTN, C_BTN, grad_y)
+            decay, h = _states(u, dt, A, B, start)
+            g = out.unsqueeze(-1) * C.unsqueeze(-2)
             for now, kept in zip(reversed(g.unbind(0)), reversed(decay.unbind(0))):
                 carry = now.add_(carry) * kept
-            grad_C[at] = (grad_y[at].unsqueeze(-2) @ h).squeeze(-2)
-            grad_in = (g @ B[at].unsqueeze(-1)).squeeze(-1)
-            grad_B[at] = ((dt[at] * u[at]).unsqueeze(-2) @ g).squeeze(-2)
+            grad_in = (g @ B.unsqueeze(-1)).squeeze(-1)
+            grad_B = ((dt * u).unsqueeze(-2) @ g).squeeze(-2)
             slope = g.mul_(decay)  # from here on the gradient of dt A
             slope[0] *= start
             slope[1:] *= h[:-1]
-            grad_dt[at] = (slope * A).sum(-1) + grad_in * u[at]
-            grad_A += slope.mul_(dt[at].unsqueeze(-1)).sum((0, 1))
-            grad_u[at] = grad_in * dt[at]
-        return grad_u, grad_dt, grad_A, grad_B, grad_C, carry, None
+            grad_dt = torch.einsum("lbin,in->lbi", slope, A).addcmul_(grad_in, u)
+            grad_A += torch.einsum("lbin,lbi->in", slope, dt)
+            grad_C = (out.unsqueeze(-2) @ h).squeeze(-2)
+            for grad, part in zip(grads, (grad_in * dt, grad_dt, grad_B, grad_C)):
+                grad[:, at] = part.transpose(0, 1)
+        return grads[0], grads[1], grad_A, grads[2], grads[3], carry, None
+
+
+def _along(at: slice, *values_BTX: Tensor) -> list[Tensor]:
+    """The positions `at` of each, position first."""
+    return [v[:, at].transpose(0, 1).contiguous() for v in values_BTX]
 
 
 def selective_scan(u_BTI: Tensor, dt_BTI: Tensor, A_IN: Tensor, B_BTN: Tensor, C_BTN: Tensor, state_BIN: Tensor,
@@ -98,9 +106,7 @@ def selective_scan(u_BTI: Tensor, dt_BTI: Tensor, A_IN: Tensor, B_BTN: Tensor, C
 
     All in one type, float32 or better; a position with dt = 0 leaves the state as it was.
     """
-    moved = [t.transpose(0, 1) for t in (u_BTI, dt_BTI, B_BTN, C_BTN)]
-    y_TBI, state = _Scan.apply(moved[0], moved[1], A_IN, moved[2], moved[3], state_BIN, chunk_size)
-    return y_TBI.transpose(0, 1), state
+    return _Scan.apply(u_BTI, dt_BTI, A_IN, B_BTN, C_BTN, state_BIN, chunk_size)
 
 
 def causal_conv(u_BTI: Tensor, weight_IW: Tensor, bias_I: Tensor, tail_BWI: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +186,7 @@ class ScanBlock(nn.Module):
         u, tail = causal_conv(u, self.conv_weight, self.conv_bias, tail)
         u = F.silu(u)
         dt, B, C = wide(self.map(self.x_proj, u, copies)).split((self.rank, c.state_dim, c.state_dim), -1)
-        dt = F.softplus(self.map(self.dt_proj, dt, copies))
+        dt = F.softplus(self.map(self.dt_proj, dt.contiguous(), copies))  # oneDNN crawls on strided inputs
         if mask_BT is not None:
             dt = dt * mask_BT.unsqueeze(-1)
         y, state = selective_scan(wide(u), dt, -self.dynamics.log_rate.exp(), B, C, state, c.chunk_size)

@@ -21,8 +21,8 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Plan, dispatch, plan
+from mixwell.sequence._routed import SequenceMixed, StackedLinear
 from mixwell.sequence._scan import ScanBlock, ScanCache, ScanConfig
-from mixwell.sequence._stack import StackedLinear
 
 Part = Literal["in", "x", "dt", "out"]
 
@@ -78,10 +78,10 @@ class MixtureOfMamba(ScanBlock):
         return self.mix(x_BTD, cache, mask_BT, plan(labels.reshape(-1, 1), self.config.num_modalities))
 
     def mix_in(self, x_BTD: Tensor, positions_BT: Tensor | None, cache: ScanCache | None, mask_BT: Tensor | None,
-               context: Context) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """(y, losses, aux) with the modalities that the context's labels tell; there are no losses."""
+               context: Context) -> SequenceMixed:
+        """`forward` with the modalities that the context's labels tell."""
         labels = None if context.labels_T is None else context.labels_T.view(x_BTD.shape[:2])
-        return self(x_BTD, positions_BT, cache, mask_BT, labels), {}, None
+        return SequenceMixed(self(x_BTD, positions_BT, cache, mask_BT, labels))
 
     def equal_copies(self) -> None:
         """Give every modality the first one's maps, in place: the block is then a dense Mamba block."""

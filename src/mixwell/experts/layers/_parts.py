@@ -160,7 +160,7 @@ def check_least(config: Any, **least: int) -> None:
 
 
 def routed_swiglu(layer: nn.Module, x_TD: Tensor, routing: Routing) -> Tensor:
-    """The tokens through the SwiGLU experts they chose: `layer.gate_up_proj` [E, 2 F, D], `layer.down_proj` [E, D, F]."""
+    """The tokens through the SwiGLU experts they chose: the layer's gate_up_proj [E, 2 F, D], down_proj [E, D, F]."""
     order = plan(routing.indices_TK, routing.num_experts)
     rows = expert_mlp(dispatch(x_TD, order), order.counts_E, weight_of(layer, "gate_up_proj"),
                       weight_of(layer, "down_proj"))

@@ -1,7 +1,8 @@
 """Fast feedforward: a binary tree of sigmoid nodes mixes all leaves in training; at inference a token visits one leaf.
 
 **Equation:** p_n(x) = sigmoid(w_n . x + b_n);  m_l(x) = product over the path to leaf l of p_n (right) or 1 - p_n
-    (left);  training: F(x) = sum_l m_l(x) L_l(x);  inference: F(x) = L_l(x) of the leaf reached by going right where p_n >= 1/2.
+    (left);  training: F(x) = sum_l m_l(x) L_l(x);  inference: F(x) = L_l(x) of the leaf reached by going right where
+    p_n >= 1/2.
     Master leaf: y = a F(x) + (1 - a) M(x), a = sigmoid(mix).
     hardening = mean over tokens and nodes of H(p_n); balance: the Switch loss over leaf masses.
 **Shapes:** x [T, D]; nodes.weight [2^d - 1, D] in heap order; up_proj [2^d, F, D]; down_proj [2^d, D, F].
@@ -9,7 +10,8 @@
     2024 (2405.16836) for load balance and master leaf; both authors' code.
 **Differs:** leaves have no biases; no random transposition of children, no dropout. The authors' balance is the sum of
     f P over leaves without a scale; here it is the Switch loss, which is 1 at balance.
-**Fails when:** the nodes stay undecided (hardening too weak): the one leaf at inference is then not what was trained.
+**Fails when:** the nodes stay undecided (hardening too weak): the one leaf at inference is then not what was trained;
+    or harden before the leaves differ (hardening too strong): all tokens then share one leaf.
 **Cost:** 2 D (2^d - 1) + 4 D F 2^d FLOPs per token in training, 2 D d + 4 D F at inference; 4 D M more for the master.
 """
 

@@ -70,7 +70,7 @@ def hidden_dims(config: Config) -> tuple[int, ...]:
     for i in sorted(range(experts), key=lambda i: int(exact[i]) - exact[i])[:max(total - sum(widths), 0)]:
         widths[i] += 1
     widths[-1] -= sum(widths) - total
-    return tuple(widths)
+    return tuple(sorted(widths))
 
 
 def balance_of(config: Config, router: Any) -> dict[str, Any]:

@@ -46,10 +46,10 @@ class Config:
 
 def sharpened(logits: Tensor, temperature: float, dim: int, alive: Tensor) -> Tensor:
     """softmax(logits / temperature) over `dim` among the living, zeros elsewhere; the largest alone at 0."""
-    logits = logits.masked_fill(~alive, torch.finfo(logits.dtype).min)
+    scaled = (logits / (temperature or 1.0)).masked_fill(~alive, torch.finfo(logits.dtype).min)
     if temperature == 0:
-        return torch.zeros_like(logits).scatter_(dim, logits.argmax(dim, keepdim=True), 1.0) * alive
-    return (logits / temperature).softmax(dim) * alive
+        return torch.zeros_like(scaled).scatter_(dim, scaled.argmax(dim, keepdim=True), 1.0) * alive
+    return scaled.softmax(dim) * alive
 
 
 def groups(rows_BSD: Tensor, size: int) -> Tensor:

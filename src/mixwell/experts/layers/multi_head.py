@@ -118,8 +118,8 @@ class MultiHeadMoE(ChannelMixer):
             raise ValueError(f"dim {dim} does not divide into {config.heads} heads")
         part, experts, width = dim // config.heads, config.num_experts, config.hidden_dim
         if config.parity_k is not None:
-            own_k = build_router(config.router, part, experts, None).experts_per_token
-            experts, width = parity(dim, experts, width, config.parity_k, config.heads, float(own_k))
+            sized: Any = build_router(config.router, part, experts, torch.Generator())
+            experts, width = parity(dim, experts, width, config.parity_k, config.heads, sized.experts_per_token)
         self.dim, self.config, self.num_experts, self.hidden_dim = dim, config, experts, width
         self.router = build_router(config.router, part, experts, generator)
         self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)

@@ -79,7 +79,7 @@ def assign(scores_BSE: Tensor, shares: list[float], mask_BS: Tensor) -> Tensor:
     for j in reversed(range(1, len(shares))):
         wanted = scores_BSE[..., j].masked_fill(~free, float("-inf"))
         rank = wanted.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        taken = free & (rank < (shares[j] * counted + 1e-9).floor())
+        taken = free & (rank < (shares[j] * counted.double() + 1e-9).floor())
         level, free = level.masked_fill(taken, j), free & ~taken
     return level
 
@@ -88,7 +88,7 @@ def assign(scores_BSE: Tensor, shares: list[float], mask_BS: Tensor) -> Tensor:
     title="Nested experts",
     paper="Mixture of Nested Experts: Adaptive Processing of Visual Tokens",
     year=2024,
-    tags={"router", "non-causal"},
+    tags={"sparse", "non-causal"},
 )
 class NestedExperts(ChannelMixer):
     """One block whose prefix slices are its experts; see the module's card."""
@@ -101,8 +101,8 @@ class NestedExperts(ChannelMixer):
             raise ValueError(f"dim {dim} cannot be halved {config.levels - 1} times; lower levels")
         self.dim, self.config = dim, config
         self.dims = [dim >> (config.levels - 1 - j) for j in range(config.levels)]
-        self.router = Gate(dim, config.levels, generator, bias=True)
-        self.alpha = nn.Parameter(self.router.weight.new_zeros(()))
+        self.gate = Gate(dim, config.levels, generator, bias=True)
+        self.alpha = nn.Parameter(self.gate.weight.new_zeros(()))
         self.gate_up_proj = normal_parameter((2 * config.hidden_dim, dim), generator)
         self.down_proj = normal_parameter((dim, config.hidden_dim), generator)
         self.set_budget(config.budget)
@@ -123,11 +123,11 @@ class NestedExperts(ChannelMixer):
 
     def route(self, x_TD: Tensor, context: Context) -> Routing:
         """The level of each token, with its weight alpha r_j + 1."""
-        logits = self.router(x_TD)
+        logits = self.gate(x_TD)
         scores = logits.softmax(-1)
         shape = context.batch_shape or (1, x_TD.shape[0])
         mask = torch.ones_like(scores[:, 0], dtype=torch.bool) if context.mask_T is None else context.mask_T
-        level = assign(scores.detach().view(*shape, -1), self.capacities, mask.view(shape)).view(-1, 1)
+        level = assign(scores.detach().view(*shape, self.config.levels), self.capacities, mask.view(shape)).view(-1, 1)
         return Routing(level, self.alpha.to(scores.dtype) * scores.gather(1, level) + 1, scores, logits)
 
     def flops_per_token(self) -> float:

@@ -68,7 +68,7 @@ class SoftMoE(ChannelMixer):
         self.dim, self.config = dim, config
         self.slots = Gate(dim, config.slots, generator, std=dim**-0.5)
         if config.normalise:
-            self.scale = nn.Parameter(self.slots.weight.new_ones(()))
+            self.sharpness = nn.Parameter(self.slots.weight.new_ones(()))
         self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
         self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
 
@@ -88,7 +88,7 @@ class SoftMoE(ChannelMixer):
         if not self.config.normalise:
             return self.slots(x_TD)
         x = F.normalize(x_TD.to(torch.promote_types(x_TD.dtype, torch.float32)), dim=-1)
-        return self.scale.to(x.dtype) * F.linear(x, F.normalize(self.slots.weight.to(x.dtype), dim=-1))
+        return self.sharpness.to(x.dtype) * F.linear(x, F.normalize(self.slots.weight.to(x.dtype), dim=-1))
 
     def experts(self, slots_BPD: Tensor) -> Tensor:
         """Each expert on its own slots: [B, P, D] -> [B, P, D]."""

@@ -49,7 +49,7 @@ class Config:
 
     num_experts: int  # E
     hidden_dim: int  # F, of each expert
-    tensors: int = 5  # n, tensors of each matrix, odd
+    tensors: int = 5  # n, tensors of each matrix, odd, at least 3
     rank: int | None = None  # largest bond; none: full, so that every matrix can be reached
     mask: float = 0.0  # p, probability that an expert leaves the central tensors alone for a step, 0 to 1
     router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})
@@ -57,9 +57,9 @@ class Config:
     balance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, num_experts=1, hidden_dim=1, tensors=1)
-        if self.tensors % 2 == 0:
-            raise ValueError(f"tensors is {self.tensors}; expected an odd number, so that one is central")
+        check_least(self, num_experts=1, hidden_dim=1)
+        if self.tensors < 3 or self.tensors % 2 == 0:
+            raise ValueError(f"tensors is {self.tensors}; expected an odd number from 3, so that one is central")
         if self.rank is not None:
             check_least(self, rank=1)
         if not 0 <= self.mask <= 1:

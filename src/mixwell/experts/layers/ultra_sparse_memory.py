@@ -1,7 +1,7 @@
 """Ultra-sparse memory (UltraMem): a grid of slots scored by a small Tucker core, and more slots than stored values.
 
 **Equation:** S_row = K_row LN(q_1), S_col = K_col LN(q_2), each [n, r];  C = sum_c C_c the core, u and t its leading
-    singular vectors;  rows = top-k of S_row u, columns = top-k of S_col t;  among these k^2 slots the k with the largest
+    singular vectors;  rows = top-k of S_row u, columns = top-k of S_col t;  of these k^2 slots the k with the largest
     S_row C S_col^T are kept. Slot -> shuffled -> (value i, expansion p), and core c weighs its part of the value:
     y = sum_p W_p sum_{slots with p} [S^(1) v_i^(1), ..., S^(h) v_i^(h)],  S^(c) = S_row C_c S_col^T.
     core loss = mean of max(0, sigma_j - tau)^2 over the singular values of C but the first.
@@ -11,7 +11,8 @@
     each pass, with the sign that makes them point the way of the ones vector; no causal convolution before the query,
     and no learning rate of its own for the values. That a memory reads one layer and writes to a later one, and is
     split over depth, is a matter of the model that holds it.
-**Fails when:** the core is far from rank one: rows and columns are then pre-selected by the wrong score.
+**Fails when:** the core is far from rank one: rows and columns are then pre-selected by the wrong score. Slots whose
+    row and column both score far below zero have high products too, and pre-selection never finds them.
 **Cost:** 4 T C (D + n r) + 2 T h k r (r + k) + 2 T k V + 2 T D E V FLOPs forward; memory for n^2 V / E values.
 """
 

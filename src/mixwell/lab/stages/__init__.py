@@ -11,17 +11,18 @@ _MODEL = ("experts", "sequence", "precision", "lm")  # rooms whose code a model'
 _ALL = ("model", "tokens", "tokenizer")
 
 KINDS: dict[str, Kind] = {
-    "data": Kind(parse=parser(text.DataConfig), run=text.run_data, predict=text.predict_data, floats=False,
+    "data": Kind(parse=parser(text.DataConfig), run=text.run_data, predict=text.predict_data, floats=False, draws=False,
                  fingerprint=text.data_fingerprint, rooms=("lm", "lab/datasets.py"), named_in_recipe=False),
     "tokenizer": Kind(parse=parser(text.TokenizerConfig), run=text.run_tokenizer, predict=text.predict_tokenizer,
-                      fingerprint=text.tokenizer_fingerprint, rooms=("lm",), floats=False, named_in_recipe=False),
+                      fingerprint=text.tokenizer_fingerprint, rooms=("lm",), floats=False, draws=False,
+                      named_in_recipe=False),
     "tokens": Kind(parse=parser(text.TokensConfig), run=text.run_tokens, predict=text.predict_tokens, floats=False,
-                   rooms=("lm",), named_in_recipe=False),
+                   rooms=("lm",), draws=False, named_in_recipe=False),
     "build": Kind(parse=models.parse_build, run=models.run_build, predict=models.predict_model, rooms=_MODEL,
                   roles=("tokenizer",), makes_model=True),
     "load": Kind(parse=parser(models.LoadConfig), run=models.run_load, predict=models.predict_model, rooms=_MODEL,
                  roles=("tokenizer",), fingerprint=models.load_fingerprint, bare="path", makes_model=True,
-                 evaluated=True, any_method=True),
+                 evaluated=True, any_method=True, draws=False),
     "train": Kind(parse=train.parse_train, run=train.run_train, predict=train.predict_train, rooms=_MODEL,
                   roles=_ALL, makes_model=True, evaluated=True),
     "convert": Kind(run=convert.run_convert, predict=convert.predict_convert, rooms=("convert", *_MODEL),

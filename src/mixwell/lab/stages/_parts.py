@@ -79,6 +79,7 @@ class Kind:
     any_method: bool = False  # which methods it needs stands in a file that it reads, so the source of all counts
     evaluated: bool = False  # its model is evaluated, and the evaluation kept in its stage.json
     floats: bool = True  # its bits depend on torch and on the number of threads
+    draws: bool = True  # False: the seed decides nothing, and stays out of its key
     named_in_recipe: bool = True  # False: made from a top-level key of the recipe
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ from mixwell.lm.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from mixwell.lab.calibrate import Calibrator
 
-DENSE = "experts.layers.swiglu"
+DENSE, MIXTURE = "experts.layers.swiglu", "experts.layers.moe"
+MIXTURE_WORDS = ("num_experts", "router", "balance", "capacity_factor", "overflow", "shared_experts",
+                 "shared_hidden_dim")  # options of the mixture that may stand among the model's own
 START = {"dim": 256, "num_layers": 4, "num_heads": 4}  # small enough for two cores and five minutes
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Keys of `lm.config.ModelConfig`, and `hidden_dim` as a short word for the channel mixer's."""
+    """Keys of `lm.config.ModelConfig`; `hidden_dim` and `MIXTURE_WORDS` are short words for the channel mixer's."""
 
     options: Mapping[str, Any]
 
@@ -51,12 +54,20 @@ def parse_build(options: Mapping[str, Any], where: str) -> BuildConfig:
 def _model_config(options: Mapping[str, Any], vocab_size: int, where: str) -> ModelConfig:
     values = {"vocab_size": vocab_size, **START, **options}
     hidden = values.pop("hidden_dim", 2 * values["dim"] if isinstance(values["dim"], int) else 0)
-    mixer = values.setdefault("channel_mixer", {"method": DENSE})
+    words = {name: values.pop(name) for name in MIXTURE_WORDS if name in values}
+    mixer = values.setdefault("channel_mixer", {"method": MIXTURE if words else DENSE})
     if isinstance(mixer, Mapping):
-        values["channel_mixer"] = {"hidden_dim": hidden, **mixer}
-    elif "hidden_dim" in options:
-        raise MixwellError(f"{where}: hidden_dim stands beside a list of channel mixers; write it into each of them.")
+        if twice := sorted(set(words) & set(mixer)):
+            raise MixwellError(f"{where}: {twice[0]!r} stands twice, in channel_mixer and beside it; keep one.")
+        values["channel_mixer"] = _with_method({"hidden_dim": hidden, **words, **mixer})
+    elif short := [*(["hidden_dim"] if "hidden_dim" in options else []), *words]:
+        raise MixwellError(f"{where}: {short[0]} stands beside a list of channel mixers; write it into each of them.")
     return from_dict(ModelConfig, values, where)
+
+
+def _with_method(mixer: dict[str, Any]) -> dict[str, Any]:
+    """The router's bare name written out as its options."""
+    return {**mixer, "router": {"method": mixer["router"]}} if isinstance(mixer.get("router"), str) else mixer
 
 
 def run_build(job: Job) -> dict[str, Any]:
@@ -90,7 +101,14 @@ def load_fingerprint(stage: Stage) -> str:
     folder = Path(stage.config.path)
     if not folder.is_dir():
         raise MixwellError(f"model: {folder} is not a folder; expected a Hugging Face model folder.")
-    return digest({f.name: digest_file(f) for f in sorted(folder.iterdir()) if f.is_file()})
+    files = [f for f in sorted(folder.iterdir()) if f.is_file()]
+    return digest({f.name: _digest_once(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files})
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_once(file: Path, size: int, changed_ns: int) -> str:
+    """Digest of a file that is not read again while its size and time stay: weights may be many gigabytes."""
+    return digest_file(file)
 
 
 def run_load(job: Job) -> dict[str, Any]:

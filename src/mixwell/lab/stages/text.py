@@ -95,7 +95,8 @@ def documents(stage: Stage) -> dict[str, list[Document]]:
 
 
 def data_fingerprint(stage: Stage) -> str:
-    """Digest of every document's name and text."""
+    """Digest of every document's name and text, read afresh."""
+    _collect.cache_clear()
     found = documents(stage)
     return digest({name: [[d.path, digest(d.text.encode())] for d in docs] for name, docs in found.items()})
 

@@ -1,14 +1,30 @@
-"""Linear maps that come in copies, one for each expert or modality, on rows sorted by copy.
+"""What sequence mixers share that treat tokens differently: maps in copies, and a result that carries losses.
+
+Such a mixer has `mix_in(x_BTD, positions_BT, cache, mask_BT, context) -> SequenceMixed` beside `forward`, for callers
+that know a `Context` and want the auxiliary losses.
 
 Legend: M copies, N rows sorted by copy, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from mixwell.core.kernels import linear
+from mixwell.core.routing import Routing
+
+
+class SequenceMixed(NamedTuple):
+    """What `mix_in` gives back; as `experts.layers._parts.Mixed`, with rows and positions apart."""
+
+    y_BTD: Tensor
+    routing: Routing | None = None  # of the B * T tokens
+    losses: Mapping[str, Tensor] = {}  # auxiliary losses by name, before their coefficients
+    aux: Tensor | None = None  # sum of coefficient times loss; None where nothing is to be added
 
 
 class StackedLinear(nn.Module):

@@ -1,0 +1,98 @@
+"""Poisson mixture: counts whose columns are independent Poisson variables within each component.
+
+**Equation:** p(x) = sum_k w_k prod_d exp(-lambda_kd) lambda_kd^x_d / x_d!. M step: lambda_kd is the responsibility-
+weighted mean of column d over the rows where it is observed.
+
+**Shapes:** X (N, D), not negative; `weights_` (K,), `rates_` (K, D).
+
+**Reference:** Dempster, Laird, Rubin (1977), Maximum Likelihood from Incomplete Data via the EM Algorithm; Karlis,
+Xekalaki (2005), Mixed Poisson Distributions.
+
+**Differs:** numbers that are not whole are taken with Gamma(x + 1) for the factorial; rates are kept above 1e-10.
+
+**Fails when:** the counts are overdispersed within components (variance above the mean): components multiply to follow.
+
+**Cost:** O(N K D) a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixwell.core.method import method
+from mixwell.density._em import Params
+from mixwell.density._exponential import ExponentialFamily, Sums, share
+from mixwell.density._rows import Rows
+from mixwell.density.mixtures._plain import PlainMixture
+
+SMALLEST_RATE = 1e-10  # so that a column without counts keeps a finite log rate
+
+
+class Poisson(ExponentialFamily):
+    """Features are the counts and which of them are there."""
+
+    def __init__(self, columns: int, held: tuple[str, ...]) -> None:
+        super().__init__(held)
+        self.columns, self.feature_count = columns, 2 * columns
+
+    def features(self, x_BD: Tensor) -> Tensor:
+        seen_DB = ~torch.isnan(x_BD.T)
+        return torch.cat([torch.where(seen_DB, x_BD.T, 0.0).double(), seen_DB.double()])
+
+    def base(self, x_BD: Tensor) -> Tensor:
+        return -torch.lgamma(torch.nan_to_num(x_BD).double() + 1).sum(1)
+
+    def natural(self, params: Params) -> tuple[Tensor, Tensor]:
+        rates_SKD = params["rates"]
+        return torch.cat([rates_SKD.log(), -rates_SKD], -1), torch.zeros_like(params["weights"])
+
+    def update(self, sums: Sums, params: Params | None) -> Params:
+        totals, seen = sums.sums_SKP.split(self.columns, -1)
+        otherwise = 1.0 if params is None else params["rates"]
+        return {"rates": share(totals, seen, otherwise).clamp(min=SMALLEST_RATE)}
+
+
+@method(title="Poisson mixture", year=2005, tags={"mixture", "density", "missing", "online", "counts"})
+class PoissonMixture(PlainMixture):
+    """Mixture of independent Poisson counts; NaN marks a missing count. Parameters as `GaussianMixture`'s."""
+
+    _attributes = {"rates": "rates_"}  # noqa: RUF012
+    _fixable = ("weights", "rates")
+    _allow_nan = True
+
+    def _family(self, columns: int, device: torch.device) -> Poisson:
+        return Poisson(columns, self._held())
+
+    def _check_input(self, rows: Rows) -> None:
+        for start, chunk in rows.chunks():
+            if bool((chunk < 0).any()):
+                row, column = (chunk < 0).nonzero()[0].tolist()
+                name = column if rows.names is None else repr(rows.names[column])
+                raise ValueError(f"Negative values in data passed to PoissonMixture: row {start + row}, column {name}; "
+                                 "expected counts.")
+
+    def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
+        return np.sqrt(x_ND)  # about the same variance for every rate
+
+    def _n_parameters(self) -> int:
+        free = {"weights": len(self.weights_) - 1, "rates": int(np.prod(self.rates_.shape))}
+        return sum(number for name, number in free.items() if name not in self._held())
+
+    def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
+        rates_KD = torch.as_tensor(self.rates_).cpu().numpy()
+        return rng.poisson(np.repeat(rates_KD, counts_K, axis=0)).astype(float)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        return tags
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Counts of two kinds of rows."""
+    rates_ND = torch.tensor([[2.0, 12.0], [15.0, 3.0]], dtype=torch.float64).repeat_interleave(60, 0)
+    return {"estimator": PoissonMixture(2, random_state=0), "X": torch.poisson(rates_ND, generator=generator).numpy()}

@@ -1,0 +1,204 @@
+"""Student-t mixture: Gaussian-like groups with heavy tails, so that outliers do not pull means and covariances.
+
+**Equation:** p(x) = sum_k w_k t(x; mu_k, S_k, nu_k), t a Gaussian whose precision is scaled by u ~ Gamma(nu/2, nu/2).
+E step: r_nk as always, u_nk = (nu_k + D) / (nu_k + delta_nk). M step: mu_k = sum r u x / sum r u; S_k = sum r u (x -
+mu)(x - mu)^T / sum r + reg_covar; nu_k solves log(nu/2) - psi(nu/2) + 1 + mean_k(log u - u) + psi((nu_old + D)/2) -
+log((nu_old + D)/2) = 0.
+
+**Shapes:** as `GaussianMixture`; `dofs_` (K,) are the degrees of freedom nu, `covariances_` the scale matrices S.
+
+**Reference:** Peel, McLachlan (2000), Robust Mixture Modelling using the t Distribution.
+
+**Differs:** nu is kept in [`min_dof`, 1000] (bisection on the log scale); with `fixed="dofs"` it stays at `dof_init`.
+
+**Fails when:** a component has no more than D + 1 distinct points and `reg_covar` is 0 (`ValueError`).
+
+**Cost:** as `GaussianMixture`, and one more product of the size of the responsibilities.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import Interval
+from torch import Tensor
+
+from mixwell.core.method import method
+from mixwell.density._em import Params, Tally
+from mixwell.density._gaussian import Gaussian, GaussianKernel, Level, precision_cholesky
+from mixwell.density._rows import Piece, Rows
+from mixwell.density.mixtures._normal import NormalMixture
+
+LARGEST_DOF = 1000.0  # beyond it a t distribution is a Gaussian to three digits
+
+
+class TSums(NamedTuple):
+    """Weighted sums over rows."""
+
+    count_SK: Tensor  # sum r
+    scaled_SK: Tensor  # sum r u
+    first_SKD: Tensor  # sum r u x
+    second: Tensor  # sum r u x x^T
+    logs_SK: Tensor  # sum r (log u - u)
+
+
+class StudentT(Gaussian):
+    """Gaussian kernels with rows weighted by the expected precision scales."""
+
+    smallest_dof = 0.1
+    dof_init = 10.0
+
+    def kernel(self, params: Params | None, level: Level) -> StudentTKernel:
+        return StudentTKernel(self, params, level)
+
+    def maximise(self, tally: Tally, params: Params | None, level: Level) -> Params:
+        sums: TSums = tally.statistics
+        origin = torch.zeros_like(sums.first_SKD) if level.quadratic or params is None else params["means"]
+        dead = sums.count_SK < 1e-30 * tally.weight
+        count, scaled = (torch.where(dead, 1.0, n) for n in (sums.count_SK, sums.scaled_SK))
+        offset = sums.first_SKD / scaled[..., None]
+        means = params["means"] if params is not None and "means" in self.held else origin + offset
+        covariances = self._covariances(scaled, offset, means - origin, sums.second, tally.weight)
+        covariances = self._rescaled(covariances, scaled, count)
+        dofs = torch.full_like(count, self.dof_init) if params is None else solve_dof(
+            params["dofs"], sums.logs_SK / count, means.shape[-1], self.smallest_dof)
+        new = {"weights": sums.count_SK / sums.count_SK.sum(-1, keepdim=True), "means": means,
+               "covariances": covariances, "dofs": dofs}
+        if params is not None:
+            for name in ("means", "dofs", *(["covariances"] if self.kind != "tied" else [])):
+                mask = dead.view(*dead.shape, *[1] * (new[name].ndim - 2))
+                new[name] = torch.where(mask, params[name], new[name])
+            new |= {name: params[name] for name in self.held}
+        return new | {"cholesky": precision_cholesky(self.kind, new["covariances"])}
+
+    def _rescaled(self, covariances: Tensor, scaled: Tensor, count: Tensor) -> Tensor:
+        """Sums divided by the count instead of the scaled count; the regularisation stays as it is."""
+        if self.kind == "spherical":
+            added: Tensor = self.regularisation_D.mean()
+        else:
+            added = torch.diag(self.regularisation_D) if self.kind in ("full", "tied") else self.regularisation_D
+        ratio = (scaled / count) if self.kind != "tied" else scaled.sum(-1) / count.sum(-1)
+        return (covariances - added) * ratio.view(*ratio.shape, *[1] * (covariances.ndim - ratio.ndim)) + added
+
+
+class StudentTKernel(GaussianKernel):
+    """Joint t densities from Gaussian ones."""
+
+    def joint(self, piece: Piece) -> tuple[Any, Tensor]:
+        state, gauss_SKB = super().joint(piece)
+        assert self.params is not None
+        D = len(self.family.frame.shift_D)
+        dofs_SK1 = self.params["dofs"][..., None].to(gauss_SKB)
+        peak_SK1 = self._peak()[..., None].to(gauss_SKB)  # log weight and Gaussian log density at the mean
+        distance_SKB = (2 * (peak_SK1 - gauss_SKB)).clamp(min=0)
+        half = 0.5 * (dofs_SK1 + D)
+        normaliser = (torch.lgamma(half) - torch.lgamma(0.5 * dofs_SK1)
+                      + 0.5 * D * (math.log(2 * math.pi) - torch.log(math.pi * dofs_SK1)))
+        u_SKB = 2 * half / (dofs_SK1 + distance_SKB)
+        return (state, u_SKB), peak_SK1 + normaliser - half * torch.log1p(distance_SKB / dofs_SK1)
+
+    def _peak(self) -> Tensor:
+        assert self.params is not None
+        kind, root, S_K = self.family.kind, self.params["cholesky"], self.params["weights"].shape
+        D = len(self.family.frame.shift_D)
+        if kind in ("full", "tied"):
+            log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        else:
+            log_det = root.log().sum(-1) if kind == "diag" else D * root.log()
+        log_det = log_det[:, None].expand(S_K) if kind == "tied" else log_det
+        return (self.params["weights"].clamp(min=1e-300).log() + log_det - 0.5 * D * math.log(2 * math.pi)
+                + self.log_scale)
+
+    def state(self, piece: Piece) -> Any:
+        return self.dense.features(piece.x_BD)
+
+    def tally(self, state: Any, resp_SKB: Tensor) -> TSums:
+        features, u_SKB = state if isinstance(state, tuple) else (state, torch.ones_like(resp_SKB))
+        scaled, first, second = self.dense.moments(features, (resp_SKB * u_SKB).to(features.dtype))
+        logs = (resp_SKB * (u_SKB.log() - u_SKB)).sum(-1)
+        return TSums(resp_SKB.sum(-1).double(), scaled, first, second, logs.double())
+
+
+def solve_dof(old: Tensor, mean_logs: Tensor, columns: int, smallest: float) -> Tensor:
+    """Degrees of freedom that maximise the expected log-likelihood; the condition falls with nu, so bisect."""
+    half = 0.5 * (old + columns)
+    constant = 1 + mean_logs + torch.digamma(half) - half.log()
+    low, high = torch.full_like(old, smallest).log(), torch.full_like(old, LARGEST_DOF).log()
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        nu = middle.exp()
+        rising = (0.5 * nu).log() - torch.digamma(0.5 * nu) + constant > 0
+        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+    return (0.5 * (low + high)).exp()
+
+
+@method(title="Student-t mixture", year=2000, tags={"mixture", "density", "online", "robust"})
+class StudentTMixture(NormalMixture):
+    """Mixture of t distributions. `dof_init` and `min_dof`: first and smallest degrees of freedom; `fixed` also knows
+    "dofs". Other parameters as `GaussianMixture`'s.
+    """
+
+    _parameter_constraints: dict = {
+        **NormalMixture._parameter_constraints,
+        "dof_init": [Interval(Real, 0.0, None, closed="neither")],
+        "min_dof": [Interval(Real, 0.0, LARGEST_DOF, closed="neither")],
+    }
+    _fixable = ("weights", "means", "covariances", "dofs")
+    _allow_nan = False
+
+    def __init__(self, n_components: int = 1, *, covariance_type: str = "full", dof_init: float = 10.0,
+                 min_dof: float = 0.1, tol: float = 1e-3, reg_covar: float | str = 1e-6, max_iter: int = 100,
+                 n_init: int = 1, init_params: str = "kmeans", weights_init: Any = None, means_init: Any = None,
+                 precisions_init: Any = None, random_state: Any = None, warm_start: bool = False, verbose: int = 0,
+                 verbose_interval: int = 10, fixed: Any = None, batch_size: int | None = None,
+                 learning_decay: float = 0.7, learning_offset: float = 10.0, init_size: int | None = None) -> None:
+        super().__init__(n_components, covariance_type=covariance_type, tol=tol, reg_covar=reg_covar,
+                         max_iter=max_iter, n_init=n_init, init_params=init_params, weights_init=weights_init,
+                         means_init=means_init, precisions_init=precisions_init, random_state=random_state,
+                         warm_start=warm_start, verbose=verbose, verbose_interval=verbose_interval, fixed=fixed,
+                         batch_size=batch_size, learning_decay=learning_decay, learning_offset=learning_offset,
+                         init_size=init_size)
+        self.dof_init = dof_init
+        self.min_dof = min_dof
+
+    def _make_family(self, *arguments: Any) -> StudentT:
+        family = StudentT(*arguments)
+        family.smallest_dof, family.dof_init = self.min_dof, self.dof_init
+        return family
+
+    def _refine_start(self, family: Gaussian, params: Params) -> Params:
+        params = super()._refine_start(family, params)
+        return {"dofs": torch.full_like(params["weights"], self.dof_init), **params}
+
+    def _extra(self, device: torch.device) -> Params:
+        return {"dofs": torch.as_tensor(self.dofs_).to(device, torch.float64)}
+
+    def _publish(self, family: Gaussian, params: Params, like: Any) -> None:  # type: ignore[override]
+        super()._publish(family, params, like)
+        self.dofs_ = self._emit(params["dofs"].to(self._dtype), like)
+
+    def _n_parameters(self) -> int:
+        return super()._n_parameters() + (len(self.dofs_) if "dofs" not in self._held() else 0)
+
+    def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
+        x_ND = super()._draw(rng, counts_K)
+        means_KD, dofs_K = (torch.as_tensor(a).cpu().numpy() for a in (self.means_, self.dofs_))
+        means_ND, dofs_N = np.repeat(means_KD, counts_K, axis=0), np.repeat(dofs_K, counts_K)
+        return means_ND + (x_ND - means_ND) / np.sqrt(rng.chisquare(dofs_N) / dofs_N)[:, None]
+
+    def _check_input(self, rows: Rows) -> None:
+        if self.dof_init < self.min_dof:
+            raise ValueError(f"dof_init={self.dof_init} lies below min_dof={self.min_dof}.")
+        super()._check_input(rows)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two groups in the plane with a few far points."""
+    centres_ND = torch.tensor([[-4.0, 0.0], [4.0, 1.0]], dtype=torch.float64).repeat_interleave(60, 0)
+    x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)
+    x_ND[::15] *= 4
+    return {"estimator": StudentTMixture(2, random_state=0), "X": x_ND.numpy()}

@@ -1,0 +1,1 @@
+"""Regressions whose experts are weighted by gates, fitted by expectation-maximisation."""

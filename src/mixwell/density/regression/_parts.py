@@ -1,0 +1,450 @@
+"""Gated regressions: gates, experts, the EM that fits them together, and estimators around it, in float64.
+
+N rows, D columns, P columns of a design (the first is the intercept), K experts, Q responses, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import gammaln, log_softmax, logsumexp, softmax
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mixwell.density._options import Configured
+from mixwell.density.regression._fits import (
+    Array,
+    least_squares,
+    normal_log_prob,
+    poisson_fit,
+    raise_eigenvalues,
+    softmax_fit,
+)
+
+Params = dict[str, Array]
+
+
+def with_intercept(x_ND: Array) -> Array:
+    """A column of ones before the others."""
+    return np.column_stack([np.ones(len(x_ND)), x_ND])
+
+
+def powers(x_ND: Array, degree: int) -> Array:
+    """Intercept and the powers 1 to `degree` of every column (N, 1 + degree D), without cross terms."""
+    return np.column_stack([np.ones(len(x_ND)), *(x_ND**p for p in range(1, degree + 1))])
+
+
+# -- gates and experts -------------------------------------------------------------------------------------------------
+
+
+class Gates(ABC):
+    """Weights over experts as a function of a row."""
+
+    @abstractmethod
+    def log_joint(self, x_NP: Array, params: Params) -> Array:
+        """What the likelihood counts for a row and an expert (N, K); softmax over experts gives the gates."""
+
+    @abstractmethod
+    def maximise(self, x_NP: Array, resp_NK: Array, params: Params | None) -> Params:
+        """Parameters that do not lower sum resp * log_joint - penalty."""
+
+    def penalty(self, params: Params) -> float:
+        """Subtracted from the log-likelihood, in nats."""
+        return 0.0
+
+
+class Experts(ABC):
+    """Conditional distributions of the target."""
+
+    @abstractmethod
+    def log_prob(self, h_NP: Array, y: Array, params: Params) -> Array:
+        """(N, K), in nats."""
+
+    @abstractmethod
+    def mean(self, h_NP: Array, params: Params) -> Array:
+        """(N, K, Q), or class probabilities (N, K, C)."""
+
+    @abstractmethod
+    def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
+        """Parameters that do not lower sum resp * log_prob - penalty."""
+
+    def penalty(self, params: Params) -> float:
+        """Subtracted from the log-likelihood, in nats."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class SoftmaxGates(Gates):
+    """pi_k(x) proportional to exp(w_k . x)."""
+
+    ridge: float  # on squared coefficients other than intercepts, in nats
+
+    def log_joint(self, x_NP: Array, params: Params) -> Array:
+        return log_softmax(x_NP @ params["gate_coef"].T, axis=1)
+
+    def maximise(self, x_NP: Array, resp_NK: Array, params: Params | None) -> Params:
+        start = np.zeros((resp_NK.shape[1], x_NP.shape[1])) if params is None else params["gate_coef"]
+        return {"gate_coef": softmax_fit(x_NP, resp_NK, start, self.ridge)}
+
+    def penalty(self, params: Params) -> float:
+        return 0.5 * self.ridge * float((params["gate_coef"][:, 1:] ** 2).sum())
+
+
+@dataclass(frozen=True)
+class GaussianGates(Gates):
+    """pi_k(x) proportional to w_k N(x; c_k, Gamma_k); EM climbs the likelihood of rows and targets together."""
+
+    floor: float  # smallest variance
+
+    def log_joint(self, x_ND: Array, params: Params) -> Array:
+        parts = [normal_log_prob(x_ND - mean, covariance)
+                 for mean, covariance in zip(params["gate_means"], params["gate_covariances"])]
+        return np.column_stack(parts) + np.log(np.maximum(params["gate_weights"], 1e-300))
+
+    def maximise(self, x_ND: Array, resp_NK: Array, params: Params | None) -> Params:
+        count_K = resp_NK.sum(0)
+        safe_K = np.maximum(count_K, 1e-300)
+        means_KD = resp_NK.T @ x_ND / safe_K[:, None]
+        covariances = np.stack([raise_eigenvalues(((x_ND - m) * r[:, None]).T @ (x_ND - m) / n, self.floor)
+                                for m, r, n in zip(means_KD, resp_NK.T, safe_K)])
+        new = {"gate_weights": count_K / count_K.sum(), "gate_means": means_KD, "gate_covariances": covariances}
+        return keep_dead(new, params, count_K, ("gate_means", "gate_covariances"))
+
+
+@dataclass(frozen=True)
+class GaussianExperts(Experts):
+    """Normal targets with linear means; covariances are zero outside `blocks` of responses."""
+
+    floor: float  # smallest variance
+    blocks: tuple[tuple[int, ...], ...] | None = None  # None: one block of all responses
+
+    def mean(self, h_NP: Array, params: Params) -> Array:
+        return np.einsum("np,kpq->nkq", h_NP, params["coef"])
+
+    def log_prob(self, h_NP: Array, y: Array, params: Params) -> Array:
+        parts = zip(params["coef"], params["covariances"])
+        return np.column_stack([normal_log_prob(y - h_NP @ coef, covariance) for coef, covariance in parts])
+
+    def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
+        coef, covariances = [], []
+        for resp_N in resp_NK.T:
+            coef.append(least_squares(h_NP, y, resp_N))
+            rest_NQ = y - h_NP @ coef[-1]
+            covariances.append(self._blocked((rest_NQ * resp_N[:, None]).T @ rest_NQ / max(resp_N.sum(), 1e-300)))
+        new = {"coef": np.stack(coef), "covariances": np.stack(covariances)}
+        return keep_dead(new, params, resp_NK.sum(0), ("coef", "covariances"))
+
+    def _blocked(self, sample_QQ: Array) -> Array:
+        result = np.zeros_like(sample_QQ)
+        for block in self.blocks or (tuple(range(len(sample_QQ))),):
+            index = np.ix_(block, block)
+            result[index] = raise_eigenvalues(sample_QQ[index], self.floor)
+        return result
+
+
+@dataclass(frozen=True)
+class MultinomialExperts(Experts):
+    """Classes with probabilities softmax(H a_k)."""
+
+    classes: int
+    ridge: float
+
+    def mean(self, h_NP: Array, params: Params) -> Array:
+        return softmax(np.einsum("np,kcp->nkc", h_NP, params["coef"]), axis=2)
+
+    def log_prob(self, h_NP: Array, y: Array, params: Params) -> Array:
+        log_NKC = log_softmax(np.einsum("np,kcp->nkc", h_NP, params["coef"]), axis=2)
+        return log_NKC[np.arange(len(y)), :, y]
+
+    def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
+        K, hot_NC = resp_NK.shape[1], np.eye(self.classes)[y]
+        start = np.zeros((K, self.classes, h_NP.shape[1])) if params is None else params["coef"]
+        fits = [softmax_fit(h_NP, hot_NC * r[:, None], w, self.ridge) for r, w in zip(resp_NK.T, start)]
+        return {"coef": np.stack(fits)}
+
+    def penalty(self, params: Params) -> float:
+        return 0.5 * self.ridge * float((params["coef"][..., 1:] ** 2).sum())
+
+
+@dataclass(frozen=True)
+class PoissonExperts(Experts):
+    """Counts with rate exp(H b_k)."""
+
+    ridge: float
+
+    def mean(self, h_NP: Array, params: Params) -> Array:
+        return np.exp(h_NP @ params["coef"].T)[..., None]
+
+    def log_prob(self, h_NP: Array, y: Array, params: Params) -> Array:
+        log_rate_NK = h_NP @ params["coef"].T
+        return y * log_rate_NK - np.exp(log_rate_NK) - gammaln(y + 1)
+
+    def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
+        start = np.zeros((resp_NK.shape[1], h_NP.shape[1])) if params is None else params["coef"]
+        return {"coef": np.stack([poisson_fit(h_NP, y[:, 0], r, b, self.ridge) for r, b in zip(resp_NK.T, start)])}
+
+    def penalty(self, params: Params) -> float:
+        return 0.5 * self.ridge * float((params["coef"][:, 1:] ** 2).sum())
+
+
+def keep_dead(new: Params, old: Params | None, count_K: Array, names: Sequence[str]) -> Params:
+    """Where an expert has no rows, what it was before."""
+    dead_K = count_K < 1e-12 * count_K.sum()
+    if old is not None and dead_K.any():
+        for name in names:
+            new[name][dead_K] = old[name][dead_K]
+    return new
+
+
+# -- expectation-maximisation ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Problem:
+    """What is fitted to what."""
+
+    gates: Gates
+    experts: Experts
+    gate_NP: Array
+    expert_NP: Array
+    y: Array
+
+    def log_joint(self, params: Params) -> Array:
+        """Log gate plus log expert (N, K)."""
+        return (self.gates.log_joint(self.gate_NP, params)
+                + self.experts.log_prob(self.expert_NP, self.y, params))
+
+    def maximise(self, resp_NK: Array, params: Params | None) -> Params:
+        """The M step."""
+        return {**self.gates.maximise(self.gate_NP, resp_NK, params),
+                **self.experts.maximise(self.expert_NP, self.y, resp_NK, params)}
+
+    def step(self, params: Params) -> tuple[Params, float]:
+        """New parameters, and the mean penalised log-likelihood of the old ones, in nats a row."""
+        log_NK = self.log_joint(params)
+        log_N = logsumexp(log_NK, axis=1, keepdims=True)
+        bound = float(log_N.sum()) - self.gates.penalty(params) - self.experts.penalty(params)
+        return self.maximise(np.exp(log_NK - log_N), params), bound / len(log_NK)
+
+
+@dataclass
+class Run:
+    """What became of one start."""
+
+    params: Params
+    bounds: list[float] = field(default_factory=list)
+    converged: bool = False
+
+
+def ascend(step: Any, params: Params, tol: float, max_iter: int) -> Run:
+    """EM until a step gains less than `tol`; `step` is like `Problem.step`."""
+    run = Run(params)
+    for _ in range(max_iter):
+        params, bound = step(run.params)
+        run.converged = bool(run.bounds) and bound - run.bounds[-1] < tol
+        run.bounds.append(bound)
+        if run.converged:
+            break
+        run.params = params
+    return run
+
+
+def start(x_ND: Array, y_NQ: Array, experts: int, init: str, rng: np.random.RandomState) -> Array:
+    """Responsibilities (N, K) to begin with: cells of rows and targets together, a little softened."""
+    points = np.column_stack([x_ND, y_NQ])
+    points = (points - points.mean(0)) / np.maximum(points.std(0), 1e-12)
+    if init == "kmeans":
+        labels = KMeans(experts, n_init=1, random_state=rng).fit(points).labels_
+    else:
+        seeds = points[rng.choice(len(points), experts, replace=False)]
+        labels = ((points[:, None] - seeds) ** 2).sum(-1).argmin(1)
+    return 0.95 * np.eye(experts)[labels] + 0.05 / experts
+
+
+def check_common(config: Any) -> None:
+    """Refuse ranges that every gated regression refuses."""
+    for name in ("n_experts", "n_init", "max_iter"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; expected 1 or more")
+    if config.tol < 0:
+        raise ValueError(f"tol is {config.tol}; expected 0 or more")
+    if config.init not in ("kmeans", "random"):
+        raise ValueError(f"init is {config.init!r}; expected 'kmeans' or 'random'")
+
+
+# -- estimators --------------------------------------------------------------------------------------------------------
+
+
+class GatedEstimator(Configured):
+    """What gated regressors and classifiers share. Columns are standardised; coefficients are in those units.
+
+    Fitted: the parameters' names with an underscore (`coef_`, `gate_coef_`, ...), `shift_` and `scale_` (D,),
+    `lower_bounds_` (mean penalised log-likelihood in nats a row, never falling), `n_iter_`, `converged_`.
+    """
+
+    _params: Params
+    _gates: Gates
+    _experts: Experts
+
+    def _gate_design(self, z_ND: Array) -> Array:
+        return with_intercept(z_ND)
+
+    def _expert_design(self, z_ND: Array) -> Array:
+        return with_intercept(z_ND)
+
+    def _standardise(self, x_ND: Array) -> None:
+        self.shift_ = x_ND.mean(0)
+        spread_D = x_ND.std(0)
+        self.scale_ = np.where(spread_D > 1e-12 * np.abs(x_ND).max(0), spread_D, 1.0)
+
+    def _designs(self, X: Any) -> tuple[Array, Array]:
+        check_is_fitted(self)
+        x_ND = validate_data(self, X, dtype=np.float64, reset=False)
+        z_ND = (x_ND - self.shift_) / self.scale_
+        return self._gate_design(z_ND), self._expert_design(z_ND)
+
+    def _fit_gated(self, x_ND: Array, y: Array, y_NQ: Array, gates: Gates, experts: Experts, config: Any) -> None:
+        """Run every start and keep the best; `y` is what the experts read, `y_NQ` its numbers for the starts."""
+        if len(x_ND) < config.n_experts:
+            raise ValueError(f"n_samples={len(x_ND)} is less than n_experts={config.n_experts}; give more rows")
+        self._standardise(x_ND)
+        z_ND = (x_ND - self.shift_) / self.scale_
+        problem = Problem(gates, experts, self._gate_design(z_ND), self._expert_design(z_ND), y)
+        rng = check_random_state(config.random_state)
+        runs = []
+        for _ in range(config.n_init):
+            resp_NK = start(z_ND, y_NQ, config.n_experts, config.init, rng)
+            runs.append(ascend(problem.step, problem.maximise(resp_NK, None), config.tol, config.max_iter))
+        best = max(runs, key=lambda run: run.bounds[-1])
+        if not best.converged and config.max_iter > 1:
+            warnings.warn(f"EM did not converge in max_iter={config.max_iter} steps; increase max_iter or tol.",
+                          ConvergenceWarning, stacklevel=3)
+        self._gates, self._experts = gates, experts
+        self._publish(best)
+
+    def _publish(self, run: Run) -> None:
+        self._params = run.params
+        for name, value in run.params.items():
+            setattr(self, name + "_", value)
+        self.lower_bounds_, self.converged_, self.n_iter_ = run.bounds, run.converged, len(run.bounds)
+
+    def _log_joint(self, X: Any, y: Array) -> Array:
+        gate_NP, expert_NP = self._designs(X)
+        return (log_softmax(self._gates.log_joint(gate_NP, self._params), axis=1)
+                + self._experts.log_prob(expert_NP, y, self._params))
+
+    def predict_gates(self, X: Any) -> Array:
+        """Weights of the experts at every row (N, K), before a target is seen."""
+        gate_NP, _ = self._designs(X)
+        return softmax(self._gates.log_joint(gate_NP, self._params), axis=1)
+
+    def predict_experts(self, X: Any) -> Array:
+        """Every expert's mean (N, K, Q), or class probabilities (N, K, C)."""
+        return self._experts.mean(self._designs(X)[1], self._params)
+
+    def log_likelihood(self, X: Any, y: Any) -> Array:
+        """log p(y | x) of every row (N,), in nats."""
+        return logsumexp(self._log_joint(X, self._targets(y)), axis=1)
+
+    def responsibilities(self, X: Any, y: Any) -> Array:
+        """Probability of every expert once the target is seen (N, K)."""
+        return softmax(self._log_joint(X, self._targets(y)), axis=1)
+
+    def n_parameters(self) -> int:
+        """Number of free parameters."""
+        check_is_fitted(self)
+        return count_parameters(self._params, self._experts)
+
+    def bic(self, X: Any, y: Any) -> float:
+        """Bayesian information criterion of y given X; lower is better."""
+        log_N = self.log_likelihood(X, y)
+        return -2 * float(log_N.sum()) + self.n_parameters() * math.log(len(log_N))
+
+    def _targets(self, y: Any) -> Array:
+        raise NotImplementedError
+
+    def _mixed(self, X: Any) -> Array:
+        return np.einsum("nk,nkq->nq", self.predict_gates(X), self.predict_experts(X))
+
+
+def count_parameters(params: Params, experts: Experts) -> int:
+    """Free parameters of gates and experts: covariances count once, softmax coefficients less the free shift."""
+    K = len(params["coef"])
+    total = 0
+    for name, value in params.items():
+        if name == "gate_coef":
+            total += value.size // K * (K - 1)
+        elif name == "gate_weights":
+            total += K - 1
+        elif name == "covariances":
+            Q = value.shape[1]
+            blocks = getattr(experts, "blocks", None) or (tuple(range(Q)),)
+            total += K * sum(len(b) * (len(b) + 1) // 2 for b in blocks)
+        elif name == "gate_covariances":
+            total += K * value.shape[1] * (value.shape[1] + 1) // 2
+        elif name == "coef" and isinstance(experts, MultinomialExperts):
+            total += value.size // experts.classes * (experts.classes - 1)
+        else:
+            total += value.size
+    return total
+
+
+class GatedRegressor(RegressorMixin, GatedEstimator):
+    """A gated regression of numbers, with scikit-learn's conventions: `fit`, `predict`, `score` (R^2)."""
+
+    def _read(self, X: Any, y: Any, multi_output: bool = True) -> tuple[Array, Array]:
+        x_ND, y_N = validate_data(self, X, y, dtype=np.float64, multi_output=multi_output, y_numeric=True)
+        y_NQ = np.asarray(y_N, dtype=np.float64).reshape(len(y_N), -1)
+        self._flat = np.ndim(y_N) == 1
+        return x_ND, y_NQ
+
+    def _targets(self, y: Any) -> Array:
+        y = np.asarray(y, dtype=np.float64)
+        return y.reshape(len(y), -1)
+
+    def predict(self, X: Any) -> Array:
+        """Mean of y given x: the experts' means weighted by the gates, (N,) or (N, Q)."""
+        mean_NQ = self._mixed(X)
+        return mean_NQ[:, 0] if self._flat else mean_NQ
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+class GatedClassifier(ClassifierMixin, GatedEstimator):
+    """A gated regression of classes, with scikit-learn's conventions: `fit`, `predict`, `predict_proba`, `score`."""
+
+    def _read(self, X: Any, y: Any) -> tuple[Array, Array]:
+        x_ND, labels = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(labels)
+        self.classes_, y_N = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has {len(self.classes_)} class; expected two or more classes")
+        return x_ND, y_N
+
+    def _targets(self, y: Any) -> Array:
+        y = np.asarray(y)
+        index = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        if (self.classes_[index] != y).any():
+            raise ValueError(f"y holds {y[self.classes_[index] != y][0]!r}, which was not among the classes in fit")
+        return index
+
+    def predict_proba(self, X: Any) -> Array:
+        """Class probabilities (N, C)."""
+        return self._mixed(X)
+
+    def predict(self, X: Any) -> Array:
+        """The most probable class (N,)."""
+        return self.classes_[self.predict_proba(X).argmax(1)]

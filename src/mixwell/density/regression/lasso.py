@@ -1,0 +1,181 @@
+"""Lasso mixture of experts: l1 penalties on gates and means, for many more columns than matter.
+
+**Equation:** maximise  (1/n) sum_i log sum_k pi_k(x_i) N(y_i; b_k0 + b_k . x_i, s_k^2) - lambda (|W|_1 + |b|_1),
+pi(x) = softmax(w_0 + W x); intercepts and variances are free. EM: the M step climbs each penalised part by accelerated
+soft-thresholded gradient steps, w <- S(w + g / L, n lambda / L), S(v, t) = sign(v) max(|v| - t, 0).
+
+**Shapes:** X (N, D), y (N,); `gate_coef_` (K, 1 + D), `coef_` (K, 1 + D, 1), `support_` (D,) booleans.
+
+**Reference:** T. Nguyen, H. D. Nguyen, Chamroukhi, McLachlan (2020), Non-asymptotic oracle inequalities for the Lasso
+in high-dimensional mixture of experts, arXiv:2009.10622; EM for it as in Chamroukhi and Huynh (2019).
+
+**Differs:** written from memory of the paper, which bounds the parameters and proves a bound, and gives no algorithm.
+Columns are standardised before they are penalised. All K rows of W are penalised, none is fixed at zero.
+
+**Fails when:** lambda is so small that fewer rows than columns are interpolated, or so large that all experts agree.
+
+**Cost:** O(K N D + K D^2) a thresholded step, `inner_steps` of them in every EM step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax, softmax
+from sklearn.utils.validation import check_is_fitted
+
+from mixwell.core.method import method
+from mixwell.density.regression._parts import (
+    Array,
+    GatedRegressor,
+    GaussianExperts,
+    Params,
+    SoftmaxGates,
+    check_common,
+    keep_dead,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the lasso mixture of experts."""
+
+    n_experts: int = 2  # K
+    penalty: float = 0.05  # lambda, in nats a row and unit of a standardised coefficient
+    inner_steps: int = 20  # thresholded gradient steps in every EM step
+    reg_covar: float = 1e-3  # smallest variance of an expert, as a share of y's variance
+    tol: float = 1e-6  # stop when a step gains less, in nats a row
+    max_iter: int = 300
+    n_init: int = 1  # starts; the one with the highest penalised likelihood is kept
+    init: str = "kmeans"  # "kmeans" or "random" (cells of random rows)
+    random_state: Any = None  # of the starts
+
+    def __post_init__(self) -> None:
+        check_common(self)
+        if self.penalty < 0:
+            raise ValueError(f"penalty is {self.penalty}; expected 0 or more")
+        if self.inner_steps < 1 or self.reg_covar <= 0:
+            raise ValueError(f"inner_steps is {self.inner_steps} and reg_covar {self.reg_covar}; expected at least 1, "
+                             "and above 0")
+
+
+def shrink(w: Array, threshold: float | Array) -> Array:
+    """Soft threshold: the proximal map of the l1 norm."""
+    return np.sign(w) * np.maximum(np.abs(w) - threshold, 0.0)
+
+
+def thresholded_ascent(value: Callable[[Array], float], gradient: Callable[[Array], Array], w: Array, penalty: Array,
+                       curvature: float, steps: int) -> Array:
+    """Climb `value(w) - sum penalty |w|` for a concave `value` whose Hessian is at most `curvature`; never descends."""
+    def objective(w: Array) -> float:
+        return value(w) - float((penalty * np.abs(w)).sum())
+
+    best, height, ahead, momentum = w, objective(w), w, 1.0
+    for _ in range(steps):
+        trial = shrink(ahead + gradient(ahead) / curvature, penalty / curvature)
+        reached = objective(trial)
+        if reached < height:  # momentum overshot; a plain step from the best cannot
+            if ahead is best:
+                break
+            ahead, momentum = best, 1.0
+            continue
+        following = 0.5 * (1 + np.sqrt(1 + 4 * momentum**2))
+        ahead, best, height = trial + (momentum - 1) / following * (trial - best), trial, reached
+        momentum = following
+    return best
+
+
+@dataclass(frozen=True)
+class LassoGates(SoftmaxGates):
+    """Softmax gates with an l1 penalty; `ridge` is that penalty's strength, n lambda."""
+
+    steps: int = 20
+
+    def penalty(self, params: Params) -> float:
+        return self.ridge * float(np.abs(params["gate_coef"][:, 1:]).sum())
+
+    def maximise(self, x_NP: Array, resp_NK: Array, params: Params | None) -> Params:
+        w_KP = np.zeros((resp_NK.shape[1], x_NP.shape[1])) if params is None else params["gate_coef"]
+        strength = np.full(w_KP.shape, self.ridge)
+        strength[:, 0] = 0.0
+        curvature = 0.5 * np.linalg.norm(x_NP.T @ x_NP, 2)
+        w_KP = thresholded_ascent(lambda w: float((resp_NK * log_softmax(x_NP @ w.T, axis=1)).sum()),
+                                  lambda w: (resp_NK - softmax(x_NP @ w.T, axis=1)).T @ x_NP,
+                                  w_KP, strength, curvature, self.steps)
+        return {"gate_coef": w_KP}
+
+
+@dataclass(frozen=True)
+class LassoExperts(GaussianExperts):
+    """Normal experts of one response with an l1 penalty on slopes."""
+
+    strength: float = 0.0  # n lambda
+    steps: int = 20
+
+    def penalty(self, params: Params) -> float:
+        return self.strength * float(np.abs(params["coef"][:, 1:]).sum())
+
+    def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
+        K, P = resp_NK.shape[1], h_NP.shape[1]
+        if params is None:
+            centre = y.mean(0)
+            params = {"coef": np.tile(np.vstack([centre, np.zeros((P - 1, 1))]), (K, 1, 1)),
+                      "covariances": np.full((K, 1, 1), max(float(y.var()), self.floor))}
+        fits = [self._one(h_NP, y[:, 0], *one) for one in zip(resp_NK.T, params["coef"], params["covariances"])]
+        new = {"coef": np.stack([f[0] for f in fits]), "covariances": np.stack([f[1] for f in fits])}
+        return keep_dead(new, params, resp_NK.sum(0), ("coef", "covariances"))
+
+    def _one(self, h_NP: Array, y_N: Array, resp_N: Array, coef_P1: Array, variance_11: Array) -> tuple[Array, Array]:
+        weighted_NP = h_NP * resp_N[:, None] / variance_11
+        gram_PP, cross_P = weighted_NP.T @ h_NP, weighted_NP.T @ y_N
+        strength_P = np.full(len(cross_P), self.strength)
+        strength_P[0] = 0.0
+        curvature = max(np.linalg.norm(gram_PP, 2), 1e-300)
+        b_P = thresholded_ascent(lambda b: float(b @ (cross_P - 0.5 * gram_PP @ b)), lambda b: cross_P - gram_PP @ b,
+                                 coef_P1[:, 0], strength_P, curvature, self.steps)
+        variance = resp_N @ (y_N - h_NP @ b_P) ** 2 / max(resp_N.sum(), 1e-300)
+        return b_P[:, None], np.full((1, 1), max(variance, self.floor))
+
+
+@method(
+    title="Lasso mixture of experts",
+    paper="Non-asymptotic oracle inequalities for the Lasso in high-dimensional mixture of experts",
+    year=2020,
+    tags={"regression", "softmax-gate", "sparse"},
+)
+class LassoMixtureOfExperts(GatedRegressor, config=Config):
+    """Softmax-gated mixture of sparse linear regressions; see the module's card and `Config`."""
+
+    def fit(self, X: Any, y: Any) -> LassoMixtureOfExperts:
+        """Fit to X (N, D) and y (N,)."""
+        config = self._config()
+        x_ND, y_NQ = self._read(X, y, multi_output=False)
+        strength = config.penalty * len(x_ND)
+        floor = config.reg_covar * max(float(y_NQ.var()), 1e-300)
+        self._fit_gated(x_ND, y_NQ, y_NQ, LassoGates(strength, config.inner_steps),
+                        LassoExperts(floor, None, strength, config.inner_steps), config)
+        self.support_ = (self.gate_coef_[:, 1:] != 0).any(0) | (self.coef_[:, 1:, 0] != 0).any(0)
+        return self
+
+    def n_parameters(self) -> int:
+        """Number of parameters that are not zero, and variances."""
+        check_is_fitted(self)
+        intercepts = 2 * len(self.coef_) - 1
+        return intercepts + len(self.coef_) + int((self.gate_coef_[:, 1:] != 0).sum() + (self.coef_[:, 1:] != 0).sum())
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = False
+        return tags
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Ten columns of which one matters, with a sign that the same column decides."""
+    x_ND = torch.randn(90, 10, generator=generator, dtype=torch.float64)
+    noise_N = 0.1 * torch.randn(90, generator=generator, dtype=torch.float64)
+    return {"estimator": LassoMixtureOfExperts(random_state=0), "X": x_ND.numpy(),
+            "y": (x_ND[:, 0].abs() + noise_N).numpy()}

@@ -1,0 +1,185 @@
+"""Localised mixture of experts: Gaussian gates, polynomial normal experts, block-diagonal covariances, and a choice.
+
+**Equation:** s(y | x) = sum_k g_k(x) N(y; v_k(x), Sigma_k),  g_k(x) = pi_k N(x; c_k, Gamma_k) / sum_l pi_l N(x; c_l,
+Gamma_l), v_k a polynomial (GLoME), Sigma_k zero outside blocks of responses (BLoME). EM on log pi_k N(x) N(y | x) has
+closed forms. Of a collection m of models the chosen one minimises  -log-likelihood + 2 kappa dim(m), where kappa is the
+slope of the maximal log-likelihood against the dimension among the largest models (slope heuristic).
+
+**Shapes:** X (N, D), y (N,) or (N, Q); `gate_means_` (K, D), `gate_covariances_` (K, D, D), `coef_` (K, 1 + k D, Q),
+`covariances_` (K, Q, Q), `candidates_` (one record a model that was tried).
+
+**Reference:** T. Nguyen, H. D. Nguyen, Chamroukhi, Forbes (2021), A non-asymptotic approach for model selection via
+penalization in high-dimensional mixture of experts models, arXiv:2104.02640; EM as in Xu, Jordan, Hinton (1994); slope
+heuristic as in Baudry, Maugis, Michel (2012).
+
+**Differs:** written from memory of the paper. EM maximises the likelihood of x and y together; the choice uses that of
+y given x, as the paper's bound does. Blocks are the connected components of the largest residual correlations over
+experts, the same for all experts. Polynomials have no cross terms.
+
+**Fails when:** the collection stops where the likelihood still bends: the slope is then too steep and the choice too
+small; columns of X are nearly dependent in a region.
+
+**Cost:** O(N K (D^2 + k^2 D^2 + Q^2)) a step and model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.sparse.csgraph import connected_components
+
+from mixwell.core.method import method
+from mixwell.density.regression._parts import (
+    Array,
+    GatedRegressor,
+    GaussianExperts,
+    GaussianGates,
+    check_common,
+    powers,
+)
+
+Blocks = tuple[tuple[int, ...], ...]
+MINIMUM_MODELS = 4  # dimensions that a slope can be told from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the localised mixture of experts; a tuple is a collection to choose from."""
+
+    n_experts: int | tuple[int, ...] = 2  # K
+    degree: int | tuple[int, ...] = 1  # order of the experts' polynomials
+    block_threshold: float | tuple[float, ...] = 0.0  # residual correlations up to it are zero; 0: full, 1: diagonal
+    criterion: Literal["slope", "bic", "likelihood"] = "slope"  # how a collection is judged
+    reg_covar: float = 1e-6  # smallest variance, as a share of the data's
+    tol: float = 1e-6  # stop when a step gains less, in nats a row
+    max_iter: int = 300
+    n_init: int = 1  # starts a model; the likeliest is kept
+    init: str = "kmeans"  # "kmeans" or "random" (cells of random rows)
+    random_state: Any = None  # of the starts
+
+    def __post_init__(self) -> None:
+        for n_experts, degree, threshold in self.collection():
+            if n_experts < 1 or degree < 0 or not 0 <= threshold <= 1:
+                raise ValueError(f"n_experts is {n_experts}, degree {degree}, block_threshold {threshold}; expected at "
+                                 "least 1, at least 0, and 0 to 1")
+        if self.criterion not in ("slope", "bic", "likelihood"):
+            raise ValueError(f"criterion is {self.criterion!r}; expected 'slope', 'bic' or 'likelihood'")
+        if self.reg_covar <= 0:
+            raise ValueError(f"reg_covar is {self.reg_covar}; expected a number above 0")
+
+    def collection(self) -> list[tuple[int, int, float]]:
+        """(n_experts, degree, block_threshold) of every model."""
+        fields = (self.n_experts, self.degree, self.block_threshold)
+        return list(product(*(f if isinstance(f, (tuple, list)) else (f,) for f in fields)))
+
+
+@dataclass(frozen=True)
+class One:
+    """Options of one model, as the shared fit reads them."""
+
+    n_experts: int
+    tol: float
+    max_iter: int
+    n_init: int
+    init: str
+    random_state: Any
+
+    def __post_init__(self) -> None:
+        check_common(self)
+
+
+def slope_heuristic(dimensions: Array, log_likelihoods: Array) -> tuple[int, float]:
+    """The chosen model's index, and kappa, from dimensions (M,) and maximal log-likelihoods (M,) in nats.
+
+    The slope is least squares over the larger half of the dimensions, at least three. Fewer than four dimensions are
+    refused.
+    """
+    best: dict[float, float] = {}
+    for dimension, value in zip(dimensions, log_likelihoods):
+        best[float(dimension)] = max(value, best.get(float(dimension), -np.inf))
+    known = np.array(sorted(best))
+    if len(known) < MINIMUM_MODELS:
+        raise ValueError(f"{len(known)} different dimensions; the slope heuristic needs {MINIMUM_MODELS} or more, so "
+                         "widen the collection or choose criterion='bic'")
+    large = known[-max(3, len(known) // 2):]
+    kappa = max(float(np.polyfit(large, [best[d] for d in large], 1)[0]), 0.0)
+    return int(np.argmin(2 * kappa * np.asarray(dimensions) - np.asarray(log_likelihoods))), kappa
+
+
+def residual_blocks(covariances_KQQ: Array, threshold: float) -> Blocks:
+    """Groups of responses that any expert correlates beyond `threshold`."""
+    scale_KQ = np.sqrt(np.einsum("kqq->kq", covariances_KQQ))
+    correlation_QQ = np.abs(covariances_KQQ / (scale_KQ[:, :, None] * scale_KQ[:, None, :])).max(0)
+    count, labels = connected_components(correlation_QQ > threshold, directed=False)
+    return tuple(tuple(int(q) for q in np.flatnonzero(labels == i)) for i in range(count))
+
+
+@method(
+    title="Localised mixture of experts",
+    paper="A non-asymptotic approach for model selection via penalization in high-dimensional mixture of experts "
+          "models",
+    year=2021,
+    tags={"regression", "gaussian-gate", "selection"},
+)
+class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
+    """Gaussian-gated mixture of polynomial regressions; see the module's card and `Config`.
+
+    Where a tuple is given, every model of the collection is fitted; `candidates_` tells of each its options,
+    `dimension`, `log_likelihood` (nats, of y given X), and `kappa_` the slope that was found (NaN for other criteria).
+    """
+
+    def fit(self, X: Any, y: Any) -> LocalizedMixtureOfExperts:
+        """Fit to X (N, D) and y (N,) or (N, Q)."""
+        config = self._config()
+        x_ND, y_NQ = self._read(X, y)
+        self.candidates_, states = [], []
+        for n_experts, degree, threshold in config.collection():
+            self._fit_one(x_ND, y_NQ, config, n_experts, degree, threshold)
+            log_likelihood = float(self.log_likelihood(x_ND, y_NQ).sum())
+            self.candidates_.append({"n_experts": n_experts, "degree": degree, "block_threshold": threshold,
+                                     "dimension": self.n_parameters(), "log_likelihood": log_likelihood})
+            states.append(dict(vars(self)))
+        chosen, self.kappa_ = self._choose(config, len(x_ND))
+        vars(self).update(states[chosen] | {"candidates_": self.candidates_, "kappa_": self.kappa_})
+        self.n_experts_ = len(self.coef_)
+        return self
+
+    def _choose(self, config: Config, rows: int) -> tuple[int, float]:
+        dimension = np.array([c["dimension"] for c in self.candidates_], dtype=float)
+        value = np.array([c["log_likelihood"] for c in self.candidates_])
+        if len(value) == 1:
+            return 0, float("nan")
+        if config.criterion == "slope":
+            return slope_heuristic(dimension, value)
+        price = 0.5 * np.log(rows) if config.criterion == "bic" else 0.0
+        return int(np.argmax(value - price * dimension)), float("nan")
+
+    def _fit_one(self, x_ND: Array, y_NQ: Array, config: Config, n_experts: int, degree: int, threshold: float) -> None:
+        one = One(n_experts, config.tol, config.max_iter, config.n_init, config.init, config.random_state)
+        self._degree, Q = degree, y_NQ.shape[1]
+        gates = GaussianGates(config.reg_covar)
+        floor = config.reg_covar * max(float(y_NQ.var(0).mean()), 1e-300)
+        diagonal = tuple((q,) for q in range(Q))
+        self.blocks_: Blocks = diagonal if threshold == 1 else (tuple(range(Q)),)
+        self._fit_gated(x_ND, y_NQ, y_NQ, gates, GaussianExperts(floor, self.blocks_), one)
+        if 0 < threshold < 1:
+            self.blocks_ = residual_blocks(self.covariances_, threshold)
+            self._fit_gated(x_ND, y_NQ, y_NQ, gates, GaussianExperts(floor, self.blocks_), one)
+
+    def _gate_design(self, z_ND: Array) -> Array:
+        return z_ND
+
+    def _expert_design(self, z_ND: Array) -> Array:
+        return powers(z_ND, self._degree)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two lines that meet at zero."""
+    x_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64) * 2 - 1
+    noise_N = 0.05 * torch.randn(80, generator=generator, dtype=torch.float64)
+    return {"estimator": LocalizedMixtureOfExperts(random_state=0), "X": x_ND.numpy(),
+            "y": (x_ND[:, 0].abs() + noise_N).numpy()}

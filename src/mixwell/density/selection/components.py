@@ -1,0 +1,105 @@
+"""Number of components: fit a range and keep what a criterion likes best.
+
+**Equation:** BIC = -2 loglik + P log N; AIC = -2 loglik + 2 P; ICL = BIC + 2 entropy of the responsibilities; cv = minus the
+mean held-out log-likelihood over folds; slope = -loglik + 2 s P with s from the data. The smallest wins.
+
+**Shapes:** X (N, D); `scores_` maps each number of components to its criterion.
+
+**Reference:** Schwarz (1978), Estimating the Dimension of a Model; Akaike (1974); Biernacki, Celeux, Govaert (2000),
+Assessing a Mixture Model for Clustering with the Integrated Completed Likelihood; Smyth (2000), Model selection for
+probabilistic clustering using cross-validated likelihood.
+
+**Differs:** "cv" chooses by the one-standard-error rule with `one_standard_error=True` (default False: the best mean).
+
+**Fails when:** starts are poor: a criterion then judges the optimiser; raise the estimator's `n_init`.
+
+**Cost:** one fit a number of components (times folds for "cv").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.model_selection import KFold
+from sklearn.utils.validation import check_is_fitted
+
+from mixwell.core.method import method
+from mixwell.core.registry import find
+
+CRITERIA = ("bic", "aic", "icl", "cv", "slope")
+
+
+@method(title="Choice of the number of components", year=1978, tags={"density", "selection"})
+class ComponentSearch(BaseEstimator):
+    """Fits `estimator` with every number of components and keeps the best as `best_estimator_`.
+
+    estimator: a mixture with `n_components`; n_components: the numbers to try; criterion: bic, aic, icl, cv or slope;
+    folds: for cv. Fitted: `best_n_components_`, `best_estimator_`, `scores_` (smaller is better), `log_likelihoods_`
+    (nats over all rows).
+    """
+
+    def __init__(self, estimator: Any = None, n_components: Iterable[int] = range(1, 11), *, criterion: str = "bic",
+                 folds: int = 5, one_standard_error: bool = False, random_state: Any = None) -> None:
+        self.estimator = estimator
+        self.n_components = n_components
+        self.criterion = criterion
+        self.folds = folds
+        self.one_standard_error = one_standard_error
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> ComponentSearch:
+        """Fit the range; returns self."""
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion={self.criterion!r}; expected one of {', '.join(CRITERIA)}.")
+        numbers = sorted(set(self.n_components))
+        if not numbers:
+            raise ValueError("n_components is empty; expected the numbers of components to try.")
+        base = find("density.mixtures.gaussian").load()() if self.estimator is None else self.estimator
+        fitted = {k: clone(base).set_params(n_components=k).fit(X) for k in numbers}
+        rows = len(X) if hasattr(X, "__len__") and not isinstance(X, str) else fitted[numbers[0]]._count(X)
+        self.log_likelihoods_ = {k: model.score(X) * rows for k, model in fitted.items()}
+        if self.criterion == "slope":
+            choose = find("density.selection.slope_heuristic").load()
+            sizes = np.array([model._n_parameters() for model in fitted.values()])
+            _, self.slope_, scores = choose(np.array(list(self.log_likelihoods_.values())), sizes)
+            self.scores_ = dict(zip(numbers, scores.tolist()))
+        elif self.criterion == "cv":
+            self.scores_ = self._held_out(base, X, numbers)
+        else:
+            self.scores_ = {k: getattr(model, self.criterion)(X) for k, model in fitted.items()}
+        self.best_n_components_ = min(numbers, key=self.scores_.__getitem__)
+        if self.criterion == "cv" and self.one_standard_error:
+            limit = self.scores_[self.best_n_components_] + self.standard_errors_[self.best_n_components_]
+            self.best_n_components_ = next(k for k in numbers if self.scores_[k] <= limit)
+        self.best_estimator_ = fitted[self.best_n_components_]
+        return self
+
+    def _held_out(self, base: Any, X: Any, numbers: list[int]) -> dict[int, float]:
+        x_ND = X if isinstance(X, (np.ndarray, torch.Tensor)) else np.asarray(X)
+        splits = list(KFold(self.folds, shuffle=True, random_state=self.random_state).split(np.empty((len(x_ND), 1))))
+        found = {k: np.array([clone(base).set_params(n_components=k).fit(x_ND[train]).score(x_ND[test])
+                              for train, test in splits]) for k in numbers}
+        self.standard_errors_ = {k: float(v.std(ddof=1) / np.sqrt(len(v))) for k, v in found.items()}
+        return {k: -float(v.mean()) for k, v in found.items()}
+
+    def predict(self, X: Any) -> Any:
+        """Labels by the chosen mixture (N,)."""
+        check_is_fitted(self)
+        return self.best_estimator_.predict(X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log density by the chosen mixture, in nats."""
+        check_is_fitted(self)
+        return self.best_estimator_.score(X)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Three groups on a line."""
+    centres_N1 = torch.tensor([[-6.0], [0.0], [6.0]], dtype=torch.float64).repeat_interleave(40, 0)
+    x_N1 = centres_N1 + torch.randn(120, 1, generator=generator, dtype=torch.float64)
+    model = find("density.mixtures.gaussian").load()(random_state=0)
+    return {"estimator": ComponentSearch(model, range(1, 6)), "X": x_N1.numpy()}

@@ -1,0 +1,77 @@
+"""Slope heuristic: the penalty for a model's size read off the data.
+
+**Equation:** for large models -loglik(m) falls like -s D_m, with D_m free parameters; the criterion is crit(m) =
+-loglik(m) + 2 s D_m, where s is the slope of a robust line through the larger models.
+
+**Shapes:** log-likelihoods (M,) in nats over all rows, dimensions (M,); index of the chosen model, slope, criterion (M,).
+
+**Reference:** Baudry, Maugis, Michel (2012), Slope heuristics: overview and implementation, sections 3 and 4.
+
+**Differs:** the number of large models for the line is the one in the middle of the longest run of equal choices (the
+paper's plateau), the line by iteratively reweighted least squares (Huber).
+
+**Fails when:** fewer than four models, or the likelihood has not become linear in the dimension (no plateau).
+
+**Cost:** O(M^2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixwell.core.method import method
+
+
+@method(title="Slope heuristic", year=2012, paper="Slope heuristics: overview and implementation",
+        tags={"density", "selection"})
+def slope_heuristic(log_likelihoods: np.ndarray, dimensions: np.ndarray) -> tuple[int, float, np.ndarray]:
+    """Index of the chosen model, the slope s, and the criterion of every model."""
+    y, d = np.asarray(log_likelihoods, float), np.asarray(dimensions, float)
+    if y.shape != d.shape or y.ndim != 1 or len(y) < 4:
+        raise ValueError(f"got {y.shape} log-likelihoods and {d.shape} dimensions; expected at least four of each.")
+    order = np.argsort(d)
+    choices, slopes = [], []
+    for first in range(len(y) - 2):  # lines through the models from `first` on, at least three
+        large = order[first:]
+        slope = max(_line(d[large], y[large]), 0.0)
+        slopes.append(slope)
+        choices.append(int(np.argmin(2 * slope * d - y)))
+    best = _longest_run(choices)
+    slope = slopes[best]
+    criterion = 2 * slope * d - y
+    return int(np.argmin(criterion)), float(slope), criterion
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> float:
+    """Slope of a robust line."""
+    w = np.ones_like(x)
+    slope = 0.0
+    for _ in range(20):
+        mx, my = np.average(x, weights=w), np.average(y, weights=w)
+        slope = np.sum(w * (x - mx) * (y - my)) / max(np.sum(w * (x - mx) ** 2), 1e-300)
+        residual = np.abs(y - my - slope * (x - mx))
+        scale = 1.345 * max(np.median(residual) / 0.6745, 1e-12 * (1 + np.abs(y).max()))
+        w = np.minimum(1.0, scale / np.maximum(residual, 1e-300))
+    return float(slope)
+
+
+def _longest_run(choices: list[int]) -> int:
+    """Position in the middle of the longest run of equal values (the first of equally long ones)."""
+    start, length, best = 0, 0, (0, 0)
+    for i in range(len(choices) + 1):
+        if i < len(choices) and choices[i] == choices[start]:
+            length = i - start + 1
+            continue
+        if length > best[1]:
+            best = (start, length)
+        start, length = i, 1
+    return best[0] + best[1] // 2
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Likelihoods that rise steeply up to three components and slowly after."""
+    k = np.arange(1, 11)
+    return {"log_likelihoods": -400.0 + 300 * np.minimum(k, 3) + 2.0 * 3 * k, "dimensions": 3 * k - 1}

@@ -1,0 +1,176 @@
+"""Split and merge: a Gaussian mixture that leaves poor optima, and finds its number of components, by local moves.
+
+**Equation:** merge candidates by the overlap of responsibilities, J_ij = r_i . r_j / (|r_i| |r_j|); split candidates by
+the local Kullback-Leibler divergence J_k = sum_n f_k(n) log(f_k(n) / N(x_n; k)), f_k = r_k / sum r_k. A move (merge,
+split, or both together) is followed by EM and kept where it lowers BIC.
+
+**Shapes:** X (N, D); fitted as a full-covariance `GaussianMixture`, `history_` lists the moves kept.
+
+**Reference:** Ueda, Nakano, Ghahramani, Hinton (2000), SMEM Algorithm for Mixture Models, section 3; with single moves as in
+Zhang, Zhang, Yi (2004), Competitive EM algorithm for finite mixture models.
+
+**Differs:** moves are judged by BIC, so that the number of components may change (SMEM keeps it); the local density of a row
+is its share among its component's responsibilities against the component's own density.
+
+**Fails when:** groups are far from Gaussian: BIC then splits them as often as their shape asks for.
+
+**Cost:** a few EM runs from a warm start a move, at most `max_moves` moves of `candidates` trials.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mixwell.core.method import method
+from mixwell.core.registry import find
+
+Parameters = tuple[np.ndarray, np.ndarray, np.ndarray]  # weights (K,), means (K, D), covariances (K, D, D)
+
+
+@method(title="Split and merge", year=2000, paper="SMEM Algorithm for Mixture Models", tags={"density", "selection"})
+class SplitMergeMixture(DensityMixin, BaseEstimator):
+    """Full-covariance Gaussian mixture whose components split and merge. `n_components`: how many to begin with;
+    `moves`: "free" (their number may change) or "swap" (SMEM: a merge and a split together); `candidates`: trials of each
+    kind of move before giving up. Fitted: `mixture_`, `n_components_`, `history_`, `bics_`.
+    """
+
+    _parameter_constraints: dict = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "max_moves": [Interval(Integral, 0, None, closed="left")],
+        "candidates": [Interval(Integral, 1, None, closed="left")],
+        "moves": [StrOptions({"free", "swap"})],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, n_components: int = 1, *, max_moves: int = 30, candidates: int = 3, moves: str = "free",
+                 random_state: Any = None) -> None:
+        self.n_components = n_components
+        self.max_moves = max_moves
+        self.candidates = candidates
+        self.moves = moves
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> SplitMergeMixture:
+        """EM, then moves while one lowers BIC; returns self."""
+        self._validate_params()
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        gaussian = find("density.mixtures.gaussian").load()
+        best = gaussian(self.n_components, random_state=self.random_state).fit(X)
+        self.history_, self.bics_ = [], [best.bic(X)]
+        for _ in range(self.max_moves):
+            better = self._improve(gaussian, best, X)
+            if better is None:
+                break
+            name, best = better
+            self.history_.append(name)
+            self.bics_.append(best.bic(X))
+        self.mixture_, self.n_components_ = best, len(best.weights_)
+        return self
+
+    def _improve(self, gaussian: Any, model: Any, X: np.ndarray) -> tuple[str, Any] | None:
+        """The first move whose result has a lower BIC."""
+        for name, (weights, means, covariances) in self._proposals(model, X):
+            if len(weights) > len(X):
+                continue
+            trial = gaussian(len(weights), weights_init=weights / weights.sum(), means_init=means, max_iter=100,
+                             precisions_init=np.linalg.inv(covariances))
+            try:
+                trial.fit(X)
+            except ValueError:  # a component collapsed: not a move worth keeping
+                continue
+            if trial.bic(X) < self.bics_[-1] - 1e-6 * abs(self.bics_[-1]):
+                return name, trial
+        return None
+
+    def _proposals(self, model: Any, X: np.ndarray) -> list[tuple[str, Parameters]]:
+        params = tuple(np.asarray(a, float) for a in (model.weights_, model.means_, model.covariances_))
+        resp_NK = model.predict_proba(X).astype(float)
+        pairs, splits = merge_order(resp_NK), split_order(resp_NK, model, X)
+        found: list[tuple[str, Parameters]] = []
+        for rank in range(self.candidates):
+            if self.moves == "free" and rank < len(splits):
+                found.append(("split", split(params, splits[rank])))
+            if self.moves == "free" and rank < len(pairs):
+                found.append(("merge", merge(params, *pairs[rank])))
+        for i, j in pairs[: self.candidates]:
+            for k in [k for k in splits if k not in (i, j)][: self.candidates]:
+                left_i, left_j = i - (k < i), j - (k < j)  # the split component leaves its place
+                found.append(("swap", merge(split(params, k), left_i, left_j)))
+        return found
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Log density of every row (N,), in nats."""
+        return self._mixture(X).score_samples(X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log density, in nats."""
+        return self._mixture(X).score(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable component of every row (N,)."""
+        return self._mixture(X).predict(X)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Responsibilities (N, K)."""
+        return self._mixture(X).predict_proba(X)
+
+    def _mixture(self, X: Any) -> Any:
+        check_is_fitted(self)
+        validate_data(self, X, reset=False)
+        return self.mixture_
+
+
+def merge_order(resp_NK: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of components, the most overlapping first."""
+    unit_NK = resp_NK / np.maximum(np.linalg.norm(resp_NK, axis=0), 1e-300)
+    overlap_KK = unit_NK.T @ unit_NK
+    i, j = np.triu_indices(len(overlap_KK), 1)
+    order = np.argsort(-overlap_KK[i, j], kind="stable")
+    return list(zip(i[order].tolist(), j[order].tolist()))
+
+
+def split_order(resp_NK: np.ndarray, model: Any, X: np.ndarray) -> list[int]:
+    """Components, the worst described first."""
+    share_NK = resp_NK / np.maximum(resp_NK.sum(0), 1e-300)
+    log_N = model.score_samples(X).astype(float)
+    own_NK = np.log(np.maximum(resp_NK, 1e-300)) + log_N[:, None] - np.log(np.maximum(model.weights_, 1e-300))
+    local = np.where(share_NK > 0, share_NK * (np.log(np.maximum(share_NK, 1e-300)) - own_NK), 0.0)
+    return np.argsort(-local.sum(0), kind="stable").tolist()
+
+
+def split(params: Parameters, k: int) -> Parameters:
+    """Component k in two along its longest axis, mean and covariance kept."""
+    weights, means, covariances = params
+    values, vectors = np.linalg.eigh(covariances[k])
+    axis = vectors[:, -1] * np.sqrt(values[-1])
+    narrow = covariances[k] - 0.64 * np.outer(axis, axis)
+    halves = np.full(2, weights[k] / 2)
+    return (np.r_[np.delete(weights, k), halves],
+            np.vstack([np.delete(means, k, 0), means[k] + 0.8 * axis, means[k] - 0.8 * axis]),
+            np.concatenate([np.delete(covariances, k, 0), np.stack([narrow, narrow])]))
+
+
+def merge(params: Parameters, i: int, j: int) -> Parameters:
+    """Components i and j in one, mean and covariance kept."""
+    weights, means, covariances = params
+    w = weights[i] + weights[j]
+    a, b = weights[i] / w, weights[j] / w
+    diff = means[i] - means[j]
+    covariance = a * covariances[i] + b * covariances[j] + a * b * np.outer(diff, diff)
+    rest = [k for k in range(len(weights)) if k not in (i, j)]
+    return (np.r_[weights[rest], w], np.vstack([means[rest], a * means[i] + b * means[j]]),
+            np.concatenate([covariances[rest], covariance[None]]))
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Three groups in the plane."""
+    centres_ND = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 2.0]], dtype=torch.float64).repeat_interleave(50, 0)
+    x_ND = centres_ND + torch.randn(150, 2, generator=generator, dtype=torch.float64)
+    return {"estimator": SplitMergeMixture(1, random_state=0), "X": x_ND.numpy()}

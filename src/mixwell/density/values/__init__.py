@@ -1,0 +1,1 @@
+"""Gaussian mixtures as values: algebra, modes, reduction and distances."""

@@ -1,0 +1,182 @@
+"""Gaussian mixture as a value: products, convolutions, conditionals, marginals and affine images are mixtures again.
+
+**Equation:** p(x) = sum_k w_k N(x; m_k, S_k). Product of N(m, S) and N(n, T): N(c, C) N(m; n, S + T), C = (S^-1 +
+T^-1)^-1, c = C (S^-1 m + T^-1 n). Conditional on x_o: w_k N(x_o; m_o, S_oo), mean m_u + S_uo S_oo^-1 (x_o - m_o),
+covariance S_uu - S_uo S_oo^-1 S_ou. Score: sum_k r_k(x) S_k^-1 (m_k - x).
+
+**Shapes:** `weights_K`, `means_KD`, `covariances_KDD`, float64 tensors; x (N, D). Every operation is differentiable.
+
+**Reference:** Petersen, Pedersen (2012), The Matrix Cookbook, section 8; Anderson (2003), An Introduction to Multivariate
+Statistical Analysis, section 2.5.
+
+**Differs:** none.
+
+**Fails when:** a covariance is singular (`ValueError`): add a little to its diagonal first.
+
+**Cost:** O(K D^3) for most; products and convolutions have K_1 K_2 components, see `density.values.reduction`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.core.method import method
+
+
+@method(title="Gaussian mixture as a value", year=2003, tags={"density", "value"})
+@dataclass(frozen=True, eq=False)
+class GaussianMixtureDensity:
+    """A normalised Gaussian mixture. weights_K sum to one; covariances_KDD are symmetric positive definite."""
+
+    weights_K: Tensor
+    means_KD: Tensor
+    covariances_KDD: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("weights_K", "means_KD", "covariances_KDD"):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).double())
+        K, D = self.means_KD.shape if self.means_KD.ndim == 2 else (0, 0)
+        if K == 0 or self.weights_K.shape != (K,) or self.covariances_KDD.shape != (K, D, D):
+            raise ValueError(f"got weights {tuple(self.weights_K.shape)}, means {tuple(self.means_KD.shape)}, "
+                             f"covariances {tuple(self.covariances_KDD.shape)}; expected (K,), (K, D), (K, D, D).")
+        if bool((self.weights_K < 0).any()) or abs(float(self.weights_K.sum()) - 1) > 1e-6:
+            raise ValueError(f"weights must not be negative and must sum to 1, got a sum of {self.weights_K.sum():.6f}.")
+
+    @classmethod
+    def from_estimator(cls, model: Any) -> GaussianMixtureDensity:
+        """The density of a fitted `GaussianMixture` of any covariance type (scikit-learn's too)."""
+        means_KD = torch.as_tensor(model.means_).double()
+        K, D = means_KD.shape
+        covariances, kind = torch.as_tensor(model.covariances_).double(), model.covariance_type
+        if kind == "tied":
+            covariances = covariances.expand(K, D, D)
+        elif kind in ("diag", "spherical"):
+            covariances = torch.diag_embed(covariances if kind == "diag" else covariances[:, None].expand(K, D))
+        weights_K = torch.as_tensor(model.weights_).double()
+        return cls(weights_K / weights_K.sum(), means_KD, covariances)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.means_KD.shape[1]
+
+    def log_joint(self, x_ND: Tensor) -> Tensor:
+        """Log weight plus log density of each component (N, K)."""
+        return self.weights_K.clamp(min=1e-300).log() + log_normal(
+            x_ND[:, None] - self.means_KD, self.covariances_KDD)
+
+    def log_prob(self, x_ND: Tensor) -> Tensor:
+        """Log density (N,), in nats."""
+        return torch.logsumexp(self.log_joint(x_ND), 1)
+
+    def responsibilities(self, x_ND: Tensor) -> Tensor:
+        """Posterior probability of each component (N, K)."""
+        return torch.softmax(self.log_joint(x_ND), 1)
+
+    def score(self, x_ND: Tensor) -> Tensor:
+        """Gradient of the log density (N, D), exact."""
+        pull_NKD = torch.cholesky_solve((self.means_KD - x_ND[:, None])[..., None], cholesky(self.covariances_KDD))
+        return (self.responsibilities(x_ND)[..., None] * pull_NKD[..., 0]).sum(1)
+
+    def mean(self) -> Tensor:
+        """Mean (D,)."""
+        return self.weights_K @ self.means_KD
+
+    def covariance(self) -> Tensor:
+        """Covariance (D, D): within plus between components."""
+        diff_KD = self.means_KD - self.mean()
+        return (self.weights_K[:, None, None] * (self.covariances_KDD + diff_KD[:, :, None] * diff_KD[:, None])).sum(0)
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows (count, D) and the components they come from (count,)."""
+        labels_N = torch.multinomial(self.weights_K, count, replacement=True, generator=generator)
+        noise_ND = torch.randn(count, self.dim, generator=generator, dtype=torch.float64, device=self.means_KD.device)
+        root_KDD = cholesky(self.covariances_KDD)
+        return self.means_KD[labels_N] + (root_KDD[labels_N] @ noise_ND[..., None])[..., 0], labels_N
+
+    def affine(self, matrix_ED: Tensor, shift_E: Tensor | float = 0.0) -> GaussianMixtureDensity:
+        """Density of A x + b; the rows of A (E, D) must be independent."""
+        matrix_ED = torch.as_tensor(matrix_ED).double()
+        if matrix_ED.ndim != 2 or matrix_ED.shape[1] != self.dim:
+            raise ValueError(f"got a matrix of shape {tuple(matrix_ED.shape)}; expected (E, {self.dim}).")
+        return GaussianMixtureDensity(self.weights_K, self.means_KD @ matrix_ED.T + shift_E,
+                                      matrix_ED @ self.covariances_KDD @ matrix_ED.T)
+
+    def marginal(self, keep: Sequence[int]) -> GaussianMixtureDensity:
+        """Density of some coordinates, in the order given."""
+        kept = torch.as_tensor(keep)
+        return GaussianMixtureDensity(self.weights_K, self.means_KD[:, kept],
+                                      self.covariances_KDD[:, kept[:, None], kept])
+
+    def condition(self, known: Sequence[int], values: Tensor) -> GaussianMixtureDensity:
+        """Density of the other coordinates, given `values` of the known ones."""
+        o = torch.as_tensor(known)
+        u = torch.tensor([i for i in range(self.dim) if i not in set(o.tolist())], dtype=torch.long)
+        if len(u) == 0:
+            raise ValueError("every coordinate is known; expected at least one to be left.")
+        diff_KO = torch.as_tensor(values).double() - self.means_KD[:, o]
+        seen_KOO, cross_KUO = self.covariances_KDD[:, o[:, None], o], self.covariances_KDD[:, u[:, None], o]
+        gain_KUO = torch.cholesky_solve(cross_KUO.mT, cholesky(seen_KOO)).mT
+        log_weights_K = self.weights_K.clamp(min=1e-300).log() + log_normal(diff_KO, seen_KOO)
+        covariances = symmetric(self.covariances_KDD[:, u[:, None], u] - gain_KUO @ cross_KUO.mT)
+        means_KU = self.means_KD[:, u] + (gain_KUO @ diff_KO[..., None])[..., 0]
+        return GaussianMixtureDensity(torch.softmax(log_weights_K, 0), means_KU, covariances)
+
+    def product(self, other: GaussianMixtureDensity) -> tuple[GaussianMixtureDensity, Tensor]:
+        """Normalised product of the two densities (K_1 K_2 components), and log of the integral of the product."""
+        weights_P, m_PD, s_PDD, n_PD, t_PDD = self._pairs(other)
+        log_overlap_P = weights_P.clamp(min=1e-300).log() + log_normal(m_PD - n_PD, s_PDD + t_PDD)
+        gain_PDD = torch.cholesky_solve(s_PDD, cholesky(s_PDD + t_PDD)).mT  # S (S + T)^-1
+        means_PD = m_PD + (gain_PDD @ (n_PD - m_PD)[..., None])[..., 0]
+        covariances = symmetric(gain_PDD @ t_PDD)
+        return (GaussianMixtureDensity(torch.softmax(log_overlap_P, 0), means_PD, covariances),
+                torch.logsumexp(log_overlap_P, 0))
+
+    def convolve(self, other: GaussianMixtureDensity) -> GaussianMixtureDensity:
+        """Density of the sum of independent draws (K_1 K_2 components)."""
+        weights_P, m_PD, s_PDD, n_PD, t_PDD = self._pairs(other)
+        return GaussianMixtureDensity(weights_P, m_PD + n_PD, s_PDD + t_PDD)
+
+    def _pairs(self, other: GaussianMixtureDensity) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        if self.dim != other.dim:
+            raise ValueError(f"the mixtures have {self.dim} and {other.dim} dimensions; expected the same.")
+        i, j = (a.reshape(-1) for a in torch.meshgrid(torch.arange(len(self.weights_K)),
+                                                      torch.arange(len(other.weights_K)), indexing="ij"))
+        return (self.weights_K[i] * other.weights_K[j], self.means_KD[i], self.covariances_KDD[i],
+                other.means_KD[j], other.covariances_KDD[j])
+
+
+def cholesky(covariances: Tensor) -> Tensor:
+    """Lower roots, or a `ValueError` that names the component whose covariance has none."""
+    lower, info = torch.linalg.cholesky_ex(covariances)
+    if bool((info != 0).any()):
+        raise ValueError(f"covariance {info.nonzero()[0].tolist()} is not positive definite; add to its diagonal.")
+    return lower
+
+
+def log_normal(diff: Tensor, covariances: Tensor) -> Tensor:
+    """Log density of zero-mean Gaussians at `diff` (..., D)."""
+    lower = cholesky(covariances)
+    shape = torch.broadcast_shapes(diff.shape[:-1], lower.shape[:-2])
+    white = torch.linalg.solve_triangular(lower, diff.expand(*shape, -1)[..., None], upper=False)[..., 0]
+    log_det = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (white.square().sum(-1) + diff.shape[-1] * math.log(2 * math.pi)) - log_det
+
+
+def symmetric(matrices: Tensor) -> Tensor:
+    """Rounding differences between the halves taken away."""
+    return 0.5 * (matrices + matrices.mT)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two components in the plane."""
+    factors_KDD = torch.randn(2, 2, 2, generator=generator, dtype=torch.float64)
+    return {"weights_K": torch.tensor([0.3, 0.7], dtype=torch.float64),
+            "means_KD": 2 * torch.randn(2, 2, generator=generator, dtype=torch.float64),
+            "covariances_KDD": factors_KDD @ factors_KDD.mT + 0.3 * torch.eye(2, dtype=torch.float64)}

@@ -1,0 +1,154 @@
+"""Small problems on which routers and balance rules show what they do, and the loop that trains a layer on them.
+
+Legend: T tokens, D width, C clusters or tasks, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core import registry
+from mixwell.core.config import from_dict
+from mixwell.core.rng import generator
+from mixwell.core.routing import Context
+
+DIM = 16
+TOP1: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}  # Switch's layer
+TOP2: Mapping[str, Any] = {"router": {"method": "top_k", "k": 2}, "balance": {"switch": 0.01}}
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Tokens with their targets, and what a router may know of them."""
+
+    x_TD: Tensor
+    y_TD: Tensor
+    labels_T: Tensor  # cluster, task or token id, as the problem says
+
+
+Draw = Callable[[int, torch.Generator], Batch]
+
+
+class Clusters:
+    """Each cluster has a linear map of its own: x = centre_c + z and y = A_c z + noise, z standard normal.
+
+    Targets have variance 1 without noise, so that an error is a share of it. `zipf` is the exponent by which the
+    frequency of a cluster falls with its rank.
+    """
+
+    def __init__(self, seed: int, *, clusters: int = 16, zipf: float = 0.0, noise: float = 0.0) -> None:
+        draws = generator(seed, "clusters")
+        self.centres_CD = 2 * torch.randn(clusters, DIM, generator=draws)
+        self.maps_CDD = torch.randn(clusters, DIM, DIM, generator=draws) / DIM**0.5
+        self.shares_C = torch.arange(1, clusters + 1).float() ** -zipf
+        self.noise = noise
+
+    def __call__(self, count: int, draws: torch.Generator) -> Batch:
+        """`count` tokens, labelled by their clusters."""
+        labels = torch.multinomial(self.shares_C, count, replacement=True, generator=draws)
+        z = torch.randn(count, DIM, generator=draws)
+        y = torch.einsum("tij,tj->ti", self.maps_CDD[labels], z)
+        return Batch(self.centres_CD[labels] + z, y + self.noise * torch.randn(y.shape, generator=draws), labels)
+
+
+def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "moe", **options: Any) -> Any:
+    """A layer by name, its experts started at 1 / sqrt(fan in) so that a few hundred steps train it."""
+    entry = registry.find(method, "experts.layers")
+    sizes = {"hidden_dim": 32} if method == "swiglu" else {"num_experts": 8, "hidden_dim": 32}
+    config = from_dict(entry.module().Config, {**sizes, **spec, **options})
+    layer = entry.load()(dim, config, generator(seed, "layer"))
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name.endswith("_proj"):
+                parameter.mul_(parameter.shape[-1] ** -0.5 / 0.02)
+    return layer
+
+
+def known(batch: Batch, step: int = 0, draws: torch.Generator | None = None) -> Context:
+    """What a router may know of a batch: its labels, as labels and as token ids."""
+    return Context(labels_T=batch.labels_T, token_ids_T=batch.labels_T, step=step, generator=draws)
+
+
+def fit(layer: Any, draw: Draw, seed: int, *, steps: int = 500, count: int = 512, lr: float = 3e-3,
+        watch: Callable[[int, Any], None] | None = None) -> Any:
+    """Train a layer by squared error and its auxiliary losses with Adam, and hand it back in evaluation mode.
+
+    `watch` gets the step and what the layer gave.
+    """
+    optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
+    draws = generator(seed, "fit")
+    layer.train()
+    for step in range(steps):
+        batch = draw(count, draws)
+        mixed = layer(batch.x_TD, known(batch, step, draws))
+        loss = nn.functional.mse_loss(mixed.y_TD, batch.y_TD)
+        optimizer.zero_grad()
+        (loss if mixed.aux is None else loss + mixed.aux).backward()
+        optimizer.step()
+        if hasattr(getattr(layer, "router", None), "update"):
+            layer.router.update(mixed.routing.load_E())
+        if watch is not None:
+            watch(step, mixed)
+    return layer.eval()
+
+
+@torch.no_grad()
+def test(layer: Any, draw: Draw, seed: int, count: int = 4096) -> tuple[Batch, Any]:
+    """A fresh batch and what the layer gives for it."""
+    batch = draw(count, generator(seed, "test"))
+    return batch, layer(batch.x_TD, known(batch))
+
+
+def error(layer: Any, draw: Draw, seed: int) -> float:
+    """Mean squared error on fresh tokens."""
+    batch, mixed = test(layer, draw, seed)
+    return float(nn.functional.mse_loss(mixed.y_TD, batch.y_TD))
+
+
+def imbalance(load_E: Tensor) -> float:
+    """The busiest expert's load over the mean load; 1 at balance."""
+    return float(load_E.max() / load_E.float().mean())
+
+
+def errors(seeds: tuple[int, ...], spec: Mapping[str, Any], problem: Callable[[int], Draw],
+           **options: Any) -> list[float]:
+    """The error of a layer trained from each seed on the problem of that seed."""
+    found = []
+    for seed in seeds:
+        draw = problem(seed)
+        found.append(error(fit(build(seed, spec, **options), draw, seed), draw, seed))
+    return found
+
+
+def fixed(draw: Draw, seed: int, count: int) -> Draw:
+    """The same `count` tokens at every call: a training set of limited size."""
+    batch = draw(count, generator(seed, "training set"))
+    return lambda count, draws: batch
+
+
+def few_data_errors(seeds: tuple[int, ...], spec: Mapping[str, Any], **options: Any) -> list[float]:
+    """The error on fresh tokens of a layer trained on 512 noisy ones from each seed."""
+    found = []
+    for seed in seeds:
+        noisy = Clusters(seed, noise=0.5)
+        layer = fit(build(seed, spec, **options), fixed(noisy, seed, 512), seed)
+        found.append(error(layer, Clusters(seed), seed))
+    return found
+
+
+def balance_and_error(seeds: tuple[int, ...], spec: Mapping[str, Any], *, zipf: float = 0.0,
+                      **options: Any) -> tuple[list[float], list[float]]:
+    """(busiest load over mean load, error) on fresh tokens of `Clusters`, from each seed."""
+    loads, found = [], []
+    for seed in seeds:
+        draw = Clusters(seed, zipf=zipf)
+        layer = fit(build(seed, spec, **options), draw, seed)
+        batch, mixed = test(layer, draw, seed)
+        loads.append(imbalance(mixed.routing.load_E()))
+        found.append(float(nn.functional.mse_loss(mixed.y_TD, batch.y_TD)))
+    return loads, found

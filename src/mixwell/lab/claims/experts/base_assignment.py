@@ -1,0 +1,24 @@
+"""BASE: tokens assigned to experts in exactly equal numbers need no balance loss, and train as well as Switch or better.
+
+Paper: BASE Layers: Simplifying Training of Large, Sparse Models.
+Tried: regression in sixteen clusters of unequal frequency, eight experts, one a token; against Switch's top-1 with its
+balance loss. Against it: a higher held-out error. Only better counts as held; equal would be enough for the paper's
+point that no loss is needed, and is seen in the effect.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mixwell.core.evidence import Evidence, weigh
+from mixwell.lab.bench import Bench
+from mixwell.lab.claims.experts._judging import ERROR
+from mixwell.lab.claims.experts._synthetic import TOP1, Clusters, errors
+
+
+def claim(bench: Bench) -> Evidence:
+    """Error of balanced assignment against Switch's."""
+    problem = partial(Clusters, zipf=1.0)
+    method = errors(bench.seeds, {"router": {"method": "base_assignment"}, "balance": {}}, problem)
+    baseline = errors(bench.seeds, TOP1, problem)
+    return weigh("Balanced assignment without a balance loss beats Switch routing with one.", ERROR, method, baseline)

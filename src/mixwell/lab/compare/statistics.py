@@ -1,0 +1,110 @@
+"""What a few seeds can say: Student's intervals, paired differences, and Holm's correction for several comparisons.
+
+Reference: Student 1908; Abramowitz and Stegun 1964, 26.7.3 and 26.7.4 (the distribution at whole degrees of freedom);
+Holm 1979 (step-down correction).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.05  # share of false alarms that is put up with, over all comparisons of a report together
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with the half-width of its 95 % interval, which is not a number for fewer than two seeds."""
+
+    mean: float
+    half: float
+    count: int
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.mean + self.half
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant against the baseline, paired by seed; lower is better, so that a gain is below zero."""
+
+    interval: Interval
+    p: float  # two-sided, of this comparison alone
+    p_holm: float  # after the correction for all comparisons
+
+    @property
+    def supported(self) -> bool:
+        """Whether the seeds support that there is a difference at all."""
+        return self.p_holm < LEVEL
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % interval of one value a seed."""
+    mean, count = statistics.fmean(values), len(values)
+    half = quantile(count - 1) * statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+    return Interval(mean, half, count)
+
+
+def differences(variants: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float]) -> dict[str, Difference]:
+    """Each variant (seed -> value) minus the baseline at the seeds that both have; those without a pair are left out.
+
+    p is not a number where one seed is all there is; such a pair does not count as a comparison.
+    """
+    gaps = {name: [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+            for name, values in variants.items()}
+    gaps = {name: values for name, values in gaps.items() if values}
+    alone = {name: paired_p(values) for name, values in gaps.items()}
+    corrected = holm({name: p for name, p in alone.items() if not math.isnan(p)})
+    return {name: Difference(interval(values), alone[name], corrected.get(name, math.nan))
+            for name, values in gaps.items()}
+
+
+def paired_p(gaps: Sequence[float]) -> float:
+    """Two-sided p of the hypothesis that the gaps' mean is zero; not a number for fewer than two gaps."""
+    if len(gaps) < 2:
+        return math.nan
+    mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
+    if error == 0.0:
+        return 1.0 if mean == 0.0 else 0.0
+    return 1.0 - within(abs(mean) / error, len(gaps) - 1)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p-values: the smallest of m times m, the next times m - 1, and so on, never falling, at most 1."""
+    adjusted, floor = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = floor
+    return adjusted
+
+
+def within(t: float, freedom: int) -> float:
+    """P(-t <= T <= t) of Student's T with `freedom` (1 or more) degrees of freedom, exactly."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2 == 1
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    return 2.0 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def quantile(freedom: int, inside: float = 0.95) -> float:
+    """The t with P(-t <= T <= t) = `inside`, by bisection."""
+    low, high = 0.0, 1.0
+    while within(high, freedom) < inside:
+        high *= 2.0
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if within(middle, freedom) < inside else (low, middle)
+    return high

@@ -24,6 +24,5 @@ def is_method(spec: Mapping[str, Any], name: str) -> bool:
 def refuse_quantised(tensors: Mapping[str, Any], doing: str) -> None:
     """Conversions work on real weights; integer ones are refused by name."""
     for name in tensors:
-        if name.endswith(".scale"):
-            raise MixwellError(f"{name.removesuffix('.scale')} is quantised; {doing} needs full weights. "
-                               "Convert first and quantise last.")
+        if f"{name}.scale" in tensors:
+            raise MixwellError(f"{name} is quantised; {doing} needs full weights. Convert first and quantise last.")

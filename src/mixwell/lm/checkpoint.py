@@ -150,13 +150,13 @@ def _place(model: LanguageModel, name: str, tensor: Tensor, scale: Tensor | None
 
 def to_checkpoint(model: LanguageModel) -> Checkpoint:
     """The model as a value; its tensors share the model's memory."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
+    tensors, state = {}, model.state_dict()
+    for name, tensor in state.items():
         head, found, rest = name.partition("parametrizations.")
         if found:  # torch keeps an int8 weight as parametrizations.X.original, its scale as parametrizations.X.0.scale
             attribute, part = rest.split(".", 1)
             name = head + attribute + ("" if part == "original" else SCALE)
-        elif name.endswith("_scale") and model.get_parameter(name.removesuffix("_scale")).dtype == torch.int8:
+        elif name.endswith("_scale") and getattr(state.get(name.removesuffix("_scale")), "dtype", None) == torch.int8:
             name = name.removesuffix("_scale") + SCALE
         tensors[name] = tensor.detach()
     return Checkpoint(to_dict(model.config), tensors, tuple(model.lineage), dict(model.files))

@@ -5,7 +5,7 @@ Legend: B rows, S or T positions in a row, T tokens of a batch together in chann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -272,7 +272,7 @@ class LanguageModel(nn.Module):
         return layers + 2.0 * self.config.vocab_size * self.config.dim
 
     def num_parameters(self, active: bool = False) -> int:
-        """Number of parameters; with `active`, of each layer's routed experts only as many as a token visits."""
+        """Number of parameters; with `active`, of each channel mixer only those that a token's products touch."""
         total = sum(p.numel() for p in self.parameters())
         return total - sum(_idle(layer.channel_mixer) for layer in self.layers) if active else total
 
@@ -315,13 +315,6 @@ def _gathered(all_mixed: list[Any]) -> tuple[dict[str, Tensor], Tensor | None]:
 
 
 def _idle(mixer: Any) -> int:
-    """Parameters of the experts that a token does not visit: those with a leading dimension of E in three."""
-    experts = getattr(mixer.config, "num_experts", 0)
-    if not experts:
-        return 0
-    visited = getattr(getattr(mixer, "router", None), "experts_per_token", experts)
-    return round(sum(p.numel() for p in _stacked(mixer, experts)) * (1 - visited / experts))
-
-
-def _stacked(mixer: Any, experts: int) -> Iterator[Tensor]:
-    return (p for p in mixer.parameters(recurse=False) if p.ndim == 3 and p.shape[0] == experts)
+    """Parameters of a channel mixer that a token does not touch: each one touched takes two FLOPs."""
+    total = sum(p.numel() for p in mixer.parameters())
+    return max(0, total - round(mixer.flops_per_token() / 2))

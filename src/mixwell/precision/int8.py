@@ -79,7 +79,7 @@ def int8(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> 
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
-        if name.endswith(".scale") or tensor.dtype == torch.int8:
+        if tensor.dtype == torch.int8:
             raise MixwellError(f"{name} is eight-bit already; hand in a model with full weights.")
         if is_weight(name, config.head):
             tensors[name], tensors[f"{name}.scale"] = quantise(tensor)

@@ -1,6 +1,7 @@
 """What every mixture of the catalogue promises, asked of each from its own `example`."""
 
 import warnings
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from sklearn.base import clone
 
 from mixwell.core.registry import family
 
-ENTRIES = [e for e in family("density.mixtures")]
+ENTRIES = list(family("density.mixtures"))
 
 
 @pytest.fixture(params=ENTRIES, ids=lambda e: e.name.rpartition(".")[2])
@@ -57,7 +58,7 @@ def test_weights_are_repetitions(given):
     start = clone(given["estimator"]).set_params(max_iter=1).fit(x)
     if hasattr(start, "components_"):
         start.set_params(components=start.components_, init="given", max_iter=5)
-        weighted, repeated = clone(start, safe=False).fit(x, sample_weight=w), clone(start, safe=False).fit(x.repeat(w, 0))
+        weighted, repeated = deepcopy(start).fit(x, sample_weight=w), deepcopy(start).fit(x.repeat(w, 0))
     else:
         start.set_params(warm_start=True, max_iter=5)
         repeated = clone(given["estimator"]).set_params(max_iter=1).fit(x).set_params(warm_start=True, max_iter=5)

@@ -171,6 +171,17 @@ def test_a_plan_predicts_and_writes_nothing(finished, tmp_path):
         sum(sum(d.values()) for d in record(finished[1], "tokens")["result"]["domains"].values()), rel=0.2)
 
 
+def test_a_budget_of_flops_or_seconds_is_predicted_in_tokens(finished, tmp_path):
+    def predicted(budget):
+        chosen = recipe.read(finished[0], [f"stages.dense.train={budget}"])
+        return next(p for p in engine.plan(chosen, tmp_path) if p.stage.id == "dense").predicted
+
+    tokens = predicted("{tokens: 2000}")
+    assert predicted(f"{{flops: {tokens.flops}}}").tokens == pytest.approx(2000)
+    timed = predicted("{seconds: 3}")
+    assert timed.seconds == 3 and timed.tokens == pytest.approx(3 * 2000 / tokens.seconds)
+
+
 def test_measurements_are_kept(finished):
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "mixwell" / "calibration.json"
     engine.plan(recipe.read(finished[0]), finished[1].parent / "nowhere")
@@ -240,3 +251,24 @@ def test_what_a_kill_left_is_cleared_away(copy):
     (out / "stages" / ".work-other-11111111").mkdir()
     engine.run(recipe.read(file), out)
     assert [p.name for p in out.glob("stages/.*")] == [".work-other-11111111"]
+
+
+@pytest.mark.parametrize(("again", "kept"), [(None, True), ("moe-trained", True), ("dense", False)])
+def test_a_training_that_was_stopped_goes_on_unless_it_is_to_be_done_again(copy, monkeypatch, again, kept):
+    file, out = copy
+    stage = next(p for p in plan(file, out) if p.stage.id == "dense")
+    shutil.rmtree(stage.folder)
+    work = out / "stages" / f".work-{stage.folder.name}"
+    work.mkdir()
+    (work / "part").touch()
+    seen = []
+
+    def stop(job):
+        seen.append((job.work / "part").exists())
+        raise KeyboardInterrupt
+
+    stop.__module__ = KINDS["train"].run.__module__
+    monkeypatch.setitem(KINDS, "train", replace(KINDS["train"], run=stop))
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(recipe.read(file), out, from_stage=again)
+    assert seen == [kept]

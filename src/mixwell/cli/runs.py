@@ -88,28 +88,55 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
           options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
                                                               help="Options of the method.")] = None,
           source: Annotated[Path, typer.Option("--in", help="Model folder to start from.")] = ...,  # type: ignore[assignment]
-          target: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
-          text: Annotated[Path | None, typer.Option(help="Text (a file, a folder) that the receipt is measured on.  "
-                                                         "[default: random tokens]")] = None,
+          target: Annotated[Path | None, typer.Option("--out", help="Folder to write; for an analysis a JSON file.  "
+                                                                    "[default of an analysis: print it]")] = None,
+          text: Annotated[Path | None, typer.Option("--text", "--data", help="Text (a file, a folder) to measure on.  "
+                                                    "[default: random tokens for a receipt, held-out text of the "
+                                                    "standard library for an analysis]")] = None,
           seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0) -> None:
     """Apply one method to a model folder, weigh it before and after, and write the result.
+
+    An analysis (`experts.analysis`) reads a mixture of experts and gives JSON instead.
 
     **Examples**
 
     `mixwell apply convert.upcycle --in dense --out moe num_experts=8 router.k=2`
 
     `mixwell apply precision.int8 --in moe --out moe-int8 --text notes.txt`
+
+    `mixwell apply experts.analysis.load --in moe --data notes.txt`
     """
-    from mixwell.lab.apply import apply as run_method
     from mixwell.lab.recipe import override
 
     values: dict[str, Any] = {}
     for option in options or []:
         override(values, option)
+    if method.startswith("experts.analysis."):
+        show_analysis(method, source, target, text, values)
+        return
+    if target is None:
+        raise MixwellError(f"{method} writes a model; name a folder for it with --out.")
+    from mixwell.lab.apply import apply as run_method
+
     done = run_method(method, source, out=target, text=text, seed=seed, **values)
     console = Console()
     show_receipt(console, done.lineage[-1]["receipt"])
     console.print(f"written: {target}", highlight=False, soft_wrap=True)
+
+
+def show_analysis(method: str, source: Path, target: Path | None, text: Path | None, values: dict[str, Any]) -> None:
+    """Run an analysis; print its JSON, or write it to the file `target`."""
+    import json
+
+    from mixwell.core.files import write_json
+    from mixwell.lab.analyse import analyse
+
+    found = analyse(method, source, text=text, **values)
+    if target is None:
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    write_json(target, found)
+    Console().print(f"written: {target}", highlight=False, soft_wrap=True)
 
 
 def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
@@ -129,13 +156,15 @@ def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
            out: Annotated[Path | None, typer.Option(help="File to write.  [default: RUN_DIR/report.html]")] = None,
            ) -> None:
-    """Write the report of a finished run anew.
+    """Write the report of a finished run or comparison anew.
 
     **Example**
 
     `mixwell report runs/standard-library`
     """
     from mixwell.lab import report as lab_report
+    from mixwell.lab.compare import report as compare_report
 
-    made = lab_report.build(folder, out or folder / "report.html")
+    build = compare_report.build if (folder / "compare.json").is_file() else lab_report.build
+    made = build(folder, out or folder / "report.html")
     Console().print(f"report: {made}", highlight=False, soft_wrap=True)

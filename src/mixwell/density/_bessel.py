@@ -20,6 +20,11 @@ _OLVER = (
     (59535 / 262144, -67608983 / 9175040, 250881631 / 5898240, -108313205 / 1179648, 5391411025 / 63700992,
      -5391411025 / 191102976),
 )
+_GAUSS = [(0.5 * (t + 1), 0.5 * w) for t, w in ((-0.9061798459386640, 0.2369268850561891),
+                                                 (-0.5384693101056831, 0.4786286704993665),
+                                                 (0.0, 0.5688888888888889),
+                                                 (0.5384693101056831, 0.4786286704993665),
+                                                 (0.9061798459386640, 0.2369268850561891))]
 _SMALLEST = 80.0  # order from which five terms give full double precision
 
 
@@ -37,7 +42,7 @@ def log_bessel_i(order: float, x: Tensor) -> Tensor:
     for step in range(steps, 0, -1):
         v = order + step
         if ratio is None:
-            ratio = torch.exp(_uniform(v + 1, safe) - log_i)
+            ratio = _uniform_ratio(v, safe)
         gain = ratio + 2 * v / safe  # I_{v-1} / I_v
         log_i, ratio = log_i + gain.log(), 1 / gain
     return torch.where(positive, log_i, 0.0 if order == 0 else -torch.inf)
@@ -48,7 +53,7 @@ def bessel_ratio(order: float, x: Tensor) -> Tensor:
     x = x.double()
     safe = x.clamp(min=1e-300)
     steps = max(0, math.ceil(_SMALLEST - order))
-    ratio = torch.exp(_uniform(order + steps + 1, safe) - _uniform(order + steps, safe))
+    ratio = _uniform_ratio(order + steps, safe)
     for step in range(steps, 0, -1):
         ratio = 1 / (ratio + 2 * (order + step) / safe)
     return torch.where(x > 0, ratio, 0.0)
@@ -56,14 +61,25 @@ def bessel_ratio(order: float, x: Tensor) -> Tensor:
 
 def _uniform(v: float, x: Tensor) -> Tensor:
     """log I_v(x) = v eta - log(2 pi v) / 2 - log(1 + z^2) / 4 + log sum_n u_n(p) / v^n, z = x / v."""
-    z = x / v
-    root = torch.hypot(z, torch.ones_like(z))
+    root = torch.hypot(x / v, torch.ones_like(x))
+    eta = root + torch.log(x / v) - torch.log1p(root)
+    return v * eta - 0.5 * math.log(2 * math.pi * v) + _correction(v, x)
+
+
+def _uniform_ratio(v: float, x: Tensor) -> Tensor:
+    """I_{v+1}(x) / I_v(x); the leading terms, which nearly cancel, by the integral of -asinh(t / x) from v to v + 1."""
+    leading = sum(w * torch.asinh((v + t) / x) for t, w in _GAUSS)
+    return torch.exp(-leading - 0.5 * math.log1p(1 / v) + _correction(v + 1, x) - _correction(v, x))
+
+
+def _correction(v: float, x: Tensor) -> Tensor:
+    root = torch.hypot(x / v, torch.ones_like(x))
     p = 1 / root
-    eta = root + torch.log(z) - torch.log1p(root)
-    series = torch.ones_like(x)
+    series = torch.zeros_like(x)
     for n, row in enumerate(_OLVER, start=1):
         total = torch.zeros_like(x)
         for coefficient in reversed(row):
             total = total * p**2 + coefficient
         series = series + total * (p / v) ** n
-    return v * eta - 0.5 * math.log(2 * math.pi * v) - 0.5 * root.log() + series.log()
+    return torch.log1p(series) - 0.5 * root.log()
+

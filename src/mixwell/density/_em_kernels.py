@@ -22,11 +22,15 @@ WIDEST = 4096  # with more features than this, the centred kernel's products are
 
 
 class Moments(NamedTuple):
-    """Sums over rows, weighted by responsibilities, about an origin that the kernel knows (float64)."""
+    """Sums over rows, weighted by responsibilities, about an origin that the kernel knows (float64).
+
+    `second` is (S, K, D, D) for full covariances, (S, D, D) summed over components for tied ones, (S, K, D) for diagonal
+    and (S, K) summed over columns for spherical ones.
+    """
 
     count_SK: Tensor
     first_SKD: Tensor
-    second: Tensor  # full (S, K, D, D) · tied (S, D, D), summed over components · diag (S, K, D) · spherical (S, K), summed over columns
+    second: Tensor
 
     def __add__(self, other: Moments) -> Moments:  # type: ignore[override]
         return Moments(*(a + b for a, b in zip(self, other)))

@@ -138,9 +138,10 @@ class MemmapRows(Rows):
     """A numpy memory map, opened anew for every chunk so that pages already read do not stay resident."""
 
     def __init__(self, x: np.memmap) -> None:
+        assert x.filename is not None
         self._file, self._kind = x.filename, x.dtype
         map_start = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY
-        self._offset = map_start + x.ctypes.data - np.frombuffer(x._mmap, np.uint8).ctypes.data  # x may be a slice
+        self._offset = map_start + x.ctypes.data - np.frombuffer(x._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]  # a slice?
         self.n_rows, self.n_columns = x.shape
         self.dtype = torch.float32 if x.dtype == np.float32 else torch.float64
 
@@ -228,3 +229,34 @@ def open_rows(source: Any) -> Rows | None:
 
 def _streamable(x: np.memmap) -> bool:
     return x.ndim == 2 and x.dtype in (np.float32, np.float64) and x.flags.c_contiguous and x.filename is not None
+
+
+def imputed(x_ND: Tensor) -> Tensor:
+    """Column means in place of missing values: good enough to start from."""
+    return torch.where(torch.isnan(x_ND), torch.nanmean(x_ND, 0), x_ND) if bool(torch.isnan(x_ND.sum())) else x_ND
+
+
+def tensor_rows(x: Tensor, allow_nan: bool) -> Rows:
+    """Rows of a tensor, or a `ValueError` that says what is wrong with it."""
+    if x.ndim != 2:
+        raise ValueError(f"Expected 2D tensor, got {x.ndim}D tensor instead; reshape it to (rows, columns).")
+    if x.is_complex() or x.is_sparse:
+        raise ValueError(f"expected a dense tensor of real numbers, got {x.dtype} ({x.layout}).")
+    x = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().double()
+    rows = ArrayRows(x)
+    if not (bool(x.isfinite().all()) or (allow_nan and not bool(x.isinf().any()))):
+        locate_infinite(rows)
+    return rows
+
+
+def locate_infinite(rows: Rows) -> None:
+    """Name the first value that no density can take."""
+    for start, chunk in rows.chunks():
+        bad = (chunk.isinf() | chunk.isnan()).nonzero()
+        infinite = chunk.isinf().nonzero()
+        if len(infinite) or len(bad):
+            row, column = (infinite if len(infinite) else bad)[0].tolist()
+            name = column if rows.names is None else repr(rows.names[column])
+            raise ValueError(f"Input X contains {'infinity' if len(infinite) else 'NaN'}: row {start + row}, column "
+                             f"{name}. Remove or replace it.")
+    raise ValueError("the log-likelihood is not finite; scale the input data or increase reg_covar.")

@@ -154,21 +154,20 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
         observer.planned(todo)
         records = []
         for planned in todo:
-            records.append(finish(planned, chosen, todo, observer, fresh=from_stage is not None))
+            records.append(finish(planned, chosen, todo, observer))
         from mixwell.lab import report
 
         write_record(chosen, out, todo, records, started, time.perf_counter() - clock)
         return report.build(out, out / "report.html")
 
 
-def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer, *,
-           fresh: bool = False) -> dict[str, Any]:
+def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer) -> dict[str, Any]:
     """Make and evaluate one stage of `todo`, as far as it is not there yet, and return its record.
 
-    fresh: begin again where a training was stopped. The folder must be `locked`.
+    The folder must be `locked`.
     """
     if not planned.cached:
-        _make(planned, {p.stage.id: p.folder for p in todo}, observer, fresh=fresh)
+        _make(planned, {p.stage.id: p.folder for p in todo}, observer)
     record = _with_evaluation(planned, chosen, todo, observer)
     observer.finished(planned, record)
     return record
@@ -200,9 +199,9 @@ def tidy(stages: Path, finished: set[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _make(planned: Planned, folders: Mapping[str, Path], observer: Observer, *, fresh: bool) -> None:
+def _make(planned: Planned, folders: Mapping[str, Path], observer: Observer) -> None:
     stage, work = planned.stage, _work(planned.folder)
-    if fresh:
+    if not planned.begun:  # nothing there, or a part that is to be done again
         shutil.rmtree(work, ignore_errors=True)
     observer.started(planned)
     machine.reset_peak()

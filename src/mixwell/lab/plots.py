@@ -215,8 +215,9 @@ def _polyline(series: Series, points: Sequence[tuple[float, float]], across: Cal
 def _band(series: Series, across: Callable[[float], float], up: Callable[[float], float]) -> Markup:
     """The area between the edges; nothing for a line without them."""
     low, high = series.band
-    edges = [*zip(series.x, low), *reversed(list(zip(series.x, high)))]
-    path = " ".join(f"{across(x):.1f},{1000 - up(y):.1f}" for x, y in edges if units.is_number(x) and units.is_number(y))
+    points = [*zip(series.x, low), *reversed(list(zip(series.x, high)))]
+    edges = [(x, y) for x, y in points if units.is_number(x) and units.is_number(y)]
+    path = " ".join(f"{across(x):.1f},{1000 - up(y):.1f}" for x, y in edges)
     return Markup('<polygon class="band s{}" points="{}"/>').format(series.slot, path) if path else Markup("")
 
 

@@ -49,8 +49,7 @@ def continued(model, x, **more):
 
 def t_data():
     rng = np.random.default_rng(0)
-    x = np.concatenate([rng.standard_t(3, (80, 2)) - 4, rng.standard_t(3, (80, 2)) + 4])
-    return x
+    return np.concatenate([rng.standard_t(3, (80, 2)) - 4, rng.standard_t(3, (80, 2)) + 4])
 
 
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
@@ -81,7 +80,8 @@ def test_student_t_step_agrees_with_loops(kind):
     np.testing.assert_allclose(model.covariances_, expected, rtol=1e-6, atol=1e-9)
     for k in range(2):
         v = model.dofs_[k]
-        slope = (np.log(v / 2) - sp.digamma(v / 2) + 1 + logs[k] + sp.digamma((nu[k] + 2) / 2) - np.log((nu[k] + 2) / 2))
+        old = (nu[k] + 2) / 2
+        slope = np.log(v / 2) - sp.digamma(v / 2) + 1 + logs[k] + sp.digamma(old) - np.log(old)
         assert abs(slope) < 1e-8
 
 
@@ -100,8 +100,9 @@ def test_student_t_finds_the_degrees_of_freedom():
     x = np.random.default_rng(1).standard_t(4, (6000, 1))
     model = StudentTMixture(1, tol=1e-7, max_iter=300).fit(x)
     assert 3.4 < model.dofs_[0] < 4.8 and abs(model.covariances_[0, 0, 0] - 1) < 0.08
-    assert StudentTMixture(1, min_dof=6.0).fit(x).dofs_[0] == pytest.approx(6.0)
-    assert float(solve_dof(torch.tensor([5.0]).double(), torch.tensor([-1.0]).double(), 3, 0.1)) == pytest.approx(1000)
+    assert StudentTMixture(1, min_dof=6.0, tol=1e-8, max_iter=300).fit(x).dofs_[0] == pytest.approx(6.0)
+    # rows that all lie where u = 1 say only that nu is at least as large as before: nu_new = nu + D
+    assert float(solve_dof(torch.tensor([5.0]).double(), torch.tensor([-1.0]).double(), 3, 0.1)) == pytest.approx(8)
     with pytest.raises(ValueError, match=r"dof_init=1.0 lies below min_dof=2.0"):
         StudentTMixture(1, dof_init=1.0, min_dof=2.0).fit(x)
 
@@ -220,8 +221,9 @@ def test_log_bessel_agrees_with_scipy_where_it_is_finite(order):
         ratio = sp.ive(order + 1, x) / sp.ive(order, x)
     finite = np.isfinite(expected) & np.isfinite(ratio) & (ratio > 0)
     assert finite.sum() > 20
-    np.testing.assert_allclose(log_bessel_i(order, torch.from_numpy(x))[finite], expected[finite], rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(bessel_ratio(order, torch.from_numpy(x))[finite], ratio[finite], rtol=1e-10)
+    x = torch.from_numpy(x)
+    np.testing.assert_allclose(log_bessel_i(order, x)[finite], expected[finite], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(bessel_ratio(order, x)[finite], ratio[finite], rtol=1e-12)
 
 
 def test_log_bessel_keeps_the_recurrence_at_huge_orders():
@@ -240,7 +242,7 @@ def test_von_mises_fisher_against_scipy_and_limits():
         assert c + k == pytest.approx(st.vonmises_fisher(mu, k).logpdf(mu), rel=1e-9)
     assert float(log_normaliser(3, torch.zeros(1, dtype=torch.float64))) == pytest.approx(-np.log(4 * np.pi))
     for d in (2, 3, 50, 2048):
-        kappa = torch.tensor([0.1, 5.0, 2000.0], dtype=torch.float64)
+        kappa = torch.tensor([0.1, 5.0, 2000.0, 1e6], dtype=torch.float64)
         np.testing.assert_allclose(concentration(d, bessel_ratio(d / 2 - 1, kappa), 1e9), kappa, rtol=1e-6)
 
 
@@ -305,7 +307,7 @@ def test_different_components_find_their_rows():
     given = Exponential()
     model = Mixture([GaussianMixture(1), given], random_state=0, tol=1e-8).fit(x)
     assert not hasattr(given, "rate")
-    assert model.components_[1].rate == pytest.approx(1.0, abs=0.1)
+    assert model.components_[1].rate == pytest.approx(1 / x[:400].mean(), rel=0.02)
     np.testing.assert_allclose(model.weights_, [0.6, 0.4], atol=0.01)
     assert np.diff(model.lower_bounds_).min() > -1e-9
     assert model.sample(10)[0].shape == (10, 1)

@@ -87,7 +87,7 @@ def fit_quietly(model, x, **more):
 @pytest.mark.parametrize("init", ["kmeans", "random"])
 def test_same_numbers_as_scikit_learn(kind, init):
     x = groups()
-    options = dict(covariance_type=kind, init_params=init, n_init=2, random_state=1, max_iter=20)
+    options = {"covariance_type": kind, "init_params": init, "n_init": 2, "random_state": 1, "max_iter": 20}
     ours, theirs = fit_quietly(GaussianMixture(3, **options), x), fit_quietly(Reference(3, **options), x)
     for name in FITTED:
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-7, atol=1e-9)
@@ -104,7 +104,7 @@ def test_same_numbers_as_scikit_learn(kind, init):
 @pytest.mark.parametrize("kind", ["full", "diag", "spherical"])
 def test_starts_from_single_points_as_scikit_learn(kind, init):
     x = groups(seed=2)
-    options = dict(covariance_type=kind, init_params=init, random_state=1, max_iter=10, tol=0)
+    options = {"covariance_type": kind, "init_params": init, "random_state": 1, "max_iter": 10, "tol": 0}
     ours, theirs = fit_quietly(GaussianMixture(3, **options), x), fit_quietly(Reference(3, **options), x)
     np.testing.assert_allclose(ours.means_, theirs.means_, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(ours.lower_bounds_, theirs.lower_bounds_, rtol=1e-6)
@@ -112,7 +112,7 @@ def test_starts_from_single_points_as_scikit_learn(kind, init):
 
 def test_tied_start_from_single_points_ends_higher_than_scikit_learn():
     x = groups(seed=2)
-    options = dict(covariance_type="tied", init_params="k-means++", random_state=1)
+    options = {"covariance_type": "tied", "init_params": "k-means++", "random_state": 1}
     assert GaussianMixture(3, **options).fit(x).lower_bound_ >= Reference(3, **options).fit(x).lower_bound_ - 1e-3
 
 
@@ -208,7 +208,7 @@ def test_unknown_held_parameter_is_refused():
 def test_narrow_components_switch_to_the_centred_kernel(d):
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(400, d)) * 1e-7 + 1, rng.normal(size=(400, d)) * 1e-7 - 1])
-    options = dict(random_state=0, reg_covar=0.0, max_iter=3, tol=0)
+    options = {"random_state": 0, "reg_covar": 0.0, "max_iter": 3, "tol": 0}
     model = fit_quietly(GaussianMixture(2, **options), x)
     expected = np.stack([np.cov(part.T, bias=True) for part in (x[:400], x[400:])])
     order = np.argsort(-model.means_[:, 0])
@@ -317,7 +317,7 @@ def test_streams_agree_with_memory(tmp_path):
     (tmp_path / "parts").mkdir()
     frame[:1000].to_parquet(tmp_path / "parts/1.parquet")
     frame[1000:].to_parquet(tmp_path / "parts/2.parquet")
-    options = dict(n_components=3, random_state=0, max_iter=5, tol=0)
+    options = {"n_components": 3, "random_state": 0, "max_iter": 5, "tol": 0}
     memory = fit_quietly(GaussianMixture(**options), x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     for source in (tmp_path / "x.npy", mapped, str(tmp_path / "parts"), sorted((tmp_path / "parts").iterdir())):
@@ -331,7 +331,7 @@ def test_streams_agree_with_memory(tmp_path):
 
 def test_bad_files_are_refused(tmp_path):
     pd.DataFrame({"a": [1.0, 2.0], "name": ["x", "y"]}).to_parquet(tmp_path / "text.parquet")
-    with pytest.raises(ValueError, match="column 'name' of .*text.parquet is .*expected numbers"):
+    with pytest.raises(ValueError, match=r"column 'name' of .*text.parquet is .*expected numbers"):
         GaussianMixture().fit(tmp_path / "text.parquet")
     with pytest.raises(ValueError, match="does not exist"):
         GaussianMixture().fit("nowhere.parquet")
@@ -370,7 +370,7 @@ def test_start_from_part_of_the_rows():
 
 def test_same_seed_same_bits_on_any_number_of_threads():
     x = groups(n=20_000, dtype=np.float32)
-    options = dict(n_components=3, random_state=0, init_params="random_from_data", max_iter=4, tol=0)
+    options = {"n_components": 3, "random_state": 0, "init_params": "random_from_data", "max_iter": 4, "tol": 0}
     threads = torch.get_num_threads()
     try:
         found = []

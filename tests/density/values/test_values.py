@@ -47,7 +47,8 @@ def test_log_prob_responsibilities_score_and_gradients():
     np.testing.assert_allclose(p.score(x).detach(), gradient, rtol=1e-9)
     np.testing.assert_allclose(p.responsibilities(x).sum(1).detach(), 1)
     hessian = torch.autograd.functional.hessian(lambda z: p.log_prob(z[None]).sum(), x[0].detach())
-    np.testing.assert_allclose(log_hessian(p, x[:1].detach(), torch.linalg.inv(p.covariances_KDD))[0], hessian, atol=1e-9)
+    precisions = torch.linalg.inv(p.covariances_KDD)
+    np.testing.assert_allclose(log_hessian(p, x[:1].detach(), precisions)[0], hessian, atol=1e-9)
     m, c = p.means_KD.clone().requires_grad_(), p.covariances_KDD.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda m, c: GaussianMixtureDensity(p.weights_K, m, 0.5 * (c + c.mT)).log_prob(
         x.detach()), (m, c))
@@ -138,7 +139,8 @@ def test_reduction_keeps_mean_and_covariance_and_merges_the_close_pair():
     x = torch.linspace(-30, 30, 20001, dtype=torch.float64)[:, None]
     a, b = (GaussianMixtureDensity([1.0], [[m]], [[[s]]]) for m, s in ((0.0, 1.0), (1.0, 4.0)))
     expected = float((a.log_prob(x).exp() * (a.log_prob(x) - b.log_prob(x))).sum() * 0.003)
-    assert float(divergences(a.means_KD, a.covariances_KDD, b.means_KD, b.covariances_KDD)) == pytest.approx(expected, 1e-6)
+    found = divergences(a.means_KD, a.covariances_KDD, b.means_KD, b.covariances_KDD)
+    assert float(found) == pytest.approx(expected, 1e-6)
     with pytest.raises(ValueError, match="n_components=0"):
         ReductionConfig(n_components=0)
 
@@ -148,7 +150,8 @@ def test_wasserstein_between_mixtures():
     distance, coupling = mixture_wasserstein(p, q)
     np.testing.assert_allclose(coupling.sum(1), p.weights_K, atol=1e-9)
     np.testing.assert_allclose(coupling.sum(0), q.weights_K, atol=1e-9)
-    assert float(mixture_wasserstein(p, p)[0]) < 1e-6 and float(distance) == pytest.approx(float(mixture_wasserstein(q, p)[0]))
+    assert float(mixture_wasserstein(p, p)[0]) < 1e-6
+    assert float(distance) == pytest.approx(float(mixture_wasserstein(q, p)[0]))
     one, two = (GaussianMixtureDensity([1.0], [[m]], [[[s**2]]]) for m, s in ((0.0, 1.0), (3.0, 2.0)))
     assert float(mixture_wasserstein(one, two)[0]) == pytest.approx(np.sqrt(10))
     moved = GaussianMixtureDensity(p.weights_K, p.means_KD + torch.tensor([3.0, 4.0]), p.covariances_KDD)
@@ -167,7 +170,7 @@ def test_orlicz_wasserstein_is_wasserstein_for_powers_and_sees_far_mass():
     # a mass of 1e-6 ten away: W_1 is 1e-5, the Orlicz distance solves 1e-6 (exp((10/t)^2) - 1) = 1
     far = orlicz_wasserstein([1.0], [[0.0]], [1 - 1e-6, 1e-6], [[0.0], [10.0]])
     assert far == pytest.approx(10 / np.sqrt(np.log1p(1e6)), rel=1e-6)
-    with pytest.raises(ValueError, match="order=0.5"):
+    with pytest.raises(ValueError, match=r"order=0\.5"):
         OrliczConfig(order=0.5)
     with pytest.raises(ValueError, match=r"expected \(K,\), \(L,\)"):
         orlicz_wasserstein([1.0], [[0.0, 1.0]], [1.0], [[0.0]])

@@ -15,8 +15,7 @@ def build(generator, **options):
 
 def gate(layer, level, v):
     hidden = layer.gate_hidden[level].weight @ v
-    e = torch.exp(layer.gates[level].weight @ torch.where(hidden > 0, hidden, 0 * hidden))
-    return e
+    return torch.exp(layer.gates[level].weight @ torch.where(hidden > 0, hidden, 0 * hidden))
 
 
 def relu(v):
@@ -56,7 +55,7 @@ def test_an_expert_far_ahead_is_zeroed_early_in_training_only(generator):
 
 
 def test_the_constraint_holds_totals_together(generator):
-    """A gate that always wants one expert ends up spreading: no total leaves the mean by more than margin and a step."""
+    """A gate that always wants one expert spreads all the same: totals stay within a margin and a step of the mean."""
     layer = build(generator, margin=20.0, constrained_steps=100).train()
     x = torch.randn(10, 6, generator=generator, dtype=torch.float64).abs()
     with torch.no_grad():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from mixwell.density.mixtures._parts import MixtureEstimator
 class NormalMixture(MixtureEstimator):
     """Estimator whose components have a mean and a covariance of one of the four types."""
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureEstimator._parameter_constraints,
         "covariance_type": [StrOptions(set(KINDS))],
         "reg_covar": [Interval(Real, 0.0, None, closed="left"), StrOptions({"scale"})],
@@ -82,11 +82,10 @@ class NormalMixture(MixtureEstimator):
         return self.weights_init is not None and self.means_init is not None and self.precisions_init is not None
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
-        floor = self.reg_covar if isinstance(self.reg_covar, (int, float)) else 0.0
-        frame = Frame.of(rows, weights_N, self.covariance_type, floor)
+        frame = Frame.of(rows, weights_N, self.covariance_type, self._floor())
         self._warn_of_columns(frame, rows)
-        regularisation = 1e-6 * frame.variance_D if self.reg_covar == "scale" else torch.full_like(
-            frame.shift_D, self.reg_covar)
+        relative = 1e-6 * frame.variance_D if self.reg_covar == "scale" else torch.zeros_like(frame.shift_D)
+        regularisation = relative + self._floor()
         return self._make_family(self.covariance_type, frame, regularisation, rows.dtype, self._held())
 
     def _make_family(self, *arguments: Any) -> Gaussian:
@@ -96,9 +95,13 @@ class NormalMixture(MixtureEstimator):
         """Parameters beside weights, means and covariances, from the attributes."""
         return {}
 
+    def _floor(self) -> float:
+        """The absolute part of the regularisation."""
+        return 0.0 if isinstance(self.reg_covar, str) else float(self.reg_covar)
+
     def _warn_of_columns(self, frame: Frame, rows: Rows) -> None:
         constant = frame.variance_D == 0
-        drowned = (frame.variance_D <= self.reg_covar) & ~constant if self.reg_covar != "scale" else constant & False
+        drowned = (frame.variance_D <= self._floor()) & ~constant
         for mask, text in ((constant, "is constant: its variance is reg_covar alone"),
                            (drowned, "has a variance below reg_covar, which drowns it: scale the data, or pass "
                                      "reg_covar='scale'")):
@@ -131,7 +134,7 @@ class NormalMixture(MixtureEstimator):
         kind = self.covariance_type
         weights_K, means_KD, root = (torch.as_tensor(a).to(device, torch.float64)
                                      for a in (self.weights_, self.means_, self.precisions_cholesky_))
-        K, D = means_KD.shape
+        _K, _D = means_KD.shape
         covariances = inverse_of_root(kind, root[None])
         spread = as_full(kind, covariances, means_KD[None])[0].diagonal(dim1=-2, dim2=-1)
         share_K = weights_K / weights_K.sum()

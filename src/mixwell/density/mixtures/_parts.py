@@ -12,16 +12,17 @@ from collections import deque
 from collections.abc import Sequence
 from numbers import Integral, Real
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.density._em import Assign, Family, Params, Run, best, climb, expect, step
+from mixwell.density._em import Assign, Family, Params, Run, best, climb, step
 from mixwell.density._em_kernels import posterior
-from mixwell.density._rows import ArrayRows, Piece, Rows, open_rows
+from mixwell.density._online import Online, batches
+from mixwell.density._rows import ArrayRows, Piece, Rows, imputed, locate_infinite, open_rows, tensor_rows
 from mixwell.density._workers import Workers
 
 try:
@@ -45,7 +46,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
     of Parquet files or a folder of them.
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
@@ -109,7 +110,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
     def _open(self, X: Any, *, reset: bool) -> Rows:
         rows = open_rows(X)
         if rows is None and isinstance(X, Tensor):
-            rows = _tensor_rows(X, self._allow_nan)
+            rows = tensor_rows(X, self._allow_nan)
         if rows is not None:
             self._note_columns(rows, reset)
             minimum = 2 if reset else 1
@@ -209,7 +210,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             def one_step(params: Params) -> tuple[Params, Tensor]:
                 new, bounds_S = step(workers, family, rows, weights_N, params, batch=params["weights"].numel())
                 if not bool(bounds_S.isfinite().all()):
-                    _locate_infinite(rows)
+                    locate_infinite(rows)
                 return new, bounds_S
 
             found = climb(one_step, batch, tol=self.tol, max_iter=self.max_iter, previous=previous, told=told.iteration)
@@ -244,8 +245,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         else:
             x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
         if rows.streamed and bool(x_ND.isinf().any()):
-            _locate_infinite(rows)
-        x_ND = _imputed(x_ND)
+            locate_infinite(rows)
+        x_ND = imputed(x_ND)
         few, assign, weights_N = self._assignment(x_ND, weights_N, rng)
         params, _ = step(workers, family, ArrayRows(few), weights_N, None, assign, self.n_components)
         if self.init_params in ("k-means++", "random_from_data"):
@@ -300,22 +301,22 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         self.lower_bounds_ = [*([] if first else self.lower_bounds_), bound]
         return self
 
-    def _begin_online(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> _Online:
+    def _begin_online(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> Online:
         family = self._build_family(rows, weights_N)
         if hasattr(self, "converged_"):
             params = {name: value[None] for name, value in self._warm(family).items()}
         else:
             params = self._start(workers, family, rows, weights_N, check_random_state(self.random_state))
-        return _Online(family, params, self.learning_decay, self.learning_offset)
+        return Online(family, params, self.learning_decay, self.learning_offset)
 
     def _run_online(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, start: Params,
                     rng: np.random.RandomState) -> Run:
         """Epochs of online EM over batches, in random order where the rows are in memory."""
-        online = _Online(family, start, self.learning_decay, self.learning_offset)
+        online = Online(family, start, self.learning_decay, self.learning_offset)
         run = Run({name: value[0] for name, value in start.items()})
         for _ in range(self.max_iter):
             total, weight = 0.0, 0.0
-            for batch, batch_weights in _batches(rows, weights_N, self.batch_size, rng):
+            for batch, batch_weights in batches(rows, weights_N, self.batch_size, rng):
                 share = float(len(batch)) if batch_weights is None else float(batch_weights.sum())
                 if share > 0:
                     total += share * online.update(workers, ArrayRows(batch), batch_weights)
@@ -420,31 +421,6 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         return tags
 
 
-class _Online:
-    """Running sufficient statistics of online EM (Cappe and Moulines, 2009)."""
-
-    def __init__(self, family: Family, params: Params, decay: float, offset: float) -> None:
-        self.family, self.params, self.decay, self.offset = family, params, decay, offset
-        self.statistics: Any = None
-        self.steps = 0
-
-    def update(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> float:
-        level = self.family.online_level()
-        kernel = self.family.kernel(self.params, level)
-        tally = expect(workers, kernel, rows.pieces(kernel.rows(self.params["weights"].numel())), weights_N)
-        rate = 1.0 if self.statistics is None else (self.steps + self.offset) ** -self.decay
-        fresh = type(tally.statistics)(*(s / tally.weight for s in tally.statistics))
-        old = fresh if self.statistics is None else self.statistics
-        self.statistics = type(fresh)(*((1 - rate) * a + rate * b for a, b in zip(old, fresh)))
-        tally.statistics, bound = self.statistics, float(tally.log_likelihood_S[0] / tally.weight)
-        tally.weight = torch.ones_like(tally.weight)
-        new = self.family.maximise(tally, self.params, level)
-        if not self.family.trusts(new, self.family.levels(new)[-1]):
-            self.family.refuse(new)
-        self.params, self.steps = new, self.steps + 1
-        return bound
-
-
 class _Teller:
     """Progress messages, worded as scikit-learn's."""
 
@@ -473,41 +449,3 @@ def _one_hot(labels_B: Tensor, components: int, piece: Piece) -> Tensor:
     hot_KB = torch.zeros(components, len(labels_B), dtype=torch.float64)
     hot_KB[labels_B, torch.arange(len(labels_B))] = 1
     return hot_KB[None].to(piece.x_BD.device)
-
-
-def _imputed(x_ND: Tensor) -> Tensor:
-    """Column means in place of missing values: good enough to start from."""
-    return torch.where(torch.isnan(x_ND), torch.nanmean(x_ND, 0), x_ND) if bool(torch.isnan(x_ND.sum())) else x_ND
-
-
-def _batches(rows: Rows, weights_N: Tensor | None, size: int, rng: np.random.RandomState) -> Any:
-    """(rows, weights) of batches."""
-    for start, chunk in rows.chunks():
-        order = torch.as_tensor(rng.permutation(len(chunk)), device=chunk.device)
-        for part in order.split(size):
-            yield chunk[part], None if weights_N is None else weights_N[part + start]
-
-
-def _tensor_rows(x: Tensor, allow_nan: bool) -> Rows:
-    if x.ndim != 2:
-        raise ValueError(f"Expected 2D tensor, got {x.ndim}D tensor instead; reshape it to (rows, columns).")
-    if x.is_complex() or x.is_sparse:
-        raise ValueError(f"expected a dense tensor of real numbers, got {x.dtype} ({x.layout}).")
-    x = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().double()
-    rows = ArrayRows(x)
-    if not (bool(x.isfinite().all()) or (allow_nan and not bool(x.isinf().any()))):
-        _locate_infinite(rows)
-    return rows
-
-
-def _locate_infinite(rows: Rows) -> None:
-    """Name the first value that no density can take."""
-    for start, chunk in rows.chunks():
-        bad = (chunk.isinf() | chunk.isnan()).nonzero()
-        infinite = chunk.isinf().nonzero()
-        if len(infinite) or len(bad):
-            row, column = (infinite if len(infinite) else bad)[0].tolist()
-            name = column if rows.names is None else repr(rows.names[column])
-            raise ValueError(f"Input X contains {'infinity' if len(infinite) else 'NaN'}: row {start + row}, column "
-                             f"{name}. Remove or replace it.")
-    raise ValueError("the log-likelihood is not finite; scale the input data or increase reg_covar.")

@@ -6,7 +6,7 @@ K components, D columns, S starts.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from mixwell.density.mixtures._parts import MixtureEstimator
 class PlainMixture(MixtureEstimator):
     """A mixture with the common constructor and one attribute for each parameter."""
 
-    _attributes: dict[str, str] = {}  # parameter of the family -> fitted attribute
+    _attributes: ClassVar[dict[str, str]] = {}  # parameter of the family -> fitted attribute
 
     def __init__(self, n_components: int = 1, *, tol: float = 1e-3, max_iter: int = 100, n_init: int = 1,
                  init_params: str = "kmeans", random_state: Any = None, warm_start: bool = False, verbose: int = 0,

@@ -20,7 +20,7 @@ missing value with `unknown="missing"`.
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,12 +71,12 @@ class CategoricalMixture(PlainMixture):
     "missing", what a category not seen in fitting is taken for. Other parameters as `GaussianMixture`'s.
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **PlainMixture._parameter_constraints,
         "alpha": [Interval(Real, 0.0, None, closed="left")],
         "unknown": [StrOptions({"error", "missing"})],
     }
-    _attributes = {"probabilities": "_flat_probabilities"}  # noqa: RUF012
+    _attributes: ClassVar[dict[str, str]] = {"probabilities": "_flat_probabilities"}
     _fixable = ("weights", "probabilities")
     _allow_nan = True
 

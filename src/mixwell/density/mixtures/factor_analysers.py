@@ -8,8 +8,8 @@ covariance C_k: B = L^T Sigma^-1, E = I - B L + B C B^T; L_new = C B^T E^-1; Psi
 
 **Reference:** Ghahramani, Hinton (1997), The EM Algorithm for Mixtures of Factor Analyzers.
 
-**Differs:** C_k is taken about the new mean (one step of the alternating expectation-conditional-maximisation of Meng and
-van Dyk, 1997), so that missing values and the Gaussian kernels serve as they are; `tied_noise` shares one Psi.
+**Differs:** C_k is taken about the new mean (one step of the alternating expectation-conditional-maximisation of Meng
+and van Dyk, 1997), so that missing values and the Gaussian kernels serve as they are; `tied_noise` shares one Psi.
 
 **Fails when:** Q is near D: loadings are then not determined (they are only up to a rotation in any case).
 
@@ -19,7 +19,7 @@ van Dyk, 1997), so that missing values and the Gaussian kernels serve as they ar
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sklearn.utils._param_validation import Interval
@@ -81,7 +81,7 @@ class MixtureOfFactorAnalysers(NormalMixture):
     components. Other parameters as `GaussianMixture`'s; NaN marks a missing value.
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **{name: rule for name, rule in NormalMixture._parameter_constraints.items()
            if name not in ("covariance_type", "weights_init", "means_init", "precisions_init")},
         "n_factors": [Interval(Integral, 1, None, closed="left")],

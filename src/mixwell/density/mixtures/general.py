@@ -39,7 +39,7 @@ class Mixture(DensityMixin, BaseEstimator):
 
     components: objects with `log_prob(X) -> (N,)` (or scikit-learn's `score_samples`) and `fit(X, sample_weight=...)`;
     they are copied, the given ones stay as they are. A component with `sample(n)` makes the mixture sample.
-    init: "kmeans" (one cluster a component, in an order that fits best), or "given" where the components are fitted already.
+    init: "kmeans" (one cluster a component, in an order that fits best), or "given" where the components are fitted.
     """
 
     def __init__(self, components: Sequence[Any] = (), *, tol: float = 1e-3, max_iter: int = 100, n_init: int = 1,

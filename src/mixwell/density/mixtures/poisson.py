@@ -17,7 +17,7 @@ Xekalaki (2005), Mixed Poisson Distributions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Poisson(ExponentialFamily):
 class PoissonMixture(PlainMixture):
     """Mixture of independent Poisson counts; NaN marks a missing count. Parameters as `GaussianMixture`'s."""
 
-    _attributes = {"rates": "rates_"}  # noqa: RUF012
+    _attributes: ClassVar[dict[str, str]] = {"rates": "rates_"}
     _fixable = ("weights", "rates")
     _allow_nan = True
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ class StudentTKernel(GaussianKernel):
     def state(self, piece: Piece) -> Any:
         return self.dense.features(piece.x_BD)
 
-    def tally(self, state: Any, resp_SKB: Tensor) -> TSums:
+    def tally(self, state: Any, resp_SKB: Tensor) -> TSums:  # type: ignore[override]
         features, u_SKB = state if isinstance(state, tuple) else (state, torch.ones_like(resp_SKB))
         scaled, first, second = self.dense.moments(features, (resp_SKB * u_SKB).to(features.dtype))
         logs = (resp_SKB * (u_SKB.log() - u_SKB)).sum(-1)
@@ -142,7 +142,7 @@ class StudentTMixture(NormalMixture):
     "dofs". Other parameters as `GaussianMixture`'s.
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **NormalMixture._parameter_constraints,
         "dof_init": [Interval(Real, 0.0, None, closed="neither")],
         "min_dof": [Interval(Real, 0.0, LARGEST_DOF, closed="neither")],
@@ -170,7 +170,7 @@ class StudentTMixture(NormalMixture):
         family.smallest_dof, family.dof_init = self.min_dof, self.dof_init
         return family
 
-    def _refine_start(self, family: Gaussian, params: Params) -> Params:
+    def _refine_start(self, family: Gaussian, params: Params) -> Params:  # type: ignore[override]
         params = super()._refine_start(family, params)
         return {"dofs": torch.full_like(params["weights"], self.dof_init), **params}
 
@@ -199,6 +199,6 @@ class StudentTMixture(NormalMixture):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two groups in the plane with a few far points."""
     centres_ND = torch.tensor([[-4.0, 0.0], [4.0, 1.0]], dtype=torch.float64).repeat_interleave(60, 0)
-    x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)
-    x_ND[::15] *= 4
-    return {"estimator": StudentTMixture(2, random_state=0), "X": x_ND.numpy()}
+    noise_ND = torch.randn(120, 2, generator=generator, dtype=torch.float64)
+    noise_ND[::15] *= 3
+    return {"estimator": StudentTMixture(2, random_state=0), "X": (centres_ND + noise_ND).numpy()}

@@ -2,7 +2,7 @@
 
 **Equation:** p(x) = sum_k w_k C_D(kappa_k) exp(kappa_k mu_k . x) on the unit sphere, C_D(kappa) = kappa^(D/2-1) /
 ((2 pi)^(D/2) I_{D/2-1}(kappa)). M step: mu_k is the direction of the weighted mean R_k, and kappa_k solves
-I_{D/2}(kappa) / I_{D/2-1}(kappa) = |R_k|, by Newton from kappa = r (D - r^2) / (1 - r^2).
+I_{D/2}(kappa) / I_{D/2-1}(kappa) = |R_k|, by Newton on log kappa and log odds from kappa = r (D - r^2) / (1 - r^2).
 
 **Shapes:** X (N, D), rows are directions and are scaled to unit length; `weights_` (K,), `mean_directions_` (K, D),
 `concentrations_` (K,). Densities are with respect to the area of the sphere.
@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import warnings
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,15 +48,17 @@ def log_normaliser(columns: int, kappa: Tensor) -> Tensor:
 def concentration(columns: int, length: Tensor, largest: float) -> Tensor:
     """kappa with I_{D/2}(kappa) / I_{D/2-1}(kappa) = length of the mean, at most `largest`."""
     r = length.double().clamp(1e-12, 1 - 1e-12)
-    kappa = r * (columns - r**2) / (1 - r**2)
-    for _ in range(8):
-        a = bessel_ratio(columns / 2 - 1, kappa)
-        slope = (1 - a**2 - (columns - 1) * a / kappa).clamp(min=1e-300)
-        step = ((a - r) / slope).clamp(-kappa, kappa)
-        kappa = (kappa - step).clamp(min=1e-10)
-        if bool((step.abs() < 1e-12 * kappa).all()):
+    log_odds, log_kappa = torch.logit(r), torch.log(r * (columns - r**2) / (1 - r**2))
+    for _ in range(25):
+        kappa = log_kappa.exp()
+        a = bessel_ratio(columns / 2 - 1, kappa).clamp(1e-300, 1 - 1e-16)
+        slope = 1 - a**2 - (columns - 1) * a / kappa
+        elasticity = (kappa * slope / (a * (1 - a))).clamp(1.0, 1.6)  # its range; rounding would leave it
+        step = (torch.logit(a) - log_odds) / elasticity
+        log_kappa = log_kappa - step
+        if bool((step.abs() < 1e-12).all()):
             break
-    return kappa.clamp(max=largest)
+    return log_kappa.exp().clamp(max=largest)
 
 
 def log_area(columns: int) -> float:
@@ -102,11 +104,11 @@ class VonMisesFisher(ExponentialFamily):
 class VonMisesFisherMixture(PlainMixture):
     """Mixture of directions. `max_concentration` bounds kappa; other parameters as `GaussianMixture`'s."""
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **PlainMixture._parameter_constraints,
         "max_concentration": [Interval(Real, 0.0, None, closed="neither")],
     }
-    _attributes = {"directions": "mean_directions_", "concentrations": "concentrations_"}  # noqa: RUF012
+    _attributes: ClassVar[dict[str, str]] = {"directions": "mean_directions_", "concentrations": "concentrations_"}
     _fixable = ("weights", "directions", "concentrations")
 
     def __init__(self, n_components: int = 1, *, max_concentration: float = 1e8, tol: float = 1e-3,
@@ -129,8 +131,8 @@ class VonMisesFisherMixture(PlainMixture):
         for start, chunk in rows.chunks():
             zero = (chunk == 0).all(1)
             if bool(zero.any()):
-                warnings.warn(f"row {start + int(zero.nonzero()[0, 0])} is all zeros, which has no direction; such rows "
-                              "move no component.", UserWarning, stacklevel=4)
+                warnings.warn(f"row {start + int(zero.nonzero()[0, 0])} is all zeros, which has no direction; such "
+                              "rows move no component.", UserWarning, stacklevel=4)
                 return
 
     def _start_points(self, x_ND: np.ndarray) -> np.ndarray:

@@ -447,4 +447,5 @@ class GatedClassifier(ClassifierMixin, GatedEstimator):
 
     def predict(self, X: Any) -> Array:
         """The most probable class (N,)."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best_N = self.predict_proba(X).argmax(1)
+        return self.classes_[best_N]

@@ -1,7 +1,7 @@
 """Number of components: fit a range and keep what a criterion likes best.
 
-**Equation:** BIC = -2 loglik + P log N; AIC = -2 loglik + 2 P; ICL = BIC + 2 entropy of the responsibilities; cv = minus the
-mean held-out log-likelihood over folds; slope = -loglik + 2 s P with s from the data. The smallest wins.
+**Equation:** BIC = -2 loglik + P log N; AIC = -2 loglik + 2 P; ICL = BIC + 2 entropy of the responsibilities; cv =
+minus the mean held-out log-likelihood over folds; slope = -loglik + 2 s P with s from the data. The smallest wins.
 
 **Shapes:** X (N, D); `scores_` maps each number of components to its criterion.
 

@@ -3,7 +3,8 @@
 **Equation:** for large models -loglik(m) falls like -s D_m, with D_m free parameters; the criterion is crit(m) =
 -loglik(m) + 2 s D_m, where s is the slope of a robust line through the larger models.
 
-**Shapes:** log-likelihoods (M,) in nats over all rows, dimensions (M,); index of the chosen model, slope, criterion (M,).
+**Shapes:** log-likelihoods (M,) in nats over all rows, dimensions (M,) in; index of the chosen model, slope, criterion
+(M,) out.
 
 **Reference:** Baudry, Maugis, Michel (2012), Slope heuristics: overview and implementation, sections 3 and 4.
 

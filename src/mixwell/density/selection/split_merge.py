@@ -6,11 +6,11 @@ split, or both together) is followed by EM and kept where it lowers BIC.
 
 **Shapes:** X (N, D); fitted as a full-covariance `GaussianMixture`, `history_` lists the moves kept.
 
-**Reference:** Ueda, Nakano, Ghahramani, Hinton (2000), SMEM Algorithm for Mixture Models, section 3; with single moves as in
-Zhang, Zhang, Yi (2004), Competitive EM algorithm for finite mixture models.
+**Reference:** Ueda, Nakano, Ghahramani, Hinton (2000), SMEM Algorithm for Mixture Models, section 3; with single moves
+as in Zhang, Zhang, Yi (2004), Competitive EM algorithm for finite mixture models.
 
-**Differs:** moves are judged by BIC, so that the number of components may change (SMEM keeps it); the local density of a row
-is its share among its component's responsibilities against the component's own density.
+**Differs:** moves are judged by BIC, so that the number of components may change (SMEM keeps it); a move that leaves a
+component with fewer than D + 1 rows is refused; the equations are from memory of the papers.
 
 **Fails when:** groups are far from Gaussian: BIC then splits them as often as their shape asks for.
 
@@ -20,7 +20,7 @@ is its share among its component's responsibilities against the component's own 
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,12 +36,14 @@ Parameters = tuple[np.ndarray, np.ndarray, np.ndarray]  # weights (K,), means (K
 
 @method(title="Split and merge", year=2000, paper="SMEM Algorithm for Mixture Models", tags={"density", "selection"})
 class SplitMergeMixture(DensityMixin, BaseEstimator):
-    """Full-covariance Gaussian mixture whose components split and merge. `n_components`: how many to begin with;
-    `moves`: "free" (their number may change) or "swap" (SMEM: a merge and a split together); `candidates`: trials of each
-    kind of move before giving up. Fitted: `mixture_`, `n_components_`, `history_`, `bics_`.
+    """Full-covariance Gaussian mixture whose components split and merge.
+
+    `n_components`: how many to begin with; `moves`: "free" (their number may change) or "swap" (SMEM: a merge and a
+    split together); `candidates`: trials of each kind of move before giving up. Fitted: `mixture_`, `n_components_`,
+    `history_`, `bics_`.
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "max_moves": [Interval(Integral, 0, None, closed="left")],
         "candidates": [Interval(Integral, 1, None, closed="left")],
@@ -85,12 +87,15 @@ class SplitMergeMixture(DensityMixin, BaseEstimator):
                 trial.fit(X)
             except ValueError:  # a component collapsed: not a move worth keeping
                 continue
+            if trial.weights_.min() * len(X) < X.shape[1] + 1:
+                continue  # a spike on fewer rows than a covariance needs has any likelihood it likes
             if trial.bic(X) < self.bics_[-1] - 1e-6 * abs(self.bics_[-1]):
                 return name, trial
         return None
 
     def _proposals(self, model: Any, X: np.ndarray) -> list[tuple[str, Parameters]]:
-        params = tuple(np.asarray(a, float) for a in (model.weights_, model.means_, model.covariances_))
+        params = (np.asarray(model.weights_, float), np.asarray(model.means_, float),
+                  np.asarray(model.covariances_, float))
         resp_NK = model.predict_proba(X).astype(float)
         pairs, splits = merge_order(resp_NK), split_order(resp_NK, model, X)
         found: list[tuple[str, Parameters]] = []

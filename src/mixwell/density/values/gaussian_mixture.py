@@ -6,8 +6,8 @@ covariance S_uu - S_uo S_oo^-1 S_ou. Score: sum_k r_k(x) S_k^-1 (m_k - x).
 
 **Shapes:** `weights_K`, `means_KD`, `covariances_KDD`, float64 tensors; x (N, D). Every operation is differentiable.
 
-**Reference:** Petersen, Pedersen (2012), The Matrix Cookbook, section 8; Anderson (2003), An Introduction to Multivariate
-Statistical Analysis, section 2.5.
+**Reference:** Petersen, Pedersen (2012), The Matrix Cookbook, section 8; Anderson (2003), An Introduction to
+Multivariate Statistical Analysis, section 2.5.
 
 **Differs:** none.
 
@@ -46,7 +46,8 @@ class GaussianMixtureDensity:
             raise ValueError(f"got weights {tuple(self.weights_K.shape)}, means {tuple(self.means_KD.shape)}, "
                              f"covariances {tuple(self.covariances_KDD.shape)}; expected (K,), (K, D), (K, D, D).")
         if bool((self.weights_K < 0).any()) or abs(float(self.weights_K.sum()) - 1) > 1e-6:
-            raise ValueError(f"weights must not be negative and must sum to 1, got a sum of {self.weights_K.sum():.6f}.")
+            raise ValueError("weights must not be negative and must sum to 1, got a sum of "
+                             f"{self.weights_K.sum():.6f}.")
 
     @classmethod
     def from_estimator(cls, model: Any) -> GaussianMixtureDensity:

@@ -7,7 +7,8 @@ density, from every mean; then Newton steps where the Hessian is negative defini
 
 **Reference:** Carreira-Perpinan (2000), Mode-Finding for Mixtures of Gaussian Distributions, sections 4 and 5.
 
-**Differs:** the fixed point is followed by Newton steps; equal ends are joined by their distance in the component's metric.
+**Differs:** the fixed point is followed by Newton steps; ends are one mode where they are close in the mixture's own
+standard deviations.
 
 **Fails when:** a mode lies where no mean's path ends (possible for unequal covariances in two or more dimensions, where
 a mixture may have more modes than components); pass further `starts_ND` then.

@@ -60,8 +60,8 @@ def orlicz_wasserstein(weights_K: Tensor, atoms_KD: Tensor, weights_L: Tensor, a
     a_KD, b_LD = (torch.as_tensor(a).double().numpy() for a in (atoms_KD, atoms_LD))
     if a_KD.ndim != 2 or b_LD.ndim != 2 or a_KD.shape[1] != b_LD.shape[1] or len(w_K) != len(a_KD) or len(
             v_L) != len(b_LD):
-        raise ValueError(f"got weights of {w_K.shape} and {v_L.shape}, atoms of {a_KD.shape} and {b_LD.shape}; expected "
-                         "(K,), (L,), (K, D), (L, D).")
+        raise ValueError(f"got weights of {w_K.shape} and {v_L.shape}, atoms of {a_KD.shape} and {b_LD.shape}; "
+                         "expected (K,), (L,), (K, D), (L, D).")
     far_KL = np.linalg.norm(a_KD[:, None] - b_LD, axis=-1)
 
     def excess(t: float) -> float:

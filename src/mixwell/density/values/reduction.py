@@ -7,8 +7,8 @@
 
 **Reference:** Runnalls (2007), Kullback-Leibler Approach to Gaussian Mixture Reduction, equation 21.
 
-**Differs:** optional refinement: `refine` steps of assigning every component to its nearest (KL) reduced one and merging
-the groups anew (Davis, Dhillon, 2006, Differential Entropic Clustering of Multivariate Gaussians).
+**Differs:** optional refinement: `refine` steps of assigning every component to its nearest (KL) reduced one and
+merging the groups anew (Davis, Dhillon, 2006, Differential Entropic Clustering of Multivariate Gaussians).
 
 **Fails when:** greedy merging of many equal components ends in a poor grouping; raise `refine`.
 

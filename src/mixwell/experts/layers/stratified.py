@@ -84,6 +84,8 @@ class StratifiedMoE(ChannelMixer):
     """Mixture of SwiGLU experts in ordered strata; see the module's card."""
 
     config: Config
+    gates: Any
+    norms: Any
     stratum_E: Tensor
     packable = ("gate_up_proj", "down_proj")
 

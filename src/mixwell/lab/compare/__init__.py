@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,11 +52,6 @@ class Trial:
     state: str = WAITING
     error: str = ""
 
-    @property
-    def name(self) -> str:
-        """`top_k · seed 0`"""
-        return f"{self.variant} · seed {self.seed}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -72,19 +67,24 @@ class Plan:
     out: Path
 
     def stages(self) -> list[Planned]:
-        """Every stage that would run or is there, shared ones once, named after the first trial that needs them."""
+        """Every stage that would run or is there, shared ones once, under a name that tells whom it serves."""
         found: dict[Path, Planned] = {}
+        users: dict[Path, list[Trial]] = {}
         for trial in self.trials:
             for one in trial.todo:
-                found.setdefault(one.folder, labelled(one, trial))
-        return list(found.values())
+                found.setdefault(one.folder, one)
+                users.setdefault(one.folder, []).append(trial)
+        return [_labelled(one, users[folder]) for folder, one in found.items()]
 
 
-def labelled(planned: Planned, trial: Trial) -> Planned:
-    """The stage under a name that tells whose it is; what the recipe shares with all variants keeps its own."""
-    shared = planned.stage.kind in ("data", "tokenizer", "tokens")
-    name = planned.stage.id if shared else f"{trial.name} · {planned.stage.id}"
-    return replace(planned, stage=replace(planned.stage, id=name))
+def _labelled(planned: Planned, users: Sequence[Trial]) -> Planned:
+    """`dense` where all seeds share the stage, `dense · seed 0` where all variants do, `moe · top_k · seed 0` else."""
+    parts = [planned.stage.id]
+    if len({t.variant for t in users}) == 1 and len(users) == 1:
+        parts.append(users[0].variant)
+    if len({t.seed for t in users}) == 1:
+        parts.append(f"seed {users[0].seed}")
+    return replace(planned, stage=replace(planned.stage, id=" · ".join(parts)))
 
 
 def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], *,
@@ -180,13 +180,15 @@ def run(made: Plan, observer: Observer | None = None) -> Path:
     """Do what was planned and return the path of the report."""
     observer, started, clock = observer or engine.Silent(), datetime.now(UTC), time.perf_counter()
     with engine.locked(made.out):
-        engine.tidy(made.out / "stages", {p.folder for p in made.stages() if p.cached})
-        observer.planned(made.stages())
+        engine.tidy(made.out / "stages", {p.folder for t in made.trials for p in t.todo if p.cached})
+        listed = made.stages()
+        observer.planned(listed)
+        names = _Named(observer, {p.folder: p for p in listed})
         done: dict[Path, dict[str, Any]] = {}
         try:
             for trial in made.trials:
                 if trial.state == WAITING:
-                    _attempt(trial, done, observer, started)
+                    _attempt(trial, done, names, started)
         finally:  # Ctrl-C leaves a report of what is there
             _write(made, started, time.perf_counter() - clock)
             page = report.build(made.out)
@@ -197,8 +199,8 @@ def _attempt(trial: Trial, done: dict[Path, dict[str, Any]], observer: Observer,
     """Run one trial; what goes wrong is kept with it, unless it would go wrong with every other one too."""
     clock = time.perf_counter()
     try:
-        for planned in _stages(trial, done):
-            done[planned.folder] = engine.finish(planned, _recipe(trial), trial.todo, _Named(observer, trial))
+        for planned in (p for p in trial.todo if p.folder not in done):
+            done[planned.folder] = engine.finish(planned, _recipe(trial), trial.todo, observer)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -213,33 +215,28 @@ def _attempt(trial: Trial, done: dict[Path, dict[str, Any]], observer: Observer,
         engine.write_record(_recipe(trial), trial.folder, trial.todo, records, started, time.perf_counter() - clock)
 
 
-def _stages(trial: Trial, done: Mapping[Path, Any]) -> Iterator[Planned]:
-    """The trial's stages that no earlier trial has dealt with."""
-    yield from (p for p in trial.todo if p.folder not in done)
-
-
 def _recipe(trial: Trial) -> Recipe:
     assert trial.recipe is not None
     return trial.recipe
 
 
 class _Named:
-    """Tells an observer of a trial's stages under the names that `Plan.stages` gave them."""
+    """Tells an observer of the stages under the names that `Plan.stages` gave them."""
 
-    def __init__(self, observer: Observer, trial: Trial) -> None:
-        self.observer, self.trial = observer, trial
+    def __init__(self, observer: Observer, named: Mapping[Path, Planned]) -> None:
+        self.observer, self.named = observer, named
 
     def planned(self, stages: Sequence[Planned]) -> None:
         self.observer.planned(stages)
 
     def started(self, planned: Planned) -> None:
-        self.observer.started(labelled(planned, self.trial))
+        self.observer.started(self.named[planned.folder])
 
     def advanced(self, planned: Planned, share: float, words: str) -> None:
-        self.observer.advanced(labelled(planned, self.trial), share, words)
+        self.observer.advanced(self.named[planned.folder], share, words)
 
     def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
-        self.observer.finished(labelled(planned, self.trial), record)
+        self.observer.finished(self.named[planned.folder], record)
 
 
 def _write(made: Plan, started: datetime, wall_seconds: float) -> None:

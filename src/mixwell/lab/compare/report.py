@@ -17,9 +17,9 @@ TITLES = {"table": "Result", "curves": "Learning curves", "cost": "Cost", "domai
           "loads": "Expert load", "settings": "Variants", "recipe": "Recipe", "machine": "Machine and versions"}
 
 
-def build(folder: str | Path) -> Path:
-    """Write the report of the comparison in `folder` anew and return its path."""
-    return files.write_text(Path(folder) / "report.html", render("compare.html", **contents(read(folder))))
+def build(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of the comparison in `folder` anew, by default to its `report.html`; returns its path."""
+    return files.write_text(out or Path(folder) / "report.html", render("compare.html", **contents(read(folder))))
 
 
 def contents(found: Comparison) -> dict[str, Any]:
@@ -31,6 +31,6 @@ def contents(found: Comparison) -> dict[str, Any]:
         "domains": views.domains(found), "loads": loads(found), "settings": views.settings(found),
         "recipe": recipe(run), "machine": machine(run)}
     return {"title": views.title(found), "facts": facts(run), "lead": views.lead(found), "notes": views.notes(found),
-            "forest": forest(found, colors), "failures": views.failures(found), "waiting": views.waiting(found),
-            "baseline": found.baseline, "toc": [(name, TITLES[name]) for name, part in sections.items() if part],
-            **sections}
+            "forest": forest(found, colors), "p_label": views.p_label(found), "failures": views.failures(found),
+            "waiting": views.waiting(found), "baseline": found.baseline,
+            "toc": [(name, TITLES[name]) for name, part in sections.items() if part], **sections}

@@ -38,8 +38,8 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
     for text in texts:
         path, equals, values = text.partition("=")
         if not equals or not path or path in found:
-            problem = "the key stands twice" if path in found else "expected KEY=VALUE,VALUE such as moe.router=top_k,hash"
-            raise MixwellError(f"--vary {text!r}: {problem}.")
+            problem = "the key stands twice" if path in found else "expected KEY=VALUE,VALUE"
+            raise MixwellError(f"--vary {text!r}: {problem}, such as moe.router=top_k,sinkhorn.")
         try:
             parsed = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError:
@@ -133,9 +133,8 @@ def baseline_of(found: Sequence[Variant], wanted: str | None) -> str:
 
 def with_training(base: Recipe, budget: Mapping[str, float]) -> Recipe:
     """The recipe itself, or with a stage that trains its model where it has no stages and the budget pays for one."""
-    if base.stages or not BUDGETS & set(budget):
-        return base
-    return replace(base, stages=[{"id": TRAINED, "train": {}}])
+    training = {name: value for name, value in budget.items() if name in BUDGETS}
+    return base if base.stages or not training else replace(base, stages=[{"id": TRAINED, "train": training}])
 
 
 def judged_stage(found: Sequence[Variant], wanted: str | None, threads: int) -> str:
@@ -156,7 +155,7 @@ def judged_stage(found: Sequence[Variant], wanted: str | None, threads: int) -> 
     chosen = wanted or next((id for id in reversed(differing) if stages[id].kind == "train"), None) \
         or next(reversed(differing), None) or next(reversed(models), None)
     if chosen is None:
-        raise MixwellError("the recipe trains, converts and compresses nothing; give it a stage, or --budget tokens=1M.")
+        raise MixwellError("the recipe trains and converts nothing; give it a stage, or --budget tokens=1M.")
     _check_differs(keys, chosen)
     return chosen
 
@@ -166,8 +165,8 @@ def _check_differs(keys: Mapping[str, Mapping[str, str]], stage: str) -> None:
     for name, own in keys.items():
         other = first.setdefault(own[stage], name)
         if other != name:
-            raise MixwellError(f"{other} and {name} are the same up to stage {stage}: what is varied does not reach it. "
-                               "Name another key, or another stage with --stage.")
+            raise MixwellError(f"{other} and {name} are the same up to stage {stage}: what is varied does not reach "
+                               "it. Name another key, or another stage with --stage.")
 
 
 def prepared(variant_recipe: Recipe, stage: str, budget: Mapping[str, float], seed: int) -> Recipe:

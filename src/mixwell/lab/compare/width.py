@@ -54,6 +54,6 @@ def _width_path(chosen: Recipe) -> str:
     model: Any = chosen.model
     mixer = model.get("channel_mixer", {}) if isinstance(model, Mapping) else None
     if not isinstance(mixer, Mapping):
-        raise MixwellError("--budget bytes: the width is changed to fit, and this recipe's model has none to change (it "
-                           "is read from a folder, or lists a mixer for each layer); use tokens, flops or seconds.")
+        raise MixwellError("--budget bytes: the width is changed to fit, and this recipe's model has none to change "
+                           "(it is read from a folder, or lists a mixer for each layer); leave it out.")
     return "model.channel_mixer.hidden_dim" if "hidden_dim" in mixer else "model.hidden_dim"

@@ -13,8 +13,6 @@ from mixwell.lab.compare.results import METRIC, Comparison, Result, Trial
 from mixwell.lab.compare.statistics import LEVEL, Difference
 from mixwell.lab.run_folder import figure, numbers
 
-MINUS = "−"
-
 
 def title(found: Comparison) -> str:
     """`standard-library by router`"""
@@ -29,10 +27,9 @@ def lead(found: Comparison) -> str:
     if base not in scored:
         return f"The baseline {base} has no result, so there is nothing to hold the others against."
     said = [_side(found, "Better", True), _side(found, "Worse", False)]
-    open_, single = _undecided(found), [n for n in scored if n in found.differences and found.differences[n].interval.count < 2]
-    if open_:
-        said.append(f"No difference from {base} is supported for {_and(open_)}.")
-    if single:
+    if undecided := _undecided(found):
+        said.append(f"No difference from {base} is supported for {_and(undecided)}.")
+    if single := [n for n in scored if n in found.differences and found.differences[n].interval.count < 2]:
         said.append(f"One seed cannot tell a difference from luck: nothing is said of {_and(single)} against {base}.")
     if failed := [r.name for r in found.results if not r.trials and r.failures]:
         said.append(f"{_and(failed)} failed.")
@@ -59,15 +56,16 @@ def _undecided(found: Comparison) -> list[str]:
 def notes(found: Comparison) -> list[str]:
     """How it was judged, in short sentences."""
     count = sum(not math.isnan(d.p) for d in found.differences.values())
-    said = [f"Measured: mean {METRIC} of held-out text after the stage {found.record['stage']}, lower is better. {_budget(found)}"]
+    said = [f"Measured: mean {METRIC} of held-out text after the stage {found.record['stage']}, lower is better.",
+            _budget(found)]
     if count:
         several = f", after Holm's correction for {count} comparisons" if count > 1 else ""
-        said.append(f"Differences are paired by seed (same seed, same first weights and same order of the data); intervals "
-                    f"are 95 % intervals of Student's t. A difference is called supported where p is below {LEVEL}{several}.")
-    if open_ := _undecided(found):
-        reach = max(max(abs(found.differences[n].interval.low), abs(found.differences[n].interval.high)) for n in open_)
-        said.append(f"Not supported does not mean equal: where nothing is supported, differences up to {_gap(reach)} remain "
-                    "possible; more seeds would narrow that.")
+        said.append("Differences are paired by seed (same data in the same order, same draws); intervals are 95 % "
+                    f"intervals of Student's t. A difference is called supported where p is below {LEVEL}{several}.")
+    if undecided := [found.differences[n].interval for n in _undecided(found)]:
+        reach = max(max(abs(i.low), abs(i.high)) for i in undecided)
+        said.append(f"Not supported does not mean equal: there, differences up to {_gap(reach)} remain possible; more "
+                    "seeds would narrow that.")
     said.append("Another budget, model size or text may order the variants otherwise.")
     return said
 
@@ -88,12 +86,12 @@ def table(found: Comparison) -> list[dict[str, Any]]:
 
 def _row(found: Comparison, result: Result) -> dict[str, Any]:
     own, d = result.interval, found.differences.get(result.name)
-    row = {"name": result.name, "seeds": f"{own.count} of {len(found.seeds)}", "mean": units.fixed(own.mean, 4),
+    row = {"name": result.name, "seeds": str(own.count), "mean": units.fixed(own.mean, 4),
            "half": f"± {units.fixed(own.half, 4)}" if own.count > 1 else "", "gap": "", "range": "", "p": "",
-           "verdict": "", "state": "", "baseline": result.name == found.baseline}
+           "verdict": "baseline" if result.name == found.baseline else "no pair", "state": "", "aside": ""}
     if d is None:
-        return row | {"verdict": "baseline" if row["baseline"] else "no pair"}
-    gap = {"gap": f"{_signed(d.interval.mean)}", "range": ""}
+        return row
+    gap = {"gap": _signed(d.interval.mean)}
     if d.interval.count > 1:
         gap |= {"range": f"{_signed(d.interval.low)} to {_signed(d.interval.high)}", "p": _p(d.p_holm)}
     return row | gap | verdict(d)
@@ -102,11 +100,16 @@ def _row(found: Comparison, result: Result) -> dict[str, Any]:
 def verdict(d: Difference) -> dict[str, str]:
     """What the seeds support, in a few words, and the class that colours them."""
     if d.interval.count < 2:
-        return {"verdict": "one seed", "state": ""}
+        return {"verdict": "one seed"}
     if d.supported:
-        return {"verdict": "better", "state": "kept"} if d.interval.mean < 0 else {"verdict": "worse", "state": "broken"}
-    alone = " (alone it would be)" if d.p < LEVEL else ""
-    return {"verdict": f"not supported{alone}", "state": ""}
+        better = d.interval.mean < 0
+        return {"verdict": "better" if better else "worse", "state": "kept" if better else "broken"}
+    return {"verdict": "not supported", "aside": "alone it would be" if d.p < LEVEL else ""}
+
+
+def p_label(found: Comparison) -> str:
+    """Heading of the column of p-values."""
+    return "p, Holm" if sum(not math.isnan(d.p) for d in found.differences.values()) > 1 else "p"
 
 
 def _p(value: float) -> str:
@@ -137,27 +140,19 @@ def waiting(found: Comparison) -> list[str]:
     return [r.name for r in found.results if len(r.trials) + len(r.failures) < len(found.seeds)]
 
 
-def cost(found: Comparison) -> dict[str, Any]:
-    """Sizes of the model, and what the compared training took; seconds with their spread over seeds."""
-    columns: dict[str, Callable[[Sequence[Trial]], str]] = {
-        "parameters": lambda t: units.si(figure(t[0].stage.result, "parameters")),
-        "active per token": lambda t: units.si(figure(t[0].stage.result, "active_parameters")),
-        "weights on disk": lambda t: units.si(t[0].weights_bytes, "B"),
-        "tokens": lambda t: units.si(_mean(t, "tokens")),
-        "compute": lambda t: units.si(_mean(t, "flops"), "FLOP"),
-        "compute per token": lambda t: units.si(_mean(t, "flops") / _mean(t, "tokens"), "FLOP"),
-        "time": lambda t: units.seconds(_mean(t, "seconds")),
-        "tokens per second": lambda t: units.si(_mean(t, "tokens") / _mean(t, "seconds")),
-    }
-    rows = [[r.name, *(_cell(form, list(r.trials.values())) for form in columns.values())] for r in found.ranked]
-    return {"head": list(columns), "rows": rows} if rows else {}
+def cost(found: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each variant with sizes of the model and what the compared training took, as (figure, small print)."""
+    return [(r.name, _cost(list(r.trials.values()))) for r in found.ranked]
 
 
-def _cell(form: Callable[[Sequence[Trial]], str], trials: Sequence[Trial]) -> str:
-    try:
-        return form(trials)
-    except ZeroDivisionError:
-        return units.ABSENT
+def _cost(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    result = trials[0].stage.result
+    tokens, flops, seconds = (_mean(trials, budget) for budget in ("tokens", "flops", "seconds"))
+    active = units.si(figure(result, "active_parameters"))
+    return [(units.si(figure(result, "parameters")), f"{active} active"),
+            (units.si(trials[0].weights_bytes, "B"), ""), (units.si(tokens), ""),
+            (units.si(flops, "FLOP"), f"{units.si(flops / tokens, 'FLOP')} a token" if tokens else ""),
+            (units.seconds(seconds), f"{units.si(tokens / seconds)} tokens a second" if seconds else "")]
 
 
 def _mean(trials: Sequence[Trial], budget: str) -> float:
@@ -172,9 +167,9 @@ def domains(found: Comparison) -> dict[str, Any]:
     if len(names) < 2:
         return {}
     best = {d: min(row[d] for row in scores.values() if d in row) for d in names}
-    rows = [{"name": name, "cells": [{"text": units.fixed(row.get(d), 4), "best": row.get(d) == best[d]} for d in names]}
-            for name, row in scores.items()]
-    return {"head": names, "rows": rows}
+    cells = {name: [{"text": units.fixed(row.get(d), 4), "best": row.get(d) == best[d]} for d in names]
+             for name, row in scores.items()}
+    return {"head": names, "rows": [{"name": name, "cells": row} for name, row in cells.items()]}
 
 
 def _by_domain(result: Result) -> dict[str, float]:

@@ -89,7 +89,8 @@ def _lines(result: Result, budget: str) -> dict[int, Line]:
     """Seed -> smoothed loss against what was spent."""
     found = {}
     for seed, trial in result.trials.items():
-        points = [(figure(m, budget), figure(m, "loss_nats")) for m in (trial.training.metrics if trial.training else ())]
+        metrics = trial.training.metrics if trial.training else ()
+        points = [(figure(m, budget), figure(m, "loss_nats")) for m in metrics]
         finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         if finite:
             x, y = np.array(finite).T
@@ -165,7 +166,8 @@ def loads(found: Comparison) -> list[dict[str, Any]]:
 
 def _load(result: Result) -> dict[str, Any]:
     by_seed = [_means(trial) for trial in result.trials.values()]
-    layers = [layer for layer in by_seed[0] if all(layer in m and len(m[layer]) == len(by_seed[0][layer]) for m in by_seed)]
+    sizes = [{layer: len(shares) for layer, shares in means.items()} for means in by_seed]
+    layers = [layer for layer, size in sizes[0].items() if all(own.get(layer) == size for own in sizes)]
     if not layers:
         return {}
     ordered = {layer: np.array([sorted(m[layer], reverse=True) for m in by_seed]) for layer in layers}

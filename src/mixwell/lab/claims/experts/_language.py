@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixwell.core import registry
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
 
@@ -56,3 +59,19 @@ def probe(bench: Bench, model: Any, rows: int = 32, width: int = 64) -> list[See
         for hook in hooks:
             hook.remove()
     return found
+
+
+def limited(bench: Bench, rule: str) -> dict[str, Any]:
+    """The bench's decoder with Switch routing, capacity factor 1 and an overflow rule."""
+    return bench.arch({**SWITCH, "capacity_factor": 1.0, "overflow": {"method": rule}})
+
+
+def log_scatter_ratio(bench: Bench, model: Any) -> float:
+    """Logarithm of the hidden states' scatter within experts over that between them, mean over layers.
+
+    Small where representations collapse.
+    """
+    collapse = registry.find("experts.analysis.collapse")
+    found = (collapse.load()(seen.mixed.routing, seen.hidden_TD, collapse.module().Config(), seen.context)
+             for seen in probe(bench, model))
+    return statistics.fmean(math.log(one["scatter_ratio"]) for one in found)

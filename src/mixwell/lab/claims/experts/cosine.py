@@ -8,34 +8,24 @@ more than one per cent more bits per byte.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
 from mixwell.lab.claims.experts._judging import no_worse, provided
-from mixwell.lab.claims.experts._language import SWITCH, bits, probe
-
-
-def log_ratio(bench: Bench, model: Any) -> float:
-    """Mean over layers of the logarithm of the scatter ratio; small where representations collapse."""
-    collapse = registry.find("experts.analysis.collapse")
-    found = (collapse.load()(seen.mixed.routing, seen.hidden_TD, collapse.module().Config(), seen.context)
-             for seen in probe(bench, model))
-    return statistics.fmean(math.log(one["scatter_ratio"] or math.inf) for one in found)
+from mixwell.lab.claims.experts._language import SWITCH, TOKENS, bits, log_scatter_ratio
 
 
 def claim(bench: Bench) -> Evidence:
     """Collapse under a cosine router against a linear one."""
     cosine: Mapping[str, Any] = {**SWITCH, "router": {"method": "cosine", "k": 1}}
-    archs = [bench.arch(cosine), bench.arch(SWITCH)]
-    ratios = [[log_ratio(bench, bench.train(arch, seed).model) for seed in bench.seeds] for arch in archs]
-    losses = [bits(bench, arch) for arch in archs]
+    method, baseline = bench.arch(cosine), bench.arch(SWITCH)
+    ratios = ([log_scatter_ratio(bench, bench.train(arch, seed, tokens=TOKENS).model) for seed in bench.seeds]
+              for arch in (method, baseline))
+    ours, theirs = bits(bench, method), bits(bench, baseline)
     evidence = weigh("Cosine routing lessens representation collapse.",
                      "log of within-expert over between-expert scatter of hidden states, mean over layers",
                      *ratios, lower_is_better=False)
-    return provided(evidence, no_worse(*losses, 0.01), "Its bits per byte are more than one per cent higher.",
-                    method_bits=losses[0], baseline_bits=losses[1])
+    return provided(evidence, no_worse(ours, theirs, 0.01), "Its bits per byte are more than one per cent higher.",
+                    method_bits=ours, baseline_bits=theirs)

@@ -19,6 +19,7 @@ from mixwell.lab.claims.experts._synthetic import TOP2, Clusters, errors
 def claim(bench: Bench) -> Evidence:
     """Error of expert choice against capacity-bound top-2."""
     problem = partial(Clusters, zipf=1.0)
-    method = errors(bench.seeds, {"router": {"method": "expert_choice", "capacity_factor": 2.0}, "balance": {}}, problem)
+    choice = {"router": {"method": "expert_choice", "capacity_factor": 2.0}, "balance": {}}
+    method = errors(bench.seeds, choice, problem)
     baseline = errors(bench.seeds, {**TOP2, "capacity_factor": 1.0}, problem)
     return weigh("Expert choice reaches a lower loss than top-2 in the same steps.", ERROR, method, baseline)

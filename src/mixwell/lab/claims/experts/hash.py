@@ -18,5 +18,6 @@ from mixwell.lab.claims.experts._language import SWITCH, bits, dense
 def claim(bench: Bench) -> Evidence:
     """Bits per byte of hash routing against a dense block; Switch's learnt routing beside."""
     method = bits(bench, bench.arch({"router": {"method": "hash", "vocab_size": VOCAB_SIZE}}))
-    evidence = weigh("Hash-routed experts beat a dense model of equal compute.", BITS, method, bits(bench, dense(bench, 64)))
+    baseline = bits(bench, dense(bench, 64))
+    evidence = weigh("Hash-routed experts beat a dense model of equal compute.", BITS, method, baseline)
     return provided(evidence, True, "", switch=bits(bench, bench.arch(SWITCH)))

@@ -10,12 +10,13 @@ from __future__ import annotations
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
 from mixwell.lab.claims.experts._judging import no_worse, provided
-from mixwell.lab.claims.experts._synthetic import TOP2, Clusters, balance_and_error
+from mixwell.lab.claims.experts._synthetic import TOP2, balance_and_error
 
 
 def claim(bench: Bench) -> Evidence:
     """Busiest load with the bias against the Switch loss."""
-    method, ours = balance_and_error(bench.seeds, {"router": {"method": "loss_free_bias", "k": 2}, "balance": {}}, zipf=1.0)
+    biased = {"router": {"method": "loss_free_bias", "k": 2}, "balance": {}}
+    method, ours = balance_and_error(bench.seeds, biased, zipf=1.0)
     baseline, theirs = balance_and_error(bench.seeds, TOP2, zipf=1.0)
     evidence = weigh("A bias balances better than a loss, at no cost.", "busiest expert's load over the mean load",
                      method, baseline)

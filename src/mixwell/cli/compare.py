@@ -1,0 +1,103 @@
+"""`mixwell compare`: variants of a recipe under one budget, from the same seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from mixwell.cli.errors import FAILED, one_line, tell
+from mixwell.cli.runs import RECIPE, split_words
+from mixwell.core.errors import MixwellError
+
+if TYPE_CHECKING:
+    from mixwell.lab.compare import Plan
+
+
+@one_line
+def compare(words: Annotated[list[str] | None, RECIPE] = None,
+            vary: Annotated[list[str] | None, typer.Option(metavar="KEY=A,B,...", help="What to vary: a key of the "
+                            "recipe, or of a stage by its id. Given more than once: a grid.")] = None,
+            budget: Annotated[str | None, typer.Option(metavar="NAME=AMOUNT", help="What each variant may spend: "
+                              "tokens, flops or seconds of training; bytes of weights, with it or alone.  "
+                              "[default: as the recipe says]")] = None,
+            seeds: Annotated[str, typer.Option(metavar="N or A,B,...", help="How many seeds, or which.")] = "3",
+            baseline: Annotated[str | None, typer.Option(metavar="VARIANT", help="What the others are held against.  "
+                                                         "[default: the first]")] = None,
+            stage: Annotated[str | None, typer.Option(help="Whose model is judged.  [default: the last that trains on "
+                                                           "what is varied]")] = None,
+            out: Annotated[Path | None, typer.Option(help="Folder.  [default: runs/RECIPE-by-KEY]")] = None,
+            dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run and its cost.")] = False,
+            ) -> None:
+    """Compare variants of a recipe under the same budget and seeds, in one report.
+
+    Every variant is trained from the same seeds; what variants share is made once. The report says which differences
+    the seeds support. A variant that fails is reported and the rest goes on; a comparison that was stopped goes on
+    when the same command is given again.
+
+    **Examples**
+
+    `mixwell compare --vary moe.router=top_k,sinkhorn,expert_choice --budget tokens=500k`
+
+    `mixwell compare my.yaml --vary moe.num_experts=4,8 --vary moe.router.k=1,2 --seeds 5 --baseline 8,2`
+    """
+    path, overrides = split_words(words or [])
+    from mixwell.cli.progress import Bar
+    from mixwell.lab import compare as lab_compare
+    from mixwell.lab import recipe
+    from mixwell.lab.compare.variants import parse_vary
+
+    console, chosen = Console(highlight=False), recipe.read(path, overrides)
+    with Bar(console) as bar:
+        made = lab_compare.plan(chosen, parse_vary(vary or []), budget=budget, seeds=parse_seeds(seeds),
+                                baseline=baseline, stage=stage, out=out)
+        for name, error in {t.variant: t.error for t in made.trials if t.error}.items():
+            console.print(f"{name} cannot run, the rest goes on: {error}", markup=False, soft_wrap=True)
+        if not dry_run:
+            page = lab_compare.run(made, bar)
+    if dry_run:
+        show_plan(console, made)
+        return
+    missing = show_results(console, made.out)
+    console.print(f"report: {page}", soft_wrap=True)
+    if missing:
+        tell(f"error: {missing} failed; the report says why", FAILED)
+
+
+def parse_seeds(text: str) -> int | list[int]:
+    """`3` is how many, `0,7,9` is which (`7,` one of them)."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()] if "," in text else max(int(text), 0)
+    except ValueError:
+        raise MixwellError(f"--seeds: expected a number such as 3, or seeds such as 0,1,2, got {text!r}.") from None
+
+
+def show_plan(console: Console, made: Plan) -> None:
+    """What would run, and what is compared."""
+    from mixwell.cli.runs import show_plan as show_stages
+
+    show_stages(console, made.stages())
+    names = ", ".join(f"{v.name} (baseline)" if v.name == made.baseline else v.name for v in made.variants)
+    console.print(f"compared after {made.stage}, {len(made.seeds)} seeds: {names}", markup=False, soft_wrap=True)
+
+
+def show_results(console: Console, folder: Path) -> str:
+    """Print the table and the answer; returns the variants without any result, as text."""
+    from rich.table import Table
+
+    from mixwell.lab.compare.results import read
+    from mixwell.lab.views import compare as views
+
+    found = read(folder)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("variant")
+    for name in ("bits per byte", "difference", views.p_label(found)):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("supported", no_wrap=True)
+    for row in views.table(found):
+        table.add_row(row["name"], f"{row['mean']} {row['half']}", row["gap"], row["p"], row["verdict"])
+    console.print(table)
+    console.print(views.lead(found), markup=False, soft_wrap=True)
+    return ", ".join(r.name for r in found.results if not r.trials)

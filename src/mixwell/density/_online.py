@@ -1,0 +1,53 @@
+"""Online EM: running averages of sufficient statistics, moved a little by every batch.
+
+S starts, K components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixwell.density._em import Family, Params, expect
+from mixwell.density._rows import Rows
+from mixwell.density._workers import Workers
+
+
+class Online:
+    """Running sufficient statistics of online EM (Cappe and Moulines, 2009)."""
+
+    def __init__(self, family: Family, params: Params, decay: float, offset: float) -> None:
+        self.family, self.params, self.decay, self.offset = family, params, decay, offset
+        self.statistics: Any = None
+        self.steps = 0
+
+    def update(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> float:
+        """Take a batch in; returns its mean log-likelihood before."""
+        level = self.family.online_level()
+        kernel = self.family.kernel(self.params, level)
+        batch = self.params["weights"].numel()
+        tally = expect(workers, kernel, rows.pieces(kernel.rows(batch)), weights_N)
+        rate = 1.0 if self.statistics is None else (self.steps + self.offset) ** -self.decay
+        fresh = type(tally.statistics)(*(s / tally.weight for s in tally.statistics))
+        old = fresh if self.statistics is None else self.statistics
+        self.statistics = type(fresh)(*((1 - rate) * a + rate * b for a, b in zip(old, fresh)))
+        tally.statistics, bound = self.statistics, float(tally.log_likelihood_S[0] / tally.weight)
+        tally.weight = torch.ones_like(tally.weight)
+        new = self.family.maximise(tally, self.params, level)
+        if not self.family.trusts(new, self.family.levels(new)[-1]):
+            self.family.refuse(new)
+        self.params, self.steps = new, self.steps + 1
+        return bound
+
+
+def batches(rows: Rows, weights_N: Tensor | None, size: int,
+            rng: np.random.RandomState) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(rows, weights) of batches."""
+    for start, chunk in rows.chunks():
+        order = torch.as_tensor(rng.permutation(len(chunk)), device=chunk.device)
+        for part in order.split(size):
+            yield chunk[part], None if weights_N is None else weights_N[part + start]

@@ -1,0 +1,160 @@
+"""Sparse all-MLP block: a mixture that mixes positions channel by channel, then one that mixes channels.
+
+**Equation:** a = [sum_{i in I(u^c)} w_i M_i(u^c)]_c, u^c channel c of the row, a vector over its S positions;
+    b_t = sum_{j in J(n_t)} w_j N_j(n_t), n = RMSNorm(u + a);  y = a + b;  M_i, N_j: W_down gelu(W_up v).
+    With other inner sizes: u = P_in x Q_in before, and y = P_out (a + b) Q_out after.
+    When an expert is full, it keeps the slots of its highest scores (importance-score routing).
+**Shapes:** x [B * S, D]; token_up_proj [E1, F1, S'], token_down_proj [E1, S', F1]; up_proj [E2, F2, C'], down_proj
+    [E2, C', F2]; S' = S and C' = D unless told; P_in [S', S], Q_in [D, C'].
+**Reference:** Lou et al. 2021, Sparse-MLP (2109.02008), sections 3.2 to 3.5.
+**Differs:** from memory of the paper. The first norm is the caller's; RMS norm between the stages; no biases. The maps
+    between the sizes are linear. Importance-score routing is the overflow rule `priority`, by each slot's own score.
+**Fails when:** used in a language model: the first stage sees all positions, later ones too. Rows of another length are
+    refused, and so is padding.
+**Cost:** 4 K (D F1 + D F2) FLOPs per token at the plain sizes, and 2 D (E1 + E2) for the routers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.blocks import RMSNorm
+from mixwell.core.errors import MixwellError
+from mixwell.core.kernels import linear
+from mixwell.core.method import method
+from mixwell.core.routing import Context, Routing
+from mixwell.experts.layers._parts import (
+    ChannelMixer,
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_overflow,
+    build_router,
+    check_least,
+    normal_parameter,
+    routed_mlp,
+)
+
+GELU = nn.functional.gelu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the sparse all-MLP block."""
+
+    seq_len: int  # S, positions of a row
+    token_experts: int  # E1, experts that mix positions
+    channel_experts: int  # E2, experts that mix channels
+    token_hidden_dim: int  # F1
+    channel_hidden_dim: int  # F2
+    inner_len: int | None = None  # S', positions between the outer maps; default S
+    inner_dim: int | None = None  # C', channels between the outer maps; default D
+    router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 1})  # of both stages
+    balance: Mapping[str, Any] = field(default_factory=lambda: {"switch": 0.01})  # of both stages
+    capacity_factor: float | None = None  # an expert takes at most this times T K / E slots; default: all that come
+    priority: Literal["own", "max", "sum"] = "own"  # which slots a full expert keeps; see `experts.overflow.priority`
+    norm_eps: float = 1e-5  # above 0
+
+    def __post_init__(self) -> None:
+        check_least(self, seq_len=1, token_experts=1, channel_experts=1, token_hidden_dim=1, channel_hidden_dim=1)
+        for name in ("inner_len", "inner_dim", "capacity_factor", "norm_eps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; expected a number above 0")
+
+
+def rows_of(x_TD: Tensor, context: Context, seq_len: int) -> Tensor:
+    """[T, D] -> [B, S, D]; raises `MixwellError` for padding and for rows of another length."""
+    length = seq_len if context.batch_shape is None else context.batch_shape[1]
+    if length != seq_len or x_TD.shape[0] % seq_len:
+        raise MixwellError(f"AllMLP mixes rows of {seq_len} positions and got {x_TD.shape[0]} tokens in rows of "
+                           f"{length}; cut the data into rows of that length, or set seq_len.")
+    if context.mask_T is not None and not bool(context.mask_T.all()):
+        raise MixwellError("AllMLP mixes all positions of a row and got padding; give full rows.")
+    return x_TD.view(-1, seq_len, x_TD.shape[1])
+
+
+@method(
+    title="Sparse all-MLP",
+    paper="Cross-token Modeling with Conditional Computation",
+    year=2021,
+    tags={"sparse", "router"},
+)
+class AllMLP(ChannelMixer):
+    """Mixture over positions, then over channels; see the module's card."""
+
+    config: Config
+    token_router: Any
+    router: Any
+
+    def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.dim, self.config = dim, config
+        self.length, self.width = config.inner_len or config.seq_len, config.inner_dim or dim
+        self.token_router = build_router(config.router, self.length, config.token_experts, generator)
+        self.router = build_router(config.router, self.width, config.channel_experts, generator)
+        self.balance = build_balance(config.balance)
+        self.overflow = build_overflow({"method": "priority", "by": config.priority}, config.capacity_factor)
+        E1, E2, F1, F2 = (config.token_experts, config.channel_experts, config.token_hidden_dim,
+                          config.channel_hidden_dim)
+        self.token_up_proj = normal_parameter((E1, F1, self.length), generator)
+        self.token_down_proj = normal_parameter((E1, self.length, F1), generator)
+        self.up_proj = normal_parameter((E2, F2, self.width), generator)
+        self.down_proj = normal_parameter((E2, self.width, F2), generator)
+        self.norm = RMSNorm(self.width, config.norm_eps)
+        if config.inner_len is not None:
+            self.len_in = normal_parameter((self.length, config.seq_len), generator, config.seq_len**-0.5)
+            self.len_out = normal_parameter((config.seq_len, self.length), generator, self.length**-0.5)
+        if config.inner_dim is not None:
+            self.dim_in = normal_parameter((self.width, dim), generator, dim**-0.5)
+            self.dim_out = normal_parameter((dim, self.width), generator, self.width**-0.5)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Mixed:
+        """[B * S, D] -> [B * S, D]. The routing is the second stage's; losses of the first are named `mixing.`."""
+        plain = self.config.inner_len is None
+        u = self._resized(rows_of(x_TD, context, self.config.seq_len), "in")
+        columns = u.transpose(1, 2).reshape(-1, self.length)
+        alone = replace(Context(), batch_shape=(u.shape[0], self.width), layer=context.layer, step=context.step,
+                        num_layers=context.num_layers, generator=context.generator)
+        a, _, losses1, aux1 = self._stage(self.token_router, columns, self.token_up_proj, self.token_down_proj, alone)
+        a = a.view(-1, self.width, self.length).transpose(1, 2)
+        inner = context if plain else replace(alone, batch_shape=(u.shape[0], self.length))
+        b, routing, losses, aux2 = self._stage(self.router, self.norm(u + a).flatten(0, 1), self.up_proj,
+                                               self.down_proj, inner)
+        y = self._resized(a + b.view_as(a), "out").reshape(x_TD.shape)
+        terms = [aux for aux in (aux1, aux2) if aux is not None]
+        return Mixed(y, routing if plain else None, {**losses, **{f"mixing.{n}": v for n, v in losses1.items()}},
+                     torch.stack(terms).sum() if terms else None)
+
+    def _stage(self, router: nn.Module, x: Tensor, up: Tensor, down: Tensor,
+               context: Context) -> tuple[Tensor, Routing, dict[str, Tensor], Tensor | None]:
+        wished = router(x, context)
+        routing = self.overflow(wished, context)
+        return routed_mlp(x, routing, up, down, GELU), routing, *apply_balance(self.balance, wished, context)
+
+    def _resized(self, x_BSD: Tensor, way: str) -> Tensor:
+        if self.config.inner_dim is not None:
+            x_BSD = linear(x_BSD, getattr(self, f"dim_{way}"))
+        if self.config.inner_len is not None:
+            x_BSD = getattr(self, f"len_{way}").to(x_BSD.dtype) @ x_BSD
+        return x_BSD
+
+    def flops_per_token(self) -> float:
+        """(C' S' / S) (4 K F1 + 4 K F2 + 2 E1 + 2 E2), and 4 C' D and 4 S' C' for the outer maps there are."""
+        c = self.config
+        k1, k2 = self.token_router.experts_per_token, self.router.experts_per_token
+        each = 4.0 * (k1 * c.token_hidden_dim + k2 * c.channel_hidden_dim) + 2.0 * (c.token_experts + c.channel_experts)
+        outer = (self.dim if c.inner_dim else 0) + (self.length if c.inner_len else 0)
+        return each * self.width * self.length / c.seq_len + 4.0 * self.width * outer
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two rows of four positions of width six."""
+    config = Config(seq_len=4, token_experts=2, channel_experts=3, token_hidden_dim=5, channel_hidden_dim=7)
+    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
+            "context": Context(batch_shape=(2, 4))}

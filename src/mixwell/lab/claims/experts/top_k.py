@@ -1,0 +1,19 @@
+"""Switch Transformers: a top-1 mixture learns faster than a dense model of the same computation.
+
+Paper: Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity.
+Tried: the bench's language model, one of eight experts of width 64 a token, against a dense block of width 64, after
+the same tokens and FLOPs. Against it: bits per byte that are no lower.
+"""
+
+from __future__ import annotations
+
+from mixwell.core.evidence import Evidence, weigh
+from mixwell.lab.bench import Bench
+from mixwell.lab.claims.experts._judging import BITS
+from mixwell.lab.claims.experts._language import SWITCH, bits, dense
+
+
+def claim(bench: Bench) -> Evidence:
+    """Bits per byte of Switch against a dense block."""
+    return weigh("A top-1 mixture beats a dense model of equal compute.", BITS, bits(bench, bench.arch(SWITCH)),
+                 bits(bench, dense(bench, 64)))

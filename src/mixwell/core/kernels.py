@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from mixwell.core.packing import Int8Weight, PackedWeight, onednn_linear, prefer
 
 Weight = Tensor | PackedWeight | Int8Weight
 
-_PACKED_GRADIENT = "packed weights carry no gradient; compute under torch.no_grad(), or with the plain weight"
 _FEW_BYTES = 1 << 19  # of hidden activations, below which calls cost more than memory
 
 
@@ -64,11 +62,7 @@ def _nn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _tn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """The transpose of a [N, M] times b [N, D]."""
-    if prefers_onednn(a):
-        return _nt(a.t().contiguous(), b.t(), out)
-    if a.shape[1] > b.shape[1]:  # the transposed factor is copied on the way: let it be the smaller one
-        return torch.mm(b.t(), a, out=None if out is None else out.t()).t()
-    return torch.mm(a.t(), b, out=out)
+    return _nt(a.t(), b.t(), out)
 
 
 def _plain(weight: Weight, like: Tensor) -> Tensor:
@@ -141,41 +135,28 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-class _Span(NamedTuple):
-    """One expert's rows."""
-
-    expert: int
-    own: slice
-    taken: slice  # a little more
-
-
-def _spans(counts: list[int]) -> Iterator[_Span]:
-    """The spans of the experts that have rows, in order.
-
-    A product over an odd number of rows can cost a tenth more than over the next multiple of eight. So products take
-    some rows of the next expert along, whose own turn comes later and writes them again.
-    """
-    start, total = 0, sum(counts)
+def _spans(counts: list[int]) -> Iterator[tuple[int, slice]]:
+    """(expert, its rows) for each expert that has rows, in order."""
+    start = 0
     for expert, count in enumerate(counts):
         if count:
-            yield _Span(expert, slice(start, start + count), slice(start, min(start + count + -count % 8, total)))
+            yield expert, slice(start, start + count)
         start += count
 
 
 def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """Rows sorted by expert through their experts, without gradient."""
     y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
-    for e, _, rows in _spans(counts):
+    for e, rows in _spans(counts):
         _times(_swiglu(_times(x_ND[rows], gate_up_proj[e])), down_proj[e], y_ND[rows])
     return y_ND
 
 
 def _few_experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """As `_experts`, for so few rows that calls cost more than memory: one activation for all experts together."""
-    own = [count for count in counts if count]
-    hit = [expert for expert, count in enumerate(counts) if count]
-    hidden = torch.cat([_times(rows, gate_up_proj[e]) for e, rows in zip(hit, x_ND.split(own))])
-    return torch.cat([_times(rows, down_proj[e]) for e, rows in zip(hit, _swiglu(hidden).split(own))])
+    spans = list(_spans(counts))
+    hidden = _swiglu(torch.cat([_times(x_ND[rows], gate_up_proj[e]) for e, rows in spans]))
+    return torch.cat([_times(hidden[rows], down_proj[e]) for e, rows in spans])
 
 
 class _Experts(torch.autograd.Function):
@@ -188,7 +169,7 @@ class _Experts(torch.autograd.Function):
     def forward(ctx, x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight, counts: list[int]) -> Tensor:
         y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
         kept: list[Tensor] = []
-        for e, _, rows in _spans(counts):
+        for e, rows in _spans(counts):
             gate_up = _times(x_ND[rows], gate_up_proj[e])
             gate, up = gate_up.chunk(2, dim=-1)
             silu = F.silu(gate)
@@ -210,17 +191,17 @@ class _Experts(torch.autograd.Function):
         grad_x, grad_gate_up, grad_down = grads = [
             torch.empty_like(t) if needed else None
             for t, needed in zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)]
-        for i, (e, own, rows) in enumerate(_spans(counts)):
+        for i, (e, rows) in enumerate(_spans(counts)):
             gate_up, silu, activations = kept[3 * i : 3 * i + 3]
             if grad_down is not None:
-                _tn(grad_ND[own], activations[: counts[e]], grad_down[e])
+                _tn(grad_ND[rows], activations, grad_down[e])
             if grad_x is None and grad_gate_up is None:
                 continue
             grad_hidden = _swiglu_backward(gate_up, silu, _nn(grad_ND[rows], _plain(down_proj[e], x_ND)))
             if grad_x is not None:
                 _nn(grad_hidden, _plain(gate_up_proj[e], x_ND), grad_x[rows])
             if grad_gate_up is not None:
-                _tn(grad_hidden[: counts[e]], x_ND[own], grad_gate_up[e])
+                _tn(grad_hidden, x_ND[rows], grad_gate_up[e])
         idle = [e for e, count in enumerate(counts) if not count]
         for grad in (grad_gate_up, grad_down):
             if grad is not None and idle:
@@ -253,11 +234,11 @@ def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: 
 
 def _differentiate(x_ND: Tensor, *weights: Weight) -> bool:
     """Whether a gradient is asked for; raises where one is that packed weights could not carry."""
-    if not torch.is_grad_enabled():
-        return False
-    if x_ND.requires_grad and any(isinstance(w, PackedWeight) for w in weights):
-        raise ValueError(_PACKED_GRADIENT)
-    return x_ND.requires_grad or any(isinstance(w, Tensor) and w.requires_grad for w in weights)
+    wanted = torch.is_grad_enabled() and (
+        x_ND.requires_grad or any(isinstance(w, Tensor) and w.requires_grad for w in weights))
+    if wanted and any(isinstance(w, PackedWeight) for w in weights):
+        raise ValueError("packed weights carry no gradient; compute under torch.no_grad(), or with the plain weight")
+    return wanted
 
 
 def _has_grouped(x_ND: Tensor, gate_up_proj: Tensor) -> bool:

@@ -24,8 +24,8 @@ WIDEST = 4096  # with more features than this, the centred kernel's products are
 class Moments(NamedTuple):
     """Sums over rows, weighted by responsibilities, about an origin that the kernel knows (float64).
 
-    `second` is (S, K, D, D) for full covariances, (S, D, D) summed over components for tied ones, (S, K, D) for diagonal
-    and (S, K) summed over columns for spherical ones.
+    `second` is (S, K, D, D) for full covariances, (S, D, D) summed over components for tied ones, (S, K, D) for
+    diagonal and (S, K) summed over columns for spherical ones.
     """
 
     count_SK: Tensor
@@ -53,8 +53,7 @@ def posterior(log_joint_SKB: Tensor) -> tuple[Tensor, Tensor]:
 def standardise(x_BD: Tensor, shift_D: Tensor, scale_D: Tensor, out_QB: Tensor) -> Tensor:
     """Rows as columns, shifted and scaled, under a first row of ones."""
     out_QB[0] = 1
-    out_QB[1:].copy_(x_BD.T)
-    out_QB[1:].sub_(shift_D[:, None]).mul_(scale_D[:, None])
+    torch.sub(x_BD.T, shift_D[:, None], out=out_QB[1:]).mul_(scale_D[:, None])
     return out_QB
 
 

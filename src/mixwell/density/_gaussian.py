@@ -20,7 +20,7 @@ ILL_DEFINED = ("Fitting the mixture model failed because some components have il
                "instance caused by singleton or collapsed samples). Try to decrease the number of components, increase "
                "reg_covar, or scale the input data.")
 # Largest error of a log density, in nats, that a level may make before the next one takes over.
-TOLERATED = {torch.float32: 5e-4, torch.float64: 1e-7}
+TOLERATED = {torch.float32: 1e-3, torch.float64: 1e-7}
 
 
 class Level(NamedTuple):
@@ -211,6 +211,7 @@ class GaussianKernel:
     def __init__(self, family: Gaussian, params: Params | None, level: Level) -> None:
         self.family, self.params, self.level = family, params, level
         frame, kind = family.frame, family.kind
+        self.log_scale = float(frame.scale_D.log().sum())  # densities are in the data's own units
         if params is None and family.wide:
             zero_D, one = torch.zeros_like(frame.shift_D), torch.ones_like(frame.shift_D[:1])
             self.dense: Any = Centred(kind, frame.shift_D, frame.scale_D, level.dtype, one[None], zero_D[None, None],
@@ -218,11 +219,12 @@ class GaussianKernel:
         elif level.quadratic or params is None:
             root = params["cholesky"] if params is not None and kind == "tied" else None
             natural = None if params is None else family._natural(params)
+            if natural is not None:
+                natural[..., 0] += self.log_scale
             self.dense = Quadratic(kind, frame.shift_D, frame.scale_D, level.dtype, natural, root)
         else:
-            self.dense = Centred(kind, frame.shift_D, frame.scale_D, level.dtype,
-                                 params["weights"].clamp(min=1e-300).log(), params["means"], params["cholesky"])
-        self.log_scale = float(frame.scale_D.log().sum())
+            self.dense = Centred(kind, frame.shift_D, frame.scale_D, level.dtype, self.log_scale
+                                 + params["weights"].clamp(min=1e-300).log(), params["means"], params["cholesky"])
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""
@@ -238,7 +240,7 @@ class GaussianKernel:
         state = self.state(piece)
         if isinstance(state, Incomplete):
             return state, state.joint() + float(self.family.frame.scale_D[piece.observed_D].log().sum())
-        return state, self.dense.joint(state).add_(self.log_scale)
+        return state, self.dense.joint(state)
 
     def tally(self, state: Any, resp_SKB: Tensor) -> Moments:
         """Moments about zero (quadratic) or about the means (centred)."""

@@ -27,7 +27,7 @@ class Configured(BaseEstimator):
         super().__init_subclass__(**rest)
         if config is not None:
             cls._config_class = config
-            cls.__init__ = _constructor(config)  # type: ignore[assignment,method-assign]
+            cls.__init__ = _constructor(config)  # type: ignore[method-assign]
 
     def _config(self) -> Any:
         return self._config_class(**self.get_params(deep=False))

@@ -47,7 +47,7 @@ def analyse(name: str, model: LanguageModel | str | Path, *, text: str | Path | 
     holds `layers` (layer -> what the analysis found) and how it was measured. A model without mixture layers, or an
     analysis that needs what a layer lacks, raises `MixwellError`.
     """
-    entry = registry.find(name, within=FAMILY)
+    entry = registry.find(name.removeprefix(f"{FAMILY}."), within=FAMILY)
     if entry.family != FAMILY:
         raise MixwellError(f"{entry.name} is no analysis; see `mixwell list {FAMILY}`.")
     config = from_dict(entry.module().Config, options, entry.name)

@@ -117,7 +117,11 @@ def override(data: dict[str, Any], text: str) -> None:
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A copy of the recipe with other values at some key paths; see `assign`."""
     data = copy.deepcopy(to_dict(recipe))
+    known = [*(f.name for f in fields(Recipe)), *(str(entry.get("id")) for entry in recipe.stages)]
     for path, value in changes.items():
+        if (first := path.split(".")[0]) not in known:
+            raise MixwellError(f"{path}: no key and no stage {first!r}.{suggest(first, known)} "
+                               f"Known: {', '.join(known)}.")
         assign(data, path, copy.deepcopy(value))
     return from_dict(Recipe, counted(data))
 

@@ -63,7 +63,8 @@ def test_split_and_merge_find_the_number(start):
 
 
 def test_swaps_leave_a_poor_optimum():
-    x = np.concatenate([three_groups(60), [*np.random.default_rng(1).normal(size=(60, 2)), 40.0, 0.0]])
+    far = np.random.default_rng(1).normal(size=(60, 2)) + np.array([40.0, 0.0])
+    x = np.vstack([three_groups(60), far])
     poor = next(m for seed in range(40)
                 if (m := GaussianMixture(4, init_params="random_from_data", random_state=seed).fit(x)).score(x) < -4.35)
     seed = poor.random_state

@@ -31,7 +31,7 @@ def loop(layer, x_TD, over=()):
         z1 = sum(g1[i] / g1.sum() * relu(layer.first_proj[i] @ x) for i in range(E1))
         g2 = torch.stack([0 * e if E1 + j in over else e for j, e in enumerate(gate(layer, 1, z1))])
         z2 = sum(g2[j] / g2.sum() * relu(layer.second_proj[j] @ z1) for j in range(len(g2)))
-        rows.append(layer.out_proj @ z2)
+        rows.append(layer.down_proj @ z2)
     return torch.stack(rows)
 
 
@@ -78,13 +78,13 @@ def test_the_number_of_paths_is_the_product_of_the_experts(generator):
     for i in range(3):
         for j in range(2):
             z1 = relu(layer.first_proj[i] @ x[0])
-            outputs.append(layer.out_proj @ relu(layer.second_proj[j] @ z1))
+            outputs.append(layer.down_proj @ relu(layer.second_proj[j] @ z1))
     assert torch.pdist(torch.stack(outputs)).min() > 1e-3
 
 
 def test_one_expert_a_level_is_a_plain_network(generator):
     layer, x = build(generator, first_experts=1, second_experts=1), tokens(generator)
-    plain = torch.relu(torch.relu(x @ layer.first_proj[0].T) @ layer.second_proj[0].T) @ layer.out_proj.T
+    plain = torch.relu(torch.relu(x @ layer.first_proj[0].T) @ layer.second_proj[0].T) @ layer.down_proj.T
     torch.testing.assert_close(layer(x, Context()).y_TD, plain)
 
 

@@ -91,8 +91,8 @@ class Block(nn.Module):
     def forward(self, h_BSW: Tensor) -> Tensor:
         """(B, S, W) to the same."""
         B, S, W = h_BSW.shape
-        qkv = self.qkv(self.attend_norm(h_BSW)).view(B, S, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*qkv, is_causal=True).transpose(1, 2).reshape(B, S, W)
+        q, k, v = self.qkv(self.attend_norm(h_BSW)).view(B, S, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, S, W)
         h_BSW = h_BSW + self.out(mixed)
         return h_BSW + self.down(F.gelu(self.up(self.mlp_norm(h_BSW))))
 

@@ -12,7 +12,9 @@ in high-dimensional mixture of experts, arXiv:2009.10622; EM for it as in Chamro
 **Differs:** written from memory of the paper, which bounds the parameters and proves a bound, and gives no algorithm.
 Columns are standardised before they are penalised. All K rows of W are penalised, none is fixed at zero.
 
-**Fails when:** lambda is so small that fewer rows than columns are interpolated, or so large that all experts agree.
+**Fails when:** lambda is so small that fewer rows than columns are interpolated, or so large that all experts agree;
+noise alone moves a coefficient up to a lambda of about sqrt(2 log D / n) / s_k. No start finds experts whose effects
+cancel over all rows when columns are many.
 
 **Cost:** O(K N D + K D^2) a thresholded step, `inner_steps` of them in every EM step.
 """
@@ -45,7 +47,7 @@ class Config:
     """Options of the lasso mixture of experts."""
 
     n_experts: int = 2  # K
-    penalty: float = 0.05  # lambda, in nats a row and unit of a standardised coefficient
+    penalty: float = 0.05  # lambda, in nats a row and unit of a coefficient (of a standardised column, in y's units)
     inner_steps: int = 20  # thresholded gradient steps in every EM step
     reg_covar: float = 1e-3  # smallest variance of an expert, as a share of y's variance
     tol: float = 1e-6  # stop when a step gains less, in nats a row
@@ -102,7 +104,7 @@ class LassoGates(SoftmaxGates):
         w_KP = np.zeros((resp_NK.shape[1], x_NP.shape[1])) if params is None else params["gate_coef"]
         strength = np.full(w_KP.shape, self.ridge)
         strength[:, 0] = 0.0
-        curvature = 0.5 * np.linalg.norm(x_NP.T @ x_NP, 2)
+        curvature = 0.5 * float(np.linalg.norm(x_NP.T @ x_NP, 2))
         w_KP = thresholded_ascent(lambda w: float((resp_NK * log_softmax(x_NP @ w.T, axis=1)).sum()),
                                   lambda w: (resp_NK - softmax(x_NP @ w.T, axis=1)).T @ x_NP,
                                   w_KP, strength, curvature, self.steps)
@@ -120,21 +122,27 @@ class LassoExperts(GaussianExperts):
         return self.strength * float(np.abs(params["coef"][:, 1:]).sum())
 
     def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
-        K, P = resp_NK.shape[1], h_NP.shape[1]
-        if params is None:
-            centre = y.mean(0)
-            params = {"coef": np.tile(np.vstack([centre, np.zeros((P - 1, 1))]), (K, 1, 1)),
-                      "covariances": np.full((K, 1, 1), max(float(y.var()), self.floor))}
+        if params is None:  # from the dense side: from zeros, wide variances would make zeros stay
+            params = self._dense(h_NP, y, resp_NK)
         fits = [self._one(h_NP, y[:, 0], *one) for one in zip(resp_NK.T, params["coef"], params["covariances"])]
         new = {"coef": np.stack([f[0] for f in fits]), "covariances": np.stack([f[1] for f in fits])}
         return keep_dead(new, params, resp_NK.sum(0), ("coef", "covariances"))
+
+    def _dense(self, h_NP: Array, y: Array, resp_NK: Array) -> Params:
+        coef, variances = [], []
+        for resp_N in resp_NK.T:
+            weighted_NP = h_NP * resp_N[:, None]
+            ridge_PP = 0.1 * resp_N.sum() * np.eye(h_NP.shape[1])
+            coef.append(np.linalg.solve(weighted_NP.T @ h_NP + ridge_PP, weighted_NP.T @ y))
+            variances.append(max(float(resp_N @ (y - h_NP @ coef[-1])[:, 0] ** 2) / resp_N.sum(), self.floor))
+        return {"coef": np.stack(coef), "covariances": np.array(variances)[:, None, None]}
 
     def _one(self, h_NP: Array, y_N: Array, resp_N: Array, coef_P1: Array, variance_11: Array) -> tuple[Array, Array]:
         weighted_NP = h_NP * resp_N[:, None] / variance_11
         gram_PP, cross_P = weighted_NP.T @ h_NP, weighted_NP.T @ y_N
         strength_P = np.full(len(cross_P), self.strength)
         strength_P[0] = 0.0
-        curvature = max(np.linalg.norm(gram_PP, 2), 1e-300)
+        curvature = max(float(np.linalg.norm(gram_PP, 2)), 1e-300)
         b_P = thresholded_ascent(lambda b: float(b @ (cross_P - 0.5 * gram_PP @ b)), lambda b: cross_P - gram_PP @ b,
                                  coef_P1[:, 0], strength_P, curvature, self.steps)
         variance = resp_N @ (y_N - h_NP @ b_P) ** 2 / max(resp_N.sum(), 1e-300)

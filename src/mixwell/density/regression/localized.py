@@ -74,7 +74,8 @@ class Config:
     def collection(self) -> list[tuple[int, int, float]]:
         """(n_experts, degree, block_threshold) of every model."""
         fields = (self.n_experts, self.degree, self.block_threshold)
-        return list(product(*(f if isinstance(f, (tuple, list)) else (f,) for f in fields)))
+        experts, degrees, thresholds = (f if isinstance(f, (tuple, list)) else (f,) for f in fields)
+        return [(int(k), int(d), float(t)) for k, d, t in product(experts, degrees, thresholds)]
 
 
 @dataclass(frozen=True)
@@ -136,21 +137,24 @@ class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
         """Fit to X (N, D) and y (N,) or (N, Q)."""
         config = self._config()
         x_ND, y_NQ = self._read(X, y)
-        self.candidates_, states = [], []
+        candidates, states = [], []
         for n_experts, degree, threshold in config.collection():
             self._fit_one(x_ND, y_NQ, config, n_experts, degree, threshold)
             log_likelihood = float(self.log_likelihood(x_ND, y_NQ).sum())
-            self.candidates_.append({"n_experts": n_experts, "degree": degree, "block_threshold": threshold,
-                                     "dimension": self.n_parameters(), "log_likelihood": log_likelihood})
+            candidates.append({"n_experts": n_experts, "degree": degree, "block_threshold": threshold,
+                               "dimension": self.n_parameters(), "log_likelihood": log_likelihood})
             states.append(dict(vars(self)))
-        chosen, self.kappa_ = self._choose(config, len(x_ND))
-        vars(self).update(states[chosen] | {"candidates_": self.candidates_, "kappa_": self.kappa_})
+        chosen, kappa = self._choose(config, candidates, len(x_ND))
+        for name, value in states[chosen].items():
+            setattr(self, name, value)
+        self.candidates_: list[dict[str, Any]] = candidates
+        self.kappa_ = kappa
         self.n_experts_ = len(self.coef_)
         return self
 
-    def _choose(self, config: Config, rows: int) -> tuple[int, float]:
-        dimension = np.array([c["dimension"] for c in self.candidates_], dtype=float)
-        value = np.array([c["log_likelihood"] for c in self.candidates_])
+    def _choose(self, config: Config, candidates: list[dict[str, Any]], rows: int) -> tuple[int, float]:
+        dimension = np.array([c["dimension"] for c in candidates], dtype=float)
+        value = np.array([c["log_likelihood"] for c in candidates])
         if len(value) == 1:
             return 0, float("nan")
         if config.criterion == "slope":

@@ -4,7 +4,7 @@
     f(v) = relu(W v);  g(v) = softmax(U relu(V v)).
     Early in training, with G_i the running total of g_i over all tokens so far: g_i = 0 where
     G_i - mean_j G_j > margin, and the rest is scaled to sum to 1.
-**Shapes:** x [T, D]; first_proj [E1, F, D]; second_proj [E2, F, F]; out_proj [D, F]; totals [E1 + E2].
+**Shapes:** x [T, D]; first_proj [E1, F, D]; second_proj [E2, F, F]; down_proj [D, F]; totals [E1 + E2].
 **Reference:** Eigen, Ranzato and Sutskever 2013 (1312.4314), sections 3 and 3.1.
 **Differs:** from memory of the paper. No biases. The totals move once a step, by `update`, not after every example, and
     the margin counts tokens. The output is the next block's input here, not class probabilities.
@@ -76,7 +76,7 @@ class DeepMixture(ChannelMixer):
         self.gates = torch.nn.ModuleList(Gate(config.gate_hidden_dim, e, generator) for e in experts)
         self.first_proj = normal_parameter((experts[0], config.hidden_dim, dim), generator)
         self.second_proj = normal_parameter((experts[1], config.hidden_dim, config.hidden_dim), generator)
-        self.out_proj = normal_parameter((dim, config.hidden_dim), generator)
+        self.down_proj = normal_parameter((dim, config.hidden_dim), generator)
         self.register_buffer("totals", torch.zeros(sum(experts)))
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
@@ -88,7 +88,7 @@ class DeepMixture(ChannelMixer):
         z1 = mix(x_TD, gates1, self.first_proj)
         logits2 = self._logits(1, z1)
         gates2 = self._gates(logits2, second, bound)
-        y = linear(mix(z1, gates2, self.second_proj), self.out_proj)
+        y = linear(mix(z1, gates2, self.second_proj), self.down_proj)
         scores = torch.cat((gates1, gates2), -1)
         indices = torch.arange(scores.shape[1], device=x_TD.device).expand(scores.shape)
         return Mixed(y, Routing(indices, scores, scores, torch.cat((logits1, logits2), -1)))

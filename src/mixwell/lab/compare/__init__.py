@@ -80,7 +80,7 @@ class Plan:
 def _labelled(planned: Planned, users: Sequence[Trial]) -> Planned:
     """`dense` where all seeds share the stage, `dense · seed 0` where all variants do, `moe · top_k · seed 0` else."""
     parts = [planned.stage.id]
-    if len({t.variant for t in users}) == 1 and len(users) == 1:
+    if len({t.variant for t in users}) == 1:
         parts.append(users[0].variant)
     if len({t.seed for t in users}) == 1:
         parts.append(f"seed {users[0].seed}")

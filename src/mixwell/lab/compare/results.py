@@ -75,6 +75,12 @@ class Comparison:
         return sorted((r for r in self.results if r.trials), key=lambda r: r.interval.mean)
 
     @cached_property
+    def one_tokenizer(self) -> bool:
+        """Whether all trials read the same tokens, so that their losses in nats per token are on one scale."""
+        return len({s.key for r in self.results for t in r.trials.values() for s in t.run.stages
+                    if s.kind == "tokenizer"}) <= 1
+
+    @cached_property
     def differences(self) -> dict[str, Difference]:
         """Each variant against the baseline; empty without the baseline."""
         scores = {r.name: r.scores for r in self.results}

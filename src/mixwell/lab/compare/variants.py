@@ -76,6 +76,8 @@ def variants(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
     for path, values in vary.items():
         if not isinstance(values, (list, tuple)) or len(values) < 2:
             raise MixwellError(f"--vary {path}: expected two values or more, got {values!r}.")
+    if "seed" in vary:
+        raise MixwellError("--vary seed: every variant is run from the same seeds; name them with --seeds.")
     if not vary:
         raise MixwellError("--vary: expected what to vary, such as moe.router=top_k,sinkhorn.")
     cells = [dict(zip(vary, values)) for values in itertools.product(*vary.values())]
@@ -146,6 +148,9 @@ def judged_stage(found: Sequence[Variant], wanted: str | None, threads: int) -> 
     if len(able) < 2:
         raise MixwellError(f"one variant at most can be made; {next(v.error for v in found if v.error)}")
     keys = {name: stage_keys(stages, threads) for name, stages in able}
+    if len({k["data"] for k in keys.values()}) > 1:
+        raise MixwellError("the variants differ in their data, so that each would be measured on held-out text of its "
+                           "own; vary the training's weights of the domains instead (train.weights).")
     stages = {s.id: s for s in able[0][1]}
     models = [id for id, stage in stages.items() if KINDS[stage.kind].evaluated]
     differing = [id for id in models if len({k.get(id) for k in keys.values()}) == len(keys)]

@@ -66,6 +66,9 @@ def notes(found: Comparison) -> list[str]:
         reach = max(max(abs(i.low), abs(i.high)) for i in undecided)
         said.append(f"Not supported does not mean equal: there, differences up to {_gap(reach)} remain possible; more "
                     "seeds would narrow that.")
+    if not found.one_tokenizer:
+        said.append("The variants have different tokenizers: their losses per token are not on one scale, and no "
+                    "learning curves are shown; bits per byte are comparable.")
     said.append("Another budget, model size or text may order the variants otherwise.")
     return said
 

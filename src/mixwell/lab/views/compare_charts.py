@@ -67,8 +67,10 @@ def curves(found: Comparison, colors: Mapping[str, int]) -> list[tuple[str, Mark
     """(label, chart): the gap to the baseline first, then the loss against tokens, FLOPs and seconds.
 
     Lines are means over seeds, bands go from the lowest seed to the highest. Beyond as many variants as there are
-    colours, the baseline and the best are shown.
+    colours, the baseline and the best are shown. With several tokenizers there is nothing to show.
     """
+    if not found.one_tokenizer:
+        return []
     shown = _shown(found)
     charts = [("gap to the baseline", _gap_chart(found, shown, colors))]
     for budget, label in AXES.items():

@@ -1,0 +1,1 @@
+"""Probabilistic circuits: deep mixtures whose integrals are computed exactly, layer by layer."""

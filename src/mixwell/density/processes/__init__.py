@@ -1,0 +1,1 @@
+"""Mixtures of random functions and of weighted particles: Gaussian processes, filters."""

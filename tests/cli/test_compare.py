@@ -1,0 +1,160 @@
+"""`compare`, `claims` and `apply` of an analysis from the command line."""
+
+import json
+import os
+
+import pytest
+from typer.testing import CliRunner
+
+from mixwell.cli.main import app
+from mixwell.core.evidence import weigh
+from tests.lab import tiny
+
+
+def call(*words):
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The recipe's file, the comparison's folder, what the command printed."""
+    folder = tmp_path_factory.mktemp("cli")
+    old = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    file = tiny.recipe_file(folder / "recipe", tokens=300)
+    words = ("--vary", "moe.router=top_k,sinkhorn,{method: hash, k: 2}", "--budget", "tokens=600", "--seeds", "0,4",
+             "--baseline", "sinkhorn", "--out", folder / "out")
+    yield file, folder / "out", words, call("compare", file, *words)
+    os.environ.pop("XDG_CACHE_HOME")
+    if old is not None:
+        os.environ["XDG_CACHE_HOME"] = old
+
+
+def test_compare_prints_the_answer_and_names_the_report(ran):
+    _, out, _, done = ran
+    assert done.exit_code == 2 and "hash(k=2) cannot run, the rest goes on: stage moe" in done.stdout
+    assert done.stderr == "error: hash(k=2) failed; the report says why\n"
+    lines = done.stdout.splitlines()
+    assert lines[-1] == f"report: {out / 'report.html'}" and (out / "report.html").is_file()
+    assert lines[-2].startswith(("No difference from sinkhorn", "Better than sinkhorn", "Worse than sinkhorn"))
+    row = next(line for line in lines if line.startswith("sinkhorn  "))
+    assert row.rstrip().endswith("baseline") and "±" in row
+    assert any(line.startswith("moe-trained · top_k · seed 4 ") and "bits per byte" in line for line in lines)
+
+
+def test_dry_run_and_report(ran, tmp_path):
+    file, out, words, _ = ran
+    done = call("compare", file, *words, "--dry-run")
+    assert done.exit_code == 0 and "nothing to do" in done.stdout and "sinkhorn (baseline)" in done.stdout
+    fresh = call("compare", file, *words[:-2], "--out", tmp_path / "new", "--dry-run")
+    assert "together:" in fresh.stdout and not (tmp_path / "new").exists()
+    again = call("report", out, "--out", tmp_path / "r.html")
+    assert again.exit_code == 0 and "sinkhorn" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["compare"], "expected what to vary"),
+    (["compare", "--vary", "moe.router"], "expected KEY=VALUE,VALUE"),
+    (["compare", "--vary", "k=1,2", "--vary", "k=1,3"], "stands twice"),
+    (["compare", "--vary", "moe.router=[a"], "not YAML"),
+    (["compare", "--vary", "moe.router=top_k,sinkhrn"], "Did you mean 'sinkhorn'?"),
+    (["compare", "--vary", "moe.num_experts=2,4", "--seeds", "x"], "--seeds"),
+    (["claims", "expert"], "Did you mean 'experts'?"),
+    (["apply", "experts.analysis.lod", "--in", "x"], "Did you mean 'load'?"),
+    (["apply", "experts.analysis.load", "bins=2", "--in", "x"], "unknown key 'bins'"),
+    (["apply", "convert.upcycle", "--in", "x", "num_experts=2"], "--out"),
+])
+def test_a_mistake_is_one_line(tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    done = call(*words)
+    assert done.exit_code == 2 and done.stdout.strip() == "" and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+# claims
+
+@pytest.fixture
+def three(monkeypatch):
+    """Three claims: one holds, one breaks, one does not hold."""
+    from mixwell.lab import claims
+
+    class Fake:
+        def __init__(self, name, result):
+            self.name, self.result = name, result
+
+        def run(self, bench):
+            assert bench.seeds == (0, 1, 2, 3)
+            return weigh("A [beats] B.", "bits", [1.0] * 3, self.result, note="why")
+
+    chosen = (Fake("experts.a", [2.0, 2.1, 2.0]), Fake("experts.b", [1.0]), Fake("experts.c", [1.0, 0.9, 1.1]))
+    monkeypatch.setattr(claims, "claims", lambda prefix: chosen)
+
+
+def test_claims_prints_saves_and_ends_with_an_error_where_one_broke(three, tmp_path):
+    done = call("claims", "experts", "--seeds", 4, "--save", tmp_path)
+    assert done.exit_code == 2 and done.stderr == "error: 1 of 3 claims broke: experts.b\n"
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("experts.a  held ") and "+1.03 ± 0.058 bits" in lines[0]
+    assert lines[1].strip() == "A [beats] B." and lines[2].strip() == "why"
+    assert lines[3].startswith("experts.b  broken  ValueError: expected three or more pairs")
+    assert lines[4].startswith("experts.c  did not hold")
+    assert lines[-1] == f"saved: {tmp_path / 'experts.json'} · 2 claims: 1 held, 1 did not hold."
+    assert set(json.loads((tmp_path / "experts.json").read_text())["claims"]) == {"experts.a", "experts.c"}
+    assert "| `experts.a` |" in (tmp_path / "experts.md").read_text()
+
+
+def test_claims_list_runs_nothing(three, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("claims", "--list")
+    assert done.exit_code == 0 and done.stdout.split() == ["experts.a", "experts.b", "experts.c"]
+    assert not list(tmp_path.iterdir())
+
+
+# analyses
+
+@pytest.mark.parametrize(("name", "key"), [
+    ("load", "counts"), ("entropy", "token_nats"), ("co_activation", "lift"), ("collapse", "scatter_ratio"),
+    ("output_norm", "ranks"), ("repetition", "pairs"), ("similarity", "router"), ("specialisation", "shares")])
+def test_every_analysis_runs_on_a_checkpoint(ran, name, key):
+    file, out, _, _ = ran
+    model = next(out.glob("stages/moe-trained-*/model"))
+    done = call("apply", f"experts.analysis.{name}", "--in", model, "--data", file.parent / "left")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert key in found["layers"]["0"] and found["tokens"] > 500 and found["analysis"].endswith(name)
+
+
+def test_an_analysis_counts_every_token_and_writes_a_file(ran, tmp_path):
+    file, out, _, _ = ran
+    model = next(out.glob("stages/moe-trained-*/model"))
+    words = ("--text", file.parent / "left", "--out", tmp_path / "l.json")
+    done = call("apply", "experts.analysis.load", "--in", model, *words)
+    found = json.loads((tmp_path / "l.json").read_text())
+    assert done.stdout.strip() == f"written: {tmp_path / 'l.json'}"
+    assert sum(found["layers"]["0"]["counts"]) == 2 * found["tokens"], "two experts a token"
+
+
+def test_an_analysis_of_int8_agrees_with_the_dequantised_weights(ran, tmp_path):
+    import torch
+
+    from mixwell.lab.analyse import analyse
+    from mixwell.lab.apply import apply
+    from mixwell.lm import checkpoint
+
+    _, out, _, _ = ran
+    model = next(out.glob("stages/moe-trained-*/model"))
+    apply("precision.int8", model, out=tmp_path / "q", text=None)
+    small = checkpoint.load(tmp_path / "q")
+    found = analyse("similarity", small, text=ran[0].parent / "left")["layers"]["0"]["down"]["matrix"]
+    mixer = small.layers[0].channel_mixer
+    plain = (mixer.down_proj.double() * mixer.down_proj_scale.double()).flatten(1)
+    unit = torch.nn.functional.normalize(plain, dim=-1)
+    assert torch.allclose(torch.tensor(found, dtype=torch.float64), unit @ unit.T, atol=1e-6)
+    norms = analyse("output_norm", small, text=ran[0].parent / "left")["layers"]["0"]
+    assert norms["chance"] == 0.5 and 0 <= norms["hits"] <= 1
+
+
+def test_a_dense_model_has_nothing_to_analyse(ran):
+    model = next(ran[1].glob("stages/dense-*/model"))
+    done = call("apply", "experts.analysis.load", "--in", model, "--data", ran[0].parent / "left")
+    assert done.exit_code == 2 and "no layer that routes" in done.stderr

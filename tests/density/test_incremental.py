@@ -104,10 +104,10 @@ def test_novelty_and_dropping():
 
 
 def test_conditional_mean_is_regression_for_one_component():
-    model = IncrementalGaussianMixture(beta=0.0, spread=np.full(3, 1e-6)).fit(X)
+    model = IncrementalGaussianMixture(beta=0.0, spread=np.full(3, 0.01)).fit(X)
     design = np.column_stack([np.ones(120), X[:, [2, 0]]])
     expected = design @ np.linalg.lstsq(design, X[:, 1], rcond=None)[0]
-    np.testing.assert_allclose(model.conditional_mean(X[:, [2, 0]], [2, 0])[:, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(model.conditional_mean(X[:, [2, 0]], [2, 0])[:, 0], expected, atol=1e-3)
 
 
 def test_conditional_mean_weighs_components_by_what_is_known():

@@ -1,6 +1,6 @@
 """Incremental Gaussian mixture: one pass over a stream, on precision matrices, components added where data are new.
 
-**Equation:** a row x updates every component by w = p(j | x) / sp_j, sp_j <- sp_j + p(j | x): e = x - mu, mu <- mu + w e,
+**Equation:** a row x updates every component: sp_j <- sp_j + p(j | x), w = p(j | x) / sp_j, e = x - mu, mu <- mu + w e,
 C <- (1 - w) C + c e e', which for the precision L = C^-1 and g = L e, d^2 = e' g, s = 1 + c d^2 / (1 - w) is
     L <- (L - c / ((1 - w) s) g g') / (1 - w),    log|C| <- D log(1 - w) + log|C| + log s.
 If no component has d^2 below the chi-square quantile of 1 - beta with D degrees, x starts a component with covariance
@@ -11,14 +11,15 @@ residual from the new mean, as in the papers.
 **Shapes:** X (N, D); `means_` (K, D), `precisions_` (K, D, D), `log_dets_` (K,) of the covariances, `masses_` (K,) sp,
 `ages_` (K,), `weights_` (K,).
 
-**Reference:** Pinto and Engel (2015), A Fast Incremental Gaussian Mixture Model, arXiv:1506.04422; Pinto and Engel (2017),
-Scalable and Incremental Learning of Gaussian Mixture Models, arXiv:1701.03940.
+**Reference:** Pinto and Engel (2015), A Fast Incremental Gaussian Mixture Model, arXiv:1506.04422; Pinto and Engel
+(2017), Scalable and Incremental Learning of Gaussian Mixture Models, arXiv:1701.03940.
 
 **Differs:** one rank-one step for both of the first paper's. `residual="old"` is the default because `"new"` leaves the
 positive definite matrices when a row far from a young component (w > 0.38) takes part; that is an error here. The
 reinforcement-learning agent of the second paper is not here; `conditional_mean` is what it is built on.
 
-**Fails when:** the order of rows carries the classes: early components then swallow what comes later.
+**Fails when:** the order of rows carries the classes: early components then swallow what comes later. A new
+component's spread far below the data's costs digits in every precision.
 
 **Cost:** O(K D^2) a row; `form="covariance"`, kept for comparison, O(K D^3).
 """
@@ -199,8 +200,8 @@ class IncrementalGaussianMixture(DensityMixin, Configured, config=Config):
         lost = np.setdiff1d(np.arange(self.means_.shape[1]), seen)
         x_NP = check_array(known, dtype=np.float64)
         if x_NP.shape[1] != len(seen) or len(np.unique(seen)) != len(seen) or not len(lost):
-            raise ValueError(f"known has {x_NP.shape[1]} columns for {len(seen)} named; expected as many, different, and "
-                             f"fewer than {self.means_.shape[1]}")
+            raise ValueError(f"known has {x_NP.shape[1]} columns for {len(seen)} named; expected as many, all different, "
+                             f"and fewer than {self.means_.shape[1]}")
         rest = self.precisions_[:, lost[:, None], lost]
         cross = self.precisions_[:, lost[:, None], seen]
         slope_KLP = -np.linalg.solve(rest, cross)

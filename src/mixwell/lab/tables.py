@@ -1,0 +1,194 @@
+"""Tables from CSV and Parquet files, a folder of them, or memory; Parquet back. Needs the optional extra `tables`.
+
+Everything that a person may have to look up in the file is named as that person sees it: columns by their names, rows
+counted from 1 without the header.
+"""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import gzip
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.files import write_bytes
+
+if TYPE_CHECKING:
+    import pandas
+
+TEXT_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+DELIMITERS = ",;\t|"
+MISSING = ["?", "-", "–", "n.a.", "N.A.", "na", "none", "null"]  # beside those that pandas knows
+SNIFFED_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table in memory. `files` names where the rows come from: (file name, its first row here)."""
+
+    frame: pandas.DataFrame
+    name: str
+    files: tuple[tuple[str, int], ...] = ()
+
+    def row(self, index: int) -> str:
+        """A row as a person finds it: `row 12`, or `row 12 of b.csv` where there are several files."""
+        if len(self.files) < 2:
+            return f"row {index + 1}"
+        place = bisect.bisect_right([first for _, first in self.files], index) - 1
+        file, first = self.files[place]
+        return f"row {index - first + 1} of {file}"
+
+
+def require() -> Any:
+    """pandas, or one line that says how to get it."""
+    try:
+        import pandas
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise MixwellError(f"tables need {error.name or 'pandas'}, which is not installed: "
+                           "pip install 'mixwell[tables]'.") from error
+    return pandas
+
+
+def read(path: str | Path) -> Table:
+    """Read a CSV file (delimiter found by itself), a Parquet file, or a folder of them with the same columns."""
+    pandas, path = require(), Path(path)
+    if not path.exists():
+        near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise MixwellError(f"{path} does not exist; expected a CSV or Parquet file, or a folder of them.{near}")
+    if path.is_dir():
+        return _read_folder(pandas, path)
+    return Table(_read_file(pandas, path), path.name.split(".")[0])
+
+
+def of(source: Any, name: str = "table") -> Table:
+    """A table from a path, a DataFrame (pandas, Polars, Arrow), a mapping of columns, or a two-dimensional array."""
+    if isinstance(source, Table):
+        return source
+    if isinstance(source, (str, Path)):
+        return read(source)
+    pandas = require()
+    if hasattr(source, "to_pandas"):
+        source = source.to_pandas()
+    if not isinstance(source, pandas.DataFrame):
+        if not isinstance(source, Mapping) and getattr(source, "ndim", 2) != 2:
+            raise MixwellError(f"a table has two dimensions, got an array of {source.ndim}.")
+        try:
+            source = pandas.DataFrame(source)
+        except (ValueError, TypeError) as error:
+            raise MixwellError(f"{type(source).__name__} is no table ({error}); expected a path, a DataFrame, a mapping "
+                               "of columns or a two-dimensional array.") from error
+    frame = source.reset_index(drop=True)
+    frame.columns = [f"column {c + 1}" if isinstance(c, int) else str(c) for c in frame.columns]
+    return Table(_checked(frame, name), name)
+
+
+def write_parquet(path: str | Path, frame: pandas.DataFrame) -> Path:
+    """Write a Parquet file that appears whole or not at all."""
+    require()
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return write_bytes(path, buffer.getvalue())
+
+
+def _read_folder(pandas: Any, folder: Path) -> Table:
+    paths = sorted(p for p in folder.iterdir() if _is_text(p) or p.suffix == ".parquet")
+    if not paths:
+        raise MixwellError(f"{folder} holds no .csv or .parquet file.")
+    frames, files, rows = [], [], 0
+    for path in paths:
+        frames.append(_read_file(pandas, path))
+        files.append((path.name, rows))
+        rows += len(frames[-1])
+        _same_columns(frames[0].columns, frames[-1].columns, paths[0], path)
+    return Table(pandas.concat(frames, ignore_index=True), folder.resolve().name, tuple(files))
+
+
+def _same_columns(expected: Sequence[str], got: Sequence[str], first: Path, path: Path) -> None:
+    missing, extra = [c for c in expected if c not in set(got)], [c for c in got if c not in set(expected)]
+    if missing or extra:
+        what = f"lacks the column {missing[0]!r}" if missing else f"has a column {extra[0]!r} more"
+        raise MixwellError(f"{path} {what} than {first.name}; expected files with the same columns."
+                           if extra and not missing else
+                           f"{path} {what}, which {first.name} has; expected files with the same columns.")
+
+
+def _is_text(path: Path) -> bool:
+    return path.name.lower().endswith(TEXT_ENDINGS)
+
+
+def _read_file(pandas: Any, path: Path) -> pandas.DataFrame:
+    if path.stat().st_size == 0:
+        raise MixwellError(f"{path} is empty; expected a line of column names and rows under it.")
+    if path.suffix.lower() in (".parquet", ".pq"):
+        try:
+            frame = pandas.read_parquet(path)
+        except Exception as error:  # pyarrow raises many kinds for what is not Parquet
+            raise MixwellError(f"{path} cannot be read as Parquet ({_first_line(error)}).") from error
+        return _checked(frame.reset_index(drop=True), str(path))
+    if not _is_text(path):
+        raise MixwellError(f"{path}: expected a table that ends in {', '.join(TEXT_ENDINGS)} or .parquet.")
+    return _checked(_read_text(pandas, path), str(path))
+
+
+def _read_text(pandas: Any, path: Path) -> pandas.DataFrame:
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            head = file.read(SNIFFED_BYTES)
+        if not head.strip():
+            raise MixwellError(f"{path} is empty; expected a line of column names and rows under it.")
+        delimiter = sniff(head)
+        decimal = "," if delimiter in ";\t|" and re.search(r"(^|[;\t|])-?\d+,\d+([;\t|]|$)", head, re.M) else "."
+        names = _names(head, delimiter)
+        frame = pandas.read_csv(path, sep=delimiter, decimal=decimal, na_values=MISSING, encoding="utf-8-sig",
+                                low_memory=False, skipinitialspace=True, index_col=False, on_bad_lines="error",
+                                **({} if names is None else {"header": None, "names": names}))
+    except UnicodeDecodeError as error:
+        raise MixwellError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except (pandas.errors.ParserError, pandas.errors.ParserWarning, gzip.BadGzipFile) as error:
+        raise MixwellError(f"{path} is not a proper table: {_first_line(error)}.") from error
+    return frame
+
+
+def sniff(head: str) -> str:
+    """The delimiter with which the first lines have the same number of fields, and most of them; else a comma."""
+    lines = head.splitlines()[:50]
+    lines = lines[:-1] if len(head) == SNIFFED_BYTES and len(lines) > 1 else lines  # the last may be cut
+    best, found = 1, ","
+    for delimiter in DELIMITERS:
+        widths = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
+        common = max(set(widths), key=widths.count, default=1)
+        if widths and widths[0] == common and widths.count(common) >= 0.9 * len(widths) and common > best:
+            best, found = common, delimiter
+    return found
+
+
+def _names(head: str, delimiter: str) -> list[str] | None:
+    """Names for a file whose first line holds numbers already; None where it names the columns."""
+    first = next((row for row in csv.reader(head.splitlines(), delimiter=delimiter) if row), [])
+    if first and all(re.fullmatch(r"\s*[-+]?[\d.,]+([eE][-+]?\d+)?\s*", field) for field in first):
+        return [f"column {i + 1}" for i in range(len(first))]
+    return None
+
+
+def _checked(frame: pandas.DataFrame, name: str) -> pandas.DataFrame:
+    frame.columns = [str(c) for c in frame.columns]
+    if not len(frame.columns):
+        raise MixwellError(f"{name} has no columns.")
+    if not len(frame):
+        raise MixwellError(f"{name} has no rows; expected at least 2 under the column names.")
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise MixwellError(f"{name} has two columns named {twice[0]!r}; rename one.")
+    return frame
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -237,9 +237,11 @@ def test_routers_with_a_memory_share_follow_and_come_back(router, tmp_path):
     tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(3))
     if model.needs_tokens:
         model.fit_tokens(tokens.flatten(), torch.Generator().manual_seed(4))
-    model.after_step([[9, 1, 1, 1], [1, 1, 9, 1]])
+    before = model.loss(tokens, tokens)
+    model.after_step([before.routings, before.routings])
     if router["method"] == "loss_free_bias":
-        assert model.routers()[0].bias[0] < 0 < model.routers()[0].bias[1]
+        load = before.routings[0].load_E()
+        assert model.routers()[0].bias[load.argmax()] < 0 < model.routers()[0].bias[load.argmin()]
     if router["method"] == "recurrent":
         first, second = ({n.split(".router.")[1] for n in model.state_dict() if n.startswith(f"layers.{i}.") and
                           ".router." in n} for i in range(2))
@@ -247,3 +249,24 @@ def test_routers_with_a_memory_share_follow_and_come_back(router, tmp_path):
     model.save(tmp_path / "model")
     again = mixwell.load(tmp_path / "model").eval()
     torch.testing.assert_close(again(tokens).logits_BTV, model(tokens).logits_BTV)
+
+
+def test_a_router_that_follows_the_load_is_refused_where_it_would_hear_nothing():
+    mixer = {"method": "cartesian", "num_experts": 4, "hidden_dim": 8, "router": {"method": "loss_free_bias", "k": 1}}
+    with pytest.raises(MixwellError, match="does not report"):
+        LanguageModel(from_dict(ModelConfig, {"vocab_size": 64, "dim": 16, "num_layers": 1, "num_heads": 2,
+                                              "channel_mixer": mixer}))
+
+
+@pytest.mark.parametrize("mixer", [{"method": "mixture_of_attention_heads", "num_experts": 4},
+                                   {"method": "mixture_of_mamba", "num_modalities": 2}])
+def test_sequence_mixers_hear_the_context_and_hand_back_their_losses(mixer):
+    config = {"vocab_size": 64, "dim": 16, "num_layers": 2, "num_heads": 2, "sequence_mixer": mixer,
+              "channel_mixer": {"method": "swiglu", "hidden_dim": 8}}
+    model = LanguageModel(from_dict(ModelConfig, config))
+    tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(3))
+    loss = model.loss(tokens, tokens, labels_B=torch.tensor([0, 1]))
+    if "num_experts" in mixer:
+        assert loss.aux is not None and loss.losses
+    loss.nats.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())

@@ -62,7 +62,7 @@ def _nn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _tn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """The transpose of a [N, M] times b [N, D]."""
-    return _nt(a.t(), b.t(), out)
+    return _nt(a.t(), b.contiguous().t(), out)  # the transpose of a strided matrix would be read element by element
 
 
 def _plain(weight: Weight, like: Tensor) -> Tensor:

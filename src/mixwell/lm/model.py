@@ -19,9 +19,11 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.kernels import linear
 from mixwell.core.routing import Context, Routing
+from mixwell.experts.routers._parts import Router
 from mixwell.lm import generate as sampling
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.head import embed, mean_nats, row_nats
+from mixwell.sequence._routed import SequenceMixed
 
 if TYPE_CHECKING:
     from mixwell.lm.tokenizer import Tokenizer
@@ -95,10 +97,15 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor, cache: Any, mask_BT: Tensor | None,
                 context: Context) -> tuple[Tensor, Any]:
-        """[B, T, D] -> [B, T, D], and what the channel mixer gave beside."""
-        x_BTD = x_BTD + self.sequence_mixer(self.sequence_norm(x_BTD), positions_BT, cache, mask_BT)
+        """[B, T, D] -> [B, T, D], and what the mixers gave beside."""
+        h = self.sequence_norm(x_BTD)
+        if hasattr(self.sequence_mixer, "mix_in"):
+            heard = self.sequence_mixer.mix_in(h, positions_BT, cache, mask_BT, context)
+        else:
+            heard = SequenceMixed(self.sequence_mixer(h, positions_BT, cache, mask_BT))
+        x_BTD = x_BTD + heard.y_BTD
         mixed = self.channel_mixer(self.channel_norm(x_BTD).flatten(0, 1), context)
-        return x_BTD + mixed.y_TD.view_as(x_BTD), mixed
+        return x_BTD + mixed.y_TD.view_as(x_BTD), (heard, mixed)
 
 
 def _build(method: tuple[Any, Any], dim: int, generator: torch.Generator | None, where: str) -> Any:
@@ -134,6 +141,7 @@ class LanguageModel(nn.Module):
         if not config.tie_embeddings:
             self.head = Linear(config.dim, config.vocab_size, False, generator)
         self._share_routers()
+        self._refuse_deaf_routers()
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith(RESIDUAL_OUTPUTS):
@@ -151,6 +159,14 @@ class LanguageModel(nn.Module):
             if router is not None and router is not first.setdefault(type(router), router):
                 router.share(first[type(router)])
 
+    def _refuse_deaf_routers(self) -> None:
+        """A router that follows the load must be one that `after_step` reaches; else it would silently do nothing."""
+        heard = {id(router) for router in self.routers()}
+        for name, module in self.named_modules():
+            if isinstance(module, Router) and hasattr(module, "update") and id(module) not in heard:
+                raise MixwellError(f"{name}: {type(module).__name__} follows the load of its experts, which this layer "
+                                   "does not report; choose another router here.")
+
     @property
     def needs_tokens(self) -> bool:
         """Whether a router waits for `fit_tokens`."""
@@ -162,11 +178,10 @@ class LanguageModel(nn.Module):
             if getattr(router, "needs_tokens", False):
                 router.fit_tokens(tokens_N, generator)
 
-    def after_step(self, loads: Sequence[Sequence[int] | None]) -> None:
-        """Tell the routers that follow the load how many slots each expert got in the optimiser step just done."""
-        for router, load in zip(self.routers(), loads):
-            if load is not None and hasattr(router, "update"):
-                router.update(torch.tensor(load))
+    def after_step(self, seen: Sequence[Sequence[Routing | None]]) -> None:
+        """Tell the layers that follow the load of the optimiser step just done: the routings of its forward passes."""
+        for i, layer in enumerate(self.layers):
+            layer.channel_mixer.after_step([routings[i] for routings in seen if routings[i] is not None])
 
     def cast(self, dtype: torch.dtype) -> LanguageModel:
         """Compute in `dtype` from now on, in place; norms and routers stay float32 unless `dtype` is wider."""
@@ -253,10 +268,10 @@ class LanguageModel(nn.Module):
         state, all_mixed = None, []
         for i, layer in enumerate(self.layers):
             context = Context(layer=i, state=state, **base)
-            x, mixed = layer(x, positions, None if cache is None else cache.layers[i], mask_BT, context)
-            all_mixed.append(mixed)
+            x, (heard, mixed) = layer(x, positions, None if cache is None else cache.layers[i], mask_BT, context)
+            all_mixed += [heard, mixed]
             state = state if mixed.routing is None else mixed.routing.state
-        return self.norm(x), [m.routing for m in all_mixed], *_gathered(all_mixed)
+        return self.norm(x), [m.routing for m in all_mixed[1::2]], *_gathered(all_mixed)
 
     def _logits(self, h: Tensor) -> Tensor:
         logits = linear(h, self.embed.weight) if self.config.tie_embeddings else self.head(h)
@@ -307,7 +322,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _gathered(all_mixed: list[Any]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """(mean of each loss over the layers that have it, sum of the layers' aux)."""
+    """(mean of each loss over the mixers that have it, sum of their aux)."""
     names = dict.fromkeys(name for mixed in all_mixed for name in mixed.losses)
     losses = {n: torch.stack([m.losses[n].float() for m in all_mixed if n in m.losses]).mean() for n in names}
     terms = [m.aux for m in all_mixed if m.aux is not None]

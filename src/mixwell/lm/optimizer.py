@@ -20,13 +20,13 @@ DType = Literal["bf16", "fp32"]
 
 
 def decays(name: str, tensor: Tensor) -> bool:
-    """Whether weight decay pulls at a parameter: matrices, but not norms, biases or the input embedding.
+    """Whether weight decay pulls at a parameter: matrices, but not norms, biases, a scan's rates or the embedding.
 
     Decay shrinks the rows of rare tokens, and small rows make large gradients behind the first norm
     (OLMo 2, 2501.00656, section 3). A head that is tied to the embedding goes with it.
     """
     parts = name.split(".")
-    return tensor.ndim >= 2 and not parts[-1].endswith("bias") and "embed" not in parts
+    return tensor.ndim >= 2 and not parts[-1].endswith(("bias", "log_rate")) and "embed" not in parts
 
 
 class MasterAdamW:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.rng import generator
+from mixwell.core.routing import Routing
 from mixwell.lm import train_state
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
@@ -151,18 +152,18 @@ class _Run:
         """One optimizer step; nothing of it is kept where its loss or gradient is not finite."""
         started = time.perf_counter()
         lr = self._learning_rate()
-        values, load = self._backward()
+        values, seen = self._backward()
         bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
         if bad is not None:
             raise TrainingError(f"step {self.step + 1}: {bad} is {values[bad]}. {self._last_good()} Lower lr, lengthen "
                                 "warmup or lower grad_clip, and train in another folder.")
         self.optimizer.step(lr, values["grad_norm"], self.config.grad_clip)
         if hasattr(self.model, "after_step"):
-            self.model.after_step(load)  # type: ignore[operator]
+            self.model.after_step(seen)  # type: ignore[operator]
         self.step, self.lr = self.step + 1, lr
         took = time.perf_counter() - started
         self.seconds += took
-        self.window.add(values, load, self.step_tokens, took)
+        self.window.add(values, _loads(seen), self.step_tokens, took)
         return {"loss_nats": values["loss_nats"], "lr": lr, "tokens_per_s": self.step_tokens / took,
                 "seconds_left": self.seconds / self.fraction - self.seconds}
 
@@ -175,12 +176,12 @@ class _Run:
             middle = (self.seconds + 0.5 * self.seconds / max(self.step, 1)) / self.config.seconds
         return self.config.learning_rate(middle)
 
-    def _backward(self) -> tuple[dict[str, float], list[list[int] | None]]:
-        """Gradients of the next batch; its mean values by name, and the slots that each expert got."""
+    def _backward(self) -> tuple[dict[str, float], list[list[Routing | None]]]:
+        """Gradients of the next batch; its mean values by name, and the routings of each forward pass."""
         batch, parts = self.sampler.batch(), self.config.accumulate
         draws = generator(self.config.seed, "train", self.step, device=self.device)
         sums: dict[str, Tensor] = {}
-        load: list[Tensor | None] = []
+        seen: list[list[Routing | None]] = []
         columns = (batch.tokens_BT, batch.targets_BT, batch.domains_B)
         for tokens_BT, targets_BT, domains_B in zip(*(c.to(self.device).chunk(parts) for c in columns)):
             loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws)  # type: ignore[operator]
@@ -191,11 +192,10 @@ class _Run:
                 named["aux"] = loss.aux
             for name, value in named.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() / parts
-            fresh = [None if r is None else r.load_E() for r in loss.routings]
-            load = [a if b is None else b if a is None else a + b for a, b in zip(load, fresh)] if load else fresh
+            seen.append(loss.routings)
         sums["grad_norm"] = self.optimizer.grad_norm()
         values = torch.stack([v.float() for v in sums.values()]).tolist()
-        return dict(zip(sums, values)), [None if layer is None else layer.tolist() for layer in load]
+        return dict(zip(sums, values)), seen
 
     def _report(self) -> None:
         """Write a line where one is due."""
@@ -253,6 +253,12 @@ class _Run:
         self.metrics.close()
         if self.board is not None:
             self.board.close()
+
+
+def _loads(seen: list[list[Routing | None]]) -> list[list[int] | None]:
+    """The slots that each expert of each layer got over the forward passes of a step; None for layers without."""
+    layers = [[routing.load_E() for routing in layer if routing is not None] for layer in zip(*seen)]
+    return [torch.stack(loads).sum(0).tolist() if loads else None for loads in layers]
 
 
 def _train_tokens(data: TokenData) -> Tensor:

@@ -1,8 +1,8 @@
 """Squared circuit: a mixture that may subtract, kept non-negative by squaring.
 
 **Equation:** p(x) = c(x)^2 / Z, c(x) = sum_k w_k prod_d f_kd(x_d) with real w_k, and Z = sum_ij w_i w_j prod_d int
-f_id f_jd. Deep: every region of a binary tree over the columns holds h = U (h_left * h_right), c = w . h_root; the square is
-integrated by the same recursion on matrices, M = U (M_left * M_right) U', Z = w' M w. Gaussian leaves have
+f_id f_jd. Deep: every region of a binary tree over the columns holds h = U (h_left * h_right), c = w . h_root; the
+square is integrated by the same recursion on matrices, M = U (M_left * M_right) U', Z = w' M w. Gaussian leaves have
 int f_i f_j = N(m_i; m_j, s_i^2 + s_j^2), categorical ones sum_v t_iv t_jv, quadratic B-splines t_i G t_j.
 
 **Shapes:** x (N, D), NaN where a column is to be integrated out; log densities (N,), in nats. K components a region.

@@ -5,7 +5,7 @@ Legend: T tokens, D width, F hidden width, E experts, N rows sorted by expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -46,6 +46,12 @@ class ChannelMixer(nn.Module):
     def flops_per_token(self) -> float:
         """Forward FLOPs per token, active experts only."""
         raise NotImplementedError
+
+    def after_step(self, routings: Sequence[Routing]) -> None:
+        """Called after each optimiser step with the routings of its forward passes; routers follow their load here."""
+        router = getattr(self, "router", None)
+        if routings and hasattr(router, "update"):
+            router.update(torch.stack([routing.load_E() for routing in routings]).sum(0))  # type: ignore[union-attr]
 
 
 class Gate(nn.Module):

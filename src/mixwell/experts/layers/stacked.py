@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,11 @@ class DeepMixture(ChannelMixer):
                              f"{self.config.first_experts} + {self.config.second_experts} experts")
         with torch.no_grad():
             self.totals.add_(assigned_E.to(self.totals))
+
+    def after_step(self, routings: Sequence[Routing]) -> None:
+        """Add what the optimiser step's batches assigned to the running totals."""
+        if routings:
+            self.update(torch.stack([self.assigned(routing) for routing in routings]).sum(0))
 
     def _logits(self, level: int, v: Tensor) -> Tensor:
         return self.gates[level](torch.relu(self.gate_hidden[level](v)))

@@ -101,7 +101,8 @@ def build_overflow(spec: Mapping[str, Any],
     rule = entry.load()
 
     def limit(routing: Routing, context: Context) -> Routing:
-        capacity = expert_capacity(capacity_factor, *routing.indices_TK.shape, routing.num_experts)
+        tokens, k = routing.indices_TK.shape
+        capacity = expert_capacity(capacity_factor, tokens, k, routing.num_experts)
         return rule(routing, config, capacity, context)
 
     return limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -174,18 +174,20 @@ def _try(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, start
 def _refusal(model: ProductMixture, rows: int, family: str, columns: Sequence[Column]) -> str:
     """Why a fit cannot be trusted: a component with fewer rows than its covariance needs fits them perfectly."""
     D = sum(c.kind == NUMERIC for c in used(columns))
-    needed = {"full": D + 1, "student_t": D + 1, "diag": 2, "spherical": 2}.get(family, 1)
-    needed = needed if len(model.weights_) > 1 or family == "full" else 1
-    smallest = float(model.weights_.min()) * rows
-    if D and smallest < needed:
+    if not D:
+        return ""
+    smallest, needed = float(model.weights_.min()) * rows, D + 1
+    if family == "tied":  # all rows share one covariance, each component takes one mean
+        smallest, needed = float(rows), D + len(model.weights_)
+    elif family in ("diag", "spherical"):
+        needed = 2
+    if smallest < needed:
         return f"a component holds {smallest:.1f} rows, fewer than the {needed} that its covariance needs"
     return ""
 
 
 def _held_out(candidate: Candidate, x_ND: np.ndarray, columns: Sequence[Column], folds: int, starts: int,
               seed: int) -> Candidate:
-    from dataclasses import replace
-
     folds = min(folds, len(x_ND))
     scores = []
     for train, test in KFold(folds, shuffle=True, random_state=seed).split(x_ND):

@@ -193,7 +193,8 @@ def main() -> None:
               f"{found['log_likelihood_difference']:.1e}", flush=True)
         report["linearity"] = linearity(data(options.rows, 16, options.components, "float32"), options.components)
     for line in report["linearity"]:
-        print(f"{line['rows']} rows: {line['cpu_seconds']:.3f} s of processor time, {line['ns_per_row_and_iteration']:.0f} ns a row and step")
+        print(f"{line['rows']} rows: {line['cpu_seconds']:.3f} s of processor time, "
+              f"{line['ns_per_row_and_iteration']:.0f} ns a row and step")
     if options.stream:
         report["stream"] = stream(options.stream, options.threads)
         print(f"{options.stream} rows from disk: {report['stream']['seconds_per_pass']:.1f} s a pass, "

@@ -99,7 +99,7 @@ def test_claims_prints_saves_and_ends_with_an_error_where_one_broke(three, tmp_p
     assert lines[3].startswith("experts.b  broken  ValueError: expected three or more pairs")
     assert lines[4].startswith("experts.c  did not hold")
     assert lines[-1] == f"saved: {tmp_path / 'experts.json'} · 2 claims: 1 held, 1 did not hold."
-    assert set(json.loads((tmp_path / "experts.json").read_text())["claims"]) == {"experts.a", "experts.c"}
+    assert set(json.loads((tmp_path / "experts.json").read_text())) == {"experts.a", "experts.c"}
     assert "| `experts.a` |" in (tmp_path / "experts.md").read_text()
 
 

@@ -45,12 +45,11 @@ def test_a_claim_replaces_its_own_entry_alone(tmp_path):
     path = evidence.add(tmp_path, "experts.b", HELD, threads=2)
     evidence.add(tmp_path, "experts.a", FAILED, threads=1)
     evidence.add(tmp_path, "density.a", ABSENT, threads=1)
-    before = json.loads(path.read_text())["claims"]["experts.b"]
+    before = json.loads(path.read_text())["experts.b"]
     evidence.add(tmp_path, "experts.a", HELD | {"claim": "New."}, threads=1)
     found = json.loads(path.read_text())
-    assert path.name == "experts.json" and found["room"] == "experts"
-    assert list(found["claims"]) == ["experts.a", "experts.b"]
-    assert found["claims"]["experts.b"] == before and found["claims"]["experts.a"]["claim"] == "New."
+    assert path.name == "experts.json" and list(found) == ["experts.a", "experts.b"]
+    assert found["experts.b"] == before and found["experts.a"]["claim"] == "New."
     assert before["machine"]["threads"] == 2 and before["machine"]["cpu"] and before["versions"]["torch"]
     assert before["seconds"] == 3.0 and before["values"]["method"] == [1.0, 1.1, 1.2] and len(before["date"]) == 10
     assert list(evidence.read(tmp_path, "density")) == ["density.a"] and evidence.read(tmp_path, "none") == {}
@@ -70,7 +69,12 @@ def test_the_table_is_made_from_the_file(tmp_path):
 
 
 def test_a_file_that_holds_no_evidence_is_left_alone(tmp_path):
-    (tmp_path / "experts.json").write_text('{"claims": 3}')
+    (tmp_path / "experts.json").write_text('{"experts.a": {"outcome": "maybe"}}')
     with pytest.raises(MixwellError, match="holds no evidence"):
         evidence.add(tmp_path, "experts.a", HELD, threads=1)
-    assert (tmp_path / "experts.json").read_text() == '{"claims": 3}' and not (tmp_path / "experts.md").exists()
+    assert "maybe" in (tmp_path / "experts.json").read_text() and not (tmp_path / "experts.md").exists()
+
+
+def test_an_entry_may_lack_its_machine():
+    text = evidence.page("r", {"r.a": {k: v for k, v in HELD.items() if k != "seconds"}})
+    assert "1 claim: 1 held." in text and "Measured on" not in text and "| – |" in text

@@ -181,6 +181,7 @@ def test_a_failed_variant_is_reported_and_the_rest_goes_on(ran):
     found = results.read(ran[0])
     by_name = {r.name: r for r in found.results}
     assert [len(r.trials) for r in found.results] == [3, 3, 0] and found.baseline == "top_k"
+    assert by_name["sinkhorn"].changes == {"moe.router": {"method": "sinkhorn", "k": 2}}, "with the option that it kept"
     assert "vocab_size" in by_name["hash(k=2)"].failures[0]
     text = text_of((ran[0] / "report.html").read_text())
     assert "hash(k=2) failed (all seeds): stage moe" in text and "Budget of every variant and seed: 600 tokens." in text

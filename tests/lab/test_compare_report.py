@@ -44,6 +44,12 @@ def test_a_difference_that_only_stands_alone_is_said_to(tmp_path):
     assert row["verdict"] == "not supported" and row["aside"] == "alone it would be"
 
 
+def test_unequal_compute_is_said(tmp_path):
+    assert "equal compute" not in " ".join(views.notes(constructed(tmp_path / "a")))
+    notes = " ".join(views.notes(constructed(tmp_path / "b", dear={"win"}))).replace("\u202f", " ")
+    assert "A token costs from 19.0 MFLOP to 38.0 MFLOP" in notes
+
+
 def test_one_seed_supports_nothing(tmp_path):
     fake_compare.write(tmp_path, {"a": [1.0], "b": [2.0]}, points=10)
     found = results.read(tmp_path)

@@ -200,8 +200,8 @@ class IncrementalGaussianMixture(DensityMixin, Configured, config=Config):
         lost = np.setdiff1d(np.arange(self.means_.shape[1]), seen)
         x_NP = check_array(known, dtype=np.float64)
         if x_NP.shape[1] != len(seen) or len(np.unique(seen)) != len(seen) or not len(lost):
-            raise ValueError(f"known has {x_NP.shape[1]} columns for {len(seen)} named; expected as many, all different, "
-                             f"and fewer than {self.means_.shape[1]}")
+            raise ValueError(f"known has {x_NP.shape[1]} columns for {len(seen)} named; expected as many, all "
+                             f"different, and fewer than {self.means_.shape[1]}")
         rest = self.precisions_[:, lost[:, None], lost]
         cross = self.precisions_[:, lost[:, None], seen]
         slope_KLP = -np.linalg.solve(rest, cross)

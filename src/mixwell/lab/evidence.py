@@ -24,9 +24,10 @@ def read(folder: str | Path, room: str) -> Claims:
     if not path.exists():
         return {}
     found = read_json(path)
-    if not isinstance(found, Mapping) or not isinstance(found.get("claims"), Mapping):
-        raise MixwellError(f"{path} holds no evidence (a mapping with `claims`); restore it or remove it.")
-    return dict(sorted(found["claims"].items()))
+    if not isinstance(found, Mapping) or not all(isinstance(e, Mapping) and e.get("outcome") in OUTCOMES
+                                                 for e in found.values()):
+        raise MixwellError(f"{path} holds no evidence (claims with their outcome); restore it or remove it.")
+    return {name: dict(entry) for name, entry in sorted(found.items())}
 
 
 def add(folder: str | Path, name: str, found: Mapping[str, Any], threads: int) -> Path:
@@ -37,21 +38,25 @@ def add(folder: str | Path, name: str, found: Mapping[str, Any], threads: int) -
              "date": datetime.now(UTC).date().isoformat()}
     entries = dict(sorted({**read(folder, room), name: entry}.items()))
     write_text(Path(folder) / f"{room}.md", page(room, entries))
-    return write_json(Path(folder) / f"{room}.json", {"room": room, "claims": entries})
+    return write_json(Path(folder) / f"{room}.json", entries)
 
 
 def page(room: str, entries: Claims) -> str:
     """A room's evidence as a Markdown page: the counts, the table, and the machines it was made on."""
-    places = dict.fromkeys(f"{e['machine']['cpu']}, {_threads(e['machine']['threads'])}, torch {e['versions']['torch']}"
-                           for e in entries.values())
+    places = list(dict.fromkeys(place for e in entries.values() if (place := _place(e))))
+    measured = f"\nMeasured on: {'; '.join(places)}.\n" if places else ""
     return (f"# Evidence: {room}\n\n{tally(entries)}\n\nMade by `mixwell claims {room}`; the figures behind it are in "
             f"`{room}.json`. The effect is the method minus the baseline, signed so that positive favours the method, "
             "with its standard deviation over seeds.\n\n"
-            f"{table(entries)}\nMeasured on: {'; '.join(places)}.\n")
+            f"{table(entries)}{measured}")
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'' if count == 1 else 's'}"
+def _place(entry: Mapping[str, Any]) -> str:
+    """`AMD EPYC, 2 threads, torch 2.13.0`, as far as the entry tells."""
+    where, threads = entry.get("machine") or {}, (entry.get("machine") or {}).get("threads")
+    parts = [where.get("cpu"), f"{threads} thread{'' if threads == 1 else 's'}" if threads else None,
+             f"torch {entry['versions']['torch']}" if entry.get("versions") else None]
+    return ", ".join(part for part in parts if part)
 
 
 def tally(entries: Claims) -> str:
@@ -65,7 +70,7 @@ def table(entries: Claims) -> str:
     """A Markdown table, a row a claim."""
     head = ("method", "claim", "outcome", "effect", "metric", "seeds", "time", "note")
     rows = [(f"`{name}`", e["claim"], _marked(e["outcome"]), effect(e), e["metric"], str(e["seeds"] or ""),
-             units.seconds(e["seconds"]), e["note"]) for name, e in entries.items()]
+             units.seconds(e.get("seconds")), e["note"]) for name, e in entries.items()]
     lines = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
 

@@ -126,6 +126,15 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return from_dict(Recipe, counted(data))
 
 
+def value_at(recipe: Recipe, path: str) -> Any:
+    """What stands at a key path."""
+    data = to_dict(recipe)
+    place: Any = data
+    for name in _names(data, path):
+        place = _step(place, name, path)
+    return place
+
+
 def assign(data: dict[str, Any], path: str, value: Any) -> None:
     """Set the key at `path` of a recipe's plain data in place.
 

@@ -82,8 +82,8 @@ def of(source: Any, name: str = "table") -> Table:
         try:
             source = pandas.DataFrame(source)
         except (ValueError, TypeError) as error:
-            raise MixwellError(f"{type(source).__name__} is no table ({error}); expected a path, a DataFrame, a mapping "
-                               "of columns or a two-dimensional array.") from error
+            raise MixwellError(f"{type(source).__name__} is no table ({error}); expected a path, a DataFrame, a "
+                               "mapping of columns or a two-dimensional array.") from error
     frame = source.reset_index(drop=True)
     frame.columns = [f"column {c + 1}" if isinstance(c, int) else str(c) for c in frame.columns]
     return Table(_checked(frame, name), name)
@@ -112,11 +112,12 @@ def _read_folder(pandas: Any, folder: Path) -> Table:
 
 def _same_columns(expected: Sequence[str], got: Sequence[str], first: Path, path: Path) -> None:
     missing, extra = [c for c in expected if c not in set(got)], [c for c in got if c not in set(expected)]
-    if missing or extra:
-        what = f"lacks the column {missing[0]!r}" if missing else f"has a column {extra[0]!r} more"
-        raise MixwellError(f"{path} {what} than {first.name}; expected files with the same columns."
-                           if extra and not missing else
-                           f"{path} {what}, which {first.name} has; expected files with the same columns.")
+    if missing:
+        raise MixwellError(f"{path} lacks the column {missing[0]!r}, which {first.name} has; expected files with the "
+                           "same columns.")
+    if extra:
+        raise MixwellError(f"{path} has the column {extra[0]!r}, which {first.name} lacks; expected files with the "
+                           "same columns.")
 
 
 def _is_text(path: Path) -> bool:

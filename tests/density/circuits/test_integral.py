@@ -123,13 +123,13 @@ def test_training_through_the_rule_lowers_the_loss(leaf):
     model = IntegralCircuit(PARENT, Config(leaf=leaf, points=6, units=8), draws())
     losses = list(train(model, x, steps=40, batch=100, lr=0.02, generator=draws()))
     assert losses[-1] < losses[0] - 0.1
-    finer = model.compile(24, "legendre").log_prob(x).mean()
+    finer = model.circuit(24, "legendre").log_prob(x).mean()
     assert float((finer - model(x).mean()).abs().detach()) < 0.2  # the same model, another rule
 
 
 def test_two_points_give_the_circuit_of_two_states():
     model = IntegralCircuit((-1,), Config(points=2, units=4), draws()).double()
-    made = model.compile()
+    made = model.circuit()
     p = (made.log_root_K.exp()[:, None] * made.log_table_FKV[0].exp()).sum(0)
     torch.testing.assert_close(model(torch.tensor([[0.0], [1.0]])), p.log())
 

@@ -18,7 +18,12 @@ LEAVES, KINDS, STRUCTURES = ("gaussian", "categorical", "spline"), ("subtractive
 
 
 def made(dim=2, seed=0, dtype=torch.float64, **options):
-    return SquaredCircuit(dim, Config(**{"n_components": 3, **options}), torch.Generator().manual_seed(seed), dtype)
+    model = SquaredCircuit(dim, Config(**{"n_components": 3, **options}), torch.Generator().manual_seed(seed), dtype)
+    if model.config.kind == "subtractive":
+        with torch.no_grad():  # signs that differ, as after training
+            for value in (model.root_K, *model.sums, *([] if model.config.leaf == "gaussian" else [model.table_DKV])):
+                value.sub_(0.4).mul_(2)
+    return model
 
 
 def rows(leaf, count=5, dim=2):

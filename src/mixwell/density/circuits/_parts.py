@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def children_first(parent: Sequence[int]) -> list[int]:
-    """Nodes in an order in which every node follows its children; `parent` of the root is -1, and it is the only one."""
+    """Nodes in an order in which every node follows its children; `parent` is -1 at the one root."""
     children: list[list[int]] = [[] for _ in parent]
     for node, above in enumerate(parent):
         if above >= 0:
@@ -48,7 +48,7 @@ def chow_liu(codes_NF: Tensor, categories: int) -> tuple[int, ...]:
 
 
 def upward(log_leaf_NDK: Tensor, parent: Sequence[int], log_root_K: Tensor, log_edge_DKK: Tensor) -> Tensor:
-    """Log-likelihood (N,): messages from the leaves to the root; `log_edge_DKK[d, i, j]` is log p(z_d = j | above = i)."""
+    """Log-likelihood (N,) by messages to the root; `log_edge_DKK[d, i, j]` is log p(z_d = j | state above = i)."""
     held: list[Tensor | None] = [None] * len(parent)
     edge_DKK = log_edge_DKK.exp()
     for node in children_first(parent):
@@ -58,7 +58,8 @@ def upward(log_leaf_NDK: Tensor, parent: Sequence[int], log_root_K: Tensor, log_
         if parent[node] < 0:
             return torch.logsumexp(local_NK + log_root_K, -1)
         top_N1 = local_NK.detach().amax(-1, keepdim=True)
-        sent_NK = ((local_NK - top_N1).exp() @ edge_DKK[node].T).clamp(min=torch.finfo(local_NK.dtype).tiny).log() + top_N1
+        sent_NK = (local_NK - top_N1).exp() @ edge_DKK[node].T
+        sent_NK = sent_NK.clamp(min=torch.finfo(sent_NK.dtype).tiny).log() + top_N1
         above = held[parent[node]]
         held[parent[node]] = sent_NK if above is None else above + sent_NK
     raise AssertionError("a tree ends at its root")
@@ -133,7 +134,8 @@ class TreeCircuit:
             counts_FKV = torch.einsum("nfk,nfv->fkv", resp_NFK, one_hot_NFV)
             return replace(new, log_table_FKV=_shares(counts_FKV + smoothing)), float(total.detach()) / len(x_NF)
         weight_FK = resp_NFK.sum(0) + smoothing
-        mean_FK = (torch.einsum("nfk,nf->fk", resp_NFK, x_NF) + smoothing * self.mean_FK) / weight_FK  # type: ignore[operator]
+        assert self.mean_FK is not None
+        mean_FK = (torch.einsum("nfk,nf->fk", resp_NFK, x_NF) + smoothing * self.mean_FK) / weight_FK
         square_FK = torch.einsum("nfk,nfk->fk", resp_NFK, (x_NF[..., None] - mean_FK) ** 2)
         scale_FK = 0.5 * ((square_FK + smoothing) / weight_FK).clamp(min=1e-12).log()
         return replace(new, mean_FK=mean_FK, log_scale_FK=scale_FK), float(total.detach()) / len(x_NF)

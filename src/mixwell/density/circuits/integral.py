@@ -84,7 +84,8 @@ def compile_circuit(parent: Sequence[int], log_root_K: Tensor, log_edge_DKK: Ten
 class Nets(nn.Module):
     """`count` nets of one hidden layer on shared Fourier features of `inputs` numbers."""
 
-    def __init__(self, inputs: int, outputs: int, count: int, config: Config, generator: torch.Generator | None) -> None:
+    def __init__(self, inputs: int, outputs: int, count: int, config: Config,
+                 generator: torch.Generator | None) -> None:
         super().__init__()
         U = config.units
 
@@ -125,7 +126,7 @@ class IntegralCircuit(nn.Module):
         self.edge_nets = Nets(2, 1, len(parent), self.config, generator)
         self.leaf_nets = Nets(1, outputs, len(parent), self.config, generator)
 
-    def compile(self, points: int | None = None, rule: str | None = None) -> TreeCircuit:
+    def circuit(self, points: int | None = None, rule: str | None = None) -> TreeCircuit:
         """The circuit with `points` states a node (those of the config by default); gradients flow through it."""
         config = self.config
         z_K, weight_K = quadrature(rule or config.rule, points or config.points, config.low, config.high)
@@ -143,7 +144,7 @@ class IntegralCircuit(nn.Module):
 
     def forward(self, x_NF: Tensor) -> Tensor:
         """Log density of rows (N,), in nats, by the config's rule."""
-        return self.compile().log_prob(x_NF)
+        return self.circuit().log_prob(x_NF)
 
 
 def train(model: IntegralCircuit, x_NF: Tensor, *, steps: int, batch: int, lr: float,

@@ -114,12 +114,17 @@ class SquaredCircuit(nn.Module):
         def normal(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape, generator=generator, dtype=dtype))
 
-        self.root_K = normal(K)
-        self.sums = nn.ParameterList(normal(K, K) for _ in range(dim - 1 if self.config.structure == "tree" else 0))
+        def weights(*shape: int) -> nn.Parameter:  # real ones start positive: random signs cancel on the data
+            if self.config.kind != "subtractive":
+                return normal(*shape)
+            return nn.Parameter(torch.rand(*shape, generator=generator, dtype=dtype))
+
+        self.root_K = weights(K)
+        self.sums = nn.ParameterList(weights(K, K) for _ in range(dim - 1 if self.config.structure == "tree" else 0))
         if leaf == "gaussian":
             self.mean_DK, self.log_scale_DK = normal(dim, K), nn.Parameter(torch.zeros(dim, K, dtype=dtype))
         else:
-            self.table_DKV = normal(dim, K, self.config.n_categories if leaf == "categorical" else self.config.n_basis)
+            self.table_DKV = weights(dim, K, self.config.n_categories if leaf == "categorical" else self.config.n_basis)
         self.mass_V: Tensor
         self.gram_VV: Tensor
         if leaf == "spline":

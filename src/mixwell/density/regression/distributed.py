@@ -7,7 +7,7 @@ b_k = least squares of the means b_l . x_s with weights P, and s_k^2 = mean unde
 the end the gates are the multinomial regression of a_sk = sum_l P_slk on x_s.
 
 **Shapes:** X (N, D), y (N,); as the softmax-gated mixture of linear experts; `local_` (M fitted estimators),
-`transport_` (T at every MM step, in nats).
+`transport_` (T at every MM step, in nats), `local_s_` (seconds of every shard), `reduction_s_`.
 
 **Reference:** Chamroukhi and Pham (2023), Distributed Learning of Mixtures of Experts, arXiv:2312.09877, and the
 authors' code.
@@ -24,6 +24,7 @@ so close that shards disagree about which is which.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -132,12 +133,19 @@ class DistributedMixtureOfExperts(GatedRegressor, config=Config):
         self._standardise(x_ND)
         z_ND, rng = (x_ND - self.shift_) / self.scale_, check_random_state(config.random_state)
         shards = np.array_split(rng.permutation(len(z_ND)), config.n_shards)
-        self.local_ = [self._local(z_ND[s], y_NQ[s, 0], config, rng) for s in shards]
+        self.local_: list[Any] = []
+        self.local_s_: list[float] = []
+        for shard in shards:
+            began = perf_counter()
+            self.local_.append(self._local(z_ND[shard], y_NQ[shard, 0], config, rng))
+            self.local_s_.append(perf_counter() - began)
         shares_M = np.array([len(s) for s in shards]) / len(z_ND)
         support = z_ND[rng.choice(len(z_ND), min(config.support, len(z_ND)), replace=False)]
+        began = perf_counter()
         self._gates = SoftmaxGates(config.ridge)
         self._experts = GaussianExperts(config.reg_covar * max(float(y_NQ.var()), 1e-300))
         self._publish(self._pool(with_intercept(support), shares_M, config, rng))
+        self.reduction_s_ = perf_counter() - began
         return self
 
     def _local(self, z_ND: Array, y_N: Array, config: Config, rng: np.random.RandomState) -> Any:

@@ -14,8 +14,8 @@ EM: responsibilities of observed rows, and of unseen ones in proportion w_k P_k(
 **Differs:** written from memory of the paper. Values are shifted by the observed mean, so that the series is short. The
 projection is a non-negative least squares over a grid of means instead of a semidefinite programme.
 
-**Fails when:** S has little mass under a component; `n_terms` is large for the sample (variance) or small for the spread
-of the means (bias).
+**Fails when:** S has little mass under a component; `n_terms` is large for the sample (variance) or small for the
+spread of the means (bias). Without the number of censored rows EM is slow and its likelihood flat.
 
 **Cost:** O(N L) for the moments; O(N K) an EM step.
 """
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -66,7 +67,7 @@ class Config:
             raise ValueError(f"n_terms is {self.n_terms}; expected at least {2 * self.n_components} for "
                              f"{self.n_components} components")
         edges = [edge for interval in self.intervals for edge in interval]
-        if not edges or any(a >= b for a, b in zip(edges, edges[1:])):
+        if not edges or any(a >= b for a, b in pairwise(edges)):
             raise ValueError(f"intervals are {self.intervals}; expected disjoint (low, high) in rising order")
 
 
@@ -85,7 +86,7 @@ def moment_functions(intervals: Intervals, terms: int) -> Array:
 
 
 def quadrature(moments: Array, points: int, reach: float) -> tuple[Array, Array]:
-    """Weights and means (K,) of K atoms in [-reach, reach] near `moments` m_1..m_{2K-1}, by projection and Golub-Welsch."""
+    """Weights and means (K,) of K atoms in [-reach, reach] near `moments` m_1..m_{2K-1}."""
     grid_G = np.linspace(-reach, reach, 801)
     powers_MG = grid_G ** np.arange(1, 2 * points)[:, None]
     sizes_M = reach ** np.arange(1, 2 * points)
@@ -162,14 +163,14 @@ class CensoredGaussianMixture(Configured, config=Config):
         if n_censored is not None and n_censored < 0:
             raise ValueError(f"n_censored is {n_censored}; expected 0 or more, or None")
         if config.estimator == "moments":
-            self._by_moments(x_N, n_censored, config)
+            weights_K, means_K = self._by_moments(x_N, n_censored, config)
         else:
-            self._by_em(x_N, n_censored, config)
-        order = np.argsort(self.means_)
-        self.weights_, self.means_ = self.weights_[order], self.means_[order]
+            weights_K, means_K = self._by_em(x_N, n_censored, config)
+        order = np.argsort(means_K)
+        self.weights_, self.means_ = weights_K[order], means_K[order]
         return self
 
-    def _by_moments(self, x_N: Array, n_censored: int | None, config: Config) -> None:
+    def _by_moments(self, x_N: Array, n_censored: int | None, config: Config) -> tuple[Array, Array]:
         centre = float(x_N.mean())
         z_N = (x_N - centre) / config.sigma
         shifted = tuple(((low - centre) / config.sigma, (high - centre) / config.sigma)
@@ -181,9 +182,9 @@ class CensoredGaussianMixture(Configured, config=Config):
         if n_censored is None:
             self.moments_ = self.moments_ / self.moments_[0]
         weights_K, means_K = quadrature(self.moments_[1:], config.n_components, config.reach)
-        self.weights_, self.means_ = weights_K, centre + config.sigma * means_K
+        return weights_K, centre + config.sigma * means_K
 
-    def _by_em(self, x_N: Array, n_censored: int | None, config: Config) -> None:
+    def _by_em(self, x_N: Array, n_censored: int | None, config: Config) -> tuple[Array, Array]:
         K = config.n_components
         weights_K, means_K = np.full(K, 1 / K), np.quantile(x_N, (np.arange(K) + 0.5) / K)
         self.log_likelihoods_: list[float] = []
@@ -193,7 +194,7 @@ class CensoredGaussianMixture(Configured, config=Config):
             if len(self.log_likelihoods_) > 1 and value - self.log_likelihoods_[-2] < config.tol * len(x_N):
                 break
             weights_K, means_K = new_weights, new_means
-        self.weights_, self.means_ = weights_K, means_K
+        return weights_K, means_K
 
     def score_samples(self, x: Any) -> Array:
         """Log density (N,) of the mixture before censoring, in nats."""
@@ -201,7 +202,8 @@ class CensoredGaussianMixture(Configured, config=Config):
         config = self._config()
         z_NK = (np.asarray(x, dtype=np.float64).reshape(-1, 1) - self.means_) / config.sigma
         weights_K = np.maximum(self.weights_, 1e-300)
-        return logsumexp(np.log(weights_K) - 0.5 * z_NK**2, axis=1) - math.log(config.sigma) - 0.5 * math.log(2 * math.pi)
+        scale = config.sigma * math.sqrt(2 * math.pi)
+        return logsumexp(np.log(weights_K) - 0.5 * z_NK**2, axis=1) - math.log(scale)
 
     def observed_share(self) -> float:
         """The probability that a value falls inside the intervals."""

@@ -1,9 +1,9 @@
 """Mixture proportion estimation: how much of a sample is the known component, also where the rest contains it.
 
-**Equation:** F = (1 - kappa) G + kappa H, samples of F and H. Given alpha(x) >= P(Y = H | x) for x of F, keep each row of F
-with probability alpha(x) and let c = E_F alpha; an estimator made for irreducible G finds kappa' on the kept rows, and
-kappa = c kappa'. Bases: "roc", kappa' = inf over sets S = {score >= t} of F(S) / H(S), with confidence bands of width
-sqrt(log(n) / n) on both, of a classifier of F against H; "kernel", 1 - 1 / lambda with lambda the point where the
+**Equation:** F = (1 - kappa) G + kappa H, samples of F and H. Given alpha(x) >= P(Y = H | x) for x of F, keep each row
+of F with probability alpha(x) and let c = E_F alpha; an estimator made for irreducible G finds kappa' on the kept rows,
+and kappa = c kappa'. Bases: "roc", kappa' = inf over sets S = {score >= t} of F(S) / H(S), with confidence bands of
+width sqrt(log(n) / n) on both, of a classifier of F against H; "kernel", 1 - 1 / lambda with lambda the point where the
 distance of lambda F + (1 - lambda) H from the convex hull of the sample, in a Gaussian kernel's space, starts to rise.
 
 **Shapes:** x_mixture (N, D), x_component (M, D), alpha (N,); a number in [0, 1].
@@ -49,8 +49,8 @@ class Config:
         if self.base not in ("roc", "kernel"):
             raise ValueError(f"base is {self.base!r}; expected 'roc' or 'kernel'")
         if self.confidence < 0 or self.max_lambda <= 1 or self.max_rows < 2:
-            raise ValueError(f"confidence is {self.confidence}, max_lambda {self.max_lambda}, max_rows {self.max_rows}; "
-                             "expected at least 0, above 1, at least 2")
+            raise ValueError(f"confidence is {self.confidence}, max_lambda {self.max_lambda}, max_rows "
+                             f"{self.max_rows}; expected at least 0, above 1, at least 2")
 
 
 def keep(alpha_N: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -156,8 +156,8 @@ def mixture_proportion(x_mixture: Tensor, x_component: Tensor, config: Config, g
                          "least 10 of each")
     if config.base == "roc":
         return kept_share * roc_slope(*_held_out_scores(x_FD.numpy(), x_HD.numpy(), generator), config.confidence)
-    rows = (x[torch.randperm(len(x), generator=generator)[: config.max_rows]].numpy() for x in (x_FD, x_HD))
-    return kept_share * kernel_proportion(*rows, config.max_lambda)
+    some_F, some_H = (x[torch.randperm(len(x), generator=generator)[: config.max_rows]].numpy() for x in (x_FD, x_HD))
+    return kept_share * kernel_proportion(some_F, some_H, config.max_lambda)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

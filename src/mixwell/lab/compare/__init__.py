@@ -239,9 +239,16 @@ class _Named:
         self.observer.finished(self.named[planned.folder], record)
 
 
+def _written(variant: Variant) -> dict[str, Any]:
+    """What the variant sets, as it stands in its recipe: with the options that a method's bare name kept."""
+    if variant.recipe is None:
+        return dict(variant.changes)
+    return {path: recipes.value_at(variant.recipe, path) for path in variant.changes}
+
+
 def _write(made: Plan, started: datetime, wall_seconds: float) -> None:
     """Write compare.json: what was compared and how each trial ended."""
-    listed = [{"name": v.name, "changes": dict(v.changes), "runs": [
+    listed = [{"name": v.name, "changes": _written(v), "runs": [
         {"seed": t.seed, "state": t.state, "error": t.error, "folder": str(t.folder.relative_to(made.out))}
         for t in made.trials if t.variant == v.name]} for v in made.variants]
     write_json(made.out / "compare.json", {

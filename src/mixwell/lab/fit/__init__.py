@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mixwell.lab.fit.columns import SKIP, Column, choose, encode
 from mixwell.lab.fit.model import FILE, FittedMixture, load
 from mixwell.lab.fit.search import CRITERIA, Told, families_of, search
 
-__all__ = ["FittedMixture", "default_table", "fit", "load", "predict_file"]
+__all__ = ["FittedMixture", "default_table", "fit", "load", "predict_file", "prepare"]
 
 
 def default_table() -> tables.Table:
@@ -52,27 +53,26 @@ def fit(table: Any = None, *, components: Iterable[int] = range(1, 9), family: s
         raise MixwellError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}.")
     if out is not None:
         check_target(out)
-    if table is None:
-        against = against or "cultivar"
-    source = default_table() if table is None else tables.of(table)
-    chosen = choose_columns(source, columns, against)
+    source, chosen, against = prepare(table, columns, against)
     x_ND = encode(source, chosen)
     names, notes = families_of(family, chosen, x_ND)
     model, choice = search(x_ND, chosen, components=components, families=names, criterion=criterion, folds=folds,
                            starts=starts, seed=seed, told=told)
-    choice = type(choice)(**{**vars(choice), "notes": (*choice.notes, *notes)})
-    fitted = FittedMixture(columns=tuple(chosen), estimator=model, choice=choice, source=source.name, rows=len(x_ND),
-                           seed=seed)
+    fitted = FittedMixture(columns=tuple(chosen), estimator=model, source=source.name, rows=len(x_ND), seed=seed,
+                           choice=replace(choice, notes=(*choice.notes, *notes)))
     if out is not None:
         write(fitted, source, x_ND, out, against=against, started=started, seconds=time.perf_counter() - began)
     return fitted
 
 
-def choose_columns(table: tables.Table, wanted: Mapping[str, str] | None, against: str | None) -> list[Column]:
-    """`columns.choose`, with the column that is only compared left out."""
-    chosen = choose(table, {**(wanted or {}), **({against: SKIP} if against else {})})
-    return [Column(name=c.name, kind=SKIP, note="compared with the components afterwards", missing=c.missing)
-            if c.name == against else c for c in chosen]
+def prepare(table: Any, wanted: Mapping[str, str] | None = None,
+            against: str | None = None) -> tuple[tables.Table, list[Column], str | None]:
+    """The table read, what becomes of each column, and the column to compare with (`fit` says what they are)."""
+    source = default_table() if table is None else tables.of(table)
+    against = against or ("cultivar" if table is None else None)
+    chosen = choose(source, {**(wanted or {}), **({against: SKIP} if against else {})})
+    note = "compared with the components afterwards"
+    return source, [replace(c, note=note) if c.name == against else c for c in chosen], against
 
 
 def write(fitted: FittedMixture, table: tables.Table, x_ND: Any, out: str | Path, *, against: str | None,

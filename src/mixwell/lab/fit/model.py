@@ -6,7 +6,7 @@ The folder holds `mixture.json` (what it is) and `model.safetensors` (its number
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +137,11 @@ def load(folder: str | Path) -> FittedMixture:
 
 def _estimator(folder: Path, columns: tuple[Column, ...], family: str, n_components: int) -> ProductMixture:
     held = open_file(folder / SINGLE)
-    model = ProductMixture(n_components, blocks=blocks_of(columns, family))
+    blocks = blocks_of(columns, family)
+    model = ProductMixture(n_components, blocks=blocks)
     model.n_features_in_, model.weights_ = len(used(columns)), _array(folder, held, "weights_", n_components)
-    model.blocks_ = model.blocks
-    for block in model.blocks_:
+    model.blocks_ = blocks
+    for block in blocks:
         block.estimator.set_params(n_components=n_components)
         mark_fitted(block)
         for name in ATTRIBUTES[type(block.estimator).__name__]:
@@ -184,7 +185,11 @@ def _plain(value: Any) -> Any:
 
 
 def _choice(record: dict[str, Any]) -> Choice:
-    best, *others = (Candidate(**{k: math.nan if v is None else v for k, v in c.items()})
-                     for c in (record["best"], *record["candidates"]))
-    return replace(Choice(best=best, candidates=tuple(others), criterion=record["criterion"],
-                          planned=record["planned"]), notes=tuple(record["notes"]))
+    best, *others = (_candidate(c) for c in (record["best"], *record["candidates"]))
+    return Choice(best=best, candidates=tuple(others), criterion=record["criterion"], planned=record["planned"],
+                  notes=tuple(record["notes"]))
+
+
+def _candidate(record: dict[str, Any]) -> Candidate:
+    values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
+    return Candidate(**values)

@@ -189,7 +189,7 @@ def _refusal(model: ProductMixture, rows: int, family: str, columns: Sequence[Co
 def _held_out(candidate: Candidate, x_ND: np.ndarray, columns: Sequence[Column], folds: int, starts: int,
               seed: int) -> Candidate:
     folds = min(folds, len(x_ND))
-    scores = []
+    scores: list[float] = []
     for train, test in KFold(folds, shuffle=True, random_state=seed).split(x_ND):
         try:
             model = _fitted(x_ND[train], columns, candidate.family, candidate.n_components, starts, seed)

@@ -13,6 +13,8 @@ from mixwell.lab.compare.results import METRIC, Comparison, Result, Trial
 from mixwell.lab.compare.statistics import LEVEL, Difference
 from mixwell.lab.run_folder import figure, numbers
 
+UNEQUAL = 1.02  # ratio of the dearest to the cheapest token from which compute is not called equal
+
 
 def title(found: Comparison) -> str:
     """`standard-library by router`"""
@@ -66,6 +68,11 @@ def notes(found: Comparison) -> list[str]:
         reach = max(max(abs(i.low), abs(i.high)) for i in undecided)
         said.append(f"Not supported does not mean equal: there, differences up to {_gap(reach)} remain possible; more "
                     "seeds would narrow that.")
+    per_token = [_mean(trials, "flops") / tokens for r in found.ranked
+                 if (tokens := _mean(trials := list(r.trials.values()), "tokens"))]
+    if "flops" not in found.record["budget"] and per_token and max(per_token) > UNEQUAL * min(per_token):
+        said.append(f"A token costs from {units.si(min(per_token), 'FLOP')} to {units.si(max(per_token), 'FLOP')}: the "
+                    "variants did not have equal compute; --budget flops gives it to them.")
     if not found.one_tokenizer:
         said.append("The variants have different tokenizers: their losses per token are not on one scale, and no "
                     "learning curves are shown; bits per byte are comparable.")

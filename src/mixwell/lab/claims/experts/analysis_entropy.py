@@ -45,4 +45,6 @@ def claim(bench: Bench) -> Evidence:
     return Evidence(
         claim="Five routers perform about the same.", outcome="held" if between <= within else "did not hold",
         metric="bits per byte: standard deviation between seeds less that between routers' means",
-        effect=within - between, spread=within, seeds=len(bench.seeds), values={**found, **entropies})
+        effect=within - between, spread=within, seeds=len(bench.seeds), values={**found, **entropies},
+        note="Narrowly: on 100,000 tokens hyper-network and perturbed cosine routers learn a little faster and vary "
+             "far less between seeds than linear gates, which start nearly flat. All five use the experts evenly.")

@@ -31,6 +31,8 @@ def claim(bench: Bench) -> Evidence:
     method, baseline = ([measure(seed, balance) for seed in bench.seeds] for balance in ({"entropy": 0.01}, {}))
     rise = [m[0] for m in method]
     evidence = weigh("With a mutual-information loss, half of densely trained experts suffice.",
-                     "rise of the error when half of the experts are kept, per cent", rise, [b[0] for b in baseline])
+                     "rise of the error when half of the experts are kept, per cent", rise, [b[0] for b in baseline],
+                     note="The loss does lower the rise with every seed, but at 0.01 and after 500 steps the gates "
+                          "stay so soft that without half of the experts the error is more than ten times higher.")
     return provided(evidence, statistics.fmean(rise) <= 2, "The rise is above 2 %.",
                     method_error=[m[1] for m in method], baseline_error=[b[1] for b in baseline])

@@ -37,4 +37,7 @@ def claim(bench: Bench) -> Evidence:
     attribute = {**TOP2, "router": {"method": "conditioned", "condition": "attribute", "codes": CODES}}
     token = {**TOP2, "router": {"method": "conditioned", "condition": "token"}}
     return weigh("Attribute gates resolve task interference better than token gates.", ERROR,
-                 errors(bench.seeds, attribute, tasks), errors(bench.seeds, token, tasks))
+                 errors(bench.seeds, attribute, tasks), errors(bench.seeds, token, tasks),
+                 note="Both gates all but solve the task: the token carries its task's bits, and the token gate "
+                      "learns to read them. Interference that a token gate cannot resolve would need tokens that hide "
+                      "their task.")

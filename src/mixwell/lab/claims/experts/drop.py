@@ -17,4 +17,5 @@ def claim(bench: Bench) -> Evidence:
     """Bits per byte with capacity factor 1 against 1.01 times those without a limit."""
     allowed = [1.01 * value for value in bits(bench, bench.arch(SWITCH))]
     return weigh("Dropping what overflows a capacity factor of 1 costs at most one per cent.",
-                 f"{BITS}; baseline plus 1 %", bits(bench, limited(bench, "drop")), allowed)
+                 f"{BITS}; baseline plus 1 %", bits(bench, limited(bench, "drop")), allowed,
+                 note="Within the allowed per cent on average, but the seeds differ by more than that.")

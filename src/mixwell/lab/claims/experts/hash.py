@@ -19,5 +19,7 @@ def claim(bench: Bench) -> Evidence:
     """Bits per byte of hash routing against a dense block; Switch's learnt routing beside."""
     method = bits(bench, bench.arch({"router": {"method": "hash", "vocab_size": VOCAB_SIZE}}))
     baseline = bits(bench, dense(bench, 64))
-    evidence = weigh("Hash-routed experts beat a dense model of equal compute.", BITS, method, baseline)
+    evidence = weigh("Hash-routed experts beat a dense model of equal compute.", BITS, method, baseline,
+                     note="Equal within the spread on 300,000 tokens, on which an expert sees an eighth of what the "
+                          "dense block sees; better than learnt top-1 routing on the same tokens with every seed.")
     return provided(evidence, True, "", switch=bits(bench, bench.arch(SWITCH)))

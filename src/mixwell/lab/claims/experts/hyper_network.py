@@ -16,4 +16,5 @@ from mixwell.lab.claims.experts._language import bits
 def claim(bench: Bench) -> Evidence:
     """Bits per byte of the hyper-network router against the linear one."""
     method = bits(bench, bench.arch({"router": {"method": "hyper_network", "k": 2}}))
-    return weigh("A hyper-network router beats a linear one.", BITS, method, bits(bench, bench.arch()))
+    return weigh("A hyper-network router beats a linear one.", BITS, method, bits(bench, bench.arch()),
+                 note="Better with every seed, but by too different amounts for three seeds.")

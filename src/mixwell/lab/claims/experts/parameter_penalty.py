@@ -2,13 +2,11 @@
 
 Paper: HMoE: Heterogeneous Mixture of Experts for Language Modeling.
 Tried: regression in sixteen clusters of unequal frequency, top-2 of eight experts of mean width 32, widths 1 to 2.5 in
-arithmetic steps and the penalty at 0.01, against equal widths with the Switch loss; hidden units computed a token.
-Against it: no fewer hidden units, or a higher error. The same unequal experts without the penalty stand beside.
+arithmetic steps and the penalty at 0.01, against equal widths with the Switch loss; hidden units computed a token after
+300 steps. Against it: no fewer hidden units, or a higher error.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
@@ -18,23 +16,23 @@ from mixwell.lab.claims.experts._judging import no_worse, provided
 from mixwell.lab.claims.experts._synthetic import TOP2, Clusters, build, error, fit, test
 
 
-def measure(seed: int, balance: dict[str, float], **options: Any) -> tuple[float, float]:
-    """(hidden units a token, error)."""
+def measure(seed: int, balance: str, ratio: float) -> tuple[float, float]:
+    """(hidden units a token, error) of experts whose widths grow by `ratio`."""
     draw = Clusters(seed, zipf=1.0)
-    layer = fit(build(seed, {**TOP2, "balance": balance}, method="heterogeneous", **options), draw, seed)
-    _, mixed = test(layer, draw, seed)
-    load = mixed.routing.load_E().double()
-    widths = torch.tensor(layer.hidden_dims, dtype=torch.float64)
-    return float(load @ widths / mixed.routing.indices_TK.shape[0]), error(layer, draw, seed)
+    layer = build(seed, {**TOP2, "balance": {balance: 0.01}}, method="heterogeneous", ratio=ratio)
+    _, mixed = test(fit(layer, draw, seed, steps=300), draw, seed)
+    widths = torch.tensor(layer.hidden_dims)
+    return float(mixed.routing.load_E() @ widths / mixed.routing.indices_TK.shape[0]), error(layer, draw, seed)
 
 
 def claim(bench: Bench) -> Evidence:
     """Hidden units of unequal experts with the penalty against equal ones."""
-    method = [measure(seed, {"parameter_penalty": 0.01}) for seed in bench.seeds]
-    equal = [measure(seed, {"switch": 0.01}, ratio=1.0) for seed in bench.seeds]
-    free = [measure(seed, {}) for seed in bench.seeds]
+    method = [measure(seed, "parameter_penalty", 2.5) for seed in bench.seeds]
+    equal = [measure(seed, "switch", 1.0) for seed in bench.seeds]
     evidence = weigh("Unequal experts with a size penalty compute less at no higher loss.",
-                     "hidden units computed a token", [m[0] for m in method], [e[0] for e in equal])
+                     "hidden units computed a token", [m[0] for m in method], [e[0] for e in equal],
+                     note="At 0.01 and after 300 steps the penalty does not bring the mean width below that of equal "
+                          "experts.")
     ours, theirs = [m[1] for m in method], [e[1] for e in equal]
     return provided(evidence, no_worse(ours, theirs, 0.0), "Its error is higher.", method_error=ours,
-                    baseline_error=theirs, without_penalty=[f[0] for f in free])
+                    baseline_error=theirs)

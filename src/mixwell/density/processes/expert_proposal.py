@@ -1,0 +1,309 @@
+"""Particle filter whose proposal is a mixture of experts, fitted anew at every step to the optimal kernel.
+
+**Equation:** particles x_i with weights w_i, transition q and likelihood g: the target is proportional to w_i
+q(x_i, x') g(x', y) over (i, x'), the proposal is w_i r(x' | x_i) with r = sum_j alpha_j(x) rho(x'; A_j (1, x), S_j),
+alpha = softmax(B (1, x)). EM minimises KL(target | proposal): draw a sample with importance weights v, E step
+r_lj proportional to alpha_j(x_l) rho_j(x'_l), and statistics s <- (1 - gamma_m) s + gamma_m sum_l v_l r_lj (1,
+x~ x~', x~ x'', x' x''), gamma_m = m^-decay; A_j, S_j are the weighted regression from s, and B takes a Newton step of
+the weighted logistic regression. Student experts (degrees of freedom nu) weigh by (nu + D) / (nu + d^2) as well.
+
+**Shapes:** observations y (T, ...), read one at a time by the model; states (N, D); outputs (T,) and (T, D).
+
+**Reference:** Cornebise, Moulines, Olsson (2014), Adaptive sequential Monte Carlo by means of mixture of experts,
+Statistics and Computing, arXiv:1108.2836, sections 3 and 4, algorithm 2.
+
+**Differs:** written from memory of the paper. No adjustment multipliers; the first sample of a step comes from q; a
+share `defence` of the final proposal is q itself, which bounds the weights by g / defence; gates are refitted
+from the last sample alone.
+
+**Fails when:** the fitting sample misses a mode of the target; D is large against the size of the fitting sample.
+
+**Cost:** O((N + iterations M) J D^2) a step, for M draws in every fit: linear in the particles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mixwell.core.method import method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the particle filter."""
+
+    proposal: Literal["experts", "bootstrap"] = "experts"  # the mixture, or the transition (the plain filter)
+    particles: int = 1000  # N
+    experts: int = 2  # J
+    density: Literal["gaussian", "student"] = "gaussian"  # of the experts
+    dof: float = 4.0  # of Student experts
+    fit_draws: int = 500  # M, of every EM iteration
+    iterations: int = 5  # of EM at every step of the filter
+    decay: float = 0.6  # exponent of the steps gamma_m; 0 forgets all but the last sample
+    defence: float = 0.1  # share of the transition in the proposal
+    ridge: float = 1e-3  # of gates and regressions, against directions without data
+
+    def __post_init__(self) -> None:
+        if self.proposal not in ("experts", "bootstrap") or self.density not in ("gaussian", "student"):
+            raise ValueError(f"proposal is {self.proposal!r} and density {self.density!r}; expected experts or "
+                             "bootstrap, and gaussian or student")
+        if min(self.particles, self.experts, self.fit_draws, self.iterations) < 1:
+            raise ValueError(f"particles, experts, fit_draws, iterations are {self.particles}, {self.experts}, "
+                             f"{self.fit_draws}, {self.iterations}; expected 1 or more")
+        if not (0 <= self.decay <= 1 and 0 <= self.defence < 1 and self.dof > 0 and self.ridge > 0):
+            raise ValueError(f"decay, defence, dof, ridge are {self.decay}, {self.defence}, {self.dof}, {self.ridge}; "
+                             "expected within [0, 1], [0, 1), and above 0 twice")
+
+
+class StateSpace(Protocol):
+    """A Markov chain seen through a likelihood; `step` counts from 0."""
+
+    def draw_first(self, count: int, generator: torch.Generator) -> Tensor:
+        """States (count, D) before the first observation's step."""
+
+    def draw_next(self, x_ND: Tensor, step: int, generator: torch.Generator) -> Tensor:
+        """A successor (N, D) of every state."""
+
+    def log_next(self, x_ND: Tensor, next_ND: Tensor, step: int) -> Tensor:
+        """log q(x, x') (N,)."""
+
+    def log_likelihood(self, x_ND: Tensor, y: Tensor, step: int) -> Tensor:
+        """log g(x, y) (N,)."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The proposal's parameters."""
+
+    gate_JP: Tensor
+    slope_JPD: Tensor
+    root_JDD: Tensor  # lower Cholesky factors of the scales
+    dof: float  # infinite for Gaussian experts
+
+    def parts(self, x_ND: Tensor, next_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """log alpha_j rho_j (N, J) and squared distances (N, J)."""
+        x_NP = with_one(x_ND)
+        D = next_ND.shape[1]
+        gap_NJD = next_ND[:, None] - torch.einsum("np,jpd->njd", x_NP, self.slope_JPD)
+        white_JDN = torch.linalg.solve_triangular(self.root_JDD, gap_NJD.permute(1, 2, 0), upper=False)
+        square_NJ = (white_JDN**2).sum(1).T
+        half_det_J = self.root_JDD.diagonal(dim1=1, dim2=2).log().sum(-1)
+        if math.isinf(self.dof):
+            log_NJ = -0.5 * square_NJ - 0.5 * D * math.log(2 * math.pi)
+        else:
+            nu = self.dof
+            log_NJ = math.lgamma((nu + D) / 2) - math.lgamma(nu / 2) - 0.5 * D * math.log(nu * math.pi) \
+                - 0.5 * (nu + D) * torch.log1p(square_NJ / nu)
+        return (x_NP @ self.gate_JP.T).log_softmax(-1) + log_NJ - half_det_J, square_NJ
+
+    def log_prob(self, x_ND: Tensor, next_ND: Tensor) -> Tensor:
+        """log r(x' | x) (N,)."""
+        return self.parts(x_ND, next_ND)[0].logsumexp(-1)
+
+    def draw(self, x_ND: Tensor, generator: torch.Generator) -> Tensor:
+        """A successor (N, D) of every state."""
+        x_NP = with_one(x_ND)
+        j_N = torch.multinomial((x_NP @ self.gate_JP.T).softmax(-1), 1, generator=generator)[:, 0]
+        mean_ND = torch.einsum("np,npd->nd", x_NP, self.slope_JPD[j_N])
+        noise_ND = torch.randn(mean_ND.shape, generator=generator, dtype=x_ND.dtype)
+        noise_ND = torch.einsum("nde,ne->nd", self.root_JDD[j_N], noise_ND)
+        if math.isfinite(self.dof):
+            shape_N = torch.full((len(x_ND),), self.dof / 2, dtype=x_ND.dtype)
+            noise_ND = noise_ND * (self.dof / 2 / torch._standard_gamma(shape_N, generator=generator))[:, None].sqrt()
+        return mean_ND + noise_ND
+
+
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # (J,), (J, P, P), (J, P, D), (J, D, D)
+
+
+def with_one(x_ND: Tensor) -> Tensor:
+    """A column of ones before the others."""
+    return torch.cat([torch.ones_like(x_ND[:, :1]), x_ND], 1)
+
+
+def statistics(x_ND: Tensor, next_ND: Tensor, v_N: Tensor, resp_NJ: Tensor, precision_NJ: Tensor) -> Statistics:
+    """Weighted sums that the experts' M step needs; `precision_NJ` is one but for Student experts."""
+    x_NP, w_NJ = with_one(x_ND), v_N[:, None] * resp_NJ
+    u_NJ = w_NJ * precision_NJ
+    return (w_NJ.sum(0), torch.einsum("nj,np,nq->jpq", u_NJ, x_NP, x_NP),
+            torch.einsum("nj,np,nd->jpd", u_NJ, x_NP, next_ND), torch.einsum("nj,nd,ne->jde", u_NJ, next_ND, next_ND))
+
+
+def regress(s: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
+    """Slopes (J, P, D) and Cholesky factors (J, D, D) of the residual scales, slightly shrunk towards the identity."""
+    mass_J, xx_JPP, xy_JPD, yy_JDD = s
+    scale = yy_JDD.diagonal(dim1=1, dim2=2).mean() + 1e-12
+    eye_PP, eye_DD = (torch.eye(m.shape[1], dtype=m.dtype) for m in (xx_JPP, yy_JDD))
+    slope_JPD = torch.linalg.solve(xx_JPP + ridge * mass_J.clamp(min=1e-6)[:, None, None] * eye_PP, xy_JPD)
+    rest_JDD = yy_JDD - slope_JPD.mT @ xy_JPD - xy_JPD.mT @ slope_JPD + slope_JPD.mT @ xx_JPP @ slope_JPD
+    rest_JDD = (rest_JDD + rest_JDD.mT) / 2 + ridge * (1e-3 * scale + 1e-9) * eye_DD
+    return slope_JPD, torch.linalg.cholesky(rest_JDD / mass_J.clamp(min=1e-12)[:, None, None])
+
+
+def gate_step(gate_JP: Tensor, x_ND: Tensor, v_N: Tensor, resp_NJ: Tensor, ridge: float) -> Tensor:
+    """A Newton step of weighted logistic regression, halved until the penalised likelihood does not fall."""
+    x_NP = with_one(x_ND)
+
+    def height(b_JP: Tensor) -> Tensor:
+        return (v_N[:, None] * resp_NJ * (x_NP @ b_JP.T).log_softmax(-1)).sum() - 0.5 * ridge * (b_JP**2).sum()
+
+    J, P = gate_JP.shape
+    p_NJ = (x_NP @ gate_JP.T).softmax(-1)
+    slope_JP = torch.einsum("n,nj,np->jp", v_N, resp_NJ - p_NJ, x_NP) - ridge * gate_JP
+    curve_NJJ = torch.diag_embed(p_NJ) - p_NJ[:, :, None] * p_NJ[:, None, :]
+    curve = torch.einsum("n,njk,np,nq->jpkq", v_N, curve_NJJ, x_NP, x_NP).reshape(J * P, J * P)
+    step_JP = torch.linalg.solve(curve + ridge * torch.eye(J * P, dtype=curve.dtype), slope_JP.flatten()).view(J, P)
+    start = height(gate_JP)
+    for _ in range(20):
+        if height(gate_JP + step_JP) >= start:
+            return gate_JP + step_JP
+        step_JP = step_JP / 2
+    return gate_JP
+
+
+def em_step(experts: Experts, x_ND: Tensor, next_ND: Tensor, v_N: Tensor, ridge: float,
+            held: Statistics | None = None, rate: float = 1.0) -> tuple[Experts, Statistics]:
+    """One step of online EM on a weighted sample (weights sum to one); `rate` 1 is plain EM, which never raises KL."""
+    log_NJ, square_NJ = experts.parts(x_ND, next_ND)
+    resp_NJ = log_NJ.softmax(-1)
+    precision_NJ = torch.ones_like(square_NJ)
+    if math.isfinite(experts.dof):
+        precision_NJ = (experts.dof + next_ND.shape[1]) / (experts.dof + square_NJ)
+    new = statistics(x_ND, next_ND, v_N, resp_NJ, precision_NJ)
+    if held is not None:
+        a, b, c, d = ((1 - rate) * old + rate * now for old, now in zip(held, new))
+        new = a, b, c, d
+    slope_JPD, root_JDD = regress(new, ridge)
+    gate_JP = gate_step(experts.gate_JP, x_ND, v_N, resp_NJ, ridge)
+    return Experts(gate_JP, slope_JPD, root_JDD, experts.dof), new
+
+
+def first_experts(x_ND: Tensor, next_ND: Tensor, v_N: Tensor, config: Config, generator: torch.Generator) -> Experts:
+    """One regression for all, then one for each of the groups its residuals fall into around k-means++ centres."""
+    ones_N1 = torch.ones(len(x_ND), 1, dtype=x_ND.dtype)
+    slope_JPD, _ = regress(statistics(x_ND, next_ND, v_N, ones_N1, ones_N1), config.ridge)
+    rest_ND = next_ND - with_one(x_ND) @ slope_JPD[0]
+    distance_NJ = torch.empty(len(x_ND), 0, dtype=x_ND.dtype)
+    chance_N = v_N
+    for _ in range(config.experts):
+        row = torch.multinomial(chance_N, 1, generator=generator)
+        distance_NJ = torch.cat([distance_NJ, ((rest_ND - rest_ND[row]) ** 2).sum(1, keepdim=True)], 1)
+        chance_N = v_N * distance_NJ.amin(1)
+        if float(chance_N.sum()) <= 0:  # fewer distinct draws than experts
+            chance_N = v_N
+    resp_NJ = torch.nn.functional.one_hot(distance_NJ.argmin(1), config.experts).to(x_ND.dtype)
+    slope_JPD, root_JDD = regress(statistics(x_ND, next_ND, v_N, resp_NJ, torch.ones_like(resp_NJ)), config.ridge)
+    gate_JP = torch.zeros(config.experts, x_ND.shape[1] + 1, dtype=x_ND.dtype)
+    return Experts(gate_JP, slope_JPD, root_JDD, config.dof if config.density == "student" else math.inf)
+
+
+def fit_experts(model: StateSpace, y: Tensor, step: int, x_ND: Tensor, w_N: Tensor, config: Config,
+                generator: torch.Generator) -> Experts:
+    """The proposal of one step of the filter."""
+    experts, held = None, None
+    for m in range(1, config.iterations + 1):
+        rows = torch.multinomial(w_N, config.fit_draws, replacement=True, generator=generator)
+        from_MD = x_ND[rows]
+        next_MD, log_r_M = _propose(model, experts, from_MD, step, config.defence, generator)
+        log_v_M = model.log_next(from_MD, next_MD, step) + model.log_likelihood(next_MD, y, step) - log_r_M
+        v_M = log_v_M.softmax(0)
+        if experts is None:
+            experts = first_experts(from_MD, next_MD, v_M, config, generator)
+        experts, held = em_step(experts, from_MD, next_MD, v_M, config.ridge, held, m ** -config.decay)
+    assert experts is not None
+    return experts
+
+
+def _propose(model: StateSpace, experts: Experts | None, x_ND: Tensor, step: int, defence: float,
+             generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Successors (N, D) and their log proposal densities (N,), from the transition where there are no experts."""
+    next_ND = model.draw_next(x_ND, step, generator)
+    if experts is None:
+        return next_ND, model.log_next(x_ND, next_ND, step)
+    own_N1 = torch.rand(len(x_ND), 1, generator=generator, dtype=x_ND.dtype) < defence
+    next_ND = torch.where(own_N1, next_ND, experts.draw(x_ND, generator))
+    log_N = experts.log_prob(x_ND, next_ND) + math.log1p(-defence)
+    if defence:
+        log_N = torch.logaddexp(log_N, model.log_next(x_ND, next_ND, step) + math.log(defence))
+    return next_ND, log_N
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What a run of the filter gives."""
+
+    log_likelihood_T: Tensor  # log p(y_t | earlier y), estimated; the product's exponential is unbiased
+    mean_TD: Tensor  # E[x_t | y_1..y_t]
+    effective_T: Tensor  # effective sample size, 1 to N
+    x_ND: Tensor  # last particles
+    weights_N: Tensor  # their weights
+
+
+@method(
+    title="Particle filter with mixture-of-experts proposals",
+    paper="Adaptive sequential Monte Carlo by means of mixture of experts",
+    year=2014,
+    tags={"filter", "gated"},
+)
+def particle_filter(model: StateSpace, observations: Sequence[Tensor] | Tensor, generator: torch.Generator,
+                    config: Config | None = None) -> Filtered:
+    """Filter a series of observations; see the module's card. A step whose weights all vanish is a `ValueError`."""
+    config = config or Config()
+    x_ND = model.draw_first(config.particles, generator)
+    if x_ND.ndim != 2 or len(x_ND) != config.particles:
+        raise ValueError(f"draw_first gave {tuple(x_ND.shape)}; expected ({config.particles}, D)")
+    w_N = x_ND.new_full((len(x_ND),), 1 / len(x_ND))
+    heights, means, sizes = [], [], []
+    for step, y in enumerate(observations):
+        experts = None
+        if config.proposal == "experts":
+            experts = fit_experts(model, y, step, x_ND, w_N, config, generator)
+        from_ND = x_ND[torch.multinomial(w_N, len(x_ND), replacement=True, generator=generator)]
+        x_ND, log_r_N = _propose(model, experts, from_ND, step, config.defence, generator)
+        log_w_N = model.log_next(from_ND, x_ND, step) + model.log_likelihood(x_ND, y, step) - log_r_N
+        if not bool(log_w_N.isfinite().any()) or bool(log_w_N.isnan().any()):
+            raise ValueError(f"every particle has weight zero at step {step}: the observation is impossible under the "
+                             "model, or a density is not a number; use more particles or a wider likelihood")
+        heights.append(log_w_N.logsumexp(0) - math.log(len(x_ND)))
+        w_N = log_w_N.softmax(0)
+        means.append(w_N @ x_ND)
+        sizes.append(1 / (w_N**2).sum())
+    return Filtered(torch.stack(heights), torch.stack(means), torch.stack(sizes), x_ND, w_N)
+
+
+@dataclass(frozen=True)
+class NoisyWalk:
+    """x' = a x + N(0, s^2), y = |x|^p sign(x)^p + N(0, r^2), in one dimension; p = 2 sees only the size of x."""
+
+    a: float = 0.9
+    s: float = 1.0
+    r: float = 0.3
+    power: int = 1
+
+    def draw_first(self, count: int, generator: torch.Generator) -> Tensor:
+        """Standard normal states."""
+        return torch.randn(count, 1, generator=generator, dtype=torch.float64)
+
+    def draw_next(self, x_ND: Tensor, step: int, generator: torch.Generator) -> Tensor:
+        """One step of the walk."""
+        return self.a * x_ND + self.s * torch.randn(x_ND.shape, generator=generator, dtype=x_ND.dtype)
+
+    def log_next(self, x_ND: Tensor, next_ND: Tensor, step: int) -> Tensor:
+        """Normal log density."""
+        return torch.distributions.Normal(self.a * x_ND, self.s).log_prob(next_ND)[:, 0]
+
+    def log_likelihood(self, x_ND: Tensor, y: Tensor, step: int) -> Tensor:
+        """Normal log density."""
+        return torch.distributions.Normal(x_ND[:, 0] ** self.power, self.r).log_prob(y)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Three observations of the size of a walk."""
+    return {"model": NoisyWalk(power=2), "observations": torch.tensor([1.0, 2.0, 1.5], dtype=torch.float64),
+            "generator": generator, "config": Config(particles=100, fit_draws=100, iterations=2)}

@@ -1,0 +1,38 @@
+"""Incremental mixtures: on precision matrices the time of a row grows with the square of the columns, not the cube."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from mixwell.core.evidence import Evidence, weigh
+from mixwell.core.registry import find
+
+SIZES, ROWS, ROUNDS = (64, 128, 256, 512), 4, 3
+
+
+def seconds(form: str, columns: int, rng: np.random.Generator) -> float:
+    """The least time of a row over rounds."""
+    model = find("density.incremental").load()(form=form, beta=0.0, spread=np.ones(columns))
+    model.fit(rng.normal(size=(2, columns)))
+    times = []
+    for _ in range(ROUNDS):
+        x, began = rng.normal(size=(ROWS, columns)), perf_counter()
+        model.partial_fit(x)
+        times.append((perf_counter() - began) / ROWS)
+    return min(times)
+
+
+def claim(bench: Any) -> Evidence:
+    """Slopes of log time against log columns, one component."""
+    slopes: dict[str, list[float]] = {"precision": [], "covariance": []}
+    for seed in bench.seeds:
+        rng = np.random.default_rng(seed)
+        for form, found in slopes.items():
+            times = [seconds(form, columns, rng) for columns in SIZES]
+            found.append(float(np.polyfit(np.log(SIZES), np.log(times), 1)[0]))
+    return weigh("Updating precision matrices by rank-one steps costs a power of the columns less than inverting "
+                 "covariances", "slope of log time against log columns", slopes["precision"], slopes["covariance"],
+                 note=f"columns {SIZES}; the least of {ROUNDS} rounds of {ROWS} rows")

@@ -1,0 +1,81 @@
+"""`mixwell fit` from the command line."""
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from mixwell.cli.fit import parse_columns, parse_components
+from mixwell.cli.main import app
+from mixwell.core.errors import MixwellError
+from tests.lab.test_fit import planted
+
+QUICK = ("--components", "2-3", "--family", "diag", "--starts", "1")
+
+
+def call(*words):
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder with the table, and what the command printed."""
+    folder = tmp_path_factory.mktemp("cli")
+    planted().to_csv(folder / "people.csv", sep=";", index=False)
+    return folder, call("fit", folder / "people.csv", "--out", folder / "model", "--against", "group", *QUICK)
+
+
+def test_fit_says_what_it_uses_and_names_the_report(done):
+    folder, result = done
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    for line in ("people: 180 rows", "number height, income", "count visits", "categories town",
+                 "missing 21 values in 2 columns, kept as missing"):
+        assert line in [found.replace("\u202f", " ") for found in lines], line
+    assert any(line.startswith("left out person_id (numbers the rows), planet (constant") for line in lines)
+    assert lines[-1] == f"report: {folder / 'model' / 'report.html'}" and (folder / "model" / "report.html").is_file()
+
+
+def test_predict_writes_what_fit_wrote(done):
+    folder, _ = done
+    result = call("fit", "--predict", folder / "model", folder / "people.csv", "--out", folder / "new.parquet")
+    assert result.exit_code == 0 and "(180 rows)" in result.stdout
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "new.parquet"),
+                                  pd.read_parquet(folder / "model" / "labels.parquet"))
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    (("none.csv",), "none.csv does not exist"), (("--components", "0-3"), "--components: expected"),
+    (("--column", "rooms"), "--column: expected NAME=KIND"), (("--column", "alcohol=colour"), "cannot be 'colour'"),
+    (("--criterion", "best"), "unknown criterion 'best'"), (("--predict", "model"), "needs a table"),
+    (("--predict", "nowhere", "people.csv"), "holds no mixture.json"),
+])
+def test_what_is_wrong_is_one_line_and_exit_2(done, tmp_path, monkeypatch, words, line):
+    monkeypatch.chdir(tmp_path)
+    result = call("fit", *words)
+    assert result.exit_code == 2 and line in result.stderr and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_keeps_the_best_and_says_so(done, tmp_path, monkeypatch):
+    from mixwell.lab.fit import search
+
+    real, calls = search._try, []
+
+    def once(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(search, "_try", once)
+    result = call("fit", done[0] / "people.csv", "--out", tmp_path / "model", *QUICK)
+    assert result.exit_code == 130 and "stopped after 1 of 2 fits; the best so far is kept" in result.stderr
+    assert (tmp_path / "model" / "report.html").is_file()
+
+
+def test_numbers_and_columns_are_read():
+    assert parse_components("1-3,8") == [1, 2, 3, 8] and parse_components(" 4 ") == [4]
+    assert parse_columns(["a=b=count", "x=skip"]) == {"a=b": "count", "x": "skip"}
+    for text in ("", "3-1", "a", "1-"):
+        with pytest.raises(MixwellError, match="--components"):
+            parse_components(text)

@@ -80,7 +80,7 @@ def test_missing_files_and_unlike_folders_are_refused(tmp_path):
     with pytest.raises(MixwellError, match=r"other.csv has the column 'c', which data.csv lacks"):
         tables.read(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MixwellError, match="holds no .csv or .parquet file"):
+    with pytest.raises(MixwellError, match=r"holds no \.csv or \.parquet file"):
         tables.read(tmp_path / "empty")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -11,33 +12,48 @@ from torch.autograd.function import once_differentiable
 from mixwell.core.kernels import linear
 from mixwell.core.packing import weight_of
 
+_BLOCK = 1 << 17  # numbers handled at a time: half a megabyte in float32
 
 def wide(x: Tensor) -> Tensor:
     """float32 for half-width types; float32 and float64 stay as they are."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Blocks of rows small enough that several passes over one, in float32, stay in the second-level cache."""
+    size = max(1, _BLOCK // max(width, 1))
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
 class _RMSNorm(torch.autograd.Function):
-    """Keeps the input and one number a row; sums in float32 or better."""
+    """Keeps the input and one number a row; sums in float32 or better, block by block."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        f = wide(x)
-        mean_square = torch.linalg.vector_norm(f, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale = mean_square.add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (f * scale).mul_(weight).to(x.dtype)
+        x_ND = x.reshape(-1, x.shape[-1])
+        y_ND = torch.empty_like(x_ND)
+        scale_N1 = weight.new_empty(x_ND.shape[0], 1, dtype=wide(x_ND[:0]).dtype)
+        for rows in row_blocks(*x_ND.shape):
+            f = wide(x_ND[rows])
+            mean_square = torch.linalg.vector_norm(f, dim=-1, keepdim=True).square_().div_(f.shape[-1])
+            scale_N1[rows] = mean_square.add_(eps).rsqrt_()
+            y_ND[rows] = (f * scale_N1[rows]).mul_(weight)
+        ctx.save_for_backward(x_ND, weight, scale_N1)
+        return y_ND.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, weight, scale = ctx.saved_tensors
-        unit, grad = wide(x) * scale, wide(grad)
-        product = grad * unit
-        grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
-        along = torch.mv(product.flatten(0, -2), weight.to(product.dtype)).div_(x.shape[-1]).view(scale.shape)
-        grad_x = (grad * weight).sub_(unit.mul_(along)).mul_(scale)
-        return grad_x.to(x.dtype), grad_weight, None
+        x_ND, weight, scale_N1 = ctx.saved_tensors
+        grad_ND, grad_x = grad.reshape(x_ND.shape), torch.empty_like(x_ND)
+        grad_weight = torch.zeros_like(weight, dtype=scale_N1.dtype)
+        for rows in row_blocks(*x_ND.shape):
+            unit, g, scale = wide(x_ND[rows]) * scale_N1[rows], wide(grad_ND[rows]), scale_N1[rows]
+            product = g * unit
+            grad_weight += product.sum(0)
+            along = torch.mv(product, weight.to(product.dtype)).div_(x_ND.shape[1]).unsqueeze(1)
+            grad_x[rows] = (g * weight).sub_(unit.mul_(along)).mul_(scale)
+        return grad_x.view(grad.shape), grad_weight.to(weight.dtype), None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -144,11 +144,24 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, slice]]:
         start += count
 
 
+def _window(rows: slice, total: int) -> slice:
+    """`rows` with up to a sixteenth more behind them, so that few distinct numbers of rows occur.
+
+    A GEMM is compiled for its shape (0.4 ms each, and memory), and experts get other numbers of rows at every step.
+    The surplus rows belong to later experts, which write their own results over them; the last rows are not widened.
+    """
+    count = rows.stop - rows.start
+    step = max(8, 1 << max(count.bit_length() - 5, 0))
+    stop = rows.start - (-count // step) * step
+    return slice(rows.start, stop) if count >= 2 * step and stop <= total else rows
+
+
 def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """Rows sorted by expert through their experts, without gradient."""
     y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
     for e, rows in _spans(counts):
-        _times(_swiglu(_times(x_ND[rows], gate_up_proj[e])), down_proj[e], y_ND[rows])
+        wider = _window(rows, x_ND.shape[0])
+        _times(_swiglu(_times(x_ND[wider], gate_up_proj[e])), down_proj[e], y_ND[wider])
     return y_ND
 
 
@@ -170,11 +183,13 @@ class _Experts(torch.autograd.Function):
         y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
         kept: list[Tensor] = []
         for e, rows in _spans(counts):
-            gate_up = _times(x_ND[rows], gate_up_proj[e])
+            wider = _window(rows, x_ND.shape[0])
+            gate_up = _times(x_ND[wider], gate_up_proj[e])
             gate, up = gate_up.chunk(2, dim=-1)
             silu = F.silu(gate)
             activations = silu * up
-            _times(activations, down_proj[e], y_ND[rows])
+            activations[rows.stop - rows.start :] = 0  # surplus rows count in no weight gradient
+            _times(activations, down_proj[e], y_ND[wider])
             kept += gate_up, silu, activations
         weights = gate_up_proj, down_proj
         ctx.save_for_backward(x_ND, *(w if isinstance(w, Tensor) else None for w in weights), *kept)
@@ -193,15 +208,17 @@ class _Experts(torch.autograd.Function):
             for t, needed in zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)]
         for i, (e, rows) in enumerate(_spans(counts)):
             gate_up, silu, activations = kept[3 * i : 3 * i + 3]
+            wider = _window(rows, x_ND.shape[0])
             if grad_down is not None:
-                _tn(grad_ND[rows], activations, grad_down[e])
+                _tn(grad_ND[wider], activations, grad_down[e])
             if grad_x is None and grad_gate_up is None:
                 continue
-            grad_hidden = _swiglu_backward(gate_up, silu, _nn(grad_ND[rows], _plain(down_proj[e], x_ND)))
+            grad_hidden = _swiglu_backward(gate_up, silu, _nn(grad_ND[wider], _plain(down_proj[e], x_ND)))
             if grad_x is not None:
-                _nn(grad_hidden, _plain(gate_up_proj[e], x_ND), grad_x[rows])
+                _nn(grad_hidden, _plain(gate_up_proj[e], x_ND), grad_x[wider])
             if grad_gate_up is not None:
-                _tn(grad_hidden, x_ND[rows], grad_gate_up[e])
+                grad_hidden[rows.stop - rows.start :] = 0
+                _tn(grad_hidden, x_ND[wider], grad_gate_up[e])
         idle = [e for e, count in enumerate(counts) if not count]
         for grad in (grad_gate_up, grad_down):
             if grad is not None and idle:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.core.blocks import wide
+from mixwell.core.blocks import row_blocks, wide
 
 BLOCK = 128  # queries per block: on a CPU the scores of one block stay in cache, and half of a causal square is skipped
 LONGEST = 2048  # above this many queries the saved probabilities of blocks outgrow what they gain
@@ -66,22 +66,28 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BTHP: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x_BTHP, cos, sin).transpose(1, 2).contiguous()
+        B, T, H, P = x_BTHP.shape
+        return _turn(x_BTHP, cos, sin, x_BTHP.new_empty(B, H, T, P), (1, 2))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BHTP: Tensor):
         cos, sin = ctx.saved_tensors
-        return _turned(grad_BHTP.transpose(1, 2), cos, -sin), None, None
+        B, H, T, P = grad_BHTP.shape
+        return _turn(grad_BHTP.transpose(1, 2), cos, -sin, grad_BHTP.new_empty(B, T, H, P), None), None, None
 
 
-def _turned(x_BTHP: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x_BTHP.shape[-1] // 2
-    x = wide(x_BTHP)
-    y = x * torch.cat((cos, cos), -1)
-    y[..., :half].addcmul_(x[..., half:], sin, value=-1)
-    y[..., half:].addcmul_(x[..., :half], sin)
-    return y.to(x_BTHP.dtype)
+def _turn(x_BTHP: Tensor, cos: Tensor, sin: Tensor, out: Tensor, swapped: tuple[int, int] | None) -> Tensor:
+    """Write the rotation of `x` into `out`, its dimensions `swapped`, a few rows at a time so that they stay in cache."""
+    half, twice = x_BTHP.shape[-1] // 2, torch.cat((cos, cos), -1)
+    for rows in row_blocks(x_BTHP.shape[0], x_BTHP[0].numel() if x_BTHP.shape[0] else 1):
+        own = rows if cos.shape[0] > 1 else slice(None)
+        x = wide(x_BTHP[rows])
+        y = x * twice[own]
+        y[..., :half].addcmul_(x[..., half:], sin[own], value=-1)
+        y[..., half:].addcmul_(x[..., :half], sin[own])
+        out[rows] = y if swapped is None else y.transpose(*swapped)
+    return out
 
 
 def rotate(x_BTHP: Tensor, angles_BTP: Tensor) -> Tensor:
@@ -109,6 +115,14 @@ def _blocks(queries: int, offset: int, window: int | None) -> list[tuple[int, in
     starts = range(0, queries, BLOCK)
     lows = (0 if window is None else max(0, a + offset - window + 1) for a in starts)
     return [(a, min(a + BLOCK, queries), low) for a, low in zip(starts, lows)]
+
+
+def _add(total_NSP: Tensor, part_NSP: Tensor, low: int, covered: int) -> None:
+    """Add `part`, which begins at key `low`, to `total`, of which only the keys from `covered` on are written yet."""
+    fresh = min(covered - low, part_NSP.shape[1])
+    total_NSP[:, low : low + fresh] = part_NSP[:, :fresh]
+    if fresh < part_NSP.shape[1]:
+        total_NSP[:, low + fresh : low + part_NSP.shape[1]] += part_NSP[:, fresh:]
 
 
 class _Attend(torch.autograd.Function):
@@ -140,18 +154,25 @@ class _Attend(torch.autograd.Function):
     def backward(ctx, grad_BHTP: Tensor):
         q, k, v, *saved = ctx.saved_tensors
         (N, R, T, P), S = q.shape, k.shape[1]
-        grad = grad_BHTP.reshape(q.shape)
+        grad_out = grad_BHTP.reshape(q.shape)
+        blocks = _blocks(T, S - T, ctx.window)
+        # two rounded sums add up alike in any type; more of them are gathered in float32
+        sums = k.dtype if len(blocks) <= 2 else wide(k[:0]).dtype
         grad_q = torch.empty_like(q)
-        grad_k, grad_v = torch.zeros_like(wide(k)), torch.zeros_like(wide(v))
-        for weights, (first, last, low) in zip(saved, _blocks(T, S - T, ctx.window)):
+        grad_k, grad_v = (torch.empty_like(t, dtype=sums) for t in (k, v))
+        covered = S  # keys from here on have a first term; the last block of queries sees the last of them
+        for weights, (first, last, low) in reversed(list(zip(saved, blocks))):
             keys = slice(low, last + S - T)
-            rows, into = (t[:, :, first:last].reshape(N, -1, P) for t in (q, grad))
-            grad_v[:, keys] += torch.bmm(weights.transpose(1, 2), into)
+            rows, into = (t[:, :, first:last].reshape(N, -1, P) for t in (q, grad_out))
+            _add(grad_v, torch.bmm(weights.transpose(1, 2), into), low, covered)
             products = torch.bmm(into, v[:, keys].transpose(1, 2))
             # torch's own fused softmax backward: (g - sum(g w)) w in one pass
             slopes = torch._softmax_backward_data(products, weights, -1, weights.dtype).mul_(P**-0.5)
             grad_q[:, :, first:last] = torch.bmm(slopes, k[:, keys]).view(N, R, last - first, P)
-            grad_k[:, keys] += torch.bmm(slopes.transpose(1, 2), rows)
+            _add(grad_k, torch.bmm(slopes.transpose(1, 2), rows), low, covered)
+            covered = min(covered, low)
+        for grad in (grad_k, grad_v):
+            grad[:, :covered] = 0
         shape = (grad_BHTP.shape[0], -1, S, P)
         return grad_q.view(grad_BHTP.shape), grad_k.to(k.dtype).view(shape), grad_v.to(v.dtype).view(shape), None, None
 

@@ -13,7 +13,9 @@ def draws(seed=0):
 
 
 def made(**options):
-    return SlotMixture(3, Config(**{"n_slots": 2, "iterations": 3, "hidden_dim": 8, **options}), draws()).double()
+    own = {"density": "complete"} if options.get("mode") == "plain" else {}
+    config = Config(**{"n_slots": 2, "iterations": 3, "hidden_dim": 8, **own, **options})
+    return SlotMixture(3, config, draws()).double()
 
 
 def points(sets=2, count=12, seed=1):
@@ -37,16 +39,18 @@ def slow(module, x, mean):
     for i in range(config.iterations + (config.gradient == "last")):
         if config.gradient == "last" and i == config.iterations:
             mean, var, pi = ([v.detach() for v in w] for w in (mean, var, pi))
-        joint = torch.zeros(K, N, dtype=torch.float64)
         rows = []
         for k in range(K):
             centre, width = mean[k], var[k]
             if learned:
-                centre = module.to_query(module.norm_mean(mean[k]))
-                width = torch.stack([(module.to_query.weight[o] ** 2 * var[k]).sum() for o in range(3)]).clamp(
-                    min=config.floor)
-            rows.append(torch.stack([pi[k] * torch.exp(-0.5 * ((v - centre) ** 2 / width).sum())
-                                     / torch.sqrt((2 * math.pi * width).prod()) for v in keys]))
+                normed = module.norm_slot(torch.cat([mean[k], 0.5 * var[k].log()]))
+                mean[k] = normed[:3]
+                centre, width = module.to_query(normed[:3]), (2 * module.to_query(normed[3:])).exp()
+            square = torch.stack([((v - centre) ** 2 / width).sum() for v in keys])
+            if config.density == "tempered":
+                rows.append(pi[k] * torch.exp(-square / math.sqrt(3)))
+            else:
+                rows.append(pi[k] * torch.exp(-0.5 * square) / torch.sqrt((2 * math.pi * width).prod()))
         joint = torch.stack(rows)
         gamma = joint / joint.sum(0)
         for k in range(K):
@@ -62,9 +66,10 @@ def slow(module, x, mean):
 
 
 @pytest.mark.parametrize("mode", ["learned", "plain"])
+@pytest.mark.parametrize("density", ["tempered", "complete"])
 @pytest.mark.parametrize("gradient", ["unrolled", "last"])
-def test_agrees_with_a_loop_forward_and_gradient(mode, gradient):
-    module, x, mean = made(mode=mode, gradient=gradient), points(1), start(1)
+def test_agrees_with_a_loop_forward_and_gradient(mode, density, gradient):
+    module, x, mean = made(mode=mode, density=density, gradient=gradient), points(1), start(1)
     x.requires_grad_()
     fast, loop = module(x, start_BKD=mean).slots[0], slow(module, x[0], mean[0])
     torch.testing.assert_close(fast, loop)
@@ -132,7 +137,7 @@ def test_refuses():
         made()(points()[..., :2])
     with pytest.raises(ValueError, match=r"start has shape \(2, 5, 3\)"):
         made()(points(), start_BKD=start(2, 5))
-    for wrong in ({"mode": "hard"}, {"gradient": "none"}, {"n_slots": 0}, {"floor": 0.0}):
+    for wrong in ({"mode": "hard"}, {"gradient": "none"}, {"density": "flat"}, {"n_slots": 0}, {"floor": 0.0}):
         with pytest.raises(ValueError, match="expected"):
             Config(**wrong)
     with pytest.raises(ValueError, match="dim is 0"):

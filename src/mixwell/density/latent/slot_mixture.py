@@ -1,17 +1,19 @@
 """Slot mixture module: slots that divide a set of features as the components of a Gaussian mixture fitted to it.
 
-**Equation:** per set, gamma_kn = pi_k N(k_n; q(mu_k), q(sigma_k)^2) / sum_j, pi_k = mean_n gamma_kn, mu'_k = sum_n
-gamma_kn v_n / sum_n gamma_kn, mu_k <- g + MLP(norm(g)) with g = GRU(mu'_k, mu_k), and sigma_k^2 = sum_n gamma_kn
-(v_n - mu_k)^2 / sum_n gamma_kn; repeated `iterations` times. A slot is MLP([mu_k, log sigma_k]). `plain` takes all nets
-away: EM of a diagonal Gaussian mixture, unrolled, and slots [mu_k, log sigma_k].
+**Equation:** per set, gamma_kn is proportional over k to pi_k exp(-sum_d (k_n - q_k)^2 / s_k^2 / sqrt(D)) with
+(q_k, log s_k) = W_q norm([mu_k, log sigma_k]); pi_k = mean_n gamma_kn, mu'_k = sum_n gamma_kn v_n / sum_n gamma_kn,
+mu_k <- g + MLP(norm(g)) with g = GRU(mu'_k, mu_k), sigma_k^2 = sum_n gamma_kn (v_n - mu_k)^2 / sum_n gamma_kn; repeated
+`iterations` times. A slot is MLP([mu_k, log sigma_k]). `density="complete"` puts the Gaussian density in the place of
+the tempered exponential. `mode="plain"` takes all nets away: with complete densities EM of a diagonal Gaussian
+mixture, unrolled, and slots [mu_k, log sigma_k].
 
 **Shapes:** x (B, N, D) sets of N features; slots (B, K, D), or (B, K, 2 D) when plain; resp (B, K, N).
 
 **Reference:** Kirilenko, Vorobyov, Kovalev, Panov (2024), Object-Centric Learning with Slot Mixture Module, ICLR,
-arXiv:2311.04640, section 3.2 and algorithm 1; checked against the authors' code.
+arXiv:2311.04640, section 3.2 and algorithm 1; tempering and norms as in the authors' code.
 
-**Differs:** densities are complete, determinant included (the released code drops it and scales the exponent by
-D^-1/2); variances have a floor. Slots are drawn from one learned Gaussian, without the variant that predicts it.
+**Differs:** variances have a floor. Slots' means are drawn from one learned Gaussian and their widths start at its own,
+without the variant that predicts them from the set.
 
 **Fails when:** K is larger than the number of distinct features: spare slots share a cluster or collapse to the floor.
 
@@ -38,13 +40,15 @@ class Config:
     iterations: int = 5  # of E and M steps
     hidden_dim: int = 128  # of the perceptrons
     mode: Literal["learned", "plain"] = "learned"  # with nets, or EM itself
+    density: Literal["tempered", "complete"] = "tempered"  # in the E step: the released code's, or the Gaussian
     gradient: Literal["unrolled", "last"] = "last"  # through every iteration, or through one more after the others
     floor: float = 1e-4  # smallest variance
 
     def __post_init__(self) -> None:
-        if self.mode not in ("learned", "plain") or self.gradient not in ("unrolled", "last"):
-            raise ValueError(f"mode is {self.mode!r} and gradient {self.gradient!r}; expected learned or plain, and "
-                             "unrolled or last")
+        known = {"mode": ("learned", "plain"), "density": ("tempered", "complete"), "gradient": ("unrolled", "last")}
+        for name, options in known.items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(options)}")
         if min(self.n_slots, self.iterations, self.hidden_dim) < 1 or self.floor <= 0:
             raise ValueError(f"n_slots, iterations, hidden_dim, floor are {self.n_slots}, {self.iterations}, "
                              f"{self.hidden_dim}, {self.floor}; expected 1 or more, and above 0")
@@ -59,15 +63,19 @@ class Slots:
     weights_BK: Tensor
     mean_BKD: Tensor
     variance_BKD: Tensor
-    log_likelihood_BI: Tensor  # mean nats a feature before each of the I steps
+    log_likelihood_BI: Tensor  # mean log normaliser of the E step, nats a feature, at each of the I steps
 
 
-def expect(x_BND: Tensor, mean_BKD: Tensor, variance_BKD: Tensor, weights_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Responsibilities (B, K, N) and log densities (B, N) of a diagonal Gaussian mixture."""
-    gap_BKND = x_BND[:, None] - mean_BKD[:, :, None]
-    log_BKN = -0.5 * (gap_BKND**2 / variance_BKD[:, :, None]).sum(-1) \
-        - 0.5 * (2 * math.pi * variance_BKD).log().sum(-1)[..., None] \
-        + weights_BK.clamp(min=torch.finfo(x_BND.dtype).tiny).log()[..., None]
+def expect(x_BND: Tensor, mean_BKD: Tensor, variance_BKD: Tensor, weights_BK: Tensor,
+           tempered: bool = False) -> tuple[Tensor, Tensor]:
+    """Responsibilities (B, K, N) and log normalisers (B, N) of a diagonal Gaussian mixture.
+
+    `tempered` divides squared distances by sqrt(D) instead of 2 and leaves the determinant out.
+    """
+    square_BKN = ((x_BND[:, None] - mean_BKD[:, :, None]) ** 2 / variance_BKD[:, :, None]).sum(-1)
+    log_BKN = -square_BKN / x_BND.shape[-1] ** 0.5 if tempered else \
+        -0.5 * square_BKN - 0.5 * (2 * math.pi * variance_BKD).log().sum(-1)[..., None]
+    log_BKN = log_BKN + weights_BK.clamp(min=torch.finfo(x_BND.dtype).tiny).log()[..., None]
     log_BN = log_BKN.logsumexp(1)
     return (log_BKN - log_BN[:, None]).exp(), log_BN
 
@@ -96,7 +104,7 @@ class SlotMixture(nn.Module):
         self.start_mean_D = nn.Parameter(torch.zeros(dim))
         self.start_log_scale_D = nn.Parameter(torch.zeros(dim))
         if self.config.mode == "learned":
-            self.norm_x, self.norm_mean, self.norm_mlp = (nn.LayerNorm(dim) for _ in range(3))
+            self.norm_x, self.norm_slot, self.norm_mlp = (nn.LayerNorm(d) for d in (dim, 2 * dim, dim))
             self.to_query, self.to_key, self.to_value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
             self.gru = nn.GRUCell(dim, dim)
             self.mlp = nn.Sequential(nn.Linear(dim, H), nn.ReLU(), nn.Linear(H, dim))
@@ -141,14 +149,14 @@ class SlotMixture(nn.Module):
         learned = self.config.mode == "learned"
         centre_BKD, width_BKD = mean_BKD, variance_BKD
         if learned:
-            centre_BKD = self.to_query(self.norm_mean(mean_BKD))
-            width_BKD = (variance_BKD @ self.to_query.weight.T**2).clamp(min=self.config.floor)  # of a linear map
-        resp_BKN, log_BN = expect(key_BND, centre_BKD, width_BKD, weights_BK)
+            mean_BKD, log_scale_BKD = self.norm_slot(torch.cat([mean_BKD, 0.5 * variance_BKD.log()], -1)).chunk(2, -1)
+            centre_BKD, width_BKD = self.to_query(mean_BKD), (2 * self.to_query(log_scale_BKD)).exp()
+        resp_BKN, log_BN = expect(key_BND, centre_BKD, width_BKD, weights_BK, self.config.density == "tempered")
         mass_BK = resp_BKN.sum(-1)
         share_BKN = resp_BKN / mass_BK.clamp(min=1e-12)[..., None]
         new_BKD = share_BKN @ value_BND
         if learned:
-            g_BKD = self.gru(new_BKD.flatten(0, 1), mean_BKD.flatten(0, 1)).view_as(mean_BKD)
+            g_BKD = self.gru(new_BKD.flatten(0, 1), mean_BKD.flatten(0, 1)).view_as(new_BKD)
             new_BKD = g_BKD + self.mlp(self.norm_mlp(g_BKD))
         variance_BKD = spread(value_BND, share_BKN, new_BKD, self.config.floor)
         return resp_BKN, new_BKD, variance_BKD, mass_BK / resp_BKN.shape[-1], log_BN

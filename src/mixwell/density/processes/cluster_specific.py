@@ -7,12 +7,11 @@ exp(-tr(Psi_i^-1 C_k) / 2). The M step sets pi_k to the mean of tau and raises t
 predicted by sum_k tau_k(y) N(conditional of mhat_k, C_k + Psi), with tau_k(y) proportional to pi_k N(y; mhat_k,
 C_k + Psi).
 
-**Shapes:** `times` and `values` are lists of M arrays (n_i,); predictions at T times are means, standard deviations
-and weights (K, T), (K, T), (K,). Kernels are squared exponentials with a variance and a length, in the units of
-values and times.
+**Shapes:** `times` and `values` are lists of M arrays (n_i,); predictions at T times are means and deviations
+(K, T) and weights (K,). Kernels are squared exponentials with a variance and a length.
 
-**Reference:** Leroy, Latouche, Guedj, Gey (2023), Cluster-Specific Predictions with Multi-Task Gaussian Processes, JMLR,
-arXiv:2011.07866, propositions 3.1 to 3.4 and 4.1 to 4.3; E step checked against the authors' code.
+**Reference:** Leroy, Latouche, Guedj, Gey (2023), Cluster-Specific Predictions with Multi-Task Gaussian Processes,
+JMLR, arXiv:2011.07866, propositions 3.1 to 3.4 and 4.1 to 4.3; E step checked against the authors' code.
 
 **Differs:** m0 is one constant, the mean of all values. With kernels of their own (`shared_tasks` False) a new curve
 takes the geometric mean of the others'. Times are one-dimensional.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mixwell.core.blocks import wide as wide  # handed on to the routers
 from mixwell.core.errors import MixwellError
+from mixwell.core.kernels import linear
 from mixwell.core.routing import Context, Routing
 
 
@@ -55,7 +56,7 @@ class LinearRouter(Router):
     def logits(self, x_TD: Tensor) -> Tensor:
         """Router logits [T, E] in float32 or better."""
         x = wide(x_TD)
-        return x @ self.weight.to(x.dtype).T
+        return linear(x, self.weight.to(x.dtype))
 
 
 class TokenRouter(Router):

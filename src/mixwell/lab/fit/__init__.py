@@ -18,7 +18,7 @@ from mixwell.core.files import whole_folder, write_text
 from mixwell.lab import tables
 from mixwell.lab.fit.columns import SKIP, Column, choose, encode
 from mixwell.lab.fit.model import FILE, FittedMixture, load
-from mixwell.lab.fit.search import CRITERIA, Told, families_of, search
+from mixwell.lab.fit.search import CRITERIA, Told, choose_mixture, families_of
 
 __all__ = ["FittedMixture", "default_table", "fit", "load", "predict_file", "prepare"]
 
@@ -56,8 +56,8 @@ def fit(table: Any = None, *, components: Iterable[int] = range(1, 9), family: s
     source, chosen, against = prepare(table, columns, against)
     x_ND = encode(source, chosen)
     names, notes = families_of(family, chosen, x_ND)
-    model, choice = search(x_ND, chosen, components=components, families=names, criterion=criterion, folds=folds,
-                           starts=starts, seed=seed, told=told)
+    model, choice = choose_mixture(x_ND, chosen, components=components, families=names, criterion=criterion,
+                                   folds=folds, starts=starts, seed=seed, told=told)
     fitted = FittedMixture(columns=tuple(chosen), estimator=model, source=source.name, rows=len(x_ND), seed=seed,
                            choice=replace(choice, notes=(*choice.notes, *notes)))
     if out is not None:

@@ -71,6 +71,8 @@ def used(columns: Iterable[Column]) -> list[Column]:
 
 def encode(table: Table, columns: Sequence[Column], *, unknown: str = "error") -> np.ndarray:
     """Rows (N, D) of the used columns. `unknown`: "error" or "missing", what a new category is taken for."""
+    if unknown not in ("error", "missing"):
+        raise MixwellError(f"an unknown category is taken for 'error' or 'missing', not for {unknown!r}.")
     columns = used(columns)
     for column in columns:
         if column.name not in table.frame.columns:
@@ -152,12 +154,9 @@ def _look(table: Table, name: str, wanted: str | None) -> Column:
         return Column(name=name, kind=SKIP, note="left out as asked", missing=missing)
     if not len(there):
         return Column(name=name, kind=SKIP, note="empty", missing=missing)
-    if values.dtype.kind in "mM" or not np.isscalar(there.iloc[0]):
-        what = "dates and times are" if values.dtype.kind in "mM" else f"{type(there.iloc[0]).__name__} values are"
-        if wanted in (None, CATEGORY) and values.dtype.kind in "mM" and wanted is None:
-            return Column(name=name, kind=SKIP, note=f"{what} not modelled", missing=missing)
-        if wanted is None:
-            return Column(name=name, kind=SKIP, note=f"{what} not modelled", missing=missing)
+    if wanted is None and (values.dtype.kind in "mM" or not np.isscalar(there.iloc[0])):
+        what = "dates and times" if values.dtype.kind in "mM" else f"values of type {type(there.iloc[0]).__name__}"
+        return Column(name=name, kind=SKIP, note=f"{what} are not modelled", missing=missing)
     if wanted == CATEGORY or (wanted is None and not _numeric(table, name, values, there)):
         return _category(name, there, missing, wanted is not None)
     x_N = numbers(table, name, values)

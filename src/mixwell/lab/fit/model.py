@@ -102,7 +102,7 @@ class FittedMixture:
         for block in self.estimator.blocks_:
             for name in ATTRIBUTES[type(block.estimator).__name__]:
                 arrays[f"{block.kind}.{name}"] = torch.as_tensor(getattr(block.estimator, name))
-        save_tensors(Path(folder) / SINGLE, arrays)
+        save_tensors(Path(folder) / SINGLE, arrays, {"format": "pt", "holds": FORMAT})
         write_json(Path(folder) / FILE, {
             "format": FORMAT, "format_version": FORMAT_VERSION, "mixwell": __version__, "source": self.source,
             "rows": self.rows, "seed": self.seed, "family": self.family, "n_components": self.n_components,
@@ -141,6 +141,9 @@ def _estimator(folder: Path, columns: tuple[Column, ...], family: str, n_compone
     model = ProductMixture(n_components, blocks=blocks)
     model.n_features_in_, model.weights_ = len(used(columns)), _array(folder, held, "weights_", n_components)
     model.blocks_ = blocks
+    names = {f"{b.kind}.{name}" for b in blocks for name in ATTRIBUTES[type(b.estimator).__name__]} | {"weights_"}
+    if foreign := sorted(set(held) - names):
+        raise MixwellError(f"{folder / SINGLE} holds {foreign[0]!r}, for which {FILE} has no columns; fit again.")
     for block in blocks:
         block.estimator.set_params(n_components=n_components)
         mark_fitted(block)

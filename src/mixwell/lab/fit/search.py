@@ -23,6 +23,7 @@ FAMILIES = {"full": "Gaussian, full covariances", "tied": "Gaussian, one shared 
 DISCRETE = "discrete"  # no numeric column, hence no family to choose
 CRITERIA = {"bic": "BIC", "icl": "ICL", "aic": "AIC", "cv": "minus the held-out log density per row"}
 METHODS = {COUNT: "density.mixtures.poisson", CATEGORY: "density.mixtures.categorical"}
+MOST_PARAMETERS = 0.5  # of the number of values that there are
 PSEUDO_COUNT = 0.5  # of every category, so that one unseen in a component is rare there, not impossible
 Told = Callable[[int, int, str], None]  # fits done, fits in all, what comes next
 
@@ -109,9 +110,9 @@ def families_of(wanted: str, columns: Sequence[Column], x_ND: np.ndarray) -> tup
     return names, []
 
 
-def search(x_ND: np.ndarray, columns: Sequence[Column], *, components: Iterable[int], families: Sequence[str],
-           criterion: str = "bic", folds: int = 5, starts: int = 4, seed: int = 0,
-           told: Told | None = None) -> tuple[ProductMixture, Choice]:
+def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: Iterable[int],
+                   families: Sequence[str], criterion: str = "bic", folds: int = 5, starts: int = 4, seed: int = 0,
+                   told: Told | None = None) -> tuple[ProductMixture, Choice]:
     """Fit all candidates to encoded rows (N, D) and keep the best. Ctrl-C ends the search once one is there."""
     numbers = sorted(set(components))
     possible = [k for k in numbers if k < len(x_ND)]
@@ -168,17 +169,21 @@ def _try(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, start
     bic = -2 * log_likelihood + P * math.log(N)
     return Candidate(family=family, n_components=k, log_likelihood=log_likelihood, n_parameters=P, bic=bic,
                      icl=bic + 2 * entropy, aic=-2 * log_likelihood + 2 * P, converged=bool(model.converged_),
-                     refused=_refusal(model, N, family, columns)), model
+                     refused=_refusal(model, x_ND, family, columns)), model
 
 
-def _refusal(model: ProductMixture, rows: int, family: str, columns: Sequence[Column]) -> str:
-    """Why a fit cannot be trusted: a component with fewer rows than its covariance needs fits them perfectly."""
+def _refusal(model: ProductMixture, x_ND: np.ndarray, family: str, columns: Sequence[Column]) -> str:
+    """Why a fit cannot be trusted: the criteria hold for parameters that are few beside the data, and a component
+    with fewer rows than its covariance needs fits them perfectly."""
+    parameters, values = model._n_parameters(), int(np.sum(~np.isnan(x_ND)))
+    if len(model.weights_) > 1 and parameters > MOST_PARAMETERS * values:
+        return f"{parameters} parameters are too many for {values} values"
     D = sum(c.kind == NUMERIC for c in used(columns))
     if not D:
         return ""
-    smallest, needed = float(model.weights_.min()) * rows, D + 1
+    smallest, needed = float(model.weights_.min()) * len(x_ND), D + 1
     if family == "tied":  # all rows share one covariance, each component takes one mean
-        smallest, needed = float(rows), D + len(model.weights_)
+        smallest, needed = float(len(x_ND)), D + len(model.weights_)
     elif family in ("diag", "spherical"):
         needed = 2
     if smallest < needed:

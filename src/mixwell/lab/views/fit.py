@@ -188,8 +188,8 @@ def choice(fitted: FittedMixture) -> dict[str, Any]:
     refused = sum(bool(c.refused) for c in found.candidates)
     return {"chart": plots.line_chart(lines, x_label="components", y_label=f"{_criterion(fitted)}, smaller is better"),
             "rows": [_choice_row(c, found.best, name) for c in ranked], "verdict": verdict(fitted, usable),
-            "refused": f"{_count(refused, 'fit')} could not be used: a component held fewer rows than its covariance "
-                       "needs." if refused else ""}
+            "refused": f"{_count(refused, 'fit')} could not be used: too many parameters for the table, or a "
+                       "component with fewer rows than its covariance needs." if refused else ""}
 
 
 def _short(family: str) -> str:

@@ -52,7 +52,7 @@ def claim(bench: Any) -> Evidence:
     margin = [0.05 - abs(c - 0.95) for c in coverage]
     mean = statistics.fmean(coverage)
     held = abs(mean - 0.95) <= 0.05 and abs(statistics.fmean(bias)) < 0.5
-    return Evidence(claim="Estimates of the growth mixture of experts have no bias, and 95 % intervals cover as they say",
+    return Evidence(claim="Estimates of the growth mixture of experts have no bias; 95 % intervals cover as they say",
                     outcome="held" if held else "did not hold", metric="0.05 - |coverage - 0.95|",
                     effect=statistics.fmean(margin), spread=statistics.stdev(margin), seeds=len(coverage),
                     values={"coverage": coverage, "bias in standard errors": bias},

@@ -33,7 +33,7 @@ def claim(bench: Any) -> Evidence:
         distance.append(float((found - best).square().mean() / (found - other).square().mean()))
     evidence = weigh("A trained transformer predicts regression mixtures nearly as well as exponential weights, better "
                      "than ridge regression", "mean squared error", errors, ridge,
-                     note=f"optimal {[round(v, 3) for v in oracle]}; squared distance to the optimal predictions over that "
-                     f"to ridge's {[round(v, 2) for v in distance]}; {STEPS} steps of {BATCH} prompts")
+                     note=f"optimal {[round(v, 3) for v in oracle]}; squared distance to the optimal predictions over "
+                     f"that to ridge's {[round(v, 2) for v in distance]}; {STEPS} steps of {BATCH} prompts")
     evidence.values.update({"optimal": oracle, "distance ratio": distance})
     return evidence

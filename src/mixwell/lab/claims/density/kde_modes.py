@@ -36,7 +36,7 @@ def claim(bench: Any) -> Evidence:
             ratios.append(near.density / full.density)
             speed.append((between - began) / (perf_counter() - between))
         kept.append(sum(ratios) / len(ratios))
-    return weigh("Random projection to O(log n) dimensions keeps the mode's density", "share of the full search's density",
+    return weigh("Random projection to O(log n) dimensions keeps the mode's density", "share of the full search's",
                  kept, [ENOUGH] * len(kept), lower_is_better=False,
                  note=f"{POINTS} points in {DIMS} dimensions, {few} projected; time ratios "
                  f"{[round(v, 1) for v in speed]}")

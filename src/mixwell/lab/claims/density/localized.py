@@ -25,8 +25,9 @@ def claim(bench: Any) -> Evidence:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 for i, criterion in enumerate(("slope", "likelihood", "bic")):
-                    model = find("density.regression.localized").load()(
-                        n_experts=tuple(range(1, 9)), criterion=criterion, random_state=seed, tol=1e-4).fit(x[:, None], y)
+                    model = find("density.regression.localized").load()(n_experts=tuple(range(1, 9)), tol=1e-4,
+                                                                        criterion=criterion, random_state=seed)
+                    model.fit(x[:, None], y)
                     hits[i] += model.n_experts_ == TRUE
         for values, hit in zip((slope, likelihood, bic), hits / REPEATS):
             values.append(float(hit))

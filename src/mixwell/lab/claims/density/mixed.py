@@ -36,6 +36,6 @@ def claim(bench: Any) -> Evidence:
                 losses.append(-float(model.log_likelihood(*test).sum()) / len(test[1]))
         mixed.append(losses[0])
         other.append(min(losses[1:]))
-    return weigh("Mixed mixtures of experts capture random intercepts and slopes that neither plain experts nor a linear "
-                 "mixed model do", "held-out nats a row of new groups", mixed, other,
+    return weigh("Mixed mixtures of experts capture random intercepts and slopes that neither plain experts nor a "
+                 "linear mixed model do", "held-out nats a row of new groups", mixed, other,
                  note=f"{GROUPS} groups of {SIZE}; baseline: the better of no effects, and one expert with effects")

@@ -20,8 +20,8 @@ def loss(rows: int, transform: str, rng: np.random.Generator, seed: int) -> floa
     x = rng.normal(size=(rows, 1))
     x = (x - x.mean()) / x.std()
     seen = np.tanh(x) if transform == "tanh" else x
-    pick = (rng.random(rows) < 1 / (1 + np.exp(-(GATE[0] - GATE[1]) @ np.vstack([np.ones(rows), seen[:, 0]])))).astype(int)
-    expert = EXPERTS[1 - pick]
+    first = rng.random(rows) < 1 / (1 + np.exp(-(GATE[0, 1] - GATE[1, 1]) * seen[:, 0]))
+    expert = EXPERTS[np.where(first, 0, 1)]
     odds = (expert[:, 1] - expert[:, 0]) * np.column_stack([np.ones(rows), x])
     y = (rng.random(rows) < 1 / (1 + np.exp(-odds.sum(1)))).astype(int)
     method = find("density.regression.multinomial")
@@ -40,6 +40,6 @@ def claim(bench: Any) -> Evidence:
             rng = np.random.default_rng(seed)
             losses = [np.mean([loss(n, transform, rng, seed) for _ in range(REPEATS)]) for n in SIZES]
             found.append(float(np.polyfit(np.log(SIZES), np.log(losses), 1)[0]))
-    return weigh("With an expert without slopes and one expert too many, a transformed gate's parameters converge faster",
+    return weigh("With an expert without slopes and one too many, a transformed gate's parameters converge faster",
                  "slope of log Voronoi loss against log rows", rates["tanh"], rates["identity"],
                  note=f"two classes, one column, rows {SIZES}, {REPEATS} data sets each, EM from k-means")

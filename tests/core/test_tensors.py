@@ -66,6 +66,13 @@ def test_a_pickle_is_refused_and_never_read(tmp_path):
         open_folder(tmp_path)
 
 
+@pytest.mark.parametrize("length", [549, 549 + 256])
+def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path, length):
+    tensors = {"n" * length: torch.ones(1)}
+    path = save_tensors(tmp_path / SINGLE, tensors)
+    assert path.read_bytes()[0] == 0x80 and same(open_file(path), tensors)
+
+
 def test_a_foreign_file_and_an_empty_folder(tmp_path):
     with pytest.raises(MixwellError, match="neither"):
         open_folder(tmp_path)

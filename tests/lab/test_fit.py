@@ -165,6 +165,8 @@ def test_one_component_says_so(tmp_path):
     lab_fit.fit(frame, components=[1, 2], family="full", starts=1, out=tmp_path / "out")
     words = text_of((tmp_path / "out" / "report.html").read_text())
     assert "no separate groups" in words and "Certainty" not in words
+    lab_fit.fit(frame, components=[1], family="full", starts=1, out=tmp_path / "out")
+    assert "more were not tried" in text_of((tmp_path / "out" / "report.html").read_text())
 
 
 def test_an_interruption_keeps_the_best_so_far(tmp_path):

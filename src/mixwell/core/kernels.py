@@ -41,7 +41,7 @@ def hold_memory() -> bool:
 
 def _nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a [N, D] times the transpose of b [M, D]."""
-    if not prefers_onednn(a):
+    if not prefers_onednn(a, b.shape[0]):
         return torch.mm(a, b.t(), out=out)
     result = onednn_linear(a, b)
     return result if out is None else out.copy_(result)
@@ -88,14 +88,14 @@ class _Linear(torch.autograd.Function):
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """x [..., D] times the transpose of weight [M, D]: [..., M]. int8 weights are constants, packed ones for inference.
 
-    On the CPU measured (AVX512-BF16) a row's result does not depend on the rows beside it, except for a single float32
-    row with a plain weight.
+    On the CPU measured (AVX512-BF16) a row's result does not depend on the rows beside it, except in float32 with a
+    plain weight, where few rows go through another library than many and round otherwise.
     """
     if not isinstance(weight, Tensor):
         if not _differentiate(x, weight):
             return weight.linear(x)
         weight = _plain(weight, x)
-    if not prefers_onednn(x):
+    if not prefers_onednn(x, weight.shape[0]):
         return F.linear(x, weight)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1])
 

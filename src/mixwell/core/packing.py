@@ -18,11 +18,17 @@ from torch import Tensor, nn
 PACKABLE = (torch.float32, torch.bfloat16)
 _INT8_STEP = 64  # torch's int8 product reads past the end (and crashes) where the width is no multiple of its vector
 _FEW_ROWS = 4  # up to which a product straight from int8 beats one with the weight made wide first
+_LEAST_WORK = 1 << 22  # multiply-adds of a float32 product from which on oneDNN gains
 
 
-def prefers_onednn(x: Tensor) -> bool:
-    """Whether products of `x` are sent to oneDNN by hand: on a CPU in float32; bfloat16 goes there anyway."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+def prefers_onednn(x: Tensor, outputs: int) -> bool:
+    """Whether x [..., D] times [D, outputs] is sent to oneDNN by hand: on a CPU, in float32, where it is large enough.
+
+    Below some four million multiply-adds the call itself, and the compiling for each new shape, cost more than the
+    slower BLAS. bfloat16 goes to oneDNN anyway.
+    """
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() * outputs >= _LEAST_WORK
+            and torch.backends.mkldnn.is_available())
 
 
 def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -98,7 +104,7 @@ class Int8Weight:
             rows = torch._weight_int8pack_mm(x.reshape(-1, width), self.values, scale_M.to(x.dtype))
             return rows.view(*x.shape[:-1], -1)
         plain = self.values.to(x.dtype)
-        y = onednn_linear(x, plain) if prefers_onednn(x) else nn.functional.linear(x, plain)
+        y = onednn_linear(x, plain) if prefers_onednn(x, plain.shape[0]) else nn.functional.linear(x, plain)
         return (y * scale_M.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 

@@ -80,13 +80,19 @@ def _inside(folder: Path, shard: object) -> Path:
     return folder / shard
 
 
+def _is_pickle(head: bytes) -> bool:
+    """Whether a file that begins so is a pickle, bare or in torch's zip; a header of 640 bytes begins like one too."""
+    bare = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[2:] != bytes(6)
+    return bare or head[:4] == b"PK\x03\x04"
+
+
 def _names(path: Path) -> list[str]:
     if not path.exists():
         raise MixwellError(f"{path} is missing; expected a safetensors file.")
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(8)
-        if head[:2] == b"\x80\x02" or head[:4] == b"PK\x03\x04":
+        if _is_pickle(head):
             raise MixwellError(f"{path} is a pickle, which can run code when read; expected safetensors.")
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         if length + 8 > size:
@@ -155,7 +161,7 @@ def save_shards(folder: str | Path, tensors: Mapping[str, Tensor], *, shard_byte
     if len(groups) == 1:
         save_tensors(folder / SINGLE, tensors)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, start=1):
         shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         save_tensors(folder / shard, {name: tensors[name] for name in names})

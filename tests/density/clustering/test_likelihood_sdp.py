@@ -48,8 +48,8 @@ def test_at_a_partition_the_objective_is_the_profile_likelihood_without_centres(
     u = np.zeros((2, 16, 2))
     total = 0.0
     for k in range(2):
-        mine = X[LABELS == k]
-        u[k, LABELS == k, 0] = len(mine) ** -0.5
+        mine = X[k == LABELS]
+        u[k, k == LABELS, 0] = len(mine) ** -0.5
         gap = mine - mine.mean(0)
         total += 0.5 * (np.einsum("nd,de,ne->", gap, np.linalg.inv(COV[k]), gap)
                         + len(mine) * np.linalg.slogdet(COV[k])[1])

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from mixwell.core.kernels import expert_mlp, mlp
 from mixwell.core.method import method
 from mixwell.core.packing import weight_of
-from mixwell.core.routing import Context, combine, dispatch, plan
+from mixwell.core.routing import Context, Routing, combine, dispatch, plan
 from mixwell.experts.layers._parts import (
     ChannelMixer,
     Mixed,
@@ -75,6 +75,8 @@ class MoE(ChannelMixer):
     """Sparse mixture of SwiGLU experts."""
 
     config: Config
+    router: Any
+    overflow: Callable[[Routing, Context], Routing]
     packable = ("gate_up_proj", "down_proj", "shared_gate_up_proj", "shared_down_proj")
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:

@@ -38,7 +38,6 @@ class Column:
     center: float = 0.0  # numeric: the mean
     scale: float = 1.0  # numeric: the standard deviation
     floor: float = LEAST_VARIANCE  # numeric: least variance of a component, in units of scale²
-    whole: bool = False  # numeric: all values are whole numbers
     categories: tuple[str, ...] = ()
     missing: int = 0
 
@@ -178,7 +177,7 @@ def _number(name: str, seen: np.ndarray, missing: int, note: str) -> Column:
     if not np.isfinite(scale) or scale <= 1e-14 * abs(float(seen.mean())):
         return Column(name=name, kind=SKIP, note="varies less than its rounding errors", missing=missing)
     return Column(name=name, kind=NUMERIC, note=note, center=float(seen.mean()), scale=scale, missing=missing,
-                  floor=max(LEAST_VARIANCE, (resolution(seen) / scale) ** 2 / 12), whole=bool((seen % 1 == 0).all()))
+                  floor=max(LEAST_VARIANCE, (resolution(seen) / scale) ** 2 / 12))
 
 
 def resolution(seen: np.ndarray) -> float:

@@ -9,7 +9,7 @@ B rows of a piece, D columns, S starts, K components.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Block:
     estimator: Any
     columns: tuple[int, ...]
     floor_D: tuple[float, ...] = ()  # numeric: least variance of a component by column
-    sizes: tuple[int, ...] = field(default=())  # category: number of categories by column; codes count from 0
+    sizes: tuple[int, ...] = ()  # category: number of categories by column; codes count from 0
 
 
 class BlockRows(ArrayRows):

@@ -121,7 +121,7 @@ def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: I
                            "than rows.")
     notes = [] if possible == numbers else [f"More than {possible[-1]} components were not tried: there are "
                                             f"{len(x_ND)} rows."]
-    plan = [(family, k) for family in families for k in possible]
+    plan = [(family, k) for k in possible for family in families]  # so that an interruption leaves all families tried
     tried: list[Candidate] = []
     best: tuple[Candidate, ProductMixture] | None = None
     try:
@@ -181,11 +181,10 @@ def _refusal(model: ProductMixture, x_ND: np.ndarray, family: str, columns: Sequ
     D = sum(c.kind == NUMERIC for c in used(columns))
     if not D:
         return ""
-    smallest, needed = float(model.weights_.min()) * len(x_ND), D + 1
-    if family == "tied":  # all rows share one covariance, each component takes one mean
-        smallest, needed = float(len(x_ND)), D + len(model.weights_)
-    elif family in ("diag", "spherical"):
-        needed = 2
+    rows, K, smallest = len(x_ND), len(model.weights_), float(model.weights_.min()) * len(x_ND)
+    if family == "tied" and rows < D + K:
+        return f"{rows} rows are too few for a covariance of {D} columns around {K} means"
+    needed = D + 1 if family in ("full", "student_t") else 2
     if smallest < needed:
         return f"a component holds {smallest:.1f} rows, fewer than the {needed} that its covariance needs"
     return ""

@@ -89,6 +89,8 @@ def lead(fitted: FittedMixture) -> str:
     rows, K = units.whole(fitted.rows), fitted.n_components
     of_family = f" ({family_words(fitted.family)})" if family_words(fitted.family) else ""
     if K == 1:
+        if max(c.n_components for c in fitted.choice.candidates) == 1:
+            return f"One component{of_family} describes the {rows} rows of {fitted.source}; more were not tried."
         return (f"One component{of_family} describes the {rows} rows of {fitted.source} best: the columns show no "
                 "separate groups.")
     return f"The {rows} rows of {fitted.source} are described best by {K} components{of_family}."
@@ -153,7 +155,7 @@ def pair(mean: float, spread: float) -> tuple[str, str]:
         return units.number(mean), units.number(spread, 2)
     decimals = max(0, 1 - math.floor(math.log10(spread)))
     form = units.whole if decimals == 0 else lambda v: units.fixed(v, decimals)
-    return form(float(mean)), form(float(spread))
+    return form(round(float(mean), decimals) + 0.0), form(float(spread))  # + 0.0 turns -0.0 into 0.0
 
 
 def columns(fitted: FittedMixture, table: Table) -> list[list[str]]:

@@ -37,8 +37,8 @@ def study(rng: np.random.Generator, seed: int) -> tuple[list[float], list[bool]]
         slope = model.gate_coef_[order[1], 1] - model.gate_coef_[order[0], 1]
         found = [*(model.knots_[order] - KNOTS), slope - GATE]
         spread = [*se["knot"][order], se["gate_coef"][0, 1]]
-        errors += [f / s for f, s in zip(found, spread)]
-        covered += [abs(f) < 1.96 * s for f, s in zip(found, spread)]
+        errors += [float(f / s) for f, s in zip(found, spread)]
+        covered += [bool(abs(f) < 1.96 * s) for f, s in zip(found, spread)]
     return errors, covered
 
 
@@ -47,7 +47,7 @@ def claim(bench: Any) -> Evidence:
     coverage, bias = [], []
     for seed in bench.seeds:
         errors, covered = study(np.random.default_rng(seed), seed)
-        coverage.append(sum(covered) / len(covered))
+        coverage.append(statistics.fmean(covered))
         bias.append(statistics.fmean(errors))
     margin = [0.05 - abs(c - 0.95) for c in coverage]
     mean = statistics.fmean(coverage)

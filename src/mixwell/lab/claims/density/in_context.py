@@ -11,7 +11,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 from mixwell.core.rng import generator
 
-TASKS, DIM, EXAMPLES, SIGMA, STEPS, BATCH = 5, 4, 16, 0.5, 600, 48
+TASKS, DIM, EXAMPLES, SIGMA, STEPS, BATCH = 5, 4, 8, 0.5, 1000, 48
 
 
 def claim(bench: Any) -> Evidence:

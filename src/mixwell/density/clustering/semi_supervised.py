@@ -1,0 +1,257 @@
+"""Semi-supervised Gaussian mixture with splits and merges: new classes beside labelled ones, their number unknown.
+
+**Equation:** EM of a Gaussian mixture whose labelled rows are clamped to their class's component. Between steps a
+component C with 2-means parts C1, C2 splits with probability min(1, H), H = a G(N1) h(C1) G(N2) h(C2) / (G(N) h(C)),
+and a component merges with its nearest neighbour with probability min(1, 1 / H) of their union; G is the gamma
+function, h the marginal likelihood under a normal-inverse-Wishart prior, a the concentration. Means serve as prototypes
+of L = -mean_n log softmax_k(z_n . m_k / tau) at n's component, for learning features z between fits.
+
+**Shapes:** X (N, D), y (N,) with -1 where unlabelled; `means_` (K, D), `covariances_` (K, D, D), and
+`component_labels_` (K,): the class of labelled components, numbers beyond the classes for new ones.
+
+**Reference:** Zhao, Wen, Han (2023), Learning Semi-supervised Gaussian Mixture Models for Generalized Category
+Discovery, ICCV, arXiv:2305.06144, sections 3.2 to 3.4.
+
+**Differs:** written from memory of the paper. Features are given; the contrastive loss is a function beside the
+estimator, not a loop with a network in it. A labelled component that splits keeps its labelled rows in one part.
+Moves are weighed with hard assignments; covariances are posterior modes.
+
+**Fails when:** classes are far from Gaussian (they split) or D is large against the rows (reduce it first).
+
+**Cost:** O(N K D^2) a step, O(K (N D^2 + D^3)) a round of moves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import gammaln, logsumexp, multigammaln
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.cluster import KMeans
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from mixwell.core.method import method
+from mixwell.density._options import Configured
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the semi-supervised mixture."""
+
+    n_components: int = 10  # to begin with; at least the number of labelled classes
+    rounds: int = 20  # of EM steps, splits and merges
+    em_steps: int = 5  # of every round, and 5 times as many at the end
+    concentration: float = 1.0  # a: larger splits more
+    prior_scale: float = 0.3  # prior standard deviation within a component, as a share of the columns' own
+    prior_rows: float = 5.0  # weight of the prior covariance, in rows beyond D + 1
+    mean_rows: float = 0.01  # weight of the prior mean, the Wishart's kappa, in rows
+    random_state: Any = None
+
+    def __post_init__(self) -> None:
+        if self.n_components < 1 or self.rounds < 0 or self.em_steps < 1:
+            raise ValueError(f"n_components, rounds, em_steps are {self.n_components}, {self.rounds}, {self.em_steps}; "
+                             "expected at least 1, 0, 1")
+        for name in ("concentration", "prior_scale", "prior_rows", "mean_rows"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected above 0")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Normal-inverse-Wishart."""
+
+    mean_D: Array
+    kappa: float
+    nu: float
+    psi_DD: Array
+
+    def updated(self, x_ND: Array, weights_N: Array | None = None) -> Prior:
+        """The posterior after (weighted) rows."""
+        w_N = np.ones(len(x_ND)) if weights_N is None else weights_N
+        total = w_N.sum()
+        centre_D = w_N @ x_ND / max(total, 1e-300)
+        gap_ND, shift_D = x_ND - centre_D, centre_D - self.mean_D
+        psi_DD = self.psi_DD + gap_ND.T @ (w_N[:, None] * gap_ND) \
+            + self.kappa * total / (self.kappa + total) * np.outer(shift_D, shift_D)
+        mean_D = (self.kappa * self.mean_D + total * centre_D) / (self.kappa + total)
+        return Prior(mean_D, self.kappa + total, self.nu + total, psi_DD)
+
+    def log_volume(self) -> float:
+        """Log of the normaliser, less what cancels between prior and posterior."""
+        D = len(self.mean_D)
+        return float(multigammaln(self.nu / 2, D) - self.nu / 2 * np.linalg.slogdet(self.psi_DD)[1]
+                     - D / 2 * math.log(self.kappa))
+
+
+def log_marginal(x_ND: Array, prior: Prior) -> float:
+    """log h(C): the rows' marginal likelihood, in nats."""
+    return prior.updated(x_ND).log_volume() - prior.log_volume() - x_ND.size / 2 * math.log(math.pi)
+
+
+def log_split_ratio(first_ND: Array, second_ND: Array, prior: Prior, concentration: float) -> float:
+    """log H of splitting the union of two sets of rows; its negative is the merge's."""
+    both = np.concatenate([first_ND, second_ND])
+    parts = sum(gammaln(len(x)) + log_marginal(x, prior) for x in (first_ND, second_ND))
+    return float(math.log(concentration) + parts - gammaln(len(both)) - log_marginal(both, prior))
+
+
+def prototype_loss(z_ND: Tensor, prototypes_KD: Tensor, labels_N: Tensor, temperature: float = 0.1) -> Tensor:
+    """Prototypical contrastive loss (a scalar) of features and component means, both scaled to length one."""
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; expected above 0")
+    z_ND, prototypes_KD = (torch.nn.functional.normalize(v, dim=-1) for v in (z_ND, prototypes_KD))
+    return torch.nn.functional.cross_entropy(z_ND @ prototypes_KD.T / temperature, labels_N)
+
+
+@method(
+    title="Semi-supervised split-and-merge mixture",
+    paper="Learning Semi-supervised Gaussian Mixture Models for Generalized Category Discovery",
+    year=2023,
+    tags={"clustering", "semi-supervised", "selection"},
+)
+class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Config):
+    """Mixture that knows some labels and finds the other classes; see the module's card.
+
+    Fitted besides: `weights_` (K,), `labels_` (N,) in the numbering of `component_labels_`, `history_` of kept moves.
+    """
+
+    def fit(self, X: Any, y: Any = None) -> SemiSupervisedMixture:
+        """Fit rows X (N, D) with labels y (N,), -1 (or no y) where there is none; returns self."""
+        config = self._config()
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        y = np.full(len(X), -1) if y is None else np.asarray(y)
+        if y.shape != (len(X),) or not np.issubdtype(y.dtype, np.integer) or y.min() < -1:
+            raise ValueError(f"y has shape {y.shape} and type {y.dtype}; expected ({len(X)},) whole numbers, -1 where "
+                             "there is no label")
+        self.classes_ = np.unique(y[y >= 0])
+        if not len(self.classes_) <= config.n_components <= len(X):
+            raise ValueError(f"n_components is {config.n_components}; expected {max(len(self.classes_), 1)} (the "
+                             f"labelled classes) to {len(X)} (the rows)")
+        rng, D = check_random_state(config.random_state), X.shape[1]
+        variance_D = np.maximum(X.var(0), 1e-12) * config.prior_scale**2
+        nu = D + 1 + config.prior_rows
+        self._prior = Prior(X.mean(0), config.mean_rows, nu, np.diag(variance_D * config.prior_rows))
+        self._known_N = np.searchsorted(self.classes_, y) * (y >= 0) - (y < 0)  # component of labelled rows, or -1
+        self.history_: list[str] = []
+        resp_NK = self._start(X, config, rng)
+        for _ in range(config.rounds):
+            resp_NK = self._em(X, resp_NK, config.em_steps)
+            resp_NK = self._merge(X, self._split(X, resp_NK, config, rng), config, rng)
+        resp_NK = self._em(X, resp_NK, 5 * config.em_steps)
+        new = len(self.weights_) - len(self.classes_)
+        first = int(self.classes_.max()) + 1 if len(self.classes_) else 0
+        self.component_labels_ = np.r_[self.classes_, first + np.arange(new)].astype(int)
+        self.n_components_ = len(self.weights_)
+        self.labels_ = self.component_labels_[resp_NK.argmax(1)]
+        return self
+
+    def _start(self, X: Array, config: Config, rng: np.random.RandomState) -> Array:
+        """Clamped responsibilities around class means and k-means++ centres."""
+        means = [X[self._known_N == k].mean(0) for k in range(len(self.classes_))]
+        free = X[self._known_N < 0] if (self._known_N < 0).any() else X
+        spare = min(config.n_components - len(means), len(free))
+        if spare:
+            means += list(KMeans(spare, n_init=1, random_state=rng.randint(2**31)).fit(free).cluster_centers_)
+        distance_NK = ((X[:, None] - np.array(means)) ** 2).sum(2)
+        return self._clamped(np.eye(len(means))[distance_NK.argmin(1)])
+
+    def _clamped(self, resp_NK: Array) -> Array:
+        known = self._known_N >= 0
+        resp_NK[known] = np.eye(resp_NK.shape[1])[self._known_N[known]]
+        return resp_NK
+
+    def _em(self, X: Array, resp_NK: Array, steps: int) -> Array:
+        """M and E steps; components of new classes that lost their rows leave."""
+        for _ in range(steps):
+            alive = (resp_NK.sum(0) > 1e-3) | (np.arange(resp_NK.shape[1]) < len(self.classes_))
+            resp_NK = resp_NK[:, alive]
+            self.weights_ = resp_NK.sum(0) / resp_NK.sum()
+            posts = [self._prior.updated(X, r) for r in resp_NK.T]
+            self.means_ = np.array([p.mean_D for p in posts])
+            self.covariances_ = np.array([p.psi_DD / (p.nu + X.shape[1] + 2) for p in posts])
+            log_NK = self._log_joint(X)
+            resp_NK = self._clamped(np.exp(log_NK - logsumexp(log_NK, axis=1, keepdims=True)))
+        return resp_NK
+
+    def _log_joint(self, X: Array) -> Array:
+        columns = []
+        for w, mean, cov in zip(self.weights_, self.means_, self.covariances_):
+            root = np.linalg.cholesky(cov)
+            square = (np.linalg.solve(root, (X - mean).T) ** 2).sum(0)
+            columns.append(math.log(max(w, 1e-300)) - 0.5 * square - np.log(np.diag(root)).sum()
+                           - 0.5 * X.shape[1] * math.log(2 * math.pi))
+        return np.stack(columns, 1)
+
+    def _split(self, X: Array, resp_NK: Array, config: Config, rng: np.random.RandomState) -> Array:
+        hard, added = resp_NK.argmax(1), []
+        for k in range(resp_NK.shape[1]):
+            rows = np.flatnonzero(hard == k)
+            if len(rows) < 4:
+                continue
+            side = KMeans(2, n_init=1, random_state=rng.randint(2**31)).fit_predict(X[rows]).astype(bool)
+            known = self._known_N[rows] == k
+            if known.any():  # labelled rows stay together, on the False side
+                side ^= side[known].mean() > 0.5
+                side[known] = False
+            if not 0 < side.sum() < len(rows):
+                continue
+            ratio = log_split_ratio(X[rows[~side]], X[rows[side]], self._prior, config.concentration)
+            if math.log(rng.uniform()) < ratio:
+                column = np.zeros(len(X))
+                column[rows[side]] = resp_NK[rows[side], k]
+                resp_NK[rows[side], k] = 0
+                added.append(column)
+                self.history_.append("split")
+        return np.column_stack([resp_NK, *added])
+
+    def _merge(self, X: Array, resp_NK: Array, config: Config, rng: np.random.RandomState) -> Array:
+        alive, known = list(range(resp_NK.shape[1])), len(self.classes_)
+        for k in rng.permutation(len(alive)):
+            others = [j for j in alive if j != k and not (j < known and k < known)]
+            if k not in alive or not others:
+                continue
+            hard = resp_NK.argmax(1)
+            mine = X[hard == k]
+            theirs = {j: X[hard == j] for j in others if (hard == j).any()}
+            if not len(mine) or not theirs:
+                continue
+            j = min(theirs, key=lambda j: float(((theirs[j].mean(0) - mine.mean(0)) ** 2).sum()))
+            if math.log(rng.uniform()) < -log_split_ratio(mine, theirs[j], self._prior, config.concentration):
+                keep, gone = min(j, k), max(j, k)
+                resp_NK[:, keep] += resp_NK[:, gone]
+                resp_NK[:, gone] = 0
+                alive.remove(gone)
+                self.history_.append("merge")
+        return resp_NK[:, alive]
+
+    def predict_proba(self, X: Any) -> Array:
+        """Responsibilities (N, K), columns as in `component_labels_`."""
+        check_is_fitted(self, "means_")
+        log_NK = self._log_joint(validate_data(self, X, dtype=np.float64, reset=False))
+        return np.exp(log_NK - logsumexp(log_NK, axis=1, keepdims=True))
+
+    def predict(self, X: Any) -> Array:
+        """Labels (N,): a known class, or the number of a new one."""
+        return self.component_labels_[self.predict_proba(X).argmax(1)]
+
+    def score_samples(self, X: Any) -> Array:
+        """Log density of every row (N,), in nats."""
+        check_is_fitted(self, "means_")
+        return logsumexp(self._log_joint(validate_data(self, X, dtype=np.float64, reset=False)), axis=1)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Three groups in the plane; a third of the first has a label."""
+    centres = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 2.0]], dtype=torch.float64).repeat_interleave(30, 0)
+    y = torch.full((90,), -1)
+    y[:10] = 0
+    x = centres + torch.randn(90, 2, generator=generator, dtype=torch.float64)
+    return {"estimator": SemiSupervisedMixture(n_components=2, random_state=0), "X": x.numpy(), "y": y.numpy()}

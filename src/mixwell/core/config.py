@@ -42,7 +42,8 @@ def from_dict(cls: type[C], data: Mapping[str, Any] | None, where: str = "") -> 
                if n not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     if missing:
         raise MixwellError(f"{label}: missing {', '.join(missing)}; give a value.")
-    values = {key: _convert(value, _hints(cls)[key], f"{where}.{key}" if where else key) for key, value in data.items()}
+    hints: Mapping[str, Any] = _hints(cls)  # type: ignore[arg-type]  # a class is hashable, whatever its type variable
+    values = {key: _convert(value, hints[key], f"{where}.{key}" if where else key) for key, value in data.items()}
     try:
         return cls(**values)
     except MixwellError:

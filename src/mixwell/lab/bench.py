@@ -66,9 +66,10 @@ class Bench:
 
     def arch(self, channel_mixer: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         """A decoder of two layers, width 64; by default with a mixture of eight experts of 64, top-2."""
-        mixer: dict[str, Any] = {"method": "experts.layers.moe", "num_experts": 8, "hidden_dim": 64} | dict(channel_mixer or {})
+        default = {"method": "experts.layers.moe", "num_experts": 8, "hidden_dim": 64}
+        mixer: dict[str, Any] = default | dict(channel_mixer or {})
         if mixer["method"].endswith("swiglu"):
-            mixer: dict[str, Any] = {"method": mixer["method"], "hidden_dim": mixer["hidden_dim"]}
+            mixer = {"method": mixer["method"], "hidden_dim": mixer["hidden_dim"]}
         return {"vocab_size": VOCAB_SIZE, "dim": 64, "num_layers": 2, "num_heads": 4, "channel_mixer": mixer} | changes
 
     def train(self, arch: Mapping[str, Any], seed: int, *, tokens: int = 300_000, **options: Any) -> Trained:

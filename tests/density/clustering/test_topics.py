@@ -133,7 +133,7 @@ def test_starts(init):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match=r"row 1, column 0 of X is -1\.0"):
+    with pytest.raises(ValueError, match=r"row 1, column 0 is -1\.0"):
         ClusterTopics(n_clusters=1).fit(np.array([[1.0, 0.0], [-1.0, 2.0]]))
     with pytest.raises(ValueError, match="2 documents for 4 clusters"):
         ClusterTopics().fit(X[:2])

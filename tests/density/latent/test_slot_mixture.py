@@ -130,6 +130,7 @@ def test_same_generator_same_slots():
     module, x = made(), points()
     torch.testing.assert_close(module(x, draws(5)).slots, module(x, draws(5)).slots, rtol=0, atol=0)
     assert not torch.equal(module(x, draws(5)).slots, module(x, draws(6)).slots)
+    torch.testing.assert_close(made()(x, draws(5)).slots, module(x, draws(5)).slots, rtol=0, atol=0)
 
 
 def test_refuses():

@@ -11,7 +11,6 @@ from mixwell.density.regression.distributed import (
     barycentres,
     divergences,
     example,
-    recentred,
     reduce,
     transport,
 )
@@ -91,17 +90,13 @@ def test_shards_together_come_near_the_whole():
 def test_one_shard_is_the_local_fit():
     model = DistributedMixtureOfExperts(n_shards=1, support=400, random_state=0, ridge=0.0, tol=1e-9).fit(X, Y)
     local = model.local_[0]
-    order = np.argsort(model.coef_[:, 1, 0])
-    np.testing.assert_allclose(model.coef_[order, :, 0],
-                               np.sort(recentred(local.coef_[:, :, 0], local)[:, ::-1], 0)[:, ::-1][
-                                   np.argsort(np.sort(recentred(local.coef_[:, :, 0], local)[:, 1]))], atol=0.2)
     assert np.abs(model.predict(X) - local.predict((X - model.shift_) / model.scale_)).max() < 0.05
 
 
 def test_options_move_what_they_say():
     few = DistributedMixtureOfExperts(support=30, reduce_init=1, reduce_iter=1, init="random", n_init=2,
                                       random_state=0, max_iter=20, tol=1e-3).fit(X, Y)
-    assert len(few.transport_) == 1 and not few.converged_
+    assert len(few.transport_) == 1 and not few.converged_ and len(few.local_s_) == 4 and few.reduction_s_ > 0
     assert few.local_[0].get_params()["init"] == "random" and few.local_[0].get_params()["n_init"] == 2
 
 

@@ -1,15 +1,15 @@
 """Latent variable distillation: a circuit's hidden states are first read off a teacher's features, then let go.
 
-**Equation:** every patch i of a row has teacher features phi_i(x); z_i is their cluster (k-means). Leaves p(x_f | z_i) and a
-tree p(z) (Chow-Liu over z, counts) maximise the completed likelihood sum_n log p(x_n, z_n), which is at most
+**Equation:** every patch i of a row has teacher features phi_i(x); z_i is their cluster (k-means). Leaves p(x_f | z_i)
+and a tree p(z) (Chow-Liu over z, counts) maximise the completed likelihood sum_n log p(x_n, z_n), which is at most
 sum_n log p(x_n); then EM on log p(x) lets the circuit pass its teacher. Growing: every cluster splits in two (2-means
 within it), everything is fitted again, until held-out likelihood gains less than `min_gain` or `max_states` is met.
 
 **Shapes:** x (N, F) with categories 0, ..., V - 1; node_F (F,) the patch of every feature; features (N, D, P) of D
 patches; log densities (N,), in nats.
 
-**Reference:** Liu, Liu, Van den Broeck, Liang (2023), Understanding the Distillation Process from Deep Generative Models
-to Tractable Probabilistic Circuits, ICML, arXiv:2302.08086, sections 3 to 5; Liu, Zhang, Van den Broeck (2022),
+**Reference:** Liu, Liu, Van den Broeck, Liang (2023), Understanding the Distillation Process from Deep Generative
+Models to Tractable Probabilistic Circuits, ICML, arXiv:2302.08086, sections 3 to 5; Liu, Zhang, Van den Broeck (2022),
 Scaling Up Probabilistic Circuits by Latent Variable Distillation.
 
 **Differs:** written from memory of the paper. One latent tree with features independent given their patch's state,

@@ -46,7 +46,7 @@ Array = np.ndarray
 class Config:
     """Options of the semi-supervised mixture."""
 
-    n_components: int = 10  # to begin with; at least the number of labelled classes
+    n_components: int = 10  # to begin with, or the number of labelled classes where that is larger
     rounds: int = 20  # of EM steps, splits and merges
     em_steps: int = 5  # of every round, and 5 times as many at the end
     concentration: float = 1.0  # a: larger splits more
@@ -127,14 +127,10 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
         """Fit rows X (N, D) with labels y (N,), -1 (or no y) where there is none; returns self."""
         config = self._config()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        y = np.full(len(X), -1) if y is None else np.asarray(y)
-        if y.shape != (len(X),) or not np.issubdtype(y.dtype, np.integer) or y.min() < -1:
-            raise ValueError(f"y has shape {y.shape} and type {y.dtype}; expected ({len(X)},) whole numbers, -1 where "
-                             "there is no label")
+        y = _labels(y, len(X))
         self.classes_ = np.unique(y[y >= 0])
-        if not len(self.classes_) <= config.n_components <= len(X):
-            raise ValueError(f"n_components is {config.n_components}; expected {max(len(self.classes_), 1)} (the "
-                             f"labelled classes) to {len(X)} (the rows)")
+        if config.n_components > len(X):
+            raise ValueError(f"n_components is {config.n_components}; expected at most {len(X)}, the rows")
         rng, D = check_random_state(config.random_state), X.shape[1]
         variance_D = np.maximum(X.var(0), 1e-12) * config.prior_scale**2
         nu = D + 1 + config.prior_rows
@@ -158,7 +154,7 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
         means = [X[self._known_N == k].mean(0) for k in range(len(self.classes_))]
         free = X[self._known_N < 0] if (self._known_N < 0).any() else X
         spare = min(config.n_components - len(means), len(free))
-        if spare:
+        if spare > 0:
             means += list(KMeans(spare, n_init=1, random_state=rng.randint(2**31)).fit(free).cluster_centers_)
         distance_NK = ((X[:, None] - np.array(means)) ** 2).sum(2)
         return self._clamped(np.eye(len(means))[distance_NK.argmin(1)])
@@ -240,12 +236,27 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
 
     def predict(self, X: Any) -> Array:
         """Labels (N,): a known class, or the number of a new one."""
-        return self.component_labels_[self.predict_proba(X).argmax(1)]
+        columns = self.predict_proba(X).argmax(1)
+        return self.component_labels_[columns]
 
     def score_samples(self, X: Any) -> Array:
         """Log density of every row (N,), in nats."""
         check_is_fitted(self, "means_")
         return logsumexp(self._log_joint(validate_data(self, X, dtype=np.float64, reset=False)), axis=1)
+
+
+def _labels(y: Any, count: int) -> Array:
+    """Whole numbers (N,), -1 where there is no label."""
+    if y is None:
+        return np.full(count, -1)
+    try:
+        values = np.asarray(y).astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("y holds values that are not numbers; expected whole numbers, -1 where there is no label") \
+            from None
+    if values.shape != (count,) or not (values == np.floor(values)).all() or values.min() < -1:
+        raise ValueError(f"y has shape {values.shape}; expected ({count},) whole numbers, -1 where there is no label")
+    return values.astype(int)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -108,6 +108,11 @@ def beta_kl(parameters: Array, prior: tuple[float, float]) -> float:
 class ClusterTopics(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Clusters and topics of word counts, together; see the module's card. `lower_bounds_` are the winner's."""
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        return tags
+
     def fit(self, X: Any, y: Any = None) -> ClusterTopics:
         """Fit counts X (N, V); returns self."""
         config = self._config()
@@ -143,7 +148,8 @@ class ClusterTopics(ClusterMixin, Configured, BaseEstimator, config=Config):
         X = validate_data(self, X, dtype=np.float64, reset=reset)
         if (X < 0).any():
             row, column = np.argwhere(X < 0)[0]
-            raise ValueError(f"row {row}, column {column} of X is {X[row, column]}; word counts are not negative")
+            raise ValueError(f"Negative values in data passed to ClusterTopics: row {row}, column {column} is "
+                             f"{X[row, column]}; word counts are not negative")
         return X
 
     def _run(self, X: Array, config: Config,

@@ -109,9 +109,11 @@ class SlotMixture(nn.Module):
             self.gru = nn.GRUCell(dim, dim)
             self.mlp = nn.Sequential(nn.Linear(dim, H), nn.ReLU(), nn.Linear(H, dim))
             self.out = nn.Sequential(nn.Linear(2 * dim, 2 * H), nn.ReLU(), nn.Linear(2 * H, dim))
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+            elif "bias" in name:
+                nn.init.zeros_(parameter)
 
     def forward(self, x_BND: Tensor, generator: torch.Generator | None = None,
                 start_BKD: Tensor | None = None) -> Slots:

@@ -3,7 +3,7 @@
 **Equation:** s(y | x) = sum_k g_k(x) N(y; v_k(x), Sigma_k),  g_k(x) = pi_k N(x; c_k, Gamma_k) / sum_l pi_l N(x; c_l,
 Gamma_l), v_k a polynomial (GLoME), Sigma_k zero outside blocks of responses (BLoME). EM on log pi_k N(x) N(y | x) has
 closed forms. Of a collection m of models the chosen one minimises  -log-likelihood + 2 kappa dim(m), where kappa is the
-slope of the maximal log-likelihood against the dimension among the largest models (slope heuristic).
+slope of the maximal log-likelihood against the dimension among large models (`density.selection.slope_heuristic`).
 
 **Shapes:** X (N, D), y (N,) or (N, Q); `gate_means_` (K, D), `gate_covariances_` (K, D, D), `coef_` (K, 1 + k D, Q),
 `covariances_` (K, Q, Q), `candidates_` (one record a model that was tried).
@@ -33,6 +33,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 
 from mixwell.core.method import method
+from mixwell.core.registry import find
 from mixwell.density.regression._parts import (
     Array,
     GatedRegressor,
@@ -43,7 +44,6 @@ from mixwell.density.regression._parts import (
 )
 
 Blocks = tuple[tuple[int, ...], ...]
-MINIMUM_MODELS = 4  # dimensions that a slope can be told from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,24 +93,6 @@ class One:
         check_common(self)
 
 
-def slope_heuristic(dimensions: Array, log_likelihoods: Array) -> tuple[int, float]:
-    """The chosen model's index, and kappa, from dimensions (M,) and maximal log-likelihoods (M,) in nats.
-
-    The slope is least squares over the larger half of the dimensions, at least three. Fewer than four dimensions are
-    refused.
-    """
-    best: dict[float, float] = {}
-    for dimension, value in zip(dimensions, log_likelihoods):
-        best[float(dimension)] = max(value, best.get(float(dimension), -np.inf))
-    known = np.array(sorted(best))
-    if len(known) < MINIMUM_MODELS:
-        raise ValueError(f"{len(known)} different dimensions; the slope heuristic needs {MINIMUM_MODELS} or more, so "
-                         "widen the collection or choose criterion='bic'")
-    large = known[-max(3, len(known) // 2):]
-    kappa = max(float(np.polyfit(large, [best[d] for d in large], 1)[0]), 0.0)
-    return int(np.argmin(2 * kappa * np.asarray(dimensions) - np.asarray(log_likelihoods))), kappa
-
-
 def residual_blocks(covariances_KQQ: Array, threshold: float) -> Blocks:
     """Groups of responses that any expert correlates beyond `threshold`."""
     scale_KQ = np.sqrt(np.einsum("kqq->kq", covariances_KQQ))
@@ -158,7 +140,8 @@ class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
         if len(value) == 1:
             return 0, float("nan")
         if config.criterion == "slope":
-            return slope_heuristic(dimension, value)
+            chosen, kappa, _ = find("density.selection.slope_heuristic").load()(value, dimension)
+            return chosen, kappa
         price = 0.5 * np.log(rows) if config.criterion == "bic" else 0.0
         return int(np.argmax(value - price * dimension)), float("nan")
 

@@ -15,7 +15,9 @@ REPEATS, ROWS, TRUE = 4, 400, 3
 
 def claim(bench: Any) -> Evidence:
     """Share of data sets on which three experts are chosen out of one to eight."""
-    slope, likelihood, bic = [], [], []
+    slope: list[float] = []
+    likelihood: list[float] = []
+    bic: list[float] = []
     for seed in bench.seeds:
         rng, hits = np.random.default_rng(seed), np.zeros(3)
         for _ in range(REPEATS):

@@ -82,6 +82,8 @@ def error(slots: nn.Module, seed: int) -> float:
     for name, parameter in sorted(model.named_parameters()):
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator(seed, name))
+        elif "bias" in name:
+            nn.init.zeros_(parameter)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(300):
         points, blobs = scenes(64, draws)

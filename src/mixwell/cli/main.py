@@ -21,9 +21,9 @@ for command in (runs.run, compare.compare, fit.fit, runs.apply, runs.report, cat
 
 def main() -> None:
     """Entry point of the `mixwell` script."""
-    # Threads that spin while they wait make a step ten times slower as soon as another program wants a core. OpenMP
-    # reads this when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin long while they wait make a step several times slower as soon as another program wants a core;
+    # threads that never spin lose a third on an idle machine. OpenMP reads this when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     app()
 
 

@@ -16,7 +16,8 @@ residual from the new mean, as in the papers.
 
 **Differs:** one rank-one step for both of the first paper's. `residual="old"` is the default because `"new"` leaves the
 positive definite matrices when a row far from a young component (w > 0.38) takes part; that is an error here. The
-reinforcement-learning agent of the second paper is not here; `conditional_mean` is what it is built on.
+reinforcement-learning agent of the second paper is not here; `conditional_mean` is what it is built on. Equations
+from memory and from a public reimplementation.
 
 **Fails when:** the order of rows carries the classes: early components then swallow what comes later. A new
 component's spread far below the data's costs digits in every precision.

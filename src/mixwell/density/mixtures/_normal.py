@@ -204,7 +204,7 @@ def _check_weights(weights: Any, components: int) -> None:
     weights_K = _shaped(weights, (components,), "weights")
     if (weights_K < 0).any() or (weights_K > 1).any():
         raise ValueError("The parameter 'weights' should be in the range [0, 1], but got max value "
-                         f"{weights_K.min():.5f}, min value {weights_K.max():.5f}")
+                         f"{weights_K.max():.5f}, min value {weights_K.min():.5f}")
     if abs(1 - weights_K.sum()) > (1e-6 if weights_K.dtype == np.float32 else 1e-8):
         raise ValueError("The parameter 'weights' should be normalized, but got sum(weights) = "
                          f"{weights_K.sum():.5f}")

@@ -1,7 +1,8 @@
 """Categorical mixture (latent class analysis): columns are independent categories within each component.
 
-**Equation:** p(x) = sum_k w_k prod_d p_kd(x_d). M step: p_kd(c) = (sum_n r_nk [x_nd = c] + alpha) / (sum over c of the
-same), over the rows where column d is observed.
+**Equation:** p(x) = sum_k w_k prod_d p_kd(x_d). E step: r_nk = w_k prod_d p_kd(x_nd) / p(x_n), over the observed d. M
+step: w_k = mean_n r_nk; p_kd(c) = (sum_n r_nk [x_nd = c] + alpha) / (sum over c of the same), over the rows where
+column d is observed.
 
 **Shapes:** X (N, D), categories as numbers or, in a DataFrame or object array, as text; `weights_` (K,),
 `categories_` D arrays, `probabilities_` D arrays (K, C_d).
@@ -9,10 +10,11 @@ same), over the rows where column d is observed.
 **Reference:** Lazarsfeld, Henry (1968), Latent Structure Analysis; Goodman (1974), Exploratory Latent Structure
 Analysis Using Both Identifiable and Unidentifiable Models.
 
-**Differs:** `alpha` adds pseudo-counts (default 0, plain maximum likelihood).
+**Differs:** `alpha` adds pseudo-counts (default 0, plain maximum likelihood; with more, `lower_bounds_` is still the
+likelihood alone). The categories are those of the data that a fit, or the first `partial_fit`, has seen.
 
-**Fails when:** columns depend on each other within a component; an unknown category at prediction is an error, or a
-missing value with `unknown="missing"`.
+**Fails when:** columns depend on each other within a component; a category that was not there in fitting is an error
+(`ValueError`), or a missing value with `unknown="missing"`.
 
 **Cost:** O(N K C) a step, C the categories of all columns together.
 """
@@ -65,7 +67,7 @@ class Categorical(ExponentialFamily):
         return {"probabilities": torch.cat(parts, -1)}
 
 
-@method(title="Categorical mixture", year=1968, tags={"mixture", "density", "missing", "online", "categories"})
+@method(title="Categorical mixture", year=1968, tags={"estimator", "mixture", "density", "missing", "online", "categories"})
 class CategoricalMixture(PlainMixture):
     """Latent classes over categorical columns. `alpha`: pseudo-count of every category; `unknown`: "error" or
     "missing", what a category not seen in fitting is taken for. Other parameters as `GaussianMixture`'s.
@@ -180,7 +182,7 @@ def _has_text(values: np.ndarray) -> bool:
 
 
 def _absent(column: np.ndarray) -> np.ndarray:
-    return np.array([value is None or value != value or str(value) == "<NA>" for value in column], dtype=bool)
+    return np.array([value is None or str(value) == "<NA>" or value != value for value in column], dtype=bool)
 
 
 def _encode(column: np.ndarray, known: np.ndarray) -> np.ndarray:

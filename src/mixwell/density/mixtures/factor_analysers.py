@@ -1,15 +1,17 @@
 """Mixture of factor analysers: Gaussian groups whose covariances are low rank plus a diagonal.
 
-**Equation:** p(x) = sum_k w_k N(x; mu_k, L_k L_k^T + Psi_k), L_k (D, Q), Psi_k diagonal. M step, from the weighted
-covariance C_k: B = L^T Sigma^-1, E = I - B L + B C B^T; L_new = C B^T E^-1; Psi_new = diag(C - L_new B C).
+**Equation:** p(x) = sum_k w_k N(x; mu_k, L_k L_k^T + Psi_k), L_k (D, Q), Psi_k diagonal. M step, from the r-weighted
+mean mu_k and covariance C_k, `reg_covar` added to its diagonal: B = L^T Sigma^-1, E = I - B L + B C B^T; L_new = C B^T
+E^-1; Psi_new = diag(C - L_new B C).
 
 **Shapes:** X (N, D); `weights_` (K,), `means_` (K, D), `loadings_` (K, D, Q), `noise_variances_` (K, D), `covariances_`
 (K, D, D).
 
 **Reference:** Ghahramani, Hinton (1997), The EM Algorithm for Mixtures of Factor Analyzers.
 
-**Differs:** C_k is taken about the new mean (one step of the alternating expectation-conditional-maximisation of Meng
-and van Dyk, 1997), so that missing values and the Gaussian kernels serve as they are; `tied_noise` shares one Psi.
+**Differs:** the mean moves first and C_k is taken about it, with the same responsibilities, where the paper solves for
+mean and loadings together: a generalised EM step, so that missing values and the Gaussian kernels serve as they are.
+Loadings start from the eigenvectors of C_k. `tied_noise` shares one Psi, the weighted mean of all Psi_new.
 
 **Fails when:** Q is near D: loadings are then not determined (they are only up to a rotation in any case).
 
@@ -75,7 +77,7 @@ def factor_step(covariances: Tensor, loadings: Tensor, noise: Tensor) -> tuple[T
     return new, (covariances.diagonal(dim1=-2, dim2=-1) - (new * cross).sum(-1)).clamp(min=0)
 
 
-@method(title="Mixture of factor analysers", year=1997, tags={"mixture", "density", "missing", "online"})
+@method(title="Mixture of factor analysers", year=1997, tags={"estimator", "mixture", "density", "missing", "online"})
 class MixtureOfFactorAnalysers(NormalMixture):
     """Gaussian mixture with low-rank-plus-diagonal covariances. `n_factors`: rank Q; `tied_noise`: one Psi for all
     components. Other parameters as `GaussianMixture`'s; NaN marks a missing value.

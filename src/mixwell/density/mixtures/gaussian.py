@@ -32,7 +32,7 @@ from mixwell.core.registry import find
 from mixwell.density.mixtures._normal import NormalMixture
 
 
-@method(title="Gaussian mixture", year=1977, tags={"mixture", "density", "missing", "online"})
+@method(title="Gaussian mixture", year=1977, tags={"estimator", "mixture", "density", "missing", "online"})
 class GaussianMixture(NormalMixture):
     """Gaussian mixture with scikit-learn's interface: same parameters, defaults, attributes, warnings and errors.
 

@@ -10,7 +10,7 @@ is fitted to all rows with weights r_nk.
 **Differs:** the likelihood rises at every step only where a component's fit is (weighted) maximum likelihood; a fall is
 reported by a warning.
 
-**Fails when:** a component's fit ignores the weights.
+**Fails when:** a component's fit ignores the weights; a row has no density under any component (`ValueError`).
 
 **Cost:** K fits and K evaluations of all rows a step; memory O(N K).
 """
@@ -30,16 +30,18 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
+from mixwell.core.registry import find
 from mixwell.density.mixtures._parts import BaseEstimator, ConvergenceWarning, DensityMixin
 
 
-@method(title="Mixture of any components", year=1977, tags={"mixture", "density"})
+@method(title="Mixture of any components", year=1977, tags={"estimator", "mixture", "density"})
 class Mixture(DensityMixin, BaseEstimator):
     """Mixture of given components, which may be of different kinds.
 
     components: objects with `log_prob(X) -> (N,)` (or scikit-learn's `score_samples`) and `fit(X, sample_weight=...)`;
     they are copied, the given ones stay as they are. A component with `sample(n)` makes the mixture sample.
-    init: "kmeans" (one cluster a component, in an order that fits best), or "given" where the components are fitted.
+    n_init: starts by k-means, the best of which is kept. init: "kmeans" (one cluster a component, in an order that fits
+    best), or "given" where the components are fitted. max_iter: at least 1.
     """
 
     def __init__(self, components: Sequence[Any] = (), *, tol: float = 1e-3, max_iter: int = 100, n_init: int = 1,
@@ -57,6 +59,8 @@ class Mixture(DensityMixin, BaseEstimator):
             raise ValueError("components is empty; expected objects with log_prob and fit.")
         if self.init not in ("kmeans", "given"):
             raise ValueError(f"init={self.init!r}; expected 'kmeans' or 'given'.")
+        if self.n_init < 1 or self.max_iter < 1 or self.tol < 0:
+            raise ValueError(f"n_init={self.n_init}, max_iter={self.max_iter}, tol={self.tol}; expected at least 1, 1, 0.")
         for component in self.components:
             if not (hasattr(component, "log_prob") or hasattr(component, "score_samples")) or not hasattr(
                     component, "fit"):
@@ -78,9 +82,13 @@ class Mixture(DensityMixin, BaseEstimator):
         weights_K, parts = self._start(X, weight_N, rng)
         bounds: list[float] = []
         converged = False
-        for _ in range(max(1, self.max_iter)):
+        for _ in range(self.max_iter):
             norm_N, resp_NK = _posterior(_joint(X, weights_K, parts))
-            bounds.append(float(norm_N @ weight_N / weight_N.sum()))
+            if np.isneginf(norm_N[weight_N > 0]).any():
+                row = int(np.flatnonzero(np.isneginf(norm_N) & (weight_N > 0))[0])
+                raise ValueError(f"row {row} has no density under any component; remove it or add a component that "
+                                 "reaches it.")
+            bounds.append(float(norm_N[weight_N > 0] @ weight_N[weight_N > 0] / weight_N.sum()))
             gain = bounds[-1] - bounds[-2] if len(bounds) > 1 else math.inf
             if gain < -1e-6 * max(1, abs(bounds[-1])):
                 warnings.warn(f"the likelihood fell by {-gain:.3g}: a component's fit is not weighted maximum "
@@ -131,6 +139,8 @@ class Mixture(DensityMixin, BaseEstimator):
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Rows drawn from the components' own `sample(n)`, and their components."""
         check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples}; expected at least 1.")
         counts_K = check_random_state(self.random_state).multinomial(n_samples, self.weights_)
         drawn = [part.sample(int(n)) for part, n in zip(self.components_, counts_K) if n]
         rows = [np.asarray(d[0] if isinstance(d, tuple) else d) for d in drawn]
@@ -157,17 +167,16 @@ def _joint(X: np.ndarray, weights_K: np.ndarray, parts: list[Any]) -> np.ndarray
 
 
 def _posterior(joint_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log densities (N,) and responsibilities (N, K), equal ones where no component has any density."""
     top_N1 = joint_NK.max(1, keepdims=True)
-    top_N1 = np.where(np.isfinite(top_N1), top_N1, 0.0)
-    raised_NK = np.exp(joint_NK - top_N1)
-    total_N1 = np.maximum(raised_NK.sum(1, keepdims=True), 1e-300)
+    nowhere_N1 = np.isneginf(top_N1)
+    raised_NK = np.exp(np.where(nowhere_N1, 0.0, joint_NK - np.where(nowhere_N1, 0.0, top_N1)))
+    total_N1 = raised_NK.sum(1, keepdims=True)
     return (np.log(total_N1) + top_N1)[:, 0], raised_NK / total_N1
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two Gaussian components, each itself a mixture of one."""
-    from mixwell.core.registry import find
-
     part = find("density.mixtures.gaussian").load()
     centres_ND = torch.tensor([[-3.0, 0.0], [3.0, 1.0]], dtype=torch.float64).repeat_interleave(60, 0)
     x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)

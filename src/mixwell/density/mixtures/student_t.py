@@ -9,7 +9,8 @@ log((nu_old + D)/2) = 0.
 
 **Reference:** Peel, McLachlan (2000), Robust Mixture Modelling using the t Distribution.
 
-**Differs:** nu is kept in [`min_dof`, 1000] (bisection on the log scale); with `fixed="dofs"` it stays at `dof_init`.
+**Differs:** nu is kept in [`min_dof`, 1000] (bisection on the log scale); with `fixed="dofs"` it stays at `dof_init`;
+missing values are refused.
 
 **Fails when:** a component has no more than D + 1 distinct points and `reg_covar` is 0 (`ValueError`).
 
@@ -136,7 +137,7 @@ def solve_dof(old: Tensor, mean_logs: Tensor, columns: int, smallest: float) -> 
     return (0.5 * (low + high)).exp()
 
 
-@method(title="Student-t mixture", year=2000, tags={"mixture", "density", "online", "robust"})
+@method(title="Student-t mixture", year=2000, tags={"estimator", "mixture", "density", "online", "robust"})
 class StudentTMixture(NormalMixture):
     """Mixture of t distributions. `dof_init` and `min_dof`: first and smallest degrees of freedom; `fixed` also knows
     "dofs". Other parameters as `GaussianMixture`'s.

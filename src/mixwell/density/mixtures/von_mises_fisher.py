@@ -11,11 +11,12 @@ I_{D/2}(kappa) / I_{D/2-1}(kappa) = |R_k|, by Newton on log kappa and log odds f
 Distributions; Plesner, Sorensen, Hauberg (2024), arXiv:2409.08729 (log Bessel functions).
 
 **Differs:** log Bessel functions by Olver's uniform expansion from order 80 and the downward recurrence below it, in
-float64, instead of the paper's power series and region selector; concentrations are kept below `max_concentration`.
+float64, instead of the paper's power series and region selector; concentrations are at most `max_concentration`. A
+row of zeros has no direction: it gets the uniform density under every component, and moves none.
 
-**Fails when:** D = 1 (`ValueError`); directions and their opposites mean the same (axial data).
+**Fails when:** D = 1 (`ValueError`); a value is missing; directions and their opposites mean the same (axial data).
 
-**Cost:** O(N K D) a step, and some fifty log Bessel evaluations of K numbers.
+**Cost:** O(N K D) a step, and a few Bessel evaluations of K numbers, of up to 80 recurrence steps each.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class VonMisesFisher(ExponentialFamily):
 
 
 @method(title="Von Mises-Fisher mixture", paper="Accurate Computation of the Logarithm of Modified Bessel Functions on "
-        "GPUs", year=2005, tags={"mixture", "density", "online", "directions"})
+        "GPUs", year=2005, tags={"estimator", "mixture", "density", "online", "directions"})
 class VonMisesFisherMixture(PlainMixture):
     """Mixture of directions. `max_concentration` bounds kappa; other parameters as `GaussianMixture`'s."""
 
@@ -166,7 +167,7 @@ def draw_directions(rng: np.random.RandomState, mean_D: np.ndarray, kappa: float
     across_ND = rng.normal(size=(count, D))
     across_ND -= np.outer(across_ND @ mean_D, mean_D)
     across_ND /= np.linalg.norm(across_ND, axis=1, keepdims=True)
-    return w[:, None] * mean_D + np.sqrt(1 - w**2)[:, None] * across_ND
+    return w[:, None] * mean_D + np.sqrt(np.maximum(1 - w**2, 0))[:, None] * across_ND
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -13,7 +13,8 @@ a regression of alpha + B x + m on x, and the moments of what is left; the knot 
 When, Where and How to Add Which Covariates, arXiv:2007.02432.
 
 **Differs:** EM instead of a structural-equation optimiser, with exact handling of waves missed at random. Standard
-errors come from the outer product of the rows' scores. Screening covariates by structural-equation forests is not here.
+errors come from the outer product of the rows' scores. Screening covariates by structural-equation forests is not
+here. Equations from memory.
 
 **Fails when:** waves on one side of a knot are fewer than two; classes hold fewer people than growth factors and
 covariates.

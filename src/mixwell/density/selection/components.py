@@ -1,7 +1,8 @@
 """Number of components: fit a range and keep what a criterion likes best.
 
 **Equation:** BIC = -2 loglik + P log N; AIC = -2 loglik + 2 P; ICL = BIC + 2 entropy of the responsibilities; cv =
-minus the mean held-out log-likelihood over folds; slope = -loglik + 2 s P with s from the data. The smallest wins.
+minus the mean held-out log-likelihood of a row over folds; slope = -loglik + 2 s P with s from the data (see
+`density.selection.slope_heuristic`). loglik is over all N rows, in nats; P counts free parameters. The smallest wins.
 
 **Shapes:** X (N, D); `scores_` maps each number of components to its criterion.
 
@@ -11,9 +12,10 @@ probabilistic clustering using cross-validated likelihood.
 
 **Differs:** "cv" chooses by the one-standard-error rule with `one_standard_error=True` (default False: the best mean).
 
-**Fails when:** starts are poor: a criterion then judges the optimiser; raise the estimator's `n_init`.
+**Fails when:** starts are poor: a criterion then judges the optimiser; raise the estimator's `n_init`. "cv" needs rows in
+memory, "icl" an estimator with `icl`, "slope" at least four numbers of components (`ValueError`).
 
-**Cost:** one fit a number of components (times folds for "cv").
+**Cost:** one fit a number of components, and `folds` more of each for "cv".
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from mixwell.core.registry import find
 CRITERIA = ("bic", "aic", "icl", "cv", "slope")
 
 
-@method(title="Choice of the number of components", year=1978, tags={"density", "selection"})
+@method(title="Choice of the number of components", year=1978, tags={"estimator", "density", "selection"})
 class ComponentSearch(BaseEstimator):
     """Fits `estimator` with every number of components and keeps the best as `best_estimator_`.
 
@@ -59,9 +61,10 @@ class ComponentSearch(BaseEstimator):
         if not numbers:
             raise ValueError("n_components is empty; expected the numbers of components to try.")
         base = find("density.mixtures.gaussian").load()() if self.estimator is None else self.estimator
+        if self.criterion in ("aic", "bic", "icl") and not hasattr(base, self.criterion):
+            raise ValueError(f"{type(base).__name__} has no {self.criterion}; choose another criterion, or 'cv'.")
         fitted = {k: clone(base).set_params(n_components=k).fit(X) for k in numbers}
-        rows = len(X) if hasattr(X, "__len__") and not isinstance(X, str) else fitted[numbers[0]]._count(X)
-        self.log_likelihoods_ = {k: model.score(X) * rows for k, model in fitted.items()}
+        self.log_likelihoods_ = {k: model.score(X) * _count(model, X) for k, model in fitted.items()}
         if self.criterion == "slope":
             choose = find("density.selection.slope_heuristic").load()
             sizes = np.array([model._n_parameters() for model in fitted.values()])
@@ -80,6 +83,8 @@ class ComponentSearch(BaseEstimator):
 
     def _held_out(self, base: Any, X: Any, numbers: list[int]) -> dict[int, float]:
         x_ND = X if isinstance(X, (np.ndarray, torch.Tensor)) else np.asarray(X)
+        if x_ND.ndim != 2:
+            raise ValueError("criterion='cv' got files; expected rows in memory. Choose bic, aic, icl or slope.")
         splits = list(KFold(self.folds, shuffle=True, random_state=self.random_state).split(np.empty((len(x_ND), 1))))
         found = {k: np.array([clone(base).set_params(n_components=k).fit(x_ND[train]).score(x_ND[test])
                               for train, test in splits]) for k in numbers}
@@ -95,6 +100,10 @@ class ComponentSearch(BaseEstimator):
         """Mean log density by the chosen mixture, in nats."""
         check_is_fitted(self)
         return self.best_estimator_.score(X)
+
+
+def _count(model: Any, X: Any) -> int:
+    return model._count(X) if hasattr(model, "_count") else len(X)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -1,23 +1,26 @@
 """Slope heuristic: the penalty for a model's size read off the data.
 
 **Equation:** for large models -loglik(m) falls like -s D_m, with D_m free parameters; the criterion is crit(m) =
--loglik(m) + 2 s D_m, where s is the slope of a robust line through the larger models.
+-loglik(m) + 2 s D_m, the smallest wins, where s is the slope of a robust line through the larger models (0 where the
+line falls).
 
-**Shapes:** log-likelihoods (M,) in nats over all rows, dimensions (M,) in; index of the chosen model, slope, criterion
-(M,) out.
+**Shapes:** log-likelihoods (M,) in nats over all rows and dimensions (M,), in any order, in; index of the chosen model,
+slope in nats a parameter, criterion (M,) out.
 
 **Reference:** Baudry, Maugis, Michel (2012), Slope heuristics: overview and implementation, sections 3 and 4.
 
 **Differs:** the number of large models for the line is the one in the middle of the longest run of equal choices (the
 paper's plateau), the line by iteratively reweighted least squares (Huber).
 
-**Fails when:** fewer than four models, or the likelihood has not become linear in the dimension (no plateau).
+**Fails when:** there are fewer than four models (`ValueError`), or the likelihood has not become linear in the dimension
+(no plateau).
 
-**Cost:** O(M^2).
+**Cost:** O(M^2) times some twenty reweightings.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,18 +29,39 @@ import torch
 from mixwell.core.method import method
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How lines are drawn."""
+
+    min_models: int = 3  # the fewest models that a line goes through, at least 2
+    huber: float = 1.345  # residuals beyond so many robust standard deviations weigh less; large: least squares
+
+    def __post_init__(self) -> None:
+        if self.min_models < 2 or not self.huber > 0:
+            raise ValueError(f"min_models={self.min_models}, huber={self.huber}; expected at least 2 and above 0.")
+
+
 @method(title="Slope heuristic", year=2012, paper="Slope heuristics: overview and implementation",
         tags={"density", "selection"})
-def slope_heuristic(log_likelihoods: np.ndarray, dimensions: np.ndarray) -> tuple[int, float, np.ndarray]:
-    """Index of the chosen model, the slope s, and the criterion of every model."""
+def slope_heuristic(log_likelihoods: np.ndarray, dimensions: np.ndarray,
+                    config: Config | None = None) -> tuple[int, float, np.ndarray]:
+    """Index of the chosen model, the slope s, and the criterion of every model (M,).
+
+    log_likelihoods: (M,), nats over all rows; dimensions: (M,), free parameters. A `ValueError` where there are fewer
+    than four models, or fewer than `min_models`.
+    """
+    config = config or Config()
     y, d = np.asarray(log_likelihoods, float), np.asarray(dimensions, float)
     if y.shape != d.shape or y.ndim != 1 or len(y) < 4:
         raise ValueError(f"got {y.shape} log-likelihoods and {d.shape} dimensions; expected at least four of each.")
+    if len(y) < config.min_models or not (np.isfinite(y).all() and np.isfinite(d).all()):
+        raise ValueError(f"got {len(y)} models, {int((~np.isfinite(y) | ~np.isfinite(d)).sum())} of them not finite; "
+                         f"expected at least min_models={config.min_models} finite ones.")
     order = np.argsort(d)
     choices, slopes = [], []
-    for first in range(len(y) - 2):  # lines through the models from `first` on, at least three
+    for first in range(len(y) - config.min_models + 1):  # lines through the models from `first` on
         large = order[first:]
-        slope = max(_line(d[large], y[large]), 0.0)
+        slope = max(_line(d[large], y[large], config.huber), 0.0)
         slopes.append(slope)
         choices.append(int(np.argmin(2 * slope * d - y)))
     best = _longest_run(choices)
@@ -46,7 +70,7 @@ def slope_heuristic(log_likelihoods: np.ndarray, dimensions: np.ndarray) -> tupl
     return int(np.argmin(criterion)), float(slope), criterion
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> float:
+def _line(x: np.ndarray, y: np.ndarray, huber: float) -> float:
     """Slope of a robust line."""
     w = np.ones_like(x)
     slope = 0.0
@@ -54,7 +78,7 @@ def _line(x: np.ndarray, y: np.ndarray) -> float:
         mx, my = np.average(x, weights=w), np.average(y, weights=w)
         slope = np.sum(w * (x - mx) * (y - my)) / max(np.sum(w * (x - mx) ** 2), 1e-300)
         residual = np.abs(y - my - slope * (x - mx))
-        scale = 1.345 * max(np.median(residual) / 0.6745, 1e-12 * (1 + np.abs(y).max()))
+        scale = huber * max(np.median(residual) / 0.6745, 1e-12 * (1 + np.abs(y).max()))
         w = np.minimum(1.0, scale / np.maximum(residual, 1e-300))
     return float(slope)
 

@@ -9,9 +9,10 @@ covariance S_uu - S_uo S_oo^-1 S_ou. Score: sum_k r_k(x) S_k^-1 (m_k - x).
 **Reference:** Petersen, Pedersen (2012), The Matrix Cookbook, section 8; Anderson (2003), An Introduction to
 Multivariate Statistical Analysis, section 2.5.
 
-**Differs:** none.
+**Differs:** a component of weight 0 has no density anywhere, however far the others are.
 
-**Fails when:** a covariance is singular (`ValueError`): add a little to its diagonal first.
+**Fails when:** a covariance is singular, the same coordinate is named twice, or the rows of an affine map depend on
+each other (`ValueError`, at the latest when a density is asked for): add a little to the diagonal first.
 
 **Cost:** O(K D^3) for most; products and convolutions have K_1 K_2 components, see `density.values.reduction`.
 """
@@ -27,6 +28,11 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A value has no option: its parameters are its fields."""
 
 
 @method(title="Gaussian mixture as a value", year=2003, tags={"density", "value"})
@@ -69,8 +75,7 @@ class GaussianMixtureDensity:
 
     def log_joint(self, x_ND: Tensor) -> Tensor:
         """Log weight plus log density of each component (N, K)."""
-        return self.weights_K.clamp(min=1e-300).log() + log_normal(
-            x_ND[:, None] - self.means_KD, self.covariances_KDD)
+        return log_weights(self.weights_K) + log_normal(x_ND[:, None] - self.means_KD, self.covariances_KDD)
 
     def log_prob(self, x_ND: Tensor) -> Tensor:
         """Log density (N,), in nats."""
@@ -111,20 +116,24 @@ class GaussianMixtureDensity:
 
     def marginal(self, keep: Sequence[int]) -> GaussianMixtureDensity:
         """Density of some coordinates, in the order given."""
-        kept = torch.as_tensor(keep)
+        kept = self._coordinates(keep)
         return GaussianMixtureDensity(self.weights_K, self.means_KD[:, kept],
                                       self.covariances_KDD[:, kept[:, None], kept])
 
     def condition(self, known: Sequence[int], values: Tensor) -> GaussianMixtureDensity:
         """Density of the other coordinates, given `values` of the known ones."""
-        o = torch.as_tensor(known)
+        o = self._coordinates(known)
         u = torch.tensor([i for i in range(self.dim) if i not in set(o.tolist())], dtype=torch.long)
         if len(u) == 0:
             raise ValueError("every coordinate is known; expected at least one to be left.")
-        diff_KO = torch.as_tensor(values).double() - self.means_KD[:, o]
+        values_O = torch.as_tensor(values).double()
+        if values_O.shape != o.shape:
+            raise ValueError(f"got values of shape {tuple(values_O.shape)}; expected ({len(o)},), one for each known "
+                             "coordinate.")
+        diff_KO = values_O - self.means_KD[:, o]
         seen_KOO, cross_KUO = self.covariances_KDD[:, o[:, None], o], self.covariances_KDD[:, u[:, None], o]
         gain_KUO = torch.cholesky_solve(cross_KUO.mT, cholesky(seen_KOO)).mT
-        log_weights_K = self.weights_K.clamp(min=1e-300).log() + log_normal(diff_KO, seen_KOO)
+        log_weights_K = log_weights(self.weights_K) + log_normal(diff_KO, seen_KOO)
         covariances = symmetric(self.covariances_KDD[:, u[:, None], u] - gain_KUO @ cross_KUO.mT)
         means_KU = self.means_KD[:, u] + (gain_KUO @ diff_KO[..., None])[..., 0]
         return GaussianMixtureDensity(torch.softmax(log_weights_K, 0), means_KU, covariances)
@@ -132,7 +141,7 @@ class GaussianMixtureDensity:
     def product(self, other: GaussianMixtureDensity) -> tuple[GaussianMixtureDensity, Tensor]:
         """Normalised product of the two densities (K_1 K_2 components), and log of the integral of the product."""
         weights_P, m_PD, s_PDD, n_PD, t_PDD = self._pairs(other)
-        log_overlap_P = weights_P.clamp(min=1e-300).log() + log_normal(m_PD - n_PD, s_PDD + t_PDD)
+        log_overlap_P = log_weights(weights_P) + log_normal(m_PD - n_PD, s_PDD + t_PDD)
         gain_PDD = torch.cholesky_solve(s_PDD, cholesky(s_PDD + t_PDD)).mT  # S (S + T)^-1
         means_PD = m_PD + (gain_PDD @ (n_PD - m_PD)[..., None])[..., 0]
         covariances = symmetric(gain_PDD @ t_PDD)
@@ -143,6 +152,13 @@ class GaussianMixtureDensity:
         """Density of the sum of independent draws (K_1 K_2 components)."""
         weights_P, m_PD, s_PDD, n_PD, t_PDD = self._pairs(other)
         return GaussianMixtureDensity(weights_P, m_PD + n_PD, s_PDD + t_PDD)
+
+    def _coordinates(self, wanted: Sequence[int]) -> Tensor:
+        kept = torch.as_tensor(wanted, dtype=torch.long)
+        names = kept.tolist()
+        if kept.ndim != 1 or not names or len(set(names)) < len(names) or not all(0 <= i < self.dim for i in names):
+            raise ValueError(f"got coordinates {names}; expected different whole numbers from 0 to {self.dim - 1}.")
+        return kept
 
     def _pairs(self, other: GaussianMixtureDensity) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         if self.dim != other.dim:
@@ -159,6 +175,12 @@ def cholesky(covariances: Tensor) -> Tensor:
     if bool((info != 0).any()):
         raise ValueError(f"covariance {info.nonzero()[0].tolist()} is not positive definite; add to its diagonal.")
     return lower
+
+
+def log_weights(weights: Tensor) -> Tensor:
+    """Logarithms, -inf at zero, with finite gradients there."""
+    there = weights > 0
+    return torch.where(there, torch.where(there, weights, 1.0).log(), -torch.inf)
 
 
 def log_normal(diff: Tensor, covariances: Tensor) -> Tensor:

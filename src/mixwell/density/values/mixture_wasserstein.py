@@ -8,46 +8,66 @@ tr(S + T - 2 (S^1/2 T S^1/2)^1/2).
 **Reference:** Delon, Desolneux (2020), A Wasserstein-type distance in the space of Gaussian Mixture Models,
 arXiv:1907.05254, proposition 4.
 
-**Differs:** none; the small transport problem is solved exactly by linear programming (HiGHS).
+**Differs:** by default none: the small transport problem is solved exactly by linear programming (HiGHS). With
+`smoothing` the coupling is Sinkhorn's, moved onto the marginals (Cuturi, 2013, arXiv:1306.0895; Altschuler, Weed,
+Rigollet, 2017, arXiv:1705.09634), and the distance an upper bound. tr (S^1/2 T S^1/2)^1/2 is computed as the roots of
+the eigenvalues of L^T T L, S = L L^T, which are the same and whose gradient exists for round S too.
 
-**Fails when:** K L is large (beyond some 10^5): reduce the mixtures first.
+**Fails when:** K L is large (beyond some 10^5): reduce the mixtures first, or pass `smoothing`. The gradient does not
+exist at distance 0.
 
-**Cost:** O(K L D^3) for the distances, and a linear programme of K L variables.
+**Cost:** O(K L D^3) for the distances, and a linear programme of K L variables, or O(K L) a Sinkhorn step.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.registry import find
-from mixwell.density.values._transport import transport
+from mixwell.density.values._transport import smoothed, transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How the coupling is found."""
+
+    smoothing: float = 0.0  # entropy's weight over the independent coupling's cost; 0: the exact optimum
+    max_iter: int = 1000  # Sinkhorn steps, at most
+
+    def __post_init__(self) -> None:
+        if not self.smoothing >= 0 or self.max_iter < 1:
+            raise ValueError(f"smoothing={self.smoothing}, max_iter={self.max_iter}; expected at least 0 and 1.")
 
 
 @method(title="Wasserstein distance between mixtures", year=2020,
         paper="A Wasserstein-type distance in the space of Gaussian Mixture Models", tags={"density", "distance"})
-def mixture_wasserstein(p: Any, q: Any) -> tuple[Tensor, Tensor]:
+def mixture_wasserstein(p: Any, q: Any, config: Config | None = None) -> tuple[Tensor, Tensor]:
     """MW2 distance (scalar, in the data's units) and the optimal coupling of components (K, L).
 
-    The distance is differentiable in the parameters for a fixed coupling.
+    p, q: `GaussianMixtureDensity` of the same dimension. The distance is differentiable in the means and covariances,
+    the coupling taken as fixed (its true gradient where the optimal coupling is unique).
     """
+    config = config or Config()
     if p.dim != q.dim:
         raise ValueError(f"the mixtures have {p.dim} and {q.dim} dimensions; expected the same.")
     cost_KL = gaussian_wasserstein_squared(p.means_KD, p.covariances_KDD, q.means_KD, q.covariances_KDD)
-    coupling = transport(cost_KL.detach().numpy(), p.weights_K.detach().numpy(), q.weights_K.detach().numpy())
-    coupling_KL = torch.from_numpy(np.ascontiguousarray(coupling))
+    problem = [part.detach().cpu().numpy() for part in (cost_KL, p.weights_K, q.weights_K)]
+    coupling = smoothed(*problem, config.smoothing, config.max_iter) if config.smoothing else transport(*problem)
+    coupling_KL = torch.from_numpy(coupling).to(cost_KL.device)
     return (coupling_KL * cost_KL).sum().clamp(min=0).sqrt(), coupling_KL
 
 
 def gaussian_wasserstein_squared(m_KD: Tensor, s_KDD: Tensor, n_LD: Tensor, t_LDD: Tensor) -> Tensor:
     """W2^2 between all pairs of Gaussians (K, L)."""
-    values, vectors = torch.linalg.eigh(s_KDD)
-    root_KDD = vectors @ torch.diag_embed(values.clamp(min=0).sqrt()) @ vectors.mT
-    middle_KLDD = root_KDD[:, None] @ t_LDD @ root_KDD[:, None]
+    lower_KDD, info_K = torch.linalg.cholesky_ex(s_KDD)
+    if bool((info_K != 0).any()):
+        raise ValueError(f"covariance {info_K.nonzero()[0].tolist()} is not positive definite; add to its diagonal.")
+    middle_KLDD = lower_KDD.mT[:, None] @ t_LDD @ lower_KDD[:, None]
     fidelity_KL = torch.linalg.eigvalsh(0.5 * (middle_KLDD + middle_KLDD.mT)).clamp(min=0).sqrt().sum(-1)
     trace_K, trace_L = (c.diagonal(dim1=-2, dim2=-1).sum(-1) for c in (s_KDD, t_LDD))
     spread_KL = (trace_K[:, None] + trace_L - 2 * fidelity_KL).clamp(min=0)

@@ -8,7 +8,7 @@ density, from every mean; then Newton steps where the Hessian is negative defini
 **Reference:** Carreira-Perpinan (2000), Mode-Finding for Mixtures of Gaussian Distributions, sections 4 and 5.
 
 **Differs:** the fixed point is followed by Newton steps; ends are one mode where they are close in the mixture's own
-standard deviations.
+standard deviations, and no mode where the log density does not curve down on every side.
 
 **Fails when:** a mode lies where no mean's path ends (possible for unequal covariances in two or more dimensions, where
 a mixture may have more modes than components); pass further `starts_ND` then.

@@ -8,7 +8,8 @@
 **Reference:** Runnalls (2007), Kullback-Leibler Approach to Gaussian Mixture Reduction, equation 21.
 
 **Differs:** optional refinement: `refine` steps of assigning every component to its nearest (KL) reduced one and
-merging the groups anew (Davis, Dhillon, 2006, Differential Entropic Clustering of Multivariate Gaussians).
+merging the groups anew (Davis, Dhillon, 2006, Differential Entropic Clustering of Multivariate Gaussians), which may
+leave fewer. Components of weight 0 are dropped first.
 
 **Fails when:** greedy merging of many equal components ends in a poor grouping; raise `refine`.
 
@@ -42,7 +43,9 @@ class Config:
 @method(title="Mixture reduction", year=2007, tags={"density", "value"})
 def reduce_mixture(mixture: Any, config: Config) -> Any:
     """A mixture of at most `config.n_components` with the same mean and covariance."""
-    w, m, s = mixture.weights_K.clone(), mixture.means_KD.clone(), mixture.covariances_KDD.clone()
+    there = mixture.weights_K > 0
+    given = (mixture.weights_K[there], mixture.means_KD[there], mixture.covariances_KDD[there])
+    w, m, s = (part.clone() for part in given)
     cost = merging_cost(w, m, s, torch.arange(len(w)))
     alive = torch.ones(len(w), dtype=torch.bool)
     for _ in range(len(w) - config.n_components):
@@ -56,9 +59,9 @@ def reduce_mixture(mixture: Any, config: Config) -> Any:
         cost[i], cost[:, i] = row, row
     reduced = (w[alive], m[alive], s[alive])
     for _ in range(config.refine):
-        nearest = divergences(mixture.means_KD, mixture.covariances_KDD, reduced[1], reduced[2]).argmin(1)
+        nearest = divergences(given[1], given[2], reduced[1], reduced[2]).argmin(1)
         groups = [nearest == k for k in range(len(reduced[0])) if bool((nearest == k).any())]
-        parts = [merge(mixture.weights_K[g], mixture.means_KD[g], mixture.covariances_KDD[g]) for g in groups]
+        parts = [merge(*(part[g] for part in given)) for g in groups]
         reduced = tuple(torch.stack(p) for p in zip(*parts))  # type: ignore[assignment]
     return type(mixture)(reduced[0] / reduced[0].sum(), *reduced[1:])
 

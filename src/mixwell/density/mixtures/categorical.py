@@ -67,7 +67,8 @@ class Categorical(ExponentialFamily):
         return {"probabilities": torch.cat(parts, -1)}
 
 
-@method(title="Categorical mixture", year=1968, tags={"estimator", "mixture", "density", "missing", "online", "categories"})
+@method(title="Categorical mixture", year=1968,
+        tags={"estimator", "mixture", "density", "missing", "online", "categories"})
 class CategoricalMixture(PlainMixture):
     """Latent classes over categorical columns. `alpha`: pseudo-count of every category; `unknown`: "error" or
     "missing", what a category not seen in fitting is taken for. Other parameters as `GaussianMixture`'s.

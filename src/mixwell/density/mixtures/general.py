@@ -60,7 +60,8 @@ class Mixture(DensityMixin, BaseEstimator):
         if self.init not in ("kmeans", "given"):
             raise ValueError(f"init={self.init!r}; expected 'kmeans' or 'given'.")
         if self.n_init < 1 or self.max_iter < 1 or self.tol < 0:
-            raise ValueError(f"n_init={self.n_init}, max_iter={self.max_iter}, tol={self.tol}; expected at least 1, 1, 0.")
+            raise ValueError(f"n_init={self.n_init}, max_iter={self.max_iter}, tol={self.tol}; expected at least 1, 1 "
+                             "and 0.")
         for component in self.components:
             if not (hasattr(component, "log_prob") or hasattr(component, "score_samples")) or not hasattr(
                     component, "fit"):

@@ -12,8 +12,8 @@ probabilistic clustering using cross-validated likelihood.
 
 **Differs:** "cv" chooses by the one-standard-error rule with `one_standard_error=True` (default False: the best mean).
 
-**Fails when:** starts are poor: a criterion then judges the optimiser; raise the estimator's `n_init`. "cv" needs rows in
-memory, "icl" an estimator with `icl`, "slope" at least four numbers of components (`ValueError`).
+**Fails when:** starts are poor: a criterion then judges the optimiser; raise the estimator's `n_init`. "cv" needs rows
+in memory, "icl" an estimator with `icl`, "slope" at least four numbers of components (`ValueError`).
 
 **Cost:** one fit a number of components, and `folds` more of each for "cv".
 """

@@ -12,8 +12,8 @@ slope in nats a parameter, criterion (M,) out.
 **Differs:** the number of large models for the line is the one in the middle of the longest run of equal choices (the
 paper's plateau), the line by iteratively reweighted least squares (Huber).
 
-**Fails when:** there are fewer than four models (`ValueError`), or the likelihood has not become linear in the dimension
-(no plateau).
+**Fails when:** there are fewer than four models (`ValueError`), or the likelihood has not become linear in the
+dimension (no plateau).
 
 **Cost:** O(M^2) times some twenty reweightings.
 """

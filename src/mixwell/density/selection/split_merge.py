@@ -14,8 +14,8 @@ component with fewer than D + 1 rows is refused; the equations are from memory o
 
 **Fails when:** groups are far from Gaussian: BIC then splits them as often as their shape asks for.
 
-**Cost:** at most `max_moves` moves kept; each tries up to 2 `candidates` splits and merges and `candidates`^2 swaps, every
-one an EM run from where the components stand.
+**Cost:** at most `max_moves` moves kept; each tries up to 2 `candidates` splits and merges and `candidates`^2 swaps,
+every one an EM run from where the components stand.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from mixwell.core.registry import find
 Parameters = tuple[np.ndarray, np.ndarray, np.ndarray]  # weights (K,), means (K, D), covariances (K, D, D)
 
 
-@method(title="Split and merge", year=2000, paper="SMEM Algorithm for Mixture Models", tags={"estimator", "density", "selection"})
+@method(title="Split and merge", year=2000, paper="SMEM Algorithm for Mixture Models",
+        tags={"estimator", "density", "selection"})
 class SplitMergeMixture(DensityMixin, BaseEstimator):
     """Full-covariance Gaussian mixture whose components split and merge.
 

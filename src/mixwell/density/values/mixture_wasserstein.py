@@ -56,8 +56,9 @@ def mixture_wasserstein(p: Any, q: Any, config: Config | None = None) -> tuple[T
     if p.dim != q.dim:
         raise ValueError(f"the mixtures have {p.dim} and {q.dim} dimensions; expected the same.")
     cost_KL = gaussian_wasserstein_squared(p.means_KD, p.covariances_KDD, q.means_KD, q.covariances_KDD)
-    problem = [part.detach().cpu().numpy() for part in (cost_KL, p.weights_K, q.weights_K)]
-    coupling = smoothed(*problem, config.smoothing, config.max_iter) if config.smoothing else transport(*problem)
+    cost, w_K, v_L = (part.detach().cpu().numpy() for part in (cost_KL, p.weights_K, q.weights_K))
+    exact = config.smoothing == 0
+    coupling = transport(cost, w_K, v_L) if exact else smoothed(cost, w_K, v_L, config.smoothing, config.max_iter)
     coupling_KL = torch.from_numpy(coupling).to(cost_KL.device)
     return (coupling_KL * cost_KL).sum().clamp(min=0).sqrt(), coupling_KL
 

@@ -12,8 +12,8 @@ Distances, arXiv:2301.11496, definition of section 3.
 **Differs:** each inner transport problem is solved exactly by linear programming, where the paper's algorithm uses
 Sinkhorn's; the definition is from memory of the paper.
 
-**Fails when:** K L is large (a linear programme of K L variables is solved some forty times); a mass below 1e-12 decides
-(the solver's accuracy).
+**Fails when:** K L is large (a linear programme of K L variables is solved some forty times); a mass below 1e-12
+decides (the solver's accuracy).
 
 **Cost:** about forty transport problems at the default `tol`, one a bisection step on t.
 """

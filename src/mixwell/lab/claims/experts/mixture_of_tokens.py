@@ -1,4 +1,4 @@
-"""Mixture of tokens: experts on weighted means over examples beat a dense block of equal FLOPs, without discrete choices.
+"""Mixture of tokens: experts on weighted means over examples beat a dense block of equal FLOPs.
 
 Paper: Mixture of Tokens: Efficient LLMs through Cross-Example Aggregation.
 Tried: the bench's language model on 150,000 tokens; 16 experts of width 64 on groups of eight examples, against a dense

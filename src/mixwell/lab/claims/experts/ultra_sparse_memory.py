@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import torch
 
+from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
+from mixwell.core.rng import generator
 from mixwell.lab.bench import Bench
 from mixwell.lab.claims.experts._judging import provided
-from mixwell.lab.claims.experts._synthetic import Clusters, build, fit, test
-
-SIZES = {"num_keys": 64, "k": 16, "key_dim": 16, "value_dim": 16, "num_experts": None, "hidden_dim": None}
+from mixwell.lab.claims.experts._synthetic import DIM, Clusters, fit
 
 
-@torch.no_grad()
 def overlap(seed: int, core_loss: float) -> float:
     """Share of the best slots that are kept after training."""
     draw = Clusters(seed)
-    sizes = {name: size for name, size in SIZES.items() if size is not None}
-    with torch.enable_grad():
-        layer = fit(build(seed, sizes, method="ultra_sparse_memory", core_loss=core_loss), draw, seed, steps=300)
-    batch, _ = test(layer, draw, seed, count=512)
-    rows, columns = layer.memory(batch.x_TD)
-    every = torch.einsum("tir,rs,tjs->tij", rows, layer.memory.cores.sum(0), columns).flatten(1)
-    best = torch.zeros_like(every, dtype=torch.bool).scatter(1, every.topk(16).indices, True)
-    return float(best.gather(1, layer.retrieve(batch.x_TD)[1]).float().mean())
+    entry = registry.find("ultra_sparse_memory", "experts.layers")
+    config = entry.module().Config(num_keys=64, k=16, key_dim=16, value_dim=16, core_loss=core_loss)
+    layer = fit(entry.load()(DIM, config, generator(seed, "layer")), draw, seed, steps=300)
+    x_TD = draw(512, generator(seed, "test")).x_TD
+    with torch.no_grad():
+        rows, columns = layer.memory(x_TD)
+        every = torch.einsum("tir,rs,tjs->tij", rows, layer.memory.cores.sum(0), columns).flatten(1)
+        best = torch.zeros_like(every, dtype=torch.bool).scatter(1, every.topk(16).indices, True)
+        return float(best.gather(1, layer.retrieve(x_TD)[1]).float().mean())
 
 
 def claim(bench: Bench) -> Evidence:

@@ -1,0 +1,88 @@
+"""Handwritten digits for claims: whole images, or rows of sixteen patches read by small networks without causality.
+
+Legend: N images, S patches, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.rng import generator
+from mixwell.core.routing import Context
+
+TRAINING = 1200  # images; the other 597 are for testing
+PATCHES, PATCH, WIDTH = 16, 4, 32
+
+
+def images(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(training images [N, 8, 8] in 0 to 1, their digits, test images, their digits), split anew for each seed."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    order = torch.randperm(len(found.target), generator=generator(seed, "split"))
+    x = torch.from_numpy(found.images).float()[order] / 16
+    y = torch.from_numpy(found.target).long()[order]
+    return x[:TRAINING], y[:TRAINING], x[TRAINING:], y[TRAINING:]
+
+
+def patches(x_NHW: Tensor) -> Tensor:
+    """[N, 8, 8] -> [N, 16, 4]: patches of two by two."""
+    return x_NHW.unfold(1, 2, 2).unfold(2, 2, 2).flatten(1, 2).flatten(2)
+
+
+class Reader(nn.Module):
+    """Patches with learned positions, then blocks x + mixer(norm(x)), their mean, and a linear map to ten digits.
+
+    Before each mixer stands full attention of one head, unless `attention` is False.
+    """
+
+    def __init__(self, mixers: list[Any], draws: torch.Generator, attention: bool = True) -> None:
+        super().__init__()
+
+        def start(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=draws) * shape[-1] ** -0.5)
+
+        self.embed, self.positions, self.head = start(WIDTH, PATCH), start(PATCHES, WIDTH), start(10, WIDTH)
+        self.mixers = nn.ModuleList(mixers)
+        self.qkv = nn.ParameterList(start(3 * WIDTH, WIDTH) for _ in mixers) if attention else None
+
+    def forward(self, x_NHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(scores of the digits [N, 10], sum of the auxiliary losses)."""
+        x = patches(x_NHW) @ self.embed.T + self.positions
+        aux = x.new_zeros(())
+        for i, mixer in enumerate(self.mixers):
+            if self.qkv is not None:
+                q, k, v = (norm(x) @ self.qkv[i].T).chunk(3, -1)
+                x = x + nn.functional.scaled_dot_product_attention(q, k, v)
+            mixed = mixer(norm(x).flatten(0, 1), Context(batch_shape=(len(x), PATCHES)))
+            x = x + mixed.y_TD.view_as(x)
+            aux = aux if mixed.aux is None else aux + mixed.aux
+        return norm(x).mean(1) @ self.head.T, aux
+
+
+def norm(x: Tensor) -> Tensor:
+    """Rows at root mean square 1."""
+    return nn.functional.rms_norm(x, x.shape[-1:])
+
+
+def fitted(model: Any, x: Tensor, y: Tensor, seed: int, *, steps: int = 400, lr: float = 3e-3) -> Any:
+    """Train `model(x) -> (scores, auxiliary loss)` by cross-entropy on batches of 128; handed back in evaluation."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    draws = generator(seed, "batches")
+    model.train()
+    for _ in range(steps):
+        rows = torch.randint(len(x), (128,), generator=draws)
+        scores, aux = model(x[rows])
+        optimizer.zero_grad()
+        (nn.functional.cross_entropy(scores, y[rows]) + aux).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: Any, x: Tensor, y: Tensor) -> float:
+    """Share of the images whose digit is right."""
+    return float((model(x)[0].argmax(1) == y).float().mean())

@@ -23,8 +23,8 @@ def read(path: str) -> Any:
 def where(machine: dict[str, Any]) -> str:
     """The machine in a few words."""
     wide = ", AVX512-BF16" if "avx512_bf16" in machine["instructions"] else ""
-    return (f"{machine['processor']}{wide}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, "
-            f"transformers {machine['transformers']}")
+    return (f"{machine['processor']}{wide}, {machine['threads']} of {machine['cores']} cores, "
+            f"torch {machine['torch']}, transformers {machine['transformers']}")
 
 
 def train_step(data: dict[str, Any]) -> list[str]:

@@ -24,7 +24,8 @@ def test_input_stays_and_result_repeats(entry):
     assert all(torch.equal(t, untouched.tensors[n]) for n, t in values["checkpoint"].tensors.items())
     again = run(entry)[1]
     assert result.tensors.keys() == again.tensors.keys() and result.arch == again.arch
-    assert all(torch.equal(t, again.tensors[n]) and t.dtype == again.tensors[n].dtype for n, t in result.tensors.items())
+    for name, tensor in result.tensors.items():
+        assert torch.equal(tensor, again.tensors[name]) and tensor.dtype == again.tensors[name].dtype
     assert all(torch.isfinite(t.float()).all() for t in result.tensors.values())
 
 

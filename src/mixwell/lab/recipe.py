@@ -70,8 +70,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file (None: the embedded default) and apply overrides such as `stages.dense.train.tokens=1M`."""
-    path = DEFAULT if path is None else Path(path)
+    """Read a recipe and apply overrides such as `stages.dense.train.tokens=1M`.
+
+    path: a file, or the bare name of an embedded recipe (`black_mamba`); None is the default one.
+    """
+    path = DEFAULT if path is None else _embedded(Path(path))
     data = _parse(path)
     for text in overrides:
         override(data, text)
@@ -82,13 +85,21 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recip
     return recipe if "name" in data else from_dict(Recipe, {**counted(data), "name": path.stem})
 
 
+def _embedded(path: Path) -> Path:
+    """The embedded recipe of that bare name, where no file of the user's stands in its place; else the path itself."""
+    own = DEFAULT.with_name(f"{path.name}.yaml")
+    return own if not path.exists() and path.parent == Path() and not path.suffix and own.exists() else path
+
+
 def _parse(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise MixwellError(f"{path} is a folder; expected a recipe file. A model folder goes in one: `model: {path}`.")
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
-        raise MixwellError(f"{path} is not there; expected a recipe (a YAML file).") from None
+        names = sorted(p.stem for p in DEFAULT.parent.glob("*.yaml"))
+        raise MixwellError(f"{path} is not there; expected a recipe (a YAML file), or one of {', '.join(names)}."
+                           f"{suggest(path.name, names)}") from None
     except UnicodeDecodeError:
         raise MixwellError(f"{path} is not text; expected a recipe (a YAML file).") from None
     except yaml.MarkedYAMLError as error:

@@ -78,7 +78,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x_BTHP: Tensor, cos: Tensor, sin: Tensor, out: Tensor, swapped: tuple[int, int] | None) -> Tensor:
-    """Write the rotation of `x` into `out`, its dimensions `swapped`, a few rows at a time so that they stay in cache."""
+    """Write the rotation of `x` into `out`, dimensions `swapped`, a few rows at a time so that they stay in cache."""
     half, twice = x_BTHP.shape[-1] // 2, torch.cat((cos, cos), -1)
     for rows in row_blocks(x_BTHP.shape[0], x_BTHP[0].numel() if x_BTHP.shape[0] else 1):
         own = rows if cos.shape[0] > 1 else slice(None)

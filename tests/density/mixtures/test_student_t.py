@@ -1,0 +1,106 @@
+"""Student-t mixture: an EM step in loops, robustness, the Gaussian limit, the degrees of freedom."""
+
+import numpy as np
+import pytest
+import scipy.special as sp
+import scipy.stats as st
+import torch
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from mixwell.density import GaussianMixture, StudentTMixture
+from mixwell.density.mixtures.student_t import solve_dof
+from tests.density.mixtures._tools import continued, softmax
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+KINDS = ("full", "tied", "diag", "spherical")
+
+
+@parametrize_with_checks([StudentTMixture(max_iter=5)])
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_estimator_checks(estimator, check):
+    check(estimator)
+
+
+def t_data():
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.standard_t(3, (80, 2)) - 4, rng.standard_t(3, (80, 2)) + 4])
+
+
+def as_matrices(kind, c):
+    if kind == "full":
+        return c
+    if kind == "tied":
+        return np.stack([c, c])
+    return np.stack([np.diag(v) if kind == "diag" else v * np.eye(2) for v in c])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("added", [0.0, 0.3])
+def test_a_step_agrees_with_loops(kind, added):
+    x = t_data()
+    model = StudentTMixture(2, covariance_type=kind, random_state=0, max_iter=3, tol=0, reg_covar=added).fit(x)
+    w, m, nu = model.weights_.copy(), model.means_.copy(), model.dofs_.copy()
+    full = as_matrices(kind, model.covariances_.copy())
+    joint = np.stack([np.log(w[k]) + st.multivariate_t(m[k], full[k], nu[k]).logpdf(x) for k in range(2)], 1)
+    np.testing.assert_allclose(model.score_samples(x), np.logaddexp.reduce(joint, 1), rtol=1e-8)
+    r = softmax(joint)
+    means, mats, logs = [], [], []
+    for k in range(2):
+        diff = x - m[k]
+        u = (nu[k] + 2) / (nu[k] + np.einsum("nd,de,ne->n", diff, np.linalg.inv(full[k]), diff))
+        means.append((r[:, k] * u) @ x / (r[:, k] @ u))
+        diff = x - means[k]
+        mats.append((r[:, k] * u * diff.T) @ diff)
+        logs.append(r[:, k] @ (np.log(u) - u) / r[:, k].sum())
+    n = r.sum(0)
+    expected = {"full": lambda: np.stack([a / b for a, b in zip(mats, n)]), "tied": lambda: sum(mats) / n.sum(),
+                "diag": lambda: np.stack([np.diag(a) / b for a, b in zip(mats, n)]),
+                "spherical": lambda: np.array([np.trace(a) / 2 / b for a, b in zip(mats, n)])}[kind]()
+    continued(model, x)
+    np.testing.assert_allclose(model.weights_, n / len(x), rtol=1e-8)
+    np.testing.assert_allclose(model.means_, means, rtol=1e-6)
+    eye = added * np.eye(2) if kind in ("full", "tied") else added
+    np.testing.assert_allclose(model.covariances_, expected + eye, rtol=1e-6, atol=1e-9)
+    for k in range(2):
+        v = model.dofs_[k]
+        old = (nu[k] + 2) / 2
+        slope = np.log(v / 2) - sp.digamma(v / 2) + 1 + logs[k] + sp.digamma(old) - np.log(old)
+        assert abs(slope) < 1e-8
+
+
+def test_outliers_do_not_move_the_means():
+    x = t_data()
+    x[0] = [500.0, 500.0]
+    robust, plain = StudentTMixture(1).fit(x), GaussianMixture(1).fit(x)
+    assert np.linalg.norm(robust.means_) < 0.7 < np.linalg.norm(plain.means_)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_degrees_of_freedom_are_the_gaussian(kind):
+    x = t_data()
+    options = {"n_components": 2, "covariance_type": kind, "random_state": 0, "tol": 1e-9, "max_iter": 200}
+    model = StudentTMixture(dof_init=1e7, fixed="dofs", **options).fit(x)
+    plain = GaussianMixture(**options).fit(x)
+    np.testing.assert_allclose(model.covariances_, plain.covariances_, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.score_samples(x), plain.score_samples(x), rtol=1e-4)
+    assert (model.dofs_ == 1e7).all() and model._n_parameters() == plain._n_parameters()
+
+
+def test_the_degrees_of_freedom_are_found():
+    x = np.random.default_rng(1).standard_t(4, (6000, 1))
+    model = StudentTMixture(1, tol=1e-6, max_iter=100).fit(x)
+    assert 3.4 < model.dofs_[0] < 4.8 and abs(model.covariances_[0, 0, 0] - 1) < 0.08
+    assert StudentTMixture(1, min_dof=6.0, tol=1e-6, max_iter=100).fit(x).dofs_[0] == pytest.approx(6.0)
+    # rows that all lie where u = 1 say only that nu is at least as large as before: nu_new = nu + D
+    assert float(solve_dof(torch.tensor([5.0]).double(), torch.tensor([-1.0]).double(), 3, 0.1)) == pytest.approx(8)
+
+
+def test_refusals():
+    x = t_data()
+    with pytest.raises(ValueError, match=r"dof_init=1.0 lies below min_dof=2.0"):
+        StudentTMixture(1, dof_init=1.0, min_dof=2.0).fit(x)
+    with pytest.raises(ValueError, match="fixed names 'rates'; expected some of weights, means, covariances, dofs"):
+        StudentTMixture(1, fixed="rates").fit(x)
+    x[2, 1] = np.nan
+    with pytest.raises(ValueError, match="contains NaN"):
+        StudentTMixture(1).fit(x)

@@ -97,7 +97,7 @@ def test_all_factors_are_the_full_covariance():
 
 def test_the_start_is_exact_for_equal_noise():
     loadings = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    covariance = loadings @ loadings.T + 0.7 * torch.eye(5)
+    covariance = loadings @ loadings.T + 0.7 * torch.eye(5, dtype=torch.float64)
     found, noise = principal_factors(covariance, 2)
     np.testing.assert_allclose(found @ found.T, loadings @ loadings.T, atol=1e-12)
     np.testing.assert_allclose(noise, 0.7, rtol=1e-12)

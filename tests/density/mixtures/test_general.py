@@ -43,6 +43,18 @@ class Stubborn(Exponential):
         return self
 
 
+class Normal:
+    """A normal distribution of one column."""
+
+    def fit(self, X, sample_weight):
+        self.mean = np.average(X[:, 0], weights=sample_weight)
+        self.variance = np.average((X[:, 0] - self.mean) ** 2, weights=sample_weight)
+        return self
+
+    def score_samples(self, X):
+        return -0.5 * (np.log(2 * np.pi * self.variance) + (X[:, 0] - self.mean) ** 2 / self.variance)
+
+
 def test_steps_agree_with_loops():
     rng = np.random.default_rng(0)
     x = np.r_[rng.exponential(1.0, 60), rng.exponential(8.0, 60)][:, None]
@@ -81,8 +93,7 @@ def test_gaussian_components_are_the_gaussian_mixture():
 
 def test_more_starts_are_never_worse():
     x = np.random.default_rng(3).normal(size=(60, 1)) * np.repeat([[0.2], [1.0], [3.0]], 20, axis=0)
-    parts = [GaussianMixture(1)] * 4
-    one, many = (Mixture(parts, n_init=n, max_iter=10, random_state=1).fit(x) for n in (1, 4))
+    one, many = (Mixture([Normal()] * 4, n_init=n, max_iter=10, random_state=1).fit(x) for n in (1, 4))
     assert many.lower_bound_ > one.lower_bound_ + 1e-6
 
 

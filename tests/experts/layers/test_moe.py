@@ -141,3 +141,30 @@ def test_a_competition_router_is_given_the_experts_responses(generator):
 def test_routers_that_learn_nothing_get_no_balance_rule(generator):
     layer = MoE(6, Config(num_experts=4, hidden_dim=5, router={"method": "random_top_k"}), generator)
     assert layer(torch.randn(9, 6, generator=generator), Context(generator=generator)).losses == {}
+
+
+def test_dropout_inside_experts_acts_in_training_only(generator):
+    x = torch.randn(40, 6, generator=generator)
+    plain, dropping = (MoE(6, Config(num_experts=4, hidden_dim=50, expert_dropout=rate),
+                           torch.Generator().manual_seed(1)) for rate in (0.0, 0.4))
+    torch.testing.assert_close(dropping.eval()(x, Context()).y_TD, plain.eval()(x, Context()).y_TD)
+    torch.testing.assert_close(dropping.train()(x, Context()).y_TD, plain(x, Context()).y_TD)  # no generator, no draw
+    draws = [dropping(x, Context(generator=torch.Generator().manual_seed(i))).y_TD for i in range(200)]
+    assert not torch.equal(draws[0], draws[1])
+    expected = plain(x, Context()).y_TD
+    assert (torch.stack(draws).mean(0) - expected).norm() < 0.2 * expected.norm()  # right in the mean
+    with pytest.raises(MixwellError, match="0 up to 1"):
+        MoE(6, Config(num_experts=4, hidden_dim=5, expert_dropout=1.0))
+
+
+def test_the_global_batch_loss_gathers_the_load_over_the_passes_of_a_step(generator):
+    layer = MoE(6, Config(num_experts=4, hidden_dim=5, balance={"global_batch": 0.01}), generator).train()
+    parts = torch.randn(2, 30, 6, generator=generator) + torch.tensor([[[2.0]], [[-2.0]]])
+    first, second = (layer(part, Context(generator=generator, step=3)) for part in parts)
+    loads = torch.stack([m.routing.load_E() for m in (first, second)]).double()
+    mean = second.routing.scores_TE.double().mean(0)
+    expected = 4 * (loads.sum(0) / loads.sum() * mean).sum()
+    torch.testing.assert_close(second.losses["global_batch"].double(), expected, rtol=1e-5, atol=1e-6)
+    layer.eval()(parts[0], Context(step=3))  # measuring leaves the buffer alone
+    again = layer.train()(parts[1], Context(generator=generator, step=4)).losses["global_batch"].double()
+    torch.testing.assert_close(again, 4 * (loads[1] / loads[1].sum() * mean).sum(), rtol=1e-5, atol=1e-6)

@@ -51,7 +51,7 @@ class GaussianMixtureDensity:
         if K == 0 or self.weights_K.shape != (K,) or self.covariances_KDD.shape != (K, D, D):
             raise ValueError(f"got weights {tuple(self.weights_K.shape)}, means {tuple(self.means_KD.shape)}, "
                              f"covariances {tuple(self.covariances_KDD.shape)}; expected (K,), (K, D), (K, D, D).")
-        if bool((self.weights_K < 0).any()) or abs(float(self.weights_K.sum()) - 1) > 1e-6:
+        if bool((self.weights_K < 0).any()) or abs(float(self.weights_K.detach().sum()) - 1) > 1e-6:
             raise ValueError("weights must not be negative and must sum to 1, got a sum of "
                              f"{self.weights_K.sum():.6f}.")
 

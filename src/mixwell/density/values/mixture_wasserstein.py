@@ -37,7 +37,7 @@ class Config:
     """How the coupling is found."""
 
     smoothing: float = 0.0  # entropy's weight over the independent coupling's cost; 0: the exact optimum
-    max_iter: int = 1000  # Sinkhorn steps, at most
+    max_iter: int = 1000  # Sinkhorn steps, at most; smoothing below 0.01 may need more to come nearer
 
     def __post_init__(self) -> None:
         if not self.smoothing >= 0 or self.max_iter < 1:

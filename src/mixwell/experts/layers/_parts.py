@@ -108,6 +108,13 @@ def build_overflow(spec: Mapping[str, Any],
     return limit
 
 
+def build_dropout(rate: float) -> Callable[[Tensor, Context], Tensor] | None:
+    """Dropout of experts' hidden units [N, F] at `rate`; None where it is 0."""
+    entry = registry.find("experts.hidden_dropout")
+    config, rule = from_dict(entry.module().Config, {"rate": rate}, "expert_dropout"), entry.load()
+    return (lambda h_NF, context: rule(h_NF, config, context)) if rate else None
+
+
 def default_balance(router: nn.Module) -> dict[str, float]:
     """The balance rules of a mixture that names none: those that can act on its router."""
     return {"switch": 0.01, "z_loss": 0.001} if getattr(router, "has_logits", True) else {}
@@ -121,10 +128,12 @@ class BalanceRule:
     coefficient: float
     rule: Any
     config: Any = field(default=None)
+    buffer: Any = field(default=None)  # what a rule gathers over the forward passes of a step; one for each layer
 
     def __call__(self, routing: Routing, context: Context) -> Tensor:
-        """The loss before its coefficient."""
-        return self.rule(routing, self.config, context)
+        """The loss before its coefficient. Only training passes, which have a generator, enter the buffer."""
+        gathers = {} if self.buffer is None or context.generator is None else {"buffer": self.buffer}
+        return self.rule(routing, self.config, context, **gathers)
 
 
 def build_balance(spec: Mapping[str, Any]) -> tuple[BalanceRule, ...]:
@@ -139,8 +148,10 @@ def build_balance(spec: Mapping[str, Any]) -> tuple[BalanceRule, ...]:
         if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not coefficient >= 0:
             raise MixwellError(f"balance.{name}: expected a coefficient of 0 or more, got {coefficient!r}.")
         entry = registry.find(name, "experts.balance")
-        config = from_dict(entry.module().Config, options, f"balance.{name}")
-        rules.append(BalanceRule(name, float(coefficient), entry.load(), config))
+        module = entry.module()
+        config = from_dict(module.Config, options, f"balance.{name}")
+        buffer = module.Buffer() if hasattr(module, "Buffer") else None
+        rules.append(BalanceRule(name, float(coefficient), entry.load(), config, buffer))
     return tuple(rules)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.core.kernels import expert_mlp, mlp
+from mixwell.core.kernels import expert_mlp, linear, mlp, swiglu
 from mixwell.core.method import method
 from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
@@ -28,6 +28,7 @@ from mixwell.experts.layers._parts import (
     Mixed,
     apply_balance,
     build_balance,
+    build_dropout,
     build_overflow,
     build_router,
     default_balance,
@@ -46,6 +47,7 @@ class Config:
     balance: Mapping[str, Any] | None = None
     capacity_factor: float | None = None  # an expert takes at most this times T K / E slots; default: all that come
     overflow: Mapping[str, Any] = field(default_factory=lambda: {"method": "drop"})  # rule for slots beyond capacity
+    expert_dropout: float = 0.0  # training only: probability that a hidden unit of an expert drops, 0 up to 1
     shared_experts: int = 0  # experts that see every token
     shared_hidden_dim: int | None = None  # width of each shared expert; default hidden_dim
 
@@ -85,6 +87,7 @@ class MoE(ChannelMixer):
         self.router = build_router(config.router, dim, config.num_experts, generator)
         self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)
         self.overflow = build_overflow(config.overflow, config.capacity_factor)
+        self.dropout = build_dropout(config.expert_dropout)
         if getattr(self.router, "needs_responses", False):
             self.router.bind(self.responses)
         self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
@@ -98,13 +101,20 @@ class MoE(ChannelMixer):
         wished = self.router(x_TD, context)
         routing = self.overflow(wished, context)
         order = plan(routing.indices_TK, self.config.num_experts)
-        rows = expert_mlp(dispatch(x_TD, order), order.counts_E, weight_of(self, "gate_up_proj"),
-                          weight_of(self, "down_proj"))
-        y = combine(rows, order, routing.weights_TK)
+        y = combine(self._experts(dispatch(x_TD, order), order.counts_E, context), order, routing.weights_TK)
         if self.config.shared_width:
             y = y + mlp(x_TD, weight_of(self, "shared_gate_up_proj"), weight_of(self, "shared_down_proj"))
         losses, aux = apply_balance(self.balance, wished, context)
         return Mixed(y, routing, losses, aux)
+
+    def _experts(self, rows_ND: Tensor, counts_E: Tensor, context: Context) -> Tensor:
+        """Rows sorted by expert through their experts: [N, D] -> [N, D]."""
+        if not (self.training and self.dropout):
+            return expert_mlp(rows_ND, counts_E, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj"))
+        counts = counts_E.tolist()
+        hidden = [swiglu(linear(part, w)) for part, w in zip(rows_ND.split(counts), self.gate_up_proj.unbind(0))]
+        kept = self.dropout(torch.cat(hidden), context).split(counts)
+        return torch.cat([linear(part, w) for part, w in zip(kept, self.down_proj.unbind(0))])
 
     def responses(self, x_TD: Tensor) -> Tensor:
         """||E_i(x)|| of every expert [T, E], for routers that choose by it."""

@@ -24,7 +24,9 @@ def claim(bench: Bench) -> Evidence:
     residual = pyramid(bench.arch({"method": "experts.layers.residual_moe"}), (4, 8))
     ours, theirs = bits(bench, residual, TOKENS), bits(bench, bench.arch(), TOKENS)
     evidence = weigh("A residual pyramid is within 1 % of a uniform mixture with fewer parameters.", BITS, ours, theirs,
-                     at_least=-0.01 * statistics.fmean(theirs))
+                     at_least=-0.01 * statistics.fmean(theirs),
+                     note="After 150,000 tokens one seed of each side lies 0.2 to 0.3 above its others, and not the "
+                          "same one: a margin of 1 % cannot be judged from three seeds. The mean is no higher.")
     sizes = [[float(bench.train(arch, seed, tokens=TOKENS).model.num_parameters()) for seed in bench.seeds]
              for arch in (residual, bench.arch())]
     return provided(evidence, sizes[0] < sizes[1], "It has no fewer parameters.", method_parameters=sizes[0],

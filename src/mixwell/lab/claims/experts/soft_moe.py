@@ -27,7 +27,7 @@ def measure(seed: int, method: str, options: dict[str, Any]) -> float:
     draws, entry = generator(seed, "reader"), registry.find(method, "experts.layers")
     mixers = [entry.load()(WIDTH, entry.module().Config(**options), draws) for _ in range(2)]
     x, y, x_test, y_test = images(seed)
-    return accuracy(fitted(Reader(mixers, draws), x, y, seed), x_test, y_test)
+    return accuracy(fitted(Reader(mixers, draws), x, y, seed, steps=300), x_test, y_test)
 
 
 def claim(bench: Bench) -> Evidence:

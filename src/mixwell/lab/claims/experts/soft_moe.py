@@ -35,5 +35,7 @@ def claim(bench: Bench) -> Evidence:
     soft, dense, top_1 = ([measure(seed, method, options) for seed in bench.seeds] for method, options in (
         ("soft_moe", SOFT), ("swiglu", {"hidden_dim": 48}), ("moe", TOP1)))
     evidence = weigh("A soft mixture beats a dense block of equal computation.", "accuracy on test images", soft, dense,
-                     lower_is_better=False)
+                     lower_is_better=False,
+                     note="One to three points lower with every seed, after 300 steps: the logits start between -1 "
+                          "and 1, and every slot as nearly the mean of all sixteen patches.")
     return provided(evidence, sum(soft) >= sum(top_1), "Top-1 is more accurate.", top_1=top_1)

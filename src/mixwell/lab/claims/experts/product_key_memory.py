@@ -22,4 +22,6 @@ def claim(bench: Bench) -> Evidence:
     plain = dense(bench, 107)
     memory = {**plain, "channel_mixer": [plain["channel_mixer"], MEMORY]}
     return weigh("A product-key memory beats the dense block of equal computation.", BITS, bits(bench, memory, TOKENS),
-                 bits(bench, plain, TOKENS))
+                 bits(bench, plain, TOKENS),
+                 note="Higher with every seed, by 0.02 to 0.5: 73 steps are few for 4,096 values, of which a token's "
+                      "heads pick 64.")

@@ -30,7 +30,9 @@ def claim(bench: Bench) -> Evidence:
     shared = bench.arch({"method": "experts.layers.tensor_train", "tensors": 5, "rank": 16})
     theirs = bits(bench, bench.arch(), TOKENS)
     evidence = weigh("Shared central tensors are within 1 % of independent experts.", BITS, bits(bench, shared, TOKENS),
-                     theirs, at_least=-0.01 * statistics.fmean(theirs))
+                     theirs, at_least=-0.01 * statistics.fmean(theirs),
+                     note="A fifth of the parameters, and bits per byte that are equal or lower but for one seed, "
+                          "where they are 2.6 % higher.")
     small, large = size(bench, shared), size(bench, bench.arch())
     return provided(evidence, small[0] <= large[0] / 5, "It takes more than a fifth of the parameters.",
                     method_parameters=small, baseline_parameters=large)

@@ -23,5 +23,7 @@ def claim(bench: Bench) -> Evidence:
     grouped, full, single = (bits(bench, {**dense(bench, 128), "num_heads": 8, "num_kv_heads": heads}, TOKENS)
                              for heads in (2, 8, 1))
     evidence = weigh("Grouped keys and values are within 1 % of separate ones.", BITS, grouped, full,
-                     at_least=-0.01 * statistics.fmean(full))
+                     at_least=-0.01 * statistics.fmean(full),
+                     note="The mean is 0.3 % higher, but the difference runs from -0.06 to 0.06 with the seed: a "
+                          "margin of 1 % cannot be judged from three.")
     return provided(evidence, True, "", multi_query=single)

@@ -32,4 +32,6 @@ def claim(bench: Bench) -> Evidence:
     half, full = ([measure(seed, shares) for seed in bench.seeds]
                   for shares in (None, [0.0, 0.0, 0.0, 1.0]))
     return weigh("Half the compute is within one point of the full block.", "accuracy on test images", half, full,
-                 lower_is_better=False, at_least=-0.01)
+                 lower_is_better=False, at_least=-0.01,
+                 note="A fifth of a point lower on average, but by -1.3 to 1.3 points with the seed: a margin of one "
+                      "point cannot be judged from three seeds.")

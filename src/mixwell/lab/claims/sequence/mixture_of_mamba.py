@@ -74,4 +74,5 @@ def claim(bench: Bench) -> Evidence:
     """Share of the steps to the dense block's loss against half."""
     found = [share_of_steps(seed) for seed in bench.seeds]
     return weigh("Projections by modality reach the dense block's loss in less than half of the steps.",
-                 "share of the steps to the dense block's final loss; baseline is one half", found, [0.5] * len(found))
+                 "share of the steps to the dense block's final loss; baseline is one half", found, [0.5] * len(found),
+                 note="Fewer steps with every seed, 73 to 79 %, but not half.")

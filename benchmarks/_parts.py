@@ -42,8 +42,8 @@ def parser(text: str) -> argparse.ArgumentParser:
     options.add_argument("--seconds", type=float, default=1.0, help="time given to each function of a comparison")
     options.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                          help="cpu: processor time of one thread, for a machine that others use; needs --threads 1")
-    options.add_argument("--pages", choices=["kept", "default"], default="kept",
-                         help="kept: as mixwell trains, freed memory is kept for the next tensors, for all contestants")
+    options.add_argument("--pages", choices=["default", "kept"], default="default",
+                         help="kept: freed memory is kept for the next tensors, for all contestants alike")
     options.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
     return options
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixwell.core.config import from_dict
 from mixwell.core.files import digest
+from mixwell.core.kernels import hold_memory
 from mixwell.lab.stages._parts import Job, Prediction, Stage, read_model
 from mixwell.lab.stages.models import describe
 from mixwell.lm import checkpoint
@@ -42,6 +43,7 @@ def draw_seed(seed: int, depth: int) -> int:
 
 def run_train(job: Job) -> dict[str, Any]:
     """Train in `job.work`, which outlives a kill; leave the model and the metrics in the stage's folder."""
+    hold_memory()
     before = read_model(job)
     depth = sum(record.get("stage") == "train" for record in before.lineage)
     config = replace(job.stage.config, seed=draw_seed(job.stage.seed, depth))

@@ -21,6 +21,10 @@ from mixwell.lab.bench import Bench
 WIDTH, BLOBS = 32, 4
 
 
+NOTE = ("Slot attention is ahead with every seed after 300 steps. Not understood: training too short, or a "
+        "fault that the tests do not show.")
+
+
 def scenes(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     """Points (count, 40, 2) and blobs (count, 4, 3): centres and log sizes."""
     centres = 1.5 * torch.randn(count, BLOBS, 2, generator=draws)
@@ -103,4 +107,4 @@ def claim(bench: Bench) -> Evidence:
     ours = [error(SlotMixture(WIDTH, config), seed) for seed in bench.seeds]
     theirs = [error(SlotAttention(), seed) for seed in bench.seeds]
     return weigh("Slot mixtures predict sets better than slot attention.", "mean squared error of matched blobs",
-                 ours, theirs)
+                 ours, theirs, note=NOTE)

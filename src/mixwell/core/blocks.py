@@ -25,6 +25,12 @@ def row_blocks(rows: int, width: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
+def normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
+    """A float32 tensor of independent normal draws, on the generator's device."""
+    device = None if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device) * std
+
+
 class _RMSNorm(torch.autograd.Function):
     """Keeps the input and one number a row; sums in float32 or better, block by block."""
 
@@ -83,9 +89,8 @@ class Linear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bias: bool, generator: torch.Generator | None) -> None:
         super().__init__()
-        device = None if generator is None else generator.device
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, generator=generator, device=device) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(outputs, device=device)) if bias else None
+        self.weight = nn.Parameter(normal((outputs, inputs), 0.02, generator))
+        self.bias = nn.Parameter(self.weight.new_zeros(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""

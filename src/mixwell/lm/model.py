@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core import rng
-from mixwell.core.blocks import Linear, RMSNorm
+from mixwell.core.blocks import Linear, RMSNorm, normal
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.kernels import linear
@@ -75,8 +75,7 @@ class Cache:
 class _Embedding(nn.Module):
     def __init__(self, rows: int, dim: int, generator: torch.Generator | None) -> None:
         super().__init__()
-        device = None if generator is None else generator.device
-        self.weight = nn.Parameter(torch.randn(rows, dim, generator=generator, device=device) * 0.02)
+        self.weight = nn.Parameter(normal((rows, dim), 0.02, generator))
 
     def forward(self, ids: Tensor) -> Tensor:
         return embed(self.weight, ids)

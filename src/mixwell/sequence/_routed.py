@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mixwell.core.blocks import normal
 from mixwell.core.kernels import linear
 from mixwell.core.routing import Routing
 
@@ -32,9 +33,8 @@ class StackedLinear(nn.Module):
 
     def __init__(self, copies: int, inputs: int, outputs: int, bias: bool, generator: torch.Generator | None) -> None:
         super().__init__()
-        device = None if generator is None else generator.device
-        self.weight = nn.Parameter(torch.randn(copies, outputs, inputs, generator=generator, device=device) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(copies, outputs, device=device)) if bias else None
+        self.weight = nn.Parameter(normal((copies, outputs, inputs), 0.02, generator))
+        self.bias = nn.Parameter(self.weight.new_zeros(copies, outputs)) if bias else None
 
     def forward(self, rows_NI: Tensor, counts_M: Tensor) -> Tensor:
         """[N, I] -> [N, O]: the first counts[0] rows go through copy 0, and so on."""

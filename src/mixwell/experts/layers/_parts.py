@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core import registry
+from mixwell.core.blocks import normal
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.kernels import Weight, expert_mlp, linear
@@ -73,8 +74,7 @@ class Gate(nn.Module):
 
 def normal_parameter(shape: tuple[int, ...], generator: torch.Generator | None, std: float = 0.02) -> nn.Parameter:
     """A float32 parameter of normal draws, std 0.02 unless told."""
-    device = generator.device if generator is not None else None
-    return nn.Parameter(torch.randn(shape, generator=generator, device=device) * std)
+    return nn.Parameter(normal(shape, std, generator))
 
 
 def build_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator | None) -> nn.Module:

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.blocks import wide as wide  # handed on to the routers
+from mixwell.core.blocks import normal as normal  # both are handed on to the routers
+from mixwell.core.blocks import wide as wide
 from mixwell.core.errors import MixwellError
 from mixwell.core.kernels import linear
 from mixwell.core.routing import Context, Routing
@@ -89,12 +90,6 @@ class TokenRouter(Router):
             raise MixwellError(f"{name} knows {vocab_size} token ids and got {int(ids.min())} to {int(ids.max())}; "
                                "set vocab_size to the tokenizer's.")
         return ids
-
-
-def normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
-    """A float32 tensor of independent normal draws."""
-    device = generator.device if generator is not None else None
-    return torch.randn(shape, generator=generator, device=device) * std
 
 
 def check_k(k: int, num_experts: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, select
+from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,7 @@ class Config:
     scale: float = 1.0  # factor on the weights, above 0
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
-        if self.k == 1 and self.renormalise:
-            raise ValueError("k = 1 with renormalise leaves the router without a gradient; set renormalise: false")
+        check_choice(self.k, self.renormalise)
         if not self.update_rate > 0:
             raise ValueError(f"update_rate is {self.update_rate}; expected a number above 0")
         if not self.scale > 0:

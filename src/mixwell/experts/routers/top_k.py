@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, select
+from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,7 @@ class Config:
     jitter: float = 0.0  # training only: x times uniform(1 - jitter, 1 + jitter) (Switch's epsilon), 0 to 1
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
-        if self.k == 1 and self.renormalise:
-            raise ValueError("k = 1 with renormalise leaves the router without a gradient; set renormalise: false")
+        check_choice(self.k, self.renormalise)
         if not 1 <= self.groups_kept <= self.groups:
             raise ValueError(f"groups_kept is {self.groups_kept}; expected 1 to groups = {self.groups}")
         if not self.scale > 0:

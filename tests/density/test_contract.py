@@ -124,6 +124,9 @@ def integral(model, kind):
     if kind == "categorical":
         grid = np.stack(np.meshgrid(*[[0.0, 1.0]] * 3), -1).reshape(-1, 3)
         return np.exp(model.score_samples(grid)).sum()
+    if kind == "product":  # a number, a count and a category
+        grid = np.stack(np.meshgrid(np.linspace(-7, 12, 381), np.arange(50.0), [0.0, 1.0]), -1).reshape(-1, 3)
+        return np.exp(model.score_samples(grid)).sum() * 19 / 380
     if kind == "von_mises_fisher":
         angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
         height, weight = np.polynomial.legendre.leggauss(100)

@@ -215,7 +215,6 @@ def broken(**changes):
     (broken(), {"columns": {"heigth": "skip"}}, "no column 'heigth'. Did you mean 'height'"),
     (broken(), {"columns": {"height": "number"}}, "'height' cannot be 'number'; expected one of"),
     (broken(), {"family": "fulll"}, "unknown family 'fulll'. Did you mean 'full'"),
-    (broken(height=(2, np.nan)), {"family": "student_t"}, "no missing values, and column 'height'"),
     (broken(), {"criterion": "bix"}, "unknown criterion 'bix'"),
     (broken(), {"components": [40]}, "30 rows are too few for 40 components"),
     (broken(), {"against": "grp"}, "no column 'grp'"),

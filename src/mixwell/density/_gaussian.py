@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mixwell.density._covariances import as_full, precision_cholesky
 from mixwell.density._em import Family, Params, Tally
 from mixwell.density._em_kernels import WIDEST, Centred, Moments, Quadratic, feature_count, natural_parameters
+from mixwell.density._missing import Incomplete
 from mixwell.density._rows import Piece, Rows
 
 KINDS = ("full", "tied", "diag", "spherical")
@@ -75,54 +77,6 @@ class Frame(NamedTuple):
         spread = spread + max(floor, 1e-300)
         scale = torch.exp2(-torch.round(0.5 * torch.log2(spread)))
         return cls(mean_D.float().double(), scale, variance_D)
-
-
-def precision_cholesky(kind: str, covariances: Tensor) -> Tensor:
-    """Roots of the precisions; NaN where a covariance is not positive definite."""
-    if kind in ("diag", "spherical"):
-        return torch.where(covariances > 0, covariances, torch.nan).rsqrt()
-    lower, info = torch.linalg.cholesky_ex(covariances)
-    eye = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
-    root = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False).mT
-    return torch.where((info == 0)[..., None, None], root, torch.nan)
-
-
-def root_of_precision(kind: str, precisions: Tensor) -> Tensor:
-    """Upper-triangular U with U U^T = precision (the square root where precisions are numbers)."""
-    if kind in ("diag", "spherical"):
-        return precisions.sqrt()
-    return torch.linalg.cholesky(precisions.flip(-1, -2)).flip(-1, -2)
-
-
-def inverse_of_root(kind: str, root: Tensor) -> Tensor:
-    """Covariances from the roots of their precisions."""
-    if kind in ("diag", "spherical"):
-        return root**-2
-    eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-    lower = torch.linalg.solve_triangular(root.triu(), eye.expand_as(root), upper=True).mT
-    return lower @ lower.mT
-
-
-def as_full(kind: str, covariances: Tensor, means_SKD: Tensor) -> Tensor:
-    """Covariances of any type as matrices (S, K, D, D)."""
-    S, K, D = means_SKD.shape
-    if kind == "full":
-        return covariances
-    if kind == "tied":
-        return covariances[:, None].expand(S, K, D, D)
-    if kind == "spherical":
-        covariances = covariances[..., None].expand(S, K, D)
-    return torch.diag_embed(covariances)
-
-
-def squeezed(kind: str, second_SKDD: Tensor) -> Tensor:
-    """Second moments in the shape that a type needs."""
-    if kind == "full":
-        return second_SKDD
-    if kind == "tied":
-        return second_SKDD.sum(1)
-    diagonal_SKD = second_SKDD.diagonal(dim1=-2, dim2=-1)
-    return diagonal_SKD if kind == "diag" else diagonal_SKD.sum(-1)
 
 
 class Gaussian(Family):
@@ -233,64 +187,23 @@ class GaussianKernel:
 
     def state(self, piece: Piece) -> Any:
         """What `tally` needs of a piece when the responsibilities are given."""
-        return self.dense.features(piece.x_BD) if piece.observed_D is None else Incomplete(self, piece)
+        if piece.observed_PD is None:
+            return self.dense.features(piece.x_BD)
+        assert self.params is not None
+        frame, kind, params = self.family.frame, self.family.kind, self.params
+        z_BD = (piece.x_BD.double() - frame.shift_D) * frame.scale_D
+        return Incomplete(z_BD, piece.observed_PD.to(z_BD.device), params["weights"], params["means"],
+                          as_full(kind, params["covariances"], params["means"]), frame.scale_D.log())
 
     def joint(self, piece: Piece) -> tuple[Any, Tensor]:
         """State for `tally`, and log weights plus log densities in the data's own units (S, K, B)."""
         state = self.state(piece)
         if isinstance(state, Incomplete):
-            return state, state.joint() + float(self.family.frame.scale_D[piece.observed_D].log().sum())
+            return state, state.peak_SKB - 0.5 * state.distance_SKB
         return state, self.dense.joint(state)
 
     def tally(self, state: Any, resp_SKB: Tensor) -> Moments:
         """Moments about zero (quadratic) or about the means (centred)."""
-        return state.moments(resp_SKB) if isinstance(state, Incomplete) else self.dense.moments(state, resp_SKB)
-
-
-class Incomplete:
-    """Rows that lack the same columns: densities of what is there, expected moments of what is not.
-
-    With observed o and missing m: E[z_m | z_o] = mu_m + R (z_o - mu_o), R = S_mo S_oo^-1, and Cov = S_mm - R S_om.
-    """
-
-    def __init__(self, kernel: GaussianKernel, piece: Piece) -> None:
-        assert kernel.params is not None and piece.observed_D is not None
-        self.kernel, params, frame = kernel, kernel.params, kernel.family.frame
-        kind = kernel.family.kind
-        self.seen, self.lost = piece.observed_D.nonzero()[:, 0], (~piece.observed_D).nonzero()[:, 0]
-        covariances_SKDD = as_full(kind, params["covariances"], params["means"])
-        seen_SKOO = covariances_SKDD[..., self.seen[:, None], self.seen]
-        self.cross_SKMO = covariances_SKDD[..., self.lost[:, None], self.seen]
-        self.lost_SKMM = covariances_SKDD[..., self.lost[:, None], self.lost]
-        root = precision_cholesky("full", seen_SKOO)
-        self.precision_SKOO = root @ root.mT
-        self.centred = Centred("full", frame.shift_D[self.seen], frame.scale_D[self.seen], torch.float64,
-                               params["weights"].clamp(min=1e-300).log(), params["means"][..., self.seen], root)
-        self.diff_CDB = self.centred.features(piece.x_BD[:, self.seen])
-
-    def joint(self) -> Tensor:
-        """Log weight plus log density of the observed values (S, K, B)."""
-        return self.centred.joint(self.diff_CDB)
-
-    def moments(self, resp_SKB: Tensor) -> Moments:
-        """Expected moments of whole rows."""
-        params, kind = self.kernel.params, self.kernel.family.kind
-        assert params is not None
-        count_SK, first_SKO, second_SKOO = self.centred.moments(self.diff_CDB, resp_SKB)
-        slope_SKMO = self.cross_SKMO @ self.precision_SKOO
-        S, K = count_SK.shape
-        D = len(self.kernel.family.frame.shift_D)
-        lift = first_SKO.new_zeros(S, K, D, len(self.seen))  # differences of whole rows from those of observed values
-        lift[..., self.seen, torch.arange(len(self.seen))] = 1
-        lift[..., self.lost, :] = slope_SKMO
-        first_SKD = (lift @ first_SKO[..., None])[..., 0]
-        second_SKDD = lift @ second_SKOO @ lift.mT
-        spread = self.lost_SKMM - slope_SKMO @ self.cross_SKMO.mT
-        second_SKDD[..., self.lost[:, None], self.lost] += count_SK[..., None, None] * spread
-        if self.kernel.level.quadratic:  # the other pieces' moments are about zero
-            shift = params["means"]
-            cross = shift[..., :, None] * first_SKD[..., None, :]
-            second_SKDD = (second_SKDD + cross + cross.mT
-                           + count_SK[..., None, None] * shift[..., :, None] * shift[..., None, :])
-            first_SKD = first_SKD + count_SK[..., None] * shift
-        return Moments(count_SK, first_SKD, squeezed(kind, second_SKDD))
+        if isinstance(state, Incomplete):
+            return state.moments(resp_SKB, resp_SKB, self.family.kind, about_zero=self.level.quadratic)
+        return self.dense.moments(state, resp_SKB)

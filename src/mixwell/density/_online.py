@@ -5,6 +5,7 @@ S starts, K components.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +19,14 @@ from mixwell.density._workers import Workers
 
 
 class Online:
-    """Running sufficient statistics of online EM (Cappe and Moulines, 2009)."""
+    """Running sufficient statistics of online EM (Cappe and Moulines, 2009).
 
-    def __init__(self, family: Family, params: Params, decay: float, offset: float) -> None:
-        self.family, self.params, self.decay, self.offset = family, params, decay, offset
+    The M step sees them as sums over the rows so far, `rows` at most, so that priors weigh as in a full fit.
+    """
+
+    def __init__(self, family: Family, params: Params, decay: float, offset: float, rows: float = math.inf) -> None:
+        self.family, self.params, self.decay, self.offset, self.rows = family, params, decay, offset, rows
+        self.seen: Tensor | float = 0.0
         self.statistics: Any = None
         self.steps = 0
 
@@ -35,8 +40,9 @@ class Online:
         fresh = type(tally.statistics)(*(s / tally.weight for s in tally.statistics))
         old = fresh if self.statistics is None else self.statistics
         self.statistics = type(fresh)(*((1 - rate) * a + rate * b for a, b in zip(old, fresh)))
-        tally.statistics, bound = self.statistics, float(tally.log_likelihood_S[0] / tally.weight)
-        tally.weight = torch.ones_like(tally.weight)
+        bound = float(tally.log_likelihood_S[0] / tally.weight)
+        self.seen = torch.clamp(self.seen + tally.weight, max=self.rows)
+        tally.statistics, tally.weight = type(fresh)(*(float(self.seen) * s for s in self.statistics)), self.seen
         new = self.family.maximise(tally, self.params, level)
         if not self.family.trusts(new, self.family.levels(new)[-1]):
             self.family.refuse(new)

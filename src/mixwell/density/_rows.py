@@ -22,11 +22,14 @@ READ_ROWS = 1 << 17  # rows read from disk at a time: large enough to be fast, 6
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows: `x_BD`, where they stand in the whole, and which columns they have (None = all of them)."""
+    """Some rows: `x_BD`, where they stand in the whole, and which columns they have (None = all of them).
+
+    `observed_PD` holds P patterns of observed columns; rows come in pattern order, the same number for each.
+    """
 
     x_BD: Tensor
     index: slice | Tensor
-    observed_D: Tensor | None = None
+    observed_PD: Tensor | None = None
 
 
 class Rows:
@@ -89,9 +92,28 @@ def _patterns(chunk: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _grouped(chunk: Tensor, groups: list[tuple[Tensor, Tensor]], start: int, size: int) -> Iterator[Piece]:
-    for index, observed in groups:
-        for part in index.split(size):
-            yield Piece(chunk[part.to(chunk.device)], part + start, None if bool(observed.all()) else observed)
+    """Whole rows in pieces of `size`, then patterns in pieces of many with the same number of rows.
+
+    A pattern's rows are cut into lots of 1, 4, 16, ... rows, so that few sizes of lots serve all patterns. A lot counts
+    for as many rows more as its matrices are wide.
+    """
+    lots: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for index, observed_D in groups:
+        if bool(observed_D.all()):
+            for part in index.split(size):
+                yield Piece(chunk[part.to(chunk.device)], part + start)
+            continue
+        while len(index):
+            rows = min(4 ** ((len(index).bit_length() - 1) // 2), size)
+            whole = len(index) // rows * rows
+            lots.setdefault(rows, []).extend((part, observed_D) for part in index[:whole].split(rows))
+            index = index[whole:]
+    for rows, found in sorted(lots.items()):
+        many = max(1, size // (rows + 4 * chunk.shape[1]))
+        for first in range(0, len(found), many):
+            parts, observed = zip(*found[first : first + many])
+            index = torch.cat(parts)
+            yield Piece(chunk[index.to(chunk.device)], index + start, torch.stack(observed))
 
 
 class ArrayRows(Rows):

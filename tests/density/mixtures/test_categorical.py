@@ -47,6 +47,13 @@ def test_classes_explain_the_dependence_of_columns():
     assert max((model.predict(x) == label).mean(), (model.predict(x) != label).mean()) > 0.9
 
 
+def test_pseudo_counts_weigh_the_same_in_batches():
+    x = (np.random.default_rng(0).random((400, 2)) < 0.1).astype(float)
+    whole, batches = (CategoricalMixture(1, alpha=20.0, batch_size=size, max_iter=5).fit(x) for size in (None, 100))
+    np.testing.assert_allclose(batches.probabilities_, whole.probabilities_, atol=0.01)
+    assert abs(whole.probabilities_[0][0, 1] - x[:, 0].mean()) > 0.03
+
+
 def test_one_class_is_the_table_of_frequencies():
     x = np.array([[0.0, 5], [0, 5], [0, 7], [3, np.nan]])
     model = CategoricalMixture(1).fit(x)

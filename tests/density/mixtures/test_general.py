@@ -91,6 +91,18 @@ def test_gaussian_components_are_the_gaussian_mixture():
     assert model.score(x) == pytest.approx(GaussianMixture(2, random_state=0, tol=1e-10).fit(x).score(x), abs=1e-6)
 
 
+def test_missing_values_where_every_component_takes_them():
+    rng = np.random.default_rng(0)
+    x = np.r_[rng.normal(-4, 1, (100, 2)), rng.normal(4, 1, (100, 2))]
+    x[rng.random(x.shape) < 0.2] = np.nan
+    given = {"tol": 1e-9, "max_iter": 400}
+    model = Mixture([GaussianMixture(1, **given), GaussianMixture(1, **given)], random_state=0, tol=1e-9).fit(x)
+    whole = GaussianMixture(2, random_state=0, **given).fit(x)
+    assert model.score(x) == pytest.approx(whole.score(x), abs=1e-5)
+    with pytest.raises(ValueError, match="contains NaN"):
+        Mixture([GaussianMixture(1), Normal()]).fit(x)
+
+
 def test_more_starts_are_never_worse():
     x = np.random.default_rng(3).normal(size=(60, 1)) * np.repeat([[0.2], [1.0], [3.0]], 20, axis=0)
     one, many = (Mixture([Normal()] * 4, n_init=n, max_iter=10, random_state=1).fit(x) for n in (1, 4))

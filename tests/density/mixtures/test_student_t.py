@@ -91,8 +91,44 @@ def test_the_degrees_of_freedom_are_found():
     model = StudentTMixture(1, tol=1e-6, max_iter=100).fit(x)
     assert 3.4 < model.dofs_[0] < 4.8 and abs(model.covariances_[0, 0, 0] - 1) < 0.08
     assert StudentTMixture(1, min_dof=6.0, tol=1e-6, max_iter=100).fit(x).dofs_[0] == pytest.approx(6.0)
-    # rows that all lie where u = 1 say only that nu is at least as large as before: nu_new = nu + D
-    assert float(solve_dof(torch.tensor([5.0]).double(), torch.tensor([-1.0]).double(), 3, 0.1)) == pytest.approx(8)
+    # rows that all lie where u = 1, at five degrees of freedom in three columns: nu_new = nu + D
+    mean_logs = torch.tensor([-1 + sp.digamma(4) - np.log(4)])
+    assert float(solve_dof(mean_logs, 0.1)) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_with_missing_values_agrees_with_loops(kind):
+    x = t_data()
+    x[np.random.default_rng(1).random(x.shape) < 0.3] = np.nan
+    model = StudentTMixture(2, covariance_type=kind, random_state=0, max_iter=3, tol=0, reg_covar=0.0).fit(x)
+    w, m, nu = model.weights_.copy(), model.means_.copy(), model.dofs_.copy()
+    full = as_matrices(kind, model.covariances_.copy())
+    joint, u, log_u = np.empty((160, 2)), np.ones((160, 2)), np.zeros((160, 2))
+    filled, spread = np.tile(x[:, None], (1, 2, 1)), np.zeros((160, 2, 2, 2))
+    for n, k in np.ndindex(160, 2):
+        o, lost = np.flatnonzero(~np.isnan(x[n])), np.flatnonzero(np.isnan(x[n]))
+        slope = full[k][np.ix_(lost, o)] @ np.linalg.inv(full[k][np.ix_(o, o)])
+        diff = x[n, o] - m[k][o]
+        half = (nu[k] + len(o)) / 2
+        u[n, k] = 2 * half / (nu[k] + diff @ np.linalg.inv(full[k][np.ix_(o, o)]) @ diff)
+        log_u[n, k] = sp.digamma(half) - np.log(half / u[n, k])
+        filled[n, k, lost] = m[k][lost] + slope @ diff
+        spread[n, k][np.ix_(lost, lost)] = full[k][np.ix_(lost, lost)] - slope @ full[k][np.ix_(o, lost)]
+        density = st.multivariate_t(m[k][o], full[k][np.ix_(o, o)], nu[k]).logpdf(x[n, o]) if len(o) else 0.0
+        joint[n, k] = np.log(w[k]) + density
+    np.testing.assert_allclose(model.score_samples(x), np.logaddexp.reduce(joint, 1), rtol=1e-8, atol=1e-12)
+    r = softmax(joint)
+    means = np.einsum("nk,nkd->kd", r * u, filled) / (r * u).sum(0)[:, None]
+    diff = filled - means
+    sums = np.einsum("nk,nkd,nke->kde", r * u, diff, diff) + np.einsum("nk,nkde->kde", r, spread)
+    n = r.sum(0)
+    expected = {"full": sums / n[:, None, None], "tied": sums.sum(0) / n.sum(),
+                "diag": np.einsum("kdd->kd", sums) / n[:, None], "spherical": np.einsum("kdd->k", sums) / 2 / n}[kind]
+    continued(model, x)
+    np.testing.assert_allclose(model.means_, means, rtol=1e-6)
+    np.testing.assert_allclose(model.covariances_, expected, rtol=1e-6, atol=1e-9)
+    v = model.dofs_
+    assert np.abs(np.log(v / 2) - sp.digamma(v / 2) + 1 + (r * (log_u - u)).sum(0) / n).max() < 1e-8
 
 
 def test_refusals():
@@ -101,6 +137,6 @@ def test_refusals():
         StudentTMixture(1, dof_init=1.0, min_dof=2.0).fit(x)
     with pytest.raises(ValueError, match="fixed names 'rates'; expected some of weights, means, covariances, dofs"):
         StudentTMixture(1, fixed="rates").fit(x)
-    x[2, 1] = np.nan
-    with pytest.raises(ValueError, match="contains NaN"):
+    x[2, 1] = np.inf
+    with pytest.raises(ValueError, match="contains infinity"):
         StudentTMixture(1).fit(x)

@@ -15,16 +15,9 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from mixwell.density._covariances import as_full, inverse_of_root, root_of_precision
 from mixwell.density._em import Family, Params
-from mixwell.density._gaussian import (
-    ILL_DEFINED,
-    KINDS,
-    Frame,
-    Gaussian,
-    as_full,
-    inverse_of_root,
-    root_of_precision,
-)
+from mixwell.density._gaussian import ILL_DEFINED, KINDS, Frame, Gaussian
 from mixwell.density._rows import Rows
 from mixwell.density.mixtures._parts import MixtureEstimator
 

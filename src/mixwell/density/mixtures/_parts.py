@@ -312,7 +312,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
     def _run_online(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, start: Params,
                     rng: np.random.RandomState) -> Run:
         """Epochs of online EM over batches, in random order where the rows are in memory."""
-        online = Online(family, start, self.learning_decay, self.learning_offset)
+        rows_in_all = float(rows.n_rows if weights_N is None else weights_N.sum())
+        online = Online(family, start, self.learning_decay, self.learning_offset, rows_in_all)
         run = Run({name: value[0] for name, value in start.items()})
         for _ in range(self.max_iter):
             total, weight = 0.0, 0.0

@@ -28,8 +28,9 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.density._covariances import precision_cholesky
 from mixwell.density._em import Params, Tally
-from mixwell.density._gaussian import Gaussian, Level, precision_cholesky
+from mixwell.density._gaussian import Gaussian, Level
 from mixwell.density._rows import Rows
 from mixwell.density.mixtures._normal import NormalMixture
 

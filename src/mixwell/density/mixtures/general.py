@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
 from mixwell.core.registry import find
+from mixwell.density._rows import imputed
 from mixwell.density.mixtures._parts import BaseEstimator, ConvergenceWarning, DensityMixin
 
 
@@ -39,7 +40,8 @@ class Mixture(DensityMixin, BaseEstimator):
     """Mixture of given components, which may be of different kinds.
 
     components: objects with `log_prob(X) -> (N,)` (or scikit-learn's `score_samples`) and `fit(X, sample_weight=...)`;
-    they are copied, the given ones stay as they are. A component with `sample(n)` makes the mixture sample.
+    they are copied, the given ones stay as they are. A component with `sample(n)` makes the mixture sample. X may hold
+    NaN where every component's tags allow it.
     n_init: starts by k-means, the best of which is kept. init: "kmeans" (one cluster a component, in an order that fits
     best), or "given" where the components are fitted. max_iter: at least 1.
     """
@@ -66,7 +68,7 @@ class Mixture(DensityMixin, BaseEstimator):
             if not (hasattr(component, "log_prob") or hasattr(component, "score_samples")) or not hasattr(
                     component, "fit"):
                 raise ValueError(f"{component!r} has no log_prob (or score_samples) or no fit; a component needs both.")
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=max(2, len(self.components)))
+        X = self._validated(X, ensure_min_samples=max(2, len(self.components)))
         weight_N = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, float)
         if weight_N.shape != (len(X),) or (weight_N < 0).any() or weight_N.sum() <= 0:
             raise ValueError(f"sample_weight must hold {len(X)} numbers, none negative, not all zero.")
@@ -78,6 +80,20 @@ class Mixture(DensityMixin, BaseEstimator):
             warnings.warn("Best performing initialization did not converge. Try a larger max_iter or tol.",
                           ConvergenceWarning, stacklevel=2)
         return self
+
+    def _validated(self, X: Any, **how: Any) -> np.ndarray:
+        finite: Any = "allow-nan" if self._takes_nan() else True
+        return validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=finite, **how)
+
+    def _takes_nan(self) -> bool:
+        """Whether every component says that it takes missing values."""
+        return len(self.components) > 0 and all(isinstance(part, BaseEstimator) and get_tags(part).input_tags.allow_nan
+                                                for part in self.components)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self._takes_nan()
+        return tags
 
     def _climb(self, X: np.ndarray, weight_N: np.ndarray, rng: np.random.RandomState) -> tuple:
         weights_K, parts = self._start(X, weight_N, rng)
@@ -108,7 +124,8 @@ class Mixture(DensityMixin, BaseEstimator):
         parts, K = [copy.deepcopy(component) for component in self.components], len(self.components)
         if self.init == "given":
             return np.full(K, 1 / K), parts
-        labels_N = KMeans(K, n_init=1, random_state=rng).fit(X, sample_weight=weight_N).labels_
+        points_ND = imputed(torch.from_numpy(np.array(X))).numpy()
+        labels_N = KMeans(K, n_init=1, random_state=rng).fit(points_ND, sample_weight=weight_N).labels_
         soft_NK = 0.9 * np.eye(K)[labels_N] + 0.1 / K  # every component sees every row a little
         if len({type(part) for part in parts}) > 1:
             soft_NK = soft_NK[:, _assign(X, weight_N, parts, soft_NK)]
@@ -134,7 +151,7 @@ class Mixture(DensityMixin, BaseEstimator):
 
     def _all(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = self._validated(X, reset=False)
         return _joint(X, self.weights_, self.components_)
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:

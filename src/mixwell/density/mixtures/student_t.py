@@ -2,15 +2,16 @@
 
 **Equation:** p(x) = sum_k w_k t(x; mu_k, S_k, nu_k), t a Gaussian whose precision is scaled by u ~ Gamma(nu/2, nu/2).
 E step: r_nk as always, u_nk = (nu_k + D) / (nu_k + delta_nk). M step: mu_k = sum r u x / sum r u; S_k = sum r u (x -
-mu)(x - mu)^T / sum r + reg_covar; nu_k solves log(nu/2) - psi(nu/2) + 1 + mean_k(log u - u) + psi((nu_old + D)/2) -
-log((nu_old + D)/2) = 0.
+mu)(x - mu)^T / sum r + reg_covar; nu_k solves log(nu/2) - psi(nu/2) + 1 + mean_k(log u - u + psi((nu_old + D)/2) -
+log((nu_old + D)/2)) = 0. Where values are missing, D counts the observed ones, x stands for its mean given them, and
+S_k gains sum r Cov[x | observed] (the Gaussian one).
 
 **Shapes:** as `GaussianMixture`; `dofs_` (K,) are the degrees of freedom nu, `covariances_` the scale matrices S.
 
 **Reference:** Peel, McLachlan (2000), Robust Mixture Modelling using the t Distribution.
 
-**Differs:** nu is kept in [`min_dof`, 1000] (bisection on the log scale); with `fixed="dofs"` it stays at `dof_init`;
-missing values are refused.
+**Differs:** nu is kept in [`min_dof`, 1000] (bisection on the log scale); with `fixed="dofs"` it stays at `dof_init`.
+Missing values are not in the paper.
 
 **Fails when:** a component has no more than D + 1 distinct points and `reg_covar` is 0 (`ValueError`).
 
@@ -29,8 +30,10 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.density._covariances import precision_cholesky
 from mixwell.density._em import Params, Tally
-from mixwell.density._gaussian import Gaussian, GaussianKernel, Level, precision_cholesky
+from mixwell.density._gaussian import Gaussian, GaussianKernel, Level
+from mixwell.density._missing import Incomplete
 from mixwell.density._rows import Piece, Rows
 from mixwell.density.mixtures._normal import NormalMixture
 
@@ -44,7 +47,7 @@ class TSums(NamedTuple):
     scaled_SK: Tensor  # sum r u
     first_SKD: Tensor  # sum r u x
     second: Tensor  # sum r u x x^T
-    logs_SK: Tensor  # sum r (log u - u)
+    logs_SK: Tensor  # sum r (E[log u] - u)
 
 
 class StudentT(Gaussian):
@@ -66,7 +69,7 @@ class StudentT(Gaussian):
         covariances = self._covariances(scaled, offset, means - origin, sums.second, tally.weight)
         covariances = self._rescaled(covariances, scaled, count)
         dofs = torch.full_like(count, self.dof_init) if params is None else solve_dof(
-            params["dofs"], sums.logs_SK / count, means.shape[-1], self.smallest_dof)
+            sums.logs_SK / count, self.smallest_dof)
         new = {"weights": sums.count_SK / sums.count_SK.sum(-1, keepdim=True), "means": means,
                "covariances": covariances, "dofs": dofs}
         if params is not None:
@@ -92,15 +95,20 @@ class StudentTKernel(GaussianKernel):
     def joint(self, piece: Piece) -> tuple[Any, Tensor]:
         state, gauss_SKB = super().joint(piece)
         assert self.params is not None
-        D = len(self.family.frame.shift_D)
+        if isinstance(state, Incomplete):
+            peak_SKB, distance_SKB, columns = state.peak_SKB, state.distance_SKB, state.columns_B
+        else:  # log weight and Gaussian log density at the mean
+            peak_SKB = self._peak()[..., None].to(gauss_SKB)
+            distance_SKB = (2 * (peak_SKB - gauss_SKB)).clamp(min=0)
+            columns = distance_SKB.new_tensor(len(self.family.frame.shift_D))
         dofs_SK1 = self.params["dofs"][..., None].to(gauss_SKB)
-        peak_SK1 = self._peak()[..., None].to(gauss_SKB)  # log weight and Gaussian log density at the mean
-        distance_SKB = (2 * (peak_SK1 - gauss_SKB)).clamp(min=0)
-        half = 0.5 * (dofs_SK1 + D)
+        half = 0.5 * (dofs_SK1 + columns)
         normaliser = (torch.lgamma(half) - torch.lgamma(0.5 * dofs_SK1)
-                      + 0.5 * D * (math.log(2 * math.pi) - torch.log(math.pi * dofs_SK1)))
+                      + 0.5 * columns * (math.log(2 * math.pi) - torch.log(math.pi * dofs_SK1)))
         u_SKB = 2 * half / (dofs_SK1 + distance_SKB)
-        return (state, u_SKB), peak_SK1 + normaliser - half * torch.log1p(distance_SKB / dofs_SK1)
+        log_u_SKB = u_SKB.log() + torch.digamma(half) - half.log()  # its mean, not the logarithm of the mean
+        return ((state, u_SKB, log_u_SKB),
+                peak_SKB + normaliser - half * torch.log1p(distance_SKB / dofs_SK1))
 
     def _peak(self) -> Tensor:
         assert self.params is not None
@@ -114,30 +122,33 @@ class StudentTKernel(GaussianKernel):
         return (self.params["weights"].clamp(min=1e-300).log() + log_det - 0.5 * D * math.log(2 * math.pi)
                 + self.log_scale)
 
-    def state(self, piece: Piece) -> Any:
-        return self.dense.features(piece.x_BD)
-
     def tally(self, state: Any, resp_SKB: Tensor) -> TSums:  # type: ignore[override]
-        features, u_SKB = state if isinstance(state, tuple) else (state, torch.ones_like(resp_SKB))
-        scaled, first, second = self.dense.moments(features, (resp_SKB * u_SKB).to(features.dtype))
-        logs = (resp_SKB * (u_SKB.log() - u_SKB)).sum(-1)
+        one = torch.ones_like(resp_SKB)
+        features, u_SKB, log_u_SKB = state if isinstance(state, tuple) else (state, one, one)
+        if isinstance(features, Incomplete):
+            scaled, first, second = features.moments(resp_SKB * u_SKB, resp_SKB, self.family.kind,
+                                                     about_zero=self.level.quadratic)
+        else:
+            scaled, first, second = self.dense.moments(features, (resp_SKB * u_SKB).to(features.dtype))
+        logs = (resp_SKB * (log_u_SKB - u_SKB)).sum(-1)
         return TSums(resp_SKB.sum(-1).double(), scaled, first, second, logs.double())
 
 
-def solve_dof(old: Tensor, mean_logs: Tensor, columns: int, smallest: float) -> Tensor:
-    """Degrees of freedom that maximise the expected log-likelihood; the condition falls with nu, so bisect."""
-    half = 0.5 * (old + columns)
-    constant = 1 + mean_logs + torch.digamma(half) - half.log()
-    low, high = torch.full_like(old, smallest).log(), torch.full_like(old, LARGEST_DOF).log()
+def solve_dof(mean_logs: Tensor, smallest: float) -> Tensor:
+    """Degrees of freedom that maximise the expected log-likelihood, from the mean of E[log u] - E[u].
+
+    The condition falls with nu, so bisect.
+    """
+    low, high = torch.full_like(mean_logs, smallest).log(), torch.full_like(mean_logs, LARGEST_DOF).log()
     for _ in range(50):
         middle = 0.5 * (low + high)
         nu = middle.exp()
-        rising = (0.5 * nu).log() - torch.digamma(0.5 * nu) + constant > 0
+        rising = (0.5 * nu).log() - torch.digamma(0.5 * nu) + 1 + mean_logs > 0
         low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
     return (0.5 * (low + high)).exp()
 
 
-@method(title="Student-t mixture", year=2000, tags={"estimator", "mixture", "density", "online", "robust"})
+@method(title="Student-t mixture", year=2000, tags={"estimator", "mixture", "density", "missing", "online", "robust"})
 class StudentTMixture(NormalMixture):
     """Mixture of t distributions. `dof_init` and `min_dof`: first and smallest degrees of freedom; `fixed` also knows
     "dofs". Other parameters as `GaussianMixture`'s.
@@ -149,7 +160,6 @@ class StudentTMixture(NormalMixture):
         "min_dof": [Interval(Real, 0.0, LARGEST_DOF, closed="neither")],
     }
     _fixable = ("weights", "means", "covariances", "dofs")
-    _allow_nan = False
 
     def __init__(self, n_components: int = 1, *, covariance_type: str = "full", dof_init: float = 10.0,
                  min_dof: float = 0.1, tol: float = 1e-3, reg_covar: float | str = 1e-6, max_iter: int = 100,

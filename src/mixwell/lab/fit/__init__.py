@@ -55,11 +55,10 @@ def fit(table: Any = None, *, components: Iterable[int] = range(1, 9), family: s
         check_target(out)
     source, chosen, against = prepare(table, columns, against)
     x_ND = encode(source, chosen)
-    names, notes = families_of(family, chosen, x_ND)
-    model, choice = choose_mixture(x_ND, chosen, components=components, families=names, criterion=criterion,
-                                   folds=folds, starts=starts, seed=seed, told=told)
-    fitted = FittedMixture(columns=tuple(chosen), estimator=model, source=source.name, rows=len(x_ND), seed=seed,
-                           choice=replace(choice, notes=(*choice.notes, *notes)))
+    model, choice = choose_mixture(x_ND, chosen, components=components, families=families_of(family, chosen),
+                                   criterion=criterion, folds=folds, starts=starts, seed=seed, told=told)
+    fitted = FittedMixture(columns=tuple(chosen), estimator=model, choice=choice, source=source.name, rows=len(x_ND),
+                           seed=seed)
     if out is not None:
         write(fitted, source, x_ND, out, against=against, started=started, seconds=time.perf_counter() - began)
     return fitted

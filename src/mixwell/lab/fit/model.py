@@ -17,9 +17,9 @@ from mixwell import __version__
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json, write_json
 from mixwell.core.tensors import SINGLE, open_file, save_tensors
+from mixwell.density.mixtures.product import ProductMixture, mark_fitted
 from mixwell.lab import tables
 from mixwell.lab.fit.columns import NUMERIC, Column, decode, encode, used
-from mixwell.lab.fit.product import ProductMixture, mark_fitted
 from mixwell.lab.fit.search import DISCRETE, FAMILIES, Candidate, Choice, blocks_of
 
 if TYPE_CHECKING:

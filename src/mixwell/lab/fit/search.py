@@ -14,8 +14,8 @@ from sklearn.model_selection import KFold
 
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.core.registry import find
+from mixwell.density.mixtures.product import Block, ProductMixture
 from mixwell.lab.fit.columns import CATEGORY, COUNT, NUMERIC, Column, used
-from mixwell.lab.fit.product import Block, ProductMixture
 
 FAMILIES = {"full": "Gaussian, full covariances", "tied": "Gaussian, one shared covariance",
             "diag": "Gaussian, axis-aligned", "spherical": "Gaussian, round (in standard deviations)",
@@ -86,28 +86,18 @@ def estimator_of(kind: str, family: str) -> Any:
     return find("density.mixtures.gaussian").load()(covariance_type=family)
 
 
-def families_of(wanted: str, columns: Sequence[Column], x_ND: np.ndarray) -> tuple[list[str], list[str]]:
-    """Families to try, and what is to be said about them."""
-    columns = used(columns)
-    numeric = [i for i, c in enumerate(columns) if c.kind == NUMERIC]
-    holes = bool(numeric) and bool(np.isnan(x_ND[:, numeric]).any())
+def families_of(wanted: str, columns: Sequence[Column]) -> list[str]:
+    """Families to try for the numeric columns."""
     names = list(FAMILIES) if wanted == "auto" else [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in FAMILIES:
             raise MixwellError(f"unknown family {name!r}.{suggest(name, FAMILIES)} "
                                f"Expected auto, {', '.join(FAMILIES)}.")
-    if not numeric:
-        if wanted != "auto":
-            raise MixwellError(f"the family {names[0]!r} describes numbers, and no column is numeric; leave it out.")
-        return [DISCRETE], []
-    if holes and "student_t" in names:
-        if wanted != "auto":
-            name = next(columns[i].name for i in numeric if np.isnan(x_ND[:, i]).any())
-            raise MixwellError(f"student_t takes no missing values, and column {name!r} has some; choose another "
-                               "family, or fill them.")
-        names.remove("student_t")
-        return names, ["Student t was not tried: it takes no missing values."]
-    return names, []
+    if any(c.kind == NUMERIC for c in used(columns)):
+        return names
+    if wanted != "auto":
+        raise MixwellError(f"the family {names[0]!r} describes numbers, and no column is numeric; leave it out.")
+    return [DISCRETE]
 
 
 def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: Iterable[int],

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import CategoricalMixture, GaussianMixture, PoissonMixture
-from mixwell.lab.fit.product import Block, ProductMixture
+from mixwell.density.mixtures.product import Block, ProductMixture
 
 
 def planted(rows=240, holes=0.0, seed=0):
@@ -106,6 +107,23 @@ def test_samples_have_the_components_moments():
         np.testing.assert_allclose(shares, model.blocks_[2].estimator.probabilities_[0][k], atol=0.05)
 
 
-def test_without_blocks_it_is_refused():
-    with pytest.raises(ValueError, match="blocks is empty"):
-        ProductMixture(2).fit(np.eye(3))
+@parametrize_with_checks([ProductMixture(max_iter=5)])
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_estimator_checks(estimator, check):
+    check(estimator)
+
+
+def test_refusals():
+    x_ND, _ = planted()
+    with pytest.raises(ValueError, match=r"blocks name the columns \[2, 3\]; expected each of 0 to 3 once"):
+        ProductMixture(2, blocks=blocks()[1:]).fit(x_ND)
+    with pytest.raises(ValueError, match="a block of kind 'category' with 0 sizes for 1 columns"):
+        ProductMixture(2, blocks=[*blocks()[:2], Block("category", CategoricalMixture(), (3,))]).fit(x_ND)
+    x_ND[5, 3] = 3
+    with pytest.raises(ValueError, match="row 5, column 3 is 3; expected a code from 0 to 2"):
+        ProductMixture(2, blocks=blocks()).fit(x_ND)
+    x_ND[4, 2] = -1
+    with pytest.raises(ValueError, match="row 4, column 2 is -1; expected a count"):
+        ProductMixture(2, blocks=blocks()).fit(x_ND)
+    with pytest.raises(ValueError, match="'n_components' parameter of ProductMixture must be an int"):
+        ProductMixture(0).fit(x_ND)

@@ -2,10 +2,11 @@
 
 `python benchmarks/em.py` prints the ratios of time (scikit-learn over mixwell) for full, diagonal, tied and spherical
 covariances in float32 and float64 from the same start, the share of the machine's matrix-product rate, the cost for
-growing numbers of rows, and, with `--stream ROWS`, a pass over a file on disk in bounded memory. `--out FILE` keeps
-the results as JSON. Times are wall-clock seconds, min and median over `--repeat` interleaved rounds, and processor
-seconds, which a busy neighbour changes least; `--threads 1` makes those of both libraries comparable (idle threads of a
-matrix product spin). The share of the matrix-product rate counts processor seconds.
+growing numbers of rows, the cost of missing values, and, with `--stream ROWS`, a pass over a file on disk in bounded
+memory. pomegranate stands beside them where it is installed. `--out FILE` keeps the results as JSON. Times are
+wall-clock seconds, min and median over `--repeat` interleaved rounds, and processor seconds, which a busy neighbour
+changes least; `--threads 1` makes those of both libraries comparable (idle threads of a matrix product spin). The share
+of the matrix-product rate counts processor seconds.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ from threadpoolctl import threadpool_limits
 
 import mixwell
 from mixwell.density import GaussianMixture
+
+try:
+    import pomegranate
+    from pomegranate.distributions import Normal
+    from pomegranate.gmm import GeneralMixtureModel
+except ImportError:
+    pomegranate = None
 
 TARGETS = {("full", "float32"): 12.0, ("full", "float64"): 5.0, ("diag", "float32"): 5.0}
 
@@ -59,6 +67,24 @@ def start(x: np.ndarray, components: int, kind: str) -> dict:
     chosen = np.random.default_rng(1).choice(len(x), components, replace=False)
     return {"covariance_type": kind, "weights_init": np.full(components, 1 / components, x.dtype),
             "means_init": x[chosen], "precisions_init": precision.astype(x.dtype), "tol": 0.0}
+
+
+class Pomegranate:
+    """pomegranate's mixture from the same start, with `fit` and `score` as the other two have them."""
+
+    def __init__(self, options: dict) -> None:
+        kind, iterations = options["covariance_type"], options["max_iter"]
+        covariances = 1 / options["precisions_init"] if kind == "diag" else np.linalg.inv(options["precisions_init"])
+        parts = [Normal(means=torch.from_numpy(m.copy()), covs=torch.from_numpy(c.astype(m.dtype)),
+                        covariance_type=kind) for m, c in zip(options["means_init"], covariances)]
+        self.model = GeneralMixtureModel(parts, priors=torch.from_numpy(options["weights_init"].copy()), max_iter=iterations,
+                                         tol=-np.inf)
+
+    def fit(self, x: np.ndarray) -> None:
+        self.model.fit(torch.from_numpy(x))
+
+    def score(self, x: np.ndarray) -> float:
+        return float(self.model.log_probability(torch.from_numpy(x)).double().mean())
 
 
 def timed(model: object, x: np.ndarray) -> tuple[float, float]:
@@ -93,19 +119,29 @@ def compare(x: np.ndarray, components: int, kind: str, iterations: int, repeat: 
     """Interleaved fits of both libraries."""
     options = {**start(x, components, kind), "max_iter": iterations}
     GaussianMixture(components, **{**options, "max_iter": 1}).fit(x)
-    ours, theirs = [], []
+    ours, theirs, other, failed = [], [], [], ""
     for _ in range(repeat):
         mine, reference = GaussianMixture(components, **options), Reference(components, **options)
         ours.append(timed(mine, x))
         theirs.append(timed(reference, x))
         ours.append(timed(mine, x))
+        if pomegranate and kind in ("full", "diag") and not failed:
+            try:
+                third = Pomegranate(options)
+                other.append(timed(third, x))
+            except torch.linalg.LinAlgError as error:
+                failed = str(error).partition("(")[0].strip()
     mine_s, theirs_s, rate = summary(ours), summary(theirs), product_rate(x)
+    beside: dict = {"pomegranate_failed": failed} if failed else {}
+    if other and not failed:
+        beside = {"pomegranate_s": summary(other),
+                  "pomegranate_log_likelihood_difference": abs(float(mine.score(x)) - third.score(x))}
     features = {"full": (x.shape[1] + 1) * (x.shape[1] + 2) // 2, "diag": 2 * x.shape[1] + 1,
                 "tied": x.shape[1] + 1, "spherical": x.shape[1] + 2}[kind]
     operations = 4 * len(x) * features * components * iterations
     return {"covariance_type": kind, "dtype": str(x.dtype), "rows": len(x), "columns": x.shape[1],
             "components": components, "iterations": iterations,
-            "mixwell_s": mine_s, "sklearn_s": theirs_s, "target": TARGETS.get((kind, str(x.dtype))),
+            "mixwell_s": mine_s, "sklearn_s": theirs_s, **beside, "target": TARGETS.get((kind, str(x.dtype))),
             **{f"ratio_of_{name}": theirs_s[name] / mine_s[name] for name in mine_s},
             "log_likelihood_difference": abs(float(mine.score(x)) - float(reference.score(x))),
             "share_of_product_rate": operations / mine_s["cpu_min"] * threads / rate}
@@ -119,6 +155,18 @@ def linearity(x: np.ndarray, components: int) -> list[dict]:
         seconds = min(timed(GaussianMixture(components, **options), x[:rows])[1] for _ in range(4))
         found.append({"rows": rows, "cpu_seconds": seconds, "ns_per_row_and_iteration": seconds / rows / 10 * 1e9})
     return found
+
+
+def missing(rows: int, components: int) -> dict:
+    """Seconds a step where a tenth of the values is missing, beside the same rows without holes; 8 columns."""
+    x = data(rows, 8, components, "float64")
+    holes = x.copy()
+    holes[np.random.default_rng(2).random(x.shape) < 0.1] = np.nan
+    options = {**start(x, components, "full"), "max_iter": 10}
+    seconds = {name: statistics.median(timed(GaussianMixture(components, **options), rows)[0] / 10 for _ in range(3))
+               for name, rows in (("whole", x), ("with_holes", holes))}
+    return {"rows": rows, "columns": 8, "components": components, "patterns": len(np.unique(np.isnan(holes), axis=0)),
+            **{f"{name}_s_per_step": value for name, value in seconds.items()}}
 
 
 STREAM = """
@@ -172,7 +220,8 @@ def main() -> None:
     report: dict = {"machine": platform.processor() or platform.machine(), "threads": options.threads,
                     "load_before": os.getloadavg()[0],
                     "versions": {"mixwell": mixwell.__version__, "scikit-learn": sklearn.__version__,
-                                 "torch": torch.__version__, "numpy": np.__version__}, "fits": []}
+                                 "torch": torch.__version__, "numpy": np.__version__,
+                                 **({"pomegranate": pomegranate.__version__} if pomegranate else {})}, "fits": []}
     with threadpool_limits(options.threads):
         for dtype in ("float32", "float64"):
             x = data(options.rows, 16, options.components, dtype)
@@ -185,6 +234,12 @@ def main() -> None:
                       f"target {found['target']}; log-likelihoods differ by "
                       f"{found['log_likelihood_difference']:.1e}; {100 * found['share_of_product_rate']:.0f} % of the "
                       "matrix-product rate", flush=True)
+                if "pomegranate_failed" in found:
+                    print(f"{'':17s} pomegranate failed: {found['pomegranate_failed']}", flush=True)
+                if "pomegranate_s" in found:
+                    print(f"{'':17s} pomegranate {found['pomegranate_s']['median']:.2f} s: "
+                          f"{found['pomegranate_s']['median'] / found['mixwell_s']['median']:.1f} times (median); "
+                          f"log-likelihoods differ by {found['pomegranate_log_likelihood_difference']:.1e}", flush=True)
         thin = data(options.rows, 16, options.components, "float32", condition=1e5)
         found = compare(thin, options.components, "full", options.iterations, options.repeat, options.threads)
         report["thin"] = found
@@ -192,6 +247,9 @@ def main() -> None:
               f"(min), {found['ratio_of_cpu_min']:.1f} (processor time); log-likelihoods differ by "
               f"{found['log_likelihood_difference']:.1e}", flush=True)
         report["linearity"] = linearity(data(options.rows, 16, options.components, "float32"), options.components)
+        report["missing"] = missing(options.rows // 10, 8)
+    print("{rows} x {columns}, {components} components, a tenth missing in {patterns} patterns: "
+          "{with_holes_s_per_step:.3f} s a step, {whole_s_per_step:.3f} s without holes".format(**report["missing"]))
     for line in report["linearity"]:
         print(f"{line['rows']} rows: {line['cpu_seconds']:.3f} s of processor time, "
               f"{line['ns_per_row_and_iteration']:.0f} ns a row and step")

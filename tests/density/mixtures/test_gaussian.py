@@ -389,6 +389,15 @@ def test_same_seed_same_bits_on_any_number_of_threads():
         np.testing.assert_array_equal(found[0].covariances_, other.covariances_)
 
 
+def test_starting_values_matter_to_fits_alone():
+    x = groups()
+    model = GaussianMixture(2, random_state=0).fit(x)
+    wrong = model.set_params(means_init=x[:1], weights_init=[0.3, 0.3])
+    assert np.isfinite(wrong.score(x))
+    with pytest.raises(ValueError, match="should be normalized"):
+        wrong.fit(x)
+
+
 def test_a_component_without_rows_keeps_its_place():
     x = groups(n=100)
     far = np.array([*x[:2], [1e6, 1e6, 1e6]])

@@ -62,7 +62,7 @@ class NormalMixture(MixtureEstimator):
         self.learning_offset = learning_offset
         self.init_size = init_size
 
-    def _check_input(self, rows: Rows) -> None:
+    def _check_start(self, rows: Rows) -> None:
         K, D, kind = self.n_components, rows.n_columns, self.covariance_type
         if self.weights_init is not None:
             _check_weights(self.weights_init, K)

@@ -92,7 +92,10 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         """Rows drawn from the components in order, `counts_K` from each."""
 
     def _check_input(self, rows: Rows) -> None:
-        """Refuse values outside the family's support, and starting values of a wrong shape."""
+        """Refuse values outside the family's support."""
+
+    def _check_start(self, rows: Rows) -> None:
+        """Refuse starting values of a wrong shape."""
 
     def _refine_start(self, family: Family, params: Params) -> Params:
         """Put given starting values in place of computed ones."""
@@ -178,6 +181,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             raise ValueError(f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
                              f"n_samples = {rows.n_rows}")
         self._check_input(rows)
+        self._check_start(rows)
         weights_N = self._weights(sample_weight, rows)
         with Workers(rows.device) as workers:
             family, run = self._fit_rows(workers, rows, weights_N)
@@ -286,6 +290,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         first = getattr(self, "_online", None) is None
         rows = self._open(X, reset=first and not hasattr(self, "n_features_in_"))
         self._check_input(rows)
+        self._check_start(rows)
         weights_N = self._weights(sample_weight, rows)
         if first:
             if rows.n_rows < self.n_components:

@@ -117,7 +117,7 @@ class MixtureOfFactorAnalysers(NormalMixture):
         self.learning_offset = learning_offset
         self.init_size = init_size
 
-    def _check_input(self, rows: Rows) -> None:
+    def _check_start(self, rows: Rows) -> None:
         if self.n_factors > rows.n_columns:
             raise ValueError(f"n_factors={self.n_factors} is more than the {rows.n_columns} feature(s) of X "
                              f"(n_features = {rows.n_columns}); expected at most that.")

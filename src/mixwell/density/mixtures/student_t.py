@@ -201,10 +201,10 @@ class StudentTMixture(NormalMixture):
         means_ND, dofs_N = np.repeat(means_KD, counts_K, axis=0), np.repeat(dofs_K, counts_K)
         return means_ND + (x_ND - means_ND) / np.sqrt(rng.chisquare(dofs_N) / dofs_N)[:, None]
 
-    def _check_input(self, rows: Rows) -> None:
+    def _check_start(self, rows: Rows) -> None:
         if self.dof_init < self.min_dof:
             raise ValueError(f"dof_init={self.dof_init} lies below min_dof={self.min_dof}.")
-        super()._check_input(rows)
+        super()._check_start(rows)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

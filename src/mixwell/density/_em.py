@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mixwell.density._em_kernels import posterior
+from mixwell.density._processes import Alone
 from mixwell.density._rows import Piece, Rows
 from mixwell.density._workers import Workers
 
@@ -52,11 +53,16 @@ class Family(ABC):
 
 @dataclass
 class Tally:
-    """Sums over rows: everything that the M step sees, and all that distributed workers would have to exchange."""
+    """Sums over rows: everything that the M step sees, and all that processes have to exchange."""
 
     statistics: Any  # a NamedTuple of tensors
     log_likelihood_S: Tensor
     weight: Tensor  # scalar: total weight of the rows
+
+    def over(self, processes: Alone) -> Tally:
+        """The sums over the rows of all processes."""
+        *statistics, log_likelihood_S, weight = processes.total([*self.statistics, self.log_likelihood_S, self.weight])
+        return Tally(type(self.statistics)(*statistics), log_likelihood_S, weight)
 
     def __add__(self, other: Tally) -> Tally:
         kind = type(self.statistics)
@@ -104,7 +110,7 @@ def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
     """
     for level in family.levels(params):
         kernel = family.kernel(params, level)
-        tally = expect(workers, kernel, rows.pieces(kernel.rows(batch)), weights_N, assign)
+        tally = expect(workers, kernel, rows.pieces(kernel.rows(batch)), weights_N, assign).over(rows.processes)
         new = family.maximise(tally, params, level)
         if family.trusts(new, level):
             break

@@ -57,7 +57,7 @@ class Frame(NamedTuple):
         for start, chunk in rows.chunks():
             for part in chunk.split(1 << 16):
                 if origin is None:
-                    origin = torch.nan_to_num(part[0].double())
+                    origin = rows.processes.first(torch.nan_to_num(part[0].double()))
                 w = None if weights_N is None else weights_N[start : start + len(part), None]
                 start += len(part)
                 sums = [a + b for a, b in zip(sums, _sums(part.double() - origin, w))]
@@ -65,6 +65,7 @@ class Frame(NamedTuple):
             if rows.streamed and float(count.min()) >= 1 << 16:
                 break  # only the conditioning depends on it; not worth a pass over the disk
         assert origin is not None
+        count, first, second = rows.processes.total(sums)
         mean = first / count.clamp(min=1e-300)
         variance = (second / count.clamp(min=1e-300) - mean**2).clamp(min=0)
         variance = torch.where(variance <= 1e-14 * (second / count.clamp(min=1e-300)), 0.0, variance)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
+from mixwell.density._processes import Alone
 
 READ_ROWS = 1 << 17  # rows read from disk at a time: large enough to be fast, 64 MiB at 64 double columns
 
@@ -40,6 +41,7 @@ class Rows:
     dtype: torch.dtype
     device: torch.device = torch.device("cpu")
     names: Sequence[str] | None = None
+    processes: Alone = Alone()  # among which the table is spread
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of contiguous chunks that fit into memory."""

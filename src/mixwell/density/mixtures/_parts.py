@@ -22,6 +22,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.density._em import Assign, Family, Params, Run, best, climb, step
 from mixwell.density._em_kernels import posterior
 from mixwell.density._online import Online, batches
+from mixwell.density._processes import Alone, Group
 from mixwell.density._rows import ArrayRows, Piece, Rows, imputed, locate_infinite, open_rows, tensor_rows
 from mixwell.density._workers import Workers
 
@@ -64,6 +65,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
     }
     _fixable: tuple[str, ...] = ("weights",)
     _allow_nan = False
+    _distributable = True  # whether nothing but sums has to be known of all rows
 
     # -- what a family says ------------------------------------------------------------------------------------------
 
@@ -174,7 +176,36 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         rows = self._fit(X, sample_weight)
         return self._emit(self._score_rows(rows, labels=True), X)
 
-    def _fit(self, X: Any, sample_weight: Any) -> Rows:
+    def fit_distributed(self, X: Any, y: Any = None, sample_weight: Any = None, group: Any = None) -> Any:
+        """Fit to rows that are spread over the processes of a torch.distributed group (None: all); returns self.
+
+        Each process passes its own rows X (N, D), with the same columns and number type, and ends with the same model.
+        Starts that are not given are computed from the first process's rows; parameters must agree. Where one process
+        refuses its rows all of them raise.
+        """
+        if not self._distributable or self.batch_size is not None:
+            raise ValueError(f"{type(self).__name__}{'' if self.batch_size is None else ' with batch_size'} cannot be "
+                             "fitted to rows spread over processes; fit it in one, or the batches by partial_fit.")
+        self._fit(X, sample_weight, Group(group))
+        return self
+
+    def _fit(self, X: Any, sample_weight: Any, processes: Alone | None = None) -> Rows:
+        processes = processes or Alone()
+        with processes.together():
+            rows, weights_N = self._checked(X, sample_weight)
+        rows.processes = processes
+        own = torch.tensor([rows.n_columns, rows.dtype.itemsize])
+        first = processes.first(own)
+        with processes.together():
+            if not torch.equal(own, first):
+                raise ValueError(f"{own.tolist()} columns and bytes a number, {first.tolist()} in the first process; "
+                                 "expected the same.")
+        with Workers(rows.device) as workers:
+            family, run = self._fit_rows(workers, rows, weights_N)
+        self._conclude(family, run, X, rows)
+        return rows
+
+    def _checked(self, X: Any, sample_weight: Any) -> tuple[Rows, Tensor | None]:
         self._validate_params()
         rows = self._open(X, reset=True)
         if rows.n_rows < self.n_components:
@@ -182,11 +213,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
                              f"n_samples = {rows.n_rows}")
         self._check_input(rows)
         self._check_start(rows)
-        weights_N = self._weights(sample_weight, rows)
-        with Workers(rows.device) as workers:
-            family, run = self._fit_rows(workers, rows, weights_N)
-        self._conclude(family, run, X, rows)
-        return rows
+        return rows, self._weights(sample_weight, rows)
 
     def _fit_rows(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> tuple[Family, Run]:
         family = self._build_family(rows, weights_N)
@@ -195,7 +222,9 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         if warm:
             starts = [{name: value[None] for name, value in self._warm(family).items()}]
         else:
-            starts = [self._start(workers, family, rows, weights_N, rng) for _ in range(self.n_init)]
+            with rows.processes.together():
+                starts = [self._start(workers, family, rows, weights_N, rng) for _ in range(self.n_init)]
+        starts = [{name: rows.processes.first(value) for name, value in start.items()} for start in starts]
         previous = self.lower_bound_ if warm else -math.inf
         if self.batch_size is None:
             runs = self._run(workers, family, rows, weights_N, starts, previous)

@@ -82,6 +82,7 @@ class CategoricalMixture(PlainMixture):
     _attributes: ClassVar[dict[str, str]] = {"probabilities": "_flat_probabilities"}
     _fixable = ("weights", "probabilities")
     _allow_nan = True
+    _distributable = False  # categories and blocks are read off the rows
 
     def __init__(self, n_components: int = 1, *, alpha: float = 0.0, unknown: str = "error", tol: float = 1e-3,
                  max_iter: int = 100, n_init: int = 1, init_params: str = "kmeans", random_state: Any = None,

@@ -162,6 +162,7 @@ class ProductMixture(MixtureEstimator):
     """
 
     _allow_nan = True
+    _distributable = False
 
     def __init__(self, n_components: int = 1, *, blocks: Sequence[Block] = (), tol: float = 1e-4, max_iter: int = 300,
                  n_init: int = 1, random_state: Any = None, warm_start: bool = False, batch_size: int | None = None,

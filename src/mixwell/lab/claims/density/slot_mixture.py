@@ -20,9 +20,9 @@ from mixwell.lab.bench import Bench
 
 WIDTH, BLOBS = 32, 4
 
-
-NOTE = ("Slot attention is ahead with every seed after 300 steps. Not understood: training too short, or a "
-        "fault that the tests do not show.")
+NOTE = ("Slot attention is ahead with every seed, after 1,500 steps as well (two seeds tried). The E step starts "
+        "nearly hard: squared distances in 32 dimensions give responsibilities an entropy of 0.1 of 1.4 nats, and the "
+        "widest slot takes 0.83 of the points; after 300 steps a slot's points are of one blob to 0.59.")
 
 
 def scenes(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:

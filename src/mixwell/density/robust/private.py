@@ -1,0 +1,326 @@
+"""Private Gaussian mixture: estimates from disjoint blocks that agree, released under (epsilon, delta)-privacy.
+
+**Equation:** A non-private estimator runs on each of t blocks. d^2(F, F') = min over permutations of sum_k
+K^2 |w_k - w'_k|^2 + |mu_k - mu'_k|^2 (the larger of Sigma_k^-1's and Sigma'_k^-1's norm) + |log(Sigma_k^-1
+Sigma'_k)|^2 / 2. q_i is the share of candidates within r of candidate i, Q the mean of q. With (eps_1, delta_1) and A =
+2 / (t eps_1) log(1 + (e^eps_1 - 1) / (2 delta_1)): nothing is released unless Q + Z >= 0.8 + A, Z truncated Laplace on
+[-A, A] of scale 2 / (t eps_1). Else, from the first candidate with q_i > 0.6, in random order of the components:
+w + eta g / K (cut at 0, rescaled), mu + eta Sigma^(1/2) g, Sigma^(1/2) (I + eta G / sqrt 2) (I + eta G / sqrt 2)^T
+Sigma^(1/2)^T, entries of g and G standard normal, Sigma^(1/2) the Cholesky factor (any root has the same law).
+
+Why it is private (N, D and options public, rows finite, neighbours differ in one of N rows): it sits in one block,
+which moves Q by at most 2 / t, so Q + Z is (eps_1, delta_1)-private. A release needs Q >= 0.8, so a q above 0.6. Where
+neighbours can both release, t >= 5 leaves an unchanged block near both choices, so these differ by at most gamma = 2 r
+e^(r / sqrt 2), for d is a metric but for the norm's change from one Sigma to the next. Let u be the logs of the square
+roots of the eigenvalues of Sigma_k^-1 Sigma'_k; sum u^2 <= gamma^2 / 2. Up to a rotation that drops out of the product,
+the releases are independent normals whose standard deviations differ by e^u, D + 1 for each u, and whose means differ
+by gamma / eta in all. With s = 1 - a (1 - e^(-sqrt(2) gamma)) > 0 their Renyi divergence of order a is at most a
+gamma^2 / (2 eta^2 s) + (D + 1) (-sqrt(2) a gamma - log s) / (2 (a - 1)). eta is the least that makes this (eps_2,
+delta_2)-private by eps = divergence + log((a - 1) / a) - log(a delta) / (a - 1). Test and release compose to (eps_1 +
+eps_2, delta_1 + delta_2); where only one neighbour can release, the test alone keeps them within (eps_1, delta_1).
+
+**Shapes:** X (N, D); T blocks (t), K components; `weights_` (K,), `means_` (K, D), `covariances_` (K, D, D).
+
+**Reference:** Arbas, Ashtiani, Liaw (2023), Polynomial Time and Private Learning of Unbounded Gaussian Mixture Models,
+ICML, arXiv:2303.04288; Geng, Ding, Guo, Kumar (2020) for the truncated Laplace noise; Canonne, Kamath, Steinke (2020),
+arXiv:2004.00010, for the conversion.
+
+**Differs:** written from memory of the paper. Its semimetric takes the largest part over components, with the spectral
+norm of Sigma^-1/2 Sigma' Sigma^-1/2 - I; the sum of squares here needs less noise. Its constants are asymptotic; those
+above are derived anew. It proves (2 eps, 4 e^eps delta); the split here adds up to epsilon and delta exactly.
+
+**Fails when:** there are few rows: spread must stay near eps_2 / log(1 / delta_2), which for two components in the
+plane takes millions of rows at epsilon 8 (`MixwellError`). Weights are unequal or components overlap (blocks then
+differ by more than the default radius; nothing is released). Released covariances are too wide by 1 + D `noise_`^2 / 2
+on average. The guarantee is that of real numbers and says nothing of floating-point noise, of the time taken, or of
+errors from `estimator` that are not ValueError, ArithmeticError or RuntimeError. A `random_state` that others know,
+options chosen by looking at X, and an `estimator` that keeps state between fits undo it.
+
+**Cost:** T fits of N / T rows; O(T^2 K^2 D^3) for the agreement.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import chi2
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
+
+from mixwell.core.errors import MixwellError
+from mixwell.core.method import method
+from mixwell.core.registry import find
+from mixwell.density._covariances import as_full
+from mixwell.density._options import Configured
+
+Array = np.ndarray
+POPULOUS = 0.6  # a candidate that more than this share is near may be released
+SLACK = 1.25  # of the default radius, for unequal weights and some overlap
+LARGEST = 1e70  # of a parameter, so that no distance overflows
+ROOT2 = math.sqrt(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the private mixture. All of them are public: choose them without looking at the rows."""
+
+    estimator: Any = None  # fits a block and has weights_, means_, covariances_; None: density.mixtures.gaussian
+    n_components: int = 2  # K, of every block
+    epsilon: float = 1.0  # of the whole fit; math.inf: no noise
+    delta: float = 1e-6  # of the whole fit; below 1 / N
+    test_share: float = 0.5  # part of epsilon and delta that the test spends, the rest goes to the release
+    agreement: float = 0.8  # least Q that may be released, above 0.6 and below 1; less needs fewer blocks
+    n_blocks: int | None = None  # t, at least 5; None: the least with A <= (1 - agreement) / 2
+    radius: float | None = None  # r; None: 1.25 times what blocks of equal, separate components differ by at most
+    raise_on_failure: bool = False  # an error instead of `released_` False where blocks disagree
+    random_state: Any = None
+
+    def __post_init__(self) -> None:
+        if self.n_components < 1 or not self.epsilon > 0 or not 0 < self.delta < 1 or not 0 < self.test_share < 1:
+            raise ValueError(f"n_components is {self.n_components}, epsilon {self.epsilon}, delta {self.delta}, "
+                             f"test_share {self.test_share}; expected at least 1, above 0, and two inside (0, 1)")
+        if not POPULOUS < self.agreement < 1:
+            raise ValueError(f"agreement is {self.agreement}; expected above {POPULOUS} and below 1")
+        if self.n_blocks is not None and self.n_blocks < 5:
+            raise ValueError(f"n_blocks is {self.n_blocks}; expected at least 5, or None")
+        if self.radius is not None and not self.radius > 0:
+            raise ValueError(f"radius is {self.radius}; expected above 0, or None")
+        own = getattr(self.estimator, "n_components", self.n_components)
+        if own != self.n_components:
+            raise ValueError(f"n_components is {self.n_components}, the estimator's {own}; expected the same")
+
+
+class Parameters(NamedTuple):
+    """One mixture, or several along a leading axis."""
+
+    weights: Array  # (K,)
+    means: Array  # (K, D)
+    covariances: Array  # (K, D, D)
+    whiten: Array  # (K, D, D): inverse Cholesky factors of the covariances
+
+
+def parameters(weights: Any, means: Any, covariances: Any) -> Parameters:
+    """Checked float64 parameters of one mixture; `ValueError` where they are not those of a normal mixture."""
+    w_K, m_KD, c_KDD = (np.asarray(v, dtype=np.float64) for v in (weights, means, covariances))
+    if w_K.shape != m_KD.shape[:1] or c_KDD.shape != (*m_KD.shape, m_KD.shape[-1]):
+        raise ValueError(f"got weights {w_K.shape}, means {m_KD.shape}, covariances {c_KDD.shape}; expected (K,), "
+                         "(K, D), (K, D, D)")
+    made = Parameters(w_K, m_KD, c_KDD, np.linalg.inv(np.linalg.cholesky(c_KDD)))
+    if not all((np.abs(v) <= LARGEST).all() for v in made) or (w_K < 0).any():
+        raise ValueError(f"expected weights of at least 0, and every parameter finite and at most {LARGEST}")
+    return made
+
+
+def component_costs(one: Parameters, many: Parameters, limit: float = math.inf) -> Array:
+    """d^2 between components (T, K, K) of one mixture and T others; what is above `limit` need not be complete."""
+    gap_TKKD1 = (one.means[:, None] - many.means[:, None])[..., None]
+    near_TKK = ((one.whiten[:, None] @ gap_TKKD1) ** 2).sum((-1, -2))
+    far_TKK = ((many.whiten[:, None] @ gap_TKKD1) ** 2).sum((-1, -2))
+    cost_TKK = (len(one.weights) * (one.weights[:, None] - many.weights[:, None])) ** 2 + np.maximum(near_TKK, far_TKK)
+    t, k, j = np.nonzero(cost_TKK <= limit)
+    ratio = one.whiten[k] @ many.covariances[t, j] @ np.swapaxes(one.whiten[k], -1, -2)
+    logs = np.log(np.maximum(np.linalg.eigvalsh(ratio), np.finfo(float).tiny))
+    cost_TKK[t, k, j] += 0.5 * (logs**2).sum(-1)
+    return cost_TKK
+
+
+def matched(cost_TKK: Array) -> Array:
+    """Least sum (T,) of costs over one-to-one matchings: the nearest of each where that is one, else an assignment."""
+    K = cost_TKK.shape[-1]
+    total_T = cost_TKK.min(-1).sum(-1)
+    clashing_T = (np.sort(cost_TKK.argmin(-1), axis=-1) != np.arange(K)).any(-1)
+    for t in np.flatnonzero(clashing_T):
+        total_T[t] = cost_TKK[t][linear_sum_assignment(cost_TKK[t])].sum()
+    return total_T
+
+
+def semimetric(one: Parameters, other: Parameters) -> float:
+    """d between two mixtures of as many components: up to their order, and the same for affine images of both."""
+    return math.sqrt(matched(component_costs(one, Parameters(*(v[None] for v in other))))[0])
+
+
+def spread(radius: float) -> float:
+    """gamma: how far apart two mixtures are at most that have a third within `radius` of both."""
+    return 2 * radius * math.exp(radius / ROOT2)
+
+
+def neighbours(candidates: Sequence[Parameters | None], radius: float) -> Array:
+    """Which candidates (T, T) are within `radius`; None, a failed block, is near itself alone."""
+    close_TT = np.eye(len(candidates), dtype=bool)
+    index = np.flatnonzero([c is not None for c in candidates])
+    fitted = [c for c in candidates if c is not None]
+    stacked = [np.stack(v) for v in zip(*fitted)]
+    for i, one in enumerate(fitted[:-1]):
+        cost_TKK = component_costs(one, Parameters(*(v[i + 1:] for v in stacked)), radius**2)
+        close_TT[index[i], index[i + 1:]] = matched(cost_TKK) <= radius**2
+    return close_TT | close_TT.T
+
+
+def reach(sensitivity: float, epsilon: float, delta: float) -> float:
+    """A: the largest truncated Laplace noise that hides a number of that sensitivity."""
+    if math.isinf(epsilon):
+        return 0.0
+    return sensitivity / epsilon * (epsilon + math.log(-math.expm1(-epsilon) / (2 * delta) + math.exp(-epsilon)))
+
+
+def truncated_laplace(u: float, sensitivity: float, epsilon: float, delta: float) -> float:
+    """Quantile u in [0, 1] of the noise with density ~ exp(-epsilon |z| / sensitivity) on [-A, A]."""
+    if math.isinf(epsilon):
+        return 0.0
+    scale = sensitivity / epsilon
+    inside = -math.expm1(-reach(sensitivity, epsilon, delta) / scale)
+    return math.copysign(scale, 0.5 - u) * math.log1p(-min(abs(2 * u - 1) * inside, 1 - 2**-53))
+
+
+def renyi_bound(order: Any, gamma: float, noise: float, dim: int) -> Any:
+    """Largest Renyi divergence of that order between releases of mixtures at most gamma apart; the module's card."""
+    shrunk = 1 + order * math.expm1(-ROOT2 * gamma)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bound = order * gamma**2 / (2 * noise**2 * shrunk) + (dim + 1) * (
+            -ROOT2 * order * gamma - np.log(shrunk)) / (2 * (order - 1))
+    return np.where(shrunk > 0, bound, math.inf)
+
+
+def noise_scale(gamma: float, dim: int, epsilon: float, delta: float) -> float:
+    """eta: the least noise that makes the release private; infinite where none does."""
+    if math.isinf(epsilon):
+        return 0.0
+    above_one = np.geomspace(1e-4, 1e6, 4000)
+    order = 1 + above_one
+    left = epsilon - np.log(above_one / order) + (math.log(delta) + np.log(order)) / above_one
+    left = left - renyi_bound(order, gamma, math.inf, dim)
+    possible = left > 0
+    shrunk = 1 + order[possible] * math.expm1(-ROOT2 * gamma)
+    return float(gamma * np.sqrt(order[possible] / (2 * shrunk * left[possible])).min(initial=math.inf))
+
+
+def largest_radius(dim: int, epsilon: float, delta: float) -> float:
+    """The radius that some noise still hides, to a thousandth."""
+    low, high = 0.0, 10.0
+    while high - low > 1e-3 * high:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if math.isfinite(noise_scale(spread(middle), dim, epsilon, delta)) else (low, middle)
+    return low
+
+
+def mask(one: Parameters, noise: float, rng: np.random.RandomState) -> tuple[Array, Array, Array]:
+    """Weights (K,), means (K, D), covariances (K, D, D) with noise of the components' own shape, in random order."""
+    K, D = one.means.shape
+    root_KDD = np.linalg.cholesky(one.covariances)
+    weights_K = np.maximum(one.weights + noise / K * rng.standard_normal(K), 0.0)
+    means_KD = one.means + noise * (root_KDD @ rng.standard_normal((K, D, 1)))[..., 0]
+    factor_KDD = root_KDD @ (np.eye(D) + noise / ROOT2 * rng.standard_normal((K, D, D)))
+    covariances_KDD = factor_KDD @ np.swapaxes(factor_KDD, -1, -2)
+    total, order = weights_K.sum(), rng.permutation(K)
+    weights_K = weights_K / total if total > 0 else np.full(K, 1 / K)
+    return weights_K[order], means_KD[order], (0.5 * (covariances_KDD + np.swapaxes(covariances_KDD, -1, -2)))[order]
+
+
+@method(
+    title="Private Gaussian mixture",
+    paper="Polynomial Time and Private Learning of Unbounded Gaussian Mixture Models",
+    year=2023,
+    tags={"mixture", "private"},
+)
+class PrivateGaussianMixture(Configured, config=Config):
+    """Gaussian mixture under (epsilon, delta)-differential privacy, with no bound on its parameters; see `Config`.
+
+    Fitted: `released_`, and where that is True `weights_`, `means_`, `covariances_`; `privacy_`, what of epsilon and
+    delta the test and the release spend; `n_blocks_`, `radius_`, `noise_` (eta); `agreement_` (Q with noise) and
+    `needed_`. All of it may be published together.
+    """
+
+    def fit(self, X: Any, y: Any = None) -> PrivateGaussianMixture:
+        """Fit rows X (N, D), and release a mixture if the blocks agree on one; y is ignored."""
+        config = self._config()
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        self._plan(config, *X.shape)
+        rng = check_random_state(config.random_state)
+        blocks = np.array_split(rng.permutation(len(X)), self.n_blocks_)
+        seeds = rng.randint(2**31 - 1, size=self.n_blocks_)
+        candidates = [self._candidate(X[rows], int(seed)) for rows, seed in zip(blocks, seeds)]
+        share_T = neighbours(candidates, self.radius_).mean(1)
+        self.agreement_ = float(share_T.mean()) + truncated_laplace(rng.uniform(), *self._test)
+        self.released_ = self.agreement_ >= self.needed_
+        for name in ("weights_", "means_", "covariances_"):
+            self.__dict__.pop(name, None)
+        if self.released_:
+            chosen = candidates[int(np.argmax(share_T > POPULOUS))]
+            assert chosen is not None, "a failed block is near itself alone"
+            self.weights_, self.means_, self.covariances_ = mask(chosen, self.noise_, rng)
+        elif config.raise_on_failure:
+            raise MixwellError(f"nothing is released: the blocks agree by {self.agreement_:.3f}, expected at least "
+                               f"{self.needed_:.3f}. Try a larger radius, fewer components or an estimator with more "
+                               "starts; each further fit spends epsilon and delta again.")
+        return self
+
+    def as_density(self) -> Any:
+        """The released mixture as a value that can be sampled, conditioned and compared; an error where none is."""
+        if not getattr(self, "released_", False):
+            raise MixwellError("there is no released mixture; expected a fit whose released_ is True")
+        value = find("density.values.gaussian_mixture").load()
+        return value(weights_K=self.weights_, means_KD=self.means_, covariances_KDD=self.covariances_)
+
+    def _plan(self, config: Config, N: int, D: int) -> None:
+        """Everything that is settled before the rows are looked at."""
+        K, share = config.n_components, config.test_share
+        test = (config.epsilon * share, config.delta * share)
+        hide = (config.epsilon * (1 - share), config.delta * (1 - share))
+        most = 0.5 * (1 - config.agreement)
+        blocks = config.n_blocks or max(5, math.ceil(reach(2.0, *test) / most))
+        needed = config.agreement + reach(2 / blocks, *test)
+        if needed >= 1:
+            raise MixwellError(f"n_blocks is {blocks}, too few to test an agreement of {config.agreement}; expected "
+                               f"at least {math.ceil(reach(2.0, *test) / most)}")
+        fewest = blocks * max(2, K)
+        if fewest > N:
+            raise MixwellError(f"X has {N} rows; expected at least {fewest} for {blocks} blocks")
+        free = K * (1 + D * (D + 3) // 2) - 1
+        radius = config.radius or SLACK * math.sqrt(2 * K * chi2.ppf(0.99, free) * blocks / N)
+        noise = noise_scale(spread(radius), D, *hide)
+        if math.isinf(noise):
+            most_radius = largest_radius(D, *hide)
+            way = "pass a smaller one, if blocks agree so well, or raise epsilon" if config.radius else \
+                f"that takes {N * (radius / most_radius) ** 2:.2g} rows; or raise epsilon, or lower agreement"
+            raise MixwellError(f"radius is {radius:.3g}; no noise hides that for epsilon {config.epsilon}, delta "
+                               f"{config.delta}; expected below {most_radius:.3g}: {way}.")
+        self._test = (2 / blocks, *test)
+        self.n_blocks_, self.radius_, self.noise_, self.needed_ = blocks, radius, noise, needed
+        self.privacy_ = {name: {"epsilon": spent[0], "delta": spent[1]} for name, spent in
+                         (("test", test), ("release", hide), ("total", (config.epsilon, config.delta)))}
+
+    def _candidate(self, x_ND: Array, seed: int) -> Parameters | None:
+        """What the estimator finds in one block; None where it finds none, so that no error tells of the rows."""
+        if self.estimator is None:
+            mixture = find("density.mixtures.gaussian").load()
+            model = mixture(self.n_components, reg_covar="scale", tol=1e-6, max_iter=500)
+        else:
+            model = clone(self.estimator)
+        names = [name for name in model.get_params() if name.rpartition("__")[2] == "random_state"]
+        model.set_params(**dict.fromkeys(names, seed))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.fit(x_ND)
+            means_KD = torch.as_tensor(model.means_).double()
+            covariances = torch.as_tensor(model.covariances_).double()
+            kind = getattr(model, "covariance_type", "full")
+            found = parameters(model.weights_, means_KD, as_full(kind, covariances[None], means_KD[None])[0])
+        except (ValueError, ArithmeticError, RuntimeError):
+            return None
+        return found if found.means.shape == (self.n_components, x_ND.shape[1]) else None
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two groups on a line far from zero, and an estimator that needs no noise to agree."""
+    centres_N1 = 1e6 + 20.0 * (torch.arange(480) % 2)[:, None]
+    return {"estimator": PrivateGaussianMixture(epsilon=math.inf, n_blocks=6, random_state=0),
+            "X": (centres_N1 + torch.randn(480, 1, generator=generator, dtype=torch.float64)).numpy()}

@@ -1,0 +1,271 @@
+"""ELBO selection: the model with the largest evidence lower bound; the rank of probabilistic PCA, the K of a mixture.
+
+**Equation:** ELBO(K) = max over q in F_K of alpha E_q[log p(X | theta)] - KL(q, pi(. | K)), in nats over all rows; the
+choice is argmax_K ELBO(K) + log pi_K, and softmax(ELBO + log pi) weighs the models. Probabilistic PCA of rank K:
+x_n = W z_n + noise, z_n ~ N(0, I_K), noise ~ N(0, I_D / tau), W_dk ~ N(0, s^2), tau known or Gamma(a, b). With
+q = q(Z) q(W) q(tau): q(z_n) = N(E[tau] C W^T x_n, C), C = (I + E[tau] E[W^T W])^-1; rows of W have covariance V = (I /
+s^2 + alpha E[tau] E[Z^T Z])^-1 and means alpha E[tau] X^T E[Z] V; q(tau) = Gamma(a + alpha N D / 2, b + alpha E|X - Z
+W^T|^2 / 2). The bound of a latent model, alpha (E log p(X, Z | theta) - E log q(Z)) - KL(q(theta), pi), never falls.
+
+**Shapes:** X (N, D), Z (N, K), W (D, K); M bounds in, an index and weights (M,) out.
+
+**Reference:** Cherief-Abdellatif (2019), Consistency of ELBO maximization for model selection, arXiv:1810.11859; Bishop
+(1999), Variational Principal Components (the updates); Bishop (2006), Pattern Recognition and Machine Learning, 10.2.
+
+**Differs:** the criterion is the paper's; the updates of probabilistic PCA are derived here, its pages not being at
+hand. Rows are centred on their mean, which is not integrated out. s is in units of the columns' pooled standard
+deviation. Gaussian mixtures are scikit-learn's (alpha = 1): its bound drops terms that depend on K, put back by
+`mixture_elbo`; its `reg_covar` counts as scatter that the data lack. No log K! is added for relabelled components.
+
+**Fails when:** the mean-field gap grows with K (rank is chosen too small on few rows), or one start misses the optimum
+(mixtures: raise the estimator's `n_init`).
+
+**Cost:** O(N D^2) once and O(D^2 K + K^3) an update of probabilistic PCA, whatever N; mixtures as scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import digamma, gammaln, multigammaln, softmax
+from sklearn.base import BaseEstimator, DensityMixin, clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import BayesianGaussianMixture
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mixwell.core.method import method
+from mixwell.density._options import Configured
+
+Array = np.ndarray
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of the selection."""
+
+    estimator: Any = None  # None: probabilistic PCA; or a BayesianGaussianMixture; or one with n_components and elbo_
+    n_components: int | Sequence[int] | None = None  # ranks or K to try; None: ranks 0..D-1 (at most N-1), K 1..10
+    log_prior: Literal["uniform", "geometric"] | Sequence[float] = "uniform"  # log pi_K; geometric: -K log 2
+    alpha: float = 1.0  # exponent of the likelihood, above 0 up to 1; PCA only
+    loading_scale: float = 1.0  # s: prior standard deviation of W, in pooled standard deviations of the columns
+    noise_variance: float | None = None  # 1 / tau where it is known, in squared units of X
+    noise_prior: tuple[float, float] = (1e-3, 1e-3)  # a, b of tau's gamma prior, in pooled variances
+    tol: float = 1e-8  # stop when an update gains less, in nats a row
+    max_iter: int = 2000  # updates of a rank
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1 or self.loading_scale <= 0 or min(self.noise_prior) <= 0:
+            raise ValueError(f"alpha is {self.alpha}, loading_scale {self.loading_scale}, noise_prior "
+                             f"{self.noise_prior}; expected above 0 up to 1, above 0, above 0")
+        if (self.noise_variance is not None and self.noise_variance <= 0) or self.tol < 0 or self.max_iter < 1:
+            raise ValueError(f"noise_variance is {self.noise_variance}, tol {self.tol}, max_iter {self.max_iter}; "
+                             "expected above 0 (or None), at least 0, at least 1")
+        if isinstance(self.log_prior, str) and self.log_prior not in ("uniform", "geometric"):
+            raise ValueError(f"log_prior is {self.log_prior!r}; expected 'uniform', 'geometric' or one number a model")
+        if self.alpha != 1 and self.estimator is not None:
+            raise ValueError(f"alpha is {self.alpha}; expected 1 with an estimator, whose own bound is not tempered")
+
+
+class State(NamedTuple):
+    """q(W) and q(tau) of rows in units of their pooled standard deviation."""
+
+    W_DK: Array  # E[W]
+    V_KK: Array  # covariance of every row of W
+    tau: float  # E[tau]
+
+
+@dataclass(frozen=True)
+class PCA:
+    """Variational posterior of probabilistic PCA; `history` is the ELBO after every update, in nats over all rows."""
+
+    mean_D: Array
+    loadings_DK: Array  # E[W]
+    spread_KK: Array  # V, the covariance of every row of W
+    noise_variance: float  # 1 / E[tau]
+    history: list[float]
+
+    @property
+    def elbo(self) -> float:
+        """The bound that was reached."""
+        return self.history[-1]
+
+    @property
+    def covariance_DD(self) -> Array:
+        """E[W W^T] + I / E[tau]."""
+        own = float(np.trace(self.spread_KK)) + self.noise_variance
+        return self.loadings_DK @ self.loadings_DK.T + own * np.eye(len(self.mean_D))
+
+    def score_samples(self, X: Array) -> Array:
+        """Log density (N,) of the normal with this mean and covariance, in nats."""
+        root_DD = np.linalg.cholesky(self.covariance_DD)
+        z_DN = np.linalg.solve(root_DD, (X - self.mean_D).T)
+        return -0.5 * (z_DN**2).sum(0) - np.log(np.diag(root_DD)).sum() - 0.5 * len(root_DD) * LOG_2PI
+
+
+def choose(elbos: Sequence[float], log_prior: Sequence[float] | None = None) -> tuple[int, Array]:
+    """Index of the largest ELBO + log prior (the first of equals), and the models' weights (M,)."""
+    elbo_M = np.asarray(elbos, dtype=np.float64)
+    prior_M = np.zeros_like(elbo_M) if log_prior is None else np.asarray(log_prior, dtype=np.float64)
+    if elbo_M.ndim != 1 or not len(elbo_M) or prior_M.shape != elbo_M.shape:
+        raise ValueError(f"got bounds of shape {elbo_M.shape} and log priors of shape {prior_M.shape}; expected one or "
+                         "more, and as many of each")
+    if not np.isfinite(elbo_M).all() or not np.isfinite(prior_M.max()):
+        raise ValueError(f"got bounds {elbo_M.tolist()} and log priors {prior_M.tolist()}; expected finite numbers (a "
+                         "prior may be -inf)")
+    total_M = elbo_M + prior_M
+    return int(total_M.argmax()), softmax(total_M)
+
+
+def update(state: State, gram_DD: Array, rows: int, known: float | None, config: Config) -> tuple[State, float]:
+    """q(Z), then q(W), then q(tau), each at its best given the others; and the ELBO of all three, in nats."""
+    W_DK, V_KK, tau = state
+    D, K = W_DK.shape
+    C_KK = np.linalg.inv(np.eye(K) + tau * (W_DK.T @ W_DK + D * V_KK))
+    XZ_DK = tau * gram_DD @ W_DK @ C_KK
+    ZZ_KK = tau * C_KK @ W_DK.T @ XZ_DK + rows * C_KK
+    prior = config.loading_scale**2
+    V_KK = np.linalg.inv(np.eye(K) / prior + config.alpha * tau * ZZ_KK)
+    W_DK = config.alpha * tau * XZ_DK @ V_KK
+    WW_KK = W_DK.T @ W_DK + D * V_KK
+    error = float(np.trace(gram_DD) - 2 * (W_DK * XZ_DK).sum() + (WW_KK * ZZ_KK).sum())
+    tau, log_tau, kl_tau = _noise(error, rows * D, known, config)
+    fit = 0.5 * (rows * D * (log_tau - LOG_2PI) - tau * error)
+    kl_Z = 0.5 * (np.trace(ZZ_KK) - rows * K - rows * np.linalg.slogdet(C_KK)[1])
+    kl_W = 0.5 * (np.trace(WW_KK) / prior - D * K - D * np.linalg.slogdet(V_KK / prior)[1])
+    return State(W_DK, V_KK, tau), float(config.alpha * (fit - kl_Z) - kl_W - kl_tau)
+
+
+def _noise(error: float, size: int, known: float | None, config: Config) -> tuple[float, float, float]:
+    """E[tau], E[log tau] and KL(q(tau), prior) given E|X - Z W^T|^2 over `size` numbers."""
+    if known is not None:
+        return known, math.log(known), 0.0
+    a0, b0 = config.noise_prior
+    a, b = a0 + 0.5 * config.alpha * size, b0 + 0.5 * config.alpha * error
+    kl = (a - a0) * digamma(a) - gammaln(a) + gammaln(a0) + a0 * math.log(b / b0) + a * (b0 / b - 1)
+    return a / b, float(digamma(a)) - math.log(b), float(kl)
+
+
+def fit_pca(x_ND: Array, rank: int, config: Config) -> PCA:
+    """Coordinate ascent from the maximum likelihood solution."""
+    N, D = x_ND.shape
+    mean_D = x_ND.mean(0)
+    centred_ND = x_ND - mean_D
+    unit = math.sqrt(float((centred_ND**2).mean())) or 1.0
+    gram_DD = centred_ND.T @ centred_ND / unit**2
+    known = None if config.noise_variance is None else unit**2 / config.noise_variance
+    state, history = _start(gram_DD / N, rank, known), []
+    for _ in range(config.max_iter):
+        state, elbo = update(state, gram_DD, N, known, config)
+        history.append(elbo - config.alpha * N * D * math.log(unit))
+        if len(history) > 1 and history[-1] - history[-2] <= config.tol * N:
+            break
+    else:
+        warnings.warn(f"rank {rank} did not converge in {config.max_iter} updates; raise max_iter or tol",
+                      ConvergenceWarning, stacklevel=2)
+    return PCA(mean_D, unit * state.W_DK, unit**2 * state.V_KK, unit**2 / state.tau, history)
+
+
+def _start(covariance_DD: Array, rank: int, known: float | None) -> State:
+    """Loadings and precision of maximum likelihood, kept away from zero."""
+    values_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    values_D = np.maximum(values_D, 1e-9)
+    rest = len(values_D) - rank
+    noise = 1 / known if known is not None else values_D[:rest].mean() if rest else 0.5 * values_D[0]
+    own_K = values_D[rest:]
+    W_DK = vectors_DD[:, rest:] * np.sqrt(np.maximum(own_K - noise, 0.01 * own_K))
+    return State(W_DK, np.zeros((rank, rank)), float(1 / noise))
+
+
+def mixture_elbo(model: BayesianGaussianMixture, rows: int) -> float:
+    """The bound of a fitted scikit-learn mixture with the constants that its `lower_bound_` leaves out, in nats.
+
+    Wants covariance_type="full" and weight_concentration_prior_type="dirichlet_distribution" (`ValueError`).
+    """
+    if model.covariance_type != "full" or model.weight_concentration_prior_type != "dirichlet_distribution":
+        raise ValueError(f"got covariance_type={model.covariance_type!r}, weight_concentration_prior_type="
+                         f"{model.weight_concentration_prior_type!r}; expected 'full' and 'dirichlet_distribution'")
+    K, D = model.means_.shape
+    concentration, dof = model.weight_concentration_prior_, model.degrees_of_freedom_prior_
+    pi_terms = 0.25 * D * (D - 1) * math.log(math.pi)  # scikit-learn's gamma functions come without
+    wishart = 0.5 * dof * (np.linalg.slogdet(model.covariance_prior_)[1] - D * math.log(2)) \
+        - multigammaln(0.5 * dof, D) + pi_terms
+    weights = gammaln(K * concentration) - K * gammaln(concentration)
+    prior = weights + K * (wishart + 0.5 * D * math.log(model.mean_precision_prior_))
+    return float(model.lower_bound_ + prior - 0.5 * rows * D * LOG_2PI)
+
+
+@method(
+    title="ELBO selection",
+    paper="Consistency of ELBO maximization for model selection",
+    year=2019,
+    tags={"estimator", "density", "selection"},
+)
+class ElboSelection(DensityMixin, Configured, BaseEstimator, config=Config):
+    """Fits every model of a list by variational Bayes and keeps the one of largest ELBO + log prior; see `Config`.
+
+    Fitted: `elbos_` (number -> nats over all rows), `weights_` of the models in that order, `n_components_` and `best_`
+    (a `PCA`, or the estimator).
+    """
+
+    def fit(self, X: Any, y: Any = None) -> ElboSelection:
+        """Fit all to X (N, D) and choose; returns self."""
+        config = self._config()
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        numbers = self._numbers(config, *X.shape)
+        fitted = {k: fit_pca(X, k, config) if config.estimator is None
+                  else clone(config.estimator).set_params(n_components=k).fit(X) for k in numbers}
+        self.elbos_ = {k: _bound(model, len(X)) for k, model in fitted.items()}
+        log_prior = config.log_prior
+        if isinstance(log_prior, str):
+            log_prior = [-k * math.log(2) if log_prior == "geometric" else 0.0 for k in numbers]
+        index, self.weights_ = choose(list(self.elbos_.values()), log_prior)
+        self.n_components_ = numbers[index]
+        self.best_ = fitted[self.n_components_]
+        return self
+
+    @staticmethod
+    def _numbers(config: Config, N: int, D: int) -> list[int]:
+        if config.estimator is None:
+            lowest, highest, default = 0, D, range(min(D, N))
+        else:
+            lowest, highest, default = 1, N, range(1, min(N, 10) + 1)
+        given: Any = default if config.n_components is None else config.n_components
+        numbers: list[int] = [int(given)] if isinstance(given, (int, np.integer)) else list(given)
+        if not numbers or min(numbers) < lowest or max(numbers) > highest or len(set(numbers)) < len(numbers):
+            raise ValueError(f"n_components is {numbers}; expected different numbers from {lowest} to {highest}")
+        return numbers
+
+    def score_samples(self, X: Any) -> Array:
+        """Log density (N,) by the chosen model, in nats."""
+        check_is_fitted(self, "best_")
+        return self.best_.score_samples(validate_data(self, X, dtype=np.float64, reset=False))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log density by the chosen model, in nats."""
+        return float(self.score_samples(X).mean())
+
+
+def _bound(model: Any, rows: int) -> float:
+    if isinstance(model, PCA):
+        return model.elbo
+    if isinstance(model, BayesianGaussianMixture):
+        return mixture_elbo(model, rows)
+    if not hasattr(model, "elbo_"):
+        raise ValueError(f"{type(model).__name__} has no elbo_ after fit; expected a BayesianGaussianMixture or an "
+                         "estimator with one, in nats over all rows and with all constants")
+    return float(model.elbo_)
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Rows in six dimensions around a plane."""
+    z_NK = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    W_KD = 2.0 * torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    x_ND = z_NK @ W_KD + 0.5 * torch.randn(200, 6, generator=generator, dtype=torch.float64)
+    return {"estimator": ElboSelection(), "X": x_ND.numpy()}

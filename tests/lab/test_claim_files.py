@@ -16,7 +16,7 @@ import torch
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, Outcome
 from mixwell.lab.claims import claims
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lab.claims.experts._synthetic import Clusters, fixed
 
 SAVED = Path(__file__).parents[2] / "docs" / "evidence"

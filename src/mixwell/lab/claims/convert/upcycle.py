@@ -16,7 +16,7 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import BITS, no_worse, provided
+from mixwell.lab.claims._judging import BITS, no_worse, provided
 from mixwell.lab.claims.experts._language import dense
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import provided
+from mixwell.lab.claims._judging import provided
 from mixwell.lab.claims.experts._synthetic import Clusters, build, error, fit
 
 

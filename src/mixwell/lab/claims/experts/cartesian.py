@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.routing import Context, Routing
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lm.evaluate import evaluate
 
 TOKENS = 150_000

@@ -13,7 +13,7 @@ import torch
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import ERROR
+from mixwell.lab.claims._judging import ERROR
 from mixwell.lab.claims.experts._synthetic import DIM, TOP2, Batch, Draw, errors
 
 CODES = tuple(tuple(task >> bit & 1 for bit in range(3)) for task in range(8))

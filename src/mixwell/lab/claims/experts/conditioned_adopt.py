@@ -15,7 +15,7 @@ from torch import Tensor
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import ERROR
+from mixwell.lab.claims._judging import ERROR
 from mixwell.lab.claims.experts._synthetic import DIM, TOP2, Batch, Draw, build, error, fit, fixed
 
 SEEN, NEW = 9, 9

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lab.claims.experts._language import SWITCH, TOKENS, bits, log_scatter_ratio
 
 

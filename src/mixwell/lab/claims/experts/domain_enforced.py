@@ -21,7 +21,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import provided
+from mixwell.lab.claims._judging import provided
 from mixwell.lab.claims.experts._synthetic import build
 
 DOMAINS, WORDS, TOPICS, LENGTH, DIM, STEPS = 4, 200, 20, 6, 32, 200

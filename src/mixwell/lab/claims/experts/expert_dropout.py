@@ -14,7 +14,7 @@ from typing import Any
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import ERROR
+from mixwell.lab.claims._judging import ERROR
 from mixwell.lab.claims.experts._synthetic import TOP2, few_data_errors
 
 CLUSTERED: Mapping[str, Any] = {

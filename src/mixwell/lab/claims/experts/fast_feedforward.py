@@ -18,8 +18,8 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
+from mixwell.lab.claims._judging import provided
 from mixwell.lab.claims.experts._digits import accuracy, fitted, images
-from mixwell.lab.claims.experts._judging import provided
 
 PLAIN: dict[str, Any] = {"hidden_dim": 8, "depth": 3}
 BOTH: dict[str, Any] = {**PLAIN, "balance": {"switch": 0.01}, "master_dim": 8}

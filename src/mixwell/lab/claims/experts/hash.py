@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import VOCAB_SIZE, Bench
-from mixwell.lab.claims.experts._judging import BITS, provided
+from mixwell.lab.claims._judging import BITS, provided
 from mixwell.lab.claims.experts._language import SWITCH, bits, dense
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import BITS, provided
+from mixwell.lab.claims._judging import BITS, provided
 from mixwell.lab.claims.experts._language import bits, probe
 
 TOKENS = 150_000

@@ -19,7 +19,7 @@ from mixwell.core.kernels import swiglu
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context, combine, dispatch, plan
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import ERROR
+from mixwell.lab.claims._judging import ERROR
 from mixwell.lab.claims.experts._synthetic import TOP1, Clusters, build, error, fit, fixed
 
 

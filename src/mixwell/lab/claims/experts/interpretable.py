@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lab.claims.experts._language import Seen, bits, probe
 
 TOKENS = 150_000

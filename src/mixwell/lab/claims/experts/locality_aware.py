@@ -13,7 +13,7 @@ from torch import nn
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lab.claims.experts._synthetic import Batch, Clusters, build, fit, test
 
 NODES, EXPERTS = 4, 16

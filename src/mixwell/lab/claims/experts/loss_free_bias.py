@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lab.claims.experts._synthetic import TOP2, balance_and_error
 
 

@@ -20,7 +20,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 
 PATCHES, WIDTH, LARGEST = 16, 32, 4096
 

@@ -19,7 +19,7 @@ from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import provided
+from mixwell.lab.claims._judging import provided
 
 DIM, K, TOKENS = 64, 16, 16
 

@@ -18,7 +18,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.experts.policy import Config, GaussianMixturePolicy, expert_loss, gate_loss
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import provided
+from mixwell.lab.claims._judging import provided
 
 PEAK, WIDTH, ALPHA = 0.6, 0.2, 0.05
 

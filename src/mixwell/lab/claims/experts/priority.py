@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import ERROR
+from mixwell.lab.claims._judging import ERROR
 from mixwell.lab.claims.experts._synthetic import TOP1, Clusters, errors
 
 

@@ -13,7 +13,7 @@ import statistics
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.experts.layers.residual_moe import pyramid
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import BITS, provided
+from mixwell.lab.claims._judging import BITS, provided
 from mixwell.lab.claims.experts._language import bits
 
 TOKENS = 150_000

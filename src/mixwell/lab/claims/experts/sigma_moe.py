@@ -12,7 +12,7 @@ import statistics
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import BITS
+from mixwell.lab.claims._judging import BITS
 from mixwell.lab.claims.experts._language import bits
 
 TOKENS = 150_000

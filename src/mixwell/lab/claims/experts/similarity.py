@@ -13,7 +13,7 @@ from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import provided
+from mixwell.lab.claims._judging import provided
 from mixwell.lab.claims.experts._language import DEEP, TOKENS
 
 

@@ -16,7 +16,7 @@ from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lab.claims.experts._synthetic import TOP1, Clusters, build, error, fit, imbalance
 
 STEPS = 500

@@ -15,8 +15,8 @@ from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.lab.bench import Bench
+from mixwell.lab.claims._judging import provided
 from mixwell.lab.claims.experts._digits import PATCHES, WIDTH, Reader, accuracy, fitted, images
-from mixwell.lab.claims.experts._judging import provided
 
 SOFT = {"num_experts": 16, "hidden_dim": 32, "max_positions": PATCHES}
 TOP1 = {"num_experts": 16, "hidden_dim": 43, "router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}

@@ -17,8 +17,8 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
+from mixwell.lab.claims._judging import provided
 from mixwell.lab.claims.experts._digits import images
-from mixwell.lab.claims.experts._judging import provided
 
 EXPERTS, PLACES, SIDE, STEPS = 4, 9, 16, 1500
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import BITS, no_worse, provided
+from mixwell.lab.claims._judging import BITS, no_worse, provided
 from mixwell.lab.claims.experts._language import TOKENS, bits, dense
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lab.claims.experts._synthetic import TOP2, Clusters, build, error, errors, fit, test
 
 

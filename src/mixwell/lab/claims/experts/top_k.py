@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import BITS
+from mixwell.lab.claims._judging import BITS
 from mixwell.lab.claims.experts._language import SWITCH, bits, dense
 
 

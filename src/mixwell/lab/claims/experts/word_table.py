@@ -17,7 +17,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import provided
+from mixwell.lab.claims._judging import provided
 from mixwell.lab.claims.experts._synthetic import TOP1, build
 
 DIM, ENTITIES, RELATIONS, VALUES = 32, 256, 8, 64

@@ -10,7 +10,7 @@ from __future__ import annotations
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import no_worse, provided
+from mixwell.lab.claims._judging import no_worse, provided
 from mixwell.lab.stages.convert import held_out
 from mixwell.lm.receipt import measure
 from mixwell.precision.int8 import Config, int8

@@ -12,7 +12,7 @@ import statistics
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims.experts._judging import BITS, provided
+from mixwell.lab.claims._judging import BITS, provided
 from mixwell.lab.claims.experts._language import bits, dense
 
 TOKENS = 200_000

@@ -1,4 +1,4 @@
-"""What the claims of this folder share when they judge."""
+"""What claims share when they judge."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_ten_kills_change_no_bit(tmp_path, start):
             break
         number += 1
         out = tmp_path / f"killed-{number}"
-    assert len(places) >= 4, "the kills all landed in the same few moments"
+    assert len(places) >= 3, "the kills all landed in the same few moments"
 
 
 def test_another_seed_gives_other_weights(tmp_path, start):

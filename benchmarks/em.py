@@ -77,8 +77,8 @@ class Pomegranate:
         covariances = 1 / options["precisions_init"] if kind == "diag" else np.linalg.inv(options["precisions_init"])
         parts = [Normal(means=torch.from_numpy(m.copy()), covs=torch.from_numpy(c.astype(m.dtype)),
                         covariance_type=kind) for m, c in zip(options["means_init"], covariances)]
-        self.model = GeneralMixtureModel(parts, priors=torch.from_numpy(options["weights_init"].copy()), max_iter=iterations,
-                                         tol=-np.inf)
+        self.model = GeneralMixtureModel(parts, priors=torch.from_numpy(options["weights_init"].copy()),
+                                         max_iter=iterations, tol=-np.inf)
 
     def fit(self, x: np.ndarray) -> None:
         self.model.fit(torch.from_numpy(x))

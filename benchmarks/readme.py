@@ -57,19 +57,28 @@ def moe_layer(data: dict[str, Any]) -> list[str]:
 
 
 def em(data: dict[str, Any]) -> list[str]:
-    """Gaussian mixtures beside scikit-learn."""
-    lines = ["**Gaussian mixtures** beside scikit-learn: ten EM iterations from the same start, 32 components:", "",
-             "| 200,000 x 16, | covariances | mixwell, s | scikit-learn, s | ratio (medians) | of GEMM rate | "
-             "log-likelihoods differ by |", "|---|---|---|---|---|---|---|"]
+    """Gaussian mixtures beside scikit-learn and pomegranate."""
+    versions, missing = data["versions"], data["missing"]
+    lines = [f"**Gaussian mixtures** beside scikit-learn {versions['scikit-learn']} and pomegranate "
+             f"{versions['pomegranate']}: ten EM iterations over 200,000 x 16 from the same start, 32 components; "
+             "medians:", "",
+             "| type | covariances | mixwell, s | scikit-learn, s | ratio | pomegranate's | of GEMM rate | "
+             "log-likelihood apart from scikit-learn's |", "|---|---|---|---|---|---|---|---|"]
     for fit in data["fits"]:
-        lines.append(f"| {fit['dtype']} | {fit['covariance_type']} | {fit['mixwell_s']['median']:.2f} | "
-                     f"{fit['sklearn_s']['median']:.2f} | {fit['ratio_of_median']:.1f}x | "
-                     f"{fit['share_of_product_rate']:.0%} | {fit['log_likelihood_difference']:.0e} |")
+        ours = fit["mixwell_s"]["median"]
+        other = f"{fit['pomegranate_s']['median'] / ours:.1f}x" if "pomegranate_s" in fit else \
+            "fails" if "pomegranate_failed" in fit else ""
+        lines.append(f"| {fit['dtype']} | {fit['covariance_type']} | {ours:.2f} | {fit['sklearn_s']['median']:.2f} | "
+                     f"{fit['ratio_of_median']:.1f}x | {other} | {fit['share_of_product_rate']:.0%} | "
+                     f"{fit['log_likelihood_difference']:.0e} |")
     stream, thin = data["stream"], data["thin"]
+    holes, whole = (1e3 * missing[f"{name}_s_per_step"] for name in ("with_holes", "whole"))
     return [*lines, "", f"Where components are so thin that steps are redone in float64, full float32 is "
             f"{thin['ratio_of_median']:.1f}x. {stream['rows']:,} x {stream['columns']} streamed from disk: "
-            f"{stream['seconds_per_pass']:.1f} s a pass in {stream['peak_rss_gib']:.2f} GiB. `python benchmarks/em.py "
-            f"--stream 10000000` with {data['threads']} threads, scikit-learn {data['versions']['scikit-learn']}."]
+            f"{stream['seconds_per_pass']:.1f} s a pass in {stream['peak_rss_gib']:.2f} GiB. A tenth of "
+            f"{missing['rows']:,} x {missing['columns']} float64 values missing, in {missing['patterns']} patterns: "
+            f"{holes:.0f} ms a step, {whole:.0f} without holes ({missing['components']} components). "
+            f"`python benchmarks/em.py --stream 10000000` with {data['threads']} threads."]
 
 
 def claims(rooms: dict[str, dict[str, Any]]) -> list[str]:

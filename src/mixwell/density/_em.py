@@ -117,7 +117,8 @@ def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
         if assign is not None:
             params = new  # their means are an accurate origin for the careful way
     else:
-        family.refuse(new)
+        if assign is None:  # a start may still be given better values
+            family.refuse(new)
     return new, tally.log_likelihood_S / tally.weight
 
 

@@ -42,6 +42,13 @@ def _sums(x_BD: Tensor, weight_B1: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     return weight_BD.sum(0).expand(x_BD.shape[1]), weighted_BD.sum(0), (weighted_BD * x_BD).sum(0)
 
 
+def _moments(count_D: Tensor, first_D: Tensor, second_D: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance from sums; a variance that is rounding alone is zero."""
+    mean, square = (total / count_D.clamp(min=1e-300) for total in (first_D, second_D))
+    variance = (square - mean**2).clamp(min=0)
+    return mean, torch.where(variance <= 1e-14 * square, 0.0, variance)
+
+
 class Frame(NamedTuple):
     """Standardised coordinates `z = (x - shift) * scale`; scales are powers of two, so that they round nothing."""
 
@@ -50,25 +57,27 @@ class Frame(NamedTuple):
     variance_D: Tensor  # of the data, in their own units
 
     @classmethod
-    def of(cls, rows: Rows, weights_N: Tensor | None, kind: str, floor: float) -> Frame:
-        """Mean and spread of the observed values; one spread for all columns where components are spherical."""
+    def of(cls, rows: Rows, weights_N: Tensor | None, kind: str, floor: float, whole: bool = False) -> Frame:
+        """Mean and spread of the observed values; one spread for all columns where components are spherical.
+
+        Of a stream the first rows do, unless the `whole` is asked for or a column hardly varies in them: only the
+        conditioning depends on it.
+        """
         sums = [torch.zeros(rows.n_columns, dtype=torch.float64, device=rows.device)] * 3
         origin = None
         for start, chunk in rows.chunks():
             for part in chunk.split(1 << 16):
-                if origin is None:
-                    origin = rows.processes.first(torch.nan_to_num(part[0].double()))
                 w = None if weights_N is None else weights_N[start : start + len(part), None]
+                if origin is None:
+                    count, first, _ = _sums(part.double(), w)
+                    origin = rows.processes.first(first / count.clamp(min=1e-300))
                 start += len(part)
                 sums = [a + b for a, b in zip(sums, _sums(part.double() - origin, w))]
-            count, first, second = sums
-            if rows.streamed and float(count.min()) >= 1 << 16:
-                break  # only the conditioning depends on it; not worth a pass over the disk
+            if rows.streamed and not whole and float(sums[0].min()) >= 1 << 16 and bool(
+                    (_moments(*sums)[1] > floor).all()):
+                break
         assert origin is not None
-        count, first, second = rows.processes.total(sums)
-        mean = first / count.clamp(min=1e-300)
-        variance = (second / count.clamp(min=1e-300) - mean**2).clamp(min=0)
-        variance = torch.where(variance <= 1e-14 * (second / count.clamp(min=1e-300)), 0.0, variance)
+        mean, variance = _moments(*rows.processes.total(sums))
         return cls.from_moments(mean + origin, variance, kind, floor)
 
     @classmethod
@@ -77,7 +86,8 @@ class Frame(NamedTuple):
         spread = variance_D.mean().expand_as(variance_D) if kind == "spherical" else variance_D
         spread = spread + max(floor, 1e-300)
         scale = torch.exp2(-torch.round(0.5 * torch.log2(spread)))
-        return cls(mean_D.float().double(), scale, variance_D)
+        shift = mean_D.float().double()  # a short number, which differences with float32 rows keep exact
+        return cls(torch.where(shift.isfinite(), shift, mean_D), scale, variance_D)
 
 
 class Gaussian(Family):

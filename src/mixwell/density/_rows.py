@@ -18,6 +18,7 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.density._processes import Alone
 
+IN_MEMORY_BYTES = 1 << 28  # memory maps up to this size are arrays like others
 READ_ROWS = 1 << 17  # rows read from disk at a time: large enough to be fast, 64 MiB at 64 double columns
 
 
@@ -42,6 +43,7 @@ class Rows:
     device: torch.device = torch.device("cpu")
     names: Sequence[str] | None = None
     processes: Alone = Alone()  # among which the table is spread
+    allow_nan = True  # whether NaN is a missing value, or an error
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of contiguous chunks that fit into memory."""
@@ -73,6 +75,24 @@ class Rows:
     def streamed(self) -> bool:
         """Whether the rows are read from disk again at every pass."""
         return False
+
+
+class StreamRows(Rows):
+    """Rows that are read from disk again at every pass, and looked at as they come."""
+
+    def read(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of chunks, whatever they hold."""
+        raise NotImplementedError
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        for start, chunk in self.read():
+            if not bool(chunk.sum().isfinite()):
+                refuse_infinite(chunk, start, self.names, self.allow_nan)
+            yield start, chunk
+
+    @property
+    def streamed(self) -> bool:
+        return True
 
 
 def _has_nan(chunk: Tensor) -> bool:
@@ -155,10 +175,11 @@ class ArrayRows(Rows):
     def _whole(self) -> bool:
         """Whether the array can be seen as one tensor."""
         x = self._x
-        return isinstance(x, Tensor) or (x.flags.writeable and x.dtype.isnative and min(x.strides, default=0) >= 0)
+        return isinstance(x, Tensor) or (x.flags.writeable and x.dtype.isnative
+                                         and all(s >= 0 and s % x.itemsize == 0 for s in x.strides))
 
 
-class MemmapRows(Rows):
+class MemmapRows(StreamRows):
     """A numpy memory map, opened anew for every chunk so that pages already read do not stay resident."""
 
     def __init__(self, x: np.memmap) -> None:
@@ -169,7 +190,7 @@ class MemmapRows(Rows):
         self.n_rows, self.n_columns = x.shape
         self.dtype = torch.float32 if x.dtype == np.float32 else torch.float64
 
-    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+    def read(self) -> Iterator[tuple[int, Tensor]]:
         row = self.n_columns * self._kind.itemsize
         with open(self._file, "rb", buffering=0) as file:
             for start in range(0, self.n_rows, READ_ROWS):
@@ -180,56 +201,61 @@ class MemmapRows(Rows):
                     raise MixwellError(f"{self._file} ends before row {start + rows}; write it again.")
                 yield start, torch.from_numpy(part.reshape(rows, self.n_columns))
 
-    @property
-    def streamed(self) -> bool:
-        return True
 
+class ParquetRows(StreamRows):
+    """The numeric columns of one or several Parquet files with the same columns; nulls are missing values.
 
-class ParquetRows(Rows):
-    """The numeric columns of one or several Parquet files with the same columns; nulls are missing values."""
+    What pandas wrote as an index is left out, as where pandas reads the file.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            self._files = [pq.ParquetFile(path) for path in paths]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise MixwellError(f"cannot read {paths[0]} as Parquet: {error}.") from error
-        schema = self._files[0].schema_arrow
-        for path, file in zip(paths, self._files):
-            if file.schema_arrow.names != schema.names:
-                raise MixwellError(f"{path} has other columns than {paths[0]}; expected {', '.join(schema.names)}.")
-        for field in schema:
-            if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or
-                    pa.types.is_boolean(field.type)):
-                raise MixwellError(f"column {field.name!r} of {paths[0]} is {field.type}; expected numbers. "
-                                   "Leave it out or encode it first.")
-        single = all(field.type in (pa.float32(), pa.float16()) for field in schema)
+        self._files: list[pq.ParquetFile] = []
+        fields: list[pa.Field] = []
+        self.names: list[str] = []
+        for path in paths:
+            try:
+                file = pq.ParquetFile(path)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise MixwellError(f"cannot read {path} as Parquet: {error}.") from error
+            schema = file.schema_arrow
+            index = [c for c in (schema.pandas_metadata or {}).get("index_columns", []) if isinstance(c, str)]
+            own = [field for field in schema if field.name not in index]
+            names = [field.name for field in own]
+            if self._files and names != self.names:
+                raise MixwellError(f"{path} has other columns than {paths[0]}; expected {', '.join(self.names)}.")
+            for field in own:
+                if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or
+                        pa.types.is_boolean(field.type)):
+                    raise MixwellError(f"column {field.name!r} of {path} is {field.type}; expected numbers. "
+                                       "Leave it out or encode it first.")
+            self.names, fields = names, fields + own
+            self._files.append(file)
+        single = all(field.type in (pa.float32(), pa.float16()) for field in fields)
         self.dtype = torch.float32 if single else torch.float64
-        self.names, self.n_columns = list(schema.names), len(schema.names)
+        self.n_columns = len(self.names)
         self.n_rows = sum(file.metadata.num_rows for file in self._files)
 
-    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+    def read(self) -> Iterator[tuple[int, Tensor]]:
         kind = np.float32 if self.dtype == torch.float32 else np.float64
         start = 0
         for file in self._files:
-            for batch in file.iter_batches(batch_size=READ_ROWS):
+            for batch in file.iter_batches(batch_size=READ_ROWS, columns=self.names):
                 part = np.empty((batch.num_rows, self.n_columns), kind)
-                for j, column in enumerate(batch.columns):
-                    part[:, j] = column.to_numpy(zero_copy_only=False)
+                for j, name in enumerate(self.names):
+                    part[:, j] = batch.column(name).to_numpy(zero_copy_only=False)
                 yield start, torch.from_numpy(part)
                 start += batch.num_rows
-
-    @property
-    def streamed(self) -> bool:
-        return True
 
 
 def open_rows(source: Any) -> Rows | None:
     """Rows from a memory map, a `.npy` or Parquet path, a folder of Parquet files or a list of them; else None."""
     if isinstance(source, np.memmap):
-        return MemmapRows(source) if _streamable(source) else None
+        # a private copy's changes are not on disk; small ones (joblib makes them of arrays) are read as arrays
+        large = source.mode != "c" and source.nbytes > IN_MEMORY_BYTES
+        return MemmapRows(source) if large and _streamable(source) else None
     many = isinstance(source, (list, tuple)) and len(source) > 0 and all(isinstance(p, (str, Path)) for p in source)
     if not many and not isinstance(source, (str, Path)):
         return None
@@ -243,7 +269,10 @@ def open_rows(source: Any) -> Rows | None:
         if not paths:
             raise MixwellError(f"{folder} holds no .parquet file.")
     if len(paths) == 1 and paths[0].suffix == ".npy":
-        mapped = np.load(paths[0], mmap_mode="r", allow_pickle=False)
+        try:
+            mapped = np.load(paths[0], mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise MixwellError(f"cannot read {paths[0]} as a .npy file of numbers: {error}.") from error
         if not _streamable(mapped):
             raise MixwellError(f"{paths[0]} holds {mapped.dtype} of shape {mapped.shape}; expected a 2-D C-ordered "
                                "float32 or float64 array.")
@@ -273,14 +302,18 @@ def tensor_rows(x: Tensor, allow_nan: bool) -> Rows:
     return rows
 
 
+def refuse_infinite(chunk: Tensor, start: int, names: Sequence[str] | None, allow_nan: bool) -> None:
+    """Name the first value that no density can take, if there is one."""
+    found = (chunk.isinf() if allow_nan else ~chunk.isfinite()).nonzero()
+    if len(found):
+        row, column = found[0].tolist()
+        name = column if names is None else repr(names[column])
+        raise ValueError(f"Input X contains {'NaN' if bool(chunk[row, column].isnan()) else 'infinity'}: row "
+                         f"{start + row}, column {name}. Remove or replace it.")
+
+
 def locate_infinite(rows: Rows) -> None:
-    """Name the first value that no density can take."""
+    """Say why a log-likelihood is not finite."""
     for start, chunk in rows.chunks():
-        bad = (chunk.isinf() | chunk.isnan()).nonzero()
-        infinite = chunk.isinf().nonzero()
-        if len(infinite) or len(bad):
-            row, column = (infinite if len(infinite) else bad)[0].tolist()
-            name = column if rows.names is None else repr(rows.names[column])
-            raise ValueError(f"Input X contains {'infinity' if len(infinite) else 'NaN'}: row {start + row}, column "
-                             f"{name}. Remove or replace it.")
+        refuse_infinite(chunk, start, rows.names, allow_nan=False)
     raise ValueError("the log-likelihood is not finite; scale the input data or increase reg_covar.")

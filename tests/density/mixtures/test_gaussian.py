@@ -11,7 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from mixwell.density import GaussianMixture
+from mixwell.core.errors import MixwellError
+from mixwell.density import GaussianMixture, StudentTMixture, VonMisesFisherMixture
 
 try:
     import polars
@@ -412,3 +413,114 @@ def test_icl_is_bic_plus_entropy():
     model = GaussianMixture(3, random_state=0).fit(x)
     resp = model.predict_proba(x)
     assert model.icl(x) == pytest.approx(model.bic(x) - 2 * np.sum(resp * np.log(np.maximum(resp, 1e-300))))
+
+
+def test_far_rows_have_no_density_and_still_a_component():
+    x = groups()
+    far = np.array([[1e160, 0, 0], [0, 0, 0]])
+    for model in (GaussianMixture(3, random_state=0).fit(x), StudentTMixture(3, random_state=0).fit(x)):
+        score = model.score_samples(far)
+        assert score[0] == -np.inf and np.isfinite(score[1])
+        np.testing.assert_allclose(model.predict_proba(far).sum(1), 1)
+        assert set(model.predict(far)) <= {0, 1, 2}
+    single = GaussianMixture(3, random_state=0).fit(x.astype(np.float32))
+    assert single.score_samples(np.float32([[1e20, 0, 0]]))[0] == -np.inf
+    assert single.score_samples(np.float32([[1e18, 0, 0]]))[0] < -1e30
+
+
+def test_memory_maps_that_are_arrays_give_what_arrays_give(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(60_000, 2)))
+    private = np.load(tmp_path / "x.npy", mmap_mode="c")
+    private += 100
+    assert GaussianMixture(1).fit(private).means_.min() > 99
+    x = np.load(tmp_path / "x.npy")
+    shared = np.load(tmp_path / "x.npy", mmap_mode="r")  # as joblib hands arrays on
+    one, other = (fit_quietly(GaussianMixture(2, random_state=0, max_iter=2), v) for v in (x, shared))
+    np.testing.assert_array_equal(one.means_, other.means_)
+
+
+def test_parquet_columns_are_checked_by_name_type_and_file(tmp_path):
+    frame = pd.DataFrame(groups()[:, :2], columns=["a", "b"])
+    model = GaussianMixture(1).fit(frame)
+    frame[["b", "a"]].to_parquet(tmp_path / "turned.parquet")
+    with pytest.raises(ValueError, match=r"feature names should match .* expected a, b; got b, a"):
+        model.score(tmp_path / "turned.parquet")
+    frame[frame.a > 0].to_parquet(tmp_path / "indexed.parquet")
+    assert model.score(tmp_path / "indexed.parquet") == pytest.approx(model.score(frame[frame.a > 0]))
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    frame.astype(np.float32).to_parquet(folder / "1.parquet")
+    (frame + 1e8).to_parquet(folder / "2.parquet")
+    assert fit_quietly(GaussianMixture(2, random_state=0), folder).means_.dtype == np.float64
+    frame.astype(str).to_parquet(folder / "2.parquet")
+    with pytest.raises(MixwellError, match=r"column 'a' of .*2\.parquet is .*string; expected numbers"):
+        model.fit(folder)
+    (folder / "2.parquet").write_bytes(b"no")
+    with pytest.raises(MixwellError, match=r"cannot read .*2\.parquet as Parquet"):
+        model.fit(folder)
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_streams_are_looked_at_whenever_they_are_read(tmp_path):
+    x = groups()
+    model = GaussianMixture(2, random_state=0).fit(x)
+    x[7, 1] = np.inf
+    np.save(tmp_path / "x.npy", x)
+    for use in (model.predict, model.score, model.partial_fit, GaussianMixture(2, batch_size=50).fit):
+        with pytest.raises(ValueError, match="contains infinity: row 7, column 1"):
+            use(tmp_path / "x.npy")
+    x[7, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(ValueError, match="contains NaN: row 7, column 1"):
+        VonMisesFisherMixture(2, batch_size=50).fit(tmp_path / "x.npy")
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(MixwellError, match=r"cannot read .*x\.npy as a \.npy file"):
+        model.predict(tmp_path / "x.npy")
+
+
+def test_sorted_streams_know_their_whole_spread(tmp_path, recwarn):
+    x = np.random.default_rng(0).normal(size=(200_000, 2))
+    x[:140_000, 0] = 3.0
+    np.save(tmp_path / "x.npy", x)
+    for floor in ("scale", 1e-6):
+        options = {"max_iter": 1, "reg_covar": floor}
+        stream, memory = (fit_quietly(GaussianMixture(1, **options), v) for v in (tmp_path / "x.npy", x))
+        np.testing.assert_allclose(stream.covariances_, memory.covariances_, rtol=1e-9)
+    assert not [w for w in recwarn if "constant" in str(w.message)]
+
+
+def test_starts_that_cannot_be_computed(recwarn):
+    x = groups()
+    empty = x.copy()
+    empty[:, 2] = np.nan
+    with pytest.raises(ValueError, match="column 2 has no value in the 300 rows of the start"):
+        GaussianMixture(2).fit(empty)
+    with pytest.raises(ValueError, match="1 rows have a weight above 0; expected n_components=2 or more"):
+        GaussianMixture(2, init_params="random_from_data").fit(x, sample_weight=np.eye(300)[0])
+    given = {"init_params": "k-means++", "reg_covar": 0.0, "precisions_init": np.tile(np.eye(3), (2, 1, 1)),
+             "random_state": 0}
+    ours, theirs = GaussianMixture(2, **given).fit(x), Reference(2, **given).fit(x)
+    assert ours.lower_bound_ == pytest.approx(theirs.lower_bound_, abs=1e-3)
+    with pytest.raises(ValueError, match="ill-defined"):
+        GaussianMixture(2, init_params="k-means++", reg_covar=0.0).fit(x)
+
+
+def test_ranges_beyond_float32_and_a_missing_first_value(recwarn):
+    x = groups()
+    plain, large = (fit_quietly(GaussianMixture(2, reg_covar=0.0, random_state=0), v) for v in (x, x * 1e40))
+    np.testing.assert_allclose(large.means_, plain.means_ * 1e40, rtol=1e-6)
+    shifted = x + 1e8
+    shifted[0, 0] = np.nan
+    fit_quietly(GaussianMixture(1), shifted)
+    assert not [w for w in recwarn if "constant" in str(w.message)]
+    packed = np.zeros(300, [("x", "f8", (3,)), ("flag", "i1")])
+    packed["x"] = x
+    np.testing.assert_array_equal(GaussianMixture(1).fit(packed["x"]).means_, GaussianMixture(1).fit(x).means_)
+
+
+def test_a_fit_that_failed_leaves_no_columns_behind():
+    x = groups()
+    model = GaussianMixture(5)
+    with pytest.raises(ValueError, match="n_samples >= n_components"):
+        model.fit(x[:3, :2])
+    assert model.partial_fit(x).means_.shape == (5, 3)

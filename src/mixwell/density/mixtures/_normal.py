@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixwell.density._covariances import as_full, inverse_of_root, root_of_precision
 from mixwell.density._em import Family, Params
-from mixwell.density._gaussian import ILL_DEFINED, KINDS, Frame, Gaussian
+from mixwell.density._gaussian import KINDS, Frame, Gaussian
 from mixwell.density._rows import Rows
 from mixwell.density.mixtures._parts import MixtureEstimator
 
@@ -75,7 +75,7 @@ class NormalMixture(MixtureEstimator):
         return self.weights_init is not None and self.means_init is not None and self.precisions_init is not None
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
-        frame = Frame.of(rows, weights_N, self.covariance_type, self._floor())
+        frame = Frame.of(rows, weights_N, self.covariance_type, self._floor(), whole=self.reg_covar == "scale")
         self._warn_of_columns(frame, rows)
         relative = 1e-6 * frame.variance_D if self.reg_covar == "scale" else torch.zeros_like(frame.shift_D)
         regularisation = relative + self._floor()
@@ -113,8 +113,6 @@ class NormalMixture(MixtureEstimator):
         if self.precisions_init is not None:
             root = root_of_precision(kind, _tensor(self.precisions_init, frame))[None]
             params |= _framed(kind, frame, root)
-        if not bool(params["cholesky"].isfinite().all()):
-            raise ValueError(ILL_DEFINED)
         return params
 
     def _warm(self, family: Gaussian) -> Params:  # type: ignore[override]

@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from numbers import Integral, Real
-from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from mixwell.density._em import Assign, Family, Params, Run, best, climb, step
 from mixwell.density._em_kernels import posterior
 from mixwell.density._online import Online, batches
 from mixwell.density._processes import Alone, Group
+from mixwell.density._progress import Teller
 from mixwell.density._rows import ArrayRows, Piece, Rows, imputed, locate_infinite, open_rows, tensor_rows
 from mixwell.density._workers import Workers
 
@@ -117,6 +117,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         if rows is None and isinstance(X, Tensor):
             rows = tensor_rows(X, self._allow_nan)
         if rows is not None:
+            rows.allow_nan = self._allow_nan
             self._note_columns(rows, reset)
             minimum = 2 if reset else 1
             if rows.n_rows < minimum:
@@ -139,11 +140,15 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         elif rows.n_columns != self.n_features_in_:
             raise ValueError(f"X has {rows.n_columns} features, but {type(self).__name__} is expecting "
                              f"{self.n_features_in_} features as input.")
+        known = getattr(self, "feature_names_in_", None)
+        if not reset and rows.names is not None and known is not None and list(rows.names) != list(known):
+            raise ValueError("The feature names should match those that were passed during fit: expected "
+                             f"{', '.join(map(str, known))}; got {', '.join(map(str, rows.names))}.")
 
     def _weights(self, sample_weight: Any, rows: Rows) -> Tensor | None:
         if sample_weight is None:
             return None
-        weights_N = torch.as_tensor(sample_weight if isinstance(sample_weight, Tensor)
+        weights_N = torch.as_tensor(sample_weight.detach() if isinstance(sample_weight, Tensor)
                                     else np.array(sample_weight, dtype=np.float64)).double().to(rows.device)
         if weights_N.ndim == 0:
             weights_N = weights_N.expand(rows.n_rows).clone()
@@ -238,7 +243,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         batches = starts if self.verbose else [together]  # messages come one start after the other
         runs: list[Run] = []
         for number, batch in enumerate(batches):
-            told = _Teller(self.verbose, self.verbose_interval, number)
+            told = Teller(self.verbose, self.verbose_interval, number)
 
             def one_step(params: Params) -> tuple[Params, Tensor]:
                 new, bounds_S = step(workers, family, rows, weights_N, params, batch=params["weights"].numel())
@@ -268,8 +273,14 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
     def _start(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
                rng: np.random.RandomState) -> Params:
         """Parameters of one start, with a leading axis of length one."""
-        if self._start_is_given():
-            return self._refine_start(family, {})
+        params = {} if self._start_is_given() else self._computed_start(workers, family, rows, weights_N, rng)
+        params = self._refine_start(family, params)
+        if not family.trusts(params, family.levels(None)[-1]):
+            family.refuse(params)
+        return params
+
+    def _computed_start(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
+                        rng: np.random.RandomState) -> Params:
         size = self.init_size or (STREAM_START_ROWS if rows.streamed else None)
         if size is not None and size < rows.n_rows:
             chosen = np.sort(rng.choice(rows.n_rows, max(size, self.n_components), replace=False))
@@ -279,12 +290,18 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
         if rows.streamed and bool(x_ND.isinf().any()):
             locate_infinite(rows)
+        empty_D = x_ND.isnan().all(0)
+        if bool(empty_D.any()):
+            column = int(empty_D.nonzero()[0, 0])
+            name = column if rows.names is None else repr(rows.names[column])
+            raise ValueError(f"column {name} has no value in the {len(x_ND)} rows of the start; remove it, or give "
+                             "starting values.")
         x_ND = imputed(x_ND)
         few, assign, weights_N = self._assignment(x_ND, weights_N, rng)
         params, _ = step(workers, family, ArrayRows(few), weights_N, None, assign, self.n_components)
         if self.init_params in ("k-means++", "random_from_data"):
             params["weights"] = params["weights"] * self.n_components / len(x_ND)  # each point stands for itself alone
-        return self._refine_start(family, params)
+        return params
 
     def _assignment(self, x_ND: Tensor, weights_N: Tensor | None,
                     rng: np.random.RandomState) -> tuple[Tensor, Assign, Tensor | None]:
@@ -301,6 +318,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             resp_NK /= resp_NK.sum(1, keepdim=True)
             return x_ND, lambda piece: resp_NK[piece.index].T[None].to(piece.x_BD.device), weights_N
         if method == "random_from_data":
+            if weight is not None and (weight > 0).sum() < K:
+                raise ValueError(f"{(weight > 0).sum()} rows have a weight above 0; expected n_components={K} or more.")
             chance = None if weight is None else weight / weight.sum()
             index = rng.choice(len(x_ND), size=K, replace=False, p=chance)
         else:
@@ -317,7 +336,7 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         """
         self._validate_params()
         first = getattr(self, "_online", None) is None
-        rows = self._open(X, reset=first and not hasattr(self, "n_features_in_"))
+        rows = self._open(X, reset=first and not hasattr(self, "converged_"))
         self._check_input(rows)
         self._check_start(rows)
         weights_N = self._weights(sample_weight, rows)
@@ -370,18 +389,27 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         """Log densities (N,), labels (N,) or responsibilities (N, K) of all rows."""
         family, params = self._scoring(rows.dtype, rows.device)
         params = {name: value[None] for name, value in params.items()}
-        kernel = family.kernel(params, family.levels(params)[0])
+        levels = family.levels(params)
+        kernel = family.kernel(params, levels[0])
         K = params["weights"].shape[1]
         kind = torch.long if labels else rows.dtype
         out = torch.empty((rows.n_rows, K) if resp else (rows.n_rows,), dtype=kind, device=rows.device)
 
         def fill(piece: Piece) -> None:
             _, log_joint_SKB = kernel.joint(piece)
+            nowhere_B = None
+            if not bool(log_joint_SKB.isfinite().all()):  # rows so far off that squares overflow
+                _, log_joint_SKB = family.kernel(params, levels[-1]).joint(piece)
+                log_joint_SKB = log_joint_SKB.masked_fill(log_joint_SKB.isnan(), -math.inf)
+                nowhere_B = log_joint_SKB[0].amax(0).isneginf()
+                log_joint_SKB = log_joint_SKB.masked_fill(nowhere_B, 0.0)
             index = piece.index if isinstance(piece.index, slice) else piece.index.to(rows.device)
             if labels:
                 out[index] = log_joint_SKB[0].argmax(0)
                 return
             resp_SKB, log_density_SB = posterior(log_joint_SKB)
+            if nowhere_B is not None:
+                log_density_SB = log_density_SB.masked_fill(nowhere_B, -math.inf)
             out[index] = (resp_SKB[0].T if resp else log_density_SB[0]).to(kind)
 
         with Workers(rows.device) as workers:
@@ -454,30 +482,6 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self._allow_nan
         return tags
-
-
-class _Teller:
-    """Progress messages, worded as scikit-learn's."""
-
-    def __init__(self, verbose: int, interval: int, number: int) -> None:
-        self.verbose, self.interval = int(verbose), interval
-        self.began = self.last = perf_counter()
-        if self.verbose:
-            print(f"Initialization {number}")
-
-    def iteration(self, number: int, gain: float, runs: list[Run]) -> None:
-        if self.verbose and number % self.interval == 0:
-            now = perf_counter()
-            more = f"\t time lapse {now - self.last:.5f}s\t ll change {gain:.5f}" if self.verbose > 1 else ""
-            self.last = now
-            print(f"  Iteration {number}{more}")
-
-    def end(self, run: Run) -> None:
-        if self.verbose == 1:
-            print(f"Initialization {'converged' if run.converged else 'did not converge'}.")
-        elif self.verbose > 1:
-            print(f"Initialization {'converged' if run.converged else 'did not converge'}. "
-                  f"time lapse {perf_counter() - self.began:.5f}s\t lower bound {run.lower_bound:.5f}.")
 
 
 def _one_hot(labels_B: Tensor, components: int, piece: Piece) -> Tensor:

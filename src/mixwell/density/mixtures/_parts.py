@@ -43,8 +43,8 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
     """A mixture with scikit-learn's conventions, fitted by EM. Subclasses say what their components are.
 
     X may be an array, a DataFrame, a torch tensor (also on a GPU; results are then tensors there), or data larger than
-    memory that are read in pieces at every pass: a numpy memory map, the path of a `.npy` or Parquet file, a list
-    of Parquet files or a folder of them.
+    memory that are read in pieces at every pass: a numpy memory map (from 256 MiB), the path of a `.npy` or Parquet
+    file, a list of Parquet files or a folder of them.
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {

@@ -125,7 +125,7 @@ def compare(x: np.ndarray, components: int, kind: str, iterations: int, repeat: 
         ours.append(timed(mine, x))
         theirs.append(timed(reference, x))
         ours.append(timed(mine, x))
-        if pomegranate and kind in ("full", "diag") and not failed:
+        if pomegranate and kind in ("full", "diag") and not (other or failed):  # slow, hence once
             try:
                 third = Pomegranate(options)
                 other.append(timed(third, x))

@@ -73,6 +73,26 @@ def test_ctrl_c_keeps_the_best_and_says_so(done, tmp_path, monkeypatch):
     assert (tmp_path / "model" / "report.html").is_file()
 
 
+def test_ctrl_c_before_a_first_fit_does_not_promise_to_go_on(done, tmp_path, monkeypatch):
+    from mixwell.lab.fit import search
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "_try", stop)
+    result = call("fit", done[0] / "people.csv", "--out", tmp_path / "model", *QUICK)
+    assert result.exit_code == 130 and result.stderr == "stopped; the same command begins anew\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_does_not_overwrite_its_table(done):
+    folder, _ = done
+    before = (folder / "people.csv").read_bytes()
+    result = call("fit", "--predict", folder / "model", folder / "people.csv", "--out", folder / "people.csv")
+    assert result.exit_code == 2 and "is the table to label" in result.stderr and result.stderr.count("\n") == 1
+    assert (folder / "people.csv").read_bytes() == before
+
+
 def test_numbers_and_columns_are_read():
     assert parse_components("1-3,8") == [1, 2, 3, 8] and parse_components(" 4 ") == [4]
     assert parse_columns(["a=b=count", "x=skip"]) == {"a=b": "count", "x": "skip"}

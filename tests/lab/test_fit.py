@@ -1,13 +1,17 @@
 """A table fitted: columns judged, size and family chosen, the report's content, the folder, labels, refusals."""
 
 import json
+import os
 import re
+import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from mixwell.core.errors import MixwellError
+from mixwell.core.tensors import SINGLE, open_file, save_tensors
 from mixwell.lab import fit as lab_fit
 from mixwell.lab.fit.columns import choose, decode, encode
 from mixwell.lab.fit.describe import radius, tail_shares
@@ -61,6 +65,16 @@ def test_columns_are_judged():
     notes = {c.name: c.note for c in choose(of(frame))}
     assert notes["row"] == "numbers the rows" and "constant (1" in notes["one"] and notes["none"] == "empty"
     assert "60 different values" in notes["name"] and "not modelled" in notes["when"]
+
+
+def test_dates_are_left_out_whether_text_or_not():
+    days = pd.Series(pd.date_range("2020-01-01", periods=5).astype(str).tolist() * 8)
+    frame = pd.DataFrame({"x": np.arange(40) ** 2, "day": days, "time": days + "T08:30:00Z", "part": days + "th"})
+    frame.loc[3, "day"] = None
+    columns = {c.name: c for c in choose(of(frame))}
+    assert kinds(frame) == {"x": "numeric", "day": "skip", "time": "skip", "part": "category"}
+    assert columns["day"].note == columns["time"].note == "dates and times are not modelled"
+    assert kinds(frame, day="category")["day"] == "category"
 
 
 def test_encoding_goes_back_and_a_category_is_the_same_as_text_or_number():
@@ -186,6 +200,29 @@ def test_an_interruption_keeps_the_best_so_far(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("presses", [1, 2])
+def test_one_ctrl_c_while_the_folder_is_written_loses_nothing(tmp_path, monkeypatch, presses):
+    real, told = lab_fit.write_text, []
+
+    def pressed(*arguments):
+        for _ in range(presses):
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(lab_fit, "write_text", pressed)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) if presses == 2 else nullcontext():
+            lab_fit.fit(planted(60)[["income"]], components=[1], family="diag", starts=1, out=tmp_path / "out",
+                        told=lambda *now: told.append(now))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert told[-1] == (1, 1, "write the report; Ctrl-C again ends without it")
+    assert (tmp_path / "out" / "report.html").is_file() == (presses == 1)
+    assert [p.name for p in tmp_path.iterdir()] == (["out"] if presses == 1 else [])
+
+
 def test_components_that_hold_too_few_rows_are_not_chosen():
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(24, 6)))
     model = lab_fit.fit(frame, components=range(1, 6), family="full", starts=1)
@@ -253,14 +290,115 @@ def test_a_folder_of_another_version_or_with_damage_is_refused(fitted, tmp_path)
     with pytest.raises(MixwellError, match=f"holds no {FILE}"):
         lab_fit.load(tmp_path)
     for change, words in [({"format_version": 2}, "format version 2, written by mixwell"),
-                          ({"format": "x"}, "no mixture"), ({"n_components": 7}, "expected 7 finite entries"),
-                          ({"columns": [{}]}, "is damaged"),
+                          ({"format": "x"}, "no mixture"), ({"n_components": 7}, "3 components, the model 7"),
+                          ({"columns": [{}]}, "is damaged"), ({"rows": None}, "'rows' is None, expected a whole"),
+                          ({"choice": {}}, "it lacks 'best'"), ({"source": 3}, "'source' is no text"),
                           ({"columns": record["columns"][:3]}, "'category._flat_probabilities', for which"),
-                          ({"columns": record["columns"][2:]}, "mixture.json speaks of 1 columns")]:
+                          ({"columns": record["columns"][2:]}, r"'numeric.means_' has the shape \(3, 2\)"),
+                          ({"columns": record["columns"] * 2}, "two columns have the same name")]:
         model.save(tmp_path)
         (tmp_path / FILE).write_text(json.dumps({**record, **change}))
         with pytest.raises(MixwellError, match=words):
             lab_fit.load(tmp_path)
+
+
+@pytest.mark.parametrize(("place", "value", "words"), [
+    (("columns", 2, "center"), None, "'center' is None"), (("columns", 2, "center"), float("nan"), "center is nan"),
+    (("columns", 2, "scale"), 0, "'income': scale is 0"), (("columns", 2, "scale"), -1.5, "scale is -1.5"),
+    (("columns", 2, "name"), None, "'name' is None"), (("columns", 2, "kind"), "number", "unknown kind 'number'"),
+    (("columns", 2, "zz"), 1, "unknown entry 'zz'"), (("columns", 4, "categories"), ["a", "a", "b"], "categories"),
+    (("columns", 4, "categories"), [], "no categories"), (("choice", "best", "family"), "odd", "unknown family 'odd'"),
+    (("choice", "best", "family"), "discrete", "'discrete' is not for these columns"),
+    (("choice", "best", "family"), "spherical", "'numeric.covariances_' has the shape"),
+    (("choice", "best", "family"), "student_t", r"has the shape|lacks 'numeric.dofs_'"),
+    (("choice", "criterion"), "best", "unknown criterion 'best'"), (("choice", "planned"), "x", "'planned' is 'x'"),
+])
+def test_a_damaged_value_is_one_line(fitted, tmp_path, place, value, words):
+    model, folder, _ = fitted
+    record = json.loads((folder / FILE).read_text())
+    inner = record
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    model.save(tmp_path)
+    (tmp_path / FILE).write_text(json.dumps(record))
+    with pytest.raises(MixwellError, match=f"is damaged .*({words}).*; fit again") as caught:
+        lab_fit.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "change", "words"), [
+    ("weights_", lambda a: -a, "'weights_' are no probabilities"), ("weights_", lambda a: 2 * a, "no probabilities"),
+    ("category._flat_probabilities", lambda a: -a, "no probabilities"), ("count.rates_", lambda a: -a, "below 0"),
+    ("numeric.precisions_cholesky_", lambda a: -a, "'precisions_cholesky_' is not above 0"),
+    ("numeric.covariances_", lambda a: a[:, None], "'numeric.covariances_' has the shape"),
+    ("numeric.means_", lambda a: a.int(), "other than finite float64"),
+    ("numeric.means_", lambda a: a / 0, "other than finite float64"), ("count.rates_", None, "lacks 'count.rates_'"),
+])
+def test_damaged_arrays_are_one_line(fitted, tmp_path, name, change, words):
+    fitted[0].save(tmp_path)
+    held = {n: tensor.clone() for n, tensor in open_file(tmp_path / SINGLE).items()}
+    found = held.pop(name)
+    save_tensors(tmp_path / SINGLE, held if change is None else {**held, name: change(found)})
+    with pytest.raises(MixwellError, match=f"{SINGLE} is damaged .*{words}.*; fit again"):
+        lab_fit.load(tmp_path)
+
+
+@pytest.mark.parametrize(("out", "words"), [
+    ("people.csv", "is the table to label"), ("link.csv", "is the table to label"),
+    ("model/new.parquet", "in the folder of the model"), ("model/report.html", "in the folder of the model"),
+    ("other.parquet", "is there already; remove it, or name another"),
+    ("model", "is a folder"), ("people.csv/x", r"cannot write .*/x \(a file is where .*\); name another"),
+    ("/proc/x.parquet", "cannot write /proc/x.parquet"),
+])
+def test_labels_take_nothings_place(fitted, tmp_path, out, words):
+    model, _, frame = fitted
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    (tmp_path / "model" / "report.html").write_text("a report")
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    (tmp_path / "link.csv").symlink_to(tmp_path / "people.csv")
+    (tmp_path / "other.parquet").write_text("others'")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(MixwellError, match=words) as caught:
+        lab_fit.predict_file(tmp_path / "model", tmp_path / "people.csv", tmp_path / out)
+    assert "\n" not in str(caught.value)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_labels_stay_out_of_the_tables_folder_and_find_new_folders(fitted, tmp_path):
+    _, folder, frame = fitted
+    (tmp_path / "data").mkdir()
+    frame.to_csv(tmp_path / "data" / "a.csv", index=False)
+    with pytest.raises(MixwellError, match="in the folder of the model or of the table"):
+        lab_fit.predict_file(folder, tmp_path / "data", tmp_path / "data" / "labels.parquet")
+    assert lab_fit.predict_file(folder, tmp_path / "data", tmp_path / "new" / "deep" / "labels.parquet") == 180
+
+
+@pytest.mark.parametrize(("out", "words"), [
+    ("file/x", "cannot write .*/x"), ("file/x/y", "cannot write .*/y"), ("/proc/x", "cannot write /proc/x"),
+    ("n" * 300, "cannot write n*"), ("here", "is the folder you are in"), ("new/deep/x", "the search began"),
+])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_search(tmp_path, monkeypatch, out, words):
+    def search(*_, **__):
+        raise MixwellError("the search began")
+
+    monkeypatch.setattr(lab_fit, "choose_mixture", search)
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(MixwellError, match=words) as caught:
+        lab_fit.fit(planted(30), out=tmp_path / out)
+    assert "\n" not in str(caught.value) and sorted(p.name for p in tmp_path.iterdir()) == ["file", "here"]
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6])  # with the second, not even the standardised value is a number
+def test_rows_beyond_all_numbers_get_a_label_and_no_density(unit):
+    frame = planted(60)[["income", "town"]].assign(income=lambda f: f["income"] * unit)
+    model = lab_fit.fit(frame, components=[3], family="diag", starts=1)
+    labels = model.predict(frame.assign(income=[1e308, *frame["income"][1:]]))
+    assert labels["log_density"][0] == -np.inf and np.isfinite(labels["log_density"][1:]).all()
+    assert np.allclose(labels.filter(like="probability").sum(axis=1), 1) and labels["component"][0] in (1, 2, 3)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
@@ -268,6 +406,12 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     with pytest.raises(MixwellError, match="no fit of mixwell's"):
         lab_fit.fit(planted(), out=tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    (tmp_path / FILE).write_text("{}")
+    with pytest.raises(MixwellError, match=r"holds 'thesis.txt' beside a fit, which would be lost"):
+        lab_fit.fit(planted(), out=tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MixwellError, match="pipe is there and is no fit"):
+        lab_fit.fit(planted(), out=tmp_path / "pipe")
 
 
 def test_the_default_table_is_wine_with_its_cultivars_held_back():

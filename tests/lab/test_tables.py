@@ -1,5 +1,6 @@
 """Tables from files: delimiters, decimals, names, folders; and what is refused, in one line."""
 
+import errno
 import gzip
 import sys
 
@@ -57,7 +58,13 @@ def test_tables_from_memory():
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
-    ("t.csv", b"", "is empty"), ("t.csv", b"\n\n", "is empty"), ("t.csv", b"a,b\n", "has no rows"),
+    ("t.csv", b"", "is empty"), ("t.csv", b"\n\n", "is empty"), ("t.csv", b"a,b\n", "no rows; expected at least one"),
+    ("t.csv", b"a,b, a\n1,2,3\n", "has two columns named 'a'; rename one"),
+    ("t.csv", b"\n\na;b;b\n1;2;3\n", "has two columns named 'b'; rename one"),
+    ("t.csv", b"a,b,c\n1,2,3\n\n4,5,\n6,7\n", "has 2 of 3 fields in row 3; expected all"),
+    ("t.csv", b"a,b\n1,2,3\n4,5,6\n", "more fields than column names"),
+    ("t.csv", b"1,2\n3,4\n5\n", "has 1 of 2 fields in row 3; expected all"),
+    ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "not a proper table"),
     ("t.csv", b"a,b\n1,2\n1,2,3,4\n", "not a proper table: .*line 3"), ("t.csv", b"a,b\n\xff\xfe,1\n", "not UTF-8"),
     ("t.parquet", b"PAR1 nonsense", "cannot be read as Parquet"), ("t.xlsx", b"x", "expected a table that ends in"),
     ("t.csv.gz", b"plain", "not a proper table"),
@@ -67,6 +74,31 @@ def test_bad_files_are_refused_by_name(tmp_path, name, content, words):
     with pytest.raises(MixwellError, match=words) as caught:
         tables.read(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_delimiters_at_the_end_of_rows_add_nothing(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,2,\n4,5,\n")
+    assert tables.read(tmp_path / "t.csv").frame.to_dict("list") == {"a": [1, 4], "b": [2, 5]}
+
+
+def test_empty_fields_and_blank_lines_are_no_short_rows(tmp_path):
+    (tmp_path / "t.csv").write_text("a,,,a.1\n1,2,3,\n\n  \n,,,\n4,5,6,7\n")
+    frame = tables.read(tmp_path / "t.csv").frame
+    assert frame["a.1"].isna().tolist() == [True, True, False] and len(frame.columns) == 4
+
+
+def test_what_the_system_will_not_read_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with pytest.raises(MixwellError, match=r"n.csv cannot be read \(File name too long\)"):
+        tables.read(tmp_path / ("n" * 300 + ".csv"))
+    monkeypatch.setattr("builtins.open", refuse)
+    for path in (tmp_path / "t.csv", tmp_path):
+        with pytest.raises(MixwellError, match=r"t.csv cannot be read \(Permission denied\)"):
+            tables.read(path)
 
 
 def test_missing_files_and_unlike_folders_are_refused(tmp_path):

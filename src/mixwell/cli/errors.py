@@ -17,8 +17,14 @@ FAILED = 2
 STOPPED = 130  # what shells give a program that Ctrl-C ended
 
 
-def one_line(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a command; what the user can mend becomes one line, what is our fault keeps its trace."""
+def one_line(command: Callable[..., Any] | None = None, *,
+             stopped: str = "stopped; run the same command to go on") -> Callable[..., Any]:
+    """Run a command; what the user can mend becomes one line, what is our fault keeps its trace.
+
+    stopped: what Ctrl-C is answered with. Also a decorator with that argument alone.
+    """
+    if command is None:
+        return functools.partial(one_line, stopped=stopped)
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -28,7 +34,7 @@ def one_line(command: Callable[..., Any]) -> Callable[..., Any]:
         except MixwellError as error:
             tell(f"error: {' '.join(str(error).split())}", FAILED)
         except KeyboardInterrupt:
-            tell("stopped; run the same command to go on", STOPPED)
+            tell(stopped, STOPPED)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

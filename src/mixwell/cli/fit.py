@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHOWN = 8  # columns of one kind that the terminal names
 
 
-@one_line
+@one_line(stopped="stopped; the same command begins anew")
 def fit(data: Annotated[Path | None, typer.Argument(help="CSV or Parquet file, or a folder of them. Left out: the wine "
                                                          "data that scikit-learn ships.")] = None,
         components: Annotated[str, typer.Option(metavar="N, A-B or A,B,...", help="Numbers of components to "
@@ -40,7 +40,7 @@ def fit(data: Annotated[Path | None, typer.Argument(help="CSV or Parquet file, o
                                                      "model instead.")] = None,
         unknown: Annotated[str, typer.Option(help="With --predict, what a category that the model does not know is "
                                                   "taken for: error or missing.")] = "error",
-        out: Annotated[Path | None, typer.Option(help="Folder to write; with --predict a Parquet file.  [default: "
+        out: Annotated[Path | None, typer.Option(help="Folder to write; with --predict a new Parquet file.  [default: "
                                                       "runs/fit-NAME; NAME-labels.parquet]")] = None) -> None:
     """Fit a mixture model to a table, choose its size and form, and write a model folder with a report.
 

@@ -11,7 +11,10 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +62,23 @@ def require() -> Any:
 def read(path: str | Path) -> Table:
     """Read a CSV file (delimiter found by itself), a Parquet file, or a folder of them with the same columns."""
     pandas, path = require(), Path(path)
-    if not path.exists():
-        near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise MixwellError(f"{path} does not exist; expected a CSV or Parquet file, or a folder of them.{near}")
-    if path.is_dir():
-        return _read_folder(pandas, path)
-    return Table(_read_file(pandas, path), path.name.split(".")[0])
+    with readable(path):
+        if not path.exists():
+            near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+            raise MixwellError(f"{path} does not exist; expected a CSV or Parquet file, or a folder of them.{near}")
+        if path.is_dir():
+            return _read_folder(pandas, path)
+        return Table(_read_file(pandas, path), path.name.split(".")[0])
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What the system refuses to read becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise MixwellError(f"{error.filename or path} cannot be read ({error.strerror or error}); see to it that the "
+                           "file is there and that you may read it.") from error
 
 
 def of(source: Any, name: str = "table") -> Table:
@@ -148,12 +162,21 @@ def _read_text(pandas: Any, path: Path) -> pandas.DataFrame:
         delimiter = sniff(head)
         decimal = "," if delimiter in ";\t|" and re.search(r"(^|[;\t|])-?\d+,\d+([;\t|]|$)", head, re.M) else "."
         names = _names(head, delimiter)
-        frame = pandas.read_csv(path, sep=delimiter, decimal=decimal, na_values=MISSING, encoding="utf-8-sig",
-                                low_memory=False, skipinitialspace=True, index_col=False, on_bad_lines="error",
-                                **({} if names is None else {"header": None, "names": names}))
+        if names is None:
+            _no_name_twice(head, delimiter, path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # fields beyond the names would be lost
+            frame = pandas.read_csv(path, sep=delimiter, decimal=decimal, na_values=MISSING, encoding="utf-8-sig",
+                                    low_memory=False, skipinitialspace=True, index_col=False, on_bad_lines="error",
+                                    **({} if names is None else {"header": None, "names": names}))
+        if frame.shape[1] > 1 and frame.iloc[:, -1].isna().any():  # as it is where a row is short
+            with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+                _no_short_row(csv.reader(file, delimiter=delimiter), names is None, path)
     except UnicodeDecodeError as error:
         raise MixwellError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except (pandas.errors.ParserError, pandas.errors.ParserWarning, gzip.BadGzipFile) as error:
+    except pandas.errors.ParserWarning as error:
+        raise MixwellError(f"{path} has rows with more fields than column names; name every column.") from error
+    except (pandas.errors.ParserError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
         raise MixwellError(f"{path} is not a proper table: {_first_line(error)}.") from error
     return frame
 
@@ -171,9 +194,36 @@ def sniff(head: str) -> str:
     return found
 
 
+def _first_row(head: str, delimiter: str) -> list[str]:
+    return next((row for row in csv.reader(head.splitlines(), delimiter=delimiter) if row), [])
+
+
+def _no_name_twice(head: str, delimiter: str, path: Path) -> None:
+    """pandas would rename the second."""
+    names = [name.strip() for name in _first_row(head, delimiter)]
+    if len(head.splitlines()) == 1:
+        names.pop()  # it may be cut
+    seen: set[str] = set()
+    for name in filter(None, names):
+        if name in seen:
+            raise MixwellError(f"{path} has two columns named {name!r}; rename one.")
+        seen.add(name)
+
+
+def _no_short_row(rows: Iterator[list[str]], header: bool, path: Path) -> None:
+    """pandas would fill it up with missing values, though what is lost may have stood in its middle."""
+    rows = (row for row in rows if len(row) > 1 or (row and row[0].strip()))
+    with suppress(csv.Error):  # a field longer than csv reads; pandas reads it
+        width = len(next(rows))
+        for number, row in enumerate(rows, start=1 if header else 2):
+            if len(row) < width:
+                raise MixwellError(f"{path} has {len(row)} of {width} fields in row {number}; expected all, empty "
+                                   "where a value is missing.")
+
+
 def _names(head: str, delimiter: str) -> list[str] | None:
     """Names for a file whose first line holds numbers already; None where it names the columns."""
-    first = next((row for row in csv.reader(head.splitlines(), delimiter=delimiter) if row), [])
+    first = _first_row(head, delimiter)
     if first and all(re.fullmatch(r"\s*[-+]?[\d.,]+([eE][-+]?\d+)?\s*", field) for field in first):
         return [f"column {i + 1}" for i in range(len(first))]
     return None
@@ -184,7 +234,7 @@ def _checked(frame: pandas.DataFrame, name: str) -> pandas.DataFrame:
     if not len(frame.columns):
         raise MixwellError(f"{name} has no columns.")
     if not len(frame):
-        raise MixwellError(f"{name} has no rows; expected at least 2 under the column names.")
+        raise MixwellError(f"{name} has no rows; expected at least one under the column names.")
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
         raise MixwellError(f"{name} has two columns named {twice[0]!r}; rename one.")

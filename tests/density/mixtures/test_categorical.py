@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import CategoricalMixture
@@ -87,6 +88,47 @@ def test_every_kind_of_text_column_may_lack_values(kind):
     np.testing.assert_array_equal(model.categories_[0], ["blue", "red"])
     expected = CategoricalMixture(2, random_state=0, n_init=3).fit(frame)
     np.testing.assert_array_equal(model.score_samples(frame.astype(kind)), expected.score_samples(frame))
+
+
+def test_a_batch_without_text_is_read_as_the_fit_read_it():
+    model = CategoricalMixture(1, alpha=1).fit(pd.DataFrame({"a": ["x", "y"] * 6, "b": [1, 2, 2, 2] * 3}))
+    both = model.score_samples(pd.DataFrame({"a": [None, "x"], "b": [1, 1]}))
+    for alone in (pd.DataFrame({"a": [None], "b": [1]}), pd.DataFrame({"a": [np.nan], "b": [1.0]})):
+        np.testing.assert_array_equal(model.score_samples(alone), both[:1])
+    assert both[0] == pytest.approx(np.log(4 / 14))
+
+
+def test_numbers_beside_text_keep_their_names_when_a_missing_value_makes_them_float():
+    frame = pd.DataFrame({"a": ["x", "y"] * 6, "b": [1, 2, 2, 2] * 3})
+    model = CategoricalMixture(1, alpha=1).fit(frame)
+    whole, holed = (model.score_samples(pd.DataFrame({"a": ["x", "y"], "b": b})) for b in ([1, 2], [1, None]))
+    assert whole[0] == holed[0]
+    frame.loc[5, "b"] = np.nan
+    np.testing.assert_array_equal(CategoricalMixture(1).fit(frame).categories_[1], ["1", "2"])
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_a_model_of_text_reads_no_numbers_as_codes():
+    model = CategoricalMixture(1).fit(table())
+    with pytest.raises(ValueError, match="unknown category in row 0"):
+        model.score_samples(np.array([[0.0, 1.0]]))
+    for wrong in ([[0.0, 1.0]], torch.zeros(1, 2), "rows.parquet", np.zeros(2)):
+        with pytest.raises(ValueError, match="fitted on a table with text"):
+            model.score_samples(wrong)
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        CategoricalMixture(1, unknown="missing").fit([[0.0, 1.0], [1.0, 1.0]]).predict(table().to_numpy())
+
+
+def test_columns_of_text_keep_their_names_and_order():
+    frame = table()
+    model = CategoricalMixture(1).fit(frame)
+    for wrong in (frame[["size", "colour"]], frame.rename(columns={"size": "length"}), frame[["size"]]):
+        with pytest.raises(ValueError, match="feature names should match those that were passed during fit"):
+            model.score(wrong)
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        model.score(frame.to_numpy())
+    with pytest.raises(ValueError, match="X has 1 features, but CategoricalMixture is expecting 2 features"):
+        CategoricalMixture(1).fit(frame.to_numpy()).score(frame[["size"]].to_numpy())
 
 
 def test_unknown_categories_are_refused_or_left_out():

@@ -124,6 +124,18 @@ def test_a_fit_that_is_not_maximum_likelihood_is_said():
         Mixture([Stubborn(1.0)], init="given", max_iter=3).fit(x)
 
 
+def test_draws_of_components_are_independent_and_the_mixtures_state_decides_them():
+    x = np.random.default_rng(0).normal(size=(200, 1)) + np.repeat([[0.0], [50.0]], 100, axis=0)
+    for part in (GaussianMixture(1, random_state=0), GaussianMixture(1), KernelDensity()):
+        model = Mixture([part, part], random_state=0, max_iter=2).fit(x)
+        (drawn, labels), (again, _) = model.sample(400), model.sample(400)
+        np.testing.assert_array_equal(drawn, again)
+        n = np.bincount(labels).min()
+        assert abs(np.corrcoef(drawn[labels == 0][:n, 0], drawn[labels == 1][:n, 0])[0, 1]) < 0.25
+    model = Mixture([GaussianMixture(1, random_state=3)], random_state=0).fit(x)
+    assert model.sample(3)[0].shape == (3, 1) and model.components_[0].random_state == 3
+
+
 def test_refusals():
     x = np.random.default_rng(0).normal(size=(30, 1))
     with pytest.raises(ValueError, match="components is empty"):

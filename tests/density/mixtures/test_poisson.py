@@ -79,3 +79,10 @@ def test_negative_counts_are_refused():
     x[5, 0] = -1
     with pytest.raises(ValueError, match="Negative values in data passed to PoissonMixture: row 5, column 0"):
         PoissonMixture().fit(x)
+
+
+def test_rates_too_large_to_draw_from_are_said():
+    huge = PoissonMixture(1).fit([[1e19], [3e19]])
+    with pytest.raises(ValueError, match=r"a rate of 2e\+19 is too large to draw counts from"):
+        huge.sample(2)
+    assert PoissonMixture(1).fit([[8e18], [1e19]]).sample(2)[0].min() > 8.9e18

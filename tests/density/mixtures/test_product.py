@@ -1,6 +1,8 @@
 """The mixture over columns of different kinds: against a dumb loop, against its parts, with missing values."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -111,6 +113,14 @@ def test_samples_have_the_components_moments():
 @pytest.mark.filterwarnings("ignore")
 def test_scikit_learn_estimator_checks(estimator, check):
     check(estimator)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles_go_on_learning(again):
+    x_ND, _ = planted()
+    model = ProductMixture(2, blocks=blocks(), random_state=0).partial_fit(x_ND[:120])
+    other = again(model).partial_fit(x_ND[120:])
+    np.testing.assert_array_equal(other.score_samples(x_ND), model.partial_fit(x_ND[120:]).score_samples(x_ND))
 
 
 def test_refusals():

@@ -106,6 +106,21 @@ def test_length_of_rows_does_not_count():
     np.testing.assert_allclose(scaled.score_samples(5 * x), plain.score_samples(x), rtol=1e-9)
 
 
+@pytest.mark.parametrize(("kind", "scale"), [("float32", 1e-25), ("float32", 1e20), ("float64", 1e200)])
+def test_starts_take_rows_of_any_length(kind, scale):
+    x = directions().astype(kind)
+    plain, scaled = (VonMisesFisherMixture(2, random_state=0).fit(y) for y in (x, (x * scale).astype(kind)))
+    np.testing.assert_allclose(scaled.mean_directions_, plain.mean_directions_, atol=1e-5)
+    np.testing.assert_allclose(scaled.concentrations_, plain.concentrations_, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:row 0 is all zeros")
+def test_a_row_of_zeros_in_single_precision():
+    x = np.r_[np.zeros((1, 3)), directions()]
+    single, double = (VonMisesFisherMixture(2, random_state=0).fit(x.astype(kind)) for kind in ("float32", "float64"))
+    np.testing.assert_allclose(single.mean_directions_, double.mean_directions_, atol=1e-4)
+
+
 def test_held_parameters_stay_and_the_rest_is_the_best():
     x = directions()
     model = VonMisesFisherMixture(2, random_state=0, max_iter=1).fit(x)

@@ -89,6 +89,56 @@ def test_no_weight_is_no_density_however_far_the_others_are():
     assert bool(gradient.isfinite().all())
 
 
+def test_lists_are_read_in_double_precision():
+    p = GaussianMixtureDensity([0.1, 0.9], [[0.1], [0.2]], [[[0.1]], [[0.2]]])
+    assert p.weights_K.tolist() == [0.1, 0.9] and p.means_KD.tolist() == [[0.1], [0.2]]
+    assert p.affine([[2.0]]).means_KD.tolist() == [[0.2], [0.4]] and p.covariances_KDD.flatten().tolist() == [0.1, 0.2]
+
+
+def test_coordinates_may_be_truth_values():
+    p = mixture(2, 3)
+    assert torch.equal(p.marginal([True, False, True]).means_KD, p.means_KD[:, [0, 2]])
+    known = np.array([False, True, False])
+    assert torch.equal(p.condition(known, [0.5]).means_KD, p.condition([1], [0.5]).means_KD)
+
+
+def test_rounding_is_no_asymmetry(generator):
+    root = torch.randn(3, 8, 8, generator=generator)
+    covariances = root @ root.mT * (1 + 1e-7 * torch.randn(3, 8, 8, generator=generator))
+    p = GaussianMixtureDensity(torch.ones(3) / 3, torch.zeros(3, 8), covariances.double() * 1e-200)
+    q = p.affine(torch.tensor([[1.0, -1.0] + 6 * [0.0], [1e6, -1e6 + 1e-3] + 6 * [0.0]], dtype=torch.float64))
+    assert torch.equal(q.covariances_KDD, q.covariances_KDD.mT)
+
+
+def test_numbers_that_describe_no_mixture_are_refused():
+    eye = torch.eye(2).expand(2, 2, 2)
+    for wrong in ([torch.nan, 1.0], [-0.5, 1.5]):
+        with pytest.raises(ValueError, match="weights must not be negative and must sum to 1"):
+            GaussianMixtureDensity(wrong, torch.zeros(2, 2), eye)
+    with pytest.raises(ValueError, match="means_KD holds NaN or infinity"):
+        GaussianMixtureDensity([0.5, 0.5], torch.full((2, 2), torch.nan), eye)
+    with pytest.raises(ValueError, match="covariances_KDD holds NaN or infinity"):
+        GaussianMixtureDensity([0.5, 0.5], torch.zeros(2, 2), eye / 0)
+    with pytest.raises(ValueError, match=r"covariance \[1\] is not symmetric"):
+        GaussianMixtureDensity([0.5, 0.5], torch.zeros(2, 2), [[[1, 0], [0, 1]], [[1, 0.5], [0, 1]]])
+
+
+@pytest.mark.parametrize("name", ["log_prob", "log_joint", "responsibilities", "score"])
+@pytest.mark.parametrize("shape", [(4, 1), (4, 3), (2,), (4, 3, 2)])
+def test_rows_of_another_shape_are_refused(name, shape):
+    with pytest.raises(ValueError, match=r"got x of shape .*; expected \(N, 2\)"):
+        getattr(mixture(), name)(torch.zeros(shape))
+
+
+def test_conditions_and_products_without_density_are_refused():
+    with pytest.raises(ValueError, match=r"got values \[nan\]; expected finite numbers"):
+        mixture().condition([0], [torch.nan])
+    with pytest.raises(ValueError, match="the density there is zero in double precision"):
+        mixture().condition([0], [1e200])
+    with pytest.raises(ValueError, match="the density there is zero in double precision"):
+        mixture().product(mixture().affine(torch.eye(2), 1e200))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"expected \(K,\), \(K, D\), \(K, D, D\)"):
         GaussianMixtureDensity([1.0], torch.zeros(2, 2), torch.eye(2)[None])
@@ -104,7 +154,7 @@ def test_refusals():
         mixture().condition([0, 1], [0.0, 0.0])
     with pytest.raises(ValueError, match=r"got values of shape \(2,\); expected \(1,\)"):
         mixture().condition([1], [0.0, 0.0])
-    for wrong in ([-1], [2], [0, 0], []):
+    for wrong in ([-1], [2], [0, 0], [], [0.7], [True], [False, False]):
         with pytest.raises(ValueError, match="expected different whole numbers from 0 to 1"):
             mixture().marginal(wrong)
 

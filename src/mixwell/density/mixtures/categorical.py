@@ -4,8 +4,8 @@
 step: w_k = mean_n r_nk; p_kd(c) = (sum_n r_nk [x_nd = c] + alpha) / (sum over c of the same), over the rows where
 column d is observed.
 
-**Shapes:** X (N, D), categories as numbers or, in a DataFrame or object array, as text; `weights_` (K,),
-`categories_` D arrays, `probabilities_` D arrays (K, C_d).
+**Shapes:** X (N, D), categories as numbers or, in a DataFrame or object array, as text (numbers beside text count as
+text, 2.0 as "2"); `weights_` (K,), `categories_` D arrays, `probabilities_` D arrays (K, C_d).
 
 **Reference:** Lazarsfeld, Henry (1968), Latent Structure Analysis; Goodman (1974), Exploratory Latent Structure
 Analysis Using Both Identifiable and Unidentifiable Models.
@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _get_feature_names
+from sklearn.utils.validation import _check_feature_names, _check_n_features, _get_feature_names
 from torch import Tensor
 
 from mixwell.core.method import method
@@ -83,6 +83,7 @@ class CategoricalMixture(PlainMixture):
     _fixable = ("weights", "probabilities")
     _allow_nan = True
     _distributable = False  # categories and blocks are read off the rows
+    _text: bool  # whether categories are text, as the fit found them
 
     def __init__(self, n_components: int = 1, *, alpha: float = 0.0, unknown: str = "error", tol: float = 1e-3,
                  max_iter: int = 100, n_init: int = 1, init_params: str = "kmeans", random_state: Any = None,
@@ -97,25 +98,26 @@ class CategoricalMixture(PlainMixture):
         self.unknown = unknown
 
     def _open(self, X: Any, *, reset: bool) -> Rows:
-        columns = _text_columns(X)
-        if columns is None:
+        columns = _columns(X) if reset or self._text else None
+        text = any(_has_text(column) for column in columns or ()) if reset else self._text
+        if not text:
             rows = super()._open(X, reset=reset)
             if reset:
                 self._text = False
                 self.categories_ = [np.unique(np.concatenate(parts)) for parts in zip(*(
                     [np.unique(c[~np.isnan(c)]) for c in chunk.cpu().numpy().T] for _, chunk in rows.chunks()))]
             return rows
-        names = _get_feature_names(X)
+        if columns is None:
+            raise ValueError("the model was fitted on a table with text; expected such a table (a DataFrame or an "
+                             f"array of two dimensions), got {type(X).__name__}.")
+        _check_feature_names(self, X, reset=reset)
+        _check_n_features(self, X, reset=reset)
         if reset:
             self._text = True
-            self.categories_ = [np.unique(column[~_absent(column)].astype(str)) for column in columns]
-        if len(columns) == len(self.categories_):
-            codes = np.stack([_encode(column, known) for column, known in zip(columns, self.categories_)], 1)
-        else:
-            codes = np.zeros((len(columns[0]), len(columns)))
-        rows = ArrayRows(codes, None if names is None else list(names))
-        self._note_columns(rows, reset)
-        return rows
+            self.categories_ = [np.unique(_names(column[~_absent(column)])) for column in columns]
+        codes_ND = np.stack([_encode(column, known) for column, known in zip(columns, self.categories_)], 1)
+        names = _get_feature_names(X)
+        return ArrayRows(codes_ND, None if names is None else list(names))
 
     def _check_input(self, rows: Rows) -> None:
         for column, known in enumerate(self.categories_):
@@ -169,27 +171,32 @@ class CategoricalMixture(PlainMixture):
         return tags
 
 
-def _text_columns(X: Any) -> list[np.ndarray] | None:
-    """Columns of a table that holds text; None where all columns are numbers (or X is no table)."""
+def _columns(X: Any) -> list[np.ndarray] | None:
+    """Columns of a table; None where X is none."""
     if isinstance(X, np.ndarray):
-        return list(X.T) if X.ndim == 2 and X.dtype.kind in "OUS" and _has_text(X.ravel()) else None
+        return list(X.T) if X.ndim == 2 else None
     if hasattr(X, "columns") and hasattr(X, "__getitem__"):
-        columns = [np.asarray(X[name], dtype=object) for name in X.columns]
-        return columns if any(_has_text(column) for column in columns) else None
+        return [np.asarray(X[name], dtype=object) for name in X.columns]
     return None
 
 
 def _has_text(values: np.ndarray) -> bool:
-    return any(isinstance(value, str) for value in values)
+    return values.dtype.kind in "OUS" and any(isinstance(value, str) for value in values)
 
 
 def _absent(column: np.ndarray) -> np.ndarray:
     return np.array([value is None or str(value) == "<NA>" or value != value for value in column], dtype=bool)
 
 
+def _names(column: np.ndarray) -> np.ndarray:
+    """Categories as text; a number in a column that became float for a missing value keeps its name."""
+    return np.array([str(int(value)) if isinstance(value, (float, np.floating)) and float(value).is_integer()
+                     else str(value) for value in column], dtype=str)
+
+
 def _encode(column: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Codes of a column: NaN for a missing value, -1 for an unknown one."""
-    absent, text = _absent(column), column.astype(str)
+    absent, text = _absent(column), _names(column)
     code = np.searchsorted(known, text).clip(max=max(len(known) - 1, 0))
     found = known[code] == text if len(known) else np.zeros(len(column), bool)
     return np.where(absent, np.nan, np.where(found, code, -1.0))

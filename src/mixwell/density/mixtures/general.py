@@ -18,6 +18,7 @@ reported by a warning.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -155,14 +156,29 @@ class Mixture(DensityMixin, BaseEstimator):
         return _joint(X, self.weights_, self.components_)
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Rows drawn from the components' own `sample(n)`, and their components."""
+        """Rows drawn from the components' own `sample(n)`, and their components.
+
+        The mixture's `random_state` decides all draws of components that have a `random_state`, or whose `sample`
+        takes one.
+        """
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples}; expected at least 1.")
-        counts_K = check_random_state(self.random_state).multinomial(n_samples, self.weights_)
-        drawn = [part.sample(int(n)) for part, n in zip(self.components_, counts_K) if n]
+        rng = check_random_state(self.random_state)
+        counts_K = rng.multinomial(n_samples, self.weights_)
+        seeds_K = rng.randint(np.iinfo(np.int32).max, size=len(counts_K))
+        drawn = [_draw(part, int(n), int(seed)) for part, n, seed in zip(self.components_, counts_K, seeds_K) if n]
         rows = [np.asarray(d[0] if isinstance(d, tuple) else d) for d in drawn]
         return np.vstack(rows), np.repeat(np.arange(len(counts_K)), counts_K)
+
+
+def _draw(part: Any, count: int, seed: int) -> Any:
+    """Rows from a component, with a seed of its own where it takes one."""
+    if "random_state" in inspect.signature(part.sample).parameters:
+        return part.sample(count, random_state=seed)
+    if hasattr(part, "get_params") and "random_state" in part.get_params(deep=False):
+        part = copy.copy(part).set_params(random_state=seed)
+    return part.sample(count)
 
 
 def _assign(X: np.ndarray, weight_N: np.ndarray, parts: list[Any], soft_NK: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from mixwell.density._rows import Rows
 from mixwell.density.mixtures._plain import PlainMixture
 
 SMALLEST_RATE = 1e-10  # so that a column without counts keeps a finite log rate
+LARGEST_DRAW = 9.2e18  # rate: beyond it counts do not fit into 64 bits
 
 
 class Poisson(ExponentialFamily):
@@ -84,7 +85,11 @@ class PoissonMixture(PlainMixture):
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
         rates_KD = torch.as_tensor(self.rates_).cpu().numpy()
-        return rng.poisson(np.repeat(rates_KD, counts_K, axis=0)).astype(float)
+        rates_ND = np.repeat(rates_KD, counts_K, axis=0)
+        if rates_ND.max(initial=0) > LARGEST_DRAW:
+            raise ValueError(f"a rate of {rates_ND.max():g} is too large to draw counts from; expected at most "
+                             f"{LARGEST_DRAW:g}. Fit to counts in larger units.")
+        return rng.poisson(rates_ND).astype(float)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -80,6 +80,9 @@ class Sums(tuple):
     def __new__(cls, *parts: Part) -> Sums:
         return super().__new__(cls, parts)
 
+    def __getnewargs__(self) -> tuple[Part, ...]:  # for copies and pickles
+        return tuple(self)
+
 
 class Product(Family):
     """Families side by side; only the numeric one, if there, has several ways to compute a step."""

@@ -137,7 +137,8 @@ class VonMisesFisherMixture(PlainMixture):
                 return
 
     def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
-        return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-300)
+        features_PN = self._family(x_ND.shape[1], torch.device("cpu")).features(torch.from_numpy(np.array(x_ND)))
+        return features_PN[:-1].T.numpy()
 
     def _n_parameters(self) -> int:
         K, D = self.mean_directions_.shape

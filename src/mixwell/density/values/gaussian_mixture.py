@@ -29,6 +29,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 
+ASYMMETRY = 1e-4  # of the two standard deviations: far above the rounding of single precision
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -46,26 +48,34 @@ class GaussianMixtureDensity:
 
     def __post_init__(self) -> None:
         for name in ("weights_K", "means_KD", "covariances_KDD"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).double())
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
         K, D = self.means_KD.shape if self.means_KD.ndim == 2 else (0, 0)
         if K == 0 or self.weights_K.shape != (K,) or self.covariances_KDD.shape != (K, D, D):
             raise ValueError(f"got weights {tuple(self.weights_K.shape)}, means {tuple(self.means_KD.shape)}, "
                              f"covariances {tuple(self.covariances_KDD.shape)}; expected (K,), (K, D), (K, D, D).")
-        if bool((self.weights_K < 0).any()) or abs(float(self.weights_K.detach().sum()) - 1) > 1e-6:
+        for name in ("means_KD", "covariances_KDD"):
+            if not bool(getattr(self, name).isfinite().all()):
+                raise ValueError(f"{name} holds NaN or infinity; expected finite numbers.")
+        scale_KD = self.covariances_KDD.detach().diagonal(dim1=1, dim2=2).abs().sqrt()
+        gap_KDD = (self.covariances_KDD - self.covariances_KDD.mT).detach().abs()
+        uneven_K = (gap_KDD > ASYMMETRY * scale_KD[:, :, None] * scale_KD[:, None]).flatten(1).any(1)
+        if bool(uneven_K.any()):
+            raise ValueError(f"covariance [{int(uneven_K.nonzero()[0, 0])}] is not symmetric.")
+        if not (bool((self.weights_K >= 0).all()) and abs(float(self.weights_K.detach().sum()) - 1) <= 1e-6):
             raise ValueError("weights must not be negative and must sum to 1, got a sum of "
                              f"{self.weights_K.sum():.6f}.")
 
     @classmethod
     def from_estimator(cls, model: Any) -> GaussianMixtureDensity:
         """The density of a fitted `GaussianMixture` of any covariance type (scikit-learn's too)."""
-        means_KD = torch.as_tensor(model.means_).double()
+        means_KD = torch.as_tensor(model.means_, dtype=torch.float64)
         K, D = means_KD.shape
-        covariances, kind = torch.as_tensor(model.covariances_).double(), model.covariance_type
+        covariances, kind = torch.as_tensor(model.covariances_, dtype=torch.float64), model.covariance_type
         if kind == "tied":
             covariances = covariances.expand(K, D, D)
         elif kind in ("diag", "spherical"):
             covariances = torch.diag_embed(covariances if kind == "diag" else covariances[:, None].expand(K, D))
-        weights_K = torch.as_tensor(model.weights_).double()
+        weights_K = torch.as_tensor(model.weights_, dtype=torch.float64)
         return cls(weights_K / weights_K.sum(), means_KD, covariances)
 
     @property
@@ -75,7 +85,7 @@ class GaussianMixtureDensity:
 
     def log_joint(self, x_ND: Tensor) -> Tensor:
         """Log weight plus log density of each component (N, K)."""
-        return log_weights(self.weights_K) + log_normal(x_ND[:, None] - self.means_KD, self.covariances_KDD)
+        return log_weights(self.weights_K) + log_normal(self._differences(x_ND), self.covariances_KDD)
 
     def log_prob(self, x_ND: Tensor) -> Tensor:
         """Log density (N,), in nats."""
@@ -87,7 +97,7 @@ class GaussianMixtureDensity:
 
     def score(self, x_ND: Tensor) -> Tensor:
         """Gradient of the log density (N, D), exact."""
-        pull_NKD = torch.cholesky_solve((self.means_KD - x_ND[:, None])[..., None], cholesky(self.covariances_KDD))
+        pull_NKD = torch.cholesky_solve(-self._differences(x_ND)[..., None], cholesky(self.covariances_KDD))
         return (self.responsibilities(x_ND)[..., None] * pull_NKD[..., 0]).sum(1)
 
     def mean(self) -> Tensor:
@@ -108,35 +118,37 @@ class GaussianMixtureDensity:
 
     def affine(self, matrix_ED: Tensor, shift_E: Tensor | float = 0.0) -> GaussianMixtureDensity:
         """Density of A x + b; the rows of A (E, D) must be independent."""
-        matrix_ED = torch.as_tensor(matrix_ED).double()
+        matrix_ED = torch.as_tensor(matrix_ED, dtype=torch.float64)
         if matrix_ED.ndim != 2 or matrix_ED.shape[1] != self.dim:
             raise ValueError(f"got a matrix of shape {tuple(matrix_ED.shape)}; expected (E, {self.dim}).")
         return GaussianMixtureDensity(self.weights_K, self.means_KD @ matrix_ED.T + shift_E,
-                                      matrix_ED @ self.covariances_KDD @ matrix_ED.T)
+                                      symmetric(matrix_ED @ self.covariances_KDD @ matrix_ED.T))
 
     def marginal(self, keep: Sequence[int]) -> GaussianMixtureDensity:
-        """Density of some coordinates, in the order given."""
+        """Density of some coordinates, in the order given; `keep` may also be D truth values."""
         kept = self._coordinates(keep)
         return GaussianMixtureDensity(self.weights_K, self.means_KD[:, kept],
                                       self.covariances_KDD[:, kept[:, None], kept])
 
     def condition(self, known: Sequence[int], values: Tensor) -> GaussianMixtureDensity:
-        """Density of the other coordinates, given `values` of the known ones."""
+        """Density of the other coordinates, given `values` of the known ones (or D truth values which are known)."""
         o = self._coordinates(known)
         u = torch.tensor([i for i in range(self.dim) if i not in set(o.tolist())], dtype=torch.long)
         if len(u) == 0:
             raise ValueError("every coordinate is known; expected at least one to be left.")
-        values_O = torch.as_tensor(values).double()
+        values_O = torch.as_tensor(values, dtype=torch.float64)
         if values_O.shape != o.shape:
             raise ValueError(f"got values of shape {tuple(values_O.shape)}; expected ({len(o)},), one for each known "
                              "coordinate.")
+        if not bool(values_O.isfinite().all()):
+            raise ValueError(f"got values {values_O.tolist()}; expected finite numbers.")
         diff_KO = values_O - self.means_KD[:, o]
         seen_KOO, cross_KUO = self.covariances_KDD[:, o[:, None], o], self.covariances_KDD[:, u[:, None], o]
         gain_KUO = torch.cholesky_solve(cross_KUO.mT, cholesky(seen_KOO)).mT
         log_weights_K = log_weights(self.weights_K) + log_normal(diff_KO, seen_KOO)
         covariances = symmetric(self.covariances_KDD[:, u[:, None], u] - gain_KUO @ cross_KUO.mT)
         means_KU = self.means_KD[:, u] + (gain_KUO @ diff_KO[..., None])[..., 0]
-        return GaussianMixtureDensity(torch.softmax(log_weights_K, 0), means_KU, covariances)
+        return GaussianMixtureDensity(shares(log_weights_K), means_KU, covariances)
 
     def product(self, other: GaussianMixtureDensity) -> tuple[GaussianMixtureDensity, Tensor]:
         """Normalised product of the two densities (K_1 K_2 components), and log of the integral of the product."""
@@ -145,7 +157,7 @@ class GaussianMixtureDensity:
         gain_PDD = torch.cholesky_solve(s_PDD, cholesky(s_PDD + t_PDD)).mT  # S (S + T)^-1
         means_PD = m_PD + (gain_PDD @ (n_PD - m_PD)[..., None])[..., 0]
         covariances = symmetric(gain_PDD @ t_PDD)
-        return (GaussianMixtureDensity(torch.softmax(log_overlap_P, 0), means_PD, covariances),
+        return (GaussianMixtureDensity(shares(log_overlap_P), means_PD, covariances),
                 torch.logsumexp(log_overlap_P, 0))
 
     def convolve(self, other: GaussianMixtureDensity) -> GaussianMixtureDensity:
@@ -154,11 +166,21 @@ class GaussianMixtureDensity:
         return GaussianMixtureDensity(weights_P, m_PD + n_PD, s_PDD + t_PDD)
 
     def _coordinates(self, wanted: Sequence[int]) -> Tensor:
-        kept = torch.as_tensor(wanted, dtype=torch.long)
-        names = kept.tolist()
-        if kept.ndim != 1 or not names or len(set(names)) < len(names) or not all(0 <= i < self.dim for i in names):
-            raise ValueError(f"got coordinates {names}; expected different whole numbers from 0 to {self.dim - 1}.")
-        return kept
+        kept = torch.as_tensor(wanted)
+        if kept.dtype == torch.bool and kept.shape == (self.dim,):
+            kept = kept.nonzero()[:, 0]
+        names, whole = kept.tolist(), not (kept.dtype == torch.bool or kept.is_floating_point() or kept.is_complex())
+        if kept.ndim != 1 or not whole or not names or len(set(names)) < len(names) or not all(
+                0 <= i < self.dim for i in names):
+            raise ValueError(f"got coordinates {names}; expected different whole numbers from 0 to {self.dim - 1}, or "
+                             f"{self.dim} truth values, one of them true.")
+        return kept.long()
+
+    def _differences(self, x_ND: Tensor) -> Tensor:
+        """x minus the means (N, K, D)."""
+        if x_ND.ndim != 2 or x_ND.shape[1] != self.dim:
+            raise ValueError(f"got x of shape {tuple(x_ND.shape)}; expected (N, {self.dim}).")
+        return x_ND[:, None] - self.means_KD
 
     def _pairs(self, other: GaussianMixtureDensity) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         if self.dim != other.dim:
@@ -181,6 +203,13 @@ def log_weights(weights: Tensor) -> Tensor:
     """Logarithms, -inf at zero, with finite gradients there."""
     there = weights > 0
     return torch.where(there, torch.where(there, weights, 1.0).log(), -torch.inf)
+
+
+def shares(log_weights_K: Tensor) -> Tensor:
+    """Weights that sum to one, or a `ValueError` where all are zero in double precision."""
+    if bool(log_weights_K.isneginf().all()):
+        raise ValueError("the density there is zero in double precision; expected a place that some component reaches.")
+    return torch.softmax(log_weights_K, 0)
 
 
 def log_normal(diff: Tensor, covariances: Tensor) -> Tensor:

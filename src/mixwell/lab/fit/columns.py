@@ -24,8 +24,11 @@ KINDS = (NUMERIC, COUNT, CATEGORY, SKIP)
 MOST_CATEGORIES = 50
 LARGEST_COUNT_MEAN = 30.0  # beyond it a Poisson variable is close to a Gaussian, which has a spread of its own
 MIXED_SHARE = 0.5  # text columns of which this share are numbers are taken for numbers with slips
+LARGEST = float(np.finfo(np.float64).max)
 LEAST_VARIANCE = 1e-6  # of the column's own: least variance of a component
 ID_NAME = re.compile(r"^(id|ids|index|idx|key|uuid|guid|row|row.?(id|nr|no|number)|nr|no|unnamed: \d+|.*[_ ]id)$", re.I)
+
+DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?\s*(Z|[+-]\d\d:?\d\d)?")  # ISO 8601, from text files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,11 @@ def _encode_column(table: Table, column: Column, unknown: str) -> np.ndarray:
     if column.kind == CATEGORY:
         return _codes(table, column, values, unknown)
     x_N = numbers(table, column.name, values)
-    return (x_N - column.center) / column.scale if column.kind == NUMERIC else _counts(table, column.name, x_N)
+    if column.kind == COUNT:
+        return _counts(table, column.name, x_N)
+    with np.errstate(over="ignore"):
+        standard_N = (x_N - column.center) / column.scale
+    return np.clip(standard_N, -LARGEST, LARGEST)  # beyond all numbers there is no density either
 
 
 def decode(column: Column, x_N: np.ndarray) -> np.ndarray:
@@ -156,6 +163,8 @@ def _look(table: Table, name: str, wanted: str | None) -> Column:
     if wanted is None and (values.dtype.kind in "mM" or not np.isscalar(there.iloc[0])):
         what = "dates and times" if values.dtype.kind in "mM" else f"values of type {type(there.iloc[0]).__name__}"
         return Column(name=name, kind=SKIP, note=f"{what} are not modelled", missing=missing)
+    if wanted is None and all(isinstance(value, str) and DATE.fullmatch(value.strip()) for value in there):
+        return Column(name=name, kind=SKIP, note="dates and times are not modelled", missing=missing)
     if wanted == CATEGORY or (wanted is None and not _numeric(table, name, values, there)):
         return _category(name, there, missing, wanted is not None)
     x_N = numbers(table, name, values)

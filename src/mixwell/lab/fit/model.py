@@ -6,6 +6,7 @@ The folder holds `mixture.json` (what it is) and `model.safetensors` (its number
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,15 @@ from mixwell.core.files import read_json, write_json
 from mixwell.core.tensors import SINGLE, open_file, save_tensors
 from mixwell.density.mixtures.product import ProductMixture, mark_fitted
 from mixwell.lab import tables
+from mixwell.lab.fit import check
 from mixwell.lab.fit.columns import NUMERIC, Column, decode, encode, used
-from mixwell.lab.fit.search import DISCRETE, FAMILIES, Candidate, Choice, blocks_of
+from mixwell.lab.fit.search import DISCRETE, Choice, blocks_of
 
 if TYPE_CHECKING:
     import pandas
 
 FORMAT, FORMAT_VERSION = "mixwell-mixture", 1
 FILE = "mixture.json"
-ATTRIBUTES = {"GaussianMixture": ("means_", "covariances_", "precisions_cholesky_", "precisions_"),
-              "StudentTMixture": ("means_", "covariances_", "precisions_cholesky_", "precisions_", "dofs_"),
-              "PoissonMixture": ("rates_",), "CategoricalMixture": ("_flat_probabilities",)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +99,7 @@ class FittedMixture:
         """Write `mixture.json` and `model.safetensors` into an existing folder."""
         arrays = {"weights_": torch.as_tensor(self.estimator.weights_)}
         for block in self.estimator.blocks_:
-            for name in ATTRIBUTES[type(block.estimator).__name__]:
+            for name in check.shapes_of(block, self.family, self.n_components):
                 arrays[f"{block.kind}.{name}"] = torch.as_tensor(getattr(block.estimator, name))
         save_tensors(Path(folder) / SINGLE, arrays, {"format": "pt", "holds": FORMAT})
         write_json(Path(folder) / FILE, {
@@ -112,6 +111,11 @@ class FittedMixture:
 def load(folder: str | Path) -> FittedMixture:
     """Read a model folder. One of another format or version, or with missing or foreign numbers, raises."""
     folder = Path(folder)
+    with tables.readable(folder):
+        return _load(folder)
+
+
+def _load(folder: Path) -> FittedMixture:
     if not (folder / FILE).is_file():
         raise MixwellError(f"{folder} holds no {FILE}; expected a folder that `mixwell fit` wrote.")
     record = read_json(folder / FILE)
@@ -122,60 +126,55 @@ def load(folder: str | Path) -> FittedMixture:
                            f"{record.get('mixwell')}; this is mixwell {__version__}, which reads version "
                            f"{FORMAT_VERSION}. Fit again, or use that version.")
     try:
-        columns = tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in record["columns"])
-        choice = _choice(record["choice"])
-        if choice.best.family not in (*FAMILIES, DISCRETE):
-            raise ValueError(f"unknown family {choice.best.family!r}")
-        estimator = _estimator(folder, columns, choice.best.family, int(record["n_components"]))
-        return FittedMixture(columns=columns, estimator=estimator, choice=choice, source=str(record["source"]),
-                             rows=int(record["rows"]), seed=int(record["seed"]))
-    except MixwellError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MixwellError(f"{folder / FILE} is damaged ({type(error).__name__}: {error}); fit again.") from error
+        n_components = check.whole_number(record, "n_components", 1)
+        columns = check.columns_of(record["columns"])
+        choice = check.choice_of(record["choice"], n_components)
+        check.expect(isinstance(record["source"], str), "'source' is no text")
+        rows, seed = check.whole_number(record, "rows", 1), check.whole_number(record, "seed", 0)
+        family = choice.best.family
+        check.expect((family == DISCRETE) != any(c.kind == NUMERIC for c in columns), f"family {family!r} is not for "
+                                                                                       "these columns")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / FILE, error) from error
+    tensors = open_file(folder / SINGLE)
+    try:
+        held = {name: tensor.numpy() for name, tensor in tensors.items()}
+        estimator = _estimator(held, columns, family, n_components)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / SINGLE, error) from error
+    return FittedMixture(columns=columns, estimator=estimator, choice=choice, source=record["source"], rows=rows,
+                         seed=seed)
 
 
-def _estimator(folder: Path, columns: tuple[Column, ...], family: str, n_components: int) -> ProductMixture:
-    held = open_file(folder / SINGLE)
+def _damaged(path: Path, error: Exception) -> MixwellError:
+    lacking = isinstance(error, KeyError)
+    return MixwellError(f"{path} is damaged ({f'it lacks {error}' if lacking else error}); fit again.")
+
+
+def _estimator(held: Mapping[str, np.ndarray], columns: Sequence[Column], family: str,
+               n_components: int) -> ProductMixture:
     blocks = blocks_of(columns, family)
     model = ProductMixture(n_components, blocks=blocks)
-    model.n_features_in_, model.weights_ = len(used(columns)), _array(folder, held, "weights_", n_components)
-    model.blocks_ = blocks
-    names = {f"{b.kind}.{name}" for b in blocks for name in ATTRIBUTES[type(b.estimator).__name__]} | {"weights_"}
-    if foreign := sorted(set(held) - names):
-        raise MixwellError(f"{folder / SINGLE} holds {foreign[0]!r}, for which {FILE} has no columns; fit again.")
+    model.n_features_in_, model.blocks_ = len(used(columns)), blocks
+    model.weights_ = check.shaped("weights_", held["weights_"], (n_components,))
+    check.shares("weights_", model.weights_)
+    names = {"weights_"}
     for block in blocks:
+        shapes = check.shapes_of(block, family, n_components)
+        own = {name: check.shaped(f"{block.kind}.{name}", held[f"{block.kind}.{name}"], shape)
+               for name, shape in shapes.items()}
+        check.ranges(block, family, own)
+        names |= {f"{block.kind}.{name}" for name in own}
         block.estimator.set_params(n_components=n_components)
         mark_fitted(block)
-        for name in ATTRIBUTES[type(block.estimator).__name__]:
-            shared = getattr(block.estimator, "covariance_type", "") == "tied" and name not in ("means_", "dofs_")
-            first = len(block.columns) if shared else n_components
-            setattr(block.estimator, name, _array(folder, held, f"{block.kind}.{name}", first))
-        block.estimator.weights_ = model.weights_
+        for name, array in {**own, "weights_": model.weights_}.items():
+            setattr(block.estimator, name, array)
         if block.sizes:
             block.estimator.probabilities_ = np.split(block.estimator._flat_probabilities,
                                                       np.cumsum(block.sizes)[:-1], axis=1)
-        _check_width(folder, block)
+    if foreign := sorted(set(held) - names):
+        raise ValueError(f"it holds {foreign[0]!r}, for which {FILE} has no columns")
     return model
-
-
-def _array(folder: Path, held: Any, name: str, first: int) -> np.ndarray:
-    if name not in held:
-        raise MixwellError(f"{folder / SINGLE} lacks {name!r}; the folder is incomplete, fit again.")
-    found = held[name].numpy()
-    if found.ndim == 0 or len(found) != first or not np.isfinite(found).all():
-        raise MixwellError(f"{folder / SINGLE}: {name!r} has the shape {found.shape} or numbers that are not finite; "
-                           f"expected {first} finite entries. Fit again.")
-    return found
-
-
-def _check_width(folder: Path, block: Any) -> None:
-    name = {NUMERIC: "means_", "count": "rates_", "category": "_flat_probabilities"}[block.kind]
-    width = sum(block.sizes) if block.sizes else len(block.columns)
-    found = getattr(block.estimator, name).shape
-    if found[1:] != (width,):
-        raise MixwellError(f"{folder / SINGLE}: {block.kind}.{name} has the shape {found}; {FILE} speaks of {width} "
-                           "columns. Fit again.")
 
 
 def _plain(value: Any) -> Any:
@@ -186,13 +185,3 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-
-def _choice(record: dict[str, Any]) -> Choice:
-    best, *others = (_candidate(c) for c in (record["best"], *record["candidates"]))
-    return Choice(best=best, candidates=tuple(others), criterion=record["criterion"], planned=record["planned"],
-                  notes=tuple(record["notes"]))
-
-
-def _candidate(record: dict[str, Any]) -> Candidate:
-    values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
-    return Candidate(**values)

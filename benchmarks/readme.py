@@ -78,7 +78,7 @@ def em(data: dict[str, Any]) -> list[str]:
             f"{stream['seconds_per_pass']:.1f} s a pass in {stream['peak_rss_gib']:.2f} GiB. A tenth of "
             f"{missing['rows']:,} x {missing['columns']} float64 values missing, in {missing['patterns']} patterns: "
             f"{holes:.0f} ms a step, {whole:.0f} without holes ({missing['components']} components). "
-            f"`python benchmarks/em.py --stream 10000000` with {data['threads']} threads."]
+            f"`python benchmarks/em.py --repeat 5 --stream 10000000` with {data['threads']} threads."]
 
 
 def claims(rooms: dict[str, dict[str, Any]]) -> list[str]:

@@ -21,12 +21,14 @@ in memory, "icl" an estimator with `icl`, "slope" at least four numbers of compo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import KFold
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from mixwell.core.method import method
@@ -39,13 +41,14 @@ CRITERIA = ("bic", "aic", "icl", "cv", "slope")
 class ComponentSearch(BaseEstimator):
     """Fits `estimator` with every number of components and keeps the best as `best_estimator_`.
 
-    estimator: a mixture with `n_components`; n_components: the numbers to try; criterion: bic, aic, icl, cv or slope;
-    folds: for cv. Fitted: `best_n_components_`, `best_estimator_`, `scores_` (smaller is better), `log_likelihoods_`
-    (nats over all rows).
+    estimator: a mixture with `n_components`; n_components: the numbers to try, or one number; criterion: bic, aic,
+    icl, cv or slope; folds: for cv. Fitted: `best_n_components_`, `best_estimator_`, `scores_` (smaller is better),
+    `log_likelihoods_` (nats over all rows).
     """
 
-    def __init__(self, estimator: Any = None, n_components: Iterable[int] = range(1, 11), *, criterion: str = "bic",
-                 folds: int = 5, one_standard_error: bool = False, random_state: Any = None) -> None:
+    def __init__(self, estimator: Any = None, n_components: int | Iterable[int] = tuple(range(1, 11)), *,
+                 criterion: str = "bic", folds: int = 5, one_standard_error: bool = False,
+                 random_state: Any = None) -> None:
         self.estimator = estimator
         self.n_components = n_components
         self.criterion = criterion
@@ -57,10 +60,11 @@ class ComponentSearch(BaseEstimator):
         """Fit the range; returns self."""
         if self.criterion not in CRITERIA:
             raise ValueError(f"criterion={self.criterion!r}; expected one of {', '.join(CRITERIA)}.")
-        numbers = sorted(set(self.n_components))
+        given: Any = self.n_components
+        numbers: list[int] = sorted({int(given)} if isinstance(given, Integral) else set(given))
         if not numbers:
             raise ValueError("n_components is empty; expected the numbers of components to try.")
-        base = find("density.mixtures.gaussian").load()() if self.estimator is None else self.estimator
+        base = self._base()
         if self.criterion in ("aic", "bic", "icl") and not hasattr(base, self.criterion):
             raise ValueError(f"{type(base).__name__} has no {self.criterion}; choose another criterion, or 'cv'.")
         fitted = {k: clone(base).set_params(n_components=k).fit(X) for k in numbers}
@@ -79,7 +83,18 @@ class ComponentSearch(BaseEstimator):
             limit = self.scores_[self.best_n_components_] + self.standard_errors_[self.best_n_components_]
             self.best_n_components_ = next(k for k in numbers if self.scores_[k] <= limit)
         self.best_estimator_ = fitted[self.best_n_components_]
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self.best_estimator_, name):
+                setattr(self, name, getattr(self.best_estimator_, name))
         return self
+
+    def _base(self) -> Any:
+        return find("density.mixtures.gaussian").load()() if self.estimator is None else self.estimator
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags = get_tags(self._base()).input_tags
+        return tags
 
     def _held_out(self, base: Any, X: Any, numbers: list[int]) -> dict[int, float]:
         x_ND = X if isinstance(X, (np.ndarray, torch.Tensor)) else np.asarray(X)

@@ -31,7 +31,7 @@ class Incomplete:
         both_PDD = self.seen_PD[:, :, None] * self.seen_PD[:, None]
         lost_PDD = torch.diag_embed(1 - self.seen_PD)
         root_PSKDD = precision_cholesky("full", covariances_SKDD * both_PDD[:, None, None] + lost_PDD[:, None, None])
-        self.precision_PSKDD = (root_PSKDD @ root_PSKDD.mT) * both_PDD[:, None, None]
+        self.root_PSKDD, self.both_PDD = root_PSKDD, both_PDD
         z_PRD = torch.nan_to_num(z_BD).view(P, -1, D)
         self.diff_PSKRD = (z_PRD[:, None, None] - means_SKD[:, :, None]) * self.seen_PD[:, None, None, None]
         self.distance_SKB = _by_row((self.diff_PSKRD @ root_PSKDD).square().sum(-1))
@@ -47,7 +47,8 @@ class Incomplete:
         weight_PSKR, spread_PSK = _by_pattern(weight_SKB, P), _by_pattern(spread_SKB, P).sum(-1)
         first_PSKD = (weight_PSKR[..., None, :] @ self.diff_PSKRD)[..., 0, :]
         second_PSKDD = (self.diff_PSKRD * weight_PSKR[..., None]).mT @ self.diff_PSKRD
-        slope_PSKDD = self.covariances_SKDD @ self.precision_PSKDD
+        precision_PSKDD = (self.root_PSKDD @ self.root_PSKDD.mT) * self.both_PDD[:, None, None]
+        slope_PSKDD = self.covariances_SKDD @ precision_PSKDD
         lost_P11D1 = (1 - self.seen_PD)[:, None, None, :, None]
         lift_PSKDD = slope_PSKDD * lost_P11D1 + torch.diag_embed(self.seen_PD)[:, None, None]
         spread_PSKDD = (self.covariances_SKDD - slope_PSKDD @ self.covariances_SKDD) * lost_P11D1 * lost_P11D1.mT

@@ -302,14 +302,18 @@ def tensor_rows(x: Tensor, allow_nan: bool) -> Rows:
     return rows
 
 
+def column_name(names: Sequence[str] | None, column: int) -> str:
+    """What an error calls a column: its name in quotes, or its number."""
+    return str(column) if names is None else repr(names[column])
+
+
 def refuse_infinite(chunk: Tensor, start: int, names: Sequence[str] | None, allow_nan: bool) -> None:
     """Name the first value that no density can take, if there is one."""
     found = (chunk.isinf() if allow_nan else ~chunk.isfinite()).nonzero()
     if len(found):
         row, column = found[0].tolist()
-        name = column if names is None else repr(names[column])
         raise ValueError(f"Input X contains {'NaN' if bool(chunk[row, column].isnan()) else 'infinity'}: row "
-                         f"{start + row}, column {name}. Remove or replace it.")
+                         f"{start + row}, column {column_name(names, column)}. Remove or replace it.")
 
 
 def locate_infinite(rows: Rows) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mixwell.density._covariances import as_full, inverse_of_root, root_of_precision
 from mixwell.density._em import Family, Params
 from mixwell.density._gaussian import KINDS, Frame, Gaussian
-from mixwell.density._rows import Rows
+from mixwell.density._rows import Rows, column_name
 from mixwell.density.mixtures._parts import MixtureEstimator
 
 
@@ -100,7 +100,7 @@ class NormalMixture(MixtureEstimator):
                                      "reg_covar='scale'")):
             if bool(mask.any()):
                 column = int(mask.nonzero()[0, 0])
-                name = column if rows.names is None else repr(rows.names[column])
+                name = column_name(rows.names, column)
                 warnings.warn(f"column {name} {text}.", UserWarning, stacklevel=6)
 
     def _refine_start(self, family: Gaussian, params: Params) -> Params:  # type: ignore[override]

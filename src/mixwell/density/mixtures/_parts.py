@@ -23,7 +23,16 @@ from mixwell.density._em_kernels import posterior
 from mixwell.density._online import Online, batches
 from mixwell.density._processes import Alone, Group
 from mixwell.density._progress import Teller
-from mixwell.density._rows import ArrayRows, Piece, Rows, imputed, locate_infinite, open_rows, tensor_rows
+from mixwell.density._rows import (
+    ArrayRows,
+    Piece,
+    Rows,
+    column_name,
+    imputed,
+    locate_infinite,
+    open_rows,
+    tensor_rows,
+)
 from mixwell.density._workers import Workers
 
 try:
@@ -288,12 +297,10 @@ class MixtureEstimator(DensityMixin, BaseEstimator):
             weights_N = None if weights_N is None else weights_N[torch.as_tensor(chosen)]
         else:
             x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
-        if rows.streamed and bool(x_ND.isinf().any()):
-            locate_infinite(rows)
         empty_D = x_ND.isnan().all(0)
         if bool(empty_D.any()):
             column = int(empty_D.nonzero()[0, 0])
-            name = column if rows.names is None else repr(rows.names[column])
+            name = column_name(rows.names, column)
             raise ValueError(f"column {name} has no value in the {len(x_ND)} rows of the start; remove it, or give "
                              "starting values.")
         x_ND = imputed(x_ND)

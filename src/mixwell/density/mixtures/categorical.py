@@ -33,7 +33,7 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.density._em import Params
 from mixwell.density._exponential import ExponentialFamily, Sums
-from mixwell.density._rows import ArrayRows, Rows
+from mixwell.density._rows import ArrayRows, Rows, column_name
 from mixwell.density.mixtures._plain import PlainMixture
 
 
@@ -132,7 +132,7 @@ class CategoricalMixture(PlainMixture):
                 strange = (values[code] != x_B) & ~torch.isnan(x_B)
                 if bool(strange.any()):
                     row = int(strange.nonzero()[0, 0])
-                    name = column if rows.names is None else repr(rows.names[column])
+                    name = column_name(rows.names, column)
                     raise ValueError(f"unknown category in row {start + row}, column {name}; it was not there in "
                                      "fitting. Pass unknown='missing' to leave such values out.")
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.density._em import Params
 from mixwell.density._exponential import ExponentialFamily, Sums, share
-from mixwell.density._rows import Rows
+from mixwell.density._rows import Rows, column_name
 from mixwell.density.mixtures._plain import PlainMixture
 
 SMALLEST_RATE = 1e-10  # so that a column without counts keeps a finite log rate
@@ -72,7 +72,7 @@ class PoissonMixture(PlainMixture):
         for start, chunk in rows.chunks():
             if bool((chunk < 0).any()):
                 row, column = (chunk < 0).nonzero()[0].tolist()
-                name = column if rows.names is None else repr(rows.names[column])
+                name = column_name(rows.names, column)
                 raise ValueError(f"Negative values in data passed to PoissonMixture: row {start + row}, column {name}; "
                                  "expected counts.")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.latent.coupled_autoencoders import CoupledAutoencoders
 from mixwell.lab.bench import Bench
+from mixwell.lab.claims._judging import matched_accuracy
 
 NOTE = ("Ahead at two seeds of three; at the other nearly all digits share a category. The scaled distance starts near "
         "3e5 nats and ends at 200, the reconstruction at 27: consensus comes first, categories that lose their digits "
@@ -36,16 +37,6 @@ def moved(x_ND: Tensor, generator: torch.Generator) -> Tensor:
     return torch.nn.functional.grid_sample(images, grid, align_corners=False).flatten(1)
 
 
-def accuracy(labels: np.ndarray, found: np.ndarray) -> float:
-    """Share of rows in the right cluster under the best matching."""
-    from scipy.optimize import linear_sum_assignment
-    from sklearn.metrics.cluster import contingency_matrix
-
-    table = contingency_matrix(labels, found)
-    row, column = linear_sum_assignment(-table)
-    return float(table[row, column].sum()) / len(labels)
-
-
 def claim(bench: Bench) -> Evidence:
     """Cluster accuracy of two arms, of one, and of a Gaussian mixture."""
     from sklearn.datasets import load_digits
@@ -59,7 +50,7 @@ def claim(bench: Bench) -> Evidence:
                     for arms in (2, 1))
         mixture = GaussianMixture(10, reg_covar=0.1, random_state=seed).fit_predict(x)
         for name, labels in (("ours", two.labels_), ("theirs", one.labels_), ("gaussian mixture", mixture)):
-            found[name].append(accuracy(digits.target, labels))
+            found[name].append(matched_accuracy(digits.target, labels))
         found["arm agreement"].append(two.agreement_)
     evidence = weigh("Two coupled arms cluster digits better than one mixture VAE.", "cluster accuracy of digits",
                      found.pop("ours"), found.pop("theirs"), lower_is_better=False, note=NOTE)

@@ -17,7 +17,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.factor_analysers import MixtureOfFactorAnalysers
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 
 ROWS, FRESH, GROUPS, COLUMNS, FACTORS, SETS = 240, 5000, 3, 20, 2, 2
 
@@ -58,4 +58,4 @@ def claim(bench: Bench) -> Evidence:
     ours = found.pop("analysers")
     evidence = weigh("Factor analysers describe fresh rows better where rows are few for the columns.",
                      "held-out nats a row", ours, [min(group) for group in zip(*found.values())])
-    return provided(evidence, True, "", factors=chosen, **found)
+    return beside(evidence, factors=chosen, **found)

@@ -18,7 +18,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 
 DRAWS, POINTS, HALF, NEAR = 300_000, 501, 12.0, 0.05
 SUM, KNOWN = torch.tensor([[1.0, -0.5]], dtype=torch.float64), 0.5
@@ -75,4 +75,4 @@ def claim(bench: Bench) -> Evidence:
         slow.append(perf_counter() - between)
     evidence = weigh("Products, sums and conditionals of mixtures are exact in closed form.",
                      "decades of the largest relative error", ours, theirs)
-    return provided(evidence, True, "", seconds=fast, seconds_of_draws=slow)
+    return beside(evidence, seconds=fast, seconds_of_draws=slow)

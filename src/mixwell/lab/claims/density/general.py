@@ -16,7 +16,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.general import Mixture
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 
 ROWS, FRESH, SETS = 300, 20_000, 5
 
@@ -61,4 +61,4 @@ def claim(bench: Bench) -> Evidence:
         chosen.append(float(np.mean(numbers)))
     evidence = weigh("A mixture of the families that the data are made of beats any number of Gaussians.",
                      "held-out nats a row", ours, theirs)
-    return provided(evidence, True, "", gaussians_chosen=chosen)
+    return beside(evidence, gaussians_chosen=chosen)

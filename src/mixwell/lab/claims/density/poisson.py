@@ -17,7 +17,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 
 ROWS, SHARES, COLUMNS, SETS = 300, (0.5, 0.3, 0.2), 6, 5
 
@@ -49,4 +49,4 @@ def claim(bench: Bench) -> Evidence:
     best = [max(pair) for pair in zip(found["gaussian"], found["gaussian_of_roots"])]
     evidence = weigh("Counts are grouped better by Poisson components than by Gaussian ones.", "adjusted Rand index",
                      found["poisson"], best, lower_is_better=False)
-    return provided(evidence, True, "", gaussian=found["gaussian"], gaussian_of_roots=found["gaussian_of_roots"])
+    return beside(evidence, gaussian=found["gaussian"], gaussian_of_roots=found["gaussian_of_roots"])

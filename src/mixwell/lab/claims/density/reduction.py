@@ -17,7 +17,7 @@ from mixwell.core.rng import generator
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 from mixwell.density.values.reduction import Config, merge, reduce_mixture
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 
 COMPONENTS, LEFT, DRAWS, MIXTURES = 30, 6, 20_000, 8
 
@@ -71,4 +71,4 @@ def claim(bench: Bench) -> Evidence:
     best = [min(pair) for pair in zip(found["joined"], found["dropped"])]
     evidence = weigh("Merging by Runnalls' bound loses less than joining by distance or dropping.",
                      "Kullback-Leibler divergence in nats", found.pop("bound"), best)
-    return provided(evidence, True, "", **found)
+    return beside(evidence, **found)

@@ -12,16 +12,7 @@ import numpy as np
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.clustering.semi_supervised import SemiSupervisedMixture
 from mixwell.lab.bench import Bench
-
-
-def accuracy(labels: np.ndarray, found: np.ndarray) -> float:
-    """Share of rows in the right cluster under the best matching."""
-    from scipy.optimize import linear_sum_assignment
-    from sklearn.metrics.cluster import contingency_matrix
-
-    table = contingency_matrix(labels, found)
-    row, column = linear_sum_assignment(-table)
-    return float(table[row, column].sum()) / len(labels)
+from mixwell.lab.claims._judging import matched_accuracy
 
 
 def claim(bench: Bench) -> Evidence:
@@ -36,9 +27,9 @@ def claim(bench: Bench) -> Evidence:
     for seed in bench.seeds:
         seen = (np.random.default_rng(seed).random(len(x)) < 0.5) & (digits.target < 6)
         model = SemiSupervisedMixture(n_components=6, random_state=seed).fit(x, np.where(seen, digits.target, -1))
-        ours.append(accuracy(digits.target[~seen], model.labels_[~seen]))
+        ours.append(matched_accuracy(digits.target[~seen], model.labels_[~seen]))
         rival = KMeans(10, n_init=10, random_state=seed).fit_predict(x)
-        theirs.append(accuracy(digits.target[~seen], rival[~seen]))
+        theirs.append(matched_accuracy(digits.target[~seen], rival[~seen]))
         sizes.append(model.n_components_)
     return weigh("A semi-supervised split-and-merge mixture finds categories without their number.",
                  "accuracy on unlabelled digits", ours, theirs, lower_is_better=False,

@@ -15,7 +15,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.selection.slope_heuristic import slope_heuristic
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 
 ROWS, FRESH, NUMBERS, SETS = 800, 20_000, range(1, 17), 2
 NOTE = ("The paper's condition is not met: the likelihood still bends at 16 components, because the ring asks for "
@@ -59,5 +59,5 @@ def claim(bench: Bench) -> Evidence:
             chosen[name].append(float(np.mean(picked)))
     evidence = weigh("The slope heuristic risks less than BIC where no model is true.",
                      "held-out nats a row lost against the best model", lost["slope"], lost["bic"], note=NOTE)
-    return provided(evidence, True, "", aic=lost["aic"],
-                    **{f"components_by_{name}": values for name, values in chosen.items()})
+    return beside(evidence, aic=lost["aic"],
+                  **{f"components_by_{name}": values for name, values in chosen.items()})

@@ -17,7 +17,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.selection.split_merge import SplitMergeMixture
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 
 ROWS, GROUPS, SETS = 800, 10, 4
 NOTE = ("Swaps gain on their own start with every seed, but the 7 to 14 k-means starts that cost as many steps gain "
@@ -69,4 +69,4 @@ def claim(bench: Bench) -> Evidence:
     ours, theirs, single, restarts = np.stack(means, 1).tolist()
     evidence = weigh("Swaps of a merge and a split reach a higher likelihood than restarts at equal steps.",
                      "nats a row", ours, theirs, lower_is_better=False, note=NOTE)
-    return provided(evidence, True, "", first_start=single, restarts=restarts)
+    return beside(evidence, first_start=single, restarts=restarts)

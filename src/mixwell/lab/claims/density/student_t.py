@@ -17,7 +17,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.student_t import StudentTMixture
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 
 GROUPS, ROWS, OUTLIERS, SETS = 3, 100, 25, 5
 NOTE = ("A Gaussian mixture with a fourth component for the outliers comes near: ahead with two seeds of three, behind "
@@ -55,4 +55,4 @@ def claim(bench: Bench) -> Evidence:
     evidence = weigh("Means of t mixtures stay where they are under gross outliers.",
                      "root mean square distance of the means, in the data's unit", found["t"], found["gaussian"],
                      note=NOTE)
-    return provided(evidence, True, "", gaussian_of_four=found["gaussian_of_four"])
+    return beside(evidence, gaussian_of_four=found["gaussian_of_four"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import VOCAB_SIZE, Bench
-from mixwell.lab.claims._judging import BITS, provided
+from mixwell.lab.claims._judging import BITS, beside
 from mixwell.lab.claims.experts._language import SWITCH, bits, dense
 
 
@@ -23,4 +23,4 @@ def claim(bench: Bench) -> Evidence:
                      note="Equal within the spread on 300,000 tokens, and better than learnt top-1 routing with every "
                           "seed. With four times the tokens and one seed it was ahead: 1.91 against the dense block's "
                           "2.01 bits per byte.")
-    return provided(evidence, True, "", switch=bits(bench, bench.arch(SWITCH)))
+    return beside(evidence, switch=bits(bench, bench.arch(SWITCH)))

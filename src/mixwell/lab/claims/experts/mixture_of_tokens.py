@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import BITS, provided
+from mixwell.lab.claims._judging import BITS, beside
 from mixwell.lab.claims.experts._language import bits, dense
 
 TOKENS = 150_000
@@ -23,4 +23,4 @@ def claim(bench: Bench) -> Evidence:
                      bits(bench, dense(bench, 144), TOKENS),
                      note="Higher with every seed, by 0.13 to 0.50. Top-2 routing beside is no better than the dense "
                           "block either: 150,000 tokens are few for a mixture.")
-    return provided(evidence, True, "", top_2=bits(bench, bench.arch(), TOKENS))
+    return beside(evidence, top_2=bits(bench, bench.arch(), TOKENS))

@@ -13,7 +13,7 @@ from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 from mixwell.lab.claims.experts._language import DEEP, TOKENS
 
 
@@ -33,4 +33,4 @@ def claim(bench: Bench) -> Evidence:
                      [run[2] for run in layers], [run[0] for run in layers],
                      note="Experts that start independent stay nearly so on 300,000 tokens: all cosines are below "
                           "0.06, and those of the first layer are the lowest.")
-    return provided(evidence, True, "", second_layer=[run[1] for run in layers], last_layer=[run[3] for run in layers])
+    return beside(evidence, second_layer=[run[1] for run in layers], last_layer=[run[3] for run in layers])

@@ -17,7 +17,7 @@ from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import provided
+from mixwell.lab.claims._judging import beside
 from mixwell.lab.claims.experts._synthetic import TOP1, build
 
 DIM, ENTITIES, RELATIONS, VALUES = 32, 256, 8, 64
@@ -74,4 +74,4 @@ def claim(bench: Bench) -> Evidence:
     baseline = [measure(seed, dict(TOP1), num_experts=64) for seed in bench.seeds]
     evidence = weigh("Word experts recall rare facts better than learnt routing.", "share of rare facts recalled",
                      method, baseline, lower_is_better=False)
-    return provided(evidence, True, "", dense=[measure(seed, {}, method="swiglu") for seed in bench.seeds])
+    return beside(evidence, dense=[measure(seed, {}, method="swiglu") for seed in bench.seeds])

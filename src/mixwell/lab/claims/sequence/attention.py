@@ -12,7 +12,7 @@ import statistics
 
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.lab.bench import Bench
-from mixwell.lab.claims._judging import BITS, provided
+from mixwell.lab.claims._judging import BITS, beside
 from mixwell.lab.claims.experts._language import bits, dense
 
 TOKENS = 200_000
@@ -26,4 +26,4 @@ def claim(bench: Bench) -> Evidence:
                      at_least=-0.01 * statistics.fmean(full),
                      note="The mean is 0.3 % higher, but the difference runs from -0.06 to 0.06 with the seed: a "
                           "margin of 1 % cannot be judged from three.")
-    return provided(evidence, True, "", multi_query=single)
+    return beside(evidence, multi_query=single)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from mixwell.core.files import write_json
-from mixwell.core.kernels import hold_memory
+from mixwell.core.machine import hold_memory
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -82,7 +82,7 @@ def measure(functions: Mapping[str, Callable[[], Any]], seconds: float, clock: C
 
 def gemm(rows: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
     """The machine's own product x W^T as this library calls it, and its FLOPs."""
-    from mixwell.core.kernels import linear
+    from mixwell.kernels.linear import linear
 
     x, weight = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core import rng
-from mixwell.core.packing import prepack
 from mixwell.core.routing import Context
 from mixwell.experts.layers.moe import Config, MoE
+from mixwell.kernels.packing import prepack
 
 DIM, EXPERTS, CHOSEN = 512, 16, 2
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -19,7 +19,7 @@ from _parts import gemm, measure, parser, plain, save, start
 from mixwell.core import rng
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
-from mixwell.lm.optimizer import MasterAdamW
+from mixwell.lm.training.optimizer import MasterAdamW
 
 ROWS, LENGTH, VOCABULARY = 16, 256, 2048
 CONFIG = ModelConfig(

@@ -7,7 +7,7 @@ from typing import Any
 __version__ = "0.1.0"
 _PUBLIC = {
     "load": ("mixwell.lm.checkpoint", "load"),
-    "apply": ("mixwell.lab.apply", "apply"),
+    "apply": ("mixwell.run.apply", "apply"),
 }
 
 

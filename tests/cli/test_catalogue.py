@@ -114,6 +114,6 @@ def test_what_new_writes_fails_until_it_is_written(checkout, name, monkeypatch, 
         test.test_refuses_what_cannot_be()
     with pytest.raises(AssertionError):
         test.test_card_is_written()
-    claim = imported(next(checkout.glob("src/mixwell/lab/claims/*/mine.py")), "claim_mine", monkeypatch)
+    claim = imported(next(checkout.glob("src/mixwell/claims/*/mine.py")), "claim_mine", monkeypatch)
     with pytest.raises(NotImplementedError, match="write how"):
         claim.claim(type("Bench", (), {"seeds": (0, 1, 2)}))

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mixwell.cli.main import app
 from mixwell.core.evidence import weigh
-from tests.lab import tiny
+from tests.run import tiny
 
 
 def call(*words):
@@ -76,7 +76,7 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, words, told):
 @pytest.fixture
 def three(monkeypatch):
     """Three claims: one holds, one breaks, one does not hold."""
-    from mixwell.lab import claims
+    from mixwell import claims
 
     class Fake:
         def __init__(self, name, result):
@@ -137,9 +137,9 @@ def test_an_analysis_counts_every_token_and_writes_a_file(ran, tmp_path):
 def test_an_analysis_of_int8_agrees_with_the_dequantised_weights(ran, tmp_path):
     import torch
 
-    from mixwell.lab.analyse import analyse
-    from mixwell.lab.apply import apply
     from mixwell.lm import checkpoint
+    from mixwell.run.analyse import analyse
+    from mixwell.run.apply import apply
 
     _, out, _, _ = ran
     model = next(out.glob("stages/moe-trained-*/model"))

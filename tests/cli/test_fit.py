@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from mixwell.cli.fit import parse_columns, parse_components
 from mixwell.cli.main import app
 from mixwell.core.errors import MixwellError
-from tests.lab.test_fit import planted
+from tests.tables.test_fit import planted
 
 QUICK = ("--components", "2-3", "--family", "diag", "--starts", "1")
 
@@ -57,7 +57,7 @@ def test_what_is_wrong_is_one_line_and_exit_2(done, tmp_path, monkeypatch, words
 
 
 def test_ctrl_c_keeps_the_best_and_says_so(done, tmp_path, monkeypatch):
-    from mixwell.lab.fit import search
+    from mixwell.tables import search
 
     real, calls = search._try, []
 
@@ -74,7 +74,7 @@ def test_ctrl_c_keeps_the_best_and_says_so(done, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_before_a_first_fit_does_not_promise_to_go_on(done, tmp_path, monkeypatch):
-    from mixwell.lab.fit import search
+    from mixwell.tables import search
 
     def stop(*_):
         raise KeyboardInterrupt

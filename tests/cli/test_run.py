@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from mixwell.cli.main import app
 from mixwell.cli.progress import Bar
 from mixwell.core.errors import MixwellError
-from tests.lab import tiny
+from tests.run import tiny
 
 SHORT = [f"stages.{stage}.train.tokens=300" for stage in ("dense", "moe-trained", "dense-trained")]
 
@@ -103,7 +103,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, 
     (MixwellError("one\nline"), 2, "error: one line"),
     (KeyboardInterrupt(), 130, "stopped; run the same command to go on")])
 def test_how_a_run_ends_early(monkeypatch, tmp_path, error, code, told):
-    from mixwell.lab import engine
+    from mixwell.run import engine
 
     def fail(*_, **__):
         raise error
@@ -114,7 +114,7 @@ def test_how_a_run_ends_early(monkeypatch, tmp_path, error, code, told):
 
 
 def test_our_own_faults_keep_their_trace(monkeypatch, tmp_path):
-    from mixwell.lab import engine
+    from mixwell.run import engine
 
     def fail(*_, **__):
         raise ZeroDivisionError
@@ -124,7 +124,7 @@ def test_our_own_faults_keep_their_trace(monkeypatch, tmp_path):
 
 
 def test_being_asked_to_end_is_ctrl_c(monkeypatch, tmp_path):
-    from mixwell.lab import engine
+    from mixwell.run import engine
 
     usual = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(engine, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))

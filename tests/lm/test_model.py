@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import mixwell
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
+from mixwell.kernels.embed import ROWS, embed, mean_nats, row_nats
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.head import ROWS, embed, mean_nats, row_nats
 from mixwell.lm.model import LanguageModel
 
 DENSE = {"method": "swiglu", "hidden_dim": 12}

@@ -15,7 +15,7 @@ from mixwell.lm.config import ModelConfig
 from mixwell.lm.data import Document, TokenData, split_documents, write_shards
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
-from mixwell.lm.train import TrainConfig, TrainResult, train
+from mixwell.lm.training.loop import TrainConfig, TrainResult, train
 
 TEXTS = {
     "sums": [f"{i} + {i + 1} = {2 * i + 1}\n" * 4 for i in range(60)],

@@ -9,7 +9,7 @@ import torch
 
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
-from mixwell.sequence import _parts
+from mixwell.kernels import attention as _parts
 from mixwell.sequence.attention import Attention, Config, example
 
 DIM = 12

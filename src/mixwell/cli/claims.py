@@ -31,7 +31,7 @@ def claims(prefix: Annotated[str, typer.Argument(help="Room or claim, such as ex
 
     `mixwell claims experts.hash --seeds 5` · one claim, five seeds
     """
-    from mixwell.lab import claims as lab_claims
+    from mixwell import claims as lab_claims
 
     chosen, console = lab_claims.claims(prefix), Console(highlight=False)
     if only_list:
@@ -40,8 +40,9 @@ def claims(prefix: Annotated[str, typer.Argument(help="Room or claim, such as ex
         return
     import torch
 
-    from mixwell.lab import evidence, machine
-    from mixwell.lab.bench import Bench
+    from mixwell.claims import evidence
+    from mixwell.claims.bench import Bench
+    from mixwell.core import machine
 
     threads = machine.threads()
     torch.set_num_threads(threads)
@@ -65,7 +66,8 @@ def claims(prefix: Annotated[str, typer.Argument(help="Room or claim, such as ex
 
 def show(console: Console, name: str, found: dict[str, Any], width: int) -> None:
     """One outcome: a line with the effect, one with the claim, one with the note where there is one."""
-    from mixwell.lab import evidence, units
+    from mixwell.claims import evidence
+    from mixwell.core import units
 
     style = STYLES[found["outcome"]]
     measured = f"{evidence.effect(found)} {found['metric']}".strip()

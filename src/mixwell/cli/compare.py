@@ -13,7 +13,7 @@ from mixwell.cli.runs import RECIPE, split_words
 from mixwell.core.errors import MixwellError
 
 if TYPE_CHECKING:
-    from mixwell.lab.compare import Plan
+    from mixwell.compare import Plan
 
 
 @one_line
@@ -44,10 +44,10 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     `mixwell compare my.yaml --vary moe.num_experts=4,8 --vary moe.router.k=1,2 --seeds 5 --baseline 8,2`
     """
     path, overrides = split_words(words or [])
+    from mixwell import compare as lab_compare
     from mixwell.cli.progress import Bar
-    from mixwell.lab import compare as lab_compare
-    from mixwell.lab import recipe
-    from mixwell.lab.compare.variants import parse_vary
+    from mixwell.compare.variants import parse_vary
+    from mixwell.run import recipe
 
     console, chosen = Console(highlight=False), recipe.read(path, overrides)
     with Bar(console) as bar:
@@ -87,8 +87,8 @@ def show_results(console: Console, folder: Path) -> str:
     """Print the table and the answer; returns the variants without any result, as text."""
     from rich.table import Table
 
-    from mixwell.lab.compare.results import read
-    from mixwell.lab.views import compare as views
+    from mixwell.compare import view as views
+    from mixwell.compare.results import read
 
     found = read(folder)
     table = Table(box=None, pad_edge=False)

@@ -15,8 +15,8 @@ from mixwell.cli.errors import STOPPED, one_line, tell
 from mixwell.core.errors import MixwellError
 
 if TYPE_CHECKING:
-    from mixwell.lab.fit import FittedMixture
-    from mixwell.lab.fit.columns import Column
+    from mixwell.tables import FittedMixture
+    from mixwell.tables.columns import Column
 
 SHOWN = 8  # columns of one kind that the terminal names
 
@@ -58,7 +58,7 @@ def fit(data: Annotated[Path | None, typer.Argument(help="CSV or Parquet file, o
     if predict is not None:
         label(console, predict, data, out, unknown)
         return
-    from mixwell.lab import fit as lab_fit
+    from mixwell import tables as lab_fit
 
     table, columns, against = lab_fit.prepare(data, parse_columns(column or []), against)
     target = out or Path("runs") / ("fit-" + re.sub(r"[^\w.-]+", "-", table.name))
@@ -78,7 +78,7 @@ def label(console: Console, model: Path, data: Path | None, out: Path | None, un
     """`--predict`."""
     if data is None:
         raise MixwellError("--predict needs a table to label: mixwell fit --predict MODEL_DIR rows.csv")
-    from mixwell.lab.fit import predict_file
+    from mixwell.tables import predict_file
 
     target = out or Path(f"{data.name.split('.')[0]}-labels.parquet")
     rows = predict_file(model, data, target, unknown=unknown)
@@ -119,8 +119,8 @@ def progress(console: Console) -> Iterator[Any]:
 
 def show_columns(console: Console, name: str, rows: int, columns: Sequence[Column]) -> None:
     """What is used and how, and what is left out and why."""
-    from mixwell.lab.units import whole
-    from mixwell.lab.views.fit import KIND_WORDS
+    from mixwell.core.units import whole
+    from mixwell.tables.view import KIND_WORDS
 
     console.print(f"{name}: {whole(rows)} rows", markup=False, soft_wrap=True)
     for kind, words in KIND_WORDS.items():
@@ -136,7 +136,7 @@ def show_columns(console: Console, name: str, rows: int, columns: Sequence[Colum
 
 def show_result(console: Console, fitted: FittedMixture) -> None:
     """The choice in a few lines."""
-    from mixwell.lab.views.fit import lead, verdict
+    from mixwell.tables.view import lead, verdict
 
     usable = [c for c in fitted.choice.candidates if not c.refused]
     for line in (lead(fitted), verdict(fitted, usable), *fitted.choice.notes):

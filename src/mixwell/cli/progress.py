@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from mixwell.lab.units import seconds as short_time
-from mixwell.lab.units import si as short_count
+from mixwell.core.units import seconds as short_time
+from mixwell.core.units import si as short_count
 
 if TYPE_CHECKING:
-    from mixwell.lab.engine import Planned
+    from mixwell.run.engine import Planned
 
 LEAST_S = 0.2  # counted for a stage without a prediction, so that the bar moves
 
 
 class Bar:
-    """An observer of a run (`mixwell.lab.engine.Observer`) that draws a bar; use as a context manager."""
+    """An observer of a run (`mixwell.run.engine.Observer`) that draws a bar; use as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -12,7 +12,7 @@ from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
 
 if TYPE_CHECKING:
-    from mixwell.lab.engine import Planned
+    from mixwell.run.engine import Planned
 
 RECIPE = typer.Argument(help="Recipe file (YAML). Left out: the default recipe. Entries such as `train.lr=1e-3` or "
                              "`stages.dense.train.tokens=1M` change one key of it.", metavar="[RECIPE] [KEY=VALUE]...")
@@ -41,7 +41,7 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     """
     path, overrides = split_words(words or [])
     from mixwell.cli.progress import Bar
-    from mixwell.lab import engine, recipe
+    from mixwell.run import engine, recipe
 
     chosen = recipe.read(path, overrides)
     console = Console()
@@ -65,7 +65,7 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     """A table of what would run."""
     from rich.table import Table
 
-    from mixwell.lab.units import seconds, si
+    from mixwell.core.units import seconds, si
 
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "method", "state"):
@@ -106,7 +106,7 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
 
     `mixwell apply experts.analysis.load --in moe --data notes.txt`
     """
-    from mixwell.lab.recipe import override
+    from mixwell.run.recipe import override
 
     values: dict[str, Any] = {}
     for option in options or []:
@@ -116,7 +116,7 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
         return
     if target is None:
         raise MixwellError(f"{method} writes a model; name a folder for it with --out.")
-    from mixwell.lab.apply import apply as run_method
+    from mixwell.run.apply import apply as run_method
 
     done = run_method(method, source, out=target, text=text, seed=seed, **values)
     console = Console()
@@ -129,7 +129,7 @@ def show_analysis(method: str, source: Path, target: Path | None, text: Path | N
     import json
 
     from mixwell.core.files import write_json
-    from mixwell.lab.analyse import analyse
+    from mixwell.run.analyse import analyse
 
     found = analyse(method, source, text=text, **values)
     if target is None:
@@ -141,7 +141,7 @@ def show_analysis(method: str, source: Path, target: Path | None, text: Path | N
 
 def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
     """The receipt, one fact a line."""
-    from mixwell.lab.units import si
+    from mixwell.core.units import si
 
     promised = receipt["promises"]
     for name in ("max_logit_error", "kl_nats", "loss_before_nats", "loss_after_nats"):
@@ -162,8 +162,8 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
 
     `mixwell report runs/standard-library`
     """
-    from mixwell.lab import report as lab_report
-    from mixwell.lab.compare import report as compare_report
+    from mixwell.compare import report as compare_report
+    from mixwell.report import page as lab_report
 
     build = compare_report.build if (folder / "compare.json").is_file() else lab_report.build
     made = build(folder, out or folder / "report.html")

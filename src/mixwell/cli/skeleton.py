@@ -93,7 +93,7 @@ def skeleton(name: str, title: str, paper: str, year: int) -> dict[Path, str]:
     package = Path("src/mixwell")
     return {(package.joinpath(*parts)).with_suffix(".py"): _filled(form.template, values),
             test_file(name): _filled("test", values),
-            (package / "lab" / "claims" / parts[0] / last).with_suffix(".py"): _filled("claim", values)}
+            (package / "claims" / parts[0] / last).with_suffix(".py"): _filled("claim", values)}
 
 
 def check_name(name: str) -> list[str]:

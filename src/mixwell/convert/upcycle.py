@@ -26,7 +26,7 @@ from mixwell.convert._parts import DENSE, SPARSE, channel, is_method, refuse_qua
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.experts.layers._parts import build_router
+from mixwell.mixing import build_router
 
 
 @dataclass(frozen=True, kw_only=True)

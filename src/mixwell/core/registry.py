@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from mixwell.core.errors import MixwellError, suggest
+from mixwell.rooms import holding_methods
 
 ROOT = Path(__file__).parents[1]
-_SKIP = {"core", "lab", "lm", "cli", "serve", "domain"}  # rooms that hold no catalogue methods of their own
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """Every method of the catalogue, sorted by name."""
     found = []
+    rooms = holding_methods()
     for path in sorted(ROOT.rglob("*.py")):
         relative = path.relative_to(ROOT)
-        if relative.parts[0] in _SKIP or path.name.startswith("_"):
+        if relative.parts[0] not in rooms or path.name.startswith("_"):
             continue
         entry = _read(path, ".".join(relative.with_suffix("").parts))
         if entry is not None:

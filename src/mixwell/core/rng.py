@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
 
 def generator(*keys: int | str, device: str | torch.device = "cpu") -> torch.Generator:
@@ -18,3 +19,9 @@ def spawn(parent: torch.Generator, count: int) -> list[torch.Generator]:
     """Draw `count` generators from `parent`, which moves on; the children are independent of each other."""
     seeds = torch.randint(0, 2**62, (count,), generator=parent, device=parent.device)
     return [torch.Generator(device=parent.device).manual_seed(int(s)) for s in seeds]
+
+
+def normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
+    """A float32 tensor of independent normal draws, on the generator's device."""
+    device = None if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device) * std

@@ -7,6 +7,7 @@ A slot without an expert holds index -1 and weight 0, so that routers with a var
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -169,3 +170,10 @@ def dispatch(x_TD: Tensor, plan: Plan) -> Tensor:
 def combine(y_ND: Tensor, plan: Plan, weights_TK: Tensor) -> Tensor:
     """Weighted sum of each token's expert outputs: [N, D] -> [T, D]; a token without experts gets zeros."""
     return _Combine.apply(y_ND, weights_TK, plan) if torch.is_grad_enabled() else _gather_sum(y_ND, plan, weights_TK)
+
+
+def expert_capacity(capacity_factor: float, num_tokens: int, k: int, num_experts: int) -> int:
+    """Slots of each expert: ceil(capacity_factor * T * K / E)."""
+    if not capacity_factor > 0:
+        raise ValueError(f"capacity_factor is {capacity_factor}; expected a number above 0")
+    return math.ceil(capacity_factor * num_tokens * k / num_experts - 1e-9)

@@ -172,5 +172,3 @@ def save_shards(folder: str | Path, tensors: Mapping[str, Tensor], *, shard_byte
 def size_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that the tensors take in memory."""
     return sum(t.numel() * t.element_size() for t in tensors.values())
-
-

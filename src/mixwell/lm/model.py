@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core import rng
-from mixwell.core.blocks import Linear, RMSNorm, normal
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
-from mixwell.core.kernels import linear
+from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.routers._parts import Router
+from mixwell.kernels.embed import embed, mean_nats, row_nats
+from mixwell.kernels.linear import Linear, linear
+from mixwell.kernels.norm import RMSNorm
 from mixwell.lm import generate as sampling
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.head import embed, mean_nats, row_nats
-from mixwell.sequence._routed import SequenceMixed
+from mixwell.mixing import SequenceMixed
 
 if TYPE_CHECKING:
     from mixwell.lm.tokenizer import Tokenizer

@@ -8,24 +8,11 @@ Legend: M copies, N rows sorted by copy, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.blocks import normal
-from mixwell.core.kernels import linear
-from mixwell.core.routing import Routing
-
-
-class SequenceMixed(NamedTuple):
-    """What `mix_in` gives back; as `experts.layers._parts.Mixed`, with rows and positions apart."""
-
-    y_BTD: Tensor
-    routing: Routing | None = None  # of the B * T tokens
-    losses: Mapping[str, Tensor] = {}  # auxiliary losses by name, before their coefficients
-    aux: Tensor | None = None  # sum of coefficient times loss; None where nothing is to be added
+from mixwell.core.rng import normal
+from mixwell.kernels.linear import linear
 
 
 class StackedLinear(nn.Module):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.core.blocks import Linear, wide
+from mixwell.kernels.linear import Linear
+from mixwell.kernels.norm import wide
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.blocks import Linear, RMSNorm
 from mixwell.core.method import method
-from mixwell.sequence._parts import KVCache, attend, check_rope_scaling, rotary_angles, rotate
+from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
+from mixwell.kernels.linear import Linear
+from mixwell.kernels.norm import RMSNorm
 
 
 @dataclass(frozen=True, kw_only=True)

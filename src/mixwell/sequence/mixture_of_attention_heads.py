@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core import registry
-from mixwell.core.blocks import Linear
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.sequence._parts import KVCache, attend, check_rope_scaling, rotary_angles, rotate
-from mixwell.sequence._routed import SequenceMixed, StackedLinear
+from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
+from mixwell.kernels.linear import Linear
+from mixwell.mixing import SequenceMixed
+from mixwell.sequence._routed import StackedLinear
 
 ROUTERS, BALANCE = "experts.routers", "experts.balance"
 

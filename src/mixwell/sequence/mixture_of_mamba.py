@@ -21,7 +21,8 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Plan, dispatch, plan
-from mixwell.sequence._routed import SequenceMixed, StackedLinear
+from mixwell.mixing import SequenceMixed
+from mixwell.sequence._routed import StackedLinear
 from mixwell.sequence._scan import ScanBlock, ScanCache, ScanConfig
 
 Part = Literal["in", "x", "dt", "out"]

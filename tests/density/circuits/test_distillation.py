@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from mixwell.density.circuits._parts import TreeCircuit
-from mixwell.density.circuits.distillation import (
-    Config,
-    completed_log_prob,
-    distil,
-    example,
-    join,
-    split_clusters,
-)
+from mixwell.density.circuits.distillation import Config, completed_log_prob, distil, example, join, split_clusters
 
 
 def draws(seed=0):

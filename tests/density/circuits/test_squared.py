@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.circuits.squared import (
-    Config,
-    SquaredCircuit,
-    example,
-    spline_basis,
-    spline_integrals,
-    train,
-)
+from mixwell.density.circuits.squared import Config, SquaredCircuit, example, spline_basis, spline_integrals, train
 
 LEAVES, KINDS, STRUCTURES = ("gaussian", "categorical", "spline"), ("subtractive", "squared", "additive"), \
     ("mixture", "tree")

@@ -4,14 +4,7 @@ import torch
 from scipy.optimize import approx_fprime
 from sklearn.metrics import adjusted_rand_score
 
-from mixwell.density.clustering.likelihood_sdp import (
-    Config,
-    LikelihoodSDP,
-    example,
-    objective,
-    pair_covariances,
-    solve,
-)
+from mixwell.density.clustering.likelihood_sdp import Config, LikelihoodSDP, example, objective, pair_covariances, solve
 
 RNG = np.random.default_rng(0)
 X = np.vstack([RNG.normal(size=(8, 2)) * [2, 0.3], RNG.normal(size=(8, 2)) * [0.3, 2] + [5, 0]])

@@ -7,15 +7,7 @@ from scipy.special import digamma
 from scipy.stats import beta, dirichlet
 from sklearn.metrics import adjusted_rand_score
 
-from mixwell.density.clustering.topics import (
-    ClusterTopics,
-    Config,
-    Posterior,
-    beta_kl,
-    dirichlet_kl,
-    example,
-    sweep,
-)
+from mixwell.density.clustering.topics import ClusterTopics, Config, Posterior, beta_kl, dirichlet_kl, example, sweep
 
 RNG = np.random.default_rng(0)
 

@@ -4,13 +4,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
-from mixwell.density.processes.cluster_specific import (
-    JITTER,
-    ClusterProcesses,
-    ascend,
-    example,
-    expected_log_normal,
-)
+from mixwell.density.processes.cluster_specific import JITTER, ClusterProcesses, ascend, example, expected_log_normal
 
 RNG = np.random.default_rng(0)
 

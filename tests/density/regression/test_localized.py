@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.regression.localized import (
-    LocalizedMixtureOfExperts,
-    example,
-    residual_blocks,
-)
+from mixwell.density.regression.localized import LocalizedMixtureOfExperts, example, residual_blocks
 from tests.density.regression._loops import dot, normal, poly
 
 RNG = np.random.default_rng(4)

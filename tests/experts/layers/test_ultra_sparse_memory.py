@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from mixwell.core.routing import Context
-from mixwell.experts.layers.ultra_sparse_memory import (
-    Config,
-    UltraSparseMemory,
-    leading,
-    stride,
-    tucker_top_k,
-)
+from mixwell.experts.layers.ultra_sparse_memory import Config, UltraSparseMemory, leading, stride, tucker_top_k
 from tests.experts.layers._loops import same_forward_and_gradient, tokens
 
 

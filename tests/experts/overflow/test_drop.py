@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mixwell.core.routing import Context, Routing
-from mixwell.experts.overflow._parts import expert_capacity
+from mixwell.core.routing import Context, Routing, expert_capacity
 from mixwell.experts.overflow.drop import Config, drop
 from tests.experts.overflow._loops import routing_of, serve_loop
 

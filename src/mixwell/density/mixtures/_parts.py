@@ -23,16 +23,7 @@ from mixwell.density._em_kernels import posterior
 from mixwell.density._online import Online, batches
 from mixwell.density._processes import Alone, Group
 from mixwell.density._progress import Teller
-from mixwell.density._rows import (
-    ArrayRows,
-    Piece,
-    Rows,
-    column_name,
-    imputed,
-    locate_infinite,
-    open_rows,
-    tensor_rows,
-)
+from mixwell.density._rows import ArrayRows, Piece, Rows, column_name, imputed, locate_infinite, open_rows, tensor_rows
 from mixwell.density._workers import Workers
 
 try:

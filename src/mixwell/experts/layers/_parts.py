@@ -6,29 +6,17 @@ Legend: T tokens, D width, F hidden width, E experts, N rows sorted by expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mixwell.core import registry
-from mixwell.core.blocks import normal
-from mixwell.core.config import from_dict
-from mixwell.core.errors import MixwellError
-from mixwell.core.kernels import Weight, expert_mlp, linear
-from mixwell.core.packing import weight_of
+from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.overflow._parts import expert_capacity
-
-
-class Mixed(NamedTuple):
-    """What a layer gives back."""
-
-    y_TD: Tensor
-    routing: Routing | None = None  # None where the layer routes no discrete choice
-    losses: Mapping[str, Tensor] = {}  # auxiliary losses by name, before their coefficients
-    aux: Tensor | None = None  # sum of coefficient times loss; None where nothing is to be added
+from mixwell.kernels.experts import expert_mlp
+from mixwell.kernels.linear import Weight, linear
+from mixwell.kernels.packing import weight_of
+from mixwell.mixing import Mixed
 
 
 class ChannelMixer(nn.Module):
@@ -75,96 +63,6 @@ class Gate(nn.Module):
 def normal_parameter(shape: tuple[int, ...], generator: torch.Generator | None, std: float = 0.02) -> nn.Parameter:
     """A float32 parameter of normal draws, std 0.02 unless told."""
     return nn.Parameter(normal(shape, std, generator))
-
-
-def build_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator | None) -> nn.Module:
-    """Build the router that `spec` names: {"method": "top_k", ...its options}."""
-    options = dict(spec)
-    entry = registry.find(str(options.pop("method", "top_k")), "experts.routers")
-    config = from_dict(entry.module().Config, options, f"router {entry.name}")
-    try:
-        return entry.load()(dim, num_experts, config, generator)
-    except MixwellError:
-        raise
-    except ValueError as error:
-        raise MixwellError(f"router {entry.name}: {error}") from error
-
-
-def build_overflow(spec: Mapping[str, Any],
-                   capacity_factor: float | None) -> Callable[[Routing, Context], Routing]:
-    """What empties the slots beyond capacity, by the rule that `spec` names; the identity where there is no limit."""
-    options = dict(spec)
-    entry = registry.find(str(options.pop("method", "drop")), "experts.overflow")
-    config = from_dict(entry.module().Config, options, f"overflow {entry.name}")
-    if capacity_factor is None:
-        return lambda routing, context: routing
-    rule = entry.load()
-
-    def limit(routing: Routing, context: Context) -> Routing:
-        tokens, k = routing.indices_TK.shape
-        capacity = expert_capacity(capacity_factor, tokens, k, routing.num_experts)
-        return rule(routing, config, capacity, context)
-
-    return limit
-
-
-def build_dropout(rate: float) -> Callable[[Tensor, Context], Tensor] | None:
-    """Dropout of experts' hidden units [N, F] at `rate`; None where it is 0."""
-    entry = registry.find("experts.hidden_dropout")
-    config, rule = from_dict(entry.module().Config, {"rate": rate}, "expert_dropout"), entry.load()
-    return (lambda h_NF, context: rule(h_NF, config, context)) if rate else None
-
-
-def default_balance(router: nn.Module) -> dict[str, float]:
-    """The balance rules of a mixture that names none: those that can act on its router."""
-    return {"switch": 0.01, "z_loss": 0.001} if getattr(router, "has_logits", True) else {}
-
-
-@dataclass(frozen=True)
-class BalanceRule:
-    """One balance rule with its coefficient."""
-
-    name: str  # short name, as in the recipe
-    coefficient: float
-    rule: Any
-    config: Any = field(default=None)
-    buffer: Any = field(default=None)  # what a rule gathers over the forward passes of a step; one for each layer
-
-    def __call__(self, routing: Routing, context: Context) -> Tensor:
-        """The loss before its coefficient. Only training passes, which have a generator, enter the buffer."""
-        gathers = {} if self.buffer is None or context.generator is None else {"buffer": self.buffer}
-        return self.rule(routing, self.config, context, **gathers)
-
-
-def build_balance(spec: Mapping[str, Any]) -> tuple[BalanceRule, ...]:
-    """Rules from {"switch": 0.01, "z_loss": 0.001} or {"switch": {"coefficient": 0.01, ...options}}.
-
-    A coefficient of 0 is measured and reported but adds nothing.
-    """
-    rules = []
-    for name, value in spec.items():
-        options = dict(value) if isinstance(value, Mapping) else {"coefficient": value}
-        coefficient = options.pop("coefficient", None)
-        if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not coefficient >= 0:
-            raise MixwellError(f"balance.{name}: expected a coefficient of 0 or more, got {coefficient!r}.")
-        entry = registry.find(name, "experts.balance")
-        module = entry.module()
-        config = from_dict(module.Config, options, f"balance.{name}")
-        buffer = module.Buffer() if hasattr(module, "Buffer") else None
-        rules.append(BalanceRule(name, float(coefficient), entry.load(), config, buffer))
-    return tuple(rules)
-
-
-def apply_balance(rules: tuple[BalanceRule, ...], routing: Routing,
-                  context: Context) -> tuple[dict[str, Tensor], Tensor | None]:
-    """(losses by name, sum of coefficient times loss or None), the router's own losses included at coefficient 1."""
-    losses = {**routing.losses}
-    terms = list(routing.losses.values())
-    for rule in rules:
-        losses[rule.name] = rule(routing, context)
-        if rule.coefficient:
-            terms.append(rule.coefficient * losses[rule.name])
-    return losses, torch.stack([t.float() for t in terms]).sum() if terms else None
 
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}

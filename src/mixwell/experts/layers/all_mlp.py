@@ -23,22 +23,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.blocks import RMSNorm
 from mixwell.core.errors import MixwellError
-from mixwell.core.kernels import linear
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import (
-    ChannelMixer,
-    Mixed,
-    apply_balance,
-    build_balance,
-    build_overflow,
-    build_router,
-    check_least,
-    normal_parameter,
-    routed_mlp,
-)
+from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_mlp
+from mixwell.kernels.linear import linear
+from mixwell.kernels.norm import RMSNorm
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_overflow, build_router
 
 GELU = nn.functional.gelu
 

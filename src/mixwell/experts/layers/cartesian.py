@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from mixwell.core import registry
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, Mixed, check_least
+from mixwell.experts.layers._parts import ChannelMixer, check_least
+from mixwell.mixing import Mixed
 
 
 @dataclass(frozen=True, kw_only=True)

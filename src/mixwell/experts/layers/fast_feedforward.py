@@ -25,20 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixwell.core.kernels import linear
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import (
-    ACTIVATIONS,
-    ChannelMixer,
-    Gate,
-    Mixed,
-    apply_balance,
-    build_balance,
-    check_least,
-    normal_parameter,
-    routed_mlp,
-)
+from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, Gate, check_least, normal_parameter, routed_mlp
+from mixwell.kernels.linear import linear
+from mixwell.mixing import Mixed, apply_balance, build_balance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,19 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mixwell.core.kernels import mlp
 from mixwell.core.method import method
 from mixwell.core.routing import Context, combine, dispatch, plan
-from mixwell.experts.layers._parts import (
-    ChannelMixer,
-    Mixed,
-    apply_balance,
-    build_balance,
-    build_router,
-    check_least,
-    default_balance,
-    normal_parameter,
-)
+from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
+from mixwell.kernels.experts import mlp
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.core.kernels import expert_mlp, linear, mlp, swiglu
 from mixwell.core.method import method
-from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.layers._parts import (
-    ChannelMixer,
+from mixwell.experts.layers._parts import ChannelMixer, normal_parameter
+from mixwell.kernels.experts import expert_mlp, mlp, swiglu
+from mixwell.kernels.linear import linear
+from mixwell.kernels.packing import weight_of
+from mixwell.mixing import (
     Mixed,
     apply_balance,
     build_balance,
@@ -32,7 +33,6 @@ from mixwell.experts.layers._parts import (
     build_overflow,
     build_router,
     default_balance,
-    normal_parameter,
 )
 
 

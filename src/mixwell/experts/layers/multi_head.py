@@ -24,20 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.core.kernels import linear
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import (
-    ChannelMixer,
-    Mixed,
-    apply_balance,
-    build_balance,
-    build_router,
-    check_least,
-    default_balance,
-    normal_parameter,
-    routed_swiglu,
-)
+from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_swiglu
+from mixwell.kernels.linear import linear
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
 
 TOLERANCE = 0.02  # largest relative difference to the plain mixture in parameters and in FLOPs
 

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.kernels import mlp
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer, Gate, Mixed, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.kernels.experts import mlp
+from mixwell.mixing import Mixed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.experts.layers._memory import ProductKeys, weighted_rows
-from mixwell.experts.layers._parts import ChannelMixer, Mixed, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
+from mixwell.mixing import Mixed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,22 +22,12 @@ from torch import Tensor
 
 from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
-from mixwell.core.kernels import mlp
 from mixwell.core.method import method
-from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import (
-    ChannelMixer,
-    Gate,
-    Mixed,
-    apply_balance,
-    build_balance,
-    build_router,
-    check_least,
-    default_balance,
-    normal_parameter,
-    routed_swiglu,
-)
+from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter, routed_swiglu
+from mixwell.kernels.experts import mlp
+from mixwell.kernels.packing import weight_of
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixwell.core.kernels import expert_mlp
 from mixwell.core.method import method
-from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Gate, Mixed, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.kernels.experts import expert_mlp
+from mixwell.kernels.packing import weight_of
+from mixwell.mixing import Mixed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.core.kernels import linear
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, Gate, Mixed, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.kernels.linear import linear
+from mixwell.mixing import Mixed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,19 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.blocks import RMSNorm
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import (
-    ChannelMixer,
-    Mixed,
-    apply_balance,
-    build_balance,
-    build_router,
-    check_least,
-    normal_parameter,
-    routed_swiglu,
-)
+from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_swiglu
+from mixwell.kernels.norm import RMSNorm
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.core.kernels import mlp
 from mixwell.core.method import method
-from mixwell.core.packing import weight_of
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Mixed, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, normal_parameter
+from mixwell.kernels.experts import mlp
+from mixwell.kernels.packing import weight_of
+from mixwell.mixing import Mixed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,19 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.kernels import expert_mlp
 from mixwell.core.method import method
 from mixwell.core.routing import Context, combine, dispatch, plan
-from mixwell.experts.layers._parts import (
-    ChannelMixer,
-    Mixed,
-    apply_balance,
-    build_balance,
-    build_router,
-    check_least,
-    default_balance,
-    normal_parameter,
-)
+from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
+from mixwell.kernels.experts import expert_mlp
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
 
 STD = 0.02  # of the entries of the contracted matrices at the start
 

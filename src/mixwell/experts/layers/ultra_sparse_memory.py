@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixwell.core.kernels import linear
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Mixed, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
+from mixwell.kernels.linear import linear
+from mixwell.mixing import Mixed
 
 
 @dataclass(frozen=True, kw_only=True)

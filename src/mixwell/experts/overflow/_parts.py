@@ -9,20 +9,12 @@ Legend: T tokens, E experts, K slots per token, N = T * K flattened slots.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mixwell.core.routing import Context, Routing
-
-
-def expert_capacity(capacity_factor: float, num_tokens: int, k: int, num_experts: int) -> int:
-    """Slots of each expert: ceil(capacity_factor * T * K / E)."""
-    if not capacity_factor > 0:
-        raise ValueError(f"capacity_factor is {capacity_factor}; expected a number above 0")
-    return math.ceil(capacity_factor * num_tokens * k / num_experts - 1e-9)
 
 
 def check_capacity(capacity: int) -> None:

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.blocks import normal as normal  # both are handed on to the routers
-from mixwell.core.blocks import wide as wide
 from mixwell.core.errors import MixwellError
-from mixwell.core.kernels import linear
+from mixwell.core.rng import normal  # both are handed on to the routers
 from mixwell.core.routing import Context, Routing
+from mixwell.kernels.linear import linear
+from mixwell.kernels.norm import wide
 
 
 class Router(nn.Module):

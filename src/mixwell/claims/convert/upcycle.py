@@ -1,0 +1,51 @@
+"""Sparse upcycling: a mixture made of copies of a trained dense block is better, after equal tokens, than a fresh one.
+
+Paper: Llama 3 Meets MoE: Efficient Upcycling.
+Tried: the bench's language model, a dense block of width 64 trained on 150,000 tokens, turned into top-2 of eight and
+trained on 75,000 more, against a fresh mixture of that shape on the same 75,000. Beside: half of each expert's units
+drawn anew (Drop-Upcycling: Training Sparse Mixture of Experts with Partial Re-initialization), and the dense model
+trained on. Against it: bits per byte that are no lower than the fresh mixture's, or higher than the dense model's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+from mixwell.claims._judging import BITS, no_worse, provided
+from mixwell.claims.bench import Bench
+from mixwell.claims.experts._language import dense
+from mixwell.convert.upcycle import Config, upcycle
+from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.evidence import Evidence, weigh
+from mixwell.core.rng import generator
+from mixwell.lm.evaluate import evaluate
+from mixwell.lm.model import LanguageModel
+from mixwell.lm.training.loop import TrainConfig, train
+
+TOKENS, MORE = 150_000, 75_000
+
+
+def trained_on(bench: Bench, start: Checkpoint, seed: int) -> float:
+    """Bits per byte after `MORE` tokens, in the order and by the schedule of a fresh model's."""
+    copied = start.grown(tensors={name: tensor.detach().clone() for name, tensor in start.tensors.items()})
+    config = TrainConfig(tokens=MORE, batch_size=32, seq_len=64, lr=4e-3, seed=seed + 1000)
+    with tempfile.TemporaryDirectory() as folder:
+        model = train(LanguageModel.from_checkpoint(copied), bench.data, config, folder).model
+    return evaluate(model, bench.data, max_tokens=8192, batch_size=32, seq_len=64).mean
+
+
+def measure(bench: Bench, seed: int) -> tuple[float, float, float, float]:
+    """Bits per byte of (upcycled, fresh, half drawn anew, dense)."""
+    start = bench.train(dense(bench, 64), seed, tokens=TOKENS).model.to_checkpoint()
+    made = [upcycle(start, Config(reinitialise=share), generator(seed, "upcycle")) for share in (0.0, 0.5)]
+    fresh = bench.train(bench.arch(), seed + 1000, tokens=MORE).bits_per_byte
+    upcycled, renewed, longer = (trained_on(bench, one, seed) for one in (*made, start))
+    return upcycled, fresh, renewed, longer
+
+
+def claim(bench: Bench) -> Evidence:
+    """Bits per byte of the upcycled mixture against a fresh one."""
+    upcycled, fresh, renewed, longer = map(list, zip(*(measure(bench, seed) for seed in bench.seeds)))
+    evidence = weigh("An upcycled mixture beats a fresh one after equal tokens.", BITS, upcycled, fresh)
+    return provided(evidence, no_worse(upcycled, longer, 0.0), "The dense model trained on is better.",
+                    half_drawn_anew=renewed, dense_trained_on=longer)

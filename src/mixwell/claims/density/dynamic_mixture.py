@@ -1,0 +1,141 @@
+"""A mixture whose weights follow latent clusters forecasts sparse series better than one whose weights stand still.
+
+Paper: Dynamic Gaussian Mixture based Deep Generative Model For Robust Forecasting on Sparse Multivariate Time Series.
+Tried: series of 30 steps and four columns that switch among three Gaussian regimes, 60 % of values missing; RMSE of the
+forecast one step ahead on 512 unseen series. The method has the paper's gate and six clusters. Baseline, for each seed:
+the better of the same network with static weights alone (gamma = 1) and with a single component, equal steps. The
+values also hold a GRU on mean-imputed series, trained on the next values with as many steps, the forecast that knows
+the process, and mean negative log densities of the next step with moving and with static weights.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.claims.bench import Bench
+from mixwell.core.evidence import Evidence, weigh
+from mixwell.core.rng import generator
+from mixwell.density.latent.dynamic_mixture import Config, DynamicMixture, emission, train
+
+TRAIN, TEST, LENGTH, DIM, REGIMES, NOISE, MISSING = 512, 512, 30, 4, 3, 0.5, 0.6
+STEPS, BATCH, LR, HIDDEN, PATHS = 300, 64, 1e-2, 20, 16
+CHAIN = torch.tensor([[0.85, 0.12, 0.03], [0.03, 0.85, 0.12], [0.12, 0.03, 0.85]])
+
+NOTE = ("The GRU is level with the method with two seeds and ahead with the first, where one component held two "
+        "regimes until the last steps. An earlier run, with means started from N(0, 1) and not by the released code's "
+        "rule, did not hold (gain 0.117, spread 0.101): with one seed a single component took all data. How the gap "
+        "moves with the share of missing values was not tried.")
+
+
+class Series(NamedTuple):
+    """Histories with their masks, and the complete step after them."""
+
+    x_BTD: Tensor
+    mask_BTD: Tensor
+    next_BD: Tensor
+
+
+def series(centres_KD: Tensor, count: int, draws: torch.Generator) -> Series:
+    """Fresh series of the process."""
+    regime_B = torch.randint(REGIMES, (count,), generator=draws)
+    rows = []
+    for _ in range(LENGTH + 1):
+        rows.append(centres_KD[regime_B] + NOISE * torch.randn(count, DIM, generator=draws))
+        regime_B = torch.multinomial(CHAIN[regime_B], 1, generator=draws)[:, 0]
+    x_BTD = torch.stack(rows, 1)
+    mask_BTD = torch.rand(count, LENGTH, DIM, generator=draws) >= MISSING
+    return Series(x_BTD[:, :-1], mask_BTD, x_BTD[:, -1])
+
+
+def rmse(found_BD: Tensor, given: Series) -> float:
+    """Root mean square error of the next step."""
+    return float((found_BD - given.next_BD).square().mean().sqrt())
+
+
+def network(config: Config, known: Series, unseen: Series, seed: int) -> tuple[float, float]:
+    """RMSE and mean negative log density, in nats a step, of a trained network."""
+    draws = generator(seed, "network")
+    model = DynamicMixture(DIM, config, draws)
+    fit = train(model, known.x_BTD, known.mask_BTD, steps=STEPS, batch=BATCH, lr=LR, anneal_steps=STEPS // 3,
+                generator=draws)
+    deque(fit, maxlen=0)
+    ahead = model.forecast(unseen.x_BTD, unseen.mask_BTD, 1, PATHS, draws)
+    next_B1D = unseen.next_BD[:, None]
+    height = ahead.log_prob(next_B1D, torch.ones_like(next_B1D, dtype=torch.bool)).mean()
+    return rmse(ahead.mean_BSD[:, 0], unseen), -float(height)
+
+
+class Recurrent(nn.Module):
+    """A GRU on mean-imputed series and their masks that gives the next values of every step."""
+
+    def __init__(self, draws: torch.Generator) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(2 * DIM, HIDDEN, batch_first=True), nn.Linear(HIDDEN, DIM)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=draws)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, x_BTD: Tensor, mask_BTD: Tensor) -> Tensor:
+        """(B, T, D); the columns' means are 0, so that zeros impute them."""
+        seen_BTD = torch.cat([x_BTD * mask_BTD, mask_BTD.float()], -1)
+        ahead_BTD: Tensor = self.head(self.gru(seen_BTD)[0])
+        return ahead_BTD
+
+
+def recurrent(known: Series, unseen: Series, seed: int) -> float:
+    """RMSE of the GRU, trained on observed next values alone."""
+    draws = generator(seed, "recurrent")
+    model = Recurrent(draws)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    for _ in range(STEPS):
+        rows = torch.randint(TRAIN, (BATCH,), generator=draws)
+        x_BTD, mask_BTD = known.x_BTD[rows], known.mask_BTD[rows]
+        gap_BTD = (model(x_BTD, mask_BTD)[:, :-1] - x_BTD[:, 1:]) * mask_BTD[:, 1:]
+        optimizer.zero_grad()
+        (gap_BTD.square().sum() / mask_BTD[:, 1:].sum()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return rmse(model(unseen.x_BTD, unseen.mask_BTD)[:, -1], unseen)
+
+
+def exact(centres_KD: Tensor, unseen: Series) -> float:
+    """RMSE of the filter that knows centres, noise and chain."""
+    height_BTK = emission(unseen.x_BTD, unseen.mask_BTD, centres_KD, torch.full_like(centres_KD, NOISE))
+    belief_BK = torch.full((TEST, REGIMES), 1 / REGIMES)
+    for height_BK in height_BTK.unbind(1):
+        belief_BK = (belief_BK.log() + height_BK).softmax(-1) @ CHAIN
+    return rmse(belief_BK @ centres_KD, unseen)
+
+
+def tried(seed: int) -> dict[str, float]:
+    """Everything on one process; columns have mean 0 and variance about 1."""
+    draws = generator(seed, "process")
+    centres_KD = torch.randn(REGIMES, DIM, generator=draws)
+    centres_KD = centres_KD - centres_KD.mean(0)
+    known, unseen = series(centres_KD, TRAIN, draws), series(centres_KD, TEST, draws)
+    ours = Config(n_clusters=2 * REGIMES, hidden_dim=HIDDEN, scale=NOISE)
+    method, nats = network(ours, known, unseen, seed)
+    static, static_nats = network(replace(ours, gamma=1.0), known, unseen, seed)
+    single, _ = network(replace(ours, n_clusters=1), known, unseen, seed)
+    return {"method": method, "static": static, "single": single, "GRU": recurrent(known, unseen, seed),
+            "exact": exact(centres_KD, unseen), "method, nats": nats, "static, nats": static_nats}
+
+
+def claim(bench: Bench) -> Evidence:
+    """RMSE one step ahead."""
+    rows = [tried(seed) for seed in bench.seeds]
+    values = {name: [row[name] for row in rows] for name in rows[0]}
+    said = "; ".join(f"{name} {fmean(v):.3f}" for name, v in values.items())
+    still = [min(pair) for pair in zip(values["static"], values["single"])]
+    evidence = weigh("Dynamic weights forecast sparse switching series better than static weights or one component",
+                     "RMSE one step ahead", values["method"], still, note=f"means over seeds: {said}. {NOTE}")
+    evidence.values.update(values)
+    return evidence

@@ -1,0 +1,63 @@
+"""Gaussian mixture: the same expectation-maximisation as scikit-learn's, to the same likelihood, in less time.
+
+Paper: Maximum Likelihood from Incomplete Data via the EM Algorithm, whose steps both take.
+Tried: 10,000 rows of eight overlapping Gaussians in 16 dimensions, full covariances; 20 steps (tol 0) of both from the
+same weights, means and precisions, in float64; the least seconds of three alternating rounds. Against it: a time that
+is no shorter, or likelihoods further apart than 0.001 nats a row with any seed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from mixwell.claims._judging import provided
+from mixwell.claims.bench import Bench
+from mixwell.core.evidence import Evidence, weigh
+from mixwell.density.mixtures.gaussian import GaussianMixture
+
+ROWS, COLUMNS, GROUPS, STEPS, ROUNDS, APART = 10_000, 16, 8, 20, 3, 1e-3
+
+
+def draw(rng: np.random.Generator) -> np.ndarray:
+    """Rows (ROWS, COLUMNS) of Gaussians with covariances of their own."""
+    roots = rng.normal(size=(GROUPS, COLUMNS, COLUMNS)) / COLUMNS**0.5
+    label = rng.integers(GROUPS, size=ROWS)
+    noise = rng.normal(size=(ROWS, COLUMNS))
+    return rng.normal(size=(GROUPS, COLUMNS))[label] + np.einsum("nde,ne->nd", roots[label] + 0.3 * np.eye(COLUMNS),
+                                                                 noise)
+
+
+def fitted(kind: Any, x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
+    """Seconds of the fit and nats a row after it."""
+    precisions = np.repeat(np.linalg.inv(np.cov(x.T))[None], GROUPS, 0)
+    model = kind(GROUPS, tol=0.0, max_iter=STEPS, weights_init=np.full(GROUPS, 1 / GROUPS), means_init=means,
+                 precisions_init=precisions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # neither converges in so many steps
+        began = perf_counter()
+        model.fit(x)
+        return perf_counter() - began, float(model.score(x))
+
+
+def claim(bench: Bench) -> Evidence:
+    """Seconds of both at equal steps, and how far their likelihoods are apart."""
+    from sklearn.mixture import GaussianMixture as Reference
+
+    ours, theirs, apart = [], [], []
+    for seed in bench.seeds:
+        rng = np.random.default_rng(seed)
+        x = draw(rng)
+        means = x[rng.choice(ROWS, GROUPS, replace=False)]
+        rounds = [(fitted(GaussianMixture, x, means), fitted(Reference, x, means)) for _ in range(ROUNDS)]
+        ours.append(min(mine[0] for mine, _ in rounds))
+        theirs.append(min(rival[0] for _, rival in rounds))
+        apart.append(abs(rounds[0][0][1] - rounds[0][1][1]))
+    evidence = weigh("EM by matrix products reaches scikit-learn's likelihood in less time.",
+                     f"seconds for {STEPS} steps over {ROWS} rows", ours, theirs,
+                     note=f"Likelihoods at most {max(apart):.1g} nats a row apart.")
+    return provided(evidence, max(apart) < APART, f"The likelihoods differ by more than {APART} nats a row.",
+                    nats_apart=apart, time_ratio=[b / a for a, b in zip(ours, theirs)])

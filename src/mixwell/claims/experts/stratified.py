@@ -1,0 +1,60 @@
+"""Stratified mixture: harder tokens pass more experts, and the loss is no higher than a plain mixture's of equal size.
+
+Paper: Towards Being Parameter-Efficient: A Stratified Sparsely Activated Transformer with Dynamic Capacity.
+Tried: regression in sixteen clusters, eight of which ask for a linear map and eight for a two-layer ReLU network;
+strata of four and four experts, top-1, against one of eight; mean number of experts that a token of a hard cluster
+passes, against one of an easy cluster. Against it: no more experts for hard tokens, or an error higher than the plain
+mixture's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mixwell.claims._judging import no_worse, provided
+from mixwell.claims.bench import Bench
+from mixwell.claims.experts._synthetic import DIM, TOP1, Batch, Clusters, error, errors, fit, test
+from mixwell.core import registry
+from mixwell.core.evidence import Evidence, weigh
+from mixwell.core.rng import generator
+
+
+class Uneven(Clusters):
+    """The second half of the clusters ask for relu in between: y = sqrt(2) B_c relu(A_c z)."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.second_CDD = (2 / DIM) ** 0.5 * torch.randn(self.maps_CDD.shape, generator=generator(seed, "second"))
+
+    def __call__(self, count: int, draws: torch.Generator) -> Batch:
+        """As `Clusters`."""
+        batch = super().__call__(count, draws)
+        bent = torch.einsum("tij,tj->ti", self.second_CDD[batch.labels_T], batch.y_TD.relu())
+        hard = (batch.labels_T >= len(self.centres_CD) // 2).unsqueeze(1)
+        return Batch(batch.x_TD, torch.where(hard, bent, batch.y_TD), batch.labels_T)
+
+
+def measure(seed: int) -> tuple[float, float, float]:
+    """(experts passed by a hard token, by an easy one, error)."""
+    draw, entry = Uneven(seed), registry.find("stratified", "experts.layers")
+    layer = entry.load()(DIM, entry.module().Config(strata=(4, 4), hidden_dim=32, balance={"switch": 0.01}),
+                         generator(seed, "layer"))
+    with torch.no_grad():
+        for name in ("gate_up_proj", "down_proj"):
+            parameter = getattr(layer, name)
+            parameter.mul_(parameter.shape[-1] ** -0.5 / 0.02)
+    batch, mixed = test(fit(layer, draw, seed), draw, seed)
+    passed, hard = (mixed.routing.indices_TK >= 0).sum(1).float(), batch.labels_T >= len(draw.centres_CD) // 2
+    return float(passed[hard].mean()), float(passed[~hard].mean()), error(layer, draw, seed)
+
+
+def claim(bench: Bench) -> Evidence:
+    """Experts passed by hard tokens against easy ones."""
+    found = [measure(seed) for seed in bench.seeds]
+    evidence = weigh("Harder tokens pass more experts.", "experts passed by a token; baseline is that of easy tokens",
+                     [m[0] for m in found], [m[1] for m in found], lower_is_better=False,
+                     note="Hard tokens pass 0.4 to 0.6 more experts with two seeds and as many as easy ones with the "
+                          "third; the error is lower than the plain mixture's with every seed.")
+    ours, plain = [m[2] for m in found], errors(bench.seeds, TOP1, Uneven)
+    return provided(evidence, no_worse(ours, plain, 0.0), "Its error is higher than the plain mixture's.",
+                    method_error=ours, baseline_error=plain)

@@ -1,0 +1,260 @@
+"""Variants of a recipe under one budget, from the same seeds, on the user's own data: who is better, and is it luck?
+
+    <out>/stages/<id>-<key8>/           every stage once, shared by all variants and seeds that it serves
+    <out>/variants/<name>-seed<n>/      run.json of one variant and seed, whose stages lie above
+    <out>/compare.json, <out>/report.html
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mixwell.compare import report
+from mixwell.compare.variants import (
+    Variant,
+    ancestors,
+    baseline_of,
+    check_budget,
+    judged_stage,
+    parse_budget,
+    prepared,
+    variants,
+    with_training,
+)
+from mixwell.compare.width import fitted
+from mixwell.core import machine
+from mixwell.core.config import to_dict
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import digest, write_json
+from mixwell.run import engine
+from mixwell.run import recipe as recipes
+from mixwell.run.engine import Observer, Planned
+from mixwell.run.recipe import Recipe
+
+WAITING, FINISHED, FAILED = "waiting", "finished", "failed"
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One variant with one seed: what is to be done, and how it went."""
+
+    variant: str
+    seed: int
+    folder: Path  # of its run.json
+    recipe: Recipe | None = None
+    todo: list[Planned] = field(default_factory=list)
+    state: str = WAITING
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A comparison as it would run now."""
+
+    base: Recipe
+    stage: str  # whose model is judged
+    variants: tuple[Variant, ...]
+    baseline: str
+    seeds: tuple[int, ...]
+    budget: Mapping[str, float]
+    trials: tuple[Trial, ...]
+    out: Path
+
+    def stages(self) -> list[Planned]:
+        """Every stage that would run or is there, shared ones once, under a name that tells whom it serves."""
+        found: dict[Path, Planned] = {}
+        users: dict[Path, list[Trial]] = {}
+        for trial in self.trials:
+            for one in trial.todo:
+                found.setdefault(one.folder, one)
+                users.setdefault(one.folder, []).append(trial)
+        return [_labelled(one, users[folder]) for folder, one in found.items()]
+
+
+def _labelled(planned: Planned, users: Sequence[Trial]) -> Planned:
+    """`dense` where all seeds share the stage, `dense · seed 0` where all variants do, `moe · top_k · seed 0` else."""
+    parts = [planned.stage.id]
+    if len({t.variant for t in users}) == 1:
+        parts.append(users[0].variant)
+    if len({t.seed for t in users}) == 1:
+        parts.append(f"seed {users[0].seed}")
+    return replace(planned, stage=replace(planned.stage, id=" · ".join(parts)))
+
+
+def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], *,
+         budget: Mapping[str, Any] | str | None = None, seeds: int | Sequence[int] = 3, baseline: str | None = None,
+         stage: str | None = None, out: str | Path | None = None, predict: bool = True) -> Plan:
+    """What `compare` would do; nothing is written. A mistake in what is asked for raises `MixwellError` here."""
+    limits = parse_budget(budget) if isinstance(budget, str) else check_budget(recipes.counted(dict(budget or {})))
+    base = with_training(chosen if isinstance(chosen, Recipe) else recipes.read(chosen), limits)
+    if "bytes" in limits and any(path.endswith("hidden_dim") for path in vary):
+        raise MixwellError("--budget bytes sets hidden_dim, which is varied; drop one of them.")
+    threads = machine.threads(base.threads)
+    grid = variants(base, vary)
+    judged = judged_stage(grid, stage, threads)
+    if "bytes" in limits:
+        grid = [_fitted(v, judged, limits["bytes"], threads) for v in grid]
+    place = Path(out or default_folder(base, vary))
+    tried = _seeds(seeds, base.seed)
+    trials = [_trial(v, judged, limits, seed, place, predict) for seed in tried for v in grid]
+    made = Plan(base=base, stage=judged, variants=tuple(grid), baseline=baseline_of(grid, baseline), seeds=tried,
+                budget=limits, trials=tuple(trials), out=place)
+    _check_seeds(made)
+    return made
+
+
+def default_folder(base: Recipe, vary: Mapping[str, Any]) -> Path:
+    """`runs/<recipe>-by-<keys>`."""
+    return Path("runs") / "-".join([base.name, "by", *(path.rpartition(".")[2] for path in vary)])
+
+
+def _seeds(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
+    found = tuple(range(first, first + seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not found or len(set(found)) < len(found):
+        raise MixwellError(f"--seeds: expected one or more, each once, got {seeds}.")
+    return found
+
+
+def _fitted(variant: Variant, stage: str, size_bytes: float, threads: int) -> Variant:
+    if variant.recipe is None:
+        return variant
+    return replace(variant, recipe=fitted(variant.recipe, stage, size_bytes, threads))
+
+
+def _trial(variant: Variant, stage: str, budget: Mapping[str, float], seed: int, out: Path, predict: bool) -> Trial:
+    name = re.sub(r"[^\w.-]+", "_", variant.name)
+    name = name if name == variant.name else f"{name[:40]}-{digest(variant.name)[:6]}"
+    trial = Trial(variant=variant.name, seed=seed, folder=out / "variants" / f"{name}-seed{seed}")
+    if variant.recipe is None:
+        trial.state, trial.error = FAILED, variant.error
+        return trial
+    try:
+        trial.recipe = prepared(variant.recipe, stage, budget, seed)
+        needed = ancestors(recipes.stages(trial.recipe), stage)
+        planned = engine.plan_stages(trial.recipe, needed, out, predict=predict)
+    except MixwellError as error:
+        trial.state, trial.error = FAILED, str(error)
+        return trial
+    nothing = engine.Prediction()
+    trial.todo = [p if p.stage.id == stage else replace(p, evaluated=True, predicted_evaluation=nothing)
+                  for p in planned]  # only the models that are compared are evaluated
+    return trial
+
+
+def _check_seeds(made: Plan) -> None:
+    """Seeds that change nothing would pass for measurements without noise."""
+    for variant in made.variants:
+        keys = [t.todo[-1].key for t in made.trials if t.variant == variant.name and t.todo]
+        if len(set(keys)) < len(keys):
+            raise MixwellError(f"nothing on the way to {made.stage} draws from the seed; use --seeds 1.")
+    if all(t.error for t in made.trials):
+        raise MixwellError(made.trials[0].error)
+
+
+def compare(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], *,
+            budget: Mapping[str, Any] | str | None = None, seeds: int | Sequence[int] = 3, baseline: str | None = None,
+            stage: str | None = None, out: str | Path | None = None, observer: Observer | None = None) -> Path:
+    """Train every variant from the same seeds under the same budget and return the path of the report.
+
+    chosen: a recipe, its file, or None for the default one. vary: key path -> values; several keys make a grid.
+    budget: at most one of tokens, flops and seconds, for the last training before the stage that is judged, and
+    `bytes`, at which the model's hidden width is chosen so that its weights just fit; none: what the recipe says.
+    seeds: how many, counted from the recipe's own, or which. baseline: name of the variant that the others are held
+    against (default: the first). stage: whose model is judged (default: the last that trains on what is varied).
+    out: folder, default `runs/<recipe>-by-<keys>`.
+
+    Stages that are there are taken; stopped at any moment, the same call goes on. A variant that fails is reported,
+    and the rest goes on.
+    """
+    made = plan(chosen, vary, budget=budget, seeds=seeds, baseline=baseline, stage=stage, out=out)
+    return run(made, observer)
+
+
+def run(made: Plan, observer: Observer | None = None) -> Path:
+    """Do what was planned and return the path of the report."""
+    observer, started, clock = observer or engine.Silent(), datetime.now(UTC), time.perf_counter()
+    with engine.locked(made.out):
+        engine.tidy(made.out / "stages", {p.folder for t in made.trials for p in t.todo if p.cached})
+        listed = made.stages()
+        observer.planned(listed)
+        names = _Named(observer, {p.folder: p for p in listed})
+        done: dict[Path, dict[str, Any]] = {}
+        try:
+            for trial in made.trials:
+                if trial.state == WAITING:
+                    _attempt(trial, done, names, started)
+        finally:  # Ctrl-C leaves a report of what is there
+            _write(made, started, time.perf_counter() - clock)
+            page = report.build(made.out)
+    return page
+
+
+def _attempt(trial: Trial, done: dict[Path, dict[str, Any]], observer: Observer, started: datetime) -> None:
+    """Run one trial; what goes wrong is kept with it, unless it would go wrong with every other one too."""
+    clock = time.perf_counter()
+    try:
+        for planned in (p for p in trial.todo if p.folder not in done):
+            done[planned.folder] = engine.finish(planned, _recipe(trial), trial.todo, observer)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        trial.state, trial.error = FAILED, str(error)
+    except Exception as error:  # one broken variant must not take the others' measurements with it
+        kind = "" if isinstance(error, MixwellError) else f"{type(error).__name__}: "
+        trial.state, trial.error = FAILED, kind + " ".join(str(error).split())
+    else:
+        trial.state = FINISHED
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        records = [done[p.folder] for p in trial.todo]
+        engine.write_record(_recipe(trial), trial.folder, trial.todo, records, started, time.perf_counter() - clock)
+
+
+def _recipe(trial: Trial) -> Recipe:
+    assert trial.recipe is not None
+    return trial.recipe
+
+
+class _Named:
+    """Tells an observer of the stages under the names that `Plan.stages` gave them."""
+
+    def __init__(self, observer: Observer, named: Mapping[Path, Planned]) -> None:
+        self.observer, self.named = observer, named
+
+    def planned(self, stages: Sequence[Planned]) -> None:
+        self.observer.planned(stages)
+
+    def started(self, planned: Planned) -> None:
+        self.observer.started(self.named[planned.folder])
+
+    def advanced(self, planned: Planned, share: float, words: str) -> None:
+        self.observer.advanced(self.named[planned.folder], share, words)
+
+    def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
+        self.observer.finished(self.named[planned.folder], record)
+
+
+def _written(variant: Variant) -> dict[str, Any]:
+    """What the variant sets, as it stands in its recipe: with the options that a method's bare name kept."""
+    if variant.recipe is None:
+        return dict(variant.changes)
+    return {path: recipes.value_at(variant.recipe, path) for path in variant.changes}
+
+
+def _write(made: Plan, started: datetime, wall_seconds: float) -> None:
+    """Write compare.json: what was compared and how each trial ended."""
+    listed = [{"name": v.name, "changes": _written(v), "runs": [
+        {"seed": t.seed, "state": t.state, "error": t.error, "folder": str(t.folder.relative_to(made.out))}
+        for t in made.trials if t.variant == v.name]} for v in made.variants]
+    write_json(made.out / "compare.json", {
+        "name": made.base.name, "recipe": to_dict(made.base), "stage": made.stage, "baseline": made.baseline,
+        "vary": list(made.variants[0].changes), "budget": dict(made.budget), "seeds": list(made.seeds),
+        "variants": listed, "machine": machine.describe(machine.threads(made.base.threads)),
+        "versions": machine.versions(), "started": started.isoformat(timespec="seconds"),
+        "wall_seconds": wall_seconds})

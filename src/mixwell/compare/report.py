@@ -1,0 +1,36 @@
+"""The report of a comparison: one HTML file in the shell of the run report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mixwell.compare import view as views
+from mixwell.compare.charts import curves, forest, loads
+from mixwell.compare.results import Comparison, read
+from mixwell.core import files
+from mixwell.report import plots
+from mixwell.report.page import facts, machine, recipe, render
+from mixwell.report.run_folder import Run
+
+TITLES = {"table": "Result", "curves": "Learning curves", "cost": "Cost", "domains": "By domain",
+          "loads": "Expert load", "settings": "Variants", "recipe": "Recipe", "machine": "Machine and versions"}
+
+
+def build(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of the comparison in `folder` anew, by default to its `report.html`; returns its path."""
+    return files.write_text(out or Path(folder) / "report.html", render("compare.html", **contents(read(folder))))
+
+
+def contents(found: Comparison) -> dict[str, Any]:
+    """Everything the template shows."""
+    colors = plots.slots([found.baseline, *(r.name for r in found.ranked if r.name != found.baseline)])
+    run = Run(name=str(found.record["name"]), record=found.record, stages=())
+    sections: dict[str, Any] = {
+        "table": views.table(found), "curves": curves(found, colors), "cost": views.cost(found),
+        "domains": views.domains(found), "loads": loads(found), "settings": views.settings(found),
+        "recipe": recipe(run), "machine": machine(run)}
+    return {"title": views.title(found), "facts": facts(run), "lead": views.lead(found), "notes": views.notes(found),
+            "forest": forest(found, colors), "p_label": views.p_label(found), "failures": views.failures(found),
+            "waiting": views.waiting(found), "baseline": found.baseline,
+            "toc": [(name, TITLES[name]) for name, part in sections.items() if part], **sections}

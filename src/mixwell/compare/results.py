@@ -1,0 +1,120 @@
+"""What a comparison left on disk, as values: scores by variant and seed, their intervals, and the differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mixwell.compare.statistics import Difference, Interval, differences, interval
+from mixwell.core import units
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import read_json
+from mixwell.report.run_folder import Run, Stage, mapping, read_run
+
+METRIC = "bits per byte"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One variant with one seed, finished."""
+
+    run: Run
+    stage: Stage  # whose model is judged
+    score: float  # mean bits per byte of held-out text, every domain counting the same
+    weights_bytes: int | None = None  # of the safetensors files
+
+    @property
+    def training(self) -> Stage | None:
+        """The last training on the way to the model."""
+        return next((s for s in reversed(self.run.ancestors(self.stage)) if s.trains), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One variant: its finished trials and its failures, by seed."""
+
+    name: str
+    changes: Mapping[str, Any]
+    trials: Mapping[int, Trial]
+    failures: Mapping[int, str]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Seed -> score."""
+        return {seed: trial.score for seed, trial in self.trials.items()}
+
+    @property
+    def interval(self) -> Interval:
+        """Of the scores."""
+        return interval(list(self.scores.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All variants, as compare.json and the run folders tell."""
+
+    record: Mapping[str, Any]
+    results: tuple[Result, ...]  # in the order of the grid
+
+    @property
+    def baseline(self) -> str:
+        """Name of the variant that the others are held against."""
+        return str(self.record["baseline"])
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds asked for."""
+        return list(self.record["seeds"])
+
+    @cached_property
+    def ranked(self) -> list[Result]:
+        """The variants with a score, best first."""
+        return sorted((r for r in self.results if r.trials), key=lambda r: r.interval.mean)
+
+    @cached_property
+    def one_tokenizer(self) -> bool:
+        """Whether all trials read the same tokens, so that their losses in nats per token are on one scale."""
+        return len({s.key for r in self.results for t in r.trials.values() for s in t.run.stages
+                    if s.kind == "tokenizer"}) <= 1
+
+    @cached_property
+    def differences(self) -> dict[str, Difference]:
+        """Each variant against the baseline; empty without the baseline."""
+        scores = {r.name: r.scores for r in self.results}
+        own = scores.pop(self.baseline, {})
+        return differences(scores, own)
+
+
+def read(folder: str | Path) -> Comparison:
+    """Read a comparison; without a readable compare.json this is a `MixwellError`."""
+    folder = Path(folder)
+    record = read_json(folder / "compare.json")
+    if not isinstance(record, Mapping) or "variants" not in record:
+        raise MixwellError(f"{folder / 'compare.json'} is no record of a comparison; run it again.")
+    return Comparison(record=record, results=tuple(_result(folder, record, entry) for entry in record["variants"]))
+
+
+def _result(folder: Path, record: Mapping[str, Any], entry: Mapping[str, Any]) -> Result:
+    trials: dict[int, Trial] = {}
+    failures: dict[int, str] = {}
+    for one in entry["runs"]:
+        if one["state"] == "failed":
+            failures[one["seed"]] = one["error"]
+        elif one["state"] == "finished":
+            trials[one["seed"]] = _trial(folder / one["folder"], record["stage"])
+    return Result(name=entry["name"], changes=entry["changes"], trials=trials, failures=failures)
+
+
+def _trial(folder: Path, stage_id: str) -> Trial:
+    run = read_run(folder)
+    stage = run[stage_id]
+    score = mapping(stage.evaluation).get("mean")
+    if not units.is_number(score):
+        raise MixwellError(f"{folder}: stage {stage_id} was not evaluated; run the comparison again.")
+    place = next((e.get("folder") for e in run.record["stages"] if e.get("id") == stage_id), None)
+    files = list((folder / str(place) / "model").glob("*.safetensors")) if place else []
+    return Trial(run=run, stage=stage, score=float(score),
+                 weights_bytes=sum(f.stat().st_size for f in files) or None)

@@ -1,0 +1,1 @@
+"""What is computed often, made fast for the CPU at hand and for a GPU behind one function each."""

@@ -1,0 +1,74 @@
+"""The RMS norm, in float32 and in blocks that stay in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_BLOCK = 1 << 17  # numbers handled at a time: half a megabyte in float32
+
+
+def wide(x: Tensor) -> Tensor:
+    """float32 for half-width types; float32 and float64 stay as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Blocks of rows small enough that several passes over one, in float32, stay in the second-level cache."""
+    size = max(1, _BLOCK // max(width, 1))
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps the input and one number a row; sums in float32 or better, block by block."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x_ND = x.reshape(-1, x.shape[-1])
+        y_ND = torch.empty_like(x_ND)
+        scale_N1 = weight.new_empty(x_ND.shape[0], 1, dtype=wide(x_ND[:0]).dtype)
+        for rows in row_blocks(*x_ND.shape):
+            f = wide(x_ND[rows])
+            mean_square = torch.linalg.vector_norm(f, dim=-1, keepdim=True).square_().div_(f.shape[-1])
+            scale_N1[rows] = mean_square.add_(eps).rsqrt_()
+            y_ND[rows] = (f * scale_N1[rows]).mul_(weight)
+        ctx.save_for_backward(x_ND, weight, scale_N1)
+        return y_ND.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x_ND, weight, scale_N1 = ctx.saved_tensors
+        grad_ND, grad_x = grad.reshape(x_ND.shape), torch.empty_like(x_ND)
+        grad_weight = torch.zeros_like(weight, dtype=scale_N1.dtype)
+        for rows in row_blocks(*x_ND.shape):
+            unit, g, scale = wide(x_ND[rows]) * scale_N1[rows], wide(grad_ND[rows]), scale_N1[rows]
+            product = g * unit
+            grad_weight += product.sum(0)
+            along = torch.mv(product, weight.to(product.dtype)).div_(x_ND.shape[1]).unsqueeze(1)
+            grad_x[rows] = (g * weight).sub_(unit.mul_(along)).mul_(scale)
+        return grad_x.view(grad.shape), grad_weight.to(weight.dtype), None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in x's type (Zhang and Sennrich 2019)."""
+    return _RMSNorm.apply(x, weight, eps)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with its weight, which stays float32 whatever the model computes in."""
+
+    keep_float32: ClassVar[bool] = True
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return rms_norm(x, self.weight, self.eps)

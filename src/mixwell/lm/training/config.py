@@ -1,0 +1,76 @@
+"""Options of a training run, with their ranges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mixwell.lm.training.optimizer import DType
+from mixwell.lm.training.schedule import Shape, learning_rate
+
+# What may change when a run is gone on with: it decides what is written down, not what is learned.
+_FREE = {"log_every", "save_every", "save_every_s", "eval_every", "eval_tokens", "tensorboard"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long to train and how. Exactly one of `tokens`, `flops` and `seconds` is the budget."""
+
+    tokens: float | None = None  # tokens read
+    flops: float | None = None  # floating-point operations, forward and backward, active experts only
+    seconds: float | None = None  # wall time of the steps; evaluating and saving do not count
+    batch_size: int = 16  # windows per step, over all micro-batches
+    seq_len: int = 128  # tokens per window
+    accumulate: int = 1  # micro-batches per step; divides batch_size
+    lr: float = 2e-3  # peak learning rate
+    min_lr: float = 0.0  # learning rate at the end of the decay
+    warmup: float = 0.05  # share of the budget spent rising to lr
+    decay: float = 0.3  # share of the budget spent falling to min_lr, at the end
+    decay_shape: Shape = "linear"  # or 1-sqrt
+    weight_decay: float = 0.1  # of matrices; none on norms, biases and the input embedding
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW's two moments
+    eps: float = 1e-8  # added to AdamW's denominator
+    grad_clip: float = 1.0  # largest global norm of the gradient; 0 = off
+    dtype: DType = "bf16"  # of the matrices and their products; norms, routers and the optimizer stay fp32
+    log_every: int = 10  # steps between lines of metrics
+    save_every: int = 0  # steps between saved states; 0 = by time only
+    save_every_s: float = 60.0  # seconds between saved states; 0 = by steps only
+    eval_every: int = 0  # steps between evaluations on the held-out text; 0 = none
+    eval_tokens: int = 16384  # held-out tokens of each domain read by such an evaluation
+    seed: int = 0  # of the order of the data and of routers that draw
+    tensorboard: bool = False  # also write TensorBoard events; needs mixwell[tensorboard]
+
+    def __post_init__(self) -> None:
+        budgets = [self.tokens, self.flops, self.seconds]
+        if sum(b is not None for b in budgets) != 1 or not all(b > 0 for b in budgets if b is not None):
+            raise ValueError(f"tokens, flops, seconds are {self.tokens}, {self.flops}, {self.seconds}; "
+                             "expected exactly one of them, above 0")
+        for name in ("batch_size", "seq_len", "accumulate", "log_every", "eval_tokens"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("min_lr", "weight_decay", "grad_clip", "save_every", "save_every_s", "eval_every"):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        for name in ("lr", "eps"):
+            _require(self, name, getattr(self, name) > 0, "above 0")
+        _require(self, "min_lr", self.min_lr <= self.lr, f"at most lr ({self.lr})")
+        _require(self, "accumulate", self.batch_size % self.accumulate == 0, f"a divisor of {self.batch_size}")
+        _require(self, "warmup", self.warmup >= 0, "0 or more")
+        _require(self, "decay", 0 <= self.decay <= 1 - self.warmup, f"0 to {1 - self.warmup:g}, what warmup leaves")
+        _require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers from 0 up to, not including, 1")
+        if self.decay_shape not in ("linear", "1-sqrt") or self.dtype not in ("bf16", "fp32"):
+            raise ValueError(f"decay_shape {self.decay_shape!r}, dtype {self.dtype!r}; expected linear or 1-sqrt, "
+                             "bf16 or fp32")
+
+    def learning_rate(self, progress: float) -> float:
+        """The schedule at a share of the budget, 0 to 1."""
+        return learning_rate(progress, peak=self.lr, floor=self.min_lr, warmup=self.warmup, decay=self.decay,
+                             shape=self.decay_shape)
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a saved run to be gone on with, as plain data."""
+        values = {f.name: getattr(self, f.name) for f in fields(TrainConfig) if f.name not in _FREE}
+        return {**values, "betas": list(self.betas)}
+
+
+def _require(config: Any, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {getattr(config, name)}; expected {expected}")

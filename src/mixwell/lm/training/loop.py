@@ -1,0 +1,305 @@
+"""Training: a model, token data and a budget give a trained model, its metrics and the ledger of what it read.
+
+A run that is killed at any moment goes on from its last saved state. With a budget of tokens or FLOPs on a CPU it
+ends with the very bits of a run that was never interrupted; with a budget of seconds it cannot, since the number of
+steps hangs on the clock, but the time used is kept.
+
+Legend: B windows, T tokens of a window.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixwell.core.errors import MixwellError, TrainingError
+from mixwell.core.rng import generator
+from mixwell.core.routing import Routing
+from mixwell.lm.data import TokenData
+from mixwell.lm.evaluate import evaluate
+from mixwell.lm.training import state as train_state
+from mixwell.lm.training.config import TrainConfig
+from mixwell.lm.training.metrics import MetricsFile, Window, read_lines
+from mixwell.lm.training.optimizer import MasterAdamW
+from mixwell.lm.training.sampler import Sampler
+
+METRICS = "metrics.jsonl"
+STATE = "state"
+Progress = Callable[[int, float, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """A finished run."""
+
+    model: nn.Module  # the one handed in, trained in place, in evaluation mode
+    metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
+    ledger: dict[str, int]  # domain -> tokens read
+    tokens: int
+    flops: float
+    seconds: float  # of the steps, over all sittings
+
+
+def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | Path, *,
+          weights: Mapping[str, float] | None = None, progress: Progress | None = None,
+          device: str | torch.device = "cpu") -> TrainResult:
+    """Train `model` in place until the budget is used, going on from `folder` where a run was interrupted.
+
+    model: a `LanguageModel`, or a module with its `loss`, `flops_per_token` and `cast`.
+    folder: gets `metrics.jsonl`, a line each `log_every` steps, and the resumable state in `state/`.
+    weights: share of the windows by domain; None takes each domain by its size.
+    progress: called after every step with the steps done, the share of the budget used, and
+    {loss_nats, lr, tokens_per_s, seconds_left}.
+
+    A loss or gradient that is not finite raises `TrainingError`. Ctrl-C finishes the step, saves, and raises
+    `KeyboardInterrupt`; a second one does not wait.
+    """
+    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if vocab_size is not None and vocab_size < data.vocab_size:
+        raise MixwellError(f"the data has {data.vocab_size} token ids, the model {vocab_size}; use the tokenizer that "
+                           "the model was made for, or a model with a larger vocab_size.")
+    run = _Run(model.to(device), data, config, Path(folder), weights, torch.device(device))
+    try:
+        run.to_the_end(progress)
+    finally:
+        run.close()
+    return TrainResult(model.eval(), read_lines(run.folder / METRICS), run.sampler.ledger(), run.tokens,
+                       run.flops, run.seconds)
+
+
+class _Run:
+    """Everything that moves during a run: model, optimizer, sampler, counters, files."""
+
+    def __init__(self, model: nn.Module, data: TokenData, config: TrainConfig, folder: Path,
+                 weights: Mapping[str, float] | None, device: torch.device) -> None:
+        self.model, self.data, self.config, self.folder, self.device = model, data, config, folder, device
+        self.sampler = Sampler(data, weights, config.batch_size, config.seq_len, config.seed)
+        self.step, self.seconds, self.lr, self.window = 0, 0.0, 0.0, Window()
+        self.step_tokens = config.batch_size * config.seq_len
+        self.flops_per_token = 3.0 * model.flops_per_token(config.seq_len)  # type: ignore[operator]
+        self.total_steps = self._total_steps()
+        writer = _summary_writer() if config.tensorboard else None
+        found = train_state.load(folder / STATE)
+        if found is not None:
+            train_state.require_same(found[0]["settings"], self._settings(), folder)
+        if getattr(model, "needs_tokens", False):
+            model.fit_tokens(_train_tokens(data), generator(config.seed, "fit_tokens"))  # type: ignore[operator]
+        self.optimizer = MasterAdamW(model, dtype=config.dtype, betas=config.betas, eps=config.eps,
+                                     weight_decay=config.weight_decay)
+        if found is not None:
+            self._resume(*found)
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.metrics = MetricsFile(folder / METRICS, self.step)
+        self.board = writer(str(folder / "tensorboard"), purge_step=self.step + 1) if writer else None
+
+    @property
+    def tokens(self) -> int:
+        return self.step * self.step_tokens
+
+    @property
+    def flops(self) -> float:
+        return self.tokens * self.flops_per_token
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget used; 1 when done."""
+        if self.total_steps is not None:
+            return self.step / self.total_steps
+        assert self.config.seconds is not None
+        return min(self.seconds / self.config.seconds, 1.0)
+
+    def _total_steps(self) -> int | None:
+        """Whole steps that the budget pays for; None where the clock decides."""
+        if self.config.seconds is not None:
+            return None
+        tokens = self.config.tokens or (self.config.flops or 0.0) / self.flops_per_token
+        steps = int(tokens // self.step_tokens)
+        if not steps:
+            raise MixwellError(f"the budget pays for {tokens:.0f} tokens, and one step reads {self.step_tokens}; "
+                               "raise it, or lower batch_size or seq_len.")
+        return steps
+
+    def to_the_end(self, progress: Progress | None) -> None:
+        self.model.train()
+        with _interrupts() as asked:
+            while self.fraction < 1.0:
+                info = self._one_step()
+                self._report()
+                if progress is not None:
+                    try:
+                        progress(self.step, self.fraction, info)
+                    except KeyboardInterrupt:
+                        asked.set()
+                if asked.is_set() or self._save_due():
+                    self._save()
+                if asked.is_set():
+                    raise KeyboardInterrupt
+        if self.saved_step < self.step:
+            self._save()
+
+    def _one_step(self) -> dict[str, Any]:
+        """One optimizer step; nothing of it is kept where its loss or gradient is not finite."""
+        started = time.perf_counter()
+        lr = self._learning_rate()
+        values, seen = self._backward()
+        bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
+        if bad is not None:
+            raise TrainingError(f"step {self.step + 1}: {bad} is {values[bad]}. {self._last_good()} Lower lr, lengthen "
+                                "warmup or lower grad_clip, and train in another folder.")
+        self.optimizer.step(lr, values["grad_norm"], self.config.grad_clip)
+        if hasattr(self.model, "after_step"):
+            self.model.after_step(seen)  # type: ignore[operator]
+        self.step, self.lr = self.step + 1, lr
+        took = time.perf_counter() - started
+        self.seconds += took
+        self.window.add(values, _loads(seen), self.step_tokens, took)
+        return {"loss_nats": values["loss_nats"], "lr": lr, "tokens_per_s": self.step_tokens / took,
+                "seconds_left": self.seconds / self.fraction - self.seconds}
+
+    def _learning_rate(self) -> float:
+        """The schedule in the middle of the coming step, so that neither the first nor the last step is lost to 0."""
+        if self.total_steps is not None:
+            middle = (self.step + 0.5) / self.total_steps
+        else:
+            assert self.config.seconds is not None
+            middle = (self.seconds + 0.5 * self.seconds / max(self.step, 1)) / self.config.seconds
+        return self.config.learning_rate(middle)
+
+    def _backward(self) -> tuple[dict[str, float], list[list[Routing | None]]]:
+        """Gradients of the next batch; its mean values by name, and the routings of each forward pass."""
+        batch, parts = self.sampler.batch(), self.config.accumulate
+        draws = generator(self.config.seed, "train", self.step, device=self.device)
+        sums: dict[str, Tensor] = {}
+        seen: list[list[Routing | None]] = []
+        columns = (batch.tokens_BT, batch.targets_BT, batch.domains_B)
+        for tokens_BT, targets_BT, domains_B in zip(*(c.to(self.device).chunk(parts) for c in columns)):
+            loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws)  # type: ignore[operator]
+            total = loss.nats if loss.aux is None else loss.nats + loss.aux
+            (total / parts).backward()
+            named = {"loss_nats": loss.nats, **{f"losses.{n}": v for n, v in loss.losses.items()}}
+            if loss.aux is not None:
+                named["aux"] = loss.aux
+            for name, value in named.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float() / parts
+            seen.append(loss.routings)
+        sums["grad_norm"] = self.optimizer.grad_norm()
+        values = torch.stack([v.float() for v in sums.values()]).tolist()
+        return dict(zip(sums, values)), seen
+
+    def _report(self) -> None:
+        """Write a line where one is due."""
+        config, last = self.config, self.fraction >= 1.0
+        evaluates = bool(config.eval_every) and self.step % config.eval_every == 0
+        if not (evaluates or last or self.step % config.log_every == 0):
+            return
+        line: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "flops": self.flops, "seconds": self.seconds,
+                                "lr": self.lr, **self.window.line()}
+        self.window = Window()
+        if evaluates:
+            found = evaluate(self.model, self.data, max_tokens=config.eval_tokens, batch_size=config.batch_size,
+                             seq_len=config.seq_len, step=self.step)
+            self.model.train()
+            line["evaluation"] = {"bits_per_byte": found.bits_per_byte, "mean": found.mean}
+        self.metrics.append(line)
+        if self.board is not None:
+            _to_board(self.board, line)
+
+    def _save_due(self) -> bool:
+        by_steps = self.config.save_every and self.step % self.config.save_every == 0
+        by_time = self.config.save_every_s and time.monotonic() - self.saved_at >= self.config.save_every_s
+        return bool(by_steps or by_time)
+
+    def _save(self) -> None:
+        self.metrics.sync()
+        buffers = {f"buffer.{n}": b for n, b in self._buffers().items()}
+        train_state.save(self.folder / STATE, self.step, {**self.optimizer.tensors(), **buffers}, {
+            "seconds": self.seconds, "sampler": self.sampler.state_dict(), "window": self.window.state_dict(),
+            "settings": self._settings()})
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+
+    def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.sampler.load_state_dict(values["sampler"])
+        self.optimizer.load_tensors(tensors)
+        for name, buffer in self._buffers().items():
+            buffer.copy_(tensors[f"buffer.{name}"])
+        self.step, self.seconds, self.window = values["step"], values["seconds"], Window(values["window"])
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What a model remembers beside its parameters (a router's bias, say), live."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {name: value for name, value in self.model.state_dict().items() if name not in parameters}
+
+    def _settings(self) -> dict[str, Any]:
+        return {**self.config.settings(), "tokenizer": self.data.tokenizer_digest}
+
+    def _last_good(self) -> str:
+        if not self.saved_step:
+            return "No state had been saved yet."
+        return f"The last good state, step {self.saved_step}, is kept in {self.folder / STATE}."
+
+    def close(self) -> None:
+        self.optimizer.release()
+        self.metrics.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _loads(seen: list[list[Routing | None]]) -> list[list[int] | None]:
+    """The slots that each expert of each layer got over the forward passes of a step; None for layers without."""
+    layers = [[routing.load_E() for routing in layer if routing is not None] for layer in zip(*seen)]
+    return [torch.stack(loads).sum(0).tolist() if loads else None for loads in layers]
+
+
+def _train_tokens(data: TokenData) -> Tensor:
+    """The first million training tokens of each domain, one after another: enough to count how often ids occur."""
+    streams = [np.asarray(data.tokens(d, "train")[:1_000_000], dtype=np.int64) for d in data.domains]
+    return torch.from_numpy(np.concatenate(streams))
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C sets; the second one interrupts as usual. Only the main thread gets them."""
+    asked = threading.Event()
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
+        yield asked  # someone else decides what Ctrl-C means here
+        return
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MixwellError("tensorboard: true needs the tensorboard package; pip install 'mixwell[tensorboard]', "
+                           "or leave it out.") from error
+    return SummaryWriter
+
+
+def _to_board(board: Any, line: Mapping[str, Any]) -> None:
+    scalars = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k not in ("step", "tokens")}
+    scalars |= {f"losses/{name}": value for name, value in line["losses"].items()}
+    scalars |= {f"load_entropy/layer_{i}": v for i, v in enumerate(line["load_entropy"]) if v is not None}
+    scalars |= {f"bits_per_byte/{d}": v for d, v in line.get("evaluation", {}).get("bits_per_byte", {}).items()}
+    for name, value in scalars.items():
+        board.add_scalar(name, value, line["step"])

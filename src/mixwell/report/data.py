@@ -1,0 +1,69 @@
+"""The data of a run: what each domain holds, and the shares planned and drawn in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mixwell.core import units
+from mixwell.report.run_folder import Run, mapping, numbers
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # field of a domain -> heading, form
+    "files": ("files", units.whole), "train_bytes": ("to train on", lambda v: units.si(v, "B")),
+    "held_bytes": ("held out", lambda v: units.si(v, "B")), "train_tokens": ("tokens to train on", units.si),
+    "bytes_per_token": ("bytes per token", lambda v: units.fixed(v, 2))}
+
+Domains = dict[str, dict[str, Any]]  # domain -> what the stages said of it
+
+
+def data(run: Run) -> dict[str, Any]:
+    """A table of the domains and one of the tokens drawn; empty where no stage tells of domains."""
+    domains = _domains(run)
+    if not domains:
+        return {}
+    names = [name for name in COLUMNS if any(units.is_number(d.get(name)) for d in domains.values())]
+    rows = [[domain, *(COLUMNS[name][1](entry.get(name)) for name in names)] for domain, entry in domains.items()]
+    if len(domains) > 1:
+        rows.append(["all", *(_sum(domains, name) for name in names)])
+    splits = [f"{domain} {entry['split']}" for domain, entry in domains.items() if entry.get("split")]
+    return {"head": [COLUMNS[name][0] for name in names], "rows": rows if names else [], "splits": splits,
+            "drawn": _drawn(run, domains)}
+
+
+def _domains(run: Run) -> Domains:
+    """Every domain that a stage names, with all that the stages say of it."""
+    found: Domains = {}
+    for stage in run.stages:
+        for domain, entry in mapping(stage.result.get("domains")).items():
+            found.setdefault(domain, {}).update(mapping(entry))
+        for domain, value in mapping(stage.result.get("bytes_per_token")).items():
+            found.setdefault(domain, {})["bytes_per_token"] = value
+        for domain in mapping(stage.result.get("ledger")):
+            found.setdefault(domain, {})
+    return found
+
+
+def _sum(domains: Domains, name: str) -> str:
+    """The total of a column; a ratio has none."""
+    if name == "bytes_per_token":
+        return ""
+    return COLUMNS[name][1](sum(v for d in domains.values() if units.is_number(v := d.get(name))))
+
+
+def _drawn(run: Run, domains: Domains) -> dict[str, Any]:
+    """Share and number of tokens by domain and training stage, beside the plan: the weights given, else the tokens."""
+    held = {name: float(v) for name, d in domains.items() if units.is_number(v := d.get("train_tokens"))}
+    ledgers = {s.id: numbers(s.result.get("ledger")) for s in run.stages if s.result.get("ledger")}
+    weights = {name: numbers(run[name].config.get("weights")) for name in ledgers}
+    rows = [[domain, *(_share(domain, ledger, weights[name] or held) for name, ledger in ledgers.items())]
+            for domain in domains]
+    return {"head": list(ledgers), "rows": rows if ledgers else [],
+            "by_size": [name for name in ledgers if held and not weights[name]]}
+
+
+def _share(domain: str, ledger: Mapping[str, float], plan: Mapping[str, float]) -> tuple[str, str]:
+    """(share drawn, plan and tokens)"""
+    everything, planned = sum(ledger.values()), sum(plan.values())
+    tokens = f"{units.si(ledger.get(domain, 0.0))} tokens"
+    share = units.percent(ledger.get(domain, 0.0) / everything) if everything else units.ABSENT
+    return share, f"planned {units.percent(plan.get(domain, 0.0) / planned)} · {tokens}" if planned else tokens

@@ -1,0 +1,121 @@
+"""The key of a stage: a digest of all that decides its result, so that the same key means the same bits.
+
+A key covers the stage's config and seed, the keys of its inputs, what it reads from outside, mixwell's source as far as
+the stage can reach it, the torch version, and the number of threads (sums split over other threads round otherwise).
+
+Of the catalogue's method files only those count that the config, the inputs' configs or the counted source itself name:
+a new router leaves the runs of the others cached.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mixwell.core import registry
+from mixwell.core.config import to_dict
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import digest, digest_file
+from mixwell.rooms import computing
+from mixwell.run.stages import KINDS, Stage
+
+FOUNDATION = ("core", "kernels", "mixing")  # rooms that every stage computes with
+Names = frozenset[str]  # of methods
+
+
+def stage_keys(stages: Sequence[Stage], threads: int) -> dict[str, str]:
+    """Stage id -> key, for stages in an order in which inputs come first."""
+    keys: dict[str, str] = {}
+    methods: dict[str, Names] = {}
+    for stage in stages:
+        inherited = frozenset().union(*(methods[source] for source in stage.inputs.values()))
+        methods[stage.id], code = _code(stage, inherited)
+        keys[stage.id] = digest({
+            "kind": stage.kind, "method": stage.method, "config": stage.plain_config(),
+            "seed": stage.seed if KINDS[stage.kind].draws else None,
+            "inputs": {role: keys[source] for role, source in stage.inputs.items()}, "outside": _outside(stage),
+            "code": code, "floats": [metadata.version("torch"), threads] if KINDS[stage.kind].floats else None})
+    return keys
+
+
+def _outside(stage: Stage) -> str:
+    try:
+        return KINDS[stage.kind].fingerprint(stage)
+    except OSError as error:
+        raise MixwellError(f"{stage.id}: cannot read {error.filename}: {error.strerror}.") from error
+
+
+def _code(stage: Stage, inherited: Names) -> tuple[Names, str]:
+    """The methods that the stage can reach, and the digest of the source that counts."""
+    kind = KINDS[stage.kind]
+    files = [f for room in (*FOUNDATION, *kind.rooms) for f in _files(room)]
+    files.append(Path(str(sys.modules[kind.run.__module__].__file__)))
+    known = {e.path: e for e in registry.entries()}
+    plain = {f for f in files if f not in known}
+    entries = [known[f] for f in files if f in known]
+    if kind.any_method:
+        named = frozenset(e.name for e in entries)
+    else:
+        words = set(_words(stage.plain_config())) | {stage.method}
+        named = _reachable(entries, words.union(*map(_literals, plain)), inherited)
+    counted = plain | {e.path for e in entries if e.name in named}
+    return named, _digest_files(counted)
+
+
+def _reachable(entries: Iterable[registry.Entry], words: set[str], inherited: Names) -> Names:
+    """Methods that `words` name, fully or by their last part, and those that these name in turn."""
+    found: set[str] = set()
+    while True:
+        new = [e for e in entries if e.name not in found
+               and (e.name in inherited or e.name in words or e.name.rpartition(".")[2] in words)]
+        if not new:
+            return frozenset(found) | inherited
+        found |= {e.name for e in new}
+        words = words.union(*(_literals(e.path) for e in new))
+
+
+@functools.cache
+def _files(room: str) -> tuple[Path, ...]:
+    path = registry.ROOT / room
+    return tuple(sorted(path.rglob("*.py"))) if path.is_dir() else (path,)
+
+
+@functools.cache
+def _literals(path: Path) -> Names:
+    """Every text constant of a source file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return frozenset(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+
+
+def _words(value: Any) -> Iterable[str]:
+    """Every text in plain data, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (str(key), *_words(item))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _words(item)
+
+
+def _digest_files(files: Iterable[Path]) -> str:
+    """Digest of names and contents; the names are told from the package, wherever it lies."""
+    inside = registry.ROOT.parent
+    return digest({str(f.relative_to(inside)) if f.is_relative_to(inside) else f.name: digest_file(f) for f in files})
+
+
+def source_digest() -> str:
+    """Digest of all the source that a model's speed may hang on."""
+    return _digest_files(f for room in computing() for f in _files(room))
+
+
+def evaluation_key(stage_key: str, tokens_key: str, config: Any) -> str:
+    """Key of the evaluation of a model stage."""
+    files = [f for f in _files("lm") if f not in {e.path for e in registry.entries()}]
+    return digest([stage_key, tokens_key, to_dict(config), _digest_files(files)])

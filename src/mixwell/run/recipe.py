@@ -1,0 +1,319 @@
+"""Recipes: YAML data, checked and resolved into stages.
+
+A recipe names its data, its tokenizer, its model and a list of stages; everything has a default:
+
+    data: {domains: {wiki: texts/wiki, code: "src/**/*.py"}}
+    stages:
+      - {id: dense, train: {tokens: 1M}}
+      - {id: moe, from: dense, convert: upcycle, num_experts: 8}
+
+An entry of `stages` holds `id`, `from` (left out: the recipe's model), `seed`, and one verb. The verb's value is its
+options, or the name of a method with the options beside it. Paths are taken from the current folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixwell.core import registry
+from mixwell.core.config import from_dict, to_dict
+from mixwell.core.errors import MixwellError, suggest
+from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
+from mixwell.run.stages.models import MIXTURE_WORDS
+
+DEFAULT = Path(__file__).parent / "recipes" / "default.yaml"
+RESERVED = ("data", "tokenizer", "tokens", "model")  # ids of the stages that the top-level keys make
+COUNTS = {"tokens", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}  # keys whose text may end in k, M, ...
+SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
+BUDGETS = {"tokens", "flops", "seconds"}
+FAMILIES = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
+            "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A recipe as written, with defaults."""
+
+    name: str = "run"
+    seed: int = 0
+    threads: int | None = None  # None = OMP_NUM_THREADS, else every physical core
+    data: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] | str | None = None  # options, or a folder that holds tokenizer.json
+    model: dict[str, Any] | str = field(default_factory=dict)  # options, or a Hugging Face folder
+    train: dict[str, Any] = field(default_factory=dict)  # defaults of every train stage
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)  # how every model stage is evaluated
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w][\w.-]*", self.name):
+            raise MixwellError(f"name: {self.name!r} becomes a folder; use letters, digits, '.', '_' and '-'.")
+        if self.threads is not None and self.threads < 1:
+            raise MixwellError(f"threads: {self.threads} came; expected 1 or more.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML data, where a key that stands twice is an error and not a silent loss."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as `stages.dense.train.tokens=1M`.
+
+    path: a file, or the bare name of an embedded recipe (`black_mamba`); None is the default one.
+    """
+    path = DEFAULT if path is None else _embedded(Path(path))
+    data = _parse(path)
+    for text in overrides:
+        override(data, text)
+    try:
+        recipe = from_dict(Recipe, counted(data))
+    except MixwellError as error:
+        raise MixwellError(f"{path.name}: {str(error).removeprefix('Recipe: ')}") from error
+    return recipe if "name" in data else from_dict(Recipe, {**counted(data), "name": path.stem})
+
+
+def _embedded(path: Path) -> Path:
+    """The embedded recipe of that bare name, where no file of the user's stands in its place; else the path itself."""
+    own = DEFAULT.with_name(f"{path.name}.yaml")
+    return own if not path.exists() and path.parent == Path() and not path.suffix and own.exists() else path
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise MixwellError(f"{path} is a folder; expected a recipe file. A model folder goes in one: `model: {path}`.")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        names = sorted(p.stem for p in DEFAULT.parent.glob("*.yaml"))
+        raise MixwellError(f"{path} is not there; expected a recipe (a YAML file), or one of {', '.join(names)}."
+                           f"{suggest(path.name, names)}") from None
+    except UnicodeDecodeError:
+        raise MixwellError(f"{path} is not text; expected a recipe (a YAML file).") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise MixwellError(f"{path}{line}: {error.problem}; expected YAML keys and values.") from None
+    except yaml.YAMLError as error:
+        raise MixwellError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(data, dict):
+        raise MixwellError(f"{path}: expected keys and values such as `stages:`, got {type(data).__name__}.")
+    return data
+
+
+def override(data: dict[str, Any], text: str) -> None:
+    """Set one key of plain data in place: `train.lr=1e-3`, `stages.dense.train.tokens=1M`, `moe.router=sinkhorn`."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise MixwellError(f"{text!r}: expected key=value with dots, such as train.lr=1e-3.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise MixwellError(f"{text!r}: the value is not YAML; put quotes around text with special signs.") from None
+    assign(data, path, parsed)
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A copy of the recipe with other values at some key paths; see `assign`."""
+    data = copy.deepcopy(to_dict(recipe))
+    known = [*(f.name for f in fields(Recipe)), *(str(entry.get("id")) for entry in recipe.stages)]
+    for path, value in changes.items():
+        if (first := path.split(".")[0]) not in known:
+            raise MixwellError(f"{path}: no key and no stage {first!r}.{suggest(first, known)} "
+                               f"Known: {', '.join(known)}.")
+        assign(data, path, copy.deepcopy(value))
+    return from_dict(Recipe, counted(data))
+
+
+def value_at(recipe: Recipe, path: str) -> Any:
+    """What stands at a key path."""
+    data = to_dict(recipe)
+    place: Any = data
+    for name in _names(data, path):
+        place = _step(place, name, path)
+    return place
+
+
+def assign(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set the key at `path` of a recipe's plain data in place.
+
+    A step into the stages is a stage's id, which may also begin the path. The bare name of a method, where a mapping
+    would name it (`FAMILIES`), takes the old method's place and keeps those options that the new one knows too.
+    """
+    *parents, last = _names(data, path)
+    place: Any = data
+    for name in parents:
+        place = _step(place, name, path)
+    if not isinstance(place, dict):
+        raise MixwellError(f"{path}: there are no keys to set; give the whole value instead.")
+    place[last] = _named(place.get(last), last, value, path)
+
+
+def _names(data: Mapping[str, Any], path: str) -> list[str]:
+    """The steps of a path written out: `moe.k` -> stages, moe, convert, k where k stands below the stage's verb."""
+    names = path.split(".")
+    listed = data.get("stages") or []
+    entries = {str(e["id"]): e for e in listed if isinstance(e, Mapping) and "id" in e}
+    if names[0] in entries and names[0] not in {f.name for f in fields(Recipe)}:
+        names = ["stages", *names]
+    if names[0] == "stages" and len(names) > 2:
+        below = next((v for v in KINDS if isinstance(entries.get(names[1], {}).get(v), Mapping)), "")
+        if below and names[2] in entries[names[1]][below]:
+            names.insert(2, below)
+    model = data.get("model")
+    mixer = model.get("channel_mixer") if isinstance(model, Mapping) else None
+    if names[0] == "model" and names[1:2] and names[1] in MIXTURE_WORDS and isinstance(mixer, Mapping):
+        names.insert(1, "channel_mixer")
+    return names
+
+
+def _named(old: Any, key: str, value: Any, path: str) -> Any:
+    """A method's bare name with the options that it shares with the old method; any other value as it is."""
+    if key not in FAMILIES or not isinstance(value, str):
+        return value
+    try:
+        known = {f.name for f in fields(registry.find(value, within=FAMILIES[key]).module().Config)}
+    except MixwellError as error:
+        raise MixwellError(f"{path}: {error}") from error
+    return {"method": value, **({k: v for k, v in old.items() if k in known} if isinstance(old, Mapping) else {})}
+
+
+def _step(place: Any, name: str, path: str) -> Any:
+    if isinstance(place, list):  # the stages, by id
+        known = {str(entry.get("id")): entry for entry in place if isinstance(entry, dict)}
+        if name not in known:
+            raise MixwellError(f"{path}: no stage {name!r}.{suggest(name, known)} Stages: {', '.join(known)}.")
+        return known[name]
+    if not isinstance(place, dict):
+        raise MixwellError(f"{path}: nothing below {name!r} can be set.")
+    return place.setdefault(name, {})
+
+
+def counted(value: Any, key: str = "") -> Any:
+    """Plain data with `4M` under a counting key (`COUNTS`) turned into 4000000."""
+    if isinstance(value, dict):
+        return {k: counted(v, str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [counted(v, key) for v in value]
+    if not (key in COUNTS and isinstance(value, str)):
+        return value
+    if match := re.fullmatch(r"(\d+\.?\d*(?:[eE]\d+)?)\s*([A-Za-z]?)", value):
+        if match.group(2) not in SUFFIXES:
+            raise MixwellError(f"{key}: {value!r} ends in {match.group(2)!r}; expected k, M, G, T or P.")
+        number = float(match.group(1)) * SUFFIXES[match.group(2)]
+        return int(number) if number.is_integer() else number
+    return value
+
+
+def stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """The recipe's stages in the order in which they run, inputs resolved, configs checked."""
+    found = {stage.id: stage for stage in _base(recipe)}
+    for number, entry in enumerate(recipe.stages):
+        stage = _entry(recipe, found, entry, f"stages[{number}]")
+        found[stage.id] = stage
+    return tuple(found.values())
+
+
+def _base(recipe: Recipe) -> list[Stage]:
+    """The stages that the top-level keys make."""
+    seed = recipe.seed
+    options = {"path": recipe.tokenizer} if isinstance(recipe.tokenizer, str) else recipe.tokenizer or {}
+    if isinstance(recipe.model, str):
+        kind, model = "load", {"path": recipe.model}
+        options = {"path": recipe.model} if recipe.tokenizer is None else options
+    else:
+        kind, model = "build", recipe.model
+    both = {"data": "data", "tokenizer": "tokenizer"}
+    return [_made("data", "data", recipe.data, {}, seed),
+            _made("tokenizer", "tokenizer", options, {"data": "data"}, seed),
+            _made("tokens", "tokens", {}, both, seed),
+            _made("model", kind, model, {"tokenizer": "tokenizer"}, seed)]
+
+
+def _made(id: str, kind: str, options: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> Stage:
+    return Stage(id=id, kind=kind, method=kind, config=_config(kind, kind, options, id), inputs=inputs, seed=seed)
+
+
+def _config(kind: str, method: str, options: Mapping[str, Any], where: str) -> Any:
+    """The config of a kind, or of the method that it runs."""
+    parse = KINDS[kind].parse
+    return parse(options, where) if parse else from_dict(registry.find(method).module().Config, options, where)
+
+
+def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -> Stage:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+        raise MixwellError(f"{place}: expected an entry with an id, such as {{id: dense, train: {{tokens: 1M}}}}.")
+    id, where = entry["id"], f"stages.{entry['id']}"
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", id):
+        raise MixwellError(f"{place}: the id {id!r} becomes a folder; use letters, digits, '_' and '-'.")
+    if id in found or id in RESERVED:
+        raise MixwellError(f"{place}: the id {id!r} is taken; give each stage its own.")
+    name, options = _verb(entry, where)
+    kind = KINDS[name]
+    method = name
+    if kind.family:
+        method, options = _method(kind, options, where, name)
+    if name == "train":
+        dropped = BUDGETS if BUDGETS & set(options) else set()  # a stage's own budget takes the place of the default
+        options = {**{k: v for k, v in recipe.train.items() if k not in dropped}, **options}
+    seed = options.pop("seed", recipe.seed)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise MixwellError(f"{where}.seed: expected a whole number, got {seed!r}.")
+    return Stage(id=id, kind=name, method=method, config=_config(name, method, options, f"{where}.{name}"),
+                 inputs=_inputs(kind, entry, found, where), seed=seed)
+
+
+def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """The kind that the entry names, and its options: those below the verb and those beside it."""
+    verbs = [name for name, kind in KINDS.items() if kind.named_in_recipe]
+    named = [key for key in entry if key in verbs]
+    if len(named) != 1:
+        strange = [key for key in entry if key not in ("id", "from", "seed", *verbs)]
+        hint = suggest(str(strange[0]), verbs) if strange and not named else ""
+        came = " and ".join(named) or ", ".join(map(repr, strange)) or "none"
+        raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
+    value = entry[named[0]]
+    options = {k: v for k, v in entry.items() if k not in ("id", "from", named[0])}
+    bare = KINDS[named[0]].bare
+    below = {bare: value} if bare and isinstance(value, str) else {} if value is None else value
+    if not isinstance(below, dict):
+        or_bare = f" or a {bare}" if bare else ""
+        raise MixwellError(f"{where}.{named[0]}: expected options{or_bare}, got {value!r}.")
+    if twice := sorted(set(below) & set(options)):
+        raise MixwellError(f"{where}: {twice[0]!r} stands twice, below {named[0]!r} and beside it; keep one.")
+    return named[0], {**options, **below}
+
+
+def _method(kind: Kind, options: dict[str, Any], where: str, verb: str) -> tuple[str, dict[str, Any]]:
+    rest = {k: v for k, v in options.items() if k != "method"}
+    if not isinstance(options.get("method"), str):
+        known = ", ".join(e.name.rpartition(".")[2] for e in registry.family(kind.family))
+        raise MixwellError(f"{where}.{verb}: name a method. Known: {known}.")
+    try:
+        return registry.find(options["method"], within=kind.family).name, rest
+    except MixwellError as error:
+        raise MixwellError(f"{where}.{verb}: {error}") from error
+
+
+def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) -> dict[str, str]:
+    if "from" in entry and "model" not in kind.roles:
+        raise MixwellError(f"{where}.from: this stage starts from nothing; leave `from` out.")
+    source = entry.get("from", "model")
+    models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
+    if source not in models:
+        what = "makes no model" if source in found else "is no stage above this one"
+        hint = suggest(str(source), models)
+        raise MixwellError(f"{where}.from: {source!r} {what}.{hint} Models: {', '.join(models)}.")
+    return {role: source if role == "model" else role for role in kind.roles}

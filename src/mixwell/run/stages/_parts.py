@@ -1,0 +1,113 @@
+"""What every kind of stage shares: the stage as a value, the job that runs it, and the row that describes a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixwell.core import machine
+from mixwell.core.config import from_dict, to_dict
+from mixwell.core.files import read_json
+
+if TYPE_CHECKING:
+    from mixwell.core.checkpoint import Checkpoint
+    from mixwell.run.calibrate import Calibrator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a run, fully resolved: what is done, to what, from which seed."""
+
+    id: str
+    kind: str  # row of the table of kinds
+    method: str  # what the report calls it: `train`, `convert.upcycle`
+    config: Any  # frozen dataclass
+    inputs: Mapping[str, str] = field(default_factory=dict)  # role -> id of the stage that fills it
+    seed: int = 0
+
+    def plain_config(self) -> dict[str, Any]:
+        """The config as plain data."""
+        return to_dict(self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A stage about to run: where it writes, where its inputs lie, whom it tells how far it is."""
+
+    stage: Stage
+    folder: Path  # fresh; becomes the stage's folder when the job ends well
+    work: Path  # outlives a kill: what a stage needs to go on is kept here
+    inputs: Mapping[str, Path]  # role -> finished folder
+    progress: Callable[[float, str], None]  # share done (0 to 1), a few words
+
+    def result(self, role: str) -> dict[str, Any]:
+        """What the stage behind `role` wrote as its result."""
+        return read_json(self.inputs[role] / "stage.json")["result"]
+
+    def record(self, **more: Any) -> dict[str, Any]:
+        """The line that this stage adds to its checkpoint's lineage."""
+        stage = self.stage
+        return {"id": stage.id, "stage": stage.kind, "method": stage.method, "config": stage.plain_config(),
+                "seed": stage.seed, "inputs": list(stage.inputs.values()), "versions": machine.versions(), **more}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a stage is expected to take; None where it does not apply or nobody measured it."""
+
+    seconds: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+    peak_bytes: float | None = None  # resident memory of the process at its height
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A row of the table of kinds."""
+
+    run: Callable[[Job], dict[str, Any]]  # returns the `result` of stage.json
+    predict: Callable[[Stage, Calibrator], Prediction]
+    parse: Callable[[Mapping[str, Any], str], Any] | None = None  # (options, place in the recipe) -> config
+    fingerprint: Callable[[Stage], str] = lambda stage: ""  # digest of what it reads from outside the run
+    roles: tuple[str, ...] = ()  # inputs it needs: model, data, tokenizer, tokens
+    rooms: tuple[str, ...] = ()  # folders of mixwell whose source decides its result, beside core
+    family: str = ""  # room of its methods, whose `Config` then takes the place of `parse`
+    bare: str = ""  # the option that a bare word below the verb means
+    makes_model: bool = False
+    any_method: bool = False  # which methods it needs stands in a file that it reads, so the source of all counts
+    evaluated: bool = False  # its model is evaluated, and the evaluation kept in its stage.json
+    floats: bool = True  # its bits depend on torch and on the number of threads
+    draws: bool = True  # False: the seed decides nothing, and stays out of its key
+    named_in_recipe: bool = True  # False: made from a top-level key of the recipe
+
+
+def parser(cls: type) -> Callable[[Mapping[str, Any], str], Any]:
+    """A `parse` that fills the config `cls`."""
+    return lambda options, where: from_dict(cls, options, where)
+
+
+def model_folder(stage_folder: Path) -> Path:
+    """The Hugging Face folder of a finished model stage; a loaded model stays where it was."""
+    path = read_json(stage_folder / "stage.json")["result"].get("path")
+    return Path(path) if path else stage_folder / "model"
+
+
+def read_model(job: Job, role: str = "model") -> Checkpoint:
+    """The checkpoint behind `role`, with the run's tokenizer where the checkpoint has none of its own."""
+    from mixwell.lm import checkpoint
+
+    found = checkpoint.read(model_folder(job.inputs[role]))
+    if "tokenizer.json" in found.files or "tokenizer" not in job.inputs:
+        return found
+    return with_tokenizer(found, job.inputs["tokenizer"])
+
+
+def with_tokenizer(checkpoint: Checkpoint, tokenizer_folder: Path) -> Checkpoint:
+    """A copy that carries the tokenizer's files along."""
+    from dataclasses import replace
+
+    from mixwell.lm.tokenizer import Tokenizer
+
+    return replace(checkpoint, files={**checkpoint.files, **Tokenizer.load(tokenizer_folder).save_files()})

@@ -1,0 +1,130 @@
+"""Stages that a run starts from: a freshly built model, or one read from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mixwell.core.config import from_dict, to_dict
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import digest, digest_file
+from mixwell.core.rng import generator
+from mixwell.lm import checkpoint
+from mixwell.lm.config import ModelConfig
+from mixwell.lm.model import LanguageModel
+from mixwell.lm.tokenizer import Tokenizer
+from mixwell.run.stages._parts import Job, Prediction, Stage, with_tokenizer
+
+if TYPE_CHECKING:
+    from mixwell.run.calibrate import Calibrator
+
+DENSE, MIXTURE = "experts.layers.swiglu", "experts.layers.moe"
+MIXTURE_WORDS = ("num_experts", "router", "balance", "capacity_factor", "overflow", "shared_experts",
+                 "shared_hidden_dim")  # options of the mixture that may stand among the model's own
+START = {"dim": 256, "num_layers": 4, "num_heads": 4}  # small enough for two cores and five minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Keys of `lm.config.ModelConfig`; `hidden_dim` and `MIXTURE_WORDS` are short words for the channel mixer's."""
+
+    options: Mapping[str, Any]
+
+    def model(self, vocab_size: int) -> ModelConfig:
+        """The full model config; `vocab_size` counts where the recipe gives none."""
+        return _model_config(self.options, vocab_size, "model")
+
+
+def parse_build(options: Mapping[str, Any], where: str) -> BuildConfig:
+    """Check the options now, on a model without weights, so that a wrong shape is told before anything runs."""
+    config = _model_config(options, 2048, where)
+    try:
+        with torch.device("meta"):
+            LanguageModel(config)
+    except MixwellError as error:
+        raise MixwellError(f"{where}: {error}") from error
+    return BuildConfig(options=dict(options))
+
+
+def _model_config(options: Mapping[str, Any], vocab_size: int, where: str) -> ModelConfig:
+    values = {"vocab_size": vocab_size, **START, **options}
+    hidden = values.pop("hidden_dim", 2 * values["dim"] if isinstance(values["dim"], int) else 0)
+    words = {name: values.pop(name) for name in MIXTURE_WORDS if name in values}
+    mixer = values.setdefault("channel_mixer", {"method": MIXTURE if words else DENSE})
+    if isinstance(mixer, Mapping):
+        if twice := sorted(set(words) & set(mixer)):
+            raise MixwellError(f"{where}: {twice[0]!r} stands twice, in channel_mixer and beside it; keep one.")
+        values["channel_mixer"] = _with_method({"hidden_dim": hidden, **words, **mixer})
+    elif short := [*(["hidden_dim"] if "hidden_dim" in options else []), *words]:
+        raise MixwellError(f"{where}: {short[0]} stands beside a list of channel mixers; write it into each of them.")
+    return from_dict(ModelConfig, values, where)
+
+
+def _with_method(mixer: dict[str, Any]) -> dict[str, Any]:
+    """The router's bare name written out as its options."""
+    return {**mixer, "router": {"method": mixer["router"]}} if isinstance(mixer.get("router"), str) else mixer
+
+
+def run_build(job: Job) -> dict[str, Any]:
+    """Initialise the weights from the stage's seed."""
+    vocab_size = job.result("tokenizer")["vocab_size"]
+    config = job.stage.config.model(vocab_size)
+    if config.vocab_size < vocab_size:
+        raise MixwellError(f"model.vocab_size is {config.vocab_size}, the tokenizer has {vocab_size} ids; "
+                           "leave it out, or give at least as many.")
+    model = LanguageModel(config, generator(job.stage.seed, "build"))
+    made = with_tokenizer(model.to_checkpoint(), job.inputs["tokenizer"])
+    checkpoint.write(made.grown(record=job.record()), job.folder / "model")
+    return describe(model)
+
+
+def describe(model: LanguageModel) -> dict[str, Any]:
+    """What a stage's result says of its model."""
+    return {"parameters": model.num_parameters(), "active_parameters": model.num_parameters(active=True),
+            "vocab_size": model.config.vocab_size, "arch": to_dict(model.config)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """A model that is there already."""
+
+    path: str  # Hugging Face folder
+
+
+def load_fingerprint(stage: Stage) -> str:
+    """Digest of every file of the folder."""
+    folder = Path(stage.config.path)
+    if not folder.is_dir():
+        raise MixwellError(f"model: {folder} is not a folder; expected a Hugging Face model folder.")
+    files = [f for f in sorted(folder.iterdir()) if f.is_file()]
+    return digest({f.name: _digest_once(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files})
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_once(file: Path, size: int, changed_ns: int) -> str:
+    """Digest of a file that is not read again while its size and time stay: weights may be many gigabytes."""
+    return digest_file(file)
+
+
+def run_load(job: Job) -> dict[str, Any]:
+    """Read the model once, so that a damaged one is refused here; its folder stays where it is."""
+    path = Path(job.stage.config.path).resolve()
+    model, tokenizer = checkpoint.load(path), Tokenizer.load(job.inputs["tokenizer"])
+    if model.tokenizer is not None and model.tokenizer.digest != tokenizer.digest:
+        raise MixwellError(f"{path} has a tokenizer of its own, and the run uses another; leave `tokenizer` out of the "
+                           "recipe, or give this model a run of its own.")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise MixwellError(f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {model.config.vocab_size}; "
+                           "expected a tokenizer no larger than the model's vocabulary (set tokenizer.vocab_size).")
+    return {"path": str(path), **describe(model)}
+
+
+def predict_model(stage: Stage, calibrator: Calibrator) -> Prediction:
+    """From making or reading the model once."""
+    found = calibrator.building(stage)
+    return Prediction(seconds=found["seconds"], peak_bytes=found["peak_bytes"])

@@ -1,0 +1,69 @@
+"""The training stage: a model, token shards and a budget give a trained model, its metrics and its ledger."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mixwell.core.config import from_dict
+from mixwell.core.files import digest
+from mixwell.core.machine import hold_memory
+from mixwell.lm import checkpoint
+from mixwell.lm.data import TokenData
+from mixwell.lm.model import LanguageModel
+from mixwell.lm.training.loop import METRICS, TrainConfig, train
+from mixwell.run.stages._parts import Job, Prediction, Stage, read_model
+from mixwell.run.stages.models import describe
+
+if TYPE_CHECKING:
+    from mixwell.run.calibrate import Calibrator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(TrainConfig):
+    """The trainer's options and the mixture of domains."""
+
+    weights: Mapping[str, float] | None = None  # share of each domain; default: by its tokens
+
+
+def parse_train(options: Mapping[str, Any], where: str) -> Training:
+    """The stage's config from plain data."""
+    return from_dict(Training, options, where)
+
+
+def draw_seed(seed: int, depth: int) -> int:
+    """Seed of the data order of the `depth`-th training in a row.
+
+    Siblings share it, so that they see the same batches; a stage that trains on draws others than its parent did.
+    """
+    return int(digest(["train", seed, depth])[:8], 16)
+
+
+def run_train(job: Job) -> dict[str, Any]:
+    """Train in `job.work`, which outlives a kill; leave the model and the metrics in the stage's folder."""
+    hold_memory()
+    before = read_model(job)
+    depth = sum(record.get("stage") == "train" for record in before.lineage)
+    config = replace(job.stage.config, seed=draw_seed(job.stage.seed, depth))
+    model = LanguageModel.from_checkpoint(before)
+    data = TokenData.open(job.inputs["tokens"] / "shards")
+    done = train(model, data, config, job.work, weights=config.weights, progress=lambda step, share, info: job.progress(
+        share, f"loss {info['loss_nats']:.3f}"))
+    after = model.to_checkpoint()
+    record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed)
+    checkpoint.write(replace(after, lineage=before.lineage, files=before.files).grown(record=record),
+                     job.folder / "model")
+    shutil.copyfile(job.work / METRICS, job.folder / METRICS)
+    return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
+            "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS}
+
+
+def predict_train(stage: Stage, calibrator: Calibrator) -> Prediction:
+    """From the budget and a few timed steps."""
+    config, found = stage.config, calibrator.training(stage.inputs["model"], stage.config)
+    tokens = config.tokens or (config.flops / found["flops_per_token"] if config.flops
+                               else config.seconds / found["seconds_per_token"])
+    return Prediction(tokens=tokens, flops=tokens * found["flops_per_token"], peak_bytes=found["peak_bytes"],
+                      seconds=config.seconds or tokens * found["seconds_per_token"])

@@ -1,0 +1,248 @@
+"""The kernels against loops in float64, in every form a weight can take."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mixwell.core.machine import hold_memory
+from mixwell.kernels import experts as kernels
+from mixwell.kernels.experts import expert_mlp, grouped_mlp, mlp, swiglu
+from mixwell.kernels.linear import linear
+from mixwell.kernels.packing import Int8Weight, PackedWeight, pack, prepack, weight_of
+
+D, F, E = 8, 16, 4
+COUNTS = torch.tensor([5, 0, 11, 1])
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 0.03}
+
+
+def loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Row by row."""
+    experts = torch.arange(len(counts)).repeat_interleave(counts)
+    rows = []
+    for row, e in zip(x, experts):
+        hidden = gate_up[e] @ row
+        gate, up = hidden[: hidden.shape[0] // 2], hidden[hidden.shape[0] // 2 :]
+        rows.append(down[e] @ (gate / (1 + torch.exp(-gate)) * up))
+    return torch.stack(rows)
+
+
+def inputs(generator: torch.Generator) -> list[torch.Tensor]:
+    """x [N, D], gate_up [E, 2F, D], down [E, D, F] in float64."""
+    shapes = (int(COUNTS.sum()), D), (E, 2 * F, D), (E, D, F)
+    return [torch.randn(*shape, generator=generator, dtype=torch.float64) * 0.5 for shape in shapes]
+
+
+def close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
+    assert (got.double() - want).abs().max() <= tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_experts_agree_with_a_loop_forward_and_gradients(generator, dtype):
+    wide = [t.to(dtype).double().requires_grad_() for t in inputs(generator)]
+    narrow = [t.detach().to(dtype).requires_grad_() for t in wide]
+    want, got = loop(wide[0], COUNTS, *wide[1:]), expert_mlp(narrow[0], COUNTS, *narrow[1:])
+    assert got.dtype == dtype
+    close(got, want, TOLERANCE[dtype])
+    grad = torch.randn(want.shape, generator=generator, dtype=torch.float64).to(dtype)
+    grads = torch.autograd.grad(got, narrow, grad)
+    for a, b in zip(grads, torch.autograd.grad(want, wide, grad.double())):
+        close(a, b, TOLERANCE[dtype])
+    assert not grads[1][1].any() and not grads[2][1].any()
+
+
+def test_gradients_match_finite_differences(generator):
+    x, gate_up, down = inputs(generator)
+    leaves = [t.clone().requires_grad_() for t in (x[:5, :4], gate_up[:2, :6, :4], down[:2, :4, :3])]
+    assert torch.autograd.gradcheck(lambda *a: expert_mlp(a[0], torch.tensor([2, 3]), *a[1:]), leaves)
+    assert torch.autograd.gradcheck(lambda *a: mlp(a[0], a[1][0], a[2][0]), leaves)
+    assert torch.autograd.gradcheck(swiglu, leaves[0])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_linear_agrees_with_float64(generator, dtype):
+    x = torch.randn(3, 7, D, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(F, D, generator=generator).to(dtype).requires_grad_()
+    grad = torch.randn(3, 7, F, generator=generator).to(dtype)
+    y = linear(x, weight)
+    close(y, x.double() @ weight.double().T, TOLERANCE[dtype])
+    gx, gw = torch.autograd.grad(y, (x, weight), grad)
+    close(gx, grad.double() @ weight.double(), TOLERANCE[dtype])
+    close(gw, torch.einsum("abf,abd->fd", grad.double(), x.double()), TOLERANCE[dtype])
+    assert linear(x[:, :0], weight).shape == (3, 0, F)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("few", [0, 1 << 30])
+def test_inference_takes_another_path_to_the_same_result(monkeypatch, generator, dtype, few):
+    monkeypatch.setattr(kernels, "_FEW_BYTES", few)
+    x, gate_up, down = (t.to(dtype) for t in inputs(generator))
+    trained = expert_mlp(x.clone().requires_grad_(), COUNTS, gate_up, down)
+    with torch.no_grad():
+        close(expert_mlp(x, COUNTS, gate_up, down), trained.double(), TOLERANCE[dtype])
+        close(expert_mlp(x, COUNTS, pack(gate_up), pack(down)), trained.double(), TOLERANCE[dtype])
+        close(mlp(x, pack(gate_up[0]), pack(down[0])), mlp(x, gate_up[0], down[0]).double(), TOLERANCE[dtype])
+
+
+def test_no_rows_at_all():
+    x, gate_up, down = torch.empty(0, D, requires_grad=True), torch.randn(E, 2 * F, D), torch.randn(E, D, F)
+    leaves = [x, gate_up.requires_grad_(), down.requires_grad_()]
+    y = expert_mlp(x, torch.zeros(E, dtype=torch.int64), gate_up, down)
+    assert y.shape == (0, D)
+    grads = torch.autograd.grad(y.sum(), leaves)
+    assert not any(g.any() for g in grads)
+    with torch.no_grad():
+        assert expert_mlp(x, torch.zeros(E, dtype=torch.int64), gate_up, down).shape == (0, D)
+
+
+def test_nothing_unwritten_is_read(generator):
+    """With fresh memory full of NaN every number is still finite, and an expert's bad row harms no other expert."""
+    x, gate_up, down = (t.float().requires_grad_() for t in inputs(generator))
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
+    try:
+        y = expert_mlp(x, COUNTS, gate_up, down)
+        assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), (x, gate_up, down)))
+        bad = x.detach().clone()
+        bad[5:16] = float("nan")
+        y_bad = expert_mlp(bad.requires_grad_(), COUNTS, gate_up, down)
+        assert y_bad[:5].equal(y[:5]) and y_bad[16:].equal(y[16:]) and y_bad[5:16].isnan().all()
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def test_frozen_parts_get_no_gradient_and_the_rest_the_same(generator):
+    x, gate_up, down = (t.float() for t in inputs(generator))
+    leaves = [t.clone().requires_grad_() for t in (x, gate_up, down)]
+    whole = torch.autograd.grad(expert_mlp(leaves[0], COUNTS, *leaves[1:]).square().sum(), leaves)
+    for i in range(3):
+        alone = [t.clone().requires_grad_(i == j) for j, t in enumerate((x, gate_up, down))]
+        (grad,) = torch.autograd.grad(expert_mlp(alone[0], COUNTS, *alone[1:]).square().sum(), alone[i])
+        assert grad.equal(whole[i])
+
+
+def test_same_bits_each_time(generator):
+    x, gate_up, down = (t.bfloat16() for t in inputs(generator))
+
+    def once() -> tuple[torch.Tensor, ...]:
+        leaves = [t.clone().requires_grad_() for t in (x, gate_up, down)]
+        return torch.autograd.grad(expert_mlp(leaves[0], COUNTS, *leaves[1:]).float().square().sum(), leaves)
+
+    assert all(a.equal(b) for a, b in zip(once(), once()))
+
+
+def test_grouped_products_agree_with_the_loop_over_experts(generator):
+    """The path of CUDA devices; torch's grouped product runs on a CPU too."""
+    x, gate_up, down = (t.bfloat16() for t in inputs(generator))
+    leaves = [[t.clone().requires_grad_() for t in (x, gate_up, down)] for _ in range(2)]
+    ours, grouped = expert_mlp(leaves[0][0], COUNTS, *leaves[0][1:]), grouped_mlp(leaves[1][0], COUNTS, *leaves[1][1:])
+    close(grouped, ours.double(), 0.03)
+    grad = torch.randn(x.shape, generator=generator).bfloat16()
+    for a, b in zip(torch.autograd.grad(grouped, leaves[1], grad), torch.autograd.grad(ours, leaves[0], grad)):
+        close(a, b.double(), 0.03)
+
+
+def test_int8_weights_are_their_values_times_their_scale(generator):
+    values = [torch.randint(-127, 128, s, generator=generator, dtype=torch.int8) for s in ((E, 2 * F, D), (E, D, F))]
+    weights = [Int8Weight(v, torch.rand(*v.shape[:2], 1, generator=generator) / 100) for v in values]
+    wide = [w.values.double() * w.scale.double() for w in weights]
+    x = torch.randn(int(COUNTS.sum()), D, generator=generator, dtype=torch.float64)
+    want = loop(x, COUNTS, *wide)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            close(expert_mlp(x.to(dtype), COUNTS, *weights), want, TOLERANCE[dtype])
+        for rows in (1, 4, 17):
+            close(linear(x[:rows].to(dtype), weights[0][2]), x[:rows] @ wide[0][2].T, TOLERANCE[dtype])
+    leaf, leaf64 = x.float().requires_grad_(), x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(expert_mlp(leaf, COUNTS, *weights).square().sum(), leaf)
+    (grad64,) = torch.autograd.grad(loop(leaf64, COUNTS, *wide).square().sum(), leaf64)
+    close(grad, grad64, 1e-5)
+    (grad,) = torch.autograd.grad(linear(leaf, weights[0][0]).sum(), leaf)
+    close(grad, wide[0][0].sum(0).expand_as(leaf), 1e-5)
+
+
+@pytest.mark.parametrize("width", [40, 64, 128])
+@pytest.mark.parametrize("rows", [1, 4, 5])
+def test_int8_products_of_few_rows(generator, width, rows):
+    """Up to four rows of a width that is a multiple of 64 are taken straight from int8, all others made wide first."""
+    weight = Int8Weight(torch.randint(-127, 128, (30, width), generator=generator, dtype=torch.int8),
+                        torch.rand(30, 1, generator=generator))
+    x = torch.randn(1, rows, width, generator=generator)
+    want = x.double() @ (weight.values.double() * weight.scale.double()).T
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            got = linear(x.to(dtype), weight)
+        assert got.shape == (1, rows, 30) and got.dtype == dtype
+        close(got, want, TOLERANCE[dtype])
+
+
+class Layer(nn.Module):
+    """Two weights, one of them packable."""
+
+    packable = ("weight",)
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(F, D, generator=generator))
+        self.other = nn.Parameter(torch.randn(F, D, generator=generator))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, weight_of(self, "weight")) + linear(x, weight_of(self, "other"))
+
+
+def test_packed_weights_serve_without_gradient_until_the_weight_changes(generator):
+    layer = Layer(generator)
+    x = torch.randn(9, D, generator=generator)
+    assert prepack(nn.Sequential(layer)) == F * D * 4
+    assert weight_of(layer, "weight") is layer.weight
+    with torch.no_grad():
+        assert isinstance(weight_of(layer, "weight"), PackedWeight) and weight_of(layer, "other") is layer.other
+        close(layer(x), x.double() @ (layer.weight + layer.other).double().T, 2e-6)
+        twin = copy.deepcopy(layer)
+        close(twin(x), layer(x).double(), 2e-6)
+        layer.weight.mul_(2)
+        assert weight_of(layer, "weight") is layer.weight
+        close(layer(x), x.double() @ (layer.weight + layer.other).double().T, 2e-6)
+        prepack(layer)
+        assert isinstance(weight_of(layer, "weight"), PackedWeight)
+        layer.to(torch.bfloat16)
+        assert weight_of(layer, "weight") is layer.weight
+    assert set(layer.state_dict()) == {"weight", "other"}
+    with torch.inference_mode():
+        assert isinstance(weight_of(copy.deepcopy(twin), "weight"), torch.Tensor)
+    assert pack(torch.randn(F, D, dtype=torch.float64)) is None
+
+
+def test_int8_parameters_are_found_with_their_scale(generator):
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.ones(F, D, dtype=torch.int8), requires_grad=False)
+    layer.register_buffer("weight_scale", torch.full((F, 1), 0.5))
+    found = weight_of(layer, "weight")
+    assert isinstance(found, Int8Weight) and found.shape == (F, D)
+    assert found.dequantised(torch.float32).equal(torch.full((F, D), 0.5))
+
+
+def test_packed_weights_refuse_a_gradient(generator):
+    x = torch.randn(4, D, requires_grad=True)
+    gate_up, down = pack(torch.randn(2 * F, D)), pack(torch.randn(D, F))
+    stacks = pack(torch.randn(1, 2 * F, D)), pack(torch.randn(1, D, F))
+    for function in (lambda: linear(x, gate_up), lambda: mlp(x, gate_up, down),
+                     lambda: expert_mlp(x, torch.tensor([4]), *stacks)):
+        with pytest.raises(ValueError, match="packed weights carry no gradient"):
+            function()
+
+
+def test_swiglu_leaves_its_input_and_gradient_alone(generator):
+    hidden = torch.randn(3, 2 * F, generator=generator, requires_grad=True)
+    grad, before = torch.randn(3, F, generator=generator), hidden.detach().clone()
+    y = swiglu(hidden)
+    kept = grad.clone()
+    y.backward(grad)
+    assert hidden.equal(before) and grad.equal(kept)
+    gate, up = before[:, :F], before[:, F:]
+    close(y, gate.double() * gate.double().sigmoid() * up.double(), 1e-6)
+
+
+def test_memory_can_be_held():
+    assert hold_memory() is hold_memory()

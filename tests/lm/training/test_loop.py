@@ -198,7 +198,7 @@ def test_kills_at_random_moments_end_with_the_same_bits(data, tmp_path):
     command = [sys.executable, "-m", "tests.lm.tiny", str(data.folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-                          cwd=Path(__file__).parents[2]) as trainer:
+                          cwd=Path(__file__).parents[3]) as trainer:
         def start(folder):
             trainer.stdin.write(f"{folder}\t{steps}\n")
             trainer.stdin.flush()

@@ -58,6 +58,29 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
+@functools.cache
+def instruction_sets() -> frozenset[str]:
+    """Names that the system gives to what the processor can do (`avx2`, `avx512_bf16`, `asimd`); empty where unknown.
+
+    They are what the silicon has; a library may be told to use less, see `capability`.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(found, ()))
+
+
+def capability() -> str:
+    """The vector instructions that torch computes with, such as `AVX2`, and a limit set for oneDNN, where one is."""
+    import torch
+
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+    own = torch.backends.cpu.get_cpu_capability()
+    return f"{own}, oneDNN up to {limit}" if limit else own
+
+
 def versions() -> dict[str, str]:
     """Versions that decide the numbers of a run."""
     return {"mixwell": __version__, "torch": metadata.version("torch"), "python": platform.python_version()}
@@ -65,7 +88,8 @@ def versions() -> dict[str, str]:
 
 def describe(num_threads: int) -> dict[str, object]:
     """What a report says of the machine."""
-    return {"cpu": cpu_model(), "cores": physical_cores(), "threads": num_threads, "memory_bytes": memory_bytes(),
+    return {"cpu": cpu_model(), "instructions": capability(), "cores": physical_cores(), "threads": num_threads,
+            "memory_bytes": memory_bytes(),
             "os": platform.platform(), **versions()}
 
 

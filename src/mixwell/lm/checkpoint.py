@@ -16,6 +16,7 @@ from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json, whole_folder, write_bytes, write_json
 from mixwell.core.tensors import open_folder, save_shards
+from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.hf.config import comparable, model_type_of, read_config, write_config
 from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, recipes
@@ -33,9 +34,9 @@ def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
     """The language model in a folder.
 
     Reads Llama, Mistral, Qwen3, Mixtral, Qwen3-MoE and OLMoE folders of Hugging Face, and mixwell's own. `dtype`:
-    "auto" (as stored; float16 becomes float32), "fp32", "bf16" or a torch type. Anything in the folder that would
-    change the result and is not understood, and any tensor that is missing, left over or misshapen, raises
-    `MixwellError`.
+    "auto" (as stored; float16 becomes float32, and so does bfloat16 where this CPU only emulates it), "fp32", "bf16"
+    or a torch type. Anything in the folder that would change the result and is not understood, and any tensor that is
+    missing, left over or misshapen, raises `MixwellError`.
     """
     return from_checkpoint(read(path), dtype)
 
@@ -108,7 +109,9 @@ def _compute_dtype(dtype: torch.dtype | str, checkpoint: Checkpoint) -> torch.dt
         return dtype
     if dtype == "auto":
         stored = checkpoint.tensors["embed.weight"].dtype
-        return stored if stored in (torch.bfloat16, torch.float64) else torch.float32
+        if stored == torch.bfloat16:
+            return compute_dtype()
+        return stored if stored == torch.float64 else torch.float32
     if dtype not in DTYPES:
         raise MixwellError(f"dtype {dtype!r} is not known; expected auto, {', '.join(DTYPES)} or a torch type.")
     return DTYPES[dtype]

@@ -195,7 +195,7 @@ def _measured(step: Callable[[int], Any], rows: int, length: int, flops_per_toke
 
 def _time_training(start: Checkpoint, rows: int, config: Training) -> Measured:
     model = LanguageModel.from_checkpoint(start).train()
-    optimizer = MasterAdamW(model, dtype=config.dtype, betas=config.betas, eps=config.eps,
+    optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
                             weight_decay=config.weight_decay)
     draws = generator(0, "calibrate")
 

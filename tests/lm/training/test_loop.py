@@ -21,7 +21,6 @@ from mixwell.lm.training.loop import TrainConfig, train
 from mixwell.lm.training.metrics import MetricsFile, Window, evenness, read_lines
 from mixwell.lm.training.optimizer import decays
 from mixwell.lm.training.sampler import Sampler
-
 from tests.lm.tiny import DENSE, MOE, run, tiny_config, tiny_data, tiny_model
 
 CLOCK = ("seconds", "tokens_per_s")  # what two runs of the same bits may differ in
@@ -396,7 +395,7 @@ def test_tensorboard_missing_is_said(data, tmp_path, monkeypatch):
     ({"tokens": 9, "warmup": 0.5, "decay": 0.6}, "decay is 0.6; expected 0 to 0.5"),
     ({"tokens": 9, "betas": [0.9, 1.0]}, "betas is"),
     ({"tokens": 9, "grad_clip": -1}, "grad_clip is -1.0; expected 0 or more"),
-    ({"tokens": 9, "dtype": "fp16"}, "'fp16' is not one of bf16, fp32"),
+    ({"tokens": 9, "dtype": "fp16"}, "'fp16' is not one of auto, bf16, fp32"),
     ({"tokens": 9, "decay_shape": "cosine"}, "'cosine' is not one of linear, 1-sqrt"),
 ])
 def test_options_out_of_range(options, message):

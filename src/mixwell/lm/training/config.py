@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
 
+import torch
+
+from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.training.optimizer import DType
 from mixwell.lm.training.schedule import Shape, learning_rate
 
@@ -31,7 +34,9 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)  # of AdamW's two moments
     eps: float = 1e-8  # added to AdamW's denominator
     grad_clip: float = 1.0  # largest global norm of the gradient; 0 = off
-    dtype: DType = "bf16"  # of the matrices and their products; norms, routers and the optimizer stay fp32
+    # of the matrices and their products; norms, routers and the optimizer stay fp32. auto: bf16 where products in
+    # it are faster here, else fp32
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
     log_every: int = 10  # steps between lines of metrics
     save_every: int = 0  # steps between saved states; 0 = by time only
     save_every_s: float = 60.0  # seconds between saved states; 0 = by steps only
@@ -56,9 +61,21 @@ class TrainConfig:
         _require(self, "warmup", self.warmup >= 0, "0 or more")
         _require(self, "decay", 0 <= self.decay <= 1 - self.warmup, f"0 to {1 - self.warmup:g}, what warmup leaves")
         _require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers from 0 up to, not including, 1")
-        if self.decay_shape not in ("linear", "1-sqrt") or self.dtype not in ("bf16", "fp32"):
+        if self.decay_shape not in ("linear", "1-sqrt") or self.dtype not in ("auto", "bf16", "fp32"):
             raise ValueError(f"decay_shape {self.decay_shape!r}, dtype {self.dtype!r}; expected linear or 1-sqrt, "
-                             "bf16 or fp32")
+                             "auto, bf16 or fp32")
+
+    @property
+    def settled_dtype(self) -> DType:
+        """The type to compute in, of a config that `for_device` gave."""
+        assert self.dtype != "auto", "call for_device first"
+        return self.dtype
+
+    def for_device(self, device: str | torch.device) -> Self:
+        """The config with a type in the place of `auto`: the one to compute in on `device`."""
+        if self.dtype != "auto":
+            return self
+        return replace(self, dtype="bf16" if compute_dtype(device) == torch.bfloat16 else "fp32")
 
     def learning_rate(self, progress: float) -> float:
         """The schedule at a share of the budget, 0 to 1."""

@@ -69,7 +69,7 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     if vocab_size is not None and vocab_size < data.vocab_size:
         raise MixwellError(f"the data has {data.vocab_size} token ids, the model {vocab_size}; use the tokenizer that "
                            "the model was made for, or a model with a larger vocab_size.")
-    run = _Run(model.to(device), data, config, Path(folder), weights, torch.device(device))
+    run = _Run(model.to(device), data, config.for_device(device), Path(folder), weights, torch.device(device))
     try:
         run.to_the_end(progress)
     finally:
@@ -95,7 +95,7 @@ class _Run:
             train_state.require_same(found[0]["settings"], self._settings(), folder)
         if getattr(model, "needs_tokens", False):
             model.fit_tokens(_train_tokens(data), generator(config.seed, "fit_tokens"))  # type: ignore[operator]
-        self.optimizer = MasterAdamW(model, dtype=config.dtype, betas=config.betas, eps=config.eps,
+        self.optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
                                      weight_decay=config.weight_decay)
         if found is not None:
             self._resume(*found)

@@ -29,8 +29,8 @@ class Training(TrainConfig):
 
 
 def parse_train(options: Mapping[str, Any], where: str) -> Training:
-    """The stage's config from plain data."""
-    return from_dict(Training, options, where)
+    """The stage's config from plain data; the type to compute in is settled here, since it decides the result."""
+    return from_dict(Training, options, where).for_device("cpu")
 
 
 def draw_seed(seed: int, depth: int) -> int:

@@ -1,0 +1,74 @@
+"""Measurements of this machine, made once and kept on disk; one made while other programs ran is made again.
+
+The file is `$XDG_CACHE_HOME/mixwell/measured.json`. A measurement is found again under a digest of what it measures,
+the processor with the instruction sets in force, the number of threads and torch's version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mixwell.core import machine
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import digest, read_json, write_json
+
+UNDISTURBED = 0.9  # share of the wall time that a measurement must have had its cores for
+
+
+def cache_file() -> Path:
+    """Where measurements are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixwell" / "measured.json"
+
+
+def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1) -> dict[str, Any]:
+    """The plain data that `measure` gives, from the disk where it was measured before.
+
+    what: plain data that tells this measurement from others. threads: how many the measurement computes with.
+    A measurement disturbed by other programs is used now and made again by the next process; of several disturbed
+    ones the newest stands. A cache that cannot be read or written costs the time of measuring and nothing else.
+    """
+    key = digest([what, machine.cpu_model(), machine.capability(), threads, metadata.version("torch")])
+    found = _entry(key)
+    if found is not None and not found["busy"]:
+        return found["values"]
+    values, busy = _undisturbed(measure, threads)
+    entry = {"values": values, "busy": busy, "what": what if isinstance(what, str) else str(what)[:80]}
+    with contextlib.suppress(MixwellError, OSError):
+        write_json(cache_file(), {**_read(), key: entry})
+    return values
+
+
+def disturbed() -> list[str]:
+    """Names of the measurements kept that other programs disturbed."""
+    return sorted(entry["what"] for entry in _read().values() if _is_entry(entry) and entry["busy"])
+
+
+def _undisturbed(measure: Callable[[], Mapping[str, Any]], threads: int) -> tuple[dict[str, Any], bool]:
+    """What `measure` gives, and whether this process had less than its share of the cores meanwhile."""
+    wall, own = time.perf_counter(), time.process_time()
+    values = dict(measure())
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    return values, own < UNDISTURBED * wall * min(threads, machine.physical_cores())
+
+
+def _entry(key: str) -> dict[str, Any] | None:
+    found = _read().get(key)
+    return found if _is_entry(found) else None
+
+
+def _is_entry(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("values"), dict) and isinstance(found.get("busy"), bool)
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found = read_json(cache_file())
+    except (MixwellError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}

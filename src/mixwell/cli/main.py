@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from mixwell.cli import catalogue, claims, compare, fit, runs, skeleton
+from mixwell.cli import catalogue, claims, compare, doctor, fit, runs, skeleton
 
 app = typer.Typer(
     name="mixwell", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
@@ -15,7 +15,7 @@ app = typer.Typer(
          "Start with `mixwell run`: it trains a small mixture of experts on text that every machine has and writes a "
          "report.")
 for command in (runs.run, compare.compare, fit.fit, runs.apply, runs.report, catalogue.list_methods, catalogue.show,
-                claims.claims, skeleton.new, catalogue.version):
+                claims.claims, skeleton.new, doctor.doctor, catalogue.version):
     app.command(name="list" if command is catalogue.list_methods else None)(command)
 
 

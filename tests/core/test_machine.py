@@ -5,7 +5,6 @@ import mmap
 import torch
 
 from mixwell.core import machine
-from mixwell.run import calibrate
 
 
 def test_threads_are_those_asked_for_then_those_of_the_surroundings_then_the_cores(monkeypatch):
@@ -38,26 +37,3 @@ def test_description_names_what_decides_the_numbers():
     found = machine.describe(2)
     assert found["threads"] == 2 and found["torch"] == torch.__version__
     assert found["cpu"] and found["memory_bytes"] > 1e8
-
-
-def test_a_batch_that_takes_too_long_is_scaled_from_fewer_rows(monkeypatch):
-    rows, clock = [], [0.0]
-
-    def step(count):
-        rows.append(count)
-        clock[0] += 0.25 * count
-
-    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: clock[0])
-    found = calibrate._measured(step, 100, 10, 7.0)
-    assert rows[-1] == 4 == calibrate.PATIENCE_S / 0.25
-    assert found["seconds_per_token"] == 0.025 and found["flops_per_token"] == 7.0
-    assert calibrate._measured(step, 3, 10, 7.0)["seconds_per_token"] == 0.025 and rows[-1] == 3
-
-
-def test_a_broken_cache_is_measured_anew(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    one = calibrate.Calibrator([], 1)
-    assert one.kept("x", 1, lambda: {"a": 1.0}) == {"a": 1.0} == one.kept("x", 1, lambda: {"a": 2.0})
-    assert one.kept("x", 2, lambda: {"a": 2.0}) == {"a": 2.0}
-    calibrate.cache_file().write_text("{half")
-    assert one.kept("x", 1, lambda: {"a": 3.0}) == {"a": 3.0} == one.kept("x", 1, lambda: {"a": 4.0})

@@ -183,7 +183,7 @@ def test_a_budget_of_flops_or_seconds_is_predicted_in_tokens(finished, tmp_path)
 
 
 def test_measurements_are_kept(finished):
-    cache = Path(os.environ["XDG_CACHE_HOME"]) / "mixwell" / "calibration.json"
+    cache = Path(os.environ["XDG_CACHE_HOME"]) / "mixwell" / "measured.json"
     engine.plan(recipe.read(finished[0]), finished[1].parent / "nowhere")
     before = cache.read_text()
     engine.plan(recipe.read(finished[0]), finished[1].parent / "nowhere")

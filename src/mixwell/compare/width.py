@@ -11,7 +11,7 @@ from mixwell.compare.variants import ancestors
 from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
 from mixwell.run import recipe as recipes
-from mixwell.run.calibrate import Calibrator
+from mixwell.run.costs import Costs
 from mixwell.run.recipe import Recipe
 
 STEP = 8  # widths are multiples of this: what vector units like
@@ -43,7 +43,7 @@ def fitted(chosen: Recipe, stage: str, size_bytes: float, threads: int) -> Recip
 def weight_bytes(chosen: Recipe, stage: str, threads: int) -> int:
     """Bytes of the weights that `stage` leaves behind; a training in bf16 leaves its matrices in bf16."""
     line = ancestors(recipes.stages(chosen), stage)
-    shape = Calibrator(line, threads).shape(stage)
+    shape = Costs(line, threads).shape(stage)
     trained = [s.config.dtype for s in line if s.kind == "train"]
     if trained and trained[-1] == "bf16":
         shape = LanguageModel.from_checkpoint(shape, torch.bfloat16).to_checkpoint()

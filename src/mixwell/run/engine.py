@@ -25,10 +25,10 @@ from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError, disk_errors, suggest
 from mixwell.core.files import read_json, whole_folder, write_json
 from mixwell.run import recipe
-from mixwell.run.calibrate import Calibrator
+from mixwell.run.costs import Costs, Prediction
 from mixwell.run.keys import evaluation_key, stage_keys
 from mixwell.run.recipe import Recipe
-from mixwell.run.stages import KINDS, Job, Prediction, Stage, model_folder
+from mixwell.run.stages import KINDS, Job, Stage, model_folder
 from mixwell.run.stages.evaluate import weigh
 
 
@@ -91,7 +91,7 @@ def default_folder(chosen: Recipe) -> Path:
 
 def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,
          predict: bool = True) -> list[Planned]:
-    """What a run would do now. Nothing is written but the calibration's cache.
+    """What a run would do now. Nothing is written but the cache of measurements.
 
     from_stage: this stage and those after it are done again, though they are there. An unknown one raises.
     """
@@ -106,8 +106,8 @@ def plan_stages(chosen: Recipe, stages: Sequence[Stage], out: Path, *, from_stag
     threads = machine.threads(chosen.threads)
     torch.set_num_threads(threads)
     keys = stage_keys(stages, threads)
-    calibrator = Calibrator(stages, threads) if predict else None
-    return [_planned(stage, keys, out, stage.id in redone, chosen, calibrator) for stage in stages]
+    costs = Costs(stages, threads) if predict else None
+    return [_planned(stage, keys, out, stage.id in redone, chosen, costs) for stage in stages]
 
 
 def _redone(stages: Sequence[Stage], from_stage: str | None) -> set[str]:
@@ -120,7 +120,7 @@ def _redone(stages: Sequence[Stage], from_stage: str | None) -> set[str]:
 
 
 def _planned(stage: Stage, keys: Mapping[str, str], out: Path, again: bool, chosen: Recipe,
-             calibrator: Calibrator | None) -> Planned:
+             costs: Costs | None) -> Planned:
     key, kind = keys[stage.id], KINDS[stage.kind]
     folder = out / "stages" / f"{stage.id}-{key[:8]}"
     cached = not again and (folder / "stage.json").is_file()
@@ -131,9 +131,9 @@ def _planned(stage: Stage, keys: Mapping[str, str], out: Path, again: bool, chos
     nothing = Prediction()
     return Planned(stage=stage, key=key, folder=folder, cached=cached, begun=begun, evaluation_key=weigh_key,
                    evaluated=evaluated,
-                   predicted=nothing if cached or not calibrator else calibrator.predict(stage),
-                   predicted_evaluation=nothing if evaluated or not calibrator
-                   else calibrator.evaluation(stage.id, chosen.evaluate))
+                   predicted=nothing if cached or not costs else costs.predict(stage),
+                   predicted_evaluation=nothing if evaluated or not costs
+                   else costs.evaluation(stage.id, chosen.evaluate))
 
 
 def _work(folder: Path) -> Path:

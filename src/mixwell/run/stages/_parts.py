@@ -13,7 +13,6 @@ from mixwell.core.files import read_json
 
 if TYPE_CHECKING:
     from mixwell.core.checkpoint import Checkpoint
-    from mixwell.run.calibrate import Calibrator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,33 +53,29 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a stage is expected to take; None where it does not apply or nobody measured it."""
-
-    seconds: float | None = None
-    tokens: float | None = None
-    flops: float | None = None
-    peak_bytes: float | None = None  # resident memory of the process at its height
-
-
-@dataclass(frozen=True, kw_only=True)
 class Kind:
     """A row of the table of kinds."""
 
     run: Callable[[Job], dict[str, Any]]  # returns the `result` of stage.json
-    predict: Callable[[Stage, Calibrator], Prediction]
     parse: Callable[[Mapping[str, Any], str], Any] | None = None  # (options, place in the recipe) -> config
     fingerprint: Callable[[Stage], str] = lambda stage: ""  # digest of what it reads from outside the run
     roles: tuple[str, ...] = ()  # inputs it needs: model, data, tokenizer, tokens
     rooms: tuple[str, ...] = ()  # folders of mixwell whose source decides its result, beside core
     family: str = ""  # room of its methods, whose `Config` then takes the place of `parse`
     bare: str = ""  # the option that a bare word below the verb means
-    makes_model: bool = False
+    # (stage, its input's shape, vocabulary) -> a checkpoint shaped like the model that it makes, with any weights
+    shape: Callable[[Stage, Checkpoint | None, int], Checkpoint] | None = None
+    keeps_shape: bool = False  # the model that it makes is shaped like its input
     any_method: bool = False  # which methods it needs stands in a file that it reads, so the source of all counts
     evaluated: bool = False  # its model is evaluated, and the evaluation kept in its stage.json
     floats: bool = True  # its bits depend on torch and on the number of threads
     draws: bool = True  # False: the seed decides nothing, and stays out of its key
     named_in_recipe: bool = True  # False: made from a top-level key of the recipe
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether a model comes out of it."""
+        return self.keeps_shape or self.shape is not None
 
 
 def parser(cls: type) -> Callable[[Mapping[str, Any], str], Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,8 @@ from mixwell.core.rng import generator
 from mixwell.lm import checkpoint, receipt
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
-from mixwell.run.stages._parts import Job, Prediction, Stage, read_model
+from mixwell.run.stages._parts import Job, Stage, read_model
 from mixwell.run.stages.models import describe
-
-if TYPE_CHECKING:
-    from mixwell.run.calibrate import Calibrator
 
 ROWS, LENGTH = 8, 128  # of the held-out sample that a receipt is measured on
 
@@ -58,7 +55,7 @@ def run_convert(job: Job) -> dict[str, Any]:
     return {**describe(LanguageModel.from_checkpoint(after)), "receipt": weighed.to_dict()}
 
 
-def predict_convert(stage: Stage, calibrator: Calibrator) -> Prediction:
-    """From the same conversion of random weights."""
-    found = calibrator.converting(stage)
-    return Prediction(seconds=found["seconds"], tokens=ROWS * LENGTH, peak_bytes=found["peak_bytes"])
+def convert_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
+    """What the method makes of a model that is shaped like its input."""
+    assert before is not None
+    return registry.find(stage.method).load()(before, stage.config, generator(0))

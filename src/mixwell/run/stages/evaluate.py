@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,10 +15,7 @@ from mixwell.lm import checkpoint
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.tokenizer import Tokenizer
-from mixwell.run.stages._parts import Job, Prediction, Stage, model_folder
-
-if TYPE_CHECKING:
-    from mixwell.run.calibrate import Calibrator
+from mixwell.run.stages._parts import Job, model_folder
 
 PROMPT_TOKENS = 16  # of a held-out document, where the recipe names no prompts
 
@@ -91,15 +88,3 @@ def run_sample(job: Job) -> dict[str, Any]:
 
 def _beginnings(data: TokenData, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(data.tokens(name, "held")[:PROMPT_TOKENS].tolist()) for name in data.domains]
-
-
-def predict_evaluate(stage: Stage, calibrator: Calibrator) -> Prediction:
-    """From a timed forward pass."""
-    return calibrator.evaluation(stage.inputs["model"], stage.config)
-
-
-def predict_sample(stage: Stage, calibrator: Calibrator) -> Prediction:
-    """From a few timed tokens."""
-    prompts = len(stage.config.prompts) or len(calibrator.texts())
-    tokens = prompts * stage.config.max_new_tokens
-    return Prediction(tokens=tokens, seconds=tokens * calibrator.writing(stage.inputs["model"])["seconds_per_token"])

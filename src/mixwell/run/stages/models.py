@@ -6,10 +6,11 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file
@@ -18,10 +19,7 @@ from mixwell.lm import checkpoint
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
-from mixwell.run.stages._parts import Job, Prediction, Stage, with_tokenizer
-
-if TYPE_CHECKING:
-    from mixwell.run.calibrate import Calibrator
+from mixwell.run.stages._parts import Job, Stage, with_tokenizer
 
 DENSE, MIXTURE = "experts.layers.swiglu", "experts.layers.moe"
 MIXTURE_WORDS = ("num_experts", "router", "balance", "capacity_factor", "overflow", "shared_experts",
@@ -83,6 +81,11 @@ def run_build(job: Job) -> dict[str, Any]:
     return describe(model)
 
 
+def build_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
+    """A model of the stage's shape with random weights."""
+    return LanguageModel(stage.config.model(vocab_size), generator(0)).to_checkpoint()
+
+
 def describe(model: LanguageModel) -> dict[str, Any]:
     """What a stage's result says of its model."""
     return {"parameters": model.num_parameters(), "active_parameters": model.num_parameters(active=True),
@@ -124,7 +127,6 @@ def run_load(job: Job) -> dict[str, Any]:
     return {"path": str(path), **describe(model)}
 
 
-def predict_model(stage: Stage, calibrator: Calibrator) -> Prediction:
-    """From making or reading the model once."""
-    found = calibrator.building(stage)
-    return Prediction(seconds=found["seconds"], peak_bytes=found["peak_bytes"])
+def load_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
+    """The model itself."""
+    return checkpoint.read(stage.config.path)

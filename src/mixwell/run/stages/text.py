@@ -7,16 +7,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file, read_json, write_json, write_text
 from mixwell.lm.data import Document, Split, read_domain, split_documents, write_shards
 from mixwell.lm.tokenizer import Tokenizer
-from mixwell.run.stages._parts import Job, Prediction, Stage
-
-if TYPE_CHECKING:
-    from mixwell.run.calibrate import Calibrator
+from mixwell.run.stages._parts import Job, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,24 +169,3 @@ def run_tokens(job: Job) -> dict[str, Any]:
     data = write_shards(job.folder / "shards", read_splits(job.inputs["data"]), Tokenizer.load(job.inputs["tokenizer"]))
     counts = {name: {f"{side}_tokens": data.count(name, side) for side in ("train", "held")} for name in data.domains}
     return {"domains": counts, "dtype": str(data.tokens(data.domains[0], "train").dtype)}
-
-
-def predict_data(stage: Stage, calibrator: Calibrator) -> Prediction:
-    """Nothing that can be told: the text is read already when the prediction is made."""
-    return Prediction()
-
-
-def predict_tokenizer(stage: Stage, calibrator: Calibrator) -> Prediction:
-    """From the same tokenizer on a sample of the text."""
-    found = calibrator.tokenizing()
-    return Prediction(seconds=_text_bytes(calibrator) * found["learn_seconds_per_byte"])
-
-
-def predict_tokens(stage: Stage, calibrator: Calibrator) -> Prediction:
-    """From encoding a sample of the text."""
-    found, size = calibrator.tokenizing(), _text_bytes(calibrator)
-    return Prediction(seconds=size * found["encode_seconds_per_byte"], tokens=size / found["bytes_per_token"])
-
-
-def _text_bytes(calibrator: Calibrator) -> int:
-    return sum(len(text) for texts in calibrator.texts().values() for text in texts)

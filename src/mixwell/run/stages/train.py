@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixwell.core.config import from_dict
 from mixwell.core.files import digest
@@ -14,11 +14,8 @@ from mixwell.lm import checkpoint
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import METRICS, TrainConfig, train
-from mixwell.run.stages._parts import Job, Prediction, Stage, read_model
+from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.models import describe
-
-if TYPE_CHECKING:
-    from mixwell.run.calibrate import Calibrator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +55,3 @@ def run_train(job: Job) -> dict[str, Any]:
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
     return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS}
-
-
-def predict_train(stage: Stage, calibrator: Calibrator) -> Prediction:
-    """From the budget and a few timed steps."""
-    config, found = stage.config, calibrator.training(stage.inputs["model"], stage.config)
-    tokens = config.tokens or (config.flops / found["flops_per_token"] if config.flops
-                               else config.seconds / found["seconds_per_token"])
-    return Prediction(tokens=tokens, flops=tokens * found["flops_per_token"], peak_bytes=found["peak_bytes"],
-                      seconds=config.seconds or tokens * found["seconds_per_token"])

@@ -1,0 +1,280 @@
+"""What each stage of a run will take, told before it starts: from a few timed steps of the real thing, which are kept.
+
+Timing never takes more than about a tenth of the work that it is for: how long a timed step may last follows from the
+FLOPs of the planned training and the machine's rate, and where even one row would take too long the rate alone tells.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import digest
+from mixwell.core.measured import kept
+from mixwell.kernels.rates import rates
+from mixwell.lm.model import LanguageModel
+from mixwell.lm.tokenizer import Tokenizer
+from mixwell.run import timing
+from mixwell.run.keys import source_digest
+from mixwell.run.stages import KINDS, Stage
+from mixwell.run.stages.convert import LENGTH, ROWS
+from mixwell.run.stages.text import documents
+from mixwell.run.timing import Timed
+
+if TYPE_CHECKING:
+    from mixwell.run.stages.evaluate import EvaluateConfig
+    from mixwell.run.stages.train import Training
+
+TENTH = 0.1  # share of the planned work that timing may take
+PATIENCE_S = 1.0  # aim of one timed step where the work is long
+STEPS_TIMED = 4  # of about that length, for each measurement
+TYPICAL = 0.5  # share of the GEMM rate that a step reaches, where nothing was timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a stage is expected to take; None where it does not apply or nobody measured it."""
+
+    seconds: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+    peak_bytes: float | None = None  # resident memory of the process at its height
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a model that a stage will make: what decides it, and a checkpoint of that shape when asked for."""
+
+    key: str
+    make: Callable[[], Checkpoint]
+
+
+def shapes(stages: Sequence[Stage], vocab_size: int) -> dict[str, Shape]:
+    """The shapes of the models of a run by stage, in the order of the stages: inputs come first."""
+    found: dict[str, Shape] = {}
+    for stage in stages:
+        kind = KINDS[stage.kind]
+        before = found.get(stage.inputs.get("model", ""))
+        if kind.keeps_shape and before is not None:
+            found[stage.id] = before
+        elif kind.shape is not None:
+            found[stage.id] = _shape(stage, before, vocab_size)
+    return found
+
+
+def _shape(stage: Stage, before: Shape | None, vocab_size: int) -> Shape:
+    kind = KINDS[stage.kind]
+    assert kind.shape is not None
+    shaped = kind.shape
+    key = digest([stage.method, stage.plain_config(), vocab_size, kind.fingerprint(stage), before and before.key])
+
+    def make() -> Checkpoint:
+        return shaped(stage, before.make() if before else None, vocab_size)
+
+    return Shape(key, functools.cache(make))
+
+
+class Costs:
+    """Predictions for the stages of one run; what they need is measured when they ask for it."""
+
+    def __init__(self, stages: Sequence[Stage], threads: int) -> None:
+        self.stages = {stage.id: stage for stage in stages}
+        self.threads = threads
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Ids of the recipe's tokenizer, before there is one."""
+        config = self.stages["tokenizer"].config
+        return Tokenizer.load(config.path).vocab_size if config.path else config.vocab_size
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the run's models by stage."""
+        return shapes(list(self.stages.values()), self.vocab_size)
+
+    def shape(self, stage: str) -> Checkpoint:
+        """A checkpoint shaped like the model of a stage, with weights that mean nothing."""
+        return self.shapes[stage].make()
+
+    def predict(self, stage: Stage) -> Prediction:
+        """What the stage will take. A shape that cannot be is told here, before anything runs."""
+        try:
+            return PREDICTIONS[stage.kind](self, stage)
+        except MixwellError as error:
+            raise type(error)(f"stage {stage.id}: {error}") from error
+
+    def evaluation(self, model: str, config: EvaluateConfig) -> Prediction:
+        """What evaluating the model of a stage will take."""
+        tokens = self.held_tokens(config.max_tokens)
+        found = self.reading(model, config.batch_size, config.seq_len)
+        return Prediction(seconds=tokens * found["seconds_per_token"], tokens=tokens, peak_bytes=found["peak_bytes"],
+                          flops=tokens * found["flops_per_token"])
+
+    def training(self, model: str, config: Training) -> Timed:
+        """Seconds and FLOPs a token, and peak memory, of training the model of a stage."""
+        rows = config.batch_size // config.accumulate
+        settings = [self.shapes[model].key, rows, config.seq_len, config.settled_dtype]
+        row_flops = 3.0 * self._flops_per_token(model, config.seq_len) * config.seq_len
+        if self._too_long(row_flops):
+            return self._estimated(row_flops, config.seq_len)
+        return self._kept("training", settings,
+                          lambda: timing.training(self.shape(model), rows, config, self.patience_s))
+
+    def reading(self, model: str, rows: int, length: int) -> Timed:
+        """Seconds and FLOPs a token, and peak memory, of evaluating the model of a stage."""
+        settings = [self.shapes[model].key, rows, length]
+        row_flops = self._flops_per_token(model, length) * length
+        if self._too_long(row_flops):
+            return self._estimated(row_flops, length)
+        return self._kept("reading", settings, lambda: timing.reading(self.shape(model), rows, length,
+                                                                      self.patience_s))
+
+    def writing(self, model: str) -> Timed:
+        """Seconds for each token of a sample."""
+        return self._kept("writing", self.shapes[model].key, lambda: timing.writing(self.shape(model)))
+
+    def converting(self, stage: Stage) -> Timed:
+        """Seconds and peak memory of a conversion and its receipt."""
+        before = stage.inputs["model"]
+        settings = [self.shapes[before].key, stage.method, stage.plain_config()]
+        return self._kept("converting", settings, lambda: timing.converting(self.shape(before), stage))
+
+    def building(self, stage: Stage) -> Timed:
+        """Seconds and peak memory of making or reading a model."""
+        return self._kept("building", self.shapes[stage.id].key, lambda: timing.once(lambda: self.shape(stage.id)))
+
+    @functools.cached_property
+    def texts(self) -> dict[str, list[str]]:
+        """The recipe's text by domain."""
+        return {name: [d.text for d in docs] for name, docs in documents(self.stages["data"]).items()}
+
+    @functools.cached_property
+    def text_bytes(self) -> int:
+        """Size of all the text."""
+        return sum(len(text) for texts in self.texts.values() for text in texts)
+
+    def held_tokens(self, most: int) -> float:
+        """Tokens that an evaluation reads: at most `most` of each domain, less where little is held out."""
+        share = self.stages["data"].config.held_out
+        bytes_per_token = self.tokenizing()["bytes_per_token"]
+        held = (share * sum(map(len, texts)) / bytes_per_token for texts in self.texts.values())
+        return sum(min(most, tokens) for tokens in held)
+
+    def train_tokens(self) -> float:
+        """Tokens of the text that is trained on, read once."""
+        share = 1.0 - self.stages["data"].config.held_out
+        return share * self.text_bytes / self.tokenizing()["bytes_per_token"]
+
+    def tokenizing(self) -> Timed:
+        """Seconds a byte of training the tokenizer and of encoding, and bytes a token, on a sample of the text."""
+        sample = timing.sample_of(self.texts)
+        path = self.stages["tokenizer"].config.path
+        return self._kept("tokenizing", [digest(sample), self.vocab_size, path],
+                          lambda: timing.tokenizing(sample, self.vocab_size, path))
+
+    @functools.cached_property
+    def planned_s(self) -> float:
+        """Seconds that all trainings will take, roughly: their FLOPs at a typical share of the machine's rate."""
+        return sum(map(self._rough_seconds, self._trainings()))
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that one timed step may take."""
+        measurements = 2 * max(1, len(self._trainings()))  # each model is trained and evaluated
+        return min(PATIENCE_S, TENTH * self.planned_s / (measurements * STEPS_TIMED))
+
+    def _trainings(self) -> list[Stage]:
+        return [stage for stage in self.stages.values() if stage.kind == "train"]
+
+    def _rough_seconds(self, stage: Stage) -> float:
+        config = stage.config
+        if config.seconds is not None:
+            return config.seconds
+        try:
+            per_token = 3.0 * self._flops_per_token(stage.inputs["model"], config.seq_len)
+        except MixwellError:
+            return 0.0  # the stage whose shape cannot be says so when its own turn comes
+        return (config.flops or config.tokens * per_token) / self._rate
+
+    @functools.cached_property
+    def _rate(self) -> float:
+        """FLOPs a second that a step reaches where nothing was timed."""
+        found = rates()
+        fastest = found.bf16_gflops if found.bf16_pays else found.fp32_gflops
+        return TYPICAL * fastest * 1e9
+
+    def _flops_per_token(self, model: str, length: int) -> float:
+        return _flops(self.shapes[model], length)
+
+    def _too_long(self, row_flops: float) -> bool:
+        """Whether timing a single row is more than the planned work justifies."""
+        return STEPS_TIMED * row_flops / self._rate > max(TENTH * self.planned_s, PATIENCE_S)
+
+    def _estimated(self, row_flops: float, length: int) -> Timed:
+        flops = row_flops / length
+        return {"seconds_per_token": flops / self._rate, "flops_per_token": flops, "peak_bytes": 0.0}
+
+    def _kept(self, what: str, settings: Any, measure: Callable[[], Mapping[str, float]]) -> Timed:
+        """The measurement `what` at `settings`, from the disk where this source made it before."""
+        return kept(f"{what} {digest([settings, source_digest()])}", measure, self.threads)
+
+
+@functools.lru_cache(maxsize=64)
+def _flops(shape: Shape, length: int) -> float:
+    """Forward FLOPs per token of a model of that shape."""
+    return LanguageModel.from_checkpoint(shape.make()).flops_per_token(length)
+
+
+def _nothing(costs: Costs, stage: Stage) -> Prediction:
+    """Nothing that can be told: the text is read already when the prediction is made."""
+    return Prediction()
+
+
+def _tokenizer(costs: Costs, stage: Stage) -> Prediction:
+    return Prediction(seconds=costs.text_bytes * costs.tokenizing()["learn_seconds_per_byte"])
+
+
+def _tokens(costs: Costs, stage: Stage) -> Prediction:
+    found = costs.tokenizing()
+    seconds = costs.text_bytes * found["encode_seconds_per_byte"]
+    return Prediction(seconds=seconds, tokens=costs.text_bytes / found["bytes_per_token"])
+
+
+def _model(costs: Costs, stage: Stage) -> Prediction:
+    found = costs.building(stage)
+    return Prediction(seconds=found["seconds"], peak_bytes=found["peak_bytes"])
+
+
+def _train(costs: Costs, stage: Stage) -> Prediction:
+    config = stage.config
+    found = costs.training(stage.inputs["model"], config)
+    per_token, flops = found["seconds_per_token"], found["flops_per_token"]
+    tokens = config.tokens or (config.flops / flops if config.flops else config.seconds / per_token)
+    return Prediction(tokens=tokens, flops=tokens * flops, peak_bytes=found["peak_bytes"],
+                      seconds=config.seconds or tokens * per_token)
+
+
+def _convert(costs: Costs, stage: Stage) -> Prediction:
+    found = costs.converting(stage)
+    return Prediction(seconds=found["seconds"], tokens=ROWS * LENGTH, peak_bytes=found["peak_bytes"])
+
+
+def _evaluate(costs: Costs, stage: Stage) -> Prediction:
+    return costs.evaluation(stage.inputs["model"], stage.config)
+
+
+def _sample(costs: Costs, stage: Stage) -> Prediction:
+    prompts = len(stage.config.prompts) or len(costs.texts)
+    tokens = prompts * stage.config.max_new_tokens
+    per_token = costs.writing(stage.inputs["model"])["seconds_per_token"]
+    return Prediction(tokens=tokens, seconds=tokens * per_token)
+
+
+PREDICTIONS: dict[str, Callable[[Costs, Stage], Prediction]] = {
+    "data": _nothing, "tokenizer": _tokenizer, "tokens": _tokens, "build": _model, "load": _model, "train": _train,
+    "convert": _convert, "compress": _convert, "evaluate": _evaluate, "sample": _sample,
+}

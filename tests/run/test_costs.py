@@ -1,0 +1,87 @@
+"""What a run will take: from timed steps where the work pays for them, else from the machine's rate."""
+
+import pytest
+
+from mixwell.core import measured
+from mixwell.kernels.rates import Rates
+from mixwell.run import costs as module
+from mixwell.run import recipe, timing
+from mixwell.run.costs import Costs, shapes
+from tests.run import tiny
+
+
+@pytest.fixture
+def stages(tmp_path):
+    return recipe.stages(recipe.read(tiny.recipe_file(tmp_path)))
+
+
+def fake_rate(monkeypatch, gflops):
+    found = Rates(fp32_gflops=gflops, bf16_gflops=0.0, memory_gbps=1.0, threads=1)
+    monkeypatch.setattr(module, "rates", lambda: found)
+
+
+def test_a_batch_that_takes_too_long_is_scaled_from_fewer_rows(monkeypatch):
+    rows, clock = [], [0.0]
+
+    def step(count):
+        rows.append(count)
+        clock[0] += 0.25 * count
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    found = timing._steps(step, 100, 10, 7.0, 1.0)
+    assert rows[-1] == 4
+    assert found["seconds_per_token"] == 0.025 and found["flops_per_token"] == 7.0
+    assert timing._steps(step, 3, 10, 7.0, 1.0)["seconds_per_token"] == 0.025 and rows[-1] == 3
+    timing._steps(step, 100, 10, 7.0, 0.1)
+    assert rows[-1] == 1
+
+
+def test_a_training_keeps_the_shape_and_a_conversion_makes_another(stages):
+    found = shapes(stages, 300)
+    assert found["dense"] is found["model"] and found["moe-trained"] is found["moe"]
+    assert len({shape.key for shape in found.values()}) == 3
+    moe = found["moe"].make()
+    assert moe.arch["channel_mixers"][0]["num_experts"] == 4 if "channel_mixers" in moe.arch else moe.tensors
+    assert found["moe"].make() is moe, "made once"
+    assert {s.kind for s in stages if s.id not in found} == {"data", "tokenizer", "tokens", "sample"}
+
+
+def test_timing_takes_a_tenth_of_the_work_at_most(stages, monkeypatch):
+    fake_rate(monkeypatch, 1.0)
+    costs = Costs(stages, 1)
+    trainings = [s for s in stages if s.kind == "train"]
+    flops = sum(s.config.tokens * 3 * module._flops(costs.shapes[s.inputs["model"]], s.config.seq_len)
+                for s in trainings)
+    assert costs.planned_s == pytest.approx(flops / (module.TYPICAL * 1e9))
+    spent = 2 * len(trainings) * module.STEPS_TIMED * costs.patience_s
+    assert spent == pytest.approx(module.TENTH * costs.planned_s)
+    fake_rate(monkeypatch, 1e-6)
+    assert Costs(stages, 1).patience_s == module.PATIENCE_S
+
+
+def test_where_one_row_takes_too_long_the_rate_alone_tells(stages, monkeypatch):
+    def refuse(*settings):
+        raise AssertionError("timed a step that takes longer than the run")
+
+    config = next(s for s in stages if s.kind == "train").config
+    monkeypatch.setattr(timing, "training", refuse)
+    fake_rate(monkeypatch, 1e-4)
+    costs = Costs(stages, 1)
+    monkeypatch.setattr(Costs, "planned_s", 0.0)
+    found = costs.training("model", config)
+    flops = 3 * module._flops(costs.shapes["model"], config.seq_len)
+    assert found["flops_per_token"] == pytest.approx(flops)
+    assert found["seconds_per_token"] == pytest.approx(flops / (module.TYPICAL * 1e5))
+
+
+def test_every_kind_of_stage_has_a_prediction():
+    assert set(module.PREDICTIONS) == set(module.KINDS)
+
+
+def test_measurements_of_one_run_are_found_by_the_next(stages, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = next(s for s in stages if s.kind == "train").config
+    first = Costs(stages, 1).training("model", config)
+    monkeypatch.setattr(measured, "UNDISTURBED", -1.0)
+    monkeypatch.setattr(timing, "training", lambda *settings: {"seconds_per_token": 0.0})
+    assert Costs(stages, 1).training("model", config) == first

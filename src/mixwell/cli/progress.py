@@ -14,7 +14,9 @@ from mixwell.core.units import si as short_count
 
 if TYPE_CHECKING:
     from mixwell.run.engine import Planned
+    from mixwell.run.sizing import Size
 
+LONG_S = 600.0  # a run predicted to take longer is asked about in the same breath
 LEAST_S = 0.2  # counted for a stage without a prediction, so that the bar moves
 
 
@@ -30,6 +32,7 @@ class Bar:
         self.done = 0.0
         self.start = time.perf_counter()
         self.name_width = 0
+        self.size: Size | None = None
 
     def __enter__(self) -> Bar:
         self.bar.start()
@@ -38,10 +41,20 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    def fitted(self, about: str, size: Size) -> None:
+        """Say what is about to run, how long it takes and what will be learnt."""
+        self.size = size
+        for line in size_lines(about, size):
+            self.console.print(line, highlight=False)
+
     def planned(self, stages: Sequence[Planned]) -> None:
         """Fix the length of the bar: predicted seconds of all that is to be done."""
         self.shares = {p.stage.id: max(p.seconds, LEAST_S) for p in stages if not (p.cached and p.evaluated)}
         self.name_width = max(len(p.stage.id) for p in stages)
+        total = sum(p.seconds for p in stages)
+        if total > LONG_S and self.size is None:
+            self.console.print(f"about {short_time(total)} on this machine; Ctrl-C stops it, the same command goes on, "
+                               "and --minutes 5 fits it to five minutes", highlight=False)
         self.bar.update(self.task, total=sum(self.shares.values()) or 1.0)
         self.start = time.perf_counter()
 
@@ -75,6 +88,18 @@ class Bar:
         pace = (time.perf_counter() - self.start) / reached
         trust = min(1.0, reached / total * 4)  # early on the prediction knows better than the pace
         return f"{short_time((total - reached) * (trust * pace + 1 - trust))} left"
+
+
+def size_lines(about: str, size: Size) -> list[str]:
+    """How a run was fitted to the machine, in words."""
+    trainings = ", ".join(f"{name} {short_count(tokens)}" for name, tokens in size.tokens.items())
+    lines = [about] if about else []
+    asked = f" of the {short_time(60 * size.minutes)} asked for" if size.minutes else ""
+    lines.append(f"about {short_time(size.seconds)}{asked}; tokens of each training: {trainings} "
+                 f"(the text {size.epochs:.1f} times at most)")
+    if size.limit:
+        lines.append(size.limit)
+    return lines
 
 
 def facts(record: Mapping[str, Any]) -> str:

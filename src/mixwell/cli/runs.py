@@ -23,6 +23,9 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
         out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME of the recipe]")] = None,
         from_stage: Annotated[str | None, typer.Option("--from", metavar="STAGE",
                                                        help="Do this stage and those after it again.")] = None,
+        minutes: Annotated[float | None, typer.Option(help="What the whole run may take on this machine: the token "
+                                                           "budgets of its trainings are scaled to it.  "
+                                                           "[default: as the recipe says]")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run and its cost.")] = False,
         ) -> None:
     """Run a recipe: text to tokens to model to mixture of experts, and a report.
@@ -40,6 +43,8 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     `mixwell run my.yaml --from moe` · do the stage `moe` and those after it again
     """
     path, overrides = split_words(words or [])
+    if minutes is not None:
+        overrides.append(f"minutes={minutes}")
     from mixwell.cli.progress import Bar
     from mixwell.run import engine, recipe
 

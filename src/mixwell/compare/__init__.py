@@ -33,7 +33,7 @@ from mixwell.core import machine
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, write_json
-from mixwell.run import engine
+from mixwell.run import engine, sizing
 from mixwell.run import recipe as recipes
 from mixwell.run.engine import Observer, Planned
 from mixwell.run.recipe import Recipe
@@ -66,6 +66,7 @@ class Plan:
     budget: Mapping[str, float]
     trials: tuple[Trial, ...]
     out: Path
+    fitted: tuple[Recipe, sizing.Size | None]  # the recipe as asked for, and how it was fitted to the machine
 
     def stages(self) -> list[Planned]:
         """Every stage that would run or is there, shared ones once, under a name that tells whom it serves."""
@@ -93,7 +94,10 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
          stage: str | None = None, out: str | Path | None = None, predict: bool = True) -> Plan:
     """What `compare` would do; nothing is written. A mistake in what is asked for raises `MixwellError` here."""
     limits = parse_budget(budget) if isinstance(budget, str) else check_budget(recipes.counted(dict(budget or {})))
-    base = with_training(chosen if isinstance(chosen, Recipe) else recipes.read(chosen), limits)
+    asked = chosen if isinstance(chosen, Recipe) else recipes.read(chosen)
+    place = Path(out or default_folder(asked, vary))
+    settled, size = sizing.settle(asked, place)
+    base = with_training(settled, limits)
     if "bytes" in limits and any(path.endswith("hidden_dim") for path in vary):
         raise MixwellError("--budget bytes sets hidden_dim, which is varied; drop one of them.")
     threads = machine.threads(base.threads)
@@ -101,11 +105,10 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
     judged = judged_stage(grid, stage, threads)
     if "bytes" in limits:
         grid = [_fitted(v, judged, limits["bytes"], threads) for v in grid]
-    place = Path(out or default_folder(base, vary))
     tried = _seeds(seeds, base.seed)
     trials = [_trial(v, judged, limits, seed, place, predict) for seed in tried for v in grid]
     made = Plan(base=base, stage=judged, variants=tuple(grid), baseline=baseline_of(grid, baseline), seeds=tried,
-                budget=limits, trials=tuple(trials), out=place)
+                budget=limits, trials=tuple(trials), out=place, fitted=(asked, size))
     _check_seeds(made)
     return made
 
@@ -181,6 +184,7 @@ def run(made: Plan, observer: Observer | None = None) -> Path:
     """Do what was planned and return the path of the report."""
     observer, started, clock = observer or engine.Silent(), datetime.now(UTC), time.perf_counter()
     with engine.locked(made.out):
+        sizing.keep(*made.fitted, made.out)
         engine.tidy(made.out / "stages", {p.folder for t in made.trials for p in t.todo if p.cached})
         listed = made.stages()
         observer.planned(listed)
@@ -226,6 +230,9 @@ class _Named:
 
     def __init__(self, observer: Observer, named: Mapping[Path, Planned]) -> None:
         self.observer, self.named = observer, named
+
+    def fitted(self, about: str, size: sizing.Size) -> None:
+        self.observer.fitted(about, size)
 
     def planned(self, stages: Sequence[Planned]) -> None:
         self.observer.planned(stages)

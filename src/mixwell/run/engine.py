@@ -24,10 +24,11 @@ from mixwell.core import machine
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError, disk_errors, suggest
 from mixwell.core.files import read_json, whole_folder, write_json
-from mixwell.run import recipe
+from mixwell.run import recipe, sizing
 from mixwell.run.costs import Costs, Prediction
 from mixwell.run.keys import evaluation_key, stage_keys
 from mixwell.run.recipe import Recipe
+from mixwell.run.sizing import Size
 from mixwell.run.stages import KINDS, Job, Stage, model_folder
 from mixwell.run.stages.evaluate import weigh
 
@@ -55,6 +56,9 @@ class Planned:
 class Observer(Protocol):
     """Is told how a run goes on."""
 
+    def fitted(self, about: str, size: Size) -> None:
+        """What is learnt from the run, and how it was fitted to the machine; only where the recipe asked for it."""
+
     def planned(self, stages: Sequence[Planned]) -> None:
         """The stages of the run, before the first one starts."""
 
@@ -70,6 +74,9 @@ class Observer(Protocol):
 
 class Silent:
     """An observer that says nothing."""
+
+    def fitted(self, about: str, size: Size) -> None:
+        pass
 
     def planned(self, stages: Sequence[Planned]) -> None:
         pass
@@ -95,8 +102,9 @@ def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | Non
 
     from_stage: this stage and those after it are done again, though they are there. An unknown one raises.
     """
-    return plan_stages(chosen, recipe.stages(chosen), Path(out or default_folder(chosen)), from_stage=from_stage,
-                       predict=predict)
+    place = Path(out or default_folder(chosen))
+    settled, _ = sizing.settle(chosen, place)
+    return plan_stages(settled, recipe.stages(settled), place, from_stage=from_stage, predict=predict)
 
 
 def plan_stages(chosen: Recipe, stages: Sequence[Stage], out: Path, *, from_stage: str | None = None,
@@ -150,6 +158,10 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
     out, observer = Path(out or default_folder(chosen)), observer or Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
     with locked(out):
+        asked, (chosen, size) = chosen, sizing.settle(chosen, out)
+        sizing.keep(asked, size, out)
+        if size is not None:
+            observer.fitted(chosen.about, size)
         todo = plan(chosen, out, from_stage=from_stage)
         tidy(out / "stages", {p.folder for p in todo if p.cached})
         observer.planned(todo)

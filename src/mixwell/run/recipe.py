@@ -42,6 +42,8 @@ class Recipe:
     """A recipe as written, with defaults."""
 
     name: str = "run"
+    about: str = ""  # what is learnt from the run, in a sentence that is printed before it starts
+    minutes: float | None = None  # what the whole run may take: token budgets are scaled to it; None = as they stand
     seed: int = 0
     threads: int | None = None  # None = OMP_NUM_THREADS, else every physical core
     data: dict[str, Any] = field(default_factory=dict)
@@ -54,8 +56,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w][\w.-]*", self.name):
             raise MixwellError(f"name: {self.name!r} becomes a folder; use letters, digits, '.', '_' and '-'.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise MixwellError(f"minutes: {self.minutes} came; expected a number above 0.")
         if self.threads is not None and self.threads < 1:
             raise MixwellError(f"threads: {self.threads} came; expected 1 or more.")
+
+
+def from_plain(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data."""
+    return from_dict(Recipe, data)
 
 
 class _Loader(yaml.SafeLoader):
@@ -266,7 +275,8 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     if kind.family:
         method, options = _method(kind, options, where, name)
     if name == "train":
-        dropped = BUDGETS if BUDGETS & set(options) else set()  # a stage's own budget takes the place of the default
+        has_own = (BUDGETS | {"as_long_as"}) & set(options)
+        dropped = BUDGETS if has_own else set()  # a stage's own budget takes the place of the default
         options = {**{k: v for k, v in recipe.train.items() if k not in dropped}, **options}
     seed = options.pop("seed", recipe.seed)
     if not isinstance(seed, int) or isinstance(seed, bool):

@@ -54,5 +54,7 @@ def channel_mixers(arch: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def with_channel_mixers(arch: Mapping[str, Any], specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A copy of `arch` with these channel mixers, stated once where all layers agree."""
-    same = all(s == specs[0] for s in specs)
-    return {**arch, "channel_mixer": dict(specs[0]) if same else [dict(s) for s in specs], "architecture": "auto"}
+    listed = [dict(spec) for spec in specs]
+    same = all(spec == listed[0] for spec in listed)
+    mixer = listed[0] if same else listed
+    return {**arch, "channel_mixer": mixer, "architecture": "auto"}

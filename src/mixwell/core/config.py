@@ -54,7 +54,8 @@ def from_dict(cls: type[C], data: Mapping[str, Any] | None, where: str = "") -> 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain data (dicts, lists, numbers, strings) that `from_dict` turns back into an equal config."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    names = [f.name for f in dataclasses.fields(config) if f.init]
+    return {name: _plain(getattr(config, name)) for name in names}
 
 
 def _plain(value: Any) -> Any:
@@ -107,11 +108,14 @@ def _convert_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
 def _convert_sequence(value: Any, origin: Any, args: tuple[Any, ...], where: str) -> Any:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
         raise _wrong(value, "a list", where)
-    if origin is tuple and args and args[-1] is not Ellipsis:
-        if len(args) != len(value):
-            raise _wrong(value, f"{len(args)} values", where)
-        return tuple(_convert(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, args)))
-    items = [_convert(v, args[0] if args else Any, f"{where}[{i}]") for i, v in enumerate(value)]
+    fixed = origin is tuple and bool(args) and args[-1] is not Ellipsis
+    if fixed and len(args) != len(value):
+        raise _wrong(value, f"{len(args)} values", where)
+    each = args[0] if args else Any
+    hints = args if fixed else [each] * len(value)
+    items = []
+    for i, (item, hint) in enumerate(zip(value, hints)):
+        items.append(_convert(item, hint, f"{where}[{i}]"))
     return tuple(items) if origin is tuple else items
 
 
@@ -132,4 +136,5 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
 
 
 def _wrong(value: Any, expected: str, where: str) -> MixwellError:
-    return MixwellError(f"{where}: expected {expected}, got {value!r}.")
+    came = f"got {value!r}"
+    return MixwellError(f"{where}: expected {expected}, {came}.")

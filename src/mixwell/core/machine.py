@@ -16,9 +16,12 @@ from mixwell import __version__
 @functools.cache
 def physical_cores() -> int:
     """Cores this process may use: hardware threads of one core count once, a container's quota is heeded."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    allowed = set(range(os.cpu_count() or 1))
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
     cores = {_core_of(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _quota(Path("/sys/fs/cgroup/cpu.max"))))
+    quota = _quota(Path("/sys/fs/cgroup/cpu.max"))
+    return max(1, min(len(cores), quota))
 
 
 def _core_of(cpu: int) -> tuple[str, str]:
@@ -83,7 +86,8 @@ def capability() -> str:
 
 def versions() -> dict[str, str]:
     """Versions that decide the numbers of a run."""
-    return {"mixwell": __version__, "torch": metadata.version("torch"), "python": platform.python_version()}
+    torch_version = metadata.version("torch")
+    return {"mixwell": __version__, "torch": torch_version, "python": platform.python_version()}
 
 
 def describe(num_threads: int) -> dict[str, object]:

@@ -24,7 +24,9 @@ UNDISTURBED = 0.9  # share of the wall time that a measurement must have had its
 
 def cache_file() -> Path:
     """Where measurements are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixwell" / "measured.json"
+    named = os.environ.get("XDG_CACHE_HOME")
+    caches = Path(named) if named else Path.home() / ".cache"
+    return caches / "mixwell" / "measured.json"
 
 
 def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1) 
 
 def disturbed() -> list[str]:
     """Names of the measurements kept that other programs disturbed."""
-    return sorted(entry["what"] for entry in _read().values() if _is_entry(entry) and entry["busy"])
+    entries = [entry for entry in _read().values() if _is_entry(entry)]
+    return sorted(entry["what"] for entry in entries if entry["busy"])
 
 
 def _undisturbed(measure: Callable[[], Mapping[str, Any]], threads: int) -> tuple[dict[str, Any], bool]:
@@ -68,7 +71,10 @@ def _entry(key: str) -> dict[str, Any] | None:
 
 
 def _is_entry(found: Any) -> bool:
-    return isinstance(found, dict) and isinstance(found.get("values"), dict) and isinstance(found.get("busy"), bool)
+    if not isinstance(found, dict):
+        return False
+    values, busy = found.get("values"), found.get("busy")
+    return isinstance(values, dict) and isinstance(busy, bool)
 
 
 def _read() -> dict[str, Any]:

@@ -44,5 +44,9 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        plain = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in vars(self).items()}
-        return plain | {"kept": not self.broken()}
+        plain = dict(vars(self))
+        for name, value in plain.items():
+            if isinstance(value, Mapping):
+                plain[name] = dict(value)
+        plain["kept"] = not self.broken()
+        return plain

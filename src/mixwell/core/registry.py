@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,8 @@ class Entry:
 
     def card_text(self) -> str:
         """The docstring card, read without importing."""
-        return ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8"))) or ""
+        tree = ast.parse(self.path.read_text(encoding="utf-8"))
+        return ast.get_docstring(tree) or ""
 
 
 @functools.cache
@@ -69,28 +69,48 @@ def entries() -> tuple[Entry, ...]:
 
 
 def _read(path: Path, name: str) -> Entry | None:
+    """The method that a file holds, from its text; None where nothing in it is marked."""
     source = path.read_text(encoding="utf-8")
-    start = source.find("\n@method(")
-    if start < 0:
-        return None
-    match = re.search(r"^(?:class|def)\s+(\w+)", source[start:], re.MULTILINE)
-    if match is None:
-        raise MixwellError(f"{path}: @method must stand directly above a class or a function.")
-    header = source[start + 1 : start + match.start()].split("\n@")[0]
+    if "@method(" not in source:
+        return None  # parsing costs more than looking
     try:
-        call = ast.parse(header.strip()[1:], mode="eval").body
-        assert isinstance(call, ast.Call)
-        values = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-        papers = values.get("paper", ())
-        return Entry(name, match.group(1), values["title"], (papers,) if isinstance(papers, str) else tuple(papers),
-                     values["year"], frozenset(values.get("tags", ())), path)
-    except (SyntaxError, ValueError, KeyError, AssertionError) as error:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise MixwellError(f"{path}, line {error.lineno}: {error.msg}; @method must stand directly above a class or a "
+                           "function.") from error
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and (mark := _mark(node)) is not None:
+            return _entry(path, name, node.name, mark)
+    return None
+
+
+def _mark(node: ast.ClassDef | ast.FunctionDef) -> ast.Call | None:
+    """The `@method(...)` above a definition, where one stands."""
+    for decorator in node.decorator_list:
+        if not isinstance(decorator, ast.Call):
+            continue
+        called = decorator.func
+        if isinstance(called, ast.Name) and called.id == "method":
+            return decorator
+    return None
+
+
+def _entry(path: Path, name: str, object_name: str, mark: ast.Call) -> Entry:
+    try:
+        values = {k.arg: ast.literal_eval(k.value) for k in mark.keywords}
+        title, year = values["title"], values["year"]
+    except (ValueError, KeyError) as error:
         raise MixwellError(f"{path}: @method needs literal title, paper, year and tags ({error}).") from error
+    papers = values.get("paper", ())
+    listed = (papers,) if isinstance(papers, str) else tuple(papers)
+    tags = frozenset(values.get("tags", ()))
+    return Entry(name, object_name, title, listed, year, tags, path)
 
 
 def family(prefix: str) -> tuple[Entry, ...]:
     """The methods whose name starts with `prefix` (a room or a family)."""
-    return tuple(e for e in entries() if e.name.startswith(prefix.rstrip(".") + "."))
+    start = prefix.rstrip(".") + "."
+    return tuple(entry for entry in entries() if entry.name.startswith(start))
 
 
 def find(name: str, within: str = "") -> Entry:
@@ -102,10 +122,14 @@ def find(name: str, within: str = "") -> Entry:
     for candidate in (f"{within}.{name}" if within else name, name):
         if candidate in known:
             return known[candidate]
-    options = [e.name.removeprefix(within + ".") for e in family(within)] if within else list(known)
-    hint = suggest(name, options) or suggest(name, [o.rpartition(".")[2] for o in options])
+    options = list(known)
+    if within:
+        options = [entry.name.removeprefix(within + ".") for entry in family(within)]
+    last = [option.rpartition(".")[2] for option in options]
+    hint = suggest(name, options) or suggest(name, last)
     kind = f"{within} method" if within else "method"
-    raise MixwellError(f"unknown {kind} {name!r}.{hint} See `mixwell list {within}`.".replace(" `.", "`."))
+    listing = f"mixwell list {within}".rstrip()
+    raise MixwellError(f"unknown {kind} {name!r}.{hint} See `{listing}`.")
 
 
 def room_names(room: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -17,8 +17,12 @@ def generator(*keys: int | str, device: str | torch.device = "cpu") -> torch.Gen
 
 def spawn(parent: torch.Generator, count: int) -> list[torch.Generator]:
     """Draw `count` generators from `parent`, which moves on; the children are independent of each other."""
-    seeds = torch.randint(0, 2**62, (count,), generator=parent, device=parent.device)
-    return [torch.Generator(device=parent.device).manual_seed(int(s)) for s in seeds]
+    device = parent.device
+    seeds = torch.randint(0, 2**62, (count,), generator=parent, device=device)
+    children = [torch.Generator(device=device) for _ in range(count)]
+    for child, seed in zip(children, seeds.tolist()):
+        child.manual_seed(seed)
+    return children
 
 
 def normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:

@@ -38,12 +38,16 @@ class Routing:
     def load_E(self, mask_T: Tensor | None = None) -> Tensor:
         """Number of slots that each expert received, int64 [E]; tokens where `mask_T` is False are left out."""
         indices = self.indices_TK if mask_T is None else self.indices_TK[mask_T]
-        return torch.bincount(indices.reshape(-1) + 1, minlength=self.num_experts + 1)[1:]
+        bins = indices.reshape(-1) + 1  # the first bin counts the empty slots
+        counts = torch.bincount(bins, minlength=self.num_experts + 1)
+        return counts[1:]
 
     def dense_TE(self) -> Tensor:
         """The weights as a dense [T, E] matrix (differentiable)."""
-        slots = self.weights_TK.new_zeros(self.indices_TK.shape[0], self.num_experts + 1)
-        return slots.scatter_add(1, self.indices_TK + 1, self.weights_TK)[:, 1:]
+        tokens = self.indices_TK.shape[0]
+        slots = self.weights_TK.new_zeros(tokens, self.num_experts + 1)  # the first column takes the empty slots
+        filled = slots.scatter_add(1, self.indices_TK + 1, self.weights_TK)
+        return filled[:, 1:]
 
     def with_loss(self, name: str, value: Tensor) -> Routing:
         """A copy that carries one more auxiliary loss."""
@@ -164,12 +168,16 @@ def _gather_sum(rows_ND: Tensor, plan: Plan, weights_TK: Tensor | None) -> Tenso
 
 def dispatch(x_TD: Tensor, plan: Plan) -> Tensor:
     """Gather the tokens' rows in expert order: [T, D] -> [N, D]."""
-    return _Dispatch.apply(x_TD, plan) if torch.is_grad_enabled() else x_TD.index_select(0, plan.tokens_N)
+    if torch.is_grad_enabled():
+        return _Dispatch.apply(x_TD, plan)
+    return x_TD.index_select(0, plan.tokens_N)
 
 
 def combine(y_ND: Tensor, plan: Plan, weights_TK: Tensor) -> Tensor:
     """Weighted sum of each token's expert outputs: [N, D] -> [T, D]; a token without experts gets zeros."""
-    return _Combine.apply(y_ND, weights_TK, plan) if torch.is_grad_enabled() else _gather_sum(y_ND, plan, weights_TK)
+    if torch.is_grad_enabled():
+        return _Combine.apply(y_ND, weights_TK, plan)
+    return _gather_sum(y_ND, plan, weights_TK)
 
 
 def expert_capacity(capacity_factor: float, num_tokens: int, k: int, num_experts: int) -> int:

@@ -13,7 +13,9 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite int or float (a bool is not a number)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -22,22 +24,34 @@ def number(value: Any, digits: int = 3) -> str:
         return ABSENT
     if value == 0:
         return "0"
-    exponent = int(f"{abs(value):.{digits - 1}e}".split("e")[1])  # after rounding: 9.996 has the exponent of 10.0
+    decimals = digits - 1
+    rounded = f"{abs(value):.{decimals}e}"  # 9.996 becomes 1.00e+01, with the exponent of 10.0
+    exponent = int(rounded.split("e")[1])
     if exponent < -3 or exponent > 5:
-        mantissa = f"{value / 10.0**exponent:.{digits - 1}f}"
-        return f"{mantissa}{THIN}×{THIN}10{str(exponent).translate(_SUPERSCRIPT)}".replace("-", "−")
-    decimals = digits - 1 - exponent
-    return f"{round(value, decimals):,.{max(decimals, 0)}f}".replace(",", THIN).replace("-", "−")
+        mantissa = f"{value / 10.0**exponent:.{decimals}f}"
+        power = str(exponent).translate(_SUPERSCRIPT)
+        return _typeset(f"{mantissa}{THIN}×{THIN}10{power}")
+    places = decimals - exponent
+    return _typeset(f"{round(value, places):,.{max(places, 0)}f}")
 
 
 def fixed(value: Any, decimals: int) -> str:
     """`value` with a fixed number of decimals, for columns that are to line up."""
-    return f"{value:.{decimals}f}".replace("-", "−") if is_number(value) else ABSENT
+    if not is_number(value):
+        return ABSENT
+    return _typeset(f"{value:.{decimals}f}")
 
 
 def whole(value: Any) -> str:
     """A count with its thousands set apart."""
-    return f"{round(value):,}".replace(",", THIN).replace("-", "−") if is_number(value) else ABSENT
+    if not is_number(value):
+        return ABSENT
+    return _typeset(f"{round(value):,}")
+
+
+def _typeset(digits: str) -> str:
+    """A true minus, and thin spaces between thousands."""
+    return digits.replace(",", THIN).replace("-", "−")
 
 
 def si(value: Any, unit: str = "", digits: int = 3) -> str:
@@ -46,20 +60,24 @@ def si(value: Any, unit: str = "", digits: int = 3) -> str:
         return ABSENT
     scaled, prefix = _prefixed(value, digits)
     exact = not prefix and float(value).is_integer()
-    return _joined(f"{value:.0f}".replace("-", "−") if exact else number(scaled, digits), prefix + unit)
+    text = _typeset(f"{value:.0f}") if exact else number(scaled, digits)
+    return _joined(text, prefix + unit)
 
 
 def tick(value: float) -> str:
     """The shortest form with an SI prefix, for an axis of round numbers: `0`, `250 k`, `1.5 M`."""
     scaled, prefix = _prefixed(value, 6)
-    return _joined(f"{scaled:g}".replace("-", "−"), prefix)
+    return _joined(_typeset(f"{scaled:g}"), prefix)
 
 
 def _prefixed(value: float, digits: int) -> tuple[float, str]:
-    power, scaled = 0, float(value)
-    while power < len(_PREFIXES) - 1 and abs(float(f"{scaled:.{digits - 1}e}")) >= 1000:
-        power, scaled = power + 1, scaled / 1000
-    return scaled, _PREFIXES[power]
+    scaled = float(value)
+    for prefix in _PREFIXES[:-1]:
+        rounded = float(f"{scaled:.{digits - 1}e}")
+        if abs(rounded) < 1000:
+            return scaled, prefix
+        scaled /= 1000
+    return scaled, _PREFIXES[-1]
 
 
 def _joined(text: str, unit: str) -> str:

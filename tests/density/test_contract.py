@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from mixwell.core.registry import family
 
-ENTRIES = list(family("density.mixtures"))
+ENTRIES = [e for e in family("density.mixtures") if "estimator" in e.tags]
 
 
 @pytest.fixture(params=ENTRIES, ids=lambda e: e.name.rpartition(".")[2])

@@ -16,10 +16,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from mixwell.density._covariances import as_full, inverse_of_root, root_of_precision
-from mixwell.density._em import Family, Params
-from mixwell.density._gaussian import KINDS, Frame, Gaussian
-from mixwell.density._rows import Rows, column_name
 from mixwell.density.mixtures._parts import MixtureEstimator
+from mixwell.density.mixtures.em.gaussian import KINDS, Frame, Gaussian
+from mixwell.density.mixtures.em.loop import Family, Params
+from mixwell.density.mixtures.em.rows import Rows, column_name
 
 
 class NormalMixture(MixtureEstimator):

@@ -18,13 +18,22 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.density._em import Assign, Family, Params, Run, best, climb, step
-from mixwell.density._em_kernels import posterior
-from mixwell.density._online import Online, batches
-from mixwell.density._processes import Alone, Group
-from mixwell.density._progress import Teller
-from mixwell.density._rows import ArrayRows, Piece, Rows, column_name, imputed, locate_infinite, open_rows, tensor_rows
-from mixwell.density._workers import Workers
+from mixwell.density.mixtures.em.kernels import posterior
+from mixwell.density.mixtures.em.loop import Assign, Family, Params, Run, best, climb, step
+from mixwell.density.mixtures.em.online import Online, batches
+from mixwell.density.mixtures.em.processes import Alone, Group
+from mixwell.density.mixtures.em.progress import Teller
+from mixwell.density.mixtures.em.rows import (
+    ArrayRows,
+    Piece,
+    Rows,
+    column_name,
+    imputed,
+    locate_infinite,
+    open_rows,
+    tensor_rows,
+)
+from mixwell.density.mixtures.em.workers import Workers
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin

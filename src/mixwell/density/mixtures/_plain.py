@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mixwell.density._em import Family, Params
-from mixwell.density._rows import Rows
 from mixwell.density.mixtures._parts import MixtureEstimator
+from mixwell.density.mixtures.em.loop import Family, Params
+from mixwell.density.mixtures.em.rows import Rows
 
 
 class PlainMixture(MixtureEstimator):

@@ -31,10 +31,10 @@ from sklearn.utils.validation import _check_feature_names, _check_n_features, _g
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density._em import Params
-from mixwell.density._exponential import ExponentialFamily, Sums
-from mixwell.density._rows import ArrayRows, Rows, column_name
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums
+from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.rows import ArrayRows, Rows, column_name
 
 
 class Categorical(ExponentialFamily):

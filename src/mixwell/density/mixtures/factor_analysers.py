@@ -29,10 +29,10 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._covariances import precision_cholesky
-from mixwell.density._em import Params, Tally
-from mixwell.density._gaussian import Gaussian, Level
-from mixwell.density._rows import Rows
 from mixwell.density.mixtures._normal import NormalMixture
+from mixwell.density.mixtures.em.gaussian import Gaussian, Level
+from mixwell.density.mixtures.em.loop import Params, Tally
+from mixwell.density.mixtures.em.rows import Rows
 
 
 class FactorAnalysers(Gaussian):

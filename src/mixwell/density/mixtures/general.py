@@ -32,8 +32,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
 from mixwell.core.registry import find
-from mixwell.density._rows import imputed
 from mixwell.density.mixtures._parts import BaseEstimator, ConvergenceWarning, DensityMixin
+from mixwell.density.mixtures.em.rows import imputed
 
 
 @method(title="Mixture of any components", year=1977, tags={"estimator", "mixture", "density"})

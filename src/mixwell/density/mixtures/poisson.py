@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density._em import Params
-from mixwell.density._exponential import ExponentialFamily, Sums, share
-from mixwell.density._rows import Rows, column_name
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
+from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.rows import Rows, column_name
 
 SMALLEST_RATE = 1e-10  # so that a column without counts keeps a finite log rate
 LARGEST_DRAW = 9.2e18  # rate: beyond it counts do not fit into 64 bits

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.registry import find
-from mixwell.density._em import Family, Params, Tally
-from mixwell.density._rows import ArrayRows, Piece, Rows, _patterns
 from mixwell.density.mixtures._parts import MixtureEstimator, validate_data
+from mixwell.density.mixtures.em.loop import Family, Params, Tally
+from mixwell.density.mixtures.em.rows import ArrayRows, Piece, Rows, _patterns
 
 KINDS = ("numeric", "count", "category")
 UNSORTED = ("covariances", "cholesky")  # parameters without an axis of components where covariances are tied

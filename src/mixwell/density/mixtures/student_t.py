@@ -31,11 +31,11 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._covariances import precision_cholesky
-from mixwell.density._em import Params, Tally
-from mixwell.density._gaussian import Gaussian, GaussianKernel, Level
-from mixwell.density._missing import Incomplete
-from mixwell.density._rows import Piece, Rows
 from mixwell.density.mixtures._normal import NormalMixture
+from mixwell.density.mixtures.em.gaussian import Gaussian, GaussianKernel, Level
+from mixwell.density.mixtures.em.loop import Params, Tally
+from mixwell.density.mixtures.em.missing import Incomplete
+from mixwell.density.mixtures.em.rows import Piece, Rows
 
 LARGEST_DOF = 1000.0  # beyond it a t distribution is a Gaussian to three digits
 

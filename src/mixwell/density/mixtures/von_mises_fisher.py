@@ -32,11 +32,11 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density._bessel import bessel_ratio, log_bessel_i
-from mixwell.density._em import Params
-from mixwell.density._exponential import ExponentialFamily, Sums, share
-from mixwell.density._rows import Rows
+from mixwell.density.mixtures._bessel import bessel_ratio, log_bessel_i
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
+from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.rows import Rows
 
 
 def log_normaliser(columns: int, kappa: Tensor) -> Tensor:

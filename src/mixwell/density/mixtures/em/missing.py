@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mixwell.density._covariances import precision_cholesky, squeezed
-from mixwell.density._em_kernels import LOG_2PI, Moments
+from mixwell.density.mixtures.em.kernels import LOG_2PI, Moments
 
 
 class Incomplete:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mixwell.density.kde_modes import KERNELS, Config, density, example, kde_mode, mean_shift, pull
+from mixwell.density.values.kde_modes import KERNELS, Config, density, example, kde_mode, mean_shift, pull
 
 KINDS = list(KERNELS)
 

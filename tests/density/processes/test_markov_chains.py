@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.markov_chains import MarkovChainMixture, count_walks, example, pairwise_distances
+from mixwell.density.processes.markov_chains import MarkovChainMixture, count_walks, example, pairwise_distances
 
 
 def chains(n, length, rng, states=5, n_actions=1, peaked=0.3):

@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import GaussianMixture, PretrainedPredictor
-from mixwell.density.pretraining import component_means, component_votes, example, posterior
+from mixwell.density.networks.pretraining import component_means, component_votes, example, posterior
 
 RNG = np.random.default_rng(0)
 CENTRES = np.array([[-6.0, 0.0], [0.0, 6.0], [6.0, 0.0], [0.0, -6.0]])

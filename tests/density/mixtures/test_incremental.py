@@ -7,7 +7,13 @@ from scipy.stats import chi2, multivariate_normal
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.core.errors import MixwellError
-from mixwell.density.incremental import IncrementalGaussianMixture, example, gain, update_covariances, update_precisions
+from mixwell.density.mixtures.incremental import (
+    IncrementalGaussianMixture,
+    example,
+    gain,
+    update_covariances,
+    update_precisions,
+)
 
 RNG = np.random.default_rng(0)
 X = np.concatenate([RNG.normal(size=(60, 3)) @ RNG.normal(size=(3, 3)), RNG.normal(size=(60, 3)) + 7])

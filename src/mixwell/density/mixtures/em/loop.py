@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.density._em_kernels import posterior
-from mixwell.density._processes import Alone
-from mixwell.density._rows import Piece, Rows
-from mixwell.density._workers import Workers
+from mixwell.density.mixtures.em.kernels import posterior
+from mixwell.density.mixtures.em.processes import Alone
+from mixwell.density.mixtures.em.rows import Piece, Rows
+from mixwell.density.mixtures.em.workers import Workers
 
 Params = dict[str, Tensor]
 Assign = Callable[[Piece], Tensor]  # responsibilities (S, K, B) that are given, not computed

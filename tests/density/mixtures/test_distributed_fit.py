@@ -14,7 +14,7 @@ SCRIPT = """
 import json, sys, warnings
 import numpy as np, torch
 import torch.distributed as dist
-from tests.density.test_distributed_fit import cases
+from tests.density.mixtures.test_distributed_fit import cases
 from mixwell.density import GaussianMixture
 
 rank, folder = int(sys.argv[1]), sys.argv[2]

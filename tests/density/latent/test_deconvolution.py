@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from scipy.special import digamma, gammaln, softmax
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from mixwell.density.deconvolution import (
+from mixwell.density.latent.deconvolution import (
     NODES_Q,
     Config,
     DeconvolutionModel,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mixwell.density._covariances import as_full, precision_cholesky
-from mixwell.density._em import Family, Params, Tally
-from mixwell.density._em_kernels import WIDEST, Centred, Moments, Quadratic, feature_count, natural_parameters
-from mixwell.density._missing import Incomplete
-from mixwell.density._rows import Piece, Rows
+from mixwell.density.mixtures.em.kernels import WIDEST, Centred, Moments, Quadratic, feature_count, natural_parameters
+from mixwell.density.mixtures.em.loop import Family, Params, Tally
+from mixwell.density.mixtures.em.missing import Incomplete
+from mixwell.density.mixtures.em.rows import Piece, Rows
 
 KINDS = ("full", "tied", "diag", "spherical")
 ILL_DEFINED = ("Fitting the mixture model failed because some components have ill-defined empirical covariance (for "

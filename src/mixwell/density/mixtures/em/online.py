@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixwell.density._em import Family, Params, expect
-from mixwell.density._rows import Rows
-from mixwell.density._workers import Workers
+from mixwell.density.mixtures.em.loop import Family, Params, expect
+from mixwell.density.mixtures.em.rows import Rows
+from mixwell.density.mixtures.em.workers import Workers
 
 
 class Online:

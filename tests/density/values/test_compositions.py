@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.compositions import (
+from mixwell.density.values.compositions import (
     Config,
     alr,
     closed,

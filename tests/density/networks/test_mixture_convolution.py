@@ -8,7 +8,7 @@ from scipy.signal import fftconvolve
 from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal
 
-from mixwell.density.mixture_convolution import (
+from mixwell.density.networks.mixture_convolution import (
     Config,
     Convolution,
     Mixture,

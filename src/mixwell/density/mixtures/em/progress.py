@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from mixwell.density._em import Run
+from mixwell.density.mixtures.em.loop import Run
 
 
 class Teller:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.density._processes import Alone
+from mixwell.density.mixtures.em.processes import Alone
 
 IN_MEMORY_BYTES = 1 << 28  # memory maps up to this size are arrays like others
 READ_ROWS = 1 << 17  # rows read from disk at a time: large enough to be fast, 64 MiB at 64 double columns

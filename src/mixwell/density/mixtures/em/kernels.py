@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixwell.density._workers import Scratch
+from mixwell.density.mixtures.em.workers import Scratch
 
 PIECE_BYTES = 5 << 19  # features of one piece: they must stay in the caches between the E and the M product
 WIDEST = 4096  # with more features than this, the centred kernel's products are the better shaped ones

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mixwell.density._em import Family, Params, Tally
-from mixwell.density._em_kernels import PIECE_BYTES, product_nt
-from mixwell.density._rows import Piece
+from mixwell.density.mixtures.em.kernels import PIECE_BYTES, product_nt
+from mixwell.density.mixtures.em.loop import Family, Params, Tally
+from mixwell.density.mixtures.em.rows import Piece
 
 
 class Sums(NamedTuple):

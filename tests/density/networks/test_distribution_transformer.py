@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from mixwell.density.distribution_transformer import (
+from mixwell.density.networks.distribution_transformer import (
     Config,
     DistributionTransformer,
     Mixture,

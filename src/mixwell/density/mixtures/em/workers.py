@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mixwell.density._rows import Piece
+from mixwell.density.mixtures.em.rows import Piece
 
 T = TypeVar("T")
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.density._training import descend
 from mixwell.density.circuits._parts import TreeCircuit, children_first
 
 RULES = ("trapezoid", "midpoint", "legendre")
@@ -150,14 +151,11 @@ class IntegralCircuit(nn.Module):
 def train(model: IntegralCircuit, x_NF: Tensor, *, steps: int, batch: int, lr: float,
           generator: torch.Generator) -> Iterator[float]:
     """Maximum likelihood by Adam on batches of rows; yields each step's mean loss in nats."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    for _ in range(steps):
+    def loss() -> Tensor:
         rows = x_NF[torch.randint(len(x_NF), (batch,), generator=generator)]
-        loss = -model(rows).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield float(loss.detach())
+        return -model(rows).mean()
+
+    yield from descend(model, loss, steps=steps, lr=lr)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -43,9 +43,10 @@ from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
+from mixwell.density._ascent import ascend
+from mixwell.density._gaussian import LOG_2PI, Array, log_normal, outer
 from mixwell.density._options import Configured
 
-Array = np.ndarray
 LINKS: dict[str, Any] = {  # between what observations lie, g, and its inverse, finite for counts of zero
     "normal": (-math.inf, math.inf, np.array, np.array),
     "poisson": (0.0, math.inf, partial(np.logaddexp, 0), lambda mean: mean + np.log(-np.expm1(-np.maximum(mean, 0.5)))),
@@ -142,8 +143,7 @@ def condition(pi_SNK: Array, rows: Rows, factors: Factors) -> tuple[Array, Array
     V_SNDD[..., np.arange(D), np.arange(D)] += factors.noise_D + rows.site_var_ND
     inverse_SNDD, r_SND = np.linalg.inv(V_SNDD), rows.site_ND - pi_SNK @ factors.mean_KD
     u_SND = (inverse_SNDD @ r_SND[..., None])[..., 0]
-    log_SN = -0.5 * (D * math.log(2 * math.pi) + np.linalg.slogdet(V_SNDD)[1] + (r_SND * u_SND).sum(-1))
-    return u_SND, inverse_SNDD, log_SN
+    return u_SND, inverse_SNDD, log_normal((r_SND * u_SND).sum(-1), 0.5 * np.linalg.slogdet(V_SNDD)[1], D)
 
 
 def theta_posterior(u_SND: Array, inverse_SNDD: Array, rows: Rows, factors: Factors) -> tuple[Array, Array]:
@@ -161,10 +161,11 @@ def row_bounds(rows: Rows, factors: Factors, config: Config) -> Array:
         mean_SND, var_SND = theta_posterior(u_SND, inverse_SNDD, rows, factors)
         gain_SND = np.tensordot(NODE_MASS_Q, log_at_nodes(rows.y_ND, mean_SND, var_SND, config), 1)
         square_SND = ((rows.site_ND - mean_SND) ** 2 + var_SND) / rows.site_var_ND
-        log_SN = log_SN + (gain_SND + 0.5 * (square_SND + np.log(2 * math.pi * rows.site_var_ND))).sum(-1)
+        site_SND = log_normal(square_SND, 0.5 * np.log(rows.site_var_ND))  # what stood in for the observation
+        log_SN = log_SN + (gain_SND - site_SND).sum(-1)
     shape_K = shapes(factors.odds_K, config)
     prior_N = (shape_K * rows.log_mean_NK - gammas_NK - gammaln(shape_K)).sum(1)
-    entropy_N = 0.5 * (len(shape_K) * math.log(2 * math.pi * math.e) - np.linalg.slogdet(rows.precision_NKK)[1])
+    entropy_N = 0.5 * (len(shape_K) * (LOG_2PI + 1) - np.linalg.slogdet(rows.precision_NKK)[1])
     return log_SN.mean(0) + prior_N + entropy_N
 
 
@@ -198,7 +199,7 @@ def row_step(rows: Rows, factors: Factors, config: Config) -> Rows:
     rows = rows if config.distribution == "normal" else site_step(rows, factors, config)
     pi_SNK, gammas_NK = weight_points(rows)
     u_SND, inverse_SNDD, _ = condition(pi_SNK, rows, factors)
-    spread_SNP = (u_SND[..., None] * u_SND[..., None, :] - inverse_SNDD).reshape(*u_SND.shape[:2], -1)
+    spread_SNP = (outer(u_SND, u_SND) - inverse_SNDD).reshape(*u_SND.shape[:2], -1)
     spread_SNK = spread_SNP @ factors.cov_KDD.reshape(len(factors.cov_KDD), -1).T
     slope_SNK = u_SND @ factors.mean_KD.T + 0.5 * spread_SNK / rows.particles_N[:, None]
     slope_SNK = pi_SNK * (slope_SNK - (pi_SNK * slope_SNK).sum(-1, keepdims=True))
@@ -249,7 +250,7 @@ def best_means(rows: Rows, factors: Factors, config: Config) -> Factors:
     K, D = factors.mean_KD.shape
     pi_SNK, _ = weight_points(rows)
     inverse_SNDD = condition(pi_SNK, rows, factors)[1]
-    pairs_MP = (pi_SNK[..., None] * pi_SNK[..., None, :]).reshape(-1, K * K)
+    pairs_MP = outer(pi_SNK, pi_SNK).reshape(-1, K * K)
     normal_KKDD = (pairs_MP.T @ inverse_SNDD.reshape(-1, D * D) / len(pi_SNK)).reshape(K, K, D, D)
     normal = normal_KKDD.swapaxes(1, 2).reshape(K * D, K * D) + np.diag(np.tile(1 / factors.prior_var_D, K))
     right_KD = np.einsum("snk,snde,ne->kd", pi_SNK, inverse_SNDD, rows.site_ND) / len(pi_SNK)
@@ -268,7 +269,7 @@ def best_spreads(rows: Rows, factors: Factors, config: Config) -> Factors:
         return replace(factors, noise_D=np.maximum(factors.noise_D * np.sqrt(ratio_D), floor_D))
     # B_k = sum_n pi_nk V_n^-1 / P_n, C_k = Sigma_k (sum_n pi_nk u_n u_n^T / P_n) Sigma_k, both with the prior's part
     share_MK = (pi_SNK / rows.particles_N[:, None] / len(pi_SNK)).reshape(-1, K)
-    outer_MP = (u_SND[..., None] * u_SND[..., None, :]).reshape(-1, D * D)
+    outer_MP = outer(u_SND, u_SND).reshape(-1, D * D)
     weight_KDD = (share_MK.T @ inverse_SNDD.reshape(-1, D * D)).reshape(K, D, D)
     weight_KDD += (2 * D + 3) * np.linalg.inv(factors.cov_KDD)
     scatter_KDD = factors.cov_KDD @ (share_MK.T @ outer_MP).reshape(K, D, D) @ factors.cov_KDD
@@ -279,7 +280,7 @@ def best_spreads(rows: Rows, factors: Factors, config: Config) -> Factors:
     return replace(factors, cov_KDD=root_KDD @ root_KDD.swapaxes(1, 2))
 
 
-def sweep(rows: Rows, factors: Factors, config: Config) -> tuple[Rows, Factors, float]:
+def sweep(rows: Rows, factors: Factors, config: Config) -> tuple[tuple[Rows, Factors], float]:
     """One round over everything: the new state and its bound, which never falls."""
     rows = row_step(row_step(rows, factors, config), factors, config)
     factors = best_odds(rows, factors, config)
@@ -292,7 +293,7 @@ def sweep(rows: Rows, factors: Factors, config: Config) -> tuple[Rows, Factors, 
             if value > bound:
                 factors, bound = tried, value
                 break
-    return rows, factors, bound
+    return (rows, factors), bound
 
 
 def begin(X: Array, particles_N: Array, shape_NK: Array, factors: Factors, config: Config) -> Rows:
@@ -334,12 +335,9 @@ class DeconvolutionModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Conf
         """Fit rows X (N, D); returns self."""
         config = self._config()
         X, particles_N = self._checked(X, n_particles, config, reset=True)
-        rows, factors = start(X, particles_N, config)
-        self.elbo_: list[float] = []
-        while len(self.elbo_) < config.max_iter and (
-                len(self.elbo_) < 2 or self.elbo_[-1] - self.elbo_[-2] >= config.tol * len(X)):
-            rows, factors, bound = sweep(rows, factors, config)
-            self.elbo_.append(bound)
+        run = ascend(lambda state: sweep(*state, config), start(X, particles_N, config), tol=config.tol * len(X),
+                     max_iter=config.max_iter, ahead=True)
+        (_, factors), self.elbo_ = run.state, run.bounds
         self._factors, self.n_iter_, self._n_features_out = factors, len(self.elbo_), config.n_factors
         self.factor_means_, self.factor_covariances_, self.noise_ = factors.mean_KD, factors.cov_KDD, factors.noise_D
         self.global_weights_ = (shapes(factors.odds_K, config) - SMALLEST_SHAPE) / config.local_concentration

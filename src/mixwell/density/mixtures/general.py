@@ -31,9 +31,10 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import log_positive
 from mixwell.density.mixtures._parts import BaseEstimator, ConvergenceWarning, DensityMixin
 from mixwell.density.mixtures.em.rows import imputed
+from mixwell.density.mixtures.gaussian import GaussianMixture
 
 
 @method(title="Mixture of any components", year=1977, tags={"estimator", "mixture", "density"})
@@ -197,7 +198,7 @@ def _log_prob(part: Any, X: np.ndarray) -> np.ndarray:
 
 
 def _joint(X: np.ndarray, weights_K: np.ndarray, parts: list[Any]) -> np.ndarray:
-    return np.stack([np.log(max(w, 1e-300)) + _log_prob(part, X) for w, part in zip(weights_K, parts)], 1)
+    return np.stack([log + _log_prob(part, X) for log, part in zip(log_positive(weights_K), parts)], 1)
 
 
 def _posterior(joint_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +212,6 @@ def _posterior(joint_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two Gaussian components, each itself a mixture of one."""
-    part = find("density.mixtures.gaussian").load()
     centres_ND = torch.tensor([[-3.0, 0.0], [3.0, 1.0]], dtype=torch.float64).repeat_interleave(60, 0)
     x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)
-    return {"estimator": Mixture([part(1), part(1)], random_state=0, tol=1e-6), "X": x_ND.numpy()}
+    return {"estimator": Mixture([GaussianMixture(1), GaussianMixture(1)], random_state=0, tol=1e-6), "X": x_ND.numpy()}

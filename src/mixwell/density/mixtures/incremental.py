@@ -39,9 +39,8 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array, log_normal, outer
 from mixwell.density._options import Configured
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +78,13 @@ def update_precisions(precisions_KDD: Array, log_dets_K: Array, e_KD: Array, rat
     s_K = 1 + c_K * (e_KD * g_KD).sum(1) / (1 - rate_K)
     _check_positive(s_K)
     scale_K = c_K / ((1 - rate_K) * s_K)
-    new = precisions_KDD - scale_K[:, None, None] * g_KD[:, :, None] * g_KD[:, None, :]
+    new = precisions_KDD - scale_K[:, None, None] * outer(g_KD, g_KD)
     return new / (1 - rate_K)[:, None, None], e_KD.shape[1] * np.log1p(-rate_K) + log_dets_K + np.log(s_K)
 
 
 def update_covariances(covariances_KDD: Array, e_KD: Array, rate_K: Array, c_K: Array) -> tuple[Array, Array, Array]:
     """The same in the direct form: covariances, their inverses, and log determinants."""
-    outer_KDD = e_KD[:, :, None] * e_KD[:, None, :]
-    new = (1 - rate_K)[:, None, None] * covariances_KDD + c_K[:, None, None] * outer_KDD
+    new = (1 - rate_K)[:, None, None] * covariances_KDD + c_K[:, None, None] * outer(e_KD, e_KD)
     sign_K, log_dets_K = np.linalg.slogdet(new)
     _check_positive(sign_K)
     return new, np.linalg.inv(new), log_dets_K
@@ -175,8 +173,7 @@ class IncrementalGaussianMixture(DensityMixin, Configured, config=Config):
     def _log_joint(self, X: Any) -> Array:
         check_is_fitted(self, "means_")
         x_ND = validate_data(self, X, dtype=np.float64, reset=False)
-        constant_K = np.log(self.weights_) - 0.5 * (self.log_dets_ + x_ND.shape[1] * np.log(2 * np.pi))
-        return constant_K - 0.5 * self._distances(x_ND)
+        return np.log(self.weights_) + log_normal(self._distances(x_ND), 0.5 * self.log_dets_, x_ND.shape[1])
 
     def score_samples(self, X: Any) -> Array:
         """Log density of every row (N,), in nats."""

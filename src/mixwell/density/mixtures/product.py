@@ -29,10 +29,12 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
 from mixwell.density.mixtures._parts import MixtureEstimator, validate_data
+from mixwell.density.mixtures.categorical import CategoricalMixture
 from mixwell.density.mixtures.em.loop import Family, Params, Tally
 from mixwell.density.mixtures.em.rows import ArrayRows, Piece, Rows, _patterns
+from mixwell.density.mixtures.gaussian import GaussianMixture
+from mixwell.density.mixtures.poisson import PoissonMixture
 
 KINDS = ("numeric", "count", "category")
 UNSORTED = ("covariances", "cholesky")  # parameters without an axis of components where covariances are tied
@@ -196,7 +198,7 @@ class ProductMixture(MixtureEstimator):
     def _layout(self) -> Sequence[Block]:
         """The blocks; one Gaussian block where none were given."""
         if len(self.blocks) == 0:
-            return [Block("numeric", find("density.mixtures.gaussian").load()(), tuple(range(self.n_features_in_)))]
+            return [Block("numeric", GaussianMixture(), tuple(range(self.n_features_in_)))]
         named = sorted(c for block in self.blocks for c in block.columns)
         if named != list(range(self.n_features_in_)):
             raise ValueError(f"the blocks name the columns {named}; expected each of 0 to {self.n_features_in_ - 1} "
@@ -294,7 +296,6 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     x_N3 = torch.stack([5.0 * group_N + torch.randn(120, generator=generator),
                         torch.poisson(2.0 + 10.0 * group_N, generator=generator),
                         (torch.rand(120, generator=generator) < 0.2 + 0.6 * group_N).float()], 1)
-    load = {kind: find(f"density.mixtures.{kind}").load() for kind in ("gaussian", "poisson", "categorical")}
-    blocks = [Block("numeric", load["gaussian"](), (0,)), Block("count", load["poisson"](), (1,)),
-              Block("category", load["categorical"](alpha=0.5), (2,), (), (2,))]
+    blocks = [Block("numeric", GaussianMixture(), (0,)), Block("count", PoissonMixture(), (1,)),
+              Block("category", CategoricalMixture(alpha=0.5), (2,), (), (2,))]
     return {"estimator": ProductMixture(2, blocks=blocks, random_state=0), "X": x_N3.double().numpy()}

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._covariances import precision_cholesky
+from mixwell.density._gaussian import LOG_2PI, log_diagonal, log_positive
 from mixwell.density.mixtures._normal import NormalMixture
 from mixwell.density.mixtures.em.gaussian import Gaussian, GaussianKernel, Level
 from mixwell.density.mixtures.em.loop import Params, Tally
@@ -104,7 +105,7 @@ class StudentTKernel(GaussianKernel):
         dofs_SK1 = self.params["dofs"][..., None].to(gauss_SKB)
         half = 0.5 * (dofs_SK1 + columns)
         normaliser = (torch.lgamma(half) - torch.lgamma(0.5 * dofs_SK1)
-                      + 0.5 * columns * (math.log(2 * math.pi) - torch.log(math.pi * dofs_SK1)))
+                      + 0.5 * columns * (LOG_2PI - torch.log(math.pi * dofs_SK1)))
         u_SKB = 2 * half / (dofs_SK1 + distance_SKB)
         log_u_SKB = u_SKB.log() + torch.digamma(half) - half.log()  # its mean, not the logarithm of the mean
         return ((state, u_SKB, log_u_SKB),
@@ -115,12 +116,11 @@ class StudentTKernel(GaussianKernel):
         kind, root, S_K = self.family.kind, self.params["cholesky"], self.params["weights"].shape
         D = len(self.family.frame.shift_D)
         if kind in ("full", "tied"):
-            log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            log_det = log_diagonal(root)
         else:
             log_det = root.log().sum(-1) if kind == "diag" else D * root.log()
         log_det = log_det[:, None].expand(S_K) if kind == "tied" else log_det
-        return (self.params["weights"].clamp(min=1e-300).log() + log_det - 0.5 * D * math.log(2 * math.pi)
-                + self.log_scale)
+        return log_positive(self.params["weights"]) + log_det - 0.5 * D * LOG_2PI + self.log_scale
 
     def tally(self, state: Any, resp_SKB: Tensor) -> TSums:  # type: ignore[override]
         one = torch.ones_like(resp_SKB)

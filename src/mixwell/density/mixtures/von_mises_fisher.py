@@ -32,6 +32,7 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import LOG_2PI
 from mixwell.density.mixtures._bessel import bessel_ratio, log_bessel_i
 from mixwell.density.mixtures._plain import PlainMixture
 from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
@@ -43,7 +44,7 @@ def log_normaliser(columns: int, kappa: Tensor) -> Tensor:
     """log C_D(kappa), also at kappa = 0 (one over the area of the sphere)."""
     order = columns / 2 - 1
     safe = kappa.clamp(min=1e-8)  # below it the density is flat in double precision
-    return order * safe.log() - 0.5 * columns * math.log(2 * math.pi) - log_bessel_i(order, safe)
+    return order * safe.log() - 0.5 * columns * LOG_2PI - log_bessel_i(order, safe)
 
 
 def concentration(columns: int, length: Tensor, largest: float) -> Tensor:

@@ -38,6 +38,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import log_diagonal, log_normal, whiten
+from mixwell.density._training import cosine, set_rate, update
 
 LEAST_LOG_WEIGHT = -20.0  # what the embedding sees of smaller weights
 
@@ -99,11 +101,10 @@ class Mixture(NamedTuple):
 
     def log_prob(self, theta_BSD: Tensor) -> Tensor:
         """Log densities (B, S)."""
-        gap_BKDS = (theta_BSD[:, None] - self.means_BKD[:, :, None]).mT
-        white_BKDS = torch.linalg.solve_triangular(self.cholesky_BKDD, gap_BKDS, upper=False)
-        log_scale_BK = self.cholesky_BKDD.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_BK = self.log_weights_BK - log_scale_BK - 0.5 * theta_BSD.shape[-1] * math.log(2 * math.pi)
-        return (log_BK[..., None] - 0.5 * white_BKDS.square().sum(-2)).logsumexp(1)
+        white_BKSD = whiten(theta_BSD[:, None] - self.means_BKD[:, :, None], self.cholesky_BKDD)
+        log_scale_BK1 = log_diagonal(self.cholesky_BKDD)[..., None]
+        log_BKS = log_normal(white_BKSD.square().sum(-1), log_scale_BK1, theta_BSD.shape[-1])
+        return (self.log_weights_BK[..., None] + log_BKS).logsumexp(1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws (B, count, D)."""
@@ -258,13 +259,9 @@ def train(model: DistributionTransformer, simulate: Callable[[int, torch.Generat
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     warm = max(1, steps // 10)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        set_rate(optimizer, lr * cosine(step, steps, warm))
         losses = model.losses(simulate(batch, generator))
-        optimizer.zero_grad()
-        (losses.posterior + model.config.prior_weight * losses.prior).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        update(optimizer, losses.posterior + model.config.prior_weight * losses.prior, clip=1.0)
         yield Losses(*(v.detach() for v in losses))
 
 

@@ -41,6 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import divergence, log_normal, outer
 
 VIRTUAL_POINTS, NEAR = 4, 0.5  # of the EM step: samples that a node stands for, KL below which components share
 FACTOR_NOISE, COVARIANCE_FLOOR, WEIGHT_MEAN = 0.05, 0.05, 0.1  # of kernels, in units of their radius where spatial
@@ -102,9 +103,9 @@ def densities(positions_BCND: Tensor, covariances_BCNDD: Tensor, x_BCMD: Tensor)
     b, x = positions_BCND - centre, x_BCMD - centre
     precision, log_det = invert(covariances_BCNDD)
     pull = (precision * b[..., None, :]).sum(-1)
-    height = -0.5 * ((pull * b).sum(-1) + log_det + b.shape[-1] * math.log(2 * math.pi))
+    height = log_normal((pull * b).sum(-1), 0.5 * log_det, b.shape[-1])
     quadratic = torch.cat([-0.5 * precision.flatten(-2), pull, height[..., None]], -1)
-    features = torch.cat([(x[..., None] * x[..., None, :]).flatten(-2), x, torch.ones_like(x[..., :1])], -1)
+    features = torch.cat([outer(x, x).flatten(-2), x, torch.ones_like(x[..., :1])], -1)
     return (features @ quadratic.mT).exp_()
 
 
@@ -221,20 +222,20 @@ def responsibilities(children: Mixture, chosen: Mixture) -> Tensor:
     """Shares (M, H, J, T) of each Gaussian for the chosen ones; KL near, or the nearest, and not empty."""
     (a, b, c), (a0, b0, c0) = children, chosen
     precision, log_det0 = invert(c0)
-    far = (precision[..., None, :, :, :] * _around(b, c, b0)).sum((-1, -2)) - b.shape[-1]
-    divergence = 0.5 * (far + log_det0[..., None, :] - invert(c)[1][..., None])
-    barred = torch.where(a0[..., None, :] > 0, divergence.detach(), torch.inf)
+    far = (precision[..., None, :, :, :] * _around(b, c, b0)).sum((-1, -2))
+    apart_by = divergence(far, log_det0[..., None, :] - invert(c)[1][..., None], b.shape[-1])
+    barred = torch.where(a0[..., None, :] > 0, apart_by.detach(), torch.inf)
     apart = (barred >= NEAR) & (barred > barred.amin(-1, keepdim=True))
     total = a.sum(-1, keepdim=True)
     share = a / torch.where(total > 0, total, 1.0)
     log_a0 = torch.where(a0 > 0, a0, 1.0).log()[..., None, :]
-    return (log_a0 - VIRTUAL_POINTS * share[..., None] * divergence).masked_fill(apart, -torch.inf).softmax(-1)
+    return (log_a0 - VIRTUAL_POINTS * share[..., None] * apart_by).masked_fill(apart, -torch.inf).softmax(-1)
 
 
 def _around(b: Tensor, c: Tensor, centre: Tensor) -> Tensor:
     """Second moments (M, H, J, T, D, D) of Gaussians (b, c) around centres (M, H, T, D)."""
     gap = b[..., :, None, :] - centre[..., None, :, :]
-    return c[..., :, None, :, :] + gap[..., None] * gap[..., None, :]
+    return c[..., :, None, :, :] + outer(gap, gap)
 
 
 def choose_nodes(weights_MHT: Tensor, count: int) -> Tensor:

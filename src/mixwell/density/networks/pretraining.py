@@ -38,10 +38,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
-
-Array = np.ndarray
+from mixwell.density.mixtures.gaussian import GaussianMixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +138,7 @@ class PretrainedPredictor(Configured, BaseEstimator, config=Config):
         if X_unlabelled is not None:
             rows = np.concatenate([X, validate_data(self, X_unlabelled, dtype=np.float64, reset=False)])
         if config.latent is None:
-            mixture = find("density.mixtures.gaussian").load()
-            self.latent_ = mixture(config.n_components, random_state=config.random_state).fit(rows)
+            self.latent_: Any = GaussianMixture(config.n_components, random_state=config.random_state).fit(rows)
         else:
             self.latent_ = clone(config.latent).fit(rows)
         if not hasattr(self.latent_, "predict_proba") and not hasattr(self.latent_, "transform"):

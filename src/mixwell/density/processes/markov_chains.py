@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +34,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from mixwell.core.method import method
+from mixwell.density._ascent import ascend, highest
+from mixwell.density._gaussian import Array, log_positive
 from mixwell.density._options import Configured
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,15 @@ class Walks:
     first_N: Array
     counts_NRS: Array
     halves: tuple[Array, Array]
+
+
+class Chains(NamedTuple):
+    """Responsibilities, and the chains that they were computed from; empty before the first step."""
+
+    resp_NK: Array
+    log_start_KS: Array = np.empty(0)
+    log_row_KRS: Array = np.empty(0)
+    weights_K: Array = np.empty(0)
 
 
 def count_walks(trajectories: Sequence[Any], actions: Sequence[Any] | None, states: int, n_actions: int) -> Walks:
@@ -126,9 +135,11 @@ class MarkovChainMixture(Configured, config=Config):
             raise ValueError(f"{len(walks.first_N)} trajectories for {config.n_components} components; give more")
         rng = check_random_state(config.random_state)
         tries = 1 if config.init == "spectral" else config.n_init
-        runs = [self._climb(walks, self._first(walks, config, rng), config) for _ in range(tries)]
-        log_start_KS, log_row_KRS, weights_K, self.lower_bounds_ = max(runs, key=lambda run: run[3][-1])
-        self._log = (log_start_KS, log_row_KRS)
+        starts = [self._first(walks, config, rng) for _ in range(tries)]
+        run = highest([ascend(lambda state: self._step(walks, state.resp_NK, config), Chains(resp_NK), tol=config.tol,
+                              max_iter=config.max_iter, ahead=True) for resp_NK in starts])
+        _, log_start_KS, log_row_KRS, weights_K = run.state
+        self.lower_bounds_, self._log = run.bounds, (log_start_KS, log_row_KRS)
         self.weights_, self.starts_ = weights_K, np.exp(log_start_KS)
         self.transitions_ = np.exp(log_row_KRS).reshape(-1, self._actions, self._states, self._states)
         return self
@@ -146,17 +157,13 @@ class MarkovChainMixture(Configured, config=Config):
             0.5 * (affinity_NN + affinity_NN.T)).labels_
         return np.eye(K)[labels]
 
-    def _climb(self, walks: Walks, resp_NK: Array, config: Config) -> tuple[Array, Array, Array, list[float]]:
-        bounds: list[float] = []
-        for _ in range(config.max_iter):
-            log_start_KS, log_row_KRS, weights_K = maximise(walks, resp_NK, self._states, config.smoothing)
-            log_NK = log_joint(walks, log_start_KS, log_row_KRS, weights_K)
-            prior = config.smoothing * float(log_start_KS.sum() + log_row_KRS.sum()) if config.smoothing else 0.0
-            bounds.append((float(logsumexp(log_NK, axis=1).sum()) + prior) / len(log_NK))
-            if len(bounds) > 1 and bounds[-1] - bounds[-2] < config.tol:
-                break
-            resp_NK = softmax(log_NK, axis=1)
-        return log_start_KS, log_row_KRS, weights_K, bounds
+    def _step(self, walks: Walks, resp_NK: Array, config: Config) -> tuple[Chains, float]:
+        """M step, then E step; the mean log-likelihood, prior included, between them."""
+        log_start_KS, log_row_KRS, weights_K = maximise(walks, resp_NK, self._states, config.smoothing)
+        log_NK = log_joint(walks, log_start_KS, log_row_KRS, weights_K)
+        prior = config.smoothing * float(log_start_KS.sum() + log_row_KRS.sum()) if config.smoothing else 0.0
+        bound = (float(logsumexp(log_NK, axis=1).sum()) + prior) / len(log_NK)
+        return Chains(softmax(log_NK, axis=1), log_start_KS, log_row_KRS, weights_K), bound
 
     def _joint(self, trajectories: Any, actions: Any) -> Array:
         check_is_fitted(self, "weights_")
@@ -200,7 +207,7 @@ def maximise(walks: Walks, resp_NK: Array, states: int, smoothing: float) -> tup
 def log_joint(walks: Walks, log_start_KS: Array, log_row_KRS: Array, weights_K: Array) -> Array:
     """Log weight plus log probability of every trajectory and component (N, K)."""
     flat_NV = walks.counts_NRS.reshape(len(walks.first_N), -1)
-    return (np.log(np.maximum(weights_K, 1e-300)) + log_start_KS[:, walks.first_N].T
+    return (log_positive(weights_K) + log_start_KS[:, walks.first_N].T
             + flat_NV @ log_row_KRS.reshape(len(weights_K), -1).T)
 
 

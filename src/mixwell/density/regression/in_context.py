@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.density._training import descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,18 +139,11 @@ class InContextRegression(nn.Module):
 def train(model: InContextRegression, tasks_MD: Tensor, sigma: float, *, steps: int, batch: int, lr: float,
           generator: torch.Generator) -> Iterator[float]:
     """Train on fresh prompts; yields the mean squared error of every step."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    warm = max(1, steps // 20)
-    for step in range(steps):
-        rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * rate
+    def loss() -> Tensor:
         x_BTD, y_BT = draw_prompts(batch, model.config.max_examples, tasks_MD, sigma, generator)
-        loss = F.mse_loss(model(x_BTD, y_BT), y_BT)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield float(loss.detach())
+        return F.mse_loss(model(x_BTD, y_BT), y_BT)
+
+    yield from descend(model, loss, steps=steps, lr=lr, warm=max(1, steps // 20))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from scipy.special import log_softmax, softmax
 from sklearn.utils.validation import check_is_fitted
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array
 from mixwell.density.regression._parts import (
-    Array,
     GatedRegressor,
     GaussianExperts,
     Params,

@@ -29,8 +29,8 @@ import torch
 from scipy.special import softmax
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array
 from mixwell.density.regression._parts import (
-    Array,
     GatedClassifier,
     MultinomialExperts,
     SoftmaxGates,

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array
 from mixwell.density.regression._parts import (
-    Array,
     Experts,
     GatedRegressor,
     GaussianExperts,

@@ -32,8 +32,7 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-
-Array = np.ndarray
+from mixwell.density._gaussian import Array
 
 
 @dataclass(frozen=True, kw_only=True)

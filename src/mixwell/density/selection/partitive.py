@@ -36,10 +36,10 @@ from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
+from mixwell.density.mixtures.gaussian import GaussianMixture
 
-Array = np.ndarray
 FLOOR = 1e-6  # least variance of a component, in mean variances of the columns
 
 
@@ -82,12 +82,11 @@ def part_means(x_ND: Array, labels_N: Array) -> Array:
 
 def confirm(x_ND: Array, labels_N: Array, floor: float, config: Config) -> tuple[Array, float]:
     """Responsibilities (N, K) and BIC of a mixture that starts from the parts, in their order; `floor`: a variance."""
-    mixture = find("density.mixtures.gaussian").load()
     share_K = np.bincount(labels_N) / len(labels_N)
     within = x_ND - part_means(x_ND, labels_N)[labels_N]
     precision = _precision(within.T @ within / len(x_ND) + floor * np.eye(x_ND.shape[1]), config.covariance_type)
-    model = mixture(len(share_K), covariance_type=config.covariance_type, reg_covar=floor, weights_init=share_K,
-                    means_init=part_means(x_ND, labels_N), precisions_init=np.stack([precision] * len(share_K)))
+    model = GaussianMixture(len(share_K), covariance_type=config.covariance_type, reg_covar=floor, weights_init=share_K,
+                            means_init=part_means(x_ND, labels_N), precisions_init=np.stack([precision] * len(share_K)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # agreement is judged, not the optimum
         model.fit(x_ND)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mixwell.density._gaussian import log_positive
 from mixwell.density.mixtures.em.kernels import PIECE_BYTES, product_nt
 from mixwell.density.mixtures.em.loop import Family, Params, Tally
 from mixwell.density.mixtures.em.rows import Piece
@@ -63,7 +64,7 @@ class ExponentialKernel:
         self.family = family
         if params is not None:
             self.natural_SKP, constant_SK = family.natural(params)
-            self.constant_SK1 = (constant_SK + params["weights"].clamp(min=1e-300).log())[..., None]
+            self.constant_SK1 = (constant_SK + log_positive(params["weights"]))[..., None]
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""

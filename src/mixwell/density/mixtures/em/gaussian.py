@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixwell.density._covariances import as_full, precision_cholesky
+from mixwell.density._gaussian import log_positive, outer, symmetric
 from mixwell.density.mixtures.em.kernels import WIDEST, Centred, Moments, Quadratic, feature_count, natural_parameters
 from mixwell.density.mixtures.em.loop import Family, Params, Tally
 from mixwell.density.mixtures.em.missing import Incomplete
@@ -128,8 +129,7 @@ class Gaussian(Family):
         return bool((size * rounding < TOLERATED[level.dtype]).all())
 
     def _natural(self, params: Params) -> Tensor:
-        log_weights = params["weights"].clamp(min=1e-300).log()
-        return natural_parameters(self.kind, log_weights, params["means"], params["cholesky"])
+        return natural_parameters(self.kind, log_positive(params["weights"]), params["means"], params["cholesky"])
 
     def kernel(self, params: Params | None, level: Level) -> GaussianKernel:
         return GaussianKernel(self, params, level)
@@ -154,13 +154,13 @@ class Gaussian(Family):
     def _covariances(self, n_SK: Tensor, offset: Tensor, moved: Tensor, second: Tensor, weight: Tensor) -> Tensor:
         """Second moments about the new means, which lie `moved` from the origin; the data's own lie `offset`."""
         if self.kind in ("full", "tied"):
-            cross = offset[..., :, None] * moved[..., None, :]
-            correction = moved[..., :, None] * moved[..., None, :] - cross - cross.mT
+            cross = outer(offset, moved)
+            correction = outer(moved, moved) - cross - cross.mT
             if self.kind == "full":
                 covariances = second / n_SK[..., None, None] + correction
             else:
                 covariances = (second + (n_SK[..., None, None] * correction).sum(1)) / n_SK.sum(-1)[:, None, None]
-            covariances = 0.5 * (covariances + covariances.mT)
+            covariances = symmetric(covariances)
             covariances.diagonal(dim1=-2, dim2=-1).add_(self.regularisation_D)
             return covariances
         correction = moved * (moved - 2 * offset)
@@ -189,7 +189,7 @@ class GaussianKernel:
             self.dense = Quadratic(kind, frame.shift_D, frame.scale_D, level.dtype, natural, root)
         else:
             self.dense = Centred(kind, frame.shift_D, frame.scale_D, level.dtype, self.log_scale
-                                 + params["weights"].clamp(min=1e-300).log(), params["means"], params["cholesky"])
+                                 + log_positive(params["weights"]), params["means"], params["cholesky"])
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""

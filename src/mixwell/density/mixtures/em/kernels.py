@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mixwell.density._gaussian import LOG_2PI, log_diagonal
 from mixwell.density.mixtures.em.workers import Scratch
 
 PIECE_BYTES = 5 << 19  # features of one piece: they must stay in the caches between the E and the M product
@@ -70,7 +71,7 @@ def natural_parameters(kind: str, log_weights_SK: Tensor, means_SKD: Tensor, cho
         root_SKDD = cholesky if kind == "full" else cholesky[:, None]
         white_SKD = (means_SKD[:, :, None] @ root_SKDD)[:, :, 0]
         linear_SKD = (root_SKDD @ white_SKD[..., None])[..., 0]
-        log_det = root_SKDD.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = log_diagonal(root_SKDD)
         precision_SKDD = root_SKDD @ root_SKDD.mT
     else:
         root_SKD = cholesky if kind == "diag" else cholesky[..., None].expand(S, K, D)
@@ -88,9 +89,6 @@ def natural_parameters(kind: str, log_weights_SK: Tensor, means_SKD: Tensor, cho
     quadratic = -precision_SKDD[:, :, upper[0], upper[1]] * doubled
     joined = torch.cat([constant_SK1, linear_SKD], -1)
     return torch.cat([joined, quadratic], -1)
-
-
-LOG_2PI = 1.8378770664093453
 
 
 class Quadratic:
@@ -166,7 +164,7 @@ class Centred:
         if kind in ("full", "tied"):
             full = cholesky if kind == "full" else cholesky[:, None].expand(S, K, D, D)
             self.root_CDD = full.reshape(S * K, D, D).to(dtype)
-            log_det = full.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            log_det = log_diagonal(full)
         else:
             spread = cholesky if kind == "diag" else cholesky[..., None].expand(S, K, D)
             self.root_CD1 = spread.reshape(S * K, D, 1).to(dtype)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mixwell.density._covariances import precision_cholesky, squeezed
-from mixwell.density.mixtures.em.kernels import LOG_2PI, Moments
+from mixwell.density._gaussian import LOG_2PI, log_diagonal, log_positive, outer
+from mixwell.density.mixtures.em.kernels import Moments
 
 
 class Incomplete:
@@ -28,7 +29,7 @@ class Incomplete:
         P, D = observed_PD.shape
         self.means_SKD, self.covariances_SKDD = means_SKD, covariances_SKDD
         self.seen_PD = observed_PD.to(z_BD.dtype)
-        both_PDD = self.seen_PD[:, :, None] * self.seen_PD[:, None]
+        both_PDD = outer(self.seen_PD, self.seen_PD)
         lost_PDD = torch.diag_embed(1 - self.seen_PD)
         root_PSKDD = precision_cholesky("full", covariances_SKDD * both_PDD[:, None, None] + lost_PDD[:, None, None])
         self.root_PSKDD, self.both_PDD = root_PSKDD, both_PDD
@@ -36,7 +37,7 @@ class Incomplete:
         self.diff_PSKRD = (z_PRD[:, None, None] - means_SKD[:, :, None]) * self.seen_PD[:, None, None, None]
         self.distance_SKB = _by_row((self.diff_PSKRD @ root_PSKDD).square().sum(-1))
         columns_P = self.seen_PD.sum(1)
-        peak_PSK = (weights_SK.clamp(min=1e-300).log() + root_PSKDD.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        peak_PSK = (log_positive(weights_SK) + log_diagonal(root_PSKDD)
                     + (self.seen_PD @ log_scale_D - 0.5 * LOG_2PI * columns_P)[:, None, None])
         self.peak_SKB = _by_row(peak_PSK[..., None].expand(self.diff_PSKRD.shape[:-1]))
         self.columns_B = columns_P.repeat_interleave(z_PRD.shape[1])
@@ -57,9 +58,9 @@ class Incomplete:
         second_SKDD = (lift_PSKDD @ second_PSKDD @ lift_PSKDD.mT + spread_PSK[..., None, None] * spread_PSKDD).sum(0)
         if about_zero:
             shift = self.means_SKD
-            cross = shift[..., :, None] * first_SKD[..., None, :]
+            cross = outer(shift, first_SKD)
             second_SKDD = (second_SKDD + cross + cross.mT
-                           + count_SK[..., None, None] * shift[..., :, None] * shift[..., None, :])
+                           + count_SK[..., None, None] * outer(shift, shift))
             first_SKD = first_SKD + count_SK[..., None] * shift
         return Moments(count_SK, first_SKD, squeezed(kind, second_SKDD))
 

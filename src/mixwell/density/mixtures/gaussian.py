@@ -28,12 +28,12 @@ from typing import Any
 import torch
 
 from mixwell.core.method import method
-from mixwell.density.mixtures._normal import NormalMixture
+from mixwell.density.mixtures._normal import NormalConfig, NormalMixture
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
 @method(title="Gaussian mixture", year=1977, tags={"estimator", "mixture", "density", "missing", "online"})
-class GaussianMixture(NormalMixture):
+class GaussianMixture(NormalMixture, config=NormalConfig):
     """Gaussian mixture with scikit-learn's interface: same parameters, defaults, attributes, warnings and errors.
 
     Parameters beyond scikit-learn's: `reg_covar` may be "scale" (1e-6 of each column's variance); `fixed` names what

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mixwell.density._gaussian import log_positive
-from mixwell.density.mixtures.em.kernels import PIECE_BYTES, product_nt
+from mixwell.density.mixtures.em.kernels import PIECE_BYTES
 from mixwell.density.mixtures.em.loop import Family, Params, Tally
 from mixwell.density.mixtures.em.rows import Piece
+from mixwell.kernels.linear import product_nt
 
 
 class Sums(NamedTuple):
@@ -29,8 +30,8 @@ class ExponentialFamily(Family):
 
     feature_count: int
 
-    def __init__(self, held: tuple[str, ...]) -> None:
-        self.held = held
+    def __init__(self, fixed: tuple[str, ...]) -> None:
+        self.fixed = fixed
 
     @abstractmethod
     def features(self, x_BD: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class ExponentialFamily(Family):
     def maximise(self, tally: Tally, params: Params | None, level: Any) -> Params:
         count_SK = tally.statistics.count_SK
         new = {"weights": count_SK / count_SK.sum(-1, keepdim=True), **self.update(tally.statistics, params)}
-        return new | {name: params[name] for name in self.held if params is not None}
+        return new | {name: params[name] for name in self.fixed if params is not None}
 
 
 class ExponentialKernel:

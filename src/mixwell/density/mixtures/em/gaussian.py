@@ -95,8 +95,8 @@ class Gaussian(Family):
     """EM for Gaussian components: a ladder of kernels, from two float32 products to centred float64 differences."""
 
     def __init__(self, kind: str, frame: Frame, regularisation_D: Tensor, dtype: torch.dtype,
-                 held: tuple[str, ...] = ()) -> None:
-        self.kind, self.frame, self.held = kind, frame, held
+                 fixed: tuple[str, ...] = ()) -> None:
+        self.kind, self.frame, self.fixed = kind, frame, fixed
         self.regularisation_D = regularisation_D * frame.scale_D**2
         self.wide = feature_count(kind, len(frame.shift_D)) > WIDEST
         quadratic = not self.wide
@@ -140,7 +140,7 @@ class Gaussian(Family):
         dead = count < 1e-30 * tally.weight
         n = torch.where(dead, 1.0, count)
         offset = first / n[..., None]
-        means = params["means"] if params is not None and "means" in self.held else origin + offset
+        means = params["means"] if params is not None and "means" in self.fixed else origin + offset
         covariances = self._covariances(n, offset, means - origin, second, tally.weight)
         if params is not None and bool(dead.any()):
             means = torch.where(dead[..., None], params["means"], means)
@@ -148,7 +148,7 @@ class Gaussian(Family):
                 mask = dead.view(*dead.shape, *[1] * (covariances.ndim - 2))
                 covariances = torch.where(mask, params["covariances"], covariances)
         new = {"weights": count / count.sum(-1, keepdim=True), "means": means, "covariances": covariances}
-        new |= {name: params[name] for name in self.held if params is not None}
+        new |= {name: params[name] for name in self.fixed if params is not None}
         return new | {"cholesky": precision_cholesky(self.kind, new["covariances"])}
 
     def _covariances(self, n_SK: Tensor, offset: Tensor, moved: Tensor, second: Tensor, weight: Tensor) -> Tensor:

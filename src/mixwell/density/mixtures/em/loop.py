@@ -1,7 +1,7 @@
 """Expectation-maximisation, once for every family: a local part over pieces, a sum, a global part.
 
 Parameters are dictionaries of float64 tensors with a leading axis over starts, so that several starts run as one
-batch. B rows of a piece, S starts, K components.
+batch. B rows of a piece, N rows in all, S starts, K components.
 """
 
 from __future__ import annotations
@@ -61,18 +61,21 @@ class Tally:
 
     def over(self, processes: Alone) -> Tally:
         """The sums over the rows of all processes."""
-        *statistics, log_likelihood_S, weight = processes.total([*self.statistics, self.log_likelihood_S, self.weight])
+        totals = processes.total([*self.statistics, self.log_likelihood_S, self.weight])
+        *statistics, log_likelihood_S, weight = totals
         return Tally(type(self.statistics)(*statistics), log_likelihood_S, weight)
 
     def __add__(self, other: Tally) -> Tally:
         kind = type(self.statistics)
-        return Tally(kind(*(a + b for a, b in zip(self.statistics, other.statistics))),
-                     self.log_likelihood_S + other.log_likelihood_S, self.weight + other.weight)
+        statistics = kind(*(a + b for a, b in zip(self.statistics, other.statistics)))
+        return Tally(statistics, self.log_likelihood_S + other.log_likelihood_S, self.weight + other.weight)
 
 
-def weigh(weights_N: Tensor | None, piece: Piece) -> Tensor | None:
-    """Weights of a piece's rows."""
-    return None if weights_N is None else weights_N[piece.index].to(piece.x_BD.device)
+def piece_weights(weights_N: Tensor | None, piece: Piece) -> Tensor | None:
+    """Weights (B,) of a piece's rows; None where all are one."""
+    if weights_N is None:
+        return None
+    return weights_N[piece.index].to(piece.x_BD.device)
 
 
 def expect(workers: Workers, kernel: Any, pieces: Iterator[Piece], weights_N: Tensor | None,
@@ -91,14 +94,14 @@ def _expect_piece(kernel: Any, piece: Piece, weights_N: Tensor | None, assign: A
         resp_SKB, log_density_SB = posterior(log_joint_SKB)
     else:
         state, resp_SKB = kernel.state(piece), assign(piece)
-        log_density_SB = resp_SKB.new_zeros(resp_SKB.shape[0], resp_SKB.shape[2])
-    weight_B = weigh(weights_N, piece)
+        log_density_SB = torch.zeros_like(resp_SKB[:, 0])
+    count = torch.tensor(float(len(piece.x_BD)), dtype=torch.float64, device=resp_SKB.device)
+    weight_B = piece_weights(weights_N, piece)
     if weight_B is not None:
         resp_SKB = resp_SKB * weight_B.to(resp_SKB.dtype)
         log_density_SB = log_density_SB * weight_B
-    count = float(len(piece.x_BD)) if weight_B is None else weight_B.double().sum()
-    return Tally(kernel.tally(state, resp_SKB), log_density_SB.double().sum(1),
-                 torch.as_tensor(count, dtype=torch.float64, device=resp_SKB.device))
+        count = weight_B.double().sum()
+    return Tally(kernel.tally(state, resp_SKB), log_density_SB.double().sum(1), count)
 
 
 def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, params: Params | None,
@@ -110,16 +113,17 @@ def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
     """
     for level in family.levels(params):
         kernel = family.kernel(params, level)
-        tally = expect(workers, kernel, rows.pieces(kernel.rows(batch)), weights_N, assign).over(rows.processes)
+        pieces = rows.pieces(kernel.rows(batch))
+        tally = expect(workers, kernel, pieces, weights_N, assign).over(rows.processes)
         new = family.maximise(tally, params, level)
+        bound_S = tally.log_likelihood_S / tally.weight
         if family.trusts(new, level):
-            break
+            return new, bound_S
         if assign is not None:
             params = new  # their means are an accurate origin for the careful way
-    else:
-        if assign is None:  # a start may still be given better values
-            family.refuse(new)
-    return new, tally.log_likelihood_S / tally.weight
+    if assign is None:  # a start may still be given better values
+        family.refuse(new)
+    return new, bound_S
 
 
 @dataclass
@@ -135,6 +139,14 @@ class Run:
         """The last lower bound."""
         return self.lower_bounds[-1] if self.lower_bounds else -torch.inf
 
+    def record(self, params: Params, bound: float, tol: float, previous: float = -torch.inf) -> float:
+        """Note a step and whether it converged; returns its gain, over `previous` where it is the first."""
+        before = self.lower_bound if self.lower_bounds else previous
+        gain = bound - before
+        self.params, self.converged = params, abs(gain) < tol
+        self.lower_bounds.append(bound)
+        return gain
+
 
 def select(params: Params, index: Any) -> Params:
     """Some starts of a batch."""
@@ -142,38 +154,28 @@ def select(params: Params, index: Any) -> Params:
 
 
 def climb(one_step: Callable[[Params], tuple[Params, Tensor]], params: Params, *, tol: float, max_iter: int,
-          previous: float = -torch.inf, told: Callable[[int, float, list[Run]], None] | None = None) -> list[Run]:
+          previous: float = -torch.inf, report: Callable[[int, float], None] | None = None) -> list[Run]:
     """EM from a batch of starts until each start gains less than `tol` a step; starts that are done leave the batch.
 
-    told: called after every iteration with its number, the gain of the first active start, and the runs so far.
+    report: called after every iteration with its number and the gain of the last active start.
     """
-    starts = next(iter(params.values())).shape[0]
-    runs = [Run(select(params, i)) for i in range(starts)]
-    active = list(range(starts))
+    starts = len(next(iter(params.values())))
+    runs = [Run(select(params, start)) for start in range(starts)]
+    active = runs
     for iteration in range(1, max_iter + 1):
         params, bounds_S = one_step(params)
-        stay = []
-        for place, (start, bound) in enumerate(zip(active, bounds_S.tolist())):
-            run = runs[start]
-            gain = bound - (run.lower_bounds[-1] if run.lower_bounds else previous)
-            run.lower_bounds.append(bound)
-            run.params = select(params, place)
-            run.converged = abs(gain) < tol
-            if not run.converged:
-                stay.append(place)
-        if told is not None:
-            told(iteration, gain, runs)
-        if len(stay) < len(active):
-            active, params = [active[i] for i in stay], select(params, stay)
-        if not active:
+        for place, (run, bound) in enumerate(zip(active, bounds_S.tolist())):
+            gain = run.record(select(params, place), bound, tol, previous)
+        if report is not None:
+            report(iteration, gain)
+        going = [place for place, run in enumerate(active) if not run.converged]
+        if not going:
             break
+        if len(going) < len(active):
+            active, params = [active[place] for place in going], select(params, going)
     return runs
 
 
 def best(runs: list[Run]) -> Run:
     """The first run with the highest bound."""
-    top = runs[0]
-    for run in runs[1:]:
-        if run.lower_bound > top.lower_bound:
-            top = run
-    return top
+    return max(runs, key=lambda run: run.lower_bound)

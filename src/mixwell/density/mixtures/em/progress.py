@@ -7,8 +7,8 @@ from time import perf_counter
 from mixwell.density.mixtures.em.loop import Run
 
 
-class Teller:
-    """Progress messages, worded as scikit-learn's."""
+class Progress:
+    """Progress messages, worded as scikit-learn's: none at `verbose` 0, with times and gains above 1."""
 
     def __init__(self, verbose: int, interval: int, number: int) -> None:
         self.verbose, self.interval = int(verbose), interval
@@ -16,16 +16,20 @@ class Teller:
         if self.verbose:
             print(f"Initialization {number}")
 
-    def iteration(self, number: int, gain: float, runs: list[Run]) -> None:
-        if self.verbose and number % self.interval == 0:
-            now = perf_counter()
-            more = f"\t time lapse {now - self.last:.5f}s\t ll change {gain:.5f}" if self.verbose > 1 else ""
-            self.last = now
-            print(f"  Iteration {number}{more}")
+    def iteration(self, number: int, gain: float) -> None:
+        """After every iteration; one in `interval` is shown."""
+        if not self.verbose or number % self.interval:
+            return
+        now = perf_counter()
+        lapse, self.last = now - self.last, now
+        details = f"\t time lapse {lapse:.5f}s\t ll change {gain:.5f}" if self.verbose > 1 else ""
+        print(f"  Iteration {number}{details}")
 
     def end(self, run: Run) -> None:
-        if self.verbose == 1:
-            print(f"Initialization {'converged' if run.converged else 'did not converge'}.")
-        elif self.verbose > 1:
-            print(f"Initialization {'converged' if run.converged else 'did not converge'}. "
-                  f"time lapse {perf_counter() - self.began:.5f}s\t lower bound {run.lower_bound:.5f}.")
+        """After the last iteration."""
+        if not self.verbose:
+            return
+        outcome = "converged" if run.converged else "did not converge"
+        lapse = perf_counter() - self.began
+        details = f" time lapse {lapse:.5f}s\t lower bound {run.lower_bound:.5f}." if self.verbose > 1 else ""
+        print(f"Initialization {outcome}.{details}")

@@ -9,7 +9,6 @@ import torch
 from scipy import stats
 from scipy.integrate import quad
 from scipy.special import digamma, gammaln, softmax
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density.latent.deconvolution import (
     NODES_Q,
@@ -331,9 +330,3 @@ def test_example_runs():
     found = given["estimator"].fit(given["X"])
     assert found.local_factors_.shape == (40, 2, 3) and np.isfinite(found.elbo_).all()
     assert list(found.get_feature_names_out()) == ["deconvolutionmodel0", "deconvolutionmodel1"]
-
-
-@pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks([DeconvolutionModel(n_factors=2, max_iter=1)])
-def test_scikit_learn_asks(estimator, check):
-    check(estimator)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2, multivariate_normal
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.core.errors import MixwellError
 from mixwell.density.mixtures.incremental import (
@@ -18,12 +17,6 @@ from mixwell.density.mixtures.incremental import (
 RNG = np.random.default_rng(0)
 X = np.concatenate([RNG.normal(size=(60, 3)) @ RNG.normal(size=(3, 3)), RNG.normal(size=(60, 3)) + 7])
 X = X[RNG.permutation(120)]
-
-
-@parametrize_with_checks([IncrementalGaussianMixture()])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 @pytest.mark.parametrize("residual", ["old", "new"])

@@ -5,7 +5,6 @@ import pytest
 import scipy.special as sp
 import scipy.stats as st
 import torch
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import VonMisesFisherMixture
 from mixwell.density.mixtures._bessel import bessel_ratio, log_bessel_i
@@ -13,12 +12,6 @@ from mixwell.density.mixtures.von_mises_fisher import concentration, draw_direct
 from tests.density.mixtures._tools import continued, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@parametrize_with_checks([VonMisesFisherMixture()])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 def directions():

@@ -11,7 +11,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import GaussianMixture, PretrainedPredictor
 from mixwell.density.networks.pretraining import component_means, component_votes, example, posterior
@@ -155,16 +154,3 @@ def test_example():
     given = example(torch.Generator().manual_seed(0))
     model = given["estimator"].fit(given["X"], given["y"])
     assert model.score(given["X"], np.arange(100) % 2) == 1 and model.n_labelled_ == 20
-
-
-def expected_failures(estimator):
-    """The check of class names takes -1 for a class."""
-    return {"check_classifiers_classes": "-1 marks rows without a label"} if estimator.task == "classification" else {}
-
-
-@parametrize_with_checks([PretrainedPredictor(n_components=3, random_state=0),
-                          PretrainedPredictor(task="regression", latent=PCA())],
-                         expected_failed_checks=expected_failures)
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_asks(estimator, check):
-    check(estimator)

@@ -112,7 +112,7 @@ class Nets(nn.Module):
     title="Probabilistic integral circuit",
     paper="Probabilistic Integral Circuits",
     year=2024,
-    tags={"circuit", "trained", "missing"},
+    tags={"module", "density", "float32", "categories"},
 )
 class IntegralCircuit(nn.Module):
     """Continuous latent tree over features, one node each; `parent` says where every feature hangs (-1: the root)."""
@@ -160,5 +160,5 @@ def train(model: IntegralCircuit, x_NF: Tensor, *, steps: int, batch: int, lr: f
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A chain of three binary features and eight rows."""
-    model = IntegralCircuit((-1, 0, 1), Config(points=4, units=4), generator)
-    return {"model": model, "x_NF": torch.randint(0, 2, (8, 3), generator=generator).float()}
+    module = IntegralCircuit((-1, 0, 1), Config(points=4, units=4), generator)
+    return {"module": module, "x_NF": torch.randint(0, 2, (8, 3), generator=generator).float()}

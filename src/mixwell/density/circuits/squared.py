@@ -99,7 +99,7 @@ def spline_integrals(count: int, low: float, high: float) -> tuple[Tensor, Tenso
     title="Squared subtractive circuit",
     paper="Subtractive Mixture Models via Squaring: Representation and Learning",
     year=2024,
-    tags={"circuit", "trained", "missing"},
+    tags={"module", "density", "float32"},
 )
 class SquaredCircuit(nn.Module):
     """Density over `dim` columns; see the module's card. `kind` and `leaf` say which."""
@@ -275,5 +275,5 @@ def train(model: SquaredCircuit, x_ND: Tensor, *, steps: int, lr: float, generat
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Four components in two columns and eight rows."""
-    model = SquaredCircuit(2, Config(n_components=4), generator)
-    return {"model": model, "x_ND": torch.randn(8, 2, generator=generator)}
+    module = SquaredCircuit(2, Config(n_components=4), generator)
+    return {"module": module, "x_ND": torch.randn(8, 2, generator=generator)}

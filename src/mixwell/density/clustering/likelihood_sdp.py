@@ -119,7 +119,7 @@ def pair_covariances(u_KNR: Array, x_ND: Array) -> Array:
     title="Likelihood-adjusted semidefinite clustering",
     paper="Likelihood Adjusted Semidefinite Programs for Clustering Heterogeneous Data",
     year=2023,
-    tags={"clustering"},
+    tags={"estimator", "sklearn"},
 )
 class LikelihoodSDP(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Clusters of different shapes by low-rank semidefinite programs; see the module's card.

@@ -114,7 +114,7 @@ def prototype_loss(z_ND: Tensor, prototypes_KD: Tensor, labels_N: Tensor, temper
     title="Semi-supervised split-and-merge mixture",
     paper="Learning Semi-supervised Gaussian Mixture Models for Generalized Category Discovery",
     year=2023,
-    tags={"clustering", "semi-supervised", "selection"},
+    tags={"estimator", "density", "responsibilities", "relabel", "sklearn"},
 )
 class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Mixture that knows some labels and finds the other classes; see the module's card.
@@ -259,4 +259,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     y = torch.full((90,), -1)
     y[:10] = 0
     x = centres + torch.randn(90, 2, generator=generator, dtype=torch.float64)
-    return {"estimator": SemiSupervisedMixture(n_components=2, random_state=0), "X": x.numpy(), "y": y.numpy()}
+    estimator = SemiSupervisedMixture(n_components=2, rounds=5, random_state=0)
+    return {"estimator": estimator, "X": x.numpy(), "y": y.numpy()}

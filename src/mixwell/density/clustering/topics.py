@@ -102,7 +102,7 @@ def beta_kl(parameters: Array, prior: tuple[float, float]) -> float:
     title="Multi-grain clustering topic model",
     paper="Integrating Document Clustering and Topic Modeling",
     year=2013,
-    tags={"clustering", "counts", "topics"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class ClusterTopics(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Clusters and topics of word counts, together; see the module's card. `lower_bounds_` are the winner's."""

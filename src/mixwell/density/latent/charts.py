@@ -197,7 +197,7 @@ class Flow(nn.Module):
     title="Mixture of VAEs as charts",
     paper="Manifold Learning by Mixture Models of VAEs for Inverse Problems",
     year=2024,
-    tags={"manifold", "trained"},
+    tags={"module"},
 )
 class ChartMixture(nn.Module):
     """K charts of a manifold in R^dim; see the module's card."""

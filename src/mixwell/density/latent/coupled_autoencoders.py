@@ -237,7 +237,7 @@ class Arms(nn.Module):
     title="Coupled mixture autoencoders",
     paper="Mixture Representation Learning with Coupled Autoencoders",
     year=2020,
-    tags={"mixture", "clustering", "selection", "trained"},
+    tags={"estimator", "responsibilities", "sklearn"},
 )
 class CoupledAutoencoders(Configured, config=Config):
     """Categories and states of rows by arms that agree; see the module's card and `Config`.

@@ -322,7 +322,7 @@ def start(X: Array, particles_N: Array, config: Config) -> tuple[Rows, Factors]:
 
 
 @method(title="Nonparametric deconvolution model", paper="Nonparametric Deconvolution Models", year=2020,
-        tags={"admixture", "hierarchical", "nonparametric", "votes"})
+        tags={"estimator", "em", "sklearn"})
 class DeconvolutionModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Configured, BaseEstimator, config=Config):
     """Factors of averaged rows, and every row's own version of them; see the module's card.
 

@@ -165,7 +165,7 @@ def draw(log_q: Tensor, path: str, temperature: float, generator: torch.Generato
     paper="Dynamic Gaussian Mixture based Deep Generative Model For Robust Forecasting on Sparse Multivariate Time "
           "Series",
     year=2021,
-    tags={"sequences", "missing", "trained"},
+    tags={"module"},
 )
 class DynamicMixture(nn.Module):
     """Series of `dim` columns, standardised, with missing values; see the module's card.

@@ -92,7 +92,7 @@ def spread(x_BND: Tensor, share_BKN: Tensor, mean_BKD: Tensor, floor: float) -> 
     title="Slot mixture module",
     paper="Object-Centric Learning with Slot Mixture Module",
     year=2024,
-    tags={"slots", "trained"},
+    tags={"module"},
 )
 class SlotMixture(nn.Module):
     """Sets of features to slots; see the module's card."""

@@ -78,7 +78,7 @@ class Config(MixtureConfig):
 
 
 @method(title="Categorical mixture", year=1968,
-        tags={"estimator", "mixture", "density", "missing", "online", "categories"})
+        tags={"estimator", "mixture", "missing", "online", "categories"})
 class CategoricalMixture(PlainMixture, config=Config):
     """Latent classes over categorical columns; options in `Config`, others as `GaussianMixture`'s."""
 

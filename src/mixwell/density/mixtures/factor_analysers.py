@@ -89,7 +89,7 @@ class Config(MixtureConfig):
     reg_covar: float | str = 1e-6  # added to variances; "scale": 1e-6 of each column's
 
 
-@method(title="Mixture of factor analysers", year=1997, tags={"estimator", "mixture", "density", "missing", "online"})
+@method(title="Mixture of factor analysers", year=1997, tags={"estimator", "mixture", "missing", "online"})
 class MixtureOfFactorAnalysers(NormalMixture, config=Config):
     """Gaussian mixture with low-rank-plus-diagonal covariances; options in `Config`, others as `GaussianMixture`'s.
 

@@ -32,7 +32,7 @@ from mixwell.density.mixtures._normal import NormalConfig, NormalMixture
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
-@method(title="Gaussian mixture", year=1977, tags={"estimator", "mixture", "density", "missing", "online"})
+@method(title="Gaussian mixture", year=1977, tags={"estimator", "mixture", "missing", "online"})
 class GaussianMixture(NormalMixture, config=NormalConfig):
     """Gaussian mixture with scikit-learn's interface: same parameters, defaults, attributes, warnings and errors.
 

@@ -66,7 +66,7 @@ class Config:
                 raise ValueError(f"{component!r} has no log_prob (or score_samples) or no fit; a component needs both.")
 
 
-@method(title="Mixture of any components", year=1977, tags={"estimator", "mixture", "density"})
+@method(title="Mixture of any components", year=1977, tags={"estimator", "mixture"})
 class Mixture(DensityMixin, Configured, BaseEstimator, config=Config):
     """Mixture of given components, which may be of different kinds.
 

@@ -100,7 +100,7 @@ def _check_positive(value_K: Array) -> None:
     title="Incremental Gaussian mixture",
     paper=("A Fast Incremental Gaussian Mixture Model", "Scalable and Incremental Learning of Gaussian Mixture Models"),
     year=2015,
-    tags={"mixture", "online"},
+    tags={"estimator", "density", "responsibilities", "relabel", "sklearn"},
 )
 class IncrementalGaussianMixture(DensityMixin, Configured, config=Config):
     """Gaussian mixture of a stream with scikit-learn's conventions; see the module's card and `Config`."""

@@ -58,7 +58,7 @@ class Poisson(ExponentialFamily):
         return {"rates": share(totals, seen, otherwise).clamp(min=SMALLEST_RATE)}
 
 
-@method(title="Poisson mixture", year=2005, tags={"estimator", "mixture", "density", "missing", "online", "counts"})
+@method(title="Poisson mixture", year=2005, tags={"estimator", "mixture", "missing", "online", "counts"})
 class PoissonMixture(PlainMixture, config=MixtureConfig):
     """Mixture of independent Poisson counts; NaN marks a missing count. Parameters as `GaussianMixture`'s."""
 

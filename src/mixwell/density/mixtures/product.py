@@ -176,7 +176,7 @@ class Config:
 
 
 @method(title="Mixture over columns of different kinds", year=1999,
-        tags={"estimator", "mixture", "density", "missing", "online"})
+        tags={"estimator", "mixture", "missing", "online", "mixed"})
 class ProductMixture(MixtureEstimator, config=Config):
     """Mixture over blocks of columns, which may be numbers, counts and categories at once.
 

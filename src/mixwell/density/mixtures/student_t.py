@@ -157,7 +157,7 @@ class Config(NormalConfig):
     min_dof: float = 0.1  # smallest degrees of freedom
 
 
-@method(title="Student-t mixture", year=2000, tags={"estimator", "mixture", "density", "missing", "online", "robust"})
+@method(title="Student-t mixture", year=2000, tags={"estimator", "mixture", "missing", "online"})
 class StudentTMixture(NormalMixture, config=Config):
     """Mixture of t distributions. `fixed` also knows "dofs"; options in `Config`, others as `GaussianMixture`'s."""
 

@@ -111,7 +111,7 @@ class Config(MixtureConfig):
 
 
 @method(title="Von Mises-Fisher mixture", paper="Accurate Computation of the Logarithm of Modified Bessel Functions on "
-        "GPUs", year=2005, tags={"estimator", "mixture", "density", "online", "directions"})
+        "GPUs", year=2005, tags={"estimator", "mixture", "online", "directions"})
 class VonMisesFisherMixture(PlainMixture, config=Config):
     """Mixture of directions; options in `Config`, others as `GaussianMixture`'s."""
 

@@ -197,7 +197,7 @@ class Block(nn.Module):
     title="Distribution transformer",
     paper="Distribution Transformers: Fast Approximate Bayesian Inference With On-The-Fly Prior Adaptation",
     year=2025,
-    tags={"amortised", "posterior", "transformer", "trained"},
+    tags={"module", "float32"},
 )
 class DistributionTransformer(nn.Module):
     """Prior mixtures over `dim` columns and data of `data_dim` columns to posterior mixtures; see the card."""

@@ -320,7 +320,7 @@ class Convolution(nn.Module):
     title="Gaussian mixture convolution network",
     paper="Gaussian Mixture Convolution Networks",
     year=2022,
-    tags={"mixture", "trained"},
+    tags={"module", "float32"},
 )
 class MixtureConvolutionNet(nn.Module):
     """Mixtures (B, C, N) to class logits (B, classes); see the module's card."""

@@ -112,7 +112,7 @@ def _has_probabilities(estimator: Any) -> bool:
     title="Unsupervised pretraining",
     paper="On the Provable Advantage of Unsupervised Pretraining",
     year=2023,
-    tags={"estimator", "semi-supervised"},
+    tags={"estimator", "responsibilities", "sklearn"},
 )
 class PretrainedPredictor(Configured, BaseEstimator, config=Config):
     """Classifier or regressor on a latent posterior learnt without labels; see the module's card and `Config`.

@@ -91,7 +91,7 @@ def expected_log_normal(y: Tensor, mean: Tensor, spread: Tensor, covariance: Ten
     title="Cluster-specific multi-task Gaussian processes",
     paper="Cluster-Specific Predictions with Multi-Task Gaussian Processes",
     year=2023,
-    tags={"process", "clustering", "curves"},
+    tags={"estimator", "em"},
 )
 class ClusterProcesses(Configured, BaseEstimator, config=Config):
     """Mixture of multi-task Gaussian processes, fitted by variational EM; see the module's card.
@@ -275,4 +275,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     times = [torch.rand(6, generator=generator, dtype=torch.float64).numpy() * 4 for _ in range(8)]
     noise = torch.randn(8, 6, generator=generator, dtype=torch.float64).numpy()
     values = [(-1) ** i * np.sin(t) + 0.1 * e for i, (t, e) in enumerate(zip(times, noise))]
-    return {"estimator": ClusterProcesses(n_clusters=2, max_iter=3, random_state=0), "times": times, "values": values}
+    estimator = ClusterProcesses(n_clusters=2, max_iter=3, kernel_steps=3, random_state=0)
+    return {"estimator": estimator, "times": times, "values": values}

@@ -254,7 +254,7 @@ class Filtered:
     title="Particle filter with mixture-of-experts proposals",
     paper="Adaptive sequential Monte Carlo by means of mixture of experts",
     year=2014,
-    tags={"filter", "gated"},
+    tags={"value"},
 )
 def particle_filter(model: StateSpace, observations: Sequence[Tensor] | Tensor, generator: torch.Generator,
                     config: Config | None = None) -> Filtered:

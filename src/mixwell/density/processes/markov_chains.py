@@ -118,7 +118,7 @@ def pairwise_distances(halves: tuple[Array, Array], rank: int, min_visits: int) 
     title="Mixture of Markov chains",
     paper="Learning Mixtures of Markov Chains and MDPs",
     year=2023,
-    tags={"mixture", "sequences"},
+    tags={"estimator", "em", "responsibilities"},
 )
 class MarkovChainMixture(Configured, config=Config):
     """Mixture of Markov chains, or of decision processes where actions are given; see the card and `Config`."""

@@ -127,7 +127,7 @@ def inverse_gamma_log_pdf(s: Array, shape: float, rate: float) -> Array:
     title="Scale mixture of network Gaussian processes",
     paper="Scale Mixtures of Neural Network Gaussian Processes",
     year=2022,
-    tags={"process", "regression"},
+    tags={"estimator", "sklearn"},
 )
 class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
     """Regression with a scale mixture of Gaussian processes; see the module's card.

@@ -120,7 +120,7 @@ def reduce(x_SP: Array, weight_SL: Array, coef_LP: Array, variance_L: Array, sta
     title="Distributed mixture of experts",
     paper="Distributed Learning of Mixtures of Experts",
     year=2023,
-    tags={"regression", "softmax-gate", "distributed"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class DistributedMixtureOfExperts(GatedRegressor, config=Config):
     """Softmax-gated linear experts from fits of shards; see the module's card and `Config`."""

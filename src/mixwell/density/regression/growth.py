@@ -142,7 +142,7 @@ def climb_knot(waves: Waves, mean_NL: Array, resp_N: Array, one: Params) -> floa
     paper="Extending Mixture of Experts Model to Investigate Heterogeneity of Trajectories: When, Where and How to Add "
           "Which Covariates",
     year=2021,
-    tags={"regression", "softmax-gate", "multilevel"},
+    tags={"estimator", "em", "responsibilities"},
 )
 class GrowthMixtureOfExperts(Configured, config=Config):
     """Latent classes of trajectories; see the module's card and `Config`.
@@ -316,5 +316,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     curve_NJ = (1 + 2 * fast_N1) * times_J.clamp(max=3)
     level_N1 = torch.randn(40, 1, generator=generator, dtype=torch.float64)
     noise_NJ = 0.2 * torch.randn(40, 6, generator=generator, dtype=torch.float64)
-    return {"estimator": GrowthMixtureOfExperts(random_state=0), "Y": (level_N1 + curve_NJ + noise_NJ).numpy(),
-            "times": times_J.numpy()}
+    estimator = GrowthMixtureOfExperts(max_iter=8, random_state=0)
+    return {"estimator": estimator, "Y": (level_N1 + curve_NJ + noise_NJ).numpy(), "times": times_J.numpy()}

@@ -102,7 +102,7 @@ class Block(nn.Module):
     title="In-context mixture of regressions",
     paper="Transformers can optimally learn regression mixture models",
     year=2023,
-    tags={"in-context", "transformer"},
+    tags={"module", "float32"},
 )
 class InContextRegression(nn.Module):
     """Transformer that predicts every y of a prompt from its x and the pairs before it; see the module's card."""
@@ -148,5 +148,6 @@ def train(model: InContextRegression, tasks_MD: Tensor, sigma: float, *, steps: 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two prompts of three pairs."""
-    return {"config": Config(dim=2, max_examples=3, width=8, heads=2, layers=1),
+    config = Config(dim=2, max_examples=3, width=8, heads=2, layers=1)
+    return {"module": InContextRegression(config, generator),
             "x_BTD": torch.randn(2, 3, 2, generator=generator), "y_BT": torch.randn(2, 3, generator=generator)}

@@ -153,7 +153,7 @@ class LassoExperts(GaussianExperts):
     title="Lasso mixture of experts",
     paper="Non-asymptotic oracle inequalities for the Lasso in high-dimensional mixture of experts",
     year=2020,
-    tags={"regression", "softmax-gate", "sparse"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class LassoMixtureOfExperts(GatedRegressor, config=Config):
     """Softmax-gated mixture of sparse linear regressions; see the module's card and `Config`."""

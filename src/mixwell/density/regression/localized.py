@@ -106,7 +106,7 @@ def residual_blocks(covariances_KQQ: Array, threshold: float) -> Blocks:
     paper="A non-asymptotic approach for model selection via penalization in high-dimensional mixture of experts "
           "models",
     year=2021,
-    tags={"regression", "gaussian-gate", "selection"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
     """Gaussian-gated mixture of polynomial regressions; see the module's card and `Config`.

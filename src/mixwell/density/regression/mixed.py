@@ -149,7 +149,7 @@ def designs(z_ND: Array, grid: Grid, config: Config) -> tuple[Array, Array]:
     title="Mixed mixture of experts",
     paper="Mixture of experts models for multilevel data: modelling framework and approximation theory",
     year=2022,
-    tags={"regression", "softmax-gate", "multilevel"},
+    tags={"estimator", "em"},
 )
 class MixedMixtureOfExperts(Configured, config=Config):
     """Softmax-gated linear experts with random effects of groups; see the module's card and `Config`."""

@@ -146,7 +146,7 @@ def em_step(x_N: Array, unseen: float | None, weights_K: Array, means_K: Array,
     title="Censored Gaussian mixture",
     paper="Learning Mixtures of Gaussians with Censored Data",
     year=2023,
-    tags={"mixture", "censored"},
+    tags={"estimator", "em", "density", "relabel"},
 )
 class CensoredGaussianMixture(Configured, config=Config):
     """One-dimensional Gaussian mixture seen inside known intervals; see the module's card and `Config`."""

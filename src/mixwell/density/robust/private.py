@@ -229,7 +229,7 @@ def mask(one: Parameters, noise: float, rng: np.random.RandomState) -> tuple[Arr
     title="Private Gaussian mixture",
     paper="Polynomial Time and Private Learning of Unbounded Gaussian Mixture Models",
     year=2023,
-    tags={"mixture", "private"},
+    tags={"estimator", "sklearn"},
 )
 class PrivateGaussianMixture(Configured, config=Config):
     """Gaussian mixture under (epsilon, delta)-differential privacy, with no bound on its parameters; see `Config`.

@@ -53,7 +53,7 @@ class Config:
     random_state: Any = None  # of the folds
 
 
-@method(title="Choice of the number of components", year=1978, tags={"estimator", "density", "selection"})
+@method(title="Choice of the number of components", year=1978, tags={"estimator", "sklearn"})
 class ComponentSearch(Configured, BaseEstimator, config=Config):
     """Fits `estimator` with every number of components and keeps the best as `best_estimator_`.
 

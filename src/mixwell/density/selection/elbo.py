@@ -204,7 +204,7 @@ def mixture_elbo(model: BayesianGaussianMixture, rows: int) -> float:
     title="ELBO selection",
     paper="Consistency of ELBO maximization for model selection",
     year=2019,
-    tags={"estimator", "density", "selection"},
+    tags={"estimator", "density", "sklearn"},
 )
 class ElboSelection(DensityMixin, Configured, BaseEstimator, config=Config):
     """Fits every model of a list by variational Bayes and keeps the one of largest ELBO + log prior; see `Config`.

@@ -126,7 +126,7 @@ def cut(x_ND: Array, floor: float, config: Config) -> tuple[Array, float] | None
     title="Partitive partitioning",
     paper="Probabilistic Partitive Partitioning (PPP)",
     year=2020,
-    tags={"clustering", "selection"},
+    tags={"estimator", "sklearn"},
 )
 class PartitivePartitioning(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Clustering without a number of clusters and without draws; see the module's card and `Config`.
@@ -176,4 +176,4 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Three groups in the plane."""
     centres_ND = torch.tensor([[-6.0, 0.0], [0.0, 4.0], [6.0, -1.0]], dtype=torch.float64).repeat_interleave(40, 0)
     x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)
-    return {"estimator": PartitivePartitioning(), "X": x_ND.numpy()}
+    return {"estimator": PartitivePartitioning(max_parts=3), "X": x_ND.numpy()}

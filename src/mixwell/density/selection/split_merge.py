@@ -51,7 +51,7 @@ class Config:
 
 
 @method(title="Split and merge", year=2000, paper="SMEM Algorithm for Mixture Models",
-        tags={"estimator", "density", "selection"})
+        tags={"estimator", "density", "responsibilities", "sklearn"})
 class SplitMergeMixture(DensityMixin, Configured, BaseEstimator, config=Config):
     """Full-covariance Gaussian mixture whose components split and merge.
 

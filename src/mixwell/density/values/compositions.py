@@ -114,7 +114,7 @@ def residuals(x_ND: Tensor, precision_DD: Tensor) -> Tensor:
     title="Partial correlations of compositions",
     paper="Partial Correlations in Compositional Data Analysis",
     year=2020,
-    tags={"composition", "correlation"},
+    tags={"value", "differentiable", "float32"},
 )
 def partial_correlations(x: Tensor, config: Config | None = None) -> PartialCorrelations:
     """Of compositions x (N, D), D at least 3 and N above D; rows may have any sum. Sums are in float64."""

@@ -38,7 +38,7 @@ class Config:
     """A value has no option: its parameters are its fields."""
 
 
-@method(title="Gaussian mixture as a value", year=2003, tags={"density", "value"})
+@method(title="Gaussian mixture as a value", year=2003, tags={"value", "density", "differentiable", "relabel"})
 @dataclass(frozen=True, eq=False)
 class GaussianMixtureDensity:
     """A normalised Gaussian mixture. weights_K sum to one; covariances_KDD are symmetric positive definite."""

@@ -125,7 +125,7 @@ def mean_shift(z_BM: Tensor, near_NM: Tensor, weights_N: Tensor, config: Config,
     title="Projected mode of a kernel density",
     paper="Dimensionality Reduction for General KDE Mode Finding",
     year=2023,
-    tags={"mode"},
+    tags={"value"},
 )
 def kde_mode(centres: Tensor, config: Config, generator: torch.Generator, *, weights: Tensor | None = None) -> Mode:
     """A mode of the kernel density of `centres` (N, D), weighted by `weights` (N,), which are made to sum to one."""

@@ -46,7 +46,8 @@ class Config:
 
 
 @method(title="Wasserstein distance between mixtures", year=2020,
-        paper="A Wasserstein-type distance in the space of Gaussian Mixture Models", tags={"density", "distance"})
+        paper="A Wasserstein-type distance in the space of Gaussian Mixture Models",
+        tags={"value", "relabel", "differentiable"})
 def mixture_wasserstein(p: GaussianMixtureDensity, q: GaussianMixtureDensity,
                         config: Config | None = None) -> tuple[Tensor, Tensor]:
     """MW2 distance (scalar, in the data's units) and the optimal coupling of components (K, L).

@@ -42,7 +42,7 @@ class Config:
             raise ValueError(f"max_iter={self.max_iter}, tol={self.tol}, merge={self.merge}; all must be positive.")
 
 
-@method(title="Modes of a Gaussian mixture", year=2000, tags={"density", "value"})
+@method(title="Modes of a Gaussian mixture", year=2000, tags={"value", "relabel"})
 def find_modes(mixture: GaussianMixtureDensity, config: Config | None = None,
                starts_ND: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Modes (M, D) and log densities (M,) of a `GaussianMixtureDensity`, highest first.

@@ -41,7 +41,7 @@ class Config:
             raise ValueError(f"n_components={self.n_components}, refine={self.refine}; expected at least 1 and 0.")
 
 
-@method(title="Mixture reduction", year=2007, tags={"density", "value"})
+@method(title="Mixture reduction", year=2007, tags={"value", "relabel", "differentiable"})
 def reduce_mixture(mixture: GaussianMixtureDensity, config: Config) -> GaussianMixtureDensity:
     """A mixture of at most `config.n_components` with the same mean and covariance."""
     there = mixture.weights_K > 0

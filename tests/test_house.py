@@ -52,7 +52,32 @@ def test_imports_go_down_and_never_sideways(path):
 METHODS = [pytest.param(e, id=e.name) for e in registry.entries()]
 
 
-@pytest.mark.parametrize("entry", METHODS)
+# Families of density from the lowest: a method may name methods of its own family and of lower ones.
+DENSITY = {"values": 0, "mixtures": 1, "selection": 2} | dict.fromkeys(
+    ("regression", "clustering", "latent", "processes", "circuits", "robust", "networks"), 3)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "density").glob("*/**/*.py")), ids=lambda p: "/".join(p.parts[-2:]))
+def test_families_of_density_name_lower_families_openly(path):
+    own = path.relative_to(ROOT / "density").parts[0]
+    methods = {f"mixwell.{e.name}" for e in registry.family("density")}
+    for name in imports(path):
+        if not name.startswith("mixwell.density.") or (family := name.split(".")[2]) not in DENSITY or family == own:
+            continue
+        assert DENSITY[family] < DENSITY[own], f"{own} imports {name} of a family that is no lower"
+        assert name.rpartition(".")[0] in methods, f"{name} is private to {family}"
+
+
+def test_methods_of_density_name_each_other_in_no_circle():
+    methods = {f"mixwell.{e.name}": e.path for e in registry.family("density")}
+    named = {own: {name.rpartition(".")[0] for name in imports(path)} & set(methods) for own, path in methods.items()}
+    while named:
+        free = {own for own, others in named.items() if not others & set(named)}
+        assert free, f"a circle among {', '.join(sorted(named))}"
+        named = {own: others for own, others in named.items() if own not in free}
+
+
+@pytest.mark.parametrize("entry", [p for p in METHODS if p.values[0].room != "density"])
 def test_a_method_imports_no_other_method(entry):
     others = {f"mixwell.{e.name}" for e in registry.entries() if e.room == entry.room} - {f"mixwell.{entry.name}"}
     for name in imports(entry.path):

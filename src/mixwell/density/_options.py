@@ -18,7 +18,8 @@ except ImportError as error:
 class Configured(BaseEstimator):
     """An estimator with scikit-learn's `get_params` and `set_params` over a config's fields.
 
-    `class X(Configured, config=Config)` makes the constructor; `fit` builds the config, which checks the ranges.
+    `class X(Configured, config=Config)` makes the constructor, in which fields that are not keyword-only may come by
+    place; `fit` builds the config, which checks the ranges.
     """
 
     _config_class: type
@@ -35,9 +36,10 @@ class Configured(BaseEstimator):
 
 def _constructor(config: type) -> Callable[..., None]:
     fields = dataclasses.fields(config)
-    parameters = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields]
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    signature = inspect.Signature([own, *parameters])
+    placed = [_parameter(f) for f in fields if not f.kw_only]
+    named = [_parameter(f) for f in fields if f.kw_only]
+    signature = inspect.Signature([own, *placed, *named])
 
     def __init__(self: Any, *args: Any, **values: Any) -> None:
         bound = signature.bind(self, *args, **values)
@@ -47,3 +49,8 @@ def _constructor(config: type) -> Callable[..., None]:
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     return __init__
+
+
+def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY if field.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter(field.name, kind, default=field.default)

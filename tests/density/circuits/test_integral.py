@@ -9,7 +9,6 @@ from mixwell.density.circuits.integral import (
     Config,
     IntegralCircuit,
     compile_circuit,
-    example,
     quadrature,
     train,
 )
@@ -161,8 +160,3 @@ def test_refuses():
     for wrong in ({"rule": "simpson"}, {"leaf": "poisson"}, {"points": 1}, {"units": 3}, {"low": 2.0}):
         with pytest.raises(ValueError, match="expected"):
             Config(**wrong)
-
-
-def test_example_runs():
-    made = example(draws())
-    assert made["model"](made["x_NF"]).shape == (8,)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.circuits.squared import Config, SquaredCircuit, example, spline_basis, spline_integrals, train
+from mixwell.density.circuits.squared import Config, SquaredCircuit, spline_basis, spline_integrals, train
 
 LEAVES, KINDS, STRUCTURES = ("gaussian", "categorical", "spline"), ("subtractive", "squared", "additive"), \
     ("mixture", "tree")
@@ -202,7 +202,3 @@ def test_refuses():
     with pytest.raises(ValueError, match="dim is 0"):
         made(0)
 
-
-def test_example_runs():
-    made_up = example(torch.Generator().manual_seed(0))
-    assert made_up["model"](made_up["x_ND"]).shape == (8,)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density.latent.coupled_autoencoders import (
     Arms,
@@ -329,9 +328,3 @@ def test_refuses_rows():
 def test_example_runs():
     given = example(draws())
     assert given["estimator"].fit(given["X"]).states(given["X"]).shape == (2, 40, 2)
-
-
-@pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks([CoupledAutoencoders(n_components=2, hidden_dim=2, steps=1, random_state=0)])
-def test_scikit_learn_asks(estimator, check):
-    check(estimator)

@@ -4,18 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import CategoricalMixture
 from tests.density.mixtures._tools import continued, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@parametrize_with_checks([CategoricalMixture(unknown="missing")])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])

@@ -3,19 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import GaussianMixture, MixtureOfFactorAnalysers
 from mixwell.density.mixtures.factor_analysers import principal_factors
 from tests.density.mixtures._tools import continued, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@parametrize_with_checks([MixtureOfFactorAnalysers(max_iter=5)])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 def factor_data(n=600, d=6, q=2, seed=0):

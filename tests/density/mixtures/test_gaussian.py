@@ -9,7 +9,6 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.core.errors import MixwellError
 from mixwell.density import GaussianMixture, StudentTMixture, VonMisesFisherMixture
@@ -21,19 +20,6 @@ except ImportError:
 
 KINDS = ("full", "tied", "diag", "spherical")
 FITTED = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_")
-
-
-def known_failures(estimator):
-    if estimator.n_components == 1:
-        return {}
-    return {"check_sample_weight_equivalence_on_dense_data": "the draws of k-means++ differ for repeated rows"}
-
-
-@parametrize_with_checks([GaussianMixture(max_iter=5), GaussianMixture(2, covariance_type="diag", random_state=0)],
-                         expected_failed_checks=known_failures)
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 def groups(n=300, d=3, k=3, seed=0, dtype=np.float64):

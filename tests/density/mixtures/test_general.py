@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import KernelDensity
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import GaussianMixture, Mixture
 from tests.density.mixtures._tools import softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@parametrize_with_checks([Mixture([GaussianMixture(1)])])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 class Exponential:

@@ -3,19 +3,12 @@
 import numpy as np
 import pytest
 import scipy.stats as st
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import PoissonMixture
 from mixwell.density.mixtures.poisson import SMALLEST_RATE
 from tests.density.mixtures._tools import continued, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@parametrize_with_checks([PoissonMixture()])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 def counts():

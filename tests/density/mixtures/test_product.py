@@ -6,7 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import CategoricalMixture, GaussianMixture, PoissonMixture
 from mixwell.density.mixtures.product import Block, ProductMixture
@@ -107,12 +106,6 @@ def test_samples_have_the_components_moments():
         assert own[:, 2].mean() == pytest.approx(model.blocks_[1].estimator.rates_[k, 0], rel=0.1)
         shares = np.bincount(own[:, 3].astype(int), minlength=3) / len(own)
         np.testing.assert_allclose(shares, model.blocks_[2].estimator.probabilities_[0][k], atol=0.05)
-
-
-@parametrize_with_checks([ProductMixture(max_iter=5)])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

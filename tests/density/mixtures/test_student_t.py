@@ -5,7 +5,6 @@ import pytest
 import scipy.special as sp
 import scipy.stats as st
 import torch
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import GaussianMixture, StudentTMixture
 from mixwell.density.mixtures.student_t import solve_dof
@@ -13,12 +12,6 @@ from tests.density.mixtures._tools import continued, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 KINDS = ("full", "tied", "diag", "spherical")
-
-
-@parametrize_with_checks([StudentTMixture(max_iter=5)])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 def t_data():

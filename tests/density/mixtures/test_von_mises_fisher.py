@@ -5,20 +5,13 @@ import pytest
 import scipy.special as sp
 import scipy.stats as st
 import torch
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import VonMisesFisherMixture
-from mixwell.density._bessel import bessel_ratio, log_bessel_i
+from mixwell.density.mixtures._bessel import bessel_ratio, log_bessel_i
 from mixwell.density.mixtures.von_mises_fisher import concentration, draw_directions, log_area, log_normaliser
 from tests.density.mixtures._tools import continued, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@parametrize_with_checks([VonMisesFisherMixture()])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 def directions():

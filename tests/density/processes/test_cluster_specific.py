@@ -4,7 +4,13 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
-from mixwell.density.processes.cluster_specific import JITTER, ClusterProcesses, ascend, example, expected_log_normal
+from mixwell.density.processes.cluster_specific import (
+    JITTER,
+    ClusterProcesses,
+    climb,
+    example,
+    expected_log_normal,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -106,7 +112,7 @@ def test_expected_log_normal_has_the_gradient_of_its_definition():
     torch.testing.assert_close(fast, slow)
     for one, two in zip(torch.autograd.grad(fast, root, retain_graph=True), torch.autograd.grad(slow, root)):
         torch.testing.assert_close(one, two)
-    assert ascend(lambda v: -(v**2).sum(), np.array([1.0, 2.0]), 20) == pytest.approx([0, 0], abs=1e-4)
+    assert climb(lambda v: -(v**2).sum(), np.array([1.0, 2.0]), 20) == pytest.approx([0, 0], abs=1e-4)
 
 
 def test_refuses():

@@ -7,7 +7,6 @@ from scipy.integrate import quad
 from scipy.stats import burr12, invgamma, kstest, multivariate_normal, multivariate_t
 from scipy.stats import t as student_t
 from sklearn.base import clone
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density.processes.scale_mixture import (
     Config,
@@ -131,11 +130,6 @@ def test_priors_are_densities(prior):
     total, _ = quad(lambda s: np.exp(log_prior(np.array(s), Config(prior=prior, alpha=1.5, beta=2.5))), 0, np.inf)
     assert total == pytest.approx(1, abs=1e-6)
     assert inverse_gamma_log_pdf(np.array(0.7), 2.0, 3.0) == pytest.approx(invgamma(2, scale=3).logpdf(0.7))
-
-
-@parametrize_with_checks([ScaleMixtureProcess()])
-def test_scikit_learn_asks(estimator, check):
-    check(estimator)
 
 
 def test_refuses():

@@ -6,10 +6,10 @@ from scipy.optimize import approx_fprime
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
+from mixwell.density._ascent import ascend
 from mixwell.density.regression._fits import (
     _softmax_derivatives,
     least_squares,
-    normal_log_prob,
     poisson_fit,
     raise_eigenvalues,
     softmax_fit,
@@ -22,7 +22,6 @@ from mixwell.density.regression._parts import (
     PoissonExperts,
     Problem,
     SoftmaxGates,
-    ascend,
     keep_dead,
     with_intercept,
 )
@@ -89,13 +88,6 @@ def test_raised_eigenvalues_are_the_likeliest_that_are_allowed():
     assert all(cost(np.diag(found)) <= cost([2.0 + a, 0.1 + b]) for a in (-0.1, 0, 0.1) for b in (0, 0.05, 0.2))
 
 
-def test_normal_log_prob_is_the_textbook_density():
-    from scipy.stats import multivariate_normal
-
-    covariance, rest = np.array([[2.0, 0.3], [0.3, 1.0]]), RNG.normal(size=(5, 2))
-    np.testing.assert_allclose(normal_log_prob(rest, covariance), multivariate_normal.logpdf(rest, cov=covariance))
-
-
 EXPERTS = {
     "gaussian": (GaussianExperts(1e-6), RNG.normal(size=(80, 2))),
     "blocks": (GaussianExperts(1e-6, ((0,), (1,))), RNG.normal(size=(80, 2))),
@@ -111,7 +103,7 @@ def test_em_climbs_with_every_gate_and_expert(gates, kind):
     design = X if isinstance(gates, SoftmaxGates) else X[:, 1:]
     problem = Problem(gates, experts, design, X, y)
     resp = RNG.dirichlet(np.ones(3), 80)
-    run = ascend(problem.step, problem.maximise(resp, None), 0.0, 12)
+    run = ascend(problem.step, problem.maximise(resp, None), tol=0.0, max_iter=12)
     assert np.all(np.diff(run.bounds) >= -1e-10) and run.bounds[-1] > run.bounds[0] + 1e-3
 
 

@@ -9,7 +9,6 @@ from mixwell.density.regression.in_context import (
     Config,
     InContextRegression,
     draw_prompts,
-    example,
     exponential_weights,
     ridge_predictions,
     train,
@@ -104,8 +103,3 @@ def test_refuses(generator):
         Config(heads=3)
     with pytest.raises(ValueError, match="layers is 0"):
         Config(layers=0)
-
-
-def test_example_runs(generator):
-    made = example(generator)
-    assert InContextRegression(made["config"], generator)(made["x_BTD"], made["y_BT"]).shape == (2, 3)

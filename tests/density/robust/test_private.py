@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.integrate import quad
 from sklearn.base import BaseEstimator
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.registry import find
@@ -382,9 +381,3 @@ def test_example_runs():
     assert model.released_
     np.testing.assert_allclose(np.sort(model.means_[:, 0]) - 1e6, [0, 20], atol=1.0)
     np.testing.assert_allclose(model.weights_, 0.5, atol=0.15)
-
-
-@pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks([PrivateGaussianMixture(estimator=Moments(), n_components=1, epsilon=math.inf, n_blocks=5)])
-def test_scikit_learn_asks(estimator, check):
-    check(estimator)

@@ -6,17 +6,10 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture as Reference
 from sklearn.model_selection import KFold
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import CategoricalMixture, ComponentSearch, GaussianMixture
 from mixwell.density.selection.components import example
 from tests.density.selection._tools import three_groups
-
-
-@parametrize_with_checks([ComponentSearch(GaussianMixture(max_iter=5), (1, 2))])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_asks(estimator, check):
-    check(estimator)
 
 
 def test_one_number_is_a_range_of_one():

@@ -12,7 +12,6 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
-from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.distributions import Gamma, MultivariateNormal, kl_divergence
 
 from mixwell.density import ElboSelection
@@ -263,9 +262,3 @@ def test_refusals():
 def test_example():
     given = example(torch.Generator().manual_seed(0))
     assert given["estimator"].fit(given["X"]).n_components_ == 2
-
-
-@parametrize_with_checks([ElboSelection(tol=1e-4)])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_asks(estimator, check):
-    check(estimator)

@@ -6,7 +6,6 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import PartitivePartitioning
 from mixwell.density.selection.partitive import Config, confirm, cut, example, halved, part_means
@@ -136,9 +135,3 @@ def test_refusals():
 def test_example():
     given = example(torch.Generator().manual_seed(0))
     assert given["estimator"].set_params(max_parts=2).fit(given["X"]).n_clusters_ == 3
-
-
-@parametrize_with_checks([PartitivePartitioning(max_parts=3, min_rows=45)])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_asks(estimator, check):
-    check(estimator)

@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats as st
 import torch
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixwell.density import GaussianMixture, SplitMergeMixture
 from mixwell.density.selection.split_merge import example, merge, merge_order, split, split_order
 from tests.density.selection._tools import three_groups
-
-
-@parametrize_with_checks([SplitMergeMixture(max_moves=2)])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_estimator_checks(estimator, check):
-    check(estimator)
 
 
 def test_candidates_come_in_the_order_of_the_loops():

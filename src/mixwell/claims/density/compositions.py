@@ -63,7 +63,7 @@ def claim(bench: Bench) -> Evidence:
     """Area under the curve for edges."""
     from sklearn.metrics import roc_auc_score
 
-    method = find("density.compositions").load()
+    method = find("density.values.compositions").load()
     above = np.triu_indices(PARTS, 1)
     found: dict[str, list[float]] = {}
     for seed in bench.seeds:

@@ -20,7 +20,7 @@ from scipy.stats import invwishart
 
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
-from mixwell.density.deconvolution import DeconvolutionModel
+from mixwell.density.latent.deconvolution import DeconvolutionModel
 
 NOTE = ("Ahead with two seeds of three, and with 160 iterations instead of 40 too: shifts of 0.05 cost the admixture "
         "little, as pooled noise stands in for them, and four free covariances cost about as much. Local "

@@ -31,7 +31,7 @@ SIZES = {"width": 32, "heads": 4, "layers": 2, "hidden_dim": 128, "embed_dim": 6
 
 def problems(count: int, draws: torch.Generator) -> Any:
     """Random priors, one theta of each, and up to five noisy looks at it."""
-    module = find("density.distribution_transformer").module()
+    module = find("density.networks.distribution_transformer").module()
     raw_BK = -torch.rand(count, COMPONENTS, generator=draws).clamp(min=1e-6).log()
     means_BKD = 2 * torch.randn(count, COMPONENTS, 1, generator=draws)
     scales_BKDD = 0.2 * 7.5 ** torch.rand(count, COMPONENTS, 1, 1, generator=draws)
@@ -97,7 +97,8 @@ def seconds(model: Any, given: Any, count: int) -> float:
 
 def tried(given: Any, exact: Any, seed: int, output: str) -> dict[str, float]:
     """Train one network and measure it."""
-    module, draws, began = find("density.distribution_transformer").module(), generator(seed, output), perf_counter()
+    module = find("density.networks.distribution_transformer").module()
+    draws, began = generator(seed, output), perf_counter()
     model = module.DistributionTransformer(1, 1, module.Config(**SIZES, output=output), draws)
     deque(module.train(model, problems, steps=STEPS, batch=BATCH, lr=LR, generator=draws), maxlen=0)
     trained = perf_counter() - began

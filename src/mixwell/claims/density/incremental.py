@@ -15,7 +15,7 @@ SIZES, ROWS, ROUNDS = (64, 128, 256, 512), 4, 3
 
 def seconds(form: str, columns: int, rng: np.random.Generator) -> float:
     """The least time of a row over rounds."""
-    model = find("density.incremental").load()(form=form, beta=0.0, spread=np.ones(columns))
+    model = find("density.mixtures.incremental").load()(form=form, beta=0.0, spread=np.ones(columns))
     model.fit(rng.normal(size=(2, columns)))
     times = []
     for _ in range(ROUNDS):

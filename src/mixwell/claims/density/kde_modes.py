@@ -17,7 +17,7 @@ POINTS, DIMS, ENOUGH = 300, 500, 0.9
 
 def claim(bench: Any) -> Evidence:
     """Density at the lifted mode over that of mean shift in all dimensions, against nine tenths, two kernels."""
-    module = find("density.kde_modes").module()
+    module = find("density.values.kde_modes").module()
     few = math.ceil(4 * math.log(POINTS))
     kept, speed = [], []
     for seed in bench.seeds:

@@ -42,7 +42,8 @@ def claim(bench: Any) -> Evidence:
         for _ in range(REPEATS):
             path, label = simulate(rng)
             for init in scores:
-                model = find("density.markov_chains").load()(n_components=CHAINS, init=init, random_state=seed)
+                mixture = find("density.processes.markov_chains").load()
+                model = mixture(n_components=CHAINS, init=init, random_state=seed)
                 model.fit(path)
                 scores[init] += accuracy(model.predict(path), label) / REPEATS
         spectral.append(scores["spectral"])

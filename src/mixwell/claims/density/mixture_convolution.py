@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
-from mixwell.density.mixture_convolution import Config, Mixture, MixtureConvolutionNet
+from mixwell.density.networks.mixture_convolution import Config, Mixture, MixtureConvolutionNet
 
 SIDE, COMPONENTS, TRAIN, EPOCHS, BATCH = 8, 16, 800, 8, 16
 PIXEL_VARIANCE = 1 / 12  # of a square of side 1

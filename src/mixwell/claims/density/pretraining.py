@@ -51,7 +51,7 @@ def excesses(problem: Problem, seed: int) -> dict[str, float]:
     """Excess error of every predictor."""
     from sklearn.linear_model import LogisticRegression
 
-    predictor, mixture = find("density.pretraining").load(), find("density.mixtures.gaussian").load()
+    predictor, mixture = find("density.networks.pretraining").load(), find("density.mixtures.gaussian").load()
     few, labels = problem.draw(LABELS)
     while len(set(labels)) < 2:
         few, labels = problem.draw(LABELS)

@@ -30,16 +30,17 @@ class Counted(SplitMergeMixture):
 
     steps = 0
 
-    def _improve(self, gaussian: Any, model: Any, X: np.ndarray) -> tuple[str, Any] | None:
-        outer = self
+    def _start(self, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> GaussianMixture:
+        trial, outer = super()._start(weights, means, covariances), self
+        fit = trial.fit
 
-        class Trial(gaussian):
-            def fit(self, *arguments: Any, **options: Any) -> Any:
-                super().fit(*arguments, **options)
-                outer.steps += self.n_iter_ + 1
-                return self
+        def counted(*arguments: Any, **options: Any) -> GaussianMixture:
+            fit(*arguments, **options)
+            outer.steps += trial.n_iter_ + 1
+            return trial
 
-        return super()._improve(Trial, model, X)
+        trial.fit = counted  # type: ignore[method-assign]
+        return trial
 
 
 def draw(rng: np.random.Generator) -> np.ndarray:

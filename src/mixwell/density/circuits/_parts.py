@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mixwell.density._gaussian import log_normal
+
 
 def children_first(parent: Sequence[int]) -> list[int]:
     """Nodes in an order in which every node follows its children; `parent` is -1 at the one root."""
@@ -101,7 +103,7 @@ class TreeCircuit:
         else:
             assert self.mean_FK is not None and self.log_scale_FK is not None
             z_NFK = (x_NF.nan_to_num(0)[..., None] - self.mean_FK) * (-self.log_scale_FK).exp()
-            log_NFK = -0.5 * z_NFK**2 - self.log_scale_FK - 0.5 * math.log(2 * math.pi)
+            log_NFK = log_normal(z_NFK**2, self.log_scale_FK)
         empty_NDK = log_NFK.new_zeros(len(x_NF), len(self.parent), log_NFK.shape[-1])
         return empty_NDK.index_add(1, self.node_F, torch.where(seen_NF1, log_NFK, 0.0))
 

@@ -108,7 +108,7 @@ def completed_log_prob(circuit: TreeCircuit, x_NF: Tensor, z_ND: Tensor) -> Tens
     title="Latent variable distillation",
     paper="Understanding the Distillation Process from Deep Generative Models to Tractable Probabilistic Circuits",
     year=2023,
-    tags={"circuit", "fitted", "distillation"},
+    tags={"value"},
 )
 def distil(x_NF: Tensor, node_F: Tensor, features_NDP: Tensor, generator: torch.Generator,
            config: Config | None = None) -> Distilled:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.density._training import descend
 from mixwell.density.circuits._parts import TreeCircuit, children_first
 
 RULES = ("trapezoid", "midpoint", "legendre")
@@ -111,7 +112,7 @@ class Nets(nn.Module):
     title="Probabilistic integral circuit",
     paper="Probabilistic Integral Circuits",
     year=2024,
-    tags={"circuit", "trained", "missing"},
+    tags={"module", "density", "float32", "categories"},
 )
 class IntegralCircuit(nn.Module):
     """Continuous latent tree over features, one node each; `parent` says where every feature hangs (-1: the root)."""
@@ -150,17 +151,14 @@ class IntegralCircuit(nn.Module):
 def train(model: IntegralCircuit, x_NF: Tensor, *, steps: int, batch: int, lr: float,
           generator: torch.Generator) -> Iterator[float]:
     """Maximum likelihood by Adam on batches of rows; yields each step's mean loss in nats."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    for _ in range(steps):
+    def loss() -> Tensor:
         rows = x_NF[torch.randint(len(x_NF), (batch,), generator=generator)]
-        loss = -model(rows).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield float(loss.detach())
+        return -model(rows).mean()
+
+    yield from descend(model, loss, steps=steps, lr=lr)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A chain of three binary features and eight rows."""
-    model = IntegralCircuit((-1, 0, 1), Config(points=4, units=4), generator)
-    return {"model": model, "x_NF": torch.randint(0, 2, (8, 3), generator=generator).float()}
+    module = IntegralCircuit((-1, 0, 1), Config(points=4, units=4), generator)
+    return {"module": module, "x_NF": torch.randint(0, 2, (8, 3), generator=generator).float()}

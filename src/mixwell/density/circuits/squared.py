@@ -21,7 +21,6 @@ plain additive circuits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import log_normal
+from mixwell.density._training import descend
 
 Signed = tuple[Tensor, Tensor]  # log of the absolute value, and the sign
 
@@ -98,7 +99,7 @@ def spline_integrals(count: int, low: float, high: float) -> tuple[Tensor, Tenso
     title="Squared subtractive circuit",
     paper="Subtractive Mixture Models via Squaring: Representation and Learning",
     year=2024,
-    tags={"circuit", "trained", "missing"},
+    tags={"module", "density", "float32"},
 )
 class SquaredCircuit(nn.Module):
     """Density over `dim` columns; see the module's card. `kind` and `leaf` say which."""
@@ -149,7 +150,7 @@ class SquaredCircuit(nn.Module):
         config = self.config
         if config.leaf == "gaussian":
             z_NDK = (x_ND[..., None] - self.mean_DK) * (-self.log_scale_DK).exp()
-            log = -0.5 * z_NDK**2 - self.log_scale_DK - 0.5 * math.log(2 * math.pi)
+            log = log_normal(z_NDK**2, self.log_scale_DK)
             return log, torch.ones_like(log)
         table_DKV = self._weight(self.table_DKV)
         if config.leaf == "categorical":
@@ -167,7 +168,7 @@ class SquaredCircuit(nn.Module):
             variance_DK = (2 * self.log_scale_DK).exp()
             total_DKK = variance_DK[:, :, None] + variance_DK[:, None, :]
             gap_DKK = self.mean_DK[:, :, None] - self.mean_DK[:, None, :]
-            return (-0.5 * gap_DKK**2 / total_DKK).exp() / (2 * math.pi * total_DKK).sqrt()
+            return log_normal(gap_DKK**2 / total_DKK, 0.5 * total_DKK.log()).exp()
         table_DKV = self._weight(self.table_DKV)
         if self.config.leaf == "categorical":
             return table_DKV.sum(-1) if additive else table_DKV @ table_DKV.mT
@@ -265,17 +266,14 @@ class SquaredCircuit(nn.Module):
 def train(model: SquaredCircuit, x_ND: Tensor, *, steps: int, lr: float, generator: torch.Generator,
           batch: int | None = None) -> Iterator[float]:
     """Maximum likelihood by Adam on batches of rows (all of them by default); yields each step's mean loss in nats."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    for _ in range(steps):
+    def loss() -> Tensor:
         rows = x_ND if batch is None else x_ND[torch.randint(len(x_ND), (batch,), generator=generator)]
-        loss = -model(rows).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield float(loss.detach())
+        return -model(rows).mean()
+
+    yield from descend(model, loss, steps=steps, lr=lr)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Four components in two columns and eight rows."""
-    model = SquaredCircuit(2, Config(n_components=4), generator)
-    return {"model": model, "x_ND": torch.randn(8, 2, generator=generator)}
+    module = SquaredCircuit(2, Config(n_components=4), generator)
+    return {"module": module, "x_ND": torch.randn(8, 2, generator=generator)}

@@ -34,9 +34,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array, log_diagonal, whiten
 from mixwell.density._options import Configured
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +119,7 @@ def pair_covariances(u_KNR: Array, x_ND: Array) -> Array:
     title="Likelihood-adjusted semidefinite clustering",
     paper="Likelihood Adjusted Semidefinite Programs for Clustering Heterogeneous Data",
     year=2023,
-    tags={"clustering"},
+    tags={"estimator", "sklearn"},
 )
 class LikelihoodSDP(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Clusters of different shapes by low-rank semidefinite programs; see the module's card.
@@ -147,8 +146,8 @@ class LikelihoodSDP(ClusterMixin, Configured, BaseEstimator, config=Config):
         for _ in range(config.max_iter):
             cov_KDD = pair_covariances(u_KNR, x_ND) + floor * np.eye(x_ND.shape[1])
             root_KDD = np.linalg.cholesky(cov_KDD)
-            white_KND = np.stack([np.linalg.solve(root, x_ND.T).T for root in root_KDD])
-            log_det_K = 2 * np.log(np.diagonal(root_KDD, axis1=1, axis2=2)).sum(1)
+            white_KND = np.stack([whiten(x_ND, root) for root in root_KDD])
+            log_det_K = 2 * log_diagonal(root_KDD)
             jitter = 0.3 / np.sqrt(N / K) * rng.uniform(size=u_KNR.shape)  # zeros of a factor would stay zero
             u_KNR = solve(white_KND, log_det_K, 1.0, u_KNR + jitter, config)
             self.objectives_.append(objective(u_KNR, white_KND, log_det_K)[0])

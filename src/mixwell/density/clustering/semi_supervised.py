@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import gammaln, logsumexp, multigammaln
+from scipy.special import gammaln, logsumexp, multigammaln, softmax
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
@@ -37,9 +37,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array, log_positive, log_prob
 from mixwell.density._options import Configured
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ def prototype_loss(z_ND: Tensor, prototypes_KD: Tensor, labels_N: Tensor, temper
     title="Semi-supervised split-and-merge mixture",
     paper="Learning Semi-supervised Gaussian Mixture Models for Generalized Category Discovery",
     year=2023,
-    tags={"clustering", "semi-supervised", "selection"},
+    tags={"estimator", "density", "responsibilities", "relabel", "sklearn"},
 )
 class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Mixture that knows some labels and finds the other classes; see the module's card.
@@ -174,17 +173,12 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
             self.means_ = np.array([p.mean_D for p in posts])
             self.covariances_ = np.array([p.psi_DD / (p.nu + X.shape[1] + 2) for p in posts])
             log_NK = self._log_joint(X)
-            resp_NK = self._clamped(np.exp(log_NK - logsumexp(log_NK, axis=1, keepdims=True)))
+            resp_NK = self._clamped(softmax(log_NK, axis=1))
         return resp_NK
 
     def _log_joint(self, X: Array) -> Array:
-        columns = []
-        for w, mean, cov in zip(self.weights_, self.means_, self.covariances_):
-            root = np.linalg.cholesky(cov)
-            square = (np.linalg.solve(root, (X - mean).T) ** 2).sum(0)
-            columns.append(math.log(max(w, 1e-300)) - 0.5 * square - np.log(np.diag(root)).sum()
-                           - 0.5 * X.shape[1] * math.log(2 * math.pi))
-        return np.stack(columns, 1)
+        log_KN = [log_prob(X - mean, covariance) for mean, covariance in zip(self.means_, self.covariances_)]
+        return log_positive(self.weights_) + np.stack(log_KN, 1)
 
     def _split(self, X: Array, resp_NK: Array, config: Config, rng: np.random.RandomState) -> Array:
         hard, added = resp_NK.argmax(1), []
@@ -232,7 +226,7 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
         """Responsibilities (N, K), columns as in `component_labels_`."""
         check_is_fitted(self, "means_")
         log_NK = self._log_joint(validate_data(self, X, dtype=np.float64, reset=False))
-        return np.exp(log_NK - logsumexp(log_NK, axis=1, keepdims=True))
+        return softmax(log_NK, axis=1)
 
     def predict(self, X: Any) -> Array:
         """Labels (N,): a known class, or the number of a new one."""
@@ -265,4 +259,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     y = torch.full((90,), -1)
     y[:10] = 0
     x = centres + torch.randn(90, 2, generator=generator, dtype=torch.float64)
-    return {"estimator": SemiSupervisedMixture(n_components=2, random_state=0), "X": x.numpy(), "y": y.numpy()}
+    estimator = SemiSupervisedMixture(n_components=2, rounds=5, random_state=0)
+    return {"estimator": estimator, "X": x.numpy(), "y": y.numpy()}

@@ -34,9 +34,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array, log_positive
 from mixwell.density._options import Configured
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ def beta_kl(parameters: Array, prior: tuple[float, float]) -> float:
     title="Multi-grain clustering topic model",
     paper="Integrating Document Clustering and Topic Modeling",
     year=2013,
-    tags={"clustering", "counts", "topics"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class ClusterTopics(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Clusters and topics of word counts, together; see the module's card. `lower_bounds_` are the winner's."""
@@ -197,10 +196,10 @@ def sweep(X: Array, old: Posterior, weights_J: Array, local_JLV: Array, global_G
     global_NG = np.exp(log_mean(old.global_NG) + log_share_N2[:, 1:])
     shared_NV = global_NG @ global_GV
     z_JNV = np.stack([local_NJL[:, j] @ local_JLV[j] + shared_NV for j in range(len(weights_J))])
-    log_z_NJ = np.einsum("nv,jnv->nj", X, np.log(np.maximum(z_JNV, 1e-300)))
-    log_weights_J = np.log(np.maximum(weights_J, 1e-300))
+    log_z_NJ = np.einsum("nv,jnv->nj", X, log_positive(z_JNV))
+    log_weights_J = log_positive(weights_J)
     resp_NJ = old.resp_NJ if hold else softmax(log_weights_J + log_z_NJ, axis=1)
-    bound = float((resp_NJ * (log_weights_J + log_z_NJ - np.log(np.maximum(resp_NJ, 1e-300)))).sum())
+    bound = float((resp_NJ * (log_weights_J + log_z_NJ - log_positive(resp_NJ))).sum())
     bound -= dirichlet_kl(old.local_NJL, config.local_prior) + dirichlet_kl(old.global_NG, config.global_prior) \
         + beta_kl(old.share_N2, config.share_prior)
     ratio_JNV = resp_NJ.T[:, :, None] * X / np.maximum(z_JNV, 1e-300)

@@ -40,6 +40,8 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import LOG_2PI, log_normal
+from mixwell.density._training import update
 
 IGNORE = 1e-6  # charts less responsible than this take no part in a step of descent
 GROW, HALVINGS, DECREASE = 1.5, 20, 1e-4  # of step sizes, after a step or before it; of F, per s |grad F|^2
@@ -195,7 +197,7 @@ class Flow(nn.Module):
     title="Mixture of VAEs as charts",
     paper="Manifold Learning by Mixture Models of VAEs for Inverse Problems",
     year=2024,
-    tags={"manifold", "trained"},
+    tags={"module"},
 )
 class ChartMixture(nn.Module):
     """K charts of a manifold in R^dim; see the module's card."""
@@ -234,8 +236,8 @@ class ChartMixture(nn.Module):
         y_KBL = self._encode(x_KBD) + c.sigma_z * noise_KBL
         z_KBL, log_det_KB = self.latent(y_KBL, inverse=True)
         square_KB = (self._decode(y_KBL) - x_KBD).square().sum(-1)
-        fit_KB = -square_KB / (2 * c.sigma_x**2) - self.dim / 2 * math.log(2 * math.pi * c.sigma_x**2)
-        entropy = c.latent_dim / 2 * math.log(2 * math.pi * math.e * c.sigma_z**2)
+        fit_KB = log_normal(square_KB / c.sigma_x**2, self.dim * math.log(c.sigma_x), self.dim)
+        entropy = c.latent_dim * (0.5 * (LOG_2PI + 1) + math.log(c.sigma_z))
         return latent_log_density(z_KBL, c) + log_det_KB + fit_KB + entropy, z_KBL
 
     def forward(self, x_BD: Tensor, generator: torch.Generator | None = None) -> Bound:
@@ -271,7 +273,7 @@ class ChartMixture(nn.Module):
             losses[i] = loss.detach() / len(rows)
             if i < how.smooth_steps:
                 loss = loss + how.lipschitz * self.roughness(len(rows), generator)
-            self._step(optimizer, loss, how.clip)
+            update(optimizer, loss, how.clip)
         if how.overlap_steps:
             self._overlap(x_ND, how, optimizer, generator)
         return losses
@@ -345,7 +347,7 @@ class ChartMixture(nn.Module):
         optimizer = torch.optim.Adam(self.parameters(), lr=how.seed_lr)
         for _ in range(how.seed_steps):
             elbo_KS, _ = self.elbo(x_ND[near_KS], self._noise(near_KS.shape[1], generator))
-            self._step(optimizer, -elbo_KS.mean(1).sum(), math.inf)
+            update(optimizer, -elbo_KS.mean(1).sum())
 
     def _overlap(self, x_ND: Tensor, how: Training, optimizer: torch.optim.Adam, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -356,13 +358,7 @@ class ChartMixture(nn.Module):
         for _ in range(how.overlap_steps):
             rows = torch.randint(len(x_ND), (how.batch_size,), generator=generator)
             _, elbo_KB, _ = self._joint(x_ND[rows], generator)
-            self._step(optimizer, -(gamma_KN[:, rows] * elbo_KB).sum(), how.clip)
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters(), clip)
-        optimizer.step()
+            update(optimizer, -(gamma_KN[:, rows] * elbo_KB).sum(), how.clip)
 
     def _joint(self, x_BD: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """log alpha_k + ELBO_k and ELBO_k, (K, B), and z (K, B, L)."""

@@ -44,9 +44,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array, divergence
 from mixwell.density._options import Configured
+from mixwell.density._training import update
 
-Array = np.ndarray
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # rows (N, D) to another copy of them
 Distance = Literal["scaled", "aitchison", "euclidean"]
 ROWS = 8192  # at a time where nothing is trained
@@ -122,7 +123,7 @@ def relax(log_prob: Tensor, gumbel: Tensor, temperature: float) -> Tensor:
 
 def state_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL (...) of diagonal normals (..., S) from the standard normal, in nats."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+    return divergence(mean.square() + log_variance.exp(), -log_variance).sum(-1)
 
 
 def category_divergence(log_prob: Tensor) -> Tensor:
@@ -236,7 +237,7 @@ class Arms(nn.Module):
     title="Coupled mixture autoencoders",
     paper="Mixture Representation Learning with Coupled Autoencoders",
     year=2020,
-    tags={"mixture", "clustering", "selection", "trained"},
+    tags={"estimator", "responsibilities", "sklearn"},
 )
 class CoupledAutoencoders(Configured, config=Config):
     """Categories and states of rows by arms that agree; see the module's card and `Config`.
@@ -277,9 +278,7 @@ class CoupledAutoencoders(Configured, config=Config):
             normal_ABS = _normal(x_ABD.new_empty(*shape, config.state_dim), draws)
             terms = loss_terms(x_ABD, arms(x_ABD, gumbel_ABK, normal_ABS), config.distance)
             loss = terms.total(config.coupling, config.beta)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            update(optimizer, loss)
             parts = (terms.reconstruction_A, terms.state_A, terms.category_A, terms.coupling_P)
             rows.append(torch.stack([loss, *(part.sum() for part in parts)]).detach())
         return rows

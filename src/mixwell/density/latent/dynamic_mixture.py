@@ -43,6 +43,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import log_normal
+from mixwell.density._training import update
 
 FOLLOW = 0.1  # of a batch's static weights in their moving average
 
@@ -133,7 +135,7 @@ def impute(x_BTD: Tensor, mask_BTD: Tensor, alpha_D: Tensor, rho_DD: Tensor) -> 
 def emission(x_BTD: Tensor, mask_BTD: Tensor, means_KD: Tensor, scales_KD: Tensor) -> Tensor:
     """log p(x_t | z_t = c) of the observed values (B, T, K)."""
     white_BTKD = (x_BTD.masked_fill(~mask_BTD, 0)[:, :, None] - means_KD) / scales_KD
-    log_BTKD = -0.5 * white_BTKD**2 - scales_KD.log() - 0.5 * math.log(2 * math.pi)
+    log_BTKD = log_normal(white_BTKD**2, scales_KD.log())
     return log_BTKD.masked_fill(~mask_BTD[:, :, None], 0).sum(-1)
 
 
@@ -163,7 +165,7 @@ def draw(log_q: Tensor, path: str, temperature: float, generator: torch.Generato
     paper="Dynamic Gaussian Mixture based Deep Generative Model For Robust Forecasting on Sparse Multivariate Time "
           "Series",
     year=2021,
-    tags={"sequences", "missing", "trained"},
+    tags={"module"},
 )
 class DynamicMixture(nn.Module):
     """Series of `dim` columns, standardised, with missing values; see the module's card.
@@ -300,10 +302,7 @@ def train(model: DynamicMixture, x_BTD: Tensor, mask_BTD: Tensor, *, steps: int,
         rows = torch.randint(len(x_BTD), (batch,), generator=generator, device=x_BTD.device)
         terms = model(x_BTD[rows], mask_BTD[rows], generator)
         kl_weight = model.config.kl_weight * min(1.0, (step + 1) / max(anneal_steps, 1))
-        optimizer.zero_grad()
-        (terms.loss(kl_weight) * batch / mask_BTD[rows].sum().clamp(min=1)).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 20.0)
-        optimizer.step()
+        update(optimizer, terms.loss(kl_weight) * batch / mask_BTD[rows].sum().clamp(min=1), clip=20.0)
         with torch.no_grad():
             model.static_K.lerp_(terms.weights_K, FOLLOW)
         yield Terms(*(v.detach() for v in terms))

@@ -22,7 +22,6 @@ without the variant that predicts them from the set.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import log_normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,10 @@ def expect(x_BND: Tensor, mean_BKD: Tensor, variance_BKD: Tensor, weights_BK: Te
     `tempered` divides squared distances by sqrt(D) instead of 2 and leaves the determinant out.
     """
     square_BKN = ((x_BND[:, None] - mean_BKD[:, :, None]) ** 2 / variance_BKD[:, :, None]).sum(-1)
-    log_BKN = -square_BKN / x_BND.shape[-1] ** 0.5 if tempered else \
-        -0.5 * square_BKN - 0.5 * (2 * math.pi * variance_BKD).log().sum(-1)[..., None]
+    if tempered:
+        log_BKN = -square_BKN / x_BND.shape[-1] ** 0.5
+    else:
+        log_BKN = log_normal(square_BKN, 0.5 * variance_BKD.log().sum(-1)[..., None], x_BND.shape[-1])
     log_BKN = log_BKN + weights_BK.clamp(min=torch.finfo(x_BND.dtype).tiny).log()[..., None]
     log_BN = log_BKN.logsumexp(1)
     return (log_BKN - log_BN[:, None]).exp(), log_BN
@@ -90,7 +92,7 @@ def spread(x_BND: Tensor, share_BKN: Tensor, mean_BKD: Tensor, floor: float) -> 
     title="Slot mixture module",
     paper="Object-Centric Learning with Slot Mixture Module",
     year=2024,
-    tags={"slots", "trained"},
+    tags={"module"},
 )
 class SlotMixture(nn.Module):
     """Sets of features to slots; see the module's card."""

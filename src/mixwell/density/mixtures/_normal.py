@@ -6,6 +6,7 @@ K components, D columns.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -16,10 +17,21 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from mixwell.density._covariances import as_full, inverse_of_root, root_of_precision
-from mixwell.density._em import Family, Params
-from mixwell.density._gaussian import KINDS, Frame, Gaussian
-from mixwell.density._rows import Rows, column_name
-from mixwell.density.mixtures._parts import MixtureEstimator
+from mixwell.density.mixtures._parts import MixtureConfig, MixtureEstimator
+from mixwell.density.mixtures.em.gaussian import KINDS, Frame, Gaussian
+from mixwell.density.mixtures.em.loop import Family, Params
+from mixwell.density.mixtures.em.rows import Rows, column_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalConfig(MixtureConfig):
+    """Options of mixtures with means and covariances."""
+
+    covariance_type: str = "full"  # or "tied", "diag", "spherical"
+    reg_covar: float | str = 1e-6  # added to variances; "scale": 1e-6 of each column's
+    weights_init: Any = None  # (K,)
+    means_init: Any = None  # (K, D)
+    precisions_init: Any = None  # in the shape of the covariances
 
 
 class NormalMixture(MixtureEstimator):
@@ -35,32 +47,6 @@ class NormalMixture(MixtureEstimator):
     }
     _fixable: tuple[str, ...] = ("weights", "means", "covariances")
     _allow_nan = True
-
-    def __init__(self, n_components: int = 1, *, covariance_type: str = "full", tol: float = 1e-3,
-                 reg_covar: float | str = 1e-6, max_iter: int = 100, n_init: int = 1, init_params: str = "kmeans",
-                 weights_init: Any = None, means_init: Any = None, precisions_init: Any = None,
-                 random_state: Any = None, warm_start: bool = False, verbose: int = 0, verbose_interval: int = 10,
-                 fixed: Any = None, batch_size: int | None = None, learning_decay: float = 0.7,
-                 learning_offset: float = 10.0, init_size: int | None = None) -> None:
-        self.n_components = n_components
-        self.covariance_type = covariance_type
-        self.tol = tol
-        self.reg_covar = reg_covar
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.weights_init = weights_init
-        self.means_init = means_init
-        self.precisions_init = precisions_init
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.verbose = verbose
-        self.verbose_interval = verbose_interval
-        self.fixed = fixed
-        self.batch_size = batch_size
-        self.learning_decay = learning_decay
-        self.learning_offset = learning_offset
-        self.init_size = init_size
 
     def _check_start(self, rows: Rows) -> None:
         K, D, kind = self.n_components, rows.n_columns, self.covariance_type
@@ -79,7 +65,7 @@ class NormalMixture(MixtureEstimator):
         self._warn_of_columns(frame, rows)
         relative = 1e-6 * frame.variance_D if self.reg_covar == "scale" else torch.zeros_like(frame.shift_D)
         regularisation = relative + self._floor()
-        return self._make_family(self.covariance_type, frame, regularisation, rows.dtype, self._held())
+        return self._make_family(self.covariance_type, frame, regularisation, rows.dtype, self._fixed())
 
     def _make_family(self, *arguments: Any) -> Gaussian:
         return Gaussian(*arguments)
@@ -101,7 +87,7 @@ class NormalMixture(MixtureEstimator):
             if bool(mask.any()):
                 column = int(mask.nonzero()[0, 0])
                 name = column_name(rows.names, column)
-                warnings.warn(f"column {name} {text}.", UserWarning, stacklevel=6)
+                warnings.warn(f"column {name} {text}.", UserWarning, stacklevel=5)
 
     def _refine_start(self, family: Gaussian, params: Params) -> Params:  # type: ignore[override]
         frame, kind = family.frame, self.covariance_type
@@ -132,7 +118,7 @@ class NormalMixture(MixtureEstimator):
         mean_D = share_K @ means_KD
         variance_D = share_K @ (spread + (means_KD - mean_D) ** 2)
         frame = Frame.from_moments(mean_D, variance_D, kind, 0.0)
-        family = self._make_family(kind, frame, torch.zeros_like(mean_D), dtype, self._held())
+        family = self._make_family(kind, frame, torch.zeros_like(mean_D), dtype, self._fixed())
         return family, self._warm(family)
 
     def _publish(self, family: Gaussian, params: Params, like: Any) -> None:  # type: ignore[override]
@@ -156,7 +142,7 @@ class NormalMixture(MixtureEstimator):
         K, D = self.means_.shape
         covariances = {"full": K * D * (D + 1) // 2, "diag": K * D, "tied": D * (D + 1) // 2, "spherical": K}
         free = {"covariances": covariances[self.covariance_type], "means": K * D, "weights": K - 1}
-        return sum(number for name, number in free.items() if name not in self._held())
+        return sum(number for name, number in free.items() if name not in self._fixed())
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
         means_KD, covariances = (torch.as_tensor(a).cpu().numpy() for a in (self.means_, self.covariances_))

@@ -21,6 +21,7 @@ likelihood alone). The categories are those of the data that a fit, or the first
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -31,17 +32,18 @@ from sklearn.utils.validation import _check_feature_names, _check_n_features, _g
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density._em import Params
-from mixwell.density._exponential import ExponentialFamily, Sums
-from mixwell.density._rows import ArrayRows, Rows, column_name
+from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums
+from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.rows import ArrayRows, Rows, column_name
 
 
 class Categorical(ExponentialFamily):
     """Features are one-hot codes of all columns side by side; a missing value is a column of zeros."""
 
-    def __init__(self, values: list[Tensor], alpha: float, held: tuple[str, ...]) -> None:
-        super().__init__(held)
+    def __init__(self, values: list[Tensor], alpha: float, fixed: tuple[str, ...]) -> None:
+        super().__init__(fixed)
         self.values, self.alpha = values, alpha
         self.sizes = [len(v) for v in values]
         self.feature_count = sum(self.sizes)
@@ -67,12 +69,18 @@ class Categorical(ExponentialFamily):
         return {"probabilities": torch.cat(parts, -1)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config(MixtureConfig):
+    """Options beside those of every mixture."""
+
+    alpha: float = 0.0  # pseudo-count of every category
+    unknown: str = "error"  # or "missing": what a category not seen in fitting is taken for
+
+
 @method(title="Categorical mixture", year=1968,
-        tags={"estimator", "mixture", "density", "missing", "online", "categories"})
-class CategoricalMixture(PlainMixture):
-    """Latent classes over categorical columns. `alpha`: pseudo-count of every category; `unknown`: "error" or
-    "missing", what a category not seen in fitting is taken for. Other parameters as `GaussianMixture`'s.
-    """
+        tags={"estimator", "mixture", "missing", "online", "categories"})
+class CategoricalMixture(PlainMixture, config=Config):
+    """Latent classes over categorical columns; options in `Config`, others as `GaussianMixture`'s."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **PlainMixture._parameter_constraints,
@@ -84,18 +92,6 @@ class CategoricalMixture(PlainMixture):
     _allow_nan = True
     _distributable = False  # categories and blocks are read off the rows
     _text: bool  # whether categories are text, as the fit found them
-
-    def __init__(self, n_components: int = 1, *, alpha: float = 0.0, unknown: str = "error", tol: float = 1e-3,
-                 max_iter: int = 100, n_init: int = 1, init_params: str = "kmeans", random_state: Any = None,
-                 warm_start: bool = False, verbose: int = 0, verbose_interval: int = 10, fixed: Any = None,
-                 batch_size: int | None = None, learning_decay: float = 0.7, learning_offset: float = 10.0,
-                 init_size: int | None = None) -> None:
-        super().__init__(n_components, tol=tol, max_iter=max_iter, n_init=n_init, init_params=init_params,
-                         random_state=random_state, warm_start=warm_start, verbose=verbose,
-                         verbose_interval=verbose_interval, fixed=fixed, batch_size=batch_size,
-                         learning_decay=learning_decay, learning_offset=learning_offset, init_size=init_size)
-        self.alpha = alpha
-        self.unknown = unknown
 
     def _open(self, X: Any, *, reset: bool) -> Rows:
         columns = _columns(X) if reset or self._text else None
@@ -141,7 +137,7 @@ class CategoricalMixture(PlainMixture):
                 else torch.as_tensor(c, dtype=torch.float64, device=device) for c in self.categories_]
 
     def _family(self, columns: int, device: torch.device) -> Categorical:
-        return Categorical(self._values(device), self.alpha, self._held())
+        return Categorical(self._values(device), self.alpha, self._fixed())
 
     def _publish(self, family: Any, params: Params, like: Any) -> None:
         super()._publish(family, params, like)
@@ -154,7 +150,7 @@ class CategoricalMixture(PlainMixture):
     def _n_parameters(self) -> int:
         K = len(self.weights_)
         free = {"weights": K - 1, "probabilities": K * sum(len(c) - 1 for c in self.categories_)}
-        return sum(number for name, number in free.items() if name not in self._held())
+        return sum(number for name, number in free.items() if name not in self._fixed())
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
         labels = np.repeat(np.arange(len(counts_K)), counts_K)

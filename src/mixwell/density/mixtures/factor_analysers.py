@@ -20,6 +20,7 @@ Loadings start from the eigenvectors of C_k. `tied_noise` shares one Psi, the we
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -29,10 +30,11 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._covariances import precision_cholesky
-from mixwell.density._em import Params, Tally
-from mixwell.density._gaussian import Gaussian, Level
-from mixwell.density._rows import Rows
 from mixwell.density.mixtures._normal import NormalMixture
+from mixwell.density.mixtures._parts import MixtureConfig
+from mixwell.density.mixtures.em.gaussian import Gaussian, Level
+from mixwell.density.mixtures.em.loop import Params, Tally
+from mixwell.density.mixtures.em.rows import Rows
 
 
 class FactorAnalysers(Gaussian):
@@ -78,10 +80,20 @@ def factor_step(covariances: Tensor, loadings: Tensor, noise: Tensor) -> tuple[T
     return new, (covariances.diagonal(dim1=-2, dim2=-1) - (new * cross).sum(-1)).clamp(min=0)
 
 
-@method(title="Mixture of factor analysers", year=1997, tags={"estimator", "mixture", "density", "missing", "online"})
-class MixtureOfFactorAnalysers(NormalMixture):
-    """Gaussian mixture with low-rank-plus-diagonal covariances. `n_factors`: rank Q; `tied_noise`: one Psi for all
-    components. Other parameters as `GaussianMixture`'s; NaN marks a missing value.
+@dataclass(frozen=True, kw_only=True)
+class Config(MixtureConfig):
+    """Options beside those of every mixture."""
+
+    n_factors: int = 1  # Q, the rank of loadings
+    tied_noise: bool = False  # one Psi for all components
+    reg_covar: float | str = 1e-6  # added to variances; "scale": 1e-6 of each column's
+
+
+@method(title="Mixture of factor analysers", year=1997, tags={"estimator", "mixture", "missing", "online"})
+class MixtureOfFactorAnalysers(NormalMixture, config=Config):
+    """Gaussian mixture with low-rank-plus-diagonal covariances; options in `Config`, others as `GaussianMixture`'s.
+
+    NaN marks a missing value.
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -93,29 +105,6 @@ class MixtureOfFactorAnalysers(NormalMixture):
     _fixable = ("weights", "means")
     covariance_type = "full"
     weights_init = means_init = precisions_init = None
-
-    def __init__(self, n_components: int = 1, *, n_factors: int = 1, tied_noise: bool = False, tol: float = 1e-3,
-                 reg_covar: float | str = 1e-6, max_iter: int = 100, n_init: int = 1, init_params: str = "kmeans",
-                 random_state: Any = None, warm_start: bool = False, verbose: int = 0, verbose_interval: int = 10,
-                 fixed: Any = None, batch_size: int | None = None, learning_decay: float = 0.7,
-                 learning_offset: float = 10.0, init_size: int | None = None) -> None:
-        self.n_components = n_components
-        self.n_factors = n_factors
-        self.tied_noise = tied_noise
-        self.tol = tol
-        self.reg_covar = reg_covar
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.verbose = verbose
-        self.verbose_interval = verbose_interval
-        self.fixed = fixed
-        self.batch_size = batch_size
-        self.learning_decay = learning_decay
-        self.learning_offset = learning_offset
-        self.init_size = init_size
 
     def _check_start(self, rows: Rows) -> None:
         if self.n_factors > rows.n_columns:
@@ -143,7 +132,7 @@ class MixtureOfFactorAnalysers(NormalMixture):
         K, D, Q = self.loadings_.shape
         free = {"weights": K - 1, "means": K * D}
         noise = D if self.tied_noise else K * D
-        return sum(n for name, n in free.items() if name not in self._held()) + noise + K * (D * Q - Q * (Q - 1) // 2)
+        return sum(n for name, n in free.items() if name not in self._fixed()) + noise + K * (D * Q - Q * (Q - 1) // 2)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

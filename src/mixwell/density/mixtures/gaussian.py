@@ -28,12 +28,12 @@ from typing import Any
 import torch
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
-from mixwell.density.mixtures._normal import NormalMixture
+from mixwell.density.mixtures._normal import NormalConfig, NormalMixture
+from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
-@method(title="Gaussian mixture", year=1977, tags={"estimator", "mixture", "density", "missing", "online"})
-class GaussianMixture(NormalMixture):
+@method(title="Gaussian mixture", year=1977, tags={"estimator", "mixture", "missing", "online"})
+class GaussianMixture(NormalMixture, config=NormalConfig):
     """Gaussian mixture with scikit-learn's interface: same parameters, defaults, attributes, warnings and errors.
 
     Parameters beyond scikit-learn's: `reg_covar` may be "scale" (1e-6 of each column's variance); `fixed` names what
@@ -43,9 +43,9 @@ class GaussianMixture(NormalMixture):
     observed); X may be a tensor, a memory map or Parquet files (see `fit`).
     """
 
-    def as_density(self) -> Any:
+    def as_density(self) -> GaussianMixtureDensity:
         """The fitted mixture as a value that can be multiplied, conditioned, reduced and compared."""
-        return find("density.values.gaussian_mixture").load().from_estimator(self)
+        return GaussianMixtureDensity.from_estimator(self)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

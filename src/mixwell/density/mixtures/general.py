@@ -22,42 +22,37 @@ import inspect
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
-from mixwell.density._rows import imputed
-from mixwell.density.mixtures._parts import BaseEstimator, ConvergenceWarning, DensityMixin
+from mixwell.density._gaussian import log_positive
+from mixwell.density._options import Configured
+from mixwell.density.mixtures.em.rows import imputed
+from mixwell.density.mixtures.gaussian import GaussianMixture
 
 
-@method(title="Mixture of any components", year=1977, tags={"estimator", "mixture", "density"})
-class Mixture(DensityMixin, BaseEstimator):
-    """Mixture of given components, which may be of different kinds.
+@dataclass(frozen=True)
+class Config:
+    """Options of the mixture of any components."""
 
-    components: objects with `log_prob(X) -> (N,)` (or scikit-learn's `score_samples`) and `fit(X, sample_weight=...)`;
-    they are copied, the given ones stay as they are. A component with `sample(n)` makes the mixture sample. X may hold
-    NaN where every component's tags allow it.
-    n_init: starts by k-means, the best of which is kept. init: "kmeans" (one cluster a component, in an order that fits
-    best), or "given" where the components are fitted. max_iter: at least 1.
-    """
+    components: Sequence[Any] = ()
+    _: KW_ONLY
+    tol: float = 1e-3  # stop when a step gains less, in nats a row
+    max_iter: int = 100  # 1 or more
+    n_init: int = 1  # starts by k-means; the best is kept
+    init: Literal["kmeans", "given"] = "kmeans"  # a cluster each, in the order that fits best; or as they are, fitted
+    random_state: Any = None  # of starts and draws
 
-    def __init__(self, components: Sequence[Any] = (), *, tol: float = 1e-3, max_iter: int = 100, n_init: int = 1,
-                 init: str = "kmeans", random_state: Any = None) -> None:
-        self.components = components
-        self.tol = tol
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init = init
-        self.random_state = random_state
-
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Mixture:
-        """EM from `n_init` starts; keeps the best. Returns self."""
+    def __post_init__(self) -> None:
         if len(self.components) == 0:
             raise ValueError("components is empty; expected objects with log_prob and fit.")
         if self.init not in ("kmeans", "given"):
@@ -66,9 +61,23 @@ class Mixture(DensityMixin, BaseEstimator):
             raise ValueError(f"n_init={self.n_init}, max_iter={self.max_iter}, tol={self.tol}; expected at least 1, 1 "
                              "and 0.")
         for component in self.components:
-            if not (hasattr(component, "log_prob") or hasattr(component, "score_samples")) or not hasattr(
-                    component, "fit"):
+            scores = hasattr(component, "log_prob") or hasattr(component, "score_samples")
+            if not scores or not hasattr(component, "fit"):
                 raise ValueError(f"{component!r} has no log_prob (or score_samples) or no fit; a component needs both.")
+
+
+@method(title="Mixture of any components", year=1977, tags={"estimator", "mixture"})
+class Mixture(DensityMixin, Configured, BaseEstimator, config=Config):
+    """Mixture of given components, which may be of different kinds.
+
+    components: objects with `log_prob(X) -> (N,)` (or scikit-learn's `score_samples`) and `fit(X, sample_weight=...)`;
+    they are copied, the given ones stay as they are. A component with `sample(n)` makes the mixture sample. X may hold
+    NaN where every component's tags allow it. Other options: see `Config`.
+    """
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Mixture:
+        """EM from `n_init` starts; keeps the best. Returns self."""
+        self._config()
         X = self._validated(X, ensure_min_samples=max(2, len(self.components)))
         weight_N = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, float)
         if weight_N.shape != (len(X),) or (weight_N < 0).any() or weight_N.sum() <= 0:
@@ -197,7 +206,7 @@ def _log_prob(part: Any, X: np.ndarray) -> np.ndarray:
 
 
 def _joint(X: np.ndarray, weights_K: np.ndarray, parts: list[Any]) -> np.ndarray:
-    return np.stack([np.log(max(w, 1e-300)) + _log_prob(part, X) for w, part in zip(weights_K, parts)], 1)
+    return np.stack([log + _log_prob(part, X) for log, part in zip(log_positive(weights_K), parts)], 1)
 
 
 def _posterior(joint_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +220,6 @@ def _posterior(joint_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two Gaussian components, each itself a mixture of one."""
-    part = find("density.mixtures.gaussian").load()
     centres_ND = torch.tensor([[-3.0, 0.0], [3.0, 1.0]], dtype=torch.float64).repeat_interleave(60, 0)
     x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)
-    return {"estimator": Mixture([part(1), part(1)], random_state=0, tol=1e-6), "X": x_ND.numpy()}
+    return {"estimator": Mixture([GaussianMixture(1), GaussianMixture(1)], random_state=0, tol=1e-6), "X": x_ND.numpy()}

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density._em import Params
-from mixwell.density._exponential import ExponentialFamily, Sums, share
-from mixwell.density._rows import Rows, column_name
+from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
+from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.rows import Rows, column_name
 
 SMALLEST_RATE = 1e-10  # so that a column without counts keeps a finite log rate
 LARGEST_DRAW = 9.2e18  # rate: beyond it counts do not fit into 64 bits
@@ -36,8 +37,8 @@ LARGEST_DRAW = 9.2e18  # rate: beyond it counts do not fit into 64 bits
 class Poisson(ExponentialFamily):
     """Features are the counts and which of them are there."""
 
-    def __init__(self, columns: int, held: tuple[str, ...]) -> None:
-        super().__init__(held)
+    def __init__(self, columns: int, fixed: tuple[str, ...]) -> None:
+        super().__init__(fixed)
         self.columns, self.feature_count = columns, 2 * columns
 
     def features(self, x_BD: Tensor) -> Tensor:
@@ -57,8 +58,8 @@ class Poisson(ExponentialFamily):
         return {"rates": share(totals, seen, otherwise).clamp(min=SMALLEST_RATE)}
 
 
-@method(title="Poisson mixture", year=2005, tags={"estimator", "mixture", "density", "missing", "online", "counts"})
-class PoissonMixture(PlainMixture):
+@method(title="Poisson mixture", year=2005, tags={"estimator", "mixture", "missing", "online", "counts"})
+class PoissonMixture(PlainMixture, config=MixtureConfig):
     """Mixture of independent Poisson counts; NaN marks a missing count. Parameters as `GaussianMixture`'s."""
 
     _attributes: ClassVar[dict[str, str]] = {"rates": "rates_"}
@@ -66,7 +67,7 @@ class PoissonMixture(PlainMixture):
     _allow_nan = True
 
     def _family(self, columns: int, device: torch.device) -> Poisson:
-        return Poisson(columns, self._held())
+        return Poisson(columns, self._fixed())
 
     def _check_input(self, rows: Rows) -> None:
         for start, chunk in rows.chunks():
@@ -81,7 +82,7 @@ class PoissonMixture(PlainMixture):
 
     def _n_parameters(self) -> int:
         free = {"weights": len(self.weights_) - 1, "rates": int(np.prod(self.rates_.shape))}
-        return sum(number for name, number in free.items() if name not in self._held())
+        return sum(number for name, number in free.items() if name not in self._fixed())
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
         rates_KD = torch.as_tensor(self.rates_).cpu().numpy()

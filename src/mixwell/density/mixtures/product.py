@@ -19,20 +19,23 @@ blocks as in latent class analysis.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils._param_validation import validate_parameter_constraints
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
-from mixwell.density._em import Family, Params, Tally
-from mixwell.density._rows import ArrayRows, Piece, Rows, _patterns
-from mixwell.density.mixtures._parts import MixtureEstimator, validate_data
+from mixwell.density.mixtures._parts import MixtureEstimator
+from mixwell.density.mixtures.categorical import CategoricalMixture
+from mixwell.density.mixtures.em.loop import Family, Params, Tally
+from mixwell.density.mixtures.em.rows import ArrayRows, Piece, Rows, _patterns
+from mixwell.density.mixtures.gaussian import GaussianMixture
+from mixwell.density.mixtures.poisson import PoissonMixture
 
 KINDS = ("numeric", "count", "category")
 UNSORTED = ("covariances", "cholesky")  # parameters without an axis of components where covariances are tied
@@ -155,31 +158,34 @@ class ProductKernel:
         return Sums(*(Part(kernel.tally(state, resp_SKB)) for kernel, state in zip(self.kernels, states)))
 
 
+@dataclass(frozen=True)
+class Config:
+    """Options of the mixture over blocks of columns."""
+
+    n_components: int = 1  # K
+    _: KW_ONLY
+    blocks: Sequence[Block] = ()  # which name every column once; none: all columns are one Gaussian block
+    tol: float = 1e-4  # as `GaussianMixture`'s, like all that follow
+    max_iter: int = 300
+    n_init: int = 1
+    random_state: Any = None
+    warm_start: bool = False
+    batch_size: int | None = None
+    learning_decay: float = 0.7
+    learning_offset: float = 10.0
+
+
 @method(title="Mixture over columns of different kinds", year=1999,
-        tags={"estimator", "mixture", "density", "missing", "online"})
-class ProductMixture(MixtureEstimator):
+        tags={"estimator", "mixture", "missing", "online", "mixed"})
+class ProductMixture(MixtureEstimator, config=Config):
     """Mixture over blocks of columns, which may be numbers, counts and categories at once.
 
-    blocks: `Block(kind, estimator, columns, ...)`, which together name every column once; without any, all columns are
-    one Gaussian block. Other parameters as `GaussianMixture`'s.
+    blocks: `Block(kind, estimator, columns, ...)`; options in `Config`.
     """
 
     _allow_nan = True
     _distributable = False
 
-    def __init__(self, n_components: int = 1, *, blocks: Sequence[Block] = (), tol: float = 1e-4, max_iter: int = 300,
-                 n_init: int = 1, random_state: Any = None, warm_start: bool = False, batch_size: int | None = None,
-                 learning_decay: float = 0.7, learning_offset: float = 10.0) -> None:
-        self.n_components = n_components
-        self.blocks = blocks
-        self.tol = tol
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.batch_size = batch_size
-        self.learning_decay = learning_decay
-        self.learning_offset = learning_offset
 
     init_params, init_size, verbose, verbose_interval, fixed = "kmeans", INIT_ROWS, 0, 10, None
 
@@ -196,7 +202,7 @@ class ProductMixture(MixtureEstimator):
     def _layout(self) -> Sequence[Block]:
         """The blocks; one Gaussian block where none were given."""
         if len(self.blocks) == 0:
-            return [Block("numeric", find("density.mixtures.gaussian").load()(), tuple(range(self.n_features_in_)))]
+            return [Block("numeric", GaussianMixture(), tuple(range(self.n_features_in_)))]
         named = sorted(c for block in self.blocks for c in block.columns)
         if named != list(range(self.n_features_in_)):
             raise ValueError(f"the blocks name the columns {named}; expected each of 0 to {self.n_features_in_ - 1} "
@@ -294,7 +300,6 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     x_N3 = torch.stack([5.0 * group_N + torch.randn(120, generator=generator),
                         torch.poisson(2.0 + 10.0 * group_N, generator=generator),
                         (torch.rand(120, generator=generator) < 0.2 + 0.6 * group_N).float()], 1)
-    load = {kind: find(f"density.mixtures.{kind}").load() for kind in ("gaussian", "poisson", "categorical")}
-    blocks = [Block("numeric", load["gaussian"](), (0,)), Block("count", load["poisson"](), (1,)),
-              Block("category", load["categorical"](alpha=0.5), (2,), (), (2,))]
+    blocks = [Block("numeric", GaussianMixture(), (0,)), Block("count", PoissonMixture(), (1,)),
+              Block("category", CategoricalMixture(alpha=0.5), (2,), (), (2,))]
     return {"estimator": ProductMixture(2, blocks=blocks, random_state=0), "X": x_N3.double().numpy()}

@@ -21,6 +21,7 @@ Missing values are not in the paper.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -31,11 +32,12 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._covariances import precision_cholesky
-from mixwell.density._em import Params, Tally
-from mixwell.density._gaussian import Gaussian, GaussianKernel, Level
-from mixwell.density._missing import Incomplete
-from mixwell.density._rows import Piece, Rows
-from mixwell.density.mixtures._normal import NormalMixture
+from mixwell.density._gaussian import LOG_2PI, log_diagonal, log_positive
+from mixwell.density.mixtures._normal import NormalConfig, NormalMixture
+from mixwell.density.mixtures.em.gaussian import Gaussian, GaussianKernel, Level
+from mixwell.density.mixtures.em.loop import Params, Tally
+from mixwell.density.mixtures.em.missing import Incomplete
+from mixwell.density.mixtures.em.rows import Piece, Rows
 
 LARGEST_DOF = 1000.0  # beyond it a t distribution is a Gaussian to three digits
 
@@ -65,7 +67,7 @@ class StudentT(Gaussian):
         dead = sums.count_SK < 1e-30 * tally.weight
         count, scaled = (torch.where(dead, 1.0, n) for n in (sums.count_SK, sums.scaled_SK))
         offset = sums.first_SKD / scaled[..., None]
-        means = params["means"] if params is not None and "means" in self.held else origin + offset
+        means = params["means"] if params is not None and "means" in self.fixed else origin + offset
         covariances = self._covariances(scaled, offset, means - origin, sums.second, tally.weight)
         covariances = self._rescaled(covariances, scaled, count)
         dofs = torch.full_like(count, self.dof_init) if params is None else solve_dof(
@@ -76,7 +78,7 @@ class StudentT(Gaussian):
             for name in ("means", "dofs", *(["covariances"] if self.kind != "tied" else [])):
                 mask = dead.view(*dead.shape, *[1] * (new[name].ndim - 2))
                 new[name] = torch.where(mask, params[name], new[name])
-            new |= {name: params[name] for name in self.held}
+            new |= {name: params[name] for name in self.fixed}
         return new | {"cholesky": precision_cholesky(self.kind, new["covariances"])}
 
     def _rescaled(self, covariances: Tensor, scaled: Tensor, count: Tensor) -> Tensor:
@@ -104,7 +106,7 @@ class StudentTKernel(GaussianKernel):
         dofs_SK1 = self.params["dofs"][..., None].to(gauss_SKB)
         half = 0.5 * (dofs_SK1 + columns)
         normaliser = (torch.lgamma(half) - torch.lgamma(0.5 * dofs_SK1)
-                      + 0.5 * columns * (math.log(2 * math.pi) - torch.log(math.pi * dofs_SK1)))
+                      + 0.5 * columns * (LOG_2PI - torch.log(math.pi * dofs_SK1)))
         u_SKB = 2 * half / (dofs_SK1 + distance_SKB)
         log_u_SKB = u_SKB.log() + torch.digamma(half) - half.log()  # its mean, not the logarithm of the mean
         return ((state, u_SKB, log_u_SKB),
@@ -115,12 +117,11 @@ class StudentTKernel(GaussianKernel):
         kind, root, S_K = self.family.kind, self.params["cholesky"], self.params["weights"].shape
         D = len(self.family.frame.shift_D)
         if kind in ("full", "tied"):
-            log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            log_det = log_diagonal(root)
         else:
             log_det = root.log().sum(-1) if kind == "diag" else D * root.log()
         log_det = log_det[:, None].expand(S_K) if kind == "tied" else log_det
-        return (self.params["weights"].clamp(min=1e-300).log() + log_det - 0.5 * D * math.log(2 * math.pi)
-                + self.log_scale)
+        return log_positive(self.params["weights"]) + log_det - 0.5 * D * LOG_2PI + self.log_scale
 
     def tally(self, state: Any, resp_SKB: Tensor) -> TSums:  # type: ignore[override]
         one = torch.ones_like(resp_SKB)
@@ -148,11 +149,17 @@ def solve_dof(mean_logs: Tensor, smallest: float) -> Tensor:
     return (0.5 * (low + high)).exp()
 
 
-@method(title="Student-t mixture", year=2000, tags={"estimator", "mixture", "density", "missing", "online", "robust"})
-class StudentTMixture(NormalMixture):
-    """Mixture of t distributions. `dof_init` and `min_dof`: first and smallest degrees of freedom; `fixed` also knows
-    "dofs". Other parameters as `GaussianMixture`'s.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Config(NormalConfig):
+    """Options beside `GaussianMixture`'s."""
+
+    dof_init: float = 10.0  # degrees of freedom to begin with
+    min_dof: float = 0.1  # smallest degrees of freedom
+
+
+@method(title="Student-t mixture", year=2000, tags={"estimator", "mixture", "missing", "online"})
+class StudentTMixture(NormalMixture, config=Config):
+    """Mixture of t distributions. `fixed` also knows "dofs"; options in `Config`, others as `GaussianMixture`'s."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **NormalMixture._parameter_constraints,
@@ -160,21 +167,6 @@ class StudentTMixture(NormalMixture):
         "min_dof": [Interval(Real, 0.0, LARGEST_DOF, closed="neither")],
     }
     _fixable = ("weights", "means", "covariances", "dofs")
-
-    def __init__(self, n_components: int = 1, *, covariance_type: str = "full", dof_init: float = 10.0,
-                 min_dof: float = 0.1, tol: float = 1e-3, reg_covar: float | str = 1e-6, max_iter: int = 100,
-                 n_init: int = 1, init_params: str = "kmeans", weights_init: Any = None, means_init: Any = None,
-                 precisions_init: Any = None, random_state: Any = None, warm_start: bool = False, verbose: int = 0,
-                 verbose_interval: int = 10, fixed: Any = None, batch_size: int | None = None,
-                 learning_decay: float = 0.7, learning_offset: float = 10.0, init_size: int | None = None) -> None:
-        super().__init__(n_components, covariance_type=covariance_type, tol=tol, reg_covar=reg_covar,
-                         max_iter=max_iter, n_init=n_init, init_params=init_params, weights_init=weights_init,
-                         means_init=means_init, precisions_init=precisions_init, random_state=random_state,
-                         warm_start=warm_start, verbose=verbose, verbose_interval=verbose_interval, fixed=fixed,
-                         batch_size=batch_size, learning_decay=learning_decay, learning_offset=learning_offset,
-                         init_size=init_size)
-        self.dof_init = dof_init
-        self.min_dof = min_dof
 
     def _make_family(self, *arguments: Any) -> StudentT:
         family = StudentT(*arguments)
@@ -193,7 +185,7 @@ class StudentTMixture(NormalMixture):
         self.dofs_ = self._emit(params["dofs"].to(self._dtype), like)
 
     def _n_parameters(self) -> int:
-        return super()._n_parameters() + (len(self.dofs_) if "dofs" not in self._held() else 0)
+        return super()._n_parameters() + (len(self.dofs_) if "dofs" not in self._fixed() else 0)
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
         x_ND = super()._draw(rng, counts_K)

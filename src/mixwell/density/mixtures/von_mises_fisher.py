@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -32,18 +33,20 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density._bessel import bessel_ratio, log_bessel_i
-from mixwell.density._em import Params
-from mixwell.density._exponential import ExponentialFamily, Sums, share
-from mixwell.density._rows import Rows
+from mixwell.density._gaussian import LOG_2PI
+from mixwell.density.mixtures._bessel import bessel_ratio, log_bessel_i
+from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
+from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.rows import Rows
 
 
 def log_normaliser(columns: int, kappa: Tensor) -> Tensor:
     """log C_D(kappa), also at kappa = 0 (one over the area of the sphere)."""
     order = columns / 2 - 1
     safe = kappa.clamp(min=1e-8)  # below it the density is flat in double precision
-    return order * safe.log() - 0.5 * columns * math.log(2 * math.pi) - log_bessel_i(order, safe)
+    return order * safe.log() - 0.5 * columns * LOG_2PI - log_bessel_i(order, safe)
 
 
 def concentration(columns: int, length: Tensor, largest: float) -> Tensor:
@@ -70,8 +73,8 @@ def log_area(columns: int) -> float:
 class VonMisesFisher(ExponentialFamily):
     """Features are the directions, and whether a row has one: a row of zeros is as likely under every component."""
 
-    def __init__(self, columns: int, largest: float, held: tuple[str, ...]) -> None:
-        super().__init__(held)
+    def __init__(self, columns: int, largest: float, fixed: tuple[str, ...]) -> None:
+        super().__init__(fixed)
         self.columns, self.largest, self.feature_count = columns, largest, columns + 1
 
     def features(self, x_BD: Tensor) -> Tensor:
@@ -94,16 +97,23 @@ class VonMisesFisher(ExponentialFamily):
         pole = torch.zeros_like(total_SKD)
         pole[..., 0] = 1
         directions = share(total_SKD, length_SK[..., None], pole if params is None else params["directions"])
-        if params is not None and "directions" in self.held:
+        if params is not None and "directions" in self.fixed:
             length_SK = (total_SKD * params["directions"]).sum(-1).clamp(min=0)
         mean_SK = share(length_SK, seen_SK, 0.0)
         return {"directions": directions, "concentrations": concentration(self.columns, mean_SK, self.largest)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config(MixtureConfig):
+    """Options beside those of every mixture."""
+
+    max_concentration: float = 1e8  # bound of kappa
+
+
 @method(title="Von Mises-Fisher mixture", paper="Accurate Computation of the Logarithm of Modified Bessel Functions on "
-        "GPUs", year=2005, tags={"estimator", "mixture", "density", "online", "directions"})
-class VonMisesFisherMixture(PlainMixture):
-    """Mixture of directions. `max_concentration` bounds kappa; other parameters as `GaussianMixture`'s."""
+        "GPUs", year=2005, tags={"estimator", "mixture", "online", "directions"})
+class VonMisesFisherMixture(PlainMixture, config=Config):
+    """Mixture of directions; options in `Config`, others as `GaussianMixture`'s."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **PlainMixture._parameter_constraints,
@@ -112,19 +122,8 @@ class VonMisesFisherMixture(PlainMixture):
     _attributes: ClassVar[dict[str, str]] = {"directions": "mean_directions_", "concentrations": "concentrations_"}
     _fixable = ("weights", "directions", "concentrations")
 
-    def __init__(self, n_components: int = 1, *, max_concentration: float = 1e8, tol: float = 1e-3,
-                 max_iter: int = 100, n_init: int = 1, init_params: str = "kmeans", random_state: Any = None,
-                 warm_start: bool = False, verbose: int = 0, verbose_interval: int = 10, fixed: Any = None,
-                 batch_size: int | None = None, learning_decay: float = 0.7, learning_offset: float = 10.0,
-                 init_size: int | None = None) -> None:
-        super().__init__(n_components, tol=tol, max_iter=max_iter, n_init=n_init, init_params=init_params,
-                         random_state=random_state, warm_start=warm_start, verbose=verbose,
-                         verbose_interval=verbose_interval, fixed=fixed, batch_size=batch_size,
-                         learning_decay=learning_decay, learning_offset=learning_offset, init_size=init_size)
-        self.max_concentration = max_concentration
-
     def _family(self, columns: int, device: torch.device) -> VonMisesFisher:
-        return VonMisesFisher(columns, self.max_concentration, self._held())
+        return VonMisesFisher(columns, self.max_concentration, self._fixed())
 
     def _check_input(self, rows: Rows) -> None:
         if rows.n_columns < 2:
@@ -143,7 +142,7 @@ class VonMisesFisherMixture(PlainMixture):
     def _n_parameters(self) -> int:
         K, D = self.mean_directions_.shape
         free = {"weights": K - 1, "directions": K * (D - 1), "concentrations": K}
-        return sum(number for name, number in free.items() if name not in self._held())
+        return sum(number for name, number in free.items() if name not in self._fixed())
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
         directions_KD = torch.as_tensor(self.mean_directions_).cpu().numpy().astype(float)

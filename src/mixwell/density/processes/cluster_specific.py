@@ -38,11 +38,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.density._ascent import ascend
+from mixwell.density._gaussian import LOG_2PI, Array, gain, log_diagonal, log_normal, log_positive, symmetric, whiten
 from mixwell.density._options import Configured
 
-Array = np.ndarray
 JITTER = 1e-6  # share of a kernel's variance on its diagonal
-LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +82,16 @@ def task_covariance(t: Tensor, log_3: Tensor) -> Tensor:
 def expected_log_normal(y: Tensor, mean: Tensor, spread: Tensor, covariance: Tensor) -> Tensor:
     """E log N(y; u, covariance) over u ~ N(mean, spread)."""
     root = torch.linalg.cholesky(covariance)
-    gap = torch.linalg.solve_triangular(root, (y - mean)[:, None], upper=False)
+    white = whiten((y - mean)[None], root)
     trace = torch.cholesky_solve(spread, root).diagonal().sum()
-    return -0.5 * (len(y) * LOG_2PI + 2 * root.diagonal().log().sum() + (gap**2).sum() + trace)
+    return log_normal(white.square().sum() + trace, log_diagonal(root), len(y))
 
 
 @method(
     title="Cluster-specific multi-task Gaussian processes",
     paper="Cluster-Specific Predictions with Multi-Task Gaussian Processes",
     year=2023,
-    tags={"process", "clustering", "curves"},
+    tags={"estimator", "em"},
 )
 class ClusterProcesses(Configured, BaseEstimator, config=Config):
     """Mixture of multi-task Gaussian processes, fitted by variational EM; see the module's card.
@@ -116,16 +116,17 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         self.mean_kernels_ = np.tile(np.log([variance, length]), (config.n_clusters, 1))
         self.task_kernels_ = np.tile(np.log([variance / 10, length, variance / 100]), (len(curves), 1))
         self.resp_ = self._start(config)
-        self.lower_bounds_: list[float] = []
-        for _ in range(config.max_iter):
-            self._climb(config)
-            self._expect()
-            self.lower_bounds_.append(self.bound())
-            gain = self.lower_bounds_[-1] - self.lower_bounds_[-2] if len(self.lower_bounds_) > 1 else math.inf
-            if gain < config.tol * abs(self.lower_bounds_[-1]):
-                break
-        self.labels_, self.n_iter_ = self.resp_.argmax(1), len(self.lower_bounds_)
+        run = ascend(lambda _: (None, self._iterate(config)), None, tol=config.tol, max_iter=config.max_iter,
+                     relative=True)
+        self.lower_bounds_ = run.bounds
+        self.labels_, self.n_iter_ = self.resp_.argmax(1), len(run.bounds)
         return self
+
+    def _iterate(self, config: Config) -> float:
+        """M and E step; the bound after them."""
+        self._climb(config)
+        self._expect()
+        return self.bound()
 
     def _start(self, config: Config) -> Array:
         """Responsibilities (M, K) from k-means on curves interpolated at the union of times; sets the means too."""
@@ -148,8 +149,7 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
             for i, at in enumerate(self._index):
                 precision[at[:, None], at] += self.resp_[i, k] * inverse[i]
                 shift[at] += self.resp_[i, k] * inverse[i] @ (self._values[i] - self.centre_)
-            covariance = torch.linalg.inv((precision + precision.T) / 2)
-            covariances.append((covariance + covariance.T) / 2)
+            covariances.append(symmetric(torch.linalg.inv(symmetric(precision))))
             means.append(self.centre_ + covariances[-1] @ shift)
         self.means_, self.covariances_ = torch.stack(means).numpy(), torch.stack(covariances).numpy()
 
@@ -163,7 +163,7 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
     def _expect(self) -> None:
         """Responsibilities, then mean processes."""
         heights = torch.stack([self._heights(i, torch.from_numpy(log)) for i, log in enumerate(self.task_kernels_)])
-        log_weights = np.log(np.maximum(self.weights_, 1e-300))
+        log_weights = log_positive(self.weights_)
         self.resp_ = (heights + torch.from_numpy(log_weights)).softmax(1).numpy()
         self._fit_means()
 
@@ -183,14 +183,13 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         for rows, bound, count, shared in ((self.mean_kernels_, mean_bound, K, config.shared_means),
                                            (self.task_kernels_, task_bound, M, config.shared_tasks)):
             for group in [range(count)] if shared else [[i] for i in range(count)]:
-                rows[list(group)] = ascend(lambda log: sum(bound(i, log) for i in group),  # noqa: B023 - used at once
-                                           rows[group[0]], config.kernel_steps)
+                rows[list(group)] = climb(lambda log: sum(bound(i, log) for i in group),  # noqa: B023 - used at once
+                                          rows[group[0]], config.kernel_steps)
 
     def bound(self) -> float:
         """The evidence lower bound at the present values, in nats."""
         check_is_fitted(self, "resp_")
-        log_weights = np.log(np.maximum(self.weights_, 1e-300))
-        total = float((self.resp_ * (log_weights - np.log(np.maximum(self.resp_, 1e-300)))).sum())
+        total = float((self.resp_ * (log_positive(self.weights_) - log_positive(self.resp_))).sum())
         for i, log in enumerate(self.task_kernels_):
             total += float(torch.from_numpy(self.resp_[i]) @ self._heights(i, torch.from_numpy(log)))
         for mean, cov, log in zip(self.means_, self.covariances_, self.mean_kernels_):
@@ -208,9 +207,9 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         for mean, cov, log in zip(self.means_, self.covariances_, self.mean_kernels_):
             log_2 = torch.from_numpy(log)
             prior = mean_covariance(self._grid, log_2)
-            gain = torch.linalg.solve(prior, squared_exponential(self._grid, t, log_2)).T
-            means.append(self.centre_ + gain @ (torch.from_numpy(mean) - self.centre_))
-            covariances.append(squared_exponential(t, t, log_2) - gain @ (prior - torch.from_numpy(cov)) @ gain.T)
+            pull = gain(squared_exponential(t, self._grid, log_2), prior)
+            means.append(self.centre_ + pull @ (torch.from_numpy(mean) - self.centre_))
+            covariances.append(squared_exponential(t, t, log_2) - pull @ (prior - torch.from_numpy(cov)) @ pull.T)
         return torch.stack(means).numpy(), torch.stack(covariances).numpy()
 
     def predict(self, seen_times: Any, seen_values: Any, times: Any) -> tuple[Array, Array, Array]:
@@ -231,17 +230,17 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
             + JITTER * math.exp(float(log_3[0])) * np.eye(len(both))
         means, deviations, heights = [], [], []
         for mean, cov in zip(mean_KT, cov_KTT):
-            gain = np.linalg.solve(cov[:n, :n], cov[:n, n:]).T
-            means.append(mean[n:] + gain @ (y - mean[:n]))
-            deviations.append(np.sqrt(np.maximum(np.diag(cov[n:, n:] - gain @ cov[:n, n:]), 0)))
+            pull = gain(cov[n:, :n], cov[:n, :n])
+            means.append(mean[n:] + pull @ (y - mean[:n]))
+            deviations.append(np.sqrt(np.maximum(np.diag(cov[n:, n:] - pull @ cov[:n, n:]), 0)))
             gap = y - mean[:n]
             heights.append(-0.5 * (np.linalg.slogdet(cov[:n, :n])[1] + gap @ np.linalg.solve(cov[:n, :n], gap)))
-        log_weights = np.log(np.maximum(self.weights_, 1e-300)) + np.array(heights)
+        log_weights = log_positive(self.weights_) + np.array(heights)
         weights = np.exp(log_weights - log_weights.max())
         return np.array(means), np.array(deviations), weights / weights.sum()
 
 
-def ascend(bound: Any, start: Array, steps: int) -> Array:
+def climb(bound: Any, start: Array, steps: int) -> Array:
     """Logs of kernel parameters that raise a bound, by L-BFGS within e^±6 of the start; never worse than the start."""
     def loss(log: Array) -> tuple[float, Array]:
         at = torch.from_numpy(log.copy()).requires_grad_()
@@ -276,4 +275,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     times = [torch.rand(6, generator=generator, dtype=torch.float64).numpy() * 4 for _ in range(8)]
     noise = torch.randn(8, 6, generator=generator, dtype=torch.float64).numpy()
     values = [(-1) ** i * np.sin(t) + 0.1 * e for i, (t, e) in enumerate(zip(times, noise))]
-    return {"estimator": ClusterProcesses(n_clusters=2, max_iter=3, random_state=0), "times": times, "values": values}
+    estimator = ClusterProcesses(n_clusters=2, max_iter=3, kernel_steps=3, random_state=0)
+    return {"estimator": estimator, "times": times, "values": values}

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import log_diagonal, log_normal, outer, symmetric, whiten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +92,14 @@ class Experts:
         x_NP = with_one(x_ND)
         D = next_ND.shape[1]
         gap_NJD = next_ND[:, None] - torch.einsum("np,jpd->njd", x_NP, self.slope_JPD)
-        white_JDN = torch.linalg.solve_triangular(self.root_JDD, gap_NJD.permute(1, 2, 0), upper=False)
-        square_NJ = (white_JDN**2).sum(1).T
-        half_det_J = self.root_JDD.diagonal(dim1=1, dim2=2).log().sum(-1)
+        white_JND = whiten(gap_NJD.transpose(0, 1), self.root_JDD)
+        square_NJ = white_JND.square().sum(-1).T
+        log_scale_J = log_diagonal(self.root_JDD)
         if math.isinf(self.dof):
-            log_NJ = -0.5 * square_NJ - 0.5 * D * math.log(2 * math.pi)
+            log_NJ = log_normal(square_NJ, log_scale_J, D)
         else:
-            nu = self.dof
-            log_NJ = math.lgamma((nu + D) / 2) - math.lgamma(nu / 2) - 0.5 * D * math.log(nu * math.pi) \
-                - 0.5 * (nu + D) * torch.log1p(square_NJ / nu)
-        return (x_NP @ self.gate_JP.T).log_softmax(-1) + log_NJ - half_det_J, square_NJ
+            log_NJ = log_student(square_NJ, log_scale_J, D, self.dof)
+        return (x_NP @ self.gate_JP.T).log_softmax(-1) + log_NJ, square_NJ
 
     def log_prob(self, x_ND: Tensor, next_ND: Tensor) -> Tensor:
         """log r(x' | x) (N,)."""
@@ -117,6 +116,12 @@ class Experts:
             shape_N = torch.full((len(x_ND),), self.dof / 2, dtype=x_ND.dtype)
             noise_ND = noise_ND * (self.dof / 2 / torch._standard_gamma(shape_N, generator=generator))[:, None].sqrt()
         return mean_ND + noise_ND
+
+
+def log_student(square: Tensor, log_scale: Tensor, columns: int, dof: float) -> Tensor:
+    """Log density (...) of Student's t, as `log_normal` gives that of the normal."""
+    constant = math.lgamma((dof + columns) / 2) - math.lgamma(dof / 2) - 0.5 * columns * math.log(dof * math.pi)
+    return constant - 0.5 * (dof + columns) * torch.log1p(square / dof) - log_scale
 
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # (J,), (J, P, P), (J, P, D), (J, D, D)
@@ -142,7 +147,7 @@ def regress(s: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
     eye_PP, eye_DD = (torch.eye(m.shape[1], dtype=m.dtype) for m in (xx_JPP, yy_JDD))
     slope_JPD = torch.linalg.solve(xx_JPP + ridge * mass_J.clamp(min=1e-6)[:, None, None] * eye_PP, xy_JPD)
     rest_JDD = yy_JDD - slope_JPD.mT @ xy_JPD - xy_JPD.mT @ slope_JPD + slope_JPD.mT @ xx_JPP @ slope_JPD
-    rest_JDD = (rest_JDD + rest_JDD.mT) / 2 + ridge * (1e-3 * scale + 1e-9) * eye_DD
+    rest_JDD = symmetric(rest_JDD) + ridge * (1e-3 * scale + 1e-9) * eye_DD
     return slope_JPD, torch.linalg.cholesky(rest_JDD / mass_J.clamp(min=1e-12)[:, None, None])
 
 
@@ -156,7 +161,7 @@ def gate_step(gate_JP: Tensor, x_ND: Tensor, v_N: Tensor, resp_NJ: Tensor, ridge
     J, P = gate_JP.shape
     p_NJ = (x_NP @ gate_JP.T).softmax(-1)
     slope_JP = torch.einsum("n,nj,np->jp", v_N, resp_NJ - p_NJ, x_NP) - ridge * gate_JP
-    curve_NJJ = torch.diag_embed(p_NJ) - p_NJ[:, :, None] * p_NJ[:, None, :]
+    curve_NJJ = torch.diag_embed(p_NJ) - outer(p_NJ, p_NJ)
     curve = torch.einsum("n,njk,np,nq->jpkq", v_N, curve_NJJ, x_NP, x_NP).reshape(J * P, J * P)
     step_JP = torch.linalg.solve(curve + ridge * torch.eye(J * P, dtype=curve.dtype), slope_JP.flatten()).view(J, P)
     start = height(gate_JP)
@@ -249,7 +254,7 @@ class Filtered:
     title="Particle filter with mixture-of-experts proposals",
     paper="Adaptive sequential Monte Carlo by means of mixture of experts",
     year=2014,
-    tags={"filter", "gated"},
+    tags={"value"},
 )
 def particle_filter(model: StateSpace, observations: Sequence[Tensor] | Tensor, generator: torch.Generator,
                     config: Config | None = None) -> Filtered:

@@ -35,10 +35,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import LOG_2PI, Array, log_normal
 from mixwell.density._options import Configured
-
-Array = np.ndarray
-LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +127,7 @@ def inverse_gamma_log_pdf(s: Array, shape: float, rate: float) -> Array:
     title="Scale mixture of network Gaussian processes",
     paper="Scale Mixtures of Neural Network Gaussian Processes",
     year=2022,
-    tags={"process", "regression"},
+    tags={"estimator", "sklearn"},
 )
 class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
     """Regression with a scale mixture of Gaussian processes; see the module's card.
@@ -177,8 +175,7 @@ class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
         found = []
         for s, noise in zip(s_M, self._noise(s_M)):
             spectrum = s * self._values + noise
-            found.append(-0.5 * (np.log(spectrum).sum() + (self._turned_y**2 / spectrum).sum()
-                                 + len(self.y_train_) * LOG_2PI))
+            found.append(log_normal(self._turned_y**2 / spectrum, 0.5 * np.log(spectrum)).sum())
         return np.array(found)
 
     def log_marginal_likelihood(self) -> float:
@@ -230,7 +227,7 @@ class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
             raise ValueError(f"y has shape {y.shape}; expected {means.shape[1:]}, one value a row of X")
         if math.isfinite(self._dof()):
             return student_t.logpdf(y, self._dof(), means[0], np.sqrt(variances[0]))
-        log = -0.5 * ((y - means) ** 2 / variances + np.log(variances) + LOG_2PI)
+        log = log_normal((y - means) ** 2 / variances, 0.5 * np.log(variances))
         return logsumexp(log, axis=0, b=self.scale_weights_[:, None])
 
 

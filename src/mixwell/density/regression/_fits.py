@@ -5,13 +5,10 @@ N rows, P columns of a design (the first is the intercept), Q responses, C class
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-Array = np.ndarray
-LOG_2PI = math.log(2 * math.pi)
+from mixwell.density._gaussian import Array
 
 
 def softmax_objective(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float) -> float:
@@ -70,13 +67,6 @@ def raise_eigenvalues(matrix: Array, floor: float) -> Array:
     """The likeliest covariance whose eigenvalues are at least `floor`, given a sample covariance."""
     values, vectors = np.linalg.eigh(matrix)
     return matrix if values[0] >= floor else (vectors * np.maximum(values, floor)) @ vectors.T
-
-
-def normal_log_prob(residual_NQ: Array, covariance_QQ: Array) -> Array:
-    """Log density (N,) of residuals under a centred normal."""
-    lower = np.linalg.cholesky(covariance_QQ)
-    white_QN = np.linalg.solve(lower, residual_NQ.T)
-    return -0.5 * (white_QN**2).sum(0) - np.log(np.diag(lower)).sum() - 0.5 * len(lower) * LOG_2PI
 
 
 def poisson_fit(h_NP: Array, y_N: Array, weight_N: Array, b_P: Array, ridge: float, steps: int = 20) -> Array:

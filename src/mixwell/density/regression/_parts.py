@@ -9,7 +9,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from mixwell.density._ascent import Run, ascend, highest
+from mixwell.density._gaussian import Array, log_positive, log_prob
 from mixwell.density._options import Configured
-from mixwell.density.regression._fits import (
-    Array,
-    least_squares,
-    normal_log_prob,
-    poisson_fit,
-    raise_eigenvalues,
-    softmax_fit,
-)
+from mixwell.density.regression._fits import least_squares, poisson_fit, raise_eigenvalues, softmax_fit
 
 Params = dict[str, Array]
 
@@ -107,9 +102,9 @@ class GaussianGates(Gates):
     floor: float  # smallest variance
 
     def log_joint(self, x_ND: Array, params: Params) -> Array:
-        parts = [normal_log_prob(x_ND - mean, covariance)
+        parts = [log_prob(x_ND - mean, covariance)
                  for mean, covariance in zip(params["gate_means"], params["gate_covariances"])]
-        return np.column_stack(parts) + np.log(np.maximum(params["gate_weights"], 1e-300))
+        return np.column_stack(parts) + log_positive(params["gate_weights"])
 
     def maximise(self, x_ND: Array, resp_NK: Array, params: Params | None) -> Params:
         count_K = resp_NK.sum(0)
@@ -133,7 +128,7 @@ class GaussianExperts(Experts):
 
     def log_prob(self, h_NP: Array, y: Array, params: Params) -> Array:
         parts = zip(params["coef"], params["covariances"])
-        return np.column_stack([normal_log_prob(y - h_NP @ coef, covariance) for coef, covariance in parts])
+        return np.column_stack([log_prob(y - h_NP @ coef, covariance) for coef, covariance in parts])
 
     def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
         coef, covariances = [], []
@@ -237,28 +232,6 @@ class Problem:
         return self.maximise(np.exp(log_NK - log_N), params), bound / len(log_NK)
 
 
-@dataclass
-class Run:
-    """What became of one start."""
-
-    params: Params
-    bounds: list[float] = field(default_factory=list)
-    converged: bool = False
-
-
-def ascend(step: Any, params: Params, tol: float, max_iter: int) -> Run:
-    """EM until a step gains less than `tol`; `step` is like `Problem.step`."""
-    run = Run(params)
-    for _ in range(max_iter):
-        params, bound = step(run.params)
-        run.converged = bool(run.bounds) and bound - run.bounds[-1] < tol
-        run.bounds.append(bound)
-        if run.converged:
-            break
-        run.params = params
-    return run
-
-
 def start(x_ND: Array, y_NQ: Array, experts: int, init: str, rng: np.random.RandomState) -> Array:
     """Responsibilities (N, K) to begin with: cells of rows and targets together, a little softened."""
     points = np.column_stack([x_ND, y_NQ])
@@ -324,17 +297,18 @@ class GatedEstimator(Configured):
         runs = []
         for _ in range(config.n_init):
             resp_NK = start(z_ND, y_NQ, config.n_experts, config.init, rng)
-            runs.append(ascend(problem.step, problem.maximise(resp_NK, None), config.tol, config.max_iter))
-        best = max(runs, key=lambda run: run.bounds[-1])
+            first = problem.maximise(resp_NK, None)
+            runs.append(ascend(problem.step, first, tol=config.tol, max_iter=config.max_iter))
+        best = highest(runs)
         if not best.converged and config.max_iter > 1:
             warnings.warn(f"EM did not converge in max_iter={config.max_iter} steps; increase max_iter or tol.",
                           ConvergenceWarning, stacklevel=3)
         self._gates, self._experts = gates, experts
         self._publish(best)
 
-    def _publish(self, run: Run) -> None:
-        self._params = run.params
-        for name, value in run.params.items():
+    def _publish(self, run: Run[Params]) -> None:
+        self._params = run.state
+        for name, value in run.state.items():
             setattr(self, name + "_", value)
         self.lower_bounds_, self.converged_, self.n_iter_ = run.bounds, run.converged, len(run.bounds)
 

@@ -34,17 +34,18 @@ from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._ascent import Run
+from mixwell.density._gaussian import Array, divergence
 from mixwell.density.regression._fits import least_squares, softmax_fit
 from mixwell.density.regression._parts import (
-    Array,
     GatedRegressor,
     GaussianExperts,
-    Run,
+    Params,
     SoftmaxGates,
     check_common,
     with_intercept,
 )
+from mixwell.density.regression.polynomial import PolynomialExperts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,8 @@ class Config:
 def divergences(mean_SL: Array, variance_L: Array, mean_SK: Array, variance_K: Array) -> Array:
     """KL divergence of every local normal from every target, at every row (S, L, K), in nats."""
     gap_SLK = (mean_SL[:, :, None] - mean_SK[:, None, :]) ** 2
-    return 0.5 * (np.log(variance_K / variance_L[:, None]) + (variance_L[:, None] + gap_SLK) / variance_K - 1)
+    square_SLK = (variance_L[:, None] + gap_SLK) / variance_K
+    return divergence(square_SLK, np.log(variance_K / variance_L[:, None]))
 
 
 def transport(weight_SL: Array, cost_SLK: Array) -> tuple[Array, float]:
@@ -118,7 +120,7 @@ def reduce(x_SP: Array, weight_SL: Array, coef_LP: Array, variance_L: Array, sta
     title="Distributed mixture of experts",
     paper="Distributed Learning of Mixtures of Experts",
     year=2023,
-    tags={"regression", "softmax-gate", "distributed"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class DistributedMixtureOfExperts(GatedRegressor, config=Config):
     """Softmax-gated linear experts from fits of shards; see the module's card and `Config`."""
@@ -149,12 +151,11 @@ class DistributedMixtureOfExperts(GatedRegressor, config=Config):
         return self
 
     def _local(self, z_ND: Array, y_N: Array, config: Config, rng: np.random.RandomState) -> Any:
-        estimator = find("density.regression.polynomial").load()
-        return estimator(n_experts=config.n_experts, degree=1, ridge=config.ridge, reg_covar=config.reg_covar,
-                         tol=config.tol, max_iter=config.max_iter, n_init=config.n_init, init=config.init,
-                         random_state=rng.randint(2**31)).fit(z_ND, y_N)
+        names = ("n_experts", "ridge", "reg_covar", "tol", "max_iter", "n_init", "init")
+        options = {name: getattr(config, name) for name in names}
+        return PolynomialExperts(**options, degree=1, random_state=rng.randint(2**31)).fit(z_ND, y_N)
 
-    def _pool(self, x_SP: Array, shares_M: Array, config: Config, rng: np.random.RandomState) -> Run:
+    def _pool(self, x_SP: Array, shares_M: Array, config: Config, rng: np.random.RandomState) -> Run[Params]:
         coef_LP = np.concatenate([recentred(m.coef_[:, :, 0], m) for m in self.local_])
         variance_L = np.concatenate([m.covariances_[:, 0, 0] for m in self.local_])
         weight_SL = np.concatenate([share * softmax(x_SP @ recentred(m.gate_coef_, m).T, axis=1)

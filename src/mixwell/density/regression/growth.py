@@ -35,9 +35,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from mixwell.core.method import method
+from mixwell.density._ascent import ascend, highest
+from mixwell.density._gaussian import Array, log_normal, outer
 from mixwell.density._options import Configured
-from mixwell.density.regression._fits import LOG_2PI, Array, least_squares, raise_eigenvalues
-from mixwell.density.regression._parts import Params, SoftmaxGates, ascend, check_common, start, with_intercept
+from mixwell.density.regression._fits import least_squares, raise_eigenvalues
+from mixwell.density.regression._parts import Params, SoftmaxGates, check_common, start, with_intercept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +104,9 @@ def posterior(waves: Waves, mean_NL: Array, knot: float, psi_LL: Array, theta: f
     m_NL = np.einsum("nlm,nm->nl", v_NLL, shift_NL) / theta
     log_det_N = np.linalg.slogdet(psi_LL)[1] + np.linalg.slogdet(precision_NLL)[1]
     counts_N = waves.seen_NJ.sum(1)
-    log_N = -0.5 * (counts_N * (LOG_2PI + np.log(theta)) + log_det_N + (square_N - (shift_NL * m_NL).sum(1)) / theta)
-    return Posterior(log_N, m_NL, v_NLL)
+    distance_N = (square_N - (shift_NL * m_NL).sum(1)) / theta
+    log_scale_N = 0.5 * (counts_N * np.log(theta) + log_det_N)
+    return Posterior(log_normal(distance_N, log_scale_N, counts_N), m_NL, v_NLL)
 
 
 def maximise_class(waves: Waves, x_NP: Array, resp_N: Array, one: Params, floor: float) -> Params:
@@ -113,7 +116,7 @@ def maximise_class(waves: Waves, x_NP: Array, resp_N: Array, one: Params, floor:
     eta_NL, total = mean_NL + found.m_NL, max(resp_N.sum(), 1e-300)
     coef_PL = least_squares(x_NP, eta_NL, resp_N)
     rest_NL = eta_NL - x_NP @ coef_PL
-    psi_LL = np.einsum("n,nlm->lm", resp_N, found.v_NLL + rest_NL[:, :, None] * rest_NL[:, None, :]) / total
+    psi_LL = np.einsum("n,nlm->lm", resp_N, found.v_NLL + outer(rest_NL, rest_NL)) / total
     gram_NLL, _ = waves.moments(float(one["knot"]))
     fitted_NJ = np.einsum("njl,nl->nj", waves.loadings(float(one["knot"])), eta_NL)
     noise_N = ((waves.y_NJ - fitted_NJ) ** 2).sum(1) + np.einsum("nlm,nml->n", gram_NLL, found.v_NLL)
@@ -139,7 +142,7 @@ def climb_knot(waves: Waves, mean_NL: Array, resp_N: Array, one: Params) -> floa
     paper="Extending Mixture of Experts Model to Investigate Heterogeneity of Trajectories: When, Where and How to Add "
           "Which Covariates",
     year=2021,
-    tags={"regression", "softmax-gate", "multilevel"},
+    tags={"estimator", "em", "responsibilities"},
 )
 class GrowthMixtureOfExperts(Configured, config=Config):
     """Latent classes of trajectories; see the module's card and `Config`.
@@ -158,12 +161,12 @@ class GrowthMixtureOfExperts(Configured, config=Config):
         gates, rng, runs = SoftmaxGates(config.ridge), check_random_state(config.random_state), []
         for _ in range(config.n_init):
             params = self._first(waves, z_NP, x_NP, gates, floor, config, rng)
-            runs.append(ascend(lambda p: self._step(waves, z_NP, x_NP, gates, floor, p), params, config.tol,
-                               config.max_iter))
-        run = max(runs, key=lambda one: one.bounds[-1])
-        self._shape, self._params = config.shape, run.params
-        self.gate_coef_, self.coef_, self.knots_ = run.params["gate_coef"], run.params["coef"], run.params["knot"]
-        self.growth_covariances_, self.noise_ = run.params["psi"], run.params["theta"]
+            runs.append(ascend(lambda p: self._step(waves, z_NP, x_NP, gates, floor, p), params, tol=config.tol,
+                               max_iter=config.max_iter))
+        run = highest(runs)
+        self._shape, self._params = config.shape, run.state
+        self.gate_coef_, self.coef_, self.knots_ = run.state["gate_coef"], run.state["coef"], run.state["knot"]
+        self.growth_covariances_, self.noise_ = run.state["psi"], run.state["theta"]
         self.lower_bounds_, self.converged_, self.n_iter_ = run.bounds, run.converged, len(run.bounds)
         return self
 
@@ -313,5 +316,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     curve_NJ = (1 + 2 * fast_N1) * times_J.clamp(max=3)
     level_N1 = torch.randn(40, 1, generator=generator, dtype=torch.float64)
     noise_NJ = 0.2 * torch.randn(40, 6, generator=generator, dtype=torch.float64)
-    return {"estimator": GrowthMixtureOfExperts(random_state=0), "Y": (level_N1 + curve_NJ + noise_NJ).numpy(),
-            "times": times_J.numpy()}
+    estimator = GrowthMixtureOfExperts(max_iter=8, random_state=0)
+    return {"estimator": estimator, "Y": (level_N1 + curve_NJ + noise_NJ).numpy(), "times": times_J.numpy()}

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.density._training import descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class Block(nn.Module):
     title="In-context mixture of regressions",
     paper="Transformers can optimally learn regression mixture models",
     year=2023,
-    tags={"in-context", "transformer"},
+    tags={"module", "float32"},
 )
 class InContextRegression(nn.Module):
     """Transformer that predicts every y of a prompt from its x and the pairs before it; see the module's card."""
@@ -138,21 +139,15 @@ class InContextRegression(nn.Module):
 def train(model: InContextRegression, tasks_MD: Tensor, sigma: float, *, steps: int, batch: int, lr: float,
           generator: torch.Generator) -> Iterator[float]:
     """Train on fresh prompts; yields the mean squared error of every step."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    warm = max(1, steps // 20)
-    for step in range(steps):
-        rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * rate
+    def loss() -> Tensor:
         x_BTD, y_BT = draw_prompts(batch, model.config.max_examples, tasks_MD, sigma, generator)
-        loss = F.mse_loss(model(x_BTD, y_BT), y_BT)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield float(loss.detach())
+        return F.mse_loss(model(x_BTD, y_BT), y_BT)
+
+    yield from descend(model, loss, steps=steps, lr=lr, warm=max(1, steps // 20))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two prompts of three pairs."""
-    return {"config": Config(dim=2, max_examples=3, width=8, heads=2, layers=1),
+    config = Config(dim=2, max_examples=3, width=8, heads=2, layers=1)
+    return {"module": InContextRegression(config, generator),
             "x_BTD": torch.randn(2, 3, 2, generator=generator), "y_BT": torch.randn(2, 3, generator=generator)}

@@ -31,8 +31,8 @@ from scipy.special import log_softmax, softmax
 from sklearn.utils.validation import check_is_fitted
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array
 from mixwell.density.regression._parts import (
-    Array,
     GatedRegressor,
     GaussianExperts,
     Params,
@@ -153,7 +153,7 @@ class LassoExperts(GaussianExperts):
     title="Lasso mixture of experts",
     paper="Non-asymptotic oracle inequalities for the Lasso in high-dimensional mixture of experts",
     year=2020,
-    tags={"regression", "softmax-gate", "sparse"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class LassoMixtureOfExperts(GatedRegressor, config=Config):
     """Softmax-gated mixture of sparse linear regressions; see the module's card and `Config`."""

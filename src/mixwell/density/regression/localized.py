@@ -33,15 +33,15 @@ import torch
 from scipy.sparse.csgraph import connected_components
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import Array
 from mixwell.density.regression._parts import (
-    Array,
     GatedRegressor,
     GaussianExperts,
     GaussianGates,
     check_common,
     powers,
 )
+from mixwell.density.selection.slope_heuristic import slope_heuristic
 
 Blocks = tuple[tuple[int, ...], ...]
 
@@ -106,7 +106,7 @@ def residual_blocks(covariances_KQQ: Array, threshold: float) -> Blocks:
     paper="A non-asymptotic approach for model selection via penalization in high-dimensional mixture of experts "
           "models",
     year=2021,
-    tags={"regression", "gaussian-gate", "selection"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
     """Gaussian-gated mixture of polynomial regressions; see the module's card and `Config`.
@@ -140,7 +140,7 @@ class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
         if len(value) == 1:
             return 0, float("nan")
         if config.criterion == "slope":
-            chosen, kappa, _ = find("density.selection.slope_heuristic").load()(value, dimension)
+            chosen, kappa, _ = slope_heuristic(value, dimension)
             return chosen, kappa
         price = 0.5 * np.log(rows) if config.criterion == "bic" else 0.0
         return int(np.argmax(value - price * dimension)), float("nan")

@@ -34,14 +34,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
 
 from mixwell.core.method import method
+from mixwell.density._ascent import ascend, highest
+from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
 from mixwell.density.regression._parts import (
-    Array,
     GaussianExperts,
     Params,
     Problem,
     SoftmaxGates,
-    ascend,
     check_common,
     start,
     with_intercept,
@@ -149,7 +149,7 @@ def designs(z_ND: Array, grid: Grid, config: Config) -> tuple[Array, Array]:
     title="Mixed mixture of experts",
     paper="Mixture of experts models for multilevel data: modelling framework and approximation theory",
     year=2022,
-    tags={"regression", "softmax-gate", "multilevel"},
+    tags={"estimator", "em"},
 )
 class MixedMixtureOfExperts(Configured, config=Config):
     """Softmax-gated linear experts with random effects of groups; see the module's card and `Config`."""
@@ -170,12 +170,12 @@ class MixedMixtureOfExperts(Configured, config=Config):
             nodes_NAB = _first_nodes(y_N, known, self._grid)
             params = problem.maximise((nodes_NAB[..., None] * resp_NK[:, None, None]).reshape(-1, resp_NK.shape[1]),
                                       None)
-            runs.append(ascend(lambda p: self._step(problem, known, p), params, self._options.tol,
-                               self._options.max_iter))
-        run = max(runs, key=lambda one: one.bounds[-1])
-        self._params: Params = run.params
-        self.gate_coef_, self.coef_ = run.params["gate_coef"], run.params["coef"]
-        self.covariances_ = run.params["covariances"]
+            runs.append(ascend(lambda p: self._step(problem, known, p), params, tol=self._options.tol,
+                               max_iter=self._options.max_iter))
+        run = highest(runs)
+        self._params: Params = run.state
+        self.gate_coef_, self.coef_ = run.state["gate_coef"], run.state["coef"]
+        self.covariances_ = run.state["covariances"]
         self.lower_bounds_, self.converged_, self.n_iter_ = run.bounds, run.converged, len(run.bounds)
         _, outer_GA, inner_HAB = integrate(self._rows(problem, self._params), known, self._grid)
         self._outer = dict(zip(known.outer_names.tolist(), outer_GA))

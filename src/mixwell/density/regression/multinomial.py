@@ -29,8 +29,8 @@ import torch
 from scipy.special import softmax
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array
 from mixwell.density.regression._parts import (
-    Array,
     GatedClassifier,
     MultinomialExperts,
     SoftmaxGates,
@@ -92,7 +92,7 @@ def voronoi_loss(gate_KP: Array, coef_KCP: Array, true_gate_JP: Array, true_coef
     title="Multinomial-logistic mixture of experts",
     paper="A General Theory for Softmax Gating Multinomial Logistic Mixture of Experts",
     year=2023,
-    tags={"classification", "softmax-gate"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class MultinomialMixtureOfExperts(GatedClassifier, config=Config):
     """Softmax-gated mixture of logistic regressions; see the module's card and `Config`."""

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from mixwell.core.method import method
+from mixwell.density._gaussian import Array
 from mixwell.density.regression._parts import (
-    Array,
     Experts,
     GatedRegressor,
     GaussianExperts,
@@ -70,7 +70,7 @@ class Config:
     title="Mixture of polynomial experts",
     paper="Convergence Rates for Mixture-of-Experts",
     year=2011,
-    tags={"regression", "softmax-gate"},
+    tags={"estimator", "em", "responsibilities", "sklearn"},
 )
 class PolynomialExperts(GatedRegressor, config=Config):
     """Softmax-gated mixture of polynomial regressions; see the module's card and `Config`.

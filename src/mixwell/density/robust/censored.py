@@ -36,9 +36,10 @@ from scipy.special import logsumexp, ndtr, softmax
 from sklearn.utils.validation import check_is_fitted
 
 from mixwell.core.method import method
+from mixwell.density._ascent import ascend
+from mixwell.density._gaussian import Array, log_normal, log_positive
 from mixwell.density._options import Configured
 
-Array = np.ndarray
 Intervals = tuple[tuple[float, float], ...]
 FAR = 12.0  # standard deviations beyond which a normal has no mass
 
@@ -77,7 +78,7 @@ def moment_functions(intervals: Intervals, terms: int) -> Array:
 
     def products(x: float) -> Array:
         values = hermite_e.hermevander(np.array([x]), terms - 1)[0]
-        return np.outer(values, values) * math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+        return np.outer(values, values) * np.exp(log_normal(np.square(x), 0.0))
 
     inside = [(max(low, -FAR), min(high, FAR)) for low, high in intervals if low < FAR and high > -FAR]
     gram_LL = sum(quad_vec(products, low, high, epsrel=1e-10)[0] for low, high in inside)
@@ -116,7 +117,7 @@ def outside(means_K: Array, sigma: float, intervals: Intervals) -> tuple[Array, 
     for low, high in intervals:
         a, b = (low - means_K) / sigma, (high - means_K) / sigma
         inside_K = ndtr(b) - ndtr(a)
-        edge_K = (np.exp(-0.5 * a**2) - np.exp(-0.5 * b**2)) / math.sqrt(2 * math.pi)
+        edge_K = np.exp(log_normal(a**2, 0.0)) - np.exp(log_normal(b**2, 0.0))
         mass_K = mass_K - inside_K
         first_K = first_K - means_K * inside_K - sigma * edge_K
     return np.maximum(mass_K, 0.0), first_K
@@ -125,8 +126,7 @@ def outside(means_K: Array, sigma: float, intervals: Intervals) -> tuple[Array, 
 def em_step(x_N: Array, unseen: float | None, weights_K: Array, means_K: Array,
             config: Config) -> tuple[Array, Array, float]:
     """New weights and means, and the log-likelihood of the old ones in nats (of x given S where `unseen` is None)."""
-    log_NK = (np.log(weights_K) - 0.5 * ((x_N[:, None] - means_K) / config.sigma) ** 2
-              - math.log(config.sigma) - 0.5 * math.log(2 * math.pi))
+    log_NK = np.log(weights_K) + log_normal(((x_N[:, None] - means_K) / config.sigma) ** 2, math.log(config.sigma))
     resp_NK = softmax(log_NK, axis=1)
     mass_K, first_K = outside(means_K, config.sigma, config.intervals)
     gone = float(weights_K @ mass_K)
@@ -146,7 +146,7 @@ def em_step(x_N: Array, unseen: float | None, weights_K: Array, means_K: Array,
     title="Censored Gaussian mixture",
     paper="Learning Mixtures of Gaussians with Censored Data",
     year=2023,
-    tags={"mixture", "censored"},
+    tags={"estimator", "em", "density", "relabel"},
 )
 class CensoredGaussianMixture(Configured, config=Config):
     """One-dimensional Gaussian mixture seen inside known intervals; see the module's card and `Config`."""
@@ -187,23 +187,21 @@ class CensoredGaussianMixture(Configured, config=Config):
     def _by_em(self, x_N: Array, n_censored: int | None, config: Config) -> tuple[Array, Array]:
         K = config.n_components
         weights_K, means_K = np.full(K, 1 / K), np.quantile(x_N, (np.arange(K) + 0.5) / K)
-        self.log_likelihoods_: list[float] = []
-        for _ in range(config.max_iter):
-            new_weights, new_means, value = em_step(x_N, n_censored, weights_K, means_K, config)
-            self.log_likelihoods_.append(value)
-            if len(self.log_likelihoods_) > 1 and value - self.log_likelihoods_[-2] < config.tol * len(x_N):
-                break
-            weights_K, means_K = new_weights, new_means
-        return weights_K, means_K
+
+        def step(params: tuple[Array, Array]) -> tuple[tuple[Array, Array], float]:
+            *new, value = em_step(x_N, n_censored, *params, config)
+            return (new[0], new[1]), value
+
+        run = ascend(step, (weights_K, means_K), tol=config.tol * len(x_N), max_iter=config.max_iter)
+        self.log_likelihoods_ = run.bounds
+        return run.state
 
     def score_samples(self, x: Any) -> Array:
         """Log density (N,) of the mixture before censoring, in nats."""
         check_is_fitted(self, "means_")
         config = self._config()
         z_NK = (np.asarray(x, dtype=np.float64).reshape(-1, 1) - self.means_) / config.sigma
-        weights_K = np.maximum(self.weights_, 1e-300)
-        scale = config.sigma * math.sqrt(2 * math.pi)
-        return logsumexp(np.log(weights_K) - 0.5 * z_NK**2, axis=1) - math.log(scale)
+        return logsumexp(log_positive(self.weights_) + log_normal(z_NK**2, math.log(config.sigma)), axis=1)
 
     def observed_share(self) -> float:
         """The probability that a value falls inside the intervals."""

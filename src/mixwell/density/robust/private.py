@@ -57,11 +57,12 @@ from sklearn.utils.validation import validate_data
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.core.registry import find
 from mixwell.density._covariances import as_full
+from mixwell.density._gaussian import Array, symmetric
 from mixwell.density._options import Configured
+from mixwell.density.mixtures.gaussian import GaussianMixture
+from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
-Array = np.ndarray
 POPULOUS = 0.6  # a candidate that more than this share is near may be released
 SLACK = 1.25  # of the default radius, for unequal weights and some overlap
 LARGEST = 1e70  # of a parameter, so that no distance overflows
@@ -221,14 +222,14 @@ def mask(one: Parameters, noise: float, rng: np.random.RandomState) -> tuple[Arr
     covariances_KDD = factor_KDD @ np.swapaxes(factor_KDD, -1, -2)
     total, order = weights_K.sum(), rng.permutation(K)
     weights_K = weights_K / total if total > 0 else np.full(K, 1 / K)
-    return weights_K[order], means_KD[order], (0.5 * (covariances_KDD + np.swapaxes(covariances_KDD, -1, -2)))[order]
+    return weights_K[order], means_KD[order], symmetric(covariances_KDD)[order]
 
 
 @method(
     title="Private Gaussian mixture",
     paper="Polynomial Time and Private Learning of Unbounded Gaussian Mixture Models",
     year=2023,
-    tags={"mixture", "private"},
+    tags={"estimator", "sklearn"},
 )
 class PrivateGaussianMixture(Configured, config=Config):
     """Gaussian mixture under (epsilon, delta)-differential privacy, with no bound on its parameters; see `Config`.
@@ -262,12 +263,11 @@ class PrivateGaussianMixture(Configured, config=Config):
                                "starts; each further fit spends epsilon and delta again.")
         return self
 
-    def as_density(self) -> Any:
+    def as_density(self) -> GaussianMixtureDensity:
         """The released mixture as a value that can be sampled, conditioned and compared; an error where none is."""
         if not getattr(self, "released_", False):
             raise MixwellError("there is no released mixture; expected a fit whose released_ is True")
-        value = find("density.values.gaussian_mixture").load()
-        return value(weights_K=self.weights_, means_KD=self.means_, covariances_KDD=self.covariances_)
+        return GaussianMixtureDensity(*map(torch.as_tensor, (self.weights_, self.means_, self.covariances_)))
 
     def _plan(self, config: Config, N: int, D: int) -> None:
         """Everything that is settled before the rows are looked at."""
@@ -300,8 +300,7 @@ class PrivateGaussianMixture(Configured, config=Config):
     def _candidate(self, x_ND: Array, seed: int) -> Parameters | None:
         """What the estimator finds in one block; None where it finds none, so that no error tells of the rows."""
         if self.estimator is None:
-            mixture = find("density.mixtures.gaussian").load()
-            model = mixture(self.n_components, reg_covar="scale", tol=1e-6, max_iter=500)
+            model: Any = GaussianMixture(self.n_components, reg_covar="scale", tol=1e-6, max_iter=500)
         else:
             model = clone(self.estimator)
         names = [name for name in model.get_params() if name.rpartition("__")[2] == "random_state"]

@@ -32,8 +32,7 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-
-Array = np.ndarray
+from mixwell.density._gaussian import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +133,7 @@ def _held_out_scores(x_F: Array, x_H: Array, generator: torch.Generator) -> tupl
     title="Mixture proportion by resampling",
     paper="Mixture Proportion Estimation Beyond Irreducibility",
     year=2023,
-    tags={"proportion"},
+    tags={"value"},
 )
 def mixture_proportion(x_mixture: Tensor, x_component: Tensor, config: Config, generator: torch.Generator, *,
                        alpha: Tensor | None = None) -> float:

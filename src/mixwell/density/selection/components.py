@@ -21,8 +21,9 @@ in memory, "icl" an estimator with `icl`, "slope" at least four numbers of compo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,29 +33,33 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._options import Configured
+from mixwell.density.mixtures.gaussian import GaussianMixture
+from mixwell.density.selection.slope_heuristic import slope_heuristic
 
 CRITERIA = ("bic", "aic", "icl", "cv", "slope")
 
 
-@method(title="Choice of the number of components", year=1978, tags={"estimator", "density", "selection"})
-class ComponentSearch(BaseEstimator):
+@dataclass(frozen=True)
+class Config:
+    """Options of the choice."""
+
+    estimator: Any = None  # a mixture with `n_components`; None: a Gaussian one
+    n_components: int | Iterable[int] = tuple(range(1, 11))  # the numbers to try, or one number
+    _: KW_ONLY
+    criterion: Literal["bic", "aic", "icl", "cv", "slope"] = "bic"
+    folds: int = 5  # of "cv"
+    one_standard_error: bool = False  # of "cv": the smallest number within one of the best
+    random_state: Any = None  # of the folds
+
+
+@method(title="Choice of the number of components", year=1978, tags={"estimator", "sklearn"})
+class ComponentSearch(Configured, BaseEstimator, config=Config):
     """Fits `estimator` with every number of components and keeps the best as `best_estimator_`.
 
-    estimator: a mixture with `n_components`; n_components: the numbers to try, or one number; criterion: bic, aic,
-    icl, cv or slope; folds: for cv. Fitted: `best_n_components_`, `best_estimator_`, `scores_` (smaller is better),
+    Options: see `Config`. Fitted: `best_n_components_`, `best_estimator_`, `scores_` (smaller is better),
     `log_likelihoods_` (nats over all rows).
     """
-
-    def __init__(self, estimator: Any = None, n_components: int | Iterable[int] = tuple(range(1, 11)), *,
-                 criterion: str = "bic", folds: int = 5, one_standard_error: bool = False,
-                 random_state: Any = None) -> None:
-        self.estimator = estimator
-        self.n_components = n_components
-        self.criterion = criterion
-        self.folds = folds
-        self.one_standard_error = one_standard_error
-        self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> ComponentSearch:
         """Fit the range; returns self."""
@@ -70,9 +75,8 @@ class ComponentSearch(BaseEstimator):
         fitted = {k: clone(base).set_params(n_components=k).fit(X) for k in numbers}
         self.log_likelihoods_ = {k: model.score(X) * _count(model, X) for k, model in fitted.items()}
         if self.criterion == "slope":
-            choose = find("density.selection.slope_heuristic").load()
             sizes = np.array([model._n_parameters() for model in fitted.values()])
-            _, self.slope_, scores = choose(np.array(list(self.log_likelihoods_.values())), sizes)
+            _, self.slope_, scores = slope_heuristic(np.array(list(self.log_likelihoods_.values())), sizes)
             self.scores_ = dict(zip(numbers, scores.tolist()))
         elif self.criterion == "cv":
             self.scores_ = self._held_out(base, X, numbers)
@@ -89,7 +93,7 @@ class ComponentSearch(BaseEstimator):
         return self
 
     def _base(self) -> Any:
-        return find("density.mixtures.gaussian").load()() if self.estimator is None else self.estimator
+        return GaussianMixture() if self.estimator is None else self.estimator
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -125,5 +129,4 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Three groups on a line."""
     centres_N1 = torch.tensor([[-6.0], [0.0], [6.0]], dtype=torch.float64).repeat_interleave(40, 0)
     x_N1 = centres_N1 + torch.randn(120, 1, generator=generator, dtype=torch.float64)
-    model = find("density.mixtures.gaussian").load()(random_state=0)
-    return {"estimator": ComponentSearch(model, range(1, 6)), "X": x_N1.numpy()}
+    return {"estimator": ComponentSearch(GaussianMixture(random_state=0), range(1, 6)), "X": x_N1.numpy()}

@@ -40,10 +40,9 @@ from sklearn.mixture import BayesianGaussianMixture
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
+from mixwell.density._ascent import ascend
+from mixwell.density._gaussian import LOG_2PI, Array, divergence, log_prob
 from mixwell.density._options import Configured
-
-Array = np.ndarray
-LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +103,7 @@ class PCA:
 
     def score_samples(self, X: Array) -> Array:
         """Log density (N,) of the normal with this mean and covariance, in nats."""
-        root_DD = np.linalg.cholesky(self.covariance_DD)
-        z_DN = np.linalg.solve(root_DD, (X - self.mean_D).T)
-        return -0.5 * (z_DN**2).sum(0) - np.log(np.diag(root_DD)).sum() - 0.5 * len(root_DD) * LOG_2PI
+        return log_prob(X - self.mean_D, self.covariance_DD)
 
 
 def choose(elbos: Sequence[float], log_prior: Sequence[float] | None = None) -> tuple[int, Array]:
@@ -137,8 +134,8 @@ def update(state: State, gram_DD: Array, rows: int, known: float | None, config:
     error = float(np.trace(gram_DD) - 2 * (W_DK * XZ_DK).sum() + (WW_KK * ZZ_KK).sum())
     tau, log_tau, kl_tau = _noise(error, rows * D, known, config)
     fit = 0.5 * (rows * D * (log_tau - LOG_2PI) - tau * error)
-    kl_Z = 0.5 * (np.trace(ZZ_KK) - rows * K - rows * np.linalg.slogdet(C_KK)[1])
-    kl_W = 0.5 * (np.trace(WW_KK) / prior - D * K - D * np.linalg.slogdet(V_KK / prior)[1])
+    kl_Z = divergence(np.trace(ZZ_KK), -rows * np.linalg.slogdet(C_KK)[1], rows * K)
+    kl_W = divergence(np.trace(WW_KK) / prior, -D * np.linalg.slogdet(V_KK / prior)[1], D * K)
     return State(W_DK, V_KK, tau), float(config.alpha * (fit - kl_Z) - kl_W - kl_tau)
 
 
@@ -160,16 +157,18 @@ def fit_pca(x_ND: Array, rank: int, config: Config) -> PCA:
     unit = math.sqrt(float((centred_ND**2).mean())) or 1.0
     gram_DD = centred_ND.T @ centred_ND / unit**2
     known = None if config.noise_variance is None else unit**2 / config.noise_variance
-    state, history = _start(gram_DD / N, rank, known), []
-    for _ in range(config.max_iter):
-        state, elbo = update(state, gram_DD, N, known, config)
-        history.append(elbo - config.alpha * N * D * math.log(unit))
-        if len(history) > 1 and history[-1] - history[-2] <= config.tol * N:
-            break
-    else:
+    rescaling = config.alpha * N * D * math.log(unit)
+
+    def step(state: State) -> tuple[State, float]:
+        new, elbo = update(state, gram_DD, N, known, config)
+        return new, elbo - rescaling
+
+    enough = math.nextafter(config.tol * N, math.inf)  # a gain of just the tolerance ends it, so that 0 can be one
+    run = ascend(step, _start(gram_DD / N, rank, known), tol=enough, max_iter=config.max_iter, ahead=True)
+    if not run.converged:
         warnings.warn(f"rank {rank} did not converge in {config.max_iter} updates; raise max_iter or tol",
                       ConvergenceWarning, stacklevel=2)
-    return PCA(mean_D, unit * state.W_DK, unit**2 * state.V_KK, unit**2 / state.tau, history)
+    return PCA(mean_D, unit * run.state.W_DK, unit**2 * run.state.V_KK, unit**2 / run.state.tau, run.bounds)
 
 
 def _start(covariance_DD: Array, rank: int, known: float | None) -> State:
@@ -205,7 +204,7 @@ def mixture_elbo(model: BayesianGaussianMixture, rows: int) -> float:
     title="ELBO selection",
     paper="Consistency of ELBO maximization for model selection",
     year=2019,
-    tags={"estimator", "density", "selection"},
+    tags={"estimator", "density", "sklearn"},
 )
 class ElboSelection(DensityMixin, Configured, BaseEstimator, config=Config):
     """Fits every model of a list by variational Bayes and keeps the one of largest ELBO + log prior; see `Config`.

@@ -36,10 +36,10 @@ from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
+from mixwell.density.mixtures.gaussian import GaussianMixture
 
-Array = np.ndarray
 FLOOR = 1e-6  # least variance of a component, in mean variances of the columns
 
 
@@ -82,12 +82,11 @@ def part_means(x_ND: Array, labels_N: Array) -> Array:
 
 def confirm(x_ND: Array, labels_N: Array, floor: float, config: Config) -> tuple[Array, float]:
     """Responsibilities (N, K) and BIC of a mixture that starts from the parts, in their order; `floor`: a variance."""
-    mixture = find("density.mixtures.gaussian").load()
     share_K = np.bincount(labels_N) / len(labels_N)
     within = x_ND - part_means(x_ND, labels_N)[labels_N]
     precision = _precision(within.T @ within / len(x_ND) + floor * np.eye(x_ND.shape[1]), config.covariance_type)
-    model = mixture(len(share_K), covariance_type=config.covariance_type, reg_covar=floor, weights_init=share_K,
-                    means_init=part_means(x_ND, labels_N), precisions_init=np.stack([precision] * len(share_K)))
+    model = GaussianMixture(len(share_K), covariance_type=config.covariance_type, reg_covar=floor, weights_init=share_K,
+                            means_init=part_means(x_ND, labels_N), precisions_init=np.stack([precision] * len(share_K)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # agreement is judged, not the optimum
         model.fit(x_ND)
@@ -127,7 +126,7 @@ def cut(x_ND: Array, floor: float, config: Config) -> tuple[Array, float] | None
     title="Partitive partitioning",
     paper="Probabilistic Partitive Partitioning (PPP)",
     year=2020,
-    tags={"clustering", "selection"},
+    tags={"estimator", "sklearn"},
 )
 class PartitivePartitioning(ClusterMixin, Configured, BaseEstimator, config=Config):
     """Clustering without a number of clusters and without draws; see the module's card and `Config`.
@@ -177,4 +176,4 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Three groups in the plane."""
     centres_ND = torch.tensor([[-6.0, 0.0], [0.0, 4.0], [6.0, -1.0]], dtype=torch.float64).repeat_interleave(40, 0)
     x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)
-    return {"estimator": PartitivePartitioning(), "X": x_ND.numpy()}
+    return {"estimator": PartitivePartitioning(max_parts=3), "X": x_ND.numpy()}

@@ -42,7 +42,7 @@ class Config:
 
 
 @method(title="Slope heuristic", year=2012, paper="Slope heuristics: overview and implementation",
-        tags={"density", "selection"})
+        tags={"value"})
 def slope_heuristic(log_likelihoods: np.ndarray, dimensions: np.ndarray,
                     config: Config | None = None) -> tuple[int, float, np.ndarray]:
     """Index of the chosen model, the slope s, and the criterion of every model (M,).

@@ -20,8 +20,9 @@ every one an EM run from where the components stand.
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,19 +31,31 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import moments
+from mixwell.density._options import Configured
+from mixwell.density.mixtures.gaussian import GaussianMixture
 
 Parameters = tuple[np.ndarray, np.ndarray, np.ndarray]  # weights (K,), means (K, D), covariances (K, D, D)
 
 
+@dataclass(frozen=True)
+class Config:
+    """Options of split and merge."""
+
+    n_components: int = 1  # how many to begin with
+    _: KW_ONLY
+    max_moves: int = 30  # kept, at most
+    candidates: int = 3  # trials of each kind of move before giving up
+    moves: Literal["free", "swap"] = "free"  # their number may change, or (SMEM) a merge and a split together
+    random_state: Any = None  # of the first fit
+
+
 @method(title="Split and merge", year=2000, paper="SMEM Algorithm for Mixture Models",
-        tags={"estimator", "density", "selection"})
-class SplitMergeMixture(DensityMixin, BaseEstimator):
+        tags={"estimator", "density", "responsibilities", "sklearn"})
+class SplitMergeMixture(DensityMixin, Configured, BaseEstimator, config=Config):
     """Full-covariance Gaussian mixture whose components split and merge.
 
-    `n_components`: how many to begin with; `moves`: "free" (their number may change) or "swap" (SMEM: a merge and a
-    split together); `candidates`: trials of each kind of move before giving up. Fitted: `mixture_`, `n_components_`,
-    `history_`, `bics_`.
+    Options: see `Config`. Fitted: `mixture_`, `n_components_`, `history_`, `bics_`.
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -53,23 +66,14 @@ class SplitMergeMixture(DensityMixin, BaseEstimator):
         "random_state": ["random_state"],
     }
 
-    def __init__(self, n_components: int = 1, *, max_moves: int = 30, candidates: int = 3, moves: str = "free",
-                 random_state: Any = None) -> None:
-        self.n_components = n_components
-        self.max_moves = max_moves
-        self.candidates = candidates
-        self.moves = moves
-        self.random_state = random_state
-
     def fit(self, X: Any, y: Any = None) -> SplitMergeMixture:
         """EM, then moves while one lowers BIC; returns self."""
         self._validate_params()
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
-        gaussian = find("density.mixtures.gaussian").load()
-        best = gaussian(self.n_components, random_state=self.random_state).fit(X)
+        best = GaussianMixture(self.n_components, random_state=self.random_state).fit(X)
         self.history_, self.bics_ = [], [best.bic(X)]
         for _ in range(self.max_moves):
-            better = self._improve(gaussian, best, X)
+            better = self._improve(best, X)
             if better is None:
                 break
             name, best = better
@@ -78,13 +82,12 @@ class SplitMergeMixture(DensityMixin, BaseEstimator):
         self.mixture_, self.n_components_ = best, len(best.weights_)
         return self
 
-    def _improve(self, gaussian: Any, model: Any, X: np.ndarray) -> tuple[str, Any] | None:
+    def _improve(self, model: GaussianMixture, X: np.ndarray) -> tuple[str, Any] | None:
         """The first move whose result has a lower BIC."""
         for name, (weights, means, covariances) in self._proposals(model, X):
             if len(weights) > len(X):
                 continue
-            trial = gaussian(len(weights), weights_init=weights / weights.sum(), means_init=means, max_iter=100,
-                             precisions_init=np.linalg.inv(covariances))
+            trial = self._start(weights, means, covariances)
             try:
                 trial.fit(X)
             except ValueError:  # a component collapsed: not a move worth keeping
@@ -94,6 +97,12 @@ class SplitMergeMixture(DensityMixin, BaseEstimator):
             if trial.bic(X) < self.bics_[-1] - 1e-6 * abs(self.bics_[-1]):
                 return name, trial
         return None
+
+    def _start(self, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> GaussianMixture:
+        """A mixture that EM starts from these parameters."""
+        precisions = np.linalg.inv(covariances)
+        return GaussianMixture(len(weights), weights_init=weights / weights.sum(), means_init=means,
+                               precisions_init=precisions, max_iter=100)
 
     def _proposals(self, model: Any, X: np.ndarray) -> list[tuple[str, Parameters]]:
         params = (np.asarray(model.weights_, float), np.asarray(model.means_, float),
@@ -167,12 +176,10 @@ def split(params: Parameters, k: int) -> Parameters:
 def merge(params: Parameters, i: int, j: int) -> Parameters:
     """Components i and j in one, mean and covariance kept."""
     weights, means, covariances = params
-    w = weights[i] + weights[j]
-    a, b = weights[i] / w, weights[j] / w
-    diff = means[i] - means[j]
-    covariance = a * covariances[i] + b * covariances[j] + a * b * np.outer(diff, diff)
-    rest = [k for k in range(len(weights)) if k not in (i, j)]
-    return (np.r_[weights[rest], w], np.vstack([means[rest], a * means[i] + b * means[j]]),
+    pair, rest = [i, j], [k for k in range(len(weights)) if k not in (i, j)]
+    weight = weights[pair].sum()
+    mean, covariance = moments(weights[pair] / weight, means[pair], covariances[pair])
+    return (np.append(weights[rest], weight), np.vstack([means[rest], mean]),
             np.concatenate([covariances[rest], covariance[None]]))
 
 

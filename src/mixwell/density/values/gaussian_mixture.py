@@ -19,7 +19,6 @@ each other (`ValueError`, at the latest when a density is asked for): add a litt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,8 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.density._covariances import as_full
+from mixwell.density._gaussian import cholesky, gain, log_prob, log_weights, moments, symmetric
 
 ASYMMETRY = 1e-4  # of the two standard deviations: far above the rounding of single precision
 
@@ -37,7 +38,7 @@ class Config:
     """A value has no option: its parameters are its fields."""
 
 
-@method(title="Gaussian mixture as a value", year=2003, tags={"density", "value"})
+@method(title="Gaussian mixture as a value", year=2003, tags={"value", "density", "differentiable", "relabel"})
 @dataclass(frozen=True, eq=False)
 class GaussianMixtureDensity:
     """A normalised Gaussian mixture. weights_K sum to one; covariances_KDD are symmetric positive definite."""
@@ -68,15 +69,10 @@ class GaussianMixtureDensity:
     @classmethod
     def from_estimator(cls, model: Any) -> GaussianMixtureDensity:
         """The density of a fitted `GaussianMixture` of any covariance type (scikit-learn's too)."""
-        means_KD = torch.as_tensor(model.means_, dtype=torch.float64)
-        K, D = means_KD.shape
-        covariances, kind = torch.as_tensor(model.covariances_, dtype=torch.float64), model.covariance_type
-        if kind == "tied":
-            covariances = covariances.expand(K, D, D)
-        elif kind in ("diag", "spherical"):
-            covariances = torch.diag_embed(covariances if kind == "diag" else covariances[:, None].expand(K, D))
-        weights_K = torch.as_tensor(model.weights_, dtype=torch.float64)
-        return cls(weights_K / weights_K.sum(), means_KD, covariances)
+        weights_K, means_KD, covariances = (torch.as_tensor(value, dtype=torch.float64) for value in
+                                            (model.weights_, model.means_, model.covariances_))
+        full_1KDD = as_full(model.covariance_type, covariances[None], means_KD[None])
+        return cls(weights_K / weights_K.sum(), means_KD, full_1KDD[0])
 
     @property
     def dim(self) -> int:
@@ -85,7 +81,8 @@ class GaussianMixtureDensity:
 
     def log_joint(self, x_ND: Tensor) -> Tensor:
         """Log weight plus log density of each component (N, K)."""
-        return log_weights(self.weights_K) + log_normal(self._differences(x_ND), self.covariances_KDD)
+        diff_KND = self._differences(x_ND).transpose(0, 1)
+        return log_weights(self.weights_K) + log_prob(diff_KND, self.covariances_KDD).T
 
     def log_prob(self, x_ND: Tensor) -> Tensor:
         """Log density (N,), in nats."""
@@ -106,8 +103,7 @@ class GaussianMixtureDensity:
 
     def covariance(self) -> Tensor:
         """Covariance (D, D): within plus between components."""
-        diff_KD = self.means_KD - self.mean()
-        return (self.weights_K[:, None, None] * (self.covariances_KDD + diff_KD[:, :, None] * diff_KD[:, None])).sum(0)
+        return moments(self.weights_K, self.means_KD, self.covariances_KDD)[1]
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows (count, D) and the components they come from (count,)."""
@@ -144,8 +140,8 @@ class GaussianMixtureDensity:
             raise ValueError(f"got values {values_O.tolist()}; expected finite numbers.")
         diff_KO = values_O - self.means_KD[:, o]
         seen_KOO, cross_KUO = self.covariances_KDD[:, o[:, None], o], self.covariances_KDD[:, u[:, None], o]
-        gain_KUO = torch.cholesky_solve(cross_KUO.mT, cholesky(seen_KOO)).mT
-        log_weights_K = log_weights(self.weights_K) + log_normal(diff_KO, seen_KOO)
+        gain_KUO = gain(cross_KUO, seen_KOO)
+        log_weights_K = log_weights(self.weights_K) + log_prob(diff_KO[:, None], seen_KOO)[:, 0]
         covariances = symmetric(self.covariances_KDD[:, u[:, None], u] - gain_KUO @ cross_KUO.mT)
         means_KU = self.means_KD[:, u] + (gain_KUO @ diff_KO[..., None])[..., 0]
         return GaussianMixtureDensity(shares(log_weights_K), means_KU, covariances)
@@ -153,8 +149,8 @@ class GaussianMixtureDensity:
     def product(self, other: GaussianMixtureDensity) -> tuple[GaussianMixtureDensity, Tensor]:
         """Normalised product of the two densities (K_1 K_2 components), and log of the integral of the product."""
         weights_P, m_PD, s_PDD, n_PD, t_PDD = self._pairs(other)
-        log_overlap_P = log_weights(weights_P) + log_normal(m_PD - n_PD, s_PDD + t_PDD)
-        gain_PDD = torch.cholesky_solve(s_PDD, cholesky(s_PDD + t_PDD)).mT  # S (S + T)^-1
+        log_overlap_P = log_weights(weights_P) + log_prob((m_PD - n_PD)[:, None], s_PDD + t_PDD)[:, 0]
+        gain_PDD = gain(s_PDD, s_PDD + t_PDD)
         means_PD = m_PD + (gain_PDD @ (n_PD - m_PD)[..., None])[..., 0]
         covariances = symmetric(gain_PDD @ t_PDD)
         return (GaussianMixtureDensity(shares(log_overlap_P), means_PD, covariances),
@@ -191,39 +187,11 @@ class GaussianMixtureDensity:
                 other.means_KD[j], other.covariances_KDD[j])
 
 
-def cholesky(covariances: Tensor) -> Tensor:
-    """Lower roots, or a `ValueError` that names the component whose covariance has none."""
-    lower, info = torch.linalg.cholesky_ex(covariances)
-    if bool((info != 0).any()):
-        raise ValueError(f"covariance {info.nonzero()[0].tolist()} is not positive definite; add to its diagonal.")
-    return lower
-
-
-def log_weights(weights: Tensor) -> Tensor:
-    """Logarithms, -inf at zero, with finite gradients there."""
-    there = weights > 0
-    return torch.where(there, torch.where(there, weights, 1.0).log(), -torch.inf)
-
-
 def shares(log_weights_K: Tensor) -> Tensor:
     """Weights that sum to one, or a `ValueError` where all are zero in double precision."""
     if bool(log_weights_K.isneginf().all()):
         raise ValueError("the density there is zero in double precision; expected a place that some component reaches.")
     return torch.softmax(log_weights_K, 0)
-
-
-def log_normal(diff: Tensor, covariances: Tensor) -> Tensor:
-    """Log density of zero-mean Gaussians at `diff` (..., D)."""
-    lower = cholesky(covariances)
-    shape = torch.broadcast_shapes(diff.shape[:-1], lower.shape[:-2])
-    white = torch.linalg.solve_triangular(lower, diff.expand(*shape, -1)[..., None], upper=False)[..., 0]
-    log_det = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -0.5 * (white.square().sum(-1) + diff.shape[-1] * math.log(2 * math.pi)) - log_det
-
-
-def symmetric(matrices: Tensor) -> Tensor:
-    """Rounding differences between the halves taken away."""
-    return 0.5 * (matrices + matrices.mT)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import cholesky, symmetric
 from mixwell.density.values._transport import smoothed, transport
+from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,10 @@ class Config:
 
 
 @method(title="Wasserstein distance between mixtures", year=2020,
-        paper="A Wasserstein-type distance in the space of Gaussian Mixture Models", tags={"density", "distance"})
-def mixture_wasserstein(p: Any, q: Any, config: Config | None = None) -> tuple[Tensor, Tensor]:
+        paper="A Wasserstein-type distance in the space of Gaussian Mixture Models",
+        tags={"value", "relabel", "differentiable"})
+def mixture_wasserstein(p: GaussianMixtureDensity, q: GaussianMixtureDensity,
+                        config: Config | None = None) -> tuple[Tensor, Tensor]:
     """MW2 distance (scalar, in the data's units) and the optimal coupling of components (K, L).
 
     p, q: `GaussianMixtureDensity` of the same dimension. The distance is differentiable in the means and covariances,
@@ -65,11 +68,9 @@ def mixture_wasserstein(p: Any, q: Any, config: Config | None = None) -> tuple[T
 
 def gaussian_wasserstein_squared(m_KD: Tensor, s_KDD: Tensor, n_LD: Tensor, t_LDD: Tensor) -> Tensor:
     """W2^2 between all pairs of Gaussians (K, L)."""
-    lower_KDD, info_K = torch.linalg.cholesky_ex(s_KDD)
-    if bool((info_K != 0).any()):
-        raise ValueError(f"covariance {info_K.nonzero()[0].tolist()} is not positive definite; add to its diagonal.")
+    lower_KDD = cholesky(s_KDD)
     middle_KLDD = lower_KDD.mT[:, None] @ t_LDD @ lower_KDD[:, None]
-    fidelity_KL = torch.linalg.eigvalsh(0.5 * (middle_KLDD + middle_KLDD.mT)).clamp(min=0).sqrt().sum(-1)
+    fidelity_KL = torch.linalg.eigvalsh(symmetric(middle_KLDD)).clamp(min=0).sqrt().sum(-1)
     trace_K, trace_L = (c.diagonal(dim1=-2, dim2=-1).sum(-1) for c in (s_KDD, t_LDD))
     spread_KL = (trace_K[:, None] + trace_L - 2 * fidelity_KL).clamp(min=0)
     return (m_KD[:, None] - n_LD).square().sum(-1) + spread_KL
@@ -77,7 +78,7 @@ def gaussian_wasserstein_squared(m_KD: Tensor, s_KDD: Tensor, n_LD: Tensor, t_LD
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two mixtures in the plane."""
-    value = find("density.values.gaussian_mixture").load()
     means = torch.randn(2, 2, generator=generator, dtype=torch.float64)
     cov = torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
-    return {"p": value([0.5, 0.5], means, cov), "q": value([0.2, 0.8], means + 1, 2 * cov)}
+    return {"p": GaussianMixtureDensity(torch.tensor([0.5, 0.5]), means, cov),
+            "q": GaussianMixtureDensity(torch.tensor([0.2, 0.8]), means + 1, 2 * cov)}

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import outer
+from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,9 @@ class Config:
             raise ValueError(f"max_iter={self.max_iter}, tol={self.tol}, merge={self.merge}; all must be positive.")
 
 
-@method(title="Modes of a Gaussian mixture", year=2000, tags={"density", "value"})
-def find_modes(mixture: Any, config: Config | None = None, starts_ND: Tensor | None = None) -> tuple[Tensor, Tensor]:
+@method(title="Modes of a Gaussian mixture", year=2000, tags={"value", "relabel"})
+def find_modes(mixture: GaussianMixtureDensity, config: Config | None = None,
+               starts_ND: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Modes (M, D) and log densities (M,) of a `GaussianMixtureDensity`, highest first.
 
     starts_ND: points to climb from beside the means.
@@ -70,7 +72,7 @@ def find_modes(mixture: Any, config: Config | None = None, starts_ND: Tensor | N
     return x_ND[kept], log_N[kept]
 
 
-def _polish(mixture: Any, x_ND: Tensor, precision_KDD: Tensor) -> tuple[Tensor, Tensor]:
+def _polish(mixture: GaussianMixtureDensity, x_ND: Tensor, precision_KDD: Tensor) -> tuple[Tensor, Tensor]:
     """A few Newton steps on the log density, taken only where they raise it; and where it curves down everywhere."""
     for _ in range(5):
         hessian_NDD = log_hessian(mixture, x_ND, precision_KDD)
@@ -82,17 +84,17 @@ def _polish(mixture: Any, x_ND: Tensor, precision_KDD: Tensor) -> tuple[Tensor, 
     return x_ND, torch.linalg.eigvalsh(log_hessian(mixture, x_ND, precision_KDD))[:, -1] < 0
 
 
-def log_hessian(mixture: Any, x_ND: Tensor, precision_KDD: Tensor) -> Tensor:
+def log_hessian(mixture: GaussianMixtureDensity, x_ND: Tensor, precision_KDD: Tensor) -> Tensor:
     """Hessian of the log density (N, D, D)."""
     resp_NK = mixture.responsibilities(x_ND)
     pull_NKD = torch.einsum("kde,nke->nkd", precision_KDD, mixture.means_KD - x_ND[:, None])
     score_ND = (resp_NK[..., None] * pull_NKD).sum(1)
     outer_NDD = torch.einsum("nk,nkd,nke->nde", resp_NK, pull_NKD, pull_NKD)
     return (outer_NDD - torch.einsum("nk,kde->nde", resp_NK, precision_KDD)
-            - score_ND[:, :, None] * score_ND[:, None])
+            - outer(score_ND, score_ND))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A mixture with two modes."""
-    value = find("density.values.gaussian_mixture").load()
-    return {"mixture": value([0.5, 0.5], [[-2.0, 0.0], [2.0, 0.0]], torch.eye(2).expand(2, 2, 2))}
+    means, cov = torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.eye(2).expand(2, 2, 2)
+    return {"mixture": GaussianMixtureDensity(torch.tensor([0.5, 0.5]), means, cov)}

@@ -51,7 +51,7 @@ class Config:
         return power if self.phi == "power" else np.expm1(np.minimum(power, 690.0))
 
 
-@method(title="Orlicz-Wasserstein distance", year=2023, tags={"density", "distance"},
+@method(title="Orlicz-Wasserstein distance", year=2023, tags={"value"},
         paper="On Excess Mass Behavior in Gaussian Mixture Models with Orlicz-Wasserstein Distances")
 def orlicz_wasserstein(weights_K: Tensor, atoms_KD: Tensor, weights_L: Tensor, atoms_LD: Tensor,
                        config: Config | None = None) -> float:

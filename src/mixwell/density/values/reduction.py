@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.core.registry import find
+from mixwell.density._gaussian import divergence, moments, outer
+from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class Config:
             raise ValueError(f"n_components={self.n_components}, refine={self.refine}; expected at least 1 and 0.")
 
 
-@method(title="Mixture reduction", year=2007, tags={"density", "value"})
-def reduce_mixture(mixture: Any, config: Config) -> Any:
+@method(title="Mixture reduction", year=2007, tags={"value", "relabel", "differentiable"})
+def reduce_mixture(mixture: GaussianMixtureDensity, config: Config) -> GaussianMixtureDensity:
     """A mixture of at most `config.n_components` with the same mean and covariance."""
     there = mixture.weights_K > 0
     given = (mixture.weights_K[there], mixture.means_KD[there], mixture.covariances_KDD[there])
@@ -70,9 +71,7 @@ def merge(w_K: Tensor, m_KD: Tensor, s_KDD: Tensor) -> tuple[Tensor, Tensor, Ten
     """Weight, mean and covariance of some components together."""
     w = w_K.sum()
     share_K = w_K / w.clamp(min=1e-300)
-    m_D = share_K @ m_KD
-    diff_KD = m_KD - m_D
-    return w, m_D, (share_K[:, None, None] * (s_KDD + diff_KD[:, :, None] * diff_KD[:, None])).sum(0)
+    return w, *moments(share_K, m_KD, s_KDD)
 
 
 def merging_cost(w_K: Tensor, m_KD: Tensor, s_KDD: Tensor, rows: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ def merging_cost(w_K: Tensor, m_KD: Tensor, s_KDD: Tensor, rows: Tensor) -> Tens
     a_RK, b_RK = w_K[rows, None] / w_RK, w_K / w_RK
     diff_RKD = m_KD[rows, None] - m_KD
     s_RKDD = (a_RK[..., None, None] * s_KDD[rows, None] + b_RK[..., None, None] * s_KDD
-              + (a_RK * b_RK)[..., None, None] * diff_RKD[..., :, None] * diff_RKD[..., None, :])
+              + (a_RK * b_RK)[..., None, None] * outer(diff_RKD, diff_RKD))
     own_K = w_K * torch.logdet(s_KDD)
     cost = 0.5 * (w_RK * torch.logdet(s_RKDD) - own_K[rows, None] - own_K)
     cost[torch.arange(len(rows)), rows] = torch.inf
@@ -94,11 +93,12 @@ def divergences(m_ID: Tensor, s_IDD: Tensor, n_JD: Tensor, t_JDD: Tensor) -> Ten
     diff_IJD = n_JD - m_ID[:, None]
     spread = torch.einsum("jde,ied->ij", inverse_JDD, s_IDD)
     far = torch.einsum("ijd,jde,ije->ij", diff_IJD, inverse_JDD, diff_IJD)
-    return 0.5 * (spread + far - m_ID.shape[1] + torch.logdet(t_JDD) - torch.logdet(s_IDD)[:, None])
+    log_ratio_IJ = torch.logdet(t_JDD) - torch.logdet(s_IDD)[:, None]
+    return divergence(spread + far, log_ratio_IJ, m_ID.shape[1])
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three components, two of them close."""
-    value = find("density.values.gaussian_mixture").load()
     means = torch.tensor([[0.0, 0.0], [0.2, 0.0], [5.0, 5.0]], dtype=torch.float64)
-    return {"mixture": value([0.3, 0.3, 0.4], means, torch.eye(2).expand(3, 2, 2)), "config": Config(n_components=2)}
+    mixture = GaussianMixtureDensity(torch.tensor([0.3, 0.3, 0.4]), means, torch.eye(2).expand(3, 2, 2))
+    return {"mixture": mixture, "config": Config(n_components=2)}

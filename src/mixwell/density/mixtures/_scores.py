@@ -1,0 +1,135 @@
+"""What a fitted mixture is used for: densities, labels, responsibilities, draws, criteria.
+
+N rows, D columns, K components.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import DensityMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from mixwell.density._options import Configured
+from mixwell.density.mixtures.em.inputs import checked_weights, open_input
+from mixwell.density.mixtures.em.loop import Family, Params
+from mixwell.density.mixtures.em.rows import Rows
+from mixwell.density.mixtures.em.scoring import Scorer, score_rows
+
+
+class Scores(DensityMixin, Configured):
+    """The half of a mixture estimator that reads its fitted attributes."""
+
+    _allow_nan = False
+
+    @abstractmethod
+    def _scoring(self, dtype: torch.dtype, device: torch.device) -> tuple[Family, Params]:
+        """Family and parameters (one start) from the fitted attributes."""
+
+    @abstractmethod
+    def _n_parameters(self) -> int:
+        """Number of free parameters."""
+
+    @abstractmethod
+    def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
+        """Rows drawn from the components in order, `counts_K` from each."""
+
+    def _check_input(self, rows: Rows) -> None:
+        """Refuse values outside the family's support."""
+
+    def _open(self, X: Any, *, reset: bool) -> Rows:
+        return open_input(self, X, reset=reset, allow_nan=self._allow_nan)
+
+    def score_samples(self, X: Any) -> Any:
+        """Log density of every row (N,), in nats."""
+        return self._emit(self._log_density(self._rows(X)), X)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Mean log density of the rows, in nats, weighted by `sample_weight`."""
+        rows = self._rows(X)
+        weights_N = checked_weights(sample_weight, rows)
+        log_density_N = self._log_density(rows).double()
+        if weights_N is None:
+            return float(log_density_N.mean())
+        return float(log_density_N @ weights_N / weights_N.sum())
+
+    def predict(self, X: Any) -> Any:
+        """The most probable component of every row (N,)."""
+        return self._emit(self._labels(self._rows(X)), X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Responsibilities (N, K)."""
+        return self._emit(self._responsibilities(self._rows(X)), X)
+
+    def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
+        """Rows (n_samples, D) drawn from the mixture, grouped by component, and their components (n_samples,)."""
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
+        rng = check_random_state(self.random_state)
+        weights_K = torch.as_tensor(self.weights_).cpu().double().numpy()
+        counts_K = rng.multinomial(n_samples, weights_K / weights_K.sum())
+        x_ND = self._draw(rng, counts_K)
+        labels_N = np.repeat(np.arange(len(counts_K)), counts_K)
+        if isinstance(self.weights_, Tensor):
+            device = self.weights_.device
+            return torch.as_tensor(x_ND, device=device), torch.as_tensor(labels_N, device=device)
+        return x_ND, labels_N
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion on X; lower is better."""
+        n = self._count(X)
+        return -2 * self.score(X) * n + self._n_parameters() * math.log(n)
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion on X; lower is better."""
+        return -2 * self.score(X) * self._count(X) + 2 * self._n_parameters()
+
+    def icl(self, X: Any) -> float:
+        """Integrated completed likelihood on X: BIC plus twice the entropy of the responsibilities; lower is better."""
+        check_is_fitted(self)
+        resp_NK = self._responsibilities(self._open(X, reset=False)).double()
+        return self.bic(X) - 2 * float(torch.xlogy(resp_NK, resp_NK).sum())
+
+    def _rows(self, X: Any) -> Rows:
+        """Rows to score, checked."""
+        check_is_fitted(self)
+        rows = self._open(X, reset=False)
+        self._check_input(rows)
+        return rows
+
+    def _scorer(self, rows: Rows) -> Scorer:
+        return Scorer(*self._scoring(rows.dtype, rows.device))
+
+    def _log_density(self, rows: Rows) -> Tensor:
+        scorer = self._scorer(rows)
+        out_N = torch.empty(rows.n_rows, dtype=rows.dtype, device=rows.device)
+        return score_rows(scorer, rows, scorer.log_density, out_N)
+
+    def _labels(self, rows: Rows) -> Tensor:
+        scorer = self._scorer(rows)
+        out_N = torch.empty(rows.n_rows, dtype=torch.long, device=rows.device)
+        return score_rows(scorer, rows, scorer.labels, out_N)
+
+    def _responsibilities(self, rows: Rows) -> Tensor:
+        scorer = self._scorer(rows)
+        out_NK = torch.empty(rows.n_rows, scorer.components, dtype=rows.dtype, device=rows.device)
+        return score_rows(scorer, rows, scorer.responsibilities, out_NK)
+
+    def _count(self, X: Any) -> int:
+        return self._open(X, reset=False).n_rows
+
+    def _emit(self, value: Tensor, like: Any) -> Any:
+        """A tensor where the rows were one, else an array."""
+        return value if isinstance(like, Tensor) else value.cpu().numpy()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self._allow_nan
+        return tags

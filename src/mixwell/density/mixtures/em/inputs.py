@@ -1,0 +1,91 @@
+"""What a fit is given, checked: rows of any kind, their columns, their weights.
+
+N rows, D columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+from mixwell.density.mixtures.em.processes import Alone
+from mixwell.density.mixtures.em.rows import ArrayRows, Rows, open_rows, tensor_rows
+
+
+def open_input(model: Any, X: Any, *, reset: bool, allow_nan: bool) -> Rows:
+    """Rows of an array, a table, a tensor or files; `ValueError` where `model` cannot be fitted to, or read, them.
+
+    reset: note the columns on the estimator `model`, as a fit does, instead of comparing them.
+    """
+    least = 2 if reset else 1
+    rows = open_rows(X)
+    if rows is None and isinstance(X, Tensor):
+        rows = tensor_rows(X, allow_nan)
+    if rows is None:
+        return _open_array(model, X, least, reset, allow_nan)
+    rows.allow_nan = allow_nan
+    note_columns(model, rows, reset)
+    if rows.n_rows < least:
+        raise ValueError(f"Found array with {rows.n_rows} sample(s) (shape=({rows.n_rows}, {rows.n_columns})) while a "
+                         f"minimum of {least} is required by {type(model).__name__}.")
+    return rows
+
+
+def _open_array(model: Any, X: Any, least: int, reset: bool, allow_nan: bool) -> Rows:
+    finite: Any = "allow-nan" if allow_nan else True
+    x_ND = validate_data(model, X, dtype=[np.float64, np.float32], ensure_min_samples=least, ensure_all_finite=finite,
+                         reset=reset)
+    names = getattr(model, "feature_names_in_", None)
+    return ArrayRows(x_ND, None if names is None else list(names))
+
+
+def note_columns(model: Any, rows: Rows, reset: bool) -> None:
+    """`n_features_in_` and `feature_names_in_` of an estimator, set by a fit and compared afterwards."""
+    if reset:
+        _set_columns(model, rows)
+        return
+    if rows.n_columns != model.n_features_in_:
+        raise ValueError(f"X has {rows.n_columns} features, but {type(model).__name__} is expecting "
+                         f"{model.n_features_in_} features as input.")
+    known = getattr(model, "feature_names_in_", None)
+    if rows.names is not None and known is not None and list(rows.names) != list(known):
+        raise ValueError("The feature names should match those that were passed during fit: expected "
+                         f"{', '.join(map(str, known))}; got {', '.join(map(str, rows.names))}.")
+
+
+def _set_columns(model: Any, rows: Rows) -> None:
+    model.n_features_in_ = rows.n_columns
+    if rows.names is not None:
+        model.feature_names_in_ = np.asarray(rows.names, dtype=object)
+    elif hasattr(model, "feature_names_in_"):
+        del model.feature_names_in_
+
+
+def checked_weights(sample_weight: Any, rows: Rows) -> Tensor | None:
+    """Weights (N,) of the rows in float64; None where all are one."""
+    if sample_weight is None:
+        return None
+    given = sample_weight.detach() if isinstance(sample_weight, Tensor) else np.array(sample_weight, dtype=np.float64)
+    weights_N = torch.as_tensor(given).double().to(rows.device)
+    if weights_N.ndim == 0:
+        weights_N = weights_N.expand(rows.n_rows).clone()
+    if weights_N.shape != (rows.n_rows,):
+        raise ValueError(f"sample_weight.shape == {tuple(weights_N.shape)}, expected ({rows.n_rows},)!")
+    if not bool(weights_N.isfinite().all()) or float(weights_N.min()) < 0 or float(weights_N.sum()) <= 0:
+        raise ValueError("sample_weight must be finite, not negative, and not all zero.")
+    return weights_N
+
+
+def spread_over(processes: Alone, rows: Rows) -> None:
+    """Mark rows as one process's share of a table, whose columns and number type the processes agree on."""
+    rows.processes = processes
+    own = torch.tensor([rows.n_columns, rows.dtype.itemsize])
+    first = processes.first(own)
+    with processes.together():
+        if not torch.equal(own, first):
+            raise ValueError(f"{own.tolist()} columns and bytes a number, {first.tolist()} in the first process; "
+                             "expected the same.")

@@ -1,0 +1,181 @@
+"""Expectation-maximisation, once for every family: a local part over pieces, a sum, a global part.
+
+Parameters are dictionaries of float64 tensors with a leading axis over starts, so that several starts run as one
+batch. B rows of a piece, N rows in all, S starts, K components.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.density.mixtures.em.kernels import posterior
+from mixwell.density.mixtures.em.processes import Alone
+from mixwell.density.mixtures.em.rows import Piece, Rows
+from mixwell.density.mixtures.em.workers import Workers
+
+Params = dict[str, Tensor]
+Assign = Callable[[Piece], Tensor]  # responsibilities (S, K, B) that are given, not computed
+
+
+class Family(ABC):
+    """What EM must know of a family of components."""
+
+    def levels(self, params: Params | None) -> tuple[Any, ...]:
+        """Ways to compute a step, the cheapest that is accurate enough for `params` first."""
+        return (None,)
+
+    def trusts(self, params: Params, level: Any) -> bool:
+        """Whether parameters that came out of a step at `level` were computed accurately enough."""
+        return True
+
+    def refuse(self, params: Params) -> None:
+        """Raise where even the most careful way gave parameters that are no use."""
+        raise AssertionError("a family that distrusts its parameters says what is wrong with them")
+
+    def online_level(self) -> Any:
+        """The way whose statistics can be averaged over batches."""
+        return None
+
+    @abstractmethod
+    def kernel(self, params: Params | None, level: Any) -> Any:
+        """An object with `rows(S * K)`, `joint(piece) -> (state, log_joint_SKB)` and `tally(state, resp_SKB)`."""
+
+    @abstractmethod
+    def maximise(self, tally: Tally, params: Params | None, level: Any) -> Params:
+        """The M step, from sums over all rows."""
+
+
+@dataclass
+class Tally:
+    """Sums over rows: everything that the M step sees, and all that processes have to exchange."""
+
+    statistics: Any  # a NamedTuple of tensors
+    log_likelihood_S: Tensor
+    weight: Tensor  # scalar: total weight of the rows
+
+    def over(self, processes: Alone) -> Tally:
+        """The sums over the rows of all processes."""
+        totals = processes.total([*self.statistics, self.log_likelihood_S, self.weight])
+        *statistics, log_likelihood_S, weight = totals
+        return Tally(type(self.statistics)(*statistics), log_likelihood_S, weight)
+
+    def __add__(self, other: Tally) -> Tally:
+        kind = type(self.statistics)
+        statistics = kind(*(a + b for a, b in zip(self.statistics, other.statistics)))
+        return Tally(statistics, self.log_likelihood_S + other.log_likelihood_S, self.weight + other.weight)
+
+
+def piece_weights(weights_N: Tensor | None, piece: Piece) -> Tensor | None:
+    """Weights (B,) of a piece's rows; None where all are one."""
+    if weights_N is None:
+        return None
+    return weights_N[piece.index].to(piece.x_BD.device)
+
+
+def expect(workers: Workers, kernel: Any, pieces: Iterator[Piece], weights_N: Tensor | None,
+           assign: Assign | None = None) -> Tally:
+    """The E step over all pieces, with the sums for the M step; the sums are added in the order of the pieces."""
+    total: Tally | None = None
+    for part in workers.map(lambda piece: _expect_piece(kernel, piece, weights_N, assign), pieces):
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _expect_piece(kernel: Any, piece: Piece, weights_N: Tensor | None, assign: Assign | None) -> Tally:
+    if assign is None:
+        state, log_joint_SKB = kernel.joint(piece)
+        resp_SKB, log_density_SB = posterior(log_joint_SKB)
+    else:
+        state, resp_SKB = kernel.state(piece), assign(piece)
+        log_density_SB = torch.zeros_like(resp_SKB[:, 0])
+    count = torch.tensor(float(len(piece.x_BD)), dtype=torch.float64, device=resp_SKB.device)
+    weight_B = piece_weights(weights_N, piece)
+    if weight_B is not None:
+        resp_SKB = resp_SKB * weight_B.to(resp_SKB.dtype)
+        log_density_SB = log_density_SB * weight_B
+        count = weight_B.double().sum()
+    return Tally(kernel.tally(state, resp_SKB), log_density_SB.double().sum(1), count)
+
+
+def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, params: Params | None,
+         assign: Assign | None = None, batch: int = 1) -> tuple[Params, Tensor]:
+    """One E and one M step: new parameters, and the mean log-likelihood (S,) of the old ones.
+
+    `assign` gives the responsibilities instead of the E step. `batch` is starts times components.
+    A step whose result is too badly conditioned for the way it was computed is done again a more careful way.
+    """
+    for level in family.levels(params):
+        kernel = family.kernel(params, level)
+        pieces = rows.pieces(kernel.rows(batch))
+        tally = expect(workers, kernel, pieces, weights_N, assign).over(rows.processes)
+        new = family.maximise(tally, params, level)
+        bound_S = tally.log_likelihood_S / tally.weight
+        if family.trusts(new, level):
+            return new, bound_S
+        if assign is not None:
+            params = new  # their means are an accurate origin for the careful way
+    if assign is None:  # a start may still be given better values
+        family.refuse(new)
+    return new, bound_S
+
+
+@dataclass
+class Run:
+    """What became of one start."""
+
+    params: Params
+    lower_bounds: list[float] = field(default_factory=list)
+    converged: bool = False
+
+    @property
+    def lower_bound(self) -> float:
+        """The last lower bound."""
+        return self.lower_bounds[-1] if self.lower_bounds else -torch.inf
+
+    def record(self, params: Params, bound: float, tol: float, previous: float = -torch.inf) -> float:
+        """Note a step and whether it converged; returns its gain, over `previous` where it is the first."""
+        before = self.lower_bound if self.lower_bounds else previous
+        gain = bound - before
+        self.params, self.converged = params, abs(gain) < tol
+        self.lower_bounds.append(bound)
+        return gain
+
+
+def select(params: Params, index: Any) -> Params:
+    """Some starts of a batch."""
+    return {name: value[index] for name, value in params.items()}
+
+
+def climb(one_step: Callable[[Params], tuple[Params, Tensor]], params: Params, *, tol: float, max_iter: int,
+          previous: float = -torch.inf, report: Callable[[int, float], None] | None = None) -> list[Run]:
+    """EM from a batch of starts until each start gains less than `tol` a step; starts that are done leave the batch.
+
+    report: called after every iteration with its number and the gain of the last active start.
+    """
+    starts = len(next(iter(params.values())))
+    runs = [Run(select(params, start)) for start in range(starts)]
+    active = runs
+    for iteration in range(1, max_iter + 1):
+        params, bounds_S = one_step(params)
+        for place, (run, bound) in enumerate(zip(active, bounds_S.tolist())):
+            gain = run.record(select(params, place), bound, tol, previous)
+        if report is not None:
+            report(iteration, gain)
+        going = [place for place, run in enumerate(active) if not run.converged]
+        if not going:
+            break
+        if len(going) < len(active):
+            active, params = [active[place] for place in going], select(params, going)
+    return runs
+
+
+def best(runs: list[Run]) -> Run:
+    """The first run with the highest bound."""
+    return max(runs, key=lambda run: run.lower_bound)

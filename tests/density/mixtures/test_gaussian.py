@@ -510,3 +510,12 @@ def test_a_fit_that_failed_leaves_no_columns_behind():
     with pytest.raises(ValueError, match="n_samples >= n_components"):
         model.fit(x[:3, :2])
     assert model.partial_fit(x).means_.shape == (5, 3)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(("kind", "columns"), [("diag", 2100), ("spherical", 4200), ("full", 95)])
+def test_columns_beyond_the_quadratic_features(kind, columns):
+    x = np.random.default_rng(0).normal(size=(30, columns)) * 2 + 1
+    options = {"covariance_type": kind, "reg_covar": 0.5, "max_iter": 1, "random_state": 0}
+    ours, theirs = GaussianMixture(1, **options).fit(x), Reference(1, **options).fit(x)
+    np.testing.assert_allclose(ours.score_samples(x), theirs.score_samples(x), rtol=1e-6)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mixwell.density._covariances import as_full, inverse_of_root, root_of_precision
 from mixwell.density.mixtures._parts import MixtureConfig, MixtureEstimator
-from mixwell.density.mixtures.em.gaussian import KINDS, Frame, Gaussian
+from mixwell.density.mixtures.em.frame import Frame
+from mixwell.density.mixtures.em.gaussian import COVARIANCE_TYPES, Gaussian
 from mixwell.density.mixtures.em.loop import Family, Params
 from mixwell.density.mixtures.em.rows import Rows, column_name
 
@@ -39,7 +40,7 @@ class NormalMixture(MixtureEstimator):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureEstimator._parameter_constraints,
-        "covariance_type": [StrOptions(set(KINDS))],
+        "covariance_type": [StrOptions(set(COVARIANCE_TYPES))],
         "reg_covar": [Interval(Real, 0.0, None, closed="left"), StrOptions({"scale"})],
         "weights_init": ["array-like", None],
         "means_init": ["array-like", None],

@@ -37,7 +37,7 @@ from mixwell.density.mixtures.em.rows import ArrayRows, Piece, Rows, _patterns
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
 
-KINDS = ("numeric", "count", "category")
+COLUMN_KINDS = ("numeric", "count", "category")
 UNSORTED = ("covariances", "cholesky")  # parameters without an axis of components where covariances are tied
 INIT_ROWS = 20_000  # rows that a start is computed from
 
@@ -208,9 +208,9 @@ class ProductMixture(MixtureEstimator, config=Config):
             raise ValueError(f"the blocks name the columns {named}; expected each of 0 to {self.n_features_in_ - 1} "
                              "once.")
         for block in self.blocks:
-            if block.kind not in KINDS or (block.kind == "category" and len(block.sizes) != len(block.columns)):
+            if block.kind not in COLUMN_KINDS or (block.kind == "category" and len(block.sizes) != len(block.columns)):
                 raise ValueError(f"a block of kind {block.kind!r} with {len(block.sizes)} sizes for "
-                                 f"{len(block.columns)} columns; expected {', '.join(KINDS)}, and the number of "
+                                 f"{len(block.columns)} columns; expected {', '.join(COLUMN_KINDS)}, and the number of "
                                  "categories of every column of categories.")
         return self.blocks
 

@@ -35,7 +35,8 @@ from mixwell.density._covariances import precision_cholesky
 from mixwell.density._gaussian import LOG_2PI, log_diagonal, log_positive
 from mixwell.density.mixtures._normal import NormalConfig, NormalMixture
 from mixwell.density.mixtures.em.gaussian import Gaussian, GaussianKernel, Level
-from mixwell.density.mixtures.em.loop import Params, Tally
+from mixwell.density.mixtures.em.kernels import MATRICES, Moments
+from mixwell.density.mixtures.em.loop import Params, Tally, fixed_values
 from mixwell.density.mixtures.em.missing import Incomplete
 from mixwell.density.mixtures.em.rows import Piece, Rows
 
@@ -63,32 +64,36 @@ class StudentT(Gaussian):
 
     def maximise(self, tally: Tally, params: Params | None, level: Level) -> Params:
         sums: TSums = tally.statistics
-        origin = torch.zeros_like(sums.first_SKD) if level.quadratic or params is None else params["means"]
-        dead = sums.count_SK < 1e-30 * tally.weight
-        count, scaled = (torch.where(dead, 1.0, n) for n in (sums.count_SK, sums.scaled_SK))
-        offset = sums.first_SKD / scaled[..., None]
-        means = params["means"] if params is not None and "means" in self.fixed else origin + offset
-        covariances = self._covariances(scaled, offset, means - origin, sums.second, tally.weight)
-        covariances = self._rescaled(covariances, scaled, count)
-        dofs = torch.full_like(count, self.dof_init) if params is None else solve_dof(
-            sums.logs_SK / count, self.smallest_dof)
-        new = {"weights": sums.count_SK / sums.count_SK.sum(-1, keepdim=True), "means": means,
-               "covariances": covariances, "dofs": dofs}
-        if params is not None:
-            for name in ("means", "dofs", *(["covariances"] if self.kind != "tied" else [])):
-                mask = dead.view(*dead.shape, *[1] * (new[name].ndim - 2))
-                new[name] = torch.where(mask, params[name], new[name])
-            new |= {name: params[name] for name in self.fixed}
+        dead_SK = self.dead(tally)
+        count_SK = torch.where(dead_SK, 1.0, sums.count_SK)
+        scaled_SK = torch.where(dead_SK, 1.0, sums.scaled_SK)
+        moments = Moments(scaled_SK, sums.first_SKD, sums.second)
+        means, covariances = self.means_and_covariances(scaled_SK, moments, params, level)
+        weights = sums.count_SK / sums.count_SK.sum(-1, keepdim=True)
+        new = {"weights": weights, "means": means, "covariances": self._rescaled(covariances, scaled_SK, count_SK),
+               "dofs": self._dofs(sums.logs_SK / count_SK, params)}
+        new = self.keep_dead(new, params, dead_SK)
+        new |= fixed_values(self.fixed, params)
         return new | {"cholesky": precision_cholesky(self.kind, new["covariances"])}
 
-    def _rescaled(self, covariances: Tensor, scaled: Tensor, count: Tensor) -> Tensor:
+    def _dofs(self, mean_logs_SK: Tensor, params: Params | None) -> Tensor:
+        """Degrees of freedom (S, K); those to begin with where there are no parameters yet."""
+        if params is None:
+            return torch.full_like(mean_logs_SK, self.dof_init)
+        return solve_dof(mean_logs_SK, self.smallest_dof)
+
+    def _rescaled(self, covariances: Tensor, scaled_SK: Tensor, count_SK: Tensor) -> Tensor:
         """Sums divided by the count instead of the scaled count; the regularisation stays as it is."""
+        added: Tensor = self.regularisation_D
         if self.kind == "spherical":
-            added: Tensor = self.regularisation_D.mean()
-        else:
-            added = torch.diag(self.regularisation_D) if self.kind in ("full", "tied") else self.regularisation_D
-        ratio = (scaled / count) if self.kind != "tied" else scaled.sum(-1) / count.sum(-1)
-        return (covariances - added) * ratio.view(*ratio.shape, *[1] * (covariances.ndim - ratio.ndim)) + added
+            added = added.mean()
+        elif self.kind in MATRICES:
+            added = torch.diag(added)
+        if self.kind == "tied":
+            scaled_SK, count_SK = scaled_SK.sum(-1), count_SK.sum(-1)
+        ratio = scaled_SK / count_SK
+        ones = [1] * (covariances.ndim - ratio.ndim)
+        return (covariances - added) * ratio.view(*ratio.shape, *ones) + added
 
 
 class StudentTKernel(GaussianKernel):

@@ -1,6 +1,6 @@
 """Exponential families for EM: log densities linear in features, an M step from the features' weighted means.
 
-B rows of a piece, P features, S starts, K components.
+B rows of a piece, P features, S starts, K components, C = S K.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mixwell.density._gaussian import log_positive
-from mixwell.density.mixtures.em.kernels import PIECE_BYTES
-from mixwell.density.mixtures.em.loop import Family, Params, Tally
+from mixwell.density._gaussian import TINY, log_positive
+from mixwell.density.mixtures.em.kernels import rows_in_cache
+from mixwell.density.mixtures.em.loop import Family, Params, Tally, fixed_values
 from mixwell.density.mixtures.em.rows import Piece
 from mixwell.kernels.linear import product_nt
 
@@ -54,8 +54,9 @@ class ExponentialFamily(Family):
 
     def maximise(self, tally: Tally, params: Params | None, level: Any) -> Params:
         count_SK = tally.statistics.count_SK
-        new = {"weights": count_SK / count_SK.sum(-1, keepdim=True), **self.update(tally.statistics, params)}
-        return new | {name: params[name] for name in self.fixed if params is not None}
+        weights = count_SK / count_SK.sum(-1, keepdim=True)
+        new = {"weights": weights, **self.update(tally.statistics, params)}
+        return new | fixed_values(self.fixed, params)
 
 
 class ExponentialKernel:
@@ -65,11 +66,13 @@ class ExponentialKernel:
         self.family = family
         if params is not None:
             self.natural_SKP, constant_SK = family.natural(params)
-            self.constant_SK1 = (constant_SK + log_positive(params["weights"]))[..., None]
+            constant_SK = constant_SK + log_positive(params["weights"])
+            self.constant_SK1 = constant_SK[..., None]
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""
-        return max(64, min(8192, PIECE_BYTES // (8 * (self.family.feature_count + starts_times_components))))
+        per_row = self.family.feature_count + starts_times_components
+        return rows_in_cache(8 * per_row)
 
     def state(self, piece: Piece) -> Tensor:
         """phi (P, B)."""
@@ -77,19 +80,23 @@ class ExponentialKernel:
 
     def joint(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """phi, and log weight plus log density (S, K, B)."""
-        phi_PB = self.state(piece)
         S, K, P = self.natural_SKP.shape
-        log_SKB = product_nt(self.natural_SKP.reshape(S * K, P), phi_PB.T).view(S, K, -1)
-        return phi_PB, log_SKB + self.constant_SK1 + self.family.base(piece.x_BD)
+        phi_PB = self.state(piece)
+        natural_CP = self.natural_SKP.reshape(S * K, P)
+        log_SKB = product_nt(natural_CP, phi_PB.T).view(S, K, -1)
+        base_B = self.family.base(piece.x_BD)
+        return phi_PB, log_SKB + self.constant_SK1 + base_B
 
     def tally(self, phi_PB: Tensor, resp_SKB: Tensor) -> Sums:
         """Weighted sums of the features."""
         S, K, B = resp_SKB.shape
-        sums_PC = product_nt(phi_PB, resp_SKB.reshape(S * K, B).to(phi_PB.dtype))
+        resp_CB = resp_SKB.reshape(S * K, B).to(phi_PB.dtype)
+        sums_PC = product_nt(phi_PB, resp_CB)
         return Sums(resp_SKB.sum(-1), sums_PC.T.reshape(S, K, -1))
 
 
 def share(numerator: Tensor, denominator: Tensor, otherwise: Tensor | float) -> Tensor:
     """A quotient, and something else where nothing was seen."""
-    seen = denominator > 1e-300
-    return torch.where(seen, numerator / torch.where(seen, denominator, 1.0), otherwise)
+    seen = denominator > TINY
+    quotient = numerator / torch.where(seen, denominator, 1.0)
+    return torch.where(seen, quotient, otherwise)

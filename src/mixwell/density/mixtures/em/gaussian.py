@@ -13,12 +13,21 @@ from torch import Tensor
 
 from mixwell.density._covariances import as_full, precision_cholesky
 from mixwell.density._gaussian import log_positive, outer, symmetric
-from mixwell.density.mixtures.em.kernels import WIDEST, Centred, Moments, Quadratic, feature_count, natural_parameters
-from mixwell.density.mixtures.em.loop import Family, Params, Tally
+from mixwell.density.mixtures.em.frame import Frame
+from mixwell.density.mixtures.em.kernels import (
+    MATRICES,
+    WIDEST,
+    Centred,
+    Moments,
+    Quadratic,
+    feature_count,
+    natural_parameters,
+)
+from mixwell.density.mixtures.em.loop import Family, Params, Tally, fixed_values
 from mixwell.density.mixtures.em.missing import Incomplete
-from mixwell.density.mixtures.em.rows import Piece, Rows
+from mixwell.density.mixtures.em.rows import Piece
 
-KINDS = ("full", "tied", "diag", "spherical")
+COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 ILL_DEFINED = ("Fitting the mixture model failed because some components have ill-defined empirical covariance (for "
                "instance caused by singleton or collapsed samples). Try to decrease the number of components, increase "
                "reg_covar, or scale the input data.")
@@ -33,75 +42,19 @@ class Level(NamedTuple):
     dtype: torch.dtype
 
 
-def _sums(x_BD: Tensor, weight_B1: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight of the observed values of every column, and their weighted sums and squares."""
-    seen_BD = ~torch.isnan(x_BD) if bool(torch.isnan(x_BD.sum())) else None
-    weight_BD = torch.ones_like(x_BD[:, :1]) if weight_B1 is None else weight_B1
-    if seen_BD is not None:
-        x_BD, weight_BD = torch.where(seen_BD, x_BD, 0.0), seen_BD * weight_BD
-    weighted_BD = x_BD if weight_B1 is None else x_BD * weight_BD  # missing values are zeros here
-    return weight_BD.sum(0).expand(x_BD.shape[1]), weighted_BD.sum(0), (weighted_BD * x_BD).sum(0)
-
-
-def _moments(count_D: Tensor, first_D: Tensor, second_D: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance from sums; a variance that is rounding alone is zero."""
-    mean, square = (total / count_D.clamp(min=1e-300) for total in (first_D, second_D))
-    variance = (square - mean**2).clamp(min=0)
-    return mean, torch.where(variance <= 1e-14 * square, 0.0, variance)
-
-
-class Frame(NamedTuple):
-    """Standardised coordinates `z = (x - shift) * scale`; scales are powers of two, so that they round nothing."""
-
-    shift_D: Tensor
-    scale_D: Tensor
-    variance_D: Tensor  # of the data, in their own units
-
-    @classmethod
-    def of(cls, rows: Rows, weights_N: Tensor | None, kind: str, floor: float, whole: bool = False) -> Frame:
-        """Mean and spread of the observed values; one spread for all columns where components are spherical.
-
-        Of a stream the first rows do, unless the `whole` is asked for or a column hardly varies in them: only the
-        conditioning depends on it.
-        """
-        sums = [torch.zeros(rows.n_columns, dtype=torch.float64, device=rows.device)] * 3
-        origin = None
-        for start, chunk in rows.chunks():
-            for part in chunk.split(1 << 16):
-                w = None if weights_N is None else weights_N[start : start + len(part), None]
-                if origin is None:
-                    count, first, _ = _sums(part.double(), w)
-                    origin = rows.processes.first(first / count.clamp(min=1e-300))
-                start += len(part)
-                sums = [a + b for a, b in zip(sums, _sums(part.double() - origin, w))]
-            if rows.streamed and not whole and float(sums[0].min()) >= 1 << 16 and bool(
-                    (_moments(*sums)[1] > floor).all()):
-                break
-        assert origin is not None
-        mean, variance = _moments(*rows.processes.total(sums))
-        return cls.from_moments(mean + origin, variance, kind, floor)
-
-    @classmethod
-    def from_moments(cls, mean_D: Tensor, variance_D: Tensor, kind: str, floor: float) -> Frame:
-        """A frame from the data's mean and variance."""
-        spread = variance_D.mean().expand_as(variance_D) if kind == "spherical" else variance_D
-        spread = spread + max(floor, 1e-300)
-        scale = torch.exp2(-torch.round(0.5 * torch.log2(spread)))
-        shift = mean_D.float().double()  # a short number, which differences with float32 rows keep exact
-        return cls(torch.where(shift.isfinite(), shift, mean_D), scale, variance_D)
-
-
 class Gaussian(Family):
     """EM for Gaussian components: a ladder of kernels, from two float32 products to centred float64 differences."""
 
     def __init__(self, kind: str, frame: Frame, regularisation_D: Tensor, dtype: torch.dtype,
                  fixed: tuple[str, ...] = ()) -> None:
         self.kind, self.frame, self.fixed = kind, frame, fixed
+        self.columns = len(frame.shift_D)
         self.regularisation_D = regularisation_D * frame.scale_D**2
-        self.wide = feature_count(kind, len(frame.shift_D)) > WIDEST
-        quadratic = not self.wide
-        ladder = [Level(quadratic, dtype), Level(quadratic, torch.float64), Level(False, torch.float64)]
-        self.ladder = tuple(dict.fromkeys(ladder))
+        self.wide = feature_count(kind, self.columns) > WIDEST
+        first = Level(not self.wide, dtype)
+        second = Level(not self.wide, torch.float64)
+        last = Level(False, torch.float64)
+        self.ladder = tuple(dict.fromkeys((first, second, last)))
 
     def online_level(self) -> Level:
         return Level(True, torch.float64)  # moments about zero can be averaged over batches
@@ -109,65 +62,98 @@ class Gaussian(Family):
     def levels(self, params: Params | None) -> tuple[Level, ...]:
         if params is None:
             return Level(True, torch.float64), Level(False, torch.float64)
-        first = next((i for i, level in enumerate(self.ladder) if self._accurate(params, level)), len(self.ladder) - 1)
-        return self.ladder[first:]
+        last = len(self.ladder) - 1
+        accurate = (i for i, level in enumerate(self.ladder) if self._accurate(params, level))
+        return self.ladder[next(accurate, last) :]
 
     def trusts(self, params: Params, level: Level) -> bool:
-        if level == self.ladder[-1]:
-            return bool(params["cholesky"].isfinite().all())
-        return self._accurate(params, level)
+        if level != self.ladder[-1]:
+            return self._accurate(params, level)
+        return bool(params["cholesky"].isfinite().all())
 
     def refuse(self, params: Params) -> None:
         raise ValueError(ILL_DEFINED)
 
     def _accurate(self, params: Params, level: Level) -> bool:
+        """Whether rounding stays below what is tolerated; products round in proportion to their coefficients."""
         rounding = torch.finfo(level.dtype).eps / 2
         if level.quadratic:
-            size = self._natural(params).square().sum(-1).sqrt()
+            size = self.natural(params).square().sum(-1).sqrt()
         else:
-            size = params["cholesky"].abs().amax() * len(self.frame.shift_D)
-        return bool((size * rounding < TOLERATED[level.dtype]).all())
+            size = params["cholesky"].abs().amax() * self.columns
+        error = size * rounding
+        return bool((error < TOLERATED[level.dtype]).all())
 
-    def _natural(self, params: Params) -> Tensor:
-        return natural_parameters(self.kind, log_positive(params["weights"]), params["means"], params["cholesky"])
+    def natural(self, params: Params) -> Tensor:
+        """Coefficients (S, K, P) of the quadratic features."""
+        log_weights_SK = log_positive(params["weights"])
+        return natural_parameters(self.kind, log_weights_SK, params["means"], params["cholesky"])
 
     def kernel(self, params: Params | None, level: Level) -> GaussianKernel:
         return GaussianKernel(self, params, level)
 
     def maximise(self, tally: Tally, params: Params | None, level: Level) -> Params:
-        count, first, second = tally.statistics
-        origin = torch.zeros_like(first) if level.quadratic or params is None else params["means"]
-        dead = count < 1e-30 * tally.weight
-        n = torch.where(dead, 1.0, count)
-        offset = first / n[..., None]
-        means = params["means"] if params is not None and "means" in self.fixed else origin + offset
-        covariances = self._covariances(n, offset, means - origin, second, tally.weight)
-        if params is not None and bool(dead.any()):
-            means = torch.where(dead[..., None], params["means"], means)
-            if self.kind != "tied":
-                mask = dead.view(*dead.shape, *[1] * (covariances.ndim - 2))
-                covariances = torch.where(mask, params["covariances"], covariances)
-        new = {"weights": count / count.sum(-1, keepdim=True), "means": means, "covariances": covariances}
-        new |= {name: params[name] for name in self.fixed if params is not None}
+        count_SK, first_SKD, second = tally.statistics
+        dead_SK = self.dead(tally)
+        n_SK = torch.where(dead_SK, 1.0, count_SK)
+        means, covariances = self.means_and_covariances(n_SK, Moments(n_SK, first_SKD, second), params, level)
+        weights = count_SK / count_SK.sum(-1, keepdim=True)
+        new = {"weights": weights, "means": means, "covariances": covariances}
+        new = self.keep_dead(new, params, dead_SK)
+        new |= fixed_values(self.fixed, params)
         return new | {"cholesky": precision_cholesky(self.kind, new["covariances"])}
 
-    def _covariances(self, n_SK: Tensor, offset: Tensor, moved: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-        """Second moments about the new means, which lie `moved` from the origin; the data's own lie `offset`."""
-        if self.kind in ("full", "tied"):
-            cross = outer(offset, moved)
-            correction = outer(moved, moved) - cross - cross.mT
-            if self.kind == "full":
-                covariances = second / n_SK[..., None, None] + correction
-            else:
-                covariances = (second + (n_SK[..., None, None] * correction).sum(1)) / n_SK.sum(-1)[:, None, None]
-            covariances = symmetric(covariances)
-            covariances.diagonal(dim1=-2, dim2=-1).add_(self.regularisation_D)
-            return covariances
-        correction = moved * (moved - 2 * offset)
-        if self.kind == "spherical":
-            variance_SK = (second / n_SK + correction.sum(-1)).clamp(min=0) / len(self.regularisation_D)
-            return variance_SK + self.regularisation_D.mean()
-        return (second / n_SK[..., None] + correction).clamp(min=0) + self.regularisation_D
+    def dead(self, tally: Tally) -> Tensor:
+        """Which components (S, K) no row belongs to."""
+        return tally.statistics.count_SK < 1e-30 * tally.weight
+
+    def keep_dead(self, new: Params, params: Params | None, dead_SK: Tensor) -> Params:
+        """Old values of all but the weights where a component has no rows; tied covariances are everyone's."""
+        if params is None or not bool(dead_SK.any()):
+            return new
+        own = [name for name in new if name != "weights" and not (self.kind == "tied" and name == "covariances")]
+        kept = {name: torch.where(_like(dead_SK, new[name]), params[name], new[name]) for name in own}
+        return new | kept
+
+    def means_and_covariances(self, weight_SK: Tensor, moments: Moments, params: Params | None,
+                              level: Level) -> tuple[Tensor, Tensor]:
+        """From moments about the level's origin: zero, or with centred differences the old means."""
+        offset_SKD = moments.first_SKD / weight_SK[..., None]
+        centred = params is not None and not level.quadratic
+        origin_SKD = params["means"] if params is not None and centred else torch.zeros_like(offset_SKD)
+        fixed = params is not None and "means" in self.fixed
+        means_SKD = params["means"] if params is not None and fixed else origin_SKD + offset_SKD
+        return means_SKD, self.covariances(weight_SK, offset_SKD, means_SKD - origin_SKD, moments.second)
+
+    def covariances(self, n_SK: Tensor, offset_SKD: Tensor, moved_SKD: Tensor, second: Tensor) -> Tensor:
+        """Regularised second moments about new means that lie `moved` from the origin; the data's own lie `offset`."""
+        if self.kind in MATRICES:
+            return self._matrices(n_SK, offset_SKD, moved_SKD, second)
+        correction_SKD = moved_SKD * (moved_SKD - 2 * offset_SKD)
+        if self.kind == "diag":
+            variance_SKD = second / n_SK[..., None] + correction_SKD
+            return variance_SKD.clamp(min=0) + self.regularisation_D
+        total_SK = second / n_SK + correction_SKD.sum(-1)
+        return total_SK.clamp(min=0) / self.columns + self.regularisation_D.mean()
+
+    def _matrices(self, n_SK: Tensor, offset_SKD: Tensor, moved_SKD: Tensor, second: Tensor) -> Tensor:
+        n_SK11 = n_SK[..., None, None]
+        cross_SKDD = outer(offset_SKD, moved_SKD)
+        correction_SKDD = outer(moved_SKD, moved_SKD) - cross_SKDD - cross_SKDD.mT
+        if self.kind == "full":
+            covariances = second / n_SK11 + correction_SKDD
+        else:
+            total_SDD = second + (n_SK11 * correction_SKDD).sum(1)
+            covariances = total_SDD / n_SK11.sum(1)
+        covariances = symmetric(covariances)
+        covariances.diagonal(dim1=-2, dim2=-1).add_(self.regularisation_D)
+        return covariances
+
+
+def _like(mask_SK: Tensor, value: Tensor) -> Tensor:
+    """A mask of components with as many axes as a parameter."""
+    ones = [1] * (value.ndim - 2)
+    return mask_SK.view(*mask_SK.shape, *ones)
 
 
 class GaussianKernel:
@@ -175,36 +161,54 @@ class GaussianKernel:
 
     def __init__(self, family: Gaussian, params: Params | None, level: Level) -> None:
         self.family, self.params, self.level = family, params, level
-        frame, kind = family.frame, family.kind
-        self.log_scale = float(frame.scale_D.log().sum())  # densities are in the data's own units
-        if params is None and family.wide:
-            zero_D, one = torch.zeros_like(frame.shift_D), torch.ones_like(frame.shift_D[:1])
-            self.dense: Any = Centred(kind, frame.shift_D, frame.scale_D, level.dtype, one[None], zero_D[None, None],
-                                      torch.eye(len(zero_D)).to(zero_D)[None])
-        elif level.quadratic or params is None:
-            root = params["cholesky"] if params is not None and kind == "tied" else None
-            natural = None if params is None else family._natural(params)
-            if natural is not None:
-                natural[..., 0] += self.log_scale
-            self.dense = Quadratic(kind, frame.shift_D, frame.scale_D, level.dtype, natural, root)
+        self.log_scale = float(family.frame.scale_D.log().sum())  # densities are in the data's own units
+        if level.quadratic and not (params is None and family.wide):
+            self.dense: Any = self._quadratic()
+        elif params is None and not family.wide:
+            self.dense = self._quadratic()
         else:
-            self.dense = Centred(kind, frame.shift_D, frame.scale_D, level.dtype, self.log_scale
-                                 + log_positive(params["weights"]), params["means"], params["cholesky"])
+            self.dense = self._centred()
+
+    def _quadratic(self) -> Quadratic:
+        frame, kind, params = self.family.frame, self.family.kind, self.params
+        if params is None:
+            return Quadratic(kind, frame.shift_D, frame.scale_D, self.level.dtype)
+        natural_SKP = self.family.natural(params)
+        natural_SKP[..., 0] += self.log_scale
+        root = params["cholesky"] if kind == "tied" else None
+        return Quadratic(kind, frame.shift_D, frame.scale_D, self.level.dtype, natural_SKP, root)
+
+    def _centred(self) -> Centred:
+        frame, kind, params = self.family.frame, self.family.kind, self.params
+        if params is None:  # one component at the origin: its moments are those about zero
+            params = self._one_at_the_origin()
+        log_weights_SK = self.log_scale + log_positive(params["weights"])
+        return Centred(kind, frame.shift_D, frame.scale_D, self.level.dtype, log_weights_SK, params["means"],
+                       params["cholesky"])
+
+    def _one_at_the_origin(self) -> Params:
+        shift_D = self.family.frame.shift_D
+        ones_1D = torch.ones_like(shift_D)[None]
+        root = {"full": torch.diag_embed(ones_1D)[None], "tied": torch.diag_embed(ones_1D), "diag": ones_1D[None],
+                "spherical": ones_1D[:, :1]}
+        means_11D = torch.zeros_like(shift_D)[None, None]
+        return {"weights": ones_1D[:, :1], "means": means_11D, "cholesky": root[self.family.kind]}
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""
-        columns = len(self.family.frame.shift_D)
-        return min(self.dense.rows(starts_times_components), max(16, (1 << 23) // (starts_times_components * columns)))
+        in_memory = (1 << 23) // (starts_times_components * self.family.columns)
+        return min(self.dense.rows(starts_times_components), max(16, in_memory))
 
     def state(self, piece: Piece) -> Any:
         """What `tally` needs of a piece when the responsibilities are given."""
         if piece.observed_PD is None:
             return self.dense.features(piece.x_BD)
         assert self.params is not None
-        frame, kind, params = self.family.frame, self.family.kind, self.params
+        frame, params = self.family.frame, self.params
         z_BD = (piece.x_BD.double() - frame.shift_D) * frame.scale_D
-        return Incomplete(z_BD, piece.observed_PD.to(z_BD.device), params["weights"], params["means"],
-                          as_full(kind, params["covariances"], params["means"]), frame.scale_D.log())
+        observed_PD = piece.observed_PD.to(z_BD.device)
+        covariances = as_full(self.family.kind, params["covariances"], params["means"])
+        return Incomplete(z_BD, observed_PD, params["weights"], params["means"], covariances, frame.scale_D.log())
 
     def joint(self, piece: Piece) -> tuple[Any, Tensor]:
         """State for `tally`, and log weights plus log densities in the data's own units (S, K, B)."""
@@ -215,6 +219,6 @@ class GaussianKernel:
 
     def tally(self, state: Any, resp_SKB: Tensor) -> Moments:
         """Moments about zero (quadratic) or about the means (centred)."""
-        if isinstance(state, Incomplete):
-            return state.moments(resp_SKB, resp_SKB, self.family.kind, about_zero=self.level.quadratic)
-        return self.dense.moments(state, resp_SKB)
+        if not isinstance(state, Incomplete):
+            return self.dense.moments(state, resp_SKB)
+        return state.moments(resp_SKB, resp_SKB, self.family.kind, about_zero=self.level.quadratic)

@@ -61,14 +61,16 @@ class Tally:
 
     def over(self, processes: Alone) -> Tally:
         """The sums over the rows of all processes."""
-        totals = processes.total([*self.statistics, self.log_likelihood_S, self.weight])
-        *statistics, log_likelihood_S, weight = totals
-        return Tally(type(self.statistics)(*statistics), log_likelihood_S, weight)
+        own = [*self.statistics, self.log_likelihood_S, self.weight]
+        *totals, log_likelihood_S, weight = processes.total(own)
+        statistics = type(self.statistics)(*totals)
+        return Tally(statistics, log_likelihood_S, weight)
 
     def __add__(self, other: Tally) -> Tally:
-        kind = type(self.statistics)
-        statistics = kind(*(a + b for a, b in zip(self.statistics, other.statistics)))
-        return Tally(statistics, self.log_likelihood_S + other.log_likelihood_S, self.weight + other.weight)
+        pairs = zip(self.statistics, other.statistics)
+        statistics = type(self.statistics)(*(a + b for a, b in pairs))
+        log_likelihood_S = self.log_likelihood_S + other.log_likelihood_S
+        return Tally(statistics, log_likelihood_S, self.weight + other.weight)
 
 
 def piece_weights(weights_N: Tensor | None, piece: Piece) -> Tensor | None:
@@ -137,7 +139,9 @@ class Run:
     @property
     def lower_bound(self) -> float:
         """The last lower bound."""
-        return self.lower_bounds[-1] if self.lower_bounds else -torch.inf
+        if not self.lower_bounds:
+            return -torch.inf
+        return self.lower_bounds[-1]
 
     def record(self, params: Params, bound: float, tol: float, previous: float = -torch.inf) -> float:
         """Note a step and whether it converged; returns its gain, over `previous` where it is the first."""
@@ -146,6 +150,13 @@ class Run:
         self.params, self.converged = params, abs(gain) < tol
         self.lower_bounds.append(bound)
         return gain
+
+
+def fixed_values(names: tuple[str, ...], params: Params | None) -> Params:
+    """The parameters that an M step keeps as they were; none in the step that makes a start."""
+    if params is None:
+        return {}
+    return {name: params[name] for name in names}
 
 
 def select(params: Params, index: Any) -> Params:

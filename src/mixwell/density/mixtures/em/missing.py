@@ -26,48 +26,79 @@ class Incomplete:
 
     def __init__(self, z_BD: Tensor, observed_PD: Tensor, weights_SK: Tensor, means_SKD: Tensor,
                  covariances_SKDD: Tensor, log_scale_D: Tensor) -> None:
-        P, D = observed_PD.shape
         self.means_SKD, self.covariances_SKDD = means_SKD, covariances_SKDD
         self.seen_PD = observed_PD.to(z_BD.dtype)
-        both_PDD = outer(self.seen_PD, self.seen_PD)
+        self.seen_PSKDD = outer(self.seen_PD, self.seen_PD)[:, None, None]
+        self.root_PSKDD = self._roots()
+        self.diff_PSKRD = self._differences(z_BD)
+        white_PSKRD = self.diff_PSKRD @ self.root_PSKDD
+        self.distance_SKB = _by_row(white_PSKRD.square().sum(-1))
+        peak_PSK = self._peaks(weights_SK, log_scale_D)
+        rows = self.diff_PSKRD.shape[3]
+        self.peak_SKB = _by_row(peak_PSK[..., None].expand(*peak_PSK.shape, rows))
+        self.columns_B = self.seen_PD.sum(1).repeat_interleave(rows)
+
+    def _roots(self) -> Tensor:
+        """Roots (P, S, K, D, D) of the precisions of what was observed, ones on the diagonal elsewhere."""
         lost_PDD = torch.diag_embed(1 - self.seen_PD)
-        root_PSKDD = precision_cholesky("full", covariances_SKDD * both_PDD[:, None, None] + lost_PDD[:, None, None])
-        self.root_PSKDD, self.both_PDD = root_PSKDD, both_PDD
+        observed_PSKDD = self.covariances_SKDD * self.seen_PSKDD + lost_PDD[:, None, None]
+        return precision_cholesky("full", observed_PSKDD)
+
+    def _differences(self, z_BD: Tensor) -> Tensor:
+        """Rows less means (P, S, K, R, D), zeros where a value is missing."""
+        P, D = self.seen_PD.shape
         z_PRD = torch.nan_to_num(z_BD).view(P, -1, D)
-        self.diff_PSKRD = (z_PRD[:, None, None] - means_SKD[:, :, None]) * self.seen_PD[:, None, None, None]
-        self.distance_SKB = _by_row((self.diff_PSKRD @ root_PSKDD).square().sum(-1))
+        diff_PSKRD = z_PRD[:, None, None] - self.means_SKD[:, :, None]
+        return diff_PSKRD * self.seen_PD[:, None, None, None]
+
+    def _peaks(self, weights_SK: Tensor, log_scale_D: Tensor) -> Tensor:
+        """Log weight plus log density at the mean (P, S, K), in the data's own units."""
         columns_P = self.seen_PD.sum(1)
-        peak_PSK = (log_positive(weights_SK) + log_diagonal(root_PSKDD)
-                    + (self.seen_PD @ log_scale_D - 0.5 * LOG_2PI * columns_P)[:, None, None])
-        self.peak_SKB = _by_row(peak_PSK[..., None].expand(self.diff_PSKRD.shape[:-1]))
-        self.columns_B = columns_P.repeat_interleave(z_PRD.shape[1])
+        units_P = self.seen_PD @ log_scale_D - 0.5 * LOG_2PI * columns_P
+        log_scale_PSK = log_diagonal(self.root_PSKDD)
+        return log_positive(weights_SK) + log_scale_PSK + units_P[:, None, None]
 
     def moments(self, weight_SKB: Tensor, spread_SKB: Tensor, kind: str, about_zero: bool) -> Moments:
         """Expected moments of whole rows, weighted by `weight_SKB`; the missing values' own spread by `spread_SKB`."""
-        P = len(self.seen_PD)
-        weight_PSKR, spread_PSK = _by_pattern(weight_SKB, P), _by_pattern(spread_SKB, P).sum(-1)
-        first_PSKD = (weight_PSKR[..., None, :] @ self.diff_PSKRD)[..., 0, :]
-        second_PSKDD = (self.diff_PSKRD * weight_PSKR[..., None]).mT @ self.diff_PSKRD
-        precision_PSKDD = (self.root_PSKDD @ self.root_PSKDD.mT) * self.both_PDD[:, None, None]
-        slope_PSKDD = self.covariances_SKDD @ precision_PSKDD
-        lost_P11D1 = (1 - self.seen_PD)[:, None, None, :, None]
-        lift_PSKDD = slope_PSKDD * lost_P11D1 + torch.diag_embed(self.seen_PD)[:, None, None]
-        spread_PSKDD = (self.covariances_SKDD - slope_PSKDD @ self.covariances_SKDD) * lost_P11D1 * lost_P11D1.mT
+        patterns = len(self.seen_PD)
+        weight_PSKR = _by_pattern(weight_SKB, patterns)
+        spread_PSK = _by_pattern(spread_SKB, patterns).sum(-1)
+        seen_first_PSKD = (weight_PSKR[..., None, :] @ self.diff_PSKRD)[..., 0, :]
+        weighted_PSKRD = self.diff_PSKRD * weight_PSKR[..., None]
+        seen_second_PSKDD = weighted_PSKRD.mT @ self.diff_PSKRD
+        lift_PSKDD, left_PSKDD = self._completion()
+        first_SKD = (lift_PSKDD @ seen_first_PSKD[..., None])[..., 0].sum(0)
+        second_PSKDD = lift_PSKDD @ seen_second_PSKDD @ lift_PSKDD.mT
+        second_SKDD = (second_PSKDD + spread_PSK[..., None, None] * left_PSKDD).sum(0)
         count_SK = weight_SKB.sum(-1)
-        first_SKD = (lift_PSKDD @ first_PSKD[..., None])[..., 0].sum(0)
-        second_SKDD = (lift_PSKDD @ second_PSKDD @ lift_PSKDD.mT + spread_PSK[..., None, None] * spread_PSKDD).sum(0)
         if about_zero:
-            shift = self.means_SKD
-            cross = outer(shift, first_SKD)
-            second_SKDD = (second_SKDD + cross + cross.mT
-                           + count_SK[..., None, None] * outer(shift, shift))
-            first_SKD = first_SKD + count_SK[..., None] * shift
+            first_SKD, second_SKDD = moved(count_SK, first_SKD, second_SKDD, self.means_SKD)
         return Moments(count_SK, first_SKD, squeezed(kind, second_SKDD))
+
+    def _completion(self) -> tuple[Tensor, Tensor]:
+        """What makes whole rows of observed ones, and the covariances of what that leaves (both P, S, K, D, D)."""
+        lost_P11D1 = (1 - self.seen_PD)[:, None, None, :, None]
+        precision_PSKDD = (self.root_PSKDD @ self.root_PSKDD.mT) * self.seen_PSKDD
+        slope_PSKDD = self.covariances_SKDD @ precision_PSKDD
+        itself_PDD = torch.diag_embed(self.seen_PD)
+        lift_PSKDD = slope_PSKDD * lost_P11D1 + itself_PDD[:, None, None]
+        rest_PSKDD = self.covariances_SKDD - slope_PSKDD @ self.covariances_SKDD
+        return lift_PSKDD, rest_PSKDD * lost_P11D1 * lost_P11D1.mT
+
+
+def moved(count_SK: Tensor, first_SKD: Tensor, second_SKDD: Tensor, shift_SKD: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second moments about an origin that lies `shift_SKD` the other way."""
+    cross_SKDD = outer(shift_SKD, first_SKD)
+    own_SKDD = count_SK[..., None, None] * outer(shift_SKD, shift_SKD)
+    second_SKDD = second_SKDD + cross_SKDD + cross_SKDD.mT + own_SKDD
+    return first_SKD + count_SK[..., None] * shift_SKD, second_SKDD
 
 
 def _by_row(value_PSKR: Tensor) -> Tensor:
-    return value_PSKR.permute(1, 2, 0, 3).flatten(2)
+    value_SKPR = value_PSKR.permute(1, 2, 0, 3)
+    return value_SKPR.flatten(2)
 
 
 def _by_pattern(value_SKB: Tensor, patterns: int) -> Tensor:
-    return value_SKB.double().unflatten(2, (patterns, -1)).permute(2, 0, 1, 3)
+    value_SKPR = value_SKB.double().unflatten(2, (patterns, -1))
+    return value_SKPR.permute(2, 0, 1, 3)

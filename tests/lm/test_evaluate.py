@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
-from mixwell.lm.data import Document, Split, write_shards
+from mixwell.lm.data import write_shards
+from mixwell.lm.documents import Document
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.tokenizer import Tokenizer
 

@@ -35,7 +35,7 @@ def test_the_cap_does_not_choose_what_is_held_out(asked, kept):
     count = len(found.documents)
     sigma = math.sqrt(asked * (1 - asked) * count)
     assert abs(len(split.held) - asked * count) < 4 * sigma + 1
-    assert 0.5 * asked <= split.held_share <= 1.5 * asked
+    assert 0.75 * asked <= split.held_share <= 1.25 * asked
 
 
 def test_the_draws_are_even_and_independent():
@@ -77,8 +77,9 @@ def test_the_order_is_the_same_whatever_order_the_texts_come_in():
     docs = many(200)
     split, again = split_documents(docs, 0.2), split_documents(docs[::-1], 0.2)
     assert (split.train, split.held) == (again.train, again.held)
-    numbers = [int(d.path) for d in split.train]
-    assert numbers != sorted(numbers)
+    for known in ([int(d.path) for d in split.train], [place("hold out", d) for d in split.train],
+                  [place("cap", d) for d in split.train]):
+        assert known != sorted(known)
 
 
 def test_every_text_stands_on_one_side_once_and_copies_count_once():
@@ -99,7 +100,7 @@ def test_a_few_large_documents_do_not_bend_the_share(seed, sizes):
     docs = [Document(str(i), "".join(draws.choices("abcde \n", k=size))) for i, size in enumerate(sizes)]
     for asked in (0.05, 0.1, 0.5, 0.9):
         split = split_documents(docs, asked)
-        slack = min(asked, 1 - asked) / 2
+        slack = min(asked, 1 - asked) / 4
         assert asked - slack - 0.001 <= split.held_share <= asked + slack + 0.001
         assert split.held and split.train
         both = sorted("".join(d.text for d in split.train + split.held))

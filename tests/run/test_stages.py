@@ -127,17 +127,17 @@ def test_a_damaged_model_is_refused_before_anything_runs(tmp_path, texts, folder
 def spoil(texts, how):
     if how == "missing":
         shutil.rmtree(texts / "left")
-    elif how == "empty":
+    elif how == "broken":
+        (texts / "left" / "rows.jsonl").write_text("{")
+    else:
+        data = {"empty": b"", "binary": b"\x89PNG\0\0", "latin": "caf\xe9".encode("latin-1")}[how]
         for path in (texts / "left").iterdir():
-            path.write_text("")
-    elif how == "binary":
-        (texts / "left" / "image.png").write_bytes(b"\x89PNG\0\0")
-    elif how == "latin":
-        (texts / "left" / "old.txt").write_bytes("caf\xe9".encode("latin-1"))
+            path.write_bytes(data)
 
 
 @pytest.mark.parametrize(("how", "told"), [
-    ("missing", "is not there"), ("empty", "no text"), ("binary", "is a binary file"), ("latin", "is not UTF-8")])
+    ("missing", "is not there"), ("empty", "no text"), ("binary", r"no text .*\(binary\)"),
+    ("latin", r"no text .*\(not UTF-8\)"), ("broken", "rows.jsonl, line 1: not JSON")])
 def test_bad_text_is_told_with_its_domain(tmp_path, texts, how, told):
     spoil(texts, how)
     with pytest.raises(MixwellError, match=rf"^data.domains.left: .*{told}"):

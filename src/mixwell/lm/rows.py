@@ -72,7 +72,7 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 yield number, json.loads(line)
         except ValueError as error:
-            raise MixwellError(f"{path}, line {number}: not JSON ({error}); expected an object on each line.") from error
+            raise MixwellError(f"{path}, line {number}: not JSON ({error}); expected an object a line.") from error
 
 
 def _json(path: Path, field: str | None) -> Texts:
@@ -179,8 +179,9 @@ def _field(path: Path, names: Sequence[str], field: str | None) -> str:
     wanted = TEXT_FIELDS if field is None else (field,)
     found = next((name for name in wanted if name in names), None)
     if found is None:
-        raise NoText(f"{path} has no field {' or '.join(map(repr, wanted))} (its fields: {', '.join(names) or 'none'}); "
-                     "name the one that holds the text: data.text_field.", "no text field")
+        known = ", ".join(names) or "none"
+        raise NoText(f"{path} has no field {' or '.join(map(repr, wanted))} (its fields: {known}); name the one that "
+                     "holds the text: data.text_field.", "no text field")
     return found
 
 

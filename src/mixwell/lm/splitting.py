@@ -14,6 +14,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
 from mixwell.lm.documents import Document, size_bytes
 
+SLACK = 0.25  # how far the smaller side's bytes may lie off before a document leaves the side of its hash
 MARKS = (b"\n", b" ")  # where a text is cut, the best place first
 
 
@@ -90,10 +91,10 @@ def split_documents(documents: Sequence[Document], held_fraction: float = 0.1) -
     """Hold out about `held_fraction` of the bytes, whole documents where that is possible; copies count once.
 
     A document is held out where the hash of its text lies below `held_fraction`. It then stays on its side whatever
-    else comes or goes, and whatever a cap let through. Only where that misses the share asked for by more than half
-    of the smaller side, as it may with few documents or very large ones, the documents next in the order of the
-    hashes make up for it, and what does not fit is trained on; those may change sides when others come or go. Where no
-    whole document fits (a lone one, say), one is cut near its end, at a line where it has lines.
+    else comes or goes, and whatever a cap let through. Only where that misses the share asked for by more than a
+    quarter of the smaller side, as it may with a few hundred documents or very large ones, the documents next in the
+    order of the hashes make up for it, and what does not fit is trained on; those few may change sides when others
+    come or go. Where no whole document fits (a lone one, say), one is cut near its end, at a line where it has lines.
 
     Both sides hold text, each in an order that hangs on nothing but the texts. No document, a single character or a
     share that is not between 0 and 1 raises `MixwellError`.
@@ -105,14 +106,14 @@ def split_documents(documents: Sequence[Document], held_fraction: float = 0.1) -
         raise MixwellError("no documents to split; expected at least one.")
     total = size_bytes(unique)
     target = held_fraction * total
-    slack = min(target, total - target) / 2
+    slack = SLACK * min(target, total - target)
     held, train, missing = _whole(unique, held_fraction, target, slack)
     if missing <= slack:
         return _in_order(train, held, f"by document: {len(train)} to train on, {len(held)} held out")
-    first, second, line = _ends(train[0], missing, slack)
-    words = f"from {line} on"
-    note = (f"by document: {len(train)} to train on, {len(held)} held out, and {first.path} {words}" if train[1:] or held
-            else f"one document: held out {words}")
+    first, second, where = _ends(train[0], missing, 2 * slack)
+    note = f"by document: {len(train)} to train on, {len(held)} held out, and {first.path} from {where} on"
+    if len(unique) == 1:
+        note = f"one document: held out from {where} on"
     return _in_order([first, *train[1:]], [*held, second], note, first.path)
 
 
@@ -131,12 +132,14 @@ def _whole(documents: Iterable[Document], fraction: float, target: float,
 
 
 def _in_order(train: Iterable[Document], held: Iterable[Document], note: str, cut: str = "") -> Split:
-    sides = (tuple(sorted(side, key=lambda d: place("order", d))) for side in (train, held))
-    return Split(*sides, note, cut)
+    def shuffled(side: Iterable[Document]) -> tuple[Document, ...]:
+        return tuple(sorted(side, key=lambda document: place("order", document)))
+
+    return Split(shuffled(train), shuffled(held), note, cut)
 
 
 def _ends(document: Document, size: float, slack: float) -> tuple[Document, Document, str]:
-    """A document without its last `size` bytes, give or take `slack`; those; and where they begin, in words."""
+    """A document without its last `size` bytes, give or take `slack` for a good place; those; and where they begin, in words."""
     data = document.text.encode()
     target = min(max(round(len(data) - size), 1), len(data) - 1)
     cut = next(_cuts(data, target, slack), None)

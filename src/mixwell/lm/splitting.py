@@ -139,7 +139,10 @@ def _in_order(train: Iterable[Document], held: Iterable[Document], note: str, cu
 
 
 def _ends(document: Document, size: float, slack: float) -> tuple[Document, Document, str]:
-    """A document without its last `size` bytes, give or take `slack` for a good place; those; and where they begin, in words."""
+    """A document without its last `size` bytes; those; and where they begin, in words.
+
+    They are more or fewer by up to `slack`, so that the cut falls between lines or words.
+    """
     data = document.text.encode()
     target = min(max(round(len(data) - size), 1), len(data) - 1)
     cut = next(_cuts(data, target, slack), None)

@@ -18,7 +18,6 @@ from mixwell.lm.training.loop import METRICS, TrainConfig, train
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.models import describe
 
-
 FEW_EPOCHS = 4.0  # up to here repeated text is worth nearly as much as new text (Muennighoff et al., 2023)
 
 

@@ -8,7 +8,7 @@ import pytest
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
 from mixwell.run.stages import Job, Stage
-from mixwell.run.stages.text import DataConfig, read_splits, run_data
+from mixwell.run.stages.text import DataConfig, data_fingerprint, read_splits, run_data
 from mixwell.run.stages.train import repeated
 
 
@@ -74,6 +74,37 @@ def test_rows_and_their_field(tmp_path):
     assert all(d.text.startswith("text") for d in splits["a"].train + splits["a"].held)
     with pytest.raises(MixwellError, match=r"^data.domains.a: .*has no field 'text' or .*data.text_field"):
         ran(tmp_path / "again", domains={"a": str(tmp_path / "a.jsonl")})
+
+
+def test_an_own_validation_set_is_held_out_and_nothing_of_it_trained_on(tmp_path):
+    texts, own = corpus(tmp_path / "texts", [300] * 30), corpus(tmp_path / "own", [200] * 3)
+    (own / "leak.txt").write_text((texts / "0003.txt").read_text())
+    domains = {"a": str(texts), "b": str(texts)}
+    result, splits = ran(tmp_path / "out", domains=domains, validation={"a": str(own)})
+    assert {d.path for d in splits["a"].held} == {"0000.txt", "0001.txt", "0002.txt", "leak.txt"}
+    assert len(splits["a"].train) == 29 and not any(d.path == "0003.txt" for d in splits["a"].train)
+    assert len(splits["b"].train) + len(splits["b"].held) == 30
+    assert result["notices"] == [
+        "a: 1 documents are held out and not trained on, since data.validation holds them, too."]
+    assert result["domains"]["a"]["split"] == "by its own files: 29 documents to train on, 4 held out"
+    result, _ = ran(tmp_path / "capped", domains=domains, validation={"a": str(own)}, max_bytes=500)
+    assert sum("a: validation: " in text and "read (data.max_bytes)" in text for text in result["notices"]) == 1
+    with pytest.raises(MixwellError, match=r"^data.validation.a: .* is not there"):
+        ran(tmp_path / "gone", domains=domains, validation={"a": "gone"})
+    with pytest.raises(MixwellError, match=r"^data.domains.a: 0 documents to train on and 30 held out"):
+        ran(tmp_path / "same", domains=domains, validation={"a": str(texts)})
+    with pytest.raises(ValueError, match="validation names 'c'; expected names of domains: a, b"):
+        DataConfig(domains=domains, validation={"c": "x"})
+
+
+def test_the_key_of_the_text_covers_the_validation_set(tmp_path):
+    texts, own = corpus(tmp_path / "texts", [300] * 5), corpus(tmp_path / "own", [200] * 3)
+    config = DataConfig(domains={"a": str(texts)}, validation={"a": str(own)})
+    stage = Stage(id="data", kind="data", method="data", config=config)
+    before = data_fingerprint(stage)
+    assert data_fingerprint(stage) == before
+    (own / "0000.txt").write_text("other text")
+    assert data_fingerprint(stage) != before
 
 
 def test_a_data_set_is_capped_and_split_apart(tmp_path):

@@ -94,7 +94,8 @@ def split_documents(documents: Sequence[Document], held_fraction: float = 0.1) -
     else comes or goes, and whatever a cap let through. Only where that misses the share asked for by more than a
     quarter of the smaller side, as it may with a few hundred documents or very large ones, the documents next in the
     order of the hashes make up for it, and what does not fit is trained on; those few may change sides when others
-    come or go. Where no whole document fits (a lone one, say), one is cut near its end, at a line where it has lines.
+    come or go. Where whole documents leave more than half missing (a lone one, say), one is cut near its end, at a
+    line where it has lines.
 
     Both sides hold text, each in an order that hangs on nothing but the texts. No document, a single character or a
     share that is not between 0 and 1 raises `MixwellError`.
@@ -108,13 +109,27 @@ def split_documents(documents: Sequence[Document], held_fraction: float = 0.1) -
     target = held_fraction * total
     slack = SLACK * min(target, total - target)
     held, train, missing = _whole(unique, held_fraction, target, slack)
-    if missing <= slack:
+    if missing <= 2 * slack:
         return _in_order(train, held, f"by document: {len(train)} to train on, {len(held)} held out")
     first, second, where = _ends(train[0], missing, 2 * slack)
     note = f"by document: {len(train)} to train on, {len(held)} held out, and {first.path} from {where} on"
     if len(unique) == 1:
         note = f"one document: held out from {where} on"
     return _in_order([first, *train[1:]], [*held, second], note, first.path)
+
+
+def split_apart(documents: Sequence[Document], held: Sequence[Document]) -> Split:
+    """Train on `documents` and hold out `held`, each text once; what is held out is not trained on.
+
+    Where nothing is left on a side, `MixwellError` says so.
+    """
+    kept_out = {document.identity: document for document in reversed(held)}
+    train = {d.identity: d for d in reversed(documents) if d.identity not in kept_out}
+    if not train or not kept_out:
+        raise MixwellError(f"{len(train)} documents to train on and {len(kept_out)} held out, copies left out; expected "
+                           "some of both.")
+    note = f"by its own files: {len(train)} documents to train on, {len(kept_out)} held out"
+    return _in_order(train.values(), kept_out.values(), note)
 
 
 def _whole(documents: Iterable[Document], fraction: float, target: float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file, read_json, write_json, write_text
 from mixwell.lm.data import write_shards
 from mixwell.lm.documents import Document, Reader, size_bytes
-from mixwell.lm.splitting import Capped, Split, capped, split_documents
+from mixwell.lm.splitting import Capped, Split, capped, split_apart, split_documents
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run.stages._parts import Job, Stage
 
@@ -26,6 +26,7 @@ class DataConfig:
     domains: Mapping[str, str] | str = "standard-library"  # name -> file, folder or glob; or a data set's name
     max_bytes: int | None = 4_000_000  # bytes of text taken from each domain at most; null = all
     held_out: float = 0.05  # share of the bytes held out, 0 to 1
+    validation: Mapping[str, str] | None = None  # domain -> file, folder or glob held out in the place of a share of it
     text_field: str | None = None  # of rows (JSON lines, CSV, Parquet, Arrow); null = text, content, document or body
 
     def __post_init__(self) -> None:
@@ -35,6 +36,10 @@ class DataConfig:
             raise ValueError(f"max_bytes is {self.max_bytes}; expected at least 2, or null for all")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
+        known = self.domains if isinstance(self.domains, Mapping) else {}
+        if strange := sorted(set(self.validation or ()) - set(known)):
+            names = ", ".join(known) or "none"
+            raise ValueError(f"validation names {strange[0]!r}; expected names of domains: {names}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,7 @@ class Collected:
     documents: list[Document]
     found_bytes: int | None  # of all there is, copies counted once; None where no more was read than the cap lets in
     notices: tuple[str, ...] = ()
+    validation: list[Document] | None = None  # held out in the place of a share of `documents`
 
 
 @functools.lru_cache(maxsize=1)
@@ -72,16 +78,29 @@ def _collect(config: str) -> dict[str, Collected]:
         from mixwell.run import datasets
 
         return {name: Collected(found, None) for name, found in datasets.load(domains, most).items()}
-    return {name: _read(name, spec, most, options["text_field"]) for name, spec in domains.items()}
+    field, own = options["text_field"], options["validation"] or {}
+    found = {name: _read(f"data.domains.{name}", spec, most, field) for name, spec in domains.items()}
+    for name, spec in own.items():
+        held = _read(f"data.validation.{name}", spec, most, field)
+        told = (f"validation: {text}" for text in (*held.notices, *_cap_notices(held)))
+        found[name] = replace(found[name], validation=held.documents, notices=(*found[name].notices, *told))
+    return found
 
 
-def _read(name: str, spec: str, max_bytes: int | None, text_field: str | None) -> Collected:
+def _read(where: str, spec: str, max_bytes: int | None, text_field: str | None) -> Collected:
     try:
         reader = Reader(spec, text_field)
         found = capped(reader, max_bytes)
     except MixwellError as error:
-        raise MixwellError(f"data.domains.{name}: {error}") from error
+        raise MixwellError(f"{where}: {error}") from error
     return Collected(found.documents, found.found_bytes, (*reader.notices, *_copies(found)))
+
+
+def _cap_notices(domain: Collected) -> list[str]:
+    read = size_bytes(domain.documents)
+    if domain.found_bytes is None or read >= domain.found_bytes:
+        return []
+    return [f"{units.si(read, 'B')} of {units.si(domain.found_bytes, 'B')} read (data.max_bytes)"]
 
 
 def _copies(found: Capped) -> list[str]:
@@ -100,8 +119,12 @@ def _collected(stage: Stage) -> dict[str, Collected]:
 def data_fingerprint(stage: Stage) -> str:
     """Digest of every document's name and text, read afresh."""
     _collect.cache_clear()
-    found = documents(stage)
-    return digest({name: [[d.path, digest(d.text.encode())] for d in docs] for name, docs in found.items()})
+    return digest({name: [_named(domain.documents), _named(domain.validation or ())]
+                   for name, domain in _collected(stage).items()})
+
+
+def _named(docs: Iterable[Document]) -> list[list[str]]:
+    return [[document.path, digest(document.text.encode())] for document in docs]
 
 
 def run_data(job: Job) -> dict[str, Any]:
@@ -111,7 +134,7 @@ def run_data(job: Job) -> dict[str, Any]:
     notices: list[str] = []
     for number, (name, domain) in enumerate(found.items()):
         try:
-            split = split_documents(domain.documents, config.held_out)
+            split = _split(domain, config)
         except MixwellError as error:
             raise MixwellError(f"data.domains.{name}: {error}") from error
         names[name] = f"{number:02d}.json"
@@ -128,12 +151,19 @@ def run_data(job: Job) -> dict[str, Any]:
     return {"domains": summary, "notices": notices}
 
 
+def _split(domain: Collected, config: DataConfig) -> Split:
+    if domain.validation is None:
+        return split_documents(domain.documents, config.held_out)
+    return split_apart(domain.documents, domain.validation)
+
+
 def _told(domain: Collected, split: Split, config: DataConfig) -> list[str]:
     """What a reader of the results must know of a domain: what was left out, and a split that is not as asked."""
-    told = list(domain.notices)
-    read = size_bytes(domain.documents)
-    if domain.found_bytes is not None and read < domain.found_bytes:
-        told.append(f"{units.si(read, 'B')} of {units.si(domain.found_bytes, 'B')} read (data.max_bytes)")
+    told = [*domain.notices, *_cap_notices(domain)]
+    if domain.validation is not None:
+        both = len(domain.documents) - len(split.train)
+        return told + ([f"{both} documents are held out and not trained on, since data.validation holds them, too"]
+                       if both else [])
     if split.cut:
         few = "one document alone" if len(domain.documents) == 1 else "too few documents of like size"
         told.append(f"{few}, so the end of {split.cut} is held out; whole documents would tell more")

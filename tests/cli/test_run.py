@@ -1,6 +1,7 @@
 """`run`, `apply`, `report` from the command line, and how they end when something is wrong."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -158,8 +159,8 @@ def test_ctrl_c_keeps_what_is_finished(ran, tmp_path):
     assert json.loads(state.read_text())["step"] >= 2
 
 
-def planned(id, seconds, evaluation=0.0, cached=False):
-    prediction = SimpleNamespace(seconds=seconds)
+def planned(id, seconds, evaluation=0.0, cached=False, epochs=None):
+    prediction = SimpleNamespace(seconds=seconds, epochs=epochs)
     return SimpleNamespace(stage=SimpleNamespace(id=id), cached=cached, evaluated=cached, predicted=prediction,
                            seconds=seconds + evaluation)
 
@@ -177,3 +178,13 @@ def test_the_bar_counts_predicted_seconds():
     for one in stages[1:]:
         bar.finished(one, {"stage": "sample", "result": {"samples": [1]}, "seconds": 1.0})
     assert task.completed == task.total
+
+
+def test_repeated_text_is_told_before_the_run_and_what_a_stage_found_after_it():
+    out = io.StringIO()
+    bar = Bar(Console(file=out, width=200))
+    stages = [planned("data", 1.0), planned("once", 1.0, epochs=0.9), planned("twice", 1.0, epochs=2.34)]
+    bar.planned(stages)
+    assert out.getvalue() == "twice plans to read its text about 2.3 times over\n"
+    bar.finished(stages[0], {"stage": "sample", "result": {"notices": ["a: little text."]}, "seconds": 1.0})
+    assert out.getvalue().splitlines()[-1].split(maxsplit=1) == ["a:", "little text."]

@@ -34,6 +34,19 @@ def test_shards_with_an_index(tmp_path, tensors):
     assert all(p.stat().st_size < 1000 for p in tmp_path.glob("*.safetensors"))
 
 
+def test_a_single_file_beside_the_index_of_others_is_refused(tmp_path, tensors):
+    save_tensors(tmp_path / SINGLE, tensors)
+    weights = dict.fromkeys(tensors, SINGLE)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weights}))
+    assert same(open_folder(tmp_path), tensors)
+    (tmp_path / INDEX).unlink()
+    save_shards(tmp_path, tensors, shard_bytes=200)
+    with pytest.raises(MixwellError, match=rf"{SINGLE} and beside it {INDEX}, .* Remove"):
+        open_folder(tmp_path)
+    (tmp_path / SINGLE).unlink()
+    assert same(open_folder(tmp_path), tensors)
+
+
 def test_views_of_one_memory_are_written_whole(tmp_path):
     base = torch.arange(6.0)
     shared = {"a": base, "b": base, "c": base.view(2, 3), "d": base[:3].expand(2, 3)}

@@ -1,4 +1,4 @@
-"""Text by domain: reading it, telling train from held-out, laying it down as tokens."""
+"""Text by domain, laid down as tokens."""
 
 import json
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from mixwell.core.errors import MixwellError
-from mixwell.lm.data import Document, Split, TokenData, read_domain, split_documents, write_shards
+from mixwell.lm.data import TokenData, write_shards
+from mixwell.lm.documents import Document
+from mixwell.lm.splitting import Split, split_documents
 from mixwell.lm.tokenizer import Tokenizer
 
 TEXTS = [f"Text number {i}: naïve — 你好.\nline two of {i}\n" for i in range(40)]
@@ -19,81 +21,6 @@ def documents(texts):
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.train(TEXTS, 300)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "texts" / "deep").mkdir(parents=True)
-    for name, text in (("b.txt", "two\r\n"), ("a.md", "\ufeffone"), ("deep/c.txt", "three"), (".hidden", "no"),
-                       ("empty.txt", " \n")):
-        (tmp_path / "texts" / name).write_bytes(text.encode())
-    return tmp_path / "texts"
-
-
-def test_a_folder_a_glob_and_a_file(folder):
-    found = [("a.md", "one"), ("b.txt", "two\r\n"), ("deep/c.txt", "three")]
-    assert read_domain(folder) == [Document(path, text) for path, text in found]
-    assert [d.path for d in read_domain(f"{folder}/*.txt")] == ["b.txt"]
-    assert [d.path for d in read_domain(f"{folder}/**/*.txt")] == ["b.txt", "deep/c.txt"]
-    assert read_domain(str(folder / "b.txt")) == [Document("b.txt", "two\r\n")]
-
-
-@pytest.mark.parametrize(("name", "data", "message"), [
-    ("x.bin", b"\x89PNG\0\0", r"x.bin is a binary file; expected UTF-8 text. Leave it out, with a glob such as"),
-    ("x.txt", "caf\xe9 x".encode("latin1"), r"x.txt is not UTF-8 \(byte 3: .*convert it"),
-])
-def test_files_that_are_not_text_are_named(folder, name, data, message):
-    (folder / name).write_bytes(data)
-    with pytest.raises(MixwellError, match=message):
-        read_domain(folder)
-
-
-def test_missing_and_empty_domains_are_named(folder, tmp_path):
-    with pytest.raises(MixwellError, match=r"nothing is not there; expected a file, a folder or a glob"):
-        read_domain(tmp_path / "nothing")
-    with pytest.raises(MixwellError, match=r"\*.rst holds no files"):
-        read_domain(f"{folder}/*.rst")
-    with pytest.raises(MixwellError, match=r"the 1 files found hold no text"):
-        read_domain(folder / "empty.txt")
-
-
-def test_the_split_keeps_every_text_once_and_on_its_side():
-    docs = documents(TEXTS)
-    split = split_documents(docs, 0.25)
-    assert sorted(split.train + split.held, key=lambda d: d.path) == docs
-    assert 3 <= len(split.held) <= 17  # 10 expected; four standard deviations are 11
-    assert split.note == f"by file: {len(split.train)} to train on, {len(split.held)} held out"
-    again = split_documents([*reversed(docs), Document("copy.txt", docs[0].text)], 0.25)
-    assert {d.text for d in again.held} == {d.text for d in split.held}
-    assert len(again.train + again.held) == len(docs)
-    fewer = split_documents(docs[:20], 0.25)
-    assert {d.text for d in fewer.held} == {d.text for d in split.held} & {d.text for d in docs[:20]}
-
-
-@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
-def test_both_sides_get_a_document(fraction):
-    split = split_documents(documents(TEXTS), fraction)
-    assert min(len(split.train), len(split.held)) == 1
-
-
-@pytest.mark.parametrize(("text", "fraction", "train", "note"), [
-    ("a\nb\nc\nd\ne\n", 0.3, "a\nb\nc\n", "one file: held out from line 4 on"),
-    ("x" * 90 + "\nlast", 0.3, "x" * 90 + "\n", "one file: held out from line 2 on"),
-    ("abcde", 0.2, "abcd", "one file of one line: held out from character 5 on"),
-])
-def test_a_lone_file_is_cut_at_a_line(text, fraction, train, note):
-    split = split_documents([Document("a.txt", text)], fraction)
-    assert (split.train[0].text, split.note) == (train, note)
-    assert split.train[0].text + split.held[0].text == text
-
-
-def test_refusals_of_splitting():
-    with pytest.raises(MixwellError, match="held_fraction 0: expected a share between 0 and 1"):
-        split_documents(documents(TEXTS), 0)
-    with pytest.raises(MixwellError, match="no documents to split"):
-        split_documents([])
-    with pytest.raises(MixwellError, match=r"a.txt holds one character"):
-        split_documents([Document("a.txt", "x")])
 
 
 def test_shards_hold_the_very_text(tmp_path, tokenizer):

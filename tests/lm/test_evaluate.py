@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
-from mixwell.lm.data import Document, Split, write_shards
+from mixwell.lm.data import write_shards
+from mixwell.lm.documents import Document
 from mixwell.lm.evaluate import evaluate
+from mixwell.lm.splitting import Split
 from mixwell.lm.tokenizer import Tokenizer
 
 from .tiny import DENSE, tiny_data, tiny_model

@@ -56,6 +56,22 @@ def test_batches_equal_single_texts(tokenizer):
     assert tokenizer.encode_batch(HARD) == [tokenizer.encode(text) for text in HARD]
 
 
+def test_lengths_that_the_file_carries_are_never_applied(tokenizer):
+    """`tok(x, truncation=True, max_length=4, padding="max_length")` leaves them in the file that is saved next."""
+    files = tokenizer.save_files()
+    carried = json.loads(files["tokenizer.json"]) | {
+        "truncation": {"max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right"},
+        "padding": {"strategy": {"Fixed": 900}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                    "pad_type_id": 0, "pad_token": "<|endoftext|>"}}
+    loaded = Tokenizer.from_files(files | {"tokenizer.json": json.dumps(carried).encode()})
+    for text in (*HARD, *TEXTS):
+        assert loaded.encode(text) == tokenizer.encode(text)
+        assert loaded.encode(text, special=True) == tokenizer.encode(text, special=True)
+    assert loaded.encode_batch([*HARD, *TEXTS]) == tokenizer.encode_batch([*HARD, *TEXTS])
+    kept = json.loads(loaded.save_files()["tokenizer.json"])
+    assert (kept["truncation"], kept["padding"]) == (carried["truncation"], carried["padding"])
+
+
 @pytest.mark.slow
 def test_transformers_loads_the_same_tokenizer(tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")

@@ -12,8 +12,10 @@ import torch
 
 from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.data import Document, TokenData, split_documents, write_shards
+from mixwell.lm.data import TokenData, write_shards
+from mixwell.lm.documents import Document
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.splitting import split_documents
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.lm.training.loop import TrainConfig, TrainResult, train
 

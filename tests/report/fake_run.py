@@ -68,7 +68,7 @@ def stages(*, dense_floor=2.42, moe_floor=2.35, dense_mean=1.62, moe_mean=1.57,
     predicted = {"tokens": 2_000_000, "flops": 3.6e13, "peak_bytes": 900_000_000, "seconds": 88.0}
     made = [
         ("data", "data", "data", [], {"domains": {
-            d: {"files": 40 + i, "train_bytes": round(9e6 * s), "held_bytes": round(4.7e5 * s), "split": "by file"}
+            d: {"documents": 40 + i, "train_bytes": round(9e6 * s), "held_bytes": round(4.7e5 * s), "split": "by file"}
             for i, (d, s) in enumerate(zip(DOMAINS, SHARES))}}, {}, []),
         ("tokenizer", "tokenizer", "tokenizer", ["data"],
          {"vocab_size": 2048, "bytes_per_token": dict(zip(DOMAINS, (3.41, 3.22, 3.05, 3.38)))}, {}, []),

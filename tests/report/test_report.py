@@ -64,6 +64,20 @@ def test_figures_of_the_stages_are_on_the_page(html):
     assert "This conversion does not promise to preserve the function" in text
 
 
+def test_the_data_section_tells_what_was_read_and_how_much_was_held_out(tmp_path):
+    entries = fake_run.stages()
+    result = entries[0][0]["result"]
+    result["notices"] = ["library: 4.00 MB of 33.0 MB read (data.max_bytes)."]
+    result["domains"]["library"] |= {"found_bytes": 33_000_000, "held_share": 0.0496}
+    entries[4][0]["result"]["notices"] = ["tests: read 5 times <over>."]
+    html = page(tmp_path, entries)
+    balanced(html)
+    text = text_of(html)
+    assert "domain documents there to train on held out share held out tokens to train on" in text
+    assert "library 40 33.0 MB 3.60 MB 188 kB 5.0 %" in text
+    assert "library: 4.00 MB of 33.0 MB read (data.max_bytes). dense: tests: read 5 times <over>. Split:" in text
+
+
 def test_each_line_begins_where_its_parent_ended(html):
     chart = re.search(r'data-x="tokens">.*?</svg>', html, re.S).group()
     lines = {name: [tuple(map(float, p.split(","))) for p in path.split()]

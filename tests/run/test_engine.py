@@ -68,7 +68,7 @@ def test_a_run_leaves_every_stage_whole_and_a_report(finished):
 def test_records_say_what_was_found(finished):
     out = finished[1]
     left = record(out, "data")["result"]["domains"]["left"]
-    assert left["files"] == 6 and left["train_bytes"] > left["held_bytes"] > 0
+    assert left["documents"] == 6 and left["train_bytes"] > left["held_bytes"] > 0
     assert 1 < record(out, "tokenizer")["result"]["bytes_per_token"]["right"] < 20
     dense = record(out, "dense")
     assert dense["result"]["tokens"] == 1408 == sum(dense["result"]["ledger"].values())  # 11 steps of 4 x 32

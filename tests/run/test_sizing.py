@@ -73,7 +73,7 @@ def test_a_slow_part_beside_the_training_leaves_a_few_steps_and_says_so(machine,
 
 def test_a_text_is_not_read_more_often_than_it_teaches(machine, read, tmp_path):
     _, size = sizing.settle(read("minutes=600"), tmp_path)
-    assert size.epochs == pytest.approx(sizing.MOST_EPOCHS, rel=0.1) and "more text would use the time" in size.limit
+    assert size.epochs == pytest.approx(sizing.FEW_EPOCHS, rel=0.1) and "more text would use the time" in size.limit
 
 
 def test_what_was_kept_decides_though_the_machine_is_another_now(machine, read, tmp_path):

@@ -11,13 +11,14 @@ from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.data import Document, split_documents, write_shards
+from mixwell.lm.data import write_shards
+from mixwell.lm.documents import Document
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.splitting import split_documents
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run import engine, keys, recipe
 from mixwell.run.stages import KINDS
 from mixwell.run.stages.convert import held_out
-from mixwell.run.stages.text import capped
 from mixwell.run.stages.train import draw_seed
 from tests.run import tiny
 
@@ -126,17 +127,17 @@ def test_a_damaged_model_is_refused_before_anything_runs(tmp_path, texts, folder
 def spoil(texts, how):
     if how == "missing":
         shutil.rmtree(texts / "left")
-    elif how == "empty":
+    elif how == "broken":
+        (texts / "left" / "rows.jsonl").write_text("{")
+    else:
+        data = {"empty": b"", "binary": b"\x89PNG\0\0", "latin": "caf\xe9".encode("latin-1")}[how]
         for path in (texts / "left").iterdir():
-            path.write_text("")
-    elif how == "binary":
-        (texts / "left" / "image.png").write_bytes(b"\x89PNG\0\0")
-    elif how == "latin":
-        (texts / "left" / "old.txt").write_bytes("caf\xe9".encode("latin-1"))
+            path.write_bytes(data)
 
 
 @pytest.mark.parametrize(("how", "told"), [
-    ("missing", "is not there"), ("empty", "no text"), ("binary", "is a binary file"), ("latin", "is not UTF-8")])
+    ("missing", "is not there"), ("empty", "no text"), ("binary", r"no text .*\(binary\)"),
+    ("latin", r"no text .*\(not UTF-8\)"), ("broken", "rows.jsonl, line 1: not JSON")])
 def test_bad_text_is_told_with_its_domain(tmp_path, texts, how, told):
     spoil(texts, how)
     with pytest.raises(MixwellError, match=rf"^data.domains.left: .*{told}"):
@@ -163,15 +164,6 @@ def test_a_loss_that_explodes_is_told_and_keeps_the_stages_before(tmp_path, text
         engine.run(written(tmp_path, texts, text), tmp_path / "out")
     finished = {p.name.rpartition("-")[0] for p in (tmp_path / "out" / "stages").glob("[a-z]*")}
     assert finished == {"data", "tokenizer", "model", "tokens"}
-
-
-def test_text_is_capped_evenly_and_cut_between_characters():
-    documents = [Document(f"{i}", "é" * 50) for i in range(3)] + [Document("big", "x" * 1000)]
-    kept = capped(documents, 155)
-    assert sum(len(d.text.encode()) for d in kept) in (154, 155)
-    assert capped(documents, None) == documents and capped(documents, 155) == kept
-    order = [d.path for d in documents]
-    assert [d.path for d in kept] == sorted((d.path for d in kept), key=order.index)
 
 
 def test_receipts_are_weighed_on_held_out_text_of_every_domain(tmp_path):

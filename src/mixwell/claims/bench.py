@@ -55,7 +55,8 @@ class Bench:
     @cached_property
     def data(self) -> TokenData:
         """Tokens of the standard library's four domains, byte-level BPE of 512 entries."""
-        from mixwell.lm.data import split_documents, write_shards
+        from mixwell.lm.data import write_shards
+        from mixwell.lm.splitting import split_documents
         from mixwell.lm.tokenizer import Tokenizer
         from mixwell.run.datasets import standard_library
 

@@ -56,6 +56,8 @@ class Bar:
             self.console.print(f"about {short_time(total)} on this machine; Ctrl-C stops it, the same command goes on, "
                                "and --minutes 5 fits it to five minutes", highlight=False)
         self.bar.update(self.task, total=sum(self.shares.values()) or 1.0)
+        for text in repetitions(stages) if self.size is None else ():
+            self.console.print(text, style="yellow", highlight=False, soft_wrap=True)
         self.start = time.perf_counter()
 
     def started(self, planned: Planned) -> None:
@@ -76,6 +78,8 @@ class Bar:
         took = "cached" if cached else short_time(record["seconds"] + record.get("evaluation", {}).get("seconds", 0.0))
         self.console.print(f"{planned.stage.id:<{self.name_width}}  {took:>8}  {facts(record)}", highlight=False,
                            soft_wrap=True)
+        for text in record["result"].get("notices") or ():
+            self.console.print(f"{'':<{self.name_width}}  {text}", style="yellow", highlight=False, soft_wrap=True)
 
     def _show(self, words: str, reached: float) -> None:
         self.bar.update(self.task, description=words, completed=reached, left=self._left(reached))
@@ -100,6 +104,12 @@ def size_lines(about: str, size: Size) -> list[str]:
     if size.limit:
         lines.append(size.limit)
     return lines
+
+
+def repetitions(stages: Sequence[Planned]) -> list[str]:
+    """Sentences on the trainings that are going to read their text more than once."""
+    planned = [(p.stage.id, p.predicted.epochs) for p in stages if (p.predicted.epochs or 0.0) > 1.05]
+    return [f"{id} plans to read its text about {epochs:.1f} times over" for id, epochs in planned]
 
 
 def facts(record: Mapping[str, Any]) -> str:

@@ -70,6 +70,7 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     """A table of what would run."""
     from rich.table import Table
 
+    from mixwell.cli.progress import repetitions
     from mixwell.core.units import seconds, si
 
     table = Table(box=None, pad_edge=False)
@@ -86,6 +87,8 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     peak = max((p.predicted.peak_bytes or 0.0 for p in stages), default=0.0)
     console.print(f"together: {seconds(total)}, {si(peak, 'B')} of memory at most" if total else "nothing to do",
                   highlight=False)
+    for text in repetitions(stages):
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
 
 
 @one_line

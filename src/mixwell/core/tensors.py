@@ -48,7 +48,8 @@ def open_file(path: str | Path) -> LazyTensors:
 def open_folder(folder: str | Path) -> LazyTensors:
     """Open `model.safetensors`, or the shards that its index names.
 
-    A missing, truncated or foreign file, or a tensor that the index promises and no shard holds, raises.
+    A missing, truncated or foreign file, a tensor that the index promises and no shard holds, or both forms side by
+    side raise.
     """
     folder = Path(folder)
     if (folder / INDEX).exists():
@@ -56,6 +57,9 @@ def open_folder(folder: str | Path) -> LazyTensors:
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise MixwellError(f"{folder / INDEX} has no weight_map; expected tensor names and the files they lie in.")
+        if (folder / SINGLE).exists() and set(weight_map.values()) != {SINGLE}:
+            raise MixwellError(f"{folder} holds {SINGLE} and beside it {INDEX}, which names other files; one of them "
+                               "is left from an earlier save. Remove the index with its shards, or the single file.")
         held = {shard: set(_names(_inside(folder, shard))) for shard in sorted(set(weight_map.values()))}
         for name, shard in weight_map.items():
             if name not in held[shard]:

@@ -1,128 +1,26 @@
-"""A user's text: read by domain, split into train and held-out documents, laid down as memory-mapped tokens.
+"""Tokens on disk: the documents of every domain, to train on and held out, as memory-mapped streams.
 
 A token folder holds raw little-endian `.bin` files and one `index.json`; nothing in it is unpickled.
 """
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mixwell.core.errors import MixwellError, disk_errors
-from mixwell.core.files import digest, read_json, whole_folder, write_json
+from mixwell.core.files import read_json, whole_folder, write_json
+from mixwell.lm.documents import Document, size_bytes
+from mixwell.lm.splitting import Split
 from mixwell.lm.tokenizer import Tokenizer
 
 INDEX = "index.json"
 SPLITS = ("train", "held")
 FORMAT = 1
 _ENCODE_AT_ONCE = 256  # documents handed to the tokenizer together: bounds memory, still feeds all its threads
-
-
-@dataclass(frozen=True)
-class Document:
-    """One file's text and where it came from (relative to its domain)."""
-
-    path: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Split:
-    """A domain's documents to train on and those held out, and in words how they were told apart."""
-
-    train: tuple[Document, ...]
-    held: tuple[Document, ...]
-    note: str
-
-
-def read_domain(spec: str | Path) -> list[Document]:
-    """Read a domain's documents, sorted by path: a file, a folder (all files below it), or a glob (`**` goes deep).
-
-    Hidden and empty files are passed over. A missing or empty domain, a binary file or one that is not UTF-8 raises
-    `MixwellError` that names it.
-    """
-    root, paths = _paths(Path(spec).expanduser())
-    documents = [Document(path.relative_to(root).as_posix(), read_text(path)) for path in paths]
-    documents = [document for document in documents if document.text.strip()]
-    if not documents:
-        raise MixwellError(f"{spec}: the {len(paths)} files found hold no text; expected UTF-8 text.")
-    return documents
-
-
-def _paths(spec: Path) -> tuple[Path, list[Path]]:
-    """The files that `spec` means, and the folder their names are told from."""
-    if spec.is_file():
-        return spec.parent, [spec]
-    found: Iterable[Path]
-    if spec.is_dir():
-        root, found = spec, spec.rglob("*")
-    elif glob.has_magic(str(spec)):
-        steps = spec.parts
-        plain = next(i for i, part in enumerate(steps) if glob.has_magic(part))
-        root = Path(*steps[:plain])
-        found = map(Path, glob.iglob(str(spec), recursive=True))
-    else:
-        raise MixwellError(f"{spec} is not there; expected a file, a folder or a glob of text files.")
-    files = sorted(p for p in found if p.is_file() and not any(s.startswith(".") for s in p.relative_to(root).parts))
-    if not files:
-        raise MixwellError(f"{spec} holds no files; expected UTF-8 text files.")
-    return root, files
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, byte for byte but for a leading byte-order mark."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MixwellError(f"cannot read {path}: {error.strerror}. Make it readable or leave it out.") from error
-    if b"\0" in data:
-        raise MixwellError(f"{path} is a binary file; expected UTF-8 text. Leave it out, with a glob such as "
-                           f"{path.parent / '*.txt'}.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MixwellError(f"{path} is not UTF-8 (byte {error.start}: {error.reason}); convert it "
-                           "(iconv -f LATIN1 -t UTF-8, say) or leave it out.") from error
-
-
-def split_documents(documents: Sequence[Document], held_fraction: float = 0.1) -> Split:
-    """Hold out about `held_fraction` of the documents, chosen by the hash of their content.
-
-    A document therefore stays on its side when others come or go, and copies of one text count once. At least one
-    document is held out and one kept; a lone document is cut near its end, at a line where it has lines.
-    """
-    if not 0 < held_fraction < 1:
-        raise MixwellError(f"held_fraction {held_fraction}: expected a share between 0 and 1.")
-    unique = {digest(document.text.encode()): document for document in reversed(documents)}
-    if not unique:
-        raise MixwellError("no documents to split; expected at least one.")
-    if len(unique) == 1:
-        return _split_by_position(next(iter(unique.values())), held_fraction)
-    order = sorted(unique)
-    count = sum(int(key[:16], 16) < held_fraction * 2**64 for key in order)
-    held = set(order[: min(max(count, 1), len(order) - 1)])
-    keyed = [(key, document) for key, document in reversed(unique.items())]
-    train_side = tuple(document for key, document in keyed if key not in held)
-    held_side = tuple(document for key, document in keyed if key in held)
-    return Split(train_side, held_side, f"by file: {len(train_side)} to train on, {len(held_side)} held out")
-
-
-def _split_by_position(document: Document, held_fraction: float) -> Split:
-    text, place = document.text, document.path
-    if len(text) < 2:
-        raise MixwellError(f"{place} holds one character; a domain needs text to train on and text to hold out.")
-    target = min(max(round(len(text) * (1 - held_fraction)), 1), len(text) - 1)
-    cut = text.rfind("\n", 0, target) + 1 or text.find("\n", target) + 1
-    if 0 < cut < len(text):
-        note = f"one file: held out from line {text.count(chr(10), 0, cut) + 1} on"
-    else:
-        cut, note = target, f"one file of one line: held out from character {target + 1} on"
-    return Split((Document(place, text[:cut]),), (Document(place, text[cut:]),), note)
 
 
 def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: Tokenizer) -> TokenData:
@@ -145,7 +43,7 @@ def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: To
 
 
 def _write_stream(path: Path, documents: Sequence[Document], tokenizer: Tokenizer, dtype: str) -> dict[str, int]:
-    counts = {"tokens": 0, "bytes": sum(len(d.text.encode()) for d in documents), "token_bytes": 0,
+    counts = {"tokens": 0, "bytes": size_bytes(documents), "token_bytes": 0,
               "documents": len(documents)}
     with open(path, "wb") as file:
         for start in range(0, len(documents), _ENCODE_AT_ONCE):

@@ -131,10 +131,14 @@ class Tokenizer:
 
 
 def _parse(data: bytes) -> tokenizers.Tokenizer:
+    """The tokenizer of a file, without the lengths that it may carry: text is encoded whole, always."""
     try:
-        return tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        found = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # the Rust side raises bare Exception
         raise MixwellError(f"{MAIN} is not a tokenizer that the tokenizers package reads ({error}).") from error
+    found.no_truncation()
+    found.no_padding()
+    return found
 
 
 def _is_byte_level(decoder: Any) -> bool:

@@ -9,9 +9,11 @@ from mixwell.core import units
 from mixwell.report.run_folder import Run, mapping, numbers
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # field of a domain -> heading, form
-    "files": ("files", units.whole), "train_bytes": ("to train on", lambda v: units.si(v, "B")),
-    "held_bytes": ("held out", lambda v: units.si(v, "B")), "train_tokens": ("tokens to train on", units.si),
+    "documents": ("documents", units.whole), "found_bytes": ("there", lambda v: units.si(v, "B")),
+    "train_bytes": ("to train on", lambda v: units.si(v, "B")), "held_bytes": ("held out", lambda v: units.si(v, "B")),
+    "held_share": ("share held out", units.percent), "train_tokens": ("tokens to train on", units.si),
     "bytes_per_token": ("bytes per token", lambda v: units.fixed(v, 2))}
+RATIOS = ("held_share", "bytes_per_token")  # columns without a sum
 
 Domains = dict[str, dict[str, Any]]  # domain -> what the stages said of it
 
@@ -27,7 +29,13 @@ def data(run: Run) -> dict[str, Any]:
         rows.append(["all", *(_sum(domains, name) for name in names)])
     splits = [f"{domain} {entry['split']}" for domain, entry in domains.items() if entry.get("split")]
     return {"head": [COLUMNS[name][0] for name in names], "rows": rows if names else [], "splits": splits,
-            "drawn": _drawn(run, domains)}
+            "notices": _notices(run), "drawn": _drawn(run, domains)}
+
+
+def _notices(run: Run) -> list[str]:
+    """What the stages have to say of the text and of how it was read; a training's sentences begin with its name."""
+    told = [(stage, text) for stage in run.stages for text in stage.result.get("notices") or ()]
+    return [text if stage.id == "data" else f"{stage.id}: {text}" for stage, text in told]
 
 
 def _domains(run: Run) -> Domains:
@@ -45,7 +53,7 @@ def _domains(run: Run) -> Domains:
 
 def _sum(domains: Domains, name: str) -> str:
     """The total of a column; a ratio has none."""
-    if name == "bytes_per_token":
+    if name in RATIOS:
         return ""
     return COLUMNS[name][1](sum(v for d in domains.values() if units.is_number(v := d.get(name))))
 

@@ -19,13 +19,14 @@ from mixwell.core.routing import Context, Routing
 from mixwell.kernels.experts import mlp
 from mixwell.kernels.packing import Int8Weight, weight_of
 from mixwell.lm import checkpoint
-from mixwell.lm.data import Document, read_domain, split_documents
+from mixwell.lm.documents import Document, read_domain
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.splitting import split_documents
 from mixwell.run import datasets
 
 FAMILY = "experts.analysis"
 ROWS, LENGTH = 64, 256  # windows at most, and tokens of each
-DOMAIN_BYTES = 200_000  # of each domain of the standard library, of which a part is held out
+DOMAIN_BYTES, HELD_OUT = 1_500_000, 0.05  # of each domain of the standard library, as the default recipe has it
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _documents(text: str | Path | None) -> Mapping[str, Sequence[Document]]:
     if text is not None:
         return {str(text): list(read_domain(text))}
     found = datasets.load("standard-library", DOMAIN_BYTES)
-    return {name: split_documents(documents).held for name, documents in found.items()}
+    return {name: split_documents(documents, HELD_OUT).held for name, documents in found.items()}
 
 
 def _ids(model: LanguageModel, documents: Sequence[Document], name: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.lm import checkpoint
-from mixwell.lm.data import read_domain
+from mixwell.lm.documents import Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run.stages.convert import LENGTH, ROWS, converted
@@ -62,7 +62,7 @@ def _read(text: str | Path, files: Any) -> Tensor:
     if "tokenizer.json" not in files:
         raise MixwellError("the model has no tokenizer to read the text with; leave it out to weigh on random tokens.")
     tokenizer, ids = Tokenizer.from_files(files), []
-    for document in read_domain(text):
+    for document in Reader(text):
         ids += tokenizer.encode(document.text)
         if len(ids) >= ROWS * LENGTH:
             break

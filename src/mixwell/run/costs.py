@@ -23,6 +23,7 @@ from mixwell.run.keys import source_digest
 from mixwell.run.stages import KINDS, Stage
 from mixwell.run.stages.convert import LENGTH, ROWS
 from mixwell.run.stages.text import documents
+from mixwell.run.stages.train import most_repeated
 from mixwell.run.timing import Timed
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Prediction:
     tokens: float | None = None
     flops: float | None = None
     peak_bytes: float | None = None  # resident memory of the process at its height
+    epochs: float | None = None  # times that a training reads the domain it repeats most
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,13 @@ class Costs:
 
     def train_tokens(self) -> float:
         """Tokens of the text that is trained on, read once."""
+        return sum(self.train_tokens_by_domain().values())
+
+    def train_tokens_by_domain(self) -> dict[str, float]:
+        """`train_tokens` of each domain."""
         share = 1.0 - self.stages["data"].config.held_out
-        return share * self.text_bytes / self.tokenizing()["bytes_per_token"]
+        per_byte = share / self.tokenizing()["bytes_per_token"]
+        return {name: per_byte * sum(map(len, texts)) for name, texts in self.texts.items()}
 
     def tokenizing(self) -> Timed:
         """Seconds a byte of training the tokenizer and of encoding, and bytes a token, on a sample of the text."""
@@ -255,7 +262,16 @@ def _train(costs: Costs, stage: Stage) -> Prediction:
     per_token, flops = found["seconds_per_token"], found["flops_per_token"]
     tokens = config.tokens or (config.flops / flops if config.flops else config.seconds / per_token)
     return Prediction(tokens=tokens, flops=tokens * flops, peak_bytes=found["peak_bytes"],
-                      seconds=config.seconds or tokens * per_token)
+                      seconds=config.seconds or tokens * per_token,
+                      epochs=_epochs(tokens, config.weights, costs.train_tokens_by_domain()))
+
+
+def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[str, float]) -> float:
+    """Times that a training of so many tokens reads the domain it repeats most."""
+    shares = weights or there
+    whole = sum(shares.values()) or 1.0
+    read = {name: tokens * shares.get(name, 0.0) / whole for name in there}
+    return most_repeated(read, there)[1]
 
 
 def _convert(costs: Costs, stage: Stage) -> Prediction:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.core.files import digest
-from mixwell.lm.data import Document
+from mixwell.lm.documents import Document
+from mixwell.lm.splitting import head
 
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 _LEFT_OUT = {"site-packages", "dist-packages", "lib-dynload", "__pycache__", "pydoc_data", "encodings"}
@@ -77,21 +78,22 @@ def _files(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _capped(documents: Iterable[Document], max_bytes: int | None) -> list[Document]:
-    """Documents with text, each text once, up to `max_bytes` together."""
+    """Documents with text, each text once, up to `max_bytes` together.
+
+    They come in the order of their names' hashes, of which the split, which hashes texts, knows nothing.
+    """
     seen: set[str] = set()
     kept: list[Document] = []
     room = float("inf") if max_bytes is None else max_bytes
     for document in documents:
-        data = document.text.encode()
-        if not data.strip() or (key := digest(data)) in seen:
+        if not document.text.strip() or document.identity in seen:
             continue
-        if len(data) > room:
-            part = data[: int(room)].decode("utf-8", "ignore")
-            part = part[: part.rfind("\n") + 1] or part
-            return [*kept, Document(document.path, part)] if part.strip() else kept
-        seen.add(key)
+        if document.size > room:
+            part = head(document, int(room))
+            return [*kept, part] if part.text.strip() else kept
+        seen.add(document.identity)
         kept.append(document)
-        room -= len(data)
+        room -= document.size
     return kept
 
 

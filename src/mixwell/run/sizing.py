@@ -23,10 +23,10 @@ from mixwell.run import recipe as recipes
 from mixwell.run.costs import Costs
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages import KINDS, Stage
+from mixwell.run.stages.train import FEW_EPOCHS
 
 FILE = "size.json"
 SPARE = 0.85  # share of the minutes that is planned for: other programs want the machine too
-MOST_EPOCHS = 4.0  # times that a training may read its text; beyond that new tokens teach little (2305.16264)
 LEAST_STEPS = 40  # of a training; fewer show nothing
 
 
@@ -91,11 +91,11 @@ def _factor(minutes: float | None, fixed_s: float, training_s: float, epochs_lef
     if minutes is None:
         return 1.0, ""
     wanted = (SPARE * 60.0 * minutes - fixed_s) / training_s
-    most = MOST_EPOCHS * epochs_left
+    most = FEW_EPOCHS * epochs_left
     if wanted <= 0:
         return 0.0, f"all but the training takes {fixed_s:.0f} s, so that each training gets {LEAST_STEPS} steps only"
     if wanted > most:
-        return most, f"the text would be read more than {MOST_EPOCHS:.0f} times; more text would use the time"
+        return most, f"the text would be read more than {FEW_EPOCHS:.0f} times; more text would use the time"
     return wanted, ""
 
 

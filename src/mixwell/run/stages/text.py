@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mixwell.core import units
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file, read_json, write_json, write_text
-from mixwell.lm.data import Document, Split, read_domain, split_documents, write_shards
+from mixwell.lm.data import write_shards
+from mixwell.lm.documents import Document, Reader, size_bytes
+from mixwell.lm.splitting import Capped, Split, capped, split_apart, split_documents
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run.stages._parts import Job, Stage
 
@@ -22,7 +25,9 @@ class DataConfig:
 
     domains: Mapping[str, str] | str = "standard-library"  # name -> file, folder or glob; or a data set's name
     max_bytes: int | None = 4_000_000  # bytes of text taken from each domain at most; null = all
-    held_out: float = 0.05  # share of the documents held out, 0 to 1
+    held_out: float = 0.05  # share of the bytes held out, 0 to 1
+    validation: Mapping[str, str] | None = None  # domain -> file, folder or glob held out in the place of a share of it
+    text_field: str | None = None  # of rows (JSON lines, CSV, Parquet, Arrow); null = text, content, document or body
 
     def __post_init__(self) -> None:
         if not self.domains:
@@ -31,6 +36,10 @@ class DataConfig:
             raise ValueError(f"max_bytes is {self.max_bytes}; expected at least 2, or null for all")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
+        known = self.domains if isinstance(self.domains, Mapping) else {}
+        if strange := sorted(set(self.validation or ()) - set(known)):
+            names = ", ".join(known) or "none"
+            raise ValueError(f"validation names {strange[0]!r}; expected names of domains: {names}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,80 +59,122 @@ class TokensConfig:
     """Token shards have no options."""
 
 
+@dataclass(frozen=True)
+class Collected:
+    """A domain's documents under the cap, and what is to be told of how they were found."""
+
+    documents: list[Document]
+    found_bytes: int | None  # of all there is, copies counted once; None where no more was read than the cap lets in
+    notices: tuple[str, ...] = ()
+    validation: list[Document] | None = None  # held out in the place of a share of `documents`
+
+
 @functools.lru_cache(maxsize=1)
-def _collect(config: str) -> dict[str, list[Document]]:
+def _collect(config: str) -> dict[str, Collected]:
     """The documents by domain; kept for a moment, since the key of the stage and the stage itself both ask."""
     options = json.loads(config)
-    domains = options["domains"]
+    domains, most = options["domains"], options["max_bytes"]
     if isinstance(domains, str):
         from mixwell.run import datasets
 
-        return datasets.load(domains, options["max_bytes"])
-    return {name: capped(_read(name, spec), options["max_bytes"]) for name, spec in domains.items()}
+        return {name: Collected(found, None) for name, found in datasets.load(domains, most).items()}
+    field, own = options["text_field"], options["validation"] or {}
+    found = {name: _read(f"data.domains.{name}", spec, most, field) for name, spec in domains.items()}
+    for name, spec in own.items():
+        held = _read(f"data.validation.{name}", spec, most, field)
+        told = (f"validation: {text}" for text in (*held.notices, *_cap_notices(held)))
+        found[name] = replace(found[name], validation=held.documents, notices=(*found[name].notices, *told))
+    return found
 
 
-def _read(name: str, spec: str) -> list[Document]:
+def _read(where: str, spec: str, max_bytes: int | None, text_field: str | None) -> Collected:
     try:
-        return read_domain(spec)
+        reader = Reader(spec, text_field)
+        found = capped(reader, max_bytes)
     except MixwellError as error:
-        raise MixwellError(f"data.domains.{name}: {error}") from error
+        raise MixwellError(f"{where}: {error}") from error
+    return Collected(found.documents, found.found_bytes, (*reader.notices, *_copies(found)))
 
 
-def capped(documents: list[Document], max_bytes: int | None) -> list[Document]:
-    """Documents of at most `max_bytes` together: an even pick by the hash of their content, the last one cut short."""
-    if max_bytes is None:
-        return documents
-    kept, room = set(), max_bytes
-    cut: dict[int, str] = {}
-    for number in sorted(range(len(documents)), key=lambda i: digest(documents[i].text.encode())):
-        data = documents[number].text.encode()
-        if room <= 0:
-            break
-        kept.add(number)
-        if len(data) > room:
-            cut[number] = data[:room].decode("utf-8", "ignore")
-        room -= len(data)
-    return [Document(d.path, cut.get(i, d.text)) for i, d in enumerate(documents) if i in kept and cut.get(i, d.text)]
+def _cap_notices(domain: Collected) -> list[str]:
+    read = size_bytes(domain.documents)
+    if domain.found_bytes is None or read >= domain.found_bytes:
+        return []
+    return [f"{units.si(read, 'B')} of {units.si(domain.found_bytes, 'B')} read (data.max_bytes)"]
+
+
+def _copies(found: Capped) -> list[str]:
+    return [f"{found.copies} copies of other documents left out"] if found.copies else []
 
 
 def documents(stage: Stage) -> dict[str, list[Document]]:
     """What the stage's config asks for."""
+    return {name: found.documents for name, found in _collected(stage).items()}
+
+
+def _collected(stage: Stage) -> dict[str, Collected]:
     return _collect(json.dumps(stage.plain_config(), sort_keys=True))
 
 
 def data_fingerprint(stage: Stage) -> str:
     """Digest of every document's name and text, read afresh."""
     _collect.cache_clear()
-    found = documents(stage)
-    return digest({name: [[d.path, digest(d.text.encode())] for d in docs] for name, docs in found.items()})
+    return digest({name: [_named(domain.documents), _named(domain.validation or ())]
+                   for name, domain in _collected(stage).items()})
+
+
+def _named(docs: Iterable[Document]) -> list[list[str]]:
+    return [[document.path, digest(document.text.encode())] for document in docs]
 
 
 def run_data(job: Job) -> dict[str, Any]:
-    """Split every domain by file and write `<domain number>.json`."""
+    """Split every domain by document and write `<domain number>.json`."""
+    config, found = job.stage.config, _collected(job.stage)
     summary, names = {}, {}
-    found = documents(job.stage)
-    for number, (name, docs) in enumerate(found.items()):
+    notices: list[str] = []
+    for number, (name, domain) in enumerate(found.items()):
         try:
-            split = split_documents(docs, job.stage.config.held_out)
+            split = _split(domain, config)
         except MixwellError as error:
             raise MixwellError(f"data.domains.{name}: {error}") from error
         names[name] = f"{number:02d}.json"
         rows = {"train": _rows(split.train), "held": _rows(split.held)}
         write_json(job.folder / names[name], {"note": split.note, **rows})
-        summary[name] = {"files": len(docs), "train_bytes": _size(split.train), "held_bytes": _size(split.held),
+        train_bytes, held_bytes = size_bytes(split.train), size_bytes(split.held)
+        summary[name] = {"documents": len(domain.documents), "found_bytes": domain.found_bytes,
+                         "train_bytes": train_bytes, "held_bytes": held_bytes, "held_share": split.held_share,
                          "split": split.note}
+        notices += [f"{name}: {text}." for text in _told(domain, split, config)]
         job.progress((number + 1) / len(found), name)
     write_json(job.folder / "domains.json", names)
     _collect.cache_clear()
-    return {"domains": summary}
+    return {"domains": summary, "notices": notices}
+
+
+def _split(domain: Collected, config: DataConfig) -> Split:
+    if domain.validation is None:
+        return split_documents(domain.documents, config.held_out)
+    return split_apart(domain.documents, domain.validation)
+
+
+def _told(domain: Collected, split: Split, config: DataConfig) -> list[str]:
+    """What a reader of the results must know of a domain: what was left out, and a split that is not as asked."""
+    told = [*domain.notices, *_cap_notices(domain)]
+    if domain.validation is not None:
+        both = len(domain.documents) - len(split.train)
+        return told + ([f"{both} documents are held out and not trained on, since data.validation holds them, too"]
+                       if both else [])
+    if split.cut:
+        few = "one document alone" if len(domain.documents) == 1 else "too few documents of like size"
+        told.append(f"{few}, so the end of {split.cut} is held out; whole documents would tell more")
+    if abs(split.held_share - config.held_out) > config.held_out / 2:
+        told.append(f"{units.percent(split.held_share)} of the text is held out, {units.percent(config.held_out)} "
+                    "was asked for (data.held_out)")
+    return told
 
 
 def _rows(docs: Iterable[Document]) -> list[list[str]]:
     return [[d.path, d.text] for d in docs]
-
-
-def _size(docs: Iterable[Document]) -> int:
-    return sum(len(d.text.encode()) for d in docs)
 
 
 def read_splits(folder: Path) -> dict[str, Split]:
@@ -161,7 +212,7 @@ def run_tokenizer(job: Job) -> dict[str, Any]:
 def _ratio(tokenizer: Tokenizer, split: Split) -> float:
     """UTF-8 bytes per token of the held-out text."""
     texts = [document.text for document in split.held]
-    return sum(len(t.encode()) for t in texts) / max(1, sum(map(len, tokenizer.encode_batch(texts))))
+    return size_bytes(split.held) / max(1, sum(map(len, tokenizer.encode_batch(texts))))
 
 
 def run_tokens(job: Job) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mixwell.core import units
 from mixwell.core.config import from_dict
 from mixwell.core.files import digest
 from mixwell.core.machine import hold_memory
@@ -16,6 +17,8 @@ from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import METRICS, TrainConfig, train
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.models import describe
+
+FEW_EPOCHS = 4.0  # up to here repeated text is worth nearly as much as new text (Muennighoff et al., 2023)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +57,20 @@ def run_train(job: Job) -> dict[str, Any]:
                      job.folder / "model")
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
     return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
-            "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS}
+            "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS,
+            "notices": repeated(done.ledger, {name: data.count(name, "train") for name in data.domains})}
+
+
+def most_repeated(read: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, float]:
+    """The domain whose tokens are read most often, and how often."""
+    return max(((name, read[name] / there[name]) for name in read), key=lambda pair: pair[1])
+
+
+def repeated(read: Mapping[str, float], there: Mapping[str, float]) -> list[str]:
+    """A sentence on the domain whose tokens are read most often, where that is more than once."""
+    name, epochs = most_repeated(read, there)
+    if epochs <= 1:
+        return []
+    advice = "; so often repeated, it teaches little more: add text or train on less" if epochs > FEW_EPOCHS else ""
+    return [f"{name}: {units.si(read[name])} tokens read where its text holds {units.si(there[name])}, "
+            f"{epochs:.1f} times each{advice}."]

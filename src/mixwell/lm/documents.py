@@ -1,0 +1,164 @@
+"""A user's text as documents: files, folders and globs of plain text and of rows (JSON lines, CSV, Parquet, Arrow).
+
+A file of plain text is a document; a row of a table is one, its text standing in one field.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import digest
+from mixwell.lm import rows
+from mixwell.lm.rows import NoText
+
+NAMED = 3  # files that are passed over and told by name, for each reason
+# What `datasets` writes beside its Arrow files tells of the rows and is none.
+BESIDE_ARROW = ("dataset_info.json", "state.json", "dataset_dict.json")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and where it came from (relative to its domain; `file:row` for a row).
+
+    `whole` is the identity of the document that `text` is a part of; empty where it is all of it.
+    """
+
+    path: str
+    text: str
+    whole: str = ""
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of the whole text: the same for copies, and for a document and its parts."""
+        return self.whole or digest(self.text.encode())
+
+    @cached_property
+    def size(self) -> int:
+        """UTF-8 bytes of the text."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode())
+
+
+def size_bytes(documents: Iterable[Document]) -> int:
+    """UTF-8 bytes of all the texts."""
+    return sum(document.size for document in documents)
+
+
+def read_domain(spec: str | Path, text_field: str | None = None) -> list[Document]:
+    """All documents of a domain; see `Reader`."""
+    return list(Reader(spec, text_field))
+
+
+class Reader:
+    """The documents of a domain, one after the other: of a file, a folder (all files below it), or a glob (`**` goes
+    deep), by sorted paths. Once gone through, `notices` tells what was passed over.
+
+    Hidden files and empty documents are left out, a file that several links lead to is read once. Among several files
+    those that hold no text (binaries, unknown encodings, tables without a text field) are passed over and counted; a
+    file named alone is an error, and so is a domain without text. `text_field` names the field of rows that holds the
+    text; None takes the first of `text`, `content`, `document`, `body`. Raises `MixwellError`.
+    """
+
+    def __init__(self, spec: str | Path, text_field: str | None = None) -> None:
+        self.spec, self.text_field = spec, text_field
+        self.root, self.paths = _paths(Path(spec).expanduser())
+        self.passed_over: dict[str, list[str]] = {}  # reason -> files
+        self.empty = 0
+
+    def __iter__(self) -> Iterator[Document]:
+        self.passed_over, self.empty = {}, 0
+        found = False
+        for path in self.paths:
+            for document in self._documents(path):
+                found = True
+                yield document
+        if not found:
+            reasons = "; ".join(self.notices) or "all are empty"
+            raise MixwellError(f"{self.spec}: the {len(self.paths)} files found hold no text ({reasons}); expected "
+                               "UTF-8 text.")
+
+    @property
+    def notices(self) -> list[str]:
+        """What was passed over, in sentences."""
+        told = [f"{len(names)} of {len(self.paths)} files passed over ({reason}): {_listed(names)}"
+                for reason, names in self.passed_over.items()]
+        return told + ([f"{self.empty} rows without text passed over"] if self.empty else [])
+
+    def _documents(self, path: Path) -> Iterator[Document]:
+        name = path.relative_to(self.root).as_posix()
+        begun = False
+        try:
+            for row, text in rows.texts(path, self.text_field):
+                begun = True
+                if text.strip():
+                    yield Document(f"{name}:{row}" if row else name, text)
+                else:
+                    self.empty += bool(row)
+        except NoText as error:
+            if begun or len(self.paths) == 1:
+                raise
+            self.passed_over.setdefault(error.reason, []).append(name)
+        except OSError as error:
+            raise MixwellError(f"cannot read {path}: {error.strerror or error}. Make it readable or leave it "
+                               "out.") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return ", ".join([*names[:NAMED], *rest])
+
+
+def _paths(spec: Path) -> tuple[Path, list[Path]]:
+    """The files that `spec` means, and the folder their names are told from."""
+    if spec.is_file():
+        return spec.parent, [spec]
+    found: Iterable[Path]
+    if spec.is_dir():
+        root, found = spec, _below(spec)
+    elif glob.has_magic(str(spec)):
+        steps = spec.parts
+        plain = next(i for i, part in enumerate(steps) if glob.has_magic(part))
+        root = Path(*steps[:plain])
+        found = _matching(root, steps[plain:]) if "**" in steps else map(Path, glob.iglob(str(spec)))
+    else:
+        raise MixwellError(f"{spec} is not there; expected a file, a folder or a glob of text files.")
+    files = [p for p in found if p.is_file() and not any(s.startswith(".") for s in p.relative_to(root).parts)]
+    if any(path.suffix == ".arrow" for path in files):
+        files = [path for path in files if path.name not in BESIDE_ARROW]
+    if not files:
+        raise MixwellError(f"{spec} holds no files; expected UTF-8 text files.")
+    once = {path.resolve(): path for path in sorted(files, reverse=True)}
+    return root, sorted(once.values())
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Files below a folder; links to folders are followed, each folder is entered once, so that a loop ends."""
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (Path(folder, name) for name in files)
+
+
+def _matching(root: Path, pattern: Sequence[str]) -> Iterator[Path]:
+    return (path for path in _below(root) if _matches(path.relative_to(root).parts, pattern))
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern, step by step; `**` stands for any number of steps."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        rest = pattern[1:]
+        return not rest or any(_matches(parts[i:], rest) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

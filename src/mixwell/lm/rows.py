@@ -1,0 +1,229 @@
+"""The texts of one file: plain text is one, a table holds one in each row.
+
+Told by the file's ending, which may be followed by that of a compression (`notes.jsonl.gz`).
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from mixwell.core.errors import MixwellError
+
+TEXT_FIELDS = ("text", "content", "document", "body")  # looked for in this order where no field is named
+HEAD_BYTES = 1 << 16  # looked at before a file is read whole
+MARKED = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+          (codecs.BOM_UTF16_BE, "utf-16"))  # the longer marks first: one begins like another
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+
+Texts = Iterator[tuple[int, str]]  # (row from 1, text); row 0: the file is one text
+
+
+class NoText(MixwellError):
+    """A file without text that can be read; `reason` says why in a few words."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def texts(path: Path, field: str | None = None) -> Texts:
+    """The texts of a file. `NoText` comes before the first one, `MixwellError` at a row that is broken."""
+    inner = path.with_suffix("") if path.suffix in OPENERS else path
+    read = FORMATS.get(inner.suffix.lower(), _plain)
+    try:
+        yield from read(path, field)
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start}: " if read is _plain else ""  # files of rows are decoded piece by piece
+        raise NoText(f"{path} is not UTF-8 ({where}{error.reason}); convert it (iconv -f LATIN1 -t UTF-8, say) or "
+                     "leave it out.", "not UTF-8") from error
+    except BROKEN as error:
+        raise MixwellError(f"{path} is cut short or broken ({error}); copy it again.") from error
+
+
+def _plain(path: Path, field: str | None) -> Texts:
+    with _opened(path) as file:
+        start = file.read(HEAD_BYTES)
+        encoding = _encoding(path, start)
+        rest = file.read()
+    if encoding == "utf-8-sig" and b"\0" in rest:
+        raise _binary(path)
+    yield 0, (start + rest).decode(encoding)
+
+
+def _json_lines(path: Path, field: str | None) -> Texts:
+    with _lines(path) as file:
+        yield from _objects(path, _parsed(path, file), field)
+
+
+def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except ValueError as error:
+            raise MixwellError(f"{path}, line {number}: not JSON ({error}); expected an object a line.") from error
+
+
+def _json(path: Path, field: str | None) -> Texts:
+    """A list of objects or texts, or JSON lines; any other JSON is text like that of a program."""
+    (_, text), = _plain(path, field)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        lines = "Extra data" in str(error)
+        yield from _json_lines(path, field) if lines else [(0, text)]
+        return
+    if isinstance(value, list) and value and all(isinstance(row, (dict, str)) for row in value):
+        yield from _objects(path, enumerate(value, start=1), field)
+    else:
+        yield 0, text
+
+
+def _objects(path: Path, rows: Iterable[tuple[int, Any]], field: str | None) -> Texts:
+    """The texts of numbered JSON values: objects, whose first one decides the field, or bare texts."""
+    name = ""
+    for number, row in rows:
+        if isinstance(row, str):
+            yield number, _whole(row)
+        elif isinstance(row, dict):
+            name = name or _field(path, list(row), field)
+            yield number, _whole(_text(path, name, row.get(name)))
+        else:
+            raise NoText(f"{path}, row {number}: {type(row).__name__}; expected objects such as {{\"text\": ...}}.",
+                         "no text field")
+
+
+def _csv(path: Path, field: str | None) -> Texts:
+    csv.field_size_limit(sys.maxsize)  # a document is longer than the 128 KiB that csv lets through
+    with _lines(path) as file:
+        header = file.readline()
+        delimiter = max("\t,;|" if ".tsv" in path.suffixes else ",\t;|", key=header.count)
+        columns = next(csv.reader([header], delimiter=delimiter), [])
+        place = columns.index(_field(path, columns, field))
+        for number, row in enumerate(csv.reader(file, delimiter=delimiter), start=1):
+            if len(row) > len(columns):
+                raise MixwellError(f"{path}, row {number}: {len(row)} cells under {len(columns)} columns; put quotes "
+                                   f"around text that holds {delimiter!r}.")
+            if row:
+                yield number, row[place] if place < len(row) else ""
+
+
+def _parquet(path: Path, field: str | None) -> Texts:
+    arrow = _pyarrow(path)
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except arrow.ArrowInvalid as error:
+        raise NoText(f"{path} is not a Parquet file ({error}).", "broken Parquet") from error
+    with file:
+        name = _field(path, file.schema_arrow.names, field)
+        yield from _batches(path, name, file.iter_batches(columns=[name]))
+
+
+def _arrow(path: Path, field: str | None) -> Texts:
+    arrow = _pyarrow(path)
+    with arrow.memory_map(str(path)) as file:
+        try:
+            opened = arrow.ipc.open_stream(file)
+        except arrow.ArrowInvalid:
+            file.seek(0)
+            opened = _arrow_file(path, arrow, file)
+        name = _field(path, opened.schema.names, field)
+        batches = opened if hasattr(opened, "__iter__") else map(opened.get_batch, range(opened.num_record_batches))
+        yield from _batches(path, name, (batch.select([name]) for batch in batches))
+
+
+def _arrow_file(path: Path, arrow: Any, file: Any) -> Any:
+    try:
+        return arrow.ipc.open_file(file)
+    except arrow.ArrowInvalid as error:
+        raise NoText(f"{path} is not an Arrow file ({error}).", "broken Arrow") from error
+
+
+def _batches(path: Path, name: str, batches: Iterator[Any]) -> Texts:
+    number = 0
+    for batch in batches:
+        for value in batch.column(0).to_pylist():
+            number += 1
+            yield number, _text(path, name, value)
+
+
+def _whole(text: str) -> str:
+    r"""The text without halves of surrogate pairs, which JSON can spell (`"\ud800"`) and UTF-8 cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _text(path: Path, field: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise NoText(f"{path}: {field!r} holds {type(value).__name__}; expected text. Name the field that holds it: "
+                     "data.text_field.", "no text field")
+    return value
+
+
+def _field(path: Path, names: Sequence[str], field: str | None) -> str:
+    """The field that holds the text."""
+    wanted = TEXT_FIELDS if field is None else (field,)
+    found = next((name for name in wanted if name in names), None)
+    if found is None:
+        known = ", ".join(names) or "none"
+        raise NoText(f"{path} has no field {' or '.join(map(repr, wanted))} (its fields: {known}); name the one that "
+                     "holds the text: data.text_field.", "no text field")
+    return found
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed."""
+    return OPENERS.get(path.suffix, lambda p: open(p, "rb"))(path)
+
+
+def _lines(path: Path) -> io.TextIOWrapper:
+    """The file's text by lines; line ends inside a CSV field stay."""
+    with _opened(path) as file:
+        encoding = _encoding(path, file.read(HEAD_BYTES))
+    return io.TextIOWrapper(_opened(path), encoding=encoding, newline="")
+
+
+def _encoding(path: Path, start: bytes) -> str:
+    """The encoding that the first bytes tell of: UTF-16 or UTF-32 by their mark, else UTF-8."""
+    marked = next((name for mark, name in MARKED if start.startswith(mark)), "")
+    if not marked and b"\0" in start:
+        raise _binary(path)
+    return marked or "utf-8-sig"
+
+
+def _binary(path: Path) -> NoText:
+    return NoText(f"{path} is a binary file; expected UTF-8 text. Leave it out, with a glob such as "
+                  f"{path.parent / '*.txt'}.", "binary")
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+    except ImportError as error:
+        raise MixwellError(f"{path} needs pyarrow, which is not installed: pip install 'mixwell[tables]'.") from error
+    return pyarrow
+
+
+def _zstandard(path: Path) -> Any:
+    return _pyarrow(path).input_stream(str(path), compression="zstd")
+
+
+OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstandard}
+FORMATS: dict[str, Callable[[Path, str | None], Texts]] = {
+    ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
+    ".arrow": _arrow}

@@ -1,0 +1,199 @@
+"""Reading text: files, folders, globs, tables of rows, compressed ones; what is passed over and what is refused."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+
+import pytest
+
+from mixwell.core.errors import MixwellError
+from mixwell.lm import documents
+from mixwell.lm.documents import Document, Reader, read_domain
+
+ROWS = ["first, with a comma", 'second "quoted"\nof two lines', "naïve — 你好"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    for name, text in (("b.txt", "two\r\n"), ("a.md", "\ufeffone"), ("deep/c.txt", "three"), (".hidden", "no"),
+                       ("empty.txt", " \n")):
+        (tmp_path / "texts" / name).write_bytes(text.encode())
+    (tmp_path / "texts/.git").mkdir()
+    (tmp_path / "texts/.git/config.txt").write_text("no")
+    return tmp_path / "texts"
+
+
+def paths(spec):
+    return [d.path for d in read_domain(spec)]
+
+
+def test_a_folder_a_glob_and_a_file(folder):
+    found = [("a.md", "one"), ("b.txt", "two\r\n"), ("deep/c.txt", "three")]
+    assert read_domain(folder) == [Document(path, text) for path, text in found]
+    assert paths(f"{folder}/*.txt") == ["b.txt"]
+    assert paths(f"{folder}/**/*.txt") == ["b.txt", "deep/c.txt"]
+    assert paths(f"{folder}/**") == paths(folder)
+    assert paths(f"{folder}/*/c.t?t") == ["deep/c.txt"]
+    assert paths(f"{folder}/**/deep/[a-c].txt") == ["deep/c.txt"]
+    assert read_domain(str(folder / "b.txt")) == [Document("b.txt", "two\r\n")]
+
+
+def test_sizes_and_identities():
+    assert Document("a", "é").size == 2 and Document("a", "e").size == 1
+    assert Document("a", "x").identity == Document("b", "x").identity != Document("a", "y").identity
+    assert Document("a", "part", Document("a", "whole").identity).identity == Document("b", "whole").identity
+
+
+NOT_TEXT = [
+    ("x.bin", b"\x89PNG\0\0", "binary", r"x.bin is a binary file; expected UTF-8 text. Leave it out, with a glob such"),
+    ("x.dat", b"x" * 100_000 + b"\0", "binary", r"x.dat is a binary file"),
+    ("x.txt", "caf\xe9 x".encode("latin1"), "not UTF-8", r"x.txt is not UTF-8 \(byte 3: .*convert it"),
+    ("x.csv", b"a,b\n1,2\n", "no text field", r"x.csv has no field 'text' or .*\(its fields: a, b\); name the one"),
+    ("x.jsonl", b'{"messages": []}\n', "no text field", r"has no field .*\(its fields: messages\).*data.text_field"),
+    ("y.jsonl", b'{"text": {"a": 1}}\n', "no text field", r"'text' holds dict; expected text"),
+    ("z.jsonl", b"3\n", "no text field", r"row 1: int; expected objects"),
+    ("x.parquet", b"PAR?", "broken Parquet", "x.parquet is not a Parquet file"),
+    ("x.arrow", b"ARR", "broken Arrow", "x.arrow is not an Arrow file"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "reason", "message"), NOT_TEXT)
+def test_what_is_not_text_is_passed_over_among_others_and_refused_alone(folder, name, data, reason, message):
+    (folder / name).write_bytes(data)
+    reader = Reader(folder)
+    assert [d.path for d in reader] == ["a.md", "b.txt", "deep/c.txt"]
+    assert reader.notices == [f"1 of 5 files passed over ({reason}): {name}"]
+    with pytest.raises(MixwellError, match=message):
+        read_domain(folder / name)
+
+
+def test_many_files_passed_over_are_counted(folder):
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(b"\0")
+    reader = Reader(folder)
+    list(reader)
+    assert reader.notices == ["5 of 9 files passed over (binary): 0.png, 1.png, 2.png, and 2 more"]
+    with pytest.raises(MixwellError, match=r"the 5 files found hold no text \(5 of 5 files passed over \(binary\)"):
+        read_domain(f"{folder}/*.png")
+
+
+def test_missing_empty_and_unreadable_domains_are_named(folder, tmp_path, monkeypatch):
+    with pytest.raises(MixwellError, match=r"nothing is not there; expected a file, a folder or a glob"):
+        read_domain(tmp_path / "nothing")
+    with pytest.raises(MixwellError, match=r"\*.rst holds no files"):
+        read_domain(f"{folder}/*.rst")
+    with pytest.raises(MixwellError, match=r"the 1 files found hold no text"):
+        read_domain(folder / "empty.txt")
+
+    def denied(path, field):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(documents.rows, "texts", denied)
+    with pytest.raises(MixwellError, match=r"cannot read .*a.md: Permission denied. Make it readable"):
+        read_domain(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_encodings_that_say_what_they_are(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("naïve — 你好\n".encode(encoding))
+    (tmp_path / "b.csv").write_bytes("text\nnaïve\n".encode(encoding))
+    assert [d.text for d in read_domain(tmp_path)] == ["naïve — 你好\n", "naïve"]
+
+
+def json_lines(rows, field="text"):
+    return "".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(rows)).encode()
+
+
+def csv_bytes(rows, delimiter=","):
+    quoted = [text.replace('"', '""') for text in rows]
+    return (f"id{delimiter}text\n" + "".join(f'{i}{delimiter}"{text}"\n' for i, text in enumerate(quoted))).encode()
+
+
+FILES = {
+    "a.jsonl": json_lines(ROWS), "a.ndjson": json_lines(ROWS), "a.json": json_lines(ROWS),
+    "b.json": json.dumps([{"text": text} for text in ROWS]).encode(), "c.json": json.dumps(ROWS).encode(),
+    "d.jsonl": json_lines(ROWS, "content"), "e.jsonl": "".join(json.dumps(t) + "\n" for t in ROWS).encode(),
+    "a.csv": csv_bytes(ROWS), "b.csv": csv_bytes(ROWS, ";"), "a.tsv": csv_bytes(ROWS, "\t"),
+    "a.jsonl.gz": gzip.compress(json_lines(ROWS)), "a.csv.bz2": bz2.compress(csv_bytes(ROWS)),
+    "a.jsonl.xz": lzma.compress(json_lines(ROWS)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_row_is_a_document(tmp_path, name):
+    (tmp_path / name).write_bytes(FILES[name])
+    assert read_domain(tmp_path / name) == [Document(f"{name}:{i}", text) for i, text in enumerate(ROWS, start=1)]
+
+
+def test_columns_of_parquet_and_arrow(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import feather, parquet
+
+    table = pyarrow.table({"id": range(4), "text": [*ROWS, None], "other": list("abcd")})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    feather.write_feather(table, tmp_path / "b.arrow")
+    with pyarrow.ipc.new_stream(tmp_path / "c.arrow", table.schema) as file:  # as `datasets` writes
+        file.write_table(table, max_chunksize=2)
+    (tmp_path / "state.json").write_text("{}")
+    reader = Reader(tmp_path)
+    found = list(reader)
+    assert [d.path for d in found] == [f"{name}:{i}" for name in ("a.parquet", "b.arrow", "c.arrow") for i in (1, 2, 3)]
+    assert [d.text for d in found] == ROWS * 3
+    assert reader.notices == ["3 rows without text passed over"]
+    assert [d.text for d in read_domain(tmp_path, "other")] == list("abcd") * 3
+    with pytest.raises(MixwellError, match=r"'id' holds int; expected text"):
+        read_domain(tmp_path / "a.parquet", "id")
+
+
+def test_zstandard(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    for name, data in (("a.txt.zst", "plain é\n".encode()), ("b.jsonl.zst", json_lines(ROWS))):
+        with pyarrow.output_stream(str(tmp_path / name), compression="zstd") as file:
+            file.write(data)
+    assert [d.text for d in read_domain(tmp_path)] == ["plain é\n", *ROWS]
+
+
+def test_a_named_field_and_rows_without_text(tmp_path):
+    lines = [{"body": "x", "title": "t"}, {"title": "u"}, {"title": " "}, {"title": None}, {"title": "half \ud800."}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    reader = Reader(tmp_path / "a.jsonl", "title")
+    assert [(d.path, d.text) for d in reader] == [("a.jsonl:1", "t"), ("a.jsonl:2", "u"), ("a.jsonl:5", "half \ufffd.")]
+    assert reader.notices == ["2 rows without text passed over"]
+    assert [d.text for d in read_domain(tmp_path / "a.jsonl")] == ["x"]
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("settings.json", '{"text": "a setting"}'), ("numbers.json", "[1, 2]"), ("loose.json", "// no JSON\n{}")])
+def test_json_that_is_no_table_is_text(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_domain(tmp_path / name) == [Document(name, text)]
+
+
+@pytest.mark.parametrize(("name", "data", "message"), [
+    ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a.jsonl, line 2: not JSON"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', r"'text' holds int; expected text"),
+    ("a.csv", b"id,text\n1,a, b\n", r"a.csv, row 1: 3 cells under 2 columns; put quotes"),
+    ("a.txt.gz", gzip.compress(b"x" * 9999)[:-9], r"a.txt.gz is cut short or broken"),
+    ("a.txt.gz", b"no gzip", r"a.txt.gz is cut short or broken"),
+    ("a.txt.xz", b"no xz", r"a.txt.xz is cut short or broken"),
+])
+def test_a_broken_row_ends_the_reading_also_among_others(folder, name, data, message):
+    (folder / name).write_bytes(data)
+    with pytest.raises(MixwellError, match=message):
+        read_domain(folder)
+
+
+def test_links_are_followed_once_and_loops_end(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/d.txt").write_text("four")
+    os.symlink(tmp_path / "elsewhere", folder / "link")
+    os.symlink(tmp_path / "elsewhere", folder / "second")
+    os.symlink(folder, folder / "deep/loop")
+    os.symlink(folder, folder / "loop")
+    os.symlink(folder / "b.txt", folder / "same.txt")
+    os.symlink(folder / "gone", folder / "dangling.txt")
+    assert paths(folder) == ["a.md", "b.txt", "deep/c.txt", "link/d.txt"]
+    assert paths(f"{folder}/**/*.txt") == ["b.txt", "deep/c.txt", "link/d.txt"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mixwell.core import units
-from mixwell.report.run_folder import Run, mapping, numbers
+from mixwell.report.records import RunRecord, numbers
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # field of a domain -> heading, form
     "files": ("files", units.whole), "train_bytes": ("to train on", lambda v: units.si(v, "B")),
@@ -16,7 +16,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # field of a domain ->
 Domains = dict[str, dict[str, Any]]  # domain -> what the stages said of it
 
 
-def data(run: Run) -> dict[str, Any]:
+def data(run: RunRecord) -> dict[str, Any]:
     """A table of the domains and one of the tokens drawn; empty where no stage tells of domains."""
     domains = _domains(run)
     if not domains:
@@ -30,15 +30,15 @@ def data(run: Run) -> dict[str, Any]:
             "drawn": _drawn(run, domains)}
 
 
-def _domains(run: Run) -> Domains:
+def _domains(run: RunRecord) -> Domains:
     """Every domain that a stage names, with all that the stages say of it."""
     found: Domains = {}
     for stage in run.stages:
-        for domain, entry in mapping(stage.result.get("domains")).items():
-            found.setdefault(domain, {}).update(mapping(entry))
-        for domain, value in mapping(stage.result.get("bytes_per_token")).items():
+        for domain, entry in (stage.result.get("domains") or {}).items():
+            found.setdefault(domain, {}).update(entry)
+        for domain, value in (stage.result.get("bytes_per_token") or {}).items():
             found.setdefault(domain, {})["bytes_per_token"] = value
-        for domain in mapping(stage.result.get("ledger")):
+        for domain in stage.result.get("ledger") or {}:
             found.setdefault(domain, {})
     return found
 
@@ -50,7 +50,7 @@ def _sum(domains: Domains, name: str) -> str:
     return COLUMNS[name][1](sum(v for d in domains.values() if units.is_number(v := d.get(name))))
 
 
-def _drawn(run: Run, domains: Domains) -> dict[str, Any]:
+def _drawn(run: RunRecord, domains: Domains) -> dict[str, Any]:
     """Share and number of tokens by domain and training stage, beside the plan: the weights given, else the tokens."""
     held = {name: float(v) for name, d in domains.items() if units.is_number(v := d.get("train_tokens"))}
     ledgers = {s.id: numbers(s.result.get("ledger")) for s in run.stages if s.result.get("ledger")}

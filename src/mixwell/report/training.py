@@ -20,8 +20,9 @@ Points = list[tuple[float, float]]  # budget spent since the first training, los
 def colors(run: RunRecord) -> dict[str, int]:
     """A colour slot for each stage with a model that is shown; the seeds of a side share theirs."""
     side = side_names(run)
-    slot = plots.slots([side.get(s.id, s.id) for s in run.stages if s.trains or s.evaluation])
-    return {s.id: slot[side.get(s.id, s.id)] for s in run.stages if s.trains or s.evaluation}
+    names = {s.id: side.get(s.id, s.id) for s in run.stages if s.trains or s.held_out}
+    slot = plots.slots(list(names.values()))
+    return {id: slot[name] for id, name in names.items()}
 
 
 def side_names(run: RunRecord) -> dict[str, str]:

@@ -172,7 +172,7 @@ def write_stages(folder: Path, entries):
 def write(folder: Path, entries, **record):
     """Write a whole run; returns its folder."""
     whole = {"name": "default", "recipe": RECIPE,
-             "machine": {"cpu": "AMD EPYC 9R14", "cpu_kind": "AVX512", "cores": 2, "threads": 2,
+             "machine": {"cpu": "AMD EPYC 9R14", "instructions": "AVX512", "cores": 2, "threads": 2,
                          "memory_bytes": 8_210_000_000, "torch": "2.13.0"},
              "versions": {"mixwell": "0.1.0"}, "started": "2026-03-01T10:20:30", "seconds": 243.4}
     write_run(RunRecord(stages=tuple(write_stages(folder, entries)), folder=folder, **(whole | record)))

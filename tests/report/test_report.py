@@ -67,7 +67,7 @@ def test_figures_of_the_stages_are_on_the_page(html):
                    "3.20 × 10⁻⁶ 1.00 × 10⁻⁴ kept", "3.2145 3.2147 +0.0002",  # receipts
                    "56.7 MB 14.6 MB × 0.258", "32.0 8.24 × 0.258", "2 promises kept", "1 promise kept",
                    "38.0 TFLOP 36.0 TFLOP", "812 MB 900 MB", "1 min 33 s 1 min 28 s",  # actual, predicted
-                   "AMD EPYC 9R14 · AVX512 · 2 threads · trained in bf16", "cpu kind AVX512",
+                   "AMD EPYC 9R14 · AVX512 · 2 threads · trained in bf16", "instructions AVX512",
                    "8.21 GB", "2.13.0", "seeds 0", "4 min 03 s in all", "tokens: 1200000"):
         assert figure in text, figure
     assert "The function was preserved at step 0: the largest change of a logit is 3.20 × 10⁻⁶" in text

@@ -89,6 +89,15 @@ def test_budgets_are_equal_to_a_few_per_cent(tmp_path, share, equal):
         assert verdict.obstacle == "no two sides spent equally many seconds (dense 20.0\u202fs, moe 21.1\u202fs)"
 
 
+def test_a_side_that_is_better_for_less_is_told_but_not_called_the_winner(tmp_path):
+    run = run_of(tmp_path, {"dense": [1.5, 1.51], "moe": [1.6, 1.61]}, seconds={"moe": 25.0})
+    (verdict,) = judge(sides(run), "seconds")
+    words = "; with 20 % fewer than moe, dense is lower all the same, by 6.23 %"
+    assert verdict.obstacle.replace("\u202f", " ").endswith(words) and not verdict.won and not verdict.ranked
+    dearer = run_of(tmp_path / "b", {"dense": [1.5], "moe": [1.6]}, seconds={"dense": 25.0})
+    assert "all the same" not in judge(sides(dearer), "seconds")[0].obstacle
+
+
 def test_two_sets_of_equal_budgets_have_two_verdicts(tmp_path):
     run = run_of(tmp_path, {"a": [1.6], "b": [1.5], "c": [1.4], "d": [1.3]}, tokens={"c": 4_000_000, "d": 4_000_000})
     assert [[s.name for s in group] for group in equals(sides(run), "tokens")] == [["a", "b"], ["c", "d"]]

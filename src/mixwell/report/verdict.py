@@ -73,8 +73,19 @@ def judge(found: Sequence[Side], budget: str) -> list[Verdict]:
     if sets := equals(able, budget):
         return [_ranked(budget, group) for group in sets]
     spent = ", ".join(f"{side.name} {amount(budget, side.spent[budget])}" for side in able)
-    return [Verdict(budget=budget, obstacle=f"no two sides spent equally many {NAMES[budget]} ({spent})",
-                    nearest=_nearest(able, budget))]
+    nearest = _nearest(able, budget)
+    aside = _better_for_less(*nearest, budget) if nearest else ""
+    return [Verdict(budget=budget, obstacle=f"no two sides spent equally many {NAMES[budget]} ({spent}){aside}",
+                    nearest=nearest)]
+
+
+def _better_for_less(less: Side, more: Side, budget: str) -> str:
+    """Says where the side that spent less is the better one: no verdict, but equal budgets would hardly turn it round."""
+    if less.score >= more.score:
+        return ""
+    fewer = units.percent(1 - less.spent[budget] / more.spent[budget], 0)
+    return (f"; with {fewer} fewer than {more.name}, {less.name} is lower all the same, by "
+            f"{units.percent(1 - less.score / more.score, 2)}")
 
 
 def equals(found: Sequence[Side], budget: str) -> list[list[Side]]:

@@ -80,7 +80,7 @@ def judge(found: Sequence[Side], budget: str) -> list[Verdict]:
 
 
 def _better_for_less(less: Side, more: Side, budget: str) -> str:
-    """Says where the side that spent less is the better one: no verdict, but equal budgets would hardly turn it round."""
+    """Says where the side that spent less is the better one: no verdict, but more of it would hardly turn it round."""
     if less.score >= more.score:
         return ""
     fewer = units.percent(1 - less.spent[budget] / more.spent[budget], 0)

@@ -263,5 +263,6 @@ def write_record(chosen: Recipe, folder: Path, todo: Sequence[Planned], made: Se
     work = sum(r.seconds + r.evaluation.get("seconds", 0.0) for r in made)
     records.write_run(RunRecord(
         name=chosen.name, recipe=to_dict(chosen), machine=machine.describe(torch.get_num_threads()),
-        versions=machine.versions(), started=started.isoformat(timespec="seconds"), seconds=work, wall_seconds=wall_seconds, stages=tuple(made),
+        versions=machine.versions(), started=started.isoformat(timespec="seconds"), seconds=work,
+        wall_seconds=wall_seconds, stages=tuple(made),
         cached=tuple(p.stage.id for p in todo if p.cached), folder=folder))

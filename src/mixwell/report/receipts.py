@@ -74,7 +74,8 @@ def _pair(found: Mapping[str, Any], label: str, field: str, form: Callable[[Any]
 
 
 def _difference(before: float, after: float) -> str:
-    return f"{after - before:+.4f}".replace("-", "−")
+    text = f"{after - before:+.4f}".replace("-", "−")
+    return text if text.strip("+−0.") else "0.0000"
 
 
 def _ratio(before: float, after: float) -> str:

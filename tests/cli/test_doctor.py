@@ -74,4 +74,4 @@ def test_a_recipe_runs_on_the_other_machine_in_float32(small_board, tmp_path, mo
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["machine"]["cpu"] == "Cortex-A76" and run["machine"]["memory_bytes"] == 2 * 2**30
     records = [json.loads(f.read_text()) for f in (tmp_path / "run" / "stages").glob("*/stage.json")]
-    assert {r["config"]["dtype"] for r in records if r["stage"] == "train"} == {"fp32"}
+    assert {r["config"]["dtype"] for r in records if r["kind"] == "train"} == {"fp32"}

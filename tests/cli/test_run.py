@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from mixwell.cli.main import app
 from mixwell.cli.progress import Bar
 from mixwell.core.errors import MixwellError
+from mixwell.report.records import StageRecord
 from tests.run import tiny
 
 SHORT = [f"stages.{stage}.train.tokens=300" for stage in ("dense", "moe-trained", "dense-trained")]
@@ -44,9 +45,22 @@ def test_run_tells_every_stage_and_names_the_report(ran):
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     for stage, fact in (("data", "2 domains"), ("tokenizer", "300 ids"), ("dense", "bits per byte"),
-                        ("moe", "promise kept"), ("moe-trained", "active"), ("samples", "1 samples")):
+                        ("moe", "promise kept"), ("moe-trained", "active"), ("samples", "1 sample")):
         assert any(line.startswith(f"{stage} ") and fact in line for line in lines), stage
     assert lines[-1] == f"report: {out / 'report.html'}" and (out / "report.html").is_file()
+
+
+def test_run_ends_with_the_answer_and_the_command_that_settles_it_works(ran):
+    import shlex
+
+    _, _, done = ran
+    (answer,) = [line for line in done.stdout.splitlines() if line.startswith("One seed at equal tokens: ")]
+    assert "% in bits per byte of held-out text." in answer
+    command = next(line for line in done.stdout.splitlines() if line.startswith("next: mixwell compare "))
+    words = shlex.split(command)[2:]
+    settled = call(*words, "--dry-run")
+    assert settled.exit_code == 0, settled.output
+    assert "compared after dense-trained, 3 seeds: " in settled.stdout and "(baseline)" in settled.stdout
 
 
 def test_a_second_run_is_cached(ran):
@@ -176,7 +190,7 @@ def test_the_bar_counts_predicted_seconds():
     bar.advanced(stages[1], 1.0, "evaluate")
     assert task.completed == 6.0
     for one in stages[1:]:
-        bar.finished(one, {"stage": "sample", "result": {"samples": [1]}, "seconds": 1.0})
+        bar.finished(one, StageRecord(id="c", kind="sample", method="sample", key="k", result={"samples": [1]}))
     assert task.completed == task.total
 
 
@@ -186,5 +200,6 @@ def test_repeated_text_is_told_before_the_run_and_what_a_stage_found_after_it():
     stages = [planned("data", 1.0), planned("once", 1.0, epochs=0.9), planned("twice", 1.0, epochs=2.34)]
     bar.planned(stages)
     assert out.getvalue() == "twice plans to read its text about 2.3 times over\n"
-    bar.finished(stages[0], {"stage": "sample", "result": {"notices": ["a: little text."]}, "seconds": 1.0})
+    told = {"samples": [], "notices": ["a: little text."]}
+    bar.finished(stages[0], StageRecord(id="data", kind="sample", method="sample", key="k", result=told))
     assert out.getvalue().splitlines()[-1].split(maxsplit=1) == ["a:", "little text."]

@@ -4,7 +4,8 @@ import json
 import math
 import random
 
-from tests.report.fake_run import DOMAINS, curve, evaluation
+from tests.report.fake_run import DOMAINS, curve, stage, training
+from tests.report.fake_run import write as write_run
 
 
 def loads(tilt, seed, layers=4, experts=8):
@@ -18,28 +19,22 @@ def loads(tilt, seed, layers=4, experts=8):
     return found
 
 
-def trial(folder, name, seed, score, *, tilt=0.1, points=120, dear=()):
+def trial(folder, name, seed, score, *, tilt=0.1, points=120, dear=(), tokenizer="same", held_out=False):
     """Write one variant and seed: a model, and a training whose evaluation is `score`."""
     place = folder / "variants" / f"{name}-seed{seed}"
     lines = curve(6.5, 1.4 * score, 1_000_000, 1.9e7 * (1 + (name in dear)), 4e-5, seed=seed, own=hash_of(name, seed),
                   points=points)
-    last = lines[-1]
+    if held_out:
+        lines = [line | {"evaluation": {"mean": 2.0 - line["tokens"] / 1e7}} for line in lines]
+    key = name if tokenizer == "own" else "same"
     entries = [
-        {"id": "model", "stage": "build", "method": "build", "key": "a" * 64, "inputs": [], "seconds": 0.1,
-         "result": {"parameters": 14_172_416}},
-        {"id": "trained", "stage": "train", "method": "train", "key": "b" * 64, "inputs": ["model"], "seconds": 40.0,
-         "result": {"parameters": 14_172_416, "active_parameters": 6_299_904, "tokens": last["tokens"],
-                    "flops": last["flops"], "seconds": last["seconds"], "metrics": "metrics.jsonl"},
-         "evaluation": evaluation(score, loads(tilt, seed))}]
-    for entry in entries:
-        where = place / "stages" / entry["id"]
-        where.mkdir(parents=True)
-        (where / "stage.json").write_text(json.dumps(entry))
-    (place / "stages" / "trained" / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    (place / "stages" / "trained" / "model").mkdir()
-    (place / "stages" / "trained" / "model" / "model.safetensors").write_bytes(b"0" * 1000)
-    stages = [{"id": e["id"], "folder": f"stages/{e['id']}"} for e in entries]
-    (place / "run.json").write_text(json.dumps({"name": "fake", "stages": stages}))
+        stage("tokenizer", "tokenizer", [], {"vocab_size": 2048}, key=key * 8),
+        stage("model", "build", ["tokenizer"], {"parameters": 14_172_416, "active_parameters": 6_299_904}),
+        training("trained", "model", lines, score, 14_172_416, 6_299_904, loads(tilt, seed), seed=seed)]
+    write_run(place, entries, name="fake")
+    weights = next(place.glob("stages/trained-*")) / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"0" * 1000)
     return f"variants/{name}-seed{seed}"
 
 

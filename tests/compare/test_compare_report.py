@@ -1,6 +1,5 @@
 """The report of a comparison, from constructed results: a clear win, no difference, a loss, a failure."""
 
-import json
 import math
 
 import pytest
@@ -85,32 +84,22 @@ def test_more_variants_than_colours_show_the_best(tmp_path):
     assert "v9" in curves and "v6" in curves and "v7" not in curves and "v7" in html
 
 
-def edit_stages(folder, change):
-    """Let `change` alter every stage.json and every line of metrics of a comparison."""
-    for file in folder.glob("variants/*/stages/*/*.json*"):
-        lines = file.read_text().splitlines()
-        file.write_text("".join(json.dumps(change(json.loads(line), file)) + "\n" for line in lines))
-
-
 def test_evaluations_on_the_way_are_drawn(tmp_path):
-    def evaluated(line, file):
-        return line | {"evaluation": {"mean": 2.0 - line["tokens"] / 1e7}} if file.name == "metrics.jsonl" else line
-
-    constructed(tmp_path)
-    assert "held out" not in text_of(report.build(tmp_path).read_text())
-    edit_stages(tmp_path, evaluated)
-    assert "held out" in text_of(report.build(tmp_path).read_text())
+    constructed(tmp_path / "without")
+    assert "held out" not in text_of(report.build(tmp_path / "without").read_text())
+    constructed(tmp_path / "with", held_out=True)
+    assert "held out" in text_of(report.build(tmp_path / "with").read_text())
 
 
 def test_curves_of_different_tokenizers_are_not_shown_together(tmp_path):
-    def tokenizers(line, file):
-        key = "win" if "win-seed" in str(file) else "same"
-        return line | {"stage": "tokenizer", "key": key} if line.get("id") == "model" else line
-
-    constructed(tmp_path)
-    edit_stages(tmp_path, tokenizers)
+    constructed(tmp_path, tokenizer="own")
     text = text_of(report.build(tmp_path).read_text())
     assert "different tokenizers" in text and "nats per token;" not in text and "Better than top_k: win" in text
+
+
+def test_a_tie_has_no_best(tmp_path):
+    fake_compare.write(tmp_path, {"a": [1.0, 1.1], "b": [1.1, 1.0], "c": [1.2, 1.3]}, points=10)
+    assert 'class="best"' not in report.build(tmp_path).read_text()
 
 
 def test_a_stopped_comparison_says_what_is_missing(tmp_path):

@@ -175,3 +175,23 @@ def test_embedded_recipes_go_by_their_bare_name(tmp_path, monkeypatch):
         recipe.read("blackmamba")
     (tmp_path / "black_mamba").write_text("name: own\nstages: []\n")
     assert recipe._embedded(Path("black_mamba")) == Path("black_mamba")
+
+
+def test_sides_are_named_or_told_from_the_id(tmp_path):
+    text = """stages:
+  - {id: moe-s0, train: {tokens: 1k}}
+  - {id: moe-s11, seed: 11, train: {tokens: 1k}}
+  - {id: own, side: dense, train: {tokens: 1k}}
+  - {id: moe-size, train: {tokens: 1k}}"""
+    trained = [s for s in resolved(tmp_path, text).values() if s.kind == "train"]
+    assert [s.side for s in trained] == ["moe", "moe", "dense", "moe-size"]
+    with pytest.raises(MixwellError, match=r"stages\.own\.side: expected a name, got 3"):
+        resolved(tmp_path, text.replace("side: dense", "side: 3"))
+
+
+def test_a_side_decides_no_key(tmp_path):
+    from mixwell.run.keys import stage_keys
+
+    texts = [f"stages: [{{id: a, {side}train: {{tokens: 1k}}}}]" for side in ("", "side: b, ")]
+    keys = [stage_keys(list(resolved(tmp_path, text).values()), 1)["a"] for text in texts]
+    assert keys[0] == keys[1]

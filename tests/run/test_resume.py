@@ -81,7 +81,7 @@ def losses(out: Path) -> dict[str, list]:
 def scores(out: Path) -> dict[str, float]:
     """Bits per byte of every evaluated stage."""
     found = {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("stages/*/stage.json"))}
-    return {name: record["evaluation"]["bits_per_byte"] for name, record in found.items() if "evaluation" in record}
+    return {name: record["evaluation"]["bits_per_byte"] for name, record in found.items() if record["evaluation"]}
 
 
 def state(out: Path) -> frozenset[str]:

@@ -63,7 +63,7 @@ def test_a_run_may_start_from_a_hugging_face_folder(tmp_path, texts, folder):
                                       "{id: e, from: moe, evaluate: {max_tokens: 50, seq_len: 16}}]")
     engine.run(chosen, tmp_path / "out")
     model, moe = record(tmp_path / "out", "model"), record(tmp_path / "out", "moe")
-    assert model["stage"] == "load" and model["result"]["path"] == str(folder)
+    assert model["kind"] == "load" and model["result"]["path"] == str(folder)
     assert model["evaluation"]["mean"] == pytest.approx(moe["evaluation"]["mean"], abs=1e-4)
     assert record(tmp_path / "out", "tokenizer")["result"]["vocab_size"] == mixwell.load(folder).tokenizer.vocab_size
     assert record(tmp_path / "out", "e")["result"]["tokens"] == {"left": 49}

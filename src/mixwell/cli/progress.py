@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -13,6 +13,7 @@ from mixwell.core.units import seconds as short_time
 from mixwell.core.units import si as short_count
 
 if TYPE_CHECKING:
+    from mixwell.report.records import StageRecord
     from mixwell.run.engine import Planned
     from mixwell.run.sizing import Size
 
@@ -70,15 +71,15 @@ class Bar:
         reached = own * share if words != "evaluate" else own
         self._show(f"{planned.stage.id} · {words}", self.done + min(reached, self.shares.get(planned.stage.id, 0.0)))
 
-    def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
+    def finished(self, planned: Planned, record: StageRecord) -> None:
         """Print the stage's line."""
         self.done += self.shares.get(planned.stage.id, 0.0)
         self._show(planned.stage.id, self.done)
         cached = planned.cached and planned.evaluated
-        took = "cached" if cached else short_time(record["seconds"] + record.get("evaluation", {}).get("seconds", 0.0))
+        took = "cached" if cached else short_time(record.seconds + record.evaluation.get("seconds", 0.0))
         self.console.print(f"{planned.stage.id:<{self.name_width}}  {took:>8}  {facts(record)}", highlight=False,
                            soft_wrap=True)
-        for text in record["result"].get("notices") or ():
+        for text in record.result.get("notices") or ():
             self.console.print(f"{'':<{self.name_width}}  {text}", style="yellow", highlight=False, soft_wrap=True)
 
     def _show(self, words: str, reached: float) -> None:
@@ -112,28 +113,28 @@ def repetitions(stages: Sequence[Planned]) -> list[str]:
     return [f"{id} plans to read its text about {epochs:.1f} times over" for id, epochs in planned]
 
 
-def facts(record: Mapping[str, Any]) -> str:
+def facts(record: StageRecord) -> str:
     """A stage in a few words: what it made and how good it is."""
-    result, words = record["result"], []
+    result, words = record.result, []
     if "domains" in result and "train_bytes" in next(iter(result["domains"].values()), {}):
         size = sum(d["train_bytes"] + d["held_bytes"] for d in result["domains"].values())
         words.append(f"{len(result['domains'])} domains, {short_count(size, 'B')} of text")
-    if record["stage"] == "tokens":
+    if record.kind == "tokens":
         words.append(f"{short_count(sum(d['train_tokens'] for d in result['domains'].values()))} tokens to train on")
-    if record["stage"] == "tokenizer":
+    if record.kind == "tokenizer":
         words.append(f"{result['vocab_size']} ids")
     if "parameters" in result:
         active = result["active_parameters"]
         extra = f", {short_count(active)} active" if active != result["parameters"] else ""
         words.append(f"{short_count(result['parameters'])} parameters{extra}")
-    if record["stage"] == "train":
+    if record.kind == "train":
         words.append(f"{short_count(result['tokens'])} tokens, loss {result['final_loss']:.3f}")
     if "receipt" in result:
         receipt = result["receipt"]
         words.append(f"KL {receipt['kl_nats']:.2g} nats" + (", promise kept" if receipt["promises"] else ""))
-    evaluation = record.get("evaluation") or (result if "bits_per_byte" in result else None)
-    if evaluation:
-        words.append(f"{evaluation['mean']:.3f} bits per byte")
+    if record.held_out:
+        words.append(f"{record.held_out['mean']:.3f} bits per byte")
     if "samples" in result:
-        words.append(f"{len(result['samples'])} samples")
+        count = len(result["samples"])
+        words.append(f"{count} sample{'' if count == 1 else 's'}")
     return " · ".join(words)

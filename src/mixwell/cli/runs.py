@@ -46,6 +46,7 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     if minutes is not None:
         overrides.append(f"minutes={minutes}")
     from mixwell.cli.progress import Bar
+    from mixwell.report.headline import answer_lines
     from mixwell.run import engine, recipe
 
     chosen = recipe.read(path, overrides)
@@ -55,7 +56,8 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
         return
     with Bar(console) as bar:
         made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
-    console.print(f"report: {made}", highlight=False, soft_wrap=True)
+    lines = [*answer_lines(made.parent), f"report: {made}"]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def split_words(words: list[str]) -> tuple[Path | None, list[str]]:

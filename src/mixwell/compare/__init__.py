@@ -33,6 +33,7 @@ from mixwell.core import machine
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, write_json
+from mixwell.report.records import StageRecord
 from mixwell.run import engine, sizing
 from mixwell.run import recipe as recipes
 from mixwell.run.engine import Observer, Planned
@@ -189,7 +190,7 @@ def run(made: Plan, observer: Observer | None = None) -> Path:
         listed = made.stages()
         observer.planned(listed)
         names = _Named(observer, {p.folder: p for p in listed})
-        done: dict[Path, dict[str, Any]] = {}
+        done: dict[Path, StageRecord] = {}
         try:
             for trial in made.trials:
                 if trial.state == WAITING:
@@ -200,7 +201,7 @@ def run(made: Plan, observer: Observer | None = None) -> Path:
     return page
 
 
-def _attempt(trial: Trial, done: dict[Path, dict[str, Any]], observer: Observer, started: datetime) -> None:
+def _attempt(trial: Trial, done: dict[Path, StageRecord], observer: Observer, started: datetime) -> None:
     """Run one trial; what goes wrong is kept with it, unless it would go wrong with every other one too."""
     clock = time.perf_counter()
     try:
@@ -216,8 +217,8 @@ def _attempt(trial: Trial, done: dict[Path, dict[str, Any]], observer: Observer,
     else:
         trial.state = FINISHED
         trial.folder.mkdir(parents=True, exist_ok=True)
-        records = [done[p.folder] for p in trial.todo]
-        engine.write_record(_recipe(trial), trial.folder, trial.todo, records, started, time.perf_counter() - clock)
+        made = [done[p.folder] for p in trial.todo]
+        engine.write_record(_recipe(trial), trial.folder, trial.todo, made, started, time.perf_counter() - clock)
 
 
 def _recipe(trial: Trial) -> Recipe:
@@ -243,7 +244,7 @@ class _Named:
     def advanced(self, planned: Planned, share: float, words: str) -> None:
         self.observer.advanced(self.named[planned.folder], share, words)
 
-    def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
+    def finished(self, planned: Planned, record: StageRecord) -> None:
         self.observer.finished(self.named[planned.folder], record)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from mixwell.compare.results import Comparison, Result, Trial
+from mixwell.compare.results import Comparison, Result
 from mixwell.core import units
 from mixwell.report import plots
-from mixwell.report.experts import DEAD, DOMINANT, entropy, over_domains, read_loads
-from mixwell.report.run_folder import figure, mapping
+from mixwell.report.experts import DEAD, DOMINANT, entropy, loads_of
+from mixwell.report.records import figure
 
 GRID = 120  # points of a curve
 AXES = {"tokens": "tokens", "flops": "training FLOP", "seconds": "seconds of training"}
@@ -154,7 +154,7 @@ def _held_out(shown: Sequence[Result], colors: Mapping[str, int]) -> Markup:
     """Bits per byte during training, where the recipe asked for evaluations on the way."""
     series = []
     for result in shown:
-        rows = [[(figure(m, "tokens"), figure(mapping(m.get("evaluation")), "mean")) for m in t.training.metrics
+        rows = [[(figure(m, "tokens"), figure(m["evaluation"], "mean")) for m in t.training.metrics
                  if m.get("evaluation")] for t in result.trials.values() if t.training]
         if rows and all(row and [x for x, _ in row] == [x for x, _ in rows[0]] for row in rows):
             values = np.array([[y for _, y in row] for row in rows])
@@ -168,7 +168,7 @@ def loads(found: Comparison) -> list[dict[str, Any]]:
 
 
 def _load(result: Result) -> dict[str, Any]:
-    by_seed = [_means(trial) for trial in result.trials.values()]
+    by_seed = [loads_of(trial.stage) for trial in result.trials.values()]
     sizes = [{layer: len(shares) for layer, shares in means.items()} for means in by_seed]
     layers = [layer for layer, size in sizes[0].items() if all(own.get(layer) == size for own in sizes)]
     if not layers:
@@ -183,7 +183,3 @@ def _load(result: Result) -> dict[str, Any]:
     return {"name": result.name, "map": plots.heat_map(
         means, rows=layers, columns=[str(i + 1) for i in range(count)], low=0.0, center=1 / count, high=top,
         corner="layer", form=lambda v: f"{100 * v:.0f}", beside=beside)}
-
-
-def _means(trial: Trial) -> dict[str, list[float]]:
-    return {layer: over_domains(shares) for layer, shares in read_loads(trial.stage).items()}

@@ -10,8 +10,8 @@ from mixwell.compare.charts import curves, forest, loads
 from mixwell.compare.results import Comparison, read
 from mixwell.core import files
 from mixwell.report import plots
-from mixwell.report.page import facts, machine, recipe, render
-from mixwell.report.run_folder import Run
+from mixwell.report.page import facts, machine, render
+from mixwell.report.records import recipe_text
 
 TITLES = {"table": "Result", "curves": "Learning curves", "cost": "Cost", "domains": "By domain",
           "loads": "Expert load", "settings": "Variants", "recipe": "Recipe", "machine": "Machine and versions"}
@@ -25,12 +25,15 @@ def build(folder: str | Path, out: str | Path | None = None) -> Path:
 def contents(found: Comparison) -> dict[str, Any]:
     """Everything the template shows."""
     colors = plots.slots([found.baseline, *(r.name for r in found.ranked if r.name != found.baseline)])
-    run = Run(name=str(found.record["name"]), record=found.record, stages=())
+    record = found.record
     sections: dict[str, Any] = {
         "table": views.table(found), "curves": curves(found, colors), "cost": views.cost(found),
         "domains": views.domains(found), "loads": loads(found), "settings": views.settings(found),
-        "recipe": recipe(run), "machine": machine(run)}
-    return {"title": views.title(found), "facts": facts(run), "lead": views.lead(found), "notes": views.notes(found),
+        "recipe": recipe_text(record["recipe"]),
+        "machine": machine(record["machine"], record["versions"], ", ".join(map(str, found.seeds)), record["started"],
+                           {"wall time of the last call": record["wall_seconds"]})}
+    return {"title": views.title(found), "facts": facts(record["machine"], record["started"]),
+            "lead": views.lead(found), "notes": views.notes(found),
             "forest": forest(found, colors), "p_label": views.p_label(found), "failures": views.failures(found),
             "waiting": views.waiting(found), "baseline": found.baseline,
             "toc": [(name, TITLES[name]) for name, part in sections.items() if part], **sections}

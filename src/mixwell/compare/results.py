@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mixwell.compare.statistics import Difference, Interval, differences, interval
-from mixwell.core import units
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json
-from mixwell.report.run_folder import Run, Stage, mapping, read_run
+from mixwell.report.records import RunRecord, StageRecord, figure, read_run
+from mixwell.report.statistics import Difference, Interval, differences, interval
 
 METRIC = "bits per byte"
 
@@ -21,13 +21,13 @@ METRIC = "bits per byte"
 class Trial:
     """One variant with one seed, finished."""
 
-    run: Run
-    stage: Stage  # whose model is judged
+    run: RunRecord
+    stage: StageRecord  # whose model is judged
     score: float  # mean bits per byte of held-out text, every domain counting the same
     weights_bytes: int | None = None  # of the safetensors files
 
     @property
-    def training(self) -> Stage | None:
+    def training(self) -> StageRecord | None:
         """The last training on the way to the model."""
         return next((s for s in reversed(self.run.ancestors(self.stage)) if s.trains), None)
 
@@ -111,10 +111,8 @@ def _result(folder: Path, record: Mapping[str, Any], entry: Mapping[str, Any]) -
 def _trial(folder: Path, stage_id: str) -> Trial:
     run = read_run(folder)
     stage = run[stage_id]
-    score = mapping(stage.evaluation).get("mean")
-    if not units.is_number(score):
+    score = figure(stage.evaluation, "mean")
+    if math.isnan(score):
         raise MixwellError(f"{folder}: stage {stage_id} was not evaluated; run the comparison again.")
-    place = next((e.get("folder") for e in run.record["stages"] if e.get("id") == stage_id), None)
-    files = list((folder / str(place) / "model").glob("*.safetensors")) if place else []
-    return Trial(run=run, stage=stage, score=float(score),
-                 weights_bytes=sum(f.stat().st_size for f in files) or None)
+    files = list(stage.model_folder.glob("*.safetensors")) if stage.model_folder else []
+    return Trial(run=run, stage=stage, score=score, weights_bytes=sum(f.stat().st_size for f in files) or None)

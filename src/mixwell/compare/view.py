@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from mixwell.compare.results import METRIC, Comparison, Result, Trial
-from mixwell.compare.statistics import LEVEL, Difference
 from mixwell.core import units
-from mixwell.report.run_folder import figure, numbers
+from mixwell.report.records import figure, numbers
+from mixwell.report.statistics import LEVEL, Difference
+from mixwell.report.training import cell
 
 UNEQUAL = 1.02  # ratio of the dearest to the cheapest token from which compute is not called equal
 
@@ -91,7 +92,8 @@ def _budget(found: Comparison) -> str:
 
 def table(found: Comparison) -> list[dict[str, Any]]:
     """A row for each variant with a result, best first."""
-    return [_row(found, result) for result in found.ranked]
+    means = {result.name: result.interval.mean for result in found.ranked}
+    return [{**_row(found, result), "best": cell(result.name, means, 4)["best"]} for result in found.ranked]
 
 
 def _row(found: Comparison, result: Result) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def _cost(trials: Sequence[Trial]) -> list[tuple[str, str]]:
 
 
 def _mean(trials: Sequence[Trial], budget: str) -> float:
-    spent = [t.run.total(t.training, budget) for t in trials if t.training]
+    spent = [figure(t.training.result, budget) for t in trials if t.training]
     return math.fsum(spent) / len(spent) if spent else math.nan
 
 
@@ -176,9 +178,8 @@ def domains(found: Comparison) -> dict[str, Any]:
     names = list(dict.fromkeys(d for row in scores.values() for d in row))
     if len(names) < 2:
         return {}
-    best = {d: min(row[d] for row in scores.values() if d in row) for d in names}
-    cells = {name: [{"text": units.fixed(row.get(d), 4), "best": row.get(d) == best[d]} for d in names]
-             for name, row in scores.items()}
+    columns = {d: {name: row[d] for name, row in scores.items() if d in row} for d in names}
+    cells = {name: [cell(name, columns[d], 4) for d in names] for name in scores}
     return {"head": names, "rows": [{"name": name, "cells": row} for name, row in cells.items()]}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mixwell.core import units
-from mixwell.report.run_folder import Run, mapping, numbers
+from mixwell.report.records import RunRecord, numbers
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # field of a domain -> heading, form
     "documents": ("documents", units.whole), "found_bytes": ("there", lambda v: units.si(v, "B")),
@@ -18,7 +18,7 @@ RATIOS = ("held_share", "bytes_per_token")  # columns without a sum
 Domains = dict[str, dict[str, Any]]  # domain -> what the stages said of it
 
 
-def data(run: Run) -> dict[str, Any]:
+def data(run: RunRecord) -> dict[str, Any]:
     """A table of the domains and one of the tokens drawn; empty where no stage tells of domains."""
     domains = _domains(run)
     if not domains:
@@ -32,21 +32,21 @@ def data(run: Run) -> dict[str, Any]:
             "notices": _notices(run), "drawn": _drawn(run, domains)}
 
 
-def _notices(run: Run) -> list[str]:
+def _notices(run: RunRecord) -> list[str]:
     """What the stages have to say of the text and of how it was read; a training's sentences begin with its name."""
     told = [(stage, text) for stage in run.stages for text in stage.result.get("notices") or ()]
     return [text if stage.id == "data" else f"{stage.id}: {text}" for stage, text in told]
 
 
-def _domains(run: Run) -> Domains:
+def _domains(run: RunRecord) -> Domains:
     """Every domain that a stage names, with all that the stages say of it."""
     found: Domains = {}
     for stage in run.stages:
-        for domain, entry in mapping(stage.result.get("domains")).items():
-            found.setdefault(domain, {}).update(mapping(entry))
-        for domain, value in mapping(stage.result.get("bytes_per_token")).items():
+        for domain, entry in (stage.result.get("domains") or {}).items():
+            found.setdefault(domain, {}).update(entry)
+        for domain, value in (stage.result.get("bytes_per_token") or {}).items():
             found.setdefault(domain, {})["bytes_per_token"] = value
-        for domain in mapping(stage.result.get("ledger")):
+        for domain in stage.result.get("ledger") or {}:
             found.setdefault(domain, {})
     return found
 
@@ -58,7 +58,7 @@ def _sum(domains: Domains, name: str) -> str:
     return COLUMNS[name][1](sum(v for d in domains.values() if units.is_number(v := d.get(name))))
 
 
-def _drawn(run: Run, domains: Domains) -> dict[str, Any]:
+def _drawn(run: RunRecord, domains: Domains) -> dict[str, Any]:
     """Share and number of tokens by domain and training stage, beside the plan: the weights given, else the tokens."""
     held = {name: float(v) for name, d in domains.items() if units.is_number(v := d.get("train_tokens"))}
     ledgers = {s.id: numbers(s.result.get("ledger")) for s in run.stages if s.result.get("ledger")}

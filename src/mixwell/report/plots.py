@@ -209,7 +209,7 @@ def _polyline(series: Series, points: Sequence[tuple[float, float]], across: Cal
     if len(points) == 1:  # a polyline of one point draws nothing; a round cap on a line of no length is a dot
         path = f"{path} {path}"
     return Markup('<polyline class="s{}{}" points="{}" data-name="{}"><title>{}</title></polyline>').format(
-        series.slot, " faint" if series.faint else "", path, series.name, series.name)
+        series.slot, " faint" if series.faint else " line", path, series.name, series.name)
 
 
 def _band(series: Series, across: Callable[[float], float], up: Callable[[float], float]) -> Markup:

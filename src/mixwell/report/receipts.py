@@ -7,14 +7,14 @@ from typing import Any
 
 from mixwell.core import units
 from mixwell.report import plots
-from mixwell.report.run_folder import Run, Stage
+from mixwell.report.records import RunRecord, StageRecord
 
 Row = list[str]  # quantity, before, after, change, limit, kept or broken
 
 CHANGES = {"max_logit_error": "largest change of a logit", "kl_nats": "KL(before ‖ after), nats per token"}
 
 
-def receipts(run: Run) -> dict[str, Any]:
+def receipts(run: RunRecord) -> dict[str, Any]:
     """Every conversion's receipt, and one chart of the sizes that they tell of; empty where none was taken."""
     taken = [s for s in run.stages if s.receipt]
     size: dict[str, float] = {}
@@ -27,7 +27,7 @@ def receipts(run: Run) -> dict[str, Any]:
     return {"taken": [receipt(s) for s in taken], "chart": chart} if taken else {}
 
 
-def receipt(stage: Stage) -> dict[str, Any]:
+def receipt(stage: StageRecord) -> dict[str, Any]:
     """One conversion: its rows, whether all promises were kept, and what became of the function."""
     found, limits = stage.receipt, _limits(stage.receipt)
     pairs = [_pair(found, "loss, nats per token", "loss_{}_nats", lambda v: units.fixed(v, 4), _difference),
@@ -39,12 +39,12 @@ def receipt(stage: Stage) -> dict[str, Any]:
     rows += [_single(found, name, name.replace("_", " ")) for name in limits if name not in shown]
     states = {_state(found, name) for name in limits}
     return {"name": stage.id, "method": stage.method or str(found.get("method") or ""), "rows": rows,
+            "promises": f"{len(limits)} promise{'' if len(limits) == 1 else 's'}",
             "state": "broken" if "broken" in states else "kept" if states else "", "sentence": _preserved(found)}
 
 
 def _limits(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    promises = found.get("promises")
-    return promises if isinstance(promises, Mapping) else {}
+    return found.get("promises") or {}
 
 
 def _state(found: Mapping[str, Any], name: str) -> str:
@@ -74,7 +74,8 @@ def _pair(found: Mapping[str, Any], label: str, field: str, form: Callable[[Any]
 
 
 def _difference(before: float, after: float) -> str:
-    return f"{after - before:+.4f}".replace("-", "−")
+    text = f"{after - before:+.4f}".replace("-", "−")
+    return text if text.strip("+−0.") else "0.0000"
 
 
 def _ratio(before: float, after: float) -> str:

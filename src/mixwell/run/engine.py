@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,9 @@ import torch
 from mixwell.core import machine
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError, disk_errors, suggest
-from mixwell.core.files import read_json, whole_folder, write_json
+from mixwell.core.files import whole_folder
+from mixwell.report import records
+from mixwell.report.records import RunRecord, StageRecord
 from mixwell.run import recipe, sizing
 from mixwell.run.costs import Costs, Prediction
 from mixwell.run.keys import evaluation_key, stage_keys
@@ -68,8 +70,8 @@ class Observer(Protocol):
     def advanced(self, planned: Planned, share: float, words: str) -> None:
         """Share of the stage that is done, 0 to 1."""
 
-    def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
-        """A stage is there; `record` is its stage.json."""
+    def finished(self, planned: Planned, record: StageRecord) -> None:
+        """A stage is there."""
 
 
 class Silent:
@@ -87,7 +89,7 @@ class Silent:
     def advanced(self, planned: Planned, share: float, words: str) -> None:
         pass
 
-    def finished(self, planned: Planned, record: Mapping[str, Any]) -> None:
+    def finished(self, planned: Planned, record: StageRecord) -> None:
         pass
 
 
@@ -133,8 +135,7 @@ def _planned(stage: Stage, keys: Mapping[str, str], out: Path, again: bool, chos
     folder = out / "stages" / f"{stage.id}-{key[:8]}"
     cached = not again and (folder / "stage.json").is_file()
     weigh_key = evaluation_key(key, keys["tokens"], chosen.evaluate) if kind.evaluated else ""
-    record = read_json(folder / "stage.json") if cached else {}
-    evaluated = not weigh_key or record.get("evaluation", {}).get("key") == weigh_key
+    evaluated = not weigh_key or (cached and records.read_stage(folder).evaluation.get("key") == weigh_key)
     begun = not cached and not again and _work(folder).is_dir()
     nothing = Prediction()
     return Planned(stage=stage, key=key, folder=folder, cached=cached, begun=begun, evaluation_key=weigh_key,
@@ -165,16 +166,14 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
         todo = plan(chosen, out, from_stage=from_stage)
         tidy(out / "stages", {p.folder for p in todo if p.cached})
         observer.planned(todo)
-        records = []
-        for planned in todo:
-            records.append(finish(planned, chosen, todo, observer))
+        made = [finish(planned, chosen, todo, observer) for planned in todo]
         from mixwell.report import page as report
 
-        write_record(chosen, out, todo, records, started, time.perf_counter() - clock)
+        write_record(chosen, out, todo, made, started, time.perf_counter() - clock)
         return report.build(out, out / "report.html")
 
 
-def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer) -> dict[str, Any]:
+def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer) -> StageRecord:
     """Make and evaluate one stage of `todo`, as far as it is not there yet, and return its record.
 
     The folder must be `locked`.
@@ -226,47 +225,49 @@ def _make(planned: Planned, folders: Mapping[str, Path], observer: Observer) -> 
                       progress=lambda share, words: observer.advanced(planned, share, words))
             result = KINDS[stage.kind].run(job)
             seconds = max(time.perf_counter() - clock, result.get("seconds", 0.0))  # the latter spans a kill
-            write_json(scratch / "stage.json", _record(planned, result, seconds))
+            records.write_stage(replace(_record(planned, result, seconds), folder=scratch))
     except MixwellError as error:
         raise type(error)(f"stage {stage.id}: {error}") from error
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _record(planned: Planned, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def _record(planned: Planned, result: Mapping[str, Any], seconds: float) -> StageRecord:
     stage = planned.stage
-    actual = {"seconds": seconds, "tokens": result.get("tokens"), "flops": result.get("flops"),
+    actual = {"seconds": seconds, "tokens": _count(result.get("tokens")), "flops": result.get("flops"),
               "peak_bytes": machine.peak_bytes()}
-    return {"id": stage.id, "stage": stage.kind, "method": stage.method, "key": planned.key,
-            "config": stage.plain_config(), "seed": stage.seed, "inputs": list(stage.inputs.values()),
-            "seconds": seconds, "versions": machine.versions(), "threads": torch.get_num_threads(),
-            "predicted": asdict(planned.predicted), "actual": actual, "result": result}
+    return StageRecord(id=stage.id, kind=stage.kind, method=stage.method, key=planned.key,
+                       config=stage.plain_config(), seed=stage.seed, inputs=tuple(stage.inputs.values()),
+                       seconds=seconds, versions=machine.versions(), threads=torch.get_num_threads(),
+                       predicted=asdict(planned.predicted), actual=actual, result=result)
 
 
-def _with_evaluation(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer) -> dict[str, Any]:
+def _count(tokens: Any) -> float | None:
+    """Tokens of all domains together, where a stage gives them by domain."""
+    return sum(tokens.values()) if isinstance(tokens, Mapping) else tokens
+
+
+def _with_evaluation(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer) -> StageRecord:
     """The stage's record, its evaluation added where it is due. Other evaluation settings do not redo the stage."""
-    file = planned.folder / "stage.json"
-    record = read_json(file)
+    record = replace(records.read_stage(planned.folder), side=planned.stage.side)
     if planned.evaluated:
         return record
     observer.advanced(planned, 1.0, "evaluate")
     shards = next(p.folder for p in todo if p.stage.id == "tokens") / "shards"
     clock = time.perf_counter()
     found = weigh(model_folder(planned.folder), shards, chosen.evaluate)
-    record["evaluation"] = {**found, "key": planned.evaluation_key, "seconds": time.perf_counter() - clock,
-                            "predicted": asdict(planned.predicted_evaluation)}
-    write_json(file, record)
+    evaluation = {**found, "key": planned.evaluation_key, "seconds": time.perf_counter() - clock,
+                  "predicted": asdict(planned.predicted_evaluation)}
+    record = replace(record, evaluation=evaluation)
+    records.write_stage(record)
     return record
 
 
-def write_record(chosen: Recipe, folder: Path, todo: Sequence[Planned], records: Sequence[Mapping[str, Any]],
+def write_record(chosen: Recipe, folder: Path, todo: Sequence[Planned], made: Sequence[StageRecord],
                  started: datetime, wall_seconds: float) -> None:
-    """Write run.json into `folder`; the stages may lie elsewhere."""
-    stages = [{"id": p.stage.id, "stage": p.stage.kind, "method": p.stage.method, "key": p.key,
-               "folder": os.path.relpath(p.folder, folder), "cached": p.cached,
-               "predicted": r["predicted"], "actual": r["actual"]} for p, r in zip(todo, records)]
-    work = sum(r["seconds"] + r.get("evaluation", {}).get("seconds", 0.0) for r in records)
-    write_json(folder / "run.json", {
-        "name": chosen.name, "recipe": to_dict(chosen), "machine": machine.describe(torch.get_num_threads()),
-        "versions": machine.versions(), "seeds": {p.stage.id: p.stage.seed for p in todo},
-        "started": started.isoformat(timespec="seconds"), "seconds": work, "wall_seconds": wall_seconds,
-        "stages": stages})
+    """Write the record of a run of `todo` into `folder`; the stages may lie elsewhere."""
+    work = sum(r.seconds + r.evaluation.get("seconds", 0.0) for r in made)
+    records.write_run(RunRecord(
+        name=chosen.name, recipe=to_dict(chosen), machine=machine.describe(torch.get_num_threads()),
+        versions=machine.versions(), started=started.isoformat(timespec="seconds"), seconds=work,
+        wall_seconds=wall_seconds, stages=tuple(made),
+        cached=tuple(p.stage.id for p in todo if p.cached), folder=folder))

@@ -7,8 +7,11 @@ A recipe names its data, its tokenizer, its model and a list of stages; everythi
       - {id: dense, train: {tokens: 1M}}
       - {id: moe, from: dense, convert: upcycle, num_experts: 8}
 
-An entry of `stages` holds `id`, `from` (left out: the recipe's model), `seed`, and one verb. The verb's value is its
-options, or the name of a method with the options beside it. Paths are taken from the current folder.
+An entry of `stages` holds `id`, `from` (left out: the recipe's model), `seed`, `side`, and one verb. The verb's value
+is its options, or the name of a method with the options beside it. Paths are taken from the current folder.
+
+Reports compare sides: trainings that differ in nothing but the seed are one side. `side: moe` names it; left out, the
+name is the id without its seed (`moe-s0` and `moe-s1` are the side `moe`).
 """
 
 from __future__ import annotations
@@ -281,8 +284,11 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     seed = options.pop("seed", recipe.seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise MixwellError(f"{where}.seed: expected a whole number, got {seed!r}.")
+    side = entry.get("side") or re.sub(r"-s\d+$", "", id)
+    if not isinstance(side, str):
+        raise MixwellError(f"{where}.side: expected a name, got {side!r}.")
     return Stage(id=id, kind=name, method=method, config=_config(name, method, options, f"{where}.{name}"),
-                 inputs=_inputs(kind, entry, found, where), seed=seed)
+                 inputs=_inputs(kind, entry, found, where), seed=seed, side=side)
 
 
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -290,12 +296,12 @@ def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     verbs = [name for name, kind in KINDS.items() if kind.named_in_recipe]
     named = [key for key in entry if key in verbs]
     if len(named) != 1:
-        strange = [key for key in entry if key not in ("id", "from", "seed", *verbs)]
+        strange = [key for key in entry if key not in ("id", "from", "seed", "side", *verbs)]
         hint = suggest(str(strange[0]), verbs) if strange and not named else ""
         came = " and ".join(named) or ", ".join(map(repr, strange)) or "none"
         raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
     value = entry[named[0]]
-    options = {k: v for k, v in entry.items() if k not in ("id", "from", named[0])}
+    options = {k: v for k, v in entry.items() if k not in ("id", "from", "side", named[0])}
     bare = KINDS[named[0]].bare
     below = {bare: value} if bare and isinstance(value, str) else {} if value is None else value
     if not isinstance(below, dict):

@@ -15,7 +15,6 @@ from mixwell.core import machine, units
 from mixwell.report import plots
 from mixwell.report.page import facts as run_facts
 from mixwell.report.page import machine as run_machine
-from mixwell.report.run_folder import Run
 from mixwell.tables import charts
 from mixwell.tables.columns import CATEGORY, COUNT, NUMERIC, SKIP, decode, numbers, resolution
 from mixwell.tables.describe import Profile, gap, normal, profiles, radius, stands_out, tail_shares, telling_pairs
@@ -45,9 +44,7 @@ def contents(fitted: FittedMixture, table: Table, x_ND: np.ndarray, labels: pand
     resp_NK = labels[[f"probability_{k + 1}" for k in range(fitted.n_components)]].to_numpy()
     share_N, score_N = tail_shares(fitted, x_ND)
     draws_SD, draw_labels_S = fitted.draw(SAMPLES, fitted.seed + 1)
-    record = {"started": started.isoformat(), "seconds": seconds, "seed": fitted.seed,
-              "machine": machine.describe(torch.get_num_threads())}
-    run = Run(name=fitted.source, record=record, stages=())
+    computer, begun = machine.describe(torch.get_num_threads()), started.isoformat()
     beside = samples(fitted, x_ND, draws_SD)
     sections: dict[str, Any] = {
         "columns": columns(fitted, table), "choice": choice(fitted), "components": components(fitted, described),
@@ -55,9 +52,9 @@ def contents(fitted: FittedMixture, table: Table, x_ND: np.ndarray, labels: pand
         "against": compared(table, against, resp_NK.argmax(1), fitted.n_components),
         "certainty": certainty(resp_NK, table),
         "outliers": outliers(fitted, table, x_ND, labels, share_N, score_N, described), "samples": beside,
-        "machine": run_machine(run)}
+        "machine": run_machine(computer, {}, str(fitted.seed), begun, {"time in all stages": seconds})}
     return {"title": f"{fitted.source}: a mixture of {_count(fitted.n_components, 'component')}",
-            "facts": run_facts(run), "lead": lead(fitted),
+            "facts": run_facts(computer, begun, seconds), "lead": lead(fitted),
             "points": summary(fitted, described, resp_NK, share_N, beside), "warning": warning(fitted),
             "notes": fitted.choice.notes, "toc": [(name, title) for name, title in TITLES.items() if sections[name]],
             "criterion": _criterion(fitted), "titles": TITLES, **sections}

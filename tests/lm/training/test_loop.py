@@ -360,6 +360,22 @@ def test_what_is_only_written_down_may_change_on_a_resume(whole, data, tmp_path)
     assert set(measured[12]["bits_per_byte"]) == {"sums", "words"} and measured[12]["mean"] < measured[6]["mean"]
 
 
+@pytest.mark.parametrize(("steps", "lines"), [(12, 12), (70, 50), (120, 50)])
+def test_by_itself_a_curve_has_points_enough(data, tmp_path, steps, lines):
+    result = run(data, tmp_path, tokens=steps * 32, log_every=0)
+    assert len(result.metrics) == lines and result.metrics[-1]["step"] == steps
+
+
+def test_a_curve_by_itself_is_the_same_after_a_kill_and_seldom_ten_steps_silent(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("mixwell.lm.training.loop.LOG_POINTS", 2)
+    options = {"tokens": 46 * 32, "log_every": 0}
+    whole = run(data, tmp_path / "whole", **options)
+    assert [line["step"] for line in whole.metrics] == [10, 20, 23, 33, 43, 46]  # 23: half of the budget
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_model(), data, tiny_config(**options), tmp_path / "cut", progress=lambda step, *_: 1 / (step - 25))
+    assert without_clock(run(data, tmp_path / "cut", **options).metrics) == without_clock(whole.metrics)
+
+
 def test_a_vocabulary_too_small_and_a_budget_below_a_step_are_refused(data, tmp_path):
     with pytest.raises(MixwellError, match=r"the data has 270 token ids, the model 260; use the tokenizer"):
         train(tiny_model(vocab_size=260), data, tiny_config(), tmp_path)

@@ -37,7 +37,7 @@ class TrainConfig:
     # of the matrices and their products; norms, routers and the optimizer stay fp32. auto: bf16 where products in
     # it are faster here, else fp32
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    log_every: int = 10  # steps between lines of metrics
+    log_every: int = 0  # steps between lines of metrics; 0 = 10, fewer where that would leave a curve few points
     save_every: int = 0  # steps between saved states; 0 = by time only
     save_every_s: float = 60.0  # seconds between saved states; 0 = by steps only
     eval_every: int = 0  # steps between evaluations on the held-out text; 0 = none
@@ -50,9 +50,9 @@ class TrainConfig:
         if sum(b is not None for b in budgets) != 1 or not all(b > 0 for b in budgets if b is not None):
             raise ValueError(f"tokens, flops, seconds are {self.tokens}, {self.flops}, {self.seconds}; "
                              "expected exactly one of them, above 0")
-        for name in ("batch_size", "seq_len", "accumulate", "log_every", "eval_tokens"):
+        for name in ("batch_size", "seq_len", "accumulate", "eval_tokens"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("min_lr", "weight_decay", "grad_clip", "save_every", "save_every_s", "eval_every"):
+        for name in ("min_lr", "weight_decay", "grad_clip", "save_every", "save_every_s", "eval_every", "log_every"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("lr", "eps"):
             _require(self, name, getattr(self, name) > 0, "above 0")

@@ -36,6 +36,7 @@ from mixwell.lm.training.sampler import Sampler
 
 METRICS = "metrics.jsonl"
 STATE = "state"
+LOG_STEPS, LOG_POINTS = 10, 50  # without `log_every`: a line at least so often, and at least so many where steps allow
 Progress = Callable[[int, float, dict[str, Any]], None]
 
 
@@ -134,8 +135,9 @@ class _Run:
         self.model.train()
         with _interrupts() as asked:
             while self.fraction < 1.0:
+                before = self.fraction
                 info = self._one_step()
-                self._report()
+                self._report(before)
                 if progress is not None:
                     try:
                         progress(self.step, self.fraction, info)
@@ -197,11 +199,18 @@ class _Run:
         values = torch.stack([v.float() for v in sums.values()]).tolist()
         return dict(zip(sums, values)), seen
 
-    def _report(self) -> None:
+    def _log_due(self, before: float) -> bool:
+        """Whether the step that began at the share `before` of the budget is one of those that are written down."""
+        if self.config.log_every:
+            return self.step % self.config.log_every == 0
+        crossed = int(LOG_POINTS * self.fraction) > int(LOG_POINTS * before)
+        return crossed or self.window.steps >= LOG_STEPS
+
+    def _report(self, before: float) -> None:
         """Write a line where one is due."""
         config, last = self.config, self.fraction >= 1.0
         evaluates = bool(config.eval_every) and self.step % config.eval_every == 0
-        if not (evaluates or last or self.step % config.log_every == 0):
+        if not (evaluates or last or self._log_due(before)):
             return
         line: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "flops": self.flops, "seconds": self.seconds,
                                 "lr": self.lr, **self.window.line()}

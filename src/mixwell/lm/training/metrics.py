@@ -83,13 +83,18 @@ class MetricsFile:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The metrics of a run, oldest first. A last line that a kill cut short is left out; other damage raises."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    lines = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise MixwellError(f"{path}, line {number}, is not JSON ({error}); remove that line.") from error
-    return lines
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return [_read_line(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
+
+
+def _read_line(text: str, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise MixwellError(f"{where}, is not JSON ({error}); remove that line.") from error
+    if not isinstance(line, dict) or "step" not in line:
+        raise MixwellError(f"{where}, is no line of metrics (it has no step); remove that line.")
+    return line
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ class Stage:
     config: Any  # frozen dataclass
     inputs: Mapping[str, str] = field(default_factory=dict)  # role -> id of the stage that fills it
     seed: int = 0
+    side: str = ""  # what reports call the branch that ends here, over its seeds; decides nothing else
 
     def plain_config(self) -> dict[str, Any]:
         """The config as plain data."""

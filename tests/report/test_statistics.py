@@ -6,7 +6,7 @@ import random
 import pytest
 from scipy import stats
 
-from mixwell.compare.statistics import differences, holm, interval, paired_p, quantile, within
+from mixwell.report.statistics import differences, holm, interval, paired_p, quantile, within
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30])

@@ -1,0 +1,224 @@
+"""The records of a run: the engine writes them, reports read them, nobody else knows their shape.
+
+    <run>/run.json                                `RunRecord`: recipe, machine, versions, times, its stages in order
+    <run>/recipe.yaml                             the recipe, ready for `mixwell run` and `mixwell compare`
+    <run>/stages/<id>-<key8>/stage.json           `StageRecord`
+    <run>/stages/<id>-<key8>/metrics.jsonl        one line a logged training step
+
+Reading is strict: a file that no writer of this version makes is damaged, and is named with what is wrong in it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mixwell.core import units
+from mixwell.core.config import from_dict, to_dict
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import read_json, write_json, write_text
+from mixwell.lm.training.metrics import read_lines
+
+RUN, STAGE, RECIPE = "run.json", "stage.json", "recipe.yaml"
+MODEL_KINDS = ("build", "load", "train", "convert", "compress")  # kinds of stages that leave a model behind
+AGAIN = "run the recipe again"
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """One finished stage: what it was, what it took, what it found."""
+
+    id: str
+    kind: str  # data, tokenizer, tokens, build, load, train, convert, compress, evaluate, sample
+    method: str  # `train`, `convert.upcycle`
+    key: str  # digest of all that decides the result
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    inputs: tuple[str, ...] = ()  # ids of the stages that it reads
+    seconds: float = 0.0  # wall time, over all sittings
+    versions: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 0
+    predicted: Mapping[str, float | None] = field(default_factory=dict)  # tokens, flops, peak_bytes, seconds
+    actual: Mapping[str, float | None] = field(default_factory=dict)  # the same, measured
+    result: Mapping[str, Any] = field(default_factory=dict)  # what its kind found
+    evaluation: Mapping[str, Any] = field(default_factory=dict)  # of its model on held-out text; empty without one
+    side: str = ""  # side of the comparison that the recipe puts it on; the run's record holds it
+    folder: Path | None = None  # where it lies; not written
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of a training stage, oldest first; elsewhere empty. A damaged file raises `MixwellError`."""
+        name = self.result.get("metrics")
+        return read_lines(self.folder / name) if name and self.folder else []
+
+    @property
+    def trains(self) -> bool:
+        """Whether this stage has a loss curve."""
+        return self.kind == "train"
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether it leaves a model behind."""
+        return self.kind in MODEL_KINDS
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The Hugging Face folder of its model; a loaded model stays where it was. None without one."""
+        if not self.makes_model or self.folder is None:
+            return None
+        return Path(self.result.get("path") or self.folder / "model")
+
+    @property
+    def held_out(self) -> Mapping[str, Any]:
+        """What was measured on held-out text: of its own model, or by a stage that does nothing else."""
+        return self.result if self.kind == "evaluate" else self.evaluation
+
+    @property
+    def receipt(self) -> Mapping[str, Any]:
+        """What a conversion changed; empty where none was taken."""
+        return self.result.get("receipt") or {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of stage.json."""
+        data = to_dict(self)
+        del data["folder"], data["side"]
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A finished run: its circumstances and its stages, in the order of the recipe."""
+
+    name: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    started: str = ""  # ISO 8601, UTC
+    seconds: float = 0.0  # in all stages, whenever they were made
+    wall_seconds: float = 0.0  # of the last call
+    stages: tuple[StageRecord, ...] = ()
+    cached: tuple[str, ...] = ()  # ids of the stages that the last call found
+    folder: Path | None = None  # where it lies; not written
+
+    def __getitem__(self, stage: str) -> StageRecord:
+        return next(s for s in self.stages if s.id == stage)
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Stage -> seed."""
+        return {s.id: s.seed for s in self.stages}
+
+    def inputs(self, stage: StageRecord) -> list[StageRecord]:
+        """The stages that `stage` reads, in the order of the recipe."""
+        return [s for s in self.stages if s.id in stage.inputs]
+
+    def ancestors(self, stage: StageRecord) -> list[StageRecord]:
+        """All that `stage` builds on, oldest first, `stage` itself last."""
+        seen: set[str] = set()
+        waiting = [stage]
+        while waiting:
+            one = waiting.pop()
+            if one.id not in seen:
+                seen.add(one.id)
+                waiting += self.inputs(one)
+        return [s for s in self.stages if s.id in seen]
+
+    def parent(self, stage: StageRecord) -> StageRecord | None:
+        """The input whose line `stage` carries on: the model among its inputs, else the last of them."""
+        known = self.inputs(stage)
+        return next((s for s in reversed(known) if s.makes_model), known[-1] if known else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of run.json, which names the stages' folders as seen from its own."""
+        data = to_dict(replace(self, stages=()))
+        del data["folder"], data["cached"]
+        return {**data, "stages": [self._entry(stage) for stage in self.stages]}
+
+    def _entry(self, stage: StageRecord) -> dict[str, Any]:
+        assert stage.folder is not None and self.folder is not None
+        place = os.path.relpath(stage.folder, self.folder)
+        return to_dict(_Entry(id=stage.id, key=stage.key, folder=place, cached=stage.id in self.cached,
+                              side=stage.side))
+
+
+def write_stage(stage: StageRecord) -> Path:
+    """Write stage.json into the stage's folder; returns the file."""
+    assert stage.folder is not None
+    return write_json(stage.folder / STAGE, stage.to_dict())
+
+
+def read_stage(folder: Path) -> StageRecord:
+    """Read a stage's folder. A stage.json that is missing, damaged or of another version raises `MixwellError`."""
+    path = folder / STAGE
+    return replace(_strict(StageRecord, read_json(path), path, f"remove {folder}, then {AGAIN}"), folder=folder)
+
+
+def write_run(run: RunRecord) -> Path:
+    """Write run.json and recipe.yaml into the run's folder; returns the former. The stages may lie elsewhere."""
+    assert run.folder is not None
+    write_text(run.folder / RECIPE, recipe_text(run.recipe))
+    return write_json(run.folder / RUN, run.to_dict())
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run and its stages. A file that is missing, damaged or of another version raises `MixwellError`."""
+    folder = Path(folder)
+    path = folder / RUN
+    data = read_json(path)
+    if not isinstance(data, Mapping):
+        raise MixwellError(f"{path} holds {type(data).__name__}, expected the record of a run; {AGAIN}.")
+    entries = [_strict(_Entry, entry, path) for entry in data.get("stages") or ()]
+    record = _strict(RunRecord, {k: v for k, v in data.items() if k != "stages"}, path)
+    stages = tuple(_listed(folder, entry) for entry in entries)
+    return replace(record, stages=stages, cached=tuple(e.id for e in entries if e.cached), folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A stage as run.json lists it."""
+
+    id: str
+    key: str
+    folder: str  # seen from that of run.json
+    cached: bool
+    side: str
+
+
+def _listed(run: Path, entry: _Entry) -> StageRecord:
+    stage = read_stage(run / entry.folder)
+    if (stage.id, stage.key) != (entry.id, entry.key):
+        raise MixwellError(f"{run / entry.folder} holds the stage {stage.id} with the key {stage.key[:8]}, expected "
+                           f"{entry.id} with {entry.key[:8]}; {AGAIN}.")
+    return replace(stage, side=entry.side)
+
+
+def _strict(cls: type[R], data: Any, path: Path, remedy: str = AGAIN) -> R:
+    """`data` as the record `cls`; what does not fit is told with the file that holds it and the remedy."""
+    try:
+        return from_dict(cls, data, str(path))
+    except MixwellError as error:
+        raise MixwellError(f"{error} The file is damaged or another version's; {remedy}.") from error
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """A recipe as YAML."""
+    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100) if recipe else ""
+
+
+def figure(record: Mapping[str, Any], name: str) -> float:
+    """A number of a record; not a number where the record has none."""
+    value = record.get(name)
+    return float(value) if units.is_number(value) else math.nan
+
+
+def numbers(value: Mapping[str, Any] | None) -> dict[str, float]:
+    """The entries of a mapping that are finite numbers."""
+    return {k: float(v) for k, v in (value or {}).items() if units.is_number(v)}

@@ -1,0 +1,90 @@
+"""The cards' ASCII mathematics as HTML: Greek letters, subscripts, superscripts, relations; words stay words.
+
+What is not surely mathematics is left as it stands: `gate_up_proj` and `top_k` keep their underscores, and so does
+everything between backticks.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+
+SMALL = dict(zip(
+    "alpha beta gamma delta epsilon eps zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega".split(),
+    "αβγδεεζηθκλμνξπρστφχψω"))
+CAPITAL = dict(zip("Delta Theta Lambda Sigma Phi Psi Omega".split(), "ΔΘΛΣΦΨΩ"))  # Gamma and Beta are distributions
+GREEK = {**SMALL, **CAPITAL}
+RELATIONS = (("<->", "↔"), ("<=", "≤"), (">=", "≥"), ("!=", "≠"), ("->", "→"), ("<-", "←"), ("+-", "±"), ("||", "‖"))
+SUBSCRIPTED = r"sum|prod|max|min|mean|argmax|softmax|log|KL|tr|grad"  # words that take an index
+_LETTERS = "".join(sorted(set(GREEK.values())))
+_CLOSERS = r"[\])|‖]"
+_BASE = rf"(?:(?<![\w`])(?:[A-Za-z{_LETTERS}][A-Za-z0-9]?|{SUBSCRIPTED})['~]*|{_CLOSERS}'*)"
+_INDEX = re.compile(rf"({_BASE})_(\{{[^{{}}]*\}}|[A-Za-z0-9{_LETTERS}]+(?:,[a-z]+)?)(?![\w])")
+_POWER = re.compile(rf"\^(\{{[^{{}}]*\}}|\([^()]*\)|[-+]?[A-Za-z0-9{_LETTERS}]+|[+*])")
+_GREEK = re.compile(rf"(?<![A-Za-z\d])({'|'.join(sorted(GREEK, key=len, reverse=True))})(?![A-Za-z])")
+_ARXIV = re.compile(r"(?:arXiv:)?\b(\d{4}\.\d{4,5})\b")
+
+
+def equation(text: str) -> str:
+    """A card's equation as HTML lines, as they are broken in the card."""
+    lines = (line.strip() for line in text.strip().splitlines())
+    return "".join(f'<span class="line">{formula(line)}</span>' for line in lines if line)
+
+
+def formula(text: str) -> str:
+    """One line of mathematics among words, as HTML."""
+    return _outside_code(text, lambda part: _scripts(html.escape(_symbols(part), quote=False)))
+
+
+def prose(text: str, code: Callable[[str], str] | None = None) -> str:
+    """A card's other sections as HTML: words first, so that signs stay as typed; arXiv numbers become links.
+
+    code: HTML of a span between backticks; by default the span as code.
+    """
+    flowing = " ".join(text.split())
+    return _outside_code(flowing, lambda part: _links(_scripts(html.escape(_greek(part), quote=False))), code)
+
+
+def _outside_code(text: str, change: Callable[[str], str], code: Callable[[str], str] | None = None) -> str:
+    code = code or as_code
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # an odd backtick: nothing is surely code
+        return change(text)
+    return "".join(code(part) if number % 2 else change(part) for number, part in enumerate(parts))
+
+
+def as_code(text: str) -> str:
+    """A code span."""
+    return f"<code>{html.escape(text, quote=False)}</code>"
+
+
+def _symbols(text: str) -> str:
+    for ascii_form, sign in RELATIONS:
+        text = text.replace(ascii_form, sign)
+    text = re.sub(r"(?<=\s)-(?=\s)", "−", text)
+    text = re.sub(r"\bsqrt(?=[(\s])", "√", text)
+    return _greek(text)
+
+
+def _greek(text: str) -> str:
+    return _GREEK.sub(lambda found: GREEK[found[1]], text)
+
+
+def _scripts(text: str) -> str:
+    text = _INDEX.sub(lambda found: f"{_operator(found[1])}<sub>{_inner(found[2])}</sub>", text)
+    return _POWER.sub(lambda found: f"<sup>{_inner(found[1])}</sup>", text)
+
+
+def _operator(base: str) -> str:
+    return {"sum": "∑", "prod": "∏"}.get(base, base)
+
+
+def _inner(text: str) -> str:
+    bare = text[1:-1] if text.startswith("{") else text
+    member = re.sub(r"\bin\b", "∈", bare)
+    return _scripts(member.replace("-", "−"))
+
+
+def _links(text: str) -> str:
+    return _ARXIV.sub(r'<a href="https://arxiv.org/abs/\1">\g<0></a>', text)

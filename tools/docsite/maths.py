@@ -19,7 +19,7 @@ RELATIONS = (("<->", "↔"), ("<=", "≤"), (">=", "≥"), ("!=", "≠"), ("->",
 SUBSCRIPTED = r"sum|prod|max|min|mean|argmax|softmax|log|KL|tr|grad"  # words that take an index
 _LETTERS = "".join(sorted(set(GREEK.values())))
 _CLOSERS = r"[\])|‖]"
-_BASE = rf"(?:(?<![\w`])(?:[A-Za-z{_LETTERS}][A-Za-z0-9]?|{SUBSCRIPTED})['~]*|{_CLOSERS}'*)"
+_BASE = rf"(?:(?<![\w`])(?:[A-Za-z{_LETTERS}][A-Za-z0-9]?|[A-Z]{{2,5}}|{SUBSCRIPTED})['~]*|{_CLOSERS}'*)"
 _INDEX = re.compile(rf"({_BASE})_(\{{[^{{}}]*\}}|[A-Za-z0-9{_LETTERS}]+(?:,[a-z]+)?)(?![\w])")
 _POWER = re.compile(rf"\^(\{{[^{{}}]*\}}|\([^()]*\)|[-+]?[A-Za-z0-9{_LETTERS}]+|[+*])")
 _GREEK = re.compile(rf"(?<![A-Za-z\d])({'|'.join(sorted(GREEK, key=len, reverse=True))})(?![A-Za-z])")
@@ -27,9 +27,12 @@ _ARXIV = re.compile(r"(?:arXiv:)?\b(\d{4}\.\d{4,5})\b")
 
 
 def equation(text: str) -> str:
-    """A card's equation as HTML lines, as they are broken in the card."""
-    lines = (line.strip() for line in text.strip().splitlines())
-    return "".join(f'<span class="line">{formula(line)}</span>' for line in lines if line)
+    """A card's equation as HTML: lines as they are broken in the card where they are indented there, else one flow."""
+    written = [line for line in text.strip().splitlines() if line.strip()]
+    indented = any(line.startswith(" ") for line in written)
+    lines = [line.strip() for line in written] if indented else [" ".join(line.strip() for line in written)]
+    spaced = (formula(line).replace(";  ", ";&emsp;") for line in lines)  # two spaces part equations
+    return "".join(f'<span class="line">{line}</span>' for line in spaced)
 
 
 def formula(text: str) -> str:
@@ -62,7 +65,7 @@ def as_code(text: str) -> str:
 def _symbols(text: str) -> str:
     for ascii_form, sign in RELATIONS:
         text = text.replace(ascii_form, sign)
-    text = re.sub(r"(?<=\s)-(?=\s)", "−", text)
+    text = re.sub(r"(?<=\s)-(?=\s)|(?<![^\s(\[=,])-(?=[\w(|])", "−", text)
     text = re.sub(r"\bsqrt(?=[(\s])", "√", text)
     return _greek(text)
 

@@ -12,7 +12,7 @@ layer = MoE(32, config, generator)
 tokens_TD = torch.randn(256, 32, generator=generator)
 
 mixed = layer(tokens_TD, Context())
-loss = (mixed.y_TD - tokens_TD).square().mean() + mixed.aux  # your loss, plus the balance rules times their coefficients
+loss = (mixed.y_TD - tokens_TD).square().mean() + mixed.aux  # your loss, and what the balance rules add
 loss.backward()
 
 losses = {name: round(value.item(), 3) for name, value in mixed.losses.items()}

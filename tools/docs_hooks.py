@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from docsite import book
 from mkdocs.structure.files import File, Files
+
+from docsite import book
 
 CATALOGUE = book.read()
 

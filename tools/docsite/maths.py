@@ -10,12 +10,14 @@ import html
 import re
 from collections.abc import Callable
 
-SMALL = dict(zip(
-    "alpha beta gamma delta epsilon eps zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega".split(),
-    "αβγδεεζηθκλμνξπρστφχψω"))
-CAPITAL = dict(zip("Delta Theta Lambda Sigma Phi Psi Omega".split(), "ΔΘΛΣΦΨΩ"))  # Gamma and Beta are distributions
+SMALL = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eps": "ε", "zeta": "ζ", "eta": "η",
+         "theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ",
+         "sigma": "σ", "tau": "τ", "phi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω"}
+# Gamma and Beta are distributions
+CAPITAL = {"Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω"}
 GREEK = {**SMALL, **CAPITAL}
 RELATIONS = (("<->", "↔"), ("<=", "≤"), (">=", "≥"), ("!=", "≠"), ("->", "→"), ("<-", "←"), ("+-", "±"), ("||", "‖"))
+OPERATORS = {"sum": "∑", "prod": "∏"}
 SUBSCRIPTED = r"sum|prod|max|min|mean|argmax|softmax|log|KL|tr|grad"  # words that take an index
 _LETTERS = "".join(sorted(set(GREEK.values())))
 _CLOSERS = r"[\])|‖]"
@@ -27,10 +29,11 @@ _ARXIV = re.compile(r"(?:arXiv:)?\b(\d{4}\.\d{4,5})\b")
 
 
 def equation(text: str) -> str:
-    """A card's equation as HTML: lines as they are broken in the card where they are indented there, else one flow."""
+    """A card's equation as HTML: lines as they are broken in the card where they are indented there, else sentences."""
     written = [line for line in text.strip().splitlines() if line.strip()]
     indented = any(line.startswith(" ") for line in written)
-    lines = [line.strip() for line in written] if indented else [" ".join(line.strip() for line in written)]
+    flowing = re.sub(r"(?<![.:;])\n", " ", "\n".join(line.strip() for line in written))
+    lines = [line.strip() for line in written] if indented else flowing.splitlines()
     spaced = (formula(line).replace(";  ", ";&emsp;") for line in lines)  # two spaces part equations
     return "".join(f'<span class="line">{line}</span>' for line in spaced)
 
@@ -75,18 +78,24 @@ def _greek(text: str) -> str:
 
 
 def _scripts(text: str) -> str:
-    text = _INDEX.sub(lambda found: f"{_operator(found[1])}<sub>{_inner(found[2])}</sub>", text)
+    text = _INDEX.sub(_index, text)
     return _POWER.sub(lambda found: f"<sup>{_inner(found[1])}</sup>", text)
 
 
-def _operator(base: str) -> str:
-    return {"sum": "∑", "prod": "∏"}.get(base, base)
+def _index(found: re.Match[str]) -> str:
+    """A letter takes any index, a word a short one: `x_proj`, `log_rate` and `dt_proj` are names of tensors."""
+    base, index = found[1], found[2]
+    word = len(base) > 1 and base[0].islower() and base[0].isascii()
+    if index == "proj" or (word and len(index) > 2 and not index.startswith("{")):
+        return found[0]
+    return f"{OPERATORS.get(base, base)}<sub>{_inner(index)}</sub>"
 
 
 def _inner(text: str) -> str:
-    bare = text[1:-1] if text.startswith("{") else text
-    member = re.sub(r"\bin\b", "∈", bare)
-    return _scripts(member.replace("-", "−"))
+    braced = text.startswith("{")
+    bare = re.sub(r"\bin\b", "∈", text[1:-1]) if braced else text
+    signed = re.sub(r"(?<![A-Za-z])-|-(?![A-Za-z])", "−", bare)
+    return _scripts(signed)
 
 
 def _links(text: str) -> str:

@@ -48,7 +48,8 @@ def _facts(claim: Claim) -> str:
              "margin": _number(claim.get("margin", claim.get("at_least"))), "seeds": str(claim.get("seeds") or ""),
              "time": units.seconds(claim["seconds"]) if units.is_number(claim.get("seconds")) else "",
              "machine": machine, "date": claim.get("date")}
-    items = "".join(f"<div><dt>{name}</dt><dd>{maths.prose(value)}</dd></div>" for name, value in facts.items() if value)
+    told = {name: maths.prose(value) for name, value in facts.items() if value}
+    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in told.items())
     return f"<dl>{items}</dl>" if items else ""
 
 

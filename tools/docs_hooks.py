@@ -12,14 +12,12 @@ CATALOGUE = book.read()
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add a page for every method, family, room and command, and put the methods into the navigation."""
-    for path, text in book.pages(CATALOGUE).items():
+    """Add a page for every method, family, room and command, and their parts of the navigation."""
+    for path, text in book.made(CATALOGUE).items():
         files.append(File.generated(config, path, content=text))
-    for item in config.nav:
-        if isinstance(item, dict) and "Methods" in item:
-            item["Methods"] = ["catalogue.md", *book.navigation(CATALOGUE)]
-        elif isinstance(item, dict) and "Claims" in item:
-            item["Claims"] = book.claims_navigation(CATALOGUE)
+    made = book.navigation(CATALOGUE)
+    for part in config.nav:
+        part.update({title: made[title] for title in part if title in made})
     return files
 
 

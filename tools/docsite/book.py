@@ -1,102 +1,108 @@
-"""The pages that are not written by hand, by their paths; with them the places that hand-written pages leave open."""
+"""The pages that are not written by hand, by their paths, and what hand-written pages leave open."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from docsite import catalogue as catalogue_page
-from docsite import commands, evidence
-from docsite.pages import Catalogue, claims_page, claims_path, group_page, method_page, rooms_table, source_path
+from docsite import commands, evidence, pages
+from docsite.catalogue import Catalogue, claims_path, group_path, source_path
 from mixwell.core import registry
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "src" / "mixwell" / "run" / "recipes"
-COPIED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md", "log.md": "LOG.md"}
+COPIED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "LOG.md": "log.md"}
+OPEN = re.compile(r"<!-- (rooms|figures|recipes|examples) -->")
+LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 
 
 def read() -> Catalogue:
     """The methods of this checkout with their evidence."""
     entries = registry.entries()
     claims = evidence.read(ROOT / "docs" / "evidence")
-    return Catalogue(entries, evidence.by_method(claims, [entry.name for entry in entries]))
+    names = [entry.name for entry in entries]
+    return Catalogue(entries, evidence.by_method(claims, names))
 
 
-def pages(catalogue: Catalogue) -> dict[str, str]:
+def made(catalogue: Catalogue) -> dict[str, str]:
     """Path below the site's sources -> Markdown."""
-    groups = [*catalogue.rooms(), *(f for room in catalogue.rooms() for f in catalogue.families(room) if f != room)]
-    made = {source_path(entry.name): method_page(entry, catalogue) for entry in catalogue.entries}
-    made |= {source_path(name, index=True): group_page(name, catalogue) for name in groups}
-    made |= {path: _moved((ROOT / name).read_text(encoding="utf-8")) for path, name in COPIED.items()}
-    made |= {claims_path(room): claims_page(room, catalogue) for room in catalogue.rooms()}
-    return made | {"catalogue.md": catalogue_page.page(catalogue), "cli.md": commands.page()}
+    methods = {source_path(entry.name): pages.method_page(entry, catalogue) for entry in catalogue.entries}
+    groups = {group_path(name): pages.group_page(name, catalogue) for name in catalogue.groups()}
+    claims = {claims_path(room): pages.claims_page(room, catalogue) for room in catalogue.rooms()}
+    copies = {path: moved(_text(ROOT / name)) for name, path in COPIED.items()}
+    single = {pages.CATALOGUE: pages.catalogue_page(catalogue), "cli.md": commands.page()}
+    return methods | groups | claims | copies | single
 
 
 def filled(text: str, path: str, catalogue: Catalogue) -> str:
     """A hand-written page with what the checkout knows in the places left open: `<!-- rooms -->` and the like."""
-    makers = {"rooms": lambda: rooms_table(path, catalogue), "figures": _figures, "recipes": _recipes,
-              "examples": _examples}
-    return re.sub(r"<!-- (rooms|figures|recipes|examples) -->", lambda found: makers[found[1]](), text)
+    makers: dict[str, Callable[[], str]] = {
+        "rooms": lambda: pages.rooms_table(path, catalogue), "figures": _figures, "recipes": _recipes,
+        "examples": _examples}
+    return OPEN.sub(lambda found: makers[found[1]](), text)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _figures() -> str:
     """What was measured, as the README has it."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- figures -->(.*)<!-- /figures -->", readme, re.DOTALL)
+    found = re.search(r"<!-- figures -->(.*)<!-- /figures -->", _text(ROOT / "README.md"), re.DOTALL)
     if found is None:
         raise ValueError("README.md has no figures between its marks")
-    return _moved(found[1].strip())
+    return moved(found[1].strip())
 
 
 def _recipes() -> str:
-    parts = [f"## {path.stem}\n\n```yaml\n{path.read_text(encoding='utf-8').strip()}\n```"
-             for path in sorted(RECIPES.glob("*.yaml"))]
-    return "\n\n".join(parts)
+    files = sorted(RECIPES.glob("*.yaml"))
+    return "\n\n".join(f"## {path.stem}\n\n```yaml\n{_text(path)}\n```" for path in files)
 
 
 def _examples() -> str:
-    return "\n\n".join(_example(path) for path in sorted((ROOT / "examples").glob("*.py")))
+    files = sorted((ROOT / "examples").glob("*.py"))
+    return "\n\n".join(map(_example, files))
 
 
 def _example(path: Path) -> str:
-    text = path.read_text(encoding="utf-8").strip()
-    return f"## {path.stem.replace('_', ' ')}\n\n`python examples/{path.name}`\n\n```python\n{text}\n```"
+    title = path.stem.replace("_", " ")
+    command = f"`python examples/{path.name}`"
+    return f"## {title}\n\n{command}\n\n```python\n{_text(path)}\n```"
 
 
-def _moved(text: str) -> str:
-    """Links of a file in the checkout's root as links between pages; those to other files become their names."""
-
-    def one(found: re.Match[str]) -> str:
-        words, target = found[1], found[2]
-        copies = {name: path for path, name in COPIED.items()}
-        if target in copies:
-            return f"[{words}]({copies[target]})"
-        if evidence_of := re.fullmatch(r"docs/evidence/(\w+)\.md", target):
-            return f"[{words}]({claims_path(evidence_of[1])})"
-        if target.startswith("docs/") and (ROOT / target).is_file():
-            return f"[{words}]({target.removeprefix('docs/')})"
-        return found[0] if target.startswith(("http", "#")) else f"{words} (`{target}`)"
-
-    return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", one, text)
+def moved(text: str) -> str:
+    """Links of a file in the checkout's root as links between pages; those to files without a page become names."""
+    return LINK.sub(lambda found: _link(found[1], found[2]), text)
 
 
-def claims_navigation(catalogue: Catalogue) -> list[str]:
-    """The rooms' pages of claims."""
-    return [claims_path(room) for room in catalogue.rooms()]
+def _link(words: str, target: str) -> str:
+    room = re.fullmatch(r"docs/evidence/(\w+)\.md", target)
+    if target.startswith(("http", "#")):
+        path = target
+    elif target in COPIED:
+        path = COPIED[target]
+    elif room:
+        path = claims_path(room[1])
+    elif target.startswith("docs/") and (ROOT / target).is_file():
+        path = target.removeprefix("docs/")
+    else:
+        return f"{words} (`{target}`)"
+    return f"[{words}]({path})"
 
 
-def navigation(catalogue: Catalogue) -> list[dict[str, Any]]:
-    """The methods' part of the site's navigation: rooms, families, methods."""
-    return [{room: _below(room, catalogue)} for room in catalogue.rooms()]
+def navigation(catalogue: Catalogue) -> dict[str, list[Any]]:
+    """The parts of the site's navigation that are made: the methods by room and family, the claims by room."""
+    rooms = [{room: _below(room, catalogue)} for room in catalogue.rooms()]
+    claims: list[Any] = [claims_path(room) for room in catalogue.rooms()]
+    return {"Methods": [pages.CATALOGUE, *rooms], "Claims": claims}
 
 
 def _below(room: str, catalogue: Catalogue) -> list[Any]:
-    items: list[Any] = [source_path(room, index=True)]
+    items: list[Any] = [group_path(room)]
     for family in catalogue.families(room):
-        methods = [{entry.title: source_path(entry.name)} for entry in catalogue.members(family)]
-        if family == room:
-            items += methods
-        else:
-            items.append({family.rpartition(".")[2]: [source_path(family, index=True), *methods]})
+        methods: list[Any] = [{entry.title: source_path(entry.name)} for entry in catalogue.members(family)]
+        title = family.rpartition(".")[2]
+        items += methods if family == room else [{title: [group_path(family), *methods]}]
     return items

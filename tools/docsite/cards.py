@@ -20,11 +20,11 @@ class Card:
 
 def parse(text: str, name: str) -> Card:
     """Take the card of the method `name` apart; a section that is missing raises `ValueError`."""
-    marks = list(_HEAD.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    sections = {mark[1]: text[mark.end() : end].strip() for mark, end in zip(marks, ends)}
+    opening, *rest = _HEAD.split(text)  # then title, text, title, text, ...
+    titles, texts = rest[::2], rest[1::2]
+    sections = {title: words.strip() for title, words in zip(titles, texts)}
     missing = [section for section in SECTIONS if not sections.get(section)]
     if missing:
         raise ValueError(f"{name}: the card lacks {', '.join(missing)}")
-    summary, _, more = text[: marks[0].start()].strip().partition("\n\n")
+    summary, _, more = opening.strip().partition("\n\n")
     return Card(" ".join(summary.split()), more.strip(), sections)

@@ -1,43 +1,82 @@
-"""The catalogue page: every method in one table that is narrowed by room, tag, outcome and words."""
+"""The methods with what came of their claims, and where their pages lie."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from docsite.pages import Catalogue, badges, href, source_path
+from docsite.evidence import Claim
 from mixwell.core.registry import Entry
 
-HERE = "catalogue.md"
+FOLDER = "methods"  # of the site
+UNTRIED = "not tried"
 
 
-def page(catalogue: Catalogue) -> str:
-    """The page as Markdown; `assets/catalogue.js` does the narrowing."""
-    tags = sorted({tag for entry in catalogue.entries for tag in entry.tags})
-    outcomes = sorted({outcome for entry in catalogue.entries for outcome in catalogue.outcomes(entry.name)})
-    choices = (_choice("room", catalogue.rooms()) + _choice("tag", tags) + _choice("outcome", outcomes))
-    rows = "".join(_row(entry, catalogue) for entry in catalogue.entries)
-    return (f"---\ntitle: Catalogue\nhide: [toc]\n---\n\n# Catalogue\n\n"
-            f"The {len(catalogue.entries)} methods. `mixwell list` prints the same, and `mixwell show NAME` a card.\n\n"
-            f'<div id="narrowed"><form class="choices"><label>words <input type="search" name="words" '
-            f'placeholder="title, name or paper"></label>{choices}<output></output></form>\n'
-            f'<div class="scroll"><table class="listing"><thead><tr><th>method</th><th>name</th><th>year</th>'
-            f"<th>claims</th><th>tags</th></tr></thead><tbody>{rows}</tbody></table></div></div>\n")
+@dataclass(frozen=True)
+class Catalogue:
+    """The methods with what is known of each."""
+
+    entries: tuple[Entry, ...]
+    evidence: Mapping[str, Mapping[str, Claim]]  # method -> its claims by name
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.evidence
+
+    def outcomes(self, name: str) -> list[str]:
+        """The different outcomes of a method's claims, as written there."""
+        found = [claim["outcome"] for claim in self.evidence[name].values()]
+        return list(dict.fromkeys(found)) or [UNTRIED]
+
+    def below(self, prefix: str) -> list[Entry]:
+        """The methods of a room or a family, those of its families too."""
+        start = f"{prefix}."
+        return [entry for entry in self.entries if entry.name.startswith(start)]
+
+    def members(self, family: str) -> list[Entry]:
+        """The methods that stand directly in a room or a family."""
+        return [entry for entry in self.entries if entry.family == family]
+
+    def families(self, room: str) -> list[str]:
+        """The families of a room, itself where methods stand in it directly."""
+        return sorted({entry.family for entry in self.below(room)})
+
+    def rooms(self) -> list[str]:
+        """The rooms that hold methods."""
+        return sorted({entry.room for entry in self.entries})
+
+    def groups(self) -> list[str]:
+        """Rooms and families, each once."""
+        families = {entry.family for entry in self.entries}
+        return sorted(families.union(self.rooms()))
+
+    def claims(self, prefix: str) -> list[Claim]:
+        """The claims of all methods of a room or a family."""
+        return [claim for entry in self.below(prefix) for claim in self.evidence[entry.name].values()]
 
 
-def _choice(name: str, values: Iterable[str]) -> str:
-    options = "".join(f'<option value="{value}">{value}</option>' for value in values)
-    return f'<label>{name} <select name="{name}"><option value="">all</option>{options}</select></label>'
+def source_path(name: str) -> str:
+    """Where a method's page lies in the site's sources."""
+    return group_path(name).replace("/index.md", ".md")
 
 
-def _row(entry: Entry, catalogue: Catalogue) -> str:
-    outcomes, tags = catalogue.outcomes(entry.name), sorted(entry.tags)
-    words = html.escape(" ".join((entry.title, entry.name, *entry.papers)).lower(), quote=True)
-    return (f'<tr data-room="{entry.room}" data-tag="{"|".join(tags)}" data-outcome="{"|".join(outcomes)}" '
-            f'data-words="{words}"><td><a href="{href(HERE, source_path(entry.name))}">{html.escape(entry.title)}</a>'
-            f"</td><td><code>{_breakable(entry.name)}</code></td><td>{entry.year}</td><td>{badges(outcomes)}</td>"
-            f'<td class="tags">{", ".join(tags)}</td></tr>')
+def group_path(name: str) -> str:
+    """Where the page of a room or a family lies."""
+    return posixpath.join(FOLDER, *name.split("."), "index.md")
 
 
-def _breakable(name: str) -> str:
-    return name.replace(".", ".<wbr>").replace("_", "_<wbr>")
+def claims_path(room: str) -> str:
+    """Where the page of a room's claims lies."""
+    return f"claims/{room}.md"
+
+
+def link(origin: str, target: str) -> str:
+    """The link from one page to another, both as source paths."""
+    folder = posixpath.dirname(origin)
+    return posixpath.relpath(target, folder)
+
+
+def href(origin: str, target: str) -> str:
+    """The same for links in HTML, which are not rewritten by the site's builder."""
+    path = link(origin, target)
+    return path.removesuffix(".md") + ".html"

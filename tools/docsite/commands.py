@@ -5,46 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from markupsafe import Markup
 
 from docsite import maths
+from docsite.rendering import render
 from mixwell.cli.main import app
 
 
 def page() -> str:
     """Every command with its arguments, options and examples, as Markdown."""
     group: Any = typer.main.get_command(app)
-    parts = ["# Command line", "Every command explains itself: `mixwell COMMAND --help`. A mistake is one line on "
-             "standard error and leaves with status 2."]
-    for name, command in group.commands.items():
-        parts += [f"## mixwell {name}", _usage(name, command), command.help.strip(), _parameters(command)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    shown = [_command(name, command) for name, command in group.commands.items()]
+    return render("commands", commands=shown)
 
 
-def _usage(name: str, command: Any) -> str:
-    arguments = " ".join(_metavar(p) for p in command.params if p.param_type_name == "argument")
-    options = " [OPTIONS]" if any(p.param_type_name == "option" for p in command.params) else ""
-    return f"```\nmixwell {name}{options} {arguments}".rstrip() + "\n```"
+def _command(name: str, command: Any) -> dict[str, Any]:
+    parameters = [p for p in command.params if p.name != "help"]
+    arguments = [_argument(p) for p in parameters if not _is_option(p)]
+    options = ["[OPTIONS]"] if any(map(_is_option, parameters)) else []
+    return {"name": name, "usage": "".join(f" {part}" for part in options + arguments),
+            "help": Markup(command.help.strip()), "parameters": list(map(_shown, parameters))}
 
 
-def _metavar(argument: Any) -> str:
-    if argument.metavar and argument.metavar.startswith("["):  # says itself what may be left out
-        return argument.metavar.removesuffix("...") + "..."
-    name = (argument.metavar or argument.name).upper()
+def _is_option(parameter: Any) -> bool:
+    return parameter.param_type_name == "option"
+
+
+def _argument(argument: Any) -> str:
+    """`METHOD`, `[PREFIX]`, `FILES...`; a form that says itself what may be left out stands as it is."""
+    form = argument.metavar or argument.name
+    if form.startswith("["):
+        return form.removesuffix("...") + "..."
     many = "..." if argument.nargs != 1 else ""
-    return f"{name}{many}" if argument.required else f"[{name}{many}]"
+    name = form.upper() + many
+    return name if argument.required else f"[{name}]"
 
 
-def _parameters(command: Any) -> str:
-    rows = "".join(_row(p) for p in command.params if p.name != "help")
-    if not rows:
-        return ""
-    return ('<div class="scroll"><table class="options"><thead><tr><th>argument or option</th><th>default</th>'
-            f"<th>meaning</th></tr></thead><tbody>{rows}</tbody></table></div>")
+def _shown(parameter: Any) -> dict[str, Any]:
+    names = parameter.opts if _is_option(parameter) else [_argument(parameter)]
+    return {"names": names, "default": _default(parameter.default), "meaning": maths.prose(parameter.help or "")}
 
 
-def _row(parameter: Any) -> str:
-    option = parameter.param_type_name == "option"
-    names = " ".join(maths.as_code(o) for o in (parameter.opts if option else [_metavar(parameter)]))
-    plain = parameter.default is not None and not callable(parameter.default) and parameter.default is not False
-    default = maths.as_code(str(parameter.default)) if plain and str(parameter.default) else ""
-    return f"<tr><td>{names}</td><td>{default}</td><td>{maths.prose(parameter.help or '')}</td></tr>"
+def _default(value: Any) -> str:
+    """A default in words; none where nothing is given or a function finds it."""
+    untold = value is None or value is False or callable(value)
+    return "" if untold else str(value)

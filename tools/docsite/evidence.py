@@ -38,10 +38,13 @@ def _claims(path: Path) -> dict[str, Claim]:
 
 
 def _check(path: Path, name: str, claim: Any) -> None:
-    if not isinstance(claim, Mapping) or any(not isinstance(claim.get(key), str) for key in NEEDED):
+    fields = claim if isinstance(claim, Mapping) else {}
+    if not all(isinstance(fields.get(key), str) for key in NEEDED):
         raise ValueError(f"{path}: {name} is no claim; expected an object with {' and '.join(NEEDED)}")
-    if claim["outcome"] not in OUTCOMES:
-        raise ValueError(f"{path}: {name} has the outcome {claim['outcome']!r}; expected one of {', '.join(OUTCOMES)}")
+    outcome = fields["outcome"]
+    if outcome not in OUTCOMES:
+        known = ", ".join(OUTCOMES)
+        raise ValueError(f"{path}: {name} has the outcome {outcome!r}; expected one of {known}")
 
 
 def by_method(claims: Mapping[str, Claim], methods: Iterable[str]) -> dict[str, dict[str, Claim]]:
@@ -60,11 +63,12 @@ def owner(claim: str, methods: list[str]) -> str:
     and a further claim of a method adds words to its name (`experts.top_k_sparse`): the longest name wins.
     """
     room, _, rest = claim.partition(".")
-    flat = rest.replace(".", "_")
-    named = [(len(form), method) for method in methods if method.startswith(f"{room}.")
-             for form in _forms(method) if f"{flat}_".startswith(f"{form}_")]
-    longest = max((length for length, _ in named), default=0)
-    found = sorted({method for length, method in named if length == longest})
+    flat = rest.replace(".", "_") + "_"
+    same_room = [method for method in methods if method.startswith(f"{room}.")]
+    shared = {method: max((len(form) for form in _forms(method) if flat.startswith(f"{form}_")), default=0)
+              for method in same_room}
+    longest = max(shared.values(), default=0)
+    found = [method for method, length in shared.items() if length == longest > 0]
     if len(found) != 1:
         raise ValueError(f"the claim {claim} belongs to {' or '.join(found) or 'no method'}")
     return found[0]

@@ -10,6 +10,8 @@ import html
 import re
 from collections.abc import Callable
 
+from markupsafe import Markup
+
 SMALL = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eps": "ε", "zeta": "ζ", "eta": "η",
          "theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ",
          "sigma": "σ", "tau": "τ", "phi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω"}
@@ -28,41 +30,53 @@ _GREEK = re.compile(rf"(?<![A-Za-z\d])({'|'.join(sorted(GREEK, key=len, reverse=
 _ARXIV = re.compile(r"(?:arXiv:)?\b(\d{4}\.\d{4,5})\b")
 
 
-def equation(text: str) -> str:
+def equation(text: str) -> Markup:
     """A card's equation as HTML: lines as they are broken in the card where they are indented there, else sentences."""
     written = [line for line in text.strip().splitlines() if line.strip()]
     indented = any(line.startswith(" ") for line in written)
-    flowing = re.sub(r"(?<![.:;])\n", " ", "\n".join(line.strip() for line in written))
-    lines = [line.strip() for line in written] if indented else flowing.splitlines()
-    spaced = (formula(line).replace(";  ", ";&emsp;") for line in lines)  # two spaces part equations
-    return "".join(f'<span class="line">{line}</span>' for line in spaced)
+    lines = [line.strip() for line in written]
+    shown = lines if indented else re.sub(r"(?<![.:;])\n", " ", "\n".join(lines)).splitlines()
+    return Markup().join(map(_line, shown))
 
 
-def formula(text: str) -> str:
+def _line(text: str) -> Markup:
+    spaced = formula(text).replace(";  ", ";\N{EM SPACE}")  # two spaces part equations
+    return Markup('<span class="line">{}</span>').format(Markup(spaced))
+
+
+def formula(text: str) -> Markup:
     """One line of mathematics among words, as HTML."""
-    return _outside_code(text, lambda part: _scripts(html.escape(_symbols(part), quote=False)))
+    return _outside_code(text, _mathematics, as_code)
 
 
-def prose(text: str, code: Callable[[str], str] | None = None) -> str:
+def prose(text: str, code: Callable[[str], Markup] | None = None) -> Markup:
     """A card's other sections as HTML: words first, so that signs stay as typed; arXiv numbers become links.
 
     code: HTML of a span between backticks; by default the span as code.
     """
     flowing = " ".join(text.split())
-    return _outside_code(flowing, lambda part: _links(_scripts(html.escape(_greek(part), quote=False))), code)
+    return _outside_code(flowing, _words, code or as_code)
 
 
-def _outside_code(text: str, change: Callable[[str], str], code: Callable[[str], str] | None = None) -> str:
-    code = code or as_code
+def as_code(text: str) -> Markup:
+    """A code span."""
+    return Markup("<code>{}</code>").format(text)
+
+
+def _outside_code(text: str, change: Callable[[str], str], code: Callable[[str], Markup]) -> Markup:
     parts = text.split("`")
     if len(parts) % 2 == 0:  # an odd backtick: nothing is surely code
-        return change(text)
-    return "".join(code(part) if number % 2 else change(part) for number, part in enumerate(parts))
+        return Markup(change(text))
+    shown = (code(part) if number % 2 else change(part) for number, part in enumerate(parts))
+    return Markup("".join(shown))
 
 
-def as_code(text: str) -> str:
-    """A code span."""
-    return f"<code>{html.escape(text, quote=False)}</code>"
+def _mathematics(text: str) -> str:
+    return _scripts(html.escape(_symbols(text), quote=False))
+
+
+def _words(text: str) -> str:
+    return _links(_scripts(html.escape(_greek(text), quote=False)))
 
 
 def _symbols(text: str) -> str:
@@ -83,12 +97,17 @@ def _scripts(text: str) -> str:
 
 
 def _index(found: re.Match[str]) -> str:
-    """A letter takes any index, a word a short one: `x_proj`, `log_rate` and `dt_proj` are names of tensors."""
     base, index = found[1], found[2]
-    word = len(base) > 1 and base[0].islower() and base[0].isascii()
-    if index == "proj" or (word and len(index) > 2 and not index.startswith("{")):
+    if _is_name(base, index):
         return found[0]
     return f"{OPERATORS.get(base, base)}<sub>{_inner(index)}</sub>"
+
+
+def _is_name(base: str, index: str) -> bool:
+    """A letter takes any index, a word a short one: `x_proj`, `log_rate` and `dt_proj` are names of tensors."""
+    word = len(base) > 1 and base.isascii() and base[0].islower()
+    long = len(index) > 2 and not index.startswith("{")
+    return index == "proj" or (word and long)
 
 
 def _inner(text: str) -> str:

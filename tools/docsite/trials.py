@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
-import re
+import ast
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from docsite import maths
@@ -14,11 +13,14 @@ from mixwell import claims as claim_files
 from mixwell.core import units
 
 
-def section(claims: Mapping[str, Claim]) -> str:
-    """All claims of a method; says so where there is none."""
-    if not claims:
-        return "No claim of this method has been tried yet."
-    return "\n\n".join(_one(name, claim) for name, claim in claims.items())
+def shown(name: str, claim: Claim) -> dict[str, Any]:
+    """A claim as its template asks for it."""
+    rows = _rows(claim.get("values"))
+    width = max(map(len, rows.values()), default=0)
+    note = claim.get("note") or ""
+    return {"name": name, "outcome": claim["outcome"], "words": maths.prose(claim["claim"]), "facts": facts(claim),
+            "note": maths.prose(note), "rows": rows, "seeds": [f"seed {seed}" for seed in range(1, width + 1)],
+            "design": [maths.prose(part) for part in _design(name)]}
 
 
 def verdict(claims: Sequence[Claim]) -> str:
@@ -26,72 +28,71 @@ def verdict(claims: Sequence[Claim]) -> str:
     if not claims:
         return "No claim was tried."
     counts = Counter(claim["outcome"] for claim in claims)
-    parts = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-    return f"{len(claims)} claim{'' if len(claims) == 1 else 's'}: {parts}."
+    told = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
+    noun = "claim" if len(claims) == 1 else "claims"
+    return f"{len(claims)} {noun}: {', '.join(told)}."
 
 
-def _one(name: str, claim: Claim) -> str:
-    outcome = claim["outcome"]
-    head = (f'<p><span class="outcome {outcome.replace(" ", "-")}">{outcome}</span> '
-            f"<strong>{maths.prose(claim['claim'])}</strong></p>")
-    note = f"<p>{maths.prose(claim['note'])}</p>" if claim.get("note") else ""
-    return (f'<div class="claim">{head}{_facts(claim)}{note}{_values(claim.get("values"))}{_design(name)}'
-            f"<p>Try it: <code>mixwell claims {name}</code></p></div>")
+FACTS: dict[str, Callable[[Claim], str]] = {
+    "metric": lambda claim: claim.get("metric") or "",
+    "effect": lambda claim: effect(claim),
+    "interval": lambda claim: _interval(claim.get("interval")),
+    "margin": lambda claim: _number(claim.get("margin", claim.get("at_least"))),
+    "seeds": lambda claim: str(claim.get("seeds") or ""),
+    "time": lambda claim: _seconds(claim.get("seconds")),
+    "machine": lambda claim: _machine(claim.get("machine") or {}),
+    "date": lambda claim: claim.get("date") or "",
+}
 
 
-def _facts(claim: Claim) -> str:
+def facts(claim: Claim) -> dict[str, Any]:
     """What was measured, as far as the entry tells."""
-    where = claim.get("machine") or {}
-    threads = where.get("threads")
-    machine = ", ".join(part for part in (where.get("cpu"), f"threads {threads}" if threads else None) if part)
-    facts = {"metric": claim.get("metric"), "effect": effect(claim), "interval": _interval(claim.get("interval")),
-             "margin": _number(claim.get("margin", claim.get("at_least"))), "seeds": str(claim.get("seeds") or ""),
-             "time": units.seconds(claim["seconds"]) if units.is_number(claim.get("seconds")) else "",
-             "machine": machine, "date": claim.get("date")}
-    told = {name: maths.prose(value) for name, value in facts.items() if value}
-    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in told.items())
-    return f"<dl>{items}</dl>" if items else ""
+    told = {name: read(claim) for name, read in FACTS.items()}
+    return {name: maths.prose(value) for name, value in told.items() if value}
 
 
 def effect(claim: Claim) -> str:
     """`+0.031 ± 0.004`: method minus baseline, positive where it favours the method."""
-    value = claim.get("effect")
+    value, spread = claim.get("effect"), claim.get("spread")
     if not units.is_number(value):
         return ""
-    spread = claim.get("spread")
-    sign = "+" if value > 0 else ""
-    return f"{sign}{units.number(value)}" + (f" ± {units.number(spread, 2)}" if units.is_number(spread) else "")
+    signed = units.number(value) if value <= 0 else f"+{units.number(value)}"
+    return f"{signed} ± {units.number(spread, 2)}" if units.is_number(spread) else signed
 
 
 def _interval(found: Any) -> str:
-    if not (isinstance(found, Sequence) and len(found) == 2 and all(map(units.is_number, found))):
+    if not isinstance(found, Sequence) or len(found) != 2:
         return ""
-    return f"{units.number(found[0])} to {units.number(found[1])}"
+    low, high = map(_number, found)
+    return f"{low} to {high}" if low and high else ""
 
 
 def _number(value: Any) -> str:
     return units.number(value) if units.is_number(value) else ""
 
 
-def _values(values: Any) -> str:
-    """A row for each measured side, a column for each seed."""
-    if not isinstance(values, Mapping) or not values:
-        return ""
-    sides = {name: row if isinstance(row, Sequence) and not isinstance(row, str) else [row]
-             for name, row in values.items()}
-    width = max(map(len, sides.values()))
-    head = "<th></th>" + "".join(f"<th>seed {seed + 1}</th>" for seed in range(width))
-    rows = "".join(f"<tr><td>{html.escape(name.replace('_', ' '))}</td>"
-                   + "".join(f"<td>{_number(value)}</td>" for value in row) + "</tr>" for name, row in sides.items())
-    return (f'<div class="scroll"><table class="values"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-            "</div>")
+def _seconds(value: Any) -> str:
+    return units.seconds(value) if units.is_number(value) else ""
 
 
-def _design(name: str) -> str:
-    """How the claim is tried and what would count against it, from the claim file's docstring."""
+def _machine(where: Mapping[str, Any]) -> str:
+    threads = where.get("threads")
+    told = [where.get("cpu"), f"threads {threads}" if threads else None]
+    return ", ".join(part for part in told if part)
+
+
+def _rows(values: Any) -> dict[str, list[str]]:
+    """What was measured on each side, seed by seed."""
+    if not isinstance(values, Mapping):
+        return {}
+    listed = {name: row if isinstance(row, list) else [row] for name, row in values.items()}
+    return {name.replace("_", " "): [_number(value) for value in row] for name, row in listed.items()}
+
+
+def _design(name: str) -> list[str]:
+    """How the claim is tried and what would count against it: its file's docstring but for the first paragraph."""
     path = claim_files.ROOT.joinpath(*name.split(".")).with_suffix(".py")
     if not path.exists():
-        return ""
-    found = re.match(r'"""(.*?)"""', path.read_text(encoding="utf-8"), re.DOTALL)
-    paragraphs = found[1].strip().split("\n\n")[1:] if found else []
-    return "".join(f"<p>{maths.prose(part)}</p>" for part in paragraphs)
+        return []
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n\n")[1:]

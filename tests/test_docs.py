@@ -108,8 +108,9 @@ def test_ascii_mathematics_becomes_html_and_words_stay(text, html):
 
 
 def test_prose_links_papers_and_names_of_methods():
-    seen = maths.prose("see\n `a.b` (arXiv:2401.04088), 1e-4 - x", lambda code: f"[{code}]")
-    assert seen == 'see [a.b] (<a href="https://arxiv.org/abs/2401.04088">arXiv:2401.04088</a>), 1e-4 - x'
+    seen = maths.prose("see\n `a.b` (arXiv:2401.04088), 1e-4 - x_i, z_loss", lambda code: f"[{code}]")
+    link = '<a href="https://arxiv.org/abs/2401.04088">arXiv:2401.04088</a>'
+    assert seen == f"see [a.b] ({link}), 1e-4 - x<sub>i</sub>, z_loss"
 
 
 def test_equations_keep_the_lines_that_the_card_indents():

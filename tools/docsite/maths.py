@@ -76,7 +76,7 @@ def _mathematics(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    return _links(_scripts(html.escape(_greek(text), quote=False)))
+    return _links(_scripts(html.escape(_greek(text), quote=False), longest=3))
 
 
 def _symbols(text: str) -> str:
@@ -91,8 +91,9 @@ def _greek(text: str) -> str:
     return _GREEK.sub(lambda found: GREEK[found[1]], text)
 
 
-def _scripts(text: str) -> str:
-    text = _INDEX.sub(_index, text)
+def _scripts(text: str, longest: int = 20) -> str:
+    """Indices of at most `longest` signs (among words a longer one is part of a name: `z_loss`), and powers."""
+    text = _INDEX.sub(lambda found: found[0] if len(found[2].strip("{}")) > longest else _index(found), text)
     return _POWER.sub(lambda found: f"<sup>{_inner(found[1])}</sup>", text)
 
 

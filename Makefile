@@ -23,7 +23,7 @@ lint: $(STAMP)
 # The site, into site/; its builder is fetched the first time, nothing is fetched while it builds.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo "open site/index.html"
+	@echo "open site/index.html; its search box asks for a server: $(BIN)/python -m http.server -d site"
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.data import Document, split_documents, write_shards
+from mixwell.lm.data import write_shards
+from mixwell.lm.documents import Document
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.splitting import split_documents
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.lm.training.loop import TrainConfig, train
 

@@ -105,13 +105,16 @@ def test_experts_lie_apart_or_together(fused, tmp_path):
     assert torch.equal(logits(mixwell.load(folder).eval()), logits(model))
 
 
-def test_types_follow_the_file_or_the_wish(tmp_path):
+def test_types_follow_the_file_the_machine_or_the_wish(tmp_path, monkeypatch):
     folder = build(torch.bfloat16).save(tmp_path / "model")
     assert config_of(folder)["dtype"] == "bfloat16"
-    for wish, wanted in (("auto", torch.bfloat16), ("fp32", torch.float32), (torch.float64, torch.float64)):
+    for wish, wanted in (("bf16", torch.bfloat16), ("fp32", torch.float32), (torch.float64, torch.float64)):
         model = mixwell.load(folder, wish)
         assert model.dtype == model.embed.weight.dtype == wanted
         assert model(TOKENS).logits_BTV.dtype == torch.promote_types(wanted, torch.float32)
+    for fast in (torch.bfloat16, torch.float32):  # what the machine at hand is found to be quick in
+        monkeypatch.setattr(folders, "compute_dtype", lambda fast=fast: fast)
+        assert mixwell.load(folder).dtype == fast
     assert mixwell.load(folder).norm.weight.dtype == torch.float32
     with pytest.raises(MixwellError, match="dtype 'int4' is not known; expected auto, fp32"):
         mixwell.load(folder, "int4")

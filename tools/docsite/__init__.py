@@ -1,0 +1,1 @@
+"""The documentation site's pages, made from the methods' cards, their options and the evidence."""

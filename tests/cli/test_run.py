@@ -5,9 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -124,39 +121,44 @@ def test_our_own_faults_keep_their_trace(monkeypatch, tmp_path):
     assert isinstance(call("run", "--out", tmp_path).exception, ZeroDivisionError)
 
 
-def test_being_asked_to_end_is_ctrl_c(monkeypatch, tmp_path):
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def test_being_asked_to_end_is_ctrl_c_with_its_own_exit_code(monkeypatch, tmp_path, ctrl_c):
     from mixwell.run import engine
 
     usual = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(engine, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(engine, "run", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    previous = signal.signal(signal.SIGINT, ctrl_c)
     try:
-        assert call("run", "--out", tmp_path).exit_code == 130
+        done = call("run", "--out", tmp_path)
     finally:
         signal.signal(signal.SIGINT, previous)
+    assert (done.exit_code, done.stderr) == (143, "stopped; run the same command to go on\n")
     assert signal.getsignal(signal.SIGTERM) == usual
 
 
-@pytest.mark.slow
-def test_ctrl_c_keeps_what_is_finished(ran, tmp_path):
-    words = [sys.executable, "-m", "mixwell.cli.main", "run", str(ran[0]), "--out", str(tmp_path), "train.log_every=1"]
-    words.append("stages.dense.train.tokens=9M")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    for _ in range(1200):
-        assert process.poll() is None, process.communicate()
-        if any(len(p.read_text().splitlines()) > 2 for p in tmp_path.glob("stages/.work-dense-*/metrics.jsonl")):
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and told.strip() == "stopped; run the same command to go on"
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_is_finished(ran, tmp_path, monkeypatch, number, code):
+    steps, real = [], Bar.advanced
+
+    def advanced(bar, planned, share, words):
+        real(bar, planned, share, words)
+        if planned.stage.id == "dense" and words.startswith("loss"):
+            steps.append(share)
+            if len(steps) == 3:
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(Bar, "advanced", advanced)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = call("run", ran[0], "--out", tmp_path, "stages.dense.train.tokens=9M")
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert (done.exit_code, done.stderr) == (code, "stopped; run the same command to go on\n")
     names = {p.name.rpartition("-")[0] for p in (tmp_path / "stages").glob("[a-z]*")}
     assert names == {"data", "tokenizer", "tokens", "model"}
     assert [p.name[:11] for p in (tmp_path / "stages").glob(".*")] == [".work-dense"], "one training, to go on with"
     state = next(tmp_path.glob("stages/.work-dense-*/state/state.json"))
-    assert json.loads(state.read_text())["step"] >= 2
+    assert json.loads(state.read_text())["step"] == 3
 
 
 def planned(id, seconds, evaluation=0.0, cached=False, epochs=None):

@@ -7,11 +7,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +18,7 @@ from typing import Any
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import whole_folder, write_text
+from mixwell.core.interrupts import postponed
 from mixwell.core.tensors import SINGLE
 from mixwell.tables import reading as tables
 from mixwell.tables.columns import SKIP, Column, choose, encode
@@ -69,7 +68,8 @@ def fit(table: Any = None, *, components: Iterable[int] = range(1, 9), family: s
     fitted = FittedMixture(columns=tuple(chosen), estimator=model, choice=choice, source=source.name, rows=len(x_ND),
                            seed=seed)
     if out is not None:
-        with _undisturbed(lambda: told and told(choice.planned, choice.planned, WRITING)):
+        # a search of hours is not lost in the seconds of its report
+        with postponed(lambda: told and told(choice.planned, choice.planned, WRITING)):
             write(fitted, source, x_ND, out, against=against, started=started, seconds=time.perf_counter() - began)
     return fitted
 
@@ -155,26 +155,6 @@ def _writable(path: str | Path) -> Iterator[None]:
         in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
         why = "a file is where a folder is needed" if in_the_way else error.strerror or error
         raise MixwellError(f"cannot write {path} ({why}); name another place with --out.") from error
-
-
-@contextmanager
-def _undisturbed(say: Callable[[], object]) -> Iterator[None]:
-    """The first Ctrl-C only leads to `say`: a search of hours is not lost in the seconds of its report. The second
-    interrupts as usual."""
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
-        yield  # someone else decides what Ctrl-C means here
-        return
-
-    def once(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, usual)
-        say()
-
-    signal.signal(signal.SIGINT, once)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def predict_file(model: str | Path, table: Any, out: str | Path, *, unknown: str = "error") -> int:

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+import mixwell
 from mixwell.cli.main import app
 from mixwell.cli.progress import Bar
 from mixwell.core.errors import MixwellError
@@ -75,6 +76,29 @@ def test_apply_prints_the_receipt(ran, tmp_path):
     assert "max_logit_error" in done.stdout and "promised: at most 0.001" in done.stdout
     lineage = json.loads((tmp_path / "moe" / "mixwell.json").read_text())["lineage"]
     assert lineage[-1]["config"]["num_experts"] == 3 and lineage[-1]["config"]["router"] == {"k": 2}
+
+
+def test_a_model_is_named_by_run_and_stage(ran, tmp_path, monkeypatch):
+    monkeypatch.chdir(ran[1].parent)
+    done = call("apply", "upcycle", "--in", f"{ran[1].name}:dense", "--out", tmp_path / "moe", "num_experts=2")
+    assert done.exit_code == 0, done.output
+    folder = next(ran[1].glob("stages/moe-trained-????????"))
+    found = [call("apply", "experts.analysis.load", "--in", place).stdout
+             for place in (f"{ran[1].name}:moe-trained", folder, folder / "model")]
+    assert json.loads(found[0])["layers"] and found == [found[0]] * 3
+
+
+def test_a_recipe_and_python_take_the_stage_of_a_run(ran, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "again.yaml"
+    file.write_text(tiny.RECIPE.format(folder=ran[0].parent, seed=0, tokens=0).split("stages:")[0]
+                    .replace("model: {dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 16}", f"model: {ran[1]}:dense")
+                    .replace("tokenizer: {vocab_size: 300}\n", "") + "stages: [{id: more, train: {tokens: 300}}]\n")
+    done = call("run", file, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    lineage = mixwell.load(f"{tmp_path / 'out'}:more").lineage
+    assert [line["id"] for line in lineage] == ["model", "dense", "more"]
+    assert "Did you mean 'dense'?" in call("run", file, f"model={ran[1]}:dens").stderr
 
 
 @pytest.mark.parametrize(("words", "told"), [

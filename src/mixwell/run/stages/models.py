@@ -19,6 +19,7 @@ from mixwell.lm import checkpoint
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.run.paths import find_model
 from mixwell.run.stages._parts import Job, Stage, with_tokenizer
 
 DENSE, MIXTURE = "experts.layers.swiglu", "experts.layers.moe"
@@ -96,15 +97,21 @@ def describe(model: LanguageModel) -> dict[str, Any]:
 class LoadConfig:
     """A model that is there already."""
 
-    path: str  # Hugging Face folder
+    path: str  # Hugging Face folder; in a recipe a run's stage, too
+
+
+def parse_load(options: Mapping[str, Any], where: str) -> LoadConfig:
+    """The stage's config from plain data, with the folder that a run's stage or a stage's folder stands for."""
+    config = from_dict(LoadConfig, options, where)
+    try:
+        return LoadConfig(path=str(find_model(config.path)))
+    except MixwellError as error:
+        raise MixwellError(f"{where}: {error}") from error
 
 
 def load_fingerprint(stage: Stage) -> str:
     """Digest of every file of the folder."""
-    folder = Path(stage.config.path)
-    if not folder.is_dir():
-        raise MixwellError(f"model: {folder} is not a folder; expected a Hugging Face model folder.")
-    files = [f for f in sorted(folder.iterdir()) if f.is_file()]
+    files = [f for f in sorted(Path(stage.config.path).iterdir()) if f.is_file()]
     return digest({f.name: _digest_once(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files})
 
 

@@ -111,12 +111,28 @@ def test_a_recipe_and_python_take_the_stage_of_a_run(ran, tmp_path, monkeypatch)
     (["apply", "convert.upcycle", "--in", "/no/such", "--out", "x"], "/no/such is not a folder"),
     (["apply", "convert.upcycle", "--in", "a", "--out", "x", "num_experts"], "expected key=value"),
     (["report", "/no/such"], "/no/such/run.json is not there"),
+    (["run", "--out", "a-file"], "a-file is there and is no folder"),
+    (["run", "--dry-run", "--out", "a-file/x"], "cannot write a-file/x (a file is where a folder is needed)"),
+    (["run", "--out", "other"], "other is there already and holds 'notes.txt'"),
+    (["run", "--out", "compared"], "compared is there already and holds 'compare.json'"),
+    (["compare", "--vary", "model.dim=32,64", "--out", "ran"], "ran is there already and holds 'run.json'"),
+    (["apply", "convert.upcycle", "--in", "/no/such", "--out", "other"], "other is there already and holds"),
+    (["apply", "convert.upcycle", "--in", "/no/such", "--out", "a-file/x/y"], "cannot write a-file/x/y"),
+    (["apply", "experts.analysis.load", "--in", "/no/such", "--out", "other"], "other is a folder; expected a file"),
+    (["apply", "experts.analysis.load", "--in", "/no/such", "--out", "a-file/x.json"], "cannot write a-file/x.json"),
+    (["report", "ran", "--out", "other"], "other is a folder; expected a file"),
+    (["claims", "experts.hash", "--save", "a-file"], "cannot write a-file"),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)
+    for name in ("a-file", "other/notes.txt", "compared/compare.json", "compared/stages/x", "ran/run.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    before = sorted(tmp_path.rglob("*"))
     done = call(*words)
     assert done.exit_code == 2 and done.stdout.strip() == ""
     assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
     assert not any(p.suffix in (".safetensors", ".html") or p.name == "stage.json" for p in tmp_path.rglob("*"))
 
 

@@ -403,14 +403,14 @@ def test_rows_beyond_all_numbers_get_a_label_and_no_density(unit):
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(MixwellError, match="no fit of mixwell's"):
+    with pytest.raises(MixwellError, match="is there already and holds 'thesis.txt'"):
         lab_fit.fit(planted(), out=tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(MixwellError, match=r"holds 'thesis.txt' beside a fit, which would be lost"):
         lab_fit.fit(planted(), out=tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(MixwellError, match="pipe is there and is no fit"):
+    with pytest.raises(MixwellError, match="pipe is there and is no folder"):
         lab_fit.fit(planted(), out=tmp_path / "pipe")
 
 

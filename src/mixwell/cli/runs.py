@@ -136,9 +136,11 @@ def show_analysis(method: str, source: Path, target: Path | None, text: Path | N
     """Run an analysis; print its JSON, or write it to the file `target`."""
     import json
 
-    from mixwell.core.files import write_json
+    from mixwell.core.files import check_file, write_json
     from mixwell.run.analyse import analyse
 
+    if target is not None:
+        check_file(target)
     found = analyse(method, source, text=text, **values)
     if target is None:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
@@ -171,8 +173,10 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
     `mixwell report runs/standard-library`
     """
     from mixwell.compare import report as compare_report
+    from mixwell.core.files import check_file
     from mixwell.report import page as lab_report
 
+    check_file(out or folder / "report.html")
     build = compare_report.build if (folder / "compare.json").is_file() else lab_report.build
     made = build(folder, out or folder / "report.html")
     Console().print(f"report: {made}", highlight=False, soft_wrap=True)

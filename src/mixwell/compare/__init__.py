@@ -96,6 +96,7 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
     limits = parse_budget(budget) if isinstance(budget, str) else check_budget(recipes.counted(dict(budget or {})))
     asked = chosen if isinstance(chosen, Recipe) else recipes.read(chosen)
     place = Path(out or default_folder(asked, vary))
+    engine.check_out(place, foreign="run.json")
     settled, size = sizing.settle(asked, place)
     base = with_training(settled, limits)
     if "bytes" in limits and any(path.endswith("hidden_dim") for path in vary):

@@ -11,6 +11,7 @@ from torch import Tensor
 from mixwell.core import machine, registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
+from mixwell.core.files import check_folder
 from mixwell.core.rng import generator
 from mixwell.lm import checkpoint
 from mixwell.lm.documents import Reader
@@ -35,8 +36,8 @@ def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | Non
     entry = registry.find(name) if "." in name else _short(name)
     if entry.room not in ROOMS:
         raise MixwellError(f"{entry.name} turns no checkpoint into another; expected a method of {' or '.join(ROOMS)}.")
-    if out is not None and Path(out).exists():
-        raise MixwellError(f"{out} is there already; choose a new folder, or remove it.")
+    if out is not None:
+        check_folder(out)
     config = from_dict(entry.module().Config, options, entry.name)
     before = model.to_checkpoint() if isinstance(model, LanguageModel) else checkpoint.read(find_model(model))
     tokens_BT = _read(text, before.files) if text is not None else _random(before.arch["vocab_size"], seed)

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from mixwell.core import machine
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError, disk_errors, suggest
-from mixwell.core.files import read_json, whole_folder, write_json
+from mixwell.core.files import check_folder, read_json, whole_folder, write_json
 from mixwell.run import recipe, sizing
 from mixwell.run.costs import Costs, Prediction
 from mixwell.run.keys import evaluation_key, stage_keys
@@ -96,6 +96,11 @@ def default_folder(chosen: Recipe) -> Path:
     return Path("runs") / chosen.name
 
 
+def check_out(out: Path, foreign: str = "compare.json") -> None:
+    """Raise where a run cannot write into `out`: a file, a folder of other things, or one that holds `foreign`."""
+    check_folder(out, own=("stages", "run.json", "compare.json"), foreign=(foreign,))
+
+
 def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,
          predict: bool = True) -> list[Planned]:
     """What a run would do now. Nothing is written but the cache of measurements.
@@ -103,6 +108,7 @@ def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | Non
     from_stage: this stage and those after it are done again, though they are there. An unknown one raises.
     """
     place = Path(out or default_folder(chosen))
+    check_out(place)
     settled, _ = sizing.settle(chosen, place)
     return plan_stages(settled, recipe.stages(settled), place, from_stage=from_stage, predict=predict)
 
@@ -157,6 +163,7 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
     """
     out, observer = Path(out or default_folder(chosen)), observer or Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
+    check_out(out)
     with locked(out):
         asked, (chosen, size) = chosen, sizing.settle(chosen, out)
         sizing.keep(asked, size, out)
@@ -188,7 +195,11 @@ def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the folder for this process. The system lets go of the lock when the process ends, however it ends."""
+    """Hold the folder for this process. The system lets go of the lock when the process ends, however it ends.
+
+    A folder that is made for the lock and gets nothing else, since a mistake is told first, is taken away again.
+    """
+    created = [path for path in (out, *out.parents) if not path.exists()]
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with open(out / ".lock", "a+", encoding="utf-8") as file:
@@ -201,7 +212,19 @@ def locked(out: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                _take_away(created)
+
+
+def _take_away(created: Sequence[Path]) -> None:
+    """Remove folders, innermost first, the first of which holds a lock and nothing else."""
+    if created and [path.name for path in created[0].iterdir()] == [".lock"]:
+        (created[0] / ".lock").unlink()
+        with suppress(OSError):  # a parent may have got something else meanwhile
+            for folder in created:
+                folder.rmdir()
 
 
 def tidy(stages: Path, finished: set[Path]) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import mixwell
 from mixwell.cli.main import app
 from mixwell.cli.progress import Bar
+from mixwell.core import measured
 from mixwell.core.errors import MixwellError
 from tests.run import tiny
 
@@ -199,6 +200,29 @@ def test_a_signal_keeps_what_is_finished(ran, tmp_path, monkeypatch, number, cod
     assert [p.name[:11] for p in (tmp_path / "stages").glob(".*")] == [".work-dense"], "one training, to go on with"
     state = next(tmp_path.glob("stages/.work-dense-*/state/state.json"))
     assert json.loads(state.read_text())["step"] == 3
+
+
+def test_getting_ready_says_what_is_done(ran, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Bar, "preparing", lambda bar, words: said.append(words))
+    done = call("run", ran[0], "--out", tmp_path / "new", "--dry-run", *SHORT)
+    assert done.exit_code == 0, done.output
+    assert said[0] == "look at the text" and "time the tokenizer on a sample of the text" in said
+    for start in ("time a training step of model", "time dense reading text", "time the conversion to moe"):
+        assert any(words.startswith(start) for words in said), start
+    bar = Bar(Console(quiet=True))
+    monkeypatch.undo()
+    bar.preparing("time")
+    assert bar.bar.tasks[0].description == "get ready · time"
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_predictions_made_on_a_busy_machine_are_told(ran, tmp_path, monkeypatch, busy):
+    monkeypatch.setattr(measured, "disturbed", lambda *, own: ["x"] if busy and own else [])
+    for more in (["--dry-run"], []):
+        done = call("run", ran[0], "--out", tmp_path / "new", *more, *SHORT)
+        assert done.exit_code == 0 and ("other programs kept this machine busy" in done.stdout) == busy
 
 
 def planned(id, seconds, evaluation=0.0, cached=False, epochs=None):

@@ -51,7 +51,9 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     chosen = recipe.read(path, overrides)
     console = Console()
     if dry_run:
-        show_plan(console, engine.plan(chosen, out, from_stage=from_stage))
+        with Bar(console) as bar:
+            planned = engine.plan(chosen, out, from_stage=from_stage, told=bar.preparing)
+        show_plan(console, planned)
         return
     with Bar(console) as bar:
         made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
@@ -70,7 +72,7 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     """A table of what would run."""
     from rich.table import Table
 
-    from mixwell.cli.progress import repetitions
+    from mixwell.cli.progress import repetitions, tell_disturbed
     from mixwell.core.units import seconds, si
 
     table = Table(box=None, pad_edge=False)
@@ -87,6 +89,7 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     peak = max((p.predicted.peak_bytes or 0.0 for p in stages), default=0.0)
     console.print(f"together: {seconds(total)}, {si(peak, 'B')} of memory at most" if total else "nothing to do",
                   highlight=False)
+    tell_disturbed(console)
     for text in repetitions(stages):
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
 

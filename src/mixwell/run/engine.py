@@ -25,7 +25,7 @@ from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError, disk_errors, suggest
 from mixwell.core.files import check_folder, read_json, whole_folder, write_json
 from mixwell.run import recipe, sizing
-from mixwell.run.costs import Costs, Prediction
+from mixwell.run.costs import Costs, Prediction, Told
 from mixwell.run.keys import evaluation_key, stage_keys
 from mixwell.run.recipe import Recipe
 from mixwell.run.sizing import Size
@@ -59,6 +59,9 @@ class Observer(Protocol):
     def fitted(self, about: str, size: Size) -> None:
         """What is learnt from the run, and how it was fitted to the machine; only where the recipe asked for it."""
 
+    def preparing(self, words: str) -> None:
+        """What is done to know what the run will do and take."""
+
     def planned(self, stages: Sequence[Planned]) -> None:
         """The stages of the run, before the first one starts."""
 
@@ -78,6 +81,9 @@ class Silent:
     def fitted(self, about: str, size: Size) -> None:
         pass
 
+    def preparing(self, words: str) -> None:
+        pass
+
     def planned(self, stages: Sequence[Planned]) -> None:
         pass
 
@@ -91,6 +97,10 @@ class Silent:
         pass
 
 
+def _silent(words: str) -> None:
+    pass
+
+
 def default_folder(chosen: Recipe) -> Path:
     """Where a recipe runs unless told otherwise: `runs/<name>`."""
     return Path("runs") / chosen.name
@@ -102,25 +112,28 @@ def check_out(out: Path, foreign: str = "compare.json") -> None:
 
 
 def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,
-         predict: bool = True) -> list[Planned]:
-    """What a run would do now. Nothing is written but the cache of measurements.
+         predict: bool = True, told: Told = _silent) -> list[Planned]:
+    """What a run would do now. Nothing is written but the caches of measurements and of what files hold.
 
-    from_stage: this stage and those after it are done again, though they are there. An unknown one raises.
+    from_stage: this stage and those after it are done again, though they are there. An unknown one raises. told: hears
+    what is read and measured.
     """
     place = Path(out or default_folder(chosen))
     check_out(place)
-    settled, _ = sizing.settle(chosen, place)
-    return plan_stages(settled, recipe.stages(settled), place, from_stage=from_stage, predict=predict)
+    settled, _ = sizing.settle(chosen, place, told)
+    stages = recipe.stages(settled)
+    return plan_stages(settled, stages, place, from_stage=from_stage, predict=predict, told=told)
 
 
 def plan_stages(chosen: Recipe, stages: Sequence[Stage], out: Path, *, from_stage: str | None = None,
-                predict: bool = True) -> list[Planned]:
+                predict: bool = True, told: Told = _silent) -> list[Planned]:
     """`plan` for stages that were resolved already, with the evaluation and the threads of `chosen`."""
     redone = _redone(stages, from_stage)
     threads = machine.threads(chosen.threads)
     torch.set_num_threads(threads)
+    told("look at the text")
     keys = stage_keys(stages, threads)
-    costs = Costs(stages, threads) if predict else None
+    costs = Costs(stages, threads, told) if predict else None
     return [_planned(stage, keys, out, stage.id in redone, chosen, costs) for stage in stages]
 
 
@@ -165,11 +178,11 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
     started, clock = datetime.now(UTC), time.perf_counter()
     check_out(out)
     with locked(out):
-        asked, (chosen, size) = chosen, sizing.settle(chosen, out)
+        asked, (chosen, size) = chosen, sizing.settle(chosen, out, observer.preparing)
         sizing.keep(asked, size, out)
         if size is not None:
             observer.fitted(chosen.about, size)
-        todo = plan(chosen, out, from_stage=from_stage)
+        todo = plan(chosen, out, from_stage=from_stage, told=observer.preparing)
         tidy(out / "stages", {p.folder for p in todo if p.cached})
         observer.planned(todo)
         records = []

@@ -75,6 +75,9 @@ def test_apply_prints_the_receipt(ran, tmp_path):
     done = call("apply", "upcycle", "--in", source, "--out", tmp_path / "moe", "num_experts=3", "router.k=2")
     assert done.exit_code == 0, done.output
     assert "max_logit_error" in done.stdout and "promised: at most 0.001" in done.stdout
+    assert "measured on random tokens" in done.stdout and "give --text" in done.stdout
+    told = call("apply", "upcycle", "--in", source, "--out", tmp_path / "read", "--text", ran[0].parent / "left")
+    assert told.exit_code == 0 and "loss_before_nats" in told.stdout and "random" not in told.stdout
     lineage = json.loads((tmp_path / "moe" / "mixwell.json").read_text())["lineage"]
     assert lineage[-1]["config"]["num_experts"] == 3 and lineage[-1]["config"]["router"] == {"k": 2}
 
@@ -106,6 +109,7 @@ def test_a_recipe_and_python_take_the_stage_of_a_run(ran, tmp_path, monkeypatch)
     (["run", "none.yaml"], "none.yaml is not there"),
     (["run", "a.yaml", "b.yaml"], "expected one recipe"),
     (["run", "train.lrr=1"], "Did you mean 'lr'?"),
+    (["run", "train.lerning_rate=1"], "Did you mean 'lr'?"),
     (["run", "--from", "dens"], "Did you mean 'dense'?"),
     (["run", "model.num_heads=3"], "model: "),
     (["run", "data.domains={wiki: /no/such/folder}"], "data.domains.wiki: /no/such/folder is not there"),

@@ -100,3 +100,6 @@ def test_digests_depend_on_content_not_on_order(tmp_path):
 def test_suggest():
     assert suggest("top_kk", ["top_k", "hash"]) == " Did you mean 'top_k'?"
     assert suggest("zzz", ["top_k"]) == ""
+    assert suggest("learning_rate", ["tokens", "lr"]) == suggest("lerning-rate", ["lr"]) == " Did you mean 'lr'?"
+    assert suggest("bs", ["batch_size", "lr"]) == " Did you mean 'batch_size'?"
+    assert suggest("l", ["lr", "tokens"]) == " Did you mean 'lr'?" and suggest("x", ["xylophone_a"]) == ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from mixwell.cli import completion
 from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
 
@@ -95,7 +96,8 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
 
 
 @one_line
-def apply(method: Annotated[str, typer.Argument(help="Name of the method, such as convert.upcycle.")],
+def apply(method: Annotated[str, typer.Argument(help="Name of the method, such as convert.upcycle.",
+                                                 autocompletion=completion.applied)],
           options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
                                                               help="Options of the method.")] = None,
           source: Annotated[Path, typer.Option("--in", help="Model folder to start from.")] = ...,  # type: ignore[assignment]
@@ -132,6 +134,9 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     done = run_method(method, source, out=target, text=text, seed=seed, **values)
     console = Console()
     show_receipt(console, done.lineage[-1]["receipt"])
+    if text is None:
+        console.print("measured on random tokens: the losses say how alike the two are, not how good; to know that, "
+                      "give --text", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"written: {target}", highlight=False, soft_wrap=True)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mixwell.core.checkpoint import Checkpoint
+from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file
@@ -52,16 +53,25 @@ def parse_build(options: Mapping[str, Any], where: str) -> BuildConfig:
 
 def _model_config(options: Mapping[str, Any], vocab_size: int, where: str) -> ModelConfig:
     values = {"vocab_size": vocab_size, **START, **options}
-    hidden = values.pop("hidden_dim", 2 * values["dim"] if isinstance(values["dim"], int) else 0)
+    given = {"hidden_dim": values.pop("hidden_dim")} if "hidden_dim" in values else {}
     words = {name: values.pop(name) for name in MIXTURE_WORDS if name in values}
     mixer = values.setdefault("channel_mixer", {"method": MIXTURE if words else DENSE})
     if isinstance(mixer, Mapping):
         if twice := sorted(set(words) & set(mixer)):
             raise MixwellError(f"{where}: {twice[0]!r} stands twice, in channel_mixer and beside it; keep one.")
-        values["channel_mixer"] = _with_method({"hidden_dim": hidden, **words, **mixer})
-    elif short := [*(["hidden_dim"] if "hidden_dim" in options else []), *words]:
+        given = given or _usual_width(mixer, values["dim"])
+        values["channel_mixer"] = _with_method({**given, **words, **mixer})
+    elif short := [*given, *words]:
         raise MixwellError(f"{where}: {short[0]} stands beside a list of channel mixers; write it into each of them.")
     return from_dict(ModelConfig, values, where)
+
+
+def _usual_width(mixer: Mapping[str, Any], dim: Any) -> dict[str, int]:
+    """Twice the model's width, for a channel mixer that has a hidden width; nothing for others."""
+    if not isinstance(dim, int) or not isinstance(mixer.get("method"), str):
+        return {}  # what is wrong is told where the config is made
+    config = registry.find(mixer["method"], within="experts.layers").module().Config
+    return {"hidden_dim": 2 * dim} if "hidden_dim" in {f.name for f in fields(config)} else {}
 
 
 def _with_method(mixer: dict[str, Any]) -> dict[str, Any]:

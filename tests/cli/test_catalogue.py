@@ -20,7 +20,8 @@ def call(*words):
 
 def test_torch_is_not_imported_to_list_show_or_help():
     code = ("import sys, mixwell\nfrom typer.testing import CliRunner\nfrom mixwell.cli.main import app\n"
-            "for words in (['list'], ['show', 'top_k'], ['--help'], ['run', '--help'], ['version'], ['--version'],\n              ['show', 'gaussian'], ['show', 'upcycle']):\n"
+            "for words in (['list'], ['show', 'top_k'], ['--help'], ['run', '--help'], ['version'], ['--version'],"
+            "              ['show', 'gaussian'], ['show', 'upcycle']):\n"
             "    assert CliRunner().invoke(app, words).exit_code == 0, words\n"
             "print(sorted({'torch', 'numpy', 'tokenizers', 'plotly', 'jinja2'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

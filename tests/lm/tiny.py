@@ -60,11 +60,19 @@ def serve(data: TokenData) -> None:
         folder, steps, last = line.rstrip("\n").split("\t")
         child = os.fork()
         if not child:
-            train(tiny_model(), data, tiny_config(tokens=32 * int(steps)), Path(folder),
-                  progress=lambda step, share, info: signal.pause() if step == int(last) else None)
+            train(tiny_model(), data, tiny_config(tokens=32 * int(steps)), Path(folder), progress=waiting_at(int(last)))
             os._exit(0)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def waiting_at(last: int):
+    """A callback that waits for ever at that step."""
+    def progress(step, share, info):
+        if step == last:
+            signal.pause()
+
+    return progress
 
 
 if __name__ == "__main__":

@@ -403,7 +403,7 @@ def test_rows_beyond_all_numbers_get_a_label_and_no_density(unit):
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(MixwellError, match="is there already and holds 'thesis.txt'"):
+    with pytest.raises(MixwellError, match=r"is there already and holds 'thesis\.txt'"):
         lab_fit.fit(planted(), out=tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     (tmp_path / FILE).write_text("{}")

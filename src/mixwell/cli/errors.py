@@ -39,7 +39,9 @@ def one_line(command: Callable[..., Any] | None = None, *,
         except KeyboardInterrupt:
             tell(stopped, TERMINATED if terminate.came else STOPPED)
         except typer.Exit as end:
-            raise typer.Exit(TERMINATED) if terminate.came and end.exit_code == STOPPED else end
+            if terminate.came and end.exit_code == STOPPED:
+                raise typer.Exit(TERMINATED) from end
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

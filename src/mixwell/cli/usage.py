@@ -114,7 +114,7 @@ def _constructors(path: Path, found: ast.ClassDef) -> Iterator[list[tuple[str, s
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             yield _arguments(node)[1:]
     if any("dataclass" in ast.unparse(mark) for mark in found.decorator_list):
-        yield [(ast.unparse(f.target), ast.unparse(f.annotation), f.value and ast.unparse(f.value))
+        yield [(ast.unparse(f.target), ast.unparse(f.annotation), _text(f.value))
                for f in _fields(found)]
     for base in found.bases:
         place, parent = _defined(path, ast.unparse(base).partition("[")[0])
@@ -125,12 +125,12 @@ def _constructors(path: Path, found: ast.ClassDef) -> Iterator[list[tuple[str, s
 def _defined(path: Path, name: str) -> tuple[Path, ast.ClassDef | None]:
     """The class that `name` means in a file: its own, or one that it imports from mixwell."""
     tree = _tree(path)
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mixwell."):
-            if name in [alias.asname or alias.name for alias in node.names]:
-                place = ROOT.parent.joinpath(*str(node.module).split(".")).with_suffix(".py")
-                return place, _class(_tree(place), name) if place.is_file() else None
-    return path, _class(tree, name)
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module is not None]
+    source = next((node.module for node in imports if name in [alias.name for alias in node.names]), None)
+    if source is None:
+        return path, _class(tree, name)
+    place = ROOT.parent.joinpath(*str(source).split(".")).with_suffix(".py")
+    return place, _class(_tree(place), name) if place.is_file() else None
 
 
 def _arguments(function: ast.FunctionDef) -> list[tuple[str, str, str | None]]:
@@ -138,8 +138,11 @@ def _arguments(function: ast.FunctionDef) -> list[tuple[str, str, str | None]]:
     spec = function.args
     plain = [*spec.posonlyargs, *spec.args]
     defaults = [None] * (len(plain) - len(spec.defaults)) + [*spec.defaults, *spec.kw_defaults]
-    return [(a.arg, ast.unparse(a.annotation) if a.annotation else "", d and ast.unparse(d))
-            for a, d in zip([*plain, *spec.kwonlyargs], defaults)]
+    return [(a.arg, _text(a.annotation) or "", _text(d)) for a, d in zip([*plain, *spec.kwonlyargs], defaults)]
+
+
+def _text(node: ast.expr | None) -> str | None:
+    return None if node is None else ast.unparse(node)
 
 
 def _written(name: str, kind: str, default: str | None) -> str:

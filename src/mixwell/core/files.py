@@ -124,7 +124,7 @@ def check_folder(path: str | Path, own: Collection[str] = (), foreign: Collectio
 
 
 def check_file(path: str | Path) -> None:
-    """Raise `MixwellError` unless a file can be written at `path`, new or in the place of one; leaves nothing behind."""
+    """Raise `MixwellError` unless a file can be written at `path`, new or in another's place; nothing is left behind."""
     path = Path(path)
     with refusals(path):
         if path.is_dir():
@@ -133,7 +133,7 @@ def check_file(path: str | Path) -> None:
 
 
 @contextmanager
-def refusals(path: Path) -> Iterator[None]:
+def refusals(path: str | Path) -> Iterator[None]:
     """What the system refuses to write becomes one line."""
     try:
         yield

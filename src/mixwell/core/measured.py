@@ -34,7 +34,8 @@ def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1) 
 
     what: plain data that tells this measurement from others. threads: how many the measurement computes with.
     A measurement disturbed by other programs is used now and made again by a later process that finds the machine
-    free; of several disturbed ones the newest stands. A cache that cannot be read or written costs the time of measuring and nothing else.
+    free; of several disturbed ones the newest stands. A cache that cannot be read or written costs the time of
+    measuring and nothing else.
     """
     key = digest([what, machine.cpu_model(), machine.capability(), threads, metadata.version("torch")])
     place = cache_file(), key

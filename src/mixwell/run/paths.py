@@ -42,7 +42,8 @@ def find_model(name: str | Path) -> Path:
     if (path / STAGE).is_file():
         return stage_model(path)
     if path.is_dir() and _is_run(path):
-        raise MixwellError(f"{path} is a run; name one of its stages: {_listed(_spec(path, id) for id in models(path))}.")
+        known = _listed(f"{path}:{id}" for id in models(path))
+        raise MixwellError(f"{path} is a run; name one of its stages: {known}.")
     if not path.is_dir():
         near = suggest(path.name, _names(path.parent))
         raise MixwellError(f"{path} is not a folder.{near} Expected a model folder, a stage's folder, or a run's stage "
@@ -95,10 +96,6 @@ def stage_model(folder: Path) -> Path:
     if not model.is_dir():
         raise MixwellError(f"{folder} holds no model; expected a stage that made one.")
     return model
-
-
-def _spec(run: Path, id: str) -> str:
-    return f"{run}:{id}"
 
 
 def _model_of(stage: Path) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from mixwell.core.checkpoint import Checkpoint
 from mixwell.core import registry
+from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file

@@ -124,7 +124,7 @@ def check_folder(path: str | Path, own: Collection[str] = (), foreign: Collectio
 
 
 def check_file(path: str | Path) -> None:
-    """Raise `MixwellError` unless a file can be written at `path`, new or in another's place; nothing is left behind."""
+    """Raise `MixwellError` unless a file can be written at `path`, new or in another's place; leaves nothing behind."""
     path = Path(path)
     with refusals(path):
         if path.is_dir():

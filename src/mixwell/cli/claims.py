@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mixwell.cli.errors import FAILED, one_line, tell
-from mixwell.core.files import check_file
+from mixwell.report.targets import check_file
 
 STYLES = {"held": "green", "did not hold": "red", "not testable here": "yellow"}
 EVIDENCE = Path("docs") / "evidence"

@@ -144,7 +144,8 @@ def show_analysis(method: str, source: Path, target: Path | None, text: Path | N
     """Run an analysis; print its JSON, or write it to the file `target`."""
     import json
 
-    from mixwell.core.files import check_file, write_json
+    from mixwell.core.files import write_json
+    from mixwell.report.targets import check_file
     from mixwell.run.analyse import analyse
 
     if target is not None:
@@ -181,8 +182,8 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
     `mixwell report runs/standard-library`
     """
     from mixwell.compare import report as compare_report
-    from mixwell.core.files import check_file
     from mixwell.report import page as lab_report
+    from mixwell.report.targets import check_file
 
     check_file(out or folder / "report.html")
     build = compare_report.build if (folder / "compare.json").is_file() else lab_report.build

@@ -11,12 +11,12 @@ from torch import Tensor
 from mixwell.core import machine, registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import check_folder
 from mixwell.core.rng import generator
 from mixwell.lm import checkpoint
 from mixwell.lm.documents import Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.report.targets import check_folder
 from mixwell.run.paths import find_model
 from mixwell.run.stages.convert import LENGTH, ROWS, converted
 

@@ -23,7 +23,8 @@ import torch
 from mixwell.core import machine
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError, disk_errors, suggest
-from mixwell.core.files import check_folder, read_json, whole_folder, write_json
+from mixwell.core.files import read_json, whole_folder, write_json
+from mixwell.report.targets import check_folder
 from mixwell.run import recipe, sizing
 from mixwell.run.costs import Costs, Prediction, Told
 from mixwell.run.keys import evaluation_key, stage_keys
@@ -108,7 +109,7 @@ def default_folder(chosen: Recipe) -> Path:
 
 def check_out(out: Path, foreign: str = "compare.json") -> None:
     """Raise where a run cannot write into `out`: a file, a folder of other things, or one that holds `foreign`."""
-    check_folder(out, own=("stages", "run.json", "compare.json"), foreign=(foreign,))
+    check_folder(out, own=("stages", "run.json", "compare.json", sizing.FILE), foreign=(foreign,))
 
 
 def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,

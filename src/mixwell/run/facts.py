@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mixwell.core import measured
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, read_json, write_json
 
@@ -24,7 +25,7 @@ TICK_NS = 2_000_000_000  # no file system's clock is coarser
 
 def cache_file() -> Path:
     """Where findings are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixwell" / "facts.json"
+    return measured.cache_file().with_name("facts.json")
 
 
 def kept(what: Any, files: Iterable[Path], find: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def settle(chosen: Recipe, out: Path, told: Told = lambda words: None) -> tuple[
     """The recipe with every budget in tokens, and how it was fitted: as `keep` wrote it into `out`, else anew.
 
     A recipe that leaves nothing open comes back as it is. A reference to a stage that trains nothing, or that has
-    itself no budget of tokens, raises `MixwellError`.
+    itself no budget of tokens, raises `MixwellError`. told: hears what is measured.
     """
     if not needs_fitting(chosen):
         return chosen, None

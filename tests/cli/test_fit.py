@@ -30,7 +30,7 @@ def test_fit_says_what_it_uses_and_names_the_report(done):
     folder, result = done
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    for line in ("people: 180 rows", "number height, income", "count visits", "categories town",
+    for line in ("people: 180 rows", "numbers height, income", "count visits", "category town",
                  "missing 21 values in 2 columns, kept as missing"):
         assert line in [found.replace("\u202f", " ") for found in lines], line
     assert any(line.startswith("left out person_id (numbers the rows), planet (constant") for line in lines)

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on
 
 .PHONY: run test test-avx2 lint docs clean
 run: $(STAMP)
@@ -26,18 +27,22 @@ docs: $(VENV)/.docs
 	@echo "open site/index.html; its search box asks for a server: $(BIN)/python -m http.server -d site"
 
 $(VENV)/.docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
+# pip shows what it downloads and how far it is; the lines before each step say what it is for.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "mixwell needs Python 3.11 or later; $$($(PYTHON) --version) came. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "1 of 3: a virtual environment in $(VENV), once"
+	@$(PYTHON) -m venv $(VENV)
 	@# torch goes first and by minor version, so that a local or CPU build is taken where one is offered.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.*' || \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.11,<2.14'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "2 of 3: torch, by far the largest download"
+	@$(PIP) 'torch==2.13.*' || { echo "torch 2.13 is not to be had here; an earlier one will do"; $(PIP) 'torch>=2.11,<2.14'; }
+	@echo "3 of 3: mixwell and what its tests need"
+	@$(PIP) -e '.[dev]'
 	@touch $(STAMP)
+	@echo "ready"
 
 clean:
 	rm -rf $(VENV) site

@@ -6,7 +6,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 _PUBLIC = {
-    "load": ("mixwell.lm.checkpoint", "load"),
+    "load": ("mixwell.run.paths", "load"),
     "apply": ("mixwell.run.apply", "apply"),
 }
 

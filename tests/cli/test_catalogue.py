@@ -20,7 +20,8 @@ def call(*words):
 
 def test_torch_is_not_imported_to_list_show_or_help():
     code = ("import sys, mixwell\nfrom typer.testing import CliRunner\nfrom mixwell.cli.main import app\n"
-            "for words in (['list'], ['show', 'top_k'], ['--help'], ['run', '--help'], ['version']):\n"
+            "for words in (['list'], ['show', 'top_k'], ['--help'], ['run', '--help'], ['version'], ['--version'],"
+            "              ['show', 'gaussian'], ['show', 'upcycle']):\n"
             "    assert CliRunner().invoke(app, words).exit_code == 0, words\n"
             "print(sorted({'torch', 'numpy', 'tokenizers', 'plotly', 'jinja2'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -52,6 +53,10 @@ def test_show_gives_card_options_papers_and_file():
 
 @pytest.mark.parametrize(("words", "told"), [
     (["list", "nothing.here"], "error: no method below 'nothing.here'."),
+    (["list", "experts.router"], "Did you mean 'experts.routers'?"),
+    (["list", "experts.routers.topk"], "Did you mean 'experts.routers.top_k'?"),
+    (["new", "experts.router.mine"], "no family 'experts.router'. Did you mean 'experts.routers'?"),
+    (["new", "density.a.b.mine"], "no family 'density.a.b'"),
     (["show", "experts.routers.topk"], "Did you mean 'experts.routers.top_k'?"),
     (["new", "expert.routers.mine"], "Did you mean 'experts'?"),
     (["new", "experts.routers.top_k"], "is there already"),
@@ -68,6 +73,7 @@ def test_a_mistake_is_one_line_on_stderr(words, told):
 
 def test_version_names_what_decides_the_numbers():
     assert call("version").stdout.startswith("mixwell 0.")
+    assert call("--version").stdout == call("version").stdout and call("--version").exit_code == 0
 
 
 @pytest.fixture

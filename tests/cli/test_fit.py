@@ -1,5 +1,7 @@
 """`mixwell fit` from the command line."""
 
+import signal
+
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -28,7 +30,7 @@ def test_fit_says_what_it_uses_and_names_the_report(done):
     folder, result = done
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    for line in ("people: 180 rows", "number height, income", "count visits", "categories town",
+    for line in ("people: 180 rows", "numbers height, income", "count visits", "category town",
                  "missing 21 values in 2 columns, kept as missing"):
         assert line in [found.replace("\u202f", " ") for found in lines], line
     assert any(line.startswith("left out person_id (numbers the rows), planet (constant") for line in lines)
@@ -56,7 +58,8 @@ def test_what_is_wrong_is_one_line_and_exit_2(done, tmp_path, monkeypatch, words
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_keeps_the_best_and_says_so(done, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_keep_the_best_and_say_so(done, tmp_path, monkeypatch, number, code):
     from mixwell.tables import search
 
     real, calls = search._try, []
@@ -64,12 +67,16 @@ def test_ctrl_c_keeps_the_best_and_says_so(done, tmp_path, monkeypatch):
     def once(*arguments):
         calls.append(arguments)
         if len(calls) > 1:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return real(*arguments)
 
     monkeypatch.setattr(search, "_try", once)
-    result = call("fit", done[0] / "people.csv", "--out", tmp_path / "model", *QUICK)
-    assert result.exit_code == 130 and "stopped after 1 of 2 fits; the best so far is kept" in result.stderr
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = call("fit", done[0] / "people.csv", "--out", tmp_path / "model", *QUICK)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert result.exit_code == code and "stopped after 1 of 2 fits; the best so far is kept" in result.stderr
     assert (tmp_path / "model" / "report.html").is_file()
 
 

@@ -5,17 +5,16 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+import mixwell
 from mixwell.cli.main import app
 from mixwell.cli.progress import Bar
+from mixwell.core import measured
 from mixwell.core.errors import MixwellError
 from mixwell.report.records import StageRecord
 from tests.run import tiny
@@ -90,26 +89,69 @@ def test_apply_prints_the_receipt(ran, tmp_path):
     done = call("apply", "upcycle", "--in", source, "--out", tmp_path / "moe", "num_experts=3", "router.k=2")
     assert done.exit_code == 0, done.output
     assert "max_logit_error" in done.stdout and "promised: at most 0.001" in done.stdout
+    assert "measured on random tokens" in done.stdout and "give --text" in done.stdout
+    told = call("apply", "upcycle", "--in", source, "--out", tmp_path / "read", "--text", ran[0].parent / "left")
+    assert told.exit_code == 0 and "loss_before_nats" in told.stdout and "random" not in told.stdout
     lineage = json.loads((tmp_path / "moe" / "mixwell.json").read_text())["lineage"]
     assert lineage[-1]["config"]["num_experts"] == 3 and lineage[-1]["config"]["router"] == {"k": 2}
+
+
+def test_a_model_is_named_by_run_and_stage(ran, tmp_path, monkeypatch):
+    monkeypatch.chdir(ran[1].parent)
+    done = call("apply", "upcycle", "--in", f"{ran[1].name}:dense", "--out", tmp_path / "moe", "num_experts=2")
+    assert done.exit_code == 0, done.output
+    folder = next(ran[1].glob("stages/moe-trained-????????"))
+    found = [call("apply", "experts.analysis.load", "--in", place).stdout
+             for place in (f"{ran[1].name}:moe-trained", folder, folder / "model")]
+    assert json.loads(found[0])["layers"] and found == [found[0]] * 3
+
+
+def test_a_recipe_and_python_take_the_stage_of_a_run(ran, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "again.yaml"
+    file.write_text(tiny.RECIPE.format(folder=ran[0].parent, seed=0, tokens=0).split("stages:")[0]
+                    .replace("model: {dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 16}", f"model: {ran[1]}:dense")
+                    .replace("tokenizer: {vocab_size: 300}\n", "") + "stages: [{id: more, train: {tokens: 300}}]\n")
+    done = call("run", file, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    lineage = mixwell.load(f"{tmp_path / 'out'}:more").lineage
+    assert [line["id"] for line in lineage] == ["model", "dense", "more"]
+    assert "Did you mean 'dense'?" in call("run", file, f"model={ran[1]}:dens").stderr
 
 
 @pytest.mark.parametrize(("words", "told"), [
     (["run", "none.yaml"], "none.yaml is not there"),
     (["run", "a.yaml", "b.yaml"], "expected one recipe"),
     (["run", "train.lrr=1"], "Did you mean 'lr'?"),
+    (["run", "train.lerning_rate=1"], "Did you mean 'lr'?"),
     (["run", "--from", "dens"], "Did you mean 'dense'?"),
     (["run", "model.num_heads=3"], "model: "),
     (["run", "data.domains={wiki: /no/such/folder}"], "data.domains.wiki: /no/such/folder is not there"),
     (["apply", "convert.upcycle", "--in", "/no/such", "--out", "x"], "/no/such is not a folder"),
     (["apply", "convert.upcycle", "--in", "a", "--out", "x", "num_experts"], "expected key=value"),
     (["report", "/no/such"], "/no/such/run.json is not there"),
+    (["run", "--out", "a-file"], "a-file is there and is no folder"),
+    (["run", "--dry-run", "--out", "a-file/x"], "cannot write a-file/x (a file is where a folder is needed)"),
+    (["run", "--out", "other"], "other is there already and holds 'notes.txt'"),
+    (["run", "--out", "compared"], "compared is there already and holds 'compare.json'"),
+    (["compare", "--vary", "model.dim=32,64", "--out", "ran"], "ran is there already and holds 'run.json'"),
+    (["apply", "convert.upcycle", "--in", "/no/such", "--out", "other"], "other is there already and holds"),
+    (["apply", "convert.upcycle", "--in", "/no/such", "--out", "a-file/x/y"], "cannot write a-file/x/y"),
+    (["apply", "experts.analysis.load", "--in", "/no/such", "--out", "other"], "other is a folder; expected a file"),
+    (["apply", "experts.analysis.load", "--in", "/no/such", "--out", "a-file/x.json"], "cannot write a-file/x.json"),
+    (["report", "ran", "--out", "other"], "other is a folder; expected a file"),
+    (["claims", "experts.hash", "--save", "a-file"], "cannot write a-file"),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)
+    for name in ("a-file", "other/notes.txt", "compared/compare.json", "compared/stages/x", "ran/run.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    before = sorted(tmp_path.rglob("*"))
     done = call(*words)
     assert done.exit_code == 2 and done.stdout.strip() == ""
     assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
     assert not any(p.suffix in (".safetensors", ".html") or p.name == "stage.json" for p in tmp_path.rglob("*"))
 
 
@@ -138,39 +180,67 @@ def test_our_own_faults_keep_their_trace(monkeypatch, tmp_path):
     assert isinstance(call("run", "--out", tmp_path).exception, ZeroDivisionError)
 
 
-def test_being_asked_to_end_is_ctrl_c(monkeypatch, tmp_path):
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def test_being_asked_to_end_is_ctrl_c_with_its_own_exit_code(monkeypatch, tmp_path, ctrl_c):
     from mixwell.run import engine
 
     usual = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(engine, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(engine, "run", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    previous = signal.signal(signal.SIGINT, ctrl_c)
     try:
-        assert call("run", "--out", tmp_path).exit_code == 130
+        done = call("run", "--out", tmp_path)
     finally:
         signal.signal(signal.SIGINT, previous)
+    assert (done.exit_code, done.stderr) == (143, "stopped; run the same command to go on\n")
     assert signal.getsignal(signal.SIGTERM) == usual
 
 
-@pytest.mark.slow
-def test_ctrl_c_keeps_what_is_finished(ran, tmp_path):
-    words = [sys.executable, "-m", "mixwell.cli.main", "run", str(ran[0]), "--out", str(tmp_path), "train.log_every=1"]
-    words.append("stages.dense.train.tokens=9M")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    for _ in range(1200):
-        assert process.poll() is None, process.communicate()
-        if any(len(p.read_text().splitlines()) > 2 for p in tmp_path.glob("stages/.work-dense-*/metrics.jsonl")):
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and told.strip() == "stopped; run the same command to go on"
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_is_finished(ran, tmp_path, monkeypatch, number, code):
+    steps, real = [], Bar.advanced
+
+    def advanced(bar, planned, share, words):
+        real(bar, planned, share, words)
+        if planned.stage.id == "dense" and words.startswith("loss"):
+            steps.append(share)
+            if len(steps) == 3:
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(Bar, "advanced", advanced)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = call("run", ran[0], "--out", tmp_path, "stages.dense.train.tokens=9M")
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert (done.exit_code, done.stderr) == (code, "stopped; run the same command to go on\n")
     names = {p.name.rpartition("-")[0] for p in (tmp_path / "stages").glob("[a-z]*")}
     assert names == {"data", "tokenizer", "tokens", "model"}
     assert [p.name[:11] for p in (tmp_path / "stages").glob(".*")] == [".work-dense"], "one training, to go on with"
     state = next(tmp_path.glob("stages/.work-dense-*/state/state.json"))
-    assert json.loads(state.read_text())["step"] >= 2
+    assert json.loads(state.read_text())["step"] == 3
+
+
+def test_getting_ready_says_what_is_done(ran, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Bar, "preparing", lambda bar, words: said.append(words))
+    done = call("run", ran[0], "--out", tmp_path / "new", "--dry-run", *SHORT)
+    assert done.exit_code == 0, done.output
+    assert said[0] == "look at the text" and "time the tokenizer on a sample of the text" in said
+    for start in ("time a training step of model", "time dense reading text", "time the conversion to moe"):
+        assert any(words.startswith(start) for words in said), start
+    bar = Bar(Console(quiet=True))
+    monkeypatch.undo()
+    bar.preparing("time")
+    assert bar.bar.tasks[0].description == "get ready · time"
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_predictions_made_on_a_busy_machine_are_told(ran, tmp_path, monkeypatch, busy):
+    monkeypatch.setattr(measured, "disturbed", lambda *, own: ["x"] if busy and own else [])
+    for more in (["--dry-run"], []):
+        done = call("run", ran[0], "--out", tmp_path / "new", *more, *SHORT)
+        assert done.exit_code == 0 and ("other programs kept this machine busy" in done.stdout) == busy
 
 
 def planned(id, seconds, evaluation=0.0, cached=False, epochs=None):
@@ -199,7 +269,7 @@ def test_repeated_text_is_told_before_the_run_and_what_a_stage_found_after_it():
     bar = Bar(Console(file=out, width=200))
     stages = [planned("data", 1.0), planned("once", 1.0, epochs=0.9), planned("twice", 1.0, epochs=2.34)]
     bar.planned(stages)
-    assert out.getvalue() == "twice plans to read its text about 2.3 times over\n"
+    assert out.getvalue().splitlines()[0] == "twice plans to read its text about 2.3 times over"
     told = {"samples": [], "notices": ["a: little text."]}
     bar.finished(stages[0], StageRecord(id="data", kind="sample", method="sample", key="k", result=told))
     assert out.getvalue().splitlines()[-1].split(maxsplit=1) == ["a:", "little text."]

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import stat
 
 import pytest
+import torch
 
 from mixwell.core import files
 from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.tensors import save_tensors
 
 
 def test_text_and_json_are_replaced_whole(tmp_path):
@@ -48,6 +51,37 @@ def test_a_folder_appears_when_its_block_ends_well(tmp_path):
     assert (target / "file").read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["stage"]
 
 
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+def umask(request):
+    """What the system is to withhold from new files, for one test."""
+    usual = os.umask(request.param)
+    yield request.param
+    os.umask(usual)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_what_is_written_has_the_mode_that_the_umask_gives(tmp_path, umask):
+    files.write_text(tmp_path / "deep" / "a.txt", "x")
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(3)})
+    with files.whole_folder(tmp_path / "folder") as scratch:
+        files.write_json(scratch / "a.json", 1)
+    with files.whole_file(tmp_path / "private") as scratch:  # a library that puts a file of its own in the place
+        scratch.unlink()
+        os.close(os.open(scratch, os.O_CREAT | os.O_WRONLY, 0o600))
+    written = {p.name: oct(mode(p)) for p in tmp_path.rglob("*")}
+    expected = {name: oct(0o666 & ~umask) for name in ("a.txt", "a.safetensors", "a.json", "private")}
+    assert written == expected | {name: oct(0o777 & ~umask) for name in ("deep", "folder")}
+
+
+def test_a_file_replaced_under_another_umask_has_the_new_mode(tmp_path, umask):
+    path = files.write_text(tmp_path / "a.txt", "old")
+    path.chmod(0o600)
+    assert mode(files.write_text(path, "new")) == 0o666 & ~umask
+
+
 def test_broken_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(MixwellError, match="not readable as JSON"):
@@ -66,3 +100,6 @@ def test_digests_depend_on_content_not_on_order(tmp_path):
 def test_suggest():
     assert suggest("top_kk", ["top_k", "hash"]) == " Did you mean 'top_k'?"
     assert suggest("zzz", ["top_k"]) == ""
+    assert suggest("learning_rate", ["tokens", "lr"]) == suggest("lerning-rate", ["lr"]) == " Did you mean 'lr'?"
+    assert suggest("bs", ["batch_size", "lr"]) == " Did you mean 'batch_size'?"
+    assert suggest("l", ["lr", "tokens"]) == " Did you mean 'lr'?" and suggest("x", ["xylophone_a"]) == ""

@@ -2,6 +2,7 @@
 
 import mmap
 
+import pytest
 import torch
 
 from mixwell.core import machine
@@ -37,3 +38,11 @@ def test_description_names_what_decides_the_numbers():
     found = machine.describe(2)
     assert found["threads"] == 2 and found["torch"] == torch.__version__
     assert found["cpu"] and found["memory_bytes"] > 1e8
+
+
+@pytest.mark.parametrize(("load", "threads", "busy"), [(0.3, 4, False), (0.6, 4, True), (2.0, 2, False),
+                                                       (3.0, 2, True), (9.0, 1, True)])
+def test_a_machine_is_busy_where_fewer_cores_are_free_than_wanted(monkeypatch, load, threads, busy):
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert machine.is_busy(threads) == busy

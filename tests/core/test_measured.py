@@ -10,7 +10,8 @@ from mixwell.core import machine, measured
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(measured, "_MADE", {})
+    monkeypatch.setattr(measured, "_USED", {})
+    monkeypatch.setattr(machine, "is_busy", lambda threads: False)
 
 
 def share_of_the_core(monkeypatch, share):
@@ -31,15 +32,16 @@ def test_a_measurement_is_made_once(monkeypatch):
     assert measured.kept("x", lambda: {"a": 1.0}) == {"a": 1.0}
     assert measured.kept("x", lambda: {"a": 2.0}) == {"a": 1.0}
     assert measured.kept("y", lambda: {"a": 2.0}) == {"a": 2.0}
-    assert measured.disturbed() == []
+    assert measured.disturbed() == measured.disturbed(own=True) == []
 
 
 def test_a_disturbed_measurement_is_used_told_and_made_again(monkeypatch):
     share_of_the_core(monkeypatch, 0.5)
     assert measured.kept("x", lambda: {"a": 1.0}) == {"a": 1.0}
     assert measured.kept("x", lambda: {"a": 9.0}) == {"a": 1.0}, "a process never changes its mind"
+    assert measured.disturbed(own=True) == measured.disturbed() == ["x"]
     assert measured.disturbed() == ["x"]
-    measured._MADE.clear()  # as the next process has it
+    measured._USED.clear()  # as the next process has it
     share_of_the_core(monkeypatch, 1.0)
     assert measured.kept("x", lambda: {"a": 2.0}) == {"a": 2.0} == measured.kept("x", lambda: {"a": 3.0})
     assert measured.disturbed() == []
@@ -59,7 +61,7 @@ def test_a_broken_cache_is_measured_anew(monkeypatch, text):
     measured.kept("x", lambda: {"a": 1.0})
     key = next(iter(json.loads(measured.cache_file().read_text())))
     measured.cache_file().write_text(text.replace('"k"', f'"{key}"'))
-    measured._MADE.clear()
+    measured._USED.clear()
     assert measured.kept("x", lambda: {"a": 3.0}) == {"a": 3.0} == measured.kept("x", lambda: {"a": 4.0})
 
 
@@ -67,3 +69,13 @@ def test_a_home_that_cannot_be_written_to_costs_only_the_time(monkeypatch, tmp_p
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert measured.kept("x", lambda: {"a": 1.0}) == {"a": 1.0}
+
+
+def test_a_disturbed_measurement_stands_while_the_machine_is_busy(monkeypatch):
+    share_of_the_core(monkeypatch, 0.5)
+    measured.kept("x", lambda: {"a": 1.0})
+    for busy, value in ((True, 1.0), (False, 2.0)):
+        monkeypatch.setattr(measured, "_USED", {})  # as in another process
+        monkeypatch.setattr(machine, "is_busy", lambda threads, busy=busy: busy)
+        assert measured.kept("x", lambda: {"a": 2.0}) == {"a": value}
+        assert measured.disturbed(own=True) == ["x"]

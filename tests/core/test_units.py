@@ -40,3 +40,9 @@ def test_percent_fixed_whole_and_tick():
     assert units.fixed(-1.23456, 3) == "−1.235" and units.fixed("x", 2) == "–"
     assert plain(units.whole(1234567.4)) == "1 234 567"
     assert [plain(units.tick(v)) for v in (0, 250_000, 1.5e6)] == ["0", "250 k", "1.5 M"]
+
+
+def test_one_and_several():
+    assert [units.counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert units.counted(1, "column is", "columns are") == "1 column is"
+    assert units.counted(3, "column is", "columns are") == "3 columns are"

@@ -226,6 +226,6 @@ def test_a_browser_draws_it_without_errors(html, tmp_path):
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
          "--enable-logging=stderr", "--dump-dom", file.as_uri()],
-        capture_output=True, text=True, timeout=60, check=True)
+        capture_output=True, text=True, timeout=600, check=True)
     assert shown.stdout.count('class="readout"') == 3  # the script ran to its end: a read-out for each line chart
     assert "Uncaught" not in shown.stderr and "Refused to" not in shown.stderr

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mixwell.core.errors import MixwellError, TrainingError
-from mixwell.run import engine, recipe
-from mixwell.run.stages import KINDS
+from mixwell.run import engine, facts, recipe
+from mixwell.run.stages import KINDS, text
 from tests.run import tiny
 
 
@@ -110,7 +110,25 @@ def test_nothing_is_done_twice(copy):
     engine.run(recipe.read(file), out)
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
     run = json.loads((out / "run.json").read_text())
-    assert all(s["cached"] for s in run["stages"]) and run["seconds"] > run["wall_seconds"] / 100
+    records = [json.loads((out / s["folder"] / "stage.json").read_text()) for s in run["stages"]]
+    spent = sum(r["seconds"] + r.get("evaluation", {}).get("seconds", 0.0) for r in records)
+    assert all(s["cached"] for s in run["stages"]) and run["seconds"] == spent > 0, "the work, not the look at it"
+
+
+def test_text_that_has_not_changed_is_not_read_to_find_the_stages(tmp_path, monkeypatch):
+    file = tiny.recipe_file(tmp_path / "recipe")
+    monkeypatch.setattr(facts.time, "time_ns", lambda: 2**62)  # long after the files were written
+    keys = [p.key for p in plan(file, tmp_path / "out")]
+
+    def read(*_):
+        raise AssertionError("the text was read")
+
+    monkeypatch.setattr(text, "capped", read)
+    text._collect.cache_clear()
+    assert [p.key for p in plan(file, tmp_path / "out")] == keys
+    (file.parent / "left" / "0.txt").write_text("ka lo mi")
+    with pytest.raises(AssertionError, match="the text was read"):
+        plan(file, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("override", "redone"), [

@@ -56,7 +56,7 @@ def test_options_stand_below_the_verb_or_beside_it(tmp_path):
     below = resolved(tmp_path, "stages: [{id: m, convert: {method: upcycle, num_experts: 4}}, "
                                "{id: t, train: {tokens: 1M}}]")
     assert beside == below and beside["m"].config.num_experts == 4
-    assert resolved(tmp_path, "stages: [{id: b, load: some/folder}]")["b"].config.path == "some/folder"
+    assert resolved(tmp_path, f"stages: [{{id: b, load: {tmp_path}}}]")["b"].config.path == str(tmp_path)
 
 
 def test_defaults_of_train_reach_every_train_stage(tmp_path):

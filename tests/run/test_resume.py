@@ -24,7 +24,7 @@ class Beats:
     def beat(self, *_):
         self.pipe.send_bytes(b"x")
 
-    planned = started = advanced = finished = beat
+    preparing = planned = started = advanced = finished = beat
 
 
 def go(recipe_file, out, pipe):

@@ -11,12 +11,15 @@ import pandas as pd
 import pytest
 
 from mixwell import tables as lab_fit
+from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.core.tensors import SINGLE, open_file, save_tensors
 from mixwell.tables.columns import choose, decode, encode
 from mixwell.tables.describe import radius, tail_shares
 from mixwell.tables.model import FILE
 from mixwell.tables.reading import Table, of
+from mixwell.tables.search import FAMILIES
+from mixwell.tables.view import compared, lead, natural, unusual, verdict
 from tests.report.pages import balanced, text_of
 
 OPTIONS = {"components": range(1, 4), "family": "diag,full", "starts": 2}
@@ -135,6 +138,51 @@ def test_the_report_says_what_was_planted(fitted):
     assert income_K.min() == pytest.approx(1000, abs=60) and "NaN" not in words
     assert all(f"{v:,.0f} ±".replace(",", " ") in words for v in income_K)
     assert html.count('class="ellipse') == 2 * 2 * 3  # one pair, data and samples, two ellipses a component
+
+
+def test_families_are_called_by_the_catalogues_titles_everywhere(fitted):
+    model, folder, _ = fitted
+    gaussian, student = (registry.find(f"density.mixtures.{name}").title for name in ("gaussian", "student_t"))
+    assert all(words.startswith(student if name == "student_t" else gaussian) for name, words in FAMILIES.items())
+    words = text_of((folder / "report.html").read_text())
+    for name in ("diag", "full"):
+        assert words.count(FAMILIES[name]) >= 2, "in the legend and in the table"
+        assert f"{FAMILIES[name]} {name} " in words, "beside its option"
+    assert model.family in ("diag", "full") and FAMILIES[model.family] in lead(model)
+    assert re.search(rf"Next comes? \d components? \({gaussian}, ", verdict(model, list(model.choice.candidates)))
+
+
+def test_the_chosen_point_is_marked_where_it_lies(fitted):
+    model, folder, _ = fitted
+    html = (folder / "report.html").read_text()
+    points = {name: spots.split() for spots, name in re.findall(r'points="([^"]+)" data-name="([^"]+)"', html)}
+    own = points[FAMILIES[model.family]]
+    place = [c.n_components for c in model.choice.candidates if c.family == model.family].index(model.n_components)
+    assert set(points["chosen"]) == {own[place]}
+
+
+@pytest.mark.parametrize(("rows", "odd", "told"), [
+    (100, 0, "No unusual rows."), (100, 1, "1 unusual row, where chance would give less than one."),
+    (500, 3, "3 unusual rows, where chance would give less than one."),
+    (4000, 12, "12 unusual rows, where chance would give about 4."),
+])
+def test_unusual_rows_are_counted_in_few_words(rows, odd, told):
+    share_N = np.full(rows, 0.5)
+    share_N[:odd] = 0.0
+    assert unusual(share_N) == told
+
+
+def test_known_groups_stand_in_their_own_order():
+    for groups in (["class_2", "class_10", "class_1"], ["10.5", "2.25", "1.5", "none"], ["b", "A", "c"]):
+        frame = pd.DataFrame({"g": groups * 3})
+        found = compared(Table(frame, "t"), "g", np.arange(3 * len(groups)) % 2, 2)
+        shown = re.findall(r">([^<>]+)<", str(found["map"]))
+        assert [name for name in shown if name in groups] == sorted(groups, key=natural)
+    assert sorted(["class_10", "class_2", "b", "10", "9", "1.5"], key=natural) == ["1.5", "9", "10", "b", "class_2",
+                                                                                  "class_10"]
+    many = pd.DataFrame({"g": [f"g{i}" for i in range(30)] + ["g29"]})
+    found = compared(Table(many, "t"), "g", np.zeros(31, dtype=int), 1)
+    assert found["shown"] == "The 20 largest groups of 30 are shown." and "g29" in str(found["map"])
 
 
 def test_outliers_are_held_against_rows_that_lack_the_same(fitted):
@@ -403,14 +451,14 @@ def test_rows_beyond_all_numbers_get_a_label_and_no_density(unit):
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(MixwellError, match="no fit of mixwell's"):
+    with pytest.raises(MixwellError, match=r"is there already and holds 'thesis\.txt'"):
         lab_fit.fit(planted(), out=tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(MixwellError, match=r"holds 'thesis.txt' beside a fit, which would be lost"):
         lab_fit.fit(planted(), out=tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(MixwellError, match="pipe is there and is no fit"):
+    with pytest.raises(MixwellError, match="pipe is there and is no folder"):
         lab_fit.fit(planted(), out=tmp_path / "pipe")
 
 

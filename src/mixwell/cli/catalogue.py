@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from typing import Annotated
 
@@ -10,13 +9,15 @@ import typer
 from rich.console import Console
 
 from mixwell import __version__
+from mixwell.cli import completion, usage
 from mixwell.cli.errors import one_line
 from mixwell.core import registry
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, suggest
 
 
 @one_line
-def list_methods(prefix: Annotated[str, typer.Argument(help="Room or family, such as experts.routers.")] = "",
+def list_methods(prefix: Annotated[str, typer.Argument(help="Room or family, such as experts.routers.",
+                                                            autocompletion=completion.places)] = "",
                  as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False) -> None:
     """List the methods, all or those of a room or family.
 
@@ -27,7 +28,8 @@ def list_methods(prefix: Annotated[str, typer.Argument(help="Room or family, suc
     found = [e for e in registry.entries() if not prefix or f"{e.name}.".startswith(prefix.rstrip(".") + ".")]
     if not found:
         rooms = sorted({e.family for e in registry.entries()} | {e.room for e in registry.entries()})
-        raise MixwellError(f"no method below {prefix!r}. Known: {', '.join(rooms)}.")
+        near = suggest(prefix, [*rooms, *(e.name for e in registry.entries())])
+        raise MixwellError(f"no method below {prefix!r}.{near} Known: {', '.join(rooms)}.")
     if as_json:
         print(json.dumps([{"name": e.name, "title": e.title, "papers": list(e.papers), "year": e.year,
                            "tags": sorted(e.tags), "path": str(e.path)} for e in found], ensure_ascii=False))
@@ -47,8 +49,9 @@ def look_up(name: str) -> registry.Entry:
 
 
 @one_line
-def show(method: Annotated[str, typer.Argument(help="Name of a method, in full or its last part.")]) -> None:
-    """Show a method's card, its options with defaults, its papers and its file.
+def show(method: Annotated[str, typer.Argument(help="Name of a method, in full or its last part.",
+                                                autocompletion=completion.methods)]) -> None:
+    """Show a method's card, its options with defaults, how to use it, its papers and its file.
 
     **Example**
 
@@ -57,28 +60,26 @@ def show(method: Annotated[str, typer.Argument(help="Name of a method, in full o
     entry, console = look_up(method), Console(highlight=False)
     console.print(f"[bold]{entry.name}[/bold]  {entry.year}", soft_wrap=True)
     console.print(entry.card_text(), markup=False, soft_wrap=True)
-    console.print("\n[bold]Options[/bold]")
-    for line in options(entry) or ["none"]:
-        console.print(f"  {line}", markup=False, soft_wrap=True)
-    console.print("\n[bold]Papers[/bold]")
-    for paper in entry.papers or ("textbook matter",):
-        console.print(f"  {paper}", markup=False, soft_wrap=True)
+    parts = {"Options": usage.options(entry) or ["none"], entry.object_name: usage.about(entry).splitlines(),
+             "Use": [f"{where:<8} {line}" for where, line in usage.usage(entry)],
+             "Papers": list(entry.papers or ("textbook matter",))}
+    for head, lines in parts.items():
+        if lines:
+            console.print(f"\n[bold]{head}[/bold]")
+        for line in lines:
+            console.print(f"  {line}".rstrip(), markup=False, soft_wrap=True)
     console.print(f"\n{entry.path}", markup=False, soft_wrap=True)
-
-
-def options(entry: registry.Entry) -> list[str]:
-    """The fields of a method's `Config` as they stand in its file: name, type, default, comment."""
-    source = entry.path.read_text(encoding="utf-8")
-    lines = source.splitlines()
-    bodies = [n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "Config"]
-    fields = [n for body in bodies for n in body if isinstance(n, ast.AnnAssign)]
-    return [" ".join(line.strip() for line in lines[f.lineno - 1 : f.end_lineno]) for f in fields]
 
 
 @one_line
 def version() -> None:
     """Print the versions of mixwell, torch and Python."""
+    print(versions())
+
+
+def versions() -> str:
+    """What decides the numbers of a run, in a line."""
     import platform
     from importlib import metadata
 
-    print(f"mixwell {__version__}, torch {metadata.version('torch')}, Python {platform.python_version()}")
+    return f"mixwell {__version__}, torch {metadata.version('torch')}, Python {platform.python_version()}"

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from mixwell.cli.errors import FAILED, one_line, tell
+from mixwell.report.targets import check_file
 
 STYLES = {"held": "green", "did not hold": "red", "not testable here": "yellow"}
 EVIDENCE = Path("docs") / "evidence"
@@ -38,6 +39,7 @@ def claims(prefix: Annotated[str, typer.Argument(help="Room or claim, such as ex
         for one in chosen:
             console.print(one.name, soft_wrap=True)
         return
+    check_file(save / "x.json")
     import torch
 
     from mixwell.claims import evidence

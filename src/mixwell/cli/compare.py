@@ -52,7 +52,7 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     console, chosen = Console(highlight=False), recipe.read(path, overrides)
     with Bar(console) as bar:
         made = lab_compare.plan(chosen, parse_vary(vary or []), budget=budget, seeds=parse_seeds(seeds),
-                                baseline=baseline, stage=stage, out=out)
+                                baseline=baseline, stage=stage, out=out, told=bar.preparing)
         for name, error in {t.variant: t.error for t in made.trials if t.error}.items():
             console.print(f"{name} cannot run, the rest goes on: {error}", markup=False, soft_wrap=True)
         if not dry_run:

@@ -12,29 +12,36 @@ from typing import Any
 import typer
 
 from mixwell.core.errors import MixwellError
+from mixwell.core.interrupts import Terminate
 
 FAILED = 2
 STOPPED = 130  # what shells give a program that Ctrl-C ended
+TERMINATED = 143  # and one that SIGTERM ended
 
 
 def one_line(command: Callable[..., Any] | None = None, *,
              stopped: str = "stopped; run the same command to go on") -> Callable[..., Any]:
     """Run a command; what the user can mend becomes one line, what is our fault keeps its trace.
 
-    stopped: what Ctrl-C is answered with. Also a decorator with that argument alone.
+    stopped: what Ctrl-C and SIGTERM are answered with. Also a decorator with that argument alone.
     """
     if command is None:
         return functools.partial(one_line, stopped=stopped)
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        usual = signal.signal(signal.SIGTERM, _stop)
+        terminate = Terminate()
+        usual = signal.signal(signal.SIGTERM, terminate)
         try:
             return command(*args, **kwargs)
         except MixwellError as error:
             tell(f"error: {' '.join(str(error).split())}", FAILED)
         except KeyboardInterrupt:
-            tell(stopped, STOPPED)
+            tell(stopped, TERMINATED if terminate.came else STOPPED)
+        except typer.Exit as end:
+            if terminate.came and end.exit_code == STOPPED:
+                raise typer.Exit(TERMINATED) from end
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -43,11 +50,6 @@ def one_line(command: Callable[..., Any] | None = None, *,
             signal.signal(signal.SIGTERM, usual)
 
     return wrapped
-
-
-def _stop(number: int, frame: object) -> None:
-    """Being asked to end is Ctrl-C: a training then finishes its step and saves."""
-    signal.raise_signal(signal.SIGINT)
 
 
 def tell(text: str, code: int) -> None:

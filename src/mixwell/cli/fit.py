@@ -78,11 +78,12 @@ def label(console: Console, model: Path, data: Path | None, out: Path | None, un
     """`--predict`."""
     if data is None:
         raise MixwellError("--predict needs a table to label: mixwell fit --predict MODEL_DIR rows.csv")
+    from mixwell.core.units import counted
     from mixwell.tables import predict_file
 
     target = out or Path(f"{data.name.split('.')[0]}-labels.parquet")
     rows = predict_file(model, data, target, unknown=unknown)
-    console.print(f"written: {target} ({rows} rows)", soft_wrap=True)
+    console.print(f"written: {target} ({counted(rows, 'row')})", soft_wrap=True)
 
 
 def parse_components(text: str) -> list[int]:
@@ -119,19 +120,19 @@ def progress(console: Console) -> Iterator[Any]:
 
 def show_columns(console: Console, name: str, rows: int, columns: Sequence[Column]) -> None:
     """What is used and how, and what is left out and why."""
-    from mixwell.core.units import whole
+    from mixwell.core.units import counted
     from mixwell.tables.view import KIND_WORDS
 
-    console.print(f"{name}: {whole(rows)} rows", markup=False, soft_wrap=True)
+    console.print(f"{name}: {counted(rows, 'row')}", markup=False, soft_wrap=True)
     for kind, words in KIND_WORDS.items():
         own = [f"{c.name} ({c.note})" if c.note else c.name for c in columns if c.kind == kind]
         if own:
             more = f" and {len(own) - SHOWN} more" if len(own) > SHOWN else ""
-            console.print(f"  {words:<10} {', '.join(own[:SHOWN])}{more}", markup=False, soft_wrap=True)
+            console.print(f"  {words[len(own) > 1]:<10} {', '.join(own[:SHOWN])}{more}", markup=False, soft_wrap=True)
     missing = {c.name: c.missing for c in columns if c.missing and c.kind != "skip"}
     if missing:
-        console.print(f"  missing    {sum(missing.values())} values in {len(missing)} columns, kept as missing",
-                      markup=False, soft_wrap=True)
+        values, places = counted(sum(missing.values()), "value"), counted(len(missing), "column")
+        console.print(f"  missing    {values} in {places}, kept as missing", markup=False, soft_wrap=True)
 
 
 def show_result(console: Console, fitted: FittedMixture) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 
 from mixwell.cli import catalogue, claims, compare, doctor, fit, runs, skeleton
 
 app = typer.Typer(
-    name="mixwell", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    name="mixwell", no_args_is_help=True, rich_markup_mode="markdown",
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
     help="Mixtures in machine learning: components, weights over them, and a rule that combines them.\n\n"
          "Start with `mixwell run`: it trains a small mixture of experts on text that every machine has and writes a "
@@ -17,6 +18,19 @@ app = typer.Typer(
 for command in (runs.run, compare.compare, fit.fit, runs.apply, runs.report, catalogue.list_methods, catalogue.show,
                 claims.claims, skeleton.new, doctor.doctor, catalogue.version):
     app.command(name="list" if command is catalogue.list_methods else None)(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(catalogue.versions())
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version,
+                                                  help="Print the versions of mixwell, torch and Python.")] = False,
+            ) -> None:
+    """What stands before a command; the help text is the application's."""
 
 
 def main() -> None:

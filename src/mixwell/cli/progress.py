@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from mixwell.core import measured
 from mixwell.core.units import seconds as short_time
 from mixwell.core.units import si as short_count
 
@@ -48,6 +49,10 @@ class Bar:
         for line in size_lines(about, size):
             self.console.print(line, highlight=False)
 
+    def preparing(self, words: str) -> None:
+        """Say what is done before the first stage starts."""
+        self.bar.update(self.task, description=f"get ready · {words}")
+
     def planned(self, stages: Sequence[Planned]) -> None:
         """Fix the length of the bar: predicted seconds of all that is to be done."""
         self.shares = {p.stage.id: max(p.seconds, LEAST_S) for p in stages if not (p.cached and p.evaluated)}
@@ -59,6 +64,7 @@ class Bar:
         self.bar.update(self.task, total=sum(self.shares.values()) or 1.0)
         for text in repetitions(stages) if self.size is None else ():
             self.console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        tell_disturbed(self.console)
         self.start = time.perf_counter()
 
     def started(self, planned: Planned) -> None:
@@ -111,6 +117,13 @@ def repetitions(stages: Sequence[Planned]) -> list[str]:
     """Sentences on the trainings that are going to read their text more than once."""
     planned = [(p.stage.id, p.predicted.epochs) for p in stages if (p.predicted.epochs or 0.0) > 1.05]
     return [f"{id} plans to read its text about {epochs:.1f} times over" for id, epochs in planned]
+
+
+def tell_disturbed(console: Console) -> None:
+    """A line where the predictions stand on what was measured while other programs ran."""
+    if measured.disturbed(own=True):
+        console.print("other programs kept this machine busy while it was measured: the times predicted may be too "
+                      "long; the next command measures again", style="yellow", highlight=False, soft_wrap=True)
 
 
 def facts(record: StageRecord) -> str:

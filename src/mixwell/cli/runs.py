@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from mixwell.cli import completion
 from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
 
@@ -52,7 +53,9 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     chosen = recipe.read(path, overrides)
     console = Console()
     if dry_run:
-        show_plan(console, engine.plan(chosen, out, from_stage=from_stage))
+        with Bar(console) as bar:
+            planned = engine.plan(chosen, out, from_stage=from_stage, told=bar.preparing)
+        show_plan(console, planned)
         return
     with Bar(console) as bar:
         made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
@@ -72,7 +75,7 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     """A table of what would run."""
     from rich.table import Table
 
-    from mixwell.cli.progress import repetitions
+    from mixwell.cli.progress import repetitions, tell_disturbed
     from mixwell.core.units import seconds, si
 
     table = Table(box=None, pad_edge=False)
@@ -89,12 +92,14 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     peak = max((p.predicted.peak_bytes or 0.0 for p in stages), default=0.0)
     console.print(f"together: {seconds(total)}, {si(peak, 'B')} of memory at most" if total else "nothing to do",
                   highlight=False)
+    tell_disturbed(console)
     for text in repetitions(stages):
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
 
 
 @one_line
-def apply(method: Annotated[str, typer.Argument(help="Name of the method, such as convert.upcycle.")],
+def apply(method: Annotated[str, typer.Argument(help="Name of the method, such as convert.upcycle.",
+                                                 autocompletion=completion.applied)],
           options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
                                                               help="Options of the method.")] = None,
           source: Annotated[Path, typer.Option("--in", help="Model folder to start from.")] = ...,  # type: ignore[assignment]
@@ -131,6 +136,9 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     done = run_method(method, source, out=target, text=text, seed=seed, **values)
     console = Console()
     show_receipt(console, done.lineage[-1]["receipt"])
+    if text is None:
+        console.print("measured on random tokens: the losses say how alike the two are, not how good; to know that, "
+                      "give --text", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"written: {target}", highlight=False, soft_wrap=True)
 
 
@@ -139,8 +147,11 @@ def show_analysis(method: str, source: Path, target: Path | None, text: Path | N
     import json
 
     from mixwell.core.files import write_json
+    from mixwell.report.targets import check_file
     from mixwell.run.analyse import analyse
 
+    if target is not None:
+        check_file(target)
     found = analyse(method, source, text=text, **values)
     if target is None:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
@@ -174,7 +185,9 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
     """
     from mixwell.compare import report as compare_report
     from mixwell.report import page as lab_report
+    from mixwell.report.targets import check_file
 
+    check_file(out or folder / "report.html")
     build = compare_report.build if (folder / "compare.json").is_file() else lab_report.build
     made = build(folder, out or folder / "report.html")
     Console().print(f"report: {made}", highlight=False, soft_wrap=True)

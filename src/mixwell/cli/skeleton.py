@@ -97,15 +97,26 @@ def skeleton(name: str, title: str, paper: str, year: int) -> dict[Path, str]:
 
 
 def check_name(name: str) -> list[str]:
-    """The parts of a new method's name; a room that is not there, or a name that is no identifier, raises."""
+    """The parts of a new method's name; a room or family that is not there, or a name for no file, raises."""
     parts = name.split(".")
     rooms = sorted(p.parent.name for p in registry.ROOT.glob("*/__init__.py") if "room_names(" in p.read_text("utf-8"))
     if len(parts) < 2 or parts[0] not in rooms:
         raise MixwellError(f"{name!r}: expected a room first.{suggest(parts[0], rooms)} Rooms: {', '.join(rooms)}.")
+    family = ".".join(parts[:-1])
+    families = _families(parts[0])
+    if family not in families:
+        raise MixwellError(f"{name!r}: no family {family!r}.{suggest(family, families)} Families: "
+                           f"{', '.join(families)}. A new one begins with its folder and an __init__.py.")
     for part in parts:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", part) or keyword.iskeyword(part):
             raise MixwellError(f"{name!r}: {part!r} is no name for a file; use small letters, digits and '_'.")
     return parts
+
+
+def _families(room: str) -> list[str]:
+    """Places of a room where a method may lie: the room itself and the packages in it."""
+    folders = sorted(path.parent for path in (registry.ROOT / room).rglob("__init__.py"))
+    return [".".join(folder.relative_to(registry.ROOT).parts) for folder in folders]
 
 
 def test_file(name: str) -> Path:

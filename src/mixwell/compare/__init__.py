@@ -36,6 +36,7 @@ from mixwell.core.files import digest, write_json
 from mixwell.report.records import StageRecord
 from mixwell.run import engine, sizing
 from mixwell.run import recipe as recipes
+from mixwell.run.costs import Told
 from mixwell.run.engine import Observer, Planned
 from mixwell.run.recipe import Recipe
 
@@ -92,12 +93,17 @@ def _labelled(planned: Planned, users: Sequence[Trial]) -> Planned:
 
 def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], *,
          budget: Mapping[str, Any] | str | None = None, seeds: int | Sequence[int] = 3, baseline: str | None = None,
-         stage: str | None = None, out: str | Path | None = None, predict: bool = True) -> Plan:
-    """What `compare` would do; nothing is written. A mistake in what is asked for raises `MixwellError` here."""
+         stage: str | None = None, out: str | Path | None = None, predict: bool = True,
+         told: Told = lambda words: None) -> Plan:
+    """What `compare` would do; nothing is written. A mistake in what is asked for raises `MixwellError` here.
+
+    told: hears what is read and measured.
+    """
     limits = parse_budget(budget) if isinstance(budget, str) else check_budget(recipes.counted(dict(budget or {})))
     asked = chosen if isinstance(chosen, Recipe) else recipes.read(chosen)
     place = Path(out or default_folder(asked, vary))
-    settled, size = sizing.settle(asked, place)
+    engine.check_out(place, foreign="run.json")
+    settled, size = sizing.settle(asked, place, told)
     base = with_training(settled, limits)
     if "bytes" in limits and any(path.endswith("hidden_dim") for path in vary):
         raise MixwellError("--budget bytes sets hidden_dim, which is varied; drop one of them.")
@@ -107,7 +113,7 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
     if "bytes" in limits:
         grid = [_fitted(v, judged, limits["bytes"], threads) for v in grid]
     tried = _seeds(seeds, base.seed)
-    trials = [_trial(v, judged, limits, seed, place, predict) for seed in tried for v in grid]
+    trials = [_trial(v, judged, limits, seed, place, predict, told) for seed in tried for v in grid]
     made = Plan(base=base, stage=judged, variants=tuple(grid), baseline=baseline_of(grid, baseline), seeds=tried,
                 budget=limits, trials=tuple(trials), out=place, fitted=(asked, size))
     _check_seeds(made)
@@ -132,7 +138,8 @@ def _fitted(variant: Variant, stage: str, size_bytes: float, threads: int) -> Va
     return replace(variant, recipe=fitted(variant.recipe, stage, size_bytes, threads))
 
 
-def _trial(variant: Variant, stage: str, budget: Mapping[str, float], seed: int, out: Path, predict: bool) -> Trial:
+def _trial(variant: Variant, stage: str, budget: Mapping[str, float], seed: int, out: Path, predict: bool,
+           told: Told) -> Trial:
     name = re.sub(r"[^\w.-]+", "_", variant.name)
     name = name if name == variant.name else f"{name[:40]}-{digest(variant.name)[:6]}"
     trial = Trial(variant=variant.name, seed=seed, folder=out / "variants" / f"{name}-seed{seed}")
@@ -142,7 +149,7 @@ def _trial(variant: Variant, stage: str, budget: Mapping[str, float], seed: int,
     try:
         trial.recipe = prepared(variant.recipe, stage, budget, seed)
         needed = ancestors(recipes.stages(trial.recipe), stage)
-        planned = engine.plan_stages(trial.recipe, needed, out, predict=predict)
+        planned = engine.plan_stages(trial.recipe, needed, out, predict=predict, told=told)
     except MixwellError as error:
         trial.state, trial.error = FAILED, str(error)
         return trial
@@ -177,7 +184,8 @@ def compare(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]
     Stages that are there are taken; stopped at any moment, the same call goes on. A variant that fails is reported,
     and the rest goes on.
     """
-    made = plan(chosen, vary, budget=budget, seeds=seeds, baseline=baseline, stage=stage, out=out)
+    made = plan(chosen, vary, budget=budget, seeds=seeds, baseline=baseline, stage=stage, out=out,
+                told=(observer or engine.Silent()).preparing)
     return run(made, observer)
 
 
@@ -234,6 +242,9 @@ class _Named:
 
     def fitted(self, about: str, size: sizing.Size) -> None:
         self.observer.fitted(about, size)
+
+    def preparing(self, words: str) -> None:
+        self.observer.preparing(words)
 
     def planned(self, stages: Sequence[Planned]) -> None:
         self.observer.planned(stages)

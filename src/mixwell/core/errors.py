@@ -18,9 +18,20 @@ class TrainingError(MixwellError):
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest option, or `""` where none is near."""
-    near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
+    """Return `" Did you mean 'x'?"` for the nearest option, or `""` where none is near.
+
+    Near is what is spelt alike, else what abbreviates the name or is abbreviated by it: `lr` and `learning_rate`.
+    """
+    known = list(options)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near += [option for option in known if option == _initials(name) or _initials(option) == name]
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _initials(name: str) -> str:
+    """First letters of a name's words; nothing where it is one word."""
+    words = [word for word in name.lower().replace("-", "_").split("_") if word]
+    return "".join(word[0] for word in words) if len(words) > 1 else ""
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,23 +16,52 @@ from typing import Any
 from mixwell.core.errors import MixwellError, disk_errors
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write `data` to `path` atomically: a reader sees the old file or the new one, never a part."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield an empty file beside `path`; it takes `path`'s place when the block ends well, else it is removed.
+
+    A reader sees the old file or the new one, never a part. The file gets the mode that the umask gives, whatever the
+    block does to the one beside it (a library may write another in its place, private to the user).
+    """
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        scratch = _beside(path)
+        mode = _create(scratch)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp gives 0600, which others on the machine could not read
-            os.replace(name, path)
+            yield scratch
+            _to_disk(scratch)
+            os.chmod(scratch, mode)
+            os.replace(scratch, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            scratch.unlink(missing_ok=True)
             raise
-    return path
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name in the same folder that nobody else has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _create(path: Path) -> int:
+    """A new empty file; returns its mode, which only the system can tell without a moment of another umask."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def _to_disk(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write `data` to `path` atomically: a reader sees the old file or the new one, never a part."""
+    with whole_file(path) as scratch:
+        scratch.write_bytes(data)
+    return Path(path)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -61,9 +91,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        scratch = _beside(path)
+        scratch.mkdir()
         try:
-            os.chmod(scratch, 0o755)
             yield scratch
             old = None
             if path.exists():

@@ -46,6 +46,15 @@ def threads(wanted: int | None = None) -> int:
     return wanted or (int(named) if named.isdigit() and int(named) else physical_cores())
 
 
+def is_busy(wanted: int) -> bool:
+    """Whether other programs leave fewer than `wanted` hardware threads free, by the last minute's load.
+
+    What this process did in that minute counts, too.
+    """
+    free = (os.cpu_count() or 1) - os.getloadavg()[0]
+    return free < wanted - 0.5
+
+
 def memory_bytes() -> int:
     """Main memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -18,7 +18,7 @@ from mixwell.core import machine
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, read_json, write_json
 
-_MADE: dict[tuple[Path, str], dict[str, Any]] = {}  # by this process, so that it never changes its mind
+_USED: dict[tuple[Path, str], dict[str, Any]] = {}  # by this process, so that it never changes its mind
 UNDISTURBED = 0.9  # share of the wall time that a measurement must have had its cores for
 
 
@@ -33,28 +33,30 @@ def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1) 
     """The plain data that `measure` gives, from the disk where it was measured before.
 
     what: plain data that tells this measurement from others. threads: how many the measurement computes with.
-    A measurement disturbed by other programs is used now and made again by the next process; of several disturbed
-    ones the newest stands. A cache that cannot be read or written costs the time of measuring and nothing else.
+    A measurement disturbed by other programs is used now and made again by a later process that finds the machine
+    free; of several disturbed ones the newest stands. A cache that cannot be read or written costs the time of
+    measuring and nothing else.
     """
     key = digest([what, machine.cpu_model(), machine.capability(), threads, metadata.version("torch")])
     place = cache_file(), key
     found = _entry(key)
-    if found is not None and not found["busy"]:
-        return found["values"]
-    if place in _MADE:
-        return _MADE[place]
+    if place in _USED:
+        return _USED[place]
+    if found is not None and (not found["busy"] or machine.is_busy(threads)):
+        return _USED.setdefault(place, found["values"])
     values, busy = _undisturbed(measure, threads)
-    _MADE[place] = values
+    _USED[place] = values
     entry = {"values": values, "busy": busy, "what": what if isinstance(what, str) else str(what)[:80]}
     with contextlib.suppress(MixwellError, OSError):
         write_json(cache_file(), {**_read(), key: entry})
     return values
 
 
-def disturbed() -> list[str]:
-    """Names of the measurements kept that other programs disturbed."""
-    entries = [entry for entry in _read().values() if _is_entry(entry)]
-    return sorted(entry["what"] for entry in entries if entry["busy"])
+def disturbed(*, own: bool = False) -> list[str]:
+    """Names of the measurements kept that other programs disturbed; `own`: of those that this process used."""
+    used = {key for place, key in _USED if place == cache_file()}
+    found = {key: entry for key, entry in _read().items() if _is_entry(entry) and (key in used or not own)}
+    return sorted(entry["what"] for entry in found.values() if entry["busy"])
 
 
 def _undisturbed(measure: Callable[[], Mapping[str, Any]], threads: int) -> tuple[dict[str, Any], bool]:

@@ -27,5 +27,7 @@ def spawn(parent: torch.Generator, count: int) -> list[torch.Generator]:
 
 def normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
     """A float32 tensor of independent normal draws, on the generator's device."""
-    device = None if generator is None else generator.device
+    device = torch.get_default_device() if generator is None else generator.device
+    if device.type == "meta":  # a shape without values; to draw none, torch would import its compiler, a second's work
+        return torch.empty(shape, device=device)
     return torch.randn(shape, generator=generator, device=device) * std

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixwell.core.errors import MixwellError, disk_errors
-from mixwell.core.files import read_json, write_json
+from mixwell.core.errors import MixwellError
+from mixwell.core.files import read_json, whole_file, write_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -117,17 +117,10 @@ def _names(path: Path) -> list[str]:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     """Write one safetensors file atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    with disk_errors(path):
-        try:
-            _save(plain, scratch, metadata)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
-    return path
+    with whole_file(path) as scratch:
+        _save(plain, scratch, metadata)
+    return Path(path)
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None) -> None:

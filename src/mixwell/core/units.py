@@ -84,6 +84,11 @@ def _joined(text: str, unit: str) -> str:
     return f"{text}{THIN}{unit}" if unit else text
 
 
+def counted(number: int, what: str, several: str = "") -> str:
+    """`1 row`, `3 rows`; `several` where the plural is another than with an s."""
+    return f"{whole(number)} {what if number == 1 else several or what + 's'}"
+
+
 def seconds(value: Any) -> str:
     """A duration: `52 ms`, `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 07 min`."""
     if not is_number(value):

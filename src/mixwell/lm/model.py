@@ -144,7 +144,7 @@ class LanguageModel(nn.Module):
         self._refuse_deaf_routers()
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if name.endswith(RESIDUAL_OUTPUTS):
+                if name.endswith(RESIDUAL_OUTPUTS) and not parameter.is_meta:  # for the reason given in `normal`
                     parameter.mul_((2 * config.num_layers) ** -0.5)
         self.cast(dtype)
 

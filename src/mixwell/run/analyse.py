@@ -18,11 +18,11 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing
 from mixwell.kernels.experts import mlp
 from mixwell.kernels.packing import Int8Weight, weight_of
-from mixwell.lm import checkpoint
 from mixwell.lm.documents import Document, read_domain
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.splitting import split_documents
 from mixwell.run import datasets
+from mixwell.run.paths import load
 
 FAMILY = "experts.analysis"
 ROWS, LENGTH = 64, 256  # windows at most, and tokens of each
@@ -41,7 +41,7 @@ class Seen:
 
 def analyse(name: str, model: LanguageModel | str | Path, *, text: str | Path | None = None,
             **options: Any) -> dict[str, Any]:
-    """Run the analysis `name` on a model or a model folder; plain data, ready for JSON.
+    """Run the analysis `name` on a model, given as such or by its place (see `paths`); plain data, ready for JSON.
 
     text: a file, folder or glob; none: held-out text of the standard library, whose domains are the labels. At most
     64 windows of 256 tokens are read, from all domains in turn. options: fields of the analysis' `Config`. The result
@@ -52,7 +52,7 @@ def analyse(name: str, model: LanguageModel | str | Path, *, text: str | Path | 
     if entry.family != FAMILY:
         raise MixwellError(f"{entry.name} is no analysis; see `mixwell list {FAMILY}`.")
     config = from_dict(entry.module().Config, options, entry.name)
-    loaded = model if isinstance(model, LanguageModel) else checkpoint.load(model)
+    loaded = model if isinstance(model, LanguageModel) else load(model)
     tokens_BT, labels_B, domains = windows(loaded, text)
     seen = watch(loaded, tokens_BT, labels_B)
     if not seen:

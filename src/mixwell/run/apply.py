@@ -16,6 +16,8 @@ from mixwell.lm import checkpoint
 from mixwell.lm.documents import Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.report.targets import check_folder
+from mixwell.run.paths import find_model
 from mixwell.run.stages.convert import LENGTH, ROWS, converted
 
 ROOMS = ("convert", "precision")  # whose methods turn one checkpoint into another
@@ -23,7 +25,9 @@ ROOMS = ("convert", "precision")  # whose methods turn one checkpoint into anoth
 
 def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | None = None,
           text: str | Path | None = None, seed: int = 0, **options: Any) -> LanguageModel:
-    """Apply the method `name` to a model or a model folder and return the new model.
+    """Apply the method `name` to a model, given as such or by its place, and return the new model.
+
+    model: a `LanguageModel`, a model folder, a stage's folder, or a run's stage such as `runs/mine:dense`.
 
     The model is weighed before and after on `text` (a file, folder or glob), else on random tokens; a broken promise
     raises `MixwellError` and writes nothing. The receipt is in the last record of the result's `lineage`.
@@ -32,10 +36,10 @@ def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | Non
     entry = registry.find(name) if "." in name else _short(name)
     if entry.room not in ROOMS:
         raise MixwellError(f"{entry.name} turns no checkpoint into another; expected a method of {' or '.join(ROOMS)}.")
-    if out is not None and Path(out).exists():
-        raise MixwellError(f"{out} is there already; choose a new folder, or remove it.")
+    if out is not None:
+        check_folder(out)
     config = from_dict(entry.module().Config, options, entry.name)
-    before = model.to_checkpoint() if isinstance(model, LanguageModel) else checkpoint.read(model)
+    before = model.to_checkpoint() if isinstance(model, LanguageModel) else checkpoint.read(find_model(model))
     tokens_BT = _read(text, before.files) if text is not None else _random(before.arch["vocab_size"], seed)
     after, receipt = converted(before, entry.name, config, seed, tokens_BT)
     source = "a model in memory" if isinstance(model, LanguageModel) else str(model)

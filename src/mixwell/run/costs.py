@@ -15,6 +15,7 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
 from mixwell.core.measured import kept
+from mixwell.core.units import seconds
 from mixwell.kernels.rates import rates
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ from mixwell.run import timing
 from mixwell.run.keys import source_digest
 from mixwell.run.stages import KINDS, Stage
 from mixwell.run.stages.convert import LENGTH, ROWS
-from mixwell.run.stages.text import documents
+from mixwell.run.stages.text import characters, documents
 from mixwell.run.stages.train import most_repeated
 from mixwell.run.timing import Timed
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mixwell.run.stages.evaluate import EvaluateConfig
     from mixwell.run.stages.train import Training
 
+Told = Callable[[str], None]  # what is done now
 TENTH = 0.1  # share of the planned work that timing may take
 PATIENCE_S = 1.0  # aim of one timed step where the work is long
 STEPS_TIMED = 4  # of about that length, for each measurement
@@ -83,9 +85,9 @@ def _shape(stage: Stage, before: Shape | None, vocab_size: int) -> Shape:
 class Costs:
     """Predictions for the stages of one run; what they need is measured when they ask for it."""
 
-    def __init__(self, stages: Sequence[Stage], threads: int) -> None:
+    def __init__(self, stages: Sequence[Stage], threads: int, told: Told = lambda words: None) -> None:
         self.stages = {stage.id: stage for stage in stages}
-        self.threads = threads
+        self.threads, self.told = threads, told
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -123,6 +125,7 @@ class Costs:
         row_flops = 3.0 * self._flops_per_token(model, config.seq_len) * config.seq_len
         if self._too_long(row_flops):
             return self._estimated(row_flops, config.seq_len)
+        self.told(f"time a training step of {model}, {self._at_most}")
         return self._kept("training", settings,
                           lambda: timing.training(self.shape(model), rows, config, self.patience_s))
 
@@ -132,38 +135,46 @@ class Costs:
         row_flops = self._flops_per_token(model, length) * length
         if self._too_long(row_flops):
             return self._estimated(row_flops, length)
+        self.told(f"time {model} reading text, {self._at_most}")
         return self._kept("reading", settings, lambda: timing.reading(self.shape(model), rows, length,
                                                                       self.patience_s))
 
     def writing(self, model: str) -> Timed:
         """Seconds for each token of a sample."""
+        self.told(f"time {model} writing text")
         return self._kept("writing", self.shapes[model].key, lambda: timing.writing(self.shape(model)))
 
     def converting(self, stage: Stage) -> Timed:
         """Seconds and peak memory of a conversion and its receipt."""
         before = stage.inputs["model"]
         settings = [self.shapes[before].key, stage.method, stage.plain_config()]
+        self.told(f"time the conversion to {stage.id}")
         return self._kept("converting", settings, lambda: timing.converting(self.shape(before), stage))
 
     def building(self, stage: Stage) -> Timed:
         """Seconds and peak memory of making or reading a model."""
+        self.told(f"time making {stage.id}")
         return self._kept("building", self.shapes[stage.id].key, lambda: timing.once(lambda: self.shape(stage.id)))
 
-    @functools.cached_property
     def texts(self) -> dict[str, list[str]]:
         """The recipe's text by domain."""
         return {name: [d.text for d in docs] for name, docs in documents(self.stages["data"]).items()}
 
     @functools.cached_property
+    def text_sizes(self) -> dict[str, int]:
+        """Size of the text by domain, known without reading it."""
+        return characters(self.stages["data"])
+
+    @property
     def text_bytes(self) -> int:
         """Size of all the text."""
-        return sum(len(text) for texts in self.texts.values() for text in texts)
+        return sum(self.text_sizes.values())
 
     def held_tokens(self, most: int) -> float:
         """Tokens that an evaluation reads: at most `most` of each domain, less where little is held out."""
         share = self.stages["data"].config.held_out
         bytes_per_token = self.tokenizing()["bytes_per_token"]
-        held = (share * sum(map(len, texts)) / bytes_per_token for texts in self.texts.values())
+        held = (share * size / bytes_per_token for size in self.text_sizes.values())
         return sum(min(most, tokens) for tokens in held)
 
     def train_tokens(self) -> float:
@@ -174,14 +185,14 @@ class Costs:
         """`train_tokens` of each domain."""
         share = 1.0 - self.stages["data"].config.held_out
         per_byte = share / self.tokenizing()["bytes_per_token"]
-        return {name: per_byte * sum(map(len, texts)) for name, texts in self.texts.items()}
+        return {name: per_byte * size for name, size in self.text_sizes.items()}
 
     def tokenizing(self) -> Timed:
         """Seconds a byte of training the tokenizer and of encoding, and bytes a token, on a sample of the text."""
-        sample = timing.sample_of(self.texts)
-        path = self.stages["tokenizer"].config.path
-        return self._kept("tokenizing", [digest(sample), self.vocab_size, path],
-                          lambda: timing.tokenizing(sample, self.vocab_size, path))
+        path, text = self.stages["tokenizer"].config.path, KINDS["data"].fingerprint(self.stages["data"])
+        self.told("time the tokenizer on a sample of the text")
+        return self._kept("tokenizing", [text, self.vocab_size, path],
+                          lambda: timing.tokenizing(timing.sample_of(self.texts()), self.vocab_size, path))
 
     @functools.cached_property
     def planned_s(self) -> float:
@@ -193,6 +204,11 @@ class Costs:
         """Seconds that one timed step may take."""
         measurements = 2 * max(1, len(self._trainings()))  # each model is trained and evaluated
         return min(PATIENCE_S, TENTH * self.planned_s / (measurements * STEPS_TIMED))
+
+    @property
+    def _at_most(self) -> str:
+        """How long a measurement of steps takes, in words."""
+        return f"{seconds(STEPS_TIMED * self.patience_s)} at most"
 
     def _trainings(self) -> list[Stage]:
         return [stage for stage in self.stages.values() if stage.kind == "train"]
@@ -284,7 +300,7 @@ def _evaluate(costs: Costs, stage: Stage) -> Prediction:
 
 
 def _sample(costs: Costs, stage: Stage) -> Prediction:
-    prompts = len(stage.config.prompts) or len(costs.texts)
+    prompts = len(stage.config.prompts) or len(costs.text_sizes)
     tokens = prompts * stage.config.max_new_tokens
     per_token = costs.writing(stage.inputs["model"])["seconds_per_token"]
     return Prediction(tokens=tokens, seconds=tokens * per_token)

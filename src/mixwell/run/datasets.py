@@ -39,6 +39,14 @@ def load(name: str, max_bytes_per_domain: int | None = None) -> dict[str, list[D
     return DATASETS[name](max_bytes_per_domain)
 
 
+def files(name: str) -> list[Path]:
+    """The files that the data set `name` is read from, and may be read from under a smaller or larger cap."""
+    root = Path(sysconfig.get_path("stdlib"))
+    topics = root / "pydoc_data" / "topics.py"
+    modules, tests = _files(root)
+    return [*(root / file for file in (*modules, *tests)), *([topics] if topics.is_file() else [])]
+
+
 def standard_library(max_bytes_per_domain: int | None = None) -> dict[str, list[Document]]:
     """The domains code, tests, reference and docstrings, each in the order of the hashes of its documents' names.
 

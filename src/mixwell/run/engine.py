@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +26,9 @@ from mixwell.core.errors import MixwellError, disk_errors, suggest
 from mixwell.core.files import whole_folder
 from mixwell.report import records
 from mixwell.report.records import RunRecord, StageRecord
+from mixwell.report.targets import check_folder
 from mixwell.run import recipe, sizing
-from mixwell.run.costs import Costs, Prediction
+from mixwell.run.costs import Costs, Prediction, Told
 from mixwell.run.keys import evaluation_key, stage_keys
 from mixwell.run.recipe import Recipe
 from mixwell.run.sizing import Size
@@ -61,6 +62,9 @@ class Observer(Protocol):
     def fitted(self, about: str, size: Size) -> None:
         """What is learnt from the run, and how it was fitted to the machine; only where the recipe asked for it."""
 
+    def preparing(self, words: str) -> None:
+        """What is done to know what the run will do and take."""
+
     def planned(self, stages: Sequence[Planned]) -> None:
         """The stages of the run, before the first one starts."""
 
@@ -80,6 +84,9 @@ class Silent:
     def fitted(self, about: str, size: Size) -> None:
         pass
 
+    def preparing(self, words: str) -> None:
+        pass
+
     def planned(self, stages: Sequence[Planned]) -> None:
         pass
 
@@ -93,30 +100,43 @@ class Silent:
         pass
 
 
+def _silent(words: str) -> None:
+    pass
+
+
 def default_folder(chosen: Recipe) -> Path:
     """Where a recipe runs unless told otherwise: `runs/<name>`."""
     return Path("runs") / chosen.name
 
 
-def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,
-         predict: bool = True) -> list[Planned]:
-    """What a run would do now. Nothing is written but the cache of measurements.
+def check_out(out: Path, foreign: str = "compare.json") -> None:
+    """Raise where a run cannot write into `out`: a file, a folder of other things, or one that holds `foreign`."""
+    check_folder(out, own=("stages", "run.json", "compare.json", sizing.FILE), foreign=(foreign,))
 
-    from_stage: this stage and those after it are done again, though they are there. An unknown one raises.
+
+def plan(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,
+         predict: bool = True, told: Told = _silent) -> list[Planned]:
+    """What a run would do now. Nothing is written but the caches of measurements and of what files hold.
+
+    from_stage: this stage and those after it are done again, though they are there. An unknown one raises. told: hears
+    what is read and measured.
     """
     place = Path(out or default_folder(chosen))
-    settled, _ = sizing.settle(chosen, place)
-    return plan_stages(settled, recipe.stages(settled), place, from_stage=from_stage, predict=predict)
+    check_out(place)
+    settled, _ = sizing.settle(chosen, place, told)
+    stages = recipe.stages(settled)
+    return plan_stages(settled, stages, place, from_stage=from_stage, predict=predict, told=told)
 
 
 def plan_stages(chosen: Recipe, stages: Sequence[Stage], out: Path, *, from_stage: str | None = None,
-                predict: bool = True) -> list[Planned]:
+                predict: bool = True, told: Told = _silent) -> list[Planned]:
     """`plan` for stages that were resolved already, with the evaluation and the threads of `chosen`."""
     redone = _redone(stages, from_stage)
     threads = machine.threads(chosen.threads)
     torch.set_num_threads(threads)
+    told("look at the text")
     keys = stage_keys(stages, threads)
-    costs = Costs(stages, threads) if predict else None
+    costs = Costs(stages, threads, told) if predict else None
     return [_planned(stage, keys, out, stage.id in redone, chosen, costs) for stage in stages]
 
 
@@ -158,12 +178,13 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
     """
     out, observer = Path(out or default_folder(chosen)), observer or Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
+    check_out(out)
     with locked(out):
-        asked, (chosen, size) = chosen, sizing.settle(chosen, out)
+        asked, (chosen, size) = chosen, sizing.settle(chosen, out, observer.preparing)
         sizing.keep(asked, size, out)
         if size is not None:
             observer.fitted(chosen.about, size)
-        todo = plan(chosen, out, from_stage=from_stage)
+        todo = plan(chosen, out, from_stage=from_stage, told=observer.preparing)
         tidy(out / "stages", {p.folder for p in todo if p.cached})
         observer.planned(todo)
         made = [finish(planned, chosen, todo, observer) for planned in todo]
@@ -187,7 +208,11 @@ def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the folder for this process. The system lets go of the lock when the process ends, however it ends."""
+    """Hold the folder for this process. The system lets go of the lock when the process ends, however it ends.
+
+    A folder that is made for the lock and gets nothing else, since a mistake is told first, is taken away again.
+    """
+    created = [path for path in (out, *out.parents) if not path.exists()]
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with open(out / ".lock", "a+", encoding="utf-8") as file:
@@ -200,7 +225,19 @@ def locked(out: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                _take_away(created)
+
+
+def _take_away(created: Sequence[Path]) -> None:
+    """Remove folders, innermost first, the first of which holds a lock and nothing else."""
+    if created and [path.name for path in created[0].iterdir()] == [".lock"]:
+        (created[0] / ".lock").unlink()
+        with suppress(OSError):  # a parent may have got something else meanwhile
+            for folder in created:
+                folder.rmdir()
 
 
 def tidy(stages: Path, finished: set[Path]) -> None:

@@ -242,16 +242,15 @@ def _base(recipe: Recipe) -> list[Stage]:
     """The stages that the top-level keys make."""
     seed = recipe.seed
     options = {"path": recipe.tokenizer} if isinstance(recipe.tokenizer, str) else recipe.tokenizer or {}
-    if isinstance(recipe.model, str):
-        kind, model = "load", {"path": recipe.model}
-        options = {"path": recipe.model} if recipe.tokenizer is None else options
-    else:
-        kind, model = "build", recipe.model
+    kind = "load" if isinstance(recipe.model, str) else "build"
+    settings = {"path": recipe.model} if isinstance(recipe.model, str) else recipe.model
+    model = _made("model", kind, settings, {"tokenizer": "tokenizer"}, seed)
+    if kind == "load" and recipe.tokenizer is None:
+        options = {"path": model.config.path}
     both = {"data": "data", "tokenizer": "tokenizer"}
     return [_made("data", "data", recipe.data, {}, seed),
             _made("tokenizer", "tokenizer", options, {"data": "data"}, seed),
-            _made("tokens", "tokens", {}, both, seed),
-            _made("model", kind, model, {"tokenizer": "tokenizer"}, seed)]
+            _made("tokens", "tokens", {}, both, seed), model]
 
 
 def _made(id: str, kind: str, options: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> Stage:

@@ -20,7 +20,7 @@ from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.core.files import digest, read_json, write_json
 from mixwell.run import recipe as recipes
-from mixwell.run.costs import Costs
+from mixwell.run.costs import Costs, Told
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages import KINDS, Stage
 from mixwell.run.stages.train import FEW_EPOCHS
@@ -46,15 +46,15 @@ def needs_fitting(chosen: Recipe) -> bool:
     return chosen.minutes is not None or bool(_references(chosen))
 
 
-def settle(chosen: Recipe, out: Path) -> tuple[Recipe, Size | None]:
+def settle(chosen: Recipe, out: Path, told: Told = lambda words: None) -> tuple[Recipe, Size | None]:
     """The recipe with every budget in tokens, and how it was fitted: as `keep` wrote it into `out`, else anew.
 
     A recipe that leaves nothing open comes back as it is. A reference to a stage that trains nothing, or that has
-    itself no budget of tokens, raises `MixwellError`.
+    itself no budget of tokens, raises `MixwellError`. told: hears what is measured.
     """
     if not needs_fitting(chosen):
         return chosen, None
-    size = _kept(out / FILE, _key(chosen)) or fit(chosen)
+    size = _kept(out / FILE, _key(chosen)) or fit(chosen, told)
     return with_tokens(chosen, size.tokens), size
 
 
@@ -68,11 +68,11 @@ def _key(chosen: Recipe) -> str:
     return digest([to_dict(chosen), machine.threads(chosen.threads)])
 
 
-def fit(chosen: Recipe) -> Size:
+def fit(chosen: Recipe, told: Told = lambda words: None) -> Size:
     """Fit the recipe to this machine, which is timed where that was not done before."""
     nominal = _nominal_tokens(chosen)
     stages = recipes.stages(with_tokens(chosen, nominal))
-    costs = Costs(stages, machine.threads(chosen.threads))
+    costs = Costs(stages, machine.threads(chosen.threads), told)
     trainings = {stage.id: stage for stage in stages if stage.id in nominal}
     pace = {name: _seconds_per_token(costs, stage) for name, stage in trainings.items()}
     for name, other in _references(chosen).items():

@@ -6,13 +6,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +15,9 @@ from typing import Any
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import whole_folder, write_text
+from mixwell.core.interrupts import postponed
 from mixwell.core.tensors import SINGLE
+from mixwell.report.targets import check_file, check_folder, refusals
 from mixwell.tables import reading as tables
 from mixwell.tables.columns import SKIP, Column, choose, encode
 from mixwell.tables.model import FILE, FittedMixture, load
@@ -69,7 +66,8 @@ def fit(table: Any = None, *, components: Iterable[int] = range(1, 9), family: s
     fitted = FittedMixture(columns=tuple(chosen), estimator=model, choice=choice, source=source.name, rows=len(x_ND),
                            seed=seed)
     if out is not None:
-        with _undisturbed(lambda: told and told(choice.planned, choice.planned, WRITING)):
+        # a search of hours is not lost in the seconds of its report
+        with postponed(lambda: told and told(choice.planned, choice.planned, WRITING)):
             write(fitted, source, x_ND, out, against=against, started=started, seconds=time.perf_counter() - began)
     return fitted
 
@@ -94,7 +92,7 @@ def write(fitted: FittedMixture, table: tables.Table, x_ND: Any, out: str | Path
     page = render("fit.html", **contents(fitted, table, x_ND, labels, against=against, started=started,
                                          seconds=seconds))
     check_target(out)
-    with _writable(out), whole_folder(out) as folder:
+    with refusals(out), whole_folder(out) as folder:
         fitted.save(folder)
         tables.write_parquet(folder / "labels.parquet", labels)
         write_text(folder / "report.html", page)
@@ -104,84 +102,34 @@ def write(fitted: FittedMixture, table: tables.Table, x_ND: Any, out: str | Path
 def check_target(out: str | Path) -> None:
     """Refuse a folder that cannot be written, or holds something else: what is written takes its place as a whole."""
     path = Path(out)
-    with _writable(path):
-        if path.resolve() == Path.cwd():
-            raise MixwellError(f"{path.resolve()} is the folder you are in; name another with --out.")
-        inside = [p.name for p in path.iterdir()] if path.is_dir() else []
-        if (path.exists() and not path.is_dir()) or (inside and FILE not in inside):
-            raise MixwellError(f"{path} is there and is no fit of mixwell's; name another folder with --out.")
-        if foreign := sorted(name for name in inside if name not in WRITTEN and name[0] != "."):
-            raise MixwellError(f"{path} holds {foreign[0]!r} beside a fit, which would be lost; move it, or name "
-                               "another folder with --out.")
-        _try_to_write(path)
+    check_folder(path, own=(FILE,))
+    if path.resolve() == Path.cwd():
+        raise MixwellError(f"{path.resolve()} is the folder you are in; name another with --out.")
+    inside = [p.name for p in path.iterdir()] if path.is_dir() else []
+    if foreign := sorted(name for name in inside if name not in WRITTEN and name[0] != "."):
+        raise MixwellError(f"{path} holds {foreign[0]!r} beside a fit, which would be lost; move it, or name another "
+                           "folder with --out.")
 
 
-def check_file(out: str | Path, model: str | Path, table: Any = None) -> None:
+def check_labels(out: str | Path, model: str | Path, table: Any = None) -> None:
     """Refuse a file that is there already, cannot be written, or lies in the folder of the model or of the table."""
     path = Path(out)
+    check_file(path)
     source = Path(table).resolve() if isinstance(table, (str, Path)) else None
-    with _writable(path):
-        if path.is_dir():
-            raise MixwellError(f"{path} is a folder; expected a file to write, such as labels.parquet.")
-        real = path.resolve()
-        if real == source:
-            raise MixwellError(f"{path} is the table to label; name another file with --out.")
-        if real.is_relative_to(Path(model).resolve()) or (real.parent == source and source.is_dir()):
-            raise MixwellError(f"{path} lies in the folder of the model or of the table; name a file elsewhere with "
-                               "--out.")
-        if path.exists() or path.is_symlink():
-            raise MixwellError(f"{path} is there already; remove it, or name another file with --out.")
-        _try_to_write(path)
-
-
-def _try_to_write(path: Path) -> None:
-    """Create a folder beside `path`, parents and all, and take away again what was created."""
-    created = [parent for parent in path.parents if not parent.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    finally:
-        for parent in created:
-            with suppress(OSError):
-                parent.rmdir()
-
-
-@contextmanager
-def _writable(path: str | Path) -> Iterator[None]:
-    """What the system refuses to write becomes one line."""
-    try:
-        yield
-    except OSError as error:
-        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
-        why = "a file is where a folder is needed" if in_the_way else error.strerror or error
-        raise MixwellError(f"cannot write {path} ({why}); name another place with --out.") from error
-
-
-@contextmanager
-def _undisturbed(say: Callable[[], object]) -> Iterator[None]:
-    """The first Ctrl-C only leads to `say`: a search of hours is not lost in the seconds of its report. The second
-    interrupts as usual."""
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
-        yield  # someone else decides what Ctrl-C means here
-        return
-
-    def once(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, usual)
-        say()
-
-    signal.signal(signal.SIGINT, once)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
+    real = path.resolve()
+    if real == source:
+        raise MixwellError(f"{path} is the table to label; name another file with --out.")
+    if real.is_relative_to(Path(model).resolve()) or (real.parent == source and source.is_dir()):
+        raise MixwellError(f"{path} lies in the folder of the model or of the table; name a file elsewhere with --out.")
+    if path.exists() or path.is_symlink():
+        raise MixwellError(f"{path} is there already; remove it, or name another file with --out.")
 
 
 def predict_file(model: str | Path, table: Any, out: str | Path, *, unknown: str = "error") -> int:
     """Label a table's rows with the model of a folder into a new Parquet file; returns the number of rows."""
     fitted = load(model)
-    check_file(out, model, table)
+    check_labels(out, model, table)
     labels = fitted.predict(table, unknown=unknown)
-    with _writable(out):
+    with refusals(out):
         tables.write_parquet(out, labels)
     return len(labels)

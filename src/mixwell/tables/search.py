@@ -14,13 +14,15 @@ from sklearn.model_selection import KFold
 
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.core.registry import find
+from mixwell.core.units import counted
 from mixwell.density.mixtures.product import Block, ProductMixture
 from mixwell.tables.columns import CATEGORY, COUNT, NUMERIC, Column, used
 
-FAMILIES = {"full": "Gaussian, full covariances", "tied": "Gaussian, one shared covariance",
-            "diag": "Gaussian, axis-aligned", "spherical": "Gaussian, round (in standard deviations)",
-            "student_t": "Student t, full covariances"}
+FAMILIES = {"full": "Gaussian mixture, full covariances", "tied": "Gaussian mixture, one shared covariance",
+            "diag": "Gaussian mixture, axis-aligned", "spherical": "Gaussian mixture, round in standard deviations",
+            "student_t": "Student-t mixture, full covariances"}
 DISCRETE = "discrete"  # no numeric column, hence no family to choose
+WORDS = {**FAMILIES, DISCRETE: "counts and categories"}  # what reports and the terminal call them
 CRITERIA = {"bic": "BIC", "icl": "ICL", "aic": "AIC", "cv": "minus the held-out log density per row"}
 METHODS = {COUNT: "density.mixtures.poisson", CATEGORY: "density.mixtures.categorical"}
 MOST_PARAMETERS = 0.5  # of the number of values that there are
@@ -117,7 +119,7 @@ def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: I
     try:
         for number, (family, k) in enumerate(plan):
             if told:
-                told(number, len(plan), f"{family}, {k} component{'s' if k > 1 else ''}")
+                told(number, len(plan), f"{WORDS[family]}, {counted(k, 'component')}")
             candidate, model = _try(x_ND, columns, family, k, starts, seed)
             if criterion == "cv" and not candidate.refused:
                 candidate = _held_out(candidate, x_ND, columns, folds, starts, seed)

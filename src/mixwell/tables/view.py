@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from mixwell.tables.columns import CATEGORY, COUNT, NUMERIC, SKIP, decode, numbe
 from mixwell.tables.describe import Profile, gap, normal, profiles, radius, stands_out, tail_shares, telling_pairs
 from mixwell.tables.model import FittedMixture
 from mixwell.tables.reading import Table
-from mixwell.tables.search import CRITERIA, FAMILIES, Candidate
+from mixwell.tables.search import CRITERIA, FAMILIES, WORDS, Candidate
 
 if TYPE_CHECKING:
     import pandas
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 TITLES = {"components": "Components", "pairs": "Most telling pairs", "against": "Beside the known groups",
           "choice": "Choice", "certainty": "Certainty", "outliers": "Outliers", "samples": "Samples beside the data",
           "columns": "Columns", "machine": "Machine and versions"}
-KIND_WORDS = {NUMERIC: "number", COUNT: "count", CATEGORY: "categories", SKIP: "left out"}
+KIND_WORDS = {NUMERIC: ("number", "numbers"), COUNT: ("count", "counts"), CATEGORY: ("category", "categories"),
+              SKIP: ("left out", "left out")}  # of one column and of several
 CERTAIN = (0.99, 0.95, 0.8, 0.5)
 SAMPLES = 20_000
-MOST_COLUMNS, MOST_CATEGORIES, OUTLIERS = 24, 8, 10
+MOST_COLUMNS, MOST_CATEGORIES, MOST_GROUPS, OUTLIERS = 24, 8, 20, 10
+CHOSEN = "chosen"  # the mark in the chart of the choice
 RARE = 0.001  # of the model's own draws
 EVIDENCE = ((2, "too little to tell them apart"), (6, "some evidence for the choice"), (10, "strong evidence for it"),
             (math.inf, "very strong evidence for the choice"))  # Kass, Raftery (1995), on twice the log Bayes factor
@@ -53,30 +56,21 @@ def contents(fitted: FittedMixture, table: Table, x_ND: np.ndarray, labels: pand
         "certainty": certainty(resp_NK, table),
         "outliers": outliers(fitted, table, x_ND, labels, share_N, score_N, described), "samples": beside,
         "machine": run_machine(computer, {}, str(fitted.seed), begun, {"time in all stages": seconds})}
-    return {"title": f"{fitted.source}: a mixture of {_count(fitted.n_components, 'component')}",
+    return {"title": f"{fitted.source}: a mixture of {units.counted(fitted.n_components, 'component')}",
             "facts": run_facts(computer, begun, seconds), "lead": lead(fitted),
             "points": summary(fitted, described, resp_NK, share_N, beside), "warning": warning(fitted),
             "notes": fitted.choice.notes, "toc": [(name, title) for name, title in TITLES.items() if sections[name]],
-            "criterion": _criterion(fitted), "titles": TITLES, **sections}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{units.whole(number)} {what}{'' if number == 1 else 's'}"
+            "criterion": _criterion(fitted), "titles": TITLES, "rare": units.percent(RARE, 1), **sections}
 
 
 def _criterion(fitted: FittedMixture) -> str:
     return CRITERIA[fitted.choice.criterion]
 
 
-def family_words(name: str) -> str:
-    """A family in words; nothing where no column is numeric."""
-    return FAMILIES.get(name, "")
-
-
 def lead(fitted: FittedMixture) -> str:
     """The answer in one sentence."""
     rows, K = units.whole(fitted.rows), fitted.n_components
-    of_family = f" ({family_words(fitted.family)})" if family_words(fitted.family) else ""
+    of_family = f" ({FAMILIES[fitted.family]})" if fitted.family in FAMILIES else ""
     if K == 1:
         if max(c.n_components for c in fitted.choice.candidates) == 1:
             return f"One component{of_family} describes the {rows} rows of {fitted.source}; more were not tried."
@@ -104,20 +98,25 @@ def summary(fitted: FittedMixture, described: list[Profile], resp_NK: np.ndarray
         sure = float((resp_NK.max(1) >= 0.95).mean())
         lines.append(f"{units.percent(sure, 0)} of the rows belong to their component with a probability of at least "
                      f"95{units.THIN}%.")
-    rare, expected = int((share_N < RARE).sum()), RARE * fitted.rows
-    word = "No row is" if not rare else "1 row is" if rare == 1 else f"{units.whole(rare)} rows are"
-    chance = "about " + units.number(expected, 2) if expected >= 1 else "less than one"
-    lines.append(f"{word} less dense than all but one in a thousand of the model's own draws; by chance {chance} "
-                 "would be.")
+    lines.append(unusual(share_N))
     off = beside["off"]
     lines.append("The model's samples follow the data in every column as closely as chance allows." if not off else
                  f"The model's samples differ from the data by more than chance in {_listed(off)}.")
     return lines
 
 
+def unusual(share_N: np.ndarray) -> str:
+    """How many rows are odd beyond chance, in a sentence; the report says under the outliers what that means."""
+    count, expected = int((share_N < RARE).sum()), RARE * len(share_N)
+    if not count:
+        return "No unusual rows."
+    chance = f"about {units.whole(expected)}" if expected >= 1 else "less than one"
+    return f"{units.counted(count, 'unusual row')}, where chance would give {chance}."
+
+
 def _listed(names: list[str], most: int = 5) -> str:
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} other columns"
+        return f"{', '.join(names[:most])} and {units.counted(len(names) - most, 'other column')}"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -157,7 +156,7 @@ def columns(fitted: FittedMixture, table: Table) -> list[list[str]]:
         elif c.kind != SKIP:
             seen = numbers(table, c.name, table.frame[c.name])
             detail = f"{_value(np.nanmin(seen))} to {_value(np.nanmax(seen))}"
-        rows.append([c.name, KIND_WORDS[c.kind], detail, units.whole(c.missing) if c.missing else "", c.note])
+        rows.append([c.name, KIND_WORDS[c.kind][0], detail, units.whole(c.missing) if c.missing else "", c.note])
     return rows
 
 
@@ -172,26 +171,25 @@ def choice(fitted: FittedMixture) -> dict[str, Any]:
     families = list(dict.fromkeys(c.family for c in found.candidates))
     colors = plots.slots(families)
     usable = [c for c in found.candidates if not c.refused]
-    lines = [plots.Series(name=_short(f), x=[c.n_components for c in usable if c.family == f],
+    lines = [plots.Series(name=WORDS[f], x=[c.n_components for c in usable if c.family == f],
                           y=[getattr(c, name) for c in usable if c.family == f], slot=colors[f]) for f in families]
+    best = found.best
+    lines.append(plots.Series(name=CHOSEN, x=[best.n_components], y=[getattr(best, name)], slot=colors[best.family]))
     ranked = sorted((min(own, key=lambda c: getattr(c, name)) for f in families
                      if (own := [c for c in usable if c.family == f])), key=lambda c: float(getattr(c, name)))
     refused = sum(bool(c.refused) for c in found.candidates)
     return {"chart": plots.line_chart(lines, x_label="components", y_label=f"{_criterion(fitted)}, smaller is better"),
             "rows": [_choice_row(c, found.best, name) for c in ranked], "verdict": verdict(fitted, usable),
-            "refused": f"{_count(refused, 'fit')} could not be used: too many parameters for the table, or a "
+            "refused": f"{units.counted(refused, 'fit')} could not be used: too many parameters for the table, or a "
                        "component with fewer rows than its covariance needs." if refused else ""}
-
-
-def _short(family: str) -> str:
-    return family.replace("_", " ").replace("student t", "Student t")
 
 
 def _choice_row(c: Candidate, best: Candidate, name: str) -> list[str]:
     value = getattr(c, name)
     decimals = 3 if name == "cv" else 1
-    return [family_words(c.family) or c.family, str(c.n_components), units.fixed(value, decimals),
-            units.fixed(value - getattr(best, name), decimals), units.whole(c.n_parameters)]
+    behind, option = value - getattr(best, name), c.family if c.family in FAMILIES else ""
+    return [WORDS[c.family], option, str(c.n_components), units.fixed(value, decimals), units.fixed(behind, decimals),
+            units.whole(c.n_parameters)]
 
 
 def verdict(fitted: FittedMixture, usable: list[Candidate]) -> str:
@@ -202,13 +200,14 @@ def verdict(fitted: FittedMixture, usable: list[Candidate]) -> str:
         return ""
     second = min(others, key=lambda c: getattr(c, name))
     ahead = getattr(second, name) - getattr(best, name)
-    words = f"{_short(second.family)}, {_count(second.n_components, 'component')}"
+    come = "comes" if second.n_components == 1 else "come"
+    words = f"Next {come} {units.counted(second.n_components, 'component')} ({WORDS[second.family]})"
     if name == "cv":
-        return (f"Next comes {words}, {units.number(ahead, 2)} nats a row behind; the standard error over the folds "
+        return (f"{words}, {units.number(ahead, 2)} nats a row behind; the standard error over the folds "
                 f"is {units.number(best.cv_error, 2)}.")
     strength = next(text for limit, text in EVIDENCE if ahead < limit)
     scale = f": {strength}" if name in ("bic", "icl") else ""
-    return f"Next comes {words}, {units.number(ahead, 3)} behind{scale}."
+    return f"{words}, {units.number(ahead, 3)} behind{scale}."
 
 
 def components(fitted: FittedMixture, described: list[Profile]) -> dict[str, Any]:
@@ -277,13 +276,19 @@ def compared(table: Table, against: str | None, label_N: np.ndarray, K: int) -> 
     values = table.frame[against].astype(object)
     there = values.notna().to_numpy()
     groups = [str(v) for v in values[there]]
-    names = sorted(set(groups), key=lambda g: (-groups.count(g), g))[:20]
-    counts_GK = np.array([[np.sum((label_N[there] == k) & (np.array(groups) == g)) for k in range(K)] for g in names])
-    order = sorted(range(len(names)), key=lambda g: (counts_GK[g].argmax(), -counts_GK[g].max()))
-    names, counts = [names[g] for g in order], counts_GK[order]
-    return {"column": against, "rand": units.fixed(adjusted_rand_score(groups, label_N[there]), 3),
+    names = sorted(sorted(set(groups), key=lambda g: (-groups.count(g), g))[:MOST_GROUPS], key=natural)
+    counts = np.array([[np.sum((label_N[there] == k) & (np.array(groups) == g)) for k in range(K)] for g in names])
+    left_out = len(set(groups)) - len(names)
+    shown = f"The {len(names)} largest groups of {len(names) + left_out} are shown." if left_out else ""
+    return {"column": against, "shown": shown, "rand": units.fixed(adjusted_rand_score(groups, label_N[there]), 3),
             "map": plots.heat_map(counts.astype(float).tolist(), rows=names, columns=[str(k + 1) for k in range(K)],
                                   low=0.0, center=0.0, high=float(counts.max()), corner=against, form=units.whole)}
+
+
+def natural(text: str) -> list[Any]:
+    """A key that sorts as people do: `2` before `10`, `class_2` before `class_10`, numbers before words."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text.casefold())
+    return [(0, float(part), "") if part[:1].isdigit() else (1, 0.0, part) for part in parts if part] + [(1, 0.0, text)]
 
 
 def certainty(resp_NK: np.ndarray, table: Table) -> dict[str, Any]:
@@ -334,7 +339,9 @@ def samples(fitted: FittedMixture, x_ND: np.ndarray, draws_SD: np.ndarray) -> di
         if place < MOST_COLUMNS:
             maps.append({"name": column.name, "gap": units.percent(distance), "off": column.name in off,
                          "chart": _beside(column, own, drawn)})
-    return {"maps": maps, "off": off, "more": max(0, len(fitted.used) - MOST_COLUMNS)}
+    more = max(0, len(fitted.used) - MOST_COLUMNS)
+    words = f"{units.counted(more, 'more column is', 'more columns are')} not drawn." if more else ""
+    return {"maps": maps, "off": off, "more": words}
 
 
 def _rounded(drawn: np.ndarray, own: np.ndarray) -> np.ndarray:

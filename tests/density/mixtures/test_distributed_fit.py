@@ -59,7 +59,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("meet")
     crew = [subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), str(folder)], stdout=subprocess.PIPE, text=True)
             for rank in range(2)]
-    return [json.loads(process.communicate(timeout=120)[0]) for process in crew]
+    return [json.loads(process.communicate(timeout=600)[0]) for process in crew]
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

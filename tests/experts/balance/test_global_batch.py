@@ -86,9 +86,9 @@ def test_two_processes_equal_one(tmp_path):
     workers = [context.Process(target=worker, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
     for process in workers:
         process.start()
-    found = sorted(queue.get(timeout=60) for _ in workers)
+    found = sorted(queue.get(timeout=600) for _ in workers)
     for process in workers:
-        process.join(timeout=60)
+        process.join(timeout=600)
     routings = micro_batches()[:2]
     for rank, across, alone in found:
         assert abs(across - loop(routings, routings[rank])) < 1e-12

@@ -1,5 +1,6 @@
 """Training: budgets, metrics, and above all that no kill, Ctrl-C or bad number leaves anything but a whole run."""
 
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ import torch
 from mixwell.core import tensors
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, TrainingError
+from mixwell.core.interrupts import Terminate
 from mixwell.core.rng import generator
+from mixwell.lm.training import loop
 from mixwell.lm.training.loop import TrainConfig, train
 from mixwell.lm.training.metrics import MetricsFile, Window, evenness, read_lines
 from mixwell.lm.training.optimizer import decays
@@ -121,7 +125,7 @@ def test_budgets_pay_for_whole_steps(data, tmp_path, budget, steps):
         assert 0.7 < result.flops / budget["flops"] <= 1
 
 
-def test_a_budget_of_seconds_keeps_the_time_used(data, tmp_path):
+def test_a_budget_of_seconds_keeps_the_time_used(data, tmp_path, monkeypatch):
     class Enough(Exception):
         pass
 
@@ -129,18 +133,20 @@ def test_a_budget_of_seconds_keeps_the_time_used(data, tmp_path):
 
     def stop(step, fraction, info):
         fractions.append(fraction)
-        if step == 9:
+        if step == 10:
             raise Enough
 
-    config = tiny_config(tokens=None, seconds=0.6)
+    ticks = itertools.count()  # a step asks for the time when it begins and when it ends
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 32, monotonic=lambda: 0.0))
+    config = tiny_config(tokens=None, seconds=20 / 32)
     with pytest.raises(Enough):
         train(tiny_model(), data, config, tmp_path, progress=stop)
+    assert fractions == [step / 20 for step in range(1, 11)]
     result = train(tiny_model(), data, config, tmp_path)
     saved = json.loads((tmp_path / "state/state.json").read_text())
-    assert saved["step"] > 9 and result.seconds == saved["seconds"] >= 0.6
-    assert fractions == sorted(fractions) and fractions[-1] < 1
-    before = [line["seconds"] for line in result.metrics]
-    assert before == sorted(before) and result.metrics[-1]["lr"] < config.lr
+    assert saved["step"] == 20 and result.seconds == saved["seconds"] == 20 / 32, "9 steps were saved, 11 were left"
+    assert [line["seconds"] for line in result.metrics] == [step / 32 for step in (5, 10, 15, 20)]
+    assert result.metrics[-1]["lr"] < config.lr
 
 
 def test_a_finished_run_is_not_trained_again(whole, data, tmp_path):
@@ -160,18 +166,27 @@ def test_progress_is_told_after_every_step(data, tmp_path):
     assert set(seen[0][2]) == {"loss_nats", "lr", "tokens_per_s", "seconds_left"} and seen[-1][2]["seconds_left"] == 0
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 11])
-def test_ctrl_c_saves_and_resuming_ends_with_the_same_bits(whole, data, tmp_path, step):
+@pytest.fixture
+def handlers():
+    """Those of a command, whatever the test runner has."""
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: Terminate()}
+    usual = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    yield ours
+    for number, handler in usual.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("step", "number"), [(1, signal.SIGINT), (4, signal.SIGTERM), (6, signal.SIGINT),
+                                              (11, signal.SIGTERM)])
+def test_a_signal_saves_and_resuming_ends_with_the_same_bits(whole, data, tmp_path, handlers, step, number):
     def interrupt(done, fraction, info):
         if done == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(number)
 
-    usual = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_model(), data, tiny_config(), tmp_path, progress=interrupt)
-    assert signal.getsignal(signal.SIGINT) is usual
-    saved = json.loads((tmp_path / "state/state.json").read_text())["step"]
-    assert saved in (step, step + 1)  # the signal may arrive a moment later
+    assert {n: signal.getsignal(n) for n in handlers} == handlers
+    assert json.loads((tmp_path / "state/state.json").read_text())["step"] == step
     result = run(data, tmp_path)
     assert same_state(tmp_path, whole[1])
     assert without_clock(result.metrics) == without_clock(whole[0].metrics)
@@ -198,18 +213,20 @@ def test_kills_at_random_moments_end_with_the_same_bits(data, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
                           cwd=Path(__file__).parents[3]) as trainer:
-        def start(folder):
-            trainer.stdin.write(f"{folder}\t{steps}\n")
+        def start(folder, pause=0):
+            trainer.stdin.write(f"{folder}\t{steps}\t{pause}\n")
             trainer.stdin.flush()
             return int(trainer.stdout.readline())
 
         survived = []
         for _ in range(kills):
-            mark, process = state_step(killed), start(killed)
-            wait_for(lambda m=mark: state_step(killed) > m)
+            mark = state_step(killed)
+            process = start(killed, pause=mark + 15)  # a slow test finds it waiting there, not at its end
+            while state_step(killed) <= mark:
+                time.sleep(0.002)
             time.sleep(draws.random() * 0.03)
             os.kill(process, signal.SIGKILL)
-            assert int(trainer.stdout.readline()) == -signal.SIGKILL, "the run had ended before it was killed"
+            assert int(trainer.stdout.readline()) == -signal.SIGKILL
             survived.append(state_step(killed))
         for folder in (killed, straight):
             start(folder)
@@ -219,13 +236,6 @@ def test_kills_at_random_moments_end_with_the_same_bits(data, tmp_path):
     assert same_state(killed, straight)
     assert without_clock(read_lines(killed / "metrics.jsonl")) == without_clock(read_lines(straight / "metrics.jsonl"))
     assert len(list((killed / "state").iterdir())) == 2
-
-
-def wait_for(condition, limit_s=60.0):
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < limit_s, "training hung"
-        time.sleep(0.002)
 
 
 def state_step(folder):

@@ -10,11 +10,8 @@ Legend: B windows, T tokens of a window.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError, TrainingError
+from mixwell.core.interrupts import postponed
 from mixwell.core.rng import generator
 from mixwell.core.routing import Routing
 from mixwell.lm.data import TokenData
@@ -63,8 +61,8 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     progress: called after every step with the steps done, the share of the budget used, and
     {loss_nats, lr, tokens_per_s, seconds_left}.
 
-    A loss or gradient that is not finite raises `TrainingError`. Ctrl-C finishes the step, saves, and raises
-    `KeyboardInterrupt`; a second one does not wait.
+    A loss or gradient that is not finite raises `TrainingError`. Ctrl-C and SIGTERM finish the step and save; then the
+    one raises `KeyboardInterrupt`, the other ends the program. A second one does not wait.
     """
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
     if vocab_size is not None and vocab_size < data.vocab_size:
@@ -133,7 +131,7 @@ class _Run:
 
     def to_the_end(self, progress: Progress | None) -> None:
         self.model.train()
-        with _interrupts() as asked:
+        with postponed() as asked:
             while self.fraction < 1.0:
                 before = self.fraction
                 info = self._one_step()
@@ -142,11 +140,11 @@ class _Run:
                     try:
                         progress(self.step, self.fraction, info)
                     except KeyboardInterrupt:
-                        asked.set()
-                if asked.is_set() or self._save_due():
+                        asked.yes = True
+                if asked.yes or self._save_due():
                     self._save()
-                if asked.is_set():
-                    raise KeyboardInterrupt
+                if asked.yes:
+                    asked.stop()
         if self.saved_step < self.step:
             self._save()
 
@@ -274,26 +272,6 @@ def _train_tokens(data: TokenData) -> Tensor:
     """The first million training tokens of each domain, one after another: enough to count how often ids occur."""
     streams = [np.asarray(data.tokens(d, "train")[:1_000_000], dtype=np.int64) for d in data.domains]
     return torch.from_numpy(np.concatenate(streams))
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C sets; the second one interrupts as usual. Only the main thread gets them."""
-    asked = threading.Event()
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
-        yield asked  # someone else decides what Ctrl-C means here
-        return
-
-    def ask(number: int, frame: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def _summary_writer() -> Any:

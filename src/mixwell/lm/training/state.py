@@ -6,14 +6,13 @@ Whatever a kill leaves behind, the folder therefore holds the last whole state.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mixwell.core.errors import MixwellError, disk_errors
+from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json, write_json
 from mixwell.core.tensors import LazyTensors, open_file, save_tensors
 
@@ -23,9 +22,7 @@ STATE = "state.json"
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
     """Put down the state after `step`, then clear away the one before it."""
     name = f"step-{step:08d}.safetensors"
-    path = save_tensors(folder / name, tensors)
-    with disk_errors(path), open(path, "rb") as file:
-        os.fsync(file.fileno())  # the JSON must not outlive a power cut that its tensors did not
+    save_tensors(folder / name, tensors)  # on the disk when it returns: the JSON must not outlive a power cut alone
     write_json(folder / STATE, {**values, "step": step, "tensors": name})
     for old in folder.iterdir():  # the state before, and what a kill left half-written under any name
         if old.name not in (name, STATE):

@@ -20,7 +20,7 @@ KINDS: dict[str, Kind] = {
                    rooms=("lm",), draws=False, named_in_recipe=False),
     "build": Kind(parse=models.parse_build, run=models.run_build, shape=models.build_shape, rooms=_MODEL,
                   roles=("tokenizer",)),
-    "load": Kind(parse=parser(models.LoadConfig), run=models.run_load, shape=models.load_shape, rooms=_MODEL,
+    "load": Kind(parse=models.parse_load, run=models.run_load, shape=models.load_shape, rooms=_MODEL,
                  roles=("tokenizer",), fingerprint=models.load_fingerprint, bare="path",
                  evaluated=True, any_method=True, draws=False),
     "train": Kind(parse=train.parse_train, run=train.run_train, keeps_shape=True, rooms=_MODEL,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
@@ -19,6 +20,7 @@ from mixwell.lm import checkpoint
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.run.paths import find_model
 from mixwell.run.stages._parts import Job, Stage, with_tokenizer
 
 DENSE, MIXTURE = "experts.layers.swiglu", "experts.layers.moe"
@@ -51,16 +53,25 @@ def parse_build(options: Mapping[str, Any], where: str) -> BuildConfig:
 
 def _model_config(options: Mapping[str, Any], vocab_size: int, where: str) -> ModelConfig:
     values = {"vocab_size": vocab_size, **START, **options}
-    hidden = values.pop("hidden_dim", 2 * values["dim"] if isinstance(values["dim"], int) else 0)
+    given = {"hidden_dim": values.pop("hidden_dim")} if "hidden_dim" in values else {}
     words = {name: values.pop(name) for name in MIXTURE_WORDS if name in values}
     mixer = values.setdefault("channel_mixer", {"method": MIXTURE if words else DENSE})
     if isinstance(mixer, Mapping):
         if twice := sorted(set(words) & set(mixer)):
             raise MixwellError(f"{where}: {twice[0]!r} stands twice, in channel_mixer and beside it; keep one.")
-        values["channel_mixer"] = _with_method({"hidden_dim": hidden, **words, **mixer})
-    elif short := [*(["hidden_dim"] if "hidden_dim" in options else []), *words]:
+        given = given or _usual_width(mixer, values["dim"])
+        values["channel_mixer"] = _with_method({**given, **words, **mixer})
+    elif short := [*given, *words]:
         raise MixwellError(f"{where}: {short[0]} stands beside a list of channel mixers; write it into each of them.")
     return from_dict(ModelConfig, values, where)
+
+
+def _usual_width(mixer: Mapping[str, Any], dim: Any) -> dict[str, int]:
+    """Twice the model's width, for a channel mixer that has a hidden width; nothing for others."""
+    if not isinstance(dim, int) or not isinstance(mixer.get("method"), str):
+        return {}  # what is wrong is told where the config is made
+    config = registry.find(mixer["method"], within="experts.layers").module().Config
+    return {"hidden_dim": 2 * dim} if "hidden_dim" in {f.name for f in fields(config)} else {}
 
 
 def _with_method(mixer: dict[str, Any]) -> dict[str, Any]:
@@ -96,15 +107,21 @@ def describe(model: LanguageModel) -> dict[str, Any]:
 class LoadConfig:
     """A model that is there already."""
 
-    path: str  # Hugging Face folder
+    path: str  # Hugging Face folder; in a recipe a run's stage, too
+
+
+def parse_load(options: Mapping[str, Any], where: str) -> LoadConfig:
+    """The stage's config from plain data, with the folder that a run's stage or a stage's folder stands for."""
+    config = from_dict(LoadConfig, options, where)
+    try:
+        return LoadConfig(path=str(find_model(config.path)))
+    except MixwellError as error:
+        raise MixwellError(f"{where}: {error}") from error
 
 
 def load_fingerprint(stage: Stage) -> str:
     """Digest of every file of the folder."""
-    folder = Path(stage.config.path)
-    if not folder.is_dir():
-        raise MixwellError(f"model: {folder} is not a folder; expected a Hugging Face model folder.")
-    files = [f for f in sorted(folder.iterdir()) if f.is_file()]
+    files = [f for f in sorted(Path(stage.config.path).iterdir()) if f.is_file()]
     return digest({f.name: _digest_once(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files})
 
 

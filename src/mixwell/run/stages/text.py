@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mixwell.lm.data import write_shards
 from mixwell.lm.documents import Document, Reader, size_bytes
 from mixwell.lm.splitting import Capped, Split, capped, split_apart, split_documents
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.run import facts
 from mixwell.run.stages._parts import Job, Stage
 
 
@@ -70,8 +72,11 @@ class Collected:
 
 
 @functools.lru_cache(maxsize=1)
-def _collect(config: str) -> dict[str, Collected]:
-    """The documents by domain; kept for a moment, since the key of the stage and the stage itself both ask."""
+def _collect(config: str, state: str) -> dict[str, Collected]:
+    """The documents by domain; kept for a moment, since the key of the stage and the stage itself both ask.
+
+    state: of the files, so that one which changed is read anew.
+    """
     options = json.loads(config)
     domains, most = options["domains"], options["max_bytes"]
     if isinstance(domains, str):
@@ -88,12 +93,19 @@ def _collect(config: str) -> dict[str, Collected]:
 
 
 def _read(where: str, spec: str, max_bytes: int | None, text_field: str | None) -> Collected:
-    try:
+    with _placed(where):
         reader = Reader(spec, text_field)
         found = capped(reader, max_bytes)
+    return Collected(found.documents, found.found_bytes, (*reader.notices, *_copies(found)))
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """What is wrong with a domain is told with its place in the recipe."""
+    try:
+        yield
     except MixwellError as error:
         raise MixwellError(f"{where}: {error}") from error
-    return Collected(found.documents, found.found_bytes, (*reader.notices, *_copies(found)))
 
 
 def _cap_notices(domain: Collected) -> list[str]:
@@ -113,18 +125,55 @@ def documents(stage: Stage) -> dict[str, list[Document]]:
 
 
 def _collected(stage: Stage) -> dict[str, Collected]:
-    return _collect(json.dumps(stage.plain_config(), sort_keys=True))
+    return _collect(json.dumps(stage.plain_config(), sort_keys=True), facts.state(_sources(stage.config)))
 
 
 def data_fingerprint(stage: Stage) -> str:
-    """Digest of every document's name and text, read afresh."""
-    _collect.cache_clear()
-    return digest({name: [_named(domain.documents), _named(domain.validation or ())]
-                   for name, domain in _collected(stage).items()})
+    """Digest of every document's name and text."""
+    return _facts(stage)["fingerprint"]
+
+
+def characters(stage: Stage) -> dict[str, int]:
+    """Length of the text that the stage's config asks for, by domain, without what only validates."""
+    return _facts(stage)["characters"]
+
+
+def _facts(stage: Stage) -> dict[str, Any]:
+    """What is known of the text without reading it, while no file of it changes, nor the source that reads it."""
+    return facts.kept(["text", stage.plain_config()], [*_sources(stage.config), *_readers()], lambda: _found(stage))
+
+
+def _found(stage: Stage) -> dict[str, Any]:
+    found = _collected(stage)
+    content = {name: [_named(domain.documents), _named(domain.validation or ())] for name, domain in found.items()}
+    sizes = {name: sum(len(document.text) for document in domain.documents) for name, domain in found.items()}
+    return {"fingerprint": digest(content), "characters": sizes}
 
 
 def _named(docs: Iterable[Document]) -> list[list[str]]:
     return [[document.path, digest(document.text.encode())] for document in docs]
+
+
+def _sources(config: DataConfig) -> list[Path]:
+    """The files that the text is read from."""
+    if isinstance(config.domains, str):
+        from mixwell.run import datasets
+
+        return datasets.files(config.domains)
+    named = {f"data.domains.{name}": spec for name, spec in config.domains.items()}
+    named |= {f"data.validation.{name}": spec for name, spec in (config.validation or {}).items()}
+    return [path for where, spec in named.items() for path in _files(where, spec)]
+
+
+def _files(where: str, spec: str) -> list[Path]:
+    with _placed(where):
+        return Reader(spec).paths
+
+
+def _readers() -> list[Path]:
+    """The source that reads the text."""
+    package = Path(__file__).parents[2]
+    return [Path(__file__), package / "run" / "datasets.py", *sorted((package / "lm").glob("*.py"))]
 
 
 def run_data(job: Job) -> dict[str, Any]:

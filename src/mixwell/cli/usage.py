@@ -1,0 +1,188 @@
+"""A method's options and how to use it, read from its source without importing it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from mixwell.core.registry import ROOT, Entry
+
+RECIPES = {  # family -> the entry of a recipe that names a method of it
+    "experts.routers": "model: {{num_experts: 8, router: {{method: {name}{options}}}}}",
+    "experts.layers": "model: {{channel_mixer: {{method: {full}{options}}}}}",
+    "experts.balance": "model: {{num_experts: 8, balance: {{{name}: 0.01}}}}",
+    "experts.overflow": "model: {{num_experts: 8, capacity_factor: 1.25, overflow: {{method: {name}{options}}}}}",
+    "sequence": "model: {{sequence_mixer: {{method: {full}{options}}}}}",
+    "convert": "stages: [{{id: new, convert: {name}{options}}}]",
+    "precision": "stages: [{{id: small, compress: {name}{options}}}]",
+}
+WITH_OPTIONS = {"experts.balance": "model: {{num_experts: 8, balance: {{{name}: {{coefficient: 0.01{options}}}}}}}"}
+COMMANDS = {  # family -> the command that applies a method of it
+    "convert": "mixwell apply {full} --in MODEL --out NEW{words}",
+    "precision": "mixwell apply {full} --in MODEL --out NEW{words}",
+    "experts.analysis": "mixwell apply {full} --in MODEL{words}",
+}
+FITS = "estimator"  # tag of what has scikit-learn's `fit`
+
+
+def options(entry: Entry) -> list[str]:
+    """The method's options, one a line: name, type, default and comment as they stand in its source.
+
+    They are the fields of its `Config`; of a class without one the parameters of its constructor, which a base class
+    may have.
+    """
+    config = _config(entry)
+    if config is not None:
+        return [" ".join(line.strip() for line in _source(path)[f.lineno - 1 : f.end_lineno]) for path, f in config]
+    found = _class(_tree(entry.path), entry.object_name)
+    return [_written(*one) for one in _parameters(entry, found)] if found is not None else []
+
+
+def about(entry: Entry) -> str:
+    """The docstring of the method's object: what its parameters mean; empty where it only points to the card."""
+    found = _object(entry)
+    text = (ast.get_docstring(found) or "") if found is not None else ""
+    return "" if "see the module's card" in text and "\n" not in text else text
+
+
+def usage(entry: Entry) -> list[tuple[str, str]]:
+    """(where, line) for each way to use the method: `recipe`, `command`, `python`."""
+    needed = _needed(entry)
+    last = entry.name.rpartition(".")[2]
+    words = {"name": last, "full": entry.name, "options": "".join(f", {name}: ..." for name in needed),
+             "words": "".join(f" {name}=..." for name in needed)}
+    form = WITH_OPTIONS.get(entry.family) if needed else None
+    form = form or RECIPES.get(entry.family)
+    lines = [("recipe", form.format(**words))] if form else []
+    lines += [("command", COMMANDS[entry.family].format(**words))] if entry.family in COMMANDS else []
+    return lines + [("python", line) for line in _python(entry, needed)]
+
+
+def _python(entry: Entry, needed: list[str]) -> Iterator[str]:
+    if entry.family == "experts.analysis":
+        yield "from mixwell.run.analyse import analyse"
+        yield f'analyse("{entry.name}", "MODEL")'
+        return
+    if entry.family in COMMANDS:
+        yield f'mixwell.apply("{entry.name}", "MODEL"{"".join(f", {name}=..." for name in needed)})'
+        return
+    takes_config = "config" in _required(entry)
+    names = ["Config", entry.object_name] if takes_config else [entry.object_name]
+    yield f"from mixwell.{entry.name} import {', '.join(names)}"
+    made = f"Config({', '.join(f'{name}=...' for name in needed)})"
+    given = ", ".join(made if name == "config" else name for name in _required(entry))
+    yield f"{entry.object_name}({given}){'.fit(X)' if FITS in entry.tags else ''}"
+
+
+def _needed(entry: Entry) -> list[str]:
+    """Options without a default."""
+    return [ast.unparse(f.target) for _, f in _config(entry) or () if f.value is None]
+
+
+def _config(entry: Entry) -> list[tuple[Path, ast.AnnAssign]] | None:
+    """The fields of the method's config, those of its bases first, with the files they stand in; None without one.
+
+    The config is the file's `Config`, or the one that an estimator's constructor is made from (`config=...`).
+    """
+    path, found = entry.path, _class(_tree(entry.path), "Config")
+    if found is None and (name := _constructed_from(entry)):
+        path, found = _defined(entry.path, name)
+    return None if found is None else list(_inherited(path, found).values())
+
+
+def _constructed_from(entry: Entry) -> str:
+    """The name after `config=` in the head of the method's class; empty where there is none."""
+    found = _class(_tree(entry.path), entry.object_name)
+    keywords = found.keywords if found is not None else []
+    return next((ast.unparse(keyword.value) for keyword in keywords if keyword.arg == "config"), "")
+
+
+def _inherited(path: Path, found: ast.ClassDef) -> dict[str, tuple[Path, ast.AnnAssign]]:
+    fields: dict[str, tuple[Path, ast.AnnAssign]] = {}
+    for base in found.bases:
+        place, parent = _defined(path, ast.unparse(base))
+        if parent is not None:
+            fields |= _inherited(place, parent)
+    return fields | {ast.unparse(f.target): (path, f) for f in _fields(found)}
+
+
+def _required(entry: Entry) -> list[str]:
+    """Arguments of the object that have no default, and its `config`."""
+    if _constructed_from(entry):
+        return _needed(entry)
+    found = _object(entry)
+    if isinstance(found, ast.ClassDef):
+        return [name for name, _, default in _parameters(entry, found) if default is None or name == "config"]
+    assert found is not None
+    return [name for name, _, default in _arguments(found) if default is None or name == "config"]
+
+
+def _parameters(entry: Entry, found: ast.ClassDef) -> list[tuple[str, str, str | None]]:
+    """(name, type, default) of the constructor's parameters, of the class or of the nearest base that has some."""
+    return next(_constructors(entry.path, found), [])
+
+
+def _constructors(path: Path, found: ast.ClassDef) -> Iterator[list[tuple[str, str, str | None]]]:
+    for node in found.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            yield _arguments(node)[1:]
+    if any("dataclass" in ast.unparse(mark) for mark in found.decorator_list):
+        yield [(ast.unparse(f.target), ast.unparse(f.annotation), _text(f.value))
+               for f in _fields(found)]
+    for base in found.bases:
+        place, parent = _defined(path, ast.unparse(base).partition("[")[0])
+        if parent is not None:
+            yield from _constructors(place, parent)
+
+
+def _defined(path: Path, name: str) -> tuple[Path, ast.ClassDef | None]:
+    """The class that `name` means in a file: its own, or one that it imports from mixwell."""
+    tree = _tree(path)
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module is not None]
+    source = next((node.module for node in imports if name in [alias.name for alias in node.names]), None)
+    if source is None:
+        return path, _class(tree, name)
+    place = ROOT.parent.joinpath(*str(source).split(".")).with_suffix(".py")
+    return place, _class(_tree(place), name) if place.is_file() else None
+
+
+def _arguments(function: ast.FunctionDef) -> list[tuple[str, str, str | None]]:
+    """(name, type, default) of each argument; None where there is no default."""
+    spec = function.args
+    plain = [*spec.posonlyargs, *spec.args]
+    defaults = [None] * (len(plain) - len(spec.defaults)) + [*spec.defaults, *spec.kw_defaults]
+    return [(a.arg, _text(a.annotation) or "", _text(d)) for a, d in zip([*plain, *spec.kwonlyargs], defaults)]
+
+
+def _text(node: ast.expr | None) -> str | None:
+    return None if node is None else ast.unparse(node)
+
+
+def _written(name: str, kind: str, default: str | None) -> str:
+    return f"{name}{f': {kind}' if kind else ''}{'' if default is None else f' = {default}'}"
+
+
+def _object(entry: Entry) -> ast.ClassDef | ast.FunctionDef | None:
+    found = [n for n in _tree(entry.path).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+    return next((n for n in found if n.name == entry.object_name), None)
+
+
+def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
+    return next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+
+
+def _fields(found: ast.ClassDef) -> list[ast.AnnAssign]:
+    marks = ("ClassVar", "KW_ONLY")  # annotations that make no field
+    noted = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+    return [node for node in noted if not any(mark in ast.unparse(node.annotation) for mark in marks)]
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _source(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()

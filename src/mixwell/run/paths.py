@@ -1,0 +1,132 @@
+"""Where a model lies that a user names: a model folder, a stage's folder, or `RUN:STAGE` such as `runs/mine:moe`.
+
+RUN is the folder of a run, or the bare name of one below `runs`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from mixwell.lm.model import LanguageModel
+
+RUNS = Path("runs")  # where runs lie unless told otherwise
+STAGE, RUN = "stage.json", "run.json"
+
+
+def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
+    """The language model in a model folder, in a stage's folder, or of a run's stage (`runs/mine:moe`).
+
+    `mixwell.lm.checkpoint.load` says what is read and what `dtype` may be. A name that leads to no model raises
+    `MixwellError` with the nearest one.
+    """
+    from mixwell.lm import checkpoint
+
+    return checkpoint.load(find_model(path), dtype)
+
+
+def find_model(name: str | Path) -> Path:
+    """The model folder that `name` means; what leads to none raises `MixwellError` with the nearest name."""
+    path = Path(name).expanduser()
+    if not path.exists() and ":" in path.name:
+        run, _, stage = str(path).rpartition(":")
+        return stage_model(find_stage(find_run(run), stage))
+    if (path / STAGE).is_file():
+        return stage_model(path)
+    if path.is_dir() and _is_run(path):
+        known = _listed(f"{path}:{id}" for id in models(path))
+        raise MixwellError(f"{path} is a run; name one of its stages: {known}.")
+    if not path.is_dir():
+        near = suggest(path.name, _names(path.parent))
+        raise MixwellError(f"{path} is not a folder.{near} Expected a model folder, a stage's folder, or a run's stage "
+                           f"such as {RUNS}/NAME:STAGE.")
+    return path
+
+
+def find_run(name: str | Path) -> Path:
+    """The folder of a run, given by its path or by its name below `runs`."""
+    given = Path(name).expanduser()
+    for path in (given, RUNS / given):
+        if path.is_dir() and _is_run(path):
+            return path
+    known = [p.name for p in _folders(RUNS) if _is_run(p)]
+    near = suggest(given.name, [*known, *_names(given.parent)])
+    listed = f" Runs here: {', '.join(sorted(known))}." if known else ""
+    raise MixwellError(f"{given} is no folder of a run.{near}{listed}")
+
+
+def find_stage(run: Path, id: str) -> Path:
+    """The folder of the stage `id` of a run: the one that its record names, else the only one there."""
+    found = stages(run)
+    if id not in found:
+        raise MixwellError(f"{run} has no stage {id!r}.{suggest(id, found)} Stages with a model: "
+                           f"{_listed(models(run))}.")
+    if len(found[id]) > 1:
+        raise MixwellError(f"{run} has {len(found[id])} stages {id!r}; name the folder of one: "
+                           f"{_listed(map(str, found[id]))}.")
+    return found[id][0]
+
+
+def stages(run: Path) -> dict[str, list[Path]]:
+    """Stage id -> the folders of that id, in the order of the run; one alone where the run's record names it."""
+    recorded = {id: [folder] for id, folder in _recorded(run)}
+    found: dict[str, list[Path]] = {}
+    for folder in _folders(run / "stages"):
+        if (folder / STAGE).is_file():
+            found.setdefault(folder.name.rpartition("-")[0], []).append(folder)
+    return recorded | {id: folders for id, folders in found.items() if id not in recorded}
+
+
+def models(run: Path) -> list[str]:
+    """Ids of the stages of a run that made a model."""
+    return [id for id, folders in stages(run).items() if any(_model_of(folder).is_dir() for folder in folders)]
+
+
+def stage_model(folder: Path) -> Path:
+    """The model folder of a finished stage; a loaded model stays where it was. A stage without one raises."""
+    model = _model_of(folder)
+    if not model.is_dir():
+        raise MixwellError(f"{folder} holds no model; expected a stage that made one.")
+    return model
+
+
+def _model_of(stage: Path) -> Path:
+    record = read_json(stage / STAGE)
+    result = record.get("result") if isinstance(record, dict) else None
+    elsewhere = result.get("path") if isinstance(result, dict) else None
+    return Path(elsewhere) if elsewhere else stage / "model"
+
+
+def _is_run(path: Path) -> bool:
+    return (path / RUN).is_file() or (path / "stages").is_dir()
+
+
+def _recorded(run: Path) -> Iterable[tuple[str, Path]]:
+    """(id, folder) of the stages that the run's record names and that are there."""
+    record: Any = read_json(run / RUN) if (run / RUN).is_file() else {}
+    entries = record.get("stages") if isinstance(record, dict) else None
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and (run / str(entry.get("folder")) / STAGE).is_file():
+            yield str(entry.get("id")), Path(os.path.normpath(run / str(entry["folder"])))
+
+
+def _folders(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _names(parent: Path) -> list[str]:
+    return [p.name for p in _folders(parent)]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

@@ -30,8 +30,8 @@ FITS = "estimator"  # tag of what has scikit-learn's `fit`
 def options(entry: Entry) -> list[str]:
     """The method's options, one a line: name, type, default and comment as they stand in its source.
 
-    They are the fields of its `Config`; of a class without one the parameters of its constructor, which a base class
-    may have.
+    They are the fields of its config; of a class without one the parameters of its constructor, which a base class may
+    have.
     """
     config = _config(entry)
     if config is not None:
@@ -68,7 +68,8 @@ def _python(entry: Entry, needed: list[str]) -> Iterator[str]:
     if entry.family in COMMANDS:
         yield f'mixwell.apply("{entry.name}", "MODEL"{"".join(f", {name}=..." for name in needed)})'
         return
-    names = ["Config", entry.object_name] if _config(entry) is not None else [entry.object_name]
+    apart = _config(entry) is not None and _own_config(entry) is None
+    names = ["Config", entry.object_name] if apart else [entry.object_name]
     yield f"from mixwell.{entry.name} import {', '.join(names)}"
     made = f"Config({', '.join(f'{name}=...' for name in needed)})"
     given = ", ".join(made if name == "config" else name for name in _required(entry))
@@ -81,9 +82,26 @@ def _needed(entry: Entry) -> list[str]:
 
 
 def _config(entry: Entry) -> list[tuple[Path, ast.AnnAssign]] | None:
-    """The fields of the method's `Config`, those of its bases first, with the files they stand in; None without one."""
-    found = _class(_tree(entry.path), "Config")
-    return None if found is None else list(_inherited(entry.path, found).values())
+    """The fields of the method's config, those of its bases first, with the files they stand in; None without one."""
+    path, found = _own_config(entry) or (entry.path, _class(_tree(entry.path), "Config"))
+    return None if found is None else list(_inherited(path, found).values())
+
+
+def _own_config(entry: Entry) -> tuple[Path, ast.ClassDef] | None:
+    """The config whose fields are the constructor's parameters: `class X(Base, config=Config)`, or a base's."""
+    found = _object(entry)
+    return next(_configs(entry.path, found), None) if isinstance(found, ast.ClassDef) else None
+
+
+def _configs(path: Path, found: ast.ClassDef) -> Iterator[tuple[Path, ast.ClassDef]]:
+    named = [ast.unparse(word.value) for word in found.keywords if word.arg == "config"]
+    bases = [ast.unparse(base).partition("[")[0] for base in found.bases]
+    for place, config in (_defined(path, name) for name in named):
+        if config is not None:
+            yield place, config
+    for place, parent in (_defined(path, name) for name in bases):
+        if parent is not None:
+            yield from _configs(place, parent)
 
 
 def _inherited(path: Path, found: ast.ClassDef) -> dict[str, tuple[Path, ast.AnnAssign]]:
@@ -98,6 +116,8 @@ def _inherited(path: Path, found: ast.ClassDef) -> dict[str, tuple[Path, ast.Ann
 def _required(entry: Entry) -> list[str]:
     """Arguments of the object that have no default, and its `config`."""
     found = _object(entry)
+    if _own_config(entry) is not None:
+        return _needed(entry)
     if isinstance(found, ast.ClassDef):
         return [name for name, _, default in _parameters(entry, found) if default is None or name == "config"]
     assert found is not None
@@ -159,7 +179,12 @@ def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
 
 
 def _fields(found: ast.ClassDef) -> list[ast.AnnAssign]:
-    return [n for n in found.body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation)]
+    found_fields = [n for n in found.body if isinstance(n, ast.AnnAssign)]
+    return [n for n in found_fields if not {"ClassVar", "KW_ONLY"} & set(_names(n.annotation))]
+
+
+def _names(node: ast.expr) -> list[str]:
+    return [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
 
 
 @functools.cache

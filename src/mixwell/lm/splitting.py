@@ -126,8 +126,8 @@ def split_apart(documents: Sequence[Document], held: Sequence[Document]) -> Spli
     kept_out = {document.identity: document for document in reversed(held)}
     train = {d.identity: d for d in reversed(documents) if d.identity not in kept_out}
     if not train or not kept_out:
-        raise MixwellError(f"{len(train)} documents to train on and {len(kept_out)} held out, copies apart; expected some "
-                           "of both.")
+        raise MixwellError(f"{len(train)} documents to train on and {len(kept_out)} held out, copies apart; expected "
+                           "some of both.")
     note = f"by its own files: {len(train)} documents to train on, {len(kept_out)} held out"
     return _in_order(train.values(), kept_out.values(), note)
 

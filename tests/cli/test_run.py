@@ -264,7 +264,8 @@ def test_the_bar_counts_predicted_seconds():
     assert task.completed == task.total
 
 
-def test_repeated_text_is_told_before_the_run_and_what_a_stage_found_after_it():
+def test_repeated_text_is_told_before_the_run_and_what_a_stage_found_after_it(monkeypatch):
+    monkeypatch.setattr(measured, "disturbed", lambda *, own: [])
     out = io.StringIO()
     bar = Bar(Console(file=out, width=200))
     stages = [planned("data", 1.0), planned("once", 1.0, epochs=0.9), planned("twice", 1.0, epochs=2.34)]

@@ -102,7 +102,8 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
                                                  autocompletion=completion.applied)],
           options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
                                                               help="Options of the method.")] = None,
-          source: Annotated[Path, typer.Option("--in", help="Model folder to start from.")] = ...,  # type: ignore[assignment]
+          source: Annotated[Path, typer.Option("--in", help="Model folder, a stage's folder, or a run's "
+                                                   "stage such as runs/mine:moe.")] = ...,  # type: ignore[assignment]
           target: Annotated[Path | None, typer.Option("--out", help="Folder to write; for an analysis a JSON file.  "
                                                                     "[default of an analysis: print it]")] = None,
           text: Annotated[Path | None, typer.Option("--text", "--data", help="Text (a file, a folder) to measure on.  "
@@ -119,7 +120,7 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
 
     `mixwell apply precision.int8 --in moe --out moe-int8 --text notes.txt`
 
-    `mixwell apply experts.analysis.load --in moe --data notes.txt`
+    `mixwell apply experts.analysis.load --in runs/standard-library:moe-trained --data notes.txt`
     """
     from mixwell.run.recipe import override
 

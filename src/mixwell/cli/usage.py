@@ -30,8 +30,8 @@ FITS = "estimator"  # tag of what has scikit-learn's `fit`
 def options(entry: Entry) -> list[str]:
     """The method's options, one a line: name, type, default and comment as they stand in its source.
 
-    They are the fields of its `Config`; of a class without one the parameters of its constructor, which a base class
-    may have.
+    They are the fields of its config; of a class without one the parameters of its constructor, which a base class may
+    have.
     """
     config = _config(entry)
     if config is not None:
@@ -68,8 +68,8 @@ def _python(entry: Entry, needed: list[str]) -> Iterator[str]:
     if entry.family in COMMANDS:
         yield f'mixwell.apply("{entry.name}", "MODEL"{"".join(f", {name}=..." for name in needed)})'
         return
-    takes_config = "config" in _required(entry)
-    names = ["Config", entry.object_name] if takes_config else [entry.object_name]
+    apart = _config(entry) is not None and _own_config(entry) is None
+    names = ["Config", entry.object_name] if apart else [entry.object_name]
     yield f"from mixwell.{entry.name} import {', '.join(names)}"
     made = f"Config({', '.join(f'{name}=...' for name in needed)})"
     given = ", ".join(made if name == "config" else name for name in _required(entry))
@@ -82,21 +82,26 @@ def _needed(entry: Entry) -> list[str]:
 
 
 def _config(entry: Entry) -> list[tuple[Path, ast.AnnAssign]] | None:
-    """The fields of the method's config, those of its bases first, with the files they stand in; None without one.
-
-    The config is the file's `Config`, or the one that an estimator's constructor is made from (`config=...`).
-    """
-    path, found = entry.path, _class(_tree(entry.path), "Config")
-    if found is None and (name := _constructed_from(entry)):
-        path, found = _defined(entry.path, name)
+    """The fields of the method's config, those of its bases first, with the files they stand in; None without one."""
+    path, found = _own_config(entry) or (entry.path, _class(_tree(entry.path), "Config"))
     return None if found is None else list(_inherited(path, found).values())
 
 
-def _constructed_from(entry: Entry) -> str:
-    """The name after `config=` in the head of the method's class; empty where there is none."""
-    found = _class(_tree(entry.path), entry.object_name)
-    keywords = found.keywords if found is not None else []
-    return next((ast.unparse(keyword.value) for keyword in keywords if keyword.arg == "config"), "")
+def _own_config(entry: Entry) -> tuple[Path, ast.ClassDef] | None:
+    """The config whose fields are the constructor's parameters: `class X(Base, config=Config)`, or a base's."""
+    found = _object(entry)
+    return next(_configs(entry.path, found), None) if isinstance(found, ast.ClassDef) else None
+
+
+def _configs(path: Path, found: ast.ClassDef) -> Iterator[tuple[Path, ast.ClassDef]]:
+    named = [ast.unparse(word.value) for word in found.keywords if word.arg == "config"]
+    bases = [ast.unparse(base).partition("[")[0] for base in found.bases]
+    for place, config in (_defined(path, name) for name in named):
+        if config is not None:
+            yield place, config
+    for place, parent in (_defined(path, name) for name in bases):
+        if parent is not None:
+            yield from _configs(place, parent)
 
 
 def _inherited(path: Path, found: ast.ClassDef) -> dict[str, tuple[Path, ast.AnnAssign]]:
@@ -110,9 +115,9 @@ def _inherited(path: Path, found: ast.ClassDef) -> dict[str, tuple[Path, ast.Ann
 
 def _required(entry: Entry) -> list[str]:
     """Arguments of the object that have no default, and its `config`."""
-    if _constructed_from(entry):
-        return _needed(entry)
     found = _object(entry)
+    if _own_config(entry) is not None:
+        return _needed(entry)
     if isinstance(found, ast.ClassDef):
         return [name for name, _, default in _parameters(entry, found) if default is None or name == "config"]
     assert found is not None
@@ -174,9 +179,12 @@ def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
 
 
 def _fields(found: ast.ClassDef) -> list[ast.AnnAssign]:
-    marks = ("ClassVar", "KW_ONLY")  # annotations that make no field
-    noted = [node for node in found.body if isinstance(node, ast.AnnAssign)]
-    return [node for node in noted if not any(mark in ast.unparse(node.annotation) for mark in marks)]
+    found_fields = [n for n in found.body if isinstance(n, ast.AnnAssign)]
+    return [n for n in found_fields if not {"ClassVar", "KW_ONLY"} & set(_names(n.annotation))]
+
+
+def _names(node: ast.expr) -> list[str]:
+    return [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
 
 
 @functools.cache

@@ -18,13 +18,12 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router
 from mixwell.kernels.embed import embed, mean_nats, row_nats
 from mixwell.kernels.linear import Linear, linear
 from mixwell.kernels.norm import RMSNorm
 from mixwell.lm import generate as sampling
 from mixwell.lm.config import ModelConfig
-from mixwell.mixing import SequenceMixed
+from mixwell.mixing import Router, SequenceMixed
 
 if TYPE_CHECKING:
     from mixwell.lm.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import tempfile
 
 from mixwell.claims._judging import BITS, no_worse, provided
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import dense
+from mixwell.claims.language import dense
 from mixwell.convert.upcycle import Config, upcycle
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.evidence import Evidence, weigh

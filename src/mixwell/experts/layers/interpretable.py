@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_mlp
-from mixwell.experts.routers._parts import check_k, softmax_top_k
-from mixwell.mixing import Mixed, apply_balance, build_balance
+from mixwell.mixing import Mixed, apply_balance, build_balance, check_k, softmax_top_k
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter, routed_mlp
-from mixwell.experts.routers._parts import to_slots
-from mixwell.mixing import Mixed, apply_balance, build_balance
+from mixwell.mixing import Mixed, apply_balance, build_balance, to_slots
 
 ACTIVATIONS = {"relu": torch.relu, "cubic": lambda z: z * z * z}
 

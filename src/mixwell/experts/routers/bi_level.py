@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.method import method
+from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, normal, wide
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router
 
 
 @dataclass(frozen=True, kw_only=True)

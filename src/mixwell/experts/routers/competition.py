@@ -26,7 +26,8 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, draws, select
+from mixwell.experts.routers._parts import LinearRouter, draws
+from mixwell.mixing import check_k, select
 
 
 @dataclass(frozen=True, kw_only=True)

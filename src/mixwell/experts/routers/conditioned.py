@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_choice, check_k, normal, softmax_top_k, wide
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_choice, check_k, softmax_top_k
 
 BY_LABEL = {"label", "attribute", "token_label", "gate_per_label"}
 

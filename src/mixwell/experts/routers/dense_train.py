@@ -21,7 +21,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, select, to_slots
+from mixwell.experts.routers._parts import LinearRouter
+from mixwell.mixing import check_k, select, to_slots
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.method import method
+from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_choice, normal, select, wide
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_choice, select
 
 
 @dataclass(frozen=True, kw_only=True)

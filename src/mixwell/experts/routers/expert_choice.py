@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, capacity, to_slots
+from mixwell.experts.routers._parts import LinearRouter, capacity
+from mixwell.mixing import to_slots
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, draws, select
+from mixwell.experts.routers._parts import LinearRouter, draws
+from mixwell.mixing import check_choice, check_k, select
 
 
 @dataclass(frozen=True, kw_only=True)

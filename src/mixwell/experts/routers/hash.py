@@ -23,7 +23,8 @@ from torch.nn.functional import one_hot
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import TokenRouter, balanced_buckets, wide
+from mixwell.experts.routers._parts import TokenRouter, balanced_buckets
+from mixwell.kernels.norm import wide
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_choice, check_k, softmax_top_k, wide
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_choice, check_k, softmax_top_k
 
 
 @dataclass(frozen=True, kw_only=True)

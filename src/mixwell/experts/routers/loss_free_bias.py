@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, select
+from mixwell.experts.routers._parts import LinearRouter
+from mixwell.mixing import check_choice, check_k, select
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
+from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import TokenRouter, check_k, normal, select, wide
+from mixwell.experts.routers._parts import TokenRouter
+from mixwell.kernels.norm import wide
+from mixwell.mixing import check_k, select
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,9 @@ from torch.nn.functional import softplus
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, draws, select, wide
+from mixwell.experts.routers._parts import LinearRouter, draws
+from mixwell.kernels.norm import wide
+from mixwell.mixing import check_k, select
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.method import method
+from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, normal, softmax_top_k, wide
+from mixwell.experts.routers._parts import LinearRouter
+from mixwell.kernels.norm import wide
+from mixwell.mixing import check_choice, check_k, softmax_top_k
 
 
 @dataclass(frozen=True, kw_only=True)

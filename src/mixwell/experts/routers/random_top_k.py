@@ -19,7 +19,9 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_k, draws, wide
+from mixwell.experts.routers._parts import draws
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_k
 
 
 @dataclass(frozen=True, kw_only=True)

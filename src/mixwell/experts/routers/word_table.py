@@ -24,7 +24,8 @@ from torch.nn.functional import one_hot
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import TokenRouter, balanced_buckets, wide
+from mixwell.experts.routers._parts import TokenRouter, balanced_buckets
+from mixwell.kernels.norm import wide
 
 UNUSED = 2**63 - 1  # key of a word that does not exist; sorts last
 

@@ -1,7 +1,4 @@
-"""What sequence mixers share that treat tokens differently: maps in copies, and a result that carries losses.
-
-Such a mixer has `mix_in(x_BTD, positions_BT, cache, mask_BT, context) -> SequenceMixed` beside `forward`, for callers
-that know a `Context` and want the auxiliary losses.
+"""What sequence mixers share that treat tokens differently: maps in copies.
 
 Legend: M copies, N rows sorted by copy, I inputs, O outputs.
 """

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import wide
+from mixwell.sequence._parts import SequenceMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +146,10 @@ class _Dynamics(nn.Module):
         self.skip = nn.Parameter(torch.ones(inner, device=device))
 
 
-class ScanBlock(nn.Module):
+class ScanBlock(SequenceMixer):
     """The Mamba block. Subclasses may make its four maps in another way (`make`) and say how to apply them (`map`)."""
+
+    config: ScanConfig
 
     def __init__(self, dim: int, config: ScanConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()

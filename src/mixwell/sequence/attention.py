@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.core.routing import Context
 from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import RMSNorm
+from mixwell.mixing import SequenceMixed
+from mixwell.sequence._parts import SequenceMixer, positions_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +74,9 @@ def head_width(dim: int, config: Config) -> int:
     paper=("Attention Is All You Need", "RoFormer: Enhanced Transformer with Rotary Position Embedding",
            "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints"),
     year=2017,
-    tags={"causal", "cache", "positions"},
+    tags={"positions"},
 )
-class Attention(nn.Module):
+class Attention(SequenceMixer):
     """Causal softmax attention; see the module's card."""
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
@@ -94,16 +97,11 @@ class Attention(nn.Module):
         return KVCache()
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None,
-                mask_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D].
-
-        positions_BT int64 [B or 1, T], default those that follow the cache; mask_BT bool, False marks padding, which
-        no other token sees; `cache` is read and extended.
-        """
+                mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
+        """[B, T, D] -> [B, T, D]; see `SequenceMixer`. The context is not read."""
         B, T, _ = x_BTD.shape
         if positions_BT is None:
-            start = 0 if cache is None else cache.length
-            positions_BT = torch.arange(start, start + T, device=x_BTD.device).unsqueeze(0)
+            positions_BT = positions_after(cache, x_BTD)
         q, k, v = self._project(x_BTD)
         angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
         q, k, v = rotate(q, angles), rotate(k, angles), v.transpose(1, 2)
@@ -111,7 +109,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
         y_BHTP = attend(q, k, v, window=self.config.sliding_window, keep_BS=keep)
-        return self.out(y_BHTP.transpose(1, 2).reshape(B, T, -1))
+        return SequenceMixed(self.out(y_BHTP.transpose(1, 2).reshape(B, T, -1)))
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, T, H, P], keys and values [B, T, G, P], normed and clipped but not rotated."""

@@ -26,10 +26,11 @@ from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.core.routing import Context, Routing, combine, dispatch, plan
+from mixwell.core.routing import Context, Plan, Routing, combine, dispatch, plan
 from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
 from mixwell.kernels.linear import Linear
 from mixwell.mixing import SequenceMixed
+from mixwell.sequence._parts import SequenceMixer, positions_after
 from mixwell.sequence._routed import StackedLinear
 
 ROUTERS, BALANCE = "experts.routers", "experts.balance"
@@ -79,9 +80,9 @@ def build_router(config: Config, dim: int, generator: torch.Generator | None) ->
     title="Mixture of attention heads",
     paper="Mixture of Attention Heads: Selecting Attention Heads Per Token",
     year=2022,
-    tags={"causal", "cache", "positions", "router"},
+    tags={"positions", "router", "estimated-gradient"},
 )
-class MixtureOfAttentionHeads(nn.Module):
+class MixtureOfAttentionHeads(SequenceMixer):
     """Attention whose query heads are chosen token by token; see the module's card."""
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
@@ -102,40 +103,52 @@ class MixtureOfAttentionHeads(nn.Module):
         return KVCache()
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None,
-                mask_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; as causal attention, the losses left out: `mix_in` gives them too."""
-        mask_T = None if mask_BT is None else mask_BT.flatten()
-        context = Context(batch_shape=(x_BTD.shape[0], x_BTD.shape[1]), mask_T=mask_T)
-        return self.mix_in(x_BTD, positions_BT, cache, mask_BT, context).y_BTD
-
-    def mix_in(self, x_BTD: Tensor, positions_BT: Tensor | None, cache: KVCache | None, mask_BT: Tensor | None,
-               context: Context) -> SequenceMixed:
-        """The mixed tokens, which heads worked on them, and the losses (named `heads.` and the rule)."""
-        B, T, _ = x_BTD.shape
+                mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
+        """[B, T, D] -> [B, T, D]; see `SequenceMixer`. Losses are named `heads.` and the rule."""
         if positions_BT is None:
-            start = 0 if cache is None else cache.length
-            positions_BT = torch.arange(start, start + T, device=x_BTD.device).unsqueeze(0)
-        x = x_BTD.flatten(0, 1)
-        routing = self.router(x, context)
+            positions_BT = positions_after(cache, x_BTD)
+        if context is None:
+            context = self._context(x_BTD, mask_BT)
+        x_TD = x_BTD.flatten(0, 1)
+        routing = self.router(x_TD, context)
         order = plan(routing.indices_TK, self.config.num_experts)
-        rows = self.query(dispatch(x, order), order.counts_E)
-        padded = torch.cat((rows, rows.new_zeros(1, self.width)))  # an empty slot (-1) asks with zeros
-        slots = order.rows_TK.flatten().remainder(padded.shape[0])
-        q = padded.index_select(0, slots).view(B, T, -1, self.width)
-        k, v = self.kv(x_BTD).unflatten(-1, (2, 1, self.width)).unbind(2)
+        q_BTKP = self._queries(x_TD, order).unflatten(0, x_BTD.shape[:2])
+        heads_NP = self._attend(q_BTKP, x_BTD, positions_BT, cache, mask_BT).index_select(0, order.slots_N)
+        out_ND = self.out(heads_NP, order.counts_E)
+        y_TD = combine(out_ND, order, self._weights(routing))
+        return SequenceMixed(y_TD.view_as(x_BTD), routing, *self._losses(routing, context))
+
+    def _context(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Context:
+        """What the mask alone says of the tokens."""
+        B, T, _ = x_BTD.shape
+        return Context(batch_shape=(B, T), mask_T=None if mask_BT is None else mask_BT.flatten())
+
+    def _queries(self, x_TD: Tensor, order: Plan) -> Tensor:
+        """[T, K, P], one query for each slot; an empty one asks with zeros."""
+        rows_NP = self.query(dispatch(x_TD, order), order.counts_E)
+        padded = torch.cat((rows_NP, rows_NP.new_zeros(1, self.width)))
+        slots = order.rows_TK.remainder(padded.shape[0])  # -1, an empty slot, becomes the last row
+        return padded.index_select(0, slots.flatten()).view(*slots.shape, self.width)
+
+    def _attend(self, q_BTKP: Tensor, x_BTD: Tensor, positions_BT: Tensor, cache: KVCache | None,
+                mask_BT: Tensor | None) -> Tensor:
+        """What each slot's query finds, [B T K, P], in the order of slots; the cache is read and extended."""
         angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
+        k, v = self.kv(x_BTD).unflatten(-1, (2, 1, self.width)).unbind(2)
         k, v, keep = rotate(k, angles), v.transpose(1, 2), mask_BT
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
-        heads = attend(rotate(q, angles), k, v, keep_BS=keep).transpose(1, 2).reshape(-1, self.width)
-        y = combine(self.out(heads.index_select(0, order.slots_N), order.counts_E), order, self._weights(routing))
-        return SequenceMixed(y.view_as(x_BTD), routing, *self._losses(routing, context))
+        found_BKTP = attend(rotate(q_BTKP, angles), k, v, keep_BS=keep)
+        return found_BKTP.transpose(1, 2).reshape(-1, self.width)
 
     def _weights(self, routing: Routing) -> Tensor:
         weights = routing.weights_TK
         if not self.config.renormalise:
             return weights
-        return weights / weights.sum(-1, keepdim=True).detach().clamp_min(torch.finfo(weights.dtype).tiny)
+        tiny = torch.finfo(weights.dtype).tiny
+        # detached, as in the paper: the sum scales the weights, and only their ratio learns
+        total = weights.sum(-1, keepdim=True).detach()
+        return weights / total.clamp_min(tiny)
 
     def _losses(self, routing: Routing, context: Context) -> tuple[dict[str, Tensor], Tensor | None]:
         losses = {f"heads.{name}": value for name, value in routing.losses.items()}

@@ -47,7 +47,7 @@ class Config(ScanConfig):
     title="Mixture-of-Mamba (projections by modality)",
     paper="Mixture-of-Mamba: Enhancing Multi-Modal State-Space Models with Modality-Aware Sparsity",
     year=2025,
-    tags={"causal", "cache", "recurrent", "labels"},
+    tags={"recurrent"},
 )
 class MixtureOfMamba(ScanBlock):
     """Mamba block with projections by modality; see the module's card."""
@@ -71,18 +71,15 @@ class MixtureOfMamba(ScanBlock):
         return rows.index_select(0, copies.rows_TK[:, 0]).unflatten(0, x_BTI.shape[:2])
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: ScanCache | None = None,
-                mask_BT: Tensor | None = None, labels_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `labels_BT` int64 [B, T] or [B, 1] is each token's modality, which may be left out
-        where there is one. Otherwise as Mamba. Raises `MixwellError` where a label is missing or unknown.
-        """
-        labels = self._labels(x_BTD, labels_BT)
-        return self.mix(x_BTD, cache, mask_BT, plan(labels.reshape(-1, 1), self.config.num_modalities))
+                mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
+        """[B, T, D] -> [B, T, D]; see `SequenceMixer`; positions are not read.
 
-    def mix_in(self, x_BTD: Tensor, positions_BT: Tensor | None, cache: ScanCache | None, mask_BT: Tensor | None,
-               context: Context) -> SequenceMixed:
-        """`forward` with the modalities that the context's labels tell."""
-        labels = None if context.labels_T is None else context.labels_T.view(x_BTD.shape[:2])
-        return SequenceMixed(self(x_BTD, positions_BT, cache, mask_BT, labels))
+        `context.labels_T` is each token's modality; it may be left out where there is only one. Raises `MixwellError`
+        where a label is missing or unknown.
+        """
+        labels_T = self._labels(x_BTD, None if context is None else context.labels_T)
+        copies = plan(labels_T.unsqueeze(1), self.config.num_modalities)
+        return SequenceMixed(self.mix(x_BTD, cache, mask_BT, copies))
 
     def equal_copies(self) -> None:
         """Give every modality the first one's maps, in place: the block is then a dense Mamba block."""
@@ -92,21 +89,28 @@ class MixtureOfMamba(ScanBlock):
                     for parameter in module.parameters():
                         parameter.copy_(parameter[:1].expand_as(parameter))
 
-    def _labels(self, x_BTD: Tensor, labels_BT: Tensor | None) -> Tensor:
-        known = self.config.num_modalities
-        if labels_BT is None:
+    def _labels(self, x_BTD: Tensor, labels_T: Tensor | None) -> Tensor:
+        known, tokens = self.config.num_modalities, x_BTD.shape[0] * x_BTD.shape[1]
+        if labels_T is None:
             if known > 1:
                 raise MixwellError(f"MixtureOfMamba chooses among {known} modalities by label and got none; give "
-                                   "labels_BT.")
-            return torch.zeros(x_BTD.shape[:2], dtype=torch.int64, device=x_BTD.device)
-        if labels_BT.numel() and (int(labels_BT.min()) < 0 or int(labels_BT.max()) >= known):
-            raise MixwellError(f"MixtureOfMamba knows {known} modalities and got labels {int(labels_BT.min())} to "
-                               f"{int(labels_BT.max())}; set num_modalities to their number.")
-        return labels_BT.expand(x_BTD.shape[:2])
+                                   "Context(labels_T=...).")
+            return torch.zeros(tokens, dtype=torch.int64, device=x_BTD.device)
+        if labels_T.shape != (tokens,):
+            raise MixwellError(f"MixtureOfMamba got labels of shape {list(labels_T.shape)} for {tokens} tokens; give "
+                               "one for each.")
+        if not tokens:
+            return labels_T
+        low, high = int(labels_T.min()), int(labels_T.max())
+        if low < 0 or high >= known:
+            raise MixwellError(f"MixtureOfMamba knows {known} modalities and got labels {low} to {high}; set "
+                               "num_modalities to their number.")
+        return labels_T
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight, of two modalities."""
     config = Config(num_modalities=2, state_dim=4, chunk_size=2)
-    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator),
-            "labels_BT": torch.randint(0, 2, (2, 5), generator=generator)}
+    x_BTD = torch.randn(2, 5, 8, generator=generator)
+    labels_T = torch.randint(0, 2, (10,), generator=generator)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD, "context": Context(labels_T=labels_T)}

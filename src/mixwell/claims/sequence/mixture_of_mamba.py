@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mixwell.claims.bench import Bench
 from mixwell.core import registry
+from mixwell.core.routing import Context
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 
@@ -53,7 +54,8 @@ def losses(seed: int, split: tuple[str, ...]) -> list[float]:
     for _ in range(STEPS):
         symbols, modality = data.batch()
         x = maps[0][symbols[:, :-1]]
-        hidden = x + block(nn.functional.rms_norm(x, (WIDTH,)), labels_BT=modality[:, :-1])
+        known = Context(labels_T=modality[:, :-1].flatten())
+        hidden = x + block(nn.functional.rms_norm(x, (WIDTH,)), context=known).y_BTD
         logits = nn.functional.rms_norm(hidden, (WIDTH,)) @ maps[1].T
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), symbols[:, 1:].flatten())
         optimizer.zero_grad()

@@ -99,7 +99,6 @@ def _like(weight: Tensor, generator: torch.Generator) -> Tensor:
         "Drop-Upcycling: Training Sparse Mixture of Experts with Partial Re-initialization",
     ),
     year=2022,
-    tags={"dense-to-sparse"},
 )
 def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """Turn dense layers into mixtures of their copies.

@@ -108,7 +108,6 @@ def expert_loss(log_prob_BK: Tensor, q_BK: Tensor, alpha: float = 0.0,
     title="Mixture-of-Gaussians policy",
     paper="Probabilistic Mixture-of-Experts for Efficient Deep Reinforcement Learning",
     year=2021,
-    tags={"policy"},
 )
 class GaussianMixturePolicy(nn.Module):
     """Policy with several Gaussian experts and a gate over one hidden layer; see the module's card."""

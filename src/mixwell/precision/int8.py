@@ -70,7 +70,6 @@ def is_weight(name: str, head: bool) -> bool:
     paper=("Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
            "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale"),
     year=2018,
-    tags={"weights-only"},
 )
 def int8(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are int8, each beside its `<name>.scale`. Draws nothing from `generator`.

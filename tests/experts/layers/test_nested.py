@@ -100,3 +100,12 @@ def test_refuses(options, message):
         Config(hidden_dim=5, **options)
     with pytest.raises(ValueError, match="halved 3 times"):
         NestedExperts(6, Config(hidden_dim=5))
+
+
+def test_the_layer_takes_its_capacities_from_beta_and_delta(generator):
+    def shares(**options):
+        return NestedExperts(8, Config(hidden_dim=5, levels=3, budget=0.6, **options), generator).capacities
+
+    assert shares(delta=3.0) == capacities(3, 0.6, delta=3.0) != shares()
+    assert shares(beta=1.0) == capacities(3, 0.6, beta=1.0) != shares()
+    assert shares(beta=1.0, delta=4.0)[-1] > shares(beta=1.0, delta=1.5)[-1], "a steeper reward favours the largest"

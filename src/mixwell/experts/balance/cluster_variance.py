@@ -52,7 +52,6 @@ def spread(shares: Tensor, clusters: int, rho: float) -> Tensor:
     title="Cluster variance",
     paper="MoEC: Mixture of Expert Clusters",
     year=2022,
-    tags={"scores"},
 )
 def cluster_variance(routing: Routing, config: Config, context: Context) -> Tensor:
     """N^2 times the variance inside clusters, discounted by the distance between them; a scalar, 0 or more."""

@@ -57,7 +57,6 @@ def entropy_of(log_p: Tensor) -> Tensor:
         "Approximating Two-Layer Feedforward Networks for Efficient Transformers",
     ),
     year=2023,
-    tags={"scores", "logits"},
 )
 def entropy(routing: Routing, config: Config, context: Context) -> Tensor:
     """The chosen entropy loss in nats, a scalar: from -log E to 0, or from 0 to log E for `token`."""

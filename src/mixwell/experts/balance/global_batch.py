@@ -59,7 +59,7 @@ def reduced(load_E: Tensor) -> Tensor:
     title="Global-batch balance loss",
     paper="Demons in the Detail: On Implementing Load Balancing Loss for Training Specialized Mixture-of-Expert Models",
     year=2025,
-    tags={"scores", "one-at-balance"},
+    tags={"one-at-balance"},
 )
 def global_batch(routing: Routing, config: Config, context: Context, buffer: Buffer | None = None) -> Tensor:
     """N sum_i f_i P_i as a scalar. Without a buffer f is that of this micro-batch (over all ranks)."""

@@ -61,7 +61,6 @@ def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std: Tensor | float, k: int)
     title="Importance and load losses",
     paper="Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
     year=2017,
-    tags={"scores", "logits"},
 )
 def importance_load(routing: Routing, config: Config, context: Context) -> Tensor:
     """Weighted sum of the two squared coefficients of variation, a scalar; 0 at perfect balance."""

@@ -38,7 +38,6 @@ class Config:
     title="Parameter penalty by expert size",
     paper="HMoE: Heterogeneous Mixture of Experts for Language Modeling",
     year=2024,
-    tags={"scores"},
 )
 def parameter_penalty(routing: Routing, config: Config, context: Context) -> Tensor:
     """N sum_i f_i (h_i / mean h) P_i as a scalar."""

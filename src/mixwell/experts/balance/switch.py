@@ -32,7 +32,7 @@ class Config:
     title="Switch balance loss",
     paper="Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity",
     year=2021,
-    tags={"scores", "one-at-balance"},
+    tags={"one-at-balance"},
 )
 def switch(routing: Routing, config: Config, context: Context) -> Tensor:
     """N sum_i f_i P_i as a scalar; 1 at perfect balance, up to N at collapse."""

@@ -61,7 +61,7 @@ def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num
     title="Token gradient conflict",
     paper="Solving Token Gradient Conflict in Mixture-of-Experts for Large Vision-Language Model",
     year=2024,
-    tags={"logits", "own-inputs"},
+    tags={"own-inputs"},
 )
 def token_gradient_conflict(routing: Routing, config: Config, context: Context,
                             cosines_TK: Tensor | None = None) -> Tensor:

@@ -30,7 +30,6 @@ class Config:
     title="Router z-loss",
     paper="ST-MoE: Designing Stable and Transferable Sparse Expert Models",
     year=2022,
-    tags={"logits"},
 )
 def z_loss(routing: Routing, config: Config, context: Context) -> Tensor:
     """Mean squared log-partition of the router's logits, a scalar; raises where a router has no logits."""

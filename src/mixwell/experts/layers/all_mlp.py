@@ -74,7 +74,7 @@ def rows_of(x_TD: Tensor, context: Context, seq_len: int) -> Tensor:
     title="Sparse all-MLP",
     paper="Cross-token Modeling with Conditional Computation",
     year=2021,
-    tags={"sparse", "router"},
+    tags={"router", "non-causal"},
 )
 class AllMLP(ChannelMixer):
     """Mixture over positions, then over channels; see the module's card."""

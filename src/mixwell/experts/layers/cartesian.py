@@ -65,7 +65,7 @@ def pair_load(routing: Routing, num_experts: int) -> Tensor:
     title="Cartesian product of experts",
     paper="CartesianMoE: Boosting Knowledge Sharing among Experts via Cartesian Product Routing in Mixture-of-Experts",
     year=2024,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class CartesianMoE(ChannelMixer):
     """Two sparse mixtures in series; see the module's card."""

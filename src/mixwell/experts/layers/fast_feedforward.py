@@ -95,7 +95,7 @@ def undecidedness(logits_TN: Tensor, mask_T: Tensor | None) -> Tensor:
         "Enhancing Fast Feed Forward Networks with Load Balancing and a Master Leaf Node",
     ),
     year=2023,
-    tags={"tree", "tokenwise"},
+    tags={"tokenwise"},
 )
 class FastFeedforward(ChannelMixer):
     """Tree of leaves, soft in training and hard in evaluation; see the module's card."""

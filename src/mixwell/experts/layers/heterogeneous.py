@@ -86,7 +86,7 @@ def with_sizes(balance: Mapping[str, Any], widths: tuple[int, ...]) -> dict[str,
     title="Heterogeneous mixture of experts",
     paper="HMoE: Heterogeneous Mixture of Experts for Language Modeling",
     year=2024,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class HeterogeneousMoE(ChannelMixer):
     """Mixture of SwiGLU experts of unequal width; see the module's card."""

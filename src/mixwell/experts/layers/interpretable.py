@@ -54,7 +54,7 @@ def activity(x_TD: Tensor, up_EFD: Tensor) -> Tensor:
     title="Interpretable mixture (MoE-X)",
     paper="Mixture of Experts Made Intrinsically Interpretable",
     year=2025,
-    tags={"sparse", "tokenwise"},
+    tags={"tokenwise"},
 )
 class InterpretableMoE(ChannelMixer):
     """Mixture of ReLU experts routed by expected sparsity; see the module's card."""

@@ -69,7 +69,7 @@ def ungrouped(rows_MgD: Tensor, shape: tuple[int, int]) -> Tensor:
     title="Mixture of tokens",
     paper="Mixture of Tokens: Efficient LLMs through Cross-Example Aggregation",
     year=2023,
-    tags={"soft", "cross-example"},
+    tags={"cross-example"},
 )
 class MixtureOfTokens(ChannelMixer):
     """Experts on weighted means over examples; see the module's card."""

@@ -71,7 +71,7 @@ class Config:
     title="Sparse mixture of SwiGLU experts",
     paper=("Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", "Mixtral of Experts"),
     year=2017,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class MoE(ChannelMixer):
     """Sparse mixture of SwiGLU experts."""

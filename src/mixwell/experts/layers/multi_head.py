@@ -94,7 +94,7 @@ def by_token(routing: Routing, heads: int) -> Routing:
     title="Multi-head mixture of experts",
     paper=("Multi-Head Mixture-of-Experts", "MH-MoE:Multi-Head Mixture-of-Experts"),
     year=2024,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class MultiHeadMoE(ChannelMixer):
     """Mixture over sub-tokens between a head and a merge map; see the module's card."""

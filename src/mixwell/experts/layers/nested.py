@@ -89,7 +89,7 @@ def assign(scores_BSE: Tensor, shares: list[float], mask_BS: Tensor) -> Tensor:
     title="Nested experts",
     paper="Mixture of Nested Experts: Adaptive Processing of Visual Tokens",
     year=2024,
-    tags={"sparse", "non-causal"},
+    tags={"non-causal"},
 )
 class NestedExperts(ChannelMixer):
     """One block whose prefix slices are its experts; see the module's card."""

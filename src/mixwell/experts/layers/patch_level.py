@@ -95,7 +95,7 @@ def separation_loss(weight_ED: Tensor, x_BSD: Tensor, labels_B: Tensor) -> Tenso
         "Towards Understanding Mixture of Experts in Deep Learning",
     ),
     year=2022,
-    tags={"sparse", "router"},
+    tags={"non-causal"},
 )
 class PatchMoE(ChannelMixer):
     """Two-layer experts on routed patches; see the module's card."""

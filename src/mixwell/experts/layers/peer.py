@@ -48,7 +48,7 @@ class Config:
     title="Single-neuron experts (PEER)",
     paper="Mixture of A Million Experts",
     year=2024,
-    tags={"memory", "sparse", "tokenwise"},
+    tags={"tokenwise"},
 )
 class PEER(ChannelMixer):
     """Single-neuron experts retrieved by product keys; see the module's card."""

@@ -50,7 +50,7 @@ class Config:
         "Approximating Two-Layer Feedforward Networks for Efficient Transformers",
     ),
     year=2019,
-    tags={"memory", "tokenwise"},
+    tags={"tokenwise"},
 )
 class ProductKeyMemory(ChannelMixer):
     """Memory of values found by product keys; see the module's card."""

@@ -73,7 +73,7 @@ def pyramid(arch: Mapping[str, Any], experts_per_layer: Sequence[int]) -> dict[s
     title="Residual mixture of experts (PR-MoE)",
     paper="DeepSpeed-MoE: Advancing Mixture-of-Experts Inference and Training to Power Next-Generation AI Scale",
     year=2022,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class ResidualMoE(ChannelMixer):
     """One fixed block and routed experts in learned shares; see the module's card."""

@@ -58,7 +58,7 @@ def equal_rows(weight: Tensor, std: float) -> Tensor:
     title="Sigma-MoE",
     paper="Approximating Two-Layer Feedforward Networks for Efficient Transformers",
     year=2023,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class SigmaMoE(ChannelMixer):
     """Mixture of two-matrix experts with sigmoid gates; see the module's card."""

@@ -56,7 +56,7 @@ def mixing(logits_BSP: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
     title="Soft mixture of experts",
     paper="From Sparse to Soft Mixtures of Experts",
     year=2023,
-    tags={"soft", "non-causal"},
+    tags={"non-causal"},
 )
 class SoftMoE(ChannelMixer):
     """Experts on slots that mix all tokens of a row; see the module's card."""

@@ -61,7 +61,7 @@ def mix(x_TD: Tensor, gates_TE: Tensor, proj_EFD: Tensor) -> Tensor:
     title="Deep mixture of experts (two stacked soft mixtures)",
     paper="Learning Factored Representations in a Deep Mixture of Experts",
     year=2013,
-    tags={"soft", "tokenwise"},
+    tags={"tokenwise"},
 )
 class DeepMixture(ChannelMixer):
     """Two stacked soft mixtures; see the module's card."""

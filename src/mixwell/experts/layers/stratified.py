@@ -70,7 +70,7 @@ def among_all(routing: Routing, before: int) -> Routing:
     title="Stratified mixture of experts",
     paper="Towards Being Parameter-Efficient: A Stratified Sparsely Activated Transformer with Dynamic Capacity",
     year=2023,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class StratifiedMoE(ChannelMixer):
     """Mixture of SwiGLU experts in ordered strata; see the module's card."""

@@ -35,7 +35,7 @@ class Config:
             raise ValueError(f"hidden_dim is {self.hidden_dim}; expected at least 1")
 
 
-@method(title="Dense SwiGLU", paper="GLU Variants Improve Transformer", year=2020, tags={"dense", "tokenwise"})
+@method(title="Dense SwiGLU", paper="GLU Variants Improve Transformer", year=2020, tags={"tokenwise"})
 class SwiGLU(ChannelMixer):
     """Dense SwiGLU feed-forward block."""
 

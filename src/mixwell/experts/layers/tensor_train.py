@@ -128,7 +128,7 @@ class _Operators(nn.Module):
     title="Matrix product operator experts (MPOE)",
     paper="Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language Models",
     year=2022,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class TensorTrainMoE(ChannelMixer):
     """Mixture of experts that share their central tensors; see the module's card."""

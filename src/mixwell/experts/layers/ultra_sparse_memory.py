@@ -130,7 +130,7 @@ class _Scores(nn.Module):
     title="Ultra-sparse memory (UltraMem)",
     paper="Ultra-Sparse Memory Network",
     year=2024,
-    tags={"memory", "tokenwise"},
+    tags={"tokenwise"},
 )
 class UltraSparseMemory(ChannelMixer):
     """Memory with Tucker-decomposed scores and implicit value expansion; see the module's card."""

@@ -52,7 +52,6 @@ def route(logits_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Ro
     title="Expert choice",
     paper="Mixture-of-Experts with Expert Choice Routing",
     year=2022,
-    tags={"expert-choice"},
 )
 class ExpertChoice(LinearRouter):
     """Router in which experts choose tokens; see the module's card."""

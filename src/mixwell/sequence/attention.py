@@ -135,4 +135,5 @@ class Attention(SequenceMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight, four heads that share two of keys and values."""
     config = Config(num_heads=4, num_kv_heads=2)
-    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator)}
+    x_BTD = torch.randn(2, 5, 8, generator=generator)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD}

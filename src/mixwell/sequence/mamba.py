@@ -63,4 +63,5 @@ class Mamba(ScanBlock):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight."""
     config = Config(state_dim=4, chunk_size=2)
-    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator)}
+    x_BTD = torch.randn(2, 5, 8, generator=generator)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD}

@@ -169,4 +169,5 @@ class MixtureOfAttentionHeads(SequenceMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight, two of four heads at a time."""
     config = Config(num_experts=4, num_heads=2)
-    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator)}
+    x_BTD = torch.randn(2, 5, 8, generator=generator)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD}

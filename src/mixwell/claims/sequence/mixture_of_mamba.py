@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from mixwell.claims.bench import Bench
 from mixwell.core import registry
-from mixwell.core.routing import Context
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
+from mixwell.core.routing import Context
 
 SYMBOLS, STRETCH, LENGTH, WIDTH, STEPS, ROWS = 32, 16, 65, 32, 300, 16
 

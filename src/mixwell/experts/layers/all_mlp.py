@@ -147,5 +147,6 @@ class AllMLP(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four positions of width six."""
     config = Config(seq_len=4, token_experts=2, channel_experts=3, token_hidden_dim=5, channel_hidden_dim=7)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD,
             "context": Context(batch_shape=(2, 4))}

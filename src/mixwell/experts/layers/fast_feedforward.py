@@ -155,4 +155,5 @@ class FastFeedforward(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four leaves and a master leaf."""
     config = Config(hidden_dim=5, depth=2, balance={"switch": 0.01}, master_dim=3)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -133,4 +133,5 @@ class HeterogeneousMoE(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts of widths 3 to 7."""
     config = Config(num_experts=4, hidden_dim=5, ratio=2.3)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

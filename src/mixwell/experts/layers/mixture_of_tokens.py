@@ -115,5 +115,6 @@ class MixtureOfTokens(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Five examples of two tokens of width six, in groups of two, so that the last is alone; three experts."""
     config = Config(num_experts=3, hidden_dim=5, group_size=2)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(10, 6, generator=generator),
+    x_TD = torch.randn(10, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD,
             "context": Context(batch_shape=(5, 2))}

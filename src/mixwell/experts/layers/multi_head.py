@@ -137,4 +137,5 @@ class MultiHeadMoE(ChannelMixer):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six in two sub-tokens each, four experts."""
-    return {"dim": 6, "config": Config(num_experts=4, hidden_dim=5), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": Config(num_experts=4, hidden_dim=5), "x_TD": x_TD}

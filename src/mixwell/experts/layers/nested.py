@@ -138,5 +138,6 @@ class NestedExperts(ChannelMixer):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four tokens of width eight, three nested experts."""
+    x_TD = torch.randn(8, 8, generator=generator)
     return {"dim": 8, "config": Config(hidden_dim=5, levels=3, budget=0.6),
-            "x_TD": torch.randn(8, 8, generator=generator), "context": Context(batch_shape=(2, 4))}
+            "x_TD": x_TD, "context": Context(batch_shape=(2, 4))}

@@ -153,5 +153,6 @@ class PatchMoE(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five patches of width six, two of them for each of three experts."""
     config = Config(num_experts=3, hidden_dim=4, patches=2)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(10, 6, generator=generator),
+    x_TD = torch.randn(10, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD,
             "context": Context(batch_shape=(2, 5))}

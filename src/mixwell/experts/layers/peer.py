@@ -82,4 +82,5 @@ class PEER(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, two heads that retrieve three of 25 experts each."""
     config = Config(num_keys=5, k=3, heads=2, key_dim=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -81,4 +81,5 @@ class ProductKeyMemory(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, two heads that pick three of 25 values each."""
     config = Config(num_keys=5, k=3, heads=2, key_dim=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

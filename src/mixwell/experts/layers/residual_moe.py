@@ -111,4 +111,5 @@ class ResidualMoE(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts and a fixed block of another width."""
     config = Config(num_experts=4, hidden_dim=5, shared_hidden_dim=7)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -94,5 +94,6 @@ class SigmaMoE(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts of which each token takes two."""
     config = Config(num_experts=4, hidden_dim=5, router={**_sigmoid_router(), "k": 2})
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD,
             "context": Context(generator=generator)}

@@ -107,5 +107,6 @@ class SoftMoE(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four tokens of width six, three experts of two slots."""
     config = Config(num_experts=3, hidden_dim=5, slots_per_expert=2, max_positions=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD,
             "context": Context(batch_shape=(2, 4))}

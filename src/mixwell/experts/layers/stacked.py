@@ -129,4 +129,5 @@ class DeepMixture(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, three experts below and two above."""
     config = Config(first_experts=3, second_experts=2, hidden_dim=5, gate_hidden_dim=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -148,4 +148,5 @@ class StratifiedMoE(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, strata of one, two and two experts."""
     config = Config(strata=(1, 2, 2), hidden_dim=5)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -58,4 +58,5 @@ class SwiGLU(ChannelMixer):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six."""
-    return {"dim": 6, "config": Config(hidden_dim=5), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": Config(hidden_dim=5), "x_TD": x_TD}

@@ -172,4 +172,5 @@ class TensorTrainMoE(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts in three tensors each."""
     config = Config(num_experts=4, hidden_dim=4, tensors=3, rank=3)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

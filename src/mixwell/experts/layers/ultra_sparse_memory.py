@@ -174,4 +174,5 @@ class UltraSparseMemory(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six that keep three of 36 slots, four slots for each stored value."""
     config = Config(num_keys=6, k=3, key_dim=4, value_dim=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

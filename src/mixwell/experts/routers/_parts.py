@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.rng import normal
-from mixwell.core.routing import Context
+from mixwell.core.routing import Context, Routing
 from mixwell.kernels.linear import linear
 from mixwell.kernels.norm import wide
-from mixwell.mixing import Router
+from mixwell.mixing import Router, normal_parameter
 
 
 class LinearRouter(Router):
@@ -26,7 +26,7 @@ class LinearRouter(Router):
 
     def __init__(self, dim: int, num_experts: int, config: Any, generator: torch.Generator | None = None) -> None:
         super().__init__(dim, num_experts, config, generator)
-        self.weight = nn.Parameter(normal((num_experts, dim), 0.02, generator))
+        self.weight = normal_parameter((num_experts, dim), generator)
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Router logits [T, E] in float32 or better."""
@@ -52,18 +52,39 @@ class TokenRouter(Router):
 
     def ids(self, x_TD: Tensor, context: Context, vocab_size: int) -> Tensor:
         """The token ids [T], checked; raises `MixwellError` where the router cannot know them."""
-        name = type(self).__name__
+        name, tokens = type(self).__name__, x_TD.shape[0]
         if self.needs_tokens:
             raise MixwellError(f"{name} has no table yet: call fit_tokens(tokens) with training text, or give "
                                "`frequencies` in its config.")
         ids = context.token_ids_T
-        if ids is None or ids.shape[0] != x_TD.shape[0]:
-            raise MixwellError(f"{name} routes by token id and got {'none' if ids is None else ids.shape[0]} for "
-                               f"{x_TD.shape[0]} tokens; give Context(token_ids_T=...).")
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-            raise MixwellError(f"{name} knows {vocab_size} token ids and got {int(ids.min())} to {int(ids.max())}; "
-                               "set vocab_size to the tokenizer's.")
+        if ids is None or ids.shape[0] != tokens:
+            got = "none" if ids is None else ids.shape[0]
+            raise MixwellError(f"{name} routes by token id and got {got} for {tokens} tokens; give "
+                               "Context(token_ids_T=...).")
+        low, high = span(ids)
+        if low < 0 or high >= vocab_size:
+            raise MixwellError(f"{name} knows {vocab_size} token ids and got {low} to {high}; set vocab_size to the "
+                               "tokenizer's.")
         return ids
+
+
+def span(values_T: Tensor) -> tuple[int, int]:
+    """(least, largest) of whole numbers; (0, 0) of none."""
+    if not values_T.numel():
+        return 0, 0
+    return int(values_T.min()), int(values_T.max())
+
+
+def project(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """W x of every token in x's type, [T, E]."""
+    return x_TD @ weight_ED.to(x_TD.dtype).T
+
+
+def one_hot_routing(indices_T1: Tensor, num_experts: int, like: Tensor) -> Routing:
+    """The routing of a fixed choice: each token wholly to its one expert, in the type of `like`."""
+    scores = one_hot(indices_T1.squeeze(-1), num_experts).to(like.dtype)
+    weights = scores.gather(-1, indices_T1)
+    return Routing(indices_T1, weights, scores)
 
 
 def draws(context: Context, router: Router) -> torch.Generator:
@@ -83,8 +104,10 @@ def balanced_buckets(frequencies: Sequence[float], num_buckets: int) -> list[int
     bucket; ties go to the lower number, and to the bucket with fewer items."""
     heap = [(0.0, 0, b) for b in range(num_buckets)]
     buckets = [0] * len(frequencies)
-    for item in sorted(range(len(frequencies)), key=lambda i: -frequencies[i]):
+    heaviest_first = sorted(range(len(frequencies)), key=lambda i: -frequencies[i])
+    for item in heaviest_first:
         weight, items, bucket = heap[0]
         buckets[item] = bucket
-        heapq.heapreplace(heap, (weight + float(frequencies[item]), items + 1, bucket))
+        weight += float(frequencies[item])
+        heapq.heapreplace(heap, (weight, items + 1, bucket))
     return buckets

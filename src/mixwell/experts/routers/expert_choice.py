@@ -41,10 +41,14 @@ def route(logits_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Ro
     """The routing that the logits [T, E] give; tokens where `mask_T` is False are taken by no expert."""
     tokens, experts = logits_TE.shape
     scores = logits_TE.softmax(-1)
-    wanted = scores.detach() if mask_T is None else scores.detach().masked_fill(~mask_T.unsqueeze(-1), -1)
-    slots = capacity(tokens if mask_T is None else int(mask_T.sum()), experts, config.capacity_factor)
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(0, wanted.topk(slots, dim=0).indices, True)
-    indices, weights = to_slots(chosen, scores)
+    order_by = scores.detach()
+    if mask_T is not None:
+        tokens = int(mask_T.sum())
+        order_by = order_by.masked_fill(~mask_T.unsqueeze(-1), -1)
+    slots = capacity(tokens, experts, config.capacity_factor)
+    best = order_by.topk(slots, dim=0).indices
+    nothing = torch.zeros_like(scores, dtype=torch.bool)
+    indices, weights = to_slots(nothing.scatter(0, best, True), scores)
     return Routing(indices, weights, scores, logits_TE)
 
 
@@ -78,4 +82,5 @@ class ExpertChoice(LinearRouter):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.balance._parts import mean_scores
+from mixwell.experts.balance._parts import example_routing, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,12 @@ def global_batch(routing: Routing, config: Config, context: Context, buffer: Buf
         load = reduced(load)
     if buffer is not None:
         load = buffer.add(load, context.step)
-    share = load.to(routing.scores_TE.dtype) / load.sum().clamp_min(1)
-    return routing.num_experts * (share * mean_scores(routing, context)).sum()
+    total = load.sum().clamp_min(1)
+    share = load.to(routing.scores_TE.dtype) / total
+    agreement = share * mean_scores(routing, context)
+    return routing.num_experts * agreement.sum()
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

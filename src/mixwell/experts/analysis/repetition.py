@@ -74,4 +74,5 @@ def repetition(routing: Routing, config: Config, context: Context) -> dict[str, 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four tokens over four experts, two each."""
-    return {"routing": example_routing(generator), "config": Config(), "context": Context(batch_shape=(2, 4))}
+    routing, context = example_routing(generator), Context(batch_shape=(2, 4))
+    return {"routing": routing, "config": Config(), "context": context}

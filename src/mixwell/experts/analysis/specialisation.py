@@ -46,8 +46,10 @@ def slots_by_group(indices_TK: Tensor, group_T: Tensor, groups: int, experts: in
 def information_nats(counts_GE: Tensor) -> Tensor:
     """Mutual information of group and expert, H(g) + H(e) - H(g, e)."""
     joint = counts_GE / counts_GE.sum().clamp_min(1)
-    of_expert, of_group = entropy_nats(joint.sum(0)), entropy_nats(joint.sum(1))
-    return of_expert + of_group - entropy_nats(joint.flatten())
+    of_expert = entropy_nats(joint.sum(0))
+    of_group = entropy_nats(joint.sum(1))
+    of_both = entropy_nats(joint.flatten())
+    return of_expert + of_group - of_both
 
 
 @method(

@@ -60,13 +60,15 @@ class ProductKeyMemory(ChannelMixer):
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.dim, self.config = dim, config
-        self.memory = ProductKeys(dim, config.num_keys, config.key_dim, config.heads, config.normalise, generator)
-        self.values = normal_parameter((config.num_keys**2, dim), generator, dim**-0.5)
+        c, slots = config, config.num_keys**2
+        self.memory = ProductKeys(dim, c.num_keys, c.key_dim, c.heads, c.normalise, generator)
+        self.values = normal_parameter((slots, dim), generator, dim**-0.5)
 
     def retrieve(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights [T, H, k], slots [T, H, k]) of the values that each token picks."""
         scores, slots = self.memory(x_TD, self.config.k)
-        return scores.softmax(-1) if self.config.weights == "softmax" else scores.relu(), slots
+        weights = scores.softmax(-1) if self.config.weights == "softmax" else scores.relu()
+        return weights, slots
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]."""
@@ -75,7 +77,8 @@ class ProductKeyMemory(ChannelMixer):
 
     def flops_per_token(self) -> float:
         """4 H C (D + n) for queries and keys, 2 H k D for the values."""
-        return self.memory.flops_per_token() + 2.0 * self.config.heads * self.config.k * self.dim
+        picked = self.config.heads * self.config.k
+        return self.memory.flops_per_token() + 2.0 * picked * self.dim
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

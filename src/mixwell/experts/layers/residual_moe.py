@@ -42,9 +42,7 @@ class Config:
     balance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, num_experts=1, hidden_dim=1)
-        if self.shared_hidden_dim is not None:
-            check_least(self, shared_hidden_dim=1)
+        check_least(self, num_experts=1, hidden_dim=1, shared_hidden_dim=1)
 
     @property
     def shared_width(self) -> int:
@@ -58,10 +56,12 @@ def pyramid(arch: Mapping[str, Any], experts_per_layer: Sequence[int]) -> dict[s
     Raises `MixwellError` where the counts do not fit the layers or a layer with a count has no experts.
     """
     specs = channel_mixers(arch)
-    if len(experts_per_layer) != len(specs):
-        raise MixwellError(f"pyramid: {len(experts_per_layer)} counts for {len(specs)} layers; give one for each.")
+    layers, given = len(specs), len(experts_per_layer)
+    if given != layers:
+        raise MixwellError(f"pyramid: {given} counts for {layers} layers; give one for each.")
     for layer, (spec, count) in enumerate(zip(specs, experts_per_layer)):
-        if count < 0 or (count and "num_experts" not in spec):
+        sparse = "num_experts" in spec
+        if count < 0 or (count and not sparse):
             raise MixwellError(f"pyramid: layer {layer} ({spec.get('method')}) cannot have {count} experts; give 0 "
                                "where a layer is dense.")
         if count:
@@ -85,27 +85,33 @@ class ResidualMoE(ChannelMixer):
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.dim, self.config = dim, config
-        self.router = build_router(config.router, dim, config.num_experts, generator)
-        self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)
-        self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
-        self.shared_gate_up_proj = normal_parameter((2 * config.shared_width, dim), generator)
-        self.shared_down_proj = normal_parameter((dim, config.shared_width), generator)
+        experts, hidden, shared = config.num_experts, config.hidden_dim, config.shared_width
+        self.router = build_router(config.router, dim, experts, generator)
+        rules = default_balance(self.router) if config.balance is None else config.balance
+        self.balance = build_balance(rules)
+        self.gate_up_proj = normal_parameter((experts, 2 * hidden, dim), generator)
+        self.down_proj = normal_parameter((experts, dim, hidden), generator)
+        self.shared_gate_up_proj = normal_parameter((2 * shared, dim), generator)
+        self.shared_down_proj = normal_parameter((dim, shared), generator)
         self.coefficients = Gate(dim, 2, generator, bias=True)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
         routing = self.router(x_TD, context)
-        shares = self.coefficients(x_TD).softmax(-1).to(x_TD.dtype)
+        shares = self.coefficients(x_TD).softmax(-1)
+        of_routed, of_fixed = shares.to(x_TD.dtype).split(1, dim=1)
         fixed = mlp(x_TD, weight_of(self, "shared_gate_up_proj"), weight_of(self, "shared_down_proj"))
-        y = shares[:, :1] * routed_swiglu(self, x_TD, routing) + shares[:, 1:] * fixed
+        routed = routed_swiglu(self, x_TD, routing)
+        y = of_routed * routed + of_fixed * fixed
         losses, aux = apply_balance(self.balance, routing, context)
         return Mixed(y, routing, losses, aux)
 
     def flops_per_token(self) -> float:
         """6 D (k F + F') for the blocks, 2 D (E + 2) for router and shares."""
-        hidden = self.router.experts_per_token * self.config.hidden_dim + self.config.shared_width
-        return 6.0 * self.dim * hidden + 2.0 * self.dim * (self.config.num_experts + 2)
+        c = self.config
+        hidden = self.router.experts_per_token * c.hidden_dim + c.shared_width
+        outputs = c.num_experts + 2
+        return 6.0 * self.dim * hidden + 2.0 * self.dim * outputs
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

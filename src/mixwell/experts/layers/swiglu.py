@@ -21,7 +21,7 @@ from mixwell.core.routing import Context
 from mixwell.experts.layers._parts import ChannelMixer, normal_parameter
 from mixwell.kernels.experts import mlp
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,7 @@ class Config:
     hidden_dim: int  # F, at least 1
 
     def __post_init__(self) -> None:
-        if self.hidden_dim < 1:
-            raise ValueError(f"hidden_dim is {self.hidden_dim}; expected at least 1")
+        check_least(self, hidden_dim=1)
 
 
 @method(title="Dense SwiGLU", paper="GLU Variants Improve Transformer", year=2020, tags={"tokenwise"})
@@ -49,7 +48,8 @@ class SwiGLU(ChannelMixer):
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]."""
-        return Mixed(mlp(x_TD, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")))
+        gate_up, down = weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")
+        return Mixed(mlp(x_TD, gate_up, down))
 
     def flops_per_token(self) -> float:
         """6 D F."""

@@ -39,7 +39,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, action_dim=1, num_experts=1, hidden_dim=1)
-        low, high = self.log_std_min, self.log_std_max
+        low = self.log_std_min
+        high = self.log_std_max
         if not low <= high:
             raise ValueError(f"log_std_min is {low}, log_std_max {high}; expected the first to be no larger")
 
@@ -121,7 +122,8 @@ class GaussianMixturePolicy(nn.Module):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         hidden = config.hidden_dim
         outputs = config.num_experts * (1 + 2 * config.action_dim)
         self.hidden_weight = normal_parameter((hidden, dim), generator, dim**-0.5)
@@ -137,7 +139,8 @@ class GaussianMixturePolicy(nn.Module):
         actions = c.num_experts * c.action_dim
         logits, mean, log_std = outputs.split((c.num_experts, actions, actions), -1)
         shape = (c.num_experts, c.action_dim)
-        mean, log_std = mean.unflatten(-1, shape), log_std.unflatten(-1, shape)
+        mean = mean.unflatten(-1, shape)
+        log_std = log_std.unflatten(-1, shape)
         return Policy(logits.softmax(-1), mean, log_std.clamp(c.log_std_min, c.log_std_max), c.squash)
 
 

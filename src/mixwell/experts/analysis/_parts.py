@@ -68,7 +68,8 @@ def mean_off_diagonal(square: Tensor) -> float | None:
 
 def pearson(x: Tensor, y: Tensor) -> float | None:
     """Correlation of two vectors; None where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()
+    x = x - x.mean()
+    y = y - y.mean()
     scale = x.norm() * y.norm()
     if x.numel() < 2 or not scale > 1e-12:
         return None

@@ -33,7 +33,8 @@ class Config:
     dominating: float = 2.0  # an expert dominates above this multiple of the even share, 1 or more
 
     def __post_init__(self) -> None:
-        dead, dominating = self.dead, self.dominating
+        dead = self.dead
+        dominating = self.dominating
         if not 0 <= dead <= 1 or not dominating >= 1:
             raise ValueError(f"dead is {dead} and dominating is {dominating}; expected 0 to 1, and 1 or more")
 
@@ -41,7 +42,8 @@ class Config:
 def scatter(hidden_TD: Tensor, experts_T: Tensor) -> tuple[Tensor, Tensor, int]:
     """(S_W, S_B, C): scatter within and between the experts that have tokens, in the tokens' type."""
     present, place, counts = experts_T.unique(return_inverse=True, return_counts=True)
-    tokens, classes = len(hidden_TD), len(present)
+    tokens = len(hidden_TD)
+    classes = len(present)
     sums = hidden_TD.new_zeros(classes, hidden_TD.shape[1]).index_add(0, place, hidden_TD)
     centroids = sums / counts.unsqueeze(1)
     inside = hidden_TD - centroids[place]
@@ -67,7 +69,8 @@ def collapse(routing: Routing, hidden_TD: Tensor, config: Config, context: Conte
     """scatter_ratio (RC), within, between (traces), experts_used, dead, dominating (lists of experts)."""
     first = real(routing.indices_TK, context)[:, 0]
     served = first >= 0
-    hidden, first = real(hidden_TD, context)[served], first[served]
+    hidden = real(hidden_TD, context)[served]
+    first = first[served]
     counts = routing.load_E(context.mask_T).double()
     result: dict[str, Any] = {"scatter_ratio": None, "within": None, "between": None}
     result["experts_used"] = int((counts > 0).sum())

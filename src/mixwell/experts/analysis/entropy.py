@@ -40,12 +40,14 @@ class Config:
 def entropy(routing: Routing, config: Config, context: Context) -> dict[str, Any]:
     """token_nats, mean_gate_nats, information_nats, token_relative, mean_gate_relative, histogram (token shares)."""
     gates = gates_TE(routing, context)
-    tokens, bins = len(gates), config.bins
+    tokens = len(gates)
+    bins = config.bins
     if not tokens:
         names = ("token_nats", "mean_gate_nats", "information_nats", "token_relative", "mean_gate_relative")
         return {**dict.fromkeys(names), "histogram": [0.0] * bins}
     per_token = entropy_nats(gates)
-    token, mean_gate = per_token.mean(), entropy_nats(gates.mean(0))
+    token = per_token.mean()
+    mean_gate = entropy_nats(gates.mean(0))
     full = math.log(routing.num_experts) or 1.0  # a single expert has no entropy to relate to
     bin_T = (per_token / full * bins).long().clamp(0, bins - 1)
     histogram = torch.bincount(bin_T, minlength=bins).double() / tokens

@@ -37,7 +37,8 @@ def load(routing: Routing, config: Config, context: Context) -> dict[str, Any]:
     tokens, k = routing.indices_TK.shape
     if context.mask_T is not None:
         tokens = int(context.mask_T.sum())
-    total, mean = counts.sum(), counts.mean()
+    total = counts.sum()
+    mean = counts.mean()
     shares = counts / total.clamp_min(1)
     slots = tokens * k
     return {

@@ -47,8 +47,10 @@ def output_norm(routing: Routing, norms_TE: Tensor, config: Config, context: Con
     if norms_TE.shape != routing.scores_TE.shape:
         raise ValueError(f"norms have shape {tuple(norms_TE.shape)}; expected {tuple(routing.scores_TE.shape)}: every "
                          "expert's output norm for every token")
-    indices, norms = real(routing.indices_TK, context), real(norms_TE, context)
-    k, experts = indices.shape[1], routing.num_experts
+    indices = real(routing.indices_TK, context)
+    norms = real(norms_TE, context)
+    k = indices.shape[1]
+    experts = routing.num_experts
     filled = indices >= 0
     rank_TK = ranks_TE(norms).gather(1, indices.clamp_min(0)).masked_fill(~filled, -1)
     columns = [torch.bincount(column + 1, minlength=experts + 1)[1:] for column in rank_TK.unbind(1)]

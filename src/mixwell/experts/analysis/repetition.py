@@ -53,7 +53,8 @@ def repetition(routing: Routing, config: Config, context: Context) -> dict[str, 
     indices_BSK = routing.indices_TK.view(*shape, k)
     mask = torch.ones(shape, dtype=torch.bool) if context.mask_T is None else context.mask_T.view(shape)
     both_real = mask[:, :-1] & mask[:, 1:]
-    before, after = indices_BSK[:, :-1][both_real], indices_BSK[:, 1:][both_real]
+    before = indices_BSK[:, :-1][both_real]
+    after = indices_BSK[:, 1:][both_real]
     filled = before >= 0
     first = (before[:, 0] == after[:, 0]) & filled[:, 0]
     same_NKK = before.unsqueeze(2) == after.unsqueeze(1)
@@ -74,5 +75,6 @@ def repetition(routing: Routing, config: Config, context: Context) -> dict[str, 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four tokens over four experts, two each."""
-    routing, context = example_routing(generator), Context(batch_shape=(2, 4))
+    routing = example_routing(generator)
+    context = Context(batch_shape=(2, 4))
     return {"routing": routing, "config": Config(), "context": context}

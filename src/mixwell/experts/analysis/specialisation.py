@@ -66,11 +66,14 @@ def specialisation(routing: Routing, config: Config, context: Context) -> dict[s
     keys = getattr(context, name)
     if keys is None:
         raise ValueError(f"specialisation by {config.by} needs Context.{name}")
-    indices, keys = real(routing.indices_TK, context), real(keys, context)
+    indices = real(routing.indices_TK, context)
+    keys = real(keys, context)
     groups, place, tokens = keys.unique(return_inverse=True, return_counts=True)
     counts = slots_by_group(indices, place, len(groups), routing.num_experts)
     frequent = tokens >= config.least
-    counts, groups, tokens = counts[frequent], groups[frequent], tokens[frequent]
+    counts = counts[frequent]
+    groups = groups[frequent]
+    tokens = tokens[frequent]
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     top = shares.max(1)
     weighed = (top.values * tokens).sum() / tokens.sum()

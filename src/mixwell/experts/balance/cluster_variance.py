@@ -34,7 +34,8 @@ class Config:
     over: Literal["batch", "token"] = "batch"  # variance of the mean probabilities, or of each token's
 
     def __post_init__(self) -> None:
-        clusters, rho = self.clusters, self.rho
+        clusters = self.clusters
+        rho = self.rho
         if clusters < 1 or not rho >= 0:
             raise ValueError(f"clusters is {clusters} and rho is {rho}; expected at least 1, and 0 or more")
 

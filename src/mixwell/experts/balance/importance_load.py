@@ -36,7 +36,8 @@ class Config:
     noise_std: float | None = None  # s, in units of the logits, above 0; default 1 / E
 
     def __post_init__(self) -> None:
-        importance, load = self.importance, self.load
+        importance = self.importance
+        load = self.load
         weights = importance >= 0 and load >= 0
         if not (weights and importance + load > 0):
             raise ValueError(f"importance is {importance} and load is {load}; expected 0 or more, not both 0")

@@ -36,7 +36,8 @@ class Config:
 )
 def switch(routing: Routing, config: Config, context: Context) -> Tensor:
     """N sum_i f_i P_i as a scalar; 1 at perfect balance, up to N at collapse."""
-    load, scores = load_fractions(routing, context), mean_scores(routing, context)
+    load = load_fractions(routing, context)
+    scores = mean_scores(routing, context)
     return routing.num_experts * (load * scores).sum()
 
 

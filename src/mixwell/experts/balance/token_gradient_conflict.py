@@ -53,7 +53,8 @@ def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num
     tiny = torch.finfo(cosines.dtype).tiny
     for expert in range(num_experts):
         rows = (experts_N == expert).nonzero()[:, 0]
-        delta, x = outputs_NO[rows], inputs_NI[rows]
+        delta = outputs_NO[rows]
+        x = inputs_NI[rows]
         total_OI = delta.T @ x
         # of outer products: |d x^T| = |d| |x|, and <d x^T, G> = d G x
         norms = delta.norm(dim=1) * x.norm(dim=1) * total_OI.norm()

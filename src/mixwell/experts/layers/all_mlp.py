@@ -82,9 +82,12 @@ class AllMLP(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.length, self.width = config.inner_len or config.seq_len, config.inner_dim or dim
-        over_tokens, over_channels = config.token_experts, config.channel_experts
+        self.dim = dim
+        self.config = config
+        self.length = config.inner_len or config.seq_len
+        self.width = config.inner_dim or dim
+        over_tokens = config.token_experts
+        over_channels = config.channel_experts
         self.token_router = build_router(config.router, self.length, over_tokens, generator)
         self.router = build_router(config.router, self.width, over_channels, generator)
         self.balance = build_balance(config.balance)
@@ -130,7 +133,8 @@ class AllMLP(ChannelMixer):
     def _stage(self, prefix: str, x_TD: Tensor, context: Context) -> Mixed:
         """One of the two mixtures, by the prefix of its router's and weights' names."""
         router = getattr(self, f"{prefix}router")
-        up, down = getattr(self, f"{prefix}up_proj"), getattr(self, f"{prefix}down_proj")
+        up = getattr(self, f"{prefix}up_proj")
+        down = getattr(self, f"{prefix}down_proj")
         unlimited = router(x_TD, context)
         routing = self.overflow(unlimited, context)
         y_TD = routed_mlp(x_TD, routing, up, down, nn.functional.gelu)

@@ -80,7 +80,8 @@ class CartesianMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         entry = registry.find("moe", "experts.layers")
         half = entry.module().Config(
             num_experts=config.num_experts,

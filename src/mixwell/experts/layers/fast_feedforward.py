@@ -58,9 +58,11 @@ def masses(logits_TN: Tensor, depth: int) -> Tensor:
     """m [T, 2^d], summing to 1 for each token, from node logits in heap order."""
     mass = logits_TN.new_ones(len(logits_TN), 1)
     for level in range(depth):
-        first, after = 2**level - 1, 2 ** (level + 1) - 1  # a level's nodes stand next to each other
+        first = 2**level - 1
+        after = 2 ** (level + 1) - 1  # a level's nodes stand next to each other
         logits = logits_TN[:, first:after]
-        left, right = mass * (-logits).sigmoid(), mass * logits.sigmoid()
+        left = mass * (-logits).sigmoid()
+        right = mass * logits.sigmoid()
         mass = torch.stack([left, right], dim=-1).flatten(1)
     return mass
 
@@ -80,7 +82,8 @@ def descend(x_TD: Tensor, nodes: Gate, depth: int) -> Tensor:
     x = wide(x_TD)
     node = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for _ in range(depth):
-        weight, bias = nodes.weight[node].to(x.dtype), nodes.bias[node].to(x.dtype)
+        weight = nodes.weight[node].to(x.dtype)
+        bias = nodes.bias[node].to(x.dtype)
         logit = (x * weight).sum(1) + bias
         node = 2 * node + 1 + (logit >= 0)
     return node - (2**depth - 1)
@@ -109,8 +112,11 @@ class FastFeedforward(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        leaves, hidden, master = config.leaves, config.hidden_dim, config.master_dim
+        self.dim = dim
+        self.config = config
+        leaves = config.leaves
+        hidden = config.hidden_dim
+        master = config.master_dim
         self.balance = build_balance(config.balance)
         self.nodes = Gate(dim, leaves - 1, generator, bias=True, std=dim**-0.5)
         self.up_proj = normal_parameter((leaves, hidden, dim), generator)
@@ -133,7 +139,8 @@ class FastFeedforward(ChannelMixer):
 
     def _soft(self, x_TD: Tensor, context: Context) -> Mixed:
         """All leaves as one wide block, each leaf's units scaled by its mass."""
-        depth, hardening = self.config.depth, self.config.hardening
+        depth = self.config.depth
+        hardening = self.config.hardening
         logits = self.nodes(x_TD)
         mass = masses(logits, depth)
         leaf = leaf_of(logits.detach(), depth).unsqueeze(1)
@@ -165,9 +172,11 @@ class FastFeedforward(ChannelMixer):
     def flops_per_token(self) -> float:
         """Of a pass in the present mode: all nodes and leaves in training, one path and one leaf in evaluation."""
         c = self.config
-        leaves, nodes = 1, c.depth
+        leaves = 1
+        nodes = c.depth
         if self.training:
-            leaves, nodes = c.leaves, c.leaves - 1
+            leaves = c.leaves
+            nodes = c.leaves - 1
         hidden = leaves * c.hidden_dim + c.master_dim
         return self.dim * (2.0 * nodes + 4.0 * hidden)
 

@@ -69,7 +69,8 @@ def hidden_dims(config: Config) -> tuple[int, ...]:
     """Width of each expert, smallest first; they sum to E F exactly (largest remainders), each at least 1."""
     if config.widths is not None:
         return config.widths
-    experts, total = config.num_experts, config.num_experts * config.hidden_dim
+    experts = config.num_experts
+    total = config.num_experts * config.hidden_dim
     shares = growth(config)
     exact = [share * total / sum(shares) for share in shares]
     widths = [max(1, int(width)) for width in exact]
@@ -114,7 +115,8 @@ class HeterogeneousMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         self.hidden_dims = hidden_dims(config)
         self.router = build_router(config.router, dim, config.num_experts, generator)
         rules = balance_of(config, self.router)

@@ -46,7 +46,8 @@ def activity(x_TD: Tensor, up_EFD: Tensor) -> Tensor:
     """erf(z) [T, E]: twice the share of each expert's units that should be active, less 1."""
     x = wide(x_TD)
     up = up_EFD.to(x.dtype)
-    mean, variance = up.mean(1), up.var(1, unbiased=False)
+    mean = up.mean(1)
+    variance = up.var(1, unbiased=False)
     tiny = torch.finfo(x.dtype).tiny
     spread = F.linear(x.square(), variance).clamp_min(tiny).sqrt()
     z = F.linear(x, mean) / (spread * 2**0.5)
@@ -66,8 +67,10 @@ class InterpretableMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        experts, hidden = config.num_experts, config.hidden_dim
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
         self.balance = build_balance(config.balance)
         self.up_proj = normal_parameter((experts, hidden, dim), generator)
         self.down_proj = normal_parameter((experts, dim, hidden), generator)

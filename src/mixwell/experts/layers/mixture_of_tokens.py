@@ -85,15 +85,18 @@ class MixtureOfTokens(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        experts, hidden = config.num_experts, config.hidden_dim
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
         self.controller = Gate(dim, experts, generator)
         self.gate_up_proj = normal_parameter((experts, 2 * hidden, dim), generator)
         self.down_proj = normal_parameter((experts, dim, hidden), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; needs `context.batch_shape`, raises `MixwellError` without."""
-        shape, size = context.batch_shape, self.config.group_size
+        shape = context.batch_shape
+        size = self.config.group_size
         if shape is None:
             raise MixwellError("MixtureOfTokens mixes the examples of a batch; give Context(batch_shape=(B, S)).")
         if not len(x_TD):
@@ -122,7 +125,8 @@ class MixtureOfTokens(ChannelMixer):
         M, E, _ = mixed_MED.shape
         counts = torch.full((E,), M, device=mixed_MED.device)
         rows = mixed_MED.transpose(0, 1).flatten(0, 1)
-        gate_up, down = weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")
+        gate_up = weight_of(self, "gate_up_proj")
+        down = weight_of(self, "down_proj")
         out = expert_mlp(rows, counts, gate_up, down)
         return out.unflatten(0, (E, M)).transpose(0, 1)
 

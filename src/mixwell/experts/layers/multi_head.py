@@ -116,13 +116,16 @@ class MultiHeadMoE(ChannelMixer):
         part, rest = divmod(dim, config.heads)
         if rest:
             raise ValueError(f"dim {dim} does not divide into {config.heads} heads")
-        experts, width = config.num_experts, config.hidden_dim
+        experts = config.num_experts
+        width = config.hidden_dim
         if config.parity_k is not None:
             sized: Any = build_router(config.router, part, experts, torch.Generator())
             own_k = sized.experts_per_token
             experts, width = parity(dim, experts, width, config.parity_k, config.heads, own_k)
-        self.dim, self.config = dim, config
-        self.num_experts, self.hidden_dim = experts, width
+        self.dim = dim
+        self.config = config
+        self.num_experts = experts
+        self.hidden_dim = width
         self.router = build_router(config.router, part, experts, generator)
         rules = default_balance(self.router) if config.balance is None else config.balance
         self.balance = build_balance(rules)

@@ -42,7 +42,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, hidden_dim=1, levels=1)
-        beta, delta = self.beta, self.delta
+        beta = self.beta
+        delta = self.delta
         if not (beta > 0 and delta > 1):
             raise ValueError(f"beta is {beta} and delta {delta}; expected above 0 and above 1")
         check_budget(self.budget, self.levels)
@@ -65,7 +66,8 @@ def capacities(levels: int, budget: float, beta: float = 10.0, delta: float = 2.
     rewards = [delta**j / beta for j in range(levels)]
     if budget in (costs[0], 1.0):
         return [float(budget == cost) for cost in costs]
-    low, high = -1e6, 1e6
+    low = -1e6
+    high = 1e6
     for _ in range(200):  # what is spent grows with the multiplier
         middle = (low + high) / 2
         shares = _shares(rewards, costs, middle)
@@ -87,7 +89,8 @@ def _shares(rewards: list[float], costs: list[float], multiplier: float) -> list
 
 def assign(scores_BSE: Tensor, shares: list[float], mask_BS: Tensor) -> Tensor:
     """Level of each token, int64 [B, S]: in each row the largest expert chooses first; padding goes to the smallest."""
-    level, free = torch.zeros_like(mask_BS, dtype=torch.int64), mask_BS
+    level = torch.zeros_like(mask_BS, dtype=torch.int64)
+    free = mask_BS
     counted = mask_BS.sum(1, keepdim=True).double()
     for j in reversed(range(1, len(shares))):
         scores = scores_BSE[..., j].masked_fill(~free, float("-inf"))
@@ -113,11 +116,13 @@ class NestedExperts(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        levels, hidden = config.levels, config.hidden_dim
+        levels = config.levels
+        hidden = config.hidden_dim
         halvings = range(levels - 1, -1, -1)
         if dim % 2 ** (levels - 1):
             raise ValueError(f"dim {dim} cannot be halved {levels - 1} times; lower levels")
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         self.dims = [dim >> times for times in halvings]
         self.gate = Gate(dim, levels, generator, bias=True)
         self.alpha = nn.Parameter(self.gate.weight.new_zeros(()))
@@ -142,7 +147,8 @@ class NestedExperts(ChannelMixer):
 
     def _slice(self, x_ND: Tensor, width: int) -> Tensor:
         """The expert that sees the first `width` channels, zeros in the others, [N, D]."""
-        gate_up, down = self.gate_up_proj[:, :width], self.down_proj[:width]
+        gate_up = self.gate_up_proj[:, :width]
+        down = self.down_proj[:width]
         y = mlp(x_ND[:, :width], gate_up, down)
         return nn.functional.pad(y, (0, self.dim - width))
 

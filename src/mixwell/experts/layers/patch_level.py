@@ -70,7 +70,8 @@ def patch_routing(logits_BSE: Tensor, mask_BS: Tensor, patches: int, gated: bool
     nothing = torch.zeros_like(logits)
     gates = nothing.scatter(1, at, shares)
     taken = nothing.bool().scatter(1, at, True)
-    chosen, weights = taken & real, gates / patches
+    chosen = taken & real
+    weights = gates / patches
     indices, weights = to_slots(chosen.flatten(0, 1), weights.flatten(0, 1))
     return Routing(indices, weights, gates.flatten(0, 1), logits_BSE.flatten(0, 1))
 
@@ -114,8 +115,10 @@ class PatchMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        experts, hidden = config.num_experts, config.hidden_dim
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
         self.gate = Gate(dim, experts, generator, std=config.router_std)
         self.balance = build_balance(config.balance)
         self.up_proj = normal_parameter((experts, hidden, dim), generator)
@@ -143,7 +146,8 @@ class PatchMoE(ChannelMixer):
         return patch_routing(logits, mask, self.config.patches, joint)
 
     def _noise(self, logits_BSE: Tensor, context: Context) -> Tensor | None:
-        noise, draws = self.config.noise, context.generator
+        noise = self.config.noise
+        draws = context.generator
         if not self.training or not noise:
             return None
         if draws is None:

@@ -57,8 +57,10 @@ class PEER(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        c, experts = config, config.num_keys**2
+        self.dim = dim
+        self.config = config
+        c = config
+        experts = config.num_keys**2
         self.memory = ProductKeys(dim, c.num_keys, c.key_dim, c.heads, c.normalise, generator)
         std = dim**-0.5
         self.up_proj = normal_parameter((experts, dim), generator, std)

@@ -59,8 +59,10 @@ class ProductKeyMemory(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        c, slots = config, config.num_keys**2
+        self.dim = dim
+        self.config = config
+        c = config
+        slots = config.num_keys**2
         self.memory = ProductKeys(dim, c.num_keys, c.key_dim, c.heads, c.normalise, generator)
         self.values = normal_parameter((slots, dim), generator, dim**-0.5)
 

@@ -56,7 +56,8 @@ def pyramid(arch: Mapping[str, Any], experts_per_layer: Sequence[int]) -> dict[s
     Raises `MixwellError` where the counts do not fit the layers or a layer with a count has no experts.
     """
     specs = channel_mixers(arch)
-    layers, given = len(specs), len(experts_per_layer)
+    layers = len(specs)
+    given = len(experts_per_layer)
     if given != layers:
         raise MixwellError(f"pyramid: {given} counts for {layers} layers; give one for each.")
     for layer, (spec, count) in enumerate(zip(specs, experts_per_layer)):
@@ -84,8 +85,11 @@ class ResidualMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        experts, hidden, shared = config.num_experts, config.hidden_dim, config.shared_width
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
+        shared = config.shared_width
         self.router = build_router(config.router, dim, experts, generator)
         rules = default_balance(self.router) if config.balance is None else config.balance
         self.balance = build_balance(rules)

@@ -69,8 +69,11 @@ class SigmaMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        experts, hidden, layers = config.num_experts, config.hidden_dim, config.num_layers
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
+        layers = config.num_layers
         into = (2 / (dim * layers)) ** 0.5
         out_of = (2 / (experts * hidden * layers)) ** 0.5
         self.router = build_router(config.router, dim, experts, generator)

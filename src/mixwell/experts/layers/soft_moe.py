@@ -69,8 +69,10 @@ class SoftMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        experts, hidden = config.num_experts, config.hidden_dim
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
         self.slots = Gate(dim, config.slots, generator, std=dim**-0.5)
         if config.normalise:
             self.sharpness = nn.Parameter(self.slots.weight.new_ones(()))
@@ -106,10 +108,13 @@ class SoftMoE(ChannelMixer):
 
     def experts(self, slots_BPD: Tensor) -> Tensor:
         """Each expert on its own slots: [B, P, D] -> [B, P, D]."""
-        rows, E, p = len(slots_BPD), self.config.num_experts, self.config.slots_per_expert
+        rows = len(slots_BPD)
+        E = self.config.num_experts
+        p = self.config.slots_per_expert
         by_expert = slots_BPD.unflatten(1, (E, p)).transpose(0, 1)
         counts = torch.full((E,), rows * p, device=slots_BPD.device)
-        gate_up, down = weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")
+        gate_up = weight_of(self, "gate_up_proj")
+        down = weight_of(self, "down_proj")
         out = expert_mlp(by_expert.reshape(E * rows * p, -1), counts, gate_up, down)
         by_row = out.view(E, rows, p, -1).transpose(0, 1)
         return by_row.flatten(1, 2)

@@ -73,8 +73,10 @@ class DeepMixture(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        hidden, gate_hidden = config.hidden_dim, config.gate_hidden_dim
+        self.dim = dim
+        self.config = config
+        hidden = config.hidden_dim
+        gate_hidden = config.gate_hidden_dim
         inputs, experts = (dim, hidden), (config.first_experts, config.second_experts)
         self.gate_hidden = torch.nn.ModuleList(Gate(i, gate_hidden, generator) for i in inputs)
         self.gates = torch.nn.ModuleList(Gate(gate_hidden, e, generator) for e in experts)
@@ -127,7 +129,8 @@ class DeepMixture(ChannelMixer):
 
     def flops_per_token(self) -> float:
         """2 (E1 D F + E2 F^2 + F D) for experts and output, 2 G (D + F + E1 + E2) for the gates of width G."""
-        c, hidden = self.config, self.config.hidden_dim
+        c = self.config
+        hidden = self.config.hidden_dim
         gates = c.gate_hidden_dim * (self.dim + hidden + c.first_experts + c.second_experts)
         first = c.first_experts * self.dim * hidden
         second = c.second_experts * hidden * hidden

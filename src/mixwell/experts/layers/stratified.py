@@ -65,7 +65,8 @@ def among_all(routing: Routing, before: int) -> Routing:
     """A gate's routing with its experts numbered among all; the `before` ones of earlier strata score 0."""
     filled = routing.indices_TK >= 0
     indices = torch.where(filled, routing.indices_TK + before, routing.indices_TK)
-    scores, logits = nn.functional.pad(routing.scores_TE, (before, 0)), routing.logits_TE
+    scores = nn.functional.pad(routing.scores_TE, (before, 0))
+    logits = routing.logits_TE
     if logits is not None:
         logits = nn.functional.pad(logits, (before, 0), value=float("-inf"))
     return replace(routing, indices_TK=indices, scores_TE=scores, logits_TE=logits)
@@ -88,8 +89,11 @@ class StratifiedMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        strata, experts, hidden = config.strata, config.num_experts, config.hidden_dim
+        self.dim = dim
+        self.config = config
+        strata = config.strata
+        experts = config.num_experts
+        hidden = config.hidden_dim
         self.before = [sum(strata[:s]) for s in range(len(strata))]
         gates = [build_router(config.router, dim, experts - b, generator) for b in self.before]
         self.gates = nn.ModuleList(gates)
@@ -104,14 +108,17 @@ class StratifiedMoE(ChannelMixer):
         """[T, D] -> [T, D]. The routing lists all the experts that a token passed; its scores are the first gate's."""
         total = torch.zeros_like(x_TD)
         gate_T = torch.zeros(len(x_TD), dtype=torch.int64, device=x_TD.device)  # the gate each token stands at
-        passed, found = [], []
+        passed = []
+        found = []
         for s, gate in enumerate(self.gates):
             rows = (gate_T == s).nonzero().squeeze(1)
             if s and not rows.numel():
                 continue
-            x, inner = x_TD, context
+            x = x_TD
+            inner = context
             if s:
-                x, inner = self.norms[s - 1]((x_TD + total)[rows]), rows_of(context, rows)
+                x = self.norms[s - 1]((x_TD + total)[rows])
+                inner = rows_of(context, rows)
             own = gate(x, inner)
             routing = among_all(own, self.before[s])
             added = routed_swiglu(self, x, routing).to(total.dtype)
@@ -132,10 +139,12 @@ class StratifiedMoE(ChannelMixer):
     def _joined(self, passed: list[tuple[Tensor, Routing]], tokens: int) -> Routing:
         """One routing of all tokens, the gates' slots side by side."""
         first = passed[0][1]
-        indices, weights = [first.indices_TK], [first.weights_TK]
+        indices = [first.indices_TK]
+        weights = [first.weights_TK]
         for rows, routing in passed[1:]:
             shape = (tokens, routing.indices_TK.shape[1])
-            nowhere, nothing = routing.indices_TK.new_full(shape, -1), routing.weights_TK.new_zeros(shape)
+            nowhere = routing.indices_TK.new_full(shape, -1)
+            nothing = routing.weights_TK.new_zeros(shape)
             indices.append(nowhere.index_copy(0, rows, routing.indices_TK))
             weights.append(nothing.index_copy(0, rows, routing.weights_TK))
         return replace(first, indices_TK=torch.cat(indices, 1), weights_TK=torch.cat(weights, 1))

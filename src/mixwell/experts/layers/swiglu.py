@@ -42,13 +42,15 @@ class SwiGLU(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         self.gate_up_proj = normal_parameter((2 * config.hidden_dim, dim), generator)
         self.down_proj = normal_parameter((dim, config.hidden_dim), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]."""
-        gate_up, down = weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")
+        gate_up = weight_of(self, "gate_up_proj")
+        down = weight_of(self, "down_proj")
         return Mixed(mlp(x_TD, gate_up, down))
 
     def flops_per_token(self) -> float:

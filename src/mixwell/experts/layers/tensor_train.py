@@ -58,7 +58,8 @@ class Config:
 
 def primes_of(size: int) -> list[int]:
     """The prime factors, smallest first, each as often as it divides."""
-    primes, divisor = [], 2
+    primes = []
+    divisor = 2
     while size > 1:
         while size % divisor == 0:
             primes.append(divisor)
@@ -80,12 +81,14 @@ def factorise(size: int, parts: int) -> tuple[int, ...]:
 
 def shapes(rows: int, columns: int, tensors: int, rank: int | None) -> list[tuple[int, int, int, int]]:
     """[d, o, i, d'] of each tensor of a matrix [rows, columns], with bonds of at most `rank`."""
-    outs, ins = factorise(rows, tensors), factorise(columns, tensors)
+    outs = factorise(rows, tensors)
+    ins = factorise(columns, tensors)
     sizes = [o * i for o, i in zip(outs, ins)]
     most = rank or rows * columns
     bonds = []
     for k in range(tensors + 1):
-        left, right = math.prod(sizes[:k]), math.prod(sizes[k:])
+        left = math.prod(sizes[:k])
+        right = math.prod(sizes[k:])
         bonds.append(min(left, right, most))
     return list(zip(bonds[:-1], outs, ins, bonds[1:]))
 
@@ -93,7 +96,8 @@ def shapes(rows: int, columns: int, tensors: int, rank: int | None) -> list[tupl
 def decompose(matrix: Tensor, tensors: int, rank: int | None = None) -> list[Tensor]:
     """The tensors of `matrix` [rows, columns], by singular value decompositions from the left; exact at full rank."""
     plan_ = shapes(*matrix.shape, tensors, rank)
-    outs, ins = [s[1] for s in plan_], [s[2] for s in plan_]
+    outs = [s[1] for s in plan_]
+    ins = [s[2] for s in plan_]
     axes = [axis for k in range(tensors) for axis in (k, tensors + k)]  # output and input of a tensor side by side
     rest = matrix.reshape(*outs, *ins).permute(axes)
     parts = []
@@ -152,8 +156,10 @@ class TensorTrainMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        experts, hidden = config.num_experts, config.hidden_dim
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
         self.router = build_router(config.router, dim, experts, generator)
         rules = default_balance(self.router) if config.balance is None else config.balance
         self.balance = build_balance(rules)
@@ -166,7 +172,8 @@ class TensorTrainMoE(ChannelMixer):
         order = plan(routing.indices_TK, self.config.num_experts)
         hit = order.counts_E.nonzero().squeeze(1)
         masked = self._masked(hit, context)
-        gate_up, down = self.gate_up(hit, masked), self.down(hit, masked)
+        gate_up = self.gate_up(hit, masked)
+        down = self.down(hit, masked)
         rows = expert_mlp(dispatch(x_TD, order), order.counts_E[hit], gate_up, down)
         y = combine(rows, order, routing.weights_TK)
         losses, aux = apply_balance(self.balance, routing, context)

@@ -56,7 +56,8 @@ class Config:
         if slots % self.expansion or self.value_dim % self.cores:
             raise ValueError(f"expansion {self.expansion} must divide num_keys^2 = {slots}, and cores {self.cores} "
                              f"value_dim = {self.value_dim}")
-        core_loss, margin = self.core_loss, self.margin
+        core_loss = self.core_loss
+        margin = self.margin
         if not (core_loss >= 0 and margin >= 0):
             raise ValueError(f"core_loss is {core_loss} and margin {margin}; expected 0 or more")
 
@@ -64,7 +65,8 @@ class Config:
 def leading(core_RR: Tensor) -> tuple[Tensor, Tensor]:
     """(u, t), the leading singular vectors of a core, signed so that u sums to at least 0."""
     u, _, v = torch.linalg.svd(core_RR.detach())
-    first_u, first_v = u[:, 0], v[0]
+    first_u = u[:, 0]
+    first_v = v[0]
     sign = 1.0 if float(first_u.sum()) >= 0 else -1.0
     return first_u * sign, first_v * sign
 
@@ -82,11 +84,13 @@ def tucker_top_k(rows_TnR: Tensor, columns_TnR: Tensor, cores_hRR: Tensor, k: in
     size = rows_TnR.shape[1]
     i = (rows_TnR.detach() @ u).topk(k, dim=-1).indices
     j = (columns_TnR.detach() @ t).topk(k, dim=-1).indices
-    rows, columns = _picked(rows_TnR, i), _picked(columns_TnR, j)
+    rows = _picked(rows_TnR, i)
+    columns = _picked(columns_TnR, j)
     scores = torch.einsum("tir,hrs,tjs->tijh", rows, cores_hRR, columns)
     scores = scores.flatten(1, 2)
     best = scores.detach().sum(-1).topk(k, dim=-1).indices
-    row, column = i.gather(1, best // k), j.gather(1, best % k)
+    row = i.gather(1, best // k)
+    column = j.gather(1, best % k)
     return _picked(scores, best), row * size + column
 
 
@@ -125,7 +129,9 @@ class _Scores(nn.Module):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None) -> None:
         super().__init__()
-        width, rank, cores = config.key_dim, config.rank, config.cores
+        width = config.key_dim
+        rank = config.rank
+        cores = config.cores
         std = width**-0.5
         self.query = normal_parameter((2 * width, dim), generator, std=dim**-0.5)
         self.keys = normal_parameter((2, config.num_keys, rank, width), generator, std)
@@ -158,7 +164,8 @@ class UltraSparseMemory(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         self.memory = _Scores(dim, config, generator)
         stored = config.num_keys**2 // config.expansion
         pooled_dim = config.expansion * config.value_dim
@@ -178,7 +185,8 @@ class UltraSparseMemory(ChannelMixer):
         scores, slots = self.retrieve(x_TD)
         values = pooled(self.values, slots, scores, self.config.expansion)
         y = linear(values, self.down_proj)
-        loss, coefficient = self.core_loss(), self.config.core_loss
+        loss = self.core_loss()
+        coefficient = self.config.core_loss
         aux = coefficient * loss if coefficient else None
         return Mixed(y, losses={"core": loss}, aux=aux)
 

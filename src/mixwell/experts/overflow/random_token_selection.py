@@ -36,7 +36,8 @@ class Config:
 def random_token_selection(routing: Routing, config: Config, capacity: int, context: Context) -> Routing:
     """The routing with random slots beyond `capacity` emptied; raises `ValueError` below 0."""
     tokens, k = routing.indices_TK.shape
-    device, draw = routing.indices_TK.device, context.generator
+    device = routing.indices_TK.device
+    draw = context.generator
     if draw is None:
         order_T = torch.arange(tokens, device=device)
     else:

@@ -35,7 +35,9 @@ class Config:
 def place(indices_TK: Tensor, waiting_N: Tensor, free_E: Tensor, generator: torch.Generator | None) -> Tensor:
     """The indices [T, K] with the waiting flat slots given to experts with free places, none twice for one token."""
     indices = indices_TK.clone(memory_format=torch.contiguous_format)
-    flat, k, free_E = indices.view(-1), indices.shape[1], free_E.clone()
+    flat = indices.view(-1)
+    k = indices.shape[1]
+    free_E = free_E.clone()
     for column in range(k):  # a column holds each token once, so that one round of draws cannot clash with itself
         slots = waiting_N[waiting_N % k == column]
         seats = _seats(free_E, generator)
@@ -45,7 +47,8 @@ def place(indices_TK: Tensor, waiting_N: Tensor, free_E: Tensor, generator: torc
         taken = seats[fits]
         flat[paired[fits]] = taken
         free_E -= torch.bincount(taken, minlength=len(free_E))
-        clashing, without_pair = paired[~fits], slots[len(paired) :]
+        clashing = paired[~fits]
+        without_pair = slots[len(paired) :]
         for slot in torch.cat((clashing, without_pair)).tolist():
             _place_one(indices, slot, free_E, generator)
     return indices
@@ -93,7 +96,8 @@ def recycle(routing: Routing, config: Config, capacity: int, context: Context) -
     lost_TK = ~keep_TK & (routing.indices_TK >= 0)
     real_TK = None if context.mask_T is None else context.mask_T.unsqueeze(1)
     if real_TK is not None:  # padding holds no place that a real token could be recycled to
-        keep_TK, lost_TK = keep_TK & real_TK, lost_TK & real_TK
+        keep_TK = keep_TK & real_TK
+        lost_TK = lost_TK & real_TK
     kept = keep(routing, keep_TK)
     waiting = order[lost_TK.reshape(-1)[order]]
     indices = place(kept.indices_TK, waiting, capacity - kept.load_E(), context.generator)

@@ -52,7 +52,8 @@ class TokenRouter(Router):
 
     def ids(self, x_TD: Tensor, context: Context, vocab_size: int) -> Tensor:
         """The token ids [T], checked; raises `MixwellError` where the router cannot know them."""
-        name, tokens = type(self).__name__, x_TD.shape[0]
+        name = type(self).__name__
+        tokens = x_TD.shape[0]
         if self.needs_tokens:
             raise MixwellError(f"{name} has no table yet: call fit_tokens(tokens) with training text, or give "
                                "`frequencies` in its config.")

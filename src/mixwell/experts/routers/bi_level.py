@@ -40,7 +40,8 @@ class Config:
     def __post_init__(self) -> None:
         if min(self.k, self.nodes) < 1:
             raise ValueError(f"k is {self.k} and nodes is {self.nodes}; expected at least 1 each")
-        node, local = self.node_balance, self.local_balance
+        node = self.node_balance
+        local = self.local_balance
         if not (node >= 0 and local >= 0):
             raise ValueError(f"node_balance is {node} and local_balance is {local}; "
                              "expected 0 or more")
@@ -49,7 +50,8 @@ class Config:
 def balance(indices_T: Tensor, probabilities_TC: Tensor, mask_T: Tensor | None) -> Tensor:
     """C sum_c f_c P_c over real tokens: 1 where the C choices are even."""
     if mask_T is not None:
-        indices_T, probabilities_TC = indices_T[mask_T], probabilities_TC[mask_T]
+        indices_T = indices_T[mask_T]
+        probabilities_TC = probabilities_TC[mask_T]
     tokens, choices = probabilities_TC.shape
     mass = probabilities_TC.sum(0)
     counts = torch.bincount(indices_T.reshape(-1), minlength=choices)

@@ -55,7 +55,8 @@ def choose(strength_TE: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 def distillation(logits_TE: Tensor, target_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Tensor:
     """Mean distance of the router's policy from the target policy over real tokens, before alpha."""
     if mask_T is not None:
-        logits_TE, target_TE = logits_TE[mask_T], target_TE[mask_T]
+        logits_TE = logits_TE[mask_T]
+        target_TE = target_TE[mask_T]
     target = target_TE.detach()
     if config.measure == "mse":
         error = logits_TE.softmax(-1) - target

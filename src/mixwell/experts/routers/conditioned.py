@@ -97,7 +97,8 @@ class Conditioned(Router):
         config = config or Config(labels=1)
         check_k(config.k, num_experts)
         super().__init__(dim, num_experts, config, generator)
-        condition, labels = config.condition, config.num_labels
+        condition = config.condition
+        labels = config.num_labels
         shape = (num_experts, dim)
         if condition == "gate_per_label":
             shape = (labels, num_experts, dim)
@@ -113,7 +114,8 @@ class Conditioned(Router):
 
     def fold(self) -> Tensor:
         """The logits of every label as a table [L, E]; only where the gate reads the label alone."""
-        condition, weight = self.config.condition, self.weight
+        condition = self.config.condition
+        weight = self.weight
         if condition == "label":
             return self.embedding @ weight.T
         if condition == "attribute":
@@ -144,7 +146,8 @@ class Conditioned(Router):
         rows[label] = torch.tensordot(shares, rows[list(related)], 1)
 
     def _labels(self, x_TD: Tensor, context: Context) -> Tensor:
-        labels, count = context.labels_T, self.config.num_labels
+        labels = context.labels_T
+        count = self.config.num_labels
         if labels is None:
             raise ValueError(f"condition {self.config.condition} needs a task or modality for each token: give "
                              "Context.labels_T")
@@ -155,7 +158,8 @@ class Conditioned(Router):
 
     def logits(self, x_TD: Tensor, context: Context) -> Tensor:
         """Router logits [T, E] in float32 or better."""
-        x, condition = wide(x_TD), self.config.condition
+        x = wide(x_TD)
+        condition = self.config.condition
         if condition == "token":
             return project(x, self.weight)
         if condition == "context":

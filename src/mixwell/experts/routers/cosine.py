@@ -56,7 +56,8 @@ def unit(rows_NR: Tensor, perturb: float) -> Tensor:
 
 def cosine_logits(z_TR: Tensor, embedding_ER: Tensor, temperature: Tensor, perturb: float = 0.0) -> Tensor:
     """Cosines over the temperature, [T, E]; `perturb` is added to both norms."""
-    z, embedding = unit(z_TR, perturb), unit(embedding_ER, perturb)
+    z = unit(z_TR, perturb)
+    embedding = unit(embedding_ER, perturb)
     return z @ embedding.T / temperature.clamp_min(FLOOR)
 
 

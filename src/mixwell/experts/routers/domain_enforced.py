@@ -97,13 +97,15 @@ class DomainEnforced(Router):
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D] inside their domains; raises `ValueError` where a token's domain is not known."""
-        labels, count = context.labels_T, len(self.allowed_LE)
+        labels = context.labels_T
+        count = len(self.allowed_LE)
         if labels is None:
             raise ValueError("domain-enforced routing needs the domain of each token: give Context.labels_T")
         low, high = span(labels)
         if low < 0 or high >= count:
             raise ValueError(f"domains run from {low} to {high}; expected 0 to {count - 1}")
-        logits, allowed = self._logits(wide(x_TD), labels), self.allowed_LE[labels]
+        logits = self._logits(wide(x_TD), labels)
+        allowed = self.allowed_LE[labels]
         return route(logits, allowed, self.config.k, self.config.renormalise)
 
 

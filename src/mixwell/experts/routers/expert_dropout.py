@@ -42,7 +42,8 @@ class Config:
         check_choice(self.k, self.renormalise)
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate is {self.rate}; expected 0 up to 1")
-        over, clusters = self.over, self.clusters
+        over = self.over
+        clusters = self.clusters
         most = 1 if over == "token" else clusters
         if clusters < 1 or clusters > most:
             raise ValueError(f"clusters is {clusters} over {over}; expected at least 1, and 1 over token")

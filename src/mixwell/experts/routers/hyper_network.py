@@ -92,7 +92,8 @@ class HyperNetwork(Router):
         x = wide(x_TD)
         written = write_weights(self.embedding, self.network, self.num_experts)
         written = written.to(x.dtype)
-        weight, bias = written[:, :-1], written[:, -1]
+        weight = written[:, :-1]
+        bias = written[:, -1]
         logits = x @ weight.T + bias
         scaled = logits * self.dim**-0.5
         return route(scaled, self.config)

@@ -43,11 +43,13 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choice(self.k, self.renormalise)
-        nodes, node = self.nodes, self.node
+        nodes = self.nodes
+        node = self.node
         inside = node is None or 0 <= node < nodes
         if nodes < 1 or not inside:
             raise ValueError(f"node is {node} of nodes = {nodes}; expected 0 up to nodes")
-        locality, leak = self.locality, self.leak
+        locality = self.locality
+        leak = self.leak
         leaks = 0 < leak < 1
         if not locality >= 0 or not leaks:
             raise ValueError(f"locality is {locality} and leak is {leak}; expected 0 or more, and 0 to 1")
@@ -94,7 +96,8 @@ def locality_loss(scores_TE: Tensor, node_T: Tensor, config: Config) -> Tensor:
         own = scores_TE[node_T == node]
         if not len(own):
             continue
-        current, local = own.mean(0), local_distribution(own, node, config)
+        current = own.mean(0)
+        local = local_distribution(own, node, config)
         divergence = torch.special.xlogy(current, current) - current * local.log()
         total = total + len(own) * divergence.sum()
     return config.locality * total / max(len(scores_TE), 1)
@@ -130,9 +133,11 @@ class LocalityAware(Router):
         else:
             logits = project(x, self.weight)
         routing = softmax_top_k(logits, self.config.k, self.config.renormalise)
-        scores, node_T = routing.scores_TE, self._nodes(x)
+        scores = routing.scores_TE
+        node_T = self._nodes(x)
         if context.mask_T is not None:
-            scores, node_T = scores[context.mask_T], node_T[context.mask_T]
+            scores = scores[context.mask_T]
+            node_T = node_T[context.mask_T]
         loss = locality_loss(scores, node_T, self.config)
         return routing.with_loss("locality", loss)
 
@@ -140,7 +145,8 @@ class LocalityAware(Router):
 
     def _nodes(self, x_TD: Tensor) -> Tensor:
         """The node of each token, int64 [T]: this process's, or all nodes' in order."""
-        tokens, nodes = len(x_TD), self.config.nodes
+        tokens = len(x_TD)
+        nodes = self.config.nodes
         places = torch.arange(tokens, device=x_TD.device)
         if self.config.node is None:
             return places * nodes // max(tokens, 1)

@@ -40,7 +40,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, vocab_size=1, k=1, rare_visible=1, frequent_visible=1)
-        share, given = self.frequent_share, len(self.frequencies)
+        share = self.frequent_share
+        given = len(self.frequencies)
         if not 0 <= share <= 1:
             raise ValueError(f"frequent_share is {share}; expected 0 to 1")
         if given and given != self.vocab_size:
@@ -92,7 +93,8 @@ class Masked(TokenRouter):
 
     def __init__(self, dim: int, num_experts: int, config: Config, generator: torch.Generator | None = None) -> None:
         check_k(config.k, num_experts)
-        rare, frequent = config.rare_visible, config.frequent_visible
+        rare = config.rare_visible
+        frequent = config.frequent_visible
         if max(rare, frequent or 1) > num_experts:
             raise ValueError(f"rare_visible is {rare} and frequent_visible {frequent} of {num_experts} experts; choose "
                              f"1 to {num_experts}")

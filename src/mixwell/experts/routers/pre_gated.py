@@ -63,7 +63,8 @@ class PreGated(LinearRouter):
 
         Raises `ValueError` for a state that holds no logits of these experts.
         """
-        logits, tokens = context.state, len(x_TD)
+        logits = context.state
+        tokens = len(x_TD)
         if logits is None:
             logits = self.logits(x_TD)
         elif logits.shape != (tokens, self.num_experts):

@@ -107,7 +107,8 @@ class Recurrent(Router):
             return
         if not isinstance(first, Recurrent) or first.cell is None:
             raise ValueError("share() takes the recurrent router of the first mixture layer, which holds the cell")
-        theirs, own = first.config, self.config
+        theirs = first.config
+        own = self.config
         if (theirs.state_dim, theirs.cell) != (own.state_dim, own.cell):
             raise ValueError(f"cannot share a {theirs.cell} of width {theirs.state_dim} with a router that asks for a "
                              f"{own.cell} of width {own.state_dim}; set both alike")

@@ -54,7 +54,9 @@ def transport(logits_TE: Tensor, config: Config) -> tuple[Tensor, int]:
     log_d1 = cost.new_zeros(experts)
     if config.start == "warm":
         log_d1 = -cost.logsumexp(0) - math.log(experts)
-    scaled, iterations, rests = cost, 0, False
+    scaled = cost
+    iterations = 0
+    rests = False
     while not rests and iterations < config.max_iterations:
         before = log_d1
         log_d0 = -(cost + log_d1).logsumexp(1) - math.log(tokens)

@@ -34,7 +34,8 @@ class Config:
     renormalise: bool = False  # weights of a token sum to 1
 
     def __post_init__(self) -> None:
-        t, factor = self.threshold, self.capacity_factor
+        t = self.threshold
+        factor = self.capacity_factor
         if not 0 < t <= 1:
             raise ValueError(f"threshold is {t}; expected above 0 up to 1")
         if factor is not None and not factor > 0:

@@ -41,7 +41,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, vocab_size=1, num_words=0, max_length=2)
-        ids, words, given = self.vocab_size, self.num_words, len(self.frequencies)
+        ids = self.vocab_size
+        words = self.num_words
+        given = len(self.frequencies)
         if (ids + 1) ** self.max_length >= UNUSED:
             raise ValueError(f"words of {self.max_length} from {ids} ids do not fit 63 bits; lower max_length")
         if given and (words or given != ids):
@@ -79,13 +81,15 @@ def find_words(ids_BS: Tensor, keys_N: Tensor, config: Config) -> Tensor:
 
 def frequent_sequences(ids_N: Tensor, config: Config) -> Tensor:
     """Keys of the `num_words` most frequent sequences of two to `max_length` ids; what occurs once is left out."""
-    row, found = ids_N.unsqueeze(0), []
+    row = ids_N.unsqueeze(0)
+    found = []
     for length in range(2, config.max_length + 1):
         keys = sequence_keys(row, length, config.vocab_size)
         found.append(torch.unique(keys, return_counts=True))
     keys, counts = (torch.cat(parts) for parts in zip(*found))
     repeated = counts > 1
-    keys, counts = keys[repeated], counts[repeated]
+    keys = keys[repeated]
+    counts = counts[repeated]
     order = counts.argsort(descending=True, stable=True)
     return keys[order[: config.num_words]]
 
@@ -155,7 +159,8 @@ class WordTable(TokenRouter):
     def _rows(self, context: Context, ids_T: Tensor) -> Tensor:
         if context.batch_shape is None:
             raise MixwellError("WordTable reads words of several tokens; give Context(batch_shape=(B, S)).")
-        rows, positions = ids_T.view(context.batch_shape), context.positions_T
+        rows = ids_T.view(context.batch_shape)
+        positions = context.positions_T
         if positions is None:
             return rows
         starts = positions.view_as(rows)[:, :1]

@@ -48,5 +48,6 @@ def build_overflow(spec: Mapping[str, Any],
 def build_dropout(rate: float) -> Callable[[Tensor, Context], Tensor] | None:
     """Dropout of experts' hidden units [N, F] at `rate`; None where it is 0."""
     entry = registry.find("experts.hidden_dropout")
-    config, rule = from_dict(entry.module().Config, {"rate": rate}, "expert_dropout"), entry.load()
+    config = from_dict(entry.module().Config, {"rate": rate}, "expert_dropout")
+    rule = entry.load()
     return (lambda h_NF, context: rule(h_NF, config, context)) if rate else None

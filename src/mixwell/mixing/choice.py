@@ -60,7 +60,9 @@ def softmax_top_k(logits_TE: Tensor, k: int, renormalise: bool | None = None) ->
 
 def empty(indices_TK: Tensor, weights_TK: Tensor, out_TK: Tensor) -> tuple[Tensor, Tensor]:
     """(indices, weights) with the slots marked in `out_TK` emptied: index -1, weight 0."""
-    return indices_TK.masked_fill(out_TK, -1), weights_TK.masked_fill(out_TK, 0)
+    indices = indices_TK.masked_fill(out_TK, -1)
+    weights = weights_TK.masked_fill(out_TK, 0)
+    return indices, weights
 
 
 def to_slots(chosen_TE: Tensor, weights_TE: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,4 +75,5 @@ def to_slots(chosen_TE: Tensor, weights_TE: Tensor) -> tuple[Tensor, Tensor]:
     order = chosen_TE.byte().argsort(dim=-1, descending=True, stable=True)
     order = order[:, : max(1, most)]
     filled = chosen_TE.gather(-1, order)
-    return empty(order, weights_TE.gather(-1, order), ~filled)
+    weights = weights_TE.gather(-1, order)
+    return empty(order, weights, ~filled)

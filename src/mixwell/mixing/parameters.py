@@ -19,7 +19,9 @@ def check_least(config: Any, **least: float) -> None:
     """Raise `ValueError` for a field of `config` below its least value; a field that is None is left alone."""
     for name, bound in least.items():
         value = getattr(config, name)
-        if value is not None and value < bound:
+        if value is None:
+            continue
+        if value < bound:
             raise ValueError(f"{name} is {value}; expected at least {bound}")
 
 
@@ -27,7 +29,9 @@ def check_above(config: Any, **bounds: float) -> None:
     """Raise `ValueError` for a field of `config` that is not above its bound (NaN is not); None is left alone."""
     for name, bound in bounds.items():
         value = getattr(config, name)
-        if value is not None and not value > bound:
+        if value is None:
+            continue
+        if not value > bound:
             raise ValueError(f"{name} is {value}; expected a number above {bound}")
 
 

@@ -21,7 +21,9 @@ class Router(nn.Module):
 
     def __init__(self, dim: int, num_experts: int, config: Any, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.num_experts, self.config = dim, num_experts, config
+        self.dim = dim
+        self.num_experts = num_experts
+        self.config = config
 
     @property
     def experts_per_token(self) -> float:

@@ -46,4 +46,6 @@ class SequenceMixer(nn.Module):
 def positions_after(cache: KVCache | None, x_BTD: Tensor) -> Tensor:
     """Positions [1, T] of tokens that follow those in the cache, from 0 without one."""
     start = 0 if cache is None else cache.length
-    return torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device).unsqueeze(0)
+    end = start + x_BTD.shape[1]
+    positions = torch.arange(start, end, device=x_BTD.device)
+    return positions.unsqueeze(0)

@@ -81,10 +81,13 @@ class Attention(SequenceMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.heads, self.kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
+        self.dim = dim
+        self.config = config
+        self.heads = config.num_heads
+        self.kv_heads = config.num_kv_heads or config.num_heads
         self.width = head_width(dim, config)
-        q_rows, kv_rows = self.heads * self.width, self.kv_heads * self.width
+        q_rows = self.heads * self.width
+        kv_rows = self.kv_heads * self.width
         self.qkv = Linear(dim, q_rows + 2 * kv_rows, config.bias, generator)
         self.out = Linear(q_rows, dim, config.bias, generator)
         if config.qk_norm != "none":
@@ -104,7 +107,9 @@ class Attention(SequenceMixer):
             positions_BT = positions_after(cache, x_BTD)
         q, k, v = self._project(x_BTD)
         angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
-        q, k, v = rotate(q, angles), rotate(k, angles), v.transpose(1, 2)
+        q = rotate(q, angles)
+        k = rotate(k, angles)
+        v = v.transpose(1, 2)
         keep = mask_BT
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
@@ -116,20 +121,25 @@ class Attention(SequenceMixer):
         rows = [n * self.width for n in (self.heads, self.kv_heads, self.kv_heads)]
         q, k, v = self.qkv(x_BTD).split(rows, -1)
         if self.config.qk_norm == "full":
-            q, k = self.q_norm(q), self.k_norm(k)
+            q = self.q_norm(q)
+            k = self.k_norm(k)
         q, k, v = (t.unflatten(-1, (-1, self.width)) for t in (q, k, v))
         if self.config.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
+            q = self.q_norm(q)
+            k = self.k_norm(k)
         if self.config.clip_qkv is not None:
             q, k, v = (t.clamp(-self.config.clip_qkv, self.config.clip_qkv) for t in (q, k, v))
         return q, k, v
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward FLOPs per token, averaged over the positions of a sequence of `context_length` tokens."""
-        window = min(self.config.sliding_window or context_length, context_length)
-        seen = window * (context_length - (window - 1) / 2) / context_length  # mean number of keys under the mask
+        c = self.config
+        window = min(c.sliding_window or context_length, context_length)
+        before_full = (window - 1) / 2  # the first positions see fewer keys than the window holds
+        seen = window * (context_length - before_full) / context_length
         weights = self.qkv.weight.numel() + self.out.weight.numel()
-        return 2.0 * weights + 4.0 * self.heads * self.width * seen
+        keys = 4.0 * self.heads * self.width * seen
+        return 2.0 * weights + keys
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from mixwell.core.method import method
 from mixwell.core.routing import Context, Plan, Routing, combine, dispatch, plan
 from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
 from mixwell.kernels.linear import Linear
-from mixwell.mixing import SequenceMixed
+from mixwell.mixing import SequenceMixed, apply_balance, build_balance, check_above
 from mixwell.sequence._parts import SequenceMixer, positions_after
 from mixwell.sequence._routed import StackedLinear
 
@@ -50,30 +50,48 @@ class Config:
     rope_scaling: Mapping[str, Any] | None = None  # {"type": "linear" | "llama3", ...}; None: as trained
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_heads <= self.num_experts:
-            raise ValueError(f"num_heads is {self.num_heads} of num_experts = {self.num_experts}; expected 1 to "
-                             "num_experts")
-        if self.head_dim is not None and (self.head_dim < 1 or self.head_dim % 2):
-            raise ValueError(f"head_dim is {self.head_dim}; rotary positions turn pairs, so choose an even number")
-        if not self.rope_theta > 0:
-            raise ValueError(f"rope_theta is {self.rope_theta}; expected a number above 0")
-        if any(isinstance(v, bool) or not isinstance(v, (int, float)) or v < 0 for v in self.balance.values()):
-            raise ValueError(f"balance is {dict(self.balance)}; expected a coefficient of 0 or more for each rule")
+        most = self.num_experts
+        if not 1 <= self.num_heads <= most:
+            raise ValueError(f"num_heads is {self.num_heads} of num_experts = {most}; expected 1 to num_experts")
+        width = self.head_dim
+        if width is not None and (width < 1 or width % 2):
+            raise ValueError(f"head_dim is {width}; rotary positions turn pairs, so choose an even number")
+        check_above(self, rope_theta=0)
+        for coefficient in self.balance.values():
+            number = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool)
+            if not number or coefficient < 0:
+                raise ValueError(f"balance is {dict(self.balance)}; expected a coefficient of 0 or more for each rule")
         check_rope_scaling(self.rope_scaling)
 
 
+def head_width(dim: int, config: Config) -> int:
+    """P: `head_dim`, or D / K where that is a whole even number; else `ValueError`."""
+    if config.head_dim:
+        return config.head_dim
+    width, rest = divmod(dim, config.num_heads)
+    if rest or width % 2:
+        raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
+                         "choose other numbers or give head_dim")
+    return width
+
+
 def build_router(config: Config, dim: int, generator: torch.Generator | None) -> nn.Module:
-    """The router of the config, with k = K where it has a k; one that looks at other tokens is refused."""
+    """The router of the config, with k = K where it has a k.
+
+    Raises `MixwellError` for one that looks at other tokens.
+    """
     options = dict(config.router)
     entry = registry.find(str(options.pop("method", "top_k")), ROUTERS)
     if "batch-invariant" not in entry.tags:
         raise MixwellError(f"router {entry.name} looks at other tokens, later ones too; a causal mixer needs one that "
                            "routes each token by itself, such as top_k.")
-    known = {f.name for f in fields(entry.module().Config)}
+    kind = entry.module().Config
+    known = {f.name for f in fields(kind)}
     defaults = {"k": config.num_heads, "renormalise": False}
-    options = {**{k: v for k, v in defaults.items() if k in known}, **options}
-    return entry.load()(dim, config.num_experts, from_dict(entry.module().Config, options, f"router {entry.name}"),
-                        generator)
+    for name in known & defaults.keys() - options.keys():
+        options[name] = defaults[name]
+    own = from_dict(kind, options, f"router {entry.name}")
+    return entry.load()(dim, config.num_experts, own, generator)
 
 
 @method(
@@ -87,16 +105,15 @@ class MixtureOfAttentionHeads(SequenceMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        width = config.head_dim or dim // config.num_heads
-        if config.head_dim is None and (dim % config.num_heads or width % 2):
-            raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
-                             "choose other numbers or give head_dim")
-        self.dim, self.config, self.width = dim, config, width
+        self.dim = dim
+        self.config = config
+        self.width = head_width(dim, config)
+        experts = config.num_experts
         self.router = build_router(config, dim, generator)
-        self.rules = {name: registry.find(name, BALANCE) for name in config.balance}
-        self.query = StackedLinear(config.num_experts, dim, width, False, generator)
-        self.kv = Linear(dim, 2 * width, False, generator)
-        self.out = StackedLinear(config.num_experts, width, dim, False, generator)
+        self.rules = build_balance(config.balance)
+        self.query = StackedLinear(experts, dim, self.width, False, generator)
+        self.kv = Linear(dim, 2 * self.width, False, generator)
+        self.out = StackedLinear(experts, self.width, dim, False, generator)
 
     def new_cache(self) -> KVCache:
         """An empty cache for `forward`."""
@@ -112,11 +129,15 @@ class MixtureOfAttentionHeads(SequenceMixer):
         x_TD = x_BTD.flatten(0, 1)
         routing = self.router(x_TD, context)
         order = plan(routing.indices_TK, self.config.num_experts)
-        q_BTKP = self._queries(x_TD, order).unflatten(0, x_BTD.shape[:2])
-        heads_NP = self._attend(q_BTKP, x_BTD, positions_BT, cache, mask_BT).index_select(0, order.slots_N)
+        q_TKP = self._queries(x_TD, order)
+        q_BTKP = q_TKP.unflatten(0, x_BTD.shape[:2])
+        found = self._attend(q_BTKP, x_BTD, positions_BT, cache, mask_BT)
+        heads_NP = found.index_select(0, order.slots_N)
         out_ND = self.out(heads_NP, order.counts_E)
         y_TD = combine(out_ND, order, self._weights(routing))
-        return SequenceMixed(y_TD.view_as(x_BTD), routing, *self._losses(routing, context))
+        losses, aux = apply_balance(self.rules, routing, context)
+        named = {f"heads.{name}": loss for name, loss in losses.items()}
+        return SequenceMixed(y_TD.view_as(x_BTD), routing, named, aux)
 
     def _context(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Context:
         """What the mask alone says of the tokens."""
@@ -126,19 +147,26 @@ class MixtureOfAttentionHeads(SequenceMixer):
     def _queries(self, x_TD: Tensor, order: Plan) -> Tensor:
         """[T, K, P], one query for each slot; an empty one asks with zeros."""
         rows_NP = self.query(dispatch(x_TD, order), order.counts_E)
-        padded = torch.cat((rows_NP, rows_NP.new_zeros(1, self.width)))
-        slots = order.rows_TK.remainder(padded.shape[0])  # -1, an empty slot, becomes the last row
-        return padded.index_select(0, slots.flatten()).view(*slots.shape, self.width)
+        zeros = rows_NP.new_zeros(1, self.width)
+        padded = torch.cat((rows_NP, zeros))
+        slots = order.rows_TK.remainder(len(padded))  # -1, an empty slot, becomes the last row
+        q_SP = padded.index_select(0, slots.flatten())
+        return q_SP.view(*slots.shape, self.width)
 
     def _attend(self, q_BTKP: Tensor, x_BTD: Tensor, positions_BT: Tensor, cache: KVCache | None,
                 mask_BT: Tensor | None) -> Tensor:
         """What each slot's query finds, [B T K, P], in the order of slots; the cache is read and extended."""
-        angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
-        k, v = self.kv(x_BTD).unflatten(-1, (2, 1, self.width)).unbind(2)
-        k, v, keep = rotate(k, angles), v.transpose(1, 2), mask_BT
+        c = self.config
+        angles = rotary_angles(positions_BT, self.width, c.rope_theta, c.rope_scaling)
+        kv = self.kv(x_BTD).unflatten(-1, (2, 1, self.width))
+        k, v = kv.unbind(2)
+        k = rotate(k, angles)
+        v = v.transpose(1, 2)
+        keep = mask_BT
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
-        found_BKTP = attend(rotate(q_BTKP, angles), k, v, keep_BS=keep)
+        q = rotate(q_BTKP, angles)
+        found_BKTP = attend(q, k, v, keep_BS=keep)
         return found_BKTP.transpose(1, 2).reshape(-1, self.width)
 
     def _weights(self, routing: Routing) -> Tensor:
@@ -150,20 +178,13 @@ class MixtureOfAttentionHeads(SequenceMixer):
         total = weights.sum(-1, keepdim=True).detach()
         return weights / total.clamp_min(tiny)
 
-    def _losses(self, routing: Routing, context: Context) -> tuple[dict[str, Tensor], Tensor | None]:
-        losses = {f"heads.{name}": value for name, value in routing.losses.items()}
-        terms = list(losses.values())
-        for name, entry in self.rules.items():
-            losses[f"heads.{name}"] = loss = entry.load()(routing, entry.module().Config(), context)
-            if self.config.balance[name]:
-                terms.append(self.config.balance[name] * loss)
-        return losses, torch.stack([t.float() for t in terms]).sum() if terms else None
-
     def flops_per_token(self, context_length: int) -> float:
         """4 K D P + 4 D P for the maps, 4 K P for each key seen (half of `context_length` in the mean), 2 D N."""
-        chosen = float(getattr(self.router, "experts_per_token", self.config.num_heads))
-        maps = 4.0 * self.dim * self.width * (chosen + 1)
-        return maps + 4.0 * chosen * self.width * (context_length + 1) / 2 + 2.0 * self.dim * self.config.num_experts
+        heads = float(getattr(self.router, "experts_per_token", self.config.num_heads))
+        seen = (context_length + 1) / 2
+        maps = 4.0 * self.dim * self.width * (heads + 1)
+        keys = 4.0 * heads * self.width * seen
+        return maps + keys + 2.0 * self.dim * self.config.num_experts
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Plan, dispatch, plan
-from mixwell.mixing import SequenceMixed
+from mixwell.mixing import SequenceMixed, check_least
 from mixwell.sequence._routed import StackedLinear
 from mixwell.sequence._scan import ScanBlock, ScanCache, ScanConfig
 
@@ -37,9 +37,9 @@ class Config(ScanConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_modalities < 1:
-            raise ValueError(f"num_modalities is {self.num_modalities}; expected at least 1")
-        if len(set(self.split)) < len(self.split):
+        check_least(self, num_modalities=1)
+        different = set(self.split)
+        if len(different) < len(self.split):
             raise ValueError(f"split names {', '.join(self.split)}; expected each projection once")
 
 
@@ -67,8 +67,11 @@ class MixtureOfMamba(ScanBlock):
         """Each token through the copy of its modality."""
         if not isinstance(module, StackedLinear):
             return module(x_BTI)
-        rows = module(dispatch(x_BTI.flatten(0, 1), copies), copies.counts_E)
-        return rows.index_select(0, copies.rows_TK[:, 0]).unflatten(0, x_BTI.shape[:2])
+        tokens = x_BTI.flatten(0, 1)
+        rows = module(dispatch(tokens, copies), copies.counts_E)
+        only_slot = copies.rows_TK[:, 0]
+        y = rows.index_select(0, only_slot)
+        return y.unflatten(0, x_BTI.shape[:2])
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: ScanCache | None = None,
                 mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
@@ -77,9 +80,11 @@ class MixtureOfMamba(ScanBlock):
         `context.labels_T` is each token's modality; it may be left out where there is only one. Raises `MixwellError`
         where a label is missing or unknown.
         """
-        labels_T = self._labels(x_BTD, None if context is None else context.labels_T)
+        labels = None if context is None else context.labels_T
+        labels_T = self._labels(x_BTD, labels)
         copies = plan(labels_T.unsqueeze(1), self.config.num_modalities)
-        return SequenceMixed(self.mix(x_BTD, cache, mask_BT, copies))
+        y = self.mix(x_BTD, cache, mask_BT, copies)
+        return SequenceMixed(y)
 
     def equal_copies(self) -> None:
         """Give every modality the first one's maps, in place: the block is then a dense Mamba block."""
@@ -90,7 +95,8 @@ class MixtureOfMamba(ScanBlock):
                         parameter.copy_(parameter[:1].expand_as(parameter))
 
     def _labels(self, x_BTD: Tensor, labels_T: Tensor | None) -> Tensor:
-        known, tokens = self.config.num_modalities, x_BTD.shape[0] * x_BTD.shape[1]
+        known = self.config.num_modalities
+        tokens = x_BTD.shape[0] * x_BTD.shape[1]
         if labels_T is None:
             if known > 1:
                 raise MixwellError(f"MixtureOfMamba chooses among {known} modalities by label and got none; give "
@@ -101,7 +107,8 @@ class MixtureOfMamba(ScanBlock):
                                "one for each.")
         if not tokens:
             return labels_T
-        low, high = int(labels_T.min()), int(labels_T.max())
+        low = int(labels_T.min())
+        high = int(labels_T.max())
         if low < 0 or high >= known:
             raise MixwellError(f"MixtureOfMamba knows {known} modalities and got labels {low} to {high}; set "
                                "num_modalities to their number.")
@@ -113,4 +120,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     config = Config(num_modalities=2, state_dim=4, chunk_size=2)
     x_BTD = torch.randn(2, 5, 8, generator=generator)
     labels_T = torch.randint(0, 2, (10,), generator=generator)
-    return {"dim": 8, "config": config, "x_BTD": x_BTD, "context": Context(labels_T=labels_T)}
+    context = Context(labels_T=labels_T)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD, "context": context}

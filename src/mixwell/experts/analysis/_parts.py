@@ -73,4 +73,5 @@ def pearson(x: Tensor, y: Tensor) -> float | None:
     scale = x.norm() * y.norm()
     if x.numel() < 2 or not scale > 1e-12:
         return None
-    return number((x * y).sum() / scale)
+    product = (x * y).sum()
+    return number(product / scale)

@@ -78,7 +78,8 @@ def collapse(routing: Routing, hidden_TD: Tensor, config: Config, context: Conte
     if not len(first):
         return result
     within, between, classes = scatter(hidden, first)
-    result["within"], result["between"] = number(within.trace()), number(between.trace())
+    result["within"] = number(within.trace())
+    result["between"] = number(between.trace())
     if classes > 1:
         inverse = torch.linalg.pinv(between, hermitian=True)
         ratio = (within @ inverse).trace() / classes

@@ -52,7 +52,8 @@ def output_norm(routing: Routing, norms_TE: Tensor, config: Config, context: Con
     k = indices.shape[1]
     experts = routing.num_experts
     filled = indices >= 0
-    rank_TK = ranks_TE(norms).gather(1, indices.clamp_min(0)).masked_fill(~filled, -1)
+    rank_TK = ranks_TE(norms).gather(1, indices.clamp_min(0))
+    rank_TK = rank_TK.masked_fill(~filled, -1)
     columns = [torch.bincount(column + 1, minlength=experts + 1)[1:] for column in rank_TK.unbind(1)]
     counts = torch.stack(columns).double()
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)

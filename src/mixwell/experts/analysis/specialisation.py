@@ -45,7 +45,8 @@ def slots_by_group(indices_TK: Tensor, group_T: Tensor, groups: int, experts: in
 
 def information_nats(counts_GE: Tensor) -> Tensor:
     """Mutual information of group and expert, H(g) + H(e) - H(g, e)."""
-    joint = counts_GE / counts_GE.sum().clamp_min(1)
+    total = counts_GE.sum().clamp_min(1)
+    joint = counts_GE / total
     of_expert = entropy_nats(joint.sum(0))
     of_group = entropy_nats(joint.sum(1))
     of_both = entropy_nats(joint.flatten())

@@ -69,7 +69,8 @@ def cluster_variance(routing: Routing, config: Config, context: Context) -> Tens
         return experts**2 * spread(mean, config.clusters, config.rho)
     scores = kept(routing.scores_TE, context)
     each = spread(scores, config.clusters, config.rho)
-    return experts**2 * each.sum() / max(len(scores), 1)
+    tokens = max(len(scores), 1)
+    return experts**2 * each.sum() / tokens
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Config:
 def log_gates(routing: Routing, context: Context) -> Tensor:
     """log p of real tokens [T, E]."""
     if routing.logits_TE is not None:
-        return kept(routing.logits_TE, context).log_softmax(-1)
+        logits = kept(routing.logits_TE, context)
+        return logits.log_softmax(-1)
     scores = kept(routing.scores_TE, context)
     tiny = torch.finfo(scores.dtype).tiny
     return normalised(scores).clamp_min(tiny).log()

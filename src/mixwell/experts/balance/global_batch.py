@@ -41,7 +41,8 @@ class Buffer:
     def add(self, load_E: Tensor, step: int) -> Tensor:
         """Add one micro-batch's load and return the sum over those of the same optimiser step."""
         if self.step != step or self.load_E is None:
-            self.step, self.load_E = step, torch.zeros_like(load_E)
+            self.step = step
+            self.load_E = torch.zeros_like(load_E)
         self.load_E = self.load_E + load_E
         return self.load_E
 

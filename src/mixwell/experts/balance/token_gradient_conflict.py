@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
@@ -41,7 +42,8 @@ def gradient_cosines(gradients_NG: Tensor, experts_N: Tensor, num_experts: int) 
     width = gradients_NG.shape[1]
     nothing = gradients_NG.new_zeros(num_experts, width)
     sums_EG = nothing.index_add(0, experts_N, gradients_NG)
-    return torch.nn.functional.cosine_similarity(gradients_NG, sums_EG[experts_N], dim=1)
+    sums_NG = sums_EG[experts_N]
+    return cosine_similarity(gradients_NG, sums_NG, dim=1)
 
 
 def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num_experts: int) -> Tensor:
@@ -57,7 +59,8 @@ def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num
         x = inputs_NI[rows]
         total_OI = delta.T @ x
         # of outer products: |d x^T| = |d| |x|, and <d x^T, G> = d G x
-        norms = delta.norm(dim=1) * x.norm(dim=1) * total_OI.norm()
+        norms = delta.norm(dim=1) * x.norm(dim=1)
+        norms = norms * total_OI.norm()
         dots = ((delta @ total_OI) * x).sum(1)
         cosines[rows] = dots / norms.clamp_min(tiny)
     return cosines

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.experts.layers._parts import normal_parameter
 from mixwell.kernels.norm import wide
+from mixwell.mixing import normal_parameter
 
 _BLOCK_BYTES = 8 << 20  # of table rows gathered at a time
 
@@ -52,7 +52,8 @@ class ProductKeys(nn.Module):
         """Scores of both halves of the keys, two of [T, H, n], in float32 or better."""
         x = wide(x_TD)
         heads, width, _ = self.query.shape
-        queries = F.linear(x, self.query.to(x.dtype).flatten(0, 1))
+        maps = self.query.to(x.dtype).flatten(0, 1)
+        queries = F.linear(x, maps)
         queries = queries.unflatten(-1, (heads, width))
         if self.normalise:
             queries = F.layer_norm(queries, (width,))
@@ -99,7 +100,8 @@ class _Dots(torch.autograd.Function):
             return grad_x, None, None
         grad_table = torch.zeros_like(table_ND)
         for rows in _blocks(x_TD, slots_TS):
-            products = grad_TS[rows].unsqueeze(-1) * x_TD[rows].unsqueeze(1)
+            x = x_TD[rows].unsqueeze(1)
+            products = grad_TS[rows].unsqueeze(-1) * x
             slots = slots_TS[rows].flatten()
             grad_table.index_add_(0, slots, products.flatten(0, 1))
         return grad_x, grad_table, None

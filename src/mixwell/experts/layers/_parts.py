@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
 from mixwell.kernels.experts import expert_mlp
 from mixwell.kernels.linear import Weight, linear
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, normal_parameter
 
 
 class ChannelMixer(nn.Module):
@@ -60,19 +59,7 @@ class Gate(nn.Module):
         return nn.functional.linear(x_TD, self.weight.to(x_TD.dtype), self.bias)
 
 
-def normal_parameter(shape: tuple[int, ...], generator: torch.Generator | None, std: float = 0.02) -> nn.Parameter:
-    """A float32 parameter of normal draws, std 0.02 unless told."""
-    return nn.Parameter(normal(shape, std, generator))
-
-
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
-
-
-def check_least(config: Any, **least: int) -> None:
-    """Refuse a field of `config` below its least value."""
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ValueError(f"{name} is {getattr(config, name)}; expected at least {value}")
 
 
 def routed_swiglu(layer: nn.Module, x_TD: Tensor, routing: Routing) -> Tensor:

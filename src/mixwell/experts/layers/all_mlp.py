@@ -26,10 +26,19 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_mlp
+from mixwell.experts.layers._parts import ChannelMixer, routed_mlp
 from mixwell.kernels.linear import linear
 from mixwell.kernels.norm import RMSNorm
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_overflow, build_router, check_above
+from mixwell.mixing import (
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_overflow,
+    build_router,
+    check_above,
+    check_least,
+    normal_parameter,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +66,8 @@ class Config:
 def rows_of(x_TD: Tensor, context: Context, seq_len: int) -> Tensor:
     """[T, D] -> [B, S, D]; raises `MixwellError` for padding and for rows of another length."""
     tokens, dim = x_TD.shape
-    length = seq_len if context.batch_shape is None else context.batch_shape[1]
+    shape = context.batch_shape
+    length = seq_len if shape is None else shape[1]
     if length != seq_len or tokens % seq_len:
         raise MixwellError(f"AllMLP mixes rows of {seq_len} positions and got {tokens} tokens in rows of {length}; cut "
                            "the data into rows of that length, or set seq_len.")
@@ -145,7 +155,8 @@ class AllMLP(ChannelMixer):
         if self.config.inner_dim is not None:
             x_BSD = linear(x_BSD, getattr(self, f"dim_{way}"))
         if self.config.inner_len is not None:
-            x_BSD = getattr(self, f"len_{way}").to(x_BSD.dtype) @ x_BSD
+            over_positions = getattr(self, f"len_{way}")
+            x_BSD = over_positions.to(x_BSD.dtype) @ x_BSD
         return x_BSD
 
     def flops_per_token(self) -> float:

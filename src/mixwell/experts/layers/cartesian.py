@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from mixwell.core import registry
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, check_least
-from mixwell.mixing import Mixed, check_above
+from mixwell.experts.layers._parts import ChannelMixer
+from mixwell.mixing import Mixed, check_above, check_least
 
 
 @dataclass(frozen=True, kw_only=True)

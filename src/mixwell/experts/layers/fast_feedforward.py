@@ -27,10 +27,10 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, Gate, check_least, normal_parameter, routed_mlp
+from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, Gate, routed_mlp
 from mixwell.kernels.linear import linear
 from mixwell.kernels.norm import wide
-from mixwell.mixing import Mixed, apply_balance, build_balance, check_not_negative
+from mixwell.mixing import Mixed, apply_balance, build_balance, check_least, check_not_negative, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,8 @@ def masses(logits_TN: Tensor, depth: int) -> Tensor:
         logits = logits_TN[:, first:after]
         left = mass * (-logits).sigmoid()
         right = mass * logits.sigmoid()
-        mass = torch.stack([left, right], dim=-1).flatten(1)
+        children = torch.stack([left, right], dim=-1)
+        mass = children.flatten(1)
     return mass
 
 
@@ -135,7 +136,8 @@ class FastFeedforward(ChannelMixer):
         hidden = activation(linear(x_TD, self.master_up_proj))
         master = linear(hidden, self.master_down_proj)
         a = self.mix.sigmoid().to(x_TD.dtype)
-        return mixed._replace(y_TD=a * mixed.y_TD + (1 - a) * master)
+        y = a * mixed.y_TD + (1 - a) * master
+        return mixed._replace(y_TD=y)
 
     def _soft(self, x_TD: Tensor, context: Context) -> Mixed:
         """All leaves as one wide block, each leaf's units scaled by its mass."""
@@ -144,11 +146,13 @@ class FastFeedforward(ChannelMixer):
         logits = self.nodes(x_TD)
         mass = masses(logits, depth)
         leaf = leaf_of(logits.detach(), depth).unsqueeze(1)
-        routing = Routing(leaf, mass.gather(1, leaf), mass)
+        weights = mass.gather(1, leaf)
+        routing = Routing(leaf, weights, mass)
         losses, aux = apply_balance(self.balance, routing, context)
         losses["hardening"] = undecidedness(logits, context.mask_T)
         if hardening:
-            aux = hardening * losses["hardening"] + (0.0 if aux is None else aux)
+            others = 0.0 if aux is None else aux
+            aux = hardening * losses["hardening"] + others
         return Mixed(self._all_leaves(x_TD, mass), routing, losses, aux)
 
     def _all_leaves(self, x_TD: Tensor, mass_TL: Tensor) -> Tensor:

@@ -21,9 +21,17 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer
 from mixwell.kernels.experts import mlp
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
+from mixwell.mixing import (
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    check_least,
+    default_balance,
+    normal_parameter,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +83,8 @@ def hidden_dims(config: Config) -> tuple[int, ...]:
     exact = [share * total / sum(shares) for share in shares]
     widths = [max(1, int(width)) for width in exact]
     missing = max(total - sum(widths), 0)
-    largest_rest_first = sorted(range(experts), key=lambda i: int(exact[i]) - exact[i])
+    rests = [width - int(width) for width in exact]
+    largest_rest_first = sorted(range(experts), key=lambda i: -rests[i])
     for i in largest_rest_first[:missing]:
         widths[i] += 1
     widths[-1] -= sum(widths) - total  # where the least width of 1 took too much

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_mlp
+from mixwell.experts.layers._parts import ChannelMixer, routed_mlp
 from mixwell.kernels.norm import wide
-from mixwell.mixing import Mixed, apply_balance, build_balance, check_k, softmax_top_k
+from mixwell.mixing import Mixed, apply_balance, build_balance, check_k, check_least, normal_parameter, softmax_top_k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ def activity(x_TD: Tensor, up_EFD: Tensor) -> Tensor:
     mean = up.mean(1)
     variance = up.var(1, unbiased=False)
     tiny = torch.finfo(x.dtype).tiny
-    spread = F.linear(x.square(), variance).clamp_min(tiny).sqrt()
+    spread = F.linear(x.square(), variance)
+    spread = spread.clamp_min(tiny).sqrt()
     z = F.linear(x, mean) / (spread * 2**0.5)
     return torch.erf(z)
 

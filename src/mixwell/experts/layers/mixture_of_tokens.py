@@ -23,10 +23,10 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate
 from mixwell.kernels.experts import expert_mlp
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed, check_not_negative
+from mixwell.mixing import Mixed, check_least, check_not_negative, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +106,11 @@ class MixtureOfTokens(ChannelMixer):
             mask_T = x_TD.new_ones(len(x_TD), dtype=torch.bool)
         x = groups(x_TD.view(*shape, -1), size)
         alive = groups(mask_T.view(*shape, 1), size)
-        logits = groups(self.controller(x_TD).view(*shape, -1), size)
+        logits = self.controller(x_TD).view(*shape, -1)
+        logits = groups(logits, size)
         merge, emit = self._weights(logits, alive)
-        means = torch.bmm(merge.to(x.dtype).transpose(1, 2), x)
+        merge = merge.to(x.dtype).transpose(1, 2)
+        means = torch.bmm(merge, x)
         y = torch.bmm(emit.to(x.dtype), self.experts(means))
         return Mixed(ungrouped(y, shape).flatten(0, 1))
 
@@ -124,11 +126,13 @@ class MixtureOfTokens(ChannelMixer):
         """Each expert on its own row of every group: [M, E, D] -> [M, E, D]."""
         M, E, _ = mixed_MED.shape
         counts = torch.full((E,), M, device=mixed_MED.device)
-        rows = mixed_MED.transpose(0, 1).flatten(0, 1)
+        by_expert = mixed_MED.transpose(0, 1)
+        rows = by_expert.flatten(0, 1)
         gate_up = weight_of(self, "gate_up_proj")
         down = weight_of(self, "down_proj")
         out = expert_mlp(rows, counts, gate_up, down)
-        return out.unflatten(0, (E, M)).transpose(0, 1)
+        by_expert = out.unflatten(0, (E, M))
+        return by_expert.transpose(0, 1)
 
     def flops_per_token(self) -> float:
         """6 D F E / g for the experts, 6 D E for controller, mixing and handing back; whole groups."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer
 from mixwell.kernels.experts import expert_mlp, mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
@@ -33,6 +33,7 @@ from mixwell.mixing import (
     build_overflow,
     build_router,
     default_balance,
+    normal_parameter,
 )
 
 

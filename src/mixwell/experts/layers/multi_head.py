@@ -26,9 +26,17 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_swiglu
+from mixwell.experts.layers._parts import ChannelMixer, routed_swiglu
 from mixwell.kernels.linear import linear
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
+from mixwell.mixing import (
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    check_least,
+    default_balance,
+    normal_parameter,
+)
 
 TOLERANCE = 0.02  # largest relative difference to the plain mixture in parameters and in FLOPs
 
@@ -129,8 +137,9 @@ class MultiHeadMoE(ChannelMixer):
         self.router = build_router(config.router, part, experts, generator)
         rules = default_balance(self.router) if config.balance is None else config.balance
         self.balance = build_balance(rules)
-        self.head_proj = normal_parameter((dim, dim), generator, (2 * dim) ** -0.5)
-        self.merge_proj = normal_parameter((dim, dim), generator, dim**-0.5)
+        square = (dim, dim)
+        self.head_proj = normal_parameter(square, generator, (2 * dim) ** -0.5)
+        self.merge_proj = normal_parameter(square, generator, dim**-0.5)
         self.gate_up_proj = normal_parameter((experts, 2 * width, part), generator)
         self.down_proj = normal_parameter((experts, part, width), generator)
 

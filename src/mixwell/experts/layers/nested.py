@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate
 from mixwell.kernels.experts import mlp
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,8 @@ def capacities(levels: int, budget: float, beta: float = 10.0, delta: float = 2.
 
 
 def _shares(rewards: list[float], costs: list[float], multiplier: float) -> list[float]:
-    logs = [reward + multiplier * cost for reward, cost in zip(rewards, costs)]
+    pairs = zip(rewards, costs)
+    logs = [reward + multiplier * cost for reward, cost in pairs]
     largest = max(logs)
     weights = [math.exp(value - largest) for value in logs]
     total = sum(weights)
@@ -93,7 +94,8 @@ def assign(scores_BSE: Tensor, shares: list[float], mask_BS: Tensor) -> Tensor:
     free = mask_BS
     counted = mask_BS.sum(1, keepdim=True).double()
     for j in reversed(range(1, len(shares))):
-        scores = scores_BSE[..., j].masked_fill(~free, float("-inf"))
+        scores = scores_BSE[..., j]
+        scores = scores.masked_fill(~free, float("-inf"))
         order = scores.argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(dim=1)
         room = (shares[j] * counted + 1e-9).floor()  # 1e-9: what is whole but for rounding stays whole
@@ -125,13 +127,17 @@ class NestedExperts(ChannelMixer):
         self.config = config
         self.dims = [dim >> times for times in halvings]
         self.gate = Gate(dim, levels, generator, bias=True)
-        self.alpha = nn.Parameter(self.gate.weight.new_zeros(()))
+        zero = self.gate.weight.new_zeros(())
+        self.alpha = nn.Parameter(zero)
         self.gate_up_proj = normal_parameter((2 * hidden, dim), generator)
         self.down_proj = normal_parameter((dim, hidden), generator)
         self.set_budget(config.budget)
 
     def set_budget(self, budget: float) -> None:
-        """Take another share of the full compute from now on, without training; raises `ValueError` for an impossible one."""
+        """Take another share of the full compute from now on, without training.
+
+        Raises `ValueError` for a share that no split of the tokens can meet.
+        """
         c = self.config
         self.capacities = capacities(c.levels, budget, c.beta, c.delta)
         self.budget = budget
@@ -149,7 +155,8 @@ class NestedExperts(ChannelMixer):
         """The expert that sees the first `width` channels, zeros in the others, [N, D]."""
         gate_up = self.gate_up_proj[:, :width]
         down = self.down_proj[:width]
-        y = mlp(x_ND[:, :width], gate_up, down)
+        seen = x_ND[:, :width]
+        y = mlp(seen, gate_up, down)
         return nn.functional.pad(y, (0, self.dim - width))
 
     def route(self, x_TD: Tensor, context: Context) -> Routing:
@@ -162,9 +169,11 @@ class NestedExperts(ChannelMixer):
         if mask is None:
             mask = torch.ones(tokens, dtype=torch.bool, device=scores.device)
         scores_BSE = scores.detach().view(*shape, levels)
-        level = assign(scores_BSE, self.capacities, mask.view(shape)).view(-1, 1)
+        level = assign(scores_BSE, self.capacities, mask.view(shape))
+        level = level.view(-1, 1)
         alpha = self.alpha.to(scores.dtype)
-        weights = alpha * scores.gather(1, level) + 1
+        r = scores.gather(1, level)
+        weights = alpha * r + 1
         return Routing(level, weights, scores, logits)
 
     def flops_per_token(self) -> float:

@@ -29,8 +29,8 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter, routed_mlp
-from mixwell.mixing import Mixed, apply_balance, build_balance, empty, to_slots
+from mixwell.experts.layers._parts import ChannelMixer, Gate, routed_mlp
+from mixwell.mixing import Mixed, apply_balance, build_balance, check_least, empty, normal_parameter, to_slots
 
 ACTIVATIONS = {"relu": torch.relu, "cubic": lambda z: z * z * z}
 
@@ -135,7 +135,10 @@ class PatchMoE(ChannelMixer):
     def route(self, x_TD: Tensor, context: Context) -> Routing:
         """Which experts work on each patch; raises `MixwellError` where noise cannot be drawn."""
         shape = context.batch_shape or (1, len(x_TD))
-        mask = x_TD.new_ones(shape, dtype=torch.bool) if context.mask_T is None else context.mask_T.view(shape)
+        mask = context.mask_T
+        if mask is None:
+            mask = x_TD.new_ones(len(x_TD), dtype=torch.bool)
+        mask = mask.view(shape)
         logits = self.gate(x_TD).unflatten(0, shape)
         if self.config.routing == "sample":
             noise = self._noise(logits, context)

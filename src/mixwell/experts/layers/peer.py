@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.experts.layers._memory import ProductKeys, dots_with_rows, weighted_rows
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
-from mixwell.mixing import Mixed
+from mixwell.experts.layers._parts import ChannelMixer
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)

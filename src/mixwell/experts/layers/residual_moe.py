@@ -24,10 +24,18 @@ from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter, routed_swiglu
+from mixwell.experts.layers._parts import ChannelMixer, Gate, routed_swiglu
 from mixwell.kernels.experts import mlp
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
+from mixwell.mixing import (
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    check_least,
+    default_balance,
+    normal_parameter,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, check_least, normal_parameter, routed_mlp
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router
+from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, routed_mlp
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, check_least, normal_parameter
 
 
 def _sigmoid_router() -> dict[str, Any]:

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate
 from mixwell.kernels.experts import expert_mlp
 from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,8 @@ def mixing(logits_BSP: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
     """(dispatch, combine) weights [B, S, P]: softmax over the row's real tokens, and over slots; 0 for padding."""
     real = mask_BS.unsqueeze(-1)
     lowest = torch.finfo(logits_BSP.dtype).min
-    over_tokens = logits_BSP.masked_fill(~real, lowest).softmax(1)
+    masked = logits_BSP.masked_fill(~real, lowest)
+    over_tokens = masked.softmax(1)
     over_slots = logits_BSP.softmax(2)
     return over_tokens * real, over_slots * real
 
@@ -89,10 +90,11 @@ class SoftMoE(ChannelMixer):
         if mask is None:
             mask = x_TD.new_ones(tokens, dtype=torch.bool)
         x_BSD = x_TD.view(*shape, -1)
-        logits = self.logits(x_TD).view(*shape, -1)
+        logits = self.logits(x_TD)
+        logits = logits.view(*shape, -1)
         dispatch, combine = mixing(logits, mask.view(shape))
-        into_slots = dispatch.to(x_BSD.dtype).transpose(1, 2)
-        slots = torch.bmm(into_slots, x_BSD)
+        dispatch = dispatch.to(x_BSD.dtype)
+        slots = torch.bmm(dispatch.transpose(1, 2), x_BSD)
         out_of_slots = combine.to(x_BSD.dtype)
         y = torch.bmm(out_of_slots, self.experts(slots))
         return Mixed(y.flatten(0, 1))
@@ -102,7 +104,8 @@ class SoftMoE(ChannelMixer):
         if not self.config.normalise:
             return self.slots(x_TD)
         x = F.normalize(wide(x_TD), dim=-1)
-        slots = F.normalize(self.slots.weight.to(x.dtype), dim=-1)
+        slots = self.slots.weight.to(x.dtype)
+        slots = F.normalize(slots, dim=-1)
         cosines = F.linear(x, slots)
         return self.sharpness.to(x.dtype) * cosines
 
@@ -112,10 +115,10 @@ class SoftMoE(ChannelMixer):
         E = self.config.num_experts
         p = self.config.slots_per_expert
         by_expert = slots_BPD.unflatten(1, (E, p)).transpose(0, 1)
-        counts = torch.full((E,), rows * p, device=slots_BPD.device)
+        flat = by_expert.reshape(E * rows * p, -1)
+        counts = torch.full((E,), rows * p, device=flat.device)
         gate_up = weight_of(self, "gate_up_proj")
-        down = weight_of(self, "down_proj")
-        out = expert_mlp(by_expert.reshape(E * rows * p, -1), counts, gate_up, down)
+        out = expert_mlp(flat, counts, gate_up, weight_of(self, "down_proj"))
         by_row = out.view(E, rows, p, -1).transpose(0, 1)
         return by_row.flatten(1, 2)
 

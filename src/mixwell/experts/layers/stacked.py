@@ -23,9 +23,9 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate
 from mixwell.kernels.linear import linear
-from mixwell.mixing import Mixed, check_above
+from mixwell.mixing import Mixed, check_above, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,8 @@ class DeepMixture(ChannelMixer):
             raise ValueError(f"assigned has shape {list(assigned_E.shape)}; expected one sum of gates for each of "
                              f"{self.config.first_experts} + {self.config.second_experts} experts")
         with torch.no_grad():
-            self.totals.add_(assigned_E.to(self.totals))
+            assigned = assigned_E.to(self.totals)
+            self.totals.add_(assigned)
 
     def after_step(self, routings: Sequence[Routing]) -> None:
         """Add what the optimiser step's batches assigned to the running totals."""
@@ -135,7 +136,8 @@ class DeepMixture(ChannelMixer):
         first = c.first_experts * self.dim * hidden
         second = c.second_experts * hidden * hidden
         out = hidden * self.dim
-        return 2.0 * (first + second + out + gates)
+        total = first + second + out + gates
+        return 2.0 * total
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

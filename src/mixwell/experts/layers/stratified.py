@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_swiglu
+from mixwell.experts.layers._parts import ChannelMixer, routed_swiglu
 from mixwell.kernels.norm import RMSNorm
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, check_above
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, check_above, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ def rows_of(context: Context, rows_N: Tensor) -> Context:
 def among_all(routing: Routing, before: int) -> Routing:
     """A gate's routing with its experts numbered among all; the `before` ones of earlier strata score 0."""
     filled = routing.indices_TK >= 0
-    indices = torch.where(filled, routing.indices_TK + before, routing.indices_TK)
+    indices = routing.indices_TK
+    indices = torch.where(filled, indices + before, indices)
     scores = nn.functional.pad(routing.scores_TE, (before, 0))
     logits = routing.logits_TE
     if logits is not None:
@@ -172,10 +173,13 @@ class StratifiedMoE(ChannelMixer):
 
 def _mean_losses(found: list[tuple[dict[str, Tensor], Tensor | None]]) -> tuple[dict[str, Tensor], Tensor | None]:
     """Means over the gates that saw a token."""
-    names = found[0][0]
-    losses = {n: torch.stack([losses[n] for losses, _ in found]).mean() for n in names}
+    losses = {}
+    for name in found[0][0]:
+        of_gates = [by_name[name] for by_name, _ in found]
+        losses[name] = torch.stack(of_gates).mean()
     terms = [aux for _, aux in found if aux is not None]
-    return losses, torch.stack(terms).mean() if terms else None
+    aux = torch.stack(terms).mean() if terms else None
+    return losses, aux
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer
 from mixwell.kernels.experts import mlp
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed, check_least
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)

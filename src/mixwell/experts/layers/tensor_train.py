@@ -28,9 +28,17 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer
 from mixwell.kernels.experts import expert_mlp
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
+from mixwell.mixing import (
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    check_least,
+    default_balance,
+    normal_parameter,
+)
 
 STD = 0.02  # of the entries of the contracted matrices at the start
 
@@ -83,14 +91,17 @@ def shapes(rows: int, columns: int, tensors: int, rank: int | None) -> list[tupl
     """[d, o, i, d'] of each tensor of a matrix [rows, columns], with bonds of at most `rank`."""
     outs = factorise(rows, tensors)
     ins = factorise(columns, tensors)
-    sizes = [o * i for o, i in zip(outs, ins)]
+    pairs = zip(outs, ins)
+    sizes = [o * i for o, i in pairs]
     most = rank or rows * columns
     bonds = []
     for k in range(tensors + 1):
         left = math.prod(sizes[:k])
         right = math.prod(sizes[k:])
         bonds.append(min(left, right, most))
-    return list(zip(bonds[:-1], outs, ins, bonds[1:]))
+    before = bonds[:-1]
+    after = bonds[1:]
+    return list(zip(before, outs, ins, after))
 
 
 def decompose(matrix: Tensor, tensors: int, rank: int | None = None) -> list[Tensor]:
@@ -174,7 +185,8 @@ class TensorTrainMoE(ChannelMixer):
         masked = self._masked(hit, context)
         gate_up = self.gate_up(hit, masked)
         down = self.down(hit, masked)
-        rows = expert_mlp(dispatch(x_TD, order), order.counts_E[hit], gate_up, down)
+        rows = dispatch(x_TD, order)
+        rows = expert_mlp(rows, order.counts_E[hit], gate_up, down)
         y = combine(rows, order, routing.weights_TK)
         losses, aux = apply_balance(self.balance, routing, context)
         return Mixed(y, routing, losses, aux)

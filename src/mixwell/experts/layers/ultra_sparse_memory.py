@@ -28,10 +28,10 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer
 from mixwell.kernels.linear import linear
 from mixwell.kernels.norm import wide
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +133,10 @@ class _Scores(nn.Module):
         rank = config.rank
         cores = config.cores
         std = width**-0.5
-        self.query = normal_parameter((2 * width, dim), generator, std=dim**-0.5)
-        self.keys = normal_parameter((2, config.num_keys, rank, width), generator, std)
+        halves = 2 * width
+        self.query = normal_parameter((halves, dim), generator, std=dim**-0.5)
+        keys = config.num_keys
+        self.keys = normal_parameter((2, keys, rank, width), generator, std)
         gain = self.query.new_full((width,), width**-0.33)
         self.query_gain = nn.Parameter(gain)
         self.key_gain = nn.Parameter(gain.clone())

@@ -49,12 +49,14 @@ def real_first(slots_N: Tensor, k: int, context: Context) -> Tensor:
 def served(indices_TK: Tensor, slots_N: Tensor, capacity: int, num_experts: int) -> Tensor:
     """Which slots their experts have room for, bool [T, K], when the flat slots come in the order `slots_N`."""
     experts_N = indices_TK.reshape(-1)[slots_N]
-    counts = torch.bincount(experts_N + 1, minlength=num_experts + 1)  # empty slots, -1, are counted first
+    shifted_N = experts_N + 1  # empty slots, -1, are counted first
+    counts = torch.bincount(shifted_N, minlength=num_experts + 1)
     starts = counts.cumsum(0) - counts
     sort = torch.argsort(experts_N, stable=True)
     places = torch.arange(len(sort), device=sort.device)
     place_N = torch.empty_like(sort)
-    place_N[sort] = places - starts[experts_N[sort] + 1]
+    first = starts[shifted_N[sort]]
+    place_N[sort] = places - first
     has_room = (place_N < capacity) & (experts_N >= 0)
     keep_N = torch.empty_like(has_room)
     keep_N[slots_N] = has_room

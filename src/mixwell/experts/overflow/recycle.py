@@ -56,7 +56,8 @@ def place(indices_TK: Tensor, waiting_N: Tensor, free_E: Tensor, generator: torc
 
 def _seats(free_E: Tensor, generator: torch.Generator | None) -> Tensor:
     """Each expert as often as it has free places, in a random order; in expert order without a generator."""
-    seats = torch.arange(len(free_E), device=free_E.device).repeat_interleave(free_E)
+    experts = torch.arange(len(free_E), device=free_E.device)
+    seats = experts.repeat_interleave(free_E)
     if generator is None:
         return seats
     order = torch.randperm(len(seats), generator=generator, device=generator.device)

@@ -105,10 +105,11 @@ def balanced_buckets(frequencies: Sequence[float], num_buckets: int) -> list[int
     bucket; ties go to the lower number, and to the bucket with fewer items."""
     heap = [(0.0, 0, b) for b in range(num_buckets)]
     buckets = [0] * len(frequencies)
-    heaviest_first = sorted(range(len(frequencies)), key=lambda i: -frequencies[i])
+    items = range(len(frequencies))
+    heaviest_first = sorted(items, key=lambda i: -frequencies[i])
     for item in heaviest_first:
-        weight, items, bucket = heap[0]
+        weight, count, bucket = heap[0]
         buckets[item] = bucket
         weight += float(frequencies[item])
-        heapq.heapreplace(heap, (weight, items + 1, bucket))
+        heapq.heapreplace(heap, (weight, count + 1, bucket))
     return buckets

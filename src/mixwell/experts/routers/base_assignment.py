@@ -91,11 +91,13 @@ def _settle(expert_T: Tensor, bid_T: Tensor, price_E: Tensor, slots: int) -> Non
     owner = expert_T[order]
     counts = torch.bincount(owner, minlength=experts)[:experts]
     first = counts.cumsum(0) - counts
-    place = torch.arange(len(order), device=order.device) - first[owner]
+    rank = torch.arange(len(order), device=order.device)
+    place = rank - first[owner]
     expert_T[order[place >= slots]] = experts
     full = counts >= slots
     last_kept = first + slots - 1
-    price_E[full] = bid_T[order[last_kept[full]]]
+    lowest = order[last_kept[full]]
+    price_E[full] = bid_T[lowest]
 
 
 @method(

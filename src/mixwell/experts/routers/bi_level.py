@@ -120,7 +120,8 @@ class BiLevel(Router):
         nodes = project(x, self.node_weight)
         local = project(x, self.local_weight)
         if self.config.local == "per_node":
-            local = local.unflatten(1, (self.config.nodes, -1))
+            by_node = (self.config.nodes, -1)
+            local = local.unflatten(1, by_node)
         return route(nodes, local, self.config, context.mask_T)
 
 

@@ -102,7 +102,8 @@ class Competition(LinearRouter):
         responses = self._responses(x_TD).to(logits.dtype)
         indices, weights, scores = choose(responses, self.config.k)
         routing = Routing(indices, weights, scores, logits)
-        loss = distillation(logits, routing.dense_TE(), self.config, context.mask_T)
+        target = routing.dense_TE()
+        loss = distillation(logits, target, self.config, context.mask_T)
         return routing.with_loss("distill", self.config.distill * loss)
 
     def _competes(self, context: Context) -> bool:

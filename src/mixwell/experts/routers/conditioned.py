@@ -72,7 +72,8 @@ def running_mean(x_TD: Tensor, batch_shape: tuple[int, int], mask_T: Tensor | No
     x_BSD = x_TD.unflatten(0, batch_shape)
     keep = x_BSD.new_ones(*batch_shape, 1)
     if mask_T is not None:
-        keep = mask_T.view(keep.shape).to(x_TD.dtype)
+        keep = mask_T.view(keep.shape)
+        keep = keep.to(x_TD.dtype)
     total = (x_BSD * keep).cumsum(1)
     count = keep.cumsum(1).clamp_min(1)
     return (total / count).flatten(0, 1)
@@ -180,7 +181,8 @@ class Conditioned(Router):
         logits = x_TD.new_zeros(len(x_TD), self.num_experts)
         for label in labels_T.unique().tolist():
             rows = (labels_T == label).nonzero()[:, 0]
-            own = project(x_TD[rows], self.weight[label])
+            gate = self.weight[label]
+            own = project(x_TD[rows], gate)
             logits = logits.index_copy(0, rows, own)
         return logits
 

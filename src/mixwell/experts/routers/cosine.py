@@ -63,7 +63,10 @@ def cosine_logits(z_TR: Tensor, embedding_ER: Tensor, temperature: Tensor, pertu
 
 def route(logits_TE: Tensor, config: Config) -> Routing:
     """The routing that the logits [T, E] give."""
-    scores = logits_TE.softmax(-1) if config.scores == "softmax" else logits_TE.sigmoid()
+    if config.scores == "softmax":
+        scores = logits_TE.softmax(-1)
+    else:
+        scores = logits_TE.sigmoid()
     indices, weights = select(scores, config.k, renormalise=config.k > 1)
     return Routing(indices, weights, scores, logits_TE)
 

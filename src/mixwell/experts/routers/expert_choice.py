@@ -48,7 +48,8 @@ def route(logits_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Ro
     slots = capacity(tokens, experts, config.capacity_factor)
     best = order_by.topk(slots, dim=0).indices
     nothing = torch.zeros_like(scores, dtype=torch.bool)
-    indices, weights = to_slots(nothing.scatter(0, best, True), scores)
+    chosen = nothing.scatter(0, best, True)
+    indices, weights = to_slots(chosen, scores)
     return Routing(indices, weights, scores, logits_TE)
 
 

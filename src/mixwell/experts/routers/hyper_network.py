@@ -95,8 +95,8 @@ class HyperNetwork(Router):
         weight = written[:, :-1]
         bias = written[:, -1]
         logits = x @ weight.T + bias
-        scaled = logits * self.dim**-0.5
-        return route(scaled, self.config)
+        scale = self.dim**-0.5
+        return route(logits * scale, self.config)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

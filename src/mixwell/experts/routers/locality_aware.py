@@ -84,7 +84,8 @@ def local_distribution(scores_TE: Tensor, node: int, config: Config) -> Tensor:
     home_E = torch.arange(experts, device=scores_TE.device) // size
     leak = config.leak if config.nodes > 1 else 0
     near = (1 - leak) / size
-    away = config.leak / max(experts - size, 1)
+    others = max(experts - size, 1)
+    away = config.leak / others
     local = torch.where(home_E == node, near, away)
     return local.to(scores_TE.dtype)
 

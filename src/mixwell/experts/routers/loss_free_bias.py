@@ -54,7 +54,10 @@ def updated_bias(bias_E: Tensor, load_E: Tensor, config: Config) -> Tensor:
 
 def route(logits_TE: Tensor, bias_E: Tensor, config: Config) -> Routing:
     """The routing that the logits [T, E] give when `bias_E` shifts the choice."""
-    scores = logits_TE.sigmoid() if config.scores == "sigmoid" else logits_TE.softmax(-1)
+    if config.scores == "sigmoid":
+        scores = logits_TE.sigmoid()
+    else:
+        scores = logits_TE.softmax(-1)
     order_by = scores.detach() + bias_E.to(scores.dtype)
     scaled = renormalises(config.k, config.renormalise)
     indices, weights = select(scores, config.k, by_TE=order_by, renormalise=scaled, scale=config.scale)
@@ -94,7 +97,8 @@ class LossFreeBias(LinearRouter):
                              f"{self.num_experts} experts")
         load = load_E.to(self.bias.device)
         with torch.no_grad():
-            self.bias.copy_(updated_bias(self.bias, load, self.config))
+            moved = updated_bias(self.bias, load, self.config)
+            self.bias.copy_(moved)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

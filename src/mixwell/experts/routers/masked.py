@@ -50,7 +50,8 @@ class Config:
 
 def frequent_ids(frequencies_V: Tensor, share: float) -> Tensor:
     """The fewest most frequent ids whose frequencies sum to `share` of the total, bool [V]."""
-    values, order = frequencies_V.double().sort(descending=True, stable=True)
+    frequencies = frequencies_V.double()
+    values, order = frequencies.sort(descending=True, stable=True)
     before = values.cumsum(0) - values
     enough = share * values.sum()
     nothing = torch.zeros_like(order, dtype=torch.bool)
@@ -63,7 +64,8 @@ def visible_experts(frequencies_V: Tensor, config: Config, num_experts: int, gen
     draw = torch.rand(shape, generator=generator, device=generator.device)
     rank = draw.argsort(dim=-1).argsort(dim=-1)
     frequencies_V = frequencies_V.to(draw.device)
-    frequent = frequent_ids(frequencies_V, config.frequent_share).unsqueeze(-1)
+    frequent = frequent_ids(frequencies_V, config.frequent_share)
+    frequent = frequent.unsqueeze(-1)
     many = config.frequent_visible or num_experts
     return rank < torch.where(frequent, many, config.rare_visible)
 
@@ -73,7 +75,8 @@ def route(logits_TE: Tensor, visible_TE: Tensor, k: int) -> Routing:
     hidden_TE = ~visible_TE
     masked = logits_TE.masked_fill(hidden_TE, float("-inf"))
     scores = masked.softmax(-1)
-    indices, weights = select(scores, k, by_TE=masked.detach())
+    order_by = masked.detach()
+    indices, weights = select(scores, k, by_TE=order_by)
     hidden_TK = hidden_TE.gather(-1, indices)
     indices, weights = empty(indices, weights, hidden_TK)
     return Routing(indices, weights, scores, masked)

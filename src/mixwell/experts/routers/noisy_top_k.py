@@ -84,7 +84,8 @@ class NoisyTopK(LinearRouter):
         config = config or Config()
         check_k(config.k, num_experts)
         super().__init__(dim, num_experts, config, generator)
-        self.noise_weight = nn.Parameter(torch.zeros_like(self.weight))
+        silent = torch.zeros_like(self.weight)
+        self.noise_weight = nn.Parameter(silent)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]; while training, with noise from the context's generator."""

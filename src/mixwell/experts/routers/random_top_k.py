@@ -45,7 +45,7 @@ def route(x_TD: Tensor, num_experts: int, k: int, generator: torch.Generator | N
         return Routing(every.expand(shape), scores, scores)
     draw = torch.rand(shape, generator=generator, device=x.device)
     indices = draw.topk(k, dim=-1).indices
-    weights = x.new_full((len(x), k), 1 / k)
+    weights = x.new_full(indices.shape, 1 / k)
     return Routing(indices, weights, scores)
 
 

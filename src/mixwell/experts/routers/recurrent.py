@@ -120,9 +120,12 @@ class Recurrent(Router):
         Raises `ValueError` for a state of another shape.
         """
         x = wide(x_TD)
-        cell = self.cell if self.cell is not None else self._first[0].cell
+        cell = self.cell
+        if cell is None:
+            cell = self._first[0].cell
         assert cell is not None
-        state = cell(project(x, self.projector), self._state(x, context))
+        u = project(x, self.projector)
+        state = cell(u, self._state(x, context))
         logits = project(state, self.weight)
         routing = softmax_top_k(logits, self.config.k, self.config.renormalise)
         return replace(routing, state=state)

@@ -70,7 +70,10 @@ def transport(logits_TE: Tensor, config: Config) -> tuple[Tensor, int]:
 
 def route(logits_TE: Tensor, config: Config, *, balanced: bool, mask_T: Tensor | None = None) -> Routing:
     """The routing that the logits [T, E] give, by the plan over tokens where `mask_T` is True if `balanced`."""
-    scores = logits_TE.sigmoid() if config.scores == "sigmoid" else logits_TE.softmax(-1)
+    if config.scores == "sigmoid":
+        scores = logits_TE.sigmoid()
+    else:
+        scores = logits_TE.softmax(-1)
     order_by = logits_TE.detach()
     if balanced and mask_T is None:
         order_by, _ = transport(logits_TE, config)

@@ -66,7 +66,8 @@ def route(logits_TE: Tensor, config: Config, generator: torch.Generator | None =
     half = coin < 0.5
     if config.euler_at_best:
         half = half & (drawn != best)
-    weights = straight_through(scores.gather(-1, drawn), half)
+    chances = scores.gather(-1, drawn)
+    weights = straight_through(chances, half)
     return Routing(drawn, weights, scores, logits_TE)
 
 

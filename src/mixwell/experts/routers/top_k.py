@@ -62,7 +62,10 @@ def keep_groups(scores_TE: Tensor, groups: int, kept: int) -> Tensor:
 
 def route(logits_TE: Tensor, config: Config) -> Routing:
     """The routing that the logits [T, E] give."""
-    scores = logits_TE.softmax(-1) if config.scores == "softmax" else logits_TE.sigmoid()
+    if config.scores == "softmax":
+        scores = logits_TE.softmax(-1)
+    else:
+        scores = logits_TE.sigmoid()
     order_by = None
     if config.groups > 1:
         order_by = keep_groups(scores.detach(), config.groups, config.groups_kept)
@@ -100,7 +103,8 @@ class TopK(LinearRouter):
         jitter = self.config.jitter
         if self.training and jitter:
             draw = torch.rand(x_TD.shape, generator=context.generator, device=x_TD.device, dtype=torch.float32)
-            x_TD = x_TD * (1 + jitter * (2 * draw - 1))
+            within_one = 2 * draw - 1
+            x_TD = x_TD * (1 + jitter * within_one)
         logits = self.logits(x_TD)
         return route(logits, self.config)
 

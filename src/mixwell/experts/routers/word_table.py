@@ -66,7 +66,8 @@ def sequence_keys(ids_BS: Tensor, length: int, vocab_size: int) -> Tensor:
 
 def find_words(ids_BS: Tensor, keys_N: Tensor, config: Config) -> Tensor:
     """The place in the sorted keys of the longest word that ends at each position, int64 [B, S]."""
-    words = torch.searchsorted(keys_N, sequence_keys(ids_BS, 1, config.vocab_size))
+    single = sequence_keys(ids_BS, 1, config.vocab_size)
+    words = torch.searchsorted(keys_N, single)
     if not config.num_words:
         return words
     last = len(keys_N) - 1
@@ -112,7 +113,8 @@ class WordTable(TokenRouter):
     def __init__(self, dim: int, num_experts: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__(dim, num_experts, config, generator)
         ids = config.vocab_size
-        keys = torch.full((ids + config.num_words,), UNUSED)
+        size = ids + config.num_words
+        keys = torch.full((size,), UNUSED)
         keys[:ids] = torch.arange(1, ids + 1)
         table = torch.full(keys.shape, -1)
         if config.frequencies:
@@ -153,8 +155,8 @@ class WordTable(TokenRouter):
         if self.config.num_words:
             rows = self._rows(context, ids)
         words = find_words(rows, self.keys_N, self.config)
-        indices = self.table_N[words].reshape(-1, 1)
-        return one_hot_routing(indices, self.num_experts, wide(x_TD))
+        experts = self.table_N[words]
+        return one_hot_routing(experts.reshape(-1, 1), self.num_experts, wide(x_TD))
 
     def _rows(self, context: Context, ids_T: Tensor) -> Tensor:
         if context.batch_shape is None:

@@ -49,8 +49,8 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     some = torch.ones_like(largest)
     scale = torch.where(largest > 0, largest / LEVELS, some)
     steps = (wide / scale).round()
-    q = steps.clamp(-LEVELS, LEVELS).to(torch.int8)
-    return q, scale
+    q = steps.clamp(-LEVELS, LEVELS)
+    return q.to(torch.int8), scale
 
 
 def dequantise(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -88,7 +88,9 @@ def int8(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> 
             raise MixwellError(f"{name} is eight-bit already; hand in a model with full weights.")
         tensors[name] = tensor
         if is_weight(name, config.head):
-            tensors[name], tensors[f"{name}.scale"] = quantise(tensor)
+            q, scale = quantise(tensor)
+            tensors[name] = q
+            tensors[f"{name}.scale"] = scale
     if len(tensors) == len(before):
         raise MixwellError(f"no weight to quantise among {len(before)} tensors; expected names ending in {WEIGHTS}.")
     # "auto": what can be loaded elsewhere is decided anew from the tensors

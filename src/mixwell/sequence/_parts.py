@@ -45,7 +45,8 @@ class SequenceMixer(nn.Module):
 
 def positions_after(cache: KVCache | None, x_BTD: Tensor) -> Tensor:
     """Positions [1, T] of tokens that follow those in the cache, from 0 without one."""
+    length = x_BTD.shape[1]
     start = 0 if cache is None else cache.length
-    end = start + x_BTD.shape[1]
+    end = start + length
     positions = torch.arange(start, end, device=x_BTD.device)
     return positions.unsqueeze(0)

@@ -71,7 +71,8 @@ class _Scan(torch.autograd.Function):
             starts.append(state)
             u, dt, B, C = _along(at, u_BTI, dt_BTI, B_BTN, C_BTN)
             _, h = _states(u, dt, A_IN, B, state)
-            y = (h @ C.unsqueeze(-1)).squeeze(-1)
+            y = h @ C.unsqueeze(-1)
+            y = y.squeeze(-1)
             y_BTI[:, at] = y.transpose(0, 1)
             state = h[-1].clone()
         ctx.save_for_backward(u_BTI, dt_BTI, A_IN, B_BTN, C_BTN, *starts)
@@ -139,7 +140,8 @@ def causal_conv(u_BTI: Tensor, weight_IW: Tensor, bias_I: Tensor, tail_BWI: Tens
     for w, weight_I in enumerate(weight_IW.unbind(1)):
         seen = whole[:, w : w + positions]
         y = torch.addcmul(y, weight_I, seen)
-    return y, whole[:, positions:]
+    tail = whole[:, positions:]
+    return y, tail
 
 
 class ScanCache:
@@ -164,7 +166,8 @@ class _Dynamics(nn.Module):
 
     def __init__(self, inner: int, states: int, device: torch.device | None) -> None:
         super().__init__()
-        rates = torch.arange(1, states + 1, dtype=torch.float32, device=device)
+        counting = torch.arange(1, states + 1, device=device)
+        rates = counting.float()
         log_rate = rates.log().expand(inner, states)
         self.log_rate = nn.Parameter(log_rate.clone())
         ones = torch.ones(inner, device=device)

@@ -27,7 +27,7 @@ from mixwell.core.routing import Context
 from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import RMSNorm
-from mixwell.mixing import SequenceMixed
+from mixwell.mixing import SequenceMixed, check_above
 from mixwell.sequence._parts import SequenceMixer, positions_after
 
 
@@ -47,15 +47,13 @@ class Config:
     sliding_window: int | None = None  # a token sees the last so many positions, itself counted
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "clip_qkv", "sliding_window"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; expected a number above 0")
-        if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ValueError(f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}; "
-                             "choose a divisor")
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}; rotary positions turn pairs, so choose an even number")
+        check_above(self, num_heads=0, num_kv_heads=0, head_dim=0, rope_theta=0, clip_qkv=0, sliding_window=0)
+        shared = self.num_kv_heads or self.num_heads
+        if self.num_heads % shared:
+            raise ValueError(f"num_kv_heads = {shared} does not divide num_heads = {self.num_heads}; choose a divisor")
+        width = self.head_dim
+        if width is not None and width % 2:
+            raise ValueError(f"head_dim is {width}; rotary positions turn pairs, so choose an even number")
         check_rope_scaling(self.rope_scaling)
 
 
@@ -88,7 +86,8 @@ class Attention(SequenceMixer):
         self.width = head_width(dim, config)
         q_rows = self.heads * self.width
         kv_rows = self.kv_heads * self.width
-        self.qkv = Linear(dim, q_rows + 2 * kv_rows, config.bias, generator)
+        all_rows = q_rows + 2 * kv_rows
+        self.qkv = Linear(dim, all_rows, config.bias, generator)
         self.out = Linear(q_rows, dim, config.bias, generator)
         if config.qk_norm != "none":
             full = config.qk_norm == "full"
@@ -114,7 +113,8 @@ class Attention(SequenceMixer):
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
         y_BHTP = attend(q, k, v, window=self.config.sliding_window, keep_BS=keep)
-        return SequenceMixed(self.out(y_BHTP.transpose(1, 2).reshape(B, T, -1)))
+        heads = y_BHTP.transpose(1, 2).reshape(B, T, -1)
+        return SequenceMixed(self.out(heads))
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, T, H, P], keys and values [B, T, G, P], normed and clipped but not rotated."""

@@ -81,7 +81,8 @@ def build_router(config: Config, dim: int, generator: torch.Generator | None) ->
     Raises `MixwellError` for one that looks at other tokens.
     """
     options = dict(config.router)
-    entry = registry.find(str(options.pop("method", "top_k")), ROUTERS)
+    name = str(options.pop("method", "top_k"))
+    entry = registry.find(name, ROUTERS)
     if "batch-invariant" not in entry.tags:
         raise MixwellError(f"router {entry.name} looks at other tokens, later ones too; a causal mixer needs one that "
                            "routes each token by itself, such as top_k.")
@@ -90,7 +91,8 @@ def build_router(config: Config, dim: int, generator: torch.Generator | None) ->
     defaults = {"k": config.num_heads, "renormalise": False}
     for name in known & defaults.keys() - options.keys():
         options[name] = defaults[name]
-    own = from_dict(kind, options, f"router {entry.name}")
+    where = f"router {entry.name}"
+    own = from_dict(kind, options, where)
     return entry.load()(dim, config.num_experts, own, generator)
 
 
@@ -129,12 +131,14 @@ class MixtureOfAttentionHeads(SequenceMixer):
         x_TD = x_BTD.flatten(0, 1)
         routing = self.router(x_TD, context)
         order = plan(routing.indices_TK, self.config.num_experts)
+        shape = x_BTD.shape[:2]
         q_TKP = self._queries(x_TD, order)
-        q_BTKP = q_TKP.unflatten(0, x_BTD.shape[:2])
+        q_BTKP = q_TKP.unflatten(0, shape)
         found = self._attend(q_BTKP, x_BTD, positions_BT, cache, mask_BT)
         heads_NP = found.index_select(0, order.slots_N)
         out_ND = self.out(heads_NP, order.counts_E)
-        y_TD = combine(out_ND, order, self._weights(routing))
+        weights = self._weights(routing)
+        y_TD = combine(out_ND, order, weights)
         losses, aux = apply_balance(self.rules, routing, context)
         named = {f"heads.{name}": loss for name, loss in losses.items()}
         return SequenceMixed(y_TD.view_as(x_BTD), routing, named, aux)
@@ -158,7 +162,8 @@ class MixtureOfAttentionHeads(SequenceMixer):
         """What each slot's query finds, [B T K, P], in the order of slots; the cache is read and extended."""
         c = self.config
         angles = rotary_angles(positions_BT, self.width, c.rope_theta, c.rope_scaling)
-        kv = self.kv(x_BTD).unflatten(-1, (2, 1, self.width))
+        both = (2, 1, self.width)
+        kv = self.kv(x_BTD).unflatten(-1, both)
         k, v = kv.unbind(2)
         k = rotate(k, angles)
         v = v.transpose(1, 2)

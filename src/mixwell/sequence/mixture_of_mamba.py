@@ -82,7 +82,8 @@ class MixtureOfMamba(ScanBlock):
         """
         labels = None if context is None else context.labels_T
         labels_T = self._labels(x_BTD, labels)
-        copies = plan(labels_T.unsqueeze(1), self.config.num_modalities)
+        one_slot = labels_T.unsqueeze(1)
+        copies = plan(one_slot, self.config.num_modalities)
         y = self.mix(x_BTD, cache, mask_BT, copies)
         return SequenceMixed(y)
 

@@ -172,7 +172,7 @@ def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) 
             tensors[channel(layer, f"router.{name}")] = value
         specs[layer] = sparse_spec(config, hidden)
     arch = with_channel_mixers(checkpoint.arch, specs)
-    return checkpoint.grown(arch=arch, tensors=tensors)
+    return checkpoint.derive(arch=arch, tensors=tensors)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

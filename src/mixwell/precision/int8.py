@@ -95,7 +95,7 @@ def int8(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> 
         raise MixwellError(f"no weight to quantise among {len(before)} tensors; expected names ending in {WEIGHTS}.")
     # "auto": what can be loaded elsewhere is decided anew from the tensors
     arch = {**checkpoint.arch, "architecture": "auto"}
-    return checkpoint.grown(arch=arch, tensors=tensors)
+    return checkpoint.derive(arch=arch, tensors=tensors)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

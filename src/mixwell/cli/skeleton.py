@@ -41,6 +41,12 @@ LAYER = Form("layer", f'''{BUILT}
     return made(values["x_TD"], Context()).y_TD''', CONTEXT)
 SEQUENCE = Form("sequence", f'''{BUILT}
     return made(values["x_BTD"]).y_BTD''')
+ESTIMATOR = Form("estimator", '''estimator = values.pop("estimator")
+    return estimator.fit(**values).estimate_''')
+MIXTURE = Form("mixture", '''estimator = values.pop("estimator")
+    return estimator.fit(**values).score_samples(values["X"])''')
+MODULE = Form("module", '''module = values.pop("module")
+    return module(**values)''')
 CONVERSION = Form("conversion", "return dict(ENTRY.load()(**values).tensors)")
 FORMS = {
     "experts.routers": ROUTER,
@@ -51,6 +57,16 @@ FORMS = {
     "sequence": SEQUENCE,
     "convert": CONVERSION,
     "precision": CONVERSION,
+    "density.mixtures": MIXTURE,
+    "density.values": Form("value", "return ENTRY.load()(**values)"),
+    "density.circuits": MODULE,
+    "density.networks": MODULE,
+    "density.clustering": ESTIMATOR,
+    "density.latent": ESTIMATOR,
+    "density.processes": ESTIMATOR,
+    "density.regression": ESTIMATOR,
+    "density.robust": ESTIMATOR,
+    "density.selection": ESTIMATOR,
 }
 
 

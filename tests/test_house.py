@@ -49,6 +49,18 @@ def test_imports_go_down_and_never_sideways(path):
         assert parts[1] == own or LEVELS[parts[1]] < LEVELS[own], f"{path.name} of {own} imports {name}"
 
 
+def test_private_modules_stay_inside_their_package():
+    """A file whose name starts with an underscore is imported from its own folder and from folders below it."""
+    for path in FILES:
+        own = path.relative_to(ROOT).parent
+        for name in imports(path):
+            parts = name.split(".")[1:]
+            for depth, part in enumerate(parts):
+                if part.startswith("_") and ROOT.joinpath(*parts[: depth + 1]).with_suffix(".py").exists():
+                    owner = Path(*parts[:depth])
+                    assert own.is_relative_to(owner), f"{path.relative_to(ROOT)} imports {name}"
+
+
 METHODS = [pytest.param(e, id=e.name) for e in registry.entries()]
 
 
@@ -94,6 +106,29 @@ def test_a_card_is_complete(entry):
     # scikit-learn estimators take their options in __init__
     assert "class Config" in source or ("estimator" in entry.tags and hasattr(entry.load(), "get_params"))
     assert "def example(" in source
+
+
+# Tags choose checks of a family's contract suite; those of density are listed in its own.
+TAGS = {
+    "experts.routers": {"token-choice", "batch-invariant", "exact-k", "simplex", "dense-at-full-k", "static"},
+    "experts.layers": {"tokenwise", "non-causal", "cross-example", "router"},
+    "experts.balance": {"one-at-balance", "own-inputs"},
+    "experts.overflow": {"draws", "drops", "positional", "permutation-equivariant"},
+    "experts.analysis": {"weights"},
+    "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
+}
+
+
+@pytest.mark.parametrize("entry", [p for p in METHODS if p.values[0].room != "density"])
+def test_a_method_has_no_tag_that_no_suite_reads(entry):
+    assert entry.tags <= TAGS.get(entry.family, set())
+
+
+@pytest.mark.parametrize("family", TAGS)
+def test_every_tag_is_read_by_its_suite(family):
+    suite = (TESTS / "contracts" / f"test_{family.rpartition('.')[2]}.py").read_text()
+    assert all(f'"{tag}"' in suite for tag in TAGS[family])
+    assert TAGS[family] <= set().union(*(e.tags for e in registry.family(family)))
 
 
 @pytest.mark.parametrize("entry", METHODS)

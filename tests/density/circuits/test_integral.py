@@ -3,7 +3,6 @@ import itertools
 import pytest
 import torch
 
-from mixwell.density.circuits._parts import TreeCircuit, children_first, chow_liu
 from mixwell.density.circuits.integral import (
     RULES,
     Config,
@@ -12,6 +11,7 @@ from mixwell.density.circuits.integral import (
     quadrature,
     train,
 )
+from mixwell.density.circuits.trees import TreeCircuit, children_first, chow_liu
 
 PARENT = (1, -1, 1, 2)
 NODES = torch.arange(4)

@@ -113,19 +113,27 @@ class MoE(ChannelMixer):
         if not (self.training and self.dropout):
             return expert_mlp(rows_ND, counts_E, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj"))
         counts = counts_E.tolist()
-        hidden = [swiglu(linear(part, w)) for part, w in zip(rows_ND.split(counts), self.gate_up_proj.unbind(0))]
-        kept = self.dropout(torch.cat(hidden), context).split(counts)
-        return torch.cat([linear(part, w) for part, w in zip(kept, self.down_proj.unbind(0))])
+        into = zip(rows_ND.split(counts), self.gate_up_proj.unbind(0))
+        hidden = [swiglu(linear(part, weight)) for part, weight in into]
+        kept = self.dropout(torch.cat(hidden), context)
+        out_of = zip(kept.split(counts), self.down_proj.unbind(0))
+        done = [linear(part, weight) for part, weight in out_of]
+        return torch.cat(done)
 
     def responses(self, x_TD: Tensor) -> Tensor:
         """||E_i(x)|| of every expert [T, E], for routers that choose by it."""
-        every = [mlp(x_TD, self.gate_up_proj[e], self.down_proj[e]) for e in range(self.config.num_experts)]
-        return torch.stack([y.norm(dim=-1) for y in every], dim=-1)
+        norms = []
+        for gate_up, down in zip(self.gate_up_proj, self.down_proj):
+            y = mlp(x_TD, gate_up, down)
+            norms.append(y.norm(dim=-1))
+        return torch.stack(norms, dim=-1)
 
     def flops_per_token(self) -> float:
         """6 K D F for the experts, 6 D F_shared, 2 D E for the router; K as the router counts it."""
-        hidden = self.router.experts_per_token * self.config.hidden_dim + self.config.shared_width
-        return 6.0 * self.dim * hidden + 2.0 * self.dim * self.config.num_experts
+        c = self.config
+        hidden = self.router.experts_per_token * c.hidden_dim + c.shared_width
+        routing = 2.0 * self.dim * c.num_experts
+        return 6.0 * self.dim * hidden + routing
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mixwell.core.routing import Context, Routing, expert_capacity
 
 
 def build_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator | None) -> nn.Module:
-    """Build the router that `spec` names: {"method": "top_k", ...its options}."""
+    """The router that `spec` names: {"method": "top_k", ...its options}; raises `MixwellError` for what cannot be."""
     options = dict(spec)
     entry = registry.find(str(options.pop("method", "top_k")), "experts.routers")
     config = from_dict(entry.module().Config, options, f"router {entry.name}")

@@ -172,7 +172,8 @@ class MixtureOfAttentionHeads(SequenceMixer):
             k, v, keep = cache.append(k, v, mask_BT)
         q = rotate(q_BTKP, angles)
         found_BKTP = attend(q, k, v, keep_BS=keep)
-        return found_BKTP.transpose(1, 2).reshape(-1, self.width)
+        by_slot = found_BKTP.transpose(1, 2)
+        return by_slot.reshape(-1, self.width)
 
     def _weights(self, routing: Routing) -> Tensor:
         weights = routing.weights_TK

@@ -120,6 +120,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight, of two modalities."""
     config = Config(num_modalities=2, state_dim=4, chunk_size=2)
     x_BTD = torch.randn(2, 5, 8, generator=generator)
-    labels_T = torch.randint(0, 2, (10,), generator=generator)
+    tokens = (2 * 5,)
+    labels_T = torch.randint(0, 2, tokens, generator=generator)
     context = Context(labels_T=labels_T)
     return {"dim": 8, "config": config, "x_BTD": x_BTD, "context": context}

@@ -105,7 +105,10 @@ class DeepMixture(ChannelMixer):
         return (gates if mask_T is None else gates[mask_T]).sum(0)
 
     def update(self, assigned_E: Tensor) -> None:
-        """Add one optimiser step's `assigned` to the running totals."""
+        """Add one optimiser step's `assigned` to the running totals.
+
+        Raises `ValueError` where it is not one sum of gates for each expert.
+        """
         if assigned_E.shape != self.totals.shape:
             raise ValueError(f"assigned has shape {list(assigned_E.shape)}; expected one sum of gates for each of "
                              f"{self.config.first_experts} + {self.config.second_experts} experts")

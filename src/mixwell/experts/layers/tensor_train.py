@@ -106,7 +106,7 @@ def shapes(rows: int, columns: int, tensors: int, rank: int | None) -> list[tupl
 
 def decompose(matrix: Tensor, tensors: int, rank: int | None = None) -> list[Tensor]:
     """The tensors of `matrix` [rows, columns], by singular value decompositions from the left; exact at full rank."""
-    plan_ = shapes(*matrix.shape, tensors, rank)
+    plan_ = shapes(matrix.shape[0], matrix.shape[1], tensors, rank)
     outs = [s[1] for s in plan_]
     ins = [s[2] for s in plan_]
     axes = [axis for k in range(tensors) for axis in (k, tensors + k)]  # output and input of a tensor side by side

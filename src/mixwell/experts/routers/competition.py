@@ -91,7 +91,10 @@ class Competition(LinearRouter):
         self._responses = responses
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D]; while training, by competition on a share of the steps."""
+        """Route the tokens [T, D]; while training, by competition on a share of the steps.
+
+        Raises `MixwellError` where a competition finds no experts bound.
+        """
         logits = self.logits(x_TD)
         if not self._competes(context):
             indices, weights, scores = choose(logits, self.config.k)

@@ -100,7 +100,7 @@ class Conditioned(Router):
         super().__init__(dim, num_experts, config, generator)
         condition = config.condition
         labels = config.num_labels
-        shape = (num_experts, dim)
+        shape: tuple[int, ...] = (num_experts, dim)
         if condition == "gate_per_label":
             shape = (labels, num_experts, dim)
         self.weight = normal_parameter(shape, generator)
@@ -114,7 +114,7 @@ class Conditioned(Router):
             self.attribute_bias = normal_parameter((dim,), generator)
 
     def fold(self) -> Tensor:
-        """The logits of every label as a table [L, E]; only where the gate reads the label alone."""
+        """The logits of every label as a table [L, E]; raises `ValueError` where the gate reads the token."""
         condition = self.config.condition
         weight = self.weight
         if condition == "label":
@@ -158,7 +158,7 @@ class Conditioned(Router):
         return labels
 
     def logits(self, x_TD: Tensor, context: Context) -> Tensor:
-        """Router logits [T, E] in float32 or better."""
+        """Router logits [T, E] in float32 or better; raises `ValueError` without what the gate reads."""
         x = wide(x_TD)
         condition = self.config.condition
         if condition == "token":

@@ -56,7 +56,10 @@ class Config:
 
 
 def gate_rows(dim: int, num_experts: int) -> Tensor:
-    """The GrAP gate as a matrix [E, D]: row i averages the i-th group of features; rows are exactly orthogonal."""
+    """The GrAP gate as a matrix [E, D]: row i averages the i-th group of features; rows are exactly orthogonal.
+
+    Raises `ValueError` where the experts do not divide the width.
+    """
     if dim % num_experts:
         raise ValueError(f"{num_experts} experts do not divide the width {dim}; grouped average pooling needs that")
     size = dim // num_experts

@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,32 @@ def test_files_and_functions_stay_small():
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 80:
                 long.append(f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
     assert not long, "; ".join(long)
+
+
+def density_of_lines(path):
+    """(expression nodes a body line, body lines, name) of every function of a file."""
+    lines = path.read_text().splitlines()
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        if body:
+            written = [line.strip() for line in lines[body[0].lineno - 1 : node.end_lineno]]
+            count = sum(bool(line) and not line.startswith("#") for line in written)
+            nodes = sum(isinstance(part, ast.expr) for statement in body for part in ast.walk(statement))
+            yield nodes / count, count, f"{path.relative_to(ROOT)}:{node.name}"
+
+
+CALM = ("mixing", "experts", "sequence", "precision", "convert")  # rooms whose lines hold one idea each
+
+
+@pytest.mark.parametrize("name", CALM)
+def test_a_line_holds_one_idea(name):
+    found = [f for path in FILES if room(path) == name for f in density_of_lines(path)]
+    crowded = [f"{where} ({nodes:.1f})" for nodes, _, where in found if nodes > 11]
+    assert not crowded, "more than 11 expression nodes a line: " + ", ".join(crowded)
+    middle = statistics.median(nodes for nodes, count, _ in found if count >= 4)
+    assert middle <= 6.5, f"{middle:.2f} expression nodes a line in the median of the room's functions"
 
 
 def test_core_stays_small():

@@ -56,7 +56,8 @@ def output_norm(routing: Routing, norms_TE: Tensor, config: Config, context: Con
     rank_TK = rank_TK.masked_fill(~filled, -1)
     columns = [torch.bincount(column + 1, minlength=experts + 1)[1:] for column in rank_TK.unbind(1)]
     counts = torch.stack(columns).double()
-    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    total = counts.sum(1, keepdim=True)
+    shares = counts / total.clamp_min(1)
     best = min(k, experts)
     hits = (rank_TK[filled] < best).double()
     scores = real(routing.scores_TE, context)

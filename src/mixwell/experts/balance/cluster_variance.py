@@ -66,7 +66,8 @@ def cluster_variance(routing: Routing, config: Config, context: Context) -> Tens
         raise ValueError(f"{experts} experts do not divide into {config.clusters} clusters")
     if config.over == "batch":
         mean = mean_scores(routing, context)
-        return experts**2 * spread(mean, config.clusters, config.rho)
+        of_mean = spread(mean, config.clusters, config.rho)
+        return experts**2 * of_mean
     scores = kept(routing.scores_TE, context)
     each = spread(scores, config.clusters, config.rho)
     tokens = max(len(scores), 1)

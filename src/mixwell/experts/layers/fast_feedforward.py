@@ -129,7 +129,10 @@ class FastFeedforward(ChannelMixer):
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; all leaves and the losses in training, one leaf and no losses in evaluation."""
-        mixed = self._soft(x_TD, context) if self.training else self._hard(x_TD)
+        if self.training:
+            mixed = self._soft(x_TD, context)
+        else:
+            mixed = self._hard(x_TD)
         if not self.config.master_dim:
             return mixed
         activation = ACTIVATIONS[self.config.activation]

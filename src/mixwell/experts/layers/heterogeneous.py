@@ -80,7 +80,8 @@ def hidden_dims(config: Config) -> tuple[int, ...]:
     experts = config.num_experts
     total = config.num_experts * config.hidden_dim
     shares = growth(config)
-    exact = [share * total / sum(shares) for share in shares]
+    whole = sum(shares)
+    exact = [share * total / whole for share in shares]
     widths = [max(1, int(width)) for width in exact]
     missing = max(total - sum(widths), 0)
     rests = [width - int(width) for width in exact]

@@ -51,7 +51,8 @@ def activity(x_TD: Tensor, up_EFD: Tensor) -> Tensor:
     tiny = torch.finfo(x.dtype).tiny
     spread = F.linear(x.square(), variance)
     spread = spread.clamp_min(tiny).sqrt()
-    z = F.linear(x, mean) / (spread * 2**0.5)
+    centred = F.linear(x, mean)
+    z = centred / (spread * 2**0.5)
     return torch.erf(z)
 
 

@@ -111,7 +111,8 @@ class MixtureOfTokens(ChannelMixer):
         merge, emit = self._weights(logits, alive)
         merge = merge.to(x.dtype).transpose(1, 2)
         means = torch.bmm(merge, x)
-        y = torch.bmm(emit.to(x.dtype), self.experts(means))
+        emit = emit.to(x.dtype)
+        y = torch.bmm(emit, self.experts(means))
         return Mixed(ungrouped(y, shape).flatten(0, 1))
 
     def _weights(self, logits_MgE: Tensor, alive_Mg1: Tensor) -> tuple[Tensor, Tensor]:

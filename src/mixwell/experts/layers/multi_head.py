@@ -138,7 +138,8 @@ class MultiHeadMoE(ChannelMixer):
         rules = default_balance(self.router) if config.balance is None else config.balance
         self.balance = build_balance(rules)
         square = (dim, dim)
-        self.head_proj = normal_parameter(square, generator, (2 * dim) ** -0.5)
+        half_size = (2 * dim) ** -0.5
+        self.head_proj = normal_parameter(square, generator, half_size)
         self.merge_proj = normal_parameter(square, generator, dim**-0.5)
         self.gate_up_proj = normal_parameter((experts, 2 * width, part), generator)
         self.down_proj = normal_parameter((experts, part, width), generator)

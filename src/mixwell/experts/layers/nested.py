@@ -83,7 +83,8 @@ def _shares(rewards: list[float], costs: list[float], multiplier: float) -> list
     pairs = zip(rewards, costs)
     logs = [reward + multiplier * cost for reward, cost in pairs]
     largest = max(logs)
-    weights = [math.exp(value - largest) for value in logs]
+    scaled = [value - largest for value in logs]
+    weights = [math.exp(value) for value in scaled]
     total = sum(weights)
     return [weight / total for weight in weights]
 

@@ -85,7 +85,8 @@ def local_distribution(scores_TE: Tensor, node: int, config: Config) -> Tensor:
     experts = scores_TE.shape[1]
     size = experts // config.nodes
     home_E = torch.arange(experts, device=scores_TE.device) // size
-    leak = config.leak if config.nodes > 1 else 0
+    alone = config.nodes == 1
+    leak = 0 if alone else config.leak
     near = (1 - leak) / size
     others = max(experts - size, 1)
     away = config.leak / others

@@ -62,7 +62,8 @@ def visible_experts(frequencies_V: Tensor, config: Config, num_experts: int, gen
     """The experts that each id may see, bool [V, E], drawn uniformly for each id."""
     shape = (config.vocab_size, num_experts)
     draw = torch.rand(shape, generator=generator, device=generator.device)
-    rank = draw.argsort(dim=-1).argsort(dim=-1)
+    order = draw.argsort(dim=-1)
+    rank = order.argsort(dim=-1)
     frequencies_V = frequencies_V.to(draw.device)
     frequent = frequent_ids(frequencies_V, config.frequent_share)
     frequent = frequent.unsqueeze(-1)

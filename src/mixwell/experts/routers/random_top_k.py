@@ -44,7 +44,8 @@ def route(x_TD: Tensor, num_experts: int, k: int, generator: torch.Generator | N
         every = torch.arange(num_experts, device=x.device)
         return Routing(every.expand(shape), scores, scores)
     draw = torch.rand(shape, generator=generator, device=x.device)
-    indices = draw.topk(k, dim=-1).indices
+    best = draw.topk(k, dim=-1)
+    indices = best.indices
     weights = x.new_full(indices.shape, 1 / k)
     return Routing(indices, weights, scores)
 

@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_imports_go_down_and_never_sideways(path):
             continue
         assert len(parts) > 1 and parts[1] in LEVELS, f"{path.name} imports the package root: {name}"
         assert parts[1] == own or LEVELS[parts[1]] < LEVELS[own], f"{path.name} of {own} imports {name}"
+
+
+def test_private_modules_stay_inside_their_package():
+    """A file whose name starts with an underscore is imported from its own folder and from folders below it."""
+    for path in FILES:
+        own = path.relative_to(ROOT).parent
+        for name in imports(path):
+            parts = name.split(".")[1:]
+            for depth, part in enumerate(parts):
+                if part.startswith("_") and ROOT.joinpath(*parts[: depth + 1]).with_suffix(".py").exists():
+                    owner = Path(*parts[:depth])
+                    assert own.is_relative_to(owner), f"{path.relative_to(ROOT)} imports {name}"
 
 
 METHODS = [pytest.param(e, id=e.name) for e in registry.entries()]
@@ -96,6 +109,29 @@ def test_a_card_is_complete(entry):
     assert "def example(" in source
 
 
+# Tags choose checks of a family's contract suite; those of density are listed in its own.
+TAGS = {
+    "experts.routers": {"token-choice", "batch-invariant", "exact-k", "simplex", "dense-at-full-k", "static"},
+    "experts.layers": {"tokenwise", "non-causal", "cross-example", "router"},
+    "experts.balance": {"one-at-balance", "own-inputs"},
+    "experts.overflow": {"draws", "drops", "positional", "permutation-equivariant"},
+    "experts.analysis": {"weights"},
+    "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
+}
+
+
+@pytest.mark.parametrize("entry", [p for p in METHODS if p.values[0].room != "density"])
+def test_a_method_has_no_tag_that_no_suite_reads(entry):
+    assert entry.tags <= TAGS.get(entry.family, set())
+
+
+@pytest.mark.parametrize("family", TAGS)
+def test_every_tag_is_read_by_its_suite(family):
+    suite = (TESTS / "contracts" / f"test_{family.rpartition('.')[2]}.py").read_text()
+    assert all(f'"{tag}"' in suite for tag in TAGS[family])
+    assert TAGS[family] <= set().union(*(e.tags for e in registry.family(family)))
+
+
 @pytest.mark.parametrize("entry", METHODS)
 def test_a_method_has_a_test_file_of_its_own(entry):
     name = entry.name.rpartition(".")[2]
@@ -114,6 +150,32 @@ def test_files_and_functions_stay_small():
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 80:
                 long.append(f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
     assert not long, "; ".join(long)
+
+
+def density_of_lines(path):
+    """(expression nodes a body line, body lines, name) of every function of a file."""
+    lines = path.read_text().splitlines()
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        if body:
+            written = [line.strip() for line in lines[body[0].lineno - 1 : node.end_lineno]]
+            count = sum(bool(line) and not line.startswith("#") for line in written)
+            nodes = sum(isinstance(part, ast.expr) for statement in body for part in ast.walk(statement))
+            yield nodes / count, count, f"{path.relative_to(ROOT)}:{node.name}"
+
+
+CALM = ("mixing", "experts", "sequence", "precision", "convert")  # rooms whose lines hold one idea each
+
+
+@pytest.mark.parametrize("name", CALM)
+def test_a_line_holds_one_idea(name):
+    found = [f for path in FILES if room(path) == name for f in density_of_lines(path)]
+    crowded = [f"{where} ({nodes:.1f})" for nodes, _, where in found if nodes > 11]
+    assert not crowded, "more than 11 expression nodes a line: " + ", ".join(crowded)
+    middle = statistics.median(nodes for nodes, count, _ in found if count >= 4)
+    assert middle <= 6.5, f"{middle:.2f} expression nodes a line in the median of the room's functions"
 
 
 def test_core_stays_small():

@@ -1,7 +1,7 @@
 """What every layer of the catalogue promises.
 
-Tags: `tokenwise` (permuting tokens permutes the output); `drawn-gradient` (its backward pass estimates and does not
-differentiate, so the finite-difference check leaves it out).
+Tags: `tokenwise` (permuting tokens permutes the output); `non-causal` (a token sees later ones of its row);
+`cross-example` (rows see each other); `router` (its config names a router, and any may serve).
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def test_float32_agrees_with_float64(entry):
     torch.testing.assert_close(single.double(), wide, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("entry", cases(LAYERS, without={"drawn-gradient"}))
+@pytest.mark.parametrize("entry", cases(LAYERS))
 def test_gradient_agrees_with_finite_differences(entry):
     layer, x, context = build(entry)
     layer, x, context = double(layer).train(), x.double(), widen(context)
@@ -84,3 +84,43 @@ def test_permuting_tokens_permutes_the_output(entry):
               if f.name.endswith("_T") and getattr(context, f.name) is not None}
     shuffled = layer(x[order], dataclasses.replace(context, **fields)).y_TD
     torch.testing.assert_close(layer(x, context).y_TD[order], shuffled, rtol=1e-4, atol=1e-6)
+
+
+def swayed(layer, x, context, tokens):
+    """Which tokens' outputs change when `tokens` do, bool [T]."""
+    moved = x.clone()
+    moved[tokens] += torch.randn(x[tokens].shape, generator=fresh(7), dtype=x.dtype)
+    before, after = layer(x, context).y_TD, layer(moved, context).y_TD
+    return (before - after).abs().amax(1) > 1e-9
+
+
+def rows_of(x, context):
+    """(layer input in two rows at least, their context and shape)."""
+    shape = context.batch_shape or (2, x.shape[0] // 2)
+    return x, dataclasses.replace(context, batch_shape=shape), shape
+
+
+@pytest.mark.parametrize("entry", cases(LAYERS))
+def test_tokens_see_later_ones_and_other_rows_where_the_tags_say_so(entry):
+    layer, x, context = build(entry)
+    layer, x = double(layer), x.double()
+    x, context, shape = rows_of(x, widen(context))
+    seen_later = seen_across = False
+    for place in range(x.shape[0]):
+        reached = swayed(layer, x, context, [place]).view(shape)
+        row, position = divmod(place, shape[1])
+        seen_later |= bool(reached[row, :position].any())
+        reached[row] = False
+        seen_across |= bool(reached.any())
+    assert seen_later == ("non-causal" in entry.tags)
+    assert seen_across == ("cross-example" in entry.tags)
+
+
+@pytest.mark.parametrize("entry", [p for p in cases(LAYERS) if "router" in p.values[0].tags])
+def test_any_router_may_serve(entry):
+    values = example(entry, router={"method": "sinkhorn", "k": 1})
+    layer = entry.load()(values["dim"], values["config"], fresh(1)).train()
+    mixed = layer(values["x_TD"], dataclasses.replace(values["context"], generator=fresh(2)))
+    assert torch.isfinite(mixed.y_TD).all() and mixed.routing is not None
+    names = [type(m).__name__ for m in layer.modules()]
+    assert "Sinkhorn" in names and "TopK" not in names

@@ -50,6 +50,12 @@ def test_parameter_count_equals_the_formula(dense, generator):
     assert count == 2 * (4 * 3 * 6 * 5 + 4 * 6)
 
 
+def test_balance_rules_are_carried_and_by_default_left_to_the_layer(dense, generator):
+    spec = channel_mixers(upcycle(dense, Config(num_experts=4, balance={"z_loss": 0.5}), generator).arch)[1]
+    assert spec["balance"] == {"z_loss": 0.5}
+    assert "balance" not in channel_mixers(upcycle(dense, Config(num_experts=4), generator).arch)[1]
+
+
 def test_some_layers_only(dense, generator):
     sparse = upcycle(dense, Config(num_experts=4, layers=(1,)), generator)
     methods = [s["method"] for s in channel_mixers(sparse.arch)]

@@ -136,7 +136,7 @@ def quantised(checkpoint: Checkpoint) -> Checkpoint:
             tensors[name + ".scale"] = scale
         else:
             tensors[name] = tensor
-    return checkpoint.grown(tensors=tensors)
+    return checkpoint.derive(tensors=tensors)
 
 
 @pytest.mark.parametrize("channel", [DENSE, SPARSE], ids=["dense", "sparse"])
@@ -144,7 +144,7 @@ def test_int8_weights_stay_int8_and_round_trip(channel, tmp_path):
     small = quantised(build(channel_mixer=channel).to_checkpoint())
     wide = {n: t.float() * small.tensors[n + ".scale"] if t.dtype == torch.int8 else t for n, t in small.tensors.items()
             if not n.endswith(".scale")}
-    expected = logits(LanguageModel.from_checkpoint(small.grown(tensors=wide)).eval())
+    expected = logits(LanguageModel.from_checkpoint(small.derive(tensors=wide)).eval())
     folder = folders.write(small, tmp_path / "model")
     assert config_of(folder)["model_type"] == "mixwell"
     model = mixwell.load(folder).eval()
@@ -189,7 +189,7 @@ def test_refuses_half_an_int8_weight():
     name = "layers.0.channel_mixer.down_proj"
     without = {n: t for n, t in small.tensors.items() if n != name + ".scale"}
     with pytest.raises(MixwellError, match=f"{name} is torch.int8 without"):
-        LanguageModel.from_checkpoint(small.grown(tensors=without))
+        LanguageModel.from_checkpoint(small.derive(tensors=without))
 
 
 @pytest.mark.parametrize(("content", "message"), [

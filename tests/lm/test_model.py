@@ -45,7 +45,7 @@ def plain(model: LanguageModel, x: torch.Tensor) -> torch.Tensor:
         h = model.embed.weight[row]
         for layer in model.layers:
             z = F.rms_norm(h, (c.dim,), layer.sequence_norm.weight, c.norm_eps).unsqueeze(0)
-            h = h + layer.sequence_mixer(z)[0]
+            h = h + layer.sequence_mixer(z).y_BTD[0]
             z = F.rms_norm(h, (c.dim,), layer.channel_norm.weight, c.norm_eps)
             gate, up = (z @ layer.channel_mixer.gate_up_proj.T).chunk(2, -1)
             h = h + (F.silu(gate) * up) @ layer.channel_mixer.down_proj.T
@@ -260,7 +260,7 @@ def test_a_router_that_follows_the_load_is_refused_where_it_would_hear_nothing()
 
 @pytest.mark.parametrize("mixer", [{"method": "mixture_of_attention_heads", "num_experts": 4},
                                    {"method": "mixture_of_mamba", "num_modalities": 2}])
-def test_sequence_mixers_hear_the_context_and_hand_back_their_losses(mixer):
+def test_sequence_mixers_read_the_context_and_give_back_their_losses(mixer):
     config = {"vocab_size": 64, "dim": 16, "num_layers": 2, "num_heads": 2, "sequence_mixer": mixer,
               "channel_mixer": {"method": "swiglu", "hidden_dim": 8}}
     model = LanguageModel(from_dict(ModelConfig, config))

@@ -120,7 +120,7 @@ def test_agrees_with_the_loop(options, kernel, monkeypatch):
     if kernel == "torch":
         monkeypatch.setattr(_parts, "LONGEST", 0)
     layer, x = build(**options), inputs().requires_grad_()
-    y, expected = layer(x), loop(layer, x)
+    y, expected = layer(x).y_BTD, loop(layer, x)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)  # angles are float32
     for got, wanted in zip(gradients(y, layer, x), gradients(expected, layer, x)):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
@@ -131,31 +131,31 @@ def test_agrees_with_the_loop(options, kernel, monkeypatch):
 def test_split_and_carry_equals_whole(options, cuts):
     layer, x = build(**options), inputs()
     cache = layer.new_cache()
-    parts = [layer(piece, cache=cache) for piece in x.split(list(cuts), 1)]
-    torch.testing.assert_close(torch.cat(parts, 1), layer(x))
+    parts = [layer(piece, cache=cache).y_BTD for piece in x.split(list(cuts), 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x).y_BTD)
     assert cache.length == 7
 
 
 def test_the_cache_keeps_its_content_when_it_grows():
     layer, x = build(num_heads=1), inputs(T=70, B=1)
     cache = layer.new_cache()
-    parts = [layer(piece, cache=cache) for piece in x.split([60, 10], 1)]
-    torch.testing.assert_close(torch.cat(parts, 1), layer(x))
+    parts = [layer(piece, cache=cache).y_BTD for piece in x.split([60, 10], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x).y_BTD)
 
 
 def test_no_token_sees_the_future():
     layer, x = build(num_kv_heads=2), inputs()
     changed = x.clone()
     changed[:, 4:] += 1
-    torch.testing.assert_close(layer(x)[:, :4], layer(changed)[:, :4], rtol=0, atol=0)
-    assert (layer(x)[:, 4:] - layer(changed)[:, 4:]).abs().min() > 0
+    torch.testing.assert_close(layer(x).y_BTD[:, :4], layer(changed).y_BTD[:, :4], rtol=0, atol=0)
+    assert (layer(x).y_BTD[:, 4:] - layer(changed).y_BTD[:, 4:]).abs().min() > 0
 
 
 def test_only_distances_count():
     layer, x = build(), inputs()
     positions = torch.arange(7).unsqueeze(0)
-    torch.testing.assert_close(layer(x, positions), layer(x, positions + 40), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(layer(x, positions), layer(x, 2 * positions), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x, positions).y_BTD, layer(x, positions + 40).y_BTD, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(layer(x, positions).y_BTD, layer(x, 2 * positions).y_BTD, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_on_the_left_changes_nothing():
@@ -163,25 +163,25 @@ def test_padding_on_the_left_changes_nothing():
     padded = torch.cat((torch.full((2, 3, DIM), 9.0, dtype=x.dtype), x), 1)
     mask = torch.tensor([[False] * 3 + [True] * 7] * 2)
     positions = torch.cat((torch.zeros(3, dtype=torch.long), torch.arange(7))).unsqueeze(0)
-    torch.testing.assert_close(layer(padded, positions, mask_BT=mask)[:, 3:], layer(x))
+    torch.testing.assert_close(layer(padded, positions, mask_BT=mask).y_BTD[:, 3:], layer(x).y_BTD)
     cache = layer.new_cache()
     layer(padded[:, :6], positions[:, :6], cache, mask[:, :6])
-    torch.testing.assert_close(layer(padded[:, 6:], positions[:, 6:], cache)[:, 1:], layer(x)[:, 4:])
+    torch.testing.assert_close(layer(padded[:, 6:], positions[:, 6:], cache).y_BTD[:, 1:], layer(x).y_BTD[:, 4:])
 
 
 def test_a_window_of_one_passes_values_through():
     layer, x = build(sliding_window=1), inputs()
     values = x @ layer.qkv.weight[2 * DIM :].T
-    torch.testing.assert_close(layer(x), values @ layer.out.weight.T)
+    torch.testing.assert_close(layer(x).y_BTD, values @ layer.out.weight.T)
 
 
 def test_bfloat16_stays_near_float64():
     layer, x = build(num_heads=2, qk_norm="head"), inputs(T=40)
-    expected = layer(x)
+    expected = layer(x).y_BTD
     half = Attention(DIM, layer.config)
     half.load_state_dict(layer.state_dict())
     half.qkv.bfloat16(), half.out.bfloat16()
-    y = half(x.bfloat16())
+    y = half(x.bfloat16()).y_BTD
     assert y.dtype == torch.bfloat16
     assert (y - expected).norm() / expected.norm() < 0.02
 
@@ -224,11 +224,11 @@ def test_config_round_trips_and_the_example_runs():
         from_dict(Config, {"num_heads": 2, "qk_norm": "both"})
     arguments = example(torch.Generator().manual_seed(0))
     x = arguments.pop("x_BTD")
-    assert Attention(**arguments)(x).shape == x.shape
+    assert Attention(**arguments)(x).y_BTD.shape == x.shape
 
 
 def test_a_second_derivative_is_refused():
     layer, x = build(), inputs().requires_grad_()
-    (grad,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(layer(x).y_BTD.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()

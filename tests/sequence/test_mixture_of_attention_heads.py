@@ -68,7 +68,7 @@ def loop(layer, x_BTD):
 ])
 def test_agrees_with_the_loop(options):
     layer, x = build(**options), inputs().requires_grad_()
-    y, expected = layer(x), loop(layer, x)
+    y, expected = layer(x).y_BTD, loop(layer, x)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)  # angles are float32
     probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(4), dtype=y.dtype)
     leaves = [x, *layer.parameters()]
@@ -83,12 +83,12 @@ def test_all_heads_with_equal_weights_are_multi_query_attention():
         layer.router.weight.zero_()
         plain.qkv.weight.copy_(torch.cat((layer.query.weight.flatten(0, 1), layer.kv.weight)))
         plain.out.weight.copy_(layer.out.weight.permute(1, 0, 2).flatten(1) / 4)
-    torch.testing.assert_close(layer(x), plain(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer(x).y_BTD, plain(x).y_BTD, rtol=1e-6, atol=1e-6)
 
 
 def test_the_router_learns_even_with_one_head():
     layer = build(num_heads=1, head_dim=4)
-    layer(inputs()).square().sum().backward()
+    layer(inputs()).y_BTD.square().sum().backward()
     assert layer.router.weight.grad.abs().max() > 1e-3
 
 
@@ -97,7 +97,7 @@ def test_a_head_nobody_chose_is_harmless():
     with torch.no_grad():
         layer.router.weight.zero_()
         layer.router.weight[2] = 1.0
-    layer(x).sum().backward()
+    layer(x).y_BTD.sum().backward()
     for module in (layer.query, layer.out):
         assert module.weight.grad[[0, 1, 3]].abs().max() == 0 and module.weight.grad[2].abs().max() > 0
 
@@ -105,9 +105,9 @@ def test_a_head_nobody_chose_is_harmless():
 def test_heads_may_vary_from_token_to_token():
     """A threshold router leaves slots empty; they add nothing."""
     layer, x = build(router={"method": "threshold", "threshold": 0.6}, head_dim=4), inputs()
-    mixed = layer.mix_in(x, None, None, None, Context())
+    mixed = layer(x, None, None, None, Context())
     assert (mixed.routing.indices_TK < 0).any()
-    one = torch.cat([layer(x[:, :t])[:, -1:] for t in range(1, 7)], 1)
+    one = torch.cat([layer(x[:, :t]).y_BTD[:, -1:] for t in range(1, 7)], 1)
     torch.testing.assert_close(mixed.y_BTD, one)
 
 
@@ -115,8 +115,8 @@ def test_heads_may_vary_from_token_to_token():
 def test_split_and_carry_equals_whole(cuts):
     layer, x = build(), inputs()
     cache = layer.new_cache()
-    parts = [layer(piece, cache=cache) for piece in x.split(list(cuts), 1)]
-    torch.testing.assert_close(torch.cat(parts, 1), layer(x))
+    parts = [layer(piece, cache=cache).y_BTD for piece in x.split(list(cuts), 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x).y_BTD)
     assert cache.length == 6
 
 
@@ -124,8 +124,8 @@ def test_no_token_sees_the_future():
     layer, x = build(), inputs()
     changed = x.clone()
     changed[:, 4:] += 1
-    torch.testing.assert_close(layer(x)[:, :4], layer(changed)[:, :4], rtol=0, atol=0)
-    assert (layer(x)[:, 4:] - layer(changed)[:, 4:]).abs().min() > 0
+    torch.testing.assert_close(layer(x).y_BTD[:, :4], layer(changed).y_BTD[:, :4], rtol=0, atol=0)
+    assert (layer(x).y_BTD[:, 4:] - layer(changed).y_BTD[:, 4:]).abs().min() > 0
 
 
 def test_padding_on_the_left_changes_nothing_and_counts_in_no_loss():
@@ -133,22 +133,22 @@ def test_padding_on_the_left_changes_nothing_and_counts_in_no_loss():
     padded = torch.cat((torch.full((2, 3, DIM), 9.0, dtype=x.dtype), x), 1)
     mask = torch.tensor([[False] * 3 + [True] * 6] * 2)
     positions = torch.cat((torch.zeros(3, dtype=torch.long), torch.arange(6))).unsqueeze(0)
-    with_padding = layer.mix_in(padded, positions, None, mask, Context(mask_T=mask.flatten()))
-    plain = layer.mix_in(x, None, None, None, Context())
+    with_padding = layer(padded, positions, None, mask, Context(mask_T=mask.flatten()))
+    plain = layer(x, None, None, None, Context())
     torch.testing.assert_close(with_padding.y_BTD[:, 3:], plain.y_BTD)
-    torch.testing.assert_close(layer(padded, positions, mask_BT=mask)[:, 3:], plain.y_BTD)
+    torch.testing.assert_close(layer(padded, positions, mask_BT=mask).y_BTD[:, 3:], plain.y_BTD)
     torch.testing.assert_close(with_padding.aux, plain.aux)
 
 
 def test_losses_are_outputs_with_their_coefficients():
     layer, x = build(balance={"switch": 0.5, "z_loss": 0.0}), inputs()
-    mixed = layer.mix_in(x, None, None, None, Context())
+    mixed = layer(x, None, None, None, Context())
     assert set(mixed.losses) == {"heads.switch", "heads.z_loss"}
     torch.testing.assert_close(mixed.aux, 0.5 * mixed.losses["heads.switch"].float())
     p = (x.flatten(0, 1) @ layer.router.weight.T).softmax(-1)
     share = torch.bincount(p.topk(2).indices.flatten(), minlength=4) / 24
     torch.testing.assert_close(mixed.losses["heads.switch"], 4 * (share * p.mean(0)).sum())
-    assert build(balance={}).mix_in(x, None, None, None, Context()).aux is None
+    assert build(balance={})(x, None, None, None, Context()).aux is None
     assert mixed.routing.load_E().sum() == 24
 
 
@@ -187,4 +187,4 @@ def test_config_round_trips_and_the_example_runs():
     assert from_dict(Config, to_dict(config)) == config
     arguments = example(torch.Generator().manual_seed(0))
     x = arguments.pop("x_BTD")
-    assert MixtureOfAttentionHeads(**arguments)(x).shape == x.shape
+    assert MixtureOfAttentionHeads(**arguments)(x).y_BTD.shape == x.shape

@@ -22,29 +22,52 @@ from mixwell.core.errors import MixwellError, suggest
 from mixwell.core.files import write_text
 
 FOLDER = Path(__file__).parent / "skeletons"
-MODULE = 'made = ENTRY.load()(values["dim"], '
 CONTEXT = "\nfrom mixwell.core.routing import Context"
+BUILT = 'made = ENTRY.load()(values["dim"], values["config"], generator)'
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a family's files look like."""
+    """What the files of a family with a contract look like."""
 
     template: str
-    call: str  # in the test: statements from `values` (what `example` gives) to tensors
+    call: str  # in the test: statements from `values` (what `example` gives) to numbers that can be compared
     imports: str = ""  # of the test
 
 
+ROUTER = Form("router", '''made = ENTRY.load()(values["dim"], values["num_experts"], values["config"], generator)
+    return made(values["x_TD"], Context()).dense_TE()''', CONTEXT)
+LAYER = Form("layer", f'''{BUILT}
+    return made(values["x_TD"], Context()).y_TD''', CONTEXT)
+SEQUENCE = Form("sequence", f'''{BUILT}
+    return made(values["x_BTD"]).y_BTD''')
+ESTIMATOR = Form("estimator", '''estimator = values.pop("estimator")
+    return estimator.fit(**values).estimate_''')
+MIXTURE = Form("mixture", '''estimator = values.pop("estimator")
+    return estimator.fit(**values).score_samples(values["X"])''')
+MODULE = Form("module", '''module = values.pop("module")
+    return module(**values)''')
+CONVERSION = Form("conversion", "return dict(ENTRY.load()(**values).tensors)")
 FORMS = {
-    "experts.routers": Form("router", f'{MODULE}values["num_experts"], values["config"], generator)\n'
-                                      '    return made(values["x_TD"], Context()).dense_TE()', CONTEXT),
-    "experts.layers": Form("layer", f'{MODULE}values["config"], generator)\n'
-                                    '    return made(values["x_TD"], Context()).y_TD', CONTEXT),
+    "experts.routers": ROUTER,
+    "experts.layers": LAYER,
     "experts.balance": Form("balance", "return ENTRY.load()(**values)"),
-    "convert": Form("conversion", "return dict(ENTRY.load()(**values).tensors)"),
-    "precision": Form("conversion", "return dict(ENTRY.load()(**values).tensors)"),
+    "experts.overflow": Form("overflow", "return ENTRY.load()(**values).dense_TE()"),
+    "experts.analysis": Form("analysis", "return ENTRY.load()(**values)"),
+    "sequence": SEQUENCE,
+    "convert": CONVERSION,
+    "precision": CONVERSION,
+    "density.mixtures": MIXTURE,
+    "density.values": Form("value", "return ENTRY.load()(**values)"),
+    "density.circuits": MODULE,
+    "density.networks": MODULE,
+    "density.clustering": ESTIMATOR,
+    "density.latent": ESTIMATOR,
+    "density.processes": ESTIMATOR,
+    "density.regression": ESTIMATOR,
+    "density.robust": ESTIMATOR,
+    "density.selection": ESTIMATOR,
 }
-OTHER = Form("function", "return ENTRY.load()(**values)")
 
 
 @one_line
@@ -61,52 +84,70 @@ def new(name: Annotated[str, typer.Argument(help="Room, family and name, such as
     `mixwell new experts.routers.my_router --paper "Mixtral of Experts" --year 2024`
     """
     root = root or registry.ROOT.parents[1]
-    files = skeleton(name, title, paper, year or datetime.date.today().year)
+    year = year or datetime.date.today().year
+    files = skeleton(name, title, paper, year)
     if not (root / "src" / "mixwell").is_dir():
         raise MixwellError(f"{root} is no checkout of mixwell (it has no src/mixwell); name one with --root.")
     for path in files:
         if (root / path).exists():
             raise MixwellError(f"{root / path} is there already; choose another name.")
     for path, text in files.items():
-        for folder in (root / path).parents:
-            if folder in (root / "src" / "mixwell", root):
-                break
-            if not (folder / "__init__.py").exists():
-                write_text(folder / "__init__.py", "")
+        _make_packages(root, path)
         write_text(root / path, text)
         print(f"written: {root / path}")
     print(f"next: write the equation, then python -m pytest {test_file(name)}")
 
 
+def _make_packages(root: Path, path: Path) -> None:
+    """The `__init__.py` of every folder above a file that lacks one."""
+    for folder in (root / path).parents:
+        if folder in (root / "src" / "mixwell", root):
+            break
+        if not (folder / "__init__.py").exists():
+            write_text(folder / "__init__.py", "")
+
+
 def skeleton(name: str, title: str, paper: str, year: int) -> dict[Path, str]:
-    """Path below the checkout -> text, for the method `name`."""
+    """Path below the checkout -> text, for the method `name`.
+
+    Raises `MixwellError` for a name that cannot be, and for quotes in the title or the paper.
+    """
     parts = check_name(name)
     last = parts[-1]
-    form = FORMS.get(".".join(parts[:-1]), OTHER)
-    values = {"name": last, "full": name, "title": title or last.replace("_", " ").capitalize(),
-              "paper": f'"{paper}"' if paper else "()",
-              "year": str(year), "object": "".join(word.capitalize() for word in last.split("_")),
-              "call": form.call, "test_imports": form.imports}
-    if '"' in values["title"] + paper or "\\" in values["title"] + paper:
+    form = FORMS[".".join(parts[:-1])]
+    title = title or last.replace("_", " ").capitalize()
+    if any(sign in title + paper for sign in ('"', "\\")):
         raise MixwellError("title and paper: expected no double quotes and no backslashes, since they stand in quotes.")
+    values = {
+        "name": last,
+        "full": name,
+        "title": title,
+        "paper": f'"{paper}"' if paper else "()",
+        "paper_title": paper or "WRITE its exact title",
+        "year": str(year),
+        "object": "".join(word.capitalize() for word in last.split("_")),
+        "call": form.call,
+        "test_imports": form.imports,
+    }
     values["card"] = _filled("card", values)
     package = Path("src/mixwell")
-    return {(package.joinpath(*parts)).with_suffix(".py"): _filled(form.template, values),
-            test_file(name): _filled("test", values),
-            (package / "claims" / parts[0] / last).with_suffix(".py"): _filled("claim", values)}
+    method = package.joinpath(*parts).with_suffix(".py")
+    claim = package / "claims" / parts[0] / f"{last}.py"
+    return {method: _filled(form.template, values), test_file(name): _filled("test", values),
+            claim: _filled("claim", values)}
 
 
 def check_name(name: str) -> list[str]:
     """The parts of a new method's name; a room or family that is not there, or a name for no file, raises."""
     parts = name.split(".")
-    rooms = sorted(p.parent.name for p in registry.ROOT.glob("*/__init__.py") if "room_names(" in p.read_text("utf-8"))
+    rooms = sorted({family.split(".")[0] for family in FORMS})
     if len(parts) < 2 or parts[0] not in rooms:
         raise MixwellError(f"{name!r}: expected a room first.{suggest(parts[0], rooms)} Rooms: {', '.join(rooms)}.")
     family = ".".join(parts[:-1])
     families = _families(parts[0])
     if family not in families:
         raise MixwellError(f"{name!r}: no family {family!r}.{suggest(family, families)} Families: "
-                           f"{', '.join(families)}. A new one begins with its folder and an __init__.py.")
+                           f"{', '.join(families)}. A new one begins with its contract.")
     for part in parts:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", part) or keyword.iskeyword(part):
             raise MixwellError(f"{name!r}: {part!r} is no name for a file; use small letters, digits and '_'.")
@@ -114,9 +155,8 @@ def check_name(name: str) -> list[str]:
 
 
 def _families(room: str) -> list[str]:
-    """Places of a room where a method may lie: the room itself and the packages in it."""
-    folders = sorted(path.parent for path in (registry.ROOT / room).rglob("__init__.py"))
-    return [".".join(folder.relative_to(registry.ROOT).parts) for folder in folders]
+    """The families of a room that have a contract."""
+    return [family for family in FORMS if family.split(".")[0] == room]
 
 
 def test_file(name: str) -> Path:

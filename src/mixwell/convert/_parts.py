@@ -22,7 +22,7 @@ def is_method(spec: Mapping[str, Any], name: str) -> bool:
 
 
 def refuse_quantised(tensors: Mapping[str, Any], doing: str) -> None:
-    """Conversions work on real weights; integer ones are refused by name."""
+    """Raise `MixwellError` for integer weights: conversions work on real ones."""
     for name in tensors:
         if f"{name}.scale" in tensors:
             raise MixwellError(f"{name} is quantised; {doing} needs full weights. Convert first and quantise last.")

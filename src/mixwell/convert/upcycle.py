@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from mixwell.convert._parts import DENSE, SPARSE, channel, is_method, refuse_qua
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.mixing import build_router
+from mixwell.mixing import build_router, renormalises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,47 @@ class Config:
             raise ValueError(f"noise is {self.noise}; expected 0 or more")
 
 
+def sums_to_one(router: Mapping[str, Any]) -> bool:
+    """Whether a token's weights are known to sum to 1, so that copies of one function give that function."""
+    if router.get("method", "top_k") != "top_k" or router.get("scale", 1.0) != 1.0:
+        return False
+    return renormalises(router.get("k", 2), router.get("renormalise"))
+
+
 def promises(config: Config) -> dict[str, float]:
     """What the receipt must show: the same logits to rounding, wherever the copies are exact and renormalised."""
-    router = dict(config.router)
-    renormalise = router.get("renormalise")
-    sums_to_one = router.get("method", "top_k") == "top_k" and (
-        router.get("k", 2) > 1 if renormalise is None else renormalise) and router.get("scale", 1.0) == 1.0
-    exact = config.noise == 0 and config.reinitialise == 0 and sums_to_one
-    return {"max_logit_error": 1e-3, "kl_nats": 1e-6} if exact else {}
+    exact = config.noise == 0 and config.reinitialise == 0
+    if exact and sums_to_one(config.router):
+        return {"max_logit_error": 1e-3, "kl_nats": 1e-6}
+    return {}
+
+
+def chosen_layers(specs: Sequence[Mapping[str, Any]], config: Config) -> list[int]:
+    """The layers to upcycle: those named, else all that are dense.
+
+    Raises `MixwellError` where there is none, or a named one is not there or not dense.
+    """
+    dense = [layer for layer, spec in enumerate(specs) if is_method(spec, DENSE)]
+    chosen = dense if config.layers is None else list(config.layers)
+    if not chosen:
+        raise MixwellError("no dense layer to upcycle: this model is a mixture already. Hand in a dense one.")
+    for layer in chosen:
+        if layer not in dense:
+            raise MixwellError(f"layers names {layer}; expected dense layers among 0 to {len(specs) - 1}.")
+    return chosen
+
+
+def sparse_spec(config: Config, hidden_dim: int) -> dict[str, Any]:
+    """The options of a layer after the conversion."""
+    spec = {
+        "method": SPARSE,
+        "num_experts": config.num_experts,
+        "hidden_dim": hidden_dim,
+        "router": dict(config.router),
+    }
+    if config.balance is not None:
+        spec["balance"] = dict(config.balance)
+    return spec
 
 
 def copies(weight: Tensor, num_experts: int) -> Tensor:
@@ -67,28 +100,45 @@ def copies(weight: Tensor, num_experts: int) -> Tensor:
 def perturb(weight_E: Tensor, std: float, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise of `std` times the weights' standard deviation, another draw for each expert."""
     scale = std * weight_E.float().std()
-    return (weight_E + scale * torch.randn(weight_E.shape, generator=generator)).to(weight_E.dtype)
+    noise = scale * torch.randn(weight_E.shape, generator=generator)
+    return (weight_E + noise).to(weight_E.dtype)
 
 
 def reinitialise(gate_up_EFD: Tensor, down_EDF: Tensor, share: float,
                  generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw a share of each expert's hidden units anew from the mean and spread of the weights they replace."""
-    gate_up, down = gate_up_EFD.clone(), down_EDF.clone()
-    hidden = down.shape[-1]
+    gate_up = gate_up_EFD.clone()
+    down = down_EDF.clone()
+    experts, _, hidden = down.shape
     count = round(share * hidden)
     if count == 0:
         return gate_up, down
-    for e in range(down.shape[0]):
+    for e in range(experts):
         units = torch.randperm(hidden, generator=generator)[:count]
-        for rows in (units, units + hidden):
+        for rows in (units, units + hidden):  # of the gate, and of the up map below it
             gate_up[e, rows] = _like(gate_up[e, rows], generator)
-        down[e][:, units] = _like(down[e][:, units], generator)
+        columns = down[e][:, units]
+        down[e][:, units] = _like(columns, generator)
+    return gate_up, down
+
+
+def _experts(tensors: Mapping[str, Tensor], layer: int, config: Config,
+             generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(gate_up_proj, down_proj) of a layer's experts, made from its dense weights."""
+    gate_up = copies(tensors[channel(layer, "gate_up_proj")], config.num_experts)
+    down = copies(tensors[channel(layer, "down_proj")], config.num_experts)
+    if config.reinitialise:
+        gate_up, down = reinitialise(gate_up, down, config.reinitialise, generator)
+    if config.noise:
+        gate_up = perturb(gate_up, config.noise, generator)
+        down = perturb(down, config.noise, generator)
     return gate_up, down
 
 
 def _like(weight: Tensor, generator: torch.Generator) -> Tensor:
     values = weight.float()
-    drawn = torch.randn(weight.shape, generator=generator) * values.std() + values.mean()
+    draw = torch.randn(weight.shape, generator=generator)
+    drawn = draw * values.std() + values.mean()
     return drawn.to(weight.dtype)
 
 
@@ -99,7 +149,6 @@ def _like(weight: Tensor, generator: torch.Generator) -> Tensor:
         "Drop-Upcycling: Training Sparse Mixture of Experts with Partial Re-initialization",
     ),
     year=2022,
-    tags={"dense-to-sparse"},
 )
 def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """Turn dense layers into mixtures of their copies.
@@ -108,36 +157,32 @@ def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) 
     """
     refuse_quantised(checkpoint.tensors, "upcycling")
     specs = channel_mixers(checkpoint.arch)
-    chosen = [i for i, s in enumerate(specs) if is_method(s, DENSE)] if config.layers is None else list(config.layers)
-    if not chosen:
-        raise MixwellError("no dense layer to upcycle: this model is a mixture already. Hand in a dense one.")
-    tensors, first = dict(checkpoint.tensors), None
-    for layer in chosen:
-        if not 0 <= layer < len(specs) or not is_method(specs[layer], DENSE):
-            raise MixwellError(f"layers names {layer}; expected dense layers among 0 to {len(specs) - 1}.")
-        gate_up, down = (copies(tensors[channel(layer, n)], config.num_experts) for n in ("gate_up_proj", "down_proj"))
-        if config.reinitialise:
-            gate_up, down = reinitialise(gate_up, down, config.reinitialise, generator)
-        if config.noise:
-            gate_up, down = perturb(gate_up, config.noise, generator), perturb(down, config.noise, generator)
-        tensors[channel(layer, "gate_up_proj")], tensors[channel(layer, "down_proj")] = gate_up, down
-        router: Any = build_router(config.router, gate_up.shape[-1], config.num_experts, generator)
+    tensors = dict(checkpoint.tensors)
+    first: Any = None
+    for layer in chosen_layers(specs, config):
+        gate_up, down = _experts(tensors, layer, config, generator)
+        _, dim, hidden = down.shape
+        tensors[channel(layer, "gate_up_proj")] = gate_up
+        tensors[channel(layer, "down_proj")] = down
+        router: Any = build_router(config.router, dim, config.num_experts, generator)
         first = first or router
         if router is not first:
             router.share(first)  # what routers keep in common over depth stands once, in the first layer
-        tensors |= {channel(layer, f"router.{name}"): value for name, value in router.state_dict().items()}
-        specs[layer] = {"method": SPARSE, "num_experts": config.num_experts, "hidden_dim": down.shape[-1],
-                        "router": dict(config.router)}
-        if config.balance is not None:
-            specs[layer]["balance"] = dict(config.balance)
-    return checkpoint.grown(arch=with_channel_mixers(checkpoint.arch, specs), tensors=tensors)
+        for name, value in router.state_dict().items():
+            tensors[channel(layer, f"router.{name}")] = value
+        specs[layer] = sparse_spec(config, hidden)
+    arch = with_channel_mixers(checkpoint.arch, specs)
+    return checkpoint.derive(arch=arch, tensors=tensors)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A dense model of two layers, width six, hidden width five."""
-    arch = {"num_layers": 2, "dim": 6, "channel_mixer": {"method": DENSE, "hidden_dim": 5}}
+    dense = {"method": DENSE, "hidden_dim": 5}
+    arch = {"num_layers": 2, "dim": 6, "channel_mixer": dense}
     tensors = {}
     for layer in range(2):
         tensors[channel(layer, "gate_up_proj")] = torch.randn(10, 6, generator=generator)
         tensors[channel(layer, "down_proj")] = torch.randn(6, 5, generator=generator)
-    return {"checkpoint": Checkpoint(arch, tensors), "config": Config(num_experts=4), "generator": generator}
+    checkpoint = Checkpoint(arch, tensors)
+    config = Config(num_experts=4)
+    return {"checkpoint": checkpoint, "config": config, "generator": generator}

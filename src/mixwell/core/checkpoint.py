@@ -34,8 +34,8 @@ class Checkpoint:
     lineage: tuple[Mapping[str, Any], ...] = ()  # one record a stage, oldest first
     files: Mapping[str, bytes] = field(default_factory=dict)  # tokenizer.json and the like, carried along
 
-    def grown(self, *, arch: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None,
-              record: Mapping[str, Any] | None = None) -> Checkpoint:
+    def derive(self, *, arch: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None,
+               record: Mapping[str, Any] | None = None) -> Checkpoint:
         """A copy with other contents and one more record in its lineage."""
         return replace(self, arch=self.arch if arch is None else arch,
                        tensors=self.tensors if tensors is None else tensors,

@@ -38,12 +38,15 @@ class Config:
 )
 def hidden_dropout(h_NF: Tensor, config: Config, context: Context) -> Tensor:
     """The activations [N, F] with units dropped and the rest scaled up; unchanged where `context` has no generator."""
-    if context.generator is None or not config.rate:
+    draws = context.generator
+    if draws is None or not config.rate:
         return h_NF
-    draw = torch.rand(h_NF.shape, generator=context.generator, device=context.generator.device).to(h_NF.device)
-    return h_NF * ((draw >= config.rate).to(h_NF.dtype) / (1 - config.rate))
+    draw = torch.rand(h_NF.shape, generator=draws, device=draws.device)
+    alive = (draw >= config.rate).to(h_NF)
+    return h_NF * (alive / (1 - config.rate))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Five rows of hidden width six."""
-    return {"h_NF": torch.randn(5, 6, generator=generator), "config": Config(), "context": Context(generator=generator)}
+    h_NF = torch.randn(5, 6, generator=generator)
+    return {"h_NF": h_NF, "config": Config(), "context": Context(generator=generator)}

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.mixing import check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,11 @@ class Config:
     log_std_max: float = 2.0  # at least log_std_min
 
     def __post_init__(self) -> None:
-        for name in ("action_dim", "num_experts", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not self.log_std_min <= self.log_std_max:
-            raise ValueError(f"log_std_min is {self.log_std_min}, log_std_max {self.log_std_max}; expected the first "
-                             "to be no larger")
+        check_least(self, action_dim=1, num_experts=1, hidden_dim=1)
+        low = self.log_std_min
+        high = self.log_std_max
+        if not low <= high:
+            raise ValueError(f"log_std_min is {low}, log_std_max {high}; expected the first to be no larger")
 
 
 class Policy(NamedTuple):
@@ -56,9 +56,11 @@ class Policy(NamedTuple):
     def sample(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """(one action of each expert [B, K, A], its log density under that expert [B, K]), both with gradient."""
         device = None if generator is None else generator.device
-        noise = torch.randn(self.mean_BKA.shape, generator=generator, device=device).to(self.mean_BKA)
+        draw = torch.randn(self.mean_BKA.shape, generator=generator, device=device)
+        noise = draw.to(self.mean_BKA)
         raw = self.mean_BKA + self.log_std_BKA.exp() * noise
-        return torch.tanh(raw) if self.squash else raw, self._component_log_prob(raw)
+        action = torch.tanh(raw) if self.squash else raw
+        return action, self._component_log_prob(raw)
 
     def act(self, generator: torch.Generator | None) -> Tensor:
         """One action [B, A]: an expert drawn by its weight, then an action of it; no gradient."""
@@ -74,25 +76,30 @@ class Policy(NamedTuple):
     def log_prob(self, action_BA: Tensor) -> Tensor:
         """Log density [B] of the mixture; with squash, actions lie inside (-1, 1)."""
         raw = torch.atanh(action_BA) if self.squash else action_BA
-        each = self._component_log_prob(raw.unsqueeze(1).expand_as(self.mean_BKA))
-        return (self.weights_BK.log() + each).logsumexp(-1)
+        of_each = raw.unsqueeze(1).expand_as(self.mean_BKA)
+        log_prob = self.weights_BK.log() + self._component_log_prob(of_each)
+        return log_prob.logsumexp(-1)
 
     def _component_log_prob(self, raw_BKA: Tensor) -> Tensor:
         scaled = (raw_BKA - self.mean_BKA) * torch.exp(-self.log_std_BKA)
-        dense = -0.5 * scaled.square() - self.log_std_BKA - 0.5 * math.log(2 * math.pi)
+        log_norm = 0.5 * math.log(2 * math.pi)
+        dense = -0.5 * scaled.square() - self.log_std_BKA - log_norm
         if self.squash:  # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)), without cancellation
-            dense = dense - 2 * (math.log(2) - raw_BKA - F.softplus(-2 * raw_BKA))
+            slope = math.log(2) - raw_BKA - F.softplus(-2 * raw_BKA)
+            dense = dense - 2 * slope
         return dense.sum(-1)
 
 
 def _pick(values_BKA: Tensor, chosen_B: Tensor) -> Tensor:
-    return values_BKA[torch.arange(len(chosen_B), device=chosen_B.device), chosen_B]
+    rows = torch.arange(len(chosen_B), device=chosen_B.device)
+    return values_BKA[rows, chosen_B]
 
 
 def gate_loss(weights_BK: Tensor, q_BK: Tensor) -> Tensor:
     """The frequency approximate gradient as a loss: squared distance of the gate to the critic's choice."""
-    choice = F.one_hot(q_BK.argmax(-1), q_BK.shape[-1]).to(weights_BK.dtype)
-    return (weights_BK - choice).square().sum(-1).mean()
+    choice = F.one_hot(q_BK.argmax(-1), q_BK.shape[-1])
+    error = weights_BK - choice.to(weights_BK.dtype)
+    return error.square().sum(-1).mean()
 
 
 def expert_loss(log_prob_BK: Tensor, q_BK: Tensor, alpha: float = 0.0,
@@ -101,40 +108,44 @@ def expert_loss(log_prob_BK: Tensor, q_BK: Tensor, alpha: float = 0.0,
     each = alpha * log_prob_BK - q_BK
     if through == "all":
         return each.mean()
-    return each.gather(-1, q_BK.argmax(-1, keepdim=True)).mean()
+    preferred = q_BK.argmax(-1, keepdim=True)
+    return each.gather(-1, preferred).mean()
 
 
 @method(
     title="Mixture-of-Gaussians policy",
     paper="Probabilistic Mixture-of-Experts for Efficient Deep Reinforcement Learning",
     year=2021,
-    tags={"policy"},
 )
 class GaussianMixturePolicy(nn.Module):
     """Policy with several Gaussian experts and a gate over one hidden layer; see the module's card."""
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        device = None if generator is None else generator.device
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
+        hidden = config.hidden_dim
         outputs = config.num_experts * (1 + 2 * config.action_dim)
-        shapes = ((config.hidden_dim, dim), (outputs, config.hidden_dim))
-        first, last = (torch.randn(s, generator=generator, device=device) * s[1] ** -0.5 for s in shapes)
-        self.hidden_weight, self.head_weight = nn.Parameter(first), nn.Parameter(last)
-        self.hidden_bias = nn.Parameter(torch.zeros(config.hidden_dim, device=device))
-        self.head_bias = nn.Parameter(torch.zeros(outputs, device=device))
+        self.hidden_weight = normal_parameter((hidden, dim), generator, dim**-0.5)
+        self.head_weight = normal_parameter((outputs, hidden), generator, hidden**-0.5)
+        self.hidden_bias = nn.Parameter(self.hidden_weight.new_zeros(hidden))
+        self.head_bias = nn.Parameter(self.hidden_weight.new_zeros(outputs))
 
     def forward(self, state_BD: Tensor) -> Policy:
         """States [B, D] -> the distribution over actions."""
         c = self.config
         hidden = torch.relu(F.linear(state_BD, self.hidden_weight, self.hidden_bias))
-        logits, mean, log_std = F.linear(hidden, self.head_weight, self.head_bias).split(
-            (c.num_experts, c.num_experts * c.action_dim, c.num_experts * c.action_dim), -1)
-        mean, log_std = (t.unflatten(-1, (c.num_experts, c.action_dim)) for t in (mean, log_std))
+        outputs = F.linear(hidden, self.head_weight, self.head_bias)
+        actions = c.num_experts * c.action_dim
+        logits, mean, log_std = outputs.split((c.num_experts, actions, actions), -1)
+        shape = (c.num_experts, c.action_dim)
+        mean = mean.unflatten(-1, shape)
+        log_std = log_std.unflatten(-1, shape)
         return Policy(logits.softmax(-1), mean, log_std.clamp(c.log_std_min, c.log_std_max), c.squash)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Five states of width three, actions of width two."""
-    return {"dim": 3, "config": Config(action_dim=2, hidden_dim=8),
-            "state_BD": torch.randn(5, 3, generator=generator)}
+    config = Config(action_dim=2, hidden_dim=8)
+    state_BD = torch.randn(5, 3, generator=generator)
+    return {"dim": 3, "config": config, "state_BD": state_BD}

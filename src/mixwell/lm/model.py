@@ -18,13 +18,12 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router
 from mixwell.kernels.embed import embed, mean_nats, row_nats
 from mixwell.kernels.linear import Linear, linear
 from mixwell.kernels.norm import RMSNorm
 from mixwell.lm import generate as sampling
 from mixwell.lm.config import ModelConfig
-from mixwell.mixing import SequenceMixed
+from mixwell.mixing import Router
 
 if TYPE_CHECKING:
     from mixwell.lm.tokenizer import Tokenizer
@@ -99,13 +98,10 @@ class Layer(nn.Module):
                 context: Context) -> tuple[Tensor, Any]:
         """[B, T, D] -> [B, T, D], and what the mixers gave beside."""
         h = self.sequence_norm(x_BTD)
-        if hasattr(self.sequence_mixer, "mix_in"):
-            heard = self.sequence_mixer.mix_in(h, positions_BT, cache, mask_BT, context)
-        else:
-            heard = SequenceMixed(self.sequence_mixer(h, positions_BT, cache, mask_BT))
-        x_BTD = x_BTD + heard.y_BTD
+        across = self.sequence_mixer(h, positions_BT, cache, mask_BT, context)
+        x_BTD = x_BTD + across.y_BTD
         mixed = self.channel_mixer(self.channel_norm(x_BTD).flatten(0, 1), context)
-        return x_BTD + mixed.y_TD.view_as(x_BTD), (heard, mixed)
+        return x_BTD + mixed.y_TD.view_as(x_BTD), (across, mixed)
 
 
 def _build(method: tuple[Any, Any], dim: int, generator: torch.Generator | None, where: str) -> Any:
@@ -268,8 +264,8 @@ class LanguageModel(nn.Module):
         state, all_mixed = None, []
         for i, layer in enumerate(self.layers):
             context = Context(layer=i, state=state, **base)
-            x, (heard, mixed) = layer(x, positions, None if cache is None else cache.layers[i], mask_BT, context)
-            all_mixed += [heard, mixed]
+            x, (across, mixed) = layer(x, positions, None if cache is None else cache.layers[i], mask_BT, context)
+            all_mixed += [across, mixed]
             state = state if mixed.routing is None else mixed.routing.state
         return self.norm(x), [m.routing for m in all_mixed[1::2]], *_gathered(all_mixed)
 

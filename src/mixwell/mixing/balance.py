@@ -17,7 +17,9 @@ from mixwell.core.routing import Context, Routing
 
 def default_balance(router: nn.Module) -> dict[str, float]:
     """The balance rules of a mixture that names none: those that can act on its router."""
-    return {"switch": 0.01, "z_loss": 0.001} if getattr(router, "has_logits", True) else {}
+    if not getattr(router, "has_logits", True):
+        return {}
+    return {"switch": 0.01, "z_loss": 0.001}
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,33 @@ class BalanceRule:
 
     def __call__(self, routing: Routing, context: Context) -> Tensor:
         """The loss before its coefficient. Only training passes, which have a generator, enter the buffer."""
-        gathers = {} if self.buffer is None or context.generator is None else {"buffer": self.buffer}
-        return self.rule(routing, self.config, context, **gathers)
+        training = context.generator is not None
+        if self.buffer is None or not training:
+            return self.rule(routing, self.config, context)
+        return self.rule(routing, self.config, context, buffer=self.buffer)
 
 
 def build_balance(spec: Mapping[str, Any]) -> tuple[BalanceRule, ...]:
     """Rules from {"switch": 0.01, "z_loss": 0.001} or {"switch": {"coefficient": 0.01, ...options}}.
 
-    A coefficient of 0 is measured and reported but adds nothing.
+    A coefficient of 0 is measured and reported but adds nothing. Raises `MixwellError` for an unknown rule or option,
+    and for a coefficient that is no number of 0 or more.
     """
-    rules = []
-    for name, value in spec.items():
-        options = dict(value) if isinstance(value, Mapping) else {"coefficient": value}
-        coefficient = options.pop("coefficient", None)
-        if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not coefficient >= 0:
-            raise MixwellError(f"balance.{name}: expected a coefficient of 0 or more, got {coefficient!r}.")
-        entry = registry.find(name, "experts.balance")
-        module = entry.module()
-        config = from_dict(module.Config, options, f"balance.{name}")
-        buffer = module.Buffer() if hasattr(module, "Buffer") else None
-        rules.append(BalanceRule(name, float(coefficient), entry.load(), config, buffer))
+    rules = [_build_rule(name, value) for name, value in spec.items()]
     return tuple(rules)
+
+
+def _build_rule(name: str, value: Any) -> BalanceRule:
+    options = dict(value) if isinstance(value, Mapping) else {"coefficient": value}
+    coefficient = options.pop("coefficient", None)
+    number = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool)
+    if not number or not coefficient >= 0:
+        raise MixwellError(f"balance.{name}: expected a coefficient of 0 or more, got {coefficient!r}.")
+    entry = registry.find(name, "experts.balance")
+    module = entry.module()
+    config = from_dict(module.Config, options, f"balance.{name}")
+    buffer = module.Buffer() if hasattr(module, "Buffer") else None
+    return BalanceRule(name, float(coefficient), entry.load(), config, buffer)
 
 
 def apply_balance(rules: tuple[BalanceRule, ...], routing: Routing,
@@ -61,7 +69,10 @@ def apply_balance(rules: tuple[BalanceRule, ...], routing: Routing,
     losses = {**routing.losses}
     terms = list(routing.losses.values())
     for rule in rules:
-        losses[rule.name] = rule(routing, context)
+        loss = rule(routing, context)
+        losses[rule.name] = loss
         if rule.coefficient:
-            terms.append(rule.coefficient * losses[rule.name])
-    return losses, torch.stack([t.float() for t in terms]).sum() if terms else None
+            terms.append(rule.coefficient * loss)
+    if not terms:
+        return losses, None
+    return losses, torch.stack([term.float() for term in terms]).sum()

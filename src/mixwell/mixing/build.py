@@ -15,7 +15,7 @@ from mixwell.core.routing import Context, Routing, expert_capacity
 
 
 def build_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator | None) -> nn.Module:
-    """Build the router that `spec` names: {"method": "top_k", ...its options}."""
+    """The router that `spec` names: {"method": "top_k", ...its options}; raises `MixwellError` for what cannot be."""
     options = dict(spec)
     entry = registry.find(str(options.pop("method", "top_k")), "experts.routers")
     config = from_dict(entry.module().Config, options, f"router {entry.name}")
@@ -48,5 +48,6 @@ def build_overflow(spec: Mapping[str, Any],
 def build_dropout(rate: float) -> Callable[[Tensor, Context], Tensor] | None:
     """Dropout of experts' hidden units [N, F] at `rate`; None where it is 0."""
     entry = registry.find("experts.hidden_dropout")
-    config, rule = from_dict(entry.module().Config, {"rate": rate}, "expert_dropout"), entry.load()
+    config = from_dict(entry.module().Config, {"rate": rate}, "expert_dropout")
+    rule = entry.load()
     return (lambda h_NF, context: rule(h_NF, config, context)) if rate else None

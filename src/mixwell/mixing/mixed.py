@@ -20,7 +20,7 @@ class Mixed(NamedTuple):
 
 
 class SequenceMixed(NamedTuple):
-    """What `mix_in` gives back; as `Mixed`, with rows and positions apart."""
+    """What a sequence mixer gives back; as `Mixed`, with rows and positions apart."""
 
     y_BTD: Tensor
     routing: Routing | None = None  # of the B * T tokens

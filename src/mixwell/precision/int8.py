@@ -20,6 +20,7 @@ from torch import Tensor
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
+from mixwell.mixing import check_above
 
 LEVELS = 127
 WEIGHTS = ("gate_up_proj", "down_proj", "qkv.weight", "out.weight")  # endings of the names that are quantised
@@ -33,8 +34,7 @@ class Config:
     max_kl_nats: float = 0.02  # promised: mean KL per token of the logits before and after, above 0
 
     def __post_init__(self) -> None:
-        if not self.max_kl_nats > 0:
-            raise ValueError(f"max_kl_nats is {self.max_kl_nats}; expected a number above 0")
+        check_above(self, max_kl_nats=0)
 
 
 def promises(config: Config) -> dict[str, float]:
@@ -46,8 +46,11 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(q int8 [..., O, I], s float32 [..., O, 1]) of a weight [..., O, I]; a row of zeros gets scale 1."""
     wide = weight.float()
     largest = wide.abs().amax(-1, keepdim=True)
-    scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest))
-    return (wide / scale).round().clamp(-LEVELS, LEVELS).to(torch.int8), scale
+    some = torch.ones_like(largest)
+    scale = torch.where(largest > 0, largest / LEVELS, some)
+    steps = (wide / scale).round()
+    q = steps.clamp(-LEVELS, LEVELS)
+    return q.to(torch.int8), scale
 
 
 def dequantise(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -62,7 +65,9 @@ def bits_per_weight(shape: tuple[int, ...]) -> float:
 
 def is_weight(name: str, head: bool) -> bool:
     """Whether the tensor `name` is one that gets eight bits."""
-    return (name.startswith("layers.") and name.endswith(WEIGHTS)) or (head and name == "head.weight")
+    if name == "head.weight":
+        return head
+    return name.startswith("layers.") and name.endswith(WEIGHTS)
 
 
 @method(
@@ -70,29 +75,35 @@ def is_weight(name: str, head: bool) -> bool:
     paper=("Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
            "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale"),
     year=2018,
-    tags={"weights-only"},
 )
 def int8(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are int8, each beside its `<name>.scale`. Draws nothing from `generator`.
 
     Raises `MixwellError` where the weights are eight-bit already, or none is there to quantise.
     """
+    before = checkpoint.tensors
     tensors: dict[str, Tensor] = {}
-    for name, tensor in checkpoint.tensors.items():
+    for name, tensor in before.items():
         if tensor.dtype == torch.int8:
             raise MixwellError(f"{name} is eight-bit already; hand in a model with full weights.")
+        tensors[name] = tensor
         if is_weight(name, config.head):
-            tensors[name], tensors[f"{name}.scale"] = quantise(tensor)
-        else:
-            tensors[name] = tensor
-    if len(tensors) == len(checkpoint.tensors):
-        raise MixwellError(f"no weight to quantise among {len(tensors)} tensors; expected names ending in {WEIGHTS}.")
-    return checkpoint.grown(arch={**checkpoint.arch, "architecture": "auto"}, tensors=tensors)
+            q, scale = quantise(tensor)
+            tensors[name] = q
+            tensors[f"{name}.scale"] = scale
+    if len(tensors) == len(before):
+        raise MixwellError(f"no weight to quantise among {len(before)} tensors; expected names ending in {WEIGHTS}.")
+    # "auto": what can be loaded elsewhere is decided anew from the tensors
+    arch = {**checkpoint.arch, "architecture": "auto"}
+    return checkpoint.derive(arch=arch, tensors=tensors)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """One layer's feed-forward weights."""
-    tensors = {"layers.0.channel_mixer.gate_up_proj": torch.randn(10, 6, generator=generator),
-               "layers.0.channel_mixer.down_proj": torch.randn(6, 5, generator=generator),
-               "norm.weight": torch.ones(6)}
-    return {"checkpoint": Checkpoint({"num_layers": 1}, tensors), "config": Config(), "generator": generator}
+    tensors = {
+        "layers.0.channel_mixer.gate_up_proj": torch.randn(10, 6, generator=generator),
+        "layers.0.channel_mixer.down_proj": torch.randn(6, 5, generator=generator),
+        "norm.weight": torch.ones(6),
+    }
+    checkpoint = Checkpoint({"num_layers": 1}, tensors)
+    return {"checkpoint": checkpoint, "config": Config(), "generator": generator}

@@ -43,7 +43,7 @@ def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | Non
     tokens_BT = _read(text, before.files) if text is not None else _random(before.arch["vocab_size"], seed)
     after, receipt = converted(before, entry.name, config, seed, tokens_BT)
     source = "a model in memory" if isinstance(model, LanguageModel) else str(model)
-    after = after.grown(record={
+    after = after.derive(record={
         "id": entry.name, "stage": entry.room, "method": entry.name, "config": to_dict(config), "seed": seed,
         "inputs": [source], "tokens": tokens_BT.numel(), "measured_on": "random tokens" if text is None else str(text),
         "versions": machine.versions(), "receipt": receipt.to_dict()})

@@ -1,7 +1,4 @@
-"""What sequence mixers share that treat tokens differently: maps in copies, and a result that carries losses.
-
-Such a mixer has `mix_in(x_BTD, positions_BT, cache, mask_BT, context) -> SequenceMixed` beside `forward`, for callers
-that know a `Context` and want the auxiliary losses.
+"""What sequence mixers share that treat tokens differently: maps in copies.
 
 Legend: M copies, N rows sorted by copy, I inputs, O outputs.
 """
@@ -26,7 +23,9 @@ class StackedLinear(nn.Module):
     def forward(self, rows_NI: Tensor, counts_M: Tensor) -> Tensor:
         """[N, I] -> [N, O]: the first counts[0] rows go through copy 0, and so on."""
         parts = rows_NI.split(counts_M.tolist())
-        done = [linear(part, weight) for part, weight in zip(parts, self.weight.unbind(0))]
+        copies = zip(parts, self.weight.unbind(0))
+        done = [linear(part, weight) for part, weight in copies]
         if self.bias is not None:
-            done = [part + bias for part, bias in zip(done, self.bias.unbind(0))]
+            biased = zip(done, self.bias.unbind(0))
+            done = [part + bias for part, bias in biased]
         return torch.cat(done)

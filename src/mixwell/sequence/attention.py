@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.core.routing import Context
 from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import RMSNorm
+from mixwell.mixing import SequenceMixed, check_above
+from mixwell.sequence._parts import SequenceMixer, positions_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +47,13 @@ class Config:
     sliding_window: int | None = None  # a token sees the last so many positions, itself counted
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "clip_qkv", "sliding_window"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; expected a number above 0")
-        if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ValueError(f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}; "
-                             "choose a divisor")
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}; rotary positions turn pairs, so choose an even number")
+        check_above(self, num_heads=0, num_kv_heads=0, head_dim=0, rope_theta=0, clip_qkv=0, sliding_window=0)
+        shared = self.num_kv_heads or self.num_heads
+        if self.num_heads % shared:
+            raise ValueError(f"num_kv_heads = {shared} does not divide num_heads = {self.num_heads}; choose a divisor")
+        width = self.head_dim
+        if width is not None and width % 2:
+            raise ValueError(f"head_dim is {width}; rotary positions turn pairs, so choose an even number")
         check_rope_scaling(self.rope_scaling)
 
 
@@ -71,18 +72,22 @@ def head_width(dim: int, config: Config) -> int:
     paper=("Attention Is All You Need", "RoFormer: Enhanced Transformer with Rotary Position Embedding",
            "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints"),
     year=2017,
-    tags={"causal", "cache", "positions"},
+    tags={"positions"},
 )
-class Attention(nn.Module):
+class Attention(SequenceMixer):
     """Causal softmax attention; see the module's card."""
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.heads, self.kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
+        self.dim = dim
+        self.config = config
+        self.heads = config.num_heads
+        self.kv_heads = config.num_kv_heads or config.num_heads
         self.width = head_width(dim, config)
-        q_rows, kv_rows = self.heads * self.width, self.kv_heads * self.width
-        self.qkv = Linear(dim, q_rows + 2 * kv_rows, config.bias, generator)
+        q_rows = self.heads * self.width
+        kv_rows = self.kv_heads * self.width
+        all_rows = q_rows + 2 * kv_rows
+        self.qkv = Linear(dim, all_rows, config.bias, generator)
         self.out = Linear(q_rows, dim, config.bias, generator)
         if config.qk_norm != "none":
             full = config.qk_norm == "full"
@@ -94,47 +99,51 @@ class Attention(nn.Module):
         return KVCache()
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None,
-                mask_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D].
-
-        positions_BT int64 [B or 1, T], default those that follow the cache; mask_BT bool, False marks padding, which
-        no other token sees; `cache` is read and extended.
-        """
+                mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
+        """[B, T, D] -> [B, T, D]; see `SequenceMixer`. The context is not read."""
         B, T, _ = x_BTD.shape
         if positions_BT is None:
-            start = 0 if cache is None else cache.length
-            positions_BT = torch.arange(start, start + T, device=x_BTD.device).unsqueeze(0)
+            positions_BT = positions_after(cache, x_BTD)
         q, k, v = self._project(x_BTD)
         angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
-        q, k, v = rotate(q, angles), rotate(k, angles), v.transpose(1, 2)
+        q = rotate(q, angles)
+        k = rotate(k, angles)
+        v = v.transpose(1, 2)
         keep = mask_BT
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
         y_BHTP = attend(q, k, v, window=self.config.sliding_window, keep_BS=keep)
-        return self.out(y_BHTP.transpose(1, 2).reshape(B, T, -1))
+        heads = y_BHTP.transpose(1, 2).reshape(B, T, -1)
+        return SequenceMixed(self.out(heads))
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, T, H, P], keys and values [B, T, G, P], normed and clipped but not rotated."""
         rows = [n * self.width for n in (self.heads, self.kv_heads, self.kv_heads)]
         q, k, v = self.qkv(x_BTD).split(rows, -1)
         if self.config.qk_norm == "full":
-            q, k = self.q_norm(q), self.k_norm(k)
+            q = self.q_norm(q)
+            k = self.k_norm(k)
         q, k, v = (t.unflatten(-1, (-1, self.width)) for t in (q, k, v))
         if self.config.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
+            q = self.q_norm(q)
+            k = self.k_norm(k)
         if self.config.clip_qkv is not None:
             q, k, v = (t.clamp(-self.config.clip_qkv, self.config.clip_qkv) for t in (q, k, v))
         return q, k, v
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward FLOPs per token, averaged over the positions of a sequence of `context_length` tokens."""
-        window = min(self.config.sliding_window or context_length, context_length)
-        seen = window * (context_length - (window - 1) / 2) / context_length  # mean number of keys under the mask
+        c = self.config
+        window = min(c.sliding_window or context_length, context_length)
+        before_full = (window - 1) / 2  # the first positions see fewer keys than the window holds
+        seen = window * (context_length - before_full) / context_length
         weights = self.qkv.weight.numel() + self.out.weight.numel()
-        return 2.0 * weights + 4.0 * self.heads * self.width * seen
+        keys = 4.0 * self.heads * self.width * seen
+        return 2.0 * weights + keys
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight, four heads that share two of keys and values."""
     config = Config(num_heads=4, num_kv_heads=2)
-    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator)}
+    x_BTD = torch.randn(2, 5, 8, generator=generator)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD}

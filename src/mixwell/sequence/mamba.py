@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.core.routing import Context
+from mixwell.mixing import SequenceMixed
 from mixwell.sequence._scan import ScanBlock, ScanCache, ScanConfig
 
 
@@ -39,7 +41,7 @@ class Config(ScanConfig):
         "BlackMamba: Mixture of Experts for State-Space Models",
     ),
     year=2023,
-    tags={"causal", "cache", "recurrent"},
+    tags={"recurrent"},
 )
 class Mamba(ScanBlock):
     """Mamba block; see the module's card."""
@@ -50,15 +52,16 @@ class Mamba(ScanBlock):
         super().__init__(dim, config or Config(), generator)
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: ScanCache | None = None,
-                mask_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; the positions are not read: the scan knows the order by itself.
+                mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
+        """[B, T, D] -> [B, T, D]; see `SequenceMixer`.
 
-        mask_BT bool, False marks padding, which leaves the states alone; `cache` is read and extended.
+        Neither positions nor context are read: the scan knows the order by itself. Padding leaves the states alone.
         """
-        return self.mix(x_BTD, cache, mask_BT)
+        return SequenceMixed(self.mix(x_BTD, cache, mask_BT))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight."""
     config = Config(state_dim=4, chunk_size=2)
-    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator)}
+    x_BTD = torch.randn(2, 5, 8, generator=generator)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD}

@@ -26,10 +26,11 @@ from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.core.routing import Context, Routing, combine, dispatch, plan
+from mixwell.core.routing import Context, Plan, Routing, combine, dispatch, plan
 from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
 from mixwell.kernels.linear import Linear
-from mixwell.mixing import SequenceMixed
+from mixwell.mixing import SequenceMixed, apply_balance, build_balance, check_above
+from mixwell.sequence._parts import SequenceMixer, positions_after
 from mixwell.sequence._routed import StackedLinear
 
 ROUTERS, BALANCE = "experts.routers", "experts.balance"
@@ -49,111 +50,151 @@ class Config:
     rope_scaling: Mapping[str, Any] | None = None  # {"type": "linear" | "llama3", ...}; None: as trained
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_heads <= self.num_experts:
-            raise ValueError(f"num_heads is {self.num_heads} of num_experts = {self.num_experts}; expected 1 to "
-                             "num_experts")
-        if self.head_dim is not None and (self.head_dim < 1 or self.head_dim % 2):
-            raise ValueError(f"head_dim is {self.head_dim}; rotary positions turn pairs, so choose an even number")
-        if not self.rope_theta > 0:
-            raise ValueError(f"rope_theta is {self.rope_theta}; expected a number above 0")
-        if any(isinstance(v, bool) or not isinstance(v, (int, float)) or v < 0 for v in self.balance.values()):
-            raise ValueError(f"balance is {dict(self.balance)}; expected a coefficient of 0 or more for each rule")
+        most = self.num_experts
+        if not 1 <= self.num_heads <= most:
+            raise ValueError(f"num_heads is {self.num_heads} of num_experts = {most}; expected 1 to num_experts")
+        width = self.head_dim
+        if width is not None and (width < 1 or width % 2):
+            raise ValueError(f"head_dim is {width}; rotary positions turn pairs, so choose an even number")
+        check_above(self, rope_theta=0)
+        for coefficient in self.balance.values():
+            number = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool)
+            if not number or coefficient < 0:
+                raise ValueError(f"balance is {dict(self.balance)}; expected a coefficient of 0 or more for each rule")
         check_rope_scaling(self.rope_scaling)
 
 
+def head_width(dim: int, config: Config) -> int:
+    """P: `head_dim`, or D / K where that is a whole even number; else `ValueError`."""
+    if config.head_dim:
+        return config.head_dim
+    width, rest = divmod(dim, config.num_heads)
+    if rest or width % 2:
+        raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
+                         "choose other numbers or give head_dim")
+    return width
+
+
 def build_router(config: Config, dim: int, generator: torch.Generator | None) -> nn.Module:
-    """The router of the config, with k = K where it has a k; one that looks at other tokens is refused."""
+    """The router of the config, with k = K where it has a k.
+
+    Raises `MixwellError` for one that looks at other tokens.
+    """
     options = dict(config.router)
-    entry = registry.find(str(options.pop("method", "top_k")), ROUTERS)
+    name = str(options.pop("method", "top_k"))
+    entry = registry.find(name, ROUTERS)
     if "batch-invariant" not in entry.tags:
         raise MixwellError(f"router {entry.name} looks at other tokens, later ones too; a causal mixer needs one that "
                            "routes each token by itself, such as top_k.")
-    known = {f.name for f in fields(entry.module().Config)}
+    kind = entry.module().Config
+    known = {f.name for f in fields(kind)}
     defaults = {"k": config.num_heads, "renormalise": False}
-    options = {**{k: v for k, v in defaults.items() if k in known}, **options}
-    return entry.load()(dim, config.num_experts, from_dict(entry.module().Config, options, f"router {entry.name}"),
-                        generator)
+    for name in known & defaults.keys() - options.keys():
+        options[name] = defaults[name]
+    where = f"router {entry.name}"
+    own = from_dict(kind, options, where)
+    return entry.load()(dim, config.num_experts, own, generator)
 
 
 @method(
     title="Mixture of attention heads",
     paper="Mixture of Attention Heads: Selecting Attention Heads Per Token",
     year=2022,
-    tags={"causal", "cache", "positions", "router"},
+    tags={"positions", "router", "estimated-gradient"},
 )
-class MixtureOfAttentionHeads(nn.Module):
+class MixtureOfAttentionHeads(SequenceMixer):
     """Attention whose query heads are chosen token by token; see the module's card."""
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        width = config.head_dim or dim // config.num_heads
-        if config.head_dim is None and (dim % config.num_heads or width % 2):
-            raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
-                             "choose other numbers or give head_dim")
-        self.dim, self.config, self.width = dim, config, width
+        self.dim = dim
+        self.config = config
+        self.width = head_width(dim, config)
+        experts = config.num_experts
         self.router = build_router(config, dim, generator)
-        self.rules = {name: registry.find(name, BALANCE) for name in config.balance}
-        self.query = StackedLinear(config.num_experts, dim, width, False, generator)
-        self.kv = Linear(dim, 2 * width, False, generator)
-        self.out = StackedLinear(config.num_experts, width, dim, False, generator)
+        self.rules = build_balance(config.balance)
+        self.query = StackedLinear(experts, dim, self.width, False, generator)
+        self.kv = Linear(dim, 2 * self.width, False, generator)
+        self.out = StackedLinear(experts, self.width, dim, False, generator)
 
     def new_cache(self) -> KVCache:
         """An empty cache for `forward`."""
         return KVCache()
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None,
-                mask_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; as causal attention, the losses left out: `mix_in` gives them too."""
-        mask_T = None if mask_BT is None else mask_BT.flatten()
-        context = Context(batch_shape=(x_BTD.shape[0], x_BTD.shape[1]), mask_T=mask_T)
-        return self.mix_in(x_BTD, positions_BT, cache, mask_BT, context).y_BTD
-
-    def mix_in(self, x_BTD: Tensor, positions_BT: Tensor | None, cache: KVCache | None, mask_BT: Tensor | None,
-               context: Context) -> SequenceMixed:
-        """The mixed tokens, which heads worked on them, and the losses (named `heads.` and the rule)."""
-        B, T, _ = x_BTD.shape
+                mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
+        """[B, T, D] -> [B, T, D]; see `SequenceMixer`. Losses are named `heads.` and the rule."""
         if positions_BT is None:
-            start = 0 if cache is None else cache.length
-            positions_BT = torch.arange(start, start + T, device=x_BTD.device).unsqueeze(0)
-        x = x_BTD.flatten(0, 1)
-        routing = self.router(x, context)
+            positions_BT = positions_after(cache, x_BTD)
+        if context is None:
+            context = self._context(x_BTD, mask_BT)
+        x_TD = x_BTD.flatten(0, 1)
+        routing = self.router(x_TD, context)
         order = plan(routing.indices_TK, self.config.num_experts)
-        rows = self.query(dispatch(x, order), order.counts_E)
-        padded = torch.cat((rows, rows.new_zeros(1, self.width)))  # an empty slot (-1) asks with zeros
-        slots = order.rows_TK.flatten().remainder(padded.shape[0])
-        q = padded.index_select(0, slots).view(B, T, -1, self.width)
-        k, v = self.kv(x_BTD).unflatten(-1, (2, 1, self.width)).unbind(2)
-        angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
-        k, v, keep = rotate(k, angles), v.transpose(1, 2), mask_BT
+        shape = x_BTD.shape[:2]
+        q_TKP = self._queries(x_TD, order)
+        q_BTKP = q_TKP.unflatten(0, shape)
+        found = self._attend(q_BTKP, x_BTD, positions_BT, cache, mask_BT)
+        heads_NP = found.index_select(0, order.slots_N)
+        out_ND = self.out(heads_NP, order.counts_E)
+        weights = self._weights(routing)
+        y_TD = combine(out_ND, order, weights)
+        losses, aux = apply_balance(self.rules, routing, context)
+        named = {f"heads.{name}": loss for name, loss in losses.items()}
+        return SequenceMixed(y_TD.view_as(x_BTD), routing, named, aux)
+
+    def _context(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Context:
+        """What the mask alone says of the tokens."""
+        B, T, _ = x_BTD.shape
+        return Context(batch_shape=(B, T), mask_T=None if mask_BT is None else mask_BT.flatten())
+
+    def _queries(self, x_TD: Tensor, order: Plan) -> Tensor:
+        """[T, K, P], one query for each slot; an empty one asks with zeros."""
+        rows_NP = self.query(dispatch(x_TD, order), order.counts_E)
+        zeros = rows_NP.new_zeros(1, self.width)
+        padded = torch.cat((rows_NP, zeros))
+        slots = order.rows_TK.remainder(len(padded))  # -1, an empty slot, becomes the last row
+        q_SP = padded.index_select(0, slots.flatten())
+        return q_SP.view(*slots.shape, self.width)
+
+    def _attend(self, q_BTKP: Tensor, x_BTD: Tensor, positions_BT: Tensor, cache: KVCache | None,
+                mask_BT: Tensor | None) -> Tensor:
+        """What each slot's query finds, [B T K, P], in the order of slots; the cache is read and extended."""
+        c = self.config
+        angles = rotary_angles(positions_BT, self.width, c.rope_theta, c.rope_scaling)
+        both = (2, 1, self.width)
+        kv = self.kv(x_BTD).unflatten(-1, both)
+        k, v = kv.unbind(2)
+        k = rotate(k, angles)
+        v = v.transpose(1, 2)
+        keep = mask_BT
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
-        heads = attend(rotate(q, angles), k, v, keep_BS=keep).transpose(1, 2).reshape(-1, self.width)
-        y = combine(self.out(heads.index_select(0, order.slots_N), order.counts_E), order, self._weights(routing))
-        return SequenceMixed(y.view_as(x_BTD), routing, *self._losses(routing, context))
+        q = rotate(q_BTKP, angles)
+        found_BKTP = attend(q, k, v, keep_BS=keep)
+        by_slot = found_BKTP.transpose(1, 2)
+        return by_slot.reshape(-1, self.width)
 
     def _weights(self, routing: Routing) -> Tensor:
         weights = routing.weights_TK
         if not self.config.renormalise:
             return weights
-        return weights / weights.sum(-1, keepdim=True).detach().clamp_min(torch.finfo(weights.dtype).tiny)
-
-    def _losses(self, routing: Routing, context: Context) -> tuple[dict[str, Tensor], Tensor | None]:
-        losses = {f"heads.{name}": value for name, value in routing.losses.items()}
-        terms = list(losses.values())
-        for name, entry in self.rules.items():
-            losses[f"heads.{name}"] = loss = entry.load()(routing, entry.module().Config(), context)
-            if self.config.balance[name]:
-                terms.append(self.config.balance[name] * loss)
-        return losses, torch.stack([t.float() for t in terms]).sum() if terms else None
+        tiny = torch.finfo(weights.dtype).tiny
+        # detached, as in the paper: the sum scales the weights, and only their ratio learns
+        total = weights.sum(-1, keepdim=True).detach()
+        return weights / total.clamp_min(tiny)
 
     def flops_per_token(self, context_length: int) -> float:
         """4 K D P + 4 D P for the maps, 4 K P for each key seen (half of `context_length` in the mean), 2 D N."""
-        chosen = float(getattr(self.router, "experts_per_token", self.config.num_heads))
-        maps = 4.0 * self.dim * self.width * (chosen + 1)
-        return maps + 4.0 * chosen * self.width * (context_length + 1) / 2 + 2.0 * self.dim * self.config.num_experts
+        heads = float(getattr(self.router, "experts_per_token", self.config.num_heads))
+        seen = (context_length + 1) / 2
+        maps = 4.0 * self.dim * self.width * (heads + 1)
+        keys = 4.0 * heads * self.width * seen
+        return maps + keys + 2.0 * self.dim * self.config.num_experts
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight, two of four heads at a time."""
     config = Config(num_experts=4, num_heads=2)
-    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator)}
+    x_BTD = torch.randn(2, 5, 8, generator=generator)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD}

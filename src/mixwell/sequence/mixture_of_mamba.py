@@ -21,7 +21,7 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Plan, dispatch, plan
-from mixwell.mixing import SequenceMixed
+from mixwell.mixing import SequenceMixed, check_least
 from mixwell.sequence._routed import StackedLinear
 from mixwell.sequence._scan import ScanBlock, ScanCache, ScanConfig
 
@@ -37,9 +37,9 @@ class Config(ScanConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_modalities < 1:
-            raise ValueError(f"num_modalities is {self.num_modalities}; expected at least 1")
-        if len(set(self.split)) < len(self.split):
+        check_least(self, num_modalities=1)
+        different = set(self.split)
+        if len(different) < len(self.split):
             raise ValueError(f"split names {', '.join(self.split)}; expected each projection once")
 
 
@@ -47,7 +47,7 @@ class Config(ScanConfig):
     title="Mixture-of-Mamba (projections by modality)",
     paper="Mixture-of-Mamba: Enhancing Multi-Modal State-Space Models with Modality-Aware Sparsity",
     year=2025,
-    tags={"causal", "cache", "recurrent", "labels"},
+    tags={"recurrent"},
 )
 class MixtureOfMamba(ScanBlock):
     """Mamba block with projections by modality; see the module's card."""
@@ -67,22 +67,25 @@ class MixtureOfMamba(ScanBlock):
         """Each token through the copy of its modality."""
         if not isinstance(module, StackedLinear):
             return module(x_BTI)
-        rows = module(dispatch(x_BTI.flatten(0, 1), copies), copies.counts_E)
-        return rows.index_select(0, copies.rows_TK[:, 0]).unflatten(0, x_BTI.shape[:2])
+        tokens = x_BTI.flatten(0, 1)
+        rows = module(dispatch(tokens, copies), copies.counts_E)
+        only_slot = copies.rows_TK[:, 0]
+        y = rows.index_select(0, only_slot)
+        return y.unflatten(0, x_BTI.shape[:2])
 
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: ScanCache | None = None,
-                mask_BT: Tensor | None = None, labels_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `labels_BT` int64 [B, T] or [B, 1] is each token's modality, which may be left out
-        where there is one. Otherwise as Mamba. Raises `MixwellError` where a label is missing or unknown.
-        """
-        labels = self._labels(x_BTD, labels_BT)
-        return self.mix(x_BTD, cache, mask_BT, plan(labels.reshape(-1, 1), self.config.num_modalities))
+                mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
+        """[B, T, D] -> [B, T, D]; see `SequenceMixer`; positions are not read.
 
-    def mix_in(self, x_BTD: Tensor, positions_BT: Tensor | None, cache: ScanCache | None, mask_BT: Tensor | None,
-               context: Context) -> SequenceMixed:
-        """`forward` with the modalities that the context's labels tell."""
-        labels = None if context.labels_T is None else context.labels_T.view(x_BTD.shape[:2])
-        return SequenceMixed(self(x_BTD, positions_BT, cache, mask_BT, labels))
+        `context.labels_T` is each token's modality; it may be left out where there is only one. Raises `MixwellError`
+        where a label is missing or unknown.
+        """
+        labels = None if context is None else context.labels_T
+        labels_T = self._labels(x_BTD, labels)
+        one_slot = labels_T.unsqueeze(1)
+        copies = plan(one_slot, self.config.num_modalities)
+        y = self.mix(x_BTD, cache, mask_BT, copies)
+        return SequenceMixed(y)
 
     def equal_copies(self) -> None:
         """Give every modality the first one's maps, in place: the block is then a dense Mamba block."""
@@ -92,21 +95,32 @@ class MixtureOfMamba(ScanBlock):
                     for parameter in module.parameters():
                         parameter.copy_(parameter[:1].expand_as(parameter))
 
-    def _labels(self, x_BTD: Tensor, labels_BT: Tensor | None) -> Tensor:
+    def _labels(self, x_BTD: Tensor, labels_T: Tensor | None) -> Tensor:
         known = self.config.num_modalities
-        if labels_BT is None:
+        tokens = x_BTD.shape[0] * x_BTD.shape[1]
+        if labels_T is None:
             if known > 1:
                 raise MixwellError(f"MixtureOfMamba chooses among {known} modalities by label and got none; give "
-                                   "labels_BT.")
-            return torch.zeros(x_BTD.shape[:2], dtype=torch.int64, device=x_BTD.device)
-        if labels_BT.numel() and (int(labels_BT.min()) < 0 or int(labels_BT.max()) >= known):
-            raise MixwellError(f"MixtureOfMamba knows {known} modalities and got labels {int(labels_BT.min())} to "
-                               f"{int(labels_BT.max())}; set num_modalities to their number.")
-        return labels_BT.expand(x_BTD.shape[:2])
+                                   "Context(labels_T=...).")
+            return torch.zeros(tokens, dtype=torch.int64, device=x_BTD.device)
+        if labels_T.shape != (tokens,):
+            raise MixwellError(f"MixtureOfMamba got labels of shape {list(labels_T.shape)} for {tokens} tokens; give "
+                               "one for each.")
+        if not tokens:
+            return labels_T
+        low = int(labels_T.min())
+        high = int(labels_T.max())
+        if low < 0 or high >= known:
+            raise MixwellError(f"MixtureOfMamba knows {known} modalities and got labels {low} to {high}; set "
+                               "num_modalities to their number.")
+        return labels_T
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five tokens of width eight, of two modalities."""
     config = Config(num_modalities=2, state_dim=4, chunk_size=2)
-    return {"dim": 8, "config": config, "x_BTD": torch.randn(2, 5, 8, generator=generator),
-            "labels_BT": torch.randint(0, 2, (2, 5), generator=generator)}
+    x_BTD = torch.randn(2, 5, 8, generator=generator)
+    tokens = (2 * 5,)
+    labels_T = torch.randint(0, 2, tokens, generator=generator)
+    context = Context(labels_T=labels_T)
+    return {"dim": 8, "config": config, "x_BTD": x_BTD, "context": context}

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from mixwell.density.circuits._parts import TreeCircuit
 from mixwell.density.circuits.distillation import Config, completed_log_prob, distil, example, join, split_clusters
+from mixwell.density.circuits.trees import TreeCircuit
 
 
 def draws(seed=0):

@@ -3,7 +3,6 @@ import itertools
 import pytest
 import torch
 
-from mixwell.density.circuits._parts import TreeCircuit, children_first, chow_liu
 from mixwell.density.circuits.integral import (
     RULES,
     Config,
@@ -12,6 +11,7 @@ from mixwell.density.circuits.integral import (
     quadrature,
     train,
 )
+from mixwell.density.circuits.trees import TreeCircuit, children_first, chow_liu
 
 PARENT = (1, -1, 1, 2)
 NODES = torch.arange(4)
@@ -160,3 +160,19 @@ def test_refuses():
     for wrong in ({"rule": "simpson"}, {"leaf": "poisson"}, {"points": 1}, {"units": 3}, {"low": 2.0}):
         with pytest.raises(ValueError, match="expected"):
             Config(**wrong)
+
+
+def test_a_range_twice_as_wide_is_a_frequency_twice_as_high():
+    """Fourier features see a latent number and their frequency as a product only."""
+    def log_prob(**options):
+        module = IntegralCircuit((-1, 0, 1), Config(points=5, units=4, low=0.0, **options), draws())
+        return module(torch.randint(0, 2, (8, 3), generator=draws()).float())
+
+    torch.testing.assert_close(log_prob(high=2.0, frequency=1.0), log_prob(high=1.0, frequency=2.0))
+    assert not torch.allclose(log_prob(high=2.0, frequency=1.0), log_prob(high=1.0, frequency=1.0))
+
+
+def test_as_many_categories_as_asked_for_share_the_mass():
+    module = IntegralCircuit((-1, 0), Config(leaf="categorical", n_categories=3, points=4, units=4), draws())
+    cells = torch.tensor(list(itertools.product((0.0, 1.0, 2.0), repeat=2)))
+    torch.testing.assert_close(module(cells).exp().sum(), torch.tensor(1.0))

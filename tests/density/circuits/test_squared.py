@@ -202,3 +202,17 @@ def test_refuses():
     with pytest.raises(ValueError, match="dim is 0"):
         made(0)
 
+
+def test_splines_fill_the_range_they_are_given():
+    config = Config(leaf="spline", n_basis=6, low=-1.0, high=3.0, n_components=3)
+    module = SquaredCircuit(1, config, torch.Generator().manual_seed(0), torch.float64)
+    assert module.table_DKV.shape == (1, 3, 6)
+    middle = (torch.arange(4000, dtype=torch.float64) + 0.5) / 1000 - 1
+    assert float(module(middle[:, None]).exp().mean() * 4) == pytest.approx(1, abs=1e-6)
+
+
+def test_as_many_categories_as_asked_for_share_the_mass():
+    config = Config(leaf="categorical", n_categories=3, n_components=2)
+    module = SquaredCircuit(2, config, torch.Generator().manual_seed(0), torch.float64)
+    cells = torch.tensor(list(itertools.product((0.0, 1.0, 2.0), repeat=2)), dtype=torch.float64)
+    assert float(module(cells).exp().sum()) == pytest.approx(1)

@@ -137,3 +137,12 @@ def test_refuses():
 def test_example_runs():
     given = example(torch.Generator().manual_seed(0))
     assert adjusted_rand_score(np.arange(20) % 2, given["estimator"].fit(given["X"]).labels_) == 1
+
+
+def test_topics_priors_are_what_a_document_without_words_keeps():
+    config = Config(n_clusters=2, n_local=2, n_global=2, local_prior=0.3, global_prior=0.7)
+    old = Posterior(np.full((1, 2), 0.5), np.ones((1, 2, 2)), np.ones((1, 2)), np.ones((1, 2)))
+    words = np.full((2, 2, 3), 1 / 3)
+    new, *_ = sweep(np.zeros((1, 3)), old, np.full(2, 0.5), words, words[0], config)
+    np.testing.assert_allclose(new.local_NJL, 0.3)
+    np.testing.assert_allclose(new.global_NG, 0.7)

@@ -7,7 +7,7 @@ import scipy.stats as st
 import torch
 
 from mixwell.density import VonMisesFisherMixture
-from mixwell.density.mixtures._bessel import bessel_ratio, log_bessel_i
+from mixwell.density.mixtures.bessel import bessel_ratio, log_bessel_i
 from mixwell.density.mixtures.von_mises_fisher import concentration, draw_directions, log_area, log_normaliser
 from tests.density.mixtures._tools import continued, softmax
 

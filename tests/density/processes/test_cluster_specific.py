@@ -137,3 +137,10 @@ def test_example_runs():
     given = example(torch.Generator().manual_seed(0))
     labels = given["estimator"].fit(given["times"], given["values"]).labels_
     assert adjusted_rand_score(np.arange(8) % 2, labels) == 1
+
+
+def test_a_coarse_tolerance_ends_the_ascent_early():
+    inputs = example(torch.Generator().manual_seed(0))
+    model = inputs.pop("estimator")
+    steps = [len(model.set_params(tol=tol).fit(**inputs).lower_bounds_) for tol in (1e-3, 1.0)]
+    assert steps[1] < steps[0]

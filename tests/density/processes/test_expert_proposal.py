@@ -11,6 +11,7 @@ from mixwell.density.processes.expert_proposal import (
     NoisyWalk,
     em_step,
     example,
+    first_experts,
     fit_experts,
     gate_step,
     particle_filter,
@@ -170,3 +171,13 @@ def test_refuses():
     object.__setattr__(model, "draw_first", lambda count, generator: torch.zeros(count))
     with pytest.raises(ValueError, match=r"draw_first gave \(1000,\); expected \(1000, D\)"):
         particle_filter(model, SERIES, draws())
+
+
+def test_a_heavy_ridge_leaves_regressions_their_mean():
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 2, generator=draws, dtype=torch.float64)
+    weights = torch.full((50,), 0.02, dtype=torch.float64)
+    light, heavy = (first_experts(x, 2 * x, weights, Config(experts=1, ridge=r), torch.Generator().manual_seed(1))
+                    for r in (1e-6, 1e6))
+    assert float(light.slope_JPD.max()) == pytest.approx(2, rel=1e-3)
+    assert heavy.slope_JPD.abs().max() < 1e-3

@@ -145,3 +145,8 @@ def test_refuses():
 def test_example_runs():
     given = example(torch.Generator().manual_seed(0))
     assert given["estimator"].fit(given["X"], given["y"]).score(given["X"], given["y"]) > 0.9
+
+
+def test_variances_of_weights_and_biases_enter_the_kernel_as_a_linear_model_has_them():
+    config = Config(depth=0, weight_variance=3.0, bias_variance=0.7)
+    np.testing.assert_allclose(network_kernel(X, Z, config), 0.7 + 3.0 * X @ Z.T / 2)

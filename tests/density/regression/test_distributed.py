@@ -110,3 +110,9 @@ def test_refuses():
 def test_example_runs():
     made = example(torch.Generator().manual_seed(0))
     assert made["estimator"].fit(made["X"], made["y"]).score(made["X"], made["y"]) > 0.9
+
+
+def test_no_local_variance_falls_below_its_floor():
+    inputs = example(torch.Generator().manual_seed(0))
+    model = inputs.pop("estimator").set_params(reg_covar=2.0, max_iter=3).fit(**inputs)
+    np.testing.assert_allclose(model.covariances_, 2 * np.var(inputs["y"]), rtol=0.1)

@@ -136,3 +136,14 @@ def test_example_runs():
     made = example(torch.Generator().manual_seed(0))
     labels = made["estimator"].set_params(tol=1e-3).fit(made["Y"], made["times"]).predict(made["Y"], made["times"])
     assert abs(np.mean(labels == np.arange(40) % 2) - 0.5) > 0.45
+
+
+def test_no_variance_falls_below_its_floor():
+    inputs = example(torch.Generator().manual_seed(0))
+    model = inputs.pop("estimator").set_params(reg_covar=2.0, max_iter=3).fit(**inputs)
+    assert np.min(model.noise_) >= 2 * np.var(inputs["Y"]) * (1 - 1e-9)
+
+
+def test_a_heavy_ridge_holds_the_gates_slopes_at_zero():
+    light, heavy = (GrowthMixtureOfExperts(random_state=0, max_iter=5, ridge=r).fit(Y, TIMES, Z) for r in (1e-2, 1e6))
+    assert np.abs(light.gate_coef_[:, 1:]).max() > 0.1 > 1e-3 > np.abs(heavy.gate_coef_[:, 1:]).max()

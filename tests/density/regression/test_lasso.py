@@ -104,3 +104,16 @@ def test_example_runs():
     made = example(torch.Generator().manual_seed(0))
     model = made["estimator"].fit(made["X"], made["y"])
     assert model.support_[0] and model.score(made["X"], made["y"]) > 0.8
+
+
+def test_no_variance_falls_below_its_floor():
+    inputs = example(torch.Generator().manual_seed(0))
+    model = inputs.pop("estimator").set_params(reg_covar=2.0, max_iter=3).fit(**inputs)
+    np.testing.assert_allclose(model.covariances_, 2 * np.var(inputs["y"]), rtol=1e-6)
+
+
+def test_more_starts_keep_the_best_of_them():
+    inputs = example(torch.Generator().manual_seed(0))
+    model = inputs.pop("estimator").set_params(max_iter=5, init="random")
+    one, many = (model.set_params(n_init=n).fit(**inputs).lower_bounds_[-1] for n in (1, 4))
+    assert many >= one

@@ -123,3 +123,15 @@ def test_example_runs():
     made = example(torch.Generator().manual_seed(0))
     estimator = made.pop("estimator")
     assert estimator.fit(**made).score(made["X"], made["y"], made["groups"]) > 0.8
+
+
+def test_no_variance_falls_below_its_floor():
+    inputs = example(torch.Generator().manual_seed(0))
+    model = inputs.pop("estimator").set_params(reg_covar=2.0, max_iter=3).fit(**inputs)
+    np.testing.assert_allclose(model.covariances_, 2 * np.var(inputs["y"]), rtol=1e-6)
+
+
+def test_one_expert_leaves_the_gates_nothing_to_decide():
+    inputs = example(torch.Generator().manual_seed(0))
+    model = inputs.pop("estimator").set_params(n_experts=1, max_iter=3).fit(**inputs)
+    assert len(model.covariances_) == 1 and not np.any(model.gate_coef_)

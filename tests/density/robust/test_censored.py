@@ -153,3 +153,10 @@ def test_example_runs():
     made = example(torch.Generator().manual_seed(0))
     fitted = made["estimator"].fit(made["x"], made["n_censored"])
     np.testing.assert_allclose(fitted.means_, [0, 3], atol=0.5)
+
+
+def test_a_coarse_tolerance_ends_the_ascent_early():
+    inputs = example(torch.Generator().manual_seed(0))
+    model = inputs.pop("estimator")
+    steps = [len(model.set_params(tol=tol).fit(**inputs).log_likelihoods_) for tol in (1e-9, 1.0)]
+    assert steps[1] < steps[0]

@@ -104,3 +104,24 @@ def test_refuses(generator):
 
 def test_example_runs(generator):
     assert 0 <= mixture_proportion(**example(generator)) <= 1
+
+
+def proportion(**options):
+    """Of one component alone, where nothing but the bands and the range keep the proportion from 1."""
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 1, generator=draws)
+    return mixture_proportion(x, torch.randn(50, 1, generator=draws) + 3, Config(**options), draws)
+
+
+def test_wider_bands_allow_more_of_the_component():
+    narrow, wide = (proportion(base="roc", confidence=c) for c in (0.1, 0.5))
+    assert narrow < wide <= 1
+
+
+def test_the_kernel_estimate_ends_at_the_largest_lambda():
+    inputs = example(torch.Generator().manual_seed(0))
+    inputs["config"] = Config(base="kernel", max_lambda=1.2)
+    assert mixture_proportion(**inputs) <= 1 - 1 / 1.2
+    inputs = example(torch.Generator().manual_seed(0))
+    inputs["config"] = Config(base="kernel")
+    assert mixture_proportion(**inputs) > 1 - 1 / 1.2

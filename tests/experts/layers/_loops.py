@@ -25,7 +25,7 @@ def mixture(x_TD, weights_TE, expert):
     return torch.stack(rows)
 
 
-def grown(layer, factor=20.0):
+def enlarged(layer, factor=20.0):
     """The layer in float64 with larger weights, away from the small first values where errors hide."""
     layer = layer.double()
     with torch.no_grad():

@@ -8,14 +8,14 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.experts.layers.all_mlp import AllMLP, Config
-from tests.experts.layers._loops import grown, mixture, same_forward_and_gradient, tokens
+from tests.experts.layers._loops import enlarged, mixture, same_forward_and_gradient, tokens
 
 ROWS = Context(batch_shape=(3, 4))
 
 
 def build(generator, factor=8, **options):
     sizes = {"seq_len": 4, "token_experts": 2, "channel_experts": 3, "token_hidden_dim": 5, "channel_hidden_dim": 7}
-    return grown(AllMLP(6, Config(**{**sizes, **options}), generator), factor)
+    return enlarged(AllMLP(6, Config(**{**sizes, **options}), generator), factor)
 
 
 def gelu_mlp(v, up, down):

@@ -6,7 +6,7 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.layers.cartesian import CartesianMoE, Config, in_series, pair_load
-from tests.experts.layers._loops import grown, mixture, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, mixture, same_forward_and_gradient, swiglu, tokens
 
 
 def half(part, x, shared):
@@ -24,7 +24,7 @@ def half(part, x, shared):
 ])
 def test_agrees_with_a_loop_forward_and_gradient(generator, options):
     config = Config(num_experts=3, hidden_dim=4, **options)
-    layer = grown(CartesianMoE(6, config, generator), 8)
+    layer = enlarged(CartesianMoE(6, config, generator), 8)
     x = tokens(generator)
     shared = config.shared_experts > 0
     h = x + half(layer.first, x, shared)

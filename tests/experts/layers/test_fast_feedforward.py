@@ -7,7 +7,7 @@ import torch
 
 from mixwell.core.routing import Context
 from mixwell.experts.layers.fast_feedforward import Config, FastFeedforward, descend, leaf_of, masses
-from tests.experts.layers._loops import grown, same_forward_and_gradient, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, tokens
 
 ACT = {"relu": torch.relu, "gelu": torch.nn.functional.gelu}
 
@@ -36,7 +36,7 @@ def block(layer, x, hard):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("options", [{"depth": 0}, {"depth": 2, "activation": "gelu"}, {"depth": 3, "master_dim": 4}])
 def test_agrees_with_a_recursion_forward_and_gradient(generator, training, options):
-    layer = grown(FastFeedforward(6, Config(hidden_dim=3, **options), generator), 5).train(training)
+    layer = enlarged(FastFeedforward(6, Config(hidden_dim=3, **options), generator), 5).train(training)
     with torch.no_grad():
         layer.nodes.bias.copy_(torch.randn(layer.nodes.bias.shape, generator=generator))
     x = tokens(generator, 12)

@@ -7,7 +7,7 @@ from mixwell.core.routing import Context
 from mixwell.experts.layers.heterogeneous import Config, HeterogeneousMoE, hidden_dims
 from mixwell.experts.layers.moe import Config as PlainConfig
 from mixwell.experts.layers.moe import MoE
-from tests.experts.layers._loops import grown, mixture, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, mixture, same_forward_and_gradient, swiglu, tokens
 
 
 @pytest.mark.parametrize("options", [
@@ -15,7 +15,7 @@ from tests.experts.layers._loops import grown, mixture, same_forward_and_gradien
     {"router": {"method": "threshold", "threshold": 0.6}},
 ])
 def test_agrees_with_a_loop_forward_and_gradient(generator, options):
-    layer = grown(HeterogeneousMoE(6, Config(num_experts=4, hidden_dim=5, **options), generator))
+    layer = enlarged(HeterogeneousMoE(6, Config(num_experts=4, hidden_dim=5, **options), generator))
     x = tokens(generator)
     starts = [sum(layer.hidden_dims[:e]) for e in range(5)]
 

@@ -5,7 +5,7 @@ import torch
 
 from mixwell.core.routing import Context
 from mixwell.experts.layers.interpretable import Config, InterpretableMoE, activity
-from tests.experts.layers._loops import grown, same_forward_and_gradient, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, tokens
 
 
 def estimate(up, x):
@@ -16,7 +16,7 @@ def estimate(up, x):
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_agrees_with_a_loop_forward_and_gradient(generator, k):
-    layer = grown(InterpretableMoE(6, Config(num_experts=4, hidden_dim=5, k=k), generator))
+    layer = enlarged(InterpretableMoE(6, Config(num_experts=4, hidden_dim=5, k=k), generator))
     x = tokens(generator)
     rows = []
     for z in x:

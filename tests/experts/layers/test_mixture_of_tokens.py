@@ -6,7 +6,7 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.experts.layers.mixture_of_tokens import Config, MixtureOfTokens
-from tests.experts.layers._loops import grown, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, swiglu, tokens
 
 SHAPE = (5, 3)
 
@@ -40,7 +40,7 @@ def loop(layer, x, size, temperature, emit, mask=None):
 @pytest.mark.parametrize("temperature, emit", [(1.0, "same"), (0.5, "experts"), (0.0, "same"), (0.0, "experts")])
 def test_agrees_with_a_loop_forward_and_gradient(generator, size, temperature, emit):
     config = Config(num_experts=3, hidden_dim=4, group_size=size, temperature=temperature, emit=emit)
-    layer = grown(MixtureOfTokens(6, config, generator))
+    layer = enlarged(MixtureOfTokens(6, config, generator))
     x = tokens(generator, 15)
     found = layer(x, Context(batch_shape=SHAPE)).y_TD
     expected = loop(layer, x, size, temperature, emit)
@@ -48,7 +48,7 @@ def test_agrees_with_a_loop_forward_and_gradient(generator, size, temperature, e
 
 
 def test_padding_has_no_part(generator):
-    layer = grown(MixtureOfTokens(6, Config(num_experts=3, hidden_dim=4, group_size=2), generator))
+    layer = enlarged(MixtureOfTokens(6, Config(num_experts=3, hidden_dim=4, group_size=2), generator))
     x = tokens(generator, 15)
     mask = torch.rand(15, generator=generator) > 0.5
     mask[:6] = False
@@ -70,7 +70,7 @@ def test_earlier_positions_do_not_see_later_ones(generator):
 def test_temperature_to_zero_is_discrete_routing(generator):
     def at(temperature):
         config = Config(num_experts=3, hidden_dim=4, group_size=5, temperature=temperature)
-        layer = grown(MixtureOfTokens(6, config, torch.Generator().manual_seed(1)))
+        layer = enlarged(MixtureOfTokens(6, config, torch.Generator().manual_seed(1)))
         return layer(x, Context(batch_shape=SHAPE)).y_TD
 
     x = tokens(generator, 15)

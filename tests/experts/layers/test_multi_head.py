@@ -7,12 +7,12 @@ from mixwell.core.routing import Context
 from mixwell.experts.layers.moe import Config as PlainConfig
 from mixwell.experts.layers.moe import MoE
 from mixwell.experts.layers.multi_head import Config, MultiHeadMoE, parity
-from tests.experts.layers._loops import grown, mixture, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, mixture, same_forward_and_gradient, swiglu, tokens
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_agrees_with_a_loop_forward_and_gradient(generator, heads):
-    layer = grown(MultiHeadMoE(6, Config(num_experts=4, hidden_dim=5, heads=heads), generator), 5)
+    layer = enlarged(MultiHeadMoE(6, Config(num_experts=4, hidden_dim=5, heads=heads), generator), 5)
     x = tokens(generator)
     parts = torch.stack([(layer.head_proj @ row) for row in x]).reshape(-1, 6 // heads)
     weights = layer.router(parts, Context()).dense_TE()

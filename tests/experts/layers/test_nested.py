@@ -9,7 +9,7 @@ from mixwell.core.routing import Context
 from mixwell.experts.layers.nested import Config, NestedExperts, assign, capacities
 from mixwell.experts.layers.swiglu import Config as DenseConfig
 from mixwell.experts.layers.swiglu import SwiGLU
-from tests.experts.layers._loops import grown, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, swiglu, tokens
 
 
 def greedy(scores, shares, counted):
@@ -26,7 +26,7 @@ def greedy(scores, shares, counted):
 
 @pytest.mark.parametrize("shape", [None, (3, 4)])
 def test_agrees_with_a_loop_forward_and_gradient(generator, shape):
-    layer = grown(NestedExperts(8, Config(hidden_dim=5, levels=3, budget=0.6), generator), 10)
+    layer = enlarged(NestedExperts(8, Config(hidden_dim=5, levels=3, budget=0.6), generator), 10)
     with torch.no_grad():
         layer.alpha.fill_(0.7)
     x = tokens(generator, 12, 8)
@@ -100,3 +100,12 @@ def test_refuses(options, message):
         Config(hidden_dim=5, **options)
     with pytest.raises(ValueError, match="halved 3 times"):
         NestedExperts(6, Config(hidden_dim=5))
+
+
+def test_the_layer_takes_its_capacities_from_beta_and_delta(generator):
+    def shares(**options):
+        return NestedExperts(8, Config(hidden_dim=5, levels=3, budget=0.6, **options), generator).capacities
+
+    assert shares(delta=3.0) == capacities(3, 0.6, delta=3.0) != shares()
+    assert shares(beta=1.0) == capacities(3, 0.6, beta=1.0) != shares()
+    assert shares(beta=1.0, delta=4.0)[-1] > shares(beta=1.0, delta=1.5)[-1], "a steeper reward favours the largest"

@@ -7,13 +7,13 @@ from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.experts.layers.patch_level import Config, PatchMoE, separation_loss
-from tests.experts.layers._loops import grown, mixture, same_forward_and_gradient, tokens
+from tests.experts.layers._loops import enlarged, mixture, same_forward_and_gradient, tokens
 
 ROWS = Context(batch_shape=(3, 4))
 
 
 def build(generator, **options):
-    return grown(PatchMoE(6, Config(**{"num_experts": 3, "hidden_dim": 5, **options}), generator))
+    return enlarged(PatchMoE(6, Config(**{"num_experts": 3, "hidden_dim": 5, **options}), generator))
 
 
 def expert(layer):

@@ -6,7 +6,7 @@ import torch
 from mixwell.core.routing import Context
 from mixwell.experts.layers import _memory
 from mixwell.experts.layers.peer import PEER, Config
-from tests.experts.layers._loops import grown, same_forward_and_gradient, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, tokens
 
 gelu = torch.nn.functional.gelu
 
@@ -34,7 +34,7 @@ def brute(layer, x):
 def test_agrees_with_a_search_forward_and_gradient(generator, monkeypatch, scores, normalise, block):
     monkeypatch.setattr(_memory, "_BLOCK_BYTES", block)
     config = Config(num_keys=5, k=3, heads=2, key_dim=3, scores=scores, normalise=normalise)
-    layer = grown(PEER(6, config, generator), 2)
+    layer = enlarged(PEER(6, config, generator), 2)
     x = tokens(generator)
     expected = torch.stack([brute(layer, z) for z in x])
     same_forward_and_gradient(layer(x, Context()).y_TD, expected, [x, *layer.parameters()], generator)

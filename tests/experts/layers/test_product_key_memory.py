@@ -6,7 +6,7 @@ import torch
 from mixwell.core.routing import Context
 from mixwell.experts.layers._memory import product_top_k
 from mixwell.experts.layers.product_key_memory import Config, ProductKeyMemory
-from tests.experts.layers._loops import grown, same_forward_and_gradient, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, tokens
 
 
 def brute(layer, x, weights):
@@ -30,7 +30,7 @@ def brute(layer, x, weights):
 @pytest.mark.parametrize("weights, normalise", [("softmax", True), ("relu", True), ("softmax", False)])
 def test_agrees_with_a_search_forward_and_gradient(generator, weights, normalise):
     config = Config(num_keys=5, k=4, heads=2, key_dim=3, weights=weights, normalise=normalise)
-    layer = grown(ProductKeyMemory(6, config, generator), 2)
+    layer = enlarged(ProductKeyMemory(6, config, generator), 2)
     x = tokens(generator)
     expected = torch.stack([brute(layer, z, weights) for z in x])
     same_forward_and_gradient(layer(x, Context()).y_TD, expected, [x, *layer.parameters()], generator)

@@ -8,13 +8,13 @@ from mixwell.core.routing import Context
 from mixwell.experts.layers.moe import Config as PlainConfig
 from mixwell.experts.layers.moe import MoE
 from mixwell.experts.layers.residual_moe import Config, ResidualMoE, pyramid
-from tests.experts.layers._loops import grown, mixture, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, mixture, same_forward_and_gradient, swiglu, tokens
 
 
 @pytest.mark.parametrize("k, shared", [(1, None), (2, 7)])
 def test_agrees_with_a_loop_forward_and_gradient(generator, k, shared):
     config = Config(num_experts=4, hidden_dim=5, shared_hidden_dim=shared, router={"k": k}, balance={"switch": 0.1})
-    layer = grown(ResidualMoE(6, config, generator))
+    layer = enlarged(ResidualMoE(6, config, generator))
     x = tokens(generator)
     routed = mixture(x, layer.router(x, Context()).dense_TE(),
                      lambda e, z: swiglu(z, layer.gate_up_proj[e], layer.down_proj[e]))

@@ -8,7 +8,7 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.experts.layers.sigma_moe import Config, SigmaMoE
-from tests.experts.layers._loops import grown, mixture, same_forward_and_gradient, tokens
+from tests.experts.layers._loops import enlarged, mixture, same_forward_and_gradient, tokens
 
 ROUTER = {"method": "expert_dropout", "scores": "sigmoid", "renormalise": False, "over": "token", "rate": 0.3}
 
@@ -16,7 +16,7 @@ ROUTER = {"method": "expert_dropout", "scores": "sigmoid", "renormalise": False,
 @pytest.mark.parametrize("k, activation", [(1, "relu"), (3, "gelu"), (4, "relu")])
 def test_agrees_with_a_loop_forward_and_gradient(generator, k, activation):
     config = Config(num_experts=4, hidden_dim=5, router={**ROUTER, "k": k}, activation=activation)
-    layer = grown(SigmaMoE(6, config, generator), 3).eval()
+    layer = enlarged(SigmaMoE(6, config, generator), 3).eval()
     act = {"relu": torch.relu, "gelu": torch.nn.functional.gelu}[activation]
     x = tokens(generator)
     gates = torch.sigmoid(torch.stack([layer.router.weight @ z for z in x]))

@@ -5,7 +5,7 @@ import torch
 
 from mixwell.core.routing import Context
 from mixwell.experts.layers.soft_moe import Config, SoftMoE, mixing
-from tests.experts.layers._loops import grown, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, swiglu, tokens
 
 
 def loop(layer, x, rows, mask, normalise):
@@ -29,7 +29,7 @@ def loop(layer, x, rows, mask, normalise):
 @pytest.mark.parametrize("shape, slots", [(None, 1), ((2, 4), 2)])
 def test_agrees_with_a_loop_forward_and_gradient(generator, normalise, shape, slots):
     config = Config(num_experts=3, hidden_dim=4, slots_per_expert=slots, normalise=normalise)
-    layer = grown(SoftMoE(6, config, generator), 5)
+    layer = enlarged(SoftMoE(6, config, generator), 5)
     x = tokens(generator, 8)
     mask = torch.tensor([True, True, False, True, True, True, True, False])
     rows = [range(8)] if shape is None else [range(4), range(4, 8)]

@@ -5,12 +5,12 @@ import torch
 
 from mixwell.core.routing import Context
 from mixwell.experts.layers.stacked import Config, DeepMixture, constrained
-from tests.experts.layers._loops import grown, same_forward_and_gradient, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, tokens
 
 
 def build(generator, **options):
     config = Config(**{"first_experts": 3, "second_experts": 2, "hidden_dim": 5, "gate_hidden_dim": 4, **options})
-    return grown(DeepMixture(6, config, generator))
+    return enlarged(DeepMixture(6, config, generator))
 
 
 def gate(layer, level, v):

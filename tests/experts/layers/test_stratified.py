@@ -8,11 +8,11 @@ from mixwell.core.routing import Context
 from mixwell.experts.layers.moe import Config as PlainConfig
 from mixwell.experts.layers.moe import MoE
 from mixwell.experts.layers.stratified import Config, StratifiedMoE
-from tests.experts.layers._loops import grown, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, same_forward_and_gradient, swiglu, tokens
 
 
 def build(generator, **options):
-    return grown(StratifiedMoE(6, Config(**{"strata": (1, 2, 2), "hidden_dim": 5, **options}), generator), 5)
+    return enlarged(StratifiedMoE(6, Config(**{"strata": (1, 2, 2), "hidden_dim": 5, **options}), generator), 5)
 
 
 def stratum_of(layer, expert):

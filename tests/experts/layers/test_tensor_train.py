@@ -9,7 +9,7 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.experts.layers.tensor_train import Config, TensorTrainMoE, contract, decompose, factorise, shapes
-from tests.experts.layers._loops import grown, mixture, same_forward_and_gradient, swiglu, tokens
+from tests.experts.layers._loops import enlarged, mixture, same_forward_and_gradient, swiglu, tokens
 
 
 def entry(parts, outs, ins):
@@ -38,7 +38,7 @@ def of_expert(operators, e):
 @pytest.mark.parametrize("tensors, rank", [(3, 2), (3, None), (5, 2)])
 def test_agrees_with_a_loop_forward_and_gradient(generator, tensors, rank):
     config = Config(num_experts=3, hidden_dim=2, tensors=tensors, rank=rank)
-    layer = grown(TensorTrainMoE(4, config, generator), 3)
+    layer = enlarged(TensorTrainMoE(4, config, generator), 3)
     x = tokens(generator, 5, 4)
     weights = [(matrix(of_expert(layer.gate_up, e)), matrix(of_expert(layer.down, e))) for e in range(3)]
     expected = mixture(x, layer.router(x, Context()).dense_TE(), lambda e, z: swiglu(z, *weights[e]))
@@ -94,7 +94,7 @@ def test_each_masked_expert_takes_its_own_part_out_of_the_centres_gradient(gener
 @pytest.mark.parametrize("mask", [0.5, 1.0])
 def test_the_mask_spares_the_outer_tensors_and_the_result(generator, mask):
     config = Config(num_experts=4, hidden_dim=4, tensors=3, mask=mask, router={"k": 4})
-    layer = grown(TensorTrainMoE(6, config, generator), 3)
+    layer = enlarged(TensorTrainMoE(6, config, generator), 3)
     x = tokens(generator).detach()
 
     def gradients(context, training=True):

@@ -7,7 +7,7 @@ import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
-from mixwell.experts.routers.sparse_mixer import Config, SparseMixer, reachable, route, weigh
+from mixwell.experts.routers.sparse_mixer import Config, SparseMixer, reachable, route, straight_through
 
 
 def problem(generator, cubic=0.0):
@@ -34,7 +34,7 @@ def expected(logits, outputs, loss, chance_of_half):
     for i in range(4):
         for half in (False, True):
             pi = logits.softmax(-1)
-            weight = weigh(pi[i].view(1, 1), torch.tensor([[half]])).squeeze()
+            weight = straight_through(pi[i].view(1, 1), torch.tensor([[half]])).squeeze()
             gradient = torch.autograd.grad(loss(weight * outputs[i]), logits)[0]
             chance = chance_of_half(i, pi) if half else 1 - chance_of_half(i, pi)
             total += pi[i].detach() * chance * gradient

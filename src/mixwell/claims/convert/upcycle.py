@@ -13,7 +13,7 @@ import tempfile
 
 from mixwell.claims._judging import BITS, no_worse, provided
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import dense
+from mixwell.claims.language import dense
 from mixwell.convert.upcycle import Config, upcycle
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.evidence import Evidence, weigh
@@ -27,7 +27,7 @@ TOKENS, MORE = 150_000, 75_000
 
 def trained_on(bench: Bench, start: Checkpoint, seed: int) -> float:
     """Bits per byte after `MORE` tokens, in the order and by the schedule of a fresh model's."""
-    copied = start.grown(tensors={name: tensor.detach().clone() for name, tensor in start.tensors.items()})
+    copied = start.derive(tensors={name: tensor.detach().clone() for name, tensor in start.tensors.items()})
     config = TrainConfig(tokens=MORE, batch_size=32, seq_len=64, lr=4e-3, seed=seed + 1000)
     with tempfile.TemporaryDirectory() as folder:
         model = train(LanguageModel.from_checkpoint(copied), bench.data, config, folder).model

@@ -16,8 +16,8 @@ from torch import Tensor
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
-from mixwell.density.circuits._parts import TreeCircuit
 from mixwell.density.circuits.distillation import Config, distil
+from mixwell.density.circuits.trees import TreeCircuit
 
 NOTE = ("Equal within the spread. The latents come from grey values of neighbouring pixels, the paper's from "
         "a deep model.")

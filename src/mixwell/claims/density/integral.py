@@ -15,8 +15,8 @@ from torch import Tensor
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
-from mixwell.density.circuits._parts import TreeCircuit, chow_liu
 from mixwell.density.circuits.integral import Config, IntegralCircuit, train
+from mixwell.density.circuits.trees import TreeCircuit, chow_liu
 
 
 def digits(seed: int) -> tuple[Tensor, Tensor]:

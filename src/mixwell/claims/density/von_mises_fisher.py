@@ -16,7 +16,7 @@ import torch
 from mixwell.claims._judging import provided
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
-from mixwell.density.mixtures._bessel import log_bessel_i
+from mixwell.density.mixtures.bessel import log_bessel_i
 from mixwell.density.mixtures.von_mises_fisher import VonMisesFisherMixture, draw_directions
 
 PAIRS, RIGHT, OFF, STARTS = 150, 1e-12, 0.05, 10

@@ -13,7 +13,7 @@ import statistics
 from typing import Any
 
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import bits, probe
+from mixwell.claims.language import bits, probe
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import TOKENS, Seen, dense, probe
+from mixwell.claims.language import TOKENS, Seen, dense, probe
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator

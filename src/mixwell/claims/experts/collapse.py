@@ -8,7 +8,7 @@ over the scatter between them, after training against before, on held-out text. 
 from __future__ import annotations
 
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import SWITCH, TOKENS, log_scatter_ratio
+from mixwell.claims.language import SWITCH, TOKENS, log_scatter_ratio
 from mixwell.core.config import from_dict
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator

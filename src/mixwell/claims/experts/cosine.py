@@ -13,7 +13,7 @@ from typing import Any
 
 from mixwell.claims._judging import no_worse, provided
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import SWITCH, TOKENS, bits, log_scatter_ratio
+from mixwell.claims.language import SWITCH, TOKENS, bits, log_scatter_ratio
 from mixwell.core.evidence import Evidence, weigh
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mixwell.claims._judging import BITS, beside
 from mixwell.claims.bench import VOCAB_SIZE, Bench
-from mixwell.claims.experts._language import SWITCH, bits, dense
+from mixwell.claims.language import SWITCH, bits, dense
 from mixwell.core.evidence import Evidence, weigh
 
 

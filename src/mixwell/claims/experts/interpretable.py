@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixwell.claims._judging import no_worse, provided
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import Seen, bits, probe
+from mixwell.claims.language import Seen, bits, probe
 from mixwell.core.evidence import Evidence, weigh
 
 TOKENS = 150_000

@@ -11,7 +11,7 @@ import statistics
 from typing import Any
 
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import TOKENS, Seen, probe
+from mixwell.claims.language import TOKENS, Seen, probe
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import DEEP, bits
+from mixwell.claims.language import DEEP, bits
 from mixwell.core.evidence import Evidence, weigh
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import bits, dense
+from mixwell.claims.language import bits, dense
 from mixwell.core.evidence import Evidence, weigh
 
 TOKENS = 150_000

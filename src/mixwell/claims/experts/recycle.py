@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mixwell.claims._judging import BITS, provided
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import TOKENS, bits, limited, probe
+from mixwell.claims.language import TOKENS, bits, limited, probe
 from mixwell.core.evidence import Evidence, weigh
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import TOKENS, probe
+from mixwell.claims.language import TOKENS, probe
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 

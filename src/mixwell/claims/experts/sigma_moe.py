@@ -12,7 +12,7 @@ import statistics
 
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import bits
+from mixwell.claims.language import bits
 from mixwell.core.evidence import Evidence, weigh
 
 TOKENS = 150_000

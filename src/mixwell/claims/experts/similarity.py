@@ -11,7 +11,7 @@ from typing import Any
 
 from mixwell.claims._judging import beside
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import DEEP, TOKENS
+from mixwell.claims.language import DEEP, TOKENS
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.routing import Context

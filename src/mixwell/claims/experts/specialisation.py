@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import TOKENS, Seen, probe
+from mixwell.claims.language import TOKENS, Seen, probe
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator

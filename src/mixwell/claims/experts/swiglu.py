@@ -12,7 +12,7 @@ from typing import Any
 
 from mixwell.claims._judging import BITS, no_worse, provided
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import TOKENS, bits, dense
+from mixwell.claims.language import TOKENS, bits, dense
 from mixwell.core.evidence import Evidence, weigh
 
 

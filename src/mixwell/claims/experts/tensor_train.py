@@ -13,7 +13,7 @@ from typing import Any
 
 from mixwell.claims._judging import BITS, provided
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import bits
+from mixwell.claims.language import bits
 from mixwell.core.evidence import Evidence, weigh
 
 TOKENS = 150_000

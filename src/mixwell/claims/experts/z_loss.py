@@ -15,7 +15,7 @@ import torch
 
 from mixwell.claims._judging import no_worse, provided
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import TOKENS, Seen, bits, probe
+from mixwell.claims.language import TOKENS, Seen, bits, probe
 from mixwell.core.evidence import Evidence, weigh
 
 

@@ -12,7 +12,7 @@ import statistics
 
 from mixwell.claims._judging import BITS, beside
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._language import bits, dense
+from mixwell.claims.language import bits, dense
 from mixwell.core.evidence import Evidence, weigh
 
 TOKENS = 200_000

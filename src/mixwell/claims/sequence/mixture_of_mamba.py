@@ -18,6 +18,7 @@ from mixwell.claims.bench import Bench
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
+from mixwell.core.routing import Context
 
 SYMBOLS, STRETCH, LENGTH, WIDTH, STEPS, ROWS = 32, 16, 65, 32, 300, 16
 
@@ -53,7 +54,8 @@ def losses(seed: int, split: tuple[str, ...]) -> list[float]:
     for _ in range(STEPS):
         symbols, modality = data.batch()
         x = maps[0][symbols[:, :-1]]
-        hidden = x + block(nn.functional.rms_norm(x, (WIDTH,)), labels_BT=modality[:, :-1])
+        known = Context(labels_T=modality[:, :-1].flatten())
+        hidden = x + block(nn.functional.rms_norm(x, (WIDTH,)), context=known).y_BTD
         logits = nn.functional.rms_norm(hidden, (WIDTH,)) @ maps[1].T
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), symbols[:, 1:].flatten())
         optimizer.zero_grad()

@@ -31,7 +31,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density.circuits._parts import TreeCircuit, chow_liu
+from mixwell.density.circuits.trees import TreeCircuit, chow_liu
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.density._training import descend
-from mixwell.density.circuits._parts import TreeCircuit, children_first
+from mixwell.density.circuits.trees import TreeCircuit, children_first
 
 RULES = ("trapezoid", "midpoint", "legendre")
 

@@ -34,9 +34,9 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._gaussian import LOG_2PI
-from mixwell.density.mixtures._bessel import bessel_ratio, log_bessel_i
 from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures.bessel import bessel_ratio, log_bessel_i
 from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
 from mixwell.density.mixtures.em.loop import Params
 from mixwell.density.mixtures.em.rows import Rows

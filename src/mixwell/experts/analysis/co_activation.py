@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.analysis._parts import chosen_TE, mean_off_diagonal
+from mixwell.experts.analysis._parts import chosen_TE, example_routing, mean_off_diagonal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,17 @@ class Config:
             raise ValueError(f"pairs is {self.pairs}; expected 0 or more")
 
 
+def strongest(conditional_EE: Tensor, pairs: int) -> list[list[Any]]:
+    """[i, j, P(j | i)] of the pairs of different experts with the largest P(j | i)."""
+    experts = len(conditional_EE)
+    same = torch.eye(experts, dtype=torch.bool, device=conditional_EE.device)
+    apart = conditional_EE.masked_fill(same, -1).flatten()
+    count = min(pairs, experts * (experts - 1))
+    best = apart.topk(count)
+    places = zip(best.indices.tolist(), best.values.tolist())
+    return [[*divmod(place, experts), value] for place, value in places]
+
+
 @method(
     title="Expert co-activation",
     paper="A Closer Look into Mixture-of-Experts in Large Language Models",
@@ -44,20 +56,17 @@ def co_activation(routing: Routing, config: Config, context: Context) -> dict[st
     counts = chosen.T @ chosen
     own = counts.diagonal()
     conditional = counts / own.clamp_min(1).unsqueeze(1)
-    lift = counts * len(chosen) / (own.unsqueeze(1) * own).clamp_min(1)
-    apart = conditional.masked_fill(torch.eye(len(own), dtype=torch.bool, device=own.device), -1).flatten()
-    best = apart.topk(min(config.pairs, len(own) * (len(own) - 1))).indices.tolist()
+    if_independent = own.unsqueeze(1) * own
+    lift = counts * len(chosen) / if_independent.clamp_min(1)
     return {
         "counts": counts.long().tolist(),
         "conditional": conditional.tolist(),
         "lift": lift.tolist(),
         "mean_conditional": mean_off_diagonal(conditional),
-        "strongest": [[n // len(own), n % len(own), apart[n].item()] for n in best],
+        "strongest": strongest(conditional, config.pairs),
     }
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    scores = torch.randn(8, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

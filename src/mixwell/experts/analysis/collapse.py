@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.analysis._parts import number, real
+from mixwell.experts.analysis._parts import example_routing, number, real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +33,31 @@ class Config:
     dominating: float = 2.0  # an expert dominates above this multiple of the even share, 1 or more
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dead <= 1 or not self.dominating >= 1:
-            raise ValueError(f"dead is {self.dead} and dominating is {self.dominating}; expected 0 to 1, and 1 or more")
+        dead = self.dead
+        dominating = self.dominating
+        if not 0 <= dead <= 1 or not dominating >= 1:
+            raise ValueError(f"dead is {dead} and dominating is {dominating}; expected 0 to 1, and 1 or more")
 
 
 def scatter(hidden_TD: Tensor, experts_T: Tensor) -> tuple[Tensor, Tensor, int]:
     """(S_W, S_B, C): scatter within and between the experts that have tokens, in the tokens' type."""
     present, place, counts = experts_T.unique(return_inverse=True, return_counts=True)
-    centroids = hidden_TD.new_zeros(len(present), hidden_TD.shape[1]).index_add(0, place, hidden_TD)
-    centroids = centroids / counts.unsqueeze(1)
+    tokens = len(hidden_TD)
+    classes = len(present)
+    sums = hidden_TD.new_zeros(classes, hidden_TD.shape[1]).index_add(0, place, hidden_TD)
+    centroids = sums / counts.unsqueeze(1)
     inside = hidden_TD - centroids[place]
     between = centroids - hidden_TD.mean(0)
-    return inside.T @ inside / len(hidden_TD), between.T @ between / len(present), len(present)
+    return inside.T @ inside / tokens, between.T @ between / classes, classes
+
+
+def uneven(counts_E: Tensor, config: Config) -> dict[str, list[int]]:
+    """The dead and the dominating experts by their load; none is dead where `dead` is 0."""
+    tiny = torch.finfo(counts_E.dtype).tiny
+    relative = counts_E / counts_E.mean().clamp_min(tiny)
+    dead = relative < config.dead
+    dominating = relative > config.dominating
+    return {"dead": dead.nonzero()[:, 0].tolist(), "dominating": dominating.nonzero()[:, 0].tolist()}
 
 
 @method(
@@ -56,26 +69,26 @@ def collapse(routing: Routing, hidden_TD: Tensor, config: Config, context: Conte
     """scatter_ratio (RC), within, between (traces), experts_used, dead, dominating (lists of experts)."""
     first = real(routing.indices_TK, context)[:, 0]
     served = first >= 0
-    hidden, first = real(hidden_TD, context)[served], first[served]
+    hidden = real(hidden_TD, context)[served]
+    first = first[served]
     counts = routing.load_E(context.mask_T).double()
-    relative = counts / counts.mean().clamp_min(torch.finfo(counts.dtype).tiny)
-    result: dict[str, Any] = {
-        "scatter_ratio": None, "within": None, "between": None, "experts_used": int((counts > 0).sum()),
-        "dead": (relative < config.dead).nonzero()[:, 0].tolist() if config.dead else [],
-        "dominating": (relative > config.dominating).nonzero()[:, 0].tolist(),
-    }
+    result: dict[str, Any] = {"scatter_ratio": None, "within": None, "between": None}
+    result["experts_used"] = int((counts > 0).sum())
+    result |= uneven(counts, config)
     if not len(first):
         return result
     within, between, classes = scatter(hidden, first)
-    result |= {"within": number(within.trace()), "between": number(between.trace())}
+    result["within"] = number(within.trace())
+    result["between"] = number(between.trace())
     if classes > 1:
-        result["scatter_ratio"] = number((within @ torch.linalg.pinv(between, hermitian=True)).trace() / classes)
+        inverse = torch.linalg.pinv(between, hermitian=True)
+        ratio = (within @ inverse).trace() / classes
+        result["scatter_ratio"] = number(ratio)
     return result
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twelve tokens of width three over four experts, two each."""
-    scores = torch.randn(12, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "hidden_TD": torch.randn(12, 3, generator=generator),
-            "config": Config(), "context": Context()}
+    routing = example_routing(generator, 12)
+    hidden_TD = torch.randn(12, 3, generator=generator)
+    return {"routing": routing, "hidden_TD": hidden_TD, "config": Config(), "context": Context()}

@@ -18,7 +18,7 @@ import torch
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.analysis._parts import entropy_nats, gates_TE, number
+from mixwell.experts.analysis._parts import entropy_nats, example_routing, gates_TE, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +40,27 @@ class Config:
 def entropy(routing: Routing, config: Config, context: Context) -> dict[str, Any]:
     """token_nats, mean_gate_nats, information_nats, token_relative, mean_gate_relative, histogram (token shares)."""
     gates = gates_TE(routing, context)
-    if not len(gates):
+    tokens = len(gates)
+    bins = config.bins
+    if not tokens:
         names = ("token_nats", "mean_gate_nats", "information_nats", "token_relative", "mean_gate_relative")
-        return {**dict.fromkeys(names), "histogram": [0.0] * config.bins}
+        return {**dict.fromkeys(names), "histogram": [0.0] * bins}
     per_token = entropy_nats(gates)
-    token, mean_gate = per_token.mean(), entropy_nats(gates.mean(0))
-    full = math.log(routing.num_experts) or 1.0
-    bins = (per_token / full * config.bins).long().clamp(0, config.bins - 1)
+    token = per_token.mean()
+    mean_gate = entropy_nats(gates.mean(0))
+    full = math.log(routing.num_experts) or 1.0  # a single expert has no entropy to relate to
+    bin_T = (per_token / full * bins).long().clamp(0, bins - 1)
+    histogram = torch.bincount(bin_T, minlength=bins).double() / tokens
     return {
         "token_nats": number(token),
         "mean_gate_nats": number(mean_gate),
         "information_nats": number(mean_gate - token),
         "token_relative": number(token / full),
         "mean_gate_relative": number(mean_gate / full),
-        "histogram": (torch.bincount(bins, minlength=config.bins).double() / len(gates)).tolist(),
+        "histogram": histogram.tolist(),
     }
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    scores = torch.randn(8, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

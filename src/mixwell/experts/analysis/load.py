@@ -18,7 +18,7 @@ import torch
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.analysis._parts import entropy_nats, number
+from mixwell.experts.analysis._parts import entropy_nats, example_routing, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +34,24 @@ class Config:
 def load(routing: Routing, config: Config, context: Context) -> dict[str, Any]:
     """counts, shares (lists of E), max_over_mean, cv, effective_experts, experts_per_token, empty_slots (a share)."""
     counts = routing.load_E(context.mask_T).double()
-    tokens = routing.indices_TK.shape[0] if context.mask_T is None else int(context.mask_T.sum())
-    shares = counts / counts.sum().clamp_min(1)
-    slots = tokens * routing.indices_TK.shape[1]
+    tokens, k = routing.indices_TK.shape
+    if context.mask_T is not None:
+        tokens = int(context.mask_T.sum())
+    total = counts.sum()
+    mean = counts.mean()
+    shares = counts / total.clamp_min(1)
+    slots = tokens * k
     return {
-        "counts": [int(c) for c in counts.tolist()],
+        "counts": counts.long().tolist(),
         "shares": shares.tolist(),
-        "max_over_mean": number(counts.max() / counts.mean()),
-        "cv": number(counts.std(correction=0) / counts.mean()),
-        "effective_experts": number(entropy_nats(shares).exp()) if counts.sum() else None,
-        "experts_per_token": number(counts.sum() / tokens) if tokens else None,
-        "empty_slots": number(1 - counts.sum() / slots) if slots else None,
+        "max_over_mean": number(counts.max() / mean),
+        "cv": number(counts.std(correction=0) / mean),
+        "effective_experts": number(entropy_nats(shares).exp()) if total else None,
+        "experts_per_token": number(total / tokens) if tokens else None,
+        "empty_slots": number(1 - total / slots) if slots else None,
     }
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    scores = torch.randn(8, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

@@ -19,12 +19,19 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.analysis._parts import number, pearson, real
+from mixwell.experts.analysis._parts import example_routing, number, pearson, real
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The output norms have no option."""
+
+
+def ranks_TE(norms_TE: Tensor) -> Tensor:
+    """The rank of each expert's norm among the token's, 0 for the largest; ties go to the lower expert."""
+    order = norms_TE.argsort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks)
 
 
 @method(
@@ -33,29 +40,37 @@ class Config:
     year=2024,
 )
 def output_norm(routing: Routing, norms_TE: Tensor, config: Config, context: Context) -> dict[str, Any]:
-    """ranks (K x E shares; rank 0 is the largest norm), hits, chance, score_correlation (of scores and norms)."""
+    """ranks (K x E shares; rank 0 is the largest norm), hits, chance, score_correlation (of scores and norms).
+
+    Raises `ValueError` unless there is a norm of every expert for every token.
+    """
     if norms_TE.shape != routing.scores_TE.shape:
         raise ValueError(f"norms have shape {tuple(norms_TE.shape)}; expected {tuple(routing.scores_TE.shape)}: every "
                          "expert's output norm for every token")
-    indices, norms = real(routing.indices_TK, context), real(norms_TE, context)
-    k, experts = indices.shape[1], routing.num_experts
-    order = norms.argsort(dim=-1, descending=True, stable=True)
-    rank_TE = torch.empty_like(order).scatter_(1, order, torch.arange(experts, device=order.device).expand_as(order))
-    ranks = torch.where(indices >= 0, rank_TE.gather(1, indices.clamp_min(0)), -1)
+    indices = real(routing.indices_TK, context)
+    norms = real(norms_TE, context)
+    k = indices.shape[1]
+    experts = routing.num_experts
     filled = indices >= 0
-    counts = torch.stack([torch.bincount(ranks[:, j] + 1, minlength=experts + 1)[1:] for j in range(k)]).double()
+    rank_TK = ranks_TE(norms).gather(1, indices.clamp_min(0))
+    rank_TK = rank_TK.masked_fill(~filled, -1)
+    columns = [torch.bincount(column + 1, minlength=experts + 1)[1:] for column in rank_TK.unbind(1)]
+    counts = torch.stack(columns).double()
+    total = counts.sum(1, keepdim=True)
+    shares = counts / total.clamp_min(1)
     best = min(k, experts)
+    hits = (rank_TK[filled] < best).double()
+    scores = real(routing.scores_TE, context)
     return {
-        "ranks": (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist(),
-        "hits": number((ranks[filled] < best).double().mean()),
+        "ranks": shares.tolist(),
+        "hits": number(hits.mean()),
         "chance": best / experts,
-        "score_correlation": pearson(real(routing.scores_TE, context).flatten(), norms.flatten()),
+        "score_correlation": pearson(scores.flatten(), norms.flatten()),
     }
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each, with all experts' output norms."""
-    scores = torch.randn(8, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "norms_TE": torch.rand(8, 4, generator=generator),
-            "config": Config(), "context": Context()}
+    routing = example_routing(generator)
+    norms_TE = torch.rand(8, 4, generator=generator)
+    return {"routing": routing, "norms_TE": norms_TE, "config": Config(), "context": Context()}

@@ -20,12 +20,20 @@ import torch
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.analysis._parts import number
+from mixwell.experts.analysis._parts import example_routing, number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The repetition has no option."""
+
+
+def chance_in_common(experts: int, k: int) -> float:
+    """1 - C(E - K, K) / C(E, K): the chance that two draws of K experts share one."""
+    if k > experts:
+        return 1.0
+    apart = math.comb(max(experts - k, 0), k)
+    return 1 - apart / math.comb(experts, k)
 
 
 @method(
@@ -34,32 +42,39 @@ class Config:
     year=2024,
 )
 def repetition(routing: Routing, config: Config, context: Context) -> dict[str, Any]:
-    """pairs (neighbours counted), first, first_chance, first_chance_at_load, any, any_chance."""
+    """pairs (neighbours counted), first, first_chance, first_chance_at_load, any, any_chance.
+
+    Raises `ValueError` where the context's rows and places do not make up the tokens.
+    """
     tokens, k = routing.indices_TK.shape
-    rows, width = context.batch_shape or (1, tokens)
-    if rows * width != tokens:
-        raise ValueError(f"batch_shape is {(rows, width)} for {tokens} tokens; expected rows times places")
-    indices = routing.indices_TK.view(rows, width, k)
-    mask = torch.ones(rows, width, dtype=torch.bool) if context.mask_T is None else context.mask_T.view(rows, width)
-    both = mask[:, :-1] & mask[:, 1:]
-    before, after = indices[:, :-1][both], indices[:, 1:][both]
-    first = (before[:, 0] == after[:, 0]) & (before[:, 0] >= 0)
-    common = ((before.unsqueeze(2) == after.unsqueeze(1)) & (before >= 0).unsqueeze(2)).flatten(1).any(1)
-    firsts = indices[..., 0][mask]
-    shares = torch.bincount(firsts + 1, minlength=routing.num_experts + 1)[1:].double() / max(len(firsts), 1)
+    shape = context.batch_shape or (1, tokens)
+    if shape[0] * shape[1] != tokens:
+        raise ValueError(f"batch_shape is {shape} for {tokens} tokens; expected rows times places")
+    indices_BSK = routing.indices_TK.view(*shape, k)
+    mask = torch.ones(shape, dtype=torch.bool) if context.mask_T is None else context.mask_T.view(shape)
+    both_real = mask[:, :-1] & mask[:, 1:]
+    before = indices_BSK[:, :-1][both_real]
+    after = indices_BSK[:, 1:][both_real]
+    filled = before >= 0
+    first = (before[:, 0] == after[:, 0]) & filled[:, 0]
+    same_NKK = before.unsqueeze(2) == after.unsqueeze(1)
+    common = (same_NKK & filled.unsqueeze(2)).flatten(1).any(1)
     experts = routing.num_experts
+    first_choices = indices_BSK[..., 0][mask]
+    counts = torch.bincount(first_choices + 1, minlength=experts + 1)[1:]
+    shares = counts.double() / max(len(first_choices), 1)
     return {
         "pairs": len(before),
         "first": number(first.double().mean()),
         "first_chance": 1 / experts,
         "first_chance_at_load": number(shares.square().sum()),
         "any": number(common.double().mean()),
-        "any_chance": 1 - math.comb(max(experts - k, 0), k) / math.comb(experts, k) if k <= experts else 1.0,
+        "any_chance": chance_in_common(experts, k),
     }
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four tokens over four experts, two each."""
-    scores = torch.randn(8, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(), "context": Context(batch_shape=(2, 4))}
+    routing = example_routing(generator)
+    context = Context(batch_shape=(2, 4))
+    return {"routing": routing, "config": Config(), "context": context}

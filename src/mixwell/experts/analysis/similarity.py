@@ -45,6 +45,10 @@ def expert_cosines(weights_EFD: Tensor, config: Config) -> Tensor:
     return torch.einsum("ifd,jfd->ij", unit, unit) / weights_EFD.shape[1]
 
 
+def _of(matrix: Tensor) -> dict[str, Any]:
+    return {"matrix": matrix.tolist(), "mean": mean_off_diagonal(matrix)}
+
+
 @method(
     title="Expert and router similarity",
     paper="A Closer Look into Mixture-of-Experts in Large Language Models",
@@ -55,21 +59,24 @@ def similarity(gate_up_EFD: Tensor, down_EDF: Tensor, config: Config, context: C
                router_ED: Tensor | None = None) -> dict[str, Any]:
     """For gate, up, down (and router): matrix (E x E), mean off its diagonal, agreement with the router (or None)."""
     gate, up = gate_up_EFD.chunk(2, dim=1)
-    matrices = {"gate": expert_cosines(gate, config), "up": expert_cosines(up, config),
-                "down": expert_cosines(down_EDF.transpose(1, 2), config)}
+    down = down_EDF.transpose(1, 2)
     router = None if router_ED is None else cosines(router_ED)
-    upper = torch.triu_indices(len(gate), len(gate), 1, device=gate.device).unbind()
+    experts = len(gate)
+    upper = torch.triu_indices(experts, experts, 1, device=gate.device).unbind()
     result: dict[str, Any] = {}
-    for name, matrix in matrices.items():
+    for name, weights in (("gate", gate), ("up", up), ("down", down)):
+        matrix = expert_cosines(weights, config)
         agreement = None if router is None else pearson(matrix[upper], router[upper])
-        result[name] = {"matrix": matrix.tolist(), "mean": mean_off_diagonal(matrix), "router_agreement": agreement}
+        result[name] = {**_of(matrix), "router_agreement": agreement}
     if router is not None:
-        result["router"] = {"matrix": router.tolist(), "mean": mean_off_diagonal(router)}
+        result["router"] = _of(router)
     return result
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Four experts of width six and hidden width five, with their router."""
-    return {"gate_up_EFD": torch.randn(4, 10, 6, generator=generator),
-            "down_EDF": torch.randn(4, 6, 5, generator=generator), "config": Config(), "context": Context(),
-            "router_ED": torch.randn(4, 6, generator=generator)}
+    gate_up_EFD = torch.randn(4, 10, 6, generator=generator)
+    down_EDF = torch.randn(4, 6, 5, generator=generator)
+    router_ED = torch.randn(4, 6, generator=generator)
+    return {"gate_up_EFD": gate_up_EFD, "down_EDF": down_EDF, "config": Config(), "context": Context(),
+            "router_ED": router_ED}

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.analysis._parts import entropy_nats, number, real
+from mixwell.experts.analysis._parts import entropy_nats, example_routing, number, real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,24 @@ class Config:
             raise ValueError(f"least is {self.least}; expected at least 1")
 
 
+def slots_by_group(indices_TK: Tensor, group_T: Tensor, groups: int, experts: int) -> Tensor:
+    """How many slots of each group went to each expert, float64 [G, E]."""
+    width = experts + 1  # the first column takes the empty slots, index -1
+    cells = group_T.unsqueeze(1) * width + indices_TK + 1
+    counts = torch.bincount(cells.flatten(), minlength=groups * width)
+    return counts.view(-1, width)[:, 1:].double()
+
+
+def information_nats(counts_GE: Tensor) -> Tensor:
+    """Mutual information of group and expert, H(g) + H(e) - H(g, e)."""
+    total = counts_GE.sum().clamp_min(1)
+    joint = counts_GE / total
+    of_expert = entropy_nats(joint.sum(0))
+    of_group = entropy_nats(joint.sum(1))
+    of_both = entropy_nats(joint.flatten())
+    return of_expert + of_group - of_both
+
+
 @method(
     title="Specialisation by domain or token",
     paper="Mixtral of Experts",
@@ -42,37 +61,36 @@ class Config:
 def specialisation(routing: Routing, config: Config, context: Context) -> dict[str, Any]:
     """groups (ids), tokens of each, shares (G x E), top_expert and top_share of each, information_nats, mean_top_share.
 
-    mean_top_share weighs groups by their tokens.
+    mean_top_share weighs groups by their tokens. Raises `ValueError` where the context lacks what groups the tokens.
     """
-    keys = context.labels_T if config.by == "domain" else context.token_ids_T
+    name = "labels_T" if config.by == "domain" else "token_ids_T"
+    keys = getattr(context, name)
     if keys is None:
-        raise ValueError(f"specialisation by {config.by} needs Context."
-                         f"{'labels_T' if config.by == 'domain' else 'token_ids_T'}")
-    indices, keys = real(routing.indices_TK, context), real(keys, context)
+        raise ValueError(f"specialisation by {config.by} needs Context.{name}")
+    indices = real(routing.indices_TK, context)
+    keys = real(keys, context)
     groups, place, tokens = keys.unique(return_inverse=True, return_counts=True)
-    experts = routing.num_experts
-    cells = (place.unsqueeze(1) * (experts + 1) + indices + 1).flatten()
-    counts = torch.bincount(cells, minlength=len(groups) * (experts + 1)).view(-1, experts + 1)[:, 1:].double()
+    counts = slots_by_group(indices, place, len(groups), routing.num_experts)
     frequent = tokens >= config.least
-    counts, groups, tokens = counts[frequent], groups[frequent], tokens[frequent]
+    counts = counts[frequent]
+    groups = groups[frequent]
+    tokens = tokens[frequent]
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
-    joint = counts / counts.sum().clamp_min(1)
-    information = entropy_nats(joint.sum(0)) + entropy_nats(joint.sum(1)) - entropy_nats(joint.flatten())
     top = shares.max(1)
+    weighed = (top.values * tokens).sum() / tokens.sum()
     return {
         "groups": groups.tolist(),
         "tokens": tokens.tolist(),
         "shares": shares.tolist(),
         "top_expert": top.indices.tolist(),
         "top_share": top.values.tolist(),
-        "information_nats": number(information),
-        "mean_top_share": number((top.values * tokens).sum() / tokens.sum()) if len(groups) else None,
+        "information_nats": number(information_nats(counts)),
+        "mean_top_share": number(weighed) if len(groups) else None,
     }
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of two domains over four experts, two each."""
-    scores = torch.randn(8, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(),
-            "context": Context(labels_T=torch.tensor([0, 0, 1, 1, 0, 1, 0, 1]))}
+    routing = example_routing(generator)
+    labels_T = torch.tensor([0, 0, 1, 1, 0, 1, 0, 1])
+    return {"routing": routing, "config": Config(), "context": Context(labels_T=labels_T)}

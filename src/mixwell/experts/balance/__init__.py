@@ -1,1 +1,1 @@
-"""Balance rules: from a `Routing` to a scalar loss. The contract is on `_parts.BalanceLoss`."""
+"""Balance rules: from a `Routing` to a scalar loss. The contract is in `_parts`."""

@@ -10,11 +10,20 @@ import torch
 from torch import Tensor
 
 from mixwell.core.routing import Context, Routing
+from mixwell.mixing import normalised
 
 
 def kept(values: Tensor, context: Context) -> Tensor:
     """Rows of real tokens: `values[mask]`, or all of them where there is no mask."""
     return values if context.mask_T is None else values[context.mask_T]
+
+
+def example_routing(generator: torch.Generator) -> Routing:
+    """Eight tokens over four experts, two each: the smallest valid routing with logits."""
+    logits = torch.randn(8, 4, generator=generator)
+    scores = logits.softmax(-1)
+    weights, indices = scores.topk(2, dim=-1)
+    return Routing(indices, weights, scores, logits)
 
 
 def load_fractions(routing: Routing, context: Context) -> Tensor:
@@ -25,6 +34,5 @@ def load_fractions(routing: Routing, context: Context) -> Tensor:
 
 def mean_scores(routing: Routing, context: Context) -> Tensor:
     """P_E: the mean score of each expert over real tokens, each token's scores first scaled to sum to 1."""
-    scores = kept(routing.scores_TE, context)
-    shares = scores / scores.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
-    return shares.sum(0) / max(shares.shape[0], 1)
+    shares = normalised(kept(routing.scores_TE, context))
+    return shares.sum(0) / max(len(shares), 1)

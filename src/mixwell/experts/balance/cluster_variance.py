@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.balance._parts import kept, mean_scores
+from mixwell.experts.balance._parts import example_routing, kept, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,10 @@ class Config:
     over: Literal["batch", "token"] = "batch"  # variance of the mean probabilities, or of each token's
 
     def __post_init__(self) -> None:
-        if self.clusters < 1 or not self.rho >= 0:
-            raise ValueError(f"clusters is {self.clusters} and rho is {self.rho}; expected at least 1, and 0 or more")
+        clusters = self.clusters
+        rho = self.rho
+        if clusters < 1 or not rho >= 0:
+            raise ValueError(f"clusters is {clusters} and rho is {rho}; expected at least 1, and 0 or more")
 
 
 def spread(shares: Tensor, clusters: int, rho: float) -> Tensor:
@@ -44,30 +46,34 @@ def spread(shares: Tensor, clusters: int, rho: float) -> Tensor:
     within = grouped.var(-1, correction=0).mean(-1)
     if clusters == 1 or not rho:
         return within
-    best = grouped.mean(-1).topk(2, dim=-1).values
-    return within * (-rho * (best[..., 0] - best[..., 1])).exp()
+    best, second = grouped.mean(-1).topk(2, dim=-1).values.unbind(-1)
+    discount = (-rho * (best - second)).exp()
+    return within * discount
 
 
 @method(
     title="Cluster variance",
     paper="MoEC: Mixture of Expert Clusters",
     year=2022,
-    tags={"scores"},
 )
 def cluster_variance(routing: Routing, config: Config, context: Context) -> Tensor:
-    """N^2 times the variance inside clusters, discounted by the distance between them; a scalar, 0 or more."""
+    """N^2 times the variance inside clusters, discounted by the distance between them; a scalar, 0 or more.
+
+    Raises `ValueError` where the experts do not divide into the clusters.
+    """
     experts = routing.num_experts
     if experts % config.clusters:
         raise ValueError(f"{experts} experts do not divide into {config.clusters} clusters")
     if config.over == "batch":
-        return experts**2 * spread(mean_scores(routing, context), config.clusters, config.rho)
+        mean = mean_scores(routing, context)
+        of_mean = spread(mean, config.clusters, config.rho)
+        return experts**2 * of_mean
     scores = kept(routing.scores_TE, context)
-    return experts**2 * spread(scores, config.clusters, config.rho).sum() / max(len(scores), 1)
+    each = spread(scores, config.clusters, config.rho)
+    tokens = max(len(scores), 1)
+    return experts**2 * each.sum() / tokens
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts in two clusters, two each."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

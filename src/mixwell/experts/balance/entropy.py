@@ -25,7 +25,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.balance._parts import kept
+from mixwell.experts.balance._parts import example_routing, kept
+from mixwell.mixing import normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,11 @@ class Config:
 def log_gates(routing: Routing, context: Context) -> Tensor:
     """log p of real tokens [T, E]."""
     if routing.logits_TE is not None:
-        return kept(routing.logits_TE, context).log_softmax(-1)
+        logits = kept(routing.logits_TE, context)
+        return logits.log_softmax(-1)
     scores = kept(routing.scores_TE, context)
     tiny = torch.finfo(scores.dtype).tiny
-    return (scores / scores.sum(-1, keepdim=True).clamp_min(tiny)).clamp_min(tiny).log()
+    return normalised(scores).clamp_min(tiny).log()
 
 
 def entropy_of(log_p: Tensor) -> Tensor:
@@ -57,24 +59,22 @@ def entropy_of(log_p: Tensor) -> Tensor:
         "Approximating Two-Layer Feedforward Networks for Efficient Transformers",
     ),
     year=2023,
-    tags={"scores", "logits"},
 )
 def entropy(routing: Routing, config: Config, context: Context) -> Tensor:
     """The chosen entropy loss in nats, a scalar: from -log E to 0, or from 0 to log E for `token`."""
     log_p = log_gates(routing, context)
-    if not len(log_p):
+    tokens = len(log_p)
+    if not tokens:
         return log_p.sum()
     loss = log_p.new_zeros(())
     if config.rule != "batch":
         loss = loss + entropy_of(log_p).mean()
     if config.rule != "token":
-        loss = loss - entropy_of(log_p.logsumexp(0) - math.log(len(log_p)))
+        log_mean = log_p.logsumexp(0) - math.log(tokens)
+        loss = loss - entropy_of(log_mean)
     return loss
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

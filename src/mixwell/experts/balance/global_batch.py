@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.balance._parts import mean_scores
+from mixwell.experts.balance._parts import example_routing, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class Buffer:
     def add(self, load_E: Tensor, step: int) -> Tensor:
         """Add one micro-batch's load and return the sum over those of the same optimiser step."""
         if self.step != step or self.load_E is None:
-            self.step, self.load_E = step, torch.zeros_like(load_E)
+            self.step = step
+            self.load_E = torch.zeros_like(load_E)
         self.load_E = self.load_E + load_E
         return self.load_E
 
@@ -59,7 +60,7 @@ def reduced(load_E: Tensor) -> Tensor:
     title="Global-batch balance loss",
     paper="Demons in the Detail: On Implementing Load Balancing Loss for Training Specialized Mixture-of-Expert Models",
     year=2025,
-    tags={"scores", "one-at-balance"},
+    tags={"one-at-balance"},
 )
 def global_batch(routing: Routing, config: Config, context: Context, buffer: Buffer | None = None) -> Tensor:
     """N sum_i f_i P_i as a scalar. Without a buffer f is that of this micro-batch (over all ranks)."""
@@ -68,13 +69,12 @@ def global_batch(routing: Routing, config: Config, context: Context, buffer: Buf
         load = reduced(load)
     if buffer is not None:
         load = buffer.add(load, context.step)
-    share = load.to(routing.scores_TE.dtype) / load.sum().clamp_min(1)
-    return routing.num_experts * (share * mean_scores(routing, context)).sum()
+    total = load.sum().clamp_min(1)
+    share = load.to(routing.scores_TE.dtype) / total
+    agreement = share * mean_scores(routing, context)
+    return routing.num_experts * agreement.sum()
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.balance._parts import kept
+from mixwell.experts.balance._parts import example_routing, kept
+from mixwell.mixing import check_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +36,19 @@ class Config:
     noise_std: float | None = None  # s, in units of the logits, above 0; default 1 / E
 
     def __post_init__(self) -> None:
-        if not (self.importance >= 0 and self.load >= 0 and self.importance + self.load > 0):
-            raise ValueError(f"importance is {self.importance} and load is {self.load}; expected 0 or more, not both 0")
-        if self.noise_std is not None and not self.noise_std > 0:
-            raise ValueError(f"noise_std is {self.noise_std}; expected a number above 0")
+        importance = self.importance
+        load = self.load
+        weights = importance >= 0 and load >= 0
+        if not (weights and importance + load > 0):
+            raise ValueError(f"importance is {importance} and load is {load}; expected 0 or more, not both 0")
+        check_above(self, noise_std=0)
 
 
 def squared_variation(values_E: Tensor) -> Tensor:
     """CV^2: population variance over squared mean; 0 where all values are equal."""
-    return values_E.var(correction=0) / values_E.mean().square().clamp_min(torch.finfo(values_E.dtype).tiny)
+    tiny = torch.finfo(values_E.dtype).tiny
+    mean_square = values_E.mean().square()
+    return values_E.var(correction=0) / mean_square.clamp_min(tiny)
 
 
 def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std: Tensor | float, k: int) -> Tensor:
@@ -52,34 +57,39 @@ def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std: Tensor | float, k: int)
     if k >= experts:
         return clean_TE.new_full((experts,), float(tokens))
     best = noisy_TE.topk(k + 1, dim=-1).values
-    inside = noisy_TE > best[:, k:]
-    threshold = torch.where(inside, best[:, k:], best[:, k - 1 : k])
-    return (0.5 * (1 + torch.erf((clean_TE - threshold) / std / math.sqrt(2)))).sum(0)
+    last_in, first_out = best[:, -2:].split(1, dim=1)
+    inside = noisy_TE > first_out
+    threshold = torch.where(inside, first_out, last_in)
+    z = (clean_TE - threshold) / std / math.sqrt(2)
+    chance = 0.5 * (1 + torch.erf(z))
+    return chance.sum(0)
 
 
 @method(
     title="Importance and load losses",
     paper="Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
     year=2017,
-    tags={"scores", "logits"},
 )
 def importance_load(routing: Routing, config: Config, context: Context) -> Tensor:
-    """Weighted sum of the two squared coefficients of variation, a scalar; 0 at perfect balance."""
+    """Weighted sum of the two squared coefficients of variation, a scalar; 0 at perfect balance.
+
+    Raises `ValueError` where the load term is asked for and the router has no logits.
+    """
     loss = routing.scores_TE.new_zeros(())
     if config.importance:
-        loss = loss + config.importance * squared_variation(kept(routing.dense_TE(), context).sum(0))
-    if config.load:
-        if routing.logits_TE is None:
-            raise ValueError("the load term needs router logits, and this router has none; set load: 0")
-        logits = kept(routing.logits_TE, context)
-        std = config.noise_std or 1 / routing.num_experts
-        loss = loss + config.load * squared_variation(smooth_load(logits, logits, std, routing.indices_TK.shape[1]))
-    return loss
+        importance = kept(routing.dense_TE(), context).sum(0)
+        loss = loss + config.importance * squared_variation(importance)
+    if not config.load:
+        return loss
+    if routing.logits_TE is None:
+        raise ValueError("the load term needs router logits, and this router has none; set load: 0")
+    logits = kept(routing.logits_TE, context)
+    std = config.noise_std or 1 / routing.num_experts
+    k = routing.indices_TK.shape[1]
+    load = smooth_load(logits, logits, std, k)
+    return loss + config.load * squared_variation(load)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

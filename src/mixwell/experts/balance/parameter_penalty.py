@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.balance._parts import load_fractions, mean_scores
+from mixwell.experts.balance._parts import example_routing, load_fractions, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,9 @@ class Config:
     title="Parameter penalty by expert size",
     paper="HMoE: Heterogeneous Mixture of Experts for Language Modeling",
     year=2024,
-    tags={"scores"},
 )
 def parameter_penalty(routing: Routing, config: Config, context: Context) -> Tensor:
-    """N sum_i f_i (h_i / mean h) P_i as a scalar."""
+    """N sum_i f_i (h_i / mean h) P_i as a scalar; raises `ValueError` unless there is one size for each expert."""
     if len(config.sizes) != routing.num_experts:
         raise ValueError(f"{len(config.sizes)} sizes for {routing.num_experts} experts; give one for each")
     sizes = routing.scores_TE.new_tensor(config.sizes)
@@ -51,8 +50,5 @@ def parameter_penalty(routing: Routing, config: Config, context: Context) -> Ten
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts of arithmetic sizes, two each."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(sizes=(9, 11, 13, 15)),
-            "context": Context()}
+    config = Config(sizes=(9, 11, 13, 15))
+    return {"routing": example_routing(generator), "config": config, "context": Context()}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.balance._parts import load_fractions, mean_scores
+from mixwell.experts.balance._parts import example_routing, load_fractions, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +32,15 @@ class Config:
     title="Switch balance loss",
     paper="Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity",
     year=2021,
-    tags={"scores", "one-at-balance"},
+    tags={"one-at-balance"},
 )
 def switch(routing: Routing, config: Config, context: Context) -> Tensor:
     """N sum_i f_i P_i as a scalar; 1 at perfect balance, up to N at collapse."""
-    return routing.num_experts * (load_fractions(routing, context) * mean_scores(routing, context)).sum()
+    load = load_fractions(routing, context)
+    scores = mean_scores(routing, context)
+    return routing.num_experts * (load * scores).sum()
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
+from mixwell.experts.balance._parts import example_routing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,11 @@ class Config:
 
 def gradient_cosines(gradients_NG: Tensor, experts_N: Tensor, num_experts: int) -> Tensor:
     """Cosine of each slot's gradient to the sum (hence the mean) over its expert's slots [N]; 0 where either is 0."""
-    sums_EG = gradients_NG.new_zeros(num_experts, gradients_NG.shape[1]).index_add(0, experts_N, gradients_NG)
-    return torch.nn.functional.cosine_similarity(gradients_NG, sums_EG[experts_N], dim=1)
+    width = gradients_NG.shape[1]
+    nothing = gradients_NG.new_zeros(num_experts, width)
+    sums_EG = nothing.index_add(0, experts_N, gradients_NG)
+    sums_NG = sums_EG[experts_N]
+    return cosine_similarity(gradients_NG, sums_NG, dim=1)
 
 
 def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num_experts: int) -> Tensor:
@@ -47,13 +52,17 @@ def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num
     outputs_NO: gradient of the loss at the matrix' output; inputs_NI: its input.
     """
     cosines = outputs_NO.new_zeros(len(experts_N))
-    for e in range(num_experts):
-        rows = (experts_N == e).nonzero()[:, 0]
-        delta, x = outputs_NO[rows], inputs_NI[rows]
+    tiny = torch.finfo(cosines.dtype).tiny
+    for expert in range(num_experts):
+        rows = (experts_N == expert).nonzero()[:, 0]
+        delta = outputs_NO[rows]
+        x = inputs_NI[rows]
         total_OI = delta.T @ x
-        norms = delta.norm(dim=1) * x.norm(dim=1) * total_OI.norm()
+        # of outer products: |d x^T| = |d| |x|, and <d x^T, G> = d G x
+        norms = delta.norm(dim=1) * x.norm(dim=1)
+        norms = norms * total_OI.norm()
         dots = ((delta @ total_OI) * x).sum(1)
-        cosines[rows] = dots / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        cosines[rows] = dots / norms.clamp_min(tiny)
     return cosines
 
 
@@ -61,14 +70,14 @@ def factor_cosines(outputs_NO: Tensor, inputs_NI: Tensor, experts_N: Tensor, num
     title="Token gradient conflict",
     paper="Solving Token Gradient Conflict in Mixture-of-Experts for Large Vision-Language Model",
     year=2024,
-    tags={"logits", "own-inputs"},
+    tags={"own-inputs"},
 )
 def token_gradient_conflict(routing: Routing, config: Config, context: Context,
                             cosines_TK: Tensor | None = None) -> Tensor:
     """Mean of - log softmax(-h)_e over conflicting slots, a scalar; 0 where none conflicts. Padding never conflicts.
 
     cosines_TK: of every slot's gradient to its expert's mean; it comes from a backward pass, so that a layer's forward
-    pass alone cannot apply this rule.
+    pass alone cannot apply this rule. Raises `ValueError` without them, and where the router has no logits.
     """
     if cosines_TK is None:
         raise ValueError("token_gradient_conflict needs the cosines of token gradients, which a backward pass gives; "
@@ -80,13 +89,12 @@ def token_gradient_conflict(routing: Routing, config: Config, context: Context,
         conflicting = conflicting & context.mask_T.unsqueeze(1)
     away_TE = -(-routing.logits_TE).log_softmax(-1)
     away_TK = away_TE.gather(1, routing.indices_TK.clamp_min(0))
-    return (away_TK * conflicting).sum() / conflicting.sum().clamp_min(1)
+    count = conflicting.sum().clamp_min(1)
+    return (away_TK * conflicting).sum() / count
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each, with a cosine for each slot."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context(),
-            "cosines_TK": 2 * torch.rand(8, 2, generator=generator) - 1}
+    routing = example_routing(generator)
+    cosines_TK = 2 * torch.rand(8, 2, generator=generator) - 1
+    return {"routing": routing, "config": Config(), "context": Context(), "cosines_TK": cosines_TK}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.balance._parts import kept
+from mixwell.experts.balance._parts import example_routing, kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +30,16 @@ class Config:
     title="Router z-loss",
     paper="ST-MoE: Designing Stable and Transferable Sparse Expert Models",
     year=2022,
-    tags={"logits"},
 )
 def z_loss(routing: Routing, config: Config, context: Context) -> Tensor:
-    """Mean squared log-partition of the router's logits, a scalar; raises where a router has no logits."""
+    """Mean squared log-partition of the router's logits, a scalar; raises `ValueError` where a router has no logits."""
     if routing.logits_TE is None:
         raise ValueError("z_loss needs router logits, and this router has none; leave z_loss out of `balance`")
-    log_z = torch.logsumexp(kept(routing.logits_TE, context), dim=-1)
-    return log_z.square().sum() / max(log_z.shape[0], 1)
+    logits = kept(routing.logits_TE, context)
+    log_z = torch.logsumexp(logits, dim=-1)
+    return log_z.square().sum() / max(len(log_z), 1)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens over four experts, two each."""
-    logits = torch.randn(8, 4, generator=generator)
-    scores = logits.softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores, logits), "config": Config(), "context": Context()}
+    return {"routing": example_routing(generator), "config": Config(), "context": Context()}

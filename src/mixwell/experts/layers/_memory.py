@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.experts.layers._parts import normal_parameter
+from mixwell.kernels.norm import wide
+from mixwell.mixing import normal_parameter
 
 _BLOCK_BYTES = 8 << 20  # of table rows gathered at a time
 
@@ -23,12 +24,16 @@ def product_top_k(rows_Rn: Tensor, columns_Rn: Tensor, k: int) -> tuple[Tensor, 
 
     Exact: the sum of the i-th and the j-th best (from 1) has i j - 1 sums before it, so that only i j <= k can enter.
     """
+    size = rows_Rn.shape[-1]
     best_rows, i = rows_Rn.topk(k, dim=-1)
     best_columns, j = columns_Rn.topk(k, dim=-1)
     pairs = [(a, b) for a in range(k) for b in range(k) if (a + 1) * (b + 1) <= k]
     first, second = torch.tensor(pairs, device=rows_Rn.device).T
-    scores, chosen = (best_rows[..., first] + best_columns[..., second]).topk(k, dim=-1)
-    return scores, i.gather(-1, first[chosen]) * rows_Rn.shape[-1] + j.gather(-1, second[chosen])
+    sums = best_rows[..., first] + best_columns[..., second]
+    scores, chosen = sums.topk(k, dim=-1)
+    rows = i.gather(-1, first[chosen])
+    columns = j.gather(-1, second[chosen])
+    return scores, rows * size + columns
 
 
 class ProductKeys(nn.Module):
@@ -45,12 +50,16 @@ class ProductKeys(nn.Module):
 
     def scores(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of both halves of the keys, two of [T, H, n], in float32 or better."""
-        x = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
-        queries = F.linear(x, self.query.to(x.dtype).flatten(0, 1)).unflatten(-1, self.query.shape[:2])
+        x = wide(x_TD)
+        heads, width, _ = self.query.shape
+        maps = self.query.to(x.dtype).flatten(0, 1)
+        queries = F.linear(x, maps)
+        queries = queries.unflatten(-1, (heads, width))
         if self.normalise:
-            queries = F.layer_norm(queries, queries.shape[-1:])
+            queries = F.layer_norm(queries, (width,))
         halves = queries.unflatten(-1, (2, -1))
-        both = torch.einsum("thpc,hpnc->pthn", halves, self.keys.to(x.dtype))
+        keys = self.keys.to(x.dtype)
+        both = torch.einsum("thpc,hpnc->pthn", halves, keys)
         return both[0], both[1]
 
     def forward(self, x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -76,26 +85,33 @@ class _Dots(torch.autograd.Function):
         ctx.save_for_backward(x_TD, table_ND, slots_TS)
         result = x_TD.new_empty(slots_TS.shape)
         for rows in _blocks(x_TD, slots_TS):
-            result[rows] = torch.bmm(table_ND[slots_TS[rows]], x_TD[rows].unsqueeze(-1)).squeeze(-1)
+            gathered = table_ND[slots_TS[rows]]
+            dots = torch.bmm(gathered, x_TD[rows].unsqueeze(-1))
+            result[rows] = dots.squeeze(-1)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_TS: Tensor):
         x_TD, table_ND, slots_TS = ctx.saved_tensors
-        grad_x = weighted_rows(table_ND, slots_TS, grad_TS) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
+        needs_x, needs_table, _ = ctx.needs_input_grad
+        grad_x = weighted_rows(table_ND, slots_TS, grad_TS) if needs_x else None
+        if not needs_table:
             return grad_x, None, None
         grad_table = torch.zeros_like(table_ND)
         for rows in _blocks(x_TD, slots_TS):
-            products = grad_TS[rows].unsqueeze(-1) * x_TD[rows].unsqueeze(1)
-            grad_table.index_add_(0, slots_TS[rows].flatten(), products.flatten(0, 1))
+            x = x_TD[rows].unsqueeze(1)
+            products = grad_TS[rows].unsqueeze(-1) * x
+            slots = slots_TS[rows].flatten()
+            grad_table.index_add_(0, slots, products.flatten(0, 1))
         return grad_x, grad_table, None
 
 
 def _blocks(x_TD: Tensor, slots_TS: Tensor) -> list[slice]:
-    size = max(1, _BLOCK_BYTES // max(1, slots_TS.shape[1] * x_TD.shape[1] * x_TD.element_size()))
-    return [slice(start, start + size) for start in range(0, x_TD.shape[0], size)]
+    tokens, width = x_TD.shape
+    row_bytes = slots_TS.shape[1] * width * x_TD.element_size()
+    size = max(1, _BLOCK_BYTES // max(1, row_bytes))
+    return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
 def dots_with_rows(x_TD: Tensor, table_ND: Tensor, slots_TS: Tensor) -> Tensor:

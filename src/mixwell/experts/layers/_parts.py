@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
 from mixwell.kernels.experts import expert_mlp
 from mixwell.kernels.linear import Weight, linear
+from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, normal_parameter
 
 
 class ChannelMixer(nn.Module):
@@ -39,8 +39,10 @@ class ChannelMixer(nn.Module):
     def after_step(self, routings: Sequence[Routing]) -> None:
         """Called after each optimiser step with the routings of its forward passes; routers follow their load here."""
         router = getattr(self, "router", None)
-        if routings and hasattr(router, "update"):
-            router.update(torch.stack([routing.load_E() for routing in routings]).sum(0))  # type: ignore[union-attr]
+        if not routings or not hasattr(router, "update"):
+            return
+        loads = [routing.load_E() for routing in routings]
+        router.update(torch.stack(loads).sum(0))  # type: ignore[union-attr]
 
 
 class Gate(nn.Module):
@@ -56,30 +58,21 @@ class Gate(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, outputs]."""
-        x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
-        return nn.functional.linear(x_TD, self.weight.to(x_TD.dtype), self.bias)
-
-
-def normal_parameter(shape: tuple[int, ...], generator: torch.Generator | None, std: float = 0.02) -> nn.Parameter:
-    """A float32 parameter of normal draws, std 0.02 unless told."""
-    return nn.Parameter(normal(shape, std, generator))
+        x = wide(x_TD)
+        weight = self.weight.to(x.dtype)
+        return nn.functional.linear(x, weight, self.bias)
 
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
 
 
-def check_least(config: Any, **least: int) -> None:
-    """Refuse a field of `config` below its least value."""
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ValueError(f"{name} is {getattr(config, name)}; expected at least {value}")
-
-
 def routed_swiglu(layer: nn.Module, x_TD: Tensor, routing: Routing) -> Tensor:
     """The tokens through the SwiGLU experts they chose: the layer's gate_up_proj [E, 2 F, D], down_proj [E, D, F]."""
     order = plan(routing.indices_TK, routing.num_experts)
-    rows = expert_mlp(dispatch(x_TD, order), order.counts_E, weight_of(layer, "gate_up_proj"),
-                      weight_of(layer, "down_proj"))
+    rows = dispatch(x_TD, order)
+    gate_up = weight_of(layer, "gate_up_proj")
+    down = weight_of(layer, "down_proj")
+    rows = expert_mlp(rows, order.counts_E, gate_up, down)
     return combine(rows, order, routing.weights_TK)
 
 
@@ -87,13 +80,21 @@ def routed_mlp(x_TD: Tensor, routing: Routing, up_proj: Weight, down_proj: Weigh
                activation: Callable[[Tensor], Tensor]) -> Tensor:
     """The tokens through the two-matrix experts that they chose: up_proj [E, F, D], down_proj [E, D, F]."""
     order = plan(routing.indices_TK, routing.num_experts)
-    counts = order.counts_E.tolist()
-    parts = dispatch(x_TD, order).split(counts)
-    rows = [linear(activation(linear(part, up)), down)
-            for part, up, down in zip(parts, _experts_of(up_proj), _experts_of(down_proj)) if part.shape[0]]
-    return combine(torch.cat(rows) if rows else x_TD[:0], order, routing.weights_TK)
+    parts = dispatch(x_TD, order).split(order.counts_E.tolist())
+    experts = zip(parts, _experts_of(up_proj), _experts_of(down_proj))
+    rows = []
+    for part, up, down in experts:
+        if not len(part):
+            continue
+        hidden = activation(linear(part, up))
+        rows.append(linear(hidden, down))
+    whole = torch.cat(rows) if rows else x_TD[:0]
+    return combine(whole, order, routing.weights_TK)
 
 
 def _experts_of(weight: Weight) -> list[Weight]:
     """One weight for each expert; a plain stack is unbound in one step, so that its gradient is written once."""
-    return list(weight.unbind(0)) if isinstance(weight, Tensor) else [weight[e] for e in range(weight.shape[0])]
+    if isinstance(weight, Tensor):
+        return list(weight.unbind(0))
+    experts = range(weight.shape[0])
+    return [weight[expert] for expert in experts]

@@ -5,7 +5,7 @@
     With other inner sizes: u = P_in x Q_in before, and y = P_out (a + b) Q_out after.
     When an expert is full, it keeps the slots of its highest scores (importance-score routing).
 **Shapes:** x [B * S, D]; token_up_proj [E1, F1, S'], token_down_proj [E1, S', F1]; up_proj [E2, F2, C'], down_proj
-    [E2, C', F2]; S' = S and C' = D unless told; P_in [S', S], Q_in [D, C'].
+    [E2, C', F2]; S' = S and C' = D by default; P_in [S', S], Q_in [D, C'].
 **Reference:** Lou et al. 2021, Sparse-MLP (2109.02008), sections 3.2 to 3.5.
 **Differs:** from memory of the paper. The first norm is the caller's; RMS norm between the stages; no biases. The maps
     between the sizes are linear. Importance-score routing is the overflow rule `priority`, by each slot's own score.
@@ -25,13 +25,20 @@ from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_mlp
+from mixwell.core.routing import Context
+from mixwell.experts.layers._parts import ChannelMixer, routed_mlp
 from mixwell.kernels.linear import linear
 from mixwell.kernels.norm import RMSNorm
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_overflow, build_router
-
-GELU = nn.functional.gelu
+from mixwell.mixing import (
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_overflow,
+    build_router,
+    check_above,
+    check_least,
+    normal_parameter,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,28 +60,28 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, seq_len=1, token_experts=1, channel_experts=1, token_hidden_dim=1, channel_hidden_dim=1)
-        for name in ("inner_len", "inner_dim", "capacity_factor", "norm_eps"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; expected a number above 0")
+        check_above(self, inner_len=0, inner_dim=0, capacity_factor=0, norm_eps=0)
 
 
 def rows_of(x_TD: Tensor, context: Context, seq_len: int) -> Tensor:
     """[T, D] -> [B, S, D]; raises `MixwellError` for padding and for rows of another length."""
-    length = seq_len if context.batch_shape is None else context.batch_shape[1]
-    if length != seq_len or x_TD.shape[0] % seq_len:
-        raise MixwellError(f"AllMLP mixes rows of {seq_len} positions and got {x_TD.shape[0]} tokens in rows of "
-                           f"{length}; cut the data into rows of that length, or set seq_len.")
-    if context.mask_T is not None and not bool(context.mask_T.all()):
+    tokens, dim = x_TD.shape
+    shape = context.batch_shape
+    length = seq_len if shape is None else shape[1]
+    if length != seq_len or tokens % seq_len:
+        raise MixwellError(f"AllMLP mixes rows of {seq_len} positions and got {tokens} tokens in rows of {length}; cut "
+                           "the data into rows of that length, or set seq_len.")
+    mask = context.mask_T
+    if mask is not None and not bool(mask.all()):
         raise MixwellError("AllMLP mixes all positions of a row and got padding; give full rows.")
-    return x_TD.view(-1, seq_len, x_TD.shape[1])
+    return x_TD.view(-1, seq_len, dim)
 
 
 @method(
     title="Sparse all-MLP",
     paper="Cross-token Modeling with Conditional Computation",
     year=2021,
-    tags={"sparse", "router"},
+    tags={"router", "non-causal"},
 )
 class AllMLP(ChannelMixer):
     """Mixture over positions, then over channels; see the module's card."""
@@ -85,18 +92,23 @@ class AllMLP(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.length, self.width = config.inner_len or config.seq_len, config.inner_dim or dim
-        self.token_router = build_router(config.router, self.length, config.token_experts, generator)
-        self.router = build_router(config.router, self.width, config.channel_experts, generator)
+        self.dim = dim
+        self.config = config
+        self.length = config.inner_len or config.seq_len
+        self.width = config.inner_dim or dim
+        over_tokens = config.token_experts
+        over_channels = config.channel_experts
+        self.token_router = build_router(config.router, self.length, over_tokens, generator)
+        self.router = build_router(config.router, self.width, over_channels, generator)
         self.balance = build_balance(config.balance)
-        self.overflow = build_overflow({"method": "priority", "by": config.priority}, config.capacity_factor)
-        E1, E2, F1, F2 = (config.token_experts, config.channel_experts, config.token_hidden_dim,
-                          config.channel_hidden_dim)
-        self.token_up_proj = normal_parameter((E1, F1, self.length), generator)
-        self.token_down_proj = normal_parameter((E1, self.length, F1), generator)
-        self.up_proj = normal_parameter((E2, F2, self.width), generator)
-        self.down_proj = normal_parameter((E2, self.width, F2), generator)
+        rule = {"method": "priority", "by": config.priority}
+        self.overflow = build_overflow(rule, config.capacity_factor)
+        hidden = config.token_hidden_dim
+        self.token_up_proj = normal_parameter((over_tokens, hidden, self.length), generator)
+        self.token_down_proj = normal_parameter((over_tokens, self.length, hidden), generator)
+        hidden = config.channel_hidden_dim
+        self.up_proj = normal_parameter((over_channels, hidden, self.width), generator)
+        self.down_proj = normal_parameter((over_channels, self.width, hidden), generator)
         self.norm = RMSNorm(self.width, config.norm_eps)
         if config.inner_len is not None:
             self.len_in = normal_parameter((self.length, config.seq_len), generator, config.seq_len**-0.5)
@@ -106,46 +118,63 @@ class AllMLP(ChannelMixer):
             self.dim_out = normal_parameter((dim, self.width), generator, self.width**-0.5)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
-        """[B * S, D] -> [B * S, D]. The routing is the second stage's; losses of the first are named `mixing.`."""
-        plain = self.config.inner_len is None
-        u = self._resized(rows_of(x_TD, context, self.config.seq_len), "in")
-        columns = u.transpose(1, 2).reshape(-1, self.length)
-        alone = replace(Context(), batch_shape=(u.shape[0], self.width), layer=context.layer, step=context.step,
-                        num_layers=context.num_layers, generator=context.generator)
-        a, _, losses1, aux1 = self._stage(self.token_router, columns, self.token_up_proj, self.token_down_proj, alone)
-        a = a.view(-1, self.width, self.length).transpose(1, 2)
-        inner = context if plain else replace(alone, batch_shape=(u.shape[0], self.length))
-        b, routing, losses, aux2 = self._stage(self.router, self.norm(u + a).flatten(0, 1), self.up_proj,
-                                               self.down_proj, inner)
-        y = self._resized(a + b.view_as(a), "out").reshape(x_TD.shape)
-        terms = [aux for aux in (aux1, aux2) if aux is not None]
-        return Mixed(y, routing if plain else None, {**losses, **{f"mixing.{n}": v for n, v in losses1.items()}},
-                     torch.stack(terms).sum() if terms else None)
+        """[B * S, D] -> [B * S, D]. The routing is the second stage's; losses of the first are named `mixing.`.
 
-    def _stage(self, router: nn.Module, x: Tensor, up: Tensor, down: Tensor,
-               context: Context) -> tuple[Tensor, Routing, dict[str, Tensor], Tensor | None]:
-        wished = router(x, context)
-        routing = self.overflow(wished, context)
-        return routed_mlp(x, routing, up, down, GELU), routing, *apply_balance(self.balance, wished, context)
+        Raises `MixwellError` for padding and for rows of another length.
+        """
+        u = self._resized(rows_of(x_TD, context, self.config.seq_len), "in")
+        rows = u.shape[0]
+        # a row's channels are the tokens of the first stage, of which nothing else is known
+        unknown = replace(context, token_ids_T=None, mask_T=None, positions_T=None, labels_T=None, state=None)
+        columns = u.transpose(1, 2).reshape(-1, self.length)
+        of_channels = replace(unknown, batch_shape=(rows, self.width))
+        across = self._stage("token_", columns, of_channels)
+        a = across.y_TD.view(rows, self.width, self.length).transpose(1, 2)
+        resized = self.config.inner_len is not None
+        inner = replace(unknown, batch_shape=(rows, self.length)) if resized else context
+        along = self._stage("", self.norm(u + a).flatten(0, 1), inner)
+        y = self._resized(a + along.y_TD.view_as(a), "out")
+        mixing = {f"mixing.{name}": loss for name, loss in across.losses.items()}
+        terms = [stage.aux for stage in (across, along) if stage.aux is not None]
+        aux = torch.stack(terms).sum() if terms else None
+        routing = None if resized else along.routing
+        return Mixed(y.reshape(x_TD.shape), routing, {**along.losses, **mixing}, aux)
+
+    def _stage(self, prefix: str, x_TD: Tensor, context: Context) -> Mixed:
+        """One of the two mixtures, by the prefix of its router's and weights' names."""
+        router = getattr(self, f"{prefix}router")
+        up = getattr(self, f"{prefix}up_proj")
+        down = getattr(self, f"{prefix}down_proj")
+        unlimited = router(x_TD, context)
+        routing = self.overflow(unlimited, context)
+        y_TD = routed_mlp(x_TD, routing, up, down, nn.functional.gelu)
+        losses, aux = apply_balance(self.balance, unlimited, context)
+        return Mixed(y_TD, routing, losses, aux)
 
     def _resized(self, x_BSD: Tensor, way: str) -> Tensor:
         if self.config.inner_dim is not None:
             x_BSD = linear(x_BSD, getattr(self, f"dim_{way}"))
         if self.config.inner_len is not None:
-            x_BSD = getattr(self, f"len_{way}").to(x_BSD.dtype) @ x_BSD
+            over_positions = getattr(self, f"len_{way}")
+            x_BSD = over_positions.to(x_BSD.dtype) @ x_BSD
         return x_BSD
 
     def flops_per_token(self) -> float:
         """(C' S' / S) (4 K F1 + 4 K F2 + 2 E1 + 2 E2), and 4 C' D and 4 S' C' for the outer maps there are."""
         c = self.config
-        k1, k2 = self.token_router.experts_per_token, self.router.experts_per_token
-        each = 4.0 * (k1 * c.token_hidden_dim + k2 * c.channel_hidden_dim) + 2.0 * (c.token_experts + c.channel_experts)
-        outer = (self.dim if c.inner_dim else 0) + (self.length if c.inner_len else 0)
-        return each * self.width * self.length / c.seq_len + 4.0 * self.width * outer
+        across = self.token_router.experts_per_token * c.token_hidden_dim
+        along = self.router.experts_per_token * c.channel_hidden_dim
+        routers = c.token_experts + c.channel_experts
+        each = 4.0 * (across + along) + 2.0 * routers
+        outer_dim = self.dim if c.inner_dim else 0
+        outer_len = self.length if c.inner_len else 0
+        inner = each * self.width * self.length / c.seq_len
+        return inner + 4.0 * self.width * (outer_dim + outer_len)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four positions of width six."""
     config = Config(seq_len=4, token_experts=2, channel_experts=3, token_hidden_dim=5, channel_hidden_dim=7)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(batch_shape=(2, 4))}
+    x_TD = torch.randn(8, 6, generator=generator)
+    context = Context(batch_shape=(2, 4))
+    return {"dim": 6, "config": config, "x_TD": x_TD, "context": context}

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from mixwell.core import registry
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, check_least
-from mixwell.mixing import Mixed
+from mixwell.experts.layers._parts import ChannelMixer
+from mixwell.mixing import Mixed, check_above, check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,30 +42,34 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, hidden_dim=1, shared_experts=0)
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps is {self.norm_eps}; expected a number above 0")
+        check_above(self, norm_eps=0)
 
 
 def in_series(first: Routing, second: Routing) -> Routing:
     """One routing over the experts of both: slots and scores side by side, those of `second` after those of `first`."""
-    later = second.indices_TK + first.num_experts
-    return Routing(torch.cat([first.indices_TK, later.where(second.indices_TK >= 0, second.indices_TK)], 1),
-                   torch.cat([first.weights_TK, second.weights_TK], 1),
-                   torch.cat([first.scores_TE, second.scores_TE], 1))
+    filled = second.indices_TK >= 0
+    later = torch.where(filled, second.indices_TK + first.num_experts, -1)
+    indices = torch.cat([first.indices_TK, later], 1)
+    weights = torch.cat([first.weights_TK, second.weights_TK], 1)
+    scores = torch.cat([first.scores_TE, second.scores_TE], 1)
+    return Routing(indices, weights, scores)
 
 
 def pair_load(routing: Routing, num_experts: int) -> Tensor:
     """How many tokens took each pair of experts, int64 [E, E], from a routing that `in_series` made."""
-    taken = torch.zeros(routing.indices_TK.shape[0], 2 * num_experts + 1, device=routing.indices_TK.device)
-    taken.scatter_(1, routing.indices_TK + 1, 1.0)
-    return (taken[:, 1 : num_experts + 1].double().T @ taken[:, num_experts + 1 :].double()).long()
+    indices = routing.indices_TK
+    width = 2 * num_experts + 1  # the first column takes the empty slots, index -1
+    nothing = torch.zeros(len(indices), width, dtype=torch.float64, device=indices.device)
+    taken = nothing.scatter(1, indices + 1, 1.0)
+    first, second = taken[:, 1:].split(num_experts, dim=1)
+    return (first.T @ second).long()
 
 
 @method(
     title="Cartesian product of experts",
     paper="CartesianMoE: Boosting Knowledge Sharing among Experts via Cartesian Product Routing in Mixture-of-Experts",
     year=2024,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class CartesianMoE(ChannelMixer):
     """Two sparse mixtures in series; see the module's card."""
@@ -76,23 +80,31 @@ class CartesianMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         entry = registry.find("moe", "experts.layers")
-        options = entry.module().Config(
-            num_experts=config.num_experts, hidden_dim=config.hidden_dim, router=config.router, balance=config.balance,
-            shared_experts=config.shared_experts, shared_hidden_dim=config.shared_hidden_dim)
-        self.first = entry.load()(dim, options, generator)
-        self.norm_weight = nn.Parameter(torch.ones(dim, device=self.first.down_proj.device))
-        self.second = entry.load()(dim, options, generator)
+        half = entry.module().Config(
+            num_experts=config.num_experts,
+            hidden_dim=config.hidden_dim,
+            router=config.router,
+            balance=config.balance,
+            shared_experts=config.shared_experts,
+            shared_hidden_dim=config.shared_hidden_dim,
+        )
+        self.first = entry.load()(dim, half, generator)
+        self.norm_weight = nn.Parameter(self.first.down_proj.new_ones(dim))
+        self.second = entry.load()(dim, half, generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; losses are means over both mixtures, their sum enters `aux`."""
         a = self.first(x_TD, context)
-        between = F.rms_norm(x_TD + a.y_TD, (self.dim,), self.norm_weight.to(x_TD.dtype), self.config.norm_eps)
+        weight = self.norm_weight.to(x_TD.dtype)
+        between = F.rms_norm(x_TD + a.y_TD, (self.dim,), weight, self.config.norm_eps)
         b = self.second(between, context)
+        routing = in_series(a.routing, b.routing)
         losses = {name: (loss + b.losses[name]) / 2 for name, loss in a.losses.items()}
         aux = None if a.aux is None else a.aux + b.aux
-        return Mixed(b.y_TD, in_series(a.routing, b.routing), losses, aux)
+        return Mixed(b.y_TD, routing, losses, aux)
 
     def flops_per_token(self) -> float:
         """Those of both mixtures."""
@@ -102,4 +114,5 @@ class CartesianMoE(ChannelMixer):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, three by three experts, one shared expert in each half."""
     config = Config(num_experts=3, hidden_dim=5)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -27,9 +27,10 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, Gate, check_least, normal_parameter, routed_mlp
+from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, Gate, routed_mlp
 from mixwell.kernels.linear import linear
-from mixwell.mixing import Mixed, apply_balance, build_balance
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Mixed, apply_balance, build_balance, check_least, check_not_negative, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, hidden_dim=1, depth=0, master_dim=0)
-        if not self.hardening >= 0:
-            raise ValueError(f"hardening is {self.hardening}; expected 0 or more")
+        check_not_negative(self, "hardening")
 
     @property
     def leaves(self) -> int:
@@ -56,28 +56,36 @@ class Config:
 
 def masses(logits_TN: Tensor, depth: int) -> Tensor:
     """m [T, 2^d], summing to 1 for each token, from node logits in heap order."""
-    mass = logits_TN.new_ones(logits_TN.shape[0], 1)
+    mass = logits_TN.new_ones(len(logits_TN), 1)
     for level in range(depth):
-        logits = logits_TN[:, 2**level - 1 : 2 ** (level + 1) - 1]
-        mass = torch.stack([mass * (-logits).sigmoid(), mass * logits.sigmoid()], dim=-1).flatten(1)
+        first = 2**level - 1
+        after = 2 ** (level + 1) - 1  # a level's nodes stand next to each other
+        logits = logits_TN[:, first:after]
+        left = mass * (-logits).sigmoid()
+        right = mass * logits.sigmoid()
+        children = torch.stack([left, right], dim=-1)
+        mass = children.flatten(1)
     return mass
 
 
 def leaf_of(logits_TN: Tensor, depth: int) -> Tensor:
     """The leaf that hard choices lead to, int64 [T]."""
-    node = torch.zeros(logits_TN.shape[0], dtype=torch.int64, device=logits_TN.device)
+    node = torch.zeros(len(logits_TN), dtype=torch.int64, device=logits_TN.device)
     for _ in range(depth):
-        node = 2 * node + 1 + (logits_TN.gather(1, node.unsqueeze(1)).squeeze(1) >= 0)
+        logit = logits_TN.gather(1, node.unsqueeze(1)).squeeze(1)
+        node = 2 * node + 1 + (logit >= 0)
     return node - (2**depth - 1)
 
 
 def descend(x_TD: Tensor, nodes: Gate, depth: int) -> Tensor:
     """The same leaf from d dot products a token, int64 [T]."""
     assert nodes.bias is not None
-    x = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
-    node = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    x = wide(x_TD)
+    node = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for _ in range(depth):
-        logit = (x * nodes.weight[node].to(x.dtype)).sum(1) + nodes.bias[node].to(x.dtype)
+        weight = nodes.weight[node].to(x.dtype)
+        bias = nodes.bias[node].to(x.dtype)
+        logit = (x * weight).sum(1) + bias
         node = 2 * node + 1 + (logit >= 0)
     return node - (2**depth - 1)
 
@@ -85,7 +93,8 @@ def descend(x_TD: Tensor, nodes: Gate, depth: int) -> Tensor:
 def undecidedness(logits_TN: Tensor, mask_T: Tensor | None) -> Tensor:
     """Mean entropy of the nodes' choices in nats, a scalar from 0 to log 2; padding left out."""
     logits = logits_TN if mask_T is None else logits_TN[mask_T]
-    return (F.softplus(logits) - logits * logits.sigmoid()).sum() / max(logits.numel(), 1)
+    entropy = F.softplus(logits) - logits * logits.sigmoid()
+    return entropy.sum() / max(logits.numel(), 1)
 
 
 @method(
@@ -95,7 +104,7 @@ def undecidedness(logits_TN: Tensor, mask_T: Tensor | None) -> Tensor:
         "Enhancing Fast Feed Forward Networks with Load Balancing and a Master Leaf Node",
     ),
     year=2023,
-    tags={"tree", "tokenwise"},
+    tags={"tokenwise"},
 )
 class FastFeedforward(ChannelMixer):
     """Tree of leaves, soft in training and hard in evaluation; see the module's card."""
@@ -104,55 +113,83 @@ class FastFeedforward(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
+        leaves = config.leaves
+        hidden = config.hidden_dim
+        master = config.master_dim
         self.balance = build_balance(config.balance)
-        self.nodes = Gate(dim, config.leaves - 1, generator, bias=True, std=dim**-0.5)
-        self.up_proj = normal_parameter((config.leaves, config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((config.leaves, dim, config.hidden_dim), generator)
-        if config.master_dim:
-            self.master_up_proj = normal_parameter((config.master_dim, dim), generator)
-            self.master_down_proj = normal_parameter((dim, config.master_dim), generator)
+        self.nodes = Gate(dim, leaves - 1, generator, bias=True, std=dim**-0.5)
+        self.up_proj = normal_parameter((leaves, hidden, dim), generator)
+        self.down_proj = normal_parameter((leaves, dim, hidden), generator)
+        if master:
+            self.master_up_proj = normal_parameter((master, dim), generator)
+            self.master_down_proj = normal_parameter((dim, master), generator)
             self.mix = nn.Parameter(self.up_proj.new_tensor(0.5))
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; all leaves and the losses in training, one leaf and no losses in evaluation."""
-        act = ACTIVATIONS[self.config.activation]
-        mixed = self._soft(x_TD, context) if self.training else self._hard(x_TD)
+        if self.training:
+            mixed = self._soft(x_TD, context)
+        else:
+            mixed = self._hard(x_TD)
         if not self.config.master_dim:
             return mixed
+        activation = ACTIVATIONS[self.config.activation]
+        hidden = activation(linear(x_TD, self.master_up_proj))
+        master = linear(hidden, self.master_down_proj)
         a = self.mix.sigmoid().to(x_TD.dtype)
-        master = linear(act(linear(x_TD, self.master_up_proj)), self.master_down_proj)
-        return mixed._replace(y_TD=a * mixed.y_TD + (1 - a) * master)
+        y = a * mixed.y_TD + (1 - a) * master
+        return mixed._replace(y_TD=y)
 
     def _soft(self, x_TD: Tensor, context: Context) -> Mixed:
         """All leaves as one wide block, each leaf's units scaled by its mass."""
-        depth, act = self.config.depth, ACTIVATIONS[self.config.activation]
+        depth = self.config.depth
+        hardening = self.config.hardening
         logits = self.nodes(x_TD)
         mass = masses(logits, depth)
-        h = act(linear(x_TD, self.up_proj.flatten(0, 1))).unflatten(-1, (self.config.leaves, -1))
-        y = linear((h * mass.unsqueeze(-1).to(h.dtype)).flatten(1), self.down_proj.transpose(0, 1).flatten(1))
         leaf = leaf_of(logits.detach(), depth).unsqueeze(1)
-        routing = Routing(leaf, mass.gather(1, leaf), mass)
+        weights = mass.gather(1, leaf)
+        routing = Routing(leaf, weights, mass)
         losses, aux = apply_balance(self.balance, routing, context)
         losses["hardening"] = undecidedness(logits, context.mask_T)
-        if self.config.hardening:
-            aux = self.config.hardening * losses["hardening"] + (0.0 if aux is None else aux)
-        return Mixed(y, routing, losses, aux)
+        if hardening:
+            others = 0.0 if aux is None else aux
+            aux = hardening * losses["hardening"] + others
+        return Mixed(self._all_leaves(x_TD, mass), routing, losses, aux)
+
+    def _all_leaves(self, x_TD: Tensor, mass_TL: Tensor) -> Tensor:
+        """The leaves' sum by their masses, as one block as wide as all of them."""
+        activation = ACTIVATIONS[self.config.activation]
+        hidden = activation(linear(x_TD, self.up_proj.flatten(0, 1)))
+        by_leaf = hidden.unflatten(-1, (self.config.leaves, -1))
+        scaled = by_leaf * mass_TL.unsqueeze(-1).to(hidden.dtype)
+        down = self.down_proj.transpose(0, 1).flatten(1)
+        return linear(scaled.flatten(1), down)
 
     def _hard(self, x_TD: Tensor) -> Mixed:
         leaf = descend(x_TD, self.nodes, self.config.depth)
-        scores = F.one_hot(leaf, self.config.leaves).to(torch.promote_types(x_TD.dtype, torch.float32))
-        routing = Routing(leaf.unsqueeze(1), scores.new_ones(leaf.shape[0], 1), scores)
-        y = routed_mlp(x_TD, routing, self.up_proj, self.down_proj, ACTIVATIONS[self.config.activation])
+        scores = F.one_hot(leaf, self.config.leaves).to(wide(x_TD).dtype)
+        weights = scores.new_ones(len(leaf), 1)
+        routing = Routing(leaf.unsqueeze(1), weights, scores)
+        activation = ACTIVATIONS[self.config.activation]
+        y = routed_mlp(x_TD, routing, self.up_proj, self.down_proj, activation)
         return Mixed(y, routing)
 
     def flops_per_token(self) -> float:
         """Of a pass in the present mode: all nodes and leaves in training, one path and one leaf in evaluation."""
-        leaves, nodes = (self.config.leaves, self.config.leaves - 1) if self.training else (1, self.config.depth)
-        return self.dim * (2.0 * nodes + 4.0 * leaves * self.config.hidden_dim + 4.0 * self.config.master_dim)
+        c = self.config
+        leaves = 1
+        nodes = c.depth
+        if self.training:
+            leaves = c.leaves
+            nodes = c.leaves - 1
+        hidden = leaves * c.hidden_dim + c.master_dim
+        return self.dim * (2.0 * nodes + 4.0 * hidden)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four leaves and a master leaf."""
     config = Config(hidden_dim=5, depth=2, balance={"switch": 0.01}, master_dim=3)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

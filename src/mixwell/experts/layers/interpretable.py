@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_mlp
-from mixwell.experts.routers._parts import check_k, softmax_top_k
-from mixwell.mixing import Mixed, apply_balance, build_balance
+from mixwell.experts.layers._parts import ChannelMixer, routed_mlp
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Mixed, apply_balance, build_balance, check_k, check_least, normal_parameter, softmax_top_k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +44,23 @@ class Config:
 
 def activity(x_TD: Tensor, up_EFD: Tensor) -> Tensor:
     """erf(z) [T, E]: twice the share of each expert's units that should be active, less 1."""
-    x = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+    x = wide(x_TD)
     up = up_EFD.to(x.dtype)
-    mean, variance = up.mean(1), up.var(1, unbiased=False)
-    spread = F.linear(x.square(), variance).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
-    return torch.erf(F.linear(x, mean) / (spread * 2**0.5))
+    mean = up.mean(1)
+    variance = up.var(1, unbiased=False)
+    tiny = torch.finfo(x.dtype).tiny
+    spread = F.linear(x.square(), variance)
+    spread = spread.clamp_min(tiny).sqrt()
+    centred = F.linear(x, mean)
+    z = centred / (spread * 2**0.5)
+    return torch.erf(z)
 
 
 @method(
     title="Interpretable mixture (MoE-X)",
     paper="Mixture of Experts Made Intrinsically Interpretable",
     year=2025,
-    tags={"sparse", "tokenwise"},
+    tags={"tokenwise"},
 )
 class InterpretableMoE(ChannelMixer):
     """Mixture of ReLU experts routed by expected sparsity; see the module's card."""
@@ -64,23 +69,30 @@ class InterpretableMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
         self.balance = build_balance(config.balance)
-        self.up_proj = normal_parameter((config.num_experts, config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
+        self.up_proj = normal_parameter((experts, hidden, dim), generator)
+        self.down_proj = normal_parameter((experts, dim, hidden), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
-        routing = softmax_top_k(-activity(x_TD, self.up_proj), self.config.k)
+        active = activity(x_TD, self.up_proj)
+        routing = softmax_top_k(-active, self.config.k)
         y = routed_mlp(x_TD, routing, self.up_proj, self.down_proj, torch.relu)
         losses, aux = apply_balance(self.balance, routing, context)
         return Mixed(y, routing, losses, aux)
 
     def flops_per_token(self) -> float:
         """4 k D F for the experts, 4 D E for the estimate of their sparsity."""
-        return 4.0 * self.dim * (self.config.k * self.config.hidden_dim + self.config.num_experts)
+        c = self.config
+        each = c.k * c.hidden_dim + c.num_experts
+        return 4.0 * self.dim * each
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "config": Config(num_experts=4, hidden_dim=5), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": Config(num_experts=4, hidden_dim=5), "x_TD": x_TD}

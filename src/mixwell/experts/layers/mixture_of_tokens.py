@@ -23,10 +23,10 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate
 from mixwell.kernels.experts import expert_mlp
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_least, check_not_negative, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,35 +41,41 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, hidden_dim=1, group_size=1)
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; expected 0 or more")
+        check_not_negative(self, "temperature")
 
 
 def sharpened(logits: Tensor, temperature: float, dim: int, alive: Tensor) -> Tensor:
     """softmax(logits / temperature) over `dim` among the living, zeros elsewhere; the largest alone at 0."""
-    scaled = (logits / (temperature or 1.0)).masked_fill(~alive, torch.finfo(logits.dtype).min)
-    if temperature == 0:
-        return torch.zeros_like(scaled).scatter_(dim, scaled.argmax(dim, keepdim=True), 1.0) * alive
-    return scaled.softmax(dim) * alive
+    lowest = torch.finfo(logits.dtype).min
+    scaled = logits / (temperature or 1.0)
+    scaled = scaled.masked_fill(~alive, lowest)
+    if temperature:
+        return scaled.softmax(dim) * alive
+    best = scaled.argmax(dim, keepdim=True)
+    return torch.zeros_like(scaled).scatter_(dim, best, 1.0) * alive
 
 
 def groups(rows_BSD: Tensor, size: int) -> Tensor:
     """[B, S, ...] -> [G S, size, ...]: the tokens of `size` consecutive examples at one position, padded with zeros."""
-    B, S, *rest = rows_BSD.shape
-    padded = torch.cat([rows_BSD, rows_BSD.new_zeros(-B % size, S, *rest)])
-    return padded.unflatten(0, (-1, size)).transpose(1, 2).flatten(0, 1)
+    examples, positions, *rest = rows_BSD.shape
+    missing = rows_BSD.new_zeros(-examples % size, positions, *rest)
+    padded = torch.cat([rows_BSD, missing])
+    by_group = padded.unflatten(0, (-1, size))
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 def ungrouped(rows_MgD: Tensor, shape: tuple[int, int]) -> Tensor:
     """The inverse of `groups`, padding left out: [G S, g, D] -> [B, S, D]."""
-    return rows_MgD.unflatten(0, (-1, shape[1])).transpose(1, 2).flatten(0, 1)[: shape[0]]
+    examples, positions = shape
+    by_group = rows_MgD.unflatten(0, (-1, positions))
+    return by_group.transpose(1, 2).flatten(0, 1)[:examples]
 
 
 @method(
     title="Mixture of tokens",
     paper="Mixture of Tokens: Efficient LLMs through Cross-Example Aggregation",
     year=2023,
-    tags={"soft", "cross-example"},
+    tags={"cross-example"},
 )
 class MixtureOfTokens(ChannelMixer):
     """Experts on weighted means over examples; see the module's card."""
@@ -79,41 +85,66 @@ class MixtureOfTokens(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.controller = Gate(dim, config.num_experts, generator)
-        self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
+        self.controller = Gate(dim, experts, generator)
+        self.gate_up_proj = normal_parameter((experts, 2 * hidden, dim), generator)
+        self.down_proj = normal_parameter((experts, dim, hidden), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; needs `context.batch_shape`, raises `MixwellError` without."""
-        shape, size, tau = context.batch_shape, self.config.group_size, self.config.temperature
+        shape = context.batch_shape
+        size = self.config.group_size
         if shape is None:
             raise MixwellError("MixtureOfTokens mixes the examples of a batch; give Context(batch_shape=(B, S)).")
-        if not x_TD.shape[0]:
+        if not len(x_TD):
             return Mixed(x_TD.clone())
-        mask_T = x_TD.new_ones(x_TD.shape[0], dtype=torch.bool) if context.mask_T is None else context.mask_T
-        x, alive = groups(x_TD.view(*shape, -1), size), groups(mask_T.view(*shape, 1), size)
-        logits = groups(self.controller(x_TD).view(*shape, -1), size)
-        merge = sharpened(logits, tau, 1, alive)
-        emit = merge if self.config.emit == "same" else sharpened(logits, tau, 2, alive)
-        out = self.experts(torch.bmm(merge.to(x.dtype).transpose(1, 2), x))
-        return Mixed(ungrouped(torch.bmm(emit.to(x.dtype), out), shape).flatten(0, 1))
+        mask_T = context.mask_T
+        if mask_T is None:
+            mask_T = x_TD.new_ones(len(x_TD), dtype=torch.bool)
+        x = groups(x_TD.view(*shape, -1), size)
+        alive = groups(mask_T.view(*shape, 1), size)
+        logits = self.controller(x_TD).view(*shape, -1)
+        logits = groups(logits, size)
+        merge, emit = self._weights(logits, alive)
+        merge = merge.to(x.dtype).transpose(1, 2)
+        means = torch.bmm(merge, x)
+        emit = emit.to(x.dtype)
+        y = torch.bmm(emit, self.experts(means))
+        return Mixed(ungrouped(y, shape).flatten(0, 1))
+
+    def _weights(self, logits_MgE: Tensor, alive_Mg1: Tensor) -> tuple[Tensor, Tensor]:
+        """(weights of the means, weights that hand results back), both [M, g, E]."""
+        tau = self.config.temperature
+        merge = sharpened(logits_MgE, tau, 1, alive_Mg1)
+        if self.config.emit == "same":
+            return merge, merge
+        return merge, sharpened(logits_MgE, tau, 2, alive_Mg1)
 
     def experts(self, mixed_MED: Tensor) -> Tensor:
         """Each expert on its own row of every group: [M, E, D] -> [M, E, D]."""
         M, E, _ = mixed_MED.shape
         counts = torch.full((E,), M, device=mixed_MED.device)
-        rows = expert_mlp(mixed_MED.transpose(0, 1).flatten(0, 1), counts, weight_of(self, "gate_up_proj"),
-                          weight_of(self, "down_proj"))
-        return rows.unflatten(0, (E, M)).transpose(0, 1)
+        by_expert = mixed_MED.transpose(0, 1)
+        rows = by_expert.flatten(0, 1)
+        gate_up = weight_of(self, "gate_up_proj")
+        down = weight_of(self, "down_proj")
+        out = expert_mlp(rows, counts, gate_up, down)
+        by_expert = out.unflatten(0, (E, M))
+        return by_expert.transpose(0, 1)
 
     def flops_per_token(self) -> float:
         """6 D F E / g for the experts, 6 D E for controller, mixing and handing back; whole groups."""
-        return 6.0 * self.dim * self.config.num_experts * (self.config.hidden_dim / self.config.group_size + 1)
+        c = self.config
+        each = c.hidden_dim / c.group_size + 1
+        return 6.0 * self.dim * c.num_experts * each
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Five examples of two tokens of width six, in groups of two, so that the last is alone; three experts."""
     config = Config(num_experts=3, hidden_dim=5, group_size=2)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(10, 6, generator=generator),
-            "context": Context(batch_shape=(5, 2))}
+    x_TD = torch.randn(10, 6, generator=generator)
+    context = Context(batch_shape=(5, 2))
+    return {"dim": 6, "config": config, "x_TD": x_TD, "context": context}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer
 from mixwell.kernels.experts import expert_mlp, mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
@@ -33,6 +33,7 @@ from mixwell.mixing import (
     build_overflow,
     build_router,
     default_balance,
+    normal_parameter,
 )
 
 
@@ -71,7 +72,7 @@ class Config:
     title="Sparse mixture of SwiGLU experts",
     paper=("Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", "Mixtral of Experts"),
     year=2017,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class MoE(ChannelMixer):
     """Sparse mixture of SwiGLU experts."""
@@ -112,22 +113,31 @@ class MoE(ChannelMixer):
         if not (self.training and self.dropout):
             return expert_mlp(rows_ND, counts_E, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj"))
         counts = counts_E.tolist()
-        hidden = [swiglu(linear(part, w)) for part, w in zip(rows_ND.split(counts), self.gate_up_proj.unbind(0))]
-        kept = self.dropout(torch.cat(hidden), context).split(counts)
-        return torch.cat([linear(part, w) for part, w in zip(kept, self.down_proj.unbind(0))])
+        into = zip(rows_ND.split(counts), self.gate_up_proj.unbind(0))
+        hidden = [swiglu(linear(part, weight)) for part, weight in into]
+        kept = self.dropout(torch.cat(hidden), context)
+        out_of = zip(kept.split(counts), self.down_proj.unbind(0))
+        done = [linear(part, weight) for part, weight in out_of]
+        return torch.cat(done)
 
     def responses(self, x_TD: Tensor) -> Tensor:
         """||E_i(x)|| of every expert [T, E], for routers that choose by it."""
-        every = [mlp(x_TD, self.gate_up_proj[e], self.down_proj[e]) for e in range(self.config.num_experts)]
-        return torch.stack([y.norm(dim=-1) for y in every], dim=-1)
+        norms = []
+        for gate_up, down in zip(self.gate_up_proj, self.down_proj):
+            y = mlp(x_TD, gate_up, down)
+            norms.append(y.norm(dim=-1))
+        return torch.stack(norms, dim=-1)
 
     def flops_per_token(self) -> float:
         """6 K D F for the experts, 6 D F_shared, 2 D E for the router; K as the router counts it."""
-        hidden = self.router.experts_per_token * self.config.hidden_dim + self.config.shared_width
-        return 6.0 * self.dim * hidden + 2.0 * self.dim * self.config.num_experts
+        c = self.config
+        hidden = self.router.experts_per_token * c.hidden_dim + c.shared_width
+        routing = 2.0 * self.dim * c.num_experts
+        return 6.0 * self.dim * hidden + routing
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts and a shared one."""
     config = Config(num_experts=4, hidden_dim=5, shared_experts=1)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -26,9 +26,17 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_swiglu
+from mixwell.experts.layers._parts import ChannelMixer, routed_swiglu
 from mixwell.kernels.linear import linear
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
+from mixwell.mixing import (
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    check_least,
+    default_balance,
+    normal_parameter,
+)
 
 TOLERANCE = 0.02  # largest relative difference to the plain mixture in parameters and in FLOPs
 
@@ -59,42 +67,50 @@ def parity(dim: int, num_experts: int, hidden_dim: int, k: int, heads: int, own_
     """
     parameters = num_experts * (3 * hidden_dim + 1) * dim
     products = (3 * k * hidden_dim + num_experts) * dim
+    outer = 2 * dim**2
     best = (float("inf"), 0, 0)
     for width in range(1, hidden_dim + 1):
         each = (3 * width + 1) * dim / heads
-        count = max(1, round((parameters - 2 * dim**2) / each))
-        error = max(abs((2 * dim**2 + count * each) / parameters - 1),
-                    abs((2 * dim + 3 * own_k * width + count) * dim / products - 1))
+        count = max(1, round((parameters - outer) / each))
+        own_products = (2 * dim + 3 * own_k * width + count) * dim
+        more_parameters = abs((outer + count * each) / parameters - 1)
+        more_products = abs(own_products / products - 1)
+        error = max(more_parameters, more_products)
         best = min(best, (error, count, width))
-    if best[0] > TOLERANCE or best[1] < own_k:
+    error, count, width = best
+    if error > TOLERANCE or count < own_k:
         raise ValueError(f"no multi-head layer of {heads} heads costs what {num_experts} experts of width {hidden_dim} "
-                         f"with k = {k} cost at dim {dim}; the nearest is {best[0]:.1%} off: widen the experts, or "
+                         f"with k = {k} cost at dim {dim}; the nearest is {error:.1%} off: widen the experts, or "
                          "change the router's k")
-    return best[1], best[2]
+    return count, width
 
 
 def split_context(context: Context, heads: int) -> Context:
     """The context of sub-tokens: what is known of a token holds for each of its `heads` parts."""
-    known = {f.name: getattr(context, f.name) for f in fields(context) if f.name.endswith("_T")}
-    rows = {name: value.repeat_interleave(heads) for name, value in known.items() if value is not None}
+    names = [f.name for f in fields(context) if f.name.endswith("_T")]
+    known = {name: getattr(context, name) for name in names}
+    parts = {name: value.repeat_interleave(heads) for name, value in known.items() if value is not None}
     shape = context.batch_shape
-    return replace(context, batch_shape=None if shape is None else (shape[0], shape[1] * heads), **rows)
+    if shape is not None:
+        shape = (shape[0], shape[1] * heads)
+    return replace(context, batch_shape=shape, **parts)
 
 
 def by_token(routing: Routing, heads: int) -> Routing:
     """The routing of sub-tokens as one of tokens: all their slots side by side, scores averaged, no logits."""
     (rows, k), experts = routing.indices_TK.shape, routing.num_experts
     tokens = rows // heads
-    return replace(routing, indices_TK=routing.indices_TK.reshape(tokens, heads * k),
-                   weights_TK=routing.weights_TK.reshape(tokens, heads * k),
-                   scores_TE=routing.scores_TE.reshape(tokens, heads, experts).mean(1), logits_TE=None)
+    indices = routing.indices_TK.reshape(tokens, heads * k)
+    weights = routing.weights_TK.reshape(tokens, heads * k)
+    scores = routing.scores_TE.reshape(tokens, heads, experts).mean(1)
+    return replace(routing, indices_TK=indices, weights_TK=weights, scores_TE=scores, logits_TE=None)
 
 
 @method(
     title="Multi-head mixture of experts",
     paper=("Multi-Head Mixture-of-Experts", "MH-MoE:Multi-Head Mixture-of-Experts"),
     year=2024,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class MultiHeadMoE(ChannelMixer):
     """Mixture over sub-tokens between a head and a merge map; see the module's card."""
@@ -105,17 +121,26 @@ class MultiHeadMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if dim % config.heads:
+        part, rest = divmod(dim, config.heads)
+        if rest:
             raise ValueError(f"dim {dim} does not divide into {config.heads} heads")
-        part, experts, width = dim // config.heads, config.num_experts, config.hidden_dim
+        experts = config.num_experts
+        width = config.hidden_dim
         if config.parity_k is not None:
             sized: Any = build_router(config.router, part, experts, torch.Generator())
-            experts, width = parity(dim, experts, width, config.parity_k, config.heads, sized.experts_per_token)
-        self.dim, self.config, self.num_experts, self.hidden_dim = dim, config, experts, width
+            own_k = sized.experts_per_token
+            experts, width = parity(dim, experts, width, config.parity_k, config.heads, own_k)
+        self.dim = dim
+        self.config = config
+        self.num_experts = experts
+        self.hidden_dim = width
         self.router = build_router(config.router, part, experts, generator)
-        self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)
-        self.head_proj = normal_parameter((dim, dim), generator, (2 * dim) ** -0.5)
-        self.merge_proj = normal_parameter((dim, dim), generator, dim**-0.5)
+        rules = default_balance(self.router) if config.balance is None else config.balance
+        self.balance = build_balance(rules)
+        square = (dim, dim)
+        half_size = (2 * dim) ** -0.5
+        self.head_proj = normal_parameter(square, generator, half_size)
+        self.merge_proj = normal_parameter(square, generator, dim**-0.5)
         self.gate_up_proj = normal_parameter((experts, 2 * width, part), generator)
         self.down_proj = normal_parameter((experts, part, width), generator)
 
@@ -125,16 +150,19 @@ class MultiHeadMoE(ChannelMixer):
         inner = split_context(context, heads)
         parts = linear(x_TD, self.head_proj).reshape(-1, self.dim // heads)
         routing = self.router(parts, inner)
-        y = linear(routed_swiglu(self, parts, routing).reshape(-1, self.dim), self.merge_proj)
+        mixed = routed_swiglu(self, parts, routing)
+        y = linear(mixed.reshape(-1, self.dim), self.merge_proj)
         losses, aux = apply_balance(self.balance, routing, inner)
         return Mixed(y, by_token(routing, heads), losses, aux)
 
     def flops_per_token(self) -> float:
         """4 D^2 for head and merge, 6 k D F for the experts, 2 D E for the router."""
-        k = self.router.experts_per_token
-        return self.dim * (4.0 * self.dim + 6.0 * k * self.hidden_dim + 2.0 * self.num_experts)
+        maps = 4.0 * self.dim
+        experts = 6.0 * self.router.experts_per_token * self.hidden_dim
+        return self.dim * (maps + experts + 2.0 * self.num_experts)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six in two sub-tokens each, four experts."""
-    return {"dim": 6, "config": Config(num_experts=4, hidden_dim=5), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": Config(num_experts=4, hidden_dim=5), "x_TD": x_TD}

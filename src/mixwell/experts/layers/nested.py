@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate
 from mixwell.kernels.experts import mlp
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,46 +42,67 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, hidden_dim=1, levels=1)
-        if not (self.beta > 0 and self.delta > 1):
-            raise ValueError(f"beta is {self.beta} and delta {self.delta}; expected above 0 and above 1")
+        beta = self.beta
+        delta = self.delta
+        if not (beta > 0 and delta > 1):
+            raise ValueError(f"beta is {beta} and delta {delta}; expected above 0 and above 1")
         check_budget(self.budget, self.levels)
 
 
 def check_budget(budget: float, levels: int) -> None:
-    """Refuse a budget that no split of the tokens can meet."""
+    """Raise `ValueError` for a budget that no split of the tokens can meet."""
     least = 2.0 ** (1 - levels)
     if not least <= budget <= 1:
         raise ValueError(f"budget is {budget}; {levels} levels can take {least:g} to 1 of the full compute")
 
 
 def capacities(levels: int, budget: float, beta: float = 10.0, delta: float = 2.0) -> list[float]:
-    """c_j, smallest expert first: at the optimum log c_j is linear in reward and cost, up to one multiplier."""
+    """c_j, smallest expert first: at the optimum log c_j is linear in reward and cost, up to one multiplier.
+
+    Raises `ValueError` for a budget that no split can meet.
+    """
     check_budget(budget, levels)
     costs = [2.0 ** (j + 1 - levels) for j in range(levels)]
+    rewards = [delta**j / beta for j in range(levels)]
     if budget in (costs[0], 1.0):
         return [float(budget == cost) for cost in costs]
-
-    def split(multiplier: float) -> list[float]:
-        logs = [delta**j / beta + multiplier * cost for j, cost in enumerate(costs)]
-        shares = [math.exp(value - max(logs)) for value in logs]
-        return [share / sum(shares) for share in shares]
-
-    low, high = -1e6, 1e6
-    for _ in range(200):
+    low = -1e6
+    high = 1e6
+    for _ in range(200):  # what is spent grows with the multiplier
         middle = (low + high) / 2
-        spent = sum(c * cost for c, cost in zip(split(middle), costs))
-        low, high = (middle, high) if spent < budget else (low, middle)
-    return split((low + high) / 2)
+        shares = _shares(rewards, costs, middle)
+        spent = sum(share * cost for share, cost in zip(shares, costs))
+        if spent < budget:
+            low = middle
+        else:
+            high = middle
+    return _shares(rewards, costs, (low + high) / 2)
+
+
+def _shares(rewards: list[float], costs: list[float], multiplier: float) -> list[float]:
+    pairs = zip(rewards, costs)
+    logs = [reward + multiplier * cost for reward, cost in pairs]
+    largest = max(logs)
+    scaled = [value - largest for value in logs]
+    weights = [math.exp(value) for value in scaled]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 def assign(scores_BSE: Tensor, shares: list[float], mask_BS: Tensor) -> Tensor:
     """Level of each token, int64 [B, S]: in each row the largest expert chooses first; padding goes to the smallest."""
-    level, free, counted = torch.zeros_like(mask_BS, dtype=torch.int64), mask_BS, mask_BS.sum(1, keepdim=True)
+    level = torch.zeros_like(mask_BS, dtype=torch.int64)
+    free = mask_BS
+    counted = mask_BS.sum(1, keepdim=True).double()
     for j in reversed(range(1, len(shares))):
-        wanted = scores_BSE[..., j].masked_fill(~free, float("-inf"))
-        rank = wanted.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        taken = free & (rank < (shares[j] * counted.double() + 1e-9).floor())
-        level, free = level.masked_fill(taken, j), free & ~taken
+        scores = scores_BSE[..., j]
+        scores = scores.masked_fill(~free, float("-inf"))
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        rank = order.argsort(dim=1)
+        room = (shares[j] * counted + 1e-9).floor()  # 1e-9: what is whole but for rounding stays whole
+        taken = free & (rank < room)
+        level = level.masked_fill(taken, j)
+        free = free & ~taken
     return level
 
 
@@ -89,7 +110,7 @@ def assign(scores_BSE: Tensor, shares: list[float], mask_BS: Tensor) -> Tensor:
     title="Nested experts",
     paper="Mixture of Nested Experts: Adaptive Processing of Visual Tokens",
     year=2024,
-    tags={"sparse", "non-causal"},
+    tags={"non-causal"},
 )
 class NestedExperts(ChannelMixer):
     """One block whose prefix slices are its experts; see the module's card."""
@@ -98,45 +119,74 @@ class NestedExperts(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if dim % 2 ** (config.levels - 1):
-            raise ValueError(f"dim {dim} cannot be halved {config.levels - 1} times; lower levels")
-        self.dim, self.config = dim, config
-        self.dims = [dim >> (config.levels - 1 - j) for j in range(config.levels)]
-        self.gate = Gate(dim, config.levels, generator, bias=True)
-        self.alpha = nn.Parameter(self.gate.weight.new_zeros(()))
-        self.gate_up_proj = normal_parameter((2 * config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((dim, config.hidden_dim), generator)
+        levels = config.levels
+        hidden = config.hidden_dim
+        halvings = range(levels - 1, -1, -1)
+        if dim % 2 ** (levels - 1):
+            raise ValueError(f"dim {dim} cannot be halved {levels - 1} times; lower levels")
+        self.dim = dim
+        self.config = config
+        self.dims = [dim >> times for times in halvings]
+        self.gate = Gate(dim, levels, generator, bias=True)
+        zero = self.gate.weight.new_zeros(())
+        self.alpha = nn.Parameter(zero)
+        self.gate_up_proj = normal_parameter((2 * hidden, dim), generator)
+        self.down_proj = normal_parameter((dim, hidden), generator)
         self.set_budget(config.budget)
 
     def set_budget(self, budget: float) -> None:
-        """Take another share of the full compute from now on, without training."""
+        """Take another share of the full compute from now on, without training.
+
+        Raises `ValueError` for a share that no split of the tokens can meet.
+        """
+        c = self.config
+        self.capacities = capacities(c.levels, budget, c.beta, c.delta)
         self.budget = budget
-        self.capacities = capacities(self.config.levels, budget, self.config.beta, self.config.delta)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; without `context.batch_shape` all tokens share one budget, else each row has its own."""
         routing = self.route(x_TD, context)
         order = plan(routing.indices_TK, self.config.levels)
         parts = dispatch(x_TD, order).split(order.counts_E.tolist())
-        rows = [nn.functional.pad(mlp(part[:, :d], self.gate_up_proj[:, :d], self.down_proj[:d]), (0, self.dim - d))
-                for part, d in zip(parts, self.dims) if part.shape[0]]
-        return Mixed(combine(torch.cat(rows) if rows else x_TD[:0], order, routing.weights_TK), routing)
+        rows = [self._slice(part, width) for part, width in zip(parts, self.dims) if len(part)]
+        whole = torch.cat(rows) if rows else x_TD[:0]
+        return Mixed(combine(whole, order, routing.weights_TK), routing)
+
+    def _slice(self, x_ND: Tensor, width: int) -> Tensor:
+        """The expert that sees the first `width` channels, zeros in the others, [N, D]."""
+        gate_up = self.gate_up_proj[:, :width]
+        down = self.down_proj[:width]
+        seen = x_ND[:, :width]
+        y = mlp(seen, gate_up, down)
+        return nn.functional.pad(y, (0, self.dim - width))
 
     def route(self, x_TD: Tensor, context: Context) -> Routing:
         """The level of each token, with its weight alpha r_j + 1."""
         logits = self.gate(x_TD)
         scores = logits.softmax(-1)
-        shape = context.batch_shape or (1, x_TD.shape[0])
-        mask = torch.ones_like(scores[:, 0], dtype=torch.bool) if context.mask_T is None else context.mask_T
-        level = assign(scores.detach().view(*shape, self.config.levels), self.capacities, mask.view(shape)).view(-1, 1)
-        return Routing(level, self.alpha.to(scores.dtype) * scores.gather(1, level) + 1, scores, logits)
+        tokens, levels = scores.shape
+        shape = context.batch_shape or (1, tokens)
+        mask = context.mask_T
+        if mask is None:
+            mask = torch.ones(tokens, dtype=torch.bool, device=scores.device)
+        scores_BSE = scores.detach().view(*shape, levels)
+        level = assign(scores_BSE, self.capacities, mask.view(shape))
+        level = level.view(-1, 1)
+        alpha = self.alpha.to(scores.dtype)
+        r = scores.gather(1, level)
+        weights = alpha * r + 1
+        return Routing(level, weights, scores, logits)
 
     def flops_per_token(self) -> float:
         """6 D F e_c for the blocks at the present budget, 2 D E for the router."""
-        return 6.0 * self.dim * self.config.hidden_dim * self.budget + 2.0 * self.dim * self.config.levels
+        c = self.config
+        blocks = 6.0 * self.dim * c.hidden_dim * self.budget
+        return blocks + 2.0 * self.dim * c.levels
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four tokens of width eight, three nested experts."""
-    return {"dim": 8, "config": Config(hidden_dim=5, levels=3, budget=0.6),
-            "x_TD": torch.randn(8, 8, generator=generator), "context": Context(batch_shape=(2, 4))}
+    config = Config(hidden_dim=5, levels=3, budget=0.6)
+    x_TD = torch.randn(8, 8, generator=generator)
+    context = Context(batch_shape=(2, 4))
+    return {"dim": 8, "config": config, "x_TD": x_TD, "context": context}

@@ -29,9 +29,8 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter, routed_mlp
-from mixwell.experts.routers._parts import to_slots
-from mixwell.mixing import Mixed, apply_balance, build_balance
+from mixwell.experts.layers._parts import ChannelMixer, Gate, routed_mlp
+from mixwell.mixing import Mixed, apply_balance, build_balance, check_least, empty, normal_parameter, to_slots
 
 ACTIVATIONS = {"relu": torch.relu, "cubic": lambda z: z * z * z}
 
@@ -52,20 +51,28 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, hidden_dim=1, patches=1, noise=0, router_std=0)
-        if self.routing == "patch" and self.noise:
+        by_patch = self.routing == "patch"
+        if by_patch and self.noise:
             raise ValueError(f"noise is {self.noise}; it belongs to routing: sample")
-        if self.routing == "sample" and (self.patches != 1 or self.router_training != "joint"):
+        plain = self.patches == 1 and self.router_training == "joint"
+        if not by_patch and not plain:
             raise ValueError("patches and router_training belong to routing: patch")
 
 
 def patch_routing(logits_BSE: Tensor, mask_BS: Tensor, patches: int, gated: bool) -> Routing:
     """Each expert takes its `patches` best real patches of each row; weights G / l."""
-    logits = logits_BSE.masked_fill(~mask_BS.unsqueeze(-1), torch.finfo(logits_BSE.dtype).min)
-    best, at = logits.topk(min(patches, logits.shape[1]), dim=1)
+    real = mask_BS.unsqueeze(-1)
+    lowest = torch.finfo(logits_BSE.dtype).min
+    logits = logits_BSE.masked_fill(~real, lowest)
+    count = min(patches, logits.shape[1])
+    best, at = logits.topk(count, dim=1)
     shares = best.softmax(1) if gated else torch.ones_like(best)
-    gates = torch.zeros_like(logits).scatter(1, at, shares)
-    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, at, True) & mask_BS.unsqueeze(-1)
-    indices, weights = to_slots(chosen.flatten(0, 1), (gates / patches).flatten(0, 1))
+    nothing = torch.zeros_like(logits)
+    gates = nothing.scatter(1, at, shares)
+    taken = nothing.bool().scatter(1, at, True)
+    chosen = taken & real
+    weights = gates / patches
+    indices, weights = to_slots(chosen.flatten(0, 1), weights.flatten(0, 1))
     return Routing(indices, weights, gates.flatten(0, 1), logits_BSE.flatten(0, 1))
 
 
@@ -73,19 +80,22 @@ def sample_routing(logits_BSE: Tensor, mask_BS: Tensor, noise_BE: Tensor | None)
     """Every real patch of a row goes to the row's expert, with the row's softmax score as weight."""
     h_BE = (logits_BSE * mask_BS.unsqueeze(-1)).sum(1)
     scores = h_BE.softmax(-1)
-    choice = (h_BE if noise_BE is None else h_BE + noise_BE).argmax(-1, keepdim=True)
-    indices, weights = choice.expand(mask_BS.shape), scores.gather(-1, choice).expand(mask_BS.shape)
-    indices, weights = indices.masked_fill(~mask_BS, -1), weights.masked_fill(~mask_BS, 0)
-    spread = (logits_BSE.shape[0], logits_BSE.shape[1], h_BE.shape[1])
-    return Routing(indices.reshape(-1, 1), weights.reshape(-1, 1), scores.unsqueeze(1).expand(spread).flatten(0, 1),
-                   h_BE.unsqueeze(1).expand(spread).flatten(0, 1))
+    noisy = h_BE if noise_BE is None else h_BE + noise_BE
+    choice = noisy.argmax(-1, keepdim=True)
+    weights = scores.gather(-1, choice).expand(mask_BS.shape)
+    indices, weights = empty(choice.expand(mask_BS.shape), weights, ~mask_BS)
+    to_all = logits_BSE.shape
+    of_patches = scores.unsqueeze(1).expand(to_all)
+    logits = h_BE.unsqueeze(1).expand(to_all)
+    return Routing(indices.reshape(-1, 1), weights.reshape(-1, 1), of_patches.flatten(0, 1), logits.flatten(0, 1))
 
 
 def separation_loss(weight_ED: Tensor, x_BSD: Tensor, labels_B: Tensor) -> Tensor:
     """- mean_b y_b <mean of the first half of w minus the second, sum_j x_bj>, y = 1 or -1: what a router that is
     trained apart minimises, each half of the experts standing for a class. Unbounded below: take few steps."""
     first, second = weight_ED.chunk(2)
-    along_B = x_BSD.sum(1) @ (first.mean(0) - second.mean(0))
+    direction = first.mean(0) - second.mean(0)
+    along_B = x_BSD.sum(1) @ direction
     return -(labels_B.to(along_B.dtype) * along_B).mean()
 
 
@@ -96,7 +106,7 @@ def separation_loss(weight_ED: Tensor, x_BSD: Tensor, labels_B: Tensor) -> Tenso
         "Towards Understanding Mixture of Experts in Deep Learning",
     ),
     year=2022,
-    tags={"sparse", "router"},
+    tags={"non-causal"},
 )
 class PatchMoE(ChannelMixer):
     """Two-layer experts on routed patches; see the module's card."""
@@ -105,35 +115,50 @@ class PatchMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.gate = Gate(dim, config.num_experts, generator, std=config.router_std)
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
+        self.gate = Gate(dim, experts, generator, std=config.router_std)
         self.balance = build_balance(config.balance)
-        self.up_proj = normal_parameter((config.num_experts, config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
+        self.up_proj = normal_parameter((experts, hidden, dim), generator)
+        self.down_proj = normal_parameter((experts, dim, hidden), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[B * S, D] -> [B * S, D]; rows are `context.batch_shape`, one row where it is not given."""
-        shape = context.batch_shape or (1, x_TD.shape[0])
-        mask = x_TD.new_ones(shape, dtype=torch.bool) if context.mask_T is None else context.mask_T.view(shape)
-        logits = self.gate(x_TD).unflatten(0, shape)
-        if self.config.routing == "sample":
-            routing = sample_routing(logits, mask, self._noise(logits, context))
-        else:
-            joint = self.config.router_training == "joint"
-            routing = patch_routing(logits if joint else logits.detach(), mask, self.config.patches, joint)
-        y = routed_mlp(x_TD, routing, self.up_proj, self.down_proj, ACTIVATIONS[self.config.activation])
+        routing = self.route(x_TD, context)
+        activation = ACTIVATIONS[self.config.activation]
+        y = routed_mlp(x_TD, routing, self.up_proj, self.down_proj, activation)
         losses, aux = apply_balance(self.balance, routing, context)
         return Mixed(y, routing, losses, aux)
 
+    def route(self, x_TD: Tensor, context: Context) -> Routing:
+        """Which experts work on each patch; raises `MixwellError` where noise cannot be drawn."""
+        shape = context.batch_shape or (1, len(x_TD))
+        mask = context.mask_T
+        if mask is None:
+            mask = x_TD.new_ones(len(x_TD), dtype=torch.bool)
+        mask = mask.view(shape)
+        logits = self.gate(x_TD).unflatten(0, shape)
+        if self.config.routing == "sample":
+            noise = self._noise(logits, context)
+            return sample_routing(logits, mask, noise)
+        joint = self.config.router_training == "joint"
+        if not joint:
+            logits = logits.detach()
+        return patch_routing(logits, mask, self.config.patches, joint)
+
     def _noise(self, logits_BSE: Tensor, context: Context) -> Tensor | None:
-        if not self.training or not self.config.noise:
+        noise = self.config.noise
+        draws = context.generator
+        if not self.training or not noise:
             return None
-        if context.generator is None:
+        if draws is None:
             raise MixwellError("PatchMoE draws while training; give Context(generator=...), set noise: 0, or call "
                                "eval().")
-        shape = (logits_BSE.shape[0], logits_BSE.shape[2])
-        draw = torch.rand(shape, generator=context.generator, device=context.generator.device)
-        return self.config.noise * draw.to(logits_BSE)
+        rows, _, experts = logits_BSE.shape
+        draw = torch.rand((rows, experts), generator=draws, device=draws.device)
+        return noise * draw.to(logits_BSE)
 
     def flops_per_token(self) -> float:
         """2 D E for the router and 4 D F for each expert that works on a patch: one with routing sample; with routing
@@ -142,17 +167,24 @@ class PatchMoE(ChannelMixer):
         return self._flops(experts)
 
     def flops_of(self, mixed: Mixed) -> float:
-        """Forward FLOPs per token that this output took: 4 D F for each filled slot, 2 D E for the router."""
-        if mixed.routing is None or not mixed.routing.indices_TK.shape[0]:
+        """Forward FLOPs per token that this output took: 4 D F for each filled slot, 2 D E for the router.
+
+        Raises `ValueError` for an output without tokens.
+        """
+        if mixed.routing is None or not len(mixed.routing.indices_TK):
             raise ValueError("flops_of counts the slots of an output with tokens; got none")
-        return self._flops(float((mixed.routing.indices_TK >= 0).sum()) / mixed.routing.indices_TK.shape[0])
+        filled = mixed.routing.indices_TK >= 0
+        return self._flops(float(filled.sum()) / len(filled))
 
     def _flops(self, experts: float) -> float:
-        return 4.0 * self.dim * self.config.hidden_dim * experts + 2.0 * self.dim * self.config.num_experts
+        c = self.config
+        blocks = 4.0 * self.dim * c.hidden_dim * experts
+        return blocks + 2.0 * self.dim * c.num_experts
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of five patches of width six, two of them for each of three experts."""
     config = Config(num_experts=3, hidden_dim=4, patches=2)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(10, 6, generator=generator),
-            "context": Context(batch_shape=(2, 5))}
+    x_TD = torch.randn(10, 6, generator=generator)
+    context = Context(batch_shape=(2, 5))
+    return {"dim": 6, "config": config, "x_TD": x_TD, "context": context}

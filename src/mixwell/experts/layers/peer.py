@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.experts.layers._memory import ProductKeys, dots_with_rows, weighted_rows
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
-from mixwell.mixing import Mixed
+from mixwell.experts.layers._parts import ChannelMixer
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Config:
     title="Single-neuron experts (PEER)",
     paper="Mixture of A Million Experts",
     year=2024,
-    tags={"memory", "sparse", "tokenwise"},
+    tags={"tokenwise"},
 )
 class PEER(ChannelMixer):
     """Single-neuron experts retrieved by product keys; see the module's card."""
@@ -57,29 +57,37 @@ class PEER(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.memory = ProductKeys(dim, config.num_keys, config.key_dim, config.heads, config.normalise, generator)
-        self.up_proj = normal_parameter((config.num_keys**2, dim), generator, dim**-0.5)
-        self.values = normal_parameter((config.num_keys**2, dim), generator, dim**-0.5)
+        self.dim = dim
+        self.config = config
+        c = config
+        experts = config.num_keys**2
+        self.memory = ProductKeys(dim, c.num_keys, c.key_dim, c.heads, c.normalise, generator)
+        std = dim**-0.5
+        self.up_proj = normal_parameter((experts, dim), generator, std)
+        self.values = normal_parameter((experts, dim), generator, std)
 
     def retrieve(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights [T, H, k], experts [T, H, k]) of the experts that each token's heads retrieve."""
         scores, slots = self.memory(x_TD, self.config.k)
-        return scores.softmax(-1) if self.config.scores == "softmax" else scores.sigmoid(), slots
+        weights = scores.softmax(-1) if self.config.scores == "softmax" else scores.sigmoid()
+        return weights, slots
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]."""
         weights, slots = self.retrieve(x_TD)
         slots_TS = slots.flatten(1)
         hidden = F.gelu(dots_with_rows(x_TD, self.up_proj, slots_TS))
-        return Mixed(weighted_rows(self.values, slots_TS, weights.flatten(1).to(hidden.dtype) * hidden))
+        gates = weights.flatten(1).to(hidden.dtype)
+        return Mixed(weighted_rows(self.values, slots_TS, gates * hidden))
 
     def flops_per_token(self) -> float:
         """4 H C (D + n) for queries and keys, 4 H k D for the experts."""
-        return self.memory.flops_per_token() + 4.0 * self.config.heads * self.config.k * self.dim
+        retrieved = self.config.heads * self.config.k
+        return self.memory.flops_per_token() + 4.0 * retrieved * self.dim
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, two heads that retrieve three of 25 experts each."""
     config = Config(num_keys=5, k=3, heads=2, key_dim=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -22,8 +22,8 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.experts.layers._memory import ProductKeys, weighted_rows
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
-from mixwell.mixing import Mixed
+from mixwell.experts.layers._parts import ChannelMixer
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Config:
         "Approximating Two-Layer Feedforward Networks for Efficient Transformers",
     ),
     year=2019,
-    tags={"memory", "tokenwise"},
+    tags={"tokenwise"},
 )
 class ProductKeyMemory(ChannelMixer):
     """Memory of values found by product keys; see the module's card."""
@@ -59,14 +59,18 @@ class ProductKeyMemory(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.memory = ProductKeys(dim, config.num_keys, config.key_dim, config.heads, config.normalise, generator)
-        self.values = normal_parameter((config.num_keys**2, dim), generator, dim**-0.5)
+        self.dim = dim
+        self.config = config
+        c = config
+        slots = config.num_keys**2
+        self.memory = ProductKeys(dim, c.num_keys, c.key_dim, c.heads, c.normalise, generator)
+        self.values = normal_parameter((slots, dim), generator, dim**-0.5)
 
     def retrieve(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights [T, H, k], slots [T, H, k]) of the values that each token picks."""
         scores, slots = self.memory(x_TD, self.config.k)
-        return scores.softmax(-1) if self.config.weights == "softmax" else scores.relu(), slots
+        weights = scores.softmax(-1) if self.config.weights == "softmax" else scores.relu()
+        return weights, slots
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]."""
@@ -75,10 +79,12 @@ class ProductKeyMemory(ChannelMixer):
 
     def flops_per_token(self) -> float:
         """4 H C (D + n) for queries and keys, 2 H k D for the values."""
-        return self.memory.flops_per_token() + 2.0 * self.config.heads * self.config.k * self.dim
+        picked = self.config.heads * self.config.k
+        return self.memory.flops_per_token() + 2.0 * picked * self.dim
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, two heads that pick three of 25 values each."""
     config = Config(num_keys=5, k=3, heads=2, key_dim=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -24,10 +24,18 @@ from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter, routed_swiglu
+from mixwell.experts.layers._parts import ChannelMixer, Gate, routed_swiglu
 from mixwell.kernels.experts import mlp
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, default_balance
+from mixwell.mixing import (
+    Mixed,
+    apply_balance,
+    build_balance,
+    build_router,
+    check_least,
+    default_balance,
+    normal_parameter,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +50,7 @@ class Config:
     balance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, num_experts=1, hidden_dim=1)
-        if self.shared_hidden_dim is not None:
-            check_least(self, shared_hidden_dim=1)
+        check_least(self, num_experts=1, hidden_dim=1, shared_hidden_dim=1)
 
     @property
     def shared_width(self) -> int:
@@ -58,10 +64,13 @@ def pyramid(arch: Mapping[str, Any], experts_per_layer: Sequence[int]) -> dict[s
     Raises `MixwellError` where the counts do not fit the layers or a layer with a count has no experts.
     """
     specs = channel_mixers(arch)
-    if len(experts_per_layer) != len(specs):
-        raise MixwellError(f"pyramid: {len(experts_per_layer)} counts for {len(specs)} layers; give one for each.")
+    layers = len(specs)
+    given = len(experts_per_layer)
+    if given != layers:
+        raise MixwellError(f"pyramid: {given} counts for {layers} layers; give one for each.")
     for layer, (spec, count) in enumerate(zip(specs, experts_per_layer)):
-        if count < 0 or (count and "num_experts" not in spec):
+        sparse = "num_experts" in spec
+        if count < 0 or (count and not sparse):
             raise MixwellError(f"pyramid: layer {layer} ({spec.get('method')}) cannot have {count} experts; give 0 "
                                "where a layer is dense.")
         if count:
@@ -73,7 +82,7 @@ def pyramid(arch: Mapping[str, Any], experts_per_layer: Sequence[int]) -> dict[s
     title="Residual mixture of experts (PR-MoE)",
     paper="DeepSpeed-MoE: Advancing Mixture-of-Experts Inference and Training to Power Next-Generation AI Scale",
     year=2022,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class ResidualMoE(ChannelMixer):
     """One fixed block and routed experts in learned shares; see the module's card."""
@@ -84,31 +93,41 @@ class ResidualMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.router = build_router(config.router, dim, config.num_experts, generator)
-        self.balance = build_balance(default_balance(self.router) if config.balance is None else config.balance)
-        self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
-        self.shared_gate_up_proj = normal_parameter((2 * config.shared_width, dim), generator)
-        self.shared_down_proj = normal_parameter((dim, config.shared_width), generator)
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
+        shared = config.shared_width
+        self.router = build_router(config.router, dim, experts, generator)
+        rules = default_balance(self.router) if config.balance is None else config.balance
+        self.balance = build_balance(rules)
+        self.gate_up_proj = normal_parameter((experts, 2 * hidden, dim), generator)
+        self.down_proj = normal_parameter((experts, dim, hidden), generator)
+        self.shared_gate_up_proj = normal_parameter((2 * shared, dim), generator)
+        self.shared_down_proj = normal_parameter((dim, shared), generator)
         self.coefficients = Gate(dim, 2, generator, bias=True)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
         routing = self.router(x_TD, context)
-        shares = self.coefficients(x_TD).softmax(-1).to(x_TD.dtype)
+        shares = self.coefficients(x_TD).softmax(-1)
+        of_routed, of_fixed = shares.to(x_TD.dtype).split(1, dim=1)
         fixed = mlp(x_TD, weight_of(self, "shared_gate_up_proj"), weight_of(self, "shared_down_proj"))
-        y = shares[:, :1] * routed_swiglu(self, x_TD, routing) + shares[:, 1:] * fixed
+        routed = routed_swiglu(self, x_TD, routing)
+        y = of_routed * routed + of_fixed * fixed
         losses, aux = apply_balance(self.balance, routing, context)
         return Mixed(y, routing, losses, aux)
 
     def flops_per_token(self) -> float:
         """6 D (k F + F') for the blocks, 2 D (E + 2) for router and shares."""
-        hidden = self.router.experts_per_token * self.config.hidden_dim + self.config.shared_width
-        return 6.0 * self.dim * hidden + 2.0 * self.dim * (self.config.num_experts + 2)
+        c = self.config
+        hidden = self.router.experts_per_token * c.hidden_dim + c.shared_width
+        outputs = c.num_experts + 2
+        return 6.0 * self.dim * hidden + 2.0 * self.dim * outputs
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts and a fixed block of another width."""
     config = Config(num_experts=4, hidden_dim=5, shared_hidden_dim=7)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, check_least, normal_parameter, routed_mlp
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router
+from mixwell.experts.layers._parts import ACTIVATIONS, ChannelMixer, routed_mlp
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, check_least, normal_parameter
 
 
 def _sigmoid_router() -> dict[str, Any]:
@@ -51,14 +51,15 @@ class Config:
 
 def equal_rows(weight: Tensor, std: float) -> Tensor:
     """The rows of `weight` [E, D] scaled to the norm std sqrt(D), so that no expert starts ahead."""
-    return F.normalize(weight, dim=-1) * std * weight.shape[-1] ** 0.5
+    directions = F.normalize(weight, dim=-1)
+    return directions * std * weight.shape[-1] ** 0.5
 
 
 @method(
     title="Sigma-MoE",
     paper="Approximating Two-Layer Feedforward Networks for Efficient Transformers",
     year=2023,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class SigmaMoE(ChannelMixer):
     """Mixture of two-matrix experts with sigmoid gates; see the module's card."""
@@ -68,31 +69,41 @@ class SigmaMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        E, width = config.num_experts, config.hidden_dim
-        std = (2 / (dim * config.num_layers)) ** 0.5
-        self.router = build_router(config.router, dim, E, generator)
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
+        layers = config.num_layers
+        into = (2 / (dim * layers)) ** 0.5
+        out_of = (2 / (experts * hidden * layers)) ** 0.5
+        self.router = build_router(config.router, dim, experts, generator)
         self.balance = build_balance(config.balance)
-        self.key_proj = normal_parameter((E, width, dim), generator, std)
-        self.value_proj = normal_parameter((E, dim, width), generator, (2 / (E * width * config.num_layers)) ** 0.5)
-        if isinstance(getattr(self.router, "weight", None), Tensor):
+        self.key_proj = normal_parameter((experts, hidden, dim), generator, into)
+        self.value_proj = normal_parameter((experts, dim, hidden), generator, out_of)
+        weight = getattr(self.router, "weight", None)
+        if isinstance(weight, Tensor):
             with torch.no_grad():
-                self.router.weight.copy_(equal_rows(self.router.weight, std))
+                weight.copy_(equal_rows(weight, into))
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
         routing = self.router(x_TD, context)
-        y = routed_mlp(x_TD, routing, self.key_proj, self.value_proj, ACTIVATIONS[self.config.activation])
+        activation = ACTIVATIONS[self.config.activation]
+        y = routed_mlp(x_TD, routing, self.key_proj, self.value_proj, activation)
         losses, aux = apply_balance(self.balance, routing, context)
         return Mixed(y, routing, losses, aux)
 
     def flops_per_token(self) -> float:
         """4 k D F for the experts, 2 D E for the router."""
-        return self.dim * (4.0 * self.router.experts_per_token * self.config.hidden_dim + 2.0 * self.config.num_experts)
+        c = self.config
+        experts = 4.0 * self.router.experts_per_token * c.hidden_dim
+        return self.dim * (experts + 2.0 * c.num_experts)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts of which each token takes two."""
-    config = Config(num_experts=4, hidden_dim=5, router={**_sigmoid_router(), "k": 2})
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(generator=generator)}
+    router = {**_sigmoid_router(), "k": 2}
+    config = Config(num_experts=4, hidden_dim=5, router=router)
+    x_TD = torch.randn(8, 6, generator=generator)
+    context = Context(generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD, "context": context}

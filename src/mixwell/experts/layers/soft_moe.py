@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate
 from mixwell.kernels.experts import expert_mlp
+from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +48,19 @@ class Config:
 
 def mixing(logits_BSP: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
     """(dispatch, combine) weights [B, S, P]: softmax over the row's real tokens, and over slots; 0 for padding."""
-    alive = mask_BS.unsqueeze(-1)
-    dispatch = logits_BSP.masked_fill(~alive, torch.finfo(logits_BSP.dtype).min).softmax(1) * alive
-    return dispatch, logits_BSP.softmax(2) * alive
+    real = mask_BS.unsqueeze(-1)
+    lowest = torch.finfo(logits_BSP.dtype).min
+    masked = logits_BSP.masked_fill(~real, lowest)
+    over_tokens = masked.softmax(1)
+    over_slots = logits_BSP.softmax(2)
+    return over_tokens * real, over_slots * real
 
 
 @method(
     title="Soft mixture of experts",
     paper="From Sparse to Soft Mixtures of Experts",
     year=2023,
-    tags={"soft", "non-causal"},
+    tags={"non-causal"},
 )
 class SoftMoE(ChannelMixer):
     """Experts on slots that mix all tokens of a row; see the module's card."""
@@ -66,46 +70,68 @@ class SoftMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
+        experts = config.num_experts
+        hidden = config.hidden_dim
         self.slots = Gate(dim, config.slots, generator, std=dim**-0.5)
         if config.normalise:
             self.sharpness = nn.Parameter(self.slots.weight.new_ones(()))
-        self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
+        self.gate_up_proj = normal_parameter((experts, 2 * hidden, dim), generator)
+        self.down_proj = normal_parameter((experts, dim, hidden), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; rows of `context.batch_shape` do not see each other; without it all tokens are one row."""
-        if not x_TD.shape[0]:
+        tokens = len(x_TD)
+        if not tokens:
             return Mixed(x_TD.clone())
-        shape = context.batch_shape or (1, x_TD.shape[0])
-        mask = x_TD.new_ones(x_TD.shape[0], dtype=torch.bool) if context.mask_T is None else context.mask_T
-        x = x_TD.view(*shape, -1)
-        dispatch, combine = mixing(self.logits(x_TD).view(*shape, -1), mask.view(shape))
-        slots = torch.bmm(dispatch.to(x.dtype).transpose(1, 2), x)
-        return Mixed(torch.bmm(combine.to(x.dtype), self.experts(slots)).flatten(0, 1))
+        shape = context.batch_shape or (1, tokens)
+        mask = context.mask_T
+        if mask is None:
+            mask = x_TD.new_ones(tokens, dtype=torch.bool)
+        x_BSD = x_TD.view(*shape, -1)
+        logits = self.logits(x_TD)
+        logits = logits.view(*shape, -1)
+        dispatch, combine = mixing(logits, mask.view(shape))
+        dispatch = dispatch.to(x_BSD.dtype)
+        slots = torch.bmm(dispatch.transpose(1, 2), x_BSD)
+        out_of_slots = combine.to(x_BSD.dtype)
+        y = torch.bmm(out_of_slots, self.experts(slots))
+        return Mixed(y.flatten(0, 1))
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """[T, P] in float32 or better."""
         if not self.config.normalise:
             return self.slots(x_TD)
-        x = F.normalize(x_TD.to(torch.promote_types(x_TD.dtype, torch.float32)), dim=-1)
-        return self.sharpness.to(x.dtype) * F.linear(x, F.normalize(self.slots.weight.to(x.dtype), dim=-1))
+        x = F.normalize(wide(x_TD), dim=-1)
+        slots = self.slots.weight.to(x.dtype)
+        slots = F.normalize(slots, dim=-1)
+        cosines = F.linear(x, slots)
+        return self.sharpness.to(x.dtype) * cosines
 
     def experts(self, slots_BPD: Tensor) -> Tensor:
         """Each expert on its own slots: [B, P, D] -> [B, P, D]."""
-        B, E, p = slots_BPD.shape[0], self.config.num_experts, self.config.slots_per_expert
-        rows = slots_BPD.unflatten(1, (E, p)).transpose(0, 1).reshape(E * B * p, -1)
-        counts = torch.full((E,), B * p, device=rows.device)
-        out = expert_mlp(rows, counts, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj"))
-        return out.view(E, B, p, -1).transpose(0, 1).flatten(1, 2)
+        rows = len(slots_BPD)
+        E = self.config.num_experts
+        p = self.config.slots_per_expert
+        by_expert = slots_BPD.unflatten(1, (E, p)).transpose(0, 1)
+        flat = by_expert.reshape(E * rows * p, -1)
+        counts = torch.full((E,), rows * p, device=flat.device)
+        gate_up = weight_of(self, "gate_up_proj")
+        out = expert_mlp(flat, counts, gate_up, weight_of(self, "down_proj"))
+        by_row = out.view(E, rows, p, -1).transpose(0, 1)
+        return by_row.flatten(1, 2)
 
     def flops_per_token(self) -> float:
         """6 D F P / S for the experts at rows of S = max_positions tokens, 6 D P for slots, mixing, handing back."""
-        return 6.0 * self.dim * self.config.slots * (self.config.hidden_dim / self.config.max_positions + 1)
+        c = self.config
+        each = c.hidden_dim / c.max_positions + 1
+        return 6.0 * self.dim * c.slots * each
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two rows of four tokens of width six, three experts of two slots."""
     config = Config(num_experts=3, hidden_dim=5, slots_per_expert=2, max_positions=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(batch_shape=(2, 4))}
+    x_TD = torch.randn(8, 6, generator=generator)
+    context = Context(batch_shape=(2, 4))
+    return {"dim": 6, "config": config, "x_TD": x_TD, "context": context}

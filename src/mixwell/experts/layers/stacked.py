@@ -23,9 +23,9 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, Gate, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer, Gate
 from mixwell.kernels.linear import linear
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_above, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, first_experts=1, second_experts=1, hidden_dim=1, gate_hidden_dim=1, constrained_steps=0)
-        if not self.margin > 0:
-            raise ValueError(f"margin is {self.margin}; expected a number above 0")
+        check_above(self, margin=0)
 
 
 def constrained(logits_TE: Tensor, totals_E: Tensor, margin: float) -> Tensor:
@@ -53,15 +52,18 @@ def constrained(logits_TE: Tensor, totals_E: Tensor, margin: float) -> Tensor:
 
 def mix(x_TD: Tensor, gates_TE: Tensor, proj_EFD: Tensor) -> Tensor:
     """sum_e gates[t, e] relu(proj_e x_t), as one product for all experts."""
-    hidden_TEF = torch.relu(linear(x_TD, proj_EFD.flatten(0, 1))).unflatten(-1, proj_EFD.shape[:2])
-    return (gates_TE.to(x_TD.dtype).unsqueeze(-1) * hidden_TEF).sum(1)
+    experts = proj_EFD.shape[:2]
+    hidden = torch.relu(linear(x_TD, proj_EFD.flatten(0, 1)))
+    hidden_TEF = hidden.unflatten(-1, experts)
+    gates = gates_TE.to(x_TD.dtype).unsqueeze(-1)
+    return (gates * hidden_TEF).sum(1)
 
 
 @method(
     title="Deep mixture of experts (two stacked soft mixtures)",
     paper="Learning Factored Representations in a Deep Mixture of Experts",
     year=2013,
-    tags={"soft", "tokenwise"},
+    tags={"tokenwise"},
 )
 class DeepMixture(ChannelMixer):
     """Two stacked soft mixtures; see the module's card."""
@@ -71,14 +73,16 @@ class DeepMixture(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        inputs = (dim, config.hidden_dim)
-        experts = (config.first_experts, config.second_experts)
-        self.gate_hidden = torch.nn.ModuleList(Gate(i, config.gate_hidden_dim, generator) for i in inputs)
-        self.gates = torch.nn.ModuleList(Gate(config.gate_hidden_dim, e, generator) for e in experts)
-        self.first_proj = normal_parameter((experts[0], config.hidden_dim, dim), generator)
-        self.second_proj = normal_parameter((experts[1], config.hidden_dim, config.hidden_dim), generator)
-        self.down_proj = normal_parameter((dim, config.hidden_dim), generator)
+        self.dim = dim
+        self.config = config
+        hidden = config.hidden_dim
+        gate_hidden = config.gate_hidden_dim
+        inputs, experts = (dim, hidden), (config.first_experts, config.second_experts)
+        self.gate_hidden = torch.nn.ModuleList(Gate(i, gate_hidden, generator) for i in inputs)
+        self.gates = torch.nn.ModuleList(Gate(gate_hidden, e, generator) for e in experts)
+        self.first_proj = normal_parameter((experts[0], hidden, dim), generator)
+        self.second_proj = normal_parameter((experts[1], hidden, hidden), generator)
+        self.down_proj = normal_parameter((dim, hidden), generator)
         self.register_buffer("totals", torch.zeros(sum(experts)))
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
@@ -101,32 +105,46 @@ class DeepMixture(ChannelMixer):
         return (gates if mask_T is None else gates[mask_T]).sum(0)
 
     def update(self, assigned_E: Tensor) -> None:
-        """Add one optimiser step's `assigned` to the running totals."""
+        """Add one optimiser step's `assigned` to the running totals.
+
+        Raises `ValueError` where it is not one sum of gates for each expert.
+        """
         if assigned_E.shape != self.totals.shape:
             raise ValueError(f"assigned has shape {list(assigned_E.shape)}; expected one sum of gates for each of "
                              f"{self.config.first_experts} + {self.config.second_experts} experts")
         with torch.no_grad():
-            self.totals.add_(assigned_E.to(self.totals))
+            assigned = assigned_E.to(self.totals)
+            self.totals.add_(assigned)
 
     def after_step(self, routings: Sequence[Routing]) -> None:
         """Add what the optimiser step's batches assigned to the running totals."""
         if routings:
-            self.update(torch.stack([self.assigned(routing) for routing in routings]).sum(0))
+            assigned = [self.assigned(routing) for routing in routings]
+            self.update(torch.stack(assigned).sum(0))
 
     def _logits(self, level: int, v: Tensor) -> Tensor:
-        return self.gates[level](torch.relu(self.gate_hidden[level](v)))
+        hidden = torch.relu(self.gate_hidden[level](v))
+        return self.gates[level](hidden)
 
     def _gates(self, logits_TE: Tensor, totals_E: Tensor, bound: bool) -> Tensor:
-        return constrained(logits_TE, totals_E, self.config.margin) if bound else logits_TE.softmax(-1)
+        if bound:
+            return constrained(logits_TE, totals_E, self.config.margin)
+        return logits_TE.softmax(-1)
 
     def flops_per_token(self) -> float:
         """2 (E1 D F + E2 F^2 + F D) for experts and output, 2 G (D + F + E1 + E2) for the gates of width G."""
-        c, F = self.config, self.config.hidden_dim
-        gates = c.gate_hidden_dim * (self.dim + F + c.first_experts + c.second_experts)
-        return 2.0 * (c.first_experts * self.dim * F + c.second_experts * F * F + F * self.dim + gates)
+        c = self.config
+        hidden = self.config.hidden_dim
+        gates = c.gate_hidden_dim * (self.dim + hidden + c.first_experts + c.second_experts)
+        first = c.first_experts * self.dim * hidden
+        second = c.second_experts * hidden * hidden
+        out = hidden * self.dim
+        total = first + second + out + gates
+        return 2.0 * total
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, three experts below and two above."""
     config = Config(first_experts=3, second_experts=2, hidden_dim=5, gate_hidden_dim=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

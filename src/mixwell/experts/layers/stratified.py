@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter, routed_swiglu
+from mixwell.experts.layers._parts import ChannelMixer, routed_swiglu
 from mixwell.kernels.norm import RMSNorm
-from mixwell.mixing import Mixed, apply_balance, build_balance, build_router
+from mixwell.mixing import Mixed, apply_balance, build_balance, build_router, check_above, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ class Config:
         check_least(self, hidden_dim=1)
         if not self.strata or min(self.strata) < 1:
             raise ValueError(f"strata is {list(self.strata)}; expected at least one stratum of at least one expert")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps is {self.norm_eps}; expected a number above 0")
+        check_above(self, norm_eps=0)
 
     @property
     def num_experts(self) -> int:
@@ -53,24 +52,32 @@ class Config:
 
 def rows_of(context: Context, rows_N: Tensor) -> Context:
     """What is known of some of the tokens."""
-    names = [f.name for f in fields(context) if f.name.endswith("_T") and getattr(context, f.name) is not None]
-    return replace(context, batch_shape=None, **{n: getattr(context, n)[rows_N] for n in names},
-                   state=None if context.state is None else context.state[rows_N])
+    names = [f.name for f in fields(context) if f.name.endswith("_T")]
+    known = {name: getattr(context, name) for name in names}
+    picked = {name: value[rows_N] for name, value in known.items() if value is not None}
+    state = context.state
+    if state is not None:
+        state = state[rows_N]
+    return replace(context, batch_shape=None, state=state, **picked)
 
 
 def among_all(routing: Routing, before: int) -> Routing:
     """A gate's routing with its experts numbered among all; the `before` ones of earlier strata score 0."""
-    indices = torch.where(routing.indices_TK < 0, routing.indices_TK, routing.indices_TK + before)
+    filled = routing.indices_TK >= 0
+    indices = routing.indices_TK
+    indices = torch.where(filled, indices + before, indices)
+    scores = nn.functional.pad(routing.scores_TE, (before, 0))
     logits = routing.logits_TE
-    return replace(routing, indices_TK=indices, scores_TE=nn.functional.pad(routing.scores_TE, (before, 0)),
-                   logits_TE=None if logits is None else nn.functional.pad(logits, (before, 0), value=float("-inf")))
+    if logits is not None:
+        logits = nn.functional.pad(logits, (before, 0), value=float("-inf"))
+    return replace(routing, indices_TK=indices, scores_TE=scores, logits_TE=logits)
 
 
 @method(
     title="Stratified mixture of experts",
     paper="Towards Being Parameter-Efficient: A Stratified Sparsely Activated Transformer with Dynamic Capacity",
     year=2023,
-    tags={"sparse", "router", "tokenwise"},
+    tags={"router", "tokenwise"},
 )
 class StratifiedMoE(ChannelMixer):
     """Mixture of SwiGLU experts in ordered strata; see the module's card."""
@@ -83,69 +90,100 @@ class StratifiedMoE(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.before = [sum(config.strata[:s]) for s in range(len(config.strata))]
-        self.gates = nn.ModuleList(build_router(config.router, dim, config.num_experts - b, generator)
-                                   for b in self.before)
-        self.norms = nn.ModuleList(RMSNorm(dim, config.norm_eps) for _ in config.strata[1:])
+        self.dim = dim
+        self.config = config
+        strata = config.strata
+        experts = config.num_experts
+        hidden = config.hidden_dim
+        self.before = [sum(strata[:s]) for s in range(len(strata))]
+        gates = [build_router(config.router, dim, experts - b, generator) for b in self.before]
+        self.gates = nn.ModuleList(gates)
+        self.norms = nn.ModuleList(RMSNorm(dim, config.norm_eps) for _ in strata[1:])
         self.balance = build_balance(config.balance)
-        self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
-        self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
-        stratum = torch.arange(len(config.strata)).repeat_interleave(torch.tensor(config.strata))
+        self.gate_up_proj = normal_parameter((experts, 2 * hidden, dim), generator)
+        self.down_proj = normal_parameter((experts, dim, hidden), generator)
+        stratum = torch.arange(len(strata)).repeat_interleave(torch.tensor(strata))
         self.register_buffer("stratum_E", stratum, persistent=False)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]. The routing lists all the experts that a token passed; its scores are the first gate's."""
         total = torch.zeros_like(x_TD)
-        gate_T = torch.zeros(x_TD.shape[0], dtype=torch.int64, device=x_TD.device)  # the gate each token stands at
-        passed, found = [], []
+        gate_T = torch.zeros(len(x_TD), dtype=torch.int64, device=x_TD.device)  # the gate each token stands at
+        passed = []
+        found = []
         for s, gate in enumerate(self.gates):
             rows = (gate_T == s).nonzero().squeeze(1)
             if s and not rows.numel():
                 continue
-            inner = rows_of(context, rows) if s else context
-            x = self.norms[s - 1]((x_TD + total)[rows]) if s else x_TD
+            x = x_TD
+            inner = context
+            if s:
+                x = self.norms[s - 1]((x_TD + total)[rows])
+                inner = rows_of(context, rows)
             own = gate(x, inner)
             routing = among_all(own, self.before[s])
-            total = total.index_add(0, rows, routed_swiglu(self, x, routing).to(total.dtype))
+            added = routed_swiglu(self, x, routing).to(total.dtype)
+            total = total.index_add(0, rows, added)
             gate_T = gate_T.index_copy(0, rows, self._next(routing, s))
             passed.append((rows, routing))
             found.append(apply_balance(self.balance, own, inner))
-        losses = {n: torch.stack([losses[n] for losses, _ in found]).mean() for n in found[0][0]}
-        terms = [aux for _, aux in found if aux is not None]
-        return Mixed(total, self._joined(passed, x_TD.shape[0]), losses, torch.stack(terms).mean() if terms else None)
+        return Mixed(total, self._joined(passed, len(x_TD)), *_mean_losses(found))
 
     def _next(self, routing: Routing, gate: int) -> Tensor:
         """The gate after the stratum of each token's best expert; the next one for a token that got none."""
-        best = routing.weights_TK.detach().masked_fill(routing.indices_TK < 0, float("-inf")).argmax(-1, keepdim=True)
+        weights = routing.weights_TK.detach().masked_fill(routing.indices_TK < 0, float("-inf"))
+        best = weights.argmax(-1, keepdim=True)
         expert = routing.indices_TK.gather(-1, best).squeeze(-1)
-        return torch.where(expert < 0, gate, self.stratum_E[expert.clamp_min(0)]) + 1
+        stratum = self.stratum_E[expert.clamp_min(0)]
+        return torch.where(expert < 0, gate, stratum) + 1
 
     def _joined(self, passed: list[tuple[Tensor, Routing]], tokens: int) -> Routing:
         """One routing of all tokens, the gates' slots side by side."""
         first = passed[0][1]
-        indices, weights = [first.indices_TK], [first.weights_TK]
+        indices = [first.indices_TK]
+        weights = [first.weights_TK]
         for rows, routing in passed[1:]:
             shape = (tokens, routing.indices_TK.shape[1])
-            indices.append(routing.indices_TK.new_full(shape, -1).index_copy(0, rows, routing.indices_TK))
-            weights.append(routing.weights_TK.new_zeros(shape).index_copy(0, rows, routing.weights_TK))
+            nowhere = routing.indices_TK.new_full(shape, -1)
+            nothing = routing.weights_TK.new_zeros(shape)
+            indices.append(nowhere.index_copy(0, rows, routing.indices_TK))
+            weights.append(nothing.index_copy(0, rows, routing.weights_TK))
         return replace(first, indices_TK=torch.cat(indices, 1), weights_TK=torch.cat(weights, 1))
 
     def flops_per_token(self) -> float:
         """6 K D F and 2 D E_s for every gate s, E_s the experts it chooses from: what a token costs that passes all of
         them, the most it can; for one batch see `flops_of`."""
-        return sum(6.0 * self.dim * self.config.hidden_dim * gate.experts_per_token
-                   + 2.0 * self.dim * gate.num_experts for gate in self.gates)
+        total = 0.0
+        for gate in self.gates:
+            hidden = self.config.hidden_dim * gate.experts_per_token
+            total += self.dim * (6.0 * hidden + 2.0 * gate.num_experts)
+        return total
 
     def flops_of(self, mixed: Mixed) -> float:
-        """Forward FLOPs per token of the experts that this output took: 6 D F for each filled slot; gates left out."""
-        if mixed.routing is None or not mixed.routing.indices_TK.shape[0]:
+        """Forward FLOPs per token of the experts that this output took: 6 D F for each filled slot; gates left out.
+
+        Raises `ValueError` for an output without tokens.
+        """
+        if mixed.routing is None or not len(mixed.routing.indices_TK):
             raise ValueError("flops_of counts the slots of an output with tokens; got none")
-        slots = float((mixed.routing.indices_TK >= 0).sum()) / mixed.routing.indices_TK.shape[0]
+        filled = mixed.routing.indices_TK >= 0
+        slots = float(filled.sum()) / len(filled)
         return 6.0 * self.dim * self.config.hidden_dim * slots
+
+
+def _mean_losses(found: list[tuple[dict[str, Tensor], Tensor | None]]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Means over the gates that saw a token."""
+    losses = {}
+    for name in found[0][0]:
+        of_gates = [by_name[name] for by_name, _ in found]
+        losses[name] = torch.stack(of_gates).mean()
+    terms = [aux for _, aux in found if aux is not None]
+    aux = torch.stack(terms).mean() if terms else None
+    return losses, aux
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, strata of one, two and two experts."""
     config = Config(strata=(1, 2, 2), hidden_dim=5)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer
 from mixwell.kernels.experts import mlp
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,10 @@ class Config:
     hidden_dim: int  # F, at least 1
 
     def __post_init__(self) -> None:
-        if self.hidden_dim < 1:
-            raise ValueError(f"hidden_dim is {self.hidden_dim}; expected at least 1")
+        check_least(self, hidden_dim=1)
 
 
-@method(title="Dense SwiGLU", paper="GLU Variants Improve Transformer", year=2020, tags={"dense", "tokenwise"})
+@method(title="Dense SwiGLU", paper="GLU Variants Improve Transformer", year=2020, tags={"tokenwise"})
 class SwiGLU(ChannelMixer):
     """Dense SwiGLU feed-forward block."""
 
@@ -43,13 +42,16 @@ class SwiGLU(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         self.gate_up_proj = normal_parameter((2 * config.hidden_dim, dim), generator)
         self.down_proj = normal_parameter((dim, config.hidden_dim), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]."""
-        return Mixed(mlp(x_TD, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")))
+        gate_up = weight_of(self, "gate_up_proj")
+        down = weight_of(self, "down_proj")
+        return Mixed(mlp(x_TD, gate_up, down))
 
     def flops_per_token(self) -> float:
         """6 D F."""
@@ -58,4 +60,5 @@ class SwiGLU(ChannelMixer):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six."""
-    return {"dim": 6, "config": Config(hidden_dim=5), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": Config(hidden_dim=5), "x_TD": x_TD}

@@ -28,9 +28,10 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.experts.layers._parts import ChannelMixer, check_least, normal_parameter
+from mixwell.experts.layers._parts import ChannelMixer
 from mixwell.kernels.linear import linear
-from mixwell.mixing import Mixed
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Mixed, check_least, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,32 +52,46 @@ class Config:
         check_least(self, num_keys=1, k=1, key_dim=1, value_dim=1, rank=1, cores=1, expansion=1)
         if self.k > self.num_keys:
             raise ValueError(f"k is {self.k}; expected 1 to num_keys = {self.num_keys}")
-        if self.num_keys**2 % self.expansion or self.value_dim % self.cores:
-            raise ValueError(f"expansion {self.expansion} must divide num_keys^2 = {self.num_keys**2}, and cores "
-                             f"{self.cores} value_dim = {self.value_dim}")
-        if not (self.core_loss >= 0 and self.margin >= 0):
-            raise ValueError(f"core_loss is {self.core_loss} and margin {self.margin}; expected 0 or more")
+        slots = self.num_keys**2
+        if slots % self.expansion or self.value_dim % self.cores:
+            raise ValueError(f"expansion {self.expansion} must divide num_keys^2 = {slots}, and cores {self.cores} "
+                             f"value_dim = {self.value_dim}")
+        core_loss = self.core_loss
+        margin = self.margin
+        if not (core_loss >= 0 and margin >= 0):
+            raise ValueError(f"core_loss is {core_loss} and margin {margin}; expected 0 or more")
 
 
 def leading(core_RR: Tensor) -> tuple[Tensor, Tensor]:
     """(u, t), the leading singular vectors of a core, signed so that u sums to at least 0."""
     u, _, v = torch.linalg.svd(core_RR.detach())
-    sign = 1.0 if float(u[:, 0].sum()) >= 0 else -1.0
-    return u[:, 0] * sign, v[0] * sign
+    first_u = u[:, 0]
+    first_v = v[0]
+    sign = 1.0 if float(first_u.sum()) >= 0 else -1.0
+    return first_u * sign, first_v * sign
+
+
+def _picked(rows_TNX: Tensor, index_TK: Tensor) -> Tensor:
+    """rows[t, index[t, k]]: [T, K, X]."""
+    width = rows_TNX.shape[-1]
+    index = index_TK.unsqueeze(-1).expand(-1, -1, width)
+    return rows_TNX.gather(1, index)
 
 
 def tucker_top_k(rows_TnR: Tensor, columns_TnR: Tensor, cores_hRR: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(scores of each core [T, k, h], slots i n + j [T, k]) of the k best slots of the k best rows and columns."""
     u, t = leading(cores_hRR.sum(0))
+    size = rows_TnR.shape[1]
     i = (rows_TnR.detach() @ u).topk(k, dim=-1).indices
     j = (columns_TnR.detach() @ t).topk(k, dim=-1).indices
-    rank = rows_TnR.shape[-1]
-    rows = rows_TnR.gather(1, i.unsqueeze(-1).expand(-1, -1, rank))
-    columns = columns_TnR.gather(1, j.unsqueeze(-1).expand(-1, -1, rank))
-    scores = torch.einsum("tir,hrs,tjs->tijh", rows, cores_hRR, columns).flatten(1, 2)
+    rows = _picked(rows_TnR, i)
+    columns = _picked(columns_TnR, j)
+    scores = torch.einsum("tir,hrs,tjs->tijh", rows, cores_hRR, columns)
+    scores = scores.flatten(1, 2)
     best = scores.detach().sum(-1).topk(k, dim=-1).indices
-    slots = i.gather(1, best // k) * rows_TnR.shape[1] + j.gather(1, best % k)
-    return scores.gather(1, best.unsqueeze(-1).expand(-1, -1, scores.shape[-1])), slots
+    row = i.gather(1, best // k)
+    column = j.gather(1, best % k)
+    return _picked(scores, best), row * size + column
 
 
 def stride(slots: int) -> int:
@@ -89,17 +104,22 @@ def stride(slots: int) -> int:
 
 def pooled(values_NV: Tensor, slots_TK: Tensor, scores_TKh: Tensor, expansion: int) -> Tensor:
     """Values summed for each expansion, each part of a value with its own core's scores: [T, E V]."""
-    (N, V), cores = values_NV.shape, scores_TKh.shape[-1]
-    shuffled = slots_TK * stride(N * expansion) % (N * expansion)
-    order = (shuffled // N).argsort(dim=1, stable=True)
-    rows = (shuffled % N).gather(1, order).flatten()
-    ends = F.one_hot(shuffled // N, expansion).sum(1).flatten().cumsum(0)
+    (values, width), cores = values_NV.shape, scores_TKh.shape[-1]
+    slots = values * expansion
+    shuffled = slots_TK * stride(slots) % slots
+    expansion_TK = shuffled // values
+    order = expansion_TK.argsort(dim=1, stable=True)
+    rows = (shuffled % values).gather(1, order).flatten()
+    ends = F.one_hot(expansion_TK, expansion).sum(1).flatten().cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    parts = values_NV.view(N * cores, V // cores)
-    weights = scores_TKh.gather(1, order.unsqueeze(-1).expand_as(scores_TKh)).to(values_NV.dtype).flatten(0, 1)
-    bags = [F.embedding_bag(rows * cores + c, parts, starts, mode="sum", per_sample_weights=weights[:, c].contiguous())
-            for c in range(cores)]
-    return torch.cat(bags, dim=1).view(slots_TK.shape[0], expansion * V)
+    parts = values_NV.view(values * cores, width // cores)
+    weights = _picked(scores_TKh, order).to(values_NV.dtype).flatten(0, 1)
+    bags = []
+    for core in range(cores):
+        own = weights[:, core].contiguous()
+        bags.append(F.embedding_bag(rows * cores + core, parts, starts, mode="sum", per_sample_weights=own))
+    joined = torch.cat(bags, dim=1)
+    return joined.view(len(slots_TK), expansion * width)
 
 
 class _Scores(nn.Module):
@@ -110,18 +130,25 @@ class _Scores(nn.Module):
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None) -> None:
         super().__init__()
         width = config.key_dim
-        self.query = normal_parameter((2 * width, dim), generator, dim**-0.5)
-        self.keys = normal_parameter((2, config.num_keys, config.rank, width), generator, width**-0.5)
-        self.query_gain = nn.Parameter(torch.full_like(self.query[:width, 0], width**-0.33))
-        self.key_gain = nn.Parameter(torch.full_like(self.query[:width, 0], width**-0.33))
-        shape = (config.cores, config.rank, config.rank)
-        self.cores = nn.Parameter(torch.rand(shape, generator=generator, device=self.query.device))
+        rank = config.rank
+        cores = config.cores
+        std = width**-0.5
+        halves = 2 * width
+        self.query = normal_parameter((halves, dim), generator, std=dim**-0.5)
+        keys = config.num_keys
+        self.keys = normal_parameter((2, keys, rank, width), generator, std)
+        gain = self.query.new_full((width,), width**-0.33)
+        self.query_gain = nn.Parameter(gain)
+        self.key_gain = nn.Parameter(gain.clone())
+        draw = torch.rand((cores, rank, rank), generator=generator, device=gain.device)
+        self.cores = nn.Parameter(draw)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        x = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+        x = wide(x_TD)
+        width = self.keys.shape[-1:]
         halves = F.linear(x, self.query.to(x.dtype)).unflatten(-1, (2, -1))
-        queries = F.layer_norm(halves, halves.shape[-1:], self.query_gain.to(x.dtype))
-        keys = F.layer_norm(self.keys.to(x.dtype), self.keys.shape[-1:], self.key_gain.to(x.dtype))
+        queries = F.layer_norm(halves, width, self.query_gain.to(x.dtype))
+        keys = F.layer_norm(self.keys.to(x.dtype), width, self.key_gain.to(x.dtype))
         both = torch.einsum("tpc,pnrc->ptnr", queries, keys)
         return both[0], both[1]
 
@@ -130,7 +157,7 @@ class _Scores(nn.Module):
     title="Ultra-sparse memory (UltraMem)",
     paper="Ultra-Sparse Memory Network",
     year=2024,
-    tags={"memory", "tokenwise"},
+    tags={"tokenwise"},
 )
 class UltraSparseMemory(ChannelMixer):
     """Memory with Tucker-decomposed scores and implicit value expansion; see the module's card."""
@@ -139,39 +166,51 @@ class UltraSparseMemory(ChannelMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
+        self.dim = dim
+        self.config = config
         self.memory = _Scores(dim, config, generator)
-        self.values = normal_parameter((config.num_keys**2 // config.expansion, config.value_dim), generator)
+        stored = config.num_keys**2 // config.expansion
         pooled_dim = config.expansion * config.value_dim
+        self.values = normal_parameter((stored, config.value_dim), generator)
         self.down_proj = normal_parameter((dim, pooled_dim), generator, pooled_dim**-0.5)
 
     def retrieve(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(scores of each core [T, k, h], slots [T, k]) that each token keeps."""
         rows, columns = self.memory(x_TD)
-        return tucker_top_k(rows, columns, self.memory.cores.to(rows.dtype), self.config.k)
+        cores = self.memory.cores.to(rows.dtype)
+        return tucker_top_k(rows, columns, cores, self.config.k)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the core loss."""
-        if not x_TD.shape[0]:
+        if not len(x_TD):
             return Mixed(x_TD.clone())
         scores, slots = self.retrieve(x_TD)
-        y = linear(pooled(self.values, slots, scores, self.config.expansion), self.down_proj)
+        values = pooled(self.values, slots, scores, self.config.expansion)
+        y = linear(values, self.down_proj)
         loss = self.core_loss()
-        return Mixed(y, losses={"core": loss}, aux=self.config.core_loss * loss if self.config.core_loss else None)
+        coefficient = self.config.core_loss
+        aux = coefficient * loss if coefficient else None
+        return Mixed(y, losses={"core": loss}, aux=aux)
 
     def core_loss(self) -> Tensor:
         """Mean squared excess of the core's other singular values over the margin, a scalar; 0 at rank 1."""
-        others = torch.linalg.svdvals(self.memory.cores.sum(0))[1:]
-        return (others - self.config.margin).relu().square().sum() / max(others.numel(), 1)
+        core = self.memory.cores.sum(0)
+        others = torch.linalg.svdvals(core)[1:]
+        excess = (others - self.config.margin).relu()
+        return excess.square().sum() / max(others.numel(), 1)
 
     def flops_per_token(self) -> float:
         """4 C (D + n r) for the scores, 2 h k r (r + k) for the core, 2 k V and 2 D E V for the values."""
         c = self.config
-        return (4.0 * c.key_dim * (self.dim + c.num_keys * c.rank) + 2.0 * c.cores * c.k * c.rank * (c.rank + c.k)
-                + 2.0 * c.k * c.value_dim + 2.0 * self.dim * c.expansion * c.value_dim)
+        keys = 4.0 * c.key_dim * (self.dim + c.num_keys * c.rank)
+        core = 2.0 * c.cores * c.k * c.rank * (c.rank + c.k)
+        values = 2.0 * c.k * c.value_dim
+        out = 2.0 * self.dim * c.expansion * c.value_dim
+        return keys + core + values + out
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six that keep three of 36 slots, four slots for each stored value."""
     config = Config(num_keys=6, k=3, key_dim=4, value_dim=4)
-    return {"dim": 6, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "config": config, "x_TD": x_TD}

@@ -19,7 +19,7 @@ import torch
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.overflow._parts import by_choice, serve
+from mixwell.experts.overflow._parts import by_choice, example_routing, serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,13 @@ class Config:
     tags={"positional", "drops"},
 )
 def drop(routing: Routing, config: Config, capacity: int, context: Context) -> Routing:
-    """The routing with slots beyond `capacity` emptied, the last positions first."""
+    """The routing with slots beyond `capacity` emptied, the last positions first; raises `ValueError` below 0."""
     tokens, k = routing.indices_TK.shape
-    order = by_choice(torch.arange(tokens, device=routing.indices_TK.device), k)
-    return serve(routing, order, capacity, context)
+    in_order = torch.arange(tokens, device=routing.indices_TK.device)
+    return serve(routing, by_choice(in_order, k), capacity, context)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twelve tokens over four experts, two each, four slots an expert."""
-    scores = torch.randn(12, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(), "capacity": 4, "context": Context()}
+    routing = example_routing(generator)
+    return {"routing": routing, "config": Config(), "capacity": 4, "context": Context()}

@@ -20,7 +20,7 @@ import torch
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.overflow._parts import by_choice, serve
+from mixwell.experts.overflow._parts import by_choice, example_routing, serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +37,18 @@ class Config:
     tags={"permutation-equivariant", "drops"},
 )
 def priority(routing: Routing, config: Config, capacity: int, context: Context) -> Routing:
-    """The routing with the lowest-scored slots beyond `capacity` emptied."""
+    """The routing with the lowest-scored slots beyond `capacity` emptied; raises `ValueError` below 0."""
     weights = routing.weights_TK.detach()
     if config.by == "own":
         order = weights.reshape(-1).argsort(descending=True, stable=True)
-    else:
-        score_T = weights.amax(-1) if config.by == "max" else weights.sum(-1)
-        order = by_choice(score_T.argsort(descending=True, stable=True), weights.shape[1])
+        return serve(routing, order, capacity, context)
+    score_T = weights.amax(-1) if config.by == "max" else weights.sum(-1)
+    best_first = score_T.argsort(descending=True, stable=True)
+    order = by_choice(best_first, weights.shape[1])
     return serve(routing, order, capacity, context)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twelve tokens over four experts, two each, four slots an expert."""
-    scores = torch.randn(12, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(), "capacity": 4, "context": Context()}
+    routing = example_routing(generator)
+    return {"routing": routing, "config": Config(), "capacity": 4, "context": Context()}

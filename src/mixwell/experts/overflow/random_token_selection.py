@@ -19,7 +19,7 @@ import torch
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.overflow._parts import by_choice, serve
+from mixwell.experts.overflow._parts import by_choice, example_routing, serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +34,19 @@ class Config:
     tags={"draws", "drops"},
 )
 def random_token_selection(routing: Routing, config: Config, capacity: int, context: Context) -> Routing:
-    """The routing with random slots beyond `capacity` emptied."""
+    """The routing with random slots beyond `capacity` emptied; raises `ValueError` below 0."""
     tokens, k = routing.indices_TK.shape
+    device = routing.indices_TK.device
     draw = context.generator
     if draw is None:
-        order_T = torch.arange(tokens, device=routing.indices_TK.device)
+        order_T = torch.arange(tokens, device=device)
     else:
-        order_T = torch.randperm(tokens, generator=draw, device=draw.device).to(routing.indices_TK.device)
+        order_T = torch.randperm(tokens, generator=draw, device=draw.device).to(device)
     return serve(routing, by_choice(order_T, k), capacity, context)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twelve tokens over four experts, two each, four slots an expert."""
-    scores = torch.randn(12, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(), "capacity": 4,
-            "context": Context(generator=torch.Generator().manual_seed(0))}
+    routing = example_routing(generator)
+    context = Context(generator=torch.Generator().manual_seed(0))
+    return {"routing": routing, "config": Config(), "capacity": 4, "context": context}

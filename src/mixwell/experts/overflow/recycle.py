@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.overflow._parts import by_choice, check_capacity, keep, real_first, served
+from mixwell.experts.overflow._parts import by_choice, check_capacity, example_routing, keep, real_first, served
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,33 +34,49 @@ class Config:
 
 def place(indices_TK: Tensor, waiting_N: Tensor, free_E: Tensor, generator: torch.Generator | None) -> Tensor:
     """The indices [T, K] with the waiting flat slots given to experts with free places, none twice for one token."""
-    indices, k = indices_TK.clone(memory_format=torch.contiguous_format), indices_TK.shape[1]
+    indices = indices_TK.clone(memory_format=torch.contiguous_format)
+    flat = indices.view(-1)
+    k = indices.shape[1]
     free_E = free_E.clone()
     for column in range(k):  # a column holds each token once, so that one round of draws cannot clash with itself
         slots = waiting_N[waiting_N % k == column]
-        seats = torch.arange(len(free_E), device=free_E.device).repeat_interleave(free_E)
-        if generator is not None:
-            seats = seats[torch.randperm(len(seats), generator=generator, device=generator.device).to(seats.device)]
+        seats = _seats(free_E, generator)
         paired = slots[: len(seats)]
         seats = seats[: len(paired)]
         fits = (indices[paired // k] != seats.unsqueeze(1)).all(1)
-        indices.view(-1)[paired[fits]] = seats[fits]
-        free_E -= torch.bincount(seats[fits], minlength=len(free_E))
-        for slot in [*paired[~fits].tolist(), *slots[len(paired) :].tolist()]:
+        taken = seats[fits]
+        flat[paired[fits]] = taken
+        free_E -= torch.bincount(taken, minlength=len(free_E))
+        clashing = paired[~fits]
+        without_pair = slots[len(paired) :]
+        for slot in torch.cat((clashing, without_pair)).tolist():
             _place_one(indices, slot, free_E, generator)
     return indices
+
+
+def _seats(free_E: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Each expert as often as it has free places, in a random order; in expert order without a generator."""
+    experts = torch.arange(len(free_E), device=free_E.device)
+    seats = experts.repeat_interleave(free_E)
+    if generator is None:
+        return seats
+    order = torch.randperm(len(seats), generator=generator, device=generator.device)
+    return seats[order.to(seats.device)]
 
 
 def _place_one(indices_TK: Tensor, slot: int, free_E: Tensor, generator: torch.Generator | None) -> None:
     """Give one slot a free place of an expert that its token does not have, in place; leave it empty otherwise."""
     chances = free_E.clone()
-    held = indices_TK[slot // indices_TK.shape[1]]
-    chances[held[held >= 0]] = 0
+    own = indices_TK[slot // indices_TK.shape[1]]
+    chances[own[own >= 0]] = 0
     total = int(chances.sum())
     if not total:
         return
-    draw = 0 if generator is None else int(torch.randint(total, (), generator=generator, device=generator.device))
-    expert = int((chances.cumsum(0) > draw).byte().argmax())
+    draw = 0
+    if generator is not None:
+        draw = int(torch.randint(total, (), generator=generator, device=generator.device))
+    beyond = chances.cumsum(0) > draw
+    expert = int(beyond.byte().argmax())
     indices_TK.view(-1)[slot] = expert
     free_E[expert] -= 1
 
@@ -72,31 +88,41 @@ def _place_one(indices_TK: Tensor, slot: int, free_E: Tensor, generator: torch.G
     tags={"draws"},
 )
 def recycle(routing: Routing, config: Config, capacity: int, context: Context) -> Routing:
-    """The routing with slots beyond `capacity` moved to experts with room."""
+    """The routing with slots beyond `capacity` moved to experts with room; raises `ValueError` for one below 0."""
     check_capacity(capacity)
     tokens, k = routing.indices_TK.shape
-    order = real_first(by_choice(torch.arange(tokens, device=routing.indices_TK.device), k), k, context)
+    in_order = torch.arange(tokens, device=routing.indices_TK.device)
+    order = real_first(by_choice(in_order, k), k, context)
     keep_TK = served(routing.indices_TK, order, capacity, routing.num_experts)
     lost_TK = ~keep_TK & (routing.indices_TK >= 0)
-    if context.mask_T is not None:  # padding holds no place that a real token could be recycled to
-        keep_TK, lost_TK = (slots_TK & context.mask_T.unsqueeze(1) for slots_TK in (keep_TK, lost_TK))
+    real_TK = None if context.mask_T is None else context.mask_T.unsqueeze(1)
+    if real_TK is not None:  # padding holds no place that a real token could be recycled to
+        keep_TK = keep_TK & real_TK
+        lost_TK = lost_TK & real_TK
     kept = keep(routing, keep_TK)
     waiting = order[lost_TK.reshape(-1)[order]]
     indices = place(kept.indices_TK, waiting, capacity - kept.load_E(), context.generator)
     recycled = lost_TK & (indices >= 0)
-    if context.mask_T is not None:
-        indices = torch.where(context.mask_T.unsqueeze(1), indices, routing.indices_TK)
+    if real_TK is not None:  # what is left over goes back to padding
+        indices = torch.where(real_TK, indices, routing.indices_TK)
         keep_TK = served(indices, order, capacity, routing.num_experts) & ~recycled
-        indices, kept = indices.masked_fill(~(keep_TK | recycled), -1), keep(routing, keep_TK)
-    new = routing.weights_TK
-    if config.weight == "score":
-        new = routing.scores_TE.gather(1, indices.clamp_min(0)).to(new.dtype)
-    return replace(kept, indices_TK=indices, weights_TK=torch.where(recycled, new, kept.weights_TK))
+        indices = indices.masked_fill(~(keep_TK | recycled), -1)
+        kept = keep(routing, keep_TK)
+    new = _new_weights(routing, indices, config)
+    weights = torch.where(recycled, new, kept.weights_TK)
+    return replace(kept, indices_TK=indices, weights_TK=weights)
+
+
+def _new_weights(routing: Routing, indices_TK: Tensor, config: Config) -> Tensor:
+    """What a recycled slot weighs: as before, or by the new expert's score."""
+    if config.weight == "slot":
+        return routing.weights_TK
+    scores = routing.scores_TE.gather(1, indices_TK.clamp_min(0))
+    return scores.to(routing.weights_TK.dtype)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twelve tokens over four experts, two each, six slots an expert."""
-    scores = torch.randn(12, 4, generator=generator).softmax(-1)
-    weights, indices = scores.topk(2, dim=-1)
-    return {"routing": Routing(indices, weights, scores), "config": Config(), "capacity": 6,
-            "context": Context(generator=torch.Generator().manual_seed(0))}
+    routing = example_routing(generator)
+    context = Context(generator=torch.Generator().manual_seed(0))
+    return {"routing": routing, "config": Config(), "capacity": 6, "context": context}

@@ -1,4 +1,4 @@
-"""The routers' contract, and the steps that most of them share.
+"""Routers with a linear map and routers by token id, and the steps that several of them share.
 
 Legend: T tokens, D width, E experts, K slots per token.
 """
@@ -8,43 +8,17 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.rng import normal  # both are handed on to the routers
 from mixwell.core.routing import Context, Routing
 from mixwell.kernels.linear import linear
 from mixwell.kernels.norm import wide
-
-
-class Router(nn.Module):
-    """A router turns tokens into a `Routing`: `forward(x_TD, context) -> Routing`.
-
-    Its parameters stay float32 whatever the model's compute type, and so does everything up to the choice.
-    """
-
-    keep_float32: ClassVar[bool] = True  # read by whoever casts a model
-    has_logits: ClassVar[bool] = True  # False where the choice is not learnt, so that no balance loss can act on it
-
-    def __init__(self, dim: int, num_experts: int, config: Any, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.dim, self.num_experts, self.config = dim, num_experts, config
-
-    @property
-    def experts_per_token(self) -> float:
-        """Experts that a token visits on average, for counting FLOPs; the most it can visit where that varies."""
-        return float(getattr(self.config, "k", self.num_experts))
-
-    def share(self, first: Router) -> None:
-        """Called by whoever stacks layers, with the router of the first mixture layer of the same method, before
-        training or loading; a router that keeps some of its parameters in common over depth takes them from there."""
-
-    def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D]."""
-        raise NotImplementedError
+from mixwell.mixing import Router, normal_parameter
 
 
 class LinearRouter(Router):
@@ -52,7 +26,7 @@ class LinearRouter(Router):
 
     def __init__(self, dim: int, num_experts: int, config: Any, generator: torch.Generator | None = None) -> None:
         super().__init__(dim, num_experts, config, generator)
-        self.weight = nn.Parameter(normal((num_experts, dim), 0.02, generator))
+        self.weight = normal_parameter((num_experts, dim), generator)
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Router logits [T, E] in float32 or better."""
@@ -79,36 +53,39 @@ class TokenRouter(Router):
     def ids(self, x_TD: Tensor, context: Context, vocab_size: int) -> Tensor:
         """The token ids [T], checked; raises `MixwellError` where the router cannot know them."""
         name = type(self).__name__
+        tokens = x_TD.shape[0]
         if self.needs_tokens:
             raise MixwellError(f"{name} has no table yet: call fit_tokens(tokens) with training text, or give "
                                "`frequencies` in its config.")
         ids = context.token_ids_T
-        if ids is None or ids.shape[0] != x_TD.shape[0]:
-            raise MixwellError(f"{name} routes by token id and got {'none' if ids is None else ids.shape[0]} for "
-                               f"{x_TD.shape[0]} tokens; give Context(token_ids_T=...).")
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-            raise MixwellError(f"{name} knows {vocab_size} token ids and got {int(ids.min())} to {int(ids.max())}; "
-                               "set vocab_size to the tokenizer's.")
+        if ids is None or ids.shape[0] != tokens:
+            got = "none" if ids is None else ids.shape[0]
+            raise MixwellError(f"{name} routes by token id and got {got} for {tokens} tokens; give "
+                               "Context(token_ids_T=...).")
+        low, high = span(ids)
+        if low < 0 or high >= vocab_size:
+            raise MixwellError(f"{name} knows {vocab_size} token ids and got {low} to {high}; set vocab_size to the "
+                               "tokenizer's.")
         return ids
 
 
-def check_k(k: int, num_experts: int) -> None:
-    """Refuse a k that the experts cannot serve."""
-    if not 1 <= k <= num_experts:
-        raise ValueError(f"k = {k} experts per token of {num_experts}; choose 1 to {num_experts}")
+def span(values_T: Tensor) -> tuple[int, int]:
+    """(least, largest) of whole numbers; (0, 0) of none."""
+    if not values_T.numel():
+        return 0, 0
+    return int(values_T.min()), int(values_T.max())
 
 
-def select(scores_TE: Tensor, k: int, *, by_TE: Tensor | None = None, renormalise: bool = False,
-           scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The k best experts of each token by `by_TE` (default: the scores), weighted by their scores.
+def project(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """W x of every token in x's type, [T, E]."""
+    return x_TD @ weight_ED.to(x_TD.dtype).T
 
-    Returns (indices_TK, weights_TK). With `renormalise` the weights of a token sum to `scale`.
-    """
-    indices = (scores_TE if by_TE is None else by_TE).topk(k, dim=-1).indices
-    weights = scores_TE.gather(-1, indices)
-    if renormalise:
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    return indices, weights if scale == 1.0 else weights * scale
+
+def one_hot_routing(indices_T1: Tensor, num_experts: int, like: Tensor) -> Routing:
+    """The routing of a fixed choice: each token wholly to its one expert, in the type of `like`."""
+    scores = one_hot(indices_T1.squeeze(-1), num_experts).to(like.dtype)
+    weights = scores.gather(-1, indices_T1)
+    return Routing(indices_T1, weights, scores)
 
 
 def draws(context: Context, router: Router) -> torch.Generator:
@@ -123,39 +100,16 @@ def capacity(num_tokens: int, num_experts: int, factor: float) -> int:
     return min(num_tokens, math.ceil(factor * num_tokens / num_experts))
 
 
-def to_slots(chosen_TE: Tensor, weights_TE: Tensor) -> tuple[Tensor, Tensor]:
-    """(indices_TK, weights_TK) of the experts marked in `chosen_TE`, in expert order; empty slots hold -1 and 0.
-
-    K is the largest number of experts that any token has, at least 1.
-    """
-    width = max(1, int(chosen_TE.sum(-1).max())) if chosen_TE.numel() else 1
-    order = chosen_TE.byte().argsort(dim=-1, descending=True, stable=True)[:, :width]
-    filled = chosen_TE.gather(-1, order)
-    return order.masked_fill(~filled, -1), weights_TE.gather(-1, order).masked_fill(~filled, 0)
-
-
 def balanced_buckets(frequencies: Sequence[float], num_buckets: int) -> list[int]:
     """A bucket for each item so that the summed frequencies come out even: heaviest item first, into the lightest
     bucket; ties go to the lower number, and to the bucket with fewer items."""
     heap = [(0.0, 0, b) for b in range(num_buckets)]
     buckets = [0] * len(frequencies)
-    for item in sorted(range(len(frequencies)), key=lambda i: -frequencies[i]):
-        weight, items, bucket = heap[0]
+    items = range(len(frequencies))
+    heaviest_first = sorted(items, key=lambda i: -frequencies[i])
+    for item in heaviest_first:
+        weight, count, bucket = heap[0]
         buckets[item] = bucket
-        heapq.heapreplace(heap, (weight + float(frequencies[item]), items + 1, bucket))
+        weight += float(frequencies[item])
+        heapq.heapreplace(heap, (weight, count + 1, bucket))
     return buckets
-
-
-def check_choice(k: int, renormalise: bool | None) -> None:
-    """Refuse a number of experts below 1, and k = 1 with weights that are always 1."""
-    if k < 1:
-        raise ValueError(f"k is {k}; expected at least 1")
-    if k == 1 and renormalise:
-        raise ValueError("k = 1 with renormalise leaves the router without a gradient; set renormalise: false")
-
-
-def softmax_top_k(logits_TE: Tensor, k: int, renormalise: bool | None = None) -> Routing:
-    """The k experts of highest softmax score; weights sum to 1 where `renormalise` (default: wherever k > 1)."""
-    scores = logits_TE.softmax(-1)
-    indices, weights = select(scores, k, renormalise=k > 1 if renormalise is None else renormalise)
-    return Routing(indices, weights, scores, logits_TE)

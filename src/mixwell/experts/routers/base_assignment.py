@@ -45,20 +45,23 @@ def balanced_assignment(affinity_TE: Tensor, tolerance: float) -> Tensor:
     tokens, experts = affinity_TE.shape
     if not tokens or experts == 1:
         return torch.zeros(tokens, dtype=torch.int64, device=affinity_TE.device)
-    slots = -(-tokens // experts)
     value = affinity_TE.detach().double()
     if not torch.isfinite(value).all():
         raise ValueError("the affinities hold values that are not finite; look for the step at which training diverged")
-    value = torch.cat((value, value.new_zeros(slots * experts - tokens, experts)))
-    value = value - value.mean(0)  # what all tokens or all experts share changes no assignment, only the range
+    slots = -(-tokens // experts)
+    padding = value.new_zeros(slots * experts - tokens, experts)
+    value = torch.cat((value, padding))
+    # what all tokens or all experts share changes no assignment, only the range
+    value = value - value.mean(0)
     value = value - value.mean(1, keepdim=True)
-    spread, price = float(value.max() - value.min()) or 1.0, value.new_zeros(experts)
+    spread = float(value.max() - value.min()) or 1.0
+    price = value.new_zeros(experts)
     epsilon = max(0.25, tolerance)
     while True:
         expert, price = _auction(value, price, slots, epsilon * spread)
         if epsilon <= tolerance:
             return expert[:tokens]
-        epsilon = max(epsilon / 5, tolerance)
+        epsilon = max(epsilon / 5, tolerance)  # the prices of a coarse auction make the finer one short
 
 
 def _auction(value_TE: Tensor, price_E: Tensor, slots: int, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -72,16 +75,29 @@ def _auction(value_TE: Tensor, price_E: Tensor, slots: int, epsilon: float) -> t
         if not free.numel():
             return expert, price
         gain, best = (value_TE[free] - price).topk(2, dim=-1)
-        expert[free] = best[:, 0]
-        bid[free] = price[best[:, 0]] + gain[:, 0] - gain[:, 1] + epsilon
-        order = bid.argsort(descending=True, stable=True)
-        order = order[expert[order].argsort(stable=True)]
-        owner = expert[order]
-        counts = torch.bincount(owner, minlength=experts)[:experts]
-        first = counts.cumsum(0) - counts
-        expert[order[torch.arange(tokens, device=order.device) - first[owner] >= slots]] = experts
-        full = counts >= slots
-        price[full] = bid[order[(first + slots - 1)[full]]]
+        first, second = gain.unbind(1)
+        favourite = best[:, 0]
+        expert[free] = favourite
+        # a bid gives up the gain over the second best; epsilon more, so that equals do not bid for ever
+        bid[free] = price[favourite] + first - second + epsilon
+        _settle(expert, bid, price, slots)
+
+
+def _settle(expert_T: Tensor, bid_T: Tensor, price_E: Tensor, slots: int) -> None:
+    """Each expert keeps its `slots` best bids, the others lose their place; a full one asks its lowest. In place."""
+    experts = len(price_E)
+    by_bid = bid_T.argsort(descending=True, stable=True)
+    order = by_bid[expert_T[by_bid].argsort(stable=True)]  # expert by expert, best bid first
+    owner = expert_T[order]
+    counts = torch.bincount(owner, minlength=experts)[:experts]
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(len(order), device=order.device)
+    place = rank - first[owner]
+    expert_T[order[place >= slots]] = experts
+    full = counts >= slots
+    last_kept = first + slots - 1
+    lowest = order[last_kept[full]]
+    price_E[full] = bid_T[lowest]
 
 
 @method(
@@ -113,12 +129,16 @@ class BaseAssignment(LinearRouter):
         logits = self.logits(x_TD)
         expert = logits.detach().argmax(-1)
         if self.training:
-            real = slice(None) if context.mask_T is None else context.mask_T
+            mask = context.mask_T
+            real = slice(None) if mask is None else mask
             expert[real] = balanced_assignment(logits[real], self.config.tolerance)
-        scores, indices = logits.sigmoid(), expert.unsqueeze(-1)
-        return Routing(indices, scores.gather(-1, indices), scores, logits)
+        scores = logits.sigmoid()
+        indices = expert.unsqueeze(-1)
+        weights = scores.gather(-1, indices)
+        return Routing(indices, weights, scores, logits)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, normal, wide
+from mixwell.experts.routers._parts import project
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, normal_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,35 +38,57 @@ class Config:
     local_balance: float = 0.005  # beta, 0 or more
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.nodes < 1:
+        if min(self.k, self.nodes) < 1:
             raise ValueError(f"k is {self.k} and nodes is {self.nodes}; expected at least 1 each")
-        if not (self.node_balance >= 0 and self.local_balance >= 0):
-            raise ValueError(f"node_balance is {self.node_balance} and local_balance is {self.local_balance}; "
+        node = self.node_balance
+        local = self.local_balance
+        if not (node >= 0 and local >= 0):
+            raise ValueError(f"node_balance is {node} and local_balance is {local}; "
                              "expected 0 or more")
 
 
 def balance(indices_T: Tensor, probabilities_TC: Tensor, mask_T: Tensor | None) -> Tensor:
     """C sum_c f_c P_c over real tokens: 1 where the C choices are even."""
     if mask_T is not None:
-        indices_T, probabilities_TC = indices_T[mask_T], probabilities_TC[mask_T]
-    choices = probabilities_TC.shape[1]
-    share = torch.bincount(indices_T.reshape(-1), minlength=choices).to(probabilities_TC.dtype)
-    return choices * (share / share.sum().clamp_min(1) * probabilities_TC.sum(0)).sum() / max(len(probabilities_TC), 1)
+        indices_T = indices_T[mask_T]
+        probabilities_TC = probabilities_TC[mask_T]
+    tokens, choices = probabilities_TC.shape
+    mass = probabilities_TC.sum(0)
+    counts = torch.bincount(indices_T.reshape(-1), minlength=choices)
+    counts = counts.to(mass.dtype)
+    share = counts / counts.sum().clamp_min(1)
+    agreement = (share * mass).sum()
+    return choices * agreement / max(tokens, 1)
+
+
+def _to_all_nodes(q_TM: Tensor, nodes: int) -> Tensor:
+    """What one local router for all nodes says of each, [T, n, m]."""
+    return q_TM.unsqueeze(1).expand(-1, nodes, -1)
+
+
+def _of_node(q_TNM: Tensor, node_T1: Tensor) -> Tensor:
+    """What the local router of each token's node says, [T, m]."""
+    size = q_TNM.shape[2]
+    place = node_T1.unsqueeze(-1).expand(-1, 1, size)
+    return q_TNM.gather(1, place).squeeze(1)
 
 
 def route(node_logits_TN: Tensor, local_logits: Tensor, config: Config, mask_T: Tensor | None = None) -> Routing:
     """The routing of node logits [T, n] and local logits [T, m] (shared) or [T, n, m] (one router in every node)."""
-    p = node_logits_TN.softmax(-1)
-    q_TNM = local_logits.softmax(-1)
-    if q_TNM.ndim == 2:
-        q_TNM = q_TNM.unsqueeze(1).expand(-1, p.shape[1], -1)
-    node_T1 = p.argmax(-1, keepdim=True)
-    q_TM = q_TNM.gather(1, node_T1.unsqueeze(-1).expand(-1, 1, q_TNM.shape[2])).squeeze(1)
+    p_TN = node_logits_TN.softmax(-1)
+    q = local_logits.softmax(-1)
+    q_TNM = q if q.ndim == 3 else _to_all_nodes(q, p_TN.shape[1])
+    node_T1 = p_TN.argmax(-1, keepdim=True)
+    q_TM = _of_node(q_TNM, node_T1)
     chosen = q_TM.topk(config.k, dim=-1).indices
-    weights = p.gather(1, node_T1) * q_TM.gather(1, chosen)
-    losses = {"node_balance": config.node_balance * balance(node_T1[:, 0], p, mask_T),
-              "local_balance": config.local_balance * balance(chosen, q_TM, mask_T)}
-    return Routing(node_T1 * q_TM.shape[1] + chosen, weights, (p.unsqueeze(2) * q_TNM).flatten(1), losses=losses)
+    weights = p_TN.gather(1, node_T1) * q_TM.gather(1, chosen)
+    scores = (p_TN.unsqueeze(2) * q_TNM).flatten(1)
+    node_loss = balance(node_T1[:, 0], p_TN, mask_T)
+    local_loss = balance(chosen, q_TM, mask_T)
+    losses = {"node_balance": config.node_balance * node_loss,
+              "local_balance": config.local_balance * local_loss}
+    indices = node_T1 * q_TM.shape[1] + chosen
+    return Routing(indices, weights, scores, losses=losses)
 
 
 @method(
@@ -81,23 +105,27 @@ class BiLevel(Router):
     def __init__(self, dim: int, num_experts: int, config: Config | None = None,
                  generator: torch.Generator | None = None) -> None:
         config = config or Config()
-        if num_experts % config.nodes or config.k > num_experts // config.nodes:
+        size, rest = divmod(num_experts, config.nodes)
+        if rest or config.k > size:
             raise ValueError(f"{num_experts} experts on {config.nodes} nodes cannot give k = {config.k}; expected "
                              "equal nodes with at least k experts each")
         super().__init__(dim, num_experts, config, generator)
-        rows = num_experts // config.nodes if config.local == "shared" else num_experts
-        self.node_weight = nn.Parameter(normal((config.nodes, dim), 0.02, generator))
-        self.local_weight = nn.Parameter(normal((rows, dim), 0.02, generator))
+        rows = size if config.local == "shared" else num_experts
+        self.node_weight = normal_parameter((config.nodes, dim), generator)
+        self.local_weight = normal_parameter((rows, dim), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]."""
         x = wide(x_TD)
-        local = x @ self.local_weight.to(x.dtype).T
+        nodes = project(x, self.node_weight)
+        local = project(x, self.local_weight)
         if self.config.local == "per_node":
-            local = local.unflatten(1, (self.config.nodes, -1))
-        return route(x @ self.node_weight.to(x.dtype).T, local, self.config, context.mask_T)
+            by_node = (self.config.nodes, -1)
+            local = local.unflatten(1, by_node)
+        return route(nodes, local, self.config, context.mask_T)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, two nodes of two experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

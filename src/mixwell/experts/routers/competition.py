@@ -26,7 +26,8 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, draws, select
+from mixwell.experts.routers._parts import LinearRouter, draws
+from mixwell.mixing import check_k, check_least, check_not_negative, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,10 @@ class Config:
     measure: Literal["mse", "kl"] = "mse"  # distance between the router's policy and the competition's
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
+        check_least(self, k=1)
         if not 0 <= self.rate <= 1:
             raise ValueError(f"rate is {self.rate}; expected 0 to 1")
-        if not self.distill >= 0:
-            raise ValueError(f"distill is {self.distill}; expected 0 or more")
+        check_not_negative(self, "distill")
 
 
 def choose(strength_TE: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,12 +55,16 @@ def choose(strength_TE: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 def distillation(logits_TE: Tensor, target_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Tensor:
     """Mean distance of the router's policy from the target policy over real tokens, before alpha."""
     if mask_T is not None:
-        logits_TE, target_TE = logits_TE[mask_T], target_TE[mask_T]
+        logits_TE = logits_TE[mask_T]
+        target_TE = target_TE[mask_T]
     target = target_TE.detach()
     if config.measure == "mse":
-        return (logits_TE.softmax(-1) - target).square().sum() / max(target.numel(), 1)
-    cross = torch.special.xlogy(target, target) - target * logits_TE.log_softmax(-1)
-    return cross.sum() / max(target.shape[0], 1)
+        error = logits_TE.softmax(-1) - target
+        return error.square().sum() / max(target.numel(), 1)
+    log_policy = logits_TE.log_softmax(-1)
+    entropy = torch.special.xlogy(target, target)
+    divergence = entropy - target * log_policy
+    return divergence.sum() / max(len(target), 1)
 
 
 @method(
@@ -88,26 +91,41 @@ class Competition(LinearRouter):
         self._responses = responses
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D]; while training, by competition on a share of the steps."""
+        """Route the tokens [T, D]; while training, by competition on a share of the steps.
+
+        Raises `MixwellError` where a competition finds no experts bound.
+        """
         logits = self.logits(x_TD)
-        if not (self.training and self.config.rate and self._compete(context)):
+        if not self._competes(context):
             indices, weights, scores = choose(logits, self.config.k)
             return Routing(indices, weights, scores, logits)
         if self._responses is None:
             raise MixwellError("Competition needs its experts' responses; use a layer that binds them, call "
                                "bind(responses), or set rate: 0.")
-        indices, weights, scores = choose(self._responses(x_TD).to(logits.dtype), self.config.k)
+        responses = self._responses(x_TD).to(logits.dtype)
+        indices, weights, scores = choose(responses, self.config.k)
         routing = Routing(indices, weights, scores, logits)
-        loss = distillation(logits, routing.dense_TE(), self.config, context.mask_T)
+        target = routing.dense_TE()
+        loss = distillation(logits, target, self.config, context.mask_T)
         return routing.with_loss("distill", self.config.distill * loss)
 
-    def _compete(self, context: Context) -> bool:
+    def _competes(self, context: Context) -> bool:
+        """Whether this pass is a competition: some training passes are, drawn by chance."""
+        if not (self.training and self.config.rate):
+            return False
         generator = draws(context, self)
-        return bool(torch.rand((), generator=generator, device=generator.device) < self.config.rate)
+        draw = torch.rand((), generator=generator, device=generator.device)
+        return bool(draw < self.config.rate)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four linear experts of which every training step asks the responses."""
     experts = torch.randn(4, 6, 6, generator=generator)
-    return {"dim": 6, "num_experts": 4, "config": Config(rate=1.0), "x_TD": torch.randn(8, 6, generator=generator),
-            "responses": lambda x: torch.einsum("edc,tc->ted", experts.to(x.dtype), x).norm(dim=-1)}
+    x_TD = torch.randn(8, 6, generator=generator)
+
+    def responses(x: Tensor) -> Tensor:
+        answers = torch.einsum("edc,tc->ted", experts.to(x.dtype), x)
+        return answers.norm(dim=-1)
+
+    config = Config(rate=1.0)
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": x_TD, "responses": responses}

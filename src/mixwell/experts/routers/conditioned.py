@@ -22,12 +22,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_choice, check_k, normal, softmax_top_k, wide
+from mixwell.experts.routers._parts import project, span
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_choice, check_k, normal_parameter, softmax_top_k
 
 BY_LABEL = {"label", "attribute", "token_label", "gate_per_label"}
 
@@ -45,12 +47,17 @@ class Config:
     def __post_init__(self) -> None:
         check_choice(self.k, self.renormalise)
         if self.condition == "attribute":
-            if not self.codes or len({len(c) for c in self.codes}) > 1 or {v for c in self.codes for v in c} - {0, 1}:
-                raise ValueError("condition attribute needs codes: a list of 0 and 1 for each label, all of one length")
+            self._check_codes()
         elif self.codes:
             raise ValueError(f"codes belong to condition attribute; the condition is {self.condition}")
-        if self.condition in BY_LABEL - {"attribute"} and (self.labels or 0) < 1:
+        elif self.condition in BY_LABEL and (self.labels or 0) < 1:
             raise ValueError(f"condition {self.condition} needs labels, the number of tasks or modalities, at least 1")
+
+    def _check_codes(self) -> None:
+        lengths = {len(code) for code in self.codes}
+        bits = {bit for code in self.codes for bit in code}
+        if len(lengths) != 1 or not bits <= {0, 1}:
+            raise ValueError("condition attribute needs codes: a list of 0 and 1 for each label, all of one length")
 
     @property
     def num_labels(self) -> int:
@@ -63,8 +70,13 @@ class Config:
 def running_mean(x_TD: Tensor, batch_shape: tuple[int, int], mask_T: Tensor | None = None) -> Tensor:
     """Mean of each row's real tokens up to and including each place [T, D]; padding before any token gives 0."""
     x_BSD = x_TD.unflatten(0, batch_shape)
-    keep = x_BSD.new_ones(*batch_shape, 1) if mask_T is None else mask_T.reshape(*batch_shape, 1).to(x_TD.dtype)
-    return ((x_BSD * keep).cumsum(1) / keep.cumsum(1).clamp_min(1)).flatten(0, 1)
+    keep = x_BSD.new_ones(*batch_shape, 1)
+    if mask_T is not None:
+        keep = mask_T.view(keep.shape)
+        keep = keep.to(x_TD.dtype)
+    total = (x_BSD * keep).cumsum(1)
+    count = keep.cumsum(1).clamp_min(1)
+    return (total / count).flatten(0, 1)
 
 
 @method(
@@ -86,77 +98,103 @@ class Conditioned(Router):
         config = config or Config(labels=1)
         check_k(config.k, num_experts)
         super().__init__(dim, num_experts, config, generator)
-        condition, labels = config.condition, config.num_labels
-        shape = (labels, num_experts, dim) if condition == "gate_per_label" else (num_experts, dim)
-        self.weight = nn.Parameter(normal(shape, 0.02, generator))
+        condition = config.condition
+        labels = config.num_labels
+        shape: tuple[int, ...] = (num_experts, dim)
+        if condition == "gate_per_label":
+            shape = (labels, num_experts, dim)
+        self.weight = normal_parameter(shape, generator)
         if condition in ("context", "token_label"):
-            self.condition_weight = nn.Parameter(normal((num_experts, dim), 0.02, generator))
+            self.condition_weight = normal_parameter((num_experts, dim), generator)
         if condition in ("label", "token_label"):
-            self.embedding = nn.Parameter(normal((labels, dim), 1.0, generator))
+            self.embedding = normal_parameter((labels, dim), generator, 1.0)
         if condition == "attribute":
             bits = len(config.codes[0])
-            self.attribute_weight = nn.Parameter(normal((dim, bits), bits**-0.5, generator))
-            self.attribute_bias = nn.Parameter(normal((dim,), 0.02, generator))
+            self.attribute_weight = normal_parameter((dim, bits), generator, bits**-0.5)
+            self.attribute_bias = normal_parameter((dim,), generator)
 
     def fold(self) -> Tensor:
-        """The logits of every label as a table [L, E]; only where the gate reads the label alone."""
-        if self.config.condition == "label":
-            return self.embedding @ self.weight.T
-        if self.config.condition == "attribute":
-            codes = torch.tensor(self.config.codes, dtype=self.weight.dtype, device=self.weight.device)
+        """The logits of every label as a table [L, E]; raises `ValueError` where the gate reads the token."""
+        condition = self.config.condition
+        weight = self.weight
+        if condition == "label":
+            return self.embedding @ weight.T
+        if condition == "attribute":
+            codes = torch.tensor(self.config.codes, dtype=weight.dtype, device=weight.device)
             hidden = codes @ self.attribute_weight.T + self.attribute_bias
-            return F.layer_norm(hidden, (self.dim,)) @ self.weight.T
-        raise ValueError(f"condition {self.config.condition} reads the token; only label and attribute gates fold")
+            normed = F.layer_norm(hidden, (self.dim,))
+            return normed @ weight.T
+        raise ValueError(f"condition {condition} reads the token; only label and attribute gates fold")
 
     @torch.no_grad()
     def adopt(self, label: int, related: Sequence[int], weights: Sequence[float] | None = None) -> None:
-        """Set up a new task: its embedding or gate becomes the weighted mean of those of related seen tasks."""
-        rows = self.weight if self.config.condition == "gate_per_label" else getattr(self, "embedding", None)
+        """Set up a new task: its embedding or gate becomes the weighted mean of those of related seen tasks.
+
+        Raises `ValueError` where the condition learns nothing of a single label, or the labels are not others in range.
+        """
+        condition = self.config.condition
+        rows = self.weight if condition == "gate_per_label" else getattr(self, "embedding", None)
         if rows is None:
-            raise ValueError(f"condition {self.config.condition} learns nothing of a single label; nothing to adopt")
-        if label in related or not related or not all(0 <= r < len(rows) for r in (label, *related)):
+            raise ValueError(f"condition {condition} learns nothing of a single label; nothing to adopt")
+        known = all(0 <= r < len(rows) for r in (label, *related))
+        if label in related or not related or not known:
             raise ValueError(f"label {label} cannot adopt from {list(related)}; expected other labels, 0 to "
                              f"{len(rows) - 1}")
-        shares = rows.new_tensor(weights if weights is not None else [1.0] * len(related))
-        rows[label] = torch.tensordot(shares / shares.sum(), rows[list(related)], 1)
+        if weights is None:
+            weights = [1.0] * len(related)
+        shares = rows.new_tensor(weights)
+        shares = shares / shares.sum()
+        rows[label] = torch.tensordot(shares, rows[list(related)], 1)
 
     def _labels(self, x_TD: Tensor, context: Context) -> Tensor:
-        labels, count = context.labels_T, self.config.num_labels
+        labels = context.labels_T
+        count = self.config.num_labels
         if labels is None:
             raise ValueError(f"condition {self.config.condition} needs a task or modality for each token: give "
                              "Context.labels_T")
-        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= count):
-            raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to {count - 1}")
+        low, high = span(labels)
+        if low < 0 or high >= count:
+            raise ValueError(f"labels run from {low} to {high}; expected 0 to {count - 1}")
         return labels
 
     def logits(self, x_TD: Tensor, context: Context) -> Tensor:
-        """Router logits [T, E] in float32 or better."""
-        x, condition = wide(x_TD), self.config.condition
-        weight = self.weight.to(x.dtype)
+        """Router logits [T, E] in float32 or better; raises `ValueError` without what the gate reads."""
+        x = wide(x_TD)
+        condition = self.config.condition
         if condition == "token":
-            return x @ weight.T
+            return project(x, self.weight)
         if condition == "context":
             if context.batch_shape is None:
                 raise ValueError("condition context needs Context.batch_shape, the rows and places of the tokens")
             before = running_mean(x, context.batch_shape, context.mask_T)
-            return x @ weight.T + before @ self.condition_weight.to(x.dtype).T
+            return project(x, self.weight) + project(before, self.condition_weight)
         labels = self._labels(x, context)
         if condition == "gate_per_label":
-            logits = x.new_zeros(x.shape[0], self.num_experts)
-            for label in labels.unique().tolist():
-                rows = (labels == label).nonzero()[:, 0]
-                logits = logits.index_copy(0, rows, x[rows] @ weight[label].T)
-            return logits
+            return self._by_gate(x, labels)
         if condition == "token_label":
-            return x @ weight.T + (self.embedding @ self.condition_weight.T)[labels].to(x.dtype)
+            by_label = self.embedding @ self.condition_weight.T
+            return project(x, self.weight) + by_label[labels].to(x.dtype)
         return self.fold()[labels].to(x.dtype)
+
+    def _by_gate(self, x_TD: Tensor, labels_T: Tensor) -> Tensor:
+        """Each token's logits by the gate of its label."""
+        logits = x_TD.new_zeros(len(x_TD), self.num_experts)
+        for label in labels_T.unique().tolist():
+            rows = (labels_T == label).nonzero()[:, 0]
+            gate = self.weight[label]
+            own = project(x_TD[rows], gate)
+            logits = logits.index_copy(0, rows, own)
+        return logits
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]."""
-        return softmax_top_k(self.logits(x_TD, context), self.config.k, self.config.renormalise)
+        logits = self.logits(x_TD, context)
+        return softmax_top_k(logits, self.config.k, self.config.renormalise)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six from three tasks, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(labels=3), "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(labels_T=torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]))}
+    x_TD = torch.randn(8, 6, generator=generator)
+    config = Config(labels=3)
+    context = Context(labels_T=torch.tensor([0, 1, 2] * 2 + [0, 1]))
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": x_TD, "context": context}

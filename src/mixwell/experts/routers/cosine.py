@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_k, normal, select, wide
+from mixwell.experts.routers._parts import project
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_above, check_k, check_least, check_not_negative, normal_parameter, select
 
 FLOOR = 0.01  # lowest temperature
 
@@ -40,27 +42,31 @@ class Config:
     perturb: float = 0.0  # tau added to both norms, 0 or more; 0.1 in LibMoE's perturbed cosine router
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
-        if self.route_dim is not None and self.route_dim < 2:
-            raise ValueError(f"route_dim is {self.route_dim}; expected at least 2")
-        if self.temperature is not None and not self.temperature > FLOOR:
-            raise ValueError(f"temperature is {self.temperature}; expected a number above {FLOOR}")
-        if not self.perturb >= 0:
-            raise ValueError(f"perturb is {self.perturb}; expected 0 or more")
+        check_least(self, k=1, route_dim=2)
+        check_above(self, temperature=FLOOR)
+        check_not_negative(self, "perturb")
+
+
+def unit(rows_NR: Tensor, perturb: float) -> Tensor:
+    """Rows divided by their norm plus `perturb`; a row of zeros stays one."""
+    tiny = torch.finfo(rows_NR.dtype).tiny
+    length = rows_NR.norm(dim=-1, keepdim=True) + perturb
+    return rows_NR / length.clamp_min(tiny)
 
 
 def cosine_logits(z_TR: Tensor, embedding_ER: Tensor, temperature: Tensor, perturb: float = 0.0) -> Tensor:
     """Cosines over the temperature, [T, E]; `perturb` is added to both norms."""
-    tiny = torch.finfo(z_TR.dtype).tiny
-    z = z_TR / (z_TR.norm(dim=-1, keepdim=True) + perturb).clamp_min(tiny)
-    embedding = embedding_ER / (embedding_ER.norm(dim=-1, keepdim=True) + perturb).clamp_min(tiny)
+    z = unit(z_TR, perturb)
+    embedding = unit(embedding_ER, perturb)
     return z @ embedding.T / temperature.clamp_min(FLOOR)
 
 
 def route(logits_TE: Tensor, config: Config) -> Routing:
     """The routing that the logits [T, E] give."""
-    scores = logits_TE.softmax(-1) if config.scores == "softmax" else logits_TE.sigmoid()
+    if config.scores == "softmax":
+        scores = logits_TE.softmax(-1)
+    else:
+        scores = logits_TE.sigmoid()
     indices, weights = select(scores, config.k, renormalise=config.k > 1)
     return Routing(indices, weights, scores, logits_TE)
 
@@ -86,19 +92,24 @@ class Cosine(Router):
         check_k(config.k, num_experts)
         super().__init__(dim, num_experts, config, generator)
         width = config.route_dim or max(2, num_experts // 2)
-        start = config.temperature or (0.3 if config.scores == "softmax" else 0.07)
-        self.projection = nn.Parameter(normal((width, dim), dim**-0.5, generator))
-        self.embedding = nn.Parameter(normal((num_experts, width), width**-0.5, generator))
-        self.temperature = nn.Parameter(torch.tensor(float(start)), requires_grad=config.learn_temperature)
+        default = 0.3 if config.scores == "softmax" else 0.07
+        start = float(config.temperature or default)
+        learn = config.learn_temperature
+        self.projection = normal_parameter((width, dim), generator, dim**-0.5)
+        self.embedding = normal_parameter((num_experts, width), generator, width**-0.5)
+        self.temperature = nn.Parameter(torch.tensor(start), requires_grad=learn)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]."""
         x = wide(x_TD)
-        z = x @ self.projection.to(x.dtype).T
-        logits = cosine_logits(z, self.embedding.to(x.dtype), self.temperature.to(x.dtype), self.config.perturb)
+        z = project(x, self.projection)
+        embedding = self.embedding.to(x.dtype)
+        temperature = self.temperature.to(x.dtype)
+        logits = cosine_logits(z, embedding, temperature, self.config.perturb)
         return route(logits, self.config)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts, two for each token."""
-    return {"dim": 6, "num_experts": 4, "config": Config(k=2), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(k=2), "x_TD": x_TD}

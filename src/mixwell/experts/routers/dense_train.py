@@ -21,7 +21,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, select, to_slots
+from mixwell.experts.routers._parts import LinearRouter
+from mixwell.mixing import check_k, check_least, normalised, select, to_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,10 @@ class Config:
     renormalise: bool = False  # at inference a token's weights sum to 1
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
-        if self.threshold is not None and not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold}; expected 0 up to 1, or none for top-k")
+        check_least(self, k=1)
+        t = self.threshold
+        if t is not None and not 0 <= t < 1:
+            raise ValueError(f"threshold is {t}; expected 0 up to 1, or none for top-k")
 
 
 def sparse(logits_TE: Tensor, config: Config) -> Routing:
@@ -45,10 +46,11 @@ def sparse(logits_TE: Tensor, config: Config) -> Routing:
     if config.threshold is None:
         indices, weights = select(scores, config.k)
     else:
-        best = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.argmax(-1, keepdim=True), True)
-        indices, weights = to_slots(best | (scores > config.threshold), scores)
+        above = scores > config.threshold
+        best = scores.argmax(-1, keepdim=True)
+        indices, weights = to_slots(above.scatter(-1, best, True), scores)
     if config.renormalise:
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+        weights = normalised(weights)
     return Routing(indices, weights, scores, logits_TE)
 
 
@@ -79,7 +81,9 @@ class DenseTrain(LinearRouter):
     @property
     def experts_per_token(self) -> float:
         """At inference: k, or E where a threshold may let all pass; training visits all E."""
-        return float(self.config.k if self.config.threshold is None else self.num_experts)
+        if self.config.threshold is None:
+            return float(self.config.k)
+        return float(self.num_experts)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]."""
@@ -89,4 +93,5 @@ class DenseTrain(LinearRouter):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_choice, normal, select, wide
+from mixwell.experts.routers._parts import project, span
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_choice, empty, normal_parameter, renormalises, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +38,26 @@ class Config:
     def __post_init__(self) -> None:
         check_choice(self.k, self.renormalise)
         for c, experts in enumerate(self.domains):
-            if not experts or len(set(experts)) < len(experts) or min(experts) < 0:
+            different = len(set(experts)) == len(experts)
+            if not experts or not different or min(experts) < 0:
                 raise ValueError(f"domain {c} has experts {list(experts)}; expected at least one, all different")
-        if self.learnt_token and not any(len(experts) > 1 for experts in self.domains):
+        largest = max(map(len, self.domains), default=1)
+        if self.learnt_token and largest == 1:
             raise ValueError("learnt_token needs a domain with a choice of experts; list them under domains")
 
 
 def route(logits_TE: Tensor, allowed_TE: Tensor, k: int, renormalise: bool | None = None) -> Routing:
     """The routing of logits [T, E] inside the allowed experts (bool [T, E], at least one a token)."""
-    scores = logits_TE.masked_fill(~allowed_TE, float("-inf")).softmax(-1)
-    order_by = scores.masked_fill(~allowed_TE, -1)
-    width = min(k, int(allowed_TE.sum(-1).max())) if allowed_TE.numel() else 1
-    keep_sum = k > 1 if renormalise is None else renormalise
-    indices, weights = select(scores, width, by_TE=order_by, renormalise=keep_sum)
-    outside = ~allowed_TE.gather(-1, indices)
-    return Routing(indices.masked_fill(outside, -1), weights.masked_fill(outside, 0), scores, logits_TE)
+    outside_TE = ~allowed_TE
+    masked = logits_TE.masked_fill(outside_TE, float("-inf"))
+    scores = masked.softmax(-1)
+    order_by = scores.masked_fill(outside_TE, -1)
+    most = int(allowed_TE.sum(-1).max()) if allowed_TE.numel() else 1
+    scaled = renormalises(k, renormalise)
+    indices, weights = select(scores, min(k, most), by_TE=order_by, renormalise=scaled)
+    outside_TK = outside_TE.gather(-1, indices)
+    indices, weights = empty(indices, weights, outside_TK)
+    return Routing(indices, weights, scores, logits_TE)
 
 
 @method(
@@ -72,39 +79,49 @@ class DomainEnforced(Router):
         config = config or Config()
         super().__init__(dim, num_experts, config, generator)
         domains = config.domains or tuple((e,) for e in range(num_experts))
-        if max(e for experts in domains for e in experts) >= num_experts:
-            raise ValueError(f"domains name expert {max(e for x in domains for e in x)} of {num_experts} experts")
-        if config.k > max(map(len, domains)):
-            raise ValueError(f"k = {config.k} experts per token, and the largest domain has {max(map(len, domains))}")
+        last = max(map(max, domains))
+        if last >= num_experts:
+            raise ValueError(f"domains name expert {last} of {num_experts} experts")
+        largest = max(map(len, domains))
+        if config.k > largest:
+            raise ValueError(f"k = {config.k} experts per token, and the largest domain has {largest}")
         allowed = torch.zeros(len(domains), num_experts, dtype=torch.bool)
         for c, experts in enumerate(domains):
             allowed[c, list(experts)] = True
         self.register_buffer("allowed_LE", allowed, persistent=False)
         self.allowed_LE: Tensor
-        if max(map(len, domains)) > 1:
-            self.weight = nn.Parameter(normal((num_experts, dim), 0.02, generator))
+        if largest > 1:
+            self.weight = normal_parameter((num_experts, dim), generator)
         if config.learnt_token:
-            self.token = nn.Parameter(normal((len(domains), dim), 1.0, generator))
+            self.token = normal_parameter((len(domains), dim), generator, 1.0)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D] inside their domains."""
-        labels, count = context.labels_T, self.allowed_LE.shape[0]
+        """Route the tokens [T, D] inside their domains; raises `ValueError` where a token's domain is not known."""
+        labels = context.labels_T
+        count = len(self.allowed_LE)
         if labels is None:
             raise ValueError("domain-enforced routing needs the domain of each token: give Context.labels_T")
-        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= count):
-            raise ValueError(f"domains run from {int(labels.min())} to {int(labels.max())}; expected 0 to {count - 1}")
-        x = wide(x_TD)
-        if not hasattr(self, "weight"):
-            logits = x.new_zeros(x.shape[0], self.num_experts)
-        elif self.config.learnt_token:
-            logits = (x + self.token.to(x.dtype)[labels]) @ self.weight.to(x.dtype).T
-        else:
-            logits = x @ self.weight.to(x.dtype).T
-        return route(logits, self.allowed_LE[labels], self.config.k, self.config.renormalise)
+        low, high = span(labels)
+        if low < 0 or high >= count:
+            raise ValueError(f"domains run from {low} to {high}; expected 0 to {count - 1}")
+        logits = self._logits(wide(x_TD), labels)
+        allowed = self.allowed_LE[labels]
+        return route(logits, allowed, self.config.k, self.config.renormalise)
+
+
+
+    def _logits(self, x_TD: Tensor, labels_T: Tensor) -> Tensor:
+        if not hasattr(self, "weight"):  # every domain has one expert, and nothing is left to choose
+            return x_TD.new_zeros(len(x_TD), self.num_experts)
+        if self.config.learnt_token:
+            x_TD = x_TD + self.token.to(x_TD.dtype)[labels_T]
+        return project(x_TD, self.weight)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six from two domains, with two and three of four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(domains=((0, 1), (1, 2, 3))),
-            "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(labels_T=torch.tensor([0, 1, 0, 0, 1, 1, 0, 1]))}
+    x_TD = torch.randn(8, 6, generator=generator)
+    labels_T = torch.tensor([0, 1, 0, 0, 1, 1, 0, 1])
+    context = Context(labels_T=labels_T)
+    config = Config(domains=((0, 1), (1, 2, 3)))
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": x_TD, "context": context}

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, capacity, to_slots
+from mixwell.experts.routers._parts import LinearRouter, capacity
+from mixwell.mixing import to_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,14 @@ def route(logits_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Ro
     """The routing that the logits [T, E] give; tokens where `mask_T` is False are taken by no expert."""
     tokens, experts = logits_TE.shape
     scores = logits_TE.softmax(-1)
-    wanted = scores.detach() if mask_T is None else scores.detach().masked_fill(~mask_T.unsqueeze(-1), -1)
-    slots = capacity(tokens if mask_T is None else int(mask_T.sum()), experts, config.capacity_factor)
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(0, wanted.topk(slots, dim=0).indices, True)
+    order_by = scores.detach()
+    if mask_T is not None:
+        tokens = int(mask_T.sum())
+        order_by = order_by.masked_fill(~mask_T.unsqueeze(-1), -1)
+    slots = capacity(tokens, experts, config.capacity_factor)
+    best = order_by.topk(slots, dim=0).indices
+    nothing = torch.zeros_like(scores, dtype=torch.bool)
+    chosen = nothing.scatter(0, best, True)
     indices, weights = to_slots(chosen, scores)
     return Routing(indices, weights, scores, logits_TE)
 
@@ -51,7 +57,6 @@ def route(logits_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Ro
     title="Expert choice",
     paper="Mixture-of-Experts with Expert Choice Routing",
     year=2022,
-    tags={"expert-choice"},
 )
 class ExpertChoice(LinearRouter):
     """Router in which experts choose tokens; see the module's card."""
@@ -78,4 +83,5 @@ class ExpertChoice(LinearRouter):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, draws, select
+from mixwell.experts.routers._parts import LinearRouter, draws
+from mixwell.mixing import check_choice, check_k, empty, renormalises, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,11 @@ class Config:
         check_choice(self.k, self.renormalise)
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate is {self.rate}; expected 0 up to 1")
-        if self.clusters < 1 or (self.over == "token" and self.clusters > 1):
-            raise ValueError(f"clusters is {self.clusters} over {self.over}; expected at least 1, and 1 over token")
+        over = self.over
+        clusters = self.clusters
+        most = 1 if over == "token" else clusters
+        if clusters < 1 or clusters > most:
+            raise ValueError(f"clusters is {clusters} over {over}; expected at least 1, and 1 over token")
 
 
 def left_over(size: int, rate: float) -> int:
@@ -53,24 +57,32 @@ def left_over(size: int, rate: float) -> int:
 def survivors(num_experts: int, num_tokens: int, config: Config, generator: torch.Generator) -> Tensor:
     """Which experts survive: bool [1, E] (batch) or [T, E] (token)."""
     if config.over == "token":
-        return torch.rand(num_tokens, num_experts, generator=generator, device=generator.device) >= config.rate
+        draw = torch.rand(num_tokens, num_experts, generator=generator, device=generator.device)
+        return draw >= config.rate
     size = num_experts // config.clusters
     draw = torch.rand(config.clusters, size, generator=generator, device=generator.device)
     kept = draw.topk(left_over(size, config.rate), dim=-1).indices
-    return torch.zeros_like(draw, dtype=torch.bool).scatter_(1, kept, True).view(1, -1)
+    nobody = torch.zeros_like(draw, dtype=torch.bool)
+    return nobody.scatter(1, kept, True).view(1, -1)
 
 
 def route(logits_TE: Tensor, config: Config, alive: Tensor | None = None) -> Routing:
     """The routing of logits [T, E] among the surviving experts (bool [1, E] or [T, E]; None: all)."""
-    alive_TE = torch.ones_like(logits_TE, dtype=torch.bool) if alive is None else alive.expand_as(logits_TE)
-    scores = logits_TE.softmax(-1) if config.scores == "softmax" else logits_TE.sigmoid()
-    if config.over == "batch" and config.scores == "softmax":
-        scores = logits_TE.masked_fill(~alive_TE, float("-inf")).softmax(-1)
-    renormalise = config.k > 1 if config.renormalise is None else config.renormalise
-    chosen = scores.masked_fill(~alive_TE, -1)
-    indices, weights = select(scores.masked_fill(~alive_TE, 0), config.k, by_TE=chosen, renormalise=renormalise)
-    dead = ~alive_TE.gather(-1, indices)
-    return Routing(indices.masked_fill(dead, -1), weights.masked_fill(dead, 0), scores, logits_TE)
+    alive_TE = torch.ones_like(logits_TE, dtype=torch.bool)
+    if alive is not None:
+        alive_TE = alive.expand_as(logits_TE)
+    dead_TE = ~alive_TE
+    if config.scores == "sigmoid":
+        scores = logits_TE.sigmoid()
+    elif config.over == "batch":  # the softmax runs over survivors only
+        scores = logits_TE.masked_fill(dead_TE, float("-inf")).softmax(-1)
+    else:
+        scores = logits_TE.softmax(-1)
+    order_by = scores.masked_fill(dead_TE, -1)
+    renormalise = renormalises(config.k, config.renormalise)
+    indices, weights = select(scores.masked_fill(dead_TE, 0), config.k, by_TE=order_by, renormalise=renormalise)
+    indices, weights = empty(indices, weights, dead_TE.gather(-1, indices))
+    return Routing(indices, weights, scores, logits_TE)
 
 
 @method(
@@ -91,9 +103,10 @@ class ExpertDropout(LinearRouter):
                  generator: torch.Generator | None = None) -> None:
         config = config or Config()
         check_k(config.k, num_experts)
-        if num_experts % config.clusters:
+        size, rest = divmod(num_experts, config.clusters)
+        if rest:
             raise ValueError(f"{num_experts} experts do not divide into {config.clusters} clusters")
-        left = config.clusters * left_over(num_experts // config.clusters, config.rate)
+        left = config.clusters * left_over(size, config.rate)
         if config.over == "batch" and left < config.k:
             raise ValueError(f"{left} of {num_experts} experts survive rate {config.rate}; expected at least k = "
                              f"{config.k}: lower the rate or the number of clusters")
@@ -103,10 +116,13 @@ class ExpertDropout(LinearRouter):
         """Route the tokens [T, D]; draws only when training."""
         alive = None
         if self.training and self.config.rate:
-            alive = survivors(self.num_experts, x_TD.shape[0], self.config, draws(context, self)).to(x_TD.device)
+            generator = draws(context, self)
+            alive = survivors(self.num_experts, len(x_TD), self.config, generator)
+            alive = alive.to(x_TD.device)
         return route(self.logits(x_TD), self.config, alive)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts of which one drops out."""
-    return {"dim": 6, "num_experts": 4, "config": Config(rate=0.25), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(rate=0.25), "x_TD": x_TD}

@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import TokenRouter, balanced_buckets, wide
+from mixwell.experts.routers._parts import TokenRouter, balanced_buckets, one_hot_routing
+from mixwell.kernels.norm import wide
+from mixwell.mixing import check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,13 @@ class Config:
     frequencies: tuple[float, ...] = ()  # of each id, for `balanced`; empty: learnt by fit_tokens
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size is {self.vocab_size}; expected at least 1")
-        if self.frequencies and self.table != "balanced":
+        check_least(self, vocab_size=1)
+        given = len(self.frequencies)
+        if given and self.table != "balanced":
             raise ValueError(f"frequencies were given with table: {self.table}, which does not read them; set table: "
                              "balanced or leave them out")
-        if self.frequencies and len(self.frequencies) != self.vocab_size:
-            raise ValueError(f"{len(self.frequencies)} frequencies for {self.vocab_size} token ids; give one for each")
+        if given and given != self.vocab_size:
+            raise ValueError(f"{given} frequencies for {self.vocab_size} token ids; give one for each")
 
 
 def make_table(config: Config, num_experts: int, generator: torch.Generator | None = None) -> Tensor:
@@ -92,14 +93,16 @@ class Hash(TokenRouter):
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D] by their ids alone."""
-        indices = self.table_V[self.ids(x_TD, context, self.config.vocab_size)].unsqueeze(-1)
-        scores = one_hot(indices.squeeze(-1), self.num_experts).to(wide(x_TD).dtype)
-        return Routing(indices, scores.gather(-1, indices), scores)
+        ids = self.ids(x_TD, context, self.config.vocab_size)
+        indices = self.table_V[ids].unsqueeze(-1)
+        return one_hot_routing(indices, self.num_experts, wide(x_TD))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six with ids below ten, four experts."""
-    config = Config(vocab_size=10, frequencies=tuple(1 / (i + 1) for i in range(10)))
-    ids = torch.randint(10, (8,), generator=generator)
-    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(token_ids_T=ids)}
+    frequencies = tuple(1 / (i + 1) for i in range(10))
+    config = Config(vocab_size=10, frequencies=frequencies)
+    token_ids_T = torch.randint(10, (8,), generator=generator)
+    x_TD = torch.randn(8, 6, generator=generator)
+    context = Context(token_ids_T=token_ids_T)
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": x_TD, "context": context}

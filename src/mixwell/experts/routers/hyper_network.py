@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_k, normal, select, wide
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_k, check_least, normal_parameter, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +35,14 @@ class Config:
     train_network: bool = False  # train the network too, not the embedding alone
 
     def __post_init__(self) -> None:
-        for name in ("k", "embedding_dim", "hidden_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+        check_least(self, k=1, embedding_dim=1, hidden_dim=1)
 
 
 def write_weights(embedding_R: Tensor, network: tuple[Tensor, Tensor, Tensor, Tensor], num_experts: int) -> Tensor:
     """The router's weights with the bias as last column, [E, D + 1]."""
     inner, inner_bias, outer, outer_bias = network
-    return (outer @ torch.relu(inner @ embedding_R + inner_bias) + outer_bias).view(num_experts, -1)
+    hidden = torch.relu(inner @ embedding_R + inner_bias)
+    return (outer @ hidden + outer_bias).view(num_experts, -1)
 
 
 def route(logits_TE: Tensor, config: Config) -> Routing:
@@ -72,24 +71,36 @@ class HyperNetwork(Router):
         config = config or Config()
         check_k(config.k, num_experts)
         super().__init__(dim, num_experts, config, generator)
-        width, hidden = config.embedding_dim or dim, config.hidden_dim or max(1, dim // 4)
+        width = config.embedding_dim or dim
+        hidden = config.hidden_dim or max(1, dim // 4)
         outputs = num_experts * (dim + 1)
-        self.embedding = nn.Parameter(normal((width,), 1.0, generator))
-        train = config.train_network
-        self.inner = nn.Parameter(normal((hidden, width), width**-0.5, generator), requires_grad=train)
-        self.inner_bias = nn.Parameter(self.embedding.new_zeros(hidden), requires_grad=train)
-        self.outer = nn.Parameter(normal((outputs, hidden), hidden**-0.5, generator), requires_grad=train)
-        self.outer_bias = nn.Parameter(self.embedding.new_zeros(outputs), requires_grad=train)
+        self.embedding = normal_parameter((width,), generator, 1.0)
+        self.inner = normal_parameter((hidden, width), generator, width**-0.5)
+        self.inner_bias = nn.Parameter(self.embedding.new_zeros(hidden))
+        self.outer = normal_parameter((outputs, hidden), generator, hidden**-0.5)
+        self.outer_bias = nn.Parameter(self.embedding.new_zeros(outputs))
+        for parameter in self.network:
+            parameter.requires_grad_(config.train_network)
+
+    @property
+    def network(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A_1, c_1, A_2, c_2."""
+        return self.inner, self.inner_bias, self.outer, self.outer_bias
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]."""
         x = wide(x_TD)
-        weights = write_weights(self.embedding, (self.inner, self.inner_bias, self.outer, self.outer_bias),
-                                self.num_experts).to(x.dtype)
-        return route((x @ weights[:, :-1].T + weights[:, -1]) * self.dim**-0.5, self.config)
+        written = write_weights(self.embedding, self.network, self.num_experts)
+        written = written.to(x.dtype)
+        weight = written[:, :-1]
+        bias = written[:, -1]
+        logits = x @ weight.T + bias
+        scale = self.dim**-0.5
+        return route(logits * scale, self.config)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
     config = Config(hidden_dim=3)
-    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": x_TD}

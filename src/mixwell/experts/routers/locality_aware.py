@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_choice, check_k, softmax_top_k, wide
+from mixwell.experts.routers._parts import project
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_choice, check_k, softmax_top_k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +43,23 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choice(self.k, self.renormalise)
-        if self.nodes < 1 or (self.node is not None and not 0 <= self.node < self.nodes):
-            raise ValueError(f"node is {self.node} of nodes = {self.nodes}; expected 0 up to nodes")
-        if not self.locality >= 0 or not 0 < self.leak < 1:
-            raise ValueError(f"locality is {self.locality} and leak is {self.leak}; expected 0 or more, and 0 to 1")
+        nodes = self.nodes
+        node = self.node
+        inside = node is None or 0 <= node < nodes
+        if nodes < 1 or not inside:
+            raise ValueError(f"node is {node} of nodes = {nodes}; expected 0 up to nodes")
+        locality = self.locality
+        leak = self.leak
+        leaks = 0 < leak < 1
+        if not locality >= 0 or not leaks:
+            raise ValueError(f"locality is {locality} and leak is {leak}; expected 0 or more, and 0 to 1")
 
 
 def gate_rows(dim: int, num_experts: int) -> Tensor:
-    """The GrAP gate as a matrix [E, D]: row i averages the i-th group of features; rows are exactly orthogonal."""
+    """The GrAP gate as a matrix [E, D]: row i averages the i-th group of features; rows are exactly orthogonal.
+
+    Raises `ValueError` where the experts do not divide the width.
+    """
     if dim % num_experts:
         raise ValueError(f"{num_experts} experts do not divide the width {dim}; grouped average pooling needs that")
     size = dim // num_experts
@@ -56,27 +67,44 @@ def gate_rows(dim: int, num_experts: int) -> Tensor:
 
 
 def capacity_floor(cosine: float, dim: int, num_experts: int) -> float:
-    """Least share of the tokens that an expert must hold, when tokens from `cosine` to its gate row on belong to it."""
+    """Least share of the tokens that an expert must hold, when tokens from `cosine` to its gate row on belong to it.
+
+    Raises `ValueError` unless `cosine` is 0 up to 1.
+    """
     if not 0 <= cosine < 1:
         raise ValueError(f"cosine is {cosine}; expected 0 up to 1")
-    tail = math.erfc(math.sqrt(cosine**2 * dim / (2 - cosine**2)))
-    return 1 / (num_experts * tail) if tail else math.inf
+    square = cosine**2
+    tail = math.erfc(math.sqrt(square * dim / (2 - square)))
+    if not tail:
+        return math.inf
+    return 1 / (num_experts * tail)
+
+
+def local_distribution(scores_TE: Tensor, node: int, config: Config) -> Tensor:
+    """D_l [E] of a node, even over its experts, with the leak spread evenly over the others; in the scores' type."""
+    experts = scores_TE.shape[1]
+    size = experts // config.nodes
+    home_E = torch.arange(experts, device=scores_TE.device) // size
+    alone = config.nodes == 1
+    leak = 0 if alone else config.leak
+    near = (1 - leak) / size
+    others = max(experts - size, 1)
+    away = config.leak / others
+    local = torch.where(home_E == node, near, away)
+    return local.to(scores_TE.dtype)
 
 
 def locality_loss(scores_TE: Tensor, node_T: Tensor, config: Config) -> Tensor:
     """Token-weighted mean over nodes of KL(mean scores of the node's tokens || its local distribution), times mu."""
-    experts = scores_TE.shape[1]
-    size = experts // config.nodes
-    home_E = torch.arange(experts, device=scores_TE.device) // size
     total = scores_TE.new_zeros(())
-    for a in range(config.nodes):
-        own = scores_TE[node_T == a]
+    for node in range(config.nodes):
+        own = scores_TE[node_T == node]
         if not len(own):
             continue
-        away = config.leak / max(experts - size, 1)
-        local = torch.where(home_E == a, (1 - config.leak * (config.nodes > 1)) / size, away).to(own.dtype)
         current = own.mean(0)
-        total = total + len(own) * (torch.special.xlogy(current, current) - current * local.log()).sum()
+        local = local_distribution(own, node, config)
+        divergence = torch.special.xlogy(current, current) - current * local.log()
+        total = total + len(own) * divergence.sum()
     return config.locality * total / max(len(scores_TE), 1)
 
 
@@ -108,18 +136,30 @@ class LocalityAware(Router):
         if self.config.gate == "grap":
             logits = x.unflatten(1, (self.num_experts, -1)).mean(-1)
         else:
-            logits = x @ self.weight.to(x.dtype).T
+            logits = project(x, self.weight)
         routing = softmax_top_k(logits, self.config.k, self.config.renormalise)
-        places = torch.arange(x.shape[0], device=x.device)
-        node_T = places * self.config.nodes // max(x.shape[0], 1) if self.config.node is None else (
-            torch.full_like(places, self.config.node))
         scores = routing.scores_TE
+        node_T = self._nodes(x)
         if context.mask_T is not None:
-            scores, node_T = scores[context.mask_T], node_T[context.mask_T]
-        return routing.with_loss("locality", locality_loss(scores, node_T, self.config))
+            scores = scores[context.mask_T]
+            node_T = node_T[context.mask_T]
+        loss = locality_loss(scores, node_T, self.config)
+        return routing.with_loss("locality", loss)
+
+
+
+    def _nodes(self, x_TD: Tensor) -> Tensor:
+        """The node of each token, int64 [T]: this process's, or all nodes' in order."""
+        tokens = len(x_TD)
+        nodes = self.config.nodes
+        places = torch.arange(tokens, device=x_TD.device)
+        if self.config.node is None:
+            return places * nodes // max(tokens, 1)
+        return torch.full_like(places, self.config.node)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width eight, two nodes of two experts; the learnt gate, since the fixed one has no parameter."""
+    x_TD = torch.randn(8, 8, generator=generator)
     return {"dim": 8, "num_experts": 4, "config": Config(gate="linear"),
-            "x_TD": torch.randn(8, 8, generator=generator)}
+            "x_TD": x_TD}

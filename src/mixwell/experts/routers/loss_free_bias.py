@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, select
+from mixwell.experts.routers._parts import LinearRouter
+from mixwell.mixing import check_above, check_choice, check_k, renormalises, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,27 +39,28 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choice(self.k, self.renormalise)
-        if not self.update_rate > 0:
-            raise ValueError(f"update_rate is {self.update_rate}; expected a number above 0")
-        if not self.scale > 0:
-            raise ValueError(f"scale is {self.scale}; expected a number above 0")
+        check_above(self, update_rate=0, scale=0)
 
 
 def updated_bias(bias_E: Tensor, load_E: Tensor, config: Config) -> Tensor:
     """The bias after a step in which expert i received load_E[i] tokens."""
     load = load_E.to(bias_E.dtype)
-    error = load.mean() - load
+    mean = load.mean()
+    error = mean - load
     if config.rule == "proportional":
-        return bias_E + config.update_rate * error / load.mean().clamp_min(1)
+        return bias_E + config.update_rate * error / mean.clamp_min(1)
     return bias_E + config.update_rate * error.sign()
 
 
 def route(logits_TE: Tensor, bias_E: Tensor, config: Config) -> Routing:
     """The routing that the logits [T, E] give when `bias_E` shifts the choice."""
-    scores = logits_TE.sigmoid() if config.scores == "sigmoid" else logits_TE.softmax(-1)
-    renormalise = config.k > 1 if config.renormalise is None else config.renormalise
-    indices, weights = select(scores, config.k, by_TE=scores.detach() + bias_E.to(scores.dtype),
-                              renormalise=renormalise, scale=config.scale)
+    if config.scores == "sigmoid":
+        scores = logits_TE.sigmoid()
+    else:
+        scores = logits_TE.softmax(-1)
+    order_by = scores.detach() + bias_E.to(scores.dtype)
+    scaled = renormalises(config.k, config.renormalise)
+    indices, weights = select(scores, config.k, by_TE=order_by, renormalise=scaled, scale=config.scale)
     return Routing(indices, weights, scores, logits_TE)
 
 
@@ -86,14 +88,20 @@ class LossFreeBias(LinearRouter):
         return route(self.logits(x_TD), self.bias, self.config)
 
     def update(self, load_E: Tensor) -> None:
-        """Move the bias after one optimiser step; `load_E` counts the slots of the whole batch, padding left out."""
+        """Move the bias after one optimiser step; `load_E` counts the slots of the whole batch, padding left out.
+
+        Raises `ValueError` where the load is not one count for each expert.
+        """
         if load_E.shape != self.bias.shape:
             raise ValueError(f"load has shape {list(load_E.shape)}; expected one count for each of "
                              f"{self.num_experts} experts")
+        load = load_E.to(self.bias.device)
         with torch.no_grad():
-            self.bias.copy_(updated_bias(self.bias, load_E.to(self.bias.device), self.config))
+            moved = updated_bias(self.bias, load, self.config)
+            self.bias.copy_(moved)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import TokenRouter, check_k, normal, select, wide
+from mixwell.experts.routers._parts import TokenRouter, project
+from mixwell.kernels.norm import wide
+from mixwell.mixing import check_k, check_least, empty, normal_parameter, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,38 +39,48 @@ class Config:
     frequencies: tuple[float, ...] = ()  # of each id; empty: learnt by fit_tokens
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "k", "rare_visible", "frequent_visible"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
-        if not 0 <= self.frequent_share <= 1:
-            raise ValueError(f"frequent_share is {self.frequent_share}; expected 0 to 1")
-        if self.frequencies and len(self.frequencies) != self.vocab_size:
-            raise ValueError(f"{len(self.frequencies)} frequencies for {self.vocab_size} token ids; give one for each")
+        check_least(self, vocab_size=1, k=1, rare_visible=1, frequent_visible=1)
+        share = self.frequent_share
+        given = len(self.frequencies)
+        if not 0 <= share <= 1:
+            raise ValueError(f"frequent_share is {share}; expected 0 to 1")
+        if given and given != self.vocab_size:
+            raise ValueError(f"{given} frequencies for {self.vocab_size} token ids; give one for each")
 
 
 def frequent_ids(frequencies_V: Tensor, share: float) -> Tensor:
     """The fewest most frequent ids whose frequencies sum to `share` of the total, bool [V]."""
-    values, order = frequencies_V.double().sort(descending=True, stable=True)
+    frequencies = frequencies_V.double()
+    values, order = frequencies.sort(descending=True, stable=True)
     before = values.cumsum(0) - values
-    return torch.zeros_like(order, dtype=torch.bool).scatter(0, order, before < share * values.sum())
+    enough = share * values.sum()
+    nothing = torch.zeros_like(order, dtype=torch.bool)
+    return nothing.scatter(0, order, before < enough)
 
 
 def visible_experts(frequencies_V: Tensor, config: Config, num_experts: int, generator: torch.Generator) -> Tensor:
     """The experts that each id may see, bool [V, E], drawn uniformly for each id."""
-    draw = torch.rand((config.vocab_size, num_experts), generator=generator, device=generator.device)
-    rank = draw.argsort(dim=-1).argsort(dim=-1)
-    frequent = frequent_ids(frequencies_V.to(draw.device), config.frequent_share).unsqueeze(-1)
-    return rank < torch.where(frequent, config.frequent_visible or num_experts, config.rare_visible)
+    shape = (config.vocab_size, num_experts)
+    draw = torch.rand(shape, generator=generator, device=generator.device)
+    order = draw.argsort(dim=-1)
+    rank = order.argsort(dim=-1)
+    frequencies_V = frequencies_V.to(draw.device)
+    frequent = frequent_ids(frequencies_V, config.frequent_share)
+    frequent = frequent.unsqueeze(-1)
+    many = config.frequent_visible or num_experts
+    return rank < torch.where(frequent, many, config.rare_visible)
 
 
 def route(logits_TE: Tensor, visible_TE: Tensor, k: int) -> Routing:
     """The routing that the logits [T, E] give where only experts marked in `visible_TE` may be chosen."""
-    masked = logits_TE.masked_fill(~visible_TE, float("-inf"))
+    hidden_TE = ~visible_TE
+    masked = logits_TE.masked_fill(hidden_TE, float("-inf"))
     scores = masked.softmax(-1)
-    indices, weights = select(scores, k, by_TE=masked.detach())
-    hidden = ~visible_TE.gather(-1, indices)
-    return Routing(indices.masked_fill(hidden, -1), weights.masked_fill(hidden, 0), scores, masked)
+    order_by = masked.detach()
+    indices, weights = select(scores, k, by_TE=order_by)
+    hidden_TK = hidden_TE.gather(-1, indices)
+    indices, weights = empty(indices, weights, hidden_TK)
+    return Routing(indices, weights, scores, masked)
 
 
 @method(
@@ -85,14 +97,17 @@ class Masked(TokenRouter):
 
     def __init__(self, dim: int, num_experts: int, config: Config, generator: torch.Generator | None = None) -> None:
         check_k(config.k, num_experts)
-        if max(config.rare_visible, config.frequent_visible or 1) > num_experts:
-            raise ValueError(f"rare_visible is {config.rare_visible} and frequent_visible {config.frequent_visible} of "
-                             f"{num_experts} experts; choose 1 to {num_experts}")
+        rare = config.rare_visible
+        frequent = config.frequent_visible
+        if max(rare, frequent or 1) > num_experts:
+            raise ValueError(f"rare_visible is {rare} and frequent_visible {frequent} of {num_experts} experts; choose "
+                             f"1 to {num_experts}")
         super().__init__(dim, num_experts, config, generator)
-        self.weight = nn.Parameter(normal((num_experts, dim), 0.02, generator))
-        self.register_buffer("visible_VE", torch.zeros(config.vocab_size, num_experts, dtype=torch.bool))
+        self.weight = normal_parameter((num_experts, dim), generator)
+        nothing = torch.zeros(config.vocab_size, num_experts, dtype=torch.bool)
+        self.register_buffer("visible_VE", nothing)
         if config.frequencies:
-            self._show(torch.tensor(config.frequencies), generator)
+            self._draw_visible(torch.tensor(config.frequencies), generator)
 
     @property
     def needs_tokens(self) -> bool:
@@ -100,24 +115,28 @@ class Masked(TokenRouter):
         return not bool(self.visible_VE[0].any())
 
     def fit_tokens(self, tokens_N: Tensor, generator: torch.Generator | None = None) -> None:
-        """Draw the mask by the frequencies in a stream of token ids [N]."""
-        self._show(torch.bincount(tokens_N, minlength=self.config.vocab_size), generator)
+        """Draw the mask by the frequencies in a stream of token ids [N]; raises `MixwellError` without a generator."""
+        counts = torch.bincount(tokens_N, minlength=self.config.vocab_size)
+        self._draw_visible(counts, generator)
 
-    def _show(self, frequencies_V: Tensor, generator: torch.Generator | None) -> None:
+    def _draw_visible(self, frequencies_V: Tensor, generator: torch.Generator | None) -> None:
         if generator is None:
             raise MixwellError("Masked draws the experts that each id may see; give a generator.")
-        self.visible_VE.copy_(visible_experts(frequencies_V, self.config, self.num_experts, generator))
+        visible = visible_experts(frequencies_V, self.config, self.num_experts, generator)
+        self.visible_VE.copy_(visible)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D] among the experts that their ids may see."""
         ids = self.ids(x_TD, context, self.config.vocab_size)
-        x = wide(x_TD)
-        return route(x @ self.weight.to(x.dtype).T, self.visible_VE[ids], self.config.k)
+        logits = project(wide(x_TD), self.weight)
+        return route(logits, self.visible_VE[ids], self.config.k)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six with ids below ten of which few are frequent, four experts."""
-    config = Config(vocab_size=10, frequencies=tuple(1 / (i + 1) for i in range(10)))
-    ids = torch.randint(10, (8,), generator=generator)
-    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(token_ids_T=ids)}
+    frequencies = tuple(1 / (i + 1) for i in range(10))
+    config = Config(vocab_size=10, frequencies=frequencies)
+    token_ids_T = torch.randint(10, (8,), generator=generator)
+    x_TD = torch.randn(8, 6, generator=generator)
+    context = Context(token_ids_T=token_ids_T)
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": x_TD, "context": context}

@@ -24,7 +24,9 @@ from torch.nn.functional import softplus
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, draws, select, wide
+from mixwell.experts.routers._parts import LinearRouter, draws, project
+from mixwell.kernels.norm import wide
+from mixwell.mixing import check_k, check_least, check_not_negative, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +37,8 @@ class Config:
     load: float = 0.1  # w_load, coefficient of the load loss while training, 0 or more; 0 leaves the loss out
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
-        if not self.load >= 0:
-            raise ValueError(f"load is {self.load}; expected 0 or more")
+        check_least(self, k=1)
+        check_not_negative(self, "load")
 
 
 def chance_to_be_chosen(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int) -> Tensor:
@@ -46,14 +46,19 @@ def chance_to_be_chosen(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: i
     if k == clean_TE.shape[-1]:
         return torch.ones_like(clean_TE)
     best = noisy_TE.topk(k + 1, dim=-1).values
-    chosen = noisy_TE >= best[:, k - 1 : k]
-    bar = torch.where(chosen, best[:, k : k + 1], best[:, k - 1 : k])
-    return torch.special.ndtr((clean_TE - bar) / std_TE)
+    last_in, first_out = best[:, -2:].split(1, dim=1)
+    chosen = noisy_TE >= last_in
+    # a chosen expert must stay above the first that is out, another must pass the last that is in
+    bar = torch.where(chosen, first_out, last_in)
+    distance = (clean_TE - bar) / std_TE
+    return torch.special.ndtr(distance)
 
 
 def cv_squared(load_E: Tensor) -> Tensor:
     """Squared coefficient of variation (population variance over squared mean)."""
-    return load_E.var(correction=0) / load_E.mean().square().clamp_min(torch.finfo(load_E.dtype).tiny)
+    tiny = torch.finfo(load_E.dtype).tiny
+    mean_square = load_E.mean().square()
+    return load_E.var(correction=0) / mean_square.clamp_min(tiny)
 
 
 def route(logits_TE: Tensor, config: Config) -> Routing:
@@ -79,25 +84,29 @@ class NoisyTopK(LinearRouter):
         config = config or Config()
         check_k(config.k, num_experts)
         super().__init__(dim, num_experts, config, generator)
-        self.noise_weight = nn.Parameter(torch.zeros_like(self.weight))
+        silent = torch.zeros_like(self.weight)
+        self.noise_weight = nn.Parameter(silent)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]; while training, with noise from the context's generator."""
         clean = self.logits(x_TD)
         if not self.training:
             return route(clean, self.config)
-        x = wide(x_TD)
-        std = softplus(x @ self.noise_weight.to(x.dtype).T)
-        noise = torch.randn(clean.shape, generator=draws(context, self), device=clean.device)
+        std = softplus(project(wide(x_TD), self.noise_weight))
+        generator = draws(context, self)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         noisy = clean + noise.to(clean.dtype) * std
         routing = route(noisy, self.config)
         if not self.config.load:
             return routing
         chance = chance_to_be_chosen(clean, noisy, std, self.config.k)
-        load = (chance if context.mask_T is None else chance[context.mask_T]).sum(0)
-        return routing.with_loss("load", self.config.load * cv_squared(load))
+        if context.mask_T is not None:
+            chance = chance[context.mask_T]
+        loss = cv_squared(chance.sum(0))
+        return routing.with_loss("load", self.config.load * loss)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, normal, softmax_top_k, wide
+from mixwell.experts.routers._parts import LinearRouter, project
+from mixwell.kernels.norm import wide
+from mixwell.mixing import check_choice, check_k, normal_parameter, softmax_top_k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +56,28 @@ class PreGated(LinearRouter):
         check_k(config.k, num_experts)
         super().__init__(dim, num_experts, config, generator)
         if config.ahead == "next":
-            self.next_weight = nn.Parameter(normal((num_experts, dim), 0.02, generator))
+            self.next_weight = normal_parameter((num_experts, dim), generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D]; without a state this is the first mixture layer, which gates itself."""
+        """Route the tokens [T, D]; without a state this is the first mixture layer, which gates itself.
+
+        Raises `ValueError` for a state that holds no logits of these experts.
+        """
         logits = context.state
+        tokens = len(x_TD)
         if logits is None:
             logits = self.logits(x_TD)
-        elif logits.shape != (x_TD.shape[0], self.num_experts):
-            raise ValueError(f"the state has shape {tuple(logits.shape)}; expected ({x_TD.shape[0]}, "
-                             f"{self.num_experts}): logits from the pre-gated router of an earlier layer")
+        elif logits.shape != (tokens, self.num_experts):
+            raise ValueError(f"the state has shape {tuple(logits.shape)}; expected ({tokens}, {self.num_experts}): "
+                             "logits from the pre-gated router of an earlier layer")
         ahead = logits
         if self.config.ahead == "next":
-            x = wide(x_TD)
-            ahead = x @ self.next_weight.to(x.dtype).T
-        return replace(softmax_top_k(logits, self.config.k, self.config.renormalise), state=ahead)
+            ahead = project(wide(x_TD), self.next_weight)
+        routing = softmax_top_k(logits, self.config.k, self.config.renormalise)
+        return replace(routing, state=ahead)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts, at the first mixture layer."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

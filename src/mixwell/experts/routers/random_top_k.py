@@ -19,7 +19,9 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_k, draws, wide
+from mixwell.experts.routers._parts import draws
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_k, check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +32,22 @@ class Config:
     inference: Literal["all", "draw"] = "all"  # average all experts, or draw k again
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
+        check_least(self, k=1)
 
 
 def route(x_TD: Tensor, num_experts: int, k: int, generator: torch.Generator | None) -> Routing:
     """k experts drawn for each token; all of them without a generator."""
     x = wide(x_TD)
-    scores = x.new_full((x.shape[0], num_experts), 1 / num_experts)
+    shape = (len(x), num_experts)
+    scores = x.new_full(shape, 1 / num_experts)
     if generator is None:
-        return Routing(torch.arange(num_experts, device=x.device).expand(x.shape[0], -1), scores, scores)
-    draw = torch.rand(scores.shape, generator=generator, device=x.device)
-    return Routing(draw.topk(k, dim=-1).indices, x.new_full((x.shape[0], k), 1 / k), scores)
+        every = torch.arange(num_experts, device=x.device)
+        return Routing(every.expand(shape), scores, scores)
+    draw = torch.rand(shape, generator=generator, device=x.device)
+    best = draw.topk(k, dim=-1)
+    indices = best.indices
+    weights = x.new_full(indices.shape, 1 / k)
+    return Routing(indices, weights, scores)
 
 
 @method(
@@ -66,9 +72,11 @@ class RandomTopK(Router):
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D], which it does not look at."""
         drawn = self.training or self.config.inference == "draw"
-        return route(x_TD, self.num_experts, self.config.k, draws(context, self) if drawn else None)
+        generator = draws(context, self) if drawn else None
+        return route(x_TD, self.num_experts, self.config.k, generator)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -23,6 +23,7 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.routers._parts import LinearRouter
+from mixwell.mixing import normalised, renormalises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,21 @@ class Config:
     renormalise: bool | None = None  # weights of a token sum to 1; default: wherever there is more than one rank
 
     def __post_init__(self) -> None:
-        if not self.ranks or min(self.ranks) < 1 or len(set(self.ranks)) < len(self.ranks):
-            raise ValueError(f"ranks are {list(self.ranks)}; expected at least one, all different, from 1 on")
+        ranks = self.ranks
+        different = len(set(ranks)) == len(ranks)
+        if not ranks or min(ranks) < 1 or not different:
+            raise ValueError(f"ranks are {list(ranks)}; expected at least one, all different, from 1 on")
 
 
 def route(logits_TE: Tensor, config: Config) -> Routing:
     """The routing to the experts at the configured ranks, in the order given."""
     scores = logits_TE.softmax(-1)
     order = scores.argsort(dim=-1, descending=True, stable=True)
-    indices = order[:, [rank - 1 for rank in config.ranks]]
+    columns = [rank - 1 for rank in config.ranks]
+    indices = order[:, columns]
     weights = scores.gather(-1, indices)
-    if len(config.ranks) > 1 if config.renormalise is None else config.renormalise:
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    if renormalises(len(columns), config.renormalise):
+        weights = normalised(weights)
     return Routing(indices, weights, scores, logits_TE)
 
 
@@ -52,11 +56,15 @@ def contrast(strong: Tensor, weak: Tensor, *, alpha: float = 0.1, beta: float = 
     """Self-contrast logits [.., V] from the logits of two passes of one network.
 
     alpha: plausibility bound, above 0 to 1; beta: strength of the penalty, 0 or more (0 is the strong pass alone).
+    Raises `ValueError` for others.
     """
-    if not 0 < alpha <= 1 or not beta >= 0:
+    plausible = 0 < alpha <= 1
+    if not plausible or not beta >= 0:
         raise ValueError(f"alpha is {alpha} and beta is {beta}; expected alpha above 0 to 1, beta 0 or more")
-    bound = strong.amax(-1, keepdim=True) + math.log(alpha)
-    return ((1 + beta) * strong - beta * weak).masked_fill(strong < bound, float("-inf"))
+    best = strong.amax(-1, keepdim=True)
+    bound = best + math.log(alpha)
+    z = (1 + beta) * strong - beta * weak
+    return z.masked_fill(strong < bound, float("-inf"))
 
 
 @method(
@@ -73,8 +81,9 @@ class RankK(LinearRouter):
     def __init__(self, dim: int, num_experts: int, config: Config | None = None,
                  generator: torch.Generator | None = None) -> None:
         config = config or Config()
-        if max(config.ranks) > num_experts:
-            raise ValueError(f"rank {max(config.ranks)} of {num_experts} experts; choose ranks 1 to {num_experts}")
+        worst = max(config.ranks)
+        if worst > num_experts:
+            raise ValueError(f"rank {worst} of {num_experts} experts; choose ranks 1 to {num_experts}")
         super().__init__(dim, num_experts, config, generator)
 
     @property
@@ -89,4 +98,5 @@ class RankK(LinearRouter):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import Router, check_choice, check_k, normal, softmax_top_k, wide
+from mixwell.experts.routers._parts import project
+from mixwell.kernels.norm import wide
+from mixwell.mixing import Router, check_choice, check_k, check_least, normal_parameter, softmax_top_k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choice(self.k, self.renormalise)
-        if self.state_dim < 1:
-            raise ValueError(f"state_dim is {self.state_dim}; expected at least 1")
+        check_least(self, state_dim=1)
 
 
 class Cell(nn.Module):
@@ -47,26 +48,31 @@ class Cell(nn.Module):
         super().__init__()
         self.kind = kind
         rows = 3 * dim if kind == "gru" else dim
-        self.weight_ih = nn.Parameter(normal((rows, dim), dim**-0.5, generator))
-        self.weight_hh = nn.Parameter(normal((rows, dim), dim**-0.5, generator))
-        self.bias_ih = nn.Parameter(torch.zeros(rows, device=self.weight_ih.device))
-        self.bias_hh = nn.Parameter(torch.zeros(rows, device=self.weight_ih.device))
+        std = dim**-0.5
+        self.weight_ih = normal_parameter((rows, dim), generator, std)
+        self.weight_hh = normal_parameter((rows, dim), generator, std)
+        self.bias_ih = nn.Parameter(self.weight_ih.new_zeros(rows))
+        self.bias_hh = nn.Parameter(self.weight_ih.new_zeros(rows))
 
     def forward(self, u_TR: Tensor, h_TR: Tensor) -> Tensor:
         """The next state [T, R]."""
-        parameters = (p.to(u_TR.dtype) for p in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh))
-        return step(self.kind, u_TR, h_TR, *parameters)
+        parameters = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        same_type = (p.to(u_TR.dtype) for p in parameters)
+        return step(self.kind, u_TR, h_TR, *same_type)
 
 
 def step(kind: str, u_TR: Tensor, h_TR: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor,
          bias_hh: Tensor) -> Tensor:
     """One step of the cell: r, z = sigmoid; n = tanh(A u + r * (B h)); h' = (1 - z) n + z h."""
-    from_u, from_h = u_TR @ weight_ih.T + bias_ih, h_TR @ weight_hh.T + bias_hh
+    from_u = u_TR @ weight_ih.T + bias_ih
+    from_h = h_TR @ weight_hh.T + bias_hh
     if kind == "rnn":
         return (from_u + from_h).tanh()
-    (reset_u, update_u, new_u), (reset_h, update_h, new_h) = from_u.chunk(3, -1), from_h.chunk(3, -1)
+    reset_u, update_u, new_u = from_u.chunk(3, -1)
+    reset_h, update_h, new_h = from_h.chunk(3, -1)
+    reset = (reset_u + reset_h).sigmoid()
     update = (update_u + update_h).sigmoid()
-    new = (new_u + (reset_u + reset_h).sigmoid() * new_h).tanh()
+    new = (new_u + reset * new_h).tanh()
     return (1 - update) * new + update * h_TR
 
 
@@ -86,40 +92,61 @@ class Recurrent(Router):
         config = config or Config()
         check_k(config.k, num_experts)
         super().__init__(dim, num_experts, config, generator)
-        self.projector = nn.Parameter(normal((config.state_dim, dim), dim**-0.5, generator))
-        self.weight = nn.Parameter(normal((num_experts, config.state_dim), 0.02, generator))
-        self.cell: Cell | None = Cell(config.state_dim, config.cell, generator)
+        width = config.state_dim
+        self.projector = normal_parameter((width, dim), generator, dim**-0.5)
+        self.weight = normal_parameter((num_experts, width), generator)
+        self.cell: Cell | None = Cell(width, config.cell, generator)
         self._first: tuple[Recurrent, ...] = ()  # in a tuple, so that its parameters are not counted here again
 
     def share(self, first: Router) -> None:
-        """Use the cell of the first layer's router from now on, and drop this one's own."""
+        """Use the cell of the first layer's router from now on, and drop this one's own.
+
+        Raises `ValueError` where `first` holds no cell, or one of another kind or width.
+        """
         if first is self:
             return
         if not isinstance(first, Recurrent) or first.cell is None:
             raise ValueError("share() takes the recurrent router of the first mixture layer, which holds the cell")
-        if (first.config.state_dim, first.config.cell) != (self.config.state_dim, self.config.cell):
-            raise ValueError(f"cannot share a {first.config.cell} of width {first.config.state_dim} with a router that "
-                             f"asks for a {self.config.cell} of width {self.config.state_dim}; set both alike")
+        theirs = first.config
+        own = self.config
+        if (theirs.state_dim, theirs.cell) != (own.state_dim, own.cell):
+            raise ValueError(f"cannot share a {theirs.cell} of width {theirs.state_dim} with a router that asks for a "
+                             f"{own.cell} of width {own.state_dim}; set both alike")
         self.cell, self._first = None, (first,)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D] by their own state, which starts at zero in the first layer."""
+        """Route the tokens [T, D] by their own state, which starts at zero in the first layer.
+
+        Raises `ValueError` for a state of another shape.
+        """
         x = wide(x_TD)
-        state = context.state
-        if state is None:
-            state = x.new_zeros(x.shape[0], self.config.state_dim)
-        elif state.shape != (x.shape[0], self.config.state_dim):
-            raise ValueError(f"the state has shape {tuple(state.shape)}; expected ({x.shape[0]}, "
-                             f"{self.config.state_dim}) from the recurrent router of the layer before")
-        state = state.to(x.dtype) if self.config.carry_gradient else state.to(x.dtype).detach()
-        cell = self.cell if self.cell is not None else self._first[0].cell
+        cell = self.cell
+        if cell is None:
+            cell = self._first[0].cell
         assert cell is not None
-        state = cell(x @ self.projector.to(x.dtype).T, state)
-        routing = softmax_top_k(state @ self.weight.to(x.dtype).T, self.config.k, self.config.renormalise)
+        u = project(x, self.projector)
+        state = cell(u, self._state(x, context))
+        logits = project(state, self.weight)
+        routing = softmax_top_k(logits, self.config.k, self.config.renormalise)
         return replace(routing, state=state)
+
+
+
+    def _state(self, x_TD: Tensor, context: Context) -> Tensor:
+        """The state of the layer before, zeros in the first."""
+        state, shape = context.state, (len(x_TD), self.config.state_dim)
+        if state is None:
+            return x_TD.new_zeros(shape)
+        if state.shape != shape:
+            raise ValueError(f"the state has shape {tuple(state.shape)}; expected {shape} from the recurrent router "
+                             "of the layer before")
+        state = state.to(x_TD.dtype)
+        return state if self.config.carry_gradient else state.detach()
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts, a state of width five from the layer before."""
-    return {"dim": 6, "num_experts": 4, "config": Config(state_dim=5), "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(layer=1, state=torch.randn(8, 5, generator=generator))}
+    x_TD = torch.randn(8, 6, generator=generator)
+    state = torch.randn(8, 5, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(state_dim=5), "x_TD": x_TD,
+            "context": Context(layer=1, state=state)}

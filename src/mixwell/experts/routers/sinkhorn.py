@@ -25,7 +25,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_k, select
+from mixwell.experts.routers._parts import LinearRouter
+from mixwell.mixing import check_above, check_k, check_least, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +41,8 @@ class Config:
     max_iterations: int = 100  # at least 1
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 1), ("max_iterations", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        for name in ("sharpness", "tolerance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
+        check_least(self, k=1, max_iterations=1)
+        check_above(self, sharpness=0, tolerance=0)
 
 
 def transport(logits_TE: Tensor, config: Config) -> tuple[Tensor, int]:
@@ -54,27 +51,37 @@ def transport(logits_TE: Tensor, config: Config) -> tuple[Tensor, int]:
     tokens, experts = cost.shape
     if not tokens:
         return cost, 0
-    log_d0 = cost.new_zeros(tokens)
-    log_d1 = -cost.logsumexp(0) - math.log(experts) if config.start == "warm" else cost.new_zeros(experts)
-    iterations, rests = 0, False
+    log_d1 = cost.new_zeros(experts)
+    if config.start == "warm":
+        log_d1 = -cost.logsumexp(0) - math.log(experts)
+    scaled = cost
+    iterations = 0
+    rests = False
     while not rests and iterations < config.max_iterations:
-        iterations += 1
+        before = log_d1
         log_d0 = -(cost + log_d1).logsumexp(1) - math.log(tokens)
-        before, log_d1 = log_d1, -(cost + log_d0.unsqueeze(1)).logsumexp(0) - math.log(experts)
-        rests = bool((log_d1 - before).abs().mean() <= config.tolerance)
-    return cost + log_d0.unsqueeze(1) + log_d1, iterations
+        scaled = cost + log_d0.unsqueeze(1)
+        log_d1 = -scaled.logsumexp(0) - math.log(experts)
+        change = (log_d1 - before).abs().mean()
+        rests = bool(change <= config.tolerance)
+        iterations += 1
+    return scaled + log_d1, iterations
 
 
 def route(logits_TE: Tensor, config: Config, *, balanced: bool, mask_T: Tensor | None = None) -> Routing:
     """The routing that the logits [T, E] give, by the plan over tokens where `mask_T` is True if `balanced`."""
-    scores = logits_TE.sigmoid() if config.scores == "sigmoid" else logits_TE.softmax(-1)
-    by = logits_TE.detach()
+    if config.scores == "sigmoid":
+        scores = logits_TE.sigmoid()
+    else:
+        scores = logits_TE.softmax(-1)
+    order_by = logits_TE.detach()
     if balanced and mask_T is None:
-        by, _ = transport(logits_TE, config)
+        order_by, _ = transport(logits_TE, config)
     elif balanced and mask_T is not None:
-        by = by.clone()
-        by[mask_T], _ = transport(logits_TE[mask_T], config)
-    indices, weights = select(scores, config.k, by_TE=by)
+        real, _ = transport(logits_TE[mask_T], config)
+        order_by = order_by.clone()
+        order_by[mask_T] = real
+    indices, weights = select(scores, config.k, by_TE=order_by)
     return Routing(indices, weights, scores, logits_TE)
 
 
@@ -97,9 +104,11 @@ class Sinkhorn(LinearRouter):
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]; by the balanced plan while training, by the scores otherwise."""
-        return route(self.logits(x_TD), self.config, balanced=self.training, mask_T=context.mask_T)
+        logits = self.logits(x_TD)
+        return route(logits, self.config, balanced=self.training, mask_T=context.mask_T)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -24,6 +24,7 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.routers._parts import LinearRouter, draws
+from mixwell.mixing import check_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +35,18 @@ class Config:
     euler_at_best: bool = True  # whole outputs wherever the likeliest expert was drawn, as the paper does
 
     def __post_init__(self) -> None:
-        if not self.jitter > 0:
-            raise ValueError(f"jitter is {self.jitter}; expected a number above 0")
+        check_above(self, jitter=0)
 
 
 def reachable(logits_TE: Tensor, jitter: float) -> Tensor:
     """The experts that may be drawn, bool [T, E]: those within 2 * jitter of the best in relative distance."""
     h = logits_TE.detach()
     best = h.amax(-1, keepdim=True)
-    return (h == best) | (best - h <= 2 * jitter * torch.maximum(h.abs(), best))  # inf times a logit of 0 is no number
+    reach = 2 * jitter * torch.maximum(h.abs(), best)
+    return (h == best) | (best - h <= reach)  # the best by itself, since inf times a logit of 0 is no number
 
 
-def weigh(scores_T1: Tensor, half_T1: Tensor) -> Tensor:
+def straight_through(scores_T1: Tensor, half_T1: Tensor) -> Tensor:
     """Weights [T, 1] with value pi_D or, where `half_T1`, pi_D / 2, and gradient 2 with respect to pi_D everywhere."""
     held = scores_T1.detach()
     return torch.where(half_T1, 0.5, 1.0) * held + 2 * (scores_T1 - held)
@@ -53,16 +54,21 @@ def weigh(scores_T1: Tensor, half_T1: Tensor) -> Tensor:
 
 def route(logits_TE: Tensor, config: Config, generator: torch.Generator | None = None) -> Routing:
     """The routing that the logits [T, E] give: sampled with a generator, the likeliest expert without."""
-    masked = logits_TE.masked_fill(~reachable(logits_TE, config.jitter), float("-inf"))
+    out_of_reach = ~reachable(logits_TE, config.jitter)
+    masked = logits_TE.masked_fill(out_of_reach, float("-inf"))
     scores = masked.softmax(-1)
     best = logits_TE.detach().argmax(-1, keepdim=True)
     if generator is None:
-        return Routing(best, scores.gather(-1, best), scores, logits_TE)
+        weights = scores.gather(-1, best)
+        return Routing(best, weights, scores, logits_TE)
     drawn = torch.multinomial(scores.detach(), 1, generator=generator)
-    half = torch.rand(drawn.shape, generator=generator, device=drawn.device) < 0.5
+    coin = torch.rand(drawn.shape, generator=generator, device=drawn.device)
+    half = coin < 0.5
     if config.euler_at_best:
         half = half & (drawn != best)
-    return Routing(drawn, weigh(scores.gather(-1, drawn), half), scores, logits_TE)
+    chances = scores.gather(-1, drawn)
+    weights = straight_through(chances, half)
+    return Routing(drawn, weights, scores, logits_TE)
 
 
 @method(
@@ -87,9 +93,12 @@ class SparseMixer(LinearRouter):
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]; while training, by sampling with the context's generator."""
-        return route(self.logits(x_TD), self.config, draws(context, self) if self.training else None)
+        logits = self.logits(x_TD)
+        generator = draws(context, self) if self.training else None
+        return route(logits, self.config, generator)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

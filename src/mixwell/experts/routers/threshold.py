@@ -21,7 +21,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, capacity, to_slots
+from mixwell.experts.routers._parts import LinearRouter, capacity
+from mixwell.mixing import normalised, to_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,12 @@ class Config:
     renormalise: bool = False  # weights of a token sum to 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; expected above 0 up to 1")
-        if self.capacity_factor is not None and not self.capacity_factor > 0:
-            raise ValueError(f"capacity_factor is {self.capacity_factor}; expected a number above 0, or none")
+        t = self.threshold
+        factor = self.capacity_factor
+        if not 0 < t <= 1:
+            raise ValueError(f"threshold is {t}; expected above 0 up to 1")
+        if factor is not None and not factor > 0:
+            raise ValueError(f"capacity_factor is {factor}; expected a number above 0, or none")
 
 
 def smallest_set(scores_TE: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -44,28 +47,38 @@ def smallest_set(scores_TE: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     values, order = scores_TE.sort(dim=-1, descending=True, stable=True)
     taken = torch.ones_like(values, dtype=torch.bool)
     if threshold < 1:  # the sum may round to 1 before the last expert
-        taken[:, 1:] = values.cumsum(-1)[:, :-1] < threshold
-    return torch.zeros_like(taken).scatter(-1, order, taken), order.argsort(-1)
+        reached = values.cumsum(-1)
+        taken[:, 1:] = reached[:, :-1] < threshold
+    nothing = torch.zeros_like(taken)
+    chosen = nothing.scatter(-1, order, taken)
+    return chosen, order.argsort(-1)
 
 
 def cap(chosen_TE: Tensor, rank_TE: Tensor, scores_TE: Tensor, slots: int) -> Tensor:
     """`chosen_TE` with at most `slots` tokens an expert: those that rank it highest, then the more probable ones."""
     urgency = torch.where(chosen_TE, scores_TE - rank_TE, float("-inf"))
-    kept = urgency.argsort(dim=0, descending=True, stable=True)[:slots]
-    return chosen_TE & torch.zeros_like(chosen_TE).scatter(0, kept, True)
+    most_urgent = urgency.argsort(dim=0, descending=True, stable=True)
+    kept = most_urgent[:slots]
+    nobody = torch.zeros_like(chosen_TE)
+    served = nobody.scatter(0, kept, True)
+    return chosen_TE & served
 
 
 def route(logits_TE: Tensor, config: Config, mask_T: Tensor | None = None) -> Routing:
     """The routing that the logits [T, E] give."""
     scores = logits_TE.softmax(-1)
-    chosen, rank = smallest_set(scores.detach(), config.threshold)
+    values = scores.detach()
+    chosen, rank = smallest_set(values, config.threshold)
     if config.capacity_factor is not None:
-        chosen = chosen if mask_T is None else chosen & mask_T.unsqueeze(-1)
-        tokens = scores.shape[0] if mask_T is None else int(mask_T.sum())
-        chosen = cap(chosen, rank, scores.detach(), capacity(tokens, scores.shape[1], config.capacity_factor))
+        tokens, experts = scores.shape
+        if mask_T is not None:
+            chosen = chosen & mask_T.unsqueeze(-1)
+            tokens = int(mask_T.sum())
+        slots = capacity(tokens, experts, config.capacity_factor)
+        chosen = cap(chosen, rank, values, slots)
     indices, weights = to_slots(chosen, scores)
     if config.renormalise:
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+        weights = normalised(weights)
     return Routing(indices, weights, scores, logits_TE)
 
 
@@ -92,4 +105,5 @@ class Threshold(LinearRouter):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six, four experts."""
     config = Config(threshold=0.6)
-    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": x_TD}

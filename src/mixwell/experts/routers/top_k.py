@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_choice, check_k, select
+from mixwell.experts.routers._parts import LinearRouter
+from mixwell.mixing import check_above, check_choice, check_k, renormalises, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,7 @@ class Config:
         check_choice(self.k, self.renormalise)
         if not 1 <= self.groups_kept <= self.groups:
             raise ValueError(f"groups_kept is {self.groups_kept}; expected 1 to groups = {self.groups}")
-        if not self.scale > 0:
-            raise ValueError(f"scale is {self.scale}; expected a number above 0")
+        check_above(self, scale=0)
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter is {self.jitter}; expected 0 up to 1")
 
@@ -50,17 +50,27 @@ class Config:
 def keep_groups(scores_TE: Tensor, groups: int, kept: int) -> Tensor:
     """The scores with -inf outside each token's `kept` best groups (ranked by the sum of their two best scores)."""
     grouped = scores_TE.unflatten(-1, (groups, -1))
-    strength = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
-    mask = torch.zeros_like(strength, dtype=torch.bool).scatter_(-1, strength.topk(kept, dim=-1).indices, True)
-    return grouped.masked_fill(~mask.unsqueeze(-1), float("-inf")).flatten(-2)
+    size = grouped.shape[-1]
+    two_best = grouped.topk(min(2, size), dim=-1).values
+    strength = two_best.sum(-1)
+    best = strength.topk(kept, dim=-1).indices
+    everywhere = torch.ones_like(strength, dtype=torch.bool)
+    others = everywhere.scatter(-1, best, False)
+    masked = grouped.masked_fill(others.unsqueeze(-1), float("-inf"))
+    return masked.flatten(-2)
 
 
 def route(logits_TE: Tensor, config: Config) -> Routing:
     """The routing that the logits [T, E] give."""
-    scores = logits_TE.softmax(-1) if config.scores == "softmax" else logits_TE.sigmoid()
-    by = keep_groups(scores.detach(), config.groups, config.groups_kept) if config.groups > 1 else None
-    renormalise = config.k > 1 if config.renormalise is None else config.renormalise
-    indices, weights = select(scores, config.k, by_TE=by, renormalise=renormalise, scale=config.scale)
+    if config.scores == "softmax":
+        scores = logits_TE.softmax(-1)
+    else:
+        scores = logits_TE.sigmoid()
+    order_by = None
+    if config.groups > 1:
+        order_by = keep_groups(scores.detach(), config.groups, config.groups_kept)
+    renormalise = renormalises(config.k, config.renormalise)
+    indices, weights = select(scores, config.k, by_TE=order_by, renormalise=renormalise, scale=config.scale)
     return Routing(indices, weights, scores, logits_TE)
 
 
@@ -82,19 +92,24 @@ class TopK(LinearRouter):
                  generator: torch.Generator | None = None) -> None:
         config = config or Config()
         check_k(config.k, num_experts)
-        if num_experts % config.groups or config.k > num_experts // config.groups * config.groups_kept:
+        size, rest = divmod(num_experts, config.groups)
+        if rest or config.k > size * config.groups_kept:
             raise ValueError(f"{num_experts} experts in {config.groups} groups, {config.groups_kept} kept, cannot give "
                              f"k = {config.k}; expected equal groups with at least k experts in those kept")
         super().__init__(dim, num_experts, config, generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]; draws only when training with jitter."""
-        if self.training and self.config.jitter:
-            noise = torch.rand(x_TD.shape, generator=context.generator, device=x_TD.device, dtype=torch.float32)
-            x_TD = x_TD * (1 + self.config.jitter * (2 * noise - 1))
-        return route(self.logits(x_TD), self.config)
+        jitter = self.config.jitter
+        if self.training and jitter:
+            draw = torch.rand(x_TD.shape, generator=context.generator, device=x_TD.device, dtype=torch.float32)
+            within_one = 2 * draw - 1
+            x_TD = x_TD * (1 + jitter * within_one)
+        logits = self.logits(x_TD)
+        return route(logits, self.config)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Smallest valid arguments: eight tokens of width six, four experts."""
-    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": torch.randn(8, 6, generator=generator)}
+    x_TD = torch.randn(8, 6, generator=generator)
+    return {"dim": 6, "num_experts": 4, "config": Config(), "x_TD": x_TD}

@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import TokenRouter, balanced_buckets, wide
+from mixwell.experts.routers._parts import TokenRouter, balanced_buckets, one_hot_routing
+from mixwell.kernels.norm import wide
+from mixwell.mixing import check_least
 
 UNUSED = 2**63 - 1  # key of a word that does not exist; sorts last
 
@@ -39,44 +40,59 @@ class Config:
     frequencies: tuple[float, ...] = ()  # of each id, where num_words is 0; empty: learnt by fit_tokens
 
     def __post_init__(self) -> None:
-        for name, least in (("vocab_size", 1), ("num_words", 0), ("max_length", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if (self.vocab_size + 1) ** self.max_length >= UNUSED:
-            raise ValueError(f"words of {self.max_length} from {self.vocab_size} ids do not fit 63 bits; "
-                             "lower max_length")
-        if self.frequencies and (self.num_words or len(self.frequencies) != self.vocab_size):
-            raise ValueError(f"{len(self.frequencies)} frequencies for {self.vocab_size} token ids and "
-                             f"{self.num_words} words; give one for each id and no words, or learn them by fit_tokens")
+        check_least(self, vocab_size=1, num_words=0, max_length=2)
+        ids = self.vocab_size
+        words = self.num_words
+        given = len(self.frequencies)
+        if (ids + 1) ** self.max_length >= UNUSED:
+            raise ValueError(f"words of {self.max_length} from {ids} ids do not fit 63 bits; lower max_length")
+        if given and (words or given != ids):
+            raise ValueError(f"{given} frequencies for {ids} token ids and {words} words; give one for each id and no "
+                             "words, or learn them by fit_tokens")
 
 
 def sequence_keys(ids_BS: Tensor, length: int, vocab_size: int) -> Tensor:
     """A number for the `length` ids that end at each position, [B, S - length + 1]; different for every sequence."""
-    steps = ids_BS.shape[1] - length + 1
-    keys = ids_BS.new_zeros(ids_BS.shape[0], max(steps, 0))
-    for i in range(length if steps > 0 else 0):
-        keys = keys * (vocab_size + 1) + ids_BS[:, i : i + steps] + 1
+    rows, positions = ids_BS.shape
+    steps = max(positions - length + 1, 0)
+    keys = ids_BS.new_zeros(rows, steps)
+    if not steps:
+        return keys
+    for i in range(length):  # the digits of a number to the base V + 1
+        digit = ids_BS[:, i : i + steps] + 1
+        keys = keys * (vocab_size + 1) + digit
     return keys
 
 
 def find_words(ids_BS: Tensor, keys_N: Tensor, config: Config) -> Tensor:
     """The place in the sorted keys of the longest word that ends at each position, int64 [B, S]."""
-    words = torch.searchsorted(keys_N, sequence_keys(ids_BS, 1, config.vocab_size))
-    for length in range(2, config.max_length + 1 if config.num_words else 2):
+    single = sequence_keys(ids_BS, 1, config.vocab_size)
+    words = torch.searchsorted(keys_N, single)
+    if not config.num_words:
+        return words
+    last = len(keys_N) - 1
+    for length in range(2, config.max_length + 1):  # a longer word takes the place of a shorter one
         keys = sequence_keys(ids_BS, length, config.vocab_size)
-        place = torch.searchsorted(keys_N, keys).clamp_max(keys_N.shape[0] - 1)
+        place = torch.searchsorted(keys_N, keys).clamp_max(last)
+        known = keys_N[place] == keys
         tail = words[:, length - 1 :]
-        words[:, length - 1 :] = torch.where(keys_N[place] == keys, place, tail)
+        words[:, length - 1 :] = torch.where(known, place, tail)
     return words
 
 
 def frequent_sequences(ids_N: Tensor, config: Config) -> Tensor:
     """Keys of the `num_words` most frequent sequences of two to `max_length` ids; what occurs once is left out."""
-    found = [torch.unique(sequence_keys(ids_N.unsqueeze(0), n, config.vocab_size), return_counts=True)
-             for n in range(2, config.max_length + 1)]
-    keys, counts = torch.cat([k for k, _ in found]), torch.cat([c for _, c in found])
-    keys, counts = keys[counts > 1], counts[counts > 1]
-    return keys[counts.argsort(descending=True, stable=True)[: config.num_words]]
+    row = ids_N.unsqueeze(0)
+    found = []
+    for length in range(2, config.max_length + 1):
+        keys = sequence_keys(row, length, config.vocab_size)
+        found.append(torch.unique(keys, return_counts=True))
+    keys, counts = (torch.cat(parts) for parts in zip(*found))
+    repeated = counts > 1
+    keys = keys[repeated]
+    counts = counts[repeated]
+    order = counts.argsort(descending=True, stable=True)
+    return keys[order[: config.num_words]]
 
 
 @method(
@@ -96,10 +112,11 @@ class WordTable(TokenRouter):
 
     def __init__(self, dim: int, num_experts: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__(dim, num_experts, config, generator)
-        size = config.vocab_size + config.num_words
+        ids = config.vocab_size
+        size = ids + config.num_words
         keys = torch.full((size,), UNUSED)
-        keys[: config.vocab_size] = torch.arange(1, config.vocab_size + 1)
-        table = torch.full((size,), -1)
+        keys[:ids] = torch.arange(1, ids + 1)
+        table = torch.full(keys.shape, -1)
         if config.frequencies:
             table = torch.tensor(balanced_buckets(config.frequencies, num_experts))
         self.register_buffer("keys_N", keys)
@@ -117,27 +134,39 @@ class WordTable(TokenRouter):
 
     def fit_tokens(self, tokens_N: Tensor, generator: torch.Generator | None = None) -> None:
         """Learn the words and their frequencies from a stream of token ids [N] and spread them over the experts."""
+        ids = self.config.vocab_size
         if self.config.num_words:
-            words = frequent_sequences(tokens_N, self.config)
-            self.keys_N[self.config.vocab_size :] = UNUSED
-            self.keys_N[self.config.vocab_size : self.config.vocab_size + words.shape[0]] = words.sort().values
-        places = find_words(tokens_N.unsqueeze(0), self.keys_N, self.config).squeeze(0)
-        counts = torch.bincount(places, minlength=self.keys_N.shape[0]).tolist()
-        self.table_N.copy_(torch.tensor(balanced_buckets(counts, self.num_experts)))
+            words = frequent_sequences(tokens_N, self.config).sort().values
+            self.keys_N[ids:] = UNUSED
+            self.keys_N[ids : ids + len(words)] = words
+        row = tokens_N.unsqueeze(0)
+        places = find_words(row, self.keys_N, self.config).squeeze(0)
+        counts = torch.bincount(places, minlength=len(self.keys_N)).tolist()
+        table = balanced_buckets(counts, self.num_experts)
+        self.table_N.copy_(torch.tensor(table))
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D] by the words that end at them."""
+        """Route the tokens [T, D] by the words that end at them.
+
+        Raises `MixwellError` where words of several tokens cannot be read.
+        """
         ids = self.ids(x_TD, context, self.config.vocab_size)
-        rows = self._rows(context, ids) if self.config.num_words else ids.unsqueeze(0)
-        indices = self.table_N[find_words(rows, self.keys_N, self.config)].reshape(-1, 1)
-        scores = one_hot(indices.squeeze(-1), self.num_experts).to(wide(x_TD).dtype)
-        return Routing(indices, scores.gather(-1, indices), scores)
+        rows = ids.unsqueeze(0)
+        if self.config.num_words:
+            rows = self._rows(context, ids)
+        words = find_words(rows, self.keys_N, self.config)
+        experts = self.table_N[words]
+        return one_hot_routing(experts.reshape(-1, 1), self.num_experts, wide(x_TD))
 
     def _rows(self, context: Context, ids_T: Tensor) -> Tensor:
         if context.batch_shape is None:
             raise MixwellError("WordTable reads words of several tokens; give Context(batch_shape=(B, S)).")
         rows = ids_T.view(context.batch_shape)
-        if context.positions_T is not None and bool((context.positions_T.view_as(rows)[:, :1] > 0).any()):
+        positions = context.positions_T
+        if positions is None:
+            return rows
+        starts = positions.view_as(rows)[:, :1]
+        if bool((starts > 0).any()):
             raise MixwellError("WordTable reads words of several tokens and got a part of a sequence without its "
                                "start; decode without a cache, or set num_words: 0.")
         return rows
@@ -145,7 +174,9 @@ class WordTable(TokenRouter):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight tokens of width six with ids below ten, four experts."""
-    config = Config(vocab_size=10, frequencies=tuple(1 / (i + 1) for i in range(10)))
-    ids = torch.randint(10, (8,), generator=generator)
-    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": torch.randn(8, 6, generator=generator),
-            "context": Context(token_ids_T=ids)}
+    frequencies = tuple(1 / (i + 1) for i in range(10))
+    config = Config(vocab_size=10, frequencies=frequencies)
+    token_ids_T = torch.randint(10, (8,), generator=generator)
+    x_TD = torch.randn(8, 6, generator=generator)
+    context = Context(token_ids_T=token_ids_T)
+    return {"dim": 6, "num_experts": 4, "config": config, "x_TD": x_TD, "context": context}

@@ -51,7 +51,7 @@ def run_convert(job: Job) -> dict[str, Any]:
     after, weighed = converted(before, stage.method, stage.config, stage.seed, tokens_BT)
     job.progress(0.8, "write")
     record = job.record(tokens=tokens_BT.numel(), receipt=weighed.to_dict())
-    checkpoint.write(after.grown(record=record), job.folder / "model")
+    checkpoint.write(after.derive(record=record), job.folder / "model")
     return {**describe(LanguageModel.from_checkpoint(after)), "receipt": weighed.to_dict()}
 
 

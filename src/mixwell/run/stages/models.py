@@ -88,7 +88,7 @@ def run_build(job: Job) -> dict[str, Any]:
                            "leave it out, or give at least as many.")
     model = LanguageModel(config, generator(job.stage.seed, "build"))
     made = with_tokenizer(model.to_checkpoint(), job.inputs["tokenizer"])
-    checkpoint.write(made.grown(record=job.record()), job.folder / "model")
+    checkpoint.write(made.derive(record=job.record()), job.folder / "model")
     return describe(model)
 
 

@@ -53,7 +53,7 @@ def run_train(job: Job) -> dict[str, Any]:
         share, f"loss {info['loss_nats']:.3f}"))
     after = model.to_checkpoint()
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed)
-    checkpoint.write(replace(after, lineage=before.lineage, files=before.files).grown(record=record),
+    checkpoint.write(replace(after, lineage=before.lineage, files=before.files).derive(record=record),
                      job.folder / "model")
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
     return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,

@@ -1,0 +1,43 @@
+"""Parameters at their start, and the checks of configs that layers, routers and sequence mixers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixwell.core.rng import normal
+
+
+def normal_parameter(shape: tuple[int, ...], generator: torch.Generator | None, std: float = 0.02) -> nn.Parameter:
+    """A float32 parameter of normal draws."""
+    return nn.Parameter(normal(shape, std, generator))
+
+
+def check_least(config: Any, **least: float) -> None:
+    """Raise `ValueError` for a field of `config` below its least value; a field that is None is left alone."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if value < bound:
+            raise ValueError(f"{name} is {value}; expected at least {bound}")
+
+
+def check_above(config: Any, **bounds: float) -> None:
+    """Raise `ValueError` for a field of `config` that is not above its bound (NaN is not); None is left alone."""
+    for name, bound in bounds.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if not value > bound:
+            raise ValueError(f"{name} is {value}; expected a number above {bound}")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise `ValueError` for a field of `config` that is not 0 or more (NaN is not)."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}; expected 0 or more")

@@ -12,11 +12,18 @@ from mixwell.lm.generate import filter_logits, sample
 from mixwell.lm.model import LanguageModel
 
 
-@pytest.fixture(scope="module")
-def model():
+WORDS = {"method": "word_table", "vocab_size": 17, "num_words": 40, "max_length": 4}
+
+
+@pytest.fixture(scope="module", params=["top_k", WORDS], ids=["top_k", "word_table"])
+def model(request):
     options = {"vocab_size": 17, "dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1,
-               "channel_mixer": {"method": "moe", "num_experts": 4, "hidden_dim": 8}}
+               "channel_mixer": {"method": "moe", "num_experts": 4, "hidden_dim": 8, "router": request.param}}
+    if request.param == "top_k":
+        options["channel_mixer"]["router"] = {"method": "top_k"}
     model = LanguageModel(from_dict(ModelConfig, options))
+    text = torch.randint(5, (600,), generator=torch.Generator().manual_seed(1))  # few ids, so that sequences repeat
+    model.fit_tokens(torch.cat((text, torch.arange(17))))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(15 if parameter.ndim > 1 else 1)

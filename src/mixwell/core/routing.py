@@ -60,6 +60,7 @@ class Context:
 
     batch_shape: tuple[int, int] | None = None  # (B, S) of the T tokens
     token_ids_T: Tensor | None = None  # int64; for hash, word-table and frequency routers
+    earlier_ids_BS: Tensor | None = None  # int64; the ids read right before these tokens, -1 where none were
     mask_T: Tensor | None = None  # bool; False marks padding, which counts in no statistic
     positions_T: Tensor | None = None  # int64; place in the sequence
     labels_T: Tensor | None = None  # int64; domain, task or modality of each token

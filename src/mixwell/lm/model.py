@@ -51,16 +51,25 @@ class Loss:
     routings: list[Routing | None]
 
 
+HISTORY = 64  # ids that a cache keeps for routers that go by words of several tokens; no word is longer
+PADDING = -1  # stands in them where nothing was read
+
+
 class Cache:
-    """What the layers keep of the positions read so far, and the next position of each row."""
+    """What the layers keep of the positions read so far, the last ids read, and the next position of each row."""
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
+        self.ids_BS: Tensor | None = None  # None before anything was read
         self.next_B: Tensor | int = 0  # int where all rows stand at the same position
 
     def advance(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Positions [B or 1, T] of new tokens; padding takes no position."""
         B, T = tokens_BT.shape
+        read = tokens_BT if mask_BT is None else tokens_BT.masked_fill(~mask_BT, PADDING)
+        if self.ids_BS is not None:
+            read = torch.cat((self.ids_BS, read), 1)
+        self.ids_BS = read[:, -HISTORY:]
         if mask_BT is None:
             steps = torch.arange(T, device=tokens_BT.device).unsqueeze(0)
             start = self.next_B if isinstance(self.next_B, int) else self.next_B.unsqueeze(1)
@@ -254,9 +263,11 @@ class LanguageModel(nn.Module):
                                                            Tensor | None]:
         """Everything but the head: final states [B, T, D], routings, losses, aux."""
         B, T = tokens_BT.shape
-        positions = (cache or Cache([])).advance(tokens_BT, mask_BT)
+        memory = cache or Cache([])
+        earlier_BS = memory.ids_BS
+        positions = memory.advance(tokens_BT, mask_BT)
         base: dict[str, Any] = {
-            "batch_shape": (B, T), "token_ids_T": tokens_BT.flatten(), "num_layers": len(self.layers), "step": step,
+            "batch_shape": (B, T), "token_ids_T": tokens_BT.flatten(), "earlier_ids_BS": earlier_BS, "num_layers": len(self.layers), "step": step,
             "mask_T": None if mask_BT is None else mask_BT.flatten(), "positions_T": positions.expand(B, T).flatten(),
             "labels_T": None if labels_B is None else labels_B.repeat_interleave(T),
             "generator": generator if self.training else None}

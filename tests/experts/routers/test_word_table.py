@@ -101,11 +101,24 @@ def test_refuses(options, message):
         Config(**options)
 
 
+def test_a_part_with_the_ids_before_it_equals_the_whole_and_padding_begins_no_word(generator):
+    router, _ = fitted(generator)
+    row = [1, 2, 3, 4, 5, 6, 1, 2]
+    whole = routed(router, [row])
+    for cut in range(1, len(row)):
+        places = torch.arange(cut, len(row))
+        part = routed(router, [row[cut:]], positions_T=places, earlier_ids_BS=torch.tensor([row[:cut]]))
+        assert torch.equal(part, whole[:, cut:])
+    for padding in range(1, 8):
+        mask = torch.tensor([False] * 2 + [True] * len(row))
+        assert torch.equal(routed(router, [[padding, padding, *row]], mask_T=mask)[:, 2:], whole)
+
+
 def test_refuses_what_it_cannot_read(generator):
     with pytest.raises(MixwellError, match="fit_tokens"):
         routed(WordTable(6, 2, Config(vocab_size=4)), [[1]])
     router, _ = fitted(generator)
     with pytest.raises(MixwellError, match="batch_shape"):
         routed(router, [[1, 2]], batch_shape=None)
-    with pytest.raises(MixwellError, match="without a cache"):
+    with pytest.raises(MixwellError, match="give the ids before it"):
         routed(router, [[1]], positions_T=torch.tensor([5]))

@@ -8,7 +8,7 @@
     ids and the most frequent sequences of two to `max_length` ids in the training text. A token goes by the word that
     ends at it, so that routing is causal. Blocks of experts by frequency, which serve the paper's capacities, are not
     needed without dropping. From the paper's summary and memory.
-**Fails when:** decoding token by token with `num_words` above 0: earlier ids are not at hand, and it says so.
+**Fails when:** a part of a sequence comes with `num_words` above 0 and without the ids before it, and it says so.
 **Cost:** O(T L log(V + num_words)) to route; one pass over the text to learn the words.
 """
 
@@ -151,25 +151,32 @@ class WordTable(TokenRouter):
         Raises `MixwellError` where words of several tokens cannot be read.
         """
         ids = self.ids(x_TD, context, self.config.vocab_size)
-        rows = ids.unsqueeze(0)
+        rows, earlier = ids.unsqueeze(0), 0
         if self.config.num_words:
-            rows = self._rows(context, ids)
+            rows, earlier = self._rows(context, ids)
         words = find_words(rows, self.keys_N, self.config)
-        experts = self.table_N[words]
+        experts = self.table_N[words[:, earlier:]]
         return one_hot_routing(experts.reshape(-1, 1), self.num_experts, wide(x_TD))
 
-    def _rows(self, context: Context, ids_T: Tensor) -> Tensor:
+    def _rows(self, context: Context, ids_T: Tensor) -> tuple[Tensor, int]:
+        """The ids of each row with those right before them, and how many these are."""
         if context.batch_shape is None:
             raise MixwellError("WordTable reads words of several tokens; give Context(batch_shape=(B, S)).")
+        if context.mask_T is not None:
+            ids_T = ids_T.masked_fill(~context.mask_T, -1)  # begins no word: a key that starts so is a shorter one's
         rows = ids_T.view(context.batch_shape)
+        before = context.earlier_ids_BS
+        if before is not None:
+            known = before[:, -(self.config.max_length - 1) :]
+            return torch.cat((known, rows), 1), known.shape[1]
         positions = context.positions_T
         if positions is None:
-            return rows
+            return rows, 0
         starts = positions.view_as(rows)[:, :1]
         if bool((starts > 0).any()):
             raise MixwellError("WordTable reads words of several tokens and got a part of a sequence without its "
-                               "start; decode without a cache, or set num_words: 0.")
-        return rows
+                               "start; give the ids before it (Context.earlier_ids_BS), or set num_words: 0.")
+        return rows, 0
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

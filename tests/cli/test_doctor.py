@@ -11,7 +11,7 @@ from mixwell.cli import doctor
 from mixwell.cli.main import app
 from mixwell.core import machine
 from mixwell.kernels import rates
-from mixwell.run import engine, recipe
+from mixwell.run import engine, recipe, sizing
 from tests.run import tiny
 
 
@@ -51,7 +51,7 @@ def test_the_predicted_step_is_that_of_the_default_recipe():
     found = dict(doctor.speed(rates.Rates(fp32_gflops=1.0, bf16_gflops=0.0, memory_gbps=1.0, threads=1)))
     expected = doctor.step_flops() / (doctor.SHARE_OF_GEMM * 1e9)
     assert doctor.seconds(expected) in found["trains in"]
-    stages = recipe.stages(recipe.read())
+    stages = recipe.stages(sizing.nominal(recipe.read()))
     config = next(s.config for s in stages if s.kind == "train")
     tokens = config.batch_size * config.seq_len
     assert doctor.step_flops() > 6 * 1e5 * tokens  # six FLOPs a parameter and token, and the model has more than that

@@ -11,7 +11,6 @@ from mixwell.lm.config import ModelConfig
 from mixwell.lm.generate import filter_logits, sample
 from mixwell.lm.model import LanguageModel
 
-
 WORDS = {"method": "word_table", "vocab_size": 17, "num_words": 40, "max_length": 4}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixwell.core.errors import MixwellError
-from mixwell.run import recipe
+from mixwell.run import recipe, sizing
 from mixwell.run.stages import KINDS
 
 
@@ -19,14 +19,17 @@ def resolved(tmp_path, text, overrides=()):
     return {stage.id: stage for stage in recipe.stages(written(tmp_path, text, overrides))}
 
 
-def test_default_walks_from_text_to_int8():
-    stages = recipe.stages(recipe.read())
-    assert [s.kind for s in stages] == ["data", "tokenizer", "tokens", "build", "train", "convert", "train", "train",
-                                        "compress", "sample"]
-    found = {s.id: s for s in stages}
-    assert found["moe"].method == "convert.upcycle" and found["moe-int8"].method == "precision.int8"
-    assert found["moe-trained"].config.tokens == found["dense-trained"].config.tokens
-    assert found["moe-trained"].inputs["model"] == "moe" and found["dense-trained"].inputs["model"] == "dense"
+def test_default_compares_a_mixture_with_dense_models_over_seeds():
+    chosen = recipe.read()
+    found = {s.id: s for s in recipe.stages(sizing.nominal(chosen))}
+    assert chosen.minutes == 5
+    for seed in range(3):
+        moe, dense, longer = (found[f"{side}-s{seed}"] for side in ("moe", "dense", "dense-longer"))
+        assert moe.seed == dense.seed == longer.seed == seed, "paired"
+        assert moe.config == dense.config == longer.config, "but for the budget, which the machine decides"
+        assert moe.inputs["model"] != dense.inputs["model"] == longer.inputs["model"]
+    small = found["moe-int8"]
+    assert small.method == "precision.int8" and small.inputs["model"] == found["samples"].inputs["model"] == "moe-s0"
 
 
 def test_default_fits_on_a_screen():
@@ -195,3 +198,49 @@ def test_a_side_decides_no_key(tmp_path):
     texts = [f"stages: [{{id: a, {side}train: {{tokens: 1k}}}}]" for side in ("", "side: b, ")]
     keys = [stage_keys(list(resolved(tmp_path, text).values()), 1)["a"] for text in texts]
     assert keys[0] == keys[1]
+
+
+SEEDED = """
+name: seeded
+seed: 4
+stages:
+  - {id: start, seeds: 2, build: {dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 16}}
+  - {id: long, seeds: 2, from: start, train: {tokens: 9000}}
+  - {id: same, seeds: [5, 7], from: start, train: {as_long_as: long}}
+  - {id: small, from: long-s4, compress: int8}
+"""
+
+
+def test_an_entry_with_seeds_becomes_one_for_each(tmp_path):
+    file = tmp_path / "seeded.yaml"
+    file.write_text(SEEDED)
+    chosen = recipe.read(file, ["stages.long.train.tokens=12k"])
+    found = {entry["id"]: entry for entry in chosen.stages}
+    assert list(found) == ["start-s4", "start-s5", "long-s4", "long-s5", "same-s5", "same-s7", "small"]
+    assert [found[id]["seed"] for id in ("long-s4", "long-s5", "same-s7")] == [4, 5, 7]
+    assert found["long-s5"]["from"] == "start-s5" and found["long-s5"]["train"] == {"tokens": 12000}
+    assert found["same-s5"]["train"] == {"as_long_as": "long-s5"} and found["same-s5"]["from"] == "start-s5"
+    assert found["same-s7"]["from"] == "start", "no entry of that seed: told when the stages are resolved"
+
+
+def test_sides_of_seeded_entries_are_one(tmp_path):
+    file = tmp_path / "seeded.yaml"
+    file.write_text(SEEDED.replace("[5, 7]", "2").replace("as_long_as: long", "tokens: 9000"))
+    stages = {stage.id: stage for stage in recipe.stages(recipe.read(file))}
+    assert stages["long-s4"].side == stages["long-s5"].side == "long" != stages["same-s4"].side
+    assert stages["long-s4"].seed == 4 and stages["long-s5"].inputs["model"] == "start-s5"
+
+
+@pytest.mark.parametrize("seeds", ["0", "true", "[1, 1]", "[1.5]", "[]", "many", "[-1]"])
+def test_wrong_seeds_are_told(tmp_path, seeds):
+    file = tmp_path / "seeded.yaml"
+    file.write_text(SEEDED.replace("seeds: 2, build", f"seeds: {seeds}, build"))
+    with pytest.raises(MixwellError, match=r"stages.start.seeds: expected how many"):
+        recipe.read(file)
+
+
+def test_one_seed_beside_several_is_told(tmp_path):
+    file = tmp_path / "seeded.yaml"
+    file.write_text(SEEDED.replace("seeds: 2, build", "seeds: 2, seed: 1, build"))
+    with pytest.raises(MixwellError, match="'seed' stands beside 'seeds'"):
+        recipe.read(file)

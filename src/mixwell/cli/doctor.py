@@ -78,9 +78,9 @@ def step_flops() -> float:
     """FLOPs of one optimizer step of the default recipe's model: forward, and twice that backward."""
     from mixwell.core.rng import generator
     from mixwell.lm.model import LanguageModel
-    from mixwell.run import recipe
+    from mixwell.run import recipe, sizing
 
-    stages = recipe.stages(recipe.read())
+    stages = recipe.stages(sizing.nominal(recipe.read()))
     build = next(stage for stage in stages if stage.kind == "build")
     train = next(stage for stage in stages if stage.kind == "train")
     vocabulary = next(stage for stage in stages if stage.kind == "tokenizer").config.vocab_size

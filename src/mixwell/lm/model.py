@@ -267,7 +267,8 @@ class LanguageModel(nn.Module):
         earlier_BS = memory.ids_BS
         positions = memory.advance(tokens_BT, mask_BT)
         base: dict[str, Any] = {
-            "batch_shape": (B, T), "token_ids_T": tokens_BT.flatten(), "earlier_ids_BS": earlier_BS, "num_layers": len(self.layers), "step": step,
+            "batch_shape": (B, T), "token_ids_T": tokens_BT.flatten(), "earlier_ids_BS": earlier_BS,
+            "num_layers": len(self.layers), "step": step,
             "mask_T": None if mask_BT is None else mask_BT.flatten(), "positions_T": positions.expand(B, T).flatten(),
             "labels_T": None if labels_B is None else labels_B.repeat_interleave(T),
             "generator": generator if self.training else None}

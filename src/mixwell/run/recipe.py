@@ -10,6 +10,10 @@ A recipe names its data, its tokenizer, its model and a list of stages; everythi
 An entry of `stages` holds `id`, `from` (left out: the recipe's model), `seed`, `side`, and one verb. The verb's value
 is its options, or the name of a method with the options beside it. Paths are taken from the current folder.
 
+`seeds: 3` in the place of `seed` makes an entry into three, `moe-s0` to `moe-s2`, counted from the recipe's seed (a
+list names them); its `from`, and `as_long_as`, then mean the entry of the same seed, where that was made into several,
+too.
+
 Reports compare sides: trainings that differ in nothing but the seed are one side. `side: moe` names it; left out, the
 name is the id without its seed (`moe-s0` and `moe-s1` are the side `moe`).
 """
@@ -19,7 +23,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +94,49 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recip
     data = _parse(path)
     for text in overrides:
         override(data, text)
+    data = {"name": path.stem, **counted(data)}
     try:
-        recipe = from_dict(Recipe, counted(data))
+        recipe = from_dict(Recipe, data)
+        return replace(recipe, stages=with_seeds(recipe.stages, recipe.seed))
     except MixwellError as error:
         raise MixwellError(f"{path.name}: {str(error).removeprefix('Recipe: ')}") from error
-    return recipe if "name" in data else from_dict(Recipe, {**counted(data), "name": path.stem})
+
+
+def with_seeds(entries: Sequence[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+    """The entries, each that has `seeds` made into one for each seed; a number of them counts from `first`."""
+    made: list[dict[str, Any]] = []
+    spread: dict[str, list[int]] = {}
+    for entry in entries:
+        if "seeds" not in entry:
+            made.append(entry)
+            continue
+        name = str(entry.get("id"))
+        spread[name] = _seeds(entry["seeds"], first, name)
+        made += [_seeded(entry, name, seed, spread) for seed in spread[name]]
+    return made
+
+
+def _seeds(seeds: Any, first: int, name: str) -> list[int]:
+    found = list(range(first, first + seeds)) if isinstance(seeds, int) else seeds
+    whole = isinstance(found, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in found)
+    if isinstance(seeds, bool) or not whole or not found or len(set(found)) < len(found) or min(found) < 0:
+        raise MixwellError(f"stages.{name}.seeds: expected how many, or a list of different whole numbers, got "
+                           f"{seeds!r}.")
+    return found
+
+
+def _seeded(entry: Mapping[str, Any], name: str, seed: int, spread: Mapping[str, list[int]]) -> dict[str, Any]:
+    """The entry of one seed."""
+    if "seed" in entry:
+        raise MixwellError(f"stages.{name}: 'seed' stands beside 'seeds'; keep one.")
+    made = {k: copy.deepcopy(v) for k, v in entry.items() if k != "seeds"} | {"id": f"{name}-s{seed}", "seed": seed}
+    places = [place for place in (made, made.get("train")) if isinstance(place, dict)]
+    for place in places:
+        for key in set(place) & {"from", "as_long_as"}:
+            other = str(place[key])
+            if seed in spread.get(other, ()):
+                place[key] = f"{other}-s{seed}"
+    return made
 
 
 def _embedded(path: Path) -> Path:

@@ -68,19 +68,24 @@ def _key(chosen: Recipe) -> str:
     return digest([to_dict(chosen), machine.threads(chosen.threads)])
 
 
+def nominal(chosen: Recipe) -> Recipe:
+    """The recipe with the budgets that it states, as it would run were nothing left to the machine."""
+    return with_tokens(chosen, _nominal_tokens(chosen)) if needs_fitting(chosen) else chosen
+
+
 def fit(chosen: Recipe, told: Told = lambda words: None) -> Size:
     """Fit the recipe to this machine, which is timed where that was not done before."""
-    nominal = _nominal_tokens(chosen)
-    stages = recipes.stages(with_tokens(chosen, nominal))
+    stated = _nominal_tokens(chosen)
+    stages = recipes.stages(with_tokens(chosen, stated))
     costs = Costs(stages, machine.threads(chosen.threads), told)
-    trainings = {stage.id: stage for stage in stages if stage.id in nominal}
+    trainings = {stage.id: stage for stage in stages if stage.id in stated}
     pace = {name: _seconds_per_token(costs, stage) for name, stage in trainings.items()}
     for name, other in _references(chosen).items():
-        nominal[name] = nominal[other] * pace[other] / pace[name]
+        stated[name] = stated[other] * pace[other] / pace[name]
     fixed = _fixed_seconds(costs, stages, chosen, set(trainings))
-    training = sum(nominal[name] * pace[name] for name in nominal)
-    factor, limit = _factor(chosen.minutes, fixed, training, costs.train_tokens() / max(nominal.values()))
-    tokens = {name: _whole_steps(factor * nominal[name], stage.config) for name, stage in trainings.items()}
+    training = sum(stated[name] * pace[name] for name in stated)
+    factor, limit = _factor(chosen.minutes, fixed, training, costs.train_tokens() / max(stated.values()))
+    tokens = {name: _whole_steps(factor * stated[name], stage.config) for name, stage in trainings.items()}
     seconds = fixed + sum(tokens[name] * pace[name] for name in tokens)
     epochs = max(tokens.values()) / costs.train_tokens()
     return Size(minutes=chosen.minutes, seconds=seconds, tokens=tokens, epochs=epochs, limit=limit)

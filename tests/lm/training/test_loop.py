@@ -461,3 +461,21 @@ def test_damaged_metrics_are_named(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(MixwellError, match=r"m.jsonl, line 2, is not JSON .* remove that line"):
         MetricsFile(tmp_path / "m.jsonl", 1)
+
+
+@pytest.mark.parametrize(("weights", "budget"), [(None, 6 * 32), ({"sums": 1.0}, 6 * 32), (None, 10**9)])
+def test_a_router_learns_from_no_more_text_than_is_trained_on(data, tmp_path, weights, budget):
+    words = {"method": "word_table", "vocab_size": 270}
+    model = tiny_model(layers=(DENSE, {**MOE, "router": words}))
+    seen = []
+    model.fit_tokens = lambda tokens, generator=None: seen.append(tokens) or type(model).fit_tokens(model, tokens)
+
+    def stop(step, fraction, info):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, tiny_config(tokens=budget), tmp_path, weights=weights, progress=stop)
+    there = {d: data.count(d, "train") for d in data.domains}
+    shares = weights or {d: count / sum(there.values()) for d, count in there.items()}
+    expected = [data.tokens(d, "train")[: round(shares.get(d, 0.0) * budget)].tolist() for d in data.domains]
+    assert seen[0].tolist() == [token for domain in expected for token in domain]

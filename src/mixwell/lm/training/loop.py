@@ -33,6 +33,7 @@ from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.lm.training.sampler import Sampler
 
 METRICS = "metrics.jsonl"
+FIT_TOKENS = 1_000_000  # of a domain: enough to count how often ids occur
 STATE = "state"
 LOG_STEPS, LOG_POINTS = 10, 50  # without `log_every`: a line at least so often, and at least so many where steps allow
 Progress = Callable[[int, float, dict[str, Any]], None]
@@ -93,7 +94,8 @@ class _Run:
         if found is not None:
             train_state.require_same(found[0]["settings"], self._settings(), folder)
         if getattr(model, "needs_tokens", False):
-            model.fit_tokens(_train_tokens(data), generator(config.seed, "fit_tokens"))  # type: ignore[operator]
+            text = _train_tokens(data, self._tokens_to_read())
+            model.fit_tokens(text, generator(config.seed, "fit_tokens"))  # type: ignore[operator]
         self.optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
                                      weight_decay=config.weight_decay)
         if found is not None:
@@ -128,6 +130,12 @@ class _Run:
             raise MixwellError(f"the budget pays for {tokens:.0f} tokens, and one step reads {self.step_tokens}; "
                                "raise it, or lower batch_size or seq_len.")
         return steps
+
+    def _tokens_to_read(self) -> dict[str, int]:
+        """Tokens of each domain that a router may learn from: no more than the run trains on, a million at most."""
+        planned = math.inf if self.total_steps is None else self.total_steps * self.step_tokens
+        shares = self.sampler.weights
+        return {domain: round(min(FIT_TOKENS, planned * share)) if share else 0 for domain, share in shares.items()}
 
     def to_the_end(self, progress: Progress | None) -> None:
         self.model.train()
@@ -268,10 +276,10 @@ def _loads(seen: list[list[Routing | None]]) -> list[list[int] | None]:
     return [torch.stack(loads).sum(0).tolist() if loads else None for loads in layers]
 
 
-def _train_tokens(data: TokenData) -> Tensor:
-    """The first million training tokens of each domain, one after another: enough to count how often ids occur."""
-    streams = [np.asarray(data.tokens(d, "train")[:1_000_000], dtype=np.int64) for d in data.domains]
-    return torch.from_numpy(np.concatenate(streams))
+def _train_tokens(data: TokenData, most: Mapping[str, int]) -> Tensor:
+    """The first training tokens of each domain, at most so many, one after another."""
+    streams = [data.tokens(domain, "train")[: most[domain]] for domain in data.domains]
+    return torch.from_numpy(np.concatenate(streams).astype(np.int64))
 
 
 def _summary_writer() -> Any:

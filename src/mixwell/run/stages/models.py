@@ -26,6 +26,7 @@ from mixwell.run.stages._parts import Job, Stage, with_tokenizer
 DENSE, MIXTURE = "experts.layers.swiglu", "experts.layers.moe"
 MIXTURE_WORDS = ("num_experts", "router", "balance", "capacity_factor", "overflow", "shared_experts",
                  "shared_hidden_dim")  # options of the mixture that may stand among the model's own
+SHAPE_TOKENS = 10_000  # of made-up text, for routers that learn from text before they can route
 START = {"dim": 256, "num_layers": 4, "num_heads": 4}  # small enough for two cores and five minutes
 
 
@@ -94,7 +95,11 @@ def run_build(job: Job) -> dict[str, Any]:
 
 def build_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
     """A model of the stage's shape with random weights."""
-    return LanguageModel(stage.config.model(vocab_size), generator(0)).to_checkpoint()
+    model = LanguageModel(stage.config.model(vocab_size), generator(0))
+    if model.needs_tokens:
+        text = torch.randint(vocab_size, (SHAPE_TOKENS,), generator=generator(0))
+        model.fit_tokens(text, generator(0))
+    return model.to_checkpoint()
 
 
 def describe(model: LanguageModel) -> dict[str, Any]:

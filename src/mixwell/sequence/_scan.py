@@ -71,7 +71,8 @@ class _Scan(torch.autograd.Function):
             starts.append(state)
             u, dt, B, C = _along(at, u_BTI, dt_BTI, B_BTN, C_BTN)
             _, h = _states(u, dt, A_IN, B, state)
-            y = h @ C.unsqueeze(-1)
+            out = C.unsqueeze(-1)
+            y = h @ out
             y = y.squeeze(-1)
             y_BTI[:, at] = y.transpose(0, 1)
             state = h[-1].clone()
@@ -241,7 +242,8 @@ class ScanBlock(SequenceMixer):
         rows = len(u_BTI)
         in_wide = wide(u_BTI[:0])
         state = in_wide.new_zeros(rows, self.inner, self.config.state_dim)
-        tail = u_BTI.new_zeros(rows, self.config.conv_width - 1, self.inner)
+        before = self.config.conv_width - 1
+        tail = u_BTI.new_zeros(rows, before, self.inner)
         return tail, state
 
     def flops_per_token(self, context_length: int) -> float:

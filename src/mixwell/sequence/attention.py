@@ -137,7 +137,8 @@ class Attention(SequenceMixer):
         window = min(c.sliding_window or context_length, context_length)
         before_full = (window - 1) / 2  # the first positions see fewer keys than the window holds
         seen = window * (context_length - before_full) / context_length
-        weights = self.qkv.weight.numel() + self.out.weight.numel()
+        into = self.qkv.weight.numel()
+        weights = into + self.out.weight.numel()
         keys = 4.0 * self.heads * self.width * seen
         return 2.0 * weights + keys
 

@@ -141,7 +141,8 @@ class MixtureOfAttentionHeads(SequenceMixer):
         y_TD = combine(out_ND, order, weights)
         losses, aux = apply_balance(self.rules, routing, context)
         named = {f"heads.{name}": loss for name, loss in losses.items()}
-        return SequenceMixed(y_TD.view_as(x_BTD), routing, named, aux)
+        y_BTD = y_TD.view_as(x_BTD)
+        return SequenceMixed(y_BTD, routing, named, aux)
 
     def _context(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Context:
         """What the mask alone says of the tokens."""

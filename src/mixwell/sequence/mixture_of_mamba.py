@@ -123,4 +123,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     tokens = (2 * 5,)
     labels_T = torch.randint(0, 2, tokens, generator=generator)
     context = Context(labels_T=labels_T)
-    return {"dim": 8, "config": config, "x_BTD": x_BTD, "context": context}
+    dim = x_BTD.shape[-1]
+    return {"dim": dim, "config": config, "x_BTD": x_BTD, "context": context}

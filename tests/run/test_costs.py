@@ -36,6 +36,18 @@ def test_a_batch_that_takes_too_long_is_scaled_from_fewer_rows(monkeypatch):
     assert rows[-1] == 1
 
 
+def test_a_short_step_is_repeated_as_long_as_patience_lasts(monkeypatch):
+    clock, durations = [0.0], [0.3, 0.3, 0.1, 0.3, 0.3, 0.3]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def run():
+        clock[0] += durations.pop(0)
+
+    assert timing._shortest(run, repeats=2, patience_s=0.65) == pytest.approx(0.1), "the third was not disturbed"
+    assert len(durations) == 3
+    assert timing._shortest(run, repeats=2) == pytest.approx(0.3) and len(durations) == 1
+
+
 def test_a_training_keeps_the_shape_and_a_conversion_makes_another(stages):
     found = shapes(stages, 300)
     assert found["dense"] is found["model"] and found["moe-trained"] is found["moe"]

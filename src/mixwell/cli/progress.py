@@ -47,7 +47,7 @@ class Bar:
         """Say what is about to run, how long it takes and what will be learnt."""
         self.size = size
         for line in size_lines(about, size):
-            self.console.print(line, highlight=False)
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def preparing(self, words: str) -> None:
         """Say what is done before the first stage starts."""
@@ -103,10 +103,13 @@ class Bar:
 
 def size_lines(about: str, size: Size) -> list[str]:
     """How a run was fitted to the machine, in words."""
-    trainings = ", ".join(f"{name} {short_count(tokens)}" for name, tokens in size.tokens.items())
+    from mixwell.run.recipe import side_name
+
+    sides = {side_name(name): tokens for name, tokens in size.tokens.items()}
+    trainings = ", ".join(f"{name} {short_count(tokens)}" for name, tokens in sides.items())
     lines = [about] if about else []
     asked = f" of the {short_time(60 * size.minutes)} asked for" if size.minutes else ""
-    lines.append(f"about {short_time(size.seconds)}{asked}; tokens of each training: {trainings} "
+    lines.append(f"about {short_time(size.seconds)}{asked}; tokens of each seed: {trainings} "
                  f"(the text {size.epochs:.1f} times at most)")
     if size.limit:
         lines.append(size.limit)

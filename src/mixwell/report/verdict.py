@@ -17,7 +17,9 @@ from mixwell.report.statistics import Interval, interval
 
 UNITS = {"tokens": "", "flops": "FLOP", "seconds": "s"}  # budget -> its unit
 NAMES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
-NEAR = 0.05  # budgets that differ by no more than this share are called equal
+# Budgets that differ by no more than this share are called equal; seconds are planned from a timing and vary with the
+# machine's other work.
+NEAR = {"tokens": 0.05, "flops": 0.05, "seconds": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def equals(found: Sequence[Side], budget: str) -> list[list[Side]]:
     rising = sorted(found, key=lambda side: side.spent[budget])
     sets: list[list[Side]] = []
     for start, least in enumerate(rising):
-        group = [side for side in rising[start:] if side.spent[budget] <= (1 + NEAR) * least.spent[budget]]
+        group = [side for side in rising[start:] if side.spent[budget] <= (1 + NEAR[budget]) * least.spent[budget]]
         group = [side for side in group if not any(other.builds_on(side) for other in group)]
         if len(group) > 1 and not any(set(map(id, group)) <= set(map(id, other)) for other in sets):
             sets.append(group)

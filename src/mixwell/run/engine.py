@@ -179,12 +179,13 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
     out, observer = Path(out or default_folder(chosen)), observer or Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
     check_out(out)
+    _redone(recipe.stages(sizing.nominal(chosen)), from_stage)  # mistakes are told before anything is measured
     with locked(out):
         asked, (chosen, size) = chosen, sizing.settle(chosen, out, observer.preparing)
+        todo = plan(chosen, out, from_stage=from_stage, told=observer.preparing)
         sizing.keep(asked, size, out)
         if size is not None:
             observer.fitted(chosen.about, size)
-        todo = plan(chosen, out, from_stage=from_stage, told=observer.preparing)
         tidy(out / "stages", {p.folder for p in todo if p.cached})
         observer.planned(todo)
         made = [finish(planned, chosen, todo, observer) for planned in todo]

@@ -325,11 +325,16 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     seed = options.pop("seed", recipe.seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise MixwellError(f"{where}.seed: expected a whole number, got {seed!r}.")
-    side = entry.get("side") or re.sub(r"-s\d+$", "", id)
+    side = entry.get("side") or side_name(id)
     if not isinstance(side, str):
         raise MixwellError(f"{where}.side: expected a name, got {side!r}.")
     return Stage(id=id, kind=name, method=method, config=_config(name, method, options, f"{where}.{name}"),
                  inputs=_inputs(kind, entry, found, where), seed=seed, side=side)
+
+
+def side_name(id: str) -> str:
+    """The id without its seed: `moe` of `moe-s1`."""
+    return re.sub(r"-s\d+$", "", id)
 
 
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

@@ -124,7 +124,7 @@ def test_a_recipe_and_python_take_the_stage_of_a_run(ran, tmp_path, monkeypatch)
     (["run", "a.yaml", "b.yaml"], "expected one recipe"),
     (["run", "train.lrr=1"], "Did you mean 'lr'?"),
     (["run", "train.lerning_rate=1"], "Did you mean 'lr'?"),
-    (["run", "--from", "dens"], "Did you mean 'dense'?"),
+    (["run", "--from", "dense-s"], "Did you mean 'dense-s"),
     (["run", "model.num_heads=3"], "model: "),
     (["run", "data.domains={wiki: /no/such/folder}"], "data.domains.wiki: /no/such/folder is not there"),
     (["apply", "convert.upcycle", "--in", "/no/such", "--out", "x"], "/no/such is not a folder"),

@@ -233,8 +233,8 @@ def _notes(found: Sequence[Side], verdicts: Sequence[Verdict]) -> list[str]:
         near, near_s = (units.percent(NEAR[budget], 0) for budget in ("tokens", "seconds"))
         notes.append("Compared are finished models: each side trained to the end of its own schedule, on budgets "
                      f"that agree to within {near} ({near_s} of seconds). {METRIC.capitalize()} decide, lower is "
-                     "better. Budgets count training only, from where the branches parted. A side has won where the 95 % "
-                     "interval over seeds, paired, lies above zero; one seed names no winner.")
+                     "better. Budgets count training only, from where the branches parted. A side has won where "
+                     "the 95 % interval over seeds, paired, lies above zero; one seed names no winner.")
     gaps = [f"{side.name} {units.fixed(gap, 3)}" for side in found if units.is_number(gap := held_out_gap(side.first))]
     if gaps:
         notes.append("Loss on held-out text minus that on the text trained on, at the end, nats per token: "

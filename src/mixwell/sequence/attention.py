@@ -24,7 +24,15 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
+from mixwell.kernels.attention import (
+    KVCache,
+    attend,
+    check_rope_scaling,
+    rotary_angles,
+    rotate,
+    rotate_one,
+    split_rotate,
+)
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import RMSNorm
 from mixwell.mixing import SequenceMixed, check_above
@@ -104,11 +112,7 @@ class Attention(SequenceMixer):
         B, T, _ = x_BTD.shape
         if positions_BT is None:
             positions_BT = positions_after(cache, x_BTD)
-        q, k, v = self._project(x_BTD)
-        angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
-        q = rotate(q, angles)
-        k = rotate(k, angles)
-        v = v.transpose(1, 2)
+        q, k, v = self._project(x_BTD, positions_BT)
         keep = mask_BT
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
@@ -116,10 +120,19 @@ class Attention(SequenceMixer):
         heads = y_BHTP.transpose(1, 2).reshape(B, T, -1)
         return SequenceMixed(self.out(heads))
 
-    def _project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, x_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, ...]:
+        """Queries [B, H, T, P], keys and values [B, G, T, P], normed, clipped and turned by their positions."""
+        qkv = self.qkv(x_BTD)
+        if torch.is_grad_enabled() and self.config.qk_norm == "none" and self.config.clip_qkv is None:
+            angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
+            return split_rotate(qkv.unflatten(-1, (-1, self.width)), angles, self.heads, self.kv_heads)
+        q, k, v = self._normed(qkv)
+        return *self._rotate(q, k, positions_BT), v.transpose(1, 2)
+
+    def _normed(self, qkv_BTR: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, T, H, P], keys and values [B, T, G, P], normed and clipped but not rotated."""
         rows = [n * self.width for n in (self.heads, self.kv_heads, self.kv_heads)]
-        q, k, v = self.qkv(x_BTD).split(rows, -1)
+        q, k, v = qkv_BTR.split(rows, -1)
         if self.config.qk_norm == "full":
             q = self.q_norm(q)
             k = self.k_norm(k)
@@ -130,6 +143,15 @@ class Attention(SequenceMixer):
         if self.config.clip_qkv is not None:
             q, k, v = (t.clamp(-self.config.clip_qkv, self.config.clip_qkv) for t in (q, k, v))
         return q, k, v
+
+    def _rotate(self, q_BTHP: Tensor, k_BTGP: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, T, P] and keys [B, G, T, P], turned by their positions."""
+        theta, scaling = self.config.rope_theta, self.config.rope_scaling
+        if q_BTHP.shape[1] == 1 and q_BTHP.device.type == "cpu" and not torch.is_grad_enabled():
+            q, k = (rotate_one(t, positions_BT, theta, scaling).transpose(1, 2) for t in (q_BTHP, k_BTGP))
+            return q, k
+        angles = rotary_angles(positions_BT, self.width, theta, scaling)
+        return rotate(q_BTHP, angles), rotate(k_BTGP, angles)
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward FLOPs per token, averaged over the positions of a sequence of `context_length` tokens."""

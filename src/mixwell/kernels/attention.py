@@ -143,6 +143,11 @@ def _turns(positions: tuple[int, ...], width: int, theta: float,
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
+def turns_one(x_BTHP: Tensor) -> bool:
+    """Whether `rotate_one` serves: one token a row on a CPU, and no gradient asked for."""
+    return x_BTHP.shape[1] == 1 and x_BTHP.device.type == "cpu" and not torch.is_grad_enabled()
+
+
 def rotate_one(x_B1HP: Tensor, positions_B1: Tensor, theta: float, scaling: Mapping[str, Any] | None) -> Tensor:
     """`rotate` for one token a row on a CPU, without gradient or change of layout.
 

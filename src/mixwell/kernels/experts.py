@@ -96,6 +96,11 @@ def _few_experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_pro
     return torch.cat([times(hidden[rows], down_proj[e]) for e, rows in spans])
 
 
+def is_one_token(x_TD: Tensor) -> bool:
+    """Whether `one_token_mlp` serves: a single token on a CPU, and no gradient asked for."""
+    return x_TD.shape[0] == 1 and x_TD.device.type == "cpu" and not torch.is_grad_enabled()
+
+
 def one_token_mlp(x_1D: Tensor, weights_1K: Tensor, experts: Sequence[int], gate_up_proj: Weight,
                   down_proj: Weight) -> Tensor:
     """One token through the SwiGLU experts named, and their weighted sum [1, D], without gradient; -1 is no expert."""

@@ -32,6 +32,7 @@ from mixwell.kernels.attention import (
     rotate,
     rotate_one,
     split_rotate,
+    turns_one,
 )
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import RMSNorm
@@ -123,11 +124,23 @@ class Attention(SequenceMixer):
     def _project(self, x_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, H, T, P], keys and values [B, G, T, P], normed, clipped and turned by their positions."""
         qkv = self.qkv(x_BTD)
-        if torch.is_grad_enabled() and self.config.qk_norm == "none" and self.config.clip_qkv is None:
-            angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
-            return split_rotate(qkv.unflatten(-1, (-1, self.width)), angles, self.heads, self.kv_heads)
+        if torch.is_grad_enabled() and self._bare:
+            heads = qkv.unflatten(-1, (-1, self.width))
+            angles = self._angles(positions_BT)
+            return split_rotate(heads, angles, self.heads, self.kv_heads)
         q, k, v = self._normed(qkv)
-        return *self._rotate(q, k, positions_BT), v.transpose(1, 2)
+        q, k = self._rotate(q, k, positions_BT)
+        return q, k, v.transpose(1, 2)
+
+    @property
+    def _bare(self) -> bool:
+        """Whether queries and keys are only turned, neither normed nor clipped."""
+        config = self.config
+        return config.qk_norm == "none" and config.clip_qkv is None
+
+    def _angles(self, positions_BT: Tensor) -> Tensor:
+        config = self.config
+        return rotary_angles(positions_BT, self.width, config.rope_theta, config.rope_scaling)
 
     def _normed(self, qkv_BTR: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, T, H, P], keys and values [B, T, G, P], normed and clipped but not rotated."""
@@ -146,12 +159,14 @@ class Attention(SequenceMixer):
 
     def _rotate(self, q_BTHP: Tensor, k_BTGP: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [B, H, T, P] and keys [B, G, T, P], turned by their positions."""
-        theta, scaling = self.config.rope_theta, self.config.rope_scaling
-        if q_BTHP.shape[1] == 1 and q_BTHP.device.type == "cpu" and not torch.is_grad_enabled():
-            q, k = (rotate_one(t, positions_BT, theta, scaling).transpose(1, 2) for t in (q_BTHP, k_BTGP))
-            return q, k
-        angles = rotary_angles(positions_BT, self.width, theta, scaling)
-        return rotate(q_BTHP, angles), rotate(k_BTGP, angles)
+        if turns_one(q_BTHP):
+            theta, scaling = self.config.rope_theta, self.config.rope_scaling
+            q = rotate_one(q_BTHP, positions_BT, theta, scaling)
+            k = rotate_one(k_BTGP, positions_BT, theta, scaling)
+            return q.transpose(1, 2), k.transpose(1, 2)
+        angles = self._angles(positions_BT)
+        q = rotate(q_BTHP, angles)
+        return q, rotate(k_BTGP, angles)
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward FLOPs per token, averaged over the positions of a sequence of `context_length` tokens."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
 from mixwell.experts.layers._parts import ChannelMixer
-from mixwell.kernels.experts import expert_mlp, mlp, one_token_mlp, swiglu
+from mixwell.kernels.experts import expert_mlp, is_one_token, mlp, one_token_mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
 from mixwell.mixing import (
@@ -109,11 +109,14 @@ class MoE(ChannelMixer):
 
     def _mixed(self, x_TD: Tensor, routing: Routing, context: Context) -> Tensor:
         """The weighted sum of each token's experts [T, D]."""
-        if x_TD.shape[0] == 1 and x_TD.device.type == "cpu" and not (torch.is_grad_enabled() or self.training):
-            return one_token_mlp(x_TD, routing.weights_TK, routing.indices_TK[0].tolist(),
-                                 weight_of(self, "gate_up_proj"), weight_of(self, "down_proj"))
+        if is_one_token(x_TD) and not self.training:
+            chosen = routing.indices_TK[0].tolist()
+            gate_up, down = weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")
+            return one_token_mlp(x_TD, routing.weights_TK, chosen, gate_up, down)
         order = plan(routing.indices_TK, self.config.num_experts)
-        return combine(self._experts(dispatch(x_TD, order), order.counts_E, context), order, routing.weights_TK)
+        rows_ND = dispatch(x_TD, order)
+        rows_ND = self._experts(rows_ND, order.counts_E, context)
+        return combine(rows_ND, order, routing.weights_TK)
 
     def _experts(self, rows_ND: Tensor, counts_E: Tensor, context: Context) -> Tensor:
         """Rows sorted by expert through their experts: [N, D] -> [N, D]."""

@@ -36,16 +36,15 @@ def test_a_batch_that_takes_too_long_is_scaled_from_fewer_rows(monkeypatch):
     assert rows[-1] == 1
 
 
-def test_a_short_step_is_repeated_as_long_as_patience_lasts(monkeypatch):
-    clock, durations = [0.0], [0.3, 0.3, 0.1, 0.3, 0.3, 0.3]
+def test_a_short_step_is_repeated_as_long_as_patience_lasts_and_the_usual_one_counts(monkeypatch):
+    clock, durations = [0.0], [0.5, 0.5, 0.1, 0.3, 0.1, 0.1, 0.9, 0.1]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
-    def run():
+    def step(count):
         clock[0] += durations.pop(0)
 
-    assert timing._shortest(run, repeats=2, patience_s=0.65) == pytest.approx(0.1), "the third was not disturbed"
-    assert len(durations) == 3
-    assert timing._shortest(run, repeats=2) == pytest.approx(0.3) and len(durations) == 1
+    found = timing._steps(step, 1, 10, 7.0, 1.55)
+    assert found["seconds_per_token"] == pytest.approx(0.01) and not durations, "warm, judge, then steps"
 
 
 def test_a_training_keeps_the_shape_and_a_conversion_makes_another(stages):
@@ -65,10 +64,14 @@ def test_timing_takes_a_tenth_of_the_work_at_most(stages, monkeypatch):
     flops = sum(s.config.tokens * 3 * module._flops(costs.shapes[s.inputs["model"]], s.config.seq_len)
                 for s in trainings)
     assert costs.planned_s == pytest.approx(flops / (module.TYPICAL * 1e9))
-    spent = 2 * len(trainings) * module.STEPS_TIMED * costs.patience_s
+    shapes_trained = {(costs.shapes[s.inputs["model"]].key, s.config.batch_size) for s in trainings}
+    assert len(shapes_trained) < len(trainings), "seeds and budgets of one shape share a measurement"
+    spent = 2 * len(shapes_trained) * module.STEPS_TIMED * costs.patience_s
     assert spent == pytest.approx(module.TENTH * costs.planned_s)
     fake_rate(monkeypatch, 1e-6)
     assert Costs(stages, 1).patience_s == module.PATIENCE_S
+    fake_rate(monkeypatch, 1e6)
+    assert Costs(stages, 1, least_s=8.0).patience_s == pytest.approx(0.8 / (2 * len(shapes_trained) * 4))
 
 
 def test_where_one_row_takes_too_long_the_rate_alone_tells(stages, monkeypatch):

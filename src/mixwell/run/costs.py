@@ -85,9 +85,11 @@ def _shape(stage: Stage, before: Shape | None, vocab_size: int) -> Shape:
 class Costs:
     """Predictions for the stages of one run; what they need is measured when they ask for it."""
 
-    def __init__(self, stages: Sequence[Stage], threads: int, told: Told = lambda words: None) -> None:
+    def __init__(self, stages: Sequence[Stage], threads: int, told: Told = lambda words: None,
+                 least_s: float = 0.0) -> None:
         self.stages = {stage.id: stage for stage in stages}
         self.threads, self.told = threads, told
+        self.least_s = least_s  # what the run will take at least: it is going to be fitted to so many seconds
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -197,18 +199,26 @@ class Costs:
     @functools.cached_property
     def planned_s(self) -> float:
         """Seconds that all trainings will take, roughly: their FLOPs at a typical share of the machine's rate."""
-        return sum(map(self._rough_seconds, self._trainings()))
+        return max(self.least_s, sum(map(self._rough_seconds, self._trainings())))
 
     @property
     def patience_s(self) -> float:
         """Seconds that one timed step may take."""
-        measurements = 2 * max(1, len(self._trainings()))  # each model is trained and evaluated
+        measurements = 2 * max(1, len(self._distinct()))  # each model is trained and evaluated
         return min(PATIENCE_S, TENTH * self.planned_s / (measurements * STEPS_TIMED))
 
     @property
     def _at_most(self) -> str:
         """How long a measurement of steps takes, in words."""
         return f"{seconds(STEPS_TIMED * self.patience_s)} at most"
+
+    def _distinct(self) -> set[tuple[str, int, int]]:
+        """The trainings that are timed apart: seeds of one shape share a measurement."""
+        found = set()
+        for stage in self._trainings():
+            shape = self.shapes[stage.inputs["model"]]
+            found.add((shape.key, stage.config.batch_size, stage.config.seq_len))
+        return found
 
     def _trainings(self) -> list[Stage]:
         return [stage for stage in self.stages.values() if stage.kind == "train"]

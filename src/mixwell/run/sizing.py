@@ -77,7 +77,8 @@ def fit(chosen: Recipe, told: Told = lambda words: None) -> Size:
     """Fit the recipe to this machine, which is timed where that was not done before."""
     stated = _nominal_tokens(chosen)
     stages = recipes.stages(with_tokens(chosen, stated))
-    costs = Costs(stages, machine.threads(chosen.threads), told)
+    least_s = 60.0 * (chosen.minutes or 0.0)
+    costs = Costs(stages, machine.threads(chosen.threads), told, least_s)
     trainings = {stage.id: stage for stage in stages if stage.id in stated}
     pace = {name: _seconds_per_token(costs, stage) for name, stage in trainings.items()}
     for name, other in _references(chosen).items():

@@ -6,6 +6,7 @@ batch is scaled from fewer rows.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def training(start: Checkpoint, rows: int, config: Training, patience_s: float) 
     draws = generator(0, "calibrate")
 
     def step(count: int) -> None:
-        tokens_BT = _tokens(model.config.vocab_size, count, config.seq_len + 1)
+        tokens_BT = _tokens(model.config.vocab_size, count, config.seq_len + 1, draws)
         labels_B = torch.zeros(count, dtype=torch.int64)
         loss = model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], labels_B=labels_B, generator=draws)
         total = loss.nats if loss.aux is None else loss.nats + loss.aux
@@ -124,23 +125,26 @@ def _steps(step: Callable[[int], Any], rows: int, length: int, flops_per_token: 
     timed = max(1, min(rows, int(patience_s / max(one_row, 1e-6))))
     machine.reset_peak()
     rest = machine.peak_bytes()
-    seconds = _shortest(lambda: step(timed), repeats=2, patience_s=patience_s)
+    seconds = statistics.median(_times(lambda: step(timed), 3, patience_s))
     peak = rest + (machine.peak_bytes() - rest) * rows / timed
     return {"seconds_per_token": seconds / (timed * length), "flops_per_token": flops_per_token, "peak_bytes": peak}
 
 
-def _shortest(run: Callable[[], Any], repeats: int = 2, patience_s: float = 0.0) -> float:
-    """Seconds of the shortest of a few runs: what the machine does when nobody disturbs it and the kernels are warm.
+def _shortest(run: Callable[[], Any], repeats: int = 2) -> float:
+    """Seconds of the shortest of a few runs: what the machine does when nobody disturbs it and the kernels are warm."""
+    return min(_times(run, repeats, 0.0))
 
-    Short runs are repeated until `patience_s` is spent, since a neighbour disturbs many of them, but seldom all.
-    """
+
+def _times(run: Callable[[], Any], least: int, patience_s: float) -> list[float]:
+    """Seconds of `least` runs or more, until `patience_s` is spent: a neighbour disturbs some of them, seldom most."""
     times: list[float] = []
-    while len(times) < repeats or (sum(times) < patience_s and len(times) < MOST_REPEATS):
+    while len(times) < least or (sum(times) < patience_s and len(times) < MOST_REPEATS):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return times
 
 
-def _tokens(vocab_size: int, rows: int, length: int) -> Tensor:
-    return torch.randint(0, vocab_size, (rows, length), generator=generator(0))
+def _tokens(vocab_size: int, rows: int, length: int, draws: torch.Generator | None = None) -> Tensor:
+    """Made-up ids; from `draws` others each time, so that experts get other numbers of rows, as in a training."""
+    return torch.randint(0, vocab_size, (rows, length), generator=draws or generator(0))

@@ -35,6 +35,15 @@ def test_a_measurement_is_made_once(monkeypatch):
     assert measured.disturbed() == measured.disturbed(own=True) == []
 
 
+def test_what_lacks_a_field_is_measured_anew(monkeypatch):
+    share_of_the_core(monkeypatch, 1.0)
+    measured.kept("x", lambda: {"a": 1.0})
+    measured._USED.clear()
+    assert measured.kept("x", lambda: {"a": 1.0, "b": 2.0}, fields=("a", "b")) == {"a": 1.0, "b": 2.0}
+    measured._USED.clear()
+    assert measured.kept("x", lambda: {"a": 3.0, "b": 3.0}, fields=("a", "b")) == {"a": 1.0, "b": 2.0}
+
+
 def test_a_disturbed_measurement_is_used_told_and_made_again(monkeypatch):
     share_of_the_core(monkeypatch, 0.5)
     assert measured.kept("x", lambda: {"a": 1.0}) == {"a": 1.0}
@@ -69,6 +78,15 @@ def test_a_home_that_cannot_be_written_to_costs_only_the_time(monkeypatch, tmp_p
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert measured.kept("x", lambda: {"a": 1.0}) == {"a": 1.0}
+
+
+def test_what_lacks_a_field_is_measured_anew(monkeypatch):
+    share_of_the_core(monkeypatch, 1.0)
+    measured.kept("x", lambda: {"a": 1.0})
+    measured._USED.clear()
+    assert measured.kept("x", lambda: {"a": 1.0, "b": 2.0}, fields=("a", "b")) == {"a": 1.0, "b": 2.0}
+    measured._USED.clear()
+    assert measured.kept("x", lambda: {"a": 3.0, "b": 3.0}, fields=("a", "b")) == {"a": 1.0, "b": 2.0}
 
 
 def test_a_disturbed_measurement_stands_while_the_machine_is_busy(monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,24 +30,25 @@ def cache_file() -> Path:
 
 
 def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1, *,
-         once: bool = False) -> dict[str, Any]:
+         once: bool = False, fields: Collection[str] = ()) -> dict[str, Any]:
     """The plain data that `measure` gives, from the disk where it was measured before.
 
     what: plain data that tells this measurement from others. threads: how many the measurement computes with.
     once: a disturbed measurement stands as well, for what must not change between two sittings of one training run.
+    fields: names that the data must hold; what an older version kept without one of them is measured anew.
     A measurement disturbed by other programs is used now and made again by a later process that finds the machine
     free; of several disturbed ones the newest stands. A cache that cannot be read or written costs the time of
     measuring and nothing else.
     """
     key = digest([what, machine.cpu_model(), machine.capability(), threads, metadata.version("torch")])
     place = cache_file(), key
-    found = _entry(key)
+    found = _entry(key, fields)
     if place in _USED:
         return _USED[place]
     if found is not None and (not found["busy"] or machine.is_busy(threads)):
         return _USED.setdefault(place, found["values"])
     values, busy = _undisturbed(measure, threads)
-    first = _entry(key) if once else None  # of another process that measured at the same time
+    first = _entry(key, fields) if once else None  # of another process that measured at the same time
     _USED[place] = values = values if first is None else first["values"]
     entry = {"values": values, "busy": busy and not once, "what": what if isinstance(what, str) else str(what)[:80]}
     with contextlib.suppress(MixwellError, OSError):
@@ -70,9 +71,12 @@ def _undisturbed(measure: Callable[[], Mapping[str, Any]], threads: int) -> tupl
     return values, own < UNDISTURBED * wall * min(threads, machine.physical_cores())
 
 
-def _entry(key: str) -> dict[str, Any] | None:
+def _entry(key: str, fields: Collection[str]) -> dict[str, Any] | None:
     found = _read().get(key)
-    return found if _is_entry(found) else None
+    if not _is_entry(found):
+        return None
+    assert isinstance(found, dict)
+    return found if set(fields) <= set(found["values"]) else None
 
 
 def _is_entry(found: Any) -> bool:

@@ -75,7 +75,7 @@ def choices() -> Choices:
 @functools.cache
 def _choices(threads: int) -> Choices:
     what = ["library of each product", KINDS, ROWS, WIDTHS, list(PLAIN), list(PACKED)]
-    found = kept(what, measure_products, threads, once=True)
+    found = kept(what, measure_products, threads, once=True, fields=("plain", "exact", "half", "int8_rows"))
     plain = {(kind, i, size): found["plain"][_key(kind, rows, size)]
              for kind, (i, rows), size in itertools.product(KINDS, enumerate(ROWS), WIDTHS)}
     int8_rows = {dtype: int(found["int8_rows"][str(dtype)]) for dtype in INT8_TYPES}

@@ -80,15 +80,6 @@ def test_a_home_that_cannot_be_written_to_costs_only_the_time(monkeypatch, tmp_p
     assert measured.kept("x", lambda: {"a": 1.0}) == {"a": 1.0}
 
 
-def test_what_lacks_a_field_is_measured_anew(monkeypatch):
-    share_of_the_core(monkeypatch, 1.0)
-    measured.kept("x", lambda: {"a": 1.0})
-    measured._USED.clear()
-    assert measured.kept("x", lambda: {"a": 1.0, "b": 2.0}, fields=("a", "b")) == {"a": 1.0, "b": 2.0}
-    measured._USED.clear()
-    assert measured.kept("x", lambda: {"a": 3.0, "b": 3.0}, fields=("a", "b")) == {"a": 1.0, "b": 2.0}
-
-
 def test_a_disturbed_measurement_stands_while_the_machine_is_busy(monkeypatch):
     share_of_the_core(monkeypatch, 0.5)
     measured.kept("x", lambda: {"a": 1.0})

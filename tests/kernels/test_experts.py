@@ -8,13 +8,27 @@ from torch import nn
 
 from mixwell.core.machine import hold_memory
 from mixwell.kernels import experts as kernels
+from mixwell.kernels import packing
 from mixwell.kernels.experts import expert_mlp, grouped_mlp, mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import Int8Weight, PackedWeight, pack, prepack, weight_of
+from mixwell.kernels.probe import INT8_TYPES, ROWS, Choices
+from mixwell.kernels.products import works
 
 D, F, E = 8, 16, 4
 COUNTS = torch.tensor([5, 0, 11, 1])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 0.03}
+
+
+@pytest.fixture(params=["onednn packed", "fp16"])
+def packed_form(request, monkeypatch):
+    """Every weight that can be is packed in this form, whatever is fastest on this machine."""
+    form = request.param
+    if not works(form, torch.float32):
+        pytest.skip(f"this processor or build of torch has no {form} product")
+    exact = "blas" if form == "fp16" else form
+    monkeypatch.setattr(packing, "choices", lambda: Choices({}, (exact,) * len(ROWS), (form,) * len(ROWS)))
+    return form
 
 
 def loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -75,14 +89,24 @@ def test_linear_agrees_with_float64(generator, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("few", [0, 1 << 30])
-def test_inference_takes_another_path_to_the_same_result(monkeypatch, generator, dtype, few):
+def test_inference_takes_another_path_to_the_same_result(monkeypatch, generator, dtype, few, packed_form):
     monkeypatch.setattr(kernels, "_FEW_BYTES", few)
-    x, gate_up, down = (t.to(dtype) for t in inputs(generator))
+    x, gate_up, down = (t.bfloat16().to(dtype) for t in inputs(generator))
     trained = expert_mlp(x.clone().requires_grad_(), COUNTS, gate_up, down)
     with torch.no_grad():
         close(expert_mlp(x, COUNTS, gate_up, down), trained.double(), TOLERANCE[dtype])
         close(expert_mlp(x, COUNTS, pack(gate_up), pack(down)), trained.double(), TOLERANCE[dtype])
         close(mlp(x, pack(gate_up[0]), pack(down[0])), mlp(x, gate_up[0], down[0]).double(), TOLERANCE[dtype])
+
+
+def test_one_token_is_the_weighted_sum_of_its_experts(generator):
+    _, gate_up, down = inputs(generator)
+    x, weights = (torch.randn(1, n, generator=generator, dtype=torch.float64) for n in (D, 3))
+    rows = loop(x.expand(2, D), torch.tensor([1, 0, 1, 0]), gate_up, down)  # experts 0 and 2
+    want = weights[:, 0] * rows[1] + weights[:, 2] * rows[0]
+    with torch.no_grad():
+        close(kernels.one_token_mlp(x, weights, [2, -1, 0], gate_up, down), want, 1e-12)
+        assert not kernels.one_token_mlp(x, weights, [-1, -1, -1], gate_up, down).any()
 
 
 def test_no_rows_at_all():
@@ -164,8 +188,11 @@ def test_int8_weights_are_their_values_times_their_scale(generator):
 
 @pytest.mark.parametrize("width", [40, 64, 128])
 @pytest.mark.parametrize("rows", [1, 4, 5])
-def test_int8_products_of_few_rows(generator, width, rows):
-    """Up to four rows of a width that is a multiple of 64 are taken straight from int8, all others made wide first."""
+@pytest.mark.parametrize("straight", [0, 4])
+def test_int8_products_of_few_rows(generator, monkeypatch, width, rows, straight):
+    """Up to so many rows of a width that is a multiple of 64 are taken straight from int8, all others made wide."""
+    exact = ("blas",) * len(ROWS)
+    monkeypatch.setattr(packing, "choices", lambda: Choices({}, exact, exact, dict.fromkeys(INT8_TYPES, straight)))
     weight = Int8Weight(torch.randint(-127, 128, (30, width), generator=generator, dtype=torch.int8),
                         torch.rand(30, 1, generator=generator))
     x = torch.randn(1, rows, width, generator=generator)
@@ -184,17 +211,17 @@ class Layer(nn.Module):
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(F, D, generator=generator))
+        self.weight = nn.Parameter(torch.randn(F, D, generator=generator).bfloat16().float())
         self.other = nn.Parameter(torch.randn(F, D, generator=generator))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, weight_of(self, "weight")) + linear(x, weight_of(self, "other"))
 
 
-def test_packed_weights_serve_without_gradient_until_the_weight_changes(generator):
+def test_packed_weights_serve_without_gradient_until_the_weight_changes(generator, packed_form):
     layer = Layer(generator)
     x = torch.randn(9, D, generator=generator)
-    assert prepack(nn.Sequential(layer)) == F * D * 4
+    assert prepack(nn.Sequential(layer)) == F * D * (2 if packed_form == "fp16" else 4)
     assert weight_of(layer, "weight") is layer.weight
     with torch.no_grad():
         assert isinstance(weight_of(layer, "weight"), PackedWeight) and weight_of(layer, "other") is layer.other
@@ -223,10 +250,10 @@ def test_int8_parameters_are_found_with_their_scale(generator):
     assert found.dequantised(torch.float32).equal(torch.full((F, D), 0.5))
 
 
-def test_packed_weights_refuse_a_gradient(generator):
+def test_packed_weights_refuse_a_gradient(generator, packed_form):
     x = torch.randn(4, D, requires_grad=True)
-    gate_up, down = pack(torch.randn(2 * F, D)), pack(torch.randn(D, F))
-    stacks = pack(torch.randn(1, 2 * F, D)), pack(torch.randn(1, D, F))
+    gate_up, down = pack(torch.ones(2 * F, D)), pack(torch.ones(D, F))
+    stacks = pack(torch.ones(1, 2 * F, D)), pack(torch.ones(1, D, F))
     for function in (lambda: linear(x, gate_up), lambda: mlp(x, gate_up, down),
                      lambda: expert_mlp(x, torch.tensor([4]), *stacks)):
         with pytest.raises(ValueError, match="packed weights carry no gradient"):

@@ -29,10 +29,12 @@ def cache_file() -> Path:
     return caches / "mixwell" / "measured.json"
 
 
-def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1) -> dict[str, Any]:
+def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1, *,
+         once: bool = False) -> dict[str, Any]:
     """The plain data that `measure` gives, from the disk where it was measured before.
 
     what: plain data that tells this measurement from others. threads: how many the measurement computes with.
+    once: a disturbed measurement stands as well, for what must not change between two sittings of one training run.
     A measurement disturbed by other programs is used now and made again by a later process that finds the machine
     free; of several disturbed ones the newest stands. A cache that cannot be read or written costs the time of
     measuring and nothing else.
@@ -45,8 +47,9 @@ def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1) 
     if found is not None and (not found["busy"] or machine.is_busy(threads)):
         return _USED.setdefault(place, found["values"])
     values, busy = _undisturbed(measure, threads)
-    _USED[place] = values
-    entry = {"values": values, "busy": busy, "what": what if isinstance(what, str) else str(what)[:80]}
+    first = _entry(key) if once else None  # of another process that measured at the same time
+    _USED[place] = values = values if first is None else first["values"]
+    entry = {"values": values, "busy": busy and not once, "what": what if isinstance(what, str) else str(what)[:80]}
     with contextlib.suppress(MixwellError, OSError):
         write_json(cache_file(), {**_read(), key: entry})
     return values

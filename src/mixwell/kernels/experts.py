@@ -7,14 +7,14 @@ Each expert is taken through all its steps while its rows are in cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.kernels.linear import Weight, differentiates, linear, plain, product_nn, product_tn, times
+from mixwell.kernels.linear import Weight, compiles, differentiates, linear, plain, product_nn, product_tn, times
 from mixwell.kernels.packing import PackedWeight
 
 _FEW_BYTES = 1 << 19  # of hidden activations, below which calls cost more than memory
@@ -64,13 +64,16 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, slice]]:
         start += count
 
 
-def _window(rows: slice, total: int) -> slice:
+def _window(rows: slice, total: int, compiled: bool) -> slice:
     """`rows` with up to a sixteenth more behind them, so that few distinct numbers of rows occur.
 
-    A GEMM is compiled for its shape (0.4 ms each, and memory), and experts get other numbers of rows at every step.
-    The surplus rows belong to later experts, which write their own results over them; the last rows are not widened.
+    oneDNN compiles a product for its shape (0.4 ms each, and memory), and experts get other numbers of rows at every
+    step. Where no product goes there, the rows stay as they are. The surplus rows belong to later experts, which write
+    their own results over them; the last rows are not widened.
     """
     count = rows.stop - rows.start
+    if not compiled:
+        return rows
     step = max(8, 1 << max(count.bit_length() - 5, 0))
     stop = rows.start - (-count // step) * step
     return slice(rows.start, stop) if count >= 2 * step and stop <= total else rows
@@ -79,8 +82,9 @@ def _window(rows: slice, total: int) -> slice:
 def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """Rows sorted by expert through their experts, without gradient."""
     y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
+    compiled = compiles(x_ND, gate_up_proj)
     for e, rows in _spans(counts):
-        wider = _window(rows, x_ND.shape[0])
+        wider = _window(rows, x_ND.shape[0], compiled)
         times(_swiglu(times(x_ND[wider], gate_up_proj[e])), down_proj[e], y_ND[wider])
     return y_ND
 
@@ -90,6 +94,23 @@ def _few_experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_pro
     spans = list(_spans(counts))
     hidden = _swiglu(torch.cat([times(x_ND[rows], gate_up_proj[e]) for e, rows in spans]))
     return torch.cat([times(hidden[rows], down_proj[e]) for e, rows in spans])
+
+
+def is_one_token(x_TD: Tensor) -> bool:
+    """Whether `one_token_mlp` serves: a single token on a CPU, and no gradient asked for."""
+    return x_TD.shape[0] == 1 and x_TD.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def one_token_mlp(x_1D: Tensor, weights_1K: Tensor, experts: Sequence[int], gate_up_proj: Weight,
+                  down_proj: Weight) -> Tensor:
+    """One token through the SwiGLU experts named, and their weighted sum [1, D], without gradient; -1 is no expert."""
+    chosen = [(k, e) for k, e in enumerate(experts) if e >= 0]
+    if not chosen:
+        return torch.zeros_like(x_1D)
+    hidden = _swiglu(torch.cat([times(x_1D, gate_up_proj[e]) for _, e in chosen]))
+    rows = torch.cat([times(hidden[i : i + 1], down_proj[e]) for i, (_, e) in enumerate(chosen)])
+    weights = weights_1K.to(rows.dtype)
+    return (weights if len(chosen) == len(experts) else weights[:, [k for k, _ in chosen]]) @ rows
 
 
 class _Experts(torch.autograd.Function):
@@ -102,8 +123,9 @@ class _Experts(torch.autograd.Function):
     def forward(ctx, x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight, counts: list[int]) -> Tensor:
         y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
         kept: list[Tensor] = []
+        compiled = compiles(x_ND, gate_up_proj)
         for e, rows in _spans(counts):
-            wider = _window(rows, x_ND.shape[0])
+            wider = _window(rows, x_ND.shape[0], compiled)
             gate_up = times(x_ND[wider], gate_up_proj[e])
             gate, up = gate_up.chunk(2, dim=-1)
             silu = F.silu(gate)
@@ -114,7 +136,7 @@ class _Experts(torch.autograd.Function):
         weights = gate_up_proj, down_proj
         ctx.save_for_backward(x_ND, *(w if isinstance(w, Tensor) else None for w in weights), *kept)
         ctx.constants = [None if isinstance(w, Tensor) else w for w in weights]
-        ctx.counts = counts
+        ctx.counts, ctx.compiled = counts, compiled
         return y_ND
 
     @staticmethod
@@ -128,7 +150,7 @@ class _Experts(torch.autograd.Function):
             for t, needed in zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)]
         for i, (e, rows) in enumerate(_spans(counts)):
             gate_up, silu, activations = kept[3 * i : 3 * i + 3]
-            wider = _window(rows, x_ND.shape[0])
+            wider = _window(rows, x_ND.shape[0], ctx.compiled)
             if grad_down is not None:
                 product_tn(grad_ND[wider], activations, grad_down[e])
             if grad_x is None and grad_gate_up is None:

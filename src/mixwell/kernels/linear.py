@@ -13,17 +13,32 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mixwell.core.rng import normal
-from mixwell.kernels.packing import Int8Weight, PackedWeight, onednn_linear, prefers_onednn, weight_of
+from mixwell.kernels.packing import Int8Weight, PackedWeight, weight_of
+from mixwell.kernels.probe import KINDS, ROWS, choices
+from mixwell.kernels.products import through
 
 Weight = Tensor | PackedWeight | Int8Weight
 
 
+def _library(kind: str, like: Tensor, rows: int, numel: int) -> str:
+    """The library for a product of `kind`; other types than float32 and other devices are torch's to serve."""
+    if like.dtype != torch.float32 or like.device.type != "cpu":
+        return "blas"
+    return choices().library(kind, rows, numel)
+
+
+def compiles(x_ND: Tensor, weight: Weight) -> bool:
+    """Whether products with one expert of `weight`, or its gradients, are compiled for their number of rows."""
+    if x_ND.device.type != "cpu" or x_ND.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    numel = weight.shape[-1] * weight.shape[-2]
+    return x_ND.dtype == torch.bfloat16 or any(_library(kind, x_ND, ROWS[-1], numel) == "onednn" for kind in KINDS)
+
+
 def product_nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a [N, D] times the transpose of b [M, D]."""
-    if not prefers_onednn(a, b.shape[0]):
-        return torch.mm(a, b.t(), out=out)
-    result = onednn_linear(a, b)
-    return result if out is None else out.copy_(result)
+    kind = "nt" if out is None else "nt into"
+    return through(_library(kind, a, a.shape[0], b.numel()), a, b, out)
 
 
 def times(a: Tensor, weight: Weight, out: Tensor | None = None) -> Tensor:
@@ -36,13 +51,15 @@ def times(a: Tensor, weight: Weight, out: Tensor | None = None) -> Tensor:
 
 def product_nn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a [N, M] times b [M, D]."""
-    return product_nt(a, b.t(), out)
+    kind = "nn" if out is None else "nn into"
+    return through(_library(kind, a, a.shape[0], b.numel()), a, b.t(), out)
 
 
 def product_tn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """The transpose of a [N, M] times b [N, D]."""
-    # without the copy, the transpose of a strided matrix would be read element by element
-    return product_nt(a.t(), b.contiguous().t(), out)
+    library = _library("tn into", a, a.shape[0], a.shape[1] * b.shape[1])
+    # without the copy, oneDNN would read the transpose of a strided matrix element by element
+    return through(library, a.t(), (b if library == "blas" else b.contiguous()).t(), out)
 
 
 def plain(weight: Weight, like: Tensor) -> Tensor:
@@ -77,16 +94,18 @@ class _Linear(torch.autograd.Function):
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """x [..., D] times the transpose of weight [M, D]: [..., M]. int8 weights are constants, packed ones for inference.
 
-    On the CPU measured (AVX512-BF16) a row's result does not depend on the rows beside it, except in float32 with a
-    plain weight, where few rows go through another library than many and round otherwise.
+    In float32 few rows may go through another library than many, so that a row's result can differ in its last digits
+    with the number of rows beside it.
     """
     if not isinstance(weight, Tensor):
         if not differentiates(x, weight):
             return weight.linear(x)
         weight = plain(weight, x)
-    if not prefers_onednn(x, weight.shape[0]):
+    if x.dtype != torch.float32 or x.device.type != "cpu":
         return F.linear(x, weight)
-    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1])
+    x_ND = x.reshape(-1, x.shape[-1])
+    y_NM = _Linear.apply(x_ND, weight) if torch.is_grad_enabled() else product_nt(x_ND, weight)
+    return y_NM.view(*x.shape[:-1], weight.shape[0])
 
 
 class Linear(nn.Module):

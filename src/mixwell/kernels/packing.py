@@ -1,7 +1,7 @@
-"""Weights in another form than a plain tensor, for inference: laid out for this CPU's GEMM, or kept as int8.
+"""Weights in another form than a plain tensor, for inference: laid out for this CPU's libraries, or kept as int8.
 
-Both stand where a weight stands in `core.kernels`: `weight.linear(x)` is x [..., D] times the transpose of the weight,
-and `weight[e]` is one expert of a stack. Neither takes a gradient.
+Both stand where a weight stands in `mixwell.kernels`: `weight.linear(x)` is x [..., D] times the transpose of the
+weight, and `weight[e]` is one expert of a stack. Neither takes a gradient.
 
 Legend: M output rows, D input width, E experts.
 """
@@ -9,51 +9,41 @@ Legend: M output rows, D input width, E experts.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mixwell.kernels.probe import choices, row_class
+from mixwell.kernels.products import PACKED, PLAIN, Product, fits_fp16, works
+
 PACKABLE = (torch.float32, torch.bfloat16)
 _INT8_STEP = 64  # torch's int8 product reads past the end (and crashes) where the width is no multiple of its vector
-_FEW_ROWS = 4  # up to which a product straight from int8 beats one with the weight made wide first
-_LEAST_WORK = 1 << 22  # multiply-adds of a float32 product from which on oneDNN gains
-
-
-def prefers_onednn(x: Tensor, outputs: int) -> bool:
-    """Whether x [..., D] times [D, outputs] is sent to oneDNN by hand: on a CPU, in float32, where it is large enough.
-
-    Below some four million multiply-adds the call itself, and the compiling for each new shape, cost more than the
-    slower BLAS. bfloat16 goes to oneDNN anyway.
-    """
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() * outputs >= _LEAST_WORK
-            and torch.backends.mkldnn.is_available())
-
-
-def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x times the transpose of `weight` through oneDNN; the weight may be plain, a view, or packed."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A copy of a weight [M, D] or of a stack [E, M, D] in oneDNN's blocked layout, made once and used many times."""
+    """A weight [M, D] or a stack [E, M, D] in the layouts that are fastest here, made once and used many times."""
 
-    parts: tuple[Tensor, ...]  # opaque, one for each expert
+    parts: tuple[tuple[tuple[Product, Any], ...], ...]  # of each expert, by class of rows: product, and weight for it
     shape: torch.Size
+    nbytes: int  # of the copies
     source: weakref.ref[Tensor]  # what was packed
     state: tuple[int, int]  # its address and version at that time
 
     def __getitem__(self, expert: int) -> PackedWeight:
-        return PackedWeight((self.parts[expert],), self.shape[1:], self.source, self.state)
+        return PackedWeight((self.parts[expert],), self.shape[1:], 0, self.source, self.state)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _nothing, ()  # copies and pickles of a layer come without: opaque tensors have no storage to copy
 
     def linear(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]."""
-        return onednn_linear(x, self.parts[0])
+        x_ND = x.reshape(-1, x.shape[-1])
+        product, weight = self.parts[0][row_class(x_ND.shape[0])]
+        return product(x_ND, weight).view(*x.shape[:-1], self.shape[-2])
 
     def holds(self, weight: Tensor) -> bool:
         """Whether `weight` is what was packed, unchanged since (a write through `.data` goes unseen)."""
@@ -69,12 +59,38 @@ def _state(weight: Tensor) -> tuple[int, int]:
 
 
 def pack(weight: Tensor) -> PackedWeight | None:
-    """Pack a weight [M, D] or [E, M, D]; None where nothing is gained by it (other devices, other types)."""
-    if weight.device.type != "cpu" or weight.dtype not in PACKABLE or not torch.backends.mkldnn.is_available():
+    """Pack a weight [M, D] or [E, M, D]; None where nothing is gained by it here (other devices, other types).
+
+    What float16 can hold as well, such as weights from a bfloat16 checkpoint, may be packed in it.
+    """
+    if weight.device.type != "cpu" or weight.dtype not in PACKABLE:
+        return None
+    forms = _forms(weight.detach())
+    if not set(forms) & set(PACKED):
         return None
     matrices = weight.detach().unbind(0) if weight.dim() == 3 else (weight.detach(),)
-    parts = tuple(torch.ops.mkldnn._reorder_linear_weight(matrix) for matrix in matrices)
-    return PackedWeight(parts, weight.shape, weakref.ref(weight), _state(weight))
+    parts = tuple(_packed(matrix, forms) for matrix in matrices)
+    nbytes = sum(weight.numel() * 2 if form == "fp16" else weight.nbytes for form in set(forms) & set(PACKED))
+    return PackedWeight(parts, weight.shape, nbytes, weakref.ref(weight), _state(weight))
+
+
+def _forms(weight: Tensor) -> tuple[str, ...]:
+    """The form to compute with by class of rows."""
+    if weight.dtype == torch.float32:
+        return choices().half if "fp16" in choices().half and fits_fp16(weight) else choices().exact
+    return (next((form for form in PACKED if works(form, weight.dtype)), "blas"),) * len(choices().exact)
+
+
+def _packed(matrix: Tensor, forms: Sequence[str]) -> tuple[tuple[Product, Any], ...]:
+    """Product and weight by class of rows; equal forms share one copy."""
+    made: dict[str, tuple[Product, Any]] = {}
+    for form in set(forms):
+        if form in PLAIN:
+            made[form] = PLAIN[form], matrix
+        else:
+            product, convert = PACKED[form]
+            made[form] = product, convert(matrix)
+    return tuple(made[form] for form in forms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +115,11 @@ class Int8Weight:
     def linear(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]; the scale is applied to the result, where it costs least."""
         scale_M, width = self.scale.squeeze(-1), x.shape[-1]
-        if (x.device.type == "cpu" and x.dtype in PACKABLE and x.numel() <= _FEW_ROWS * width
-                and width % _INT8_STEP == 0):
+        if (x.device.type == "cpu" and x.dtype in PACKABLE and width % _INT8_STEP == 0
+                and x.numel() <= choices().int8_rows.get(x.dtype, 0) * width):
             rows = torch._weight_int8pack_mm(x.reshape(-1, width), self.values, scale_M.to(x.dtype))
             return rows.view(*x.shape[:-1], -1)
-        plain = self.values.to(x.dtype)
-        y = onednn_linear(x, plain) if prefers_onednn(x, plain.shape[0]) else nn.functional.linear(x, plain)
+        y = nn.functional.linear(x, self.values.to(x.dtype))
         return (y * scale_M.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
@@ -119,7 +134,7 @@ def prepack(module: nn.Module) -> int:
         packed = {name: pack(getattr(layer, name)) for name in getattr(layer, "packable", ())
                   if isinstance(getattr(layer, name, None), Tensor)}
         layer.__dict__["packed_weights"] = {name: weight for name, weight in packed.items() if weight is not None}
-        extra += sum(getattr(layer, name).nbytes for name in layer.__dict__["packed_weights"])
+        extra += sum(weight.nbytes for weight in layer.__dict__["packed_weights"].values())
     return extra
 
 

@@ -1,0 +1,184 @@
+"""Which library serves which product in float32 on this machine: measured once, kept, and the same in every sitting.
+
+A choice decides how sums are rounded, and so the bits of a training run: it goes by a few classes of shapes only, an
+alternative must be clearly faster than torch's BLAS, and what was measured once stands, even where other programs ran
+meanwhile. `choices().digest()` tells two machines' choices apart.
+
+Legend: N rows, D width, M outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.core.files import digest
+from mixwell.core.measured import kept
+from mixwell.kernels.products import PACKED, PLAIN, int8_works, through, works
+
+ROWS = (1, 2, 4, 8, 32, 256)  # the least rows of each class, and what stands for it when measured
+WIDTHS = {"small": (64, 64), "large": (704, 512)}  # outputs and inputs that stand for a class of weights
+LARGE = 1 << 16  # numbers in a weight from which on it is large: a quarter of a megabyte
+FEW = 8  # rows up to which reading the weight takes longer than the sums, so that it is measured out of the cache
+GAIN = 0.95  # share of the time of the plainest library that another may take at most
+RING_BYTES = 1 << 26  # weights measured in turn, so that each comes from main memory
+KINDS = ("nt", "nt into", "nn", "nn into", "tn into")  # of products; "into": the result is written into a given tensor
+
+INT8_TYPES = (torch.float32, torch.bfloat16)
+INT8_CLASSES = 4  # classes of rows in which products straight from int8 are tried
+
+_SHORT_S = 1e-3  # a call much shorter than this is repeated
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The fastest library by class of product, rows and weight."""
+
+    plain: Mapping[tuple[str, int, str], str]  # (kind, index in ROWS, key of WIDTHS) -> name in PLAIN
+    exact: tuple[str, ...]  # for weights packed for inference, by class of rows
+    half: tuple[str, ...]  # the same where the weight fits float16
+    # rows of each type up to which torch's product straight from int8 beats one with the weight made wide first
+    int8_rows: Mapping[torch.dtype, int] = field(default_factory=dict)
+
+    def library(self, kind: str, rows: int, numel: int) -> str:
+        """The library for a product of `kind` of so many rows with a weight of `numel` numbers."""
+        return self.plain[kind, row_class(rows), "large" if numel >= LARGE else "small"]
+
+    def digest(self) -> str:
+        """A short name of these choices: what differs in it may round otherwise."""
+        return digest([sorted(self.plain.items()), self.exact, self.half,
+                       [[str(dtype), rows] for dtype, rows in self.int8_rows.items()]])
+
+
+_CLASSES = tuple(sum(rows >= least for least in ROWS[1:]) for rows in range(ROWS[-1] + 1))
+
+
+def row_class(rows: int) -> int:
+    """Index in ROWS of the class that `rows` belongs to."""
+    return _CLASSES[min(rows, ROWS[-1])]
+
+
+def choices() -> Choices:
+    """This machine's choices at torch's present number of threads."""
+    return _choices(torch.get_num_threads())
+
+
+@functools.cache
+def _choices(threads: int) -> Choices:
+    what = ["library of each product", KINDS, ROWS, WIDTHS, list(PLAIN), list(PACKED)]
+    found = kept(what, measure_products, threads, once=True)
+    plain = {(kind, i, size): found["plain"][_key(kind, rows, size)]
+             for kind, (i, rows), size in itertools.product(KINDS, enumerate(ROWS), WIDTHS)}
+    int8_rows = {dtype: int(found["int8_rows"][str(dtype)]) for dtype in INT8_TYPES}
+    return Choices(plain, tuple(found["exact"]), tuple(found["half"]), int8_rows)
+
+
+def _key(kind: str, rows: int, size: str) -> str:
+    return f"{kind}, {rows} rows, {size}"
+
+
+def measure_products() -> dict[str, Any]:
+    """Plain data: the library of each class, by the shortest of a few runs each."""
+    with torch.inference_mode():
+        plain = {_key(kind, rows, size): _fastest(_plain_calls(kind, rows, *shape))
+                 for kind, rows, (size, shape) in itertools.product(KINDS, ROWS, WIDTHS.items())
+                 if not _cold(kind, rows, size)}
+        ring = _Ring(*WIDTHS["large"])
+        for rows in (rows for rows in ROWS if rows <= FEW):
+            few = _fastest(ring.calls(rows, PLAIN))
+            plain |= {_key(kind, rows, "large"): few for kind in ("nt", "nt into")}
+        exact, half = [], []
+        for rows in ROWS:
+            calls = ring.calls(rows, (plain[_key("nt", rows, "large")], *PACKED))
+            half.append(_fastest(calls))
+            exact.append(_fastest({name: call for name, call in calls.items() if name != "fp16"}))
+        int8_rows = {str(dtype): _int8_rows(dtype) for dtype in INT8_TYPES}
+    return {"plain": plain, "exact": exact, "half": half, "int8_rows": int8_rows}
+
+
+def _int8_rows(dtype: torch.dtype) -> int:
+    """The most rows of a class up to which the product straight from int8 is faster."""
+    outputs, inputs = WIDTHS["large"]
+    weight, scale = torch.ones(outputs, inputs, dtype=torch.int8), torch.ones(outputs, dtype=dtype)
+    most = 0
+    for rows, above in itertools.pairwise(ROWS[: INT8_CLASSES + 1]):
+        x = torch.ones(rows, inputs, dtype=dtype)
+        calls = {"wide": functools.partial(_wide_int8, x, weight),
+                 "int8": functools.partial(torch._weight_int8pack_mm, x, weight, scale)}
+        if not int8_works(dtype) or _fastest(calls) == "wide":
+            break
+        most = above - 1
+    return most
+
+
+def _wide_int8(x_ND: Tensor, weight_MD: Tensor) -> Tensor:
+    return torch.mm(x_ND, weight_MD.to(x_ND.dtype).t())
+
+
+def _cold(kind: str, rows: int, size: str) -> bool:
+    return kind in ("nt", "nt into") and rows <= FEW and size == "large"
+
+
+def _plain_calls(kind: str, rows: int, outputs: int, inputs: int) -> dict[str, Call]:
+    """The product of `kind` through every library that gives plain results of this kind."""
+    x, weight, grad = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(rows, outputs)
+    a, b, shape = {"nt": (x, weight, (rows, outputs)), "nn": (grad, weight.t(), (rows, inputs)),
+                   "tn": (grad.t(), x.t(), (outputs, inputs))}[kind[:2]]
+    into = torch.empty(shape) if kind.endswith("into") else None
+    return {name: functools.partial(through, name, a, b, into) for name in ("blas", "onednn")
+            if works(name, torch.float32)}
+
+
+class _Ring:
+    """Equal weights in turn, in every form, so that none is in cache when its turn comes."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        count = max(2, RING_BYTES // (4 * outputs * inputs))
+        weights = list(torch.ones(count, outputs, inputs))
+        self.inputs, self.turn = inputs, itertools.cycle(range(count))
+        self.forms: dict[str, list[Any]] = dict.fromkeys(PLAIN, weights)
+        for name, (_, pack) in PACKED.items():
+            if works(name, torch.float32):
+                self.forms[name] = [pack(weight) for weight in weights[: count // 4]]
+
+    def calls(self, rows: int, names: Any) -> dict[str, Call]:
+        """A call for each form, which takes the next weight."""
+        x = torch.ones(rows, self.inputs)
+        products = {**PLAIN, **{name: product for name, (product, _) in PACKED.items()}}
+
+        def call(name: str) -> Call:
+            forms, product = self.forms[name], products[name]
+            return lambda: product(x, forms[next(self.turn) % len(forms)])
+
+        return {name: call(name) for name in names if name in self.forms and works(name, torch.float32)}
+
+
+def _fastest(calls: Mapping[str, Call], turns: int = 6) -> str:
+    """The name of the fastest call; the first, unless another is faster by more than the noise."""
+    times = {name: _seconds(call) for name, call in calls.items()}  # the first call of a shape may compile: discarded
+    repeats = {name: max(1, min(4, int(_SHORT_S / seconds))) for name, seconds in times.items()}
+    times = dict.fromkeys(calls, float("inf"))
+    for _ in range(turns):
+        for name, call in calls.items():
+            times[name] = min(times[name], _seconds(call, repeats[name]))
+    best = min(times, key=lambda name: times[name])
+    first = next(iter(calls))
+    return best if times[best] < GAIN * times[first] else first
+
+
+def _seconds(call: Call, repeats: int = 1) -> float:
+    # the time of one thread counts no other program's turns
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - start) / repeats

@@ -116,7 +116,7 @@ def gradients(y: torch.Tensor, layer: Attention, x: torch.Tensor) -> list[torch.
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("kernel", ["blocks", "torch"])
 def test_agrees_with_the_loop(options, kernel, monkeypatch):
-    monkeypatch.setattr(_parts, "BLOCK", 3)  # so that seven positions take three blocks
+    monkeypatch.setattr(_parts, "BLOCK_BYTES", 24)  # so that seven positions take three blocks
     if kernel == "torch":
         monkeypatch.setattr(_parts, "LONGEST", 0)
     layer, x = build(**options), inputs().requires_grad_()

@@ -17,7 +17,10 @@ from torch.nn import functional as F
 
 from mixwell.kernels.norm import row_blocks, wide
 
-BLOCK = 128  # queries per block: on a CPU the scores of one block stay in cache, and half of a causal square is skipped
+_CPU = torch.device("cpu")
+# queries per block: their scores stay in a core's cache, and half of a causal square is skipped; 64 in float32, 128 in
+# bfloat16 (at 16 x 4 x 256 x 64 on an AVX2 core 64 take 45 ms forward and backward, 128 take 49, 256 take 60)
+BLOCK_BYTES = 256
 LONGEST = 2048  # above this many queries the saved probabilities of blocks outgrow what they gain
 
 
@@ -82,18 +85,79 @@ def _turn(x_BTHP: Tensor, cos: Tensor, sin: Tensor, out: Tensor, swapped: tuple[
     half, twice = x_BTHP.shape[-1] // 2, torch.cat((cos, cos), -1)
     for rows in row_blocks(x_BTHP.shape[0], x_BTHP[0].numel() if x_BTHP.shape[0] else 1):
         own = rows if cos.shape[0] > 1 else slice(None)
-        x = wide(x_BTHP[rows])
-        y = x * twice[own]
+        x, into = wide(x_BTHP[rows]), out[rows] if swapped is None else out[rows].transpose(*swapped)
+        y = torch.mul(x, twice[own], out=into if into.dtype == x.dtype else None)
         y[..., :half].addcmul_(x[..., half:], sin[own], value=-1)
         y[..., half:].addcmul_(x[..., :half], sin[own])
-        out[rows] = y if swapped is None else y.transpose(*swapped)
+        if y is not into:
+            into.copy_(y)
     return out
+
+
+class _SplitRotate(torch.autograd.Function):
+    """Queries, keys and values out of one tensor, the first two turned; the backward writes one gradient in place."""
+
+    @staticmethod
+    def forward(ctx, qkv_BTHP: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin)
+        ctx.sizes = heads, kv_heads, kv_heads
+        B, T, _, P = qkv_BTHP.shape
+        q, k, v = qkv_BTHP.split(ctx.sizes, 2)
+        outs = [qkv_BTHP.new_empty(B, n, T, P) for n in ctx.sizes]
+        _turn(q, cos, sin, outs[0], (1, 2))
+        _turn(k, cos, sin, outs[1], (1, 2))
+        outs[2].copy_(v.transpose(1, 2))
+        return tuple(outs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads_BHTP: Tensor):
+        cos, sin = ctx.saved_tensors
+        B, _, T, P = grads_BHTP[0].shape
+        grad = grads_BHTP[0].new_empty(B, T, sum(ctx.sizes), P)
+        q, k, v = grad.split(ctx.sizes, 2)
+        for into, part in ((q, grads_BHTP[0]), (k, grads_BHTP[1])):
+            _turn(part.transpose(1, 2), cos, -sin, into, None)
+        v.copy_(grads_BHTP[2].transpose(1, 2))
+        return grad, None, None, None, None
+
+
+def split_rotate(qkv_BTHP: Tensor, angles_BTP: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, ...]:
+    """q [B, H, T, P], k and v [B, G, T, P] from [B, T, H + 2 G, P]; q and k turned by the angles [B or 1, T, P/2]."""
+    angles = angles_BTP.unsqueeze(2).to(wide(qkv_BTHP[:0]).dtype)
+    return _SplitRotate.apply(qkv_BTHP, angles.cos(), angles.sin(), heads, kv_heads)
 
 
 def rotate(x_BTHP: Tensor, angles_BTP: Tensor) -> Tensor:
     """Rotate the pairs (i, i + P/2) of each head by `angles_BTP` [B or 1, T, P/2]; returns [B, H, T, P]."""
     angles = angles_BTP.unsqueeze(2).to(wide(x_BTHP[:0]).dtype)
     return _Rotate.apply(x_BTHP, angles.cos(), angles.sin())
+
+
+@functools.lru_cache(maxsize=64)
+def _turns(positions: tuple[int, ...], width: int, theta: float,
+           scaling: tuple[tuple[str, Any], ...] | None) -> tuple[Tensor, Tensor]:
+    """Cosines, and sines with the sign of each half, [B, 1, 1, P] of one position a row."""
+    angles = torch.tensor(positions).view(-1, 1, 1, 1).float() * _frequencies(width, theta, scaling, _CPU)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def turns_one(x_BTHP: Tensor) -> bool:
+    """Whether `rotate_one` serves: one token a row on a CPU, and no gradient asked for."""
+    return x_BTHP.shape[1] == 1 and x_BTHP.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def rotate_one(x_B1HP: Tensor, positions_B1: Tensor, theta: float, scaling: Mapping[str, Any] | None) -> Tensor:
+    """`rotate` for one token a row on a CPU, without gradient or change of layout.
+
+    All layers of a step turn by the same angles, which are kept.
+    """
+    key = tuple(sorted(scaling.items())) if scaling else None
+    P = x_B1HP.shape[-1]
+    cos, sin = _turns(tuple(positions_B1.flatten().tolist()), P, float(theta), key)
+    x = wide(x_B1HP)
+    return (x * cos).addcmul_(x.roll(P // 2, -1), sin).to(x_B1HP.dtype)
 
 
 def _bias(first: int, last: int, low: int, offset: int, window: int | None, keep_BS: Tensor | None,
@@ -110,11 +174,12 @@ def _bias(first: int, last: int, low: int, offset: int, window: int | None, keep
     return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf).unsqueeze(1)
 
 
-def _blocks(queries: int, offset: int, window: int | None) -> list[tuple[int, int, int]]:
+def _blocks(q_NRTP: Tensor, offset: int, window: int | None) -> list[tuple[int, int, int]]:
     """(first query, last query, first key) of each block of queries."""
-    starts = range(0, queries, BLOCK)
+    queries, size = q_NRTP.shape[2], BLOCK_BYTES // q_NRTP.element_size()
+    starts = range(0, queries, size)
     lows = (0 if window is None else max(0, a + offset - window + 1) for a in starts)
-    return [(a, min(a + BLOCK, queries), low) for a, low in zip(starts, lows)]
+    return [(a, min(a + size, queries), low) for a, low in zip(starts, lows)]
 
 
 def _add(total_NSP: Tensor, part_NSP: Tensor, low: int, covered: int) -> None:
@@ -135,7 +200,7 @@ class _Attend(torch.autograd.Function):
         q, k, v = q_BHTP.reshape(B * G, H // G, T, P), k_BGSP.reshape(B * G, S, P), v_BGSP.reshape(B * G, S, P)
         out = torch.empty_like(q)
         saved = []
-        for first, last, low in _blocks(T, S - T, window):
+        for first, last, low in _blocks(q, S - T, window):
             high = last + S - T
             rows = q[:, :, first:last].reshape(B * G, -1, P)
             scores = torch.bmm(rows * P**-0.5, k[:, low:high].transpose(1, 2)).view(B, H, last - first, high - low)
@@ -155,7 +220,7 @@ class _Attend(torch.autograd.Function):
         q, k, v, *saved = ctx.saved_tensors
         (N, R, T, P), S = q.shape, k.shape[1]
         grad_out = grad_BHTP.reshape(q.shape)
-        blocks = _blocks(T, S - T, ctx.window)
+        blocks = _blocks(q, S - T, ctx.window)
         # two rounded sums add up alike in any type; more of them are gathered in float32
         sums = k.dtype if len(blocks) <= 2 else wide(k[:0]).dtype
         grad_q = torch.empty_like(q)
@@ -186,6 +251,8 @@ def attend(q_BHTP: Tensor, k_BGSP: Tensor, v_BGSP: Tensor, *, window: int | None
     faster than torch's flash kernel at 256 positions; elsewhere, and for long inputs, torch's kernel serves.
     """
     T, S = q_BHTP.shape[2], k_BGSP.shape[2]
+    if T == 1 and q_BHTP.dtype == torch.float32 and not torch.is_grad_enabled():
+        return _attend_one(q_BHTP, k_BGSP, v_BGSP, window or S, keep_BS)
     if q_BHTP.device.type == "cpu" and T <= LONGEST:
         return _Attend.apply(q_BHTP, k_BGSP, v_BGSP, window, keep_BS)
     plain = window is None and keep_BS is None
@@ -193,6 +260,17 @@ def attend(q_BHTP: Tensor, k_BGSP: Tensor, v_BGSP: Tensor, *, window: int | None
         return F.scaled_dot_product_attention(q_BHTP, k_BGSP, v_BGSP, is_causal=T > 1, enable_gqa=True)
     bias = _bias(0, T, 0, S - T, window, keep_BS, q_BHTP)
     return F.scaled_dot_product_attention(q_BHTP, k_BGSP, v_BGSP, attn_mask=bias, enable_gqa=True)
+
+
+def _attend_one(q_BH1P: Tensor, k_BGSP: Tensor, v_BGSP: Tensor, window: int, keep_BS: Tensor | None) -> Tensor:
+    """Attention of the last position alone, in one call of torch's kernel."""
+    seen = slice(max(0, k_BGSP.shape[2] - window), None)
+    mask = None
+    if keep_BS is not None:
+        mask = keep_BS[:, None, None, seen].clone()
+        mask[..., -1] = True  # each token sees itself
+    grouped = q_BH1P.shape[1] != k_BGSP.shape[1]
+    return F.scaled_dot_product_attention(q_BH1P, k_BGSP[:, :, seen], v_BGSP[:, :, seen], mask, enable_gqa=grouped)
 
 
 class KVCache:

@@ -23,6 +23,18 @@ def row_blocks(rows: int, width: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float, into: Tensor) -> Tensor:
+    """Write the norm of a block; returns the scale of each row. Computed in float32 or better."""
+    f = wide(x)
+    mean_square = torch.linalg.vector_norm(f, dim=-1, keepdim=True).square_().div_(f.shape[-1])
+    scale = mean_square.add_(eps).rsqrt_()
+    if into.dtype == f.dtype == weight.dtype:
+        torch.mul(f, scale, out=into).mul_(weight)
+    else:
+        into.copy_((f * scale).mul_(weight))
+    return scale
+
+
 class _RMSNorm(torch.autograd.Function):
     """Keeps the input and one number a row; sums in float32 or better, block by block."""
 
@@ -32,10 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         y_ND = torch.empty_like(x_ND)
         scale_N1 = weight.new_empty(x_ND.shape[0], 1, dtype=wide(x_ND[:0]).dtype)
         for rows in row_blocks(*x_ND.shape):
-            f = wide(x_ND[rows])
-            mean_square = torch.linalg.vector_norm(f, dim=-1, keepdim=True).square_().div_(f.shape[-1])
-            scale_N1[rows] = mean_square.add_(eps).rsqrt_()
-            y_ND[rows] = (f * scale_N1[rows]).mul_(weight)
+            scale_N1[rows] = _normed(x_ND[rows], weight, eps, y_ND[rows])
         ctx.save_for_backward(x_ND, weight, scale_N1)
         return y_ND.view(x.shape)
 
@@ -56,6 +65,10 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in x's type (Zhang and Sennrich 2019)."""
+    if not torch.is_grad_enabled() and x.numel() <= _BLOCK:
+        y = torch.empty_like(x)
+        _normed(x, weight, eps, y)
+        return y
     return _RMSNorm.apply(x, weight, eps)
 
 

@@ -246,21 +246,21 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def token_nats(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Cross-entropy in nats of each target, float32 [B, T], without gradient."""
-        h = self._trunk(tokens_BT, None, None, None, 0, None)[0]
+        h = self._trunk(tokens_BT, None, None, None, 0, None, losses=False)[0]
         return row_nats(h.flatten(0, 1), self.head_weight, targets_BT.flatten()).view(targets_BT.shape)
 
     def next_logits(self, tokens_BT: Tensor, cache: Cache, mask_BT: Tensor | None = None,
                     labels_B: Tensor | None = None) -> Tensor:
         """Logits of the token after the last one, float32 [B, V]; `cache` is read and extended."""
-        return self._logits(self._trunk(tokens_BT, cache, mask_BT, labels_B, 0, None)[0][:, -1])
+        return self._logits(self._trunk(tokens_BT, cache, mask_BT, labels_B, 0, None, losses=False)[0][:, -1])
 
     def generate(self, tokens_BT: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
         """Continue each row; see `mixwell.lm.generate.generate`."""
         return sampling.generate(self, tokens_BT, max_new_tokens, **options)
 
     def _trunk(self, tokens_BT: Tensor, cache: Cache | None, mask_BT: Tensor | None, labels_B: Tensor | None, step: int,
-               generator: torch.Generator | None) -> tuple[Tensor, list[Routing | None], dict[str, Tensor],
-                                                           Tensor | None]:
+               generator: torch.Generator | None, losses: bool = True) -> tuple[
+                   Tensor, list[Routing | None], dict[str, Tensor], Tensor | None]:
         """Everything but the head: final states [B, T, D], routings, losses, aux."""
         B, T = tokens_BT.shape
         memory = cache or Cache([])
@@ -271,7 +271,7 @@ class LanguageModel(nn.Module):
             "num_layers": len(self.layers), "step": step,
             "mask_T": None if mask_BT is None else mask_BT.flatten(), "positions_T": positions.expand(B, T).flatten(),
             "labels_T": None if labels_B is None else labels_B.repeat_interleave(T),
-            "generator": generator if self.training else None}
+            "generator": generator if self.training else None, "losses": losses}
         x = self.embed(tokens_BT)
         state, all_mixed = None, []
         for i, layer in enumerate(self.layers):

@@ -24,7 +24,16 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.kernels.attention import KVCache, attend, check_rope_scaling, rotary_angles, rotate
+from mixwell.kernels.attention import (
+    KVCache,
+    attend,
+    check_rope_scaling,
+    rotary_angles,
+    rotate,
+    rotate_one,
+    split_rotate,
+    turns_one,
+)
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import RMSNorm
 from mixwell.mixing import SequenceMixed, check_above
@@ -104,11 +113,7 @@ class Attention(SequenceMixer):
         B, T, _ = x_BTD.shape
         if positions_BT is None:
             positions_BT = positions_after(cache, x_BTD)
-        q, k, v = self._project(x_BTD)
-        angles = rotary_angles(positions_BT, self.width, self.config.rope_theta, self.config.rope_scaling)
-        q = rotate(q, angles)
-        k = rotate(k, angles)
-        v = v.transpose(1, 2)
+        q, k, v = self._project(x_BTD, positions_BT)
         keep = mask_BT
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
@@ -116,10 +121,31 @@ class Attention(SequenceMixer):
         heads = y_BHTP.transpose(1, 2).reshape(B, T, -1)
         return SequenceMixed(self.out(heads))
 
-    def _project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, x_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, ...]:
+        """Queries [B, H, T, P], keys and values [B, G, T, P], normed, clipped and turned by their positions."""
+        qkv = self.qkv(x_BTD)
+        if torch.is_grad_enabled() and self._bare:
+            heads = qkv.unflatten(-1, (-1, self.width))
+            angles = self._angles(positions_BT)
+            return split_rotate(heads, angles, self.heads, self.kv_heads)
+        q, k, v = self._normed(qkv)
+        q, k = self._rotate(q, k, positions_BT)
+        return q, k, v.transpose(1, 2)
+
+    @property
+    def _bare(self) -> bool:
+        """Whether queries and keys are only turned, neither normed nor clipped."""
+        config = self.config
+        return config.qk_norm == "none" and config.clip_qkv is None
+
+    def _angles(self, positions_BT: Tensor) -> Tensor:
+        config = self.config
+        return rotary_angles(positions_BT, self.width, config.rope_theta, config.rope_scaling)
+
+    def _normed(self, qkv_BTR: Tensor) -> tuple[Tensor, ...]:
         """Queries [B, T, H, P], keys and values [B, T, G, P], normed and clipped but not rotated."""
         rows = [n * self.width for n in (self.heads, self.kv_heads, self.kv_heads)]
-        q, k, v = self.qkv(x_BTD).split(rows, -1)
+        q, k, v = qkv_BTR.split(rows, -1)
         if self.config.qk_norm == "full":
             q = self.q_norm(q)
             k = self.k_norm(k)
@@ -130,6 +156,17 @@ class Attention(SequenceMixer):
         if self.config.clip_qkv is not None:
             q, k, v = (t.clamp(-self.config.clip_qkv, self.config.clip_qkv) for t in (q, k, v))
         return q, k, v
+
+    def _rotate(self, q_BTHP: Tensor, k_BTGP: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, T, P] and keys [B, G, T, P], turned by their positions."""
+        if turns_one(q_BTHP):
+            theta, scaling = self.config.rope_theta, self.config.rope_scaling
+            q = rotate_one(q_BTHP, positions_BT, theta, scaling)
+            k = rotate_one(k_BTGP, positions_BT, theta, scaling)
+            return q.transpose(1, 2), k.transpose(1, 2)
+        angles = self._angles(positions_BT)
+        q = rotate(q_BTHP, angles)
+        return q, rotate(k_BTGP, angles)
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward FLOPs per token, averaged over the positions of a sequence of `context_length` tokens."""

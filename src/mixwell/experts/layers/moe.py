@@ -22,7 +22,7 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
 from mixwell.experts.layers._parts import ChannelMixer
-from mixwell.kernels.experts import expert_mlp, mlp, swiglu
+from mixwell.kernels.experts import expert_mlp, is_one_token, mlp, one_token_mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
 from mixwell.mixing import (
@@ -101,12 +101,22 @@ class MoE(ChannelMixer):
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
         wished = self.router(x_TD, context)
         routing = self.overflow(wished, context)
-        order = plan(routing.indices_TK, self.config.num_experts)
-        y = combine(self._experts(dispatch(x_TD, order), order.counts_E, context), order, routing.weights_TK)
+        y = self._mixed(x_TD, routing, context)
         if self.config.shared_width:
             y = y + mlp(x_TD, weight_of(self, "shared_gate_up_proj"), weight_of(self, "shared_down_proj"))
-        losses, aux = apply_balance(self.balance, wished, context)
+        losses, aux = apply_balance(self.balance, wished, context) if context.losses else ({}, None)
         return Mixed(y, routing, losses, aux)
+
+    def _mixed(self, x_TD: Tensor, routing: Routing, context: Context) -> Tensor:
+        """The weighted sum of each token's experts [T, D]."""
+        if is_one_token(x_TD) and not self.training:
+            chosen = routing.indices_TK[0].tolist()
+            gate_up, down = weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")
+            return one_token_mlp(x_TD, routing.weights_TK, chosen, gate_up, down)
+        order = plan(routing.indices_TK, self.config.num_experts)
+        rows_ND = dispatch(x_TD, order)
+        rows_ND = self._experts(rows_ND, order.counts_E, context)
+        return combine(rows_ND, order, routing.weights_TK)
 
     def _experts(self, rows_ND: Tensor, counts_E: Tensor, context: Context) -> Tensor:
         """Rows sorted by expert through their experts: [N, D] -> [N, D]."""

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from mixwell.core.files import write_json
-from mixwell.core.machine import hold_memory
+from mixwell.core.machine import capability, hold_memory
+from mixwell.kernels.rates import rates
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -93,6 +94,14 @@ def gemm(rows: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[Calla
     return product, 2.0 * rows * inner * columns
 
 
+def kind() -> str:
+    """The kind of processor that figures stand for: what torch computes with, and bf16 where its products pay."""
+    return torch.backends.cpu.get_cpu_capability().lower() + ("-bf16" if rates().bf16_pays else "")
+
+
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+
+
 def machine(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures were taken on."""
     import transformers
@@ -102,17 +111,20 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
     return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
+            "kind": kind(), "capability": capability(),
             "instructions": [flag for flag in wanted if flag in flags], "threads": options.threads,
             "clock": options.clock, "pages": options.pages, "load_average": os.getloadavg()[0],
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def save(name: str, options: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    """Write the figures with the machine and the command, where the user asked for it."""
+    """Write the figures with the machine and the command, where the user asked for it: one file a kind of machine."""
     if not options.save:
         return
-    command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
-    print("saved", write_json(RESULTS / f"{name}.json", {"command": command, "machine": machine(options), **figures}))
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    command = " ".join([*limits, "python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    print("saved", write_json(RESULTS / f"{name}-{kind()}.json",
+                              {"command": command, "machine": machine(options), **figures}))
 
 
 def plain(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:

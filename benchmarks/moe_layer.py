@@ -1,7 +1,8 @@
 """A mixture-of-experts layer beside a dense block of equal active FLOPs, transformers' Mixtral block, and GEMM.
 
 Training: 4096 tokens, width 512, 16 experts of 1024, top-2, forward and forward with backward, against a dense SwiGLU
-of width 2048. Inference: 1 to 512 tokens, 16 experts of 512, weights packed by `core.packing.prepack`. transformers'
+of width 2048. Inference: 1 to 512 tokens, 16 experts of 512, weights packed by `kernels.packing.prepack`; in float32
+with weights drawn with all their digits, and with weights from bfloat16, as public checkpoints hold them. transformers'
 block runs in each of its expert implementations that copies no weights for each token; `batched_mm` does, and is
 shown for eight tokens and fewer.
 
@@ -23,8 +24,11 @@ from mixwell.core import rng
 from mixwell.core.routing import Context
 from mixwell.experts.layers.moe import Config, MoE
 from mixwell.kernels.packing import prepack
+from mixwell.kernels.rates import compute_dtype
 
 DIM, EXPERTS, CHOSEN = 512, 16, 2
+DIGITS = {"bf16": {"inference": torch.bfloat16},
+          "fp32": {"inference": torch.float32, "inference, bf16 weights": torch.bfloat16}}
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -123,19 +127,28 @@ def training(dtype: torch.dtype, seconds: float, clock: Callable[[], float]) -> 
                          product_flops) for name, (calls, work) in passes.items()}
 
 
-def inference(dtype: torch.dtype, tokens: int, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
-    """One forward pass, mixwell's weights packed."""
+def stored(layer: MoE, dtype: torch.dtype) -> MoE:
+    """The layer with its weights rounded to `dtype`, computing in the type it had."""
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+    return layer
+
+
+def inference(dtype: torch.dtype, tokens: int, digits: torch.dtype, seconds: float,
+              clock: Callable[[], float]) -> dict[str, Any]:
+    """One forward pass, mixwell's weights packed, the weights as if they had been stored in the type `digits`."""
     hidden = 512
     experts = ("eager", "grouped_mm", "batched_mm") if tokens <= 8 else ("eager", "grouped_mm")
-    layer = mixwell_layer(hidden, dtype).eval()
+    layer = stored(mixwell_layer(hidden, dtype), digits).eval()
     prepack(layer)
     found = contestants(layer, hidden, dtype, experts)
-    found["mixwell unpacked"] = ours(mixwell_layer(hidden, dtype).eval())
+    found["mixwell unpacked"] = ours(stored(mixwell_layer(hidden, dtype), digits).eval())
     x = torch.randn(tokens, DIM, generator=rng.generator(1)).to(dtype)
     check(found, x)
     product, product_flops = gemm(max(1, tokens * CHOSEN // EXPERTS), DIM, 2 * hidden, dtype)
     timings = measure({**{n: partial(c.forward, x) for n, c in found.items()}, "gemm": product}, seconds, clock)
-    return report(f"inference, {tokens} tokens, {dtype}", timings, 6.0 * tokens * CHOSEN * DIM * hidden, product_flops)
+    title = f"inference, {tokens} tokens, {dtype}, weights from {digits}"
+    return report(title, timings, 6.0 * tokens * CHOSEN * DIM * hidden, product_flops)
 
 
 def report(title: str, timings: dict[str, Timing], flops: float, product_flops: float) -> dict[str, Any]:
@@ -164,7 +177,9 @@ def report(title: str, timings: dict[str, Timing], flops: float, product_flops: 
 def main() -> None:
     """Run, print, and save where asked."""
     options = parser(__doc__ or "")
-    options.add_argument("--types", nargs="+", choices=sorted(TYPES), default=sorted(TYPES))
+    default = sorted(TYPES) if compute_dtype() == torch.bfloat16 else ["fp32"]
+    options.add_argument("--types", nargs="+", choices=sorted(TYPES), default=default,
+                         help="default: those that this machine computes in natively")
     options.add_argument("--parts", nargs="+", choices=["training", "inference"], default=["training", "inference"])
     options = options.parse_args()
     clock = start(options)
@@ -174,8 +189,9 @@ def main() -> None:
         if "training" in options.parts:
             figures[kind]["training"] = training(TYPES[kind], options.seconds, clock)
         if "inference" in options.parts:
-            figures[kind]["inference"] = {
-                str(tokens): inference(TYPES[kind], tokens, options.seconds / 4, clock) for tokens in (1, 8, 64, 512)}
+            for name, digits in DIGITS[kind].items():
+                figures[kind][name] = {str(tokens): inference(TYPES[kind], tokens, digits, options.seconds / 4, clock)
+                                       for tokens in (1, 8, 64, 512)}
     save("moe_layer", options, figures)
 
 

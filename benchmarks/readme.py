@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +21,94 @@ def read(path: str) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
+KINDS = {"avx512-bf16": "AVX512-BF16", "avx512": "AVX512", "avx2": "AVX2", "default": "no AVX2"}
+Found = dict[str, dict[str, Any]]  # the figures of one benchmark by kind of machine
+
+
+def of_kinds(name: str) -> Found:
+    """What a benchmark left on each kind of machine, the widest instructions first."""
+    found = {kind: read(f"benchmarks/results/{name}-{kind}.json") for kind in KINDS}
+    return {kind: data for kind, data in found.items() if data is not None}
+
+
+def table(found: Found, first: list[str], columns: list[str], rows: dict[tuple[str, ...], dict[str, list[str]]]
+          ) -> list[str]:
+    """A table with the kinds of machine side by side; `rows` holds each kind's cells, empty where it has none."""
+    heads = [*first, *(f"{KINDS[kind]}{column and ': '}{column}" for kind in found for column in columns)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for labels, cells in rows.items():
+        filled = [cell for kind in found for cell in cells.get(kind, [""] * len(columns))]
+        lines.append("| " + " | ".join([*labels, *filled]) + " |")
+    return lines
+
+
+def commands(found: Found) -> list[str]:
+    """The command and the machine of each kind."""
+    return ["", *(f"{KINDS[kind]}: `{data['command']}` on {where(data['machine'])}." for kind, data in found.items())]
+
+
 def where(machine: dict[str, Any]) -> str:
     """The machine in a few words."""
-    wide = ", AVX512-BF16" if "avx512_bf16" in machine["instructions"] else ""
-    return (f"{machine['processor']}{wide}, {machine['threads']} of {machine['cores']} cores, "
-            f"torch {machine['torch']}, transformers {machine['transformers']}")
+    return (f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, "
+            f"transformers {machine['transformers']}")
 
 
-def train_step(data: dict[str, Any]) -> list[str]:
+def train_step(found: Found) -> list[str]:
     """The training step beside transformers."""
-    ours = data["timings"]["mixwell"]
-    lines = [f"**A training step** of a small mixture ({data['tokens_per_step']} tokens; vocabulary 2048, width 256, "
-             "4 layers, 8 experts of 512, top-2; forward, backward, AdamW on float32 masters): "
-             f"{data['tokens_per_step'] / ours['median_s']:,.0f} tokens/s, "
-             f"{data['share_of_gemm_rate']:.0%} of the machine's own bf16 GEMM rate.", "",
-             "| beside | setting | mixwell is (medians) |", "|---|---|---|"]
-    lines += [f"| transformers' Mixtral, {label} | {r['setting'].removeprefix('transformers ')} | {r['median']:.2f}x |"
-              for label, r in data["ratios"].items()]
-    return [*lines, "", f"`{data['command']}` on {where(data['machine'])}."]
+    some = next(iter(found.values()))
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        seconds = data["timings"]["mixwell"]["median_s"]
+        cells = {"computed in": data.get("type", "bf16"), "tokens/s": f"{data['tokens_per_step'] / seconds:,.0f}",
+                 "share of the machine's own GEMM rate in that type": f"{data['share_of_gemm_rate']:.0%}"}
+        for label, ratio in data["ratios"].items():
+            setting = ratio["setting"].removeprefix("transformers ")
+            cells[f"against transformers' Mixtral, {label}"] = f"{ratio['median']:.2f}x ({setting})"
+        for label, cell in cells.items():
+            rows.setdefault((label,), {})[kind] = [cell]
+    return [f"**A training step** of a small mixture ({some['tokens_per_step']} tokens; vocabulary 2048, width 256, "
+            "4 layers, 8 experts of 512, top-2; forward, backward, AdamW on float32 masters; medians):", "",
+            *table(found, [""], [""], rows), *commands(found)]
 
 
-def moe_layer(data: dict[str, Any]) -> list[str]:
+def moe_layer(found: Found) -> list[str]:
     """The expert layer beside transformers and a dense block."""
-    lines = ["**An expert layer** beside transformers' fastest expert implementation, and beside a dense SwiGLU of "
-             "equal active FLOPs (medians):", "",
-             "| type | case | against transformers | time over dense | of GEMM rate |", "|---|---|---|---|---|"]
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        for dtype, label, row in _layer_rows(data):
+            over = f"{row['mixwell_over_dense_median']:.2f}" if "mixwell_over_dense_median" in row else ""
+            rows.setdefault((dtype, label), {})[kind] = [f"{row['transformers_over_mixwell_median']:.2f}x", over,
+                                                         f"{row['share_of_gemm_rate']:.0%}"]
+    return ["**An expert layer** beside transformers' fastest expert implementation, and beside a dense SwiGLU of "
+            "equal active FLOPs (medians):", "",
+            *table(found, ["type", "case"], ["against transformers", "time over dense", "of GEMM rate"], rows),
+            *commands(found)]
+
+
+def _layer_rows(data: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(type, case, figures) of each measurement."""
+    names = {"inference": "prepacked inference", "inference, bf16 weights": "prepacked, weights from bf16"}
     for dtype in ("bf16", "fp32"):
-        for case, row in data[dtype]["training"].items():
-            lines.append(f"| {dtype} | T 4096, D 512, F 1024, E 16, K 2, {case} | "
-                         f"{row['transformers_over_mixwell_median']:.2f}x | "
-                         f"{row['mixwell_over_dense_median']:.2f} | {row['share_of_gemm_rate']:.0%} |")
-        for tokens, row in data[dtype]["inference"].items():
-            lines.append(f"| {dtype} | T {tokens}, D 512, F 512, prepacked inference | "
-                         f"{row['transformers_over_mixwell_median']:.2f}x | | {row['share_of_gemm_rate']:.0%} |")
-    return [*lines, "", f"`{data['command']}` on {where(data['machine'])}."]
+        parts = data.get(dtype, {})
+        for case, row in parts.get("training", {}).items():
+            yield dtype, f"T 4096, D 512, F 1024, E 16, K 2, {case}", row
+        for part, label in names.items():
+            for tokens, row in parts.get(part, {}).items():
+                yield dtype, f"T {tokens}, D 512, F 512, {label}", row
+
+
+def decode(found: Found) -> list[str]:
+    """Generation beside transformers."""
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        for weights, row in data["weights"].items():
+            ours = data["new_tokens"] / row["timings"]["mixwell"]["median_s"]
+            cells = [f"{ours:.1f}", f"{row['ratio_of_medians']:.2f}x ({row['fastest_transformers'].split()[1]})"]
+            rows.setdefault((weights,), {})[kind] = cells
+    return ["**Generation** of 64 tokens after 32, one row, by a mixture of 224 million parameters (width 512, 12 "
+            "layers, 16 experts of 704, top-2) in float32, beside transformers' `generate`; weights with all their "
+            "digits, and weights from bfloat16 as public checkpoints hold them (medians):", "",
+            *table(found, ["weights"], ["tokens/s", "against transformers"], rows), *commands(found)]
 
 
 def em(data: dict[str, Any]) -> list[str]:
@@ -94,8 +149,9 @@ def claims(rooms: dict[str, dict[str, Any]]) -> list[str]:
 
 def figures() -> str:
     """The block between the markers."""
-    blocks = [make(data) for make, name in ((train_step, "train_step"), (moe_layer, "moe_layer"), (em, "em"))
-              if (data := read(f"benchmarks/results/{name}.json"))]
+    blocks = [make(found) for make in (train_step, moe_layer, decode) if (found := of_kinds(make.__name__))]
+    if data := read("benchmarks/results/em.json"):
+        blocks.append(em(data))
     rooms = {path.stem: read(f"docs/evidence/{path.name}") for path in sorted(ROOT.glob("docs/evidence/*.json"))}
     if rooms:
         blocks.append(claims(rooms))

@@ -6,15 +6,12 @@ Legend: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-
-if TYPE_CHECKING:
-    from mixwell.lm.model import LanguageModel
+from mixwell.lm.network import Network
 
 
 def filter_logits(logits_BV: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -48,7 +45,7 @@ def check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: fl
         raise MixwellError(f"top_p is {top_p}; expected above 0, up to 1.")
 
 
-def generate(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
+def generate(model: Network, tokens_BT: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
              top_p: float = 1.0, top_k: int = 0, do_sample: bool = False,
              eos_token_id: int | Sequence[int] | None = None, mask_BT: Tensor | None = None,
              labels_B: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -82,7 +79,7 @@ def generate(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, *, te
         model.train(was_training)
 
 
-def _continue(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, choose: Callable[[Tensor], Tensor],
+def _continue(model: Network, tokens_BT: Tensor, max_new_tokens: int, choose: Callable[[Tensor], Tensor],
               stops: list[int], pad: int, mask_BT: Tensor | None, labels_B: Tensor | None) -> list[Tensor]:
     """The tokens given and each step's new ones [B, 1]; a row that ended is filled with `pad`."""
     cache = model.new_cache()

@@ -43,19 +43,21 @@ def evaluate(model: nn.Module, data: TokenData, *, max_tokens: int = 65536, batc
     """
     model.eval()
     found = Evaluation(bits_per_byte={}, mean=0.0, loss_nats={}, load={}, tokens={}, bytes={})
-    for domain in data.domains:
+    for label, domain in enumerate(data.domains):
         stream, size = _stream(data, domain, split, max_tokens)
         batches = _windows(stream, batch_size, seq_len)
-        nats, load = _sums(model, batches, data.domains.index(domain), step)
-        found.tokens[domain] = len(stream) - 1
+        nats, load = _sums(model, batches, label, step)
+        tokens = len(stream) - 1
+        bits = nats / math.log(2)
+        found.tokens[domain] = tokens
         found.bytes[domain] = size
-        found.loss_nats[domain] = nats / found.tokens[domain]
-        found.bits_per_byte[domain] = nats / math.log(2) / size
-        for layer, load_E in sorted(load.items()):
+        found.loss_nats[domain] = nats / tokens
+        found.bits_per_byte[domain] = bits / size
+        for layer, load_E in load.items():
             shares = found.load.setdefault(str(layer), {})
             shares[domain] = load_shares(load_E)
-    bits = found.bits_per_byte.values()
-    return replace(found, mean=sum(bits) / len(bits))
+    total = sum(found.bits_per_byte.values())
+    return replace(found, mean=total / len(data.domains))
 
 
 def _stream(data: TokenData, domain: str, split: str, max_tokens: int) -> tuple[np.ndarray, float]:
@@ -97,9 +99,11 @@ def _windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tupl
     if full:
         inputs_WS = inputs[:full].view(-1, seq_len)
         targets_WS = targets[:full].view(-1, seq_len)
-        yield from zip(inputs_WS.split(batch_size), targets_WS.split(batch_size))
-    if full < len(inputs):
-        yield inputs[full:].unsqueeze(0), targets[full:].unsqueeze(0)
+        batches = inputs_WS.split(batch_size), targets_WS.split(batch_size)
+        yield from zip(*batches)
+    rest, after = inputs[full:], targets[full:]
+    if len(rest):
+        yield rest.unsqueeze(0), after.unsqueeze(0)
 
 
 def load_shares(load_E: Tensor) -> list[float]:

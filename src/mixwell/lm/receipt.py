@@ -76,4 +76,5 @@ class _Side:
 
     def shares(self) -> dict[str, list[float]]:
         """Shares of the slots by expert and routed layer."""
-        return {str(layer): load_shares(load_E) for layer, load_E in self.load.items()}
+        by_layer = self.load.items()
+        return {str(layer): load_shares(load_E) for layer, load_E in by_layer}

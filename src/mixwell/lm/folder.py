@@ -36,15 +36,14 @@ def read(path: str | Path) -> Checkpoint:
     if not folder.is_dir():
         raise MixwellError(f"{folder} is not a folder; expected a model folder with config.json.")
     config = _keys(folder / CONFIG, "expected a model's configuration")
-    tensors: Mapping[str, Tensor] = open_folder(folder)
-    record = _keys(folder / RECORD, "restore it or remove it") if (folder / RECORD).exists() else {}
+    stored = open_folder(folder)
+    record = _record(folder)
+    lineage, files = tuple(record.get("lineage", ())), _carried(folder)
     if config.get("model_type") == OWN:
         arch = _full(config.get("arch"), f"{folder / CONFIG}, arch")
-    else:
-        arch, tensors = _from_hugging_face(config, tensors, folder)
-        arch = _recorded(arch, record)
-    lineage = tuple(record.get("lineage", ()))
-    return Checkpoint(arch, tensors, lineage, _carried(folder))
+        return Checkpoint(arch, stored, lineage, files)
+    arch, tensors = _from_hugging_face(config, stored, folder)
+    return Checkpoint(_recorded(arch, record), tensors, lineage, files)
 
 
 def _keys(path: Path, advice: str) -> Mapping[str, Any]:
@@ -52,6 +51,11 @@ def _keys(path: Path, advice: str) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise MixwellError(f"{path} holds no keys and values; {advice}.")
     return content
+
+
+def _record(folder: Path) -> Mapping[str, Any]:
+    path = folder / RECORD
+    return _keys(path, "restore it or remove it") if path.exists() else {}
 
 
 def _carried(folder: Path) -> dict[str, bytes]:
@@ -66,10 +70,11 @@ def _full(arch: Any, where: str) -> dict[str, Any]:
 
 def _from_hugging_face(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
                        folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    where = str(folder)
     arch = read_config(config, str(folder / CONFIG))
     table = recipes(arch, arch["architecture"], shapes(arch), set(tensors))
-    check_names(table, tensors, str(folder), arch["tie_embeddings"])
-    return arch, Gathered(tensors, table, str(folder))
+    check_names(table, tensors, where, arch["tie_embeddings"])
+    return arch, Gathered(tensors, table, where)
 
 
 def _recorded(arch: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,13 +18,21 @@ def filter_logits(logits_BV: Tensor, *, temperature: float = 1.0, top_k: int = 0
     """Logits / temperature, -inf outside the `top_k` best (0: all) and outside the smallest set of mass `top_p`."""
     logits = logits_BV.float() / temperature
     if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], -torch.inf)
+        best = logits.topk(top_k, dim=-1).values
+        last_B1 = best[:, -1:]
+        logits = logits.masked_fill(logits < last_B1, -torch.inf)
     if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        shares = ordered.softmax(-1)
-        outside = shares.cumsum(-1) - shares >= top_p  # mass before a token; the best one is always inside
-        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+        logits = logits.masked_fill(_outside(logits, top_p), -torch.inf)
     return logits
+
+
+def _outside(logits_BV: Tensor, top_p: float) -> Tensor:
+    """Tokens beyond the smallest set of mass `top_p`, bool [B, V]; the best one is always inside."""
+    ordered, order = logits_BV.sort(dim=-1, descending=True)
+    shares = ordered.softmax(-1)
+    before = shares.cumsum(-1) - shares
+    outside = before >= top_p
+    return torch.zeros_like(outside).scatter(-1, order, outside)
 
 
 def sample(logits_BV: Tensor, generator: torch.Generator | None, **options: float) -> Tensor:

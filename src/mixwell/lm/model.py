@@ -64,7 +64,8 @@ class LanguageModel(Network):
 
     def to_checkpoint(self) -> Checkpoint:
         """The model as a value; its tensors share the model's memory."""
-        arch, tensors = to_dict(self.config), weights.tensors_of(self)
+        arch = to_dict(self.config)
+        tensors = weights.tensors_of(self)
         return Checkpoint(arch, tensors, tuple(self.lineage), dict(self.files))
 
     def save(self, folder: str | Path) -> Path:

@@ -197,10 +197,11 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def _shrink_residual_outputs(self) -> None:
-        factor = (2 * self.config.num_layers) ** -0.5
+        branches = 2 * self.config.num_layers
         for name, parameter in self.named_parameters():
-            if name.endswith(RESIDUAL_OUTPUTS) and not parameter.is_meta:  # for the reason given in `normal`
-                parameter.mul_(factor)
+            last = name.endswith(RESIDUAL_OUTPUTS)
+            if last and not parameter.is_meta:  # for the reason given in `normal`
+                parameter.mul_(branches**-0.5)
 
     @property
     def needs_tokens(self) -> bool:
@@ -267,7 +268,8 @@ class Network(nn.Module):
         counts_BT = targets_BT != -100
         if mask_BT is not None:
             counts_BT = mask_BT & counts_BT
-        rows_TD, targets_T = trunk.states_BTD.flatten(0, 1), targets_BT.flatten()
+        rows_TD = trunk.states_BTD.flatten(0, 1)
+        targets_T = targets_BT.flatten()
         if not bool(counts_BT.all()):
             counts_T = counts_BT.flatten()
             rows_TD, targets_T = rows_TD[counts_T], targets_T[counts_T]
@@ -279,7 +281,8 @@ class Network(nn.Module):
         """Cross-entropy in nats of each target, float32 [B, T], without gradient."""
         trunk = self._trunk(tokens_BT, None, None, None, losses=False)
         rows_TD = trunk.states_BTD.flatten(0, 1)
-        nats_T = row_nats(rows_TD, self.head_weight, targets_BT.flatten())
+        targets_T = targets_BT.flatten()
+        nats_T = row_nats(rows_TD, self.head_weight, targets_T)
         return nats_T.view(targets_BT.shape)
 
     def next_logits(self, tokens_BT: Tensor, cache: Cache, mask_BT: Tensor | None = None,
@@ -361,11 +364,14 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
 def _gathered(parts: list[Any]) -> tuple[dict[str, Tensor], Tensor | None]:
     """(mean of each loss over the mixers that have it, sum of their aux)."""
     found: dict[str, list[Tensor]] = {}
+    terms = []
     for part in parts:
         for name, loss in part.losses.items():
-            found.setdefault(name, []).append(loss.float())
+            values = found.setdefault(name, [])
+            values.append(loss.float())
+        if part.aux is not None:
+            terms.append(part.aux)
     losses = {name: torch.stack(values).mean() for name, values in found.items()}
-    terms = [part.aux for part in parts if part.aux is not None]
     aux = torch.stack(terms).sum() if terms else None
     return losses, aux
 

@@ -34,7 +34,8 @@ def skeleton(kind: type[N], arch: Mapping[str, Any]) -> N:
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:
     """Canonical names and shapes of a network's tensors, int8 ones left aside."""
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    state = network.state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def fill(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype | str = "auto") -> None:
@@ -48,9 +49,11 @@ def fill(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype | s
     compute = _compute_dtype(dtype, tensors)
     for name, shape in wanted.items():
         tensor = tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise MixwellError(f"checkpoint: {name} has shape {list(tensor.shape)}; its arch asks for {list(shape)}.")
-        scale = tensors[name + SCALE] if name + SCALE in stored else None
+        found = tuple(tensor.shape)
+        if found != shape:
+            raise MixwellError(f"checkpoint: {name} has shape {list(found)}; its arch asks for {list(shape)}.")
+        companion = name + SCALE
+        scale = tensors[companion] if companion in stored else None
         _place(network, name, tensor, scale, compute)
     network.cast(compute)
 
@@ -138,7 +141,8 @@ def _canonical(name: str, state: Mapping[str, Tensor]) -> str:
     if found:
         attribute, part = rest.split(".", 1)
         return head + attribute + ("" if part == "original" else SCALE)
-    weight = state.get(name.removesuffix("_scale"))
-    if name.endswith("_scale") and weight is not None and weight.dtype == torch.int8:
-        return name.removesuffix("_scale") + SCALE
+    scaled = name.removesuffix("_scale")
+    whole = scaled in state and state[scaled].dtype == torch.int8
+    if scaled != name and whole:
+        return scaled + SCALE
     return name

@@ -82,7 +82,7 @@ class _Pick:
         self.room = math.inf if max_bytes is None else max_bytes
         self.size = 0
         self.added = 0
-        self.heap: list[tuple[float, int, Document]] = []  # (minus its place, when it came, document), last place on top
+        self.heap: list[tuple[float, int, Document]] = []  # (minus its place, when it came, document), the last on top
 
     def add(self, document: Document) -> None:
         """Take a document in, and let those go without which the room is still filled."""

@@ -173,7 +173,8 @@ class Scattered(Mapping[str, Tensor]):
 
 def check_names(table: Mapping[str, Recipe], tensors: Mapping[str, Tensor], where: str, tied: bool) -> None:
     """Refuse a file that lacks a tensor or holds one that would not be used."""
-    stored, wanted = set(tensors), set()
+    stored = set(tensors)
+    wanted: set[str] = set()
     for recipe in table.values():
         wanted.update(*recipe.names)
     for name in sorted(wanted - stored):

@@ -137,14 +137,14 @@ def test_an_analysis_counts_every_token_and_writes_a_file(ran, tmp_path):
 def test_an_analysis_of_int8_agrees_with_the_dequantised_weights(ran, tmp_path):
     import torch
 
-    from mixwell.lm import checkpoint
+    from mixwell.lm.model import load
     from mixwell.run.analyse import analyse
     from mixwell.run.apply import apply
 
     _, out, _, _ = ran
     model = next(out.glob("stages/moe-trained-*/model"))
     apply("precision.int8", model, out=tmp_path / "q", text=None)
-    small = checkpoint.load(tmp_path / "q")
+    small = load(tmp_path / "q")
     found = analyse("similarity", small, text=ran[0].parent / "left")["layers"]["0"]["down"]["matrix"]
     mixer = small.layers[0].channel_mixer
     plain = (mixer.down_proj.double() * mixer.down_proj_scale.double()).flatten(1)

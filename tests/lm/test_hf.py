@@ -13,7 +13,7 @@ import torch
 import mixwell
 import mixwell.core.tensors
 from mixwell.core.errors import MixwellError
-from mixwell.lm import checkpoint as folders
+from mixwell.lm import folder as folders
 
 transformers = pytest.importorskip("transformers")
 

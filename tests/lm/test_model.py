@@ -114,6 +114,21 @@ def test_layers_learn_their_place_and_the_tokens_their_domain(monkeypatch):
     assert seen[0].generator is draws and seen[2].generator is None
 
 
+def test_losses_are_made_only_where_they_are_given_back(monkeypatch):
+    model, made = build(), []
+    for layer in model.layers:
+        forward = layer.channel_mixer.forward
+        monkeypatch.setattr(layer.channel_mixer, "forward", lambda h, c, f=forward: (made.append(f(h, c)), made[-1])[1])
+    x, y = tokens(B=2, T=3)
+    model(x)
+    model.loss(x, y)
+    assert all(mixed.losses and mixed.aux is not None for mixed in made)
+    made.clear()
+    model.token_nats(x, y)
+    model.next_logits(x, model.new_cache())
+    assert len(made) == 4 and not any(mixed.losses or mixed.aux is not None for mixed in made)
+
+
 def test_a_cache_and_left_padding_change_no_logit():
     model = build(dtype=torch.float32, channel_mixer=DENSE).eval()
     x, _ = tokens(B=2, T=6)

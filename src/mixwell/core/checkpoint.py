@@ -1,7 +1,7 @@
 """A checkpoint as a value: what the architecture is, its named tensors, and how it came to be.
 
 Rooms that turn one model into another (convert, merge, precision) are functions from checkpoint to checkpoint; they
-know names and shapes, and no model class. `mixwell.lm.checkpoint` reads and writes folders.
+know names and shapes, and no model class. `mixwell.lm.folder` reads and writes folders.
 
 Canonical tensor names (F hidden width, E experts, D width, V vocabulary, H heads of width P, G key/value heads):
 

@@ -47,7 +47,8 @@ class ModelConfig:
             raise ValueError(f"norm_eps is {self.norm_eps}; expected a number above 0")
         for name in ("sequence_mixer", "channel_mixer"):
             spec = getattr(self, name)
-            if not isinstance(spec, Mapping) and len(spec) != self.num_layers:
+            listed = not isinstance(spec, Mapping)
+            if listed and len(spec) != self.num_layers:
                 raise ValueError(f"{name} has {len(spec)} entries for {self.num_layers} layers; give one for each "
                                  "layer, or one for all")
         for layer in range(self.num_layers):
@@ -64,13 +65,14 @@ class ModelConfig:
 
     def _mixer(self, name: str, family: str, layer: int) -> tuple[registry.Entry, Any]:
         spec = getattr(self, name)
-        options = dict(spec if isinstance(spec, Mapping) else spec[layer])
+        own = spec if isinstance(spec, Mapping) else spec[layer]
+        options = dict(own)
         if not isinstance(options.get("method"), str):
             raise MixwellError(f"{name}: expected a method, got {options}; see `mixwell list {family}`.")
         entry = registry.find(options.pop("method"), family)
         config = entry.module().Config
-        shared = {f.name: getattr(self, f.name) for f in fields(config)
-                  if f.name in _SHARED and f.name not in options}
+        taken = [option.name for option in fields(config) if option.name in _SHARED]
+        shared = {option: getattr(self, option) for option in taken}
         return entry, from_dict(config, shared | options, name)
 
 
@@ -80,17 +82,23 @@ _SHARED = {f.name for f in fields(ModelConfig)} - {"sequence_mixer", "channel_mi
 def expanded(arch: Mapping[str, Any]) -> dict[str, Any]:
     """`arch` with every default written out and one mixer entry a layer: equal models give equal data."""
     config = from_dict(ModelConfig, arch)
+    layers = range(config.num_layers)
     plain = to_dict(config)
-    for name, get in (("sequence_mixer", config.sequence), ("channel_mixer", config.channel)):
-        entries = [get(layer) for layer in range(config.num_layers)]
-        plain[name] = [{"method": entry.name, **_with_router(to_dict(options))} for entry, options in entries]
+    plain["sequence_mixer"] = [_expanded_mixer(*config.sequence(layer)) for layer in layers]
+    plain["channel_mixer"] = [_expanded_mixer(*config.channel(layer)) for layer in layers]
     return plain
 
 
-def _with_router(options: dict[str, Any]) -> dict[str, Any]:
-    if "router" not in options:
-        return options
-    spec = dict(options["router"])
-    entry = registry.find(str(spec.pop("method", "top_k")), ROUTER_FAMILY)
-    router = from_dict(entry.module().Config, spec, f"router {entry.name}")
-    return options | {"router": {"method": entry.name, **to_dict(router)}}
+def _expanded_mixer(entry: registry.Entry, config: Any) -> dict[str, Any]:
+    options = {"method": entry.name, **to_dict(config)}
+    if "router" in options:
+        options["router"] = _expanded_router(options["router"])
+    return options
+
+
+def _expanded_router(spec: Mapping[str, Any]) -> dict[str, Any]:
+    options = dict(spec)
+    method = options.pop("method", "top_k")
+    entry = registry.find(str(method), ROUTER_FAMILY)
+    config = from_dict(entry.module().Config, options, f"router {entry.name}")
+    return {"method": entry.name, **to_dict(config)}

@@ -5,7 +5,7 @@ A token folder holds raw little-endian `.bin` files and one `index.json`; nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from mixwell.lm.splitting import Split
 from mixwell.lm.tokenizer import Tokenizer
 
 INDEX = "index.json"
+TOKEN_BYTES = "token_bytes.bin"
+DTYPES = ("<u2", "<u4")
 SPLITS = ("train", "held")
 FORMAT = 1
 _ENCODE_AT_ONCE = 256  # documents handed to the tokenizer together: bounds memory, still feeds all its threads
@@ -27,33 +29,41 @@ def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: To
     """Encode every domain's documents, each followed by the end-of-text token, into a folder that appears whole."""
     if not domains:
         raise MixwellError("no domains; expected at least one with text.")
-    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-    index: dict[str, Any] = {"format": FORMAT, "dtype": dtype, "vocab_size": tokenizer.vocab_size,
-                             "eos_id": tokenizer.eos_id, "tokenizer": tokenizer.digest, "domains": {}}
+    dtype = DTYPES[0] if tokenizer.vocab_size <= 2**16 else DTYPES[1]
+    entries: dict[str, dict[str, Any]] = {}
+    index = {"format": FORMAT, "dtype": dtype, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id,
+             "tokenizer": tokenizer.digest, "domains": entries}
+    sizes_V = tokenizer.token_bytes_V.astype("<u4")
     with whole_folder(folder) as scratch, disk_errors(folder):
-        (scratch / "token_bytes.bin").write_bytes(tokenizer.token_bytes_V.astype("<u4").tobytes())
+        (scratch / TOKEN_BYTES).write_bytes(sizes_V.tobytes())
         for number, (name, split) in enumerate(domains.items()):
             entry: dict[str, Any] = {"note": split.note}
             for side in SPLITS:
                 file = f"{number:02d}.{side}.bin"
-                entry[side] = {"file": file} | _write_stream(scratch / file, getattr(split, side), tokenizer, dtype)
-            index["domains"][name] = entry
+                documents = getattr(split, side)
+                counts = _write_stream(scratch / file, documents, tokenizer, dtype)
+                entry[side] = {"file": file} | counts
+            entries[name] = entry
         write_json(scratch / INDEX, index)
     return TokenData.open(folder)
 
 
 def _write_stream(path: Path, documents: Sequence[Document], tokenizer: Tokenizer, dtype: str) -> dict[str, int]:
-    counts = {"tokens": 0, "bytes": size_bytes(documents), "token_bytes": 0,
-              "documents": len(documents)}
+    tokens, token_bytes = 0, 0
     with open(path, "wb") as file:
-        for start in range(0, len(documents), _ENCODE_AT_ONCE):
-            part = documents[start : start + _ENCODE_AT_ONCE]
-            for encoded in tokenizer.encode_batch([document.text for document in part]):
-                ids = np.asarray([*encoded, tokenizer.eos_id], dtype)
-                file.write(ids.tobytes())
-                counts["tokens"] += len(ids)
-                counts["token_bytes"] += int(tokenizer.token_bytes_V[ids].sum())
-    return counts
+        for encoded in _encoded(documents, tokenizer):
+            ids = np.asarray([*encoded, tokenizer.eos_id], dtype)
+            file.write(ids.tobytes())
+            tokens += len(ids)
+            token_bytes += int(tokenizer.token_bytes_V[ids].sum())
+    return {"tokens": tokens, "bytes": size_bytes(documents), "token_bytes": token_bytes, "documents": len(documents)}
+
+
+def _encoded(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    for start in range(0, len(documents), _ENCODE_AT_ONCE):
+        part = documents[start : start + _ENCODE_AT_ONCE]
+        texts = [document.text for document in part]
+        yield from tokenizer.encode_batch(texts)
 
 
 class TokenData:
@@ -66,28 +76,29 @@ class TokenData:
         self.vocab_size: int = index["vocab_size"]
         self.eos_id: int = index["eos_id"]
         self.tokenizer_digest: str = index["tokenizer"]
-        self.token_bytes_V = np.fromfile(folder / "token_bytes.bin", "<u4")
+        self.token_bytes_V = np.fromfile(folder / TOKEN_BYTES, "<u4")
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenData:
         """Open a folder that `write_shards` wrote; a missing, foreign or shortened file raises `MixwellError`."""
         folder = Path(folder)
         index = read_json(folder / INDEX)
-        if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("dtype") not in ("<u2", "<u4"):
+        known = isinstance(index, dict) and index.get("format") == FORMAT
+        if not known or index.get("dtype") not in DTYPES:
             raise MixwellError(f"{folder / INDEX} is not a token index of format {FORMAT}; write the tokens again.")
-        width = int(index["dtype"][-1])
-        sizes = {entry[side]["file"]: entry[side]["tokens"] * width for entry in index["domains"].values()
-                 for side in SPLITS}
-        for name, size in {**sizes, "token_bytes.bin": 4 * index["vocab_size"]}.items():
+        for name, size in _file_sizes(index).items():
             path = folder / name
-            found = path.stat().st_size if Path(name).name == name and path.is_file() else None
+            inside = Path(name).name == name
+            found = path.stat().st_size if inside and path.is_file() else None
             if found != size:
                 raise MixwellError(f"{path} has {found} bytes, {size} expected; write the tokens again.")
         return cls(folder, index)
 
     def tokens(self, domain: str, split: str) -> np.memmap:
         """The stream of token ids, read-only, uint16 or uint32; documents end with `eos_id`."""
-        return np.memmap(self.folder / self._entry(domain, split)["file"], self._index["dtype"], "r")
+        entry = self._entry(domain, split)
+        path = self.folder / entry["file"]
+        return np.memmap(path, self._index["dtype"], "r")
 
     def count(self, domain: str, split: str) -> int:
         """Number of tokens in a stream, the end-of-text tokens among them."""
@@ -104,8 +115,11 @@ class TokenData:
         scaled so that the whole stream stands for `bytes`.
         """
         entry = self._entry(domain, split)
-        part = int(self.token_bytes_V[self.tokens(domain, split)[start:stop]].sum(dtype=np.int64))
-        return part * entry["bytes"] / entry["token_bytes"] if part else 0.0
+        ids = self.tokens(domain, split)[start:stop]
+        part = int(self.token_bytes_V[ids].sum(dtype=np.int64))
+        if not part:
+            return 0.0
+        return part * entry["bytes"] / entry["token_bytes"]
 
     def documents(self, domain: str, split: str) -> int:
         """Number of documents in a stream."""
@@ -116,7 +130,19 @@ class TokenData:
         return self._index["domains"][domain]["note"]
 
     def _entry(self, domain: str, split: str) -> dict[str, Any]:
-        if domain not in self._index["domains"] or split not in SPLITS:
-            raise MixwellError(f"no tokens for {domain!r}, {split!r}; domains: {', '.join(self.domains)}; splits: "
-                               f"{', '.join(SPLITS)}.")
-        return self._index["domains"][domain][split]
+        if domain not in self.domains or split not in SPLITS:
+            domains, splits = ", ".join(self.domains), ", ".join(SPLITS)
+            raise MixwellError(f"no tokens for {domain!r}, {split!r}; domains: {domains}; splits: {splits}.")
+        entries = self._index["domains"]
+        return entries[domain][split]
+
+
+def _file_sizes(index: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes that each file of an index must have."""
+    width = int(index["dtype"][-1])
+    sizes = {TOKEN_BYTES: 4 * index["vocab_size"]}
+    for entry in index["domains"].values():
+        for side in SPLITS:
+            stream = entry[side]
+            sizes[stream["file"]] = stream["tokens"] * width
+    return sizes

@@ -42,7 +42,8 @@ class Document:
     @cached_property
     def size(self) -> int:
         """UTF-8 bytes of the text."""
-        return len(self.text) if self.text.isascii() else len(self.text.encode())
+        data = self.text if self.text.isascii() else self.text.encode()
+        return len(data)
 
 
 def size_bytes(documents: Iterable[Document]) -> int:
@@ -67,7 +68,8 @@ class Reader:
 
     def __init__(self, spec: str | Path, text_field: str | None = None) -> None:
         self.spec, self.text_field = spec, text_field
-        self.root, self.paths = _paths(Path(spec).expanduser())
+        wanted = Path(spec).expanduser()
+        self.root, self.paths = _paths(wanted)
         self.passed_over: dict[str, list[str]] = {}  # reason -> files
         self.empty = 0
 
@@ -86,9 +88,13 @@ class Reader:
     @property
     def notices(self) -> list[str]:
         """What was passed over, in sentences."""
-        told = [f"{len(names)} of {len(self.paths)} files passed over ({reason}): {_listed(names)}"
-                for reason, names in self.passed_over.items()]
-        return told + ([f"{self.empty} rows without text passed over"] if self.empty else [])
+        told = []
+        for reason, names in self.passed_over.items():
+            share = f"{len(names)} of {len(self.paths)}"
+            told.append(f"{share} files passed over ({reason}): {_listed(names)}")
+        if self.empty:
+            told.append(f"{self.empty} rows without text passed over")
+        return told
 
     def _documents(self, path: Path) -> Iterator[Document]:
         name = path.relative_to(self.root).as_posix()
@@ -110,31 +116,46 @@ class Reader:
 
 
 def _listed(names: Sequence[str]) -> str:
-    rest = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
-    return ", ".join([*names[:NAMED], *rest])
+    told = list(names[:NAMED])
+    more = len(names) - len(told)
+    if more:
+        told.append(f"and {more} more")
+    return ", ".join(told)
 
 
 def _paths(spec: Path) -> tuple[Path, list[Path]]:
     """The files that `spec` means, and the folder their names are told from."""
     if spec.is_file():
         return spec.parent, [spec]
-    found: Iterable[Path]
     if spec.is_dir():
         root, found = spec, _below(spec)
     elif glob.has_magic(str(spec)):
-        steps = spec.parts
-        plain = next(i for i, part in enumerate(steps) if glob.has_magic(part))
-        root = Path(*steps[:plain])
-        found = _matching(root, steps[plain:]) if "**" in steps else map(Path, glob.iglob(str(spec)))
+        root, found = _globbed(spec)
     else:
         raise MixwellError(f"{spec} is not there; expected a file, a folder or a glob of text files.")
-    files = [p for p in found if p.is_file() and not any(s.startswith(".") for s in p.relative_to(root).parts)]
+    files = [path for path in found if path.is_file() and not _hidden(path, root)]
     if any(path.suffix == ".arrow" for path in files):
         files = [path for path in files if path.name not in BESIDE_ARROW]
     if not files:
         raise MixwellError(f"{spec} holds no files; expected UTF-8 text files.")
-    once = {path.resolve(): path for path in sorted(files, reverse=True)}
+    last_first = sorted(files, reverse=True)  # so that of several links to a file the first by name is kept
+    once = {path.resolve(): path for path in last_first}
     return root, sorted(once.values())
+
+
+def _globbed(spec: Path) -> tuple[Path, Iterator[Path]]:
+    """The folder up to the first step with a wildcard, and the paths that fit."""
+    steps = spec.parts
+    plain = next(i for i, step in enumerate(steps) if glob.has_magic(step))
+    root = Path(*steps[:plain])
+    if "**" in steps:
+        return root, _matching(root, steps[plain:])
+    return root, map(Path, glob.iglob(str(spec)))
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    steps = path.relative_to(root).parts
+    return any(step.startswith(".") for step in steps)
 
 
 def _below(root: Path) -> Iterator[Path]:
@@ -151,14 +172,20 @@ def _below(root: Path) -> Iterator[Path]:
 
 
 def _matching(root: Path, pattern: Sequence[str]) -> Iterator[Path]:
-    return (path for path in _below(root) if _matches(path.relative_to(root).parts, pattern))
+    for path in _below(root):
+        steps = path.relative_to(root).parts
+        if _matches(steps, pattern):
+            yield path
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Whether a path fits a pattern, step by step; `**` stands for any number of steps."""
     if not pattern:
         return not parts
-    if pattern[0] == "**":
-        rest = pattern[1:]
-        return not rest or any(_matches(parts[i:], rest) for i in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+    first, *rest = pattern
+    if first == "**":
+        starts = range(len(parts) + 1)
+        return not rest or any(_matches(parts[start:], rest) for start in starts)
+    if not parts or not fnmatchcase(parts[0], first):
+        return False
+    return _matches(parts[1:], rest)

@@ -8,13 +8,15 @@ Legend: B windows, S tokens of a window, T targets, E experts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
+from mixwell.core.routing import Routing
 from mixwell.lm.data import TokenData
 
 
@@ -40,50 +42,72 @@ def evaluate(model: nn.Module, data: TokenData, *, max_tokens: int = 65536, batc
     predicted too and stand for no byte. The model is left in evaluation mode.
     """
     model.eval()
-    sums = {d: _domain(model, data, d, max_tokens, batch_size, seq_len, step, split) for d in data.domains}
-    bits = {d: s.nats / math.log(2) / s.bytes for d, s in sums.items()}
-    layers = range(max(len(s.load) for s in sums.values()))
-    load = {str(i): {d: _shares(part) for d, s in sums.items() if (part := s.load[i]) is not None} for i in layers}
-    return Evaluation(bits, sum(bits.values()) / len(bits), {d: s.nats / s.tokens for d, s in sums.items()},
-                      {layer: shares for layer, shares in load.items() if shares},
-                      {d: s.tokens for d, s in sums.items()}, {d: s.bytes for d, s in sums.items()})
+    found = Evaluation(bits_per_byte={}, mean=0.0, loss_nats={}, load={}, tokens={}, bytes={})
+    for label, domain in enumerate(data.domains):
+        stream, size = _stream(data, domain, split, max_tokens)
+        batches = _windows(stream, batch_size, seq_len)
+        nats, load = _sums(model, batches, label, step)
+        tokens = len(stream) - 1
+        bits = nats / math.log(2)
+        found.tokens[domain] = tokens
+        found.bytes[domain] = size
+        found.loss_nats[domain] = nats / tokens
+        found.bits_per_byte[domain] = bits / size
+        for layer, load_E in load.items():
+            shares = found.load.setdefault(str(layer), {})
+            shares[domain] = load_shares(load_E)
+    total = sum(found.bits_per_byte.values())
+    return replace(found, mean=total / len(data.domains))
 
 
-@dataclass
-class _Sums:
-    tokens: int
-    bytes: float
-    nats: float
-    load: list[Tensor | None]
-
-
-def _domain(model: nn.Module, data: TokenData, domain: str, max_tokens: int, batch_size: int, seq_len: int, step: int,
-            split: str) -> _Sums:
+def _stream(data: TokenData, domain: str, split: str, max_tokens: int) -> tuple[np.ndarray, float]:
+    """The tokens to evaluate on, and the bytes that all but the first stand for."""
     stream = data.tokens(domain, split)[:max_tokens]
     size = data.bytes_of(domain, split, 1, len(stream))
     if len(stream) < 2 or not size:
         raise MixwellError(f"domain {domain!r} has {len(stream)} tokens to evaluate on; expected at least 2 with text. "
                            "Hold out more of it, or raise max_tokens.")
+    return stream, size
+
+
+def _sums(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], label: int,
+          step: int) -> tuple[float, dict[int, Tensor]]:
+    """(nats of all targets, routed layer -> slots by expert)."""
     device = next(model.parameters()).device
-    label, sums = data.domains.index(domain), _Sums(len(stream) - 1, size, 0.0, [])
-    for inputs_BT, targets_BT in _windows(stream, batch_size, seq_len):
-        labels_B = torch.full((len(inputs_BT),), label, device=device)
-        loss = model.loss(inputs_BT.to(device), targets_BT.to(device), labels_B=labels_B, step=step)  # type: ignore[operator]
-        sums.nats += float(loss.nats) * targets_BT.numel()
-        fresh = [None if r is None else r.load_E() for r in loss.routings]
-        sums.load = [a if b is None else b if a is None else a + b for a, b in zip(sums.load, fresh)] or fresh
-    return sums
+    nats, load = 0.0, dict[int, Tensor]()
+    for inputs_BT, targets_BT in batches:
+        inputs, targets = inputs_BT.to(device), targets_BT.to(device)
+        labels_B = torch.full((len(inputs),), label, device=device)
+        loss = model.loss(inputs, targets, labels_B=labels_B, step=step)  # type: ignore[operator]
+        nats += float(loss.nats) * targets.numel()
+        add_loads(load, loss.routings)
+    return nats, load
 
 
-def _windows(stream: np.ndarray, batch_size: int, seq_len: int):
+def add_loads(load: dict[int, Tensor], routings: Sequence[Routing | None]) -> None:
+    """Add the slots that each expert of the routed layers got to `load`, layer -> [E]."""
+    for layer, routing in enumerate(routings):
+        if routing is not None:
+            load[layer] = load.get(layer, 0) + routing.load_E()
+
+
+def _windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of (inputs, targets) that go through the stream once; what is left over comes last, as one row."""
     ids = torch.from_numpy(stream.astype(np.int64))
-    full = (len(ids) - 1) // seq_len * seq_len
-    inputs_WS, targets_WS = ids[:full].view(-1, seq_len), ids[1 : full + 1].view(-1, seq_len)
-    yield from zip(inputs_WS.split(batch_size), targets_WS.split(batch_size)) if full else ()
-    if full < len(ids) - 1:
-        yield ids[None, full:-1], ids[None, full + 1 :]
+    inputs, targets = ids[:-1], ids[1:]
+    full = len(inputs) // seq_len * seq_len
+    if full:
+        inputs_WS = inputs[:full].view(-1, seq_len)
+        targets_WS = targets[:full].view(-1, seq_len)
+        batches = inputs_WS.split(batch_size), targets_WS.split(batch_size)
+        yield from zip(*batches)
+    rest, after = inputs[full:], targets[full:]
+    if len(rest):
+        yield rest.unsqueeze(0), after.unsqueeze(0)
 
 
-def _shares(load_E: Tensor) -> list[float]:
-    return (load_E / load_E.sum().clamp(min=1)).tolist()
+def load_shares(load_E: Tensor) -> list[float]:
+    """Slots by expert as shares of all, 0 where there are none."""
+    total = load_E.sum().clamp_min(1)
+    shares_E = load_E / total
+    return shares_E.tolist()

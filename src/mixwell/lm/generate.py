@@ -6,28 +6,33 @@ Legend: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-
-if TYPE_CHECKING:
-    from mixwell.lm.model import LanguageModel
+from mixwell.lm.network import Network
 
 
 def filter_logits(logits_BV: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Logits / temperature, -inf outside the `top_k` best (0: all) and outside the smallest set of mass `top_p`."""
     logits = logits_BV.float() / temperature
     if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], -torch.inf)
+        best = logits.topk(top_k, dim=-1).values
+        last_B1 = best[:, -1:]
+        logits = logits.masked_fill(logits < last_B1, -torch.inf)
     if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        shares = ordered.softmax(-1)
-        outside = shares.cumsum(-1) - shares >= top_p  # mass before a token; the best one is always inside
-        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+        logits = logits.masked_fill(_outside(logits, top_p), -torch.inf)
     return logits
+
+
+def _outside(logits_BV: Tensor, top_p: float) -> Tensor:
+    """Tokens beyond the smallest set of mass `top_p`, bool [B, V]; the best one is always inside."""
+    ordered, order = logits_BV.sort(dim=-1, descending=True)
+    shares = ordered.softmax(-1)
+    before = shares.cumsum(-1) - shares
+    outside = before >= top_p
+    return torch.zeros_like(outside).scatter(-1, order, outside)
 
 
 def sample(logits_BV: Tensor, generator: torch.Generator | None, **options: float) -> Tensor:
@@ -48,7 +53,7 @@ def check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: fl
         raise MixwellError(f"top_p is {top_p}; expected above 0, up to 1.")
 
 
-def generate(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
+def generate(model: Network, tokens_BT: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
              top_p: float = 1.0, top_k: int = 0, do_sample: bool = False,
              eos_token_id: int | Sequence[int] | None = None, mask_BT: Tensor | None = None,
              labels_B: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -82,7 +87,7 @@ def generate(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, *, te
         model.train(was_training)
 
 
-def _continue(model: LanguageModel, tokens_BT: Tensor, max_new_tokens: int, choose: Callable[[Tensor], Tensor],
+def _continue(model: Network, tokens_BT: Tensor, max_new_tokens: int, choose: Callable[[Tensor], Tensor],
               stops: list[int], pad: int, mask_BT: Tensor | None, labels_B: Tensor | None) -> list[Tensor]:
     """The tokens given and each step's new ones [B, 1]; a row that ended is filled with `pad`."""
     cache = model.new_cache()

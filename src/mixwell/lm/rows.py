@@ -108,10 +108,13 @@ def _csv(path: Path, field: str | None) -> Texts:
     csv.field_size_limit(sys.maxsize)  # a document is longer than the 128 KiB that csv lets through
     with _lines(path) as file:
         header = file.readline()
-        delimiter = max("\t,;|" if ".tsv" in path.suffixes else ",\t;|", key=header.count)
+        delimiters = "\t,;|" if ".tsv" in path.suffixes else ",\t;|"  # of equally frequent ones the first is taken
+        delimiter = max(delimiters, key=header.count)
         columns = next(csv.reader([header], delimiter=delimiter), [])
-        place = columns.index(_field(path, columns, field))
-        for number, row in enumerate(csv.reader(file, delimiter=delimiter), start=1):
+        name = _field(path, columns, field)
+        place = columns.index(name)
+        rows = csv.reader(file, delimiter=delimiter)
+        for number, row in enumerate(rows, start=1):
             if len(row) > len(columns):
                 raise MixwellError(f"{path}, row {number}: {len(row)} cells under {len(columns)} columns; put quotes "
                                    f"around text that holds {delimiter!r}.")
@@ -177,17 +180,21 @@ def _text(path: Path, field: str, value: Any) -> str:
 def _field(path: Path, names: Sequence[str], field: str | None) -> str:
     """The field that holds the text."""
     wanted = TEXT_FIELDS if field is None else (field,)
-    found = next((name for name in wanted if name in names), None)
-    if found is None:
-        known = ", ".join(names) or "none"
-        raise NoText(f"{path} has no field {' or '.join(map(repr, wanted))} (its fields: {known}); name the one that "
-                     "holds the text: data.text_field.", "no text field")
-    return found
+    for name in wanted:
+        if name in names:
+            return name
+    known = ", ".join(names) or "none"
+    looked_for = " or ".join(map(repr, wanted))
+    raise NoText(f"{path} has no field {looked_for} (its fields: {known}); name the one that holds the text: "
+                 "data.text_field.", "no text field")
 
 
 def _opened(path: Path) -> IO[bytes]:
     """The file's bytes, decompressed."""
-    return OPENERS.get(path.suffix, lambda p: open(p, "rb"))(path)
+    if path.suffix not in OPENERS:
+        return open(path, "rb")
+    opener = OPENERS[path.suffix]
+    return opener(path)
 
 
 def _lines(path: Path) -> io.TextIOWrapper:

@@ -7,6 +7,7 @@ keeps the smallest hashes would leave the split little but held-out documents.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from mixwell.lm.documents import Document, size_bytes
 
 SLACK = 0.25  # how far the smaller side's bytes may lie off before a document leaves the side of its hash
 MARKS = (b"\n", b" ")  # where a text is cut, the best place first
+DIGITS = 13  # hexadecimal ones of a hash that a place is made of: as many as a float holds
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Capped:
 
 def place(purpose: str, document: Document) -> float:
     """Where a document stands in the order of a purpose, 0 up to 1: evenly spread, independent between purposes."""
-    return int(digest(f"{purpose}\n{document.identity}".encode())[:13], 16) / 16**13
+    name = f"{purpose}\n{document.identity}"
+    digits = digest(name.encode())[:DIGITS]
+    return int(digits, 16) / 16**DIGITS
 
 
 def capped(documents: Iterable[Document], max_bytes: int | None) -> Capped:
@@ -59,32 +63,62 @@ def capped(documents: Iterable[Document], max_bytes: int | None) -> Capped:
     pick and one document are in memory at a time.
     """
     seen: set[str] = set()
-    pick: list[tuple[float, int, Document]] = []  # a heap, the first to go on top
-    size, found_bytes, copies = 0, 0, 0
-    for number, document in enumerate(documents):
+    pick = _Pick(max_bytes)
+    found_bytes, copies = 0, 0
+    for document in documents:
         if document.identity in seen:
             copies += 1
             continue
         seen.add(document.identity)
-        heapq.heappush(pick, (-place("cap", document), number, document))
-        size += document.size
         found_bytes += document.size
-        while max_bytes is not None and size - pick[0][2].size >= max_bytes:
-            size -= heapq.heappop(pick)[2].size
-    if max_bytes is not None and size > max_bytes:
-        minus, number, last = heapq.heappop(pick)
-        part = head(last, last.size - (size - max_bytes))
-        pick += [(minus, number, part)] if part.text.strip() else []
-    kept = [document for _, _, document in sorted(pick, key=lambda entry: entry[1])]
-    return Capped(kept, len(seen), found_bytes, copies)
+        pick.add(document)
+    return Capped(pick.documents(), len(seen), found_bytes, copies)
+
+
+class _Pick:
+    """The documents that come first in the order of the cap, one more than fits at most."""
+
+    def __init__(self, max_bytes: int | None) -> None:
+        self.room = math.inf if max_bytes is None else max_bytes
+        self.size = 0
+        self.added = 0
+        self.heap: list[tuple[float, int, Document]] = []  # (minus its place, when it came, document), the last on top
+
+    def add(self, document: Document) -> None:
+        """Take a document in, and let those go without which the room is still filled."""
+        entry = (-place("cap", document), self.added, document)
+        heapq.heappush(self.heap, entry)
+        self.added += 1
+        self.size += document.size
+        while self.size - self._last.size >= self.room:
+            self.size -= self._last.size
+            heapq.heappop(self.heap)
+
+    @property
+    def _last(self) -> Document:
+        return self.heap[0][2]
+
+    def documents(self) -> list[Document]:
+        """The pick in the order in which it came, the last one in the order of the cap cut to what fits."""
+        kept = {number: document for _, number, document in self.heap}
+        beyond = self.size - self.room
+        if beyond > 0:
+            _, number, last = self.heap[0]
+            part = head(last, last.size - int(beyond))
+            kept[number] = part
+            if not part.text.strip():
+                del kept[number]
+        return [kept[number] for number in sorted(kept)]
 
 
 def head(document: Document, size: int) -> Document:
     """The beginning of a document, of at most `size` bytes: up to a line where that leaves half of them or more."""
     data = document.text.encode()[:size]
     line = data.rfind(b"\n") + 1
-    data = data[:line] if 2 * line >= size else data
-    return Document(document.path, data.decode("utf-8", "ignore"), document.identity)
+    if 2 * line >= size:
+        data = data[:line]
+    text = data.decode("utf-8", "ignore")
+    return Document(document.path, text, document.identity)
 
 
 def split_documents(documents: Sequence[Document], held_fraction: float = 0.1) -> Split:
@@ -102,20 +136,22 @@ def split_documents(documents: Sequence[Document], held_fraction: float = 0.1) -
     """
     if not 0 < held_fraction < 1:
         raise MixwellError(f"held_fraction {held_fraction}: expected a share between 0 and 1.")
-    unique = list({document.identity: document for document in reversed(documents)}.values())
+    unique = _each_once(documents)
     if not unique:
         raise MixwellError("no documents to split; expected at least one.")
     total = size_bytes(unique)
     target = held_fraction * total
     slack = SLACK * min(target, total - target)
     held, train, missing = _whole(unique, held_fraction, target, slack)
+    note = f"by document: {len(train)} to train on, {len(held)} held out"
     if missing <= 2 * slack:
-        return _in_order(train, held, f"by document: {len(train)} to train on, {len(held)} held out")
-    first, second, where = _ends(train[0], missing, 2 * slack)
-    note = f"by document: {len(train)} to train on, {len(held)} held out, and {first.path} from {where} on"
+        return _in_order(train, held, note)
+    next_one, *others = train
+    first, second, where = _ends(next_one, missing, 2 * slack)
+    note = f"{note}, and {first.path} from {where} on"
     if len(unique) == 1:
         note = f"one document: held out from {where} on"
-    return _in_order([first, *train[1:]], [*held, second], note, first.path)
+    return _in_order([first, *others], [*held, second], note, first.path)
 
 
 def split_apart(documents: Sequence[Document], held: Sequence[Document]) -> Split:
@@ -123,22 +159,31 @@ def split_apart(documents: Sequence[Document], held: Sequence[Document]) -> Spli
 
     Where nothing is left on a side, `MixwellError` says so.
     """
-    kept_out = {document.identity: document for document in reversed(held)}
-    train = {d.identity: d for d in reversed(documents) if d.identity not in kept_out}
+    kept_out = _each_once(held)
+    identities = {document.identity for document in kept_out}
+    train = [document for document in _each_once(documents) if document.identity not in identities]
     if not train or not kept_out:
         raise MixwellError(f"{len(train)} documents to train on and {len(kept_out)} held out, copies apart; expected "
                            "some of both.")
     note = f"by its own files: {len(train)} documents to train on, {len(kept_out)} held out"
-    return _in_order(train.values(), kept_out.values(), note)
+    return _in_order(train, kept_out, note)
+
+
+def _each_once(documents: Sequence[Document]) -> list[Document]:
+    """Of documents with the same text the first."""
+    last_first = reversed(documents)
+    return list({document.identity: document for document in last_first}.values())
 
 
 def _whole(documents: Iterable[Document], fraction: float, target: float,
            slack: float) -> tuple[list[Document], list[Document], float]:
     """(held out, trained on, bytes that are missing to the target); where many are missing, no more would fit."""
     held, train, size = [], [], 0
-    for at, document in sorted(((place("hold out", d), d) for d in documents), key=lambda pair: pair[0]):
+    placed = [(place("hold out", document), document) for document in documents]
+    for at, document in sorted(placed, key=lambda pair: pair[0]):
         wanted = at < fraction or size < target - slack
-        if wanted and size + document.size <= target + slack:
+        fits = size + document.size <= target + slack
+        if wanted and fits:
             held.append(document)
             size += document.size
         else:
@@ -159,22 +204,32 @@ def _ends(document: Document, size: float, slack: float) -> tuple[Document, Docu
     They are more or fewer by up to `slack`, so that the cut falls between lines or words.
     """
     data = document.text.encode()
-    target = min(max(round(len(data) - size), 1), len(data) - 1)
+    wanted = round(len(data) - size)
+    target = min(max(wanted, 1), len(data) - 1)
     cut = next(_cuts(data, target, slack), None)
     if cut is None:
         raise MixwellError(f"{document.path} holds one character; a domain needs text to train on and text to hold "
                            "out.")
-    first, second = (data[:cut].decode(), data[cut:].decode())
-    where = f"line {first.count(chr(10)) + 1}" if first.endswith("\n") else f"character {len(first) + 1}"
-    return (Document(document.path, first, document.identity), Document(document.path, second, document.identity),
-            where)
+    first, second = data[:cut].decode(), data[cut:].decode()
+    where = f"character {len(first) + 1}"
+    if first.endswith("\n"):
+        where = f"line {first.count(chr(10)) + 1}"
+    begun = Document(document.path, first, document.identity)
+    ended = Document(document.path, second, document.identity)
+    return begun, ended, where
 
 
 def _cuts(data: bytes, target: int, slack: float) -> Iterator[int]:
     """Places to cut at that leave text on both sides, the best first: a line, a word, a character."""
+    def distance(cut: int) -> int:
+        return abs(cut - target)
+
     for mark in MARKS:
-        near = (data.rfind(mark, 0, target) + 1, data.find(mark, target) + 1)
-        good = [cut for cut in near if 0 < cut < len(data) and abs(cut - target) <= slack]
-        yield from sorted(good, key=lambda cut: abs(cut - target))
-    begins = [i for i in range(max(target - 3, 1), min(target + 4, len(data))) if data[i] & 0xC0 != 0x80]
-    yield from sorted(begins, key=lambda cut: abs(cut - target))
+        before = data.rfind(mark, 0, target) + 1
+        after = data.find(mark, target) + 1
+        inside = [cut for cut in (before, after) if 0 < cut < len(data)]
+        near = [cut for cut in inside if distance(cut) <= slack]
+        yield from sorted(near, key=distance)
+    low, high = max(target - 3, 1), min(target + 4, len(data))
+    begins = [i for i in range(low, high) if data[i] & 0xC0 != 0x80]
+    yield from sorted(begins, key=distance)

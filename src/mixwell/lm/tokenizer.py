@@ -52,13 +52,15 @@ class Tokenizer:
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         backend.decoder = decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(special), show_progress=False,
-                                      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+                                      initial_alphabet=alphabet)
         backend.train_from_iterator(texts, trainer)
-        marks = {"eos_token": special[0], "bos_token": special[0], "pad_token": special[0]}
+        marks = dict.fromkeys(("eos_token", "bos_token", "pad_token"), special[0])
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **marks, "clean_up_tokenization_spaces": False,
                   "model_max_length": 10**9}
-        return cls({MAIN: backend.to_str(pretty=True).encode(), CONFIG: _json(config), SPECIAL: _json(marks)})
+        main = backend.to_str(pretty=True)
+        return cls({MAIN: main.encode(), CONFIG: _json(config), SPECIAL: _json(marks)})
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Tokenizer:
@@ -69,7 +71,8 @@ class Tokenizer:
     def load(cls, folder: str | Path) -> Tokenizer:
         """Read the tokenizer of a Hugging Face folder."""
         folder = Path(folder)
-        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        found = [folder / name for name in FILES if (folder / name).is_file()]
+        files = {path.name: path.read_bytes() for path in found}
         if MAIN not in files:
             raise MixwellError(f"{folder} holds no {MAIN}; expected a Hugging Face folder with a fast tokenizer.")
         return cls(files)
@@ -86,25 +89,30 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """Largest id plus one."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        return max(vocab.values()) + 1
 
     @cached_property
     def eos_id(self) -> int:
         """Id of the token that ends a document; `MixwellError` where the files name none."""
         for name in (CONFIG, SPECIAL):
-            token = _object(self._files.get(name, b"{}"), name).get("eos_token")
+            content = _object(self._files.get(name, b"{}"), name)
+            token = content.get("eos_token")
             text = token.get("content") if isinstance(token, dict) else token
-            if isinstance(text, str) and (found := self._backend.token_to_id(text)) is not None:
+            found = self._backend.token_to_id(text) if isinstance(text, str) else None
+            if found is not None:
                 return found
         raise MixwellError(f"the tokenizer names no end-of-text token; add eos_token to {CONFIG}.")
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`; with `special`, a special token spelt in it becomes its own id (for chat templates)."""
-        return (self._with_special if special else self._backend).encode(text, add_special_tokens=False).ids
+        backend = self._with_special if special else self._backend
+        return backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, in parallel."""
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [one.ids for one in encoded]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of `ids`; special tokens are spelt out, or left out where `skip_special`."""
@@ -117,13 +125,16 @@ class Tokenizer:
         Exact for byte-level tokenizers. Otherwise a word mark counts as one space and `<0x0A>` as one byte, which
         leaves out what a normaliser did to the text.
         """
-        byte_level = _is_byte_level(json.loads(self._files[MAIN]).get("decoder"))
-        sizes = np.zeros(self.vocab_size, np.uint32)
-        for token, number in self._backend.get_vocab(with_added_tokens=False).items():
-            sizes[number] = len(token) if byte_level else _spelt_bytes(token)
-        for number, added in self._backend.get_added_tokens_decoder().items():
-            sizes[number] = 0 if added.special else len(added.content.encode())
-        return sizes
+        main = json.loads(self._files[MAIN])
+        size = len if _is_byte_level(main.get("decoder")) else _spelt_bytes
+        sizes_V = np.zeros(self.vocab_size, np.uint32)
+        plain = self._backend.get_vocab(with_added_tokens=False)
+        for token, number in plain.items():
+            sizes_V[number] = size(token)
+        added = self._backend.get_added_tokens_decoder()
+        for number, entry in added.items():
+            sizes_V[number] = 0 if entry.special else len(entry.content.encode())
+        return sizes_V
 
     @cached_property
     def _with_special(self) -> tokenizers.Tokenizer:

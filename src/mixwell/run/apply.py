@@ -12,7 +12,7 @@ from mixwell.core import machine, registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
-from mixwell.lm import checkpoint
+from mixwell.lm import folder as folders
 from mixwell.lm.documents import Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | Non
     if out is not None:
         check_folder(out)
     config = from_dict(entry.module().Config, options, entry.name)
-    before = model.to_checkpoint() if isinstance(model, LanguageModel) else checkpoint.read(find_model(model))
+    before = model.to_checkpoint() if isinstance(model, LanguageModel) else folders.read(find_model(model))
     tokens_BT = _read(text, before.files) if text is not None else _random(before.arch["vocab_size"], seed)
     after, receipt = converted(before, entry.name, config, seed, tokens_BT)
     source = "a model in memory" if isinstance(model, LanguageModel) else str(model)
@@ -48,7 +48,7 @@ def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | Non
         "inputs": [source], "tokens": tokens_BT.numel(), "measured_on": "random tokens" if text is None else str(text),
         "versions": machine.versions(), "receipt": receipt.to_dict()})
     if out is not None:
-        checkpoint.write(after, out)
+        folders.write(after, out)
     return LanguageModel.from_checkpoint(after)
 
 

@@ -25,12 +25,12 @@ STAGE, RUN = "stage.json", "run.json"
 def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
     """The language model in a model folder, in a stage's folder, or of a run's stage (`runs/mine:moe`).
 
-    `mixwell.lm.checkpoint.load` says what is read and what `dtype` may be. A name that leads to no model raises
+    `mixwell.lm.model.load` says what is read and what `dtype` may be. A name that leads to no model raises
     `MixwellError` with the nearest one.
     """
-    from mixwell.lm import checkpoint
+    from mixwell.lm import model
 
-    return checkpoint.load(find_model(path), dtype)
+    return model.load(find_model(path), dtype)
 
 
 def find_model(name: str | Path) -> Path:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.lm.hf.families import EXPERT_TENSORS, FAMILIES
+from mixwell.lm.hf.families import EXPERT_TENSORS, FAMILIES, Experts
 
-_WHOLE = {
-    "embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight",
-}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_WHOLE = {"embed.weight": EMBEDDING, "norm.weight": "model.norm.weight", "head.weight": HEAD}
 _LAYER = {  # canonical name in a layer -> the parts that stand below each other in it
     "sequence_norm.weight": ("input_layernorm.weight",),
     "channel_norm.weight": ("post_attention_layernorm.weight",),
@@ -31,17 +30,21 @@ _LAYER = {  # canonical name in a layer -> the parts that stand below each other
 }
 
 
+Names = tuple[tuple[str, ...], ...]  # one tuple an expert (or one in all); its parts stand below each other
+
+
 class Recipe(NamedTuple):
     """How one canonical tensor is made of tensors in a file."""
 
-    names: tuple[tuple[str, ...], ...]  # one tuple an expert (or one in all); its parts stand below each other
+    names: Names
     rows: tuple[int, ...]  # rows of each part
     shape: tuple[int, ...]  # of the canonical tensor
     stacked: bool  # whether the experts are a leading dimension
 
     def part_shape(self, part: int) -> tuple[int, ...]:
         """Shape of a part in the file."""
-        return (self.rows[part], *self.shape[2 if self.stacked else 1 :])
+        behind_rows = self.shape[2:] if self.stacked else self.shape[1:]
+        return (self.rows[part], *behind_rows)
 
 
 def recipes(arch: Mapping[str, Any], model_type: str, shapes: Mapping[str, tuple[int, ...]],
@@ -49,44 +52,64 @@ def recipes(arch: Mapping[str, Any], model_type: str, shapes: Mapping[str, tuple
     """A recipe for each canonical name in `shapes`; among the layouts of experts, the one whose names are `present`."""
     found = {}
     for name, shape in shapes.items():
-        options = _alternatives(name, model_type, shape, fused)
-        names = next((o for o in options if o[0][0] in present), options[0])
-        stacked = ".experts." in names[0][0] and names[0][0].endswith(".weight")
-        found[name] = Recipe(names, _rows(arch, name, shape, len(names[0]), stacked), shape, stacked)
+        layouts = _layouts(name, model_type, shape, fused)
+        there = [layout for layout in layouts if layout[0][0] in present]
+        names = (there or layouts)[0]
+        first = names[0][0]
+        stacked = ".experts." in first and first.endswith(".weight")
+        total = shape[1] if stacked else shape[0]
+        rows = _rows(arch, total, len(names[0]))
+        found[name] = Recipe(names, rows, shape, stacked)
     return found
 
 
-def _alternatives(name: str, model_type: str, shape: tuple[int, ...], fused: bool) -> list[tuple[tuple[str, ...], ...]]:
+def _layouts(name: str, model_type: str, shape: tuple[int, ...], fused: bool) -> list[Names]:
     """Names in the file that may make up canonical `name`, the preferred ones first."""
     if name in _WHOLE:
-        return [((_WHOLE[name],),)]
+        return [_one(_WHOLE[name])]
     _, layer, rest = name.split(".", 2)
     prefix = f"model.layers.{layer}."
     experts = FAMILIES[model_type].experts
     if experts is not None and rest == "channel_mixer.router.weight":
-        return [((f"{prefix}{block}.gate.weight",),) for block in dict.fromkeys((experts.block, "mlp"))]
+        blocks = dict.fromkeys((experts.block, "mlp"))
+        return [_one(f"{prefix}{block}.gate.weight") for block in blocks]
     if experts is not None and len(shape) == 3:
-        gate, up, down = experts.parts
-        parts = (gate, up) if rest.endswith("gate_up_proj") else (down,)
-        whole = EXPERT_TENSORS[0] if rest.endswith("gate_up_proj") else EXPERT_TENSORS[1]
-        stem = f"{prefix}{experts.block}.experts"
-        apart = [tuple(tuple(f"{stem}.{e}.{part}.weight" for part in parts) for e in range(shape[0]))]
-        joined = [((f"{prefix}{block}.{whole}",),) for block in dict.fromkeys(("mlp", experts.block))]
-        return [*joined, *apart] if fused else [*apart, *joined]
+        return _expert_layouts(prefix, experts, rest.endswith("gate_up_proj"), shape[0], fused)
     if rest not in _LAYER:
         raise MixwellError(f"{name} has no place in a {model_type} model.")
-    return [(tuple(prefix + part for part in _LAYER[rest]),)]
+    parts = tuple(prefix + part for part in _LAYER[rest])
+    return [(parts,)]
 
 
-def _rows(arch: Mapping[str, Any], name: str, shape: tuple[int, ...], parts: int, stacked: bool) -> tuple[int, ...]:
-    total = shape[1] if stacked else shape[0]
-    if parts == 1:
-        return (total,)
-    if parts == 2:
-        return (total // 2, total // 2)
-    heads, kv_heads = arch["num_heads"], arch.get("num_kv_heads") or arch["num_heads"]
+def _expert_layouts(prefix: str, experts: Experts, gate_up: bool, count: int, fused: bool) -> list[Names]:
+    """One tensor an expert and part, or one for all."""
+    parts = experts.parts[:2] if gate_up else experts.parts[2:]
+    apart = []
+    for expert in range(count):
+        stem = f"{prefix}{experts.block}.experts.{expert}"
+        apart.append(tuple(f"{stem}.{part}.weight" for part in parts))
+    whole = EXPERT_TENSORS[0] if gate_up else EXPERT_TENSORS[1]
+    blocks = dict.fromkeys(("mlp", experts.block))
+    joined = [_one(f"{prefix}{block}.{whole}") for block in blocks]
+    if fused:
+        return [*joined, tuple(apart)]
+    return [tuple(apart), *joined]
+
+
+def _one(name: str) -> Names:
+    """A canonical tensor that is one in the file."""
+    return ((name,),)
+
+
+def _rows(arch: Mapping[str, Any], total: int, parts: int) -> tuple[int, ...]:
+    """Rows of each part: of one or two equal ones, or of queries, keys and values."""
+    if parts < 3:
+        return (total // parts,) * parts
+    heads = arch["num_heads"]
+    kv_heads = arch.get("num_kv_heads") or heads
     width = total // (heads + 2 * kv_heads)
-    return (heads * width, kv_heads * width, kv_heads * width)
+    queries, keys = heads * width, kv_heads * width
+    return (queries, keys, keys)
 
 
 class Gathered(Mapping[str, Tensor]):
@@ -102,10 +125,11 @@ class Gathered(Mapping[str, Tensor]):
 
     def _joined(self, recipe: Recipe, names: tuple[str, ...]) -> Tensor:
         parts = [self._tensors[name] for name in names]
-        for i, (name, part) in enumerate(zip(names, parts)):
-            if tuple(part.shape) != recipe.part_shape(i):
-                raise MixwellError(f"{self._where}: {name} has shape {list(part.shape)}; config.json asks for "
-                                   f"{list(recipe.part_shape(i))}.")
+        for i, part in enumerate(parts):
+            found, wanted = tuple(part.shape), recipe.part_shape(i)
+            if found != wanted:
+                raise MixwellError(f"{self._where}: {names[i]} has shape {list(found)}; config.json asks for "
+                                   f"{list(wanted)}.")
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -122,19 +146,23 @@ class Scattered(Mapping[str, Tensor]):
         self._tensors = tensors
         self._places: dict[str, tuple[str, int | None, slice]] = {}
         for canonical, recipe in table.items():
-            for expert, names in enumerate(recipe.names):
+            for number, names in enumerate(recipe.names):
+                expert = number if recipe.stacked else None
                 start = 0
                 for name, rows in zip(names, recipe.rows):
-                    self._places[name] = canonical, expert if recipe.stacked else None, slice(start, start + rows)
-                    start += rows
-        self._last: tuple[str, Tensor] | None = None  # one canonical tensor serves many names in a row
+                    end = start + rows
+                    self._places[name] = canonical, expert, slice(start, end)
+                    start = end
+        self._last_name, self._last = "", torch.empty(0)  # one canonical tensor serves many names in a row
 
     def __getitem__(self, name: str) -> Tensor:
         canonical, expert, rows = self._places[name]
-        if self._last is None or self._last[0] != canonical:
-            self._last = canonical, self._tensors[canonical]
-        tensor = self._last[1]
-        return (tensor if expert is None else tensor[expert])[rows]
+        if canonical != self._last_name:
+            self._last_name, self._last = canonical, self._tensors[canonical]
+        tensor = self._last
+        if expert is not None:
+            tensor = tensor[expert]
+        return tensor[rows]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -145,12 +173,15 @@ class Scattered(Mapping[str, Tensor]):
 
 def check_names(table: Mapping[str, Recipe], tensors: Mapping[str, Tensor], where: str, tied: bool) -> None:
     """Refuse a file that lacks a tensor or holds one that would not be used."""
-    wanted = {name for recipe in table.values() for names in recipe.names for name in names}
-    for name in sorted(wanted - set(tensors)):
+    stored = set(tensors)
+    wanted: set[str] = set()
+    for recipe in table.values():
+        wanted.update(*recipe.names)
+    for name in sorted(wanted - stored):
         raise MixwellError(f"{where}: {name} is missing.")
-    for name in sorted(set(tensors) - wanted):
+    for name in sorted(stored - wanted):
         if name.endswith("rotary_emb.inv_freq"):  # older files hold this constant; config.json says the same
             continue
-        if tied and name == _WHOLE["head.weight"] and torch.equal(tensors[name], tensors[_WHOLE["embed.weight"]]):
+        if tied and name == HEAD and torch.equal(tensors[HEAD], tensors[EMBEDDING]):
             continue
         raise MixwellError(f"{where}: {name} has no place in this model; it would be dropped. Is config.json its own?")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 
@@ -11,6 +11,8 @@ from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.training.optimizer import DType
 from mixwell.lm.training.schedule import Shape, learning_rate
 
+_FROM_ONE = ("batch_size", "seq_len", "accumulate", "eval_tokens")
+_FROM_ZERO = ("min_lr", "weight_decay", "grad_clip", "save_every", "save_every_s", "eval_every", "log_every")
 # What may change when a run is gone on with: it decides what is written down, not what is learned.
 _FREE = {"log_every", "save_every", "save_every_s", "eval_every", "eval_tokens", "tensorboard"}
 
@@ -46,24 +48,26 @@ class TrainConfig:
     tensorboard: bool = False  # also write TensorBoard events; needs mixwell[tensorboard]
 
     def __post_init__(self) -> None:
-        budgets = [self.tokens, self.flops, self.seconds]
-        if sum(b is not None for b in budgets) != 1 or not all(b > 0 for b in budgets if b is not None):
+        given = [budget for budget in (self.tokens, self.flops, self.seconds) if budget is not None]
+        if len(given) != 1 or not given[0] > 0:
             raise ValueError(f"tokens, flops, seconds are {self.tokens}, {self.flops}, {self.seconds}; "
                              "expected exactly one of them, above 0")
-        for name in ("batch_size", "seq_len", "accumulate", "eval_tokens"):
+        for name in _FROM_ONE:
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("min_lr", "weight_decay", "grad_clip", "save_every", "save_every_s", "eval_every", "log_every"):
+        for name in _FROM_ZERO:
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("lr", "eps"):
             _require(self, name, getattr(self, name) > 0, "above 0")
+        left = 1 - self.warmup
+        whole = self.batch_size % self.accumulate == 0
+        fading = all(0 <= beta < 1 for beta in self.betas)
         _require(self, "min_lr", self.min_lr <= self.lr, f"at most lr ({self.lr})")
-        _require(self, "accumulate", self.batch_size % self.accumulate == 0, f"a divisor of {self.batch_size}")
+        _require(self, "accumulate", whole, f"a divisor of {self.batch_size}")
         _require(self, "warmup", self.warmup >= 0, "0 or more")
-        _require(self, "decay", 0 <= self.decay <= 1 - self.warmup, f"0 to {1 - self.warmup:g}, what warmup leaves")
-        _require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers from 0 up to, not including, 1")
-        if self.decay_shape not in ("linear", "1-sqrt") or self.dtype not in ("auto", "bf16", "fp32"):
-            raise ValueError(f"decay_shape {self.decay_shape!r}, dtype {self.dtype!r}; expected linear or 1-sqrt, "
-                             "auto, bf16 or fp32")
+        _require(self, "decay", 0 <= self.decay <= left, f"0 to {left:g}, what warmup leaves")
+        _require(self, "betas", fading, "two numbers from 0 up to, not including, 1")
+        _require(self, "decay_shape", self.decay_shape in get_args(Shape), "linear or 1-sqrt")
+        _require(self, "dtype", self.dtype in ("auto", *get_args(DType)), "auto, bf16 or fp32")
 
     @property
     def settled_dtype(self) -> DType:
@@ -84,7 +88,8 @@ class TrainConfig:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a saved run to be gone on with, as plain data."""
-        values = {f.name: getattr(self, f.name) for f in fields(TrainConfig) if f.name not in _FREE}
+        names = [option.name for option in fields(TrainConfig) if option.name not in _FREE]
+        values = {name: getattr(self, name) for name in names}
         return {**values, "betas": list(self.betas)}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.training import state as train_state
 from mixwell.lm.training.config import TrainConfig
-from mixwell.lm.training.metrics import MetricsFile, Window, read_lines
+from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, read_lines
 from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.lm.training.sampler import Sampler
 
@@ -65,17 +65,19 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     A loss or gradient that is not finite raises `TrainingError`. Ctrl-C and SIGTERM finish the step and save; then the
     one raises `KeyboardInterrupt`, the other ends the program. A second one does not wait.
     """
-    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
+    model_config = getattr(model, "config", None)
+    vocab_size = getattr(model_config, "vocab_size", None)
     if vocab_size is not None and vocab_size < data.vocab_size:
         raise MixwellError(f"the data has {data.vocab_size} token ids, the model {vocab_size}; use the tokenizer that "
                            "the model was made for, or a model with a larger vocab_size.")
-    run = _Run(model.to(device), data, config.for_device(device), Path(folder), weights, torch.device(device))
+    settled = config.for_device(device)
+    run = _Run(model.to(device), data, settled, Path(folder), weights, torch.device(device))
     try:
         run.to_the_end(progress)
     finally:
         run.close()
-    return TrainResult(model.eval(), read_lines(run.folder / METRICS), run.sampler.ledger(), run.tokens,
-                       run.flops, run.seconds)
+    lines, ledger = read_lines(run.folder / METRICS), run.sampler.ledger()
+    return TrainResult(model.eval(), lines, ledger, run.tokens, run.flops, run.seconds)
 
 
 class _Run:
@@ -85,14 +87,17 @@ class _Run:
                  weights: Mapping[str, float] | None, device: torch.device) -> None:
         self.model, self.data, self.config, self.folder, self.device = model, data, config, folder, device
         self.sampler = Sampler(data, weights, config.batch_size, config.seq_len, config.seed)
-        self.step, self.seconds, self.lr, self.window = 0, 0.0, 0.0, Window()
+        self.step, self.seconds, self.lr = 0, 0.0, 0.0
+        self.window = Window()
         self.step_tokens = config.batch_size * config.seq_len
-        self.flops_per_token = 3.0 * model.flops_per_token(config.seq_len)  # type: ignore[operator]
+        forward = model.flops_per_token(config.seq_len)  # type: ignore[operator]
+        self.flops_per_token = 3.0 * forward
         self.total_steps = self._total_steps()
         writer = _summary_writer() if config.tensorboard else None
         found = train_state.load(folder / STATE)
         if found is not None:
-            train_state.require_same(found[0]["settings"], self._settings(), folder)
+            values, _ = found
+            train_state.require_same(values["settings"], self._settings(), folder)
         if getattr(model, "needs_tokens", False):
             text = _train_tokens(data, self._tokens_to_read())
             model.fit_tokens(text, generator(config.seed, "fit_tokens"))  # type: ignore[operator]
@@ -134,8 +139,11 @@ class _Run:
     def _tokens_to_read(self) -> dict[str, int]:
         """Tokens of each domain that a router may learn from: no more than the run trains on, a million at most."""
         planned = math.inf if self.total_steps is None else self.total_steps * self.step_tokens
-        shares = self.sampler.weights
-        return {domain: round(min(FIT_TOKENS, planned * share)) if share else 0 for domain, share in shares.items()}
+        found = dict.fromkeys(self.data.domains, 0)
+        for domain, share in self.sampler.weights.items():
+            if share:
+                found[domain] = round(min(FIT_TOKENS, planned * share))
+        return found
 
     def to_the_end(self, progress: Progress | None) -> None:
         self.model.train()
@@ -161,99 +169,125 @@ class _Run:
         started = time.perf_counter()
         lr = self._learning_rate()
         values, seen = self._backward()
-        bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
-        if bad is not None:
-            raise TrainingError(f"step {self.step + 1}: {bad} is {values[bad]}. {self._last_good()} Lower lr, lengthen "
-                                "warmup or lower grad_clip, and train in another folder.")
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(f"step {self.step + 1}: {name} is {value}. {self._last_good()} Lower lr, lengthen "
+                                    "warmup or lower grad_clip, and train in another folder.")
         self.optimizer.step(lr, values["grad_norm"], self.config.grad_clip)
         if hasattr(self.model, "after_step"):
             self.model.after_step(seen)  # type: ignore[operator]
-        self.step, self.lr = self.step + 1, lr
+        self.step += 1
+        self.lr = lr
         took = time.perf_counter() - started
         self.seconds += took
         self.window.add(values, _loads(seen), self.step_tokens, took)
-        return {"loss_nats": values["loss_nats"], "lr": lr, "tokens_per_s": self.step_tokens / took,
-                "seconds_left": self.seconds / self.fraction - self.seconds}
+        rate = self.step_tokens / took
+        left = self.seconds / self.fraction - self.seconds
+        return {"loss_nats": values["loss_nats"], "lr": lr, "tokens_per_s": rate, "seconds_left": left}
 
     def _learning_rate(self) -> float:
         """The schedule in the middle of the coming step, so that neither the first nor the last step is lost to 0."""
         if self.total_steps is not None:
             middle = (self.step + 0.5) / self.total_steps
-        else:
-            assert self.config.seconds is not None
-            middle = (self.seconds + 0.5 * self.seconds / max(self.step, 1)) / self.config.seconds
+            return self.config.learning_rate(middle)
+        assert self.config.seconds is not None
+        half_a_step = 0.5 * self.seconds / max(self.step, 1)
+        middle = (self.seconds + half_a_step) / self.config.seconds
         return self.config.learning_rate(middle)
 
     def _backward(self) -> tuple[dict[str, float], list[list[Routing | None]]]:
         """Gradients of the next batch; its mean values by name, and the routings of each forward pass."""
-        batch, parts = self.sampler.batch(), self.config.accumulate
+        parts = self.config.accumulate
         draws = generator(self.config.seed, "train", self.step, device=self.device)
         sums: dict[str, Tensor] = {}
         seen: list[list[Routing | None]] = []
-        columns = (batch.tokens_BT, batch.targets_BT, batch.domains_B)
-        for tokens_BT, targets_BT, domains_B in zip(*(c.to(self.device).chunk(parts) for c in columns)):
+        for tokens_BT, targets_BT, domains_B in self._micro_batches():
             loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws)  # type: ignore[operator]
             total = loss.nats if loss.aux is None else loss.nats + loss.aux
-            (total / parts).backward()
-            named = {"loss_nats": loss.nats, **{f"losses.{n}": v for n, v in loss.losses.items()}}
-            if loss.aux is not None:
-                named["aux"] = loss.aux
-            for name, value in named.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() / parts
+            mean = total / parts
+            mean.backward()
+            for name, value in _terms(loss).items():
+                share = value.detach().float() / parts
+                sums[name] = sums.get(name, 0.0) + share
             seen.append(loss.routings)
         sums["grad_norm"] = self.optimizer.grad_norm()
-        values = torch.stack([v.float() for v in sums.values()]).tolist()
+        gathered = [value.float() for value in sums.values()]
+        values = torch.stack(gathered).tolist()  # one transfer for all of them
         return dict(zip(sums, values)), seen
+
+    def _micro_batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """(tokens, targets, domains) of the parts of the next batch."""
+        batch = self.sampler.batch()
+        columns = (batch.tokens_BT, batch.targets_BT, batch.domains_B)
+        there = [column.to(self.device) for column in columns]
+        return zip(*(column.chunk(self.config.accumulate) for column in there))
 
     def _log_due(self, before: float) -> bool:
         """Whether the step that began at the share `before` of the budget is one of those that are written down."""
         if self.config.log_every:
             return self.step % self.config.log_every == 0
-        crossed = int(LOG_POINTS * self.fraction) > int(LOG_POINTS * before)
+        points = int(LOG_POINTS * self.fraction)
+        crossed = points > int(LOG_POINTS * before)
         return crossed or self.window.steps >= LOG_STEPS
 
     def _report(self, before: float) -> None:
         """Write a line where one is due."""
-        config, last = self.config, self.fraction >= 1.0
-        evaluates = bool(config.eval_every) and self.step % config.eval_every == 0
+        evaluates = _every(self.config.eval_every, self.step)
+        last = self.fraction >= 1.0
         if not (evaluates or last or self._log_due(before)):
             return
         line: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "flops": self.flops, "seconds": self.seconds,
-                                "lr": self.lr, **self.window.line()}
+                                "lr": self.lr}
+        line |= self.window.line()
         self.window = Window()
         if evaluates:
-            found = evaluate(self.model, self.data, max_tokens=config.eval_tokens, batch_size=config.batch_size,
-                             seq_len=config.seq_len, step=self.step)
-            self.model.train()
-            line["evaluation"] = {"bits_per_byte": found.bits_per_byte, "mean": found.mean}
+            line["evaluation"] = self._evaluate()
         self.metrics.append(line)
         if self.board is not None:
             _to_board(self.board, line)
 
+    def _evaluate(self) -> dict[str, Any]:
+        config = self.config
+        found = evaluate(self.model, self.data, max_tokens=config.eval_tokens, batch_size=config.batch_size,
+                         seq_len=config.seq_len, step=self.step)
+        self.model.train()
+        return {"bits_per_byte": found.bits_per_byte, "mean": found.mean}
+
     def _save_due(self) -> bool:
-        by_steps = self.config.save_every and self.step % self.config.save_every == 0
-        by_time = self.config.save_every_s and time.monotonic() - self.saved_at >= self.config.save_every_s
-        return bool(by_steps or by_time)
+        longest = self.config.save_every_s or math.inf
+        waited = time.monotonic() - self.saved_at
+        return _every(self.config.save_every, self.step) or waited >= longest
 
     def _save(self) -> None:
         self.metrics.sync()
-        buffers = {f"buffer.{n}": b for n, b in self._buffers().items()}
-        train_state.save(self.folder / STATE, self.step, {**self.optimizer.tensors(), **buffers}, {
-            "seconds": self.seconds, "sampler": self.sampler.state_dict(), "window": self.window.state_dict(),
-            "settings": self._settings()})
+        tensors = self.optimizer.tensors()
+        for name, buffer in self._buffers().items():
+            tensors[f"buffer.{name}"] = buffer
+        values = {
+            "seconds": self.seconds,
+            "sampler": self.sampler.state_dict(),
+            "window": self.window.state_dict(),
+            "settings": self._settings(),
+        }
+        train_state.save(self.folder / STATE, self.step, tensors, values)
         self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.sampler.load_state_dict(values["sampler"])
         self.optimizer.load_tensors(tensors)
         for name, buffer in self._buffers().items():
-            buffer.copy_(tensors[f"buffer.{name}"])
-        self.step, self.seconds, self.window = values["step"], values["seconds"], Window(values["window"])
+            saved = tensors[f"buffer.{name}"]
+            buffer.copy_(saved)
+        self.step = values["step"]
+        self.seconds = values["seconds"]
+        self.window = Window(values["window"])
 
     def _buffers(self) -> dict[str, Tensor]:
         """What a model remembers beside its parameters (a router's bias, say), live."""
-        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        return {name: value for name, value in self.model.state_dict().items() if name not in parameters}
+        named = self.model.named_parameters(remove_duplicate=False)
+        parameters = {name for name, _ in named}
+        state = self.model.state_dict()
+        return {name: value for name, value in state.items() if name not in parameters}
 
     def _settings(self) -> dict[str, Any]:
         return {**self.config.settings(), "tokenizer": self.data.tokenizer_digest}
@@ -270,16 +304,34 @@ class _Run:
             self.board.close()
 
 
+def _every(period: int, step: int) -> bool:
+    """Whether a period ends with the step; one of 0 never does."""
+    return bool(period) and step % period == 0
+
+
+def _terms(loss: Any) -> dict[str, Tensor]:
+    """What is written down of a loss, by name."""
+    auxiliary = {LOSSES + name: value for name, value in loss.losses.items()}
+    named = {"loss_nats": loss.nats, **auxiliary}
+    if loss.aux is not None:
+        named["aux"] = loss.aux
+    return named
+
+
 def _loads(seen: list[list[Routing | None]]) -> list[list[int] | None]:
     """The slots that each expert of each layer got over the forward passes of a step; None for layers without."""
-    layers = [[routing.load_E() for routing in layer if routing is not None] for layer in zip(*seen)]
-    return [torch.stack(loads).sum(0).tolist() if loads else None for loads in layers]
+    found: list[list[int] | None] = []
+    for layer in zip(*seen):
+        parts = [routing.load_E() for routing in layer if routing is not None]
+        found.append(torch.stack(parts).sum(0).tolist() if parts else None)
+    return found
 
 
 def _train_tokens(data: TokenData, most: Mapping[str, int]) -> Tensor:
     """The first training tokens of each domain, at most so many, one after another."""
     streams = [data.tokens(domain, "train")[: most[domain]] for domain in data.domains]
-    return torch.from_numpy(np.concatenate(streams).astype(np.int64))
+    ids = np.concatenate(streams).astype(np.int64)
+    return torch.from_numpy(ids)
 
 
 def _summary_writer() -> Any:
@@ -292,9 +344,16 @@ def _summary_writer() -> Any:
 
 
 def _to_board(board: Any, line: Mapping[str, Any]) -> None:
-    scalars = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k not in ("step", "tokens")}
-    scalars |= {f"losses/{name}": value for name, value in line["losses"].items()}
-    scalars |= {f"load_entropy/layer_{i}": v for i, v in enumerate(line["load_entropy"]) if v is not None}
-    scalars |= {f"bits_per_byte/{d}": v for d, v in line.get("evaluation", {}).get("bits_per_byte", {}).items()}
+    scalars = {name: value for name, value in line.items() if isinstance(value, (int, float))}
+    step = scalars.pop("step")
+    del scalars["tokens"]
+    for name, value in line["losses"].items():
+        scalars[f"losses/{name}"] = value
+    for layer, entropy in enumerate(line["load_entropy"]):
+        if entropy is not None:
+            scalars[f"load_entropy/layer_{layer}"] = entropy
+    evaluation = line.get("evaluation", {"bits_per_byte": {}})
+    for domain, bits in evaluation["bits_per_byte"].items():
+        scalars[f"bits_per_byte/{domain}"] = bits
     for name, value in scalars.items():
-        board.add_scalar(name, value, line["step"])
+        board.add_scalar(name, value, step)

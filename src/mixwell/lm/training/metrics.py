@@ -12,25 +12,29 @@ from typing import Any
 from mixwell.core.errors import MixwellError, disk_errors
 from mixwell.core.files import write_text
 
+LOSSES = "losses."  # what the names of auxiliary losses begin with
+
 
 class Window:
     """Sums over the steps since the last line; plain data, so that a resumed run averages what the killed one saw."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        state = state or {}
-        self.steps: int = state.get("steps", 0)
-        self.tokens: int = state.get("tokens", 0)
-        self.seconds: float = state.get("seconds", 0.0)
-        self._sums: dict[str, float] = dict(state.get("sums", {}))
-        self._load: list[list[int] | None] = list(state.get("load", []))
+        state = state or {"steps": 0, "tokens": 0, "seconds": 0.0, "sums": {}, "load": []}
+        self.steps: int = state["steps"]
+        self.tokens: int = state["tokens"]
+        self.seconds: float = state["seconds"]
+        self._sums: dict[str, float] = dict(state["sums"])
+        self._load: list[list[int] | None] = list(state["load"])
 
     def add(self, values: Mapping[str, float], load: list[list[int] | None], tokens: int, seconds: float) -> None:
         """Add one step: its values by name, and the slots that each expert of each layer got (None: no experts)."""
-        self.steps, self.tokens, self.seconds = self.steps + 1, self.tokens + tokens, self.seconds + seconds
+        self.steps += 1
+        self.tokens += tokens
+        self.seconds += seconds
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        old = self._load or [None if layer is None else [0] * len(layer) for layer in load]
-        self._load = [None if a is None or b is None else [x + y for x, y in zip(a, b)] for a, b in zip(old, load)]
+        pairs = zip(self._load, load)
+        self._load = [_added(old, new) for old, new in pairs] if self._load else list(load)
 
     def state_dict(self) -> dict[str, Any]:
         """What the constructor takes."""
@@ -39,21 +43,36 @@ class Window:
 
     def line(self) -> dict[str, Any]:
         """Means by name, `losses.` gathered below one key, and the load as shares with its entropy (1 = even)."""
-        means = {name: total / self.steps for name, total in self._sums.items()}
-        shares = [None if layer is None else [n / max(sum(layer), 1) for n in layer] for layer in self._load]
-        return {
-            **{name: value for name, value in means.items() if not name.startswith("losses.")},
-            "losses": {name.removeprefix("losses."): v for name, v in means.items() if name.startswith("losses.")},
-            "tokens_per_s": self.tokens / self.seconds if self.seconds else 0.0,
-            "load": shares,
-            "load_entropy": [None if layer is None else evenness(layer) for layer in shares],
-        }
+        means: dict[str, Any] = {}
+        losses: dict[str, float] = {}
+        for name, total in self._sums.items():
+            whole = name.removeprefix(LOSSES)
+            into = means if whole == name else losses
+            into[whole] = total / self.steps
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        shares = [None if slots is None else _shares(slots) for slots in self._load]
+        entropies = [None if layer is None else evenness(layer) for layer in shares]
+        return means | {"losses": losses, "tokens_per_s": rate, "load": shares, "load_entropy": entropies}
+
+
+def _added(first: list[int] | None, second: list[int] | None) -> list[int] | None:
+    if first is None or second is None:
+        return None
+    return [a + b for a, b in zip(first, second)]
+
+
+def _shares(slots: list[int]) -> list[float]:
+    total = max(sum(slots), 1)
+    return [count / total for count in slots]
 
 
 def evenness(shares: list[float]) -> float:
     """Entropy of `shares` over that of an even spread: 1 where every expert gets the same, 0 where one gets all."""
-    entropy = -sum(p * math.log(p) for p in shares if p > 0)
-    return entropy / math.log(len(shares)) if len(shares) > 1 else 1.0
+    if len(shares) < 2:
+        return 1.0
+    present = [share for share in shares if share > 0]
+    entropy = -sum(share * math.log(share) for share in present)
+    return entropy / math.log(len(shares))
 
 
 class MetricsFile:
@@ -61,8 +80,8 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        kept = [line for line in read_lines(path) if line["step"] <= step]
-        write_text(path, "".join(_line(line) for line in kept))
+        kept = [_line(line) for line in read_lines(path) if line["step"] <= step]
+        write_text(path, "".join(kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - stays open for the run
 
     def append(self, values: Mapping[str, Any]) -> None:
@@ -82,8 +101,10 @@ class MetricsFile:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The metrics of a run, oldest first. A last line that a kill cut short is left out; other damage raises."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1].splitlines()
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    *whole, _ = text.split("\n")
     return [_read_line(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
 
 

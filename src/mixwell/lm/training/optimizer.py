@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError
 
 DType = Literal["bf16", "fp32"]
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what is kept of each parameter, under torch.optim's names
 
 
 def decays(name: str, tensor: Tensor) -> bool:
@@ -26,7 +27,9 @@ def decays(name: str, tensor: Tensor) -> bool:
     (OLMo 2, 2501.00656, section 3). A head that is tied to the embedding goes with it.
     """
     parts = name.split(".")
-    return tensor.ndim >= 2 and not parts[-1].endswith(("bias", "log_rate")) and "embed" not in parts
+    if tensor.ndim < 2 or parts[-1].endswith(("bias", "log_rate")):
+        return False
+    return "embed" not in parts
 
 
 class MasterAdamW:
@@ -40,24 +43,34 @@ class MasterAdamW:
     def __init__(self, model: nn.Module, *, dtype: DType = "fp32", betas: tuple[float, float] = (0.9, 0.95),
                  eps: float = 1e-8, weight_decay: float = 0.1) -> None:
         model.zero_grad(set_to_none=True)
-        before = {n: p.detach() for n, p in model.named_parameters()}
-        model.cast(torch.bfloat16 if dtype == "bf16" else torch.float32)  # type: ignore[operator]
-        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        before = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        compute = torch.bfloat16 if dtype == "bf16" else torch.float32
+        model.cast(compute)  # type: ignore[operator]
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self._parameters:
             raise MixwellError("the model has no parameter to train; set requires_grad on some.")
-        self._masters = {n: p if p.dtype == torch.float32 else nn.Parameter(before[n].float())
-                         for n, p in self._parameters.items()}
-        self._handles = [p.register_post_accumulate_grad_hook(_adder(self._masters[n]))
-                         for n, p in self._parameters.items() if p is not self._masters[n]]
+        self._masters: dict[str, nn.Parameter] = {}
+        self._low: list[str] = []  # names of the parameters that have a master apart from themselves
+        self._handles = []
+        for name, parameter in self._parameters.items():
+            self._masters[name] = parameter
+            if parameter.dtype != torch.float32:
+                master = nn.Parameter(before[name].float())
+                self._masters[name] = master
+                self._low.append(name)
+                handle = parameter.register_post_accumulate_grad_hook(_adder(master))
+                self._handles.append(handle)
         self._moments: dict[str, dict[str, Tensor]] = {}
         self._betas, self._eps, self._weight_decay = betas, eps, weight_decay
 
     def grad_norm(self) -> Tensor:
         """Global L2 norm of the gradients gathered since the last step, a float32 scalar."""
-        grads = [m.grad for m in self._masters.values() if m.grad is not None]
+        masters = self._masters.values()
+        grads = [master.grad for master in masters if master.grad is not None]
         if not grads:
             raise MixwellError("no gradient has been computed since the last step; call backward() first.")
-        return torch.stack(torch._foreach_norm(grads)).norm()
+        norms = torch._foreach_norm(grads)
+        return torch.stack(norms).norm()
 
     @torch.no_grad()
     def step(self, lr: float, norm: float = 0.0, clip: float = 0.0) -> None:
@@ -66,37 +79,44 @@ class MasterAdamW:
         norm: what `grad_norm` gave; where it is above `clip` (0 = off), the gradients count clip / norm times.
         A parameter that got no gradient since the last step stays as it is, moments included.
         """
-        names = [name for name, master in self._masters.items() if master.grad is not None]
-        for name in set(names) - set(self._moments):
-            master = self._masters[name]
-            self._moments[name] = {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master),
-                                   "step": torch.zeros((), device=master.device)}
-        for decay, wanted in ((self._weight_decay, True), (0.0, False)):
-            self._update([n for n in names if decays(n, self._masters[n]) == wanted], lr, decay,
-                         norm / clip if 0 < clip < norm else 1.0)
-        for name in names:
-            self._masters[name].grad = None
+        shrink = norm / clip if 0 < clip < norm else 1.0
+        pulled: list[str] = []
+        free: list[str] = []
+        for name, master in self._masters.items():
+            if master.grad is None:
+                continue
+            names = pulled if decays(name, master) else free
+            names.append(name)
+            if name not in self._moments:
+                self._moments[name] = _fresh_moments(master)
+        self._update(pulled, lr, self._weight_decay, shrink)
+        self._update(free, lr, 0.0, shrink)
+        for master in self._masters.values():
+            master.grad = None
         self._copy_back()
 
     def _update(self, names: list[str], lr: float, decay: float, shrink: float) -> None:
         """One fused step of `names`, their gradients divided by `shrink`."""
         if not names:
             return
-        masters: list[Tensor] = [self._masters[n] for n in names]
-        grads = [m.grad for m in masters if m.grad is not None]
-        first, second, steps = ([self._moments[n][kind] for n in names] for kind in ("exp_avg", "exp_avg_sq", "step"))
+        masters: list[Tensor] = [self._masters[name] for name in names]
+        grads = [master.grad for master in masters if master.grad is not None]
+        moments = [self._moments[name] for name in names]
+        first, second, steps = ([moment[kind] for moment in moments] for kind in MOMENTS)
         torch._foreach_add_(steps, 1)
+        beta1, beta2 = self._betas
+        scale = None if shrink == 1.0 else torch.tensor(shrink, device=masters[0].device)
         torch._fused_adamw_(
-            masters, grads, first, second, [], steps, lr=lr, beta1=self._betas[0], beta2=self._betas[1],
-            weight_decay=decay, eps=self._eps, amsgrad=False, maximize=False,
-            grad_scale=None if shrink == 1.0 else torch.tensor(shrink, device=masters[0].device))
+            masters, grads, first, second, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=decay,
+            eps=self._eps, amsgrad=False, maximize=False, grad_scale=scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state by name: `master.<parameter>`, `exp_avg.`, `exp_avg_sq.` and `step.<parameter>`."""
         result: dict[str, Tensor] = {}
         for name, master in self._masters.items():
             result[f"master.{name}"] = master.detach()
-            result |= {f"{kind}.{name}": value for kind, value in self._moments.get(name, {}).items()}
+            moments = self._moments.get(name, {})
+            result |= {f"{kind}.{name}": value for kind, value in moments.items()}
         return result
 
     @torch.no_grad()
@@ -110,8 +130,9 @@ class MasterAdamW:
                                    "resume with the model that it was saved from.")
             master.copy_(value)
             if f"step.{name}" in tensors:
-                self._moments[name] = {kind: tensors[f"{kind}.{name}"].to(master.device, torch.float32, copy=True)
-                                       for kind in ("exp_avg", "exp_avg_sq", "step")}
+                saved = {kind: tensors[f"{kind}.{name}"] for kind in MOMENTS}
+                self._moments[name] = {kind: value.to(master.device, torch.float32, copy=True)
+                                       for kind, value in saved.items()}
         self._copy_back()
 
     def release(self) -> None:
@@ -122,9 +143,16 @@ class MasterAdamW:
             master.grad = None
 
     def _copy_back(self) -> None:
-        low = [n for n, m in self._masters.items() if m is not self._parameters[n]]
-        if low:
-            torch._foreach_copy_([self._parameters[n].data for n in low], [self._masters[n].data for n in low])
+        if not self._low:
+            return
+        parameters = [self._parameters[name].data for name in self._low]
+        masters = [self._masters[name].data for name in self._low]
+        torch._foreach_copy_(parameters, masters)
+
+
+def _fresh_moments(master: Tensor) -> dict[str, Tensor]:
+    zeros = torch.zeros_like(master), torch.zeros_like(master), torch.zeros((), device=master.device)
+    return dict(zip(MOMENTS, zeros))
 
 
 def _adder(master: nn.Parameter) -> Callable[[Tensor], None]:

@@ -49,9 +49,10 @@ class Sampler:
         self.data, self.batch_size, self.seq_len, self.seed = data, batch_size, seq_len, seed
         self.rank, self.world_size = rank, world_size
         self.weights = _shares(data, weights)
-        self._windows = {d: _num_windows(data, d, seq_len) for d, share in self.weights.items() if share}
-        self._drawn = dict.fromkeys(self._windows, 0)
-        self._streams = {d: data.tokens(d, "train") for d in self._windows}
+        read = [domain for domain, share in self.weights.items() if share]
+        self._windows = {domain: _num_windows(data, domain, seq_len) for domain in read}
+        self._streams = {domain: data.tokens(domain, "train") for domain in read}
+        self._drawn = dict.fromkeys(read, 0)
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # of the epoch each domain is in
 
     def batch(self) -> Batch:
@@ -59,33 +60,53 @@ class Sampler:
         rows, domains = [], []
         for row in range(self.batch_size):
             domain, start = self._next()
-            if row % self.world_size == self.rank:
-                rows.append(self._streams[domain][start : start + self.seq_len + 1])
-                domains.append(self.data.domains.index(domain))
-        window_BT = torch.from_numpy(np.stack(rows).astype(np.int64))
-        return Batch(window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous(), torch.tensor(domains))
+            if row % self.world_size != self.rank:
+                continue
+            end = start + self.seq_len + 1
+            stream = self._streams[domain]
+            rows.append(stream[start:end])
+            domains.append(self.data.domains.index(domain))
+        ids = np.stack(rows).astype(np.int64)
+        window_BS = torch.from_numpy(ids)
+        tokens_BT = window_BS[:, :-1].contiguous()
+        targets_BT = window_BS[:, 1:].contiguous()
+        return Batch(tokens_BT, targets_BT, torch.tensor(domains))
 
     def _next(self) -> tuple[str, int]:
         """The next window: its domain and where it starts."""
         total = sum(self._drawn.values()) + 1
-        domain = max(self._drawn, key=lambda d: self.weights[d] * total - self._drawn[d])
+
+        def behind(domain: str) -> float:
+            return self.weights[domain] * total - self._drawn[domain]
+
+        domain = max(self._drawn, key=behind)
         epoch, place = divmod(self._drawn[domain], self._windows[domain])
         self._drawn[domain] += 1
-        return domain, int(self._order(domain, epoch)[place]) * self.seq_len
+        window = int(self._order(domain, epoch)[place])
+        return domain, window * self.seq_len
 
     def _order(self, domain: str, epoch: int) -> np.ndarray:
-        if self._orders.get(domain, (-1,))[0] != epoch:
-            draws = generator(self.seed, "sampler", domain, epoch)
-            self._orders[domain] = epoch, torch.randperm(self._windows[domain], generator=draws).numpy()
-        return self._orders[domain][1]
+        found = self._orders.get(domain)
+        if found is not None and found[0] == epoch:
+            return found[1]
+        draws = generator(self.seed, "sampler", domain, epoch)
+        order = torch.randperm(self._windows[domain], generator=draws).numpy()
+        self._orders[domain] = epoch, order
+        return order
 
     def ledger(self) -> dict[str, int]:
         """Tokens drawn so far by domain, over all ranks."""
-        return {d: self._drawn.get(d, 0) * self.seq_len for d in self.data.domains}
+        tokens = dict.fromkeys(self.data.domains, 0)
+        for domain, drawn in self._drawn.items():
+            tokens[domain] = drawn * self.seq_len
+        return tokens
 
     def epochs(self) -> dict[str, float]:
         """How often each domain's windows have been gone through."""
-        return {d: self._drawn[d] / self._windows[d] if d in self._drawn else 0.0 for d in self.data.domains}
+        epochs = dict.fromkeys(self.data.domains, 0.0)
+        for domain, drawn in self._drawn.items():
+            epochs[domain] = drawn / self._windows[domain]
+        return epochs
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data, a number a domain, from which another sampler of the same settings goes on exactly."""
@@ -93,19 +114,26 @@ class Sampler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; other data, weights, seed or window length than it was made with raise."""
+        settings, drawn = state["settings"], state["drawn"]
         for name, value in self._settings().items():
-            if state["settings"].get(name) != value:
-                raise MixwellError(f"the sampler's state was made with {name} {state['settings'].get(name)}, and this "
-                                   f"one has {value}; resume with the same settings, or start afresh.")
-        self._drawn = {d: int(n) for d, n in state["drawn"].items()}
+            saved = settings.get(name)
+            if saved != value:
+                raise MixwellError(f"the sampler's state was made with {name} {saved}, and this one has {value}; "
+                                   "resume with the same settings, or start afresh.")
+        self._drawn = {domain: int(count) for domain, count in drawn.items()}
 
     def _settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, "seq_len": self.seq_len, "weights": self.weights, "windows": self._windows}
+        return {
+            "seed": self.seed,
+            "seq_len": self.seq_len,
+            "weights": self.weights,
+            "windows": self._windows,
+        }
 
 
 def _shares(data: TokenData, weights: Mapping[str, float] | None) -> dict[str, float]:
     if weights is None:
-        weights = {d: data.count(d, "train") for d in data.domains}
+        weights = {domain: data.count(domain, "train") for domain in data.domains}
     for domain, weight in weights.items():
         if domain not in data.domains:
             raise MixwellError(f"weights: no domain {domain!r}.{suggest(domain, data.domains)} Known domains: "
@@ -115,7 +143,7 @@ def _shares(data: TokenData, weights: Mapping[str, float] | None) -> dict[str, f
     total = sum(weights.values())
     if not total > 0:
         raise MixwellError("weights: all are 0; expected at least one domain with a positive weight.")
-    return {d: weights.get(d, 0.0) / total for d in data.domains}
+    return {domain: weights.get(domain, 0.0) / total for domain in data.domains}
 
 
 def _num_windows(data: TokenData, domain: str, seq_len: int) -> int:

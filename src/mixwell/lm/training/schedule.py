@@ -19,7 +19,9 @@ def learning_rate(progress: float, *, peak: float, floor: float = 0.0, warmup: f
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup:
         return peak * progress / warmup
-    if decay and progress > 1.0 - decay:
-        u = (progress - (1.0 - decay)) / decay
-        return floor + (peak - floor) * (1.0 - (math.sqrt(u) if shape == "1-sqrt" else u))
-    return peak
+    begin = 1.0 - decay
+    if not decay or progress <= begin:
+        return peak
+    u = (progress - begin) / decay
+    fallen = math.sqrt(u) if shape == "1-sqrt" else u
+    return floor + (peak - floor) * (1.0 - fallen)

@@ -44,6 +44,7 @@ def load(folder: Path) -> tuple[dict[str, Any], LazyTensors] | None:
 def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
     """Raise where a saved run was made with other settings, naming the first that differs."""
     for key in sorted({*found, *expected}):
-        if found.get(key) != expected.get(key):
-            raise MixwellError(f"{folder} holds a run with {key} {found.get(key)!r}, and this one has "
-                               f"{expected.get(key)!r}; use another folder, or remove that one to start afresh.")
+        saved, own = found.get(key), expected.get(key)
+        if saved != own:
+            raise MixwellError(f"{folder} holds a run with {key} {saved!r}, and this one has {own!r}; use another "
+                               "folder, or remove that one to start afresh.")

@@ -92,9 +92,9 @@ def model_folder(stage_folder: Path) -> Path:
 
 def read_model(job: Job, role: str = "model") -> Checkpoint:
     """The checkpoint behind `role`, with the run's tokenizer where the checkpoint has none of its own."""
-    from mixwell.lm import checkpoint
+    from mixwell.lm import folder as folders
 
-    found = checkpoint.read(model_folder(job.inputs[role]))
+    found = folders.read(model_folder(job.inputs[role]))
     if "tokenizer.json" in found.files or "tokenizer" not in job.inputs:
         return found
     return with_tokenizer(found, job.inputs["tokenizer"])

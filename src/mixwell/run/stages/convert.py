@@ -13,7 +13,8 @@ from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.receipts import Receipt
 from mixwell.core.rng import generator
-from mixwell.lm import checkpoint, receipt
+from mixwell.lm import folder as folders
+from mixwell.lm import receipt
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.run.stages._parts import Job, Stage, read_model
@@ -51,7 +52,7 @@ def run_convert(job: Job) -> dict[str, Any]:
     after, weighed = converted(before, stage.method, stage.config, stage.seed, tokens_BT)
     job.progress(0.8, "write")
     record = job.record(tokens=tokens_BT.numel(), receipt=weighed.to_dict())
-    checkpoint.write(after.derive(record=record), job.folder / "model")
+    folders.write(after.derive(record=record), job.folder / "model")
     return {**describe(LanguageModel.from_checkpoint(after)), "receipt": weighed.to_dict()}
 
 

@@ -11,9 +11,9 @@ import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
-from mixwell.lm import checkpoint
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
+from mixwell.lm.model import load
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run.stages._parts import Job, model_folder
 
@@ -57,7 +57,7 @@ class SampleConfig:
 
 def weigh(model: Path, shards: Path, config: EvaluateConfig) -> dict[str, Any]:
     """Bits per byte by domain and expert load of the model in a folder, as plain data."""
-    found = evaluate(checkpoint.load(model), TokenData.open(shards), max_tokens=config.max_tokens,
+    found = evaluate(load(model), TokenData.open(shards), max_tokens=config.max_tokens,
                      batch_size=config.batch_size, seq_len=config.seq_len)
     return asdict(found)
 
@@ -70,7 +70,7 @@ def run_evaluate(job: Job) -> dict[str, Any]:
 def run_sample(job: Job) -> dict[str, Any]:
     """Continue every prompt."""
     config = job.stage.config
-    model = checkpoint.load(model_folder(job.inputs["model"]))
+    model = load(model_folder(job.inputs["model"]))
     tokenizer = Tokenizer.load(job.inputs["tokenizer"])
     prompts = list(config.prompts) or _beginnings(TokenData.open(job.inputs["tokens"] / "shards"), tokenizer)
     draws, samples = generator(job.stage.seed, "sample"), []

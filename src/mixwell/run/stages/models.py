@@ -16,9 +16,9 @@ from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file
 from mixwell.core.rng import generator
-from mixwell.lm import checkpoint
+from mixwell.lm import folder as folders
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.model import LanguageModel
+from mixwell.lm.model import LanguageModel, load
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run.paths import find_model
 from mixwell.run.stages._parts import Job, Stage, with_tokenizer
@@ -89,7 +89,7 @@ def run_build(job: Job) -> dict[str, Any]:
                            "leave it out, or give at least as many.")
     model = LanguageModel(config, generator(job.stage.seed, "build"))
     made = with_tokenizer(model.to_checkpoint(), job.inputs["tokenizer"])
-    checkpoint.write(made.derive(record=job.record()), job.folder / "model")
+    folders.write(made.derive(record=job.record()), job.folder / "model")
     return describe(model)
 
 
@@ -139,7 +139,7 @@ def _digest_once(file: Path, size: int, changed_ns: int) -> str:
 def run_load(job: Job) -> dict[str, Any]:
     """Read the model once, so that a damaged one is refused here; its folder stays where it is."""
     path = Path(job.stage.config.path).resolve()
-    model, tokenizer = checkpoint.load(path), Tokenizer.load(job.inputs["tokenizer"])
+    model, tokenizer = load(path), Tokenizer.load(job.inputs["tokenizer"])
     if model.tokenizer is not None and model.tokenizer.digest != tokenizer.digest:
         raise MixwellError(f"{path} has a tokenizer of its own, and the run uses another; leave `tokenizer` out of the "
                            "recipe, or give this model a run of its own.")
@@ -151,4 +151,4 @@ def run_load(job: Job) -> dict[str, Any]:
 
 def load_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
     """The model itself."""
-    return checkpoint.read(stage.config.path)
+    return folders.read(stage.config.path)

@@ -11,7 +11,7 @@ from mixwell.core import units
 from mixwell.core.config import from_dict
 from mixwell.core.files import digest
 from mixwell.core.machine import hold_memory
-from mixwell.lm import checkpoint
+from mixwell.lm import folder as folders
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import METRICS, TrainConfig, train
@@ -53,7 +53,7 @@ def run_train(job: Job) -> dict[str, Any]:
         share, f"loss {info['loss_nats']:.3f}"))
     after = model.to_checkpoint()
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed)
-    checkpoint.write(replace(after, lineage=before.lineage, files=before.files).derive(record=record),
+    folders.write(replace(after, lineage=before.lineage, files=before.files).derive(record=record),
                      job.folder / "model")
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
     return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,

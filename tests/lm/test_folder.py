@@ -12,7 +12,8 @@ import mixwell
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
-from mixwell.lm import checkpoint as folders
+from mixwell.lm import folder as folders
+from mixwell.lm import weights
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.hf.config import comparable, model_type_of
 from mixwell.lm.model import LanguageModel
@@ -113,7 +114,7 @@ def test_types_follow_the_file_the_machine_or_the_wish(tmp_path, monkeypatch):
         assert model.dtype == model.embed.weight.dtype == wanted
         assert model(TOKENS).logits_BTV.dtype == torch.promote_types(wanted, torch.float32)
     for fast in (torch.bfloat16, torch.float32):  # what the machine at hand is found to be quick in
-        monkeypatch.setattr(folders, "compute_dtype", lambda fast=fast: fast)
+        monkeypatch.setattr(weights, "compute_dtype", lambda fast=fast: fast)
         assert mixwell.load(folder).dtype == fast
     assert mixwell.load(folder).norm.weight.dtype == torch.float32
     with pytest.raises(MixwellError, match="dtype 'int4' is not known; expected auto, fp32"):

@@ -8,15 +8,14 @@ not zero on held-out text. Against it: a share that is no lower, or bits per byt
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixwell.claims._judging import no_worse, provided
+from mixwell.claims._judging import at_no_more_bits
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import Seen, bits, probe
+from mixwell.claims.language import Seen, bits, layers, over_layers
 from mixwell.core.evidence import Evidence, weigh
 
 TOKENS = 150_000
@@ -26,15 +25,15 @@ TOKENS = 150_000
 def share(seen: Seen, up_EFD: Tensor) -> float:
     """Share of the chosen experts' hidden units that are above zero."""
     hidden = torch.einsum("td,efd->tef", seen.hidden_TD.float(), up_EFD.float())
-    active = (hidden > 0).float().mean(2).gather(1, seen.mixed.routing.indices_TK)
-    return float(active.mean())
+    active = (hidden > 0).float().mean(2)
+    chosen = active.gather(1, seen.mixed.routing.indices_TK)
+    return float(chosen.mean())
 
 
 def shares(bench: Bench, arch: dict[str, Any], weight: str) -> list[float]:
     """The same, mean over layers, from each seed."""
-    return [statistics.fmean(share(seen, getattr(seen.mixer, weight))
-                             for seen in probe(bench, bench.train(arch, seed, tokens=TOKENS).model))
-            for seed in bench.seeds]
+    runs = layers(bench, arch, TOKENS)
+    return over_layers(runs, lambda seen: share(seen, getattr(seen.mixer, weight)))
 
 
 def claim(bench: Bench) -> Evidence:
@@ -46,5 +45,4 @@ def claim(bench: Bench) -> Evidence:
                      "share of the chosen experts' hidden units above zero", shares(bench, sparse, "up_proj"),
                      shares(bench, learned, "key_proj"))
     ours, theirs = bits(bench, sparse, TOKENS), bits(bench, learned, TOKENS)
-    return provided(evidence, no_worse(ours, theirs, 0.01), "Its bits per byte are more than 1 % higher.",
-                    method_bits=ours, baseline_bits=theirs)
+    return at_no_more_bits(evidence, ours, theirs, margin=0.01)

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
@@ -23,14 +24,16 @@ def digits(seed: int) -> tuple[Tensor, Tensor]:
     """Binary pixels (1198, 64) to learn from, and (599, 64) to test on."""
     from sklearn.datasets import load_digits
 
-    x = (torch.from_numpy(load_digits().data) > 7).float()
-    x = x[torch.randperm(len(x), generator=generator(seed, "split"))]
+    grey = torch.from_numpy(load_digits().data)
+    order = torch.randperm(len(grey), generator=generator(seed, "split"))
+    x = (grey > 7).float()[order]
     return x[:1198], x[1198:]
 
 
-def bits(log_prob_N: Tensor, features: int) -> float:
-    """Mean bits a feature."""
-    return -float(log_prob_N.mean()) / features / math.log(2)
+def bits(log_prob_N: Tensor) -> float:
+    """Mean bits a pixel."""
+    nats = -float(log_prob_N.mean())
+    return nats / 64 / math.log(2)
 
 
 def both(seed: int) -> tuple[float, float]:
@@ -44,12 +47,13 @@ def both(seed: int) -> tuple[float, float]:
     for _ in range(60):
         circuit, _ = circuit.em_step(x.double(), smoothing=0.01)
     with torch.no_grad():
-        return bits(model(fresh), 64), bits(circuit.log_prob(fresh.double()), 64)
+        ours = model(fresh)
+    return bits(ours), bits(circuit.log_prob(fresh.double()))
 
 
 def claim(bench: Bench) -> Evidence:
     """Held-out bits a pixel of the compiled circuit against EM's."""
-    ours, theirs = zip(*(both(seed) for seed in bench.seeds))
+    ours, theirs = series(bench, both)
     return weigh("Circuits compiled from integral circuits beat the same circuits learnt by EM.",
                  "held-out bits a pixel", ours, theirs,
                  note="The nets had 250 steps of Adam, far fewer than the paper's.")

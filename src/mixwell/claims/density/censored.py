@@ -1,4 +1,11 @@
-"""Censored mixtures: moments that know of the censoring find means that a fit to what was seen does not."""
+"""Censored mixtures: moments that know of the censoring find means that a fit to what was seen does not.
+
+Paper: Learning Mixtures of Gaussians with Censored Data.
+Tried: 500,000 rows of two Gaussians of variance 1, 40 % of them around -0.5 and the rest around 2, of which only those
+above zero are seen; largest error of the two means, moments of eight terms that know of the censoring against the same
+moments that take S for the whole line. Beside it, at 2,000 rows: moments of six terms, and EM. Against it: an error
+that is no smaller.
+"""
 
 from __future__ import annotations
 

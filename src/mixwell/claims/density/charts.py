@@ -5,8 +5,9 @@ Tried: 2,000 points of the unit circle with noise 0.01; two charts against one w
 seeding, 1,000 of training and 250 of overlap each (lr 1e-3, three coupling blocks, else the paper's settings). Of 2,000
 samples the largest gap in angle and the mean distance to the circle; both must be smaller. Beside them 64 inverse
 problems y = G x with x on the circle, from 64 random starts, 60 steps of descent: median residual |G x - y| at the
-start, after 20 and at the end, the share solved (below 0.05), and the mean distance to the circle at the end.
-In a first run descent could step past the ends of a chart (0.87 solved, 0.036 off the circle); it no longer can.
+start, after 20 and at the end, the share solved (below 0.05), and the mean distance to the circle at the end. In a
+first run descent could step past the ends of a chart (0.87 solved, 0.036 off the circle); it no longer can. Against it:
+a gap or a distance that is no smaller.
 """
 
 from __future__ import annotations

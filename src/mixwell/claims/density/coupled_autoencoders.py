@@ -4,7 +4,7 @@ Paper: Mixture Representation Learning with Coupled Autoencoders.
 Tried: scikit-learn's digits in quarters of a grey level range of 16, so that their variance in nats is that of MNIST in
 [0, 1]; ten categories, ten state dimensions, every copy turned, scaled and shifted a little at random; accuracy under
 the best matching after 2000 steps of both, with the same nets (two arms cost twice as much a step). Also in the values:
-a Gaussian mixture on the same rows, and how often the two arms agree.
+a Gaussian mixture on the same rows, and how often the two arms agree. Against it: an accuracy that is no higher.
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""Distributed mixture of experts: as good as the central fit, in a tenth of the time."""
+"""Distributed mixture of experts: as good as the central fit, in a tenth of the time.
+
+Paper: Distributed Learning of Mixtures of Experts.
+Tried: 16,000 rows of four linear experts under softmax gates of two columns, two starts; sixteen shards reduced by
+transport against the central fit: time of the central fit over the slowest shard's and the reduction's, and nats a row
+that are lost on 4,000 fresh rows. Against it: a ratio of ten or less with any seed, or 0.01 nats or more lost on
+average.
+"""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@ Paper: Distribution Transformers: Fast Approximate Bayesian Inference With On-Th
 Tried: theta on a line, priors of three Gaussians drawn anew for every problem (even Dirichlet weights, means of
 standard deviation 2, scales 0.2 to 1.5), one to five points of noise 2; KL(exact || q) by quadrature on 500 unseen
 priors, after about twenty seconds of training on one core, against 0.05 nats. The values hold the same for the prior
-itself, for the conjugate posterior of one Gaussian with the prior's moments, and for the best single Gaussian;
-KL(exact || q) where the points come one by one and each posterior is the next prior, and KL(batch || one by one);
-and milliseconds a posterior, one alone and in a batch of 500. The note has our residual outputs with one seed.
+itself, for the conjugate posterior of one Gaussian with the prior's moments, and for the best single Gaussian; KL(exact
+|| q) where the points come one by one and each posterior is the next prior, and KL(batch || one by one); and
+milliseconds a posterior, one alone and in a batch of 500. The note has our residual outputs with one seed. Against it:
+a mean divergence of 0.05 nats or more.
 """
 
 from __future__ import annotations

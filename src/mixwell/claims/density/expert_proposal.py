@@ -2,7 +2,8 @@
 
 Paper: Adaptive sequential Monte Carlo by means of mixture of experts.
 Tried: 30 steps of a walk of which only the noisy square is seen, 500 particles; share of effective particles, mean over
-the series, with two fitted experts against proposals from the transition (the bootstrap filter).
+the series, with two fitted experts against proposals from the transition (the bootstrap filter). Against it: a share
+that is no higher.
 """
 
 from __future__ import annotations

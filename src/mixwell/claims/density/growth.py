@@ -1,4 +1,11 @@
-"""Growth mixture of experts: estimates without bias, and intervals that cover."""
+"""Growth mixture of experts: estimates without bias, and intervals that cover.
+
+Paper: Extending Mixture of Experts Model to Investigate Heterogeneity of Trajectories: When, Where and How to Add Which
+Covariates.
+Tried: 300 people at ten waves in two classes, whose curves bend at waves 4 and 5.5, under a gate of slope 2, four data
+sets a seed; errors of both knots and of the gate's slope in standard errors, and whether nominal 95 % intervals cover.
+Against it: coverage more than 5 points from 95 %, or a mean error of half a standard error or more.
+"""
 
 from __future__ import annotations
 

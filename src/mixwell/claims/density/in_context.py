@@ -1,4 +1,11 @@
-"""Transformers learn regression mixtures: their predictions lie nearer the optimal ones than ridge regression's do."""
+"""Transformers learn regression mixtures: their predictions lie nearer the optimal ones than ridge regression's do.
+
+Paper: Transformers can optimally learn regression mixture models.
+Tried: five linear tasks in four dimensions, noise 0.5, prompts of eight pairs; a transformer after 1,000 steps of 48
+prompts, mean squared error over all positions of 1,000 fresh ones against ridge regression on the pairs before. Beside
+it: the optimal predictions (exponential weights), and the squared distance to them over that to ridge's. Against it: an
+error that is no smaller.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Incremental mixtures: on precision matrices the time of a row grows with the square of the columns, not the cube."""
+"""Incremental mixtures: on precision matrices the time of a row grows with the square of the columns, not the cube.
+
+Paper: A Fast Incremental Gaussian Mixture Model.
+Tried: one component in 64 to 512 columns that takes row after row, the least time a row of three rounds of four; slope
+of log time against log columns, updates of the precision matrix against updates of the covariance, which is inverted.
+Against it: a slope that is no smaller.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Modes of kernel densities: a search in a few random dimensions finds nearly the full search's density."""
+"""Modes of kernel densities: a search in a few random dimensions finds nearly the full search's density.
+
+Paper: Dimensionality Reduction for General KDE Mode Finding.
+Tried: 300 points around five centres in 500 dimensions, Gaussian and logistic kernels of bandwidth 6, twenty starts;
+density at the mode that is found in 23 random dimensions (4 log n) and lifted, over that at the mode of mean shift in
+all dimensions, mean of both kernels, against nine tenths. How many times as fast it is stands in the note. Against it:
+a share of nine tenths or less.
+"""
 
 from __future__ import annotations
 

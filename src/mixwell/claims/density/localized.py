@@ -1,4 +1,10 @@
-"""Localised mixture of experts: the slope heuristic finds the number of experts more often than the likelihood does."""
+"""Localised mixture of experts: the slope heuristic finds the number of experts more often than the likelihood does.
+
+Paper: A non-asymptotic approach for model selection via penalization in high-dimensional mixture of experts models.
+Tried: 400 rows of three linear experts with inputs around -4, 0 and 4, one to eight experts fitted; share of data sets
+(four a seed) on which three are chosen, by the slope heuristic against the likelihood alone. Beside it: BIC. Against
+it: a share that is no higher.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Mixtures of Markov chains: a spectral start finds the chains that EM from random starts misses."""
+"""Mixtures of Markov chains: a spectral start finds the chains that EM from random starts misses.
+
+Paper: Learning Mixtures of Markov Chains and MDPs.
+Tried: 300 walks of 60 steps from three chains on eight states, 60 % of whose rows are alike; share of walks in the
+right cluster under the best matching, mean of three data sets, EM from the spectral start against EM from a random one.
+Against it: a share that is no higher.
+"""
 
 from __future__ import annotations
 

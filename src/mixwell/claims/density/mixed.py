@@ -1,4 +1,10 @@
-"""Mixed mixture of experts: random effects in gates and experts describe groups that plain experts cannot."""
+"""Mixed mixture of experts: random effects in gates and experts describe groups that plain experts cannot.
+
+Paper: Mixture of experts models for multilevel data: modelling framework and approximation theory.
+Tried: 30 groups of ten rows on a bent line whose level and slope both move with the group; nats a row on 15 fresh
+groups, experts and gates with random effects against the better, with each seed, of experts without effects and of one
+expert with them. Against it: a loss that is no smaller.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ Paper: Gaussian Mixture Convolution Networks.
 Tried: scikit-learn's 1797 digits of 8 x 8, each fitted by EM on its pixels with 16 components that start at pixels
 drawn by their ink; 800 train, 997 test. The net has 4 channels of 8 components after its first layer, 4 Gaussians in a
 kernel of radius 1, and learns for 8 epochs. Baseline: logistic regression on the 96 standardised parameters, components
-sorted into four rows and each row from left to right; in the values also a perceptron of 64 units on the same.
+sorted into four rows and each row from left to right; in the values also a perceptron of 64 units on the same. Against
+it: an accuracy that is no higher.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""Multinomial experts: a transformed gate restores fast estimates where an expert's slopes vanish."""
+"""Multinomial experts: a transformed gate restores fast estimates where an expert's slopes vanish.
+
+Paper: A General Theory for Softmax Gating Multinomial Logistic Mixture of Experts.
+Tried: two classes by one column from two experts, the first without slopes, fitted with three experts to 500, 2,000 and
+8,000 rows, two data sets each; slope of log Voronoi loss against log rows, data and fit with a gate on tanh of the
+column against data and fit with a gate on the column. Against it: a slope that is no steeper.
+"""
 
 from __future__ import annotations
 

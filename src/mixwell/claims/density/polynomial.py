@@ -1,4 +1,9 @@
-"""Convergence rates: the best number of experts grows with the sample."""
+"""Convergence rates: the best number of experts grows with the sample.
+
+Paper: Convergence Rates for Mixture-of-Experts.
+Tried: a sine of one column with noise 0.2; of 1, 2, 3, 4, 6 and 8 linear experts the number with the least loss on
+4,000 fresh rows, from 3,000 rows against from 100 (mean of three data sets). Against it: a number that is no larger.
+"""
 
 from __future__ import annotations
 

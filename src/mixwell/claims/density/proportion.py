@@ -1,4 +1,10 @@
-"""Mixture proportion: resampling corrects estimators where the rest of the mixture holds the component."""
+"""Mixture proportion: resampling corrects estimators where the rest of the mixture holds the component.
+
+Paper: Mixture Proportion Estimation Beyond Irreducibility.
+Tried: 1,500 rows of which 30 % are of the component and 30 % of the rest look like it, and 1,500 rows of the component;
+absolute error of the share, mean of three data sets and of two base estimators (roc, kernel) on 150 rows at most, with
+resampling by the exact posterior against without. Against it: an error that is no smaller.
+"""
 
 from __future__ import annotations
 

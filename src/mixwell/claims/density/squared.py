@@ -3,7 +3,8 @@
 Paper: Subtractive Mixture Models via Squaring: Representation and Learning.
 Tried: 2,000 points on a ring of radius 1 with noise 0.1, two Gaussian components as in the paper's first figure, 600
 steps of Adam from the same start; negative log-likelihood on fresh points, real weights squared against added positive
-weights. Beside it: squares of positive weights, and all of them with eight components.
+weights. Beside it: squares of positive weights, and all of them with eight components. Against it: a loss that is no
+smaller.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Paper: Integrating Document Clustering and Topic Modeling.
 Tried: 200 documents of 60 words drawn from the model (four clusters with three topics each, three global topics, a
 vocabulary of 200, half of the words global); normalised mutual information of the clusters, against k-means on the
-topic proportions of scikit-learn's latent Dirichlet allocation with as many topics (15).
+topic proportions of scikit-learn's latent Dirichlet allocation with as many topics (15). Against it: an information
+that is no higher.
 """
 
 from __future__ import annotations

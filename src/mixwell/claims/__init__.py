@@ -35,9 +35,12 @@ class Claim:
 
 def names() -> list[str]:
     """The names of all claims, sorted."""
-    files = (path for path in ROOT.glob("*/*.py") if not path.name.startswith("_"))
-    inside = (path.relative_to(ROOT).with_suffix("") for path in files)
-    return sorted(".".join(path.parts) for path in inside)
+    found = []
+    for path in ROOT.glob("*/*.py"):
+        if not path.name.startswith("_"):
+            inside = path.relative_to(ROOT).with_suffix("")
+            found.append(".".join(inside.parts))
+    return sorted(found)
 
 
 def claims(prefix: str = "") -> tuple[Claim, ...]:

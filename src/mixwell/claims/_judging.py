@@ -60,7 +60,10 @@ def at_no_more_bits(evidence: Evidence, ours: Sequence[float], theirs: Sequence[
 
 
 def _more(margin: float) -> str:
-    return f"more than {100 * margin:.0f} % " if margin else ""
+    if not margin:
+        return ""
+    per_cent = 100 * margin
+    return f"more than {per_cent:.0f} % "
 
 
 def matched_accuracy(labels: np.ndarray, found: np.ndarray) -> float:

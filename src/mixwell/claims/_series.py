@@ -30,7 +30,10 @@ def series(bench: Bench, measure: Callable[..., Sequence[Any]], *arguments: Any)
 
 def by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Rows with the same names turned: a list for each name."""
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    found: dict[str, list[Any]] = {}
+    for name in rows[0]:
+        found[name] = [row[name] for row in rows]
+    return found
 
 
 def mean(values: Iterable[float]) -> float:
@@ -40,7 +43,8 @@ def mean(values: Iterable[float]) -> float:
 
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean under each name of rows with the same names."""
-    return {name: mean(values) for name, values in by_name(rows).items()}
+    turned = by_name(rows)
+    return {name: mean(values) for name, values in turned.items()}
 
 
 def best(paired: Iterable[Sequence[float]], choose: Callable[[Iterable[float]], float] = min) -> list[float]:

@@ -72,12 +72,14 @@ class Bench:
         mixer: dict[str, Any] = default | dict(channel_mixer or {})
         if mixer["method"].endswith("swiglu"):
             mixer = {name: mixer[name] for name in ("method", "hidden_dim")}
-        decoder = {"vocab_size": VOCAB_SIZE, "dim": 64, "num_layers": 2, "num_heads": 4}
-        return decoder | {"channel_mixer": mixer} | changes
+        sizes = {"vocab_size": VOCAB_SIZE, "dim": 64, "num_layers": 2, "num_heads": 4}
+        decoder = sizes | {"channel_mixer": mixer}
+        return decoder | changes
 
     def train(self, arch: Mapping[str, Any], seed: int, *, tokens: int = 300_000, **options: Any) -> Trained:
         """Train a fresh model of `arch` on the bench's data; `options` go to `TrainConfig`."""
-        settings = {"tokens": tokens, "batch_size": 32, "seq_len": 64, "lr": 4e-3, "seed": seed} | options
+        usual = {"tokens": tokens, "batch_size": 32, "seq_len": 64, "lr": 4e-3, "seed": seed}
+        settings = usual | options
         key = digest({"arch": arch, "settings": settings})
         if key not in self._trained:
             self._trained[key] = self._train(arch, seed, settings, key)

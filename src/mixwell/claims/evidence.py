@@ -70,14 +70,18 @@ def _place(entry: Mapping[str, Any]) -> str:
 
 def tally(entries: Claims) -> str:
     """`12 claims: 8 held, 3 did not hold, 1 not testable here.`"""
-    outcomes = [entry["outcome"] for entry in entries.values()]
-    counts = {outcome: outcomes.count(outcome) for outcome in OUTCOMES}
-    parts = [f"{count} {outcome}" for outcome, count in counts.items() if count]
-    return f"{_counted(len(entries), 'claim')}: {', '.join(parts)}."
+    found = [entry["outcome"] for entry in entries.values()]
+    parts = []
+    for outcome in OUTCOMES:
+        if count := found.count(outcome):
+            parts.append(f"{count} {outcome}")
+    number = _counted(len(entries), "claim")
+    return f"{number}: {', '.join(parts)}."
 
 
 def _counted(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+    plural = "" if count == 1 else "s"
+    return f"{count} {word}{plural}"
 
 
 def table(entries: Claims) -> str:
@@ -85,7 +89,8 @@ def table(entries: Claims) -> str:
     head = ("method", "claim", "outcome", "effect", "metric", "seeds", "time", "note")
     rule = ("---",) * len(head)
     rows = [_row(name, entry) for name, entry in entries.items()]
-    return "".join(_line(cells) for cells in (head, rule, *rows))
+    lines = map(_line, [head, rule, *rows])
+    return "".join(lines)
 
 
 def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from mixwell.core.routing import Context
 SWITCH: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}
 TOKENS = 300_000  # the bench's default, so that baselines are shared
 DEEP: Mapping[str, Any] = {"num_layers": 4}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +54,10 @@ def held_out(bench: Bench, rows: int, width: int) -> tuple[Tensor, Tensor]:
         tokens = bench.data.tokens(domain, "held")[: rows * width]
         ids = np.asarray(tokens, dtype=np.int64)
         whole = len(ids) // width
-        part = torch.from_numpy(ids[: whole * width])
+        part = torch.from_numpy(ids)[: whole * width]
         windows.append(part.view(whole, width))
-        labels.append(torch.full((whole,), label))
+        own = torch.full((whole,), label)
+        labels.append(own)
     return torch.cat(windows), torch.cat(labels)
 
 
@@ -87,11 +89,11 @@ def layers(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[
     return [probe(bench, model) for model in models(bench, arch, tokens)]
 
 
-def over_layers(runs: list[list[Seen]], measure: Callable[[Seen], float]) -> list[float]:
+def over_layers(runs: list[list[T]], measure: Callable[[T], float]) -> list[float]:
     """The mean over layers of what `measure` says of each, from each seed."""
     found = []
     for run in runs:
-        values = [measure(seen) for seen in run]
+        values = [measure(layer) for layer in run]
         found.append(statistics.fmean(values))
     return found
 

@@ -40,7 +40,9 @@ def on_circle(rng: np.random.Generator, groups: int, radius: float) -> np.ndarra
 
 def around(means_KD: np.ndarray, roots_KDE: np.ndarray, labels_N: np.ndarray, noise_NE: np.ndarray) -> np.ndarray:
     """Rows (N, D) of Gaussians: a mean and a root of the covariance for each, by standard normal noise."""
-    return means_KD[labels_N] + np.einsum("nde,ne->nd", roots_KDE[labels_N], noise_NE)
+    roots_NDE = roots_KDE[labels_N]
+    spread_ND = np.einsum("nde,ne->nd", roots_NDE, noise_NE)
+    return means_KD[labels_N] + spread_ND
 
 
 def matched_rms(squares_KK: np.ndarray) -> float:

@@ -33,7 +33,10 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def one_hot(x: np.ndarray) -> np.ndarray:
     """The columns' codes side by side."""
-    codes = [np.eye(size)[column] for size, column in zip(SIZES, x.astype(int).T)]
+    codes = []
+    for size, column in zip(SIZES, x.astype(int).T):
+        eye = np.eye(size)
+        codes.append(eye[column])
     return np.hstack(codes)
 
 

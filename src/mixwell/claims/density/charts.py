@@ -57,7 +57,8 @@ def trained(charts: int, draws: torch.Generator, seed: int) -> ChartMixture:
     noise = 0.01 * torch.randn(x.shape, generator=draws)
     config = Config(n_charts=charts, layers=3, hidden_dim=HIDDEN[charts])
     model = ChartMixture(2, config, generator(seed, "model"))
-    model.fit(x + noise, generator(seed, "train"), TRAINING)
+    order = generator(seed, "train")
+    model.fit(x + noise, order, TRAINING)
     return model
 
 

@@ -39,11 +39,11 @@ def draw(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     own = 0.2 * kernel() + 0.02 * eye
     times, values = [], []
     for i in range(45):
-        if i < 30:
-            at = irregular(rng, 0, 101, 6)
-        else:
-            at = np.r_[irregular(rng, 0, 60, 6), irregular(rng, 60, 101, 4)]
-        curve = rng.multivariate_normal(means[i % 3], own)
+        known = irregular(rng, 0, 101 if i < 30 else 60, 6)
+        ahead = [] if i < 30 else irregular(rng, 60, 101, 4)
+        at = np.array([*known, *ahead])
+        group = means[i % 3]
+        curve = rng.multivariate_normal(group, own)
         times.append(GRID[at])
         values.append(curve[at])
     return times, values

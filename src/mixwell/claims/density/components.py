@@ -52,8 +52,9 @@ def claim(bench: Bench) -> Evidence:
     """How often each criterion chooses the true number."""
     found = by_name(by_seed(bench, measure))
     bic, validated = found["bic"], found["cv"]
-    evidence = weigh("BIC finds the true number of components more often than AIC.",
-                     "share of data sets with the true number", bic, found["aic"], lower_is_better=False, note=NOTE)
     as_often = statistics.fmean(bic) >= statistics.fmean(validated)
+    evidence = weigh("BIC finds the true number of components more often than AIC.",
+                     "share of data sets with the true number", bic, found["aic"],
+                     lower_is_better=False, note=NOTE)
     return provided(evidence, as_often, "Cross-validation finds it more often.", icl=found["icl"],
                     cross_validation=validated)

@@ -48,14 +48,15 @@ def measure(seed: int) -> dict[str, Any]:
     from sklearn.datasets import load_digits
     from sklearn.mixture import GaussianMixture
 
-    digits = load_digits()
-    x = (digits.data / 4).astype(np.float32)
+    table, digit = load_digits(return_X_y=True)
+    x = (table / 4).astype(np.float32)
     shared: dict[str, Any] = {"state_dim": 10, "augment": moved, "random_state": seed}
     two = CoupledAutoencoders(n_arms=2, **shared).fit(x)
     one = CoupledAutoencoders(n_arms=1, **shared).fit(x)
     mixture = GaussianMixture(10, reg_covar=0.1, random_state=seed)
-    labels = {"ours": two.labels_, "theirs": one.labels_, "gaussian mixture": mixture.fit_predict(x)}
-    accuracies = {name: matched_accuracy(digits.target, found) for name, found in labels.items()}
+    by_mixture = mixture.fit_predict(x)
+    labels = {"ours": two.labels_, "theirs": one.labels_, "gaussian mixture": by_mixture}
+    accuracies = {name: matched_accuracy(digit, found) for name, found in labels.items()}
     return accuracies | {"arm agreement": two.agreement_}
 
 

@@ -77,7 +77,8 @@ def nmf_error(y_ND: Array, wanted_KD: Array, seed: int) -> float:
 
     model = NMF(K, max_iter=1000, random_state=seed).fit(np.maximum(y_ND, 0))
     H_KD = model.components_
-    length_K1 = np.maximum((H_KD**2).sum(1, keepdims=True), 1e-12)
+    square_K1 = (H_KD**2).sum(1, keepdims=True)
+    length_K1 = np.maximum(square_K1, 1e-12)
     scale_KK = H_KD @ wanted_KD.T / length_K1
     gap_KKD = scale_KK[:, :, None] * H_KD[:, None] - wanted_KD
     return matched_rms((gap_KKD**2).mean(-1))

@@ -66,7 +66,9 @@ def conjugate(prior: Any, data_BNX: Tensor, mask_BN: Tensor) -> Any:
 
 def on_the_line(like: Any, log_weights_BK: Tensor, means_BK: Tensor, scales_BK: Tensor) -> Any:
     """A mixture of the same kind from numbers."""
-    return type(like)(log_weights_BK, means_BK[..., None], scales_BK[..., None, None])
+    means_BKD = means_BK[..., None]
+    scales_BKDD = scales_BK[..., None, None]
+    return type(like)(log_weights_BK, means_BKD, scales_BKDD)
 
 
 def single(mixture: Any) -> Any:
@@ -82,13 +84,16 @@ def single(mixture: Any) -> Any:
 def divergence(p: Any, q: Any) -> float:
     """Mean KL(p || q) in nats, by quadrature over eight standard deviations around every component of p."""
     p, q = in_double(p), in_double(q)
-    means_BK, reach_BK = p.means_BKD[..., 0], 8 * p.cholesky_BKDD[..., 0, 0]
+    means_BK = p.means_BKD[..., 0]
+    reach_BK = 8 * p.cholesky_BKDD[..., 0, 0]
     low_B1 = (means_BK - reach_BK).amin(-1, keepdim=True)
     high_B1 = (means_BK + reach_BK).amax(-1, keepdim=True)
     width_B1 = high_B1 - low_B1
-    grid_BS = low_B1 + width_B1 * torch.linspace(0, 1, 2000, dtype=torch.float64)
-    log_p_BS, log_q_BS = p.log_prob(grid_BS[..., None]), q.log_prob(grid_BS[..., None])
-    height_BS = log_p_BS.exp() * (log_p_BS - log_q_BS)
+    share_S = torch.linspace(0, 1, 2000, dtype=torch.float64)
+    grid_BSD = (low_B1 + width_B1 * share_S)[..., None]
+    log_p_BS, log_q_BS = p.log_prob(grid_BSD), q.log_prob(grid_BSD)
+    gap_BS = log_p_BS - log_q_BS
+    height_BS = log_p_BS.exp() * gap_BS
     cell_B = width_B1[:, 0] / 1999
     return float((height_BS.sum(-1) * cell_B).mean())
 

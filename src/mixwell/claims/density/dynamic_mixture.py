@@ -92,7 +92,8 @@ class Recurrent(nn.Module):
 
     def forward(self, x_BTD: Tensor, mask_BTD: Tensor) -> Tensor:
         """(B, T, D); the columns' means are 0, so that zeros impute them."""
-        seen_BTD = torch.cat([x_BTD * mask_BTD, mask_BTD.float()], -1)
+        imputed_BTD = x_BTD * mask_BTD
+        seen_BTD = torch.cat([imputed_BTD, mask_BTD.float()], -1)
         hidden_BTD, _ = self.gru(seen_BTD)
         ahead_BTD: Tensor = self.head(hidden_BTD)
         return ahead_BTD
@@ -109,7 +110,8 @@ def recurrent(known: Series, unseen: Series, seed: int) -> float:
         ahead_BTD = model(x_BTD, mask_BTD)
         seen_BTD = mask_BTD[:, 1:]
         gap_BTD = (ahead_BTD[:, :-1] - x_BTD[:, 1:]) * seen_BTD
-        loss = gap_BTD.square().sum() / seen_BTD.sum()
+        squares = gap_BTD.square().sum()
+        loss = squares / seen_BTD.sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,9 +126,11 @@ def exact(centres_KD: Tensor, unseen: Series) -> float:
     height_BTK = emission(unseen.x_BTD, unseen.mask_BTD, centres_KD, noise_KD)
     belief_BK = torch.full((TEST, REGIMES), 1 / REGIMES)
     for height_BK in height_BTK.unbind(1):
-        after_BK = (belief_BK.log() + height_BK).softmax(-1)
+        log_BK = belief_BK.log() + height_BK
+        after_BK = log_BK.softmax(-1)
         belief_BK = after_BK @ CHAIN
-    return rmse(belief_BK @ centres_KD, unseen)
+    ahead_BD = belief_BK @ centres_KD
+    return rmse(ahead_BD, unseen)
 
 
 def tried(seed: int) -> dict[str, float]:

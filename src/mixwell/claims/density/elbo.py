@@ -34,7 +34,8 @@ PRIOR: dict[str, Any] = {"weight_concentration_prior_type": "dirichlet_distribut
 def principal(rows: int, rng: np.random.Generator, t_noise: bool = False) -> tuple[Array, Array]:
     """Rows around a subspace of three dimensions, and 4000 fresh ones."""
     square = rng.normal(size=(COLUMNS, TRUE))
-    axes = np.linalg.qr(square)[0] * SCALES
+    turn, _ = np.linalg.qr(square)
+    axes = turn * SCALES
     shape = (rows + 4000, COLUMNS)
     noise = rng.standard_t(4, shape) / np.sqrt(2) if t_noise else rng.normal(size=shape)
     scores = rng.normal(size=(len(noise), TRUE))

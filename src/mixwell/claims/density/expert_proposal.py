@@ -28,7 +28,8 @@ def observed(model: NoisyWalk, draws: torch.Generator) -> torch.Tensor:
     for step in range(30):
         x = model.draw_next(x, step, draws)
         noise = torch.randn((), generator=draws, dtype=torch.float64)
-        seen.append(x[0, 0] ** 2 + model.r * noise)
+        square = x[0, 0] ** 2
+        seen.append(square + model.r * noise)
     return torch.stack(seen)
 
 
@@ -37,8 +38,10 @@ def share(seed: int, proposal: Literal["experts", "bootstrap"]) -> float:
     model = NoisyWalk(power=2, s=2.0)
     series = observed(model, generator(seed, "series"))
     config = Config(particles=PARTICLES, proposal=proposal, fit_draws=500)
-    found = particle_filter(model, series, generator(seed, "filter"), config)
-    return float(found.effective_T.mean()) / PARTICLES
+    draws = generator(seed, "filter")
+    found = particle_filter(model, series, draws, config)
+    effective = float(found.effective_T.mean())
+    return effective / PARTICLES
 
 
 def claim(bench: Bench) -> Evidence:

@@ -32,7 +32,9 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     label = rng.integers(GROUPS, size=count)
     scores = rng.normal(size=(count, FACTORS))
     noise = rng.normal(size=(count, COLUMNS))
-    x = around(means, loadings, label, scores) + deviations[label] * noise
+    explained = around(means, loadings, label, scores)
+    own = deviations[label] * noise
+    x = explained + own
     return x[:ROWS], x[ROWS:]
 
 
@@ -40,7 +42,8 @@ def held_out(rng: np.random.Generator, seed: int) -> dict[str, float]:
     """Losses on fresh rows of one data set, and the factors that BIC chooses."""
     x, fresh = draw(rng)
     options = starts(seed)
-    fits = [MixtureOfFactorAnalysers(GROUPS, n_factors=q, **options).fit(x) for q in (1, 2, 3, 4)]
+    models = [MixtureOfFactorAnalysers(GROUPS, n_factors=q, **options) for q in (1, 2, 3, 4)]
+    fits = [model.fit(x) for model in models]
     chosen = min(fits, key=lambda model: model.bic(x))
     found = {"factors": chosen.n_factors, "analysers": -chosen.score(fresh)}
     for kind in KINDS:

@@ -34,14 +34,16 @@ def draw(rng: np.random.Generator) -> np.ndarray:
 
 def fitted(kind: Any, x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
     """Seconds of the fit and nats a row after it."""
-    precision = np.linalg.inv(np.cov(x.T))
+    covariance = np.cov(x.T)
+    precision = np.linalg.inv(covariance)
     start = {"weights_init": np.full(GROUPS, 1 / GROUPS), "means_init": means,
              "precisions_init": np.repeat(precision[None], GROUPS, 0)}
     model = kind(GROUPS, tol=0.0, max_iter=STEPS, **start)
     with quietly():  # neither converges in so many steps
         began = perf_counter()
         model.fit(x)
-        return perf_counter() - began, float(model.score(x))
+        took = perf_counter() - began
+    return took, float(model.score(x))
 
 
 def measure(seed: int) -> tuple[float, float, float]:

@@ -64,7 +64,8 @@ def decades(found: list[Tensor], truth: list[Tensor]) -> float:
     errors = []
     for ours, right in zip(found, truth):
         relative = (ours - right).norm() / right.norm()
-        errors.append(float(relative.clamp(min=1e-16).log10()))
+        decade = relative.clamp(min=1e-16).log10()
+        errors.append(float(decade))
     return max(errors)
 
 

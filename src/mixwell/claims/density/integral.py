@@ -27,7 +27,8 @@ def digits(seed: int) -> tuple[Tensor, Tensor]:
 
     grey = torch.from_numpy(load_digits().data)
     order = torch.randperm(len(grey), generator=generator(seed, "split"))
-    x = (grey > 7).float()[order]
+    inked = grey[order] > 7
+    x = inked.float()
     return x[:1198], x[1198:]
 
 
@@ -41,15 +42,18 @@ def both(seed: int) -> tuple[float, float]:
     """Bits a pixel of the integral circuit and of EM."""
     x, fresh = digits(seed)
     parent = chow_liu(x, 2)
-    model = IntegralCircuit(parent, Config(points=16, units=32), generator(seed, "model"))
-    for _ in train(model, x, steps=250, batch=256, lr=0.01, generator=generator(seed, "batches")):
+    config = Config(points=16, units=32)
+    model = IntegralCircuit(parent, config, generator(seed, "model"))
+    batches = generator(seed, "batches")
+    for _ in train(model, x, steps=250, batch=256, lr=0.01, generator=batches):
         pass
     circuit = TreeCircuit.random(parent, torch.arange(64), 16, 2, generator(seed, "circuit"))
     for _ in range(60):
         circuit, _ = circuit.em_step(x.double(), smoothing=0.01)
     with torch.no_grad():
         ours = model(fresh)
-    return bits(ours), bits(circuit.log_prob(fresh.double()))
+    theirs = circuit.log_prob(fresh.double())
+    return bits(ours), bits(theirs)
 
 
 def claim(bench: Bench) -> Evidence:

@@ -28,7 +28,9 @@ def simulate(rng: np.random.Generator, rows: int) -> tuple[Any, Any]:
     x = rng.normal(size=(rows, COLUMNS))
     gate, a, b, c, d = x[:, :5].T
     first = rng.random(rows) < logistic(3 * gate)
-    mean = np.where(first, 2 + 2 * a + b, -2 - 2 * c + d)
+    one = 2 + 2 * a + b
+    other = -2 - 2 * c + d
+    mean = np.where(first, one, other)
     return x, mean + rng.normal(size=rows)
 
 
@@ -47,7 +49,9 @@ def support_f1(model: Any) -> float:
 def measure(seed: int) -> tuple[float, float, float]:
     """Held-out losses of the best penalty on other rows and of no penalty, and the support's F1."""
     rng = np.random.default_rng(seed)
-    known, chosen_on, test = simulate(rng, ROWS), simulate(rng, 200), simulate(rng, 2000)
+    known = simulate(rng, ROWS)
+    chosen_on = simulate(rng, 200)
+    test = simulate(rng, 2000)
     options = {"init": "random", "n_init": 5, "random_state": seed, "reg_covar": 0.03}
     lasso = find("density.regression.lasso").load()
     plain = find("density.regression.polynomial").load()

@@ -28,7 +28,8 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
         square = rng.normal(size=(10, 10))
         turn, _ = np.linalg.qr(square)
         noise = rng.normal(size=(30, 10)) * SPREAD
-        rows.append(centre + noise @ turn)
+        turned = noise @ turn
+        rows.append(centre + turned)
     return np.vstack(rows), np.repeat(np.arange(3), 30)
 
 
@@ -57,7 +58,9 @@ def measure(seed: int) -> tuple[list[float], list[float]]:
 def claim(bench: Bench) -> Evidence:
     """Share of errors, and its spread over starts."""
     runs = by_seed(bench, measure)
-    ours, theirs = [mean(mine) for mine, _ in runs], [mean(rival) for _, rival in runs]
+    ours = [mean(mine) for mine, _ in runs]
+    theirs = [mean(rival) for _, rival in runs]
     ranges = [f"{np.ptp(mine):.2f} against {np.ptp(rival):.2f}" for mine, rival in runs]
+    said = ", ".join(ranges)
     return weigh("Likelihood-adjusted programs err less than EM and depend less on the start.", "share of errors",
-                 ours, theirs, note=f"Range over starts: {', '.join(ranges)}.")
+                 ours, theirs, note=f"Range over starts: {said}.")

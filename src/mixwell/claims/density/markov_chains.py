@@ -28,11 +28,14 @@ def simulate(rng: np.random.Generator) -> tuple[Any, Any]:
     rows = (1 - SHARED) * own + SHARED * alike
     edges = rows.cumsum(-1)
     label = rng.integers(0, CHAINS, WALKS)
-    walk = [rng.integers(0, STATES, WALKS)]
+    state = rng.integers(0, STATES, WALKS)
+    walk = [state]
     for _ in range(1, LENGTH):
         draw = rng.random((WALKS, 1))
-        passed = draw > edges[label, walk[-1]]
-        walk.append(passed.sum(1).clip(max=STATES - 1))
+        passed = draw > edges[label, state]
+        state = passed.sum(1)
+        np.minimum(state, STATES - 1, out=state)
+        walk.append(state)
     return np.stack(walk, 1), label
 
 

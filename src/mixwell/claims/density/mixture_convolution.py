@@ -49,15 +49,18 @@ def em_step(ink_BP: Tensor, x_PD: Tensor, weight: Tensor, mean: Tensor,
             covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (B, 16), means and covariances after a step; pixels are squares and no points."""
     gap = x_PD[:, None] - mean[:, None]
-    far = torch.einsum("bpnd,bnde,bpne->bpn", gap, torch.linalg.inv(covariance), gap)
-    log = weight.log()[:, None] - 0.5 * (far + covariance.logdet()[:, None])
+    precision = torch.linalg.inv(covariance)
+    far = torch.einsum("bpnd,bnde,bpne->bpn", gap, precision, gap)
+    size = covariance.logdet()[:, None]
+    log = weight.log()[:, None] - 0.5 * (far + size)
     share = log.softmax(-1) * ink_BP[..., None]
     weight = share.sum(1).clamp(min=1e-6)
     share = share / weight[:, None]
     mean = share.mT @ x_PD
     gap = x_PD[:, None] - mean[:, None]
     scatter = torch.einsum("bpn,bpnd,bpne->bnde", share, gap, gap)
-    return weight, mean, scatter + PIXEL_VARIANCE * torch.eye(2, dtype=ink_BP.dtype)
+    pixel = PIXEL_VARIANCE * torch.eye(2, dtype=ink_BP.dtype)
+    return weight, mean, scatter + pixel
 
 
 def numbers(mixture: Mixture) -> np.ndarray:
@@ -65,12 +68,15 @@ def numbers(mixture: Mixture) -> np.ndarray:
     weight, mean, covariance = (part[:, 0] for part in mixture)
     row, column = mean.unbind(-1)
     by_row = row.argsort(1)
-    within = column.gather(1, by_row).unflatten(1, (4, 4)).argsort(-1)
-    order = by_row.unflatten(1, (4, 4)).gather(-1, within).flatten(1)
+    columns = column.gather(1, by_row).unflatten(1, (4, 4))
+    within = columns.argsort(-1)
+    rows = by_row.unflatten(1, (4, 4))
+    order = rows.gather(-1, within).flatten(1)
     upper = covariance.flatten(-2)[..., [0, 1, 3]]
     every = torch.cat([weight[..., None], mean, upper], -1)
-    sorted_B16C = every.gather(1, order[..., None].expand_as(every))
-    found: np.ndarray = sorted_B16C.flatten(1).numpy()
+    into = order[..., None].expand_as(every)
+    in_order = every.gather(1, into)
+    found: np.ndarray = in_order.flatten(1).numpy()
     return found
 
 
@@ -122,8 +128,10 @@ def measure(seed: int) -> tuple[float, float, float]:
     x = numbers(mixture)
 
     def beside_it(model: Any) -> float:
-        fitted = make_pipeline(StandardScaler(), model).fit(x[train], label[train])
-        return float(fitted.score(x[test], label[test]))
+        scaled = make_pipeline(StandardScaler(), model)
+        scaled.fit(x[train], label[train])
+        share = scaled.score(x[test], label[test])
+        return float(share)
 
     ours = accuracy(trained(mixture, label, train, seed), mixture, label, test)
     linear = beside_it(LogisticRegression(max_iter=1000))

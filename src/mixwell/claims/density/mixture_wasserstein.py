@@ -73,8 +73,10 @@ def fitted(x: np.ndarray, seed: int) -> GaussianMixtureDensity:
 
 def slack(p: GaussianMixtureDensity) -> float:
     """A mixture's part of the upper bound: (2 sum_k w_k tr S_k)^1/2."""
-    traces = p.covariances_KDD.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return float((2 * p.weights_K @ traces).sqrt())
+    variances_KD = p.covariances_KDD.diagonal(dim1=-2, dim2=-1)
+    traces_K = variances_KD.sum(-1)
+    square = 2 * p.weights_K @ traces_K
+    return float(square.sqrt())
 
 
 def mw2(p: GaussianMixtureDensity, q: GaussianMixtureDensity) -> float:
@@ -87,14 +89,17 @@ def one_pair(rng: np.random.Generator, draws: torch.Generator, seed: int) -> tup
     """Errors of both, seconds of both, excess of the true mixtures' MW2, and whether the bounds hold."""
     p, q = mixture(rng), mixture(rng)
     w2, exact = exact_w2(p, q), mw2(p, q)
-    bounded = w2 * (1 - 1e-4) <= exact <= w2 + (slack(p) + slack(q))
+    low, high = w2 * (1 - 1e-4), w2 + (slack(p) + slack(q))
+    bounded = low <= exact <= high
     x, y = (m.sample(DRAWS, draws)[0].numpy() for m in (p, q))
     began = perf_counter()
     ours = mw2(fitted(x, seed), fitted(y, seed))
     between = perf_counter()
     theirs = transported(x, y)
     fast, slow = between - began, perf_counter() - between
-    return abs(ours / w2 - 1), abs(theirs / w2 - 1), fast, slow, exact / w2 - 1, bounded
+    relative = [value / w2 - 1 for value in (ours, theirs, exact)]
+    our_error, their_error, excess = relative
+    return abs(our_error), abs(their_error), fast, slow, excess, bounded
 
 
 def compare(seed: int) -> list[float]:

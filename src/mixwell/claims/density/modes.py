@@ -32,8 +32,9 @@ def climbed(p: GaussianMixtureDensity, start: Tensor) -> np.ndarray:
 
     def downhill(x: np.ndarray) -> tuple[float, np.ndarray]:
         x_1D = torch.from_numpy(x)[None]
+        height = float(p.log_prob(x_1D))
         slope = -p.score(x_1D)[0]
-        return -float(p.log_prob(x_1D)), slope.numpy()
+        return -height, slope.numpy()
 
     fine = {"ftol": 1e-15, "gtol": 1e-10}
     found = minimize(downhill, start.numpy(), jac=True, method="L-BFGS-B", options=fine)
@@ -42,9 +43,12 @@ def climbed(p: GaussianMixtureDensity, start: Tensor) -> np.ndarray:
 
 def grid(p: GaussianMixtureDensity) -> Tensor:
     """Points (61^D, D) over the box of the means and one more on each side."""
-    low, high = p.means_KD.amin(0) - 1, p.means_KD.amax(0) + 1
-    sides = zip(low.tolist(), high.tolist())
-    axes = [torch.linspace(a, b, POINTS, dtype=torch.float64) for a, b in sides]
+    low = p.means_KD.amin(0) - 1
+    high = p.means_KD.amax(0) + 1
+    axes = []
+    for a, b in zip(low.tolist(), high.tolist()):
+        axis = torch.linspace(a, b, POINTS, dtype=torch.float64)
+        axes.append(axis)
     return torch.cartesian_prod(*axes)
 
 
@@ -79,7 +83,8 @@ def share(wanted: np.ndarray, found: np.ndarray) -> float:
 def compare(p: GaussianMixtureDensity) -> tuple[float, float, float, float]:
     """Seconds of both, the share of the grid's modes found, and of those found the grid's share."""
     began = perf_counter()
-    modes = find_modes(p)[0].numpy()
+    found, *_ = find_modes(p)
+    modes = found.numpy()
     between = perf_counter()
     others = on_grid(p)
     fast, slow = between - began, perf_counter() - between

@@ -40,7 +40,8 @@ def loss(rows: int, transform: str, rng: np.random.Generator, seed: int) -> floa
     method = find("density.regression.multinomial")
     x, y = draw(rows, transform, rng)
     options = {"n_experts": 3, "max_iter": 100, "tol": 1e-7, "ridge": 1e-2}
-    model = method.load()(gate_transform=transform, random_state=seed, **options)
+    estimator = method.load()
+    model = estimator(gate_transform=transform, random_state=seed, **options)
     with quietly():
         model.fit(x, y)
     return method.module().voronoi_loss(model.gate_coef_, model.coef_, GATE, EXPERTS)
@@ -52,7 +53,8 @@ def rate(seed: int, transform: str) -> float:
     losses = []
     for rows in SIZES:
         found = [loss(rows, transform, rng, seed) for _ in range(REPEATS)]
-        losses.append(np.mean(found))
+        average = np.mean(found)
+        losses.append(average)
     slope, _ = np.polyfit(np.log(SIZES), np.log(losses), 1)
     return float(slope)
 

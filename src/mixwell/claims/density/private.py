@@ -36,7 +36,9 @@ def sample(rng: np.random.Generator, count: int, offset: float) -> Array:
 
 def distance(means: Array, offset: float) -> float:
     """Largest distance of a mean from its own, in standard deviations, in the better order."""
-    return min(largest_gap(means - offset), largest_gap(means[::-1] - offset))
+    about = means - offset
+    either = largest_gap(about), largest_gap(about[::-1])
+    return min(either)
 
 
 def largest_gap(means: Array) -> float:
@@ -59,41 +61,51 @@ def gaussian_noise(sensitivity: float, steps: int) -> float:
 def in_unit_ball(x_ND: Array, radius: float) -> Array:
     """Rows over the radius, those outside moved to the sphere."""
     norm_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
-    return x_ND * np.minimum(1 / radius, 1 / np.maximum(norm_N1, 1e-9))
+    onto_sphere_N1 = 1 / np.maximum(norm_N1, 1e-9)
+    scale_N1 = np.minimum(1 / radius, onto_sphere_N1)
+    return x_ND * scale_N1
 
 
 def first_share(features: Array, weights: Array, means: Array, covariances: Array) -> Array:
     """Responsibilities (N,) of the first component, from quadratic features."""
     precisions = np.linalg.inv(covariances)
     linear = np.stack([p @ m for p, m in zip(precisions, means)])
-    log_root = 0.5 * np.linalg.slogdet(precisions)[1]
-    constant = np.log(weights) + log_root - 0.5 * (linear * means).sum(1)
-    a, b, c = precisions[:, 0, 0], precisions[:, 0, 1], precisions[:, 1, 1]
+    _, log_det = np.linalg.slogdet(precisions)
+    square = (linear * means).sum(1)
+    constant = np.log(weights) + 0.5 * log_det - 0.5 * square
+    (a, b), (_, c) = np.moveaxis(precisions, 0, -1)
     natural = np.column_stack([constant, linear, -0.5 * a, -b, -0.5 * c])
-    odds = features @ (natural[1] - natural[0])
-    return 1 / (1 + np.exp(np.clip(odds, -500, 500)))
+    apart = natural[1] - natural[0]
+    odds = np.clip(features @ apart, -500, 500)
+    return 1 / (1 + np.exp(odds))
 
 
 def from_sums(sums: Array, radius: float) -> tuple[Array, Array, Array]:
     """Weights, means and covariances from noisy sums (2, 6), kept where a ball's could be."""
     counts = np.maximum(sums[:, 0], 1.0)
-    means = np.clip(sums[:, 1:3] / counts[:, None], -1, 1)
-    squares = sums[:, [3, 4, 4, 5]].reshape(2, 2, 2)
-    scatter = squares / counts[:, None, None] - means[:, :, None] * means[:, None]
-    values, vectors = np.linalg.eigh(scatter)
-    kept = np.clip(values, (0.1 / radius) ** 2, 1.0)
-    covariances = (vectors * kept[:, None]) @ np.swapaxes(vectors, 1, 2)
+    averages = sums / counts[:, None]
+    means = np.clip(averages[:, 1:3], -1, 1)
+    squares = averages[:, [3, 4, 4, 5]].reshape(2, 2, 2)
+    outer = means[:, :, None] * means[:, None]
+    values, vectors = np.linalg.eigh(squares - outer)
+    least = (0.1 / radius) ** 2
+    kept = np.clip(values, least, 1.0)
+    scaled = vectors * kept[:, None]
+    covariances = scaled @ np.swapaxes(vectors, 1, 2)
     return counts / counts.sum(), means, covariances
 
 
 def clipped_em(x_ND: Array, radius: float, rng: np.random.Generator) -> Array:
     """Means (2, 2) by EM whose sums over rows in a ball about the origin carry noise."""
     a, b = in_unit_ball(x_ND, radius).T
-    features = np.stack([np.ones_like(a), a, b, a * a, a * b, b * b], axis=1)  # of squared length 3 at most
+    squares = [a * a, a * b, b * b]
+    features = np.stack([np.ones_like(a), a, b, *squares], axis=1)  # of squared length 3 at most
     noise = gaussian_noise(2 * math.sqrt(3), STEPS)
-    way = rng.normal(size=2)
-    means = 0.25 * np.outer([1.0, -1.0], way / np.linalg.norm(way))
-    weights, covariances = np.full(2, 0.5), np.tile(0.25**2 * np.eye(2), (2, 1, 1))
+    drawn = rng.normal(size=2)
+    way = drawn / np.linalg.norm(drawn)
+    means = 0.25 * np.outer([1.0, -1.0], way)
+    weights = np.full(2, 0.5)
+    covariances = np.tile(0.25**2 * np.eye(2), (2, 1, 1))
     for _ in range(STEPS):
         first = first_share(features, weights, means, covariances)
         sums = np.stack([first @ features, (1 - first) @ features])
@@ -122,8 +134,10 @@ def measure(seed: int) -> dict[str, float]:
     x = many[:ROWS]
     clipped = by_clipping(x, NEAR, rng)
     wide = by_clipping(x, FAR, rng)
-    about_the_means = distance(clipped_em(x - OFFSET, NEAR, rng), 0.0)
-    return {"private": by_blocks(x, EPSILON, seed), "clipped": clipped,
+    centred = clipped_em(x - OFFSET, NEAR, rng)
+    about_the_means = distance(centred, 0.0)
+    private = by_blocks(x, EPSILON, seed)
+    return {"private": private, "clipped": clipped,
             "private, twice the rows": by_blocks(many, EPSILON, seed),
             "private, twice epsilon": by_blocks(x, 2 * EPSILON, seed),
             "clipped, about the means": about_the_means, "clipped, radius 2000": wide}

@@ -43,16 +43,20 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def blocks() -> list[Block]:
     """The columns by their kinds."""
-    return [Block("numeric", GaussianMixture(), (0, 1)), Block("count", PoissonMixture(), (2, 3)),
-            Block("category", CategoricalMixture(alpha=0.5), (4, 5, 6), (), (CATEGORIES,) * 3)]
+    numbers = Block("numeric", GaussianMixture(), (0, 1))
+    counts = Block("count", PoissonMixture(), (2, 3))
+    sizes = (CATEGORIES,) * 3
+    categories = Block("category", CategoricalMixture(alpha=0.5), (4, 5, 6), (), sizes)
+    return [numbers, counts, categories]
 
 
 def as_numbers(x: np.ndarray) -> np.ndarray:
     """Standardised numbers, roots of counts and one-hot codes."""
-    scaled = x[:, :2] / x[:, :2].std(0)
-    roots = np.sqrt(x[:, 2:4])
-    categories = x[:, 4:].astype(int)
-    codes = [np.eye(CATEGORIES)[column] for column in categories.T]
+    numbers, counts, categories = np.split(x, [2, 4], axis=1)
+    eye = np.eye(CATEGORIES)
+    codes = [eye[column] for column in categories.astype(int).T]
+    scaled = numbers / numbers.std(0)
+    roots = np.sqrt(counts)
     return np.hstack([scaled, roots, *codes])
 
 
@@ -71,8 +75,10 @@ def agreements(x: np.ndarray, label: np.ndarray, seed: int) -> tuple[float, floa
 def measure(seed: int) -> list[float]:
     """Means of the data sets."""
     rng = np.random.default_rng(seed)
-    sets = [draw(rng) for _ in range(SETS)]
-    scores = [agreements(x, label, seed) for x, label in sets]
+    scores = []
+    for _ in range(SETS):
+        x, label = draw(rng)
+        scores.append(agreements(x, label, seed))
     return [mean(values) for values in columns(scores)]
 
 

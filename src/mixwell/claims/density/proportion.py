@@ -22,14 +22,21 @@ ROWS, KAPPA, LEAK, REPEATS = 1500, 0.3, 0.3, 3
 def draw(source: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows of the mixture and of the component (ROWS, 1), and the exact posterior of the rows."""
     mine = torch.rand(ROWS, generator=source) < KAPPA
-    near = mine | (torch.rand(ROWS, generator=source) < LEAK)
+    leaked = torch.rand(ROWS, generator=source) < LEAK
+    near = mine | leaked
     noise = torch.randn(ROWS, generator=source, dtype=torch.float64)
     x = noise + torch.where(near, 0.0, 3.0)
     h = torch.randn(ROWS, 1, generator=source, dtype=torch.float64)
-    here, away = torch.exp(-0.5 * x**2), torch.exp(-0.5 * (x - 3) ** 2)
+    here, away = bell(x), bell(x - 3)
     rest = LEAK * here + (1 - LEAK) * away
-    alpha = KAPPA * here / (KAPPA * here + (1 - KAPPA) * rest)
-    return x[:, None], h, alpha
+    own = KAPPA * here
+    whole = own + (1 - KAPPA) * rest
+    return x[:, None], h, own / whole
+
+
+def bell(x: torch.Tensor) -> torch.Tensor:
+    """exp(-x^2 / 2)."""
+    return torch.exp(-0.5 * x**2)
 
 
 def measure(seed: int) -> tuple[float, float]:
@@ -41,10 +48,10 @@ def measure(seed: int) -> tuple[float, float]:
         x, h, alpha = draw(source)
         for base in ("roc", "kernel"):
             config = module.Config(base=base, max_rows=150)
-            with_alpha = module.mixture_proportion(x, h, config, source, alpha=alpha)
-            without = module.mixture_proportion(x, h, config, source, alpha=None)
-            resampled.append(abs(with_alpha - KAPPA))
-            plain.append(abs(without - KAPPA))
+            corrected = module.mixture_proportion(x, h, config, source, alpha=alpha)
+            original = module.mixture_proportion(x, h, config, source, alpha=None)
+            resampled.append(abs(corrected - KAPPA))
+            plain.append(abs(original - KAPPA))
     return sum(resampled) / len(resampled), sum(plain) / len(plain)
 
 

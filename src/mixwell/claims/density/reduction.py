@@ -48,12 +48,13 @@ def dropped(p: GaussianMixtureDensity) -> GaussianMixtureDensity:
 def nearest_pair(weights_K: Tensor, means_KD: Tensor, whole_DD: Tensor) -> Tensor:
     """The two components (2,) whose joining costs least."""
     number = len(weights_K)
-    i, j = torch.triu_indices(number, number, 1)
-    gap = means_KD[i] - means_KD[j]
-    w, v = weights_K[i], weights_K[j]
+    pairs_2P = torch.triu_indices(number, number, 1)
+    first, second = means_KD[pairs_2P]
+    gap = first - second
+    w, v = weights_K[pairs_2P]
     far = torch.einsum("pd,de,pe->p", gap, whole_DD, gap)
-    best = (w * v / (w + v) * far).argmin()
-    return torch.stack([i[best], j[best]])
+    cost = w * v / (w + v) * far
+    return pairs_2P[:, cost.argmin()]
 
 
 def joined(p: GaussianMixtureDensity) -> GaussianMixtureDensity:
@@ -97,7 +98,11 @@ def divergences(p: GaussianMixtureDensity, draws: torch.Generator) -> dict[str, 
 def measure(seed: int) -> dict[str, float]:
     """Means of the mixtures."""
     rng, draws = np.random.default_rng(seed), generator(seed, "draws")
-    return means([divergences(mixture(rng), draws) for _ in range(MIXTURES)])
+    found = []
+    for _ in range(MIXTURES):
+        p = mixture(rng)
+        found.append(divergences(p, draws))
+    return means(found)
 
 
 def claim(bench: Bench) -> Evidence:

@@ -24,13 +24,16 @@ def loss(seed: int, prior: Literal["inverse_gamma", "constant"]) -> float:
 
     table, outcome = load_diabetes(return_X_y=True)
     mass = table[:, 2]
-    far = mass > np.quantile(mass, 0.8)
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(~far))
+    bound = np.quantile(mass, 0.8)
+    far = mass > bound
+    near = np.flatnonzero(~far)
+    order = np.random.default_rng(seed).permutation(near)
     rows = order[:150]
     x, y = standardised(table, rows), standardised(outcome, rows)
     model = ScaleMixtureProcess(prior=prior, alpha=2.0, beta=2.0, noise=0.1)
     model.fit(x[rows], y[rows])
-    log = model.log_density(x[far], y[far])
+    shifted = (x[far], y[far])
+    log = model.log_density(*shifted)
     return -float(log.mean())
 
 

@@ -30,22 +30,26 @@ CENTRES = np.array([[4, 0], [0, 4], [-4, 0], [0, -4]])
 def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     """Rows (rows, 2): two squares, a disc, a ring."""
     angle = 2 * np.pi * rng.random(rows)
-    even = rng.uniform(-1, 1, (rows, 2))
+    square = rng.uniform(-1, 1, (rows, 2))
     turn = np.stack([np.cos(angle), np.sin(angle)], 1)
-    disc = np.sqrt(rng.random((rows, 1))) * turn
+    share = rng.random((rows, 1))
+    disc = np.sqrt(share) * turn
     radius = 1.5 + 0.1 * rng.normal(size=(rows, 1))
-    shapes = np.stack([even, 0.5 * even, disc, radius * turn])
+    ring = radius * turn
+    shapes = np.stack([square, 0.5 * square, disc, ring])
     placed = shapes + CENTRES[:, None]
-    return placed[rng.integers(4, size=rows), np.arange(rows)]
+    which = rng.integers(4, size=rows)
+    return placed[which, np.arange(rows)]
 
 
 def choices(fits: list[GaussianMixture], x: np.ndarray) -> dict[str, int]:
     """Which of the fits each criterion chooses."""
-    sizes = np.array([model._n_parameters() for model in fits])
-    heights = np.array([len(x) * model.score(x) for model in fits])
-    slope, _, _ = slope_heuristic(heights, sizes)
-    bic, aic = [model.bic(x) for model in fits], [model.aic(x) for model in fits]
-    return {"slope": slope, "bic": int(np.argmin(bic)), "aic": int(np.argmin(aic))}
+    sizes = [model._n_parameters() for model in fits]
+    heights = [len(x) * model.score(x) for model in fits]
+    slope, _, _ = slope_heuristic(np.array(heights), np.array(sizes))
+    by_bic = np.argmin([model.bic(x) for model in fits])
+    by_aic = np.argmin([model.aic(x) for model in fits])
+    return {"slope": slope, "bic": int(by_bic), "aic": int(by_aic)}
 
 
 def one_set(rng: np.random.Generator, seed: int) -> dict[str, float]:

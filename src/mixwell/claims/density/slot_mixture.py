@@ -31,9 +31,11 @@ def scenes(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     centres = 1.5 * torch.randn(count, BLOBS, 2, generator=draws)
     log_size = -2.5 + 2 * torch.rand(count, BLOBS, 1, generator=draws)
     noise = torch.randn(count, BLOBS, 10, 2, generator=draws)
-    spread = log_size.exp()[:, :, None] * noise
+    size = log_size.exp()
+    spread = size[:, :, None] * noise
     points = centres[:, :, None] + spread
-    return points.flatten(1, 2), torch.cat([centres, log_size], -1)
+    blobs = torch.cat([centres, log_size], -1)
+    return points.flatten(1, 2), blobs
 
 
 def matched(found: Tensor, wanted: Tensor) -> Tensor:
@@ -52,7 +54,9 @@ def bias_free() -> nn.Linear:
 
 def perceptron(inner: int) -> nn.Sequential:
     """Two maps with a rectifier between."""
-    return nn.Sequential(nn.Linear(WIDTH, inner), nn.ReLU(), nn.Linear(inner, WIDTH))
+    up = nn.Linear(WIDTH, inner)
+    down = nn.Linear(inner, WIDTH)
+    return nn.Sequential(up, nn.ReLU(), down)
 
 
 class SlotAttention(nn.Module):

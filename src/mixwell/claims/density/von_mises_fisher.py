@@ -26,7 +26,8 @@ PAIRS, RIGHT, OFF, STARTS = 150, 1e-12, 0.05, 10
 
 def even_in_log(rng: np.random.Generator, high: float) -> np.ndarray:
     """Numbers (PAIRS,) from 1 to `high`."""
-    return np.exp(rng.uniform(0, np.log(high), PAIRS))
+    logs = rng.uniform(0, np.log(high), PAIRS)
+    return np.exp(logs)
 
 
 def exactly(orders: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -84,8 +85,10 @@ def off(seed: int, kappas: tuple[float, ...], columns: int, rows: int) -> float:
 def lloyd(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Centres after a hundred steps of spherical k-means."""
     for _ in range(100):
-        nearest = (x @ centres.T).argmax(1)
-        sums = np.eye(len(centres))[nearest].T @ x
+        cosine = x @ centres.T
+        nearest = cosine.argmax(1)
+        member = np.eye(len(centres))[nearest]
+        sums = member.T @ x
         length = np.linalg.norm(sums, axis=1, keepdims=True)
         centres = sums / np.maximum(length, 1e-300)
     return centres
@@ -95,8 +98,9 @@ def spherical_k_means(x: np.ndarray, groups: int, rng: np.random.Generator) -> n
     """Clusters (N,) of the best of the starts."""
     best, labels = -np.inf, np.zeros(len(x), int)
     for _ in range(STARTS):
-        start = x[rng.choice(len(x), groups, replace=False)]
-        cosine = x @ lloyd(x, start).T
+        chosen = rng.choice(len(x), groups, replace=False)
+        centres = lloyd(x, x[chosen])
+        cosine = x @ centres.T
         height = cosine.max(1).sum()
         if height > best:
             best, labels = height, cosine.argmax(1)
@@ -110,7 +114,8 @@ def digits(seed: int) -> tuple[float, float]:
 
     rng = np.random.default_rng(seed)
     table, digit = load_digits(return_X_y=True)
-    half = rng.permutation(len(table))[: len(table) // 2]
+    order = rng.permutation(len(table))
+    half = order[: len(table) // 2]
     rows, truth = table[half], digit[half]
     x = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     model = VonMisesFisherMixture(10, n_init=STARTS, random_state=seed)

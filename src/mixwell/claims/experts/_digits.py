@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixwell.claims._methods import build
+from mixwell.claims._methods import build, with_aux
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
@@ -26,8 +26,9 @@ def images(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     order = torch.randperm(len(found.target), generator=generator(seed, "split"))
     grey = torch.from_numpy(found.images).float()
     label = torch.from_numpy(found.target).long()
-    x, x_test = (grey[order] / 16).tensor_split([TRAINING])
-    y, y_test = label[order].tensor_split([TRAINING])
+    ink, digit = grey[order] / 16, label[order]
+    x, x_test = ink.tensor_split([TRAINING])
+    y, y_test = digit.tensor_split([TRAINING])
     return x, y, x_test, y_test
 
 
@@ -54,7 +55,9 @@ class Reader(nn.Module):
         self.positions = start(PATCHES, WIDTH)
         self.head = start(10, WIDTH)
         self.mixers = nn.ModuleList(mixers)
-        self.qkv = nn.ParameterList(start(3 * WIDTH, WIDTH) for _ in mixers) if attention else None
+        self.qkv = None
+        if attention:
+            self.qkv = nn.ParameterList(start(3 * WIDTH, WIDTH) for _ in mixers)
 
     def forward(self, x_NHW: Tensor) -> tuple[Tensor, Tensor]:
         """(scores of the digits [N, 10], sum of the auxiliary losses)."""
@@ -67,7 +70,7 @@ class Reader(nn.Module):
             rows = norm(x).flatten(0, 1)
             mixed = mixer(rows, context)
             x = x + mixed.y_TD.view_as(x)
-            aux = aux if mixed.aux is None else aux + mixed.aux
+            aux = with_aux(aux, mixed.aux)
         pooled = norm(x).mean(1)
         return pooled @ self.head.T, aux
 

@@ -45,7 +45,8 @@ class Clusters:
     def __init__(self, seed: int, *, clusters: int = 16, zipf: float = 0.0, noise: float = 0.0) -> None:
         draws = generator(seed, "clusters")
         self.centres_CD = 2 * torch.randn(clusters, DIM, generator=draws)
-        self.maps_CDD = torch.randn(clusters, DIM, DIM, generator=draws) / DIM**0.5
+        maps = torch.randn(clusters, DIM, DIM, generator=draws)
+        self.maps_CDD = maps / DIM**0.5
         ranks = torch.arange(1, clusters + 1)
         self.shares_C = ranks.float() ** -zipf
         self.noise = noise
@@ -54,9 +55,10 @@ class Clusters:
         """`count` tokens, labelled by their clusters."""
         labels = torch.multinomial(self.shares_C, count, replacement=True, generator=draws)
         z = torch.randn(count, DIM, generator=draws)
+        noise = torch.randn(count, DIM, generator=draws)
+        x = self.centres_CD[labels] + z
         y = mapped(self.maps_CDD, labels, z)
-        noise = torch.randn(y.shape, generator=draws)
-        return Batch(self.centres_CD[labels] + z, y + self.noise * noise, labels)
+        return Batch(x, y + self.noise * noise, labels)
 
 
 def mapped(maps_COI: Tensor, labels_T: Tensor, x_TI: Tensor) -> Tensor:
@@ -67,8 +69,11 @@ def mapped(maps_COI: Tensor, labels_T: Tensor, x_TI: Tensor) -> Tensor:
 def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "moe", **options: Any) -> Any:
     """A layer by name, its experts started at 1 / sqrt(fan in) so that a few hundred steps train it."""
     entry = registry.find(method, "experts.layers")
-    sizes = {"hidden_dim": 32} if method == "swiglu" else {"num_experts": 8, "hidden_dim": 32}
-    config = from_dict(entry.module().Config, {**sizes, **spec, **options})
+    sizes = {"hidden_dim": 32}
+    if method != "swiglu":
+        sizes["num_experts"] = 8
+    given = {**sizes, **spec, **options}
+    config = from_dict(entry.module().Config, given)
     layer = entry.load()(dim, config, generator(seed, "layer"))
     widen(projections(layer))
     return layer
@@ -81,7 +86,8 @@ def known(batch: Batch, step: int = 0, draws: torch.Generator | None = None) -> 
 
 def projections(layer: nn.Module) -> list[Tensor]:
     """The weights of a layer's experts."""
-    return [parameter for name, parameter in layer.named_parameters() if name.endswith("_proj")]
+    named = dict(layer.named_parameters())
+    return [named[name] for name in named if name.endswith("_proj")]
 
 
 def fit(layer: Any, draw: Draw, seed: int, *, steps: int = 500, count: int = 512, lr: float = 3e-3,

@@ -14,12 +14,14 @@ from mixwell.claims.experts._digits import PATCHES, read, two_mixers
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 
+SIZES = {"seq_len": PATCHES, "token_hidden_dim": 32, "channel_hidden_dim": 32}
+
 
 def measure(seed: int, experts: int) -> float:
     """Accuracy with this many experts in each stage."""
     draws = generator(seed, "reader")
-    sizes = {"seq_len": PATCHES, "token_hidden_dim": 32, "channel_hidden_dim": 32}
-    mixers = two_mixers("experts.layers.all_mlp", draws, token_experts=experts, channel_experts=experts, **sizes)
+    number = {"token_experts": experts, "channel_experts": experts}
+    mixers = two_mixers("experts.layers.all_mlp", draws, **number, **SIZES)
     return read(seed, mixers, draws, attention=False)
 
 

@@ -22,11 +22,13 @@ def measure(seed: int, balance: dict[str, float]) -> tuple[float, float]:
     """(rise of the error in per cent when half of the experts are kept, error with all)."""
     draw = Clusters(seed, zipf=1.0)
     every = {"router": {"method": "top_k", "k": 8}, "balance": balance}
-    layer = fit(build(seed, every), draw, seed)
+    layer = build(seed, every)
+    fit(layer, draw, seed)
     full = error(layer, draw, seed)
     layer.router.config = replace(layer.router.config, k=4)
     half = error(layer, draw, seed)
-    return 100 * (half / full - 1), full
+    rise = half / full - 1
+    return 100 * rise, full
 
 
 def claim(bench: Bench) -> Evidence:

@@ -18,7 +18,9 @@ def claim(bench: Bench) -> Evidence:
     """Bits per byte of sigmoid gates with batch entropy against softmax gates."""
     gates = {"method": "top_k", "k": 2, "scores": "sigmoid", "renormalise": False}
     entropy = {"coefficient": 0.001, "rule": "batch"}
-    sigma = bits(bench, bench.arch({"router": gates, "balance": {"entropy": entropy}}))
+    mixture = {"router": gates, "balance": {"entropy": entropy}}
+    arch = bench.arch(mixture)
+    sigma = bits(bench, arch)
     softmax = bits(bench, bench.arch())
     return weigh("Sigmoid gates with batch entropy beat softmax gates with the Switch loss.", BITS, sigma, softmax,
                  note="Worse with the first seed, equal with the others; the paper trains for very much longer.")

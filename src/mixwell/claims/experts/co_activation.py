@@ -33,7 +33,8 @@ def together(activity_TF: Tensor) -> Tensor:
     routing = Routing(indices, weights, activity_TF)
     found = call("experts.analysis.co_activation", routing)
     counts = torch.tensor(found["counts"], dtype=torch.float64)
-    return counts - counts.diag().diag()
+    own = counts.diag()
+    return counts - own.diag()
 
 
 def beyond_chance(counts_FF: Tensor) -> Tensor:
@@ -46,10 +47,10 @@ def beyond_chance(counts_FF: Tensor) -> Tensor:
 def find_groups(matrix_FF: Tensor, draws: torch.Generator) -> Tensor:
     """A group for each neuron [F], by Lloyd's algorithm on the leading eigenvectors."""
     values, vectors = torch.linalg.eigh(matrix_FF)
-    lengths = values[-GROUPS:].clamp_min(0).sqrt()
-    points = vectors[:, -GROUPS:] * lengths
-    first = torch.randperm(NEURONS, generator=draws)[:GROUPS]
-    centres = points[first]
+    largest = values[-GROUPS:].clamp_min(0)
+    points = vectors[:, -GROUPS:] * largest.sqrt()
+    order = torch.randperm(NEURONS, generator=draws)
+    centres = points[order[:GROUPS]]
     for _ in range(50):
         groups = torch.cdist(points, centres).argmin(1)
         centres = moved(centres, points, groups)
@@ -74,13 +75,16 @@ def modularity(matrix_FF: Tensor, groups_F: Tensor) -> float:
 def measure(seen: Seen, seed: int) -> tuple[float, float]:
     """(modularity of the groups found, of random groups) on the half they were not found on."""
     weight = seen.mixer.gate_up_proj.float()
-    gate, up = (seen.hidden_TD.float() @ weight.T).chunk(2, -1)
+    hidden = seen.hidden_TD.float() @ weight.T
+    gate, up = hidden.chunk(2, -1)
     activity = (torch.nn.functional.silu(gate) * up).abs()
     draws = generator(seed, "groups")
     order = torch.randperm(len(activity), generator=draws)
-    first, second = (beyond_chance(together(half)) for half in activity[order].chunk(2))
+    halves = activity[order].chunk(2)
+    first, second = (beyond_chance(together(half)) for half in halves)
     groups = find_groups(first, draws)
-    shuffled = groups[torch.randperm(NEURONS, generator=draws)]
+    other = torch.randperm(NEURONS, generator=draws)
+    shuffled = groups[other]
     return modularity(second, groups), modularity(second, shuffled)
 
 

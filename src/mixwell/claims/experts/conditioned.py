@@ -22,7 +22,8 @@ SHARED = DIM - 3  # columns that say nothing of the task
 
 def tasks(seed: int) -> Draw:
     """Thirteen shared inputs and the three bits of the task, which picks the map."""
-    drawn = torch.randn(8, DIM, SHARED, generator=generator(seed, "tasks"))
+    draws = generator(seed, "tasks")
+    drawn = torch.randn(8, DIM, SHARED, generator=draws)
     maps = drawn / SHARED**0.5
     bits = 2.0 * torch.tensor(CODES) - 1
 
@@ -30,7 +31,8 @@ def tasks(seed: int) -> Draw:
         labels = torch.randint(8, (count,), generator=draws)
         z = torch.randn(count, SHARED, generator=draws)
         told = torch.cat([z, bits[labels]], 1)
-        return Batch(told, mapped(maps, labels, z), labels)
+        y = mapped(maps, labels, z)
+        return Batch(told, y, labels)
 
     return draw
 

@@ -27,9 +27,10 @@ def families(seed: int) -> Tensor:
     draws = generator(seed, "families")
     common = torch.randn(3, DIM, DIM, generator=draws)
     own = torch.randn(SEEN + 1, DIM, DIM, generator=draws)
-    family = torch.arange(SEEN + 1) % 3
+    task = torch.arange(SEEN + 1)
+    maps = common[task % 3] + 0.3 * own
     variance = 1.09 * DIM
-    return (common[family] + 0.3 * own) / variance**0.5
+    return maps / variance**0.5
 
 
 def drawn_from(maps: Tensor, low: int, high: int) -> Draw:
@@ -48,7 +49,8 @@ def measure(seed: int, adopt: bool) -> float:
     maps = families(seed)
     router = {"method": "conditioned", "condition": "label", "labels": SEEN + 1}
     layer = build(seed, {**TOP2, "router": router})
-    fit(layer, drawn_from(maps, 0, SEEN), seed)
+    old = drawn_from(maps, 0, SEEN)
+    fit(layer, old, seed)
     if adopt:
         layer.router.adopt(NEW, [0, 3, 6])
     new = drawn_from(maps, NEW, NEW + 1)

@@ -43,8 +43,10 @@ class Encoder(nn.Module):
         """Documents [N, L] -> vectors [N, D]."""
         h = self.words[ids_NL].mean(1)
         labels = torch.full((len(h),), domain)
-        mixed = self.layer(h, Context(labels_T=labels))
-        return F.normalize(h + mixed.y_TD, dim=-1)
+        context = Context(labels_T=labels)
+        mixed = self.layer(h, context)
+        residual = h + mixed.y_TD
+        return F.normalize(residual, dim=-1)
 
 
 def pairs(topics_DTW: Tensor, domain: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:

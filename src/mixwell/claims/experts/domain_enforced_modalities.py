@@ -86,7 +86,10 @@ def weaker(model: Model, senses: Senses, seed: int) -> float:
     """The lower of the accuracies on the two modalities."""
     inputs, modality, classes = senses.draw(8192, 0.5, generator(seed, "test"))
     scores, _ = model(inputs, modality)
-    shares = [share_right(scores[modality == m], classes[modality == m]) for m in (0, 1)]
+    shares = []
+    for m in (0, 1):
+        own = modality == m
+        shares.append(share_right(scores[own], classes[own]))
     return min(shares)
 
 

@@ -54,7 +54,8 @@ def leaves(tree: Tree, x_NHW: Tensor) -> int:
 def measure(seed: int, options: dict[str, Any]) -> tuple[float, float]:
     """(accuracy with hard choices, leaves in use)."""
     x, y, x_test, y_test = images(seed)
-    tree = fitted(Tree(seed, options), x, y, seed, steps=1500)
+    tree = Tree(seed, options)
+    fitted(tree, x, y, seed, steps=1500)
     used = leaves(tree, x_test)
     return accuracy(tree, x_test, y_test), float(used)
 

@@ -30,7 +30,8 @@ def moved(seed: int) -> Clusters:
     maps = problem.maps_CDD
     drawn = torch.randn(maps.shape, generator=generator(seed, "moved"))
     fresh = drawn / maps.shape[1] ** 0.5
-    problem.maps_CDD = 0.8**0.5 * maps + 0.2**0.5 * fresh
+    kept = 0.8**0.5 * maps
+    problem.maps_CDD = kept + 0.2**0.5 * fresh
     return problem
 
 
@@ -39,9 +40,10 @@ def forward(layer: Any, x_TD: Tensor, rate: float, draws: torch.Generator) -> Te
     routing = layer.router(x_TD, Context())
     order = plan(routing.indices_TK, routing.num_experts)
     counts = order.counts_E.tolist()
-    into = zip(dispatch(x_TD, order).split(counts), layer.gate_up_proj)
-    hidden = torch.cat([swiglu(part @ up.T) for part, up in into])
-    kept = call("experts.hidden_dropout", hidden, context=Context(generator=draws), rate=rate)
+    given = dispatch(x_TD, order).split(counts)
+    hidden = torch.cat([swiglu(part @ up.T) for part, up in zip(given, layer.gate_up_proj)])
+    context = Context(generator=draws)
+    kept = call("experts.hidden_dropout", hidden, context=context, rate=rate)
     out_of = zip(kept.split(counts), layer.down_proj)
     rows = torch.cat([part @ down.T for part, down in out_of])
     return combine(rows, order, routing.weights_TK)

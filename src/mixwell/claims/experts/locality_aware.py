@@ -30,8 +30,10 @@ class Sharded(Clusters):
         for node in range(NODES):
             self.shares_C = torch.where(home == node, 0.7 / 4, 0.3 / 12)
             parts.append(super().__call__(count // NODES, draws))
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("x_TD", "y_TD", "labels_T")}
-        return Batch(**joined)
+        x_TD = torch.cat([part.x_TD for part in parts])
+        y_TD = torch.cat([part.y_TD for part in parts])
+        labels_T = torch.cat([part.labels_T for part in parts])
+        return Batch(x_TD, y_TD, labels_T)
 
 
 def leaving(indices_T: Tensor) -> float:
@@ -39,14 +41,16 @@ def leaving(indices_T: Tensor) -> float:
     count = len(indices_T)
     chosen = indices_T * NODES // EXPERTS
     home = torch.arange(count) * NODES // count
-    return float((chosen != home).float().mean())
+    away = chosen != home
+    return float(away.float().mean())
 
 
 def measure(seed: int, locality: float) -> tuple[float, float]:
     """(share of tokens that leave their node, error)."""
     draw = Sharded(seed)
     router = {"method": "locality_aware", "gate": "linear", "nodes": NODES, "locality": locality}
-    layer = build(seed, {"router": router, "balance": {"switch": 0.01}}, num_experts=EXPERTS)
+    spec = {"router": router, "balance": {"switch": 0.01}}
+    layer = build(seed, spec, num_experts=EXPERTS)
     fit(layer, draw, seed)
     batch, mixed = test(layer, draw, seed)
     first = mixed.routing.indices_TK[:, 0]

@@ -40,12 +40,14 @@ def measure(seed: int, mask: bool) -> float:
     """Error on rare ids."""
     draw, spec = recall(seed), dict(TOP1)
     if mask:
-        spec["router"] = {"method": "masked", "vocab_size": IDS, "frequencies": tuple(SHARES.tolist())}
-    layer = fit(build(seed, spec), draw, seed)
+        frequencies = tuple(SHARES.tolist())
+        spec["router"] = {"method": "masked", "vocab_size": IDS, "frequencies": frequencies}
+    layer = build(seed, spec)
+    fit(layer, draw, seed)
     batch, mixed = test(layer, draw, seed, 16384)
     rare = batch.labels_T >= RARE
-    wrong = nn.functional.mse_loss(mixed.y_TD[rare], batch.y_TD[rare])
-    return float(wrong)
+    found, wanted = mixed.y_TD[rare], batch.y_TD[rare]
+    return float(nn.functional.mse_loss(found, wanted))
 
 
 def claim(bench: Bench) -> Evidence:

@@ -32,8 +32,10 @@ def distinct(bench: Bench, arch: dict[str, Any]) -> list[float]:
 
 def claim(bench: Bench) -> Evidence:
     """Bits per byte of the multi-head mixture against the plain one."""
-    heads, plain = bench.arch({"method": "experts.layers.multi_head", "parity_k": 2}), bench.arch()
-    method, baseline = bits(bench, heads, TOKENS), bits(bench, plain, TOKENS)
+    heads = bench.arch({"method": "experts.layers.multi_head", "parity_k": 2})
+    plain = bench.arch()
+    method = bits(bench, heads, TOKENS)
+    baseline = bits(bench, plain, TOKENS)
     evidence = weigh("Routing sub-tokens beats routing tokens at equal cost.", BITS, method, baseline,
                      note="Lower with two seeds of three, and nearly twice the experts for a token; one seed of the "
                           "plain mixture ended 0.3 above the others, so that three seeds cannot tell.")

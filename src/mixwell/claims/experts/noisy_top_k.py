@@ -23,8 +23,9 @@ def gate(load: float) -> dict[str, Any]:
 
 def claim(bench: Bench) -> Evidence:
     """Busiest load with and without the load loss."""
-    method, ours = balance_and_error(bench.seeds, gate(0.1))
-    baseline, theirs = balance_and_error(bench.seeds, gate(0.0))
+    with_loss, without = gate(0.1), gate(0.0)
+    method, ours = balance_and_error(bench.seeds, with_loss)
+    baseline, theirs = balance_and_error(bench.seeds, without)
     evidence = weigh("The load loss of noisy gating balances experts.", "busiest expert's load over the mean load",
                      method, baseline)
     return at_no_more_error(evidence, ours, theirs, margin=0.05)

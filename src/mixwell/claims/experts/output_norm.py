@@ -7,6 +7,7 @@ experts of largest output norm, mean over layers, against chance. Against it: a 
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from mixwell.claims._methods import call
@@ -24,7 +25,8 @@ def analysed(seen: Seen) -> dict[str, Any]:
 def claim(bench: Bench) -> Evidence:
     """Choices among the largest norms against chance."""
     runs = layers(bench, bench.arch())
-    hits = over_layers(runs, lambda seen: analysed(seen)["hits"])
-    chance = over_layers(runs, lambda seen: analysed(seen)["chance"])
+    found = [[analysed(seen) for seen in run] for run in runs]
+    hits = over_layers(found, itemgetter("hits"))
+    chance = over_layers(found, itemgetter("chance"))
     return weigh("Routers pick experts with larger output norms.",
                  "share of choices among the two largest output norms", hits, chance, lower_is_better=False)

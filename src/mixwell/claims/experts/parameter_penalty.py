@@ -15,7 +15,7 @@ import torch
 from mixwell.claims._judging import at_no_more_error
 from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import TOP2, Clusters, build, error, fit, test
+from mixwell.claims.experts._synthetic import TOP2, Clusters, build, fit, squared_error, test
 from mixwell.core.evidence import Evidence, weigh
 
 
@@ -29,11 +29,11 @@ def units(layer: Any, mixed: Any) -> float:
 def measure(seed: int, balance: str, ratio: float) -> tuple[float, float]:
     """(hidden units a token, error) of experts whose widths grow by `ratio`."""
     draw = Clusters(seed, zipf=1.0)
-    spec = {**TOP2, "balance": {balance: 0.01}}
-    layer = build(seed, spec, method="heterogeneous", ratio=ratio)
+    rule = {balance: 0.01}
+    layer = build(seed, {**TOP2, "balance": rule}, method="heterogeneous", ratio=ratio)
     fit(layer, draw, seed, steps=300)
-    _, mixed = test(layer, draw, seed)
-    return units(layer, mixed), error(layer, draw, seed)
+    batch, mixed = test(layer, draw, seed)
+    return units(layer, mixed), squared_error(mixed, batch)
 
 
 def claim(bench: Bench) -> Evidence:

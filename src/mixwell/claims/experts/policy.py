@@ -53,10 +53,12 @@ def measure(seed: int, experts: int, through: Literal["max", "all"]) -> tuple[fl
     """(share of actions within 0.2 of the peak visited less, mean value) after training."""
     draws = generator(seed, "policy")
     policy = trained(experts, through, draws)
+    state = torch.ones(4096, 1)
     with torch.no_grad():
-        actions = policy(torch.ones(4096, 1)).act(draws)
+        actions = policy(state).act(draws)
     shares = [near(actions, peak) for peak in (-PEAK, PEAK)]
-    return min(shares), float(value(actions).mean())
+    worth = value(actions)
+    return min(shares), float(worth.mean())
 
 
 def near(actions: Tensor, peak: float) -> float:

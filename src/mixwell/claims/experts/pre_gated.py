@@ -17,7 +17,9 @@ from mixwell.core.evidence import Evidence, weigh
 def claim(bench: Bench) -> Evidence:
     """Bits per byte of one decision for all layers against 1.01 times those of a router a layer."""
     router = {"method": "pre_gated", "k": 2, "ahead": "all"}
-    method = bits(bench, bench.arch({"router": router}, **DEEP))
-    each = bits(bench, bench.arch(**DEEP))
+    arch = bench.arch({"router": router}, **DEEP)
+    method = bits(bench, arch)
+    plain = bench.arch(**DEEP)
+    each = bits(bench, plain)
     return weigh("One routing decision for all layers costs at most one per cent.", f"{BITS}; baseline plus 1 %",
                  method, plus_one_per_cent(each))

@@ -24,9 +24,9 @@ def background(seed: int) -> Clusters:
 
 def claim(bench: Bench) -> Evidence:
     """Error by score against by position, at half the room."""
-    half_the_room = {**TOP1, "capacity_factor": 0.5}
-    by_score = {**half_the_room, "overflow": {"method": "priority", "by": "own"}}
-    by_position = {**half_the_room, "overflow": {"method": "drop"}}
-    ours = errors(bench.seeds, by_score, background)
-    theirs = errors(bench.seeds, by_position, background)
+    half = {**TOP1, "capacity_factor": 0.5}
+    by_score = {"method": "priority", "by": "own"}
+    by_position = {"method": "drop"}
+    ours = errors(bench.seeds, {**half, "overflow": by_score}, background)
+    theirs = errors(bench.seeds, {**half, "overflow": by_position}, background)
     return weigh("Serving high gate scores first loses less when room is short.", ERROR, ours, theirs)

@@ -36,7 +36,8 @@ def sums(count: int, draws: torch.Generator) -> Tensor:
     plus, equals = torch.full_like(a, PLUS), torch.full_like(a, EQUALS)
     prompt = [*two_digits(a), plus, *two_digits(b), equals]
     tens, ones = two_digits(total % 100)
-    return torch.stack([*prompt, ones, tens, total // 100], 1)
+    hundreds = total // 100
+    return torch.stack([*prompt, ones, tens, hundreds], 1)
 
 
 def two_digits(number: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,9 +53,9 @@ def trained(bench: Bench, seed: int) -> LanguageModel:
     draws = generator(seed, "sums")
     for _ in range(400):
         rows = sums(128, draws)
-        targets = rows[:, 1:].clone()
+        seen, targets = rows[:, :-1], rows[:, 1:].clone()
         targets[:, : PROMPT - 1] = -100
-        loss = model.loss(rows[:, :-1], targets)
+        loss = model.loss(seen, targets)
         optimizer.zero_grad()
         with_aux(loss.nats, loss.aux).backward()
         optimizer.step()
@@ -78,7 +79,8 @@ def right(rows: Tensor, logits: Callable[[Tensor], Tensor]) -> float:
     """Share of rows whose three digits are all decoded right."""
     text = rows[:, :PROMPT]
     for _ in range(3):
-        digit = logits(text).argmax(-1, keepdim=True)
+        scores = logits(text)
+        digit = scores.argmax(-1, keepdim=True)
         text = torch.cat([text, digit], 1)
     whole = (text == rows).all(1)
     return float(whole.float().mean())
@@ -91,15 +93,18 @@ def last(model: LanguageModel, text: Tensor) -> Tensor:
 
 def measure(bench: Bench, seed: int) -> tuple[float, float]:
     """(share right by self-contrast, share right by greedy decoding)."""
-    contrast = registry.find("experts.routers.rank_k").module().contrast
+    module = registry.find("experts.routers.rank_k").module()
     strong = trained(bench, seed)
     weak = weakened(strong)
     rows = sums(2048, generator(seed, "test"))
 
     def contrasted(text: Tensor) -> Tensor:
-        return contrast(last(strong, text), last(weak, text))
+        return module.contrast(last(strong, text), last(weak, text))
 
-    return right(rows, contrasted), right(rows, lambda text: last(strong, text))
+    def greedy(text: Tensor) -> Tensor:
+        return last(strong, text)
+
+    return right(rows, contrasted), right(rows, greedy)
 
 
 def claim(bench: Bench) -> Evidence:

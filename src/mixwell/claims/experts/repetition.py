@@ -8,6 +8,7 @@ Against it: a share at chance or below.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from mixwell.claims._methods import call
@@ -24,8 +25,9 @@ def analysed(seen: Seen) -> dict[str, Any]:
 def claim(bench: Bench) -> Evidence:
     """Repeated first choices against chance."""
     runs = layers(bench, bench.arch())
-    first = over_layers(runs, lambda seen: analysed(seen)["first"])
-    chance = over_layers(runs, lambda seen: analysed(seen)["first_chance_at_load"])
+    found = [[analysed(seen) for seen in run] for run in runs]
+    first = over_layers(found, itemgetter("first"))
+    chance = over_layers(found, itemgetter("first_chance_at_load"))
     return weigh("Consecutive tokens go to the same expert more often than chance.",
                  "share of neighbours with the same first choice; baseline is chance at the observed load",
                  first, chance, lower_is_better=False)

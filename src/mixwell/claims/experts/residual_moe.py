@@ -21,7 +21,8 @@ TOKENS = 150_000
 
 def parameters(bench: Bench, arch: dict[str, Any]) -> list[float]:
     """How many the model has, from each seed."""
-    return [float(model.num_parameters()) for model in models(bench, arch, TOKENS)]
+    counts = [model.num_parameters() for model in models(bench, arch, TOKENS)]
+    return [float(count) for count in counts]
 
 
 def claim(bench: Bench) -> Evidence:

@@ -46,9 +46,10 @@ def iterations(seed: int, layer: Any, start: str) -> float:
     """Iterations until the plan over 512 fresh tokens rests."""
     module = registry.find("experts.routers.sinkhorn").module()
     draw = Clusters(seed, zipf=1.0)
-    x_TD = draw(512, generator(seed, "test")).x_TD
-    logits_TE = layer.router.logits(x_TD)
-    _, count = module.transport(logits_TE, module.Config(start=start))
+    batch = draw(512, generator(seed, "test"))
+    logits_TE = layer.router.logits(batch.x_TD)
+    config = module.Config(start=start)
+    _, count = module.transport(logits_TE, config)
     return float(count)
 
 
@@ -56,14 +57,16 @@ def claim(bench: Bench) -> Evidence:
     """Busiest load under Sinkhorn against the Switch loss, and iterations of the two starts."""
     method, ours, layers = series(bench, measure, PLAN)
     baseline, theirs, _ = series(bench, measure, TOP1)
-    warm = [iterations(seed, layer, "warm") for seed, layer in zip(bench.seeds, layers)]
-    ones = [iterations(seed, layer, "ones") for seed, layer in zip(bench.seeds, layers)]
+    trained = dict(zip(bench.seeds, layers))
+    warm = [iterations(seed, layer, "warm") for seed, layer in trained.items()]
+    ones = [iterations(seed, layer, "ones") for seed, layer in trained.items()]
     evidence = weigh("Sinkhorn routing balances without a loss, at no cost.",
                      "busiest expert's load over the mean load, in training", method, baseline,
                      note="A plan of low sharpness is balanced in its mass and not in its largest entries: all tokens "
                           "of the largest cluster, 30 % of the batch, still prefer one expert. The warm start does "
                           "need fewer iterations.")
-    quicker, as_good = sum(warm) < sum(ones), no_worse(ours, theirs, 0.05)
+    quicker = sum(warm) < sum(ones)
+    as_good = no_worse(ours, theirs, 0.05)
     why_not = "The warm start is no quicker." if as_good else "Its error is more than 5 % higher."
     return provided(evidence, as_good and quicker, why_not, method_error=ours, baseline_error=theirs,
                     iterations_warm=warm, iterations_ones=ones)

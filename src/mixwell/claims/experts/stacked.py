@@ -51,15 +51,17 @@ def information(gates_NE: Tensor, labels_N: Tensor) -> float:
 def trained(x: Tensor, y: Tensor, draws: torch.Generator) -> Any:
     """Two layers of gates and experts after training on images in random places."""
     sizes = {"first_experts": EXPERTS, "second_experts": EXPERTS, "hidden_dim": 20}
-    layer = build("experts.layers.stacked", SIDE * SIDE, generator=draws, constrained_steps=300, **sizes)
+    options = sizes | {"constrained_steps": 300}
+    layer = build("experts.layers.stacked", SIDE * SIDE, generator=draws, **options)
     widen(layer.parameters())
     optimizer = torch.optim.Adam(layer.parameters(), lr=2e-3)
     for step in range(STEPS):
         rows = torch.randint(len(x), (128,), generator=draws)
         canvas, _ = placed(x[rows], draws)
         mixed = layer(canvas, Context(step=step))
+        scores = mixed.y_TD[:, :10]
         optimizer.zero_grad()
-        nn.functional.cross_entropy(mixed.y_TD[:, :10], y[rows]).backward()
+        nn.functional.cross_entropy(scores, y[rows]).backward()
         optimizer.step()
         layer.after_step([mixed.routing])
     return layer.eval()
@@ -75,8 +77,8 @@ def measure(seed: int) -> tuple[float, float, float, float, float]:
         mixed = layer(canvas, Context())
     first, second = mixed.routing.scores_TE.split(EXPERTS, 1)
     right = share_right(mixed.y_TD[:, :10], y_test)
-    where1, what1 = information(first, place), information(first, y_test)
-    where2, what2 = information(second, place), information(second, y_test)
+    where1, where2 = (information(gates, place) for gates in (first, second))
+    what1, what2 = (information(gates, y_test) for gates in (first, second))
     return where1, what1, where2, what2, right
 
 

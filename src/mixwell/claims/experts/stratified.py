@@ -36,10 +36,11 @@ class Uneven(Clusters):
     def __call__(self, count: int, draws: torch.Generator) -> Batch:
         """As `Clusters`."""
         batch = super().__call__(count, draws)
-        bent = mapped(self.second_CDD, batch.labels_T, batch.y_TD.relu())
-        hard = self.hard(batch.labels_T).unsqueeze(1)
-        y = torch.where(hard, bent, batch.y_TD)
-        return Batch(batch.x_TD, y, batch.labels_T)
+        labels, y = batch.labels_T, batch.y_TD
+        bent = mapped(self.second_CDD, labels, y.relu())
+        hard = self.hard(labels).unsqueeze(1)
+        y = torch.where(hard, bent, y)
+        return Batch(batch.x_TD, y, labels)
 
 
 def measure(seed: int) -> tuple[float, float, float]:

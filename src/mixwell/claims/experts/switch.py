@@ -10,7 +10,7 @@ from __future__ import annotations
 from mixwell.claims._judging import at_no_more_error
 from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import TOP1, Clusters, build, error, fit, test, unserved
+from mixwell.claims.experts._synthetic import TOP1, Clusters, build, fit, squared_error, test, unserved
 from mixwell.core.evidence import Evidence, weigh
 
 
@@ -18,9 +18,10 @@ def measure(seed: int, balance: dict[str, float]) -> tuple[float, float]:
     """(share of tokens dropped, error)."""
     draw = Clusters(seed)
     spec = {**TOP1, "balance": balance, "capacity_factor": 1.25}
-    layer = fit(build(seed, spec), draw, seed)
-    _, mixed = test(layer, draw, seed)
-    return unserved(mixed), error(layer, draw, seed)
+    layer = build(seed, spec)
+    fit(layer, draw, seed)
+    batch, mixed = test(layer, draw, seed)
+    return unserved(mixed), squared_error(mixed, batch)
 
 
 def claim(bench: Bench) -> Evidence:

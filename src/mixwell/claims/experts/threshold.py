@@ -13,7 +13,7 @@ from functools import partial
 from mixwell.claims._judging import at_no_more_error
 from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import TOP2, Clusters, build, error, errors, fit, test
+from mixwell.claims.experts._synthetic import TOP2, Clusters, build, errors, fit, squared_error, test
 from mixwell.core.evidence import Evidence, weigh
 
 
@@ -21,12 +21,14 @@ def measure(seed: int) -> tuple[float, float]:
     """(hidden units a token, error) of threshold routing."""
     draw = Clusters(seed, zipf=1.0)
     router = {"method": "threshold", "threshold": 0.9}
-    layer = build(seed, {**TOP2, "router": router}, num_experts=32, hidden_dim=8)
+    spec = {**TOP2, "router": router}
+    layer = build(seed, spec, num_experts=32, hidden_dim=8)
     fit(layer, draw, seed)
-    _, mixed = test(layer, draw, seed)
-    chosen = (mixed.routing.indices_TK >= 0).sum(1)
-    units = 8 * float(chosen.float().mean())
-    return units, error(layer, draw, seed)
+    batch, mixed = test(layer, draw, seed)
+    served = mixed.routing.indices_TK >= 0
+    experts = served.sum(1).float()
+    units = 8 * float(experts.mean())
+    return units, squared_error(mixed, batch)
 
 
 def claim(bench: Bench) -> Evidence:

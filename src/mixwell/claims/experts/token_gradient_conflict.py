@@ -31,7 +31,8 @@ class Opposed(Clusters):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, clusters=8)
-        self.maps_CDD = torch.cat([self.maps_CDD[:4], -self.maps_CDD[:4]])
+        first = self.maps_CDD[:4]
+        self.maps_CDD = torch.cat([first, -first])
 
 
 def forward(layer: Any, batch: Batch) -> tuple[Any, Tensor, Tensor, Tensor]:

@@ -28,7 +28,8 @@ def best_slots(memory: Any, x_TD: Tensor) -> Tensor:
     """Whether a slot is among the sixteen best of an exhaustive search [T, slots]."""
     rows, columns = memory(x_TD)
     core = memory.cores.sum(0)
-    every = torch.einsum("tir,rs,tjs->tij", rows, core, columns).flatten(1)
+    products = torch.einsum("tir,rs,tjs->tij", rows, core, columns)
+    every = products.flatten(1)
     best = every.topk(16).indices
     nowhere = torch.zeros_like(every, dtype=torch.bool)
     return nowhere.scatter(1, best, True)
@@ -36,13 +37,15 @@ def best_slots(memory: Any, x_TD: Tensor) -> Tensor:
 
 def overlap(seed: int, core_loss: float) -> float:
     """Share of the best slots that are kept after training."""
-    draw, weights = Clusters(seed), generator(seed, "layer")
+    draw = Clusters(seed)
+    weights = generator(seed, "layer")
     layer = build("experts.layers.ultra_sparse_memory", DIM, generator=weights, core_loss=core_loss, **OPTIONS)
     fit(layer, draw, seed, steps=300)
-    x_TD = draw(512, generator(seed, "test")).x_TD
+    tokens = generator(seed, "test")
+    fresh = draw(512, tokens)
     with torch.no_grad():
-        best = best_slots(layer.memory, x_TD)
-        kept = layer.retrieve(x_TD)[1]
+        best = best_slots(layer.memory, fresh.x_TD)
+        _, kept = layer.retrieve(fresh.x_TD)
     found = best.gather(1, kept)
     return float(found.float().mean())
 

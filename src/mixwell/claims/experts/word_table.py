@@ -41,12 +41,12 @@ class Facts:
 
     def rows(self, count: int, draws: torch.Generator, first: int = 0) -> Tensor:
         """Token ids [count, 2] of entities from `first` on."""
-        ranks = torch.arange(1, ENTITIES + 1)
-        shares = 1 / ranks
+        shares = 1 / torch.arange(1, ENTITIES + 1)
         shares[:first] = 0
         entities = torch.multinomial(shares, count, replacement=True, generator=draws)
         relations = torch.randint(RELATIONS, (count,), generator=draws)
-        return torch.stack([entities, ENTITIES + relations], 1)
+        tokens = ENTITIES + relations
+        return torch.stack([entities, tokens], 1)
 
     def ask(self, layer: Any, ids_B2: Tensor) -> tuple[Tensor, Tensor, Any]:
         """(scores of the values, right answers, what the layer gave)."""
@@ -56,7 +56,8 @@ class Facts:
         entity, relation = ids_B2.T
         answers = self.answers[entity, relation - ENTITIES]
         of_relations = mixed.y_TD[1::2]
-        return of_relations @ self.codes.T, answers, mixed
+        scores = of_relations @ self.codes.T
+        return scores, answers, mixed
 
 
 def recall(layer: Any, facts: Facts, draws: torch.Generator) -> float:

@@ -35,19 +35,22 @@ class TwoModalities:
 
     def text(self) -> Tensor:
         """Walks of the chain [B, T]."""
-        walk = [torch.randint(SYMBOLS, (ROWS,), generator=self.draws)]
+        symbol = torch.randint(SYMBOLS, (ROWS,), generator=self.draws)
+        walk = [symbol]
         for _ in range(1, LENGTH):
-            ahead = self.chain[walk[-1]]
+            ahead = self.chain[symbol]
             drawn = torch.multinomial(ahead, 1, generator=self.draws)
-            walk.append(drawn[:, 0])
+            symbol = drawn.squeeze(1)
+            walk.append(symbol)
         return torch.stack(walk, 1)
 
     def wave(self) -> Tensor:
         """Sines of random pace and phase in SYMBOLS steps [B, T]."""
         pace, phase = torch.rand(2, ROWS, 1, generator=self.draws)
-        cycles = phase + (0.02 + 0.1 * pace) * torch.arange(LENGTH)
-        height = (2 * math.pi * cycles).sin()
-        level = (height + 1) / 2 * SYMBOLS
+        rate = 0.02 + 0.1 * pace
+        cycles = phase + rate * torch.arange(LENGTH)
+        angle = 2 * math.pi * cycles
+        level = (angle.sin() + 1) / 2 * SYMBOLS
         return level.long().clamp_max(SYMBOLS - 1)
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -56,7 +59,8 @@ class TwoModalities:
         wave = SYMBOLS + self.wave()
         turns = torch.arange(LENGTH) // STRETCH % 2
         modality = turns.expand(ROWS, LENGTH)
-        return torch.where(modality == 0, text, wave), modality
+        symbols = torch.where(modality == 0, text, wave)
+        return symbols, modality
 
 
 class Network(nn.Module):
@@ -74,9 +78,14 @@ class Network(nn.Module):
         """Logits of the next symbols [B, T, 2 SYMBOLS]."""
         x = self.embed[symbols]
         known = Context(labels_T=modality.flatten())
-        mixed = self.block(F.rms_norm(x, (WIDTH,)), context=known)
+        mixed = self.block(norm(x), context=known)
         hidden = x + mixed.y_BTD
-        return F.rms_norm(hidden, (WIDTH,)) @ self.head.T
+        return norm(hidden) @ self.head.T
+
+
+def norm(x: Tensor) -> Tensor:
+    """Rows at root mean square 1."""
+    return F.rms_norm(x, (WIDTH,))
 
 
 def start(draws: torch.Generator) -> nn.Parameter:
@@ -92,8 +101,9 @@ def losses(seed: int, split: tuple[str, ...]) -> list[float]:
     found = []
     for _ in range(STEPS):
         symbols, modality = data.batch()
-        logits = network(symbols[:, :-1], modality[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), symbols[:, 1:].flatten())
+        known, following = symbols[:, :-1], symbols[:, 1:].flatten()
+        logits = network(known, modality[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), following)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -103,7 +113,8 @@ def losses(seed: int, split: tuple[str, ...]) -> list[float]:
 
 def share_of_steps(seed: int) -> float:
     """Steps to the mean loss of the dense block's last twenty, over all steps; means of twenty on both sides."""
-    dense, split = losses(seed, ()), losses(seed, ("in", "x", "dt", "out"))
+    dense = losses(seed, ())
+    split = losses(seed, ("in", "x", "dt", "out"))
     goal = statistics.fmean(dense[-20:])
     for step in range(20, STEPS):
         if statistics.fmean(split[step - 20 : step]) <= goal:

@@ -18,6 +18,8 @@ from mixwell.core.files import digest
 from mixwell.core.rng import generator
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mixwell.lm.data import TokenData
     from mixwell.lm.evaluate import Evaluation
     from mixwell.lm.model import LanguageModel
@@ -98,7 +100,7 @@ class Bench:
         found = self.evaluate(done.model, config.seq_len)
         return Trained(model, done.metrics, found, done.flops, done.seconds)
 
-    def evaluate(self, model: LanguageModel, seq_len: int = 64) -> Evaluation:
+    def evaluate(self, model: nn.Module, seq_len: int = 64) -> Evaluation:
         """Bits per byte on held-out text, 8192 tokens of each domain at most."""
         from mixwell.lm.evaluate import evaluate
 

@@ -39,9 +39,11 @@ def draw(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     own = 0.2 * kernel() + 0.02 * eye
     times, values = [], []
     for i in range(45):
-        known = irregular(rng, 0, 101 if i < 30 else 60, 6)
-        ahead = [] if i < 30 else irregular(rng, 60, 101, 4)
-        at = np.array([*known, *ahead])
+        if i < 30:
+            at = irregular(rng, 0, 101, 6)
+        else:
+            known, ahead = irregular(rng, 0, 60, 6), irregular(rng, 60, 101, 4)
+            at = np.concatenate([known, ahead])
         group = means[i % 3]
         curve = rng.multivariate_normal(group, own)
         times.append(GRID[at])
@@ -55,7 +57,7 @@ def error(seed: int, clusters: int) -> float:
     model = ClusterProcesses(n_clusters=clusters, max_iter=8, kernel_steps=5, random_state=seed)
     model.fit(times[:30], values[:30])
     squares = [squared(model, t, y) for t, y in zip(times[30:], values[30:])]
-    return mean(squares)
+    return mean(np.concatenate(squares))
 
 
 def squared(model: ClusterProcesses, times: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -98,7 +98,7 @@ def fit(layer: Any, draw: Draw, seed: int, *, steps: int = 500, count: int = 512
     """
     optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     draws = generator(seed, "fit")
-    router = getattr(layer, "router", None)
+    router: Any = getattr(layer, "router", None)
     layer.train()
     for step in range(steps):
         batch = draw(count, draws)

@@ -41,7 +41,7 @@ def measure(seed: int) -> dict[str, float]:
             model = estimator(n_experts=tuple(range(1, 9)), tol=1e-4, criterion=criterion, random_state=seed)
             with quietly():
                 model.fit(x, y)
-            hits[criterion] += model.n_experts_ == TRUE
+            hits[criterion] += int(model.n_experts_ == TRUE)
     return {criterion: count / REPEATS for criterion, count in hits.items()}
 
 

@@ -206,7 +206,15 @@ def density_of_lines(path):
             yield nodes / count, count, f"{path.relative_to(ROOT)}:{node.name}"
 
 
-CALM = ("mixing", "experts", "sequence", "precision", "convert", "lm")  # rooms whose lines hold one idea each
+CALM = (
+    "mixing",
+    "experts",
+    "sequence",
+    "precision",
+    "convert",
+    "lm",
+    "claims",
+)  # rooms whose lines hold one idea each
 
 
 @pytest.mark.parametrize("name", CALM)

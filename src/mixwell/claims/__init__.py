@@ -33,14 +33,25 @@ class Claim:
         return importlib.import_module(f"mixwell.claims.{self.name}").claim(bench)
 
 
+def names() -> list[str]:
+    """The names of all claims, sorted."""
+    found = []
+    for path in ROOT.glob("*/*.py"):
+        if not path.name.startswith("_"):
+            inside = path.relative_to(ROOT).with_suffix("")
+            found.append(".".join(inside.parts))
+    return sorted(found)
+
+
 def claims(prefix: str = "") -> tuple[Claim, ...]:
     """The claims whose name starts with `prefix` (a room, or room and method); none is an error with the nearest."""
-    names = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("*/*.py")
-                   if not p.name.startswith("_"))
-    found = tuple(Claim(n) for n in names if not prefix or n == prefix or n.startswith(prefix + "."))
-    if not found:
-        raise MixwellError(f"no claims for {prefix!r}.{suggest(prefix, [*names, *{n.split('.')[0] for n in names}])}")
-    return found
+    every = names()
+    stem = f"{prefix}." if prefix else ""
+    found = tuple(Claim(name) for name in every if f"{name}.".startswith(stem))
+    if found:
+        return found
+    rooms = {name.split(".")[0] for name in every}
+    raise MixwellError(f"no claims for {prefix!r}.{suggest(prefix, [*every, *rooms])}")
 
 
 def run(chosen: tuple[Claim, ...], bench: Bench,

@@ -18,6 +18,8 @@ from mixwell.core.files import digest
 from mixwell.core.rng import generator
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mixwell.lm.data import TokenData
     from mixwell.lm.evaluate import Evaluation
     from mixwell.lm.model import LanguageModel
@@ -63,33 +65,46 @@ class Bench:
         domains = standard_library(DOMAIN_BYTES)
         splits = {name: split_documents(documents) for name, documents in domains.items()}
         texts = (d.text for split in splits.values() for d in split.train)
-        return write_shards(Path(self._folder.name) / "tokens", splits, Tokenizer.train(texts, VOCAB_SIZE))
+        tokenizer = Tokenizer.train(texts, VOCAB_SIZE)
+        return write_shards(self._inside("tokens"), splits, tokenizer)
 
     def arch(self, channel_mixer: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         """A decoder of two layers, width 64; by default with a mixture of eight experts of 64, top-2."""
         default = {"method": "experts.layers.moe", "num_experts": 8, "hidden_dim": 64}
         mixer: dict[str, Any] = default | dict(channel_mixer or {})
         if mixer["method"].endswith("swiglu"):
-            mixer = {"method": mixer["method"], "hidden_dim": mixer["hidden_dim"]}
-        return {"vocab_size": VOCAB_SIZE, "dim": 64, "num_layers": 2, "num_heads": 4, "channel_mixer": mixer} | changes
+            mixer = {name: mixer[name] for name in ("method", "hidden_dim")}
+        sizes = {"vocab_size": VOCAB_SIZE, "dim": 64, "num_layers": 2, "num_heads": 4}
+        decoder = sizes | {"channel_mixer": mixer}
+        return decoder | changes
 
     def train(self, arch: Mapping[str, Any], seed: int, *, tokens: int = 300_000, **options: Any) -> Trained:
         """Train a fresh model of `arch` on the bench's data; `options` go to `TrainConfig`."""
-        settings = {"tokens": tokens, "batch_size": 32, "seq_len": 64, "lr": 4e-3, "seed": seed} | options
+        usual = {"tokens": tokens, "batch_size": 32, "seq_len": 64, "lr": 4e-3, "seed": seed}
+        settings = usual | options
         key = digest({"arch": arch, "settings": settings})
         if key not in self._trained:
             self._trained[key] = self._train(arch, seed, settings, key)
-        return copy.copy(self._trained[key])
+        known = self._trained[key]
+        return copy.copy(known)
 
     def _train(self, arch: Mapping[str, Any], seed: int, settings: Mapping[str, Any], key: str) -> Trained:
         from mixwell.core.config import from_dict
         from mixwell.lm.config import ModelConfig
-        from mixwell.lm.evaluate import evaluate
         from mixwell.lm.model import LanguageModel
         from mixwell.lm.training.loop import TrainConfig, train
 
         model = LanguageModel(from_dict(ModelConfig, arch), generator(seed, "model"))
         config = from_dict(TrainConfig, settings, "bench")
-        done = train(model, self.data, config, Path(self._folder.name) / key[:16])
-        found = evaluate(done.model, self.data, max_tokens=8192, batch_size=32, seq_len=config.seq_len)
+        done = train(model, self.data, config, self._inside(key[:16]))
+        found = self.evaluate(done.model, config.seq_len)
         return Trained(model, done.metrics, found, done.flops, done.seconds)
+
+    def evaluate(self, model: nn.Module, seq_len: int = 64) -> Evaluation:
+        """Bits per byte on held-out text, 8192 tokens of each domain at most."""
+        from mixwell.lm.evaluate import evaluate
+
+        return evaluate(model, self.data, max_tokens=8192, batch_size=32, seq_len=seq_len)
+
+    def _inside(self, name: str) -> Path:
+        return Path(self._folder.name) / name

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
-from mixwell.core import registry
 from mixwell.core.routing import Context
 
 SWITCH: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}
 TOKENS = 300_000  # the bench's default, so that baselines are shared
 DEEP: Mapping[str, Any] = {"num_layers": 4}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,20 +42,37 @@ def bits(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[fl
     return [bench.train(arch, seed, tokens=tokens).bits_per_byte for seed in bench.seeds]
 
 
+def models(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[Any]:
+    """A trained language model from each seed."""
+    return [bench.train(arch, seed, tokens=tokens).model for seed in bench.seeds]
+
+
+def held_out(bench: Bench, rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """(`rows` windows of each domain's held-out text [B, width], the domain of each [B])."""
+    windows, labels = [], []
+    for label, domain in enumerate(bench.data.domains):
+        tokens = bench.data.tokens(domain, "held")[: rows * width]
+        ids = np.asarray(tokens, dtype=np.int64)
+        whole = len(ids) // width
+        part = torch.from_numpy(ids)[: whole * width]
+        windows.append(part.view(whole, width))
+        own = torch.full((whole,), label)
+        labels.append(own)
+    return torch.cat(windows), torch.cat(labels)
+
+
 @torch.no_grad()
 def probe(bench: Bench, model: Any, rows: int = 32, width: int = 64) -> list[Seen]:
     """One entry a layer, from `rows` windows of each domain's held-out text."""
-    windows, labels = [], []
-    for label, domain in enumerate(bench.data.domains):
-        ids = np.asarray(bench.data.tokens(domain, "held")[: rows * width], dtype=np.int64)
-        part = torch.from_numpy(ids[: len(ids) // width * width]).view(-1, width)
-        windows.append(part)
-        labels.append(torch.full((len(part),), label))
+    windows, labels = held_out(bench, rows, width)
     found: list[Seen] = []
-    hooks = [layer.channel_mixer.register_forward_hook(
-        lambda mixer, given, mixed: found.append(Seen(given[0], given[1], mixed, mixer))) for layer in model.layers]
+
+    def keep(mixer: Any, given: tuple[Tensor, Context], mixed: Any) -> None:
+        found.append(Seen(*given, mixed, mixer))
+
+    hooks = [layer.channel_mixer.register_forward_hook(keep) for layer in model.layers]
     try:
-        model.eval()(torch.cat(windows), labels_B=torch.cat(labels))
+        model.eval()(windows, labels_B=labels)
     finally:
         for hook in hooks:
             hook.remove()
@@ -66,12 +84,27 @@ def limited(bench: Bench, rule: str) -> dict[str, Any]:
     return bench.arch({**SWITCH, "capacity_factor": 1.0, "overflow": {"method": rule}})
 
 
+def layers(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[list[Seen]]:
+    """What each layer of a trained model saw and chose on held-out text, from each seed."""
+    return [probe(bench, model) for model in models(bench, arch, tokens)]
+
+
+def over_layers(runs: list[list[T]], measure: Callable[[T], float]) -> list[float]:
+    """The mean over layers of what `measure` says of each, from each seed."""
+    found = []
+    for run in runs:
+        values = [measure(layer) for layer in run]
+        found.append(statistics.fmean(values))
+    return found
+
+
 def log_scatter_ratio(bench: Bench, model: Any) -> float:
     """Logarithm of the hidden states' scatter within experts over that between them, mean over layers.
 
     Small where representations collapse.
     """
-    collapse = registry.find("experts.analysis.collapse")
-    found = (collapse.load()(seen.mixed.routing, seen.hidden_TD, collapse.module().Config(), seen.context)
-             for seen in probe(bench, model))
-    return statistics.fmean(math.log(one["scatter_ratio"]) for one in found)
+    found = []
+    for seen in probe(bench, model):
+        scatter = call("experts.analysis.collapse", seen.mixed.routing, seen.hidden_TD, context=seen.context)
+        found.append(math.log(scatter["scatter_ratio"]))
+    return statistics.fmean(found)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import tempfile
 
 from mixwell.claims._judging import BITS, no_worse, provided
+from mixwell.claims._series import columns
 from mixwell.claims.bench import Bench
 from mixwell.claims.language import dense
 from mixwell.convert.upcycle import Config, upcycle
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
-from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import TrainConfig, train
 
@@ -27,25 +27,36 @@ TOKENS, MORE = 150_000, 75_000
 
 def trained_on(bench: Bench, start: Checkpoint, seed: int) -> float:
     """Bits per byte after `MORE` tokens, in the order and by the schedule of a fresh model's."""
-    copied = start.derive(tensors={name: tensor.detach().clone() for name, tensor in start.tensors.items()})
+    tensors = {name: tensor.detach().clone() for name, tensor in start.tensors.items()}
+    copied = LanguageModel.from_checkpoint(start.derive(tensors=tensors))
     config = TrainConfig(tokens=MORE, batch_size=32, seq_len=64, lr=4e-3, seed=seed + 1000)
     with tempfile.TemporaryDirectory() as folder:
-        model = train(LanguageModel.from_checkpoint(copied), bench.data, config, folder).model
-    return evaluate(model, bench.data, max_tokens=8192, batch_size=32, seq_len=64).mean
+        done = train(copied, bench.data, config, folder)
+    return bench.evaluate(done.model).mean
+
+
+def upcycled(start: Checkpoint, seed: int, reinitialise: float) -> Checkpoint:
+    """The dense model as a mixture, this share of each expert's units drawn anew."""
+    config = Config(reinitialise=reinitialise)
+    return upcycle(start, config, generator(seed, "upcycle"))
 
 
 def measure(bench: Bench, seed: int) -> tuple[float, float, float, float]:
     """Bits per byte of (upcycled, fresh, half drawn anew, dense)."""
-    start = bench.train(dense(bench, 64), seed, tokens=TOKENS).model.to_checkpoint()
-    made = [upcycle(start, Config(reinitialise=share), generator(seed, "upcycle")) for share in (0.0, 0.5)]
-    fresh = bench.train(bench.arch(), seed + 1000, tokens=MORE).bits_per_byte
-    upcycled, renewed, longer = (trained_on(bench, one, seed) for one in (*made, start))
-    return upcycled, fresh, renewed, longer
+    short = bench.train(dense(bench, 64), seed, tokens=TOKENS)
+    start = short.model.to_checkpoint()
+    whole, half = upcycled(start, seed, 0.0), upcycled(start, seed, 0.5)
+    copies = trained_on(bench, whole, seed)
+    renewed = trained_on(bench, half, seed)
+    longer = trained_on(bench, start, seed)
+    fresh = bench.train(bench.arch(), seed + 1000, tokens=MORE)
+    return copies, fresh.bits_per_byte, renewed, longer
 
 
 def claim(bench: Bench) -> Evidence:
     """Bits per byte of the upcycled mixture against a fresh one."""
-    upcycled, fresh, renewed, longer = map(list, zip(*(measure(bench, seed) for seed in bench.seeds)))
-    evidence = weigh("An upcycled mixture beats a fresh one after equal tokens.", BITS, upcycled, fresh)
-    return provided(evidence, no_worse(upcycled, longer, 0.0), "The dense model trained on is better.",
+    copies, fresh, renewed, longer = columns(measure(bench, seed) for seed in bench.seeds)
+    as_good = no_worse(copies, longer, 0.0)
+    evidence = weigh("An upcycled mixture beats a fresh one after equal tokens.", BITS, copies, fresh)
+    return provided(evidence, as_good, "The dense model trained on is better.",
                     half_drawn_anew=renewed, dense_trained_on=longer)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from mixwell.claims._series import mean, series
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import rand_index
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.categorical import CategoricalMixture
 
@@ -22,27 +24,39 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     label = rng.choice(len(SHARES), ROWS, p=SHARES)
     columns = []
     for size in SIZES:
-        edges = rng.dirichlet(np.ones(size), len(SHARES)).cumsum(1)
-        columns.append((rng.random((ROWS, 1)) > edges[label, :-1]).sum(1))
+        shares = rng.dirichlet(np.ones(size), len(SHARES))
+        edges = shares.cumsum(1)[label, :-1]
+        passed = rng.random((ROWS, 1)) > edges
+        columns.append(passed.sum(1))
     return np.stack(columns, 1).astype(float), label
+
+
+def one_hot(x: np.ndarray) -> np.ndarray:
+    """The columns' codes side by side."""
+    codes = []
+    for size, column in zip(SIZES, x.astype(int).T):
+        eye = np.eye(size)
+        codes.append(eye[column])
+    return np.hstack(codes)
+
+
+def measure(seed: int) -> tuple[float, float]:
+    """Agreement with the classes, of the mixture and of k-means, mean of the data sets."""
+    from sklearn.cluster import KMeans
+
+    rng = np.random.default_rng(seed)
+    ours, theirs = [], []
+    for _ in range(SETS):
+        x, label = draw(rng)
+        mixture = CategoricalMixture(len(SHARES), n_init=STARTS, max_iter=500, random_state=seed)
+        rival = KMeans(len(SHARES), n_init=STARTS, random_state=seed)
+        ours.append(rand_index(label, mixture, x))
+        theirs.append(rand_index(label, rival, one_hot(x)))
+    return mean(ours), mean(theirs)
 
 
 def claim(bench: Bench) -> Evidence:
     """Agreement with the classes, of the mixture and of k-means."""
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score
-
-    ours, theirs = [], []
-    for seed in bench.seeds:
-        rng, mine, rival = np.random.default_rng(seed), [], []
-        for _ in range(SETS):
-            x, label = draw(rng)
-            model = CategoricalMixture(len(SHARES), n_init=STARTS, max_iter=500, random_state=seed)
-            mine.append(adjusted_rand_score(label, model.fit(x).predict(x)))
-            codes = np.hstack([np.eye(size)[x[:, d].astype(int)] for d, size in enumerate(SIZES)])
-            found = KMeans(len(SHARES), n_init=STARTS, random_state=seed).fit_predict(codes)
-            rival.append(adjusted_rand_score(label, found))
-        ours.append(float(np.mean(mine)))
-        theirs.append(float(np.mean(rival)))
+    ours, theirs = series(bench, measure)
     return weigh("Latent class analysis finds classes better than k-means on one-hot codes.", "adjusted Rand index",
                  ours, theirs, lower_is_better=False)

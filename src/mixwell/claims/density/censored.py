@@ -1,4 +1,11 @@
-"""Censored mixtures: moments that know of the censoring find means that a fit to what was seen does not."""
+"""Censored mixtures: moments that know of the censoring find means that a fit to what was seen does not.
+
+Paper: Learning Mixtures of Gaussians with Censored Data.
+Tried: 500,000 rows of two Gaussians of variance 1, 40 % of them around -0.5 and the rest around 2, of which only those
+above zero are seen; largest error of the two means, moments of eight terms that know of the censoring against the same
+moments that take S for the whole line. Beside it, at 2,000 rows: moments of six terms, and EM. Against it: an error
+that is no smaller.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +14,41 @@ from typing import Any
 
 import numpy as np
 
+from mixwell.claims._judging import beside
+from mixwell.claims._series import said, series
+from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
 FEW, MANY, MEANS = 2000, 500_000, np.array([-0.5, 2.0])
+HALF: dict[str, Any] = {"intervals": ((0.0, math.inf),)}  # where rows are seen
 
 
-def claim(bench: Any) -> Evidence:
-    """Largest error of the means, seen above zero alone, against the same moments that take S for the whole line."""
+def error(x: np.ndarray, **options: Any) -> float:
+    """Largest error of the two means, fitted to the rows above zero."""
     estimator = find("density.robust.censored").load()
-    aware, naive, few, by_em = [], [], [], []
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        x = rng.normal(size=MANY) + np.where(rng.random(MANY) < 0.4, *MEANS)
+    seen = x[x > 0]
+    lost = len(x) - len(seen) if "intervals" in options else 0
+    model = estimator(**options).fit(seen, lost)
+    return float(np.abs(model.means_ - MEANS).max())
 
-        def error(rows: int, x: Any = x, **options: Any) -> float:
-            seen = x[:rows][x[:rows] > 0]
-            lost = 0 if "intervals" not in options else rows - len(seen)
-            return float(np.abs(estimator(**options).fit(seen, lost).means_ - MEANS).max())
 
-        half = {"intervals": ((0.0, math.inf),)}
-        aware.append(error(MANY, estimator="moments", n_terms=8, **half))
-        naive.append(error(MANY, estimator="moments", n_terms=8))
-        few.append(error(FEW, estimator="moments", n_terms=6, **half))
-        by_em.append(error(FEW, max_iter=500, **half))
+def measure(seed: int) -> tuple[float, float, float, float]:
+    """Errors of moments that know of the censoring, of those that do not, and at few rows of moments and of EM."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=MANY)
+    x = noise + np.where(rng.random(MANY) < 0.4, *MEANS)
+    aware = error(x, estimator="moments", n_terms=8, **HALF)
+    naive = error(x, estimator="moments", n_terms=8)
+    few = error(x[:FEW], estimator="moments", n_terms=6, **HALF)
+    by_em = error(x[:FEW], max_iter=500, **HALF)
+    return aware, naive, few, by_em
+
+
+def claim(bench: Bench) -> Evidence:
+    """Largest error of the means, seen above zero alone, against the same moments that take S for the whole line."""
+    aware, naive, few, by_em = series(bench, measure)
     evidence = weigh("Weights and means of a censored Gaussian mixture are found to any accuracy from enough rows",
                      "largest error of the two means", aware, naive,
-                     note=f"{MANY} rows; at {FEW}: moments {[round(v, 2) for v in few]}, EM "
-                     f"{[round(v, 2) for v in by_em]}")
-    evidence.values.update({"moments, few rows": few, "em, few rows": by_em})
-    return evidence
+                     note=f"{MANY} rows; at {FEW}: moments {said(few)}, EM {said(by_em)}")
+    return beside(evidence, **{"moments, few rows": few, "em, few rows": by_em})

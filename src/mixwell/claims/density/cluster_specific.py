@@ -2,52 +2,74 @@
 
 Paper: Cluster-Specific Predictions with Multi-Task Gaussian Processes.
 Tried: 30 curves of three groups drawn from the model, six irregular times each; 15 fresh curves are seen at six times
-below 6 and forecast at four beyond. Mean squared forecast error with three clusters against one (the multi-task
-process without clusters).
+below 6 and forecast at four beyond. Mean squared forecast error with three clusters against one (the multi-task process
+without clusters). Against it: an error that is no smaller.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from mixwell.claims._series import by_seed, mean
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.processes.cluster_specific import ClusterProcesses
+
+GRID = np.linspace(0, 10, 101)
+
+
+def kernel(length: float = 1.0) -> np.ndarray:
+    """Squared exponential on the grid."""
+    square = (GRID[:, None] - GRID) ** 2
+    return np.exp(-0.5 * square / length**2)
+
+
+def irregular(rng: np.random.Generator, low: int, high: int, count: int) -> np.ndarray:
+    """Places of the grid from `low` up to `high`, in order."""
+    places = rng.choice(high - low, count, replace=False)
+    return np.sort(low + places)
 
 
 def draw(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Times and values of 45 curves; the last 15 have four forecast times at their end."""
     rng = np.random.default_rng(seed)
-    grid = np.linspace(0, 10, 101)
-    gap = (grid[:, None] - grid) ** 2
-    means = rng.multivariate_normal(np.zeros(101), 4 * np.exp(-0.5 * gap / 1.5**2) + 1e-8 * np.eye(101), 3)
-    own = 0.2 * np.exp(-0.5 * gap) + 0.02 * np.eye(101)
+    eye = np.eye(len(GRID))
+    shared = 4 * kernel(1.5) + 1e-8 * eye
+    means = rng.multivariate_normal(np.zeros(len(GRID)), shared, 3)
+    own = 0.2 * kernel() + 0.02 * eye
     times, values = [], []
     for i in range(45):
-        fresh = i >= 30
-        at = np.sort(rng.choice(60, 6, replace=False)) if fresh else np.sort(rng.choice(101, 6, replace=False))
-        if fresh:
-            at = np.r_[at, np.sort(60 + rng.choice(41, 4, replace=False))]
-        curve = rng.multivariate_normal(means[i % 3], own)
-        times.append(grid[at])
+        if i < 30:
+            at = irregular(rng, 0, 101, 6)
+        else:
+            known, ahead = irregular(rng, 0, 60, 6), irregular(rng, 60, 101, 4)
+            at = np.concatenate([known, ahead])
+        group = means[i % 3]
+        curve = rng.multivariate_normal(group, own)
+        times.append(GRID[at])
         values.append(curve[at])
     return times, values
 
 
-def error(clusters: int, seed: int) -> float:
+def error(seed: int, clusters: int) -> float:
     """Mean squared forecast error."""
     times, values = draw(seed)
     model = ClusterProcesses(n_clusters=clusters, max_iter=8, kernel_steps=5, random_state=seed)
     model.fit(times[:30], values[:30])
-    squares = []
-    for t, y in zip(times[30:], values[30:]):
-        means, _, weights = model.predict(t[:6], y[:6], t[6:])
-        squares.append((weights @ means - y[6:]) ** 2)
-    return float(np.mean(squares))
+    squares = [squared(model, t, y) for t, y in zip(times[30:], values[30:])]
+    return mean(np.concatenate(squares))
+
+
+def squared(model: ClusterProcesses, times: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Squared errors of the forecast from the first six times on."""
+    means, _, weights = model.predict(times[:6], values[:6], times[6:])
+    forecast = weights @ means
+    return (forecast - values[6:]) ** 2
 
 
 def claim(bench: Bench) -> Evidence:
     """Forecast error with three clusters and with one."""
-    ours, theirs = ([error(clusters, seed) for seed in bench.seeds] for clusters in (3, 1))
+    ours = by_seed(bench, error, 3)
+    theirs = by_seed(bench, error, 1)
     return weigh("Cluster-specific mean processes forecast grouped curves better.", "mean squared forecast error",
                  ours, theirs)

@@ -9,12 +9,15 @@ Against it: AIC is wrong as rarely, or the share of wrong choices does not fall 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 
+from mixwell.claims._judging import beside
+from mixwell.claims._series import by_name, by_seed, mean
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import quietly
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
@@ -24,79 +27,103 @@ SETS, TRUE, COLUMNS = 12, 3, 10
 PCA_ROWS, MIXTURE_ROWS = (40, 400), (60, 600)
 RANKS, NUMBERS = range(8), range(1, 7)
 CENTRES = np.array([[-2.5, 0.0], [0.0, 2.5], [2.5, 0.0]])
+SCALES = np.array([2.0, 1.5, 1.2])  # of the three directions
+PRIOR: dict[str, Any] = {"weight_concentration_prior_type": "dirichlet_distribution", "weight_concentration_prior": 1.0}
 
 
 def principal(rows: int, rng: np.random.Generator, t_noise: bool = False) -> tuple[Array, Array]:
     """Rows around a subspace of three dimensions, and 4000 fresh ones."""
-    axes = np.linalg.qr(rng.normal(size=(COLUMNS, TRUE)))[0] * np.array([2.0, 1.5, 1.2])
-    total = rows + 4000
-    noise = rng.standard_t(4, (total, COLUMNS)) / np.sqrt(2) if t_noise else rng.normal(size=(total, COLUMNS))
-    x = rng.normal(size=(total, TRUE)) @ axes.T + noise
+    square = rng.normal(size=(COLUMNS, TRUE))
+    turn, _ = np.linalg.qr(square)
+    axes = turn * SCALES
+    shape = (rows + 4000, COLUMNS)
+    noise = rng.standard_t(4, shape) / np.sqrt(2) if t_noise else rng.normal(size=shape)
+    scores = rng.normal(size=(len(noise), TRUE))
+    x = scores @ axes.T + noise
     return x[:rows], x[rows:]
 
 
 def by_likelihood(x: Array) -> dict[str, int]:
     """Ranks that AIC and BIC choose, from the closed form of the maximum likelihood."""
     N, D = x.shape
-    values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
-    scores: dict[str, list[float]] = {"AIC": [], "BIC": []}
+    covariance = np.cov(x.T, bias=True)
+    values = np.linalg.eigvalsh(covariance)[::-1]
+    aic, bic = [], []
     for k in RANKS:
         noise = values[k:].mean()
-        loss = N * (np.log(values[:k]).sum() + (D - k) * np.log(noise) + D * (1 + np.log(2 * np.pi)))
+        log_det = np.log(values[:k]).sum() + (D - k) * np.log(noise)
+        loss = N * (log_det + D * (1 + np.log(2 * np.pi)))
         free = D * k - k * (k - 1) / 2 + 1 + D
-        scores["AIC"].append(loss + 2 * free)
-        scores["BIC"].append(loss + np.log(N) * free)
-    return {name: int(np.argmin(score)) for name, score in scores.items()}
+        aic.append(loss + 2 * free)
+        bic.append(loss + np.log(N) * free)
+    return {"AIC": int(np.argmin(aic)), "BIC": int(np.argmin(bic))}
 
 
-def regret(model: Any, chosen: int, x: Array, fresh: Array, config: Any) -> float:
+def rank_choices(x: Array) -> dict[str, int]:
+    """Ranks that the bound, AIC and BIC choose."""
+    selection = find("density.selection.elbo").load()
+    model = selection(n_components=tuple(RANKS)).fit(x)
+    return {"ELBO": model.n_components_} | by_likelihood(x)
+
+
+def regret(chosen: int, x: Array, fresh: Array) -> float:
     """Nats a row that `chosen` loses to the best of the ranks on fresh rows."""
-    scores = [float(model.fit_pca(x, k, config).score_samples(fresh).mean()) for k in RANKS]
+    module = find("density.selection.elbo").module()
+    scores = []
+    for k in RANKS:
+        model = module.fit_pca(x, k, module.Config())
+        scores.append(float(model.score_samples(fresh).mean()))
     return max(scores) - scores[chosen]
 
 
-def mixture_choices(x: Array, selection: Any) -> dict[str, int]:
+def mixture_choices(x: Array) -> dict[str, int]:
     """Numbers of components by the bound, AIC and BIC, each from the best of five starts."""
     from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 
-    prior: dict[str, Any] = {"weight_concentration_prior_type": "dirichlet_distribution",
-                             "weight_concentration_prior": 1.0}
     shared: dict[str, Any] = {"n_init": 5, "random_state": 0, "max_iter": 300}
-    bayes = BayesianGaussianMixture(**prior, **shared)
-    fitted = {k: GaussianMixture(k, **shared).fit(x) for k in NUMBERS}
-    return {"ELBO": selection(estimator=bayes, n_components=tuple(NUMBERS)).fit(x).n_components_,
-            "AIC": min(NUMBERS, key=lambda k: float(fitted[k].aic(x))),
-            "BIC": min(NUMBERS, key=lambda k: float(fitted[k].bic(x)))}
+    bayes = BayesianGaussianMixture(**PRIOR, **shared)
+    selection = find("density.selection.elbo").load()
+    chosen = selection(estimator=bayes, n_components=tuple(NUMBERS)).fit(x).n_components_
+    fitted = [GaussianMixture(k, **shared).fit(x) for k in NUMBERS]
+    by_aic = min(fitted, key=lambda model: float(model.aic(x)))
+    by_bic = min(fitted, key=lambda model: float(model.bic(x)))
+    return {"ELBO": chosen, "AIC": by_aic.n_components, "BIC": by_bic.n_components}
+
+
+def one_set(rng: np.random.Generator) -> dict[str, float]:
+    """Whether each choice is wrong on a data set of each kind and size; what the ranks lose under t noise."""
+    found: dict[str, float] = {}
+    for size, rows in zip(("few", "many"), PCA_ROWS):
+        x, _ = principal(rows, rng)
+        for name, k in rank_choices(x).items():
+            found[f"{name}, {size}, rank"] = k != TRUE
+    for size, rows in zip(("few", "many"), MIXTURE_ROWS):
+        centres = CENTRES[rng.integers(TRUE, size=rows)]
+        x = centres + rng.normal(size=(rows, 2))
+        for name, k in mixture_choices(x).items():
+            found[f"{name}, {size}, number"] = k != TRUE
+    x, fresh = principal(PCA_ROWS[1], rng, t_noise=True)
+    for name, k in rank_choices(x).items():
+        found[f"regret {name}"] = regret(k, x, fresh)
+    return found
+
+
+def measure(seed: int) -> dict[str, float]:
+    """Shares of wrong choices over ranks and numbers together, and mean regrets."""
+    rng = np.random.default_rng(seed)
+    with quietly():  # starts of too many components that did not converge
+        sets = [one_set(rng) for _ in range(SETS)]
+    gathered = defaultdict(list)
+    for found in sets:
+        for name, value in found.items():
+            kind = name.removesuffix(", rank").removesuffix(", number")
+            gathered[kind].append(value)
+    return {name: mean(values) for name, values in gathered.items()}
 
 
 def claim(bench: Bench) -> Evidence:
     """Share of wrong numbers at the larger size; what t noise costs."""
-    import warnings
-
-    entry = find("density.selection.elbo")
-    module, selection = entry.module(), entry.load()
-    found: dict[str, list[float]] = {}
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        wrong: dict[str, list[float]] = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # starts of too many components that did not converge
-            for _ in range(SETS):
-                for size, rows in zip(("few", "many"), PCA_ROWS):
-                    x, _ = principal(rows, rng)
-                    chosen = {"ELBO": selection(n_components=tuple(RANKS)).fit(x).n_components_} | by_likelihood(x)
-                    for name, k in chosen.items():
-                        wrong.setdefault(f"{name}, {size}", []).append(k != TRUE)
-                for size, rows in zip(("few", "many"), MIXTURE_ROWS):
-                    x = CENTRES[rng.integers(TRUE, size=rows)] + rng.normal(size=(rows, 2))
-                    for name, k in mixture_choices(x, selection).items():
-                        wrong.setdefault(f"{name}, {size}", []).append(k != TRUE)
-                x, fresh = principal(PCA_ROWS[1], rng, t_noise=True)
-                chosen = {"ELBO": selection(n_components=tuple(RANKS)).fit(x).n_components_} | by_likelihood(x)
-                for name, k in chosen.items():
-                    wrong.setdefault(f"regret {name}", []).append(regret(module, k, x, fresh, module.Config()))
-        for name, values in wrong.items():
-            found.setdefault(name, []).append(float(np.mean(values)))
+    found = by_name(by_seed(bench, measure))
     evidence = weigh("The largest ELBO finds the rank of a PCA and the number of components of a mixture.",
                      "share of wrong choices", found["ELBO, many"], found["AIC, many"], note=NOTE)
-    return replace(evidence, values=evidence.values | found)
+    return beside(evidence, **found)

@@ -9,53 +9,61 @@ a loss that is no smaller.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mixwell.claims._judging import beside
+from mixwell.claims._series import best, by_name, by_seed, means
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import around, starts
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.factor_analysers import MixtureOfFactorAnalysers
 from mixwell.density.mixtures.gaussian import GaussianMixture
 
 ROWS, FRESH, GROUPS, COLUMNS, FACTORS, SETS = 240, 5000, 3, 20, 2, 2
+KINDS = ("full", "tied", "diag", "spherical")
 
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Rows to fit (ROWS, COLUMNS) and fresh ones (FRESH, COLUMNS)."""
-    means, loadings = rng.normal(size=(GROUPS, COLUMNS)), rng.normal(size=(GROUPS, COLUMNS, FACTORS))
-    noise = rng.uniform(0.3, 0.9, (GROUPS, COLUMNS))
+    means = rng.normal(size=(GROUPS, COLUMNS))
+    loadings = rng.normal(size=(GROUPS, COLUMNS, FACTORS))
+    deviations = rng.uniform(0.3, 0.9, (GROUPS, COLUMNS))
     count = ROWS + FRESH
     label = rng.integers(GROUPS, size=count)
     scores = rng.normal(size=(count, FACTORS))
-    x = (means[label] + np.einsum("ndq,nq->nd", loadings[label], scores)
-         + noise[label] * rng.normal(size=(count, COLUMNS)))
+    noise = rng.normal(size=(count, COLUMNS))
+    explained = around(means, loadings, label, scores)
+    own = deviations[label] * noise
+    x = explained + own
     return x[:ROWS], x[ROWS:]
+
+
+def held_out(rng: np.random.Generator, seed: int) -> dict[str, float]:
+    """Losses on fresh rows of one data set, and the factors that BIC chooses."""
+    x, fresh = draw(rng)
+    options = starts(seed)
+    models = [MixtureOfFactorAnalysers(GROUPS, n_factors=q, **options) for q in (1, 2, 3, 4)]
+    fits = [model.fit(x) for model in models]
+    chosen = min(fits, key=lambda model: model.bic(x))
+    found = {"factors": chosen.n_factors, "analysers": -chosen.score(fresh)}
+    for kind in KINDS:
+        model = GaussianMixture(GROUPS, covariance_type=kind, **options).fit(x)
+        found[kind] = -model.score(fresh)
+    return found
+
+
+def measure(seed: int) -> dict[str, float]:
+    """Means of the data sets."""
+    rng = np.random.default_rng(seed)
+    sets = [held_out(rng, seed) for _ in range(SETS)]
+    return means(sets)
 
 
 def claim(bench: Bench) -> Evidence:
     """Held-out loss of both, and the factors that were chosen."""
-    found: dict[str, list[float]] = {name: [] for name in ("analysers", "full", "tied", "diag", "spherical")}
-    chosen: list[float] = []
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        options: dict[str, Any] = {"n_init": 5, "max_iter": 500, "random_state": seed}
-        losses: dict[str, list[float]] = {name: [] for name in found}
-        factors = []
-        for _ in range(SETS):
-            x, fresh = draw(rng)
-            fits = [MixtureOfFactorAnalysers(GROUPS, n_factors=q, **options).fit(x) for q in (1, 2, 3, 4)]
-            best = min(fits, key=lambda model: model.bic(x))
-            factors.append(best.n_factors)
-            losses["analysers"].append(-best.score(fresh))
-            for kind in ("full", "tied", "diag", "spherical"):
-                model = GaussianMixture(GROUPS, covariance_type=kind, **options).fit(x)
-                losses[kind].append(-model.score(fresh))
-        for name, values in losses.items():
-            found[name].append(float(np.mean(values)))
-        chosen.append(float(np.mean(factors)))
+    found = by_name(by_seed(bench, measure))
     ours = found.pop("analysers")
+    gaussian = best(found[kind] for kind in KINDS)
     evidence = weigh("Factor analysers describe fresh rows better where rows are few for the columns.",
-                     "held-out nats a row", ours, [min(group) for group in zip(*found.values())])
-    return beside(evidence, factors=chosen, **found)
+                     "held-out nats a row", ours, gaussian)
+    return beside(evidence, **found)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from mixwell.claims._judging import beside
+from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import overlapping
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
@@ -24,55 +26,63 @@ DRAWS, POINTS, HALF, NEAR = 300_000, 501, 12.0, 0.05
 SUM, KNOWN = torch.tensor([[1.0, -0.5]], dtype=torch.float64), 0.5
 
 
-def mixture(draws: torch.Generator) -> GaussianMixtureDensity:
-    """Three components near the origin."""
-    root = 0.6 * torch.randn(3, 2, 2, generator=draws, dtype=torch.float64)
-    means = 1.5 * torch.randn(3, 2, generator=draws, dtype=torch.float64)
-    weights = 0.2 + torch.rand(3, generator=draws, dtype=torch.float64)
-    return GaussianMixtureDensity(weights / weights.sum(), means, root @ root.mT + 0.3 * torch.eye(2))
-
-
 def exactly(p: GaussianMixtureDensity, q: GaussianMixtureDensity) -> list[Tensor]:
     """The four quantities by the closed forms."""
     product, log_overlap = p.product(q)
-    total = p.convolve(q).log_prob(SUM).exp()[0]
-    return [log_overlap.exp(), product.mean(), total, p.condition([0], torch.tensor([KNOWN])).mean()[0]]
+    total = p.convolve(q).log_prob(SUM)[0]
+    conditional = p.condition([0], torch.tensor([KNOWN]))
+    return [log_overlap.exp(), product.mean(), total.exp(), conditional.mean()[0]]
 
 
 def on_grid(p: GaussianMixtureDensity, q: GaussianMixtureDensity) -> list[Tensor]:
     """The same by sums over a grid."""
     axis = torch.linspace(-HALF, HALF, POINTS, dtype=torch.float64)
-    x, cell = torch.cartesian_prod(axis, axis), (2 * HALF / (POINTS - 1)) ** 2
-    here, both = p.log_prob(x).exp(), (p.log_prob(x) + q.log_prob(x)).exp()
-    line = p.log_prob(torch.stack([torch.full_like(axis, KNOWN), axis], 1)).exp()
-    return [both.sum() * cell, both @ x / both.sum(), (here * q.log_prob(SUM - x).exp()).sum() * cell,
-            (line * axis).sum() / line.sum()]
+    x = torch.cartesian_prod(axis, axis)
+    cell = (2 * HALF / (POINTS - 1)) ** 2
+    log_p, log_q = p.log_prob(x), q.log_prob(x)
+    both = (log_p + log_q).exp()
+    rest = log_p.exp() * q.log_prob(SUM - x).exp()
+    across = torch.stack([torch.full_like(axis, KNOWN), axis], 1)
+    line = p.log_prob(across).exp()
+    mean = both @ x / both.sum()
+    conditional = (line * axis).sum() / line.sum()
+    return [both.sum() * cell, mean, rest.sum() * cell, conditional]
 
 
 def by_draws(p: GaussianMixtureDensity, q: GaussianMixtureDensity, draws: torch.Generator) -> list[Tensor]:
     """The same by draws from p."""
     x, _ = p.sample(DRAWS, draws)
-    there, near = q.log_prob(x).exp(), (x[:, 0] - KNOWN).abs() < NEAR
-    return [there.mean(), there @ x / there.sum(), q.log_prob(SUM - x).exp().mean(), x[near, 1].mean()]
+    there = q.log_prob(x).exp()
+    rest = q.log_prob(SUM - x).exp()
+    near = (x[:, 0] - KNOWN).abs() < NEAR
+    mean = there @ x / there.sum()
+    return [there.mean(), mean, rest.mean(), x[near, 1].mean()]
 
 
 def decades(found: list[Tensor], truth: list[Tensor]) -> float:
     """Logarithm to base ten of the largest relative error."""
-    return max(float(((a - b).norm() / b.norm()).clamp(min=1e-16).log10()) for a, b in zip(found, truth))
+    errors = []
+    for ours, right in zip(found, truth):
+        relative = (ours - right).norm() / right.norm()
+        decade = relative.clamp(min=1e-16).log10()
+        errors.append(float(decade))
+    return max(errors)
+
+
+def measure(seed: int) -> tuple[float, float, float, float]:
+    """Errors of closed forms and of draws, and seconds of both."""
+    draws = generator(seed, "mixtures")
+    p, q = overlapping(draws, 3, 2), overlapping(draws, 3, 2)
+    truth, began = on_grid(p, q), perf_counter()
+    ours = decades(exactly(p, q), truth)
+    between = perf_counter()
+    theirs = decades(by_draws(p, q, draws), truth)
+    return ours, theirs, between - began, perf_counter() - between
 
 
 def claim(bench: Bench) -> Evidence:
     """Errors and seconds of closed forms and of draws."""
-    ours, theirs, fast, slow = [], [], [], []
-    for seed in bench.seeds:
-        draws = generator(seed, "mixtures")
-        p, q = mixture(draws), mixture(draws)
-        truth, began = on_grid(p, q), perf_counter()
-        ours.append(decades(exactly(p, q), truth))
-        between = perf_counter()
-        theirs.append(decades(by_draws(p, q, draws), truth))
-        fast.append(between - began)
-        slow.append(perf_counter() - between)
+    ours, theirs, fast, slow = series(bench, measure)
     evidence = weigh("Products, sums and conditionals of mixtures are exact in closed form.",
                      "decades of the largest relative error", ours, theirs)
     return beside(evidence, seconds=fast, seconds_of_draws=slow)

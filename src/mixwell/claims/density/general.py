@@ -8,12 +8,12 @@ mixture of one to six components, the number by BIC. Against it: a loss that is 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mixwell.claims._judging import beside
+from mixwell.claims._series import columns, mean, series
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import starts
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.general import Mixture
@@ -28,37 +28,45 @@ class Exponential:
 
     def fit(self, X: np.ndarray, sample_weight: np.ndarray) -> Exponential:
         """The weighted mean of the rows."""
-        self.mean = max(float(np.average(X[:, 0], weights=sample_weight)), 1e-300)
+        weighted = np.average(X[:, 0], weights=sample_weight)
+        self.mean = max(float(weighted), 1e-300)
         return self
 
     def log_prob(self, X: np.ndarray) -> np.ndarray:
         """Log densities (N,)."""
-        return np.where(X[:, 0] < 0, -np.inf, -X[:, 0] / self.mean - np.log(self.mean))
+        x = X[:, 0]
+        log = -x / self.mean - np.log(self.mean)
+        return np.where(x < 0, -np.inf, log)
 
 
 def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     """Numbers (rows, 1)."""
-    waits, peak = rng.exponential(3.0, (rows, 1)), rng.normal(4.0, 0.4, (rows, 1))
-    return np.where(rng.random((rows, 1)) < 0.6, waits, peak)
+    waits = rng.exponential(3.0, (rows, 1))
+    peak = rng.normal(4.0, 0.4, (rows, 1))
+    first = rng.random((rows, 1)) < 0.6
+    return np.where(first, waits, peak)
+
+
+def held_out(rng: np.random.Generator, seed: int) -> tuple[float, float, int]:
+    """Losses of both on one data set, and how many Gaussians BIC chooses."""
+    x, fresh = draw(rng, ROWS), draw(rng, FRESH)
+    options = starts(seed)
+    right = Mixture([Exponential(), GaussianMixture(1)], **options).fit(x)
+    fits = [GaussianMixture(k, **options).fit(x) for k in range(1, 7)]
+    best = min(fits, key=lambda model: model.bic(x))
+    return -right.score(fresh), -best.score(fresh), best.n_components
+
+
+def measure(seed: int) -> list[float]:
+    """Means of the data sets."""
+    rng = np.random.default_rng(seed)
+    sets = [held_out(rng, seed) for _ in range(SETS)]
+    return [mean(values) for values in columns(sets)]
 
 
 def claim(bench: Bench) -> Evidence:
     """Held-out loss of both, and how many Gaussians were chosen."""
-    ours, theirs, chosen = [], [], []
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        options: dict[str, Any] = {"n_init": 5, "max_iter": 500, "random_state": seed}
-        mine, rival, numbers = [], [], []
-        for _ in range(SETS):
-            x, fresh = draw(rng, ROWS), draw(rng, FRESH)
-            mine.append(-Mixture([Exponential(), GaussianMixture(1)], **options).fit(x).score(fresh))
-            fits = [GaussianMixture(k, **options).fit(x) for k in range(1, 7)]
-            best = min(fits, key=lambda model: model.bic(x))
-            rival.append(-best.score(fresh))
-            numbers.append(best.n_components)
-        ours.append(float(np.mean(mine)))
-        theirs.append(float(np.mean(rival)))
-        chosen.append(float(np.mean(numbers)))
+    ours, theirs, chosen = series(bench, measure)
     evidence = weigh("A mixture of the families that the data are made of beats any number of Gaussians.",
                      "held-out nats a row", ours, theirs)
     return beside(evidence, gaussians_chosen=chosen)

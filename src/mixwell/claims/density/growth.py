@@ -1,4 +1,11 @@
-"""Growth mixture of experts: estimates without bias, and intervals that cover."""
+"""Growth mixture of experts: estimates without bias, and intervals that cover.
+
+Paper: Extending Mixture of Experts Model to Investigate Heterogeneity of Trajectories: When, Where and How to Add Which
+Covariates.
+Tried: 300 people at ten waves in two classes, whose curves bend at waves 4 and 5.5, under a gate of slope 2, four data
+sets a seed; errors of both knots and of the gate's slope in standard errors, and whether nominal 95 % intervals cover.
+Against it: coverage more than 5 points from 95 %, or a mean error of half a standard error or more.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from mixwell.claims._series import series
+from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import logistic
 from mixwell.core.evidence import Evidence
 from mixwell.core.registry import find
 
@@ -14,41 +24,48 @@ REPEATS, PEOPLE = 4, 300
 TIMES = np.arange(10.0)
 FACTORS = np.array([[[1.0, 2.0, 0.5], [0.8, 0.0, 0.1]], [[4.0, 1.0, -0.5], [0.8, 0.0, 0.1]]])  # class, covariate
 KNOTS, GATE = np.array([4.0, 5.5]), 2.0
+NOISE = np.array([0.5, 0.2, 0.2])  # of level and both slopes
 
 
 def simulate(rng: np.random.Generator) -> tuple[Any, Any, Any]:
     """Outcomes, gate covariate and growth covariate of two classes."""
-    z, x = rng.normal(size=(PEOPLE, 1)), rng.normal(size=(PEOPLE, 1))
-    label = (rng.random(PEOPLE) < 1 / (1 + np.exp(-GATE * z[:, 0]))).astype(int)
-    eta = FACTORS[label, 0] + x * FACTORS[label, 1] + rng.normal(size=(PEOPLE, 3)) * [0.5, 0.2, 0.2]
+    z = rng.normal(size=(PEOPLE, 1))
+    x = rng.normal(size=(PEOPLE, 1))
+    second = rng.random(PEOPLE) < logistic(GATE * z[:, 0])
+    label = second.astype(int)
+    mean = FACTORS[label, 0] + x * FACTORS[label, 1]
+    factors = mean + rng.normal(size=(PEOPLE, 3)) * NOISE
+    level, early, late = factors.T[..., None]
     knot = KNOTS[label][:, None]
-    curve = eta[:, :1] + eta[:, 1:2] * np.minimum(TIMES, knot) + eta[:, 2:] * np.maximum(TIMES - knot, 0)
+    curve = level + early * np.minimum(TIMES, knot) + late * np.maximum(TIMES - knot, 0)
     return curve + 0.5 * rng.normal(size=curve.shape), z, x
 
 
-def study(rng: np.random.Generator, seed: int) -> tuple[list[float], list[bool]]:
-    """Standardised errors of knots and gate slope over repeats, and whether the 95 % intervals cover."""
-    errors, covered = [], []
+def standardised(rng: np.random.Generator, seed: int) -> list[float]:
+    """Errors of the knots and the gate's slope on one data set, in standard errors."""
+    y, z, x = simulate(rng)
+    model = find("density.regression.growth").load()(random_state=seed, tol=1e-6)
+    se = model.fit(y, TIMES, z, x).standard_errors(y, TIMES, z, x)
+    order = np.argsort(model.knots_)
+    first, second = model.gate_coef_[order, 1]
+    errors = [*(model.knots_[order] - KNOTS), second - first - GATE]
+    spreads = [*se["knot"][order], se["gate_coef"][0, 1]]
+    return [float(error / spread) for error, spread in zip(errors, spreads)]
+
+
+def study(seed: int) -> tuple[float, float]:
+    """Coverage of nominal 95 % intervals over repeats, and the mean standardised error."""
+    rng = np.random.default_rng(seed)
+    errors: list[float] = []
     for _ in range(REPEATS):
-        y, z, x = simulate(rng)
-        model = find("density.regression.growth").load()(random_state=seed, tol=1e-6).fit(y, TIMES, z, x)
-        se = model.standard_errors(y, TIMES, z, x)
-        order = np.argsort(model.knots_)
-        slope = model.gate_coef_[order[1], 1] - model.gate_coef_[order[0], 1]
-        found = [*(model.knots_[order] - KNOTS), slope - GATE]
-        spread = [*se["knot"][order], se["gate_coef"][0, 1]]
-        errors += [float(f / s) for f, s in zip(found, spread)]
-        covered += [bool(abs(f) < 1.96 * s) for f, s in zip(found, spread)]
-    return errors, covered
+        errors += standardised(rng, seed)
+    covered = [abs(error) < 1.96 for error in errors]
+    return statistics.fmean(covered), statistics.fmean(errors)
 
 
-def claim(bench: Any) -> Evidence:
+def claim(bench: Bench) -> Evidence:
     """Coverage of nominal 95 % intervals of knots and gate slope within 5 points, and no bias beyond half an error."""
-    coverage, bias = [], []
-    for seed in bench.seeds:
-        errors, covered = study(np.random.default_rng(seed), seed)
-        coverage.append(statistics.fmean(covered))
-        bias.append(statistics.fmean(errors))
+    coverage, bias = series(bench, study)
     margin = [0.05 - abs(c - 0.95) for c in coverage]
     mean = statistics.fmean(coverage)
     held = abs(mean - 0.95) <= 0.05 and abs(statistics.fmean(bias)) < 0.5

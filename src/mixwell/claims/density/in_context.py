@@ -1,12 +1,19 @@
-"""Transformers learn regression mixtures: their predictions lie nearer the optimal ones than ridge regression's do."""
+"""Transformers learn regression mixtures: their predictions lie nearer the optimal ones than ridge regression's do.
+
+Paper: Transformers can optimally learn regression mixture models.
+Tried: five linear tasks in four dimensions, noise 0.5, prompts of eight pairs; a transformer after 1,000 steps of 48
+prompts, mean squared error over all positions of 1,000 fresh ones against ridge regression on the pairs before. Beside
+it: the optimal predictions (exponential weights), and the squared distance to them over that to ridge's. Against it: an
+error that is no smaller.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any
-
 import torch
 
+from mixwell.claims._judging import beside
+from mixwell.claims._series import said, series
+from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 from mixwell.core.rng import generator
@@ -14,26 +21,35 @@ from mixwell.core.rng import generator
 TASKS, DIM, EXAMPLES, SIGMA, STEPS, BATCH = 5, 4, 8, 0.5, 1000, 48
 
 
-def claim(bench: Any) -> Evidence:
+def squared(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference."""
+    return (found - wanted).square().mean()
+
+
+def measure(seed: int) -> tuple[float, float, float, float]:
+    """Errors of the transformer, of ridge regression and of the optimal predictions, and the ratio of distances."""
+    module = find("density.regression.in_context").module()
+    source = generator(seed, "regression mixture")
+    tasks = torch.randn(TASKS, DIM, generator=source)
+    model = module.InContextRegression(module.Config(dim=DIM, max_examples=EXAMPLES), source)
+    for _ in module.train(model, tasks, SIGMA, steps=STEPS, batch=BATCH, lr=2e-3, generator=source):
+        pass
+    x, y = module.draw_prompts(1000, EXAMPLES, tasks, SIGMA, source)
+    with torch.no_grad():
+        found = model(x, y)
+    best = module.exponential_weights(x, y, tasks, SIGMA)
+    other = module.ridge_predictions(x, y, SIGMA**2)
+    nearer = squared(found, best) / squared(found, other)
+    errors = [squared(guess, y) for guess in (found, other, best)]
+    ours, ridge, optimal = map(float, errors)
+    return ours, ridge, optimal, float(nearer)
+
+
+def claim(bench: Bench) -> Evidence:
     """Mean squared error over all positions of a prompt, against ridge regression on the pairs before."""
-    method, errors, ridge, oracle, distance = find("density.regression.in_context"), [], [], [], []
-    module = method.module()
-    for seed in bench.seeds:
-        source = generator(seed, "regression mixture")
-        tasks = torch.randn(TASKS, DIM, generator=source)
-        model = module.InContextRegression(module.Config(dim=DIM, max_examples=EXAMPLES), source)
-        deque(module.train(model, tasks, SIGMA, steps=STEPS, batch=BATCH, lr=2e-3, generator=source), maxlen=0)
-        x, y = module.draw_prompts(1000, EXAMPLES, tasks, SIGMA, source)
-        with torch.no_grad():
-            found = model(x, y)
-        best, other = module.exponential_weights(x, y, tasks, SIGMA), module.ridge_predictions(x, y, SIGMA**2)
-        errors.append(float((found - y).square().mean()))
-        ridge.append(float((other - y).square().mean()))
-        oracle.append(float((best - y).square().mean()))
-        distance.append(float((found - best).square().mean() / (found - other).square().mean()))
+    errors, ridge, oracle, distance = series(bench, measure)
     evidence = weigh("A trained transformer predicts regression mixtures nearly as well as exponential weights, better "
                      "than ridge regression", "mean squared error", errors, ridge,
-                     note=f"optimal {[round(v, 3) for v in oracle]}; squared distance to the optimal predictions over "
-                     f"that to ridge's {[round(v, 2) for v in distance]}; {STEPS} steps of {BATCH} prompts")
-    evidence.values.update({"optimal": oracle, "distance ratio": distance})
-    return evidence
+                     note=f"optimal {said(oracle, 3)}; squared distance to the optimal predictions over that to "
+                          f"ridge's {said(distance)}; {STEPS} steps of {BATCH} prompts")
+    return beside(evidence, **{"optimal": oracle, "distance ratio": distance})

@@ -1,12 +1,19 @@
-"""Incremental mixtures: on precision matrices the time of a row grows with the square of the columns, not the cube."""
+"""Incremental mixtures: on precision matrices the time of a row grows with the square of the columns, not the cube.
+
+Paper: A Fast Incremental Gaussian Mixture Model.
+Tried: one component in 64 to 512 columns that takes row after row, the least time a row of three rounds of four; slope
+of log time against log columns, updates of the precision matrix against updates of the covariance, which is inverted.
+Against it: a slope that is no smaller.
+"""
 
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
+from mixwell.claims._series import series
+from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
@@ -15,7 +22,8 @@ SIZES, ROWS, ROUNDS = (64, 128, 256, 512), 4, 3
 
 def seconds(form: str, columns: int, rng: np.random.Generator) -> float:
     """The least time of a row over rounds."""
-    model = find("density.mixtures.incremental").load()(form=form, beta=0.0, spread=np.ones(columns))
+    estimator = find("density.mixtures.incremental").load()
+    model = estimator(form=form, beta=0.0, spread=np.ones(columns))
     model.fit(rng.normal(size=(2, columns)))
     times = []
     for _ in range(ROUNDS):
@@ -25,14 +33,22 @@ def seconds(form: str, columns: int, rng: np.random.Generator) -> float:
     return min(times)
 
 
-def claim(bench: Any) -> Evidence:
+def slope(form: str, rng: np.random.Generator) -> float:
+    """Of log time against log columns."""
+    times = [seconds(form, columns, rng) for columns in SIZES]
+    rate, _ = np.polyfit(np.log(SIZES), np.log(times), 1)
+    return float(rate)
+
+
+def measure(seed: int) -> tuple[float, float]:
+    """Slopes of both forms."""
+    rng = np.random.default_rng(seed)
+    return slope("precision", rng), slope("covariance", rng)
+
+
+def claim(bench: Bench) -> Evidence:
     """Slopes of log time against log columns, one component."""
-    slopes: dict[str, list[float]] = {"precision": [], "covariance": []}
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        for form, found in slopes.items():
-            times = [seconds(form, columns, rng) for columns in SIZES]
-            found.append(float(np.polyfit(np.log(SIZES), np.log(times), 1)[0]))
+    precision, covariance = series(bench, measure)
     return weigh("Updating precision matrices by rank-one steps costs a power of the columns less than inverting "
-                 "covariances", "slope of log time against log columns", slopes["precision"], slopes["covariance"],
+                 "covariances", "slope of log time against log columns", precision, covariance,
                  note=f"columns {SIZES}; the least of {ROUNDS} rounds of {ROWS} rows")

@@ -1,42 +1,61 @@
-"""Modes of kernel densities: a search in a few random dimensions finds nearly the full search's density."""
+"""Modes of kernel densities: a search in a few random dimensions finds nearly the full search's density.
+
+Paper: Dimensionality Reduction for General KDE Mode Finding.
+Tried: 300 points around five centres in 500 dimensions, Gaussian and logistic kernels of bandwidth 6, twenty starts;
+density at the mode that is found in 23 random dimensions (4 log n) and lifted, over that at the mode of mean shift in
+all dimensions, mean of both kernels, against nine tenths. How many times as fast it is stands in the note. Against it:
+a share of nine tenths or less.
+"""
 
 from __future__ import annotations
 
 import math
 from time import perf_counter
-from typing import Any
 
 import torch
 
+from mixwell.claims._series import by_seed, said
+from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 from mixwell.core.rng import generator
 
 POINTS, DIMS, ENOUGH = 300, 500, 0.9
+SIZES = (40, 80, 60, 70, 50)  # points around each centre
+FEW = math.ceil(4 * math.log(POINTS))
 
 
-def claim(bench: Any) -> Evidence:
-    """Density at the lifted mode over that of mean shift in all dimensions, against nine tenths, two kernels."""
+def cloud(source: torch.Generator) -> torch.Tensor:
+    """Points (300, 500) around five centres."""
+    centres = torch.randn(5, DIMS, generator=source, dtype=torch.float64)
+    noise = 0.3 * torch.randn(POINTS, DIMS, generator=source, dtype=torch.float64)
+    return centres.repeat_interleave(torch.tensor(SIZES), 0) + noise
+
+
+def compare(points: torch.Tensor, kernel: str, source: torch.Generator) -> tuple[float, float]:
+    """(density at the lifted mode over the full search's, how many times as fast it was found)."""
     module = find("density.values.kde_modes").module()
-    few = math.ceil(4 * math.log(POINTS))
-    kept, speed = [], []
-    for seed in bench.seeds:
-        source = generator(seed, "modes")
-        centres = torch.randn(5, DIMS, generator=source, dtype=torch.float64)
-        size = torch.tensor([40, 80, 60, 70, 50])
-        points = centres.repeat_interleave(size, 0) + 0.3 * torch.randn(POINTS, DIMS, generator=source,
-                                                                        dtype=torch.float64)
-        ratios = []
-        for kernel in ("gaussian", "logistic"):
-            options = {"kernel": kernel, "bandwidth": 6.0, "starts": 20}
-            began = perf_counter()
-            full = module.kde_mode(points, module.Config(**options), source)
-            between = perf_counter()
-            near = module.kde_mode(points, module.Config(**options, dims=few), source)
-            ratios.append(near.density / full.density)
-            speed.append((between - began) / (perf_counter() - between))
-        kept.append(sum(ratios) / len(ratios))
+    options = {"kernel": kernel, "bandwidth": 6.0, "starts": 20}
+    began = perf_counter()
+    full = module.kde_mode(points, module.Config(**options), source)
+    between = perf_counter()
+    near = module.kde_mode(points, module.Config(**options, dims=FEW), source)
+    full_s, near_s = between - began, perf_counter() - between
+    return near.density / full.density, full_s / near_s
+
+
+def measure(seed: int) -> list[tuple[float, float]]:
+    """Both kernels on one cloud."""
+    source = generator(seed, "modes")
+    points = cloud(source)
+    return [compare(points, kernel, source) for kernel in ("gaussian", "logistic")]
+
+
+def claim(bench: Bench) -> Evidence:
+    """Density at the lifted mode over that of mean shift in all dimensions, against nine tenths, two kernels."""
+    runs = by_seed(bench, measure)
+    kept = [sum(density for density, _ in run) / len(run) for run in runs]
+    speed = [faster for run in runs for _, faster in run]
     return weigh("Random projection to O(log n) dimensions keeps the mode's density", "share of the full search's",
                  kept, [ENOUGH] * len(kept), lower_is_better=False,
-                 note=f"{POINTS} points in {DIMS} dimensions, {few} projected; time ratios "
-                 f"{[round(v, 1) for v in speed]}")
+                 note=f"{POINTS} points in {DIMS} dimensions, {FEW} projected; time ratios {said(speed, 1)}")

@@ -4,15 +4,20 @@ Paper: Gaussian Mixture Convolution Networks.
 Tried: scikit-learn's 1797 digits of 8 x 8, each fitted by EM on its pixels with 16 components that start at pixels
 drawn by their ink; 800 train, 997 test. The net has 4 channels of 8 components after its first layer, 4 Gaussians in a
 kernel of radius 1, and learns for 8 epochs. Baseline: logistic regression on the 96 standardised parameters, components
-sorted into four rows and each row from left to right; in the values also a perceptron of 64 units on the same.
+sorted into four rows and each row from left to right; in the values also a perceptron of 64 units on the same. Against
+it: an accuracy that is no higher.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixwell.claims._judging import beside
+from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
@@ -33,54 +38,82 @@ def mixtures(images_BP: Tensor, draws: torch.Generator, steps: int = 25) -> Mixt
     x_PD = torch.cartesian_prod(axis, axis)
     ink_BP = images_BP / images_BP.sum(1, keepdim=True)
     mean = x_PD[torch.multinomial(ink_BP, COMPONENTS, generator=draws)]
-    weight = ink_BP.new_full((len(ink_BP), COMPONENTS), 1 / COMPONENTS)
-    eye = torch.eye(2, dtype=ink_BP.dtype)
-    covariance = eye.expand(*weight.shape, 2, 2)
+    weight = torch.full((len(ink_BP), COMPONENTS), 1 / COMPONENTS, dtype=ink_BP.dtype)
+    covariance = torch.eye(2, dtype=ink_BP.dtype).expand(*weight.shape, 2, 2)
     for _ in range(steps):
-        gap = x_PD[:, None] - mean[:, None]
-        far = torch.einsum("bpnd,bnde,bpne->bpn", gap, torch.linalg.inv(covariance), gap)
-        share = (weight.log()[:, None] - 0.5 * (far + covariance.logdet()[:, None])).softmax(-1) * ink_BP[..., None]
-        weight = share.sum(1).clamp(min=1e-6)
-        share = share / weight[:, None]
-        mean = share.mT @ x_PD
-        gap = x_PD[:, None] - mean[:, None]
-        covariance = torch.einsum("bpn,bpnd,bpne->bnde", share, gap, gap) + PIXEL_VARIANCE * eye
+        weight, mean, covariance = em_step(ink_BP, x_PD, weight, mean, covariance)
     return Mixture(weight[:, None], mean[:, None], covariance[:, None])
+
+
+def em_step(ink_BP: Tensor, x_PD: Tensor, weight: Tensor, mean: Tensor,
+            covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (B, 16), means and covariances after a step; pixels are squares and no points."""
+    gap = x_PD[:, None] - mean[:, None]
+    precision = torch.linalg.inv(covariance)
+    far = torch.einsum("bpnd,bnde,bpne->bpn", gap, precision, gap)
+    size = covariance.logdet()[:, None]
+    log = weight.log()[:, None] - 0.5 * (far + size)
+    share = log.softmax(-1) * ink_BP[..., None]
+    weight = share.sum(1).clamp(min=1e-6)
+    share = share / weight[:, None]
+    mean = share.mT @ x_PD
+    gap = x_PD[:, None] - mean[:, None]
+    scatter = torch.einsum("bpn,bpnd,bpne->bnde", share, gap, gap)
+    pixel = PIXEL_VARIANCE * torch.eye(2, dtype=ink_BP.dtype)
+    return weight, mean, scatter + pixel
 
 
 def numbers(mixture: Mixture) -> np.ndarray:
     """Parameters (B, 96), components sorted into four rows and along each."""
     weight, mean, covariance = (part[:, 0] for part in mixture)
-    rows = mean[..., 0].argsort(1).unflatten(1, (4, 4))
-    across = mean[..., 1].gather(1, rows.flatten(1)).unflatten(1, (4, 4)).argsort(-1)
-    order = rows.gather(-1, across).flatten(1)[..., None].expand(-1, -1, 6)
+    row, column = mean.unbind(-1)
+    by_row = row.argsort(1)
+    columns = column.gather(1, by_row).unflatten(1, (4, 4))
+    within = columns.argsort(-1)
+    rows = by_row.unflatten(1, (4, 4))
+    order = rows.gather(-1, within).flatten(1)
     upper = covariance.flatten(-2)[..., [0, 1, 3]]
-    found: np.ndarray = torch.cat([weight[..., None], mean, upper], -1).gather(1, order).flatten(1).numpy()
+    every = torch.cat([weight[..., None], mean, upper], -1)
+    into = order[..., None].expand_as(every)
+    in_order = every.gather(1, into)
+    found: np.ndarray = in_order.flatten(1).numpy()
     return found
 
 
-def accuracy(mixture: Mixture, label_B: Tensor, train: Tensor, test: Tensor, seed: int) -> float:
-    """Of the network on test items."""
+def part_of(mixture: Mixture, rows: Tensor) -> Mixture:
+    """The mixtures of these items."""
+    return Mixture(*(part[rows] for part in mixture))
+
+
+def trained(mixture: Mixture, label_B: Tensor, train: Tensor, seed: int) -> MixtureConvolutionNet:
+    """The network after EPOCHS."""
     config = Config(channels=(4,), components=(8,), kernel_components=4, radius=1.0)
-    net, draws = MixtureConvolutionNet(1, 10, 2, config, generator(seed, "net")), generator(seed, "order")
+    net = MixtureConvolutionNet(1, 10, 2, config, generator(seed, "net"))
+    draws = generator(seed, "order")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    steps = EPOCHS * TRAIN // BATCH
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * TRAIN // BATCH)
     for _ in range(EPOCHS):
-        for rows in train[torch.randperm(TRAIN, generator=draws)].split(BATCH):
-            loss = nn.functional.cross_entropy(net(Mixture(*(part[rows] for part in mixture))), label_B[rows])
+        order = torch.randperm(TRAIN, generator=draws)
+        for rows in train[order].split(BATCH):
+            logits = net(part_of(mixture, rows))
+            loss = nn.functional.cross_entropy(logits, label_B[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    net.eval()
-    with torch.no_grad():
-        logits = torch.cat([net(Mixture(*(part[rows] for part in mixture))) for rows in test.split(BATCH)])
-    return float((logits.argmax(1) == label_B[test]).float().mean())
+    return net.eval()
 
 
-def claim(bench: Bench) -> Evidence:
-    """Test accuracy of the network and of logistic regression."""
+@torch.no_grad()
+def accuracy(net: MixtureConvolutionNet, mixture: Mixture, label_B: Tensor, test: Tensor) -> float:
+    """Of the network on test items."""
+    logits = [net(part_of(mixture, rows)) for rows in test.split(BATCH)]
+    right = torch.cat(logits).argmax(1) == label_B[test]
+    return float(right.float().mean())
+
+
+def measure(seed: int) -> tuple[float, float, float]:
+    """Test accuracy of the network, of logistic regression and of a perceptron on the components' parameters."""
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
@@ -89,20 +122,26 @@ def claim(bench: Bench) -> Evidence:
 
     digits = load_digits()
     images, label = torch.from_numpy(digits.data).float(), torch.from_numpy(digits.target)
-    ours: list[float] = []
-    linear: list[float] = []
-    perceptron: list[float] = []
-    for seed in bench.seeds:
-        draws = generator(seed, "digits")
-        train, test = torch.randperm(len(label), generator=draws).tensor_split([TRAIN])
-        mixture = mixtures(images, draws)
-        x = numbers(mixture)
-        ours.append(accuracy(mixture, label, train, test, seed))
-        for model, found in ((LogisticRegression(max_iter=1000), linear),
-                             (MLPClassifier(64, max_iter=300, random_state=seed), perceptron)):
-            fitted = make_pipeline(StandardScaler(), model).fit(x[train], label[train])
-            found.append(float(fitted.score(x[test], label[test])))
+    draws = generator(seed, "digits")
+    train, test = torch.randperm(len(label), generator=draws).tensor_split([TRAIN])
+    mixture = mixtures(images, draws)
+    x = numbers(mixture)
+
+    def beside_it(model: Any) -> float:
+        scaled = make_pipeline(StandardScaler(), model)
+        scaled.fit(x[train], label[train])
+        share = scaled.score(x[test], label[test])
+        return float(share)
+
+    ours = accuracy(trained(mixture, label, train, seed), mixture, label, test)
+    linear = beside_it(LogisticRegression(max_iter=1000))
+    perceptron = beside_it(MLPClassifier(64, max_iter=300, random_state=seed))
+    return ours, linear, perceptron
+
+
+def claim(bench: Bench) -> Evidence:
+    """Test accuracy of the network and of logistic regression."""
+    ours, linear, perceptron = series(bench, measure)
     evidence = weigh("A network of two mixture convolutions beats logistic regression on the components' parameters.",
                      "test accuracy", ours, linear, lower_is_better=False, note=NOTE)
-    evidence.values["perceptron"] = perceptron
-    return evidence
+    return beside(evidence, perceptron=perceptron)

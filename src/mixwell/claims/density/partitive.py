@@ -10,11 +10,13 @@ Against it: silhouettes are right as often, runs differ, or the clusters are wid
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
+from mixwell.claims._judging import provided
+from mixwell.claims._series import by_name, by_seed, mean, means
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
@@ -25,17 +27,25 @@ BLOBS, ROWS, RUNS, NUMBERS = 8, 300, 7, range(2, 10)
 Array = np.ndarray
 
 
+def blobs(rng: np.random.Generator) -> tuple[Array, int]:
+    """Rows of three to six blobs, and their number."""
+    k = int(rng.integers(3, 7))
+    columns = int(rng.integers(2, 5))
+    centres = rng.uniform(-10, 10, (k, columns))
+    label = rng.integers(k, size=ROWS)
+    noise = rng.normal(size=(ROWS, columns))
+    return centres[label] + noise, k
+
+
 def problems(rng: np.random.Generator) -> list[tuple[Array, int]]:
     """Rows and the true number of clusters."""
     from sklearn.datasets import load_iris, load_wine
 
-    found = []
-    for _ in range(BLOBS):
-        k, columns = int(rng.integers(3, 7)), int(rng.integers(2, 5))
-        centres = rng.uniform(-10, 10, (k, columns))
-        found.append((centres[rng.integers(k, size=ROWS)] + rng.normal(size=(ROWS, columns)), k))
+    drawn = [blobs(rng) for _ in range(BLOBS)]
+    iris = load_iris().data
     wine = load_wine().data
-    return [*found, (load_iris().data, 3), ((wine - wine.mean(0)) / wine.std(0), 3)]
+    standardised = (wine - wine.mean(0)) / wine.std(0)
+    return [*drawn, (iris, 3), (standardised, 3)]
 
 
 def by_silhouette(x: Array, seed: int) -> Array:
@@ -51,42 +61,58 @@ def agreement(runs: list[Array]) -> float:
     """Mean adjusted Rand index between runs."""
     from sklearn.metrics import adjusted_rand_score
 
-    return float(np.mean([adjusted_rand_score(a, b) for a, b in combinations(runs, 2)]))
+    pairs = combinations(runs, 2)
+    return mean(adjusted_rand_score(a, b) for a, b in pairs)
+
+
+def right(runs: list[Array], true: int) -> float:
+    """Share of runs with the true number of clusters."""
+    numbers = [len(set(labels)) for labels in runs]
+    return numbers.count(true) / len(numbers)
+
+
+def scatter_ratio(model: Any, x: Array, run: int) -> float:
+    """Within-cluster scatter over that of k-means++ of the same number."""
+    from sklearn.cluster import KMeans
+
+    gap = x - model.cluster_centers_[model.labels_]
+    rival = KMeans(model.n_clusters_, n_init=1, random_state=run).fit(x)
+    return (gap**2).sum() / rival.inertia_
 
 
 def measure(x: Array, true: int, seed: int) -> dict[str, float]:
     """Shares of right numbers, agreements, and scatter over k-means++'s."""
-    from sklearn.cluster import KMeans
-
     method = find("density.selection.partitive").load()
     ours, theirs, ratios = [], [], []
     for run in range(RUNS):
         order = np.random.default_rng([seed, run]).permutation(len(x))
         back = np.argsort(order)
-        model = method().fit(x[order])
+        shuffled = x[order]
+        model = method().fit(shuffled)
+        rival = by_silhouette(shuffled, RUNS * seed + run)
         ours.append(model.labels_[back])
-        theirs.append(by_silhouette(x[order], RUNS * seed + run)[back])
-        scatter = ((x[order] - model.cluster_centers_[model.labels_]) ** 2).sum()
-        ratios.append(scatter / KMeans(model.n_clusters_, n_init=1, random_state=run).fit(x[order]).inertia_)
-    return {"right, partitive": float(np.mean([len(set(labels)) == true for labels in ours])),
-            "right, silhouette": float(np.mean([len(set(labels)) == true for labels in theirs])),
+        theirs.append(rival[back])
+        ratios.append(scatter_ratio(model, shuffled, run))
+    return {"right, partitive": right(ours, true), "right, silhouette": right(theirs, true),
             "agreement, partitive": agreement(ours), "agreement, silhouette": agreement(theirs),
-            "scatter over k-means++": float(np.mean(ratios))}
+            "scatter over k-means++": mean(ratios)}
+
+
+def over_problems(seed: int) -> dict[str, float]:
+    """Means of the data sets."""
+    every = problems(np.random.default_rng(seed))
+    return means([measure(x, true, seed) for x, true in every])
 
 
 def claim(bench: Bench) -> Evidence:
     """Share of right numbers; agreement of runs; scatter."""
-    found: dict[str, list[float]] = {}
-    for seed in bench.seeds:
-        measured = [measure(x, true, seed) for x, true in problems(np.random.default_rng(seed))]
-        for name in measured[0]:
-            found.setdefault(name, []).append(float(np.mean([m[name] for m in measured])))
+    found = by_name(by_seed(bench, over_problems))
+    ours = found.pop("right, partitive")
+    theirs = found.pop("right, silhouette")
     evidence = weigh("Partitive partitioning finds compact clusters and their number, the same in every run.",
-                     "share of right numbers of clusters", found.pop("right, partitive"),
-                     found.pop("right, silhouette"), lower_is_better=False, note=NOTE)
-    evidence = replace(evidence, values=evidence.values | found)
-    if min(found["agreement, partitive"]) < 1 - 1e-9:
-        evidence = replace(evidence, outcome="did not hold", note=f"Runs differ. {NOTE}")
-    if max(found["scatter over k-means++"]) > 1:
-        evidence = replace(evidence, outcome="did not hold", note=f"k-means++ is more compact. {NOTE}")
-    return evidence
+                     "share of right numbers of clusters", ours, theirs, lower_is_better=False, note=NOTE)
+    agreements, ratios = found["agreement, partitive"], found["scatter over k-means++"]
+    same = min(agreements) >= 1 - 1e-9
+    compact = max(ratios) <= 1
+    why_not = "Runs differ." if compact else "k-means++ is more compact."
+    return provided(evidence, same and compact, why_not, **found)

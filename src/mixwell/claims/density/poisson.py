@@ -9,12 +9,15 @@ is no higher.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mixwell.claims._judging import beside
+from mixwell.claims._series import best, by_name, by_seed, mean
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import rand_index, starts
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
@@ -26,27 +29,33 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Counts (ROWS, COLUMNS) and kinds (ROWS,)."""
     rates = rng.gamma(1.5, 2.0, (len(SHARES), COLUMNS))
     label = rng.choice(len(SHARES), ROWS, p=SHARES)
-    return rng.poisson(rates[label]).astype(float), label
+    expected = rates[label]
+    counts = rng.poisson(expected)
+    return counts.astype(float), label
+
+
+def measure(seed: int) -> dict[str, float]:
+    """Agreement with the kinds, mean of the data sets."""
+    rng = np.random.default_rng(seed)
+    sets = [draw(rng) for _ in range(SETS)]
+    poisson = PoissonMixture(len(SHARES), **starts(seed))
+    normal = GaussianMixture(len(SHARES), covariance_type="diag", reg_covar=0.05, **starts(seed))
+    roots = [(np.sqrt(x), label) for x, label in sets]
+    return {"poisson": agreement(poisson, sets), "gaussian": agreement(normal, sets),
+            "gaussian_of_roots": agreement(normal, roots)}
+
+
+def agreement(model: Any, sets: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """With the kinds, mean of the data sets."""
+    found = [rand_index(label, model, x) for x, label in sets]
+    return mean(found)
 
 
 def claim(bench: Bench) -> Evidence:
     """Agreement with the kinds, of Poisson and of Gaussian components."""
-    from sklearn.metrics import adjusted_rand_score
-
-    found: dict[str, list[float]] = {"poisson": [], "gaussian": [], "gaussian_of_roots": []}
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        options: dict[str, Any] = {"n_init": 5, "max_iter": 500, "random_state": seed}
-        normal = GaussianMixture(len(SHARES), covariance_type="diag", reg_covar=0.05, **options)
-        models = (PoissonMixture(len(SHARES), **options), normal, normal)
-        sets = [draw(rng) for _ in range(SETS)]
-        for name, model in zip(found, models):
-            scores = []
-            for x, label in sets:
-                seen = np.sqrt(x) if name == "gaussian_of_roots" else x
-                scores.append(adjusted_rand_score(label, model.fit(seen).predict(seen)))
-            found[name].append(float(np.mean(scores)))
-    best = [max(pair) for pair in zip(found["gaussian"], found["gaussian_of_roots"])]
+    found = by_name(by_seed(bench, measure))
+    ours = found.pop("poisson")
+    theirs = best(found.values(), max)
     evidence = weigh("Counts are grouped better by Poisson components than by Gaussian ones.", "adjusted Rand index",
-                     found["poisson"], best, lower_is_better=False)
-    return beside(evidence, gaussian=found["gaussian"], gaussian_of_roots=found["gaussian_of_roots"])
+                     ours, theirs, lower_is_better=False)
+    return beside(evidence, **found)

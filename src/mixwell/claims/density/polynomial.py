@@ -1,12 +1,19 @@
-"""Convergence rates: the best number of experts grows with the sample."""
+"""Convergence rates: the best number of experts grows with the sample.
+
+Paper: Convergence Rates for Mixture-of-Experts.
+Tried: a sine of one column with noise 0.2; of 1, 2, 3, 4, 6 and 8 linear experts the number with the least loss on
+4,000 fresh rows, from 3,000 rows against from 100 (mean of three data sets). Against it: a number that is no larger.
+"""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
+from mixwell.claims._series import mean, series
+from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import quietly
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
@@ -18,26 +25,37 @@ def target(x: Any) -> Any:
     return np.sin(4 * x)
 
 
+def seen(x: Any, rng: np.random.Generator) -> Any:
+    """Noisy outcomes of rows (N, 1)."""
+    noise = 0.2 * rng.normal(size=len(x))
+    return target(x[:, 0]) + noise
+
+
 def best_number(rows: int, rng: np.random.Generator, seed: int) -> int:
     """The number of linear experts with the least held-out loss."""
-    x, t = rng.uniform(-1, 1, (rows, 1)), rng.uniform(-1, 1, (4000, 1))
-    y, v = (target(a[:, 0]) + 0.2 * rng.normal(size=len(a)) for a in (x, t))
+    x, fresh = rng.uniform(-1, 1, (rows, 1)), rng.uniform(-1, 1, (4000, 1))
+    y, truth = seen(x, rng), seen(fresh, rng)
+    estimator = find("density.regression.polynomial").load()
+    options = {"degree": 1, "tol": 1e-5, "reg_covar": 1e-2, "max_iter": 150}
     losses = []
-    for m in EXPERTS:
-        model = find("density.regression.polynomial").load()(n_experts=m, degree=1, random_state=seed, tol=1e-5,
-                                                             reg_covar=1e-2, max_iter=150).fit(x, y)
-        losses.append(-model.log_likelihood(t, v).mean())
-    return EXPERTS[int(np.argmin(losses))]
+    for number in EXPERTS:
+        model = estimator(n_experts=number, random_state=seed, **options).fit(x, y)
+        losses.append(-model.log_likelihood(fresh, truth).mean())
+    least = int(np.argmin(losses))
+    return EXPERTS[least]
 
 
-def claim(bench: Any) -> Evidence:
+def measure(seed: int) -> tuple[float, float]:
+    """Best numbers at many rows, and at few (mean of three)."""
+    rng = np.random.default_rng(seed)
+    with quietly():
+        few = [best_number(SMALL, rng, seed) for _ in range(3)]
+        many = best_number(LARGE, rng, seed)
+    return float(many), mean(few)
+
+
+def claim(bench: Bench) -> Evidence:
     """Best m at many rows against best m at few, experts of degree one."""
-    few, many = [], []
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            few.append(float(np.mean([best_number(SMALL, rng, seed) for _ in range(3)])))
-            many.append(float(best_number(LARGE, rng, seed)))
+    many, few = series(bench, measure)
     return weigh("The number of experts that minimises KL loss grows with the sample", "number of linear experts", many,
                  few, lower_is_better=False, note=f"{LARGE} rows against {SMALL} (mean of three), experts {EXPERTS}")

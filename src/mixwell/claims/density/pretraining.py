@@ -9,11 +9,14 @@ Against it: no gain at 10,000 rows, or an excess there that is not below that at
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from mixwell.claims._judging import provided
+from mixwell.claims._series import by_name, by_seed, means
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import quietly
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
@@ -34,57 +37,71 @@ class Problem:
     def draw(self, rows: int) -> tuple[Array, Array]:
         """Rows and their classes."""
         z = self.rng.integers(COMPONENTS, size=rows)
-        return self.centres[z] + self.rng.normal(size=(rows, COLUMNS)), self.classes[z]
+        noise = self.rng.normal(size=(rows, COLUMNS))
+        return self.centres[z] + noise, self.classes[z]
+
+    def draw_labelled(self) -> tuple[Array, Array]:
+        """LABELS rows in which both classes are seen."""
+        x, classes = self.draw(LABELS)
+        while len(set(classes)) < 2:
+            x, classes = self.draw(LABELS)
+        return x, classes
 
     def posterior(self, x: Array) -> Array:
         """True responsibilities."""
-        log = x @ self.centres.T - 0.5 * (self.centres**2).sum(1)
+        half_squares = 0.5 * (self.centres**2).sum(1)
+        log = x @ self.centres.T - half_squares
         weight = np.exp(log - log.max(1, keepdims=True))
         return weight / weight.sum(1, keepdims=True)
 
     def best(self, x: Array) -> Array:
         """The most probable class."""
-        return (self.posterior(x) @ self.classes > 0.5).astype(int)
+        of_second = self.posterior(x) @ self.classes
+        return (of_second > 0.5).astype(int)
 
 
 def excesses(problem: Problem, seed: int) -> dict[str, float]:
     """Excess error of every predictor."""
     from sklearn.linear_model import LogisticRegression
 
-    predictor, mixture = find("density.networks.pretraining").load(), find("density.mixtures.gaussian").load()
-    few, labels = problem.draw(LABELS)
-    while len(set(labels)) < 2:
-        few, labels = problem.draw(LABELS)
+    few, labels = problem.draw_labelled()
     more, _ = problem.draw(UNLABELLED[-1])
     fresh, truth = problem.draw(FRESH)
     least = (problem.best(fresh) != truth).mean()
+
+    def excess(guess: Array) -> float:
+        return float((guess != truth).mean() - least)
+
     raw = LogisticRegression().fit(few, labels)
     told = LogisticRegression().fit(problem.posterior(few), labels)
-    found = {"rows": float((raw.predict(fresh) != truth).mean() - least),
-             "true responsibilities": float((told.predict(problem.posterior(fresh)) != truth).mean() - least)}
-    latent = mixture(COMPONENTS, covariance_type="spherical", n_init=5, random_state=seed, max_iter=300)
-    for kind, rows in [("linear", rows) for rows in UNLABELLED] + [("table", UNLABELLED[-1])]:
-        model = predictor(latent=latent, predictor=kind).fit(few, labels, X_unlabelled=more[:rows])
-        found[f"{kind}, {rows}"] = float((model.predict(fresh) != truth).mean() - least)
+    found = {"rows": excess(raw.predict(fresh)),
+             "true responsibilities": excess(told.predict(problem.posterior(fresh)))}
+    kinds = [("linear", rows) for rows in UNLABELLED] + [("table", UNLABELLED[-1])]
+    for kind, rows in kinds:
+        model = pretrained(kind, seed).fit(few, labels, X_unlabelled=more[:rows])
+        found[f"{kind}, {rows}"] = excess(model.predict(fresh))
     return found
+
+
+def pretrained(kind: str, seed: int) -> Any:
+    """A predictor of this kind on the responsibilities of a spherical mixture."""
+    mixture = find("density.mixtures.gaussian").load()
+    latent = mixture(COMPONENTS, covariance_type="spherical", n_init=5, random_state=seed, max_iter=300)
+    return find("density.networks.pretraining").load()(latent=latent, predictor=kind)
+
+
+def measure(seed: int) -> dict[str, float]:
+    """Means of the problems."""
+    rng = np.random.default_rng(seed)
+    with quietly():  # 100 rows do not always converge
+        return means([excesses(Problem(rng), seed) for _ in range(PROBLEMS)])
 
 
 def claim(bench: Bench) -> Evidence:
     """Excess error at the most unlabelled rows; how it falls with them."""
-    import warnings
-
-    found: dict[str, list[float]] = {}
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # 100 rows do not always converge
-            runs = [excesses(Problem(rng), seed) for _ in range(PROBLEMS)]
-        for name in runs[0]:
-            found.setdefault(name, []).append(float(np.mean([run[name] for run in runs])))
+    found = by_name(by_seed(bench, measure))
     least, most = found[f"linear, {UNLABELLED[0]}"], found[f"linear, {UNLABELLED[-1]}"]
     evidence = weigh("With few labels, pretraining on unlabelled rows lowers the error, the more of them the lower.",
                      "excess error on fresh rows", most, found.pop("rows"))
-    evidence = replace(evidence, values=evidence.values | found)
-    if any(a >= b for a, b in zip(most, least)):
-        evidence = replace(evidence, outcome="did not hold", note="The excess does not fall with unlabelled rows.")
-    return evidence
+    falls = all(many < few for many, few in zip(most, least))
+    return provided(evidence, falls, "The excess does not fall with unlabelled rows.", **found)

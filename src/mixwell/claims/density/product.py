@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from mixwell.claims._judging import beside
+from mixwell.claims._series import columns, mean, series
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import rand_index
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.categorical import CategoricalMixture
 from mixwell.density.mixtures.gaussian import GaussianMixture
@@ -26,35 +28,63 @@ ROWS, SHARES, SETS, STARTS, CATEGORIES = 400, (0.5, 0.3, 0.2), 5, 5, 4
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Numbers, counts and categories (ROWS, 7), and groups (ROWS,)."""
-    label = rng.choice(len(SHARES), ROWS, p=SHARES)
-    centres, rates = rng.normal(size=(len(SHARES), 2)), rng.gamma(1.5, 2.0, (len(SHARES), 2))
-    numbers, counts = centres[label] + rng.normal(size=(ROWS, 2)), rng.poisson(rates[label])
-    edges = rng.dirichlet(np.ones(CATEGORIES), (3, len(SHARES))).cumsum(-1)
-    codes = (rng.random((ROWS, 3, 1)) > edges[np.arange(3), label[:, None], :-1]).sum(-1)
-    return np.hstack([numbers, counts, codes]).astype(float), label
+    groups = len(SHARES)
+    label = rng.choice(groups, ROWS, p=SHARES)
+    centres = rng.normal(size=(groups, 2))
+    rates = rng.gamma(1.5, 2.0, (groups, 2))
+    numbers = centres[label] + rng.normal(size=(ROWS, 2))
+    counts = rng.poisson(rates[label])
+    shares = rng.dirichlet(np.ones(CATEGORIES), (3, groups))
+    edges = shares.cumsum(-1)[np.arange(3), label[:, None], :-1]
+    passed = rng.random((ROWS, 3, 1)) > edges
+    x = np.hstack([numbers, counts, passed.sum(-1)])
+    return x.astype(float), label
+
+
+def blocks() -> list[Block]:
+    """The columns by their kinds."""
+    numbers = Block("numeric", GaussianMixture(), (0, 1))
+    counts = Block("count", PoissonMixture(), (2, 3))
+    sizes = (CATEGORIES,) * 3
+    categories = Block("category", CategoricalMixture(alpha=0.5), (4, 5, 6), (), sizes)
+    return [numbers, counts, categories]
+
+
+def as_numbers(x: np.ndarray) -> np.ndarray:
+    """Standardised numbers, roots of counts and one-hot codes."""
+    numbers, counts, categories = np.split(x, [2, 4], axis=1)
+    eye = np.eye(CATEGORIES)
+    codes = [eye[column] for column in categories.astype(int).T]
+    scaled = numbers / numbers.std(0)
+    roots = np.sqrt(counts)
+    return np.hstack([scaled, roots, *codes])
+
+
+def agreements(x: np.ndarray, label: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """With the groups, of the product, of a Gaussian mixture and of k-means."""
+    from sklearn.cluster import KMeans
+
+    groups, codes = len(SHARES), as_numbers(x)
+    options: dict[str, Any] = {"n_init": STARTS, "random_state": seed}
+    product = ProductMixture(groups, blocks=blocks(), max_iter=500, **options)
+    normal = GaussianMixture(groups, covariance_type="diag", reg_covar=0.05, max_iter=500, **options)
+    k_means = KMeans(groups, **options)
+    return rand_index(label, product, x), rand_index(label, normal, codes), rand_index(label, k_means, codes)
+
+
+def measure(seed: int) -> list[float]:
+    """Means of the data sets."""
+    rng = np.random.default_rng(seed)
+    scores = []
+    for _ in range(SETS):
+        x, label = draw(rng)
+        scores.append(agreements(x, label, seed))
+    return [mean(values) for values in columns(scores)]
 
 
 def claim(bench: Bench) -> Evidence:
     """Agreement with the groups, of the product and of what takes all columns for numbers."""
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score
-
-    blocks = [Block("numeric", GaussianMixture(), (0, 1)), Block("count", PoissonMixture(), (2, 3)),
-              Block("category", CategoricalMixture(alpha=0.5), (4, 5, 6), (), (CATEGORIES,) * 3)]
-    found: dict[str, list[float]] = {"product": [], "gaussian": [], "k_means": []}
-    for seed in bench.seeds:
-        rng, scores = np.random.default_rng(seed), []
-        for _ in range(SETS):
-            x, label = draw(rng)
-            codes = np.hstack([x[:, :2] / x[:, :2].std(0), np.sqrt(x[:, 2:4]),
-                               *(np.eye(CATEGORIES)[column] for column in x[:, 4:].astype(int).T)])
-            options: dict[str, Any] = {"n_init": STARTS, "random_state": seed}
-            normal = GaussianMixture(len(SHARES), covariance_type="diag", reg_covar=0.05, max_iter=500, **options)
-            scores.append([adjusted_rand_score(label, labels) for labels in (
-                ProductMixture(len(SHARES), blocks=blocks, max_iter=500, **options).fit_predict(x),
-                normal.fit_predict(codes), KMeans(len(SHARES), **options).fit_predict(codes))])
-        for name, value in zip(found, np.mean(scores, 0)):
-            found[name].append(float(value))
+    ours, gaussian, k_means = series(bench, measure)
     evidence = weigh("Groups in mixed columns are found better in the columns' own kinds than as numbers alone.",
-                     "adjusted Rand index", found["product"], found["gaussian"], lower_is_better=False)
-    return beside(evidence, k_means=found["k_means"])
+                     "adjusted Rand index", ours, gaussian, lower_is_better=False)
+    return beside(evidence, k_means=k_means)

@@ -3,7 +3,8 @@
 Paper: Object-Centric Learning with Slot Mixture Module.
 Tried: sets of 40 points in the plane from four Gaussian blobs of different sizes; per-point net, four slots, three
 iterations, and a head that predicts centre and log size of every blob; mean squared error under the best matching on
-fresh sets after 300 steps, slot attention with the same nets and budget as the baseline.
+fresh sets after 300 steps, slot attention with the same nets and budget as the baseline. Against it: an error that is
+no smaller.
 """
 
 from __future__ import annotations
@@ -30,14 +31,32 @@ def scenes(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     centres = 1.5 * torch.randn(count, BLOBS, 2, generator=draws)
     log_size = -2.5 + 2 * torch.rand(count, BLOBS, 1, generator=draws)
     noise = torch.randn(count, BLOBS, 10, 2, generator=draws)
-    points = centres[:, :, None] + log_size.exp()[:, :, None] * noise
-    return points.flatten(1, 2), torch.cat([centres, log_size], -1)
+    size = log_size.exp()
+    spread = size[:, :, None] * noise
+    points = centres[:, :, None] + spread
+    blobs = torch.cat([centres, log_size], -1)
+    return points.flatten(1, 2), blobs
 
 
 def matched(found: Tensor, wanted: Tensor) -> Tensor:
     """Mean squared error under each set's best order."""
-    orders = [((found[:, list(p)] - wanted) ** 2).mean((1, 2)) for p in itertools.permutations(range(BLOBS))]
-    return torch.stack(orders).amin(0).mean()
+    errors = []
+    for order in itertools.permutations(range(BLOBS)):
+        gap = found[:, list(order)] - wanted
+        errors.append((gap**2).mean((1, 2)))
+    return torch.stack(errors).amin(0).mean()
+
+
+def bias_free() -> nn.Linear:
+    """A square map."""
+    return nn.Linear(WIDTH, WIDTH, bias=False)
+
+
+def perceptron(inner: int) -> nn.Sequential:
+    """Two maps with a rectifier between."""
+    up = nn.Linear(WIDTH, inner)
+    down = nn.Linear(inner, WIDTH)
+    return nn.Sequential(up, nn.ReLU(), down)
 
 
 class SlotAttention(nn.Module):
@@ -45,12 +64,17 @@ class SlotAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm_x, self.norm_slot, self.norm_mlp = (nn.LayerNorm(WIDTH) for _ in range(3))
-        self.to_query, self.to_key, self.to_value = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.norm_x = nn.LayerNorm(WIDTH)
+        self.norm_slot = nn.LayerNorm(WIDTH)
+        self.norm_mlp = nn.LayerNorm(WIDTH)
+        self.to_query = bias_free()
+        self.to_key = bias_free()
+        self.to_value = bias_free()
         self.gru = nn.GRUCell(WIDTH, WIDTH)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, WIDTH))
-        self.start_mean_D, self.start_log_scale_D = (nn.Parameter(torch.zeros(WIDTH)) for _ in range(2))
-        self.out = nn.Sequential(nn.Linear(WIDTH, 128), nn.ReLU(), nn.Linear(128, WIDTH))
+        self.mlp = perceptron(64)
+        self.start_mean_D = nn.Parameter(torch.zeros(WIDTH))
+        self.start_log_scale_D = nn.Parameter(torch.zeros(WIDTH))
+        self.out = perceptron(128)
 
     def forward(self, x: Tensor, draws: torch.Generator) -> Tensor:
         """Slots (B, 4, WIDTH)."""
@@ -59,8 +83,11 @@ class SlotAttention(nn.Module):
         noise = torch.randn(len(x), BLOBS, WIDTH, generator=draws)
         slots = self.start_mean_D + self.start_log_scale_D.exp() * noise
         for _ in range(3):
-            weights = (self.to_query(self.norm_slot(slots)) @ key.mT * WIDTH**-0.5).softmax(1) + 1e-8
-            update = weights / weights.sum(-1, keepdim=True) @ value
+            query = self.to_query(self.norm_slot(slots))
+            scores = query @ key.mT * WIDTH**-0.5
+            weights = scores.softmax(1) + 1e-8
+            share = weights / weights.sum(-1, keepdim=True)
+            update = share @ value
             slots = self.gru(update.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
             slots = slots + self.mlp(self.norm_mlp(slots))
         return self.out(slots)
@@ -72,22 +99,30 @@ class Predictor(nn.Module):
     def __init__(self, slots: nn.Module) -> None:
         super().__init__()
         self.encode = nn.Sequential(nn.Linear(2, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
-        self.slots, self.head = slots, nn.Linear(WIDTH, 3)
+        self.slots = slots
+        self.head = nn.Linear(WIDTH, 3)
 
     def forward(self, points: Tensor, draws: torch.Generator) -> Tensor:
         """Blobs (B, 4, 3)."""
         found = self.slots(self.encode(points), draws)
-        return self.head(found if isinstance(found, Tensor) else found.slots)
+        slots = found if isinstance(found, Tensor) else found.slots
+        return self.head(slots)
+
+
+def start(model: nn.Module, seed: int) -> None:
+    """Matrices at 1 / sqrt(fan in) by their names, biases at 0."""
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.ndim > 1:
+            draws = generator(seed, name)
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=draws)
+        elif "bias" in name:
+            nn.init.zeros_(parameter)
 
 
 def error(slots: nn.Module, seed: int) -> float:
     """Held-out error after training."""
     model, draws = Predictor(slots), generator(seed, "train")
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator(seed, name))
-        elif "bias" in name:
-            nn.init.zeros_(parameter)
+    start(model, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(300):
         points, blobs = scenes(64, draws)
@@ -98,7 +133,8 @@ def error(slots: nn.Module, seed: int) -> float:
         optimizer.step()
     points, blobs = scenes(512, generator(seed, "test"))
     with torch.no_grad():
-        return float(matched(model(points, generator(seed, "slots")), blobs))
+        found = model(points, generator(seed, "slots"))
+    return float(matched(found, blobs))
 
 
 def claim(bench: Bench) -> Evidence:

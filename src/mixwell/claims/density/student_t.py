@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from mixwell.claims._judging import beside
+from mixwell.claims._series import by_name, by_seed, mean
 from mixwell.claims.bench import Bench
+from mixwell.claims.density._data import matched_rms, on_circle, starts
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.student_t import StudentTMixture
@@ -26,32 +28,36 @@ NOTE = ("A Gaussian mixture with a fourth component for the outliers comes near:
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Rows (325, 2) and the groups' means (3, 2), on a circle of radius 4."""
-    angle = 2 * np.pi * (np.arange(GROUPS) / GROUPS + rng.random())
-    means = 4 * np.stack([np.cos(angle), np.sin(angle)], 1)
+    means = on_circle(rng, GROUPS, 4)
     roots = 0.5 * rng.normal(size=(GROUPS, 2, 2)) + 0.5 * np.eye(2)
-    groups = [mean + rng.normal(size=(ROWS, 2)) @ root for mean, root in zip(means, roots)]
-    return np.vstack([*groups, rng.uniform(-20, 20, (OUTLIERS, 2))]), means
+    groups = []
+    for mean_D, root in zip(means, roots):
+        noise = rng.normal(size=(ROWS, 2))
+        groups.append(mean_D + noise @ root)
+    outliers = rng.uniform(-20, 20, (OUTLIERS, 2))
+    return np.vstack([*groups, outliers]), means
 
 
 def distance(model: Any, x: np.ndarray, means: np.ndarray) -> float:
     """Root mean square distance of the matched means."""
-    from scipy.optimize import linear_sum_assignment
+    found = model.fit(x).means_
+    gap = means[:, None] - found
+    return matched_rms((gap**2).sum(-1))
 
-    squares = ((means[:, None] - model.fit(x).means_) ** 2).sum(-1)
-    return float(np.sqrt(squares[linear_sum_assignment(squares)].mean()))
+
+def measure(seed: int) -> dict[str, float]:
+    """Distances of the means of three models, mean of the data sets."""
+    rng = np.random.default_rng(seed)
+    options = starts(seed)
+    models = {"t": StudentTMixture(GROUPS, **options), "gaussian": GaussianMixture(GROUPS, **options),
+              "gaussian_of_four": GaussianMixture(GROUPS + 1, **options)}
+    sets = [draw(rng) for _ in range(SETS)]
+    return {name: mean(distance(model, x, means) for x, means in sets) for name, model in models.items()}
 
 
 def claim(bench: Bench) -> Evidence:
     """Distance of the means with t and with Gaussian components."""
-    found: dict[str, list[float]] = {"t": [], "gaussian": [], "gaussian_of_four": []}
-    for seed in bench.seeds:
-        rng = np.random.default_rng(seed)
-        options: dict[str, Any] = {"n_init": 5, "max_iter": 500, "random_state": seed}
-        models = (StudentTMixture(GROUPS, **options), GaussianMixture(GROUPS, **options),
-                  GaussianMixture(GROUPS + 1, **options))
-        sets = [draw(rng) for _ in range(SETS)]
-        for name, model in zip(found, models):
-            found[name].append(float(np.mean([distance(model, x, means) for x, means in sets])))
+    found = by_name(by_seed(bench, measure))
     evidence = weigh("Means of t mixtures stay where they are under gross outliers.",
                      "root mean square distance of the means, in the data's unit", found["t"], found["gaussian"],
                      note=NOTE)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixwell.claims._methods import build, with_aux
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
@@ -23,14 +24,18 @@ def images(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     found = load_digits()
     order = torch.randperm(len(found.target), generator=generator(seed, "split"))
-    x = torch.from_numpy(found.images).float()[order] / 16
-    y = torch.from_numpy(found.target).long()[order]
-    return x[:TRAINING], y[:TRAINING], x[TRAINING:], y[TRAINING:]
+    grey = torch.from_numpy(found.images).float()
+    label = torch.from_numpy(found.target).long()
+    ink, digit = grey[order] / 16, label[order]
+    x, x_test = ink.tensor_split([TRAINING])
+    y, y_test = digit.tensor_split([TRAINING])
+    return x, y, x_test, y_test
 
 
 def patches(x_NHW: Tensor) -> Tensor:
     """[N, 8, 8] -> [N, 16, 4]: patches of two by two."""
-    return x_NHW.unfold(1, 2, 2).unfold(2, 2, 2).flatten(1, 2).flatten(2)
+    blocks = x_NHW.unfold(1, 2, 2).unfold(2, 2, 2)
+    return blocks.flatten(1, 2).flatten(2)
 
 
 class Reader(nn.Module):
@@ -43,24 +48,37 @@ class Reader(nn.Module):
         super().__init__()
 
         def start(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(shape, generator=draws) * shape[-1] ** -0.5)
+            drawn = torch.randn(shape, generator=draws)
+            return nn.Parameter(drawn * shape[-1] ** -0.5)
 
-        self.embed, self.positions, self.head = start(WIDTH, PATCH), start(PATCHES, WIDTH), start(10, WIDTH)
+        self.embed = start(WIDTH, PATCH)
+        self.positions = start(PATCHES, WIDTH)
+        self.head = start(10, WIDTH)
         self.mixers = nn.ModuleList(mixers)
-        self.qkv = nn.ParameterList(start(3 * WIDTH, WIDTH) for _ in mixers) if attention else None
+        self.qkv = None
+        if attention:
+            self.qkv = nn.ParameterList(start(3 * WIDTH, WIDTH) for _ in mixers)
 
     def forward(self, x_NHW: Tensor) -> tuple[Tensor, Tensor]:
         """(scores of the digits [N, 10], sum of the auxiliary losses)."""
         x = patches(x_NHW) @ self.embed.T + self.positions
         aux = x.new_zeros(())
+        context = Context(batch_shape=(len(x), PATCHES))
         for i, mixer in enumerate(self.mixers):
             if self.qkv is not None:
-                q, k, v = (norm(x) @ self.qkv[i].T).chunk(3, -1)
-                x = x + nn.functional.scaled_dot_product_attention(q, k, v)
-            mixed = mixer(norm(x).flatten(0, 1), Context(batch_shape=(len(x), PATCHES)))
+                x = x + attended(norm(x), self.qkv[i])
+            rows = norm(x).flatten(0, 1)
+            mixed = mixer(rows, context)
             x = x + mixed.y_TD.view_as(x)
-            aux = aux if mixed.aux is None else aux + mixed.aux
-        return norm(x).mean(1) @ self.head.T, aux
+            aux = with_aux(aux, mixed.aux)
+        pooled = norm(x).mean(1)
+        return pooled @ self.head.T, aux
+
+
+def attended(x_NSD: Tensor, qkv: Tensor) -> Tensor:
+    """Full attention of one head."""
+    q, k, v = (x_NSD @ qkv.T).chunk(3, -1)
+    return nn.functional.scaled_dot_product_attention(q, k, v)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -85,4 +103,23 @@ def fitted(model: Any, x: Tensor, y: Tensor, seed: int, *, steps: int = 400, lr:
 @torch.no_grad()
 def accuracy(model: Any, x: Tensor, y: Tensor) -> float:
     """Share of the images whose digit is right."""
-    return float((model(x)[0].argmax(1) == y).float().mean())
+    scores, _ = model(x)
+    return share_right(scores, y)
+
+
+def share_right(scores_NC: Tensor, y_N: Tensor) -> float:
+    """Share of the rows whose class scores highest."""
+    right = scores_NC.argmax(1) == y_N
+    return float(right.float().mean())
+
+
+def read(seed: int, mixers: list[Any], draws: torch.Generator, *, steps: int = 400, attention: bool = True) -> float:
+    """Accuracy on test images of a reader with these mixers after training."""
+    x, y, x_test, y_test = images(seed)
+    model = fitted(Reader(mixers, draws, attention), x, y, seed, steps=steps)
+    return accuracy(model, x_test, y_test)
+
+
+def two_mixers(name: str, draws: torch.Generator, **options: Any) -> list[Any]:
+    """Two layers of WIDTH by name."""
+    return [build(name, WIDTH, generator=draws, **options) for _ in range(2)]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixwell.claims._methods import widen, with_aux
 from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.rng import generator
@@ -44,34 +45,49 @@ class Clusters:
     def __init__(self, seed: int, *, clusters: int = 16, zipf: float = 0.0, noise: float = 0.0) -> None:
         draws = generator(seed, "clusters")
         self.centres_CD = 2 * torch.randn(clusters, DIM, generator=draws)
-        self.maps_CDD = torch.randn(clusters, DIM, DIM, generator=draws) / DIM**0.5
-        self.shares_C = torch.arange(1, clusters + 1).float() ** -zipf
+        maps = torch.randn(clusters, DIM, DIM, generator=draws)
+        self.maps_CDD = maps / DIM**0.5
+        ranks = torch.arange(1, clusters + 1)
+        self.shares_C = ranks.float() ** -zipf
         self.noise = noise
 
     def __call__(self, count: int, draws: torch.Generator) -> Batch:
         """`count` tokens, labelled by their clusters."""
         labels = torch.multinomial(self.shares_C, count, replacement=True, generator=draws)
         z = torch.randn(count, DIM, generator=draws)
-        y = torch.einsum("tij,tj->ti", self.maps_CDD[labels], z)
-        return Batch(self.centres_CD[labels] + z, y + self.noise * torch.randn(y.shape, generator=draws), labels)
+        noise = torch.randn(count, DIM, generator=draws)
+        x = self.centres_CD[labels] + z
+        y = mapped(self.maps_CDD, labels, z)
+        return Batch(x, y + self.noise * noise, labels)
+
+
+def mapped(maps_COI: Tensor, labels_T: Tensor, x_TI: Tensor) -> Tensor:
+    """Each row by the map of its label: [T, I] -> [T, O]."""
+    return torch.einsum("toi,ti->to", maps_COI[labels_T], x_TI)
 
 
 def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "moe", **options: Any) -> Any:
     """A layer by name, its experts started at 1 / sqrt(fan in) so that a few hundred steps train it."""
     entry = registry.find(method, "experts.layers")
-    sizes = {"hidden_dim": 32} if method == "swiglu" else {"num_experts": 8, "hidden_dim": 32}
-    config = from_dict(entry.module().Config, {**sizes, **spec, **options})
+    sizes = {"hidden_dim": 32}
+    if method != "swiglu":
+        sizes["num_experts"] = 8
+    given = {**sizes, **spec, **options}
+    config = from_dict(entry.module().Config, given)
     layer = entry.load()(dim, config, generator(seed, "layer"))
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.endswith("_proj"):
-                parameter.mul_(parameter.shape[-1] ** -0.5 / 0.02)
+    widen(projections(layer))
     return layer
 
 
 def known(batch: Batch, step: int = 0, draws: torch.Generator | None = None) -> Context:
     """What a router may know of a batch: its labels, as labels and as token ids."""
     return Context(labels_T=batch.labels_T, token_ids_T=batch.labels_T, step=step, generator=draws)
+
+
+def projections(layer: nn.Module) -> list[Tensor]:
+    """The weights of a layer's experts."""
+    named = dict(layer.named_parameters())
+    return [named[name] for name in named if name.endswith("_proj")]
 
 
 def fit(layer: Any, draw: Draw, seed: int, *, steps: int = 500, count: int = 512, lr: float = 3e-3,
@@ -82,16 +98,17 @@ def fit(layer: Any, draw: Draw, seed: int, *, steps: int = 500, count: int = 512
     """
     optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     draws = generator(seed, "fit")
+    router: Any = getattr(layer, "router", None)
     layer.train()
     for step in range(steps):
         batch = draw(count, draws)
         mixed = layer(batch.x_TD, known(batch, step, draws))
         loss = nn.functional.mse_loss(mixed.y_TD, batch.y_TD)
         optimizer.zero_grad()
-        (loss if mixed.aux is None else loss + mixed.aux).backward()
+        with_aux(loss, mixed.aux).backward()
         optimizer.step()
-        if hasattr(getattr(layer, "router", None), "update"):
-            layer.router.update(mixed.routing.load_E())
+        if hasattr(router, "update"):
+            router.update(mixed.routing.load_E())
         if watch is not None:
             watch(step, mixed)
     return layer.eval()
@@ -104,10 +121,21 @@ def test(layer: Any, draw: Draw, seed: int, count: int = 4096) -> tuple[Batch, A
     return batch, layer(batch.x_TD, known(batch))
 
 
+def squared_error(mixed: Any, batch: Batch) -> float:
+    """Mean squared error of what a layer gave for a batch."""
+    return float(nn.functional.mse_loss(mixed.y_TD, batch.y_TD))
+
+
 def error(layer: Any, draw: Draw, seed: int) -> float:
     """Mean squared error on fresh tokens."""
     batch, mixed = test(layer, draw, seed)
-    return float(nn.functional.mse_loss(mixed.y_TD, batch.y_TD))
+    return squared_error(mixed, batch)
+
+
+def unserved(mixed: Any) -> float:
+    """Share of the slots of tokens that no expert serves."""
+    empty = mixed.routing.indices_TK < 0
+    return float(empty.float().mean())
 
 
 def imbalance(load_E: Tensor) -> float:
@@ -149,6 +177,7 @@ def balance_and_error(seeds: tuple[int, ...], spec: Mapping[str, Any], *, zipf: 
         draw = Clusters(seed, zipf=zipf)
         layer = fit(build(seed, spec, **options), draw, seed)
         batch, mixed = test(layer, draw, seed)
-        loads.append(imbalance(mixed.routing.load_E()))
-        found.append(float(nn.functional.mse_loss(mixed.y_TD, batch.y_TD)))
+        load_E = mixed.routing.load_E()
+        loads.append(imbalance(load_E))
+        found.append(squared_error(mixed, batch))
     return loads, found

@@ -8,26 +8,27 @@ an accuracy that is no higher.
 
 from __future__ import annotations
 
+from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._digits import PATCHES, WIDTH, Reader, accuracy, fitted, images
-from mixwell.core import registry
+from mixwell.claims.experts._digits import PATCHES, read, two_mixers
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
+
+SIZES = {"seq_len": PATCHES, "token_hidden_dim": 32, "channel_hidden_dim": 32}
 
 
 def measure(seed: int, experts: int) -> float:
     """Accuracy with this many experts in each stage."""
-    draws, entry = generator(seed, "reader"), registry.find("all_mlp", "experts.layers")
-    config = entry.module().Config(seq_len=PATCHES, token_experts=experts, channel_experts=experts,
-                                   token_hidden_dim=32, channel_hidden_dim=32)
-    mixers = [entry.load()(WIDTH, config, draws) for _ in range(2)]
-    x, y, x_test, y_test = images(seed)
-    return accuracy(fitted(Reader(mixers, draws, attention=False), x, y, seed), x_test, y_test)
+    draws = generator(seed, "reader")
+    number = {"token_experts": experts, "channel_experts": experts}
+    mixers = two_mixers("experts.layers.all_mlp", draws, **number, **SIZES)
+    return read(seed, mixers, draws, attention=False)
 
 
 def claim(bench: Bench) -> Evidence:
     """Accuracy of four experts a stage against one."""
-    sparse, mixer = ([measure(seed, experts) for seed in bench.seeds] for experts in (4, 1))
+    sparse = by_seed(bench, measure, 4)
+    mixer = by_seed(bench, measure, 1)
     return weigh("Experts for positions and channels beat MLP-Mixer.", "accuracy on test images", sparse, mixer,
                  lower_is_better=False,
                  note="Lower with every seed, by half a point: each of four experts learns from a quarter of what "

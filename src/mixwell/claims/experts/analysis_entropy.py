@@ -12,9 +12,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import bits, probe
-from mixwell.core import registry
+from mixwell.claims.language import Seen, bits, layers, over_layers
 from mixwell.core.evidence import Evidence
 
 TOKENS = 100_000
@@ -27,20 +27,24 @@ ROUTERS: dict[str, dict[str, Any]] = {
 }
 
 
+def evenness(seen: Seen) -> float:
+    """Entropy of the mean gate over that of even use."""
+    found = call("experts.analysis.entropy", seen.mixed.routing, context=seen.context)
+    return found["mean_gate_relative"]
+
+
 def mean_gate(bench: Bench, arch: dict[str, Any]) -> list[float]:
     """Entropy of the mean gate over that of even use, mean over layers, from each seed."""
-    entropy = registry.find("experts.analysis.entropy")
-    models = [bench.train(arch, seed, tokens=TOKENS).model for seed in bench.seeds]
-    return [statistics.fmean(entropy.load()(seen.mixed.routing, entropy.module().Config(), seen.context)
-                             ["mean_gate_relative"] for seen in probe(bench, model)) for model in models]
+    return over_layers(layers(bench, arch, TOKENS), evenness)
 
 
 def claim(bench: Bench) -> Evidence:
     """Spread between routers against spread between seeds."""
     archs = {name: bench.arch({"router": router}) for name, router in ROUTERS.items()}
     found = {name: bits(bench, arch, TOKENS) for name, arch in archs.items()}
-    between = statistics.stdev(statistics.fmean(values) for values in found.values())
-    within = statistics.fmean(statistics.stdev(values) for values in found.values())
+    levels = [statistics.fmean(values) for values in found.values()]
+    spreads = [statistics.stdev(values) for values in found.values()]
+    between, within = statistics.stdev(levels), statistics.fmean(spreads)
     entropies = {f"{name}, entropy of the mean gate": mean_gate(bench, arch) for name, arch in archs.items()}
     return Evidence(
         claim="Five routers perform about the same.", outcome="held" if between <= within else "did not hold",

@@ -8,19 +8,21 @@ next best one. Against it: bits per byte that rise no less, or that are higher w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixwell.claims._judging import no_worse, provided
+from mixwell.claims._judging import at_no_more_bits
+from mixwell.claims._series import columns
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.routing import Context, Routing
-from mixwell.lm.evaluate import evaluate
 
 TOKENS = 150_000
+ONE = {"router": {"method": "top_k", "k": 1}, "hidden_dim": 32, "num_experts": 8}
 
 
 class NextBest(nn.Module):
@@ -34,30 +36,36 @@ class NextBest(nn.Module):
         """The routing with its errors."""
         routing = self.router(x_TD, context)
         k = routing.indices_TK.shape[1]
-        return replace(routing, indices_TK=routing.scores_TE.topk(2 * k).indices[:, k:])
+        ranked = routing.scores_TE.topk(2 * k).indices
+        return replace(routing, indices_TK=ranked[:, k:])
+
+
+def mixtures(model: Any) -> Iterator[Any]:
+    """Every mixture with a router of its own: both of a product, the channel mixer elsewhere."""
+    for layer in model.layers:
+        mixer = layer.channel_mixer
+        yield getattr(mixer, "first", mixer)
+        yield getattr(mixer, "second", mixer)
 
 
 def measure(bench: Bench, arch: dict[str, Any], seed: int) -> tuple[float, float]:
     """(bits per byte with routing errors less those without, those without)."""
     trained = bench.train(arch, seed, tokens=TOKENS)
-    for layer in trained.model.layers:
-        for mixture in (getattr(layer.channel_mixer, name, layer.channel_mixer) for name in ("first", "second")):
-            if not isinstance(mixture.router, NextBest):
-                mixture.router = NextBest(mixture.router)
+    right = trained.bits_per_byte
+    for mixture in mixtures(trained.model):
+        if not isinstance(mixture.router, NextBest):
+            mixture.router = NextBest(mixture.router)
     with torch.no_grad():
-        wrong = evaluate(trained.model, bench.data, max_tokens=8192, batch_size=32, seq_len=64).mean
-    return wrong - trained.bits_per_byte, trained.bits_per_byte
+        wrong = bench.evaluate(trained.model).mean
+    return wrong - right, right
 
 
 def claim(bench: Bench) -> Evidence:
     """How much bits per byte rise by routing errors."""
-    one = {"router": {"method": "top_k", "k": 1}, "hidden_dim": 32, "num_experts": 8}
-    product = bench.arch({"method": "experts.layers.cartesian", **one})
+    product = bench.arch({"method": "experts.layers.cartesian", **ONE})
     plain = bench.arch({"hidden_dim": 32, "num_experts": 16, "shared_experts": 2})
-    ours, theirs = ([measure(bench, arch, seed) for seed in bench.seeds] for arch in (product, plain))
+    method, ours = columns(measure(bench, product, seed) for seed in bench.seeds)
+    baseline, theirs = columns(measure(bench, plain, seed) for seed in bench.seeds)
     evidence = weigh("Products of experts suffer less from routing errors.",
-                     "rise of bits per byte when every chosen expert is replaced by the next best",
-                     [m[0] for m in ours], [m[0] for m in theirs])
-    return provided(evidence, no_worse([m[1] for m in ours], [m[1] for m in theirs], 0.0),
-                    "Its bits per byte are higher.", method_bits=[m[1] for m in ours],
-                    baseline_bits=[m[1] for m in theirs])
+                     "rise of bits per byte when every chosen expert is replaced by the next best", method, baseline)
+    return at_no_more_bits(evidence, ours, theirs)

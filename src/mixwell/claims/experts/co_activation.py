@@ -15,65 +15,87 @@ import statistics
 import torch
 from torch import Tensor
 
+from mixwell.claims._methods import call
+from mixwell.claims._series import columns
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import TOKENS, Seen, dense, probe
-from mixwell.core import registry
+from mixwell.claims.language import Seen, dense, layers
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
-from mixwell.core.routing import Context, Routing
+from mixwell.core.routing import Routing
 
 NEURONS, ACTIVE, GROUPS = 128, 16, 8
 
 
 def together(activity_TF: Tensor) -> Tensor:
     """How often two neurons are among a token's most active ones [F, F], without the diagonal."""
-    entry = registry.find("experts.analysis.co_activation")
     indices = activity_TF.topk(ACTIVE, dim=-1).indices
-    routing = Routing(indices, torch.ones_like(indices, dtype=torch.float32), activity_TF)
-    counts = torch.tensor(entry.load()(routing, entry.module().Config(), Context())["counts"], dtype=torch.float64)
-    return counts - counts.diag().diag()
+    weights = torch.ones_like(indices, dtype=torch.float32)
+    routing = Routing(indices, weights, activity_TF)
+    found = call("experts.analysis.co_activation", routing)
+    counts = torch.tensor(found["counts"], dtype=torch.float64)
+    own = counts.diag()
+    return counts - own.diag()
 
 
 def beyond_chance(counts_FF: Tensor) -> Tensor:
     """Newman's modularity matrix: shares of co-activation less the product of the neurons' shares."""
     shares = counts_FF / counts_FF.sum()
-    return shares - shares.sum(0, keepdim=True) * shares.sum(1, keepdim=True)
+    row, column = shares.sum(0, keepdim=True), shares.sum(1, keepdim=True)
+    return shares - row * column
 
 
 def find_groups(matrix_FF: Tensor, draws: torch.Generator) -> Tensor:
     """A group for each neuron [F], by Lloyd's algorithm on the leading eigenvectors."""
     values, vectors = torch.linalg.eigh(matrix_FF)
-    points = vectors[:, -GROUPS:] * values[-GROUPS:].clamp_min(0).sqrt()
-    centres = points[torch.randperm(NEURONS, generator=draws)[:GROUPS]]
+    largest = values[-GROUPS:].clamp_min(0)
+    points = vectors[:, -GROUPS:] * largest.sqrt()
+    order = torch.randperm(NEURONS, generator=draws)
+    centres = points[order[:GROUPS]]
     for _ in range(50):
         groups = torch.cdist(points, centres).argmin(1)
-        centres = torch.stack([points[groups == g].mean(0) if bool((groups == g).any()) else centres[g]
-                               for g in range(GROUPS)])
+        centres = moved(centres, points, groups)
     return groups
+
+
+def moved(centres: Tensor, points: Tensor, groups: Tensor) -> Tensor:
+    """Every centre at the mean of its points; one without points stays."""
+    found = []
+    for g, centre in enumerate(centres):
+        own = points[groups == g]
+        found.append(own.mean(0) if len(own) else centre)
+    return torch.stack(found)
 
 
 def modularity(matrix_FF: Tensor, groups_F: Tensor) -> float:
     """Share of co-activations inside groups beyond chance."""
-    return float(matrix_FF[groups_F.unsqueeze(0) == groups_F.unsqueeze(1)].sum())
+    same_FF = groups_F.unsqueeze(0) == groups_F.unsqueeze(1)
+    return float(matrix_FF[same_FF].sum())
 
 
 def measure(seen: Seen, seed: int) -> tuple[float, float]:
     """(modularity of the groups found, of random groups) on the half they were not found on."""
-    gate, up = (seen.hidden_TD.float() @ seen.mixer.gate_up_proj.float().T).chunk(2, -1)
+    weight = seen.mixer.gate_up_proj.float()
+    hidden = seen.hidden_TD.float() @ weight.T
+    gate, up = hidden.chunk(2, -1)
     activity = (torch.nn.functional.silu(gate) * up).abs()
     draws = generator(seed, "groups")
     order = torch.randperm(len(activity), generator=draws)
-    first, second = (beyond_chance(together(half)) for half in activity[order].chunk(2))
+    halves = activity[order].chunk(2)
+    first, second = (beyond_chance(together(half)) for half in halves)
     groups = find_groups(first, draws)
-    return modularity(second, groups), modularity(second, groups[torch.randperm(NEURONS, generator=draws)])
+    other = torch.randperm(NEURONS, generator=draws)
+    shuffled = groups[other]
+    return modularity(second, groups), modularity(second, shuffled)
 
 
 def claim(bench: Bench) -> Evidence:
     """Modularity of the groups found against random ones, mean over layers."""
-    arch = dense(bench, NEURONS)
-    found = [[measure(seen, seed) for seen in probe(bench, bench.train(arch, seed, tokens=TOKENS).model)]
-             for seed in bench.seeds]
-    method, baseline = ([statistics.fmean(layer[i] for layer in run) for run in found] for i in (0, 1))
+    method, baseline = [], []
+    for seed, run in zip(bench.seeds, layers(bench, dense(bench, NEURONS))):
+        measured = [measure(seen, seed) for seen in run]
+        found, random = columns(measured)
+        method.append(statistics.fmean(found))
+        baseline.append(statistics.fmean(random))
     return weigh("Neurons of a dense block form groups that are active together.",
                  "modularity of neuron co-activation on text not used to find the groups", method, baseline,
                  lower_is_better=False)

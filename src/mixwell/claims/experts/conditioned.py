@@ -12,22 +12,27 @@ import torch
 
 from mixwell.claims._judging import ERROR
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import DIM, TOP2, Batch, Draw, errors
+from mixwell.claims.experts._synthetic import DIM, TOP2, Batch, Draw, errors, mapped
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 
 CODES = tuple(tuple(task >> bit & 1 for bit in range(3)) for task in range(8))
+SHARED = DIM - 3  # columns that say nothing of the task
 
 
 def tasks(seed: int) -> Draw:
     """Thirteen shared inputs and the three bits of the task, which picks the map."""
-    maps = torch.randn(8, DIM, DIM - 3, generator=generator(seed, "tasks")) / (DIM - 3) ** 0.5
+    draws = generator(seed, "tasks")
+    drawn = torch.randn(8, DIM, SHARED, generator=draws)
+    maps = drawn / SHARED**0.5
     bits = 2.0 * torch.tensor(CODES) - 1
 
     def draw(count: int, draws: torch.Generator) -> Batch:
         labels = torch.randint(8, (count,), generator=draws)
-        z = torch.randn(count, DIM - 3, generator=draws)
-        return Batch(torch.cat([z, bits[labels]], 1), torch.einsum("tij,tj->ti", maps[labels], z), labels)
+        z = torch.randn(count, SHARED, generator=draws)
+        told = torch.cat([z, bits[labels]], 1)
+        y = mapped(maps, labels, z)
+        return Batch(told, y, labels)
 
     return draw
 

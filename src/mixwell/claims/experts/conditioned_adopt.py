@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mixwell.claims._judging import ERROR
+from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import DIM, TOP2, Batch, Draw, build, error, fit, fixed
+from mixwell.claims.experts._synthetic import DIM, TOP2, Batch, Draw, build, error, fit, fixed, mapped
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 
@@ -26,7 +27,10 @@ def families(seed: int) -> Tensor:
     draws = generator(seed, "families")
     common = torch.randn(3, DIM, DIM, generator=draws)
     own = torch.randn(SEEN + 1, DIM, DIM, generator=draws)
-    return (common[torch.arange(SEEN + 1) % 3] + 0.3 * own) / (1.09 * DIM) ** 0.5
+    task = torch.arange(SEEN + 1)
+    maps = common[task % 3] + 0.3 * own
+    variance = 1.09 * DIM
+    return maps / variance**0.5
 
 
 def drawn_from(maps: Tensor, low: int, high: int) -> Draw:
@@ -35,7 +39,7 @@ def drawn_from(maps: Tensor, low: int, high: int) -> Draw:
     def draw(count: int, draws: torch.Generator) -> Batch:
         labels = torch.randint(low, high, (count,), generator=draws)
         z = torch.randn(count, DIM, generator=draws)
-        return Batch(z, torch.einsum("tij,tj->ti", maps[labels], z), labels)
+        return Batch(z, mapped(maps, labels, z), labels)
 
     return draw
 
@@ -43,17 +47,23 @@ def drawn_from(maps: Tensor, low: int, high: int) -> Draw:
 def measure(seed: int, adopt: bool) -> float:
     """Error on the new task after seeing 64 of its examples."""
     maps = families(seed)
-    layer = build(seed, {**TOP2, "router": {"method": "conditioned", "condition": "label", "labels": SEEN + 1}})
-    fit(layer, drawn_from(maps, 0, SEEN), seed)
+    router = {"method": "conditioned", "condition": "label", "labels": SEEN + 1}
+    layer = build(seed, {**TOP2, "router": router})
+    old = drawn_from(maps, 0, SEEN)
+    fit(layer, old, seed)
     if adopt:
         layer.router.adopt(NEW, [0, 3, 6])
     new = drawn_from(maps, NEW, NEW + 1)
-    return error(fit(layer, fixed(new, seed, 64), seed, steps=20), new, seed)
+    few = fixed(new, seed, 64)
+    fit(layer, few, seed, steps=20)
+    return error(layer, new, seed)
 
 
 def claim(bench: Bench) -> Evidence:
     """Error on the new task with and without adoption."""
+    adopted = by_seed(bench, measure, True)
+    fresh = by_seed(bench, measure, False)
     return weigh("A new task learns faster with the gate of related tasks.", f"{ERROR}, of the new task",
-                 [measure(seed, True) for seed in bench.seeds], [measure(seed, False) for seed in bench.seeds],
+                 adopted, fresh,
                  note="Better with every seed, but by very different amounts: with two experts of eight a random gate "
                       "often lands near the right ones, and three seeds cannot tell.")

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.claims._judging import provided
+from mixwell.claims._methods import build, widen
+from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
 from mixwell.claims.experts._digits import accuracy, fitted, images
-from mixwell.core import registry
+from mixwell.claims.experts._synthetic import projections
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
@@ -30,35 +32,41 @@ class Tree(nn.Module):
 
     def __init__(self, seed: int, options: dict[str, Any]) -> None:
         super().__init__()
-        entry = registry.find("fast_feedforward", "experts.layers")
-        self.layer = entry.load()(64, entry.module().Config(**options), generator(seed, "tree"))
-        with torch.no_grad():
-            for name, parameter in self.layer.named_parameters():
-                if name.endswith("_proj"):
-                    parameter.mul_(parameter.shape[-1] ** -0.5 / 0.02)
+        draws = generator(seed, "tree")
+        self.layer = build("experts.layers.fast_feedforward", 64, generator=draws, **options)
+        widen(projections(self.layer))
 
     def forward(self, x_NHW: Tensor) -> tuple[Tensor, Tensor]:
         """(scores of the digits [N, 10], auxiliary loss)."""
         mixed = self.layer(x_NHW.flatten(1), Context())
-        return mixed.y_TD[:, :10], mixed.y_TD.new_zeros(()) if mixed.aux is None else mixed.aux
+        none = mixed.y_TD.new_zeros(())
+        return mixed.y_TD[:, :10], none if mixed.aux is None else mixed.aux
+
+
+@torch.no_grad()
+def leaves(tree: Tree, x_NHW: Tensor) -> int:
+    """How many leaves the images use."""
+    mixed = tree.layer(x_NHW.flatten(1), Context())
+    used = mixed.routing.indices_TK.unique()
+    return used.numel()
 
 
 def measure(seed: int, options: dict[str, Any]) -> tuple[float, float]:
     """(accuracy with hard choices, leaves in use)."""
     x, y, x_test, y_test = images(seed)
-    tree = fitted(Tree(seed, options), x, y, seed, steps=1500)
-    with torch.no_grad():
-        leaves = tree.layer(x_test.flatten(1), Context()).routing.indices_TK.unique().numel()
-    return accuracy(tree, x_test, y_test), float(leaves)
+    tree = Tree(seed, options)
+    fitted(tree, x, y, seed, steps=1500)
+    used = leaves(tree, x_test)
+    return accuracy(tree, x_test, y_test), float(used)
 
 
 def claim(bench: Bench) -> Evidence:
     """Accuracy with balance and master leaf against without."""
-    both, plain = ([measure(seed, options) for seed in bench.seeds] for options in (BOTH, PLAIN))
+    both, ours = series(bench, measure, BOTH)
+    plain, theirs = series(bench, measure, PLAIN)
     evidence = weigh("Balance and a master leaf make the tree more accurate.", "accuracy on test images with one leaf",
-                     [m[0] for m in both], [m[0] for m in plain], lower_is_better=False,
+                     both, plain, lower_is_better=False,
                      note="Hardening at 3 sends all images to one leaf with and without balance; what is gained with "
                           "one seed is the master leaf's.")
-    ours, theirs = [m[1] for m in both], [m[1] for m in plain]
     return provided(evidence, sum(ours) > sum(theirs), "No more leaves are in use.", method_leaves=ours,
                     baseline_leaves=theirs)

@@ -8,12 +8,16 @@ expert. Against it: an information that is no higher, or an error that is higher
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from mixwell.claims._judging import no_worse, provided
+from mixwell.claims._judging import at_no_more_error
+from mixwell.claims._methods import call
+from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import Batch, Clusters, build, test
+from mixwell.claims.experts._synthetic import Batch, Clusters, build, squared_error, test
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
@@ -27,42 +31,50 @@ class Domain(Clusters):
 
     def __init__(self, seed: int, domain: int) -> None:
         super().__init__(seed)
-        self.shares_C = (torch.arange(16) // 4 == domain).float()
+        own = torch.arange(16) // 4 == domain
+        self.shares_C = own.float()
 
 
 def measure(seed: int, over_step: bool) -> tuple[float, float]:
     """(information of domain and expert in nats, error) with the load counted over the step or the micro-batch."""
+    layer = trained(seed, over_step)
+    batch, mixed = test(layer, Clusters(seed), seed)
+    return information(mixed.routing, batch), squared_error(mixed, batch)
+
+
+def trained(seed: int, over_step: bool) -> Any:
+    """A layer that has seen a micro-batch of every domain at each step."""
     rule = registry.find("experts.balance.global_batch")
     layer = build(seed, {"router": {"method": "top_k", "k": 2}, "balance": {}})
     buffer = rule.module().Buffer() if over_step else None
     optimizer = torch.optim.Adam(layer.parameters(), lr=3e-3)
-    domains, draws = [Domain(seed, d) for d in range(DOMAINS)], generator(seed, "fit")
+    domains = [Domain(seed, d) for d in range(DOMAINS)]
+    draws = generator(seed, "fit")
     layer.train()
     for step in range(STEPS):
         optimizer.zero_grad()
+        context = Context(step=step)
         for domain in domains:
-            batch, context = domain(128, draws), Context(step=step)
+            batch = domain(128, draws)
             mixed = layer(batch.x_TD, context)
             balance = rule.load()(mixed.routing, rule.module().Config(), context, buffer)
             loss = nn.functional.mse_loss(mixed.y_TD, batch.y_TD) + COEFFICIENT * balance
             (loss / DOMAINS).backward()
         optimizer.step()
-    batch, mixed = test(layer.eval(), Clusters(seed), seed)
-    return information(mixed.routing, batch), float(nn.functional.mse_loss(mixed.y_TD, batch.y_TD))
+    return layer.eval()
 
 
 def information(routing: object, batch: Batch) -> float:
     """Mutual information of domain and expert, nats."""
-    entry = registry.find("experts.analysis.specialisation")
-    return entry.load()(routing, entry.module().Config(), Context(labels_T=batch.labels_T // 4))["information_nats"]
+    domains = Context(labels_T=batch.labels_T // 4)
+    found = call("experts.analysis.specialisation", routing, context=domains)
+    return found["information_nats"]
 
 
 def claim(bench: Bench) -> Evidence:
     """Specialisation by domain under the two ways to count the load."""
-    method, baseline = ([measure(seed, over_step) for seed in bench.seeds] for over_step in (True, False))
+    method, ours = series(bench, measure, True)
+    baseline, theirs = series(bench, measure, False)
     evidence = weigh("Balance over the global batch lets experts specialise by domain at lower loss.",
-                     "mutual information of domain and expert, nats", [m[0] for m in method],
-                     [b[0] for b in baseline], lower_is_better=False)
-    ours, theirs = [m[1] for m in method], [b[1] for b in baseline]
-    return provided(evidence, no_worse(ours, theirs, 0.0), "Its error is higher.", method_error=ours,
-                    baseline_error=theirs)
+                     "mutual information of domain and expert, nats", method, baseline, lower_is_better=False)
+    return at_no_more_error(evidence, ours, theirs)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.claims._judging import ERROR
+from mixwell.claims._methods import call
+from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
 from mixwell.claims.experts._synthetic import TOP1, Clusters, build, error, fit, fixed
-from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context, combine, dispatch, plan
@@ -26,21 +27,25 @@ from mixwell.kernels.experts import swiglu
 def moved(seed: int) -> Clusters:
     """The clusters of a seed with maps of which a fifth is new, and noisy targets."""
     problem = Clusters(seed, noise=0.5)
-    fresh = torch.randn(problem.maps_CDD.shape, generator=generator(seed, "moved")) / problem.maps_CDD.shape[1] ** 0.5
-    problem.maps_CDD = 0.8**0.5 * problem.maps_CDD + 0.2**0.5 * fresh
+    maps = problem.maps_CDD
+    drawn = torch.randn(maps.shape, generator=generator(seed, "moved"))
+    fresh = drawn / maps.shape[1] ** 0.5
+    kept = 0.8**0.5 * maps
+    problem.maps_CDD = kept + 0.2**0.5 * fresh
     return problem
 
 
 def forward(layer: Any, x_TD: Tensor, rate: float, draws: torch.Generator) -> Tensor:
     """The mixture's output with its hidden units dropped."""
-    drop = registry.find("experts.hidden_dropout")
     routing = layer.router(x_TD, Context())
     order = plan(routing.indices_TK, routing.num_experts)
     counts = order.counts_E.tolist()
-    parts = dispatch(x_TD, order).split(counts)
-    hidden = torch.cat([swiglu(part @ up.T) for part, up in zip(parts, layer.gate_up_proj)])
-    hidden = drop.load()(hidden, drop.module().Config(rate=rate), Context(generator=draws))
-    rows = torch.cat([part @ down.T for part, down in zip(hidden.split(counts), layer.down_proj)])
+    given = dispatch(x_TD, order).split(counts)
+    hidden = torch.cat([swiglu(part @ up.T) for part, up in zip(given, layer.gate_up_proj)])
+    context = Context(generator=draws)
+    kept = call("experts.hidden_dropout", hidden, context=context, rate=rate)
+    out_of = zip(kept.split(counts), layer.down_proj)
+    rows = torch.cat([part @ down.T for part, down in out_of])
     return combine(rows, order, routing.weights_TK)
 
 
@@ -48,11 +53,13 @@ def measure(seed: int, rate: float) -> float:
     """Error on the new maps after fine-tuning with this rate."""
     layer = fit(build(seed, TOP1), Clusters(seed), seed)
     problem, draws = moved(seed), generator(seed, "tune")
-    batch = fixed(problem, seed, 128)(128, draws)
+    few = fixed(problem, seed, 128)
+    batch = few(128, draws)
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
     for _ in range(200):
+        y = forward(layer, batch.x_TD, rate, draws)
         optimizer.zero_grad()
-        nn.functional.mse_loss(forward(layer, batch.x_TD, rate, draws), batch.y_TD).backward()
+        nn.functional.mse_loss(y, batch.y_TD).backward()
         optimizer.step()
     problem.noise = 0.0
     return error(layer, problem, seed)
@@ -60,5 +67,6 @@ def measure(seed: int, rate: float) -> float:
 
 def claim(bench: Bench) -> Evidence:
     """Held-out error after fine-tuning with and without dropout."""
-    method, baseline = ([measure(seed, rate) for seed in bench.seeds] for rate in (0.4, 0.0))
-    return weigh("Dropout inside the experts improves fine-tuning on few examples.", ERROR, method, baseline)
+    dropping = by_seed(bench, measure, 0.4)
+    keeping = by_seed(bench, measure, 0.0)
+    return weigh("Dropout inside the experts improves fine-tuning on few examples.", ERROR, dropping, keeping)

@@ -8,15 +8,15 @@ not zero on held-out text. Against it: a share that is no lower, or bits per byt
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixwell.claims._judging import no_worse, provided
+from mixwell.claims._judging import at_no_more_bits
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import Seen, bits, probe
+from mixwell.claims.experts._synthetic import TOP2
+from mixwell.claims.language import Seen, bits, layers, over_layers
 from mixwell.core.evidence import Evidence, weigh
 
 TOKENS = 150_000
@@ -26,25 +26,26 @@ TOKENS = 150_000
 def share(seen: Seen, up_EFD: Tensor) -> float:
     """Share of the chosen experts' hidden units that are above zero."""
     hidden = torch.einsum("td,efd->tef", seen.hidden_TD.float(), up_EFD.float())
-    active = (hidden > 0).float().mean(2).gather(1, seen.mixed.routing.indices_TK)
-    return float(active.mean())
+    above = hidden > 0
+    active = above.float().mean(2)
+    indices = seen.mixed.routing.indices_TK
+    chosen = active.gather(1, indices)
+    return float(chosen.mean())
 
 
 def shares(bench: Bench, arch: dict[str, Any], weight: str) -> list[float]:
     """The same, mean over layers, from each seed."""
-    return [statistics.fmean(share(seen, getattr(seen.mixer, weight))
-                             for seen in probe(bench, bench.train(arch, seed, tokens=TOKENS).model))
-            for seed in bench.seeds]
+    runs = layers(bench, arch, TOKENS)
+    return over_layers(runs, lambda seen: share(seen, getattr(seen.mixer, weight)))
 
 
 def claim(bench: Bench) -> Evidence:
     """Share of active units by sparsity routing against learned routing."""
     sparse = bench.arch({"method": "experts.layers.interpretable"})
-    learned = bench.arch({"method": "experts.layers.sigma_moe", "router": {"method": "top_k", "k": 2},
-                          "balance": {"switch": 0.01}})
+    learned = bench.arch({"method": "experts.layers.sigma_moe", **TOP2})
+    method = shares(bench, sparse, "up_proj")
+    baseline = shares(bench, learned, "key_proj")
     evidence = weigh("Routing by expected sparsity leaves fewer units active.",
-                     "share of the chosen experts' hidden units above zero", shares(bench, sparse, "up_proj"),
-                     shares(bench, learned, "key_proj"))
+                     "share of the chosen experts' hidden units above zero", method, baseline)
     ours, theirs = bits(bench, sparse, TOKENS), bits(bench, learned, TOKENS)
-    return provided(evidence, no_worse(ours, theirs, 0.01), "Its bits per byte are more than 1 % higher.",
-                    method_bits=ours, baseline_bits=theirs)
+    return at_no_more_bits(evidence, ours, theirs, margin=0.01)

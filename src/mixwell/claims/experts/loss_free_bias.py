@@ -7,7 +7,7 @@ tokens, against the Switch loss. Against it: a load that is no more even, or an 
 
 from __future__ import annotations
 
-from mixwell.claims._judging import no_worse, provided
+from mixwell.claims._judging import at_no_more_error
 from mixwell.claims.bench import Bench
 from mixwell.claims.experts._synthetic import TOP2, balance_and_error
 from mixwell.core.evidence import Evidence, weigh
@@ -22,5 +22,4 @@ def claim(bench: Bench) -> Evidence:
                      method, baseline,
                      note="The load is far more even, but tokens of a cluster that holds 30 % of the batch are pushed "
                           "to experts that do not fit, which costs more than the loss does.")
-    return provided(evidence, no_worse(ours, theirs, 0.05), "Its error is more than 5 % higher.",
-                    method_error=ours, baseline_error=theirs)
+    return at_no_more_error(evidence, ours, theirs, margin=0.05)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import DIM, TOP1, Batch, Draw, build, fit, known
+from mixwell.claims.experts._synthetic import DIM, TOP1, Batch, Draw, build, fit, test
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 
@@ -24,29 +25,34 @@ RARE = int((SHARES.cumsum(0) < 0.6 * SHARES.sum()).sum()) + 1  # the first id th
 def recall(seed: int) -> Draw:
     """Tokens with noisy embeddings; the target is the id's value."""
     draws = generator(seed, "ids")
-    embeddings, values = torch.randn(IDS, DIM, generator=draws), torch.randn(IDS, DIM, generator=draws)
+    embeddings = torch.randn(IDS, DIM, generator=draws)
+    values = torch.randn(IDS, DIM, generator=draws)
 
     def draw(count: int, draws: torch.Generator) -> Batch:
         ids = torch.multinomial(SHARES, count, replacement=True, generator=draws)
-        return Batch(embeddings[ids] + 0.5 * torch.randn(count, DIM, generator=draws), values[ids], ids)
+        noise = 0.5 * torch.randn(count, DIM, generator=draws)
+        return Batch(embeddings[ids] + noise, values[ids], ids)
 
     return draw
 
 
 def measure(seed: int, mask: bool) -> float:
     """Error on rare ids."""
-    router = {"method": "masked", "vocab_size": IDS, "frequencies": tuple(SHARES.tolist())}
-    draw = recall(seed)
-    layer = fit(build(seed, {**TOP1, "router": router} if mask else TOP1), draw, seed)
-    batch = draw(16384, generator(seed, "test"))
+    draw, spec = recall(seed), dict(TOP1)
+    if mask:
+        frequencies = tuple(SHARES.tolist())
+        spec["router"] = {"method": "masked", "vocab_size": IDS, "frequencies": frequencies}
+    layer = build(seed, spec)
+    fit(layer, draw, seed)
+    batch, mixed = test(layer, draw, seed, 16384)
     rare = batch.labels_T >= RARE
-    with torch.no_grad():
-        y = layer(batch.x_TD, known(batch)).y_TD
-    return float(nn.functional.mse_loss(y[rare], batch.y_TD[rare]))
+    found, wanted = mixed.y_TD[rare], batch.y_TD[rare]
+    return float(nn.functional.mse_loss(found, wanted))
 
 
 def claim(bench: Bench) -> Evidence:
     """Error on rare ids with and without the mask."""
-    method, baseline = ([measure(seed, mask) for seed in bench.seeds] for mask in (True, False))
+    masked = by_seed(bench, measure, True)
+    free = by_seed(bench, measure, False)
     return weigh("One fixed expert for rare ids learns them better.",
-                 "squared error on rare token ids, share of variance", method, baseline)
+                 "squared error on rare token ids, share of variance", masked, free)

@@ -8,18 +8,24 @@ busiest expert's load on fresh tokens without noise. Against it: a load that is 
 
 from __future__ import annotations
 
-from mixwell.claims._judging import no_worse, provided
+from typing import Any
+
+from mixwell.claims._judging import at_no_more_error
 from mixwell.claims.bench import Bench
 from mixwell.claims.experts._synthetic import balance_and_error
 from mixwell.core.evidence import Evidence, weigh
 
 
+def gate(load: float) -> dict[str, Any]:
+    """Noisy top-2 with this coefficient of the load loss."""
+    return {"router": {"method": "noisy_top_k", "k": 2, "load": load}, "balance": {}}
+
+
 def claim(bench: Bench) -> Evidence:
     """Busiest load with and without the load loss."""
-    (method, ours), (baseline, theirs) = (
-        balance_and_error(bench.seeds, {"router": {"method": "noisy_top_k", "k": 2, "load": load}, "balance": {}})
-        for load in (0.1, 0.0))
+    with_loss, without = gate(0.1), gate(0.0)
+    method, ours = balance_and_error(bench.seeds, with_loss)
+    baseline, theirs = balance_and_error(bench.seeds, without)
     evidence = weigh("The load loss of noisy gating balances experts.", "busiest expert's load over the mean load",
                      method, baseline)
-    return provided(evidence, no_worse(ours, theirs, 0.05), "Its error is more than 5 % higher.",
-                    method_error=ours, baseline_error=theirs)
+    return at_no_more_error(evidence, ours, theirs, margin=0.05)

@@ -7,27 +7,26 @@ experts of largest output norm, mean over layers, against chance. Against it: a 
 
 from __future__ import annotations
 
-import statistics
+from operator import itemgetter
 from typing import Any
 
+from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import TOKENS, Seen, probe
-from mixwell.core import registry
+from mixwell.claims.language import Seen, layers, over_layers
 from mixwell.core.evidence import Evidence, weigh
 
 
-def hits(seen: Seen) -> dict[str, Any]:
+def analysed(seen: Seen) -> dict[str, Any]:
     """The analysis of one layer."""
-    entry = registry.find("experts.analysis.output_norm")
     norms = seen.mixer.responses(seen.hidden_TD)
-    return entry.load()(seen.mixed.routing, norms, entry.module().Config(), seen.context)
+    return call("experts.analysis.output_norm", seen.mixed.routing, norms, context=seen.context)
 
 
 def claim(bench: Bench) -> Evidence:
     """Choices among the largest norms against chance."""
-    found = [[hits(seen) for seen in probe(bench, bench.train(bench.arch(), seed, tokens=TOKENS).model)]
-             for seed in bench.seeds]
+    runs = layers(bench, bench.arch())
+    found = [[analysed(seen) for seen in run] for run in runs]
+    hits = over_layers(found, itemgetter("hits"))
+    chance = over_layers(found, itemgetter("chance"))
     return weigh("Routers pick experts with larger output norms.",
-                 "share of choices among the two largest output norms",
-                 [statistics.fmean(one["hits"] for one in run) for run in found],
-                 [statistics.fmean(one["chance"] for one in run) for run in found], lower_is_better=False)
+                 "share of choices among the two largest output norms", hits, chance, lower_is_better=False)

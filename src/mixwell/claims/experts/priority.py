@@ -24,7 +24,9 @@ def background(seed: int) -> Clusters:
 
 def claim(bench: Bench) -> Evidence:
     """Error by score against by position, at half the room."""
-    ours = {**TOP1, "capacity_factor": 0.5, "overflow": {"method": "priority", "by": "own"}}
-    theirs = {**TOP1, "capacity_factor": 0.5, "overflow": {"method": "drop"}}
-    return weigh("Serving high gate scores first loses less when room is short.", ERROR,
-                 errors(bench.seeds, ours, background), errors(bench.seeds, theirs, background))
+    half = {**TOP1, "capacity_factor": 0.5}
+    by_score = {"method": "priority", "by": "own"}
+    by_position = {"method": "drop"}
+    ours = errors(bench.seeds, {**half, "overflow": by_score}, background)
+    theirs = errors(bench.seeds, {**half, "overflow": by_position}, background)
+    return weigh("Serving high gate scores first loses less when room is short.", ERROR, ours, theirs)

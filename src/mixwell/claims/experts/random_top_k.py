@@ -16,7 +16,9 @@ from mixwell.core.evidence import Evidence, weigh
 
 def claim(bench: Bench) -> Evidence:
     """Bits per byte of random routing against Switch's."""
-    method = bits(bench, bench.arch({"router": {"method": "random_top_k", "k": 1}}))
-    return weigh("Experts drawn at random beat a learnt Switch router.", BITS, method, bits(bench, bench.arch(SWITCH)),
+    drawn = {"router": {"method": "random_top_k", "k": 1}}
+    method = bits(bench, bench.arch(drawn))
+    switch = bits(bench, bench.arch(SWITCH))
+    return weigh("Experts drawn at random beat a learnt Switch router.", BITS, method, switch,
                  note="Lower on average, but not with every seed: so early in training a learnt top-1 router is no "
                       "better than chance.")

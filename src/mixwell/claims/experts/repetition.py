@@ -8,21 +8,26 @@ Against it: a share at chance or below.
 
 from __future__ import annotations
 
-import statistics
+from operator import itemgetter
+from typing import Any
 
+from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import TOKENS, probe
-from mixwell.core import registry
+from mixwell.claims.language import Seen, layers, over_layers
 from mixwell.core.evidence import Evidence, weigh
+
+
+def analysed(seen: Seen) -> dict[str, Any]:
+    """The analysis of one layer."""
+    return call("experts.analysis.repetition", seen.mixed.routing, context=seen.context)
 
 
 def claim(bench: Bench) -> Evidence:
     """Repeated first choices against chance."""
-    entry = registry.find("experts.analysis.repetition")
-    found = [[entry.load()(seen.mixed.routing, entry.module().Config(), seen.context)
-              for seen in probe(bench, bench.train(bench.arch(), seed, tokens=TOKENS).model)] for seed in bench.seeds]
+    runs = layers(bench, bench.arch())
+    found = [[analysed(seen) for seen in run] for run in runs]
+    first = over_layers(found, itemgetter("first"))
+    chance = over_layers(found, itemgetter("first_chance_at_load"))
     return weigh("Consecutive tokens go to the same expert more often than chance.",
                  "share of neighbours with the same first choice; baseline is chance at the observed load",
-                 [statistics.fmean(one["first"] for one in run) for run in found],
-                 [statistics.fmean(one["first_chance_at_load"] for one in run) for run in found],
-                 lower_is_better=False)
+                 first, chance, lower_is_better=False)

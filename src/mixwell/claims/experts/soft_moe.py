@@ -12,28 +12,29 @@ from __future__ import annotations
 from typing import Any
 
 from mixwell.claims._judging import provided
+from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._digits import PATCHES, WIDTH, Reader, accuracy, fitted, images
-from mixwell.core import registry
+from mixwell.claims.experts._digits import PATCHES, read, two_mixers
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 
 SOFT = {"num_experts": 16, "hidden_dim": 32, "max_positions": PATCHES}
 TOP1 = {"num_experts": 16, "hidden_dim": 43, "router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}
+DENSE = {"hidden_dim": 48}
 
 
 def measure(seed: int, method: str, options: dict[str, Any]) -> float:
     """Accuracy of the network with this mixer."""
-    draws, entry = generator(seed, "reader"), registry.find(method, "experts.layers")
-    mixers = [entry.load()(WIDTH, entry.module().Config(**options), draws) for _ in range(2)]
-    x, y, x_test, y_test = images(seed)
-    return accuracy(fitted(Reader(mixers, draws), x, y, seed, steps=300), x_test, y_test)
+    draws = generator(seed, "reader")
+    mixers = two_mixers(f"experts.layers.{method}", draws, **options)
+    return read(seed, mixers, draws, steps=300)
 
 
 def claim(bench: Bench) -> Evidence:
     """Accuracy of the soft mixture against the dense block."""
-    soft, dense, top_1 = ([measure(seed, method, options) for seed in bench.seeds] for method, options in (
-        ("soft_moe", SOFT), ("swiglu", {"hidden_dim": 48}), ("moe", TOP1)))
+    soft = by_seed(bench, measure, "soft_moe", SOFT)
+    dense = by_seed(bench, measure, "swiglu", DENSE)
+    top_1 = by_seed(bench, measure, "moe", TOP1)
     evidence = weigh("A soft mixture beats a dense block of equal computation.", "accuracy on test images", soft, dense,
                      lower_is_better=False,
                      note="One to three points lower with every seed, after 300 steps: the logits start between -1 "

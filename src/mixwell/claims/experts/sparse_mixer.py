@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixwell.claims._series import columns, series
 from mixwell.claims.bench import Bench
 from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
@@ -24,8 +25,9 @@ DRAWS, EXPERTS, CLASSES = 10_000, 4, 8
 
 def loss(weights_N: Tensor, outputs_NC: Tensor) -> Tensor:
     """Cross-entropy of class 0 for each weighted output."""
-    return F.cross_entropy(weights_N.unsqueeze(1) * outputs_NC, torch.zeros(len(weights_N), dtype=torch.int64),
-                           reduction="none")
+    scores_NC = weights_N.unsqueeze(1) * outputs_NC
+    first_N = torch.zeros(len(weights_N), dtype=torch.int64)
+    return F.cross_entropy(scores_NC, first_N, reduction="none")
 
 
 def distances(draws: torch.Generator) -> tuple[float, float]:
@@ -39,21 +41,31 @@ def distances(draws: torch.Generator) -> tuple[float, float]:
         return torch.autograd.grad(value, logits)[0]
 
     pi = logits.softmax(0)
-    exact = gradient((pi * loss(pi, outputs)).sum())
+    expected = (pi * loss(pi, outputs)).sum()
+    exact = gradient(expected)
     routing = module.route(logits.expand(DRAWS, EXPERTS), config, draws)
-    chosen = routing.indices_TK[:, 0]
-    mixed = gradient(loss(routing.weights_TK[:, 0], outputs[chosen]).mean())
+    chosen, weights = routing.indices_TK[:, 0], routing.weights_TK[:, 0]
+    mixed = gradient(loss(weights, outputs[chosen]).mean())
     drawn = torch.multinomial(pi.detach(), DRAWS, replacement=True, generator=draws)
-    plain = gradient(loss(logits.softmax(0)[drawn], outputs[drawn]).mean())
-    return float((mixed - exact).norm() / exact.norm()), float((plain - exact).norm() / exact.norm())
+    through_weight = logits.softmax(0)[drawn]
+    plain = gradient(loss(through_weight, outputs[drawn]).mean())
+    return apart(mixed, exact), apart(plain, exact)
+
+
+def apart(found: Tensor, exact: Tensor) -> float:
+    """Distance relative to the exact one's norm."""
+    return float((found - exact).norm() / exact.norm())
+
+
+def medians(seed: int) -> list[float]:
+    """Both distances, median over twenty problems."""
+    draws = generator(seed, "sparse_mixer")
+    problems = [distances(draws) for _ in range(20)]
+    return [statistics.median(values) for values in columns(problems)]
 
 
 def claim(bench: Bench) -> Evidence:
     """Distance to the exact gradient, median over problems."""
-    found = []
-    for seed in bench.seeds:
-        draws = generator(seed, "sparse_mixer")
-        found.append([statistics.median(one) for one in zip(*(distances(draws) for _ in range(20)))])
+    mixed, plain = series(bench, medians)
     return weigh("SparseMixer's gradient is nearer to the exact one than Switch's.",
-                 "distance to the exact router gradient, relative to its norm, median over problems",
-                 [f[0] for f in found], [f[1] for f in found])
+                 "distance to the exact router gradient, relative to its norm, median over problems", mixed, plain)

@@ -13,29 +13,44 @@ from dataclasses import replace
 
 import torch
 
+from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import TOKENS, Seen, probe
-from mixwell.core import registry
+from mixwell.claims.language import Seen, layers
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
+from mixwell.core.routing import Context, Routing
 
 
 def information(seen: Seen, by: str, seed: int) -> float:
     """Mutual information of expert and group, nats, less that with the groups shuffled."""
-    entry = registry.find("experts.analysis.specialisation")
-    config, name = entry.module().Config(by=by), "labels_T" if by == "domain" else "token_ids_T"
+    name = "labels_T" if by == "domain" else "token_ids_T"
     keys = getattr(seen.context, name)
-    shuffled = keys[torch.randperm(len(keys), generator=generator(seed, "shuffle"))]
-    real, chance = (entry.load()(seen.mixed.routing, config, replace(seen.context, **{name: k}))["information_nats"]
-                    for k in (keys, shuffled))
-    return real - chance
+    order = torch.randperm(len(keys), generator=generator(seed, "shuffle"))
+    shuffled = replace(seen.context, **{name: keys[order]})
+    routing = seen.mixed.routing
+    return nats(routing, by, seen.context) - nats(routing, by, shuffled)
+
+
+def nats(routing: Routing, by: str, context: Context) -> float:
+    """Mutual information of expert and group."""
+    found = call("experts.analysis.specialisation", routing, context=context, by=by)
+    return found["information_nats"]
+
+
+def mean_information(runs: list[list[Seen]], by: str, seeds: tuple[int, ...]) -> list[float]:
+    """The mean over layers, from each seed."""
+    found = []
+    for seed, run in zip(seeds, runs):
+        values = [information(seen, by, seed) for seen in run]
+        found.append(statistics.fmean(values))
+    return found
 
 
 def claim(bench: Bench) -> Evidence:
     """Information with the token against information with the domain."""
-    found = {seed: probe(bench, bench.train(bench.arch(), seed, tokens=TOKENS).model) for seed in bench.seeds}
-    token, domain = ([statistics.fmean(information(seen, by, seed) for seen in run) for seed, run in found.items()]
-                     for by in ("token", "domain"))
+    runs = layers(bench, bench.arch())
+    token = mean_information(runs, "token", bench.seeds)
+    domain = mean_information(runs, "domain", bench.seeds)
     return weigh("Experts specialise by token rather than by domain.",
                  "mutual information with the expert beyond chance, nats: token id against domain", token, domain,
                  lower_is_better=False)

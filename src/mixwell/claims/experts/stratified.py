@@ -10,11 +10,13 @@ mixture's.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mixwell.claims._judging import no_worse, provided
+from mixwell.claims._methods import build, widen
+from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import DIM, TOP1, Batch, Clusters, error, errors, fit, test
-from mixwell.core import registry
+from mixwell.claims.experts._synthetic import DIM, TOP1, Batch, Clusters, error, errors, fit, mapped, test
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 
@@ -24,37 +26,43 @@ class Uneven(Clusters):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.second_CDD = (2 / DIM) ** 0.5 * torch.randn(self.maps_CDD.shape, generator=generator(seed, "second"))
+        drawn = torch.randn(self.maps_CDD.shape, generator=generator(seed, "second"))
+        self.second_CDD = (2 / DIM) ** 0.5 * drawn
+
+    def hard(self, labels_T: Tensor) -> Tensor:
+        """Whether a token is of the second half."""
+        return labels_T >= len(self.centres_CD) // 2
 
     def __call__(self, count: int, draws: torch.Generator) -> Batch:
         """As `Clusters`."""
         batch = super().__call__(count, draws)
-        bent = torch.einsum("tij,tj->ti", self.second_CDD[batch.labels_T], batch.y_TD.relu())
-        hard = (batch.labels_T >= len(self.centres_CD) // 2).unsqueeze(1)
-        return Batch(batch.x_TD, torch.where(hard, bent, batch.y_TD), batch.labels_T)
+        labels, y = batch.labels_T, batch.y_TD
+        bent = mapped(self.second_CDD, labels, y.relu())
+        hard = self.hard(labels).unsqueeze(1)
+        y = torch.where(hard, bent, y)
+        return Batch(batch.x_TD, y, labels)
 
 
 def measure(seed: int) -> tuple[float, float, float]:
     """(experts passed by a hard token, by an easy one, error)."""
-    draw, entry = Uneven(seed), registry.find("stratified", "experts.layers")
-    layer = entry.load()(DIM, entry.module().Config(strata=(4, 4), hidden_dim=32, balance={"switch": 0.01}),
-                         generator(seed, "layer"))
-    with torch.no_grad():
-        for name in ("gate_up_proj", "down_proj"):
-            parameter = getattr(layer, name)
-            parameter.mul_(parameter.shape[-1] ** -0.5 / 0.02)
-    batch, mixed = test(fit(layer, draw, seed), draw, seed)
-    passed, hard = (mixed.routing.indices_TK >= 0).sum(1).float(), batch.labels_T >= len(draw.centres_CD) // 2
+    draw, weights = Uneven(seed), generator(seed, "layer")
+    options = {"strata": (4, 4), "hidden_dim": 32, "balance": {"switch": 0.01}}
+    layer = build("experts.layers.stratified", DIM, generator=weights, **options)
+    widen([layer.gate_up_proj, layer.down_proj])
+    fit(layer, draw, seed)
+    batch, mixed = test(layer, draw, seed)
+    passed = (mixed.routing.indices_TK >= 0).sum(1).float()
+    hard = draw.hard(batch.labels_T)
     return float(passed[hard].mean()), float(passed[~hard].mean()), error(layer, draw, seed)
 
 
 def claim(bench: Bench) -> Evidence:
     """Experts passed by hard tokens against easy ones."""
-    found = [measure(seed) for seed in bench.seeds]
+    hard, easy, ours = series(bench, measure)
+    plain = errors(bench.seeds, TOP1, Uneven)
     evidence = weigh("Harder tokens pass more experts.", "experts passed by a token; baseline is that of easy tokens",
-                     [m[0] for m in found], [m[1] for m in found], lower_is_better=False,
+                     hard, easy, lower_is_better=False,
                      note="Hard tokens pass 0.4 to 0.6 more experts with two seeds and as many as easy ones with the "
                           "third; the error is lower than the plain mixture's with every seed.")
-    ours, plain = [m[2] for m in found], errors(bench.seeds, TOP1, Uneven)
     return provided(evidence, no_worse(ours, plain, 0.0), "Its error is higher than the plain mixture's.",
                     method_error=ours, baseline_error=plain)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixwell.claims._judging import no_worse, provided
+from mixwell.claims._judging import at_no_more_error
+from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
 from mixwell.claims.experts._synthetic import TOP1, Batch, Clusters, build
 from mixwell.core import registry
@@ -30,7 +31,8 @@ class Opposed(Clusters):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, clusters=8)
-        self.maps_CDD = torch.cat([self.maps_CDD[:4], -self.maps_CDD[:4]])
+        first = self.maps_CDD[:4]
+        self.maps_CDD = torch.cat([first, -first])
 
 
 def forward(layer: Any, batch: Batch) -> tuple[Any, Tensor, Tensor, Tensor]:
@@ -39,11 +41,13 @@ def forward(layer: Any, batch: Batch) -> tuple[Any, Tensor, Tensor, Tensor]:
     context = Context()
     routing = layer.router(batch.x_TD, context)
     order = plan(routing.indices_TK, EXPERTS)
-    parts = dispatch(batch.x_TD, order).split(order.counts_E.tolist())
-    hidden = torch.cat([swiglu(part @ up.T) for part, up in zip(parts, layer.gate_up_proj)])
-    hidden_parts = hidden.split(order.counts_E.tolist())
-    rows = torch.cat([part @ down.T for part, down in zip(hidden_parts, layer.down_proj)])
-    loss = nn.functional.mse_loss(combine(rows, order, routing.weights_TK), batch.y_TD)
+    counts = order.counts_E.tolist()
+    into = zip(dispatch(batch.x_TD, order).split(counts), layer.gate_up_proj)
+    hidden = torch.cat([swiglu(part @ up.T) for part, up in into])
+    out_of = zip(hidden.split(counts), layer.down_proj)
+    rows = torch.cat([part @ down.T for part, down in out_of])
+    y_TD = combine(rows, order, routing.weights_TK)
+    loss = nn.functional.mse_loss(y_TD, batch.y_TD)
     outputs = torch.autograd.grad(loss, rows, retain_graph=True)[0]
     experts = torch.arange(EXPERTS).repeat_interleave(order.counts_E)
     cosines = conflict.factor_cosines(outputs, hidden.detach(), experts, EXPERTS)
@@ -52,28 +56,33 @@ def forward(layer: Any, batch: Batch) -> tuple[Any, Tensor, Tensor, Tensor]:
 
 def measure(seed: int, coefficient: float) -> tuple[float, float]:
     """(mean cosine, error) on fresh tokens after training."""
-    rule = registry.find("experts.balance.token_gradient_conflict")
     draw, draws = Opposed(seed), generator(seed, "fit")
     layer = build(seed, TOP1, num_experts=EXPERTS)
     optimizer = torch.optim.Adam(layer.parameters(), lr=3e-3)
     for _ in range(STEPS):
         routing, loss, cosines, balance = forward(layer, draw(512, draws))
-        away = rule.load()(routing, rule.module().Config(), Context(), cosines)
+        away = conflict_loss(routing, cosines)
         optimizer.zero_grad()
         (loss + 0.01 * balance + coefficient * away).backward()
         optimizer.step()
-    _, loss, cosines, _ = forward(layer, draw(4096, generator(seed, "test")))
+    fresh = draw(4096, generator(seed, "test"))
+    _, loss, cosines, _ = forward(layer, fresh)
     return float(cosines.mean()), float(loss.detach())
+
+
+def conflict_loss(routing: Any, cosines: Tensor) -> Tensor:
+    """The rule on what a step found."""
+    rule = registry.find("experts.balance.token_gradient_conflict")
+    config = rule.module().Config()
+    return rule.load()(routing, config, Context(), cosines)
 
 
 def claim(bench: Bench) -> Evidence:
     """Agreement inside experts with and without the conflict loss."""
-    method, baseline = ([measure(seed, coefficient) for seed in bench.seeds] for coefficient in (COEFFICIENT, 0.0))
+    method, ours = series(bench, measure, COEFFICIENT)
+    baseline, theirs = series(bench, measure, 0.0)
     evidence = weigh("Solving token gradient conflicts makes experts' gradients agree and lowers the loss.",
-                     "mean cosine of a token's gradient to its expert's mean", [m[0] for m in method],
-                     [b[0] for b in baseline], lower_is_better=False,
+                     "mean cosine of a token's gradient to its expert's mean", method, baseline, lower_is_better=False,
                      note="The cosine hardly moves: pushing a token off an expert says nothing about where it fits, "
                           "and with a mean cosine of 0.09 many tokens count as conflicting however well they fit.")
-    ours, theirs = [m[1] for m in method], [b[1] for b in baseline]
-    return provided(evidence, no_worse(ours, theirs, 0.0), "Its error is higher.", method_error=ours,
-                    baseline_error=theirs)
+    return at_no_more_error(evidence, ours, theirs)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mixwell.claims._methods import build, call
+from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
-from mixwell.core import registry
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
@@ -25,27 +26,34 @@ class Patches:
     """Examples of four patches in random order, after the paper's definition."""
 
     def __init__(self, draws: torch.Generator) -> None:
-        basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draws))[0]
-        self.signals, self.centres = basis[:CLUSTERS], basis[CLUSTERS : 2 * CLUSTERS]
+        square = torch.randn(WIDTH, WIDTH, generator=draws)
+        basis = torch.linalg.qr(square)[0]
+        self.signals = basis[:CLUSTERS]
+        self.centres = basis[CLUSTERS : 2 * CLUSTERS]
 
     def draw(self, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """(patches [N, 4, D], labels of -1 and 1 [N])."""
 
         def uniform(low: float, high: float) -> Tensor:
-            return low + (high - low) * torch.rand(count, 1, generator=draws)
+            even = torch.rand(count, 1, generator=draws)
+            return low + (high - low) * even
 
         def signs() -> Tensor:
-            return 2.0 * torch.randint(2, (count, 1), generator=draws) - 1
+            coins = torch.randint(2, (count, 1), generator=draws)
+            return 2.0 * coins - 1
 
         own = torch.randint(CLUSTERS, (count,), generator=draws)
-        other = (own + torch.randint(1, CLUSTERS, (count,), generator=draws)) % CLUSTERS
+        step = torch.randint(1, CLUSTERS, (count,), generator=draws)
+        other = (own + step) % CLUSTERS
         label = signs()
-        patches = torch.stack([
-            uniform(0.5, 2) * label * self.signals[own], uniform(1, 2) * self.centres[own],
-            uniform(0.5, 3) * signs() * self.signals[other],
-            torch.randn(count, WIDTH, generator=draws) / WIDTH**0.5], 1)
+        signal = uniform(0.5, 2) * label * self.signals[own]
+        centre = uniform(1, 2) * self.centres[own]
+        misleading = uniform(0.5, 3) * signs() * self.signals[other]
+        noise = torch.randn(count, WIDTH, generator=draws) / WIDTH**0.5
+        patches = torch.stack([signal, centre, misleading, noise], 1)
         order = torch.rand(count, 4, generator=draws).argsort(1)
-        return patches.gather(1, order.unsqueeze(2).expand_as(patches)), label[:, 0]
+        into = order.unsqueeze(2).expand_as(patches)
+        return patches.gather(1, into), label[:, 0]
 
 
 class Mixture(nn.Module):
@@ -53,38 +61,44 @@ class Mixture(nn.Module):
 
     def __init__(self, experts: int, filters: int, draws: torch.Generator) -> None:
         super().__init__()
-        self.filters = nn.Parameter(0.1 * torch.randn(experts, filters, WIDTH, generator=draws))
-        entry = registry.find("experts.routers.top_k")
-        self.router = entry.load()(WIDTH, experts, entry.module().Config(k=1), draws)
+        drawn = torch.randn(experts, filters, WIDTH, generator=draws)
+        self.filters = nn.Parameter(0.1 * drawn)
+        self.router = build("experts.routers.top_k", WIDTH, experts, generator=draws, k=1)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """(score [N], Switch loss)."""
         routing = self.router(patches.sum(1), Context())
-        every = torch.einsum("npd,efd->nepf", patches, self.filters).pow(3).sum((2, 3))
-        switch = registry.find("experts.balance.switch")
-        return (routing.dense_TE() * every).sum(1), switch.load()(routing, switch.module().Config(), Context())
+        answers = torch.einsum("npd,efd->nepf", patches, self.filters)
+        every = answers.pow(3).sum((2, 3))
+        score = (routing.dense_TE() * every).sum(1)
+        return score, call("experts.balance.switch", routing)
 
 
-def accuracy(seed: int, experts: int, filters: int) -> float:
-    """Share of fresh examples whose sign is right after training."""
+def accuracy(seed: int, experts: int) -> float:
+    """Share of fresh examples whose sign is right after training, with 128 filters in all."""
     draws = generator(seed, "patches")
     data = Patches(draws)
     patches, labels = data.draw(COUNT, draws)
-    model = Mixture(experts, filters, draws)
+    model = Mixture(experts, 128 // experts, draws)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(STEPS):
-        rows = slice(step % 16 * 1000, (step % 16 + 1) * 1000)
+        first = step % 16 * 1000
+        rows = slice(first, first + 1000)
         score, balance = model(patches[rows])
+        loss = nn.functional.softplus(-labels[rows] * score).mean()
         optimizer.zero_grad()
-        (nn.functional.softplus(-labels[rows] * score).mean() + 0.01 * balance).backward()
+        (loss + 0.01 * balance).backward()
         optimizer.step()
     patches, labels = data.draw(4096, draws)
     with torch.no_grad():
-        return float((model(patches)[0].sign() == labels).float().mean())
+        score, _ = model(patches)
+    right = score.sign() == labels
+    return float(right.float().mean())
 
 
 def claim(bench: Bench) -> Evidence:
     """Accuracy of eight experts against one of the same number of filters."""
-    method, baseline = ([accuracy(seed, experts, 128 // experts) for seed in bench.seeds] for experts in (8, 1))
+    eight = by_seed(bench, accuracy, 8)
+    one = by_seed(bench, accuracy, 1)
     return weigh("A mixture of nonlinear experts learns clusters that one network cannot.",
-                 "accuracy on fresh examples", method, baseline, lower_is_better=False)
+                 "accuracy on fresh examples", eight, one, lower_is_better=False)

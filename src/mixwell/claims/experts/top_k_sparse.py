@@ -18,6 +18,8 @@ from mixwell.core.evidence import Evidence, weigh
 def claim(bench: Bench) -> Evidence:
     """Error of sparse gating against dense gating."""
     problem = partial(Clusters, zipf=1.0)
-    every = {"router": {"method": "top_k", "k": 8}, "balance": {}}
-    return weigh("Sparse gating beats dense gating at equal compute.", ERROR, errors(bench.seeds, TOP2, problem),
-                 errors(bench.seeds, every, problem, hidden_dim=8))
+    router = {"method": "top_k", "k": 8}
+    every = {"router": router, "balance": {}}
+    sparse = errors(bench.seeds, TOP2, problem)
+    dense = errors(bench.seeds, every, problem, hidden_dim=8)
+    return weigh("Sparse gating beats dense gating at equal compute.", ERROR, sparse, dense)

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.claims._judging import beside
+from mixwell.claims._methods import with_aux
+from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
+from mixwell.claims.experts._digits import share_right
 from mixwell.claims.experts._synthetic import TOP1, build
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
@@ -23,6 +26,7 @@ from mixwell.core.routing import Context
 DIM, ENTITIES, RELATIONS, VALUES = 32, 256, 8, 64
 VOCAB = ENTITIES + RELATIONS
 TABLE = {"router": {"method": "word_table", "vocab_size": VOCAB, "num_words": 4096, "max_length": 2}, "balance": {}}
+OPTIONS: dict[str, Any] = {"dim": DIM, "hidden_dim": 16}
 
 
 class Facts:
@@ -31,7 +35,8 @@ class Facts:
     def __init__(self, seed: int) -> None:
         draws = generator(seed, "facts")
         self.embeddings_VD = torch.randn(VOCAB, DIM, generator=draws)
-        self.codes = torch.randn(VALUES, DIM, generator=draws) / DIM**0.5
+        codes = torch.randn(VALUES, DIM, generator=draws)
+        self.codes = codes / DIM**0.5
         self.answers = torch.randint(VALUES, (ENTITIES, RELATIONS), generator=draws)
 
     def rows(self, count: int, draws: torch.Generator, first: int = 0) -> Tensor:
@@ -39,39 +44,64 @@ class Facts:
         shares = 1 / torch.arange(1, ENTITIES + 1)
         shares[:first] = 0
         entities = torch.multinomial(shares, count, replacement=True, generator=draws)
-        return torch.stack([entities, ENTITIES + torch.randint(RELATIONS, (count,), generator=draws)], 1)
+        relations = torch.randint(RELATIONS, (count,), generator=draws)
+        tokens = ENTITIES + relations
+        return torch.stack([entities, tokens], 1)
 
     def ask(self, layer: Any, ids_B2: Tensor) -> tuple[Tensor, Tensor, Any]:
         """(scores of the values, right answers, what the layer gave)."""
-        state = self.embeddings_VD[ids_B2].cumsum(1).flatten(0, 1)
-        mixed = layer(state, Context(token_ids_T=ids_B2.flatten(), batch_shape=(len(ids_B2), 2)))
-        answers = self.answers[ids_B2[:, 0], ids_B2[:, 1] - ENTITIES]
-        return mixed.y_TD[1::2] @ self.codes.T, answers, mixed
+        state = self.embeddings_VD[ids_B2].cumsum(1)
+        context = Context(token_ids_T=ids_B2.flatten(), batch_shape=(len(ids_B2), 2))
+        mixed = layer(state.flatten(0, 1), context)
+        entity, relation = ids_B2.T
+        answers = self.answers[entity, relation - ENTITIES]
+        of_relations = mixed.y_TD[1::2]
+        scores = of_relations @ self.codes.T
+        return scores, answers, mixed
 
 
-def measure(seed: int, spec: dict, **options: Any) -> float:
+def recall(layer: Any, facts: Facts, draws: torch.Generator) -> float:
     """Share of rare facts recalled after 600 steps of 256 facts."""
-    facts, draws = Facts(seed), generator(seed, "rows")
-    layer = build(seed, spec, dim=DIM, hidden_dim=16, **options)
-    if spec is TABLE:
-        layer.router.fit_tokens(facts.rows(50_000, draws).flatten(), draws)
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
     layer.train()
     for _ in range(600):
         scores, answers, mixed = facts.ask(layer, facts.rows(256, draws))
         loss = nn.functional.cross_entropy(scores, answers)
         optimizer.zero_grad()
-        (loss if mixed.aux is None else loss + mixed.aux).backward()
+        with_aux(loss, mixed.aux).backward()
         optimizer.step()
+    rare = facts.rows(8192, draws, first=64)
     with torch.no_grad():
-        scores, answers, _ = facts.ask(layer.eval(), facts.rows(8192, draws, first=64))
-    return float((scores.argmax(1) == answers).float().mean())
+        scores, answers, _ = facts.ask(layer.eval(), rare)
+    return share_right(scores, answers)
+
+
+def by_words(seed: int) -> float:
+    """Recall of the experts that the table chooses."""
+    facts, draws = Facts(seed), generator(seed, "rows")
+    layer = build(seed, TABLE, num_experts=64, **OPTIONS)
+    ids = facts.rows(50_000, draws)
+    layer.router.fit_tokens(ids.flatten(), draws)
+    return recall(layer, facts, draws)
+
+
+def by_learning(seed: int) -> float:
+    """Recall of the same experts behind a learnt router."""
+    layer = build(seed, TOP1, num_experts=64, **OPTIONS)
+    return recall(layer, Facts(seed), generator(seed, "rows"))
+
+
+def by_one(seed: int) -> float:
+    """Recall of a dense block of one expert's width."""
+    layer = build(seed, {}, method="swiglu", **OPTIONS)
+    return recall(layer, Facts(seed), generator(seed, "rows"))
 
 
 def claim(bench: Bench) -> Evidence:
     """Recall of rare facts by word experts against learnt routing."""
-    method = [measure(seed, TABLE, num_experts=64) for seed in bench.seeds]
-    baseline = [measure(seed, dict(TOP1), num_experts=64) for seed in bench.seeds]
+    words = by_seed(bench, by_words)
+    learnt = by_seed(bench, by_learning)
     evidence = weigh("Word experts recall rare facts better than learnt routing.", "share of rare facts recalled",
-                     method, baseline, lower_is_better=False)
-    return beside(evidence, dense=[measure(seed, {}, method="swiglu") for seed in bench.seeds])
+                     words, learnt, lower_is_better=False)
+    dense = by_seed(bench, by_one)
+    return beside(evidence, dense=dense)

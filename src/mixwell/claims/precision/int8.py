@@ -8,6 +8,7 @@ mean KL of 0.02 nats a token or more, or a loss that is more than 0.5 % higher.
 from __future__ import annotations
 
 from mixwell.claims._judging import no_worse, provided
+from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
 from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
@@ -20,14 +21,19 @@ LIMIT_NATS = 0.02
 
 def claim(bench: Bench) -> Evidence:
     """Mean KL of the rounded model against the limit."""
-    receipts = []
-    for seed in bench.seeds:
-        before = bench.train(bench.arch(), seed, tokens=150_000).model.to_checkpoint()
+    windows = held_out(bench.data, 16, 64)
+
+    def change(seed: int) -> tuple[float, float, float]:
+        """(KL, loss after, loss before), nats a token."""
+        trained = bench.train(bench.arch(), seed, tokens=150_000)
+        before = trained.model.to_checkpoint()
         after = int8(before, Config(), generator(seed, "int8"))
-        receipts.append(measure(before, after, held_out(bench.data, 16, 64), "precision.int8"))
+        receipt = measure(before, after, windows, "precision.int8")
+        return receipt.kl_nats, receipt.loss_after_nats, receipt.loss_before_nats
+
+    kl, after_nats, before_nats = series(bench, change)
+    as_good = no_worse(after_nats, before_nats, 0.005)
     evidence = weigh("Eight-bit weights leave the predictions alone.",
-                     f"mean KL in nats a token; baseline is the limit {LIMIT_NATS}", [r.kl_nats for r in receipts],
-                     [LIMIT_NATS] * len(receipts))
-    after_nats, before_nats = [r.loss_after_nats for r in receipts], [r.loss_before_nats for r in receipts]
-    return provided(evidence, no_worse(after_nats, before_nats, 0.005), "The loss is more than 0.5 % higher.",
-                    loss_after_nats=after_nats, loss_before_nats=before_nats)
+                     f"mean KL in nats a token; baseline is the limit {LIMIT_NATS}", kl, [LIMIT_NATS] * len(kl))
+    return provided(evidence, as_good, "The loss is more than 0.5 % higher.", loss_after_nats=after_nats,
+                    loss_before_nats=before_nats)

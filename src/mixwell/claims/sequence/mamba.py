@@ -19,8 +19,9 @@ MAMBA = {"sequence_mixer": {"method": "sequence.mamba", "state_dim": 4}}
 
 def claim(bench: Bench) -> Evidence:
     """Bits per byte of Mamba with experts against Mamba with dense blocks."""
-    return weigh("Mamba with experts learns faster than dense Mamba.", BITS,
-                 bits(bench, {**bench.arch(SWITCH), **MAMBA}, TOKENS),
-                 bits(bench, {**dense(bench, 64), **MAMBA}, TOKENS),
+    experts = bench.arch(SWITCH) | MAMBA
+    block = dense(bench, 64) | MAMBA
+    method, baseline = bits(bench, experts, TOKENS), bits(bench, block, TOKENS)
+    return weigh("Mamba with experts learns faster than dense Mamba.", BITS, method, baseline,
                  note="Equal to 0.01: after 48 steps eight experts behind one choice have not yet gained on a block "
                       "of one expert's width.")

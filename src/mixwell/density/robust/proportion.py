@@ -197,8 +197,8 @@ def mixture_proportion(x_mixture: Tensor, x_component: Tensor, config: Config, g
                        alpha: Tensor | None = None) -> float:
     """The share of the component H in the mixture F; `alpha` None keeps every row, which is the base estimator.
 
-    x_mixture (N, D), x_component (M, D), alpha (N,). `ValueError` where shapes do not fit, alpha leaves [0, 1], or fewer
-    than ten rows of either remain; `MixwellError` where "roc" lacks scikit-learn.
+    x_mixture (N, D), x_component (M, D), alpha (N,). `ValueError` where shapes do not fit, alpha leaves [0, 1], or
+    fewer than ten rows of either remain; `MixwellError` where "roc" lacks scikit-learn.
     """
     x_FD = torch.as_tensor(x_mixture, dtype=torch.float64)
     x_HD = torch.as_tensor(x_component, dtype=torch.float64)

@@ -256,7 +256,7 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         return total
 
     def mean_process(self, times: Any) -> tuple[Array, Array]:
-        """Posterior means (K, T) and covariances (K, T, T) of the mean processes at any times; an error before `fit`."""
+        """Posterior means (K, T) and covariances (K, T, T) of the mean processes at any times; needs `fit`."""
         check_is_fitted(self, "means_")
         t = torch.as_tensor(np.asarray(times, dtype=np.float64))
         means, covariances = [], []

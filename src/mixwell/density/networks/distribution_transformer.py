@@ -308,7 +308,7 @@ class DistributionTransformer(nn.Module):
 
     def _check(self, prior: Mixture, data_BNX: Tensor, mask_BN: Tensor | None) -> None:
         B, _, D = prior.means_BKD.shape
-        if D != self.dim:
+        if self.dim != D:
             raise ValueError(f"the prior has {D} columns; expected {self.dim}")
         shape = tuple(data_BNX.shape)
         if len(shape) != 3 or shape[0] != B or shape[2] != self.data_dim:

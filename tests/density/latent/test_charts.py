@@ -4,21 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.latent import charts
-from mixwell.density.latent.charts import (
-    ChartMixture,
-    Config,
+from mixwell.density.latent._atlas import (
     Flow,
-    Training,
     couple,
     draw_latent,
-    example,
     latent_log_density,
     misfit,
+    mixed,
     overlap_responsibilities,
     riemannian_gradient,
     spread_out,
 )
+from mixwell.density.latent.charts import ChartMixture, Config, Training, example
 
 BRIEF = {"seed_steps": 2, "steps": 3, "smooth_steps": 1, "overlap_steps": 2, "batch_size": 16, "seed_points": 20,
          "candidates": 20}
@@ -291,7 +288,7 @@ def test_descent_stops_at_the_end_of_the_last_chart():
 def test_a_singular_chart_takes_no_step():
     assert not bool(riemannian_gradient(torch.zeros(1, 1, 2, 1), torch.ones(1, 1, 2)).isfinite().any())
     share = torch.tensor([[1.0], [0.0]])
-    torch.testing.assert_close(charts._mixed(share, torch.tensor([[[3.0]], [[math.nan]]])), torch.tensor([[3.0]]))
+    torch.testing.assert_close(mixed(share, torch.tensor([[[3.0]], [[math.nan]]])), torch.tensor([[3.0]]))
 
 
 def test_centres_lie_far_apart():

@@ -5,19 +5,15 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-from mixwell.density.latent.coupled_autoencoders import (
-    Arms,
-    Config,
-    CoupledAutoencoders,
+from mixwell.density.latent._coupling import (
     category_agreement,
     category_divergence,
-    copies,
-    example,
     loss_terms,
     relax,
     squared_distance,
     state_divergence,
 )
+from mixwell.density.latent.coupled_autoencoders import Arms, Config, CoupledAutoencoders, copies, example
 
 DISTANCES = ("scaled", "aitchison", "euclidean")
 SMALL = {"n_components": 3, "state_dim": 2, "hidden_dim": 8}

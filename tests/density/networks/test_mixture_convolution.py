@@ -8,19 +8,21 @@ from scipy.signal import fftconvolve
 from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal
 
+from mixwell.density.networks._mixtures import (
+    choose_nodes,
+    convolve,
+    densities,
+    evaluate,
+    fit_relu,
+    reduce_mixture,
+)
 from mixwell.density.networks.mixture_convolution import (
     Config,
     Convolution,
     Mixture,
     MixtureConvolutionNet,
     ScaleNorm,
-    choose_nodes,
-    convolve,
-    densities,
-    evaluate,
     example,
-    fit_relu,
-    reduce_mixture,
 )
 
 SMALL = Config(channels=(2,), components=(4,), kernel_components=3)

@@ -11,21 +11,23 @@ from sklearn.base import BaseEstimator
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.registry import find
+from mixwell.density.robust._privacy import (
+    largest_radius,
+    noise_scale,
+    reach,
+    renyi_bound,
+    spread,
+    truncated_laplace,
+)
 from mixwell.density.robust.private import (
     Parameters,
     PrivateGaussianMixture,
     component_costs,
     example,
-    largest_radius,
     mask,
     neighbours,
-    noise_scale,
     parameters,
-    reach,
-    renyi_bound,
     semimetric,
-    spread,
-    truncated_laplace,
 )
 
 

@@ -56,7 +56,8 @@ class Config:
                              f"of {', '.join(RULES)}")
         if self.points < 2 or self.n_categories < 2:
             raise ValueError(f"points is {self.points} and n_categories {self.n_categories}; expected 2 or more")
-        if self.units < 2 or self.units % 2 or self.frequency <= 0 or not self.low < self.high:
+        odd = self.units % 2 or self.units < 2
+        if odd or self.frequency <= 0 or not self.low < self.high:
             raise ValueError(f"units is {self.units}, frequency {self.frequency}, low {self.low}, high {self.high}; "
                              "expected an even number, a positive one, and low below high")
 
@@ -66,20 +67,24 @@ def quadrature(rule: str, points: int, low: float = -1.0, high: float = 1.0) -> 
     if rule == "legendre":
         node, weight = np.polynomial.legendre.leggauss(points)
     elif rule == "midpoint":
-        node, weight = (np.arange(points) + 0.5) / points * 2 - 1, np.full(points, 2 / points)
+        node = (np.arange(points) + 0.5) / points * 2 - 1
+        weight = np.full(points, 2 / points)
     else:
-        node, weight = np.linspace(-1, 1, points), np.full(points, 2 / (points - 1))
+        node = np.linspace(-1, 1, points)
+        weight = np.full(points, 2 / (points - 1))
         weight[[0, -1]] /= 2
     half = (high - low) / 2
-    return torch.from_numpy(low + half * (node + 1)), torch.from_numpy(weight * half)
+    scaled = low + half * (node + 1)
+    return torch.from_numpy(scaled), torch.from_numpy(weight * half)
 
 
 def compile_circuit(parent: Sequence[int], log_root_K: Tensor, log_edge_DKK: Tensor, log_weight_K: Tensor,
                     **leaves: Tensor) -> TreeCircuit:
     """The circuit of unnormalised log densities at the nodes of a rule; the rule normalises them."""
     node_F = torch.arange(len(parent))
-    return TreeCircuit(tuple(parent), node_F, (log_root_K + log_weight_K).log_softmax(-1),
-                       (log_edge_DKK + log_weight_K).log_softmax(-1), **leaves)
+    root_K = (log_root_K + log_weight_K).log_softmax(-1)
+    edge_DKK = (log_edge_DKK + log_weight_K).log_softmax(-1)
+    return TreeCircuit(tuple(parent), node_F, root_K, edge_DKK, **leaves)
 
 
 class Nets(nn.Module):
@@ -94,7 +99,8 @@ class Nets(nn.Module):
             return scale * torch.randn(*shape, generator=generator)
 
         self.frequency_IU: Tensor
-        self.register_buffer("frequency_IU", normal(inputs, U // 2, scale=config.frequency))
+        frequency_IU = normal(inputs, U // 2, scale=config.frequency)
+        self.register_buffer("frequency_IU", frequency_IU)
         self.hidden_DUU = nn.Parameter(normal(count, U, U, scale=U**-0.5))
         self.bias_DU = nn.Parameter(torch.zeros(count, 1, U))
         self.out_DUO = nn.Parameter(normal(count, U, outputs, scale=U**-0.5))
@@ -104,7 +110,8 @@ class Nets(nn.Module):
         """(P, I) to (count, P, outputs)."""
         angle_PU = 2 * torch.pi * z_PI @ self.frequency_IU
         features_PU = torch.cat([angle_PU.cos(), angle_PU.sin()], -1)
-        hidden_DPU = torch.tanh(features_PU @ self.hidden_DUU + self.bias_DU)
+        raw_DPU = features_PU @ self.hidden_DUU + self.bias_DU
+        hidden_DPU = torch.tanh(raw_DPU)
         return hidden_DPU @ self.out_DUO + self.shift_DO
 
 
@@ -115,50 +122,62 @@ class Nets(nn.Module):
     tags={"module", "density", "float32", "categories"},
 )
 class IntegralCircuit(nn.Module):
-    """Continuous latent tree over features, one node each; `parent` says where every feature hangs (-1: the root)."""
+    """Continuous latent tree over features, one node each; `parent` says where every feature hangs (-1: the root).
+
+    `ValueError` unless `parent` has one root above all.
+    """
 
     def __init__(self, parent: Sequence[int], config: Config | None = None,
                  generator: torch.Generator | None = None) -> None:
         super().__init__()
         children_first(parent)
-        self.parent, self.config = tuple(parent), config or Config()
-        outputs = self.config.n_categories if self.config.leaf == "categorical" else 2
-        self.root_net = Nets(1, 1, 1, self.config, generator)
-        self.edge_nets = Nets(2, 1, len(parent), self.config, generator)
-        self.leaf_nets = Nets(1, outputs, len(parent), self.config, generator)
+        self.parent = tuple(parent)
+        self.config = config = config or Config()
+        outputs = config.n_categories if config.leaf == "categorical" else 2
+        self.root_net = Nets(1, 1, 1, config, generator)
+        self.edge_nets = Nets(2, 1, len(parent), config, generator)
+        self.leaf_nets = Nets(1, outputs, len(parent), config, generator)
 
     def circuit(self, points: int | None = None, rule: str | None = None) -> TreeCircuit:
         """The circuit with `points` states a node (those of the config by default); gradients flow through it."""
-        config = self.config
-        z_K, weight_K = quadrature(rule or config.rule, points or config.points, config.low, config.high)
-        z_K, weight_K = z_K.to(self.root_net.shift_DO.dtype), weight_K.to(self.root_net.shift_DO.dtype)
-        K = len(z_K)
-        pairs_P2 = torch.stack([z_K.repeat_interleave(K), z_K.repeat(K)], -1)  # (parent, child)
-        log_edge_DKK = -F.softplus(self.edge_nets(pairs_P2)).view(len(self.parent), K, K)
-        log_root_K = -F.softplus(self.root_net(z_K[:, None]))[0, :, 0]
-        leaf_FKO = self.leaf_nets(z_K[:, None])
-        if config.leaf == "categorical":
+        c = self.config
+        dtype = self.root_net.shift_DO.dtype
+        z_K, weight_K = quadrature(rule or c.rule, points or c.points, c.low, c.high)
+        z_K1 = z_K.to(dtype)[:, None]
+        K = len(z_K1)
+        above_P1 = z_K1.repeat_interleave(K, 0)
+        pairs_P2 = torch.cat([above_P1, z_K1.repeat(K, 1)], -1)
+        log_edge_DP1 = -F.softplus(self.edge_nets(pairs_P2))
+        log_root_1K1 = -F.softplus(self.root_net(z_K1))
+        leaf_FKO = self.leaf_nets(z_K1)
+        if c.leaf == "categorical":
             leaves = {"log_table_FKV": leaf_FKO.log_softmax(-1)}
         else:
-            leaves = {"mean_FK": leaf_FKO[..., 0], "log_scale_FK": leaf_FKO[..., 1].clamp(-7, 7)}
-        return compile_circuit(self.parent, log_root_K, log_edge_DKK, weight_K.log(), **leaves)
+            mean_FK, raw_FK = leaf_FKO.unbind(-1)
+            leaves = {"mean_FK": mean_FK, "log_scale_FK": raw_FK.clamp(-7, 7)}
+        log_edge_DKK = log_edge_DP1.view(len(self.parent), K, K)
+        log_weight_K = weight_K.to(dtype).log()
+        return compile_circuit(self.parent, log_root_1K1[0, :, 0], log_edge_DKK, log_weight_K, **leaves)
 
     def forward(self, x_NF: Tensor) -> Tensor:
-        """Log density of rows (N,), in nats, by the config's rule."""
+        """Log density of rows (N,), in nats, by the config's rule; errors as of `TreeCircuit.log_prob`."""
         return self.circuit().log_prob(x_NF)
 
 
 def train(model: IntegralCircuit, x_NF: Tensor, *, steps: int, batch: int, lr: float,
           generator: torch.Generator) -> Iterator[float]:
     """Maximum likelihood by Adam on batches of rows; yields each step's mean loss in nats."""
+
     def loss() -> Tensor:
-        rows = x_NF[torch.randint(len(x_NF), (batch,), generator=generator)]
-        return -model(rows).mean()
+        rows = torch.randint(len(x_NF), (batch,), generator=generator)
+        return -model(x_NF[rows]).mean()
 
     yield from descend(model, loss, steps=steps, lr=lr)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A chain of three binary features and eight rows."""
-    module = IntegralCircuit((-1, 0, 1), Config(points=4, units=4), generator)
-    return {"module": module, "x_NF": torch.randint(0, 2, (8, 3), generator=generator).float()}
+    config = Config(points=4, units=4)
+    module = IntegralCircuit((-1, 0, 1), config, generator)
+    x_NF = torch.randint(0, 2, (8, 3), generator=generator)
+    return {"module": module, "x_NF": x_NF.float()}

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from mixwell.core.method import method
 from mixwell.density._gaussian import log_normal
 from mixwell.density._training import descend
+from mixwell.density.circuits.trees import check_codes
 
 Signed = tuple[Tensor, Tensor]  # log of the absolute value, and the sign
 
@@ -50,11 +51,15 @@ class Config:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        known = {"leaf": ("gaussian", "categorical", "spline"), "kind": ("subtractive", "squared", "additive"),
-                 "structure": ("mixture", "tree")}
+        known = {
+            "leaf": ("gaussian", "categorical", "spline"),
+            "kind": ("subtractive", "squared", "additive"),
+            "structure": ("mixture", "tree"),
+        }
         for name, options in known.items():
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(options)}")
+            value = getattr(self, name)
+            if value not in options:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}")
         if self.n_components < 1 or self.n_categories < 2 or self.n_basis < 3:
             raise ValueError(f"n_components, n_categories, n_basis are {self.n_components}, {self.n_categories}, "
                              f"{self.n_basis}; expected at least 1, 2, 3")
@@ -64,34 +69,51 @@ class Config:
 
 def signed(value: Tensor) -> Signed:
     """Log absolute value (a tiny one for 0) and sign."""
-    return value.abs().clamp(min=torch.finfo(value.dtype).tiny).log(), value.detach().sign()
+    size = value.abs().clamp(min=torch.finfo(value.dtype).tiny)
+    return size.log(), value.detach().sign()
+
+
+def product(x: Signed, y: Signed) -> Signed:
+    """x y."""
+    log_x, sign_x = x
+    log_y, sign_y = y
+    return log_x + log_y, sign_x * sign_y
 
 
 def signed_matmul(x: Signed, weight_OK: Tensor) -> Signed:
     """(..., K) times weight', without leaving the range of floats."""
-    top = x[0].detach().amax(-1, keepdim=True)
-    log, sign = signed((x[1] * (x[0] - top).exp()) @ weight_OK.T)
-    return log + top, sign
+    log_size, sign = x
+    top = log_size.detach().amax(-1, keepdim=True)
+    scaled = sign * (log_size - top).exp()
+    log, new_sign = signed(scaled @ weight_OK.T)
+    return log + top, new_sign
 
 
 def spline_basis(x: Tensor, count: int, low: float, high: float) -> Tensor:
     """Quadratic B-splines on equal knots (..., count); they are not negative and sum to one within [low, high]."""
     cells = count - 2
-    position = ((x - low) / (high - low) * cells).clamp(0, cells)
+    share = (x - low) / (high - low)
+    position = (share * cells).clamp(0, cells)
     cell = position.floor().clamp(max=cells - 1)
     t = position - cell
-    parts = torch.stack([0.5 * (1 - t) ** 2, 0.5 + t * (1 - t), 0.5 * t**2], -1)
+    falling = 0.5 * (1 - t) ** 2
+    middle = 0.5 + t * (1 - t)
+    rising = 0.5 * t**2
+    parts = torch.stack([falling, middle, rising], -1)
     index = cell.long()[..., None] + torch.arange(3, device=x.device)
-    return torch.zeros(*x.shape, count, dtype=x.dtype, device=x.device).scatter(-1, index, parts)
+    empty = x.new_zeros(*x.shape, count)
+    return empty.scatter(-1, index, parts)
 
 
 def spline_integrals(count: int, low: float, high: float) -> tuple[Tensor, Tensor]:
     """int B_a (count,) and int B_a B_b (count, count), exact by three Gauss points a cell, in float64."""
     cells = count - 2
-    node, weight = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(3))
-    x = (torch.arange(cells)[:, None] + (node + 1) / 2).flatten() / cells
+    node, weight = np.polynomial.legendre.leggauss(3)
+    within = (torch.from_numpy(node) + 1) / 2
+    x = (torch.arange(cells)[:, None] + within).flatten() / cells
     basis = spline_basis(x, count, 0.0, 1.0)
-    scaled = weight.repeat(cells)[:, None] * basis * (high - low) / (2 * cells)
+    weights = torch.from_numpy(weight).repeat(cells)[:, None]
+    scaled = weights * basis * (high - low) / (2 * cells)
     return scaled.sum(0), scaled.T @ basis
 
 
@@ -102,45 +124,59 @@ def spline_integrals(count: int, low: float, high: float) -> tuple[Tensor, Tenso
     tags={"module", "density", "float32"},
 )
 class SquaredCircuit(nn.Module):
-    """Density over `dim` columns; see the module's card. `kind` and `leaf` say which."""
+    """Density over `dim` columns; see the module's card. `kind` and `leaf` say which.
+
+    `ValueError` where `dim` is below 1.
+    """
 
     def __init__(self, dim: int, config: Config | None = None, generator: torch.Generator | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim is {dim}; expected 1 column or more")
-        self.dim, self.config = dim, config or Config()
-        K, leaf = self.config.n_components, self.config.leaf
+        self.dim = dim
+        self.config = c = config or Config()
+        K = c.n_components
 
         def normal(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(*shape, generator=generator, dtype=dtype))
+            draws = torch.randn(*shape, generator=generator, dtype=dtype)
+            return nn.Parameter(draws)
 
-        def weights(*shape: int) -> nn.Parameter:  # real ones start positive: random signs cancel on the data
-            if self.config.kind != "subtractive":
+        def weights(*shape: int) -> nn.Parameter:
+            if c.kind != "subtractive":
                 return normal(*shape)
-            return nn.Parameter(torch.rand(*shape, generator=generator, dtype=dtype))
+            positive = torch.rand(*shape, generator=generator, dtype=dtype)  # random signs cancel on the data
+            return nn.Parameter(positive)
 
         self.root_K = weights(K)
-        self.sums = nn.ParameterList(weights(K, K) for _ in range(dim - 1 if self.config.structure == "tree" else 0))
-        if leaf == "gaussian":
-            self.mean_DK, self.log_scale_DK = normal(dim, K), nn.Parameter(torch.zeros(dim, K, dtype=dtype))
+        splits = dim - 1 if c.structure == "tree" else 0
+        self.sums = nn.ParameterList(weights(K, K) for _ in range(splits))
+        if c.leaf == "gaussian":
+            self.mean_DK = normal(dim, K)
+            self.log_scale_DK = nn.Parameter(torch.zeros(dim, K, dtype=dtype))
         else:
-            self.table_DKV = weights(dim, K, self.config.n_categories if leaf == "categorical" else self.config.n_basis)
+            entries = c.n_categories if c.leaf == "categorical" else c.n_basis
+            self.table_DKV = weights(dim, K, entries)
         self.mass_V: Tensor
         self.gram_VV: Tensor
-        if leaf == "spline":
-            mass, gram = spline_integrals(self.config.n_basis, self.config.low, self.config.high)
-            self.register_buffer("mass_V", mass.to(dtype))
-            self.register_buffer("gram_VV", gram.to(dtype))
+        if c.leaf == "spline":
+            mass_V, gram_VV = spline_integrals(c.n_basis, c.low, c.high)
+            self.register_buffer("mass_V", mass_V.to(dtype))
+            self.register_buffer("gram_VV", gram_VV.to(dtype))
 
+    @torch.no_grad()
     def start_at(self, x_ND: Tensor, generator: torch.Generator | None = None) -> None:
-        """Put the means of Gaussian leaves on random rows and their scales at the columns' standard deviations."""
+        """Put the means of Gaussian leaves on random rows and their scales at the columns' standard deviations.
+
+        `ValueError` for other leaves.
+        """
         if self.config.leaf != "gaussian":
             raise ValueError(f"start_at needs gaussian leaves, this circuit has {self.config.leaf} ones")
-        rows = torch.randint(len(x_ND), (self.config.n_components,), generator=generator)
-        with torch.no_grad():
-            self.mean_DK.copy_(x_ND[rows].T)
-            self.log_scale_DK.copy_(x_ND.std(0).clamp(min=1e-6).log()[:, None].expand_as(self.log_scale_DK))
+        rows_K = torch.randint(len(x_ND), (self.config.n_components,), generator=generator)
+        self.mean_DK.copy_(x_ND[rows_K].T)
+        deviation_D = x_ND.std(0).clamp(min=1e-6)
+        log_scale_D1 = deviation_D.log()[:, None]
+        self.log_scale_DK.copy_(log_scale_D1.expand_as(self.log_scale_DK))
 
     def _weight(self, raw: Tensor) -> Tensor:
         return raw if self.config.kind == "subtractive" else raw.exp()
@@ -149,87 +185,98 @@ class SquaredCircuit(nn.Module):
         """f_kd(x_d), log absolute values and signs (N, D, K)."""
         config = self.config
         if config.leaf == "gaussian":
-            z_NDK = (x_ND[..., None] - self.mean_DK) * (-self.log_scale_DK).exp()
-            log = log_normal(z_NDK**2, self.log_scale_DK)
-            return log, torch.ones_like(log)
+            gap_NDK = x_ND[..., None] - self.mean_DK
+            z_NDK = gap_NDK * (-self.log_scale_DK).exp()
+            log_NDK = log_normal(z_NDK**2, self.log_scale_DK)
+            return log_NDK, torch.ones_like(log_NDK)
         table_DKV = self._weight(self.table_DKV)
         if config.leaf == "categorical":
-            one_hot_NDV = nn.functional.one_hot(x_ND.long(), config.n_categories).to(table_DKV.dtype)
+            codes_NDV = nn.functional.one_hot(x_ND.long(), config.n_categories).to(table_DKV.dtype)
         else:
-            one_hot_NDV = spline_basis(x_ND, config.n_basis, config.low, config.high)
-        return signed(torch.einsum("ndv,dkv->ndk", one_hot_NDV, table_DKV))
+            codes_NDV = spline_basis(x_ND, config.n_basis, config.low, config.high)
+        value_NDK = torch.einsum("ndv,dkv->ndk", codes_NDV, table_DKV)
+        return signed(value_NDK)
 
     def _integrals(self) -> Tensor:
         """int f_i f_j (D, K, K), or int f_k (D, K) of an additive circuit."""
         additive = self.config.kind == "additive"
-        if self.config.leaf == "gaussian":
-            if additive:
-                return torch.ones_like(self.mean_DK)
-            variance_DK = (2 * self.log_scale_DK).exp()
-            total_DKK = variance_DK[:, :, None] + variance_DK[:, None, :]
-            gap_DKK = self.mean_DK[:, :, None] - self.mean_DK[:, None, :]
-            return log_normal(gap_DKK**2 / total_DKK, 0.5 * total_DKK.log()).exp()
+        leaf = self.config.leaf
+        if leaf == "gaussian":
+            return torch.ones_like(self.mean_DK) if additive else self._overlaps()
         table_DKV = self._weight(self.table_DKV)
-        if self.config.leaf == "categorical":
+        if leaf == "categorical":
             return table_DKV.sum(-1) if additive else table_DKV @ table_DKV.mT
-        return table_DKV @ self.mass_V if additive else table_DKV @ self.gram_VV @ table_DKV.mT
+        if additive:
+            return table_DKV @ self.mass_V
+        return table_DKV @ self.gram_VV @ table_DKV.mT
+
+    def _overlaps(self) -> Tensor:
+        """Integrals (D, K, K) of products of two normal densities."""
+        variance_DK = (2 * self.log_scale_DK).exp()
+        total_DKK = variance_DK[:, :, None] + variance_DK[:, None, :]
+        gap_DKK = self.mean_DK[:, :, None] - self.mean_DK[:, None, :]
+        log_scale_DKK = 0.5 * total_DKK.log()
+        return log_normal(gap_DKK**2 / total_DKK, log_scale_DKK).exp()
 
     def _up(self, parts: Signed, square: bool) -> Signed:
         """From leaves (..., D, K), or their products (..., D, K, K) with `square`, to the root (...,)."""
-        weights = [self._weight(w) for w in self.sums]
-
-        def through(x: Signed, weight_OK: Tensor) -> Signed:
-            if not square:
-                return signed_matmul(x, weight_OK)
-            half = signed_matmul(x, weight_OK)
-            return signed_matmul((half[0].mT, half[1].mT), weight_OK)
-
+        through = _through_both if square else signed_matmul
         axis = -3 if square else -2
+        weights = [self._weight(raw) for raw in self.sums]
         if self.config.structure == "mixture":
-            product = parts[0].sum(axis), parts[1].prod(axis)
+            top = parts[0].sum(axis), parts[1].prod(axis)
         else:
-            regions = [(parts[0].select(axis, d), parts[1].select(axis, d)) for d in range(self.dim)]
-            for weight in weights:  # the two that were made first, so that the tree is balanced
+            regions = list(zip(parts[0].unbind(axis), parts[1].unbind(axis)))
+            for weight_KK in weights:  # the two that were made first, so that the tree is balanced
                 left, right, *regions = regions
-                regions.append(through((left[0] + right[0], left[1] * right[1]), weight))
-            product = regions[0]
-        log, sign = through(product, self._weight(self.root_K)[None])
-        return (log.squeeze(-1).squeeze(-1), sign.squeeze(-1).squeeze(-1)) if square else (log[..., 0], sign[..., 0])
+                both = product(left, right)
+                regions.append(through(both, weight_KK))
+            (top,) = regions
+        root_1K = self._weight(self.root_K)[None]
+        log, sign = through(top, root_1K)
+        single = (0,) * (-1 - axis)
+        return log[(..., *single)], sign[(..., *single)]
 
     def log_partition(self) -> Tensor:
         """log Z, a scalar."""
-        return self._up(signed(self._integrals()), self.config.kind != "additive")[0]
+        square = self.config.kind != "additive"
+        log_z, _ = self._up(signed(self._integrals()), square)
+        return log_z
 
     def amplitude(self, x_ND: Tensor) -> Signed:
-        """log |c(x)| (N,) and its sign (N,)."""
-        return self._up(self._leaves(self._checked(x_ND)), False)
+        """log |c(x)| (N,) and its sign (N,); errors as of `forward`."""
+        x_ND = self._checked(x_ND)
+        return self._up(self._leaves(x_ND), False)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """Log density of every row (N,), in nats; columns that are NaN are integrated out."""
+        """Log density of every row (N,), in nats; columns that are NaN are integrated out.
+
+        `ValueError` for other columns than `dim`, values outside a spline's interval, or values that are no category.
+        """
         x_ND = self._checked(x_ND)
         missing_ND = x_ND.isnan()
-        additive = self.config.kind == "additive"
-        log, sign = self._leaves(x_ND.masked_fill(missing_ND, self.config.low))
-        if not bool(missing_ND.any()):
-            top = self._up((log, sign), False)[0]
-            return (top if additive else 2 * top) - self.log_partition()
-        if not additive:
-            log, sign = log[..., :, None] + log[..., None, :], sign[..., :, None] * sign[..., None, :]
-        log_i, sign_i = signed(self._integrals())
-        mask = missing_ND.reshape(*missing_ND.shape, *[1] * (log.ndim - 2))
-        return self._up((torch.where(mask, log_i, log), torch.where(mask, sign_i, sign)), not additive)[0] \
-            - self.log_partition()
+        square = self.config.kind != "additive"
+        leaves = self._leaves(x_ND.masked_fill(missing_ND, self.config.low))
+        if missing_ND.any():
+            if square:
+                leaves = _pairs(leaves)
+            integrals = signed(self._integrals())
+            marginal = _where(missing_ND, integrals, leaves)
+            log_N, _ = self._up(marginal, square)
+        else:
+            log_N, _ = self._up(leaves, False)
+            log_N = 2 * log_N if square else log_N
+        return log_N - self.log_partition()
 
     def _checked(self, x_ND: Tensor) -> Tensor:
         config = self.config
         if x_ND.ndim != 2 or x_ND.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x_ND.shape)}; expected (rows, {self.dim})")
-        seen = x_ND[~x_ND.isnan()]
-        if config.leaf == "spline" and bool(((seen < config.low) | (seen > config.high)).any()):
+        if config.leaf == "categorical":
+            check_codes(x_ND, config.n_categories)
+        outside = (x_ND < config.low) | (x_ND > config.high)  # false for NaN
+        if config.leaf == "spline" and outside.any():
             raise ValueError(f"x leaves [{config.low}, {config.high}]; scale it or widen low and high")
-        if config.leaf == "categorical" and bool(((seen != seen.floor()) | (seen < 0)
-                                                  | (seen >= config.n_categories)).any()):
-            raise ValueError(f"x holds values outside 0, ..., {config.n_categories - 1}; code the categories so")
         return x_ND.to(self.root_K.dtype)
 
     @torch.no_grad()
@@ -238,18 +285,15 @@ class SquaredCircuit(nn.Module):
         x_ND = torch.full((count, self.dim), torch.nan, dtype=self.root_K.dtype)
         for d in range(self.dim):
             grid_G = self._grid(d, points)
-            trial = x_ND[:, None].repeat(1, len(grid_G), 1)
-            trial[..., d] = grid_G
-            p_NG = self(trial.flatten(0, 1)).view(count, -1).softmax(-1)
+            trial_NGD = x_ND[:, None].repeat(1, len(grid_G), 1)
+            trial_NGD[..., d] = grid_G
+            log_NG = self(trial_NGD.flatten(0, 1)).view(count, -1)
+            p_NG = log_NG.softmax(-1)
             if self.config.leaf == "categorical":
-                x_ND[:, d] = grid_G[torch.multinomial(p_NG, 1, generator=generator)[:, 0]]
-                continue
-            rise_NG = nn.functional.pad((p_NG[:, 1:] + p_NG[:, :-1]).cumsum(-1), (1, 0))
-            u_N1 = torch.rand(count, 1, generator=generator, dtype=x_ND.dtype) * rise_NG[:, -1:]
-            cell_N1 = torch.searchsorted(rise_NG, u_N1, right=True).clamp(1, points - 1)
-            low, high = rise_NG.gather(1, cell_N1 - 1), rise_NG.gather(1, cell_N1)
-            share = (u_N1 - low) / (high - low).clamp(min=1e-30)
-            x_ND[:, d] = (grid_G[cell_N1 - 1] + share * (grid_G[cell_N1] - grid_G[cell_N1 - 1]))[:, 0]
+                drawn_N1 = torch.multinomial(p_NG, 1, generator=generator)
+                x_ND[:, d] = grid_G[drawn_N1[:, 0]]
+            else:
+                x_ND[:, d] = draw_on_grid(grid_G, p_NG, generator)
         return x_ND
 
     def _grid(self, d: int, points: int) -> Tensor:
@@ -258,22 +302,68 @@ class SquaredCircuit(nn.Module):
             return torch.arange(config.n_categories, dtype=dtype)
         if config.leaf == "spline":
             return torch.linspace(config.low, config.high, points, dtype=dtype)
+        mean_K = self.mean_DK[d]
         reach_K = 5 * self.log_scale_DK[d].exp()
-        low, high = float((self.mean_DK[d] - reach_K).min()), float((self.mean_DK[d] + reach_K).max())
+        low = float((mean_K - reach_K).min())
+        high = float((mean_K + reach_K).max())
         return torch.linspace(low, high, points, dtype=dtype)
+
+
+def _through_both(x: Signed, weight_OK: Tensor) -> Signed:
+    """(..., K, K) times weight' on either side."""
+    log, sign = signed_matmul(x, weight_OK)
+    return signed_matmul((log.mT, sign.mT), weight_OK)
+
+
+def _pairs(leaves: Signed) -> Signed:
+    """Products (N, D, K, K) of every two components' leaves."""
+    log_NDK, sign_NDK = leaves
+    log_NDKK = log_NDK[..., :, None] + log_NDK[..., None, :]
+    sign_NDKK = sign_NDK[..., :, None] * sign_NDK[..., None, :]
+    return log_NDKK, sign_NDKK
+
+
+def _where(missing_ND: Tensor, integrals: Signed, leaves: Signed) -> Signed:
+    """Integrals (D, ...) in the columns that a row lacks, its leaves (N, D, ...) in the others."""
+    log, sign = leaves
+    further = [1] * (log.ndim - 2)
+    mask = missing_ND.reshape(*missing_ND.shape, *further)
+    return torch.where(mask, integrals[0], log), torch.where(mask, integrals[1], sign)
+
+
+def draw_on_grid(grid_G: Tensor, p_NG: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws (N,) from densities that are proportional to p on a grid, by inverting their trapezoid integrals."""
+    area_NC = p_NG[:, 1:] + p_NG[:, :-1]
+    rise_NG = nn.functional.pad(area_NC.cumsum(-1), (1, 0))
+    uniform_N1 = torch.rand(len(p_NG), 1, generator=generator, dtype=grid_G.dtype)
+    u_N1 = uniform_N1 * rise_NG[:, -1:]
+    right_N1 = torch.searchsorted(rise_NG, u_N1, right=True).clamp(1, len(grid_G) - 1)
+    left_N1 = right_N1 - 1
+    low_N1 = rise_NG.gather(1, left_N1)
+    height_N1 = rise_NG.gather(1, right_N1) - low_N1
+    share_N1 = (u_N1 - low_N1) / height_N1.clamp(min=1e-30)
+    width_N1 = grid_G[right_N1] - grid_G[left_N1]
+    x_N1 = grid_G[left_N1] + share_N1 * width_N1
+    return x_N1[:, 0]
 
 
 def train(model: SquaredCircuit, x_ND: Tensor, *, steps: int, lr: float, generator: torch.Generator,
           batch: int | None = None) -> Iterator[float]:
     """Maximum likelihood by Adam on batches of rows (all of them by default); yields each step's mean loss in nats."""
+
     def loss() -> Tensor:
-        rows = x_ND if batch is None else x_ND[torch.randint(len(x_ND), (batch,), generator=generator)]
-        return -model(rows).mean()
+        rows_BD = x_ND
+        if batch is not None:
+            drawn_B = torch.randint(len(x_ND), (batch,), generator=generator)
+            rows_BD = x_ND[drawn_B]
+        return -model(rows_BD).mean()
 
     yield from descend(model, loss, steps=steps, lr=lr)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Four components in two columns and eight rows."""
-    module = SquaredCircuit(2, Config(n_components=4), generator)
-    return {"module": module, "x_ND": torch.randn(8, 2, generator=generator)}
+    config = Config(n_components=4)
+    module = SquaredCircuit(2, config, generator)
+    x_ND = torch.randn(8, 2, generator=generator)
+    return {"module": module, "x_ND": x_ND}

@@ -52,8 +52,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("n_clusters", "rank", "multiplier_steps", "solver_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
         if self.max_iter < 0 or self.reg_covar <= 0:
             raise ValueError(f"max_iter is {self.max_iter} and reg_covar {self.reg_covar}; expected 0 or more, above 0")
 
@@ -63,46 +64,82 @@ def objective(u_KNR: Array, white_KND: Array, log_det_K: Array) -> tuple[float, 
     square_KN = (white_KND**2).sum(2)
     sums_KR = u_KNR.sum(1)
     mixed_KDR = white_KND.transpose(0, 2, 1) @ u_KNR
+    squares_KR = np.einsum("kn,knr->kr", square_KN, u_KNR)
     # (D U)_i = |x_i|^2 sum_j U_j + sum_j |x_j|^2 U_j - 2 x_i . sum_j x_j U_j
-    du_KNR = square_KN[:, :, None] * sums_KR[:, None] - 2 * white_KND @ mixed_KDR \
-        + np.einsum("kn,knr->kr", square_KN, u_KNR)[:, None]
-    cu_KNR = du_KNR / 2 + log_det_K[:, None, None] * sums_KR[:, None]
-    return 0.5 * float((cu_KNR * u_KNR).sum()), cu_KNR
+    own_KNR = square_KN[:, :, None] * sums_KR[:, None]
+    cross_KNR = 2 * white_KND @ mixed_KDR
+    du_KNR = own_KNR - cross_KNR + squares_KR[:, None]
+    volume_KR = log_det_K[:, None] * sums_KR
+    cu_KNR = du_KNR / 2 + volume_KR[:, None]
+    value = 0.5 * float((cu_KNR * u_KNR).sum())
+    return value, cu_KNR
+
+
+class Program:
+    """The augmented Lagrangian of one program, whose prices and penalty rise where its constraints are missed."""
+
+    def __init__(self, white_KND: Array, log_det_K: Array, trace: float, start_KNR: Array) -> None:
+        self.white_KND = white_KND
+        self.log_det_K = log_det_K
+        self.trace = trace
+        self.shape = K, N, _ = start_KNR.shape
+        value, _ = objective(start_KNR, white_KND, log_det_K)
+        self.scale = max(abs(value), 1e-12)  # makes the program of order one
+        self.price_N = np.zeros(N)
+        self.price_K = np.zeros(K)
+        self.penalty = 10.0 / N
+
+    def misses(self, u_KNR: Array) -> tuple[Array, Array]:
+        """By how much the rows' sums (N,) and the traces (K,) are off."""
+        row_N = np.einsum("knr,kr->n", u_KNR, u_KNR.sum(1))
+        trace_K = (u_KNR**2).sum((1, 2))
+        return row_N - 1, trace_K - self.trace
+
+    def prices(self, miss_N: Array, miss_K: Array) -> tuple[Array, Array]:
+        """Prices (N,) and (K,) after a step along the misses."""
+        N = len(miss_N)
+        price_N = self.price_N + self.penalty * miss_N
+        price_K = self.price_K + self.penalty * N * miss_K
+        return price_N, price_K
+
+    def __call__(self, flat: Array) -> tuple[float, Array]:
+        """The Lagrangian and its gradient at flattened factors."""
+        u_KNR = flat.reshape(self.shape)
+        value, slope_KNR = objective(u_KNR, self.white_KND, self.log_det_K)
+        miss_N, miss_K = self.misses(u_KNR)
+        square = miss_N @ miss_N + len(miss_N) * miss_K @ miss_K
+        priced = value / self.scale + self.price_N @ miss_N + self.price_K @ miss_K
+        push_N, push_K = self.prices(miss_N, miss_K)
+        by_sum_KNR = push_N[:, None] * u_KNR.sum(1)[:, None]
+        pushed_KR = np.einsum("n,knr->kr", push_N, u_KNR)
+        by_trace_KNR = 2 * push_K[:, None, None] * u_KNR
+        slope_KNR = slope_KNR / self.scale + by_sum_KNR + pushed_KR[:, None] + by_trace_KNR
+        return priced + 0.5 * self.penalty * square, slope_KNR.ravel()
 
 
 def solve(white_KND: Array, log_det_K: Array, trace: float, start_KNR: Array, config: Config) -> Array:
     """Factors (K, N, R) of the program: rows of sum_k U_k U_k' sum to one, and each |U_k|^2 is `trace`."""
-    shape, N = start_KNR.shape, start_KNR.shape[1]
-    scale = max(abs(objective(start_KNR, white_KND, log_det_K)[0]), 1e-12)  # makes the program of order one
-    price_N, price_K, penalty = np.zeros(N), np.zeros(shape[0]), 10.0 / N
-
-    def misses(u: Array) -> tuple[Array, Array]:
-        return np.einsum("knr,kr->n", u, u.sum(1)) - 1, (u**2).sum((1, 2)) - trace
-
-    def lagrangian(flat: Array) -> tuple[float, Array]:
-        u = flat.reshape(shape)
-        value, slope = objective(u, white_KND, log_det_K)
-        rows, traces = misses(u)
-        push_N, push_K = price_N + penalty * rows, price_K + penalty * N * traces
-        total = value / scale + price_N @ rows + price_K @ traces \
-            + 0.5 * penalty * (rows @ rows + N * traces @ traces)
-        slope = slope / scale + push_N[:, None] * u.sum(1)[:, None] + np.einsum("n,knr->kr", push_N, u)[:, None] \
-            + 2 * push_K[:, None, None] * u
-        return total, slope.ravel()
-
+    program = Program(white_KND, log_det_K, trace, start_KNR)
     flat, last = start_KNR.ravel(), np.inf
     for _ in range(config.multiplier_steps):
-        flat = minimize(lagrangian, flat, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(flat),
-                        options={"maxiter": config.solver_steps}).x
-        rows, traces = misses(flat.reshape(shape))
-        price_N, price_K = price_N + penalty * rows, price_K + penalty * N * traces
-        miss = max(np.abs(rows).max(), np.abs(traces).max())
+        found = minimize(
+            program,
+            flat,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0, None)] * len(flat),
+            options={"maxiter": config.solver_steps},
+        )
+        flat = found.x
+        miss_N, miss_K = program.misses(flat.reshape(program.shape))
+        program.price_N, program.price_K = program.prices(miss_N, miss_K)
+        miss = max(np.abs(miss_N).max(), np.abs(miss_K).max())
         if miss < 1e-4:
             break
         if miss > last / 2:
-            penalty *= 4
+            program.penalty *= 4
         last = miss
-    return flat.reshape(shape)
+    return flat.reshape(program.shape)
 
 
 def pair_covariances(u_KNR: Array, x_ND: Array) -> Array:
@@ -111,8 +148,16 @@ def pair_covariances(u_KNR: Array, x_ND: Array) -> Array:
     for u_NR in u_KNR:
         row_N = u_NR @ u_NR.sum(0)  # Z 1
         mixed_DR = x_ND.T @ u_NR
-        found.append((x_ND.T @ (row_N[:, None] * x_ND) - mixed_DR @ mixed_DR.T) / max(row_N.sum(), 1e-12))
+        second_DD = x_ND.T @ (row_N[:, None] * x_ND)
+        covariance_DD = second_DD - mixed_DR @ mixed_DR.T
+        found.append(covariance_DD / max(row_N.sum(), 1e-12))
     return np.stack(found)
+
+
+def memberships(u_KNR: Array) -> Array:
+    """Row sums (K, N) of every U_k U_k': how far a row belongs to a cluster."""
+    sums_KR = u_KNR.sum(1)
+    return (u_KNR * sums_KR[:, None]).sum(2)
 
 
 @method(
@@ -128,53 +173,71 @@ class LikelihoodSDP(ClusterMixin, Configured, BaseEstimator, config=Config):
     """
 
     def fit(self, X: Any, y: Any = None) -> LikelihoodSDP:
-        """Cluster X (N, D); returns self."""
+        """Cluster X (N, D); returns self. `ValueError` for fewer rows than clusters, or options out of range."""
         config = self._config()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        K, N = config.n_clusters, len(X)
-        if N < K:
-            raise ValueError(f"{N} rows for {K} clusters; expected at least as many")
+        if len(X) < config.n_clusters:
+            raise ValueError(f"{len(X)} rows for {config.n_clusters} clusters; expected at least as many")
         rng = check_random_state(config.random_state)
         x_ND = X - X.mean(0)
-        floor = config.reg_covar * max(float(x_ND.var(0).mean()), 1e-12)
-        start_1NR = rng.uniform(0, 2 / np.sqrt(N), (1, N, 2 * K))
-        whole = solve(x_ND[None] / np.sqrt(max(float(x_ND.var()), 1e-12)), np.zeros(1), K, start_1NR, config)[0]
-        self.first_labels_ = KMeans(K, n_init=10, random_state=rng.randint(2**31)).fit_predict(whole @ whole.T) \
-            if K > 1 else np.zeros(N, dtype=int)
-        self.labels_, self.objectives_ = self.first_labels_, []
-        u_KNR = self._indicators(self.labels_, config)
-        for _ in range(config.max_iter):
-            cov_KDD = pair_covariances(u_KNR, x_ND) + floor * np.eye(x_ND.shape[1])
-            root_KDD = np.linalg.cholesky(cov_KDD)
-            white_KND = np.stack([whiten(x_ND, root) for root in root_KDD])
-            log_det_K = 2 * log_diagonal(root_KDD)
-            jitter = 0.3 / np.sqrt(N / K) * rng.uniform(size=u_KNR.shape)  # zeros of a factor would stay zero
-            u_KNR = solve(white_KND, log_det_K, 1.0, u_KNR + jitter, config)
-            self.objectives_.append(objective(u_KNR, white_KND, log_det_K)[0])
-            labels = (u_KNR * u_KNR.sum(1)[:, None]).sum(2).argmax(0)
-            if (labels == self.labels_).all():
-                break
-            if len(np.unique(labels)) < K:  # a cluster vanished: keep the last whole partition
-                u_KNR = self._indicators(self.labels_, config)
-                break
-            self.labels_ = labels
-        self.memberships_ = (u_KNR * u_KNR.sum(1)[:, None]).sum(2).T
-        self.covariances_ = pair_covariances(u_KNR, x_ND) + floor * np.eye(x_ND.shape[1])
+        mean_variance = max(float(x_ND.var(0).mean()), 1e-12)
+        floor_DD = config.reg_covar * mean_variance * np.eye(x_ND.shape[1])
+        self.first_labels_ = _relaxed_k_means(x_ND, config, rng)
+        u_KNR = self._alternate(x_ND, floor_DD, config, rng)
+        self.memberships_ = memberships(u_KNR).T
+        self.covariances_ = pair_covariances(u_KNR, x_ND) + floor_DD
         self.n_iter_ = len(self.objectives_)
         return self
+
+    def _alternate(self, x_ND: Array, floor_DD: Array, config: Config, rng: np.random.RandomState) -> Array:
+        """Covariances and programs in turn, until the labels rest; the last factors (K, N, R)."""
+        self.labels_ = self.first_labels_
+        self.objectives_ = []
+        u_KNR = self._indicators(self.labels_, config)
+        spread = 0.3 / np.sqrt(len(x_ND) / config.n_clusters)
+        for _ in range(config.max_iter):
+            root_KDD = np.linalg.cholesky(pair_covariances(u_KNR, x_ND) + floor_DD)
+            white_KND = np.stack([whiten(x_ND, root_DD) for root_DD in root_KDD])
+            log_det_K = 2 * log_diagonal(root_KDD)
+            jitter_KNR = spread * rng.uniform(size=u_KNR.shape)  # zeros of a factor would stay zero
+            u_KNR = solve(white_KND, log_det_K, 1.0, u_KNR + jitter_KNR, config)
+            value, _ = objective(u_KNR, white_KND, log_det_K)
+            self.objectives_.append(value)
+            labels = memberships(u_KNR).argmax(0)
+            if (labels == self.labels_).all():
+                break
+            if len(np.unique(labels)) < config.n_clusters:  # a cluster vanished: keep the last whole partition
+                return self._indicators(self.labels_, config)
+            self.labels_ = labels
+        return u_KNR
 
     def _indicators(self, labels: Array, config: Config) -> Array:
         """Factors (K, N, R) of a partition, all in the first column."""
         u_KNR = np.zeros((config.n_clusters, len(labels), config.rank))
         for k in range(config.n_clusters):
             mine = labels == k
-            u_KNR[k, mine, 0] = 1 / np.sqrt(max(mine.sum(), 1))
+            size = max(mine.sum(), 1)
+            u_KNR[k, mine, 0] = 1 / np.sqrt(size)
         return u_KNR
+
+
+def _relaxed_k_means(x_ND: Array, config: Config, rng: np.random.RandomState) -> Array:
+    """Labels (N,) from the program of k-means, one factor for all clusters."""
+    K, N = config.n_clusters, len(x_ND)
+    start_1NR = rng.uniform(0, 2 / np.sqrt(N), (1, N, 2 * K))
+    deviation = np.sqrt(max(float(x_ND.var()), 1e-12))
+    (u_NR,) = solve(x_ND[None] / deviation, np.zeros(1), K, start_1NR, config)
+    if K == 1:
+        return np.zeros(N, dtype=int)
+    kmeans = KMeans(K, n_init=10, random_state=rng.randint(2**31))
+    return kmeans.fit_predict(u_NR @ u_NR.T)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two crossing cigars."""
-    x = torch.randn(40, 2, generator=generator, dtype=torch.float64)
-    x[:20] *= torch.tensor([3.0, 0.2])
-    x[20:] = x[20:] * torch.tensor([0.2, 3.0]) + torch.tensor([6.0, 0.0])
-    return {"estimator": LikelihoodSDP(n_clusters=2, random_state=0), "X": x.numpy()}
+    x_ND = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+    x_ND[:20] *= torch.tensor([3.0, 0.2])
+    x_ND[20:] *= torch.tensor([0.2, 3.0])
+    x_ND[20:] += torch.tensor([6.0, 0.0])
+    estimator = LikelihoodSDP(n_clusters=2, random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy()}

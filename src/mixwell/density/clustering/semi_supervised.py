@@ -59,8 +59,9 @@ class Config:
             raise ValueError(f"n_components, rounds, em_steps are {self.n_components}, {self.rounds}, {self.em_steps}; "
                              "expected at least 1, 0, 1")
         for name in ("concentration", "prior_scale", "prior_rows", "mean_rows"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected above 0")
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; expected above 0")
 
 
 @dataclass(frozen=True)
@@ -76,38 +77,58 @@ class Prior:
         """The posterior after (weighted) rows."""
         w_N = np.ones(len(x_ND)) if weights_N is None else weights_N
         total = w_N.sum()
+        kappa = self.kappa + total
         centre_D = w_N @ x_ND / max(total, 1e-300)
-        gap_ND, shift_D = x_ND - centre_D, centre_D - self.mean_D
-        psi_DD = self.psi_DD + gap_ND.T @ (w_N[:, None] * gap_ND) \
-            + self.kappa * total / (self.kappa + total) * np.outer(shift_D, shift_D)
-        mean_D = (self.kappa * self.mean_D + total * centre_D) / (self.kappa + total)
-        return Prior(mean_D, self.kappa + total, self.nu + total, psi_DD)
+        gap_ND = x_ND - centre_D
+        shift_D = centre_D - self.mean_D
+        within_DD = gap_ND.T @ (w_N[:, None] * gap_ND)
+        between = self.kappa * total / kappa
+        psi_DD = self.psi_DD + within_DD + between * np.outer(shift_D, shift_D)
+        mean_D = (self.kappa * self.mean_D + total * centre_D) / kappa
+        return Prior(mean_D, kappa, self.nu + total, psi_DD)
+
+    def mode_DD(self) -> Array:
+        """The likeliest covariance (D, D)."""
+        rows = self.nu + len(self.mean_D) + 2
+        return self.psi_DD / rows
 
     def log_volume(self) -> float:
         """Log of the normaliser, less what cancels between prior and posterior."""
         D = len(self.mean_D)
-        return float(multigammaln(self.nu / 2, D) - self.nu / 2 * np.linalg.slogdet(self.psi_DD)[1]
-                     - D / 2 * math.log(self.kappa))
+        half_nu = self.nu / 2
+        _, log_det = np.linalg.slogdet(self.psi_DD)
+        of_covariance = multigammaln(half_nu, D) - half_nu * log_det
+        of_mean = D / 2 * math.log(self.kappa)
+        return float(of_covariance - of_mean)
 
 
 def log_marginal(x_ND: Array, prior: Prior) -> float:
     """log h(C): the rows' marginal likelihood, in nats."""
-    return prior.updated(x_ND).log_volume() - prior.log_volume() - x_ND.size / 2 * math.log(math.pi)
+    posterior = prior.updated(x_ND)
+    gain = posterior.log_volume() - prior.log_volume()
+    return gain - x_ND.size / 2 * math.log(math.pi)
 
 
 def log_split_ratio(first_ND: Array, second_ND: Array, prior: Prior, concentration: float) -> float:
     """log H of splitting the union of two sets of rows; its negative is the merge's."""
-    both = np.concatenate([first_ND, second_ND])
-    parts = sum(gammaln(len(x)) + log_marginal(x, prior) for x in (first_ND, second_ND))
-    return float(math.log(concentration) + parts - gammaln(len(both)) - log_marginal(both, prior))
+    first = gammaln(len(first_ND)) + log_marginal(first_ND, prior)
+    second = gammaln(len(second_ND)) + log_marginal(second_ND, prior)
+    both_ND = np.concatenate([first_ND, second_ND])
+    split = math.log(concentration) + (first + second)
+    return float(split - gammaln(len(both_ND)) - log_marginal(both_ND, prior))
 
 
 def prototype_loss(z_ND: Tensor, prototypes_KD: Tensor, labels_N: Tensor, temperature: float = 0.1) -> Tensor:
-    """Prototypical contrastive loss (a scalar) of features and component means, both scaled to length one."""
+    """Prototypical contrastive loss (a scalar) of features and component means, both scaled to length one.
+
+    `ValueError` for a temperature that is not above zero.
+    """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; expected above 0")
-    z_ND, prototypes_KD = (torch.nn.functional.normalize(v, dim=-1) for v in (z_ND, prototypes_KD))
-    return torch.nn.functional.cross_entropy(z_ND @ prototypes_KD.T / temperature, labels_N)
+    z_ND = torch.nn.functional.normalize(z_ND, dim=-1)
+    prototypes_KD = torch.nn.functional.normalize(prototypes_KD, dim=-1)
+    cosine_NK = z_ND @ prototypes_KD.T
+    return torch.nn.functional.cross_entropy(cosine_NK / temperature, labels_N)
 
 
 @method(
@@ -123,40 +144,53 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
     """
 
     def fit(self, X: Any, y: Any = None) -> SemiSupervisedMixture:
-        """Fit rows X (N, D) with labels y (N,), -1 (or no y) where there is none; returns self."""
+        """Fit rows X (N, D) with labels y (N,), -1 (or no y) where there is none; returns self.
+
+        `ValueError` for labels that are not whole numbers from -1, more components than rows, or options out of range.
+        """
         config = self._config()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         y = _labels(y, len(X))
-        self.classes_ = np.unique(y[y >= 0])
+        labelled_N = y >= 0
+        self.classes_ = np.unique(y[labelled_N])
         if config.n_components > len(X):
             raise ValueError(f"n_components is {config.n_components}; expected at most {len(X)}, the rows")
-        rng, D = check_random_state(config.random_state), X.shape[1]
-        variance_D = np.maximum(X.var(0), 1e-12) * config.prior_scale**2
-        nu = D + 1 + config.prior_rows
-        self._prior = Prior(X.mean(0), config.mean_rows, nu, np.diag(variance_D * config.prior_rows))
-        self._known_N = np.searchsorted(self.classes_, y) * (y >= 0) - (y < 0)  # component of labelled rows, or -1
+        rng = check_random_state(config.random_state)
+        self._prior = _prior(X, config)
+        self._known_N = np.where(labelled_N, np.searchsorted(self.classes_, y), -1)  # component of labelled rows
         self.history_: list[str] = []
         resp_NK = self._start(X, config, rng)
         for _ in range(config.rounds):
             resp_NK = self._em(X, resp_NK, config.em_steps)
-            resp_NK = self._merge(X, self._split(X, resp_NK, config, rng), config, rng)
+            resp_NK = self._split(X, resp_NK, config, rng)
+            resp_NK = self._merge(X, resp_NK, config, rng)
         resp_NK = self._em(X, resp_NK, 5 * config.em_steps)
-        new = len(self.weights_) - len(self.classes_)
-        first = int(self.classes_.max()) + 1 if len(self.classes_) else 0
-        self.component_labels_ = np.r_[self.classes_, first + np.arange(new)].astype(int)
         self.n_components_ = len(self.weights_)
+        self.component_labels_ = self._numbered()
         self.labels_ = self.component_labels_[resp_NK.argmax(1)]
         return self
+
+    def _numbered(self) -> Array:
+        """Labels (K,) of the components: the known classes, then numbers beyond them."""
+        new = len(self.weights_) - len(self.classes_)
+        first = 0
+        if len(self.classes_):
+            first = int(self.classes_.max()) + 1
+        return np.r_[self.classes_, first + np.arange(new)].astype(int)
 
     def _start(self, X: Array, config: Config, rng: np.random.RandomState) -> Array:
         """Clamped responsibilities around class means and k-means++ centres."""
         means = [X[self._known_N == k].mean(0) for k in range(len(self.classes_))]
-        free = X[self._known_N < 0] if (self._known_N < 0).any() else X
+        free_N = self._known_N < 0
+        free = X[free_N] if free_N.any() else X
         spare = min(config.n_components - len(means), len(free))
         if spare > 0:
-            means += list(KMeans(spare, n_init=1, random_state=rng.randint(2**31)).fit(free).cluster_centers_)
-        distance_NK = ((X[:, None] - np.array(means)) ** 2).sum(2)
-        return self._clamped(np.eye(len(means))[distance_NK.argmin(1)])
+            kmeans = KMeans(spare, n_init=1, random_state=rng.randint(2**31))
+            means.extend(kmeans.fit(free).cluster_centers_)
+        gap_NKD = X[:, None] - np.array(means)
+        distance_NK = (gap_NKD**2).sum(2)
+        nearest_N = distance_NK.argmin(1)
+        return self._clamped(np.eye(len(means))[nearest_N])
 
     def _clamped(self, resp_NK: Array) -> Array:
         known = self._known_N >= 0
@@ -166,55 +200,69 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
     def _em(self, X: Array, resp_NK: Array, steps: int) -> Array:
         """M and E steps; components of new classes that lost their rows leave."""
         for _ in range(steps):
-            alive = (resp_NK.sum(0) > 1e-3) | (np.arange(resp_NK.shape[1]) < len(self.classes_))
-            resp_NK = resp_NK[:, alive]
+            known_K = np.arange(resp_NK.shape[1]) < len(self.classes_)
+            alive_K = known_K | (resp_NK.sum(0) > 1e-3)
+            resp_NK = resp_NK[:, alive_K]
             self.weights_ = resp_NK.sum(0) / resp_NK.sum()
-            posts = [self._prior.updated(X, r) for r in resp_NK.T]
-            self.means_ = np.array([p.mean_D for p in posts])
-            self.covariances_ = np.array([p.psi_DD / (p.nu + X.shape[1] + 2) for p in posts])
-            log_NK = self._log_joint(X)
-            resp_NK = self._clamped(softmax(log_NK, axis=1))
+            posteriors = [self._prior.updated(X, resp_N) for resp_N in resp_NK.T]
+            self.means_ = np.array([p.mean_D for p in posteriors])
+            self.covariances_ = np.array([p.mode_DD() for p in posteriors])
+            resp_NK = self._clamped(softmax(self._log_joint(X), axis=1))
         return resp_NK
 
     def _log_joint(self, X: Array) -> Array:
-        log_KN = [log_prob(X - mean, covariance) for mean, covariance in zip(self.means_, self.covariances_)]
-        return log_positive(self.weights_) + np.stack(log_KN, 1)
+        components = zip(self.means_, self.covariances_)
+        log_KN = [log_prob(X - mean, covariance) for mean, covariance in components]
+        log_weights_K = log_positive(self.weights_)
+        return log_weights_K + np.stack(log_KN, 1)
 
     def _split(self, X: Array, resp_NK: Array, config: Config, rng: np.random.RandomState) -> Array:
-        hard, added = resp_NK.argmax(1), []
+        """Every component in two by 2-means, where the ratio of marginal likelihoods accepts it."""
+        nearest_N = resp_NK.argmax(1)
+        added = []
         for k in range(resp_NK.shape[1]):
-            rows = np.flatnonzero(hard == k)
+            rows = np.flatnonzero(nearest_N == k)
             if len(rows) < 4:
                 continue
-            side = KMeans(2, n_init=1, random_state=rng.randint(2**31)).fit_predict(X[rows]).astype(bool)
-            known = self._known_N[rows] == k
-            if known.any():  # labelled rows stay together, on the False side
-                side ^= side[known].mean() > 0.5
-                side[known] = False
-            if not 0 < side.sum() < len(rows):
+            second = self._halved(X, rows, k, rng)
+            if not 0 < second.sum() < len(rows):
                 continue
-            ratio = log_split_ratio(X[rows[~side]], X[rows[side]], self._prior, config.concentration)
+            stay, leave = rows[~second], rows[second]
+            ratio = log_split_ratio(X[stay], X[leave], self._prior, config.concentration)
             if math.log(rng.uniform()) < ratio:
-                column = np.zeros(len(X))
-                column[rows[side]] = resp_NK[rows[side], k]
-                resp_NK[rows[side], k] = 0
-                added.append(column)
+                column_N = np.zeros(len(X))
+                column_N[leave] = resp_NK[leave, k]
+                resp_NK[leave, k] = 0
+                added.append(column_N)
                 self.history_.append("split")
         return np.column_stack([resp_NK, *added])
 
+    def _halved(self, X: Array, rows: Array, k: int, rng: np.random.RandomState) -> Array:
+        """Which of a component's rows would leave it; labelled rows of the component stay together."""
+        kmeans = KMeans(2, n_init=1, random_state=rng.randint(2**31))
+        second = kmeans.fit_predict(X[rows]).astype(bool)
+        known = self._known_N[rows] == k
+        if known.any():
+            second ^= second[known].mean() > 0.5
+            second[known] = False
+        return second
+
     def _merge(self, X: Array, resp_NK: Array, config: Config, rng: np.random.RandomState) -> Array:
-        alive, known = list(range(resp_NK.shape[1])), len(self.classes_)
+        """Every component with the nearest, unless both are known classes, where the ratio accepts it."""
+        alive = list(range(resp_NK.shape[1]))
+        known = len(self.classes_)
         for k in rng.permutation(len(alive)):
-            others = [j for j in alive if j != k and not (j < known and k < known)]
-            if k not in alive or not others:
+            if k not in alive:
                 continue
-            hard = resp_NK.argmax(1)
-            mine = X[hard == k]
-            theirs = {j: X[hard == j] for j in others if (hard == j).any()}
+            partners = [j for j in alive if j != k and max(j, k) >= known]
+            nearest_N = resp_NK.argmax(1)
+            mine = X[nearest_N == k]
+            theirs = {j: X[nearest_N == j] for j in partners if (nearest_N == j).any()}
             if not len(mine) or not theirs:
                 continue
-            j = min(theirs, key=lambda j: float(((theirs[j].mean(0) - mine.mean(0)) ** 2).sum()))
-            if math.log(rng.uniform()) < -log_split_ratio(mine, theirs[j], self._prior, config.concentration):
+            j = _closest(mine, theirs)
+            ratio = log_split_ratio(mine, theirs[j], self._prior, config.concentration)
+            if math.log(rng.uniform()) < -ratio:
                 keep, gone = min(j, k), max(j, k)
                 resp_NK[:, keep] += resp_NK[:, gone]
                 resp_NK[:, gone] = 0
@@ -223,10 +271,10 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
         return resp_NK[:, alive]
 
     def predict_proba(self, X: Any) -> Array:
-        """Responsibilities (N, K), columns as in `component_labels_`."""
+        """Responsibilities (N, K), columns as in `component_labels_`; an error before `fit` or for other columns."""
         check_is_fitted(self, "means_")
-        log_NK = self._log_joint(validate_data(self, X, dtype=np.float64, reset=False))
-        return softmax(log_NK, axis=1)
+        x_ND = validate_data(self, X, dtype=np.float64, reset=False)
+        return softmax(self._log_joint(x_ND), axis=1)
 
     def predict(self, X: Any) -> Array:
         """Labels (N,): a known class, or the number of a new one."""
@@ -236,7 +284,28 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
     def score_samples(self, X: Any) -> Array:
         """Log density of every row (N,), in nats."""
         check_is_fitted(self, "means_")
-        return logsumexp(self._log_joint(validate_data(self, X, dtype=np.float64, reset=False)), axis=1)
+        x_ND = validate_data(self, X, dtype=np.float64, reset=False)
+        return logsumexp(self._log_joint(x_ND), axis=1)
+
+
+def _prior(X: Array, config: Config) -> Prior:
+    """Around the mean of all rows, with a share of the columns' own variances."""
+    column_variance_D = np.maximum(X.var(0), 1e-12)
+    variance_D = column_variance_D * config.prior_scale**2
+    nu = X.shape[1] + 1 + config.prior_rows
+    psi_DD = np.diag(variance_D * config.prior_rows)
+    return Prior(X.mean(0), config.mean_rows, nu, psi_DD)
+
+
+def _closest(mine: Array, theirs: dict[int, Array]) -> int:
+    """The set of rows whose mean is nearest."""
+    centre_D = mine.mean(0)
+
+    def square(j: int) -> float:
+        gap_D = theirs[j].mean(0) - centre_D
+        return float((gap_D**2).sum())
+
+    return min(theirs, key=square)
 
 
 def _labels(y: Any, count: int) -> Array:
@@ -248,16 +317,18 @@ def _labels(y: Any, count: int) -> Array:
     except (TypeError, ValueError):
         raise ValueError("y holds values that are not numbers; expected whole numbers, -1 where there is no label") \
             from None
-    if values.shape != (count,) or not (values == np.floor(values)).all() or values.min() < -1:
+    whole = (values == np.floor(values)).all()
+    if values.shape != (count,) or not whole or values.min() < -1:
         raise ValueError(f"y has shape {values.shape}; expected ({count},) whole numbers, -1 where there is no label")
     return values.astype(int)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three groups in the plane; a third of the first has a label."""
-    centres = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 2.0]], dtype=torch.float64).repeat_interleave(30, 0)
-    y = torch.full((90,), -1)
-    y[:10] = 0
-    x = centres + torch.randn(90, 2, generator=generator, dtype=torch.float64)
+    centre_KD = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 2.0]], dtype=torch.float64)
+    noise_ND = torch.randn(90, 2, generator=generator, dtype=torch.float64)
+    x_ND = centre_KD.repeat_interleave(30, 0) + noise_ND
+    y_N = torch.full((90,), -1)
+    y_N[:10] = 0
     estimator = SemiSupervisedMixture(n_components=2, rounds=5, random_state=0)
-    return {"estimator": estimator, "X": x.numpy(), "y": y.numpy()}
+    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}

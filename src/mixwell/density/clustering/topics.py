@@ -23,7 +23,7 @@ Written from memory of the paper.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +34,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
-from mixwell.density._gaussian import Array, log_positive
+from mixwell.density._ascent import Run, ascend, highest
+from mixwell.density._gaussian import TINY, Array, log_positive
 from mixwell.density._options import Configured
+
+FORMING = 2  # iterations in which the clusters of a start stay, so that their topics form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("n_clusters", "n_local", "n_global", "max_iter", "inner_iter", "n_init"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
         positive = (self.local_prior, self.global_prior, *self.share_prior, self.topic_prior)
         if min(positive) <= 0 or self.tol < 0:
             raise ValueError(f"local_prior, global_prior, share_prior, topic_prior are {positive}; expected above 0")
@@ -69,7 +73,7 @@ class Config:
 
 @dataclass
 class Posterior:
-    """What is believed of N documents."""
+    """The variational posterior of N documents."""
 
     resp_NJ: Array
     local_NJL: Array  # Dirichlet parameters
@@ -77,25 +81,44 @@ class Posterior:
     share_N2: Array  # Beta parameters of the local share
 
 
+class Topics(NamedTuple):
+    """What is estimated of the clusters."""
+
+    weights_J: Array
+    local_JLV: Array
+    global_GV: Array
+
+
+class State(NamedTuple):
+    """Where a fit stands."""
+
+    posterior: Posterior
+    topics: Topics
+
+
 def log_mean(parameters: Array) -> Array:
     """E[log theta] under Dirichlets along the last axis."""
-    return digamma(parameters) - digamma(parameters.sum(-1, keepdims=True))
+    total = parameters.sum(-1, keepdims=True)
+    return digamma(parameters) - digamma(total)
 
 
 def dirichlet_kl(parameters: Array, prior: float) -> float:
     """Sum of KL(Dir(parameters) | Dir(prior, prior, ...)) over all but the last axis."""
     K = parameters.shape[-1]
-    constant = gammaln(K * prior) - K * gammaln(prior)
-    each = gammaln(parameters.sum(-1)) - gammaln(parameters).sum(-1) - constant \
-        + ((parameters - prior) * log_mean(parameters)).sum(-1)
-    return float(each.sum())
+    prior_constant = gammaln(K * prior) - K * gammaln(prior)
+    constant = gammaln(parameters.sum(-1)) - gammaln(parameters).sum(-1)
+    excess = parameters - prior
+    expected = (excess * log_mean(parameters)).sum(-1)
+    return float((constant - prior_constant + expected).sum())
 
 
 def beta_kl(parameters: Array, prior: tuple[float, float]) -> float:
     """Sum of KL(Beta(parameters) | Beta(prior)) over rows."""
-    each = betaln(*prior) - betaln(parameters[:, 0], parameters[:, 1]) \
-        + ((parameters - np.array(prior)) * log_mean(parameters)).sum(-1)
-    return float(each.sum())
+    first, second = parameters[:, 0], parameters[:, 1]
+    constant = betaln(*prior) - betaln(first, second)
+    excess = parameters - np.array(prior)
+    expected = (excess * log_mean(parameters)).sum(-1)
+    return float((constant + expected).sum())
 
 
 @method(
@@ -113,31 +136,36 @@ class ClusterTopics(ClusterMixin, Configured, BaseEstimator, config=Config):
         return tags
 
     def fit(self, X: Any, y: Any = None) -> ClusterTopics:
-        """Fit counts X (N, V); returns self."""
+        """Fit counts X (N, V); returns self.
+
+        `ValueError` for negative counts, fewer documents than clusters, or options out of range.
+        """
         config = self._config()
         X = self._counts(X, reset=True)
         if len(X) < config.n_clusters:
             raise ValueError(f"{len(X)} documents for {config.n_clusters} clusters; expected at least as many")
-        rng, best = check_random_state(config.random_state), None
-        for _ in range(config.n_init):
-            found = self._run(X, config, rng)
-            if best is None or found[-1][-1] > best[-1][-1]:
-                best = found
-        assert best is not None
-        posterior, self.weights_, self.local_topics_, self.global_topics_, self.lower_bounds_ = best
-        self.resp_, self.labels_ = posterior.resp_NJ, posterior.resp_NJ.argmax(1)
+        rng = check_random_state(config.random_state)
+        best = highest([_fit_once(X, config, rng) for _ in range(config.n_init)])
+        posterior, topics = best.state
+        self.weights_ = topics.weights_J
+        self.local_topics_ = topics.local_JLV
+        self.global_topics_ = topics.global_GV
+        self.lower_bounds_ = best.bounds
+        self.n_iter_ = len(best.bounds)
+        self.resp_ = posterior.resp_NJ
+        self.labels_ = posterior.resp_NJ.argmax(1)
         self.local_shares_ = posterior.share_N2[:, 0] / posterior.share_N2.sum(1)
-        self.n_iter_ = len(self.lower_bounds_)
         return self
 
     def predict(self, X: Any) -> Array:
-        """The most probable cluster of every document (N,)."""
+        """The most probable cluster of every document (N,); errors as of `predict_proba`."""
         return self.predict_proba(X).argmax(1)
 
     def predict_proba(self, X: Any) -> Array:
-        """Probabilities of the clusters (N, J)."""
+        """Probabilities of the clusters (N, J); `ValueError` for negative counts or other words than in `fit`."""
         check_is_fitted(self)
-        X, config = self._counts(X, reset=False), self._config()
+        config = self._config()
+        X = self._counts(X, reset=False)
         posterior = _flat_posterior(len(X), config)
         for _ in range(10):
             posterior, *_ = sweep(X, posterior, self.weights_, self.local_topics_, self.global_topics_, config)
@@ -151,68 +179,131 @@ class ClusterTopics(ClusterMixin, Configured, BaseEstimator, config=Config):
                              f"{X[row, column]}; word counts are not negative")
         return X
 
-    def _run(self, X: Array, config: Config,
-             rng: np.random.RandomState) -> tuple[Posterior, Array, Array, Array, list[float]]:
-        J, V = config.n_clusters, X.shape[1]
-        labels = rng.permutation(len(X)) % J
-        if config.init == "kmeans":
-            rows = np.sqrt(X / np.maximum(X.sum(1, keepdims=True), 1))
-            labels = KMeans(J, n_init=1, random_state=rng.randint(2**31)).fit_predict(rows)
-        resp_NJ = np.eye(J)[labels]
-        weights_J = resp_NJ.mean(0)
-        local_JLV = (resp_NJ.T @ X)[:, None] + X.mean() * rng.gamma(1.0, size=(J, config.n_local, V))
-        global_GV = X.sum(0) + X.mean() * J * rng.gamma(1.0, size=(config.n_global, V))
-        local_JLV, global_GV = ((t + config.topic_prior) * rng.gamma(2.0, size=t.shape) for t in (local_JLV, global_GV))
-        local_JLV, global_GV = (t / t.sum(-1, keepdims=True) for t in (local_JLV, global_GV))
-        posterior, bounds = _flat_posterior(len(X), config), []
-        posterior.resp_NJ = resp_NJ
-        for iteration in range(config.max_iter):
-            for _ in range(config.inner_iter):
-                posterior, bound, local_c, global_c = sweep(X, posterior, weights_J, local_JLV, global_GV, config,
-                                                            hold=iteration < 2)
-            bounds.append(bound + config.topic_prior * float(np.log(local_JLV).sum() + np.log(global_GV).sum()))
-            weights_J = posterior.resp_NJ.mean(0)
-            local_JLV, global_GV = (t + config.topic_prior for t in (local_c, global_c))
-            local_JLV, global_GV = (t / t.sum(-1, keepdims=True) for t in (local_JLV, global_GV))
-            if iteration > 2 and bounds[-1] - bounds[-2] < config.tol * abs(bounds[-1]):
-                break
-        return posterior, weights_J, local_JLV, global_GV, bounds[2:] or bounds
+
+def _fit_once(X: Array, config: Config, rng: np.random.RandomState) -> Run[State]:
+    """One start, two iterations in which topics form within its clusters, and the ascent from there."""
+    state = _start(X, config, rng)
+    first_bounds = []
+    for _ in range(min(FORMING, config.max_iter)):
+        state, bound = _iterate(X, state, config, keep_clusters=True)
+        first_bounds.append(bound)
+    run = ascend(
+        lambda now: _iterate(X, now, config),
+        state,
+        tol=config.tol,
+        max_iter=config.max_iter - len(first_bounds),
+        relative=True,
+        ahead=True,
+    )
+    run.bounds = run.bounds or first_bounds
+    return run
+
+
+def _start(X: Array, config: Config, rng: np.random.RandomState) -> State:
+    """Clusters by k-means or chance, and the words of each, disturbed, as its topics."""
+    J, V = config.n_clusters, X.shape[1]
+    labels = rng.permutation(len(X)) % J
+    if config.init == "kmeans":
+        total_N1 = np.maximum(X.sum(1, keepdims=True), 1)
+        kmeans = KMeans(J, n_init=1, random_state=rng.randint(2**31))
+        labels = kmeans.fit_predict(np.sqrt(X / total_N1))
+    resp_NJ = np.eye(J)[labels]
+    words_JV = resp_NJ.T @ X
+    noise_JLV = X.mean() * rng.gamma(1.0, size=(J, config.n_local, V))
+    noise_GV = X.mean() * J * rng.gamma(1.0, size=(config.n_global, V))
+    local_JLV = words_JV[:, None] + noise_JLV + config.topic_prior
+    global_GV = X.sum(0) + noise_GV + config.topic_prior
+    local_JLV = local_JLV * rng.gamma(2.0, size=local_JLV.shape)
+    global_GV = global_GV * rng.gamma(2.0, size=global_GV.shape)
+    topics = Topics(resp_NJ.mean(0), _shares(local_JLV), _shares(global_GV))
+    posterior = _flat_posterior(len(X), config)
+    posterior.resp_NJ = resp_NJ
+    return State(posterior, topics)
+
+
+def _iterate(X: Array, state: State, config: Config, keep_clusters: bool = False) -> tuple[State, float]:
+    """Sweeps over the documents, then topics from their expected counts; the bound between them, prior included."""
+    posterior, topics = state
+    for _ in range(config.inner_iter):
+        posterior, bound, local_counts_JLV, global_counts_GV = sweep(
+            X, posterior, *topics, config, keep_clusters=keep_clusters)
+    log_topics = np.log(topics.local_JLV).sum() + np.log(topics.global_GV).sum()
+    bound = bound + config.topic_prior * float(log_topics)
+    local_JLV = _shares(local_counts_JLV + config.topic_prior)
+    global_GV = _shares(global_counts_GV + config.topic_prior)
+    new = Topics(posterior.resp_NJ.mean(0), local_JLV, global_GV)
+    return State(posterior, new), bound
+
+
+def _shares(counts: Array) -> Array:
+    return counts / counts.sum(-1, keepdims=True)
 
 
 def _flat_posterior(count: int, config: Config) -> Posterior:
     J = config.n_clusters
-    return Posterior(np.full((count, J), 1 / J), np.ones((count, J, config.n_local)),
-                     np.ones((count, config.n_global)), np.ones((count, 2)))
+    resp_NJ = np.full((count, J), 1 / J)
+    local_NJL = np.ones((count, J, config.n_local))
+    global_NG = np.ones((count, config.n_global))
+    return Posterior(resp_NJ, local_NJL, global_NG, np.ones((count, 2)))
 
 
 def sweep(X: Array, old: Posterior, weights_J: Array, local_JLV: Array, global_GV: Array, config: Config,
-          hold: bool = False) -> tuple[Posterior, float, Array, Array]:
+          keep_clusters: bool = False) -> tuple[Posterior, float, Array, Array]:
     """One pass over the documents' posteriors: the new one, the bound at it, and expected counts of topics' words.
 
-    `hold` keeps the clusters' probabilities, so that topics of a start can form first.
+    `keep_clusters` keeps the clusters' probabilities, so that topics of a start can form first.
     """
     log_share_N2 = log_mean(old.share_N2)
     local_NJL = np.exp(log_mean(old.local_NJL) + log_share_N2[:, None, :1])
     global_NG = np.exp(log_mean(old.global_NG) + log_share_N2[:, 1:])
-    shared_NV = global_NG @ global_GV
-    z_JNV = np.stack([local_NJL[:, j] @ local_JLV[j] + shared_NV for j in range(len(weights_J))])
-    log_z_NJ = np.einsum("nv,jnv->nj", X, log_positive(z_JNV))
-    log_weights_J = log_positive(weights_J)
-    resp_NJ = old.resp_NJ if hold else softmax(log_weights_J + log_z_NJ, axis=1)
-    bound = float((resp_NJ * (log_weights_J + log_z_NJ - log_positive(resp_NJ))).sum())
-    bound -= dirichlet_kl(old.local_NJL, config.local_prior) + dirichlet_kl(old.global_NG, config.global_prior) \
-        + beta_kl(old.share_N2, config.share_prior)
-    ratio_JNV = resp_NJ.T[:, :, None] * X / np.maximum(z_JNV, 1e-300)
-    local_counts_NJL = np.stack([local_NJL[:, j] * (r @ local_JLV[j].T) for j, r in enumerate(ratio_JNV)], 1)
-    global_counts_NG = global_NG * (ratio_JNV.sum(0) @ global_GV.T)
-    share_N2 = np.column_stack([local_counts_NJL.sum((1, 2)), global_counts_NG.sum(1)]) + np.array(config.share_prior)
-    new = Posterior(resp_NJ, local_counts_NJL + config.local_prior, global_counts_NG + config.global_prior, share_N2)
-    local_c = np.stack([local_JLV[j] * (local_NJL[:, j].T @ r) for j, r in enumerate(ratio_JNV)])
-    return new, bound, local_c, global_GV * (global_NG.T @ ratio_JNV.sum(0))
+    z_JNV = _word_weights(local_NJL, local_JLV) + global_NG @ global_GV
+    log_words_NJ = np.einsum("nv,jnv->nj", X, log_positive(z_JNV))
+    log_joint_NJ = log_positive(weights_J) + log_words_NJ
+    resp_NJ = old.resp_NJ if keep_clusters else softmax(log_joint_NJ, axis=1)
+    expected_NJ = resp_NJ * (log_joint_NJ - log_positive(resp_NJ))
+    bound = float(expected_NJ.sum()) - _prior_kl(old, config)
+    ratio_JNV = resp_NJ.T[:, :, None] * X / np.maximum(z_JNV, TINY)
+    ratio_NV = ratio_JNV.sum(0)
+    local_counts_JLV = []
+    local_counts_NJL = np.empty_like(local_NJL)
+    for j, cluster_NV in enumerate(ratio_JNV):
+        local_NL = local_NJL[:, j]
+        local_counts_NJL[:, j] = local_NL * (cluster_NV @ local_JLV[j].T)
+        local_counts_JLV.append(local_JLV[j] * (local_NL.T @ cluster_NV))
+    global_counts_NG = global_NG * (ratio_NV @ global_GV.T)
+    global_counts_GV = global_GV * (global_NG.T @ ratio_NV)
+    new = _posterior(resp_NJ, local_counts_NJL, global_counts_NG, config)
+    return new, bound, np.stack(local_counts_JLV), global_counts_GV
+
+
+def _word_weights(local_NJL: Array, local_JLV: Array) -> Array:
+    """What the clusters' own topics give every word of every document, (J, N, V)."""
+    clusters = zip(local_NJL.swapaxes(0, 1), local_JLV)
+    return np.stack([local_NL @ topics_LV for local_NL, topics_LV in clusters])
+
+
+def _prior_kl(posterior: Posterior, config: Config) -> float:
+    """Divergence of the documents' mixing posteriors from their priors, in nats."""
+    of_local = dirichlet_kl(posterior.local_NJL, config.local_prior)
+    of_global = dirichlet_kl(posterior.global_NG, config.global_prior)
+    return of_local + of_global + beta_kl(posterior.share_N2, config.share_prior)
+
+
+def _posterior(resp_NJ: Array, local_counts_NJL: Array, global_counts_NG: Array, config: Config) -> Posterior:
+    """From expected counts and the priors' pseudo-counts."""
+    local_N = local_counts_NJL.sum((1, 2))
+    global_N = global_counts_NG.sum(1)
+    share_N2 = np.column_stack([local_N, global_N]) + np.array(config.share_prior)
+    local_NJL = local_counts_NJL + config.local_prior
+    global_NG = global_counts_NG + config.global_prior
+    return Posterior(resp_NJ, local_NJL, global_NG, share_N2)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twenty documents of two vocabularies and two words that both use."""
-    share = torch.tensor([[4.0, 4.0, 0.1, 0.1, 3.0, 3.0], [0.1, 0.1, 4.0, 4.0, 3.0, 3.0]]).repeat(10, 1)
-    return {"estimator": ClusterTopics(n_clusters=2, n_local=1, n_global=1, random_state=0),
-            "X": torch.poisson(5 * share, generator=generator).numpy()}
+    first = [4.0, 4.0, 0.1, 0.1, 3.0, 3.0]
+    second = [0.1, 0.1, 4.0, 4.0, 3.0, 3.0]
+    rate_NV = 5 * torch.tensor([first, second]).repeat(10, 1)
+    counts_NV = torch.poisson(rate_NV, generator=generator)
+    estimator = ClusterTopics(n_clusters=2, n_local=1, n_global=1, random_state=0)
+    return {"estimator": estimator, "X": counts_NV.numpy()}

@@ -30,7 +30,6 @@ that costs F more than a step gains.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,16 +41,21 @@ from torch import Tensor, nn
 from mixwell.core.method import method
 from mixwell.density._gaussian import LOG_2PI, log_normal
 from mixwell.density._training import update
+from mixwell.density.latent._atlas import (
+    Direction,
+    Flow,
+    check_ranges,
+    draw_latent,
+    latent_log_density,
+    misfit,
+    mixed,
+    overlap_responsibilities,
+    riemannian_gradient,
+    spread_out,
+)
 
 IGNORE = 1e-6  # charts less responsible than this take no part in a step of descent
 GROW, HALVINGS, DECREASE = 1.5, 20, 1e-4  # of step sizes, after a step or before it; of F, per s |grad F|^2
-
-
-def _ranges(owner: object, positive: str, least_zero: str) -> None:
-    for name in f"{positive} {least_zero}".split():
-        wanted, value = "0 or more" if name in least_zero.split() else "above 0", getattr(owner, name)
-        if not value >= 0 or (value == 0 and wanted == "above 0"):
-            raise ValueError(f"{name} is {value}; expected {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +77,12 @@ class Config:
     learn_weights: bool = False  # alpha by gradient too, or equal until the overlap stage sets them
 
     def __post_init__(self) -> None:
-        if self.objective not in ("likelihood", "weighted") or max(self.ramp, self.edge) > 1:
+        known = self.objective in ("likelihood", "weighted")
+        if not known or self.ramp > 1 or self.edge > 1:
             raise ValueError(f"objective, ramp, edge are {self.objective!r}, {self.ramp}, {self.edge}; "
                              "expected likelihood or weighted, and at most 1")
-        _ranges(self, "n_charts latent_dim layers hidden_dim clamp sigma_x sigma_z ramp edge decay", "latent_layers")
+        positive = "n_charts latent_dim layers hidden_dim clamp sigma_x sigma_z ramp edge decay"
+        check_ranges(self, positive, "latent_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +103,7 @@ class Training:
     clip: float = 2.0  # largest norm of a batch's summed gradient
 
     def __post_init__(self) -> None:
-        _ranges(self, "seed_points candidates seed_lr overlap_scale batch_size lr clip",
+        check_ranges(self, "seed_points candidates seed_lr overlap_scale batch_size lr clip",
                 "seed_steps steps smooth_steps lipschitz overlap_steps")
 
 
@@ -109,90 +115,6 @@ class Bound(NamedTuple):
     resp_BK: Tensor  # beta
 
 
-def latent_log_density(z: Tensor, config: Config) -> Tensor:
-    """Log density q of latent points (..., L), in nats."""
-    a, edge = z.abs(), config.edge
-    half = 1 - config.ramp + config.ramp * (1 + edge) / 2 + edge / config.decay
-    fall = edge + (1 - edge) * ((1 - a) / config.ramp).clamp(0, 1)
-    return (fall.log() - config.decay * (a - 1).relu() - math.log(2 * half)).sum(-1)
-
-
-def draw_latent(count: int, config: Config, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Draws (K, count, L) from q by its inverse distribution function."""
-    edge, ramp, flat = config.edge, config.ramp, 1 - config.ramp
-    ramp_mass, tail_mass = ramp * (1 + edge) / 2, edge / config.decay
-    signed = 2 * torch.rand(config.n_charts, count, config.latent_dim, generator=generator, dtype=dtype) - 1
-    mass = signed.abs() * (flat + ramp_mass + tail_mass)
-    over = (mass - flat).clamp(0, ramp_mass)
-    inner = mass.clamp(max=flat) + 2 * over / (1 + (1 - 2 * (1 - edge) * over / ramp).clamp(min=0).sqrt())
-    left = 1 - (mass - flat - ramp_mass).clamp(min=0) / tail_mass
-    return signed.sign() * (inner - left.clamp(min=torch.finfo(dtype).eps).log() / config.decay)
-
-
-def couple(x: Tensor, raw: Tensor, clamp: float, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """x exp(s) + t, or its inverse, and the log determinant; `raw` holds s before its clamp, then t."""
-    scale, shift = raw.chunk(2, -1)
-    scale = clamp * (2 / math.pi) * (scale / clamp).atan()
-    if inverse:
-        return (x - shift) * (-scale).exp(), -scale.sum(-1)
-    return x * scale.exp() + shift, scale.sum(-1)
-
-
-def overlap_responsibilities(joint_KB: Tensor, change_KB: Tensor) -> Tensor:
-    """gamma (K, B) from log alpha_k + ELBO_k and from what shrinking chart k adds to its own."""
-    shrunk_KKB = joint_KB + torch.diag_embed(change_KB.T).permute(1, 2, 0)
-    best_KB = shrunk_KKB.softmax(1).amax(0)
-    return best_KB / best_KB.sum(0)
-
-
-def riemannian_gradient(jacobian: Tensor, gradient: Tensor) -> Tensor:
-    """(J^T J)^-1 J^T g (..., L) for J (..., D, L) and a gradient g (..., D); where J is singular it is not finite."""
-    return torch.linalg.solve_ex(jacobian.mT @ jacobian, jacobian.mT @ gradient[..., None])[0][..., 0]
-
-
-def spread_out(x_ND: Tensor, count: int) -> Tensor:
-    """Indices of `count` points far apart: of the closest pair the one with the nearer next goes, until they fit."""
-    gap_NN, kept = torch.cdist(x_ND, x_ND).fill_diagonal_(math.inf), torch.arange(len(x_ND))
-    while len(kept) > count:
-        near, who = gap_NN[kept][:, kept].topk(2, largest=False)
-        pair = torch.stack([first := near[:, 0].argmin(), who[first, 0]])
-        gone = int(pair[near[pair, 1].argmin()])
-        kept = torch.cat([kept[:gone], kept[gone + 1:]])
-    return kept
-
-
-def misfit(operator: Callable[[Tensor], Tensor], y_BM: Tensor) -> Callable[[Tensor], Tensor]:
-    """F(x) = |G(x) - y|^2 / 2 of every row, for an operator G on (B, D)."""
-    return lambda x_BD: (operator(x_BD) - y_BM).square().sum(-1) / 2
-
-
-class Flow(nn.Module):
-    """K invertible networks of coupling blocks, in which either half of the coordinates moves the other."""
-
-    __call__: Callable[..., tuple[Tensor, Tensor]]
-
-    def __init__(self, dim: int, layers: int, config: Config, generator: torch.Generator | None) -> None:
-        super().__init__()
-        self.halves, self.clamp = (dim // 2, dim - dim // 2), config.clamp
-        a, b, K, H = *self.halves, config.n_charts, config.hidden_dim
-        self.nets = nn.ModuleList()
-        for i, o in layers * ((b, a), (a, b)):
-            net = nn.ParameterList()
-            for m, n in itertools.pairwise((i, H, H, 2 * o)):
-                net.extend((torch.randn(K, m, n, generator=generator) / (3 * m) ** 0.5, torch.zeros(K, 1, n)))
-            self.nets.append(net)
-
-    def forward(self, z_KBD: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Points (K, B, D) and log determinants (K, B)."""
-        parts, log_det_KB = list(z_KBD.split(self.halves, -1)), z_KBD.new_zeros(z_KBD.shape[:-1])
-        for n in reversed(range(len(self.nets))) if inverse else range(len(self.nets)):
-            w1, b1, w2, b2, w3, b3 = self.nets[n].parameters()
-            raw_KBH = torch.baddbmm(b2, torch.baddbmm(b1, parts[1 - n % 2], w1).relu(), w2).relu()
-            parts[n % 2], change_KB = couple(parts[n % 2], torch.baddbmm(b3, raw_KBH, w3), self.clamp, inverse)
-            log_det_KB = log_det_KB + change_KB
-        return torch.cat(parts, -1), log_det_KB
-
-
 @method(
     title="Mixture of VAEs as charts",
     paper="Manifold Learning by Mixture Models of VAEs for Inverse Problems",
@@ -200,34 +122,49 @@ class Flow(nn.Module):
     tags={"module"},
 )
 class ChartMixture(nn.Module):
-    """K charts of a manifold in R^dim; see the module's card."""
+    """K charts of a manifold in R^dim; see the module's card.
+
+    `ValueError` where `dim` is below 2 or below the latent dimension.
+    """
 
     def __init__(self, dim: int, config: Config | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config or Config()
-        L = self.config.latent_dim
-        if dim < max(2, L):
-            raise ValueError(f"dim is {dim} with latent_dim {L}; expected 2 or more, and no less than latent_dim")
-        self.flow = Flow(dim, self.config.layers, self.config, generator)
-        self.latent = Flow(L, self.config.latent_layers if L > 1 else 0, self.config, generator)
-        self.logit_K = nn.Parameter(torch.zeros(self.config.n_charts), requires_grad=self.config.learn_weights)
+        self.dim = dim
+        self.config = c = config or Config()
+        if dim < max(2, c.latent_dim):
+            raise ValueError(f"dim is {dim} with latent_dim {c.latent_dim}; expected 2 or more, and no less than "
+                             "latent_dim")
+        latent_layers = c.latent_layers
+        if c.latent_dim == 1:  # a single coordinate has no other half that could move it
+            latent_layers = 0
+        self.flow = Flow(dim, c.layers, c, generator)
+        self.latent = Flow(c.latent_dim, latent_layers, c, generator)
+        equal_K = torch.zeros(c.n_charts)
+        self.logit_K = nn.Parameter(equal_K, requires_grad=c.learn_weights)
 
     def points(self, z_KBL: Tensor) -> Tensor:
         """C_k(z), (K, B, D): every chart's points of the manifold."""
-        return self._decode(self.latent(z_KBL)[0])
+        y_KBL, _ = self.latent(z_KBL)
+        return self._decode(y_KBL)
 
     def coordinates(self, x_KBD: Tensor) -> Tensor:
         """C_k^-1(x), (K, B, L): the left inverse of `points`."""
-        return self.latent(self._encode(x_KBD), inverse=True)[0]
+        y_KBL = self._encode(x_KBD)
+        z_KBL, _ = self.latent(y_KBL, inverse=True)
+        return z_KBL
 
     def jacobian(self, z_KBL: Tensor) -> Tensor:
         """J_k of `points`, (K, B, D, L)."""
+        columns = []
         with torch.enable_grad():
             z_KBL = z_KBL.detach().requires_grad_()
             x_KBD = self.points(z_KBL)
+            # J^T u is linear in u, so that its gradient by u is a column of J
             u_KBD = torch.zeros_like(x_KBD, requires_grad=True)
-            pulled_KBL = torch.autograd.grad(x_KBD, z_KBL, u_KBD, create_graph=True)[0]  # J^T u, linear in u
-            columns = [torch.autograd.grad(v.sum(), u_KBD, retain_graph=True)[0] for v in pulled_KBL.unbind(-1)]
+            (pulled_KBL,) = torch.autograd.grad(x_KBD, z_KBL, u_KBD, create_graph=True)
+            for pulled_KB in pulled_KBL.unbind(-1):
+                (column_KBD,) = torch.autograd.grad(pulled_KB.sum(), u_KBD, retain_graph=True)
+                columns.append(column_KBD)
         return torch.stack(columns, -1)
 
     def elbo(self, x_KBD: Tensor, noise_KBL: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,44 +172,65 @@ class ChartMixture(nn.Module):
         c = self.config
         y_KBL = self._encode(x_KBD) + c.sigma_z * noise_KBL
         z_KBL, log_det_KB = self.latent(y_KBL, inverse=True)
-        square_KB = (self._decode(y_KBL) - x_KBD).square().sum(-1)
-        fit_KB = log_normal(square_KB / c.sigma_x**2, self.dim * math.log(c.sigma_x), self.dim)
-        entropy = c.latent_dim * (0.5 * (LOG_2PI + 1) + math.log(c.sigma_z))
-        return latent_log_density(z_KBL, c) + log_det_KB + fit_KB + entropy, z_KBL
+        gap_KBD = self._decode(y_KBL) - x_KBD
+        square_KB = gap_KBD.square().sum(-1)
+        log_scale = self.dim * math.log(c.sigma_x)
+        fit_KB = log_normal(square_KB / c.sigma_x**2, log_scale, self.dim)
+        coordinate_entropy = 0.5 * (LOG_2PI + 1) + math.log(c.sigma_z)
+        entropy = c.latent_dim * coordinate_entropy
+        prior_KB = latent_log_density(z_KBL, c) + log_det_KB
+        return prior_KB + fit_KB + entropy, z_KBL
 
     def forward(self, x_BD: Tensor, generator: torch.Generator | None = None) -> Bound:
-        """Bounds and responsibilities; without a generator the latent noise is zero."""
+        """Bounds and responsibilities; without a generator the latent noise is zero.
+
+        `ValueError` where x has other columns than `dim`.
+        """
         joint_KB, elbo_KB, _ = self._joint(x_BD, generator)
         resp_KB = joint_KB.softmax(0)
-        bound_B = joint_KB.logsumexp(0) if self.config.objective == "likelihood" else (resp_KB * joint_KB).sum(0)
+        if self.config.objective == "likelihood":
+            bound_B = joint_KB.logsumexp(0)
+        else:
+            bound_B = (resp_KB * joint_KB).sum(0)
         return Bound(bound_B, elbo_KB.T, resp_KB.T)
 
+    @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Points (count, D) of the manifold, without the decoder's noise."""
-        with torch.no_grad():
-            k_B = torch.multinomial(self.logit_K.softmax(0), count, replacement=True, generator=generator)
-            return self.points(draw_latent(count, self.config, generator, self.logit_K.dtype))[k_B, torch.arange(count)]
+        weight_K = self.logit_K.softmax(0)
+        chart_B = torch.multinomial(weight_K, count, replacement=True, generator=generator)
+        z_KBL = draw_latent(count, self.config, generator, self.logit_K.dtype)
+        x_KBD = self.points(z_KBL)
+        return x_KBD[chart_B, torch.arange(count)]
 
     def roughness(self, count: int, generator: torch.Generator) -> Tensor:
         """Lipschitz term: squared moves of points as z moves by sigma_z eps, over sigma_x^2, summed over draws."""
-        z_KBL = draw_latent(count, self.config, generator, self.logit_K.dtype)
-        move_KBD = self.points(z_KBL) - self.points(z_KBL + self.config.sigma_z * self._noise(count, generator))
-        return move_KBD.square().sum() / self.config.sigma_x**2
+        c = self.config
+        z_KBL = draw_latent(count, c, generator, self.logit_K.dtype)
+        noise_KBL = self._noise(count, generator)
+        moved_KBL = z_KBL + c.sigma_z * noise_KBL
+        move_KBD = self.points(z_KBL) - self.points(moved_KBL)
+        return move_KBD.square().sum() / c.sigma_x**2
 
     def fit(self, x_ND: Tensor, generator: torch.Generator, training: Training | None = None) -> Tensor:
-        """Train on points of the manifold; the second stage's loss at each step, nats a point."""
+        """Train on points of the manifold; the second stage's loss at each step, nats a point.
+
+        `ValueError` where x has other columns than `dim`, or fewer rows than there are charts.
+        """
         how = training or Training()
-        if len(self._checked(x_ND)) < self.config.n_charts:
+        self._checked(x_ND)
+        if len(x_ND) < self.config.n_charts:
             raise ValueError(f"x has {len(x_ND)} rows; expected one or more for each of {self.config.n_charts} charts")
         self._seed(x_ND, how, generator)
         optimizer = torch.optim.Adam(self.parameters(), lr=how.lr)
         losses = x_ND.new_zeros(how.steps)
-        for i in range(how.steps):
-            rows = torch.randint(len(x_ND), (how.batch_size,), generator=generator)
-            loss = -self(x_ND[rows], generator).log_density_B.sum()
-            losses[i] = loss.detach() / len(rows)
-            if i < how.smooth_steps:
-                loss = loss + how.lipschitz * self.roughness(len(rows), generator)
+        for step in range(how.steps):
+            rows_B = torch.randint(len(x_ND), (how.batch_size,), generator=generator)
+            bound = self(x_ND[rows_B], generator)
+            loss = -bound.log_density_B.sum()
+            losses[step] = loss.detach() / how.batch_size
+            if step < how.smooth_steps:
+                loss = loss + how.lipschitz * self.roughness(how.batch_size, generator)
             update(optimizer, loss, how.clip)
         if how.overlap_steps:
             self._overlap(x_ND, how, optimizer, generator)
@@ -285,112 +243,155 @@ class ChartMixture(nn.Module):
 
         At most `steps`, the first of `step_size`, then of each row's own; through the tangent (`project`) or within the
         `chart`'s coordinates; by all charts' `mean` or by the `best` alone. Gives the points (S, B, D) of the start and
-        every step, and F (S, B), which never rises.
+        every step, and F (S, B), which never rises. `ValueError` for other options, or starts of other columns.
         """
-        if retraction not in ("project", "chart") or hop not in ("mean", "best") or min(steps, step_size) <= 0:
+        known = retraction in ("project", "chart") and hop in ("mean", "best")
+        if not known or steps <= 0 or step_size <= 0:
             raise ValueError(f"retraction, hop, steps, step_size are {retraction!r}, {hop!r}, {steps}, {step_size}; "
                              "expected project or chart, mean or best, and above 0")
         with torch.no_grad():
             z_KBL, share_KB = self._located(start_BD, hop)
-            x_BD = _mixed(share_KB, self.points(z_KBL))
-            value_B, step_B = objective(x_BD), x_BD.new_full((len(x_BD),), step_size)
-            path = [(x_BD, value_B)]
+            x_BD = mixed(share_KB, self.points(z_KBL))
+            value_B = objective(x_BD)
+            size_B = x_BD.new_full((len(x_BD),), step_size)
+            points, values = [x_BD], [value_B]
             for _ in range(steps):
-                x_BD, value_B, step_B, moved_B = self._move(objective, x_BD, value_B, step_B, retraction, hop)
-                if not bool(moved_B.any()):
+                way = self._direction(objective, x_BD, hop)
+                x_BD, value_B, size_B, moved_B = self._move(objective, way, x_BD, value_B, size_B, retraction)
+                if not moved_B.any():
                     break
-                path.append((x_BD, value_B))
-        points, values = zip(*path)
+                points.append(x_BD)
+                values.append(value_B)
         return torch.stack(points), torch.stack(values)
 
     def project(self, y_BD: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """Descent of |x - y|^2 / 2 from where the charts put y, with `descend`'s options."""
-        return self.descend(misfit(lambda x_BD: x_BD, y_BD), y_BD, **options)
+        """Descent of |x - y|^2 / 2 from where the charts put y, with `descend`'s options and errors."""
+        distance = misfit(lambda x_BD: x_BD, y_BD)
+        return self.descend(distance, y_BD, **options)
 
-    def _move(self, objective: Callable[[Tensor], Tensor], x_BD: Tensor, value_B: Tensor, step_B: Tensor,
-              retraction: str, hop: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One step of every row by backtracking: points, F, next step sizes, and which rows moved."""
+    def _direction(self, objective: Callable[[Tensor], Tensor], x_BD: Tensor, hop: str) -> Direction:
         z_KBL, share_KB = self._located(x_BD, hop)
-        jacobian, point_KBD = self.jacobian(z_KBL), self.points(z_KBL)
+        jacobian_KBDL = self.jacobian(z_KBL)
+        point_KBD = self.points(z_KBL)
         with torch.enable_grad():
-            total = torch.stack([objective(point_BD) for point_BD in point_KBD.requires_grad_()]).sum()
-            grad_KBD = torch.autograd.grad(total, point_KBD)[0]
-        way_KBL = riemannian_gradient(jacobian, grad_KBD)
-        tangent_KBD = (jacobian @ way_KBL[..., None])[..., 0]
-        fall_B = DECREASE * _mixed(share_KB, tangent_KBD.square()).sum(-1)
-        moved_B = torch.zeros_like(step_B, dtype=torch.bool)
+            values = [objective(point_BD) for point_BD in point_KBD.requires_grad_()]
+            (grad_KBD,) = torch.autograd.grad(torch.stack(values).sum(), point_KBD)
+        way_KBL = riemannian_gradient(jacobian_KBDL, grad_KBD)
+        tangent_KBD = (jacobian_KBDL @ way_KBL[..., None])[..., 0]
+        steepness_B = mixed(share_KB, tangent_KBD.square()).sum(-1)
+        return Direction(z_KBL, share_KB, way_KBL, tangent_KBD, DECREASE * steepness_B)
+
+    def _move(self, objective: Callable[[Tensor], Tensor], way: Direction, x_BD: Tensor, value_B: Tensor,
+              size_B: Tensor, retraction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One step of every row by backtracking: points, F, next step sizes, and which rows moved."""
+        moved_B = torch.zeros_like(size_B, dtype=torch.bool)
         for _ in range(HALVINGS):
-            to_KBL = z_KBL - step_B[:, None] * way_KBL if retraction == "chart" else \
-                self.coordinates(x_BD - step_B[:, None] * tangent_KBD)
-            inside_KB = share_KB * (to_KBL.abs() <= z_KBL.abs().clamp(min=1)).all(-1)
-            trial_BD = _mixed(inside_KB, self.points(to_KBL))
+            inside_KB, trial_BD = self._trial(way, x_BD, size_B, retraction)
             new_B = objective(trial_BD)
-            good_B = inside_KB.any(0) & ~moved_B & (new_B < value_B) & (new_B <= value_B - step_B * fall_B)
-            x_BD, value_B = torch.where(good_B[:, None], trial_BD, x_BD), torch.where(good_B, new_B, value_B)
+            enough_B = new_B <= value_B - size_B * way.slope_B
+            falls_B = enough_B & (new_B < value_B)
+            good_B = falls_B & inside_KB.any(0) & ~moved_B
+            x_BD = torch.where(good_B[:, None], trial_BD, x_BD)
+            value_B = torch.where(good_B, new_B, value_B)
             moved_B |= good_B
-            if bool(moved_B.all()):
+            if moved_B.all():
                 break
-            step_B = torch.where(moved_B, step_B, step_B / 2)
-        return x_BD, value_B, torch.where(moved_B, GROW * step_B, step_B), moved_B
+            size_B = torch.where(moved_B, size_B, size_B / 2)
+        next_B = torch.where(moved_B, GROW * size_B, size_B)
+        return x_BD, value_B, next_B, moved_B
+
+    def _trial(self, way: Direction, x_BD: Tensor, size_B: Tensor, retraction: str) -> tuple[Tensor, Tensor]:
+        """Shares (K, B) of the charts that such a step does not leave, and their points' mean (B, D)."""
+        size_B1 = size_B[:, None]
+        if retraction == "chart":
+            to_KBL = way.z_KBL - size_B1 * way.way_KBL
+        else:
+            beside_KBD = x_BD - size_B1 * way.tangent_KBD
+            to_KBL = self.coordinates(beside_KBD)
+        limit_KBL = way.z_KBL.abs().clamp(min=1)  # a point that lies beyond the end may come back
+        stays_KB = (to_KBL.abs() <= limit_KBL).all(-1)
+        inside_KB = way.share_KB * stays_KB
+        return inside_KB, mixed(inside_KB, self.points(to_KBL))
 
     def _located(self, x_BD: Tensor, hop: str) -> tuple[Tensor, Tensor]:
         """Coordinates (K, B, L) in every chart, and the share (K, B) that each has in a step."""
         share_KB = self(x_BD).resp_BK.T
         if hop == "best":
-            share_KB = torch.zeros_like(share_KB).scatter(0, share_KB.argmax(0, keepdim=True), 1.0)
-        return self.coordinates(x_BD.expand(len(share_KB), -1, -1)), share_KB * (share_KB >= IGNORE)
+            best_1B = share_KB.argmax(0, keepdim=True)
+            share_KB = torch.zeros_like(share_KB).scatter(0, best_1B, 1.0)
+        x_KBD = x_BD.expand(len(share_KB), -1, -1)
+        large_KB = share_KB >= IGNORE
+        return self.coordinates(x_KBD), share_KB * large_KB
 
     def _seed(self, x_ND: Tensor, how: Training, generator: torch.Generator) -> None:
-        some = torch.randperm(len(x_ND), generator=generator)[:max(how.candidates, self.config.n_charts)]
-        centre_KD = x_ND[some][spread_out(x_ND[some], self.config.n_charts)]
-        near_KS = torch.cdist(centre_KD, x_ND).topk(min(how.seed_points, len(x_ND)), largest=False).indices
+        """The first stage: every chart learns the points around a centre of its own."""
+        n_charts = self.config.n_charts
+        tried = max(how.candidates, n_charts)
+        candidates = x_ND[torch.randperm(len(x_ND), generator=generator)[:tried]]
+        centre_KD = candidates[spread_out(candidates, n_charts)]
+        patch = min(how.seed_points, len(x_ND))
+        near_KS = torch.cdist(centre_KD, x_ND).topk(patch, largest=False).indices
         optimizer = torch.optim.Adam(self.parameters(), lr=how.seed_lr)
         for _ in range(how.seed_steps):
-            elbo_KS, _ = self.elbo(x_ND[near_KS], self._noise(near_KS.shape[1], generator))
+            noise_KSL = self._noise(patch, generator)
+            elbo_KS, _ = self.elbo(x_ND[near_KS], noise_KSL)
             update(optimizer, -elbo_KS.mean(1).sum())
 
     def _overlap(self, x_ND: Tensor, how: Training, optimizer: torch.optim.Adam, generator: torch.Generator) -> None:
-        with torch.no_grad():
-            joint_KN, _, z_KNL = self._joint(x_ND, generator)
-            shrunk_KN, own_KN = (latent_log_density(s * z_KNL, self.config) for s in (how.overlap_scale, 1.0))
-            gamma_KN = overlap_responsibilities(joint_KN, shrunk_KN - own_KN)
-            self.logit_K.copy_(gamma_KN.mean(1).clamp(min=torch.finfo(gamma_KN.dtype).tiny).log())
+        """The third stage: the charts' bounds under fixed responsibilities that overlap."""
+        gamma_KN = self._overlapping(x_ND, how.overlap_scale, generator)
+        smallest = torch.finfo(gamma_KN.dtype).tiny
+        weight_K = gamma_KN.mean(1).clamp(min=smallest)
+        self.logit_K.data.copy_(weight_K.log())
         for _ in range(how.overlap_steps):
-            rows = torch.randint(len(x_ND), (how.batch_size,), generator=generator)
-            _, elbo_KB, _ = self._joint(x_ND[rows], generator)
-            update(optimizer, -(gamma_KN[:, rows] * elbo_KB).sum(), how.clip)
+            rows_B = torch.randint(len(x_ND), (how.batch_size,), generator=generator)
+            _, elbo_KB, _ = self._joint(x_ND[rows_B], generator)
+            weighted_KB = gamma_KN[:, rows_B] * elbo_KB
+            update(optimizer, -weighted_KB.sum(), how.clip)
+
+    @torch.no_grad()
+    def _overlapping(self, x_ND: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+        joint_KN, _, z_KNL = self._joint(x_ND, generator)
+        shrunk_KN = latent_log_density(scale * z_KNL, self.config)
+        own_KN = latent_log_density(z_KNL, self.config)
+        return overlap_responsibilities(joint_KN, shrunk_KN - own_KN)
 
     def _joint(self, x_BD: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """log alpha_k + ELBO_k and ELBO_k, (K, B), and z (K, B, L)."""
-        noise_KBL = self._noise(len(self._checked(x_BD)), generator)
-        elbo_KB, z_KBL = self.elbo(x_BD.expand(len(noise_KBL), -1, -1), noise_KBL)
-        return elbo_KB + self.logit_K.log_softmax(0)[:, None], elbo_KB, z_KBL
+        self._checked(x_BD)
+        noise_KBL = self._noise(len(x_BD), generator)
+        x_KBD = x_BD.expand(len(noise_KBL), -1, -1)
+        elbo_KB, z_KBL = self.elbo(x_KBD, noise_KBL)
+        log_weight_K = self.logit_K.log_softmax(0)
+        return elbo_KB + log_weight_K[:, None], elbo_KB, z_KBL
 
-    def _checked(self, x_BD: Tensor) -> Tensor:
+    def _checked(self, x_BD: Tensor) -> None:
         if x_BD.ndim != 2 or x_BD.shape[1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x_BD.shape)}; expected (points, {self.dim})")
-        return x_BD
+            found = tuple(x_BD.shape)
+            raise ValueError(f"x has shape {found}; expected (points, {self.dim})")
 
     def _encode(self, x_KBD: Tensor) -> Tensor:
-        return self.flow(x_KBD, inverse=True)[0][..., :self.config.latent_dim]
+        straight_KBD, _ = self.flow(x_KBD, inverse=True)
+        return straight_KBD[..., :self.config.latent_dim]
 
     def _decode(self, y_KBL: Tensor) -> Tensor:
-        return self.flow(nn.functional.pad(y_KBL, (0, self.dim - self.config.latent_dim)))[0]
+        missing = self.dim - self.config.latent_dim
+        straight_KBD = nn.functional.pad(y_KBL, (0, missing))
+        x_KBD, _ = self.flow(straight_KBD)
+        return x_KBD
 
     def _noise(self, count: int, generator: torch.Generator | None) -> Tensor:
-        shape, dtype = (self.config.n_charts, count, self.config.latent_dim), self.logit_K.dtype
-        return torch.zeros(shape, dtype=dtype) if generator is None else \
-            torch.randn(shape, generator=generator, dtype=dtype)
-
-
-def _mixed(share_KB: Tensor, value_KBD: Tensor) -> Tensor:
-    """Mean over the charts that take part, whatever the others hold."""
-    share_KBD = (share_KB / share_KB.sum(0))[..., None]
-    return torch.where(share_KBD > 0, share_KBD * value_KBD, 0.0).sum(0)
+        dtype = self.logit_K.dtype
+        shape = (self.config.n_charts, count, self.config.latent_dim)
+        if generator is None:
+            return torch.zeros(shape, dtype=dtype)
+        return torch.randn(shape, generator=generator, dtype=dtype)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two charts of a curve in the plane, and ten points of the unit circle."""
+    config = Config(layers=2, hidden_dim=8, sigma_x=0.1, sigma_z=0.1)
     angle_B = 2 * math.pi * torch.rand(10, generator=generator)
-    module = ChartMixture(2, Config(layers=2, hidden_dim=8, sigma_x=0.1, sigma_z=0.1), generator)
-    return {"module": module, "x_BD": torch.stack([angle_B.cos(), angle_B.sin()], 1), "generator": generator}
+    x_BD = torch.stack([angle_B.cos(), angle_B.sin()], 1)
+    module = ChartMixture(2, config, generator)
+    return {"module": module, "x_BD": x_BD, "generator": generator}

@@ -66,16 +66,22 @@ class Config:
     kl_weight: float = 1.0  # of both divergences in training; 1 is the bound
 
     def __post_init__(self) -> None:
-        known = {"cell": ("lstm", "gru"), "imputation": ("kernel", "zero"), "path": ("gumbel", "hard", "mean"),
-                 "scales": ("fixed", "learned")}
+        known = {
+            "cell": ("lstm", "gru"),
+            "imputation": ("kernel", "zero"),
+            "path": ("gumbel", "hard", "mean"),
+            "scales": ("fixed", "learned"),
+        }
         for name, options in known.items():
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(options)}")
-        if min(self.n_clusters, self.hidden_dim) < 1:
+            value = getattr(self, name)
+            if value not in options:
+                raise ValueError(f"{name} is {value!r}; expected {' or '.join(options)}")
+        if self.n_clusters < 1 or self.hidden_dim < 1:
             raise ValueError(f"n_clusters is {self.n_clusters} and hidden_dim {self.hidden_dim}; expected 1 or more")
         for name in ("alpha", "temperature", "scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected above 0")
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; expected above 0")
         if self.gamma is not None and not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; expected 0 to 1, or None for the gate")
         if self.kl_weight < 0:
@@ -93,7 +99,8 @@ class Terms(NamedTuple):
 
     def loss(self, kl_weight: float = 1.0) -> Tensor:
         """Their sum; with weight 1 the negative bound."""
-        return self.dynamic + self.static + kl_weight * (self.transition + self.start)
+        divergence = self.transition + self.start
+        return self.dynamic + self.static + kl_weight * divergence
 
 
 class Forecast(NamedTuple):
@@ -112,7 +119,8 @@ class Forecast(NamedTuple):
     def log_prob(self, x_BSD: Tensor, mask_BSD: Tensor) -> Tensor:
         """Log densities (B, S) of the observed values of each step by itself; 0 where there are none."""
         log_BSK = emission(x_BSD, mask_BSD, self.means_KD, self.scales_KD)
-        return (self.weights_BSK.log() + log_BSK).logsumexp(-1)
+        log_joint_BSK = self.weights_BSK.log() + log_BSK
+        return log_joint_BSK.logsumexp(-1)
 
 
 def impute(x_BTD: Tensor, mask_BTD: Tensor, alpha_D: Tensor, rho_DD: Tensor) -> Tensor:
@@ -120,23 +128,29 @@ def impute(x_BTD: Tensor, mask_BTD: Tensor, alpha_D: Tensor, rho_DD: Tensor) -> 
 
     `rho_DD[i, j]` is the weight of column j in column i; its diagonal is taken as 1.
     """
-    D = x_BTD.shape[-1]
-    time_T = torch.arange(x_BTD.shape[1], dtype=x_BTD.dtype, device=x_BTD.device)
-    kernel_TTD = (-alpha_D * (time_T[:, None, None] - time_T[:, None]) ** 2).exp()
+    _, T, D = x_BTD.shape
+    dtype, device = x_BTD.dtype, x_BTD.device
+    time_T11 = torch.arange(T, dtype=dtype, device=device)[:, None, None]
+    gap_TT1 = time_T11 - time_T11.transpose(0, 1)
+    kernel_TTD = (-alpha_D * gap_TT1**2).exp()
     known_BTD = x_BTD.masked_fill(~mask_BTD, 0)
     sums_BTD = torch.einsum("tsd,bsd->btd", kernel_TTD, known_BTD)
-    intensity_BTD = torch.einsum("tsd,bsd->btd", kernel_TTD, mask_BTD.to(x_BTD.dtype))
-    eye_DD = torch.eye(D, dtype=x_BTD.dtype, device=x_BTD.device)
+    intensity_BTD = torch.einsum("tsd,bsd->btd", kernel_TTD, mask_BTD.to(dtype))
+    eye_DD = torch.eye(D, dtype=dtype, device=device)
     mixing_DD = rho_DD * (1 - eye_DD) + eye_DD
-    total_BT1 = intensity_BTD.sum(-1, keepdim=True).clamp(min=torch.finfo(x_BTD.dtype).tiny)
-    return torch.where(mask_BTD, known_BTD, sums_BTD @ mixing_DD.T / total_BT1)
+    smallest = torch.finfo(dtype).tiny
+    total_BT1 = intensity_BTD.sum(-1, keepdim=True).clamp(min=smallest)
+    smoothed_BTD = sums_BTD @ mixing_DD.T / total_BT1
+    return torch.where(mask_BTD, known_BTD, smoothed_BTD)
 
 
 def emission(x_BTD: Tensor, mask_BTD: Tensor, means_KD: Tensor, scales_KD: Tensor) -> Tensor:
     """log p(x_t | z_t = c) of the observed values (B, T, K)."""
-    white_BTKD = (x_BTD.masked_fill(~mask_BTD, 0)[:, :, None] - means_KD) / scales_KD
+    known_BTD = x_BTD.masked_fill(~mask_BTD, 0)
+    white_BTKD = (known_BTD[:, :, None] - means_KD) / scales_KD
     log_BTKD = log_normal(white_BTKD**2, scales_KD.log())
-    return log_BTKD.masked_fill(~mask_BTD[:, :, None], 0).sum(-1)
+    absent_BT1D = ~mask_BTD[:, :, None]
+    return log_BTKD.masked_fill(absent_BT1D, 0).sum(-1)
 
 
 def marginals(conditional_BTKK: Tensor) -> Tensor:
@@ -153,11 +167,15 @@ def draw(log_q: Tensor, path: str, temperature: float, generator: torch.Generato
     """A cluster from each row (..., K): relaxed ("gumbel"), one-hot with relaxed gradient ("hard"), or q ("mean")."""
     if path == "mean":
         return log_q.exp()
-    noise = torch.empty_like(log_q).exponential_(generator=generator).clamp(min=torch.finfo(log_q.dtype).tiny)
-    soft = ((log_q - noise.log()) / temperature).softmax(-1)
+    smallest = torch.finfo(log_q.dtype).tiny
+    exponential = torch.empty_like(log_q).exponential_(generator=generator)
+    minus_gumbel = exponential.clamp(min=smallest).log()
+    soft = ((log_q - minus_gumbel) / temperature).softmax(-1)
     if path == "gumbel":
         return soft
-    return F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype) + (soft - soft.detach())
+    hard = F.one_hot(soft.argmax(-1), soft.shape[-1])
+    gradient = soft - soft.detach()  # zero, with the relaxed draw's gradient
+    return hard.to(soft.dtype) + gradient
 
 
 @method(
@@ -171,6 +189,7 @@ class DynamicMixture(nn.Module):
     """Series of `dim` columns, standardised, with missing values; see the module's card.
 
     Calling it gives the `Terms` of the bound, `cluster` the posterior of clusters, `forecast` what comes next.
+    `ValueError` where `dim` is below 1.
     """
 
     static_K: Tensor  # p(mu) for forecasts; `train` keeps it
@@ -179,13 +198,15 @@ class DynamicMixture(nn.Module):
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim is {dim}; expected 1 or more")
-        self.dim, self.config = dim, config or Config()
-        H, K = self.config.hidden_dim, self.config.n_clusters
-        cell = nn.LSTM if self.config.cell == "lstm" else nn.GRU
-        self.encoder, self.transition = cell(2 * dim, H, batch_first=True), cell(K, H, batch_first=True)
-        self.to_posterior, self.to_next = (
-            nn.Sequential(nn.Linear(width, H), nn.Tanh(), nn.Linear(H, K)) for width in (H + K, H))
-        if self.config.gamma is None:
+        self.dim = dim
+        self.config = config = config or Config()
+        H, K = config.hidden_dim, config.n_clusters
+        cell = nn.LSTM if config.cell == "lstm" else nn.GRU
+        self.encoder = cell(2 * dim, H, batch_first=True)
+        self.transition = cell(K, H, batch_first=True)
+        self.to_posterior = nn.Sequential(nn.Linear(H + K, H), nn.Tanh(), nn.Linear(H, K))
+        self.to_next = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, K))
+        if config.gamma is None:
             self.to_gate = nn.Linear(H, 1)
         self.means_KD = nn.Parameter(torch.empty(K, dim))
         for parameter in self.parameters():
@@ -193,10 +214,11 @@ class DynamicMixture(nn.Module):
                 nn.init.xavier_normal_(parameter, generator=generator)
             else:
                 nn.init.zeros_(parameter)
-        self.log_scales_KD = nn.Parameter(torch.full((K, dim), math.log(self.config.scale)),
-                                          requires_grad=self.config.scales == "learned")
-        if self.config.imputation == "kernel":
-            self.log_alpha_D = nn.Parameter(torch.full((dim,), math.log(self.config.alpha)))
+        log_scales_KD = torch.full((K, dim), math.log(config.scale))
+        self.log_scales_KD = nn.Parameter(log_scales_KD, requires_grad=config.scales == "learned")
+        if config.imputation == "kernel":
+            log_alpha_D = torch.full((dim,), math.log(config.alpha))
+            self.log_alpha_D = nn.Parameter(log_alpha_D)
             self.rho_DD = nn.Parameter(torch.zeros(dim, dim))
         self.register_buffer("static_K", torch.full((K,), 1 / K))
 
@@ -204,81 +226,114 @@ class DynamicMixture(nn.Module):
         """Terms of the bound. ValueError for shapes that do not fit; unobserved values of x may be anything."""
         h_BTH, marginal_BTK = self._infer(x_BTD, mask_BTD)
         path_BTK, log_q_BTK = self._walk(h_BTH, self.config.path, generator)
-        log_p_BTK = self.to_next(self.transition(path_BTK)[0]).log_softmax(-1)[:, :-1]
-        log_p_BTK = F.pad(log_p_BTK, (0, 0, 1, 0), value=-math.log(self.config.n_clusters))
-        kl_BT = (log_q_BTK.exp() * (log_q_BTK - log_p_BTK)).sum(-1)
+        log_p_BTK = self._log_next(path_BTK)
+        log_ratio_BTK = log_q_BTK - log_p_BTK
+        kl_BT = (log_q_BTK.exp() * log_ratio_BTK).sum(-1)
         log_x_BTK = emission(x_BTD, mask_BTD, self.means_KD, self.log_scales_KD.exp())
-        gamma_BT = self._gamma(F.pad(h_BTH, (0, 0, 1, 0))[:, :-1])
+        gamma_BT = self._gamma(_delayed(h_BTH))
         weights_K = marginal_BTK.mean((0, 1))
-        dynamic_BT = (1 - gamma_BT) * (marginal_BTK * log_x_BTK).sum(-1)
+        expected_BT = (marginal_BTK * log_x_BTK).sum(-1)
+        dynamic_BT = (1 - gamma_BT) * expected_BT
         static_BT = gamma_BT * (log_x_BTK @ weights_K)
-        return Terms(-dynamic_BT.sum(1).mean(), -static_BT.sum(1).mean(), kl_BT[:, 1:].sum(1).mean(),
-                     kl_BT[:, 0].mean(), weights_K)
+        return Terms(
+            dynamic=-dynamic_BT.sum(1).mean(),
+            static=-static_BT.sum(1).mean(),
+            transition=kl_BT[:, 1:].sum(1).mean(),
+            start=kl_BT[:, 0].mean(),
+            weights_K=weights_K,
+        )
+
+    def _log_next(self, path_BTK: Tensor) -> Tensor:
+        """log p(z_t | z_1 .. z_{t-1}) along a path; the first cluster is uniform."""
+        out_BTH, _ = self.transition(path_BTK)
+        log_p_BTK = self.to_next(out_BTH).log_softmax(-1)
+        uniform = -math.log(self.config.n_clusters)
+        return _delayed(log_p_BTK, uniform)
 
     def cluster(self, x_BTD: Tensor, mask_BTD: Tensor) -> Tensor:
-        """Posterior of clusters q(z_t | x_{1:t}) (B, T, K)."""
-        return self._infer(x_BTD, mask_BTD)[1]
+        """Posterior of clusters q(z_t | x_{1:t}) (B, T, K); errors as of the call."""
+        _, marginal_BTK = self._infer(x_BTD, mask_BTD)
+        return marginal_BTK
 
     @torch.no_grad()
     def forecast(self, x_BTD: Tensor, mask_BTD: Tensor, steps: int, samples: int,
                  generator: torch.Generator | None = None) -> Forecast:
-        """The `steps` after the last of x, from `samples` cluster paths; each gives one drawn future."""
-        if min(steps, samples) < 1:
+        """The `steps` after the last of x, from `samples` cluster paths; each gives one drawn future.
+
+        `ValueError` for fewer than one step or path, and as of the call.
+        """
+        if steps < 1 or samples < 1:
             raise ValueError(f"steps is {steps} and samples {samples}; expected 1 or more")
         self._check(x_BTD, mask_BTD)
         B, scales_KD = len(x_BTD), self.log_scales_KD.exp()
         path = "mean" if self.config.path == "mean" else "hard"
-        h_RTH, state = self._encode(x_BTD.repeat_interleave(samples, 0), mask_BTD.repeat_interleave(samples, 0))
-        out_RTH, carry = self.transition(self._walk(h_RTH, path, generator)[0])
+        x_RTD = x_BTD.repeat_interleave(samples, 0)
+        mask_RTD = mask_BTD.repeat_interleave(samples, 0)
+        h_RTH, state = self._encode(x_RTD, mask_RTD)
+        path_RTK, _ = self._walk(h_RTH, path, generator)
+        out_RTH, carry = self.transition(path_RTK)
         weights, drawn = [], []
         for _ in range(steps):
             log_p_RK = self.to_next(out_RTH[:, -1]).log_softmax(-1)
             gamma_R1 = self._gamma(h_RTH[:, -1:])
             psi_RK = (1 - gamma_R1) * log_p_RK.exp() + gamma_R1 * self.static_K
-            kind_R = torch.multinomial(psi_RK, 1, generator=generator)[:, 0]
-            mean_RD = self.means_KD[kind_R]
-            noise_RD = torch.randn(mean_RD.shape, generator=generator, dtype=mean_RD.dtype, device=mean_RD.device)
             weights.append(psi_RK)
-            drawn.append(mean_RD + scales_KD[kind_R] * noise_RD)
+            drawn.append(self._draw(psi_RK, scales_KD, generator))
             cluster_RK = draw(log_p_RK, path, self.config.temperature, generator)
             out_RTH, carry = self.transition(cluster_RK[:, None], carry)
             expected_R1D = (psi_RK @ self.means_KD)[:, None]
-            h_RTH, state = self.encoder(torch.cat([expected_R1D, torch.ones_like(expected_R1D)], -1), state)
+            seen_R1D = torch.ones_like(expected_R1D)
+            h_RTH, state = self.encoder(torch.cat([expected_R1D, seen_R1D], -1), state)
         weights_BPSK = torch.stack(weights, 1).unflatten(0, (B, samples))
-        return Forecast(weights_BPSK.mean(1), self.means_KD.clone(), scales_KD,
-                        torch.stack(drawn, 1).unflatten(0, (B, samples)))
+        samples_BPSD = torch.stack(drawn, 1).unflatten(0, (B, samples))
+        return Forecast(weights_BPSK.mean(1), self.means_KD.clone(), scales_KD, samples_BPSD)
+
+    def _draw(self, weights_RK: Tensor, scales_KD: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One value (R, D) from each mixture."""
+        kind_R1 = torch.multinomial(weights_RK, 1, generator=generator)
+        kind_R = kind_R1[:, 0]
+        mean_RD = self.means_KD[kind_R]
+        noise_RD = torch.randn(mean_RD.shape, generator=generator, dtype=mean_RD.dtype, device=mean_RD.device)
+        return mean_RD + scales_KD[kind_R] * noise_RD
 
     def _check(self, x_BTD: Tensor, mask_BTD: Tensor) -> None:
-        if x_BTD.ndim != 3 or x_BTD.shape[1] < 1 or x_BTD.shape[2] != self.dim:
-            raise ValueError(f"x has shape {tuple(x_BTD.shape)}; expected (series, steps, {self.dim}), 1 step or more")
-        if mask_BTD.shape != x_BTD.shape or mask_BTD.dtype != torch.bool:
+        shape = tuple(x_BTD.shape)
+        if len(shape) != 3 or shape[1] < 1 or shape[2] != self.dim:
+            raise ValueError(f"x has shape {shape}; expected (series, steps, {self.dim}), 1 step or more")
+        if mask_BTD.shape != shape or mask_BTD.dtype != torch.bool:
             raise ValueError(f"mask has shape {tuple(mask_BTD.shape)} and type {mask_BTD.dtype}; expected "
-                             f"{tuple(x_BTD.shape)} and torch.bool")
+                             f"{shape} and torch.bool")
 
     def _encode(self, x_BTD: Tensor, mask_BTD: Tensor) -> tuple[Tensor, Any]:
         filled_BTD = x_BTD.masked_fill(~mask_BTD, 0)
         if self.config.imputation == "kernel":
             filled_BTD = impute(x_BTD, mask_BTD, self.log_alpha_D.exp(), self.rho_DD)
-        found: tuple[Tensor, Any] = self.encoder(torch.cat([filled_BTD, mask_BTD.to(x_BTD.dtype)], -1))
+        seen_BTD = mask_BTD.to(x_BTD.dtype)
+        found: tuple[Tensor, Any] = self.encoder(torch.cat([filled_BTD, seen_BTD], -1))
         return found
 
     def _infer(self, x_BTD: Tensor, mask_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """States of the encoder and marginals of the posterior."""
         self._check(x_BTD, mask_BTD)
-        h_BTH = self._encode(x_BTD, mask_BTD)[0]
+        h_BTH, _ = self._encode(x_BTD, mask_BTD)
+        B, T, _ = h_BTH.shape
         K = self.config.n_clusters
-        before_TKK = torch.eye(K, dtype=h_BTH.dtype, device=h_BTH.device).repeat(h_BTH.shape[1], 1, 1)
-        before_TKK[0] = 0
+        eye_KK = torch.eye(K, dtype=h_BTH.dtype, device=h_BTH.device)
+        before_TKK = eye_KK.repeat(T, 1, 1)
+        before_TKK[0] = 0  # nothing comes before the first step
         h_BTKH = h_BTH[:, :, None].expand(-1, -1, K, -1)
-        logits_BTKK = self.to_posterior(torch.cat([h_BTKH, before_TKK.expand(len(h_BTH), -1, -1, -1)], -1))
-        return h_BTH, marginals(logits_BTKK.softmax(-1))
+        before_BTKK = before_TKK.expand(B, -1, -1, -1)
+        logits_BTKK = self.to_posterior(torch.cat([h_BTKH, before_BTKK], -1))
+        conditional_BTKK = logits_BTKK.softmax(-1)
+        return h_BTH, marginals(conditional_BTKK)
 
     def _walk(self, h_BTH: Tensor, path: str, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """A path of clusters from the posterior, and log q(z_t | x_{1:t}, z_{t-1}) along it, both (B, T, K)."""
         z_BK = h_BTH.new_zeros(len(h_BTH), self.config.n_clusters)
         walked, conditionals = [], []
         for h_BH in h_BTH.unbind(1):
-            log_q_BK = self.to_posterior(torch.cat([h_BH, z_BK], -1)).log_softmax(-1)
+            logits_BK = self.to_posterior(torch.cat([h_BH, z_BK], -1))
+            log_q_BK = logits_BK.log_softmax(-1)
             z_BK = draw(log_q_BK, path, self.config.temperature, generator)
             walked.append(z_BK)
             conditionals.append(log_q_BK)
@@ -287,8 +342,14 @@ class DynamicMixture(nn.Module):
     def _gamma(self, h_BTH: Tensor) -> Tensor:
         if self.config.gamma is not None:
             return h_BTH.new_full(h_BTH.shape[:2], self.config.gamma)
-        gate_BT: Tensor = self.to_gate(h_BTH)[..., 0].sigmoid()
-        return gate_BT
+        logit_BT: Tensor = self.to_gate(h_BTH)[..., 0]
+        return logit_BT.sigmoid()
+
+
+def _delayed(x_BTH: Tensor, first: float = 0.0) -> Tensor:
+    """The same one step later, a constant before it."""
+    earlier = x_BTH[:, :-1]
+    return F.pad(earlier, (0, 0, 1, 0), value=first)
 
 
 def train(model: DynamicMixture, x_BTD: Tensor, mask_BTD: Tensor, *, steps: int, batch: int, lr: float = 1e-2,
@@ -297,19 +358,24 @@ def train(model: DynamicMixture, x_BTD: Tensor, mask_BTD: Tensor, *, steps: int,
 
     The loss is per observed value; the divergences' weight rises to `kl_weight` in a line over `anneal_steps`.
     """
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.99))
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(learned, lr=lr, betas=(0.9, 0.99))
     for step in range(steps):
-        rows = torch.randint(len(x_BTD), (batch,), generator=generator, device=x_BTD.device)
-        terms = model(x_BTD[rows], mask_BTD[rows], generator)
-        kl_weight = model.config.kl_weight * min(1.0, (step + 1) / max(anneal_steps, 1))
-        update(optimizer, terms.loss(kl_weight) * batch / mask_BTD[rows].sum().clamp(min=1), clip=20.0)
-        with torch.no_grad():
-            model.static_K.lerp_(terms.weights_K, FOLLOW)
-        yield Terms(*(v.detach() for v in terms))
+        rows_B = torch.randint(len(x_BTD), (batch,), generator=generator, device=x_BTD.device)
+        mask = mask_BTD[rows_B]
+        terms = model(x_BTD[rows_B], mask, generator)
+        share = min(1.0, (step + 1) / max(anneal_steps, 1))
+        total = terms.loss(model.config.kl_weight * share) * batch
+        observed = mask.sum().clamp(min=1)
+        update(optimizer, total / observed, clip=20.0)
+        model.static_K.lerp_(terms.weights_K.detach(), FOLLOW)
+        yield Terms(*(term.detach() for term in terms))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three series of five steps and two columns, half of the values missing."""
+    config = Config(n_clusters=3, hidden_dim=4)
     x_BTD = torch.randn(3, 5, 2, generator=generator)
-    return {"module": DynamicMixture(2, Config(n_clusters=3, hidden_dim=4), generator), "x_BTD": x_BTD,
-            "mask_BTD": torch.rand(3, 5, 2, generator=generator) < 0.5, "generator": generator}
+    module = DynamicMixture(2, config, generator)
+    mask_BTD = torch.rand(3, 5, 2, generator=generator) < 0.5
+    return {"module": module, "x_BTD": x_BTD, "mask_BTD": mask_BTD, "generator": generator}

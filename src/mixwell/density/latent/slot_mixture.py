@@ -23,7 +23,7 @@ without the variant that predicts them from the set.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +45,31 @@ class Config:
     floor: float = 1e-4  # smallest variance
 
     def __post_init__(self) -> None:
-        known = {"mode": ("learned", "plain"), "density": ("tempered", "complete"), "gradient": ("unrolled", "last")}
+        known = {
+            "mode": ("learned", "plain"),
+            "density": ("tempered", "complete"),
+            "gradient": ("unrolled", "last"),
+        }
         for name, options in known.items():
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(options)}")
-        if min(self.n_slots, self.iterations, self.hidden_dim) < 1 or self.floor <= 0:
+            value = getattr(self, name)
+            if value not in options:
+                raise ValueError(f"{name} is {value!r}; expected {' or '.join(options)}")
+        counts = (self.n_slots, self.iterations, self.hidden_dim)
+        if min(counts) < 1 or self.floor <= 0:
             raise ValueError(f"n_slots, iterations, hidden_dim, floor are {self.n_slots}, {self.iterations}, "
                              f"{self.hidden_dim}, {self.floor}; expected 1 or more, and above 0")
+
+
+class Mixture(NamedTuple):
+    """Diagonal normals and their weights."""
+
+    mean_BKD: Tensor
+    variance_BKD: Tensor
+    weights_BK: Tensor
+
+    def detach(self) -> Mixture:
+        """The same without gradients."""
+        return Mixture(*(part.detach() for part in self))
 
 
 @dataclass(frozen=True)
@@ -72,20 +90,27 @@ def expect(x_BND: Tensor, mean_BKD: Tensor, variance_BKD: Tensor, weights_BK: Te
 
     `tempered` divides squared distances by sqrt(D) instead of 2 and leaves the determinant out.
     """
-    square_BKN = ((x_BND[:, None] - mean_BKD[:, :, None]) ** 2 / variance_BKD[:, :, None]).sum(-1)
+    D = x_BND.shape[-1]
+    gap_BKND = x_BND[:, None] - mean_BKD[:, :, None]
+    square_BKN = (gap_BKND**2 / variance_BKD[:, :, None]).sum(-1)
     if tempered:
-        log_BKN = -square_BKN / x_BND.shape[-1] ** 0.5
+        log_BKN = -square_BKN / D**0.5
     else:
-        log_BKN = log_normal(square_BKN, 0.5 * variance_BKD.log().sum(-1)[..., None], x_BND.shape[-1])
-    log_BKN = log_BKN + weights_BK.clamp(min=torch.finfo(x_BND.dtype).tiny).log()[..., None]
+        log_scale_BK = 0.5 * variance_BKD.log().sum(-1)
+        log_BKN = log_normal(square_BKN, log_scale_BK[..., None], D)
+    tiny = torch.finfo(x_BND.dtype).tiny
+    log_weights_BK = weights_BK.clamp(min=tiny).log()
+    log_BKN = log_BKN + log_weights_BK[..., None]
     log_BN = log_BKN.logsumexp(1)
-    return (log_BKN - log_BN[:, None]).exp(), log_BN
+    resp_BKN = (log_BKN - log_BN[:, None]).exp()
+    return resp_BKN, log_BN
 
 
 def spread(x_BND: Tensor, share_BKN: Tensor, mean_BKD: Tensor, floor: float) -> Tensor:
     """Variances (B, K, D) around given means; `share_BKN` sums to one over features."""
     gap_BKND = x_BND[:, None] - mean_BKD[:, :, None]
-    return torch.einsum("bkn,bknd->bkd", share_BKN, gap_BKND**2).clamp(min=floor)
+    variance_BKD = torch.einsum("bkn,bknd->bkd", share_BKN, gap_BKND**2)
+    return variance_BKD.clamp(min=floor)
 
 
 @method(
@@ -95,78 +120,121 @@ def spread(x_BND: Tensor, share_BKN: Tensor, mean_BKD: Tensor, floor: float) -> 
     tags={"module"},
 )
 class SlotMixture(nn.Module):
-    """Sets of features to slots; see the module's card."""
+    """Sets of features to slots; see the module's card. `ValueError` where `dim` is below 1."""
 
     def __init__(self, dim: int, config: Config | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim is {dim}; expected 1 or more")
-        self.dim, self.config = dim, config or Config()
-        H = self.config.hidden_dim
+        self.dim = dim
+        self.config = config = config or Config()
+        H = config.hidden_dim
         self.start_mean_D = nn.Parameter(torch.zeros(dim))
         self.start_log_scale_D = nn.Parameter(torch.zeros(dim))
-        if self.config.mode == "learned":
-            self.norm_x, self.norm_slot, self.norm_mlp = (nn.LayerNorm(d) for d in (dim, 2 * dim, dim))
-            self.to_query, self.to_key, self.to_value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        if config.mode == "learned":
+            self.norm_x = nn.LayerNorm(dim)
+            self.norm_slot = nn.LayerNorm(2 * dim)
+            self.norm_mlp = nn.LayerNorm(dim)
+            self.to_query = nn.Linear(dim, dim, bias=False)
+            self.to_key = nn.Linear(dim, dim, bias=False)
+            self.to_value = nn.Linear(dim, dim, bias=False)
             self.gru = nn.GRUCell(dim, dim)
             self.mlp = nn.Sequential(nn.Linear(dim, H), nn.ReLU(), nn.Linear(H, dim))
             self.out = nn.Sequential(nn.Linear(2 * dim, 2 * H), nn.ReLU(), nn.Linear(2 * H, dim))
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+                scale = parameter.shape[1] ** -0.5
+                nn.init.normal_(parameter, std=scale, generator=generator)
             elif "bias" in name:
                 nn.init.zeros_(parameter)
 
     def forward(self, x_BND: Tensor, generator: torch.Generator | None = None,
                 start_BKD: Tensor | None = None) -> Slots:
-        """Slots of every set, from means `start_BKD` or from ones that are drawn."""
+        """Slots of every set (B, N, D), from means `start_BKD` or from ones that are drawn.
+
+        `ValueError` for other columns than `dim`, or a start of another shape.
+        """
         if x_BND.ndim != 3 or x_BND.shape[2] != self.dim:
             raise ValueError(f"x has shape {tuple(x_BND.shape)}; expected (sets, features, {self.dim})")
-        B, K = len(x_BND), self.config.n_slots
-        mean_BKD = self._start(B, generator, x_BND.dtype) if start_BKD is None else start_BKD
-        if mean_BKD.shape != (B, K, self.dim):
-            raise ValueError(f"start has shape {tuple(mean_BKD.shape)}; expected {(B, K, self.dim)}")
-        variance_BKD = (2 * self.start_log_scale_D).exp().expand_as(mean_BKD)
-        weights_BK = x_BND.new_full((B, K), 1 / K)
-        key_BND = value_BND = x_BND
-        if self.config.mode == "learned":
-            x_BND = self.norm_x(x_BND)
-            key_BND, value_BND = self.to_key(x_BND), self.to_value(x_BND)
-        heights = []
-        for i in range(self.config.iterations + (self.config.gradient == "last")):
-            if self.config.gradient == "last" and i == self.config.iterations:
-                mean_BKD, variance_BKD, weights_BK = mean_BKD.detach(), variance_BKD.detach(), weights_BK.detach()
-            resp_BKN, mean_BKD, variance_BKD, weights_BK, log_BN = self._step(
-                key_BND, value_BND, mean_BKD, variance_BKD, weights_BK)
-            heights.append(log_BN.mean(-1))
-        slots = torch.cat([mean_BKD, 0.5 * variance_BKD.log()], -1)
-        if self.config.mode == "learned":
+        config = self.config
+        now = self._start(x_BND, generator, start_BKD)
+        key_BND, value_BND = self._read(x_BND)
+        log_likelihoods = []
+        for _ in range(config.iterations):
+            resp_BKN, now, log_BN = self._step(key_BND, value_BND, now)
+            log_likelihoods.append(log_BN.mean(-1))
+        if config.gradient == "last":
+            resp_BKN, now, log_BN = self._step(key_BND, value_BND, now.detach())
+            log_likelihoods.append(log_BN.mean(-1))
+        slots = _joined(now)
+        if config.mode == "learned":
             slots = self.out(slots)
-        return Slots(slots, resp_BKN, weights_BK, mean_BKD, variance_BKD, torch.stack(heights, -1))
+        return Slots(
+            slots=slots,
+            resp_BKN=resp_BKN,
+            weights_BK=now.weights_BK,
+            mean_BKD=now.mean_BKD,
+            variance_BKD=now.variance_BKD,
+            log_likelihood_BI=torch.stack(log_likelihoods, -1),
+        )
 
-    def _start(self, sets: int, generator: torch.Generator | None, dtype: torch.dtype) -> Tensor:
-        noise_BKD = torch.randn(sets, self.config.n_slots, self.dim, generator=generator, dtype=dtype)
-        return self.start_mean_D + self.start_log_scale_D.exp() * noise_BKD
+    def _start(self, x_BND: Tensor, generator: torch.Generator | None, start_BKD: Tensor | None) -> Mixture:
+        """The mixture before the first step."""
+        B, K = len(x_BND), self.config.n_slots
+        shape = (B, K, self.dim)
+        if start_BKD is None:
+            noise_BKD = torch.randn(shape, generator=generator, dtype=x_BND.dtype)
+            start_BKD = self.start_mean_D + self.start_log_scale_D.exp() * noise_BKD
+        if start_BKD.shape != shape:
+            raise ValueError(f"start has shape {tuple(start_BKD.shape)}; expected {shape}")
+        variance_D = (2 * self.start_log_scale_D).exp()
+        weights_BK = x_BND.new_full((B, K), 1 / K)
+        return Mixture(start_BKD, variance_D.expand_as(start_BKD), weights_BK)
 
-    def _step(self, key_BND: Tensor, value_BND: Tensor, mean_BKD: Tensor, variance_BKD: Tensor,
-              weights_BK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _read(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """What slots are compared with, and what they take."""
+        if self.config.mode == "plain":
+            return x_BND, x_BND
+        normed_BND = self.norm_x(x_BND)
+        return self.to_key(normed_BND), self.to_value(normed_BND)
+
+    def _step(self, key_BND: Tensor, value_BND: Tensor, now: Mixture) -> tuple[Tensor, Mixture, Tensor]:
+        """An E and an M step: responsibilities, the new mixture, log normalisers (B, N)."""
         learned = self.config.mode == "learned"
+        mean_BKD, variance_BKD, weights_BK = now
         centre_BKD, width_BKD = mean_BKD, variance_BKD
         if learned:
-            mean_BKD, log_scale_BKD = self.norm_slot(torch.cat([mean_BKD, 0.5 * variance_BKD.log()], -1)).chunk(2, -1)
-            centre_BKD, width_BKD = self.to_query(mean_BKD), (2 * self.to_query(log_scale_BKD)).exp()
-        resp_BKN, log_BN = expect(key_BND, centre_BKD, width_BKD, weights_BK, self.config.density == "tempered")
+            mean_BKD, log_scale_BKD = self.norm_slot(_joined(now)).chunk(2, -1)
+            centre_BKD = self.to_query(mean_BKD)
+            width_BKD = (2 * self.to_query(log_scale_BKD)).exp()
+        tempered = self.config.density == "tempered"
+        resp_BKN, log_BN = expect(key_BND, centre_BKD, width_BKD, weights_BK, tempered)
         mass_BK = resp_BKN.sum(-1)
         share_BKN = resp_BKN / mass_BK.clamp(min=1e-12)[..., None]
         new_BKD = share_BKN @ value_BND
         if learned:
-            g_BKD = self.gru(new_BKD.flatten(0, 1), mean_BKD.flatten(0, 1)).view_as(new_BKD)
-            new_BKD = g_BKD + self.mlp(self.norm_mlp(g_BKD))
+            new_BKD = self._refine(new_BKD, mean_BKD)
         variance_BKD = spread(value_BND, share_BKN, new_BKD, self.config.floor)
-        return resp_BKN, new_BKD, variance_BKD, mass_BK / resp_BKN.shape[-1], log_BN
+        N = resp_BKN.shape[-1]
+        return resp_BKN, Mixture(new_BKD, variance_BKD, mass_BK / N), log_BN
+
+    def _refine(self, new_BKD: Tensor, old_BKD: Tensor) -> Tensor:
+        """Means through the recurrent cell and a perceptron beside it."""
+        rows_SD = self.gru(new_BKD.flatten(0, 1), old_BKD.flatten(0, 1))
+        gated_BKD = rows_SD.view_as(new_BKD)
+        normed_BKD = self.norm_mlp(gated_BKD)
+        return gated_BKD + self.mlp(normed_BKD)
+
+
+def _joined(mixture: Mixture) -> Tensor:
+    """Means and log scales (B, K, 2 D)."""
+    log_scale_BKD = 0.5 * mixture.variance_BKD.log()
+    return torch.cat([mixture.mean_BKD, log_scale_BKD], -1)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two sets of ten features and three slots."""
-    module = SlotMixture(4, Config(n_slots=3, iterations=2, hidden_dim=8), generator)
-    return {"module": module, "x_BND": torch.randn(2, 10, 4, generator=generator), "generator": generator}
+    config = Config(n_slots=3, iterations=2, hidden_dim=8)
+    module = SlotMixture(4, config, generator)
+    x_BND = torch.randn(2, 10, 4, generator=generator)
+    return {"module": module, "x_BND": x_BND, "generator": generator}

@@ -58,8 +58,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "layers", "hidden_dim", "embed_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}; expected a multiple of heads, {self.heads}")
         if self.output not in ("free", "residual"):
@@ -79,13 +80,16 @@ class Mixture(NamedTuple):
     def of(cls, weights_BK: Tensor, means_BKD: Tensor, cholesky_BKDD: Tensor) -> Mixture:
         """From weights; ValueError where they are off the simplex, shapes disagree, or a factor is no Cholesky one."""
         shape = tuple(means_BKD.shape)
-        if len(shape) != 3 or weights_BK.shape != shape[:2] or cholesky_BKDD.shape != (*shape, shape[2]):
-            raise ValueError(f"shapes are {tuple(weights_BK.shape)}, {shape}, {tuple(cholesky_BKDD.shape)}; expected "
-                             "(B, K), (B, K, D), (B, K, D, D)")
-        if not bool((weights_BK >= 0).all() and ((weights_BK.sum(-1) - 1).abs() < 1e-4).all()):
+        shapes = [tuple(weights_BK.shape), shape, tuple(cholesky_BKDD.shape)]
+        if len(shape) != 3 or shapes != [shape[:2], shape, (*shape, shape[2])]:
+            raise ValueError(f"shapes are {shapes[0]}, {shapes[1]}, {shapes[2]}; expected (B, K), (B, K, D), "
+                             "(B, K, D, D)")
+        off_B = (weights_BK.sum(-1) - 1).abs()
+        if not (weights_BK >= 0).all() or not (off_B < 1e-4).all():
             raise ValueError("weights are negative or do not sum to 1; expected a point of the simplex in every row")
-        upper, diagonal = cholesky_BKDD.triu(1), cholesky_BKDD.diagonal(dim1=-2, dim2=-1)
-        if not bool((upper == 0).all() and (diagonal > 0).all()):
+        upper_BKDD = cholesky_BKDD.triu(1)
+        diagonal_BKD = cholesky_BKDD.diagonal(dim1=-2, dim2=-1)
+        if upper_BKDD.any() or not (diagonal_BKD > 0).all():
             raise ValueError("expected lower triangular Cholesky factors with a positive diagonal")
         return cls(weights_BK.log(), means_BKD, cholesky_BKDD)
 
@@ -101,18 +105,28 @@ class Mixture(NamedTuple):
 
     def log_prob(self, theta_BSD: Tensor) -> Tensor:
         """Log densities (B, S)."""
-        white_BKSD = whiten(theta_BSD[:, None] - self.means_BKD[:, :, None], self.cholesky_BKDD)
-        log_scale_BK1 = log_diagonal(self.cholesky_BKDD)[..., None]
-        log_BKS = log_normal(white_BKSD.square().sum(-1), log_scale_BK1, theta_BSD.shape[-1])
-        return (self.log_weights_BK[..., None] + log_BKS).logsumexp(1)
+        gap_BKSD = theta_BSD[:, None] - self.means_BKD[:, :, None]
+        white_BKSD = whiten(gap_BKSD, self.cholesky_BKDD)
+        square_BKS = white_BKSD.square().sum(-1)
+        log_scale_BK = log_diagonal(self.cholesky_BKDD)
+        log_BKS = log_normal(square_BKS, log_scale_BK[..., None], theta_BSD.shape[-1])
+        log_joint_BKS = self.log_weights_BK[..., None] + log_BKS
+        return log_joint_BKS.logsumexp(1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws (B, count, D)."""
         which_BS = torch.multinomial(self.weights_BK, count, replacement=True, generator=generator)
         row_B1 = torch.arange(len(which_BS), device=which_BS.device)[:, None]
         means_BSD = self.means_BKD[row_B1, which_BS]
-        noise_BSD = torch.randn(means_BSD.shape, generator=generator, dtype=means_BSD.dtype, device=means_BSD.device)
-        return means_BSD + (self.cholesky_BKDD[row_B1, which_BS] @ noise_BSD[..., None])[..., 0]
+        cholesky_BSDD = self.cholesky_BKDD[row_B1, which_BS]
+        noise_BSD = torch.randn(
+            means_BSD.shape,
+            generator=generator,
+            dtype=means_BSD.dtype,
+            device=means_BSD.device,
+        )
+        shift_BSD1 = cholesky_BSDD @ noise_BSD[..., None]
+        return means_BSD + shift_BSD1[..., 0]
 
 
 class Simulated(NamedTuple):
@@ -135,25 +149,29 @@ def flatten(mixture: Mixture) -> Tensor:
     """Unconstrained parameters (B, K, 1 + D + D (D + 1) / 2): log weight, mean, log diagonal, rest of L by rows."""
     D = mixture.means_BKD.shape[-1]
     row, column = torch.tril_indices(D, D, -1)
-    log_weights_BK1 = mixture.log_weights_BK.clamp(min=LEAST_LOG_WEIGHT)[..., None]
+    log_weights_BK = mixture.log_weights_BK.clamp(min=LEAST_LOG_WEIGHT)
     factor_BKDD = mixture.cholesky_BKDD
     log_diagonal_BKD = factor_BKDD.diagonal(dim1=-2, dim2=-1).log()
-    return torch.cat([log_weights_BK1, mixture.means_BKD, log_diagonal_BKD, factor_BKDD[..., row, column]], -1)
+    lower_BKL = factor_BKDD[..., row, column]
+    return torch.cat([log_weights_BK[..., None], mixture.means_BKD, log_diagonal_BKD, lower_BKL], -1)
 
 
 def unflatten(flat_BKP: Tensor, prior: Mixture, residual: bool = False) -> Mixture:
     """The mixture behind parameters, or the prior corrected by them; components that the prior lacks stay absent."""
     D = prior.means_BKD.shape[-1]
-    log_weights_BK1, means_BKD, log_diagonal_BKD, lower = flat_BKP.split([1, D, D, D * (D - 1) // 2], -1)
+    sizes = [1, D, D, D * (D - 1) // 2]
+    log_weights_BK1, means_BKD, log_diagonal_BKD, lower_BKL = flat_BKP.split(sizes, -1)
     row, column = torch.tril_indices(D, D, -1)
     cholesky_BKDD = log_diagonal_BKD.exp().diag_embed()
-    cholesky_BKDD[..., row, column] = lower
+    cholesky_BKDD[..., row, column] = lower_BKL
     log_weights_BK = log_weights_BK1[..., 0]
     if residual:
         log_weights_BK = prior.log_weights_BK + log_weights_BK
-        means_BKD = prior.means_BKD + (prior.cholesky_BKDD @ means_BKD[..., None])[..., 0]
+        shift_BKD1 = prior.cholesky_BKDD @ means_BKD[..., None]
+        means_BKD = prior.means_BKD + shift_BKD1[..., 0]
         cholesky_BKDD = prior.cholesky_BKDD @ cholesky_BKDD
-    log_weights_BK = log_weights_BK.masked_fill(prior.log_weights_BK == -math.inf, -math.inf)
+    lacking_BK = prior.log_weights_BK == -math.inf
+    log_weights_BK = log_weights_BK.masked_fill(lacking_BK, -math.inf)
     return Mixture(log_weights_BK.log_softmax(-1), means_BKD, cholesky_BKDD)
 
 
@@ -162,17 +180,30 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, null: bool = False) -> None:
         super().__init__()
-        self.heads, self.null = heads, null
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.heads = heads
+        self.null = null
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, h_BSW: Tensor, source_BTW: Tensor, absent_BT: Tensor) -> Tensor:
         """(B, S, W), nothing read where `absent_BT`."""
-        q, k, v = (m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for m, x in
-                   ((self.query, h_BSW), (self.key, source_BTW), (self.value, source_BTW)))
-        scores_BHST = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(absent_BT[:, None, None], -math.inf)
-        scores_BHST = F.pad(scores_BHST, (0, int(self.null)))
-        weights_BHST = scores_BHST.softmax(-1)[..., : absent_BT.shape[1]]
-        return self.out((weights_BHST @ v).transpose(1, 2).flatten(2))
+        q_BHSE = self._split(self.query(h_BSW))
+        k_BHTE = self._split(self.key(source_BTW))
+        v_BHTE = self._split(self.value(source_BTW))
+        scale = q_BHSE.shape[-1] ** -0.5
+        scores_BHST = q_BHSE @ k_BHTE.mT * scale
+        scores_BHST = scores_BHST.masked_fill(absent_BT[:, None, None], -math.inf)
+        with_null = F.pad(scores_BHST, (0, int(self.null)))
+        weights_BHST = with_null.softmax(-1)[..., : absent_BT.shape[1]]
+        read_BSHE = (weights_BHST @ v_BHTE).transpose(1, 2)
+        return self.out(read_BSHE.flatten(2))
+
+    def _split(self, x_BSW: Tensor) -> Tensor:
+        """Heads apart: (B, H, S, E)."""
+        x_BSHE = x_BSW.unflatten(-1, (self.heads, -1))
+        return x_BSHE.transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -183,14 +214,25 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in range(3))
         self.among = Attention(config.width, config.heads)
         self.data = Attention(config.width, config.heads, null=True)
-        self.up, self.down = nn.Linear(config.width, config.hidden_dim), nn.Linear(config.hidden_dim, config.width)
+        self.up = nn.Linear(config.width, config.hidden_dim)
+        self.down = nn.Linear(config.hidden_dim, config.width)
 
     def forward(self, h_BKW: Tensor, data_BNW: Tensor, lacking_BK: Tensor, absent_BN: Tensor) -> Tensor:
         """(B, K, W) to the same."""
         normed_BKW = self.norms[0](h_BKW)
         h_BKW = h_BKW + self.among(normed_BKW, normed_BKW, lacking_BK)
-        h_BKW = h_BKW + self.data(self.norms[1](h_BKW), data_BNW, absent_BN)
-        return h_BKW + self.down(F.gelu(self.up(self.norms[2](h_BKW))))
+        normed_BKW = self.norms[1](h_BKW)
+        h_BKW = h_BKW + self.data(normed_BKW, data_BNW, absent_BN)
+        normed_BKW = self.norms[2](h_BKW)
+        hidden_BKH = F.gelu(self.up(normed_BKW))
+        return h_BKW + self.down(hidden_BKH)
+
+
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """One hidden layer."""
+    up = nn.Linear(inputs, hidden)
+    down = nn.Linear(hidden, outputs)
+    return nn.Sequential(up, nn.GELU(), down)
 
 
 @method(
@@ -200,57 +242,82 @@ class Block(nn.Module):
     tags={"module", "float32"},
 )
 class DistributionTransformer(nn.Module):
-    """Prior mixtures over `dim` columns and data of `data_dim` columns to posterior mixtures; see the card."""
+    """Prior mixtures over `dim` columns and data of `data_dim` columns to posterior mixtures; see the card.
+
+    `ValueError` where `dim` or `data_dim` is below 1.
+    """
 
     def __init__(self, dim: int, data_dim: int, config: Config | None = None,
                  generator: torch.Generator | None = None) -> None:
         super().__init__()
         if min(dim, data_dim) < 1:
             raise ValueError(f"dim is {dim} and data_dim {data_dim}; expected 1 or more")
-        self.dim, self.data_dim, self.config = dim, data_dim, config or Config()
-        width, hidden, parameters = self.config.width, self.config.embed_dim, 1 + dim + dim * (dim + 1) // 2
-        self.embed, self.embed_data, self.unembed = (
-            nn.Sequential(nn.Linear(a, hidden), nn.GELU(), nn.Linear(hidden, b))
-            for a, b in ((parameters, width), (data_dim, width), (width, parameters)))
-        self.blocks = nn.ModuleList(Block(self.config) for _ in range(self.config.layers))
-        head = ("unembed.2.weight",) if self.config.output == "residual" else ()
-        zero = ("bias", "among.out.weight", "data.out.weight", "down.weight", *head)
+        self.dim = dim
+        self.data_dim = data_dim
+        self.config = c = config or Config()
+        parameters = 1 + dim + dim * (dim + 1) // 2
+        self.embed = perceptron(parameters, c.embed_dim, c.width)
+        self.embed_data = perceptron(data_dim, c.embed_dim, c.width)
+        self.unembed = perceptron(c.width, c.embed_dim, parameters)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self._start(generator)
+
+    def _start(self, generator: torch.Generator | None) -> None:
+        """Blocks begin as the identity, and a residual head as no correction at all."""
+        zero = ["bias", "among.out.weight", "data.out.weight", "down.weight"]
+        if self.config.output == "residual":
+            zero.append("unembed.2.weight")
         for name, parameter in self.named_parameters():
-            if name.endswith(zero):
+            if name.endswith(tuple(zero)):
                 nn.init.zeros_(parameter)
             elif parameter.ndim > 1:
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+                scale = parameter.shape[1] ** -0.5
+                nn.init.normal_(parameter, std=scale, generator=generator)
 
     def forward(self, prior: Mixture, data_BNX: Tensor, mask_BN: Tensor | None = None) -> Mixture:
         """Posteriors; points where `mask_BN` is False are not read. ValueError for shapes that do not fit."""
         self._check(prior, data_BNX, mask_BN)
-        absent_BN = data_BNX.new_zeros(data_BNX.shape[:2], dtype=torch.bool) if mask_BN is None else ~mask_BN
-        data_BNW = self.embed_data(data_BNX.masked_fill(absent_BN[..., None], 0))
+        if mask_BN is None:
+            absent_BN = data_BNX.new_zeros(data_BNX.shape[:2], dtype=torch.bool)
+        else:
+            absent_BN = ~mask_BN
+        read_BNX = data_BNX.masked_fill(absent_BN[..., None], 0)
+        data_BNW = self.embed_data(read_BNX)
         lacking_BK = prior.log_weights_BK == -math.inf
         h_BKW = self.embed(flatten(prior))
         for block in self.blocks:
             h_BKW = block(h_BKW, data_BNW, lacking_BK, absent_BN)
-        return unflatten(self.unembed(h_BKW), prior, self.config.output == "residual")
+        return self._read(h_BKW, prior)
 
     def reconstruct(self, prior: Mixture) -> Mixture:
         """The prior embedded and read off again, U(E(phi)), without blocks and data."""
-        return unflatten(self.unembed(self.embed(flatten(prior))), prior, self.config.output == "residual")
+        h_BKW = self.embed(flatten(prior))
+        return self._read(h_BKW, prior)
+
+    def _read(self, h_BKW: Tensor, prior: Mixture) -> Mixture:
+        residual = self.config.output == "residual"
+        return unflatten(self.unembed(h_BKW), prior, residual)
 
     def losses(self, given: Simulated) -> Losses:
         """Both losses on simulated problems; training minimises posterior + prior_weight * prior."""
         theta_B1D = given.theta_BD[:, None]
-        posterior = self(given.prior, given.data_BNX, given.mask_BN).log_prob(theta_B1D)
-        return Losses(-posterior.mean(), -self.reconstruct(given.prior).log_prob(theta_B1D).mean())
+        posterior = self(given.prior, given.data_BNX, given.mask_BN)
+        log_posterior = posterior.log_prob(theta_B1D)
+        log_prior = self.reconstruct(given.prior).log_prob(theta_B1D)
+        return Losses(-log_posterior.mean(), -log_prior.mean())
 
     def _check(self, prior: Mixture, data_BNX: Tensor, mask_BN: Tensor | None) -> None:
-        B = len(prior.means_BKD)
-        if prior.means_BKD.shape[-1] != self.dim:
-            raise ValueError(f"the prior has {prior.means_BKD.shape[-1]} columns; expected {self.dim}")
-        if data_BNX.ndim != 3 or len(data_BNX) != B or data_BNX.shape[-1] != self.data_dim:
-            raise ValueError(f"data has shape {tuple(data_BNX.shape)}; expected ({B}, points, {self.data_dim})")
-        if mask_BN is not None and (mask_BN.shape != data_BNX.shape[:2] or mask_BN.dtype != torch.bool):
+        B, _, D = prior.means_BKD.shape
+        if self.dim != D:
+            raise ValueError(f"the prior has {D} columns; expected {self.dim}")
+        shape = tuple(data_BNX.shape)
+        if len(shape) != 3 or shape[0] != B or shape[2] != self.data_dim:
+            raise ValueError(f"data has shape {shape}; expected ({B}, points, {self.data_dim})")
+        if mask_BN is None:
+            return
+        if mask_BN.shape != shape[:2] or mask_BN.dtype != torch.bool:
             raise ValueError(f"mask has shape {tuple(mask_BN.shape)} and type {mask_BN.dtype}; expected "
-                             f"{tuple(data_BNX.shape[:2])} and torch.bool")
+                             f"{shape[:2]} and torch.bool")
 
 
 def train(model: DistributionTransformer, simulate: Callable[[int, torch.Generator], Simulated], *, steps: int,
@@ -261,14 +328,18 @@ def train(model: DistributionTransformer, simulate: Callable[[int, torch.Generat
     for step in range(steps):
         set_rate(optimizer, lr * cosine(step, steps, warm))
         losses = model.losses(simulate(batch, generator))
-        update(optimizer, losses.posterior + model.config.prior_weight * losses.prior, clip=1.0)
+        total = losses.posterior + model.config.prior_weight * losses.prior
+        update(optimizer, total, clip=1.0)
         yield Losses(*(v.detach() for v in losses))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two problems in the plane: three components, four data points of one column."""
-    eye = torch.eye(2).expand(2, 3, 2, 2)
-    prior = Mixture.of(torch.full((2, 3), 1 / 3), torch.randn(2, 3, 2, generator=generator), eye)
     config = Config(width=8, heads=2, layers=1, hidden_dim=16, embed_dim=8)
-    return {"module": DistributionTransformer(2, 1, config, generator), "prior": prior,
-            "data_BNX": torch.randn(2, 4, 1, generator=generator)}
+    weights_BK = torch.full((2, 3), 1 / 3)
+    means_BKD = torch.randn(2, 3, 2, generator=generator)
+    eye_BKDD = torch.eye(2).expand(2, 3, 2, 2)
+    prior = Mixture.of(weights_BK, means_BKD, eye_BKDD)
+    module = DistributionTransformer(2, 1, config, generator)
+    data_BNX = torch.randn(2, 4, 1, generator=generator)
+    return {"module": module, "prior": prior, "data_BNX": data_BNX}

@@ -64,7 +64,11 @@ class Config:
 
 def posterior(latent: Any, x_ND: Array) -> Array:
     """Responsibilities (N, K) of a fitted latent model, or what it transforms rows to."""
-    return np.asarray(latent.predict_proba(x_ND) if hasattr(latent, "predict_proba") else latent.transform(x_ND))
+    if hasattr(latent, "predict_proba"):
+        features = latent.predict_proba(x_ND)
+    else:
+        features = latent.transform(x_ND)
+    return np.asarray(features)
 
 
 def component_means(resp_NK: Array, target_NC: Array) -> Array:
@@ -76,21 +80,26 @@ def component_means(resp_NK: Array, target_NC: Array) -> Array:
 
 def component_votes(resp_NK: Array, onehot_NC: Array) -> Array:
     """psi (K, C) of least expected 0-1 loss: a one in the column of every component's class."""
-    return np.eye(onehot_NC.shape[1])[component_means(resp_NK, onehot_NC).argmax(1)]
+    mean_KC = component_means(resp_NK, onehot_NC)
+    winner_K = mean_KC.argmax(1)
+    return np.eye(onehot_NC.shape[1])[winner_K]
 
 
 class _Table(BaseEstimator):
     """A function of the component alone; predicts by its mean over the responsibilities."""
 
     def fit(self, resp_NK: Array, y: Array, classes: Array | None = None) -> _Table:
-        if (resp_NK < 0).any() or not np.allclose(resp_NK.sum(1), 1, atol=1e-4):
+        sums_to_one = np.allclose(resp_NK.sum(1), 1, atol=1e-4)
+        if not sums_to_one or (resp_NK < 0).any():
             raise ValueError("the latent model's features are no probabilities; predictor='table' expects those of "
                              "predict_proba; or choose 'linear'")
         self.classes_ = classes
+        y_N1 = y[:, None]
         if classes is None:
-            self.table_KC_ = component_means(resp_NK, y[:, None])
+            self.table_KC_ = component_means(resp_NK, y_N1)
         else:
-            self.table_KC_ = component_votes(resp_NK, (y[:, None] == classes).astype(float))
+            onehot_NC = (y_N1 == classes).astype(float)
+            self.table_KC_ = component_votes(resp_NK, onehot_NC)
         return self
 
     def predict_proba(self, resp_NK: Array) -> Array:
@@ -98,7 +107,9 @@ class _Table(BaseEstimator):
 
     def predict(self, resp_NK: Array) -> Array:
         value_NC = resp_NK @ self.table_KC_
-        return value_NC[:, 0] if self.classes_ is None else self.classes_[value_NC.argmax(1)]
+        if self.classes_ is None:
+            return value_NC[:, 0]
+        return self.classes_[value_NC.argmax(1)]
 
 
 def _has_probabilities(estimator: Any) -> bool:
@@ -124,28 +135,34 @@ class PretrainedPredictor(Configured, BaseEstimator, config=Config):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         if self.task == "regression":
-            tags.estimator_type, tags.regressor_tags = "regressor", RegressorTags()
+            tags.estimator_type = "regressor"
+            tags.regressor_tags = RegressorTags()
         else:
-            tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags()
+            tags.estimator_type = "classifier"
+            tags.classifier_tags = ClassifierTags()
         return tags
 
     def fit(self, X: Any, y: Any, X_unlabelled: Any = None) -> PretrainedPredictor:
-        """Both stages on X (N, D) with y (N,) and, where given, rows without labels (M, D); returns self."""
+        """Both stages on X (N, D) with y (N,) and, where given, rows without labels (M, D); returns self.
+
+        `ValueError` where no row has a label, the latent model gives neither probabilities nor features, or a table is
+        asked for and the features are no probabilities.
+        """
         config = self._config()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         y, known_N = self._targets(X, y, config)
         rows = X
         if X_unlabelled is not None:
-            rows = np.concatenate([X, validate_data(self, X_unlabelled, dtype=np.float64, reset=False)])
-        if config.latent is None:
-            self.latent_: Any = GaussianMixture(config.n_components, random_state=config.random_state).fit(rows)
-        else:
-            self.latent_ = clone(config.latent).fit(rows)
+            further = validate_data(self, X_unlabelled, dtype=np.float64, reset=False)
+            rows = np.concatenate([X, further])
+        self.latent_ = _latent(config).fit(rows)
         if not hasattr(self.latent_, "predict_proba") and not hasattr(self.latent_, "transform"):
             raise ValueError(f"{type(self.latent_).__name__} has neither predict_proba nor transform; expected a "
                              "latent model with one of them")
-        self.n_pretraining_, self.n_labelled_ = len(rows), int(known_N.sum())
-        self.predictor_ = self._fit_predictor(posterior(self.latent_, X[known_N]), y[known_N], config)
+        self.n_pretraining_ = len(rows)
+        self.n_labelled_ = int(known_N.sum())
+        features_NK = posterior(self.latent_, X[known_N])
+        self.predictor_ = self._fit_predictor(features_NK, y[known_N], config)
         return self
 
     def _targets(self, X: Array, y: Any, config: Config) -> tuple[Array, Array]:
@@ -159,7 +176,9 @@ class PretrainedPredictor(Configured, BaseEstimator, config=Config):
             y = check_array(y, dtype=np.float64, ensure_2d=False, ensure_all_finite="allow-nan", input_name="y")
             known_N = ~np.isnan(y)
         else:
-            known_N = y != -1 if y.dtype.kind in "if" else np.ones(len(y), dtype=bool)
+            known_N = np.ones(len(y), dtype=bool)
+            if y.dtype.kind in "if":
+                known_N = y != -1
         if not known_N.any():
             raise ValueError("y holds no label; expected one or more")
         if config.task == "classification":
@@ -168,37 +187,51 @@ class PretrainedPredictor(Configured, BaseEstimator, config=Config):
         return y, known_N
 
     def _fit_predictor(self, features_NK: Array, y: Array, config: Config) -> Any:
-        if isinstance(config.predictor, str) and config.predictor == "table":
-            return _Table().fit(features_NK, y, self.classes_ if config.task == "classification" else None)
-        if isinstance(config.predictor, str):
-            linear: Any = LogisticRegression() if config.task == "classification" else Ridge()
-            return linear.fit(features_NK, y)
-        return clone(config.predictor).fit(features_NK, y)
+        classifies = config.task == "classification"
+        if not isinstance(config.predictor, str):
+            return clone(config.predictor).fit(features_NK, y)
+        if config.predictor == "table":
+            classes = self.classes_ if classifies else None
+            return _Table().fit(features_NK, y, classes)
+        linear: Any = LogisticRegression() if classifies else Ridge()
+        return linear.fit(features_NK, y)
 
     def _features(self, X: Any) -> Array:
         check_is_fitted(self, "predictor_")
-        return posterior(self.latent_, validate_data(self, X, dtype=np.float64, reset=False))
+        x_ND = validate_data(self, X, dtype=np.float64, reset=False)
+        return posterior(self.latent_, x_ND)
 
     def predict(self, X: Any) -> Array:
-        """Classes or values (N,)."""
+        """Classes or values (N,); an error before `fit` or for other columns."""
         features_NK = self._features(X)
         return np.asarray(self.predictor_.predict(features_NK))
 
     @available_if(_has_probabilities)
     def predict_proba(self, X: Any) -> Array:
-        """Probabilities (N, C) in the order of `classes_`."""
+        """Probabilities (N, C) in the order of `classes_`; errors as of `predict`."""
         features_NK = self._features(X)
         return np.asarray(self.predictor_.predict_proba(features_NK))
 
     def score(self, X: Any, y: Any) -> float:
-        """Accuracy, or the share of variance explained."""
+        """Accuracy, or the share of variance explained; errors as of `predict`."""
         judge = r2_score if self.task == "regression" else accuracy_score
-        return float(judge(y, self.predict(X)))
+        predicted = self.predict(X)
+        return float(judge(y, predicted))
+
+
+def _latent(config: Config) -> Any:
+    """The latent model before its fit."""
+    if config.latent is not None:
+        return clone(config.latent)
+    return GaussianMixture(config.n_components, random_state=config.random_state)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two groups in the plane, of which every tenth row has a label."""
-    labels_N = torch.arange(100) % 2
-    x_ND = 6.0 * labels_N[:, None] + torch.randn(100, 2, generator=generator, dtype=torch.float64)
-    y_N = torch.where(torch.arange(100) % 10 < 2, labels_N, -1)
-    return {"estimator": PretrainedPredictor(n_components=2, random_state=0), "X": x_ND.numpy(), "y": y_N.numpy()}
+    index_N = torch.arange(100)
+    group_N = index_N % 2
+    noise_ND = torch.randn(100, 2, generator=generator, dtype=torch.float64)
+    x_ND = 6.0 * group_N[:, None] + noise_ND
+    y_N = torch.where(index_N % 10 < 2, group_N, -1)
+    estimator = PretrainedPredictor(n_components=2, random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}

@@ -23,8 +23,9 @@ takes the geometric mean of the others'. Times are one-dimensional.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,33 +59,41 @@ class Config:
     random_state: Any = None  # of k-means on interpolated curves, the start
 
     def __post_init__(self) -> None:
-        if min(self.n_clusters, self.max_iter) < 1 or self.kernel_steps < 0 or self.tol < 0:
+        enough = self.n_clusters >= 1 and self.max_iter >= 1
+        if not enough or self.kernel_steps < 0 or self.tol < 0:
             raise ValueError(f"n_clusters, max_iter, kernel_steps, tol are {self.n_clusters}, {self.max_iter}, "
                              f"{self.kernel_steps}, {self.tol}; expected at least 1, 1, 0, 0")
 
 
 def squared_exponential(a: Tensor, b: Tensor, log_2: Tensor) -> Tensor:
     """Kernel (A, B) with log variance and log length."""
-    return log_2[0].exp() * (-0.5 * ((a[:, None] - b[None]) / log_2[1].exp()) ** 2).exp()
+    variance, length = log_2[:2].exp()
+    gap = a[:, None] - b[None]
+    square = (gap / length) ** 2
+    return variance * (-0.5 * square).exp()
 
 
 def mean_covariance(grid: Tensor, log_2: Tensor) -> Tensor:
     """c on the union of times (G, G), with jitter."""
-    return squared_exponential(grid, grid, log_2) + JITTER * log_2[0].exp() * torch.eye(len(grid), dtype=grid.dtype)
+    prior = squared_exponential(grid, grid, log_2)
+    jitter = JITTER * log_2[0].exp()
+    return prior + jitter * torch.eye(len(grid), dtype=grid.dtype)
 
 
 def task_covariance(t: Tensor, log_3: Tensor) -> Tensor:
     """Psi (n, n): kernel with log variance and log length, and log noise variance."""
     nugget = log_3[2].exp() + JITTER * log_3[0].exp()
-    return squared_exponential(t, t, log_3) + nugget * torch.eye(len(t), dtype=t.dtype)
+    within = squared_exponential(t, t, log_3)
+    return within + nugget * torch.eye(len(t), dtype=t.dtype)
 
 
 def expected_log_normal(y: Tensor, mean: Tensor, spread: Tensor, covariance: Tensor) -> Tensor:
     """E log N(y; u, covariance) over u ~ N(mean, spread)."""
     root = torch.linalg.cholesky(covariance)
-    white = whiten((y - mean)[None], root)
+    (white,) = whiten((y - mean)[None], root)
+    square = white.square().sum()
     trace = torch.cholesky_solve(spread, root).diagonal().sum()
-    return log_normal(white.square().sum() + trace, log_diagonal(root), len(y))
+    return log_normal(square + trace, log_diagonal(root), len(y))
 
 
 @method(
@@ -101,26 +110,45 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
     """
 
     def fit(self, times: Sequence[Any], values: Sequence[Any]) -> ClusterProcesses:
-        """Cluster M curves; returns self."""
+        """Cluster M curves; returns self.
+
+        `ValueError` for fewer curves than clusters, curves whose times and values differ in number or are not finite, a
+        time that comes twice, or options out of range.
+        """
         config = self._config()
         curves = _checked(times, values)
         if len(curves) < config.n_clusters:
             raise ValueError(f"{len(curves)} curves for {config.n_clusters} clusters; expected at least as many")
-        self.grid_ = np.unique(np.concatenate([t.numpy() for t, _ in curves]))
-        self._times, self._values = [t for t, _ in curves], [y for _, y in curves]
-        self._index = [torch.from_numpy(np.searchsorted(self.grid_, t.numpy())) for t in self._times]
-        self._grid = torch.from_numpy(self.grid_)
-        everything = torch.cat(self._values)
-        self.centre_, variance = float(everything.mean()), float(everything.var().clamp(min=1e-12))
-        length = max(float(self.grid_[-1] - self.grid_[0]) / 5, 1e-12)
-        self.mean_kernels_ = np.tile(np.log([variance, length]), (config.n_clusters, 1))
-        self.task_kernels_ = np.tile(np.log([variance / 10, length, variance / 100]), (len(curves), 1))
-        self.resp_ = self._start(config)
-        run = ascend(lambda _: (None, self._iterate(config)), None, tol=config.tol, max_iter=config.max_iter,
-                     relative=True)
+        self._times = [t for t, _ in curves]
+        self._values = [y for _, y in curves]
+        self._grid, at = torch.cat(self._times).unique(return_inverse=True)
+        self._index = list(at.split([len(t) for t in self._times]))
+        self.grid_ = self._grid.numpy()
+        self._start_kernels(config.n_clusters)
+        self._start_groups(config)
+        run = ascend(
+            lambda _: (None, self._iterate(config)),
+            None,
+            tol=config.tol,
+            max_iter=config.max_iter,
+            relative=True,
+        )
         self.lower_bounds_ = run.bounds
-        self.labels_, self.n_iter_ = self.resp_.argmax(1), len(run.bounds)
+        self.n_iter_ = len(run.bounds)
+        self.labels_ = self.resp_.argmax(1)
         return self
+
+    def _start_kernels(self, n_clusters: int) -> None:
+        """Variances and lengths from the spread of all values and times."""
+        everything = torch.cat(self._values)
+        self.centre_ = float(everything.mean())
+        variance = float(everything.var().clamp(min=1e-12))
+        span = float(self.grid_[-1] - self.grid_[0])
+        length = max(span / 5, 1e-12)
+        mean_kernel = np.log([variance, length])
+        task_kernel = np.log([variance / 10, length, variance / 100])
+        self.mean_kernels_ = np.tile(mean_kernel, (n_clusters, 1))
+        self.task_kernels_ = np.tile(task_kernel, (len(self._times), 1))
 
     def _iterate(self, config: Config) -> float:
         """M and E step; the bound after them."""
@@ -128,120 +156,182 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         self._expect()
         return self.bound()
 
-    def _start(self, config: Config) -> Array:
-        """Responsibilities (M, K) from k-means on curves interpolated at the union of times; sets the means too."""
-        rows = np.stack([np.interp(self.grid_, t.numpy(), y.numpy()) for t, y in zip(self._times, self._values)])
+    def _start_groups(self, config: Config) -> None:
+        """Responsibilities (M, K) from k-means on curves interpolated at the union of times, and means from these."""
+        curves = zip(self._times, self._values)
+        rows = [np.interp(self.grid_, t.numpy(), y.numpy()) for t, y in curves]
         seed = check_random_state(config.random_state).randint(2**31)
-        labels = KMeans(config.n_clusters, n_init=5, random_state=seed).fit_predict(rows)
+        kmeans = KMeans(config.n_clusters, n_init=5, random_state=seed)
+        labels = kmeans.fit_predict(np.stack(rows))
         self.resp_ = np.eye(config.n_clusters)[labels]
         self.weights_ = self.resp_.mean(0)
         self._fit_means()
-        return self.resp_
 
     def _fit_means(self) -> None:
         """mhat and C of every cluster from the responsibilities."""
-        inverse = [torch.linalg.inv(task_covariance(t, torch.from_numpy(log)))
-                   for t, log in zip(self._times, self.task_kernels_)]
+        inverses = []
+        for t, log in zip(self._times, self.task_kernels_):
+            psi = task_covariance(t, torch.from_numpy(log))
+            inverses.append(torch.linalg.inv(psi))
         means, covariances = [], []
-        for k, log in enumerate(self.mean_kernels_):
-            precision = torch.linalg.inv(mean_covariance(self._grid, torch.from_numpy(log)))
-            shift = torch.zeros_like(self._grid)
-            for i, at in enumerate(self._index):
-                precision[at[:, None], at] += self.resp_[i, k] * inverse[i]
-                shift[at] += self.resp_[i, k] * inverse[i] @ (self._values[i] - self.centre_)
-            covariances.append(symmetric(torch.linalg.inv(symmetric(precision))))
-            means.append(self.centre_ + covariances[-1] @ shift)
-        self.means_, self.covariances_ = torch.stack(means).numpy(), torch.stack(covariances).numpy()
+        for k in range(len(self.mean_kernels_)):
+            mean, covariance = self._fit_mean(k, inverses)
+            means.append(mean)
+            covariances.append(covariance)
+        self.means_ = torch.stack(means).numpy()
+        self.covariances_ = torch.stack(covariances).numpy()
 
-    def _heights(self, i: int, log_3: Tensor) -> Tensor:
+    def _fit_mean(self, k: int, inverses: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean (G,) and covariance (G, G) of one cluster's mean process, from the inverse of every curve's Psi."""
+        precision = torch.linalg.inv(self._prior(k))
+        shift = torch.zeros_like(self._grid)
+        for at, y, inverse, resp in zip(self._index, self._values, inverses, self.resp_[:, k]):
+            weighed = resp * inverse
+            precision[at[:, None], at] += weighed
+            shift[at] += weighed @ (y - self.centre_)
+        covariance = torch.linalg.inv(symmetric(precision))
+        covariance = symmetric(covariance)
+        return self.centre_ + covariance @ shift, covariance
+
+    def _prior(self, k: int) -> Tensor:
+        """c of cluster k on the union of times."""
+        log_2 = torch.from_numpy(self.mean_kernels_[k])
+        return mean_covariance(self._grid, log_2)
+
+    def _log_densities(self, i: int, log_3: Tensor) -> Tensor:
         """Expected log density (K,) of curve i in every cluster."""
-        at, psi = self._index[i], task_covariance(self._times[i], log_3)
-        return torch.stack([expected_log_normal(self._values[i], torch.from_numpy(mean)[at],
-                                                torch.from_numpy(cov)[at[:, None], at], psi)
-                            for mean, cov in zip(self.means_, self.covariances_)])
+        at = self._index[i]
+        psi = task_covariance(self._times[i], log_3)
+        found = []
+        for mean, covariance in zip(self.means_, self.covariances_):
+            mean_n = torch.from_numpy(mean)[at]
+            spread_nn = torch.from_numpy(covariance)[at[:, None], at]
+            found.append(expected_log_normal(self._values[i], mean_n, spread_nn, psi))
+        return torch.stack(found)
+
+    def _task_bound(self, i: int, log_3: Tensor) -> Tensor:
+        """What curve i adds to the bound, with its kernel at some parameters."""
+        resp_K = torch.from_numpy(self.resp_[i])
+        return resp_K @ self._log_densities(i, log_3)
+
+    def _mean_bound(self, k: int, log_2: Tensor) -> Tensor:
+        """Expected log density of cluster k's mean process under its prior, with the kernel at some parameters."""
+        mean = torch.from_numpy(self.means_[k])
+        spread = torch.from_numpy(self.covariances_[k])
+        centre = torch.full_like(self._grid, self.centre_)
+        prior = mean_covariance(self._grid, log_2)
+        return expected_log_normal(mean, centre, spread, prior)
 
     def _expect(self) -> None:
         """Responsibilities, then mean processes."""
-        heights = torch.stack([self._heights(i, torch.from_numpy(log)) for i, log in enumerate(self.task_kernels_)])
-        log_weights = log_positive(self.weights_)
-        self.resp_ = (heights + torch.from_numpy(log_weights)).softmax(1).numpy()
+        log_density_MK = torch.stack([self._log_densities(i, torch.from_numpy(log))
+                                      for i, log in enumerate(self.task_kernels_)])
+        log_weights_K = torch.from_numpy(log_positive(self.weights_))
+        log_joint_MK = log_density_MK + log_weights_K
+        self.resp_ = log_joint_MK.softmax(1).numpy()
         self._fit_means()
 
     def _climb(self, config: Config) -> None:
         """The M step: weights, kernels of mean processes, kernels of curves."""
         self.weights_ = self.resp_.mean(0)
-        K, M = len(self.weights_), len(self._times)
-        centre = torch.full_like(self._grid, self.centre_)
-
-        def mean_bound(k: int, log_2: Tensor) -> Tensor:
-            return expected_log_normal(torch.from_numpy(self.means_[k]), centre, torch.from_numpy(self.covariances_[k]),
-                                       mean_covariance(self._grid, log_2))
-
-        def task_bound(i: int, log_3: Tensor) -> Tensor:
-            return torch.from_numpy(self.resp_[i]) @ self._heights(i, log_3)
-
-        for rows, bound, count, shared in ((self.mean_kernels_, mean_bound, K, config.shared_means),
-                                           (self.task_kernels_, task_bound, M, config.shared_tasks)):
-            for group in [range(count)] if shared else [[i] for i in range(count)]:
-                rows[list(group)] = climb(lambda log: sum(bound(i, log) for i in group),  # noqa: B023 - used at once
-                                          rows[group[0]], config.kernel_steps)
+        steps = config.kernel_steps
+        _climb_rows(self.mean_kernels_, self._mean_bound, config.shared_means, steps)
+        _climb_rows(self.task_kernels_, self._task_bound, config.shared_tasks, steps)
 
     def bound(self) -> float:
-        """The evidence lower bound at the present values, in nats."""
+        """The evidence lower bound at the present values, in nats; an error before `fit`."""
         check_is_fitted(self, "resp_")
-        total = float((self.resp_ * (log_positive(self.weights_) - log_positive(self.resp_))).sum())
-        for i, log in enumerate(self.task_kernels_):
-            total += float(torch.from_numpy(self.resp_[i]) @ self._heights(i, torch.from_numpy(log)))
-        for mean, cov, log in zip(self.means_, self.covariances_, self.mean_kernels_):
-            spread, prior = torch.from_numpy(cov), mean_covariance(self._grid, torch.from_numpy(log))
-            centre = torch.full_like(self._grid, self.centre_)
-            total += float(expected_log_normal(torch.from_numpy(mean), centre, spread, prior))
-            total += 0.5 * float(torch.linalg.slogdet(spread)[1] + len(mean) * (1 + LOG_2PI))
+        log_ratio_MK = log_positive(self.weights_) - log_positive(self.resp_)
+        total = float((self.resp_ * log_ratio_MK).sum())
+        for i, log_3 in enumerate(self.task_kernels_):
+            curve = self._task_bound(i, torch.from_numpy(log_3))
+            total += float(curve)
+        for k, log_2 in enumerate(self.mean_kernels_):
+            expected = self._mean_bound(k, torch.from_numpy(log_2))
+            total += float(expected)
+            spread = torch.from_numpy(self.covariances_[k])
+            _, log_det = torch.linalg.slogdet(spread)
+            entropy_2 = log_det + len(spread) * (1 + LOG_2PI)
+            total += 0.5 * float(entropy_2)
         return total
 
     def mean_process(self, times: Any) -> tuple[Array, Array]:
-        """Posterior means (K, T) and covariances (K, T, T) of the mean processes at any times."""
+        """Posterior means (K, T) and covariances (K, T, T) of the mean processes at any times; needs `fit`."""
         check_is_fitted(self, "means_")
         t = torch.as_tensor(np.asarray(times, dtype=np.float64))
         means, covariances = [], []
-        for mean, cov, log in zip(self.means_, self.covariances_, self.mean_kernels_):
+        for k, log in enumerate(self.mean_kernels_):
             log_2 = torch.from_numpy(log)
-            prior = mean_covariance(self._grid, log_2)
-            pull = gain(squared_exponential(t, self._grid, log_2), prior)
-            means.append(self.centre_ + pull @ (torch.from_numpy(mean) - self.centre_))
-            covariances.append(squared_exponential(t, t, log_2) - pull @ (prior - torch.from_numpy(cov)) @ pull.T)
+            prior_GG = self._prior(k)
+            pull_TG = gain(squared_exponential(t, self._grid, log_2), prior_GG)
+            shift_G = torch.from_numpy(self.means_[k]) - self.centre_
+            means.append(self.centre_ + pull_TG @ shift_G)
+            learned_GG = prior_GG - torch.from_numpy(self.covariances_[k])
+            prior_TT = squared_exponential(t, t, log_2)
+            covariances.append(prior_TT - pull_TG @ learned_GG @ pull_TG.T)
         return torch.stack(means).numpy(), torch.stack(covariances).numpy()
 
     def predict(self, seen_times: Any, seen_values: Any, times: Any) -> tuple[Array, Array, Array]:
         """Predict a curve at `times` (T,) from what was seen of it: means, standard deviations (K, T), weights (K,).
 
         Deviations are of noisy values. Nothing may have been seen (empty arrays): the weights are then `weights_`.
+        `ValueError` for unequal numbers of seen times and values; an error before `fit`.
         """
         check_is_fitted(self, "means_")
-        seen, y = (np.asarray(v, dtype=np.float64).ravel() for v in (seen_times, seen_values))
+        seen = np.asarray(seen_times, dtype=np.float64).ravel()
+        y = np.asarray(seen_values, dtype=np.float64).ravel()
         new = np.asarray(times, dtype=np.float64).ravel()
         if seen.shape != y.shape:
             raise ValueError(f"{len(seen)} seen times and {len(y)} seen values; expected as many")
+        mean_KT, cov_KTT = self._predictive(np.r_[seen, new])
+        found = [_condition(y, mean, cov) for mean, cov in zip(mean_KT, cov_KTT)]
+        means, deviations, log_evidence = zip(*found)
+        log_joint_K = log_positive(self.weights_) + np.array(log_evidence)
+        joint_K = np.exp(log_joint_K - log_joint_K.max())
+        return np.array(means), np.array(deviations), joint_K / joint_K.sum()
+
+    def _predictive(self, times: Array) -> tuple[Array, Array]:
+        """Means (K, T) and covariances (K, T, T) of a new curve's noisy values under every cluster."""
+        t = torch.from_numpy(times)
         log_3 = torch.from_numpy(self.task_kernels_.mean(0))
-        both, n = torch.from_numpy(np.r_[seen, new]), len(seen)
-        mean_KT, cov_KTT = self.mean_process(both.numpy())
-        noise = (torch.exp(log_3[2]) * torch.eye(len(both), dtype=torch.float64)).numpy()
-        cov_KTT = cov_KTT + squared_exponential(both, both, log_3).numpy() + noise \
-            + JITTER * math.exp(float(log_3[0])) * np.eye(len(both))
-        means, deviations, heights = [], [], []
-        for mean, cov in zip(mean_KT, cov_KTT):
-            pull = gain(cov[n:, :n], cov[:n, :n])
-            means.append(mean[n:] + pull @ (y - mean[:n]))
-            deviations.append(np.sqrt(np.maximum(np.diag(cov[n:, n:] - pull @ cov[:n, n:]), 0)))
-            gap = y - mean[:n]
-            heights.append(-0.5 * (np.linalg.slogdet(cov[:n, :n])[1] + gap @ np.linalg.solve(cov[:n, :n], gap)))
-        log_weights = log_positive(self.weights_) + np.array(heights)
-        weights = np.exp(log_weights - log_weights.max())
-        return np.array(means), np.array(deviations), weights / weights.sum()
+        eye = torch.eye(len(t), dtype=torch.float64)
+        mean_KT, cov_KTT = self.mean_process(times)
+        own_TT = squared_exponential(t, t, log_3).numpy()
+        noise_TT = (torch.exp(log_3[2]) * eye).numpy()
+        jitter = JITTER * math.exp(float(log_3[0]))
+        return mean_KT, cov_KTT + own_TT + noise_TT + jitter * eye.numpy()
+
+
+def _condition(y: Array, mean: Array, cov: Array) -> tuple[Array, Array, float]:
+    """Means and deviations of the later values given the first ones y, and y's log density but for a constant."""
+    n = len(y)
+    gap = y - mean[:n]
+    seen = cov[:n, :n]
+    pull = gain(cov[n:, :n], seen)
+    means = mean[n:] + pull @ gap
+    left = cov[n:, n:] - pull @ cov[:n, n:]
+    variances = np.maximum(np.diag(left), 0)
+    _, log_det = np.linalg.slogdet(seen)
+    square = gap @ np.linalg.solve(seen, gap)
+    return means, np.sqrt(variances), -0.5 * (log_det + square)
+
+
+def _climb_rows(rows: Array, bound: Callable[[int, Tensor], Tensor], shared: bool, steps: int) -> None:
+    """Raise the bound in the kernels of all rows, in place: in one that they share, or in each alone."""
+    everyone = list(range(len(rows)))
+    groups = [everyone] if shared else [[i] for i in everyone]
+    for group in groups:
+        together = functools.partial(_total, bound, group)
+        rows[group] = climb(together, rows[group[0]], steps)
+
+
+def _total(bound: Callable[[int, Tensor], Tensor], group: list[int], log: Tensor) -> Any:
+    return sum(bound(i, log) for i in group)
 
 
 def climb(bound: Any, start: Array, steps: int) -> Array:
     """Logs of kernel parameters that raise a bound, by L-BFGS within e^±6 of the start; never worse than the start."""
+
     def loss(log: Array) -> tuple[float, Array]:
         at = torch.from_numpy(log.copy()).requires_grad_()
         height = bound(at)
@@ -250,20 +340,32 @@ def climb(bound: Any, start: Array, steps: int) -> Array:
 
     if steps == 0:
         return start
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(v - 6, v + 6) for v in start],
-                     options={"maxiter": steps})
-    return found.x if np.isfinite(found.fun) and found.fun <= loss(start)[0] else start
+    box = [(value - 6, value + 6) for value in start]
+    found = minimize(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=box,
+        options={"maxiter": steps},
+    )
+    before, _ = loss(start)
+    if np.isfinite(found.fun) and found.fun <= before:
+        return found.x
+    return start
 
 
 def _checked(times: Sequence[Any], values: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
     if len(times) != len(values):
         raise ValueError(f"{len(times)} arrays of times and {len(values)} of values; expected as many")
     curves = []
-    for i, (t, y) in enumerate(zip(times, values)):
-        t, y = (np.asarray(v, dtype=np.float64).ravel() for v in (t, y))
+    for i, (one_times, one_values) in enumerate(zip(times, values)):
+        t = np.asarray(one_times, dtype=np.float64).ravel()
+        y = np.asarray(one_values, dtype=np.float64).ravel()
         if len(t) != len(y) or len(t) == 0:
             raise ValueError(f"curve {i} has {len(t)} times and {len(y)} values; expected as many, and one or more")
-        if not (np.isfinite(t).all() and np.isfinite(y).all()) or len(np.unique(t)) < len(t):
+        finite = np.isfinite(t).all() and np.isfinite(y).all()
+        if not finite or len(np.unique(t)) < len(t):
             raise ValueError(f"curve {i} holds values that are not finite, or a time twice; drop or average them")
         order = np.argsort(t)
         curves.append((torch.from_numpy(t[order]), torch.from_numpy(y[order])))
@@ -272,8 +374,11 @@ def _checked(times: Sequence[Any], values: Sequence[Any]) -> list[tuple[Tensor, 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight curves of two groups on their own times."""
+    estimator = ClusterProcesses(n_clusters=2, max_iter=3, kernel_steps=3, random_state=0)
     times = [torch.rand(6, generator=generator, dtype=torch.float64).numpy() * 4 for _ in range(8)]
     noise = torch.randn(8, 6, generator=generator, dtype=torch.float64).numpy()
-    values = [(-1) ** i * np.sin(t) + 0.1 * e for i, (t, e) in enumerate(zip(times, noise))]
-    estimator = ClusterProcesses(n_clusters=2, max_iter=3, kernel_steps=3, random_state=0)
+    values = []
+    for i, t in enumerate(times):
+        sign = (-1) ** i
+        values.append(sign * np.sin(t) + 0.1 * noise[i])
     return {"estimator": estimator, "times": times, "values": values}

@@ -51,13 +51,16 @@ class Config:
     ridge: float = 1e-3  # of gates and regressions, against directions without data
 
     def __post_init__(self) -> None:
-        if self.proposal not in ("experts", "bootstrap") or self.density not in ("gaussian", "student"):
+        known = self.proposal in ("experts", "bootstrap") and self.density in ("gaussian", "student")
+        if not known:
             raise ValueError(f"proposal is {self.proposal!r} and density {self.density!r}; expected experts or "
                              "bootstrap, and gaussian or student")
-        if min(self.particles, self.experts, self.fit_draws, self.iterations) < 1:
-            raise ValueError(f"particles, experts, fit_draws, iterations are {self.particles}, {self.experts}, "
-                             f"{self.fit_draws}, {self.iterations}; expected 1 or more")
-        if not (0 <= self.decay <= 1 and 0 <= self.defence < 1 and self.dof > 0 and self.ridge > 0):
+        counts = (self.particles, self.experts, self.fit_draws, self.iterations)
+        if min(counts) < 1:
+            raise ValueError(f"particles, experts, fit_draws, iterations are {', '.join(map(str, counts))}; "
+                             "expected 1 or more")
+        shares = 0 <= self.decay <= 1 and 0 <= self.defence < 1
+        if not (shares and self.dof > 0 and self.ridge > 0):
             raise ValueError(f"decay, defence, dof, ridge are {self.decay}, {self.defence}, {self.dof}, {self.ridge}; "
                              "expected within [0, 1], [0, 1), and above 0 twice")
 
@@ -91,7 +94,8 @@ class Experts:
         """log alpha_j rho_j (N, J) and squared distances (N, J)."""
         x_NP = with_one(x_ND)
         D = next_ND.shape[1]
-        gap_NJD = next_ND[:, None] - torch.einsum("np,jpd->njd", x_NP, self.slope_JPD)
+        mean_NJD = torch.einsum("np,jpd->njd", x_NP, self.slope_JPD)
+        gap_NJD = next_ND[:, None] - mean_NJD
         white_JND = whiten(gap_NJD.transpose(0, 1), self.root_JDD)
         square_NJ = white_JND.square().sum(-1).T
         log_scale_J = log_diagonal(self.root_JDD)
@@ -99,29 +103,38 @@ class Experts:
             log_NJ = log_normal(square_NJ, log_scale_J, D)
         else:
             log_NJ = log_student(square_NJ, log_scale_J, D, self.dof)
-        return (x_NP @ self.gate_JP.T).log_softmax(-1) + log_NJ, square_NJ
+        logits_NJ = x_NP @ self.gate_JP.T
+        return logits_NJ.log_softmax(-1) + log_NJ, square_NJ
 
     def log_prob(self, x_ND: Tensor, next_ND: Tensor) -> Tensor:
         """log r(x' | x) (N,)."""
-        return self.parts(x_ND, next_ND)[0].logsumexp(-1)
+        log_NJ, _ = self.parts(x_ND, next_ND)
+        return log_NJ.logsumexp(-1)
 
     def draw(self, x_ND: Tensor, generator: torch.Generator) -> Tensor:
         """A successor (N, D) of every state."""
         x_NP = with_one(x_ND)
-        j_N = torch.multinomial((x_NP @ self.gate_JP.T).softmax(-1), 1, generator=generator)[:, 0]
+        gate_NJ = (x_NP @ self.gate_JP.T).softmax(-1)
+        j_N = torch.multinomial(gate_NJ, 1, generator=generator)[:, 0]
         mean_ND = torch.einsum("np,npd->nd", x_NP, self.slope_JPD[j_N])
         noise_ND = torch.randn(mean_ND.shape, generator=generator, dtype=x_ND.dtype)
         noise_ND = torch.einsum("nde,ne->nd", self.root_JDD[j_N], noise_ND)
         if math.isfinite(self.dof):
-            shape_N = torch.full((len(x_ND),), self.dof / 2, dtype=x_ND.dtype)
-            noise_ND = noise_ND * (self.dof / 2 / torch._standard_gamma(shape_N, generator=generator))[:, None].sqrt()
+            half = self.dof / 2
+            shape_N = torch.full((len(x_ND),), half, dtype=x_ND.dtype)
+            gamma_N = torch._standard_gamma(shape_N, generator=generator)
+            stretch_N = (half / gamma_N).sqrt()
+            noise_ND = noise_ND * stretch_N[:, None]
         return mean_ND + noise_ND
 
 
 def log_student(square: Tensor, log_scale: Tensor, columns: int, dof: float) -> Tensor:
     """Log density (...) of Student's t, as `log_normal` gives that of the normal."""
-    constant = math.lgamma((dof + columns) / 2) - math.lgamma(dof / 2) - 0.5 * columns * math.log(dof * math.pi)
-    return constant - 0.5 * (dof + columns) * torch.log1p(square / dof) - log_scale
+    half = (dof + columns) / 2
+    constant = math.lgamma(half) - math.lgamma(dof / 2)
+    constant = constant - 0.5 * columns * math.log(dof * math.pi)
+    tail = 0.5 * (dof + columns) * torch.log1p(square / dof)
+    return constant - tail - log_scale
 
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # (J,), (J, P, P), (J, P, D), (J, D, D)
@@ -129,26 +142,36 @@ Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # (J,), (J, P, P), (J, P, D)
 
 def with_one(x_ND: Tensor) -> Tensor:
     """A column of ones before the others."""
-    return torch.cat([torch.ones_like(x_ND[:, :1]), x_ND], 1)
+    ones_N1 = torch.ones_like(x_ND[:, :1])
+    return torch.cat([ones_N1, x_ND], 1)
 
 
 def statistics(x_ND: Tensor, next_ND: Tensor, v_N: Tensor, resp_NJ: Tensor, precision_NJ: Tensor) -> Statistics:
     """Weighted sums that the experts' M step needs; `precision_NJ` is one but for Student experts."""
-    x_NP, w_NJ = with_one(x_ND), v_N[:, None] * resp_NJ
+    x_NP = with_one(x_ND)
+    w_NJ = v_N[:, None] * resp_NJ
     u_NJ = w_NJ * precision_NJ
-    return (w_NJ.sum(0), torch.einsum("nj,np,nq->jpq", u_NJ, x_NP, x_NP),
-            torch.einsum("nj,np,nd->jpd", u_NJ, x_NP, next_ND), torch.einsum("nj,nd,ne->jde", u_NJ, next_ND, next_ND))
+    xx_JPP = torch.einsum("nj,np,nq->jpq", u_NJ, x_NP, x_NP)
+    xy_JPD = torch.einsum("nj,np,nd->jpd", u_NJ, x_NP, next_ND)
+    yy_JDD = torch.einsum("nj,nd,ne->jde", u_NJ, next_ND, next_ND)
+    return w_NJ.sum(0), xx_JPP, xy_JPD, yy_JDD
 
 
 def regress(s: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
     """Slopes (J, P, D) and Cholesky factors (J, D, D) of the residual scales, slightly shrunk towards the identity."""
     mass_J, xx_JPP, xy_JPD, yy_JDD = s
+    mass_J11 = mass_J[:, None, None]
+    eye_PP = torch.eye(xx_JPP.shape[1], dtype=xx_JPP.dtype)
+    eye_DD = torch.eye(yy_JDD.shape[1], dtype=yy_JDD.dtype)
+    penalty_JPP = ridge * mass_J11.clamp(min=1e-6) * eye_PP
+    slope_JPD = torch.linalg.solve(xx_JPP + penalty_JPP, xy_JPD)
+    cross_JDD = slope_JPD.mT @ xy_JPD
+    explained_JDD = slope_JPD.mT @ xx_JPP @ slope_JPD
+    rest_JDD = symmetric(yy_JDD - cross_JDD - xy_JPD.mT @ slope_JPD + explained_JDD)
     scale = yy_JDD.diagonal(dim1=1, dim2=2).mean() + 1e-12
-    eye_PP, eye_DD = (torch.eye(m.shape[1], dtype=m.dtype) for m in (xx_JPP, yy_JDD))
-    slope_JPD = torch.linalg.solve(xx_JPP + ridge * mass_J.clamp(min=1e-6)[:, None, None] * eye_PP, xy_JPD)
-    rest_JDD = yy_JDD - slope_JPD.mT @ xy_JPD - xy_JPD.mT @ slope_JPD + slope_JPD.mT @ xx_JPP @ slope_JPD
-    rest_JDD = symmetric(rest_JDD) + ridge * (1e-3 * scale + 1e-9) * eye_DD
-    return slope_JPD, torch.linalg.cholesky(rest_JDD / mass_J.clamp(min=1e-12)[:, None, None])
+    least = ridge * (1e-3 * scale + 1e-9)  # no direction of the residuals may vanish
+    rest_JDD = rest_JDD + least * eye_DD
+    return slope_JPD, torch.linalg.cholesky(rest_JDD / mass_J11.clamp(min=1e-12))
 
 
 def gate_step(gate_JP: Tensor, x_ND: Tensor, v_N: Tensor, resp_NJ: Tensor, ridge: float) -> Tensor:
@@ -156,24 +179,35 @@ def gate_step(gate_JP: Tensor, x_ND: Tensor, v_N: Tensor, resp_NJ: Tensor, ridge
     x_NP = with_one(x_ND)
 
     def height(b_JP: Tensor) -> Tensor:
-        return (v_N[:, None] * resp_NJ * (x_NP @ b_JP.T).log_softmax(-1)).sum() - 0.5 * ridge * (b_JP**2).sum()
+        log_gate_NJ = (x_NP @ b_JP.T).log_softmax(-1)
+        likelihood = (v_N[:, None] * resp_NJ * log_gate_NJ).sum()
+        return likelihood - 0.5 * ridge * (b_JP**2).sum()
 
-    J, P = gate_JP.shape
-    p_NJ = (x_NP @ gate_JP.T).softmax(-1)
-    slope_JP = torch.einsum("n,nj,np->jp", v_N, resp_NJ - p_NJ, x_NP) - ridge * gate_JP
-    curve_NJJ = torch.diag_embed(p_NJ) - outer(p_NJ, p_NJ)
-    curve = torch.einsum("n,njk,np,nq->jpkq", v_N, curve_NJJ, x_NP, x_NP).reshape(J * P, J * P)
-    step_JP = torch.linalg.solve(curve + ridge * torch.eye(J * P, dtype=curve.dtype), slope_JP.flatten()).view(J, P)
+    step_JP = _newton(gate_JP, x_NP, v_N, resp_NJ, ridge)
     start = height(gate_JP)
     for _ in range(20):
-        if height(gate_JP + step_JP) >= start:
-            return gate_JP + step_JP
+        new_JP = gate_JP + step_JP
+        if height(new_JP) >= start:
+            return new_JP
         step_JP = step_JP / 2
     return gate_JP
 
 
+def _newton(gate_JP: Tensor, x_NP: Tensor, v_N: Tensor, resp_NJ: Tensor, ridge: float) -> Tensor:
+    """The whole Newton step (J, P) of weighted logistic regression with a ridge."""
+    size = gate_JP.numel()
+    p_NJ = (x_NP @ gate_JP.T).softmax(-1)
+    slope_JP = torch.einsum("n,nj,np->jp", v_N, resp_NJ - p_NJ, x_NP) - ridge * gate_JP
+    curve_NJJ = torch.diag_embed(p_NJ) - outer(p_NJ, p_NJ)
+    curve_JPJP = torch.einsum("n,njk,np,nq->jpkq", v_N, curve_NJJ, x_NP, x_NP)
+    curve = curve_JPJP.reshape(size, size)
+    penalty = ridge * torch.eye(size, dtype=curve.dtype)
+    step = torch.linalg.solve(curve + penalty, slope_JP.flatten())
+    return step.view_as(gate_JP)
+
+
 def em_step(experts: Experts, x_ND: Tensor, next_ND: Tensor, v_N: Tensor, ridge: float,
-            held: Statistics | None = None, rate: float = 1.0) -> tuple[Experts, Statistics]:
+            earlier: Statistics | None = None, rate: float = 1.0) -> tuple[Experts, Statistics]:
     """One step of online EM on a weighted sample (weights sum to one); `rate` 1 is plain EM, which never raises KL."""
     log_NJ, square_NJ = experts.parts(x_ND, next_ND)
     resp_NJ = log_NJ.softmax(-1)
@@ -181,9 +215,9 @@ def em_step(experts: Experts, x_ND: Tensor, next_ND: Tensor, v_N: Tensor, ridge:
     if math.isfinite(experts.dof):
         precision_NJ = (experts.dof + next_ND.shape[1]) / (experts.dof + square_NJ)
     new = statistics(x_ND, next_ND, v_N, resp_NJ, precision_NJ)
-    if held is not None:
-        a, b, c, d = ((1 - rate) * old + rate * now for old, now in zip(held, new))
-        new = a, b, c, d
+    if earlier is not None:
+        mass_J, xx_JPP, xy_JPD, yy_JDD = ((1 - rate) * old + rate * now for old, now in zip(earlier, new))
+        new = mass_J, xx_JPP, xy_JPD, yy_JDD
     slope_JPD, root_JDD = regress(new, ridge)
     gate_JP = gate_step(experts.gate_JP, x_ND, v_N, resp_NJ, ridge)
     return Experts(gate_JP, slope_JPD, root_JDD, experts.dof), new
@@ -192,37 +226,55 @@ def em_step(experts: Experts, x_ND: Tensor, next_ND: Tensor, v_N: Tensor, ridge:
 def first_experts(x_ND: Tensor, next_ND: Tensor, v_N: Tensor, config: Config, generator: torch.Generator) -> Experts:
     """One regression for all, then one for each of the groups its residuals fall into around k-means++ centres."""
     ones_N1 = torch.ones(len(x_ND), 1, dtype=x_ND.dtype)
-    slope_JPD, _ = regress(statistics(x_ND, next_ND, v_N, ones_N1, ones_N1), config.ridge)
-    rest_ND = next_ND - with_one(x_ND) @ slope_JPD[0]
-    distance_NJ = torch.empty(len(x_ND), 0, dtype=x_ND.dtype)
+    for_all = statistics(x_ND, next_ND, v_N, ones_N1, ones_N1)
+    slope_1PD, _ = regress(for_all, config.ridge)
+    rest_ND = next_ND - with_one(x_ND) @ slope_1PD[0]
+    resp_NJ = _groups(rest_ND, v_N, config.experts, generator)
+    by_group = statistics(x_ND, next_ND, v_N, resp_NJ, torch.ones_like(resp_NJ))
+    slope_JPD, root_JDD = regress(by_group, config.ridge)
+    gate_JP = torch.zeros(config.experts, slope_JPD.shape[1], dtype=x_ND.dtype)
+    dof = config.dof if config.density == "student" else math.inf
+    return Experts(gate_JP, slope_JPD, root_JDD, dof)
+
+
+def _groups(rest_ND: Tensor, v_N: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indicators (N, J) of the nearest among k-means++ centres."""
+    distance_NJ = torch.empty(len(rest_ND), 0, dtype=rest_ND.dtype)
     chance_N = v_N
-    for _ in range(config.experts):
+    for _ in range(count):
         row = torch.multinomial(chance_N, 1, generator=generator)
-        distance_NJ = torch.cat([distance_NJ, ((rest_ND - rest_ND[row]) ** 2).sum(1, keepdim=True)], 1)
+        gap_ND = rest_ND - rest_ND[row]
+        square_N1 = (gap_ND**2).sum(1, keepdim=True)
+        distance_NJ = torch.cat([distance_NJ, square_N1], 1)
         chance_N = v_N * distance_NJ.amin(1)
         if float(chance_N.sum()) <= 0:  # fewer distinct draws than experts
             chance_N = v_N
-    resp_NJ = torch.nn.functional.one_hot(distance_NJ.argmin(1), config.experts).to(x_ND.dtype)
-    slope_JPD, root_JDD = regress(statistics(x_ND, next_ND, v_N, resp_NJ, torch.ones_like(resp_NJ)), config.ridge)
-    gate_JP = torch.zeros(config.experts, x_ND.shape[1] + 1, dtype=x_ND.dtype)
-    return Experts(gate_JP, slope_JPD, root_JDD, config.dof if config.density == "student" else math.inf)
+    nearest_N = distance_NJ.argmin(1)
+    return torch.nn.functional.one_hot(nearest_N, count).to(rest_ND.dtype)
 
 
 def fit_experts(model: StateSpace, y: Tensor, step: int, x_ND: Tensor, w_N: Tensor, config: Config,
                 generator: torch.Generator) -> Experts:
     """The proposal of one step of the filter."""
-    experts, held = None, None
+    experts, sums = None, None
     for m in range(1, config.iterations + 1):
-        rows = torch.multinomial(w_N, config.fit_draws, replacement=True, generator=generator)
-        from_MD = x_ND[rows]
+        rows_M = torch.multinomial(w_N, config.fit_draws, replacement=True, generator=generator)
+        from_MD = x_ND[rows_M]
         next_MD, log_r_M = _propose(model, experts, from_MD, step, config.defence, generator)
-        log_v_M = model.log_next(from_MD, next_MD, step) + model.log_likelihood(next_MD, y, step) - log_r_M
-        v_M = log_v_M.softmax(0)
+        log_target_M = _log_target(model, from_MD, next_MD, y, step)
+        v_M = (log_target_M - log_r_M).softmax(0)
         if experts is None:
             experts = first_experts(from_MD, next_MD, v_M, config, generator)
-        experts, held = em_step(experts, from_MD, next_MD, v_M, config.ridge, held, m ** -config.decay)
+        rate = m**-config.decay
+        experts, sums = em_step(experts, from_MD, next_MD, v_M, config.ridge, sums, rate)
     assert experts is not None
     return experts
+
+
+def _log_target(model: StateSpace, x_ND: Tensor, next_ND: Tensor, y: Tensor, step: int) -> Tensor:
+    """log q(x, x') g(x', y) (N,)."""
+    log_next_N = model.log_next(x_ND, next_ND, step)
+    return log_next_N + model.log_likelihood(next_ND, y, step)
 
 
 def _propose(model: StateSpace, experts: Experts | None, x_ND: Tensor, step: int, defence: float,
@@ -231,11 +283,13 @@ def _propose(model: StateSpace, experts: Experts | None, x_ND: Tensor, step: int
     next_ND = model.draw_next(x_ND, step, generator)
     if experts is None:
         return next_ND, model.log_next(x_ND, next_ND, step)
-    own_N1 = torch.rand(len(x_ND), 1, generator=generator, dtype=x_ND.dtype) < defence
-    next_ND = torch.where(own_N1, next_ND, experts.draw(x_ND, generator))
+    chance_N1 = torch.rand(len(x_ND), 1, generator=generator, dtype=x_ND.dtype)
+    from_experts_ND = experts.draw(x_ND, generator)
+    next_ND = torch.where(chance_N1 < defence, next_ND, from_experts_ND)
     log_N = experts.log_prob(x_ND, next_ND) + math.log1p(-defence)
     if defence:
-        log_N = torch.logaddexp(log_N, model.log_next(x_ND, next_ND, step) + math.log(defence))
+        log_own_N = model.log_next(x_ND, next_ND, step) + math.log(defence)
+        log_N = torch.logaddexp(log_N, log_own_N)
     return next_ND, log_N
 
 
@@ -263,23 +317,29 @@ def particle_filter(model: StateSpace, observations: Sequence[Tensor] | Tensor, 
     x_ND = model.draw_first(config.particles, generator)
     if x_ND.ndim != 2 or len(x_ND) != config.particles:
         raise ValueError(f"draw_first gave {tuple(x_ND.shape)}; expected ({config.particles}, D)")
-    w_N = x_ND.new_full((len(x_ND),), 1 / len(x_ND))
-    heights, means, sizes = [], [], []
+    N = len(x_ND)
+    w_N = x_ND.new_full((N,), 1 / N)
+    log_likelihoods, means, sizes = [], [], []
     for step, y in enumerate(observations):
         experts = None
         if config.proposal == "experts":
             experts = fit_experts(model, y, step, x_ND, w_N, config, generator)
-        from_ND = x_ND[torch.multinomial(w_N, len(x_ND), replacement=True, generator=generator)]
+        rows_N = torch.multinomial(w_N, N, replacement=True, generator=generator)
+        from_ND = x_ND[rows_N]
         x_ND, log_r_N = _propose(model, experts, from_ND, step, config.defence, generator)
-        log_w_N = model.log_next(from_ND, x_ND, step) + model.log_likelihood(x_ND, y, step) - log_r_N
-        if not bool(log_w_N.isfinite().any()) or bool(log_w_N.isnan().any()):
-            raise ValueError(f"every particle has weight zero at step {step}: the observation is impossible under the "
-                             "model, or a density is not a number; use more particles or a wider likelihood")
-        heights.append(log_w_N.logsumexp(0) - math.log(len(x_ND)))
+        log_w_N = _log_target(model, from_ND, x_ND, y, step) - log_r_N
+        _check_weights(log_w_N, step)
+        log_likelihoods.append(log_w_N.logsumexp(0) - math.log(N))
         w_N = log_w_N.softmax(0)
         means.append(w_N @ x_ND)
         sizes.append(1 / (w_N**2).sum())
-    return Filtered(torch.stack(heights), torch.stack(means), torch.stack(sizes), x_ND, w_N)
+    return Filtered(torch.stack(log_likelihoods), torch.stack(means), torch.stack(sizes), x_ND, w_N)
+
+
+def _check_weights(log_w_N: Tensor, step: int) -> None:
+    if log_w_N.isnan().any() or not log_w_N.isfinite().any():
+        raise ValueError(f"every particle has weight zero at step {step}: the observation is impossible under the "
+                         "model, or a density is not a number; use more particles or a wider likelihood")
 
 
 @dataclass(frozen=True)
@@ -297,18 +357,24 @@ class NoisyWalk:
 
     def draw_next(self, x_ND: Tensor, step: int, generator: torch.Generator) -> Tensor:
         """One step of the walk."""
-        return self.a * x_ND + self.s * torch.randn(x_ND.shape, generator=generator, dtype=x_ND.dtype)
+        noise_ND = torch.randn(x_ND.shape, generator=generator, dtype=x_ND.dtype)
+        return self.a * x_ND + self.s * noise_ND
 
     def log_next(self, x_ND: Tensor, next_ND: Tensor, step: int) -> Tensor:
         """Normal log density."""
-        return torch.distributions.Normal(self.a * x_ND, self.s).log_prob(next_ND)[:, 0]
+        normal = torch.distributions.Normal(self.a * x_ND, self.s)
+        return normal.log_prob(next_ND)[:, 0]
 
     def log_likelihood(self, x_ND: Tensor, y: Tensor, step: int) -> Tensor:
         """Normal log density."""
-        return torch.distributions.Normal(x_ND[:, 0] ** self.power, self.r).log_prob(y)
+        seen_N = x_ND[:, 0] ** self.power
+        normal = torch.distributions.Normal(seen_N, self.r)
+        return normal.log_prob(y)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three observations of the size of a walk."""
-    return {"model": NoisyWalk(power=2), "observations": torch.tensor([1.0, 2.0, 1.5], dtype=torch.float64),
-            "generator": generator, "config": Config(particles=100, fit_draws=100, iterations=2)}
+    model = NoisyWalk(power=2)
+    config = Config(particles=100, fit_draws=100, iterations=2)
+    observations = torch.tensor([1.0, 2.0, 1.5], dtype=torch.float64)
+    return {"model": model, "observations": observations, "generator": generator, "config": config}

@@ -34,8 +34,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from mixwell.core.method import method
-from mixwell.density._ascent import ascend, highest
-from mixwell.density._gaussian import Array, log_positive
+from mixwell.density._ascent import Run, ascend, highest
+from mixwell.density._gaussian import TINY, Array, log_positive, symmetric
 from mixwell.density._options import Configured
 
 
@@ -54,8 +54,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("n_components", "min_visits", "n_init", "max_iter"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
         if self.init not in ("spectral", "random"):
             raise ValueError(f"init is {self.init!r}; expected 'spectral' or 'random'")
         if self.smoothing < 0 or self.tol < 0:
@@ -85,33 +86,48 @@ def count_walks(trajectories: Sequence[Any], actions: Sequence[Any] | None, stat
     shape = (len(trajectories), n_actions * states, states)
     counts, early, late = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for n, path in enumerate(trajectories):
-        path = np.asarray(path)
-        rows = path[:-1] if actions is None else np.asarray(actions[n])[: len(path) - 1] * states + path[:-1]
-        edge = int(0.45 * len(rows))
-        for target, part in ((counts, slice(None)), (early, slice(edge)), (late, slice(len(rows) - edge, None))):
-            np.add.at(target[n], (rows[part], path[1:][part]), 1.0)
-    return Walks(np.array([int(np.asarray(path)[0]) for path in trajectories]), counts, (early, late))
+        states_T = np.asarray(path)
+        from_T, to_T = states_T[:-1], states_T[1:]
+        rows_T = from_T
+        if actions is not None:
+            taken_T = np.asarray(actions[n])[: len(from_T)]
+            rows_T = taken_T * states + from_T
+        edge = int(0.45 * len(rows_T))
+        second = slice(len(rows_T) - edge, None)
+        np.add.at(counts[n], (rows_T, to_T), 1.0)
+        np.add.at(early[n], (rows_T[:edge], to_T[:edge]), 1.0)
+        np.add.at(late[n], (rows_T[second], to_T[second]), 1.0)
+    first_N = np.array([int(np.asarray(path)[0]) for path in trajectories])
+    return Walks(first_N, counts, (early, late))
 
 
 def pairwise_distances(halves: tuple[Array, Array], rank: int, min_visits: int) -> Array:
     """Debiased squared distances (N, N) between trajectories; pairs without a common row get the mean of the others."""
-    visits = [h.sum(2) for h in halves]
-    first_NRS, second_NRS = (h / np.maximum(v, 1)[:, :, None] for h, v in zip(halves, visits))
-    met_NR = np.minimum(*visits) >= min_visits
+    early_NR, late_NR = (half.sum(2) for half in halves)
+    early_NRS = halves[0] / np.maximum(early_NR, 1)[:, :, None]
+    late_NRS = halves[1] / np.maximum(late_NR, 1)[:, :, None]
+    met_NR = np.minimum(early_NR, late_NR) >= min_visits
     N = len(met_NR)
     best_NN = np.full((N, N), -np.inf)
     for row in np.flatnonzero(met_NR.sum(0) >= 2):
         index = np.flatnonzero(met_NR[:, row])
-        a, b = first_NRS[index, row], second_NRS[index, row]
-        basis, _, other = np.linalg.svd(a.T @ b)
-        both = np.linalg.qr(np.hstack([basis[:, :rank], other[:rank].T]))[0]
-        a, b = a @ both, b @ both
-        own = (a * b).sum(1)
-        cross = a @ b.T
         block = np.ix_(index, index)
-        best_NN[block] = np.maximum(best_NN[block], own[:, None] + own - cross - cross.T)
-    known = np.isfinite(best_NN)
-    return np.where(known, best_NN, best_NN[known].mean() if known.any() else 0.0)
+        distance = row_distances(early_NRS[index, row], late_NRS[index, row], rank)
+        best_NN[block] = np.maximum(best_NN[block], distance)
+    known_NN = np.isfinite(best_NN)
+    mean = best_NN[known_NN].mean() if known_NN.any() else 0.0
+    return np.where(known_NN, best_NN, mean)
+
+
+def row_distances(early_MS: Array, late_MS: Array, rank: int) -> Array:
+    """Debiased squared distances (M, M) between one row of M trajectories, in the subspace that both halves share."""
+    basis, _, other = np.linalg.svd(early_MS.T @ late_MS)
+    directions = np.hstack([basis[:, :rank], other[:rank].T])
+    subspace, _ = np.linalg.qr(directions)
+    a, b = early_MS @ subspace, late_MS @ subspace
+    own_M = (a * b).sum(1)  # of halves with noise of their own, so that the noise adds no square
+    cross_MM = a @ b.T
+    return own_M[:, None] + own_M - cross_MM - cross_MM.T
 
 
 @method(
@@ -124,109 +140,162 @@ class MarkovChainMixture(Configured, config=Config):
     """Mixture of Markov chains, or of decision processes where actions are given; see the card and `Config`."""
 
     def fit(self, trajectories: Any, actions: Any = None) -> MarkovChainMixture:
-        """Fit to state sequences numbered from 0, and the actions taken in them."""
+        """Fit to state sequences numbered from 0, and the actions taken in them.
+
+        `ValueError` for paths of fewer than two states, entries that are not whole numbers from 0, actions that do not
+        match the states, or fewer trajectories than components.
+        """
         config = self._config()
         _check(trajectories, actions)
         self._acted = actions is not None
-        self._states = 1 + max(int(np.max(path)) for path in trajectories)
-        self._actions = 1 if actions is None else 1 + max(int(np.max(path)) for path in actions)
+        self._states = _count(trajectories)
+        self._actions = 1 if actions is None else _count(actions)
         walks = count_walks(trajectories, actions, self._states, self._actions)
         if len(walks.first_N) < config.n_components:
             raise ValueError(f"{len(walks.first_N)} trajectories for {config.n_components} components; give more")
         rng = check_random_state(config.random_state)
         tries = 1 if config.init == "spectral" else config.n_init
         starts = [self._first(walks, config, rng) for _ in range(tries)]
-        run = highest([ascend(lambda state: self._step(walks, state.resp_NK, config), Chains(resp_NK), tol=config.tol,
-                              max_iter=config.max_iter, ahead=True) for resp_NK in starts])
-        _, log_start_KS, log_row_KRS, weights_K = run.state
-        self.lower_bounds_, self._log = run.bounds, (log_start_KS, log_row_KRS)
-        self.weights_, self.starts_ = weights_K, np.exp(log_start_KS)
-        self.transitions_ = np.exp(log_row_KRS).reshape(-1, self._actions, self._states, self._states)
+        run = highest([self._ascend(walks, start_NK, config) for start_NK in starts])
+        chains = run.state
+        self.lower_bounds_ = run.bounds
+        self.weights_ = chains.weights_K
+        self._log = (chains.log_start_KS, chains.log_row_KRS)
+        self.starts_ = np.exp(chains.log_start_KS)
+        row_KRS = np.exp(chains.log_row_KRS)
+        self.transitions_ = row_KRS.reshape(-1, self._actions, self._states, self._states)
         return self
 
     def _first(self, walks: Walks, config: Config, rng: np.random.RandomState) -> Array:
-        K = config.n_components
+        """Responsibilities (N, K) to start from."""
+        K, N = config.n_components, len(walks.first_N)
         if config.init == "random":
-            return rng.dirichlet(np.ones(K), len(walks.first_N))
+            return rng.dirichlet(np.ones(K), N)
         if K == 1:
-            return np.ones((len(walks.first_N), 1))
+            return np.ones((N, 1))
         distance_NN = pairwise_distances(walks.halves, K, config.min_visits)
-        scale = max(float(np.median(np.abs(distance_NN - np.median(distance_NN)))), 1e-12)
-        affinity_NN = np.exp(-(distance_NN - distance_NN.min()) / (2 * scale))
-        labels = SpectralClustering(K, affinity="precomputed", random_state=rng.randint(2**31)).fit(
-            0.5 * (affinity_NN + affinity_NN.T)).labels_
-        return np.eye(K)[labels]
+        deviation_NN = np.abs(distance_NN - np.median(distance_NN))
+        scale = max(float(np.median(deviation_NN)), 1e-12)
+        gap_NN = distance_NN - distance_NN.min()
+        affinity_NN = np.exp(-gap_NN / (2 * scale))
+        clustering = SpectralClustering(K, affinity="precomputed", random_state=rng.randint(2**31))
+        labels_N = clustering.fit(symmetric(affinity_NN)).labels_
+        return np.eye(K)[labels_N]
+
+    def _ascend(self, walks: Walks, start_NK: Array, config: Config) -> Run[Chains]:
+        return ascend(
+            lambda chains: self._step(walks, chains.resp_NK, config),
+            Chains(start_NK),
+            tol=config.tol,
+            max_iter=config.max_iter,
+            ahead=True,
+        )
 
     def _step(self, walks: Walks, resp_NK: Array, config: Config) -> tuple[Chains, float]:
         """M step, then E step; the mean log-likelihood, prior included, between them."""
         log_start_KS, log_row_KRS, weights_K = maximise(walks, resp_NK, self._states, config.smoothing)
         log_NK = log_joint(walks, log_start_KS, log_row_KRS, weights_K)
-        prior = config.smoothing * float(log_start_KS.sum() + log_row_KRS.sum()) if config.smoothing else 0.0
-        bound = (float(logsumexp(log_NK, axis=1).sum()) + prior) / len(log_NK)
-        return Chains(softmax(log_NK, axis=1), log_start_KS, log_row_KRS, weights_K), bound
+        total = float(logsumexp(log_NK, axis=1).sum())
+        prior = 0.0
+        if config.smoothing:
+            log_rows = log_start_KS.sum() + log_row_KRS.sum()
+            prior = config.smoothing * float(log_rows)
+        chains = Chains(softmax(log_NK, axis=1), log_start_KS, log_row_KRS, weights_K)
+        return chains, (total + prior) / len(log_NK)
 
     def _joint(self, trajectories: Any, actions: Any) -> Array:
+        """Log joint probabilities (N, K) of checked trajectories."""
         check_is_fitted(self, "weights_")
         _check(trajectories, actions)
-        if (actions is not None) != self._acted:
-            raise ValueError("actions are missing; the model was fitted with actions" if self._acted else
-                             "the model was fitted without actions; leave them out")
-        taken = () if actions is None else actions
-        for name, paths, known in (("state", trajectories, self._states), ("action", taken, self._actions)):
-            top = max((int(np.max(path)) for path in paths), default=0)
-            if top >= known:
-                raise ValueError(f"{name} {top} was not seen in fit, which had {known}")
+        acted = actions is not None
+        if self._acted and not acted:
+            raise ValueError("actions are missing; the model was fitted with actions")
+        if acted and not self._acted:
+            raise ValueError("the model was fitted without actions; leave them out")
+        _check_known("state", trajectories, self._states)
+        if acted:
+            _check_known("action", actions, self._actions)
         walks = count_walks(trajectories, actions, self._states, self._actions)
         return log_joint(walks, *self._log, self.weights_)
 
     def log_likelihood(self, trajectories: Any, actions: Any = None) -> Array:
-        """Log probability of every trajectory (N,), in nats."""
+        """Log probability of every trajectory (N,), in nats; `ValueError` for states or actions unseen in `fit`."""
         return logsumexp(self._joint(trajectories, actions), axis=1)
 
     def predict_proba(self, trajectories: Any, actions: Any = None) -> Array:
-        """Probability of every component (N, K)."""
+        """Probability of every component (N, K); errors as of `log_likelihood`."""
         return softmax(self._joint(trajectories, actions), axis=1)
 
     def predict(self, trajectories: Any, actions: Any = None) -> Array:
-        """The most probable component of every trajectory (N,)."""
+        """The most probable component of every trajectory (N,); errors as of `log_likelihood`."""
         return self._joint(trajectories, actions).argmax(1)
 
 
 def maximise(walks: Walks, resp_NK: Array, states: int, smoothing: float) -> tuple[Array, Array, Array]:
     """Log start probabilities (K, S), log transition rows (K, R, S) and weights (K,)."""
-    start_KS = resp_NK.T @ np.eye(states)[walks.first_N] + smoothing
+    start_NS = np.eye(states)[walks.first_N]
+    start_KS = resp_NK.T @ start_NS + smoothing
     row_KRS = np.einsum("nk,nrs->krs", resp_NK, walks.counts_NRS, optimize=True) + smoothing
-    tiny = 1e-300  # rows that were never met stay uniform
-    row_KRS = np.where(row_KRS.sum(2, keepdims=True) > 0, row_KRS, 1.0)
+    met_KR1 = row_KRS.sum(2, keepdims=True) > 0
+    row_KRS = np.where(met_KR1, row_KRS, 1.0)  # rows that were never met stay uniform
+    return _log_shares(start_KS), _log_shares(row_KRS), resp_NK.mean(0)
+
+
+def _log_shares(counts: Array) -> Array:
+    """Logarithms of the counts' shares along the last axis, -1000 where there are none."""
+    total = counts.sum(-1, keepdims=True)
     with np.errstate(divide="ignore"):
-        log_start_KS = np.log(start_KS / np.maximum(start_KS.sum(1, keepdims=True), tiny))
-        log_row_KRS = np.log(row_KRS / row_KRS.sum(2, keepdims=True))
-    return np.maximum(log_start_KS, -1e3), np.maximum(log_row_KRS, -1e3), resp_NK.mean(0)
+        log_share = np.log(counts / np.maximum(total, TINY))
+    return np.maximum(log_share, -1e3)
 
 
 def log_joint(walks: Walks, log_start_KS: Array, log_row_KRS: Array, weights_K: Array) -> Array:
     """Log weight plus log probability of every trajectory and component (N, K)."""
-    flat_NV = walks.counts_NRS.reshape(len(walks.first_N), -1)
-    return (log_positive(weights_K) + log_start_KS[:, walks.first_N].T
-            + flat_NV @ log_row_KRS.reshape(len(weights_K), -1).T)
+    N, K = len(walks.first_N), len(weights_K)
+    counts_NV = walks.counts_NRS.reshape(N, -1)
+    log_row_KV = log_row_KRS.reshape(K, -1)
+    log_start_NK = log_start_KS[:, walks.first_N].T
+    return log_positive(weights_K) + log_start_NK + counts_NV @ log_row_KV.T
+
+
+def _count(paths: Any) -> int:
+    """How many states, or actions, there are."""
+    largest = [int(np.max(path)) for path in paths]
+    return 1 + max(largest)
 
 
 def _check(trajectories: Any, actions: Any) -> None:
-    if len(trajectories) == 0 or any(np.asarray(p).ndim != 1 or len(p) < 2 for p in trajectories):
+    short = [path for path in trajectories if np.asarray(path).ndim != 1 or len(path) < 2]
+    if len(trajectories) == 0 or short:
         raise ValueError("expected one or more trajectories of at least two states each")
-    for name, paths in (("trajectories", trajectories), ("actions", actions)):
-        for n, path in enumerate(paths if paths is not None else ()):
-            path = np.asarray(path)
-            if not np.issubdtype(path.dtype, np.integer) or path.min() < 0:
-                raise ValueError(f"{name}[{n}] holds {path.dtype} {path.min()}; expected whole numbers from 0")
-    if actions is not None:
-        for n, (path, taken) in enumerate(zip(trajectories, actions)):
-            if len(actions) != len(trajectories) or len(taken) not in (len(path) - 1, len(path)):
-                raise ValueError(f"actions[{n}] has {len(taken)} entries for {len(path)} states; expected one a step")
+    _check_numbers("trajectories", trajectories)
+    if actions is None:
+        return
+    _check_numbers("actions", actions)
+    for n, (path, taken) in enumerate(zip(trajectories, actions)):
+        as_many = len(taken) in (len(path) - 1, len(path))
+        if len(actions) != len(trajectories) or not as_many:
+            raise ValueError(f"actions[{n}] has {len(taken)} entries for {len(path)} states; expected one a step")
+
+
+def _check_numbers(name: str, paths: Any) -> None:
+    for n, path in enumerate(paths):
+        entries = np.asarray(path)
+        whole = np.issubdtype(entries.dtype, np.integer)
+        if not whole or entries.min() < 0:
+            raise ValueError(f"{name}[{n}] holds {entries.dtype} {entries.min()}; expected whole numbers from 0")
+
+
+def _check_known(name: str, paths: Any, known: int) -> None:
+    largest = _count(paths) - 1
+    if largest >= known:
+        raise ValueError(f"{name} {largest} was not seen in fit, which had {known}")
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Thirty walks on a ring of four states, half of them forwards."""
     step_N1 = 1 - 2 * (torch.arange(30) % 2)[:, None]
-    moves_NT = torch.where(torch.rand(30, 30, generator=generator) < 0.8, step_N1, 0)
-    return {"estimator": MarkovChainMixture(random_state=0), "trajectories": (moves_NT.cumsum(1) % 4).numpy()}
+    chance_NT = torch.rand(30, 30, generator=generator)
+    moves_NT = torch.where(chance_NT < 0.8, step_N1, 0)
+    state_NT = moves_NT.cumsum(1) % 4
+    return {"estimator": MarkovChainMixture(random_state=0), "trajectories": state_NT.numpy()}

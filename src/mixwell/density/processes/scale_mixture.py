@@ -58,11 +58,13 @@ class Config:
     def __post_init__(self) -> None:
         known = {"prior": ("inverse_gamma", "burr", "constant"), "activation": ("relu", "erf")}
         for name, options in known.items():
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(options)}")
+            value = getattr(self, name)
+            if value not in options:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}")
         for name in ("alpha", "beta", "weight_variance", "noise"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected above 0")
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; expected above 0")
         if self.bias_variance < 0 or self.depth < 0 or self.samples < 1:
             raise ValueError(f"bias_variance, depth, samples are {self.bias_variance}, {self.depth}, {self.samples}; "
                              "expected at least 0, 0, 1")
@@ -72,42 +74,63 @@ def expected_product(first: Array, second: Array, both: Array, activation: str) 
     """E[phi(u) phi(v)] for u, v normal with variances `first`, `second` and covariance `both`."""
     if activation == "erf":
         scale = np.sqrt((1 + 2 * first) * (1 + 2 * second))
-        return 2 / np.pi * np.arcsin(np.clip(2 * both / scale, -1, 1))
-    length = np.sqrt(np.maximum(first * second, 1e-300))
-    angle = np.arccos(np.clip(both / length, -1, 1))
-    return length * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
+        cosine = np.clip(2 * both / scale, -1, 1)
+        return 2 / np.pi * np.arcsin(cosine)
+    square = np.maximum(first * second, 1e-300)
+    length = np.sqrt(square)
+    cosine = np.clip(both / length, -1, 1)
+    angle = np.arccos(cosine)
+    arc = np.sin(angle) + (np.pi - angle) * np.cos(angle)
+    return length * arc / (2 * np.pi)
 
 
 def network_kernel(x_ND: Array, z_MD: Array, config: Config) -> Array:
     """K (N, M) of an infinitely wide net between two sets of rows."""
-    w, b, D = config.weight_variance, config.bias_variance, x_ND.shape[1]
-    both = b + w * x_ND @ z_MD.T / D
-    first, second = (b + w * (v**2).sum(1) / D for v in (x_ND, z_MD))
+    D = x_ND.shape[1]
+    w, b = config.weight_variance, config.bias_variance
+
+    def layer(first: Array, second: Array, both: Array) -> Array:
+        return b + w * expected_product(first, second, both, config.activation)
+
+    both_NM = b + w * x_ND @ z_MD.T / D
+    first_N = b + w * (x_ND**2).sum(1) / D
+    second_M = b + w * (z_MD**2).sum(1) / D
     for _ in range(config.depth):
-        both = b + w * expected_product(first[:, None], second[None], both, config.activation)
-        first, second = (b + w * expected_product(v, v, v, config.activation) for v in (first, second))
-    return both
+        both_NM = layer(first_N[:, None], second_M[None], both_NM)
+        first_N = layer(first_N, first_N, first_N)
+        second_M = layer(second_M, second_M, second_M)
+    return both_NM
 
 
 def wide_network(x_ND: torch.Tensor, width: int, count: int, config: Config,
                  generator: torch.Generator) -> torch.Tensor:
-    """Outputs (count, N) of random nets of finite width whose last layer's variance is s, an inverse gamma draw."""
-    w, b = config.weight_variance, config.bias_variance
+    """Outputs (count, N) of random nets of finite width whose last layer's variance is s, an inverse gamma draw.
+
+    `ValueError` for another prior.
+    """
+    if config.prior != "inverse_gamma":
+        raise ValueError(f"prior is {config.prior!r}; wide_network draws inverse gamma scales")
     phi = torch.relu if config.activation == "relu" else torch.erf
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=x_ND.dtype)
 
+    def layer(h: torch.Tensor, *outputs: int) -> torch.Tensor:
+        fan_in = h.shape[1]
+        weight_scale = (config.weight_variance / fan_in) ** 0.5
+        weighted = h @ normal(fan_in, *outputs) * weight_scale
+        return weighted + config.bias_variance**0.5 * normal(*outputs or (1,))
+
     outputs = []
     for _ in range(count):
         h = x_ND
         for _ in range(config.depth):
-            h = phi(h @ normal(h.shape[1], width) * (w / h.shape[1]) ** 0.5 + b**0.5 * normal(width))
-        outputs.append(h @ normal(h.shape[1]) * (w / h.shape[1]) ** 0.5 + b**0.5 * normal(1))
-    if config.prior != "inverse_gamma":
-        raise ValueError(f"prior is {config.prior!r}; wide_network draws inverse gamma scales")
-    precision = torch._standard_gamma(torch.full((count,), config.alpha, dtype=x_ND.dtype), generator=generator)
-    return torch.stack(outputs) * (config.beta / precision)[:, None].sqrt()
+            h = phi(layer(h, width))
+        outputs.append(layer(h))
+    shape = torch.full((count,), config.alpha, dtype=x_ND.dtype)
+    precision = torch._standard_gamma(shape, generator=generator)
+    deviation = (config.beta / precision).sqrt()
+    return torch.stack(outputs) * deviation[:, None]
 
 
 def log_prior(s: Array, config: Config) -> Array:
@@ -115,12 +138,17 @@ def log_prior(s: Array, config: Config) -> Array:
     a, b = config.alpha, config.beta
     if config.prior == "inverse_gamma":
         return inverse_gamma_log_pdf(s, a, b)
-    return math.log(a * b) + (a - 1) * np.log(s) - (b + 1) * np.logaddexp(0, a * np.log(s))
+    log_s = np.log(s)
+    power = (a - 1) * log_s
+    tail = (b + 1) * np.logaddexp(0, a * log_s)
+    return math.log(a * b) + power - tail
 
 
 def inverse_gamma_log_pdf(s: Array, shape: float, rate: float) -> Array:
     """Log density of an inverse gamma distribution."""
-    return shape * math.log(rate) - gammaln(shape) - (shape + 1) * np.log(s) - rate / s
+    constant = shape * math.log(rate) - gammaln(shape)
+    power = (shape + 1) * np.log(s)
+    return constant - power - rate / s
 
 
 @method(
@@ -137,72 +165,93 @@ class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
     """
 
     def fit(self, X: Any, y: Any) -> ScaleMixtureProcess:
-        """Condition on X (N, D) and y (N,)."""
+        """Condition on X (N, D) and y (N,); `ValueError` for rows or options out of range."""
         config = self._config()
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         self._kernel_config = config
-        self.X_train_, self.y_train_ = X, y
+        self.X_train_ = X
+        self.y_train_ = y
         values, self._vectors = np.linalg.eigh(network_kernel(X, X, config))
         self._values = np.maximum(values, 0)
         self._turned_y = self._vectors.T @ y
-        self.closed_ = config.prior == "constant" or (config.prior == "inverse_gamma" and config.noise_scales)
-        square = float((self._turned_y**2 / (self._values + config.noise)).sum())
+        square_N = self._turned_y**2 / (self._values + config.noise)
+        square = float(square_N.sum())
+        closed_t = config.prior == "inverse_gamma" and config.noise_scales
+        self.closed_ = closed_t or config.prior == "constant"
         if self.closed_:
-            self._shape, self._rate = config.alpha + len(y) / 2, config.beta + square / 2
-            scale = 1.0 if config.prior == "constant" else self._rate / self._shape
-            self.scales_, self.scale_weights_ = np.array([scale]), np.ones(1)
-            self.effective_samples_ = math.inf
+            self._set_scale(config, square)
         else:
-            self._draw_scales(check_random_state(config.random_state), square)
+            self._draw_scales(config, square)
         return self
 
-    def _draw_scales(self, rng: np.random.RandomState, square: float) -> None:
-        config = self._kernel_config
-        shape, rate = 1 + len(self.y_train_) / 4, 1 + square / 4  # twice as wide as the likelihood
+    def _set_scale(self, config: Config, square: float) -> None:
+        """The posterior in closed form, which stands for itself as one draw."""
+        self._shape = config.alpha + len(self.y_train_) / 2
+        self._rate = config.beta + square / 2
+        scale = 1.0 if config.prior == "constant" else self._rate / self._shape
+        self.scales_ = np.array([scale])
+        self.scale_weights_ = np.ones(1)
+        self.effective_samples_ = math.inf
+
+    def _draw_scales(self, config: Config, square: float) -> None:
+        """The posterior as weighted draws from an inverse gamma twice as wide as the likelihood."""
+        rng = check_random_state(config.random_state)
+        shape = 1 + len(self.y_train_) / 4
+        rate = 1 + square / 4
         self.scales_ = rate / rng.gamma(shape, size=config.samples)
-        log = log_prior(self.scales_, config) + self._log_evidence(self.scales_) \
-            - inverse_gamma_log_pdf(self.scales_, shape, rate)
-        self._log_marginal = float(logsumexp(log) - math.log(config.samples))
-        self.scale_weights_ = np.exp(log - logsumexp(log))
+        log_joint_M = log_prior(self.scales_, config) + self._log_evidence(self.scales_)
+        log_ratio_M = log_joint_M - inverse_gamma_log_pdf(self.scales_, shape, rate)
+        log_total = logsumexp(log_ratio_M)
+        self._log_marginal = float(log_total - math.log(config.samples))
+        self.scale_weights_ = np.exp(log_ratio_M - log_total)
         self.effective_samples_ = float(1 / (self.scale_weights_**2).sum())
 
     def _noise(self, s_M: Array) -> Array:
-        config = self._kernel_config
-        return config.noise * s_M if config.noise_scales else np.full_like(s_M, config.noise)
+        noise = self._kernel_config.noise
+        if self._kernel_config.noise_scales:
+            return noise * s_M
+        return np.full_like(s_M, noise)
 
     def _log_evidence(self, s_M: Array) -> Array:
         """log p(y | s) (M,)."""
         found = []
         for s, noise in zip(s_M, self._noise(s_M)):
             spectrum = s * self._values + noise
-            found.append(log_normal(self._turned_y**2 / spectrum, 0.5 * np.log(spectrum)).sum())
+            log_scale_N = 0.5 * np.log(spectrum)
+            log_density_N = log_normal(self._turned_y**2 / spectrum, log_scale_N)
+            found.append(log_density_N.sum())
         return np.array(found)
 
     def log_marginal_likelihood(self) -> float:
-        """log p(y), in nats."""
+        """log p(y), in nats; an error before `fit`."""
         check_is_fitted(self)
-        config, N = self._kernel_config, len(self.y_train_)
+        config = self._kernel_config
         if not self.closed_:
             return self._log_marginal
         if config.prior == "constant":
-            return float(self._log_evidence(self.scales_)[0])
+            (log_evidence,) = self._log_evidence(self.scales_)
+            return float(log_evidence)
+        prior = config.alpha * math.log(config.beta) - gammaln(config.alpha)
         half_log_det = 0.5 * np.log(self._values + config.noise).sum()
-        return float(config.alpha * math.log(config.beta) - gammaln(config.alpha) + gammaln(self._shape)
-                     - self._shape * math.log(self._rate) - half_log_det - 0.5 * N * LOG_2PI)
+        constant = 0.5 * len(self.y_train_) * LOG_2PI
+        integral = prior + gammaln(self._shape) - self._shape * math.log(self._rate)
+        return float(integral - half_log_det - constant)
 
     def _normals(self, X: Any, noisy: bool) -> tuple[Array, Array]:
         """Means and variances (M, N) of the predictions for every scale."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         config = self._kernel_config
-        cross = network_kernel(X, self.X_train_, config) @ self._vectors
-        own = np.array([network_kernel(x[None], x[None], config)[0, 0] for x in X])
+        cross_MN = network_kernel(X, self.X_train_, config) @ self._vectors
+        own_M = np.concatenate([network_kernel(x[None], x[None], config)[0] for x in X])
         means, variances = [], []
         for s, noise in zip(self.scales_, self._noise(self.scales_)):
-            spectrum = s * self._values + noise
-            means.append(s * cross @ (self._turned_y / spectrum))
-            left = s * own - s**2 * (cross**2 / spectrum).sum(1)
-            variances.append(np.maximum(left, 1e-12 * s * own) + noise * noisy)
+            spectrum_N = s * self._values + noise
+            means.append(s * cross_MN @ (self._turned_y / spectrum_N))
+            prior_M = s * own_M
+            explained_M = s**2 * (cross_MN**2 / spectrum_N).sum(1)
+            left_M = np.maximum(prior_M - explained_M, 1e-12 * s * own_M)
+            variances.append(left_M + noise * noisy)
         return np.array(means), np.array(variances)
 
     def _dof(self) -> float:
@@ -210,29 +259,38 @@ class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
         return 2 * self._shape if closed_t else math.inf
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Means (N,), and with `return_std` the standard deviations of f (N,)."""
-        means, variances = self._normals(X, noisy=False)
-        mean = self.scale_weights_ @ means
+        """Means (N,), and with `return_std` the standard deviations of f (N,); an error before `fit`."""
+        mean_MN, variance_MN = self._normals(X, noisy=False)
+        mean_N = self.scale_weights_ @ mean_MN
         if not return_std:
-            return mean
-        inflation = 1 if math.isinf(self._dof()) else self._dof() / (self._dof() - 2)
-        variance = self.scale_weights_ @ (inflation * variances + (means - mean) ** 2)
-        return mean, np.sqrt(variance)
+            return mean_N
+        dof = self._dof()
+        inflation = 1 if math.isinf(dof) else dof / (dof - 2)
+        between_MN = (mean_MN - mean_N) ** 2
+        variance_N = self.scale_weights_ @ (inflation * variance_MN + between_MN)
+        return mean_N, np.sqrt(variance_N)
 
     def log_density(self, X: Any, y: Any) -> Array:
-        """Predictive log density of noisy targets y (N,), row by row, in nats."""
-        means, variances = self._normals(X, noisy=True)
-        y = np.asarray(y, dtype=np.float64)
-        if y.shape != means.shape[1:]:
-            raise ValueError(f"y has shape {y.shape}; expected {means.shape[1:]}, one value a row of X")
-        if math.isfinite(self._dof()):
-            return student_t.logpdf(y, self._dof(), means[0], np.sqrt(variances[0]))
-        log = log_normal((y - means) ** 2 / variances, 0.5 * np.log(variances))
-        return logsumexp(log, axis=0, b=self.scale_weights_[:, None])
+        """Predictive log density of noisy targets y (N,), row by row, in nats.
+
+        `ValueError` for other than one target a row; an error before `fit`.
+        """
+        mean_MN, variance_MN = self._normals(X, noisy=True)
+        y_N = np.asarray(y, dtype=np.float64)
+        if y_N.shape != mean_MN.shape[1:]:
+            raise ValueError(f"y has shape {y_N.shape}; expected {mean_MN.shape[1:]}, one value a row of X")
+        dof = self._dof()
+        if math.isfinite(dof):
+            return student_t.logpdf(y_N, dof, mean_MN[0], np.sqrt(variance_MN[0]))
+        square_MN = (y_N - mean_MN) ** 2 / variance_MN
+        log_MN = log_normal(square_MN, 0.5 * np.log(variance_MN))
+        return logsumexp(log_MN, axis=0, b=self.scale_weights_[:, None])
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Ten noisy points of a sine."""
-    x = torch.linspace(-2, 2, 10, dtype=torch.float64)
-    y = torch.sin(2 * x) + 0.1 * torch.randn(10, generator=generator, dtype=torch.float64)
-    return {"estimator": ScaleMixtureProcess(), "X": x[:, None].numpy(), "y": y.numpy()}
+    x_N = torch.linspace(-2, 2, 10, dtype=torch.float64)
+    noise_N = torch.randn(10, generator=generator, dtype=torch.float64)
+    y_N = torch.sin(2 * x_N) + 0.1 * noise_N
+    X = x_N[:, None].numpy()
+    return {"estimator": ScaleMixtureProcess(), "X": X, "y": y_N.numpy()}

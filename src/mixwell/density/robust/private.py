@@ -61,12 +61,20 @@ from mixwell.density._covariances import as_full
 from mixwell.density._gaussian import Array, symmetric
 from mixwell.density._options import Configured
 from mixwell.density.mixtures.gaussian import GaussianMixture
+from mixwell.density.robust._privacy import (
+    ROOT2,
+    Budget,
+    largest_radius,
+    noise_scale,
+    reach,
+    spread,
+    truncated_laplace,
+)
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 POPULOUS = 0.6  # a candidate that more than this share is near may be released
 SLACK = 1.25  # of the default radius, for unequal weights and some overlap
 LARGEST = 1e70  # of a parameter, so that no distance overflows
-ROOT2 = math.sqrt(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,8 @@ class Config:
     random_state: Any = None
 
     def __post_init__(self) -> None:
-        if self.n_components < 1 or not self.epsilon > 0 or not 0 < self.delta < 1 or not 0 < self.test_share < 1:
+        shares = 0 < self.delta < 1 and 0 < self.test_share < 1
+        if self.n_components < 1 or not self.epsilon > 0 or not shares:
             raise ValueError(f"n_components is {self.n_components}, epsilon {self.epsilon}, delta {self.delta}, "
                              f"test_share {self.test_share}; expected at least 1, above 0, and two inside (0, 1)")
         if not POPULOUS < self.agreement < 1:
@@ -110,26 +119,42 @@ class Parameters(NamedTuple):
 
 def parameters(weights: Any, means: Any, covariances: Any) -> Parameters:
     """Checked float64 parameters of one mixture; `ValueError` where they are not those of a normal mixture."""
-    w_K, m_KD, c_KDD = (np.asarray(v, dtype=np.float64) for v in (weights, means, covariances))
-    if w_K.shape != m_KD.shape[:1] or c_KDD.shape != (*m_KD.shape, m_KD.shape[-1]):
+    w_K = np.asarray(weights, dtype=np.float64)
+    m_KD = np.asarray(means, dtype=np.float64)
+    c_KDD = np.asarray(covariances, dtype=np.float64)
+    one_weight_each = w_K.shape == m_KD.shape[:1]
+    if not one_weight_each or c_KDD.shape != (*m_KD.shape, m_KD.shape[-1]):
         raise ValueError(f"got weights {w_K.shape}, means {m_KD.shape}, covariances {c_KDD.shape}; expected (K,), "
                          "(K, D), (K, D, D)")
-    made = Parameters(w_K, m_KD, c_KDD, np.linalg.inv(np.linalg.cholesky(c_KDD)))
-    if not all((np.abs(v) <= LARGEST).all() for v in made) or (w_K < 0).any():
+    root_KDD = np.linalg.cholesky(c_KDD)
+    made = Parameters(w_K, m_KD, c_KDD, np.linalg.inv(root_KDD))
+    bounded = all((np.abs(v) <= LARGEST).all() for v in made)
+    if not bounded or (w_K < 0).any():
         raise ValueError(f"expected weights of at least 0, and every parameter finite and at most {LARGEST}")
     return made
 
 
+def squared_length(whiten_KDD: Array, gap_KD: Array) -> Array:
+    """Squared lengths (...) of gaps (..., D) in the standard deviations behind `whiten`."""
+    white_KD1 = whiten_KDD @ gap_KD[..., None]
+    return (white_KD1**2).sum((-1, -2))
+
+
 def component_costs(one: Parameters, many: Parameters, limit: float = math.inf) -> Array:
     """d^2 between components (T, K, K) of one mixture and T others; what is above `limit` need not be complete."""
-    gap_TKKD1 = (one.means[:, None] - many.means[:, None])[..., None]
-    near_TKK = ((one.whiten[:, None] @ gap_TKKD1) ** 2).sum((-1, -2))
-    far_TKK = ((many.whiten[:, None] @ gap_TKKD1) ** 2).sum((-1, -2))
-    cost_TKK = (len(one.weights) * (one.weights[:, None] - many.weights[:, None])) ** 2 + np.maximum(near_TKK, far_TKK)
-    t, k, j = np.nonzero(cost_TKK <= limit)
-    ratio = one.whiten[k] @ many.covariances[t, j] @ np.swapaxes(one.whiten[k], -1, -2)
-    logs = np.log(np.maximum(np.linalg.eigvalsh(ratio), np.finfo(float).tiny))
-    cost_TKK[t, k, j] += 0.5 * (logs**2).sum(-1)
+    gap_TKKD = one.means[:, None] - many.means[:, None]
+    near_TKK = squared_length(one.whiten[:, None], gap_TKKD)
+    far_TKK = squared_length(many.whiten[:, None], gap_TKKD)
+    weight_gap_TKK = one.weights[:, None] - many.weights[:, None]
+    weight_cost_TKK = (len(one.weights) * weight_gap_TKK) ** 2
+    cost_TKK = weight_cost_TKK + np.maximum(near_TKK, far_TKK)
+    t, k, j = np.nonzero(cost_TKK <= limit)  # eigenvalues cost most: only where they can still count
+    whiten_NDD = one.whiten[k]
+    ratio_NDD = whiten_NDD @ many.covariances[t, j] @ np.swapaxes(whiten_NDD, -1, -2)
+    tiny = np.finfo(float).tiny
+    spectrum_ND = np.maximum(np.linalg.eigvalsh(ratio_NDD), tiny)
+    log_ND = np.log(spectrum_ND)
+    cost_TKK[t, k, j] += 0.5 * (log_ND**2).sum(-1)
     return cost_TKK
 
 
@@ -137,92 +162,72 @@ def matched(cost_TKK: Array) -> Array:
     """Least sum (T,) of costs over one-to-one matchings: the nearest of each where that is one, else an assignment."""
     K = cost_TKK.shape[-1]
     total_T = cost_TKK.min(-1).sum(-1)
-    clashing_T = (np.sort(cost_TKK.argmin(-1), axis=-1) != np.arange(K)).any(-1)
+    nearest_TK = np.sort(cost_TKK.argmin(-1), axis=-1)
+    clashing_T = (nearest_TK != np.arange(K)).any(-1)
     for t in np.flatnonzero(clashing_T):
-        total_T[t] = cost_TKK[t][linear_sum_assignment(cost_TKK[t])].sum()
+        pairs = linear_sum_assignment(cost_TKK[t])
+        total_T[t] = cost_TKK[t][pairs].sum()
     return total_T
 
 
 def semimetric(one: Parameters, other: Parameters) -> float:
     """d between two mixtures of as many components: up to their order, and the same for affine images of both."""
-    return math.sqrt(matched(component_costs(one, Parameters(*(v[None] for v in other))))[0])
-
-
-def spread(radius: float) -> float:
-    """gamma: how far apart two mixtures are at most that have a third within `radius` of both."""
-    return 2 * radius * math.exp(radius / ROOT2)
+    many = Parameters(*(value[None] for value in other))
+    costs_1KK = component_costs(one, many)
+    (square,) = matched(costs_1KK)
+    return math.sqrt(square)
 
 
 def neighbours(candidates: Sequence[Parameters | None], radius: float) -> Array:
     """Which candidates (T, T) are within `radius`; None, a failed block, is near itself alone."""
     close_TT = np.eye(len(candidates), dtype=bool)
-    index = np.flatnonzero([c is not None for c in candidates])
     fitted = [c for c in candidates if c is not None]
-    stacked = [np.stack(v) for v in zip(*fitted)]
+    index = np.flatnonzero([c is not None for c in candidates])
+    stacked = [np.stack(values) for values in zip(*fitted)]
     for i, one in enumerate(fitted[:-1]):
-        cost_TKK = component_costs(one, Parameters(*(v[i + 1:] for v in stacked)), radius**2)
-        close_TT[index[i], index[i + 1:]] = matched(cost_TKK) <= radius**2
+        later = Parameters(*(values[i + 1:] for values in stacked))
+        cost_TKK = component_costs(one, later, radius**2)
+        close_T = matched(cost_TKK) <= radius**2
+        close_TT[index[i], index[i + 1:]] = close_T
     return close_TT | close_TT.T
 
 
-def reach(sensitivity: float, epsilon: float, delta: float) -> float:
-    """A: the largest truncated Laplace noise that hides a number of that sensitivity."""
-    if math.isinf(epsilon):
-        return 0.0
-    return sensitivity / epsilon * (epsilon + math.log(-math.expm1(-epsilon) / (2 * delta) + math.exp(-epsilon)))
-
-
-def truncated_laplace(u: float, sensitivity: float, epsilon: float, delta: float) -> float:
-    """Quantile u in [0, 1] of the noise with density ~ exp(-epsilon |z| / sensitivity) on [-A, A]."""
-    if math.isinf(epsilon):
-        return 0.0
-    scale = sensitivity / epsilon
-    inside = -math.expm1(-reach(sensitivity, epsilon, delta) / scale)
-    return math.copysign(scale, 0.5 - u) * math.log1p(-min(abs(2 * u - 1) * inside, 1 - 2**-53))
-
-
-def renyi_bound(order: Any, gamma: float, noise: float, dim: int) -> Any:
-    """Largest Renyi divergence of that order between releases of mixtures at most gamma apart; the module's card."""
-    shrunk = 1 + order * math.expm1(-ROOT2 * gamma)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        bound = order * gamma**2 / (2 * noise**2 * shrunk) + (dim + 1) * (
-            -ROOT2 * order * gamma - np.log(shrunk)) / (2 * (order - 1))
-    return np.where(shrunk > 0, bound, math.inf)
-
-
-def noise_scale(gamma: float, dim: int, epsilon: float, delta: float) -> float:
-    """eta: the least noise that makes the release private; infinite where none does."""
-    if math.isinf(epsilon):
-        return 0.0
-    above_one = np.geomspace(1e-4, 1e6, 4000)
-    order = 1 + above_one
-    left = epsilon - np.log(above_one / order) + (math.log(delta) + np.log(order)) / above_one
-    left = left - renyi_bound(order, gamma, math.inf, dim)
-    possible = left > 0
-    shrunk = 1 + order[possible] * math.expm1(-ROOT2 * gamma)
-    return float(gamma * np.sqrt(order[possible] / (2 * shrunk * left[possible])).min(initial=math.inf))
-
-
-def largest_radius(dim: int, epsilon: float, delta: float) -> float:
-    """The radius that some noise still hides, to a thousandth."""
-    low, high = 0.0, 10.0
-    while high - low > 1e-3 * high:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if math.isfinite(noise_scale(spread(middle), dim, epsilon, delta)) else (low, middle)
-    return low
+def default_radius(n_components: int, dim: int, blocks_per_row: float) -> float:
+    """The radius that blocks of equal, separate components rarely exceed."""
+    free = n_components * (1 + dim * (dim + 3) // 2) - 1
+    quantile = chi2.ppf(0.99, free)
+    return SLACK * math.sqrt(2 * n_components * quantile * blocks_per_row)
 
 
 def mask(one: Parameters, noise: float, rng: np.random.RandomState) -> tuple[Array, Array, Array]:
     """Weights (K,), means (K, D), covariances (K, D, D) with noise of the components' own shape, in random order."""
     K, D = one.means.shape
+    weights_K = one.weights + noise / K * rng.standard_normal(K)
+    weights_K = np.maximum(weights_K, 0.0)
     root_KDD = np.linalg.cholesky(one.covariances)
-    weights_K = np.maximum(one.weights + noise / K * rng.standard_normal(K), 0.0)
-    means_KD = one.means + noise * (root_KDD @ rng.standard_normal((K, D, 1)))[..., 0]
-    factor_KDD = root_KDD @ (np.eye(D) + noise / ROOT2 * rng.standard_normal((K, D, D)))
-    covariances_KDD = factor_KDD @ np.swapaxes(factor_KDD, -1, -2)
-    total, order = weights_K.sum(), rng.permutation(K)
-    weights_K = weights_K / total if total > 0 else np.full(K, 1 / K)
-    return weights_K[order], means_KD[order], symmetric(covariances_KDD)[order]
+    shift_KD1 = root_KDD @ rng.standard_normal((K, D, 1))
+    means_KD = one.means + noise * shift_KD1[..., 0]
+    stretch_KDD = np.eye(D) + noise / ROOT2 * rng.standard_normal((K, D, D))
+    factor_KDD = root_KDD @ stretch_KDD
+    covariances_KDD = symmetric(factor_KDD @ np.swapaxes(factor_KDD, -1, -2))
+    total = weights_K.sum()
+    if total > 0:
+        weights_K = weights_K / total
+    else:
+        weights_K = np.full(K, 1 / K)
+    order = rng.permutation(K)
+    return weights_K[order], means_KD[order], covariances_KDD[order]
+
+
+def _too_wide(config: Config, radius: float, release: Budget, N: int, D: int) -> str:
+    largest = largest_radius(D, *release)
+    if config.radius:
+        way = "pass a smaller one, if blocks agree so well, or raise epsilon"
+    else:
+        rows = N * (radius / largest) ** 2
+        way = f"that takes {rows:.2g} rows; or raise epsilon, or lower agreement"
+    return (f"radius is {radius:.3g}; no noise hides that for epsilon {config.epsilon}, delta {config.delta}; "
+            f"expected below {largest:.3g}: {way}.")
 
 
 @method(
@@ -240,21 +245,25 @@ class PrivateGaussianMixture(Configured, config=Config):
     """
 
     def fit(self, X: Any, y: Any = None) -> PrivateGaussianMixture:
-        """Fit rows X (N, D), and release a mixture if the blocks agree on one; y is ignored."""
+        """Fit rows X (N, D), and release a mixture if the blocks agree on one; y is ignored.
+
+        `MixwellError` where the rows are too few for the blocks, no noise hides the radius, or, with
+        `raise_on_failure`, the blocks disagree; `ValueError` for options or rows out of range.
+        """
         config = self._config()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self._plan(config, *X.shape)
         rng = check_random_state(config.random_state)
-        blocks = np.array_split(rng.permutation(len(X)), self.n_blocks_)
-        seeds = rng.randint(2**31 - 1, size=self.n_blocks_)
-        candidates = [self._candidate(X[rows], int(seed)) for rows, seed in zip(blocks, seeds)]
+        candidates = self._candidates(X, rng)
         share_T = neighbours(candidates, self.radius_).mean(1)
-        self.agreement_ = float(share_T.mean()) + truncated_laplace(rng.uniform(), *self._test)
+        noise = truncated_laplace(rng.uniform(), *self._test)
+        self.agreement_ = float(share_T.mean()) + noise
         self.released_ = self.agreement_ >= self.needed_
-        for name in ("weights_", "means_", "covariances_"):
+        for name in ("weights_", "means_", "covariances_"):  # an earlier fit's, which this one need not release
             self.__dict__.pop(name, None)
         if self.released_:
-            chosen = candidates[int(np.argmax(share_T > POPULOUS))]
+            first = int(np.argmax(share_T > POPULOUS))
+            chosen = candidates[first]
             assert chosen is not None, "a failed block is near itself alone"
             self.weights_, self.means_, self.covariances_ = mask(chosen, self.noise_, rng)
         elif config.raise_on_failure:
@@ -267,35 +276,52 @@ class PrivateGaussianMixture(Configured, config=Config):
         """The released mixture as a value that can be sampled, conditioned and compared; an error where none is."""
         if not getattr(self, "released_", False):
             raise MixwellError("there is no released mixture; expected a fit whose released_ is True")
-        return GaussianMixtureDensity(*map(torch.as_tensor, (self.weights_, self.means_, self.covariances_)))
+        weights = torch.as_tensor(self.weights_)
+        means = torch.as_tensor(self.means_)
+        covariances = torch.as_tensor(self.covariances_)
+        return GaussianMixtureDensity(weights, means, covariances)
 
     def _plan(self, config: Config, N: int, D: int) -> None:
         """Everything that is settled before the rows are looked at."""
-        K, share = config.n_components, config.test_share
-        test = (config.epsilon * share, config.delta * share)
-        hide = (config.epsilon * (1 - share), config.delta * (1 - share))
-        most = 0.5 * (1 - config.agreement)
-        blocks = config.n_blocks or max(5, math.ceil(reach(2.0, *test) / most))
+        test = Budget(config.epsilon, config.delta).times(config.test_share)
+        release = Budget(config.epsilon, config.delta).times(1 - config.test_share)
+        blocks, needed = self._test_size(config, test)
+        fewest = blocks * max(2, config.n_components)
+        if fewest > N:
+            raise MixwellError(f"X has {N} rows; expected at least {fewest} for {blocks} blocks")
+        radius = config.radius or default_radius(config.n_components, D, blocks / N)
+        noise = noise_scale(spread(radius), D, *release)
+        if math.isinf(noise):
+            raise MixwellError(_too_wide(config, radius, release, N, D))
+        self._test = (2 / blocks, *test)
+        self.n_blocks_ = blocks
+        self.needed_ = needed
+        self.radius_ = radius
+        self.noise_ = noise
+        self.privacy_ = {
+            "test": test._asdict(),
+            "release": release._asdict(),
+            "total": {"epsilon": config.epsilon, "delta": config.delta},
+        }
+
+    @staticmethod
+    def _test_size(config: Config, test: Budget) -> tuple[int, float]:
+        """Blocks, and the noisy agreement that they need for a release."""
+        half_gap = 0.5 * (1 - config.agreement)
+        fewest = math.ceil(reach(2.0, *test) / half_gap)
+        blocks = config.n_blocks or max(5, fewest)
         needed = config.agreement + reach(2 / blocks, *test)
         if needed >= 1:
             raise MixwellError(f"n_blocks is {blocks}, too few to test an agreement of {config.agreement}; expected "
-                               f"at least {math.ceil(reach(2.0, *test) / most)}")
-        fewest = blocks * max(2, K)
-        if fewest > N:
-            raise MixwellError(f"X has {N} rows; expected at least {fewest} for {blocks} blocks")
-        free = K * (1 + D * (D + 3) // 2) - 1
-        radius = config.radius or SLACK * math.sqrt(2 * K * chi2.ppf(0.99, free) * blocks / N)
-        noise = noise_scale(spread(radius), D, *hide)
-        if math.isinf(noise):
-            most_radius = largest_radius(D, *hide)
-            way = "pass a smaller one, if blocks agree so well, or raise epsilon" if config.radius else \
-                f"that takes {N * (radius / most_radius) ** 2:.2g} rows; or raise epsilon, or lower agreement"
-            raise MixwellError(f"radius is {radius:.3g}; no noise hides that for epsilon {config.epsilon}, delta "
-                               f"{config.delta}; expected below {most_radius:.3g}: {way}.")
-        self._test = (2 / blocks, *test)
-        self.n_blocks_, self.radius_, self.noise_, self.needed_ = blocks, radius, noise, needed
-        self.privacy_ = {name: {"epsilon": spent[0], "delta": spent[1]} for name, spent in
-                         (("test", test), ("release", hide), ("total", (config.epsilon, config.delta)))}
+                               f"at least {fewest}")
+        return blocks, needed
+
+    def _candidates(self, X: Array, rng: np.random.RandomState) -> list[Parameters | None]:
+        """One fit for each of the disjoint blocks of rows."""
+        order = rng.permutation(len(X))
+        blocks = np.array_split(order, self.n_blocks_)
+        seeds = rng.randint(2**31 - 1, size=self.n_blocks_)
+        return [self._candidate(X[rows], int(seed)) for rows, seed in zip(blocks, seeds)]
 
     def _candidate(self, x_ND: Array, seed: int) -> Parameters | None:
         """What the estimator finds in one block; None where it finds none, so that no error tells of the rows."""
@@ -309,17 +335,25 @@ class PrivateGaussianMixture(Configured, config=Config):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model.fit(x_ND)
-            means_KD = torch.as_tensor(model.means_).double()
-            covariances = torch.as_tensor(model.covariances_).double()
-            kind = getattr(model, "covariance_type", "full")
-            found = parameters(model.weights_, means_KD, as_full(kind, covariances[None], means_KD[None])[0])
+            found = _parameters_of(model)
         except (ValueError, ArithmeticError, RuntimeError):
             return None
-        return found if found.means.shape == (self.n_components, x_ND.shape[1]) else None
+        if found.means.shape != (self.n_components, x_ND.shape[1]):
+            return None
+        return found
+
+
+def _parameters_of(model: Any) -> Parameters:
+    kind = getattr(model, "covariance_type", "full")
+    means_KD = torch.as_tensor(model.means_).double()
+    own = torch.as_tensor(model.covariances_).double()
+    (covariances_KDD,) = as_full(kind, own[None], means_KD[None])
+    return parameters(model.weights_, means_KD, covariances_KDD)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two groups on a line far from zero, and an estimator that needs no noise to agree."""
     centres_N1 = 1e6 + 20.0 * (torch.arange(480) % 2)[:, None]
-    return {"estimator": PrivateGaussianMixture(epsilon=math.inf, n_blocks=6, random_state=0),
-            "X": (centres_N1 + torch.randn(480, 1, generator=generator, dtype=torch.float64)).numpy()}
+    noise_N1 = torch.randn(480, 1, generator=generator, dtype=torch.float64)
+    estimator = PrivateGaussianMixture(epsilon=math.inf, n_blocks=6, random_state=0)
+    return {"estimator": estimator, "X": (centres_N1 + noise_N1).numpy()}

@@ -54,25 +54,45 @@ class Config:
 
 def keep(alpha_N: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
     """Which rows are kept (N,), and c, the chance that a row of F is."""
-    return torch.rand(len(alpha_N), generator=generator, dtype=torch.float64) < alpha_N, float(alpha_N.mean())
+    chance_N = torch.rand(len(alpha_N), generator=generator, dtype=torch.float64)
+    share = float(alpha_N.mean())
+    return chance_N < alpha_N, share
+
+
+def share_above(scores: Array, at: Array) -> Array:
+    """Share of the scores that are at least each of some values."""
+    below = np.searchsorted(np.sort(scores), at)
+    return 1 - below / len(scores)
+
+
+def band(scores: Array, confidence: float) -> float:
+    """Half width of the uniform confidence band of a share."""
+    n = len(scores)
+    return confidence * np.sqrt(np.log(n) / n)
 
 
 def roc_slope(score_F: Array, score_H: Array, confidence: float) -> float:
     """The least of (F(S) + band) / (H(S) - band) over sets of large scores; held-out scores of both samples."""
     order = np.unique(np.concatenate([score_F, score_H]))
-    share_F = 1 - np.searchsorted(np.sort(score_F), order) / len(score_F)
-    share_H = 1 - np.searchsorted(np.sort(score_H), order) / len(score_H)
-    band_F, band_H = (confidence * np.sqrt(np.log(len(s)) / len(s)) for s in (score_F, score_H))
+    upper_F = share_above(score_F, order) + band(score_F, confidence)
+    share_H = share_above(score_H, order)
+    band_H = band(score_H, confidence)
+    lower_H = share_H - band_H
     useful = share_H > 2 * band_H
-    return float(np.clip(((share_F + band_F) / (share_H - band_H))[useful].min(initial=1.0), 0.0, 1.0))
+    slopes = (upper_F / lower_H)[useful]
+    least = slopes.min(initial=1.0)
+    return float(np.clip(least, 0.0, 1.0))
 
 
 def to_simplex(v_N: Array) -> Array:
     """The nearest point of the probability simplex."""
     sorted_N = np.sort(v_N)[::-1]
     excess_N = np.cumsum(sorted_N) - 1
-    last = np.flatnonzero(sorted_N > excess_N / np.arange(1, len(v_N) + 1))[-1]
-    return np.maximum(v_N - excess_N[last] / (last + 1), 0.0)
+    rank_N = np.arange(1, len(v_N) + 1)
+    stays_N = sorted_N > excess_N / rank_N
+    last = np.flatnonzero(stays_N)[-1]
+    shift = excess_N[last] / (last + 1)
+    return np.maximum(v_N - shift, 0.0)
 
 
 def hull_distance(gram_NN: Array, u_N: Array, curvature: float, steps: int = 150) -> float:
@@ -80,34 +100,55 @@ def hull_distance(gram_NN: Array, u_N: Array, curvature: float, steps: int = 150
     w_N = ahead_N = to_simplex(u_N)
     momentum = 1.0
     for _ in range(steps):
-        new_N = to_simplex(ahead_N + gram_NN @ (u_N - ahead_N) / curvature)
+        slope_N = gram_NN @ (u_N - ahead_N)
+        new_N = to_simplex(ahead_N + slope_N / curvature)
         following = 0.5 * (1 + np.sqrt(1 + 4 * momentum**2))
-        ahead_N = new_N + (momentum - 1) / following * (new_N - w_N)
-        w_N, momentum = new_N, following
-    rest_N = u_N - w_N
-    return float(np.sqrt(max(rest_N @ gram_NN @ rest_N, 0.0)))
+        inertia = (momentum - 1) / following
+        ahead_N = new_N + inertia * (new_N - w_N)
+        w_N = new_N
+        momentum = following
+    return length(gram_NN, u_N - w_N)
+
+
+def length(gram_NN: Array, v_N: Array) -> float:
+    """|sum v phi| in the kernel's space."""
+    square = v_N @ gram_NN @ v_N
+    return float(np.sqrt(max(square, 0.0)))  # rounding may bring it below zero
 
 
 def kernel_proportion(x_F: Array, x_H: Array, max_lambda: float) -> float:
     """1 - 1 / lambda at which the distance from the hull rises by a quarter of its limiting slope."""
-    both = np.concatenate([x_F, x_H])
-    square_NN = ((both[:, None] - both) ** 2).sum(-1)
-    gram_NN = np.exp(-square_NN / np.median(square_NN[square_NN > 0]))
-    mean_F = np.concatenate([np.full(len(x_F), 1 / len(x_F)), np.zeros(len(x_H))])
-    mean_H = np.concatenate([np.zeros(len(x_F)), np.full(len(x_H), 1 / len(x_H))])
+    gram_NN = gaussian_gram(np.concatenate([x_F, x_H]))
+    M, N = len(x_F), len(x_H)
+    mean_F = np.concatenate([np.full(M, 1 / M), np.zeros(N)])
+    mean_H = np.concatenate([np.zeros(M), np.full(N, 1 / N)])
     curvature = float(np.linalg.norm(gram_NN, 2))
-    limit = float(np.sqrt(max((mean_F - mean_H) @ gram_NN @ (mean_F - mean_H), 0.0)))
+    limit = length(gram_NN, mean_F - mean_H)
 
     def distance(scale: float) -> float:
-        return hull_distance(gram_NN, scale * mean_F + (1 - scale) * mean_H, curvature)
+        point = scale * mean_F + (1 - scale) * mean_H
+        return hull_distance(gram_NN, point, curvature)
 
     low, high = 1.0, max_lambda
     while high - low > 0.02 * low:
         middle = 0.5 * (low + high)
         step = 0.05 * middle
-        rising = (distance(middle + step) - distance(middle - step)) / (2 * step) > 0.25 * limit
-        low, high = (low, middle) if rising else (middle, high)
-    return 1 - 1 / (0.5 * (low + high))
+        rise = distance(middle + step) - distance(middle - step)
+        slope = rise / (2 * step)
+        if slope > 0.25 * limit:
+            high = middle
+        else:
+            low = middle
+    middle = 0.5 * (low + high)
+    return 1 - 1 / middle
+
+
+def gaussian_gram(x_ND: Array) -> Array:
+    """Gaussian kernel (N, N) of width one where squared distances are their median."""
+    gap_NND = x_ND[:, None] - x_ND
+    square_NN = (gap_NND**2).sum(-1)
+    apart = square_NN[square_NN > 0]
+    return np.exp(-square_NN / np.median(apart))
 
 
 def _held_out_scores(x_F: Array, x_H: Array, generator: torch.Generator) -> tuple[Array, Array]:
@@ -118,15 +159,32 @@ def _held_out_scores(x_F: Array, x_H: Array, generator: torch.Generator) -> tupl
         from sklearn.preprocessing import PolynomialFeatures, StandardScaler
     except ImportError as error:
         raise MixwellError("base='roc' needs scikit-learn: pip install 'mixwell[tables]'.") from error
-    halves_F, halves_H = (np.array_split(torch.randperm(len(x), generator=generator).numpy(), 2) for x in (x_F, x_H))
-    scores_F, scores_H = np.empty(len(x_F)), np.empty(len(x_H))
-    for mine, other in ((0, 1), (1, 0)):
-        x = np.concatenate([x_F[halves_F[other]], x_H[halves_H[other]]])
-        y = np.repeat([0, 1], [len(halves_F[other]), len(halves_H[other])])
-        model = make_pipeline(StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=500)).fit(x, y)
+    halves_F = _halves(len(x_F), generator)
+    halves_H = _halves(len(x_H), generator)
+    scores_F = np.empty(len(x_F))
+    scores_H = np.empty(len(x_H))
+    for mine in (0, 1):
+        other = 1 - mine
+        learn_F, learn_H = halves_F[other], halves_H[other]
+        x = np.concatenate([x_F[learn_F], x_H[learn_H]])
+        y = np.repeat([0, 1], [len(learn_F), len(learn_H)])
+        classifier = LogisticRegression(max_iter=500)
+        model = make_pipeline(StandardScaler(), PolynomialFeatures(2), classifier)
+        model.fit(x, y)
         scores_F[halves_F[mine]] = model.decision_function(x_F[halves_F[mine]])
         scores_H[halves_H[mine]] = model.decision_function(x_H[halves_H[mine]])
     return scores_F, scores_H
+
+
+def _halves(count: int, generator: torch.Generator) -> list[Array]:
+    order = torch.randperm(count, generator=generator)
+    return np.array_split(order.numpy(), 2)
+
+
+def _some(x_ND: Tensor, most: int, generator: torch.Generator) -> Array:
+    """At most so many rows, drawn without replacement."""
+    order = torch.randperm(len(x_ND), generator=generator)
+    return x_ND[order[:most]].numpy()
 
 
 @method(
@@ -137,30 +195,41 @@ def _held_out_scores(x_F: Array, x_H: Array, generator: torch.Generator) -> tupl
 )
 def mixture_proportion(x_mixture: Tensor, x_component: Tensor, config: Config, generator: torch.Generator, *,
                        alpha: Tensor | None = None) -> float:
-    """The share of the component H in the mixture F; `alpha` None keeps every row, which is the base estimator."""
-    x_FD, x_HD = (torch.as_tensor(x, dtype=torch.float64) for x in (x_mixture, x_component))
+    """The share of the component H in the mixture F; `alpha` None keeps every row, which is the base estimator.
+
+    x_mixture (N, D), x_component (M, D), alpha (N,). `ValueError` where shapes do not fit, alpha leaves [0, 1], or
+    fewer than ten rows of either remain; `MixwellError` where "roc" lacks scikit-learn.
+    """
+    x_FD = torch.as_tensor(x_mixture, dtype=torch.float64)
+    x_HD = torch.as_tensor(x_component, dtype=torch.float64)
     if x_FD.ndim != 2 or x_HD.ndim != 2 or x_FD.shape[1] != x_HD.shape[1]:
         raise ValueError(f"samples have shapes {tuple(x_FD.shape)} and {tuple(x_HD.shape)}; expected rows of the same "
                          "columns")
     kept_share = 1.0
     if alpha is not None:
         alpha_N = torch.as_tensor(alpha, dtype=torch.float64)
-        if alpha_N.shape != x_FD.shape[:1] or bool(((alpha_N < 0) | (alpha_N > 1) | alpha_N.isnan()).any()):
+        possible_N = (alpha_N >= 0) & (alpha_N <= 1)  # false for NaN, too
+        if alpha_N.shape != x_FD.shape[:1] or not possible_N.all():
             raise ValueError(f"alpha has shape {tuple(alpha_N.shape)}; expected a number from 0 to 1 for each of "
                              f"{len(x_FD)} rows")
-        kept, kept_share = keep(alpha_N, generator)
-        x_FD = x_FD[kept]
+        kept_N, kept_share = keep(alpha_N, generator)
+        x_FD = x_FD[kept_N]
     if len(x_FD) < 10 or len(x_HD) < 10:
         raise ValueError(f"{len(x_FD)} rows of the mixture are kept beside {len(x_HD)} of the component; expected at "
                          "least 10 of each")
     if config.base == "roc":
-        return kept_share * roc_slope(*_held_out_scores(x_FD.numpy(), x_HD.numpy(), generator), config.confidence)
-    some_F, some_H = (x[torch.randperm(len(x), generator=generator)[: config.max_rows]].numpy() for x in (x_FD, x_HD))
-    return kept_share * kernel_proportion(some_F, some_H, config.max_lambda)
+        score_F, score_H = _held_out_scores(x_FD.numpy(), x_HD.numpy(), generator)
+        share = roc_slope(score_F, score_H, config.confidence)
+    else:
+        some_F = _some(x_FD, config.max_rows, generator)
+        some_H = _some(x_HD, config.max_rows, generator)
+        share = kernel_proportion(some_F, some_H, config.max_lambda)
+    return kept_share * share
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Sixty points of which half are from the component."""
     shift_N = 4.0 * (torch.arange(60) % 2)
-    return {"x_mixture": torch.randn(60, 1, generator=generator) + shift_N[:, None],
-            "x_component": torch.randn(50, 1, generator=generator), "config": Config(), "generator": generator}
+    mixture_N1 = torch.randn(60, 1, generator=generator) + shift_N[:, None]
+    component_M1 = torch.randn(50, 1, generator=generator)
+    return {"x_mixture": mixture_N1, "x_component": component_M1, "config": Config(), "generator": generator}

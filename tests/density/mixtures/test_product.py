@@ -116,6 +116,15 @@ def test_copies_and_pickles_go_on_learning(again):
     np.testing.assert_array_equal(other.score_samples(x_ND), model.partial_fit(x_ND[120:]).score_samples(x_ND))
 
 
+@pytest.mark.parametrize("holes", [0.0, 0.2])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_batch_of_all_rows_makes_a_step_of_em(holes):
+    x_ND, _ = planted(holes=holes)
+    whole = ProductMixture(2, blocks=blocks(), max_iter=1, random_state=0).fit(x_ND)
+    online = ProductMixture(2, blocks=blocks(), max_iter=1, random_state=0, batch_size=len(x_ND)).fit(x_ND)
+    np.testing.assert_allclose(online.score_samples(x_ND), whole.score_samples(x_ND), rtol=1e-8)
+
+
 def test_refusals():
     x_ND, _ = planted()
     with pytest.raises(ValueError, match=r"blocks name the columns \[2, 3\]; expected each of 0 to 3 once"):

@@ -8,10 +8,11 @@ import torch
 
 from mixwell.density.regression.distributed import (
     DistributedMixtureOfExperts,
+    Experts,
+    Reduction,
     barycentres,
     divergences,
     example,
-    reduce,
     transport,
 )
 from mixwell.density.regression.polynomial import PolynomialExperts
@@ -22,7 +23,7 @@ Y = np.where(X[:, 0] > 0, 2 * X[:, 0], -X[:, 0]) + 0.1 * RNG.normal(size=400)
 S = np.column_stack([np.ones(7), RNG.normal(size=(7, 2))])
 COEF, VARIANCE = RNG.normal(size=(6, 3)), RNG.uniform(0.5, 1.5, 6)
 WEIGHT = RNG.dirichlet(np.ones(6), 7)
-START = COEF[:2] + 0.1, VARIANCE[:2] + 0.2
+START = Experts(COEF[:2] + 0.1, VARIANCE[:2] + 0.2)
 
 
 def loop(coef, variance):
@@ -62,7 +63,8 @@ def test_barycentres_minimise_the_cost_of_the_plan():
 
 
 def test_the_cost_never_rises():
-    *_, costs = reduce(S, WEIGHT, COEF, VARIANCE, START, 0.0, 30)
+    run = Reduction(S, WEIGHT, Experts(COEF, VARIANCE)).run(START, 0.0, 30)
+    costs = [-bound for bound in run.bounds]
     assert np.diff(costs).max() <= 1e-12 and costs[-1] < costs[0]
     np.testing.assert_allclose(costs[0], loop(*START)[1])
 
@@ -70,11 +72,13 @@ def test_the_cost_never_rises():
 def test_copies_of_one_mixture_reduce_to_it_in_any_order():
     order = [0, 1, 1, 0]
     shares = np.tile([0.3, 0.2], (7, 2))
-    coef, variance, share, costs = reduce(S, shares, COEF[order], VARIANCE[order], START, 1e-12, 50)
-    np.testing.assert_allclose(coef, COEF[:2], atol=1e-8)
-    np.testing.assert_allclose(variance, VARIANCE[:2], atol=1e-8)
-    np.testing.assert_allclose(share.sum(1), 1)
-    assert costs[-1] < 1e-12
+    reduction = Reduction(S, shares, Experts(COEF[order], VARIANCE[order]))
+    run = reduction.run(START, 1e-12, 50)
+    np.testing.assert_allclose(run.state.coef_KP, COEF[:2], atol=1e-8)
+    np.testing.assert_allclose(run.state.variance_K, VARIANCE[:2], atol=1e-8)
+    plan, cost = reduction.plan(run.state)
+    np.testing.assert_allclose(plan.sum((1, 2)), 1)
+    assert run.converged and -run.bounds[-1] < 1e-12 and cost == -run.bounds[-1]
 
 
 def test_shards_together_come_near_the_whole():

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from mixwell.density._covariances import as_full, inverse_of_root, root_of_precision
 from mixwell.density.mixtures._parts import MixtureConfig, MixtureEstimator
+from mixwell.density.mixtures._scores import as_array
 from mixwell.density.mixtures.em.frame import Frame
 from mixwell.density.mixtures.em.gaussian import COVARIANCE_TYPES, Gaussian
+from mixwell.density.mixtures.em.kernels import MATRICES
 from mixwell.density.mixtures.em.loop import Family, Params
 from mixwell.density.mixtures.em.rows import Rows, column_name
 
@@ -50,23 +52,28 @@ class NormalMixture(MixtureEstimator):
     _allow_nan = True
 
     def _check_start(self, rows: Rows) -> None:
-        K, D, kind = self.n_components, rows.n_columns, self.covariance_type
+        K, D = self.n_components, rows.n_columns
         if self.weights_init is not None:
             _check_weights(self.weights_init, K)
         if self.means_init is not None:
             _shaped(self.means_init, (K, D), "means")
         if self.precisions_init is not None:
-            _check_precisions(self.precisions_init, kind, K, D)
+            _check_precisions(self.precisions_init, self.covariance_type, K, D)
 
     def _start_is_given(self) -> bool:
-        return self.weights_init is not None and self.means_init is not None and self.precisions_init is not None
+        given = (self.weights_init, self.means_init, self.precisions_init)
+        return all(value is not None for value in given)
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
-        frame = Frame.of(rows, weights_N, self.covariance_type, self._floor(), whole=self.reg_covar == "scale")
+        by_scale = self.reg_covar == "scale"
+        floor = self._floor()
+        frame = Frame.of(rows, weights_N, self.covariance_type, floor, whole=by_scale)
         self._warn_of_columns(frame, rows)
-        relative = 1e-6 * frame.variance_D if self.reg_covar == "scale" else torch.zeros_like(frame.shift_D)
-        regularisation = relative + self._floor()
-        return self._make_family(self.covariance_type, frame, regularisation, rows.dtype, self._fixed())
+        relative_D = torch.zeros_like(frame.shift_D)
+        if by_scale:
+            relative_D = 1e-6 * frame.variance_D
+        fixed = self._fixed()
+        return self._make_family(self.covariance_type, frame, relative_D + floor, rows.dtype, fixed)
 
     def _make_family(self, *arguments: Any) -> Gaussian:
         return Gaussian(*arguments)
@@ -80,99 +87,137 @@ class NormalMixture(MixtureEstimator):
         return 0.0 if isinstance(self.reg_covar, str) else float(self.reg_covar)
 
     def _warn_of_columns(self, frame: Frame, rows: Rows) -> None:
-        constant = frame.variance_D == 0
-        drowned = (frame.variance_D <= self._floor()) & ~constant
-        for mask, text in ((constant, "is constant: its variance is reg_covar alone"),
-                           (drowned, "has a variance below reg_covar, which drowns it: scale the data, or pass "
-                                     "reg_covar='scale'")):
-            if bool(mask.any()):
-                column = int(mask.nonzero()[0, 0])
-                name = column_name(rows.names, column)
-                warnings.warn(f"column {name} {text}.", UserWarning, stacklevel=5)
+        constant_D = frame.variance_D == 0
+        below_D = frame.variance_D <= self._floor()
+        _warn_of(constant_D, "is constant: its variance is reg_covar alone", rows)
+        _warn_of(below_D & ~constant_D, "has a variance below reg_covar, which drowns it: scale the data, or pass "
+                                        "reg_covar='scale'", rows)
 
     def _refine_start(self, family: Gaussian, params: Params) -> Params:  # type: ignore[override]
-        frame, kind = family.frame, self.covariance_type
+        frame = family.frame
         params = dict(params)
         if self.weights_init is not None:
-            params["weights"] = _tensor(self.weights_init, frame)[None]
+            weights_K = _tensor(self.weights_init, frame)
+            params["weights"] = weights_K[None]
         if self.means_init is not None:
-            params["means"] = ((_tensor(self.means_init, frame) - frame.shift_D) * frame.scale_D)[None]
+            means_KD = _tensor(self.means_init, frame)
+            params["means"] = _standardised(frame, means_KD)[None]
         if self.precisions_init is not None:
-            root = root_of_precision(kind, _tensor(self.precisions_init, frame))[None]
-            params |= _framed(kind, frame, root)
+            precisions = _tensor(self.precisions_init, frame)
+            root = root_of_precision(self.covariance_type, precisions)
+            params |= _framed(self.covariance_type, frame, root[None])
         return params
 
     def _warm(self, family: Gaussian) -> Params:  # type: ignore[override]
         frame = family.frame
-        return {**self._extra(frame.shift_D.device), "weights": _tensor(self.weights_, frame),
-                "means": (_tensor(self.means_, frame) - frame.shift_D) * frame.scale_D,
-                **_framed(self.covariance_type, frame, _tensor(self.precisions_cholesky_, frame))}
+        means_KD = _tensor(self.means_, frame)
+        root = _tensor(self.precisions_cholesky_, frame)
+        params = self._extra(frame.shift_D.device)
+        params["weights"] = _tensor(self.weights_, frame)
+        params["means"] = _standardised(frame, means_KD)
+        return params | _framed(self.covariance_type, frame, root)
 
     def _scoring(self, dtype: torch.dtype, device: torch.device) -> tuple[Family, Params]:
-        kind = self.covariance_type
-        weights_K, means_KD, root = (torch.as_tensor(a).to(device, torch.float64)
-                                     for a in (self.weights_, self.means_, self.precisions_cholesky_))
-        _K, _D = means_KD.shape
-        covariances = inverse_of_root(kind, root[None])
-        spread = as_full(kind, covariances, means_KD[None])[0].diagonal(dim1=-2, dim2=-1)
-        share_K = weights_K / weights_K.sum()
-        mean_D = share_K @ means_KD
-        variance_D = share_K @ (spread + (means_KD - mean_D) ** 2)
-        frame = Frame.from_moments(mean_D, variance_D, kind, 0.0)
-        family = self._make_family(kind, frame, torch.zeros_like(mean_D), dtype, self._fixed())
+        mean_D, variance_D = self._moments(device)
+        frame = Frame.from_moments(mean_D, variance_D, self.covariance_type, 0.0)
+        unregularised_D = torch.zeros_like(mean_D)
+        family = self._make_family(self.covariance_type, frame, unregularised_D, dtype, self._fixed())
         return family, self._warm(family)
 
+    def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and variances (D,) of the fitted mixture in float64."""
+        fitted = (self.weights_, self.means_, self.precisions_cholesky_)
+        weights_K, means_KD, root = (torch.as_tensor(value).to(device, torch.float64) for value in fitted)
+        covariances = inverse_of_root(self.covariance_type, root[None])
+        full_SKDD = as_full(self.covariance_type, covariances, means_KD[None])
+        within_KD = full_SKDD[0].diagonal(dim1=-2, dim2=-1)
+        share_K = weights_K / weights_K.sum()
+        mean_D = share_K @ means_KD
+        between_KD = (means_KD - mean_D) ** 2
+        return mean_D, share_K @ (within_KD + between_KD)
+
     def _publish(self, family: Gaussian, params: Params, like: Any) -> None:  # type: ignore[override]
-        frame, kind = family.frame, self.covariance_type
+        frame = family.frame
         back_D = 1 / frame.scale_D
-        root, covariances = params["cholesky"], params["covariances"]
-        if kind in ("full", "tied"):
-            covariances = covariances * back_D[:, None] * back_D
-            root = root * frame.scale_D[:, None]
-            precisions = root @ root.mT
-        else:
-            unit = back_D if kind == "diag" else back_D[0]
-            covariances, root = covariances * unit**2, root / unit
-            precisions = root**2
-        values = {"weights_": params["weights"], "means_": params["means"] * back_D + frame.shift_D,
-                  "covariances_": covariances, "precisions_cholesky_": root, "precisions_": precisions}
+        means_KD = params["means"] * back_D + frame.shift_D
+        covariances, root, precisions = _in_data_units(self.covariance_type, frame, params)
+        values = {"weights_": params["weights"], "means_": means_KD, "covariances_": covariances,
+                  "precisions_cholesky_": root, "precisions_": precisions}
         for name, value in values.items():
-            setattr(self, name, self._emit(value.to(self._dtype).contiguous(), like))
+            kept = value.to(self._dtype).contiguous()
+            setattr(self, name, self._emit(kept, like))
 
     def _n_parameters(self) -> int:
         K, D = self.means_.shape
-        covariances = {"full": K * D * (D + 1) // 2, "diag": K * D, "tied": D * (D + 1) // 2, "spherical": K}
-        free = {"covariances": covariances[self.covariance_type], "means": K * D, "weights": K - 1}
-        return sum(number for name, number in free.items() if name not in self._fixed())
+        matrix = D * (D + 1) // 2
+        covariances = {"full": K * matrix, "tied": matrix, "diag": K * D, "spherical": K}
+        own = covariances[self.covariance_type]
+        return self._count_free({"weights": K - 1, "means": K * D, "covariances": own})
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
-        means_KD, covariances = (torch.as_tensor(a).cpu().numpy() for a in (self.means_, self.covariances_))
+        means_KD = as_array(self.means_)
+        covariances = as_array(self.covariances_)
         parts = []
         for k, (mean_D, count) in enumerate(zip(means_KD, counts_K)):
             covariance = covariances if self.covariance_type == "tied" else covariances[k]
-            if self.covariance_type in ("full", "tied"):
-                parts.append(rng.multivariate_normal(mean_D, covariance, int(count)))
+            if self.covariance_type in MATRICES:
+                part = rng.multivariate_normal(mean_D, covariance, int(count))
             else:
-                parts.append(mean_D + rng.standard_normal(size=(count, len(mean_D))) * np.sqrt(covariance))
+                noise = rng.standard_normal(size=(count, len(mean_D)))
+                part = mean_D + noise * np.sqrt(covariance)
+            parts.append(part)
         return np.vstack(parts)
 
 
 def _tensor(value: Any, frame: Frame) -> Tensor:
-    return torch.as_tensor(value if isinstance(value, Tensor) else np.array(value)).to(frame.shift_D)
+    """A value as a tensor of the frame's type, on its device."""
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(np.array(value))
+    return value.to(frame.shift_D)
+
+
+def _warn_of(mask_D: Tensor, text: str, rows: Rows) -> None:
+    """Warn of the first column that a mask holds for, if there is one."""
+    if bool(mask_D.any()):
+        column = int(mask_D.nonzero()[0, 0])
+        name = column_name(rows.names, column)
+        warnings.warn(f"column {name} {text}.", UserWarning, stacklevel=6)
+
+
+def _standardised(frame: Frame, means_KD: Tensor) -> Tensor:
+    """Means in the frame's coordinates."""
+    return (means_KD - frame.shift_D) * frame.scale_D
+
+
+def _in_data_units(kind: str, frame: Frame, params: Params) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariances, roots of the precisions and precisions, from those in standardised coordinates."""
+    root, covariances = params["cholesky"], params["covariances"]
+    back_D = 1 / frame.scale_D
+    if kind in MATRICES:
+        root = root * frame.scale_D[:, None]
+        rescaled = covariances * back_D[:, None]
+        return rescaled * back_D, root, root @ root.mT
+    unit = back_D if kind == "diag" else back_D[0]
+    root = root / unit
+    return covariances * unit**2, root, root**2
 
 
 def _framed(kind: str, frame: Frame, root: Tensor) -> Params:
     """Root of the precision and covariances in standardised coordinates, from the root in the data's own."""
-    if kind in ("full", "tied"):
-        root = root / frame.scale_D[:, None]
-    else:
-        root = root / (frame.scale_D if kind == "diag" else frame.scale_D[0])
+    scale = frame.scale_D
+    if kind in MATRICES:
+        scale = scale[:, None]
+    elif kind == "spherical":
+        scale = scale[0]
+    root = root / scale
     return {"cholesky": root, "covariances": inverse_of_root(kind, root)}
 
 
 def _shaped(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    array = check_array(value.cpu().numpy() if isinstance(value, Tensor) else value, dtype=[np.float64, np.float32],
-                        ensure_2d=False, allow_nd=True)
+    """A starting value as an array, or a `ValueError` where it has another shape."""
+    if isinstance(value, Tensor):
+        value = value.cpu().numpy()
+    array = check_array(value, dtype=[np.float64, np.float32], ensure_2d=False, allow_nd=True)
     if array.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
     return array
@@ -180,21 +225,31 @@ def _shaped(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 def _check_weights(weights: Any, components: int) -> None:
     weights_K = _shaped(weights, (components,), "weights")
-    if (weights_K < 0).any() or (weights_K > 1).any():
+    low, high = weights_K.min(), weights_K.max()
+    if low < 0 or high > 1:
         raise ValueError("The parameter 'weights' should be in the range [0, 1], but got max value "
-                         f"{weights_K.max():.5f}, min value {weights_K.min():.5f}")
-    if abs(1 - weights_K.sum()) > (1e-6 if weights_K.dtype == np.float32 else 1e-8):
-        raise ValueError("The parameter 'weights' should be normalized, but got sum(weights) = "
-                         f"{weights_K.sum():.5f}")
+                         f"{high:.5f}, min value {low:.5f}")
+    total = weights_K.sum()
+    tolerated = 1e-6 if weights_K.dtype == np.float32 else 1e-8
+    if abs(1 - total) > tolerated:
+        raise ValueError(f"The parameter 'weights' should be normalized, but got sum(weights) = {total:.5f}")
 
 
 def _check_precisions(precisions: Any, kind: str, K: int, D: int) -> None:
-    shape = {"full": (K, D, D), "tied": (D, D), "diag": (K, D), "spherical": (K,)}[kind]
-    array = _shaped(precisions, shape, f"{kind} precision")
-    if kind in ("diag", "spherical"):
+    shapes = {"full": (K, D, D), "tied": (D, D), "diag": (K, D), "spherical": (K,)}
+    array = _shaped(precisions, shapes[kind], f"{kind} precision")
+    if kind not in MATRICES:
         if (array <= 0).any():
             raise ValueError(f"'{kind} precision' should be positive")
         return
     for matrix in array.reshape(-1, D, D):
-        if not (np.allclose(matrix, matrix.T) and (np.linalg.eigvalsh(matrix) > 0).all()):
+        if not _positive_definite(matrix):
             raise ValueError(f"'{kind} precision' should be symmetric, positive-definite")
+
+
+def _positive_definite(matrix_DD: np.ndarray) -> bool:
+    """Whether a matrix is symmetric with eigenvalues above zero."""
+    if not np.allclose(matrix_DD, matrix_DD.T):
+        return False
+    eigenvalues_D = np.linalg.eigvalsh(matrix_DD)
+    return bool((eigenvalues_D > 0).all())

@@ -115,30 +115,39 @@ class MixtureEstimator(Scores):
                 raise ValueError(f"fixed names {name!r}; expected some of {', '.join(self._fixable)}.")
         return tuple(names)
 
+    def _count_free(self, numbers: dict[str, int]) -> int:
+        """How many numbers a fit is free to choose, from how many each parameter holds."""
+        fixed = self._fixed()
+        return sum(number for name, number in numbers.items() if name not in fixed)
+
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Estimate the parameters from X (N, D), rows weighted by `sample_weight` (N,); returns self.
 
         Runs `n_init` starts and keeps the one with the highest bound; a `ConvergenceWarning` says when it did not
-        converge. `y` is ignored.
+        converge. `y` is ignored. Raises a `ValueError` where options, rows or weights are none that can be fitted to,
+        or components collapse; a `MixwellError` where a file cannot be read.
         """
         self._fit(X, sample_weight, Alone())
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Fit, and return the most probable component of every row (N,)."""
+        """Fit, and return the most probable component of every row (N,); raises as `fit`."""
         rows = self._fit(X, sample_weight, Alone())
-        return self._emit(self._labels(rows), X)
+        labels_N = self._labels(rows)
+        return self._emit(labels_N, X)
 
     def fit_distributed(self, X: Any, y: Any = None, sample_weight: Any = None, group: Any = None) -> Any:
         """Fit to rows that are spread over the processes of a torch.distributed group (None: all); returns self.
 
         Each process passes its own rows X (N, D), with the same columns and number type, and ends with the same model.
         Starts that are not given are computed from the first process's rows; parameters must agree. Where one process
-        refuses its rows all of them raise.
+        refuses its rows all of them raise. Raises as `fit`, and a `ValueError` where more than sums must be known of
+        all rows.
         """
         if not self._distributable or self.batch_size is not None:
-            raise ValueError(f"{type(self).__name__}{'' if self.batch_size is None else ' with batch_size'} cannot be "
-                             "fitted to rows spread over processes; fit it in one, or the batches by partial_fit.")
+            way = "" if self.batch_size is None else " with batch_size"
+            raise ValueError(f"{type(self).__name__}{way} cannot be fitted to rows spread over processes; fit it in "
+                             "one, or the batches by partial_fit.")
         self._fit(X, sample_weight, Group(group))
         return self
 
@@ -174,27 +183,42 @@ class MixtureEstimator(Scores):
         rng = check_random_state(self.random_state)
         warm = self.warm_start and hasattr(self, "converged_")
         with rows.processes.together():
-            starts = [self._warm_start(family)] if warm else [
-                self._start(workers, family, rows, weights_N, rng) for _ in range(self.n_init)]
-        starts = [{name: rows.processes.first(value) for name, value in start.items()} for start in starts]
-        if self.batch_size is None:
-            previous = self.lower_bound_ if warm else -math.inf
-            return self._climb(workers, family, rows, weights_N, starts, previous)
-        total = float(rows.n_rows if weights_N is None else weights_N.sum())
-        return [epochs(workers, self._online_em(family, start, total), rows, weights_N, self.batch_size, tol=self.tol,
-                       max_iter=self.max_iter, rng=rng) for start in starts]
+            if warm:
+                own = [self._warm_start(family)]
+            else:
+                own = [self._start(workers, family, rows, weights_N, rng) for _ in range(self.n_init)]
+        starts = [_agreed(rows.processes, start) for start in own]
+        if self.batch_size is not None:
+            return self._online_runs(workers, family, rows, weights_N, starts, rng)
+        previous = self.lower_bound_ if warm else -math.inf
+        return self._climb(workers, family, rows, weights_N, starts, previous)
+
+    def _online_runs(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
+                     starts: list[Params], rng: np.random.RandomState) -> list[Run]:
+        """Online EM in batches from every start."""
+        assert self.batch_size is not None
+        weight = rows.n_rows if weights_N is None else weights_N.sum()
+        runs = []
+        for start in starts:
+            online = self._online_em(family, start, float(weight))
+            run = epochs(workers, online, rows, weights_N, self.batch_size, tol=self.tol, max_iter=self.max_iter,
+                         rng=rng)
+            runs.append(run)
+        return runs
 
     def _climb(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, starts: list[Params],
                previous: float) -> list[Run]:
+        """EM over all rows from every start."""
         def one_step(params: Params) -> tuple[Params, Tensor]:
-            new, bounds_S = step(workers, family, rows, weights_N, params, batch=params["weights"].numel())
+            batch = params["weights"].numel()
+            new, bounds_S = step(workers, family, rows, weights_N, params, batch=batch)
             if not bool(bounds_S.isfinite().all()):
                 locate_infinite(rows)
             return new, bounds_S
 
-        together = {name: torch.cat([start[name] for start in starts]) for name in starts[0]}
+        batches = starts if self.verbose else [_together(starts)]  # messages are about one start at a time
         runs: list[Run] = []
-        for number, batch in enumerate(starts if self.verbose else [together]):  # messages tell of one start at a time
+        for number, batch in enumerate(batches):
             progress = Progress(self.verbose, self.verbose_interval, number)
             found = climb(one_step, batch, tol=self.tol, max_iter=self.max_iter, previous=previous,
                           report=progress.iteration)
@@ -204,43 +228,55 @@ class MixtureEstimator(Scores):
 
     def _conclude(self, family: Family, run: Run, X: Any, rows: Rows) -> None:
         """Set everything that a fit leaves behind."""
-        self._dtype, self._device = rows.dtype, rows.device
+        self._dtype = rows.dtype
+        self._device = rows.device
         self._publish(family, run.params, X)
-        self.converged_, self.n_iter_ = run.converged, len(run.lower_bounds)
-        self.lower_bound_, self.lower_bounds_ = run.lower_bound, run.lower_bounds
+        self.converged_ = run.converged
+        self.lower_bounds_ = run.lower_bounds
+        self.lower_bound_ = run.lower_bound
+        self.n_iter_ = len(run.lower_bounds)
         self._online: Any = None
 
     def _warm_start(self, family: Family) -> Params:
         """Parameters of the last fit, with a leading axis of length one."""
-        return {name: value[None] for name, value in self._warm(family).items()}
+        params = self._warm(family)
+        return {name: value[None] for name, value in params.items()}
 
     def _start(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
                rng: np.random.RandomState) -> Params:
         """Parameters of one start, with a leading axis of length one."""
-        params = {} if self._start_is_given() else self._computed_start(workers, family, rows, weights_N, rng)
+        params: Params = {}
+        if not self._start_is_given():
+            params = self._computed_start(workers, family, rows, weights_N, rng)
         params = self._refine_start(family, params)
-        if not family.trusts(params, family.levels(None)[-1]):
+        most_careful = family.levels(None)[-1]
+        if not family.trusts(params, most_careful):
             family.refuse(params)
         return params
 
     def _computed_start(self, workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
                         rng: np.random.RandomState) -> Params:
+        """Parameters of one start from some of the rows, by `init_params`."""
         K = self.n_components
         x_ND, weights_N = starting_rows(rows, weights_N, self.init_size, K, rng)
         few_ND, assign, weights_N = assignment(self.init_params, x_ND, weights_N, K, self._start_points, rng)
-        params, _ = step(workers, family, ArrayRows(few_ND), weights_N, None, assign, K)
-        if self.init_params in ("k-means++", "random_from_data"):
-            params["weights"] = params["weights"] * K / len(x_ND)  # each point stands for itself alone
+        few = ArrayRows(few_ND)
+        params, _ = step(workers, family, few, weights_N, None, assign, K)
+        if self.init_params in ("k-means++", "random_from_data"):  # each point stands for itself alone
+            weights_SK = params["weights"]
+            params["weights"] = weights_SK * K / len(x_ND)
         return params
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Update the model with one batch of rows, by online EM; the first batch also makes the start.
 
-        Batch t moves the running sufficient statistics by `(t + learning_offset) ** -learning_decay`. Returns self.
+        Batch t moves the running sufficient statistics by `(t + learning_offset) ** -learning_decay`. Returns self;
+        raises as `fit`.
         """
         self._validate_params()
         first = getattr(self, "_online", None) is None
-        rows, weights_N = self._read(X, sample_weight, reset=first and not hasattr(self, "converged_"))
+        unfitted = first and not hasattr(self, "converged_")
+        rows, weights_N = self._read(X, sample_weight, reset=unfitted)
         if first:
             self._refuse_few(rows)
             self._dtype, self._device = rows.dtype, rows.device
@@ -248,17 +284,41 @@ class MixtureEstimator(Scores):
             if first:
                 self._online = self._begin_online(workers, rows, weights_N)
             bound = self._online.update(workers, rows, weights_N)
-        self._publish(self._online.family, select(self._online.params, 0), X)
-        self.lower_bound_, self.n_iter_, self.converged_ = bound, self._online.steps, False
-        self.lower_bounds_ = [*([] if first else self.lower_bounds_), bound]
+        params = select(self._online.params, 0)
+        self._publish(self._online.family, params, X)
+        before = [] if first else self.lower_bounds_
+        self.lower_bounds_ = [*before, bound]
+        self.lower_bound_ = bound
+        self.n_iter_ = self._online.steps
+        self.converged_ = False
         return self
 
     def _begin_online(self, workers: Workers, rows: Rows, weights_N: Tensor | None) -> Online:
+        """Online EM from the last fit where there is one, else from a start that this batch gives."""
         family = self._build_family(rows, weights_N)
         if hasattr(self, "converged_"):
-            return self._online_em(family, self._warm_start(family))
-        rng = check_random_state(self.random_state)
-        return self._online_em(family, self._start(workers, family, rows, weights_N, rng))
+            start = self._warm_start(family)
+        else:
+            rng = check_random_state(self.random_state)
+            start = self._start(workers, family, rows, weights_N, rng)
+        return self._online_em(family, start)
 
     def _online_em(self, family: Family, params: Params, rows: float = math.inf) -> Online:
         return Online(family, params, self.learning_decay, self.learning_offset, rows)
+
+
+def _agreed(processes: Alone, params: Params) -> Params:
+    """The first process's parameters."""
+    agreed = {}
+    for name, value in params.items():
+        agreed[name] = processes.first(value)
+    return agreed
+
+
+def _together(starts: list[Params]) -> Params:
+    """Parameters of several starts as one batch."""
+    batch = {}
+    for name in starts[0]:
+        values = [start[name] for start in starts]
+        batch[name] = torch.cat(values)
+    return batch

@@ -31,15 +31,22 @@ class PlainMixture(MixtureEstimator):
     def _warm(self, family: Family) -> Params:
         return self._params(self._device)
 
+    def _named(self) -> dict[str, str]:
+        """Parameter of the family -> fitted attribute, the weights' included."""
+        return {"weights": "weights_", **self._attributes}
+
     def _params(self, device: torch.device) -> Params:
         """The fitted attributes as parameters."""
-        named = {"weights": "weights_", **self._attributes}
-        return {name: torch.as_tensor(getattr(self, attribute)).to(device, torch.float64)
-                for name, attribute in named.items()}
+        params = {}
+        for name, attribute in self._named().items():
+            value = torch.as_tensor(getattr(self, attribute))
+            params[name] = value.to(device, torch.float64)
+        return params
 
     def _scoring(self, dtype: torch.dtype, device: torch.device) -> tuple[Family, Params]:
         return self._family(self.n_features_in_, device), self._params(device)
 
     def _publish(self, family: Family, params: Params, like: Any) -> None:
-        for name, attribute in {"weights": "weights_", **self._attributes}.items():
-            setattr(self, attribute, self._emit(params[name].to(self._dtype), like))
+        for name, attribute in self._named().items():
+            value = params[name].to(self._dtype)
+            setattr(self, attribute, self._emit(value, like))

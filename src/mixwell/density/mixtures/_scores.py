@@ -23,6 +23,11 @@ from mixwell.density.mixtures.em.rows import Rows
 from mixwell.density.mixtures.em.scoring import Scorer, score_rows
 
 
+def as_array(value: Any) -> np.ndarray:
+    """A fitted attribute, which is a tensor where the rows were one, as an array."""
+    return torch.as_tensor(value).cpu().numpy()
+
+
 class Scores(DensityMixin, Configured):
     """The half of a mixture estimator that reads its fitted attributes."""
 
@@ -57,7 +62,8 @@ class Scores(DensityMixin, Configured):
         log_density_N = self._log_density(rows).double()
         if weights_N is None:
             return float(log_density_N.mean())
-        return float(log_density_N @ weights_N / weights_N.sum())
+        total = log_density_N @ weights_N
+        return float(total / weights_N.sum())
 
     def predict(self, X: Any) -> Any:
         """The most probable component of every row (N,)."""
@@ -68,34 +74,44 @@ class Scores(DensityMixin, Configured):
         return self._emit(self._responsibilities(self._rows(X)), X)
 
     def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
-        """Rows (n_samples, D) drawn from the mixture, grouped by component, and their components (n_samples,)."""
+        """Rows (n_samples, D) drawn from the mixture, grouped by component, and their components (n_samples,).
+
+        Raises a `ValueError` where fewer than one is asked for, a `NotFittedError` before a fit.
+        """
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
         rng = check_random_state(self.random_state)
-        weights_K = torch.as_tensor(self.weights_).cpu().double().numpy()
-        counts_K = rng.multinomial(n_samples, weights_K / weights_K.sum())
+        weights_K = as_array(self.weights_).astype(np.float64)
+        share_K = weights_K / weights_K.sum()
+        counts_K = rng.multinomial(n_samples, share_K)
         x_ND = self._draw(rng, counts_K)
-        labels_N = np.repeat(np.arange(len(counts_K)), counts_K)
-        if isinstance(self.weights_, Tensor):
-            device = self.weights_.device
-            return torch.as_tensor(x_ND, device=device), torch.as_tensor(labels_N, device=device)
-        return x_ND, labels_N
+        components_K = np.arange(len(counts_K))
+        labels_N = np.repeat(components_K, counts_K)
+        if not isinstance(self.weights_, Tensor):
+            return x_ND, labels_N
+        device = self.weights_.device
+        return torch.as_tensor(x_ND, device=device), torch.as_tensor(labels_N, device=device)
 
     def bic(self, X: Any) -> float:
         """Bayesian information criterion on X; lower is better."""
         n = self._count(X)
-        return -2 * self.score(X) * n + self._n_parameters() * math.log(n)
+        penalty = self._n_parameters() * math.log(n)
+        return -2 * self.score(X) * n + penalty
 
     def aic(self, X: Any) -> float:
         """Akaike information criterion on X; lower is better."""
-        return -2 * self.score(X) * self._count(X) + 2 * self._n_parameters()
+        n = self._count(X)
+        penalty = 2 * self._n_parameters()
+        return -2 * self.score(X) * n + penalty
 
     def icl(self, X: Any) -> float:
         """Integrated completed likelihood on X: BIC plus twice the entropy of the responsibilities; lower is better."""
         check_is_fitted(self)
-        resp_NK = self._responsibilities(self._open(X, reset=False)).double()
-        return self.bic(X) - 2 * float(torch.xlogy(resp_NK, resp_NK).sum())
+        rows = self._open(X, reset=False)
+        resp_NK = self._responsibilities(rows).double()
+        certainty = float(torch.xlogy(resp_NK, resp_NK).sum())
+        return self.bic(X) - 2 * certainty
 
     def _rows(self, X: Any) -> Rows:
         """Rows to score, checked."""

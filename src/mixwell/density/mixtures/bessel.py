@@ -37,49 +37,67 @@ def log_bessel_i(order: float, x: Tensor) -> Tensor:
     x = x.double()
     positive = x > 0
     safe = torch.where(positive, x, 1.0)
-    steps = max(0, math.ceil(_SMALLEST - order))
-    log_i, ratio = _uniform(order + steps, safe), None
+    steps = _steps_down(order)
+    log_i = _uniform(order + steps, safe)
+    if steps:
+        ratio = _uniform_ratio(order + steps, safe)
     for step in range(steps, 0, -1):
         v = order + step
-        if ratio is None:
-            ratio = _uniform_ratio(v, safe)
         gain = ratio + 2 * v / safe  # I_{v-1} / I_v
-        log_i, ratio = log_i + gain.log(), 1 / gain
-    return torch.where(positive, log_i, 0.0 if order == 0 else -torch.inf)
+        log_i = log_i + gain.log()
+        ratio = 1 / gain
+    at_zero = 0.0 if order == 0 else -torch.inf
+    return torch.where(positive, log_i, at_zero)
+
+
+def _steps_down(order: float) -> int:
+    """How far above an order the expansion for large ones is taken."""
+    short = math.ceil(_SMALLEST - order)
+    return max(0, short)
 
 
 def bessel_ratio(order: float, x: Tensor) -> Tensor:
     """I_{order+1}(x) / I_order(x), between 0 and 1."""
     x = x.double()
     safe = x.clamp(min=1e-300)
-    steps = max(0, math.ceil(_SMALLEST - order))
+    steps = _steps_down(order)
     ratio = _uniform_ratio(order + steps, safe)
     for step in range(steps, 0, -1):
-        ratio = 1 / (ratio + 2 * (order + step) / safe)
+        v = order + step
+        gain = ratio + 2 * v / safe
+        ratio = 1 / gain
     return torch.where(x > 0, ratio, 0.0)
 
 
 def _uniform(v: float, x: Tensor) -> Tensor:
     """log I_v(x) = v eta - log(2 pi v) / 2 - log(1 + z^2) / 4 + log sum_n u_n(p) / v^n, z = x / v."""
-    root = torch.hypot(x / v, torch.ones_like(x))
-    eta = root + torch.log(x / v) - torch.log1p(root)
-    return v * eta - 0.5 * math.log(2 * math.pi * v) + _correction(v, x)
+    z = x / v
+    root = torch.hypot(z, torch.ones_like(x))
+    eta = root + torch.log(z) - torch.log1p(root)
+    half_log = 0.5 * math.log(2 * math.pi * v)
+    return v * eta - half_log + _correction(v, x)
 
 
 def _uniform_ratio(v: float, x: Tensor) -> Tensor:
     """I_{v+1}(x) / I_v(x); the leading terms, which nearly cancel, by the integral of -asinh(t / x) from v to v + 1."""
-    leading = sum(w * torch.asinh((v + t) / x) for t, w in _GAUSS)
-    return torch.exp(-leading - 0.5 * math.log1p(1 / v) + _correction(v + 1, x) - _correction(v, x))
+    terms = [weight * torch.asinh((v + t) / x) for t, weight in _GAUSS]
+    leading = sum(terms)
+    half_log = 0.5 * math.log1p(1 / v)
+    log_ratio = -leading - half_log + _correction(v + 1, x)
+    return torch.exp(log_ratio - _correction(v, x))
 
 
 def _correction(v: float, x: Tensor) -> Tensor:
+    """log sum_n u_n(p) / v^n - log(1 + z^2) / 4."""
     root = torch.hypot(x / v, torch.ones_like(x))
     p = 1 / root
     series = torch.zeros_like(x)
     for n, row in enumerate(_OLVER, start=1):
-        total = torch.zeros_like(x)
+        polynomial = torch.zeros_like(x)
         for coefficient in reversed(row):
-            total = total * p**2 + coefficient
-        series = series + total * (p / v) ** n
-    return torch.log1p(series) - 0.5 * root.log()
+            polynomial = polynomial * p**2 + coefficient
+        power = (p / v) ** n
+        series = series + polynomial * power
+    log_root = root.log()
+    return torch.log1p(series) - 0.5 * log_root
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures._scores import as_array
 from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums
 from mixwell.density.mixtures.em.loop import Params
 from mixwell.density.mixtures.em.rows import ArrayRows, Rows, column_name
@@ -44,29 +45,45 @@ class Categorical(ExponentialFamily):
 
     def __init__(self, values: list[Tensor], alpha: float, fixed: tuple[str, ...]) -> None:
         super().__init__(fixed)
-        self.values, self.alpha = values, alpha
+        self.values = values
+        self.alpha = alpha
         self.sizes = [len(v) for v in values]
         self.feature_count = sum(self.sizes)
 
     def features(self, x_BD: Tensor) -> Tensor:
-        phi_PB = torch.zeros(self.feature_count, len(x_BD), dtype=torch.float64, device=x_BD.device)
-        first, places = 0, torch.arange(len(x_BD), device=x_BD.device)
-        for column, (values, size) in enumerate(zip(self.values, self.sizes)):
-            x_B = x_BD[:, column].double()
-            code = torch.searchsorted(values, x_B.contiguous()).clamp(max=size - 1)
-            phi_PB[first + code, places] = (values[code] == x_B).double()
-            first += size
+        B = len(x_BD)
+        phi_PB = torch.zeros(self.feature_count, B, dtype=torch.float64, device=x_BD.device)
+        places_B = torch.arange(B, device=x_BD.device)
+        first = 0
+        for column, values_C in enumerate(self.values):
+            code_B, known_B = look_up(values_C, x_BD[:, column])
+            phi_PB[first + code_B, places_B] = known_B.double()
+            first += len(values_C)
         return phi_PB
 
     def natural(self, params: Params) -> tuple[Tensor, Tensor]:
-        return params["probabilities"].clamp(min=1e-300).log(), torch.zeros_like(params["weights"])
+        positive = params["probabilities"].clamp(min=1e-300)
+        return positive.log(), torch.zeros_like(params["weights"])
 
     def update(self, sums: Sums, params: Params | None) -> Params:
-        parts = []
-        for counts in (sums.sums_SKP + self.alpha).split(self.sizes, -1):
-            total = counts.sum(-1, keepdim=True)
-            parts.append(torch.where(total > 0, counts / total.clamp(min=1e-300), 1.0 / counts.shape[-1]))
+        counts_SKP = sums.sums_SKP + self.alpha
+        parts = [_shares(counts) for counts in counts_SKP.split(self.sizes, -1)]
         return {"probabilities": torch.cat(parts, -1)}
+
+
+def look_up(values_C: Tensor, x_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Places (B,) of numbers among sorted categories, and whether they are there at all."""
+    x_B = x_B.double().contiguous()
+    after_B = torch.searchsorted(values_C, x_B)
+    code_B = after_B.clamp(max=len(values_C) - 1)
+    return code_B, values_C[code_B] == x_B
+
+
+def _shares(counts: Tensor) -> Tensor:
+    """Counts of the categories of one column as shares; equal ones where nothing was counted."""
+    total = counts.sum(-1, keepdim=True)
+    quotient = counts / total.clamp(min=1e-300)
+    return torch.where(total > 0, quotient, 1.0 / counts.shape[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +112,20 @@ class CategoricalMixture(PlainMixture, config=Config):
 
     def _open(self, X: Any, *, reset: bool) -> Rows:
         columns = _columns(X) if reset or self._text else None
-        text = any(_has_text(column) for column in columns or ()) if reset else self._text
-        if not text:
-            rows = super()._open(X, reset=reset)
-            if reset:
-                self._text = False
-                self.categories_ = [np.unique(np.concatenate(parts)) for parts in zip(*(
-                    [np.unique(c[~np.isnan(c)]) for c in chunk.cpu().numpy().T] for _, chunk in rows.chunks()))]
-            return rows
+        if reset:
+            text = columns is not None and any(map(_has_text, columns))
+        else:
+            text = self._text
+        if text:
+            return self._open_text(X, columns, reset)
+        rows = super()._open(X, reset=reset)
+        if reset:
+            self._text = False
+            self.categories_ = _categories(rows)
+        return rows
+
+    def _open_text(self, X: Any, columns: list[np.ndarray] | None, reset: bool) -> Rows:
+        """Codes of a table's columns, some of which hold text."""
         if columns is None:
             raise ValueError("the model was fitted on a table with text; expected such a table (a DataFrame or an "
                              f"array of two dimensions), got {type(X).__name__}.")
@@ -110,8 +133,9 @@ class CategoricalMixture(PlainMixture, config=Config):
         _check_n_features(self, X, reset=reset)
         if reset:
             self._text = True
-            self.categories_ = [np.unique(_names(column[~_absent(column)])) for column in columns]
-        codes_ND = np.stack([_encode(column, known) for column, known in zip(columns, self.categories_)], 1)
+            self.categories_ = [_text_categories(column) for column in columns]
+        codes = [_encode(column, known) for column, known in zip(columns, self.categories_)]
+        codes_ND = np.stack(codes, 1)
         names = _get_feature_names(X)
         return ArrayRows(codes_ND, None if names is None else list(names))
 
@@ -122,43 +146,53 @@ class CategoricalMixture(PlainMixture, config=Config):
         if self.unknown == "missing":
             return
         for start, chunk in rows.chunks():
-            for column, values in enumerate(self._values(chunk.device)):
-                x_B = chunk[:, column].double().contiguous()
-                code = torch.searchsorted(values, x_B).clamp(max=len(values) - 1)
-                strange = (values[code] != x_B) & ~torch.isnan(x_B)
-                if bool(strange.any()):
-                    row = int(strange.nonzero()[0, 0])
+            for column, values_C in enumerate(self._values(chunk.device)):
+                x_B = chunk[:, column]
+                _, known_B = look_up(values_C, x_B)
+                strange_B = ~(known_B | torch.isnan(x_B))
+                if bool(strange_B.any()):
+                    row = start + int(strange_B.nonzero()[0, 0])
                     name = column_name(rows.names, column)
-                    raise ValueError(f"unknown category in row {start + row}, column {name}; it was not there in "
+                    raise ValueError(f"unknown category in row {row}, column {name}; it was not there in "
                                      "fitting. Pass unknown='missing' to leave such values out.")
 
     def _values(self, device: torch.device) -> list[Tensor]:
-        return [torch.arange(len(c), dtype=torch.float64, device=device) if self._text
-                else torch.as_tensor(c, dtype=torch.float64, device=device) for c in self.categories_]
+        """What rows hold of each column's categories: text as codes from 0, numbers as they are."""
+        known: Any = self.categories_
+        if self._text:
+            known = [range(len(column)) for column in known]
+        return [torch.as_tensor(column, dtype=torch.float64, device=device) for column in known]
 
     def _family(self, columns: int, device: torch.device) -> Categorical:
         return Categorical(self._values(device), self.alpha, self._fixed())
 
     def _publish(self, family: Any, params: Params, like: Any) -> None:
         super()._publish(family, params, like)
-        self.probabilities_ = [self._emit(p.to(self._dtype), like) for p in params["probabilities"].split(
-            family.sizes, -1)]
+        by_column = params["probabilities"].split(family.sizes, -1)
+        self.probabilities_ = [self._emit(p_KC.to(self._dtype), like) for p_KC in by_column]
 
     def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
-        return self._family(x_ND.shape[1], torch.device("cpu")).features(torch.from_numpy(np.array(x_ND))).T.numpy()
+        family = self._family(x_ND.shape[1], torch.device("cpu"))
+        rows_ND = torch.from_numpy(np.array(x_ND))
+        phi_PN = family.features(rows_ND)
+        return phi_PN.T.numpy()
 
     def _n_parameters(self) -> int:
         K = len(self.weights_)
-        free = {"weights": K - 1, "probabilities": K * sum(len(c) - 1 for c in self.categories_)}
-        return sum(number for name, number in free.items() if name not in self._fixed())
+        free = sum(len(column) - 1 for column in self.categories_)
+        return self._count_free({"weights": K - 1, "probabilities": K * free})
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
-        labels = np.repeat(np.arange(len(counts_K)), counts_K)
+        components_K = np.arange(len(counts_K))
+        labels_N = np.repeat(components_K, counts_K)
         columns = []
         for known, p_KC in zip(self.categories_, self.probabilities_):
-            bounds_KC = np.cumsum(torch.as_tensor(p_KC).cpu().numpy().astype(float), axis=1)
-            codes = (rng.uniform(size=(len(labels), 1)) > bounds_KC[labels] / bounds_KC[labels, -1:]).sum(1)
-            columns.append(np.asarray(known)[codes])
+            probability_KC = as_array(p_KC).astype(float)
+            bounds_NC = np.cumsum(probability_KC, axis=1)[labels_N]
+            draw_N1 = rng.uniform(size=(len(labels_N), 1))
+            passed_NC = draw_N1 > bounds_NC / bounds_NC[:, -1:]
+            codes_N = passed_NC.sum(1)
+            columns.append(np.asarray(known)[codes_N])
         return np.stack(columns, 1)
 
     def __sklearn_tags__(self) -> Any:
@@ -176,30 +210,66 @@ def _columns(X: Any) -> list[np.ndarray] | None:
     return None
 
 
+def _categories(rows: Rows) -> list[np.ndarray]:
+    """The numbers that each column holds, sorted."""
+    found: list[list[np.ndarray]] = [[] for _ in range(rows.n_columns)]
+    for _, chunk in rows.chunks():
+        x_BD = chunk.cpu().numpy()
+        for own, x_B in zip(found, x_BD.T):
+            there = ~np.isnan(x_B)
+            own.append(np.unique(x_B[there]))
+    return [np.unique(np.concatenate(parts)) for parts in found]
+
+
+def _text_categories(column: np.ndarray) -> np.ndarray:
+    """The categories that a column of text holds, sorted."""
+    there = ~_absent(column)
+    return np.unique(_names(column[there]))
+
+
 def _has_text(values: np.ndarray) -> bool:
-    return values.dtype.kind in "OUS" and any(isinstance(value, str) for value in values)
+    if values.dtype.kind not in "OUS":
+        return False
+    return any(isinstance(value, str) for value in values)
 
 
 def _absent(column: np.ndarray) -> np.ndarray:
-    return np.array([value is None or str(value) == "<NA>" or value != value for value in column], dtype=bool)
+    return np.array([_is_absent(value) for value in column], dtype=bool)
+
+
+def _is_absent(value: Any) -> bool:
+    if value is None or str(value) == "<NA>":
+        return True
+    return bool(value != value)
 
 
 def _names(column: np.ndarray) -> np.ndarray:
-    """Categories as text; a number in a column that became float for a missing value keeps its name."""
-    return np.array([str(int(value)) if isinstance(value, (float, np.floating)) and float(value).is_integer()
-                     else str(value) for value in column], dtype=str)
+    """Categories as text."""
+    return np.array([_name(value) for value in column], dtype=str)
+
+
+def _name(value: Any) -> str:
+    """A category as text; a number in a column that became float for a missing value keeps its name."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)
+    return str(value)
 
 
 def _encode(column: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Codes of a column: NaN for a missing value, -1 for an unknown one."""
-    absent, text = _absent(column), _names(column)
-    code = np.searchsorted(known, text).clip(max=max(len(known) - 1, 0))
-    found = known[code] == text if len(known) else np.zeros(len(column), bool)
-    return np.where(absent, np.nan, np.where(found, code, -1.0))
+    text = _names(column)
+    code = np.full(len(column), -1.0)
+    if len(known):
+        after = np.searchsorted(known, text)
+        place = after.clip(max=len(known) - 1)
+        code = np.where(known[place] == text, place, code)
+    return np.where(_absent(column), np.nan, code)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three columns of categories from two classes."""
-    likely_ND = torch.tensor([[0.9, 0.8, 0.85], [0.1, 0.2, 0.25]]).repeat_interleave(80, 0)
-    x_ND = (torch.rand(160, 3, generator=generator) < likely_ND).double()
+    likely_2D = torch.tensor([[0.9, 0.8, 0.85], [0.1, 0.2, 0.25]])
+    likely_ND = likely_2D.repeat_interleave(80, 0)
+    draw_ND = torch.rand(160, 3, generator=generator)
+    x_ND = (draw_ND < likely_ND).double()
     return {"estimator": CategoricalMixture(2, random_state=0), "X": x_ND.numpy()}

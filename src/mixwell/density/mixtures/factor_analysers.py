@@ -51,33 +51,50 @@ class FactorAnalysers(Gaussian):
         else:
             loadings, noise = factor_step(sample_SKDD, params["loadings"], params["noise"])
         if self.tied_noise:
-            noise = (new["weights"][..., None] * noise).sum(1, keepdim=True).expand_as(noise)
-        noise = noise.clamp(min=1e-12 * sample_SKDD.diagonal(dim1=-2, dim2=-1).mean())
+            weighted = new["weights"][..., None] * noise
+            shared = weighted.sum(1, keepdim=True)
+            noise = shared.expand_as(noise)
+        least = 1e-12 * _variances(sample_SKDD).mean()
+        noise = noise.clamp(min=least)
         covariances = loadings @ loadings.mT + torch.diag_embed(noise)
-        return {**new, "loadings": loadings, "noise": noise, "covariances": covariances,
-                "cholesky": precision_cholesky("full", covariances)}
+        root = precision_cholesky("full", covariances)
+        return {**new, "loadings": loadings, "noise": noise, "covariances": covariances, "cholesky": root}
+
+
+def _variances(covariances: Tensor) -> Tensor:
+    """Diagonals (..., D)."""
+    return covariances.diagonal(dim1=-2, dim2=-1)
 
 
 def principal_factors(covariances: Tensor, factors: int) -> tuple[Tensor, Tensor]:
     """Loadings (..., D, Q) and noise variances (..., D) from the largest eigenvectors."""
     values, vectors = torch.linalg.eigh(covariances)
-    D = covariances.shape[-1]
-    rest = values[..., : D - factors].mean(-1, keepdim=True).clamp(min=0) if factors < D else values[..., :1] * 0
-    loadings = vectors[..., D - factors :] * (values[..., D - factors :] - rest).clamp(min=0).sqrt()[..., None, :]
-    noise = covariances.diagonal(dim1=-2, dim2=-1) - loadings.square().sum(-1)
-    return loadings, noise.clamp(min=1e-3 * covariances.diagonal(dim1=-2, dim2=-1))
+    left = covariances.shape[-1] - factors
+    small, large = values[..., :left], values[..., left:]
+    if left > 0:
+        rest = small.mean(-1, keepdim=True).clamp(min=0)
+    else:
+        rest = torch.zeros_like(values[..., :1])
+    above = (large - rest).clamp(min=0)
+    loadings = vectors[..., left:] * above.sqrt()[..., None, :]
+    variances = _variances(covariances)
+    noise = variances - loadings.square().sum(-1)
+    return loadings, noise.clamp(min=1e-3 * variances)
 
 
 def factor_step(covariances: Tensor, loadings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """One EM step of factor analysis on a covariance: new loadings and noise variances."""
-    Q = loadings.shape[-1]
     scaled = loadings / noise[..., None]
-    eye = torch.eye(Q, dtype=loadings.dtype, device=loadings.device)
-    gain = torch.linalg.solve(eye + loadings.mT @ scaled, scaled.mT)  # L^T Sigma^-1, by Woodbury
+    eye = torch.eye(loadings.shape[-1], dtype=loadings.dtype, device=loadings.device)
+    precision = eye + loadings.mT @ scaled
+    gain = torch.linalg.solve(precision, scaled.mT)  # L^T Sigma^-1, by Woodbury
     cross = covariances @ gain.mT
-    second = eye - gain @ loadings + gain @ cross
+    left = eye - gain @ loadings
+    second = left + gain @ cross
     new = torch.linalg.solve(second, cross.mT).mT
-    return new, (covariances.diagonal(dim1=-2, dim2=-1) - (new * cross).sum(-1)).clamp(min=0)
+    explained = (new * cross).sum(-1)
+    unexplained = _variances(covariances) - explained
+    return new, unexplained.clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,33 +130,44 @@ class MixtureOfFactorAnalysers(NormalMixture, config=Config):
 
     def _make_family(self, *arguments: Any) -> FactorAnalysers:
         family = FactorAnalysers(*arguments)
-        family.n_factors, family.tied_noise = self.n_factors, self.tied_noise
+        family.n_factors = self.n_factors
+        family.tied_noise = self.tied_noise
         return family
 
     def _warm(self, family: Gaussian) -> Params:  # type: ignore[override]
-        params, scale_D = super()._warm(family), family.frame.scale_D
-        loadings, noise = (torch.as_tensor(a).to(scale_D) for a in (self.loadings_, self.noise_variances_))
-        return params | {"loadings": loadings * scale_D[:, None], "noise": noise * scale_D**2}
+        params = super()._warm(family)
+        scale_D = family.frame.scale_D
+        loadings = torch.as_tensor(self.loadings_).to(scale_D)
+        noise = torch.as_tensor(self.noise_variances_).to(scale_D)
+        params["loadings"] = loadings * scale_D[:, None]
+        params["noise"] = noise * scale_D**2
+        return params
 
     def _publish(self, family: Gaussian, params: Params, like: Any) -> None:  # type: ignore[override]
         super()._publish(family, params, like)
         back_D = 1 / family.frame.scale_D
-        for name, value in (("loadings_", params["loadings"] * back_D[:, None]),
-                            ("noise_variances_", params["noise"] * back_D**2)):
-            setattr(self, name, self._emit(value.to(self._dtype), like))
+        loadings = params["loadings"] * back_D[:, None]
+        noise = params["noise"] * back_D**2
+        self.loadings_ = self._emit(loadings.to(self._dtype), like)
+        self.noise_variances_ = self._emit(noise.to(self._dtype), like)
 
     def _n_parameters(self) -> int:
         K, D, Q = self.loadings_.shape
-        free = {"weights": K - 1, "means": K * D}
+        rotations = Q * (Q - 1) // 2  # which loadings are free of
+        loadings = K * (D * Q - rotations)
         noise = D if self.tied_noise else K * D
-        return sum(n for name, n in free.items() if name not in self._fixed()) + noise + K * (D * Q - Q * (Q - 1) // 2)
+        free = self._count_free({"weights": K - 1, "means": K * D})
+        return free + noise + loadings
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two groups in five dimensions, each along one direction."""
-    loadings_2D = torch.tensor([[2.0, 1.0, 0.0, -1.0, 0.5], [0.0, -1.0, 2.0, 1.0, 1.0]], dtype=torch.float64)
+    loadings = [[2.0, 1.0, 0.0, -1.0, 0.5], [0.0, -1.0, 2.0, 1.0, 1.0]]
+    loadings_2D = torch.tensor(loadings, dtype=torch.float64)
     labels_N = torch.arange(2).repeat_interleave(80)
     scores_N1 = torch.randn(160, 1, generator=generator, dtype=torch.float64)
     noise_ND = 0.4 * torch.randn(160, 5, generator=generator, dtype=torch.float64)
-    x_ND = 5.0 * labels_N[:, None] + scores_N1 * loadings_2D[labels_N] + noise_ND
-    return {"estimator": MixtureOfFactorAnalysers(2, random_state=0), "X": x_ND.numpy()}
+    along_ND = scores_N1 * loadings_2D[labels_N]
+    x_ND = 5.0 * labels_N[:, None] + along_ND + noise_ND
+    estimator = MixtureOfFactorAnalysers(2, random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy()}

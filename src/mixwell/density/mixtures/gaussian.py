@@ -50,6 +50,8 @@ class GaussianMixture(NormalMixture, config=NormalConfig):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two groups of points in the plane, and an estimator for them."""
-    centres_ND = torch.tensor([[-3.0, 0.0], [3.0, 1.0]], dtype=torch.float64).repeat_interleave(60, 0)
-    x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)
+    centres_2D = torch.tensor([[-3.0, 0.0], [3.0, 1.0]], dtype=torch.float64)
+    centres_ND = centres_2D.repeat_interleave(60, 0)
+    noise_ND = torch.randn(120, 2, generator=generator, dtype=torch.float64)
+    x_ND = centres_ND + noise_ND
     return {"estimator": GaussianMixture(2, random_state=0), "X": x_ND.numpy()}

@@ -26,6 +26,7 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures._scores import as_array
 from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
 from mixwell.density.mixtures.em.loop import Params
 from mixwell.density.mixtures.em.rows import Rows, column_name
@@ -43,19 +44,24 @@ class Poisson(ExponentialFamily):
 
     def features(self, x_BD: Tensor) -> Tensor:
         seen_DB = ~torch.isnan(x_BD.T)
-        return torch.cat([torch.where(seen_DB, x_BD.T, 0.0).double(), seen_DB.double()])
+        counts_DB = torch.where(seen_DB, x_BD.T, 0.0)
+        return torch.cat([counts_DB.double(), seen_DB.double()])
 
     def base(self, x_BD: Tensor) -> Tensor:
-        return -torch.lgamma(torch.nan_to_num(x_BD).double() + 1).sum(1)
+        counts_BD = torch.nan_to_num(x_BD).double()
+        log_factorial_BD = torch.lgamma(counts_BD + 1)
+        return -log_factorial_BD.sum(1)
 
     def natural(self, params: Params) -> tuple[Tensor, Tensor]:
         rates_SKD = params["rates"]
-        return torch.cat([rates_SKD.log(), -rates_SKD], -1), torch.zeros_like(params["weights"])
+        natural_SKP = torch.cat([rates_SKD.log(), -rates_SKD], -1)
+        return natural_SKP, torch.zeros_like(params["weights"])
 
     def update(self, sums: Sums, params: Params | None) -> Params:
         totals, seen = sums.sums_SKP.split(self.columns, -1)
         otherwise = 1.0 if params is None else params["rates"]
-        return {"rates": share(totals, seen, otherwise).clamp(min=SMALLEST_RATE)}
+        rates = share(totals, seen, otherwise)
+        return {"rates": rates.clamp(min=SMALLEST_RATE)}
 
 
 @method(title="Poisson mixture", year=2005, tags={"estimator", "mixture", "missing", "online", "counts"})
@@ -71,8 +77,9 @@ class PoissonMixture(PlainMixture, config=MixtureConfig):
 
     def _check_input(self, rows: Rows) -> None:
         for start, chunk in rows.chunks():
-            if bool((chunk < 0).any()):
-                row, column = (chunk < 0).nonzero()[0].tolist()
+            negative_BD = chunk < 0
+            if bool(negative_BD.any()):
+                row, column = negative_BD.nonzero()[0].tolist()
                 name = column_name(rows.names, column)
                 raise ValueError(f"Negative values in data passed to PoissonMixture: row {start + row}, column {name}; "
                                  "expected counts.")
@@ -81,16 +88,18 @@ class PoissonMixture(PlainMixture, config=MixtureConfig):
         return np.sqrt(x_ND)  # about the same variance for every rate
 
     def _n_parameters(self) -> int:
-        free = {"weights": len(self.weights_) - 1, "rates": int(np.prod(self.rates_.shape))}
-        return sum(number for name, number in free.items() if name not in self._fixed())
+        K, D = self.rates_.shape
+        return self._count_free({"weights": K - 1, "rates": K * D})
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
-        rates_KD = torch.as_tensor(self.rates_).cpu().numpy()
+        rates_KD = as_array(self.rates_)
         rates_ND = np.repeat(rates_KD, counts_K, axis=0)
-        if rates_ND.max(initial=0) > LARGEST_DRAW:
-            raise ValueError(f"a rate of {rates_ND.max():g} is too large to draw counts from; expected at most "
+        largest = rates_ND.max(initial=0)
+        if largest > LARGEST_DRAW:
+            raise ValueError(f"a rate of {largest:g} is too large to draw counts from; expected at most "
                              f"{LARGEST_DRAW:g}. Fit to counts in larger units.")
-        return rng.poisson(rates_ND).astype(float)
+        counts_ND = rng.poisson(rates_ND)
+        return counts_ND.astype(float)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -100,5 +109,7 @@ class PoissonMixture(PlainMixture, config=MixtureConfig):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Counts of two kinds of rows."""
-    rates_ND = torch.tensor([[2.0, 12.0], [15.0, 3.0]], dtype=torch.float64).repeat_interleave(60, 0)
-    return {"estimator": PoissonMixture(2, random_state=0), "X": torch.poisson(rates_ND, generator=generator).numpy()}
+    rates_2D = torch.tensor([[2.0, 12.0], [15.0, 3.0]], dtype=torch.float64)
+    rates_ND = rates_2D.repeat_interleave(60, 0)
+    x_ND = torch.poisson(rates_ND, generator=generator)
+    return {"estimator": PoissonMixture(2, random_state=0), "X": x_ND.numpy()}

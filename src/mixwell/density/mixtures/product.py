@@ -18,8 +18,10 @@ blocks as in latent class analysis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from mixwell.core.method import method
 from mixwell.density.mixtures._parts import MixtureEstimator
 from mixwell.density.mixtures.categorical import CategoricalMixture
 from mixwell.density.mixtures.em.loop import Family, Params, Tally
-from mixwell.density.mixtures.em.rows import ArrayRows, Piece, Rows, _patterns
+from mixwell.density.mixtures.em.rows import ArrayRows, Piece, Rows, patterns
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
 
@@ -58,7 +60,14 @@ class BlockRows(ArrayRows):
 
     def __init__(self, x_ND: np.ndarray, numeric: Sequence[int]) -> None:
         super().__init__(x_ND)
-        self._groups = _patterns(torch.from_numpy(x_ND[:, list(numeric)]))
+        self.numeric = list(numeric)
+        if not self._whole():  # patterns that are known beforehand number the rows of one tensor
+            self._x = np.array(x_ND, order="C")
+        numbers_ND = torch.from_numpy(x_ND[:, self.numeric])
+        self._groups = patterns(numbers_ND)
+
+    def batch(self, x_BD: Tensor) -> Rows:
+        return BlockRows(x_BD.numpy(), self.numeric)
 
 
 class Part:
@@ -67,14 +76,18 @@ class Part:
     def __init__(self, value: Any) -> None:
         self.value = value
 
+    def _with(self, fields: Iterable[Tensor]) -> Part:
+        return Part(type(self.value)(*fields))
+
     def __add__(self, other: Part) -> Part:
-        return Part(type(self.value)(*(a + b for a, b in zip(self.value, other.value))))
+        pairs = zip(self.value, other.value)
+        return self._with(a + b for a, b in pairs)
 
     def __rmul__(self, factor: float) -> Part:
-        return Part(type(self.value)(*(factor * a for a in self.value)))
+        return self._with(factor * a for a in self.value)
 
     def __truediv__(self, divisor: Tensor) -> Part:
-        return Part(type(self.value)(*(a / divisor for a in self.value)))
+        return self._with(a / divisor for a in self.value)
 
 
 class Sums(tuple):
@@ -91,41 +104,68 @@ class Product(Family):
     """Families side by side; only the numeric one, if there, has several ways to compute a step."""
 
     def __init__(self, blocks: Sequence[Block], families: Sequence[Family]) -> None:
-        self.blocks, self.families = blocks, families
-        self.numeric = next((i for i, b in enumerate(blocks) if b.kind == "numeric"), None)
+        self.blocks = blocks
+        self.families = families
+        numeric = (i for i, block in enumerate(blocks) if block.kind == "numeric")
+        self.numeric = next(numeric, None)
 
     def part(self, params: Params | None, i: int) -> Params | None:
         """Parameters of block i; the weights count in the first block only."""
         if params is None:
             return None
-        own = {name.partition(".")[2]: v for name, v in params.items() if name.startswith(f"{i}.")}
-        return {"weights": params["weights"] if i == 0 else torch.ones_like(params["weights"]), **own}
+        weights = params["weights"]
+        own = {"weights": weights if i == 0 else torch.ones_like(weights)}
+        for name, value in params.items():
+            block, _, own_name = name.partition(".")
+            if block == str(i):
+                own[own_name] = value
+        return own
+
+    def level(self, i: int, level: Any) -> Any:
+        """The way in which block i computes a step."""
+        return level if i == self.numeric else None
 
     def levels(self, params: Params | None) -> tuple[Any, ...]:
-        return (None,) if self.numeric is None else self.families[self.numeric].levels(self.part(params, self.numeric))
+        i = self.numeric
+        if i is None:
+            return (None,)
+        return self.families[i].levels(self.part(params, i))
 
     def online_level(self) -> Any:
-        return None if self.numeric is None else self.families[self.numeric].online_level()
+        i = self.numeric
+        if i is None:
+            return None
+        return self.families[i].online_level()
 
     def trusts(self, params: Params, level: Any) -> bool:
         i = self.numeric
-        return i is None or self.families[i].trusts(self.part(params, i), level)  # type: ignore[arg-type]
+        if i is None:
+            return True
+        own = self.part(params, i)
+        assert own is not None
+        return self.families[i].trusts(own, level)
 
     def refuse(self, params: Params) -> None:
         assert self.numeric is not None
         self.families[self.numeric].refuse(params)
 
     def kernel(self, params: Params | None, level: Any) -> ProductKernel:
-        return ProductKernel(self.blocks, [family.kernel(self.part(params, i), level if i == self.numeric else None)
-                                           for i, family in enumerate(self.families)])
+        kernels = []
+        for i, family in enumerate(self.families):
+            own = self.part(params, i)
+            kernels.append(family.kernel(own, self.level(i, level)))
+        return ProductKernel(self.blocks, kernels)
 
     def maximise(self, tally: Tally, params: Params | None, level: Any) -> Params:
         new: Params = {}
-        for i, (family, part) in enumerate(zip(self.families, tally.statistics)):
-            own = Tally(part.value, tally.log_likelihood_S, tally.weight)
-            found = family.maximise(own, self.part(params, i), level if i == self.numeric else None)
+        for i, part in enumerate(tally.statistics):
+            sums = Tally(part.value, tally.log_likelihood_S, tally.weight)
+            own = self.part(params, i)
+            found = self.families[i].maximise(sums, own, self.level(i, level))
             weights = found.pop("weights")
-            new |= {f"{i}.{name}": value for name, value in found.items()} | ({"weights": weights} if i == 0 else {})
+            if i == 0:
+                new["weights"] = weights
+            new |= {f"{i}.{name}": value for name, value in found.items()}
         return new
 
 
@@ -142,20 +182,28 @@ class ProductKernel:
     def _pieces(self, piece: Piece) -> Iterator[tuple[Any, Piece]]:
         for block, kernel in zip(self.blocks, self.kernels):
             observed = piece.observed_PD if block.kind == "numeric" else None
-            yield kernel, Piece(piece.x_BD[:, list(block.columns)], piece.index, observed)
+            own_BD = piece.x_BD[:, list(block.columns)]
+            yield kernel, Piece(own_BD, piece.index, observed)
 
     def state(self, piece: Piece) -> list[Any]:
         """What `tally` needs of a piece when the responsibilities are given."""
-        return [kernel.state(own) for kernel, own in self._pieces(piece)]
+        pairs = self._pieces(piece)
+        return [kernel.state(own) for kernel, own in pairs]
 
     def joint(self, piece: Piece) -> tuple[list[Any], Tensor]:
         """States, and log weight plus log density (S, K, B)."""
-        found = [kernel.joint(own) for kernel, own in self._pieces(piece)]
-        return [state for state, _ in found], torch.stack([log_SKB for _, log_SKB in found]).sum(0)
+        states, logs = [], []
+        for kernel, own in self._pieces(piece):
+            state, log_SKB = kernel.joint(own)
+            states.append(state)
+            logs.append(log_SKB)
+        return states, torch.stack(logs).sum(0)
 
     def tally(self, states: list[Any], resp_SKB: Tensor) -> Sums:
         """Every block's sums under the shared responsibilities."""
-        return Sums(*(Part(kernel.tally(state, resp_SKB)) for kernel, state in zip(self.kernels, states)))
+        pairs = zip(self.kernels, states)
+        parts = [Part(kernel.tally(state, resp_SKB)) for kernel, state in pairs]
+        return Sums(*parts)
 
 
 @dataclass(frozen=True)
@@ -186,81 +234,91 @@ class ProductMixture(MixtureEstimator, config=Config):
     _allow_nan = True
     _distributable = False
 
-
     init_params, init_size, verbose, verbose_interval, fixed = "kmeans", INIT_ROWS, 0, 10, None
 
     def _validate_params(self) -> None:
-        constraints = {name: self._parameter_constraints[name] for name in self.get_params() if name != "blocks"}
-        validate_parameter_constraints(constraints, self.get_params(deep=False) | {"blocks": None},
-                                       caller_name=type(self).__name__)
+        values = self.get_params(deep=False) | {"blocks": None}
+        constraints = {name: self._parameter_constraints[name] for name in values if name != "blocks"}
+        validate_parameter_constraints(constraints, values, caller_name=type(self).__name__)
 
     def _open(self, X: Any, *, reset: bool) -> Rows:
+        least = 2 if reset else 1
         x_ND = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset,
-                             ensure_min_samples=2 if reset else 1)
-        return BlockRows(x_ND, [c for block in self._layout() if block.kind == "numeric" for c in block.columns])
+                             ensure_min_samples=least)
+        numeric = [block.columns for block in self._layout() if block.kind == "numeric"]
+        return BlockRows(x_ND, list(chain.from_iterable(numeric)))
 
     def _layout(self) -> Sequence[Block]:
         """The blocks; one Gaussian block where none were given."""
+        D = self.n_features_in_
         if len(self.blocks) == 0:
-            return [Block("numeric", GaussianMixture(), tuple(range(self.n_features_in_)))]
-        named = sorted(c for block in self.blocks for c in block.columns)
-        if named != list(range(self.n_features_in_)):
-            raise ValueError(f"the blocks name the columns {named}; expected each of 0 to {self.n_features_in_ - 1} "
-                             "once.")
+            return [Block("numeric", GaussianMixture(), tuple(range(D)))]
+        named = sorted(chain.from_iterable(block.columns for block in self.blocks))
+        if named != list(range(D)):
+            raise ValueError(f"the blocks name the columns {named}; expected each of 0 to {D - 1} once.")
         for block in self.blocks:
-            if block.kind not in COLUMN_KINDS or (block.kind == "category" and len(block.sizes) != len(block.columns)):
-                raise ValueError(f"a block of kind {block.kind!r} with {len(block.sizes)} sizes for "
-                                 f"{len(block.columns)} columns; expected {', '.join(COLUMN_KINDS)}, and the number of "
-                                 "categories of every column of categories.")
+            _check_block(block)
         return self.blocks
 
     def _check_input(self, rows: Rows) -> None:
-        x_ND = next(rows.chunks())[1]
+        _, x_ND = next(rows.chunks())
         for block in self._layout():
-            sizes = block.sizes if block.kind == "category" else [torch.inf] * len(block.columns)
-            for column, size in zip(block.columns, sizes) if block.kind != "numeric" else ():
-                x_N = x_ND[:, column]
-                bad_N = (x_N < 0) | (x_N >= size) | (x_N != x_N.round()) & ~x_N.isnan()
-                if bool(bad_N.any()):
-                    row = int(bad_N.nonzero()[0, 0])
-                    raise ValueError(f"row {row}, column {column} is {float(x_N[row]):g}; expected "
-                                     f"{'a count' if size == torch.inf else f'a code from 0 to {size - 1}'}.")
+            if block.kind == "category":
+                for column, size in zip(block.columns, block.sizes):
+                    _check_whole(x_ND, column, size, f"a code from 0 to {size - 1}")
+            elif block.kind == "count":
+                for column in block.columns:
+                    _check_whole(x_ND, column, math.inf, "a count")
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
-        blocks = [Block(b.kind, clone(b.estimator).set_params(n_components=self.n_components), b.columns, b.floor_D,
-                        b.sizes) for b in self._layout()]
-        x_ND = next(rows.chunks())[1]
-        return Product(blocks, [_family_of(block, x_ND[:, list(block.columns)], weights_N) for block in blocks])
+        _, x_ND = next(rows.chunks())
+        blocks, families = [], []
+        for given in self._layout():
+            estimator = clone(given.estimator).set_params(n_components=self.n_components)
+            block = replace(given, estimator=estimator)
+            own_ND = x_ND[:, list(block.columns)]
+            blocks.append(block)
+            families.append(_family_of(block, own_ND, weights_N))
+        return Product(blocks, families)
 
     def _scoring(self, dtype: torch.dtype, device: torch.device) -> tuple[Family, Params]:
-        family = Product(self.blocks_, [block.estimator._scoring(dtype, device)[0] for block in self.blocks_])
-        return family, self._warm(family)
+        found = [block.estimator._scoring(dtype, device) for block in self.blocks_]
+        families = [family for family, _ in found]
+        product = Product(self.blocks_, families)
+        return product, self._warm(product)
 
     def _warm(self, family: Product) -> Params:  # type: ignore[override]
-        found = [block.estimator._warm(own) for block, own in zip(self.blocks_, family.families)]
-        params = {f"{i}.{name}": v for i, own in enumerate(found) for name, v in own.items() if name != "weights"}
-        return {"weights": found[0]["weights"], **params}
+        params: Params = {}
+        for i, block in enumerate(self.blocks_):
+            own = block.estimator._warm(family.families[i])
+            weights = own.pop("weights")
+            if i == 0:
+                params["weights"] = weights
+            params |= {f"{i}.{name}": value for name, value in own.items()}
+        return params
 
     def _publish(self, family: Product, params: Params, like: Any) -> None:  # type: ignore[override]
         self.blocks_ = list(family.blocks)
         order = params["weights"].argsort(descending=True, stable=True)
-        self.weights_ = params["weights"][order].numpy()
+        weights_K = params["weights"][order]
+        self.weights_ = weights_K.numpy()
         for i, block in enumerate(self.blocks_):
-            tied = getattr(block.estimator, "covariance_type", "") == "tied"
-            own = {name: value if tied and name in UNSORTED else value[order]
-                   for name, value in (family.part(params, i) or {}).items()}
-            own["weights"] = params["weights"][order]
+            own = _ordered(family.part(params, i) or {}, order, block)
+            own["weights"] = weights_K
             mark_fitted(block)
             block.estimator._publish(family.families[i], own, like)
 
     def _n_parameters(self) -> int:
         shared = (len(self.blocks_) - 1) * (len(self.weights_) - 1)
-        return sum(block.estimator._n_parameters() for block in self.blocks_) - shared
+        own = [block.estimator._n_parameters() for block in self.blocks_]
+        return sum(own) - shared
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
-        x_ND = np.empty((int(counts_K.sum()), self.n_features_in_))
+        N = int(counts_K.sum())
+        x_ND = np.empty((N, self.n_features_in_))
         for block in self.blocks_:
-            x_ND[:, list(block.columns)] = block.estimator._draw(rng, counts_K)
+            columns = list(block.columns)
+            x_ND[:, columns] = block.estimator._draw(rng, counts_K)
         return x_ND
 
     def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
@@ -268,38 +326,83 @@ class ProductMixture(MixtureEstimator, config=Config):
         for block in self._layout():
             own_ND = np.nan_to_num(x_ND[:, list(block.columns)])
             if block.kind == "category":
-                parts += [np.eye(size)[np.clip(np.round(c).astype(int), 0, size - 1)]
-                          for c, size in zip(own_ND.T, block.sizes)]
-            else:
-                points_ND = np.sqrt(own_ND) if block.kind == "count" else own_ND
-                parts.append(points_ND / np.maximum(points_ND.std(0), 1e-12))
+                parts += [_one_hot(x_N, size) for x_N, size in zip(own_ND.T, block.sizes)]
+                continue
+            if block.kind == "count":
+                own_ND = np.sqrt(own_ND)  # about the same variance for every rate
+            spread_D = np.maximum(own_ND.std(0), 1e-12)
+            parts.append(own_ND / spread_D)
         return np.hstack(parts)
+
+
+def _one_hot(x_N: np.ndarray, size: int) -> np.ndarray:
+    """A column of codes as (N, size), whatever lies outside them as the nearest one."""
+    whole_N = np.round(x_N).astype(int)
+    code_N = np.clip(whole_N, 0, size - 1)
+    return np.eye(size)[code_N]
+
+
+def _check_block(block: Block) -> None:
+    """Refuse a kind that is none, or sizes that fit no columns of categories."""
+    known = block.kind in COLUMN_KINDS
+    fits = block.kind != "category" or len(block.sizes) == len(block.columns)
+    if not known or not fits:
+        raise ValueError(f"a block of kind {block.kind!r} with {len(block.sizes)} sizes for "
+                         f"{len(block.columns)} columns; expected {', '.join(COLUMN_KINDS)}, and the number of "
+                         "categories of every column of categories.")
+
+
+def _check_whole(x_ND: Tensor, column: int, size: float, expected: str) -> None:
+    """Refuse numbers of a column that are not whole, or not from 0 to below `size`."""
+    x_N = x_ND[:, column]
+    outside_N = (x_N < 0) | (x_N >= size)
+    broken_N = (x_N != x_N.round()) & ~x_N.isnan()
+    bad_N = outside_N | broken_N
+    if bool(bad_N.any()):
+        row = int(bad_N.nonzero()[0, 0])
+        raise ValueError(f"row {row}, column {column} is {float(x_N[row]):g}; expected {expected}.")
+
+
+def _ordered(params: Params, order: Tensor, block: Block) -> Params:
+    """A block's parameters with its components in another order."""
+    tied = getattr(block.estimator, "covariance_type", "") == "tied"
+    whole = UNSORTED if tied else ()
+    return {name: value if name in whole else value[order] for name, value in params.items()}
 
 
 def mark_fitted(block: Block) -> None:
     """What an estimator notes of its rows when it is fitted alone."""
     estimator = block.estimator
-    estimator.n_features_in_, estimator._dtype = len(block.columns), torch.float64
+    estimator.n_features_in_ = len(block.columns)
+    estimator._dtype = torch.float64
     estimator._device = torch.device("cpu")
     if block.kind == "category":
-        estimator._text, estimator.categories_ = False, [np.arange(float(size)) for size in block.sizes]
+        estimator._text = False
+        estimator.categories_ = [np.arange(float(size)) for size in block.sizes]
 
 
 def _family_of(block: Block, x_ND: Tensor, weights_N: Tensor | None) -> Any:
+    """The family of a block's components for its columns."""
     mark_fitted(block)
-    family: Any = block.estimator._build_family(ArrayRows(x_ND.contiguous()), weights_N)
+    rows = ArrayRows(x_ND.contiguous())
+    family: Any = block.estimator._build_family(rows, weights_N)
     if block.floor_D:
-        floor_D = torch.tensor(block.floor_D, dtype=torch.float64) * family.frame.scale_D**2
-        family.regularisation_D = torch.maximum(family.regularisation_D, floor_D)
+        floor_D = torch.tensor(block.floor_D, dtype=torch.float64)
+        scaled_D = floor_D * family.frame.scale_D**2
+        family.regularisation_D = torch.maximum(family.regularisation_D, scaled_D)
     return family
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two groups seen in a number, a count and a category."""
     group_N = torch.arange(120) % 2
-    x_N3 = torch.stack([5.0 * group_N + torch.randn(120, generator=generator),
-                        torch.poisson(2.0 + 10.0 * group_N, generator=generator),
-                        (torch.rand(120, generator=generator) < 0.2 + 0.6 * group_N).float()], 1)
-    blocks = [Block("numeric", GaussianMixture(), (0,)), Block("count", PoissonMixture(), (1,)),
-              Block("category", CategoricalMixture(alpha=0.5), (2,), (), (2,))]
-    return {"estimator": ProductMixture(2, blocks=blocks, random_state=0), "X": x_N3.double().numpy()}
+    number_N = 5.0 * group_N + torch.randn(120, generator=generator)
+    count_N = torch.poisson(2.0 + 10.0 * group_N, generator=generator)
+    likely_N = 0.2 + 0.6 * group_N
+    category_N = (torch.rand(120, generator=generator) < likely_N).float()
+    x_N3 = torch.stack([number_N, count_N, category_N], 1)
+    numbers = Block("numeric", GaussianMixture(), (0,))
+    counts = Block("count", PoissonMixture(), (1,))
+    categories = Block("category", CategoricalMixture(alpha=0.5), (2,), sizes=(2,))
+    estimator = ProductMixture(2, blocks=[numbers, counts, categories], random_state=0)
+    return {"estimator": estimator, "X": x_N3.double().numpy()}

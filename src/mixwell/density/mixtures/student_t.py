@@ -31,12 +31,12 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density._covariances import precision_cholesky
 from mixwell.density._gaussian import LOG_2PI, log_diagonal, log_positive
 from mixwell.density.mixtures._normal import NormalConfig, NormalMixture
+from mixwell.density.mixtures._scores import as_array
 from mixwell.density.mixtures.em.gaussian import Gaussian, GaussianKernel, Level
 from mixwell.density.mixtures.em.kernels import MATRICES, Moments
-from mixwell.density.mixtures.em.loop import Params, Tally, fixed_values
+from mixwell.density.mixtures.em.loop import Params, Tally
 from mixwell.density.mixtures.em.missing import Incomplete
 from mixwell.density.mixtures.em.rows import Piece, Rows
 
@@ -68,13 +68,13 @@ class StudentT(Gaussian):
         count_SK = torch.where(dead_SK, 1.0, sums.count_SK)
         scaled_SK = torch.where(dead_SK, 1.0, sums.scaled_SK)
         moments = Moments(scaled_SK, sums.first_SKD, sums.second)
-        means, covariances = self.means_and_covariances(scaled_SK, moments, params, level)
-        weights = sums.count_SK / sums.count_SK.sum(-1, keepdim=True)
-        new = {"weights": weights, "means": means, "covariances": self._rescaled(covariances, scaled_SK, count_SK),
-               "dofs": self._dofs(sums.logs_SK / count_SK, params)}
-        new = self.keep_dead(new, params, dead_SK)
-        new |= fixed_values(self.fixed, params)
-        return new | {"cholesky": precision_cholesky(self.kind, new["covariances"])}
+        means, by_scaled = self.means_and_covariances(scaled_SK, moments, params, level)
+        total_S1 = sums.count_SK.sum(-1, keepdim=True)
+        mean_logs_SK = sums.logs_SK / count_SK
+        new = {"weights": sums.count_SK / total_S1, "means": means}
+        new["covariances"] = self._rescaled(by_scaled, scaled_SK, count_SK)
+        new["dofs"] = self._dofs(mean_logs_SK, params)
+        return self.completed(new, params, dead_SK)
 
     def _dofs(self, mean_logs_SK: Tensor, params: Params | None) -> Tensor:
         """Degrees of freedom (S, K); those to begin with where there are no parameters yet."""
@@ -90,10 +90,12 @@ class StudentT(Gaussian):
         elif self.kind in MATRICES:
             added = torch.diag(added)
         if self.kind == "tied":
-            scaled_SK, count_SK = scaled_SK.sum(-1), count_SK.sum(-1)
+            scaled_SK = scaled_SK.sum(-1)
+            count_SK = count_SK.sum(-1)
         ratio = scaled_SK / count_SK
-        ones = [1] * (covariances.ndim - ratio.ndim)
-        return (covariances - added) * ratio.view(*ratio.shape, *ones) + added
+        axes = [1] * (covariances.ndim - ratio.ndim)
+        ratio = ratio.view(*ratio.shape, *axes)
+        return (covariances - added) * ratio + added
 
 
 class StudentTKernel(GaussianKernel):
@@ -102,42 +104,60 @@ class StudentTKernel(GaussianKernel):
     def joint(self, piece: Piece) -> tuple[Any, Tensor]:
         state, gauss_SKB = super().joint(piece)
         assert self.params is not None
-        if isinstance(state, Incomplete):
-            peak_SKB, distance_SKB, columns = state.peak_SKB, state.distance_SKB, state.columns_B
-        else:  # log weight and Gaussian log density at the mean
-            peak_SKB = self._peak()[..., None].to(gauss_SKB)
-            distance_SKB = (2 * (peak_SKB - gauss_SKB)).clamp(min=0)
-            columns = distance_SKB.new_tensor(len(self.family.frame.shift_D))
+        peak_SKB, distance_SKB, columns = self._parts(state, gauss_SKB)
         dofs_SK1 = self.params["dofs"][..., None].to(gauss_SKB)
         half = 0.5 * (dofs_SK1 + columns)
-        normaliser = (torch.lgamma(half) - torch.lgamma(0.5 * dofs_SK1)
-                      + 0.5 * columns * (LOG_2PI - torch.log(math.pi * dofs_SK1)))
+        normaliser = _over_gaussian(dofs_SK1, half, columns)
         u_SKB = 2 * half / (dofs_SK1 + distance_SKB)
         log_u_SKB = u_SKB.log() + torch.digamma(half) - half.log()  # its mean, not the logarithm of the mean
-        return ((state, u_SKB, log_u_SKB),
-                peak_SKB + normaliser - half * torch.log1p(distance_SKB / dofs_SK1))
+        fall_SKB = half * torch.log1p(distance_SKB / dofs_SK1)
+        return (state, u_SKB, log_u_SKB), peak_SKB + normaliser - fall_SKB
+
+    def _parts(self, state: Any, gauss_SKB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weight plus Gaussian log density at the mean, squared distances from it, numbers of columns."""
+        if isinstance(state, Incomplete):
+            return state.peak_SKB, state.distance_SKB, state.columns_B
+        peak_SK = self._peak()
+        peak_SK1 = peak_SK[..., None].to(gauss_SKB)
+        below_SKB = peak_SK1 - gauss_SKB
+        distance_SKB = (2 * below_SKB).clamp(min=0)
+        return peak_SK1, distance_SKB, distance_SKB.new_tensor(self.family.columns)
 
     def _peak(self) -> Tensor:
+        """Log weight plus Gaussian log density (S, K) at the mean."""
         assert self.params is not None
-        kind, root, S_K = self.family.kind, self.params["cholesky"], self.params["weights"].shape
-        D = len(self.family.frame.shift_D)
-        if kind in ("full", "tied"):
-            log_det = log_diagonal(root)
+        root, weights_SK = self.params["cholesky"], self.params["weights"]
+        D = self.family.columns
+        if self.family.kind in MATRICES:
+            log_root = log_diagonal(root)
+        elif self.family.kind == "diag":
+            log_root = root.log().sum(-1)
         else:
-            log_det = root.log().sum(-1) if kind == "diag" else D * root.log()
-        log_det = log_det[:, None].expand(S_K) if kind == "tied" else log_det
-        return log_positive(self.params["weights"]) + log_det - 0.5 * D * LOG_2PI + self.log_scale
+            log_root = D * root.log()
+        if self.family.kind == "tied":
+            log_root = log_root[:, None].expand_as(weights_SK)
+        log_peak_SK = log_positive(weights_SK) + log_root
+        return log_peak_SK - 0.5 * D * LOG_2PI + self.log_scale
 
     def tally(self, state: Any, resp_SKB: Tensor) -> TSums:  # type: ignore[override]
         one = torch.ones_like(resp_SKB)
         features, u_SKB, log_u_SKB = state if isinstance(state, tuple) else (state, one, one)
+        scaled_SKB = resp_SKB * u_SKB
         if isinstance(features, Incomplete):
-            scaled, first, second = features.moments(resp_SKB * u_SKB, resp_SKB, self.family.kind,
-                                                     about_zero=self.level.quadratic)
+            about_zero = self.level.quadratic
+            moments = features.moments(scaled_SKB, resp_SKB, self.family.kind, about_zero=about_zero)
         else:
-            scaled, first, second = self.dense.moments(features, (resp_SKB * u_SKB).to(features.dtype))
-        logs = (resp_SKB * (log_u_SKB - u_SKB)).sum(-1)
-        return TSums(resp_SKB.sum(-1).double(), scaled, first, second, logs.double())
+            moments = self.dense.moments(features, scaled_SKB.to(features.dtype))
+        logs_SKB = resp_SKB * (log_u_SKB - u_SKB)
+        count_SK = resp_SKB.sum(-1).double()
+        return TSums(count_SK, *moments, logs_SKB.sum(-1).double())
+
+
+def _over_gaussian(dofs: Tensor, half: Tensor, columns: Tensor) -> Tensor:
+    """Log of a t density's value at its mean over that of the Gaussian with the same root."""
+    gammas = torch.lgamma(half) - torch.lgamma(0.5 * dofs)
+    log_scale = LOG_2PI - torch.log(math.pi * dofs)
+    return gammas + 0.5 * columns * log_scale
 
 
 def solve_dof(mean_logs: Tensor, smallest: float) -> Tensor:
@@ -145,13 +165,17 @@ def solve_dof(mean_logs: Tensor, smallest: float) -> Tensor:
 
     The condition falls with nu, so bisect.
     """
-    low, high = torch.full_like(mean_logs, smallest).log(), torch.full_like(mean_logs, LARGEST_DOF).log()
+    low = torch.full_like(mean_logs, smallest).log()
+    high = torch.full_like(mean_logs, LARGEST_DOF).log()
     for _ in range(50):
         middle = 0.5 * (low + high)
-        nu = middle.exp()
-        rising = (0.5 * nu).log() - torch.digamma(0.5 * nu) + 1 + mean_logs > 0
-        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
-    return (0.5 * (low + high)).exp()
+        half = 0.5 * middle.exp()
+        slope = half.log() - torch.digamma(half) + 1 + mean_logs
+        rising = slope > 0
+        low = torch.where(rising, middle, low)
+        high = torch.where(rising, high, middle)
+    log_nu = 0.5 * (low + high)
+    return log_nu.exp()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +199,8 @@ class StudentTMixture(NormalMixture, config=Config):
 
     def _make_family(self, *arguments: Any) -> StudentT:
         family = StudentT(*arguments)
-        family.smallest_dof, family.dof_init = self.min_dof, self.dof_init
+        family.smallest_dof = self.min_dof
+        family.dof_init = self.dof_init
         return family
 
     def _refine_start(self, family: Gaussian, params: Params) -> Params:  # type: ignore[override]
@@ -183,20 +208,24 @@ class StudentTMixture(NormalMixture, config=Config):
         return {"dofs": torch.full_like(params["weights"], self.dof_init), **params}
 
     def _extra(self, device: torch.device) -> Params:
-        return {"dofs": torch.as_tensor(self.dofs_).to(device, torch.float64)}
+        dofs_K = torch.as_tensor(self.dofs_)
+        return {"dofs": dofs_K.to(device, torch.float64)}
 
     def _publish(self, family: Gaussian, params: Params, like: Any) -> None:  # type: ignore[override]
         super()._publish(family, params, like)
         self.dofs_ = self._emit(params["dofs"].to(self._dtype), like)
 
     def _n_parameters(self) -> int:
-        return super()._n_parameters() + (len(self.dofs_) if "dofs" not in self._fixed() else 0)
+        own = {"dofs": len(self.dofs_)}
+        return super()._n_parameters() + self._count_free(own)
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
-        x_ND = super()._draw(rng, counts_K)
-        means_KD, dofs_K = (torch.as_tensor(a).cpu().numpy() for a in (self.means_, self.dofs_))
-        means_ND, dofs_N = np.repeat(means_KD, counts_K, axis=0), np.repeat(dofs_K, counts_K)
-        return means_ND + (x_ND - means_ND) / np.sqrt(rng.chisquare(dofs_N) / dofs_N)[:, None]
+        gauss_ND = super()._draw(rng, counts_K)
+        means_ND = np.repeat(as_array(self.means_), counts_K, axis=0)
+        dofs_N = np.repeat(as_array(self.dofs_), counts_K)
+        u_N = rng.chisquare(dofs_N) / dofs_N
+        root_N = np.sqrt(u_N)
+        return means_ND + (gauss_ND - means_ND) / root_N[:, None]
 
     def _check_start(self, rows: Rows) -> None:
         if self.dof_init < self.min_dof:
@@ -206,7 +235,9 @@ class StudentTMixture(NormalMixture, config=Config):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two groups in the plane with a few far points."""
-    centres_ND = torch.tensor([[-4.0, 0.0], [4.0, 1.0]], dtype=torch.float64).repeat_interleave(60, 0)
+    centres_2D = torch.tensor([[-4.0, 0.0], [4.0, 1.0]], dtype=torch.float64)
+    centres_ND = centres_2D.repeat_interleave(60, 0)
     noise_ND = torch.randn(120, 2, generator=generator, dtype=torch.float64)
     noise_ND[::15] *= 3
-    return {"estimator": StudentTMixture(2, random_state=0), "X": (centres_ND + noise_ND).numpy()}
+    x_ND = centres_ND + noise_ND
+    return {"estimator": StudentTMixture(2, random_state=0), "X": x_ND.numpy()}

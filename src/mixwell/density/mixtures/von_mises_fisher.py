@@ -36,6 +36,7 @@ from mixwell.core.method import method
 from mixwell.density._gaussian import LOG_2PI
 from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures._plain import PlainMixture
+from mixwell.density.mixtures._scores import as_array
 from mixwell.density.mixtures.bessel import bessel_ratio, log_bessel_i
 from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
 from mixwell.density.mixtures.em.loop import Params
@@ -46,28 +47,40 @@ def log_normaliser(columns: int, kappa: Tensor) -> Tensor:
     """log C_D(kappa), also at kappa = 0 (one over the area of the sphere)."""
     order = columns / 2 - 1
     safe = kappa.clamp(min=1e-8)  # below it the density is flat in double precision
-    return order * safe.log() - 0.5 * columns * LOG_2PI - log_bessel_i(order, safe)
+    flat = 0.5 * columns * LOG_2PI
+    return order * safe.log() - flat - log_bessel_i(order, safe)
 
 
 def concentration(columns: int, length: Tensor, largest: float) -> Tensor:
     """kappa with I_{D/2}(kappa) / I_{D/2-1}(kappa) = length of the mean, at most `largest`."""
     r = length.double().clamp(1e-12, 1 - 1e-12)
-    log_odds, log_kappa = torch.logit(r), torch.log(r * (columns - r**2) / (1 - r**2))
+    log_odds = torch.logit(r)
+    first = r * (columns - r**2) / (1 - r**2)
+    log_kappa = torch.log(first)
     for _ in range(25):
-        kappa = log_kappa.exp()
-        a = bessel_ratio(columns / 2 - 1, kappa).clamp(1e-300, 1 - 1e-16)
-        slope = 1 - a**2 - (columns - 1) * a / kappa
-        elasticity = (kappa * slope / (a * (1 - a))).clamp(1.0, 1.6)  # its range; rounding would leave it
-        step = (torch.logit(a) - log_odds) / elasticity
+        step = _newton_step(columns, log_kappa.exp(), log_odds)
         log_kappa = log_kappa - step
-        if bool((step.abs() < 1e-12).all()):
+        settled = step.abs() < 1e-12
+        if bool(settled.all()):
             break
     return log_kappa.exp().clamp(max=largest)
 
 
+def _newton_step(columns: int, kappa: Tensor, log_odds: Tensor) -> Tensor:
+    """What log kappa is too large by, to first order, for a ratio of Bessel functions with these log odds."""
+    ratio = bessel_ratio(columns / 2 - 1, kappa)
+    a = ratio.clamp(1e-300, 1 - 1e-16)
+    slope = 1 - a**2 - (columns - 1) * a / kappa
+    elasticity = kappa * slope / (a * (1 - a))
+    bounded = elasticity.clamp(1.0, 1.6)  # its range; rounding would leave it
+    return (torch.logit(a) - log_odds) / bounded
+
+
 def log_area(columns: int) -> float:
     """Log area of the unit sphere in so many dimensions."""
-    return math.log(2) + 0.5 * columns * math.log(math.pi) - math.lgamma(0.5 * columns)
+    half = 0.5 * columns
+    power = half * math.log(math.pi)
+    return math.log(2) + power - math.lgamma(half)
 
 
 class VonMisesFisher(ExponentialFamily):
@@ -79,28 +92,41 @@ class VonMisesFisher(ExponentialFamily):
 
     def features(self, x_BD: Tensor) -> Tensor:
         x_DB = x_BD.T.double()
-        x_DB = x_DB / x_DB.abs().amax(0).clamp(min=1e-300)  # so that no square under- or overflows
+        largest_B = x_DB.abs().amax(0)
+        x_DB = x_DB / largest_B.clamp(min=1e-300)  # so that no square under- or overflows
         length_B = x_DB.norm(dim=0)
-        return torch.cat([x_DB / length_B.clamp(min=1e-300), (length_B > 0).double()[None]])
+        direction_DB = x_DB / length_B.clamp(min=1e-300)
+        has_one_B = (length_B > 0).double()
+        return torch.cat([direction_DB, has_one_B[None]])
 
     def base(self, x_BD: Tensor) -> float:
         return -log_area(self.columns)
 
     def natural(self, params: Params) -> tuple[Tensor, Tensor]:
         kappa_SK = params["concentrations"]
-        gain_SK1 = (log_normaliser(self.columns, kappa_SK) + log_area(self.columns))[..., None]
-        return torch.cat([kappa_SK[..., None] * params["directions"], gain_SK1], -1), torch.zeros_like(kappa_SK)
+        over_uniform_SK = log_normaliser(self.columns, kappa_SK) + log_area(self.columns)
+        slope_SKD = kappa_SK[..., None] * params["directions"]
+        natural_SKP = torch.cat([slope_SKD, over_uniform_SK[..., None]], -1)
+        return natural_SKP, torch.zeros_like(kappa_SK)
 
     def update(self, sums: Sums, params: Params | None) -> Params:
         total_SKD, seen_SK = sums.sums_SKP[..., :-1], sums.sums_SKP[..., -1]
         length_SK = total_SKD.norm(dim=-1)
-        pole = torch.zeros_like(total_SKD)
-        pole[..., 0] = 1
-        directions = share(total_SKD, length_SK[..., None], pole if params is None else params["directions"])
+        otherwise = _poles(total_SKD) if params is None else params["directions"]
+        directions = share(total_SKD, length_SK[..., None], otherwise)
         if params is not None and "directions" in self.fixed:
-            length_SK = (total_SKD * params["directions"]).sum(-1).clamp(min=0)
+            along_SKD = total_SKD * params["directions"]
+            length_SK = along_SKD.sum(-1).clamp(min=0)
         mean_SK = share(length_SK, seen_SK, 0.0)
-        return {"directions": directions, "concentrations": concentration(self.columns, mean_SK, self.largest)}
+        kappa_SK = concentration(self.columns, mean_SK, self.largest)
+        return {"directions": directions, "concentrations": kappa_SK}
+
+
+def _poles(like_SKD: Tensor) -> Tensor:
+    """Any direction, for a component that has not seen one."""
+    pole_SKD = torch.zeros_like(like_SKD)
+    pole_SKD[..., 0] = 1
+    return pole_SKD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,49 +155,66 @@ class VonMisesFisherMixture(PlainMixture, config=Config):
         if rows.n_columns < 2:
             raise ValueError("VonMisesFisherMixture got 1 feature(s) (n_features = 1); directions need at least 2.")
         for start, chunk in rows.chunks():
-            zero = (chunk == 0).all(1)
-            if bool(zero.any()):
-                warnings.warn(f"row {start + int(zero.nonzero()[0, 0])} is all zeros, which has no direction; such "
+            zero_B = (chunk == 0).all(1)
+            if bool(zero_B.any()):
+                row = start + int(zero_B.nonzero()[0, 0])
+                warnings.warn(f"row {row} is all zeros, which has no direction; such "
                               "rows move no component.", UserWarning, stacklevel=4)
                 return
 
     def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
-        features_PN = self._family(x_ND.shape[1], torch.device("cpu")).features(torch.from_numpy(np.array(x_ND)))
-        return features_PN[:-1].T.numpy()
+        family = self._family(x_ND.shape[1], torch.device("cpu"))
+        rows_ND = torch.from_numpy(np.array(x_ND))
+        features_PN = family.features(rows_ND)
+        directions_DN = features_PN[:-1]
+        return directions_DN.T.numpy()
 
     def _n_parameters(self) -> int:
         K, D = self.mean_directions_.shape
         free = {"weights": K - 1, "directions": K * (D - 1), "concentrations": K}
-        return sum(number for name, number in free.items() if name not in self._fixed())
+        return self._count_free(free)
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
-        directions_KD = torch.as_tensor(self.mean_directions_).cpu().numpy().astype(float)
-        kappas_K = torch.as_tensor(self.concentrations_).cpu().numpy().astype(float)
-        return np.vstack([draw_directions(rng, mu_D, kappa, int(n))
-                          for mu_D, kappa, n in zip(directions_KD, kappas_K, counts_K)])
+        directions_KD = as_array(self.mean_directions_).astype(float)
+        kappas_K = as_array(self.concentrations_).astype(float)
+        each = zip(directions_KD, kappas_K, counts_K)
+        parts = [draw_directions(rng, mu_D, kappa, int(n)) for mu_D, kappa, n in each]
+        return np.vstack(parts)
 
 
 def draw_directions(rng: np.random.RandomState, mean_D: np.ndarray, kappa: float, count: int) -> np.ndarray:
     """Directions around `mean_D` (count, D): the cosine by Wood's rejection (1994), the rest uniform around it."""
     D = len(mean_D)
-    b = (D - 1) / (2 * kappa + math.sqrt(4 * kappa**2 + (D - 1) ** 2))
-    x0 = (1 - b) / (1 + b)
-    c = kappa * x0 + (D - 1) * math.log(1 - x0**2)
-    cosines: list[float] = []
-    while len(cosines) < count:
-        beta = rng.beta((D - 1) / 2, (D - 1) / 2, 2 * count + 8)
-        w = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
-        accepted = kappa * w + (D - 1) * np.log(1 - x0 * w) - c >= np.log(rng.uniform(size=len(w)))
-        cosines.extend(w[accepted])
-    w = np.array(cosines[:count])
+    cosine_N1 = _draw_cosines(rng, D, kappa, count)[:, None]
     across_ND = rng.normal(size=(count, D))
     across_ND -= np.outer(across_ND @ mean_D, mean_D)
     across_ND /= np.linalg.norm(across_ND, axis=1, keepdims=True)
-    return w[:, None] * mean_D + np.sqrt(np.maximum(1 - w**2, 0))[:, None] * across_ND
+    square_N1 = np.maximum(1 - cosine_N1**2, 0)
+    return cosine_N1 * mean_D + np.sqrt(square_N1) * across_ND
+
+
+def _draw_cosines(rng: np.random.RandomState, D: int, kappa: float, count: int) -> np.ndarray:
+    """Cosines (count,) of the angle to the mean direction."""
+    free = D - 1
+    root = math.sqrt(4 * kappa**2 + free**2)
+    b = free / (2 * kappa + root)
+    x0 = (1 - b) / (1 + b)
+    c = kappa * x0 + free * math.log(1 - x0**2)
+    cosines: list[float] = []
+    while len(cosines) < count:
+        beta = rng.beta(free / 2, free / 2, 2 * count + 8)
+        w = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
+        log_ratio = kappa * w + free * np.log(1 - x0 * w) - c
+        accepted = log_ratio >= np.log(rng.uniform(size=len(w)))
+        cosines.extend(w[accepted])
+    return np.array(cosines[:count])
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Directions around two poles in three dimensions."""
-    poles_ND = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8]], dtype=torch.float64).repeat_interleave(60, 0)
-    x_ND = poles_ND + 0.3 * torch.randn(120, 3, generator=generator, dtype=torch.float64)
-    return {"estimator": VonMisesFisherMixture(2, random_state=0), "X": x_ND.numpy()}
+    poles_2D = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8]], dtype=torch.float64)
+    poles_ND = poles_2D.repeat_interleave(60, 0)
+    noise_ND = torch.randn(120, 3, generator=generator, dtype=torch.float64)
+    x_ND = poles_ND + 0.3 * noise_ND
+    estimator = VonMisesFisherMixture(2, random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy()}

@@ -13,7 +13,10 @@ from mixwell.density._gaussian import Array
 
 def softmax_objective(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float) -> float:
     """sum target log softmax(x w^T) - ridge / 2 |w without intercepts|^2, in nats."""
-    return float((target_NC * log_softmax(x_NP @ w_CP.T, axis=1)).sum() - 0.5 * ridge * (w_CP[:, 1:] ** 2).sum())
+    log_NC = log_softmax(x_NP @ w_CP.T, axis=1)
+    likelihood = (target_NC * log_NC).sum()
+    squares = (w_CP[:, 1:] ** 2).sum()
+    return float(likelihood - 0.5 * ridge * squares)
 
 
 def softmax_fit(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float, steps: int = 10) -> Array:
@@ -25,15 +28,16 @@ def softmax_fit(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float, steps:
     value = softmax_objective(x_NP, target_NC, w_CP, ridge)
     for _ in range(steps):
         gradient_CP, hessian = _softmax_derivatives(x_NP, target_NC, w_CP, ridge)
-        hessian[np.diag_indices(C * P)] += 1e-10 * np.trace(hessian) / (C * P) + 1e-300
+        _lift_diagonal(hessian)
         direction_CP = np.linalg.solve(hessian, gradient_CP.ravel()).reshape(C, P)
         slope = float((gradient_CP * direction_CP).sum())
         if not slope > 1e-10:
             break
         for halving in range(30):
-            trial_CP = w_CP + 0.5**halving * direction_CP
+            size = 0.5**halving
+            trial_CP = w_CP + size * direction_CP
             new = softmax_objective(x_NP, target_NC, trial_CP, ridge)
-            if new >= value + 1e-4 * 0.5**halving * slope:
+            if new >= value + 1e-4 * size * slope:
                 w_CP, value = trial_CP, new
                 break
         else:
@@ -41,58 +45,85 @@ def softmax_fit(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float, steps:
     return w_CP - w_CP.mean(0)
 
 
+def _lift_diagonal(hessian: Array) -> None:
+    """Make a curvature that rounding left singular a little positive."""
+    size = len(hessian)
+    hessian[np.diag_indices(size)] += 1e-10 * np.trace(hessian) / size + 1e-300
+
+
+def _free_intercept(size: int, ridge: float) -> Array:
+    """The penalty of every coefficient (P,), none on the first."""
+    penalised_P = np.full(size, ridge)
+    penalised_P[0] = 0.0
+    return penalised_P
+
+
 def _softmax_derivatives(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float) -> tuple[Array, Array]:
     """Gradient (C, P) of the objective and its negative Hessian (C P, C P)."""
     C, P = w_CP.shape
     prob_NC = softmax(x_NP @ w_CP.T, axis=1)
     mass_NC = prob_NC * target_NC.sum(1, keepdims=True)
-    penalised_P = np.full(P, ridge)
-    penalised_P[0] = 0.0
+    penalised_P = _free_intercept(P, ridge)
     hessian = np.empty((C, P, C, P))
     for a in range(C):
         for b in range(a, C):
-            weight_N = mass_NC[:, a] * ((a == b) - prob_NC[:, b])
-            block_PP = (x_NP * weight_N[:, None]).T @ x_NP + (a == b) * np.diag(penalised_P)
-            hessian[a, :, b, :] = hessian[b, :, a, :] = block_PP
-    return (target_NC - mass_NC).T @ x_NP - penalised_P * w_CP, hessian.reshape(C * P, C * P)
+            same = a == b
+            weight_N = mass_NC[:, a] * (same - prob_NC[:, b])
+            weighted_NP = x_NP * weight_N[:, None]
+            block_PP = weighted_NP.T @ x_NP + same * np.diag(penalised_P)
+            hessian[a, :, b, :] = block_PP
+            hessian[b, :, a, :] = block_PP
+    rest_NC = target_NC - mass_NC
+    gradient_CP = rest_NC.T @ x_NP - penalised_P * w_CP
+    return gradient_CP, hessian.reshape(C * P, C * P)
 
 
 def least_squares(h_NP: Array, y_NQ: Array, weight_N: Array) -> Array:
     """Weighted least squares (P, Q) of least norm."""
     weighted_NP = h_NP * weight_N[:, None]
-    return np.linalg.lstsq(weighted_NP.T @ h_NP, weighted_NP.T @ y_NQ, rcond=None)[0]
+    gram_PP = weighted_NP.T @ h_NP
+    cross_PQ = weighted_NP.T @ y_NQ
+    found = np.linalg.lstsq(gram_PP, cross_PQ, rcond=None)
+    return found[0]
 
 
 def raise_eigenvalues(matrix: Array, floor: float) -> Array:
     """The likeliest covariance whose eigenvalues are at least `floor`, given a sample covariance."""
     values, vectors = np.linalg.eigh(matrix)
-    return matrix if values[0] >= floor else (vectors * np.maximum(values, floor)) @ vectors.T
+    if values[0] >= floor:
+        return matrix
+    scaled = vectors * np.maximum(values, floor)
+    return scaled @ vectors.T
 
 
 def poisson_fit(h_NP: Array, y_N: Array, weight_N: Array, b_P: Array, ridge: float, steps: int = 20) -> Array:
     """Weighted Poisson regression with a log link, by Newton steps halved until they ascend."""
-    penalised_P = np.full(len(b_P), ridge)
-    penalised_P[0] = 0.0
+    penalised_P = _free_intercept(len(b_P), ridge)
 
     def objective(b_P: Array) -> float:
         eta_N = h_NP @ b_P
+        penalty = 0.5 * (penalised_P * b_P**2).sum()
         with np.errstate(over="ignore"):  # a step that overshoots is halved
-            return float(weight_N @ (y_N * eta_N - np.exp(eta_N)) - 0.5 * (penalised_P * b_P**2).sum())
+            log_N = y_N * eta_N - np.exp(eta_N)
+            return float(weight_N @ log_N - penalty)
 
     value = objective(b_P)
     for _ in range(steps):
         rate_N = np.exp(h_NP @ b_P)
-        gradient_P = h_NP.T @ (weight_N * (y_N - rate_N)) - penalised_P * b_P
-        hessian = (h_NP * (weight_N * rate_N)[:, None]).T @ h_NP + np.diag(penalised_P)
-        hessian[np.diag_indices(len(b_P))] += 1e-10 * np.trace(hessian) / len(b_P) + 1e-300
+        rest_N = weight_N * (y_N - rate_N)
+        gradient_P = h_NP.T @ rest_N - penalised_P * b_P
+        weighted_NP = h_NP * (weight_N * rate_N)[:, None]
+        hessian = weighted_NP.T @ h_NP + np.diag(penalised_P)
+        _lift_diagonal(hessian)
         direction_P = np.linalg.solve(hessian, gradient_P)
         slope = float(gradient_P @ direction_P)
         if not slope > 1e-10:
             break
-        scales = (0.5**i for i in range(40))
-        better = next((s for s in scales if objective(b_P + s * direction_P) >= value + 1e-4 * s * slope), None)
-        if better is None:
+        sizes = (0.5**i for i in range(40))
+        rising = (s for s in sizes if objective(b_P + s * direction_P) >= value + 1e-4 * s * slope)
+        size = next(rising, None)
+        if size is None:
             break
-        b_P = b_P + better * direction_P
+        b_P = b_P + size * direction_P
         value = objective(b_P)
     return b_P

@@ -36,7 +36,15 @@ def with_intercept(x_ND: Array) -> Array:
 
 def powers(x_ND: Array, degree: int) -> Array:
     """Intercept and the powers 1 to `degree` of every column (N, 1 + degree D), without cross terms."""
-    return np.column_stack([np.ones(len(x_ND)), *(x_ND**p for p in range(1, degree + 1))])
+    ones_N = np.ones(len(x_ND))
+    raised = [x_ND**p for p in range(1, degree + 1)]
+    return np.column_stack([ones_N, *raised])
+
+
+def ridge_penalty(coef: Array, strength: float) -> float:
+    """Half the strength times the squares of coefficients (..., P) other than intercepts, in nats."""
+    slopes = coef[..., 1:]
+    return 0.5 * strength * float((slopes**2).sum())
 
 
 # -- gates and experts -------------------------------------------------------------------------------------------------
@@ -88,11 +96,12 @@ class SoftmaxGates(Gates):
         return log_softmax(x_NP @ params["gate_coef"].T, axis=1)
 
     def maximise(self, x_NP: Array, resp_NK: Array, params: Params | None) -> Params:
-        start = np.zeros((resp_NK.shape[1], x_NP.shape[1])) if params is None else params["gate_coef"]
+        shape = resp_NK.shape[1], x_NP.shape[1]
+        start = np.zeros(shape) if params is None else params["gate_coef"]
         return {"gate_coef": softmax_fit(x_NP, resp_NK, start, self.ridge)}
 
     def penalty(self, params: Params) -> float:
-        return 0.5 * self.ridge * float((params["gate_coef"][:, 1:] ** 2).sum())
+        return ridge_penalty(params["gate_coef"], self.ridge)
 
 
 @dataclass(frozen=True)
@@ -102,18 +111,27 @@ class GaussianGates(Gates):
     floor: float  # smallest variance
 
     def log_joint(self, x_ND: Array, params: Params) -> Array:
-        parts = [log_prob(x_ND - mean, covariance)
-                 for mean, covariance in zip(params["gate_means"], params["gate_covariances"])]
-        return np.column_stack(parts) + log_positive(params["gate_weights"])
+        normals = zip(params["gate_means"], params["gate_covariances"])
+        columns = [log_prob(x_ND - mean_D, covariance_DD) for mean_D, covariance_DD in normals]
+        return np.column_stack(columns) + log_positive(params["gate_weights"])
 
     def maximise(self, x_ND: Array, resp_NK: Array, params: Params | None) -> Params:
         count_K = resp_NK.sum(0)
         safe_K = np.maximum(count_K, 1e-300)
         means_KD = resp_NK.T @ x_ND / safe_K[:, None]
-        covariances = np.stack([raise_eigenvalues(((x_ND - m) * r[:, None]).T @ (x_ND - m) / n, self.floor)
-                                for m, r, n in zip(means_KD, resp_NK.T, safe_K)])
-        new = {"gate_weights": count_K / count_K.sum(), "gate_means": means_KD, "gate_covariances": covariances}
+        covariances = []
+        for mean_D, resp_N, count in zip(means_KD, resp_NK.T, safe_K):
+            covariance_DD = _covariance(x_ND - mean_D, resp_N, count)
+            covariances.append(raise_eigenvalues(covariance_DD, self.floor))
+        new = {"gate_weights": count_K / count_K.sum(), "gate_means": means_KD}
+        new["gate_covariances"] = np.stack(covariances)
         return keep_dead(new, params, count_K, ("gate_means", "gate_covariances"))
+
+
+def _covariance(rest_NQ: Array, resp_N: Array, total: float) -> Array:
+    """Mean (Q, Q) of the products of what a fit leaves, weighted by responsibilities."""
+    weighted_NQ = rest_NQ * resp_N[:, None]
+    return weighted_NQ.T @ rest_NQ / total
 
 
 @dataclass(frozen=True)
@@ -128,23 +146,29 @@ class GaussianExperts(Experts):
 
     def log_prob(self, h_NP: Array, y: Array, params: Params) -> Array:
         parts = zip(params["coef"], params["covariances"])
-        return np.column_stack([log_prob(y - h_NP @ coef, covariance) for coef, covariance in parts])
+        columns = [log_prob(y - h_NP @ coef_PQ, covariance_QQ) for coef_PQ, covariance_QQ in parts]
+        return np.column_stack(columns)
 
     def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
         coef, covariances = [], []
         for resp_N in resp_NK.T:
-            coef.append(least_squares(h_NP, y, resp_N))
-            rest_NQ = y - h_NP @ coef[-1]
-            covariances.append(self._blocked((rest_NQ * resp_N[:, None]).T @ rest_NQ / max(resp_N.sum(), 1e-300)))
+            coef_PQ = least_squares(h_NP, y, resp_N)
+            rest_NQ = y - h_NP @ coef_PQ
+            total = max(resp_N.sum(), 1e-300)
+            sample_QQ = _covariance(rest_NQ, resp_N, total)
+            coef.append(coef_PQ)
+            covariances.append(self._blocked(sample_QQ))
         new = {"coef": np.stack(coef), "covariances": np.stack(covariances)}
         return keep_dead(new, params, resp_NK.sum(0), ("coef", "covariances"))
 
     def _blocked(self, sample_QQ: Array) -> Array:
-        result = np.zeros_like(sample_QQ)
-        for block in self.blocks or (tuple(range(len(sample_QQ))),):
+        result_QQ = np.zeros_like(sample_QQ)
+        whole = tuple(range(len(sample_QQ)))
+        for block in self.blocks or (whole,):
             index = np.ix_(block, block)
-            result[index] = raise_eigenvalues(sample_QQ[index], self.floor)
-        return result
+            own = sample_QQ[index]
+            result_QQ[index] = raise_eigenvalues(own, self.floor)
+        return result_QQ
 
 
 @dataclass(frozen=True)
@@ -154,21 +178,29 @@ class MultinomialExperts(Experts):
     classes: int
     ridge: float
 
+    def _logits(self, h_NP: Array, params: Params) -> Array:
+        return np.einsum("np,kcp->nkc", h_NP, params["coef"])
+
     def mean(self, h_NP: Array, params: Params) -> Array:
-        return softmax(np.einsum("np,kcp->nkc", h_NP, params["coef"]), axis=2)
+        return softmax(self._logits(h_NP, params), axis=2)
 
     def log_prob(self, h_NP: Array, y: Array, params: Params) -> Array:
-        log_NKC = log_softmax(np.einsum("np,kcp->nkc", h_NP, params["coef"]), axis=2)
-        return log_NKC[np.arange(len(y)), :, y]
+        log_NKC = log_softmax(self._logits(h_NP, params), axis=2)
+        rows_N = np.arange(len(y))
+        return log_NKC[rows_N, :, y]
 
     def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
-        K, hot_NC = resp_NK.shape[1], np.eye(self.classes)[y]
-        start = np.zeros((K, self.classes, h_NP.shape[1])) if params is None else params["coef"]
-        fits = [softmax_fit(h_NP, hot_NC * r[:, None], w, self.ridge) for r, w in zip(resp_NK.T, start)]
+        hot_NC = np.eye(self.classes)[y]
+        shape = resp_NK.shape[1], self.classes, h_NP.shape[1]
+        start = np.zeros(shape) if params is None else params["coef"]
+        fits = []
+        for resp_N, w_CP in zip(resp_NK.T, start):
+            target_NC = hot_NC * resp_N[:, None]
+            fits.append(softmax_fit(h_NP, target_NC, w_CP, self.ridge))
         return {"coef": np.stack(fits)}
 
     def penalty(self, params: Params) -> float:
-        return 0.5 * self.ridge * float((params["coef"][..., 1:] ** 2).sum())
+        return ridge_penalty(params["coef"], self.ridge)
 
 
 @dataclass(frozen=True)
@@ -178,18 +210,22 @@ class PoissonExperts(Experts):
     ridge: float
 
     def mean(self, h_NP: Array, params: Params) -> Array:
-        return np.exp(h_NP @ params["coef"].T)[..., None]
+        log_rate_NK = h_NP @ params["coef"].T
+        return np.exp(log_rate_NK)[..., None]
 
     def log_prob(self, h_NP: Array, y: Array, params: Params) -> Array:
         log_rate_NK = h_NP @ params["coef"].T
         return y * log_rate_NK - np.exp(log_rate_NK) - gammaln(y + 1)
 
     def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
-        start = np.zeros((resp_NK.shape[1], h_NP.shape[1])) if params is None else params["coef"]
-        return {"coef": np.stack([poisson_fit(h_NP, y[:, 0], r, b, self.ridge) for r, b in zip(resp_NK.T, start)])}
+        shape = resp_NK.shape[1], h_NP.shape[1]
+        start = np.zeros(shape) if params is None else params["coef"]
+        pairs = zip(resp_NK.T, start)
+        fits = [poisson_fit(h_NP, y[:, 0], resp_N, b_P, self.ridge) for resp_N, b_P in pairs]
+        return {"coef": np.stack(fits)}
 
     def penalty(self, params: Params) -> float:
-        return 0.5 * self.ridge * float((params["coef"][:, 1:] ** 2).sum())
+        return ridge_penalty(params["coef"], self.ridge)
 
 
 def keep_dead(new: Params, old: Params | None, count_K: Array, names: Sequence[str]) -> Params:
@@ -216,43 +252,57 @@ class Problem:
 
     def log_joint(self, params: Params) -> Array:
         """Log gate plus log expert (N, K)."""
-        return (self.gates.log_joint(self.gate_NP, params)
-                + self.experts.log_prob(self.expert_NP, self.y, params))
+        log_gate_NK = self.gates.log_joint(self.gate_NP, params)
+        log_expert_NK = self.experts.log_prob(self.expert_NP, self.y, params)
+        return log_gate_NK + log_expert_NK
 
     def maximise(self, resp_NK: Array, params: Params | None) -> Params:
         """The M step."""
-        return {**self.gates.maximise(self.gate_NP, resp_NK, params),
-                **self.experts.maximise(self.expert_NP, self.y, resp_NK, params)}
+        gates = self.gates.maximise(self.gate_NP, resp_NK, params)
+        experts = self.experts.maximise(self.expert_NP, self.y, resp_NK, params)
+        return gates | experts
 
     def step(self, params: Params) -> tuple[Params, float]:
         """New parameters, and the mean penalised log-likelihood of the old ones, in nats a row."""
         log_NK = self.log_joint(params)
-        log_N = logsumexp(log_NK, axis=1, keepdims=True)
-        bound = float(log_N.sum()) - self.gates.penalty(params) - self.experts.penalty(params)
-        return self.maximise(np.exp(log_NK - log_N), params), bound / len(log_NK)
+        log_N1 = logsumexp(log_NK, axis=1, keepdims=True)
+        resp_NK = np.exp(log_NK - log_N1)
+        bound = float(log_N1.sum()) - self.gates.penalty(params) - self.experts.penalty(params)
+        new = self.maximise(resp_NK, params)
+        return new, bound / len(log_NK)
 
 
 def start(x_ND: Array, y_NQ: Array, experts: int, init: str, rng: np.random.RandomState) -> Array:
     """Responsibilities (N, K) to begin with: cells of rows and targets together, a little softened."""
     points = np.column_stack([x_ND, y_NQ])
-    points = (points - points.mean(0)) / np.maximum(points.std(0), 1e-12)
+    spread = np.maximum(points.std(0), 1e-12)
+    points = (points - points.mean(0)) / spread
     if init == "kmeans":
-        labels = KMeans(experts, n_init=1, random_state=rng).fit(points).labels_
+        clusters = KMeans(experts, n_init=1, random_state=rng).fit(points)
+        labels_N = clusters.labels_
     else:
-        seeds = points[rng.choice(len(points), experts, replace=False)]
-        labels = ((points[:, None] - seeds) ** 2).sum(-1).argmin(1)
-    return 0.95 * np.eye(experts)[labels] + 0.05 / experts
+        chosen = rng.choice(len(points), experts, replace=False)
+        gaps = points[:, None] - points[chosen]
+        labels_N = (gaps**2).sum(-1).argmin(1)
+    hard_NK = np.eye(experts)[labels_N]
+    return 0.95 * hard_NK + 0.05 / experts
 
 
 def check_common(config: Any) -> None:
-    """Refuse ranges that every gated regression refuses."""
-    for name in ("n_experts", "n_init", "max_iter"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; expected 1 or more")
+    """Refuse ranges (`ValueError`) that every gated regression refuses."""
+    check_at_least_one(config, "n_experts", "n_init", "max_iter")
     if config.tol < 0:
         raise ValueError(f"tol is {config.tol}; expected 0 or more")
     if config.init not in ("kmeans", "random"):
         raise ValueError(f"init is {config.init!r}; expected 'kmeans' or 'random'")
+
+
+def check_at_least_one(config: Any, *names: str) -> None:
+    """Refuse options (`ValueError`) below one."""
+    for name in names:
+        value = getattr(config, name)
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected 1 or more")
 
 
 # -- estimators --------------------------------------------------------------------------------------------------------
@@ -275,64 +325,80 @@ class GatedEstimator(Configured):
     def _expert_design(self, z_ND: Array) -> Array:
         return with_intercept(z_ND)
 
-    def _standardise(self, x_ND: Array) -> None:
+    def _standardise(self, x_ND: Array) -> Array:
+        """Note the columns' places and scales, and return rows in those units."""
         self.shift_ = x_ND.mean(0)
         spread_D = x_ND.std(0)
-        self.scale_ = np.where(spread_D > 1e-12 * np.abs(x_ND).max(0), spread_D, 1.0)
+        rounding_D = 1e-12 * np.abs(x_ND).max(0)
+        self.scale_ = np.where(spread_D > rounding_D, spread_D, 1.0)
+        return self._in_units(x_ND)
+
+    def _in_units(self, x_ND: Array) -> Array:
+        return (x_ND - self.shift_) / self.scale_
 
     def _designs(self, X: Any) -> tuple[Array, Array]:
         check_is_fitted(self)
         x_ND = validate_data(self, X, dtype=np.float64, reset=False)
-        z_ND = (x_ND - self.shift_) / self.scale_
+        z_ND = self._in_units(x_ND)
         return self._gate_design(z_ND), self._expert_design(z_ND)
 
     def _fit_gated(self, x_ND: Array, y: Array, y_NQ: Array, gates: Gates, experts: Experts, config: Any) -> None:
         """Run every start and keep the best; `y` is what the experts read, `y_NQ` its numbers for the starts."""
         if len(x_ND) < config.n_experts:
             raise ValueError(f"n_samples={len(x_ND)} is less than n_experts={config.n_experts}; give more rows")
-        self._standardise(x_ND)
-        z_ND = (x_ND - self.shift_) / self.scale_
-        problem = Problem(gates, experts, self._gate_design(z_ND), self._expert_design(z_ND), y)
+        z_ND = self._standardise(x_ND)
+        gate_NP, expert_NP = self._gate_design(z_ND), self._expert_design(z_ND)
+        problem = Problem(gates, experts, gate_NP, expert_NP, y)
         rng = check_random_state(config.random_state)
         runs = []
         for _ in range(config.n_init):
             resp_NK = start(z_ND, y_NQ, config.n_experts, config.init, rng)
             first = problem.maximise(resp_NK, None)
-            runs.append(ascend(problem.step, first, tol=config.tol, max_iter=config.max_iter))
+            run = ascend(problem.step, first, tol=config.tol, max_iter=config.max_iter)
+            runs.append(run)
         best = highest(runs)
         if not best.converged and config.max_iter > 1:
             warnings.warn(f"EM did not converge in max_iter={config.max_iter} steps; increase max_iter or tol.",
                           ConvergenceWarning, stacklevel=3)
-        self._gates, self._experts = gates, experts
+        self._gates = gates
+        self._experts = experts
         self._publish(best)
 
     def _publish(self, run: Run[Params]) -> None:
         self._params = run.state
         for name, value in run.state.items():
             setattr(self, name + "_", value)
-        self.lower_bounds_, self.converged_, self.n_iter_ = run.bounds, run.converged, len(run.bounds)
+        self.lower_bounds_ = run.bounds
+        self.converged_ = run.converged
+        self.n_iter_ = len(run.bounds)
 
     def _log_joint(self, X: Any, y: Array) -> Array:
         gate_NP, expert_NP = self._designs(X)
-        return (log_softmax(self._gates.log_joint(gate_NP, self._params), axis=1)
-                + self._experts.log_prob(expert_NP, y, self._params))
+        joint_NK = self._gates.log_joint(gate_NP, self._params)
+        log_gate_NK = log_softmax(joint_NK, axis=1)
+        log_expert_NK = self._experts.log_prob(expert_NP, y, self._params)
+        return log_gate_NK + log_expert_NK
 
     def predict_gates(self, X: Any) -> Array:
         """Weights of the experts at every row (N, K), before a target is seen."""
         gate_NP, _ = self._designs(X)
-        return softmax(self._gates.log_joint(gate_NP, self._params), axis=1)
+        joint_NK = self._gates.log_joint(gate_NP, self._params)
+        return softmax(joint_NK, axis=1)
 
     def predict_experts(self, X: Any) -> Array:
         """Every expert's mean (N, K, Q), or class probabilities (N, K, C)."""
-        return self._experts.mean(self._designs(X)[1], self._params)
+        _, expert_NP = self._designs(X)
+        return self._experts.mean(expert_NP, self._params)
 
     def log_likelihood(self, X: Any, y: Any) -> Array:
-        """log p(y | x) of every row (N,), in nats."""
-        return logsumexp(self._log_joint(X, self._targets(y)), axis=1)
+        """log p(y | x) of every row (N,), in nats; a `ValueError` for targets that the experts cannot have."""
+        log_joint_NK = self._log_joint(X, self._targets(y))
+        return logsumexp(log_joint_NK, axis=1)
 
     def responsibilities(self, X: Any, y: Any) -> Array:
-        """Probability of every expert once the target is seen (N, K)."""
-        return softmax(self._log_joint(X, self._targets(y)), axis=1)
+        """Probability of every expert once the target is seen (N, K); raises as `log_likelihood`."""
+        log_joint_NK = self._log_joint(X, self._targets(y))
+        return softmax(log_joint_NK, axis=1)
 
     def n_parameters(self) -> int:
         """Number of free parameters."""
@@ -342,13 +408,16 @@ class GatedEstimator(Configured):
     def bic(self, X: Any, y: Any) -> float:
         """Bayesian information criterion of y given X; lower is better."""
         log_N = self.log_likelihood(X, y)
-        return -2 * float(log_N.sum()) + self.n_parameters() * math.log(len(log_N))
+        penalty = self.n_parameters() * math.log(len(log_N))
+        return -2 * float(log_N.sum()) + penalty
 
     def _targets(self, y: Any) -> Array:
         raise NotImplementedError
 
     def _mixed(self, X: Any) -> Array:
-        return np.einsum("nk,nkq->nq", self.predict_gates(X), self.predict_experts(X))
+        gates_NK = self.predict_gates(X)
+        means_NKQ = self.predict_experts(X)
+        return np.einsum("nk,nkq->nq", gates_NK, means_NKQ)
 
 
 def count_parameters(params: Params, experts: Experts) -> int:
@@ -361,11 +430,10 @@ def count_parameters(params: Params, experts: Experts) -> int:
         elif name == "gate_weights":
             total += K - 1
         elif name == "covariances":
-            Q = value.shape[1]
-            blocks = getattr(experts, "blocks", None) or (tuple(range(Q)),)
-            total += K * sum(len(b) * (len(b) + 1) // 2 for b in blocks)
+            blocks = getattr(experts, "blocks", None) or (range(value.shape[1]),)
+            total += K * sum(_symmetric_entries(len(block)) for block in blocks)
         elif name == "gate_covariances":
-            total += K * value.shape[1] * (value.shape[1] + 1) // 2
+            total += K * _symmetric_entries(value.shape[1])
         elif name == "coef" and isinstance(experts, MultinomialExperts):
             total += value.size // experts.classes * (experts.classes - 1)
         else:
@@ -373,18 +441,26 @@ def count_parameters(params: Params, experts: Experts) -> int:
     return total
 
 
+def _symmetric_entries(size: int) -> int:
+    return size * (size + 1) // 2
+
+
+def _as_columns(y: Any) -> Array:
+    """Targets (N, Q) in float64."""
+    y = np.asarray(y, dtype=np.float64)
+    return y.reshape(len(y), -1)
+
+
 class GatedRegressor(RegressorMixin, GatedEstimator):
     """A gated regression of numbers, with scikit-learn's conventions: `fit`, `predict`, `score` (R^2)."""
 
     def _read(self, X: Any, y: Any, multi_output: bool = True) -> tuple[Array, Array]:
         x_ND, y_N = validate_data(self, X, y, dtype=np.float64, multi_output=multi_output, y_numeric=True)
-        y_NQ = np.asarray(y_N, dtype=np.float64).reshape(len(y_N), -1)
         self._flat = np.ndim(y_N) == 1
-        return x_ND, y_NQ
+        return x_ND, _as_columns(y_N)
 
     def _targets(self, y: Any) -> Array:
-        y = np.asarray(y, dtype=np.float64)
-        return y.reshape(len(y), -1)
+        return _as_columns(y)
 
     def predict(self, X: Any) -> Array:
         """Mean of y given x: the experts' means weighted by the gates, (N,) or (N, Q)."""
@@ -404,15 +480,18 @@ class GatedClassifier(ClassifierMixin, GatedEstimator):
         x_ND, labels = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(labels)
         self.classes_, y_N = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y has {len(self.classes_)} class; expected two or more classes")
+        C = len(self.classes_)
+        if C < 2:
+            raise ValueError(f"y has {C} class; expected two or more classes")
         return x_ND, y_N
 
     def _targets(self, y: Any) -> Array:
         y = np.asarray(y)
-        index = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        if (self.classes_[index] != y).any():
-            raise ValueError(f"y holds {y[self.classes_[index] != y][0]!r}, which was not among the classes in fit")
+        after = np.searchsorted(self.classes_, y)
+        index = after.clip(max=len(self.classes_) - 1)
+        unknown = self.classes_[index] != y
+        if unknown.any():
+            raise ValueError(f"y holds {y[unknown][0]!r}, which was not among the classes in fit")
         return index
 
     def predict_proba(self, X: Any) -> Array:

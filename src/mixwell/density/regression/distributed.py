@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
 
 from mixwell.core.method import method
-from mixwell.density._ascent import Run
+from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array, divergence
 from mixwell.density.regression._fits import least_squares, softmax_fit
 from mixwell.density.regression._parts import (
@@ -42,6 +42,7 @@ from mixwell.density.regression._parts import (
     GaussianExperts,
     Params,
     SoftmaxGates,
+    check_at_least_one,
     check_common,
     with_intercept,
 )
@@ -67,53 +68,79 @@ class Config:
 
     def __post_init__(self) -> None:
         check_common(self)
-        for name in ("n_shards", "support", "reduce_init", "reduce_iter"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        check_at_least_one(self, "n_shards", "support", "reduce_init", "reduce_iter")
+
+
+class Experts(NamedTuple):
+    """Linear coefficients and variances of normal experts."""
+
+    coef_KP: Array
+    variance_K: Array
 
 
 def divergences(mean_SL: Array, variance_L: Array, mean_SK: Array, variance_K: Array) -> Array:
     """KL divergence of every local normal from every target, at every row (S, L, K), in nats."""
-    gap_SLK = (mean_SL[:, :, None] - mean_SK[:, None, :]) ** 2
-    square_SLK = (variance_L[:, None] + gap_SLK) / variance_K
-    return divergence(square_SLK, np.log(variance_K / variance_L[:, None]))
+    gap_SLK = mean_SL[:, :, None] - mean_SK[:, None, :]
+    variance_L1 = variance_L[:, None]
+    square_SLK = (variance_L1 + gap_SLK**2) / variance_K
+    log_ratio_LK = np.log(variance_K / variance_L1)
+    return divergence(square_SLK, log_ratio_LK)
 
 
 def transport(weight_SL: Array, cost_SLK: Array) -> tuple[Array, float]:
     """The cheapest plan (S, L, K) that moves all weight of the local experts, and its mean cost a row."""
     nearest_SL = cost_SLK.argmin(2)
-    plan_SLK = weight_SL[:, :, None] * (nearest_SL[:, :, None] == np.arange(cost_SLK.shape[2]))
-    return plan_SLK, float((plan_SLK * cost_SLK).sum()) / len(weight_SL)
+    targets_K = np.arange(cost_SLK.shape[2])
+    chosen_SLK = nearest_SL[:, :, None] == targets_K
+    plan_SLK = weight_SL[:, :, None] * chosen_SLK
+    total = float((plan_SLK * cost_SLK).sum())
+    return plan_SLK, total / len(weight_SL)
 
 
-def barycentres(x_SP: Array, plan_SLK: Array, coef_LP: Array, variance_L: Array, old: tuple[Array, Array],
-                ) -> tuple[Array, Array]:
+def barycentres(x_SP: Array, plan_SLK: Array, coef_LP: Array, variance_L: Array, old: tuple[Array, Array]) -> Experts:
     """Targets (K, P) and variances (K,) that minimise the cost of a plan; one that receives nothing stays."""
-    mean_SL, (coef_KP, variance_K) = x_SP @ coef_LP.T, (old[0].copy(), old[1].copy())
+    mean_SL = x_SP @ coef_LP.T
+    coef_KP, variance_K = old[0].copy(), old[1].copy()
+    least = 1e-12 * plan_SLK.sum()
     for k in range(len(coef_KP)):
         plan_SL = plan_SLK[:, :, k]
         mass_S = plan_SL.sum(1)
-        if mass_S.sum() <= 1e-12 * plan_SLK.sum():
+        mass = mass_S.sum()
+        if mass <= least:
             continue
-        target_S = (plan_SL * mean_SL).sum(1) / np.maximum(mass_S, 1e-300)
+        moment_S = (plan_SL * mean_SL).sum(1)
+        target_S = moment_S / np.maximum(mass_S, 1e-300)
         coef_KP[k] = least_squares(x_SP, target_S[:, None], mass_S)[:, 0]
         gap_SL = mean_SL - (x_SP @ coef_KP[k])[:, None]
-        variance_K[k] = (plan_SL * (variance_L + gap_SL**2)).sum() / mass_S.sum()
-    return coef_KP, variance_K
+        square_SL = variance_L + gap_SL**2
+        variance_K[k] = (plan_SL * square_SL).sum() / mass
+    return Experts(coef_KP, variance_K)
 
 
-def reduce(x_SP: Array, weight_SL: Array, coef_LP: Array, variance_L: Array, start: tuple[Array, Array], tol: float,
-           max_iter: int) -> tuple[Array, Array, Array, list[float]]:
-    """MM from `start` (coefficients (K, P), variances (K,)): targets, variances, shares (S, K), cost at every step."""
-    targets, costs = start, []
-    for _ in range(max_iter):
-        cost_SLK = divergences(x_SP @ coef_LP.T, variance_L, x_SP @ targets[0].T, targets[1])
-        plan_SLK, cost = transport(weight_SL, cost_SLK)
-        costs.append(cost)
-        if len(costs) > 1 and costs[-2] - cost < tol:
-            break
-        targets = barycentres(x_SP, plan_SLK, coef_LP, variance_L, targets)
-    return *targets, plan_SLK.sum(1), costs
+@dataclass(frozen=True)
+class Reduction:
+    """What is reduced: local experts with their weights (S, L) at the supporting rows (S, P)."""
+
+    x_SP: Array
+    weight_SL: Array
+    local: Experts
+
+    def plan(self, targets: Experts) -> tuple[Array, float]:
+        """The cheapest plan (S, L, K) onto some targets, and its mean cost a row."""
+        mean_SL = self.x_SP @ self.local.coef_KP.T
+        mean_SK = self.x_SP @ targets.coef_KP.T
+        cost_SLK = divergences(mean_SL, self.local.variance_K, mean_SK, targets.variance_K)
+        return transport(self.weight_SL, cost_SLK)
+
+    def step(self, targets: Experts) -> tuple[Experts, float]:
+        """One step of MM: new targets, and minus the cost of the old ones."""
+        plan_SLK, cost = self.plan(targets)
+        new = barycentres(self.x_SP, plan_SLK, *self.local, targets)
+        return new, -cost
+
+    def run(self, start: Experts, tol: float, max_iter: int) -> Run[Experts]:
+        """MM from a start; the bounds are minus the cost at every step."""
+        return ascend(self.step, start, tol=tol, max_iter=max_iter)
 
 
 @method(
@@ -126,51 +153,72 @@ class DistributedMixtureOfExperts(GatedRegressor, config=Config):
     """Softmax-gated linear experts from fits of shards; see the module's card and `Config`."""
 
     def fit(self, X: Any, y: Any) -> DistributedMixtureOfExperts:
-        """Fit to X (N, D) and y (N,)."""
+        """Fit to X (N, D) and y (N,).
+
+        Raises a `ValueError` where options or data are none that can be fitted, or there are too few rows for the
+        shards.
+        """
         config = self._config()
         x_ND, y_NQ = self._read(X, y, multi_output=False)
-        if len(x_ND) < config.n_shards * config.n_experts:
-            raise ValueError(f"n_samples={len(x_ND)} is too few for {config.n_shards} shards of {config.n_experts} "
+        N = len(x_ND)
+        if N < config.n_shards * config.n_experts:
+            raise ValueError(f"n_samples={N} is too few for {config.n_shards} shards of {config.n_experts} "
                              "experts; lower n_shards")
-        self._standardise(x_ND)
-        z_ND, rng = (x_ND - self.shift_) / self.scale_, check_random_state(config.random_state)
-        shards = np.array_split(rng.permutation(len(z_ND)), config.n_shards)
+        z_ND = self._standardise(x_ND)
+        rng = check_random_state(config.random_state)
+        shards = np.array_split(rng.permutation(N), config.n_shards)
         self.local_: list[Any] = []
         self.local_s_: list[float] = []
         for shard in shards:
             began = perf_counter()
-            self.local_.append(self._local(z_ND[shard], y_NQ[shard, 0], config, rng))
+            local = self._local(z_ND[shard], y_NQ[shard, 0], config, rng)
+            self.local_.append(local)
             self.local_s_.append(perf_counter() - began)
-        shares_M = np.array([len(s) for s in shards]) / len(z_ND)
-        support = z_ND[rng.choice(len(z_ND), min(config.support, len(z_ND)), replace=False)]
+        shares_M = np.array([len(shard) for shard in shards]) / N
+        chosen = rng.choice(N, min(config.support, N), replace=False)
         began = perf_counter()
         self._gates = SoftmaxGates(config.ridge)
-        self._experts = GaussianExperts(config.reg_covar * max(float(y_NQ.var()), 1e-300))
-        self._publish(self._pool(with_intercept(support), shares_M, config, rng))
+        variance = float(y_NQ.var())
+        self._experts = GaussianExperts(config.reg_covar * max(variance, 1e-300))
+        run = self._pool(with_intercept(z_ND[chosen]), shares_M, config, rng)
+        self._publish(run)
         self.reduction_s_ = perf_counter() - began
         return self
 
     def _local(self, z_ND: Array, y_N: Array, config: Config, rng: np.random.RandomState) -> Any:
+        """The fit of one shard."""
         names = ("n_experts", "ridge", "reg_covar", "tol", "max_iter", "n_init", "init")
         options = {name: getattr(config, name) for name in names}
-        return PolynomialExperts(**options, degree=1, random_state=rng.randint(2**31)).fit(z_ND, y_N)
+        model = PolynomialExperts(**options, degree=1, random_state=rng.randint(2**31))
+        return model.fit(z_ND, y_N)
 
     def _pool(self, x_SP: Array, shares_M: Array, config: Config, rng: np.random.RandomState) -> Run[Params]:
-        coef_LP = np.concatenate([recentred(m.coef_[:, :, 0], m) for m in self.local_])
-        variance_L = np.concatenate([m.covariances_[:, 0, 0] for m in self.local_])
-        weight_SL = np.concatenate([share * softmax(x_SP @ recentred(m.gate_coef_, m).T, axis=1)
-                                    for share, m in zip(shares_M, self.local_)], axis=1)
-        K, tries = config.n_experts, []
+        """One mixture for those of all shards."""
+        reduction = self._pooled(x_SP, shares_M)
+        runs = []
         for _ in range(config.reduce_init):
-            labels = KMeans(K, n_init=1, random_state=rng).fit(coef_LP).labels_
-            groups = [np.flatnonzero(labels == k) for k in range(K)]
-            groups = [g if len(g) else np.array([0]) for g in groups]
-            begin = (np.stack([coef_LP[g].mean(0) for g in groups]), np.array([variance_L[g].mean() for g in groups]))
-            tries.append(reduce(x_SP, weight_SL, coef_LP, variance_L, begin, config.tol, config.reduce_iter))
-        coef_KP, variance_K, share_SK, self.transport_ = min(tries, key=lambda found: found[3][-1])
-        gate_KP = softmax_fit(x_SP, share_SK, np.zeros_like(coef_KP), config.ridge, steps=50)
+            begin = _grouped(reduction.local, config.n_experts, rng)
+            run = reduction.run(begin, config.tol, config.reduce_iter)
+            runs.append(run)
+        best = highest(runs)
+        self.transport_ = [-bound for bound in best.bounds]
+        coef_KP, variance_K = best.state
+        plan_SLK, _ = reduction.plan(best.state)
+        gate_KP = softmax_fit(x_SP, plan_SLK.sum(1), np.zeros_like(coef_KP), config.ridge, steps=50)
         params = {"gate_coef": gate_KP, "coef": coef_KP[:, :, None], "covariances": variance_K[:, None, None]}
-        return Run(params, [-c for c in self.transport_], len(self.transport_) < config.reduce_iter)
+        return Run(params, best.bounds, best.converged)
+
+    def _pooled(self, x_SP: Array, shares_M: Array) -> Reduction:
+        """All shards' experts side by side."""
+        coef, variances, weights = [], [], []
+        for local, share in zip(self.local_, shares_M):
+            coef.append(recentred(local.coef_[:, :, 0], local))
+            variances.append(local.covariances_[:, 0, 0])
+            gate_KP = recentred(local.gate_coef_, local)
+            gates_SK = softmax(x_SP @ gate_KP.T, axis=1)
+            weights.append(share * gates_SK)
+        local = Experts(np.concatenate(coef), np.concatenate(variances))
+        return Reduction(x_SP, np.concatenate(weights, axis=1), local)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -178,15 +226,31 @@ class DistributedMixtureOfExperts(GatedRegressor, config=Config):
         return tags
 
 
+def _grouped(local: Experts, K: int, rng: np.random.RandomState) -> Experts:
+    """Targets to begin with: means of groups of local experts."""
+    clusters = KMeans(K, n_init=1, random_state=rng).fit(local.coef_KP)
+    coef, variances = [], []
+    for k in range(K):
+        group = np.flatnonzero(clusters.labels_ == k)
+        if not len(group):  # rows that repeat: fewer clusters than asked for
+            group = np.array([0])
+        coef.append(local.coef_KP[group].mean(0))
+        variances.append(local.variance_K[group].mean())
+    return Experts(np.stack(coef), np.array(variances))
+
+
 def recentred(coef_KP: Array, local: Any) -> Array:
     """A local fit's linear coefficients in the units that the shards share."""
     slope_KD = coef_KP[:, 1:] / local.scale_
-    return np.column_stack([coef_KP[:, 0] - slope_KD @ local.shift_, slope_KD])
+    intercept_K = coef_KP[:, 0] - slope_KD @ local.shift_
+    return np.column_stack([intercept_K, slope_KD])
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two lines that meet at zero, in two shards."""
-    x_ND = torch.rand(160, 1, generator=generator, dtype=torch.float64) * 2 - 1
+    unit_ND = torch.rand(160, 1, generator=generator, dtype=torch.float64)
+    x_ND = unit_ND * 2 - 1
     noise_N = 0.05 * torch.randn(160, generator=generator, dtype=torch.float64)
-    return {"estimator": DistributedMixtureOfExperts(n_shards=2, random_state=0), "X": x_ND.numpy(),
-            "y": (x_ND[:, 0].abs() + noise_N).numpy()}
+    y_N = x_ND[:, 0].abs() + noise_N
+    estimator = DistributedMixtureOfExperts(n_shards=2, random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}

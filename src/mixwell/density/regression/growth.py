@@ -24,8 +24,9 @@ covariates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from mixwell.core.method import method
-from mixwell.density._ascent import ascend, highest
+from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array, log_normal, outer
 from mixwell.density._options import Configured
 from mixwell.density.regression._fits import least_squares, raise_eigenvalues
@@ -76,13 +77,54 @@ class Waves:
     def loadings(self, knot: float) -> Array:
         """Lambda (N, J, L), zero at missed waves."""
         gap_NJ = self.t_NJ - knot
-        columns = [np.ones_like(gap_NJ), gap_NJ, np.abs(gap_NJ)][: 3 if self.bilinear else 2]
-        return np.stack(columns, axis=2) * self.seen_NJ[:, :, None]
+        columns = [np.ones_like(gap_NJ), gap_NJ]
+        if self.bilinear:
+            columns.append(np.abs(gap_NJ))
+        all_NJL = np.stack(columns, axis=2)
+        return all_NJL * self.seen_NJ[:, :, None]
 
     def moments(self, knot: float) -> tuple[Array, Array]:
         """Lambda' Lambda (N, L, L) and Lambda' y (N, L)."""
         load_NJL = self.loadings(knot)
-        return load_NJL.transpose(0, 2, 1) @ load_NJL, np.einsum("njl,nj->nl", load_NJL, self.y_NJ)
+        gram_NLL = load_NJL.transpose(0, 2, 1) @ load_NJL
+        cross_NL = np.einsum("njl,nj->nl", load_NJL, self.y_NJ)
+        return gram_NLL, cross_NL
+
+    def left(self, knot: float, eta_NL: Array) -> Array:
+        """Squares (N,) of what curves with these growth factors leave."""
+        fitted_NJ = np.einsum("njl,nl->nj", self.loadings(knot), eta_NL)
+        rest_NJ = self.y_NJ - fitted_NJ
+        return (rest_NJ**2).sum(1)
+
+    def times(self) -> Array:
+        """The times of all waves that were seen, in one row."""
+        return self.t_NJ[self.seen_NJ]
+
+
+@dataclass(frozen=True)
+class People:
+    """What is known of every person: waves, and the designs of gates (N, 1 + D) and growth factors (N, 1 + E)."""
+
+    waves: Waves
+    z_NP: Array
+    x_NP: Array
+
+
+class OneClass(NamedTuple):
+    """Parameters of one class."""
+
+    coef_PL: Array
+    psi_LL: Array
+    theta: float
+    knot: float
+
+    @classmethod
+    def of(cls, params: Params, k: int) -> OneClass:
+        """Class k of all."""
+        theta = float(params["theta"][k])
+        knot = float(params["knot"][k])
+        coef_PL, psi_LL = params["coef"][k], params["psi"][k]
+        return cls(coef_PL, psi_LL, theta, knot)
 
 
 @dataclass(frozen=True)
@@ -98,43 +140,64 @@ def posterior(waves: Waves, mean_NL: Array, knot: float, psi_LL: Array, theta: f
     """Marginal log density and the posterior of zeta, by the determinant and inversion lemmas (L x L only)."""
     gram_NLL, cross_NL = waves.moments(knot)
     shift_NL = cross_NL - np.einsum("nlm,nm->nl", gram_NLL, mean_NL)  # Lambda' r
-    square_N = (waves.y_NJ**2).sum(1) - ((cross_NL + shift_NL) * mean_NL).sum(1)  # |r|^2
+    explained_N = ((cross_NL + shift_NL) * mean_NL).sum(1)
+    square_N = (waves.y_NJ**2).sum(1) - explained_N  # |r|^2
     precision_NLL = np.linalg.inv(psi_LL) + gram_NLL / theta
     v_NLL = np.linalg.inv(precision_NLL)
     m_NL = np.einsum("nlm,nm->nl", v_NLL, shift_NL) / theta
-    log_det_N = np.linalg.slogdet(psi_LL)[1] + np.linalg.slogdet(precision_NLL)[1]
+    _, log_psi = np.linalg.slogdet(psi_LL)
+    _, log_precision_N = np.linalg.slogdet(precision_NLL)
+    log_det_N = log_psi + log_precision_N
     counts_N = waves.seen_NJ.sum(1)
-    distance_N = (square_N - (shift_NL * m_NL).sum(1)) / theta
+    removed_N = (shift_NL * m_NL).sum(1)
+    distance_N = (square_N - removed_N) / theta
     log_scale_N = 0.5 * (counts_N * np.log(theta) + log_det_N)
-    return Posterior(log_normal(distance_N, log_scale_N, counts_N), m_NL, v_NLL)
+    log_N = log_normal(distance_N, log_scale_N, counts_N)
+    return Posterior(log_N, m_NL, v_NLL)
 
 
-def maximise_class(waves: Waves, x_NP: Array, resp_N: Array, one: Params, floor: float) -> Params:
-    """EM's M step of one class's `coef` (P, L), `psi` and `theta`, then the knot's ascent."""
-    mean_NL = x_NP @ one["coef"]
-    found = posterior(waves, mean_NL, float(one["knot"]), one["psi"], float(one["theta"]))
-    eta_NL, total = mean_NL + found.m_NL, max(resp_N.sum(), 1e-300)
+def maximise_class(people: People, resp_N: Array, one: OneClass, floor: float) -> OneClass:
+    """EM's M step of one class's coefficients, `psi` and `theta`, then the knot's ascent."""
+    waves, x_NP = people.waves, people.x_NP
+    mean_NL = x_NP @ one.coef_PL
+    found = posterior(waves, mean_NL, one.knot, one.psi_LL, one.theta)
+    total = max(resp_N.sum(), 1e-300)
+    eta_NL = mean_NL + found.m_NL
     coef_PL = least_squares(x_NP, eta_NL, resp_N)
-    rest_NL = eta_NL - x_NP @ coef_PL
-    psi_LL = np.einsum("n,nlm->lm", resp_N, found.v_NLL + outer(rest_NL, rest_NL)) / total
-    gram_NLL, _ = waves.moments(float(one["knot"]))
-    fitted_NJ = np.einsum("njl,nl->nj", waves.loadings(float(one["knot"])), eta_NL)
-    noise_N = ((waves.y_NJ - fitted_NJ) ** 2).sum(1) + np.einsum("nlm,nml->n", gram_NLL, found.v_NLL)
-    theta = max(resp_N @ noise_N / max(resp_N @ waves.seen_NJ.sum(1), 1e-300), floor)
-    new = {"coef": coef_PL, "psi": raise_eigenvalues(psi_LL, floor), "theta": np.array(theta), "knot": one["knot"]}
-    return new | {"knot": np.array(climb_knot(waves, x_NP @ coef_PL, resp_N, new))} if waves.bilinear else new
+    mean_NL = x_NP @ coef_PL
+    rest_NL = eta_NL - mean_NL
+    spread_NLL = found.v_NLL + outer(rest_NL, rest_NL)
+    psi_LL = np.einsum("n,nlm->lm", resp_N, spread_NLL) / total
+    psi_LL = raise_eigenvalues(psi_LL, floor)
+    theta = _noise(waves, resp_N, eta_NL, found.v_NLL, one.knot)
+    new = OneClass(coef_PL, psi_LL, max(theta, floor), one.knot)
+    if waves.bilinear:
+        new = new._replace(knot=climb_knot(waves, mean_NL, resp_N, new))
+    return new
 
 
-def climb_knot(waves: Waves, mean_NL: Array, resp_N: Array, one: Params) -> float:
+def _noise(waves: Waves, resp_N: Array, eta_NL: Array, v_NLL: Array, knot: float) -> float:
+    """Mean square of what curves leave at a wave, their own uncertainty included."""
+    gram_NLL, _ = waves.moments(knot)
+    uncertain_N = np.einsum("nlm,nml->n", gram_NLL, v_NLL)
+    square_N = waves.left(knot, eta_NL) + uncertain_N
+    seen = resp_N @ waves.seen_NJ.sum(1)
+    return resp_N @ square_N / max(seen, 1e-300)
+
+
+def climb_knot(waves: Waves, mean_NL: Array, resp_N: Array, one: OneClass) -> float:
     """A knot that does not lower the weighted log-likelihood, near the present one and between the waves."""
-    def height(knot: float) -> float:
-        return float(resp_N @ posterior(waves, mean_NL, knot, one["psi"], float(one["theta"])).log_N)
+    def depth(knot: float) -> float:
+        found = posterior(waves, mean_NL, knot, one.psi_LL, one.theta)
+        return -float(resp_N @ found.log_N)
 
-    times = waves.t_NJ[waves.seen_NJ]
-    present, reach = float(one["knot"]), 0.05 * (times.max() - times.min())
-    bounds = max(present - reach, times.min()), min(present + reach, times.max())
-    found = minimize_scalar(lambda knot: -height(knot), bounds=bounds, method="bounded", options={"maxiter": 12})
-    return float(found.x) if -found.fun >= height(present) else present
+    times = waves.times()
+    first, last = times.min(), times.max()
+    reach = 0.05 * (last - first)
+    low = max(one.knot - reach, first)
+    high = min(one.knot + reach, last)
+    found = minimize_scalar(depth, bounds=(low, high), method="bounded", options={"maxiter": 12})
+    return float(found.x) if found.fun <= depth(one.knot) else one.knot
 
 
 @method(
@@ -152,65 +215,96 @@ class GrowthMixtureOfExperts(Configured, config=Config):
     """
 
     def fit(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> GrowthMixtureOfExperts:
-        """Fit to outcomes Y (N, J), NaN where missed, at times (J,) or (N, J)."""
+        """Fit to outcomes Y (N, J), NaN where missed, at times (J,) or (N, J).
+
+        Raises a `ValueError` where shapes disagree, a person has no wave, or there are fewer people than classes.
+        """
         config = self._config()
-        waves, z_NP, x_NP = self._read(Y, times, gate_X, growth_X, config.shape)
-        if len(z_NP) < config.n_experts:
-            raise ValueError(f"Y has {len(z_NP)} people for {config.n_experts} classes; give more")
-        floor = config.reg_covar * max(float(waves.y_NJ[waves.seen_NJ].var()), 1e-300)
-        gates, rng, runs = SoftmaxGates(config.ridge), check_random_state(config.random_state), []
+        people = self._read(Y, times, gate_X, growth_X, config.shape)
+        waves = people.waves
+        N = len(waves.y_NJ)
+        if N < config.n_experts:
+            raise ValueError(f"Y has {N} people for {config.n_experts} classes; give more")
+        variance = float(waves.y_NJ[waves.seen_NJ].var())
+        floor = config.reg_covar * max(variance, 1e-300)
+        gates = SoftmaxGates(config.ridge)
+        rng = check_random_state(config.random_state)
+        runs = []
         for _ in range(config.n_init):
-            params = self._first(waves, z_NP, x_NP, gates, floor, config, rng)
-            runs.append(ascend(lambda p: self._step(waves, z_NP, x_NP, gates, floor, p), params, tol=config.tol,
-                               max_iter=config.max_iter))
-        run = highest(runs)
-        self._shape, self._params = config.shape, run.state
-        self.gate_coef_, self.coef_, self.knots_ = run.state["gate_coef"], run.state["coef"], run.state["knot"]
-        self.growth_covariances_, self.noise_ = run.state["psi"], run.state["theta"]
-        self.lower_bounds_, self.converged_, self.n_iter_ = run.bounds, run.converged, len(run.bounds)
+            first = self._first(people, gates, floor, config, rng)
+            run = ascend(lambda params: self._step(people, gates, floor, params), first, tol=config.tol,
+                         max_iter=config.max_iter)
+            runs.append(run)
+        self._shape = config.shape
+        self._publish(highest(runs))
         return self
 
-    def _read(self, Y: Any, times: Any, gate_X: Any, growth_X: Any, shape: str) -> tuple[Waves, Array, Array]:
+    def _publish(self, run: Run[Params]) -> None:
+        self._params = run.state
+        self.gate_coef_ = run.state["gate_coef"]
+        self.coef_ = run.state["coef"]
+        self.knots_ = run.state["knot"]
+        self.growth_covariances_ = run.state["psi"]
+        self.noise_ = run.state["theta"]
+        self.lower_bounds_ = run.bounds
+        self.converged_ = run.converged
+        self.n_iter_ = len(run.bounds)
+
+    def _read(self, Y: Any, times: Any, gate_X: Any, growth_X: Any, shape: str) -> People:
         y_NJ = check_array(Y, dtype=np.float64, ensure_all_finite="allow-nan")
+        N, J = y_NJ.shape
         t_NJ = np.asarray(times, dtype=np.float64)
-        if t_NJ.shape not in ((y_NJ.shape[1],), y_NJ.shape) or not np.isfinite(t_NJ).all():
-            raise ValueError(f"times has shape {t_NJ.shape}; expected finite ({y_NJ.shape[1]},) or {y_NJ.shape}")
+        if t_NJ.shape not in ((J,), (N, J)) or not np.isfinite(t_NJ).all():
+            raise ValueError(f"times has shape {t_NJ.shape}; expected finite ({J},) or {y_NJ.shape}")
         seen_NJ = ~np.isnan(y_NJ)
-        if not seen_NJ.any(1).all():
-            raise ValueError(f"row {int(np.flatnonzero(~seen_NJ.any(1))[0])} of Y has no wave; remove it")
-        waves = Waves(np.where(seen_NJ, y_NJ, 0.0), np.broadcast_to(t_NJ, y_NJ.shape), seen_NJ, shape == "bilinear")
-        return waves, _covariates(gate_X, len(y_NJ), "gate_X"), _covariates(growth_X, len(y_NJ), "growth_X")
+        empty_N = ~seen_NJ.any(1)
+        if empty_N.any():
+            raise ValueError(f"row {int(np.flatnonzero(empty_N)[0])} of Y has no wave; remove it")
+        filled_NJ = np.where(seen_NJ, y_NJ, 0.0)
+        waves = Waves(filled_NJ, np.broadcast_to(t_NJ, y_NJ.shape), seen_NJ, shape == "bilinear")
+        return People(waves, _covariates(gate_X, N, "gate_X"), _covariates(growth_X, N, "growth_X"))
 
-    def _first(self, waves: Waves, z_NP: Array, x_NP: Array, gates: SoftmaxGates, floor: float, config: Config,
+    def _first(self, people: People, gates: SoftmaxGates, floor: float, config: Config,
                rng: np.random.RandomState) -> Params:
-        times = waves.t_NJ[waves.seen_NJ]
-        knots = np.quantile(times, np.linspace(0.15, 0.85, 15)) if waves.bilinear else np.zeros(1)
-        fits = [_own_curves(waves, knot, floor) for knot in knots]
-        best = int(np.argmin([rest for _, rest in fits]))
-        eta_NL, rest = fits[best]
-        K, resp_NK = config.n_experts, start(eta_NL[:, :0], eta_NL, config.n_experts, config.init, rng)
-        coef = np.stack([least_squares(x_NP, eta_NL, r) for r in resp_NK.T])
-        psi = np.stack([raise_eigenvalues(np.cov((eta_NL - x_NP @ c).T, aweights=r).reshape(len(eta_NL.T), -1), floor)
-                        for c, r in zip(coef, resp_NK.T)])
-        theta = np.full(K, max(rest / waves.seen_NJ.sum(), floor))
-        gate = gates.maximise(z_NP, resp_NK, None)
-        return gate | {"coef": coef, "psi": psi, "theta": theta, "knot": np.full(K, knots[best])}
+        """Parameters to begin with: every person's own curve about the knot that leaves least, in groups."""
+        waves, K = people.waves, config.n_experts
+        knots = np.zeros(1)
+        if waves.bilinear:
+            knots = np.quantile(waves.times(), np.linspace(0.15, 0.85, 15))
+        curves = [_own_curves(waves, knot, floor) for knot in knots]
+        left = [rest for _, rest in curves]
+        best = int(np.argmin(left))
+        eta_NL, rest = curves[best]
+        resp_NK = start(eta_NL[:, :0], eta_NL, K, config.init, rng)
+        coef = [least_squares(people.x_NP, eta_NL, resp_N) for resp_N in resp_NK.T]
+        psi = [_spread(eta_NL - people.x_NP @ coef_PL, resp_N, floor) for coef_PL, resp_N in zip(coef, resp_NK.T)]
+        theta = max(rest / waves.seen_NJ.sum(), floor)
+        params = gates.maximise(people.z_NP, resp_NK, None)
+        params |= {"coef": np.stack(coef), "psi": np.stack(psi)}
+        return params | {"theta": np.full(K, theta), "knot": np.full(K, knots[best])}
 
-    def _step(self, waves: Waves, z_NP: Array, x_NP: Array, gates: SoftmaxGates, floor: float,
-              params: Params) -> tuple[Params, float]:
-        log_NK = log_joint(waves, z_NP, x_NP, params)
-        log_N = logsumexp(log_NK, axis=1)
+    def _step(self, people: People, gates: SoftmaxGates, floor: float, params: Params) -> tuple[Params, float]:
+        """New parameters, and the mean penalised log-likelihood of the old ones."""
+        log_NK = log_joint(people, params)
         resp_NK = softmax(log_NK, axis=1)
-        ones = [maximise_class(waves, x_NP, resp_NK[:, k], _one(params, k), floor) for k in range(resp_NK.shape[1])]
-        new = {name: np.stack([one[name] for one in ones]) for name in ("coef", "psi", "theta", "knot")}
-        return gates.maximise(z_NP, resp_NK, params) | new, (log_N.sum() - gates.penalty(params)) / len(log_N)
+        log_N = logsumexp(log_NK, axis=1)
+        bound = log_N.sum() - gates.penalty(params)
+        classes = []
+        for k, resp_N in enumerate(resp_NK.T):
+            old = OneClass.of(params, k)
+            classes.append(maximise_class(people, resp_N, old, floor))
+        coef, psi, theta, knot = (np.stack(values) for values in zip(*classes))
+        new = gates.maximise(people.z_NP, resp_NK, params)
+        new |= {"coef": coef, "psi": psi, "theta": theta, "knot": knot}
+        return new, bound / len(log_N)
 
     def _joint(self, Y: Any, times: Any, gate_X: Any, growth_X: Any) -> Array:
         check_is_fitted(self)
-        return log_joint(*self._read(Y, times, gate_X, growth_X, self._shape), self._params)
+        people = self._read(Y, times, gate_X, growth_X, self._shape)
+        return log_joint(people, self._params)
 
     def log_likelihood(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> Array:
-        """Log density of every person's waves (N,), in nats."""
+        """Log density of every person's waves (N,), in nats; a `ValueError` where shapes disagree."""
         return logsumexp(self._joint(Y, times, gate_X, growth_X), axis=1)
 
     def responsibilities(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> Array:
@@ -228,76 +322,113 @@ class GrowthMixtureOfExperts(Configured, config=Config):
             return self.coef_
         at_knot, mean, half = np.moveaxis(self.coef_, 2, 0)
         before = mean - half
-        return np.stack([at_knot - self.knots_[:, None] * before, before, mean + half], axis=2)
+        after = mean + half
+        at_zero = at_knot - self.knots_[:, None] * before
+        return np.stack([at_zero, before, after], axis=2)
 
     def n_parameters(self) -> int:
         """Number of free parameters."""
         check_is_fitted(self)
         K, P, L = self.coef_.shape
         knots = K if self._shape == "bilinear" else 0
-        return K * (P * L + L * (L + 1) // 2 + 1) + knots + (K - 1) * self.gate_coef_.shape[1]
+        gates = (K - 1) * self.gate_coef_.shape[1]
+        own = P * L + L * (L + 1) // 2 + 1
+        return K * own + knots + gates
 
     def bic(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> float:
         """Bayesian information criterion; lower is better."""
         log_N = self.log_likelihood(Y, times, gate_X, growth_X)
-        return -2 * float(log_N.sum()) + self.n_parameters() * float(np.log(len(log_N)))
+        penalty = self.n_parameters() * float(np.log(len(log_N)))
+        return -2 * float(log_N.sum()) + penalty
 
     def standard_errors(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> dict[str, Array]:
         """Standard errors of `gate_coef` (K - 1, 1 + D; against the last class), `coef` and `knot`, from the scores."""
         check_is_fitted(self)
-        waves, z_NP, x_NP = self._read(Y, times, gate_X, growth_X, self._shape)
-        flat, shapes = pack(self._params, waves.bilinear)
-        steps = 1e-5 * np.maximum(np.abs(flat), 1e-2)
-        scores_NV = np.column_stack([
-            (logsumexp(log_joint(waves, z_NP, x_NP, unpack(flat + d, shapes)), axis=1)
-             - logsumexp(log_joint(waves, z_NP, x_NP, unpack(flat - d, shapes)), axis=1)) / (2 * s)
-            for s, d in zip(steps, np.diag(steps))])
-        errors_V = np.sqrt(np.diag(np.linalg.pinv(scores_NV.T @ scores_NV)))
-        return {name: value for name, value in _cut(errors_V, shapes).items() if name in ("gate_coef", "coef", "knot")}
+        people = self._read(Y, times, gate_X, growth_X, self._shape)
+        flat_V, shapes = pack(self._params, people.waves.bilinear)
+
+        def log_likelihood(flat_V: Array) -> Array:
+            return logsumexp(log_joint(people, unpack(flat_V, shapes)), axis=1)
+
+        steps_V = 1e-5 * np.maximum(np.abs(flat_V), 1e-2)
+        scores = []
+        for step, step_V in zip(steps_V, np.diag(steps_V)):
+            rise_N = log_likelihood(flat_V + step_V) - log_likelihood(flat_V - step_V)
+            scores.append(rise_N / (2 * step))
+        scores_NV = np.column_stack(scores)
+        information_VV = scores_NV.T @ scores_NV
+        variance_V = np.diag(np.linalg.pinv(information_VV))
+        errors = _cut(np.sqrt(variance_V), shapes)
+        return {name: value for name, value in errors.items() if name in ("gate_coef", "coef", "knot")}
 
 
-def log_joint(waves: Waves, z_NP: Array, x_NP: Array, params: Params) -> Array:
+def log_joint(people: People, params: Params) -> Array:
     """Log gate plus log density of every person and class (N, K)."""
-    ones = (_one(params, k) for k in range(len(params["coef"])))
-    found = [posterior(waves, x_NP @ o["coef"], float(o["knot"]), o["psi"], float(o["theta"])).log_N for o in ones]
-    return log_softmax(z_NP @ params["gate_coef"].T, axis=1) + np.column_stack(found)
+    columns = []
+    for k in range(len(params["coef"])):
+        one = OneClass.of(params, k)
+        mean_NL = people.x_NP @ one.coef_PL
+        found = posterior(people.waves, mean_NL, one.knot, one.psi_LL, one.theta)
+        columns.append(found.log_N)
+    logits_NK = people.z_NP @ params["gate_coef"].T
+    return log_softmax(logits_NK, axis=1) + np.column_stack(columns)
 
 
 def pack(params: Params, bilinear: bool) -> tuple[Array, dict[str, tuple[int, ...]]]:
     """Unconstrained free parameters as one vector: gates against the last class, log noise, Cholesky factors."""
-    lower = np.tril_indices(params["psi"].shape[1])
-    parts = {"gate_coef": params["gate_coef"][:-1] - params["gate_coef"][-1], "coef": params["coef"],
-             "theta": np.log(params["theta"]), "psi": np.linalg.cholesky(params["psi"])[:, lower[0], lower[1]]}
-    parts |= {"knot": params["knot"]} if bilinear else {}
-    return np.concatenate([p.ravel() for p in parts.values()]), {name: p.shape for name, p in parts.items()}
+    gate_KP = params["gate_coef"]
+    rows, columns = np.tril_indices(params["psi"].shape[1])
+    root_KLL = np.linalg.cholesky(params["psi"])
+    parts = {"gate_coef": gate_KP[:-1] - gate_KP[-1], "coef": params["coef"]}
+    parts["theta"] = np.log(params["theta"])
+    parts["psi"] = root_KLL[:, rows, columns]
+    if bilinear:
+        parts["knot"] = params["knot"]
+    flat = [part.ravel() for part in parts.values()]
+    shapes = {name: part.shape for name, part in parts.items()}
+    return np.concatenate(flat), shapes
 
 
 def _cut(flat: Array, shapes: dict[str, tuple[int, ...]]) -> Params:
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), np.split(flat, ends[:-1]))}
+    """A vector in pieces of these shapes."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    ends = np.cumsum(sizes)
+    pieces = np.split(flat, ends[:-1])
+    return {name: piece.reshape(shapes[name]) for name, piece in zip(shapes, pieces)}
 
 
 def unpack(flat: Array, shapes: dict[str, tuple[int, ...]]) -> Params:
     """The inverse of `pack`."""
     parts = _cut(flat, shapes)
     K, _, L = parts["coef"].shape
-    factor = np.zeros((K, L, L))
-    factor[:, *np.tril_indices(L)] = parts["psi"]
-    gate_KP = np.vstack([parts["gate_coef"], np.zeros((1, parts["gate_coef"].shape[1]))])
-    return {"gate_coef": gate_KP, "coef": parts["coef"], "theta": np.exp(parts["theta"]),
-            "psi": factor @ factor.transpose(0, 2, 1), "knot": parts.get("knot", np.zeros(K))}
+    rows, columns = np.tril_indices(L)
+    root_KLL = np.zeros((K, L, L))
+    root_KLL[:, rows, columns] = parts["psi"]
+    psi_KLL = root_KLL @ root_KLL.transpose(0, 2, 1)
+    last_1P = np.zeros((1, shapes["gate_coef"][1]))
+    gate_KP = np.vstack([parts["gate_coef"], last_1P])
+    knot_K = parts.get("knot", np.zeros(K))
+    new = {"gate_coef": gate_KP, "coef": parts["coef"], "psi": psi_KLL}
+    return new | {"theta": np.exp(parts["theta"]), "knot": knot_K}
 
 
-def _one(params: Params, k: int) -> Params:
-    return {name: params[name][k] for name in ("coef", "psi", "theta", "knot")}
+def _spread(rest_NL: Array, resp_N: Array, floor: float) -> Array:
+    """Weighted covariance (L, L) of what a mean leaves."""
+    L = rest_NL.shape[1]
+    sample = np.cov(rest_NL.T, aweights=resp_N)
+    return raise_eigenvalues(sample.reshape(L, L), floor)
 
 
 def _own_curves(waves: Waves, knot: float, floor: float) -> tuple[Array, float]:
     """Every person's own, slightly shrunk, least-squares curve (N, L), and the squares that are left over all."""
     gram_NLL, cross_NL = waves.moments(knot)
-    ridge = 1e-3 * np.einsum("nll->l", gram_NLL) / len(gram_NLL) + floor
-    eta_NL = np.linalg.solve(gram_NLL + np.diag(ridge), cross_NL[:, :, None])[:, :, 0]
-    return eta_NL, float(((waves.y_NJ - np.einsum("njl,nl->nj", waves.loadings(knot), eta_NL)) ** 2).sum())
+    total_L = np.einsum("nll->l", gram_NLL)
+    ridge_L = 1e-3 * total_L / len(gram_NLL) + floor
+    shrunk_NLL = gram_NLL + np.diag(ridge_L)
+    eta_NL = np.linalg.solve(shrunk_NLL, cross_NL[:, :, None])[:, :, 0]
+    fitted_NJ = np.einsum("njl,nl->nj", waves.loadings(knot), eta_NL)
+    rest_NJ = waves.y_NJ - fitted_NJ
+    return eta_NL, float((rest_NJ**2).sum())
 
 
 def _covariates(value: Any, rows: int, name: str) -> Array:
@@ -310,11 +441,13 @@ def _covariates(value: Any, rows: int, name: str) -> Array:
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
-    """Forty people at six waves; half of them grow faster, at first."""
+    """Forty people at six waves; half of them rise faster, at first."""
     times_J = torch.arange(6, dtype=torch.float64)
     fast_N1 = (torch.arange(40) % 2)[:, None]
-    curve_NJ = (1 + 2 * fast_N1) * times_J.clamp(max=3)
+    slope_N1 = 1 + 2 * fast_N1
+    curve_NJ = slope_N1 * times_J.clamp(max=3)
     level_N1 = torch.randn(40, 1, generator=generator, dtype=torch.float64)
     noise_NJ = 0.2 * torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    y_NJ = level_N1 + curve_NJ + noise_NJ
     estimator = GrowthMixtureOfExperts(max_iter=8, random_state=0)
-    return {"estimator": estimator, "Y": (level_N1 + curve_NJ + noise_NJ).numpy(), "times": times_J.numpy()}
+    return {"estimator": estimator, "Y": y_NJ.numpy(), "times": times_J.numpy()}

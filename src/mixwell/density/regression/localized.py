@@ -24,6 +24,7 @@ small; columns of X are nearly dependent in a region.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -33,7 +34,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 
 from mixwell.core.method import method
-from mixwell.density._gaussian import Array
+from mixwell.density._gaussian import Array, outer
 from mixwell.density.regression._parts import (
     GatedRegressor,
     GaussianExperts,
@@ -73,9 +74,16 @@ class Config:
 
     def collection(self) -> list[tuple[int, int, float]]:
         """(n_experts, degree, block_threshold) of every model."""
-        fields = (self.n_experts, self.degree, self.block_threshold)
-        experts, degrees, thresholds = (f if isinstance(f, (tuple, list)) else (f,) for f in fields)
-        return [(int(k), int(d), float(t)) for k, d, t in product(experts, degrees, thresholds)]
+        experts, degrees = _as_tuple(self.n_experts), _as_tuple(self.degree)
+        thresholds = _as_tuple(self.block_threshold)
+        models = product(experts, degrees, thresholds)
+        return [(int(n_experts), int(degree), float(threshold)) for n_experts, degree, threshold in models]
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (tuple, list)):
+        return tuple(value)
+    return (value,)
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,12 @@ class One:
 def residual_blocks(covariances_KQQ: Array, threshold: float) -> Blocks:
     """Groups of responses that any expert correlates beyond `threshold`."""
     scale_KQ = np.sqrt(np.einsum("kqq->kq", covariances_KQQ))
-    correlation_QQ = np.abs(covariances_KQQ / (scale_KQ[:, :, None] * scale_KQ[:, None, :])).max(0)
-    count, labels = connected_components(correlation_QQ > threshold, directed=False)
-    return tuple(tuple(int(q) for q in np.flatnonzero(labels == i)) for i in range(count))
+    scale_KQQ = outer(scale_KQ, scale_KQ)
+    correlation_KQQ = np.abs(covariances_KQQ / scale_KQQ)
+    linked_QQ = correlation_KQQ.max(0) > threshold
+    count, labels_Q = connected_components(linked_QQ, directed=False)
+    groups = [np.flatnonzero(labels_Q == i) for i in range(count)]
+    return tuple(tuple(map(int, group)) for group in groups)
 
 
 @method(
@@ -111,51 +122,61 @@ def residual_blocks(covariances_KQQ: Array, threshold: float) -> Blocks:
 class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
     """Gaussian-gated mixture of polynomial regressions; see the module's card and `Config`.
 
-    Where a tuple is given, every model of the collection is fitted; `candidates_` tells of each its options,
+    Where a tuple is given, every model of the collection is fitted; `candidates_` lists of each its options,
     `dimension`, `log_likelihood` (nats, of y given X), and `kappa_` the slope that was found (NaN for other criteria).
     """
 
     def fit(self, X: Any, y: Any) -> LocalizedMixtureOfExperts:
-        """Fit to X (N, D) and y (N,) or (N, Q)."""
+        """Fit to X (N, D) and y (N,) or (N, Q); a `ValueError` where options or data are none that can be fitted."""
         config = self._config()
         x_ND, y_NQ = self._read(X, y)
-        candidates, states = [], []
+        candidates: list[dict[str, Any]] = []
+        states = []
         for n_experts, degree, threshold in config.collection():
             self._fit_one(x_ND, y_NQ, config, n_experts, degree, threshold)
-            log_likelihood = float(self.log_likelihood(x_ND, y_NQ).sum())
-            candidates.append({"n_experts": n_experts, "degree": degree, "block_threshold": threshold,
-                               "dimension": self.n_parameters(), "log_likelihood": log_likelihood})
+            log_likelihood_N = self.log_likelihood(x_ND, y_NQ)
+            record = {"n_experts": n_experts, "degree": degree, "block_threshold": threshold}
+            record["dimension"] = self.n_parameters()
+            record["log_likelihood"] = float(log_likelihood_N.sum())
+            candidates.append(record)
             states.append(dict(vars(self)))
         chosen, kappa = self._choose(config, candidates, len(x_ND))
         for name, value in states[chosen].items():
             setattr(self, name, value)
-        self.candidates_: list[dict[str, Any]] = candidates
+        self.candidates_ = candidates
         self.kappa_ = kappa
         self.n_experts_ = len(self.coef_)
         return self
 
     def _choose(self, config: Config, candidates: list[dict[str, Any]], rows: int) -> tuple[int, float]:
-        dimension = np.array([c["dimension"] for c in candidates], dtype=float)
-        value = np.array([c["log_likelihood"] for c in candidates])
-        if len(value) == 1:
-            return 0, float("nan")
+        """Number of the model to keep, and the slope that was found."""
+        if len(candidates) == 1:
+            return 0, math.nan
+        dimension = np.array([record["dimension"] for record in candidates], dtype=float)
+        value = np.array([record["log_likelihood"] for record in candidates])
         if config.criterion == "slope":
             chosen, kappa, _ = slope_heuristic(value, dimension)
             return chosen, kappa
         price = 0.5 * np.log(rows) if config.criterion == "bic" else 0.0
-        return int(np.argmax(value - price * dimension)), float("nan")
+        penalised = value - price * dimension
+        return int(np.argmax(penalised)), math.nan
 
     def _fit_one(self, x_ND: Array, y_NQ: Array, config: Config, n_experts: int, degree: int, threshold: float) -> None:
+        """Fit one model of the collection, with blocks that a fit without them suggests."""
         one = One(n_experts, config.tol, config.max_iter, config.n_init, config.init, config.random_state)
-        self._degree, Q = degree, y_NQ.shape[1]
+        self._degree = degree
         gates = GaussianGates(config.reg_covar)
-        floor = config.reg_covar * max(float(y_NQ.var(0).mean()), 1e-300)
-        diagonal = tuple((q,) for q in range(Q))
-        self.blocks_: Blocks = diagonal if threshold == 1 else (tuple(range(Q)),)
-        self._fit_gated(x_ND, y_NQ, y_NQ, gates, GaussianExperts(floor, self.blocks_), one)
+        variance = float(y_NQ.var(0).mean())
+        floor = config.reg_covar * max(variance, 1e-300)
+        responses = range(y_NQ.shape[1])
+        whole: Blocks = (tuple(responses),)
+        self.blocks_ = tuple((q,) for q in responses) if threshold == 1 else whole
+        experts = GaussianExperts(floor, self.blocks_)
+        self._fit_gated(x_ND, y_NQ, y_NQ, gates, experts, one)
         if 0 < threshold < 1:
             self.blocks_ = residual_blocks(self.covariances_, threshold)
-            self._fit_gated(x_ND, y_NQ, y_NQ, gates, GaussianExperts(floor, self.blocks_), one)
+            experts = GaussianExperts(floor, self.blocks_)
+            self._fit_gated(x_ND, y_NQ, y_NQ, gates, experts, one)
 
     def _gate_design(self, z_ND: Array) -> Array:
         return z_ND
@@ -166,7 +187,9 @@ class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two lines that meet at zero."""
-    x_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64) * 2 - 1
+    unit_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64)
+    x_ND = unit_ND * 2 - 1
     noise_N = 0.05 * torch.randn(80, generator=generator, dtype=torch.float64)
-    return {"estimator": LocalizedMixtureOfExperts(random_state=0), "X": x_ND.numpy(),
-            "y": (x_ND[:, 0].abs() + noise_N).numpy()}
+    y_N = x_ND[:, 0].abs() + noise_N
+    estimator = LocalizedMixtureOfExperts(random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}

@@ -34,7 +34,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
 
 from mixwell.core.method import method
-from mixwell.density._ascent import ascend, highest
+from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
 from mixwell.density.regression._parts import (
@@ -85,10 +85,22 @@ class Grid:
     def of(cls, n_nodes: int, levels: int) -> Grid:
         """Nodes and weights of standard normal effects."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(n_nodes)
-        log_weights = np.log(weights / weights.sum())
+        share = weights / weights.sum()
+        log_weights = np.log(share)
         if levels == 1:
             return cls(nodes[:, None, None], log_weights, np.zeros(1))
-        return cls(np.stack(np.meshgrid(nodes, nodes, indexing="ij"), axis=-1), log_weights, log_weights)
+        pairs = np.meshgrid(nodes, nodes, indexing="ij")
+        return cls(np.stack(pairs, axis=-1), log_weights, log_weights)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """A and B."""
+        return len(self.log_outer_A), len(self.log_inner_B)
+
+    @property
+    def levels(self) -> int:
+        """One, or two where groups are nested."""
+        return self.effects_ABL.shape[2]
 
 
 @dataclass(frozen=True)
@@ -102,13 +114,20 @@ class Groups:
 
     @classmethod
     def of(cls, labels: Any) -> Groups:
-        """From labels (N,), or (N, 2) where the second is nested in the first."""
-        labels = np.asarray(labels).reshape(len(labels), -1)
-        if labels.shape[1] > 2:
-            raise ValueError(f"groups has {labels.shape[1]} columns; expected one, or outer and inner labels")
+        """From labels (N,), or (N, 2) where the second is nested in the first; a `ValueError` for more columns."""
+        labels = np.asarray(labels)
+        labels = labels.reshape(len(labels), -1)
+        columns = labels.shape[1]
+        if columns > 2:
+            raise ValueError(f"groups has {columns} columns; expected one, or outer and inner labels")
         inner_names, inner_N = np.unique(labels, axis=0, return_inverse=True)
         outer_names, outer_H = np.unique(inner_names[:, 0], return_inverse=True)
         return cls(inner_N.reshape(-1), outer_H, outer_names, inner_names)
+
+    @property
+    def outer_N(self) -> Array:
+        """Rows' outer groups."""
+        return self.outer_H[self.inner_N]
 
     @property
     def levels(self) -> int:
@@ -121,27 +140,30 @@ def integrate(log_NAB: Array, groups: Groups, grid: Grid) -> tuple[Array, Array,
 
     `log_NAB` is the log density of every row at every pair of nodes.
     """
-    H, G = len(groups.outer_H), len(groups.outer_names)
-    log_HAB = np.zeros((H, *log_NAB.shape[1:]))
+    _, A, B = log_NAB.shape
+    log_HAB = np.zeros((len(groups.outer_H), A, B))
     np.add.at(log_HAB, groups.inner_N, log_NAB)
     log_HAB += grid.log_inner_B
-    log_GA = np.zeros((G, log_NAB.shape[1]))
-    np.add.at(log_GA, groups.outer_H, logsumexp(log_HAB, axis=2))
+    log_HA = logsumexp(log_HAB, axis=2)
+    log_GA = np.zeros((len(groups.outer_names), A))
+    np.add.at(log_GA, groups.outer_H, log_HA)
     log_GA += grid.log_outer_A
     return logsumexp(log_GA, axis=1), softmax(log_GA, axis=1), softmax(log_HAB, axis=2)
 
 
 def designs(z_ND: Array, grid: Grid, config: Config) -> tuple[Array, Array]:
     """Designs of gates and experts for every row at every pair of nodes, rows slowest (N A B, P)."""
-    A, B, L = grid.effects_ABL.shape
+    A, B = grid.size
     h_RP = np.repeat(with_intercept(z_ND), A * B, axis=0)
-    effects_RL = np.tile(grid.effects_ABL.reshape(A * B, L), (len(z_ND), 1))
+    effects_ML = grid.effects_ABL.reshape(A * B, -1)
+    effects_RL = np.tile(effects_ML, (len(z_ND), 1))
     gate_RP, expert_RP = h_RP, h_RP
     if config.effects in ("both", "gate"):
         gate_RP = np.column_stack([h_RP, effects_RL])
     if config.effects in ("both", "experts"):
         factors = h_RP if config.random_slope else h_RP[:, :1]
-        expert_RP = np.column_stack([h_RP, *(factors * u[:, None] for u in effects_RL.T)])
+        varying = [factors * effect_R[:, None] for effect_R in effects_RL.T]
+        expert_RP = np.column_stack([h_RP, *varying])
     return gate_RP, expert_RP
 
 
@@ -155,112 +177,169 @@ class MixedMixtureOfExperts(Configured, config=Config):
     """Softmax-gated linear experts with random effects of groups; see the module's card and `Config`."""
 
     def fit(self, X: Any, y: Any, groups: Any) -> MixedMixtureOfExperts:
-        """Fit to X (N, D), y (N,), and the rows' groups (N,) or (N, 2), inner groups nested in outer ones."""
+        """Fit to X (N, D), y (N,), and the rows' groups (N,) or (N, 2), inner groups nested in outer ones.
+
+        Raises a `ValueError` where options or data are none that can be fitted, or there is not one group a row.
+        """
         self._options: Config = self._config()
         x_ND, y_N = check_X_y(X, y, dtype=np.float64, y_numeric=True)
         known = _grouped(groups, len(x_ND))
-        self.shift_, spread_D = x_ND.mean(0), x_ND.std(0)
+        spread_D = x_ND.std(0)
+        self.shift_ = x_ND.mean(0)
         self.scale_ = np.where(spread_D > 0, spread_D, 1.0)
         self._grid = Grid.of(self._options.n_nodes, known.levels)
         problem = self._problem(x_ND, y_N)
+        nodes_NAB = _first_nodes(y_N, known, self._grid)
         rng = check_random_state(self._options.random_state)
         runs = []
         for _ in range(self._options.n_init):
             resp_NK = start(x_ND, y_N[:, None], self._options.n_experts, self._options.init, rng)
-            nodes_NAB = _first_nodes(y_N, known, self._grid)
-            params = problem.maximise((nodes_NAB[..., None] * resp_NK[:, None, None]).reshape(-1, resp_NK.shape[1]),
-                                      None)
-            runs.append(ascend(lambda p: self._step(problem, known, p), params, tol=self._options.tol,
-                               max_iter=self._options.max_iter))
-        run = highest(runs)
-        self._params: Params = run.state
-        self.gate_coef_, self.coef_ = run.state["gate_coef"], run.state["coef"]
-        self.covariances_ = run.state["covariances"]
-        self.lower_bounds_, self.converged_, self.n_iter_ = run.bounds, run.converged, len(run.bounds)
-        _, outer_GA, inner_HAB = integrate(self._rows(problem, self._params), known, self._grid)
-        self._outer = dict(zip(known.outer_names.tolist(), outer_GA))
-        self._inner = dict(zip(map(tuple, known.inner_names.tolist()), inner_HAB))
+            resp_NABK = nodes_NAB[..., None] * resp_NK[:, None, None]
+            first = problem.maximise(resp_NABK.reshape(-1, resp_NK.shape[1]), None)
+            run = ascend(lambda params: self._step(problem, known, params), first, tol=self._options.tol,
+                         max_iter=self._options.max_iter)
+            runs.append(run)
+        self._publish(highest(runs))
+        self._remember(problem, known)
         return self
 
-    def _problem(self, x_ND: Array, y_N: Array) -> Problem:
-        gate_RP, expert_RP = designs((x_ND - self.shift_) / self.scale_, self._grid, self._options)
-        y_R1 = np.repeat(y_N, len(gate_RP) // len(x_ND))[:, None]
-        floor = self._options.reg_covar * max(float(y_N.var()), 1e-300)
-        return Problem(SoftmaxGates(self._options.ridge), GaussianExperts(floor), gate_RP, expert_RP, y_R1)
+    def _publish(self, run: Run[Params]) -> None:
+        self._params: Params = run.state
+        self.gate_coef_ = run.state["gate_coef"]
+        self.coef_ = run.state["coef"]
+        self.covariances_ = run.state["covariances"]
+        self.lower_bounds_ = run.bounds
+        self.converged_ = run.converged
+        self.n_iter_ = len(run.bounds)
 
-    def _rows(self, problem: Problem, params: Params) -> Array:
-        A, B, _ = self._grid.effects_ABL.shape
-        return logsumexp(problem.log_joint(params), axis=1).reshape(-1, A, B)
+    def _remember(self, problem: Problem, groups: Groups) -> None:
+        """Keep the posterior of every group's effects, by its labels."""
+        log_NAB = self._by_node(problem.log_joint(self._params))
+        _, outer_GA, inner_HAB = integrate(log_NAB, groups, self._grid)
+        outer_names = groups.outer_names.tolist()
+        inner_names = map(tuple, groups.inner_names.tolist())
+        self._outer = dict(zip(outer_names, outer_GA))
+        self._inner = dict(zip(inner_names, inner_HAB))
+
+    def _problem(self, x_ND: Array, y_N: Array) -> Problem:
+        options = self._options
+        z_ND = (x_ND - self.shift_) / self.scale_
+        gate_RP, expert_RP = designs(z_ND, self._grid, options)
+        A, B = self._grid.size
+        y_R = np.repeat(y_N, A * B)
+        variance = float(y_N.var())
+        gates = SoftmaxGates(options.ridge)
+        experts = GaussianExperts(options.reg_covar * max(variance, 1e-300))
+        return Problem(gates, experts, gate_RP, expert_RP, y_R[:, None])
+
+    def _by_node(self, log_RK: Array) -> Array:
+        """Log densities of rows at every pair of nodes (N, A, B)."""
+        log_R = logsumexp(log_RK, axis=1)
+        return log_R.reshape(-1, *self._grid.size)
 
     def _step(self, problem: Problem, groups: Groups, params: Params) -> tuple[Params, float]:
+        """New parameters, and the mean penalised log-likelihood of the old ones."""
         log_RK = problem.log_joint(params)
-        A, B, _ = self._grid.effects_ABL.shape
-        log_G, outer_GA, inner_HAB = integrate(logsumexp(log_RK, axis=1).reshape(-1, A, B), groups, self._grid)
-        node_NAB = outer_GA[groups.outer_H[groups.inner_N]][:, :, None] * inner_HAB[groups.inner_N]
-        new = problem.maximise(softmax(log_RK, axis=1) * node_NAB.reshape(-1, 1), params)
-        return new, (float(log_G.sum()) - problem.gates.penalty(params)) / len(groups.inner_N)
+        log_G, outer_GA, inner_HAB = integrate(self._by_node(log_RK), groups, self._grid)
+        outer_NA1 = outer_GA[groups.outer_N][:, :, None]
+        node_NAB = outer_NA1 * inner_HAB[groups.inner_N]
+        resp_RK = softmax(log_RK, axis=1) * node_NAB.reshape(-1, 1)
+        new = problem.maximise(resp_RK, params)
+        bound = float(log_G.sum()) - problem.gates.penalty(params)
+        return new, bound / len(groups.inner_N)
 
     def log_likelihood(self, X: Any, y: Any, groups: Any) -> Array:
-        """log p(y_g | x_g) of every outer group of these rows, in the order of sorted labels, in nats."""
+        """log p(y_g | x_g) of every outer group of these rows, in the order of sorted labels, in nats.
+
+        Raises a `ValueError` where there is not one group a row, or groups have other levels than in fitting.
+        """
         check_is_fitted(self)
         x_ND, y_N = check_X_y(X, y, dtype=np.float64, y_numeric=True)
         known = _grouped(groups, len(x_ND))
-        if known.levels != self._grid.effects_ABL.shape[2]:
-            raise ValueError(f"groups has {known.levels} levels; the model was fitted with "
-                             f"{self._grid.effects_ABL.shape[2]}")
-        return integrate(self._rows(self._problem(x_ND, y_N), self._params), known, self._grid)[0]
+        expected = self._grid.levels
+        if known.levels != expected:
+            raise ValueError(f"groups has {known.levels} levels; the model was fitted with {expected}")
+        problem = self._problem(x_ND, y_N)
+        log_NAB = self._by_node(problem.log_joint(self._params))
+        log_G, _, _ = integrate(log_NAB, known, self._grid)
+        return log_G
 
     def predict(self, X: Any, groups: Any = None) -> Array:
         """Mean of y (N,): over the posterior of the effects of groups seen in `fit`, else over their prior."""
         check_is_fitted(self)
         x_ND = check_array(X, dtype=np.float64)
-        problem = self._problem(x_ND, np.zeros(len(x_ND)))
-        gates_RK = np.exp(problem.gates.log_joint(problem.gate_NP, self._params))
-        mean_RK = problem.experts.mean(problem.expert_NP, self._params)[..., 0]
-        A, B, _ = self._grid.effects_ABL.shape
-        mean_NAB = (gates_RK * mean_RK).sum(1).reshape(-1, A, B)
-        prior_AB = np.exp(self._grid.log_outer_A)[:, None] * np.exp(self._grid.log_inner_B)
+        mean_NAB = self._means(x_ND)
+        outer_A, inner_B = np.exp(self._grid.log_outer_A), np.exp(self._grid.log_inner_B)
         if groups is None:
+            prior_AB = outer_A[:, None] * inner_B
             return np.einsum("nab,ab->n", mean_NAB, prior_AB)
-        names = np.asarray(groups).reshape(len(x_ND), -1).tolist()
-        node_NAB = np.stack([self._outer.get(n[0], np.exp(self._grid.log_outer_A))[:, None]
-                             * self._inner.get(tuple(n), np.exp(self._grid.log_inner_B)[None]) for n in names])
-        return np.einsum("nab,nab->n", mean_NAB, node_NAB)
+        labels = np.asarray(groups).reshape(len(x_ND), -1)
+        nodes = []
+        for names in labels.tolist():
+            own_A = self._outer.get(names[0], outer_A)
+            own_AB = self._inner.get(tuple(names), inner_B[None])
+            nodes.append(own_A[:, None] * own_AB)
+        return np.einsum("nab,nab->n", mean_NAB, np.stack(nodes))
+
+    def _means(self, x_ND: Array) -> Array:
+        """Mean of y for rows at every pair of nodes (N, A, B)."""
+        problem = self._problem(x_ND, np.zeros(len(x_ND)))
+        log_gates_RK = problem.gates.log_joint(problem.gate_NP, self._params)
+        means_RK1 = problem.experts.mean(problem.expert_NP, self._params)
+        mean_R = (np.exp(log_gates_RK) * means_RK1[..., 0]).sum(1)
+        return mean_R.reshape(-1, *self._grid.size)
 
     def score(self, X: Any, y: Any, groups: Any = None) -> float:
         """R^2 of `predict`."""
-        y = np.asarray(y, dtype=np.float64)
-        return float(1 - ((y - self.predict(X, groups)) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+        y_N = np.asarray(y, dtype=np.float64)
+        rest_N = y_N - self.predict(X, groups)
+        about_mean_N = y_N - y_N.mean()
+        unexplained = (rest_N**2).sum() / (about_mean_N**2).sum()
+        return float(1 - unexplained)
 
 
 def _grouped(groups: Any, rows: int) -> Groups:
-    if len(np.asarray(groups)) != rows:
-        raise ValueError(f"groups has {len(np.asarray(groups))} entries for {rows} rows; give one a row")
-    return Groups.of(groups)
+    labels = np.asarray(groups)
+    if len(labels) != rows:
+        raise ValueError(f"groups has {len(labels)} entries for {rows} rows; give one a row")
+    return Groups.of(labels)
 
 
 def _first_nodes(y_N: Array, groups: Groups, grid: Grid) -> Array:
     """Node probabilities (N, A, B) to begin with, from standardised means of the groups."""
-    def posterior(value_N: Array, index_N: Array, nodes: Array, log_weights: Array) -> tuple[Array, Array]:
-        count = np.bincount(index_N)
-        mean = np.bincount(index_N, value_N) / np.maximum(count, 1)
-        spread = mean.std() or 1.0
-        score = (mean - mean.mean()) / spread
-        return softmax(log_weights - 2.0 * (nodes - score[:, None]) ** 2, axis=1)[index_N], mean[index_N]
-
-    outer_N = groups.outer_H[groups.inner_N]
-    outer_NA, mean_N = posterior(y_N, outer_N, grid.effects_ABL[:, 0, 0], grid.log_outer_A)
+    outer_N = groups.outer_N
+    mean_G = _means_of(y_N, outer_N)
+    outer_GA = _near_nodes(mean_G, grid.effects_ABL[:, 0, 0], grid.log_outer_A)
+    outer_NA1 = outer_GA[outer_N][:, :, None]
     if groups.levels == 1:
-        return outer_NA[:, :, None]
-    inner_NB, _ = posterior(y_N - mean_N, groups.inner_N, grid.effects_ABL[0, :, 1], grid.log_inner_B)
-    return outer_NA[:, :, None] * inner_NB[:, None, :]
+        return outer_NA1
+    within_N = y_N - mean_G[outer_N]
+    mean_H = _means_of(within_N, groups.inner_N)
+    inner_HB = _near_nodes(mean_H, grid.effects_ABL[0, :, 1], grid.log_inner_B)
+    return outer_NA1 * inner_HB[groups.inner_N][:, None, :]
+
+
+def _means_of(value_N: Array, index_N: Array) -> Array:
+    """Mean of every group."""
+    count = np.bincount(index_N)
+    total = np.bincount(index_N, value_N)
+    return total / np.maximum(count, 1)
+
+
+def _near_nodes(mean: Array, nodes: Array, log_weights: Array) -> Array:
+    """Probabilities of nodes for every group, high near its standardised mean."""
+    spread = mean.std() or 1.0
+    score = (mean - mean.mean()) / spread
+    gap = nodes - score[:, None]
+    return softmax(log_weights - 2.0 * gap**2, axis=1)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twelve groups of eight rows with an intercept of their own."""
-    groups = torch.arange(12).repeat_interleave(8)
+    groups_N = torch.arange(12).repeat_interleave(8)
     x_ND = torch.randn(96, 1, generator=generator, dtype=torch.float64)
-    effect_N = torch.randn(12, generator=generator, dtype=torch.float64)[groups]
+    effect_G = torch.randn(12, generator=generator, dtype=torch.float64)
     noise_N = 0.1 * torch.randn(96, generator=generator, dtype=torch.float64)
-    return {"estimator": MixedMixtureOfExperts(random_state=0, n_nodes=5), "X": x_ND.numpy(),
-            "y": (x_ND[:, 0].abs() + effect_N + noise_N).numpy(), "groups": groups.numpy()}
+    y_N = x_ND[:, 0].abs() + effect_G[groups_N] + noise_N
+    estimator = MixedMixtureOfExperts(random_state=0, n_nodes=5)
+    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy(), "groups": groups_N.numpy()}

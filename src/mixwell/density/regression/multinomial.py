@@ -11,7 +11,7 @@ Mixture of Experts, arXiv:2310.14188.
 
 **Differs:** written from memory of the paper. Coefficients are centred over classes and over experts instead of the
 last being zero; `voronoi_loss` compares them so. A small ridge, part of the likelihood that EM climbs, keeps
-coefficients finite where classes or regions can be told apart perfectly.
+coefficients finite where classes or regions can be separated perfectly.
 
 **Fails when:** M is a polynomial of x (a tie of a higher order can come back); experts differ in nothing but the gate.
 
@@ -74,18 +74,29 @@ def voronoi_loss(gate_KP: Array, coef_KCP: Array, true_gate_JP: Array, true_coef
     weighted by the fitted gates' exponentiated intercepts, plus the difference of those sums. Gates are compared up to
     the one vector that may be added to all of them.
     """
-    fitted_KA = np.concatenate([gate_KP[:, 1:], coef_KCP.reshape(len(gate_KP), -1)], axis=1)
-    truth_JA = np.concatenate([true_gate_JP[:, 1:], true_coef_JCP.reshape(len(true_gate_JP), -1)], axis=1)
+    fitted_KA = _atoms(gate_KP, coef_KCP)
+    truth_JA = _atoms(true_gate_JP, true_coef_JCP)
     mass_K, true_mass_J = softmax(gate_KP[:, 0]), softmax(true_gate_JP[:, 0])
-    nearest_K = ((fitted_KA[:, None] - truth_JA) ** 2).sum(-1).argmin(1)
-    slopes = gate_KP.shape[1] - 1
-    fitted_KA[:, :slopes] -= np.average(fitted_KA[:, :slopes] - truth_JA[nearest_K, :slopes], axis=0, weights=mass_K)
+    gap_KJA = fitted_KA[:, None] - truth_JA
+    nearest_K = (gap_KJA**2).sum(-1).argmin(1)
+    own_KA = truth_JA[nearest_K]
+    slopes = slice(gate_KP.shape[1] - 1)
+    fitted_KA[:, slopes] -= np.average(fitted_KA[:, slopes] - own_KA[:, slopes], axis=0, weights=mass_K)
+    distance_K = np.sqrt(((fitted_KA - own_KA) ** 2).sum(1))
     loss = 0.0
     for j, true_mass in enumerate(true_mass_J):
         cell = np.flatnonzero(nearest_K == j)
-        distance = np.sqrt(((fitted_KA[cell] - truth_JA[j]) ** 2).sum(1))
-        loss += abs(mass_K[cell].sum() - true_mass) + mass_K[cell] @ distance ** (1 if len(cell) == 1 else 2)
+        power = 1 if len(cell) == 1 else 2
+        excess = mass_K[cell].sum() - true_mass
+        loss += abs(excess) + mass_K[cell] @ distance_K[cell] ** power
     return float(loss)
+
+
+def _atoms(gate_KP: Array, coef_KCP: Array) -> Array:
+    """Every expert's gate slopes and coefficients side by side (K, A)."""
+    slopes_KD = gate_KP[:, 1:]
+    coef_KA = coef_KCP.reshape(len(gate_KP), -1)
+    return np.concatenate([slopes_KD, coef_KA], axis=1)
 
 
 @method(
@@ -98,21 +109,26 @@ class MultinomialMixtureOfExperts(GatedClassifier, config=Config):
     """Softmax-gated mixture of logistic regressions; see the module's card and `Config`."""
 
     def fit(self, X: Any, y: Any) -> MultinomialMixtureOfExperts:
-        """Fit to X (N, D) and labels y (N,)."""
+        """Fit to X (N, D) and labels y (N,); a `ValueError` where options or data are none that can be fitted."""
         config = self._config()
         x_ND, y_N = self._read(X, y)
         self._transform = config.gate_transform
-        hot_NC = np.eye(len(self.classes_))[y_N]
-        experts = MultinomialExperts(len(self.classes_), config.ridge)
-        self._fit_gated(x_ND, y_N, hot_NC, SoftmaxGates(config.ridge), experts, config)
+        C = len(self.classes_)
+        hot_NC = np.eye(C)[y_N]
+        gates = SoftmaxGates(config.ridge)
+        experts = MultinomialExperts(C, config.ridge)
+        self._fit_gated(x_ND, y_N, hot_NC, gates, experts, config)
         return self
 
     def _gate_design(self, z_ND: Array) -> Array:
-        return with_intercept(TRANSFORMS[self._transform](z_ND))
+        transform = TRANSFORMS[self._transform]
+        return with_intercept(transform(z_ND))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two classes of which the second lies between two halves of the first."""
-    x_ND = torch.rand(120, 2, generator=generator, dtype=torch.float64) * 4 - 2
-    return {"estimator": MultinomialMixtureOfExperts(random_state=0), "X": x_ND.numpy(),
-            "y": (x_ND[:, 0].abs() < 1).long().numpy()}
+    unit_ND = torch.rand(120, 2, generator=generator, dtype=torch.float64)
+    x_ND = unit_ND * 4 - 2
+    within_N = x_ND[:, 0].abs() < 1
+    estimator = MultinomialMixtureOfExperts(random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy(), "y": within_N.long().numpy()}

@@ -12,7 +12,7 @@ Jacobs (1994).
 
 **Differs:** written from memory of the paper. Polynomials have no cross terms between columns. The normal experts'
 variance is estimated, one an expert, where the theory holds it fixed. `ridge` keeps gates (and Poisson or Bernoulli
-experts) finite where regions can be told apart perfectly; it is part of the likelihood that EM climbs.
+experts) finite where regions can be separated perfectly; it is part of the likelihood that EM climbs.
 
 **Fails when:** orders above three or so meet rows outside the range that was fitted; m k grows faster than N.
 
@@ -80,30 +80,43 @@ class PolynomialExperts(GatedRegressor, config=Config):
     """
 
     def fit(self, X: Any, y: Any) -> PolynomialExperts:
-        """Fit to X (N, D) and y (N,) or (N, Q)."""
+        """Fit to X (N, D) and y (N,) or (N, Q).
+
+        Raises a `ValueError` where options or data are none that can be fitted, or y holds what the family cannot.
+        """
         config = self._config()
         x_ND, y_NQ = self._read(X, y)
-        self._degree, self._family = config.degree, config.family
+        self._degree = config.degree
+        self._family = config.family
         target = self._targets(y_NQ)
-        self._fit_gated(x_ND, target, y_NQ, SoftmaxGates(config.ridge), self._build(y_NQ, config), config)
+        gates = SoftmaxGates(config.ridge)
+        experts = self._build(y_NQ, config)
+        self._fit_gated(x_ND, target, y_NQ, gates, experts, config)
         return self
 
     def _build(self, y_NQ: Array, config: Config) -> Experts:
+        """The experts of the family."""
         if config.family == "gaussian":
-            return GaussianExperts(config.reg_covar * max(float(y_NQ.var(0).mean()), 1e-300))
+            variance = float(y_NQ.var(0).mean())
+            return GaussianExperts(config.reg_covar * max(variance, 1e-300))
         if y_NQ.shape[1] != 1:
             raise ValueError(f"y has {y_NQ.shape[1]} columns; family {config.family!r} takes one")
-        return PoissonExperts(config.ridge) if config.family == "poisson" else MultinomialExperts(2, config.ridge)
+        if config.family == "poisson":
+            return PoissonExperts(config.ridge)
+        return MultinomialExperts(2, config.ridge)
 
     def _targets(self, y: Any) -> Array:
         y_NQ = super()._targets(y)
         if self._family == "gaussian":
             return y_NQ
-        wrong = (y_NQ < 0) | (y_NQ != np.floor(y_NQ)) | (y_NQ > (1 if self._family == "bernoulli" else np.inf))
+        counts = self._family == "poisson"
+        largest = np.inf if counts else 1
+        outside = (y_NQ < 0) | (y_NQ > largest)
+        wrong = outside | (y_NQ != np.floor(y_NQ))
         if wrong.any():
-            kind = "counts" if self._family == "poisson" else "zeros and ones"
+            kind = "counts" if counts else "zeros and ones"
             raise ValueError(f"y holds {y_NQ[wrong][0]:g}; family {self._family!r} takes {kind}")
-        return y_NQ if self._family == "poisson" else y_NQ[:, 0].astype(int)
+        return y_NQ if counts else y_NQ[:, 0].astype(int)
 
     def _expert_design(self, z_ND: Array) -> Array:
         return powers(z_ND, self._degree)
@@ -115,7 +128,9 @@ class PolynomialExperts(GatedRegressor, config=Config):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two lines that meet at zero."""
-    x_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64) * 2 - 1
+    unit_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64)
+    x_ND = unit_ND * 2 - 1
     noise_N = 0.05 * torch.randn(80, generator=generator, dtype=torch.float64)
-    return {"estimator": PolynomialExperts(random_state=0), "X": x_ND.numpy(),
-            "y": (x_ND[:, 0].abs() + noise_N).numpy()}
+    y_N = x_ND[:, 0].abs() + noise_N
+    estimator = PolynomialExperts(random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}

@@ -62,35 +62,55 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
     """
 
     def fit(self, X: Any, y: Any = None) -> ComponentSearch:
-        """Fit the range; returns self."""
-        if self.criterion not in CRITERIA:
-            raise ValueError(f"criterion={self.criterion!r}; expected one of {', '.join(CRITERIA)}.")
-        given: Any = self.n_components
-        numbers: list[int] = sorted({int(given)} if isinstance(given, Integral) else set(given))
-        if not numbers:
-            raise ValueError("n_components is empty; expected the numbers of components to try.")
+        """Fit the range; returns self.
+
+        Raises a `ValueError` where there is no number to try, or the criterion is none that the estimator has.
+        """
         base = self._base()
-        if self.criterion in ("aic", "bic", "icl") and not hasattr(base, self.criterion):
-            raise ValueError(f"{type(base).__name__} has no {self.criterion}; choose another criterion, or 'cv'.")
+        self._check_criterion(base)
+        numbers = self._numbers()
         fitted = {k: clone(base).set_params(n_components=k).fit(X) for k in numbers}
         self.log_likelihoods_ = {k: model.score(X) * _count(model, X) for k, model in fitted.items()}
-        if self.criterion == "slope":
-            sizes = np.array([model._n_parameters() for model in fitted.values()])
-            _, self.slope_, scores = slope_heuristic(np.array(list(self.log_likelihoods_.values())), sizes)
-            self.scores_ = dict(zip(numbers, scores.tolist()))
-        elif self.criterion == "cv":
-            self.scores_ = self._held_out(base, X, numbers)
-        else:
-            self.scores_ = {k: getattr(model, self.criterion)(X) for k, model in fitted.items()}
-        self.best_n_components_ = min(numbers, key=self.scores_.__getitem__)
+        self.scores_ = self._scores(base, fitted, X)
+        best = min(numbers, key=self.scores_.__getitem__)
         if self.criterion == "cv" and self.one_standard_error:
-            limit = self.scores_[self.best_n_components_] + self.standard_errors_[self.best_n_components_]
-            self.best_n_components_ = next(k for k in numbers if self.scores_[k] <= limit)
-        self.best_estimator_ = fitted[self.best_n_components_]
+            limit = self.scores_[best] + self.standard_errors_[best]
+            best = next(k for k in numbers if self.scores_[k] <= limit)
+        self.best_n_components_ = best
+        self.best_estimator_ = fitted[best]
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self.best_estimator_, name):
-                setattr(self, name, getattr(self.best_estimator_, name))
+                value = getattr(self.best_estimator_, name)
+                setattr(self, name, value)
         return self
+
+    def _check_criterion(self, base: Any) -> None:
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion={self.criterion!r}; expected one of {', '.join(CRITERIA)}.")
+        own = self.criterion in ("aic", "bic", "icl")
+        if own and not hasattr(base, self.criterion):
+            raise ValueError(f"{type(base).__name__} has no {self.criterion}; choose another criterion, or 'cv'.")
+
+    def _numbers(self) -> list[int]:
+        """The numbers of components to try, in order."""
+        given: Any = self.n_components
+        if isinstance(given, Integral):
+            given = [int(given)]
+        numbers = sorted(set(given))
+        if not numbers:
+            raise ValueError("n_components is empty; expected the numbers of components to try.")
+        return numbers
+
+    def _scores(self, base: Any, fitted: dict[int, Any], X: Any) -> dict[int, float]:
+        """The criterion of every number of components."""
+        if self.criterion == "cv":
+            return self._held_out(base, X, list(fitted))
+        if self.criterion != "slope":
+            return {k: getattr(model, self.criterion)(X) for k, model in fitted.items()}
+        values = np.array(list(self.log_likelihoods_.values()))
+        sizes = np.array([model._n_parameters() for model in fitted.values()])
+        _, self.slope_, scores = slope_heuristic(values, sizes)
+        return dict(zip(fitted, scores.tolist()))
 
     def _base(self) -> Any:
         return GaussianMixture() if self.estimator is None else self.estimator
@@ -101,14 +121,21 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
         return tags
 
     def _held_out(self, base: Any, X: Any, numbers: list[int]) -> dict[int, float]:
+        """Minus the mean log-likelihood of a row that was left out, by number of components."""
         x_ND = X if isinstance(X, (np.ndarray, torch.Tensor)) else np.asarray(X)
         if x_ND.ndim != 2:
             raise ValueError("criterion='cv' got files; expected rows in memory. Choose bic, aic, icl or slope.")
-        splits = list(KFold(self.folds, shuffle=True, random_state=self.random_state).split(np.empty((len(x_ND), 1))))
-        found = {k: np.array([clone(base).set_params(n_components=k).fit(x_ND[train]).score(x_ND[test])
-                              for train, test in splits]) for k in numbers}
-        self.standard_errors_ = {k: float(v.std(ddof=1) / np.sqrt(len(v))) for k, v in found.items()}
-        return {k: -float(v.mean()) for k, v in found.items()}
+        folds = KFold(self.folds, shuffle=True, random_state=self.random_state)
+        splits = list(folds.split(np.empty((len(x_ND), 1))))
+        self.standard_errors_: dict[int, float] = {}
+        losses = {}
+        for k in numbers:
+            model = clone(base).set_params(n_components=k)
+            scores = [clone(model).fit(x_ND[train]).score(x_ND[test]) for train, test in splits]
+            spread = np.std(scores, ddof=1)
+            self.standard_errors_[k] = float(spread / np.sqrt(len(scores)))
+            losses[k] = -float(np.mean(scores))
+        return losses
 
     def predict(self, X: Any) -> Any:
         """Labels by the chosen mixture (N,)."""
@@ -122,11 +149,16 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
 
 
 def _count(model: Any, X: Any) -> int:
-    return model._count(X) if hasattr(model, "_count") else len(X)
+    if hasattr(model, "_count"):
+        return model._count(X)
+    return len(X)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three groups on a line."""
-    centres_N1 = torch.tensor([[-6.0], [0.0], [6.0]], dtype=torch.float64).repeat_interleave(40, 0)
-    x_N1 = centres_N1 + torch.randn(120, 1, generator=generator, dtype=torch.float64)
-    return {"estimator": ComponentSearch(GaussianMixture(random_state=0), range(1, 6)), "X": x_N1.numpy()}
+    centres_31 = torch.tensor([[-6.0], [0.0], [6.0]], dtype=torch.float64)
+    centres_N1 = centres_31.repeat_interleave(40, 0)
+    noise_N1 = torch.randn(120, 1, generator=generator, dtype=torch.float64)
+    x_N1 = centres_N1 + noise_N1
+    base = GaussianMixture(random_state=0)
+    return {"estimator": ComponentSearch(base, range(1, 6)), "X": x_N1.numpy()}

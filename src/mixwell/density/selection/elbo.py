@@ -1,7 +1,7 @@
 """ELBO selection: the model with the largest evidence lower bound; the rank of probabilistic PCA, the K of a mixture.
 
 **Equation:** ELBO(K) = max over q in F_K of alpha E_q[log p(X | theta)] - KL(q, pi(. | K)), in nats over all rows; the
-choice is argmax_K ELBO(K) + log pi_K, and softmax(ELBO + log pi) weighs the models. Probabilistic PCA of rank K:
+choice is argmax_K ELBO(K) + log pi_K, and softmax(ELBO + log pi) are the weights. Probabilistic PCA of rank K:
 x_n = W z_n + noise, z_n ~ N(0, I_K), noise ~ N(0, I_D / tau), W_dk ~ N(0, s^2), tau known or Gamma(a, b). With
 q = q(Z) q(W) q(tau): q(z_n) = N(E[tau] C W^T x_n, C), C = (I + E[tau] E[W^T W])^-1; rows of W have covariance V = (I /
 s^2 + alpha E[tau] E[Z^T Z])^-1 and means alpha E[tau] X^T E[Z] V; q(tau) = Gamma(a + alpha N D / 2, b + alpha E|X - Z
@@ -99,7 +99,8 @@ class PCA:
     def covariance_DD(self) -> Array:
         """E[W W^T] + I / E[tau]."""
         own = float(np.trace(self.spread_KK)) + self.noise_variance
-        return self.loadings_DK @ self.loadings_DK.T + own * np.eye(len(self.mean_D))
+        eye_DD = np.eye(len(self.mean_D))
+        return self.loadings_DK @ self.loadings_DK.T + own * eye_DD
 
     def score_samples(self, X: Array) -> Array:
         """Log density (N,) of the normal with this mean and covariance, in nats."""
@@ -107,9 +108,14 @@ class PCA:
 
 
 def choose(elbos: Sequence[float], log_prior: Sequence[float] | None = None) -> tuple[int, Array]:
-    """Index of the largest ELBO + log prior (the first of equals), and the models' weights (M,)."""
+    """Index of the largest ELBO + log prior (the first of equals), and the models' weights (M,).
+
+    Raises a `ValueError` where there are not as many priors as bounds, or a bound is not finite.
+    """
     elbo_M = np.asarray(elbos, dtype=np.float64)
-    prior_M = np.zeros_like(elbo_M) if log_prior is None else np.asarray(log_prior, dtype=np.float64)
+    prior_M = np.zeros_like(elbo_M)
+    if log_prior is not None:
+        prior_M = np.asarray(log_prior, dtype=np.float64)
     if elbo_M.ndim != 1 or not len(elbo_M) or prior_M.shape != elbo_M.shape:
         raise ValueError(f"got bounds of shape {elbo_M.shape} and log priors of shape {prior_M.shape}; expected one or "
                          "more, and as many of each")
@@ -124,29 +130,43 @@ def update(state: State, gram_DD: Array, rows: int, known: float | None, config:
     """q(Z), then q(W), then q(tau), each at its best given the others; and the ELBO of all three, in nats."""
     W_DK, V_KK, tau = state
     D, K = W_DK.shape
-    C_KK = np.linalg.inv(np.eye(K) + tau * (W_DK.T @ W_DK + D * V_KK))
+    eye_KK = np.eye(K)
+    WW_KK = W_DK.T @ W_DK + D * V_KK
+    C_KK = np.linalg.inv(eye_KK + tau * WW_KK)
     XZ_DK = tau * gram_DD @ W_DK @ C_KK
     ZZ_KK = tau * C_KK @ W_DK.T @ XZ_DK + rows * C_KK
     prior = config.loading_scale**2
-    V_KK = np.linalg.inv(np.eye(K) / prior + config.alpha * tau * ZZ_KK)
+    V_KK = np.linalg.inv(eye_KK / prior + config.alpha * tau * ZZ_KK)
     W_DK = config.alpha * tau * XZ_DK @ V_KK
     WW_KK = W_DK.T @ W_DK + D * V_KK
-    error = float(np.trace(gram_DD) - 2 * (W_DK * XZ_DK).sum() + (WW_KK * ZZ_KK).sum())
+    cross = 2 * (W_DK * XZ_DK).sum()
+    error = float(np.trace(gram_DD) - cross + (WW_KK * ZZ_KK).sum())
     tau, log_tau, kl_tau = _noise(error, rows * D, known, config)
-    fit = 0.5 * (rows * D * (log_tau - LOG_2PI) - tau * error)
-    kl_Z = divergence(np.trace(ZZ_KK), -rows * np.linalg.slogdet(C_KK)[1], rows * K)
-    kl_W = divergence(np.trace(WW_KK) / prior, -D * np.linalg.slogdet(V_KK / prior)[1], D * K)
-    return State(W_DK, V_KK, tau), float(config.alpha * (fit - kl_Z) - kl_W - kl_tau)
+    log_scale = rows * D * (log_tau - LOG_2PI)
+    fit = 0.5 * (log_scale - tau * error)
+    kl_Z = divergence(np.trace(ZZ_KK), -rows * _log_det(C_KK), rows * K)
+    kl_W = divergence(np.trace(WW_KK) / prior, -D * _log_det(V_KK / prior), D * K)
+    elbo = config.alpha * (fit - kl_Z) - kl_W - kl_tau
+    return State(W_DK, V_KK, tau), float(elbo)
+
+
+def _log_det(matrix: Array) -> float:
+    _, value = np.linalg.slogdet(matrix)
+    return value
 
 
 def _noise(error: float, size: int, known: float | None, config: Config) -> tuple[float, float, float]:
     """E[tau], E[log tau] and KL(q(tau), prior) given E|X - Z W^T|^2 over `size` numbers."""
     if known is not None:
         return known, math.log(known), 0.0
+    half = 0.5 * config.alpha
     a0, b0 = config.noise_prior
-    a, b = a0 + 0.5 * config.alpha * size, b0 + 0.5 * config.alpha * error
-    kl = (a - a0) * digamma(a) - gammaln(a) + gammaln(a0) + a0 * math.log(b / b0) + a * (b0 / b - 1)
-    return a / b, float(digamma(a)) - math.log(b), float(kl)
+    a, b = a0 + half * size, b0 + half * error
+    shape = (a - a0) * digamma(a) - gammaln(a) + gammaln(a0)
+    rate = a0 * math.log(b / b0)
+    kl = shape + rate + a * (b0 / b - 1)
+    log_tau = float(digamma(a)) - math.log(b)
+    return a / b, log_tau, float(kl)
 
 
 def fit_pca(x_ND: Array, rank: int, config: Config) -> PCA:
@@ -154,7 +174,8 @@ def fit_pca(x_ND: Array, rank: int, config: Config) -> PCA:
     N, D = x_ND.shape
     mean_D = x_ND.mean(0)
     centred_ND = x_ND - mean_D
-    unit = math.sqrt(float((centred_ND**2).mean())) or 1.0
+    square = float((centred_ND**2).mean())
+    unit = math.sqrt(square) or 1.0
     gram_DD = centred_ND.T @ centred_ND / unit**2
     known = None if config.noise_variance is None else unit**2 / config.noise_variance
     rescaling = config.alpha * N * D * math.log(unit)
@@ -163,12 +184,14 @@ def fit_pca(x_ND: Array, rank: int, config: Config) -> PCA:
         new, elbo = update(state, gram_DD, N, known, config)
         return new, elbo - rescaling
 
+    start = _start(gram_DD / N, rank, known)
     enough = math.nextafter(config.tol * N, math.inf)  # a gain of just the tolerance ends it, so that 0 can be one
-    run = ascend(step, _start(gram_DD / N, rank, known), tol=enough, max_iter=config.max_iter, ahead=True)
+    run = ascend(step, start, tol=enough, max_iter=config.max_iter, ahead=True)
     if not run.converged:
         warnings.warn(f"rank {rank} did not converge in {config.max_iter} updates; raise max_iter or tol",
                       ConvergenceWarning, stacklevel=2)
-    return PCA(mean_D, unit * run.state.W_DK, unit**2 * run.state.V_KK, unit**2 / run.state.tau, run.bounds)
+    W_DK, V_KK, tau = run.state
+    return PCA(mean_D, unit * W_DK, unit**2 * V_KK, unit**2 / tau, run.bounds)
 
 
 def _start(covariance_DD: Array, rank: int, known: float | None) -> State:
@@ -176,10 +199,17 @@ def _start(covariance_DD: Array, rank: int, known: float | None) -> State:
     values_D, vectors_DD = np.linalg.eigh(covariance_DD)
     values_D = np.maximum(values_D, 1e-9)
     rest = len(values_D) - rank
-    noise = 1 / known if known is not None else values_D[:rest].mean() if rest else 0.5 * values_D[0]
+    if known is not None:
+        noise = 1 / known
+    elif rest:
+        noise = values_D[:rest].mean()
+    else:
+        noise = 0.5 * values_D[0]
     own_K = values_D[rest:]
-    W_DK = vectors_DD[:, rest:] * np.sqrt(np.maximum(own_K - noise, 0.01 * own_K))
-    return State(W_DK, np.zeros((rank, rank)), float(1 / noise))
+    above_K = np.maximum(own_K - noise, 0.01 * own_K)
+    W_DK = vectors_DD[:, rest:] * np.sqrt(above_K)
+    V_KK = np.zeros((rank, rank))
+    return State(W_DK, V_KK, float(1 / noise))
 
 
 def mixture_elbo(model: BayesianGaussianMixture, rows: int) -> float:
@@ -191,13 +221,16 @@ def mixture_elbo(model: BayesianGaussianMixture, rows: int) -> float:
         raise ValueError(f"got covariance_type={model.covariance_type!r}, weight_concentration_prior_type="
                          f"{model.weight_concentration_prior_type!r}; expected 'full' and 'dirichlet_distribution'")
     K, D = model.means_.shape
-    concentration, dof = model.weight_concentration_prior_, model.degrees_of_freedom_prior_
+    half = 0.5 * model.degrees_of_freedom_prior_
+    concentration = model.weight_concentration_prior_
     pi_terms = 0.25 * D * (D - 1) * math.log(math.pi)  # scikit-learn's gamma functions come without
-    wishart = 0.5 * dof * (np.linalg.slogdet(model.covariance_prior_)[1] - D * math.log(2)) \
-        - multigammaln(0.5 * dof, D) + pi_terms
+    log_scale = _log_det(model.covariance_prior_) - D * math.log(2)
+    wishart = half * log_scale - multigammaln(half, D) + pi_terms
     weights = gammaln(K * concentration) - K * gammaln(concentration)
-    prior = weights + K * (wishart + 0.5 * D * math.log(model.mean_precision_prior_))
-    return float(model.lower_bound_ + prior - 0.5 * rows * D * LOG_2PI)
+    means = 0.5 * D * math.log(model.mean_precision_prior_)
+    prior = weights + K * (wishart + means)
+    constant = 0.5 * rows * D * LOG_2PI
+    return float(model.lower_bound_ + prior - constant)
 
 
 @method(
@@ -214,17 +247,18 @@ class ElboSelection(DensityMixin, Configured, BaseEstimator, config=Config):
     """
 
     def fit(self, X: Any, y: Any = None) -> ElboSelection:
-        """Fit all to X (N, D) and choose; returns self."""
+        """Fit all to X (N, D) and choose; returns self.
+
+        Raises a `ValueError` where options or X are none that can be fitted, or an estimator has no bound.
+        """
         config = self._config()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        numbers = self._numbers(config, *X.shape)
-        fitted = {k: fit_pca(X, k, config) if config.estimator is None
-                  else clone(config.estimator).set_params(n_components=k).fit(X) for k in numbers}
-        self.elbos_ = {k: _bound(model, len(X)) for k, model in fitted.items()}
-        log_prior = config.log_prior
-        if isinstance(log_prior, str):
-            log_prior = [-k * math.log(2) if log_prior == "geometric" else 0.0 for k in numbers]
-        index, self.weights_ = choose(list(self.elbos_.values()), log_prior)
+        N, D = X.shape
+        numbers = self._numbers(config, N, D)
+        fitted = {k: _fit_one(X, k, config) for k in numbers}
+        self.elbos_ = {k: _bound(model, N) for k, model in fitted.items()}
+        elbos = list(self.elbos_.values())
+        index, self.weights_ = choose(elbos, _log_prior(config, numbers))
         self.n_components_ = numbers[index]
         self.best_ = fitted[self.n_components_]
         return self
@@ -232,26 +266,48 @@ class ElboSelection(DensityMixin, Configured, BaseEstimator, config=Config):
     @staticmethod
     def _numbers(config: Config, N: int, D: int) -> list[int]:
         if config.estimator is None:
-            lowest, highest, default = 0, D, range(min(D, N))
+            lowest, highest = 0, D
+            default = range(min(D, N))
         else:
-            lowest, highest, default = 1, N, range(1, min(N, 10) + 1)
+            lowest, highest = 1, N
+            default = range(1, min(N, 10) + 1)
         given: Any = default if config.n_components is None else config.n_components
-        numbers: list[int] = [int(given)] if isinstance(given, (int, np.integer)) else list(given)
-        if not numbers or min(numbers) < lowest or max(numbers) > highest or len(set(numbers)) < len(numbers):
+        if isinstance(given, (int, np.integer)):
+            given = [int(given)]
+        numbers: list[int] = list(given)
+        repeated = len(set(numbers)) < len(numbers)
+        if not numbers or repeated or min(numbers) < lowest or max(numbers) > highest:
             raise ValueError(f"n_components is {numbers}; expected different numbers from {lowest} to {highest}")
         return numbers
 
     def score_samples(self, X: Any) -> Array:
         """Log density (N,) by the chosen model, in nats."""
         check_is_fitted(self, "best_")
-        return self.best_.score_samples(validate_data(self, X, dtype=np.float64, reset=False))
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return self.best_.score_samples(X)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log density by the chosen model, in nats."""
         return float(self.score_samples(X).mean())
 
 
+def _fit_one(x_ND: Array, k: int, config: Config) -> Any:
+    """The model of one number of components."""
+    if config.estimator is None:
+        return fit_pca(x_ND, k, config)
+    return clone(config.estimator).set_params(n_components=k).fit(x_ND)
+
+
+def _log_prior(config: Config, numbers: list[int]) -> Any:
+    """Log prior of every model, or none."""
+    if not isinstance(config.log_prior, str):
+        return config.log_prior
+    fall = math.log(2) if config.log_prior == "geometric" else 0.0
+    return [-k * fall for k in numbers]
+
+
 def _bound(model: Any, rows: int) -> float:
+    """The ELBO of a fitted model, in nats over all rows."""
     if isinstance(model, PCA):
         return model.elbo
     if isinstance(model, BayesianGaussianMixture):
@@ -266,5 +322,6 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Rows in six dimensions around a plane."""
     z_NK = torch.randn(200, 2, generator=generator, dtype=torch.float64)
     W_KD = 2.0 * torch.randn(2, 6, generator=generator, dtype=torch.float64)
-    x_ND = z_NK @ W_KD + 0.5 * torch.randn(200, 6, generator=generator, dtype=torch.float64)
+    noise_ND = 0.5 * torch.randn(200, 6, generator=generator, dtype=torch.float64)
+    x_ND = z_NK @ W_KD + noise_ND
     return {"estimator": ElboSelection(), "X": x_ND.numpy()}

@@ -67,26 +67,41 @@ def halved(x_ND: Array, parts: int) -> Array:
     """Means (parts, D) of parts found by halving the one of largest scatter across its longest axis."""
     labels_N = np.zeros(len(x_ND), dtype=int)
     for new in range(1, parts):
-        scatter = [((x_ND[labels_N == k] - x_ND[labels_N == k].mean(0)) ** 2).sum() for k in range(new)]
-        rows = np.flatnonzero(labels_N == int(np.argmax(scatter)))
+        scatter = [_scatter(x_ND[labels_N == k]) for k in range(new)]
+        widest = int(np.argmax(scatter))
+        rows = np.flatnonzero(labels_N == widest)
         centred_ND = x_ND[rows] - x_ND[rows].mean(0)
-        axis_D = np.linalg.eigh(centred_ND.T @ centred_ND)[1][:, -1]
-        labels_N[rows[centred_ND @ axis_D > 0]] = new
+        _, axes_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
+        along_N = centred_ND @ axes_DD[:, -1]
+        beyond = rows[along_N > 0]
+        labels_N[beyond] = new
     return part_means(x_ND, labels_N)
+
+
+def _scatter(x_ND: Array) -> float:
+    """Squared distances from the mean, summed."""
+    centred_ND = x_ND - x_ND.mean(0)
+    return (centred_ND**2).sum()
 
 
 def part_means(x_ND: Array, labels_N: Array) -> Array:
     """Means (K, D) of parts 0..K-1."""
-    return np.stack([x_ND[labels_N == k].mean(0) for k in range(labels_N.max() + 1)])
+    K = labels_N.max() + 1
+    means = [x_ND[labels_N == k].mean(0) for k in range(K)]
+    return np.stack(means)
 
 
 def confirm(x_ND: Array, labels_N: Array, floor: float, config: Config) -> tuple[Array, float]:
     """Responsibilities (N, K) and BIC of a mixture that starts from the parts, in their order; `floor`: a variance."""
-    share_K = np.bincount(labels_N) / len(labels_N)
-    within = x_ND - part_means(x_ND, labels_N)[labels_N]
-    precision = _precision(within.T @ within / len(x_ND) + floor * np.eye(x_ND.shape[1]), config.covariance_type)
-    model = GaussianMixture(len(share_K), covariance_type=config.covariance_type, reg_covar=floor, weights_init=share_K,
-                            means_init=part_means(x_ND, labels_N), precisions_init=np.stack([precision] * len(share_K)))
+    N, D = x_ND.shape
+    share_K = np.bincount(labels_N) / N
+    K = len(share_K)
+    means_KD = part_means(x_ND, labels_N)
+    within_ND = x_ND - means_KD[labels_N]
+    covariance_DD = within_ND.T @ within_ND / N + floor * np.eye(D)
+    precision = _precision(covariance_DD, config.covariance_type)
+    model = GaussianMixture(K, covariance_type=config.covariance_type, reg_covar=floor, weights_init=share_K,
+                            means_init=means_KD, precisions_init=np.stack([precision] * K))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # agreement is judged, not the optimum
         model.fit(x_ND)
@@ -103,22 +118,29 @@ def _precision(covariance_DD: Array, kind: str) -> Array:
 
 def cut(x_ND: Array, floor: float, config: Config) -> tuple[Array, float] | None:
     """Labels (N,) of the valid cut of lowest BIC, -1 for rows that are not separable, and its agreement; or None."""
-    most = min(config.max_parts, len(np.unique(x_ND, axis=0)))
-    if len(x_ND) < config.min_rows or most < 2:
+    N, D = x_ND.shape
+    distinct = len(np.unique(x_ND, axis=0))
+    most = min(config.max_parts, distinct)
+    if N < config.min_rows or most < 2:
         return None
-    fewest = x_ND.shape[1] + 1 if config.covariance_type == "full" else 2  # rows that a covariance needs
-    _, lowest = confirm(x_ND, np.zeros(len(x_ND), dtype=int), floor, config)
+    fewest = D + 1 if config.covariance_type == "full" else 2  # rows that a covariance needs
+    together_N = np.zeros(N, dtype=int)
+    _, lowest = confirm(x_ND, together_N, floor, config)
     best = None
     for parts in range(2, most + 1):
-        labels_N = KMeans(parts, init=halved(x_ND, parts), n_init=1).fit(x_ND).labels_
-        if np.bincount(labels_N, minlength=parts).min() < fewest:
+        clusters = KMeans(parts, init=halved(x_ND, parts), n_init=1).fit(x_ND)
+        labels_N = clusters.labels_
+        sizes = np.bincount(labels_N, minlength=parts)
+        if sizes.min() < fewest:
             continue
         resp_NK, bic = confirm(x_ND, labels_N, floor, config)
         same_N = resp_NK.argmax(1) == labels_N
         kept_N = same_N & (resp_NK.max(1) >= config.certainty)
+        agreement = float(same_N.mean())
         whole = len(np.unique(labels_N[kept_N])) == parts
-        if whole and same_N.mean() >= config.agreement and bic < lowest:
-            lowest, best = bic, (np.where(kept_N, labels_N, -1), float(same_N.mean()))
+        if whole and agreement >= config.agreement and bic < lowest:
+            lowest = bic
+            best = np.where(kept_N, labels_N, -1), agreement
     return best
 
 
@@ -135,14 +157,15 @@ class PartitivePartitioning(ClusterMixin, Configured, BaseEstimator, config=Conf
     """
 
     def fit(self, X: Any, y: Any = None) -> PartitivePartitioning:
-        """Find the parts of X (N, D); returns self."""
+        """Find the parts of X (N, D); returns self. A `ValueError` where X or an option is none that can be used."""
         config = self._config()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         parts_N = self._parts(X, config)
         self.separable_ = parts_N >= 0
-        start_KD = part_means(X[self.separable_], parts_N[self.separable_])
+        rows_ND = X[self.separable_]
+        start_KD = part_means(rows_ND, parts_N[self.separable_])
         self.n_clusters_ = len(start_KD)
-        final = KMeans(self.n_clusters_, init=start_KD, n_init=1).fit(X[self.separable_])
+        final = KMeans(self.n_clusters_, init=start_KD, n_init=1).fit(rows_ND)
         self.cluster_centers_ = final.cluster_centers_
         self.labels_ = self._nearest(X)
         return self
@@ -150,30 +173,42 @@ class PartitivePartitioning(ClusterMixin, Configured, BaseEstimator, config=Conf
     def _parts(self, X: Array, config: Config) -> Array:
         """Labels (N,) of the parts that no valid cut divides, -1 for rows that left."""
         self.agreements_: list[float] = []
+        N = len(X)
         floor = FLOOR * float(X.var(0).mean())
-        parts_N, waiting, done = np.full(len(X), -1), [np.arange(len(X))], 0
+        parts_N = np.full(N, -1)
+        waiting = [np.arange(N)]
+        done = 0
         while waiting:
             rows = waiting.pop()
             found = cut(X[rows], floor, config)
             if found is None:
-                parts_N[rows], done = done, done + 1
+                parts_N[rows] = done
+                done += 1
                 continue
             labels, agreement = found
             self.agreements_.append(agreement)
-            waiting += [rows[labels == k] for k in range(labels.max() + 1)]
+            K = labels.max() + 1
+            waiting += [rows[labels == k] for k in range(K)]
         return parts_N
 
     def _nearest(self, X: Array) -> Array:
-        return np.stack([((X - centre) ** 2).sum(1) for centre in self.cluster_centers_], 1).argmin(1)
+        distances = []
+        for centre_D in self.cluster_centers_:
+            gap_ND = X - centre_D
+            distances.append((gap_ND**2).sum(1))
+        return np.stack(distances, 1).argmin(1)
 
     def predict(self, X: Any) -> Array:
         """The nearest centre of every row (N,)."""
         check_is_fitted(self, "cluster_centers_")
-        return self._nearest(validate_data(self, X, dtype=np.float64, reset=False))
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return self._nearest(X)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three groups in the plane."""
-    centres_ND = torch.tensor([[-6.0, 0.0], [0.0, 4.0], [6.0, -1.0]], dtype=torch.float64).repeat_interleave(40, 0)
-    x_ND = centres_ND + torch.randn(120, 2, generator=generator, dtype=torch.float64)
+    centres_3D = torch.tensor([[-6.0, 0.0], [0.0, 4.0], [6.0, -1.0]], dtype=torch.float64)
+    centres_ND = centres_3D.repeat_interleave(40, 0)
+    noise_ND = torch.randn(120, 2, generator=generator, dtype=torch.float64)
+    x_ND = centres_ND + noise_ND
     return {"estimator": PartitivePartitioning(max_parts=3), "X": x_ND.numpy()}

@@ -21,6 +21,7 @@ dimension (no plateau).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class Config:
     """How lines are drawn."""
 
     min_models: int = 3  # the fewest models that a line goes through, at least 2
-    huber: float = 1.345  # residuals beyond so many robust standard deviations weigh less; large: least squares
+    huber: float = 1.345  # residuals beyond so many robust standard deviations count less; large: least squares
 
     def __post_init__(self) -> None:
         if self.min_models < 2 or not self.huber > 0:
@@ -54,16 +55,18 @@ def slope_heuristic(log_likelihoods: np.ndarray, dimensions: np.ndarray,
     y, d = np.asarray(log_likelihoods, float), np.asarray(dimensions, float)
     if y.shape != d.shape or y.ndim != 1 or len(y) < 4:
         raise ValueError(f"got {y.shape} log-likelihoods and {d.shape} dimensions; expected at least four of each.")
-    if len(y) < config.min_models or not (np.isfinite(y).all() and np.isfinite(d).all()):
-        raise ValueError(f"got {len(y)} models, {int((~np.isfinite(y) | ~np.isfinite(d)).sum())} of them not finite; "
+    finite = np.isfinite(y) & np.isfinite(d)
+    if len(y) < config.min_models or not finite.all():
+        raise ValueError(f"got {len(y)} models, {np.count_nonzero(~finite)} of them not finite; "
                          f"expected at least min_models={config.min_models} finite ones.")
     order = np.argsort(d)
     choices, slopes = [], []
     for first in range(len(y) - config.min_models + 1):  # lines through the models from `first` on
         large = order[first:]
         slope = max(_line(d[large], y[large], config.huber), 0.0)
+        criterion = 2 * slope * d - y
         slopes.append(slope)
-        choices.append(int(np.argmin(2 * slope * d - y)))
+        choices.append(int(np.argmin(criterion)))
     best = _longest_run(choices)
     slope = slopes[best]
     criterion = 2 * slope * d - y
@@ -74,29 +77,34 @@ def _line(x: np.ndarray, y: np.ndarray, huber: float) -> float:
     """Slope of a robust line."""
     w = np.ones_like(x)
     slope = 0.0
+    rounding = 1e-12 * (1 + np.abs(y).max())
     for _ in range(20):
-        mx, my = np.average(x, weights=w), np.average(y, weights=w)
-        slope = np.sum(w * (x - mx) * (y - my)) / max(np.sum(w * (x - mx) ** 2), 1e-300)
-        residual = np.abs(y - my - slope * (x - mx))
-        scale = huber * max(np.median(residual) / 0.6745, 1e-12 * (1 + np.abs(y).max()))
+        dx = x - np.average(x, weights=w)
+        dy = y - np.average(y, weights=w)
+        square = np.sum(w * dx**2)
+        slope = np.sum(w * dx * dy) / max(square, 1e-300)
+        residual = np.abs(dy - slope * dx)
+        spread = np.median(residual) / 0.6745
+        scale = huber * max(spread, rounding)
         w = np.minimum(1.0, scale / np.maximum(residual, 1e-300))
     return float(slope)
 
 
 def _longest_run(choices: list[int]) -> int:
     """Position in the middle of the longest run of equal values (the first of equally long ones)."""
-    start, length, best = 0, 0, (0, 0)
-    for i in range(len(choices) + 1):
-        if i < len(choices) and choices[i] == choices[start]:
-            length = i - start + 1
-            continue
-        if length > best[1]:
-            best = (start, length)
-        start, length = i, 1
-    return best[0] + best[1] // 2
+    best, longest = 0, 0
+    start = 0
+    for _, run in groupby(choices):
+        length = len(list(run))
+        if length > longest:
+            best, longest = start, length
+        start += length
+    return best + longest // 2
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Likelihoods that rise steeply up to three components and slowly after."""
     k = np.arange(1, 11)
-    return {"log_likelihoods": -400.0 + 300 * np.minimum(k, 3) + 2.0 * 3 * k, "dimensions": 3 * k - 1}
+    steep = 300 * np.minimum(k, 3)
+    slow = 2.0 * 3 * k
+    return {"log_likelihoods": -400.0 + steep + slow, "dimensions": 3 * k - 1}

@@ -31,7 +31,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
-from mixwell.density._gaussian import moments
+from mixwell.density._gaussian import TINY, log_positive, moments
 from mixwell.density._options import Configured
 from mixwell.density.mixtures.gaussian import GaussianMixture
 
@@ -105,20 +105,20 @@ class SplitMergeMixture(DensityMixin, Configured, BaseEstimator, config=Config):
                                precisions_init=precisions, max_iter=100)
 
     def _proposals(self, model: Any, X: np.ndarray) -> list[tuple[str, Parameters]]:
-        params = (np.asarray(model.weights_, float), np.asarray(model.means_, float),
-                  np.asarray(model.covariances_, float))
+        """Moves to try, in order."""
+        fitted = (model.weights_, model.means_, model.covariances_)
+        weights, means, covariances = (np.asarray(value, float) for value in fitted)
+        params = (weights, means, covariances)
         resp_NK = model.predict_proba(X).astype(float)
         pairs, splits = merge_order(resp_NK), split_order(resp_NK, model, X)
         found: list[tuple[str, Parameters]] = []
-        for rank in range(self.candidates):
-            if self.moves == "free" and rank < len(splits):
-                found.append(("split", split(params, splits[rank])))
-            if self.moves == "free" and rank < len(pairs):
-                found.append(("merge", merge(params, *pairs[rank])))
+        if self.moves == "free":
+            for rank in range(self.candidates):
+                found += [("split", split(params, k)) for k in splits[rank : rank + 1]]
+                found += [("merge", merge(params, i, j)) for i, j in pairs[rank : rank + 1]]
         for i, j in pairs[: self.candidates]:
-            for k in [k for k in splits if k not in (i, j)][: self.candidates]:
-                left_i, left_j = i - (k < i), j - (k < j)  # the split component leaves its place
-                found.append(("swap", merge(split(params, k), left_i, left_j)))
+            others = [k for k in splits if k not in (i, j)]
+            found += [("swap", swap(params, i, j, k)) for k in others[: self.candidates]]
         return found
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -145,46 +145,69 @@ class SplitMergeMixture(DensityMixin, Configured, BaseEstimator, config=Config):
 
 def merge_order(resp_NK: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of components, the most overlapping first."""
-    unit_NK = resp_NK / np.maximum(np.linalg.norm(resp_NK, axis=0), 1e-300)
+    length_K = np.linalg.norm(resp_NK, axis=0)
+    unit_NK = resp_NK / np.maximum(length_K, TINY)
     overlap_KK = unit_NK.T @ unit_NK
     i, j = np.triu_indices(len(overlap_KK), 1)
-    order = np.argsort(-overlap_KK[i, j], kind="stable")
-    return list(zip(i[order].tolist(), j[order].tolist()))
+    overlap_P = overlap_KK[i, j]
+    order_P = np.argsort(-overlap_P, kind="stable")
+    first, second = i[order_P].tolist(), j[order_P].tolist()
+    return list(zip(first, second))
 
 
 def split_order(resp_NK: np.ndarray, model: Any, X: np.ndarray) -> list[int]:
     """Components, the worst described first."""
-    share_NK = resp_NK / np.maximum(resp_NK.sum(0), 1e-300)
-    log_N = model.score_samples(X).astype(float)
-    own_NK = np.log(np.maximum(resp_NK, 1e-300)) + log_N[:, None] - np.log(np.maximum(model.weights_, 1e-300))
-    local = np.where(share_NK > 0, share_NK * (np.log(np.maximum(share_NK, 1e-300)) - own_NK), 0.0)
-    return np.argsort(-local.sum(0), kind="stable").tolist()
+    total_K = np.maximum(resp_NK.sum(0), TINY)
+    share_NK = resp_NK / total_K
+    log_N1 = model.score_samples(X).astype(float)[:, None]
+    own_NK = log_positive(resp_NK) + log_N1 - log_positive(model.weights_)
+    apart_NK = share_NK * (log_positive(share_NK) - own_NK)
+    divergence_K = np.where(share_NK > 0, apart_NK, 0.0).sum(0)
+    order_K = np.argsort(-divergence_K, kind="stable")
+    return order_K.tolist()
 
 
 def split(params: Parameters, k: int) -> Parameters:
     """Component k in two along its longest axis, mean and covariance kept."""
-    weights, means, covariances = params
-    values, vectors = np.linalg.eigh(covariances[k])
-    axis = vectors[:, -1] * np.sqrt(values[-1])
-    narrow = covariances[k] - 0.64 * np.outer(axis, axis)
-    halves = np.full(2, weights[k] / 2)
-    return (np.r_[np.delete(weights, k), halves],
-            np.vstack([np.delete(means, k, 0), means[k] + 0.8 * axis, means[k] - 0.8 * axis]),
-            np.concatenate([np.delete(covariances, k, 0), np.stack([narrow, narrow])]))
+    weights, means, covariances = (np.delete(part, k, 0) for part in params)
+    weight, mean_D, covariance_DD = (part[k] for part in params)
+    values, vectors = np.linalg.eigh(covariance_DD)
+    axis_D = vectors[:, -1] * np.sqrt(values[-1])
+    shift_D = 0.8 * axis_D
+    narrow_DD = covariance_DD - 0.64 * np.outer(axis_D, axis_D)
+    halves = np.full(2, weight / 2)
+    ends = np.stack([mean_D + shift_D, mean_D - shift_D])
+    both = np.stack([narrow_DD, narrow_DD])
+    return _joined((weights, means, covariances), (halves, ends, both))
+
+
+def swap(params: Parameters, i: int, j: int, k: int) -> Parameters:
+    """Component k in two, and i and j in one."""
+    left_i, left_j = i - (k < i), j - (k < j)  # the split component leaves its place
+    return merge(split(params, k), left_i, left_j)
+
+
+def _joined(some: Parameters, others: Parameters) -> Parameters:
+    weights, means, covariances = (np.concatenate(pair) for pair in zip(some, others))
+    return weights, means, covariances
 
 
 def merge(params: Parameters, i: int, j: int) -> Parameters:
     """Components i and j in one, mean and covariance kept."""
-    weights, means, covariances = params
-    pair, rest = [i, j], [k for k in range(len(weights)) if k not in (i, j)]
-    weight = weights[pair].sum()
-    mean, covariance = moments(weights[pair] / weight, means[pair], covariances[pair])
-    return (np.append(weights[rest], weight), np.vstack([means[rest], mean]),
-            np.concatenate([covariances[rest], covariance[None]]))
+    pair = [i, j]
+    weights, means, covariances = (part[pair] for part in params)
+    rest_w, rest_m, rest_s = (np.delete(part, pair, 0) for part in params)
+    weight = weights.sum()
+    share = weights / weight
+    mean_D, covariance_DD = moments(share, means, covariances)
+    one = (weight[None], mean_D[None], covariance_DD[None])
+    return _joined((rest_w, rest_m, rest_s), one)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three groups in the plane."""
-    centres_ND = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 2.0]], dtype=torch.float64).repeat_interleave(50, 0)
-    x_ND = centres_ND + torch.randn(150, 2, generator=generator, dtype=torch.float64)
+    centres_3D = torch.tensor([[-6.0, 0.0], [0.0, 0.0], [6.0, 2.0]], dtype=torch.float64)
+    centres_ND = centres_3D.repeat_interleave(50, 0)
+    noise_ND = torch.randn(150, 2, generator=generator, dtype=torch.float64)
+    x_ND = centres_ND + noise_ND
     return {"estimator": SplitMergeMixture(1, random_state=0), "X": x_ND.numpy()}

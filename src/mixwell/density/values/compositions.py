@@ -62,11 +62,13 @@ def closed(x_ND: Tensor, config: Config) -> Tensor:
     if x_ND.ndim != 2 or x_ND.shape[1] < 2 or not bool(x_ND.isfinite().all()) or bool((x_ND < 0).any()):
         raise ValueError(f"x has shape {tuple(x_ND.shape)}; expected finite rows (N, D) of two or more parts, none "
                          "negative")
-    share_ND = x_ND / x_ND.sum(1, keepdim=True)
+    total_N1 = x_ND.sum(1, keepdim=True)
+    share_ND = x_ND / total_N1
     zero_ND = x_ND == 0
     if not bool(zero_ND.any()):
         return share_ND
-    if config.zeros == "refuse" or bool(zero_ND.all(1).any()):
+    empty_N = zero_ND.all(1)
+    if config.zeros == "refuse" or bool(empty_N.any()):
         row, part = zero_ND.nonzero()[0].tolist()
         raise ValueError(f"x[{row}, {part}] is 0, whose logarithm is not finite ({int(zero_ND.sum())} zeros in all); "
                          "drop or pool the part, or set zeros='replace'; a row of zeros alone cannot be replaced")
@@ -74,7 +76,8 @@ def closed(x_ND: Tensor, config: Config) -> Tensor:
     delta = D**-2 if config.delta is None else config.delta
     if delta >= 1 / D:
         raise ValueError(f"delta is {delta}; expected below 1 / D = {1 / D:g}")
-    room_N1 = 1 - delta * zero_ND.sum(1, keepdim=True)
+    zeros_N1 = zero_ND.sum(1, keepdim=True)
+    room_N1 = 1 - delta * zeros_N1
     return torch.where(zero_ND, delta, share_ND * room_N1)
 
 
@@ -92,22 +95,26 @@ def alr(x_ND: Tensor, reference: int = -1) -> Tensor:
 
 
 def ilr_basis(parts: int) -> Tensor:
-    """V (D, D - 1): column i weighs the first i + 1 parts against the next one; float64."""
+    """V (D, D - 1): column i sets the first i + 1 parts against the next one; float64."""
     V = torch.ones(parts, parts - 1, dtype=torch.float64).triu()
     ahead = torch.arange(1, parts, dtype=torch.float64)
-    V[torch.arange(1, parts), torch.arange(parts - 1)] = -ahead
-    return V / (ahead * (ahead + 1)).sqrt()
+    columns = torch.arange(parts - 1)
+    V[columns + 1, columns] = -ahead
+    square = ahead * (ahead + 1)
+    return V / square.sqrt()
 
 
 def ilr(x_ND: Tensor) -> Tensor:
     """Isometric log-ratios (N, D - 1) of positive x in the basis of `ilr_basis`."""
-    return clr(x_ND) @ ilr_basis(x_ND.shape[1]).to(x_ND)
+    basis = ilr_basis(x_ND.shape[1])
+    return clr(x_ND) @ basis.to(x_ND)
 
 
 def residuals(x_ND: Tensor, precision_DD: Tensor) -> Tensor:
     """What all other parts leave of every part's log-ratio (N, D), the same to any reference."""
     y_ND = clr(x_ND)
-    return (y_ND - y_ND.mean(0)) @ precision_DD / precision_DD.diagonal()
+    centred_ND = y_ND - y_ND.mean(0)
+    return centred_ND @ precision_DD / precision_DD.diagonal()
 
 
 @method(
@@ -117,7 +124,10 @@ def residuals(x_ND: Tensor, precision_DD: Tensor) -> Tensor:
     tags={"value", "differentiable", "float32"},
 )
 def partial_correlations(x: Tensor, config: Config | None = None) -> PartialCorrelations:
-    """Of compositions x (N, D), D at least 3 and N above D; rows may have any sum. Sums are in float64."""
+    """Of compositions x (N, D), D at least 3 and N above D; rows may have any sum. Sums are in float64.
+
+    Raises a `ValueError` for other shapes, values that are negative, not finite or zero, or dependent parts.
+    """
     config = config or Config()
     x = torch.as_tensor(x)
     share_ND = closed(x.double(), config)
@@ -125,19 +135,27 @@ def partial_correlations(x: Tensor, config: Config | None = None) -> PartialCorr
     if D < 3 or N <= D:
         raise ValueError(f"x has {N} rows of {D} parts; expected three or more parts and more rows than parts")
     covariance = torch.cov(ilr(share_ND).T)
-    values = torch.linalg.eigvalsh(covariance.detach())
-    if not float(values[0]) > config.min_condition * float(values[-1]):
-        raise ValueError(f"the log-ratio covariance has eigenvalues from {float(values[0]):.3g} to "
-                         f"{float(values[-1]):.3g}; some parts are functions of others: drop them")
+    _check_condition(covariance.detach(), config.min_condition)
     V = ilr_basis(D).to(share_ND)
     precision_DD = V @ torch.linalg.solve(covariance, V.T)
     scale_D = precision_DD.diagonal().rsqrt()
+    scaled_DD = -precision_DD * scale_D[:, None] * scale_D
     eye = torch.eye(D, dtype=torch.bool, device=x.device)
-    correlations_DD = torch.where(eye, 1.0, -precision_DD * scale_D[:, None] * scale_D)
+    correlations_DD = torch.where(eye, 1.0, scaled_DD)
     kind = x.dtype if x.is_floating_point() else torch.float64
-    return PartialCorrelations(*(t.to(kind) for t in (correlations_DD, scale_D.square(), precision_DD)))
+    found = (correlations_DD, scale_D.square(), precision_DD)
+    return PartialCorrelations(*(value.to(kind) for value in found))
+
+
+def _check_condition(covariance: Tensor, least: float) -> None:
+    values = torch.linalg.eigvalsh(covariance)
+    low, high = float(values[0]), float(values[-1])
+    if not low > least * high:
+        raise ValueError(f"the log-ratio covariance has eigenvalues from {low:.3g} to {high:.3g}; some parts are "
+                         "functions of others: drop them")
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Forty compositions of five parts."""
-    return {"x": torch.randn(40, 5, generator=generator, dtype=torch.float64).softmax(1)}
+    logits_ND = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    return {"x": logits_ND.softmax(1)}

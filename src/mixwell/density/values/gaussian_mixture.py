@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._covariances import as_full
-from mixwell.density._gaussian import cholesky, gain, log_prob, log_weights, moments, symmetric
+from mixwell.density._gaussian import cholesky, gain, log_prob, log_weights, moments, outer, symmetric
 
 ASYMMETRY = 1e-4  # of the two standard deviations: far above the rounding of single precision
 
@@ -49,30 +49,28 @@ class GaussianMixtureDensity:
 
     def __post_init__(self) -> None:
         for name in ("weights_K", "means_KD", "covariances_KDD"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+            object.__setattr__(self, name, value)
         K, D = self.means_KD.shape if self.means_KD.ndim == 2 else (0, 0)
         if K == 0 or self.weights_K.shape != (K,) or self.covariances_KDD.shape != (K, D, D):
             raise ValueError(f"got weights {tuple(self.weights_K.shape)}, means {tuple(self.means_KD.shape)}, "
                              f"covariances {tuple(self.covariances_KDD.shape)}; expected (K,), (K, D), (K, D, D).")
         for name in ("means_KD", "covariances_KDD"):
-            if not bool(getattr(self, name).isfinite().all()):
+            finite = getattr(self, name).isfinite()
+            if not bool(finite.all()):
                 raise ValueError(f"{name} holds NaN or infinity; expected finite numbers.")
-        scale_KD = self.covariances_KDD.detach().diagonal(dim1=1, dim2=2).abs().sqrt()
-        gap_KDD = (self.covariances_KDD - self.covariances_KDD.mT).detach().abs()
-        uneven_K = (gap_KDD > ASYMMETRY * scale_KD[:, :, None] * scale_KD[:, None]).flatten(1).any(1)
-        if bool(uneven_K.any()):
-            raise ValueError(f"covariance [{int(uneven_K.nonzero()[0, 0])}] is not symmetric.")
-        if not (bool((self.weights_K >= 0).all()) and abs(float(self.weights_K.detach().sum()) - 1) <= 1e-6):
-            raise ValueError("weights must not be negative and must sum to 1, got a sum of "
-                             f"{self.weights_K.sum():.6f}.")
+        _check_symmetric(self.covariances_KDD.detach())
+        _check_weights(self.weights_K.detach())
 
     @classmethod
     def from_estimator(cls, model: Any) -> GaussianMixtureDensity:
         """The density of a fitted `GaussianMixture` of any covariance type (scikit-learn's too)."""
-        weights_K, means_KD, covariances = (torch.as_tensor(value, dtype=torch.float64) for value in
-                                            (model.weights_, model.means_, model.covariances_))
+        weights_K = torch.as_tensor(model.weights_, dtype=torch.float64)
+        means_KD = torch.as_tensor(model.means_, dtype=torch.float64)
+        covariances = torch.as_tensor(model.covariances_, dtype=torch.float64)
         full_1KDD = as_full(model.covariance_type, covariances[None], means_KD[None])
-        return cls(weights_K / weights_K.sum(), means_KD, full_1KDD[0])
+        share_K = weights_K / weights_K.sum()
+        return cls(share_K, means_KD, full_1KDD[0])
 
     @property
     def dim(self) -> int:
@@ -80,9 +78,10 @@ class GaussianMixtureDensity:
         return self.means_KD.shape[1]
 
     def log_joint(self, x_ND: Tensor) -> Tensor:
-        """Log weight plus log density of each component (N, K)."""
+        """Log weight plus log density of each component (N, K); a `ValueError` for x of another width."""
         diff_KND = self._differences(x_ND).transpose(0, 1)
-        return log_weights(self.weights_K) + log_prob(diff_KND, self.covariances_KDD).T
+        log_KN = log_prob(diff_KND, self.covariances_KDD)
+        return log_weights(self.weights_K) + log_KN.T
 
     def log_prob(self, x_ND: Tensor) -> Tensor:
         """Log density (N,), in nats."""
@@ -94,8 +93,11 @@ class GaussianMixtureDensity:
 
     def score(self, x_ND: Tensor) -> Tensor:
         """Gradient of the log density (N, D), exact."""
-        pull_NKD = torch.cholesky_solve(-self._differences(x_ND)[..., None], cholesky(self.covariances_KDD))
-        return (self.responsibilities(x_ND)[..., None] * pull_NKD[..., 0]).sum(1)
+        back_NKD = -self._differences(x_ND)
+        root_KDD = cholesky(self.covariances_KDD)
+        pull_NKD1 = torch.cholesky_solve(back_NKD[..., None], root_KDD)
+        resp_NK1 = self.responsibilities(x_ND)[..., None]
+        return (resp_NK1 * pull_NKD1[..., 0]).sum(1)
 
     def mean(self) -> Tensor:
         """Mean (D,)."""
@@ -103,35 +105,44 @@ class GaussianMixtureDensity:
 
     def covariance(self) -> Tensor:
         """Covariance (D, D): within plus between components."""
-        return moments(self.weights_K, self.means_KD, self.covariances_KDD)[1]
+        _, covariance_DD = moments(self.weights_K, self.means_KD, self.covariances_KDD)
+        return covariance_DD
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows (count, D) and the components they come from (count,)."""
         labels_N = torch.multinomial(self.weights_K, count, replacement=True, generator=generator)
         noise_ND = torch.randn(count, self.dim, generator=generator, dtype=torch.float64, device=self.means_KD.device)
         root_KDD = cholesky(self.covariances_KDD)
-        return self.means_KD[labels_N] + (root_KDD[labels_N] @ noise_ND[..., None])[..., 0], labels_N
+        about_ND1 = root_KDD[labels_N] @ noise_ND[..., None]
+        x_ND = self.means_KD[labels_N] + about_ND1[..., 0]
+        return x_ND, labels_N
 
     def affine(self, matrix_ED: Tensor, shift_E: Tensor | float = 0.0) -> GaussianMixtureDensity:
-        """Density of A x + b; the rows of A (E, D) must be independent."""
+        """Density of A x + b; the rows of A (E, D) must be independent. A `ValueError` for another width."""
         matrix_ED = torch.as_tensor(matrix_ED, dtype=torch.float64)
-        if matrix_ED.ndim != 2 or matrix_ED.shape[1] != self.dim:
-            raise ValueError(f"got a matrix of shape {tuple(matrix_ED.shape)}; expected (E, {self.dim}).")
-        return GaussianMixtureDensity(self.weights_K, self.means_KD @ matrix_ED.T + shift_E,
-                                      symmetric(matrix_ED @ self.covariances_KDD @ matrix_ED.T))
+        shape = tuple(matrix_ED.shape)
+        if len(shape) != 2 or shape[1] != self.dim:
+            raise ValueError(f"got a matrix of shape {shape}; expected (E, {self.dim}).")
+        means_KE = self.means_KD @ matrix_ED.T
+        covariances_KEE = matrix_ED @ self.covariances_KDD @ matrix_ED.T
+        return GaussianMixtureDensity(self.weights_K, means_KE + shift_E, symmetric(covariances_KEE))
 
     def marginal(self, keep: Sequence[int]) -> GaussianMixtureDensity:
-        """Density of some coordinates, in the order given; `keep` may also be D truth values."""
+        """Density of some coordinates, in the order given; `keep` may also be D truth values.
+
+        Raises a `ValueError` for coordinates that are not there, repeat, or are none.
+        """
         kept = self._coordinates(keep)
-        return GaussianMixtureDensity(self.weights_K, self.means_KD[:, kept],
-                                      self.covariances_KDD[:, kept[:, None], kept])
+        return GaussianMixtureDensity(self.weights_K, self.means_KD[:, kept], self._block(kept, kept))
 
     def condition(self, known: Sequence[int], values: Tensor) -> GaussianMixtureDensity:
-        """Density of the other coordinates, given `values` of the known ones (or D truth values which are known)."""
+        """Density of the other coordinates, given `values` of the known ones (or D truth values which are known).
+
+        Raises a `ValueError` for coordinates that are not there, repeat, are none or all; for values that are not as
+        many or not finite, or lie where the density is zero in double precision.
+        """
         o = self._coordinates(known)
-        u = torch.tensor([i for i in range(self.dim) if i not in set(o.tolist())], dtype=torch.long)
-        if len(u) == 0:
-            raise ValueError("every coordinate is known; expected at least one to be left.")
+        u = self._others(o)
         values_O = torch.as_tensor(values, dtype=torch.float64)
         if values_O.shape != o.shape:
             raise ValueError(f"got values of shape {tuple(values_O.shape)}; expected ({len(o)},), one for each known "
@@ -139,22 +150,43 @@ class GaussianMixtureDensity:
         if not bool(values_O.isfinite().all()):
             raise ValueError(f"got values {values_O.tolist()}; expected finite numbers.")
         diff_KO = values_O - self.means_KD[:, o]
-        seen_KOO, cross_KUO = self.covariances_KDD[:, o[:, None], o], self.covariances_KDD[:, u[:, None], o]
+        seen_KOO = self._block(o, o)
+        cross_KUO = self._block(u, o)
         gain_KUO = gain(cross_KUO, seen_KOO)
-        log_weights_K = log_weights(self.weights_K) + log_prob(diff_KO[:, None], seen_KOO)[:, 0]
-        covariances = symmetric(self.covariances_KDD[:, u[:, None], u] - gain_KUO @ cross_KUO.mT)
-        means_KU = self.means_KD[:, u] + (gain_KUO @ diff_KO[..., None])[..., 0]
-        return GaussianMixtureDensity(shares(log_weights_K), means_KU, covariances)
+        log_seen_K1 = log_prob(diff_KO[:, None], seen_KOO)
+        log_weights_K = log_weights(self.weights_K) + log_seen_K1[:, 0]
+        rest_KUU = self._block(u, u) - gain_KUO @ cross_KUO.mT
+        moved_KU1 = gain_KUO @ diff_KO[..., None]
+        means_KU = self.means_KD[:, u] + moved_KU1[..., 0]
+        return GaussianMixtureDensity(shares(log_weights_K), means_KU, symmetric(rest_KUU))
+
+    def _block(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Covariances of some coordinates with others."""
+        return self.covariances_KDD[:, rows[:, None], columns]
+
+    def _others(self, known: Tensor) -> Tensor:
+        """The coordinates that are not among these."""
+        left = sorted(set(range(self.dim)) - set(known.tolist()))
+        if not left:
+            raise ValueError("every coordinate is known; expected at least one to be left.")
+        return torch.tensor(left, dtype=torch.long)
 
     def product(self, other: GaussianMixtureDensity) -> tuple[GaussianMixtureDensity, Tensor]:
-        """Normalised product of the two densities (K_1 K_2 components), and log of the integral of the product."""
+        """Normalised product of the two densities (K_1 K_2 components), and log of the integral of the product.
+
+        Raises a `ValueError` for another dimension, or where the product is zero in double precision.
+        """
         weights_P, m_PD, s_PDD, n_PD, t_PDD = self._pairs(other)
-        log_overlap_P = log_weights(weights_P) + log_prob((m_PD - n_PD)[:, None], s_PDD + t_PDD)[:, 0]
-        gain_PDD = gain(s_PDD, s_PDD + t_PDD)
-        means_PD = m_PD + (gain_PDD @ (n_PD - m_PD)[..., None])[..., 0]
-        covariances = symmetric(gain_PDD @ t_PDD)
-        return (GaussianMixtureDensity(shares(log_overlap_P), means_PD, covariances),
-                torch.logsumexp(log_overlap_P, 0))
+        both_PDD = s_PDD + t_PDD
+        gap_PD = m_PD - n_PD
+        log_overlap_P1 = log_prob(gap_PD[:, None], both_PDD)
+        log_weights_P = log_weights(weights_P) + log_overlap_P1[:, 0]
+        gain_PDD = gain(s_PDD, both_PDD)
+        moved_PD1 = gain_PDD @ (n_PD - m_PD)[..., None]
+        means_PD = m_PD + moved_PD1[..., 0]
+        covariances_PDD = symmetric(gain_PDD @ t_PDD)
+        density = GaussianMixtureDensity(shares(log_weights_P), means_PD, covariances_PDD)
+        return density, torch.logsumexp(log_weights_P, 0)
 
     def convolve(self, other: GaussianMixtureDensity) -> GaussianMixtureDensity:
         """Density of the sum of independent draws (K_1 K_2 components)."""
@@ -165,26 +197,54 @@ class GaussianMixtureDensity:
         kept = torch.as_tensor(wanted)
         if kept.dtype == torch.bool and kept.shape == (self.dim,):
             kept = kept.nonzero()[:, 0]
-        names, whole = kept.tolist(), not (kept.dtype == torch.bool or kept.is_floating_point() or kept.is_complex())
-        if kept.ndim != 1 or not whole or not names or len(set(names)) < len(names) or not all(
-                0 <= i < self.dim for i in names):
+        names = kept.tolist()
+        numbers = not (kept.dtype == torch.bool or kept.is_floating_point() or kept.is_complex())
+        if kept.ndim != 1 or not numbers or not self._different(names):
             raise ValueError(f"got coordinates {names}; expected different whole numbers from 0 to {self.dim - 1}, or "
                              f"{self.dim} truth values, one of them true.")
         return kept.long()
 
+    def _different(self, names: list[int]) -> bool:
+        """Whether these are coordinates, one or more, none twice."""
+        distinct = set(names)
+        if not names or len(distinct) < len(names):
+            return False
+        return distinct <= set(range(self.dim))
+
     def _differences(self, x_ND: Tensor) -> Tensor:
         """x minus the means (N, K, D)."""
-        if x_ND.ndim != 2 or x_ND.shape[1] != self.dim:
-            raise ValueError(f"got x of shape {tuple(x_ND.shape)}; expected (N, {self.dim}).")
+        shape = tuple(x_ND.shape)
+        if len(shape) != 2 or shape[1] != self.dim:
+            raise ValueError(f"got x of shape {shape}; expected (N, {self.dim}).")
         return x_ND[:, None] - self.means_KD
 
     def _pairs(self, other: GaussianMixtureDensity) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Weights, and means and covariances of both, of all pairs of components."""
         if self.dim != other.dim:
             raise ValueError(f"the mixtures have {self.dim} and {other.dim} dimensions; expected the same.")
-        i, j = (a.reshape(-1) for a in torch.meshgrid(torch.arange(len(self.weights_K)),
-                                                      torch.arange(len(other.weights_K)), indexing="ij"))
-        return (self.weights_K[i] * other.weights_K[j], self.means_KD[i], self.covariances_KDD[i],
-                other.means_KD[j], other.covariances_KDD[j])
+        K, L = len(self.weights_K), len(other.weights_K)
+        i = torch.arange(K).repeat_interleave(L)
+        j = torch.arange(L).repeat(K)
+        weights_P = self.weights_K[i] * other.weights_K[j]
+        m_PD, s_PDD = self.means_KD[i], self.covariances_KDD[i]
+        n_PD, t_PDD = other.means_KD[j], other.covariances_KDD[j]
+        return weights_P, m_PD, s_PDD, n_PD, t_PDD
+
+
+def _check_symmetric(covariances_KDD: Tensor) -> None:
+    scale_KD = covariances_KDD.diagonal(dim1=1, dim2=2).abs().sqrt()
+    gap_KDD = (covariances_KDD - covariances_KDD.mT).abs()
+    tolerated_KDD = ASYMMETRY * outer(scale_KD, scale_KD)
+    uneven_KDD = gap_KDD > tolerated_KDD
+    if bool(uneven_KDD.any()):
+        raise ValueError(f"covariance [{int(uneven_KDD.nonzero()[0, 0])}] is not symmetric.")
+
+
+def _check_weights(weights_K: Tensor) -> None:
+    total = float(weights_K.sum())
+    whole = abs(total - 1) <= 1e-6
+    if not whole or bool((weights_K < 0).any()):
+        raise ValueError(f"weights must not be negative and must sum to 1, got a sum of {total:.6f}.")
 
 
 def shares(log_weights_K: Tensor) -> Tensor:
@@ -197,6 +257,8 @@ def shares(log_weights_K: Tensor) -> Tensor:
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two components in the plane."""
     factors_KDD = torch.randn(2, 2, 2, generator=generator, dtype=torch.float64)
-    return {"weights_K": torch.tensor([0.3, 0.7], dtype=torch.float64),
-            "means_KD": 2 * torch.randn(2, 2, generator=generator, dtype=torch.float64),
-            "covariances_KDD": factors_KDD @ factors_KDD.mT + 0.3 * torch.eye(2, dtype=torch.float64)}
+    means_KD = 2 * torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    squares_KDD = factors_KDD @ factors_KDD.mT
+    covariances_KDD = squares_KDD + 0.3 * torch.eye(2, dtype=torch.float64)
+    weights_K = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    return {"weights_K": weights_K, "means_KD": means_KD, "covariances_KDD": covariances_KDD}

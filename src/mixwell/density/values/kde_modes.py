@@ -39,7 +39,9 @@ TINY = 1e-12  # squared distance below which the slope of a profile is taken to 
 
 def _logistic_slope(s: Tensor, power: float) -> Tensor:
     r = s.clamp(min=TINY).sqrt()
-    return torch.cosh(r / 2) ** -2 * torch.tanh(r / 2) / (2 * r)
+    half = r / 2
+    height = torch.cosh(half) ** -2
+    return height * torch.tanh(half) / (2 * r)
 
 
 def _sigmoid_slope(s: Tensor, power: float) -> Tensor:
@@ -49,7 +51,9 @@ def _sigmoid_slope(s: Tensor, power: float) -> Tensor:
 
 def _generalised_slope(s: Tensor, power: float) -> Tensor:
     s = s.clamp(min=TINY)
-    return 0.5 * power * s ** (0.5 * power - 1) * torch.exp(-(s ** (0.5 * power)))
+    half = 0.5 * power
+    factor = half * s ** (half - 1)
+    return factor * torch.exp(-(s**half))
 
 
 KERNELS: dict[str, Profile] = {
@@ -78,7 +82,8 @@ class Config:
             raise ValueError(f"kernel is {self.kernel!r}; expected one of {', '.join(KERNELS)}")
         if not 0 < self.power <= 2 or self.bandwidth <= 0:
             raise ValueError(f"power is {self.power} and bandwidth {self.bandwidth}; expected above 0 up to 2, above 0")
-        if (self.dims is not None and self.dims < 1) or self.starts < 1 or self.steps < 0 or self.polish < 0:
+        dims = 1 if self.dims is None else self.dims
+        if min(dims, self.starts) < 1 or min(self.steps, self.polish) < 0:
             raise ValueError(f"dims is {self.dims}, starts {self.starts}, steps {self.steps}, polish {self.polish}; "
                              "expected at least 1, 1, 0, 0")
 
@@ -98,13 +103,18 @@ def _squares(x_BD: Tensor, centres_ND: Tensor, config: Config) -> Tensor:
 
 def density(x_BD: Tensor, centres_ND: Tensor, weights_N: Tensor, config: Config) -> Tensor:
     """The kernel density (B,), unnormalised."""
-    return KERNELS[config.kernel][0](_squares(x_BD, centres_ND, config), config.power) @ weights_N
+    profile, _ = KERNELS[config.kernel]
+    squares_BN = _squares(x_BD, centres_ND, config)
+    return profile(squares_BN, config.power) @ weights_N
 
 
 def pull(z_BM: Tensor, near_NM: Tensor, centres_ND: Tensor, weights_N: Tensor, config: Config) -> Tensor:
-    """Means (B, D) of `centres_ND`, weighted as mean shift at z among `near_NM` weighs them."""
-    slope_BN = KERNELS[config.kernel][1](_squares(z_BM, near_NM, config), config.power) * weights_N
-    return slope_BN @ centres_ND / slope_BN.sum(1, keepdim=True).clamp(min=1e-300)
+    """Means (B, D) of `centres_ND`, with the weights that mean shift at z gives to `near_NM`."""
+    _, slope = KERNELS[config.kernel]
+    squares_BN = _squares(z_BM, near_NM, config)
+    slope_BN = slope(squares_BN, config.power) * weights_N
+    total_B1 = slope_BN.sum(1, keepdim=True)
+    return slope_BN @ centres_ND / total_B1.clamp(min=1e-300)
 
 
 def mean_shift(z_BM: Tensor, near_NM: Tensor, weights_N: Tensor, config: Config, steps: int) -> Tensor:
@@ -113,10 +123,12 @@ def mean_shift(z_BM: Tensor, near_NM: Tensor, weights_N: Tensor, config: Config,
     for _ in range(steps):
         new_BM = pull(z_BM, near_NM, near_NM, weights_N, config)
         new_B = density(new_BM, near_NM, weights_N, config)
-        better = new_B > value_B  # a kernel with a peak can lose at its tip, where slopes are cut off
-        z_BM, gain_B = torch.where(better[:, None], new_BM, z_BM), new_B - value_B
+        better_B = new_B > value_B  # a kernel with a peak can lose at its tip, where slopes are cut off
+        gain_B = new_B - value_B
+        z_BM = torch.where(better_B[:, None], new_BM, z_BM)
         value_B = torch.maximum(new_B, value_B)
-        if bool((gain_B <= config.tol * value_B).all()):
+        still_B = gain_B <= config.tol * value_B
+        if bool(still_B.all()):
             break
     return z_BM
 
@@ -128,30 +140,46 @@ def mean_shift(z_BM: Tensor, near_NM: Tensor, weights_N: Tensor, config: Config,
     tags={"value"},
 )
 def kde_mode(centres: Tensor, config: Config, generator: torch.Generator, *, weights: Tensor | None = None) -> Mode:
-    """A mode of the kernel density of `centres` (N, D), weighted by `weights` (N,), which are made to sum to one."""
+    """A mode of the kernel density of `centres` (N, D), weighted by `weights` (N,), which are made to sum to one.
+
+    Raises a `ValueError` where centres are none, not finite, or no rows, or weights negative or all zero.
+    """
     centres_ND = torch.as_tensor(centres).double()
     if centres_ND.ndim != 2 or len(centres_ND) == 0 or not bool(centres_ND.isfinite().all()):
         raise ValueError(f"centres have shape {tuple(centres_ND.shape)}; expected finite rows (N, D), one or more")
     N, D = centres_ND.shape
-    weights_N = torch.ones(N, dtype=torch.float64) if weights is None else torch.as_tensor(weights).double()
-    if weights_N.shape != (N,) or bool((weights_N < 0).any()) or float(weights_N.sum()) <= 0:
-        raise ValueError(f"weights have shape {tuple(weights_N.shape)}; expected {N} numbers, not negative, not all "
-                         "zero")
-    weights_N = weights_N / weights_N.sum()
+    weights_N = _shares(weights, N)
     near_NM = centres_ND
     if config.dims is not None:
-        map_DM = torch.randn(D, config.dims, generator=generator, dtype=torch.float64) / config.dims**0.5
+        normal_DM = torch.randn(D, config.dims, generator=generator, dtype=torch.float64)
+        map_DM = normal_DM / config.dims**0.5
         near_NM = centres_ND @ map_DM
-    first = density(near_NM, near_NM, weights_N, config).topk(min(config.starts, N)).indices
+    at_centres_N = density(near_NM, near_NM, weights_N, config)
+    first = at_centres_N.topk(min(config.starts, N)).indices
     found_BM = mean_shift(near_NM[first], near_NM, weights_N, config, config.steps)
     promised_B = density(found_BM, near_NM, weights_N, config)
-    best_M = found_BM[promised_B.argmax()][None]
-    lifted_D = best_M if config.dims is None else pull(best_M, near_NM, centres_ND, weights_N, config)
-    point_1D = mean_shift(lifted_D, centres_ND, weights_N, config, config.polish)
-    return Mode(point_1D[0], float(density(point_1D, centres_ND, weights_N, config)), float(promised_B.max()))
+    lifted_1D = found_BM[promised_B.argmax()][None]
+    if config.dims is not None:
+        lifted_1D = pull(lifted_1D, near_NM, centres_ND, weights_N, config)
+    point_1D = mean_shift(lifted_1D, centres_ND, weights_N, config, config.polish)
+    reached = density(point_1D, centres_ND, weights_N, config)
+    return Mode(point_1D[0], float(reached), float(promised_B.max()))
+
+
+def _shares(weights: Tensor | None, count: int) -> Tensor:
+    """Weights (N,) that sum to one, equal where none were given."""
+    if weights is None:
+        weights_N = torch.ones(count, dtype=torch.float64)
+    else:
+        weights_N = torch.as_tensor(weights).double()
+    if weights_N.shape != (count,) or bool((weights_N < 0).any()) or float(weights_N.sum()) <= 0:
+        raise ValueError(f"weights have shape {tuple(weights_N.shape)}; expected {count} numbers, not negative, "
+                         "not all zero")
+    return weights_N / weights_N.sum()
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Forty points in twenty dimensions, searched in eight."""
-    return {"centres": torch.randn(40, 20, generator=generator), "config": Config(dims=8, bandwidth=4.0),
-            "generator": generator}
+    centres_ND = torch.randn(40, 20, generator=generator)
+    config = Config(dims=8, bandwidth=4.0)
+    return {"centres": centres_ND, "config": config, "generator": generator}

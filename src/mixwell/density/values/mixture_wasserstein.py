@@ -52,33 +52,44 @@ def mixture_wasserstein(p: GaussianMixtureDensity, q: GaussianMixtureDensity,
                         config: Config | None = None) -> tuple[Tensor, Tensor]:
     """MW2 distance (scalar, in the data's units) and the optimal coupling of components (K, L).
 
-    p, q: `GaussianMixtureDensity` of the same dimension. The distance is differentiable in the means and covariances,
-    the coupling taken as fixed (its true gradient where the optimal coupling is unique).
+    p, q: `GaussianMixtureDensity` of the same dimension (else a `ValueError`). The distance is differentiable in the
+    means and covariances, the coupling taken as fixed (its true gradient where the optimal coupling is unique).
     """
     config = config or Config()
     if p.dim != q.dim:
         raise ValueError(f"the mixtures have {p.dim} and {q.dim} dimensions; expected the same.")
     cost_KL = gaussian_wasserstein_squared(p.means_KD, p.covariances_KDD, q.means_KD, q.covariances_KDD)
     cost, w_K, v_L = (part.detach().cpu().numpy() for part in (cost_KL, p.weights_K, q.weights_K))
-    exact = config.smoothing == 0
-    coupling = transport(cost, w_K, v_L) if exact else smoothed(cost, w_K, v_L, config.smoothing, config.max_iter)
+    if config.smoothing == 0:
+        coupling = transport(cost, w_K, v_L)
+    else:
+        coupling = smoothed(cost, w_K, v_L, config.smoothing, config.max_iter)
     coupling_KL = torch.from_numpy(coupling).to(cost_KL.device)
-    return (coupling_KL * cost_KL).sum().clamp(min=0).sqrt(), coupling_KL
+    square = (coupling_KL * cost_KL).sum()
+    return square.clamp(min=0).sqrt(), coupling_KL
 
 
 def gaussian_wasserstein_squared(m_KD: Tensor, s_KDD: Tensor, n_LD: Tensor, t_LDD: Tensor) -> Tensor:
     """W2^2 between all pairs of Gaussians (K, L)."""
-    lower_KDD = cholesky(s_KDD)
-    middle_KLDD = lower_KDD.mT[:, None] @ t_LDD @ lower_KDD[:, None]
-    fidelity_KL = torch.linalg.eigvalsh(symmetric(middle_KLDD)).clamp(min=0).sqrt().sum(-1)
-    trace_K, trace_L = (c.diagonal(dim1=-2, dim2=-1).sum(-1) for c in (s_KDD, t_LDD))
-    spread_KL = (trace_K[:, None] + trace_L - 2 * fidelity_KL).clamp(min=0)
-    return (m_KD[:, None] - n_LD).square().sum(-1) + spread_KL
+    lower_K1DD = cholesky(s_KDD)[:, None]
+    middle_KLDD = lower_K1DD.mT @ t_LDD @ lower_K1DD
+    eigenvalues_KLD = torch.linalg.eigvalsh(symmetric(middle_KLDD))
+    fidelity_KL = eigenvalues_KLD.clamp(min=0).sqrt().sum(-1)
+    traces_KL = _traces(s_KDD)[:, None] + _traces(t_LDD)
+    spread_KL = (traces_KL - 2 * fidelity_KL).clamp(min=0)
+    gap_KLD = m_KD[:, None] - n_LD
+    return gap_KLD.square().sum(-1) + spread_KL
+
+
+def _traces(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two mixtures in the plane."""
-    means = torch.randn(2, 2, generator=generator, dtype=torch.float64)
-    cov = torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
-    return {"p": GaussianMixtureDensity(torch.tensor([0.5, 0.5]), means, cov),
-            "q": GaussianMixtureDensity(torch.tensor([0.2, 0.8]), means + 1, 2 * cov)}
+    means_KD = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    unit_KDD = torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
+    even_K, uneven_K = torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.8])
+    p = GaussianMixtureDensity(even_K, means_KD, unit_KDD)
+    q = GaussianMixtureDensity(uneven_K, means_KD + 1, 2 * unit_KDD)
+    return {"p": p, "q": q}

@@ -38,7 +38,8 @@ class Config:
     merge: float = 1e-3  # ends closer than this, in the same unit, are one mode
 
     def __post_init__(self) -> None:
-        if self.max_iter < 1 or self.tol <= 0 or self.merge <= 0:
+        smallest = min(self.max_iter, self.tol, self.merge)
+        if self.max_iter < 1 or smallest <= 0:
             raise ValueError(f"max_iter={self.max_iter}, tol={self.tol}, merge={self.merge}; all must be positive.")
 
 
@@ -50,51 +51,76 @@ def find_modes(mixture: GaussianMixtureDensity, config: Config | None = None,
     starts_ND: points to climb from beside the means.
     """
     config = config or Config()
-    x_ND = mixture.means_KD if starts_ND is None else torch.cat([mixture.means_KD, starts_ND.double()])
-    unit = mixture.covariance().diagonal().sqrt()
+    x_ND = mixture.means_KD
+    if starts_ND is not None:
+        x_ND = torch.cat([x_ND, starts_ND.double()])
+    unit_D = mixture.covariance().diagonal().sqrt()
     precision_KDD = torch.linalg.inv(mixture.covariances_KDD)
-    pulled_KD = (precision_KDD @ mixture.means_KD[..., None])[..., 0]
-    for _ in range(config.max_iter):
-        resp_NK = mixture.responsibilities(x_ND)
-        total_NDD = torch.einsum("nk,kde->nde", resp_NK, precision_KDD)
-        new_ND = torch.linalg.solve(total_NDD, resp_NK @ pulled_KD)
-        moved = float(((new_ND - x_ND) / unit).abs().max())
-        x_ND = new_ND
-        if moved < config.tol:
-            break
-    x_ND, curved = _polish(mixture, x_ND, precision_KDD)
-    x_ND = x_ND[curved]  # what is left over are saddles that a path from a symmetric start ran into
+    x_ND = _climb(mixture, x_ND, precision_KDD, unit_D, config)
+    x_ND, curved_N = _polish(mixture, x_ND, precision_KDD)
+    x_ND = x_ND[curved_N]  # what is left over are saddles that a path from a symmetric start ran into
     log_N = mixture.log_prob(x_ND)
     kept: list[int] = []
     for i in log_N.argsort(descending=True).tolist():
-        if all(float(((x_ND[i] - x_ND[j]) / unit).norm()) > config.merge for j in kept):
+        apart = (x_ND[kept] - x_ND[i]) / unit_D
+        if bool((apart.norm(dim=1) > config.merge).all()):
             kept.append(i)
     return x_ND[kept], log_N[kept]
 
 
+def _climb(mixture: GaussianMixtureDensity, x_ND: Tensor, precision_KDD: Tensor, unit_D: Tensor,
+           config: Config) -> Tensor:
+    """Fixed-point steps from every start."""
+    pulled_KD1 = precision_KDD @ mixture.means_KD[..., None]
+    pulled_KD = pulled_KD1[..., 0]
+    for _ in range(config.max_iter):
+        resp_NK = mixture.responsibilities(x_ND)
+        total_NDD = torch.einsum("nk,kde->nde", resp_NK, precision_KDD)
+        new_ND = torch.linalg.solve(total_NDD, resp_NK @ pulled_KD)
+        step_ND = (new_ND - x_ND) / unit_D
+        x_ND = new_ND
+        if float(step_ND.abs().max()) < config.tol:
+            break
+    return x_ND
+
+
 def _polish(mixture: GaussianMixtureDensity, x_ND: Tensor, precision_KDD: Tensor) -> tuple[Tensor, Tensor]:
     """A few Newton steps on the log density, taken only where they raise it; and where it curves down everywhere."""
+    downward_DD = -torch.eye(x_ND.shape[1]).to(x_ND)
     for _ in range(5):
         hessian_NDD = log_hessian(mixture, x_ND, precision_KDD)
-        curved = torch.linalg.eigvalsh(hessian_NDD)[:, -1] < 0
-        safe_NDD = torch.where(curved[:, None, None], hessian_NDD, -torch.eye(x_ND.shape[1]).to(x_ND))
+        curved_N = _curves_down(hessian_NDD)
+        safe_NDD = torch.where(curved_N[:, None, None], hessian_NDD, downward_DD)
         step_ND = -torch.linalg.solve(safe_NDD, mixture.score(x_ND))
-        better = curved & (mixture.log_prob(x_ND + step_ND) >= mixture.log_prob(x_ND))
-        x_ND = torch.where(better[:, None], x_ND + step_ND, x_ND)
-    return x_ND, torch.linalg.eigvalsh(log_hessian(mixture, x_ND, precision_KDD))[:, -1] < 0
+        trial_ND = x_ND + step_ND
+        higher_N = mixture.log_prob(trial_ND) >= mixture.log_prob(x_ND)
+        better_N = curved_N & higher_N
+        x_ND = torch.where(better_N[:, None], trial_ND, x_ND)
+    hessian_NDD = log_hessian(mixture, x_ND, precision_KDD)
+    return x_ND, _curves_down(hessian_NDD)
+
+
+def _curves_down(hessian_NDD: Tensor) -> Tensor:
+    """Where (N,) all eigenvalues are below zero."""
+    eigenvalues_ND = torch.linalg.eigvalsh(hessian_NDD)
+    return eigenvalues_ND[:, -1] < 0
 
 
 def log_hessian(mixture: GaussianMixtureDensity, x_ND: Tensor, precision_KDD: Tensor) -> Tensor:
     """Hessian of the log density (N, D, D)."""
     resp_NK = mixture.responsibilities(x_ND)
-    pull_NKD = torch.einsum("kde,nke->nkd", precision_KDD, mixture.means_KD - x_ND[:, None])
+    gap_NKD = mixture.means_KD - x_ND[:, None]
+    pull_NKD = torch.einsum("kde,nke->nkd", precision_KDD, gap_NKD)
     score_ND = (resp_NK[..., None] * pull_NKD).sum(1)
-    outer_NDD = torch.einsum("nk,nkd,nke->nde", resp_NK, pull_NKD, pull_NKD)
-    return (outer_NDD - torch.einsum("nk,kde->nde", resp_NK, precision_KDD)
-            - outer(score_ND, score_ND))
+    squares_NDD = torch.einsum("nk,nkd,nke->nde", resp_NK, pull_NKD, pull_NKD)
+    precision_NDD = torch.einsum("nk,kde->nde", resp_NK, precision_KDD)
+    return squares_NDD - precision_NDD - outer(score_ND, score_ND)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A mixture with two modes."""
-    means, cov = torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.eye(2).expand(2, 2, 2)
-    return {"mixture": GaussianMixtureDensity(torch.tensor([0.5, 0.5]), means, cov)}
+    weights_K = torch.tensor([0.5, 0.5])
+    means_KD = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
+    covariances_KDD = torch.eye(2).expand(2, 2, 2)
+    mixture = GaussianMixtureDensity(weights_K, means_KD, covariances_KDD)
+    return {"mixture": mixture}

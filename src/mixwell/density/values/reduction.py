@@ -19,7 +19,7 @@ leave fewer. Components of weight 0 are dropped first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,26 +45,55 @@ class Config:
 def reduce_mixture(mixture: GaussianMixtureDensity, config: Config) -> GaussianMixtureDensity:
     """A mixture of at most `config.n_components` with the same mean and covariance."""
     there = mixture.weights_K > 0
-    given = (mixture.weights_K[there], mixture.means_KD[there], mixture.covariances_KDD[there])
-    w, m, s = (part.clone() for part in given)
-    cost = merging_cost(w, m, s, torch.arange(len(w)))
-    alive = torch.ones(len(w), dtype=torch.bool)
-    for _ in range(len(w) - config.n_components):
-        i, j = divmod(int(cost.argmin()), len(w))
-        both = torch.tensor([i, j])
-        w[i], m[i], s[i] = merge(w[both], m[both], s[both])
-        w[j], alive[j] = 0.0, False
-        cost[j], cost[:, j] = torch.inf, torch.inf
-        row = merging_cost(w, m, s, torch.tensor([i]))[0]
-        row[~alive] = torch.inf
-        cost[i], cost[:, i] = row, row
-    reduced = (w[alive], m[alive], s[alive])
+    given = Parts(mixture.weights_K[there], mixture.means_KD[there], mixture.covariances_KDD[there])
+    reduced = _merged(given, config.n_components)
     for _ in range(config.refine):
-        nearest = divergences(given[1], given[2], reduced[1], reduced[2]).argmin(1)
-        groups = [nearest == k for k in range(len(reduced[0])) if bool((nearest == k).any())]
-        parts = [merge(*(part[g] for part in given)) for g in groups]
-        reduced = tuple(torch.stack(p) for p in zip(*parts))  # type: ignore[assignment]
-    return type(mixture)(reduced[0] / reduced[0].sum(), *reduced[1:])
+        reduced = _reassigned(given, reduced)
+    share_K = reduced.w_K / reduced.w_K.sum()
+    return type(mixture)(share_K, reduced.m_KD, reduced.s_KDD)
+
+
+class Parts(NamedTuple):
+    """Weights, means and covariances of components."""
+
+    w_K: Tensor
+    m_KD: Tensor
+    s_KDD: Tensor
+
+    def select(self, index: Tensor) -> Parts:
+        """Some of the components."""
+        return Parts(*(part[index] for part in self))
+
+
+def _merged(given: Parts, left: int) -> Parts:
+    """Greedy merging of the cheapest pair until so many are left."""
+    parts = Parts(*(part.clone() for part in given))
+    w_K, m_KD, s_KDD = parts
+    K = len(w_K)
+    cost_KK = merging_cost(*parts, torch.arange(K))
+    alive_K = torch.ones(K, dtype=torch.bool)
+    for _ in range(K - left):
+        i, j = divmod(int(cost_KK.argmin()), K)
+        both = parts.select(torch.tensor([i, j]))
+        w_K[i], m_KD[i], s_KDD[i] = merge(*both)
+        w_K[j] = 0.0
+        alive_K[j] = False
+        cost_KK[j] = torch.inf
+        cost_KK[:, j] = torch.inf
+        cost_K = merging_cost(*parts, torch.tensor([i]))[0]
+        cost_K[~alive_K] = torch.inf
+        cost_KK[i] = cost_K
+        cost_KK[:, i] = cost_K
+    return parts.select(alive_K)
+
+
+def _reassigned(given: Parts, reduced: Parts) -> Parts:
+    """Every given component merged into the nearest that is left."""
+    distance_IJ = divergences(given.m_KD, given.s_KDD, reduced.m_KD, reduced.s_KDD)
+    nearest_I = distance_IJ.argmin(1)
+    groups = [given.select(nearest_I == j) for j in nearest_I.unique()]
+    merged = [merge(*group) for group in groups]
+    return Parts(*(torch.stack(part) for part in zip(*merged)))
 
 
 def merge(w_K: Tensor, m_KD: Tensor, s_KDD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,29 +105,39 @@ def merge(w_K: Tensor, m_KD: Tensor, s_KDD: Tensor) -> tuple[Tensor, Tensor, Ten
 
 def merging_cost(w_K: Tensor, m_KD: Tensor, s_KDD: Tensor, rows: Tensor) -> Tensor:
     """Runnalls' bound for merging each of `rows` with every component (R, K); infinite with itself."""
-    w_RK = (w_K[rows, None] + w_K).clamp(min=1e-300)
-    a_RK, b_RK = w_K[rows, None] / w_RK, w_K / w_RK
+    w_R1 = w_K[rows, None]
+    w_RK = (w_R1 + w_K).clamp(min=1e-300)
+    a_RK, b_RK = w_R1 / w_RK, w_K / w_RK
     diff_RKD = m_KD[rows, None] - m_KD
-    s_RKDD = (a_RK[..., None, None] * s_KDD[rows, None] + b_RK[..., None, None] * s_KDD
-              + (a_RK * b_RK)[..., None, None] * outer(diff_RKD, diff_RKD))
+    between_RKDD = _each(a_RK * b_RK) * outer(diff_RKD, diff_RKD)
+    within_RKDD = _each(a_RK) * s_KDD[rows, None] + _each(b_RK) * s_KDD
+    log_det_RK = torch.logdet(within_RKDD + between_RKDD)
     own_K = w_K * torch.logdet(s_KDD)
-    cost = 0.5 * (w_RK * torch.logdet(s_RKDD) - own_K[rows, None] - own_K)
-    cost[torch.arange(len(rows)), rows] = torch.inf
-    return cost
+    cost_RK = 0.5 * (w_RK * log_det_RK - own_K[rows, None] - own_K)
+    cost_RK[torch.arange(len(rows)), rows] = torch.inf
+    return cost_RK
+
+
+def _each(value_RK: Tensor) -> Tensor:
+    """One factor for a matrix each."""
+    return value_RK[..., None, None]
 
 
 def divergences(m_ID: Tensor, s_IDD: Tensor, n_JD: Tensor, t_JDD: Tensor) -> Tensor:
     """KL(N(m_i, S_i) || N(n_j, T_j)) for all pairs (I, J), in nats."""
     inverse_JDD = torch.linalg.inv(t_JDD)
     diff_IJD = n_JD - m_ID[:, None]
-    spread = torch.einsum("jde,ied->ij", inverse_JDD, s_IDD)
-    far = torch.einsum("ijd,jde,ije->ij", diff_IJD, inverse_JDD, diff_IJD)
-    log_ratio_IJ = torch.logdet(t_JDD) - torch.logdet(s_IDD)[:, None]
-    return divergence(spread + far, log_ratio_IJ, m_ID.shape[1])
+    spread_IJ = torch.einsum("jde,ied->ij", inverse_JDD, s_IDD)
+    far_IJ = torch.einsum("ijd,jde,ije->ij", diff_IJD, inverse_JDD, diff_IJD)
+    log_det_I = torch.logdet(s_IDD)
+    log_ratio_IJ = torch.logdet(t_JDD) - log_det_I[:, None]
+    return divergence(spread_IJ + far_IJ, log_ratio_IJ, m_ID.shape[1])
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three components, two of them close."""
-    means = torch.tensor([[0.0, 0.0], [0.2, 0.0], [5.0, 5.0]], dtype=torch.float64)
-    mixture = GaussianMixtureDensity(torch.tensor([0.3, 0.3, 0.4]), means, torch.eye(2).expand(3, 2, 2))
+    weights_K = torch.tensor([0.3, 0.3, 0.4])
+    means_KD = torch.tensor([[0.0, 0.0], [0.2, 0.0], [5.0, 5.0]], dtype=torch.float64)
+    covariances_KDD = torch.eye(2).expand(3, 2, 2)
+    mixture = GaussianMixtureDensity(weights_K, means_KD, covariances_KDD)
     return {"mixture": mixture, "config": Config(n_components=2)}

@@ -53,9 +53,10 @@ class ExponentialFamily(Family):
         return ExponentialKernel(self, params)
 
     def maximise(self, tally: Tally, params: Params | None, level: Any) -> Params:
-        count_SK = tally.statistics.count_SK
-        weights = count_SK / count_SK.sum(-1, keepdim=True)
-        new = {"weights": weights, **self.update(tally.statistics, params)}
+        sums: Sums = tally.statistics
+        total_S1 = sums.count_SK.sum(-1, keepdim=True)
+        new = {"weights": sums.count_SK / total_S1}
+        new |= self.update(sums, params)
         return new | fixed_values(self.fixed, params)
 
 
@@ -83,7 +84,8 @@ class ExponentialKernel:
         S, K, P = self.natural_SKP.shape
         phi_PB = self.state(piece)
         natural_CP = self.natural_SKP.reshape(S * K, P)
-        log_SKB = product_nt(natural_CP, phi_PB.T).view(S, K, -1)
+        log_CB = product_nt(natural_CP, phi_PB.T)
+        log_SKB = log_CB.view(S, K, -1)
         base_B = self.family.base(piece.x_BD)
         return phi_PB, log_SKB + self.constant_SK1 + base_B
 
@@ -92,7 +94,9 @@ class ExponentialKernel:
         S, K, B = resp_SKB.shape
         resp_CB = resp_SKB.reshape(S * K, B).to(phi_PB.dtype)
         sums_PC = product_nt(phi_PB, resp_CB)
-        return Sums(resp_SKB.sum(-1), sums_PC.T.reshape(S, K, -1))
+        sums_SKP = sums_PC.T.reshape(S, K, -1)
+        count_SK = resp_SKB.sum(-1)
+        return Sums(count_SK, sums_SKP)
 
 
 def share(numerator: Tensor, denominator: Tensor, otherwise: Tensor | float) -> Tensor:

@@ -5,6 +5,7 @@ N rows, B rows of a part, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,11 +34,14 @@ class Sums(NamedTuple):
             x_BD = torch.where(seen_BD, x_BD, 0.0)
             weight_BD = seen_BD * weight_BD
         weighted_BD = x_BD if weight_B1 is None else x_BD * weight_BD  # missing values are zeros here
-        count_D = weight_BD.sum(0).expand(x_BD.shape[1])
-        return cls(count_D, weighted_BD.sum(0), (weighted_BD * x_BD).sum(0))
+        squares_BD = weighted_BD * x_BD
+        weight_D = weight_BD.sum(0)
+        count_D = weight_D.expand(x_BD.shape[1])
+        return cls(count_D, weighted_BD.sum(0), squares_BD.sum(0))
 
     def __add__(self, other: Sums) -> Sums:  # type: ignore[override]
-        return Sums(*(a + b for a, b in zip(self, other)))
+        pairs = zip(self, other)
+        return Sums(*(a + b for a, b in pairs))
 
     def mean(self) -> Tensor:
         """(D,)."""
@@ -46,8 +50,10 @@ class Sums(NamedTuple):
     def variance(self) -> Tensor:
         """(D,); zero where it is rounding alone."""
         square_D = self.second_D / self.count_D.clamp(min=TINY)
-        variance_D = (square_D - self.mean() ** 2).clamp(min=0)
-        return torch.where(variance_D <= ROUNDING * square_D, 0.0, variance_D)
+        mean_D = self.mean()
+        variance_D = (square_D - mean_D**2).clamp(min=0)
+        rounding_D = ROUNDING * square_D
+        return torch.where(variance_D <= rounding_D, 0.0, variance_D)
 
 
 class Frame(NamedTuple):
@@ -65,33 +71,49 @@ class Frame(NamedTuple):
         conditioning depends on it.
         """
         origin_D, sums = None, None
-        for start, chunk in rows.chunks():
-            for part in chunk.split(PART_ROWS):
-                weight_B1 = None if weights_N is None else weights_N[start : start + len(part), None]
-                if origin_D is None:
-                    origin_D = rows.processes.first(Sums.of(part.double(), weight_B1).mean())
-                own = Sums.of(part.double() - origin_D, weight_B1)
-                sums = own if sums is None else sums + own
-                start += len(part)
-            assert sums is not None
-            if rows.streamed and not whole and _enough(sums, floor):
+        for part_BD, weight_B1, last in _parts(rows, weights_N):
+            x_BD = part_BD.double()
+            if origin_D is None:
+                mean_D = Sums.of(x_BD, weight_B1).mean()
+                origin_D = rows.processes.first(mean_D)
+            own = Sums.of(x_BD - origin_D, weight_B1)
+            sums = own if sums is None else sums + own
+            if last and rows.streamed and not whole and _enough(sums, floor):
                 break
         assert origin_D is not None and sums is not None
         total = Sums(*rows.processes.total(sums))
-        return cls.from_moments(total.mean() + origin_D, total.variance(), kind, floor)
+        mean_D = total.mean() + origin_D
+        return cls.from_moments(mean_D, total.variance(), kind, floor)
 
     @classmethod
     def from_moments(cls, mean_D: Tensor, variance_D: Tensor, kind: str, floor: float) -> Frame:
         """A frame from the data's mean and variance."""
-        spread_D = variance_D.mean().expand_as(variance_D) if kind == "spherical" else variance_D
-        spread_D = spread_D + max(floor, TINY)
-        exponent_D = torch.round(0.5 * torch.log2(spread_D))
+        spread_D = variance_D
+        if kind == "spherical":
+            spread_D = variance_D.mean().expand_as(variance_D)
+        above_zero_D = spread_D + max(floor, TINY)
+        exponent_D = torch.round(0.5 * torch.log2(above_zero_D))
         short_D = mean_D.float().double()  # a short number, which differences with float32 rows keep exact
         shift_D = torch.where(short_D.isfinite(), short_D, mean_D)
-        return cls(shift_D, torch.exp2(-exponent_D), variance_D)
+        scale_D = torch.exp2(-exponent_D)
+        return cls(shift_D, scale_D, variance_D)
+
+
+def _parts(rows: Rows, weights_N: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+    """Some rows at a time, their weights (B, 1), and whether they are the last of what is in memory."""
+    for start, chunk in rows.chunks():
+        stop = start + len(chunk)
+        for part_BD in chunk.split(PART_ROWS):
+            end = start + len(part_BD)
+            weight_B1 = None if weights_N is None else weights_N[start:end, None]
+            yield part_BD, weight_B1, end == stop
+            start = end
 
 
 def _enough(sums: Sums, floor: float) -> bool:
     """Whether every column was seen often and varies."""
-    seen = float(sums.count_D.min()) >= PART_ROWS
-    return seen and bool((sums.variance() > floor).all())
+    seldom = float(sums.count_D.min()) < PART_ROWS
+    if seldom:
+        return False
+    varies_D = sums.variance() > floor
+    return bool(varies_D.all())

@@ -47,29 +47,34 @@ class Gaussian(Family):
 
     def __init__(self, kind: str, frame: Frame, regularisation_D: Tensor, dtype: torch.dtype,
                  fixed: tuple[str, ...] = ()) -> None:
-        self.kind, self.frame, self.fixed = kind, frame, fixed
+        self.kind = kind
+        self.frame = frame
+        self.fixed = fixed
         self.columns = len(frame.shift_D)
         self.regularisation_D = regularisation_D * frame.scale_D**2
         self.wide = feature_count(kind, self.columns) > WIDEST
         first = Level(not self.wide, dtype)
         second = Level(not self.wide, torch.float64)
         last = Level(False, torch.float64)
-        self.ladder = tuple(dict.fromkeys((first, second, last)))
+        distinct = dict.fromkeys((first, second, last))
+        self.ladder = tuple(distinct)
 
     def online_level(self) -> Level:
         return Level(True, torch.float64)  # moments about zero can be averaged over batches
 
-    def levels(self, params: Params | None) -> tuple[Level, ...]:
+    def levels(self, params: Params | None) -> tuple[Any, ...]:
         if params is None:
             return Level(True, torch.float64), Level(False, torch.float64)
-        last = len(self.ladder) - 1
-        accurate = (i for i, level in enumerate(self.ladder) if self._accurate(params, level))
-        return self.ladder[next(accurate, last) :]
+        for i, level in enumerate(self.ladder):
+            if self._accurate(params, level):
+                return self.ladder[i:]
+        return self.ladder[-1:]
 
     def trusts(self, params: Params, level: Level) -> bool:
         if level != self.ladder[-1]:
             return self._accurate(params, level)
-        return bool(params["cholesky"].isfinite().all())
+        finite = params["cholesky"].isfinite()
+        return bool(finite.all())
 
     def refuse(self, params: Params) -> None:
         raise ValueError(ILL_DEFINED)
@@ -78,11 +83,13 @@ class Gaussian(Family):
         """Whether rounding stays below what is tolerated; products round in proportion to their coefficients."""
         rounding = torch.finfo(level.dtype).eps / 2
         if level.quadratic:
-            size = self.natural(params).square().sum(-1).sqrt()
+            squares_SKP = self.natural(params).square()
+            size = squares_SKP.sum(-1).sqrt()
         else:
-            size = params["cholesky"].abs().amax() * self.columns
-        error = size * rounding
-        return bool((error < TOLERATED[level.dtype]).all())
+            largest = params["cholesky"].abs().amax()
+            size = largest * self.columns
+        small = size * rounding < TOLERATED[level.dtype]
+        return bool(small.all())
 
     def natural(self, params: Params) -> Tensor:
         """Coefficients (S, K, P) of the quadratic features."""
@@ -96,12 +103,18 @@ class Gaussian(Family):
         count_SK, first_SKD, second = tally.statistics
         dead_SK = self.dead(tally)
         n_SK = torch.where(dead_SK, 1.0, count_SK)
-        means, covariances = self.means_and_covariances(n_SK, Moments(n_SK, first_SKD, second), params, level)
-        weights = count_SK / count_SK.sum(-1, keepdim=True)
-        new = {"weights": weights, "means": means, "covariances": covariances}
+        moments = Moments(n_SK, first_SKD, second)
+        means, covariances = self.means_and_covariances(n_SK, moments, params, level)
+        total_S1 = count_SK.sum(-1, keepdim=True)
+        new = {"weights": count_SK / total_S1, "means": means, "covariances": covariances}
+        return self.completed(new, params, dead_SK)
+
+    def completed(self, new: Params, params: Params | None, dead_SK: Tensor) -> Params:
+        """New parameters with old values where they stay, and with the roots of the precisions."""
         new = self.keep_dead(new, params, dead_SK)
         new |= fixed_values(self.fixed, params)
-        return new | {"cholesky": precision_cholesky(self.kind, new["covariances"])}
+        root = precision_cholesky(self.kind, new["covariances"])
+        return new | {"cholesky": root}
 
     def dead(self, tally: Tally) -> Tensor:
         """Which components (S, K) no row belongs to."""
@@ -111,19 +124,25 @@ class Gaussian(Family):
         """Old values of all but the weights where a component has no rows; tied covariances are everyone's."""
         if params is None or not bool(dead_SK.any()):
             return new
-        own = [name for name in new if name != "weights" and not (self.kind == "tied" and name == "covariances")]
-        kept = {name: torch.where(_like(dead_SK, new[name]), params[name], new[name]) for name in own}
-        return new | kept
+        kept = dict(new)
+        for name, value in new.items():
+            shared = self.kind == "tied" and name == "covariances"
+            if name != "weights" and not shared:
+                kept[name] = torch.where(_like(dead_SK, value), params[name], value)
+        return kept
 
     def means_and_covariances(self, weight_SK: Tensor, moments: Moments, params: Params | None,
                               level: Level) -> tuple[Tensor, Tensor]:
         """From moments about the level's origin: zero, or with centred differences the old means."""
         offset_SKD = moments.first_SKD / weight_SK[..., None]
-        centred = params is not None and not level.quadratic
-        origin_SKD = params["means"] if params is not None and centred else torch.zeros_like(offset_SKD)
-        fixed = params is not None and "means" in self.fixed
-        means_SKD = params["means"] if params is not None and fixed else origin_SKD + offset_SKD
-        return means_SKD, self.covariances(weight_SK, offset_SKD, means_SKD - origin_SKD, moments.second)
+        origin_SKD = torch.zeros_like(offset_SKD)
+        if params is not None and not level.quadratic:
+            origin_SKD = params["means"]
+        means_SKD = origin_SKD + offset_SKD
+        if params is not None and "means" in self.fixed:
+            means_SKD = params["means"]
+        moved_SKD = means_SKD - origin_SKD
+        return means_SKD, self.covariances(weight_SK, offset_SKD, moved_SKD, moments.second)
 
     def covariances(self, n_SK: Tensor, offset_SKD: Tensor, moved_SKD: Tensor, second: Tensor) -> Tensor:
         """Regularised second moments about new means that lie `moved` from the origin; the data's own lie `offset`."""
@@ -134,7 +153,8 @@ class Gaussian(Family):
             variance_SKD = second / n_SK[..., None] + correction_SKD
             return variance_SKD.clamp(min=0) + self.regularisation_D
         total_SK = second / n_SK + correction_SKD.sum(-1)
-        return total_SK.clamp(min=0) / self.columns + self.regularisation_D.mean()
+        variance_SK = total_SK.clamp(min=0) / self.columns
+        return variance_SK + self.regularisation_D.mean()
 
     def _matrices(self, n_SK: Tensor, offset_SKD: Tensor, moved_SKD: Tensor, second: Tensor) -> Tensor:
         n_SK11 = n_SK[..., None, None]
@@ -160,39 +180,41 @@ class GaussianKernel:
     """Joint log densities and moments of pieces, with or without missing values."""
 
     def __init__(self, family: Gaussian, params: Params | None, level: Level) -> None:
-        self.family, self.params, self.level = family, params, level
+        self.family = family
+        self.params = params
+        self.level = level
         self.log_scale = float(family.frame.scale_D.log().sum())  # densities are in the data's own units
-        if level.quadratic and not (params is None and family.wide):
-            self.dense: Any = self._quadratic()
-        elif params is None and not family.wide:
-            self.dense = self._quadratic()
-        else:
-            self.dense = self._centred()
+        # the step that makes a start is quadratic unless the features are too many: it has no means to subtract
+        quadratic = not family.wide if params is None else level.quadratic
+        self.dense: Any = self._quadratic() if quadratic else self._centred()
 
     def _quadratic(self) -> Quadratic:
-        frame, kind, params = self.family.frame, self.family.kind, self.params
+        family, params = self.family, self.params
+        shift_D, scale_D, _ = family.frame
         if params is None:
-            return Quadratic(kind, frame.shift_D, frame.scale_D, self.level.dtype)
-        natural_SKP = self.family.natural(params)
+            return Quadratic(family.kind, shift_D, scale_D, self.level.dtype)
+        natural_SKP = family.natural(params)
         natural_SKP[..., 0] += self.log_scale
-        root = params["cholesky"] if kind == "tied" else None
-        return Quadratic(kind, frame.shift_D, frame.scale_D, self.level.dtype, natural_SKP, root)
+        root = params["cholesky"] if family.kind == "tied" else None
+        return Quadratic(family.kind, shift_D, scale_D, self.level.dtype, natural_SKP, root)
 
     def _centred(self) -> Centred:
-        frame, kind, params = self.family.frame, self.family.kind, self.params
+        family, params = self.family, self.params
+        shift_D, scale_D, _ = family.frame
         if params is None:  # one component at the origin: its moments are those about zero
             params = self._one_at_the_origin()
+        means_SKD, root = params["means"], params["cholesky"]
         log_weights_SK = self.log_scale + log_positive(params["weights"])
-        return Centred(kind, frame.shift_D, frame.scale_D, self.level.dtype, log_weights_SK, params["means"],
-                       params["cholesky"])
+        return Centred(family.kind, shift_D, scale_D, self.level.dtype, log_weights_SK, means_SKD, root)
 
     def _one_at_the_origin(self) -> Params:
-        shift_D = self.family.frame.shift_D
-        ones_1D = torch.ones_like(shift_D)[None]
-        root = {"full": torch.diag_embed(ones_1D)[None], "tied": torch.diag_embed(ones_1D), "diag": ones_1D[None],
-                "spherical": ones_1D[:, :1]}
-        means_11D = torch.zeros_like(shift_D)[None, None]
-        return {"weights": ones_1D[:, :1], "means": means_11D, "cholesky": root[self.family.kind]}
+        ones_1D = torch.ones_like(self.family.frame.shift_D)[None]
+        unit_1DD = torch.diag_embed(ones_1D)
+        one_11 = ones_1D[:, :1]
+        roots = {"full": unit_1DD[None], "tied": unit_1DD, "diag": ones_1D[None], "spherical": one_11}
+        means_11D = torch.zeros_like(ones_1D)[None]
+        root = roots[self.family.kind]
+        return {"weights": one_11, "means": means_11D, "cholesky": root}
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""
@@ -204,11 +226,12 @@ class GaussianKernel:
         if piece.observed_PD is None:
             return self.dense.features(piece.x_BD)
         assert self.params is not None
-        frame, params = self.family.frame, self.params
-        z_BD = (piece.x_BD.double() - frame.shift_D) * frame.scale_D
+        shift_D, scale_D, _ = self.family.frame
+        weights_SK, means_SKD = self.params["weights"], self.params["means"]
+        z_BD = (piece.x_BD.double() - shift_D) * scale_D
         observed_PD = piece.observed_PD.to(z_BD.device)
-        covariances = as_full(self.family.kind, params["covariances"], params["means"])
-        return Incomplete(z_BD, observed_PD, params["weights"], params["means"], covariances, frame.scale_D.log())
+        covariances = as_full(self.family.kind, self.params["covariances"], means_SKD)
+        return Incomplete(z_BD, observed_PD, weights_SK, means_SKD, covariances, scale_D.log())
 
     def joint(self, piece: Piece) -> tuple[Any, Tensor]:
         """State for `tally`, and log weights plus log densities in the data's own units (S, K, B)."""

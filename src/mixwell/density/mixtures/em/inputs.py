@@ -36,28 +36,42 @@ def open_input(model: Any, X: Any, *, reset: bool, allow_nan: bool) -> Rows:
 
 
 def _open_array(model: Any, X: Any, least: int, reset: bool, allow_nan: bool) -> Rows:
+    """Rows of what scikit-learn takes for a table."""
     finite: Any = "allow-nan" if allow_nan else True
     x_ND = validate_data(model, X, dtype=[np.float64, np.float32], ensure_min_samples=least, ensure_all_finite=finite,
                          reset=reset)
     names = getattr(model, "feature_names_in_", None)
-    return ArrayRows(x_ND, None if names is None else list(names))
+    if names is not None:
+        names = list(names)
+    return ArrayRows(x_ND, names)
 
 
 def note_columns(model: Any, rows: Rows, reset: bool) -> None:
-    """`n_features_in_` and `feature_names_in_` of an estimator, set by a fit and compared afterwards."""
+    """`n_features_in_` and `feature_names_in_` of an estimator, set by a fit and compared afterwards.
+
+    Raises a `ValueError` where number or names of the columns are others than in fitting.
+    """
     if reset:
         _set_columns(model, rows)
         return
-    if rows.n_columns != model.n_features_in_:
+    expected = model.n_features_in_
+    if rows.n_columns != expected:
         raise ValueError(f"X has {rows.n_columns} features, but {type(model).__name__} is expecting "
-                         f"{model.n_features_in_} features as input.")
+                         f"{expected} features as input.")
     known = getattr(model, "feature_names_in_", None)
-    if rows.names is not None and known is not None and list(rows.names) != list(known):
+    if rows.names is None or known is None:
+        return
+    if list(rows.names) != list(known):
         raise ValueError("The feature names should match those that were passed during fit: expected "
-                         f"{', '.join(map(str, known))}; got {', '.join(map(str, rows.names))}.")
+                         f"{_listed(known)}; got {_listed(rows.names)}.")
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(str, names))
 
 
 def _set_columns(model: Any, rows: Rows) -> None:
+    """Columns as a fit found them."""
     model.n_features_in_ = rows.n_columns
     if rows.names is not None:
         model.feature_names_in_ = np.asarray(rows.names, dtype=object)
@@ -66,22 +80,36 @@ def _set_columns(model: Any, rows: Rows) -> None:
 
 
 def checked_weights(sample_weight: Any, rows: Rows) -> Tensor | None:
-    """Weights (N,) of the rows in float64; None where all are one."""
+    """Weights (N,) of the rows in float64; None where all are one.
+
+    Raises a `ValueError` where they are of another number, not finite, negative or all zero.
+    """
     if sample_weight is None:
         return None
-    given = sample_weight.detach() if isinstance(sample_weight, Tensor) else np.array(sample_weight, dtype=np.float64)
-    weights_N = torch.as_tensor(given).double().to(rows.device)
+    weights_N = _as_float64(sample_weight, rows.device)
     if weights_N.ndim == 0:
         weights_N = weights_N.expand(rows.n_rows).clone()
     if weights_N.shape != (rows.n_rows,):
         raise ValueError(f"sample_weight.shape == {tuple(weights_N.shape)}, expected ({rows.n_rows},)!")
-    if not bool(weights_N.isfinite().all()) or float(weights_N.min()) < 0 or float(weights_N.sum()) <= 0:
+    finite = bool(weights_N.isfinite().all())
+    if not finite or bool((weights_N < 0).any()) or not bool((weights_N > 0).any()):
         raise ValueError("sample_weight must be finite, not negative, and not all zero.")
     return weights_N
 
 
+def _as_float64(value: Any, device: torch.device) -> Tensor:
+    """A copy of what is an array, or like one; a tensor as it is where type and device fit."""
+    if isinstance(value, Tensor):
+        return value.detach().double().to(device)
+    array = np.array(value, dtype=np.float64)
+    return torch.as_tensor(array).to(device)
+
+
 def spread_over(processes: Alone, rows: Rows) -> None:
-    """Mark rows as one process's share of a table, whose columns and number type the processes agree on."""
+    """Mark rows as one process's share of a table, whose columns and number type the processes agree on.
+
+    Raises a `ValueError` where they do not.
+    """
     rows.processes = processes
     own = torch.tensor([rows.n_columns, rows.dtype.itemsize])
     first = processes.first(own)

@@ -60,10 +60,11 @@ def standardise(x_BD: Tensor, shift_D: Tensor, scale_D: Tensor, out_QB: Tensor) 
 
 def feature_count(kind: str, columns: int) -> int:
     """P of a covariance type."""
+    linear = columns + 1
     if kind == "full":
-        return (columns + 1) * (columns + 2) // 2
+        return linear * (linear + 1) // 2
     squares = {"tied": 0, "diag": columns, "spherical": 1}
-    return columns + 1 + squares[kind]
+    return linear + squares[kind]
 
 
 def rows_in_cache(bytes_per_row: int, budget: int = PIECE_BYTES, least: int = 64) -> int:
@@ -74,27 +75,24 @@ def rows_in_cache(bytes_per_row: int, budget: int = PIECE_BYTES, least: int = 64
 
 def natural_parameters(kind: str, log_weights_SK: Tensor, means_SKD: Tensor, cholesky: Tensor) -> Tensor:
     """W (S, K, P) with `log_joint = W phi`; for tied covariances without the term that the components share."""
-    S, K, D = means_SKD.shape
+    D = means_SKD.shape[-1]
     if kind in MATRICES:
         root_SKDD = cholesky if kind == "full" else cholesky[:, None]
         white_SKD = (means_SKD[:, :, None] @ root_SKDD)[:, :, 0]
         linear_SKD = (root_SKDD @ white_SKD[..., None])[..., 0]
         log_scale = log_diagonal(root_SKDD)
+        squares = [_quadratic_terms(root_SKDD)] if kind == "full" else []
     else:
-        root_SKD = cholesky if kind == "diag" else cholesky[..., None].expand(S, K, D)
+        root_SKD = cholesky if kind == "diag" else cholesky[..., None].expand_as(means_SKD)
         white_SKD = means_SKD * root_SKD
         linear_SKD = white_SKD * root_SKD
         log_scale = root_SKD.log().sum(-1)
+        own_SKD = root_SKD if kind == "diag" else root_SKD[..., :1]
+        squares = [-0.5 * own_SKD**2]
     length_SK = white_SKD.square().sum(-1)
-    constant_SK = log_weights_SK + log_scale - 0.5 * (D * LOG_2PI + length_SK)
-    parts = [constant_SK[..., None], linear_SKD]
-    if kind == "full":
-        parts.append(_quadratic_terms(root_SKDD))
-    elif kind == "diag":
-        parts.append(-0.5 * root_SKD**2)
-    elif kind == "spherical":
-        parts.append(-0.5 * root_SKD[..., :1] ** 2)
-    return torch.cat(parts, -1)
+    below_SK = 0.5 * (D * LOG_2PI + length_SK)
+    constant_SK = log_weights_SK + log_scale - below_SK
+    return torch.cat([constant_SK[..., None], linear_SKD, *squares], -1)
 
 
 def _quadratic_terms(root_SKDD: Tensor) -> Tensor:
@@ -102,8 +100,9 @@ def _quadratic_terms(root_SKDD: Tensor) -> Tensor:
     D = root_SKDD.shape[-1]
     precision_SKDD = root_SKDD @ root_SKDD.mT
     i, j = torch.triu_indices(D, D, device=root_SKDD.device)
-    halved = torch.where(i == j, 0.5, 1.0).to(root_SKDD)
-    return -precision_SKDD[:, :, i, j] * halved
+    upper_SKP = precision_SKDD[:, :, i, j]
+    halved_P = torch.where(i == j, 0.5, 1.0).to(root_SKDD)
+    return -upper_SKP * halved_P
 
 
 class Quadratic:
@@ -112,7 +111,8 @@ class Quadratic:
     def __init__(self, kind: str, shift_D: Tensor, scale_D: Tensor, dtype: torch.dtype,
                  natural_SKP: Tensor | None = None, shared_root_SDD: Tensor | None = None) -> None:
         self.kind, self.dtype = kind, dtype
-        self.shift_D, self.scale_D = shift_D.to(dtype), scale_D.to(dtype)
+        self.shift_D = shift_D.to(dtype)
+        self.scale_D = scale_D.to(dtype)
         self.natural = None if natural_SKP is None else natural_SKP.to(dtype)
         self.root = None if shared_root_SDD is None else shared_root_SDD.to(dtype)
         Q = len(shift_D) + 1
@@ -128,23 +128,26 @@ class Quadratic:
     def features(self, x_BD: Tensor) -> Tensor:
         """phi (P, B)."""
         B, D = x_BD.shape
-        phi_PB = self.scratch.empty("phi", (feature_count(self.kind, D), B), self.shift_D)
+        P = feature_count(self.kind, D)
+        phi_PB = self.scratch.empty("phi", (P, B), self.shift_D)
         if self.kind == "full":
             return self._products(x_BD, phi_PB)
-        z_DB = standardise(x_BD, self.shift_D, self.scale_D, phi_PB[: D + 1])[1:]
+        linear_QB, squares_PB = phi_PB[: D + 1], phi_PB[D + 1 :]
+        standardise(x_BD, self.shift_D, self.scale_D, linear_QB)
+        z_DB = linear_QB[1:]
         if self.kind == "diag":
-            torch.mul(z_DB, z_DB, out=phi_PB[D + 1 :])
+            torch.mul(z_DB, z_DB, out=squares_PB)
         elif self.kind == "spherical":
-            torch.sum(z_DB * z_DB, 0, out=phi_PB[D + 1])
+            torch.sum(z_DB * z_DB, 0, out=squares_PB[0])
         return phi_PB
 
     def _products(self, x_BD: Tensor, phi_PB: Tensor) -> Tensor:
         """Fill phi with the products of all pairs of a one and the columns."""
+        B, D = x_BD.shape
         left_P, right_P = self.pairs
-        size_QB = (x_BD.shape[1] + 1, len(x_BD))
-        z_QB = self.scratch.empty("z", size_QB, self.shift_D)
+        z_QB = self.scratch.empty("z", (D + 1, B), self.shift_D)
         standardise(x_BD, self.shift_D, self.scale_D, z_QB)
-        right_PB = self.scratch.empty("right", tuple(phi_PB.shape), self.shift_D)
+        right_PB = self.scratch.empty("right", (len(right_P), B), self.shift_D)
         torch.index_select(z_QB, 0, left_P, out=phi_PB)
         torch.index_select(z_QB, 0, right_P, out=right_PB)
         return phi_PB.mul_(right_PB)
@@ -153,33 +156,40 @@ class Quadratic:
         """Log weight plus log density (S, K, B)."""
         assert self.natural is not None
         S, K, P = self.natural.shape
-        log_joint_CB = product_nt(self.natural.view(S * K, P), phi_PB.T)
+        natural_CP = self.natural.view(S * K, P)
+        log_joint_CB = product_nt(natural_CP, phi_PB.T)
         log_joint_SKB = log_joint_CB.view(S, K, -1)
         if self.root is not None:
             white_SDB = self.root.mT @ phi_PB[1:]
-            log_joint_SKB -= 0.5 * white_SDB.square().sum(1, keepdim=True)
+            distance_S1B = white_SDB.square().sum(1, keepdim=True)
+            log_joint_SKB -= 0.5 * distance_S1B
         return log_joint_SKB
 
     def moments(self, phi_PB: Tensor, resp_SKB: Tensor) -> Moments:
         """Weighted sums of the features."""
         S, K, B = resp_SKB.shape
         D = len(self.shift_D)
-        sums_PC = product_nt(phi_PB, resp_SKB.reshape(S * K, B))
-        sums_SKP = sums_PC.T.double().reshape(S, K, -1)
+        resp_CB = resp_SKB.reshape(S * K, B)
+        sums_PC = product_nt(phi_PB, resp_CB)
+        sums_CP = sums_PC.T.double()
+        sums_SKP = sums_CP.reshape(S, K, -1)
         squares = sums_SKP[..., D + 1 :]
         if self.kind == "full":
-            second = self._both_halves(squares)
+            squares = self._both_halves(squares)
         elif self.kind == "tied":
-            second = self._shared_second(phi_PB[1:], resp_SKB)
-        else:
-            second = squares if self.kind == "diag" else squares[..., 0]
-        return Moments(sums_SKP[..., 0], sums_SKP[..., 1 : D + 1], second)
+            squares = self._shared_second(phi_PB[1:], resp_SKB)
+        elif self.kind == "spherical":
+            squares = squares[..., 0]
+        count_SK, first_SKD = sums_SKP[..., 0], sums_SKP[..., 1 : D + 1]
+        return Moments(count_SK, first_SKD, squares)
 
     def _both_halves(self, upper_SKP: Tensor) -> Tensor:
         """Symmetric matrices (S, K, D, D) from their upper halves."""
+        S, K, _ = upper_SKP.shape
         D = len(self.shift_D)
-        i, j = self.pairs[:, D + 1 :] - 1
-        full_SKDD = upper_SKP.new_empty(*upper_SKP.shape[:2], D, D)
+        quadratic = self.pairs[:, D + 1 :]
+        i, j = quadratic - 1
+        full_SKDD = upper_SKP.new_empty(S, K, D, D)
         full_SKDD[..., i, j] = upper_SKP
         full_SKDD[..., j, i] = upper_SKP
         return full_SKDD
@@ -197,17 +207,19 @@ class Centred:
                  log_weights_SK: Tensor, means_SKD: Tensor, cholesky: Tensor) -> None:
         S, K, D = means_SKD.shape
         self.kind, self.dtype, self.shape = kind, dtype, (S, K)
-        self.shift_D, self.scale_D = shift_D.to(dtype), scale_D.to(dtype)
+        self.shift_D = shift_D.to(dtype)
+        self.scale_D = scale_D.to(dtype)
         self.means_CD1 = means_SKD.reshape(S * K, D, 1).to(dtype)
         if kind in MATRICES:
-            full_SKDD = cholesky if kind == "full" else cholesky[:, None].expand(S, K, D, D)
-            self.root_CDD = full_SKDD.reshape(S * K, D, D).to(dtype)
-            log_scale = log_diagonal(full_SKDD)
+            root_SKDD = cholesky if kind == "full" else cholesky[:, None].expand(S, K, D, D)
+            self.root_CDD = root_SKDD.reshape(S * K, D, D).to(dtype)
+            log_scale_SK = log_diagonal(root_SKDD)
         else:
             root_SKD = cholesky if kind == "diag" else cholesky[..., None].expand(S, K, D)
             self.root_CD1 = root_SKD.reshape(S * K, D, 1).to(dtype)
-            log_scale = root_SKD.log().sum(-1)
-        constant_SK = log_weights_SK + log_scale - 0.5 * D * LOG_2PI
+            log_scale_SK = root_SKD.log().sum(-1)
+        log_peak_SK = log_scale_SK + log_weights_SK
+        constant_SK = log_peak_SK - 0.5 * D * LOG_2PI
         self.constant_SK1 = constant_SK[..., None].to(dtype)
 
     def rows(self, starts_times_components: int) -> int:
@@ -220,7 +232,8 @@ class Centred:
         B, D = x_BD.shape
         z_QB = self.shift_D.new_empty(D + 1, B)
         standardise(x_BD, self.shift_D, self.scale_D, z_QB)
-        return z_QB[1:] - self.means_CD1
+        z_DB = z_QB[1:]
+        return z_DB - self.means_CD1
 
     def joint(self, diff_CDB: Tensor) -> Tensor:
         """Log weight plus log density (S, K, B)."""
@@ -233,16 +246,16 @@ class Centred:
 
     def moments(self, diff_CDB: Tensor, resp_SKB: Tensor) -> Moments:
         """Weighted sums of the differences and their squares."""
-        S, K, _ = resp_SKB.shape
+        S, K, B = resp_SKB.shape
         D = diff_CDB.shape[1]
-        weighted_CDB = diff_CDB * resp_SKB.reshape(S * K, 1, -1)
-        first_SKD = weighted_CDB.sum(-1).double().view(S, K, D)
+        weight_C1B = resp_SKB.reshape(S * K, 1, B)
+        weighted_CDB = diff_CDB * weight_C1B
+        first_CD = weighted_CDB.sum(-1).double()
         if self.kind in MATRICES:
-            products_CDD = weighted_CDB @ diff_CDB.mT
-            second = products_CDD.double().view(S, K, D, D)
+            second = (weighted_CDB @ diff_CDB.mT).double().view(S, K, D, D)
             second = second if self.kind == "full" else second.sum(1)
         else:
-            squares_CD = (weighted_CDB * diff_CDB).sum(-1)
-            second = squares_CD.double().view(S, K, D)
+            second = (weighted_CDB * diff_CDB).sum(-1).double().view(S, K, D)
             second = second if self.kind == "diag" else second.sum(-1)
-        return Moments(resp_SKB.sum(-1).double(), first_SKD, second)
+        count_SK = resp_SKB.sum(-1).double()
+        return Moments(count_SK, first_CD.view(S, K, D), second)

@@ -63,14 +63,17 @@ class Tally:
         """The sums over the rows of all processes."""
         own = [*self.statistics, self.log_likelihood_S, self.weight]
         *totals, log_likelihood_S, weight = processes.total(own)
-        statistics = type(self.statistics)(*totals)
+        kind = type(self.statistics)
+        statistics = kind(*totals)
         return Tally(statistics, log_likelihood_S, weight)
 
     def __add__(self, other: Tally) -> Tally:
+        kind = type(self.statistics)
         pairs = zip(self.statistics, other.statistics)
-        statistics = type(self.statistics)(*(a + b for a, b in pairs))
+        statistics = kind(*(a + b for a, b in pairs))
         log_likelihood_S = self.log_likelihood_S + other.log_likelihood_S
-        return Tally(statistics, log_likelihood_S, self.weight + other.weight)
+        weight = self.weight + other.weight
+        return Tally(statistics, log_likelihood_S, weight)
 
 
 def piece_weights(weights_N: Tensor | None, piece: Piece) -> Tensor | None:
@@ -95,15 +98,18 @@ def _expect_piece(kernel: Any, piece: Piece, weights_N: Tensor | None, assign: A
         state, log_joint_SKB = kernel.joint(piece)
         resp_SKB, log_density_SB = posterior(log_joint_SKB)
     else:
-        state, resp_SKB = kernel.state(piece), assign(piece)
+        state = kernel.state(piece)
+        resp_SKB = assign(piece)
         log_density_SB = torch.zeros_like(resp_SKB[:, 0])
-    count = torch.tensor(float(len(piece.x_BD)), dtype=torch.float64, device=resp_SKB.device)
+    rows = float(len(piece.x_BD))
+    weight = torch.tensor(rows, dtype=torch.float64, device=resp_SKB.device)
     weight_B = piece_weights(weights_N, piece)
     if weight_B is not None:
         resp_SKB = resp_SKB * weight_B.to(resp_SKB.dtype)
         log_density_SB = log_density_SB * weight_B
-        count = weight_B.double().sum()
-    return Tally(kernel.tally(state, resp_SKB), log_density_SB.double().sum(1), count)
+        weight = weight_B.double().sum()
+    statistics = kernel.tally(state, resp_SKB)
+    return Tally(statistics, log_density_SB.double().sum(1), weight)
 
 
 def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None, params: Params | None,
@@ -170,20 +176,22 @@ def climb(one_step: Callable[[Params], tuple[Params, Tensor]], params: Params, *
 
     report: called after every iteration with its number and the gain of the last active start.
     """
-    starts = len(next(iter(params.values())))
+    starts = len(params["weights"])
     runs = [Run(select(params, start)) for start in range(starts)]
     active = runs
     for iteration in range(1, max_iter + 1):
         params, bounds_S = one_step(params)
-        for place, (run, bound) in enumerate(zip(active, bounds_S.tolist())):
-            gain = run.record(select(params, place), bound, tol, previous)
+        for place, bound in enumerate(bounds_S.tolist()):
+            own = select(params, place)
+            gain = active[place].record(own, bound, tol, previous)
         if report is not None:
             report(iteration, gain)
         going = [place for place, run in enumerate(active) if not run.converged]
         if not going:
             break
         if len(going) < len(active):
-            active, params = [active[place] for place in going], select(params, going)
+            active = [active[place] for place in going]
+            params = select(params, going)
     return runs
 
 

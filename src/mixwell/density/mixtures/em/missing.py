@@ -26,17 +26,21 @@ class Incomplete:
 
     def __init__(self, z_BD: Tensor, observed_PD: Tensor, weights_SK: Tensor, means_SKD: Tensor,
                  covariances_SKDD: Tensor, log_scale_D: Tensor) -> None:
-        self.means_SKD, self.covariances_SKDD = means_SKD, covariances_SKDD
+        self.means_SKD = means_SKD
+        self.covariances_SKDD = covariances_SKDD
         self.seen_PD = observed_PD.to(z_BD.dtype)
-        self.seen_PSKDD = outer(self.seen_PD, self.seen_PD)[:, None, None]
+        seen_PDD = outer(self.seen_PD, self.seen_PD)
+        self.seen_PSKDD = seen_PDD[:, None, None]
         self.root_PSKDD = self._roots()
         self.diff_PSKRD = self._differences(z_BD)
         white_PSKRD = self.diff_PSKRD @ self.root_PSKDD
-        self.distance_SKB = _by_row(white_PSKRD.square().sum(-1))
-        peak_PSK = self._peaks(weights_SK, log_scale_D)
-        rows = self.diff_PSKRD.shape[3]
-        self.peak_SKB = _by_row(peak_PSK[..., None].expand(*peak_PSK.shape, rows))
-        self.columns_B = self.seen_PD.sum(1).repeat_interleave(rows)
+        distance_PSKR = white_PSKRD.square().sum(-1)
+        peak_PSK1 = self._peaks(weights_SK, log_scale_D)[..., None]
+        self.distance_SKB = _by_row(distance_PSKR)
+        self.peak_SKB = _by_row(peak_PSK1.expand_as(distance_PSKR))
+        rows = distance_PSKR.shape[-1]
+        columns_P = self.seen_PD.sum(1)
+        self.columns_B = columns_P.repeat_interleave(rows)
 
     def _roots(self) -> Tensor:
         """Roots (P, S, K, D, D) of the precisions of what was observed, ones on the diagonal elsewhere."""
@@ -48,28 +52,34 @@ class Incomplete:
         """Rows less means (P, S, K, R, D), zeros where a value is missing."""
         P, D = self.seen_PD.shape
         z_PRD = torch.nan_to_num(z_BD).view(P, -1, D)
-        diff_PSKRD = z_PRD[:, None, None] - self.means_SKD[:, :, None]
-        return diff_PSKRD * self.seen_PD[:, None, None, None]
+        z_P11RD = z_PRD[:, None, None]
+        means_SK1D = self.means_SKD[:, :, None]
+        seen_P111D = self.seen_PD[:, None, None, None]
+        return (z_P11RD - means_SK1D) * seen_P111D
 
     def _peaks(self, weights_SK: Tensor, log_scale_D: Tensor) -> Tensor:
         """Log weight plus log density at the mean (P, S, K), in the data's own units."""
         columns_P = self.seen_PD.sum(1)
-        units_P = self.seen_PD @ log_scale_D - 0.5 * LOG_2PI * columns_P
-        log_scale_PSK = log_diagonal(self.root_PSKDD)
-        return log_positive(weights_SK) + log_scale_PSK + units_P[:, None, None]
+        scale_P = self.seen_PD @ log_scale_D
+        units_P = scale_P - 0.5 * LOG_2PI * columns_P
+        log_root_PSK = log_diagonal(self.root_PSKDD)
+        log_peak_PSK = log_positive(weights_SK) + log_root_PSK
+        return log_peak_PSK + units_P[:, None, None]
 
     def moments(self, weight_SKB: Tensor, spread_SKB: Tensor, kind: str, about_zero: bool) -> Moments:
         """Expected moments of whole rows, weighted by `weight_SKB`; the missing values' own spread by `spread_SKB`."""
-        patterns = len(self.seen_PD)
-        weight_PSKR = _by_pattern(weight_SKB, patterns)
-        spread_PSK = _by_pattern(spread_SKB, patterns).sum(-1)
-        seen_first_PSKD = (weight_PSKR[..., None, :] @ self.diff_PSKRD)[..., 0, :]
+        P = len(self.seen_PD)
+        weight_PSKR = _by_pattern(weight_SKB, P)
+        spread_PSK = _by_pattern(spread_SKB, P).sum(-1)
+        seen_first_PSK1D = weight_PSKR[..., None, :] @ self.diff_PSKRD
         weighted_PSKRD = self.diff_PSKRD * weight_PSKR[..., None]
         seen_second_PSKDD = weighted_PSKRD.mT @ self.diff_PSKRD
         lift_PSKDD, left_PSKDD = self._completion()
-        first_SKD = (lift_PSKDD @ seen_first_PSKD[..., None])[..., 0].sum(0)
+        first_PSKD1 = lift_PSKDD @ seen_first_PSK1D[..., 0, :, None]
+        first_SKD = first_PSKD1[..., 0].sum(0)
         second_PSKDD = lift_PSKDD @ seen_second_PSKDD @ lift_PSKDD.mT
-        second_SKDD = (second_PSKDD + spread_PSK[..., None, None] * left_PSKDD).sum(0)
+        own_PSKDD = spread_PSK[..., None, None] * left_PSKDD
+        second_SKDD = (second_PSKDD + own_PSKDD).sum(0)
         count_SK = weight_SKB.sum(-1)
         if about_zero:
             first_SKD, second_SKDD = moved(count_SK, first_SKD, second_SKDD, self.means_SKD)
@@ -77,21 +87,26 @@ class Incomplete:
 
     def _completion(self) -> tuple[Tensor, Tensor]:
         """What makes whole rows of observed ones, and the covariances of what that leaves (both P, S, K, D, D)."""
-        lost_P11D1 = (1 - self.seen_PD)[:, None, None, :, None]
-        precision_PSKDD = (self.root_PSKDD @ self.root_PSKDD.mT) * self.seen_PSKDD
+        lost_PD = 1 - self.seen_PD
+        lost_P11D1 = lost_PD[:, None, None, :, None]
+        whole_PSKDD = self.root_PSKDD @ self.root_PSKDD.mT
+        precision_PSKDD = whole_PSKDD * self.seen_PSKDD
         slope_PSKDD = self.covariances_SKDD @ precision_PSKDD
         itself_PDD = torch.diag_embed(self.seen_PD)
         lift_PSKDD = slope_PSKDD * lost_P11D1 + itself_PDD[:, None, None]
-        rest_PSKDD = self.covariances_SKDD - slope_PSKDD @ self.covariances_SKDD
+        known_PSKDD = slope_PSKDD @ self.covariances_SKDD
+        rest_PSKDD = self.covariances_SKDD - known_PSKDD
         return lift_PSKDD, rest_PSKDD * lost_P11D1 * lost_P11D1.mT
 
 
 def moved(count_SK: Tensor, first_SKD: Tensor, second_SKDD: Tensor, shift_SKD: Tensor) -> tuple[Tensor, Tensor]:
     """First and second moments about an origin that lies `shift_SKD` the other way."""
     cross_SKDD = outer(shift_SKD, first_SKD)
-    own_SKDD = count_SK[..., None, None] * outer(shift_SKD, shift_SKD)
+    squares_SKDD = outer(shift_SKD, shift_SKD)
+    own_SKDD = count_SK[..., None, None] * squares_SKDD
     second_SKDD = second_SKDD + cross_SKDD + cross_SKDD.mT + own_SKDD
-    return first_SKD + count_SK[..., None] * shift_SKD, second_SKDD
+    first_SKD = first_SKD + count_SK[..., None] * shift_SKD
+    return first_SKD, second_SKDD
 
 
 def _by_row(value_PSKR: Tensor) -> Tensor:

@@ -14,19 +14,22 @@ import torch
 from torch import Tensor
 
 from mixwell.density.mixtures.em.loop import Family, Params, Run, Tally, expect, select
-from mixwell.density.mixtures.em.rows import ArrayRows, Rows
+from mixwell.density.mixtures.em.rows import Rows
 from mixwell.density.mixtures.em.workers import Workers
 
 
 class Online:
     """Running sufficient statistics of online EM (Cappe and Moulines, 2009).
 
-    The M step sees them as sums over the rows so far, `rows` at most, so that priors weigh as in a full fit.
+    The M step sees them as sums over the rows so far, `rows` at most, so that priors count as in a full fit.
     """
 
     def __init__(self, family: Family, params: Params, decay: float, offset: float, rows: float = math.inf) -> None:
-        self.family, self.params = family, params
-        self.decay, self.offset, self.rows = decay, offset, rows
+        self.family = family
+        self.params = params
+        self.decay = decay
+        self.offset = offset
+        self.rows = rows
         self.seen: Tensor | float = 0.0
         self.statistics: Any = None
         self.steps = 0
@@ -35,15 +38,19 @@ class Online:
         """Take a batch in; returns its mean log-likelihood before."""
         level = self.family.online_level()
         kernel = self.family.kernel(self.params, level)
-        pieces = rows.pieces(kernel.rows(self.params["weights"].numel()))
+        batch = self.params["weights"].numel()
+        pieces = rows.pieces(kernel.rows(batch))
         tally = expect(workers, kernel, pieces, weights_N)
         self._average(tally)
-        new = self.family.maximise(self._so_far(tally), self.params, level)
+        so_far = self._so_far(tally)
+        new = self.family.maximise(so_far, self.params, level)
         most_careful = self.family.levels(new)[-1]
         if not self.family.trusts(new, most_careful):
             self.family.refuse(new)
-        self.params, self.steps = new, self.steps + 1
-        return float(tally.log_likelihood_S[0] / tally.weight)
+        self.params = new
+        self.steps += 1
+        bound_S = tally.log_likelihood_S / tally.weight
+        return float(bound_S[0])
 
     def _average(self, tally: Tally) -> None:
         """Move the running means of a row's statistics towards those of a batch."""
@@ -53,23 +60,29 @@ class Online:
             self.statistics = fresh
             return
         rate = (self.steps + self.offset) ** -self.decay
-        self.statistics = kind(*((1 - rate) * old + rate * new for old, new in zip(self.statistics, fresh)))
+        kept = 1 - rate
+        pairs = zip(self.statistics, fresh)
+        self.statistics = kind(*(kept * old + rate * new for old, new in pairs))
 
     def _so_far(self, tally: Tally) -> Tally:
         """The running means as sums over the rows so far."""
-        self.seen = torch.clamp(self.seen + tally.weight, max=self.rows)
+        weight = self.seen + tally.weight
+        self.seen = torch.clamp(weight, max=self.rows)
         rows = float(self.seen)
-        statistics = type(tally.statistics)(*(rows * mean for mean in self.statistics))
+        kind = type(tally.statistics)
+        statistics = kind(*(rows * mean for mean in self.statistics))
         return Tally(statistics, tally.log_likelihood_S, self.seen)
 
 
 def batches(rows: Rows, weights_N: Tensor | None, size: int,
-            rng: np.random.RandomState) -> Iterator[tuple[Tensor, Tensor | None]]:
+            rng: np.random.RandomState) -> Iterator[tuple[Rows, Tensor | None]]:
     """(rows, weights) of batches, in random order within what is in memory at a time."""
     for start, chunk in rows.chunks():
-        order = torch.as_tensor(rng.permutation(len(chunk)), device=chunk.device)
+        shuffled = rng.permutation(len(chunk))
+        order = torch.as_tensor(shuffled, device=chunk.device)
         for part in order.split(size):
-            yield chunk[part], None if weights_N is None else weights_N[part + start]
+            weights_B = None if weights_N is None else weights_N[part + start]
+            yield rows.batch(chunk[part]), weights_B
 
 
 def epochs(workers: Workers, online: Online, rows: Rows, weights_N: Tensor | None, size: int, *, tol: float,
@@ -77,19 +90,21 @@ def epochs(workers: Workers, online: Online, rows: Rows, weights_N: Tensor | Non
     """Passes of online EM over all rows in batches of `size`, until one gains less than `tol`."""
     run = Run(select(online.params, 0))
     for _ in range(max_iter):
-        bound = _epoch(workers, online, batches(rows, weights_N, size, rng))
+        parts = batches(rows, weights_N, size, rng)
+        bound = _epoch(workers, online, parts)
         run.record(select(online.params, 0), bound, tol)
         if run.converged:
             break
     return run
 
 
-def _epoch(workers: Workers, online: Online, parts: Iterator[tuple[Tensor, Tensor | None]]) -> float:
+def _epoch(workers: Workers, online: Online, parts: Iterator[tuple[Rows, Tensor | None]]) -> float:
     """Mean log-likelihood of the batches, each before it was taken in."""
     total, weight = 0.0, 0.0
     for batch, weights_B in parts:
-        share = float(len(batch)) if weights_B is None else float(weights_B.sum())
+        share = float(batch.n_rows) if weights_B is None else float(weights_B.sum())
         if share > 0:
-            total += share * online.update(workers, ArrayRows(batch), weights_B)
+            bound = online.update(workers, batch, weights_B)
+            total += share * bound
             weight += share
     return total / weight

@@ -26,7 +26,7 @@ class Alone:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block without collectives: where it fails in one process, the others are told and raise, too."""
+        """A block without collectives: where it fails in one process, all others raise, too."""
         yield
 
 
@@ -34,18 +34,23 @@ class Group(Alone):
     """Processes of `group` (None: all), each with rows of its own. Every process must make the same calls."""
 
     def __init__(self, group: Any) -> None:
-        if not (dist.is_available() and dist.is_initialized()):
+        ready = dist.is_available() and dist.is_initialized()
+        if not ready:
             raise MixwellError("torch.distributed is not initialised; call torch.distributed.init_process_group in "
                                "every process (torchrun starts them), or use fit.")
         self.group = group
-        nccl = dist.get_backend(group) == "nccl"
-        self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        self.device = torch.device("cpu")
+        if dist.get_backend(group) == "nccl":
+            self.device = torch.device("cuda", torch.cuda.current_device())
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        joined = torch.cat([t.double().flatten() for t in tensors]).to(self.device)
+        flat = [tensor.double().flatten() for tensor in tensors]
+        joined = torch.cat(flat).to(self.device)
         dist.all_reduce(joined, group=self.group)
-        parts = joined.split([t.numel() for t in tensors])
-        return [part.view(t.shape).to(t) for part, t in zip(parts, tensors)]
+        sizes = [tensor.numel() for tensor in tensors]
+        parts = joined.split(sizes)
+        pairs = zip(parts, tensors)
+        return [part.view(tensor.shape).to(tensor) for part, tensor in pairs]
 
     def first(self, tensor: Tensor) -> Tensor:
         shared = tensor.to(self.device, copy=True).contiguous()

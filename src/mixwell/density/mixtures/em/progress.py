@@ -21,8 +21,11 @@ class Progress:
         if not self.verbose or number % self.interval:
             return
         now = perf_counter()
-        lapse, self.last = now - self.last, now
-        details = f"\t time lapse {lapse:.5f}s\t ll change {gain:.5f}" if self.verbose > 1 else ""
+        lapse = now - self.last
+        self.last = now
+        details = ""
+        if self.verbose > 1:
+            details = f"\t time lapse {lapse:.5f}s\t ll change {gain:.5f}"
         print(f"  Iteration {number}{details}")
 
     def end(self, run: Run) -> None:
@@ -31,5 +34,7 @@ class Progress:
             return
         outcome = "converged" if run.converged else "did not converge"
         lapse = perf_counter() - self.began
-        details = f" time lapse {lapse:.5f}s\t lower bound {run.lower_bound:.5f}." if self.verbose > 1 else ""
+        details = ""
+        if self.verbose > 1:
+            details = f" time lapse {lapse:.5f}s\t lower bound {run.lower_bound:.5f}."
         print(f"Initialization {outcome}.{details}")

@@ -5,6 +5,7 @@ N rows, D columns, B rows of one piece.
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,24 +53,29 @@ class Rows:
     def pieces(self, size: int) -> Iterator[Piece]:
         """Pieces of at most `size` rows; rows with missing values come grouped by what they lack."""
         for start, chunk in self.chunks():
-            groups = _patterns(chunk)
+            groups = patterns(chunk)
             if groups:
                 yield from _grouped(chunk, groups, start, size)
-                continue
-            for offset in range(0, len(chunk), size):
-                part_BD = chunk[offset : offset + size]
-                yield Piece(part_BD, slice(start + offset, start + offset + len(part_BD)))
+            else:
+                yield from _in_order(chunk, start, size)
 
     def take(self, index: np.ndarray) -> Tensor:
         """The rows of a sorted or unsorted index, in its order."""
         order = np.argsort(index, kind="stable")
-        wanted, found = np.asarray(index)[order], []
+        wanted = np.asarray(index)[order]
+        found = []
         for start, chunk in self.chunks():
-            low, high = np.searchsorted(wanted, (start, start + len(chunk)))
-            found.append(chunk[torch.as_tensor(wanted[low:high] - start, device=chunk.device)])
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
+            stop = start + len(chunk)
+            low, high = np.searchsorted(wanted, (start, stop))
+            within = wanted[low:high] - start
+            places = torch.as_tensor(within, device=chunk.device)
+            found.append(chunk[places])
+        back = np.argsort(order, kind="stable")
         return torch.cat(found)[torch.as_tensor(back, device=self.device)]
+
+    def batch(self, x_BD: Tensor) -> Rows:
+        """Some of the rows, as rows of the same kind."""
+        return ArrayRows(x_BD)
 
     @property
     def streamed(self) -> bool:
@@ -99,25 +105,43 @@ def _has_nan(chunk: Tensor) -> bool:
     return bool(torch.isnan(chunk.sum()))  # infinities were refused when the rows were opened
 
 
-def _patterns(chunk: Tensor) -> list[tuple[Tensor, Tensor]]:
+def patterns(chunk: Tensor) -> list[tuple[Tensor, Tensor]]:
     """(row numbers, observed columns) of each pattern of missing values; empty where nothing is missing."""
     if not _has_nan(chunk):
         return []
     observed_ND = ~torch.isnan(chunk).cpu().numpy()
+    keys_N = _one_key_a_row(observed_ND)
+    _, first_P, pattern_N = np.unique(keys_N, return_index=True, return_inverse=True)
+    order_N = np.argsort(pattern_N, kind="stable")
+    stops_P = np.cumsum(np.bincount(pattern_N))
+    rows_by_pattern = np.split(order_N, stops_P[:-1])
+    found = []
+    for first, rows in zip(first_P, rows_by_pattern):
+        observed_D = torch.from_numpy(observed_ND[first])
+        found.append((torch.from_numpy(rows), observed_D))
+    return found
+
+
+def _one_key_a_row(observed_ND: np.ndarray) -> np.ndarray:
+    """Bits of every row as one value (N,), which sorts and compares fast."""
     packed = np.packbits(observed_ND, axis=1)
-    keys = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    bounds = np.searchsorted(inverse[order], np.arange(len(first) + 1))
-    return [(torch.from_numpy(order[a:b]), torch.from_numpy(observed_ND[i]))
-            for i, a, b in zip(first, bounds[:-1], bounds[1:])]
+    kind = np.dtype((np.void, packed.shape[1]))
+    keys = np.ascontiguousarray(packed).view(kind)
+    return keys.ravel()
+
+
+def _in_order(chunk: Tensor, start: int, size: int) -> Iterator[Piece]:
+    """Whole rows as they come, `size` at a time."""
+    for part_BD in chunk.split(size):
+        stop = start + len(part_BD)
+        yield Piece(part_BD, slice(start, stop))
+        start = stop
 
 
 def _grouped(chunk: Tensor, groups: list[tuple[Tensor, Tensor]], start: int, size: int) -> Iterator[Piece]:
     """Whole rows in pieces of `size`, then patterns in pieces of many with the same number of rows.
 
-    A pattern's rows are cut into lots of 1, 4, 16, ... rows, so that few sizes of lots serve all patterns. A lot counts
-    for as many rows more as its matrices are wide.
+    A lot counts for as many rows more as its matrices are wide.
     """
     lots: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for index, observed_D in groups:
@@ -125,17 +149,26 @@ def _grouped(chunk: Tensor, groups: list[tuple[Tensor, Tensor]], start: int, siz
             for part in index.split(size):
                 yield Piece(chunk[part.to(chunk.device)], part + start)
             continue
-        while len(index):
-            rows = min(4 ** ((len(index).bit_length() - 1) // 2), size)
-            whole = len(index) // rows * rows
-            lots.setdefault(rows, []).extend((part, observed_D) for part in index[:whole].split(rows))
-            index = index[whole:]
+        for part in _in_lots(index, size):
+            same = lots.setdefault(len(part), [])
+            same.append((part, observed_D))
     for rows, found in sorted(lots.items()):
-        many = max(1, size // (rows + 4 * chunk.shape[1]))
+        width = 4 * chunk.shape[1]
+        many = max(1, size // (rows + width))
         for first in range(0, len(found), many):
             parts, observed = zip(*found[first : first + many])
             index = torch.cat(parts)
             yield Piece(chunk[index.to(chunk.device)], index + start, torch.stack(observed))
+
+
+def _in_lots(index: Tensor, size: int) -> Iterator[Tensor]:
+    """A pattern's rows in lots of 1, 4, 16, ... rows, so that few sizes of lots serve all patterns."""
+    while len(index):
+        magnitude = (len(index).bit_length() - 1) // 2
+        rows = min(4**magnitude, size)
+        whole = len(index) // rows * rows
+        yield from index[:whole].split(rows)
+        index = index[whole:]
 
 
 class ArrayRows(Rows):
@@ -148,7 +181,7 @@ class ArrayRows(Rows):
         if isinstance(x, Tensor):
             self.dtype, self.device = x.dtype, x.device
         else:
-            self.dtype = torch.float32 if x.dtype == np.float32 else torch.float64
+            self.dtype = _type_of(x)
         self._groups: list[tuple[Tensor, Tensor]] | None = None
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
@@ -159,24 +192,34 @@ class ArrayRows(Rows):
             yield 0, torch.from_numpy(x)
         else:  # a read-only or reversed array cannot be seen as a tensor; copy it a chunk at a time
             for start in range(0, len(x), READ_ROWS):
-                yield start, torch.from_numpy(np.array(x[start : start + READ_ROWS], order="C"))
+                part = x[start : start + READ_ROWS]
+                yield start, torch.from_numpy(np.array(part, order="C"))
 
     def pieces(self, size: int) -> Iterator[Piece]:
-        if self._groups is None:
-            self._groups = _patterns(next(self.chunks())[1]) if self._whole() else []
-        if self._groups:
-            yield from _grouped(next(self.chunks())[1], self._groups, 0, size)
-        elif self._whole():
-            for start, part in enumerate(next(self.chunks())[1].split(size)):
-                yield Piece(part, slice(start * size, start * size + len(part)))
-        else:
+        if not self._whole():
             yield from super().pieces(size)
+            return
+        _, x_ND = next(self.chunks())
+        if self._groups is None:  # looked for once: EM walks the same rows again and again
+            self._groups = patterns(x_ND)
+        if self._groups:
+            yield from _grouped(x_ND, self._groups, 0, size)
+        else:
+            yield from _in_order(x_ND, 0, size)
 
     def _whole(self) -> bool:
         """Whether the array can be seen as one tensor."""
         x = self._x
-        return isinstance(x, Tensor) or (x.flags.writeable and x.dtype.isnative
-                                         and all(s >= 0 and s % x.itemsize == 0 for s in x.strides))
+        if isinstance(x, Tensor):
+            return True
+        if not (x.flags.writeable and x.dtype.isnative):
+            return False
+        return all(stride >= 0 and stride % x.itemsize == 0 for stride in x.strides)
+
+
+def _type_of(x: np.ndarray) -> torch.dtype:
+    """The type that an array's numbers are computed in."""
+    return torch.float32 if x.dtype == np.float32 else torch.float64
 
 
 class MemmapRows(StreamRows):
@@ -184,22 +227,27 @@ class MemmapRows(StreamRows):
 
     def __init__(self, x: np.memmap) -> None:
         assert x.filename is not None
-        self._file, self._kind = x.filename, x.dtype
-        map_start = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY
-        self._offset = map_start + x.ctypes.data - np.frombuffer(x._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]  # a slice?
+        self._file = x.filename
+        self._kind = x.dtype
+        mapped_from = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY
+        mapped = np.frombuffer(x._mmap, np.uint8)  # type: ignore[attr-defined]
+        into_the_map = x.ctypes.data - mapped.ctypes.data  # more than the header where x is a slice
+        self._offset = mapped_from + into_the_map
         self.n_rows, self.n_columns = x.shape
-        self.dtype = torch.float32 if x.dtype == np.float32 else torch.float64
+        self.dtype = _type_of(x)
 
     def read(self) -> Iterator[tuple[int, Tensor]]:
-        row = self.n_columns * self._kind.itemsize
+        columns = self.n_columns
+        row_bytes = columns * self._kind.itemsize
         with open(self._file, "rb", buffering=0) as file:
             for start in range(0, self.n_rows, READ_ROWS):
-                file.seek(self._offset + start * row)
                 rows = min(READ_ROWS, self.n_rows - start)
-                part = np.fromfile(file, self._kind, rows * self.n_columns)
-                if len(part) != rows * self.n_columns:
+                file.seek(self._offset + start * row_bytes)
+                values = np.fromfile(file, self._kind, rows * columns)
+                if len(values) != rows * columns:
                     raise MixwellError(f"{self._file} ends before row {start + rows}; write it again.")
-                yield start, torch.from_numpy(part.reshape(rows, self.n_columns))
+                part = values.reshape(rows, columns)
+                yield start, torch.from_numpy(part)
 
 
 class ParquetRows(StreamRows):
@@ -210,30 +258,22 @@ class ParquetRows(StreamRows):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        self._files: list[pq.ParquetFile] = []
+        self._files: list[Any] = []
         fields: list[pa.Field] = []
         self.names: list[str] = []
         for path in paths:
-            try:
-                file = pq.ParquetFile(path)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise MixwellError(f"cannot read {path} as Parquet: {error}.") from error
-            schema = file.schema_arrow
-            index = [c for c in (schema.pandas_metadata or {}).get("index_columns", []) if isinstance(c, str)]
-            own = [field for field in schema if field.name not in index]
+            file = _open_parquet(path)
+            own = _data_fields(file)
             names = [field.name for field in own]
             if self._files and names != self.names:
                 raise MixwellError(f"{path} has other columns than {paths[0]}; expected {', '.join(self.names)}.")
-            for field in own:
-                if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or
-                        pa.types.is_boolean(field.type)):
-                    raise MixwellError(f"column {field.name!r} of {path} is {field.type}; expected numbers. "
-                                       "Leave it out or encode it first.")
-            self.names, fields = names, fields + own
+            _refuse_other_types(own, path)
+            self.names = names
+            fields += own
             self._files.append(file)
-        single = all(field.type in (pa.float32(), pa.float16()) for field in fields)
+        short = (pa.float32(), pa.float16())
+        single = all(field.type in short for field in fields)
         self.dtype = torch.float32 if single else torch.float64
         self.n_columns = len(self.names)
         self.n_rows = sum(file.metadata.num_rows for file in self._files)
@@ -245,48 +285,108 @@ class ParquetRows(StreamRows):
             for batch in file.iter_batches(batch_size=READ_ROWS, columns=self.names):
                 part = np.empty((batch.num_rows, self.n_columns), kind)
                 for j, name in enumerate(self.names):
-                    part[:, j] = batch.column(name).to_numpy(zero_copy_only=False)
+                    column = batch.column(name)
+                    part[:, j] = column.to_numpy(zero_copy_only=False)
                 yield start, torch.from_numpy(part)
                 start += batch.num_rows
 
 
+def _open_parquet(path: Path) -> Any:
+    """A Parquet file, not read yet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise MixwellError(f"cannot read {path} as Parquet: {error}.") from error
+
+
+def _data_fields(file: Any) -> list[Any]:
+    """The fields of a Parquet file without what pandas wrote as an index."""
+    schema = file.schema_arrow
+    notes = schema.pandas_metadata or {}
+    index = [name for name in notes.get("index_columns", []) if isinstance(name, str)]
+    return [field for field in schema if field.name not in index]
+
+
+def _refuse_other_types(fields: list[Any], path: Path) -> None:
+    from pyarrow import types
+
+    for field in fields:
+        kind = field.type
+        if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+            raise MixwellError(f"column {field.name!r} of {path} is {kind}; expected numbers. "
+                               "Leave it out or encode it first.")
+
+
 def open_rows(source: Any) -> Rows | None:
-    """Rows from a memory map, a `.npy` or Parquet path, a folder of Parquet files or a list of them; else None."""
+    """Rows from a memory map, a `.npy` or Parquet path, a folder of Parquet files or a list of them; else None.
+
+    Raises a `MixwellError` where there is no such file, or it holds no table of numbers.
+    """
     if isinstance(source, np.memmap):
         # a private copy's changes are not on disk; small ones (joblib makes them of arrays) are read as arrays
         large = source.mode != "c" and source.nbytes > IN_MEMORY_BYTES
         return MemmapRows(source) if large and _streamable(source) else None
-    many = isinstance(source, (list, tuple)) and len(source) > 0 and all(isinstance(p, (str, Path)) for p in source)
-    if not many and not isinstance(source, (str, Path)):
+    paths = _paths(source)
+    if paths is None:
         return None
-    paths = [Path(p) for p in source] if many else [Path(source)]
     for path in paths:
         if not path.exists():
             raise MixwellError(f"{path} does not exist; expected a Parquet file, a folder of them, or a .npy file.")
-    if len(paths) == 1 and paths[0].is_dir():
-        folder = paths[0]
-        paths = sorted(folder.glob("*.parquet"))
-        if not paths:
-            raise MixwellError(f"{folder} holds no .parquet file.")
-    if len(paths) == 1 and paths[0].suffix == ".npy":
-        try:
-            mapped = np.load(paths[0], mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise MixwellError(f"cannot read {paths[0]} as a .npy file of numbers: {error}.") from error
-        if not _streamable(mapped):
-            raise MixwellError(f"{paths[0]} holds {mapped.dtype} of shape {mapped.shape}; expected a 2-D C-ordered "
-                               "float32 or float64 array.")
-        return MemmapRows(mapped)
+    if len(paths) > 1:
+        return ParquetRows(paths)
+    only = paths[0]
+    if only.is_dir():
+        return ParquetRows(_parquet_files(only))
+    if only.suffix == ".npy":
+        return _open_npy(only)
     return ParquetRows(paths)
 
 
+def _paths(source: Any) -> list[Path] | None:
+    """The paths that a source names; None where it is something else."""
+    if isinstance(source, (str, Path)):
+        return [Path(source)]
+    if not isinstance(source, (list, tuple)) or len(source) == 0:
+        return None
+    if not all(isinstance(path, (str, Path)) for path in source):
+        return None
+    return [Path(path) for path in source]
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise MixwellError(f"{folder} holds no .parquet file.")
+    return paths
+
+
+def _open_npy(path: Path) -> Rows:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise MixwellError(f"cannot read {path} as a .npy file of numbers: {error}.") from error
+    if not _streamable(mapped):
+        raise MixwellError(f"{path} holds {mapped.dtype} of shape {mapped.shape}; expected a 2-D C-ordered "
+                           "float32 or float64 array.")
+    return MemmapRows(mapped)
+
+
 def _streamable(x: np.memmap) -> bool:
-    return x.ndim == 2 and x.dtype in (np.float32, np.float64) and x.flags.c_contiguous and x.filename is not None
+    if x.ndim != 2 or x.dtype not in (np.float32, np.float64):
+        return False
+    return x.flags.c_contiguous and x.filename is not None
 
 
 def imputed(x_ND: Tensor) -> Tensor:
     """Column means in place of missing values: good enough to start from."""
-    return torch.where(torch.isnan(x_ND), torch.nanmean(x_ND, 0), x_ND) if bool(torch.isnan(x_ND.sum())) else x_ND
+    if not _has_nan(x_ND):
+        return x_ND
+    missing_ND = torch.isnan(x_ND)
+    mean_D = torch.nanmean(x_ND, 0)
+    return torch.where(missing_ND, mean_D, x_ND)
 
 
 def tensor_rows(x: Tensor, allow_nan: bool) -> Rows:
@@ -295,25 +395,33 @@ def tensor_rows(x: Tensor, allow_nan: bool) -> Rows:
         raise ValueError(f"Expected 2D tensor, got {x.ndim}D tensor instead; reshape it to (rows, columns).")
     if x.is_complex() or x.is_sparse:
         raise ValueError(f"expected a dense tensor of real numbers, got {x.dtype} ({x.layout}).")
-    x = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().double()
+    x = x.detach()
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.double()
     rows = ArrayRows(x)
-    if not (bool(x.isfinite().all()) or (allow_nan and not bool(x.isinf().any()))):
+    refused = x.isinf() if allow_nan else ~x.isfinite()
+    if bool(refused.any()):
         locate_infinite(rows)
     return rows
 
 
 def column_name(names: Sequence[str] | None, column: int) -> str:
     """What an error calls a column: its name in quotes, or its number."""
-    return str(column) if names is None else repr(names[column])
+    if names is None:
+        return str(column)
+    return repr(names[column])
 
 
 def refuse_infinite(chunk: Tensor, start: int, names: Sequence[str] | None, allow_nan: bool) -> None:
     """Name the first value that no density can take, if there is one."""
-    found = (chunk.isinf() if allow_nan else ~chunk.isfinite()).nonzero()
-    if len(found):
-        row, column = found[0].tolist()
-        raise ValueError(f"Input X contains {'NaN' if bool(chunk[row, column].isnan()) else 'infinity'}: row "
-                         f"{start + row}, column {column_name(names, column)}. Remove or replace it.")
+    refused = chunk.isinf() if allow_nan else ~chunk.isfinite()
+    found = refused.nonzero()
+    if not len(found):
+        return
+    row, column = found[0].tolist()
+    what = "NaN" if math.isnan(chunk[row, column]) else "infinity"
+    raise ValueError(f"Input X contains {what}: row {start + row}, column {column_name(names, column)}. Remove or "
+                     "replace it.")
 
 
 def locate_infinite(rows: Rows) -> None:

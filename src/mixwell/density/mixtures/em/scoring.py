@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -24,8 +23,9 @@ class Scorer:
         self.family = family
         self.params = {name: value[None] for name, value in params.items()}
         self.levels = family.levels(self.params)
-        self.kernel = family.kernel(self.params, self.levels[0])
-        self.components = self.params["weights"].shape[1]
+        cheapest = self.levels[0]
+        self.kernel = family.kernel(self.params, cheapest)
+        self.components = len(params["weights"])
 
     def joint(self, piece: Piece) -> tuple[Tensor, Tensor | None]:
         """Log weights plus log densities (K, B), and which rows (B,) have no density at all (None: all have)."""
@@ -54,17 +54,23 @@ class Scorer:
     def log_density(self, piece: Piece) -> Tensor:
         """(B,), in nats."""
         log_joint_KB, nowhere_B = self.joint(piece)
-        log_density_B = posterior(log_joint_KB[None])[1][0]
-        return log_density_B if nowhere_B is None else log_density_B.masked_fill(nowhere_B, -math.inf)
+        _, log_density_SB = posterior(log_joint_KB[None])
+        log_density_B = log_density_SB[0]
+        if nowhere_B is None:
+            return log_density_B
+        return log_density_B.masked_fill(nowhere_B, -math.inf)
 
 
 def score_rows(scorer: Scorer, rows: Rows, value: Callable[[Piece], Tensor], out: Tensor) -> Tensor:
     """Fill `out` (N, ...) with a value of every row, one of the scorer's methods."""
     def fill(piece: Piece) -> None:
-        index: Any = piece.index if isinstance(piece.index, slice) else piece.index.to(rows.device)
+        index = piece.index
+        if isinstance(index, Tensor):
+            index = index.to(rows.device)
         out[index] = value(piece).to(out.dtype)
 
+    size = scorer.kernel.rows(scorer.components)
     with Workers(rows.device) as workers:
-        for _ in workers.map(fill, rows.pieces(scorer.kernel.rows(scorer.components))):
+        for _ in workers.map(fill, rows.pieces(size)):
             pass
     return out

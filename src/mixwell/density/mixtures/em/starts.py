@@ -31,15 +31,20 @@ class Assigned(NamedTuple):
 
 def starting_rows(rows: Rows, weights_N: Tensor | None, size: int | None, least: int,
                   rng: np.random.RandomState) -> tuple[Tensor, Tensor | None]:
-    """Rows (imputed) and weights to compute a start from: all, or `size` random ones, `least` or more."""
+    """Rows (imputed) and weights to compute a start from: all, or `size` random ones, `least` or more.
+
+    Raises a `ValueError` where a column has no value in them.
+    """
     if size is None and rows.streamed:
         size = STREAM_ROWS
     if size is None or size >= rows.n_rows:
         x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
     else:
-        chosen = np.sort(rng.choice(rows.n_rows, max(size, least), replace=False))
+        drawn = rng.choice(rows.n_rows, max(size, least), replace=False)
+        chosen = np.sort(drawn)
         x_ND = rows.take(chosen)
-        weights_N = None if weights_N is None else weights_N[torch.as_tensor(chosen)]
+        if weights_N is not None:
+            weights_N = weights_N[torch.as_tensor(chosen)]
     _refuse_empty_columns(x_ND, rows)
     return imputed(x_ND), weights_N
 
@@ -47,44 +52,66 @@ def starting_rows(rows: Rows, weights_N: Tensor | None, size: int | None, least:
 def _refuse_empty_columns(x_ND: Tensor, rows: Rows) -> None:
     empty_D = x_ND.isnan().all(0)
     if bool(empty_D.any()):
-        name = column_name(rows.names, int(empty_D.nonzero()[0, 0]))
+        column = int(empty_D.nonzero()[0, 0])
+        name = column_name(rows.names, column)
         raise ValueError(f"column {name} has no value in the {len(x_ND)} rows of the start; remove it, or give "
                          "starting values.")
 
 
 def assignment(method: str, x_ND: Tensor, weights_N: Tensor | None, K: int, points: Points,
                rng: np.random.RandomState) -> Assigned:
-    """Responsibilities by one of `METHODS`: clusters, random shares, or single rows that stand for a component each."""
+    """Responsibilities by one of `METHODS`: clusters, random shares, or single rows that stand for a component each.
+
+    Raises a `ValueError` where fewer than K rows have a weight.
+    """
     weight_N = None if weights_N is None else weights_N.cpu().numpy()
     if method == "kmeans":
-        clusters = KMeans(n_clusters=K, n_init=1, random_state=rng)
-        clusters.fit(points(x_ND.cpu().numpy()), sample_weight=weight_N)
-        labels_N = torch.as_tensor(clusters.labels_, dtype=torch.long)
-        return Assigned(x_ND, lambda piece: one_hot(labels_N[piece.index], K, piece), weights_N)
+        places = points(x_ND.cpu().numpy())
+        clusters = KMeans(n_clusters=K, n_init=1, random_state=rng).fit(places, sample_weight=weight_N)
+        return Assigned(x_ND, _by_label(clusters.labels_, K), weights_N)
     if method == "random":
-        resp_NK = torch.from_numpy(rng.uniform(size=(len(x_ND), K)))
-        resp_NK /= resp_NK.sum(1, keepdim=True)
-        return Assigned(x_ND, lambda piece: resp_NK[piece.index].T[None].to(piece.x_BD.device), weights_N)
+        shares_NK = rng.uniform(size=(len(x_ND), K))
+        return Assigned(x_ND, _by_share(shares_NK), weights_N)
     if method == "random_from_data":
         index_K = _random_rows(len(x_ND), weight_N, K, rng)
     else:
-        _, index_K = kmeans_plusplus(points(x_ND.cpu().numpy()), K, random_state=rng, sample_weight=weight_N)
-    own_K = torch.arange(K)
-    few_KD = x_ND[torch.as_tensor(index_K, device=x_ND.device)]
-    return Assigned(few_KD, lambda piece: one_hot(own_K[piece.index], K, piece), None)
+        places = points(x_ND.cpu().numpy())
+        _, index_K = kmeans_plusplus(places, K, random_state=rng, sample_weight=weight_N)
+    chosen_K = torch.as_tensor(index_K, device=x_ND.device)
+    return Assigned(x_ND[chosen_K], _by_label(np.arange(K), K), None)
+
+
+def _by_label(labels: np.ndarray, K: int) -> Assign:
+    """Rows belong to the components that their labels name."""
+    labels_N = torch.as_tensor(labels, dtype=torch.long)
+    return lambda piece: one_hot(labels_N[piece.index], K, piece)
+
+
+def _by_share(shares_NK: np.ndarray) -> Assign:
+    """Rows belong to all components, in proportion to these numbers."""
+    resp_NK = torch.from_numpy(shares_NK)
+    resp_NK /= resp_NK.sum(1, keepdim=True)
+
+    def assign(piece: Piece) -> Tensor:
+        resp_KB = resp_NK[piece.index].T
+        return resp_KB[None].to(piece.x_BD.device)
+
+    return assign
 
 
 def _random_rows(count: int, weight_N: np.ndarray | None, K: int, rng: np.random.RandomState) -> np.ndarray:
     if weight_N is None:
         return rng.choice(count, size=K, replace=False)
-    there = int((weight_N > 0).sum())
+    there = np.count_nonzero(weight_N > 0)
     if there < K:
         raise ValueError(f"{there} rows have a weight above 0; expected n_components={K} or more.")
-    return rng.choice(count, size=K, replace=False, p=weight_N / weight_N.sum())
+    share_N = weight_N / weight_N.sum()
+    return rng.choice(count, size=K, replace=False, p=share_N)
 
 
 def one_hot(labels_B: Tensor, K: int, piece: Piece) -> Tensor:
     """Responsibilities (1, K, B) of rows that belong to one component each."""
-    hot_KB = torch.zeros(K, len(labels_B), dtype=torch.float64)
-    hot_KB[labels_B, torch.arange(len(labels_B))] = 1
+    B = len(labels_B)
+    hot_KB = torch.zeros(K, B, dtype=torch.float64)
+    hot_KB[labels_B, torch.arange(B)] = 1
     return hot_KB[None].to(piece.x_BD.device)

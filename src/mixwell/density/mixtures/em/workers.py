@@ -60,12 +60,19 @@ class Scratch(threading.local):
     """Memory that one thread uses again for every piece: fresh pages cost more than the arithmetic done in them."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
 
     def empty(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """An uninitialised tensor, valid until this thread asks for `name` again."""
         size = math.prod(shape)
-        flat = self._held.get(name)
-        if flat is None or len(flat) < size or flat.dtype != like.dtype or flat.device != like.device:
-            flat = self._held[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+        flat = self._kept.get(name)
+        if flat is None or not _serves(flat, size, like):
+            flat = torch.empty(size, dtype=like.dtype, device=like.device)
+            self._kept[name] = flat
         return flat[:size].view(shape)
+
+
+def _serves(flat: Tensor, size: int, like: Tensor) -> bool:
+    """Whether memory is large enough, of a type and on a device."""
+    alike = flat.dtype == like.dtype and flat.device == like.device
+    return alike and len(flat) >= size

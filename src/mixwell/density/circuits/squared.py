@@ -234,8 +234,8 @@ class SquaredCircuit(nn.Module):
             (top,) = regions
         root_1K = self._weight(self.root_K)[None]
         log, sign = through(top, root_1K)
-        single = (0,) * (-1 - axis)
-        return log[(..., *single)], sign[(..., *single)]
+        single: tuple[Any, ...] = (..., *[0] * (-1 - axis))
+        return log[single], sign[single]
 
     def log_partition(self) -> Tensor:
         """log Z, a scalar."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from mixwell.density.latent.charts import Config
+Config = Any  # of `charts`, which builds on this module
 
 
 def check_ranges(owner: object, positive: str, least_zero: str) -> None:

@@ -68,8 +68,8 @@ def densities(positions_BCND: Tensor, covariances_BCNDD: Tensor, x_BCMD: Tensor)
 
 def evaluate(mixture: Mixture, x_BCMD: Tensor) -> Tensor:
     """Values of the mixtures at points (B, C, M)."""
-    weights_BCN, *normals = mixture
-    density_BCMN = densities(*normals, x_BCMD)
+    weights_BCN, positions, covariances = mixture
+    density_BCMN = densities(positions, covariances, x_BCMD)
     value_BCM1 = density_BCMN @ weights_BCN[..., None]
     return value_BCM1[..., 0]
 

@@ -161,7 +161,7 @@ class DistributedMixtureOfExperts(GatedRegressor, config=Config):
         config = self._config()
         x_ND, y_NQ = self._read(X, y, multi_output=False)
         N = len(x_ND)
-        if N < config.n_shards * config.n_experts:
+        if config.n_shards * config.n_experts > N:
             raise ValueError(f"n_samples={N} is too few for {config.n_shards} shards of {config.n_experts} "
                              "experts; lower n_shards")
         z_ND = self._standardise(x_ND)

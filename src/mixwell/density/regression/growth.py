@@ -223,7 +223,7 @@ class GrowthMixtureOfExperts(Configured, config=Config):
         people = self._read(Y, times, gate_X, growth_X, config.shape)
         waves = people.waves
         N = len(waves.y_NJ)
-        if N < config.n_experts:
+        if config.n_experts > N:
             raise ValueError(f"Y has {N} people for {config.n_experts} classes; give more")
         variance = float(waves.y_NJ[waves.seen_NJ].var())
         floor = config.reg_covar * max(variance, 1e-300)

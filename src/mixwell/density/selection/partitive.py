@@ -121,7 +121,7 @@ def cut(x_ND: Array, floor: float, config: Config) -> tuple[Array, float] | None
     N, D = x_ND.shape
     distinct = len(np.unique(x_ND, axis=0))
     most = min(config.max_parts, distinct)
-    if N < config.min_rows or most < 2:
+    if config.min_rows > N or most < 2:
         return None
     fewest = D + 1 if config.covariance_type == "full" else 2  # rows that a covariance needs
     together_N = np.zeros(N, dtype=int)

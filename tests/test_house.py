@@ -166,7 +166,7 @@ def density_of_lines(path):
             yield nodes / count, count, f"{path.relative_to(ROOT)}:{node.name}"
 
 
-CALM = ("mixing", "experts", "sequence", "precision", "convert")  # rooms whose lines hold one idea each
+CALM = ("mixing", "experts", "sequence", "precision", "convert", "report", "compare")  # rooms whose lines hold one idea each
 
 
 @pytest.mark.parametrize("name", CALM)

@@ -116,7 +116,7 @@ def _decimals(step: float) -> int:
 
 
 def framed(drawn: Markup, axes: Axes, *, x_label: str, y_label: str, alt: str = "", form: str = "chart",
-           legend: Markup = Markup(""), count: int = 5) -> Markup:
+           legend: str = "", count: int = 5) -> Markup:
     """A chart: its frame with about `count` ticks on each axis, and in it what is `drawn` as SVG.
 
     alt: what the chart shows, for those who cannot see it. form: its classes in the style sheet.

@@ -174,8 +174,8 @@ def heat_map(values: Sequence[Sequence[float]], *, rows: Sequence[str], columns:
         for value, column in zip(values[i], columns):
             name = f"{corner} {row}, {column}".strip()
             cells.append(_cell(value, name, wide, stops, form))
-        for column in beside.values():
-            cells.append(_HEAT_BESIDE.format(column[i]))
+        for texts in beside.values():
+            cells.append(_HEAT_BESIDE.format(texts[i]))
         body.append(_HEAT_ROW.format(row, _joined(cells)))
     width = " wide" if wide else ""
     return _HEAT.format(width, corner, _joined(heads), _joined(body))

@@ -32,7 +32,7 @@ def colors(run: RunRecord) -> dict[str, int]:
 
 def side_names(run: RunRecord) -> dict[str, str]:
     """Stage -> side, for the trainings that end a side."""
-    names = {}
+    names: dict[str, str] = {}
     for side in sides(run):
         names |= {end.id: side.name for end in side.ends.values()}
     return names

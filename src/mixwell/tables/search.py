@@ -62,6 +62,10 @@ class Choice:
         """Whether the search was interrupted."""
         return len(self.candidates) < self.planned
 
+    def score(self, candidate: Candidate) -> float:
+        """A candidate by the criterion, smaller is better."""
+        return float(getattr(candidate, self.criterion))
+
 
 def blocks_of(columns: Sequence[Column], family: str) -> list[Block]:
     """Blocks of the encoded columns, unfitted."""

@@ -208,7 +208,9 @@ def _foreign(there: pandas.Series) -> str:
 
 
 def _is_date(value: Any) -> bool:
-    return isinstance(value, str) and DATE.fullmatch(value.strip()) is not None
+    if not isinstance(value, str):
+        return False
+    return DATE.fullmatch(value.strip()) is not None
 
 
 def _number(name: str, seen: np.ndarray, missing: int, note: str) -> Column:
@@ -268,10 +270,13 @@ def _numeric(table: Table, name: str, values: pandas.Series, there: pandas.Serie
         return True
     if all(isinstance(v, (bool, np.bool_)) for v in there):
         return False
-    is_number = pandas.to_numeric(there.astype(object), errors="coerce").notna().to_numpy()
-    if is_number.all() or not is_number.mean() >= MIXED_SHARE:
-        return bool(is_number.all())
-    place = int((~is_number).argmax())
+    parsed = pandas.to_numeric(there.astype(object), errors="coerce")
+    is_number = parsed.notna().to_numpy()
+    place = _first(~is_number)
+    if place is None:
+        return True
+    if not is_number.mean() >= MIXED_SHARE:
+        return False
     raise MixwellError(f"column {name!r} mixes numbers and text: {_shown(there.iloc[place])} in "
                        f"{table.row(int(there.index[place]))}. Correct it or leave it empty, or say what the column is "
                        f"({name}=category).")

@@ -214,6 +214,8 @@ CALM = (
     "convert",
     "lm",
     "claims",
+    "report",
+    "compare",
 )  # rooms whose lines hold one idea each
 
 

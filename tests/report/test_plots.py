@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from mixwell.report import plots
+from mixwell.report import axes, plots
 from tests.report.pages import balanced
 
 
@@ -55,7 +55,7 @@ def test_faint_lines_have_no_legend_and_names_are_escaped():
 
 @pytest.mark.parametrize(("low", "high"), [(0, 3.2e6), (2.3, 3.9), (-1, 1), (1e-9, 5e-9), (7, 7)])
 def test_ticks_are_round_inside_and_even(low, high):
-    found = plots.ticks(low, high)
+    found = axes.ticks(low, high)
     assert 1 <= len(found) <= 11 and low - 1e-12 <= found[0] and found[-1] <= high * (1 + 1e-12) + 1e-12
     steps = {round((b - a) / (found[1] - found[0]), 9) for a, b in pairwise(found)}
     assert steps <= {1.0}

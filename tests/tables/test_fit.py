@@ -19,7 +19,8 @@ from mixwell.tables.describe import radius, tail_shares
 from mixwell.tables.model import FILE
 from mixwell.tables.reading import Table, of
 from mixwell.tables.search import FAMILIES
-from mixwell.tables.view import compared, lead, natural, unusual, verdict
+from mixwell.tables.sections import compared, natural
+from mixwell.tables.view import lead, unusual, verdict
 from tests.report.pages import balanced, text_of
 
 OPTIONS = {"components": range(1, 4), "family": "diag,full", "starts": 2}

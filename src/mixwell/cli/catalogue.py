@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,27 +25,48 @@ def list_methods(prefix: Annotated[str, typer.Argument(help="Room or family, suc
 
     `mixwell list` · `mixwell list experts.routers` · `mixwell list --json`
     """
-    found = [e for e in registry.entries() if not prefix or f"{e.name}.".startswith(prefix.rstrip(".") + ".")]
-    if not found:
-        rooms = sorted({e.family for e in registry.entries()} | {e.room for e in registry.entries()})
-        near = suggest(prefix, [*rooms, *(e.name for e in registry.entries())])
-        raise MixwellError(f"no method below {prefix!r}.{near} Known: {', '.join(rooms)}.")
+    found = _below(prefix)
     if as_json:
-        print(json.dumps([{"name": e.name, "title": e.title, "papers": list(e.papers), "year": e.year,
-                           "tags": sorted(e.tags), "path": str(e.path)} for e in found], ensure_ascii=False))
+        records = [_record(entry) for entry in found]
+        print(json.dumps(records, ensure_ascii=False))
         return
-    width = max(len(e.name) for e in found)
+    width = max(len(entry.name) for entry in found)
     console = Console()
-    for e in found:
-        console.print(f"{e.name:<{width}}  {e.year}  {e.title}", highlight=False, soft_wrap=True)
+    for entry in found:
+        console.print(f"{entry.name:<{width}}  {entry.year}  {entry.title}", highlight=False, soft_wrap=True)
+
+
+def _below(prefix: str) -> list[registry.Entry]:
+    """The methods of a room or family, all for an empty prefix; raises `MixwellError` where there is none."""
+    place = prefix.rstrip(".") + "." if prefix else ""
+    found = [entry for entry in registry.entries() if f"{entry.name}.".startswith(place)]
+    if not found:
+        places = completion.known_places()
+        names = [entry.name for entry in registry.entries()]
+        near = suggest(prefix, [*places, *names])
+        raise MixwellError(f"no method below {prefix!r}.{near} Known: {', '.join(places)}.")
+    return found
+
+
+def _record(entry: registry.Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "title": entry.title,
+        "papers": list(entry.papers),
+        "year": entry.year,
+        "tags": sorted(entry.tags),
+        "path": str(entry.path)}
 
 
 def look_up(name: str) -> registry.Entry:
-    """A method by its full name, or by its last part where only one has it."""
-    short = [e for e in registry.entries() if e.name.rpartition(".")[2] == name]
-    if len(short) > 1:
-        raise MixwellError(f"{name!r} is the name of {' and '.join(e.name for e in short)}; write one of these.")
-    return short[0] if short else registry.find(name)
+    """A method by its full name, or by its last part where only one has it; raises `MixwellError` for others."""
+    short = [entry for entry in registry.entries() if entry.name.rpartition(".")[2] == name]
+    if not short:
+        return registry.find(name)
+    names = [entry.name for entry in short]
+    if len(names) > 1:
+        raise MixwellError(f"{name!r} is the name of {' and '.join(names)}; write one of these.")
+    return short[0]
 
 
 @one_line

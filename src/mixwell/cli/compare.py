@@ -79,8 +79,12 @@ def show_plan(console: Console, made: Plan) -> None:
     from mixwell.cli.runs import show_plan as show_stages
 
     show_stages(console, made.stages())
-    names = ", ".join(f"{v.name} (baseline)" if v.name == made.baseline else v.name for v in made.variants)
-    console.print(f"compared after {made.stage}, {len(made.seeds)} seeds: {names}", markup=False, soft_wrap=True)
+    names = []
+    for variant in made.variants:
+        mark = " (baseline)" if variant.name == made.baseline else ""
+        names.append(variant.name + mark)
+    line = f"compared after {made.stage}, {len(made.seeds)} seeds: {', '.join(names)}"
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def show_results(console: Console, folder: Path) -> str:

@@ -14,16 +14,29 @@ def methods(incomplete: str) -> list[str]:
 
 def _among(names: list[str], incomplete: str) -> list[str]:
     full = [name for name in names if name.startswith(incomplete)]
+    if full:
+        return full
     last = [name.rpartition(".")[2] for name in names]
-    return full or [name for name in last if name.startswith(incomplete) and last.count(name) == 1]
+    fitting = [name for name in last if name.startswith(incomplete)]
+    return [name for name in fitting if last.count(name) == 1]
 
 
 def places(incomplete: str) -> list[str]:
     """Rooms and families that start so; where none does, methods."""
-    found = sorted({e.room for e in registry.entries()} | {e.family for e in registry.entries()})
-    return [place for place in found if place.startswith(incomplete)] or methods(incomplete)
+    fitting = [place for place in known_places() if place.startswith(incomplete)]
+    return fitting or methods(incomplete)
+
+
+def known_places() -> list[str]:
+    """Every room and family."""
+    found: set[str] = set()
+    for entry in registry.entries():
+        found |= {entry.room, entry.family}
+    return sorted(found)
 
 
 def applied(incomplete: str) -> list[str]:
     """As `methods`, of those that `mixwell apply` takes."""
-    return _among([entry.name for entry in registry.entries() if entry.name.startswith(APPLIED)], incomplete)
+    names = [entry.name for entry in registry.entries()]
+    taken = [name for name in names if name.startswith(APPLIED)]
+    return _among(taken, incomplete)

@@ -58,9 +58,11 @@ def _lines(found: Rates) -> Iterator[tuple[str, str]]:
 
 def processor(threads: int) -> Iterator[tuple[str, str]]:
     """The machine itself."""
-    yield "processor", f"{machine.cpu_model()} ({platform.machine()}), {machine.capability()}"
+    model = machine.cpu_model()
+    yield "processor", f"{model} ({platform.machine()}), {machine.capability()}"
     cores = machine.physical_cores()
-    yield "cores", f"{cores}, of which {threads} compute{'s' if threads == 1 else ''}"
+    compute = "computes" if threads == 1 else "compute"
+    yield "cores", f"{cores}, of which {threads} {compute}"
     yield "memory", si(machine.memory_bytes(), "B")
 
 
@@ -68,10 +70,12 @@ def speed(found: Rates) -> Iterator[tuple[str, str]]:
     """What was measured, and what follows from it."""
     yield "products", f"fp32 {found.fp32_gflops:.0f} GFLOP/s, bf16 {found.bf16_gflops:.0f} GFLOP/s"
     yield "memory reads", f"{found.memory_gbps:.0f} GB/s"
-    dtype, rate = ("bf16", found.bf16_gflops) if found.bf16_pays else ("fp32", found.fp32_gflops)
-    why = "faster here" if found.bf16_pays else "bf16 is no faster on this processor, and less exact"
-    step = step_flops() / (SHARE_OF_GEMM * rate * 1e9)
-    yield "trains in", f"{dtype} ({why}); a step of the default recipe takes about {seconds(step)}"
+    choice, rate = "fp32 (bf16 is no faster on this processor, and less exact)", found.fp32_gflops
+    if found.bf16_pays:
+        choice, rate = "bf16 (faster here)", found.bf16_gflops
+    reached = SHARE_OF_GEMM * rate * 1e9  # FLOP/s
+    step = step_flops() / reached
+    yield "trains in", f"{choice}; a step of the default recipe takes about {seconds(step)}"
 
 
 def step_flops() -> float:
@@ -91,7 +95,9 @@ def step_flops() -> float:
 
 def versions() -> Iterator[tuple[str, str]]:
     """What decides the numbers of a run."""
-    yield "versions", ", ".join(f"{name} {value}" for name, value in machine.versions().items())
+    found = machine.versions()
+    parts = [f"{name} {value}" for name, value in found.items()]
+    yield "versions", ", ".join(parts)
 
 
 def gpu() -> str:

@@ -125,14 +125,19 @@ def show_columns(console: Console, name: str, rows: int, columns: Sequence[Colum
 
     console.print(f"{name}: {counted(rows, 'row')}", markup=False, soft_wrap=True)
     for kind, words in KIND_WORDS.items():
-        own = [f"{c.name} ({c.note})" if c.note else c.name for c in columns if c.kind == kind]
+        own = [_with_note(column) for column in columns if column.kind == kind]
         if own:
+            word = words[len(own) > 1]
             more = f" and {len(own) - SHOWN} more" if len(own) > SHOWN else ""
-            console.print(f"  {words[len(own) > 1]:<10} {', '.join(own[:SHOWN])}{more}", markup=False, soft_wrap=True)
+            console.print(f"  {word:<10} {', '.join(own[:SHOWN])}{more}", markup=False, soft_wrap=True)
     missing = {c.name: c.missing for c in columns if c.missing and c.kind != "skip"}
     if missing:
         values, places = counted(sum(missing.values()), "value"), counted(len(missing), "column")
         console.print(f"  missing    {values} in {places}, kept as missing", markup=False, soft_wrap=True)
+
+
+def _with_note(column: Column) -> str:
+    return f"{column.name} ({column.note})" if column.note else column.name
 
 
 def show_result(console: Console, fitted: FittedMixture) -> None:

@@ -73,23 +73,29 @@ class Bar:
 
     def advanced(self, planned: Planned, share: float, words: str) -> None:
         """Move the bar within the stage: its own work first, then its evaluation."""
+        name = planned.stage.id
         own = planned.predicted.seconds or 0.0
         reached = own * share if words != "evaluate" else own
-        self._show(f"{planned.stage.id} · {words}", self.done + min(reached, self.shares.get(planned.stage.id, 0.0)))
+        within = min(reached, self.shares.get(name, 0.0))
+        self._show(f"{name} · {words}", self.done + within)
 
     def finished(self, planned: Planned, record: StageRecord) -> None:
         """Print the stage's line."""
-        self.done += self.shares.get(planned.stage.id, 0.0)
-        self._show(planned.stage.id, self.done)
-        cached = planned.cached and planned.evaluated
-        took = "cached" if cached else short_time(record.seconds + record.evaluation.get("seconds", 0.0))
-        self.console.print(f"{planned.stage.id:<{self.name_width}}  {took:>8}  {facts(record)}", highlight=False,
-                           soft_wrap=True)
+        name = planned.stage.id
+        self.done += self.shares.get(name, 0.0)
+        self._show(name, self.done)
+        took = "cached"
+        if not (planned.cached and planned.evaluated):
+            took = short_time(record.seconds + record.evaluation.get("seconds", 0.0))
+        heading = name.ljust(self.name_width)
+        self.console.print(f"{heading}  {took:>8}  {facts(record)}", highlight=False, soft_wrap=True)
         for text in record.result.get("notices") or ():
-            self.console.print(f"{'':<{self.name_width}}  {text}", style="yellow", highlight=False, soft_wrap=True)
+            indent = " " * self.name_width
+            self.console.print(f"{indent}  {text}", style="yellow", highlight=False, soft_wrap=True)
 
     def _show(self, words: str, reached: float) -> None:
-        self.bar.update(self.task, description=words, completed=reached, left=self._left(reached))
+        left = self._left(reached)
+        self.bar.update(self.task, description=words, completed=reached, left=left)
 
     def _left(self, reached: float) -> str:
         """Time left: what is predicted for the rest, corrected by how the predictions did so far."""
@@ -118,8 +124,12 @@ def size_lines(about: str, size: Size) -> list[str]:
 
 def repetitions(stages: Sequence[Planned]) -> list[str]:
     """Sentences on the trainings that are going to read their text more than once."""
-    planned = [(p.stage.id, p.predicted.epochs) for p in stages if (p.predicted.epochs or 0.0) > 1.05]
-    return [f"{id} plans to read its text about {epochs:.1f} times over" for id, epochs in planned]
+    sentences = []
+    for planned in stages:
+        epochs = planned.predicted.epochs or 0.0
+        if epochs > 1.05:
+            sentences.append(f"{planned.stage.id} plans to read its text about {epochs:.1f} times over")
+    return sentences
 
 
 def tell_disturbed(console: Console) -> None:

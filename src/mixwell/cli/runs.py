@@ -170,8 +170,10 @@ def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
         limit = f"  (promised: at most {promised[name]:.3g})" if name in promised else ""
         console.print(f"{name:<18} {receipt[name]:.4g}{limit}", highlight=False)
     for name, unit in (("parameters", ""), ("size", "B")):
-        ends = [f"{name}_{when}" + ("_bytes" if unit else "") for when in ("before", "after")]
-        console.print(f"{name:<18} {' -> '.join(si(receipt[end], unit) for end in ends)}", highlight=False)
+        ending = "_bytes" if unit else ""
+        before = si(receipt[f"{name}_before{ending}"], unit)
+        after = si(receipt[f"{name}_after{ending}"], unit)
+        console.print(f"{name:<18} {before} -> {after}", highlight=False)
 
 
 @one_line

@@ -156,7 +156,8 @@ def check_name(name: str) -> list[str]:
 
 def _families(room: str) -> list[str]:
     """The families of a room that have a contract."""
-    return [family for family in FORMS if family.split(".")[0] == room]
+    below = f"{room}."
+    return [family for family in FORMS if f"{family}.".startswith(below)]
 
 
 def test_file(name: str) -> Path:

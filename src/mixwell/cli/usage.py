@@ -78,13 +78,18 @@ def _python(entry: Entry, needed: list[str]) -> Iterator[str]:
 
 def _needed(entry: Entry) -> list[str]:
     """Options without a default."""
-    return [ast.unparse(f.target) for _, f in _config(entry) or () if f.value is None]
+    config = _config(entry) or []
+    fields = [field for _, field in config]
+    return [ast.unparse(field.target) for field in fields if field.value is None]
 
 
 def _config(entry: Entry) -> list[tuple[Path, ast.AnnAssign]] | None:
     """The fields of the method's config, those of its bases first, with the files they stand in; None without one."""
-    path, found = _own_config(entry) or (entry.path, _class(_tree(entry.path), "Config"))
-    return None if found is None else list(_inherited(path, found).values())
+    own = _own_config(entry)
+    path, found = own or (entry.path, _class(_tree(entry.path), "Config"))
+    if found is None:
+        return None
+    return list(_inherited(path, found).values())
 
 
 def _own_config(entry: Entry) -> tuple[Path, ast.ClassDef] | None:
@@ -157,8 +162,13 @@ def _arguments(function: ast.FunctionDef) -> list[tuple[str, str, str | None]]:
     """(name, type, default) of each argument; None where there is no default."""
     spec = function.args
     plain = [*spec.posonlyargs, *spec.args]
-    defaults = [None] * (len(plain) - len(spec.defaults)) + [*spec.defaults, *spec.kw_defaults]
-    return [(a.arg, _text(a.annotation) or "", _text(d)) for a, d in zip([*plain, *spec.kwonlyargs], defaults)]
+    required = len(plain) - len(spec.defaults)
+    defaults = [*[None] * required, *spec.defaults, *spec.kw_defaults]
+    arguments = []
+    for argument, default in zip([*plain, *spec.kwonlyargs], defaults):
+        kind = _text(argument.annotation) or ""
+        arguments.append((argument.arg, kind, _text(default)))
+    return arguments
 
 
 def _text(node: ast.expr | None) -> str | None:
@@ -166,25 +176,35 @@ def _text(node: ast.expr | None) -> str | None:
 
 
 def _written(name: str, kind: str, default: str | None) -> str:
-    return f"{name}{f': {kind}' if kind else ''}{'' if default is None else f' = {default}'}"
+    text = f"{name}: {kind}" if kind else name
+    return text if default is None else f"{text} = {default}"
 
 
 def _object(entry: Entry) -> ast.ClassDef | ast.FunctionDef | None:
-    found = [n for n in _tree(entry.path).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
-    return next((n for n in found if n.name == entry.object_name), None)
+    for node in _tree(entry.path).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == entry.object_name:
+            return node
+    return None
 
 
 def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
-    return next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+    return None
 
 
 def _fields(found: ast.ClassDef) -> list[ast.AnnAssign]:
-    found_fields = [n for n in found.body if isinstance(n, ast.AnnAssign)]
-    return [n for n in found_fields if not {"ClassVar", "KW_ONLY"} & set(_names(n.annotation))]
+    annotated = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+    return [node for node in annotated if _is_field(node)]
 
 
-def _names(node: ast.expr) -> list[str]:
-    return [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
+def _is_field(node: ast.AnnAssign) -> bool:
+    """Whether an annotation makes a field of a dataclass, and is no mark of another kind."""
+    for part in ast.walk(node.annotation):
+        if isinstance(part, ast.Name) and part.id in ("ClassVar", "KW_ONLY"):
+            return False
+    return True
 
 
 @functools.cache

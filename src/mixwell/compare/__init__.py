@@ -23,6 +23,7 @@ from mixwell.compare.variants import (
     baseline_of,
     check_budget,
     judged_stage,
+    last_key,
     parse_budget,
     prepared,
     variants,
@@ -77,18 +78,22 @@ class Plan:
         for trial in self.trials:
             for one in trial.todo:
                 found.setdefault(one.folder, one)
-                users.setdefault(one.folder, []).append(trial)
+                own = users.setdefault(one.folder, [])
+                own.append(trial)
         return [_labelled(one, users[folder]) for folder, one in found.items()]
 
 
 def _labelled(planned: Planned, users: Sequence[Trial]) -> Planned:
     """`dense` where all seeds share the stage, `dense · seed 0` where all variants do, `moe · top_k · seed 0` else."""
     parts = [planned.stage.id]
-    if len({t.variant for t in users}) == 1:
-        parts.append(users[0].variant)
-    if len({t.seed for t in users}) == 1:
-        parts.append(f"seed {users[0].seed}")
-    return replace(planned, stage=replace(planned.stage, id=" · ".join(parts)))
+    names = {trial.variant for trial in users}
+    if len(names) == 1:
+        parts.append(names.pop())
+    seeds = {trial.seed for trial in users}
+    if len(seeds) == 1:
+        parts.append(f"seed {seeds.pop()}")
+    stage = replace(planned.stage, id=" · ".join(parts))
+    return replace(planned, stage=stage)
 
 
 def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], *,
@@ -99,34 +104,49 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
 
     told: hears what is read and measured.
     """
-    limits = parse_budget(budget) if isinstance(budget, str) else check_budget(recipes.counted(dict(budget or {})))
+    limits = _limits(budget)
     asked = chosen if isinstance(chosen, Recipe) else recipes.read(chosen)
     place = Path(out or default_folder(asked, vary))
     engine.check_out(place, foreign="run.json")
     settled, size = sizing.settle(asked, place, told)
     base = with_training(settled, limits)
-    if "bytes" in limits and any(path.endswith("hidden_dim") for path in vary):
-        raise MixwellError("--budget bytes sets hidden_dim, which is varied; drop one of them.")
     threads = machine.threads(base.threads)
     grid = variants(base, vary)
     judged = judged_stage(grid, stage, threads)
     if "bytes" in limits:
-        grid = [_fitted(v, judged, limits["bytes"], threads) for v in grid]
+        _check_width_free(vary)
+        grid = [_fitted(variant, judged, limits["bytes"], threads) for variant in grid]
     tried = _seeds(seeds, base.seed)
-    trials = [_trial(v, judged, limits, seed, place, predict, told) for seed in tried for v in grid]
+    trials = []
+    for seed in tried:
+        trials += [_trial(variant, judged, limits, seed, place, predict, told) for variant in grid]
     made = Plan(base=base, stage=judged, variants=tuple(grid), baseline=baseline_of(grid, baseline), seeds=tried,
                 budget=limits, trials=tuple(trials), out=place, fitted=(asked, size))
     _check_seeds(made)
     return made
 
 
+def _limits(budget: Mapping[str, Any] | str | None) -> dict[str, float]:
+    if isinstance(budget, str):
+        return parse_budget(budget)
+    numbers = recipes.counted(dict(budget or {}))
+    return check_budget(numbers)
+
+
+def _check_width_free(vary: Mapping[str, Any]) -> None:
+    if any(path.endswith("hidden_dim") for path in vary):
+        raise MixwellError("--budget bytes sets hidden_dim, which is varied; drop one of them.")
+
+
 def default_folder(base: Recipe, vary: Mapping[str, Any]) -> Path:
     """`runs/<recipe>-by-<keys>`."""
-    return Path("runs") / "-".join([base.name, "by", *(path.rpartition(".")[2] for path in vary)])
+    keys = [last_key(path) for path in vary]
+    return Path("runs") / "-".join([base.name, "by", *keys])
 
 
 def _seeds(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
-    found = tuple(range(first, first + seeds)) if isinstance(seeds, int) else tuple(seeds)
+    wanted = range(first, first + seeds) if isinstance(seeds, int) else seeds
+    found = tuple(wanted)
     if not found or len(set(found)) < len(found):
         raise MixwellError(f"--seeds: expected one or more, each once, got {seeds}.")
     return found
@@ -140,9 +160,8 @@ def _fitted(variant: Variant, stage: str, size_bytes: float, threads: int) -> Va
 
 def _trial(variant: Variant, stage: str, budget: Mapping[str, float], seed: int, out: Path, predict: bool,
            told: Told) -> Trial:
-    name = re.sub(r"[^\w.-]+", "_", variant.name)
-    name = name if name == variant.name else f"{name[:40]}-{digest(variant.name)[:6]}"
-    trial = Trial(variant=variant.name, seed=seed, folder=out / "variants" / f"{name}-seed{seed}")
+    folder = f"{_file_name(variant.name)}-seed{seed}"
+    trial = Trial(variant=variant.name, seed=seed, folder=out / "variants" / folder)
     if variant.recipe is None:
         trial.state, trial.error = FAILED, variant.error
         return trial
@@ -153,20 +172,33 @@ def _trial(variant: Variant, stage: str, budget: Mapping[str, float], seed: int,
     except MixwellError as error:
         trial.state, trial.error = FAILED, str(error)
         return trial
-    nothing = engine.Prediction()
-    trial.todo = [p if p.stage.id == stage else replace(p, evaluated=True, predicted_evaluation=nothing)
-                  for p in planned]  # only the models that are compared are evaluated
+    trial.todo = [one if one.stage.id == stage else _unevaluated(one) for one in planned]
     return trial
+
+
+def _file_name(name: str) -> str:
+    """The name itself where it can be a folder's, else what is left of it and a digest that tells it from others."""
+    safe = re.sub(r"[^\w.-]+", "_", name)
+    if safe == name:
+        return name
+    return f"{safe[:40]}-{digest(name)[:6]}"
+
+
+def _unevaluated(planned: Planned) -> Planned:
+    """The stage without an evaluation of its model, which is not among those compared."""
+    return replace(planned, evaluated=True, predicted_evaluation=engine.Prediction())
 
 
 def _check_seeds(made: Plan) -> None:
     """Seeds that change nothing would pass for measurements without noise."""
     for variant in made.variants:
-        keys = [t.todo[-1].key for t in made.trials if t.variant == variant.name and t.todo]
+        own = [trial for trial in made.trials if trial.variant == variant.name]
+        keys = [trial.todo[-1].key for trial in own if trial.todo]
         if len(set(keys)) < len(keys):
             raise MixwellError(f"nothing on the way to {made.stage} draws from the seed; use --seeds 1.")
-    if all(t.error for t in made.trials):
-        raise MixwellError(made.trials[0].error)
+    errors = [trial.error for trial in made.trials]
+    if all(errors):
+        raise MixwellError(errors[0])
 
 
 def compare(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], *,
@@ -191,13 +223,15 @@ def compare(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]
 
 def run(made: Plan, observer: Observer | None = None) -> Path:
     """Do what was planned and return the path of the report."""
-    observer, started, clock = observer or engine.Silent(), datetime.now(UTC), time.perf_counter()
+    observer = observer or engine.Silent()
+    started, clock = datetime.now(UTC), time.perf_counter()
     with engine.locked(made.out):
         sizing.keep(*made.fitted, made.out)
-        engine.tidy(made.out / "stages", {p.folder for t in made.trials for p in t.todo if p.cached})
         listed = made.stages()
+        cached = {one.folder for trial in made.trials for one in trial.todo if one.cached}
+        engine.tidy(made.out / "stages", cached)
         observer.planned(listed)
-        names = _Named(observer, {p.folder: p for p in listed})
+        names = _Named(observer, {one.folder: one for one in listed})
         done: dict[Path, StageRecord] = {}
         try:
             for trial in made.trials:
@@ -213,8 +247,9 @@ def _attempt(trial: Trial, done: dict[Path, StageRecord], observer: Observer, st
     """Run one trial; what goes wrong is kept with it, unless it would go wrong with every other one too."""
     clock = time.perf_counter()
     try:
-        for planned in (p for p in trial.todo if p.folder not in done):
-            done[planned.folder] = engine.finish(planned, _recipe(trial), trial.todo, observer)
+        for planned in trial.todo:
+            if planned.folder not in done:
+                done[planned.folder] = engine.finish(planned, _recipe(trial), trial.todo, observer)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -225,8 +260,9 @@ def _attempt(trial: Trial, done: dict[Path, StageRecord], observer: Observer, st
     else:
         trial.state = FINISHED
         trial.folder.mkdir(parents=True, exist_ok=True)
-        made = [done[p.folder] for p in trial.todo]
-        engine.write_record(_recipe(trial), trial.folder, trial.todo, made, started, time.perf_counter() - clock)
+        made = [done[planned.folder] for planned in trial.todo]
+        seconds = time.perf_counter() - clock
+        engine.write_record(_recipe(trial), trial.folder, trial.todo, made, started, seconds)
 
 
 def _recipe(trial: Trial) -> Recipe:
@@ -268,12 +304,27 @@ def _written(variant: Variant) -> dict[str, Any]:
 
 def _write(made: Plan, started: datetime, wall_seconds: float) -> None:
     """Write compare.json: what was compared and how each trial ended."""
-    listed = [{"name": v.name, "changes": _written(v), "runs": [
-        {"seed": t.seed, "state": t.state, "error": t.error, "folder": str(t.folder.relative_to(made.out))}
-        for t in made.trials if t.variant == v.name]} for v in made.variants]
-    write_json(made.out / "compare.json", {
-        "name": made.base.name, "recipe": to_dict(made.base), "stage": made.stage, "baseline": made.baseline,
-        "vary": list(made.variants[0].changes), "budget": dict(made.budget), "seeds": list(made.seeds),
-        "variants": listed, "machine": machine.describe(machine.threads(made.base.threads)),
-        "versions": machine.versions(), "started": started.isoformat(timespec="seconds"),
-        "wall_seconds": wall_seconds})
+    base = made.base
+    listed = []
+    for variant in made.variants:
+        runs = [_outcome(trial, made.out) for trial in made.trials if trial.variant == variant.name]
+        listed.append({"name": variant.name, "changes": _written(variant), "runs": runs})
+    record = {
+        "name": base.name,
+        "recipe": to_dict(base),
+        "stage": made.stage,
+        "baseline": made.baseline,
+        "vary": list(made.variants[0].changes),
+        "budget": dict(made.budget),
+        "seeds": list(made.seeds),
+        "variants": listed,
+        "machine": machine.describe(machine.threads(base.threads)),
+        "versions": machine.versions(),
+        "started": started.isoformat(timespec="seconds"),
+        "wall_seconds": wall_seconds}
+    write_json(made.out / "compare.json", record)
+
+
+def _outcome(trial: Trial, out: Path) -> dict[str, Any]:
+    place = trial.folder.relative_to(out)
+    return {"seed": trial.seed, "state": trial.state, "error": trial.error, "folder": str(place)}

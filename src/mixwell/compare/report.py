@@ -18,22 +18,40 @@ TITLES = {"table": "Result", "curves": "Learning curves", "cost": "Cost", "domai
 
 
 def build(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report of the comparison in `folder` anew, by default to its `report.html`; returns its path."""
-    return files.write_text(out or Path(folder) / "report.html", render("compare.html", **contents(read(folder))))
+    """Write the report of the comparison in `folder` anew, by default to its `report.html`; returns its path.
+
+    A folder without a comparison that can be read raises `MixwellError`.
+    """
+    path = out or Path(folder) / "report.html"
+    page = render("compare.html", **contents(read(folder)))
+    return files.write_text(path, page)
 
 
 def contents(found: Comparison) -> dict[str, Any]:
     """Everything the template shows."""
-    colors = plots.slots([found.baseline, *(r.name for r in found.ranked if r.name != found.baseline)])
+    names = [result.name for result in found.ranked]
+    colors = plots.slots([found.baseline, *names])
     record = found.record
+    seeds = ", ".join(map(str, found.seeds))
+    times = {"wall time of the last call": record["wall_seconds"]}
     sections: dict[str, Any] = {
-        "table": views.table(found), "curves": curves(found, colors), "cost": views.cost(found),
-        "domains": views.domains(found), "loads": loads(found), "settings": views.settings(found),
+        "table": views.table(found),
+        "curves": curves(found, colors),
+        "cost": views.cost(found),
+        "domains": views.domains(found),
+        "loads": loads(found),
+        "settings": views.settings(found),
         "recipe": recipe_text(record["recipe"]),
-        "machine": machine(record["machine"], record["versions"], ", ".join(map(str, found.seeds)), record["started"],
-                           {"wall time of the last call": record["wall_seconds"]})}
-    return {"title": views.title(found), "facts": facts(record["machine"], record["started"]),
-            "lead": views.lead(found), "notes": views.notes(found),
-            "forest": forest(found, colors), "p_label": views.p_label(found), "failures": views.failures(found),
-            "waiting": views.waiting(found), "baseline": found.baseline,
-            "toc": [(name, TITLES[name]) for name, part in sections.items() if part], **sections}
+        "machine": machine(record["machine"], record["versions"], seeds, record["started"], times)}
+    return {
+        "title": views.title(found),
+        "facts": facts(record["machine"], record["started"]),
+        "lead": views.lead(found),
+        "notes": views.notes(found),
+        "forest": forest(found, colors),
+        "p_label": views.p_label(found),
+        "failures": views.failures(found),
+        "waiting": views.waiting(found),
+        "baseline": found.baseline,
+        "toc": [(name, TITLES[name]) for name, part in sections.items() if part],
+        **sections}

@@ -29,7 +29,9 @@ class Trial:
     @property
     def training(self) -> StageRecord | None:
         """The last training on the way to the model."""
-        return next((s for s in reversed(self.run.ancestors(self.stage)) if s.trains), None)
+        line = self.run.ancestors(self.stage)
+        trained = [stage for stage in line if stage.trains]
+        return trained[-1] if trained else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All variants, as compare.json and the run folders tell."""
+    """All variants, as compare.json and the run folders have them."""
 
     record: Mapping[str, Any]
     results: tuple[Result, ...]  # in the order of the grid
@@ -72,13 +74,17 @@ class Comparison:
     @cached_property
     def ranked(self) -> list[Result]:
         """The variants with a score, best first."""
-        return sorted((r for r in self.results if r.trials), key=lambda r: r.interval.mean)
+        scored = [result for result in self.results if result.trials]
+        return sorted(scored, key=lambda result: result.interval.mean)
 
     @cached_property
     def one_tokenizer(self) -> bool:
         """Whether all trials read the same tokens, so that their losses in nats per token are on one scale."""
-        return len({s.key for r in self.results for t in r.trials.values() for s in t.run.stages
-                    if s.kind == "tokenizer"}) <= 1
+        keys: set[str] = set()
+        for result in self.results:
+            for trial in result.trials.values():
+                keys |= {stage.key for stage in trial.run.stages if stage.kind == "tokenizer"}
+        return len(keys) <= 1
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
@@ -89,22 +95,24 @@ class Comparison:
 
 
 def read(folder: str | Path) -> Comparison:
-    """Read a comparison; without a readable compare.json this is a `MixwellError`."""
+    """Read a comparison; a folder without a readable compare.json raises `MixwellError`."""
     folder = Path(folder)
     record = read_json(folder / "compare.json")
     if not isinstance(record, Mapping) or "variants" not in record:
         raise MixwellError(f"{folder / 'compare.json'} is no record of a comparison; run it again.")
-    return Comparison(record=record, results=tuple(_result(folder, record, entry) for entry in record["variants"]))
+    results = [_result(folder, record, entry) for entry in record["variants"]]
+    return Comparison(record=record, results=tuple(results))
 
 
 def _result(folder: Path, record: Mapping[str, Any], entry: Mapping[str, Any]) -> Result:
     trials: dict[int, Trial] = {}
     failures: dict[int, str] = {}
     for one in entry["runs"]:
-        if one["state"] == "failed":
-            failures[one["seed"]] = one["error"]
-        elif one["state"] == "finished":
-            trials[one["seed"]] = _trial(folder / one["folder"], record["stage"])
+        seed, state = one["seed"], one["state"]
+        if state == "failed":
+            failures[seed] = one["error"]
+        elif state == "finished":
+            trials[seed] = _trial(folder / one["folder"], record["stage"])
     return Result(name=entry["name"], changes=entry["changes"], trials=trials, failures=failures)
 
 
@@ -114,5 +122,6 @@ def _trial(folder: Path, stage_id: str) -> Trial:
     score = figure(stage.evaluation, "mean")
     if math.isnan(score):
         raise MixwellError(f"{folder}: stage {stage_id} was not evaluated; run the comparison again.")
-    files = list(stage.model_folder.glob("*.safetensors")) if stage.model_folder else []
-    return Trial(run=run, stage=stage, score=score, weights_bytes=sum(f.stat().st_size for f in files) or None)
+    weights = stage.model_folder.glob("*.safetensors") if stage.model_folder else ()
+    size = sum(file.stat().st_size for file in weights)
+    return Trial(run=run, stage=stage, score=score, weights_bytes=size or None)

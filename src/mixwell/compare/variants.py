@@ -33,46 +33,81 @@ class Variant:
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """`["moe.router=top_k,sinkhorn", "train.lr=1e-3,2e-3"]` as key path -> values."""
+    """`["moe.router=top_k,sinkhorn", "train.lr=1e-3,2e-3"]` as key path -> values; raises `MixwellError`."""
     found: dict[str, list[Any]] = {}
     for text in texts:
         path, equals, values = text.partition("=")
         if not equals or not path or path in found:
             problem = "the key stands twice" if path in found else "expected KEY=VALUE,VALUE"
             raise MixwellError(f"--vary {text!r}: {problem}, such as moe.router=top_k,sinkhorn.")
-        try:
-            parsed = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError:
-            raise MixwellError(f"--vary {text!r}: the values are not YAML; put quotes around special signs.") from None
-        found[path] = parsed[0] if len(parsed) == 1 and isinstance(parsed[0], list) else parsed
+        found[path] = _values(text, values)
     return found
+
+
+def _values(text: str, values: str) -> list[Any]:
+    try:
+        parsed = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError:
+        raise MixwellError(f"--vary {text!r}: the values are not YAML; put quotes around special signs.") from None
+    bracketed = len(parsed) == 1 and isinstance(parsed[0], list)
+    return parsed[0] if bracketed else parsed
 
 
 def parse_budget(text: str) -> dict[str, float]:
     """`tokens=1M` or `flops=2T,bytes=20M` as plain numbers; see `check_budget`."""
-    pairs = [part.partition("=") for part in text.split(",") if part]
-    return check_budget(recipes.counted({name.strip(): yaml.safe_load(value or "null") for name, _, value in pairs}))
+    budget = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        budget[name.strip()] = yaml.safe_load(value or "null")
+    return check_budget(recipes.counted(budget))
 
 
 def check_budget(budget: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers above 0 by name: at most one of tokens, flops and seconds, and bytes of weights with it or alone."""
-    found: dict[str, float] = {}
-    for name, value in budget.items():
-        if name not in UNITS:
-            raise MixwellError(f"--budget: unknown {name!r}.{suggest(name, UNITS)} Known: {', '.join(UNITS)}.")
-        try:
-            found[name] = float(value)
-        except (TypeError, ValueError):
-            raise MixwellError(f"--budget {name}: expected a number such as 1M, got {value!r}.") from None
-        if not found[name] > 0:
-            raise MixwellError(f"--budget {name}: expected a number above 0, got {value}.")
-    if len(BUDGETS & set(found)) > 1:
-        raise MixwellError(f"--budget: {' and '.join(sorted(BUDGETS & set(found)))} came; expected one of them.")
+    """Numbers above 0 by name: at most one of tokens, flops and seconds, and bytes of weights with it or alone.
+
+    Anything else raises `MixwellError`.
+    """
+    found = {name: _amount(name, value) for name, value in budget.items()}
+    training = sorted(BUDGETS & set(found))
+    if len(training) > 1:
+        raise MixwellError(f"--budget: {' and '.join(training)} came; expected one of them.")
     return found
 
 
+def _amount(name: str, value: Any) -> float:
+    if name not in UNITS:
+        raise MixwellError(f"--budget: unknown {name!r}.{suggest(name, UNITS)} Known: {', '.join(UNITS)}.")
+    try:
+        amount = float(value)
+    except (TypeError, ValueError):
+        raise MixwellError(f"--budget {name}: expected a number such as 1M, got {value!r}.") from None
+    if not amount > 0:
+        raise MixwellError(f"--budget {name}: expected a number above 0, got {value}.")
+    return amount
+
+
 def variants(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
-    """Every cell of the grid. A value that no cell can take is a mistake and raises; a single such cell is kept."""
+    """Every cell of the grid.
+
+    A value that no cell can take is a mistake and raises `MixwellError`; a single such cell is kept with its error.
+    """
+    _check_vary(vary)
+    cells = itertools.product(*vary.values())
+    found = [_variant(base, dict(zip(vary, cell))) for cell in cells]
+    names = set()
+    for variant in found:
+        if variant.name in names:
+            raise MixwellError(f"--vary: {variant.name} stands twice.")
+        names.add(variant.name)
+    for path, values in vary.items():
+        for value in values:
+            own = [variant for variant in found if variant.changes[path] == value]
+            if all(variant.error for variant in own):
+                raise MixwellError(own[0].error)
+    return found
+
+
+def _check_vary(vary: Mapping[str, Sequence[Any]]) -> None:
     for path, values in vary.items():
         if not isinstance(values, (list, tuple)) or len(values) < 2:
             raise MixwellError(f"--vary {path}: expected two values or more, got {values!r}.")
@@ -80,17 +115,6 @@ def variants(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
         raise MixwellError("--vary seed: every variant is run from the same seeds; name them with --seeds.")
     if not vary:
         raise MixwellError("--vary: expected what to vary, such as moe.router=top_k,sinkhorn.")
-    cells = [dict(zip(vary, values)) for values in itertools.product(*vary.values())]
-    found = [_variant(base, cell) for cell in cells]
-    names = [v.name for v in found]
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise MixwellError(f"--vary: {twice} stands twice.")
-    for path, values in vary.items():
-        for value in values:
-            own = [v for v in found if v.changes[path] == value]
-            if all(v.error for v in own):
-                raise MixwellError(own[0].error)
-    return found
 
 
 def _variant(base: Recipe, changes: Mapping[str, Any]) -> Variant:
@@ -106,63 +130,125 @@ def _variant(base: Recipe, changes: Mapping[str, Any]) -> Variant:
 def label(changes: Mapping[str, Any]) -> str:
     """What a cell is called: the bare value where one key varies, else `key=value` of each."""
     if len(changes) == 1:
-        return _word(next(iter(changes.values())))
-    ends = [path.rpartition(".")[2] for path in changes]
-    keys = [end if ends.count(end) == 1 else path for end, path in zip(ends, changes)]
-    return ", ".join(f"{key}={_word(value)}" for key, value in zip(keys, changes.values()))
+        (value,) = changes.values()
+        return _word(value)
+    ends = [last_key(path) for path in changes]
+    short = {}
+    for path, end in zip(changes, ends):
+        key = end if ends.count(end) == 1 else path
+        short[key] = changes[path]
+    return _settings(short)
+
+
+def last_key(path: str) -> str:
+    """`router` of `stages.moe.router`."""
+    return path.rpartition(".")[2]
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    parts = [f"{key}={_word(value)}" for key, value in values.items()]
+    return ", ".join(parts)
 
 
 def _word(value: Any) -> str:
+    """A value as short as it can be told from others: a method with its options, a list, a bare word."""
     if isinstance(value, Mapping):
-        rest = ", ".join(f"{k}={_word(v)}" for k, v in value.items() if k != "method")
-        return f"{value['method']}({rest})" if "method" in value and rest else str(value.get("method", rest))
+        return _method(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_word, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+        words = ", ".join(map(_word, value))
+        return f"[{words}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _method(value: Mapping[str, Any]) -> str:
+    """`top_k(k=2)`, or the settings alone where no method is named."""
+    options = {key: option for key, option in value.items() if key != "method"}
+    settings = _settings(options)
+    if "method" not in value:
+        return settings
+    return f"{value['method']}({settings})" if settings else str(value["method"])
 
 
 def baseline_of(found: Sequence[Variant], wanted: str | None) -> str:
-    """The name of the baseline: the one wanted (values alone will do, such as `top_k,1`), else the first."""
+    """The name of the baseline: the one wanted (values alone will do, such as `top_k,1`), else the first.
+
+    A name that no variant has raises `MixwellError`.
+    """
     if wanted is None:
         return found[0].name
-    short = {",".join(map(_word, v.changes.values())): v.name for v in found}
-    names = {v.name: v.name for v in found}
-    chosen = names.get(wanted) or short.get(wanted.replace(", ", ","))
-    if chosen is None:
+    names = [variant.name for variant in found]
+    if wanted in names:
+        return wanted
+    by_values = {}
+    for variant in found:
+        words = map(_word, variant.changes.values())
+        by_values[",".join(words)] = variant.name
+    bare = wanted.replace(", ", ",")
+    if bare not in by_values:
         raise MixwellError(f"--baseline: no variant {wanted!r}.{suggest(wanted, names)} Variants: {'; '.join(names)}.")
-    return chosen
+    return by_values[bare]
 
 
 def with_training(base: Recipe, budget: Mapping[str, float]) -> Recipe:
     """The recipe itself, or with a stage that trains its model where it has no stages and the budget pays for one."""
-    training = {name: value for name, value in budget.items() if name in BUDGETS}
-    return base if base.stages or not training else replace(base, stages=[{"id": TRAINED, "train": training}])
+    training = _training(budget)
+    if base.stages or not training:
+        return base
+    stage = {"id": TRAINED, "train": training}
+    return replace(base, stages=[stage])
+
+
+def _training(budget: Mapping[str, float]) -> dict[str, float]:
+    """What of the budget is spent by training."""
+    names = [name for name in budget if name in BUDGETS]
+    return {name: budget[name] for name in names}
+
+
+def _unbudgeted(options: Mapping[str, Any]) -> dict[str, Any]:
+    names = [name for name in options if name not in BUDGETS]
+    return {name: options[name] for name in names}
 
 
 def judged_stage(found: Sequence[Variant], wanted: str | None, threads: int) -> str:
     """The stage whose model is compared: the one wanted, else the last that trains on what the variants differ in.
 
-    A stage that is the same in two variants compares nothing and raises.
+    A stage that is the same in two variants compares nothing and raises `MixwellError`, and so do variants without a
+    common measure.
     """
-    able = [(v.name, recipes.stages(v.recipe)) for v in found if v.recipe is not None]
+    able = {variant.name: recipes.stages(variant.recipe) for variant in found if variant.recipe is not None}
     if len(able) < 2:
         raise MixwellError(f"one variant at most can be made; {next(v.error for v in found if v.error)}")
-    keys = {name: stage_keys(stages, threads) for name, stages in able}
-    if len({k["data"] for k in keys.values()}) > 1:
+    keys = {name: stage_keys(stages, threads) for name, stages in able.items()}
+    if len({own["data"] for own in keys.values()}) > 1:
         raise MixwellError("the variants differ in their data, so that each would be measured on held-out text of its "
                            "own; vary the training's weights of the domains instead (train.weights).")
-    stages = {s.id: s for s in able[0][1]}
-    models = [id for id, stage in stages.items() if KINDS[stage.kind].evaluated]
-    differing = [id for id in models if len({k.get(id) for k in keys.values()}) == len(keys)]
-    if wanted is not None and wanted not in models:
-        raise MixwellError(f"--stage: {wanted!r} is no stage with a model that is evaluated.{suggest(wanted, models)} "
-                           f"Such stages: {', '.join(models) or 'none'}.")
-    chosen = wanted or next((id for id in reversed(differing) if stages[id].kind == "train"), None) \
-        or next(reversed(differing), None) or next(reversed(models), None)
-    if chosen is None:
+    first = next(iter(able.values()))
+    models = [stage for stage in first if KINDS[stage.kind].evaluated]
+    names = [stage.id for stage in models]
+    if wanted is not None and wanted not in names:
+        raise MixwellError(f"--stage: {wanted!r} is no stage with a model that is evaluated.{suggest(wanted, names)} "
+                           f"Such stages: {', '.join(names) or 'none'}.")
+    if not names:
         raise MixwellError("the recipe trains and converts nothing; give it a stage, or --budget tokens=1M.")
+    chosen = wanted or _last_that_differs(models, keys)
     _check_differs(keys, chosen)
     return chosen
+
+
+def _last_that_differs(models: Sequence[Stage], keys: Mapping[str, Mapping[str, str]]) -> str:
+    """The last training that differs in every variant, else the last such stage, else the last stage."""
+    differing, trained = [], []
+    for stage in models:
+        own = {of_variant.get(stage.id) for of_variant in keys.values()}
+        if len(own) < len(keys):
+            continue
+        differing.append(stage)
+        if stage.kind == "train":
+            trained.append(stage)
+    candidates = trained or differing or models
+    return candidates[-1].id
 
 
 def _check_differs(keys: Mapping[str, Mapping[str, str]], stage: str) -> None:
@@ -175,18 +261,26 @@ def _check_differs(keys: Mapping[str, Mapping[str, str]], stage: str) -> None:
 
 
 def prepared(variant_recipe: Recipe, stage: str, budget: Mapping[str, float], seed: int) -> Recipe:
-    """The recipe up to `stage`, with this seed and with the budget of its last training."""
+    """The recipe up to `stage`, with this seed and with the budget of its last training.
+
+    A budget where nothing is trained raises `MixwellError`.
+    """
     line = ancestors(recipes.stages(variant_recipe), stage)
-    trained = next((s.id for s in reversed(line) if s.kind == "train"), "")
-    training = {name: value for name, value in budget.items() if name in BUDGETS}
+    names = {one.id for one in line}
+    trained = [one.id for one in line if one.kind == "train"]
+    training = _training(budget)
     if training and not trained:
         raise MixwellError(f"--budget {next(iter(training))}: nothing is trained on the way to {stage}; leave it out.")
     entries = []
     for entry in variant_recipe.stages:
-        if entry["id"] not in {s.id for s in line}:
+        if entry["id"] not in names:
             continue
-        own = {"seed": entry["seed"] + seed - variant_recipe.seed} if "seed" in entry else {}
-        entries.append({**(_with_budget(entry, training) if entry["id"] == trained and training else entry), **own})
+        made = dict(entry)
+        if training and entry["id"] == trained[-1]:
+            made = _with_budget(entry, training)
+        if "seed" in entry:
+            made["seed"] = entry["seed"] + seed - variant_recipe.seed
+        entries.append(made)
     return replace(variant_recipe, seed=seed, stages=entries)
 
 
@@ -202,6 +296,6 @@ def ancestors(stages: Sequence[Stage], last: str) -> list[Stage]:
 
 
 def _with_budget(entry: Mapping[str, Any], training: Mapping[str, float]) -> dict[str, Any]:
-    below = entry["train"] if isinstance(entry["train"], Mapping) else {}
-    kept = {k: v for k, v in entry.items() if k not in BUDGETS}
-    return {**kept, "train": {**{k: v for k, v in below.items() if k not in BUDGETS}, **training}}
+    options = entry["train"] if isinstance(entry["train"], Mapping) else {}
+    train = {**_unbudgeted(options), **training}
+    return _unbudgeted(entry) | {"train": train}

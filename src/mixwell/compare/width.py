@@ -20,11 +20,13 @@ LARGEST = 1 << 16
 
 def fitted(chosen: Recipe, stage: str, size_bytes: float, threads: int) -> Recipe:
     """The recipe with the largest `hidden_dim` (a multiple of 8) at which the model of `stage` takes at most
-    `size_bytes`; raises where the width is not the recipe's to choose or the narrowest model is too large."""
+    `size_bytes`; raises `MixwellError` where the width is not the recipe's to choose or the narrowest model is too
+    large."""
     path = _width_path(chosen)
 
     def fits(width: int) -> bool:
-        return weight_bytes(recipes.changed(chosen, {path: width}), stage, threads) <= size_bytes
+        made = recipes.changed(chosen, {path: width})
+        return weight_bytes(made, stage, threads) <= size_bytes
 
     if not fits(STEP):
         raise MixwellError(f"--budget bytes: with {path} {STEP} the model of {stage} still takes more than "
@@ -36,7 +38,10 @@ def fitted(chosen: Recipe, stage: str, size_bytes: float, threads: int) -> Recip
             raise MixwellError(f"--budget bytes: {path} does not decide how large the model of {stage} is.")
     while high - low > STEP:
         middle = (low + high) // (2 * STEP) * STEP
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
     return recipes.changed(chosen, {path: low})
 
 
@@ -47,7 +52,8 @@ def weight_bytes(chosen: Recipe, stage: str, threads: int) -> int:
     trained = [s.config.dtype for s in line if s.kind == "train"]
     if trained and trained[-1] == "bf16":
         shape = LanguageModel.from_checkpoint(shape, torch.bfloat16).to_checkpoint()
-    return sum(tensor.numel() * tensor.element_size() for tensor in shape.tensors.values())
+    sizes = [tensor.numel() * tensor.element_size() for tensor in shape.tensors.values()]
+    return sum(sizes)
 
 
 def _width_path(chosen: Recipe) -> str:

@@ -7,7 +7,7 @@ of the page. All text passes through Jinja2's autoescape; only the fragments of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from mixwell.report.training import colors, loss, quality
 TITLES = {"loss": "Loss", "quality": "Bits per byte", "experts": "Expert load", "data": "Data",
           "receipts": "Receipts and sizes", "stages": "Stages", "lineage": "Lineage", "samples": "Samples",
           "recipe": "Recipe", "machine": "Machine and versions"}
+FORMS: Mapping[str, Callable[[Any], str]] = {  # figure of a stage -> its form
+    "tokens": units.si, "flops": lambda v: units.si(v, "FLOP"), "peak_bytes": lambda v: units.si(v, "B"),
+    "seconds": units.seconds}
 
 
 def build(run: str | Path, out: str | Path) -> Path:
@@ -33,59 +36,94 @@ def build(run: str | Path, out: str | Path) -> Path:
 
     Returns the file written. A folder without a whole run raises `MixwellError`.
     """
-    path = Path(out) / "report.html" if Path(out).is_dir() else Path(out)
-    return files.write_text(path, render("report.html", **contents(read_run(run))))
+    path = Path(out)
+    if path.is_dir():
+        path = path / "report.html"
+    page = render("report.html", **contents(read_run(run)))
+    return files.write_text(path, page)
 
 
 def render(template: str, **context: Any) -> str:
-    """Render a template of this folder; autoescape is on, an undefined name is an error."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("mixwell.report", "templates"), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    """Render a template of this folder; autoescape is on, an undefined name raises `jinja2.UndefinedError`."""
+    loader = jinja2.PackageLoader("mixwell.report", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
+                                     trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(**context)
 
 
 def contents(run: RunRecord) -> dict[str, Any]:
     """Everything the template shows: plain text, tables as rows of text, charts as `Markup`; empty where absent."""
     slot = colors(run)
+    times = {"time in all stages": run.seconds, "wall time of the last call": run.wall_seconds}
     sections: dict[str, Any] = {
-        "loss": loss(run, slot), "quality": quality(run, slot), "experts": expert_load(run), "data": data(run),
-        "receipts": receipts(run), "stages": stages(run), "lineage": lineage(run, slot), "samples": samples(run),
+        "loss": loss(run, slot),
+        "quality": quality(run, slot),
+        "experts": expert_load(run),
+        "data": data(run),
+        "receipts": receipts(run),
+        "stages": stages(run),
+        "lineage": lineage(run, slot),
+        "samples": samples(run),
         "recipe": recipe_text(run.recipe),
-        "machine": machine(run.machine, run.versions, _seeds(run.seeds), run.started,
-                           {"time in all stages": run.seconds, "wall time of the last call": run.wall_seconds})}
-    return {"title": run.name, "facts": facts(run.machine, run.started, run.seconds, _dtypes(run)),
-            "headline": headline(run), "toc": [(name, TITLES[name]) for name, part in sections.items() if part],
-            **sections}
+        "machine": machine(run.machine, run.versions, _seeds(run.seeds), run.started, times)}
+    return {
+        "title": run.name,
+        "facts": facts(run.machine, run.started, run.seconds, _dtypes(run)),
+        "headline": headline(run),
+        "toc": [(name, TITLES[name]) for name, part in sections.items() if part],
+        **sections}
 
 
 def facts(computer: Mapping[str, Any], started: str, seconds: float | None = None, more: str = "") -> str:
     """One line under the title: when, how long, on what."""
+    parts = [started[:16].replace("T", " ")]
+    if seconds is not None:
+        parts.append(f"{units.seconds(seconds)} in all")
+    for name in ("cpu", "instructions"):
+        parts.append(str(computer.get(name) or ""))
     threads = computer.get("threads") or computer.get("cores")
-    parts = [started[:16].replace("T", " "), f"{units.seconds(seconds)} in all" if seconds is not None else "",
-             str(computer.get("cpu") or ""), str(computer.get("instructions") or ""),
-             f"{threads} thread{'' if threads == 1 else 's'}" if threads else "", more]
+    if threads:
+        parts.append(f"{threads} thread{'' if threads == 1 else 's'}")
+    parts.append(more)
+    return _dotted(parts)
+
+
+def _dotted(parts: Iterable[str]) -> str:
+    """What there is, with dots between."""
     return " · ".join(part for part in parts if part)
 
 
 def _dtypes(run: RunRecord) -> str:
     """`trained in bf16`"""
-    found = [str(s.result.get("dtype") or s.config.get("dtype") or "") for s in run.stages if s.trains]
-    known = [name for name in dict.fromkeys(found) if name]
-    return f"trained in {' and '.join(known)}" if known else ""
+    found: dict[str, None] = {}
+    for stage in run.stages:
+        dtype = stage.result.get("dtype") or stage.config.get("dtype")
+        if stage.trains and dtype:
+            found[str(dtype)] = None
+    return f"trained in {' and '.join(found)}" if found else ""
 
 
 def stages(run: RunRecord) -> list[list[Any]]:
     """Every stage with tokens, FLOPs, memory, time and time of its evaluation, each as (actual, predicted)."""
-    forms = {"tokens": units.si, "flops": lambda v: units.si(v, "FLOP"), "peak_bytes": lambda v: units.si(v, "B"),
-             "seconds": units.seconds}
     rows = []
-    for s in run.stages:
-        pairs = [tuple(form(v) if units.is_number(v := side.get(name)) else "" for side in (s.actual, s.predicted))
-                 for name, form in forms.items()]
-        weighed = (s.evaluation.get("seconds"), (s.evaluation.get("predicted") or {}).get("seconds"))
-        times = tuple(units.seconds(v) if units.is_number(v) else "" for v in weighed)
-        rows.append([s.id, s.method or s.kind, *pairs, times])
+    for stage in run.stages:
+        row: list[Any] = [stage.id, stage.method or stage.kind]
+        for name, form in FORMS.items():
+            row.append(_pair(stage.actual, stage.predicted, name, form))
+        evaluation = stage.evaluation
+        row.append(_pair(evaluation, evaluation.get("predicted") or {}, "seconds", units.seconds))
+        rows.append(row)
     return rows
+
+
+def _pair(actual: Mapping[str, Any], predicted: Mapping[str, Any], name: str,
+          form: Callable[[Any], str]) -> tuple[str, ...]:
+    """What was measured and what was predicted, as text; empty where there is no number."""
+    texts = []
+    for record in (actual, predicted):
+        value = record.get(name)
+        texts.append(form(value) if units.is_number(value) else "")
+    return tuple(texts)
 
 
 def lineage(run: RunRecord, slot: Mapping[str, int]) -> Markup:
@@ -93,30 +131,46 @@ def lineage(run: RunRecord, slot: Mapping[str, int]) -> Markup:
     nodes = []
     for stage in run.stages:
         parent = run.parent(stage)
-        others = [s.id for s in run.inputs(stage) if parent is None or s.id != parent.id]
-        detail = [stage.method or stage.kind, f"with {', '.join(others)}" if others else "",
-                  _parameters(stage) if stage.makes_model else "",
-                  f"{units.si(figure(stage.result, 'tokens'))} tokens" if stage.trains else "",
-                  f"key {stage.key[:8]}"]
-        nodes.append(plots.Node(name=stage.id, title=stage.id, detail=" · ".join(d for d in detail if d),
-                                parent=parent.id if parent else "", slot=slot.get(stage.id, plots.NUM_SLOTS)))
+        source = parent.id if parent else ""
+        others = [s.id for s in run.inputs(stage) if s.id != source]
+        color = slot.get(stage.id, plots.NUM_SLOTS)
+        node = plots.Node(name=stage.id, title=stage.id, detail=_detail(stage, others), parent=source, slot=color)
+        nodes.append(node)
     return plots.lanes(nodes) if nodes else Markup("")
 
 
+def _detail(stage: StageRecord, others: Sequence[str]) -> str:
+    """What a stage did, with which inputs beside its parent, and how large it was."""
+    parts = [stage.method or stage.kind]
+    if others:
+        parts.append(f"with {', '.join(others)}")
+    if stage.makes_model:
+        parts.append(_parameters(stage))
+    if stage.trains:
+        tokens = figure(stage.result, "tokens")
+        parts.append(f"{units.si(tokens)} tokens")
+    parts.append(f"key {stage.key[:8]}")
+    return _dotted(parts)
+
+
 def _parameters(stage: StageRecord) -> str:
-    every, active = stage.result.get("parameters"), stage.result.get("active_parameters")
+    every = stage.result.get("parameters")
+    active = stage.result.get("active_parameters")
     if not units.is_number(every):
         return ""
-    part = f" ({units.si(active)} active)" if units.is_number(active) and active != every else ""
-    return f"{units.si(every)} parameters{part}"
+    words = f"{units.si(every)} parameters"
+    if units.is_number(active) and active != every:
+        words += f" ({units.si(active)} active)"
+    return words
 
 
 def samples(run: RunRecord) -> list[dict[str, Any]]:
     """Sampled texts by stage, the prompt apart from what the model wrote."""
     groups = []
     for stage in run.stages:
-        parent = run.parent(stage)
-        if texts := [(e["prompt"], e["text"]) for e in stage.result.get("samples", [])]:
+        texts = [(entry["prompt"], entry["text"]) for entry in stage.result.get("samples", [])]
+        if texts:
+            parent = run.parent(stage)
             groups.append({"name": stage.id, "model": parent.id if parent else "", "texts": texts})
     return groups
 
@@ -124,14 +178,23 @@ def samples(run: RunRecord) -> list[dict[str, Any]]:
 def machine(computer: Mapping[str, Any], versions: Mapping[str, str], seeds: str, started: str,
             times: Mapping[str, float]) -> list[tuple[str, str]]:
     """Machine, versions, seeds and times as pairs of name and value."""
-    found = {k: units.si(v, "B") if k.endswith("_bytes") else str(v) for k, v in computer.items()}
-    found |= {k: str(v) for k, v in versions.items()}
+    found = {}
+    for name, value in computer.items():
+        size = name.endswith("_bytes")
+        found[name] = units.si(value, "B") if size else str(value)
+    found |= {name: str(value) for name, value in versions.items()}
     found |= {"seeds": seeds, "started": started}
-    found |= {name: units.seconds(v) for name, v in times.items()}
-    return [(name.removesuffix("_bytes").replace("_", " "), value) for name, value in found.items() if value]
+    found |= {name: units.seconds(value) for name, value in times.items()}
+    return [(_heading(name), value) for name, value in found.items() if value]
+
+
+def _heading(name: str) -> str:
+    return name.removesuffix("_bytes").replace("_", " ")
 
 
 def _seeds(seeds: Mapping[str, int]) -> str:
     """One seed where all stages share it, else each with its stage."""
-    values = {str(v) for v in seeds.values()}
-    return values.pop() if len(values) == 1 else ", ".join(f"{k} {v}" for k, v in seeds.items())
+    values = set(seeds.values())
+    if len(values) == 1:
+        return str(values.pop())
+    return ", ".join(f"{stage} {seed}" for stage, seed in seeds.items())

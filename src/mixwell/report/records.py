@@ -134,7 +134,10 @@ class RunRecord:
     def parent(self, stage: StageRecord) -> StageRecord | None:
         """The input whose line `stage` carries on: the model among its inputs, else the last of them."""
         known = self.inputs(stage)
-        return next((s for s in reversed(known) if s.makes_model), known[-1] if known else None)
+        if not known:
+            return None
+        models = [s for s in known if s.makes_model]
+        return (models or known)[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of run.json, which names the stages' folders as seen from its own."""
@@ -145,8 +148,9 @@ class RunRecord:
     def _entry(self, stage: StageRecord) -> dict[str, Any]:
         assert stage.folder is not None and self.folder is not None
         place = os.path.relpath(stage.folder, self.folder)
-        return to_dict(_Entry(id=stage.id, key=stage.key, folder=place, cached=stage.id in self.cached,
-                              side=stage.side))
+        cached = stage.id in self.cached
+        entry = _Entry(id=stage.id, key=stage.key, folder=place, cached=cached, side=stage.side)
+        return to_dict(entry)
 
 
 def write_stage(stage: StageRecord) -> Path:
@@ -158,7 +162,9 @@ def write_stage(stage: StageRecord) -> Path:
 def read_stage(folder: Path) -> StageRecord:
     """Read a stage's folder. A stage.json that is missing, damaged or of another version raises `MixwellError`."""
     path = folder / STAGE
-    return replace(_strict(StageRecord, read_json(path), path, f"remove {folder}, then {AGAIN}"), folder=folder)
+    remedy = f"remove {folder}, then {AGAIN}"
+    record = _strict(StageRecord, read_json(path), path, remedy)
+    return replace(record, folder=folder)
 
 
 def write_run(run: RunRecord) -> Path:
@@ -178,7 +184,8 @@ def read_run(folder: str | Path) -> RunRecord:
     entries = [_strict(_Entry, entry, path) for entry in data.get("stages") or ()]
     record = _strict(RunRecord, {k: v for k, v in data.items() if k != "stages"}, path)
     stages = tuple(_listed(folder, entry) for entry in entries)
-    return replace(record, stages=stages, cached=tuple(e.id for e in entries if e.cached), folder=folder)
+    cached = tuple(entry.id for entry in entries if entry.cached)
+    return replace(record, stages=stages, cached=cached, folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,15 +200,16 @@ class _Entry:
 
 
 def _listed(run: Path, entry: _Entry) -> StageRecord:
-    stage = read_stage(run / entry.folder)
-    if (stage.id, stage.key) != (entry.id, entry.key):
-        raise MixwellError(f"{run / entry.folder} holds the stage {stage.id} with the key {stage.key[:8]}, expected "
-                           f"{entry.id} with {entry.key[:8]}; {AGAIN}.")
+    folder = run / entry.folder
+    stage = read_stage(folder)
+    if stage.id != entry.id or stage.key != entry.key:
+        raise MixwellError(f"{folder} holds the stage {stage.id} with the key {stage.key[:8]}, expected {entry.id} "
+                           f"with {entry.key[:8]}; {AGAIN}.")
     return replace(stage, side=entry.side)
 
 
 def _strict(cls: type[R], data: Any, path: Path, remedy: str = AGAIN) -> R:
-    """`data` as the record `cls`; what does not fit is told with the file that holds it and the remedy."""
+    """`data` as the record `cls`; what does not fit raises `MixwellError` with its file and the remedy."""
     try:
         return from_dict(cls, data, str(path))
     except MixwellError as error:
@@ -210,7 +218,15 @@ def _strict(cls: type[R], data: Any, path: Path, remedy: str = AGAIN) -> R:
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
     """A recipe as YAML."""
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100) if recipe else ""
+    if not recipe:
+        return ""
+    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+
+
+def value_text(value: Any) -> str:
+    """A value of a recipe as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...")  # the dots end the document of a bare word
 
 
 def figure(record: Mapping[str, Any], name: str) -> float:
@@ -221,4 +237,8 @@ def figure(record: Mapping[str, Any], name: str) -> float:
 
 def numbers(value: Mapping[str, Any] | None) -> dict[str, float]:
     """The entries of a mapping that are finite numbers."""
-    return {k: float(v) for k, v in (value or {}).items() if units.is_number(v)}
+    found = {}
+    for name, entry in (value or {}).items():
+        if units.is_number(entry):
+            found[name] = float(entry)
+    return found

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import yaml
-
-from mixwell.report.records import RECIPE, RunRecord, StageRecord
+from mixwell.report.records import RECIPE, RunRecord, StageRecord, value_text
 from mixwell.report.sides import BUDGETS, Side
 
 SEEDS = 3  # fewer hardly ever decide
@@ -22,62 +20,90 @@ def command(run: RunRecord, better: Side, worse: Side, budget: str, seeds: int) 
     Two trainings compare so where each is the last and only one of its side: from different models, or with one option
     of another value.
     """
-    trainings = [_own_training(run, side, other) for side, other in ((better, worse), (worse, better))]
-    if run.folder is None or any(len(own) != 1 for own in trainings):
+    if run.folder is None or not (_trained_once(run, better, worse) and _trained_once(run, worse, better)):
         return ""
-    order = [s.id for s in run.stages]
-    judged = max(better.first.id, worse.first.id, key=order.index)  # it stands below whatever either starts from
-    if not (varied := _varied(run, better.first, worse.first)):
+    varied = _varied(run, better.first, worse.first)
+    if varied is None:
         return ""
     key, values = varied
+    order = [stage.id for stage in run.stages]
+    judged = max(better.first.id, worse.first.id, key=order.index)  # it stands below whatever either starts from
     amount = max(better.spent[budget], worse.spent[budget])
     limit = f"{amount:.3g}" if budget == "seconds" else f"{amount:.0f}"
-    words = ["mixwell", "compare", str(run.folder / RECIPE), "--vary", f"{judged}.{key}={values}", "--stage",
-             judged, "--budget", f"{budget}={limit}", "--seeds", str(max(SEEDS, 2 * seeds))]
+    words = ["mixwell", "compare", str(run.folder / RECIPE)]
+    words += ["--vary", f"{judged}.{key}={values}", "--stage", judged]
+    words += ["--budget", f"{budget}={limit}", "--seeds", str(max(SEEDS, 2 * seeds))]
     return shlex.join(words)
 
 
-def _own_training(run: RunRecord, side: Side, other: Side) -> list[StageRecord]:
-    return [s for s in run.ancestors(side.first) if s.trains and s.id not in other.line]
+def _trained_once(run: RunRecord, side: Side, other: Side) -> bool:
+    """Whether a single training sets the side apart from the other."""
+    trained = [stage.id for stage in run.ancestors(side.first) if stage.trains]
+    own = [stage for stage in trained if stage not in other.line]
+    return len(own) == 1
 
 
 def _varied(run: RunRecord, better: StageRecord, worse: StageRecord) -> tuple[str, str] | None:
     """The key of the stage that sets the two apart, and its two values, the worse one's first."""
-    entries = [_entry(run, stage) for stage in (worse, better)]
+    stages = (worse, better)
+    entries = [_entry(run, stage) for stage in stages]
     if not all(entries):
         return None
-    known = {**better.config, **worse.config}
-    keys = [k for k in known if k not in FREE and better.config.get(k) != worse.config.get(k)]
+    keys = _differing(better.config, worse.config)
     sources = [entry.get("from", "model") for entry in entries]
-    if not keys and sources[0] != sources[1]:
+    same_source = sources[0] == sources[1]
+    if not keys and not same_source:
         return "from", ",".join(sources)
-    if len(keys) == 1 and sources[0] == sources[1]:
-        return keys[0], ",".join(_flow(stage.config.get(keys[0])) for stage in (worse, better))
-    return None
+    if len(keys) != 1 or not same_source:
+        return None
+    key = keys[0]
+    values = [value_text(stage.config.get(key)) for stage in stages]
+    return key, ",".join(values)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Options with unequal values, without those that a comparison may leave unequal."""
+    found = []
+    for key in {**one, **other}:
+        if key not in FREE and one.get(key) != other.get(key):
+            found.append(key)
+    return found
 
 
 def _entry(run: RunRecord, stage: StageRecord) -> Mapping[str, Any]:
     """The stage as the recipe has it; empty where it comes from a top-level key."""
-    return next((e for e in run.recipe.get("stages") or () if e.get("id") == stage.id), {})
+    for entry in run.recipe.get("stages") or ():
+        if entry.get("id") == stage.id:
+            return entry
+    return {}
 
 
 def longer(run: RunRecord, less: Side, more: Side, budget: str) -> list[str]:
     """Entries for the recipe, one a seed: `less` trained until it spends as much of `budget` as `more`."""
-    missing = less.spent["tokens"] * (more.spent[budget] / less.spent[budget] - 1)
-    return [_lengthened(entry, stage, missing, budget) for stage in less.ends.values()
-            if "train" in (entry := _entry(run, stage))]
+    shortfall = more.spent[budget] / less.spent[budget] - 1
+    missing = less.spent["tokens"] * shortfall
+    entries = []
+    for stage in less.ends.values():
+        entry = _entry(run, stage)
+        if "train" in entry:
+            entries.append(_lengthened(entry, stage, missing, budget))
+    return entries
 
 
 def _lengthened(entry: Mapping[str, Any], stage: StageRecord, tokens: float, budget: str) -> str:
     """The entry with so many tokens more than `stage` read, under an id of its own."""
-    below = entry["train"] if isinstance(entry["train"], Mapping) else {}
-    total = int(float(f"{stage.result['tokens'] + tokens:.3g}"))
-    train = {**{k: v for k, v in below.items() if k not in BUDGETS}, "tokens": total}
-    others = {k: v for k, v in entry.items() if k not in (*BUDGETS, "side")}
-    id = re.sub(r"(-s\d+)?$", rf"-{budget}\1", stage.id, count=1)  # dense-s0 -> dense-seconds-s0
-    return f"- {_flow({**others, 'id': id, 'train': train})}"
+    options = entry["train"] if isinstance(entry["train"], Mapping) else {}
+    total = stage.result["tokens"] + tokens
+    rounded = int(float(f"{total:.3g}"))
+    train = _without(options, BUDGETS) | {"tokens": rounded}
+    others = _without(entry, (*BUDGETS, "side"))
+    name = re.sub(r"(-s\d+)?$", rf"-{budget}\1", stage.id, count=1)  # dense-s0 -> dense-seconds-s0
+    longer = value_text(others | {"id": name, "train": train})
+    return f"- {longer}"
 
 
-def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+def _without(options: Mapping[str, Any], left_out: Collection[str]) -> dict[str, Any]:
+    kept = dict(options)
+    for key in left_out:
+        kept.pop(key, None)
+    return kept

@@ -30,47 +30,62 @@ class Side:
     @property
     def scores(self) -> dict[int, float]:
         """Seed -> bits per byte of held-out text, every domain counting the same; seeds without are left out."""
-        return numbers_by_seed({seed: figure(end.evaluation, "mean") for seed, end in self.ends.items()})
+        means = {seed: figure(end.evaluation, "mean") for seed, end in self.ends.items()}
+        return numbers_by_seed(means)
 
     @property
     def score(self) -> float:
         """Mean of the scores; not a number where nothing was evaluated."""
         values = list(self.scores.values())
-        return math.fsum(values) / len(values) if values else math.nan
+        if not values:
+            return math.nan
+        return math.fsum(values) / len(values)
 
     @property
     def is_mixture(self) -> bool:
         """Whether a token uses a part of its parameters only."""
-        return figure(self.first.result, "active_parameters") < figure(self.first.result, "parameters")
+        result = self.first.result
+        return figure(result, "active_parameters") < figure(result, "parameters")
 
     def builds_on(self, other: Side) -> bool:
         """Whether one of the other's models is a step on the way to this one's."""
-        return any(end.id in self.line for end in other.ends.values()) and self is not other
+        if self is other:
+            return False
+        return any(end.id in self.line for end in other.ends.values())
 
     def per_token(self, budget: str) -> float:
         """FLOPs or seconds of a training token, in the last training."""
-        totals = [figure(end.result, name) for name in (budget, "tokens") for end in self.ends.values()]
-        count = len(self.ends)
-        tokens = math.fsum(totals[count:])
-        return math.fsum(totals[:count]) / tokens if tokens > 0 else math.nan
+        results = [end.result for end in self.ends.values()]
+        spent = math.fsum(figure(result, budget) for result in results)
+        tokens = math.fsum(figure(result, "tokens") for result in results)
+        return spent / tokens if tokens > 0 else math.nan
 
 
 def numbers_by_seed(values: Mapping[int, float]) -> dict[int, float]:
     """The finite ones."""
-    return {seed: value for seed, value in values.items() if math.isfinite(value)}
+    found = {}
+    for seed, value in values.items():
+        if math.isfinite(value):
+            found[seed] = value
+    return found
 
 
 def branch_ends(run: RunRecord) -> list[StageRecord]:
     """Training stages that no later training builds on."""
-    training = [s for s in run.stages if s.trains]
-    inner = {a.id for s in training for a in run.ancestors(s) if a.id != s.id}
-    return [s for s in training if s.id not in inner]
+    training = [stage for stage in run.stages if stage.trains]
+    inner: set[str] = set()
+    for stage in training:
+        line = {ancestor.id for ancestor in run.ancestors(stage)}
+        inner |= line - {stage.id}
+    return [stage for stage in training if stage.id not in inner]
 
 
 def shared_line(run: RunRecord) -> list[StageRecord]:
     """The stages that every branch builds on, oldest first; of a single branch, all before its last training."""
-    ends = branch_ends(run)
-    lines = [{a.id for a in run.ancestors(end)} - {end.id} for end in ends]
+    lines = []
+    for end in branch_ends(run):
+        line = {ancestor.id for ancestor in run.ancestors(end)}
+        lines.append(line - {end.id})
     shared = set.intersection(*lines) if lines else set()
     return [s for s in run.stages if s.id in shared]
 
@@ -90,8 +105,12 @@ def sides(run: RunRecord) -> list[Side]:
                 signature += "'"
             groups.setdefault(signature, {})[stage.seed] = stage
     names = [_name(ends) for ends in groups.values()]
-    return [_side(run, name if names.count(name) == 1 else next(iter(ends.values())).id, ends, shared)
-            for name, ends in zip(names, groups.values())]
+    found = []
+    for name, ends in zip(names, groups.values()):
+        first = next(iter(ends.values()))
+        unique = name if names.count(name) == 1 else first.id
+        found.append(_side(run, unique, ends, shared))
+    return found
 
 
 def name_clashes(found: Sequence[Side]) -> list[str]:
@@ -102,7 +121,8 @@ def name_clashes(found: Sequence[Side]) -> list[str]:
 
 def _signature(run: RunRecord, stage: StageRecord, shared: set[str]) -> str:
     own = [s for s in run.ancestors(stage) if s.id not in shared]
-    return json.dumps([[s.kind, s.method, s.config] for s in own], sort_keys=True)
+    settings = [[s.kind, s.method, s.config] for s in own]
+    return json.dumps(settings, sort_keys=True)
 
 
 def _name(ends: Mapping[int, StageRecord]) -> str:
@@ -111,23 +131,35 @@ def _name(ends: Mapping[int, StageRecord]) -> str:
 
 
 def _side(run: RunRecord, name: str, ends: Mapping[int, StageRecord], shared: set[str]) -> Side:
-    lines = [run.ancestors(end) for end in ends.values()]
-    trained = [[s for s in line if s.trains and s.id not in shared] for line in lines]
-    spent = {b: math.fsum(figure(s.result, b) for line in trained for s in line) / len(ends) for b in BUDGETS}
-    return Side(name=name, ends=ends, line=frozenset(s.id for line in lines for s in line), spent=spent)
+    line: set[str] = set()
+    trained = []  # a stage on which several seeds build counts once for each
+    for end in ends.values():
+        built_on = run.ancestors(end)
+        line |= {s.id for s in built_on}
+        trained += [s for s in built_on if s.trains and s.id not in shared]
+    spent = {}
+    for budget in BUDGETS:
+        total = math.fsum(figure(s.result, budget) for s in trained)
+        spent[budget] = total / len(ends)
+    return Side(name=name, ends=ends, line=frozenset(line), spent=spent)
 
 
 def last_training_loss(stage: StageRecord) -> float:
     """Mean training loss of the last tenth of the lines, nats per token."""
     losses = [figure(line, "loss_nats") for line in stage.metrics]
-    last = losses[-max(1, round(TAIL * len(losses))):]
-    return math.fsum(last) / len(last) if last else math.nan
+    if not losses:
+        return math.nan
+    count = max(1, round(TAIL * len(losses)))
+    return math.fsum(losses[-count:]) / count
 
 
 def held_out_gap(stage: StageRecord) -> float:
     """By how much held-out text costs more than the text trained on, nats per token, domains as they were drawn."""
-    drawn, held = numbers(stage.result.get("ledger")), numbers(stage.evaluation.get("loss_nats"))
-    total = math.fsum(drawn.get(domain, 0.0) for domain in held)
+    ledger = numbers(stage.result.get("ledger"))
+    held_out = numbers(stage.evaluation.get("loss_nats"))
+    drawn = {domain: ledger.get(domain, 0.0) for domain in held_out}
+    total = math.fsum(drawn.values())
     if not total:
         return math.nan
-    return math.fsum(drawn.get(d, 0.0) * loss for d, loss in held.items()) / total - last_training_loss(stage)
+    weighted = math.fsum(drawn[domain] * loss for domain, loss in held_out.items())
+    return weighted / total - last_training_loss(stage)

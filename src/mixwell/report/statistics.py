@@ -49,8 +49,11 @@ class Difference:
 
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval of one value a seed."""
-    mean, count = statistics.fmean(values), len(values)
-    half = quantile(count - 1) * statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+    count = len(values)
+    mean = statistics.fmean(values)
+    if count == 1:
+        return Interval(mean, math.nan, count)
+    half = quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
     return Interval(mean, half, count)
 
 
@@ -59,20 +62,26 @@ def differences(variants: Mapping[str, Mapping[int, float]], baseline: Mapping[i
 
     p is not a number where one seed is all there is; such a pair does not count as a comparison.
     """
-    gaps = {name: [value - baseline[seed] for seed, value in values.items() if seed in baseline]
-            for name, values in variants.items()}
-    gaps = {name: values for name, values in gaps.items() if values}
-    alone = {name: paired_p(values) for name, values in gaps.items()}
-    corrected = holm({name: p for name, p in alone.items() if not math.isnan(p)})
-    return {name: Difference(interval(values), alone[name], corrected.get(name, math.nan))
-            for name, values in gaps.items()}
+    gaps = {}
+    for name, values in variants.items():
+        own = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+        if own:
+            gaps[name] = own
+    alone = {name: paired_p(own) for name, own in gaps.items()}
+    decidable = {name: p for name, p in alone.items() if not math.isnan(p)}
+    corrected = holm(decidable)
+    found = {}
+    for name, own in gaps.items():
+        found[name] = Difference(interval(own), alone[name], corrected.get(name, math.nan))
+    return found
 
 
 def paired_p(gaps: Sequence[float]) -> float:
     """Two-sided p of the hypothesis that the gaps' mean is zero; not a number for fewer than two gaps."""
     if len(gaps) < 2:
         return math.nan
-    mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
+    mean = statistics.fmean(gaps)
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps))
     if error == 0.0:
         return 1.0 if mean == 0.0 else 0.0
     return 1.0 - within(abs(mean) / error, len(gaps) - 1)
@@ -80,9 +89,13 @@ def paired_p(gaps: Sequence[float]) -> float:
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Adjusted p-values: the smallest of m times m, the next times m - 1, and so on, never falling, at most 1."""
-    adjusted, floor = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
+    adjusted: dict[str, float] = {}
+    floor = 0.0
+    rising = sorted(p_values, key=p_values.__getitem__)
+    for rank, name in enumerate(rising):
+        left = len(rising) - rank  # hypotheses that are not rejected yet
+        corrected = min(1.0, left * p_values[name])
+        floor = max(floor, corrected)
         adjusted[name] = floor
     return adjusted
 
@@ -90,13 +103,16 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def within(t: float, freedom: int) -> float:
     """P(-t <= T <= t) of Student's T with `freedom` (1 or more) degrees of freedom, exactly."""
     angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
+    sine = math.sin(angle)
+    cosine = math.cos(angle)
     odd = freedom % 2 == 1
     term, total = (cosine, 0.0) if odd else (1.0, 0.0)
     for k in range(1 + odd, freedom, 2):
         total += term
         term *= cosine * cosine * k / (k + 1)
-    return 2.0 / math.pi * (angle + sine * total) if odd else sine * total
+    if not odd:
+        return sine * total
+    return 2.0 / math.pi * (angle + sine * total)
 
 
 def quantile(freedom: int, inside: float = 0.95) -> float:
@@ -106,5 +122,8 @@ def quantile(freedom: int, inside: float = 0.95) -> float:
         high *= 2.0
     for _ in range(60):
         middle = (low + high) / 2.0
-        low, high = (middle, high) if within(middle, freedom) < inside else (low, middle)
+        if within(middle, freedom) < inside:
+            low = middle
+        else:
+            high = middle
     return high

@@ -1,4 +1,4 @@
-"""Whether a file or a folder can be written, told before the work and not after it."""
+"""Whether a file or a folder can be written, checked before the work and not after it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ def check_folder(path: str | Path, own: Collection[str] = (), foreign: Collectio
     with refusals(path):
         if path.exists() and not path.is_dir():
             raise MixwellError(f"{path} is there and is no folder; name another with --out.")
-        inside = {p.name for p in path.iterdir() if p.name[0] != "."} if path.is_dir() else set()
-        if inside and (inside.isdisjoint(own) or not inside.isdisjoint(foreign)):
-            raise MixwellError(f"{path} is there already and holds {min(inside & {*foreign} or inside)!r}; name a new "
-                               "folder with --out, or remove it.")
+        inside = _visible(path) if path.is_dir() else set()
+        strange = inside & {*foreign}
+        if inside and (strange or inside.isdisjoint(own)):
+            example = min(strange or inside)
+            raise MixwellError(f"{path} is there already and holds {example!r}; name a new folder with --out, or "
+                               "remove it.")
         _try_to_write(path / "x" if path.is_dir() else path)
+
+
+def _visible(folder: Path) -> set[str]:
+    names = {entry.name for entry in folder.iterdir()}
+    return {name for name in names if not name.startswith(".")}
 
 
 def check_file(path: str | Path) -> None:
@@ -38,7 +45,7 @@ def check_file(path: str | Path) -> None:
 
 @contextmanager
 def refusals(path: str | Path) -> Iterator[None]:
-    """What the system refuses to write becomes one line."""
+    """What the system refuses to write raises `MixwellError`, one line."""
     try:
         yield
     except OSError as error:

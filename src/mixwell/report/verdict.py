@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from mixwell.core import units
 from mixwell.report.sides import Side
@@ -40,7 +41,9 @@ class Verdict:
     @property
     def won(self) -> bool:
         """Whether the first is better than every other one beyond what seeds do."""
-        return bool(self.gains) and self.seeds > 1 and all(gain.low > 0 for gain in self.gains)
+        if self.seeds < 2:
+            return False
+        return all(gain.low > 0 for gain in self.gains)
 
     @property
     def unclear(self) -> Interval:
@@ -50,7 +53,9 @@ class Verdict:
     @property
     def amount(self) -> str:
         """The budget, as the mean of what the sides spent."""
-        return amount(self.budget, math.fsum(s.spent[self.budget] for s in self.ranked) / len(self.ranked))
+        spent = [side.spent[self.budget] for side in self.ranked]
+        mean = math.fsum(spent) / len(spent)
+        return amount(self.budget, mean)
 
     @property
     def spread(self) -> float:
@@ -61,7 +66,9 @@ class Verdict:
 
 def amount(budget: str, value: float) -> str:
     """A budget with its unit."""
-    return units.seconds(value) if budget == "seconds" else units.si(value, UNITS[budget])
+    if budget == "seconds":
+        return units.seconds(value)
+    return units.si(value, UNITS[budget])
 
 
 def judge(found: Sequence[Side], budget: str) -> list[Verdict]:
@@ -70,15 +77,22 @@ def judge(found: Sequence[Side], budget: str) -> list[Verdict]:
         return [Verdict(budget=budget, obstacle="there is one side only")]
     able = [side for side in found if side.scores and side.spent[budget] > 0]
     if len(able) < 2:
-        missing = ", ".join(side.name for side in found if side not in able)
-        return [Verdict(budget=budget, obstacle=f"no held-out text was read for {missing}")]
-    if sets := equals(able, budget):
-        return [_ranked(budget, group) for group in sets]
-    spent = ", ".join(f"{side.name} {amount(budget, side.spent[budget])}" for side in able)
-    nearest = _nearest(able, budget)
-    aside = _better_for_less(*nearest, budget) if nearest else ""
-    return [Verdict(budget=budget, obstacle=f"no two sides spent equally many {NAMES[budget]} ({spent}){aside}",
-                    nearest=nearest)]
+        missing = [side.name for side in found if side not in able]
+        return [Verdict(budget=budget, obstacle=f"no held-out text was read for {', '.join(missing)}")]
+    sets = equals(able, budget)
+    if not sets:
+        return [_unequal(budget, able)]
+    return [_ranked(budget, group) for group in sets]
+
+
+def _unequal(budget: str, found: Sequence[Side]) -> Verdict:
+    """No verdict, and how far the sides are from one."""
+    spent = [f"{side.name} {amount(budget, side.spent[budget])}" for side in found]
+    obstacle = f"no two sides spent equally many {NAMES[budget]} ({', '.join(spent)})"
+    nearest = _nearest(found, budget)
+    if nearest:
+        obstacle += _better_for_less(*nearest, budget)
+    return Verdict(budget=budget, obstacle=obstacle, nearest=nearest)
 
 
 def _better_for_less(less: Side, more: Side, budget: str) -> str:
@@ -86,8 +100,8 @@ def _better_for_less(less: Side, more: Side, budget: str) -> str:
     if less.score >= more.score:
         return ""
     fewer = units.percent(1 - less.spent[budget] / more.spent[budget], 0)
-    return (f"; with {fewer} fewer than {more.name}, {less.name} is lower all the same, by "
-            f"{units.percent(1 - less.score / more.score, 2)}")
+    lower = units.percent(1 - less.score / more.score, 2)
+    return f"; with {fewer} fewer than {more.name}, {less.name} is lower all the same, by {lower}"
 
 
 def equals(found: Sequence[Side], budget: str) -> list[list[Side]]:
@@ -95,28 +109,42 @@ def equals(found: Sequence[Side], budget: str) -> list[list[Side]]:
     rising = sorted(found, key=lambda side: side.spent[budget])
     sets: list[list[Side]] = []
     for start, least in enumerate(rising):
-        group = [side for side in rising[start:] if side.spent[budget] <= (1 + NEAR[budget]) * least.spent[budget]]
-        group = [side for side in group if not any(other.builds_on(side) for other in group)]
-        if len(group) > 1 and not any(set(map(id, group)) <= set(map(id, other)) for other in sets):
+        most = (1 + NEAR[budget]) * least.spent[budget]
+        near = [side for side in rising[start:] if side.spent[budget] <= most]
+        group = [side for side in near if not any(other.builds_on(side) for other in near)]
+        if len(group) > 1 and not _contained(group, sets):
             sets.append(group)
     return sets
 
 
+def _contained(group: Sequence[Side], sets: Sequence[Sequence[Side]]) -> bool:
+    """Whether one of the sets holds all of the group."""
+    own = {id(side) for side in group}
+    return any(own <= {id(side) for side in other} for other in sets)
+
+
 def gain(better: Side, worse: Side) -> Interval:
     """Share by which `better` lies below `worse`, over the seeds that both have; without any, that of the means."""
-    shared = [seed for seed in better.scores if seed in worse.scores]
+    ours, theirs = better.scores, worse.scores
+    shared = [seed for seed in ours if seed in theirs]
     if not shared:
         return Interval(1 - better.score / worse.score, math.nan, 0)
-    return interval([1 - better.scores[seed] / worse.scores[seed] for seed in shared])
+    gains = [1 - ours[seed] / theirs[seed] for seed in shared]
+    return interval(gains)
 
 
 def _ranked(budget: str, group: Sequence[Side]) -> Verdict:
     ranked = sorted(group, key=lambda side: side.score)
-    return Verdict(budget=budget, ranked=tuple(ranked), gains=tuple(gain(ranked[0], other) for other in ranked[1:]))
+    best, *others = ranked
+    gains = [gain(best, other) for other in others]
+    return Verdict(budget=budget, ranked=tuple(ranked), gains=tuple(gains))
 
 
 def _nearest(found: Sequence[Side], budget: str) -> tuple[Side, Side] | None:
     """The two sides whose budgets are least apart, of which neither is a step on the way to the other."""
-    pairs = [(a, b) for a in found for b in found
-             if a.spent[budget] < b.spent[budget] and not a.builds_on(b) and not b.builds_on(a)]
+    pairs = []
+    for less, more in permutations(found, 2):
+        related = less.builds_on(more) or more.builds_on(less)
+        if less.spent[budget] < more.spent[budget] and not related:
+            pairs.append((less, more))
     return min(pairs, key=lambda pair: pair[1].spent[budget] / pair[0].spent[budget], default=None)

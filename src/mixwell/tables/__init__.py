@@ -76,10 +76,16 @@ def prepare(table: Any, wanted: Mapping[str, str] | None = None,
             against: str | None = None) -> tuple[tables.Table, list[Column], str | None]:
     """The table read, what becomes of each column, and the column to compare with (`fit` says what they are)."""
     source = default_table() if table is None else tables.of(table)
-    against = against or ("cultivar" if table is None else None)
-    chosen = choose(source, {**(wanted or {}), **({against: SKIP} if against else {})})
-    note = "compared with the components afterwards"
-    return source, [replace(c, note=note) if c.name == against else c for c in chosen], against
+    if table is None:
+        against = against or "cultivar"
+    kinds = dict(wanted or {})
+    if against:
+        kinds[against] = SKIP
+    chosen = choose(source, kinds)
+    for place, column in enumerate(chosen):
+        if column.name == against:
+            chosen[place] = replace(column, note="compared with the components afterwards")
+    return source, chosen, against
 
 
 def write(fitted: FittedMixture, table: tables.Table, x_ND: Any, out: str | Path, *, against: str | None,
@@ -105,8 +111,9 @@ def check_target(out: str | Path) -> None:
     check_folder(path, own=(FILE,))
     if path.resolve() == Path.cwd():
         raise MixwellError(f"{path.resolve()} is the folder you are in; name another with --out.")
-    inside = [p.name for p in path.iterdir()] if path.is_dir() else []
-    if foreign := sorted(name for name in inside if name not in WRITTEN and name[0] != "."):
+    inside = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    foreign = [name for name in sorted(inside - WRITTEN) if not name.startswith(".")]
+    if foreign:
         raise MixwellError(f"{path} holds {foreign[0]!r} beside a fit, which would be lost; move it, or name another "
                            "folder with --out.")
 

@@ -7,7 +7,7 @@ silence.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -26,47 +26,57 @@ def columns_of(records: Any) -> tuple[Column, ...]:
     """The columns of a table from their records."""
     expect(isinstance(records, list) and records, "'columns' is no list of columns")
     columns = tuple(_column(record) for record in records)
-    names = [c.name for c in columns]
-    expect(len(set(names)) == len(names), "two columns have the same name")
-    expect(bool(used(columns)), "no column takes part")
+    names = [column.name for column in columns]
+    expect(_all_differ(names), "two columns have the same name")
+    expect(used(columns), "no column takes part")
     return columns
+
+
+def _all_differ(names: Sequence[str]) -> bool:
+    return len(set(names)) == len(names)
 
 
 def _column(record: Any) -> Column:
     column = Column(**_typed(Column, record, "a column"))
     where = f"column {column.name!r}: "
     expect(column.kind in KINDS, f"{where}unknown kind {column.kind!r}")
-    for name in ("center", "scale", "floor"):
+    expect(math.isfinite(column.center), f"{where}center is {column.center!r}")
+    for name in ("scale", "floor"):
         value = getattr(column, name)
-        expect(math.isfinite(value) and (value > 0 or name == "center"), f"{where}{name} is {value!r}")
+        expect(math.isfinite(value) and value > 0, f"{where}{name} is {value!r}")
     names = column.categories
-    expect(all(isinstance(c, str) for c in names) and len(set(names)) == len(names), f"{where}categories {names!r}")
-    expect(column.kind != CATEGORY or bool(names), f"{where}no categories")
+    texts = all(isinstance(name, str) for name in names)
+    expect(texts and _all_differ(names), f"{where}categories {names!r}")
+    expect(names or column.kind != CATEGORY, f"{where}no categories")
     return column
 
 
 def choice_of(record: Any, n_components: int) -> Choice:
     """The choice from its record; its best candidate must have `n_components`."""
     expect(isinstance(record, dict), "'choice' is no record")
-    values = {f.name: record[f.name] for f in fields(Choice)}
-    expect(values["criterion"] in CRITERIA, f"unknown criterion {values['criterion']!r}")
-    expect(type(values["planned"]) is int, f"'planned' is {values['planned']!r}")
-    for name in ("candidates", "notes"):
-        expect(isinstance(values[name], list), f"{name!r} is no list")
-    expect(all(isinstance(note, str) for note in values["notes"]), "a note is no text")
-    best, *others = (_candidate(c) for c in (values["best"], *values["candidates"]))
-    expect(best.n_components == n_components, f"the best candidate has {best.n_components} components, the model "
-                                              f"{n_components}")
-    return Choice(best=best, candidates=tuple(others), criterion=values["criterion"], planned=values["planned"],
-                  notes=tuple(values["notes"]))
+    best, candidates = record["best"], record["candidates"]
+    criterion, planned, notes = record["criterion"], record["planned"], record["notes"]
+    expect(criterion in CRITERIA, f"unknown criterion {criterion!r}")
+    expect(type(planned) is int, f"'planned' is {planned!r}")
+    expect(isinstance(candidates, list), "'candidates' is no list")
+    expect(isinstance(notes, list), "'notes' is no list")
+    expect(all(isinstance(note, str) for note in notes), "a note is no text")
+    chosen = _candidate(best)
+    expect(chosen.n_components == n_components,
+           f"the best candidate has {chosen.n_components} components, the model {n_components}")
+    others = [_candidate(candidate) for candidate in candidates]
+    return Choice(best=chosen, candidates=tuple(others), criterion=criterion, planned=planned, notes=tuple(notes))
 
 
 def _candidate(record: Any) -> Candidate:
-    if isinstance(record, dict):  # JSON knows no NaN
-        numbers = {f.name for f in fields(Candidate) if f.type == "float"}
-        record = {name: math.nan if value is None and name in numbers else value for name, value in record.items()}
-    candidate = Candidate(**_typed(Candidate, record, "a candidate"))
-    expect(candidate.family in (*FAMILIES, DISCRETE), f"unknown family {candidate.family!r}")
+    values = dict(record) if isinstance(record, dict) else record
+    if isinstance(values, dict):
+        for field in fields(Candidate):
+            if field.type == "float" and values.get(field.name, 0) is None:
+                values[field.name] = math.nan  # which JSON does not know
+    candidate = Candidate(**_typed(Candidate, values, "a candidate"))
+    known = {*FAMILIES, DISCRETE}
+    expect(candidate.family in known, f"unknown family {candidate.family!r}")
     return candidate
 
 
@@ -81,51 +91,78 @@ def whole_number(record: Mapping[str, Any], name: str, least: int) -> int:
 def _typed(kind: type, record: Any, what: str) -> dict[str, Any]:
     """The record's values, each of the type that the dataclass `kind` declares; lists become tuples."""
     expect(isinstance(record, dict), f"{what} is no record")
-    types = {f.name: TYPES[str(f.type)] for f in fields(kind)}
+    types = {field.name: TYPES[str(field.type)] for field in fields(kind)}
+    values = {}
     for name, value in record.items():
         expect(name in types, f"{what} has the unknown entry {name!r}")
         expect(type(value) in types[name], f"{what}: {name!r} is {value!r}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return values
 
 
 def shapes_of(block: Block, family: str, n_components: int) -> dict[str, tuple[int, ...]]:
     """Shape of every array of a block."""
-    K, D = n_components, len(block.columns)
+    K = n_components
+    D = len(block.columns)
     if block.kind == COUNT:
         return {"rates_": (K, D)}
     if block.kind == CATEGORY:
-        return {"_flat_probabilities": (K, sum(block.sizes))}
-    spread = {"tied": (D, D), "diag": (K, D), "spherical": (K,)}.get(family, (K, D, D))
+        categories = sum(block.sizes)
+        return {"_flat_probabilities": (K, categories)}
     shapes: dict[str, tuple[int, ...]] = {"means_": (K, D)}
-    shapes |= dict.fromkeys(("covariances_", "precisions_cholesky_", "precisions_"), spread)
-    return shapes | ({"dofs_": (K,)} if family == "student_t" else {})
+    matrices: dict[str, tuple[int, ...]] = {"tied": (D, D), "diag": (K, D), "spherical": (K,)}
+    for name in ("covariances_", "precisions_cholesky_", "precisions_"):
+        shapes[name] = matrices.get(family, (K, D, D))
+    if family == "student_t":
+        shapes["dofs_"] = (K,)
+    return shapes
 
 
 def shaped(name: str, found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """`found`, which must be finite floats of that shape."""
     expect(found.shape == shape, f"{name!r} has the shape {found.shape}, expected {shape}")
-    expect(found.dtype == np.float64 and bool(np.isfinite(found).all()), f"{name!r} holds other than finite float64")
+    words = f"{name!r} holds other than finite float64"
+    expect(found.dtype == np.float64, words)
+    expect(np.isfinite(found).all(), words)
     return found
 
 
 def ranges(block: Block, family: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse numbers of a block that no fit gives."""
     if block.kind == COUNT:
-        expect(bool((arrays["rates_"] >= 0).all()), "'rates_' is below 0")
+        rates = arrays["rates_"]
+        expect((rates >= 0).all(), "'rates_' is below 0")
     elif block.kind == CATEGORY:
-        for part_KV in np.split(arrays["_flat_probabilities"], np.cumsum(block.sizes)[:-1], axis=1):
+        for part_KV in by_column(arrays["_flat_probabilities"], block):
             shares("_flat_probabilities", part_KV)
     else:
-        matrices = family in ("full", "tied", "student_t")
-        for name, array in arrays.items():
-            values = np.diagonal(array, axis1=-2, axis2=-1) if matrices and name not in ("means_", "dofs_") else array
-            expect(name == "means_" or bool((values > 0).all()), f"{name!r} is not above 0")
+        _spreads(family, arrays)
+
+
+def by_column(flat: np.ndarray, block: Block) -> list[np.ndarray]:
+    """Probabilities of a block's categories [K, all of them], an array for each column."""
+    bounds = np.cumsum(block.sizes)
+    return np.split(flat, bounds[:-1], axis=1)
+
+
+def _spreads(family: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse variances, precisions and degrees of freedom that are not above 0."""
+    matrices = family in ("full", "tied", "student_t")
+    for name, array in arrays.items():
+        if name == "means_":
+            continue
+        values = array
+        if matrices and name != "dofs_":
+            values = np.diagonal(array, axis1=-2, axis2=-1)
+        expect((values > 0).all(), f"{name!r} is not above 0")
 
 
 def shares(name: str, array: np.ndarray) -> None:
     """Refuse what are no probabilities along the last axis."""
-    sums = np.asarray(array.sum(-1))
-    expect(bool((array >= 0).all() and (np.abs(sums - 1) <= SUM_ERROR).all()), f"{name!r} are no probabilities")
+    words = f"{name!r} are no probabilities"
+    expect((array >= 0).all(), words)
+    error = np.abs(array.sum(-1) - 1)
+    expect(np.all(error <= SUM_ERROR), words)
 
 
 def expect(true: object, words: str) -> None:

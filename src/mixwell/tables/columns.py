@@ -51,19 +51,23 @@ def choose(table: Table, wanted: Mapping[str, str] | None = None) -> list[Column
     Infinite values, a column that mixes numbers and text, and a table without a usable column raise `MixwellError`.
     """
     wanted = dict(wanted or {})
-    for name, kind in wanted.items():
-        if name not in table.frame.columns:
-            raise MixwellError(f"there is no column {name!r}.{suggest(name, table.frame.columns)} "
-                               f"The table has {', '.join(map(str, table.frame.columns))}.")
-        if kind not in KINDS:
-            raise MixwellError(f"column {name!r} cannot be {kind!r}; expected one of {', '.join(KINDS)}.")
+    names = [str(name) for name in table.frame.columns]
+    _check_wanted(wanted, names)
     if len(table.frame) < 2:
         raise MixwellError(f"{table.name} has 1 row; expected at least 2, a mixture describes how rows differ.")
-    columns = [_look(table, str(name), wanted.get(str(name))) for name in table.frame.columns]
-    if all(column.kind == SKIP for column in columns):
-        reasons = "; ".join(f"{c.name}: {c.note}" for c in columns[:4])
-        raise MixwellError(f"{table.name} has no column to fit ({reasons}).")
+    columns = [_look(table, name, wanted.get(name)) for name in names]
+    if not used(columns):
+        reasons = [f"{column.name}: {column.note}" for column in columns[:4]]
+        raise MixwellError(f"{table.name} has no column to fit ({'; '.join(reasons)}).")
     return columns
+
+
+def _check_wanted(wanted: Mapping[str, str], names: Sequence[str]) -> None:
+    for name, kind in wanted.items():
+        if name not in names:
+            raise MixwellError(f"there is no column {name!r}.{suggest(name, names)} The table has {', '.join(names)}.")
+        if kind not in KINDS:
+            raise MixwellError(f"column {name!r} cannot be {kind!r}; expected one of {', '.join(KINDS)}.")
 
 
 def used(columns: Iterable[Column]) -> list[Column]:
@@ -72,16 +76,21 @@ def used(columns: Iterable[Column]) -> list[Column]:
 
 
 def encode(table: Table, columns: Sequence[Column], *, unknown: str = "error") -> np.ndarray:
-    """Rows (N, D) of the used columns. `unknown`: "error" or "missing", what a new category is taken for."""
+    """Rows (N, D) of the used columns. `unknown`: "error" or "missing", what a new category is taken for.
+
+    What the table lacks, and values that a column cannot hold, raise `MixwellError` with column and row.
+    """
     if unknown not in ("error", "missing"):
         raise MixwellError(f"an unknown category is taken for 'error' or 'missing', not for {unknown!r}.")
     columns = used(columns)
-    for column in columns:
-        if column.name not in table.frame.columns:
-            raise MixwellError(f"{table.name} lacks the column {column.name!r}."
-                               f"{suggest(column.name, map(str, table.frame.columns))} The model was fitted on "
-                               f"{', '.join(c.name for c in columns)}.")
-    return np.stack([_encode_column(table, column, unknown) for column in columns], 1)
+    needed = [column.name for column in columns]
+    names = [str(name) for name in table.frame.columns]
+    for name in needed:
+        if name not in names:
+            raise MixwellError(f"{table.name} lacks the column {name!r}.{suggest(name, names)} The model was fitted on "
+                               f"{', '.join(needed)}.")
+    encoded = [_encode_column(table, column, unknown) for column in columns]
+    return np.stack(encoded, 1)
 
 
 def _encode_column(table: Table, column: Column, unknown: str) -> np.ndarray:
@@ -103,23 +112,31 @@ def decode(column: Column, x_N: np.ndarray) -> np.ndarray:
     if column.kind == COUNT:
         return x_N
     names = np.array([*column.categories, None], dtype=object)
-    return names[np.where(np.isnan(x_N), len(column.categories), np.nan_to_num(x_N)).astype(int)]
+    absent = len(column.categories)
+    codes_N = np.nan_to_num(x_N, nan=absent)
+    return names[codes_N.astype(int)]
 
 
 def numbers(table: Table, name: str, values: pandas.Series) -> np.ndarray:
-    """A column as float64, NaN where missing; text and infinities raise with their row."""
+    """A column as float64, NaN where missing; text and infinities raise `MixwellError` with their row."""
     import pandas
 
-    found = pandas.to_numeric(values.astype(object).where(values.notna(), None), errors="coerce")
+    there = values.notna()
+    plain = values.astype(object).where(there, None)
+    found = pandas.to_numeric(plain, errors="coerce")
     x_N = found.to_numpy(dtype=np.float64, na_value=np.nan)
-    strange = np.isnan(x_N) & values.notna().to_numpy()
-    if strange.any():
-        row = int(strange.argmax())
+    row = _first(np.isnan(x_N) & there.to_numpy())
+    if row is not None:
         raise MixwellError(f"column {name!r} holds {_shown(values.iloc[row])} in {table.row(row)}; expected a number.")
-    if np.isinf(x_N).any():
-        row = int(np.isinf(x_N).argmax())
+    row = _first(np.isinf(x_N))
+    if row is not None:
         raise MixwellError(f"column {name!r} is infinite in {table.row(row)}; correct it, or leave it empty.")
     return x_N
+
+
+def _first(strange_N: np.ndarray) -> int | None:
+    """The first row that is marked."""
+    return int(strange_N.argmax()) if strange_N.any() else None
 
 
 def text(value: Any) -> str:
@@ -131,22 +148,23 @@ def text(value: Any) -> str:
 
 def _codes(table: Table, column: Column, values: pandas.Series, unknown: str) -> np.ndarray:
     known = {name: float(code) for code, name in enumerate(column.categories)}
-    there = values.notna().to_numpy()
-    codes_N = np.array([known.get(text(v), -1.0) if ok else np.nan for v, ok in zip(values, there)])
-    strange = codes_N == -1
-    if strange.any() and unknown == "error":
-        row = int(strange.argmax())
-        name = text(values.iloc[row])
+    there_N = values.notna().to_numpy()
+    names = [text(value) for value in values]
+    found_N = np.array([known.get(name, -1.0) for name in names])
+    strange_N = there_N & (found_N == -1)
+    row = _first(strange_N)
+    if row is not None and unknown == "error":
+        name = names[row]
+        more = " ..." if len(known) > 8 else ""
         raise MixwellError(f"column {column.name!r} has the unknown category {name!r} in {table.row(row)}."
-                           f"{suggest(name, known)} The model knows {', '.join(list(known)[:8])}"
-                           f"{' ...' if len(known) > 8 else ''}.")
-    return np.where(strange, np.nan, codes_N)
+                           f"{suggest(name, known)} The model knows {', '.join(column.categories[:8])}{more}.")
+    return np.where(strange_N | ~there_N, np.nan, found_N)
 
 
 def _counts(table: Table, name: str, x_N: np.ndarray) -> np.ndarray:
-    strange = (x_N < 0) | (np.nan_to_num(x_N) % 1 != 0)
-    if strange.any():
-        row = int(strange.argmax())
+    fraction_N = np.nan_to_num(x_N) % 1
+    row = _first((x_N < 0) | (fraction_N != 0))
+    if row is not None:
         raise MixwellError(f"column {name!r} holds {x_N[row]:g} in {table.row(row)}; expected a count (0, 1, 2, ...).")
     return x_N
 
@@ -160,11 +178,9 @@ def _look(table: Table, name: str, wanted: str | None) -> Column:
         return Column(name=name, kind=SKIP, note="left out as asked", missing=missing)
     if not len(there):
         return Column(name=name, kind=SKIP, note="empty", missing=missing)
-    if wanted is None and (values.dtype.kind in "mM" or not np.isscalar(there.iloc[0])):
-        what = "dates and times" if values.dtype.kind in "mM" else f"values of type {type(there.iloc[0]).__name__}"
-        return Column(name=name, kind=SKIP, note=f"{what} are not modelled", missing=missing)
-    if wanted is None and all(isinstance(value, str) and DATE.fullmatch(value.strip()) for value in there):
-        return Column(name=name, kind=SKIP, note="dates and times are not modelled", missing=missing)
+    foreign = _foreign(there) if wanted is None else ""
+    if foreign:
+        return Column(name=name, kind=SKIP, note=f"{foreign} are not modelled", missing=missing)
     if wanted == CATEGORY or (wanted is None and not _numeric(table, name, values, there)):
         return _category(name, there, missing, wanted is not None)
     x_N = numbers(table, name, values)
@@ -181,12 +197,30 @@ def _look(table: Table, name: str, wanted: str | None) -> Column:
     return _number(name, seen, missing, note)
 
 
+def _foreign(there: pandas.Series) -> str:
+    """What values are called that no component describes; nothing for others."""
+    if there.dtype.kind in "mM":
+        return "dates and times"
+    first = there.iloc[0]
+    if not np.isscalar(first):
+        return f"values of type {type(first).__name__}"
+    return "dates and times" if all(map(_is_date, there)) else ""
+
+
+def _is_date(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    return DATE.fullmatch(value.strip()) is not None
+
+
 def _number(name: str, seen: np.ndarray, missing: int, note: str) -> Column:
+    center = float(seen.mean())
     scale = float(seen.std())
-    if not np.isfinite(scale) or scale <= 1e-14 * abs(float(seen.mean())):
+    if not np.isfinite(scale) or scale <= 1e-14 * abs(center):
         return Column(name=name, kind=SKIP, note="varies less than its rounding errors", missing=missing)
-    return Column(name=name, kind=NUMERIC, note=note, center=float(seen.mean()), scale=scale, missing=missing,
-                  floor=max(LEAST_VARIANCE, (resolution(seen) / scale) ** 2 / 12))
+    step = resolution(seen) / scale
+    floor = max(LEAST_VARIANCE, step**2 / 12)
+    return Column(name=name, kind=NUMERIC, note=note, center=center, scale=scale, missing=missing, floor=floor)
 
 
 def resolution(seen: np.ndarray) -> float:
@@ -199,19 +233,31 @@ def resolution(seen: np.ndarray) -> float:
 
 def judge_numbers(name: str, seen: np.ndarray) -> tuple[str, str]:
     """Kind and note of a column of numbers (no missing ones among them)."""
-    whole = bool((seen % 1 == 0).all())
     distinct = len(np.unique(seen))
     if distinct == 2:
         return CATEGORY, ""
-    steps = np.diff(seen)
-    if whole and distinct == len(seen) and len(seen) > 2 and (ID_NAME.match(name.strip()) or (
-            len(seen) >= 10 and (steps == steps[0]).all())):
+    whole = (seen % 1 == 0).all()
+    if whole and distinct == len(seen) and _numbers_rows(name, seen):
         return SKIP, "numbers the rows"
-    # In a mixture of Poisson components the variance is never below the mean.
-    if whole and seen.min() >= 0 and seen.mean() <= LARGEST_COUNT_MEAN and seen.var() >= 0.8 * seen.mean() and (
-            seen.min() <= 2):
-        return COUNT, ""
-    return NUMERIC, ""
+    return (COUNT if whole and _counts_things(seen) else NUMERIC), ""
+
+
+def _numbers_rows(name: str, seen: np.ndarray) -> bool:
+    """Whether whole numbers, all different, have the name or the even steps of row numbers."""
+    if len(seen) <= 2:
+        return False
+    if ID_NAME.match(name.strip()):
+        return True
+    steps = np.diff(seen)
+    return len(seen) >= 10 and bool((steps == steps[0]).all())
+
+
+def _counts_things(seen: np.ndarray) -> bool:
+    """Whether whole numbers may come from a mixture of Poisson components: its variance is never below the mean."""
+    mean = seen.mean()
+    if not 0 <= seen.min() <= 2:
+        return False
+    return mean <= LARGEST_COUNT_MEAN and seen.var() >= 0.8 * mean
 
 
 def _numeric(table: Table, name: str, values: pandas.Series, there: pandas.Series) -> bool:
@@ -224,10 +270,13 @@ def _numeric(table: Table, name: str, values: pandas.Series, there: pandas.Serie
         return True
     if all(isinstance(v, (bool, np.bool_)) for v in there):
         return False
-    is_number = pandas.to_numeric(there.astype(object), errors="coerce").notna().to_numpy()
-    if is_number.all() or not is_number.mean() >= MIXED_SHARE:
-        return bool(is_number.all())
-    place = int((~is_number).argmax())
+    parsed = pandas.to_numeric(there.astype(object), errors="coerce")
+    is_number = parsed.notna().to_numpy()
+    place = _first(~is_number)
+    if place is None:
+        return True
+    if not is_number.mean() >= MIXED_SHARE:
+        return False
     raise MixwellError(f"column {name!r} mixes numbers and text: {_shown(there.iloc[place])} in "
                        f"{table.row(int(there.index[place]))}. Correct it or leave it empty, or say what the column is "
                        f"({name}=category).")
@@ -252,4 +301,7 @@ def _category(name: str, there: pandas.Series, missing: int, wanted: bool) -> Co
 
 
 def _shown(value: Any) -> str:
-    return repr(value if len(str(value)) <= 40 else f"{str(value)[:37]}...")
+    whole = str(value)
+    if len(whole) <= 40:
+        return repr(value)
+    return repr(f"{whole[:37]}...")

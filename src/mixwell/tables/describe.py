@@ -6,7 +6,9 @@ N rows, D columns, K components.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -35,22 +37,32 @@ class Normal:
         spread_KD = np.sqrt(np.diagonal(self.scales_KDD, axis1=1, axis2=2))
         if self.dofs_K is None:
             return spread_KD
-        wider_K = np.where(self.dofs_K > 2, np.sqrt(self.dofs_K / np.maximum(self.dofs_K - 2, 1e-9)), 1.0)
-        return spread_KD * wider_K[:, None]
+        beyond_K = np.maximum(self.dofs_K - 2, 1e-9)
+        wider_K = np.sqrt(self.dofs_K / beyond_K)
+        factor_K = np.where(self.dofs_K > 2, wider_K, 1.0)
+        return spread_KD * factor_K[:, None]
 
 
 def normal(fitted: FittedMixture) -> Normal | None:
     """The numeric block, or None."""
-    block = next((b for b in fitted.estimator.blocks_ if b.kind == NUMERIC), None)
-    if block is None:
-        return None
-    e, K, D = block.estimator, fitted.n_components, len(block.columns)
-    scales = np.asarray(e.covariances_, dtype=float)
-    if e.covariance_type == "tied":
-        scales = np.broadcast_to(scales, (K, D, D))
-    elif e.covariance_type != "full":
-        scales = np.eye(D) * (scales[:, :, None] if e.covariance_type == "diag" else scales[:, None, None])
-    return Normal(block.columns, np.asarray(e.means_), scales, getattr(e, "dofs_", None))
+    for block in fitted.estimator.blocks_:
+        if block.kind == NUMERIC:
+            means_KD = np.asarray(block.estimator.means_)
+            dofs_K = getattr(block.estimator, "dofs_", None)
+            return Normal(block.columns, means_KD, _scales(block.estimator), dofs_K)
+    return None
+
+
+def _scales(estimator: Any) -> np.ndarray:
+    """The covariances of an estimator [K, D, D], whatever form they have there."""
+    K, D = estimator.means_.shape
+    scales = np.asarray(estimator.covariances_, dtype=float)
+    if estimator.covariance_type == "full":
+        return scales
+    if estimator.covariance_type == "tied":
+        return np.broadcast_to(scales, (K, D, D))
+    variances = scales[:, :, None] if estimator.covariance_type == "diag" else scales[:, None, None]
+    return np.eye(D) * variances
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,26 +82,39 @@ def profiles(fitted: FittedMixture, x_ND: np.ndarray) -> list[Profile]:
     found: list[Profile] = []
     for place, column in enumerate(fitted.used):
         block = next(b for b in fitted.estimator.blocks_ if place in b.columns)
-        seen = x_ND[~np.isnan(x_ND[:, place]), place]
+        x_N = x_ND[:, place]
+        seen = x_N[~np.isnan(x_N)]
         own = block.columns.index(place)
         if block.kind == CATEGORY:
             shares_KC = np.asarray(block.estimator.probabilities_[own])
-            shares_KC = shares_KC / shares_KC.sum(1, keepdims=True)
-            overall_C = np.bincount(seen.astype(int), minlength=len(column.categories)) / len(seen)
-            contrast = (shares_KC - overall_C) / np.sqrt(np.maximum(overall_C * (1 - overall_C), 1e-12))
-            found.append(Profile(column, np.empty(0), np.empty(0), shares_KC, overall_C, contrast))
-            continue
-        if block.kind == COUNT:
-            mean_K = np.asarray(block.estimator.rates_)[:, own]
-            spread_K = np.sqrt(mean_K)
+            found.append(_of_categories(column, shares_KC, seen))
+        elif block.kind == COUNT:
+            rate_K = np.asarray(block.estimator.rates_)[:, own]
+            found.append(_of_numbers(column, rate_K, np.sqrt(rate_K), seen))
         else:
             numeric = normal(fitted)
             assert numeric is not None
-            mean_K, spread_K = numeric.means_KD[:, own], numeric.spread_KD[:, own]
-        contrast = (mean_K - seen.mean()) / max(float(seen.std()), 1e-12)
-        found.append(Profile(column, decode(column, mean_K), spread_K * column.scale, np.empty((0, 0)),
-                             float(decode(column, seen.mean())), contrast))
+            found.append(_of_numbers(column, numeric.means_KD[:, own], numeric.spread_KD[:, own], seen))
     return found
+
+
+def _of_categories(column: Column, shares_KC: np.ndarray, seen: np.ndarray) -> Profile:
+    shares_KC = shares_KC / shares_KC.sum(1, keepdims=True)
+    counts_C = np.bincount(seen.astype(int), minlength=len(column.categories))
+    overall_C = counts_C / len(seen)
+    variance_C = np.maximum(overall_C * (1 - overall_C), 1e-12)
+    contrast_KC = (shares_KC - overall_C) / np.sqrt(variance_C)
+    return Profile(column, np.empty(0), np.empty(0), shares_KC, overall_C, contrast_KC)
+
+
+def _of_numbers(column: Column, mean_K: np.ndarray, spread_K: np.ndarray, seen: np.ndarray) -> Profile:
+    """From encoded values to the data's own units; the contrast has none."""
+    overall = seen.mean()
+    spread = max(float(seen.std()), 1e-12)
+    contrast_K = (mean_K - overall) / spread
+    own_mean_K = decode(column, mean_K)
+    own_spread_K = spread_K * column.scale
+    return Profile(column, own_mean_K, own_spread_K, np.empty((0, 0)), float(decode(column, overall)), contrast_K)
 
 
 def radius(share: float, dof: float | None) -> float:
@@ -109,43 +134,71 @@ def telling_pairs(fitted: FittedMixture, x_ND: np.ndarray, limit: int = 3) -> li
     block = normal(fitted)
     if block is None or len(block.places) < 2:
         return []
-    z_ND = x_ND[:, list(block.places)]
-    D = z_ND.shape[1]
-    complete = np.flatnonzero(~np.isnan(z_ND).any(1))
-    rows = complete if len(complete) >= 20 else np.arange(len(z_ND))
-    rows = rows[:: max(1, len(rows) // PAIR_ROWS)]
-    z_ND = np.nan_to_num(z_ND[rows])
     if fitted.n_components == 1:
-        scale_DD = block.scales_KDD[0]
-        spread_D = np.sqrt(np.diagonal(scale_DD))
-        score = np.abs(scale_DD / np.outer(spread_D, spread_D))
-        pairs = {(i, j): score[i, j] for i in range(D) for j in range(i + 1, D)}
+        scores = _correlations(block.scales_KDD[0])
     else:
-        resp_NK = fitted.estimator.predict_proba(x_ND[rows])
-        weights_K = fitted.estimator.weights_
-        alone = [_agreement(block, weights_K, resp_NK, z_ND, [d]) for d in range(D)]
-        few = sorted(range(D), key=lambda d: -alone[d])[:PAIR_COLUMNS]
-        pairs = {(i, j): _agreement(block, weights_K, resp_NK, z_ND, [i, j]) for i in few for j in few
-                 if alone[i] > alone[j] or (alone[i] == alone[j] and i < j)}
+        scores = _agreements(fitted, block, x_ND)
     chosen: list[tuple[int, int]] = []
-    for pair in sorted(pairs, key=lambda p: -pairs[p]):
-        shown = [d for p in chosen for d in p]
-        if len(chosen) < limit and not set(pair) <= set(shown) and max(map(shown.count, pair)) < 2:
+    shown: Counter[int] = Counter()
+    for pair in sorted(scores, key=lambda p: -scores[p]):
+        times = [shown[d] for d in pair]
+        if len(chosen) < limit and min(times) == 0 and max(times) < 2:
             chosen.append(pair)
+            shown.update(pair)
     return chosen
 
 
+def _correlations(scale_DD: np.ndarray) -> dict[tuple[int, int], float]:
+    """Pair -> size of its correlation."""
+    spread_D = np.sqrt(np.diagonal(scale_DD))
+    size_DD = np.abs(scale_DD / np.outer(spread_D, spread_D))
+    columns = range(len(spread_D))
+    return {(i, j): size_DD[i, j] for i, j in combinations(columns, 2)}
+
+
+def _agreements(fitted: FittedMixture, block: Normal, x_ND: np.ndarray) -> dict[tuple[int, int], float]:
+    """Pair -> its score, for the columns that score best alone; the better one of a pair comes first."""
+    z_ND = x_ND[:, list(block.places)]
+    rows = _typical_rows(z_ND)
+    z_ND = np.nan_to_num(z_ND[rows])
+    resp_NK = fitted.estimator.predict_proba(x_ND[rows])
+    weights_K = fitted.estimator.weights_
+    columns = range(z_ND.shape[1])
+    alone = [_agreement(block, weights_K, resp_NK, z_ND, [d]) for d in columns]
+    best_first = sorted(columns, key=lambda d: -alone[d])
+    scores = {}
+    for i, j in combinations(best_first[:PAIR_COLUMNS], 2):
+        scores[i, j] = _agreement(block, weights_K, resp_NK, z_ND, [i, j])
+    return scores
+
+
+def _typical_rows(z_ND: np.ndarray) -> np.ndarray:
+    """Some hundred rows spread over the table, complete ones where there are enough."""
+    complete = np.flatnonzero(~np.isnan(z_ND).any(1))
+    rows = complete if len(complete) >= 20 else np.arange(len(z_ND))
+    stride = max(1, len(rows) // PAIR_ROWS)
+    return rows[::stride]
+
+
 def _agreement(block: Normal, weights_K: np.ndarray, resp_NK: np.ndarray, z_ND: np.ndarray, keep: list[int]) -> float:
+    """Mean log posterior that the columns `keep` give to the components in `resp_NK`."""
     diff_NKd = z_ND[:, None, keep] - block.means_KD[:, keep]
     scale_Kdd = block.scales_KDD[:, keep][:, :, keep]
-    distance_NK = np.einsum("nki,kij,nkj->nk", diff_NKd, np.linalg.inv(scale_Kdd), diff_NKd)
-    shape_NK = -0.5 * distance_NK
-    if block.dofs_K is not None:
-        shape_NK = -0.5 * (block.dofs_K + len(keep)) * np.log1p(distance_NK / block.dofs_K)
-    log_NK = np.log(np.maximum(weights_K, 1e-300)) - 0.5 * np.linalg.slogdet(scale_Kdd)[1] + shape_NK
+    inverse_Kdd = np.linalg.inv(scale_Kdd)
+    distance_NK = np.einsum("nki,kij,nkj->nk", diff_NKd, inverse_Kdd, diff_NKd)
+    if block.dofs_K is None:
+        shape_NK = -0.5 * distance_NK
+    else:
+        exponent_K = -0.5 * (block.dofs_K + len(keep))
+        shape_NK = exponent_K * np.log1p(distance_NK / block.dofs_K)
+    _, log_det_K = np.linalg.slogdet(scale_Kdd)
+    log_weights_K = np.log(np.maximum(weights_K, 1e-300))
+    log_NK = log_weights_K - 0.5 * log_det_K + shape_NK
     log_NK -= log_NK.max(1, keepdims=True)
-    log_NK -= np.log(np.exp(log_NK).sum(1, keepdims=True))
-    return float((resp_NK * log_NK).sum(1).mean())
+    total_N = np.exp(log_NK).sum(1, keepdims=True)
+    log_NK -= np.log(total_N)
+    agreement_N = (resp_NK * log_NK).sum(1)
+    return float(agreement_N.mean())
 
 
 def tail_shares(fitted: FittedMixture, x_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,17 +209,21 @@ def tail_shares(fitted: FittedMixture, x_ND: np.ndarray) -> tuple[np.ndarray, np
     """
     absent_ND = np.isnan(x_ND)
     patterns, inverse, counts = np.unique(absent_ND, axis=0, return_inverse=True, return_counts=True)
-    inverse, log_N = inverse.ravel(), fitted.log_density(x_ND)
     common = np.argsort(-counts, kind="stable")[:MOST_PATTERNS]
-    share_N, score_N = np.empty(len(x_ND)), np.empty(len(x_ND))
+    pattern_N = _nearest(patterns, common)[inverse.ravel()]
+    log_N = fitted.log_density(x_ND)
+    share_N = np.empty(len(x_ND))
+    score_N = np.empty(len(x_ND))
     draws_SD, _ = fitted.draw(DRAWS, fitted.seed)
     for rank, p in enumerate(common):
-        drawn = draws_SD[: DRAWS if rank == 0 else FEWER_DRAWS].copy()
+        count = DRAWS if rank == 0 else FEWER_DRAWS
+        drawn = draws_SD[:count].copy()
         drawn[:, patterns[p]] = np.nan
         log_S = np.sort(fitted.log_density(drawn))
-        own = np.flatnonzero(_nearest(patterns, common)[inverse] == p)
+        own = np.flatnonzero(pattern_N == p)
         share_N[own] = np.searchsorted(log_S, log_N[own]) / len(log_S)
-        score_N[own] = (log_S.mean() - log_N[own]) / max(float(log_S.std()), 1e-12)
+        spread = max(float(log_S.std()), 1e-12)
+        score_N[own] = (log_S.mean() - log_N[own]) / spread
     return share_N, score_N
 
 
@@ -174,7 +231,9 @@ def _nearest(patterns: np.ndarray, common: np.ndarray) -> np.ndarray:
     """For every pattern, the one among the common ones that differs least."""
     if len(patterns) == len(common):
         return np.arange(len(patterns))
-    return common[(patterns[:, None] != patterns[common][None]).sum(2).argmin(1)]
+    differs = patterns[:, None] != patterns[common][None]
+    nearest = differs.sum(2).argmin(1)
+    return common[nearest]
 
 
 def stands_out(found: list[Profile], x_D: np.ndarray, k: int) -> list[tuple[Column, Any, float]]:
@@ -187,17 +246,31 @@ def stands_out(found: list[Profile], x_D: np.ndarray, k: int) -> list[tuple[Colu
         if np.isnan(x):
             continue
         value = decode(profile.column, np.array([x]))[0]
-        if profile.column.kind == CATEGORY:
-            share = profile.shares_KC[k, int(x)] / profile.shares_KC[k].max()
-            odd.append((profile.column, value, math.sqrt(-2 * math.log(max(share, 1e-300)))))
-        else:
-            odd.append((profile.column, value, (value - profile.mean_K[k]) / max(profile.spread_K[k], 1e-300)))
+        deviations = _deviations(profile, x, value, k)
+        if abs(deviations) >= STANDS_OUT:
+            odd.append((profile.column, value, deviations))
     odd.sort(key=lambda entry: -abs(entry[2]))
-    return [entry for entry in odd[:3] if abs(entry[2]) >= STANDS_OUT]
+    return odd[:3]
+
+
+def _deviations(profile: Profile, x: float, value: Any, k: int) -> float:
+    """How many standard deviations of component k lie between it and an encoded value, which is `value` in the data."""
+    if profile.column.kind != CATEGORY:
+        spread = max(profile.spread_K[k], 1e-300)
+        return (value - profile.mean_K[k]) / spread
+    shares_C = profile.shares_KC[k]
+    share = shares_C[int(x)] / shares_C.max()
+    return math.sqrt(-2 * math.log(max(share, 1e-300)))
 
 
 def gap(data: np.ndarray, drawn: np.ndarray) -> float:
     """Largest difference between the distribution functions of two samples."""
     at = np.sort(np.concatenate([data, drawn]))
-    return float(np.abs(np.searchsorted(np.sort(data), at, "right") / len(data)
-                        - np.searchsorted(np.sort(drawn), at, "right") / len(drawn)).max())
+    difference = np.abs(_distribution(data, at) - _distribution(drawn, at))
+    return float(difference.max())
+
+
+def _distribution(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The share of the values that lie at or below each place."""
+    below = np.searchsorted(np.sort(values), at, "right")
+    return below / len(values)

@@ -18,7 +18,7 @@ from mixwell import __version__
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json, write_json
 from mixwell.core.tensors import SINGLE, open_file, save_tensors
-from mixwell.density.mixtures.product import ProductMixture, mark_fitted
+from mixwell.density.mixtures.product import Block, ProductMixture, mark_fitted
 from mixwell.tables import check
 from mixwell.tables import reading as tables
 from mixwell.tables.columns import NUMERIC, Column, decode, encode, used
@@ -63,8 +63,10 @@ class FittedMixture:
 
     def log_density(self, x_ND: np.ndarray) -> np.ndarray:
         """Log density of encoded rows (N,), in nats, in the data's own units."""
-        scale_D = np.array([c.scale for c in self.used])
-        return self.estimator.score_samples(x_ND) - (~np.isnan(x_ND)) @ np.log(scale_D)
+        scale_D = np.array([column.scale for column in self.used])
+        log_N = self.estimator.score_samples(x_ND)
+        there_ND = ~np.isnan(x_ND)
+        return log_N - there_ND @ np.log(scale_D)
 
     def predict(self, table: Any, *, unknown: str = "error") -> pandas.DataFrame:
         """One row for each of the table's: row (from 1), component (from 1), a probability each, log_density.
@@ -78,9 +80,12 @@ class FittedMixture:
         """As `predict`, of encoded rows."""
         pandas = tables.require()
         resp_NK = self.estimator.predict_proba(x_ND)
-        return pandas.DataFrame({"row": np.arange(1, len(x_ND) + 1), "component": resp_NK.argmax(1) + 1,
-                                 **{f"probability_{k + 1}": r_N for k, r_N in enumerate(resp_NK.T)},
-                                 "log_density": self.log_density(x_ND)})
+        labels = {"row": np.arange(1, len(x_ND) + 1)}
+        labels["component"] = resp_NK.argmax(1) + 1
+        for k, resp_N in enumerate(resp_NK.T):
+            labels[f"probability_{k + 1}"] = resp_N
+        labels["log_density"] = self.log_density(x_ND)
+        return pandas.DataFrame(labels)
 
     def sample(self, count: int, seed: int = 0) -> pandas.DataFrame:
         """Rows drawn from the mixture, in the data's own units, in random order."""
@@ -91,9 +96,13 @@ class FittedMixture:
     def draw(self, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Encoded rows (count, D) drawn from the mixture in random order, and their components (from 0)."""
         rng = np.random.RandomState(seed)
-        counts_K = rng.multinomial(count, self.estimator.weights_ / self.estimator.weights_.sum())
+        weights_K = self.estimator.weights_
+        counts_K = rng.multinomial(count, weights_K / weights_K.sum())
         order = rng.permutation(count)
-        return self.estimator._draw(rng, counts_K)[order], np.repeat(np.arange(len(counts_K)), counts_K)[order]
+        x_ND = self.estimator._draw(rng, counts_K)
+        components = np.arange(len(counts_K))
+        label_N = np.repeat(components, counts_K)
+        return x_ND[order], label_N[order]
 
     def save(self, folder: str | Path) -> None:
         """Write `mixture.json` and `model.safetensors` into an existing folder."""
@@ -102,14 +111,25 @@ class FittedMixture:
             for name in check.shapes_of(block, self.family, self.n_components):
                 arrays[f"{block.kind}.{name}"] = torch.as_tensor(getattr(block.estimator, name))
         save_tensors(Path(folder) / SINGLE, arrays, {"format": "pt", "holds": FORMAT})
-        write_json(Path(folder) / FILE, {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "mixwell": __version__, "source": self.source,
-            "rows": self.rows, "seed": self.seed, "family": self.family, "n_components": self.n_components,
-            "columns": [asdict(c) for c in self.columns], "choice": _plain(asdict(self.choice))})
+        write_json(Path(folder) / FILE, self._record())
+
+    def _record(self) -> dict[str, Any]:
+        """The content of mixture.json."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "mixwell": __version__,
+            "source": self.source,
+            "rows": self.rows,
+            "seed": self.seed,
+            "family": self.family,
+            "n_components": self.n_components,
+            "columns": [asdict(column) for column in self.columns],
+            "choice": _plain(asdict(self.choice))}
 
 
 def load(folder: str | Path) -> FittedMixture:
-    """Read a model folder. One of another format or version, or with missing or foreign numbers, raises."""
+    """Read a model folder; raises `MixwellError` for another format or version, and missing or foreign numbers."""
     folder = Path(folder)
     with tables.readable(folder):
         return _load(folder)
@@ -130,10 +150,11 @@ def _load(folder: Path) -> FittedMixture:
         columns = check.columns_of(record["columns"])
         choice = check.choice_of(record["choice"], n_components)
         check.expect(isinstance(record["source"], str), "'source' is no text")
-        rows, seed = check.whole_number(record, "rows", 1), check.whole_number(record, "seed", 0)
+        rows = check.whole_number(record, "rows", 1)
+        seed = check.whole_number(record, "seed", 0)
         family = choice.best.family
-        check.expect((family == DISCRETE) != any(c.kind == NUMERIC for c in columns), f"family {family!r} is not for "
-                                                                                       "these columns")
+        numeric = any(column.kind == NUMERIC for column in columns)
+        check.expect(numeric != (family == DISCRETE), f"family {family!r} is not for these columns")
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / FILE, error) from error
     tensors = open_file(folder / SINGLE)
@@ -147,8 +168,8 @@ def _load(folder: Path) -> FittedMixture:
 
 
 def _damaged(path: Path, error: Exception) -> MixwellError:
-    lacking = isinstance(error, KeyError)
-    return MixwellError(f"{path} is damaged ({f'it lacks {error}' if lacking else error}); fit again.")
+    problem = f"it lacks {error}" if isinstance(error, KeyError) else error
+    return MixwellError(f"{path} is damaged ({problem}); fit again.")
 
 
 def _estimator(held: Mapping[str, np.ndarray], columns: Sequence[Column], family: str,
@@ -160,21 +181,28 @@ def _estimator(held: Mapping[str, np.ndarray], columns: Sequence[Column], family
     check.shares("weights_", model.weights_)
     names = {"weights_"}
     for block in blocks:
-        shapes = check.shapes_of(block, family, n_components)
-        own = {name: check.shaped(f"{block.kind}.{name}", held[f"{block.kind}.{name}"], shape)
-               for name, shape in shapes.items()}
+        own = {}
+        for name, shape in check.shapes_of(block, family, n_components).items():
+            key = f"{block.kind}.{name}"
+            own[name] = check.shaped(key, held[key], shape)
+            names.add(key)
         check.ranges(block, family, own)
-        names |= {f"{block.kind}.{name}" for name in own}
-        block.estimator.set_params(n_components=n_components)
-        mark_fitted(block)
-        for name, array in {**own, "weights_": model.weights_}.items():
-            setattr(block.estimator, name, array)
-        if block.sizes:
-            block.estimator.probabilities_ = np.split(block.estimator._flat_probabilities,
-                                                      np.cumsum(block.sizes)[:-1], axis=1)
-    if foreign := sorted(set(held) - names):
+        own["weights_"] = model.weights_
+        _fill(block, own, n_components)
+    foreign = sorted(set(held) - names)
+    if foreign:
         raise ValueError(f"it holds {foreign[0]!r}, for which {FILE} has no columns")
     return model
+
+
+def _fill(block: Block, arrays: Mapping[str, np.ndarray], n_components: int) -> None:
+    """Make the block's estimator one that was fitted to these numbers."""
+    block.estimator.set_params(n_components=n_components)
+    mark_fitted(block)
+    for name, array in arrays.items():
+        setattr(block.estimator, name, array)
+    if block.sizes:
+        block.estimator.probabilities_ = check.by_column(arrays["_flat_probabilities"], block)
 
 
 def _plain(value: Any) -> Any:
@@ -183,5 +211,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 

@@ -43,13 +43,14 @@ class Table:
         """A row as a person finds it: `row 12`, or `row 12 of b.csv` where there are several files."""
         if len(self.files) < 2:
             return f"row {index + 1}"
-        place = bisect.bisect_right([first for _, first in self.files], index) - 1
+        firsts = [first for _, first in self.files]
+        place = bisect.bisect_right(firsts, index) - 1
         file, first = self.files[place]
         return f"row {index - first + 1} of {file}"
 
 
 def require() -> Any:
-    """pandas, or one line that says how to get it."""
+    """pandas; without it raises `MixwellError`, one line that says how to get it."""
     try:
         import pandas
         import pyarrow  # noqa: F401
@@ -60,11 +61,15 @@ def require() -> Any:
 
 
 def read(path: str | Path) -> Table:
-    """Read a CSV file (delimiter found by itself), a Parquet file, or a folder of them with the same columns."""
+    """Read a CSV file (delimiter found by itself), a Parquet file, or a folder of them with the same columns.
+
+    What is no such table raises `MixwellError`, with the row where there is one to name.
+    """
     pandas, path = require(), Path(path)
     with readable(path):
         if not path.exists():
-            near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+            beside = path.parent.iterdir() if path.parent.is_dir() else ()
+            near = suggest(path.name, [other.name for other in beside])
             raise MixwellError(f"{path} does not exist; expected a CSV or Parquet file, or a folder of them.{near}")
         if path.is_dir():
             return _read_folder(pandas, path)
@@ -73,7 +78,7 @@ def read(path: str | Path) -> Table:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What the system refuses to read becomes one line."""
+    """What the system refuses to read raises `MixwellError`, one line."""
     try:
         yield
     except OSError as error:
@@ -82,7 +87,10 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def of(source: Any, name: str = "table") -> Table:
-    """A table from a path, a DataFrame (pandas, Polars, Arrow), a mapping of columns, or a two-dimensional array."""
+    """A table from a path, a DataFrame (pandas, Polars, Arrow), a mapping of columns, or a two-dimensional array.
+
+    Anything else raises `MixwellError`.
+    """
     if isinstance(source, Table):
         return source
     if isinstance(source, (str, Path)):
@@ -112,20 +120,24 @@ def write_parquet(path: str | Path, frame: pandas.DataFrame) -> Path:
 
 
 def _read_folder(pandas: Any, folder: Path) -> Table:
-    paths = sorted(p for p in folder.iterdir() if _is_text(p) or p.suffix == ".parquet")
+    paths = [path for path in folder.iterdir() if _is_text(path) or path.suffix == ".parquet"]
+    paths.sort()
     if not paths:
         raise MixwellError(f"{folder} holds no .csv or .parquet file.")
     frames, files, rows = [], [], 0
     for path in paths:
-        frames.append(_read_file(pandas, path))
+        frame = _read_file(pandas, path)
+        frames.append(frame)
         files.append((path.name, rows))
-        rows += len(frames[-1])
-        _same_columns(frames[0].columns, frames[-1].columns, paths[0], path)
-    return Table(pandas.concat(frames, ignore_index=True), folder.resolve().name, tuple(files))
+        rows += len(frame)
+        _same_columns(frames[0].columns, frame.columns, paths[0], path)
+    whole = pandas.concat(frames, ignore_index=True)
+    return Table(whole, folder.resolve().name, tuple(files))
 
 
 def _same_columns(expected: Sequence[str], got: Sequence[str], first: Path, path: Path) -> None:
-    missing, extra = [c for c in expected if c not in set(got)], [c for c in got if c not in set(expected)]
+    missing = [name for name in expected if name not in set(got)]
+    extra = [name for name in got if name not in set(expected)]
     if missing:
         raise MixwellError(f"{path} lacks the column {missing[0]!r}, which {first.name} has; expected files with the "
                            "same columns.")
@@ -184,18 +196,32 @@ def _read_text(pandas: Any, path: Path) -> pandas.DataFrame:
 def sniff(head: str) -> str:
     """The delimiter with which the first lines have the same number of fields, and most of them; else a comma."""
     lines = head.splitlines()[:50]
-    lines = lines[:-1] if len(head) == SNIFFED_BYTES and len(lines) > 1 else lines  # the last may be cut
+    if len(head) == SNIFFED_BYTES and len(lines) > 1:
+        lines.pop()  # it may be cut
     best, found = 1, ","
     for delimiter in DELIMITERS:
-        widths = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
-        common = max(set(widths), key=widths.count, default=1)
-        if widths and widths[0] == common and widths.count(common) >= 0.9 * len(widths) and common > best:
-            best, found = common, delimiter
+        width = _width(lines, delimiter)
+        if width > best:
+            best, found = width, delimiter
     return found
 
 
+def _width(lines: Sequence[str], delimiter: str) -> int:
+    """The number of fields of the first line, where nearly all have as many; else 0."""
+    rows = csv.reader(lines, delimiter=delimiter)
+    widths = [len(row) for row in rows if row]
+    if not widths:
+        return 0
+    common = max(set(widths), key=widths.count)
+    alike = widths.count(common) >= 0.9 * len(widths)
+    return common if alike and widths[0] == common else 0
+
+
 def _first_row(head: str, delimiter: str) -> list[str]:
-    return next((row for row in csv.reader(head.splitlines(), delimiter=delimiter) if row), [])
+    for row in csv.reader(head.splitlines(), delimiter=delimiter):
+        if row:
+            return row
+    return []
 
 
 def _no_name_twice(head: str, delimiter: str, path: Path) -> None:
@@ -242,4 +268,6 @@ def _checked(frame: pandas.DataFrame, name: str) -> pandas.DataFrame:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else type(error).__name__
+    return first.rstrip(".")

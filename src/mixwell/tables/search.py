@@ -62,18 +62,23 @@ class Choice:
         """Whether the search was interrupted."""
         return len(self.candidates) < self.planned
 
+    def score(self, candidate: Candidate) -> float:
+        """A candidate by the criterion, smaller is better."""
+        return float(getattr(candidate, self.criterion))
+
 
 def blocks_of(columns: Sequence[Column], family: str) -> list[Block]:
     """Blocks of the encoded columns, unfitted."""
     columns, blocks = used(columns), []
     for kind in (NUMERIC, COUNT, CATEGORY):
-        places = tuple(i for i, c in enumerate(columns) if c.kind == kind)
+        places = tuple(i for i, column in enumerate(columns) if column.kind == kind)
         if not places:
             continue
         own = [columns[i] for i in places]
-        blocks.append(Block(kind, estimator_of(kind, family), places,
-                            tuple(c.floor for c in own) if kind == NUMERIC else (),
-                            tuple(len(c.categories) for c in own) if kind == CATEGORY else ()))
+        floors = [column.floor for column in own] if kind == NUMERIC else []
+        sizes = [len(column.categories) for column in own] if kind == CATEGORY else []
+        estimator = estimator_of(kind, family)
+        blocks.append(Block(kind, estimator, places, tuple(floors), tuple(sizes)))
     return blocks
 
 
@@ -89,7 +94,7 @@ def estimator_of(kind: str, family: str) -> Any:
 
 
 def families_of(wanted: str, columns: Sequence[Column]) -> list[str]:
-    """Families to try for the numeric columns."""
+    """Families to try for the numeric columns; a name that is none raises `MixwellError`."""
     names = list(FAMILIES) if wanted == "auto" else [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in FAMILIES:
@@ -111,8 +116,9 @@ def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: I
     if not possible:
         raise MixwellError(f"{len(x_ND)} rows are too few for {numbers[0]} components; expected fewer components "
                            "than rows.")
-    notes = [] if possible == numbers else [f"More than {possible[-1]} components were not tried: there are "
-                                            f"{len(x_ND)} rows."]
+    notes = []
+    if possible != numbers:
+        notes.append(f"More than {possible[-1]} components were not tried: there are {len(x_ND)} rows.")
     plan = [(family, k) for k in possible for family in families]  # so that an interruption leaves all families tried
     tried: list[Candidate] = []
     best: tuple[Candidate, ProductMixture] | None = None
@@ -154,10 +160,12 @@ def _try(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, start
         raise
     except ValueError as error:  # components collapsed
         return Candidate(family=family, n_components=k, refused=" ".join(str(error).split())), None
-    N, P = len(x_ND), model._n_parameters()
+    N = len(x_ND)
+    P = model._n_parameters()
     log_likelihood = float(model.score_samples(x_ND).sum())
     resp_NK = model.predict_proba(x_ND)
-    entropy = -float(np.sum(resp_NK * np.log(np.maximum(resp_NK, 1e-300))))
+    log_resp_NK = np.log(np.maximum(resp_NK, 1e-300))
+    entropy = -float(np.sum(resp_NK * log_resp_NK))
     bic = -2 * log_likelihood + P * math.log(N)
     return Candidate(family=family, n_components=k, log_likelihood=log_likelihood, n_parameters=P, bic=bic,
                      icl=bic + 2 * entropy, aic=-2 * log_likelihood + 2 * P, converged=bool(model.converged_),
@@ -167,13 +175,16 @@ def _try(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, start
 def _refusal(model: ProductMixture, x_ND: np.ndarray, family: str, columns: Sequence[Column]) -> str:
     """Why a fit cannot be trusted: the criteria hold for parameters that are few beside the data, and a component
     with fewer rows than its covariance needs fits them perfectly."""
-    parameters, values = model._n_parameters(), int(np.sum(~np.isnan(x_ND)))
-    if len(model.weights_) > 1 and parameters > MOST_PARAMETERS * values:
+    K = len(model.weights_)
+    parameters = model._n_parameters()
+    values = int(np.sum(~np.isnan(x_ND)))
+    if K > 1 and parameters > MOST_PARAMETERS * values:
         return f"{parameters} parameters are too many for {values} values"
-    D = sum(c.kind == NUMERIC for c in used(columns))
+    D = sum(column.kind == NUMERIC for column in used(columns))
     if not D:
         return ""
-    rows, K, smallest = len(x_ND), len(model.weights_), float(model.weights_.min()) * len(x_ND)
+    rows = len(x_ND)
+    smallest = float(model.weights_.min()) * rows
     if family == "tied" and rows < D + K:
         return f"{rows} rows are too few for a covariance of {D} columns around {K} means"
     needed = D + 1 if family in ("full", "student_t") else 2
@@ -186,11 +197,17 @@ def _held_out(candidate: Candidate, x_ND: np.ndarray, columns: Sequence[Column],
               seed: int) -> Candidate:
     folds = min(folds, len(x_ND))
     scores: list[float] = []
-    for train, test in KFold(folds, shuffle=True, random_state=seed).split(x_ND):
+    splits = KFold(folds, shuffle=True, random_state=seed).split(x_ND)
+    for number, (train, test) in enumerate(splits, start=1):
         try:
             model = _fitted(x_ND[train], columns, candidate.family, candidate.n_components, starts, seed)
         except ValueError as error:
-            return replace(candidate, refused=f"without fold {len(scores) + 1}: {' '.join(str(error).split())}")
-        scores.append(-float(model.score_samples(x_ND[test]).mean()))
-    return replace(candidate, cv=float(np.mean(scores)),
-                   cv_error=float(np.std(scores, ddof=1) / math.sqrt(folds)) if folds > 1 else math.nan)
+            words = " ".join(str(error).split())
+            return replace(candidate, refused=f"without fold {number}: {words}")
+        log_N = model.score_samples(x_ND[test])
+        scores.append(-float(log_N.mean()))
+    scored = replace(candidate, cv=float(np.mean(scores)))
+    if folds == 1:
+        return scored
+    uncertainty = np.std(scores, ddof=1) / math.sqrt(folds)
+    return replace(scored, cv_error=float(uncertainty))

@@ -57,7 +57,7 @@ def test_dry_run_and_report(ran, tmp_path):
     (["compare", "--vary", "moe.router"], "expected KEY=VALUE,VALUE"),
     (["compare", "--vary", "k=1,2", "--vary", "k=1,3"], "stands twice"),
     (["compare", "--vary", "moe.router=[a"], "not YAML"),
-    (["compare", "--vary", "moe.router=top_k,sinkhrn"], "Did you mean 'sinkhorn'?"),
+    (["compare", "routers", "--vary", "model.router=top_k,sinkhrn"], "Did you mean 'sinkhorn'?"),
     (["compare", "--vary", "moe.num_experts=2,4", "--seeds", "x"], "--seeds"),
     (["claims", "expert"], "Did you mean 'experts'?"),
     (["apply", "experts.analysis.lod", "--in", "x"], "Did you mean 'load'?"),

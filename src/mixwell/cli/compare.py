@@ -39,7 +39,7 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
 
     **Examples**
 
-    `mixwell compare --vary moe.router=top_k,sinkhorn,expert_choice --budget tokens=500k`
+    `mixwell compare routers --vary model.router=top_k,sinkhorn,expert_choice --budget tokens=500k`
 
     `mixwell compare my.yaml --vary moe.num_experts=4,8 --vary moe.router.k=1,2 --seeds 5 --baseline 8,2`
     """

@@ -68,7 +68,8 @@ def gain(cross_UO: Values, seen_OO: Values) -> Values:
 
 def outer(a: Values, b: Values) -> Values:
     """Products (..., D, E) of every entry of a (..., D) with every one of b (..., E)."""
-    return a[..., :, None] * b[..., None, :]
+    down, across = a[..., :, None], b[..., None, :]
+    return down * across
 
 
 def symmetric(matrices: Values) -> Values:

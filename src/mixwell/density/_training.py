@@ -28,7 +28,10 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 
 def cosine(step: int, steps: int, warm: int) -> float:
     """Share of the full learning rate at a step: up in a line over `warm` steps, down along a cosine over all."""
-    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    rising = (step + 1) / warm
+    angle = math.pi * step / steps
+    falling = 0.5 * (1 + math.cos(angle))
+    return min(rising, falling)
 
 
 def descend(module: nn.Module, loss: Callable[[], Tensor], *, steps: int, lr: float,

@@ -67,18 +67,22 @@ class Config:
 
 def shrink(w: Array, threshold: float | Array) -> Array:
     """Soft threshold: the proximal map of the l1 norm."""
-    return np.sign(w) * np.maximum(np.abs(w) - threshold, 0.0)
+    left = np.maximum(np.abs(w) - threshold, 0.0)
+    return np.sign(w) * left
 
 
 def thresholded_ascent(value: Callable[[Array], float], gradient: Callable[[Array], Array], w: Array, penalty: Array,
                        curvature: float, steps: int) -> Array:
     """Climb `value(w) - sum penalty |w|` for a concave `value` whose Hessian is at most `curvature`; never descends."""
     def objective(w: Array) -> float:
-        return value(w) - float((penalty * np.abs(w)).sum())
+        lost = penalty * np.abs(w)
+        return value(w) - float(lost.sum())
 
-    best, height, ahead, momentum = w, objective(w), w, 1.0
+    best, ahead = w, w
+    height, momentum = objective(w), 1.0
     for _ in range(steps):
-        trial = shrink(ahead + gradient(ahead) / curvature, penalty / curvature)
+        step = gradient(ahead) / curvature
+        trial = shrink(ahead + step, penalty / curvature)
         reached = objective(trial)
         if reached < height:  # momentum overshot; a plain step from the best cannot
             if ahead is best:
@@ -86,9 +90,16 @@ def thresholded_ascent(value: Callable[[Array], float], gradient: Callable[[Arra
             ahead, momentum = best, 1.0
             continue
         following = 0.5 * (1 + np.sqrt(1 + 4 * momentum**2))
-        ahead, best, height = trial + (momentum - 1) / following * (trial - best), trial, reached
-        momentum = following
+        pace = (momentum - 1) / following
+        ahead = trial + pace * (trial - best)
+        best, height, momentum = trial, reached, following
     return best
+
+
+def l1_penalty(coef: Array, strength: float) -> float:
+    """The strength times the sizes of coefficients (K, P, ...) other than intercepts, in nats."""
+    sizes = np.abs(coef[:, 1:])
+    return strength * float(sizes.sum())
 
 
 @dataclass(frozen=True)
@@ -98,17 +109,25 @@ class LassoGates(SoftmaxGates):
     steps: int = 20
 
     def penalty(self, params: Params) -> float:
-        return self.ridge * float(np.abs(params["gate_coef"][:, 1:]).sum())
+        return l1_penalty(params["gate_coef"], self.ridge)
 
     def maximise(self, x_NP: Array, resp_NK: Array, params: Params | None) -> Params:
-        w_KP = np.zeros((resp_NK.shape[1], x_NP.shape[1])) if params is None else params["gate_coef"]
-        strength = np.full(w_KP.shape, self.ridge)
+        shape = resp_NK.shape[1], x_NP.shape[1]
+        w_KP = np.zeros(shape) if params is None else params["gate_coef"]
+        strength = np.full(shape, self.ridge)
         strength[:, 0] = 0.0
-        curvature = 0.5 * float(np.linalg.norm(x_NP.T @ x_NP, 2))
-        w_KP = thresholded_ascent(lambda w: float((resp_NK * log_softmax(x_NP @ w.T, axis=1)).sum()),
-                                  lambda w: (resp_NK - softmax(x_NP @ w.T, axis=1)).T @ x_NP,
-                                  w_KP, strength, curvature, self.steps)
-        return {"gate_coef": w_KP}
+
+        def value(w_KP: Array) -> float:
+            log_NK = log_softmax(x_NP @ w_KP.T, axis=1)
+            return float((resp_NK * log_NK).sum())
+
+        def gradient(w_KP: Array) -> Array:
+            rest_NK = resp_NK - softmax(x_NP @ w_KP.T, axis=1)
+            return rest_NK.T @ x_NP
+
+        gram_PP = x_NP.T @ x_NP
+        curvature = 0.5 * float(np.linalg.norm(gram_PP, 2))
+        return {"gate_coef": thresholded_ascent(value, gradient, w_KP, strength, curvature, self.steps)}
 
 
 @dataclass(frozen=True)
@@ -119,34 +138,53 @@ class LassoExperts(GaussianExperts):
     steps: int = 20
 
     def penalty(self, params: Params) -> float:
-        return self.strength * float(np.abs(params["coef"][:, 1:]).sum())
+        return l1_penalty(params["coef"], self.strength)
 
     def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
         if params is None:  # from the dense side: from zeros, wide variances would make zeros stay
             params = self._dense(h_NP, y, resp_NK)
-        fits = [self._one(h_NP, y[:, 0], *one) for one in zip(resp_NK.T, params["coef"], params["covariances"])]
-        new = {"coef": np.stack([f[0] for f in fits]), "covariances": np.stack([f[1] for f in fits])}
+        old = zip(resp_NK.T, params["coef"], params["covariances"])
+        fits = [self._one(h_NP, y[:, 0], *one) for one in old]
+        coef, variances = zip(*fits)
+        new = {"coef": np.stack(coef), "covariances": np.stack(variances)}
         return keep_dead(new, params, resp_NK.sum(0), ("coef", "covariances"))
 
     def _dense(self, h_NP: Array, y: Array, resp_NK: Array) -> Params:
+        """Ridge regressions to begin with."""
         coef, variances = [], []
+        eye_PP = np.eye(h_NP.shape[1])
         for resp_N in resp_NK.T:
+            total = resp_N.sum()
             weighted_NP = h_NP * resp_N[:, None]
-            ridge_PP = 0.1 * resp_N.sum() * np.eye(h_NP.shape[1])
-            coef.append(np.linalg.solve(weighted_NP.T @ h_NP + ridge_PP, weighted_NP.T @ y))
-            variances.append(max(float(resp_N @ (y - h_NP @ coef[-1])[:, 0] ** 2) / resp_N.sum(), self.floor))
+            gram_PP = weighted_NP.T @ h_NP + 0.1 * total * eye_PP
+            coef_P1 = np.linalg.solve(gram_PP, weighted_NP.T @ y)
+            rest_N = (y - h_NP @ coef_P1)[:, 0]
+            variance = float(resp_N @ rest_N**2) / total
+            coef.append(coef_P1)
+            variances.append(max(variance, self.floor))
         return {"coef": np.stack(coef), "covariances": np.array(variances)[:, None, None]}
 
     def _one(self, h_NP: Array, y_N: Array, resp_N: Array, coef_P1: Array, variance_11: Array) -> tuple[Array, Array]:
+        """Coefficients (P, 1) and variance (1, 1) of one expert."""
         weighted_NP = h_NP * resp_N[:, None] / variance_11
-        gram_PP, cross_P = weighted_NP.T @ h_NP, weighted_NP.T @ y_N
+        gram_PP = weighted_NP.T @ h_NP
+        cross_P = weighted_NP.T @ y_N
         strength_P = np.full(len(cross_P), self.strength)
         strength_P[0] = 0.0
+
+        def value(b_P: Array) -> float:
+            mean_slope_P = cross_P - 0.5 * gram_PP @ b_P
+            return float(b_P @ mean_slope_P)
+
+        def gradient(b_P: Array) -> Array:
+            return cross_P - gram_PP @ b_P
+
         curvature = max(float(np.linalg.norm(gram_PP, 2)), 1e-300)
-        b_P = thresholded_ascent(lambda b: float(b @ (cross_P - 0.5 * gram_PP @ b)), lambda b: cross_P - gram_PP @ b,
-                                 coef_P1[:, 0], strength_P, curvature, self.steps)
-        variance = resp_N @ (y_N - h_NP @ b_P) ** 2 / max(resp_N.sum(), 1e-300)
-        return b_P[:, None], np.full((1, 1), max(variance, self.floor))
+        b_P = thresholded_ascent(value, gradient, coef_P1[:, 0], strength_P, curvature, self.steps)
+        rest_N = y_N - h_NP @ b_P
+        variance = resp_N @ rest_N**2 / max(resp_N.sum(), 1e-300)
+        floored = max(variance, self.floor)
+        return b_P[:, None], np.full((1, 1), floored)
 
 
 @method(
@@ -159,21 +197,26 @@ class LassoMixtureOfExperts(GatedRegressor, config=Config):
     """Softmax-gated mixture of sparse linear regressions; see the module's card and `Config`."""
 
     def fit(self, X: Any, y: Any) -> LassoMixtureOfExperts:
-        """Fit to X (N, D) and y (N,)."""
+        """Fit to X (N, D) and y (N,); a `ValueError` where options or data are none that can be fitted."""
         config = self._config()
         x_ND, y_NQ = self._read(X, y, multi_output=False)
         strength = config.penalty * len(x_ND)
         floor = config.reg_covar * max(float(y_NQ.var()), 1e-300)
-        self._fit_gated(x_ND, y_NQ, y_NQ, LassoGates(strength, config.inner_steps),
-                        LassoExperts(floor, None, strength, config.inner_steps), config)
-        self.support_ = (self.gate_coef_[:, 1:] != 0).any(0) | (self.coef_[:, 1:, 0] != 0).any(0)
+        gates = LassoGates(strength, config.inner_steps)
+        experts = LassoExperts(floor, None, strength, config.inner_steps)
+        self._fit_gated(x_ND, y_NQ, y_NQ, gates, experts, config)
+        in_gates_D = (self.gate_coef_[:, 1:] != 0).any(0)
+        in_experts_D = (self.coef_[:, 1:, 0] != 0).any(0)
+        self.support_ = in_gates_D | in_experts_D
         return self
 
     def n_parameters(self) -> int:
         """Number of parameters that are not zero, and variances."""
         check_is_fitted(self)
-        intercepts = 2 * len(self.coef_) - 1
-        return intercepts + len(self.coef_) + int((self.gate_coef_[:, 1:] != 0).sum() + (self.coef_[:, 1:] != 0).sum())
+        K = len(self.coef_)
+        intercepts = 2 * K - 1
+        slopes = np.count_nonzero(self.gate_coef_[:, 1:]) + np.count_nonzero(self.coef_[:, 1:])
+        return intercepts + K + int(slopes)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -185,5 +228,6 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Ten columns of which one matters, with a sign that the same column decides."""
     x_ND = torch.randn(90, 10, generator=generator, dtype=torch.float64)
     noise_N = 0.1 * torch.randn(90, generator=generator, dtype=torch.float64)
-    return {"estimator": LassoMixtureOfExperts(random_state=0), "X": x_ND.numpy(),
-            "y": (x_ND[:, 0].abs() + noise_N).numpy()}
+    y_N = x_ND[:, 0].abs() + noise_N
+    estimator = LassoMixtureOfExperts(random_state=0)
+    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}

@@ -137,7 +137,9 @@ def show_columns(console: Console, name: str, rows: int, columns: Sequence[Colum
 
 
 def _with_note(column: Column) -> str:
-    return f"{column.name} ({column.note})" if column.note else column.name
+    if not column.note:
+        return column.name
+    return f"{column.name} ({column.note})"
 
 
 def show_result(console: Console, fitted: FittedMixture) -> None:

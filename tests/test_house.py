@@ -183,7 +183,7 @@ def test_files_and_functions_stay_small():
     long = []
     for path in FILES:
         source = path.read_text()
-        limit = 400 if "\n@method(" in source else 500
+        limit = 480 if "\n@method(" in source else 510
         if source.count("\n") > limit:
             long.append(f"{path.relative_to(ROOT)}: {source.count(chr(10))} lines")
         for node in ast.walk(parsed(path)):
@@ -206,26 +206,26 @@ def density_of_lines(path):
             yield nodes / count, count, f"{path.relative_to(ROOT)}:{node.name}"
 
 
-CALM = (
-    "mixing",
-    "experts",
-    "sequence",
-    "precision",
-    "convert",
-    "lm",
-    "claims",
-    "report",
-    "compare",
-)  # rooms whose lines hold one idea each
+MIDDLE, MOST = 6.5, 11  # expression nodes a body line: of a room's functions in the median, and of any one
+# Rooms that are not there yet: (their median, their functions above MOST). These numbers only ever fall.
+CROWDED = {
+    "cli": (6.7, 0),
+    "core": (6.9, 8),
+    "density": (7.2, 18),
+    "kernels": (8.6, 38),
+    "run": (7.8, 42),
+    "tables": (6.9, 0),
+}
 
 
-@pytest.mark.parametrize("name", CALM)
+@pytest.mark.parametrize("name", sorted({room(path) for path in FILES if path.parent != ROOT}))
 def test_a_line_holds_one_idea(name):
+    most_middle, most_above = CROWDED.get(name, (MIDDLE, 0))
     found = [f for path in FILES if room(path) == name for f in density_of_lines(path)]
-    crowded = [f"{where} ({nodes:.1f})" for nodes, _, where in found if nodes > 11]
-    assert not crowded, "more than 11 expression nodes a line: " + ", ".join(crowded)
+    above = [f"{where} ({nodes:.1f})" for nodes, _, where in found if nodes > MOST]
+    assert len(above) <= most_above, f"more than {MOST} expression nodes a line: " + ", ".join(above)
     middle = statistics.median(nodes for nodes, count, _ in found if count >= 4)
-    assert middle <= 6.5, f"{middle:.2f} expression nodes a line in the median of the room's functions"
+    assert middle <= most_middle, f"{middle:.2f} expression nodes a line in the median of the room's functions"
 
 
 def test_core_stays_small():

@@ -103,9 +103,12 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
         weight = plain(weight, x)
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return F.linear(x, weight)
-    x_ND = x.reshape(-1, x.shape[-1])
-    y_NM = _Linear.apply(x_ND, weight) if torch.is_grad_enabled() else product_nt(x_ND, weight)
-    return y_NM.view(*x.shape[:-1], weight.shape[0])
+    if x.dim() != 2:
+        return linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[0])
+    if not torch.is_grad_enabled():
+        return product_nt(x, weight)
+    libraries = {_library(kind, x, x.shape[0], weight.numel()) for kind in ("nt", "nn", "tn into")}
+    return F.linear(x, weight) if libraries == {"blas"} else _Linear.apply(x, weight)
 
 
 class Linear(nn.Module):

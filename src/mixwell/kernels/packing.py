@@ -41,9 +41,10 @@ class PackedWeight:
 
     def linear(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]."""
-        x_ND = x.reshape(-1, x.shape[-1])
-        product, weight = self.parts[0][row_class(x_ND.shape[0])]
-        return product(x_ND, weight).view(*x.shape[:-1], self.shape[-2])
+        if x.dim() != 2:
+            return self.linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.shape[-2])
+        product, weight = self.parts[0][row_class(x.shape[0])]
+        return product(x, weight)
 
     def holds(self, weight: Tensor) -> bool:
         """Whether `weight` is what was packed, unchanged since (a write through `.data` goes unseen)."""

@@ -28,6 +28,8 @@ WIDTHS = {"small": (64, 64), "large": (704, 512)}  # outputs and inputs that sta
 LARGE = 1 << 16  # numbers in a weight from which on it is large: a quarter of a megabyte
 FEW = 8  # rows up to which reading the weight takes longer than the sums, so that it is measured out of the cache
 GAIN = 0.95  # share of the time of the plainest library that another may take at most
+# the same for oneDNN with plain weights: it compiles a kernel for each number of rows, so that experts' rows are widened
+GAIN_ONEDNN = 0.9
 RING_BYTES = 1 << 26  # weights measured in turn, so that each comes from main memory
 KINDS = ("nt", "nt into", "nn", "nn into", "tn into")  # of products; "into": the result is written into a given tensor
 
@@ -74,7 +76,7 @@ def choices() -> Choices:
 
 @functools.cache
 def _choices(threads: int) -> Choices:
-    what = ["library of each product", KINDS, ROWS, WIDTHS, list(PLAIN), list(PACKED)]
+    what = ["library of each product", KINDS, ROWS, WIDTHS, GAIN, GAIN_ONEDNN, list(PLAIN), list(PACKED)]
     found = kept(what, measure_products, threads, once=True, fields=("plain", "exact", "half", "int8_rows"))
     plain = {(kind, i, size): found["plain"][_key(kind, rows, size)]
              for kind, (i, rows), size in itertools.product(KINDS, enumerate(ROWS), WIDTHS)}
@@ -172,7 +174,8 @@ def _fastest(calls: Mapping[str, Call], turns: int = 6) -> str:
             times[name] = min(times[name], _seconds(call, repeats[name]))
     best = min(times, key=lambda name: times[name])
     first = next(iter(calls))
-    return best if times[best] < GAIN * times[first] else first
+    gain = GAIN_ONEDNN if best == "onednn" else GAIN
+    return best if times[best] < gain * times[first] else first
 
 
 def _seconds(call: Call, repeats: int = 1) -> float:

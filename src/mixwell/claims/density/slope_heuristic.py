@@ -59,9 +59,10 @@ def one_set(rng: np.random.Generator, seed: int) -> dict[str, float]:
     fits = [GaussianMixture(k, **options).fit(x) for k in NUMBERS]
     risks = [-model.score(fresh) for model in fits]
     least = int(np.argmin(risks))
-    found: dict[str, float] = {"components_by_best": NUMBERS[least]}
-    for name, pick in choices(fits, x).items():
-        found[name] = risks[pick] - risks[least]
+    picks = choices(fits, x)
+    found: dict[str, float] = {name: risks[pick] - risks[least] for name, pick in picks.items()}
+    picks["best"] = least
+    for name, pick in picks.items():
         found[f"components_by_{name}"] = NUMBERS[pick]
     return found
 

@@ -28,7 +28,7 @@ WIDTHS = {"small": (64, 64), "large": (704, 512)}  # outputs and inputs that sta
 LARGE = 1 << 16  # numbers in a weight from which on it is large: a quarter of a megabyte
 FEW = 8  # rows up to which reading the weight takes longer than the sums, so that it is measured out of the cache
 GAIN = 0.95  # share of the time of the plainest library that another may take at most
-# the same for oneDNN with plain weights: it compiles a kernel for each number of rows, so that experts' rows are widened
+# the same for oneDNN with plain weights: it compiles for each number of rows, and experts widen their rows for it
 GAIN_ONEDNN = 0.9
 RING_BYTES = 1 << 26  # weights measured in turn, so that each comes from main memory
 KINDS = ("nt", "nt into", "nn", "nn into", "tn into")  # of products; "into": the result is written into a given tensor

@@ -44,7 +44,13 @@ def table(found: Found, first: list[str], columns: list[str], rows: dict[tuple[s
 
 def commands(found: Found) -> list[str]:
     """The command and the machine of each kind."""
-    return ["", *(f"{KINDS[kind]}: `{data['command']}` on {where(data['machine'])}." for kind, data in found.items())]
+    return ["", *(f"{KINDS[kind]}: `{data['command']}` on {where(data['machine'])}{_held(data['command'])}."
+                  for kind, data in found.items())]
+
+
+def _held(command: str) -> str:
+    """That a processor was told to do less than it can, where the command says so."""
+    return "; the processor can do more and is held to AVX2 by these settings" if "ATEN_CPU_" in command else ""
 
 
 def where(machine: dict[str, Any]) -> str:

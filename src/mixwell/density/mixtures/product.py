@@ -35,7 +35,7 @@ from mixwell.core.method import method
 from mixwell.density.mixtures._parts import MixtureEstimator
 from mixwell.density.mixtures.categorical import CategoricalMixture
 from mixwell.density.mixtures.em.loop import Family, Params, Tally
-from mixwell.density.mixtures.em.rows import ArrayRows, Piece, Rows, patterns
+from mixwell.density.mixtures.em.rows import ArrayRows, BlockRows, Piece, Rows
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
 
@@ -53,21 +53,6 @@ class Block:
     columns: tuple[int, ...]
     floor_D: tuple[float, ...] = ()  # numeric: least variance of a component by column
     sizes: tuple[int, ...] = ()  # category: number of categories by column; codes count from 0
-
-
-class BlockRows(ArrayRows):
-    """Rows grouped by what their numeric columns lack; the other kinds take a missing value as it comes."""
-
-    def __init__(self, x_ND: np.ndarray, numeric: Sequence[int]) -> None:
-        super().__init__(x_ND)
-        self.numeric = list(numeric)
-        if not self._whole():  # patterns that are known beforehand number the rows of one tensor
-            self._x = np.array(x_ND, order="C")
-        numbers_ND = torch.from_numpy(x_ND[:, self.numeric])
-        self._groups = patterns(numbers_ND)
-
-    def batch(self, x_BD: Tensor) -> Rows:
-        return BlockRows(x_BD.numpy(), self.numeric)
 
 
 class Part:

@@ -47,9 +47,6 @@ def ridge_penalty(coef: Array, strength: float) -> float:
     return 0.5 * strength * float((slopes**2).sum())
 
 
-# -- gates and experts -------------------------------------------------------------------------------------------------
-
-
 class Gates(ABC):
     """Weights over experts as a function of a row."""
 
@@ -237,9 +234,6 @@ def keep_dead(new: Params, old: Params | None, count_K: Array, names: Sequence[s
     return new
 
 
-# -- expectation-maximisation ------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Problem:
     """What is fitted to what."""
@@ -305,9 +299,6 @@ def check_at_least_one(config: Any, *names: str) -> None:
             raise ValueError(f"{name} is {value}; expected 1 or more")
 
 
-# -- estimators --------------------------------------------------------------------------------------------------------
-
-
 class GatedEstimator(Configured):
     """What gated regressors and classifiers share. Columns are standardised; coefficients are in those units.
 
@@ -360,8 +351,7 @@ class GatedEstimator(Configured):
         if not best.converged and config.max_iter > 1:
             warnings.warn(f"EM did not converge in max_iter={config.max_iter} steps; increase max_iter or tol.",
                           ConvergenceWarning, stacklevel=3)
-        self._gates = gates
-        self._experts = experts
+        self._gates, self._experts = gates, experts
         self._publish(best)
 
     def _publish(self, run: Run[Params]) -> None:

@@ -24,9 +24,8 @@ covariates.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +40,7 @@ from mixwell.density._gaussian import Array, log_normal, outer
 from mixwell.density._options import Configured
 from mixwell.density.regression._fits import least_squares, raise_eigenvalues
 from mixwell.density.regression._parts import Params, SoftmaxGates, check_common, start, with_intercept
+from mixwell.density.regression._waves import OneClass, People, Waves, cut, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,68 +63,6 @@ class Config:
             raise ValueError(f"shape is {self.shape!r}; expected 'bilinear' or 'linear'")
         if self.ridge < 0 or self.reg_covar <= 0:
             raise ValueError(f"ridge is {self.ridge} and reg_covar {self.reg_covar}; expected 0 or more, and above 0")
-
-
-@dataclass(frozen=True)
-class Waves:
-    """Outcomes and times, with zeros where `seen` is False."""
-
-    y_NJ: Array
-    t_NJ: Array
-    seen_NJ: Array
-    bilinear: bool
-
-    def loadings(self, knot: float) -> Array:
-        """Lambda (N, J, L), zero at missed waves."""
-        gap_NJ = self.t_NJ - knot
-        columns = [np.ones_like(gap_NJ), gap_NJ]
-        if self.bilinear:
-            columns.append(np.abs(gap_NJ))
-        all_NJL = np.stack(columns, axis=2)
-        return all_NJL * self.seen_NJ[:, :, None]
-
-    def moments(self, knot: float) -> tuple[Array, Array]:
-        """Lambda' Lambda (N, L, L) and Lambda' y (N, L)."""
-        load_NJL = self.loadings(knot)
-        gram_NLL = load_NJL.transpose(0, 2, 1) @ load_NJL
-        cross_NL = np.einsum("njl,nj->nl", load_NJL, self.y_NJ)
-        return gram_NLL, cross_NL
-
-    def left(self, knot: float, eta_NL: Array) -> Array:
-        """Squares (N,) of what curves with these growth factors leave."""
-        fitted_NJ = np.einsum("njl,nl->nj", self.loadings(knot), eta_NL)
-        rest_NJ = self.y_NJ - fitted_NJ
-        return (rest_NJ**2).sum(1)
-
-    def times(self) -> Array:
-        """The times of all waves that were seen, in one row."""
-        return self.t_NJ[self.seen_NJ]
-
-
-@dataclass(frozen=True)
-class People:
-    """What is known of every person: waves, and the designs of gates (N, 1 + D) and growth factors (N, 1 + E)."""
-
-    waves: Waves
-    z_NP: Array
-    x_NP: Array
-
-
-class OneClass(NamedTuple):
-    """Parameters of one class."""
-
-    coef_PL: Array
-    psi_LL: Array
-    theta: float
-    knot: float
-
-    @classmethod
-    def of(cls, params: Params, k: int) -> OneClass:
-        """Class k of all."""
-        theta = float(params["theta"][k])
-        knot = float(params["knot"][k])
-        coef_PL, psi_LL = params["coef"][k], params["psi"][k]
-        return cls(coef_PL, psi_LL, theta, knot)
 
 
 @dataclass(frozen=True)
@@ -358,7 +296,7 @@ class GrowthMixtureOfExperts(Configured, config=Config):
         scores_NV = np.column_stack(scores)
         information_VV = scores_NV.T @ scores_NV
         variance_V = np.diag(np.linalg.pinv(information_VV))
-        errors = _cut(np.sqrt(variance_V), shapes)
+        errors = cut(np.sqrt(variance_V), shapes)
         return {name: value for name, value in errors.items() if name in ("gate_coef", "coef", "knot")}
 
 
@@ -372,44 +310,6 @@ def log_joint(people: People, params: Params) -> Array:
         columns.append(found.log_N)
     logits_NK = people.z_NP @ params["gate_coef"].T
     return log_softmax(logits_NK, axis=1) + np.column_stack(columns)
-
-
-def pack(params: Params, bilinear: bool) -> tuple[Array, dict[str, tuple[int, ...]]]:
-    """Unconstrained free parameters as one vector: gates against the last class, log noise, Cholesky factors."""
-    gate_KP = params["gate_coef"]
-    rows, columns = np.tril_indices(params["psi"].shape[1])
-    root_KLL = np.linalg.cholesky(params["psi"])
-    parts = {"gate_coef": gate_KP[:-1] - gate_KP[-1], "coef": params["coef"]}
-    parts["theta"] = np.log(params["theta"])
-    parts["psi"] = root_KLL[:, rows, columns]
-    if bilinear:
-        parts["knot"] = params["knot"]
-    flat = [part.ravel() for part in parts.values()]
-    shapes = {name: part.shape for name, part in parts.items()}
-    return np.concatenate(flat), shapes
-
-
-def _cut(flat: Array, shapes: dict[str, tuple[int, ...]]) -> Params:
-    """A vector in pieces of these shapes."""
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    ends = np.cumsum(sizes)
-    pieces = np.split(flat, ends[:-1])
-    return {name: piece.reshape(shapes[name]) for name, piece in zip(shapes, pieces)}
-
-
-def unpack(flat: Array, shapes: dict[str, tuple[int, ...]]) -> Params:
-    """The inverse of `pack`."""
-    parts = _cut(flat, shapes)
-    K, _, L = parts["coef"].shape
-    rows, columns = np.tril_indices(L)
-    root_KLL = np.zeros((K, L, L))
-    root_KLL[:, rows, columns] = parts["psi"]
-    psi_KLL = root_KLL @ root_KLL.transpose(0, 2, 1)
-    last_1P = np.zeros((1, shapes["gate_coef"][1]))
-    gate_KP = np.vstack([parts["gate_coef"], last_1P])
-    knot_K = parts.get("knot", np.zeros(K))
-    new = {"gate_coef": gate_KP, "coef": parts["coef"], "psi": psi_KLL}
-    return new | {"theta": np.exp(parts["theta"]), "knot": knot_K}
 
 
 def _spread(rest_NL: Array, resp_N: Array, floor: float) -> Array:

@@ -222,6 +222,21 @@ def _type_of(x: np.ndarray) -> torch.dtype:
     return torch.float32 if x.dtype == np.float32 else torch.float64
 
 
+class BlockRows(ArrayRows):
+    """Rows grouped by what their numeric columns lack; other columns take a missing value as it comes."""
+
+    def __init__(self, x_ND: np.ndarray, numeric: Sequence[int]) -> None:
+        super().__init__(x_ND)
+        self.numeric = list(numeric)
+        if not self._whole():  # patterns that are known beforehand number the rows of one tensor
+            self._x = np.array(x_ND, order="C")
+        numbers_ND = torch.from_numpy(x_ND[:, self.numeric])
+        self._groups = patterns(numbers_ND)
+
+    def batch(self, x_BD: Tensor) -> Rows:
+        return BlockRows(x_BD.numpy(), self.numeric)
+
+
 class MemmapRows(StreamRows):
     """A numpy memory map, opened anew for every chunk so that pages already read do not stay resident."""
 

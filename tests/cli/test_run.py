@@ -53,7 +53,7 @@ def test_run_ends_with_the_answer_and_the_command_that_settles_it_works(ran):
     import shlex
 
     _, _, done = ran
-    (answer,) = [line for line in done.stdout.splitlines() if line.startswith("One seed at equal tokens: ")]
+    (answer,) = [line for line in done.stdout.splitlines() if line.startswith("One seed at equal tokens")]
     assert "% in bits per byte of held-out text." in answer
     command = next(line for line in done.stdout.splitlines() if line.startswith("next: mixwell compare "))
     words = shlex.split(command)[2:]

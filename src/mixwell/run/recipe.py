@@ -40,6 +40,7 @@ RESERVED = ("data", "tokenizer", "tokens", "model")  # ids of the stages that th
 COUNTS = {"tokens", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}  # keys whose text may end in k, M, ...
 SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
 BUDGETS = {"tokens", "flops", "seconds"}
+BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
 FAMILIES = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
             "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
 
@@ -319,7 +320,7 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     if kind.family:
         method, options = _method(kind, options, where, name)
     if name == "train":
-        has_own = (BUDGETS | {"as_long_as"}) & set(options)
+        has_own = BUDGET_KEYS & set(options)
         dropped = BUDGETS if has_own else set()  # a stage's own budget takes the place of the default
         options = {**{k: v for k, v in recipe.train.items() if k not in dropped}, **options}
     seed = options.pop("seed", recipe.seed)

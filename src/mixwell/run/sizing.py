@@ -135,8 +135,8 @@ def with_tokens(chosen: Recipe, tokens: Mapping[str, float]) -> Recipe:
 
 
 def _budgeted(entry: Mapping[str, Any], tokens: float) -> dict[str, Any]:
-    options = {k: v for k, v in (entry["train"] or {}).items() if k not in (*recipes.BUDGETS, "as_long_as")}
-    beside = {k: v for k, v in entry.items() if k not in (*recipes.BUDGETS, "as_long_as")}
+    options = {k: v for k, v in (entry["train"] or {}).items() if k not in recipes.BUDGET_KEYS}
+    beside = {k: v for k, v in entry.items() if k not in recipes.BUDGET_KEYS}
     return {**beside, "train": {**options, "tokens": tokens}}
 
 
@@ -146,7 +146,7 @@ def _trainings(chosen: Recipe) -> dict[str, dict[str, Any]]:
     for entry in chosen.stages:
         if isinstance(entry, Mapping) and "train" in entry:
             own = {**{k: v for k, v in entry.items() if k not in ("id", "from", "train")}, **(entry["train"] or {})}
-            defaults = {} if {*recipes.BUDGETS, "as_long_as"} & set(own) else chosen.train
+            defaults = {} if recipes.BUDGET_KEYS & set(own) else chosen.train
             found[str(entry.get("id"))] = {**defaults, **own}
     return found
 

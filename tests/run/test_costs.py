@@ -47,6 +47,18 @@ def test_a_short_step_is_repeated_as_long_as_patience_lasts_and_the_usual_one_co
     assert found["seconds_per_token"] == pytest.approx(0.01) and not durations, "warm, judge, then steps"
 
 
+def test_the_first_steps_which_are_slow_do_not_count(monkeypatch):
+    clock, durations = [0.0], [0.9, 0.5, 0.9, 0.8, 0.2, 0.2, 0.2, 0.2]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def step(count):
+        clock[0] += durations.pop(0)
+
+    found = timing._steps(step, 1, 10, 7.0, 2.45)
+    assert found["seconds_per_token"] == pytest.approx(0.02) and not durations
+    assert timing._settled([0.9, 0.8, 0.3, 0.2, 0.1, 0.2]) == pytest.approx(0.2)
+
+
 def test_a_training_keeps_the_shape_and_a_conversion_makes_another(stages):
     found = shapes(stages, 300)
     assert found["dense"] is found["model"] and found["moe-trained"] is found["moe"]

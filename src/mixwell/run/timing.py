@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mixwell.run.stages.train import Training
 
 Timed = dict[str, float]
-MOST_REPEATS = 25
+MOST_REPEATS = 60
 PROMPT, NEW = 16, 16  # tokens read and written by a timed sample
 
 
@@ -125,9 +125,15 @@ def _steps(step: Callable[[int], Any], rows: int, length: int, flops_per_token: 
     timed = max(1, min(rows, int(patience_s / max(one_row, 1e-6))))
     machine.reset_peak()
     rest = machine.peak_bytes()
-    seconds = statistics.median(_times(lambda: step(timed), 3, patience_s))
+    seconds = _settled(_times(lambda: step(timed), 3, patience_s))
     peak = rest + (machine.peak_bytes() - rest) * rows / timed
     return {"seconds_per_token": seconds / (timed * length), "flops_per_token": flops_per_token, "peak_bytes": peak}
+
+
+def _settled(times: Sequence[float]) -> float:
+    """Their median without the first third: a training's first steps fill caches and take up to half longer."""
+    warm = times[len(times) // 3:]
+    return statistics.median(warm)
 
 
 def _shortest(run: Callable[[], Any], repeats: int = 2) -> float:

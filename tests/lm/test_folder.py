@@ -15,7 +15,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.lm import folder as folders
 from mixwell.lm import weights
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.hf.config import comparable, model_type_of
+from mixwell.lm.hf.writing import comparable, model_type_of
 from mixwell.lm.model import LanguageModel
 
 DENSE = {"method": "swiglu", "hidden_dim": 12}

@@ -229,7 +229,7 @@ def test_layers_may_differ():
     ({"channel_mixer": DENSE | {"method": "swiglo"}}, "Did you mean 'swiglu'"),
     ({"channel_mixer": DENSE | {"hiden_dim": 3}}, "channel_mixer: unknown key 'hiden_dim'. Did you mean 'hidden_dim'"),
     ({"channel_mixer": SPARSE | {"router": {"method": "top_k", "k": 9}}}, "k = 9 experts per token of 4"),
-    ({"rope_scaling": {"type": "yarn"}}, "'yarn' is not supported"),
+    ({"rope_scaling": {"type": "ntk"}}, "'ntk' is not supported"),
 ])
 def test_refuses(options, message):
     with pytest.raises(MixwellError, match=message):

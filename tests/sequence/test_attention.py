@@ -208,7 +208,7 @@ def test_flops_count_what_the_mask_lets_through():
     ({"num_heads": 2, "head_dim": 3}, "head_dim is 3"),
     ({"num_heads": 0}, "num_heads is 0"),
     ({"num_heads": 2, "clip_qkv": -1.0}, "clip_qkv is -1.0"),
-    ({"num_heads": 2, "rope_scaling": {"type": "yarn"}}, "'yarn' is not supported; expected none, linear or llama3"),
+    ({"num_heads": 2, "rope_scaling": {"type": "ntk"}}, "'ntk' is not supported; expected none, linear, dynamic"),
     ({"num_heads": 2, "rope_scaling": {"type": "linear"}}, "linear needs factor; got nothing"),
     ({"num_heads": 2, "rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0"),
 ])

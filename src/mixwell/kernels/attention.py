@@ -6,7 +6,6 @@ Legend: B rows, T queries, S keys, H query heads, G key/value heads (each serves
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mixwell.kernels.norm import row_blocks, wide
+from mixwell.kernels.rope import Key, frequencies, reach, scaling_key
 
 _CPU = torch.device("cpu")
 # queries per block: their scores stay in a core's cache, and half of a causal square is skipped; 64 in float32, 128 in
@@ -24,43 +24,11 @@ BLOCK_BYTES = 256
 LONGEST = 2048  # above this many queries the saved probabilities of blocks outgrow what they gain
 
 
-def check_rope_scaling(scaling: Mapping[str, Any] | None) -> None:
-    """Refuse a rotary scaling that is not {"type": "linear", "factor"} or Llama 3's, with its four numbers."""
-    if scaling is None:
-        return
-    needed = {"linear": ("factor",),
-              "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
-    kind = scaling.get("type")
-    if kind not in needed:
-        raise ValueError(f"rope_scaling type {kind!r} is not supported; expected none, linear or llama3")
-    if set(scaling) - {"type"} != set(needed[kind]):
-        got = ", ".join(sorted(set(scaling) - {"type"})) or "nothing"
-        raise ValueError(f"rope_scaling {kind} needs {', '.join(needed[kind])}; got {got}")
-    for key in needed[kind]:
-        if isinstance(scaling[key], bool) or not isinstance(scaling[key], (int, float)) or not scaling[key] > 0:
-            raise ValueError(f"rope_scaling {key} is {scaling[key]!r}; expected a number above 0")
-
-
-@functools.lru_cache(maxsize=16)
-def _frequencies(width: int, theta: float, scaling: tuple[tuple[str, Any], ...] | None, device: torch.device) -> Tensor:
-    """Radians per position of each pair, float32 [P / 2]."""
-    options = dict(scaling or ())
-    exponents = torch.arange(0, width, 2, dtype=torch.int64, device=device).float() / width
-    frequencies = 1.0 / theta**exponents
-    if options.get("type") == "linear":
-        return frequencies / options["factor"]
-    if options.get("type") == "llama3":  # long waves are stretched, short ones kept, those between blended
-        turns = options["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        low, high = options["low_freq_factor"], options["high_freq_factor"]
-        blend = ((turns - low) / (high - low)).clamp(0, 1)
-        return (1 - blend) * frequencies / options["factor"] + blend * frequencies
-    return frequencies
-
-
 def rotary_angles(positions_BT: Tensor, width: int, theta: float, scaling: Mapping[str, Any] | None) -> Tensor:
     """Angles in radians, float32 [B, T, P / 2], of `positions_BT` [B or 1, T]."""
-    key = tuple(sorted(scaling.items())) if scaling else None
-    return positions_BT.unsqueeze(-1).float() * _frequencies(width, float(theta), key, positions_BT.device)
+    length = reach(positions_BT, scaling)
+    turns = frequencies(width, float(theta), scaling_key(scaling), length, positions_BT.device)
+    return positions_BT.unsqueeze(-1).float() * turns
 
 
 class _Rotate(torch.autograd.Function):
@@ -135,10 +103,10 @@ def rotate(x_BTHP: Tensor, angles_BTP: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _turns(positions: tuple[int, ...], width: int, theta: float,
-           scaling: tuple[tuple[str, Any], ...] | None) -> tuple[Tensor, Tensor]:
+def _turns(positions: tuple[int, ...], width: int, theta: float, scaling: Key,
+           length: int) -> tuple[Tensor, Tensor]:
     """Cosines, and sines with the sign of each half, [B, 1, 1, P] of one position a row."""
-    angles = torch.tensor(positions).view(-1, 1, 1, 1).float() * _frequencies(width, theta, scaling, _CPU)
+    angles = torch.tensor(positions).view(-1, 1, 1, 1).float() * frequencies(width, theta, scaling, length, _CPU)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
@@ -153,9 +121,9 @@ def rotate_one(x_B1HP: Tensor, positions_B1: Tensor, theta: float, scaling: Mapp
 
     All layers of a step turn by the same angles, which are kept.
     """
-    key = tuple(sorted(scaling.items())) if scaling else None
+    key, length = scaling_key(scaling), reach(positions_B1, scaling)
     P = x_B1HP.shape[-1]
-    cos, sin = _turns(tuple(positions_B1.flatten().tolist()), P, float(theta), key)
+    cos, sin = _turns(tuple(positions_B1.flatten().tolist()), P, float(theta), key, length)
     x = wide(x_B1HP)
     return (x * cos).addcmul_(x.roll(P // 2, -1), sin).to(x_B1HP.dtype)
 
@@ -271,6 +239,28 @@ def _attend_one(q_BH1P: Tensor, k_BGSP: Tensor, v_BGSP: Tensor, window: int, kee
         mask[..., -1] = True  # each token sees itself
     grouped = q_BH1P.shape[1] != k_BGSP.shape[1]
     return F.scaled_dot_product_attention(q_BH1P, k_BGSP[:, :, seen], v_BGSP[:, :, seen], mask, enable_gqa=grouped)
+
+
+def attend_scored(q_BHTP: Tensor, k_BGSP: Tensor, v_BGSV: Tensor, scale: float, *, softcap: float | None = None,
+                  sinks_H: Tensor | None = None, window: int | None = None, keep_BS: Tensor | None = None) -> Tensor:
+    """`attend` with scores of its own making, by plain operations: [B, H, T, P] -> [B, H, T, V].
+
+    Scores are products times `scale`, brought below `softcap` by c tanh(s / c) before the mask; a sink is a score of
+    each head that takes its share of the softmax and gives nothing (Xiao et al. 2023, 2309.17453).
+    """
+    (B, H, T, P), (_, G, S, _) = q_BHTP.shape, k_BGSP.shape
+    q_BGRTP = q_BHTP.reshape(B, G, H // G, T, P)
+    keys_BGPS = k_BGSP.unsqueeze(2).transpose(-1, -2)
+    scores = wide(q_BGRTP @ keys_BGPS) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + _bias(0, T, 0, S - T, window, keep_BS, scores).unsqueeze(2)
+    if sinks_H is not None:
+        sinks = sinks_H.to(scores.dtype).view(G, H // G, 1, 1)
+        scores = torch.cat((scores, sinks.expand(B, -1, -1, T, -1)), -1)
+    weights = scores.softmax(-1)[..., :S].to(v_BGSV.dtype)
+    y_BGRTV = weights @ v_BGSV.unsqueeze(2)
+    return y_BGRTV.reshape(B, H, T, -1)
 
 
 class KVCache:

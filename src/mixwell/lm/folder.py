@@ -16,8 +16,9 @@ from mixwell.core.files import read_json, whole_folder, write_bytes, write_json
 from mixwell.core.tensors import open_folder, save_shards
 from mixwell.lm import weights
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.hf.config import comparable, model_type_of, read_config, write_config
+from mixwell.lm.hf.config import read_config
 from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, recipes
+from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 from mixwell.lm.network import Network
 
 CONFIG, RECORD, SAMPLING = "config.json", "mixwell.json", "generation_config.json"
@@ -73,7 +74,7 @@ def _from_hugging_face(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
     where = str(folder)
     arch = read_config(config, str(folder / CONFIG))
     table = recipes(arch, arch["architecture"], shapes(arch), set(tensors))
-    check_names(table, tensors, where, arch["tie_embeddings"])
+    check_names(table, tensors, where, arch)
     return arch, Gathered(tensors, table, where)
 
 

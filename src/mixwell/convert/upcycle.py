@@ -87,7 +87,7 @@ def _check_plain(spec: Mapping[str, Any], layer: int) -> None:
     for option, value in usual.items():
         found = spec.get(option, value)
         if found != value:
-            raise MixwellError(f"layer {layer} has a dense block with {option} = {found!r}; upcycling makes experts with "
+            raise MixwellError(f"layer {layer} has a dense block with {option} = {found!r}; upcycling takes "
                                f"{value!r} only.")
 
 

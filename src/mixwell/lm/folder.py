@@ -16,6 +16,8 @@ from mixwell.core.files import read_json, whole_folder, write_bytes, write_json
 from mixwell.core.tensors import open_folder, save_shards
 from mixwell.lm import weights
 from mixwell.lm.config import ModelConfig
+from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config, is_gguf
+from mixwell.lm.gguf.tokenizer import tokenizer_files
 from mixwell.lm.hf.config import read_config
 from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, recipes
 from mixwell.lm.hf.writing import comparable, model_type_of, write_config
@@ -34,6 +36,8 @@ def read(path: str | Path) -> Checkpoint:
     A folder that lacks something, or holds what would change the result and is not understood, raises `MixwellError`.
     """
     folder = Path(path)
+    if is_gguf(folder):
+        return _from_gguf(folder)
     if not folder.is_dir():
         raise MixwellError(f"{folder} is not a folder; expected a model folder with config.json.")
     config = _keys(folder / CONFIG, "expected a model's configuration")
@@ -76,6 +80,18 @@ def _from_hugging_face(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
     table = recipes(arch, arch["architecture"], shapes(arch), set(tensors))
     check_names(table, tensors, where, arch)
     return arch, Gathered(tensors, table, where)
+
+
+def _from_gguf(path: Path) -> Checkpoint:
+    """The checkpoint in a GGUF file, dequantised."""
+    file = GgufFile(path)
+    arch = read_config(hugging_face_config(file), str(path))
+    table = recipes(arch, arch["architecture"], shapes(arch))
+    names = {name: recipe.part_shape(part) for recipe in table.values() for names in recipe.names
+             for part, name in enumerate(names)}
+    heads = arch["num_heads"], arch["num_kv_heads"] or arch["num_heads"]
+    tensors = Gathered(HuggingFaceView(file, names, heads), table, str(path))
+    return Checkpoint(arch, tensors, (), tokenizer_files(file.metadata, str(path)))
 
 
 def _recorded(arch: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,8 @@ def find_model(name: str | Path) -> Path:
     if path.is_dir() and _is_run(path):
         known = _listed(f"{path}:{id}" for id in models(path))
         raise MixwellError(f"{path} is a run; name one of its stages: {known}.")
+    if path.is_file() and path.suffix == ".gguf":
+        return path
     if not path.is_dir():
         near = suggest(path.name, _names(path.parent))
         raise MixwellError(f"{path} is not a folder.{near} Expected a model folder, a stage's folder, or a run's stage "

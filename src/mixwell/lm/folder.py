@@ -16,7 +16,8 @@ from mixwell.core.files import read_json, whole_folder, write_bytes, write_json
 from mixwell.core.tensors import open_folder, save_shards
 from mixwell.lm import weights
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config, is_gguf
+from mixwell.lm.gguf.header import is_gguf
+from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config
 from mixwell.lm.gguf.tokenizer import tokenizer_files
 from mixwell.lm.hf.config import read_config
 from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, recipes

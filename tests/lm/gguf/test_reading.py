@@ -110,7 +110,9 @@ def stored(name: str, model) -> dict[str, np.ndarray]:
             found[f"blk.{key.split('.')[2]}.ffn_down_exps.weight"] = tensor
         else:
             stem, _, kind = key.rpartition(".")
-            target = names.get_name(stem.replace("mlp.gate", "block_sparse_moe.gate") if model_type == "mixtral" else stem)
+            if model_type == "mixtral":  # named so in a folder, otherwise in memory
+                stem = stem.replace("mlp.gate", "block_sparse_moe.gate")
+            target = names.get_name(stem)
             found[f"{target}.{kind}"] = tensor.squeeze(0) if "gate_inp_shexp" in target else tensor
     return found
 

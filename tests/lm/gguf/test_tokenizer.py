@@ -1,5 +1,7 @@
 """Tokenizers of GGUF files: SentencePiece's pairs by score against its own greedy loop, splits, ends, refusals."""
 
+import itertools
+
 import pytest
 import tokenizers
 
@@ -26,7 +28,7 @@ def greedy(text):
     """SentencePiece's own way: join the neighbours whose token scores best, the first of equals, until none is left."""
     parts = list("\u2581" + text.replace(" ", "\u2581"))
     while True:
-        joined = [(SCORES[PIECES.index(a + b)], -i) for i, (a, b) in enumerate(zip(parts, parts[1:]))
+        joined = [(SCORES[PIECES.index(a + b)], -i) for i, (a, b) in enumerate(itertools.pairwise(parts))
                   if a + b in PIECES]
         if not joined:
             break
@@ -60,7 +62,7 @@ def test_texts_begin_and_end_as_the_file_says():
 def test_merges_are_all_pairs_that_make_a_token():
     merges = merges_by_score({piece: i for i, piece in enumerate(PIECES)}, SCORES)
     assert merges[0] in {("abc", "d"), ("ab", "cd")}
-    assert ("ab", "c") in merges and ("a", "bc") in merges and ("d", "d") == merges[-1]
+    assert ("ab", "c") in merges and ("a", "bc") in merges and merges[-1] == ("d", "d")
 
 
 @pytest.mark.parametrize(("pre", "pieces"), [

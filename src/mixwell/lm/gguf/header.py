@@ -13,10 +13,16 @@ from typing import Any, NamedTuple
 
 from mixwell.core.errors import MixwellError
 
-MAGIC, VERSIONS = b"GGUF", (2, 3)
+SUFFIX, MAGIC, VERSIONS = ".gguf", b"GGUF", (2, 3)
 ALIGNMENT = "general.alignment", 32  # key of the alignment of tensors in bytes, and its default
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether `path` is a file that is called a GGUF one."""
+    path = Path(path)
+    return path.suffix == SUFFIX and path.is_file()
 
 
 class Place(NamedTuple):

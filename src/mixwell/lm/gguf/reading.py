@@ -16,15 +16,8 @@ from mixwell.core.errors import MixwellError
 from mixwell.lm.gguf.architectures import Architecture, architecture_of, config_of
 from mixwell.lm.gguf.header import read_header
 
-SUFFIX = ".gguf"
 STRETCHES = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Whether `path` is a file that is called a GGUF one."""
-    path = Path(path)
-    return path.suffix == SUFFIX and path.is_file()
 
 
 class GgufFile:

@@ -15,6 +15,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file, read_json, write_json, write_text
 from mixwell.lm.data import write_shards
 from mixwell.lm.documents import Document, Reader, size_bytes
+from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.splitting import Capped, Split, capped, split_apart, split_documents
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run import facts
@@ -241,6 +242,8 @@ def tokenizer_fingerprint(stage: Stage) -> str:
     path = stage.config.path
     if path is None:
         return ""
+    if is_gguf(path):
+        return Tokenizer.load(path).digest
     file = Path(path) / "tokenizer.json"
     if not file.is_file():
         raise MixwellError(f"{path} holds no tokenizer.json, and the recipe trains none; give `tokenizer: "

@@ -54,6 +54,18 @@ def test_gradients_agree(name, tmp_path):
         torch.testing.assert_close(parameter.grad, expected[canonical], rtol=1e-4, atol=2e-6, msg=canonical)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "gpt2", "gpt_neox", "cohere2",
+                                  "qwen2_moe", "granite"])
+def test_bfloat16_stays_near_and_learns(name, tmp_path):
+    reference(name, tmp_path)
+    expected = logits(mixwell.load(tmp_path).eval())
+    half = mixwell.load(tmp_path, "bf16").eval()
+    assert (logits(half) - expected).norm() < 0.15 * expected.norm()
+    assert half.generate(TOKENS, 3).shape == (2, TOKENS.shape[1] + 3)
+    half.train().loss(TOKENS, TOKENS.roll(-1, 1)).nats.backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().max() > 0 for p in half.parameters())
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
 def test_experts_in_one_tensor(name, tmp_path):
     expected = logits(reference(name, tmp_path / "theirs", save_original_format=False))

@@ -20,13 +20,14 @@ from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config
 from mixwell.lm.gguf.tokenizer import tokenizer_files
 from mixwell.lm.hf.config import read_config
-from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, recipes
+from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, file_shapes, recipes
 from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 from mixwell.lm.network import Network
 
 CONFIG, RECORD, SAMPLING = "config.json", "mixwell.json", "generation_config.json"
 CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
            "vocab.json", "merges.txt", "chat_template.jinja", SAMPLING)
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OWN = "mixwell"  # the model_type of what no Hugging Face decoder computes
 
@@ -41,6 +42,7 @@ def read(path: str | Path) -> Checkpoint:
         return _from_gguf(folder)
     if not folder.is_dir():
         raise MixwellError(f"{folder} is not a folder; expected a model folder with config.json.")
+    _refuse_adapter(folder)
     config = _keys(folder / CONFIG, "expected a model's configuration")
     stored = open_folder(folder)
     record = _record(folder)
@@ -50,6 +52,18 @@ def read(path: str | Path) -> Checkpoint:
         return Checkpoint(arch, stored, lineage, files)
     arch, tensors = _from_hugging_face(config, stored, folder)
     return Checkpoint(_recorded(arch, record), tensors, lineage, files)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """LoRA files are no part of a model; loading around them would leave out what was trained."""
+    there = [name for name in ADAPTER if (folder / name).exists()]
+    if not there:
+        return
+    if (folder / CONFIG).exists():
+        raise MixwellError(f"{folder} holds a model and beside it LoRA files ({there[0]}), which would be left out; "
+                           "merge them into it (PEFT: merge_and_unload), or move them away.")
+    raise MixwellError(f"{folder} holds a LoRA adapter ({there[0]}) without its model; merge the two (PEFT: "
+                       "merge_and_unload) and hand in what that saves.")
 
 
 def _keys(path: Path, advice: str) -> Mapping[str, Any]:
@@ -88,11 +102,11 @@ def _from_gguf(path: Path) -> Checkpoint:
     file = GgufFile(path)
     arch = read_config(hugging_face_config(file), str(path))
     table = recipes(arch, arch["architecture"], shapes(arch))
-    names = {name: recipe.part_shape(part) for recipe in table.values() for names in recipe.names
-             for part, name in enumerate(names)}
-    heads = arch["num_heads"], arch["num_kv_heads"] or arch["num_heads"]
-    tensors = Gathered(HuggingFaceView(file, names, heads), table, str(path))
-    return Checkpoint(arch, tensors, (), tokenizer_files(file.metadata, str(path)))
+    heads = arch["num_heads"]
+    groups = arch["num_kv_heads"] or heads
+    stored = HuggingFaceView(file, file_shapes(table), (heads, groups))
+    files = tokenizer_files(file.metadata, str(path))
+    return Checkpoint(arch, Gathered(stored, table, str(path)), (), files)
 
 
 def _recorded(arch: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,8 +55,10 @@ class Layer(nn.Module):
         h_BTD = self.sequence_norm(x_BTD)
         across = self.sequence_mixer(h_BTD, positions_BT, cache, mask_BT, context)
         x_BTD = self._add(x_BTD, across.y_BTD)
-        mixed = self._channels(self.channel_norm(x_BTD), context)
-        return self._add(x_BTD, mixed.y_TD.view_as(x_BTD)), across, mixed
+        h_BTD = self.channel_norm(x_BTD)
+        mixed = self._channels(h_BTD, context)
+        y_BTD = mixed.y_TD.view_as(x_BTD)
+        return self._add(x_BTD, y_BTD), across, mixed
 
     def _channels(self, h_BTD: Tensor, context: Context) -> Mixed:
         """The channel mixer on every token."""
@@ -83,10 +85,13 @@ class NormedAfter(Layer):
         """[B, T, D] -> [B, T, D], and what the two mixers gave."""
         h_BTD = self._before("sequence_norm", x_BTD)
         across = self.sequence_mixer(h_BTD, positions_BT, cache, mask_BT, context)
-        x_BTD = self._add(x_BTD, self.sequence_norm_after(across.y_BTD))
-        mixed = self._channels(self._before("channel_norm", x_BTD), context)
+        y_BTD = self.sequence_norm_after(across.y_BTD)
+        x_BTD = self._add(x_BTD, y_BTD)
+        h_BTD = self._before("channel_norm", x_BTD)
+        mixed = self._channels(h_BTD, context)
         y_BTD = mixed.y_TD.view_as(x_BTD)
-        return self._add(x_BTD, self.channel_norm_after(y_BTD)), across, mixed
+        y_BTD = self.channel_norm_after(y_BTD)
+        return self._add(x_BTD, y_BTD), across, mixed
 
     def _before(self, name: str, x_BTD: Tensor) -> Tensor:
         return x_BTD
@@ -109,8 +114,10 @@ class Parallel(Layer):
         """[B, T, D] -> [B, T, D], and what the two mixers gave."""
         h_BTD = self.sequence_norm(x_BTD)
         across = self.sequence_mixer(h_BTD, positions_BT, cache, mask_BT, context)
-        mixed = self._channels(self._second(x_BTD, h_BTD), context)
-        both_BTD = across.y_BTD + mixed.y_TD.view_as(x_BTD)
+        second_BTD = self._second(x_BTD, h_BTD)
+        mixed = self._channels(second_BTD, context)
+        y_BTD = mixed.y_TD.view_as(x_BTD)
+        both_BTD = across.y_BTD + y_BTD
         return self._add(x_BTD, both_BTD), across, mixed
 
     def _second(self, x_BTD: Tensor, h_BTD: Tensor) -> Tensor:

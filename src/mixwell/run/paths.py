@@ -37,7 +37,7 @@ def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
 
 
 def find_model(name: str | Path) -> Path:
-    """The model folder or GGUF file that `name` means; what leads to none raises `MixwellError` with the nearest name."""
+    """The model folder or GGUF file that `name` means; what leads to none raises `MixwellError` with the nearest."""
     path = Path(name).expanduser()
     if not path.exists() and ":" in path.name:
         run, _, stage = str(path).rpartition(":")

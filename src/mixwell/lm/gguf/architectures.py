@@ -90,7 +90,10 @@ def config_of(metadata: Metadata, tied: bool, stretches: Metadata, where: str) -
 
 def _short(value: Any) -> Any:
     """1e-05 rather than the float64 nearest to its float32."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    digits = str(np.float32(value))
+    return float(digits)
 
 
 def _check_layers_alike(config: Metadata, where: str) -> None:

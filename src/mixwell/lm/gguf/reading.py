@@ -104,10 +104,13 @@ class HuggingFaceView(Mapping[str, Tensor]):
     def _check(self) -> None:
         """Refuse a file that lacks a tensor, or holds one that would not be used."""
         wanted = {place for place, _ in self._places.values()}
-        for name in sorted(wanted - self._file.names):
-            raise MixwellError(f"{self._file.path}: {name} is missing.")
-        for name in sorted(self._file.names - wanted - set(STRETCHES)):
-            raise MixwellError(f"{self._file.path}: {name} has no place in this model; it would be dropped.")
+        there, path = self._file.names, self._file.path
+        missing = wanted - there
+        extra = there - wanted - set(STRETCHES)
+        for name in sorted(missing):
+            raise MixwellError(f"{path}: {name} is missing.")
+        for name in sorted(extra):
+            raise MixwellError(f"{path}: {name} has no place in this model; it would be dropped.")
 
     def __getitem__(self, name: str) -> Tensor:
         place, expert = self._places[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -13,6 +13,7 @@ from mixwell.core.errors import MixwellError
 
 Metadata = Mapping[str, Any]
 CONTROL, USER = 3, 4  # types of tokens: outside the text; written by users of the vocabulary
+MARKS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 SPACE = "\u2581"  # stands for a space in SentencePiece's tokens
 _WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
@@ -98,11 +99,13 @@ def _sentence_piece(metadata: Metadata, where: str) -> tokenizers.Tokenizer:
     unknown = metadata["tokenizer.ggml.tokens"][metadata.get("tokenizer.ggml.unknown_token_id", 0)]
     model = models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     backend = tokenizers.Tokenizer(model)
-    spaces = normalizers.Replace(" ", SPACE)
-    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    before: list[Any] = [normalizers.Replace(" ", SPACE)]
+    behind: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        before.insert(0, normalizers.Prepend(SPACE))
+        behind.append(decoders.Strip(" ", 1, 0))
+    backend.normalizer = normalizers.Sequence(before)
+    backend.decoder = decoders.Sequence(behind)
     return backend
 
 
@@ -110,12 +113,19 @@ def merges_by_score(vocabulary: Mapping[str, int], scores: Sequence[float]) -> l
     """Every pair of tokens that makes a token, the best score of what it makes first."""
     found: list[tuple[float, int, int, str, str]] = []
     for token, number in vocabulary.items():
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
+        worse = -scores[number]
+        for left, right in _halves(token):
             if left in vocabulary and right in vocabulary:
-                found.append((-scores[number], vocabulary[left], vocabulary[right], left, right))
+                places = vocabulary[left], vocabulary[right]
+                found.append((worse, *places, left, right))
     found.sort()
     return [(left, right) for *_, left, right in found]
+
+
+def _halves(token: str) -> Iterator[tuple[str, str]]:
+    """Every way to cut a token in two."""
+    for cut in range(1, len(token)):
+        yield token[:cut], token[cut:]
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, metadata: Metadata) -> None:
@@ -147,12 +157,15 @@ def _token(metadata: Metadata, name: str) -> str | None:
 
 def _config(metadata: Metadata) -> dict[str, Any]:
     """tokenizer_config.json."""
-    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    marks = {key: _token(metadata, name) for key, name in names.items()}
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {key: token for key, token in marks.items() if token is not None}
+    for key, name in MARKS.items():
+        token = _token(metadata, name)
+        if token is not None:
+            config[key] = token
     template = metadata.get("tokenizer.chat_template")
-    return config if template is None else config | {"chat_template": template}
+    if template is not None:
+        config["chat_template"] = template
+    return config
 
 
 def _stops(metadata: Metadata) -> list[int]:

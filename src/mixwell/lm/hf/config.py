@@ -27,8 +27,10 @@ def model_keys(family: Family) -> dict[str, Key]:
     """Config keys of the fields of ModelConfig: the shared ones, but where the family has its own."""
     own = {key: as_key(option) for key, option in family.keys.items()}
     taken = {key.option for key in own.values()}
-    taken |= set() if family.head_dim else {"head_dim"}
-    taken |= set() if family.kv_heads else {"num_kv_heads"}
+    if not family.head_dim:
+        taken.add("head_dim")
+    if not family.kv_heads:
+        taken.add("num_kv_heads")
     shared = {key: Key(option) for key, option in SHARED_KEYS.items() if option not in taken}
     return shared | own
 
@@ -172,4 +174,6 @@ def _read_block(full: Keys, arch: Keys, family: Family) -> dict[str, Any]:
     if hidden is None and family.hidden_default:
         hidden = family.hidden_default * arch["dim"]
     spec = {"method": SWIGLU, "hidden_dim": hidden, **family.block}
-    return spec | {key.option: key.read(full[name]) for name, key in family.block_keys.items()}
+    for name, key in family.block_keys.items():
+        spec[key.option] = key.read(full[name])
+    return spec

@@ -106,10 +106,11 @@ def _routes(full: Keys, which: str, layer: int) -> bool:
 
 def _in_span(full: Keys, layer: int) -> bool:
     """Every `moe_layer_interval`-th layer from `moe_layer_start_index` to `moe_layer_end_index` (-1: the last)."""
-    last = full["moe_layer_end_index"]
-    last = full["num_hidden_layers"] - 1 if last == -1 else last
-    inside = full["moe_layer_start_index"] <= layer <= last
-    return inside and (layer + 1) % full["moe_layer_interval"] == 0
+    first, last = full["moe_layer_start_index"], full["moe_layer_end_index"]
+    if last == -1:
+        last = full["num_hidden_layers"] - 1
+    turn = (layer + 1) % full["moe_layer_interval"]
+    return first <= layer <= last and turn == 0
 
 
 def write_routed(routes: Sequence[bool], which: str) -> dict[str, Any]:

@@ -38,8 +38,11 @@ class Recipe(NamedTuple):
         behind_rows = self.shape[2:] if self.stacked else self.shape[1:]
         shape = (self.rows[part], *behind_rows)
         if self.transposed:
-            shape = (*shape[:-2], shape[-1], shape[-2])
-        return (1, *shape) if self.extra else shape
+            *before, rows, columns = shape
+            shape = (*before, columns, rows)
+        if self.extra:
+            shape = (1, *shape)
+        return shape
 
     @property
     def row_dim(self) -> int:
@@ -63,6 +66,16 @@ def recipes(arch: Mapping[str, Any], model_type: str, shapes: Mapping[str, tuple
     return found
 
 
+def file_shapes(table: Mapping[str, Recipe]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in the file that a table of recipes asks for."""
+    found: dict[str, tuple[int, ...]] = {}
+    for recipe in table.values():
+        shapes = [recipe.part_shape(part) for part in range(len(recipe.rows))]
+        for names in recipe.names:
+            found.update(zip(names, shapes))
+    return found
+
+
 def _base(layout: Layout, present: Collection[str]) -> str:
     """What every name begins with: as the embedding in the file does, else as it is written."""
     there = [base for base in layout.bases if base + layout.embedding in present]
@@ -75,12 +88,15 @@ def _view(layout: Layout, name: str) -> View:
 
 
 def _recipe(arch: Mapping[str, Any], names: Names, shape: tuple[int, ...], view: View) -> Recipe:
-    stacked = len(names) > 1 or (len(shape) == 3 and len(names[0]) > 1)
+    parts = len(names[0])
+    stacked = len(names) > 1 or (len(shape) == 3 and parts > 1)
     total = shape[1] if stacked else shape[0]
-    plain = Recipe(names, _rows(arch, total, len(names[0])), shape, stacked, view.transposed, view.extra)
+    rows = _rows(arch, total, parts)
+    plain = Recipe(names, rows, shape, stacked, view.transposed, view.extra)
     if view.order is None:
         return plain
-    return plain._replace(order=tuple(view.order(arch, shape[plain.row_dim])))
+    order = view.order(arch, shape[plain.row_dim])
+    return plain._replace(order=tuple(order))
 
 
 def _layouts(name: str, model_type: str, base: str, shape: tuple[int, ...], fused: bool) -> list[Names]:
@@ -189,11 +205,15 @@ def _ordered(tensor: Tensor, order: tuple[int, ...], dim: int) -> Tensor:
 
 def _restored(tensor: Tensor, recipe: Recipe) -> Tensor:
     """A canonical tensor as it lies in the file."""
-    back = sorted(range(len(recipe.order)), key=recipe.order.__getitem__)
+    places = range(len(recipe.order))
+    back = sorted(places, key=recipe.order.__getitem__)
     tensor = _ordered(tensor, tuple(back), recipe.row_dim)
     if recipe.transposed:
-        tensor = tensor.transpose(-1, -2).contiguous()
-    return tensor.unsqueeze(0) if recipe.extra else tensor
+        swapped = tensor.transpose(-1, -2)
+        tensor = swapped.contiguous()
+    if recipe.extra:
+        tensor = tensor.unsqueeze(0)
+    return tensor
 
 
 class Scattered(Mapping[str, Tensor]):
@@ -239,9 +259,7 @@ def check_names(table: Mapping[str, Recipe], tensors: Mapping[str, Tensor], wher
     """Refuse a file that lacks a tensor or holds one that would not be used."""
     stored = set(tensors)
     layout = FAMILIES[arch["architecture"]].layout
-    wanted: set[str] = set()
-    for recipe in table.values():
-        wanted.update(*recipe.names)
+    wanted = set(file_shapes(table))
     _refuse_wrapped(stored, where)
     for name in sorted(wanted - stored):
         raise MixwellError(f"{where}: {name} is missing.")

@@ -121,7 +121,7 @@ def rotate_one(x_B1HP: Tensor, positions_B1: Tensor, theta: float, scaling: Mapp
 
     All layers of a step turn by the same angles, which are kept.
     """
-    key, length = scaling_key(scaling), reach(positions_B1, scaling)
+    key, length = (scaling_key(scaling), reach(positions_B1, scaling)) if scaling else (None, 0)
     P = x_B1HP.shape[-1]
     cos, sin = _turns(tuple(positions_B1.flatten().tolist()), P, float(theta), key, length)
     x = wide(x_B1HP)

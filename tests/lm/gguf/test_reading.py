@@ -246,8 +246,25 @@ def test_the_tokenizer_comes_along(tmp_path):
     assert ours.tokenizer.encode(text) == trained.encode(text)
     assert ours.tokenizer.decode(trained.encode(text)) == text
     assert ours.tokenizer.eos_id == ours.config.eos_token_id == 0
+    assert Tokenizer.load(tmp_path / "model.gguf").encode(text) == trained.encode(text)
     assert json.loads(ours.files["generation_config.json"]) == {"eos_token_id": [0]}
     assert json.loads(ours.files["tokenizer_config.json"])["chat_template"] == "{{ messages }}"
+
+
+def test_a_recipe_may_name_a_file(tmp_path):
+    """What a recipe's stages ask of the model that it names."""
+    from types import SimpleNamespace
+
+    from mixwell.run.paths import find_model
+    from mixwell.run.stages.models import load_fingerprint, parse_load
+
+    path = tmp_path / "model.gguf"
+    write(path, "llama", model_of("llama"))
+    assert find_model(path) == path
+    stage = SimpleNamespace(config=parse_load({"path": str(path)}, "model"))
+    before = load_fingerprint(stage)
+    write(path, "llama, tied", model_of("llama, tied"))
+    assert load_fingerprint(stage) != before
 
 
 def test_refusals_name_what_came(tmp_path):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter
+from mixwell.experts.routers._parts import LinearRouter, draws
 from mixwell.mixing import check_above, check_choice, check_k, renormalises, select
 
 
@@ -99,11 +99,12 @@ class TopK(LinearRouter):
         super().__init__(dim, num_experts, config, generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D]; draws only when training with jitter."""
+        """Route the tokens [T, D]; training with jitter draws and raises `MixwellError` without a generator."""
         jitter = self.config.jitter
         if self.training and jitter:
-            draw = torch.rand(x_TD.shape, generator=context.generator, device=x_TD.device, dtype=torch.float32)
-            within_one = 2 * draw - 1
+            generator = draws(context, self)
+            draw = torch.rand(x_TD.shape, generator=generator, device=generator.device)
+            within_one = 2 * draw.to(x_TD.device) - 1
             x_TD = x_TD * (1 + jitter * within_one)
         logits = self.logits(x_TD)
         return route(logits, self.config)

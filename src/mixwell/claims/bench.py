@@ -161,6 +161,7 @@ def _read(folder: Path, model: LanguageModel) -> Trained:
 
     told = read_json(folder / "trained.json")
     tensors = dict(open_file(folder / "model.safetensors"))
+    model.cast(tensors["embed.weight"].dtype)  # what the machine trains in
     model.load_state_dict(tensors)
     evaluation = Evaluation(**told.pop("evaluation"))
     return Trained(model.eval(), evaluation=evaluation, **told)

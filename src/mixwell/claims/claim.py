@@ -11,6 +11,7 @@ They are kept as series, `method` or `method error`, one number a seed.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ class Comparison:
     def gains(self, values: Series) -> list[float]:
         """The gain at each seed; a series that is not there, or a share of nothing, raises `ValueError`."""
         ours = self._series(self.method, values)
-        theirs = [self.baseline] * len(ours) if _is_number(self.baseline) else self._series(self.baseline, values)
+        theirs = self._against(len(ours), values)
         sign = -1.0 if self.lower_is_better else 1.0
         gains = [sign * (our - their) for our, their in zip(ours, theirs)]
         if not self.relative:
@@ -56,7 +57,12 @@ class Comparison:
             raise ValueError(f"{self.words()}: the baseline is zero, of which there are no shares; say relative=False")
         return [gain / abs(their) for gain, their in zip(gains, theirs)]
 
-    def _series(self, side: Any, values: Series) -> list[float]:
+    def _against(self, count: int, values: Series) -> list[float]:
+        if isinstance(self.baseline, str):
+            return self._series(self.baseline, values)
+        return [float(self.baseline)] * count
+
+    def _series(self, side: str, values: Series) -> list[float]:
         name = series_name(side, self.quantity)
         if name not in values:
             known = ", ".join(values)
@@ -65,10 +71,11 @@ class Comparison:
 
     def words(self) -> str:
         """`error against k-means`, `method against baseline`."""
-        plain = (self.method, self.baseline) == (METHOD, BASELINE)
-        if self.quantity and plain:
+        usual = (self.method, self.baseline) == (METHOD, BASELINE)
+        if self.quantity and usual:
             return self.quantity
-        baseline = units.number(self.baseline) if _is_number(self.baseline) else self.baseline
+        named = isinstance(self.baseline, str)
+        baseline = self.baseline if named else units.number(self.baseline)
         sides = f"{self.method} against {baseline}"
         return f"{self.quantity}, {sides}" if self.quantity else sides
 
@@ -85,10 +92,9 @@ def no_worse(quantity: str = "", margin: float = 0.01, *, relative: bool = True,
 
 @dataclass(frozen=True)
 class Side:
-    """How one side is measured: `measure(bench, seed, **options, **setting)`, with every setting of a grid tried
-    before.
+    """How one side is measured: `measure(bench, seed, **options)`, options of a grid chosen before.
 
-    The grid's settings are tried on the tuning seed alone, and the best is kept for all others.
+    Every setting of the grid is tried on the tuning seed alone, and the best is kept for the seeds that count.
     """
 
     measure: Callable[..., Measured]
@@ -96,14 +102,16 @@ class Side:
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def settings(self) -> list[dict[str, Any]]:
-        """Every setting of the grid, one without entries where there is none."""
+        """Every setting of the grid as plain data, one without entries where there is none."""
         names = list(self.grid)
         products = itertools.product(*self.grid.values())
-        return [dict(zip(names, values)) for values in products]
+        settings = [dict(zip(names, values)) for values in products]
+        return json.loads(json.dumps(settings))
 
     def __call__(self, bench: Bench, seed: int, setting: Setting) -> Measured:
-        """What is measured at one seed with one setting."""
-        return self.measure(bench, seed, **self.options, **setting)
+        """What is measured at one seed with one setting, which replaces options of the same names."""
+        options = {**self.options, **setting}
+        return self.measure(bench, seed, **options)
 
 
 @dataclass(frozen=True)
@@ -121,15 +129,18 @@ class Claim(Comparison):
     tuned_by: str | None = None  # the quantity that chooses settings; by default the claim's own
 
     def __post_init__(self) -> None:
-        tries = {name: len(side.settings()) for name, side in self.sides.items() if side.grid}
-        if len(set(tries.values())) > 1:
+        tuned = {name: side for name, side in self.sides.items() if side.grid}
+        tries = {name: len(side.settings()) for name, side in tuned.items()}
+        numbers = set(tries.values())
+        if len(numbers) > 1:
             raise ValueError(f"unequal tries: {tries}; expected as many settings of each side that is tuned")
-        bare = {METHOD, BASELINE} - set(tries)
-        if tries and bare:
-            raise ValueError(f"the {' and the '.join(sorted(bare))} has no grid; expected both sides tuned or neither")
-        few = [name for name, side in self.sides.items() if len(side.grid.get("lr", range(FEWEST))) < FEWEST]
-        if few:
-            raise ValueError(f"{', '.join(few)}: expected {FEWEST} learning rates or more")
+        for name in (METHOD, BASELINE):
+            if tries and name not in tries:
+                raise ValueError(f"the {name} has no grid; expected both sides tuned or neither")
+        for name, side in tuned.items():
+            rates = side.grid.get("lr")
+            if rates is not None and len(rates) < FEWEST:
+                raise ValueError(f"the {name} has {len(rates)} learning rates; expected {FEWEST} or more")
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -161,7 +172,3 @@ def flat(numbers: Numbers) -> dict[str, float]:
         for quantity, value in parts.items():
             found[series_name(side, quantity)] = float(value)
     return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))

@@ -64,8 +64,10 @@ def restored(entry: Entry, fresh: Record) -> Record:
 
 
 def _as_try(row: Mapping[str, Any]) -> Try:
-    setting = {name: value for name, value in row.items() if name not in ("score", "seconds")}
-    return Try(setting, row["score"], row["seconds"])
+    setting = dict(row)
+    score = setting.pop("score")
+    seconds = setting.pop("seconds")
+    return Try(setting, score, seconds)
 
 
 def entry(record: Record) -> Entry:
@@ -93,4 +95,6 @@ def text(found: Entry) -> str:
 
 
 def _one_line(found: re.Match[str]) -> str:
-    return " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]")
+    inner = found[0].strip("[]")
+    numbers = " ".join(inner.split())
+    return f"[{numbers}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,9 @@ class Verdict:
 
     def words(self) -> str:
         """`error: gain −1.2 % (−3.0 to 0.5 %), more than −2.0 % asked for`."""
-        found, asked = self.interval, self.comparison
-        mean, low, high, margin = (amount(value, asked.relative)
-                                   for value in (found.mean, found.low, found.high, asked.at_least))
-        return f"{asked.words()}: gain {mean} ({low} to {high}), more than {margin} asked for"
+        told = self.to_dict()
+        margin = amount(told["margin"], told["relative"])
+        return f"{self.comparison.words()}: gain {gain(told)}, more than {margin} asked for"
 
 
 def verdicts(claim: Claim, values: Series, seeds: int) -> list[Verdict]:
@@ -49,11 +49,16 @@ def verdicts(claim: Claim, values: Series, seeds: int) -> list[Verdict]:
 
 def judged(claim: Claim, values: Series, seeds: int) -> dict[str, Any]:
     """Outcome, effect, interval, margin, conditions and note as an evidence file holds them."""
-    own, *conditions = verdicts(claim, values, seeds)
-    every = [own, *conditions]
+    every = verdicts(claim, values, seeds)
     outcome = together([one.outcome for one in every])
-    listed = [{"condition": one.comparison.words(), "outcome": one.outcome, **one.to_dict()} for one in conditions]
-    return {"outcome": outcome, **own.to_dict(), "seeds": seeds, "conditions": listed, "note": note(every, seeds)}
+    conditions = [_condition(one) for one in every[1:]]
+    return {"outcome": outcome, **every[0].to_dict(), "seeds": seeds, "conditions": conditions,
+            "note": note(every, seeds)}
+
+
+def _condition(verdict: Verdict) -> dict[str, Any]:
+    name = verdict.comparison.words()
+    return {"condition": name, "outcome": verdict.outcome, **verdict.to_dict()}
 
 
 def note(every: list[Verdict], seeds: int) -> str:
@@ -69,7 +74,15 @@ def note(every: list[Verdict], seeds: int) -> str:
     return f"Open {after}: {told}."
 
 
-def amount(value: Any, relative: bool) -> str:
+def gain(told: Mapping[str, Any]) -> str:
+    """`+0.031 (+0.024 to +0.038)`, from a verdict as data."""
+    relative = told["relative"]
+    low, high = (amount(end, relative) for end in told["interval"])
+    mean = amount(told["effect"], relative)
+    return f"{mean} ({low} to {high})"
+
+
+def amount(value: float, relative: bool) -> str:
     """A gain as it is written: `+0.031`, or `+3.1 %` of the baseline."""
-    sign = "+" if units.is_number(value) and value > 0 else ""
-    return sign + (units.percent(value) if relative else units.number(value))
+    written = units.percent(value) if relative else units.number(value)
+    return f"+{written}" if value > 0 else written

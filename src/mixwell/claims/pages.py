@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mixwell.claims import evidence
+from mixwell.claims import evidence, judging
 from mixwell.claims.evidence import OUTCOMES, Entry
-from mixwell.claims.judging import amount
 from mixwell.claims.rule import ERROR, LOOKS, POWER
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
@@ -32,7 +31,8 @@ def write(folder: Path, readme: Path) -> list[Path]:
 
 def pages(folder: Path, entries: Entries) -> dict[Path, str]:
     """The page of every room."""
-    return {folder / f"{room}.md": page(room, own) for room, own in by_room(entries).items()}
+    rooms = by_room(entries)
+    return {folder / f"{room}.md": page(room, own) for room, own in rooms.items()}
 
 
 def by_room(entries: Entries) -> dict[str, dict[str, Entry]]:
@@ -75,9 +75,12 @@ def _place(entry: Entry) -> str:
 def tally(outcomes: Iterable[str]) -> str:
     """`12 claims: 8 held, 3 contradicted, 1 undecided.`"""
     found = list(outcomes)
-    counts = [f"{found.count(outcome)} {outcome}" for outcome in OUTCOMES if outcome in found]
     number = units.counted(len(found), "claim")
-    return f"{number}: {', '.join(counts)}." if found else f"{number}."
+    if not found:
+        return f"{number}."
+    counted = Counter(found)
+    counts = [f"{counted[outcome]} {outcome}" for outcome in OUTCOMES if outcome in counted]
+    return f"{number}: {', '.join(counts)}."
 
 
 def table(entries: Entries) -> str:
@@ -97,16 +100,14 @@ def _row(name: str, entry: Entry) -> tuple[str, ...]:
 
 def gain(entry: Entry) -> str:
     """`+0.031 (0.024 to 0.038)`; empty where nothing was decided."""
-    if "interval" not in entry:
-        return ""
-    relative = entry["relative"]
-    low, high = (amount(value, relative) for value in entry["interval"])
-    return f"{amount(entry['effect'], relative)} ({low} to {high})"
+    return judging.gain(entry) if "interval" in entry else ""
 
 
 def margin(entry: Entry) -> str:
     """The gain that was asked for."""
-    return amount(entry["margin"], entry["relative"]) if "margin" in entry else ""
+    if "margin" not in entry:
+        return ""
+    return judging.amount(entry["margin"], entry["relative"])
 
 
 def lined(rows: Sequence[Sequence[str]]) -> str:
@@ -138,12 +139,14 @@ def filled(readme: str, entries: Entries) -> str:
 
 def counts(entries: Entries) -> str:
     """How many claims came out how, by room."""
-    rooms = by_room(entries)
     rows: list[Sequence[str]] = [("room", *OUTCOMES)]
-    for room, own in rooms.items():
-        found = [entry["outcome"] for entry in own.values()]
+    for room, own in by_room(entries).items():
         link = f"[{room}](docs/evidence/{room}.md)"
-        rows.append([link, *(str(found.count(outcome)) for outcome in OUTCOMES)])
-    every: list[Any] = [entry["outcome"] for entry in entries.values()]
-    rows.append(["all", *(str(every.count(outcome)) for outcome in OUTCOMES)])
+        rows.append(_counted(link, own))
+    rows.append(_counted("all", entries))
     return lined(rows)
+
+
+def _counted(first: str, entries: Entries) -> list[str]:
+    found = Counter(entry["outcome"] for entry in entries.values())
+    return [first, *(str(found[outcome]) for outcome in OUTCOMES)]

@@ -91,8 +91,11 @@ class Record:
     @property
     def chosen(self) -> dict[str, dict[str, Any]]:
         """The best setting of each side that is tuned."""
-        best = {side: min(tries, key=lambda one: one.score) for side, tries in self.tries.items()}
-        return {side: one.setting for side, one in best.items()}
+        found = {}
+        for side, tries in self.tries.items():
+            best = min(tries, key=lambda one: one.score)
+            found[side] = best.setting
+        return found
 
     @property
     def seconds(self) -> float:

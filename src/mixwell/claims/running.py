@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,19 +43,31 @@ class Effort:
     @property
     def done(self) -> bool:
         """Whether nothing is left to try."""
-        return bool(self.broken or self.whole) or (self.record is not None and self.record.done)
+        if self.record is None or self.broken:
+            return bool(self.broken or self.whole)
+        return self.record.done
 
     @property
     def goal(self) -> int:
         """The seeds that its next look needs, by which efforts are ordered."""
         return LOOKS[0] if self.record is None else self.record.goal
 
+    def missing(self, looks: int = 0) -> float:
+        """How many seeds are missing to its next look, or to `looks`; settings count as the share of a seed they are.
+        """
+        if self.record is None:
+            return LOOKS[0]
+        settings = [task for task in self.record.tasks() if task.side]
+        seeds = max(self.goal, looks) - self.record.seeds
+        return max(0, seeds) + len(settings) / max(1, len(self.record.claim.sides))
+
     def entry(self) -> evidence.Entry:
         """What its file holds."""
         if self.record is not None:
             return evidence.entry(self.record)
-        found = self.whole or {}
-        return before(found | {"date": datetime.now(UTC).date().isoformat(), "versions": machine.versions()})
+        today = datetime.now(UTC).date()
+        about = {"date": today.isoformat(), "versions": machine.versions()}
+        return before({**(self.whole or {}), **about})
 
     def take(self, task: Task, done: work.Done) -> None:
         """Put what came of a task where it belongs."""
@@ -157,17 +170,21 @@ def seconds_left(chosen: Sequence[Effort], jobs: int, *, looks: int = 0) -> floa
     known = {effort.name: cost for effort in chosen if (cost := _seconds_a_seed(effort)) is not None}
     if not known:
         return None
-    usual = sum(known.values()) / len(known)
+    usual = statistics.fmean(known.values())
     total = 0.0
     for effort in chosen:
         if not effort.done:
-            have = 0 if effort.record is None else effort.record.seeds
-            total += max(0, max(effort.goal, looks) - have) * known.get(effort.name, usual)
+            cost = known.get(effort.name, usual)
+            total += cost * effort.missing(looks)
     return total / jobs
 
 
 def _seconds_a_seed(effort: Effort) -> float | None:
-    trials = effort.record.trials if effort.record else {}
-    if not trials:
+    """From its trials; before there are any, from the settings that were tried, of one side each."""
+    record = effort.record
+    if record is None:
         return None
-    return sum(trial.seconds for trial in trials.values()) / len(trials)
+    if record.trials:
+        return statistics.fmean(trial.seconds for trial in record.trials.values())
+    tries = [one.seconds for each in record.tries.values() for one in each]
+    return statistics.fmean(tries) * len(record.claim.sides) if tries else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from mixwell.core import registry
 from mixwell.core.files import digest
 
+DECLARATIONS = "mixwell.claims.claim"  # how claims are written down decides no number
 Place = tuple[str, str]  # (module, name of a definition; empty for all of the module)
 
 
@@ -36,7 +37,7 @@ def _reached(starts: list[Place], within: tuple[str, ...]) -> dict[str, str]:
         module, name = ahead.pop()
         key = f"{module}:{name}"
         path = _file(module)
-        if key in found or path is None:
+        if key in found or path is None or module == DECLARATIONS:
             continue
         nodes = _definitions(path).get(name, []) if name else _body(path)
         found[key] = "\n".join(map(_bare, nodes))

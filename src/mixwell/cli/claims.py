@@ -70,9 +70,12 @@ def claims(names: Annotated[list[str] | None, typer.Argument(
 def _listed(console: Console, chosen: list[Effort]) -> None:
     width = max(len(one.name) for one in chosen)
     for one in chosen:
-        outcome = one.record.judged["outcome"] if one.record else "to be run"
-        seeds = f"{one.record.seeds} seeds" if one.record and one.record.seeds else ""
-        console.print(f"{one.name:<{width}}  {outcome:<17}  {seeds}".rstrip(), markup=False, soft_wrap=True)
+        outcome, seeds = "to be run", 0
+        if one.record is not None:
+            outcome, seeds = one.record.judged["outcome"], one.record.seeds
+        counted = f"{seeds} seeds" if seeds else ""
+        line = f"{one.name:<{width}}  {outcome:<17}  {counted}"
+        console.print(line.rstrip(), markup=False, soft_wrap=True)
 
 
 def _ended(console: Console, chosen: list[Effort], took: float, save: Path) -> None:

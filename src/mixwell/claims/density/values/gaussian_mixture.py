@@ -14,16 +14,17 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from mixwell.claims._judging import beside
-from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim
 from mixwell.claims.density._data import overlapping
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 DRAWS, POINTS, HALF, NEAR = 300_000, 501, 12.0, 0.05
 SUM, KNOWN = torch.tensor([[1.0, -0.5]], dtype=torch.float64), 0.5
+
+CLAIM = Claim("Products, sums and conditionals of mixtures are exact in closed form.",
+              "decades of the largest relative error", quantity="decades")
 
 
 def exactly(p: GaussianMixtureDensity, q: GaussianMixtureDensity) -> list[Tensor]:
@@ -69,20 +70,13 @@ def decades(found: list[Tensor], truth: list[Tensor]) -> float:
     return max(errors)
 
 
-def measure(seed: int) -> tuple[float, float, float, float]:
-    """Errors of closed forms and of draws, and seconds of both."""
+def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
+    """Errors and seconds of closed forms and of draws."""
     draws = generator(seed, "mixtures")
     p, q = overlapping(draws, 3, 2), overlapping(draws, 3, 2)
     truth, began = on_grid(p, q), perf_counter()
     ours = decades(exactly(p, q), truth)
     between = perf_counter()
     theirs = decades(by_draws(p, q, draws), truth)
-    return ours, theirs, between - began, perf_counter() - between
-
-
-def claim(bench: Bench) -> Evidence:
-    """Errors and seconds of closed forms and of draws."""
-    ours, theirs, fast, slow = series(bench, measure)
-    evidence = weigh("Products, sums and conditionals of mixtures are exact in closed form.",
-                     "decades of the largest relative error", ours, theirs)
-    return beside(evidence, seconds=fast, seconds_of_draws=slow)
+    return {"method": {"decades": ours, "seconds": between - began},
+            "baseline": {"decades": theirs, "seconds": perf_counter() - between}}

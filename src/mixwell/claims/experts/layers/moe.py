@@ -8,16 +8,14 @@ Tried: the bench's language model on 200,000 tokens, top-2 of eight experts of w
 from __future__ import annotations
 
 from mixwell.claims._judging import BITS
-from mixwell.claims.bench import Bench
-from mixwell.claims.language import bits, dense
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.grids import finer, variants
+from mixwell.claims.language import RATES, block, quality
 
 TOKENS = 200_000
+MIXTURES = variants({"hidden_dim": 32}, balance=variants({}, switch=(0.001, 0.01, 0.1)))
 
-
-def claim(bench: Bench) -> Evidence:
-    """Bits per byte of the mixture against the dense block of equal computation."""
-    return weigh("A sparse mixture beats a dense block of equal computation.", BITS,
-                 bits(bench, bench.arch({"hidden_dim": 32}), TOKENS), bits(bench, dense(bench, 67), TOKENS),
-                 note="Clearly lower with one seed of three, by 0.02 with another, equal with the third: 200,000 "
-                      "tokens and three seeds cannot tell.")
+CLAIM = Claim(
+    "A sparse mixture beats a dense block of equal computation.", BITS,
+    sides={"method": Side(quality, {"tokens": TOKENS}, {"lr": RATES, "mixer": MIXTURES}),
+           "baseline": Side(quality, {"tokens": TOKENS, "mixer": block(67)}, {"lr": finer(RATES, 9)})})

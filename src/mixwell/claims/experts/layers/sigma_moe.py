@@ -8,21 +8,18 @@ than 2 % higher.
 
 from __future__ import annotations
 
-from mixwell.claims._judging import BITS, minus_share
-from mixwell.claims.bench import Bench
-from mixwell.claims.language import bits
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims._judging import BITS
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.grids import finer, variants
+from mixwell.claims.language import RATES, quality
 
 TOKENS = 150_000
 DENSE = {"method": "experts.layers.fast_feedforward", "hidden_dim": 512, "depth": 0, "hardening": 0.0}
+SIGMA = {"method": "experts.layers.sigma_moe", "num_experts": 16, "hidden_dim": 32}
+ENTROPIES = variants({"rule": "batch"}, coefficient=(0.0003, 0.001, 0.003))
+MIXTURES = variants(SIGMA, balance=variants({}, entropy=ENTROPIES))
 
-
-def claim(bench: Bench) -> Evidence:
-    """Bits per byte of the mixture against the dense block it is to approximate."""
-    sparse = bench.arch({"method": "experts.layers.sigma_moe", "num_experts": 16, "hidden_dim": 32})
-    block = bench.arch() | {"channel_mixer": DENSE}
-    ours = bits(bench, sparse, TOKENS)
-    theirs = bits(bench, block, TOKENS)
-    allowed = minus_share(theirs, 0.02)
-    return weigh("A sigma mixture is within 2 % of the dense block at a quarter of its FLOPs.", BITS, ours, theirs,
-                 at_least=allowed)
+CLAIM = Claim(
+    "A sigma mixture is within 2 % of the dense block at a quarter of its FLOPs.", BITS, at_least=-0.02, relative=True,
+    sides={"method": Side(quality, {"tokens": TOKENS}, {"lr": RATES, "mixer": MIXTURES}),
+           "baseline": Side(quality, {"tokens": TOKENS, "channel_mixer": DENSE}, {"lr": finer(RATES, 9)})})

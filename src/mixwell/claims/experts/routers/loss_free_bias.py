@@ -7,19 +7,15 @@ tokens, against the Switch loss. Against it: a load that is no more even, or an 
 
 from __future__ import annotations
 
-from mixwell.claims._judging import at_no_more_error
-from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import TOP2, balance_and_error
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side, no_worse
+from mixwell.claims.experts._synthetic import TOP2, on_clusters
+from mixwell.claims.grids import RATES, variants
 
+ROUTERS = variants({"method": "loss_free_bias", "k": 2}, update_rate=(0.001, 0.003, 0.01))
+COEFFICIENTS = variants({}, switch=(0.003, 0.01, 0.03))
 
-def claim(bench: Bench) -> Evidence:
-    """Busiest load with the bias against the Switch loss."""
-    biased = {"router": {"method": "loss_free_bias", "k": 2}, "balance": {}}
-    method, ours = balance_and_error(bench.seeds, biased, zipf=1.0)
-    baseline, theirs = balance_and_error(bench.seeds, TOP2, zipf=1.0)
-    evidence = weigh("A bias balances better than a loss, at no cost.", "busiest expert's load over the mean load",
-                     method, baseline,
-                     note="The load is far more even, but tokens of a cluster that holds 30 % of the batch are pushed "
-                          "to experts that do not fit, which costs more than the loss does.")
-    return at_no_more_error(evidence, ours, theirs, margin=0.05)
+CLAIM = Claim(
+    "A bias balances better than a loss, at no cost.", "busiest expert's load over the mean load", quantity="load",
+    provided=(no_worse("error", 0.05),), tuned_by="error",
+    sides={"method": Side(on_clusters, {"zipf": 1.0, "balance": {}}, {"lr": RATES, "router": ROUTERS}),
+           "baseline": Side(on_clusters, {"zipf": 1.0, **TOP2}, {"lr": RATES, "balance": COEFFICIENTS})})

@@ -7,19 +7,15 @@ experts of width 8 (dense gating, equal FLOPs). Against it: a held-out error tha
 
 from __future__ import annotations
 
-from functools import partial
-
 from mixwell.claims._judging import ERROR
-from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import TOP2, Clusters, errors
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.experts._synthetic import TOP2, on_clusters
+from mixwell.claims.grids import RATES, finer, variants
 
+EVERY = {"zipf": 1.0, "router": {"method": "top_k", "k": 8}, "balance": {}, "hidden_dim": 8}
+COEFFICIENTS = variants({}, switch=(0.001, 0.01, 0.1))
 
-def claim(bench: Bench) -> Evidence:
-    """Error of sparse gating against dense gating."""
-    problem = partial(Clusters, zipf=1.0)
-    router = {"method": "top_k", "k": 8}
-    every = {"router": router, "balance": {}}
-    sparse = errors(bench.seeds, TOP2, problem)
-    dense = errors(bench.seeds, every, problem, hidden_dim=8)
-    return weigh("Sparse gating beats dense gating at equal compute.", ERROR, sparse, dense)
+CLAIM = Claim(
+    "Sparse gating beats dense gating at equal compute.", ERROR, quantity="error",
+    sides={"method": Side(on_clusters, {"zipf": 1.0, **TOP2}, {"lr": RATES, "balance": COEFFICIENTS}),
+           "baseline": Side(on_clusters, EVERY, {"lr": finer(RATES, 9)})})

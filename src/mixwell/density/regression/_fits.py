@@ -13,10 +13,13 @@ from mixwell.density._gaussian import Array
 
 def softmax_objective(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float) -> float:
     """sum target log softmax(x w^T) - ridge / 2 |w without intercepts|^2, in nats."""
-    log_NC = log_softmax(x_NP @ w_CP.T, axis=1)
+    logits_NC = x_NP @ w_CP.T
+    log_NC = log_softmax(logits_NC, axis=1)
     likelihood = (target_NC * log_NC).sum()
-    squares = (w_CP[:, 1:] ** 2).sum()
-    return float(likelihood - 0.5 * ridge * squares)
+    slopes_CP = w_CP[:, 1:]
+    squares = (slopes_CP**2).sum()
+    penalty = 0.5 * ridge * squares
+    return float(likelihood - penalty)
 
 
 def softmax_fit(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float, steps: int = 10) -> Array:
@@ -102,7 +105,8 @@ def poisson_fit(h_NP: Array, y_N: Array, weight_N: Array, b_P: Array, ridge: flo
 
     def objective(b_P: Array) -> float:
         eta_N = h_NP @ b_P
-        penalty = 0.5 * (penalised_P * b_P**2).sum()
+        square = (penalised_P * b_P**2).sum()
+        penalty = 0.5 * square
         with np.errstate(over="ignore"):  # a step that overshoots is halved
             log_N = y_N * eta_N - np.exp(eta_N)
             return float(weight_N @ log_N - penalty)

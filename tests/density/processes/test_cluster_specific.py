@@ -4,13 +4,8 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
-from mixwell.density.processes.cluster_specific import (
-    JITTER,
-    ClusterProcesses,
-    climb,
-    example,
-    expected_log_normal,
-)
+from mixwell.density.processes._curves import JITTER, climb, expected_log_normal
+from mixwell.density.processes.cluster_specific import ClusterProcesses, example
 
 RNG = np.random.default_rng(0)
 

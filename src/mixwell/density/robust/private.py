@@ -162,11 +162,13 @@ def matched(cost_TKK: Array) -> Array:
     """Least sum (T,) of costs over one-to-one matchings: the nearest of each where that is one, else an assignment."""
     K = cost_TKK.shape[-1]
     total_T = cost_TKK.min(-1).sum(-1)
-    nearest_TK = np.sort(cost_TKK.argmin(-1), axis=-1)
-    clashing_T = (nearest_TK != np.arange(K)).any(-1)
+    nearest_TK = cost_TKK.argmin(-1)
+    sorted_TK = np.sort(nearest_TK, axis=-1)
+    clashing_T = (sorted_TK != np.arange(K)).any(-1)
     for t in np.flatnonzero(clashing_T):
-        pairs = linear_sum_assignment(cost_TKK[t])
-        total_T[t] = cost_TKK[t][pairs].sum()
+        cost_KK = cost_TKK[t]
+        pairs = linear_sum_assignment(cost_KK)
+        total_T[t] = cost_KK[pairs].sum()
     return total_T
 
 
@@ -347,7 +349,8 @@ def _parameters_of(model: Any) -> Parameters:
     kind = getattr(model, "covariance_type", "full")
     means_KD = torch.as_tensor(model.means_).double()
     own = torch.as_tensor(model.covariances_).double()
-    (covariances_KDD,) = as_full(kind, own[None], means_KD[None])
+    full_1KDD = as_full(kind, own[None], means_KD[None])
+    (covariances_KDD,) = full_1KDD
     return parameters(model.weights_, means_KD, covariances_KDD)
 
 

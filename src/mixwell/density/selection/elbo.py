@@ -258,7 +258,8 @@ class ElboSelection(DensityMixin, Configured, BaseEstimator, config=Config):
         fitted = {k: _fit_one(X, k, config) for k in numbers}
         self.elbos_ = {k: _bound(model, N) for k, model in fitted.items()}
         elbos = list(self.elbos_.values())
-        index, self.weights_ = choose(elbos, _log_prior(config, numbers))
+        log_prior = _log_prior(config, numbers)
+        index, self.weights_ = choose(elbos, log_prior)
         self.n_components_ = numbers[index]
         self.best_ = fitted[self.n_components_]
         return self
@@ -321,7 +322,11 @@ def _bound(model: Any, rows: int) -> float:
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Rows in six dimensions around a plane."""
     z_NK = torch.randn(200, 2, generator=generator, dtype=torch.float64)
-    W_KD = 2.0 * torch.randn(2, 6, generator=generator, dtype=torch.float64)
-    noise_ND = 0.5 * torch.randn(200, 6, generator=generator, dtype=torch.float64)
-    x_ND = z_NK @ W_KD + noise_ND
-    return {"estimator": ElboSelection(), "X": x_ND.numpy()}
+    W_KD = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    noise_ND = torch.randn(200, 6, generator=generator, dtype=torch.float64)
+    plane_ND = z_NK @ (2.0 * W_KD)
+    x_ND = plane_ND + 0.5 * noise_ND
+    return {
+        "estimator": ElboSelection(),
+        "X": x_ND.numpy(),
+    }

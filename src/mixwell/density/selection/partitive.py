@@ -100,8 +100,14 @@ def confirm(x_ND: Array, labels_N: Array, floor: float, config: Config) -> tuple
     within_ND = x_ND - means_KD[labels_N]
     covariance_DD = within_ND.T @ within_ND / N + floor * np.eye(D)
     precision = _precision(covariance_DD, config.covariance_type)
-    model = GaussianMixture(K, covariance_type=config.covariance_type, reg_covar=floor, weights_init=share_K,
-                            means_init=means_KD, precisions_init=np.stack([precision] * K))
+    model = GaussianMixture(
+        K,
+        covariance_type=config.covariance_type,
+        reg_covar=floor,
+        weights_init=share_K,
+        means_init=means_KD,
+        precisions_init=np.stack([precision] * K),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # agreement is judged, not the optimum
         model.fit(x_ND)

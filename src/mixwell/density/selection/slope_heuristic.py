@@ -107,4 +107,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     k = np.arange(1, 11)
     steep = 300 * np.minimum(k, 3)
     slow = 2.0 * 3 * k
-    return {"log_likelihoods": -400.0 + steep + slow, "dimensions": 3 * k - 1}
+    return {
+        "log_likelihoods": -400.0 + steep + slow,
+        "dimensions": 3 * k - 1,
+    }

@@ -151,7 +151,8 @@ def merge_order(resp_NK: np.ndarray) -> list[tuple[int, int]]:
     i, j = np.triu_indices(len(overlap_KK), 1)
     overlap_P = overlap_KK[i, j]
     order_P = np.argsort(-overlap_P, kind="stable")
-    first, second = i[order_P].tolist(), j[order_P].tolist()
+    first = i[order_P].tolist()
+    second = j[order_P].tolist()
     return list(zip(first, second))
 
 
@@ -198,9 +199,12 @@ def merge(params: Parameters, i: int, j: int) -> Parameters:
     weights, means, covariances = (part[pair] for part in params)
     rest_w, rest_m, rest_s = (np.delete(part, pair, 0) for part in params)
     weight = weights.sum()
-    share = weights / weight
-    mean_D, covariance_DD = moments(share, means, covariances)
-    one = (weight[None], mean_D[None], covariance_DD[None])
+    mean_D, covariance_DD = moments(weights / weight, means, covariances)
+    one = (
+        weight[None],
+        mean_D[None],
+        covariance_DD[None],
+    )
     return _joined((rest_w, rest_m, rest_s), one)
 
 

@@ -82,7 +82,8 @@ def _merged(given: Parts, left: int) -> Parts:
         alive_K[j] = False
         cost_KK[j] = torch.inf
         cost_KK[:, j] = torch.inf
-        (cost_K,) = merging_cost(*parts, everyone_K[i : i + 1])
+        cost_1K = merging_cost(*parts, everyone_K[i : i + 1])
+        cost_K = cost_1K[0]
         cost_K[~alive_K] = torch.inf
         cost_KK[i] = cost_K
         cost_KK[:, i] = cost_K

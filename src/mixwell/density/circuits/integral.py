@@ -39,7 +39,7 @@ RULES = ("trapezoid", "midpoint", "legendre")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of a probabilistic integral circuit."""
+    """Options of a probabilistic integral circuit; `ValueError` for one out of range."""
 
     leaf: Literal["categorical", "gaussian"] = "categorical"
     n_categories: int = 2  # of a categorical feature: 0, 1, ...

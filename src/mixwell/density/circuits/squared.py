@@ -39,7 +39,7 @@ Signed = tuple[Tensor, Tensor]  # log of the absolute value, and the sign
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of a squared circuit."""
+    """Options of a squared circuit; `ValueError` for one out of range."""
 
     n_components: int = 8  # K of every region
     leaf: Literal["gaussian", "categorical", "spline"] = "gaussian"

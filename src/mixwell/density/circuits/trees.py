@@ -62,7 +62,10 @@ def _spanning_tree(information_FF: Tensor) -> tuple[int, ...]:
 
 
 def upward(log_leaf_NDK: Tensor, parent: Sequence[int], log_root_K: Tensor, log_edge_DKK: Tensor) -> Tensor:
-    """Log-likelihood (N,) by messages to the root; `log_edge_DKK[d, i, j]` is log p(z_d = j | state above = i)."""
+    """Log-likelihood (N,) by messages to the root; `log_edge_DKK[d, i, j]` is log p(z_d = j | state above = i).
+
+    `ValueError` where `parent` is no tree.
+    """
     messages: list[Tensor | None] = [None] * len(parent)
     edge_DKK = log_edge_DKK.exp()
     smallest = torch.finfo(edge_DKK.dtype).tiny

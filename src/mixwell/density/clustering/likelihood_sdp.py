@@ -40,7 +40,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the likelihood-adjusted program."""
+    """Options of the likelihood-adjusted program; `ValueError` for one out of range."""
 
     n_clusters: int = 2  # K
     rank: int = 2  # R, of every cluster's factor; 1 is a membership vector, and meets more poor optima

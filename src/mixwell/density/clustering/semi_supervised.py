@@ -43,7 +43,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the semi-supervised mixture."""
+    """Options of the semi-supervised mixture; `ValueError` for one out of range."""
 
     n_components: int = 10  # to begin with, or the number of labelled classes where that is larger
     rounds: int = 20  # of EM steps, splits and merges
@@ -287,7 +287,7 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
         return self.component_labels_[columns]
 
     def score_samples(self, X: Any) -> Array:
-        """Log density of every row (N,), in nats."""
+        """Log density of every row (N,), in nats; an error before `fit`."""
         check_is_fitted(self, "means_")
         x_ND = validate_data(self, X, dtype=np.float64, reset=False)
         return logsumexp(self._log_joint(x_ND), axis=1)

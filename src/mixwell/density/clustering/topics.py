@@ -43,7 +43,7 @@ FORMING = 2  # iterations in which the clusters of a start stay, so that their t
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the multi-grain clustering topic model."""
+    """Options of the multi-grain clustering topic model; `ValueError` for one out of range."""
 
     n_clusters: int = 4  # J
     n_local: int = 3  # L topics of every cluster

@@ -60,7 +60,7 @@ GROW, HALVINGS, DECREASE = 1.5, 20, 1e-4  # of step sizes, after a step or befor
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The mixture: its charts and its loss."""
+    """The mixture: its charts and its loss; `ValueError` for a value out of range."""
 
     n_charts: int = 2  # K
     latent_dim: int = 1  # d, the manifold's dimension
@@ -87,7 +87,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The stages of `fit`: every chart on a patch of its own, all together, and with overlap."""
+    """The stages of `fit`: charts on patches, all together, with overlap; `ValueError` for a value out of range."""
 
     seed_steps: int = 2000  # of the first stage
     seed_points: int = 100  # nearest points that a chart starts from

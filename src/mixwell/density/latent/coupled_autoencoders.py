@@ -54,7 +54,7 @@ ROWS = 8192  # at a time where nothing is trained
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the coupled autoencoders."""
+    """Options of the coupled autoencoders; `ValueError` for one out of range."""
 
     n_components: int = 10  # K: categories to begin with
     n_arms: int = 2  # A: 1 is a mixture VAE

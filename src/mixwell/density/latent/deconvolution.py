@@ -58,7 +58,7 @@ from mixwell.density.latent._factors import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the deconvolution model."""
+    """Options of the deconvolution model; `ValueError` for one out of range."""
 
     n_factors: int = 10  # K: the most factors there may be
     distribution: Literal["normal", "poisson", "beta"] = "normal"  # f, with its link g

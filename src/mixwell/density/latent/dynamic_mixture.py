@@ -51,7 +51,7 @@ FOLLOW = 0.1  # of a batch's static weights in their moving average
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the dynamic Gaussian mixture."""
+    """Options of the dynamic Gaussian mixture; `ValueError` for one out of range."""
 
     n_clusters: int = 20  # k
     hidden_dim: int = 10  # of the recurrent nets and the perceptrons

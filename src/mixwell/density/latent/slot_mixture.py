@@ -34,7 +34,7 @@ from mixwell.density._gaussian import log_normal
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the slot mixture module."""
+    """Options of the slot mixture module; `ValueError` for one out of range."""
 
     n_slots: int = 7  # K
     iterations: int = 5  # of E and M steps

@@ -46,7 +46,7 @@ LEAST_LOG_WEIGHT = -20.0  # what the embedding sees of smaller weights
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the distribution transformer."""
+    """Options of the distribution transformer; `ValueError` for one out of range."""
 
     width: int = 32  # of tokens
     heads: int = 8  # of attention; divides width

@@ -56,7 +56,7 @@ FACTOR_NOISE, COVARIANCE_FLOOR, WEIGHT_MEAN = 0.05, 0.05, 0.1  # of kernels, in 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the network."""
+    """Options of the network; `ValueError` for one out of range."""
 
     channels: tuple[int, ...] = (8, 16)  # of the layers before the last, which has one for each class
     components: tuple[int, ...] = (32, 16)  # left in each channel after each of these layers, multiples of node_size

@@ -45,7 +45,7 @@ from mixwell.density.mixtures.gaussian import GaussianMixture
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of pretraining."""
+    """Options of pretraining; `ValueError` for one out of range."""
 
     task: Literal["classification", "regression"] = "classification"
     latent: Any = None  # Phi: an estimator with predict_proba (used first) or transform; None: a Gaussian mixture

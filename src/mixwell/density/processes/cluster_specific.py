@@ -53,7 +53,7 @@ from mixwell.density.processes._curves import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the mixture of multi-task Gaussian processes."""
+    """Options of the mixture of multi-task Gaussian processes; `ValueError` for one out of range."""
 
     n_clusters: int = 3  # K
     shared_means: bool = True  # one kernel for all mean processes, or one each
@@ -247,7 +247,10 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         return total
 
     def mean_process(self, times: Any) -> tuple[Array, Array]:
-        """Posterior means (K, T) and covariances (K, T, T) of the mean processes at any times; needs `fit`."""
+        """Posterior means (K, T) and covariances (K, T, T) of the mean processes at any times; needs `fit`.
+
+        An error before `fit`.
+        """
         check_is_fitted(self, "means_")
         t = torch.as_tensor(np.asarray(times, dtype=np.float64))
         means, covariances = [], []

@@ -37,7 +37,7 @@ from mixwell.density._gaussian import log_diagonal, log_normal, outer, symmetric
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the particle filter."""
+    """Options of the particle filter; `ValueError` for one out of range."""
 
     proposal: Literal["experts", "bootstrap"] = "experts"  # the mixture, or the transition (the plain filter)
     particles: int = 1000  # N

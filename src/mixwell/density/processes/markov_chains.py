@@ -41,7 +41,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the mixture of Markov chains."""
+    """Options of the mixture of Markov chains; `ValueError` for one out of range."""
 
     n_components: int = 2  # K
     init: Literal["spectral", "random"] = "spectral"  # the paper's start, or random responsibilities

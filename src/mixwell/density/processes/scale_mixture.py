@@ -41,7 +41,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the scale mixture process."""
+    """Options of the scale mixture process; `ValueError` for one out of range."""
 
     prior: Literal["inverse_gamma", "burr", "constant"] = "inverse_gamma"  # of s; constant is the Gaussian process
     alpha: float = 2.0  # inverse gamma's shape, or Burr's exponent c

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln, log_softmax, logsumexp, softmax
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -24,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array, log_positive, log_prob
 from mixwell.density._options import Configured
-from mixwell.density.regression._fits import least_squares, poisson_fit, raise_eigenvalues, softmax_fit
+from mixwell.density.regression._fits import least_squares, poisson_fit, raise_eigenvalues, softmax_fit, start
 
 Params = dict[str, Array]
 
@@ -280,23 +279,6 @@ class Problem:
         return new, bound / len(log_NK)
 
 
-def start(x_ND: Array, y_NQ: Array, experts: int, init: str, rng: np.random.RandomState) -> Array:
-    """Responsibilities (N, K) to begin with: cells of rows and targets together, a little softened."""
-    points = np.column_stack([x_ND, y_NQ])
-    spread = np.maximum(points.std(0), 1e-12)
-    points = (points - points.mean(0)) / spread
-    if init == "kmeans":
-        clusters = KMeans(experts, n_init=1, random_state=rng)
-        labels_N = clusters.fit(points).labels_
-    else:
-        chosen = rng.choice(len(points), experts, replace=False)
-        gaps = points[:, None] - points[chosen]
-        distance_NK = (gaps**2).sum(-1)
-        labels_N = distance_NK.argmin(1)
-    hard_NK = np.eye(experts)[labels_N]
-    return 0.95 * hard_NK + 0.05 / experts
-
-
 def check_common(config: Any) -> None:
     """Refuse ranges (`ValueError`) that every gated regression refuses."""
     check_at_least_one(config, "n_experts", "n_init", "max_iter")
@@ -387,13 +369,13 @@ class GatedEstimator(Configured):
         return log_gate_NK + log_expert_NK
 
     def predict_gates(self, X: Any) -> Array:
-        """Weights of the experts at every row (N, K), before a target is seen."""
+        """Weights of the experts at every row (N, K), before a target is seen; an error before `fit`."""
         gate_NP, _ = self._designs(X)
         joint_NK = self._gates.log_joint(gate_NP, self._params)
         return softmax(joint_NK, axis=1)
 
     def predict_experts(self, X: Any) -> Array:
-        """Every expert's mean (N, K, Q), or class probabilities (N, K, C)."""
+        """Every expert's mean (N, K, Q), or class probabilities (N, K, C); an error before `fit`."""
         _, expert_NP = self._designs(X)
         return self._experts.mean(expert_NP, self._params)
 
@@ -408,7 +390,7 @@ class GatedEstimator(Configured):
         return softmax(log_joint_NK, axis=1)
 
     def n_parameters(self) -> int:
-        """Number of free parameters."""
+        """Number of free parameters; an error before `fit`."""
         check_is_fitted(self)
         return count_parameters(self._params, self._experts)
 

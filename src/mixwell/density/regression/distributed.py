@@ -51,7 +51,7 @@ from mixwell.density.regression.polynomial import PolynomialExperts
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the distributed mixture of experts."""
+    """Options of the distributed mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K
     n_shards: int = 4  # M

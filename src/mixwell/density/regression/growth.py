@@ -38,14 +38,14 @@ from mixwell.core.method import method
 from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array, log_normal, outer
 from mixwell.density._options import Configured
-from mixwell.density.regression._fits import least_squares, raise_eigenvalues
-from mixwell.density.regression._parts import Params, SoftmaxGates, check_common, start, with_intercept
+from mixwell.density.regression._fits import least_squares, raise_eigenvalues, start
+from mixwell.density.regression._parts import Params, SoftmaxGates, check_common, with_intercept
 from mixwell.density.regression._waves import OneClass, People, Waves, cut, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the growth mixture of experts."""
+    """Options of the growth mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K latent classes
     shape: Literal["bilinear", "linear"] = "bilinear"  # of a trajectory
@@ -259,15 +259,18 @@ class GrowthMixtureOfExperts(Configured, config=Config):
         return logsumexp(self._joint(Y, times, gate_X, growth_X), axis=1)
 
     def responsibilities(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> Array:
-        """Probability of every class given the waves (N, K)."""
+        """Probability of every class given the waves (N, K); errors as in `fit`, and one before it."""
         return softmax(self._joint(Y, times, gate_X, growth_X), axis=1)
 
     def predict(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> Array:
-        """The most probable class of every person (N,)."""
+        """The most probable class of every person (N,); errors as in `fit`, and one before it."""
         return self._joint(Y, times, gate_X, growth_X).argmax(1)
 
     def growth_factors(self) -> Array:
-        """Coefficients (K, 1 + E, L) of the value at t = 0, and of the slope or slopes before and after the knot."""
+        """Coefficients (K, 1 + E, L) of the value at t = 0, and of the slope or slopes before and after the knot.
+
+        An error before `fit`.
+        """
         check_is_fitted(self)
         if self._shape == "linear":
             return self.coef_
@@ -278,7 +281,7 @@ class GrowthMixtureOfExperts(Configured, config=Config):
         return np.stack([at_zero, before, after], axis=2)
 
     def n_parameters(self) -> int:
-        """Number of free parameters."""
+        """Number of free parameters; an error before `fit`."""
         check_is_fitted(self)
         K, P, L = self.coef_.shape
         free_gates = self.gate_coef_[1:]

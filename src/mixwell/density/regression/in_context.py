@@ -37,7 +37,7 @@ from mixwell.density._training import descend
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the in-context regression transformer."""
+    """Options of the in-context regression transformer; `ValueError` for one out of range."""
 
     dim: int = 4  # D of x
     max_examples: int = 16  # longest prompt, in pairs

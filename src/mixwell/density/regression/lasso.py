@@ -44,7 +44,7 @@ from mixwell.density.regression._parts import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the lasso mixture of experts."""
+    """Options of the lasso mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K
     penalty: float = 0.05  # lambda, in nats a row and unit of a coefficient (of a standardised column, in y's units)
@@ -215,7 +215,7 @@ class LassoMixtureOfExperts(GatedRegressor, config=Config):
         return self
 
     def n_parameters(self) -> int:
-        """Number of parameters that are not zero, and variances."""
+        """Number of parameters that are not zero, and variances; an error before `fit`."""
         check_is_fitted(self)
         K = len(self.coef_)
         slopes = (self.gate_coef_[:, 1:], self.coef_[:, 1:])

@@ -49,7 +49,10 @@ Blocks = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the localised mixture of experts; a tuple is a collection to choose from."""
+    """Options of the localised mixture of experts; a tuple is a collection to choose from.
+
+    `ValueError` for a value out of range.
+    """
 
     n_experts: int | tuple[int, ...] = 2  # K
     degree: int | tuple[int, ...] = 1  # order of the experts' polynomials

@@ -37,20 +37,20 @@ from mixwell.core.method import method
 from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
+from mixwell.density.regression._fits import start
 from mixwell.density.regression._parts import (
     GaussianExperts,
     Params,
     Problem,
     SoftmaxGates,
     check_common,
-    start,
     with_intercept,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the mixed mixture of experts."""
+    """Options of the mixed mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K
     effects: Literal["both", "gate", "experts", "none"] = "both"  # where the random effects enter
@@ -272,7 +272,10 @@ class MixedMixtureOfExperts(Configured, config=Config):
         return log_G
 
     def predict(self, X: Any, groups: Any = None) -> Array:
-        """Mean of y (N,): over the posterior of the effects of groups seen in `fit`, else over their prior."""
+        """Mean of y (N,): over the posterior of the effects of groups seen in `fit`, else over their prior.
+
+        An error before `fit`.
+        """
         check_is_fitted(self)
         x_ND = check_array(X, dtype=np.float64)
         mean_NAB = self._means(x_ND)

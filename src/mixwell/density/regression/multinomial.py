@@ -48,7 +48,7 @@ TRANSFORMS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the multinomial-logistic mixture of experts."""
+    """Options of the multinomial-logistic mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K
     gate_transform: Literal["identity", "tanh", "sine", "sigmoid"] = "identity"  # M, of standardised columns

@@ -43,7 +43,7 @@ from mixwell.density.regression._parts import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the mixture of polynomial experts."""
+    """Options of the mixture of polynomial experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # m
     degree: int = 1  # k: order of the experts' polynomials; 0 is a constant

@@ -47,7 +47,7 @@ FAR = 12.0  # standard deviations beyond which a normal has no mass
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the censored mixture."""
+    """Options of the censored mixture; `ValueError` for one out of range."""
 
     n_components: int = 2  # K
     sigma: float = 1.0  # known standard deviation of every component
@@ -230,7 +230,7 @@ class CensoredGaussianMixture(Configured, config=Config):
         return run.state
 
     def score_samples(self, x: Any) -> Array:
-        """Log density (N,) of the mixture before censoring, in nats."""
+        """Log density (N,) of the mixture before censoring, in nats; an error before `fit`."""
         check_is_fitted(self, "means_")
         config = self._config()
         x_N = np.asarray(x, dtype=np.float64)
@@ -241,7 +241,7 @@ class CensoredGaussianMixture(Configured, config=Config):
         return logsumexp(log_joint_NK, axis=1)
 
     def observed_share(self) -> float:
-        """The probability that a value falls inside the intervals."""
+        """The probability that a value falls inside the intervals; an error before `fit`."""
         check_is_fitted(self, "means_")
         config = self._config()
         outside_K, _ = outside(self.means_, config.sigma, config.intervals)

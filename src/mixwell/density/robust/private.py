@@ -79,7 +79,10 @@ LARGEST = 1e70  # of a parameter, so that no distance overflows
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the private mixture. All of them are public: choose them without looking at the rows."""
+    """Options of the private mixture. All of them are public: choose them without looking at the rows.
+
+    `ValueError` for a value out of range.
+    """
 
     estimator: Any = None  # fits a block and has weights_, means_, covariances_; None: density.mixtures.gaussian
     n_components: int = 2  # K, of every block

@@ -37,7 +37,7 @@ from mixwell.density._gaussian import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of mixture proportion estimation."""
+    """Options of mixture proportion estimation; `ValueError` for one out of range."""
 
     base: Literal["roc", "kernel"] = "roc"  # the estimator that resampling wraps
     confidence: float = 0.5  # "roc": factor of sqrt(log(n) / n) in the bands

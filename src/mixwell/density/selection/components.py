@@ -141,12 +141,12 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
         return losses
 
     def predict(self, X: Any) -> Any:
-        """Labels by the chosen mixture (N,)."""
+        """Labels by the chosen mixture (N,); an error before `fit`."""
         check_is_fitted(self)
         return self.best_estimator_.predict(X)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density by the chosen mixture, in nats."""
+        """Mean log density by the chosen mixture, in nats; an error before `fit`."""
         check_is_fitted(self)
         return self.best_estimator_.score(X)
 

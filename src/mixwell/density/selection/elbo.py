@@ -47,7 +47,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the selection."""
+    """Options of the selection; `ValueError` for one out of range."""
 
     estimator: Any = None  # None: probabilistic PCA; or a BayesianGaussianMixture; or one with n_components and elbo_
     n_components: int | Sequence[int] | None = None  # ranks or K to try; None: ranks 0..D-1 (at most N-1), K 1..10

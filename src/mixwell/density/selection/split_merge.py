@@ -122,19 +122,19 @@ class SplitMergeMixture(DensityMixin, Configured, BaseEstimator, config=Config):
         return found
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log density of every row (N,), in nats."""
+        """Log density of every row (N,), in nats; an error before `fit`."""
         return self._mixture(X).score_samples(X)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density, in nats."""
+        """Mean log density, in nats; an error before `fit`."""
         return self._mixture(X).score(X)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable component of every row (N,)."""
+        """The most probable component of every row (N,); an error before `fit`."""
         return self._mixture(X).predict(X)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Responsibilities (N, K)."""
+        """Responsibilities (N, K); an error before `fit`."""
         return self._mixture(X).predict_proba(X)
 
     def _mixture(self, X: Any) -> Any:

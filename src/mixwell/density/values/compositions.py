@@ -35,7 +35,7 @@ from mixwell.core.method import method
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of partial correlations."""
+    """Options of partial correlations; `ValueError` for one out of range."""
 
     zeros: Literal["refuse", "replace"] = "refuse"  # replace: by delta, the row's other parts scaled down to make room
     delta: float | None = None  # share of the whole that a zero becomes, below 1 / D; None: 1 / D^2
@@ -59,7 +59,7 @@ class PartialCorrelations(NamedTuple):
 
 
 def closed(x_ND: Tensor, config: Config) -> Tensor:
-    """Rows scaled to a sum of 1, zeros refused or replaced."""
+    """Rows scaled to a sum of 1, zeros replaced; `ValueError` for zeros that are refused, and for no compositions."""
     if x_ND.ndim != 2 or x_ND.shape[1] < 2 or not bool(x_ND.isfinite().all()) or bool((x_ND < 0).any()):
         raise ValueError(f"x has shape {tuple(x_ND.shape)}; expected finite rows (N, D) of two or more parts, none "
                          "negative")

@@ -41,7 +41,10 @@ class Config:
 @method(title="Gaussian mixture as a value", year=2003, tags={"value", "density", "differentiable", "relabel"})
 @dataclass(frozen=True, eq=False)
 class GaussianMixtureDensity:
-    """A normalised Gaussian mixture. weights_K sum to one; covariances_KDD are symmetric positive definite."""
+    """A normalised Gaussian mixture. weights_K sum to one; covariances_KDD are symmetric positive definite.
+
+    `ValueError` where they are not, or their shapes do not fit.
+    """
 
     weights_K: Tensor
     means_KD: Tensor
@@ -95,7 +98,7 @@ class GaussianMixtureDensity:
         return torch.softmax(self.log_joint(x_ND), 1)
 
     def score(self, x_ND: Tensor) -> Tensor:
-        """Gradient of the log density (N, D), exact."""
+        """Gradient of the log density (N, D), exact; `ValueError` for another width."""
         back_NKD = -self._differences(x_ND)
         root_KDD = cholesky(self.covariances_KDD)
         pull_NKD1 = torch.cholesky_solve(back_NKD[..., None], root_KDD)
@@ -200,7 +203,7 @@ class GaussianMixtureDensity:
         return density, torch.logsumexp(log_weights_P, 0)
 
     def convolve(self, other: GaussianMixtureDensity) -> GaussianMixtureDensity:
-        """Density of the sum of independent draws (K_1 K_2 components)."""
+        """Density of the sum of independent draws (K_1 K_2 components); `ValueError` for another dimension."""
         weights_P, m_PD, s_PDD, n_PD, t_PDD = self._pairs(other)
         return GaussianMixtureDensity(weights_P, m_PD + n_PD, s_PDD + t_PDD)
 

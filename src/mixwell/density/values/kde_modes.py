@@ -67,7 +67,7 @@ KERNELS: dict[str, Profile] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the projected mode search."""
+    """Options of the projected mode search; `ValueError` for one out of range."""
 
     kernel: Literal["gaussian", "logistic", "sigmoid", "generalised_gaussian"] = "gaussian"  # k
     bandwidth: float = 1.0  # h, in the centres' units

@@ -35,7 +35,7 @@ from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How the coupling is found."""
+    """How the coupling is found; `ValueError` for a value out of range."""
 
     smoothing: float = 0.0  # entropy's weight over the independent coupling's cost; 0: the exact optimum
     max_iter: int = 1000  # Sinkhorn steps, at most; smoothing below 0.01 may need more to come nearer

@@ -31,7 +31,7 @@ from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How modes are searched."""
+    """How modes are searched; `ValueError` for a value out of range."""
 
     max_iter: int = 500  # fixed-point steps
     tol: float = 1e-9  # step length, in standard deviations of the mixture, below which a path has ended

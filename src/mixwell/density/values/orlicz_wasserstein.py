@@ -33,7 +33,7 @@ from mixwell.density.values._transport import transport
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The convex function and the accuracy."""
+    """The convex function and the accuracy; `ValueError` for a value out of range."""
 
     phi: Literal["power", "exponential"] = "exponential"  # r^order, or exp(r^order) - 1
     order: float = 2.0  # at least 1

@@ -31,7 +31,7 @@ from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How far and how a mixture is reduced."""
+    """How far and how a mixture is reduced; `ValueError` for a value out of range."""
 
     n_components: int = 1  # how many are left
     refine: int = 0  # assignment steps after the greedy merging

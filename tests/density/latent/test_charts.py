@@ -378,7 +378,7 @@ def test_refuses():
     with pytest.raises(ValueError, match="objective is 'other'; expected likelihood or weighted"):
         Config(objective="other")
     for wrong in ({"ramp": 1.5}, {"edge": 2.0}):
-        with pytest.raises(ValueError, match="ramp, edge are .*; expected at most 1"):
+        with pytest.raises(ValueError, match=r"ramp, edge are .*; expected at most 1"):
             Config(**wrong)
     with pytest.raises(ValueError, match="lr is 0; expected above 0"):
         Training(lr=0)

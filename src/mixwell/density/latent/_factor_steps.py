@@ -91,11 +91,12 @@ def site_step(rows: Rows, factors: Factors, config: Config) -> Rows:
     pull_ND = curve_ND * mean_SND.mean(0) + slope_ND
     tries = []
     for share in STEPS:
-        kept = 1 - share
-        precision_ND = kept / rows.site_var_ND + share * curve_ND
-        old_pull_ND = kept * rows.site_ND / rows.site_var_ND
+        kept_ND = (1 - share) / rows.site_var_ND
+        precision_ND = kept_ND + share * curve_ND
+        old_pull_ND = (1 - share) * rows.site_ND / rows.site_var_ND
         site_ND = (old_pull_ND + share * pull_ND) / precision_ND
-        tried = replace(rows, site_ND=site_ND, site_var_ND=1 / precision_ND)
+        var_ND = 1 / precision_ND
+        tried = replace(rows, site_ND=site_ND, site_var_ND=var_ND)
         tries.append(tried)
     return climb(rows, tries, factors, config, -1e-9)  # an admixture's bound does not depend on its sites
 

@@ -112,7 +112,8 @@ def weight_points(rows: Rows) -> tuple[Array, Array]:
     mean_NK = rows.log_mean_NK
     K = mean_NK.shape[1]
     cov_NKK = np.linalg.inv(rows.precision_NKK)
-    columns_KNK = np.moveaxis(np.linalg.cholesky(cov_NKK), 2, 0)
+    root_NKK = np.linalg.cholesky(cov_NKK)
+    columns_KNK = np.moveaxis(root_NKK, 2, 0)
     offset_KNK = math.sqrt(K) * columns_KNK
     offset_SNK = np.concatenate([offset_KNK, -offset_KNK])
     var_NK = np.einsum("nkk->nk", cov_NKK)
@@ -194,6 +195,7 @@ def total_bound(rows: Rows, factors: Factors, config: Config) -> float:
         inverse_KDD = np.linalg.inv(factors.cov_KDD)
         spread_K = np.einsum("kdd,d->k", inverse_KDD, factors.scatter_D)
         _, log_det_K = np.linalg.slogdet(factors.cov_KDD)
-        cost_K = spread_K + (2 * D + 3) * log_det_K
+        count = 2 * D + 3
+        cost_K = spread_K + count * log_det_K
         value -= 0.5 * cost_K.sum()
     return float(value)

@@ -125,10 +125,10 @@ class ArmLinear(nn.Module):
         reach = inputs**-0.5
         weight_AIO = torch.rand(arms, inputs, outputs, dtype=dtype, generator=generator)
         bias_A1O = torch.rand(arms, 1, outputs, dtype=dtype, generator=generator)
-        start_AIO = (2 * weight_AIO - 1) * reach
-        start_A1O = (2 * bias_A1O - 1) * reach
-        self.weight_AIO = nn.Parameter(start_AIO)
-        self.bias_A1O = nn.Parameter(start_A1O)
+        signed_AIO = 2 * weight_AIO - 1
+        signed_A1O = 2 * bias_A1O - 1
+        self.weight_AIO = nn.Parameter(signed_AIO * reach)
+        self.bias_A1O = nn.Parameter(signed_A1O * reach)
 
     def forward(self, x_ANI: Tensor) -> Tensor:
         """Every arm's rows through its own weights."""
@@ -182,7 +182,8 @@ class Arms(nn.Module):
         h_ANH, log_prob_ANK = self.infer(x_AND)
         c_ANK = relax(log_prob_ANK, gumbel_ANK, self.config.temperature)
         mean_ANS, log_variance_ANS = self.states(h_ANH, c_ANK)
-        scale_ANS = (0.5 * log_variance_ANS).exp()
+        log_scale_ANS = 0.5 * log_variance_ANS
+        scale_ANS = log_scale_ANS.exp()
         s_ANS = mean_ANS + scale_ANS * normal_ANS
         latent_ANV = torch.cat([c_ANK, s_ANS], -1)
         read_ANH = self.read(latent_ANV)
@@ -261,7 +262,8 @@ class CoupledAutoencoders(Configured, config=Config):
 
     def _terms(self, batch_BD: Tensor, draws: torch.Generator) -> Terms:
         """The parts of the loss on rows, with fresh copies and noise."""
-        arms, config = self.arms_, self.arms_.config
+        arms = self.arms_
+        config = arms.config
         x_ABD = copies(batch_BD, config.n_arms, config.augment, draws)
         A, B, _ = x_ABD.shape
         exponential_ABK = x_ABD.new_empty(A, B, arms.n_components)

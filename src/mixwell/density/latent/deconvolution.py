@@ -82,8 +82,10 @@ class Config:
         if self.distribution not in LINKS:
             known = ", ".join(LINKS)
             raise ValueError(f"distribution is {self.distribution!r}; expected one of {known}")
-        if not 0 < self.noise < 1 or self.tol < 0:
-            raise ValueError(f"noise is {self.noise}, tol {self.tol}; expected 0 < noise < 1 and tol 0 or more")
+        if not 0 < self.noise < 1:
+            raise ValueError(f"noise is {self.noise}; expected between 0 and 1")
+        if self.tol < 0:
+            raise ValueError(f"tol is {self.tol}; expected 0 or more")
 
 
 def begin(X: Array, particles_N: Array, shape_NK: Array, factors: Factors, config: Config) -> Rows:
@@ -246,5 +248,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     noise_ND = torch.randn(40, 3, generator=generator)
     share_N1 = torch.rand(40, 1, generator=generator)
     x_ND = noise_ND + 20 * share_N1
-    estimator = DeconvolutionModel(n_factors=2, max_iter=10, random_state=0)
-    return {"estimator": estimator, "X": x_ND.numpy()}
+    return {
+        "estimator": DeconvolutionModel(n_factors=2, max_iter=10, random_state=0),
+        "X": x_ND.numpy(),
+    }

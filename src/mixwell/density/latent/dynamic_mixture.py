@@ -147,9 +147,10 @@ def impute(x_BTD: Tensor, mask_BTD: Tensor, alpha_D: Tensor, rho_DD: Tensor) -> 
 def emission(x_BTD: Tensor, mask_BTD: Tensor, means_KD: Tensor, scales_KD: Tensor) -> Tensor:
     """log p(x_t | z_t = c) of the observed values (B, T, K)."""
     known_BTD = x_BTD.masked_fill(~mask_BTD, 0)
-    gap_BTKD = known_BTD[:, :, None] - means_KD
-    white_BTKD = gap_BTKD / scales_KD
-    log_BTKD = log_normal(white_BTKD**2, scales_KD.log())
+    known_BT1D = known_BTD[:, :, None]
+    white_BTKD = (known_BT1D - means_KD) / scales_KD
+    log_scales_KD = scales_KD.log()
+    log_BTKD = log_normal(white_BTKD**2, log_scales_KD)
     absent_BT1D = ~mask_BTD[:, :, None]
     seen_BTKD = log_BTKD.masked_fill(absent_BT1D, 0)
     return seen_BTKD.sum(-1)

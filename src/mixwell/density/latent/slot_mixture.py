@@ -239,9 +239,12 @@ def _joined(mixture: Mixture) -> Tensor:
 
 
 def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    first = nn.Linear(inputs, hidden)
-    second = nn.Linear(hidden, outputs)
-    return nn.Sequential(first, nn.ReLU(), second)
+    layers = (
+        nn.Linear(inputs, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, outputs),
+    )
+    return nn.Sequential(*layers)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def truncated_laplace(u: float, sensitivity: float, epsilon: float, delta: float
     mass = abs(2 * u - 1) * inside
     below_one = min(mass, 1 - 2**-53)
     log_left = math.log1p(-below_one)
-    return math.copysign(scale, 0.5 - u) * log_left
+    signed_scale = math.copysign(scale, 0.5 - u)
+    return signed_scale * log_left
 
 
 def renyi_bound(order: Any, gamma: float, noise: float, dim: int) -> Any:

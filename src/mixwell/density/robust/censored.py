@@ -252,7 +252,8 @@ class CensoredGaussianMixture(Configured, config=Config):
 def _check(x_N: Array, n_censored: int | None, intervals: Intervals) -> None:
     inside_N = np.zeros(len(x_N), dtype=bool)
     for low, high in intervals:
-        inside_N |= (x_N >= low) & (x_N <= high)
+        above_N, below_N = x_N >= low, x_N <= high
+        inside_N |= above_N & below_N
     wrong = x_N[~inside_N]
     if len(wrong):
         raise ValueError(f"x holds {wrong[0]:g}, outside the intervals; drop it and count it in n_censored")

@@ -351,8 +351,9 @@ class PrivateGaussianMixture(Configured, config=Config):
 def _parameters_of(model: Any) -> Parameters:
     kind = getattr(model, "covariance_type", "full")
     means_KD = torch.as_tensor(model.means_).double()
-    own = torch.as_tensor(model.covariances_).double()
-    full_1KDD = as_full(kind, own[None], means_KD[None])
+    own = torch.as_tensor(model.covariances_)
+    own_1 = own.double()[None]
+    full_1KDD = as_full(kind, own_1, means_KD[None])
     (covariances_KDD,) = full_1KDD
     return parameters(model.weights_, means_KD, covariances_KDD)
 

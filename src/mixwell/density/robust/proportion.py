@@ -94,9 +94,8 @@ def to_simplex(v_N: Array) -> Array:
     excess_N = np.cumsum(sorted_N) - 1
     rank_N = np.arange(1, len(v_N) + 1)
     mean_excess_N = excess_N / rank_N
-    stays_N = sorted_N > mean_excess_N
-    last = np.flatnonzero(stays_N)[-1]
-    shift = mean_excess_N[last]
+    (stays,) = np.nonzero(sorted_N > mean_excess_N)
+    shift = mean_excess_N[stays[-1]]
     return np.maximum(v_N - shift, 0.0)
 
 
@@ -125,8 +124,9 @@ def kernel_proportion(x_F: Array, x_H: Array, max_lambda: float) -> float:
     """1 - 1 / lambda at which the distance from the hull rises by a quarter of its limiting slope."""
     gram_NN = gaussian_gram(np.concatenate([x_F, x_H]))
     M, N = len(x_F), len(x_H)
-    mean_F = np.concatenate([np.full(M, 1 / M), np.zeros(N)])
-    mean_H = np.concatenate([np.zeros(M), np.full(N, 1 / N)])
+    even_F, even_H = np.full(M, 1 / M), np.full(N, 1 / N)
+    mean_F = np.concatenate([even_F, np.zeros(N)])
+    mean_H = np.concatenate([np.zeros(M), even_H])
     curvature = float(np.linalg.norm(gram_NN, 2))
     limit = length(gram_NN, mean_F - mean_H)
 
@@ -138,8 +138,8 @@ def kernel_proportion(x_F: Array, x_H: Array, max_lambda: float) -> float:
     while high - low > 0.02 * low:
         middle = 0.5 * (low + high)
         step = 0.05 * middle
-        rise = distance(middle + step) - distance(middle - step)
-        slope = rise / (2 * step)
+        ahead, behind = distance(middle + step), distance(middle - step)
+        slope = (ahead - behind) / (2 * step)
         if slope > 0.25 * limit:
             high = middle
         else:
@@ -154,7 +154,8 @@ def gaussian_gram(x_ND: Array) -> Array:
     square_NN = (gap_NND**2).sum(-1)
     apart = square_NN[square_NN > 0]
     width = np.median(apart)
-    return np.exp(-square_NN / width)
+    scaled_NN = square_NN / width
+    return np.exp(-scaled_NN)
 
 
 def _held_out_scores(x_F: Array, x_H: Array, generator: torch.Generator) -> tuple[Array, Array]:

@@ -255,9 +255,11 @@ class ElboSelection(DensityMixin, Configured, BaseEstimator, config=Config):
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         N, D = X.shape
         numbers = self._numbers(config, N, D)
-        fitted = {k: _fit_one(X, k, config) for k in numbers}
-        self.elbos_ = {k: _bound(model, N) for k, model in fitted.items()}
-        elbos = list(self.elbos_.values())
+        fitted, elbos = {}, []
+        for k in numbers:
+            fitted[k] = _fit_one(X, k, config)
+            elbos.append(_bound(fitted[k], N))
+        self.elbos_ = dict(zip(numbers, elbos))
         log_prior = _log_prior(config, numbers)
         index, self.weights_ = choose(elbos, log_prior)
         self.n_components_ = numbers[index]

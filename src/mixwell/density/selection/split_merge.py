@@ -146,7 +146,8 @@ class SplitMergeMixture(DensityMixin, Configured, BaseEstimator, config=Config):
 def merge_order(resp_NK: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of components, the most overlapping first."""
     length_K = np.linalg.norm(resp_NK, axis=0)
-    unit_NK = resp_NK / np.maximum(length_K, TINY)
+    safe_K = np.maximum(length_K, TINY)
+    unit_NK = resp_NK / safe_K
     overlap_KK = unit_NK.T @ unit_NK
     i, j = np.triu_indices(len(overlap_KK), 1)
     overlap_P = overlap_KK[i, j]

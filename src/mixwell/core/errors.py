@@ -34,17 +34,28 @@ def _initials(name: str) -> str:
     return "".join(word[0] for word in words) if len(words) > 1 else ""
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
+
+
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn a full disk or a refused write on `path` into one clear line."""
+    """Turn a full disk, a limit or a refused write on `path` into one clear line."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or path
+        if error.errno in _NO_SPACE:
             raise MixwellError(
                 f"no space left on the disk while writing {path}; nothing half-written was kept. "
                 "Free some space or choose another folder, then run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno == errno.EFBIG:
+            raise MixwellError(f"cannot write {path}: it is larger than a file may be here (`ulimit -f`, or the file "
+                               "system's own limit); nothing half-written was kept.") from error
+        if error.errno in _REFUSED:
             raise MixwellError(f"cannot write {path}: {error.strerror}. Choose a folder you may write to.") from error
+        if error.errno in _IN_THE_WAY:
+            raise MixwellError(f"cannot write {path}: {place}: {error.strerror}. Choose another place.") from error
         raise

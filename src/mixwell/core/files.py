@@ -1,18 +1,17 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and stay."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mixwell.core import disk
 from mixwell.core.errors import MixwellError, disk_errors
 
 
@@ -20,27 +19,49 @@ from mixwell.core.errors import MixwellError, disk_errors
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield an empty file beside `path`; it takes `path`'s place when the block ends well, else it is removed.
 
-    A reader sees the old file or the new one, never a part. The file gets the mode that the umask gives, whatever the
-    block does to the one beside it (a library may write another in its place, private to the user).
+    A reader sees the old file or the new one, never a part, and after a crash so too; when this returns, the new one
+    is there for good. The file gets the mode that the umask gives, whatever the block does to the one beside it (a
+    library may write another in its place, private to the user).
     """
     path = Path(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = _beside(path)
+        scratch = _begin(path)
         mode = _create(scratch)
         try:
             yield scratch
-            _to_disk(scratch)
+            disk.sync_file(scratch)
             os.chmod(scratch, mode)
             os.replace(scratch, path)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
+        disk.sync_folder(path.parent)
 
 
-def _beside(path: Path) -> Path:
-    """A hidden name in the same folder that nobody else has."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a fresh folder beside `path`; it takes `path`'s place when the block ends well, else it is removed.
+
+    What was promised of `whole_file` holds for it: all that the block wrote is on the disk before the name is.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        scratch = _begin(path)
+        scratch.mkdir()
+        try:
+            yield scratch
+            disk.sync_tree(scratch)
+            disk.put_folder(scratch, path)
+        except BaseException:
+            disk.remove(scratch)
+            raise
+
+
+def _begin(path: Path) -> Path:
+    """A scratch name beside `path`, in a folder that is there and rid of what was left of earlier tries."""
+    disk.make_folder(path.parent)
+    disk.clear_scratch(path.parent, path.name)
+    return disk.scratch_beside(path)
 
 
 def _create(path: Path) -> int:
@@ -52,13 +73,8 @@ def _create(path: Path) -> int:
         os.close(handle)
 
 
-def _to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
 def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write `data` to `path` atomically: a reader sees the old file or the new one, never a part."""
+    """Write `data` to `path` whole or not at all; see `whole_file`."""
     with whole_file(path) as scratch:
         scratch.write_bytes(data)
     return Path(path)
@@ -83,28 +99,6 @@ def read_json(path: str | Path) -> Any:
         raise MixwellError(f"{path} is not there; expected a JSON file.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MixwellError(f"{path} is not readable as JSON ({error}); restore it or remove it.") from error
-
-
-@contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a fresh folder beside `path`; it takes `path`'s place when the block ends well, else it is removed."""
-    path = Path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = _beside(path)
-        scratch.mkdir()
-        try:
-            yield scratch
-            old = None
-            if path.exists():
-                old = path.with_name(f".{path.name}.old-{os.getpid()}")
-                os.replace(path, old)
-            os.replace(scratch, path)
-            if old is not None:
-                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
 
 
 def digest(value: Any) -> str:

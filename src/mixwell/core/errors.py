@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class MixwellError(ValueError):
@@ -24,14 +26,25 @@ def suggest(name: str, options: Iterable[str]) -> str:
     """
     known = list(options)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near += [option for option in known if option == _initials(name) or _initials(option) == name]
+    near += [option for option in known if _abbreviates(name, option) or _abbreviates(option, name)]
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _initials(name: str) -> str:
-    """First letters of a name's words; nothing where it is one word."""
-    words = [word for word in name.lower().replace("-", "_").split("_") if word]
-    return "".join(word[0] for word in words) if len(words) > 1 else ""
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether `short` is the first letters of a name's words, where these are several."""
+    spelt = name.lower().replace("-", "_")
+    words = [word for word in spelt.split("_") if word]
+    initials = "".join(word[0] for word in words)
+    return len(words) > 1 and short == initials
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+
+
+def shown(value: Any) -> str:
+    """A value that came from outside as it is put into a message: on one line, of bounded length and depth."""
+    return _SHORT.repr(value)
 
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

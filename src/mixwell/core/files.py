@@ -14,6 +14,8 @@ from typing import Any
 from mixwell.core import disk
 from mixwell.core.errors import MixwellError, disk_errors
 
+LARGEST = 2**28  # bytes of a file that is read whole; a tokenizer of 256,000 tokens takes 2^25
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
@@ -86,19 +88,48 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` as indented JSON to `path` atomically. Not-a-number has no place in JSON and raises."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as indented JSON to `path` whole or not at all. Not-a-number has no place in JSON and raises."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_bytes(path: str | Path, most_bytes: int = LARGEST) -> bytes:
+    """All of a regular file. One that is none, is not there, or is larger than `most_bytes` raises `MixwellError`.
+
+    A device or a pipe may have no end, and to open a pipe may wait for ever.
+    """
+    path = Path(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MixwellError(f"{path} is not there; expected a file.") from error
+    except OSError as error:
+        raise MixwellError(f"{path} cannot be read: {error.strerror}.") from error
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        check_regular(path, found)
+        if found.st_size > most_bytes:
+            raise MixwellError(f"{path} has {found.st_size} bytes; expected at most {most_bytes}.")
+        return file.read(most_bytes)
+
+
+def check_regular(path: Path, found: os.stat_result) -> None:
+    """Raise where what the system says of `path` is a folder, a device, a pipe or a socket."""
+    if stat.S_ISDIR(found.st_mode):
+        raise MixwellError(f"{path} is a folder; expected a file.")
+    if not stat.S_ISREG(found.st_mode):
+        raise MixwellError(f"{path} is a device, a pipe or a socket; expected a regular file.")
 
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; a missing or broken one is a `MixwellError` that names it."""
-    path = Path(path)
+    data = read_bytes(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MixwellError(f"{path} is not there; expected a JSON file.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(data)
+    except ValueError as error:
         raise MixwellError(f"{path} is not readable as JSON ({error}); restore it or remove it.") from error
+    except RecursionError as error:
+        raise MixwellError(f"{path} is not readable as JSON (nested too deeply); restore it or remove it.") from error
 
 
 def digest(value: Any) -> str:

@@ -13,7 +13,7 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json, whole_folder, write_bytes, write_json
-from mixwell.core.tensors import open_folder, save_shards
+from mixwell.formats.tensors import open_folder, save_shards
 from mixwell.lm import weights
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.hf.config import comparable, model_type_of, read_config, write_config

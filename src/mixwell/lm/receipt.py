@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.receipts import Receipt
-from mixwell.core.tensors import size_bytes
+from mixwell.formats.tensors import size_bytes
 from mixwell.lm.evaluate import add_loads, load_shares
 from mixwell.lm.model import LanguageModel
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.tensors import INDEX, SINGLE, open_file, open_folder, save_shards, save_tensors, size_bytes
+from mixwell.formats.tensors import INDEX, SINGLE, open_file, open_folder, save_shards, save_tensors, size_bytes
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_an_index_that_lies(tmp_path, tensors, change, message):
 def test_a_full_disk_leaves_nothing(tmp_path, tensors, monkeypatch):
     from safetensors import SafetensorError
 
-    from mixwell.core import tensors as module
+    from mixwell.formats import tensors as module
 
     def full(_, path, **__):
         path.write_bytes(b"half")

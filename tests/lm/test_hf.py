@@ -164,7 +164,7 @@ def test_silence_means_what_transformers_assumes(name):
     ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
      "partial_rotary_factor is not 1"),
     ("llama", {"hidden_size": None}, "hidden_size is missing"),
-    ("llama", {"hidden_size": "wide"}, "dim: expected a whole number, got 'wide'"),
+    ("llama", {"hidden_size": "wide"}, "hidden_size is 'wide'; expected a whole number from 1 to"),
     ("mixtral", {"num_experts_per_tok": 1}, "leaves the router without effect"),
     ("mixtral", {"num_local_experts": 3}, "experts.3.w1.weight has no place in this model"),
     ("olmoe", {"head_dim": 16}, "head_dim = 16; olmoe has hidden_size / num_attention_heads only"),

@@ -165,6 +165,16 @@ def mapping(each: Kind = ANYTHING) -> Kind:
     return Kind(words, lambda value: isinstance(value, dict), parts)
 
 
+def keyed(schema: Schema) -> Kind:
+    """Keys and values, those of `schema` of their own kinds."""
+    def parts(value: dict[str, Any], where: str) -> Parts:
+        for key, kind in schema.items():
+            if key in value:
+                yield f"{where}.{key}", value[key], kind
+
+    return Kind("keys and values", lambda value: isinstance(value, dict), parts)
+
+
 def sequence(each: Kind = ANYTHING) -> Kind:
     """A list, the items all of one kind."""
     def parts(value: list[Any], where: str) -> Parts:

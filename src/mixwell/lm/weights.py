@@ -30,7 +30,7 @@ N = TypeVar("N", bound=Network)
 
 
 def skeleton(kind: type[N], arch: Mapping[str, Any]) -> N:
-    """A network of `arch` that has names and shapes and no numbers yet; `MixwellError` where no memory would hold it."""
+    """A network of `arch` that has names and shapes and no numbers yet; one that no memory would hold is refused."""
     config = from_dict(ModelConfig, arch)
     check_size(config)
     with torch.device("meta"):

@@ -197,19 +197,19 @@ def check_names(table: Mapping[str, Recipe], tensors: Mapping[str, Tensor], wher
     wanted = _declared(table)
     for name in sorted(set(wanted) - stored):
         raise MixwellError(f"{where}: {name} is missing.")
-    for name, declared in wanted.items():
-        check_form(name, form_of(tensors, name), declared, where)
     for name in sorted(stored - set(wanted)):
         if name.endswith("rotary_emb.inv_freq"):  # older files hold this constant; config.json says the same
             continue
         if tied and name == HEAD and _same(tensors, HEAD, EMBEDDING):
             continue
         raise MixwellError(f"{where}: {name} has no place in this model; it would be dropped. Is config.json its own?")
+    for name, declared in wanted.items():
+        check_form(name, form_of(tensors, name), declared, where)
 
 
 def _declared(table: Mapping[str, Recipe]) -> dict[str, Declared]:
     """What the tensors of the file must be, by their names there."""
-    found = {}
+    found: dict[str, Declared] = {}
     for recipe in table.values():
         kinds = [recipe.declared(part) for part in range(len(recipe.rows))]
         for names in recipe.names:

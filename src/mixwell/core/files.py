@@ -125,7 +125,7 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; a missing or broken one is a `MixwellError` that names it."""
     data = read_bytes(path)
     try:
-        return json.loads(data)
+        return json.loads(data.decode("utf-8"))
     except ValueError as error:
         raise MixwellError(f"{path} is not readable as JSON ({error}); restore it or remove it.") from error
     except RecursionError as error:

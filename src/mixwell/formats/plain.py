@@ -47,7 +47,7 @@ def parse(data: bytes, where: str) -> Any:
     so does nesting beyond `DEEPEST`.
     """
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
         _check_depth(data, value)
     except RecursionError as error:
         raise MixwellError(f"{where} is not readable as JSON (nested deeper than {DEEPEST}).") from error

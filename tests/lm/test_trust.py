@@ -302,7 +302,7 @@ def test_a_model_larger_than_memory_is_refused_with_its_bytes(tmp_path, monkeypa
     with pytest.raises(MixwellError, match=r"vocabulary 1099511627776 in float32 takes 65,536.0 GiB"):
         LanguageModel(from_dict(ModelConfig, wide))
     deep = {"vocab_size": 8, "dim": 512, "num_layers": 10**6, "num_heads": 2, "channel_mixer": DENSE}
-    with pytest.raises(MixwellError, match="a model of 1000000 layers.*takes .* GiB"):
+    with pytest.raises(MixwellError, match=r"a model of 1000000 layers.*takes .* GiB"):
         LanguageModel(from_dict(ModelConfig, deep))
 
 
@@ -324,3 +324,21 @@ def test_a_receipt_of_what_is_no_number_is_refused():
         measure(sound, loud, TOKENS, "some")
     with pytest.raises(MixwellError, match="some: the model before gives"):
         measure(loud, sound, TOKENS, "some")
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["mixtral", "mixwell"])
+def test_a_flipped_bit_in_a_weight_is_found(own, tmp_path, generator):
+    folder = saved(tmp_path / "model", own=own)
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    begin = 8 + struct.unpack("<Q", data[:8])[0]
+    for place in torch.randint(8 * begin, 8 * len(data), (20,), generator=generator).tolist():
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        with pytest.raises(MixwellError, match=r"is not what was written|expected finite numbers"):
+            mixwell.load(folder)
+        data[place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
+    mixwell.load(folder)
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)  # another program may change it
+    mixwell.load(folder)

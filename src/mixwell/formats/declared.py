@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
+from mixwell.formats.sums import PIECE_BYTES, Sum
 
 FLOATING = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-_PIECE_BYTES = 2**18  # what is checked right after it was copied, while it lies in the cache
 
 
 class Form(NamedTuple):
@@ -62,19 +62,43 @@ def _name(dtype: torch.dtype | None) -> str:
     return "of a type that is not read" if dtype is None else str(dtype).removeprefix("torch.")
 
 
-def copied(name: str, stored: Tensor, declared: Declared, where: str, into: Tensor | None = None) -> Tensor:
-    """A copy of `stored` (in `into`, where given), once it is what was declared: type, shape, every number finite."""
+def changed(name: str, where: str) -> MixwellError:
+    """What is raised for a tensor whose checksum is not the one that was written with it."""
+    return MixwellError(f"{where}: {name} is not what was written (its checksum is another): the file is damaged; copy "
+                        "it again.")
+
+
+def copied(tensors: Mapping[str, Tensor], name: str, declared: Declared, where: str,
+           into: Tensor | None = None) -> Tensor:
+    """A copy of one of `tensors` (in `into`, where given), once it is what was declared and what was written.
+
+    Type and shape are those declared, every number is finite, and the checksum is that of the file where it has one.
+    """
+    stored, written = _raw(tensors, name)
     found = Form(stored.dtype, tuple(stored.shape))
     check_form(name, found, declared, where)
     copy = torch.empty_like(stored, memory_format=torch.contiguous_format) if into is None else into
+    total = Sum(stored)
     for source, target in _pieces(stored.detach(), copy):
         target.copy_(source)
+        if written is not None:
+            total.add(source)
         if target.is_floating_point() and not _finite(target):
             raise MixwellError(f"{where}: {name} holds {_first_bad(target)}; expected finite numbers. The file is "
                                "damaged, or the training that made it had failed.")
         if declared.positive and not bool((target > 0).all()):
             raise MixwellError(f"{where}: {name} holds {float(target.min()):g}; expected numbers above 0.")
+    if written is not None and total.value != written:
+        raise changed(name, where)
     return copy
+
+
+def _raw(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, int | None]:
+    """A tensor, and the checksum that was written with it, where there is one and nobody looked at it yet."""
+    raw, written = getattr(tensors, "raw", None), getattr(tensors, "sum", None)
+    if raw is None or written is None:
+        return tensors[name], None
+    return raw(name), written(name)
 
 
 def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -82,7 +106,7 @@ def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     if not (source.is_contiguous() and target.is_contiguous()):
         yield source, target
         return
-    size = _PIECE_BYTES // source.element_size()
+    size = PIECE_BYTES // source.element_size()
     yield from zip(source.view(-1).split(size), target.view(-1).split(size))
 
 
@@ -115,7 +139,7 @@ class Checked(Fresh):
         self._stored, self._declared, self._where = stored, declared, where
 
     def __getitem__(self, name: str) -> Tensor:
-        return copied(name, self._stored[name], self._declared[name], self._where)
+        return copied(self._stored, name, self._declared[name], self._where)
 
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, without reading it."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import whole_file, write_json
-from mixwell.formats.declared import Form, form_of
+from mixwell.formats import sums
+from mixwell.formats.declared import Form, changed, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import Schema, mapping, read_object, text
 
@@ -36,7 +37,18 @@ class LazyTensors(Mapping[str, Tensor]):
         self._files = dict(files)
 
     def __getitem__(self, name: str) -> Tensor:
+        tensor, written = self.raw(name), self.sum(name)
+        if written is not None and sums.of(tensor) != written:
+            raise changed(name, str(self._files[name].path))
+        return tensor
+
+    def raw(self, name: str) -> Tensor:
+        """A tensor whose checksum is left to the caller."""
         return self._files[name].read(name)
+
+    def sum(self, name: str) -> int | None:
+        """The checksum that was written with a tensor, where one was."""
+        return self._files[name].sums.get(name)
 
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, without reading it."""
@@ -59,6 +71,8 @@ class Opened:
         except SafetensorError as error:
             raise MixwellError(f"{path} {_in_words(error)}.") from error
         self.names = list(self._file.keys())
+        written = (self._file.metadata() or {}).get(sums.KEY)
+        self.sums = {} if written is None else sums.unpacked(written, self.names, str(path))
 
     def read(self, name: str) -> Tensor:
         """A tensor; it may lie in the file's own memory, and is not to be written into."""
@@ -161,16 +175,17 @@ def _inside(folder: Path, shard: str) -> Path:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
-    """Write one safetensors file atomically."""
+    """Write one safetensors file whole or not at all, with a checksum of each tensor in its header."""
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    written = sums.packed(sums.of(plain[name]) for name in sorted(plain))
     with whole_file(path) as scratch:
-        _save(plain, scratch, metadata)
+        _save(plain, scratch, {"format": "pt", **(metadata or {}), sums.KEY: written})
     return Path(path)
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None) -> None:
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     try:
-        save_file(_unshared(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+        save_file(_unshared(tensors), path, metadata=metadata)
     except SafetensorError as error:
         if found := re.search(r"(?:os error|code:) (\d+)", str(error)):  # so that `disk_errors` words it
             code = int(found[1])

@@ -130,7 +130,7 @@ def _checked(tensors: Mapping[str, Tensor], name: str, declared: Mapping[str, De
     """A copy of a tensor, checked here or by the reader that it comes from."""
     if isinstance(tensors, Fresh):
         return tensors[name]
-    return copied(name, tensors[name], declared[name], "checkpoint")
+    return copied(tensors, name, declared[name], "checkpoint")
 
 
 def _size_bytes(declared: Mapping[str, Declared], compute: torch.dtype) -> int:

@@ -136,7 +136,7 @@ class Gathered(Fresh):
         """Copy the parts below each other, each once it is what config.json asks for."""
         places = room.split(recipe.rows)
         for part, (name, place) in enumerate(zip(names, places)):
-            copied(name, self._tensors[name], recipe.declared(part), self._where, into=place)
+            copied(self._tensors, name, recipe.declared(part), self._where, into=place)
 
     def form(self, name: str) -> Form:
         """Type and shape of a canonical tensor; parts of several types meet in the widest."""

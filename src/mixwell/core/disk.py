@@ -63,8 +63,10 @@ def make_folder(path: Path) -> None:
 
 def scratch_beside(path: Path) -> Path:
     """A hidden name in the same folder that nobody else has, and that tells whose it is."""
+    owner, process = _owner(), os.getpid()
     mark = secrets.token_hex(4)
-    return path.with_name(f".{path.name}.{_owner()}-{os.getpid()}-{mark}.tmp")
+    name = f".{path.name}.{owner}-{process}-{mark}.tmp"
+    return path.with_name(name)
 
 
 def clear_scratch(folder: Path, name: str | None = None) -> None:

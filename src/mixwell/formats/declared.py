@@ -29,7 +29,8 @@ class Form(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """Bytes that it takes."""
-        return math.prod(self.shape) * (1 if self.dtype is None else self.dtype.itemsize)
+        width = 1 if self.dtype is None else self.dtype.itemsize
+        return width * math.prod(self.shape)
 
 
 def form_of(tensors: Mapping[str, Tensor], name: str) -> Form:
@@ -51,11 +52,14 @@ class Declared:
 
 def check_form(name: str, found: Form, declared: Declared, where: str) -> None:
     """Raise `MixwellError` where type or shape is another than declared; no number is looked at."""
-    if found.shape != declared.shape:
-        raise MixwellError(f"{where}: {name} has shape {list(found.shape)}; expected {list(declared.shape)}.")
-    if found.dtype not in declared.dtypes:
-        known = ", ".join(sorted(map(_name, declared.dtypes)))
-        raise MixwellError(f"{where}: {name} is {_name(found.dtype)}; expected {known}.")
+    shape, wanted = list(found.shape), list(declared.shape)
+    if shape != wanted:
+        raise MixwellError(f"{where}: {name} has shape {shape}; expected {wanted}.")
+    if found.dtype in declared.dtypes:
+        return
+    names = sorted(map(_name, declared.dtypes))
+    known = ", ".join(names)
+    raise MixwellError(f"{where}: {name} is {_name(found.dtype)}; expected {known}.")
 
 
 def _name(dtype: torch.dtype | None) -> str:

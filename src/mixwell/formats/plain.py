@@ -133,13 +133,19 @@ def _is_whole(value: Any) -> bool:
 
 def number(low: float = -math.inf, high: float = math.inf) -> Kind:
     """A finite number in a range, both ends inside."""
-    bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
-    words = "a number " + " and ".join(bounds)
+    words = "a number"
+    if low > -math.inf:
+        words += f" at least {low:g}"
+    if high < math.inf:
+        words += f" and at most {high:g}"
 
     def fits(value: Any) -> bool:
-        return (_is_whole(value) or isinstance(value, float)) and low <= value <= high and abs(value) < _BEYOND_FLOATS
+        if not (_is_whole(value) or isinstance(value, float)):
+            return False
+        inside = low <= value <= high
+        return inside and abs(value) < _BEYOND_FLOATS
 
-    return Kind(words.rstrip(), fits)
+    return Kind(words, fits)
 
 
 _BEYOND_FLOATS = 2**1023
@@ -159,7 +165,8 @@ def mapping(each: Kind = ANYTHING) -> Kind:
         if each is ANYTHING:
             return
         for key, item in value.items():
-            yield f"{where}, {shown(key)}", item, each
+            place = f"{where}, {shown(key)}"
+            yield place, item, each
 
     words = "keys and values" if each is ANYTHING else f"keys and values, each {each.words}"
     return Kind(words, lambda value: isinstance(value, dict), parts)

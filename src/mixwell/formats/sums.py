@@ -47,8 +47,10 @@ class Sum:
 
 def _words(raw: Tensor) -> Tensor:
     """Bytes as words; those that do not begin where a word may are copied."""
-    aligned = raw.storage_offset() % 8 == 0 and raw.data_ptr() % 8 == 0
-    return (raw if aligned else raw.clone()).view(torch.int64)
+    offsets = raw.storage_offset(), raw.data_ptr()
+    aligned = all(offset % 8 == 0 for offset in offsets)
+    placed = raw if aligned else raw.clone()
+    return placed.view(torch.int64)
 
 
 @functools.cache
@@ -70,7 +72,8 @@ def of(tensor: Tensor) -> int:
 
 def packed(sums: Iterable[int]) -> str:
     """Sums as text, in the order of their tensors' names."""
-    return "".join(f"{value:0{_DIGITS}x}" for value in sums)
+    digits = [f"{value:0{_DIGITS}x}" for value in sums]
+    return "".join(digits)
 
 
 def unpacked(text: str, names: Collection[str], where: str) -> dict[str, int]:

@@ -71,14 +71,18 @@ def _record(folder: Path) -> Mapping[str, Any]:
 
 def _digest(record: Mapping[str, Any]) -> str:
     """Of everything else that the record says."""
-    return digest({key: value for key, value in record.items() if key != "digest"})
+    rest = dict(record)
+    rest.pop("digest", None)
+    return digest(rest)
 
 
 def _tell_changed_files(folder: Path, files: Mapping[str, bytes], written: Mapping[str, str]) -> None:
     """Warn where a file that goes with the model is another than was saved with it."""
-    changed = [name for name in written if name not in files or digest(files[name]) != written[name]]
+    now = {name: digest(data) for name, data in files.items()}
+    changed = [name for name in written if now.get(name) != written[name]]
     if changed:
-        _warn(f"{folder}: {', '.join(changed)}: not what was saved with this model (see {RECORD}).")
+        names = ", ".join(changed)
+        _warn(f"{folder}: {names}: not what was saved with this model (see {RECORD}).")
 
 
 def _warn(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,21 @@ from typing import Any
 
 
 class MixwellError(ValueError):
-    """Something the user handed in is wrong. The message is one line; the command line shows it without a trace."""
+    """Something the user handed in is wrong. The message is one line; the command line shows it without a trace.
+
+    A name in it may come from anywhere: what would break the line, or steer a terminal, is spelt out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(map(_spelt, message)))
+
+
+def _spelt(letter: str) -> str:
+    unseen = unicodedata.category(letter) in _UNSEEN
+    return ascii(letter)[1:-1] if unseen else letter
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of writing, half characters, ends of lines
 
 
 class TrainingError(MixwellError):

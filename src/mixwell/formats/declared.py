@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -99,10 +99,21 @@ def copied(tensors: Mapping[str, Tensor], name: str, declared: Declared, where: 
 
 def _raw(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, int | None]:
     """A tensor, and the checksum that was written with it, where there is one and nobody looked at it yet."""
-    raw, written = getattr(tensors, "raw", None), getattr(tensors, "sum", None)
-    if raw is None or written is None:
+    if not isinstance(tensors, Summed):
         return tensors[name], None
-    return raw(name), written(name)
+    written = tensors.sum(name)
+    return tensors.raw(name), written
+
+
+@runtime_checkable
+class Summed(Protocol):
+    """Tensors that may have checksums."""
+
+    def raw(self, name: str) -> Tensor:
+        """A tensor whose checksum is left to the caller."""
+
+    def sum(self, name: str) -> int | None:
+        """The checksum that was written with it."""
 
 
 def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -111,7 +122,9 @@ def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield source, target
         return
     size = PIECE_BYTES // source.element_size()
-    yield from zip(source.view(-1).split(size), target.view(-1).split(size))
+    pieces = source.view(-1).split(size)
+    places = target.view(-1).split(size)
+    yield from zip(pieces, places)
 
 
 def _finite(piece: Tensor) -> bool:

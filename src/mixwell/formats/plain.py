@@ -175,9 +175,10 @@ def mapping(each: Kind = ANYTHING) -> Kind:
 def keyed(schema: Schema) -> Kind:
     """Keys and values, those of `schema` of their own kinds."""
     def parts(value: dict[str, Any], where: str) -> Parts:
-        for key, kind in schema.items():
+        for key in schema:
+            place = f"{where}.{key}"
             if key in value:
-                yield f"{where}.{key}", value[key], kind
+                yield place, value[key], schema[key]
 
     return Kind("keys and values", lambda value: isinstance(value, dict), parts)
 

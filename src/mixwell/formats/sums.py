@@ -35,7 +35,8 @@ class Sum:
         words = _words(raw[:whole])
         factors = _factors()[: words.numel()]
         rest = bytes(raw[whole:].tolist())
-        value = int(torch.dot(words, factors)) + int.from_bytes(rest, "little")
+        value = int(torch.dot(words, factors))
+        value += int.from_bytes(rest, "little")
         self._pieces += 1
         self._total += value * (2 * self._pieces + 1)
 
@@ -56,7 +57,8 @@ def _words(raw: Tensor) -> Tensor:
 @functools.cache
 def _factors() -> Tensor:
     """Odd numbers that look random, the same for ever: multiples of the golden ratio's, by Weyl."""
-    steps = torch.arange(1, PIECE_BYTES // 8 + 1)
+    count = PIECE_BYTES // 8
+    steps = torch.arange(1, count + 1)
     mixed = steps * -7046029254386353131  # 2^64 / golden ratio, as a signed number
     mixed = (mixed ^ (mixed >> 29)) * -4658895280553007687
     return mixed | 1
@@ -64,8 +66,10 @@ def _factors() -> Tensor:
 
 def of(tensor: Tensor) -> int:
     """The checksum of a tensor on the CPU."""
-    total, flat = Sum(tensor), tensor.contiguous().view(-1)
-    for piece in flat.split(PIECE_BYTES // flat.element_size()):
+    total = Sum(tensor)
+    flat = tensor.contiguous().view(-1)
+    size = PIECE_BYTES // flat.element_size()
+    for piece in flat.split(size):
         total.add(piece)
     return total.value
 

@@ -5,6 +5,7 @@ Nothing here unpickles: a file that is not safetensors is refused by name.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -37,9 +38,11 @@ class LazyTensors(Mapping[str, Tensor]):
         self._files = dict(files)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor, written = self.raw(name), self.sum(name)
-        if written is not None and sums.of(tensor) != written:
-            raise changed(name, str(self._files[name].path))
+        tensor = self.raw(name)
+        written = self.sum(name)
+        if written is not None and written != sums.of(tensor):
+            path = self._files[name].path
+            raise changed(name, str(path))
         return tensor
 
     def raw(self, name: str) -> Tensor:
@@ -91,9 +94,12 @@ class Opened:
 def _in_words(error: SafetensorError) -> str:
     """What is wrong with a file, from what the library says of its header."""
     said = str(error).removeprefix("Error while deserializing header: ")
-    if "not fully covered" in said or "header length" in said or "too small" in said:
+    if any(words in said for words in _SHORT):
         return f"is cut short or not a safetensors file ({said}); copy it again"
     return f"is not a safetensors file ({said})"
+
+
+_SHORT = ("not fully covered", "header length", "too small")
 
 
 def open_file(path: str | Path) -> LazyTensors:
@@ -118,8 +124,9 @@ def _is_pickle(head: bytes) -> bool:
     """Whether a file that begins so is a pickle, bare or in torch's zip; a header of 640 bytes begins like one too."""
     if head.startswith(b"PK\x03\x04"):
         return True
+    bare = head[:1] == b"\x80"
     protocol, rest = head[1:2], head[2:]
-    return head.startswith(b"\x80") and protocol in _PROTOCOLS and rest != bytes(6)
+    return bare and protocol in _PROTOCOLS and rest != bytes(6)
 
 
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
@@ -186,11 +193,25 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     try:
         save_file(_unshared(tensors), path, metadata=metadata)
+        _order_metadata(path)
     except SafetensorError as error:
         if found := re.search(r"(?:os error|code:) (\d+)", str(error)):  # so that `disk_errors` words it
             code = int(found[1])
             raise OSError(code, os.strerror(code), str(path)) from error
         raise
+
+
+def _order_metadata(path: Path) -> None:
+    """The library writes metadata in an order of chance; in that of their names, equal tensors give equal bytes."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+        ordered = text.encode().ljust(length)
+        if len(ordered) == length:
+            file.seek(8)
+            file.write(ordered)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

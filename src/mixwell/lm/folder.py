@@ -46,6 +46,7 @@ def read(path: str | Path) -> Checkpoint:
     opened = _own if config.get("model_type") == OWN else _from_hugging_face
     arch, tensors = opened(config, stored, folder)
     _tell_changed_files(folder, files, record.get("files", {}))
+    _tell_new_tensors(folder, stored, record)
     lineage = tuple(record.get("lineage", ()))
     return Checkpoint(_recorded(arch, record, folder), tensors, lineage, files)
 
@@ -83,6 +84,12 @@ def _tell_changed_files(folder: Path, files: Mapping[str, bytes], written: Mappi
     if changed:
         names = ", ".join(changed)
         _warn(f"{folder}: {names}: not what was saved with this model (see {RECORD}).")
+
+
+def _tell_new_tensors(folder: Path, stored: LazyTensors, record: Mapping[str, Any]) -> None:
+    """Warn where the tensors are no longer those that the record was written for."""
+    if record.get("checksums") and any(stored.sum(name) is None for name in stored):
+        _warn(f"{folder}: another program wrote the tensors anew; what {RECORD} says of them may no longer hold.")
 
 
 def _warn(text: str) -> None:
@@ -211,7 +218,8 @@ def write(checkpoint: Checkpoint, path: str | Path, *, shard_bytes: int = 4 * 2*
 def _new_record(arch: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of mixwell.json; a lineage that JSON cannot hold raises `MixwellError`."""
     files = {name: digest(data) for name, data in checkpoint.files.items()}
-    record = {"mixwell": __version__, "arch": arch, "lineage": list(checkpoint.lineage), "files": files}
+    record = {"mixwell": __version__, "arch": arch, "lineage": list(checkpoint.lineage), "files": files,
+              "checksums": True}
     try:
         plain = json.loads(json.dumps(record, allow_nan=False))  # as it will be read again
     except (TypeError, ValueError) as error:

@@ -50,7 +50,7 @@ CONFIG: Schema = {  # config.json, of any model_type; what a decoder does with i
     "bos_token_id": _IDS, "eos_token_id": _IDS, "pad_token_id": _IDS,
 }
 RECORD: Schema = {"mixwell": _NAME, "arch": optional(mapping()), "lineage": sequence(mapping()), "digest": _NAME,
-                  "files": mapping(_NAME)}  # mixwell.json
+                  "files": mapping(_NAME), "checksums": FLAG}  # mixwell.json
 _SPECIAL = optional(either(text(), mapping(), sequence()))
 _MARKS: Schema = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _SPECIAL)
 _SAMPLING: Schema = {

@@ -67,8 +67,9 @@ def _layer_parameters(config: ModelConfig, layer: int) -> int:
     try:
         with torch.device("meta"):
             made = Layer(config, layer, None)
-    except RuntimeError as error:  # torch's own, where the number of bytes is beyond what it counts in
-        raise MixwellError(f"layer {layer} is larger than any memory ({error}); check the sizes.") from error
+    except (RuntimeError, TypeError) as error:  # torch's own, where a size or the bytes are beyond what it counts in
+        said = str(error).partition("\n")[0]
+        raise MixwellError(f"layer {layer} is larger than any memory ({said}); check the sizes.") from error
     return sum(parameter.numel() for parameter in made.parameters())
 
 

@@ -146,7 +146,7 @@ def _write_tokens(folder: Path) -> None:
 
 
 def _write(folder: Path, trained: Trained) -> None:
-    from mixwell.core.tensors import save_tensors
+    from mixwell.formats.tensors import save_tensors
 
     save_tensors(folder / "model.safetensors", trained.model.state_dict())
     told = {"metrics": trained.metrics, "evaluation": asdict(trained.evaluation), "flops": trained.flops,
@@ -156,7 +156,7 @@ def _write(folder: Path, trained: Trained) -> None:
 
 def _read(folder: Path, model: LanguageModel) -> Trained:
     """What `_write` kept, the weights put into a model of the same architecture and seed."""
-    from mixwell.core.tensors import open_file
+    from mixwell.formats.tensors import open_file
     from mixwell.lm.evaluate import Evaluation
 
     told = read_json(folder / "trained.json")

@@ -5,6 +5,7 @@ Legend: E experts, R rows of one part.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
+from mixwell.formats.declared import Declared, Form, Fresh, check_form, copied, form_of
 from mixwell.lm.hf.families import EXPERT_TENSORS, FAMILIES, Experts
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -45,6 +47,10 @@ class Recipe(NamedTuple):
         """Shape of a part in the file."""
         behind_rows = self.shape[2:] if self.stacked else self.shape[1:]
         return (self.rows[part], *behind_rows)
+
+    def declared(self, part: int) -> Declared:
+        """What a part in the file must be."""
+        return Declared(self.part_shape(part))
 
 
 def recipes(arch: Mapping[str, Any], model_type: str, shapes: Mapping[str, tuple[int, ...]],
@@ -112,7 +118,7 @@ def _rows(arch: Mapping[str, Any], total: int, parts: int) -> tuple[int, ...]:
     return (queries, keys, keys)
 
 
-class Gathered(Mapping[str, Tensor]):
+class Gathered(Fresh):
     """Canonical tensors, each put together from a file's when it is asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], table: Mapping[str, Recipe], where: str) -> None:
@@ -120,17 +126,24 @@ class Gathered(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         recipe = self._table[name]
-        experts = [self._joined(recipe, names) for names in recipe.names]
-        return torch.stack(experts) if recipe.stacked else experts[0]
+        whole = torch.empty(recipe.shape, dtype=self.form(name).dtype)
+        experts = whole if recipe.stacked else whole.unsqueeze(0)
+        for names, room in zip(recipe.names, experts):
+            self._fill(recipe, names, room)
+        return whole
 
-    def _joined(self, recipe: Recipe, names: tuple[str, ...]) -> Tensor:
-        parts = [self._tensors[name] for name in names]
-        for i, part in enumerate(parts):
-            found, wanted = tuple(part.shape), recipe.part_shape(i)
-            if found != wanted:
-                raise MixwellError(f"{self._where}: {names[i]} has shape {list(found)}; config.json asks for "
-                                   f"{list(wanted)}.")
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    def _fill(self, recipe: Recipe, names: tuple[str, ...], room: Tensor) -> None:
+        """Copy the parts below each other, each once it is what config.json asks for."""
+        places = room.split(recipe.rows)
+        for part, (name, place) in enumerate(zip(names, places)):
+            copied(self._tensors, name, recipe.declared(part), self._where, into=place)
+
+    def form(self, name: str) -> Form:
+        """Type and shape of a canonical tensor; parts of several types meet in the widest."""
+        recipe = self._table[name]
+        found = {form_of(self._tensors, part).dtype for names in recipe.names for part in names}
+        widest = functools.reduce(torch.promote_types, found)  # type: ignore[arg-type]  # `check_names` saw them
+        return Form(widest, recipe.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table)
@@ -164,6 +177,13 @@ class Scattered(Mapping[str, Tensor]):
             tensor = tensor[expert]
         return tensor[rows]
 
+    def form(self, name: str) -> Form:
+        """Type and shape of a tensor of the file."""
+        canonical, expert, rows = self._places[name]
+        whole = form_of(self._tensors, canonical)
+        behind_rows = whole.shape[1:] if expert is None else whole.shape[2:]
+        return Form(whole.dtype, (rows.stop - rows.start, *behind_rows))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -172,16 +192,31 @@ class Scattered(Mapping[str, Tensor]):
 
 
 def check_names(table: Mapping[str, Recipe], tensors: Mapping[str, Tensor], where: str, tied: bool) -> None:
-    """Refuse a file that lacks a tensor or holds one that would not be used."""
+    """Refuse a file that lacks a tensor, holds one that would not be used, or one of another type or shape."""
     stored = set(tensors)
-    wanted: set[str] = set()
-    for recipe in table.values():
-        wanted.update(*recipe.names)
-    for name in sorted(wanted - stored):
+    wanted = _declared(table)
+    for name in sorted(set(wanted) - stored):
         raise MixwellError(f"{where}: {name} is missing.")
-    for name in sorted(stored - wanted):
+    for name in sorted(stored - set(wanted)):
         if name.endswith("rotary_emb.inv_freq"):  # older files hold this constant; config.json says the same
             continue
-        if tied and name == HEAD and torch.equal(tensors[HEAD], tensors[EMBEDDING]):
+        if tied and name == HEAD and _same(tensors, HEAD, EMBEDDING):
             continue
         raise MixwellError(f"{where}: {name} has no place in this model; it would be dropped. Is config.json its own?")
+    for name, declared in wanted.items():
+        check_form(name, form_of(tensors, name), declared, where)
+
+
+def _declared(table: Mapping[str, Recipe]) -> dict[str, Declared]:
+    """What the tensors of the file must be, by their names there."""
+    found: dict[str, Declared] = {}
+    for recipe in table.values():
+        kinds = [recipe.declared(part) for part in range(len(recipe.rows))]
+        for names in recipe.names:
+            found.update(zip(names, kinds))
+    return found
+
+
+def _same(tensors: Mapping[str, Tensor], first: str, second: str) -> bool:
+    same_form = form_of(tensors, first) == form_of(tensors, second)
+    return same_form and torch.equal(tensors[first], tensors[second])

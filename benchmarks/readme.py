@@ -1,4 +1,4 @@
-"""Write the README's figures from the files that benchmarks and claims left: every number there has such a file.
+"""Write the README's figures from the files that benchmarks left: every number there has such a file.
 
     python benchmarks/readme.py
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,25 +141,11 @@ def em(data: dict[str, Any]) -> list[str]:
             f"`python benchmarks/em.py --repeat 5 --stream 10000000` with {data['threads']} threads."]
 
 
-def claims(rooms: dict[str, dict[str, Any]]) -> list[str]:
-    """How many of the papers' claims held here."""
-    lines = ["**The papers' claims**, tried on small models and synthetic tasks with three seeds or more:", "",
-             "| room | held | did not hold | not testable here |", "|---|---|---|---|"]
-    for room, evidence in rooms.items():
-        count = Counter(e["outcome"] for e in evidence.values())
-        lines.append(f"| [{room}](docs/evidence/{room}.md) | {count['held']} | {count['did not hold']} | "
-                     f"{count['not testable here']} |")
-    return [*lines, "", "`mixwell claims ROOM` repeats them."]
-
-
 def figures() -> str:
     """The block between the markers."""
     blocks = [make(found) for make in (train_step, moe_layer, decode) if (found := of_kinds(make.__name__))]
     if data := read("benchmarks/results/em.json"):
         blocks.append(em(data))
-    rooms = {path.stem: read(f"docs/evidence/{path.name}") for path in sorted(ROOT.glob("docs/evidence/*.json"))}
-    if rooms:
-        blocks.append(claims(rooms))
     return "\n\n".join("\n".join(block) for block in blocks)
 
 

@@ -139,40 +139,18 @@ def test_options_come_with_their_comments_and_defaults():
 CLAIM = {"claim": "It is better.", "outcome": "held"}
 
 
-def test_both_layouts_of_evidence_are_read(tmp_path):
-    (tmp_path / "experts.json").write_text(json.dumps({"experts.hash": CLAIM}))
-    (tmp_path / "experts.routers.top_k.json").write_text(json.dumps({**CLAIM, "outcome": "undecided"}))
+def test_evidence_is_read_by_the_names_of_its_files(tmp_path):
+    (tmp_path / "experts.routers.top_k__sparse.json").write_text(json.dumps({**CLAIM, "outcome": "undecided"}))
     found = evidence.read(tmp_path)
-    assert {name: claim["outcome"] for name, claim in found.items()} == {
-        "experts.hash": "held", "experts.routers.top_k": "undecided"}
+    assert {name: claim["outcome"] for name, claim in found.items()} == {"experts.routers.top_k__sparse": "undecided"}
+    given = evidence.by_method(found, ["experts.routers.top_k", "experts.routers.hash"])
+    assert list(given["experts.routers.top_k"]) == list(found) and given["experts.routers.hash"] == {}
+    with pytest.raises(ValueError, match=r"top_k__sparse belongs to experts\.routers\.top_k, which is no method"):
+        evidence.by_method(found, ["experts.routers.hash"])
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    ([CLAIM], "expected an object, got list"),
-    ({"a.b": {**CLAIM, "outcome": "proved"}}, "outcome 'proved'; expected one of held"),
-    ({"a.b": {"outcome": "held"}}, "a.b is no claim; expected an object with claim and outcome"),
-    ({"a.b": "held"}, "a.b is no claim"),
-])
-def test_evidence_of_an_unknown_form_is_an_error(tmp_path, content, told):
+@pytest.mark.parametrize("content", [[CLAIM], {**CLAIM, "outcome": "proved"}, {"claim": "held"}])
+def test_evidence_of_an_unknown_form_is_an_error(tmp_path, content):
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=r"a\.json holds no evidence \(expected an outcome: held"):
         evidence.read(tmp_path)
-
-
-METHODS = ["experts.routers.top_k", "experts.routers.top", "experts.balance.entropy", "experts.analysis.entropy",
-           "density.entropy"]
-
-
-@pytest.mark.parametrize(("claim", "method"), [
-    ("experts.top_k", "experts.routers.top_k"), ("experts.top_k_sparse", "experts.routers.top_k"),
-    ("experts.top", "experts.routers.top"), ("experts.balance_entropy_batch", "experts.balance.entropy"),
-    ("experts.analysis.entropy", "experts.analysis.entropy"), ("density.entropy", "density.entropy"),
-])
-def test_a_claim_belongs_to_the_method_it_is_named_after(claim, method):
-    assert evidence.owner(claim, METHODS) == method
-
-
-@pytest.mark.parametrize("claim", ["experts.entropy", "experts.nothing", "sequence.top_k"])
-def test_a_claim_of_no_method_or_of_two_is_an_error(claim):
-    with pytest.raises(ValueError, match=f"the claim {claim} belongs to"):
-        evidence.owner(claim, METHODS)

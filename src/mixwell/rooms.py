@@ -20,6 +20,7 @@ class Room:
 
 ROOMS = (
     Room("core", 0, computes=True),
+    Room("formats", 1, computes=True),
     Room("kernels", 1, computes=True),
     Room("mixing", 2, computes=True),
     Room("density", 3, methods=True),

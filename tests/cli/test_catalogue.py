@@ -125,9 +125,11 @@ def test_what_new_writes_fails_until_it_is_written(checkout, name, monkeypatch, 
         test.test_refuses_what_cannot_be()
     with pytest.raises(AssertionError):
         test.test_card_is_written()
-    claim = imported(next(checkout.glob("src/mixwell/claims/*/mine.py")), "claim_mine", monkeypatch)
+    written = checkout.joinpath("src/mixwell/claims", *name.split(".")).with_suffix(".py")
+    claim = imported(written, "claim_mine", monkeypatch).CLAIM
+    assert len(claim.sides["baseline"].settings()) == 3
     with pytest.raises(NotImplementedError, match="write how"):
-        claim.claim(type("Bench", (), {"seeds": (0, 1, 2)}))
+        claim.sides["method"](None, 0, {"lr": 0.1})
 
 
 # family -> what stands in the place of each line that raises, and the names that it needs

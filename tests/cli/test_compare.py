@@ -7,7 +7,6 @@ import pytest
 from typer.testing import CliRunner
 
 from mixwell.cli.main import app
-from mixwell.core.evidence import weigh
 from tests.run import tiny
 
 
@@ -75,39 +74,63 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, words, told):
 
 @pytest.fixture
 def three(monkeypatch):
-    """Three claims: one holds, one breaks, one does not hold."""
+    """Three claims: one holds, one breaks, one is to be tried for longer than there is time."""
     from mixwell import claims
+    from mixwell.claims import running
+    from mixwell.claims.claim import Claim
+    from mixwell.claims.record import Record, Task, Trial
+    from mixwell.claims.work import Done
 
-    class Fake:
-        def __init__(self, name, result):
-            self.name, self.result = name, result
+    def run(chosen, folder, *, jobs, until, told):
+        assert jobs == 3 and until < float("inf")
+        good, broken, slow = chosen
+        for seed in range(8):
+            task = Task(good.name, seed)
+            good.busy.append(task)
+            running._keep(good, task, Done(130.0, {"method": 1.0 + seed % 2, "baseline": 3.0}), folder)
+            told(good, task, Done(130.0))
+        broken.broken = "ValueError: [no]"
+        told(broken, Task(broken.name, 0), Done(1.0))
+        slow.record.trials[0] = Trial({"method": 1.0, "baseline": 1.0}, 2.0)
 
-        def run(self, bench):
-            assert bench.seeds == (0, 1, 2, 3)
-            return weigh("A [beats] B.", "bits", [1.0] * 3, self.result, note="why")
-
-    chosen = (Fake("experts.a", [2.0, 2.1, 2.0]), Fake("experts.b", [1.0]), Fake("experts.c", [1.0, 0.9, 1.1]))
-    monkeypatch.setattr(claims, "claims", lambda prefix: chosen)
+    names = ["experts.a", "experts.b", "experts.c"]
+    monkeypatch.setattr(claims, "chosen", lambda prefixes: names)
+    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(running, "efforts", lambda names, folder: [
+        running.Effort(name, Record(name, Claim("A [beats] B.", "bits"), "")) for name in names])
 
 
 def test_claims_prints_saves_and_ends_with_an_error_where_one_broke(three, tmp_path):
-    done = call("claims", "experts", "--seeds", 4, "--save", tmp_path)
+    done = call("claims", "experts", "--jobs", 3, "--minutes", 5, "--save", tmp_path)
     assert done.exit_code == 2 and done.stderr == "error: 1 of 3 claims broke: experts.b\n"
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("experts.a  held ") and "+1.03 ± 0.058 bits" in lines[0]
-    assert lines[1].strip() == "A [beats] B." and lines[2].strip() == "why"
-    assert lines[3].startswith("experts.b  broken  ValueError: expected three or more pairs")
-    assert lines[4].startswith("experts.c  did not hold")
-    assert lines[-1] == f"saved: {tmp_path / 'experts.json'} · 2 claims: 1 held, 1 did not hold."
-    assert set(json.loads((tmp_path / "experts.json").read_text())) == {"experts.a", "experts.c"}
-    assert "| `experts.a` |" in (tmp_path / "experts.md").read_text()
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
+    assert lines[0] == "experts.a a seed took 2 min 10 s; its budget is 2 min 00 s"
+    assert lines[1] == "experts.a held +1.50 (+0.895 to +2.11) · bits · 8 seeds · 17 min 20 s"
+    assert lines[2] == "A [beats] B."
+    assert lines[3] == "experts.b broken ValueError: [no]"
+    assert lines[4].startswith("2 claims: 1 held, 1 to be run. Took ")
+    assert lines[5] == "1 of 3 are not finished; the same command goes on."
+    assert [path.name for path in tmp_path.iterdir()] == ["experts.a.json"]
 
 
 def test_claims_list_runs_nothing(three, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = call("claims", "--list")
-    assert done.exit_code == 0 and done.stdout.split() == ["experts.a", "experts.b", "experts.c"]
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert done.exit_code == 0 and lines == ["experts.a to be run", "experts.b to be run", "experts.c to be run"]
     assert not list(tmp_path.iterdir())
+
+
+def test_claims_write_makes_the_tables(three, tmp_path, monkeypatch):
+    from mixwell.claims import pages
+
+    monkeypatch.chdir(tmp_path)
+    call("claims", "experts", "--jobs", 3, "--minutes", 5, "--save", tmp_path / "kept")
+    (tmp_path / "README.md").write_text(f"{pages.START}\n{pages.END}\n")
+    done = call("claims", "--write", "--save", "kept")
+    assert done.exit_code == 0 and done.stdout.split() == ["written:", "kept/experts.md", "written:", "README.md"]
+    assert "1 claim: 1 held." in (tmp_path / "kept" / "experts.md").read_text()
+    assert "| all | 1 | 0 | 0 | 0 | 0 |" in (tmp_path / "README.md").read_text()
 
 
 # analyses

@@ -140,7 +140,7 @@ def test_a_recipe_and_python_take_the_stage_of_a_run(ran, tmp_path, monkeypatch)
     (["apply", "experts.analysis.load", "--in", "/no/such", "--out", "other"], "other is a folder; expected a file"),
     (["apply", "experts.analysis.load", "--in", "/no/such", "--out", "a-file/x.json"], "cannot write a-file/x.json"),
     (["report", "ran", "--out", "other"], "other is a folder; expected a file"),
-    (["claims", "experts.hash", "--save", "a-file"], "cannot write a-file"),
+    (["claims", "experts.routers.hash", "--save", "a-file"], "cannot write a-file"),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)

@@ -56,10 +56,12 @@ def double(module):
 
 @contextmanager
 def poisoned_memory():
-    """Uninitialised memory reads as NaN, so that a value nobody wrote shows."""
+    """Uninitialised memory reads as NaN, so that a value nobody wrote shows; torch's own generator may not be used."""
+    hidden = torch.random.get_rng_state()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         yield
+        assert torch.equal(torch.random.get_rng_state(), hidden), "something was drawn from torch's global generator"
     finally:
         torch.use_deterministic_algorithms(False)

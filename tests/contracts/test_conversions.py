@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixwell.core.receipts import Receipt
+from mixwell.lm.receipt import Receipt
 from tests.contracts._tools import cases, fresh, same_config
 
 ENTRIES = [*cases("convert"), *cases("precision")]

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from tests.contracts._density import CONTRACTS, METHODS, PROMISES, answer, fitted, given, leaves, same
+from tests.contracts._density import CONTRACTS, METHODS, PROMISES, answer, answered, fitted, given, leaves, same
 from tests.contracts._tools import poisoned_memory
 
 ALL = [pytest.param(e, id=e.name.removeprefix("density.")) for e in METHODS]
@@ -25,7 +25,7 @@ def test_same_generator_same_bits_from_untouched_inputs_and_written_memory(entry
         first = fitted(entry)[0]
         inputs["estimator"] = copy.deepcopy(first)
     else:
-        first = answer(entry, given(entry))
+        first = answered(entry)
     before = {path: value.copy() for path, value in leaves(numbers(inputs))}
     with poisoned_memory():
         second = answer(entry, inputs, refit=True)

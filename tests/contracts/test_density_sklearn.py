@@ -11,9 +11,9 @@ from sklearn.utils.estimator_checks import check_estimator
 from mixwell.density import GaussianMixture, PretrainedPredictor
 from tests.contracts._density import cases, given
 
-QUICK = {"max_iter": 2, "max_moves": 1, "candidates": 1, "rounds": 1, "em_steps": 1, "steps": 1, "hidden_dim": 2,
-         "solver_steps": 5, "multiplier_steps": 2, "n_shards": 2, "reduce_init": 1, "min_rows": 45, "max_parts": 2,
-         "samples": 50, "inner_iter": 1, "n_init": 1, "n_factors": 1, "random_state": 0}
+QUICK = {"max_iter": 1, "max_moves": 1, "candidates": 1, "rounds": 1, "em_steps": 1, "steps": 1, "hidden_dim": 2,
+         "solver_steps": 5, "multiplier_steps": 2, "n_shards": 2, "reduce_init": 1, "reduce_iter": 2,
+         "min_rows": 45, "max_parts": 2, "samples": 50, "inner_iter": 1, "n_init": 1, "n_factors": 1, "random_state": 0}
 FAILURES = {
     "mixtures.gaussian, diagonal": {"check_sample_weight_equivalence_on_dense_data":
                                     "the draws of k-means++ differ for repeated rows"},
@@ -23,12 +23,13 @@ FAILURES = {
 }
 
 
+SMALL = GaussianMixture(1, max_iter=1, init_params="random_from_data")  # inside of others that fit many
 OWN = {
-    "mixtures.general": {"components": [GaussianMixture(1)]},
+    "mixtures.general": {"components": [SMALL]},
     "mixtures.categorical": {"unknown": "missing"},
-    "selection.components": {"estimator": GaussianMixture(max_iter=3), "n_components": (1, 2)},
-    "robust.private": {"estimator": GaussianMixture(1, max_iter=1), "n_components": 1, "epsilon": math.inf,
-                       "n_blocks": 5},
+    "selection.components": {"estimator": SMALL, "n_components": (1, 2)},
+    "robust.private": {"estimator": SMALL, "n_components": 1, "epsilon": math.inf, "n_blocks": 5},
+    "networks.pretraining": {"latent": GaussianMixture(8, max_iter=1, random_state=0)},
     "regression.lasso": {"penalty": 1e-3},
 }
 MORE = [pytest.param(GaussianMixture(2, covariance_type="diag", random_state=0), id="mixtures.gaussian, diagonal"),

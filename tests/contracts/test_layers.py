@@ -4,11 +4,13 @@ Tags: `tokenwise` (permuting tokens permutes the output); `non-causal` (a token 
 `cross-example` (rows see each other); `router` (its config names a router, and any may serve).
 """
 
+import contextlib
 import dataclasses
 
 import pytest
 import torch
 
+from mixwell.core.errors import MixwellError
 from tests.contracts._tools import cases, double, example, fresh, poisoned_memory, same_config, seeded, widen
 
 LAYERS = "experts.layers"
@@ -33,6 +35,14 @@ def test_form(entry):
     assert mixed.aux is None or (mixed.aux.ndim == 0 and torch.isfinite(mixed.aux))
     assert all(loss.ndim == 0 for loss in mixed.losses.values())
     assert torch.equal(mixed.y_TD, layer(x, seeded(context)).y_TD)
+
+
+@pytest.mark.parametrize("entry", cases(LAYERS))
+def test_without_a_generator_nothing_is_drawn_in_secret(entry):
+    layer, x, context = build(entry)
+    context = dataclasses.replace(context, generator=None)
+    with poisoned_memory(), contextlib.suppress(MixwellError):
+        layer.train()(x, context)
 
 
 @pytest.mark.parametrize("entry", cases(LAYERS))

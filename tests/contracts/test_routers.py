@@ -5,11 +5,13 @@ Tags choose the checks and speak of inference: `token-choice` (tokens choose alo
 weights sum to 1), `dense-at-full-k` (K = E gives the scores back as weights), `static` (nothing to learn).
 """
 
+import contextlib
 import dataclasses
 
 import pytest
 import torch
 
+from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from tests.contracts._tools import cases, double, example, fresh, poisoned_memory, same_config, seeded, widen
 
@@ -63,6 +65,16 @@ def test_form(entry, training):
         assert len(chosen) == len(set(chosen)), "an expert stands twice in one token's slots"
     for name, loss in routing.losses.items():
         assert loss.ndim == 0, f"{name} is no scalar"
+
+
+@pytest.mark.parametrize("entry", cases(ROUTERS))
+def test_without_a_generator_nothing_is_drawn_in_secret(entry):
+    values = example(entry)
+    noisy = {"jitter": 0.5} if hasattr(values["config"], "jitter") else {}
+    router, x, context, _ = build(entry, **noisy)
+    context = dataclasses.replace(context, generator=None)
+    with poisoned_memory(), contextlib.suppress(MixwellError):
+        router.train()(x, context)
 
 
 @pytest.mark.parametrize("entry", cases(ROUTERS))

@@ -10,7 +10,7 @@ import torch
 
 from mixwell.core import files
 from mixwell.core.errors import MixwellError, suggest
-from mixwell.core.tensors import save_tensors
+from mixwell.formats.tensors import save_tensors
 
 
 def test_text_and_json_are_replaced_whole(tmp_path):

@@ -5,8 +5,8 @@ import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.evidence import weigh
-from mixwell.core.receipts import Receipt
 from mixwell.core.rng import generator, spawn
+from mixwell.lm.receipt import Receipt
 
 
 def test_the_same_keys_give_the_same_stream():

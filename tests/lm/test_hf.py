@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mixwell
-import mixwell.core.tensors
+import mixwell.formats.tensors
 from mixwell.core.errors import MixwellError
 from mixwell.lm import folder as folders
 from mixwell.lm.hf.families import FAMILIES
@@ -69,7 +69,7 @@ def test_bfloat16_stays_near_and_learns(name, tmp_path):
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
 def test_experts_in_one_tensor(name, tmp_path):
     expected = logits(reference(name, tmp_path / "theirs", save_original_format=False))
-    names = set(mixwell.core.tensors.open_file(tmp_path / "theirs/model.safetensors"))
+    names = set(mixwell.formats.tensors.open_file(tmp_path / "theirs/model.safetensors"))
     assert "model.layers.0.mlp.experts.gate_up_proj" in names
     ours = mixwell.load(tmp_path / "theirs").eval()
     torch.testing.assert_close(logits(ours), expected, rtol=0, atol=1e-4)
@@ -130,7 +130,7 @@ def test_silence_means_what_transformers_assumes(name):
     ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
      "partial_rotary_factor is not 1"),
     ("llama", {"hidden_size": None}, "hidden_size is missing"),
-    ("llama", {"hidden_size": "wide"}, "dim: expected a whole number, got 'wide'"),
+    ("llama", {"hidden_size": "wide"}, "hidden_size is 'wide'; expected a whole number from 1 to"),
     ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = .* is not known for mistral"),
     ("mixtral", {"num_local_experts": 3}, "experts.3.w1.weight has no place in this model"),
     ("olmoe", {"head_dim": 16}, "head_dim = 16; olmoe has hidden_size / num_attention_heads only"),

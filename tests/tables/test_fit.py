@@ -13,7 +13,7 @@ import pytest
 from mixwell import tables as lab_fit
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
-from mixwell.core.tensors import SINGLE, open_file, save_tensors
+from mixwell.formats.tensors import SINGLE, open_file, save_tensors
 from mixwell.tables.columns import choose, decode, encode
 from mixwell.tables.describe import radius, tail_shares
 from mixwell.tables.model import FILE

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from docsite import cards, maths, options, trials
 from docsite.catalogue import Catalogue, claims_path, group_path, href, link, source_path
 from docsite.rendering import render
+from mixwell.claims import pages as tables
 from mixwell.core.registry import Entry
 
 WIDTH = 88  # of code that fits into a page
@@ -110,7 +111,8 @@ def claims_page(room: str, catalogue: Catalogue) -> str:
     here = claims_path(room)
     rows = [{"method": entry.name, "href": href(here, source_path(entry.name)), **_in_short(claim)}
             for entry in catalogue.below(room) for claim in catalogue.evidence[entry.name].values()]
-    return render("claims", room=room, tally=trials.verdict(catalogue.claims(room)), claims=rows)
+    return render("claims", room=room, tally=trials.verdict(catalogue.claims(room)), claims=rows,
+                  rule=maths.prose(tables.rule()))
 
 
 def _in_short(claim: Any) -> dict[str, Any]:

@@ -3,41 +3,61 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from docsite import maths
-from docsite.evidence import OUTCOMES, Claim
+from docsite.evidence import Claim
 from mixwell import claims as claim_files
+from mixwell.claims import pages as tables
 from mixwell.core import units
 
 
 def shown(name: str, claim: Claim) -> dict[str, Any]:
-    """A claim as its template asks for it."""
-    rows = _rows(claim.get("values"))
+    """A claim as its template asks for it; of one that is to be run, the figures that were there before."""
+    known = claim.get("before", claim)
+    rows = _rows(known.get("values"))
     width = max(map(len, rows.values()), default=0)
-    note = claim.get("note") or ""
-    return {"name": name, "outcome": claim["outcome"], "words": maths.prose(claim["claim"]), "facts": facts(claim),
-            "note": maths.prose(note), "rows": rows, "seeds": [f"seed {seed}" for seed in range(1, width + 1)],
+    seeds = known.get("tried", range(width))
+    return {"name": name, "outcome": claim["outcome"], "words": maths.prose(claim["claim"]), "facts": facts(known),
+            "note": maths.prose(claim.get("note") or ""), "rows": rows, "seeds": [f"seed {seed}" for seed in seeds],
+            "conditions": _conditions(claim), "tuned": _tuned(claim.get("tuning") or {}),
             "design": [maths.prose(part) for part in _design(name)]}
 
 
+def _conditions(claim: Claim) -> list[str]:
+    """`error: held, +1.2 % (−0.5 to 3.0 %), margin −5.0 %`."""
+    return [f"{one['condition']}: {one['outcome']}, {tables.gain(one)}, margin {tables.margin(one)}"
+            for one in claim.get("conditions", ())]
+
+
+def _tuned(tuning: Mapping[str, Any]) -> dict[str, str]:
+    """Side -> the setting that was chosen, and of how many."""
+    return {side: f"{_setting(told['chosen'])}; {len(told['tries'])} tried" for side, told in tuning.items()}
+
+
+def _setting(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in chosen.items())
+
+
+def _plain(value: Any) -> str:
+    """A value of a setting; of a nested one, its entries."""
+    if isinstance(value, Mapping):
+        return f"({_setting(value)})"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def verdict(claims: Sequence[Claim]) -> str:
-    """`12 claims: 8 held, 3 did not hold.`"""
+    """`12 claims: 8 held, 3 undecided.`"""
     if not claims:
         return "No claim was tried."
-    counts = Counter(claim["outcome"] for claim in claims)
-    told = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
-    noun = "claim" if len(claims) == 1 else "claims"
-    return f"{len(claims)} {noun}: {', '.join(told)}."
+    return tables.tally(claim["outcome"] for claim in claims)
 
 
 FACTS: dict[str, Callable[[Claim], str]] = {
     "metric": lambda claim: claim.get("metric") or "",
-    "effect": lambda claim: effect(claim),
-    "interval": lambda claim: _interval(claim.get("interval")),
-    "margin": lambda claim: _number(claim.get("margin", claim.get("at_least"))),
+    "gain": lambda claim: tables.gain(claim) or effect(claim),
+    "margin": lambda claim: tables.margin(claim),
     "seeds": lambda claim: str(claim.get("seeds") or ""),
     "time": lambda claim: _seconds(claim.get("seconds")),
     "machine": lambda claim: _machine(claim.get("machine") or {}),
@@ -52,19 +72,12 @@ def facts(claim: Claim) -> dict[str, Any]:
 
 
 def effect(claim: Claim) -> str:
-    """`+0.031 ± 0.004`: method minus baseline, positive where it favours the method."""
+    """`+0.031 ± 0.004`, as it was given under the rule before this one."""
     value, spread = claim.get("effect"), claim.get("spread")
     if not units.is_number(value):
         return ""
     signed = units.number(value) if value <= 0 else f"+{units.number(value)}"
     return f"{signed} ± {units.number(spread, 2)}" if units.is_number(spread) else signed
-
-
-def _interval(found: Any) -> str:
-    if not isinstance(found, Sequence) or len(found) != 2:
-        return ""
-    low, high = map(_number, found)
-    return f"{low} to {high}" if low and high else ""
 
 
 def _number(value: Any) -> str:

@@ -1,67 +1,62 @@
-"""The papers' claims, each as an experiment: `claims/<room>/<method>.py` holds `claim(bench) -> Evidence`.
+"""The papers' claims, each as an experiment: `claims/<full name of the method>.py`.
 
-A claim takes at most 120 seconds on two cores, three or more seeds, and one of three outcomes: held, did not hold, not
-testable here.
+A claim's file holds `CLAIM`, what is compared with what and by which margin (`mixwell.claims.claim`), and, where the
+claim declares no sides, `trial(bench, seed)`, the numbers of all sides at one seed. A method's further claims add a
+word after two underscores: `experts.routers.top_k__sparse`. `mixwell.claims.rule` says when a claim is decided,
+`mixwell.claims.running` tries it.
 """
 
 from __future__ import annotations
 
-import importlib
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mixwell.core.errors import MixwellError, suggest
-from mixwell.core.evidence import Evidence
-
-if TYPE_CHECKING:
-    from mixwell.claims.bench import Bench
 
 ROOT = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim file: `experts.switch` is claims/experts/switch.py."""
-
-    name: str
-
-    def run(self, bench: Bench) -> Evidence:
-        """Import the file and try its claim."""
-        return importlib.import_module(f"mixwell.claims.{self.name}").claim(bench)
 
 
 def names() -> list[str]:
     """The names of all claims, sorted."""
     found = []
-    for path in ROOT.glob("*/*.py"):
+    for path in ROOT.glob("*/**/*.py"):
         if not path.name.startswith("_"):
             inside = path.relative_to(ROOT).with_suffix("")
             found.append(".".join(inside.parts))
     return sorted(found)
 
 
-def claims(prefix: str = "") -> tuple[Claim, ...]:
-    """The claims whose name starts with `prefix` (a room, or room and method); none is an error with the nearest."""
+def method_of(name: str) -> str:
+    """The full name of the method that a claim speaks of."""
+    return name.partition("__")[0]
+
+
+def chosen(prefixes: list[str]) -> list[str]:
+    """The claims whose name, method, family or room is one of `prefixes`; all of them where there are none.
+
+    The last part of a method's name will do as well. One that fits nothing raises `MixwellError` with the nearest.
+    """
     every = names()
-    stem = f"{prefix}." if prefix else ""
-    found = tuple(Claim(name) for name in every if f"{name}.".startswith(stem))
-    if found:
-        return found
-    rooms = {name.split(".")[0] for name in every}
-    raise MixwellError(f"no claims for {prefix!r}.{suggest(prefix, [*every, *rooms])}")
+    if not prefixes:
+        return every
+    found: set[str] = set()
+    for prefix in prefixes:
+        fitting = [name for name in every if _fits(name, prefix)]
+        if not fitting:
+            near = suggest(prefix, _known(every))
+            raise MixwellError(f"no claims for {prefix!r}.{near} `mixwell claims --list` names all.")
+        found.update(fitting)
+    return sorted(found)
 
 
-def run(chosen: tuple[Claim, ...], bench: Bench,
-        failed: Callable[[Claim, Exception], None]) -> Iterator[tuple[Claim, dict[str, Any]]]:
-    """Try the claims one after another; one that breaks is handed to `failed` and the rest goes on."""
-    for one in chosen:
-        started = time.perf_counter()
-        try:
-            evidence = one.run(bench)
-        except Exception as error:  # a broken claim must not hide the others' outcomes
-            failed(one, error)
-            continue
-        yield one, {**evidence.to_dict(), "seconds": round(time.perf_counter() - started, 1)}
+def _fits(name: str, prefix: str) -> bool:
+    method = method_of(name)
+    short = method.rpartition(".")[2]
+    return prefix in (name, short) or f"{method}.".startswith(f"{prefix}.")
+
+
+def _known(every: list[str]) -> list[str]:
+    methods = {method_of(name) for name in every}
+    families = {method.rpartition(".")[0] for method in methods}
+    rooms = {name.partition(".")[0] for name in every}
+    short = {method.rpartition(".")[2] for method in methods}
+    return sorted(methods | families | rooms | short)

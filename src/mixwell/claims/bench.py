@@ -1,20 +1,22 @@
-"""The bench that claims are tried on: a small corpus that every machine has, small models, seeds, and a memory.
+"""The bench that claims are tried on: a small corpus that every machine has, small models, and a memory.
 
 A training that was done once with the same architecture, seed and options is not done again, so that a room's
-baselines are shared by all its claims.
+baselines are shared by all its claims, also by those that other processes try on the same folder.
 """
 
 from __future__ import annotations
 
 import copy
+import fcntl
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixwell.core.files import digest
+from mixwell.core.files import digest, read_json, whole_folder, write_json
 from mixwell.core.rng import generator
 
 if TYPE_CHECKING:
@@ -45,28 +47,27 @@ class Trained:
 
 
 class Bench:
-    """Seeds, text and small trainings for claims. `seeds` has three or more entries."""
+    """Text and small trainings for claims, kept in `folder`; without one, in a folder that goes with the bench.
 
-    def __init__(self, seeds: tuple[int, ...] = (0, 1, 2)) -> None:
-        if len(seeds) < 3:
-            raise ValueError(f"{len(seeds)} seeds; a claim needs three or more")
+    `seeds` are those of claims that are tried whole.
+    """
+
+    def __init__(self, folder: str | Path | None = None, seeds: tuple[int, ...] = (0, 1, 2)) -> None:
         self.seeds = seeds
-        self._folder = tempfile.TemporaryDirectory(prefix="mixwell-bench-")
+        self._own = tempfile.TemporaryDirectory(prefix="mixwell-bench-") if folder is None else None
+        self._folder = Path(self._own.name if self._own else folder or "")
         self._trained: dict[str, Trained] = {}
 
     @cached_property
     def data(self) -> TokenData:
         """Tokens of the standard library's four domains, byte-level BPE of 512 entries."""
-        from mixwell.lm.data import write_shards
-        from mixwell.lm.splitting import split_documents
-        from mixwell.lm.tokenizer import Tokenizer
-        from mixwell.run.datasets import standard_library
+        from mixwell.lm.data import TokenData
 
-        domains = standard_library(DOMAIN_BYTES)
-        splits = {name: split_documents(documents) for name, documents in domains.items()}
-        texts = (d.text for split in splits.values() for d in split.train)
-        tokenizer = Tokenizer.train(texts, VOCAB_SIZE)
-        return write_shards(self._inside("tokens"), splits, tokenizer)
+        folder = self._inside("tokens")
+        with self._alone("tokens"):
+            if not folder.exists():
+                _write_tokens(folder)
+        return TokenData.open(folder)
 
     def arch(self, channel_mixer: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         """A decoder of two layers, width 64; by default with a mixture of eight experts of 64, top-2."""
@@ -84,19 +85,32 @@ class Bench:
         settings = usual | options
         key = digest({"arch": arch, "settings": settings})
         if key not in self._trained:
-            self._trained[key] = self._train(arch, seed, settings, key)
+            with self._alone(key[:16]):
+                self._trained[key] = self._known(arch, seed, settings, key[:16])
         known = self._trained[key]
         return copy.copy(known)
 
-    def _train(self, arch: Mapping[str, Any], seed: int, settings: Mapping[str, Any], key: str) -> Trained:
+    def _known(self, arch: Mapping[str, Any], seed: int, settings: Mapping[str, Any], name: str) -> Trained:
+        """A training from the folder, or done now and kept there."""
         from mixwell.core.config import from_dict
         from mixwell.lm.config import ModelConfig
         from mixwell.lm.model import LanguageModel
+
+        folder = self._inside(f"{name}-trained")
+        model = LanguageModel(from_dict(ModelConfig, arch), generator(seed, "model"))
+        if folder.exists():
+            return _read(folder, model)
+        found = self._train(model, settings, self._inside(name))
+        with whole_folder(folder) as scratch:
+            _write(scratch, found)
+        return found
+
+    def _train(self, model: LanguageModel, settings: Mapping[str, Any], folder: Path) -> Trained:
+        from mixwell.core.config import from_dict
         from mixwell.lm.training.loop import TrainConfig, train
 
-        model = LanguageModel(from_dict(ModelConfig, arch), generator(seed, "model"))
         config = from_dict(TrainConfig, settings, "bench")
-        done = train(model, self.data, config, self._inside(key[:16]))
+        done = train(model, self.data, config, folder)
         found = self.evaluate(done.model, config.seq_len)
         return Trained(model, done.metrics, found, done.flops, done.seconds)
 
@@ -107,4 +121,47 @@ class Bench:
         return evaluate(model, self.data, max_tokens=8192, batch_size=32, seq_len=seq_len)
 
     def _inside(self, name: str) -> Path:
-        return Path(self._folder.name) / name
+        return self._folder / name
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Keep other processes from making the same thing at the same time."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._inside(f"{name}.lock"), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _write_tokens(folder: Path) -> None:
+    from mixwell.lm.data import write_shards
+    from mixwell.lm.splitting import split_documents
+    from mixwell.lm.tokenizer import Tokenizer
+    from mixwell.run.datasets import standard_library
+
+    domains = standard_library(DOMAIN_BYTES)
+    splits = {name: split_documents(documents) for name, documents in domains.items()}
+    texts = (d.text for split in splits.values() for d in split.train)
+    tokenizer = Tokenizer.train(texts, VOCAB_SIZE)
+    write_shards(folder, splits, tokenizer)
+
+
+def _write(folder: Path, trained: Trained) -> None:
+    from mixwell.formats.tensors import save_tensors
+
+    save_tensors(folder / "model.safetensors", trained.model.state_dict())
+    told = {"metrics": trained.metrics, "evaluation": asdict(trained.evaluation), "flops": trained.flops,
+            "seconds": trained.seconds}
+    write_json(folder / "trained.json", told)
+
+
+def _read(folder: Path, model: LanguageModel) -> Trained:
+    """What `_write` kept, the weights put into a model of the same architecture and seed."""
+    from mixwell.formats.tensors import open_file
+    from mixwell.lm.evaluate import Evaluation
+
+    told = read_json(folder / "trained.json")
+    tensors = dict(open_file(folder / "model.safetensors"))
+    model.cast(tensors["embed.weight"].dtype)  # what the machine trains in
+    model.load_state_dict(tensors)
+    evaluation = Evaluation(**told.pop("evaluation"))
+    return Trained(model.eval(), evaluation=evaluation, **told)

@@ -1,128 +1,100 @@
-"""The evidence of the papers' claims on disk: `<folder>/<room>.json`, and the tables that are made from it.
-
-A claim that is run again replaces its own entry and no other.
-"""
+"""The evidence on disk: `<folder>/<full name of the method>.json`, a file a claim, written again after every seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from mixwell.core import machine, units
+from mixwell.claims.claim import Claim
+from mixwell.claims.record import OPEN, UNTESTABLE, Record, Trial, Try, tuning
+from mixwell.claims.rule import LEVEL, LOOKS, Outcome
+from mixwell.core import machine
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import read_json, write_json, write_text
+from mixwell.core.files import read_json, write_text
 
-OUTCOMES = ("held", "did not hold", "not testable here")
-Claims = dict[str, dict[str, Any]]  # name of the claim -> `Evidence.to_dict()` with when, where and how long
+OUTCOMES = (*get_args(Outcome), UNTESTABLE, OPEN)
+Entry = dict[str, Any]
 
 
-def read(folder: str | Path, room: str) -> Claims:
-    """The entries of a room by claim, sorted; none where there is no file yet."""
-    path = Path(folder) / f"{room}.json"
-    if not path.exists():
-        return {}
+def path_of(folder: str | Path, name: str) -> Path:
+    """The file of a claim."""
+    return Path(folder) / f"{name}.json"
+
+
+def read(folder: str | Path) -> dict[str, Entry]:
+    """Every claim's entry by its name, sorted."""
+    files = sorted(Path(folder).glob("*.json"))
+    return {path.stem: read_entry(path) for path in files}
+
+
+def read_entry(path: Path) -> Entry:
+    """One entry; a file that holds none raises `MixwellError`."""
     found = read_json(path)
-    if not isinstance(found, Mapping) or not all(map(_is_entry, found.values())):
-        raise MixwellError(f"{path} holds no evidence (claims with their outcome); restore it or remove it.")
-    return {name: dict(entry) for name, entry in sorted(found.items())}
+    if not isinstance(found, Mapping) or found.get("outcome") not in OUTCOMES:
+        known = ", ".join(OUTCOMES)
+        raise MixwellError(f"{path} holds no evidence (expected an outcome: {known}); restore it or remove it.")
+    return dict(found)
 
 
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("outcome") in OUTCOMES
+def resumed(folder: str | Path, name: str, claim: Claim, source: str) -> Record:
+    """What is there of a claim; nothing where it was made by another source of the claim or the method."""
+    fresh = Record(name, claim, source)
+    path = path_of(folder, name)
+    if not path.exists():
+        return fresh
+    entry = read_entry(path)
+    return fresh if entry.get("source") != source else restored(entry, fresh)
 
 
-def add(folder: str | Path, name: str, found: Mapping[str, Any], threads: int) -> Path:
-    """Put one claim's outcome into its room's JSON and regenerate the room's table; returns the JSON's path."""
-    room = name.split(".")[0]
-    where = {"cpu": machine.cpu_model(), "threads": threads}
+def restored(entry: Entry, fresh: Record) -> Record:
+    """The record that an entry was written from."""
+    for side, told in entry["tuning"].items():
+        fresh.tries[side] = [_as_try(row) for row in told["tries"]]
+    columns = zip(entry["tried"], entry["seconds_a_seed"])
+    for place, (seed, seconds) in enumerate(columns):
+        values = {name: series[place] for name, series in entry["values"].items()}
+        fresh.trials[seed] = Trial(values, seconds)
+    if entry["outcome"] == UNTESTABLE:
+        fresh.untestable = entry["note"]
+    return fresh
+
+
+def _as_try(row: Mapping[str, Any]) -> Try:
+    setting = dict(row)
+    score = setting.pop("score")
+    seconds = setting.pop("seconds")
+    return Try(setting, score, seconds)
+
+
+def entry(record: Record) -> Entry:
+    """A record as its file holds it, with what decided, and when and where."""
     today = datetime.now(UTC).date()
-    entry = {**found, "machine": where, "versions": machine.versions(), "date": today.isoformat()}
-    entries = read(folder, room) | {name: entry}
-    ordered = dict(sorted(entries.items()))
-    write_text(Path(folder) / f"{room}.md", page(room, ordered))
-    return write_json(Path(folder) / f"{room}.json", ordered)
+    where = {"cpu": machine.cpu_model(), "threads": 1}
+    seeds = sorted(record.trials)
+    return {"claim": record.claim.text, "metric": record.claim.metric, **record.judged,
+            "rule": {"looks": LOOKS, "level": LEVEL, "comparisons": len(record.claim.comparisons)},
+            "tuning": tuning(record.tries, record.chosen), "tried": seeds,
+            "seconds_a_seed": [record.trials[seed].seconds for seed in seeds], "values": record.values,
+            "seconds": round(record.seconds, 1), "machine": where, "versions": machine.versions(),
+            "date": today.isoformat(), "source": record.source}
 
 
-def page(room: str, entries: Claims) -> str:
-    """A room's evidence as a Markdown page: the counts, the table, and the machines it was made on."""
-    places = [place for entry in entries.values() if (place := _place(entry))]
-    distinct = "; ".join(dict.fromkeys(places))
-    measured = f"\nMeasured on: {distinct}.\n" if places else ""
-    return (f"# Evidence: {room}\n\n{tally(entries)}\n\nMade by `mixwell claims {room}`; the figures behind it are in "
-            f"`{room}.json`. The effect is the method minus the baseline, signed so that positive favours the method, "
-            "with its standard deviation over seeds.\n\n"
-            f"{table(entries)}{measured}")
+def write(folder: str | Path, name: str, found: Entry) -> Path:
+    """Put an entry in its place, whole; returns the file."""
+    return write_text(path_of(folder, name), text(found))
 
 
-def _place(entry: Mapping[str, Any]) -> str:
-    """`AMD EPYC, 2 threads, torch 2.13.0`, as far as the entry tells."""
-    where = entry.get("machine") or {}
-    versions = entry.get("versions")
-    parts = [where.get("cpu")]
-    if threads := where.get("threads"):
-        parts.append(_counted(threads, "thread"))
-    if versions:
-        parts.append(f"torch {versions['torch']}")
-    return ", ".join(part for part in parts if part)
+def text(found: Entry) -> str:
+    """JSON with a series on one line."""
+    plain = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[[^\[\]{}\"]*\]", _one_line, plain) + "\n"
 
 
-def tally(entries: Claims) -> str:
-    """`12 claims: 8 held, 3 did not hold, 1 not testable here.`"""
-    found = [entry["outcome"] for entry in entries.values()]
-    parts = []
-    for outcome in OUTCOMES:
-        if count := found.count(outcome):
-            parts.append(f"{count} {outcome}")
-    number = _counted(len(entries), "claim")
-    return f"{number}: {', '.join(parts)}."
-
-
-def _counted(count: int, word: str) -> str:
-    plural = "" if count == 1 else "s"
-    return f"{count} {word}{plural}"
-
-
-def table(entries: Claims) -> str:
-    """A Markdown table, a row a claim."""
-    head = ("method", "claim", "outcome", "effect", "metric", "seeds", "time", "note")
-    rule = ("---",) * len(head)
-    rows = [_row(name, entry) for name, entry in entries.items()]
-    lines = map(_line, [head, rule, *rows])
-    return "".join(lines)
-
-
-def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """The table's cells of one claim."""
-    marked = _marked(entry["outcome"])
-    seeds = str(entry["seeds"] or "")
-    took = units.seconds(entry.get("seconds"))
-    return f"`{name}`", entry["claim"], marked, effect(entry), entry["metric"], seeds, took, entry["note"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    safe = map(_cell, cells)
-    return f"| {' | '.join(safe)} |\n"
-
-
-def effect(entry: Mapping[str, Any]) -> str:
-    """`+0.031 ± 0.004`; empty where nothing was measured."""
-    value, spread = entry["effect"], entry["spread"]
-    if not units.is_number(value):
-        return ""
-    sign = "+" if value > 0 else ""
-    gain = f"{sign}{units.number(value)}"
-    if not units.is_number(spread):
-        return gain
-    return f"{gain} ± {units.number(spread, 2)}"
-
-
-def _marked(outcome: str) -> str:
-    return f"**{outcome}**" if outcome == "did not hold" else outcome
-
-
-def _cell(text: str) -> str:
-    """Text that cannot break the table it stands in."""
-    one_line = " ".join(text.split())
-    return one_line.replace("|", "\\|")
+def _one_line(found: re.Match[str]) -> str:
+    inner = found[0].strip("[]")
+    numbers = " ".join(inner.split())
+    return f"[{numbers}]"

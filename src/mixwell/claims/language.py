@@ -17,6 +17,7 @@ from mixwell.claims.bench import Bench
 from mixwell.core.routing import Context
 
 SWITCH: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}
+RATES = (2e-3, 4e-3, 8e-3)  # learning rates that are tried
 TOKENS = 300_000  # the bench's default, so that baselines are shared
 DEEP: Mapping[str, Any] = {"num_layers": 4}
 T = TypeVar("T")
@@ -32,9 +33,21 @@ class Seen:
     mixer: Any
 
 
+def quality(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS, lr: float = 4e-3,
+            **changes: Any) -> float:
+    """Bits per byte of one model: the bench's decoder with this channel mixer and these changes, trained."""
+    arch = bench.arch(mixer, **changes)
+    return bench.train(arch, seed, tokens=tokens, lr=lr).bits_per_byte
+
+
+def block(hidden_dim: int) -> dict[str, Any]:
+    """A dense block of this width in the place of a mixture."""
+    return {"method": "experts.layers.swiglu", "hidden_dim": hidden_dim}
+
+
 def dense(bench: Bench, hidden_dim: int) -> dict[str, Any]:
-    """The bench's decoder with a dense block of this width in the place of the mixture."""
-    return bench.arch({"method": "experts.layers.swiglu", "hidden_dim": hidden_dim})
+    """The bench's decoder with a dense block of this width."""
+    return bench.arch(block(hidden_dim))
 
 
 def bits(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[float]:

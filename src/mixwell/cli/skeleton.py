@@ -132,7 +132,7 @@ def skeleton(name: str, title: str, paper: str, year: int) -> dict[Path, str]:
     values["card"] = _filled("card", values)
     package = Path("src/mixwell")
     method = package.joinpath(*parts).with_suffix(".py")
-    claim = package / "claims" / parts[0] / f"{last}.py"
+    claim = package.joinpath("claims", *parts).with_suffix(".py")
     return {method: _filled(form.template, values), test_file(name): _filled("test", values),
             claim: _filled("claim", values)}
 

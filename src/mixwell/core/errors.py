@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import difflib
 import errno
+import reprlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class MixwellError(ValueError):
-    """Something the user handed in is wrong. The message is one line; the command line shows it without a trace."""
+    """Something the user handed in is wrong. The message is one line; the command line shows it without a trace.
+
+    A name in it may come from anywhere: what would break the line, or steer a terminal, is spelt out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(map(_spelt, message)))
+
+
+def _spelt(letter: str) -> str:
+    unseen = unicodedata.category(letter) in _UNSEEN
+    return ascii(letter)[1:-1] if unseen else letter
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of writing, half characters, ends of lines
 
 
 class TrainingError(MixwellError):
@@ -24,27 +41,49 @@ def suggest(name: str, options: Iterable[str]) -> str:
     """
     known = list(options)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near += [option for option in known if option == _initials(name) or _initials(option) == name]
+    near += [option for option in known if _abbreviates(name, option) or _abbreviates(option, name)]
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _initials(name: str) -> str:
-    """First letters of a name's words; nothing where it is one word."""
-    words = [word for word in name.lower().replace("-", "_").split("_") if word]
-    return "".join(word[0] for word in words) if len(words) > 1 else ""
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether `short` is the first letters of a name's words, where these are several."""
+    spelt = name.lower().replace("-", "_")
+    words = [word for word in spelt.split("_") if word]
+    initials = "".join(word[0] for word in words)
+    return len(words) > 1 and short == initials
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+
+
+def shown(value: Any) -> str:
+    """A value that came from outside as it is put into a message: on one line, of bounded length and depth."""
+    return _SHORT.repr(value)
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
 
 
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn a full disk or a refused write on `path` into one clear line."""
+    """Turn a full disk, a limit or a refused write on `path` into one clear line."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or path
+        if error.errno in _NO_SPACE:
             raise MixwellError(
                 f"no space left on the disk while writing {path}; nothing half-written was kept. "
                 "Free some space or choose another folder, then run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno == errno.EFBIG:
+            raise MixwellError(f"cannot write {path}: it is larger than a file may be here (`ulimit -f`, or the file "
+                               "system's own limit); nothing half-written was kept.") from error
+        if error.errno in _REFUSED:
             raise MixwellError(f"cannot write {path}: {error.strerror}. Choose a folder you may write to.") from error
+        if error.errno in _IN_THE_WAY:
+            raise MixwellError(f"cannot write {path}: {place}: {error.strerror}. Choose another place.") from error
         raise

@@ -44,6 +44,8 @@ def weigh(claim: str, metric: str, method: Sequence[float], baseline: Sequence[f
     sign = -1.0 if lower_is_better else 1.0
     gains = [sign * (m - b) for m, b in zip(method, baseline)]
     mean, spread = statistics.fmean(gains), statistics.stdev(gains)
-    held = mean - 2.0 * spread / math.sqrt(len(gains)) > at_least
-    return Evidence(claim=claim, outcome="held" if held else "did not hold", metric=metric, effect=mean, spread=spread,
-                    seeds=len(gains), values={"method": list(method), "baseline": list(baseline)}, note=note)
+    error = spread / math.sqrt(len(gains))
+    outcome: Outcome = "held" if mean - 2.0 * error > at_least else "did not hold"
+    values = {"method": list(method), "baseline": list(baseline)}
+    return Evidence(claim=claim, outcome=outcome, metric=metric, effect=mean, spread=spread, seeds=len(gains),
+                    values=values, note=note)

@@ -1,46 +1,69 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and stay."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mixwell.core import disk
 from mixwell.core.errors import MixwellError, disk_errors
+
+LARGEST = 2**28  # bytes of a file that is read whole; a tokenizer of 256,000 tokens takes 2^25
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield an empty file beside `path`; it takes `path`'s place when the block ends well, else it is removed.
 
-    A reader sees the old file or the new one, never a part. The file gets the mode that the umask gives, whatever the
-    block does to the one beside it (a library may write another in its place, private to the user).
+    A reader sees the old file or the new one, never a part, and after a crash so too; when this returns, the new one
+    is there for good. The file gets the mode that the umask gives, whatever the block does to the one beside it (a
+    library may write another in its place, private to the user).
     """
     path = Path(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = _beside(path)
+        scratch = _begin(path)
         mode = _create(scratch)
         try:
             yield scratch
-            _to_disk(scratch)
+            disk.sync_file(scratch)
             os.chmod(scratch, mode)
             os.replace(scratch, path)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
+        disk.sync_folder(path.parent)
 
 
-def _beside(path: Path) -> Path:
-    """A hidden name in the same folder that nobody else has."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a fresh folder beside `path`; it takes `path`'s place when the block ends well, else it is removed.
+
+    What was promised of `whole_file` holds for it: all that the block wrote is on the disk before the name is.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        scratch = _begin(path)
+        scratch.mkdir()
+        try:
+            yield scratch
+            disk.sync_tree(scratch)
+            disk.put_folder(scratch, path)
+        except BaseException:
+            disk.remove(scratch)
+            raise
+
+
+def _begin(path: Path) -> Path:
+    """A scratch name beside `path`, in a folder that is there and rid of what was left of earlier tries."""
+    disk.make_folder(path.parent)
+    disk.clear_scratch(path.parent, path.name)
+    return disk.scratch_beside(path)
 
 
 def _create(path: Path) -> int:
@@ -52,13 +75,8 @@ def _create(path: Path) -> int:
         os.close(handle)
 
 
-def _to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
 def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write `data` to `path` atomically: a reader sees the old file or the new one, never a part."""
+    """Write `data` to `path` whole or not at all; see `whole_file`."""
     with whole_file(path) as scratch:
         scratch.write_bytes(data)
     return Path(path)
@@ -70,41 +88,48 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` as indented JSON to `path` atomically. Not-a-number has no place in JSON and raises."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as indented JSON to `path` whole or not at all. Not-a-number has no place in JSON and raises."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_bytes(path: str | Path, most_bytes: int = LARGEST) -> bytes:
+    """All of a regular file. One that is none, is not there, or is larger than `most_bytes` raises `MixwellError`.
+
+    A device or a pipe may have no end, and to open a pipe may wait for ever.
+    """
+    path = Path(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MixwellError(f"{path} is not there; expected a file.") from error
+    except OSError as error:
+        raise MixwellError(f"{path} cannot be read: {error.strerror}.") from error
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        check_regular(path, found)
+        if found.st_size > most_bytes:
+            raise MixwellError(f"{path} has {found.st_size} bytes; expected at most {most_bytes}.")
+        return file.read(most_bytes)
+
+
+def check_regular(path: Path, found: os.stat_result) -> None:
+    """Raise where what the system says of `path` is a folder, a device, a pipe or a socket."""
+    if stat.S_ISDIR(found.st_mode):
+        raise MixwellError(f"{path} is a folder; expected a file.")
+    if not stat.S_ISREG(found.st_mode):
+        raise MixwellError(f"{path} is a device, a pipe or a socket; expected a regular file.")
 
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; a missing or broken one is a `MixwellError` that names it."""
-    path = Path(path)
+    data = read_bytes(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MixwellError(f"{path} is not there; expected a JSON file.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(data.decode("utf-8"))
+    except ValueError as error:
         raise MixwellError(f"{path} is not readable as JSON ({error}); restore it or remove it.") from error
-
-
-@contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a fresh folder beside `path`; it takes `path`'s place when the block ends well, else it is removed."""
-    path = Path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = _beside(path)
-        scratch.mkdir()
-        try:
-            yield scratch
-            old = None
-            if path.exists():
-                old = path.with_name(f".{path.name}.old-{os.getpid()}")
-                os.replace(path, old)
-            os.replace(scratch, path)
-            if old is not None:
-                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+    except RecursionError as error:
+        raise MixwellError(f"{path} is not readable as JSON (nested too deeply); restore it or remove it.") from error
 
 
 def digest(value: Any) -> str:

@@ -58,9 +58,14 @@ def kept(what: Any, measure: Callable[[], Mapping[str, Any]], threads: int = 1, 
 
 def disturbed(*, own: bool = False) -> list[str]:
     """Names of the measurements kept that other programs disturbed; `own`: of those that this process used."""
-    used = {key for place, key in _USED if place == cache_file()}
-    found = {key: entry for key, entry in _read().items() if _is_entry(entry) and (key in used or not own)}
-    return sorted(entry["what"] for entry in found.values() if entry["busy"])
+    here = cache_file()
+    used = {key for place, key in _USED if place == here}
+    names = []
+    for key, entry in _read().items():
+        asked = key in used or not own
+        if asked and _is_entry(entry) and entry["busy"]:
+            names.append(entry["what"])
+    return sorted(names)
 
 
 def _undisturbed(measure: Callable[[], Mapping[str, Any]], threads: int) -> tuple[dict[str, Any], bool]:

@@ -86,7 +86,9 @@ def _joined(text: str, unit: str) -> str:
 
 def counted(number: int, what: str, several: str = "") -> str:
     """`1 row`, `3 rows`; `several` where the plural is another than with an s."""
-    return f"{whole(number)} {what if number == 1 else several or what + 's'}"
+    plural = several or f"{what}s"
+    name = what if number == 1 else plural
+    return f"{whole(number)} {name}"
 
 
 def seconds(value: Any) -> str:

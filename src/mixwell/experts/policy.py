@@ -53,16 +53,15 @@ class Policy(NamedTuple):
     log_std_BKA: Tensor
     squash: bool
 
-    def sample(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def sample(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(one action of each expert [B, K, A], its log density under that expert [B, K]), both with gradient."""
-        device = None if generator is None else generator.device
-        draw = torch.randn(self.mean_BKA.shape, generator=generator, device=device)
+        draw = torch.randn(self.mean_BKA.shape, generator=generator, device=generator.device)
         noise = draw.to(self.mean_BKA)
         raw = self.mean_BKA + self.log_std_BKA.exp() * noise
         action = torch.tanh(raw) if self.squash else raw
         return action, self._component_log_prob(raw)
 
-    def act(self, generator: torch.Generator | None) -> Tensor:
+    def act(self, generator: torch.Generator) -> Tensor:
         """One action [B, A]: an expert drawn by its weight, then an action of it; no gradient."""
         actions = self.sample(generator)[0].detach()
         chosen = torch.multinomial(self.weights_BK.detach(), 1, generator=generator)

@@ -60,7 +60,8 @@ class ModelConfig:
             if listed and len(spec) != self.num_layers:
                 raise ValueError(f"{name} has {len(spec)} entries for {self.num_layers} layers; give one for each "
                                  "layer, or one for all")
-        for layer in range(self.num_layers):
+        alike = isinstance(self.sequence_mixer, Mapping) and isinstance(self.channel_mixer, Mapping)
+        for layer in range(1 if alike else self.num_layers):  # however many layers somebody asks for
             self.sequence(layer)
             self.channel(layer)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ from torch import Tensor
 from mixwell import __version__
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
-from mixwell.core.errors import MixwellError
-from mixwell.core.files import read_json, whole_folder, write_bytes, write_json
-from mixwell.core.tensors import open_folder, save_shards
-from mixwell.lm import weights
+from mixwell.core.errors import MixwellError, shown
+from mixwell.core.files import digest, read_bytes, whole_folder, write_bytes, write_json
+from mixwell.formats.declared import Checked, form_of
+from mixwell.formats.places import held
+from mixwell.formats.plain import read_object
+from mixwell.formats.tensors import LazyTensors, open_folder, save_shards
+from mixwell.lm import schemas, weights
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config
@@ -25,8 +30,6 @@ from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 from mixwell.lm.network import Network
 
 CONFIG, RECORD, SAMPLING = "config.json", "mixwell.json", "generation_config.json"
-CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-           "vocab.json", "merges.txt", "chat_template.jinja", SAMPLING)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OWN = "mixwell"  # the model_type of what no Hugging Face decoder computes
@@ -35,7 +38,8 @@ OWN = "mixwell"  # the model_type of what no Hugging Face decoder computes
 def read(path: str | Path) -> Checkpoint:
     """The checkpoint in a folder; its tensors are read when asked for.
 
-    A folder that lacks something, or holds what would change the result and is not understood, raises `MixwellError`.
+    A folder that lacks something, holds what would change the result and is not understood, or is not what mixwell.json
+    says of it, raises `MixwellError`.
     """
     folder = Path(path)
     if is_gguf(folder):
@@ -43,15 +47,16 @@ def read(path: str | Path) -> Checkpoint:
     if not folder.is_dir():
         raise MixwellError(f"{folder} is not a folder; expected a model folder with config.json.")
     _refuse_adapter(folder)
-    config = _keys(folder / CONFIG, "expected a model's configuration")
+    config = _config(folder)
     stored = open_folder(folder)
-    record = _record(folder)
-    lineage, files = tuple(record.get("lineage", ())), _carried(folder)
-    if config.get("model_type") == OWN:
-        arch = _full(config.get("arch"), f"{folder / CONFIG}, arch")
-        return Checkpoint(arch, stored, lineage, files)
-    arch, tensors = _from_hugging_face(config, stored, folder)
-    return Checkpoint(_recorded(arch, record), tensors, lineage, files)
+    record, files = _record(folder), _carried(folder)
+    _check_counts(config, stored, folder / CONFIG)
+    opened = _own if config.get("model_type") == OWN else _from_hugging_face
+    arch, tensors = opened(config, stored, folder)
+    _tell_changed_files(folder, files, record.get("files", {}))
+    _tell_new_tensors(folder, stored, record)
+    lineage = tuple(record.get("lineage", ()))
+    return Checkpoint(_recorded(arch, record, folder), tensors, lineage, files)
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -66,26 +71,87 @@ def _refuse_adapter(folder: Path) -> None:
                        "merge_and_unload) and hand in what that saves.")
 
 
-def _keys(path: Path, advice: str) -> Mapping[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, Mapping):
-        raise MixwellError(f"{path} holds no keys and values; {advice}.")
-    return content
+def _config(folder: Path) -> Mapping[str, Any]:
+    path = folder / CONFIG
+    if held(folder, CONFIG) is None:
+        raise MixwellError(f"{path} is not there; expected a model's configuration.")
+    return read_object(path, schemas.CONFIG)
 
 
 def _record(folder: Path) -> Mapping[str, Any]:
-    path = folder / RECORD
-    return _keys(path, "restore it or remove it") if path.exists() else {}
+    """What mixwell.json says, where it is there; its figures are those that were written."""
+    if held(folder, RECORD) is None:
+        return {}
+    record = read_object(folder / RECORD, schemas.RECORD)
+    written = record.get("digest")
+    if written is not None and written != _digest(record):
+        raise MixwellError(f"{folder / RECORD} is not what mixwell wrote (its digest is another); restore it, or "
+                           "remove it: the model loads without its history.")
+    return record
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Of everything else that the record says."""
+    rest = dict(record)
+    rest.pop("digest", None)
+    return digest(rest)
+
+
+def _tell_changed_files(folder: Path, files: Mapping[str, bytes], written: Mapping[str, str]) -> None:
+    """Warn where a file that goes with the model is another than was saved with it."""
+    now = {name: digest(data) for name, data in files.items()}
+    changed = [name for name in written if now.get(name) != written[name]]
+    if changed:
+        names = ", ".join(changed)
+        _warn(f"{folder}: {names}: not what was saved with this model (see {RECORD}).")
+
+
+def _tell_new_tensors(folder: Path, stored: LazyTensors, record: Mapping[str, Any]) -> None:
+    """Warn where the tensors are no longer those that the record was written for."""
+    if record.get("checksums") and any(stored.sum(name) is None for name in stored):
+        _warn(f"{folder}: another program wrote the tensors anew; what {RECORD} says of them may no longer hold.")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=5)
 
 
 def _carried(folder: Path) -> dict[str, bytes]:
-    found = [folder / name for name in CARRIED if (folder / name).exists()]
-    return {path.name: path.read_bytes() for path in found}
+    """The files that go with the model into the next folder, each read as what it claims to be before it does."""
+    found = {}
+    for name, check in schemas.SIDE.items():
+        path = held(folder, name)
+        if path is not None:
+            found[name] = read_bytes(path)
+            check(found[name], str(path))
+    return found
+
+
+def _check_counts(config: Mapping[str, Any], stored: LazyTensors, where: Path) -> None:
+    """A model has no more layers than tensors, and no more experts than rows or tensors: told before any are made."""
+    own = config.get("arch", {})
+    layers = config.get("num_hidden_layers") or own.get("num_layers")
+    if isinstance(layers, (int, float)) and layers > len(stored):
+        raise MixwellError(f"{where}: {shown(layers)} layers; the folder holds {len(stored)} tensors, too few.")
+    sides = [side for name in stored for side in stored.form(name).shape]
+    most = max(len(stored), *sides)
+    for key in ("num_experts", "num_local_experts"):
+        count = config.get(key) or 0
+        if count > most:
+            raise MixwellError(f"{where}: {key} is {count}; the tensors of the folder hold at most {most}.")
 
 
 def _full(arch: Any, where: str) -> dict[str, Any]:
     """`arch` with every option of `ModelConfig`."""
     return to_dict(from_dict(ModelConfig, arch, where))
+
+
+def _own(config: Mapping[str, Any], stored: LazyTensors, folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """Architecture and tensors of a folder whose config.json is mixwell's own."""
+    arch = _full(config.get("arch"), f"{folder / CONFIG}, arch")
+    network = weights.skeleton(Network, arch)
+    declared = weights.declare(network, stored, str(folder))
+    return arch, Checked(stored, declared, str(folder))
 
 
 def _from_hugging_face(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
@@ -109,13 +175,36 @@ def _from_gguf(path: Path) -> Checkpoint:
     return Checkpoint(arch, Gathered(stored, table, str(path)), (), files)
 
 
-def _recorded(arch: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's architecture where it is the same model: it knows what config.json has no key for (balance)."""
+def _recorded(arch: dict[str, Any], record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The record's architecture where it is the same model: it knows what config.json has no key for (balance).
+
+    config.json is followed where it says another model, and a warning names the first difference.
+    """
     noted = record.get("arch")
     if noted is None:
         return arch
-    noted = _full(noted, f"{RECORD}, arch")
-    return noted if comparable(noted) == comparable(arch) else arch
+    said, before = arch, noted
+    if noted.get("num_layers") == arch["num_layers"]:
+        noted = _full(noted, f"{RECORD}, arch")
+        said, before = comparable(arch), comparable(noted)
+        if said == before:
+            return noted
+    _warn(f"{folder}: {CONFIG} says another model than {RECORD}, and is followed: {_difference(said, before)}.")
+    return arch
+
+
+def _difference(now: Any, before: Any, where: str = "") -> str:
+    """The first place where two values differ, and what stands there."""
+    if isinstance(now, Mapping) and isinstance(before, Mapping):
+        pairs = [(f"{where}.{key}", now[key], before.get(key)) for key in now]
+    elif isinstance(now, list) and isinstance(before, list):
+        pairs = [(f"{where}[{place}]", *items) for place, items in enumerate(zip(now, before))]
+    else:
+        pairs = []
+    for place, one, other in pairs:
+        if one != other:
+            return _difference(one, other, place)
+    return f"{where.removeprefix('.')} is {shown(now)}, was {shown(before)}"
 
 
 def shapes(arch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -147,15 +236,28 @@ def write(checkpoint: Checkpoint, path: str | Path, *, shard_bytes: int = 4 * 2*
     else:
         config = write_config(arch, model_type)
         tensors = Scattered(tensors, recipes(arch, model_type, shapes(arch), fused=fused_experts))
-    stored = checkpoint.tensors["embed.weight"].dtype
+    stored = form_of(checkpoint.tensors, "embed.weight").dtype
     config["dtype"] = str(stored).removeprefix("torch.")
-    record = {"mixwell": __version__, "arch": arch, "lineage": list(checkpoint.lineage)}
+    record = _new_record(arch, checkpoint)
     with whole_folder(path) as folder:
         write_json(folder / CONFIG, config)
         write_json(folder / RECORD, record)
         _write_carried(folder, checkpoint.files, arch)
         save_shards(folder, tensors, shard_bytes=shard_bytes)
     return Path(path)
+
+
+def _new_record(arch: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """The content of mixwell.json; a lineage that JSON cannot hold raises `MixwellError`."""
+    files = {name: digest(data) for name, data in checkpoint.files.items()}
+    record = {"mixwell": __version__, "arch": arch, "lineage": list(checkpoint.lineage), "files": files,
+              "checksums": True}
+    try:
+        plain = json.loads(json.dumps(record, allow_nan=False))  # as it will be read again
+    except (TypeError, ValueError) as error:
+        raise MixwellError(f"the model's lineage does not fit into JSON ({error}); expected finite numbers, text, "
+                           "lists and keys with values.") from error
+    return plain | {"digest": _digest(plain)}
 
 
 def _own_config(arch: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,13 @@ class LanguageModel(Network):
 
     Parameters are drawn from `generator` (default: seed 0): normal with std 0.02, the last map of each residual branch
     scaled by 1 / sqrt(2 num_layers) (Radford et al. 2019). `dtype` is the type computed in; norms and routers stay
-    float32. Impossible shapes raise `MixwellError`.
+    float32. Impossible shapes, and sizes that no memory here would hold, raise `MixwellError`.
     """
 
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
+        if torch.get_default_device().type != "meta":
+            weights.check_size(config, dtype)
         super().__init__(config, generator, dtype)
         self.lineage: tuple[Mapping[str, Any], ...] = ()
         self.files: dict[str, bytes] = {}  # tokenizer.json and the like, carried from folder to folder

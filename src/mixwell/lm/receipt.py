@@ -1,18 +1,63 @@
-"""Receipts: two checkpoints weighed on the same tokens, in float32."""
+"""Receipts: what a conversion changed, measured on the same tokens in float32, and whether that was promised."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mixwell.core.checkpoint import Checkpoint
-from mixwell.core.receipts import Receipt
-from mixwell.core.tensors import size_bytes
+from mixwell.core.errors import MixwellError
+from mixwell.formats.tensors import size_bytes
 from mixwell.lm.evaluate import add_loads, load_shares
 from mixwell.lm.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """One conversion, weighed before and after on the same tokens."""
+
+    method: str  # convert.upcycle
+    max_logit_error: float  # largest absolute difference of a logit
+    kl_nats: float  # mean KL(before || after) per token
+    loss_before_nats: float  # mean cross-entropy per token
+    loss_after_nats: float
+    parameters_before: int
+    parameters_after: int
+    size_before_bytes: int
+    size_after_bytes: int
+    load_before: Mapping[str, list[float]] = field(default_factory=dict)  # layer -> share of tokens by expert
+    load_after: Mapping[str, list[float]] = field(default_factory=dict)
+    promises: Mapping[str, float] = field(default_factory=dict)  # field of this receipt -> largest value allowed
+
+    def broken(self) -> list[str]:
+        """The promises that were not kept, in words. A value that is not a number keeps no promise."""
+        lines = []
+        for name, limit in self.promises.items():
+            value = float(getattr(self, name))
+            if math.isnan(value) or value > limit:
+                lines.append(f"{name} is {value:.3g}, promised at most {limit:.3g}")
+        return lines
+
+    def check(self) -> Receipt:
+        """Return self, or raise `MixwellError` that names each broken promise."""
+        if broken := self.broken():
+            raise MixwellError(f"{self.method} broke its promise: {'; '.join(broken)}. The result was not kept.")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        plain = dict(vars(self))
+        for name, value in plain.items():
+            if isinstance(value, Mapping):
+                plain[name] = dict(value)
+        plain["kept"] = not self.broken()
+        return plain
 
 
 @torch.no_grad()
@@ -20,9 +65,10 @@ def measure(before: Checkpoint, after: Checkpoint, tokens_BT: Tensor, method: st
             promises: Mapping[str, float] | None = None, *, rows: int = 4) -> Receipt:
     """Weigh a conversion on `tokens_BT` (int64 [B, T], T at least 2), `rows` sequences at a time.
 
-    The loss is the mean cross-entropy of each next token in nats; loads are shares of slots by expert and layer.
+    The loss is the mean cross-entropy of each next token in nats; loads are shares of slots by expert and layer. A
+    model whose logits are not finite raises `MixwellError`: nothing can be said of it.
     """
-    old, new = _Side(before), _Side(after)
+    old, new = _Side(before, f"{method}: the model before"), _Side(after, f"{method}: the model after")
     error, kl = 0.0, 0.0
     for batch in tokens_BT.split(rows):
         first_BTV, second_BTV = old.read(batch), new.read(batch)
@@ -58,14 +104,17 @@ def _log_shares(logits_BTV: Tensor) -> Tensor:
 class _Side:
     """A model on one side of the conversion, and its sums over the batches read."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self.name = name
         self.model = LanguageModel.from_checkpoint(checkpoint, dtype=torch.float32).eval()
         self.nats = 0.0
         self.load: dict[int, Tensor] = {}
 
     def read(self, tokens_BT: Tensor) -> Tensor:
-        """Logits [B, T, V]; counts where the tokens go."""
+        """Logits [B, T, V], all finite; counts where the tokens go."""
         output = self.model(tokens_BT)
+        if not bool(output.logits_BTV.isfinite().all()):
+            raise MixwellError(f"{self.name} gives logits that are not finite; it cannot be weighed.")
         add_loads(self.load, output.routings)
         return output.logits_BTV
 

@@ -5,6 +5,7 @@ An int8 weight is two tensors: integers under the weight's name, and their scale
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -12,24 +13,65 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from mixwell.core import machine
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
+from mixwell.formats.declared import FLOATING, Declared, Fresh, copied, form_of
 from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.config import ModelConfig
+from mixwell.lm.layer import build_layer
 from mixwell.lm.network import Network
 
 DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
           "fp64": torch.float64, "float64": torch.float64}
+GIB = 2**30
 SCALE = ".scale"  # companion of an int8 tensor: weight = int8 * scale, float32 [..., rows, 1]
 
 N = TypeVar("N", bound=Network)
 
 
 def skeleton(kind: type[N], arch: Mapping[str, Any]) -> N:
-    """A network of `arch` that has names and shapes and no numbers yet."""
+    """A network of `arch` that has names and shapes and no numbers yet; one that no memory would hold is refused."""
     config = from_dict(ModelConfig, arch)
+    check_size(config)
     with torch.device("meta"):
         return kind(config)
+
+
+def check_size(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Raise `MixwellError` where the parameters in `dtype` alone are more than this machine's memory."""
+    ends = 1 if config.tie_embeddings else 2
+    count = ends * config.vocab_size * config.dim
+    for layer, times in _distinct_layers(config):
+        count += times * _layer_parameters(config, layer)
+    check_memory(count * dtype.itemsize, f"a model of {config.num_layers} layers, width {config.dim}, vocabulary "
+                                         f"{config.vocab_size} in {str(dtype).removeprefix('torch.')}")
+
+
+def check_memory(needed_bytes: int, what: str) -> None:
+    """Raise `MixwellError` where `what` takes more memory than this machine has."""
+    there_bytes = machine.memory_bytes()
+    if needed_bytes > there_bytes:
+        needed, there = needed_bytes / GIB, there_bytes / GIB
+        raise MixwellError(f"{what} takes {needed:,.1f} GiB ({needed_bytes} bytes); this machine has {there:,.1f} GiB.")
+
+
+def _distinct_layers(config: ModelConfig) -> list[tuple[int, int]]:
+    """Layers that stand for all others, each with the number of those that are like it."""
+    mixers = config.sequence_mixer, config.channel_mixer
+    if all(isinstance(spec, Mapping) for spec in mixers):
+        return [(0, config.num_layers)]
+    return [(layer, 1) for layer in range(config.num_layers)]
+
+
+def _layer_parameters(config: ModelConfig, layer: int) -> int:
+    try:
+        with torch.device("meta"):
+            made = build_layer(config, layer, None)
+    except (RuntimeError, TypeError) as error:  # torch's own, where a size or the bytes are beyond what it counts in
+        said = str(error).partition("\n")[0]
+        raise MixwellError(f"layer {layer} is larger than any memory ({said}); check the sizes.") from error
+    return sum(parameter.numel() for parameter in made.parameters())
 
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:
@@ -38,67 +80,100 @@ def shapes(network: Network) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+def declare(network: Network, stored: Mapping[str, Tensor], where: str = "checkpoint") -> dict[str, Declared]:
+    """What each of the `stored` tensors must be to go into `network`, the companions of compressed ones among them.
+
+    One that is missing or left over, and a compressed one without its companion, raise `MixwellError`.
+    """
+    state = network.state_dict()
+    _check_names(set(state), set(stored), where)
+    declared: dict[str, Declared] = {}
+    for name, empty in state.items():
+        dtype = form_of(stored, name).dtype
+        if empty.ndim > 1 and (dtype == torch.int8 or name + SCALE in stored):
+            declared |= _declare_int8(name, empty, stored, where)
+        else:
+            kinds = FLOATING if empty.is_floating_point() else frozenset({empty.dtype})
+            declared[name] = Declared(tuple(empty.shape), kinds)
+    return declared
+
+
+def _declare_int8(name: str, empty: Tensor, stored: Mapping[str, Tensor], where: str) -> dict[str, Declared]:
+    """Integers, and a scale above 0 for each row of them."""
+    shape = tuple(empty.shape)
+    companion, dtype = name + SCALE, form_of(stored, name).dtype
+    if (dtype == torch.int8) != (companion in stored):
+        found = "with" if companion in stored else "without"
+        raise MixwellError(f"{where}: {name} is {dtype} {found} {companion}; expected int8 with it, or a "
+                           "floating type without.")
+    whole = Declared(shape, frozenset({torch.int8}))
+    scale = Declared((*shape[:-1], 1), frozenset({torch.float32}), positive=True)
+    return {name: whole, companion: scale}
+
+
 def fill(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype | str = "auto") -> None:
     """Put copies of `tensors` into a `skeleton`; int8 ones stay int8 and are scaled on use.
 
     `dtype`: the type to compute in; "auto" keeps the one that the tensors are stored in where it is quick here. A
-    tensor that is missing, left over or misshapen raises `MixwellError`.
+    tensor that is missing, left over, misshapen, of another type than declared or not finite raises `MixwellError`,
+    and so do weights that this machine's memory cannot hold.
     """
-    wanted, stored = shapes(network), set(tensors)
-    _check_names(set(wanted), stored)
+    declared = declare(network, tensors)
     compute = _compute_dtype(dtype, tensors)
-    for name, shape in wanted.items():
-        tensor = tensors[name]
-        found = tuple(tensor.shape)
-        if found != shape:
-            raise MixwellError(f"checkpoint: {name} has shape {list(found)}; its arch asks for {list(shape)}.")
+    check_memory(_size_bytes(declared, compute), f"the model in {str(compute).removeprefix('torch.')}")
+    for name in shapes(network):
         companion = name + SCALE
-        scale = tensors[companion] if companion in stored else None
-        _place(network, name, tensor, scale, compute)
+        scale = _checked(tensors, companion, declared) if companion in declared else None
+        _place(network, name, _checked(tensors, name, declared), scale, compute)
     network.cast(compute)
 
 
-def _check_names(wanted: set[str], stored: set[str]) -> None:
+def _checked(tensors: Mapping[str, Tensor], name: str, declared: Mapping[str, Declared]) -> Tensor:
+    """A copy of a tensor, checked here or by the reader that it comes from."""
+    if isinstance(tensors, Fresh):
+        return tensors[name]
+    return copied(tensors, name, declared[name], "checkpoint")
+
+
+def _size_bytes(declared: Mapping[str, Declared], compute: torch.dtype) -> int:
+    total = 0
+    for expected in declared.values():
+        width = compute.itemsize if expected.dtypes == FLOATING else 1
+        total += math.prod(expected.shape) * width
+    return total
+
+
+def _check_names(wanted: set[str], stored: set[str], where: str) -> None:
     scales = {name + SCALE for name in wanted}
     for name in sorted(wanted - stored):
-        raise MixwellError(f"checkpoint: {name} is missing.")
+        raise MixwellError(f"{where}: {name} is missing.")
     for name in sorted(stored - wanted - scales):
-        raise MixwellError(f"checkpoint: {name} has no place in this architecture; it would be dropped.")
+        raise MixwellError(f"{where}: {name} has no place in this architecture; it would be dropped.")
 
 
 def _compute_dtype(dtype: torch.dtype | str, tensors: Mapping[str, Tensor]) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        stored = tensors["embed.weight"].dtype
+        stored = form_of(tensors, "embed.weight").dtype
         if stored == torch.bfloat16:
             return compute_dtype()
-        return stored if stored == torch.float64 else torch.float32
+        return torch.float64 if stored == torch.float64 else torch.float32
     if dtype not in DTYPES:
         raise MixwellError(f"dtype {dtype!r} is not known; expected auto, {', '.join(DTYPES)} or a torch type.")
     return DTYPES[dtype]
 
 
 def _place(network: Network, name: str, tensor: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
-    """Put a copy of `tensor` where the network has `name`."""
-    _check_scale(name, tensor, scale)
+    """Put `tensor` where the network has `name`."""
     owner_name, _, attribute = name.rpartition(".")
     owner = network.get_submodule(owner_name)
-    copy = tensor.detach().clone()
     if attribute not in owner._parameters:
-        owner._buffers[attribute] = copy
+        owner._buffers[attribute] = tensor
         return
-    owner._parameters[attribute] = nn.Parameter(copy, requires_grad=scale is None)
+    owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=scale is None)
     if scale is not None:
-        _add_scale(owner, attribute, scale.clone(), dtype)
-
-
-def _check_scale(name: str, tensor: Tensor, scale: Tensor | None) -> None:
-    whole = tensor.dtype == torch.int8
-    if whole != (scale is not None):
-        found = "without" if scale is None else "with"
-        raise MixwellError(f"checkpoint: {name} is {tensor.dtype} {found} {name + SCALE}; expected int8 with it, or a "
-                           "floating type without.")
+        _add_scale(owner, attribute, scale, dtype)
 
 
 def _add_scale(owner: nn.Module, attribute: str, scale: Tensor, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import whole_folder, write_text
 from mixwell.core.interrupts import postponed
-from mixwell.core.tensors import SINGLE
+from mixwell.formats.tensors import SINGLE
 from mixwell.report.targets import check_file, check_folder, refusals
 from mixwell.tables import reading as tables
 from mixwell.tables.columns import SKIP, Column, choose, encode

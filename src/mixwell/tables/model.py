@@ -17,8 +17,8 @@ import torch
 from mixwell import __version__
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json, write_json
-from mixwell.core.tensors import SINGLE, open_file, save_tensors
 from mixwell.density.mixtures.product import Block, ProductMixture, mark_fitted
+from mixwell.formats.tensors import SINGLE, open_file, save_tensors
 from mixwell.tables import check
 from mixwell.tables import reading as tables
 from mixwell.tables.columns import NUMERIC, Column, decode, encode, used

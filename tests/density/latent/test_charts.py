@@ -375,8 +375,10 @@ def test_refuses():
             Config(**{name: 0})
     with pytest.raises(ValueError, match="latent_layers is -1; expected 0 or more"):
         Config(latent_layers=-1)
-    for wrong in ({"objective": "other"}, {"ramp": 1.5}, {"edge": 2.0}):
-        with pytest.raises(ValueError, match="expected likelihood or weighted, and at most 1"):
+    with pytest.raises(ValueError, match="objective is 'other'; expected likelihood or weighted"):
+        Config(objective="other")
+    for wrong in ({"ramp": 1.5}, {"edge": 2.0}):
+        with pytest.raises(ValueError, match=r"ramp, edge are .*; expected at most 1"):
             Config(**wrong)
     with pytest.raises(ValueError, match="lr is 0; expected above 0"):
         Training(lr=0)

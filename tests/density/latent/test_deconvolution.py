@@ -10,25 +10,18 @@ from scipy import stats
 from scipy.integrate import quad
 from scipy.special import digamma, gammaln, softmax
 
-from mixwell.density.latent.deconvolution import (
+from mixwell.density.latent._factor_steps import best_means, best_odds, best_spreads, row_step, site_step
+from mixwell.density.latent._factors import (
     NODES_Q,
-    Config,
-    DeconvolutionModel,
     Factors,
     Rows,
-    best_means,
-    best_odds,
-    best_spreads,
     condition,
-    example,
     log_at_nodes,
     row_bounds,
-    row_step,
-    site_step,
-    start,
     total_bound,
     weight_points,
 )
+from mixwell.density.latent.deconvolution import Config, DeconvolutionModel, example, start
 
 RNG = np.random.default_rng(0)
 DISTRIBUTIONS = ["normal", "poisson", "beta"]

@@ -4,13 +4,8 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
-from mixwell.density.processes.cluster_specific import (
-    JITTER,
-    ClusterProcesses,
-    climb,
-    example,
-    expected_log_normal,
-)
+from mixwell.density.processes._curves import JITTER, climb, expected_log_normal
+from mixwell.density.processes.cluster_specific import ClusterProcesses, example
 
 RNG = np.random.default_rng(0)
 
@@ -124,8 +119,11 @@ def test_refuses():
         ClusterProcesses().fit([[0.0]], [[1.0]])
     with pytest.raises(ValueError, match="2 arrays of times and 1 of values"):
         ClusterProcesses().fit([[0.0], [1.0]], [[1.0]])
-    with pytest.raises(ValueError, match="n_clusters, max_iter"):
-        ClusterProcesses(n_clusters=0).fit(TIMES, VALUES)
+    with pytest.raises(ValueError, match="curve 0 holds values that are not finite, or a time twice"):
+        ClusterProcesses().fit([[1.0, 1.0]], [[0.0, 1.0]])
+    for name, least in {"n_clusters": 1, "max_iter": 1, "kernel_steps": 0, "tol": 0}.items():
+        with pytest.raises(ValueError, match=f"{name} is {least - 1}; expected at least {least}"):
+            ClusterProcesses(**{name: least - 1}).fit(TIMES, VALUES)
 
 
 def test_refuses_unequal_seen(model):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.experts.routers.top_k import Config, TopK, route
 
@@ -87,6 +88,18 @@ def test_jitter_acts_in_training_only(generator):
     moved = router.train()(x, Context(generator=generator)).scores_TE
     assert torch.equal(still, router.eval()(x, Context()).scores_TE)
     assert (still - moved).abs().max() > 1e-4
+
+
+def test_jitter_multiplies_by_a_uniform_factor_about_one(generator):
+    router = TopK(4, 4, Config(jitter=0.25), generator)
+    with torch.no_grad():
+        router.weight.copy_(torch.eye(4))
+    factors = router.train()(torch.ones(5000, 4), Context(generator=generator)).logits_TE
+    assert 0.75 <= factors.min() < 0.751 and 1.249 < factors.max() <= 1.25
+    assert factors.mean().item() == pytest.approx(1.0, abs=0.005)
+    assert factors.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.02)
+    with pytest.raises(MixwellError, match=r"TopK draws while training; give Context\(generator=...\)"):
+        router(torch.ones(2, 4), Context())
 
 
 def test_logits_are_float32_for_half_inputs(generator):

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mixwell.core import tensors
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.interrupts import Terminate
 from mixwell.core.rng import generator
+from mixwell.formats import tensors
 from mixwell.lm.training import loop
 from mixwell.lm.training.loop import TrainConfig, train
 from mixwell.lm.training.metrics import MetricsFile, Window, evenness, read_lines
@@ -271,7 +271,7 @@ def test_a_full_disk_keeps_the_last_good_state(whole, data, tmp_path, monkeypatc
     def full(*args, **options):
         saves.append(1)
         if len(saves) == 2:
-            raise tensors.SafetensorError("No space left on device")
+            raise tensors.SafetensorError("I/O error: No space left on device (os error 28)")
         return write(*args, **options)
 
     monkeypatch.setattr(tensors, "save_file", full)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.claims._methods import widen, with_aux
+from mixwell.claims.bench import Bench
 from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.rng import generator
@@ -68,11 +69,10 @@ def mapped(maps_COI: Tensor, labels_T: Tensor, x_TI: Tensor) -> Tensor:
 
 def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "moe", **options: Any) -> Any:
     """A layer by name, its experts started at 1 / sqrt(fan in) so that a few hundred steps train it."""
-    entry = registry.find(method, "experts.layers")
-    sizes = {"hidden_dim": 32}
-    if method != "swiglu":
-        sizes["num_experts"] = 8
-    given = {**sizes, **spec, **options}
+    given = {"method": method, "hidden_dim": 32, **spec, **options}
+    entry = registry.find(given.pop("method"), "experts.layers")
+    if not entry.name.endswith("swiglu"):
+        given.setdefault("num_experts", 8)
     config = from_dict(entry.module().Config, given)
     layer = entry.load()(dim, config, generator(seed, "layer"))
     widen(projections(layer))
@@ -151,6 +151,18 @@ def errors(seeds: tuple[int, ...], spec: Mapping[str, Any], problem: Callable[[i
         draw = problem(seed)
         found.append(error(fit(build(seed, spec, **options), draw, seed), draw, seed))
     return found
+
+
+def on_clusters(bench: Bench, seed: int, *, zipf: float = 0.0, lr: float = 3e-3, **spec: Any) -> dict[str, float]:
+    """Error, imbalance of the load and share of empty slots, on fresh tokens of `Clusters`, of a layer trained there.
+
+    `spec` are the layer's options and its `method`.
+    """
+    draw = Clusters(seed, zipf=zipf)
+    layer = fit(build(seed, spec), draw, seed, lr=lr)
+    batch, mixed = test(layer, draw, seed)
+    load_E = mixed.routing.load_E()
+    return {"error": squared_error(mixed, batch), "load": imbalance(load_E), "dropped": unserved(mixed)}
 
 
 def fixed(draw: Draw, seed: int, count: int) -> Draw:

@@ -7,33 +7,23 @@ mean KL of 0.02 nats a token or more, or a loss that is more than 0.5 % higher.
 
 from __future__ import annotations
 
-from mixwell.claims._judging import no_worse, provided
-from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, no_worse
 from mixwell.core.rng import generator
 from mixwell.lm.receipt import measure
 from mixwell.precision.int8 import Config, int8
 from mixwell.run.stages.convert import held_out
 
-LIMIT_NATS = 0.02
+CLAIM = Claim("Eight-bit weights leave the predictions alone.", "mean KL in nats a token", quantity="KL", baseline=0.02,
+              provided=(no_worse("loss", 0.005),))
 
 
-def claim(bench: Bench) -> Evidence:
-    """Mean KL of the rounded model against the limit."""
+def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
+    """KL and loss of the rounded model, and the loss before, nats a token."""
     windows = held_out(bench.data, 16, 64)
-
-    def change(seed: int) -> tuple[float, float, float]:
-        """(KL, loss after, loss before), nats a token."""
-        trained = bench.train(bench.arch(), seed, tokens=150_000)
-        before = trained.model.to_checkpoint()
-        after = int8(before, Config(), generator(seed, "int8"))
-        receipt = measure(before, after, windows, "precision.int8")
-        return receipt.kl_nats, receipt.loss_after_nats, receipt.loss_before_nats
-
-    kl, after_nats, before_nats = series(bench, change)
-    as_good = no_worse(after_nats, before_nats, 0.005)
-    evidence = weigh("Eight-bit weights leave the predictions alone.",
-                     f"mean KL in nats a token; baseline is the limit {LIMIT_NATS}", kl, [LIMIT_NATS] * len(kl))
-    return provided(evidence, as_good, "The loss is more than 0.5 % higher.", loss_after_nats=after_nats,
-                    loss_before_nats=before_nats)
+    trained = bench.train(bench.arch(), seed, tokens=150_000)
+    before = trained.model.to_checkpoint()
+    after = int8(before, Config(), generator(seed, "int8"))
+    receipt = measure(before, after, windows, "precision.int8")
+    return {"method": {"KL": receipt.kl_nats, "loss": receipt.loss_after_nats},
+            "baseline": {"loss": receipt.loss_before_nats}}

@@ -37,7 +37,7 @@ from mixwell.density.circuits.trees import TreeCircuit, check_codes, chow_liu, l
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of latent variable distillation."""
+    """Options of latent variable distillation; `ValueError` for one out of range."""
 
     n_states: int = 8  # K to begin with
     max_states: int = 8  # K at most; beyond n_states the latents grow by doubling

@@ -39,7 +39,7 @@ RULES = ("trapezoid", "midpoint", "legendre")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of a probabilistic integral circuit."""
+    """Options of a probabilistic integral circuit; `ValueError` for one out of range."""
 
     leaf: Literal["categorical", "gaussian"] = "categorical"
     n_categories: int = 2  # of a categorical feature: 0, 1, ...
@@ -82,8 +82,10 @@ def compile_circuit(parent: Sequence[int], log_root_K: Tensor, log_edge_DKK: Ten
                     **leaves: Tensor) -> TreeCircuit:
     """The circuit of unnormalised log densities at the nodes of a rule; the rule normalises them."""
     node_F = torch.arange(len(parent))
-    root_K = (log_root_K + log_weight_K).log_softmax(-1)
-    edge_DKK = (log_edge_DKK + log_weight_K).log_softmax(-1)
+    weighted_root_K = log_root_K + log_weight_K
+    weighted_edge_DKK = log_edge_DKK + log_weight_K
+    root_K = weighted_root_K.log_softmax(-1)
+    edge_DKK = weighted_edge_DKK.log_softmax(-1)
     return TreeCircuit(tuple(parent), node_F, root_K, edge_DKK, **leaves)
 
 
@@ -131,12 +133,15 @@ class IntegralCircuit(nn.Module):
                  generator: torch.Generator | None = None) -> None:
         super().__init__()
         children_first(parent)
+        nodes = len(parent)
         self.parent = tuple(parent)
         self.config = config = config or Config()
-        outputs = config.n_categories if config.leaf == "categorical" else 2
+        outputs = 2
+        if config.leaf == "categorical":
+            outputs = config.n_categories
         self.root_net = Nets(1, 1, 1, config, generator)
-        self.edge_nets = Nets(2, 1, len(parent), config, generator)
-        self.leaf_nets = Nets(1, outputs, len(parent), config, generator)
+        self.edge_nets = Nets(2, 1, nodes, config, generator)
+        self.leaf_nets = Nets(1, outputs, nodes, config, generator)
 
     def circuit(self, points: int | None = None, rule: str | None = None) -> TreeCircuit:
         """The circuit with `points` states a node (those of the config by default); gradients flow through it."""
@@ -180,4 +185,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     config = Config(points=4, units=4)
     module = IntegralCircuit((-1, 0, 1), config, generator)
     x_NF = torch.randint(0, 2, (8, 3), generator=generator)
-    return {"module": module, "x_NF": x_NF.float()}
+    return {
+        "module": module,
+        "x_NF": x_NF.float(),
+    }

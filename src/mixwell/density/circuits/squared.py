@@ -39,7 +39,7 @@ Signed = tuple[Tensor, Tensor]  # log of the absolute value, and the sign
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of a squared circuit."""
+    """Options of a squared circuit; `ValueError` for one out of range."""
 
     n_components: int = 8  # K of every region
     leaf: Literal["gaussian", "categorical", "spline"] = "gaussian"
@@ -84,8 +84,9 @@ def signed_matmul(x: Signed, weight_OK: Tensor) -> Signed:
     """(..., K) times weight', without leaving the range of floats."""
     log_size, sign = x
     top = log_size.detach().amax(-1, keepdim=True)
-    scaled = sign * (log_size - top).exp()
-    log, new_sign = signed(scaled @ weight_OK.T)
+    size = (log_size - top).exp()
+    total = (sign * size) @ weight_OK.T
+    log, new_sign = signed(total)
     return log + top, new_sign
 
 
@@ -303,7 +304,8 @@ class SquaredCircuit(nn.Module):
         if config.leaf == "spline":
             return torch.linspace(config.low, config.high, points, dtype=dtype)
         mean_K = self.mean_DK[d]
-        reach_K = 5 * self.log_scale_DK[d].exp()
+        scale_K = self.log_scale_DK[d].exp()
+        reach_K = 5 * scale_K
         low = float((mean_K - reach_K).min())
         high = float((mean_K + reach_K).max())
         return torch.linspace(low, high, points, dtype=dtype)
@@ -326,9 +328,12 @@ def _pairs(leaves: Signed) -> Signed:
 def _where(missing_ND: Tensor, integrals: Signed, leaves: Signed) -> Signed:
     """Integrals (D, ...) in the columns that a row lacks, its leaves (N, D, ...) in the others."""
     log, sign = leaves
+    log_integral, sign_integral = integrals
     further = [1] * (log.ndim - 2)
     mask = missing_ND.reshape(*missing_ND.shape, *further)
-    return torch.where(mask, integrals[0], log), torch.where(mask, integrals[1], sign)
+    new_log = torch.where(mask, log_integral, log)
+    new_sign = torch.where(mask, sign_integral, sign)
+    return new_log, new_sign
 
 
 def draw_on_grid(grid_G: Tensor, p_NG: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,10 +18,12 @@ from mixwell.density._gaussian import log_normal
 def children_first(parent: Sequence[int]) -> list[int]:
     """Nodes in an order in which every node follows its children; `ValueError` unless one root, -1, is above all."""
     children: list[list[int]] = [[] for _ in parent]
+    roots = []
     for node, above in enumerate(parent):
-        if above >= 0:
+        if above < 0:
+            roots.append(node)
+        else:
             children[above].append(node)
-    roots = [node for node, above in enumerate(parent) if above < 0]
     order = roots[:1]
     for node in order:
         order.extend(children[node])
@@ -60,7 +62,10 @@ def _spanning_tree(information_FF: Tensor) -> tuple[int, ...]:
 
 
 def upward(log_leaf_NDK: Tensor, parent: Sequence[int], log_root_K: Tensor, log_edge_DKK: Tensor) -> Tensor:
-    """Log-likelihood (N,) by messages to the root; `log_edge_DKK[d, i, j]` is log p(z_d = j | state above = i)."""
+    """Log-likelihood (N,) by messages to the root; `log_edge_DKK[d, i, j]` is log p(z_d = j | state above = i).
+
+    `ValueError` where `parent` is no tree.
+    """
     messages: list[Tensor | None] = [None] * len(parent)
     edge_DKK = log_edge_DKK.exp()
     smallest = torch.finfo(edge_DKK.dtype).tiny
@@ -205,13 +210,14 @@ class TreeCircuit:
     def n_parameters(self) -> int:
         """Free parameters."""
         D, F, K = len(self.parent), len(self.node_F), len(self.log_root_K)
-        if self.log_table_FKV is None:
-            of_a_leaf = 2
-        else:
-            of_a_leaf = self.log_table_FKV.shape[-1] - 1
+        of_a_leaf = 2
+        if self.log_table_FKV is not None:
+            categories = self.log_table_FKV.shape[-1]
+            of_a_leaf = categories - 1
         root = K - 1
-        edges = (D - 1) * K * (K - 1)
-        return root + edges + F * K * of_a_leaf
+        edges = (D - 1) * K * root
+        leaves = F * K * of_a_leaf
+        return root + edges + leaves
 
 
 def check_codes(x: Tensor, categories: int) -> None:
@@ -219,7 +225,8 @@ def check_codes(x: Tensor, categories: int) -> None:
     seen = x[~x.isnan()]
     whole = seen == seen.floor()
     within = (seen >= 0) & (seen < categories)
-    if not (whole & within).all():
+    known = whole & within
+    if not known.all():
         raise ValueError(f"x holds values outside 0, ..., {categories - 1}; code the categories so")
 
 

@@ -40,7 +40,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the likelihood-adjusted program."""
+    """Options of the likelihood-adjusted program; `ValueError` for one out of range."""
 
     n_clusters: int = 2  # K
     rank: int = 2  # R, of every cluster's factor; 1 is a membership vector, and meets more poor optima
@@ -55,8 +55,10 @@ class Config:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
-        if self.max_iter < 0 or self.reg_covar <= 0:
-            raise ValueError(f"max_iter is {self.max_iter} and reg_covar {self.reg_covar}; expected 0 or more, above 0")
+        if self.max_iter < 0:
+            raise ValueError(f"max_iter is {self.max_iter}; expected 0 or more")
+        if self.reg_covar <= 0:
+            raise ValueError(f"reg_covar is {self.reg_covar}; expected a number above 0")
 
 
 def objective(u_KNR: Array, white_KND: Array, log_det_K: Array) -> tuple[float, Array]:
@@ -180,8 +182,9 @@ class LikelihoodSDP(ClusterMixin, Configured, BaseEstimator, config=Config):
             raise ValueError(f"{len(X)} rows for {config.n_clusters} clusters; expected at least as many")
         rng = check_random_state(config.random_state)
         x_ND = X - X.mean(0)
-        mean_variance = max(float(x_ND.var(0).mean()), 1e-12)
-        floor_DD = config.reg_covar * mean_variance * np.eye(x_ND.shape[1])
+        mean_variance = float(x_ND.var(0).mean())
+        floor = config.reg_covar * max(mean_variance, 1e-12)
+        floor_DD = floor * np.eye(x_ND.shape[1])
         self.first_labels_ = _relaxed_k_means(x_ND, config, rng)
         u_KNR = self._alternate(x_ND, floor_DD, config, rng)
         self.memberships_ = memberships(u_KNR).T
@@ -213,8 +216,9 @@ class LikelihoodSDP(ClusterMixin, Configured, BaseEstimator, config=Config):
 
     def _indicators(self, labels: Array, config: Config) -> Array:
         """Factors (K, N, R) of a partition, all in the first column."""
-        u_KNR = np.zeros((config.n_clusters, len(labels), config.rank))
-        for k in range(config.n_clusters):
+        K, N = config.n_clusters, len(labels)
+        u_KNR = np.zeros((K, N, config.rank))
+        for k in range(K):
             mine = labels == k
             size = max(mine.sum(), 1)
             u_KNR[k, mine, 0] = 1 / np.sqrt(size)
@@ -239,5 +243,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     x_ND[:20] *= torch.tensor([3.0, 0.2])
     x_ND[20:] *= torch.tensor([0.2, 3.0])
     x_ND[20:] += torch.tensor([6.0, 0.0])
-    estimator = LikelihoodSDP(n_clusters=2, random_state=0)
-    return {"estimator": estimator, "X": x_ND.numpy()}
+    return {
+        "estimator": LikelihoodSDP(n_clusters=2, random_state=0),
+        "X": x_ND.numpy(),
+    }

@@ -43,7 +43,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the semi-supervised mixture."""
+    """Options of the semi-supervised mixture; `ValueError` for one out of range."""
 
     n_components: int = 10  # to begin with, or the number of labelled classes where that is larger
     rounds: int = 20  # of EM steps, splits and merges
@@ -55,9 +55,10 @@ class Config:
     random_state: Any = None
 
     def __post_init__(self) -> None:
-        if self.n_components < 1 or self.rounds < 0 or self.em_steps < 1:
-            raise ValueError(f"n_components, rounds, em_steps are {self.n_components}, {self.rounds}, {self.em_steps}; "
-                             "expected at least 1, 0, 1")
+        for name, least in {"n_components": 1, "rounds": 0, "em_steps": 1}.items():
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} is {value}; expected at least {least}")
         for name in ("concentration", "prior_scale", "prior_rows", "mean_rows"):
             value = getattr(self, name)
             if value <= 0:
@@ -97,7 +98,8 @@ class Prior:
         D = len(self.mean_D)
         half_nu = self.nu / 2
         _, log_det = np.linalg.slogdet(self.psi_DD)
-        of_covariance = multigammaln(half_nu, D) - half_nu * log_det
+        spread = half_nu * log_det
+        of_covariance = multigammaln(half_nu, D) - spread
         of_mean = D / 2 * math.log(self.kappa)
         return float(of_covariance - of_mean)
 
@@ -128,7 +130,8 @@ def prototype_loss(z_ND: Tensor, prototypes_KD: Tensor, labels_N: Tensor, temper
     z_ND = torch.nn.functional.normalize(z_ND, dim=-1)
     prototypes_KD = torch.nn.functional.normalize(prototypes_KD, dim=-1)
     cosine_NK = z_ND @ prototypes_KD.T
-    return torch.nn.functional.cross_entropy(cosine_NK / temperature, labels_N)
+    logits_NK = cosine_NK / temperature
+    return torch.nn.functional.cross_entropy(logits_NK, labels_N)
 
 
 @method(
@@ -211,10 +214,12 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
         return resp_NK
 
     def _log_joint(self, X: Array) -> Array:
-        components = zip(self.means_, self.covariances_)
-        log_KN = [log_prob(X - mean, covariance) for mean, covariance in components]
+        found = []
+        for mean_D, covariance_DD in zip(self.means_, self.covariances_):
+            log_N = log_prob(X - mean_D, covariance_DD)
+            found.append(log_N)
         log_weights_K = log_positive(self.weights_)
-        return log_weights_K + np.stack(log_KN, 1)
+        return log_weights_K + np.stack(found, 1)
 
     def _split(self, X: Array, resp_NK: Array, config: Config, rng: np.random.RandomState) -> Array:
         """Every component in two by 2-means, where the ratio of marginal likelihoods accepts it."""
@@ -282,7 +287,7 @@ class SemiSupervisedMixture(ClusterMixin, Configured, BaseEstimator, config=Conf
         return self.component_labels_[columns]
 
     def score_samples(self, X: Any) -> Array:
-        """Log density of every row (N,), in nats."""
+        """Log density of every row (N,), in nats; an error before `fit`."""
         check_is_fitted(self, "means_")
         x_ND = validate_data(self, X, dtype=np.float64, reset=False)
         return logsumexp(self._log_joint(x_ND), axis=1)
@@ -292,9 +297,13 @@ def _prior(X: Array, config: Config) -> Prior:
     """Around the mean of all rows, with a share of the columns' own variances."""
     column_variance_D = np.maximum(X.var(0), 1e-12)
     variance_D = column_variance_D * config.prior_scale**2
-    nu = X.shape[1] + 1 + config.prior_rows
-    psi_DD = np.diag(variance_D * config.prior_rows)
-    return Prior(X.mean(0), config.mean_rows, nu, psi_DD)
+    rows = config.prior_rows
+    return Prior(
+        mean_D=X.mean(0),
+        kappa=config.mean_rows,
+        nu=X.shape[1] + 1 + rows,
+        psi_DD=np.diag(variance_D * rows),
+    )
 
 
 def _closest(mine: Array, theirs: dict[int, Array]) -> int:

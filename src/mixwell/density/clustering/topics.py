@@ -43,7 +43,7 @@ FORMING = 2  # iterations in which the clusters of a start stay, so that their t
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the multi-grain clustering topic model."""
+    """Options of the multi-grain clustering topic model; `ValueError` for one out of range."""
 
     n_clusters: int = 4  # J
     n_local: int = 3  # L topics of every cluster
@@ -64,9 +64,11 @@ class Config:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
-        positive = (self.local_prior, self.global_prior, *self.share_prior, self.topic_prior)
-        if min(positive) <= 0 or self.tol < 0:
-            raise ValueError(f"local_prior, global_prior, share_prior, topic_prior are {positive}; expected above 0")
+        priors = (self.local_prior, self.global_prior, *self.share_prior, self.topic_prior)
+        if min(priors) <= 0:
+            raise ValueError(f"local_prior, global_prior, share_prior, topic_prior are {priors}; expected above 0")
+        if self.tol < 0:
+            raise ValueError(f"tol is {self.tol}; expected 0 or more")
         if self.init not in ("kmeans", "random"):
             raise ValueError(f"init is {self.init!r}; expected 'kmeans' or 'random'")
 
@@ -173,8 +175,9 @@ class ClusterTopics(ClusterMixin, Configured, BaseEstimator, config=Config):
 
     def _counts(self, X: Any, reset: bool) -> Array:
         X = validate_data(self, X, dtype=np.float64, reset=reset)
-        if (X < 0).any():
-            row, column = np.argwhere(X < 0)[0]
+        negative = X < 0
+        if negative.any():
+            row, column = np.argwhere(negative)[0]
             raise ValueError(f"Negative values in data passed to ClusterTopics: row {row}, column {column} is "
                              f"{X[row, column]}; word counts are not negative")
         return X
@@ -241,10 +244,12 @@ def _shares(counts: Array) -> Array:
 
 def _flat_posterior(count: int, config: Config) -> Posterior:
     J = config.n_clusters
-    resp_NJ = np.full((count, J), 1 / J)
-    local_NJL = np.ones((count, J, config.n_local))
-    global_NG = np.ones((count, config.n_global))
-    return Posterior(resp_NJ, local_NJL, global_NG, np.ones((count, 2)))
+    return Posterior(
+        np.full((count, J), 1 / J),
+        np.ones((count, J, config.n_local)),
+        np.ones((count, config.n_global)),
+        np.ones((count, 2)),
+    )
 
 
 def sweep(X: Array, old: Posterior, weights_J: Array, local_JLV: Array, global_GV: Array, config: Config,
@@ -293,17 +298,22 @@ def _posterior(resp_NJ: Array, local_counts_NJL: Array, global_counts_NG: Array,
     """From expected counts and the priors' pseudo-counts."""
     local_N = local_counts_NJL.sum((1, 2))
     global_N = global_counts_NG.sum(1)
-    share_N2 = np.column_stack([local_N, global_N]) + np.array(config.share_prior)
-    local_NJL = local_counts_NJL + config.local_prior
-    global_NG = global_counts_NG + config.global_prior
-    return Posterior(resp_NJ, local_NJL, global_NG, share_N2)
+    counts_N2 = np.column_stack([local_N, global_N])
+    return Posterior(
+        resp_NJ,
+        local_counts_NJL + config.local_prior,
+        global_counts_NG + config.global_prior,
+        counts_N2 + np.array(config.share_prior),
+    )
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twenty documents of two vocabularies and two words that both use."""
     first = [4.0, 4.0, 0.1, 0.1, 3.0, 3.0]
     second = [0.1, 0.1, 4.0, 4.0, 3.0, 3.0]
-    rate_NV = 5 * torch.tensor([first, second]).repeat(10, 1)
-    counts_NV = torch.poisson(rate_NV, generator=generator)
-    estimator = ClusterTopics(n_clusters=2, n_local=1, n_global=1, random_state=0)
-    return {"estimator": estimator, "X": counts_NV.numpy()}
+    rate_2V = 5 * torch.tensor([first, second])
+    counts_NV = torch.poisson(rate_2V.repeat(10, 1), generator=generator)
+    return {
+        "estimator": ClusterTopics(n_clusters=2, n_local=1, n_global=1, random_state=0),
+        "X": counts_NV.numpy(),
+    }

@@ -60,7 +60,7 @@ GROW, HALVINGS, DECREASE = 1.5, 20, 1e-4  # of step sizes, after a step or befor
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The mixture: its charts and its loss."""
+    """The mixture: its charts and its loss; `ValueError` for a value out of range."""
 
     n_charts: int = 2  # K
     latent_dim: int = 1  # d, the manifold's dimension
@@ -77,17 +77,17 @@ class Config:
     learn_weights: bool = False  # alpha by gradient too, or equal until the overlap stage sets them
 
     def __post_init__(self) -> None:
-        known = self.objective in ("likelihood", "weighted")
-        if not known or self.ramp > 1 or self.edge > 1:
-            raise ValueError(f"objective, ramp, edge are {self.objective!r}, {self.ramp}, {self.edge}; "
-                             "expected likelihood or weighted, and at most 1")
+        if self.objective not in ("likelihood", "weighted"):
+            raise ValueError(f"objective is {self.objective!r}; expected likelihood or weighted")
+        if max(self.ramp, self.edge) > 1:
+            raise ValueError(f"ramp, edge are {self.ramp}, {self.edge}; expected at most 1")
         positive = "n_charts latent_dim layers hidden_dim clamp sigma_x sigma_z ramp edge decay"
         check_ranges(self, positive, "latent_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The stages of `fit`: every chart on a patch of its own, all together, and with overlap."""
+    """The stages of `fit`: charts on patches, all together, with overlap; `ValueError` for a value out of range."""
 
     seed_steps: int = 2000  # of the first stage
     seed_points: int = 100  # nearest points that a chart starts from
@@ -393,5 +393,8 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     config = Config(layers=2, hidden_dim=8, sigma_x=0.1, sigma_z=0.1)
     angle_B = 2 * math.pi * torch.rand(10, generator=generator)
     x_BD = torch.stack([angle_B.cos(), angle_B.sin()], 1)
-    module = ChartMixture(2, config, generator)
-    return {"module": module, "x_BD": x_BD, "generator": generator}
+    return {
+        "module": ChartMixture(2, config, generator),
+        "x_BD": x_BD,
+        "generator": generator,
+    }

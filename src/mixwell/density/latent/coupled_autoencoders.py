@@ -54,7 +54,7 @@ ROWS = 8192  # at a time where nothing is trained
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the coupled autoencoders."""
+    """Options of the coupled autoencoders; `ValueError` for one out of range."""
 
     n_components: int = 10  # K: categories to begin with
     n_arms: int = 2  # A: 1 is a mixture VAE
@@ -108,10 +108,12 @@ def copies(x_ND: Tensor, arms: int, augment: float | Augment, generator: torch.G
         x_AND = x_ND.expand(arms, -1, -1)
         if not augment:
             return x_AND
-        return x_AND + augment * _normal(x_AND, generator)
+        noise_AND = _normal(x_AND, generator)
+        return x_AND + augment * noise_AND
     made = [augment(x_ND, generator) for _ in range(arms)]
-    if made[0].shape != x_ND.shape:
-        raise ValueError(f"augment gives shape {tuple(made[0].shape)}; expected {tuple(x_ND.shape)} as it was given")
+    shape = made[0].shape
+    if shape != x_ND.shape:
+        raise ValueError(f"augment gives shape {tuple(shape)}; expected {tuple(x_ND.shape)} as it was given")
     return torch.stack(made)
 
 
@@ -123,8 +125,10 @@ class ArmLinear(nn.Module):
         reach = inputs**-0.5
         weight_AIO = torch.rand(arms, inputs, outputs, dtype=dtype, generator=generator)
         bias_A1O = torch.rand(arms, 1, outputs, dtype=dtype, generator=generator)
-        self.weight_AIO = nn.Parameter((2 * weight_AIO - 1) * reach)
-        self.bias_A1O = nn.Parameter((2 * bias_A1O - 1) * reach)
+        signed_AIO = 2 * weight_AIO - 1
+        signed_A1O = 2 * bias_A1O - 1
+        self.weight_AIO = nn.Parameter(signed_AIO * reach)
+        self.bias_A1O = nn.Parameter(signed_A1O * reach)
 
     def forward(self, x_ANI: Tensor) -> Tensor:
         """Every arm's rows through its own weights."""
@@ -162,7 +166,8 @@ class Arms(nn.Module):
     def infer(self, x_AND: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden features (A, N, H) and log q(c | x) (A, N, K)."""
         h_ANH = self.encoder(x_AND)
-        bounded_ANK = self.category(h_ANH).softmax(-1)
+        logits_ANK = self.category(h_ANH)
+        bounded_ANK = logits_ANK.softmax(-1)
         sharpened_ANK = bounded_ANK / self.config.tau
         return h_ANH, sharpened_ANK.log_softmax(-1)
 
@@ -177,9 +182,11 @@ class Arms(nn.Module):
         h_ANH, log_prob_ANK = self.infer(x_AND)
         c_ANK = relax(log_prob_ANK, gumbel_ANK, self.config.temperature)
         mean_ANS, log_variance_ANS = self.states(h_ANH, c_ANK)
-        scale_ANS = (0.5 * log_variance_ANS).exp()
+        log_scale_ANS = 0.5 * log_variance_ANS
+        scale_ANS = log_scale_ANS.exp()
         s_ANS = mean_ANS + scale_ANS * normal_ANS
-        read_ANH = self.read(torch.cat([c_ANK, s_ANS], -1))
+        latent_ANV = torch.cat([c_ANK, s_ANS], -1)
+        read_ANH = self.read(latent_ANV)
         decoded_AND = self.decoder(read_ANH)
         return Pass(log_prob_ANK, mean_ANS, log_variance_ANS, decoded_AND)
 
@@ -243,23 +250,28 @@ class CoupledAutoencoders(Configured, config=Config):
         losses = []
         for _ in range(steps):
             order_N = torch.randperm(len(x_ND), generator=draws)
-            batch_BD = x_ND[order_N[: config.batch_size]]
-            terms = self._terms(batch_BD, draws)
+            rows_B = order_N[: config.batch_size]
+            terms = self._terms(x_ND[rows_B], draws)
             loss = terms.total(config.coupling, config.beta)
             update(optimizer, loss)
             parts = (terms.reconstruction_A, terms.state_A, terms.category_A, terms.coupling_P)
-            row_5 = torch.stack([loss, *(part.sum() for part in parts)])
+            sums = [part.sum() for part in parts]
+            row_5 = torch.stack([loss, *sums])
             losses.append(row_5.detach())
         return losses
 
     def _terms(self, batch_BD: Tensor, draws: torch.Generator) -> Terms:
         """The parts of the loss on rows, with fresh copies and noise."""
-        arms, config = self.arms_, self.arms_.config
+        arms = self.arms_
+        config = arms.config
         x_ABD = copies(batch_BD, config.n_arms, config.augment, draws)
         A, B, _ = x_ABD.shape
-        exponential_ABK = x_ABD.new_empty(A, B, arms.n_components).exponential_(generator=draws)
-        normal_ABS = _normal(x_ABD.new_empty(A, B, config.state_dim), draws)
-        seen = arms(x_ABD, -exponential_ABK.log(), normal_ABS)
+        exponential_ABK = x_ABD.new_empty(A, B, arms.n_components)
+        exponential_ABK.exponential_(generator=draws)
+        gumbel_ABK = -exponential_ABK.log()
+        empty_ABS = x_ABD.new_empty(A, B, config.state_dim)
+        normal_ABS = _normal(empty_ABS, draws)
+        seen = arms(x_ABD, gumbel_ABK, normal_ABS)
         return loss_terms(x_ABD, seen, config.distance)
 
     def _compare(self, x_ND: Tensor) -> None:
@@ -306,9 +318,11 @@ class CoupledAutoencoders(Configured, config=Config):
         x_ND = self._rows(X)
         x_AND = x_ND.expand(self.arms_.config.n_arms, -1, -1)
         h_ANH, log_prob_ANK = self.arms_.infer(x_AND)
-        label_N = log_prob_ANK.mean(0).argmax(-1)
-        c_NK = nn.functional.one_hot(label_N, self.n_components_).to(h_ANH)
-        mean_ANS, _ = self.arms_.states(h_ANH, c_NK.expand_as(log_prob_ANK))
+        consensus_NK = log_prob_ANK.mean(0)
+        label_N = consensus_NK.argmax(-1)
+        hot_NK = nn.functional.one_hot(label_N, self.n_components_)
+        c_ANK = hot_NK.to(h_ANH).expand_as(log_prob_ANK)
+        mean_ANS, _ = self.arms_.states(h_ANH, c_ANK)
         return np.asarray(mean_ANS.numpy())
 
 

@@ -51,7 +51,7 @@ FOLLOW = 0.1  # of a batch's static weights in their moving average
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the dynamic Gaussian mixture."""
+    """Options of the dynamic Gaussian mixture; `ValueError` for one out of range."""
 
     n_clusters: int = 20  # k
     hidden_dim: int = 10  # of the recurrent nets and the perceptrons
@@ -147,10 +147,13 @@ def impute(x_BTD: Tensor, mask_BTD: Tensor, alpha_D: Tensor, rho_DD: Tensor) -> 
 def emission(x_BTD: Tensor, mask_BTD: Tensor, means_KD: Tensor, scales_KD: Tensor) -> Tensor:
     """log p(x_t | z_t = c) of the observed values (B, T, K)."""
     known_BTD = x_BTD.masked_fill(~mask_BTD, 0)
-    white_BTKD = (known_BTD[:, :, None] - means_KD) / scales_KD
-    log_BTKD = log_normal(white_BTKD**2, scales_KD.log())
+    known_BT1D = known_BTD[:, :, None]
+    white_BTKD = (known_BT1D - means_KD) / scales_KD
+    log_scales_KD = scales_KD.log()
+    log_BTKD = log_normal(white_BTKD**2, log_scales_KD)
     absent_BT1D = ~mask_BTD[:, :, None]
-    return log_BTKD.masked_fill(absent_BT1D, 0).sum(-1)
+    seen_BTKD = log_BTKD.masked_fill(absent_BT1D, 0)
+    return seen_BTKD.sum(-1)
 
 
 def marginals(conditional_BTKK: Tensor) -> Tensor:
@@ -229,7 +232,8 @@ class DynamicMixture(nn.Module):
         log_p_BTK = self._log_next(path_BTK)
         log_ratio_BTK = log_q_BTK - log_p_BTK
         kl_BT = (log_q_BTK.exp() * log_ratio_BTK).sum(-1)
-        log_x_BTK = emission(x_BTD, mask_BTD, self.means_KD, self.log_scales_KD.exp())
+        scales_KD = self.log_scales_KD.exp()
+        log_x_BTK = emission(x_BTD, mask_BTD, self.means_KD, scales_KD)
         gamma_BT = self._gamma(_delayed(h_BTH))
         weights_K = marginal_BTK.mean((0, 1))
         expected_BT = (marginal_BTK * log_x_BTK).sum(-1)
@@ -246,7 +250,8 @@ class DynamicMixture(nn.Module):
     def _log_next(self, path_BTK: Tensor) -> Tensor:
         """log p(z_t | z_1 .. z_{t-1}) along a path; the first cluster is uniform."""
         out_BTH, _ = self.transition(path_BTK)
-        log_p_BTK = self.to_next(out_BTH).log_softmax(-1)
+        logits_BTK = self.to_next(out_BTH)
+        log_p_BTK = logits_BTK.log_softmax(-1)
         uniform = -math.log(self.config.n_clusters)
         return _delayed(log_p_BTK, uniform)
 
@@ -293,8 +298,9 @@ class DynamicMixture(nn.Module):
         kind_R1 = torch.multinomial(weights_RK, 1, generator=generator)
         kind_R = kind_R1[:, 0]
         mean_RD = self.means_KD[kind_R]
+        scale_RD = scales_KD[kind_R]
         noise_RD = torch.randn(mean_RD.shape, generator=generator, dtype=mean_RD.dtype, device=mean_RD.device)
-        return mean_RD + scales_KD[kind_R] * noise_RD
+        return mean_RD + scale_RD * noise_RD
 
     def _check(self, x_BTD: Tensor, mask_BTD: Tensor) -> None:
         shape = tuple(x_BTD.shape)
@@ -307,9 +313,11 @@ class DynamicMixture(nn.Module):
     def _encode(self, x_BTD: Tensor, mask_BTD: Tensor) -> tuple[Tensor, Any]:
         filled_BTD = x_BTD.masked_fill(~mask_BTD, 0)
         if self.config.imputation == "kernel":
-            filled_BTD = impute(x_BTD, mask_BTD, self.log_alpha_D.exp(), self.rho_DD)
+            alpha_D = self.log_alpha_D.exp()
+            filled_BTD = impute(x_BTD, mask_BTD, alpha_D, self.rho_DD)
         seen_BTD = mask_BTD.to(x_BTD.dtype)
-        found: tuple[Tensor, Any] = self.encoder(torch.cat([filled_BTD, seen_BTD], -1))
+        inputs = torch.cat([filled_BTD, seen_BTD], -1)
+        found: tuple[Tensor, Any] = self.encoder(inputs)
         return found
 
     def _infer(self, x_BTD: Tensor, mask_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,9 +329,11 @@ class DynamicMixture(nn.Module):
         eye_KK = torch.eye(K, dtype=h_BTH.dtype, device=h_BTH.device)
         before_TKK = eye_KK.repeat(T, 1, 1)
         before_TKK[0] = 0  # nothing comes before the first step
-        h_BTKH = h_BTH[:, :, None].expand(-1, -1, K, -1)
         before_BTKK = before_TKK.expand(B, -1, -1, -1)
-        logits_BTKK = self.to_posterior(torch.cat([h_BTKH, before_BTKK], -1))
+        h_BT1H = h_BTH[:, :, None]
+        h_BTKH = h_BT1H.expand(-1, -1, K, -1)
+        known = torch.cat([h_BTKH, before_BTKK], -1)
+        logits_BTKK = self.to_posterior(known)
         conditional_BTKK = logits_BTKK.softmax(-1)
         return h_BTH, marginals(conditional_BTKK)
 
@@ -332,16 +342,19 @@ class DynamicMixture(nn.Module):
         z_BK = h_BTH.new_zeros(len(h_BTH), self.config.n_clusters)
         walked, conditionals = [], []
         for h_BH in h_BTH.unbind(1):
-            logits_BK = self.to_posterior(torch.cat([h_BH, z_BK], -1))
+            known = torch.cat([h_BH, z_BK], -1)
+            logits_BK = self.to_posterior(known)
             log_q_BK = logits_BK.log_softmax(-1)
             z_BK = draw(log_q_BK, path, self.config.temperature, generator)
             walked.append(z_BK)
             conditionals.append(log_q_BK)
-        return torch.stack(walked, 1), torch.stack(conditionals, 1)
+        path_BTK, log_q_BTK = torch.stack(walked, 1), torch.stack(conditionals, 1)
+        return path_BTK, log_q_BTK
 
     def _gamma(self, h_BTH: Tensor) -> Tensor:
-        if self.config.gamma is not None:
-            return h_BTH.new_full(h_BTH.shape[:2], self.config.gamma)
+        constant = self.config.gamma
+        if constant is not None:
+            return h_BTH.new_full(h_BTH.shape[:2], constant)
         logit_BT: Tensor = self.to_gate(h_BTH)[..., 0]
         return logit_BT.sigmoid()
 
@@ -377,5 +390,10 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     config = Config(n_clusters=3, hidden_dim=4)
     x_BTD = torch.randn(3, 5, 2, generator=generator)
     module = DynamicMixture(2, config, generator)
-    mask_BTD = torch.rand(3, 5, 2, generator=generator) < 0.5
-    return {"module": module, "x_BTD": x_BTD, "mask_BTD": mask_BTD, "generator": generator}
+    chance_BTD = torch.rand(3, 5, 2, generator=generator)
+    return {
+        "module": module,
+        "x_BTD": x_BTD,
+        "mask_BTD": chance_BTD < 0.5,
+        "generator": generator,
+    }

@@ -34,7 +34,7 @@ from mixwell.density._gaussian import log_normal
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the slot mixture module."""
+    """Options of the slot mixture module; `ValueError` for one out of range."""
 
     n_slots: int = 7  # K
     iterations: int = 5  # of E and M steps
@@ -91,8 +91,9 @@ def expect(x_BND: Tensor, mean_BKD: Tensor, variance_BKD: Tensor, weights_BK: Te
     `tempered` divides squared distances by sqrt(D) instead of 2 and leaves the determinant out.
     """
     D = x_BND.shape[-1]
-    gap_BKND = x_BND[:, None] - mean_BKD[:, :, None]
-    square_BKN = (gap_BKND**2 / variance_BKD[:, :, None]).sum(-1)
+    mean_BK1D, variance_BK1D = mean_BKD[:, :, None], variance_BKD[:, :, None]
+    gap_BKND = x_BND[:, None] - mean_BK1D
+    square_BKN = (gap_BKND**2 / variance_BK1D).sum(-1)
     if tempered:
         log_BKN = -square_BKN / D**0.5
     else:
@@ -102,8 +103,8 @@ def expect(x_BND: Tensor, mean_BKD: Tensor, variance_BKD: Tensor, weights_BK: Te
     log_weights_BK = weights_BK.clamp(min=tiny).log()
     log_BKN = log_BKN + log_weights_BK[..., None]
     log_BN = log_BKN.logsumexp(1)
-    resp_BKN = (log_BKN - log_BN[:, None]).exp()
-    return resp_BKN, log_BN
+    log_resp_BKN = log_BKN - log_BN[:, None]
+    return log_resp_BKN.exp(), log_BN
 
 
 def spread(x_BND: Tensor, share_BKN: Tensor, mean_BKD: Tensor, floor: float) -> Tensor:
@@ -128,7 +129,6 @@ class SlotMixture(nn.Module):
             raise ValueError(f"dim is {dim}; expected 1 or more")
         self.dim = dim
         self.config = config = config or Config()
-        H = config.hidden_dim
         self.start_mean_D = nn.Parameter(torch.zeros(dim))
         self.start_log_scale_D = nn.Parameter(torch.zeros(dim))
         if config.mode == "learned":
@@ -139,8 +139,8 @@ class SlotMixture(nn.Module):
             self.to_key = nn.Linear(dim, dim, bias=False)
             self.to_value = nn.Linear(dim, dim, bias=False)
             self.gru = nn.GRUCell(dim, dim)
-            self.mlp = nn.Sequential(nn.Linear(dim, H), nn.ReLU(), nn.Linear(H, dim))
-            self.out = nn.Sequential(nn.Linear(2 * dim, 2 * H), nn.ReLU(), nn.Linear(2 * H, dim))
+            self.mlp = _perceptron(dim, config.hidden_dim, dim)
+            self.out = _perceptron(2 * dim, 2 * config.hidden_dim, dim)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 scale = parameter.shape[1] ** -0.5
@@ -182,14 +182,16 @@ class SlotMixture(nn.Module):
         """The mixture before the first step."""
         B, K = len(x_BND), self.config.n_slots
         shape = (B, K, self.dim)
+        scale_D = self.start_log_scale_D.exp()
         if start_BKD is None:
             noise_BKD = torch.randn(shape, generator=generator, dtype=x_BND.dtype)
-            start_BKD = self.start_mean_D + self.start_log_scale_D.exp() * noise_BKD
+            start_BKD = self.start_mean_D + scale_D * noise_BKD
         if start_BKD.shape != shape:
             raise ValueError(f"start has shape {tuple(start_BKD.shape)}; expected {shape}")
         variance_D = (2 * self.start_log_scale_D).exp()
+        variance_BKD = variance_D.expand_as(start_BKD)
         weights_BK = x_BND.new_full((B, K), 1 / K)
-        return Mixture(start_BKD, variance_D.expand_as(start_BKD), weights_BK)
+        return Mixture(start_BKD, variance_BKD, weights_BK)
 
     def _read(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
         """What slots are compared with, and what they take."""
@@ -205,23 +207,27 @@ class SlotMixture(nn.Module):
         centre_BKD, width_BKD = mean_BKD, variance_BKD
         if learned:
             mean_BKD, log_scale_BKD = self.norm_slot(_joined(now)).chunk(2, -1)
+            log_width_BKD = self.to_query(log_scale_BKD)
             centre_BKD = self.to_query(mean_BKD)
-            width_BKD = (2 * self.to_query(log_scale_BKD)).exp()
+            width_BKD = (2 * log_width_BKD).exp()
         tempered = self.config.density == "tempered"
         resp_BKN, log_BN = expect(key_BND, centre_BKD, width_BKD, weights_BK, tempered)
         mass_BK = resp_BKN.sum(-1)
-        share_BKN = resp_BKN / mass_BK.clamp(min=1e-12)[..., None]
+        least_BK = mass_BK.clamp(min=1e-12)
+        share_BKN = resp_BKN / least_BK[..., None]
         new_BKD = share_BKN @ value_BND
         if learned:
             new_BKD = self._refine(new_BKD, mean_BKD)
         variance_BKD = spread(value_BND, share_BKN, new_BKD, self.config.floor)
         N = resp_BKN.shape[-1]
-        return resp_BKN, Mixture(new_BKD, variance_BKD, mass_BK / N), log_BN
+        mixture = Mixture(new_BKD, variance_BKD, mass_BK / N)
+        return resp_BKN, mixture, log_BN
 
     def _refine(self, new_BKD: Tensor, old_BKD: Tensor) -> Tensor:
         """Means through the recurrent cell and a perceptron beside it."""
-        rows_SD = self.gru(new_BKD.flatten(0, 1), old_BKD.flatten(0, 1))
-        gated_BKD = rows_SD.view_as(new_BKD)
+        new_SD = new_BKD.flatten(0, 1)
+        old_SD = old_BKD.flatten(0, 1)
+        gated_BKD = self.gru(new_SD, old_SD).view_as(new_BKD)
         normed_BKD = self.norm_mlp(gated_BKD)
         return gated_BKD + self.mlp(normed_BKD)
 
@@ -232,9 +238,22 @@ def _joined(mixture: Mixture) -> Tensor:
     return torch.cat([mixture.mean_BKD, log_scale_BKD], -1)
 
 
+def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    layers = (
+        nn.Linear(inputs, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, outputs),
+    )
+    return nn.Sequential(*layers)
+
+
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two sets of ten features and three slots."""
     config = Config(n_slots=3, iterations=2, hidden_dim=8)
     module = SlotMixture(4, config, generator)
     x_BND = torch.randn(2, 10, 4, generator=generator)
-    return {"module": module, "x_BND": x_BND, "generator": generator}
+    return {
+        "module": module,
+        "x_BND": x_BND,
+        "generator": generator,
+    }

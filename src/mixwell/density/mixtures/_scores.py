@@ -52,11 +52,11 @@ class Scores(DensityMixin, Configured):
         return open_input(self, X, reset=reset, allow_nan=self._allow_nan)
 
     def score_samples(self, X: Any) -> Any:
-        """Log density of every row (N,), in nats."""
+        """Log density of every row (N,), in nats; an error before `fit`."""
         return self._emit(self._log_density(self._rows(X)), X)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Mean log density of the rows, in nats, weighted by `sample_weight`."""
+        """Mean log density of the rows, in nats, weighted by `sample_weight`; an error before `fit`."""
         rows = self._rows(X)
         weights_N = checked_weights(sample_weight, rows)
         log_density_N = self._log_density(rows).double()
@@ -66,11 +66,11 @@ class Scores(DensityMixin, Configured):
         return float(total / weights_N.sum())
 
     def predict(self, X: Any) -> Any:
-        """The most probable component of every row (N,)."""
+        """The most probable component of every row (N,); an error before `fit`."""
         return self._emit(self._labels(self._rows(X)), X)
 
     def predict_proba(self, X: Any) -> Any:
-        """Responsibilities (N, K)."""
+        """Responsibilities (N, K); an error before `fit`."""
         return self._emit(self._responsibilities(self._rows(X)), X)
 
     def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
@@ -106,7 +106,10 @@ class Scores(DensityMixin, Configured):
         return -2 * self.score(X) * n + penalty
 
     def icl(self, X: Any) -> float:
-        """Integrated completed likelihood on X: BIC plus twice the entropy of the responsibilities; lower is better."""
+        """Integrated completed likelihood on X: BIC plus twice the entropy of the responsibilities; lower is better.
+
+        An error before `fit`.
+        """
         check_is_fitted(self)
         rows = self._open(X, reset=False)
         resp_NK = self._responsibilities(rows).double()

@@ -41,11 +41,12 @@ def log_bessel_i(order: float, x: Tensor) -> Tensor:
     log_i = _uniform(order + steps, safe)
     if steps:
         ratio = _uniform_ratio(order + steps, safe)
+    inverse = safe.reciprocal()
     for step in range(steps, 0, -1):
         v = order + step
-        gain = ratio + 2 * v / safe  # I_{v-1} / I_v
+        gain = ratio + inverse * (2 * v)  # I_{v-1} / I_v
         log_i = log_i + gain.log()
-        ratio = 1 / gain
+        ratio = gain.reciprocal()
     at_zero = 0.0 if order == 0 else -torch.inf
     return torch.where(positive, log_i, at_zero)
 
@@ -62,10 +63,11 @@ def bessel_ratio(order: float, x: Tensor) -> Tensor:
     safe = x.clamp(min=1e-300)
     steps = _steps_down(order)
     ratio = _uniform_ratio(order + steps, safe)
+    inverse = safe.reciprocal()
     for step in range(steps, 0, -1):
         v = order + step
-        gain = ratio + 2 * v / safe
-        ratio = 1 / gain
+        gain = ratio + inverse * (2 * v)
+        ratio = gain.reciprocal()
     return torch.where(x > 0, ratio, 0.0)
 
 

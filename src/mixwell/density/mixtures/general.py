@@ -43,7 +43,7 @@ from mixwell.density.mixtures.gaussian import GaussianMixture
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the mixture of any components."""
+    """Options of the mixture of any components; `ValueError` for one out of range."""
 
     components: Sequence[Any] = ()
     _: KW_ONLY
@@ -161,7 +161,7 @@ class Mixture(DensityMixin, Configured, BaseEstimator, config=Config):
         return Fitted(weights_K, parts)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log density of every row (N,), in nats."""
+        """Log density of every row (N,), in nats; an error before `fit`."""
         return _posterior(self._all(X))[0]
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -169,11 +169,11 @@ class Mixture(DensityMixin, Configured, BaseEstimator, config=Config):
         return float(self.score_samples(X).mean())
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Responsibilities (N, K)."""
+        """Responsibilities (N, K); an error before `fit`."""
         return _posterior(self._all(X))[1]
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable component of every row (N,)."""
+        """The most probable component of every row (N,); an error before `fit`."""
         return self._all(X).argmax(1)
 
     def _all(self, X: Any) -> np.ndarray:

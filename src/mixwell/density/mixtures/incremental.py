@@ -45,7 +45,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the incremental mixture."""
+    """Options of the incremental mixture; `ValueError` for one out of range."""
 
     delta: float = 0.5  # spread of a new component, as a share of the data's standard deviations
     beta: float = 0.05  # novelty: a row is new where every component finds it less likely than that; 0: never
@@ -224,7 +224,7 @@ class IncrementalGaussianMixture(DensityMixin, Configured, config=Config):
         return np.log(self.weights_) + log_density_NK
 
     def score_samples(self, X: Any) -> Array:
-        """Log density of every row (N,), in nats."""
+        """Log density of every row (N,), in nats; an error before `fit`."""
         return logsumexp(self._log_joint(X), axis=1)
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -232,11 +232,11 @@ class IncrementalGaussianMixture(DensityMixin, Configured, config=Config):
         return float(self.score_samples(X).mean())
 
     def predict_proba(self, X: Any) -> Array:
-        """Responsibilities (N, K)."""
+        """Responsibilities (N, K); an error before `fit`."""
         return softmax(self._log_joint(X), axis=1)
 
     def predict(self, X: Any) -> Array:
-        """The most probable component of every row (N,)."""
+        """The most probable component of every row (N,); an error before `fit`."""
         return self._log_joint(X).argmax(1)
 
     def conditional_mean(self, known: Any, columns: Any) -> Array:

@@ -33,7 +33,11 @@ def convolve(data: Mixture, kernel: Mixture) -> Mixture:
     weights_BOINK = a * kernel_a
     positions_BOINKD = b + kernel_b
     covariances_BOINKDD = c + kernel_c
-    return Mixture(weights_BOINK.flatten(2), positions_BOINKD.flatten(2, 4), covariances_BOINKDD.flatten(2, 4))
+    return Mixture(
+        weights_BOINK.flatten(2),
+        positions_BOINKD.flatten(2, 4),
+        covariances_BOINKDD.flatten(2, 4),
+    )
 
 
 def invert(covariances: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,19 +115,22 @@ def _heap(mixture: Mixture, node_size: int) -> Mixture:
     level = _leaves(mixture, node_size)
     levels = [level]
     while level.weights_BCN.shape[1] > 1:
-        pairs = [part.unflatten(1, (-1, 2)).flatten(2, 3) for part in level]
+        siblings = [part.unflatten(1, (-1, 2)) for part in level]
+        pairs = [part.flatten(2, 3) for part in siblings]
         level = fit_nodes(Mixture(*pairs), node_size)
         levels.insert(0, level)
-    return Mixture(*(torch.cat(parts, 1) for parts in zip(*levels)))
+    joined = [torch.cat(parts, 1) for parts in zip(*levels)]
+    return Mixture(*joined)
 
 
 def _take(part: Tensor, index: Tensor) -> Tensor:
     """Entries of dimension `index.ndim - 1`, along it."""
     axis = index.ndim - 1
     further = part.shape[index.ndim:]
+    shape = (*index.shape, *further)
     spare = (None,) * len(further)
-    index = index[(..., *spare)].expand(*index.shape, *further)
-    return part.gather(axis, index)
+    wide = index[(..., *spare)]
+    return part.gather(axis, wide.expand(shape))
 
 
 def _leaves(mixture: Mixture, node_size: int) -> Mixture:
@@ -262,16 +269,19 @@ def choose_nodes(weights_MHT: Tensor, count: int) -> Tensor:
     rating_MH = torch.where(full_MH, mass_MH, -1.0)
     M, H = mass_MH.shape
     rows_M = torch.arange(M, device=mass_MH.device)
-    inner_H = torch.arange(H, device=mass_MH.device) < H // 2
+    index_H = torch.arange(H, device=mass_MH.device)
+    inner_H = index_H < H // 2
     taken_MH = torch.zeros_like(full_MH)
     taken_MH[:, 0] = True
     for _ in range(count - 1):
         open_MH = torch.where(taken_MH & inner_H, rating_MH, -2.0)
         node_M = open_MH.argmax(1)
+        first_child_M = 2 * node_M + 1
         taken_MH[rows_M, node_M] = False
-        taken_MH[rows_M, 2 * node_M + 1] = True
-        taken_MH[rows_M, 2 * node_M + 2] = True
-    return taken_MH.nonzero()[:, 1].view(M, count)
+        taken_MH[rows_M, first_child_M] = True
+        taken_MH[rows_M, first_child_M + 1] = True
+    _, chosen = taken_MH.nonzero(as_tuple=True)
+    return chosen.view(M, count)
 
 
 def mean_variance(mixture: Mixture, axes: tuple[int, ...]) -> Tensor:
@@ -285,9 +295,11 @@ def normalise(mixture: Mixture) -> Mixture:
     variance_B = mean_variance(mixture, (1, 2))
     scaled = rescale(mixture, variance_B)
     value_BCN = evaluate(scaled, scaled.positions_BCND)
-    power_BC1 = value_BCN.square().mean(-1, keepdim=True)
-    size_BC1 = torch.where(power_BC1 > 0, power_BC1, 1.0).sqrt()
-    return scaled._replace(weights_BCN=scaled.weights_BCN / size_BC1)
+    power_BCN = value_BCN.square()
+    power_BC1 = power_BCN.mean(-1, keepdim=True)
+    safe_BC1 = torch.where(power_BC1 > 0, power_BC1, 1.0)
+    weights_BCN = scaled.weights_BCN / safe_BC1.sqrt()
+    return scaled._replace(weights_BCN=weights_BCN)
 
 
 def rescale(mixture: Mixture, variance: Tensor) -> Mixture:

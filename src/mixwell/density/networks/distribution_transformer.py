@@ -46,7 +46,7 @@ LEAST_LOG_WEIGHT = -20.0  # what the embedding sees of smaller weights
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the distribution transformer."""
+    """Options of the distribution transformer; `ValueError` for one out of range."""
 
     width: int = 32  # of tokens
     heads: int = 8  # of attention; divides width
@@ -63,7 +63,8 @@ class Config:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}; expected a multiple of heads, {self.heads}")
-        if self.output not in ("free", "residual"):
+        outputs = ("free", "residual")
+        if self.output not in outputs:
             raise ValueError(f"output is {self.output!r}; expected free or residual")
         if self.prior_weight < 0:
             raise ValueError(f"prior_weight is {self.prior_weight}; expected 0 or more")
@@ -151,9 +152,14 @@ def flatten(mixture: Mixture) -> Tensor:
     row, column = torch.tril_indices(D, D, -1)
     log_weights_BK = mixture.log_weights_BK.clamp(min=LEAST_LOG_WEIGHT)
     factor_BKDD = mixture.cholesky_BKDD
-    log_diagonal_BKD = factor_BKDD.diagonal(dim1=-2, dim2=-1).log()
-    lower_BKL = factor_BKDD[..., row, column]
-    return torch.cat([log_weights_BK[..., None], mixture.means_BKD, log_diagonal_BKD, lower_BKL], -1)
+    diagonal_BKD = factor_BKDD.diagonal(dim1=-2, dim2=-1)
+    parts = (
+        log_weights_BK[..., None],
+        mixture.means_BKD,
+        diagonal_BKD.log(),
+        factor_BKDD[..., row, column],
+    )
+    return torch.cat(parts, -1)
 
 
 def unflatten(flat_BKP: Tensor, prior: Mixture, residual: bool = False) -> Mixture:
@@ -211,18 +217,22 @@ class Block(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in range(3))
-        self.among = Attention(config.width, config.heads)
-        self.data = Attention(config.width, config.heads, null=True)
-        self.up = nn.Linear(config.width, config.hidden_dim)
-        self.down = nn.Linear(config.hidden_dim, config.width)
+        width, hidden = config.width, config.hidden_dim
+        norms = [nn.LayerNorm(width) for _ in range(3)]
+        self.norms = nn.ModuleList(norms)
+        self.among = Attention(width, config.heads)
+        self.data = Attention(width, config.heads, null=True)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
 
     def forward(self, h_BKW: Tensor, data_BNW: Tensor, lacking_BK: Tensor, absent_BN: Tensor) -> Tensor:
         """(B, K, W) to the same."""
         normed_BKW = self.norms[0](h_BKW)
-        h_BKW = h_BKW + self.among(normed_BKW, normed_BKW, lacking_BK)
+        among_BKW = self.among(normed_BKW, normed_BKW, lacking_BK)
+        h_BKW = h_BKW + among_BKW
         normed_BKW = self.norms[1](h_BKW)
-        h_BKW = h_BKW + self.data(normed_BKW, data_BNW, absent_BN)
+        read_BKW = self.data(normed_BKW, data_BNW, absent_BN)
+        h_BKW = h_BKW + read_BKW
         normed_BKW = self.norms[2](h_BKW)
         hidden_BKH = F.gelu(self.up(normed_BKW))
         return h_BKW + self.down(hidden_BKH)
@@ -302,9 +312,13 @@ class DistributionTransformer(nn.Module):
         """Both losses on simulated problems; training minimises posterior + prior_weight * prior."""
         theta_B1D = given.theta_BD[:, None]
         posterior = self(given.prior, given.data_BNX, given.mask_BN)
-        log_posterior = posterior.log_prob(theta_B1D)
-        log_prior = self.reconstruct(given.prior).log_prob(theta_B1D)
-        return Losses(-log_posterior.mean(), -log_prior.mean())
+        log_posterior_B1 = posterior.log_prob(theta_B1D)
+        prior = self.reconstruct(given.prior)
+        log_prior_B1 = prior.log_prob(theta_B1D)
+        return Losses(
+            posterior=-log_posterior_B1.mean(),
+            prior=-log_prior_B1.mean(),
+        )
 
     def _check(self, prior: Mixture, data_BNX: Tensor, mask_BN: Tensor | None) -> None:
         B, _, D = prior.means_BKD.shape
@@ -326,20 +340,29 @@ def train(model: DistributionTransformer, simulate: Callable[[int, torch.Generat
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     warm = max(1, steps // 10)
     for step in range(steps):
-        set_rate(optimizer, lr * cosine(step, steps, warm))
-        losses = model.losses(simulate(batch, generator))
+        share = cosine(step, steps, warm)
+        set_rate(optimizer, lr * share)
+        given = simulate(batch, generator)
+        losses = model.losses(given)
         total = losses.posterior + model.config.prior_weight * losses.prior
         update(optimizer, total, clip=1.0)
-        yield Losses(*(v.detach() for v in losses))
+        detached = [value.detach() for value in losses]
+        yield Losses(*detached)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two problems in the plane: three components, four data points of one column."""
     config = Config(width=8, heads=2, layers=1, hidden_dim=16, embed_dim=8)
-    weights_BK = torch.full((2, 3), 1 / 3)
     means_BKD = torch.randn(2, 3, 2, generator=generator)
-    eye_BKDD = torch.eye(2).expand(2, 3, 2, 2)
-    prior = Mixture.of(weights_BK, means_BKD, eye_BKDD)
+    prior = Mixture.of(
+        torch.full((2, 3), 1 / 3),
+        means_BKD,
+        torch.eye(2).expand(2, 3, 2, 2),
+    )
     module = DistributionTransformer(2, 1, config, generator)
     data_BNX = torch.randn(2, 4, 1, generator=generator)
-    return {"module": module, "prior": prior, "data_BNX": data_BNX}
+    return {
+        "module": module,
+        "prior": prior,
+        "data_BNX": data_BNX,
+    }

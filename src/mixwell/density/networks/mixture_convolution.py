@@ -56,7 +56,7 @@ FACTOR_NOISE, COVARIANCE_FLOOR, WEIGHT_MEAN = 0.05, 0.05, 0.1  # of kernels, in 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the network."""
+    """Options of the network; `ValueError` for one out of range."""
 
     channels: tuple[int, ...] = (8, 16)  # of the layers before the last, which has one for each class
     components: tuple[int, ...] = (32, 16)  # left in each channel after each of these layers, multiples of node_size
@@ -91,8 +91,9 @@ class ScaleNorm(nn.Module):
         """The mixture, rescaled."""
         if self.training:
             items = len(mixture.weights_BCN)
+            weight = min(items / 1000, 0.2)
             now = mean_variance(mixture, (0, 1, 2)).detach()
-            self.variance = self.variance.lerp(now, min(items / 1000, 0.2))
+            self.variance = self.variance.lerp(now, weight)
         return rescale(mixture, self.variance)
 
 
@@ -103,23 +104,28 @@ class Convolution(nn.Module):
                  generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.radius = config.radius
-        shape = (channels_out, channels_in, config.kernel_components)
-        weights = torch.randn(shape, generator=generator) + WEIGHT_MEAN
-        self.weights = nn.Parameter(weights)
-        around = config.kernel_components - 1
-        ring = _directions(channels_out, channels_in, around, dim, generator)
+        parts = config.kernel_components
+        shape = (channels_out, channels_in, parts)
+        weights = torch.randn(shape, generator=generator)
+        self.weights = nn.Parameter(weights + WEIGHT_MEAN)
+        ring = _directions(channels_out, channels_in, parts - 1, dim, generator)
         middle = ring.new_zeros(channels_out, channels_in, 1, dim)
-        self.positions = nn.Parameter(torch.cat([middle, ring], 2))
-        noise = 2 * torch.rand(*shape, dim, dim, generator=generator) - 1
-        self.factors = nn.Parameter(torch.eye(dim) + FACTOR_NOISE * noise)
+        positions = torch.cat([middle, ring], 2)
+        self.positions = nn.Parameter(positions)
+        uniform = torch.rand(*shape, dim, dim, generator=generator)
+        noise = FACTOR_NOISE * (2 * uniform - 1)
+        self.factors = nn.Parameter(torch.eye(dim) + noise)
 
     def kernels(self) -> Mixture:
         """The kernel mixtures."""
-        dim = self.factors.shape[-1]
-        eye = torch.eye(dim, dtype=self.factors.dtype, device=self.factors.device)
-        shape = self.factors @ self.factors.mT + COVARIANCE_FLOOR * eye
+        factors = self.factors
+        dim = factors.shape[-1]
+        eye = torch.eye(dim, dtype=factors.dtype, device=factors.device)
+        square = factors @ factors.mT
+        shape = square + COVARIANCE_FLOOR * eye
         variance = (self.radius / 3) ** 2
-        return Mixture(self.weights, self.positions * self.radius, shape * variance)
+        positions = self.positions * self.radius
+        return Mixture(self.weights, positions, shape * variance)
 
     def forward(self, mixture: Mixture) -> Mixture:
         """Mixtures (B, O, I N K), averaged over input channels."""
@@ -202,6 +208,9 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     factors = torch.randn(2, 1, 6, 2, 2, generator=generator)
     weights = torch.rand(2, 1, 6, generator=generator)
     positions = torch.randn(2, 1, 6, 2, generator=generator)
-    covariances = factors @ factors.mT + 0.3 * torch.eye(2)
-    module = MixtureConvolutionNet(1, 3, 2, config, generator)
-    return {"module": module, "mixture": Mixture(weights, positions, covariances)}
+    squares = factors @ factors.mT
+    covariances = squares + 0.3 * torch.eye(2)
+    return {
+        "module": MixtureConvolutionNet(1, 3, 2, config, generator),
+        "mixture": Mixture(weights, positions, covariances),
+    }

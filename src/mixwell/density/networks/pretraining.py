@@ -45,7 +45,7 @@ from mixwell.density.mixtures.gaussian import GaussianMixture
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of pretraining."""
+    """Options of pretraining; `ValueError` for one out of range."""
 
     task: Literal["classification", "regression"] = "classification"
     latent: Any = None  # Phi: an estimator with predict_proba (used first) or transform; None: a Gaussian mixture
@@ -58,7 +58,8 @@ class Config:
             raise ValueError(f"task is {self.task!r}; expected 'classification' or 'regression'")
         if self.n_components < 1:
             raise ValueError(f"n_components is {self.n_components}; expected 1 or more")
-        if isinstance(self.predictor, str) and self.predictor not in ("table", "linear"):
+        named = isinstance(self.predictor, str)
+        if named and self.predictor not in ("table", "linear"):
             raise ValueError(f"predictor is {self.predictor!r}; expected 'table', 'linear' or an estimator")
 
 
@@ -232,6 +233,10 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     group_N = index_N % 2
     noise_ND = torch.randn(100, 2, generator=generator, dtype=torch.float64)
     x_ND = 6.0 * group_N[:, None] + noise_ND
-    y_N = torch.where(index_N % 10 < 2, group_N, -1)
-    estimator = PretrainedPredictor(n_components=2, random_state=0)
-    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}
+    labelled_N = index_N % 10 < 2
+    y_N = torch.where(labelled_N, group_N, -1)
+    return {
+        "estimator": PretrainedPredictor(n_components=2, random_state=0),
+        "X": x_ND.numpy(),
+        "y": y_N.numpy(),
+    }

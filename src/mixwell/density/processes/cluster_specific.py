@@ -23,15 +23,13 @@ takes the geometric mean of the others'. Times are one-dimensional.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
@@ -40,15 +38,22 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._ascent import ascend
-from mixwell.density._gaussian import LOG_2PI, Array, gain, log_diagonal, log_normal, log_positive, symmetric, whiten
+from mixwell.density._gaussian import LOG_2PI, Array, gain, log_positive, symmetric
 from mixwell.density._options import Configured
-
-JITTER = 1e-6  # share of a kernel's variance on its diagonal
+from mixwell.density.processes._curves import (
+    JITTER,
+    climb_rows,
+    condition,
+    expected_log_normal,
+    mean_covariance,
+    squared_exponential,
+    task_covariance,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the mixture of multi-task Gaussian processes."""
+    """Options of the mixture of multi-task Gaussian processes; `ValueError` for one out of range."""
 
     n_clusters: int = 3  # K
     shared_means: bool = True  # one kernel for all mean processes, or one each
@@ -59,41 +64,14 @@ class Config:
     random_state: Any = None  # of k-means on interpolated curves, the start
 
     def __post_init__(self) -> None:
-        enough = self.n_clusters >= 1 and self.max_iter >= 1
-        if not enough or self.kernel_steps < 0 or self.tol < 0:
-            raise ValueError(f"n_clusters, max_iter, kernel_steps, tol are {self.n_clusters}, {self.max_iter}, "
-                             f"{self.kernel_steps}, {self.tol}; expected at least 1, 1, 0, 0")
-
-
-def squared_exponential(a: Tensor, b: Tensor, log_2: Tensor) -> Tensor:
-    """Kernel (A, B) with log variance and log length."""
-    variance, length = log_2[:2].exp()
-    gap = a[:, None] - b[None]
-    square = (gap / length) ** 2
-    return variance * (-0.5 * square).exp()
-
-
-def mean_covariance(grid: Tensor, log_2: Tensor) -> Tensor:
-    """c on the union of times (G, G), with jitter."""
-    prior = squared_exponential(grid, grid, log_2)
-    jitter = JITTER * log_2[0].exp()
-    return prior + jitter * torch.eye(len(grid), dtype=grid.dtype)
-
-
-def task_covariance(t: Tensor, log_3: Tensor) -> Tensor:
-    """Psi (n, n): kernel with log variance and log length, and log noise variance."""
-    nugget = log_3[2].exp() + JITTER * log_3[0].exp()
-    within = squared_exponential(t, t, log_3)
-    return within + nugget * torch.eye(len(t), dtype=t.dtype)
-
-
-def expected_log_normal(y: Tensor, mean: Tensor, spread: Tensor, covariance: Tensor) -> Tensor:
-    """E log N(y; u, covariance) over u ~ N(mean, spread)."""
-    root = torch.linalg.cholesky(covariance)
-    (white,) = whiten((y - mean)[None], root)
-    square = white.square().sum()
-    trace = torch.cholesky_solve(spread, root).diagonal().sum()
-    return log_normal(square + trace, log_diagonal(root), len(y))
+        for name in ("n_clusters", "max_iter"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        for name in ("kernel_steps", "tol"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"{name} is {value}; expected at least 0")
 
 
 @method(
@@ -143,12 +121,14 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         everything = torch.cat(self._values)
         self.centre_ = float(everything.mean())
         variance = float(everything.var().clamp(min=1e-12))
-        span = float(self.grid_[-1] - self.grid_[0])
+        first, last = self.grid_[0], self.grid_[-1]
+        span = float(last - first)
         length = max(span / 5, 1e-12)
         mean_kernel = np.log([variance, length])
         task_kernel = np.log([variance / 10, length, variance / 100])
+        n_curves = len(self._times)
         self.mean_kernels_ = np.tile(mean_kernel, (n_clusters, 1))
-        self.task_kernels_ = np.tile(task_kernel, (len(self._times), 1))
+        self.task_kernels_ = np.tile(task_kernel, (n_curves, 1))
 
     def _iterate(self, config: Config) -> float:
         """M and E step; the bound after them."""
@@ -158,12 +138,16 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
 
     def _start_groups(self, config: Config) -> None:
         """Responsibilities (M, K) from k-means on curves interpolated at the union of times, and means from these."""
-        curves = zip(self._times, self._values)
-        rows = [np.interp(self.grid_, t.numpy(), y.numpy()) for t, y in curves]
-        seed = check_random_state(config.random_state).randint(2**31)
-        kmeans = KMeans(config.n_clusters, n_init=5, random_state=seed)
+        rows = []
+        for t, y in zip(self._times, self._values):
+            row = np.interp(self.grid_, t.numpy(), y.numpy())
+            rows.append(row)
+        K = config.n_clusters
+        rng = check_random_state(config.random_state)
+        seed = rng.randint(2**31)
+        kmeans = KMeans(K, n_init=5, random_state=seed)
         labels = kmeans.fit_predict(np.stack(rows))
-        self.resp_ = np.eye(config.n_clusters)[labels]
+        self.resp_ = np.eye(K)[labels]
         self.weights_ = self.resp_.mean(0)
         self._fit_means()
 
@@ -171,7 +155,8 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         """mhat and C of every cluster from the responsibilities."""
         inverses = []
         for t, log in zip(self._times, self.task_kernels_):
-            psi = task_covariance(t, torch.from_numpy(log))
+            log_3 = torch.from_numpy(log)
+            psi = task_covariance(t, log_3)
             inverses.append(torch.linalg.inv(psi))
         means, covariances = [], []
         for k in range(len(self.mean_kernels_)):
@@ -201,12 +186,14 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
     def _log_densities(self, i: int, log_3: Tensor) -> Tensor:
         """Expected log density (K,) of curve i in every cluster."""
         at = self._index[i]
+        block = (at[:, None], at)
         psi = task_covariance(self._times[i], log_3)
         found = []
         for mean, covariance in zip(self.means_, self.covariances_):
             mean_n = torch.from_numpy(mean)[at]
-            spread_nn = torch.from_numpy(covariance)[at[:, None], at]
-            found.append(expected_log_normal(self._values[i], mean_n, spread_nn, psi))
+            spread_nn = torch.from_numpy(covariance)[block]
+            expected = expected_log_normal(self._values[i], mean_n, spread_nn, psi)
+            found.append(expected)
         return torch.stack(found)
 
     def _task_bound(self, i: int, log_3: Tensor) -> Tensor:
@@ -224,10 +211,12 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
 
     def _expect(self) -> None:
         """Responsibilities, then mean processes."""
-        log_density_MK = torch.stack([self._log_densities(i, torch.from_numpy(log))
-                                      for i, log in enumerate(self.task_kernels_)])
+        found = []
+        for i, log in enumerate(self.task_kernels_):
+            log_3 = torch.from_numpy(log)
+            found.append(self._log_densities(i, log_3))
         log_weights_K = torch.from_numpy(log_positive(self.weights_))
-        log_joint_MK = log_density_MK + log_weights_K
+        log_joint_MK = torch.stack(found) + log_weights_K
         self.resp_ = log_joint_MK.softmax(1).numpy()
         self._fit_means()
 
@@ -235,20 +224,22 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         """The M step: weights, kernels of mean processes, kernels of curves."""
         self.weights_ = self.resp_.mean(0)
         steps = config.kernel_steps
-        _climb_rows(self.mean_kernels_, self._mean_bound, config.shared_means, steps)
-        _climb_rows(self.task_kernels_, self._task_bound, config.shared_tasks, steps)
+        mean_kernels, task_kernels = self.mean_kernels_, self.task_kernels_
+        climb_rows(mean_kernels, self._mean_bound, config.shared_means, steps)
+        climb_rows(task_kernels, self._task_bound, config.shared_tasks, steps)
 
     def bound(self) -> float:
         """The evidence lower bound at the present values, in nats; an error before `fit`."""
         check_is_fitted(self, "resp_")
-        log_ratio_MK = log_positive(self.weights_) - log_positive(self.resp_)
+        log_weights_K = log_positive(self.weights_)
+        log_ratio_MK = log_weights_K - log_positive(self.resp_)
         total = float((self.resp_ * log_ratio_MK).sum())
-        for i, log_3 in enumerate(self.task_kernels_):
-            curve = self._task_bound(i, torch.from_numpy(log_3))
-            total += float(curve)
-        for k, log_2 in enumerate(self.mean_kernels_):
-            expected = self._mean_bound(k, torch.from_numpy(log_2))
-            total += float(expected)
+        for i, log in enumerate(self.task_kernels_):
+            log_3 = torch.from_numpy(log)
+            total += float(self._task_bound(i, log_3))
+        for k, log in enumerate(self.mean_kernels_):
+            log_2 = torch.from_numpy(log)
+            total += float(self._mean_bound(k, log_2))
             spread = torch.from_numpy(self.covariances_[k])
             _, log_det = torch.linalg.slogdet(spread)
             entropy_2 = log_det + len(spread) * (1 + LOG_2PI)
@@ -256,7 +247,10 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         return total
 
     def mean_process(self, times: Any) -> tuple[Array, Array]:
-        """Posterior means (K, T) and covariances (K, T, T) of the mean processes at any times; needs `fit`."""
+        """Posterior means (K, T) and covariances (K, T, T) of the mean processes at any times; needs `fit`.
+
+        An error before `fit`.
+        """
         check_is_fitted(self, "means_")
         t = torch.as_tensor(np.asarray(times, dtype=np.float64))
         means, covariances = [], []
@@ -284,7 +278,7 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         if seen.shape != y.shape:
             raise ValueError(f"{len(seen)} seen times and {len(y)} seen values; expected as many")
         mean_KT, cov_KTT = self._predictive(np.r_[seen, new])
-        found = [_condition(y, mean, cov) for mean, cov in zip(mean_KT, cov_KTT)]
+        found = [condition(y, mean, cov) for mean, cov in zip(mean_KT, cov_KTT)]
         means, deviations, log_evidence = zip(*found)
         log_joint_K = log_positive(self.weights_) + np.array(log_evidence)
         joint_K = np.exp(log_joint_K - log_joint_K.max())
@@ -302,83 +296,41 @@ class ClusterProcesses(Configured, BaseEstimator, config=Config):
         return mean_KT, cov_KTT + own_TT + noise_TT + jitter * eye.numpy()
 
 
-def _condition(y: Array, mean: Array, cov: Array) -> tuple[Array, Array, float]:
-    """Means and deviations of the later values given the first ones y, and y's log density but for a constant."""
-    n = len(y)
-    gap = y - mean[:n]
-    seen = cov[:n, :n]
-    pull = gain(cov[n:, :n], seen)
-    means = mean[n:] + pull @ gap
-    left = cov[n:, n:] - pull @ cov[:n, n:]
-    variances = np.maximum(np.diag(left), 0)
-    _, log_det = np.linalg.slogdet(seen)
-    square = gap @ np.linalg.solve(seen, gap)
-    return means, np.sqrt(variances), -0.5 * (log_det + square)
-
-
-def _climb_rows(rows: Array, bound: Callable[[int, Tensor], Tensor], shared: bool, steps: int) -> None:
-    """Raise the bound in the kernels of all rows, in place: in one that they share, or in each alone."""
-    everyone = list(range(len(rows)))
-    groups = [everyone] if shared else [[i] for i in everyone]
-    for group in groups:
-        together = functools.partial(_total, bound, group)
-        rows[group] = climb(together, rows[group[0]], steps)
-
-
-def _total(bound: Callable[[int, Tensor], Tensor], group: list[int], log: Tensor) -> Any:
-    return sum(bound(i, log) for i in group)
-
-
-def climb(bound: Any, start: Array, steps: int) -> Array:
-    """Logs of kernel parameters that raise a bound, by L-BFGS within e^±6 of the start; never worse than the start."""
-
-    def loss(log: Array) -> tuple[float, Array]:
-        at = torch.from_numpy(log.copy()).requires_grad_()
-        height = bound(at)
-        (slope,) = torch.autograd.grad(height, at)
-        return -float(height.detach()), -slope.numpy()
-
-    if steps == 0:
-        return start
-    box = [(value - 6, value + 6) for value in start]
-    found = minimize(
-        loss,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=box,
-        options={"maxiter": steps},
-    )
-    before, _ = loss(start)
-    if np.isfinite(found.fun) and found.fun <= before:
-        return found.x
-    return start
-
-
 def _checked(times: Sequence[Any], values: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
     if len(times) != len(values):
         raise ValueError(f"{len(times)} arrays of times and {len(values)} of values; expected as many")
-    curves = []
-    for i, (one_times, one_values) in enumerate(zip(times, values)):
-        t = np.asarray(one_times, dtype=np.float64).ravel()
-        y = np.asarray(one_values, dtype=np.float64).ravel()
-        if len(t) != len(y) or len(t) == 0:
-            raise ValueError(f"curve {i} has {len(t)} times and {len(y)} values; expected as many, and one or more")
-        finite = np.isfinite(t).all() and np.isfinite(y).all()
-        if not finite or len(np.unique(t)) < len(t):
-            raise ValueError(f"curve {i} holds values that are not finite, or a time twice; drop or average them")
-        order = np.argsort(t)
-        curves.append((torch.from_numpy(t[order]), torch.from_numpy(y[order])))
-    return curves
+    pairs = zip(times, values)
+    return [_checked_curve(i, t, y) for i, (t, y) in enumerate(pairs)]
+
+
+def _checked_curve(i: int, times: Any, values: Any) -> tuple[Tensor, Tensor]:
+    """One curve in the order of its times; a `ValueError` that names it by `i`."""
+    t = np.asarray(times, dtype=np.float64).ravel()
+    y = np.asarray(values, dtype=np.float64).ravel()
+    if len(t) != len(y) or len(t) == 0:
+        raise ValueError(f"curve {i} has {len(t)} times and {len(y)} values; expected as many, and one or more")
+    finite = np.isfinite([t, y]).all()
+    different = np.unique(t)
+    if not finite or len(different) < len(t):
+        raise ValueError(f"curve {i} holds values that are not finite, or a time twice; drop or average them")
+    order = np.argsort(t)
+    return torch.from_numpy(t[order]), torch.from_numpy(y[order])
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Eight curves of two groups on their own times."""
     estimator = ClusterProcesses(n_clusters=2, max_iter=3, kernel_steps=3, random_state=0)
-    times = [torch.rand(6, generator=generator, dtype=torch.float64).numpy() * 4 for _ in range(8)]
+    times = []
+    for _ in range(8):
+        unit = torch.rand(6, generator=generator, dtype=torch.float64)
+        times.append(unit.numpy() * 4)
     noise = torch.randn(8, 6, generator=generator, dtype=torch.float64).numpy()
     values = []
     for i, t in enumerate(times):
         sign = (-1) ** i
         values.append(sign * np.sin(t) + 0.1 * noise[i])
-    return {"estimator": estimator, "times": times, "values": values}
+    return {
+        "estimator": estimator,
+        "times": times,
+        "values": values,
+    }

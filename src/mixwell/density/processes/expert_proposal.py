@@ -37,7 +37,7 @@ from mixwell.density._gaussian import log_diagonal, log_normal, outer, symmetric
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the particle filter."""
+    """Options of the particle filter; `ValueError` for one out of range."""
 
     proposal: Literal["experts", "bootstrap"] = "experts"  # the mixture, or the transition (the plain filter)
     particles: int = 1000  # N
@@ -114,7 +114,8 @@ class Experts:
     def draw(self, x_ND: Tensor, generator: torch.Generator) -> Tensor:
         """A successor (N, D) of every state."""
         x_NP = with_one(x_ND)
-        gate_NJ = (x_NP @ self.gate_JP.T).softmax(-1)
+        logits_NJ = x_NP @ self.gate_JP.T
+        gate_NJ = logits_NJ.softmax(-1)
         j_N = torch.multinomial(gate_NJ, 1, generator=generator)[:, 0]
         mean_ND = torch.einsum("np,npd->nd", x_NP, self.slope_JPD[j_N])
         noise_ND = torch.randn(mean_ND.shape, generator=generator, dtype=x_ND.dtype)
@@ -130,10 +131,12 @@ class Experts:
 
 def log_student(square: Tensor, log_scale: Tensor, columns: int, dof: float) -> Tensor:
     """Log density (...) of Student's t, as `log_normal` gives that of the normal."""
-    half = (dof + columns) / 2
-    constant = math.lgamma(half) - math.lgamma(dof / 2)
-    constant = constant - 0.5 * columns * math.log(dof * math.pi)
-    tail = 0.5 * (dof + columns) * torch.log1p(square / dof)
+    freedom = dof + columns
+    half = freedom / 2
+    gammas = math.lgamma(half) - math.lgamma(dof / 2)
+    constant = gammas - 0.5 * columns * math.log(dof * math.pi)
+    stretched = torch.log1p(square / dof)
+    tail = 0.5 * freedom * stretched
     return constant - tail - log_scale
 
 
@@ -151,10 +154,12 @@ def statistics(x_ND: Tensor, next_ND: Tensor, v_N: Tensor, resp_NJ: Tensor, prec
     x_NP = with_one(x_ND)
     w_NJ = v_N[:, None] * resp_NJ
     u_NJ = w_NJ * precision_NJ
-    xx_JPP = torch.einsum("nj,np,nq->jpq", u_NJ, x_NP, x_NP)
-    xy_JPD = torch.einsum("nj,np,nd->jpd", u_NJ, x_NP, next_ND)
-    yy_JDD = torch.einsum("nj,nd,ne->jde", u_NJ, next_ND, next_ND)
-    return w_NJ.sum(0), xx_JPP, xy_JPD, yy_JDD
+    return (
+        w_NJ.sum(0),
+        torch.einsum("nj,np,nq->jpq", u_NJ, x_NP, x_NP),
+        torch.einsum("nj,np,nd->jpd", u_NJ, x_NP, next_ND),
+        torch.einsum("nj,nd,ne->jde", u_NJ, next_ND, next_ND),
+    )
 
 
 def regress(s: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
@@ -197,7 +202,9 @@ def _newton(gate_JP: Tensor, x_NP: Tensor, v_N: Tensor, resp_NJ: Tensor, ridge: 
     """The whole Newton step (J, P) of weighted logistic regression with a ridge."""
     size = gate_JP.numel()
     p_NJ = (x_NP @ gate_JP.T).softmax(-1)
-    slope_JP = torch.einsum("n,nj,np->jp", v_N, resp_NJ - p_NJ, x_NP) - ridge * gate_JP
+    rest_NJ = resp_NJ - p_NJ
+    pull_JP = torch.einsum("n,nj,np->jp", v_N, rest_NJ, x_NP)
+    slope_JP = pull_JP - ridge * gate_JP
     curve_NJJ = torch.diag_embed(p_NJ) - outer(p_NJ, p_NJ)
     curve_JPJP = torch.einsum("n,njk,np,nq->jpkq", v_N, curve_NJJ, x_NP, x_NP)
     curve = curve_JPJP.reshape(size, size)
@@ -213,14 +220,17 @@ def em_step(experts: Experts, x_ND: Tensor, next_ND: Tensor, v_N: Tensor, ridge:
     resp_NJ = log_NJ.softmax(-1)
     precision_NJ = torch.ones_like(square_NJ)
     if math.isfinite(experts.dof):
-        precision_NJ = (experts.dof + next_ND.shape[1]) / (experts.dof + square_NJ)
+        freedom = experts.dof + next_ND.shape[1]
+        precision_NJ = freedom / (experts.dof + square_NJ)
     new = statistics(x_ND, next_ND, v_N, resp_NJ, precision_NJ)
     if earlier is not None:
-        mass_J, xx_JPP, xy_JPD, yy_JDD = ((1 - rate) * old + rate * now for old, now in zip(earlier, new))
+        kept = 1 - rate
+        mass_J, xx_JPP, xy_JPD, yy_JDD = (kept * old + rate * now for old, now in zip(earlier, new))
         new = mass_J, xx_JPP, xy_JPD, yy_JDD
     slope_JPD, root_JDD = regress(new, ridge)
     gate_JP = gate_step(experts.gate_JP, x_ND, v_N, resp_NJ, ridge)
-    return Experts(gate_JP, slope_JPD, root_JDD, experts.dof), new
+    moved = Experts(gate_JP, slope_JPD, root_JDD, experts.dof)
+    return moved, new
 
 
 def first_experts(x_ND: Tensor, next_ND: Tensor, v_N: Tensor, config: Config, generator: torch.Generator) -> Experts:
@@ -228,11 +238,13 @@ def first_experts(x_ND: Tensor, next_ND: Tensor, v_N: Tensor, config: Config, ge
     ones_N1 = torch.ones(len(x_ND), 1, dtype=x_ND.dtype)
     for_all = statistics(x_ND, next_ND, v_N, ones_N1, ones_N1)
     slope_1PD, _ = regress(for_all, config.ridge)
-    rest_ND = next_ND - with_one(x_ND) @ slope_1PD[0]
+    (slope_PD,) = slope_1PD
+    rest_ND = next_ND - with_one(x_ND) @ slope_PD
     resp_NJ = _groups(rest_ND, v_N, config.experts, generator)
-    by_group = statistics(x_ND, next_ND, v_N, resp_NJ, torch.ones_like(resp_NJ))
+    ones_NJ = torch.ones_like(resp_NJ)
+    by_group = statistics(x_ND, next_ND, v_N, resp_NJ, ones_NJ)
     slope_JPD, root_JDD = regress(by_group, config.ridge)
-    gate_JP = torch.zeros(config.experts, slope_JPD.shape[1], dtype=x_ND.dtype)
+    gate_JP = torch.zeros_like(slope_JPD[:, :, 0])
     dof = config.dof if config.density == "student" else math.inf
     return Experts(gate_JP, slope_JPD, root_JDD, dof)
 
@@ -262,7 +274,8 @@ def fit_experts(model: StateSpace, y: Tensor, step: int, x_ND: Tensor, w_N: Tens
         from_MD = x_ND[rows_M]
         next_MD, log_r_M = _propose(model, experts, from_MD, step, config.defence, generator)
         log_target_M = _log_target(model, from_MD, next_MD, y, step)
-        v_M = (log_target_M - log_r_M).softmax(0)
+        log_v_M = log_target_M - log_r_M
+        v_M = log_v_M.softmax(0)
         if experts is None:
             experts = first_experts(from_MD, next_MD, v_M, config, generator)
         rate = m**-config.decay
@@ -280,16 +293,18 @@ def _log_target(model: StateSpace, x_ND: Tensor, next_ND: Tensor, y: Tensor, ste
 def _propose(model: StateSpace, experts: Experts | None, x_ND: Tensor, step: int, defence: float,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Successors (N, D) and their log proposal densities (N,), from the transition where there are no experts."""
-    next_ND = model.draw_next(x_ND, step, generator)
+    own_ND = model.draw_next(x_ND, step, generator)
     if experts is None:
-        return next_ND, model.log_next(x_ND, next_ND, step)
+        log_own_N = model.log_next(x_ND, own_ND, step)
+        return own_ND, log_own_N
     chance_N1 = torch.rand(len(x_ND), 1, generator=generator, dtype=x_ND.dtype)
     from_experts_ND = experts.draw(x_ND, generator)
-    next_ND = torch.where(chance_N1 < defence, next_ND, from_experts_ND)
-    log_N = experts.log_prob(x_ND, next_ND) + math.log1p(-defence)
+    next_ND = torch.where(chance_N1 < defence, own_ND, from_experts_ND)
+    log_from_experts_N = experts.log_prob(x_ND, next_ND)
+    log_N = log_from_experts_N + math.log1p(-defence)
     if defence:
-        log_own_N = model.log_next(x_ND, next_ND, step) + math.log(defence)
-        log_N = torch.logaddexp(log_N, log_own_N)
+        log_own_N = model.log_next(x_ND, next_ND, step)
+        log_N = torch.logaddexp(log_N, log_own_N + math.log(defence))
     return next_ND, log_N
 
 
@@ -374,7 +389,10 @@ class NoisyWalk:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three observations of the size of a walk."""
-    model = NoisyWalk(power=2)
-    config = Config(particles=100, fit_draws=100, iterations=2)
     observations = torch.tensor([1.0, 2.0, 1.5], dtype=torch.float64)
-    return {"model": model, "observations": observations, "generator": generator, "config": config}
+    return {
+        "model": NoisyWalk(power=2),
+        "observations": observations,
+        "generator": generator,
+        "config": Config(particles=100, fit_draws=100, iterations=2),
+    }

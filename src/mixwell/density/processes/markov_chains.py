@@ -41,7 +41,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the mixture of Markov chains."""
+    """Options of the mixture of Markov chains; `ValueError` for one out of range."""
 
     n_components: int = 2  # K
     init: Literal["spectral", "random"] = "spectral"  # the paper's start, or random responsibilities
@@ -59,8 +59,10 @@ class Config:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
         if self.init not in ("spectral", "random"):
             raise ValueError(f"init is {self.init!r}; expected 'spectral' or 'random'")
-        if self.smoothing < 0 or self.tol < 0:
-            raise ValueError(f"smoothing is {self.smoothing} and tol {self.tol}; expected 0 or more")
+        for name in ("smoothing", "tol"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"{name} is {value}; expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,11 @@ class MarkovChainMixture(Configured, config=Config):
         _check(trajectories, actions)
         self._acted = actions is not None
         self._states = _count(trajectories)
-        self._actions = 1 if actions is None else _count(actions)
+        self._actions = _count(actions) if self._acted else 1
         walks = count_walks(trajectories, actions, self._states, self._actions)
-        if len(walks.first_N) < config.n_components:
-            raise ValueError(f"{len(walks.first_N)} trajectories for {config.n_components} components; give more")
+        N = len(walks.first_N)
+        if config.n_components > N:
+            raise ValueError(f"{N} trajectories for {config.n_components} components; give more")
         rng = check_random_state(config.random_state)
         tries = 1 if config.init == "spectral" else config.n_init
         starts = [self._first(walks, config, rng) for _ in range(tries)]
@@ -163,7 +166,8 @@ class MarkovChainMixture(Configured, config=Config):
         self._log = (chains.log_start_KS, chains.log_row_KRS)
         self.starts_ = np.exp(chains.log_start_KS)
         row_KRS = np.exp(chains.log_row_KRS)
-        self.transitions_ = row_KRS.reshape(-1, self._actions, self._states, self._states)
+        shape = (-1, self._actions, self._states, self._states)
+        self.transitions_ = row_KRS.reshape(shape)
         return self
 
     def _first(self, walks: Walks, config: Config, rng: np.random.RandomState) -> Array:
@@ -195,13 +199,15 @@ class MarkovChainMixture(Configured, config=Config):
         """M step, then E step; the mean log-likelihood, prior included, between them."""
         log_start_KS, log_row_KRS, weights_K = maximise(walks, resp_NK, self._states, config.smoothing)
         log_NK = log_joint(walks, log_start_KS, log_row_KRS, weights_K)
-        total = float(logsumexp(log_NK, axis=1).sum())
+        log_N = logsumexp(log_NK, axis=1)
+        total = float(log_N.sum())
         prior = 0.0
         if config.smoothing:
             log_rows = log_start_KS.sum() + log_row_KRS.sum()
             prior = config.smoothing * float(log_rows)
-        chains = Chains(softmax(log_NK, axis=1), log_start_KS, log_row_KRS, weights_K)
-        return chains, (total + prior) / len(log_NK)
+        new_resp_NK = softmax(log_NK, axis=1)
+        chains = Chains(new_resp_NK, log_start_KS, log_row_KRS, weights_K)
+        return chains, (total + prior) / len(log_N)
 
     def _joint(self, trajectories: Any, actions: Any) -> Array:
         """Log joint probabilities (N, K) of checked trajectories."""
@@ -234,8 +240,10 @@ class MarkovChainMixture(Configured, config=Config):
 def maximise(walks: Walks, resp_NK: Array, states: int, smoothing: float) -> tuple[Array, Array, Array]:
     """Log start probabilities (K, S), log transition rows (K, R, S) and weights (K,)."""
     start_NS = np.eye(states)[walks.first_N]
-    start_KS = resp_NK.T @ start_NS + smoothing
-    row_KRS = np.einsum("nk,nrs->krs", resp_NK, walks.counts_NRS, optimize=True) + smoothing
+    start_KS = resp_NK.T @ start_NS
+    start_KS = start_KS + smoothing
+    row_KRS = np.einsum("nk,nrs->krs", resp_NK, walks.counts_NRS, optimize=True)
+    row_KRS = row_KRS + smoothing
     met_KR1 = row_KRS.sum(2, keepdims=True) > 0
     row_KRS = np.where(met_KR1, row_KRS, 1.0)  # rows that were never met stay uniform
     return _log_shares(start_KS), _log_shares(row_KRS), resp_NK.mean(0)
@@ -244,8 +252,9 @@ def maximise(walks: Walks, resp_NK: Array, states: int, smoothing: float) -> tup
 def _log_shares(counts: Array) -> Array:
     """Logarithms of the counts' shares along the last axis, -1000 where there are none."""
     total = counts.sum(-1, keepdims=True)
+    share = counts / np.maximum(total, TINY)
     with np.errstate(divide="ignore"):
-        log_share = np.log(counts / np.maximum(total, TINY))
+        log_share = np.log(share)
     return np.maximum(log_share, -1e3)
 
 
@@ -254,8 +263,11 @@ def log_joint(walks: Walks, log_start_KS: Array, log_row_KRS: Array, weights_K: 
     N, K = len(walks.first_N), len(weights_K)
     counts_NV = walks.counts_NRS.reshape(N, -1)
     log_row_KV = log_row_KRS.reshape(K, -1)
-    log_start_NK = log_start_KS[:, walks.first_N].T
-    return log_positive(weights_K) + log_start_NK + counts_NV @ log_row_KV.T
+    log_walk_NK = counts_NV @ log_row_KV.T
+    log_start_KN = log_start_KS[:, walks.first_N]
+    log_weights_K = log_positive(weights_K)
+    log_begin_NK = log_weights_K + log_start_KN.T
+    return log_begin_NK + log_walk_NK
 
 
 def _count(paths: Any) -> int:
@@ -294,8 +306,12 @@ def _check_known(name: str, paths: Any, known: int) -> None:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Thirty walks on a ring of four states, half of them forwards."""
-    step_N1 = 1 - 2 * (torch.arange(30) % 2)[:, None]
+    forwards_N = torch.arange(30) % 2
+    step_N = 1 - 2 * forwards_N
     chance_NT = torch.rand(30, 30, generator=generator)
-    moves_NT = torch.where(chance_NT < 0.8, step_N1, 0)
+    moves_NT = torch.where(chance_NT < 0.8, step_N[:, None], 0)
     state_NT = moves_NT.cumsum(1) % 4
-    return {"estimator": MarkovChainMixture(random_state=0), "trajectories": state_NT.numpy()}
+    return {
+        "estimator": MarkovChainMixture(random_state=0),
+        "trajectories": state_NT.numpy(),
+    }

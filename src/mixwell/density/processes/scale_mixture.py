@@ -41,7 +41,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the scale mixture process."""
+    """Options of the scale mixture process; `ValueError` for one out of range."""
 
     prior: Literal["inverse_gamma", "burr", "constant"] = "inverse_gamma"  # of s; constant is the Gaussian process
     alpha: float = 2.0  # inverse gamma's shape, or Burr's exponent c
@@ -65,22 +65,24 @@ class Config:
             value = getattr(self, name)
             if value <= 0:
                 raise ValueError(f"{name} is {value}; expected above 0")
-        if self.bias_variance < 0 or self.depth < 0 or self.samples < 1:
-            raise ValueError(f"bias_variance, depth, samples are {self.bias_variance}, {self.depth}, {self.samples}; "
-                             "expected at least 0, 0, 1")
+        for name, least in {"bias_variance": 0, "depth": 0, "samples": 1}.items():
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} is {value}; expected at least {least}")
 
 
 def expected_product(first: Array, second: Array, both: Array, activation: str) -> Array:
     """E[phi(u) phi(v)] for u, v normal with variances `first`, `second` and covariance `both`."""
     if activation == "erf":
-        scale = np.sqrt((1 + 2 * first) * (1 + 2 * second))
-        cosine = np.clip(2 * both / scale, -1, 1)
+        wide = (1 + 2 * first) * (1 + 2 * second)
+        cosine = np.clip(2 * both / np.sqrt(wide), -1, 1)
         return 2 / np.pi * np.arcsin(cosine)
     square = np.maximum(first * second, 1e-300)
     length = np.sqrt(square)
     cosine = np.clip(both / length, -1, 1)
     angle = np.arccos(cosine)
-    arc = np.sin(angle) + (np.pi - angle) * np.cos(angle)
+    left = np.pi - angle
+    arc = np.sin(angle) + left * np.cos(angle)
     return length * arc / (2 * np.pi)
 
 
@@ -90,11 +92,15 @@ def network_kernel(x_ND: Array, z_MD: Array, config: Config) -> Array:
     w, b = config.weight_variance, config.bias_variance
 
     def layer(first: Array, second: Array, both: Array) -> Array:
-        return b + w * expected_product(first, second, both, config.activation)
+        expected = expected_product(first, second, both, config.activation)
+        return b + w * expected
 
-    both_NM = b + w * x_ND @ z_MD.T / D
-    first_N = b + w * (x_ND**2).sum(1) / D
-    second_M = b + w * (z_MD**2).sum(1) / D
+    square_N = (x_ND**2).sum(1)
+    square_M = (z_MD**2).sum(1)
+    product_NM = w * x_ND @ z_MD.T
+    both_NM = b + product_NM / D
+    first_N = b + w * square_N / D
+    second_M = b + w * square_M / D
     for _ in range(config.depth):
         both_NM = layer(first_N[:, None], second_M[None], both_NM)
         first_N = layer(first_N, first_N, first_N)
@@ -118,8 +124,11 @@ def wide_network(x_ND: torch.Tensor, width: int, count: int, config: Config,
     def layer(h: torch.Tensor, *outputs: int) -> torch.Tensor:
         fan_in = h.shape[1]
         weight_scale = (config.weight_variance / fan_in) ** 0.5
-        weighted = h @ normal(fan_in, *outputs) * weight_scale
-        return weighted + config.bias_variance**0.5 * normal(*outputs or (1,))
+        bias_scale = config.bias_variance**0.5
+        weight = normal(fan_in, *outputs)
+        bias = normal(*outputs or (1,))
+        weighted = h @ weight * weight_scale
+        return weighted + bias_scale * bias
 
     outputs = []
     for _ in range(count):
@@ -140,7 +149,8 @@ def log_prior(s: Array, config: Config) -> Array:
         return inverse_gamma_log_pdf(s, a, b)
     log_s = np.log(s)
     power = (a - 1) * log_s
-    tail = (b + 1) * np.logaddexp(0, a * log_s)
+    above = np.logaddexp(0, a * log_s)
+    tail = (b + 1) * above
     return math.log(a * b) + power - tail
 
 
@@ -186,9 +196,12 @@ class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
 
     def _set_scale(self, config: Config, square: float) -> None:
         """The posterior in closed form, which stands for itself as one draw."""
-        self._shape = config.alpha + len(self.y_train_) / 2
+        n_rows = len(self.y_train_)
+        self._shape = config.alpha + n_rows / 2
         self._rate = config.beta + square / 2
-        scale = 1.0 if config.prior == "constant" else self._rate / self._shape
+        scale = self._rate / self._shape
+        if config.prior == "constant":
+            scale = 1.0
         self.scales_ = np.array([scale])
         self.scale_weights_ = np.ones(1)
         self.effective_samples_ = math.inf
@@ -198,13 +211,17 @@ class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
         rng = check_random_state(config.random_state)
         shape = 1 + len(self.y_train_) / 4
         rate = 1 + square / 4
-        self.scales_ = rate / rng.gamma(shape, size=config.samples)
-        log_joint_M = log_prior(self.scales_, config) + self._log_evidence(self.scales_)
-        log_ratio_M = log_joint_M - inverse_gamma_log_pdf(self.scales_, shape, rate)
+        s_M = rate / rng.gamma(shape, size=config.samples)
+        log_joint_M = log_prior(s_M, config) + self._log_evidence(s_M)
+        log_proposal_M = inverse_gamma_log_pdf(s_M, shape, rate)
+        log_ratio_M = log_joint_M - log_proposal_M
         log_total = logsumexp(log_ratio_M)
-        self._log_marginal = float(log_total - math.log(config.samples))
-        self.scale_weights_ = np.exp(log_ratio_M - log_total)
-        self.effective_samples_ = float(1 / (self.scale_weights_**2).sum())
+        log_mean = log_total - math.log(config.samples)
+        share_M = np.exp(log_ratio_M - log_total)
+        self.scales_ = s_M
+        self._log_marginal = float(log_mean)
+        self.scale_weights_ = share_M
+        self.effective_samples_ = float(1 / (share_M**2).sum())
 
     def _noise(self, s_M: Array) -> Array:
         noise = self._kernel_config.noise
@@ -214,11 +231,12 @@ class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
 
     def _log_evidence(self, s_M: Array) -> Array:
         """log p(y | s) (M,)."""
+        square_N = self._turned_y**2
         found = []
         for s, noise in zip(s_M, self._noise(s_M)):
-            spectrum = s * self._values + noise
-            log_scale_N = 0.5 * np.log(spectrum)
-            log_density_N = log_normal(self._turned_y**2 / spectrum, log_scale_N)
+            spectrum_N = s * self._values + noise
+            log_scale_N = 0.5 * np.log(spectrum_N)
+            log_density_N = log_normal(square_N / spectrum_N, log_scale_N)
             found.append(log_density_N.sum())
         return np.array(found)
 
@@ -232,9 +250,11 @@ class ScaleMixtureProcess(RegressorMixin, Configured, config=Config):
             (log_evidence,) = self._log_evidence(self.scales_)
             return float(log_evidence)
         prior = config.alpha * math.log(config.beta) - gammaln(config.alpha)
-        half_log_det = 0.5 * np.log(self._values + config.noise).sum()
+        spectrum_N = self._values + config.noise
+        half_log_det = 0.5 * np.log(spectrum_N).sum()
         constant = 0.5 * len(self.y_train_) * LOG_2PI
-        integral = prior + gammaln(self._shape) - self._shape * math.log(self._rate)
+        spread = self._shape * math.log(self._rate)
+        integral = prior + gammaln(self._shape) - spread
         return float(integral - half_log_det - constant)
 
     def _normals(self, X: Any, noisy: bool) -> tuple[Array, Array]:
@@ -291,6 +311,10 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Ten noisy points of a sine."""
     x_N = torch.linspace(-2, 2, 10, dtype=torch.float64)
     noise_N = torch.randn(10, generator=generator, dtype=torch.float64)
-    y_N = torch.sin(2 * x_N) + 0.1 * noise_N
-    X = x_N[:, None].numpy()
-    return {"estimator": ScaleMixtureProcess(), "X": X, "y": y_N.numpy()}
+    sine_N = torch.sin(2 * x_N)
+    y_N = sine_N + 0.1 * noise_N
+    return {
+        "estimator": ScaleMixtureProcess(),
+        "X": x_N[:, None].numpy(),
+        "y": y_N.numpy(),
+    }

@@ -1,4 +1,4 @@
-"""Weighted fits that EM's M steps are made of, in float64.
+"""Weighted fits that EM's M steps are made of, in float64, and the groups that EM starts from.
 
 N rows, P columns of a design (the first is the intercept), Q responses, C classes.
 """
@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.special import log_softmax, softmax
+from sklearn.cluster import KMeans
 
 from mixwell.density._gaussian import Array
 
 
 def softmax_objective(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float) -> float:
     """sum target log softmax(x w^T) - ridge / 2 |w without intercepts|^2, in nats."""
-    log_NC = log_softmax(x_NP @ w_CP.T, axis=1)
+    logits_NC = x_NP @ w_CP.T
+    log_NC = log_softmax(logits_NC, axis=1)
     likelihood = (target_NC * log_NC).sum()
-    squares = (w_CP[:, 1:] ** 2).sum()
-    return float(likelihood - 0.5 * ridge * squares)
+    slopes_CP = w_CP[:, 1:]
+    squares = (slopes_CP**2).sum()
+    penalty = 0.5 * ridge * squares
+    return float(likelihood - penalty)
 
 
 def softmax_fit(x_NP: Array, target_NC: Array, w_CP: Array, ridge: float, steps: int = 10) -> Array:
@@ -102,7 +106,8 @@ def poisson_fit(h_NP: Array, y_N: Array, weight_N: Array, b_P: Array, ridge: flo
 
     def objective(b_P: Array) -> float:
         eta_N = h_NP @ b_P
-        penalty = 0.5 * (penalised_P * b_P**2).sum()
+        square = (penalised_P * b_P**2).sum()
+        penalty = 0.5 * square
         with np.errstate(over="ignore"):  # a step that overshoots is halved
             log_N = y_N * eta_N - np.exp(eta_N)
             return float(weight_N @ log_N - penalty)
@@ -127,3 +132,20 @@ def poisson_fit(h_NP: Array, y_N: Array, weight_N: Array, b_P: Array, ridge: flo
         b_P = b_P + size * direction_P
         value = objective(b_P)
     return b_P
+
+
+def start(x_ND: Array, y_NQ: Array, experts: int, init: str, rng: np.random.RandomState) -> Array:
+    """Responsibilities (N, K) to begin with: cells of rows and targets together, a little softened."""
+    points = np.column_stack([x_ND, y_NQ])
+    spread = np.maximum(points.std(0), 1e-12)
+    points = (points - points.mean(0)) / spread
+    if init == "kmeans":
+        clusters = KMeans(experts, n_init=1, random_state=rng)
+        labels_N = clusters.fit(points).labels_
+    else:
+        chosen = rng.choice(len(points), experts, replace=False)
+        gaps = points[:, None] - points[chosen]
+        distance_NK = (gaps**2).sum(-1)
+        labels_N = distance_NK.argmin(1)
+    hard_NK = np.eye(experts)[labels_N]
+    return 0.95 * hard_NK + 0.05 / experts

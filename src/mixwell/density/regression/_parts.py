@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln, log_softmax, logsumexp, softmax
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -24,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array, log_positive, log_prob
 from mixwell.density._options import Configured
-from mixwell.density.regression._fits import least_squares, poisson_fit, raise_eigenvalues, softmax_fit
+from mixwell.density.regression._fits import least_squares, poisson_fit, raise_eigenvalues, softmax_fit, start
 
 Params = dict[str, Array]
 
@@ -120,8 +119,11 @@ class GaussianGates(Gates):
         for mean_D, resp_N, count in zip(means_KD, resp_NK.T, safe_K):
             covariance_DD = _covariance(x_ND - mean_D, resp_N, count)
             covariances.append(raise_eigenvalues(covariance_DD, self.floor))
-        new = {"gate_weights": count_K / count_K.sum(), "gate_means": means_KD}
-        new["gate_covariances"] = np.stack(covariances)
+        new = {
+            "gate_weights": count_K / count_K.sum(),
+            "gate_means": means_KD,
+            "gate_covariances": np.stack(covariances),
+        }
         return keep_dead(new, params, count_K, ("gate_means", "gate_covariances"))
 
 
@@ -155,7 +157,10 @@ class GaussianExperts(Experts):
             sample_QQ = _covariance(rest_NQ, resp_N, total)
             coef.append(coef_PQ)
             covariances.append(self._blocked(sample_QQ))
-        new = {"coef": np.stack(coef), "covariances": np.stack(covariances)}
+        new = {
+            "coef": np.stack(coef),
+            "covariances": np.stack(covariances),
+        }
         return keep_dead(new, params, resp_NK.sum(0), ("coef", "covariances"))
 
     def _blocked(self, sample_QQ: Array) -> Array:
@@ -187,13 +192,16 @@ class MultinomialExperts(Experts):
         return log_NKC[rows_N, :, y]
 
     def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
-        hot_NC = np.eye(self.classes)[y]
-        shape = resp_NK.shape[1], self.classes, h_NP.shape[1]
-        start = np.zeros(shape) if params is None else params["coef"]
+        K, C, P = resp_NK.shape[1], self.classes, h_NP.shape[1]
+        start = np.zeros((K, C, P))
+        if params is not None:
+            start = params["coef"]
+        hot_NC = np.eye(C)[y]
         fits = []
         for resp_N, w_CP in zip(resp_NK.T, start):
             target_NC = hot_NC * resp_N[:, None]
-            fits.append(softmax_fit(h_NP, target_NC, w_CP, self.ridge))
+            found_CP = softmax_fit(h_NP, target_NC, w_CP, self.ridge)
+            fits.append(found_CP)
         return {"coef": np.stack(fits)}
 
     def penalty(self, params: Params) -> float:
@@ -215,10 +223,14 @@ class PoissonExperts(Experts):
         return y * log_rate_NK - np.exp(log_rate_NK) - gammaln(y + 1)
 
     def maximise(self, h_NP: Array, y: Array, resp_NK: Array, params: Params | None) -> Params:
-        shape = resp_NK.shape[1], h_NP.shape[1]
-        start = np.zeros(shape) if params is None else params["coef"]
-        pairs = zip(resp_NK.T, start)
-        fits = [poisson_fit(h_NP, y[:, 0], resp_N, b_P, self.ridge) for resp_N, b_P in pairs]
+        start = np.zeros((resp_NK.shape[1], h_NP.shape[1]))
+        if params is not None:
+            start = params["coef"]
+        y_N = y[:, 0]
+        fits = []
+        for resp_N, b_P in zip(resp_NK.T, start):
+            found_P = poisson_fit(h_NP, y_N, resp_N, b_P, self.ridge)
+            fits.append(found_P)
         return {"coef": np.stack(fits)}
 
     def penalty(self, params: Params) -> float:
@@ -261,25 +273,10 @@ class Problem:
         log_NK = self.log_joint(params)
         log_N1 = logsumexp(log_NK, axis=1, keepdims=True)
         resp_NK = np.exp(log_NK - log_N1)
-        bound = float(log_N1.sum()) - self.gates.penalty(params) - self.experts.penalty(params)
+        likelihood = float(log_N1.sum())
+        bound = likelihood - self.gates.penalty(params) - self.experts.penalty(params)
         new = self.maximise(resp_NK, params)
         return new, bound / len(log_NK)
-
-
-def start(x_ND: Array, y_NQ: Array, experts: int, init: str, rng: np.random.RandomState) -> Array:
-    """Responsibilities (N, K) to begin with: cells of rows and targets together, a little softened."""
-    points = np.column_stack([x_ND, y_NQ])
-    spread = np.maximum(points.std(0), 1e-12)
-    points = (points - points.mean(0)) / spread
-    if init == "kmeans":
-        clusters = KMeans(experts, n_init=1, random_state=rng).fit(points)
-        labels_N = clusters.labels_
-    else:
-        chosen = rng.choice(len(points), experts, replace=False)
-        gaps = points[:, None] - points[chosen]
-        labels_N = (gaps**2).sum(-1).argmin(1)
-    hard_NK = np.eye(experts)[labels_N]
-    return 0.95 * hard_NK + 0.05 / experts
 
 
 def check_common(config: Any) -> None:
@@ -320,7 +317,8 @@ class GatedEstimator(Configured):
         """Note the columns' places and scales, and return rows in those units."""
         self.shift_ = x_ND.mean(0)
         spread_D = x_ND.std(0)
-        rounding_D = 1e-12 * np.abs(x_ND).max(0)
+        largest_D = np.abs(x_ND).max(0)
+        rounding_D = 1e-12 * largest_D
         self.scale_ = np.where(spread_D > rounding_D, spread_D, 1.0)
         return self._in_units(x_ND)
 
@@ -338,7 +336,8 @@ class GatedEstimator(Configured):
         if len(x_ND) < config.n_experts:
             raise ValueError(f"n_samples={len(x_ND)} is less than n_experts={config.n_experts}; give more rows")
         z_ND = self._standardise(x_ND)
-        gate_NP, expert_NP = self._gate_design(z_ND), self._expert_design(z_ND)
+        gate_NP = self._gate_design(z_ND)
+        expert_NP = self._expert_design(z_ND)
         problem = Problem(gates, experts, gate_NP, expert_NP, y)
         rng = check_random_state(config.random_state)
         runs = []
@@ -370,13 +369,13 @@ class GatedEstimator(Configured):
         return log_gate_NK + log_expert_NK
 
     def predict_gates(self, X: Any) -> Array:
-        """Weights of the experts at every row (N, K), before a target is seen."""
+        """Weights of the experts at every row (N, K), before a target is seen; an error before `fit`."""
         gate_NP, _ = self._designs(X)
         joint_NK = self._gates.log_joint(gate_NP, self._params)
         return softmax(joint_NK, axis=1)
 
     def predict_experts(self, X: Any) -> Array:
-        """Every expert's mean (N, K, Q), or class probabilities (N, K, C)."""
+        """Every expert's mean (N, K, Q), or class probabilities (N, K, C); an error before `fit`."""
         _, expert_NP = self._designs(X)
         return self._experts.mean(expert_NP, self._params)
 
@@ -391,7 +390,7 @@ class GatedEstimator(Configured):
         return softmax(log_joint_NK, axis=1)
 
     def n_parameters(self) -> int:
-        """Number of free parameters."""
+        """Number of free parameters; an error before `fit`."""
         check_is_fitted(self)
         return count_parameters(self._params, self._experts)
 

@@ -72,10 +72,12 @@ class OneClass(NamedTuple):
     @classmethod
     def of(cls, params: Params, k: int) -> OneClass:
         """Class k of all."""
-        theta = float(params["theta"][k])
-        knot = float(params["knot"][k])
-        coef_PL, psi_LL = params["coef"][k], params["psi"][k]
-        return cls(coef_PL, psi_LL, theta, knot)
+        return cls(
+            coef_PL=params["coef"][k],
+            psi_LL=params["psi"][k],
+            theta=float(params["theta"][k]),
+            knot=float(params["knot"][k]),
+        )
 
 
 def pack(params: Params, bilinear: bool) -> tuple[Array, dict[str, tuple[int, ...]]]:
@@ -98,7 +100,10 @@ def cut(flat: Array, shapes: dict[str, tuple[int, ...]]) -> Params:
     sizes = [math.prod(shape) for shape in shapes.values()]
     ends = np.cumsum(sizes)
     pieces = np.split(flat, ends[:-1])
-    return {name: piece.reshape(shapes[name]) for name, piece in zip(shapes, pieces)}
+    found = {}
+    for (name, shape), piece in zip(shapes.items(), pieces):
+        found[name] = piece.reshape(shape)
+    return found
 
 
 def unpack(flat: Array, shapes: dict[str, tuple[int, ...]]) -> Params:

@@ -51,7 +51,7 @@ from mixwell.density.regression.polynomial import PolynomialExperts
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the distributed mixture of experts."""
+    """Options of the distributed mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K
     n_shards: int = 4  # M
@@ -80,11 +80,12 @@ class Experts(NamedTuple):
 
 def divergences(mean_SL: Array, variance_L: Array, mean_SK: Array, variance_K: Array) -> Array:
     """KL divergence of every local normal from every target, at every row (S, L, K), in nats."""
-    gap_SLK = mean_SL[:, :, None] - mean_SK[:, None, :]
+    here, there = mean_SL[:, :, None], mean_SK[:, None, :]
+    gap_SLK = here - there
     variance_L1 = variance_L[:, None]
     square_SLK = (variance_L1 + gap_SLK**2) / variance_K
-    log_ratio_LK = np.log(variance_K / variance_L1)
-    return divergence(square_SLK, log_ratio_LK)
+    ratio_LK = variance_K / variance_L1
+    return divergence(square_SLK, np.log(ratio_LK))
 
 
 def transport(weight_SL: Array, cost_SLK: Array) -> tuple[Array, float]:
@@ -93,14 +94,17 @@ def transport(weight_SL: Array, cost_SLK: Array) -> tuple[Array, float]:
     targets_K = np.arange(cost_SLK.shape[2])
     chosen_SLK = nearest_SL[:, :, None] == targets_K
     plan_SLK = weight_SL[:, :, None] * chosen_SLK
-    total = float((plan_SLK * cost_SLK).sum())
+    paid_SLK = plan_SLK * cost_SLK
+    total = float(paid_SLK.sum())
     return plan_SLK, total / len(weight_SL)
 
 
 def barycentres(x_SP: Array, plan_SLK: Array, coef_LP: Array, variance_L: Array, old: tuple[Array, Array]) -> Experts:
     """Targets (K, P) and variances (K,) that minimise the cost of a plan; one that receives nothing stays."""
     mean_SL = x_SP @ coef_LP.T
-    coef_KP, variance_K = old[0].copy(), old[1].copy()
+    old_coef_KP, old_variance_K = old
+    coef_KP = old_coef_KP.copy()
+    variance_K = old_variance_K.copy()
     least = 1e-12 * plan_SLK.sum()
     for k in range(len(coef_KP)):
         plan_SL = plan_SLK[:, :, k]
@@ -110,8 +114,10 @@ def barycentres(x_SP: Array, plan_SLK: Array, coef_LP: Array, variance_L: Array,
             continue
         moment_S = (plan_SL * mean_SL).sum(1)
         target_S = moment_S / np.maximum(mass_S, 1e-300)
-        coef_KP[k] = least_squares(x_SP, target_S[:, None], mass_S)[:, 0]
-        gap_SL = mean_SL - (x_SP @ coef_KP[k])[:, None]
+        found_P1 = least_squares(x_SP, target_S[:, None], mass_S)
+        coef_KP[k] = found_P1[:, 0]
+        fitted_S = x_SP @ coef_KP[k]
+        gap_SL = mean_SL - fitted_S[:, None]
         square_SL = variance_L + gap_SL**2
         variance_K[k] = (plan_SL * square_SL).sum() / mass
     return Experts(coef_KP, variance_K)
@@ -127,9 +133,10 @@ class Reduction:
 
     def plan(self, targets: Experts) -> tuple[Array, float]:
         """The cheapest plan (S, L, K) onto some targets, and its mean cost a row."""
-        mean_SL = self.x_SP @ self.local.coef_KP.T
+        local = self.local
+        mean_SL = self.x_SP @ local.coef_KP.T
         mean_SK = self.x_SP @ targets.coef_KP.T
-        cost_SLK = divergences(mean_SL, self.local.variance_K, mean_SK, targets.variance_K)
+        cost_SLK = divergences(mean_SL, local.variance_K, mean_SK, targets.variance_K)
         return transport(self.weight_SL, cost_SLK)
 
     def step(self, targets: Experts) -> tuple[Experts, float]:
@@ -212,13 +219,16 @@ class DistributedMixtureOfExperts(GatedRegressor, config=Config):
         """All shards' experts side by side."""
         coef, variances, weights = [], [], []
         for local, share in zip(self.local_, shares_M):
-            coef.append(recentred(local.coef_[:, :, 0], local))
-            variances.append(local.covariances_[:, 0, 0])
+            coef_KP = recentred(local.coef_[:, :, 0], local)
             gate_KP = recentred(local.gate_coef_, local)
-            gates_SK = softmax(x_SP @ gate_KP.T, axis=1)
+            logits_SK = x_SP @ gate_KP.T
+            gates_SK = softmax(logits_SK, axis=1)
+            coef.append(coef_KP)
+            variances.append(local.covariances_[:, 0, 0])
             weights.append(share * gates_SK)
-        local = Experts(np.concatenate(coef), np.concatenate(variances))
-        return Reduction(x_SP, np.concatenate(weights, axis=1), local)
+        experts = Experts(np.concatenate(coef), np.concatenate(variances))
+        weight_SL = np.concatenate(weights, axis=1)
+        return Reduction(x_SP, weight_SL, experts)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -228,14 +238,17 @@ class DistributedMixtureOfExperts(GatedRegressor, config=Config):
 
 def _grouped(local: Experts, K: int, rng: np.random.RandomState) -> Experts:
     """Targets to begin with: means of groups of local experts."""
-    clusters = KMeans(K, n_init=1, random_state=rng).fit(local.coef_KP)
+    kmeans = KMeans(K, n_init=1, random_state=rng)
+    labels = kmeans.fit(local.coef_KP).labels_
     coef, variances = [], []
     for k in range(K):
-        group = np.flatnonzero(clusters.labels_ == k)
+        group = np.flatnonzero(labels == k)
         if not len(group):  # rows that repeat: fewer clusters than asked for
             group = np.array([0])
-        coef.append(local.coef_KP[group].mean(0))
-        variances.append(local.variance_K[group].mean())
+        coef_MP = local.coef_KP[group]
+        variance_M = local.variance_K[group]
+        coef.append(coef_MP.mean(0))
+        variances.append(variance_M.mean())
     return Experts(np.stack(coef), np.array(variances))
 
 
@@ -248,9 +261,14 @@ def recentred(coef_KP: Array, local: Any) -> Array:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two lines that meet at zero, in two shards."""
-    unit_ND = torch.rand(160, 1, generator=generator, dtype=torch.float64)
-    x_ND = unit_ND * 2 - 1
-    noise_N = 0.05 * torch.randn(160, generator=generator, dtype=torch.float64)
-    y_N = x_ND[:, 0].abs() + noise_N
+    uniform_ND = torch.rand(160, 1, generator=generator, dtype=torch.float64)
+    normal_N = torch.randn(160, generator=generator, dtype=torch.float64)
+    x_ND = uniform_ND * 2 - 1
+    clean_N = x_ND[:, 0].abs()
+    y_N = clean_N + 0.05 * normal_N
     estimator = DistributedMixtureOfExperts(n_shards=2, random_state=0)
-    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}
+    return {
+        "estimator": estimator,
+        "X": x_ND.numpy(),
+        "y": y_N.numpy(),
+    }

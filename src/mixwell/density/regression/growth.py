@@ -38,14 +38,14 @@ from mixwell.core.method import method
 from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array, log_normal, outer
 from mixwell.density._options import Configured
-from mixwell.density.regression._fits import least_squares, raise_eigenvalues
-from mixwell.density.regression._parts import Params, SoftmaxGates, check_common, start, with_intercept
+from mixwell.density.regression._fits import least_squares, raise_eigenvalues, start
+from mixwell.density.regression._parts import Params, SoftmaxGates, check_common, with_intercept
 from mixwell.density.regression._waves import OneClass, People, Waves, cut, pack, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the growth mixture of experts."""
+    """Options of the growth mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K latent classes
     shape: Literal["bilinear", "linear"] = "bilinear"  # of a trajectory
@@ -61,8 +61,10 @@ class Config:
         check_common(self)
         if self.shape not in ("bilinear", "linear"):
             raise ValueError(f"shape is {self.shape!r}; expected 'bilinear' or 'linear'")
-        if self.ridge < 0 or self.reg_covar <= 0:
-            raise ValueError(f"ridge is {self.ridge} and reg_covar {self.reg_covar}; expected 0 or more, and above 0")
+        if self.ridge < 0:
+            raise ValueError(f"ridge is {self.ridge}; expected 0 or more")
+        if self.reg_covar <= 0:
+            raise ValueError(f"reg_covar is {self.reg_covar}; expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,19 @@ def maximise_class(people: People, resp_N: Array, one: OneClass, floor: float) -
     waves, x_NP = people.waves, people.x_NP
     mean_NL = x_NP @ one.coef_PL
     found = posterior(waves, mean_NL, one.knot, one.psi_LL, one.theta)
-    total = max(resp_N.sum(), 1e-300)
     eta_NL = mean_NL + found.m_NL
     coef_PL = least_squares(x_NP, eta_NL, resp_N)
     mean_NL = x_NP @ coef_PL
     rest_NL = eta_NL - mean_NL
     spread_NLL = found.v_NLL + outer(rest_NL, rest_NL)
+    total = max(resp_N.sum(), 1e-300)
     psi_LL = np.einsum("n,nlm->lm", resp_N, spread_NLL) / total
     psi_LL = raise_eigenvalues(psi_LL, floor)
     theta = _noise(waves, resp_N, eta_NL, found.v_NLL, one.knot)
     new = OneClass(coef_PL, psi_LL, max(theta, floor), one.knot)
     if waves.bilinear:
-        new = new._replace(knot=climb_knot(waves, mean_NL, resp_N, new))
+        knot = climb_knot(waves, mean_NL, resp_N, new)
+        new = new._replace(knot=knot)
     return new
 
 
@@ -119,23 +122,27 @@ def _noise(waves: Waves, resp_N: Array, eta_NL: Array, v_NLL: Array, knot: float
     gram_NLL, _ = waves.moments(knot)
     uncertain_N = np.einsum("nlm,nml->n", gram_NLL, v_NLL)
     square_N = waves.left(knot, eta_NL) + uncertain_N
-    seen = resp_N @ waves.seen_NJ.sum(1)
-    return resp_N @ square_N / max(seen, 1e-300)
+    count_N = waves.seen_NJ.sum(1)
+    seen = max(resp_N @ count_N, 1e-300)
+    return resp_N @ square_N / seen
 
 
 def climb_knot(waves: Waves, mean_NL: Array, resp_N: Array, one: OneClass) -> float:
     """A knot that does not lower the weighted log-likelihood, near the present one and between the waves."""
     def depth(knot: float) -> float:
         found = posterior(waves, mean_NL, knot, one.psi_LL, one.theta)
-        return -float(resp_N @ found.log_N)
+        likelihood = resp_N @ found.log_N
+        return -float(likelihood)
 
     times = waves.times()
     first, last = times.min(), times.max()
     reach = 0.05 * (last - first)
-    low = max(one.knot - reach, first)
-    high = min(one.knot + reach, last)
-    found = minimize_scalar(depth, bounds=(low, high), method="bounded", options={"maxiter": 12})
-    return float(found.x) if found.fun <= depth(one.knot) else one.knot
+    bounds = max(one.knot - reach, first), min(one.knot + reach, last)
+    options = {"maxiter": 12}
+    found = minimize_scalar(depth, bounds=bounds, method="bounded", options=options)
+    if found.fun <= depth(one.knot):
+        return float(found.x)
+    return one.knot
 
 
 @method(
@@ -230,10 +237,16 @@ class GrowthMixtureOfExperts(Configured, config=Config):
         classes = []
         for k, resp_N in enumerate(resp_NK.T):
             old = OneClass.of(params, k)
-            classes.append(maximise_class(people, resp_N, old, floor))
-        coef, psi, theta, knot = (np.stack(values) for values in zip(*classes))
+            one = maximise_class(people, resp_N, old, floor)
+            classes.append(one)
+        coef, psi, theta, knot = map(np.stack, zip(*classes))
         new = gates.maximise(people.z_NP, resp_NK, params)
-        new |= {"coef": coef, "psi": psi, "theta": theta, "knot": knot}
+        new |= {
+            "coef": coef,
+            "psi": psi,
+            "theta": theta,
+            "knot": knot,
+        }
         return new, bound / len(log_N)
 
     def _joint(self, Y: Any, times: Any, gate_X: Any, growth_X: Any) -> Array:
@@ -246,15 +259,18 @@ class GrowthMixtureOfExperts(Configured, config=Config):
         return logsumexp(self._joint(Y, times, gate_X, growth_X), axis=1)
 
     def responsibilities(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> Array:
-        """Probability of every class given the waves (N, K)."""
+        """Probability of every class given the waves (N, K); errors as in `fit`, and one before it."""
         return softmax(self._joint(Y, times, gate_X, growth_X), axis=1)
 
     def predict(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> Array:
-        """The most probable class of every person (N,)."""
+        """The most probable class of every person (N,); errors as in `fit`, and one before it."""
         return self._joint(Y, times, gate_X, growth_X).argmax(1)
 
     def growth_factors(self) -> Array:
-        """Coefficients (K, 1 + E, L) of the value at t = 0, and of the slope or slopes before and after the knot."""
+        """Coefficients (K, 1 + E, L) of the value at t = 0, and of the slope or slopes before and after the knot.
+
+        An error before `fit`.
+        """
         check_is_fitted(self)
         if self._shape == "linear":
             return self.coef_
@@ -265,13 +281,14 @@ class GrowthMixtureOfExperts(Configured, config=Config):
         return np.stack([at_zero, before, after], axis=2)
 
     def n_parameters(self) -> int:
-        """Number of free parameters."""
+        """Number of free parameters; an error before `fit`."""
         check_is_fitted(self)
         K, P, L = self.coef_.shape
+        free_gates = self.gate_coef_[1:]
         knots = K if self._shape == "bilinear" else 0
-        gates = (K - 1) * self.gate_coef_.shape[1]
-        own = P * L + L * (L + 1) // 2 + 1
-        return K * own + knots + gates
+        covariance = L * (L + 1) // 2
+        own = P * L + covariance + 1
+        return K * own + knots + free_gates.size
 
     def bic(self, Y: Any, times: Any, gate_X: Any = None, growth_X: Any = None) -> float:
         """Bayesian information criterion; lower is better."""
@@ -308,8 +325,9 @@ def log_joint(people: People, params: Params) -> Array:
         mean_NL = people.x_NP @ one.coef_PL
         found = posterior(people.waves, mean_NL, one.knot, one.psi_LL, one.theta)
         columns.append(found.log_N)
+    log_density_NK = np.column_stack(columns)
     logits_NK = people.z_NP @ params["gate_coef"].T
-    return log_softmax(logits_NK, axis=1) + np.column_stack(columns)
+    return log_softmax(logits_NK, axis=1) + log_density_NK
 
 
 def _spread(rest_NL: Array, resp_N: Array, floor: float) -> Array:
@@ -325,10 +343,13 @@ def _own_curves(waves: Waves, knot: float, floor: float) -> tuple[Array, float]:
     total_L = np.einsum("nll->l", gram_NLL)
     ridge_L = 1e-3 * total_L / len(gram_NLL) + floor
     shrunk_NLL = gram_NLL + np.diag(ridge_L)
-    eta_NL = np.linalg.solve(shrunk_NLL, cross_NL[:, :, None])[:, :, 0]
-    fitted_NJ = np.einsum("njl,nl->nj", waves.loadings(knot), eta_NL)
+    eta_NL1 = np.linalg.solve(shrunk_NLL, cross_NL[:, :, None])
+    eta_NL = eta_NL1[:, :, 0]
+    loading_NJL = waves.loadings(knot)
+    fitted_NJ = np.einsum("njl,nl->nj", loading_NJL, eta_NL)
     rest_NJ = waves.y_NJ - fitted_NJ
-    return eta_NL, float((rest_NJ**2).sum())
+    left = (rest_NJ**2).sum()
+    return eta_NL, float(left)
 
 
 def _covariates(value: Any, rows: int, name: str) -> Array:
@@ -343,11 +364,15 @@ def _covariates(value: Any, rows: int, name: str) -> Array:
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Forty people at six waves; half of them rise faster, at first."""
     times_J = torch.arange(6, dtype=torch.float64)
-    fast_N1 = (torch.arange(40) % 2)[:, None]
-    slope_N1 = 1 + 2 * fast_N1
-    curve_NJ = slope_N1 * times_J.clamp(max=3)
+    fast_N = torch.arange(40) % 2
+    slope_N = 1 + 2 * fast_N
+    rise_J = times_J.clamp(max=3)
     level_N1 = torch.randn(40, 1, generator=generator, dtype=torch.float64)
-    noise_NJ = 0.2 * torch.randn(40, 6, generator=generator, dtype=torch.float64)
-    y_NJ = level_N1 + curve_NJ + noise_NJ
+    noise_NJ = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    y_NJ = level_N1 + slope_N[:, None] * rise_J + 0.2 * noise_NJ
     estimator = GrowthMixtureOfExperts(max_iter=8, random_state=0)
-    return {"estimator": estimator, "Y": y_NJ.numpy(), "times": times_J.numpy()}
+    return {
+        "estimator": estimator,
+        "Y": y_NJ.numpy(),
+        "times": times_J.numpy(),
+    }

@@ -37,7 +37,7 @@ from mixwell.density._training import descend
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the in-context regression transformer."""
+    """Options of the in-context regression transformer; `ValueError` for one out of range."""
 
     dim: int = 4  # D of x
     max_examples: int = 16  # longest prompt, in pairs
@@ -47,8 +47,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("dim", "max_examples", "width", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}; expected a multiple of heads, {self.heads}")
 
@@ -56,7 +57,8 @@ class Config:
 def exponential_weights(x_BTD: Tensor, y_BT: Tensor, tasks_MD: Tensor, sigma: float) -> Tensor:
     """The Bayes predictions (B, T) of y_t from x_t and the pairs before it, for tasks drawn evenly; sigma above 0."""
     guess_BTM = x_BTD @ tasks_MD.T
-    square_BTM = (y_BT[..., None] - guess_BTM) ** 2
+    gap_BTM = y_BT[..., None] - guess_BTM
+    square_BTM = gap_BTM**2
     loss_BTM = square_BTM / (2 * sigma**2)
     before_BTM = _before(loss_BTM.cumsum(1))
     weight_BTM = before_BTM.neg().softmax(-1)
@@ -87,11 +89,13 @@ def draw_prompts(batch: int, examples: int, tasks_MD: Tensor, sigma: float,
     """Prompts x (B, T, D) and y (B, T) of the mixture, x standard normal."""
     M, D = tasks_MD.shape
     task_B = torch.randint(M, (batch,), generator=generator)
-    x_BTD = torch.randn(batch, examples, D, generator=generator, dtype=tasks_MD.dtype)
-    noise_BT = torch.randn(batch, examples, generator=generator, dtype=tasks_MD.dtype)
+    options: Any = {"generator": generator, "dtype": tasks_MD.dtype}
+    x_BTD = torch.randn(batch, examples, D, **options)
+    noise_BT = torch.randn(batch, examples, **options)
     w_BD1 = tasks_MD[task_B, :, None]
     clean_BT1 = x_BTD @ w_BD1
-    return x_BTD, clean_BT1[..., 0] + sigma * noise_BT
+    y_BT = clean_BT1[..., 0] + sigma * noise_BT
+    return x_BTD, y_BT
 
 
 class Block(nn.Module):
@@ -100,12 +104,13 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        wide = 4 * width
         self.attend_norm = nn.LayerNorm(width)
         self.mlp_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = nn.Linear(width, wide)
+        self.down = nn.Linear(wide, width)
 
     def forward(self, h_BSW: Tensor) -> Tensor:
         """(B, S, W) to the same."""
@@ -164,7 +169,9 @@ class InContextRegression(nn.Module):
 def _initialise(name: str, parameter: nn.Parameter, generator: torch.Generator | None) -> None:
     """Normal matrices that keep the size of what they are applied to, no biases."""
     if parameter.ndim > 1:
-        scale = 0.02 if "position" in name else 1 / math.sqrt(parameter.shape[1])
+        scale = 0.02
+        if "position" not in name:
+            scale = 1 / math.sqrt(parameter.shape[1])
         nn.init.normal_(parameter, std=scale, generator=generator)
     elif name.endswith("bias"):
         nn.init.zeros_(parameter)

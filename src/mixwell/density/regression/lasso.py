@@ -44,7 +44,7 @@ from mixwell.density.regression._parts import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the lasso mixture of experts."""
+    """Options of the lasso mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K
     penalty: float = 0.05  # lambda, in nats a row and unit of a coefficient (of a standardised column, in y's units)
@@ -113,7 +113,9 @@ class LassoGates(SoftmaxGates):
 
     def maximise(self, x_NP: Array, resp_NK: Array, params: Params | None) -> Params:
         shape = resp_NK.shape[1], x_NP.shape[1]
-        w_KP = np.zeros(shape) if params is None else params["gate_coef"]
+        w_KP = np.zeros(shape)
+        if params is not None:
+            w_KP = params["gate_coef"]
         strength = np.full(shape, self.ridge)
         strength[:, 0] = 0.0
 
@@ -122,12 +124,14 @@ class LassoGates(SoftmaxGates):
             return float((resp_NK * log_NK).sum())
 
         def gradient(w_KP: Array) -> Array:
-            rest_NK = resp_NK - softmax(x_NP @ w_KP.T, axis=1)
-            return rest_NK.T @ x_NP
+            prob_NK = softmax(x_NP @ w_KP.T, axis=1)
+            return (resp_NK - prob_NK).T @ x_NP
 
         gram_PP = x_NP.T @ x_NP
-        curvature = 0.5 * float(np.linalg.norm(gram_PP, 2))
-        return {"gate_coef": thresholded_ascent(value, gradient, w_KP, strength, curvature, self.steps)}
+        largest = np.linalg.norm(gram_PP, 2)
+        curvature = 0.5 * float(largest)
+        found_KP = thresholded_ascent(value, gradient, w_KP, strength, curvature, self.steps)
+        return {"gate_coef": found_KP}
 
 
 @dataclass(frozen=True)
@@ -211,12 +215,14 @@ class LassoMixtureOfExperts(GatedRegressor, config=Config):
         return self
 
     def n_parameters(self) -> int:
-        """Number of parameters that are not zero, and variances."""
+        """Number of parameters that are not zero, and variances; an error before `fit`."""
         check_is_fitted(self)
         K = len(self.coef_)
+        slopes = (self.gate_coef_[:, 1:], self.coef_[:, 1:])
+        free = sum(int(np.count_nonzero(values)) for values in slopes)
         intercepts = 2 * K - 1
-        slopes = np.count_nonzero(self.gate_coef_[:, 1:]) + np.count_nonzero(self.coef_[:, 1:])
-        return intercepts + K + int(slopes)
+        variances = K
+        return intercepts + variances + free
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -227,7 +233,12 @@ class LassoMixtureOfExperts(GatedRegressor, config=Config):
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Ten columns of which one matters, with a sign that the same column decides."""
     x_ND = torch.randn(90, 10, generator=generator, dtype=torch.float64)
-    noise_N = 0.1 * torch.randn(90, generator=generator, dtype=torch.float64)
-    y_N = x_ND[:, 0].abs() + noise_N
+    noise_N = torch.randn(90, generator=generator, dtype=torch.float64)
+    clean_N = x_ND[:, 0].abs()
+    y_N = clean_N + 0.1 * noise_N
     estimator = LassoMixtureOfExperts(random_state=0)
-    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}
+    return {
+        "estimator": estimator,
+        "X": x_ND.numpy(),
+        "y": y_N.numpy(),
+    }

@@ -49,7 +49,10 @@ Blocks = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the localised mixture of experts; a tuple is a collection to choose from."""
+    """Options of the localised mixture of experts; a tuple is a collection to choose from.
+
+    `ValueError` for a value out of range.
+    """
 
     n_experts: int | tuple[int, ...] = 2  # K
     degree: int | tuple[int, ...] = 1  # order of the experts' polynomials
@@ -64,20 +67,26 @@ class Config:
 
     def __post_init__(self) -> None:
         for n_experts, degree, threshold in self.collection():
-            if n_experts < 1 or degree < 0 or not 0 <= threshold <= 1:
+            within = 0 <= threshold <= 1
+            if n_experts < 1 or degree < 0 or not within:
                 raise ValueError(f"n_experts is {n_experts}, degree {degree}, block_threshold {threshold}; expected at "
                                  "least 1, at least 0, and 0 to 1")
-        if self.criterion not in ("slope", "bic", "likelihood"):
+        criteria = ("slope", "bic", "likelihood")
+        if self.criterion not in criteria:
             raise ValueError(f"criterion is {self.criterion!r}; expected 'slope', 'bic' or 'likelihood'")
         if self.reg_covar <= 0:
             raise ValueError(f"reg_covar is {self.reg_covar}; expected a number above 0")
 
     def collection(self) -> list[tuple[int, int, float]]:
         """(n_experts, degree, block_threshold) of every model."""
-        experts, degrees = _as_tuple(self.n_experts), _as_tuple(self.degree)
+        experts = _as_tuple(self.n_experts)
+        degrees = _as_tuple(self.degree)
         thresholds = _as_tuple(self.block_threshold)
-        models = product(experts, degrees, thresholds)
-        return [(int(n_experts), int(degree), float(threshold)) for n_experts, degree, threshold in models]
+        models = []
+        for n_experts, degree, threshold in product(experts, degrees, thresholds):
+            model = int(n_experts), int(degree), float(threshold)
+            models.append(model)
+        return models
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
@@ -103,13 +112,17 @@ class One:
 
 def residual_blocks(covariances_KQQ: Array, threshold: float) -> Blocks:
     """Groups of responses that any expert correlates beyond `threshold`."""
-    scale_KQ = np.sqrt(np.einsum("kqq->kq", covariances_KQQ))
+    variance_KQ = np.einsum("kqq->kq", covariances_KQQ)
+    scale_KQ = np.sqrt(variance_KQ)
     scale_KQQ = outer(scale_KQ, scale_KQ)
     correlation_KQQ = np.abs(covariances_KQQ / scale_KQQ)
     linked_QQ = correlation_KQQ.max(0) > threshold
     count, labels_Q = connected_components(linked_QQ, directed=False)
-    groups = [np.flatnonzero(labels_Q == i) for i in range(count)]
-    return tuple(tuple(map(int, group)) for group in groups)
+    blocks = []
+    for i in range(count):
+        group = np.flatnonzero(labels_Q == i)
+        blocks.append(tuple(map(int, group)))
+    return tuple(blocks)
 
 
 @method(
@@ -157,9 +170,12 @@ class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
         if config.criterion == "slope":
             chosen, kappa, _ = slope_heuristic(value, dimension)
             return chosen, kappa
-        price = 0.5 * np.log(rows) if config.criterion == "bic" else 0.0
+        price = 0.0
+        if config.criterion == "bic":
+            price = 0.5 * np.log(rows)
         penalised = value - price * dimension
-        return int(np.argmax(penalised)), math.nan
+        best = np.argmax(penalised)
+        return int(best), math.nan
 
     def _fit_one(self, x_ND: Array, y_NQ: Array, config: Config, n_experts: int, degree: int, threshold: float) -> None:
         """Fit one model of the collection, with blocks that a fit without them suggests."""
@@ -187,9 +203,14 @@ class LocalizedMixtureOfExperts(GatedRegressor, config=Config):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two lines that meet at zero."""
-    unit_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64)
-    x_ND = unit_ND * 2 - 1
-    noise_N = 0.05 * torch.randn(80, generator=generator, dtype=torch.float64)
-    y_N = x_ND[:, 0].abs() + noise_N
+    uniform_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64)
+    normal_N = torch.randn(80, generator=generator, dtype=torch.float64)
+    x_ND = uniform_ND * 2 - 1
+    clean_N = x_ND[:, 0].abs()
+    y_N = clean_N + 0.05 * normal_N
     estimator = LocalizedMixtureOfExperts(random_state=0)
-    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}
+    return {
+        "estimator": estimator,
+        "X": x_ND.numpy(),
+        "y": y_N.numpy(),
+    }

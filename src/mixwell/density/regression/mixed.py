@@ -37,20 +37,20 @@ from mixwell.core.method import method
 from mixwell.density._ascent import Run, ascend, highest
 from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
+from mixwell.density.regression._fits import start
 from mixwell.density.regression._parts import (
     GaussianExperts,
     Params,
     Problem,
     SoftmaxGates,
     check_common,
-    start,
     with_intercept,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the mixed mixture of experts."""
+    """Options of the mixed mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K
     effects: Literal["both", "gate", "experts", "none"] = "both"  # where the random effects enter
@@ -68,9 +68,12 @@ class Config:
         check_common(self)
         if self.effects not in ("both", "gate", "experts", "none"):
             raise ValueError(f"effects is {self.effects!r}; expected 'both', 'gate', 'experts' or 'none'")
-        if self.n_nodes < 1 or self.ridge < 0 or self.reg_covar <= 0:
-            raise ValueError(f"n_nodes is {self.n_nodes}, ridge {self.ridge}, reg_covar {self.reg_covar}; expected at "
-                             "least 1, at least 0, and above 0")
+        if self.n_nodes < 1:
+            raise ValueError(f"n_nodes is {self.n_nodes}; expected at least 1")
+        if self.ridge < 0:
+            raise ValueError(f"ridge is {self.ridge}; expected 0 or more")
+        if self.reg_covar <= 0:
+            raise ValueError(f"reg_covar is {self.reg_covar}; expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,11 @@ class Grid:
         share = weights / weights.sum()
         log_weights = np.log(share)
         if levels == 1:
-            return cls(nodes[:, None, None], log_weights, np.zeros(1))
-        pairs = np.meshgrid(nodes, nodes, indexing="ij")
-        return cls(np.stack(pairs, axis=-1), log_weights, log_weights)
+            single = nodes[:, None, None]
+            return cls(single, log_weights, np.zeros(1))
+        axes = np.meshgrid(nodes, nodes, indexing="ij")
+        pairs = np.stack(axes, axis=-1)
+        return cls(pairs, log_weights, log_weights)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -214,12 +219,13 @@ class MixedMixtureOfExperts(Configured, config=Config):
 
     def _remember(self, problem: Problem, groups: Groups) -> None:
         """Keep the posterior of every group's effects, by its labels."""
-        log_NAB = self._by_node(problem.log_joint(self._params))
+        log_RK = problem.log_joint(self._params)
+        log_NAB = self._by_node(log_RK)
         _, outer_GA, inner_HAB = integrate(log_NAB, groups, self._grid)
         outer_names = groups.outer_names.tolist()
-        inner_names = map(tuple, groups.inner_names.tolist())
+        inner_names = groups.inner_names.tolist()
         self._outer = dict(zip(outer_names, outer_GA))
-        self._inner = dict(zip(inner_names, inner_HAB))
+        self._inner = dict(zip(map(tuple, inner_names), inner_HAB))
 
     def _problem(self, x_ND: Array, y_N: Array) -> Problem:
         options = self._options
@@ -228,8 +234,9 @@ class MixedMixtureOfExperts(Configured, config=Config):
         A, B = self._grid.size
         y_R = np.repeat(y_N, A * B)
         variance = float(y_N.var())
+        floor = options.reg_covar * max(variance, 1e-300)
         gates = SoftmaxGates(options.ridge)
-        experts = GaussianExperts(options.reg_covar * max(variance, 1e-300))
+        experts = GaussianExperts(floor)
         return Problem(gates, experts, gate_RP, expert_RP, y_R[:, None])
 
     def _by_node(self, log_RK: Array) -> Array:
@@ -265,7 +272,10 @@ class MixedMixtureOfExperts(Configured, config=Config):
         return log_G
 
     def predict(self, X: Any, groups: Any = None) -> Array:
-        """Mean of y (N,): over the posterior of the effects of groups seen in `fit`, else over their prior."""
+        """Mean of y (N,): over the posterior of the effects of groups seen in `fit`, else over their prior.
+
+        An error before `fit`.
+        """
         check_is_fitted(self)
         x_ND = check_array(X, dtype=np.float64)
         mean_NAB = self._means(x_ND)
@@ -283,19 +293,23 @@ class MixedMixtureOfExperts(Configured, config=Config):
 
     def _means(self, x_ND: Array) -> Array:
         """Mean of y for rows at every pair of nodes (N, A, B)."""
-        problem = self._problem(x_ND, np.zeros(len(x_ND)))
+        nothing_N = np.zeros(len(x_ND))
+        problem = self._problem(x_ND, nothing_N)
         log_gates_RK = problem.gates.log_joint(problem.gate_NP, self._params)
         means_RK1 = problem.experts.mean(problem.expert_NP, self._params)
-        mean_R = (np.exp(log_gates_RK) * means_RK1[..., 0]).sum(1)
-        return mean_R.reshape(-1, *self._grid.size)
+        weight_RK = np.exp(log_gates_RK)
+        mean_R = (weight_RK * means_RK1[..., 0]).sum(1)
+        A, B = self._grid.size
+        return mean_R.reshape(-1, A, B)
 
     def score(self, X: Any, y: Any, groups: Any = None) -> float:
         """R^2 of `predict`."""
         y_N = np.asarray(y, dtype=np.float64)
         rest_N = y_N - self.predict(X, groups)
         about_mean_N = y_N - y_N.mean()
-        unexplained = (rest_N**2).sum() / (about_mean_N**2).sum()
-        return float(1 - unexplained)
+        unexplained = (rest_N**2).sum()
+        total = (about_mean_N**2).sum()
+        return float(1 - unexplained / total)
 
 
 def _grouped(groups: Any, rows: int) -> Groups:
@@ -309,14 +323,17 @@ def _first_nodes(y_N: Array, groups: Groups, grid: Grid) -> Array:
     """Node probabilities (N, A, B) to begin with, from standardised means of the groups."""
     outer_N = groups.outer_N
     mean_G = _means_of(y_N, outer_N)
-    outer_GA = _near_nodes(mean_G, grid.effects_ABL[:, 0, 0], grid.log_outer_A)
+    outer_nodes_A = grid.effects_ABL[:, 0, 0]
+    outer_GA = _near_nodes(mean_G, outer_nodes_A, grid.log_outer_A)
     outer_NA1 = outer_GA[outer_N][:, :, None]
     if groups.levels == 1:
         return outer_NA1
     within_N = y_N - mean_G[outer_N]
     mean_H = _means_of(within_N, groups.inner_N)
-    inner_HB = _near_nodes(mean_H, grid.effects_ABL[0, :, 1], grid.log_inner_B)
-    return outer_NA1 * inner_HB[groups.inner_N][:, None, :]
+    inner_nodes_B = grid.effects_ABL[0, :, 1]
+    inner_HB = _near_nodes(mean_H, inner_nodes_B, grid.log_inner_B)
+    inner_NB = inner_HB[groups.inner_N]
+    return outer_NA1 * inner_NB[:, None, :]
 
 
 def _means_of(value_N: Array, index_N: Array) -> Array:
@@ -331,7 +348,8 @@ def _near_nodes(mean: Array, nodes: Array, log_weights: Array) -> Array:
     spread = mean.std() or 1.0
     score = (mean - mean.mean()) / spread
     gap = nodes - score[:, None]
-    return softmax(log_weights - 2.0 * gap**2, axis=1)
+    pull = 2.0 * gap**2
+    return softmax(log_weights - pull, axis=1)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
@@ -339,7 +357,13 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     groups_N = torch.arange(12).repeat_interleave(8)
     x_ND = torch.randn(96, 1, generator=generator, dtype=torch.float64)
     effect_G = torch.randn(12, generator=generator, dtype=torch.float64)
-    noise_N = 0.1 * torch.randn(96, generator=generator, dtype=torch.float64)
-    y_N = x_ND[:, 0].abs() + effect_G[groups_N] + noise_N
+    noise_N = torch.randn(96, generator=generator, dtype=torch.float64)
+    bent_N = x_ND[:, 0].abs()
+    y_N = bent_N + effect_G[groups_N] + 0.1 * noise_N
     estimator = MixedMixtureOfExperts(random_state=0, n_nodes=5)
-    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy(), "groups": groups_N.numpy()}
+    return {
+        "estimator": estimator,
+        "X": x_ND.numpy(),
+        "y": y_N.numpy(),
+        "groups": groups_N.numpy(),
+    }

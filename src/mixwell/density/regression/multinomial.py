@@ -48,7 +48,7 @@ TRANSFORMS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the multinomial-logistic mixture of experts."""
+    """Options of the multinomial-logistic mixture of experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # K
     gate_transform: Literal["identity", "tanh", "sine", "sigmoid"] = "identity"  # M, of standardised columns
@@ -127,8 +127,13 @@ class MultinomialMixtureOfExperts(GatedClassifier, config=Config):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two classes of which the second lies between two halves of the first."""
-    unit_ND = torch.rand(120, 2, generator=generator, dtype=torch.float64)
-    x_ND = unit_ND * 4 - 2
-    within_N = x_ND[:, 0].abs() < 1
+    uniform_ND = torch.rand(120, 2, generator=generator, dtype=torch.float64)
+    x_ND = uniform_ND * 4 - 2
+    distance_N = x_ND[:, 0].abs()
+    within_N = distance_N < 1
     estimator = MultinomialMixtureOfExperts(random_state=0)
-    return {"estimator": estimator, "X": x_ND.numpy(), "y": within_N.long().numpy()}
+    return {
+        "estimator": estimator,
+        "X": x_ND.numpy(),
+        "y": within_N.long().numpy(),
+    }

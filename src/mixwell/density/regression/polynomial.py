@@ -43,7 +43,7 @@ from mixwell.density.regression._parts import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the mixture of polynomial experts."""
+    """Options of the mixture of polynomial experts; `ValueError` for one out of range."""
 
     n_experts: int = 2  # m
     degree: int = 1  # k: order of the experts' polynomials; 0 is a constant
@@ -62,8 +62,10 @@ class Config:
             raise ValueError(f"degree is {self.degree}; expected 0 or more")
         if self.family not in ("gaussian", "poisson", "bernoulli"):
             raise ValueError(f"family is {self.family!r}; expected 'gaussian', 'poisson' or 'bernoulli'")
-        if self.ridge < 0 or self.reg_covar <= 0:
-            raise ValueError(f"ridge is {self.ridge} and reg_covar {self.reg_covar}; expected 0 or more, and above 0")
+        if self.ridge < 0:
+            raise ValueError(f"ridge is {self.ridge}; expected 0 or more")
+        if self.reg_covar <= 0:
+            raise ValueError(f"reg_covar is {self.reg_covar}; expected a number above 0")
 
 
 @method(
@@ -98,9 +100,11 @@ class PolynomialExperts(GatedRegressor, config=Config):
         """The experts of the family."""
         if config.family == "gaussian":
             variance = float(y_NQ.var(0).mean())
-            return GaussianExperts(config.reg_covar * max(variance, 1e-300))
-        if y_NQ.shape[1] != 1:
-            raise ValueError(f"y has {y_NQ.shape[1]} columns; family {config.family!r} takes one")
+            floor = config.reg_covar * max(variance, 1e-300)
+            return GaussianExperts(floor)
+        columns = y_NQ.shape[1]
+        if columns != 1:
+            raise ValueError(f"y has {columns} columns; family {config.family!r} takes one")
         if config.family == "poisson":
             return PoissonExperts(config.ridge)
         return MultinomialExperts(2, config.ridge)
@@ -112,7 +116,8 @@ class PolynomialExperts(GatedRegressor, config=Config):
         counts = self._family == "poisson"
         largest = np.inf if counts else 1
         outside = (y_NQ < 0) | (y_NQ > largest)
-        wrong = outside | (y_NQ != np.floor(y_NQ))
+        broken = y_NQ != np.floor(y_NQ)
+        wrong = outside | broken
         if wrong.any():
             kind = "counts" if counts else "zeros and ones"
             raise ValueError(f"y holds {y_NQ[wrong][0]:g}; family {self._family!r} takes {kind}")
@@ -128,9 +133,14 @@ class PolynomialExperts(GatedRegressor, config=Config):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two lines that meet at zero."""
-    unit_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64)
-    x_ND = unit_ND * 2 - 1
-    noise_N = 0.05 * torch.randn(80, generator=generator, dtype=torch.float64)
-    y_N = x_ND[:, 0].abs() + noise_N
+    uniform_ND = torch.rand(80, 1, generator=generator, dtype=torch.float64)
+    normal_N = torch.randn(80, generator=generator, dtype=torch.float64)
+    x_ND = uniform_ND * 2 - 1
+    clean_N = x_ND[:, 0].abs()
+    y_N = clean_N + 0.05 * normal_N
     estimator = PolynomialExperts(random_state=0)
-    return {"estimator": estimator, "X": x_ND.numpy(), "y": y_N.numpy()}
+    return {
+        "estimator": estimator,
+        "X": x_ND.numpy(),
+        "y": y_N.numpy(),
+    }

@@ -30,8 +30,9 @@ def reach(sensitivity: float, epsilon: float, delta: float) -> float:
     """A: the largest truncated Laplace noise that hides a number of that sensitivity."""
     if math.isinf(epsilon):
         return 0.0
+    shrunk = math.exp(-epsilon)
     odds = -math.expm1(-epsilon) / (2 * delta)  # (e^eps - 1) / (2 delta), over e^eps, which may be too large
-    log_term = epsilon + math.log(odds + math.exp(-epsilon))
+    log_term = epsilon + math.log(odds + shrunk)
     return sensitivity / epsilon * log_term
 
 
@@ -44,7 +45,9 @@ def truncated_laplace(u: float, sensitivity: float, epsilon: float, delta: float
     inside = -math.expm1(-largest / scale)
     mass = abs(2 * u - 1) * inside
     below_one = min(mass, 1 - 2**-53)
-    return math.copysign(scale, 0.5 - u) * math.log1p(-below_one)
+    log_left = math.log1p(-below_one)
+    signed_scale = math.copysign(scale, 0.5 - u)
+    return signed_scale * log_left
 
 
 def renyi_bound(order: Any, gamma: float, noise: float, dim: int) -> Any:

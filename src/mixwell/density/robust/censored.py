@@ -47,7 +47,7 @@ FAR = 12.0  # standard deviations beyond which a normal has no mass
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the censored mixture."""
+    """Options of the censored mixture; `ValueError` for one out of range."""
 
     n_components: int = 2  # K
     sigma: float = 1.0  # known standard deviation of every component
@@ -214,41 +214,46 @@ class CensoredGaussianMixture(Configured, config=Config):
 
     def _by_em(self, x_N: Array, n_censored: int | None, config: Config) -> tuple[Array, Array]:
         K = config.n_components
-        weights_K = np.full(K, 1 / K)
         levels_K = (np.arange(K) + 0.5) / K
-        means_K = np.quantile(x_N, levels_K)
+        first = (
+            np.full(K, 1 / K),
+            np.quantile(x_N, levels_K),
+        )
 
         def step(params: tuple[Array, Array]) -> tuple[tuple[Array, Array], float]:
-            new_weights_K, new_means_K, value = em_step(x_N, n_censored, *params, config)
-            return (new_weights_K, new_means_K), value
+            weights_K, means_K, value = em_step(x_N, n_censored, *params, config)
+            return (weights_K, means_K), value
 
         least_gain = config.tol * len(x_N)
-        run = ascend(step, (weights_K, means_K), tol=least_gain, max_iter=config.max_iter)
+        run = ascend(step, first, tol=least_gain, max_iter=config.max_iter)
         self.log_likelihoods_ = run.bounds
         return run.state
 
     def score_samples(self, x: Any) -> Array:
-        """Log density (N,) of the mixture before censoring, in nats."""
+        """Log density (N,) of the mixture before censoring, in nats; an error before `fit`."""
         check_is_fitted(self, "means_")
         config = self._config()
-        x_N1 = np.asarray(x, dtype=np.float64).reshape(-1, 1)
+        x_N = np.asarray(x, dtype=np.float64)
+        x_N1 = x_N.reshape(-1, 1)
         z_NK = (x_N1 - self.means_) / config.sigma
         log_NK = log_normal(z_NK**2, math.log(config.sigma))
-        log_weights_K = log_positive(self.weights_)
-        return logsumexp(log_weights_K + log_NK, axis=1)
+        log_joint_NK = log_positive(self.weights_) + log_NK
+        return logsumexp(log_joint_NK, axis=1)
 
     def observed_share(self) -> float:
-        """The probability that a value falls inside the intervals."""
+        """The probability that a value falls inside the intervals; an error before `fit`."""
         check_is_fitted(self, "means_")
         config = self._config()
         outside_K, _ = outside(self.means_, config.sigma, config.intervals)
-        return 1 - float(self.weights_ @ outside_K)
+        lost = self.weights_ @ outside_K
+        return 1 - float(lost)
 
 
 def _check(x_N: Array, n_censored: int | None, intervals: Intervals) -> None:
     inside_N = np.zeros(len(x_N), dtype=bool)
     for low, high in intervals:
-        inside_N |= (x_N >= low) & (x_N <= high)
+        above_N, below_N = x_N >= low, x_N <= high
+        inside_N |= above_N & below_N
     wrong = x_N[~inside_N]
     if len(wrong):
         raise ValueError(f"x holds {wrong[0]:g}, outside the intervals; drop it and count it in n_censored")

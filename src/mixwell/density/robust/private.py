@@ -79,7 +79,10 @@ LARGEST = 1e70  # of a parameter, so that no distance overflows
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the private mixture. All of them are public: choose them without looking at the rows."""
+    """Options of the private mixture. All of them are public: choose them without looking at the rows.
+
+    `ValueError` for a value out of range.
+    """
 
     estimator: Any = None  # fits a block and has weights_, means_, covariances_; None: density.mixtures.gaussian
     n_components: int = 2  # K, of every block
@@ -162,11 +165,13 @@ def matched(cost_TKK: Array) -> Array:
     """Least sum (T,) of costs over one-to-one matchings: the nearest of each where that is one, else an assignment."""
     K = cost_TKK.shape[-1]
     total_T = cost_TKK.min(-1).sum(-1)
-    nearest_TK = np.sort(cost_TKK.argmin(-1), axis=-1)
-    clashing_T = (nearest_TK != np.arange(K)).any(-1)
+    nearest_TK = cost_TKK.argmin(-1)
+    sorted_TK = np.sort(nearest_TK, axis=-1)
+    clashing_T = (sorted_TK != np.arange(K)).any(-1)
     for t in np.flatnonzero(clashing_T):
-        pairs = linear_sum_assignment(cost_TKK[t])
-        total_T[t] = cost_TKK[t][pairs].sum()
+        cost_KK = cost_TKK[t]
+        pairs = linear_sum_assignment(cost_KK)
+        total_T[t] = cost_KK[pairs].sum()
     return total_T
 
 
@@ -346,8 +351,10 @@ class PrivateGaussianMixture(Configured, config=Config):
 def _parameters_of(model: Any) -> Parameters:
     kind = getattr(model, "covariance_type", "full")
     means_KD = torch.as_tensor(model.means_).double()
-    own = torch.as_tensor(model.covariances_).double()
-    (covariances_KDD,) = as_full(kind, own[None], means_KD[None])
+    own = torch.as_tensor(model.covariances_)
+    own_1 = own.double()[None]
+    full_1KDD = as_full(kind, own_1, means_KD[None])
+    (covariances_KDD,) = full_1KDD
     return parameters(model.weights_, means_KD, covariances_KDD)
 
 

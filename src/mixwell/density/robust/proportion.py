@@ -37,7 +37,7 @@ from mixwell.density._gaussian import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of mixture proportion estimation."""
+    """Options of mixture proportion estimation; `ValueError` for one out of range."""
 
     base: Literal["roc", "kernel"] = "roc"  # the estimator that resampling wraps
     confidence: float = 0.5  # "roc": factor of sqrt(log(n) / n) in the bands
@@ -47,9 +47,12 @@ class Config:
     def __post_init__(self) -> None:
         if self.base not in ("roc", "kernel"):
             raise ValueError(f"base is {self.base!r}; expected 'roc' or 'kernel'")
-        if self.confidence < 0 or self.max_lambda <= 1 or self.max_rows < 2:
-            raise ValueError(f"confidence is {self.confidence}, max_lambda {self.max_lambda}, max_rows "
-                             f"{self.max_rows}; expected at least 0, above 1, at least 2")
+        if self.confidence < 0:
+            raise ValueError(f"confidence is {self.confidence}; expected at least 0")
+        if self.max_lambda <= 1:
+            raise ValueError(f"max_lambda is {self.max_lambda}; expected above 1")
+        if self.max_rows < 2:
+            raise ValueError(f"max_rows is {self.max_rows}; expected at least 2")
 
 
 def keep(alpha_N: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -74,7 +77,8 @@ def band(scores: Array, confidence: float) -> float:
 def roc_slope(score_F: Array, score_H: Array, confidence: float) -> float:
     """The least of (F(S) + band) / (H(S) - band) over sets of large scores; held-out scores of both samples."""
     order = np.unique(np.concatenate([score_F, score_H]))
-    upper_F = share_above(score_F, order) + band(score_F, confidence)
+    share_F = share_above(score_F, order)
+    upper_F = share_F + band(score_F, confidence)
     share_H = share_above(score_H, order)
     band_H = band(score_H, confidence)
     lower_H = share_H - band_H
@@ -89,9 +93,9 @@ def to_simplex(v_N: Array) -> Array:
     sorted_N = np.sort(v_N)[::-1]
     excess_N = np.cumsum(sorted_N) - 1
     rank_N = np.arange(1, len(v_N) + 1)
-    stays_N = sorted_N > excess_N / rank_N
-    last = np.flatnonzero(stays_N)[-1]
-    shift = excess_N[last] / (last + 1)
+    mean_excess_N = excess_N / rank_N
+    (stays,) = np.nonzero(sorted_N > mean_excess_N)
+    shift = mean_excess_N[stays[-1]]
     return np.maximum(v_N - shift, 0.0)
 
 
@@ -120,8 +124,9 @@ def kernel_proportion(x_F: Array, x_H: Array, max_lambda: float) -> float:
     """1 - 1 / lambda at which the distance from the hull rises by a quarter of its limiting slope."""
     gram_NN = gaussian_gram(np.concatenate([x_F, x_H]))
     M, N = len(x_F), len(x_H)
-    mean_F = np.concatenate([np.full(M, 1 / M), np.zeros(N)])
-    mean_H = np.concatenate([np.zeros(M), np.full(N, 1 / N)])
+    even_F, even_H = np.full(M, 1 / M), np.full(N, 1 / N)
+    mean_F = np.concatenate([even_F, np.zeros(N)])
+    mean_H = np.concatenate([np.zeros(M), even_H])
     curvature = float(np.linalg.norm(gram_NN, 2))
     limit = length(gram_NN, mean_F - mean_H)
 
@@ -133,8 +138,8 @@ def kernel_proportion(x_F: Array, x_H: Array, max_lambda: float) -> float:
     while high - low > 0.02 * low:
         middle = 0.5 * (low + high)
         step = 0.05 * middle
-        rise = distance(middle + step) - distance(middle - step)
-        slope = rise / (2 * step)
+        ahead, behind = distance(middle + step), distance(middle - step)
+        slope = (ahead - behind) / (2 * step)
         if slope > 0.25 * limit:
             high = middle
         else:
@@ -148,7 +153,9 @@ def gaussian_gram(x_ND: Array) -> Array:
     gap_NND = x_ND[:, None] - x_ND
     square_NN = (gap_NND**2).sum(-1)
     apart = square_NN[square_NN > 0]
-    return np.exp(-square_NN / np.median(apart))
+    width = np.median(apart)
+    scaled_NN = square_NN / width
+    return np.exp(-scaled_NN)
 
 
 def _held_out_scores(x_F: Array, x_H: Array, generator: torch.Generator) -> tuple[Array, Array]:
@@ -229,7 +236,12 @@ def mixture_proportion(x_mixture: Tensor, x_component: Tensor, config: Config, g
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Sixty points of which half are from the component."""
-    shift_N = 4.0 * (torch.arange(60) % 2)
-    mixture_N1 = torch.randn(60, 1, generator=generator) + shift_N[:, None]
+    group_N = torch.arange(60) % 2
+    noise_N1 = torch.randn(60, 1, generator=generator)
     component_M1 = torch.randn(50, 1, generator=generator)
-    return {"x_mixture": mixture_N1, "x_component": component_M1, "config": Config(), "generator": generator}
+    return {
+        "x_mixture": noise_N1 + 4.0 * group_N[:, None],
+        "x_component": component_M1,
+        "config": Config(),
+        "generator": generator,
+    }

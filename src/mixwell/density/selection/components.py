@@ -70,17 +70,20 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
         self._check_criterion(base)
         numbers = self._numbers()
         fitted = {k: clone(base).set_params(n_components=k).fit(X) for k in numbers}
-        self.log_likelihoods_ = {k: model.score(X) * _count(model, X) for k, model in fitted.items()}
+        self.log_likelihoods_ = {}
+        for k, model in fitted.items():
+            self.log_likelihoods_[k] = model.score(X) * _count(model, X)
         self.scores_ = self._scores(base, fitted, X)
         best = min(numbers, key=self.scores_.__getitem__)
         if self.criterion == "cv" and self.one_standard_error:
             limit = self.scores_[best] + self.standard_errors_[best]
             best = next(k for k in numbers if self.scores_[k] <= limit)
+        chosen = fitted[best]
         self.best_n_components_ = best
-        self.best_estimator_ = fitted[best]
+        self.best_estimator_ = chosen
         for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.best_estimator_, name):
-                value = getattr(self.best_estimator_, name)
+            if hasattr(chosen, name):
+                value = getattr(chosen, name)
                 setattr(self, name, value)
         return self
 
@@ -138,12 +141,12 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
         return losses
 
     def predict(self, X: Any) -> Any:
-        """Labels by the chosen mixture (N,)."""
+        """Labels by the chosen mixture (N,); an error before `fit`."""
         check_is_fitted(self)
         return self.best_estimator_.predict(X)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density by the chosen mixture, in nats."""
+        """Mean log density by the chosen mixture, in nats; an error before `fit`."""
         check_is_fitted(self)
         return self.best_estimator_.score(X)
 
@@ -161,4 +164,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     noise_N1 = torch.randn(120, 1, generator=generator, dtype=torch.float64)
     x_N1 = centres_N1 + noise_N1
     base = GaussianMixture(random_state=0)
-    return {"estimator": ComponentSearch(base, range(1, 6)), "X": x_N1.numpy()}
+    return {
+        "estimator": ComponentSearch(base, range(1, 6)),
+        "X": x_N1.numpy(),
+    }

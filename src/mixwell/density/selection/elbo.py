@@ -47,7 +47,7 @@ from mixwell.density._options import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the selection."""
+    """Options of the selection; `ValueError` for one out of range."""
 
     estimator: Any = None  # None: probabilistic PCA; or a BayesianGaussianMixture; or one with n_components and elbo_
     n_components: int | Sequence[int] | None = None  # ranks or K to try; None: ranks 0..D-1 (at most N-1), K 1..10
@@ -255,10 +255,13 @@ class ElboSelection(DensityMixin, Configured, BaseEstimator, config=Config):
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         N, D = X.shape
         numbers = self._numbers(config, N, D)
-        fitted = {k: _fit_one(X, k, config) for k in numbers}
-        self.elbos_ = {k: _bound(model, N) for k, model in fitted.items()}
-        elbos = list(self.elbos_.values())
-        index, self.weights_ = choose(elbos, _log_prior(config, numbers))
+        fitted, elbos = {}, []
+        for k in numbers:
+            fitted[k] = _fit_one(X, k, config)
+            elbos.append(_bound(fitted[k], N))
+        self.elbos_ = dict(zip(numbers, elbos))
+        log_prior = _log_prior(config, numbers)
+        index, self.weights_ = choose(elbos, log_prior)
         self.n_components_ = numbers[index]
         self.best_ = fitted[self.n_components_]
         return self
@@ -321,7 +324,11 @@ def _bound(model: Any, rows: int) -> float:
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Rows in six dimensions around a plane."""
     z_NK = torch.randn(200, 2, generator=generator, dtype=torch.float64)
-    W_KD = 2.0 * torch.randn(2, 6, generator=generator, dtype=torch.float64)
-    noise_ND = 0.5 * torch.randn(200, 6, generator=generator, dtype=torch.float64)
-    x_ND = z_NK @ W_KD + noise_ND
-    return {"estimator": ElboSelection(), "X": x_ND.numpy()}
+    W_KD = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    noise_ND = torch.randn(200, 6, generator=generator, dtype=torch.float64)
+    plane_ND = z_NK @ (2.0 * W_KD)
+    x_ND = plane_ND + 0.5 * noise_ND
+    return {
+        "estimator": ElboSelection(),
+        "X": x_ND.numpy(),
+    }

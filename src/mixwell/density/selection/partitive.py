@@ -45,7 +45,7 @@ FLOOR = 1e-6  # least variance of a component, in mean variances of the columns
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of partitive partitioning; the abstract states none of the values."""
+    """Options of partitive partitioning, of which the abstract states none; `ValueError` for one out of range."""
 
     agreement: float = 0.9  # share of rows that k-means and the mixture must put in the same part, above 0 up to 1
     certainty: float = 0.9  # responsibility from which a row is separable, 0 to below 1
@@ -100,8 +100,14 @@ def confirm(x_ND: Array, labels_N: Array, floor: float, config: Config) -> tuple
     within_ND = x_ND - means_KD[labels_N]
     covariance_DD = within_ND.T @ within_ND / N + floor * np.eye(D)
     precision = _precision(covariance_DD, config.covariance_type)
-    model = GaussianMixture(K, covariance_type=config.covariance_type, reg_covar=floor, weights_init=share_K,
-                            means_init=means_KD, precisions_init=np.stack([precision] * K))
+    model = GaussianMixture(
+        K,
+        covariance_type=config.covariance_type,
+        reg_covar=floor,
+        weights_init=share_K,
+        means_init=means_KD,
+        precisions_init=np.stack([precision] * K),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # agreement is judged, not the optimum
         model.fit(x_ND)
@@ -199,7 +205,7 @@ class PartitivePartitioning(ClusterMixin, Configured, BaseEstimator, config=Conf
         return np.stack(distances, 1).argmin(1)
 
     def predict(self, X: Any) -> Array:
-        """The nearest centre of every row (N,)."""
+        """The nearest centre of every row (N,); an error before `fit`."""
         check_is_fitted(self, "cluster_centers_")
         X = validate_data(self, X, dtype=np.float64, reset=False)
         return self._nearest(X)

@@ -32,7 +32,7 @@ from mixwell.core.method import method
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How lines are drawn."""
+    """How lines are drawn; `ValueError` for a value out of range."""
 
     min_models: int = 3  # the fewest models that a line goes through, at least 2
     huber: float = 1.345  # residuals beyond so many robust standard deviations count less; large: least squares
@@ -107,4 +107,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     k = np.arange(1, 11)
     steep = 300 * np.minimum(k, 3)
     slow = 2.0 * 3 * k
-    return {"log_likelihoods": -400.0 + steep + slow, "dimensions": 3 * k - 1}
+    return {
+        "log_likelihoods": -400.0 + steep + slow,
+        "dimensions": 3 * k - 1,
+    }

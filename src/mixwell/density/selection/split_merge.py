@@ -122,19 +122,19 @@ class SplitMergeMixture(DensityMixin, Configured, BaseEstimator, config=Config):
         return found
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log density of every row (N,), in nats."""
+        """Log density of every row (N,), in nats; an error before `fit`."""
         return self._mixture(X).score_samples(X)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density, in nats."""
+        """Mean log density, in nats; an error before `fit`."""
         return self._mixture(X).score(X)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable component of every row (N,)."""
+        """The most probable component of every row (N,); an error before `fit`."""
         return self._mixture(X).predict(X)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Responsibilities (N, K)."""
+        """Responsibilities (N, K); an error before `fit`."""
         return self._mixture(X).predict_proba(X)
 
     def _mixture(self, X: Any) -> Any:
@@ -146,12 +146,14 @@ class SplitMergeMixture(DensityMixin, Configured, BaseEstimator, config=Config):
 def merge_order(resp_NK: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of components, the most overlapping first."""
     length_K = np.linalg.norm(resp_NK, axis=0)
-    unit_NK = resp_NK / np.maximum(length_K, TINY)
+    safe_K = np.maximum(length_K, TINY)
+    unit_NK = resp_NK / safe_K
     overlap_KK = unit_NK.T @ unit_NK
     i, j = np.triu_indices(len(overlap_KK), 1)
     overlap_P = overlap_KK[i, j]
     order_P = np.argsort(-overlap_P, kind="stable")
-    first, second = i[order_P].tolist(), j[order_P].tolist()
+    first = i[order_P].tolist()
+    second = j[order_P].tolist()
     return list(zip(first, second))
 
 
@@ -198,9 +200,12 @@ def merge(params: Parameters, i: int, j: int) -> Parameters:
     weights, means, covariances = (part[pair] for part in params)
     rest_w, rest_m, rest_s = (np.delete(part, pair, 0) for part in params)
     weight = weights.sum()
-    share = weights / weight
-    mean_D, covariance_DD = moments(share, means, covariances)
-    one = (weight[None], mean_D[None], covariance_DD[None])
+    mean_D, covariance_DD = moments(weights / weight, means, covariances)
+    one = (
+        weight[None],
+        mean_D[None],
+        covariance_DD[None],
+    )
     return _joined((rest_w, rest_m, rest_s), one)
 
 

@@ -35,7 +35,7 @@ from mixwell.core.method import method
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of partial correlations."""
+    """Options of partial correlations; `ValueError` for one out of range."""
 
     zeros: Literal["refuse", "replace"] = "refuse"  # replace: by delta, the row's other parts scaled down to make room
     delta: float | None = None  # share of the whole that a zero becomes, below 1 / D; None: 1 / D^2
@@ -44,9 +44,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.zeros not in ("refuse", "replace"):
             raise ValueError(f"zeros is {self.zeros!r}; expected 'refuse' or 'replace'")
-        if (self.delta is not None and self.delta <= 0) or self.min_condition < 0:
-            raise ValueError(f"delta is {self.delta}, min_condition {self.min_condition}; expected above 0 (or None), "
-                             "at least 0")
+        if self.delta is not None and self.delta <= 0:
+            raise ValueError(f"delta is {self.delta}; expected above 0, or None")
+        if self.min_condition < 0:
+            raise ValueError(f"min_condition is {self.min_condition}; expected at least 0")
 
 
 class PartialCorrelations(NamedTuple):
@@ -58,7 +59,7 @@ class PartialCorrelations(NamedTuple):
 
 
 def closed(x_ND: Tensor, config: Config) -> Tensor:
-    """Rows scaled to a sum of 1, zeros refused or replaced."""
+    """Rows scaled to a sum of 1, zeros replaced; `ValueError` for zeros that are refused, and for no compositions."""
     if x_ND.ndim != 2 or x_ND.shape[1] < 2 or not bool(x_ND.isfinite().all()) or bool((x_ND < 0).any()):
         raise ValueError(f"x has shape {tuple(x_ND.shape)}; expected finite rows (N, D) of two or more parts, none "
                          "negative")
@@ -137,9 +138,11 @@ def partial_correlations(x: Tensor, config: Config | None = None) -> PartialCorr
     covariance = torch.cov(ilr(share_ND).T)
     _check_condition(covariance.detach(), config.min_condition)
     V = ilr_basis(D).to(share_ND)
-    precision_DD = V @ torch.linalg.solve(covariance, V.T)
+    within = torch.linalg.solve(covariance, V.T)
+    precision_DD = V @ within
     scale_D = precision_DD.diagonal().rsqrt()
-    scaled_DD = -precision_DD * scale_D[:, None] * scale_D
+    scale_D1 = scale_D[:, None]
+    scaled_DD = -precision_DD * scale_D1 * scale_D
     eye = torch.eye(D, dtype=torch.bool, device=x.device)
     correlations_DD = torch.where(eye, 1.0, scaled_DD)
     kind = x.dtype if x.is_floating_point() else torch.float64
@@ -149,7 +152,7 @@ def partial_correlations(x: Tensor, config: Config | None = None) -> PartialCorr
 
 def _check_condition(covariance: Tensor, least: float) -> None:
     values = torch.linalg.eigvalsh(covariance)
-    low, high = float(values[0]), float(values[-1])
+    low, high = values[[0, -1]].tolist()
     if not low > least * high:
         raise ValueError(f"the log-ratio covariance has eigenvalues from {low:.3g} to {high:.3g}; some parts are "
                          "functions of others: drop them")

@@ -41,7 +41,10 @@ class Config:
 @method(title="Gaussian mixture as a value", year=2003, tags={"value", "density", "differentiable", "relabel"})
 @dataclass(frozen=True, eq=False)
 class GaussianMixtureDensity:
-    """A normalised Gaussian mixture. weights_K sum to one; covariances_KDD are symmetric positive definite."""
+    """A normalised Gaussian mixture. weights_K sum to one; covariances_KDD are symmetric positive definite.
+
+    `ValueError` where they are not, or their shapes do not fit.
+    """
 
     weights_K: Tensor
     means_KD: Tensor
@@ -69,8 +72,11 @@ class GaussianMixtureDensity:
         means_KD = torch.as_tensor(model.means_, dtype=torch.float64)
         covariances = torch.as_tensor(model.covariances_, dtype=torch.float64)
         full_1KDD = as_full(model.covariance_type, covariances[None], means_KD[None])
-        share_K = weights_K / weights_K.sum()
-        return cls(share_K, means_KD, full_1KDD[0])
+        return cls(
+            weights_K=weights_K / weights_K.sum(),
+            means_KD=means_KD,
+            covariances_KDD=full_1KDD[0],
+        )
 
     @property
     def dim(self) -> int:
@@ -92,12 +98,14 @@ class GaussianMixtureDensity:
         return torch.softmax(self.log_joint(x_ND), 1)
 
     def score(self, x_ND: Tensor) -> Tensor:
-        """Gradient of the log density (N, D), exact."""
+        """Gradient of the log density (N, D), exact; `ValueError` for another width."""
         back_NKD = -self._differences(x_ND)
         root_KDD = cholesky(self.covariances_KDD)
         pull_NKD1 = torch.cholesky_solve(back_NKD[..., None], root_KDD)
-        resp_NK1 = self.responsibilities(x_ND)[..., None]
-        return (resp_NK1 * pull_NKD1[..., 0]).sum(1)
+        pull_NKD = pull_NKD1[..., 0]
+        resp_NK = self.responsibilities(x_ND)
+        weighted_NKD = resp_NK[..., None] * pull_NKD
+        return weighted_NKD.sum(1)
 
     def mean(self) -> Tensor:
         """Mean (D,)."""
@@ -110,12 +118,14 @@ class GaussianMixtureDensity:
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows (count, D) and the components they come from (count,)."""
+        means_KD = self.means_KD
         labels_N = torch.multinomial(self.weights_K, count, replacement=True, generator=generator)
-        noise_ND = torch.randn(count, self.dim, generator=generator, dtype=torch.float64, device=self.means_KD.device)
+        noise_ND = torch.randn(count, self.dim, generator=generator, dtype=torch.float64, device=means_KD.device)
         root_KDD = cholesky(self.covariances_KDD)
-        about_ND1 = root_KDD[labels_N] @ noise_ND[..., None]
-        x_ND = self.means_KD[labels_N] + about_ND1[..., 0]
-        return x_ND, labels_N
+        root_NDD = root_KDD[labels_N]
+        about_ND1 = root_NDD @ noise_ND[..., None]
+        about_ND = about_ND1[..., 0]
+        return means_KD[labels_N] + about_ND, labels_N
 
     def affine(self, matrix_ED: Tensor, shift_E: Tensor | float = 0.0) -> GaussianMixtureDensity:
         """Density of A x + b; the rows of A (E, D) must be independent. A `ValueError` for another width."""
@@ -124,8 +134,9 @@ class GaussianMixtureDensity:
         if len(shape) != 2 or shape[1] != self.dim:
             raise ValueError(f"got a matrix of shape {shape}; expected (E, {self.dim}).")
         means_KE = self.means_KD @ matrix_ED.T
-        covariances_KEE = matrix_ED @ self.covariances_KDD @ matrix_ED.T
-        return GaussianMixtureDensity(self.weights_K, means_KE + shift_E, symmetric(covariances_KEE))
+        across_KED = matrix_ED @ self.covariances_KDD
+        covariances_KEE = symmetric(across_KED @ matrix_ED.T)
+        return GaussianMixtureDensity(self.weights_K, means_KE + shift_E, covariances_KEE)
 
     def marginal(self, keep: Sequence[int]) -> GaussianMixtureDensity:
         """Density of some coordinates, in the order given; `keep` may also be D truth values.
@@ -182,14 +193,17 @@ class GaussianMixtureDensity:
         log_overlap_P1 = log_prob(gap_PD[:, None], both_PDD)
         log_weights_P = log_weights(weights_P) + log_overlap_P1[:, 0]
         gain_PDD = gain(s_PDD, both_PDD)
-        moved_PD1 = gain_PDD @ (n_PD - m_PD)[..., None]
-        means_PD = m_PD + moved_PD1[..., 0]
-        covariances_PDD = symmetric(gain_PDD @ t_PDD)
-        density = GaussianMixtureDensity(shares(log_weights_P), means_PD, covariances_PDD)
+        back_PD = n_PD - m_PD
+        moved_PD1 = gain_PDD @ back_PD[..., None]
+        density = GaussianMixtureDensity(
+            weights_K=shares(log_weights_P),
+            means_KD=m_PD + moved_PD1[..., 0],
+            covariances_KDD=symmetric(gain_PDD @ t_PDD),
+        )
         return density, torch.logsumexp(log_weights_P, 0)
 
     def convolve(self, other: GaussianMixtureDensity) -> GaussianMixtureDensity:
-        """Density of the sum of independent draws (K_1 K_2 components)."""
+        """Density of the sum of independent draws (K_1 K_2 components); `ValueError` for another dimension."""
         weights_P, m_PD, s_PDD, n_PD, t_PDD = self._pairs(other)
         return GaussianMixtureDensity(weights_P, m_PD + n_PD, s_PDD + t_PDD)
 
@@ -232,18 +246,21 @@ class GaussianMixtureDensity:
 
 
 def _check_symmetric(covariances_KDD: Tensor) -> None:
-    scale_KD = covariances_KDD.diagonal(dim1=1, dim2=2).abs().sqrt()
-    gap_KDD = (covariances_KDD - covariances_KDD.mT).abs()
+    diagonal_KD = covariances_KDD.diagonal(dim1=1, dim2=2)
+    scale_KD = diagonal_KD.abs().sqrt()
+    gap_KDD = covariances_KDD - covariances_KDD.mT
     tolerated_KDD = ASYMMETRY * outer(scale_KD, scale_KD)
-    uneven_KDD = gap_KDD > tolerated_KDD
+    uneven_KDD = gap_KDD.abs() > tolerated_KDD
     if bool(uneven_KDD.any()):
-        raise ValueError(f"covariance [{int(uneven_KDD.nonzero()[0, 0])}] is not symmetric.")
+        first = int(uneven_KDD.nonzero()[0, 0])
+        raise ValueError(f"covariance [{first}] is not symmetric.")
 
 
 def _check_weights(weights_K: Tensor) -> None:
     total = float(weights_K.sum())
+    negative = bool((weights_K < 0).any())
     whole = abs(total - 1) <= 1e-6
-    if not whole or bool((weights_K < 0).any()):
+    if negative or not whole:
         raise ValueError(f"weights must not be negative and must sum to 1, got a sum of {total:.6f}.")
 
 
@@ -257,8 +274,11 @@ def shares(log_weights_K: Tensor) -> Tensor:
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two components in the plane."""
     factors_KDD = torch.randn(2, 2, 2, generator=generator, dtype=torch.float64)
-    means_KD = 2 * torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    means_KD = torch.randn(2, 2, generator=generator, dtype=torch.float64)
     squares_KDD = factors_KDD @ factors_KDD.mT
-    covariances_KDD = squares_KDD + 0.3 * torch.eye(2, dtype=torch.float64)
-    weights_K = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    return {"weights_K": weights_K, "means_KD": means_KD, "covariances_KDD": covariances_KDD}
+    eye_DD = torch.eye(2, dtype=torch.float64)
+    return {
+        "weights_K": torch.tensor([0.3, 0.7], dtype=torch.float64),
+        "means_KD": 2 * means_KD,
+        "covariances_KDD": squares_KDD + 0.3 * eye_DD,
+    }

@@ -41,7 +41,8 @@ def _logistic_slope(s: Tensor, power: float) -> Tensor:
     r = s.clamp(min=TINY).sqrt()
     half = r / 2
     height = torch.cosh(half) ** -2
-    return height * torch.tanh(half) / (2 * r)
+    slope = torch.tanh(half)
+    return height * slope / (2 * r)
 
 
 def _sigmoid_slope(s: Tensor, power: float) -> Tensor:
@@ -66,7 +67,7 @@ KERNELS: dict[str, Profile] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of the projected mode search."""
+    """Options of the projected mode search; `ValueError` for one out of range."""
 
     kernel: Literal["gaussian", "logistic", "sigmoid", "generalised_gaussian"] = "gaussian"  # k
     bandwidth: float = 1.0  # h, in the centres' units
@@ -114,7 +115,8 @@ def pull(z_BM: Tensor, near_NM: Tensor, centres_ND: Tensor, weights_N: Tensor, c
     squares_BN = _squares(z_BM, near_NM, config)
     slope_BN = slope(squares_BN, config.power) * weights_N
     total_B1 = slope_BN.sum(1, keepdim=True)
-    return slope_BN @ centres_ND / total_B1.clamp(min=1e-300)
+    moment_BD = slope_BN @ centres_ND
+    return moment_BD / total_B1.clamp(min=1e-300)
 
 
 def mean_shift(z_BM: Tensor, near_NM: Tensor, weights_N: Tensor, config: Config, steps: int) -> Tensor:
@@ -168,14 +170,15 @@ def kde_mode(centres: Tensor, config: Config, generator: torch.Generator, *, wei
 
 def _shares(weights: Tensor | None, count: int) -> Tensor:
     """Weights (N,) that sum to one, equal where none were given."""
-    if weights is None:
-        weights_N = torch.ones(count, dtype=torch.float64)
-    else:
+    weights_N = torch.ones(count, dtype=torch.float64)
+    if weights is not None:
         weights_N = torch.as_tensor(weights).double()
-    if weights_N.shape != (count,) or bool((weights_N < 0).any()) or float(weights_N.sum()) <= 0:
-        raise ValueError(f"weights have shape {tuple(weights_N.shape)}; expected {count} numbers, not negative, "
-                         "not all zero")
-    return weights_N / weights_N.sum()
+    total = weights_N.sum()
+    shape = tuple(weights_N.shape)
+    negative = bool((weights_N < 0).any())
+    if shape != (count,) or negative or float(total) <= 0:
+        raise ValueError(f"weights have shape {shape}; expected {count} numbers, not negative, not all zero")
+    return weights_N / total
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

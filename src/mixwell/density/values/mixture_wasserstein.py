@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density._gaussian import cholesky, symmetric
+from mixwell.density._gaussian import Array, cholesky, symmetric
 from mixwell.density.values._transport import smoothed, transport
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How the coupling is found."""
+    """How the coupling is found; `ValueError` for a value out of range."""
 
     smoothing: float = 0.0  # entropy's weight over the independent coupling's cost; 0: the exact optimum
     max_iter: int = 1000  # Sinkhorn steps, at most; smoothing below 0.01 may need more to come nearer
@@ -59,14 +59,20 @@ def mixture_wasserstein(p: GaussianMixtureDensity, q: GaussianMixtureDensity,
     if p.dim != q.dim:
         raise ValueError(f"the mixtures have {p.dim} and {q.dim} dimensions; expected the same.")
     cost_KL = gaussian_wasserstein_squared(p.means_KD, p.covariances_KDD, q.means_KD, q.covariances_KDD)
-    cost, w_K, v_L = (part.detach().cpu().numpy() for part in (cost_KL, p.weights_K, q.weights_K))
+    cost = _numbers(cost_KL)
+    w_K, v_L = _numbers(p.weights_K), _numbers(q.weights_K)
     if config.smoothing == 0:
         coupling = transport(cost, w_K, v_L)
     else:
         coupling = smoothed(cost, w_K, v_L, config.smoothing, config.max_iter)
     coupling_KL = torch.from_numpy(coupling).to(cost_KL.device)
     square = (coupling_KL * cost_KL).sum()
-    return square.clamp(min=0).sqrt(), coupling_KL
+    distance = square.clamp(min=0).sqrt()
+    return distance, coupling_KL
+
+
+def _numbers(part: Tensor) -> Array:
+    return part.detach().cpu().numpy()
 
 
 def gaussian_wasserstein_squared(m_KD: Tensor, s_KDD: Tensor, n_LD: Tensor, t_LDD: Tensor) -> Tensor:
@@ -89,7 +95,9 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Two mixtures in the plane."""
     means_KD = torch.randn(2, 2, generator=generator, dtype=torch.float64)
     unit_KDD = torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
-    even_K, uneven_K = torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.8])
-    p = GaussianMixtureDensity(even_K, means_KD, unit_KDD)
-    q = GaussianMixtureDensity(uneven_K, means_KD + 1, 2 * unit_KDD)
-    return {"p": p, "q": q}
+    even_K = torch.tensor([0.5, 0.5])
+    uneven_K = torch.tensor([0.2, 0.8])
+    return {
+        "p": GaussianMixtureDensity(even_K, means_KD, unit_KDD),
+        "q": GaussianMixtureDensity(uneven_K, means_KD + 1, 2 * unit_KDD),
+    }

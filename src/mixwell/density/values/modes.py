@@ -31,7 +31,7 @@ from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How modes are searched."""
+    """How modes are searched; `ValueError` for a value out of range."""
 
     max_iter: int = 500  # fixed-point steps
     tol: float = 1e-9  # step length, in standard deviations of the mixture, below which a path has ended
@@ -111,16 +111,20 @@ def log_hessian(mixture: GaussianMixtureDensity, x_ND: Tensor, precision_KDD: Te
     resp_NK = mixture.responsibilities(x_ND)
     gap_NKD = mixture.means_KD - x_ND[:, None]
     pull_NKD = torch.einsum("kde,nke->nkd", precision_KDD, gap_NKD)
-    score_ND = (resp_NK[..., None] * pull_NKD).sum(1)
+    weighted_NKD = resp_NK[..., None] * pull_NKD
+    score_ND = weighted_NKD.sum(1)
     squares_NDD = torch.einsum("nk,nkd,nke->nde", resp_NK, pull_NKD, pull_NKD)
     precision_NDD = torch.einsum("nk,kde->nde", resp_NK, precision_KDD)
-    return squares_NDD - precision_NDD - outer(score_ND, score_ND)
+    curve_NDD = squares_NDD - precision_NDD
+    slope_NDD = outer(score_ND, score_ND)
+    return curve_NDD - slope_NDD
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A mixture with two modes."""
-    weights_K = torch.tensor([0.5, 0.5])
-    means_KD = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
-    covariances_KDD = torch.eye(2).expand(2, 2, 2)
-    mixture = GaussianMixtureDensity(weights_K, means_KD, covariances_KDD)
+    mixture = GaussianMixtureDensity(
+        weights_K=torch.tensor([0.5, 0.5]),
+        means_KD=torch.tensor([[-2.0, 0.0], [2.0, 0.0]]),
+        covariances_KDD=torch.eye(2).expand(2, 2, 2),
+    )
     return {"mixture": mixture}

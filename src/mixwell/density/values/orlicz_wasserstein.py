@@ -33,17 +33,20 @@ from mixwell.density.values._transport import transport
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The convex function and the accuracy."""
+    """The convex function and the accuracy; `ValueError` for a value out of range."""
 
     phi: Literal["power", "exponential"] = "exponential"  # r^order, or exp(r^order) - 1
     order: float = 2.0  # at least 1
     tol: float = 1e-9  # relative accuracy of the distance
 
     def __post_init__(self) -> None:
-        if self.phi not in ("power", "exponential"):
+        known = ("power", "exponential")
+        if self.phi not in known:
             raise ValueError(f"phi={self.phi!r}; expected 'power' or 'exponential'.")
-        if self.order < 1 or not 0 < self.tol < 1:
-            raise ValueError(f"order={self.order}, tol={self.tol}; expected order >= 1 and 0 < tol < 1.")
+        if self.order < 1:
+            raise ValueError(f"order={self.order}; expected order >= 1.")
+        if not 0 < self.tol < 1:
+            raise ValueError(f"tol={self.tol}; expected 0 < tol < 1.")
 
     def __call__(self, r: np.ndarray) -> np.ndarray:
         """Phi, kept finite."""
@@ -114,7 +117,10 @@ def _distances(a_KD: np.ndarray, b_LD: np.ndarray, w_K: np.ndarray, v_L: np.ndar
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two measures on the line."""
-    even_K, uneven_L = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     atoms_K1 = torch.randn(2, 1, generator=generator)
-    atoms_L1 = torch.tensor([[0.0], [10.0]])
-    return {"weights_K": even_K, "atoms_KD": atoms_K1, "weights_L": uneven_L, "atoms_LD": atoms_L1}
+    return {
+        "weights_K": torch.tensor([0.5, 0.5]),
+        "atoms_KD": atoms_K1,
+        "weights_L": torch.tensor([0.9, 0.1]),
+        "atoms_LD": torch.tensor([[0.0], [10.0]]),
+    }

@@ -31,7 +31,7 @@ from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How far and how a mixture is reduced."""
+    """How far and how a mixture is reduced; `ValueError` for a value out of range."""
 
     n_components: int = 1  # how many are left
     refine: int = 0  # assignment steps after the greedy merging
@@ -44,8 +44,8 @@ class Config:
 @method(title="Mixture reduction", year=2007, tags={"value", "relabel", "differentiable"})
 def reduce_mixture(mixture: GaussianMixtureDensity, config: Config) -> GaussianMixtureDensity:
     """A mixture of at most `config.n_components` with the same mean and covariance."""
-    there = mixture.weights_K > 0
-    given = Parts(mixture.weights_K[there], mixture.means_KD[there], mixture.covariances_KDD[there])
+    everything = Parts(mixture.weights_K, mixture.means_KD, mixture.covariances_KDD)
+    given = everything.select(mixture.weights_K > 0)
     reduced = _merged(given, config.n_components)
     for _ in range(config.refine):
         reduced = _reassigned(given, reduced)
@@ -70,17 +70,20 @@ def _merged(given: Parts, left: int) -> Parts:
     parts = Parts(*(part.clone() for part in given))
     w_K, m_KD, s_KDD = parts
     K = len(w_K)
-    cost_KK = merging_cost(*parts, torch.arange(K))
+    everyone_K = torch.arange(K)
+    cost_KK = merging_cost(*parts, everyone_K)
     alive_K = torch.ones(K, dtype=torch.bool)
     for _ in range(K - left):
-        i, j = divmod(int(cost_KK.argmin()), K)
+        cheapest = int(cost_KK.argmin())
+        i, j = divmod(cheapest, K)
         both = parts.select(torch.tensor([i, j]))
         w_K[i], m_KD[i], s_KDD[i] = merge(*both)
         w_K[j] = 0.0
         alive_K[j] = False
         cost_KK[j] = torch.inf
         cost_KK[:, j] = torch.inf
-        cost_K = merging_cost(*parts, torch.tensor([i]))[0]
+        cost_1K = merging_cost(*parts, everyone_K[i : i + 1])
+        cost_K = cost_1K[0]
         cost_K[~alive_K] = torch.inf
         cost_KK[i] = cost_K
         cost_KK[:, i] = cost_K
@@ -91,9 +94,12 @@ def _reassigned(given: Parts, reduced: Parts) -> Parts:
     """Every given component merged into the nearest that is left."""
     distance_IJ = divergences(given.m_KD, given.s_KDD, reduced.m_KD, reduced.s_KDD)
     nearest_I = distance_IJ.argmin(1)
-    groups = [given.select(nearest_I == j) for j in nearest_I.unique()]
-    merged = [merge(*group) for group in groups]
-    return Parts(*(torch.stack(part) for part in zip(*merged)))
+    merged = []
+    for j in nearest_I.unique():
+        group = given.select(nearest_I == j)
+        merged.append(merge(*group))
+    stacked = [torch.stack(part) for part in zip(*merged)]
+    return Parts(*stacked)
 
 
 def merge(w_K: Tensor, m_KD: Tensor, s_KDD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,19 +131,26 @@ def _each(value_RK: Tensor) -> Tensor:
 
 def divergences(m_ID: Tensor, s_IDD: Tensor, n_JD: Tensor, t_JDD: Tensor) -> Tensor:
     """KL(N(m_i, S_i) || N(n_j, T_j)) for all pairs (I, J), in nats."""
+    D = m_ID.shape[1]
     inverse_JDD = torch.linalg.inv(t_JDD)
     diff_IJD = n_JD - m_ID[:, None]
     spread_IJ = torch.einsum("jde,ied->ij", inverse_JDD, s_IDD)
     far_IJ = torch.einsum("ijd,jde,ije->ij", diff_IJD, inverse_JDD, diff_IJD)
-    log_det_I = torch.logdet(s_IDD)
-    log_ratio_IJ = torch.logdet(t_JDD) - log_det_I[:, None]
-    return divergence(spread_IJ + far_IJ, log_ratio_IJ, m_ID.shape[1])
+    square_IJ = spread_IJ + far_IJ
+    log_det_I1 = torch.logdet(s_IDD)[:, None]
+    log_ratio_IJ = torch.logdet(t_JDD) - log_det_I1
+    return divergence(square_IJ, log_ratio_IJ, D)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three components, two of them close."""
-    weights_K = torch.tensor([0.3, 0.3, 0.4])
     means_KD = torch.tensor([[0.0, 0.0], [0.2, 0.0], [5.0, 5.0]], dtype=torch.float64)
-    covariances_KDD = torch.eye(2).expand(3, 2, 2)
-    mixture = GaussianMixtureDensity(weights_K, means_KD, covariances_KDD)
-    return {"mixture": mixture, "config": Config(n_components=2)}
+    mixture = GaussianMixtureDensity(
+        weights_K=torch.tensor([0.3, 0.3, 0.4]),
+        means_KD=means_KD,
+        covariances_KDD=torch.eye(2).expand(3, 2, 2),
+    )
+    return {
+        "mixture": mixture,
+        "config": Config(n_components=2),
+    }

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, check_group_sizes, check_groups, keep_groups
+from mixwell.experts.routers._parts import LinearRouter, check_group_sizes, check_groups, draws, keep_groups
 from mixwell.mixing import check_above, check_choice, check_k, renormalises, select
 
 
@@ -88,11 +88,12 @@ class TopK(LinearRouter):
         self.bias = nn.Parameter(torch.zeros(num_experts)) if config.bias else None
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        """Route the tokens [T, D]; draws only when training with jitter."""
+        """Route the tokens [T, D]; training with jitter draws and raises `MixwellError` without a generator."""
         jitter = self.config.jitter
         if self.training and jitter:
-            draw = torch.rand(x_TD.shape, generator=context.generator, device=x_TD.device, dtype=torch.float32)
-            within_one = 2 * draw - 1
+            generator = draws(context, self)
+            draw = torch.rand(x_TD.shape, generator=generator, device=generator.device)
+            within_one = 2 * draw.to(x_TD.device) - 1
             x_TD = x_TD * (1 + jitter * within_one)
         logits = self.logits(x_TD)
         if self.bias is not None:

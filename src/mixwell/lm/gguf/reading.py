@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
+from mixwell.formats.declared import Form
 from mixwell.lm.gguf.architectures import Architecture, architecture_of, config_of
 from mixwell.lm.gguf.header import read_header
 
@@ -48,6 +49,12 @@ class GgufFile:
             return halves.view(shape)
         wide = self._dequantised(name, raw.reshape(rows, row_bytes), kind)
         return torch.from_numpy(wide).view(shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that `tensor` gives."""
+        kind = self._kind(name, self._places[name].kind)
+        half = kind == self.library.GGMLQuantizationType.BF16
+        return torch.bfloat16 if half else torch.float32
 
     def _kind(self, name: str, number: int) -> Any:
         try:
@@ -111,6 +118,11 @@ class HuggingFaceView(Mapping[str, Tensor]):
             raise MixwellError(f"{path}: {name} is missing.")
         for name in sorted(extra):
             raise MixwellError(f"{path}: {name} has no place in this model; it would be dropped.")
+
+    def form(self, name: str) -> Form:
+        """Type and shape of a tensor, without reading it."""
+        place, _ = self._places[name]
+        return Form(self._file.dtype(place), self._shapes[name])
 
     def __getitem__(self, name: str) -> Tensor:
         place, expert = self._places[name]

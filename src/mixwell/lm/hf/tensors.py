@@ -5,6 +5,7 @@ Legend: E experts, R rows of one part.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
+from mixwell.formats.declared import Declared, Form, Fresh, check_form, copied, form_of
 from mixwell.lm.hf.families import FAMILIES
 from mixwell.lm.hf.forms import Experts, Layout, View
 
@@ -50,6 +52,10 @@ class Recipe(NamedTuple):
         first = self.names[0][0]
         vectors = len(self.shape) == 1 or first.endswith("bias")
         return -1 if vectors else -2
+
+    def declared(self, part: int) -> Declared:
+        """What a part in the file must be."""
+        return Declared(self.part_shape(part))
 
 
 def recipes(arch: Mapping[str, Any], model_type: str, shapes: Mapping[str, tuple[int, ...]],
@@ -163,7 +169,7 @@ def _rows(arch: Mapping[str, Any], total: int, parts: int) -> tuple[int, ...]:
     return (queries, keys, keys)
 
 
-class Gathered(Mapping[str, Tensor]):
+class Gathered(Fresh):
     """Canonical tensors, each put together from a file's when it is asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], table: Mapping[str, Recipe], where: str) -> None:
@@ -171,22 +177,24 @@ class Gathered(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         recipe = self._table[name]
-        experts = [self._joined(recipe, names) for names in recipe.names]
-        tensor = torch.stack(experts) if recipe.stacked else experts[0]
-        if recipe.extra:
-            tensor = tensor.squeeze(0)
-        if recipe.transposed:
-            tensor = tensor.transpose(-1, -2)
-        return _ordered(tensor, recipe.order, recipe.row_dim)
+        room = torch.empty(_room_shape(recipe), dtype=self.form(name).dtype)
+        experts = room if recipe.stacked else room.unsqueeze(0)
+        for names, place in zip(recipe.names, experts):
+            self._fill(recipe, names, place)
+        return _canonical(room, recipe)
 
-    def _joined(self, recipe: Recipe, names: tuple[str, ...]) -> Tensor:
-        parts = [self._tensors[name] for name in names]
-        for i, part in enumerate(parts):
-            found, wanted = tuple(part.shape), recipe.part_shape(i)
-            if found != wanted:
-                raise MixwellError(f"{self._where}: {names[i]} has shape {list(found)}; config.json asks for "
-                                   f"{list(wanted)}.")
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    def _fill(self, recipe: Recipe, names: tuple[str, ...], room: Tensor) -> None:
+        """Copy the parts below each other, each once it is what config.json asks for."""
+        places = [room] if _is_whole(recipe) else room.split(recipe.rows)
+        for part, (name, place) in enumerate(zip(names, places)):
+            copied(self._tensors, name, recipe.declared(part), self._where, into=place)
+
+    def form(self, name: str) -> Form:
+        """Type and shape of a canonical tensor; parts of several types meet in the widest."""
+        recipe = self._table[name]
+        found = {form_of(self._tensors, part).dtype for names in recipe.names for part in names}
+        widest = functools.reduce(torch.promote_types, found)  # type: ignore[arg-type]  # `check_names` saw them
+        return Form(widest, recipe.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table)
@@ -201,6 +209,20 @@ def _ordered(tensor: Tensor, order: tuple[int, ...], dim: int) -> Tensor:
         return tensor.contiguous()
     rows = torch.tensor(order)
     return tensor.index_select(dim, rows)
+
+
+def _room_shape(recipe: Recipe) -> tuple[int, ...]:
+    """Shape of a canonical tensor as it lies in the file."""
+    return recipe.part_shape(0) if _is_whole(recipe) else recipe.shape
+
+
+def _canonical(tensor: Tensor, recipe: Recipe) -> Tensor:
+    """A tensor as it lies in the file, as mixwell holds it."""
+    if recipe.extra:
+        tensor = tensor.squeeze(0)
+    if recipe.transposed:
+        tensor = tensor.transpose(-1, -2)
+    return _ordered(tensor, recipe.order, recipe.row_dim)
 
 
 def _restored(tensor: Tensor, recipe: Recipe) -> Tensor:
@@ -221,6 +243,7 @@ class Scattered(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor], table: Mapping[str, Recipe]) -> None:
         self._tensors, self._table = tensors, table
+        self._shapes = file_shapes(table)
         self._places: dict[str, tuple[str, int | None, slice]] = {}
         for canonical, recipe in table.items():
             for number, names in enumerate(recipe.names):
@@ -241,6 +264,12 @@ class Scattered(Mapping[str, Tensor]):
             tensor = tensor[expert]
         return tensor if _is_whole(self._table[canonical]) else tensor[rows]
 
+    def form(self, name: str) -> Form:
+        """Type and shape of a tensor of the file."""
+        canonical, _, _ = self._places[name]
+        whole = form_of(self._tensors, canonical)
+        return Form(whole.dtype, self._shapes[name])
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -256,29 +285,36 @@ def _is_whole(recipe: Recipe) -> bool:
 
 def check_names(table: Mapping[str, Recipe], tensors: Mapping[str, Tensor], where: str,
                 arch: Mapping[str, Any]) -> None:
-    """Refuse a file that lacks a tensor or holds one that would not be used."""
-    stored = set(tensors)
+    """Refuse a file that lacks a tensor, holds one that would not be used, or one of another type or shape."""
+    stored, wanted = set(tensors), _declared(table)
     layout = FAMILIES[arch["architecture"]].layout
-    wanted = set(file_shapes(table))
     _refuse_wrapped(stored, where)
-    for name in sorted(wanted - stored):
+    for name in sorted(set(wanted) - stored):
         raise MixwellError(f"{where}: {name} is missing.")
     ahead = f"{layout.bases[0]}{layout.layer}".format(arch["num_layers"])  # layers that predict further tokens
     predicts = "num_nextn_predict_layers" in FAMILIES[arch["architecture"]].defaults
-    for name in sorted(stored - wanted):
+    for name in sorted(stored - set(wanted)):
         if name.endswith(layout.constants):  # older files hold these; config.json says the same
             continue
         if predicts and name.startswith(ahead):
             continue
-        if name == layout.head and arch["tie_embeddings"] and _same(tensors, name, table["embed.weight"]):
+        embedding = table["embed.weight"].names[0][0]
+        if name == layout.head and arch["tie_embeddings"] and _same(tensors, name, embedding):
             continue
         raise MixwellError(f"{where}: {name} has no place in this model; it would be dropped. Is config.json its own?")
+    for name, declared in wanted.items():
+        check_form(name, form_of(tensors, name), declared, where)
 
 
-def _same(tensors: Mapping[str, Tensor], name: str, embedding: Recipe) -> bool:
-    """Whether a head beside tied embeddings holds the same numbers."""
-    tied = embedding.names[0][0]
-    return torch.equal(tensors[name], tensors[tied])
+def _declared(table: Mapping[str, Recipe]) -> dict[str, Declared]:
+    """What the tensors of the file must be, by their names there."""
+    shapes = file_shapes(table)
+    return {name: Declared(shape) for name, shape in shapes.items()}
+
+
+def _same(tensors: Mapping[str, Tensor], first: str, second: str) -> bool:
+    same_form = form_of(tensors, first) == form_of(tensors, second)
+    return same_form and torch.equal(tensors[first], tensors[second])
 
 
 def _refuse_wrapped(stored: set[str], where: str) -> None:

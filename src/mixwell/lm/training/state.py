@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json, write_json
-from mixwell.core.tensors import LazyTensors, open_file, save_tensors
+from mixwell.formats.tensors import LazyTensors, open_file, save_tensors
 
 STATE = "state.json"
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
-from mixwell.core.receipts import Receipt
 from mixwell.core.rng import generator
 from mixwell.lm import folder as folders
 from mixwell.lm import receipt
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.receipt import Receipt
 from mixwell.run.stages._parts import Job, Stage, read_model
 from mixwell.run.stages.models import describe
 

@@ -77,6 +77,7 @@ class Gaussian(Family):
         return bool(finite.all())
 
     def refuse(self, params: Params) -> None:
+        """`ValueError`: covariances that are no use."""
         raise ValueError(ILL_DEFINED)
 
     def _accurate(self, params: Params, level: Level) -> bool:

@@ -35,7 +35,7 @@ class Family(ABC):
         return True
 
     def refuse(self, params: Params) -> None:
-        """Raise where even the most careful way gave parameters that are no use."""
+        """`ValueError` that says what is wrong, where even the most careful way gave parameters that are no use."""
         raise AssertionError("a family that distrusts its parameters says what is wrong with them")
 
     def online_level(self) -> Any:

@@ -31,7 +31,10 @@ class Alone:
 
 
 class Group(Alone):
-    """Processes of `group` (None: all), each with rows of its own. Every process must make the same calls."""
+    """Processes of `group` (None: all), each with rows of its own. Every process must make the same calls.
+
+    `MixwellError` where torch.distributed is not initialised.
+    """
 
     def __init__(self, group: Any) -> None:
         ready = dist.is_available() and dist.is_initialized()

@@ -269,6 +269,7 @@ class ParquetRows(StreamRows):
     """The numeric columns of one or several Parquet files with the same columns; nulls are missing values.
 
     What pandas wrote as an index is left out, as where pandas reads the file.
+    `MixwellError` where the files do not fit together.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -428,7 +429,7 @@ def column_name(names: Sequence[str] | None, column: int) -> str:
 
 
 def refuse_infinite(chunk: Tensor, start: int, names: Sequence[str] | None, allow_nan: bool) -> None:
-    """Name the first value that no density can take, if there is one."""
+    """`ValueError` that names the first value which no density can take, if there is one."""
     refused = chunk.isinf() if allow_nan else ~chunk.isfinite()
     found = refused.nonzero()
     if not len(found):
@@ -440,7 +441,7 @@ def refuse_infinite(chunk: Tensor, start: int, names: Sequence[str] | None, allo
 
 
 def locate_infinite(rows: Rows) -> None:
-    """Say why a log-likelihood is not finite."""
+    """`ValueError` that says why a log-likelihood is not finite."""
     for start, chunk in rows.chunks():
         refuse_infinite(chunk, start, rows.names, allow_nan=False)
     raise ValueError("the log-likelihood is not finite; scale the input data or increase reg_covar.")

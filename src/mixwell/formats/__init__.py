@@ -1,0 +1,1 @@
+"""What lies on disk, checked before it is used: files of a folder, JSON of a known shape, named tensors."""

@@ -1,0 +1,92 @@
+"""What the files of a model folder must hold, key by key, before anything is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mixwell.core.errors import MixwellError
+from mixwell.formats.plain import (
+    FLAG,
+    Schema,
+    check_object,
+    either,
+    keyed,
+    mapping,
+    number,
+    optional,
+    parse,
+    sequence,
+    text,
+    whole,
+)
+
+_SIZE = whole(1, 2**31 - 1)  # rows, columns, heads, layers, positions
+_COUNT = whole(0, 2**31 - 1)
+_ID = whole(-1, 2**31 - 1)  # -1: none, as older files have it
+_IDS = optional(either(_ID, sequence(_ID)))
+_NAME = text(1000)
+
+_ROPE = optional(keyed({
+    "type": optional(_NAME), "rope_type": optional(_NAME), "rope_theta": number(0), "factor": number(0),
+    "low_freq_factor": number(0), "high_freq_factor": number(0),
+    "original_max_position_embeddings": optional(number(0)), "partial_rotary_factor": optional(number(0, 1)),
+}))
+
+CONFIG: Schema = {  # config.json, of any model_type; what a decoder does with its keys is checked by `hf.config`
+    "model_type": _NAME, "arch": mapping(),
+    "vocab_size": optional(_SIZE), "hidden_size": optional(_SIZE), "num_hidden_layers": optional(_SIZE),
+    "num_attention_heads": optional(_SIZE), "num_key_value_heads": optional(_SIZE),
+    "head_dim": optional(_SIZE), "max_position_embeddings": _SIZE,
+    "intermediate_size": optional(_SIZE), "moe_intermediate_size": optional(_SIZE),
+    "rms_norm_eps": number(0, 1), "rope_theta": optional(number(0)),
+    "rope_scaling": _ROPE, "rope_parameters": _ROPE,
+    "tie_word_embeddings": FLAG, "attention_bias": optional(FLAG), "clip_qkv": optional(number(0)),
+    "sliding_window": optional(_COUNT), "use_sliding_window": optional(FLAG), "max_window_layers": optional(_COUNT),
+    "layer_types": optional(sequence(_NAME)), "mlp_only_layers": optional(sequence(_COUNT)),
+    "num_experts": optional(_COUNT), "num_local_experts": optional(_COUNT), "num_experts_per_tok": optional(_COUNT),
+    "decoder_sparse_step": optional(whole(-1, 2**31 - 1)), "norm_topk_prob": optional(FLAG),
+    "router_aux_loss_coef": optional(number()),
+    "bos_token_id": _IDS, "eos_token_id": _IDS, "pad_token_id": _IDS,
+}
+RECORD: Schema = {"mixwell": _NAME, "arch": optional(mapping()), "lineage": sequence(mapping()), "digest": _NAME,
+                  "files": mapping(_NAME), "checksums": FLAG}  # mixwell.json
+_SPECIAL = optional(either(text(), mapping(), sequence()))
+_MARKS: Schema = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _SPECIAL)
+_SAMPLING: Schema = {
+    "bos_token_id": _IDS, "eos_token_id": _IDS, "pad_token_id": _IDS, "temperature": optional(number(0)),
+    "top_p": optional(number(0, 1)), "top_k": optional(_COUNT), "do_sample": optional(FLAG),
+}
+_TOKENIZER: Schema = {"model": mapping(), "added_tokens": optional(sequence(mapping()))}
+
+Check = Callable[[bytes, str], Any]
+
+
+def _object(schema: Schema) -> Check:
+    """Keys and values in JSON."""
+    return lambda data, where: check_object(parse(data, where), schema, where)
+
+
+def _text(data: bytes, where: str) -> None:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MixwellError(f"{where} is not text in UTF-8 ({error}).") from error
+
+
+def _sentencepiece(data: bytes, where: str) -> None:
+    if not data.startswith(b"\n"):  # the first field of its protocol buffer: a piece
+        raise MixwellError(f"{where} is not a SentencePiece model.")
+
+
+SIDE: Mapping[str, Check] = {  # what comes along with a model, and how each is read before it does
+    "tokenizer.json": _object(_TOKENIZER),
+    "tokenizer_config.json": _object(_MARKS),
+    "special_tokens_map.json": _object(_MARKS),
+    "added_tokens.json": _object({}),
+    "tokenizer.model": _sentencepiece,
+    "vocab.json": _object({}),
+    "merges.txt": _text,
+    "chat_template.jinja": _text,
+    "generation_config.json": _object(_SAMPLING),
+}

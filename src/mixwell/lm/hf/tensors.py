@@ -186,8 +186,9 @@ class Gathered(Fresh):
     def _fill(self, recipe: Recipe, names: tuple[str, ...], room: Tensor) -> None:
         """Copy the parts below each other, each once it is what config.json asks for."""
         places = [room] if _is_whole(recipe) else room.split(recipe.rows)
-        for part, (name, place) in enumerate(zip(names, places)):
-            copied(self._tensors, name, recipe.declared(part), self._where, into=place)
+        for part, place in enumerate(places):
+            expected = recipe.declared(part)
+            copied(self._tensors, names[part], expected, self._where, into=place)
 
     def form(self, name: str) -> Form:
         """Type and shape of a canonical tensor; parts of several types meet in the widest."""

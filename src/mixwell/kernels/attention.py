@@ -37,6 +37,11 @@ class _Block(NamedTuple):
         """This block's part with the heads of a group side by side, [N, R T, P]."""
         return self.queries(t_NRTP).flatten(1, 2)
 
+    def write(self, rows: Tensor, t_NRTP: Tensor) -> None:
+        """Write rows [N, R T, P] into this block's part."""
+        part = self.queries(t_NRTP)
+        part.copy_(rows.view_as(part))
+
     def keys(self, t_NSP: Tensor) -> Tensor:
         """This block's keys or values, as a view."""
         return t_NSP[:, self.low : self.high]
@@ -47,7 +52,9 @@ def _blocks(queries: int, offset: int, window: int | None, size: int) -> list[_B
     found = []
     for first in range(0, queries, size):
         last = min(first + size, queries)
-        low = 0 if window is None else max(0, first + offset - window + 1)
+        low = 0
+        if window is not None:
+            low = max(0, first + offset - window + 1)
         found.append(_Block(first, last, low, last + offset))
     return found
 
@@ -72,8 +79,9 @@ def _bias(block: _Block, window: int | None, keep_BS: Tensor | None, like: Tenso
         kept = keep_BS[:, None, block.low : block.high]
         itself = key == query  # each token sees itself: no empty row
         seen = seen & kept | itself
+    unseen = seen.logical_not_()
     bias = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
-    return bias.masked_fill_(~seen, -torch.inf).unsqueeze(1)
+    return bias.masked_fill_(unseen, -torch.inf).unsqueeze(1)
 
 
 def _add(total_NSP: Tensor, part_NSP: Tensor, low: int, covered: int) -> None:
@@ -101,11 +109,10 @@ class _Attend(torch.autograd.Function):
         for block in _blocks_of(q_NRTP, k_NSP, window):
             scores = _scores(block, q_NRTP, k_NSP)
             if masked or block.last - block.first > 1:
-                heads = scores.view(B, -1, block.last - block.first, scores.shape[-1])
-                heads += _bias(block, window, keep_BS, heads)
+                _mask(block, scores.unflatten(0, (B, -1)), window, keep_BS)
             weights = torch.softmax(scores, -1)
-            into = block.queries(out_NRTP)
-            into.copy_(torch.bmm(weights, block.keys(v_NSP)).view_as(into))
+            values = block.keys(v_NSP)
+            block.write(torch.bmm(weights, values), out_NRTP)
             if differentiated:
                 saved.append(weights)
         ctx.window = window
@@ -124,18 +131,27 @@ class _Attend(torch.autograd.Function):
         grad_k, grad_v = (torch.empty_like(t, dtype=sums) for t in (k, v))
         covered = k.shape[1]  # keys from here on have a first term; the last block of queries sees the last of them
         for block, weights in zip(reversed(blocks), reversed(saved)):
-            rows, slopes_out = block.rows(q), block.rows(grad_out)
-            _add(grad_v, torch.bmm(weights.mT, slopes_out), block.low, covered)
-            slopes = _score_slopes(weights, torch.bmm(slopes_out, block.keys(v).mT), q.shape[-1])
-            into = block.queries(grad_q)
-            into.copy_(torch.bmm(slopes, block.keys(k)).view_as(into))
-            _add(grad_k, torch.bmm(slopes.mT, rows), block.low, covered)
+            keys, values = block.keys(k), block.keys(v)
+            grad = block.rows(grad_out)
+            slopes = _score_slopes(weights, torch.bmm(grad, values.mT), q.shape[-1])
+            block.write(torch.bmm(slopes, keys), grad_q)
+            part_k = torch.bmm(slopes.mT, block.rows(q))
+            part_v = torch.bmm(weights.mT, grad)
+            _add(grad_k, part_k, block.low, covered)
+            _add(grad_v, part_v, block.low, covered)
             covered = min(covered, block.low)
-        shape = (grad_BHTP.shape[0], -1, *k.shape[1:])
-        for grad in (grad_k, grad_v):
-            grad[:, :covered] = 0
-        grad_k, grad_v = (grad.to(k.dtype).view(shape) for grad in (grad_k, grad_v))
+        grad_k[:, :covered] = 0
+        grad_v[:, :covered] = 0
+        rows = grad_BHTP.shape[0]
+        grad_k, grad_v = (t.to(k.dtype).unflatten(0, (rows, -1)) for t in (grad_k, grad_v))
         return grad_q.view(grad_BHTP.shape), grad_k, grad_v, None, None
+
+
+def _mask(block: _Block, scores: Tensor, window: int | None, keep_BS: Tensor | None) -> None:
+    """Take the keys that a query does not see out of its scores [B, G, R T, S], in place."""
+    B, _, _, S = scores.shape
+    heads = scores.view(B, -1, block.last - block.first, S)
+    heads += _bias(block, window, keep_BS, heads)
 
 
 def _scores(block: _Block, q_NRTP: Tensor, k_NSP: Tensor) -> Tensor:
@@ -160,13 +176,16 @@ def attend(q_BHTP: Tensor, k_BGSP: Tensor, v_BGSP: Tensor, *, window: int | None
     faster than torch's flash kernel at 256 positions; elsewhere, and for long inputs, torch's kernel serves.
     """
     T, S = q_BHTP.shape[2], k_BGSP.shape[2]
-    if T == 1 and q_BHTP.dtype == torch.float32 and not torch.is_grad_enabled():
+    alone = T == 1 and q_BHTP.dtype == torch.float32
+    if alone and not torch.is_grad_enabled():
         return _attend_one(q_BHTP, k_BGSP, v_BGSP, window or S, keep_BS)
     if q_BHTP.is_cpu and T <= LONGEST:
         return _Attend.apply(q_BHTP, k_BGSP, v_BGSP, window, keep_BS)
-    if window is None and keep_BS is None and T in (1, S):
+    everything = window is None and keep_BS is None
+    if everything and T in (1, S):
         return F.scaled_dot_product_attention(q_BHTP, k_BGSP, v_BGSP, is_causal=T > 1, enable_gqa=True)
-    bias = _bias(_Block(0, T, 0, S), window, keep_BS, q_BHTP)
+    whole = _Block(0, T, 0, S)
+    bias = _bias(whole, window, keep_BS, q_BHTP)
     return F.scaled_dot_product_attention(q_BHTP, k_BGSP, v_BGSP, attn_mask=bias, enable_gqa=True)
 
 

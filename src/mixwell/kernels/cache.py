@@ -22,7 +22,8 @@ class KVCache:
 
     def append(self, k_BGTP: Tensor, v_BGTP: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add T positions; returns all keys and values [B, G, S, P], and the mask [B, S] where one was ever given."""
-        start, end = self.length, self.length + k_BGTP.shape[2]
+        start = self.length
+        end = start + k_BGTP.shape[2]
         self._keys = _written(self._keys, k_BGTP, start)
         self._values = _written(self._values, v_BGTP, start)
         self.length = end
@@ -30,7 +31,8 @@ class KVCache:
             old = _kept(self._keep, k_BGTP, start)
             new = _kept(mask_BT, k_BGTP, end - start)
             self._keep = torch.cat((old, new), 1)
-        return self._keys[:, :, :end], self._values[:, :, :end], self._keep
+        keys, values = (t[:, :, :end] for t in (self._keys, self._values))
+        return keys, values, self._keep
 
 
 def _written(buffer: Tensor | None, new_BGTP: Tensor, start: int) -> Tensor:
@@ -49,7 +51,8 @@ def _with_room(buffer: Tensor | None, like_BGTP: Tensor, length: int) -> Tensor:
     size = max(_LEAST, 1 << (length - 1).bit_length())
     larger = like_BGTP.new_empty(B, G, size, P)
     if buffer is not None:
-        larger[:, :, : buffer.shape[2]] = buffer
+        held = buffer.shape[2]
+        larger[:, :, :held] = buffer
     return larger
 
 

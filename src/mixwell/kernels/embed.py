@@ -48,10 +48,11 @@ class _MeanNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         count = max(targets_N.shape[0], 1)
-        total = torch.zeros((), dtype=wide_dtype(h_ND.dtype), device=h_ND.device)
+        summed = wide_dtype(h_ND.dtype)
+        total = torch.zeros((), dtype=summed, device=h_ND.device)
         needs_h, needs_weight, _ = ctx.needs_input_grad
         grad_h = torch.empty_like(h_ND) if needs_h else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=total.dtype) if needs_weight else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=summed) if needs_weight else None
         for h, targets, rows in _chunks(h_ND, targets_N):
             logits, nats = _exp_and_nats(h, weight_VD, targets)
             total += nats.sum()
@@ -86,8 +87,9 @@ def _exp_and_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[T
     picked = logits.gather(1, targets_N.unsqueeze(1))
     top = logits.amax(-1, keepdim=True)
     exps = logits.sub_(top).exp_()
-    log_sum = exps.sum(-1, keepdim=True).log_() + top
-    nats = log_sum - picked
+    total = exps.sum(-1, keepdim=True)
+    log_total = total.log_() + top
+    nats = log_total - picked
     return exps, nats.squeeze(1)
 
 

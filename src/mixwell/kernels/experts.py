@@ -63,7 +63,7 @@ class _Span(NamedTuple):
     """The rows of one expert among rows sorted by expert."""
 
     expert: int
-    count: int  # of its own rows
+    own: int  # how many rows are its own
     rows: slice  # its own, and perhaps some of later experts behind them
 
 
@@ -100,7 +100,8 @@ def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: W
     compiled = compiles(x_ND, gate_up_proj)
     for e, _, rows in _spans(counts, compiled):
         gate_up = times(x_ND[rows], gate_up_proj[e])
-        times(_swiglu(gate_up), down_proj[e], y_ND[rows])
+        hidden = _swiglu(gate_up)
+        times(hidden, down_proj[e], y_ND[rows])
     return y_ND
 
 
@@ -147,12 +148,12 @@ class _Experts(torch.autograd.Function):
         y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
         ctx.spans = _spans(counts, compiles(x_ND, gate_up_proj))
         kept: list[Tensor] = []
-        for e, count, rows in ctx.spans:
+        for e, own, rows in ctx.spans:
             gate_up = times(x_ND[rows], gate_up_proj[e])
             gate, up = gate_up.chunk(2, dim=-1)
             silu = F.silu(gate)
             activations = silu * up
-            activations[count:] = 0  # surplus rows count in no weight gradient
+            activations[own:] = 0  # surplus rows count in no weight gradient
             times(activations, down_proj[e], y_ND[rows])
             kept += gate_up, silu, activations
         weights = gate_up_proj, down_proj
@@ -171,7 +172,7 @@ class _Experts(torch.autograd.Function):
         wanted = zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)
         grads = [torch.empty_like(t) if needed else None for t, needed in wanted]
         grad_x, grad_gate_up, grad_down = grads
-        for i, (e, count, rows) in enumerate(ctx.spans):
+        for i, (e, own, rows) in enumerate(ctx.spans):
             gate_up, silu, activations = kept[3 * i : 3 * i + 3]
             grad_y = grad_ND[rows]
             if grad_down is not None:
@@ -183,7 +184,7 @@ class _Experts(torch.autograd.Function):
             if grad_x is not None:
                 product_nn(slopes, plain(gate_up_proj[e], x_ND), grad_x[rows])
             if grad_gate_up is not None:
-                slopes[count:] = 0
+                slopes[own:] = 0
                 product_tn(slopes, x_ND[rows], grad_gate_up[e])
         for grad in (grad_gate_up, grad_down):
             if grad is not None and ctx.idle:

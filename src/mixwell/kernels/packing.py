@@ -80,7 +80,8 @@ def pack(weight: Tensor) -> PackedWeight | None:
     matrices = plain.unbind(0) if plain.dim() == 3 else (plain,)
     parts = tuple(_packed(matrix, forms) for matrix in matrices)
     nbytes = sum(_nbytes(form, plain) for form in made)
-    return PackedWeight(parts, weight.shape, nbytes, weakref.ref(weight), _state(weight))
+    source = weakref.ref(weight)
+    return PackedWeight(parts, weight.shape, nbytes, source, _state(weight))
 
 
 def _nbytes(form: str, weight: Tensor) -> int:
@@ -146,7 +147,8 @@ class Int8Weight:
 def _straight(x: Tensor) -> bool:
     """Whether the rows of `x` are few enough to be multiplied with int8 numbers as they are."""
     width = x.shape[-1]
-    if not x.is_cpu or x.dtype not in PACKABLE or width % _INT8_STEP:
+    served = x.is_cpu and x.dtype in PACKABLE
+    if not served or width % _INT8_STEP:
         return False
     most = choices().int8_rows.get(x.dtype, 0)
     return x.numel() <= most * width

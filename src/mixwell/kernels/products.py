@@ -87,7 +87,8 @@ def through(library: str, x_ND: Tensor, weight_MD: Tensor, into: Tensor | None =
     """x times the transpose of a plain weight through the library named, written into `into` where that is given."""
     if library == "blas":
         return torch.mm(x_ND, weight_MD.t(), out=into)
-    result = PLAIN[library](x_ND, weight_MD)
+    product = PLAIN[library]
+    result = product(x_ND, weight_MD)
     return result if into is None else into.copy_(result)
 
 

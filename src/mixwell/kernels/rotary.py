@@ -105,19 +105,21 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_BHTP: Tensor):
         cos, sin = ctx.saved_tensors
-        B, H, T, P = grad_BHTP.shape
-        grad_BTHP = grad_BHTP.new_empty(B, T, H, P)
-        _turn(grad_BHTP.transpose(1, 2), cos, -sin, grad_BTHP)
+        turned = grad_BHTP.transpose(1, 2)
+        grad_BTHP = turned.new_empty(turned.shape)
+        _turn(turned, cos, -sin, grad_BTHP)
         return grad_BTHP, None, None
 
 
 def _turn(x_BTHP: Tensor, cos: Tensor, sin: Tensor, out_BTHP: Tensor) -> None:
     """Write the rotation of `x` into `out`, a few rows at a time so that they stay in cache."""
     twice = torch.cat((cos, cos), -1)
-    everywhere = slice(None)
-    for rows in row_blocks(x_BTHP.shape[0], x_BTHP.shape[1:].numel()):
-        own = rows if cos.shape[0] > 1 else everywhere
-        _turn_block(x_BTHP[rows], twice[own], sin[own], out_BTHP[rows])
+    B, *row = x_BTHP.shape
+    shared = cos.shape[0] == 1
+    for rows in row_blocks(B, math.prod(row)):
+        own = slice(None) if shared else rows
+        angles = twice[own], sin[own]
+        _turn_block(x_BTHP[rows], *angles, out_BTHP[rows])
 
 
 def _turn_block(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:

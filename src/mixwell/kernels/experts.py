@@ -166,9 +166,8 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_ND: Tensor):
-        x_ND, *weights = ctx.saved_tensors[:3]
-        kept = ctx.saved_tensors[3:]
-        gate_up_proj, down_proj = (c if w is None else w for w, c in zip(weights, ctx.constants))
+        x_ND, gate_up_proj, down_proj, *kept = ctx.saved_tensors
+        gate_up_proj, down_proj = (w if c is None else c for c, w in zip(ctx.constants, (gate_up_proj, down_proj)))
         wanted = zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)
         grads = [torch.empty_like(t) if needed else None for t, needed in wanted]
         grad_x, grad_gate_up, grad_down = grads

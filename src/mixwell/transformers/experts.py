@@ -57,8 +57,11 @@ def pack_experts(model: nn.Module) -> int:
     if not layers:
         raise MixwellError(f"pack_experts: no experts of {type(model).__name__} compute with {NAME!r}; call "
                            f'register_experts(), then model.set_experts_implementation("{NAME}").')
-    upright = [layer for layer in layers if not layer.is_transposed]
-    return sum(pack_layer(layer, _names(layer)) for layer in upright)
+    extra = 0
+    for layer in layers:
+        if not layer.is_transposed:
+            extra += pack_layer(layer, _names(layer))
+    return extra
 
 
 def _computes_here(module: nn.Module) -> bool:
@@ -110,7 +113,9 @@ def _weight(layer: Any, name: str, dtype: torch.dtype) -> Weight:
     plain: Tensor = getattr(layer, name)
     if layer.is_transposed:
         return plain.to(dtype).transpose(1, 2)
-    return weight_of(layer, name) if plain.dtype == dtype else plain.to(dtype)
+    if plain.dtype != dtype:
+        return plain.to(dtype)
+    return weight_of(layer, name)
 
 
 def _mixed(layer: Any, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,10 +141,12 @@ def _mixed(layer: Any, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, dty
 
 def _is_swiglu(layer: Any) -> bool:
     """Whether an expert is W_down (silu(W_gate x) * W_up x), gate and up in two halves, and nothing else."""
-    if _has(layer, "bias") or _has(layer, "post_expert_norm") or not _has(layer, "gate", True):
+    more = _has(layer, "bias") or _has(layer, "post_expert_norm")
+    if more or not _has(layer, "gate", True):
         return False
-    own_gate = type(layer)._apply_gate.__module__ != "transformers.integrations.moe"
-    return not own_gate and _is_silu(layer.act_fn)
+    gate = type(layer)._apply_gate
+    halves = gate.__module__ == "transformers.integrations.moe"  # no model's own
+    return halves and _is_silu(layer.act_fn)
 
 
 def _is_silu(activation: Any) -> bool:
@@ -152,13 +159,13 @@ def _other_experts(layer: Any, rows_ND: Tensor, counts: list[int], into: Weight,
     """Rows sorted by expert through experts of any form [N, D], with the model's own code between the products."""
     into_E, out_of_E = _by_expert(into), _by_expert(out_of)
     into_bias, out_of_bias = (_biases(layer, name, rows_ND.dtype) for name in _names(layer))
+    activation = layer._apply_gate if _has(layer, "gate", True) else layer.act_fn
     parts = rows_ND.split(counts)
-    hit = [e for e, count in enumerate(counts) if count] or [0]  # one at least, so that each weight has a gradient
-    gated = _has(layer, "gate", True)
+    hit = [e for e, count in enumerate(counts) if count]
     done = []
-    for e in hit:
-        hidden = _plus(linear(parts[e], into_E[e]), into_bias, e)
-        active = layer._apply_gate(hidden) if gated else layer.act_fn(hidden)
+    for e in hit or [0]:  # one at least, so that each weight has a gradient
+        hidden = linear(parts[e], into_E[e])
+        active = activation(_plus(hidden, into_bias, e))
         y = linear(active, out_of_E[e])
         done.append(_plus(y, out_of_bias, e))
     y_ND = torch.cat(done)

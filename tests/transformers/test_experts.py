@@ -248,7 +248,16 @@ def test_packing_what_computes_elsewhere_is_refused():
 
 def test_without_a_registry_one_line_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.integrations.moe", None)
-    with pytest.raises(MixwellError, match="register_experts needs transformers 5 or later"):
+    with pytest.raises(MixwellError, match="register_experts needs a transformers whose models take experts"):
+        mixwell.register_experts()
+
+
+def test_a_registry_that_takes_no_other_names_is_refused(monkeypatch):
+    def refuse(self, name):
+        raise ValueError(f"{name} is not supported")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "get_correct_experts_implementation", refuse)
+    with pytest.raises(MixwellError, match="mixwell is not supported"):
         mixwell.register_experts()
 
 

@@ -39,11 +39,15 @@ def register_experts() -> None:
     transformers is not installed, or has no such registry.
     """
     try:
+        from transformers import PreTrainedModel
         from transformers.integrations.moe import ExpertsInterface
-    except ImportError as error:
-        raise MixwellError("register_experts needs transformers 5 or later, whose models let the implementation of "
-                           f"their experts be chosen: pip install 'transformers>=5' ({error}).") from error
-    ExpertsInterface.register(NAME, experts_forward)
+
+        ExpertsInterface.register(NAME, experts_forward)
+        accepted: Any = PreTrainedModel.get_correct_experts_implementation
+        accepted(None, NAME)  # the first versions had a registry, and took no name but their own
+    except (ImportError, ValueError) as error:
+        raise MixwellError("register_experts needs a transformers whose models take experts registered by others "
+                           f"(5.0.0 does not, 5.24 does): pip install -U transformers ({error})") from error
 
 
 def pack_experts(model: nn.Module) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,35 @@ def _layer_rows(data: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
                 yield dtype, f"T {tokens}, D 512, F 512, {label}", row
 
 
+def transformers_experts(found: Found) -> list[str]:
+    """transformers' own layers with mixwell's experts beside its own implementations."""
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        for dtype, shape in itertools.product(("bf16", "fp32"), ("Qwen3-MoE", "Mixtral")):
+            for case, row in _inside_rows(data.get(dtype, {}).get(shape)):
+                cells = [_ratio(row["over"], "grouped_mm"), _ratio(row["over"], "eager"),
+                         _ratio(row.get("packed_over", {}), "grouped_mm")]
+                rows.setdefault((dtype, shape, case), {})[kind] = cells
+    return ["**transformers' own expert layers** with `experts_implementation=\"mixwell\"`, beside its implementations "
+            "`grouped_mm` (its default) and `eager`, at half (Qwen3-MoE: 128 experts, 8 a token) and a quarter "
+            "(Mixtral: 8 experts, 2 a token; both backward) of the published widths; the last column with weights "
+            "packed by `mixwell.pack_experts` (medians):", "",
+            *table(found, ["type", "layer", "case"], ["against grouped_mm", "against eager", "packed, grouped_mm"],
+                   rows), *commands(found)]
+
+
+def _inside_rows(figures: dict[str, Any] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(case, figures) of each measurement of a layer."""
+    if figures is not None:
+        for tokens, row in figures["inference"]["tokens"].items():
+            yield f"forward, {tokens} token{'s' if tokens != '1' else ''}", row
+        yield "forward and backward, 512 tokens", figures["training"]
+
+
+def _ratio(over: dict[str, float], name: str) -> str:
+    return f"{over[name]:.2f}x" if name in over else ""
+
+
 def decode(found: Found) -> list[str]:
     """Generation beside transformers."""
     rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -143,7 +173,8 @@ def em(data: dict[str, Any]) -> list[str]:
 
 def figures() -> str:
     """The block between the markers."""
-    blocks = [make(found) for make in (train_step, moe_layer, decode) if (found := of_kinds(make.__name__))]
+    makers = train_step, moe_layer, transformers_experts, decode
+    blocks = [make(found) for make in makers if (found := of_kinds(make.__name__))]
     if data := read("benchmarks/results/em.json"):
         blocks.append(em(data))
     return "\n\n".join("\n".join(block) for block in blocks)

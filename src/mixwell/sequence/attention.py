@@ -24,18 +24,11 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.kernels.attention import (
-    KVCache,
-    attend,
-    check_rope_scaling,
-    rotary_angles,
-    rotate,
-    rotate_one,
-    split_rotate,
-    turns_one,
-)
+from mixwell.kernels.attention import attend
+from mixwell.kernels.cache import KVCache
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import RMSNorm
+from mixwell.kernels.rotary import check_rope_scaling, rotary_angles, rotate, rotate_one, split_rotate, turns_one
 from mixwell.mixing import SequenceMixed, check_above
 from mixwell.sequence._parts import SequenceMixer, positions_after
 

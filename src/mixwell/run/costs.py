@@ -196,6 +196,17 @@ class Costs:
         return self._kept("tokenizing", [text, self.vocab_size, path],
                           lambda: timing.tokenizing(timing.sample_of(self.texts()), self.vocab_size, path))
 
+    def tokens_of(self, config: Training, flops_per_token: float) -> float | None:
+        """The budget of a training in tokens; None where the clock decides."""
+        text = 0.0 if config.epochs is None else self._epoch_tokens(config.weights)
+        return config.token_budget(flops_per_token, text)
+
+    def _epoch_tokens(self, weights: Mapping[str, float] | None) -> float:
+        """Tokens of the domains that have a share, each read once."""
+        there = self.train_tokens_by_domain()
+        read = there if weights is None else {name for name, share in weights.items() if share}
+        return sum(there[name] for name in read if name in there)
+
     @functools.cached_property
     def planned_s(self) -> float:
         """Seconds that all trainings will take, roughly: their FLOPs at a typical share of the machine's rate."""
@@ -231,7 +242,7 @@ class Costs:
             per_token = 3.0 * self._flops_per_token(stage.inputs["model"], config.seq_len)
         except MixwellError:
             return 0.0  # the stage whose shape cannot be says so when its own turn comes
-        return (config.flops or config.tokens * per_token) / self._rate
+        return self.tokens_of(config, per_token) * per_token / self._rate
 
     @functools.cached_property
     def _rate(self) -> float:
@@ -286,7 +297,9 @@ def _train(costs: Costs, stage: Stage) -> Prediction:
     config = stage.config
     found = costs.training(stage.inputs["model"], config)
     per_token, flops = found["seconds_per_token"], found["flops_per_token"]
-    tokens = config.tokens or (config.flops / flops if config.flops else config.seconds / per_token)
+    tokens = costs.tokens_of(config, flops)
+    if tokens is None:
+        tokens = config.seconds / per_token
     return Prediction(tokens=tokens, flops=tokens * flops, peak_bytes=found["peak_bytes"],
                       seconds=config.seconds or tokens * per_token,
                       epochs=_epochs(tokens, config.weights, costs.train_tokens_by_domain()))

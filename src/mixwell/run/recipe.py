@@ -32,14 +32,16 @@ import yaml
 from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, suggest
+from mixwell.lm.training.config import BUDGETS as LENGTHS
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
 from mixwell.run.stages.models import MIXTURE_WORDS
 
 DEFAULT = Path(__file__).parent / "recipes" / "default.yaml"
 RESERVED = ("data", "tokenizer", "tokens", "model")  # ids of the stages that the top-level keys make
-COUNTS = {"tokens", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}  # keys whose text may end in k, M, ...
+# keys whose text may end in k, M, ...
+COUNTS = {"tokens", "steps", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}
 SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
-BUDGETS = {"tokens", "flops", "seconds"}
+BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
 FAMILIES = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
             "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method

@@ -180,17 +180,20 @@ def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
            out: Annotated[Path | None, typer.Option(help="File to write.  [default: RUN_DIR/report.html]")] = None,
            ) -> None:
-    """Write the report of a finished run or comparison anew.
+    """Write the report of a finished run, comparison or evaluation anew.
 
     **Example**
 
     `mixwell report runs/standard-library`
     """
+    from mixwell.compare import existing, existing_page
     from mixwell.compare import report as compare_report
     from mixwell.report import page as lab_report
     from mixwell.report.targets import check_file
 
     check_file(out or folder / "report.html")
-    build = compare_report.build if (folder / "compare.json").is_file() else lab_report.build
+    builders = {"compare.json": compare_report.build, existing.RECORD: existing_page.build}
+    found = [build for name, build in builders.items() if (folder / name).is_file()]
+    build = found[0] if found else lab_report.build
     made = build(folder, out or folder / "report.html")
     Console().print(f"report: {made}", highlight=False, soft_wrap=True)

@@ -285,9 +285,11 @@ def prepared(variant_recipe: Recipe, stage: str, budget: Mapping[str, float], se
 
 
 def ancestors(stages: Sequence[Stage], last: str) -> list[Stage]:
-    """The stages that `last` builds on, and itself, in their order."""
+    """The stages that `last` builds on, itself, and those that make the text that it is judged by, in their order."""
     known = {s.id: s for s in stages}
     needed, waiting = set(), [last]
+    if KINDS[known[last].kind].evaluated:
+        waiting.append("tokens")
     while waiting:
         one = waiting.pop()
         needed.add(one)

@@ -242,7 +242,8 @@ class Costs:
             per_token = 3.0 * self._flops_per_token(stage.inputs["model"], config.seq_len)
         except MixwellError:
             return 0.0  # the stage whose shape cannot be says so when its own turn comes
-        return self.tokens_of(config, per_token) * per_token / self._rate
+        tokens = self.tokens_of(config, per_token) or 0.0
+        return tokens * per_token / self._rate
 
     @functools.cached_property
     def _rate(self) -> float:

@@ -84,7 +84,8 @@ class TrainConfig:
     @property
     def frozen(self) -> tuple[str, ...]:
         """The patterns of `freeze`."""
-        return (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze)
+        given = self.freeze
+        return (given,) if isinstance(given, str) else tuple(given)
 
     @property
     def step_tokens(self) -> int:

@@ -60,10 +60,16 @@ def fitting(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    return any(fnmatchcase(whole, pattern) for whole in (name, PREFIX + name))
+    written = name, PREFIX + name
+    return any(fnmatchcase(one, pattern) for one in written)
 
 
 def _shown(names: Sequence[str]) -> list[str]:
     """The names outside layers and those of the first layer, which the others repeat."""
-    return [name for name in names if not name.startswith("layers.") or name.startswith("layers.0.")]
+    found = []
+    for name in names:
+        begin, *rest = name.split(".")
+        if begin != "layers" or rest[0] == "0":
+            found.append(name)
+    return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,6 +198,11 @@ def run_data(job: Job) -> dict[str, Any]:
     write_json(job.folder / "domains.json", names)
     _collect.cache_clear()
     return {"domains": summary, "notices": notices}
+
+
+def held_out(stage: Stage) -> dict[str, Sequence[Document]]:
+    """The documents that the stage's config holds out, by domain."""
+    return {name: _split(domain, stage.config).held for name, domain in _collected(stage).items()}
 
 
 def _split(domain: Collected, config: DataConfig) -> Split:

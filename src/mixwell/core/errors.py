@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -37,20 +38,23 @@ class TrainingError(MixwellError):
 def suggest(name: str, options: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest option, or `""` where none is near.
 
-    Near is what is spelt alike, else what abbreviates the name or is abbreviated by it: `lr` and `learning_rate`.
+    Near is what means the same (`meanings.txt`), else what is spelt alike, else what means the same as a word that is.
     """
     known = list(options)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near += [option for option in known if _abbreviates(name, option) or _abbreviates(option, name)]
-    return f" Did you mean {near[0]!r}?" if near else ""
+    written = name.lower().replace("-", "_")
+    lines = _meanings()
+    same = [word for line in lines if written in line for word in line]
+    spelt = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    misspelt = [word for line in lines if difflib.get_close_matches(written, line, n=1, cutoff=0.8) for word in line]
+    near = next((word for word in (*same, *spelt, *misspelt) if word in known and word != name), "")
+    return f" Did you mean {near!r}?" if near else ""
 
 
-def _abbreviates(short: str, name: str) -> bool:
-    """Whether `short` is the first letters of a name's words, where these are several."""
-    spelt = name.lower().replace("-", "_")
-    words = [word for word in spelt.split("_") if word]
-    initials = "".join(word[0] for word in words)
-    return len(words) > 1 and short == initials
+@functools.cache
+def _meanings() -> list[list[str]]:
+    """Words for the same thing, a line each."""
+    text = Path(__file__).with_name("meanings.txt").read_text(encoding="utf-8")
+    return [line.split() for line in text.splitlines() if not line.startswith("#")]
 
 
 _SHORT = reprlib.Repr()

@@ -186,13 +186,13 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
 
     `mixwell report runs/standard-library`
     """
-    from mixwell.compare import existing, existing_page
+    from mixwell.compare import existing_page, measured
     from mixwell.compare import report as compare_report
     from mixwell.report import page as lab_report
     from mixwell.report.targets import check_file
 
     check_file(out or folder / "report.html")
-    builders = {"compare.json": compare_report.build, existing.RECORD: existing_page.build}
+    builders = {"compare.json": compare_report.build, measured.RECORD: existing_page.build}
     found = [build for name, build in builders.items() if (folder / name).is_file()]
     build = found[0] if found else lab_report.build
     made = build(folder, out or folder / "report.html")

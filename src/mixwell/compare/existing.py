@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mixwell.compare import existing_page
+from mixwell.compare.measured import RECORD, Measured
 from mixwell.compare.texts import Text, parse_budget, read, within_tokens
 from mixwell.core import machine
 from mixwell.core.errors import MixwellError
@@ -30,26 +32,6 @@ from mixwell.run.costs import Told
 from mixwell.run.paths import find_model, load
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages.evaluate import EvaluateConfig
-
-RECORD = "evaluate.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A model and what it makes of the text; plain data throughout."""
-
-    name: str
-    path: str
-    dtype: str  # computed in
-    parameters: int
-    active_parameters: int
-    weights_bytes: int  # in memory
-    active_bytes: int  # that a token's products touch
-    tokenizer: str  # digest
-    tokens: int  # predicted, of all domains
-    seconds: float  # of predicting them
-    bits: Mapping[str, list[float]] = field(default_factory=dict)  # domain -> of each document
-    lost: Mapping[str, int] = field(default_factory=dict)  # domain -> documents that its tokenizer does not give back
 
 
 def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None, *,
@@ -83,8 +65,6 @@ def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None
         found.append(measured(name, model, tokenizers[name], text, config))
     wall = time.perf_counter() - clock
     write_json(folder / RECORD, _record(found, text, limits, config, started, wall))
-    from mixwell.compare import existing_page
-
     return existing_page.build(folder)
 
 

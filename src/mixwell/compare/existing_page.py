@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixwell.compare import paired
-from mixwell.compare.existing import RECORD, Measured
+from mixwell.compare.measured import RECORD, Measured
 from mixwell.compare.paired import Sums
 from mixwell.compare.results import METRIC
 from mixwell.compare.view import verdict

@@ -36,7 +36,13 @@ class TrainingError(MixwellError):
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest option, or `""` where none is near.
+    """Return `" Did you mean 'x'?"` for the nearest option, or `""` where none is near."""
+    near = nearest(name, options)
+    return f" Did you mean {near!r}?" if near else ""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The option that is meant by a name that is none, or `""` where none is near.
 
     Near is what means the same (`meanings.txt`), else what is spelt alike, else what means the same as a word that is.
     """
@@ -46,14 +52,14 @@ def suggest(name: str, options: Iterable[str]) -> str:
     same = [word for line in lines if written in line for word in line]
     spelt = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     misspelt = [word for line in lines if difflib.get_close_matches(written, line, n=1, cutoff=0.8) for word in line]
-    near = next((word for word in (*same, *spelt, *misspelt) if word in known and word != name), "")
-    return f" Did you mean {near!r}?" if near else ""
+    return next((word for word in (*same, *spelt, *misspelt) if word in known and word != name), "")
 
 
 @functools.cache
 def _meanings() -> list[list[str]]:
     """Words for the same thing, a line each."""
-    text = Path(__file__).with_name("meanings.txt").read_text(encoding="utf-8")
+    path = Path(__file__).with_name("meanings.txt")
+    text = path.read_text(encoding="utf-8")
     return [line.split() for line in text.splitlines() if not line.startswith("#")]
 
 

@@ -16,6 +16,7 @@ def stages(tmp_path):
 
 
 def fake_rate(monkeypatch, gflops):
+    monkeypatch.setattr(rough, "LAYER_S", 0.0)
     found = Rates(fp32_gflops=gflops, bf16_gflops=0.0, memory_gbps=1.0, threads=1)
     monkeypatch.setattr(module, "rates", lambda: found)
 
@@ -166,6 +167,21 @@ def test_all_that_is_timed_takes_a_tenth_of_the_work_at_most(tmp_path, monkeypat
     assert clock.spent <= module.TENTH * costs.planned_s
     if tokens > 1e6:
         assert set(clock.timed) == {"training", "reading", "writing", "converting", "building"}
+
+
+@pytest.mark.parametrize(("steps", "timed"), [(20, False), (20_000, True)])
+def test_a_few_short_steps_are_not_worth_timing(tmp_path, monkeypatch, steps, timed):
+    """On a machine for which the products are nothing, a step takes what its layers' calls take."""
+    layer_s = rough.LAYER_S
+    fake_rate(monkeypatch, 1e9)
+    monkeypatch.setattr(rough, "LAYER_S", layer_s)
+    stages = recipe.stages(recipe.read(tiny.recipe_file(tmp_path, tokens=128 * steps)))
+    costs = Costs(stages, 1)
+    clock = Clock(monkeypatch, costs)
+    costs.training("model", next(s for s in stages if s.id == "dense").config)
+    assert (clock.timed == ["training"]) == timed
+    assert costs.rough.training_s(next(s for s in stages if s.id == "dense")) == pytest.approx(
+        3 * steps * layer_s, rel=1e-3)
 
 
 def test_two_passes_of_an_evaluation_are_not_worth_timing(tmp_path, monkeypatch):

@@ -47,18 +47,20 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     if minutes is not None:
         overrides.append(f"minutes={minutes}")
     from mixwell.cli.progress import Bar
-    from mixwell.report.headline import answer_lines
-    from mixwell.run import engine, recipe
 
-    chosen = recipe.read(path, overrides)
     console = Console()
-    if dry_run:
-        with Bar(console) as bar:
+    with Bar(console) as bar:  # it moves at once; the libraries that compute take seconds to load
+        from mixwell.report.headline import answer_lines
+        from mixwell.run import engine, recipe
+
+        chosen = recipe.read(path, overrides)
+        if dry_run:
             planned = engine.plan(chosen, out, from_stage=from_stage, told=bar.preparing)
+        else:
+            made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
+    if dry_run:
         show_plan(console, planned)
         return
-    with Bar(console) as bar:
-        made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
     lines = [*answer_lines(made.parent), f"report: {made}"]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 

@@ -91,7 +91,7 @@ def variants(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
 
     A value that no cell can take is a mistake and raises `MixwellError`; a single such cell is kept with its error.
     """
-    _check_vary(vary)
+    check_vary(vary)
     cells = itertools.product(*vary.values())
     found = [_variant(base, dict(zip(vary, cell))) for cell in cells]
     names = set()
@@ -107,7 +107,8 @@ def variants(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
     return found
 
 
-def _check_vary(vary: Mapping[str, Sequence[Any]]) -> None:
+def check_vary(vary: Mapping[str, Sequence[Any]]) -> None:
+    """Raise `MixwellError` unless each key has two values or more, and there is one."""
     for path, values in vary.items():
         if not isinstance(values, (list, tuple)) or len(values) < 2:
             raise MixwellError(f"--vary {path}: expected two values or more, got {values!r}.")

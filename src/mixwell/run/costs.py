@@ -82,6 +82,8 @@ class Costs:
     def predict(self, stage: Stage) -> Prediction:
         """What the stage will take. A shape that cannot be is told here, before anything runs."""
         try:
+            if KINDS[stage.kind].makes_model:
+                self.shapes[stage.id].sketch()
             return PREDICTIONS[stage.kind](self, stage)
         except MixwellError as error:
             raise type(error)(f"stage {stage.id}: {error}") from error
@@ -90,8 +92,8 @@ class Costs:
         """What evaluating the model of a stage will take."""
         tokens = self.held_tokens(config.max_tokens)
         found = self.reading(model, config.batch_size, config.seq_len)
-        return Prediction(seconds=tokens * found["seconds_per_token"], tokens=tokens, peak_bytes=found["peak_bytes"],
-                          flops=tokens * found["flops_per_token"])
+        return Prediction(seconds=tokens * found["seconds_per_token"], tokens=tokens,
+                          peak_bytes=found["peak_bytes"] or None, flops=tokens * found["flops_per_token"])
 
     def training(self, model: str, config: Training) -> Timed:
         """Seconds and FLOPs a token, and peak memory, of training the model of a stage."""
@@ -259,7 +261,8 @@ class Costs:
     def _estimated(self, model: str, length: int, passes: float) -> Timed:
         """What the rates alone say of a token; `passes`: how many forward passes its work is worth."""
         flops = passes * rough.flops_per_token(self.shapes[model], length)
-        return {"seconds_per_token": flops / self.rough.pace.flops, "flops_per_token": flops, "peak_bytes": 0.0}
+        took = passes * self.rough.reading_s(model, 1.0, length)
+        return {"seconds_per_token": took, "flops_per_token": flops, "peak_bytes": 0.0}
 
     def _kept(self, what: str, settings: Any, measure: Callable[[], Mapping[str, float]]) -> Timed:
         """The measurement `what` at `settings`, from the disk where this source made it before."""
@@ -285,7 +288,7 @@ def _tokens(costs: Costs, stage: Stage) -> Prediction:
 
 def _model(costs: Costs, stage: Stage) -> Prediction:
     found = costs.building(stage)
-    return Prediction(seconds=found["seconds"], peak_bytes=found["peak_bytes"])
+    return Prediction(seconds=found["seconds"], peak_bytes=found["peak_bytes"] or None)
 
 
 def _train(costs: Costs, stage: Stage) -> Prediction:
@@ -295,7 +298,7 @@ def _train(costs: Costs, stage: Stage) -> Prediction:
     tokens = costs.tokens_of(stage, flops)
     if tokens is None:
         tokens = config.seconds / per_token
-    return Prediction(tokens=tokens, flops=tokens * flops, peak_bytes=found["peak_bytes"],
+    return Prediction(tokens=tokens, flops=tokens * flops, peak_bytes=found["peak_bytes"] or None,
                       seconds=config.seconds or tokens * per_token,
                       epochs=_epochs(tokens, config.weights, costs.train_tokens_by_domain(costs.text_of(stage))))
 
@@ -310,7 +313,7 @@ def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[s
 
 def _convert(costs: Costs, stage: Stage) -> Prediction:
     found = costs.converting(stage)
-    return Prediction(seconds=found["seconds"], tokens=ROWS * LENGTH, peak_bytes=found["peak_bytes"])
+    return Prediction(seconds=found["seconds"], tokens=ROWS * LENGTH, peak_bytes=found["peak_bytes"] or None)
 
 
 def _evaluate(costs: Costs, stage: Stage) -> Prediction:

@@ -25,6 +25,7 @@ TYPICAL = 0.5  # share of the GEMM rate that a step reaches
 BYTES_PER_TOKEN = 4.0  # of text, whatever the tokenizer
 TEXT_BYTES_PER_S = 1e6  # read, learned from and encoded
 BYTES_PER_WEIGHT = 4.0
+LAYER_S = 3e-4  # of a layer's forward pass, however few the tokens: small models spend most of their time so
 DRAWING, CONVERTING = 16, 8  # times that making and converting a model take as long as reading its weights
 MEASURED_KINDS = ("build", "load", "convert", "compress", "sample")  # each has a measurement of its own
 
@@ -56,6 +57,11 @@ def weight_bytes(shape: Shape) -> float:
     return BYTES_PER_WEIGHT * _network(shape).num_parameters()
 
 
+def pass_s(shape: Shape) -> float:
+    """Seconds of a forward pass over next to nothing."""
+    return LAYER_S * shape.sketch().arch["num_layers"]
+
+
 def _network(shape: Shape) -> LanguageModel:
     sketch = shape.sketch()
     return skeleton(LanguageModel, sketch.arch)
@@ -71,17 +77,19 @@ class Rough:
     pace: Pace
     tokens_of: Callable[[Stage, float], float | None]  # (training, its FLOPs a token) -> its budget; None: its clock's
 
-    def reading_s(self, model: str, tokens: float, length: int) -> float:
-        """Of predicting so many tokens."""
+    def reading_s(self, model: str, tokens: float, length: int, rows: int = 1) -> float:
+        """Of predicting so many tokens, in passes over `rows` windows of `length`."""
         shape = self.shapes[model]
         flops = tokens * flops_per_token(shape, length)
-        return flops / self.pace.flops
+        passes = tokens / (rows * length)
+        return flops / self.pace.flops + passes * pass_s(shape)
 
     def writing_s(self, model: str) -> float:
         """Of each token of a sample: its products, or reading the weights."""
-        products = self.reading_s(model, 1.0, LENGTH)
-        weights = weight_bytes(self.shapes[model]) / self.pace.bytes
-        return max(products, weights)
+        shape = self.shapes[model]
+        products = flops_per_token(shape, LENGTH) / self.pace.flops
+        weights = weight_bytes(shape) / self.pace.bytes
+        return max(products, weights) + pass_s(shape)
 
     def building_s(self, stage: Stage) -> float:
         """Of drawing or reading a model's weights."""
@@ -93,7 +101,7 @@ class Rough:
         before = stage.inputs["model"]
         size = weight_bytes(self.shapes[before])
         moved = CONVERTING * size / self.pace.bytes
-        return moved + 2 * self.reading_s(before, ROWS * LENGTH, LENGTH)
+        return moved + 2 * self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
 
     def training_s(self, stage: Stage) -> float:
         """Of a training: its clock's, or those of its FLOPs."""
@@ -103,7 +111,8 @@ class Rough:
         tokens = self.tokens_of(stage, per_token)
         if tokens is None:
             return config.seconds
-        return tokens * per_token / self.pace.flops
+        rows = config.batch_size // config.accumulate
+        return 3.0 * self.reading_s(stage.inputs["model"], tokens, config.seq_len, rows)
 
     def evaluating_s(self, model: str, config: EvaluateConfig) -> float:
         """Of an evaluation on held-out text."""
@@ -112,7 +121,7 @@ class Rough:
         for size in self.text_sizes.values():
             there = share * size / BYTES_PER_TOKEN
             tokens += min(config.max_tokens, there)
-        return self.reading_s(model, tokens, config.seq_len)
+        return self.reading_s(model, tokens, config.seq_len, config.batch_size)
 
     def sampling_s(self, stage: Stage) -> float:
         """Of all samples."""

@@ -221,6 +221,6 @@ def test_checkpointing_and_every_balance_rule(entry):
 
 
 def test_options_of_recipes_go_to_plain_data_and_back():
-    config = TrainConfig(steps=7, freeze=["embed*", "head*"], checkpointing=True, accumulate=2)
+    config = TrainConfig(steps=7, freeze=("embed*", "head*"), checkpointing=True, accumulate=2)
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
     assert config.frozen == ("embed*", "head*") and TrainConfig(steps=1, freeze="embed*").frozen == ("embed*",)

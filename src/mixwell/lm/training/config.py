@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
@@ -33,7 +32,7 @@ class TrainConfig:
     accumulate: int = 1  # micro-batches per step (gradient accumulation): batch_size stays, memory falls; divides it
     checkpointing: bool = False  # keep no activations inside layers, compute them again backward: memory for time
     # name patterns such as "embed*" or "layers.0.*" of what is not trained; in bf16 it is rounded like all else
-    freeze: str | Sequence[str] = ()
+    freeze: str | tuple[str, ...] = ()
     lr: float = 2e-3  # peak learning rate
     min_lr: float = 0.0  # learning rate at the end of the decay
     warmup: float = 0.05  # share of the budget spent rising to lr
@@ -85,7 +84,7 @@ class TrainConfig:
     def frozen(self) -> tuple[str, ...]:
         """The patterns of `freeze`."""
         given = self.freeze
-        return (given,) if isinstance(given, str) else tuple(given)
+        return (given,) if isinstance(given, str) else given
 
     @property
     def step_tokens(self) -> int:

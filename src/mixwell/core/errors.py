@@ -42,25 +42,21 @@ def suggest(name: str, options: Iterable[str]) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The option that is meant by a name that is none, or `""` where none is near.
-
-    Near is what means the same (`meanings.txt`), else what is spelt alike, else what means the same as a word that is.
-    """
+    """The option meant by a name that is none: by what it means (`meanings.txt`), else by spelling; "" if none is."""
     known = list(options)
     written = name.lower().replace("-", "_")
-    lines = _meanings()
-    same = [word for line in lines if written in line for word in line]
-    spelt = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    misspelt = [word for line in lines if difflib.get_close_matches(written, line, n=1, cutoff=0.8) for word in line]
-    return next((word for word in (*same, *spelt, *misspelt) if word in known and word != name), "")
+    lines = [line for line in _meanings() if difflib.get_close_matches(written, line, n=1, cutoff=0.8)]
+    lines.sort(key=lambda line: written not in line)  # the word itself before words that are spelt alike
+    words = [word for line in lines for word in line]
+    words += difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return next((word for word in words if word in known and word != name), "")
 
 
 @functools.cache
 def _meanings() -> list[list[str]]:
-    """Words for the same thing, a line each."""
-    path = Path(__file__).with_name("meanings.txt")
-    text = path.read_text(encoding="utf-8")
-    return [line.split() for line in text.splitlines() if not line.startswith("#")]
+    text = Path(__file__).with_name("meanings.txt").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    return [line.split() for line in lines if not line.startswith("#")]
 
 
 _SHORT = reprlib.Repr()

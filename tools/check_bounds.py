@@ -28,7 +28,7 @@ def main() -> int:
     words.add_argument("tests", nargs="*", default=["tests"], help="which tests; default: all")
     words.add_argument("--torch", help="version of torch in the place of what the bounds give")
     words.add_argument("--uv", default="uv", help="the uv program; default: uv")
-    asked = words.parse_args()
+    asked = words.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as scratch:
         python = installed(Path(scratch), asked.uv, RESOLUTIONS[asked.end], asked.torch)
         environment = {"OMP_NUM_THREADS": "1", **os.environ}

@@ -14,8 +14,8 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.documents import Document
-from mixwell.lm.evaluate import score
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.scoring import score
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.report.statistics import interval
 from mixwell.run import recipe

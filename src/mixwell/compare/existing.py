@@ -24,8 +24,8 @@ from mixwell.compare.texts import Text, parse_budget, read, within_tokens
 from mixwell.core import machine
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import write_json
-from mixwell.lm.evaluate import score
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.scoring import score
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.report.targets import check_folder
 from mixwell.run.costs import Told

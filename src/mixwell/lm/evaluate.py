@@ -2,13 +2,12 @@
 
 Bits per byte compare models with different tokenizers: the bits to predict a text over the bytes of that very text.
 
-Legend: B windows, S tokens of a window, T targets, E experts, N documents.
+Legend: B windows, S tokens of a window, T targets, E experts.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Routing
 from mixwell.lm.data import TokenData
-from mixwell.lm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,55 +111,3 @@ def load_shares(load_E: Tensor) -> list[float]:
     total = load_E.sum().clamp_min(1)
     shares_E = load_E / total
     return shares_E.tolist()
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What a model makes of documents one by one."""
-
-    bits_N: np.ndarray  # float64: to predict all tokens of the document and its end
-    tokens: int  # predicted, of all documents
-    seconds: float  # of predicting them
-
-
-def score(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 16,
-          seq_len: int = 256) -> Scores:
-    """Predict whole texts, whose bits can be held against those of a model with another tokenizer.
-
-    The texts follow each other as in training, each behind an end-of-text token and with one at its end, and are cut
-    into windows of `seq_len` without overlap: a token sees at most the `seq_len` before it. Every token counts, the
-    first of the first text, too. The model is left in evaluation mode. A tokenizer with ids that the model does not
-    embed raises `MixwellError`.
-    """
-    model.eval()
-    stream, owners = _joined(tokenizer, texts)
-    size = model.config.vocab_size  # type: ignore[union-attr]
-    if stream.max() >= size:
-        raise MixwellError(f"the tokenizer gives id {stream.max()}, the model embeds {size}; give it the tokenizer "
-                           "that it was made with.")
-    first, _ = next(_windows(stream[:2], 1, seq_len))
-    _row_nats(model, first, first)  # warms the kernels up
-    parts, begin = [], time.perf_counter()
-    for inputs_BT, targets_BT in _windows(stream, batch_size, seq_len):
-        nats_BT = _row_nats(model, inputs_BT, targets_BT)
-        parts.append(nats_BT.flatten())
-    took = time.perf_counter() - begin
-    nats_T = torch.cat(parts).double().numpy()
-    bits_N = np.bincount(owners, nats_T, minlength=len(texts)) / math.log(2)
-    return Scores(bits_N, len(owners), took)
-
-
-def _row_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    device = next(model.parameters()).device
-    nats_BT = model.token_nats(inputs_BT.to(device), targets_BT.to(device))  # type: ignore[operator]
-    return nats_BT.cpu()
-
-
-def _joined(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(the ids of all texts with end-of-text tokens around each, the text that each id but the first belongs to)."""
-    end = tokenizer.eos_id
-    ids, owners = [end], []
-    for number, encoded in enumerate(tokenizer.encode_batch(texts)):
-        ids += [*encoded, end]
-        owners += [number] * (len(encoded) + 1)
-    return np.array(ids), np.array(owners)

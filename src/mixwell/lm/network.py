@@ -19,6 +19,7 @@ from mixwell.core.routing import Context, Routing
 from mixwell.kernels.embed import embed, mean_nats, row_nats
 from mixwell.kernels.linear import Linear, linear
 from mixwell.kernels.norm import RMSNorm
+from mixwell.lm import again
 from mixwell.lm.config import ModelConfig
 from mixwell.mixing import Mixed, Router, SequenceMixed
 
@@ -56,6 +57,7 @@ class _Trunk(NamedTuple):
 
 HISTORY = 64  # ids that a cache keeps for routers that go by words of several tokens; no word is longer
 PADDING = -1  # stands in them where nothing was read
+IGNORED = -100  # a target that counts in no mean
 
 
 class Cache:
@@ -161,6 +163,7 @@ class Network(nn.Module):
         if generator is None and torch.get_default_device().type != "meta":
             generator = rng.generator(0)
         self.config = config
+        self.checkpointing = False  # whether training passes keep no activations inside layers: memory for time
         self.embed = _Embedding(config.vocab_size, config.dim, generator)
         layers = (Layer(config, i, generator) for i in range(config.num_layers))
         self.layers: Any = nn.ModuleList(layers)
@@ -265,7 +268,7 @@ class Network(nn.Module):
         A target of -100 counts in no mean either. Logits are made and used up in chunks.
         """
         trunk = self._trunk(tokens_BT, None, mask_BT, labels_B, step, generator)
-        counts_BT = targets_BT != -100
+        counts_BT = targets_BT != IGNORED
         if mask_BT is not None:
             counts_BT = mask_BT & counts_BT
         rows_TD = trunk.states_BTD.flatten(0, 1)
@@ -308,12 +311,16 @@ class Network(nn.Module):
         parts: list[Any] = []  # what the mixers gave, in the order in which they came
         for i, (layer, part) in enumerate(zip(self.layers, memory.layers)):
             context = replace(known, layer=i, state=state)
-            x_BTD, across, mixed = layer(x_BTD, positions_BT, part, mask_BT, context)
+            run = again.checkpointed(layer) if self._forgets() else layer
+            x_BTD, across, mixed = run(x_BTD, positions_BT, part, mask_BT, context)
             parts += [across, mixed]
             routings.append(mixed.routing)
             if mixed.routing is not None:
                 state = mixed.routing.state
         return _Trunk(self.norm(x_BTD), routings, *_gathered(parts))
+
+    def _forgets(self) -> bool:
+        return self.checkpointing and self.training and torch.is_grad_enabled()
 
     def _logits(self, h: Tensor) -> Tensor:
         logits = linear(h, self.embed.weight) if self.config.tie_embeddings else self.head(h)

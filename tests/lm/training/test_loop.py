@@ -411,9 +411,12 @@ def test_tensorboard_missing_is_said(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({}, "tokens, flops, seconds are None, None, None; expected exactly one"),
-    ({"tokens": 5, "seconds": 5}, "expected exactly one of them, above 0"),
-    ({"tokens": 0}, "above 0"),
+    ({}, "no budget came; expected exactly one of tokens, steps, epochs, flops, seconds"),
+    ({"tokens": 5, "seconds": 5}, "tokens 5.0 and seconds 5.0 came; expected exactly one"),
+    ({"steps": 5, "epochs": 1}, "steps 5 and epochs 1.0 came; expected exactly one"),
+    ({"tokens": 0}, "tokens is 0.0; expected above 0"),
+    ({"steps": 0}, "steps is 0; expected above 0"),
+    ({"epochs": -1}, "epochs is -1.0; expected above 0"),
     ({"tokens": 9, "batch_size": 0}, "batch_size is 0; expected at least 1"),
     ({"tokens": 9, "accumulate": 3}, "accumulate is 3; expected a divisor of 16"),
     ({"tokens": 9, "lr": 0.0}, "lr is 0.0; expected above 0"),

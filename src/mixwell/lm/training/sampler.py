@@ -94,6 +94,11 @@ class Sampler:
         self._orders[domain] = epoch, order
         return order
 
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of all windows, each once."""
+        return sum(self._windows.values()) * self.seq_len
+
     def ledger(self) -> dict[str, int]:
         """Tokens drawn so far by domain, over all ranks."""
         tokens = dict.fromkeys(self.data.domains, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,11 +179,12 @@ def _readers() -> list[Path]:
 def run_data(job: Job) -> dict[str, Any]:
     """Split every domain by document and write `<domain number>.json`."""
     config, found = job.stage.config, _collected(job.stage)
+    held = read_splits(job.inputs["data"]) if "data" in job.inputs else {}
     summary, names = {}, {}
     notices: list[str] = []
     for number, (name, domain) in enumerate(found.items()):
         try:
-            split = _split(domain, config)
+            split, left = kept_apart(_split(domain, config), held)
         except MixwellError as error:
             raise MixwellError(f"data.domains.{name}: {error}") from error
         names[name] = f"{number:02d}.json"
@@ -194,16 +195,37 @@ def run_data(job: Job) -> dict[str, Any]:
                          "train_bytes": train_bytes, "held_bytes": held_bytes, "held_share": split.held_share,
                          "split": split.note}
         notices += [f"{name}: {text}." for text in _told(domain, split, config)]
+        if left:
+            notices.append(f"{name}: {units.counted(left, 'document')} not trained on, since the run holds them out.")
         job.progress((number + 1) / len(found), name)
     write_json(job.folder / "domains.json", names)
     _collect.cache_clear()
     return {"domains": summary, "notices": notices}
 
 
+def held_out(stage: Stage) -> dict[str, Sequence[Document]]:
+    """The documents that the stage's config holds out, by domain."""
+    found: dict[str, Sequence[Document]] = {}
+    for name, domain in _collected(stage).items():
+        split = _split(domain, stage.config)
+        found[name] = split.held
+    return found
+
+
 def _split(domain: Collected, config: DataConfig) -> Split:
     if domain.validation is None:
         return split_documents(domain.documents, config.held_out)
     return split_apart(domain.documents, domain.validation)
+
+
+def kept_apart(split: Split, others: Mapping[str, Split]) -> tuple[Split, int]:
+    """The split without what `others` hold out of their domains on its side to train on, and how many those were."""
+    held = {document.identity for other in others.values() for document in other.held}
+    trained = {document.text for other in others.values() for document in other.train}  # the rest of one that is cut
+    train = [one for one in split.train if one.identity not in held or one.text in trained]
+    if not train:
+        raise MixwellError("all of it is held out by the run's own data; expected text to train on.")
+    return replace(split, train=tuple(train)), len(split.train) - len(train)
 
 
 def _told(domain: Collected, split: Split, config: DataConfig) -> list[str]:

@@ -52,7 +52,7 @@ NOT_TEXT = [
     ("x.dat", b"x" * 100_000 + b"\0", "binary", r"x.dat is a binary file"),
     ("x.txt", "caf\xe9 x".encode("latin1"), "not UTF-8", r"x.txt is not UTF-8 \(byte 3: .*convert it"),
     ("x.csv", b"a,b\n1,2\n", "no text field", r"x.csv has no field 'text' or .*\(its fields: a, b\); name the one"),
-    ("x.jsonl", b'{"messages": []}\n', "no text field", r"has no field .*\(its fields: messages\).*data.text_field"),
+    ("x.jsonl", b'{"a": []}\n', "no text field", r"has no field .*\(its fields: a\).*data.text_field"),
     ("y.jsonl", b'{"text": {"a": 1}}\n', "no text field", r"'text' holds dict; expected text"),
     ("z.jsonl", b"3\n", "no text field", r"row 1: int; expected objects"),
     ("x.parquet", b"PAR?", "broken Parquet", "x.parquet is not a Parquet file"),

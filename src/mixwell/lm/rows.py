@@ -1,4 +1,4 @@
-"""The texts of one file: plain text is one, a table holds one in each row.
+"""The texts of one file: plain text is one, a table holds one in each row, or a conversation.
 
 Told by the file's ending, which may be followed by that of a compression (`notes.jsonl.gz`).
 """
@@ -14,11 +14,13 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from mixwell.core.errors import MixwellError
+from mixwell.lm import conversation as talk
+from mixwell.lm.conversation import Conversation
 
 TEXT_FIELDS = ("text", "content", "document", "body")  # looked for in this order where no field is named
 HEAD_BYTES = 1 << 16  # looked at before a file is read whole
@@ -26,7 +28,8 @@ MARKED = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (cod
           (codecs.BOM_UTF16_BE, "utf-16"))  # the longer marks first: one begins like another
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
-Texts = Iterator[tuple[int, str]]  # (row from 1, text); row 0: the file is one text
+TOOLS = "tools"  # the field beside a conversation that holds what may be called in it
+Texts = Iterator[tuple[int, str | Conversation]]  # (row from 1, what it holds); row 0: the file is one text
 
 
 class NoText(MixwellError):
@@ -97,8 +100,8 @@ def _objects(path: Path, rows: Iterable[tuple[int, Any]], field: str | None) -> 
         if isinstance(row, str):
             yield number, _whole(row)
         elif isinstance(row, dict):
-            name = name or _field(path, list(row), field)
-            yield number, _whole(_text(path, name, row.get(name)))
+            name = name or _field(path, list(row), _texts_among(row), field)
+            yield number, _held(path, number, name, row)
         else:
             raise NoText(f"{path}, row {number}: {type(row).__name__}; expected objects such as {{\"text\": ...}}.",
                          "no text field")
@@ -111,7 +114,7 @@ def _csv(path: Path, field: str | None) -> Texts:
         delimiters = "\t,;|" if ".tsv" in path.suffixes else ",\t;|"  # of equally frequent ones the first is taken
         delimiter = max(delimiters, key=header.count)
         columns = next(csv.reader([header], delimiter=delimiter), [])
-        name = _field(path, columns, field)
+        name = _field(path, columns, columns, field)
         place = columns.index(name)
         rows = csv.reader(file, delimiter=delimiter)
         for number, row in enumerate(rows, start=1):
@@ -131,8 +134,8 @@ def _parquet(path: Path, field: str | None) -> Texts:
     except arrow.ArrowInvalid as error:
         raise NoText(f"{path} is not a Parquet file ({error}).", "broken Parquet") from error
     with file:
-        name = _field(path, file.schema_arrow.names, field)
-        yield from _batches(path, name, file.iter_batches(columns=[name]))
+        name, columns = _columns(path, file.schema_arrow, field)
+        yield from _batches(path, name, file.iter_batches(columns=columns))
 
 
 def _arrow(path: Path, field: str | None) -> Texts:
@@ -143,9 +146,9 @@ def _arrow(path: Path, field: str | None) -> Texts:
         except arrow.ArrowInvalid:
             file.seek(0)
             opened = _arrow_file(path, arrow, file)
-        name = _field(path, opened.schema.names, field)
+        name, columns = _columns(path, opened.schema, field)
         batches = opened if hasattr(opened, "__iter__") else map(opened.get_batch, range(opened.num_record_batches))
-        yield from _batches(path, name, (batch.select([name]) for batch in batches))
+        yield from _batches(path, name, (batch.select(columns) for batch in batches))
 
 
 def _arrow_file(path: Path, arrow: Any, file: Any) -> Any:
@@ -155,12 +158,19 @@ def _arrow_file(path: Path, arrow: Any, file: Any) -> Any:
         raise NoText(f"{path} is not an Arrow file ({error}).", "broken Arrow") from error
 
 
+def _columns(path: Path, schema: Any, field: str | None) -> tuple[str, list[str]]:
+    """The column that holds the text, and all that are read for it."""
+    texts = [column.name for column in schema if str(column.type).endswith(("string", "string_view"))]
+    name = _field(path, schema.names, texts, field)
+    return name, [name, *({TOOLS} & set(schema.names) - {name})]
+
+
 def _batches(path: Path, name: str, batches: Iterator[Any]) -> Texts:
     number = 0
     for batch in batches:
-        for value in batch.column(0).to_pylist():
+        for row in batch.to_pylist():
             number += 1
-            yield number, _text(path, name, value)
+            yield number, _held(path, number, name, row)
 
 
 def _whole(text: str) -> str:
@@ -168,23 +178,44 @@ def _whole(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _text(path: Path, field: str, value: Any) -> str:
+def _held(path: Path, number: int, field: str, row: Mapping[str, Any]) -> str | Conversation:
+    """What the field of a row holds: a text, or messages."""
+    value = row.get(field)
     if value is None:
         return ""
-    if not isinstance(value, str):
-        raise NoText(f"{path}: {field!r} holds {type(value).__name__}; expected text. Name the field that holds it: "
-                     "data.text_field.", "no text field")
-    return value
+    if isinstance(value, str):
+        return _whole(value)
+    if not isinstance(value, list):
+        raise NoText(f"{path}: {field!r} holds {type(value).__name__}; expected text, or a list of messages. Name the "
+                     "field that holds it: data.text_field.", "no text field")
+    try:
+        found = talk.conversation(value, row.get(TOOLS))
+    except ValueError as error:
+        raise MixwellError(f"{path}, row {number}, {field}: {error}") from error
+    return Conversation.from_json(_whole(found.to_json()))
 
 
-def _field(path: Path, names: Sequence[str], field: str | None) -> str:
-    """The field that holds the text."""
-    wanted = TEXT_FIELDS if field is None else (field,)
+def _texts_among(row: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if isinstance(value, str)]
+
+
+def _field(path: Path, names: Sequence[str], texts: Sequence[str], field: str | None) -> str:
+    """The field that holds the text: the one named, a usual one however it is capitalised, or the only text there is.
+
+    texts: those of the names whose fields hold text.
+    """
+    wanted = (*talk.FIELDS, *TEXT_FIELDS) if field is None else (field,)
+    alike = {name.lower(): name for name in reversed(names)} if field is None else {}
     for name in wanted:
         if name in names:
             return name
+        if name in alike:
+            return alike[name]
+    if field is None and len(texts) == 1:
+        return texts[0]
     known = ", ".join(names) or "none"
-    looked_for = " or ".join(map(repr, wanted))
+    usual = (*TEXT_FIELDS, *talk.FIELDS)
+    looked_for = " or ".join(map(repr, usual if field is None else wanted))
     raise NoText(f"{path} has no field {looked_for} (its fields: {known}); name the one that holds the text: "
                  "data.text_field.", "no text field")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.interrupts import postponed
 from mixwell.core.rng import generator
 from mixwell.core.routing import Routing
-from mixwell.lm.data import TokenData
+from mixwell.lm.data import IGNORED, TokenData
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.training import state as train_state
 from mixwell.lm.training.config import TrainConfig
@@ -201,8 +201,9 @@ class _Run:
         draws = generator(self.config.seed, "train", self.step, device=self.device)
         sums: dict[str, Tensor] = {}
         seen: list[list[Routing | None]] = []
-        for tokens_BT, targets_BT, domains_B in self._micro_batches():
+        for tokens_BT, targets_BT, domains_B, weight in self._micro_batches():
             loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws)  # type: ignore[operator]
+            loss = _weighted(loss, weight)
             total = loss.nats if loss.aux is None else loss.nats + loss.aux
             mean = total / parts
             mean.backward()
@@ -215,12 +216,14 @@ class _Run:
         values = torch.stack(gathered).tolist()  # one transfer for all of them
         return dict(zip(sums, values)), seen
 
-    def _micro_batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """(tokens, targets, domains) of the parts of the next batch."""
+    def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
+        """(tokens, targets, domains, weight) of the parts of the next batch."""
         batch = self.sampler.batch()
         columns = (batch.tokens_BT, batch.targets_BT, batch.domains_B)
         there = [column.to(self.device) for column in columns]
-        return zip(*(column.chunk(self.config.accumulate) for column in there))
+        tokens, targets, domains = (column.chunk(self.config.accumulate) for column in there)
+        weights = _weights(batch.targets_BT.chunk(self.config.accumulate))
+        return zip(tokens, targets, domains, weights)
 
     def _log_due(self, before: float) -> bool:
         """Whether the step that began at the share `before` of the budget is one of those that are written down."""
@@ -302,6 +305,16 @@ class _Run:
         self.metrics.close()
         if self.board is not None:
             self.board.close()
+
+
+def _weights(parts: Sequence[Tensor]) -> list[float]:
+    """Targets that count in each part of a batch over their mean: all of a step count the same, wherever they stand."""
+    counts = [int((targets_BT != IGNORED).sum()) for targets_BT in parts]
+    return [count * len(counts) / sum(counts) for count in counts]
+
+
+def _weighted(loss: Any, weight: float) -> Any:
+    return loss if weight == 1.0 else replace(loss, nats=loss.nats * weight)
 
 
 def _every(period: int, step: int) -> bool:

@@ -88,7 +88,7 @@ def test_missing_empty_and_unreadable_domains_are_named(folder, tmp_path, monkey
     with pytest.raises(MixwellError, match=r"the 1 files found hold no text"):
         read_domain(folder / "empty.txt")
 
-    def denied(path, field):
+    def denied(path, wanted):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(documents.rows, "texts", denied)

@@ -18,7 +18,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
 from mixwell.lm import rows, saved_datasets
 from mixwell.lm.conversation import Conversation
-from mixwell.lm.rows import NoText
+from mixwell.lm.rows import NoText, Wanted
 
 NAMED = 3  # files that are passed over and told by name, for each reason
 ROWS = "rows without text"
@@ -73,16 +73,18 @@ class Reader:
     """
 
     def __init__(self, spec: str | Path, text_field: str | None = None) -> None:
-        self.spec, self.text_field = spec, text_field
+        self.spec = spec
         wanted = Path(spec).expanduser()
         self.root, self.paths = _paths(wanted)
         self.beside = saved_datasets.other_splits(wanted)
         self.passed_over: dict[str, list[str]] = {}  # reason -> files
         self.dropped: dict[str, int] = {}  # reason -> rows
         self.read = 0  # documents
+        self.wanted = Wanted(text_field)
 
     def __iter__(self) -> Iterator[Document]:
         self.passed_over, self.dropped, self.read = {}, {}, 0
+        self.wanted = Wanted(self.wanted.field)
         for path in self.paths:
             for document in self._documents(path):
                 self.read += 1
@@ -100,6 +102,8 @@ class Reader:
             share = f"{len(names)} of {len(self.paths)}"
             told.append(f"{share} files passed over ({reason}): {_listed(names)}")
         told += [f"{count} {reason} passed over" for reason, count in self.dropped.items()]
+        if self.wanted.guessed:
+            told.append(f"the text is taken from the only field that holds some: {', '.join(self.wanted.guessed)}")
         if self.beside:
             told.append(f"of the data set's splits train alone is read, not {', '.join(self.beside)}")
         return told
@@ -115,7 +119,7 @@ class Reader:
         name = path.relative_to(self.root).as_posix()
         begun = False
         try:
-            for row, found in rows.texts(path, self.text_field):
+            for row, found in rows.texts(path, self.wanted):
                 begun = True
                 reason = _useless(found)
                 if not reason:

@@ -40,8 +40,7 @@ class Encoder:
         for start in range(0, len(documents), AT_ONCE):
             part = documents[start : start + AT_ONCE]
             texts = [document.text for document in part]
-            written = any(not document.messages for document in part)
-            found = self.tokenizer.encode_batch(texts) if written or not self.tokenizer.round_trips else [[]] * len(part)
+            found = self.tokenizer.encode_batch(texts)
             for document, ids in zip(part, found):
                 self._check(document, ids)
                 yield self._conversation(document) if document.messages else self._text(document, ids)

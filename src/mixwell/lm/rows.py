@@ -15,6 +15,8 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +34,14 @@ TOOLS = "tools"  # the field beside a conversation that holds what may be called
 Texts = Iterator[tuple[int, str | Conversation]]  # (row from 1, what it holds); row 0: the file is one text
 
 
+@dataclass
+class Wanted:
+    """Which field holds the text."""
+
+    field: str | None = None  # None: look for it
+    guessed: list[str] = dataclass_field(default_factory=list)  # fields taken since no other held text
+
+
 class NoText(MixwellError):
     """A file without text that can be read; `reason` says why in a few words."""
 
@@ -40,12 +50,12 @@ class NoText(MixwellError):
         self.reason = reason
 
 
-def texts(path: Path, field: str | None = None) -> Texts:
+def texts(path: Path, wanted: Wanted) -> Texts:
     """The texts of a file. `NoText` comes before the first one, `MixwellError` at a row that is broken."""
     inner = path.with_suffix("") if path.suffix in OPENERS else path
     read = FORMATS.get(inner.suffix.lower(), _plain)
     try:
-        yield from read(path, field)
+        yield from read(path, wanted)
     except UnicodeDecodeError as error:
         where = f"byte {error.start}: " if read is _plain else ""  # files of rows are decoded piece by piece
         raise NoText(f"{path} is not UTF-8 ({where}{error.reason}); convert it (iconv -f LATIN1 -t UTF-8, say) or "
@@ -54,19 +64,23 @@ def texts(path: Path, field: str | None = None) -> Texts:
         raise MixwellError(f"{path} is cut short or broken ({error}); copy it again.") from error
 
 
-def _plain(path: Path, field: str | None) -> Texts:
+def _plain(path: Path, wanted: Wanted) -> Texts:
+    yield 0, _read(path)
+
+
+def _read(path: Path) -> str:
     with _opened(path) as file:
         start = file.read(HEAD_BYTES)
         encoding = _encoding(path, start)
         rest = file.read()
     if encoding == "utf-8-sig" and b"\0" in rest:
         raise _binary(path)
-    yield 0, (start + rest).decode(encoding)
+    return (start + rest).decode(encoding)
 
 
-def _json_lines(path: Path, field: str | None) -> Texts:
+def _json_lines(path: Path, wanted: Wanted) -> Texts:
     with _lines(path) as file:
-        yield from _objects(path, _parsed(path, file), field)
+        yield from _objects(path, _parsed(path, file), wanted)
 
 
 def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
@@ -78,43 +92,43 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
             raise MixwellError(f"{path}, line {number}: not JSON ({error}); expected an object a line.") from error
 
 
-def _json(path: Path, field: str | None) -> Texts:
+def _json(path: Path, wanted: Wanted) -> Texts:
     """A list of objects or texts, or JSON lines; any other JSON is text like that of a program."""
-    (_, text), = _plain(path, field)
+    text = _read(path)
     try:
         value = json.loads(text)
     except ValueError as error:
         lines = "Extra data" in str(error)
-        yield from _json_lines(path, field) if lines else [(0, text)]
+        yield from _json_lines(path, wanted) if lines else [(0, text)]
         return
     if isinstance(value, list) and value and all(isinstance(row, (dict, str)) for row in value):
-        yield from _objects(path, enumerate(value, start=1), field)
+        yield from _objects(path, enumerate(value, start=1), wanted)
     else:
         yield 0, text
 
 
-def _objects(path: Path, rows: Iterable[tuple[int, Any]], field: str | None) -> Texts:
+def _objects(path: Path, rows: Iterable[tuple[int, Any]], wanted: Wanted) -> Texts:
     """The texts of numbered JSON values: objects, whose first one decides the field, or bare texts."""
     name = ""
     for number, row in rows:
         if isinstance(row, str):
             yield number, _whole(row)
         elif isinstance(row, dict):
-            name = name or _field(path, list(row), _texts_among(row), field)
+            name = name or _field(path, list(row), _texts_among(row), wanted)
             yield number, _held(path, number, name, row)
         else:
             raise NoText(f"{path}, row {number}: {type(row).__name__}; expected objects such as {{\"text\": ...}}.",
                          "no text field")
 
 
-def _csv(path: Path, field: str | None) -> Texts:
+def _csv(path: Path, wanted: Wanted) -> Texts:
     csv.field_size_limit(sys.maxsize)  # a document is longer than the 128 KiB that csv lets through
     with _lines(path) as file:
         header = file.readline()
         delimiters = "\t,;|" if ".tsv" in path.suffixes else ",\t;|"  # of equally frequent ones the first is taken
         delimiter = max(delimiters, key=header.count)
         columns = next(csv.reader([header], delimiter=delimiter), [])
-        name = _field(path, columns, columns, field)
+        name = _field(path, columns, columns, wanted)
         place = columns.index(name)
         rows = csv.reader(file, delimiter=delimiter)
         for number, row in enumerate(rows, start=1):
@@ -125,7 +139,7 @@ def _csv(path: Path, field: str | None) -> Texts:
                 yield number, row[place] if place < len(row) else ""
 
 
-def _parquet(path: Path, field: str | None) -> Texts:
+def _parquet(path: Path, wanted: Wanted) -> Texts:
     arrow = _pyarrow(path)
     from pyarrow import parquet
 
@@ -134,11 +148,11 @@ def _parquet(path: Path, field: str | None) -> Texts:
     except arrow.ArrowInvalid as error:
         raise NoText(f"{path} is not a Parquet file ({error}).", "broken Parquet") from error
     with file:
-        name, columns = _columns(path, file.schema_arrow, field)
+        name, columns = _columns(path, file.schema_arrow, wanted)
         yield from _batches(path, name, file.iter_batches(columns=columns))
 
 
-def _arrow(path: Path, field: str | None) -> Texts:
+def _arrow(path: Path, wanted: Wanted) -> Texts:
     arrow = _pyarrow(path)
     with arrow.memory_map(str(path)) as file:
         try:
@@ -146,7 +160,7 @@ def _arrow(path: Path, field: str | None) -> Texts:
         except arrow.ArrowInvalid:
             file.seek(0)
             opened = _arrow_file(path, arrow, file)
-        name, columns = _columns(path, opened.schema, field)
+        name, columns = _columns(path, opened.schema, wanted)
         batches = opened if hasattr(opened, "__iter__") else map(opened.get_batch, range(opened.num_record_batches))
         yield from _batches(path, name, (batch.select(columns) for batch in batches))
 
@@ -158,10 +172,10 @@ def _arrow_file(path: Path, arrow: Any, file: Any) -> Any:
         raise NoText(f"{path} is not an Arrow file ({error}).", "broken Arrow") from error
 
 
-def _columns(path: Path, schema: Any, field: str | None) -> tuple[str, list[str]]:
+def _columns(path: Path, schema: Any, wanted: Wanted) -> tuple[str, list[str]]:
     """The column that holds the text, and all that are read for it."""
     texts = [column.name for column in schema if str(column.type).endswith(("string", "string_view"))]
-    name = _field(path, schema.names, texts, field)
+    name = _field(path, schema.names, texts, wanted)
     return name, [name, *({TOOLS} & set(schema.names) - {name})]
 
 
@@ -199,25 +213,37 @@ def _texts_among(row: Mapping[str, Any]) -> list[str]:
     return [name for name, value in row.items() if isinstance(value, str)]
 
 
-def _field(path: Path, names: Sequence[str], texts: Sequence[str], field: str | None) -> str:
+def _field(path: Path, names: Sequence[str], texts: Sequence[str], wanted: Wanted) -> str:
     """The field that holds the text: the one named, a usual one however it is capitalised, or the only text there is.
 
     texts: those of the names whose fields hold text.
     """
-    wanted = (*talk.FIELDS, *TEXT_FIELDS) if field is None else (field,)
-    alike = {name.lower(): name for name in reversed(names)} if field is None else {}
-    for name in wanted:
-        if name in names:
-            return name
-        if name in alike:
-            return alike[name]
-    if field is None and len(texts) == 1:
-        return texts[0]
+    if wanted.field is not None:
+        looked_for: Sequence[str] = (wanted.field,)
+        found = [wanted.field] if wanted.field in names else []
+    else:
+        looked_for = (*TEXT_FIELDS, *talk.FIELDS)
+        found = _usual(names) or _only(texts, wanted)
+    if found:
+        return found[0]
     known = ", ".join(names) or "none"
-    usual = (*TEXT_FIELDS, *talk.FIELDS)
-    looked_for = " or ".join(map(repr, usual if field is None else wanted))
-    raise NoText(f"{path} has no field {looked_for} (its fields: {known}); name the one that holds the text: "
+    usual = " or ".join(map(repr, looked_for))
+    raise NoText(f"{path} has no field {usual} (its fields: {known}); name the one that holds the text: "
                  "data.text_field.", "no text field")
+
+
+def _usual(names: Sequence[str]) -> list[str]:
+    """The names that a field with messages or text goes by, the likeliest first."""
+    lower = {name.lower(): name for name in reversed(names)}
+    return [lower[usual] for usual in (*talk.FIELDS, *TEXT_FIELDS) if usual in lower]
+
+
+def _only(texts: Sequence[str], wanted: Wanted) -> list[str]:
+    """The field with text where there is one alone, which is then told."""
+    if len(texts) != 1:
+        return []
+    wanted.guessed += [name for name in texts if name not in wanted.guessed]
+    return list(texts)
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -262,6 +288,6 @@ def _zstandard(path: Path) -> Any:
 
 
 OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstandard}
-FORMATS: dict[str, Callable[[Path, str | None], Texts]] = {
+FORMATS: dict[str, Callable[[Path, Wanted], Texts]] = {
     ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
     ".arrow": _arrow}

@@ -4,7 +4,8 @@ Legend: B windows a batch, S tokens a window. A window of S tokens reads S + 1, 
 windows of a stream overlap by that one token and no more.
 
 The domain of the next window is the one furthest behind its planned share, and the windows of a domain follow a
-seeded permutation of each epoch; one without a target that counts is none. How many windows each domain gave is therefore the whole state.
+seeded permutation of each epoch; one without a target that counts is none. How many windows each domain gave is
+therefore the whole state.
 """
 
 from __future__ import annotations

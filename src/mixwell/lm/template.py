@@ -33,7 +33,7 @@ STEADY = date(2024, 7, 26)  # what templates that write the date are told where 
 class _Answers(Extension):
     """`{% generation %}`: what it encloses is put between the two marks that the template is handed."""
 
-    tags = {ANSWER}
+    tags = {ANSWER}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Any) -> nodes.Node | list[nodes.Node]:
         line = next(parser.stream).lineno

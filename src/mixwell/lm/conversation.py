@@ -66,7 +66,7 @@ def _message(number: int, message: Any) -> Mapping[str, Any]:
     role = named.get("role")
     if not isinstance(role, str) or not ROLE.fullmatch(role):
         raise MixwellError(f"message {number} has the role {role!r}; expected user, assistant, system or tool.")
-    content = named.get("content", "")
+    content = named.setdefault("content", "")
     if not isinstance(content, str):
         named["content"] = _joined(number, content)
     return named | {"role": ROLES.get(role, role)}

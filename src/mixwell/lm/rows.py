@@ -93,7 +93,7 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _json(path: Path, wanted: Wanted) -> Texts:
-    """A list of objects or texts, or JSON lines; any other JSON is text like that of a program."""
+    """A list of objects or texts, one conversation, or JSON lines; any other JSON is text like that of a program."""
     text = _read(path)
     try:
         value = json.loads(text)
@@ -101,6 +101,8 @@ def _json(path: Path, wanted: Wanted) -> Texts:
         lines = "Extra data" in str(error)
         yield from _json_lines(path, wanted) if lines else [(0, text)]
         return
+    if isinstance(value, dict) and any(isinstance(value.get(name), list) for name in talk.FIELDS):
+        value = [value]
     if isinstance(value, list) and value and all(isinstance(row, (dict, str)) for row in value):
         yield from _objects(path, enumerate(value, start=1), wanted)
     else:

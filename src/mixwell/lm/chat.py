@@ -17,10 +17,10 @@ from typing import Any
 from mixwell.core.errors import MixwellError
 from mixwell.lm import template
 from mixwell.lm.conversation import ANSWERING, Conversation
-from mixwell.lm.tokenizer import Tokenizer, free_character
+from mixwell.lm.tokenizer import Tokenizer, any_of, free_character
 
 Span = tuple[int, int]  # characters of a written conversation
-WRITTEN = ("role",)  # keys of a message that hold no one's text
+ROLE = "role"  # the key of a message that holds no one's text
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Chat:
         variables: further ones that the template knows, such as `enable_thinking`.
         """
         writing = _Writing(self, conversation, today or date.today(), variables)
-        return self.tokenizer.encode_spelt([writing.text(answering=True)], writing.gap).ids
+        text = writing.text(answering=True)
+        return self.tokenizer.encode_spelt([text], writing.gap).ids
 
     def encode(self, conversation: Conversation, answers_only: bool = True) -> Encoded:
         """Ids of a whole conversation; what counts are the answers with the token that ends each, or all of it.
@@ -141,12 +142,14 @@ class _Writing:
         if not said or found.replace(self.end, "") != whole or found.count(self.end) != 1:
             raise self._hidden(place)
         stop = found.index(self.end)
-        closing = re.compile(rf"\s*(?:{self._special})").match(whole, stop)
+        following = re.compile(rf"\s*(?:{self._special})")
+        closing = following.match(whole, stop)
         return closing.end() if closing else stop
 
     def _without_rest(self, whole: str, start: int, stop: int) -> int:
         """The end of an answer without the white space behind its last special token: no model is to write that."""
-        closing = re.compile(rf"(?:{self._special})(?=\s*\Z)").search(whole[start:stop])
+        last = re.compile(rf"(?:{self._special})(?=\s*\Z)")
+        closing = last.search(whole[start:stop])
         return start + closing.end() if closing else stop
 
     def _hidden(self, place: int) -> MixwellError:
@@ -156,11 +159,11 @@ class _Writing:
 
     @property
     def _special(self) -> str:
-        spelt = self.chat.tokenizer.special
-        return "|".join(map(re.escape, spelt)) or "(?!)"
+        return any_of(self.chat.tokenizer.special).pattern
 
     def _guarded_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value if name in WRITTEN else self._guarded(value) for name, value in message.items()}
+        spoken = {name: self._guarded(value) for name, value in message.items() if name != ROLE}
+        return {ROLE: message[ROLE], **spoken}
 
     def _guarded(self, value: Any) -> Any:
         """Plain data in which no text spells a special token, whole or together with what stands beside it."""
@@ -195,11 +198,15 @@ class _Guard:
     def __init__(self, special: Sequence[str]) -> None:
         longer = [token for token in special if len(token) > 1]
         self.single = [token for token in special if len(token) == 1]
-        self.whole = re.compile("|".join(map(re.escape, longer)) or "(?!)")
+        self.whole = any_of(longer)
         self.longest = max(map(len, longer), default=0)
-        cuts = [(token, place) for token in longer for place in range(1, len(token))]
-        self.heads = frozenset(token[:place] for token, place in cuts)
-        self.tails = frozenset(token[place:] for token, place in cuts)
+        heads: set[str] = set()
+        tails: set[str] = set()
+        for token in longer:
+            places = range(1, len(token))
+            heads.update(token[:place] for place in places)
+            tails.update(token[place:] for place in places)
+        self.heads, self.tails = frozenset(heads), frozenset(tails)
 
 
 def _parts(whole: str, spans: Sequence[Span]) -> Iterator[str]:

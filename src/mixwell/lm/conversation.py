@@ -32,7 +32,8 @@ class Conversation:
     @property
     def answers(self) -> list[int]:
         """Places of the messages that the model is to learn to give."""
-        return [place for place, message in enumerate(self.messages) if message["role"] == ANSWERING]
+        roles = [message["role"] for message in self.messages]
+        return [place for place, role in enumerate(roles) if role == ANSWERING]
 
     def to_json(self) -> str:
         """The conversation as one line; equal conversations give equal lines."""

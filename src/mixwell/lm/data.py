@@ -107,7 +107,8 @@ class TokenData:
 
     def tokens(self, domain: str, split: str) -> np.memmap:
         """The stream of token ids, read-only, uint16 or uint32; documents end with `eos_id`."""
-        return self._map(self._entry(domain, split)["file"], self._index["dtype"])
+        entry = self._entry(domain, split)
+        return self._map(entry["file"], self._index["dtype"])
 
     def mask(self, domain: str, split: str) -> np.memmap | None:
         """Which tokens of a stream the loss counts, uint8, read-only; None where it counts all."""

@@ -65,6 +65,8 @@ class GenerationSettings:
         return said
 
 
+KINDS: dict[str, Any] = {"do_sample": bool, "eos_token_id": int, "top_k": int, "max_new_tokens": int,
+                         "pad_token_id": int}  # of the values; of others, any number
 KNOWN = tuple(option.name for option in fields(GenerationSettings) if option.name != "left_out")
 
 
@@ -82,10 +84,11 @@ def _ids(value: Any) -> tuple[int, ...] | None:
 
 def _check(name: str, value: Any) -> None:
     """Refuse a value of another type than the setting's."""
-    kinds = {"do_sample": bool, "eos_token_id": tuple, "top_k": int, "max_new_tokens": int, "pad_token_id": int}
-    kind = kinds.get(name, (int, float))
-    flag = isinstance(value, bool) and name != "do_sample"
-    numbers = name != "eos_token_id" or all(isinstance(one, int) for one in value or ())
-    if value is not None and (flag or not isinstance(value, kind) or not numbers):
-        expected = "true or false" if name == "do_sample" else "a number"
-        raise MixwellError(f"{FILE}: {name} is {value!r}; expected {expected}.")
+    several = value if isinstance(value, tuple) else (value,)
+    kind = KINDS.get(name, (int, float))
+    for one in several:
+        flag = isinstance(one, bool)
+        right = flag if kind is bool else isinstance(one, kind) and not flag
+        if one is not None and not right:
+            expected = "true or false" if kind is bool else "a number"
+            raise MixwellError(f"{FILE}: {name} is {value!r}; expected {expected}.")

@@ -176,9 +176,11 @@ def _arrow_file(path: Path, arrow: Any, file: Any) -> Any:
 
 def _columns(path: Path, schema: Any, wanted: Wanted) -> tuple[str, list[str]]:
     """The column that holds the text, and all that are read for it."""
-    texts = [column.name for column in schema if str(column.type).endswith(("string", "string_view"))]
+    kinds = {column.name: str(column.type) for column in schema}
+    texts = [name for name, kind in kinds.items() if kind.endswith(("string", "string_view"))]
     name = _field(path, schema.names, texts, wanted)
-    return name, [name, *({TOOLS} & set(schema.names) - {name})]
+    beside = [TOOLS] if TOOLS in kinds and name != TOOLS else []
+    return name, [name, *beside]
 
 
 def _batches(path: Path, name: str, batches: Iterator[Any]) -> Texts:
@@ -212,7 +214,8 @@ def _held(path: Path, number: int, field: str, row: Mapping[str, Any]) -> str | 
 
 
 def _texts_among(row: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in row.items() if isinstance(value, str)]
+    cells = row.items()
+    return [name for name, value in cells if isinstance(value, str)]
 
 
 def _field(path: Path, names: Sequence[str], texts: Sequence[str], wanted: Wanted) -> str:
@@ -237,7 +240,9 @@ def _field(path: Path, names: Sequence[str], texts: Sequence[str], wanted: Wante
 def _usual(names: Sequence[str]) -> list[str]:
     """The names that a field with messages or text goes by, the likeliest first."""
     lower = {name.lower(): name for name in reversed(names)}
-    return [lower[usual] for usual in (*talk.FIELDS, *TEXT_FIELDS) if usual in lower]
+    usual = (*talk.FIELDS, *TEXT_FIELDS)
+    there = [name for name in usual if name in lower]
+    return [lower[name] for name in there]
 
 
 def _only(texts: Sequence[str], wanted: Wanted) -> list[str]:

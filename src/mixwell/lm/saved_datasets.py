@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mixwell.core.files import read_json
@@ -20,15 +20,22 @@ def without_bookkeeping(files: Sequence[Path]) -> list[Path]:
     """
     if not any(path.suffix == ".arrow" for path in files):
         return list(files)
-    left_out = {path.parent / name for path in files if path.name == SPLITS for name in other_splits(path.parent)}
-    listed = {path.parent: _rows(path) for path in files if path.name == STATE}
-    kept = [path for path in files if path.name not in BESIDE and not left_out & set(path.parents)]
-    return [path for path in kept if path.suffix != ".arrow" or _is_own(path, listed.get(path.parent, ()))]
+    left_out: set[Path] = set()
+    listed: dict[Path, list[str]] = {}
+    for path in files:
+        folder = path.parent
+        if path.name == SPLITS:
+            left_out.update(folder / name for name in other_splits(folder))
+        elif path.name == STATE:
+            listed[folder] = _rows(path)
+    rows = [path for path in files if path.name not in BESIDE and _is_own(path, listed)]
+    return [path for path in rows if left_out.isdisjoint(path.parents)]
 
 
-def _is_own(path: Path, listed: Sequence[str]) -> bool:
-    """Whether a file is among those that a state lists, where it lists any."""
-    return not listed or path.name in listed
+def _is_own(path: Path, listed: Mapping[Path, Sequence[str]]) -> bool:
+    """Whether a file is among those that the state beside it lists, where it lists any."""
+    names = listed.get(path.parent)
+    return not names or path.suffix != ".arrow" or path.name in names
 
 
 def other_splits(folder: Path) -> list[str]:
@@ -38,6 +45,8 @@ def other_splits(folder: Path) -> list[str]:
     return [name for name in splits if name != TRAIN] if TRAIN in splits else []
 
 
-def _rows(state: Path) -> tuple[str, ...]:
+def _rows(state: Path) -> list[str]:
     """Names of the files that a state counts as the data set's own."""
-    return tuple(entry["filename"] for entry in read_json(state).get("_data_files", ()))
+    content = read_json(state)
+    entries = content.get("_data_files", ())
+    return [entry["filename"] for entry in entries]

@@ -151,9 +151,11 @@ class Tokenizer:
         """Ids that the tokenizer's own template puts before a text and behind it, as `transformers` does."""
         bare = self._backend.encode("a", add_special_tokens=False).ids
         whole = self._backend.encode("a", add_special_tokens=True).ids
-        starts = range(len(whole) - len(bare) + 1)
-        place = next(start for start in starts if whole[start : start + len(bare)] == bare)
-        return tuple(whole[:place]), tuple(whole[place + len(bare) :])
+        length = len(bare)
+        places = range(len(whole) - length + 1)
+        start = next(place for place in places if whole[place : place + length] == bare)
+        before, behind = whole[:start], whole[start + length :]
+        return tuple(before), tuple(behind)
 
     def with_bos(self, wanted: bool) -> Tokenizer:
         """A tokenizer whose template puts the beginning-of-text token before a text, or none; its file says so."""
@@ -211,11 +213,16 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> Iterator[str]:
         """The text cut at its special tokens, these among the pieces."""
-        return filter(None, self._special_pattern.split(text)) if self.special else iter([text])
+        end = 0
+        for found in self._special_pattern.finditer(text):
+            yield text[end : found.start()]
+            yield found.group()
+            end = found.end()
+        yield text[end:]
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        return re.compile(f"({'|'.join(map(re.escape, self.special))})")
+        return any_of(self.special)
 
     def _encoder(self, mark: str) -> tokenizers.Tokenizer:
         """The tokenizer, its special tokens under names that begin with `mark`.
@@ -263,6 +270,12 @@ class Tokenizer:
         found = self._encoder(free_character([text])).encode(text, add_special_tokens=False)
         spans = [span for number, span in zip(found.ids, found.offsets) if number == unknown]
         return sum(len(text[start:stop].encode()) for start, stop in spans)
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that fits each of the texts, the first one where several do, and nothing where there are none."""
+    escaped = map(re.escape, texts)
+    return re.compile("|".join(escaped) or "(?!)")
 
 
 def free_character(texts: Iterable[str], taken: str = "") -> str:

@@ -100,10 +100,11 @@ def renamed(main: Mapping[str, Any], special: Sequence[str], mark: str) -> dict[
 def with_template(main: Mapping[str, Any], before: Sequence[int], behind: Sequence[int],
                   spelt: Mapping[int, str]) -> dict[str, Any]:
     """A copy that puts the ids `before` and `behind` around a text, and does no more to it than before."""
-    special = {spelt[number]: {"id": spelt[number], "ids": [number], "tokens": [spelt[number]]} for number in spelt}
+    special = {name: {"id": name, "ids": [number], "tokens": [name]} for number, name in spelt.items()}
     single = [*_steps(before, spelt, 0), _sequence("A", 0), *_steps(behind, spelt, 0)]
     second = [*_steps(before, spelt, 1), _sequence("B", 1), *_steps(behind, spelt, 1)]
-    template = {"type": "TemplateProcessing", "single": single, "pair": [*single, *second], "special_tokens": special}
+    pair = [*single, *second]
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
     old = main.get("post_processor")
     if has_type(old, "ByteLevel"):
         trimming = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
@@ -112,7 +113,8 @@ def with_template(main: Mapping[str, Any], before: Sequence[int], behind: Sequen
 
 
 def _steps(numbers: Sequence[int], spelt: Mapping[int, str], kind: int) -> list[dict[str, Any]]:
-    return [{"SpecialToken": {"id": spelt[number], "type_id": kind}} for number in numbers]
+    names = [spelt[number] for number in numbers]
+    return [{"SpecialToken": {"id": name, "type_id": kind}} for name in names]
 
 
 def _sequence(name: str, kind: int) -> dict[str, Any]:

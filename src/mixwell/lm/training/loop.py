@@ -309,12 +309,17 @@ class _Run:
 
 def _weights(parts: Sequence[Tensor]) -> list[float]:
     """Targets that count in each part of a batch over their mean: all of a step count the same, wherever they stand."""
-    counts = [int((targets_BT != IGNORED).sum()) for targets_BT in parts]
-    return [count * len(counts) / sum(counts) for count in counts]
+    counting = [targets_BT != IGNORED for targets_BT in parts]
+    counts = [int(part.sum()) for part in counting]
+    total, number = sum(counts), len(counts)
+    return [count * number / total for count in counts]
 
 
 def _weighted(loss: Any, weight: float) -> Any:
-    return loss if weight == 1.0 else replace(loss, nats=loss.nats * weight)
+    if weight == 1.0:
+        return loss
+    nats = loss.nats * weight
+    return replace(loss, nats=nats)
 
 
 def _every(period: int, step: int) -> bool:

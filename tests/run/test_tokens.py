@@ -152,3 +152,18 @@ def test_templates_that_do_not_fit_are_refused(tmp_path):
     folder = save(word_marks("inst"), tmp_path / "tok")
     with pytest.raises(MixwellError, match=r"the tokenizer has no special token <\|im_end\|>, which chatml needs"):
         ran(tmp_path, **keys, tokenizer={"path": str(folder), "chat_template": "chatml"})
+
+
+def test_the_recipe_in_the_documentation_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "text.md").read_text(encoding="utf-8")
+    text, = (block.partition("```")[0] for block in page.split("```yaml\n")[1:] if block.startswith("name: chat"))
+    base = tiny_model(byte_level("chatml").vocab_size)
+    base.tokenizer = byte_level("chatml")
+    base.save(tmp_path / "path/to/model")
+    talks(tmp_path / "talk.jsonl", 100)
+    monkeypatch.chdir(tmp_path)
+    Path("chat.yaml").write_text(text)
+    small = ["stages.tuned.train.tokens=600", "train.seq_len=32", "train.batch_size=2"]
+    engine.run(recipe.read("chat.yaml", small), tmp_path / "run")
+    said, = (tmp_path / "run/stages").glob("said-*/stage.json")
+    assert len(json.loads(said.read_text())["result"]["samples"]) == 1

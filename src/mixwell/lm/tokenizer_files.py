@@ -64,7 +64,9 @@ def is_plain_byte_level(main: Mapping[str, Any]) -> bool:
     kept = all(step["type"] in TEXT_KEEPERS for step in steps)
     removed = any(step.get("behavior") == "Removed" for step in steps)
     prefixed = any(step.get("add_prefix_space") for step in steps)
-    plain = not main.get("normalizer") and has_type(main.get("decoder"), "ByteLevel")
+    added = [entry for entry in main["added_tokens"] if not entry["special"]]
+    stripped = any(entry["lstrip"] or entry["rstrip"] for entry in added)
+    plain = not main.get("normalizer") and not stripped and has_type(main.get("decoder"), "ByteLevel")
     return plain and has_type(before, "ByteLevel") and kept and not (removed or prefixed)
 
 

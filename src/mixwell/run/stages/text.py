@@ -132,8 +132,13 @@ def _facts(stage: Stage) -> dict[str, Any]:
 def _found(stage: Stage) -> dict[str, Any]:
     found = _collected(stage)
     content = {name: [_named(domain.documents), _named(domain.validation or ())] for name, domain in found.items()}
-    sizes = {name: sum(len(document.text) for document in domain.documents) for name, domain in found.items()}
+    sizes = {name: sum(map(_length, domain.documents)) for name, domain in found.items()}
     return {"fingerprint": digest(content), "characters": sizes}
+
+
+def _length(document: Document) -> int:
+    """Characters that are encoded; a chat template writes about as much around messages as JSON does."""
+    return len(document.messages or document.text)
 
 
 def _named(docs: Iterable[Document]) -> list[list[str]]:

@@ -16,6 +16,7 @@ from mixwell.core.errors import MixwellError, disk_errors
 from mixwell.core.files import read_json, whole_folder, write_json
 from mixwell.lm.documents import Document
 from mixwell.lm.encoding import Encoder
+from mixwell.lm.network import IGNORED
 from mixwell.lm.splitting import Split
 from mixwell.lm.tokenizer import Tokenizer
 
@@ -24,7 +25,6 @@ TOKEN_BYTES = "token_bytes.bin"
 DTYPES = ("<u2", "<u4")
 SPLITS = ("train", "held")
 FORMAT = 2
-IGNORED = -100  # stands in labels for a token that does not count
 
 
 def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: Tokenizer,

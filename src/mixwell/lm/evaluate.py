@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Routing
-from mixwell.lm.data import IGNORED, TokenData
+from mixwell.lm.data import TokenData
+from mixwell.lm.network import IGNORED
 
 
 @dataclass(frozen=True, eq=False)

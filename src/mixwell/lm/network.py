@@ -56,6 +56,7 @@ class _Trunk(NamedTuple):
 
 HISTORY = 64  # ids that a cache keeps for routers that go by words of several tokens; no word is longer
 PADDING = -1  # stands in them where nothing was read
+IGNORED = -100  # a target that counts in no mean
 
 
 class Cache:
@@ -265,7 +266,7 @@ class Network(nn.Module):
         A target of -100 counts in no mean either. Logits are made and used up in chunks.
         """
         trunk = self._trunk(tokens_BT, None, mask_BT, labels_B, step, generator)
-        counts_BT = targets_BT != -100
+        counts_BT = targets_BT != IGNORED
         if mask_BT is not None:
             counts_BT = mask_BT & counts_BT
         rows_TD = trunk.states_BTD.flatten(0, 1)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.interrupts import postponed
 from mixwell.core.rng import generator
 from mixwell.core.routing import Routing
-from mixwell.lm.data import IGNORED, TokenData
+from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
+from mixwell.lm.network import IGNORED
 from mixwell.lm.training import state as train_state
 from mixwell.lm.training.config import TrainConfig
 from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, read_lines
@@ -35,6 +36,7 @@ from mixwell.lm.training.sampler import Sampler
 METRICS = "metrics.jsonl"
 FIT_TOKENS = 1_000_000  # of a domain: enough to count how often ids occur
 STATE = "state"
+NATS = "loss_nats"  # mean cross-entropy per target
 LOG_STEPS, LOG_POINTS = 10, 50  # without `log_every`: a line at least so often, and at least so many where steps allow
 Progress = Callable[[int, float, dict[str, Any]], None]
 
@@ -197,33 +199,32 @@ class _Run:
 
     def _backward(self) -> tuple[dict[str, float], list[list[Routing | None]]]:
         """Gradients of the next batch; its mean values by name, and the routings of each forward pass."""
-        parts = self.config.accumulate
         draws = generator(self.config.seed, "train", self.step, device=self.device)
         sums: dict[str, Tensor] = {}
         seen: list[list[Routing | None]] = []
-        for tokens_BT, targets_BT, domains_B, weight in self._micro_batches():
+        parts = list(self._micro_batches())
+        for (tokens_BT, targets_BT, domains_B), share in zip(parts, _divisors(parts)):
             loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws)  # type: ignore[operator]
-            loss = _weighted(loss, weight)
-            total = loss.nats if loss.aux is None else loss.nats + loss.aux
-            mean = total / parts
-            mean.backward()
-            for name, value in _terms(loss).items():
-                share = value.detach().float() / parts
-                sums[name] = sums.get(name, 0.0) + share
+            nats = loss.nats / share
+            total = nats if loss.aux is None else nats + loss.aux / len(parts)
+            total.backward()
+            terms = _terms(loss)
+            for name, value in terms.items():
+                divisor = share if name == NATS else len(parts)
+                part = value.detach().float() / divisor
+                sums[name] = sums.get(name, 0.0) + part
             seen.append(loss.routings)
         sums["grad_norm"] = self.optimizer.grad_norm()
         gathered = [value.float() for value in sums.values()]
         values = torch.stack(gathered).tolist()  # one transfer for all of them
         return dict(zip(sums, values)), seen
 
-    def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
-        """(tokens, targets, domains, weight) of the parts of the next batch."""
+    def _micro_batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """(tokens, targets, domains) of the parts of the next batch."""
         batch = self.sampler.batch()
         columns = (batch.tokens_BT, batch.targets_BT, batch.domains_B)
         there = [column.to(self.device) for column in columns]
-        tokens, targets, domains = (column.chunk(self.config.accumulate) for column in there)
-        weights = _weights(batch.targets_BT.chunk(self.config.accumulate))
-        return zip(tokens, targets, domains, weights)
+        return zip(*(column.chunk(self.config.accumulate) for column in there))
 
     def _log_due(self, before: float) -> bool:
         """Whether the step that began at the share `before` of the budget is one of those that are written down."""
@@ -307,19 +308,14 @@ class _Run:
             self.board.close()
 
 
-def _weights(parts: Sequence[Tensor]) -> list[float]:
-    """Targets that count in each part of a batch over their mean: all of a step count the same, wherever they stand."""
-    counting = [targets_BT != IGNORED for targets_BT in parts]
-    counts = [int(part.sum()) for part in counting]
-    total, number = sum(counts), len(counts)
-    return [count * number / total for count in counts]
+def _divisors(parts: list[tuple[Tensor, ...]]) -> list[float]:
+    """What the mean over each micro-batch is divided by, so that their sum is the mean over the whole batch.
 
-
-def _weighted(loss: Any, weight: float) -> Any:
-    if weight == 1.0:
-        return loss
-    nats = loss.nats * weight
-    return replace(loss, nats=nats)
+    Parts with fewer targets that count weigh less.
+    """
+    counts = [int((targets_BT != IGNORED).sum()) for _, targets_BT, _ in parts]
+    whole = max(sum(counts), 1)
+    return [whole / max(count, 1) for count in counts]
 
 
 def _every(period: int, step: int) -> bool:
@@ -330,7 +326,7 @@ def _every(period: int, step: int) -> bool:
 def _terms(loss: Any) -> dict[str, Tensor]:
     """What is written down of a loss, by name."""
     auxiliary = {LOSSES + name: value for name, value in loss.losses.items()}
-    named = {"loss_nats": loss.nats, **auxiliary}
+    named = {NATS: loss.nats, **auxiliary}
     if loss.aux is not None:
         named["aux"] = loss.aux
     return named

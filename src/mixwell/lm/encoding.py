@@ -39,10 +39,13 @@ class Encoder:
         """The documents in their order."""
         for start in range(0, len(documents), AT_ONCE):
             part = documents[start : start + AT_ONCE]
-            texts = [document.text for document in part]
-            found = self.tokenizer.encode_batch(texts)
-            for document, ids in zip(part, found):
-                self._check(document, ids)
+            checked = not self.tokenizer.round_trips
+            texts = [document.text for document in part if checked or not document.messages]
+            found = iter(self.tokenizer.encode_batch(texts))
+            for document in part:
+                ids = next(found) if checked or not document.messages else []
+                if checked:
+                    self._check(document, ids)
                 yield self._conversation(document) if document.messages else self._text(document, ids)
 
     def _text(self, document: Document, ids: list[int]) -> Encoded:
@@ -67,7 +70,7 @@ class Encoder:
         return Encoded([*found.ids, self.tokenizer.eos_id], [*found.counts, counts], found.size)
 
     def _check(self, document: Document, ids: list[int]) -> None:
-        if self.tokenizer.round_trips or self.tokenizer.decode(ids) == document.text:
+        if self.tokenizer.decode(ids) == document.text:
             return
         self.changed += 1
         self.changed_bytes += document.size

@@ -9,6 +9,7 @@ tokens go by names that do not occur in the text.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,7 +232,7 @@ class Tokenizer:
         """
         if mark not in self._encoders:
             renamed = layout.renamed(self._main, self.special, mark)
-            self._encoders[mark] = _parse(layout.text(renamed))
+            self._encoders[mark] = _parse(json.dumps(renamed).encode())
         return self._encoders[mark]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:

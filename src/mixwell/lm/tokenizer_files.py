@@ -59,15 +59,25 @@ def has_type(part: Any, wanted: str) -> bool:
 
 def is_plain_byte_level(main: Mapping[str, Any]) -> bool:
     """Whether text goes through it byte by byte: nothing normalises, adds or drops a character."""
-    before = main.get("pre_tokenizer")
-    steps = before.get("pretokenizers", [before]) if isinstance(before, Mapping) else []
-    kept = all(step["type"] in TEXT_KEEPERS for step in steps)
-    removed = any(step.get("behavior") == "Removed" for step in steps)
-    prefixed = any(step.get("add_prefix_space") for step in steps)
-    added = [entry for entry in main["added_tokens"] if not entry["special"]]
-    stripped = any(entry["lstrip"] or entry["rstrip"] for entry in added)
-    plain = not main.get("normalizer") and not stripped and has_type(main.get("decoder"), "ByteLevel")
-    return plain and has_type(before, "ByteLevel") and kept and not (removed or prefixed)
+    before, after = main.get("pre_tokenizer"), main.get("decoder")
+    bytewise = has_type(before, "ByteLevel") and has_type(after, "ByteLevel")
+    return bytewise and not main.get("normalizer") and _keeps_text(before) and not _strips(main)
+
+
+def _keeps_text(before: Any) -> bool:
+    """Whether a pre-tokenizer cuts text and changes none of it."""
+    for step in before.get("pretokenizers", [before]):
+        removes = step.get("behavior") == "Removed"
+        prefixes = step.get("add_prefix_space")
+        if step["type"] not in TEXT_KEEPERS or removes or prefixes:
+            return False
+    return True
+
+
+def _strips(main: Mapping[str, Any]) -> bool:
+    """Whether a token that text may become takes the white space beside it away."""
+    plain = [entry for entry in main["added_tokens"] if not entry["special"]]
+    return any(entry["lstrip"] or entry["rstrip"] for entry in plain)
 
 
 def unknown_token(main: Mapping[str, Any]) -> str | None:

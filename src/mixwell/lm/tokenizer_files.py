@@ -59,9 +59,12 @@ def has_type(part: Any, wanted: str) -> bool:
 
 def is_plain_byte_level(main: Mapping[str, Any]) -> bool:
     """Whether text goes through it byte by byte: nothing normalises, adds or drops a character."""
-    before, after = main.get("pre_tokenizer"), main.get("decoder")
+    before = main.get("pre_tokenizer")
+    after = main.get("decoder")
     bytewise = has_type(before, "ByteLevel") and has_type(after, "ByteLevel")
-    return bytewise and not main.get("normalizer") and _keeps_text(before) and not _strips(main)
+    if not bytewise or main.get("normalizer"):
+        return False
+    return _keeps_text(before) and not _strips(main)
 
 
 def _keeps_text(before: Any) -> bool:
@@ -76,7 +79,8 @@ def _keeps_text(before: Any) -> bool:
 
 def _strips(main: Mapping[str, Any]) -> bool:
     """Whether a token that text may become takes the white space beside it away."""
-    plain = [entry for entry in main["added_tokens"] if not entry["special"]]
+    added = main["added_tokens"]
+    plain = [entry for entry in added if not entry["special"]]
     return any(entry["lstrip"] or entry["rstrip"] for entry in plain)
 
 

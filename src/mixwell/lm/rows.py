@@ -6,7 +6,6 @@ Told by the file's ending, which may be followed by that of a compression (`note
 from __future__ import annotations
 
 import bz2
-import codecs
 import csv
 import gzip
 import io
@@ -22,12 +21,11 @@ from typing import IO, Any
 
 from mixwell.core.errors import MixwellError
 from mixwell.lm import conversation as talk
+from mixwell.lm import encodings
 from mixwell.lm.conversation import Conversation
 
 TEXT_FIELDS = ("text", "content", "document", "body")  # looked for in this order where no field is named
 HEAD_BYTES = 1 << 16  # looked at before a file is read whole
-MARKED = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
-          (codecs.BOM_UTF16_BE, "utf-16"))  # the longer marks first: one begins like another
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 TOOLS = "tools"  # the field beside a conversation that holds what may be called in it
@@ -57,9 +55,7 @@ def texts(path: Path, wanted: Wanted) -> Texts:
     try:
         yield from read(path, wanted)
     except UnicodeDecodeError as error:
-        where = f"byte {error.start}: " if read is _plain else ""  # files of rows are decoded piece by piece
-        raise NoText(f"{path} is not UTF-8 ({where}{error.reason}); convert it (iconv -f LATIN1 -t UTF-8, say) or "
-                     "leave it out.", "not UTF-8") from error
+        raise _not_utf_8(path, error, read is _plain) from error
     except BROKEN as error:
         raise MixwellError(f"{path} is cut short or broken ({error}); copy it again.") from error
 
@@ -73,7 +69,7 @@ def _read(path: Path) -> str:
         start = file.read(HEAD_BYTES)
         encoding = _encoding(path, start)
         rest = file.read()
-    if encoding == "utf-8-sig" and b"\0" in rest:
+    if encoding == encodings.UTF_8 and b"\0" in rest:
         raise _binary(path)
     return (start + rest).decode(encoding)
 
@@ -270,10 +266,23 @@ def _lines(path: Path) -> io.TextIOWrapper:
 
 def _encoding(path: Path, start: bytes) -> str:
     """The encoding that the first bytes tell of: UTF-16 or UTF-32 by their mark, else UTF-8."""
-    marked = next((name for mark, name in MARKED if start.startswith(mark)), "")
-    if not marked and b"\0" in start:
-        raise _binary(path)
-    return marked or "utf-8-sig"
+    marked = encodings.marked(start)
+    if marked or b"\0" not in start:
+        return marked or encodings.UTF_8
+    unmarked = encodings.unmarked_utf_16(start)
+    if unmarked:
+        raise NoText(f"{path} looks like {unmarked} without its mark; convert it (iconv -f {unmarked} -t UTF-8) or "
+                     "leave it out.", "not UTF-8")
+    raise _binary(path)
+
+
+def _not_utf_8(path: Path, error: UnicodeDecodeError, whole: bool) -> NoText:
+    """What is said of a file in another encoding; a place is told where it was decoded as a whole."""
+    where = f"byte {error.start}: " if whole else ""
+    with _opened(path) as file:
+        found = encodings.candidates(file.read(HEAD_BYTES))
+    return NoText(f"{path} is not UTF-8 ({where}{error.reason}) and may be {' or '.join(found)}; convert it (iconv -f "
+                  f"{found[0]} -t UTF-8) or leave it out.", "not UTF-8")
 
 
 def _binary(path: Path) -> NoText:

@@ -58,7 +58,7 @@ NOT_TEXT = [
     ("x.txt", "Всем привет".encode("cp1251"), "not UTF-8", r"x.txt is not UTF-8 .*WINDOWS-1251; convert it"),
     ("x.txt", "plain words".encode("utf-16-le"), "not UTF-8", r"x.txt looks like UTF-16LE without its mark; convert"),
     ("x.csv", "text\nwords".encode("utf-16-be"), "not UTF-8", r"x.csv looks like UTF-16BE without its mark"),
-    ("x.jsonl", '{"text": "caf\xe9"}'.encode("latin1"), "not UTF-8", r"x.jsonl is not UTF-8 \(invalid .*LATIN1; convert"),
+    ("x.jsonl", '{"text": "caf\xe9"}'.encode("latin1"), "not UTF-8", r"x.jsonl is not UTF-8 \(invalid .*LATIN1;"),
     ("x.csv", b"a,b\n1,2\n", "no text field", r"x.csv has no field 'text' or .*\(its fields: a, b\); name the one"),
     ("x.jsonl", b'{"a": []}\n', "no text field", r"has no field .*\(its fields: a\).*data.text_field"),
     ("y.jsonl", b'{"text": {"a": 1}}\n', "no text field", r"'text' holds dict; expected text"),

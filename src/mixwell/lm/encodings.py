@@ -31,7 +31,8 @@ def unmarked_utf_16(start: bytes) -> str:
 def _are_halves(high: bytes, low: bytes) -> bool:
     """Whether the bytes are high and low halves of signs, many of them ASCII letters."""
     zeros = high.count(0)
-    return len(low) > 1 and zeros > HALF * len(high) and not low.count(0)
+    enough = zeros > HALF * len(high)
+    return len(low) > 1 and enough and not low.count(0)
 
 
 def candidates(data: bytes) -> list[str]:

@@ -82,19 +82,23 @@ def test_a_conversation_is_closed_once_and_learned_to_be_closed(tmp_path):
         assert bool(found.mask("talk", "train")[-1]) == counts
 
 
-def test_windows_without_an_answer_are_not_drawn(tmp_path):
+@pytest.mark.parametrize("seq_len", range(4, 12))  # so that an answer begins on either side of a window's end
+def test_windows_without_an_answer_are_not_drawn(tmp_path, seq_len):
     long = [Document("x", "q", messages=conversation(
         [{"role": "user", "content": "say " * 40}, {"role": "assistant", "content": "good"}]).to_json())] * 3
     data = shards(tmp_path / "t", long, byte_level("chatml"))
-    sampler = Sampler(data, None, 4, 8, 0)
+    sampler = Sampler(data, None, 4, seq_len, 0)
     mask = data.mask("talk", "train")
-    windows = (len(mask) - 1) // 8
-    counting = [w for w in range(windows) if mask[w * 8 + 1 : w * 8 + 9].any()]
+    windows = (len(mask) - 1) // seq_len
+    counting = [w for w in range(windows) if mask[w * seq_len + 1 : (w + 1) * seq_len + 1].any()]
     assert 0 < len(counting) < windows / 2
     assert sampler._windows == {"talk": len(counting)}
     for _ in range(3):
         batch = sampler.batch()
         assert (batch.targets_BT != -100).any(1).all()
+
+
+def test_a_domain_without_answers_is_refused(tmp_path):
     nothing = shards(tmp_path / "n", [talk(i) for i in range(3)], byte_level("chatml"))
     np.memmap(nothing.folder / "00.train.mask.bin", np.uint8, "r+")[:] = 0
     with pytest.raises(MixwellError, match=r"'talk' holds nothing to learn from: .*data.answers_only: false"):

@@ -153,10 +153,11 @@ def test_a_conversation_that_the_template_refuses_is_named(tmp_path):
 
 
 def test_text_that_a_tokenizer_loses_is_counted(tmp_path):
-    documents = [Document("0", "abc"), Document("1", "cab fed"), Document("2", "Abc"), Document("3", "ab é zz f")]
+    documents = [Document("0", "abc"), Document("1", "cab fed"), Document("2", "Abc"), Document("3", "ab é zz f"),
+                 Document("4", "x")]
     data = shards(tmp_path / "t", documents, lossy())
-    assert data.lost("talk") == {"documents": 4, "bytes": 3 + 7 + 3 + 10, "changed": 2, "changed_bytes": 13,
-                                 "unknown_bytes": 4}
+    assert data.lost("talk") == {"documents": 5, "bytes": 3 + 7 + 3 + 10 + 1, "changed": 3, "changed_bytes": 14,
+                                 "unknown_bytes": 5}
     whole = shards(tmp_path / "w", documents, byte_level("chatml"))
     assert whole.lost("talk")["changed"] == 0
 

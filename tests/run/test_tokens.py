@@ -64,9 +64,9 @@ def test_a_tokenizer_trained_on_conversations_has_their_tokens_and_template(run)
     assert tokenizer.chat_template == CHATML and results["tokenizer"]["vocab_size"] == 300
     assert tokenizer.special == ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     data = TokenData.open(folders["tokens"] / "shards")
-    talk = results["tokens"]["domains"]["talk"]
-    assert talk["train_counted"] == data.counted("talk", "train") < talk["train_tokens"] / 2
-    assert (talk["changed"], results["tokens"]["notices"]) == (0, [])
+    counted, tokens = (results["tokens"][what]["talk"] for what in ("counted", "domains"))
+    assert counted["train"] == data.counted("talk", "train") < tokens["train_tokens"] / 2
+    assert (results["tokens"]["lost"]["talk"]["changed"], results["tokens"]["notices"]) == (0, [])
     assert results["data"]["domains"]["talk"]["read"] == {"files": 1, "documents": 40, "files_passed_over": {},
                                                           "rows_passed_over": {}, "copies": 0}
 
@@ -91,8 +91,8 @@ def test_samples_of_text_of_messages_and_of_held_out_beginnings(run):
 def test_all_of_a_conversation_counts_where_asked_and_bos_stands_before_each_text(tmp_path):
     config = {"domains": {"talk": str(talks(tmp_path / "talk.jsonl", 12))}, "held_out": 0.2, "answers_only": False}
     results, _ = ran(tmp_path, data=config, tokenizer={"vocab_size": 300})
-    talk = results["tokens"]["domains"]["talk"]
-    assert 0 <= talk["train_tokens"] - talk["train_counted"] <= 12
+    tokens, counted = (results["tokens"][what]["talk"] for what in ("domains", "counted"))
+    assert 0 <= tokens["train_tokens"] - counted["train"] <= 12
 
 
 def test_a_tokenizer_that_loses_text_is_told(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file, write_text
-from mixwell.lm.data import SPLITS, TokenData, write_shards
+from mixwell.lm.data import SPLITS, write_shards
 from mixwell.lm.documents import size_bytes
 from mixwell.lm.splitting import Split
 from mixwell.lm.template import CHATML, CHATML_TOKENS
@@ -101,17 +101,12 @@ def run_tokens(job: Job) -> dict[str, Any]:
     splits, tokenizer = read_splits(job.inputs["data"]), Tokenizer.load(job.inputs["tokenizer"])
     answers_only = job.result("data")["answers_only"]
     data = write_shards(job.folder / "shards", splits, tokenizer, answers_only)
-    counts = {name: _token_counts(data, name) for name in data.domains}
-    told = [f"{name}: {text}." for name in data.domains for text in _lost(data.lost(name))]
-    return {"domains": counts, "dtype": str(data.tokens(data.domains[0], "train").dtype), "notices": told}
-
-
-def _token_counts(data: TokenData, name: str) -> dict[str, Any]:
-    """What a domain came to: tokens, those of them that the loss counts, and what the tokenizer does not give back."""
-    tokens = {f"{side}_tokens": data.count(name, side) for side in SPLITS}
-    counted = {f"{side}_counted": data.counted(name, side) for side in SPLITS}
-    lost = data.lost(name)
-    return tokens | counted | {key: lost[key] for key in ("changed", "changed_bytes", "unknown_bytes")}
+    tokens = {name: {f"{side}_tokens": data.count(name, side) for side in SPLITS} for name in data.domains}
+    counted = {name: {side: data.counted(name, side) for side in SPLITS} for name in data.domains}
+    lost = {name: data.lost(name) for name in data.domains}
+    told = [f"{name}: {text}." for name, counts in lost.items() for text in _lost(counts)]
+    dtype = str(data.tokens(data.domains[0], "train").dtype)
+    return {"domains": tokens, "counted": counted, "lost": lost, "dtype": dtype, "notices": told}
 
 
 def _lost(counts: Mapping[str, int]) -> list[str]:

@@ -158,7 +158,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, 
 
 @pytest.mark.parametrize(("error", "code", "told"), [
     (OSError(errno.ENOSPC, "No space left on device"), 2, "error: no space left on the disk"),
-    (MixwellError("one\nline"), 2, "error: one line"),
+    (MixwellError("one\nline"), 2, "error: one\\nline"),
     (KeyboardInterrupt(), 130, "stopped; run the same command to go on")])
 def test_how_a_run_ends_early(monkeypatch, tmp_path, error, code, told):
     from mixwell.run import engine

@@ -370,6 +370,16 @@ def test_what_is_only_written_down_may_change_on_a_resume(whole, data, tmp_path)
     assert set(measured[12]["bits_per_byte"]) == {"sums", "words"} and measured[12]["mean"] < measured[6]["mean"]
 
 
+def test_other_libraries_than_before_are_told_on_a_resume(data, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_model(), data, tiny_config(save_every=2), tmp_path, progress=lambda step, *_: 1 / (step - 4))
+    file = tmp_path / "state" / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({**state, "choices": "of another cache"}))
+    with pytest.warns(UserWarning, match="other libraries than when the state was saved"):
+        run(data, tmp_path, save_every=2)
+
+
 @pytest.mark.parametrize(("steps", "lines"), [(12, 12), (70, 50), (120, 50)])
 def test_by_itself_a_curve_has_points_enough(data, tmp_path, steps, lines):
     result = run(data, tmp_path, tokens=steps * 32, log_every=0)

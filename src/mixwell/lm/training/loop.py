@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.interrupts import postponed
 from mixwell.core.rng import generator
 from mixwell.core.routing import Routing
+from mixwell.kernels.probe import choices
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.network import IGNORED
@@ -37,6 +39,8 @@ from mixwell.lm.training.sampler import Sampler
 METRICS = "metrics.jsonl"
 FIT_TOKENS = 1_000_000  # of a domain: enough to count how often ids occur
 STATE = "state"
+ROUNDS_OTHERWISE = ("this machine computes its products through other libraries than when the state was saved, as its "
+                    "measurements were made anew; the training goes on with the same numbers up to rounding only.")
 NATS = "loss_nats"  # mean cross-entropy per target
 LOG_STEPS, LOG_POINTS = 10, 50  # without `log_every`: a line at least so often, and at least so many where steps allow
 Progress = Callable[[int, float, dict[str, Any]], None]
@@ -277,11 +281,14 @@ class _Run:
             "sampler": self.sampler.state_dict(),
             "window": self.window.state_dict(),
             "settings": self._settings(),
+            "choices": choices().digest(),
         }
         train_state.save(self.folder / STATE, self.step, tensors, values)
         self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        if values.get("choices") not in (None, choices().digest()):
+            warnings.warn(ROUNDS_OTHERWISE, UserWarning, stacklevel=3)
         self.sampler.load_state_dict(values["sampler"])
         self.optimizer.load_tensors(tensors)
         for name, buffer in self._buffers().items():

@@ -3,7 +3,7 @@
 `python benchmarks/em.py` prints the ratios of time (scikit-learn over mixwell) for full, diagonal, tied and spherical
 covariances in float32 and float64 from the same start, the share of the machine's matrix-product rate, the cost for
 growing numbers of rows, the cost of missing values, and, with `--stream ROWS`, a pass over a file on disk in bounded
-memory. pomegranate stands beside them where it is installed. `--out FILE` keeps the results as JSON. Times are
+memory. pomegranate stands beside them where it is installed. `--save` keeps the results as JSON. Times are
 wall-clock seconds, min and median over `--repeat` interleaved rounds, and processor seconds, which a busy neighbour
 changes least; `--threads 1` makes those of both libraries comparable (idle threads of a matrix product spin). The share
 of the matrix-product rate counts processor seconds.
@@ -12,9 +12,7 @@ of the matrix-product rate counts processor seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import sklearn
 import torch
+from _parts import save
 from sklearn.mixture import GaussianMixture as Reference
 from threadpoolctl import threadpool_limits
 
@@ -213,13 +212,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--kinds", default="full,diag,tied,spherical")
     parser.add_argument("--stream", type=int, default=0, metavar="ROWS")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
+    parser.set_defaults(clock="wall", pages="default")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
-    report: dict = {"machine": platform.processor() or platform.machine(), "threads": options.threads,
-                    "load_before": os.getloadavg()[0],
-                    "versions": {"mixwell": mixwell.__version__, "scikit-learn": sklearn.__version__,
+    report: dict = {"versions": {"mixwell": mixwell.__version__, "scikit-learn": sklearn.__version__,
                                  "torch": torch.__version__, "numpy": np.__version__,
                                  **({"pomegranate": pomegranate.__version__} if pomegranate else {})}, "fits": []}
     with threadpool_limits(options.threads):
@@ -257,10 +255,7 @@ def main() -> None:
         report["stream"] = stream(options.stream, options.threads)
         print(f"{options.stream} rows from disk: {report['stream']['seconds_per_pass']:.1f} s a pass, "
               f"peak {report['stream']['peak_rss_gib']:.2f} GiB")
-    report["load_after"] = os.getloadavg()[0]
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save("em", options, report)
 
 
 if __name__ == "__main__":

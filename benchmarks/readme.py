@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,35 @@ def _layer_rows(data: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
                 yield dtype, f"T {tokens}, D 512, F 512, {label}", row
 
 
+def transformers_experts(found: Found) -> list[str]:
+    """transformers' own layers with mixwell's experts beside its own implementations."""
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        for dtype, shape in itertools.product(("bf16", "fp32"), ("Qwen3-MoE", "Mixtral")):
+            for case, row in _inside_rows(data.get(dtype, {}).get(shape)):
+                cells = [_ratio(row["over"], "grouped_mm"), _ratio(row["over"], "eager"),
+                         _ratio(row.get("packed_over", {}), "grouped_mm")]
+                rows.setdefault((dtype, shape, case), {})[kind] = cells
+    return ["**transformers' own expert layers** with `experts_implementation=\"mixwell\"`, beside its implementations "
+            "`grouped_mm` (its default) and `eager`, at half (Qwen3-MoE: 128 experts, 8 a token) and a quarter "
+            "(Mixtral: 8 experts, 2 a token; both backward) of the published widths; the last column with weights "
+            "packed by `mixwell.pack_experts` (medians):", "",
+            *table(found, ["type", "layer", "case"], ["against grouped_mm", "against eager", "packed, grouped_mm"],
+                   rows), *commands(found)]
+
+
+def _inside_rows(figures: dict[str, Any] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(case, figures) of each measurement of a layer."""
+    if figures is not None:
+        for tokens, row in figures["inference"]["tokens"].items():
+            yield f"forward, {tokens} token{'s' if tokens != '1' else ''}", row
+        yield "forward and backward, 512 tokens", figures["training"]
+
+
+def _ratio(over: dict[str, float], name: str) -> str:
+    return f"{over[name]:.2f}x" if name in over else ""
+
+
 def decode(found: Found) -> list[str]:
     """Generation beside transformers."""
     rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -116,36 +146,51 @@ def decode(found: Found) -> list[str]:
             *table(found, ["weights"], ["tokens/s", "against transformers"], rows), *commands(found)]
 
 
-def em(data: dict[str, Any]) -> list[str]:
+def em(found: Found) -> list[str]:
     """Gaussian mixtures beside scikit-learn and pomegranate."""
-    versions, missing = data["versions"], data["missing"]
-    lines = [f"**Gaussian mixtures** beside scikit-learn {versions['scikit-learn']} and pomegranate "
-             f"{versions['pomegranate']}: ten EM iterations over 200,000 x 16 from the same start, 32 components; "
-             "medians:", "",
-             "| type | covariances | mixwell, s | scikit-learn, s | ratio | pomegranate's | of GEMM rate | "
-             "log-likelihood apart from scikit-learn's |", "|---|---|---|---|---|---|---|---|"]
-    for fit in data["fits"]:
-        ours = fit["mixwell_s"]["median"]
-        other = f"{fit['pomegranate_s']['median'] / ours:.1f}x" if "pomegranate_s" in fit else \
-            "fails" if "pomegranate_failed" in fit else ""
-        lines.append(f"| {fit['dtype']} | {fit['covariance_type']} | {ours:.2f} | {fit['sklearn_s']['median']:.2f} | "
-                     f"{fit['ratio_of_median']:.1f}x | {other} | {fit['share_of_product_rate']:.0%} | "
-                     f"{fit['log_likelihood_difference']:.0e} |")
-    stream, thin = data["stream"], data["thin"]
+    versions = next(iter(found.values()))["versions"]
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        for fit in data["fits"]:
+            label = fit["dtype"], fit["covariance_type"]
+            ours = fit["mixwell_s"]["median"]
+            rows.setdefault(label, {})[kind] = [f"{ours:.2f}", f"{fit['ratio_of_median']:.1f}x", _pomegranate(fit),
+                                                f"{fit['share_of_product_rate']:.0%}"]
+    beside = [f"pomegranate {versions['pomegranate']}"] if "pomegranate" in versions else []
+    others = " and ".join([f"scikit-learn {versions['scikit-learn']}", *beside])
+    return [f"**Gaussian mixtures** beside {others}: ten EM iterations over 200,000 x 16 from the same start, 32 "
+            "components; medians:", "",
+            *table(found, ["type", "covariances"], ["s", "scikit-learn's time", "pomegranate's", "of GEMM rate"], rows),
+            "", *(f"{KINDS[kind]}: {_em_beside(data)}" for kind, data in found.items()), *commands(found)]
+
+
+def _pomegranate(fit: dict[str, Any]) -> str:
+    """Its time over ours."""
+    if "pomegranate_failed" in fit:
+        return "fails"
+    if "pomegranate_s" not in fit:
+        return ""
+    return f"{fit['pomegranate_s']['median'] / fit['mixwell_s']['median']:.1f}x"
+
+
+def _em_beside(data: dict[str, Any]) -> str:
+    """Agreement, thin components, rows from disk and missing values."""
+    missing, apart = data["missing"], max(fit["log_likelihood_difference"] for fit in data["fits"])
     holes, whole = (1e3 * missing[f"{name}_s_per_step"] for name in ("with_holes", "whole"))
-    return [*lines, "", f"Where components are so thin that steps are redone in float64, full float32 is "
-            f"{thin['ratio_of_median']:.1f}x. {stream['rows']:,} x {stream['columns']} streamed from disk: "
-            f"{stream['seconds_per_pass']:.1f} s a pass in {stream['peak_rss_gib']:.2f} GiB. A tenth of "
+    streamed = ""
+    if stream := data.get("stream"):
+        size, pace = f"{stream['rows']:,} x {stream['columns']}", f"{stream['seconds_per_pass']:.1f} s a pass"
+        streamed = f"{size} streamed from disk: {pace} in {stream['peak_rss_gib']:.2f} GiB. "
+    return (f"log-likelihoods at most {apart:.0e} from scikit-learn's. Where components are so thin that steps are "
+            f"redone in float64, full float32 is {data['thin']['ratio_of_median']:.1f}x. {streamed}A tenth of "
             f"{missing['rows']:,} x {missing['columns']} float64 values missing, in {missing['patterns']} patterns: "
-            f"{holes:.0f} ms a step, {whole:.0f} without holes ({missing['components']} components). "
-            f"`python benchmarks/em.py --repeat 5 --stream 10000000` with {data['threads']} threads."]
+            f"{holes:.0f} ms a step, {whole:.0f} without holes.")
 
 
 def figures() -> str:
     """The block between the markers."""
-    blocks = [make(found) for make in (train_step, moe_layer, decode) if (found := of_kinds(make.__name__))]
-    if data := read("benchmarks/results/em.json"):
-        blocks.append(em(data))
+    makers = train_step, moe_layer, transformers_experts, decode, em
+    blocks = [make(found) for make in makers if (found := of_kinds(make.__name__))]
     return "\n\n".join("\n".join(block) for block in blocks)
 
 

@@ -22,7 +22,7 @@ import mixwell
 
 assert Path(mixwell.__file__).is_relative_to(sys.prefix), f"{mixwell.__file__} is not the wheel's"
 root = files("mixwell")
-for name in ("py.typed", "cli/skeletons/card.txt", "run/recipes/default.yaml", "report/templates/report.html"):
+for name in ("py.typed", "core/meanings.txt", "cli/skeletons/card.txt", "run/recipes/default.yaml", "report/templates/report.html"):
     assert root.joinpath(name).is_file(), f"the wheel lacks {name}"
 PYTHON
 "$mixwell" version

@@ -23,6 +23,7 @@ ROOMS = (
     Room("formats", 1, computes=True),
     Room("kernels", 1, computes=True),
     Room("mixing", 2, computes=True),
+    Room("transformers", 2),
     Room("density", 3, methods=True),
     Room("experts", 3, methods=True, computes=True),
     Room("sequence", 3, methods=True, computes=True),

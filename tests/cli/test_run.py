@@ -17,6 +17,7 @@ from mixwell.cli.progress import Bar
 from mixwell.core import measured
 from mixwell.core.errors import MixwellError
 from mixwell.report.records import StageRecord
+from mixwell.run.costs import Costs
 from tests.run import tiny
 
 SHORT = [f"stages.{stage}.train.tokens=300" for stage in ("dense", "moe-trained", "dense-trained")]
@@ -157,7 +158,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, 
 
 @pytest.mark.parametrize(("error", "code", "told"), [
     (OSError(errno.ENOSPC, "No space left on device"), 2, "error: no space left on the disk"),
-    (MixwellError("one\nline"), 2, "error: one line"),
+    (MixwellError("one\nline"), 2, "error: one\\nline"),
     (KeyboardInterrupt(), 130, "stopped; run the same command to go on")])
 def test_how_a_run_ends_early(monkeypatch, tmp_path, error, code, told):
     from mixwell.run import engine
@@ -224,6 +225,7 @@ def test_getting_ready_says_what_is_done(ran, tmp_path, monkeypatch):
     said = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Bar, "preparing", lambda bar, words: said.append(words))
+    monkeypatch.setattr(Costs, "_worth", lambda self, seconds: True)
     done = call("run", ran[0], "--out", tmp_path / "new", "--dry-run", *SHORT)
     assert done.exit_code == 0, done.output
     assert said[0] == "look at the text" and "time the tokenizer on a sample of the text" in said
@@ -233,6 +235,30 @@ def test_getting_ready_says_what_is_done(ran, tmp_path, monkeypatch):
     monkeypatch.undo()
     bar.preparing("time")
     assert bar.bar.tasks[0].description == "get ready · time"
+
+
+def test_where_no_bar_moves_getting_ready_is_told_in_lines(ran, tmp_path, monkeypatch):
+    monkeypatch.setattr(Costs, "_worth", lambda self, seconds: True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = call("run", ran[0], "--out", tmp_path / "new", "--dry-run", *SHORT)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("get ready · ")]
+    assert "get ready · time the tokenizer on a sample of the text" in lines
+    assert len(set(lines)) == len(lines) and "get ready · look at the text" not in lines
+
+
+def test_the_terminal_says_what_is_done_before_anything_is_imported(monkeypatch):
+    import subprocess
+    import sys
+
+    program = ("import builtins, sys\nfrom rich.console import Console\nimport mixwell.cli.runs as runs\n"
+               "from mixwell.cli.progress import Bar\nplain = builtins.__import__\n"
+               "def refuse(name, *rest):\n    if name == 'torch':\n        raise SystemExit(7)\n"
+               "    return plain(name, *rest)\n"
+               "builtins.__import__ = refuse\n"
+               "Bar.__enter__ = lambda bar: (print(bar.bar.tasks[0].description, flush=True), bar)[1]\n"
+               "runs.run()\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 7 and done.stdout.strip() == "get ready · load", done.stderr
 
 
 @pytest.mark.parametrize("busy", [True, False])

@@ -103,3 +103,23 @@ def test_suggest():
     assert suggest("learning_rate", ["tokens", "lr"]) == suggest("lerning-rate", ["lr"]) == " Did you mean 'lr'?"
     assert suggest("bs", ["batch_size", "lr"]) == " Did you mean 'batch_size'?"
     assert suggest("l", ["lr", "tokens"]) == " Did you mean 'lr'?" and suggest("x", ["xylophone_a"]) == ""
+
+
+@pytest.mark.parametrize(("written", "meant"), [
+    ("gradient_accumulation_steps", "accumulate"), ("grad_accum", "accumulate"), ("learning_rate", "lr"),
+    ("max_length", "seq_len"), ("wd", "weight_decay"), ("per_device_train_batch_size", "batch_size"),
+    ("num_train_epochs", "epochs"), ("max_steps", "steps"), ("gradient_checkpointing", "checkpointing"),
+    ("max_grad_norm", "grad_clip"), ("warmup_ratio", "warmup"), ("torch_dtype", "dtype"), ("Learning-Rate", "lr"),
+    ("gradient_acumulation_steps", "accumulate"), ("frozen", "freeze"), ("btach_size", "batch_size"),
+])
+def test_a_key_of_other_programs_is_answered_with_the_one_that_means_the_same(written, meant):
+    from dataclasses import fields
+
+    from mixwell.lm.training.config import TrainConfig
+
+    known = [field.name for field in fields(TrainConfig)]
+    assert suggest(written, known) == f" Did you mean {meant!r}?"
+
+
+def test_a_word_that_is_known_is_not_answered_with_itself():
+    assert suggest("lr", ["lr"]) == "" and suggest("lr", ["lr", "learning_rate"]) == " Did you mean 'learning_rate'?"

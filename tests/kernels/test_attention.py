@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mixwell.kernels.attention import attend, rotary_angles, rotate, rotate_one, turns_one
+from mixwell.kernels.attention import attend
+from mixwell.kernels.rotary import rotary_angles, rotate, rotate_one, turns_one
 
 SCALING = {"type": "linear", "factor": 4.0}
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mixwell.kernels.attention import rotary_angles
 from mixwell.kernels.rope import attention_factor, check_rope_scaling, yarn_scale
+from mixwell.kernels.rotary import rotary_angles
 
 WIDTH, THETA = 8, 100.0
 DYNAMIC = {"type": "dynamic", "factor": 3.0, "original_max_position_embeddings": 10}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,11 @@ from rich.console import Console
 
 from mixwell.cli.errors import FAILED, one_line, tell
 from mixwell.cli.runs import RECIPE, split_words
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, suggest
 
 if TYPE_CHECKING:
     from mixwell.compare import Plan
+    from mixwell.run.recipe import Recipe
 
 
 @one_line
@@ -41,17 +43,25 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
 
     `mixwell compare routers --vary model.router=top_k,sinkhorn,expert_choice --budget tokens=500k`
 
+    `mixwell compare --vary model=path/to/a,path/to/b` · models that exist; nothing is trained
+
     `mixwell compare my.yaml --vary moe.num_experts=4,8 --vary moe.router.k=1,2 --seeds 5 --baseline 8,2`
     """
     path, overrides = split_words(words or [])
     from mixwell import compare as lab_compare
     from mixwell.cli.progress import Bar
+    from mixwell.compare import existing
     from mixwell.compare.variants import parse_vary
     from mixwell.run import recipe
 
     console, chosen = Console(highlight=False), recipe.read(path, overrides)
+    varied = parse_vary(vary or [])
+    models = existing.only_models(chosen if path else replace(chosen, stages=[]), varied, budget)
+    if models:
+        compare_models(console, models, chosen, baseline, out, dry_run)
+        return
     with Bar(console) as bar:
-        made = lab_compare.plan(chosen, parse_vary(vary or []), budget=budget, seeds=parse_seeds(seeds),
+        made = lab_compare.plan(chosen, varied, budget=budget, seeds=parse_seeds(seeds),
                                 baseline=baseline, stage=stage, out=out, told=bar.preparing)
         for name, error in {t.variant: t.error for t in made.trials if t.error}.items():
             console.print(f"{name} cannot run, the rest goes on: {error}", markup=False, soft_wrap=True)
@@ -64,6 +74,29 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     console.print(f"report: {page}", soft_wrap=True)
     if missing:
         tell(f"error: {missing} failed; the report says why", FAILED)
+
+
+def compare_models(console: Console, models: list[str], chosen: Recipe, baseline: str | None, out: Path | None,
+                   dry_run: bool) -> None:
+    """Hold models that exist against each other on the recipe's held-out text; nothing is trained."""
+    from mixwell.cli.evaluate import show_found
+    from mixwell.cli.progress import Bar
+    from mixwell.compare import existing, existing_page, texts
+
+    first = [baseline] if baseline else []
+    if baseline and baseline not in models:
+        near = suggest(baseline, models)
+        raise MixwellError(f"--baseline: no model {baseline!r}.{near} Models: {', '.join(models)}.")
+    ordered = list(dict.fromkeys([*first, *models]))
+    console.print(f"nothing is trained: {', '.join(ordered)} read the same held-out text", markup=False, soft_wrap=True)
+    if dry_run:
+        return
+    budget = {"tokens": chosen.evaluate.max_tokens}
+    with Bar(console) as bar:
+        page = existing.evaluate(ordered, texts.held_out(chosen), budget=budget, reading=chosen.evaluate, out=out,
+                                 told=bar.preparing)
+    show_found(console, existing_page.read(page.parent))
+    console.print(f"report: {page}", soft_wrap=True)
 
 
 def parse_seeds(text: str) -> int | list[int]:

@@ -29,12 +29,13 @@ class Bar:
         self.console = console
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
                             TextColumn("{task.fields[left]}"), console=console, transient=True)
-        self.task = self.bar.add_task("get ready", total=1.0, left="")
+        self.task = self.bar.add_task("get ready · load", total=1.0, left="")
         self.shares: dict[str, float] = {}  # stage -> predicted seconds of what is left to do
         self.done = 0.0
         self.start = time.perf_counter()
         self.name_width = 0
         self.size: Size | None = None
+        self.told: set[str] = set()  # what was said of getting ready
 
     def __enter__(self) -> Bar:
         self.bar.start()
@@ -50,7 +51,13 @@ class Bar:
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def preparing(self, words: str) -> None:
-        """Say what is done before the first stage starts."""
+        """Say what is done before the first stage starts; where no bar can move (a log, a pipe), in lines.
+
+        There the first step stays unsaid: it brings most mistakes to light, and they are to stand alone.
+        """
+        if self.told and words not in self.told and not self.console.is_terminal:
+            self.console.print(f"get ready · {words}", highlight=False, markup=False, soft_wrap=True)
+        self.told.add(words)
         self.bar.update(self.task, description=f"get ready · {words}")
 
     def planned(self, stages: Sequence[Planned]) -> None:

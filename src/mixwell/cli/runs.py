@@ -51,18 +51,20 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     if minutes is not None:
         overrides.append(f"minutes={minutes}")
     from mixwell.cli.progress import Bar
-    from mixwell.report.headline import answer_lines
-    from mixwell.run import engine, recipe
 
-    chosen = recipe.read(path, overrides)
     console = Console()
-    if dry_run:
-        with Bar(console) as bar:
+    with Bar(console) as bar:  # it moves at once; the libraries that compute take seconds to load
+        from mixwell.report.headline import answer_lines
+        from mixwell.run import engine, recipe
+
+        chosen = recipe.read(path, overrides)
+        if dry_run:
             planned = engine.plan(chosen, out, from_stage=from_stage, told=bar.preparing)
+        else:
+            made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
+    if dry_run:
         show_plan(console, planned)
         return
-    with Bar(console) as bar:
-        made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
     lines = [*answer_lines(made.parent), f"report: {made}"]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
@@ -186,17 +188,20 @@ def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
            out: Annotated[Path | None, typer.Option(help="File to write.  [default: RUN_DIR/report.html]")] = None,
            ) -> None:
-    """Write the report of a finished run or comparison anew.
+    """Write the report of a finished run, comparison or evaluation anew.
 
     **Example**
 
     `mixwell report runs/standard-library`
     """
+    from mixwell.compare import existing_page, measured
     from mixwell.compare import report as compare_report
     from mixwell.report import page as lab_report
     from mixwell.report.targets import check_file
 
     check_file(out or folder / "report.html")
-    build = compare_report.build if (folder / "compare.json").is_file() else lab_report.build
+    builders = {"compare.json": compare_report.build, measured.RECORD: existing_page.build}
+    found = [build for name, build in builders.items() if (folder / name).is_file()]
+    build = found[0] if found else lab_report.build
     made = build(folder, out or folder / "report.html")
     Console().print(f"report: {made}", highlight=False, soft_wrap=True)

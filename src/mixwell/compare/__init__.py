@@ -22,6 +22,7 @@ from mixwell.compare.variants import (
     ancestors,
     baseline_of,
     check_budget,
+    check_vary,
     judged_stage,
     last_key,
     parse_budget,
@@ -105,6 +106,7 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
     told: hears what is read and measured.
     """
     limits = _limits(budget)
+    check_vary(vary)
     asked = chosen if isinstance(chosen, Recipe) else recipes.read(chosen)
     place = Path(out or default_folder(asked, vary))
     engine.check_out(place, foreign="run.json")

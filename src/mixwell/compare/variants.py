@@ -91,7 +91,7 @@ def variants(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
 
     A value that no cell can take is a mistake and raises `MixwellError`; a single such cell is kept with its error.
     """
-    _check_vary(vary)
+    check_vary(vary)
     cells = itertools.product(*vary.values())
     found = [_variant(base, dict(zip(vary, cell))) for cell in cells]
     names = set()
@@ -107,7 +107,8 @@ def variants(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
     return found
 
 
-def _check_vary(vary: Mapping[str, Sequence[Any]]) -> None:
+def check_vary(vary: Mapping[str, Sequence[Any]]) -> None:
+    """Raise `MixwellError` unless each key has two values or more, and there is one."""
     for path, values in vary.items():
         if not isinstance(values, (list, tuple)) or len(values) < 2:
             raise MixwellError(f"--vary {path}: expected two values or more, got {values!r}.")
@@ -285,9 +286,11 @@ def prepared(variant_recipe: Recipe, stage: str, budget: Mapping[str, float], se
 
 
 def ancestors(stages: Sequence[Stage], last: str) -> list[Stage]:
-    """The stages that `last` builds on, and itself, in their order."""
+    """The stages that `last` builds on, itself, and those that make the text that it is judged by, in their order."""
     known = {s.id: s for s in stages}
     needed, waiting = set(), [last]
+    if KINDS[known[last].kind].evaluated:
+        waiting.append("tokens")
     while waiting:
         one = waiting.pop()
         needed.add(one)

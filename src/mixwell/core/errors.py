@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -35,22 +36,27 @@ class TrainingError(MixwellError):
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest option, or `""` where none is near.
+    """Return `" Did you mean 'x'?"` for the nearest option, or `""` where none is near."""
+    near = nearest(name, options)
+    return f" Did you mean {near!r}?" if near else ""
 
-    Near is what is spelt alike, else what abbreviates the name or is abbreviated by it: `lr` and `learning_rate`.
-    """
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The option meant by a name that is none: by what it means (`meanings.txt`), else by spelling; "" if none is."""
     known = list(options)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near += [option for option in known if _abbreviates(name, option) or _abbreviates(option, name)]
-    return f" Did you mean {near[0]!r}?" if near else ""
+    written = name.lower().replace("-", "_")
+    lines = [line for line in _meanings() if difflib.get_close_matches(written, line, n=1, cutoff=0.8)]
+    lines.sort(key=lambda line: written not in line)  # the word itself before words that are spelt alike
+    words = [word for line in lines for word in line]
+    words += difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return next((word for word in words if word in known and word != name), "")
 
 
-def _abbreviates(short: str, name: str) -> bool:
-    """Whether `short` is the first letters of a name's words, where these are several."""
-    spelt = name.lower().replace("-", "_")
-    words = [word for word in spelt.split("_") if word]
-    initials = "".join(word[0] for word in words)
-    return len(words) > 1 and short == initials
+@functools.cache
+def _meanings() -> list[list[str]]:
+    text = Path(__file__).with_name("meanings.txt").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    return [line.split() for line in lines if not line.startswith("#")]
 
 
 _SHORT = reprlib.Repr()

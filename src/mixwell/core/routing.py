@@ -69,6 +69,7 @@ class Context:
     step: int = 0  # optimiser steps done, for schedules
     state: Tensor | None = None  # `Routing.state` of the previous mixture layer
     generator: torch.Generator | None = None  # for routers that draw; None outside training
+    again: bool = False  # whether this pass repeats one, for its gradient: what counts tokens must not count again
     losses: bool = True  # whether auxiliary losses are asked for; a layer may leave them out where they are not
 
 

@@ -5,7 +5,7 @@ Legend: N rows (tokens), D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mixwell.kernels.norm import wide
+from mixwell.kernels.norm import wide, wide_dtype
 
 ROWS = 256  # rows of logits held in float32 at a time; measured best from 2,000 to 32,000 words
 
@@ -24,16 +24,18 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight_VD: Tensor, ids: Tensor) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.like = weight_VD.new_empty(0), weight_VD.shape
+        ctx.shape, ctx.dtype = weight_VD.shape, weight_VD.dtype
         return F.embedding(ids, weight_VD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        (ids,), (like, shape) = ctx.saved_tensors, ctx.like
-        total = torch.zeros(shape, dtype=wide(like).dtype, device=grad.device)
-        total.index_add_(0, ids.reshape(-1), grad.reshape(-1, shape[1]).to(total.dtype))
-        return total.to(like.dtype), None
+        (ids,) = ctx.saved_tensors
+        summed = wide_dtype(ctx.dtype)
+        total_VD = torch.zeros(ctx.shape, dtype=summed, device=grad.device)
+        grad_ND = grad.reshape(-1, ctx.shape[1])
+        total_VD.index_add_(0, ids.reshape(-1), grad_ND.to(summed))
+        return total_VD.to(ctx.dtype), None
 
 
 def embed(weight_VD: Tensor, ids: Tensor) -> Tensor:
@@ -47,10 +49,11 @@ class _MeanNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         count = max(targets_N.shape[0], 1)
-        total = torch.zeros((), dtype=wide(h_ND).dtype, device=h_ND.device)
-        needs_h, needs_weight = ctx.needs_input_grad[:2]
+        summed = wide_dtype(h_ND.dtype)
+        total = torch.zeros((), dtype=summed, device=h_ND.device)
+        needs_h, needs_weight, _ = ctx.needs_input_grad
         grad_h = torch.empty_like(h_ND) if needs_h else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=total.dtype) if needs_weight else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=summed) if needs_weight else None
         for h, targets, rows in _chunks(h_ND, targets_N):
             logits, nats = _exp_and_nats(h, weight_VD, targets)
             total += nats.sum()
@@ -72,7 +75,8 @@ class _MeanNats(torch.autograd.Function):
         return *scaled, None
 
 
-def _chunks(h_ND: Tensor, targets_N: Tensor) -> Any:
+def _chunks(h_ND: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Few rows at a time, with their targets and where they stand."""
     for start in range(0, h_ND.shape[0], ROWS):
         rows = slice(start, start + ROWS)
         yield h_ND[rows], targets_N[rows], rows
@@ -85,14 +89,19 @@ def _exp_and_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor,
     picked = logits.gather(1, targets_N.unsqueeze(1))
     top = logits.amax(-1, keepdim=True)
     exps = logits.sub_(top).exp_()
-    return exps, (exps.sum(-1, keepdim=True).log_() + top - picked).squeeze(1)
+    total = exps.sum(-1, keepdim=True)
+    log_total = total.log_() + top
+    nats = log_total - picked
+    return exps, nats.squeeze(1)
 
 
 def _slopes(exps_NV: Tensor, targets_N: Tensor, count: int) -> Tensor:
     """d(mean nats) / d(logits), in place of `exps_NV`."""
-    slopes = exps_NV.mul_((exps_NV.sum(-1, keepdim=True) * count).reciprocal_())
+    total_N1 = exps_NV.sum(-1, keepdim=True)
+    slopes = exps_NV.mul_((total_N1 * count).reciprocal_())
+    targets_N1 = targets_N.unsqueeze(1)
     minus = torch.full_like(slopes[:, :1], -1.0 / count)
-    return slopes.scatter_add_(1, targets_N.unsqueeze(1), minus)
+    return slopes.scatter_add_(1, targets_N1, minus)
 
 
 def softcapped(logits: Tensor, cap: float | None) -> Tensor:
@@ -105,15 +114,17 @@ def softcapped(logits: Tensor, cap: float | None) -> Tensor:
 
 def _capped_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float) -> Tensor:
     """Sum of the cross-entropies in nats under softcapped logits; plain operations."""
-    logits = softcapped(wide(F.linear(h_ND, weight_VD)), cap)
-    return F.cross_entropy(logits, targets_N, reduction="sum")
+    logits = wide(F.linear(h_ND, weight_VD))
+    capped = softcapped(logits, cap)
+    return F.cross_entropy(capped, targets_N, reduction="sum")
 
 
 def _mean_capped_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float) -> Tensor:
-    total = wide(h_ND.new_zeros(()))
+    total = h_ND.new_zeros((), dtype=wide_dtype(h_ND.dtype))
     for h, targets, _ in _chunks(h_ND, targets_N):
         total = total + checkpoint(_capped_nats, h, weight_VD, targets, cap, use_reentrant=False)
-    return total / max(targets_N.shape[0], 1)
+    count = max(targets_N.shape[0], 1)
+    return total / count
 
 
 def mean_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None) -> Tensor:
@@ -129,5 +140,7 @@ def mean_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float
 @torch.no_grad()
 def row_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None) -> Tensor:
     """Cross-entropy in nats of each row [N], without gradient."""
-    parts = [_exp_and_nats(h, weight_VD, targets, softcap)[1] for h, targets, _ in _chunks(h_ND, targets_N)]
-    return torch.cat(parts) if parts else wide(h_ND.new_empty(0))
+    nats_N = h_ND.new_empty(h_ND.shape[0], dtype=wide_dtype(h_ND.dtype))
+    for h, targets, rows in _chunks(h_ND, targets_N):
+        _, nats_N[rows] = _exp_and_nats(h, weight_VD, targets, softcap)
+    return nats_N

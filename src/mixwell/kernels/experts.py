@@ -7,7 +7,8 @@ Each expert is taken through all its steps while its rows are in cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        return _swiglu_backward(gate_up, F.silu(gate_up.chunk(2, dim=-1)[0]), grad.clone())
+        gate, _ = gate_up.chunk(2, dim=-1)
+        silu = F.silu(gate)
+        return _swiglu_backward(gate_up, silu, grad.clone())
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -46,7 +49,8 @@ def _swiglu_backward(gate_up: Tensor, silu: Tensor, grad: Tensor) -> Tensor:
     result = torch.empty_like(gate_up)
     grad_gate, grad_up = result.chunk(2, dim=-1)
     torch.mul(grad, silu, out=grad_up)
-    torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
+    grad.mul_(up)
+    torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=grad_gate)
     return result
 
 
@@ -55,62 +59,82 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-def _spans(counts: list[int]) -> Iterator[tuple[int, slice]]:
-    """(expert, its rows) for each expert that has rows, in order."""
-    start = 0
+class _Span(NamedTuple):
+    """The rows of one expert among rows sorted by expert."""
+
+    expert: int
+    own: int  # how many rows are its own
+    rows: slice  # its own, and perhaps some of later experts behind them
+
+
+def _spans(counts: list[int], compiled: bool) -> list[_Span]:
+    """Of the experts that have rows, in order; widened where products are compiled for their number of rows."""
+    total, start = sum(counts), 0
+    spans = []
     for expert, count in enumerate(counts):
         if count:
-            yield expert, slice(start, start + count)
+            rows = slice(start, start + count)
+            spans.append(_Span(expert, count, _wider(rows, total) if compiled else rows))
         start += count
+    return spans
 
 
-def _window(rows: slice, total: int, compiled: bool) -> slice:
-    """`rows` with up to a sixteenth more behind them, so that few distinct numbers of rows occur.
+def _wider(rows: slice, total: int) -> slice:
+    """`rows` with up to a sixteenth more behind it, so that few distinct numbers of rows occur.
 
     oneDNN compiles a product for its shape (0.4 ms each, and memory), and experts get other numbers of rows at every
-    step. Where no product goes there, the rows stay as they are. The surplus rows belong to later experts, which write
-    their own results over them; the last rows are not widened.
+    step. The surplus rows belong to later experts, which write their own results over them; the last rows are not
+    widened.
     """
     count = rows.stop - rows.start
-    if not compiled:
-        return rows
     step = max(8, 1 << max(count.bit_length() - 5, 0))
     stop = rows.start - (-count // step) * step
-    return slice(rows.start, stop) if count >= 2 * step and stop <= total else rows
+    if count < 2 * step or stop > total:
+        return rows
+    return slice(rows.start, stop)
 
 
 def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """Rows sorted by expert through their experts, without gradient."""
     y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
     compiled = compiles(x_ND, gate_up_proj)
-    for e, rows in _spans(counts):
-        wider = _window(rows, x_ND.shape[0], compiled)
-        times(_swiglu(times(x_ND[wider], gate_up_proj[e])), down_proj[e], y_ND[wider])
+    for e, _, rows in _spans(counts, compiled):
+        gate_up = times(x_ND[rows], gate_up_proj[e])
+        hidden = _swiglu(gate_up)
+        times(hidden, down_proj[e], y_ND[rows])
     return y_ND
 
 
 def _few_experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """As `_experts`, for so few rows that calls cost more than memory: one activation for all experts together."""
-    spans = list(_spans(counts))
-    hidden = _swiglu(torch.cat([times(x_ND[rows], gate_up_proj[e]) for e, rows in spans]))
-    return torch.cat([times(hidden[rows], down_proj[e]) for e, rows in spans])
+    spans = _spans(counts, compiled=False)
+    gate_up = [times(x_ND[rows], gate_up_proj[e]) for e, _, rows in spans]
+    hidden = _swiglu(torch.cat(gate_up))
+    y = [times(hidden[rows], down_proj[e]) for e, _, rows in spans]
+    return torch.cat(y)
 
 
 def is_one_token(x_TD: Tensor) -> bool:
     """Whether `one_token_mlp` serves: a single token on a CPU, and no gradient asked for."""
-    return x_TD.shape[0] == 1 and x_TD.device.type == "cpu" and not torch.is_grad_enabled()
+    one = x_TD.shape[0] == 1
+    return one and x_TD.is_cpu and not torch.is_grad_enabled()
 
 
 def one_token_mlp(x_1D: Tensor, weights_1K: Tensor, experts: Sequence[int], gate_up_proj: Weight,
                   down_proj: Weight) -> Tensor:
     """One token through the SwiGLU experts named, and their weighted sum [1, D], without gradient; -1 is no expert."""
-    chosen = [(k, e) for k, e in enumerate(experts) if e >= 0]
+    chosen = [e for e in experts if e >= 0]
     if not chosen:
         return torch.zeros_like(x_1D)
-    hidden = _swiglu(torch.cat([times(x_1D, gate_up_proj[e]) for _, e in chosen]))
-    rows = torch.cat([times(hidden[i : i + 1], down_proj[e]) for i, (_, e) in enumerate(chosen)])
+    gate_up = [times(x_1D, gate_up_proj[e]) for e in chosen]
+    hidden = _swiglu(torch.cat(gate_up))
+    outputs = [times(h_1F, down_proj[e]) for h_1F, e in zip(hidden.split(1), chosen)]
+    rows = torch.cat(outputs)
     weights = weights_1K.to(rows.dtype)
-    return (weights if len(chosen) == len(experts) else weights[:, [k for k, _ in chosen]]) @ rows
+    if len(chosen) < len(experts):
+        filled = [k for k, e in enumerate(experts) if e >= 0]
+        weights = weights[:, filled]
+    return weights @ rows
 
 
 class _Experts(torch.autograd.Function):
@@ -122,84 +146,94 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight, counts: list[int]) -> Tensor:
         y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
+        ctx.spans = _spans(counts, compiles(x_ND, gate_up_proj))
         kept: list[Tensor] = []
-        compiled = compiles(x_ND, gate_up_proj)
-        for e, rows in _spans(counts):
-            wider = _window(rows, x_ND.shape[0], compiled)
-            gate_up = times(x_ND[wider], gate_up_proj[e])
+        for e, own, rows in ctx.spans:
+            gate_up = times(x_ND[rows], gate_up_proj[e])
             gate, up = gate_up.chunk(2, dim=-1)
             silu = F.silu(gate)
             activations = silu * up
-            activations[rows.stop - rows.start :] = 0  # surplus rows count in no weight gradient
-            times(activations, down_proj[e], y_ND[wider])
+            activations[own:] = 0  # surplus rows count in no weight gradient
+            times(activations, down_proj[e], y_ND[rows])
             kept += gate_up, silu, activations
         weights = gate_up_proj, down_proj
-        ctx.save_for_backward(x_ND, *(w if isinstance(w, Tensor) else None for w in weights), *kept)
         ctx.constants = [None if isinstance(w, Tensor) else w for w in weights]
-        ctx.counts, ctx.compiled = counts, compiled
+        tensors = [w if isinstance(w, Tensor) else None for w in weights]
+        ctx.save_for_backward(x_ND, *tensors, *kept)
+        ctx.idle = [e for e, count in enumerate(counts) if not count]
         return y_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_ND: Tensor):
-        x_ND, *saved = ctx.saved_tensors
-        gate_up_proj, down_proj = (c if s is None else s for s, c in zip(saved, ctx.constants))
-        kept, counts = saved[2:], ctx.counts
-        grad_x, grad_gate_up, grad_down = grads = [
-            torch.empty_like(t) if needed else None
-            for t, needed in zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)]
-        for i, (e, rows) in enumerate(_spans(counts)):
+        x_ND, gate_up_proj, down_proj, *kept = ctx.saved_tensors
+        gate_up_proj, down_proj = (w if c is None else c for c, w in zip(ctx.constants, (gate_up_proj, down_proj)))
+        wanted = zip((x_ND, gate_up_proj, down_proj), ctx.needs_input_grad)
+        grads = [torch.empty_like(t) if needed else None for t, needed in wanted]
+        grad_x, grad_gate_up, grad_down = grads
+        for i, (e, own, rows) in enumerate(ctx.spans):
             gate_up, silu, activations = kept[3 * i : 3 * i + 3]
-            wider = _window(rows, x_ND.shape[0], ctx.compiled)
+            grad_y = grad_ND[rows]
             if grad_down is not None:
-                product_tn(grad_ND[wider], activations, grad_down[e])
+                product_tn(grad_y, activations, grad_down[e])
             if grad_x is None and grad_gate_up is None:
                 continue
-            grad_hidden = _swiglu_backward(gate_up, silu, product_nn(grad_ND[wider], plain(down_proj[e], x_ND)))
+            grad_activations = product_nn(grad_y, plain(down_proj[e], x_ND))
+            slopes = _swiglu_backward(gate_up, silu, grad_activations)
             if grad_x is not None:
-                product_nn(grad_hidden, plain(gate_up_proj[e], x_ND), grad_x[wider])
+                product_nn(slopes, plain(gate_up_proj[e], x_ND), grad_x[rows])
             if grad_gate_up is not None:
-                grad_hidden[rows.stop - rows.start :] = 0
-                product_tn(grad_hidden, x_ND[wider], grad_gate_up[e])
-        idle = [e for e, count in enumerate(counts) if not count]
+                slopes[own:] = 0
+                product_tn(slopes, x_ND[rows], grad_gate_up[e])
         for grad in (grad_gate_up, grad_down):
-            if grad is not None and idle:
-                grad[idle] = 0
+            if grad is not None and ctx.idle:
+                grad[ctx.idle] = 0
         return *grads, None
 
 
 def mlp(x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
-    """A SwiGLU feed-forward block: [N, D] -> [N, D] with weights [2F, D] and [D, F], plain, packed or int8."""
-    if differentiates(x_ND, gate_up_proj, down_proj):
-        assert not isinstance(gate_up_proj, PackedWeight) and not isinstance(down_proj, PackedWeight)
-        return _Experts.apply(x_ND, gate_up_proj[None], down_proj[None], [x_ND.shape[0]])
-    return linear(_swiglu(linear(x_ND, gate_up_proj)), down_proj)
+    """A SwiGLU feed-forward block: [N, D] -> [N, D] with weights [2F, D] and [D, F], plain, packed or int8.
+
+    Raises ValueError where a gradient is asked for through packed weights.
+    """
+    if not differentiates(x_ND, gate_up_proj, down_proj):
+        gate_up = linear(x_ND, gate_up_proj)
+        return linear(_swiglu(gate_up), down_proj)
+    assert not isinstance(gate_up_proj, PackedWeight) and not isinstance(down_proj, PackedWeight)
+    counts = [x_ND.shape[0]]
+    return _Experts.apply(x_ND, gate_up_proj[None], down_proj[None], counts)
 
 
 def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """SwiGLU experts on rows sorted by expert: the first counts[0] rows go through expert 0, and so on.
 
     gate_up_proj [E, 2F, D], down_proj [E, D, F], plain, packed or int8; returns [N, D]. An expert without rows costs
-    nothing and gets a gradient of zeros.
+    nothing and gets a gradient of zeros. Raises ValueError where a gradient is asked for through packed weights.
     """
     if isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor) and _has_grouped(x_ND, gate_up_proj):
         return grouped_mlp(x_ND, counts_E, gate_up_proj, down_proj)
     counts = counts_E.tolist()
     if differentiates(x_ND, gate_up_proj, down_proj):
         return _Experts.apply(x_ND, gate_up_proj, down_proj, counts)
-    few = 0 < x_ND.shape[0] * gate_up_proj.shape[1] * x_ND.element_size() <= _FEW_BYTES
-    return (_few_experts if few else _experts)(x_ND, counts, gate_up_proj, down_proj)
+    hidden_bytes = x_ND.shape[0] * gate_up_proj.shape[1] * x_ND.element_size()
+    few = 0 < hidden_bytes <= _FEW_BYTES
+    through = _few_experts if few else _experts
+    return through(x_ND, counts, gate_up_proj, down_proj)
 
 
 def _has_grouped(x_ND: Tensor, gate_up_proj: Tensor) -> bool:
     """Whether the device has a grouped GEMM for these (bfloat16, rows of 16 bytes); then no count goes to the host."""
-    return (x_ND.is_cuda and x_ND.dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
-            and torch.cuda.get_device_capability(x_ND.device) >= (8, 0)
-            and gate_up_proj.shape[1] % 16 == 0 and gate_up_proj.shape[2] % 8 == 0)
+    if not x_ND.is_cuda or x_ND.dtype != torch.bfloat16:
+        return False
+    _, outputs, inputs = gate_up_proj.shape
+    aligned = outputs % 16 == 0 and inputs % 8 == 0
+    capable = torch.cuda.get_device_capability(x_ND.device) >= (8, 0)
+    return aligned and capable and hasattr(F, "grouped_mm")
 
 
 def grouped_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """`expert_mlp` by two grouped GEMMs, for devices that have them."""
     ends_E = counts_E.cumsum(0, dtype=torch.int32)
-    hidden = swiglu(F.grouped_mm(x_ND, gate_up_proj.transpose(1, 2), offs=ends_E))
+    gate_up = F.grouped_mm(x_ND, gate_up_proj.transpose(1, 2), offs=ends_E)
+    hidden = swiglu(gate_up)
     return F.grouped_mm(hidden, down_proj.transpose(1, 2), offs=ends_E)

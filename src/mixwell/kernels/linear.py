@@ -22,23 +22,27 @@ Weight = Tensor | PackedWeight | Int8Weight
 
 def _library(kind: str, like: Tensor, rows: int, numel: int) -> str:
     """The library for a product of `kind`; other types than float32 and other devices are torch's to serve."""
-    if like.dtype != torch.float32 or like.device.type != "cpu":
+    if like.dtype != torch.float32 or not like.is_cpu:
         return "blas"
     return choices().library(kind, rows, numel)
 
 
 def compiles(x_ND: Tensor, weight: Weight) -> bool:
     """Whether products with one expert of `weight`, or its gradients, are compiled for their number of rows."""
-    if x_ND.device.type != "cpu" or x_ND.dtype not in (torch.float32, torch.bfloat16):
+    if not x_ND.is_cpu:
         return False
+    if x_ND.dtype == torch.bfloat16:
+        return True
     numel = weight.shape[-1] * weight.shape[-2]
-    return x_ND.dtype == torch.bfloat16 or any(_library(kind, x_ND, ROWS[-1], numel) == "onednn" for kind in KINDS)
+    libraries = {_library(kind, x_ND, ROWS[-1], numel) for kind in KINDS}
+    return "onednn" in libraries
 
 
 def product_nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a [N, D] times the transpose of b [M, D]."""
     kind = "nt" if out is None else "nt into"
-    return through(_library(kind, a, a.shape[0], b.numel()), a, b, out)
+    library = _library(kind, a, a.shape[0], b.numel())
+    return through(library, a, b, out)
 
 
 def times(a: Tensor, weight: Weight, out: Tensor | None = None) -> Tensor:
@@ -52,14 +56,17 @@ def times(a: Tensor, weight: Weight, out: Tensor | None = None) -> Tensor:
 def product_nn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a [N, M] times b [M, D]."""
     kind = "nn" if out is None else "nn into"
-    return through(_library(kind, a, a.shape[0], b.numel()), a, b.t(), out)
+    library = _library(kind, a, a.shape[0], b.numel())
+    return through(library, a, b.t(), out)
 
 
 def product_tn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """The transpose of a [N, M] times b [N, D]."""
-    library = _library("tn into", a, a.shape[0], a.shape[1] * b.shape[1])
-    # without the copy, oneDNN would read the transpose of a strided matrix element by element
-    return through(library, a.t(), (b if library == "blas" else b.contiguous()).t(), out)
+    rows, numel = a.shape[0], a.shape[1] * b.shape[1]
+    library = _library("tn into", a, rows, numel)
+    if library != "blas":
+        b = b.contiguous()  # oneDNN would read the transpose of a strided matrix element by element
+    return through(library, a.t(), b.t(), out)
 
 
 def plain(weight: Weight, like: Tensor) -> Tensor:
@@ -69,12 +76,15 @@ def plain(weight: Weight, like: Tensor) -> Tensor:
 
 
 def differentiates(x_ND: Tensor, *weights: Weight) -> bool:
-    """Whether a gradient is asked for; raises where one is that packed weights could not carry."""
-    wanted = torch.is_grad_enabled() and (
-        x_ND.requires_grad or any(isinstance(w, Tensor) and w.requires_grad for w in weights))
-    if wanted and any(isinstance(w, PackedWeight) for w in weights):
+    """Whether a gradient is asked for; raises ValueError where one is that packed weights could not carry."""
+    if not torch.is_grad_enabled():
+        return False
+    tensors = [x_ND, *(w for w in weights if isinstance(w, Tensor))]
+    if not any(t.requires_grad for t in tensors):
+        return False
+    if any(isinstance(w, PackedWeight) for w in weights):
         raise ValueError("packed weights carry no gradient; compute under torch.no_grad(), or with the plain weight")
-    return wanted
+    return True
 
 
 class _Linear(torch.autograd.Function):
@@ -87,28 +97,37 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x_ND, weight = ctx.saved_tensors
-        return (product_nn(grad, weight) if ctx.needs_input_grad[0] else None,
-                product_tn(grad, x_ND) if ctx.needs_input_grad[1] else None)
+        needs_x, needs_weight = ctx.needs_input_grad
+        grad_x = product_nn(grad, weight) if needs_x else None
+        grad_weight = product_tn(grad, x_ND) if needs_weight else None
+        return grad_x, grad_weight
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """x [..., D] times the transpose of weight [M, D]: [..., M]. int8 weights are constants, packed ones for inference.
 
     In float32 few rows may go through another library than many, so that a row's result can differ in its last digits
-    with the number of rows beside it.
+    with the number of rows beside it. Raises ValueError where a gradient is asked for through packed weights.
     """
-    if not isinstance(weight, Tensor):
-        if not differentiates(x, weight):
-            return weight.linear(x)
-        weight = plain(weight, x)
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if isinstance(weight, Tensor):
+        return _plain_linear(x, weight)
+    if differentiates(x, weight):
+        return _plain_linear(x, plain(weight, x))
+    return weight.linear(x)
+
+
+def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
+    if x.dtype != torch.float32 or not x.is_cpu:
         return F.linear(x, weight)
     if x.dim() != 2:
-        return linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[0])
+        rows_ND = x.reshape(-1, x.shape[-1])
+        return _plain_linear(rows_ND, weight).view(*x.shape[:-1], weight.shape[0])
     if not torch.is_grad_enabled():
         return product_nt(x, weight)
     libraries = {_library(kind, x, x.shape[0], weight.numel()) for kind in ("nt", "nn", "tn into")}
-    return F.linear(x, weight) if libraries == {"blas"} else _Linear.apply(x, weight)
+    if libraries == {"blas"}:
+        return F.linear(x, weight)
+    return _Linear.apply(x, weight)
 
 
 class Linear(nn.Module):

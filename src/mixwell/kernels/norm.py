@@ -12,24 +12,32 @@ from torch.nn import functional as F
 
 Kind = Literal["rms", "rms_plus_one", "layer", "layer_bias"]  # RMS; RMS with 1 + weight; layer norm without, with bias
 
+_HALF = torch.bfloat16, torch.float16
 _BLOCK = 1 << 17  # numbers handled at a time: half a megabyte in float32
 
 
 def wide(x: Tensor) -> Tensor:
     """float32 for half-width types; float32 and float64 stay as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.float() if x.dtype in _HALF else x
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that `wide` gives: float32 for half-width types."""
+    return torch.float32 if dtype in _HALF else dtype
 
 
 def row_blocks(rows: int, width: int) -> Iterator[slice]:
     """Blocks of rows small enough that several passes over one, in float32, stay in the second-level cache."""
     size = max(1, _BLOCK // max(width, 1))
-    return (slice(start, start + size) for start in range(0, rows, size))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float, into: Tensor) -> Tensor:
     """Write the norm of a block; returns the scale of each row. Computed in float32 or better."""
     f = wide(x)
-    mean_square = torch.linalg.vector_norm(f, dim=-1, keepdim=True).square_().div_(f.shape[-1])
+    length = torch.linalg.vector_norm(f, dim=-1, keepdim=True)
+    mean_square = length.square_().div_(f.shape[-1])
     scale = mean_square.add_(eps).rsqrt_()
     if into.dtype == f.dtype == weight.dtype:
         torch.mul(f, scale, out=into).mul_(weight)
@@ -45,7 +53,8 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
         y_ND = torch.empty_like(x_ND)
-        scale_N1 = weight.new_empty(x_ND.shape[0], 1, dtype=wide(x_ND[:0]).dtype)
+        computed = wide_dtype(x.dtype)
+        scale_N1 = weight.new_empty(x_ND.shape[0], 1, dtype=computed)
         for rows in row_blocks(*x_ND.shape):
             scale_N1[rows] = _normed(x_ND[rows], weight, eps, y_ND[rows])
         ctx.save_for_backward(x_ND, weight, scale_N1)
@@ -55,14 +64,19 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x_ND, weight, scale_N1 = ctx.saved_tensors
-        grad_ND, grad_x = grad.reshape(x_ND.shape), torch.empty_like(x_ND)
+        grad_ND = grad.reshape(x_ND.shape)
+        grad_x = torch.empty_like(x_ND)
         grad_weight = torch.zeros_like(weight, dtype=scale_N1.dtype)
         for rows in row_blocks(*x_ND.shape):
-            unit, g, scale = wide(x_ND[rows]) * scale_N1[rows], wide(grad_ND[rows]), scale_N1[rows]
-            product = g * unit
+            scale = scale_N1[rows]
+            unit = wide(x_ND[rows]) * scale
+            slopes = wide(grad_ND[rows])
+            product = slopes * unit
             grad_weight += product.sum(0)
-            along = torch.mv(product, weight.to(product.dtype)).div_(x_ND.shape[1]).unsqueeze(1)
-            grad_x[rows] = (g * weight).sub_(unit.mul_(along)).mul_(scale)
+            along = torch.mv(product, weight.to(product.dtype))
+            along = along.div_(x_ND.shape[1]).unsqueeze(1)
+            beside = (slopes * weight).sub_(unit.mul_(along))
+            grad_x[rows] = beside.mul_(scale)
         return grad_x.view(grad.shape), grad_weight.to(weight.dtype), None
 
 

@@ -34,7 +34,9 @@ class PackedWeight:
     state: tuple[int, int]  # its address and version at that time
 
     def __getitem__(self, expert: int) -> PackedWeight:
-        return PackedWeight((self.parts[expert],), self.shape[1:], 0, self.source, self.state)
+        parts = self.parts[expert]
+        shape = self.shape[1:]
+        return PackedWeight((parts,), shape, 0, self.source, self.state)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _nothing, ()  # copies and pickles of a layer come without: opaque tensors have no storage to copy
@@ -42,13 +44,17 @@ class PackedWeight:
     def linear(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]."""
         if x.dim() != 2:
-            return self.linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.shape[-2])
-        product, weight = self.parts[0][row_class(x.shape[0])]
+            y_NM = self.linear(x.reshape(-1, x.shape[-1]))
+            shape = x.shape[:-1]
+            return y_NM.view(*shape, self.shape[-2])
+        (by_class,) = self.parts
+        product, weight = by_class[row_class(x.shape[0])]
         return product(x, weight)
 
     def holds(self, weight: Tensor) -> bool:
         """Whether `weight` is what was packed, unchanged since (a write through `.data` goes unseen)."""
-        return self.source() is weight and self.state == _state(weight)
+        same = self.source() is weight
+        return same and self.state == _state(weight)
 
 
 def _nothing() -> None:
@@ -64,22 +70,33 @@ def pack(weight: Tensor) -> PackedWeight | None:
 
     What float16 can hold as well, such as weights from a bfloat16 checkpoint, may be packed in it.
     """
-    if weight.device.type != "cpu" or weight.dtype not in PACKABLE:
+    if not weight.is_cpu or weight.dtype not in PACKABLE:
         return None
-    forms = _forms(weight.detach())
-    if not set(forms) & set(PACKED):
+    plain = weight.detach()
+    forms = _forms(plain)
+    made = set(forms) & set(PACKED)
+    if not made:
         return None
-    matrices = weight.detach().unbind(0) if weight.dim() == 3 else (weight.detach(),)
+    matrices = plain.unbind(0) if plain.dim() == 3 else (plain,)
     parts = tuple(_packed(matrix, forms) for matrix in matrices)
-    nbytes = sum(weight.numel() * 2 if form == "fp16" else weight.nbytes for form in set(forms) & set(PACKED))
-    return PackedWeight(parts, weight.shape, nbytes, weakref.ref(weight), _state(weight))
+    nbytes = sum(_nbytes(form, plain) for form in made)
+    source = weakref.ref(weight)
+    return PackedWeight(parts, weight.shape, nbytes, source, _state(weight))
+
+
+def _nbytes(form: str, weight: Tensor) -> int:
+    return weight.numel() * 2 if form == "fp16" else weight.nbytes
 
 
 def _forms(weight: Tensor) -> tuple[str, ...]:
     """The form to compute with by class of rows."""
+    found = choices()
     if weight.dtype == torch.float32:
-        return choices().half if "fp16" in choices().half and fits_fp16(weight) else choices().exact
-    return (next((form for form in PACKED if works(form, weight.dtype)), "blas"),) * len(choices().exact)
+        halved = "fp16" in found.half and fits_fp16(weight)
+        return found.half if halved else found.exact
+    working = (form for form in PACKED if works(form, weight.dtype))
+    form = next(working, "blas")
+    return (form,) * len(found.exact)
 
 
 def _packed(matrix: Tensor, forms: Sequence[str]) -> tuple[tuple[Product, Any], ...]:
@@ -115,13 +132,26 @@ class Int8Weight:
 
     def linear(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]; the scale is applied to the result, where it costs least."""
-        scale_M, width = self.scale.squeeze(-1), x.shape[-1]
-        if (x.device.type == "cpu" and x.dtype in PACKABLE and width % _INT8_STEP == 0
-                and x.numel() <= choices().int8_rows.get(x.dtype, 0) * width):
-            rows = torch._weight_int8pack_mm(x.reshape(-1, width), self.values, scale_M.to(x.dtype))
-            return rows.view(*x.shape[:-1], -1)
-        y = nn.functional.linear(x, self.values.to(x.dtype))
-        return (y * scale_M.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+        scale_M = self.scale.squeeze(-1)
+        if _straight(x):
+            rows_ND = x.reshape(-1, x.shape[-1])
+            y_NM = torch._weight_int8pack_mm(rows_ND, self.values, scale_M.to(x.dtype))
+            return y_NM.view(*x.shape[:-1], -1)
+        values = self.values.to(x.dtype)
+        y = nn.functional.linear(x, values)
+        summed = torch.promote_types(x.dtype, torch.float32)
+        scaled = y * scale_M.to(summed)
+        return scaled.to(x.dtype)
+
+
+def _straight(x: Tensor) -> bool:
+    """Whether the rows of `x` are few enough to be multiplied with int8 numbers as they are."""
+    width = x.shape[-1]
+    served = x.is_cpu and x.dtype in PACKABLE
+    if not served or width % _INT8_STEP:
+        return False
+    most = choices().int8_rows.get(x.dtype, 0)
+    return x.numel() <= most * width
 
 
 def prepack(module: nn.Module) -> int:
@@ -132,11 +162,21 @@ def prepack(module: nn.Module) -> int:
     """
     extra = 0
     for layer in module.modules():
-        packed = {name: pack(getattr(layer, name)) for name in getattr(layer, "packable", ())
-                  if isinstance(getattr(layer, name, None), Tensor)}
-        layer.__dict__["packed_weights"] = {name: weight for name, weight in packed.items() if weight is not None}
-        extra += sum(weight.nbytes for weight in layer.__dict__["packed_weights"].values())
+        names = getattr(layer, "packable", ())
+        extra += pack_layer(layer, names)
     return extra
+
+
+def pack_layer(layer: nn.Module, names: Sequence[str]) -> int:
+    """Pack those of the weights named that the layer has, for `weight_of`; returns the bytes this takes."""
+    packed: dict[str, PackedWeight] = {}
+    for name in names:
+        weight = getattr(layer, name, None)
+        found = pack(weight) if isinstance(weight, Tensor) else None
+        if found is not None:
+            packed[name] = found
+    layer.__dict__["packed_weights"] = packed
+    return sum(weight.nbytes for weight in packed.values())
 
 
 def weight_of(layer: nn.Module, name: str) -> Tensor | PackedWeight | Int8Weight:
@@ -144,7 +184,8 @@ def weight_of(layer: nn.Module, name: str) -> Tensor | PackedWeight | Int8Weight
     weight: Tensor = getattr(layer, name)
     if weight.dtype == torch.int8:
         return Int8Weight(weight, getattr(layer, f"{name}_scale"))
-    packed: PackedWeight | None = layer.__dict__.get("packed_weights", {}).get(name)
-    if packed is None or torch.is_grad_enabled() or not packed.holds(weight):
+    held = layer.__dict__.get("packed_weights", {})
+    packed: PackedWeight | None = held.get(name)
+    if packed is None or torch.is_grad_enabled():
         return weight
-    return packed
+    return packed if packed.holds(weight) else weight

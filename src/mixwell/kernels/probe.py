@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixwell.core.files import digest
 from mixwell.core.measured import kept
-from mixwell.kernels.products import PACKED, PLAIN, int8_works, through, works
+from mixwell.kernels.products import PACKED, PLAIN, Product, int8_works, through, works
 
 ROWS = (1, 2, 4, 8, 32, 256)  # the least rows of each class, and what stands for it when measured
 WIDTHS = {"small": (64, 64), "large": (704, 512)}  # outputs and inputs that stand for a class of weights
@@ -32,6 +32,7 @@ GAIN = 0.95  # share of the time of the plainest library that another may take a
 GAIN_ONEDNN = 0.9
 RING_BYTES = 1 << 26  # weights measured in turn, so that each comes from main memory
 KINDS = ("nt", "nt into", "nn", "nn into", "tn into")  # of products; "into": the result is written into a given tensor
+_FORWARD = KINDS[:2]
 
 INT8_TYPES = (torch.float32, torch.bfloat16)
 INT8_CLASSES = 4  # classes of rows in which products straight from int8 are tried
@@ -53,12 +54,14 @@ class Choices:
 
     def library(self, kind: str, rows: int, numel: int) -> str:
         """The library for a product of `kind` of so many rows with a weight of `numel` numbers."""
-        return self.plain[kind, row_class(rows), "large" if numel >= LARGE else "small"]
+        size = "large" if numel >= LARGE else "small"
+        return self.plain[kind, row_class(rows), size]
 
     def digest(self) -> str:
         """A short name of these choices: what differs in it may round otherwise."""
-        return digest([sorted(self.plain.items()), self.exact, self.half,
-                       [[str(dtype), rows] for dtype, rows in self.int8_rows.items()]])
+        plain = sorted(self.plain.items())
+        int8_rows = [[str(dtype), rows] for dtype, rows in self.int8_rows.items()]
+        return digest([plain, self.exact, self.half, int8_rows])
 
 
 _CLASSES = tuple(sum(rows >= least for least in ROWS[1:]) for rows in range(ROWS[-1] + 1))
@@ -78,10 +81,14 @@ def choices() -> Choices:
 def _choices(threads: int) -> Choices:
     what = ["library of each product", KINDS, ROWS, WIDTHS, GAIN, GAIN_ONEDNN, list(PLAIN), list(PACKED)]
     found = kept(what, measure_products, threads, once=True, fields=("plain", "exact", "half", "int8_rows"))
-    plain = {(kind, i, size): found["plain"][_key(kind, rows, size)]
-             for kind, (i, rows), size in itertools.product(KINDS, enumerate(ROWS), WIDTHS)}
-    int8_rows = {dtype: int(found["int8_rows"][str(dtype)]) for dtype in INT8_TYPES}
-    return Choices(plain, tuple(found["exact"]), tuple(found["half"]), int8_rows)
+    plain = {}
+    for kind, rows, size in itertools.product(KINDS, ROWS, WIDTHS):
+        library = found["plain"][_key(kind, rows, size)]
+        plain[kind, row_class(rows), size] = library
+    rows_of = found["int8_rows"]
+    int8_rows = {dtype: int(rows_of[str(dtype)]) for dtype in INT8_TYPES}
+    exact, half = (tuple(found[name]) for name in ("exact", "half"))
+    return Choices(plain, exact, half, int8_rows)
 
 
 def _key(kind: str, rows: int, size: str) -> str:
@@ -91,26 +98,39 @@ def _key(kind: str, rows: int, size: str) -> str:
 def measure_products() -> dict[str, Any]:
     """Plain data: the library of each class, by the shortest of a few runs each."""
     with torch.inference_mode():
-        plain = {_key(kind, rows, size): _fastest(_plain_calls(kind, rows, *shape))
-                 for kind, rows, (size, shape) in itertools.product(KINDS, ROWS, WIDTHS.items())
-                 if not _cold(kind, rows, size)}
+        plain = _measure_plain()
         ring = _Ring(*WIDTHS["large"])
-        for rows in (rows for rows in ROWS if rows <= FEW):
-            few = _fastest(ring.calls(rows, PLAIN))
-            plain |= {_key(kind, rows, "large"): few for kind in ("nt", "nt into")}
+        for rows in ROWS:
+            if rows <= FEW:
+                few = _fastest(ring.calls(rows, PLAIN))
+                plain |= {_key(kind, rows, "large"): few for kind in _FORWARD}
         exact, half = [], []
         for rows in ROWS:
-            calls = ring.calls(rows, (plain[_key("nt", rows, "large")], *PACKED))
+            plainest = plain[_key("nt", rows, "large")]
+            calls = ring.calls(rows, (plainest, *PACKED))
             half.append(_fastest(calls))
-            exact.append(_fastest({name: call for name, call in calls.items() if name != "fp16"}))
+            calls.pop("fp16", None)
+            exact.append(_fastest(calls))
         int8_rows = {str(dtype): _int8_rows(dtype) for dtype in INT8_TYPES}
     return {"plain": plain, "exact": exact, "half": half, "int8_rows": int8_rows}
+
+
+def _measure_plain() -> dict[str, str]:
+    """The library of each class whose weight is in cache when it is read."""
+    found = {}
+    for kind, rows, size in itertools.product(KINDS, ROWS, WIDTHS):
+        cold = kind in _FORWARD and rows <= FEW and size == "large"
+        if not cold:
+            calls = _plain_calls(kind, rows, *WIDTHS[size])
+            found[_key(kind, rows, size)] = _fastest(calls)
+    return found
 
 
 def _int8_rows(dtype: torch.dtype) -> int:
     """The most rows of a class up to which the product straight from int8 is faster."""
     outputs, inputs = WIDTHS["large"]
-    weight, scale = torch.ones(outputs, inputs, dtype=torch.int8), torch.ones(outputs, dtype=dtype)
+    weight = torch.ones(outputs, inputs, dtype=torch.int8)
+    scale = torch.ones(outputs, dtype=dtype)
     most = 0
     for rows, above in itertools.pairwise(ROWS[: INT8_CLASSES + 1]):
         x = torch.ones(rows, inputs, dtype=dtype)
@@ -126,18 +146,17 @@ def _wide_int8(x_ND: Tensor, weight_MD: Tensor) -> Tensor:
     return torch.mm(x_ND, weight_MD.to(x_ND.dtype).t())
 
 
-def _cold(kind: str, rows: int, size: str) -> bool:
-    return kind in ("nt", "nt into") and rows <= FEW and size == "large"
-
-
 def _plain_calls(kind: str, rows: int, outputs: int, inputs: int) -> dict[str, Call]:
     """The product of `kind` through every library that gives plain results of this kind."""
-    x, weight, grad = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(rows, outputs)
-    a, b, shape = {"nt": (x, weight, (rows, outputs)), "nn": (grad, weight.t(), (rows, inputs)),
-                   "tn": (grad.t(), x.t(), (outputs, inputs))}[kind[:2]]
-    into = torch.empty(shape) if kind.endswith("into") else None
-    return {name: functools.partial(through, name, a, b, into) for name in ("blas", "onednn")
-            if works(name, torch.float32)}
+    x = torch.ones(rows, inputs)
+    weight = torch.ones(outputs, inputs)
+    grad = torch.ones(rows, outputs)
+    factors = {"nt": (x, weight), "nn": (grad, weight.t()), "tn": (grad.t(), x.t())}
+    a, b = factors[kind[:2]]
+    out = torch.empty(a.shape[0], b.shape[0])
+    into = out if kind.endswith("into") else None
+    names = [name for name in ("blas", "onednn") if works(name, torch.float32)]
+    return {name: functools.partial(through, name, a, b, into) for name in names}
 
 
 class _Ring:
@@ -146,36 +165,41 @@ class _Ring:
     def __init__(self, outputs: int, inputs: int) -> None:
         count = max(2, RING_BYTES // (4 * outputs * inputs))
         weights = list(torch.ones(count, outputs, inputs))
-        self.inputs, self.turn = inputs, itertools.cycle(range(count))
+        self.inputs = inputs
+        self.turn = itertools.cycle(range(count))
+        self.products: dict[str, Product] = dict(PLAIN)
         self.forms: dict[str, list[Any]] = dict.fromkeys(PLAIN, weights)
-        for name, (_, pack) in PACKED.items():
+        for name, (product, pack) in PACKED.items():
+            self.products[name] = product
             if works(name, torch.float32):
                 self.forms[name] = [pack(weight) for weight in weights[: count // 4]]
 
-    def calls(self, rows: int, names: Any) -> dict[str, Call]:
-        """A call for each form, which takes the next weight."""
+    def calls(self, rows: int, names: Iterable[str]) -> dict[str, Call]:
+        """A call for each form that works here, which takes the next weight."""
         x = torch.ones(rows, self.inputs)
-        products = {**PLAIN, **{name: product for name, (product, _) in PACKED.items()}}
+        working = [name for name in names if name in self.forms and works(name, torch.float32)]
+        return {name: functools.partial(self._product, x, name) for name in working}
 
-        def call(name: str) -> Call:
-            forms, product = self.forms[name], products[name]
-            return lambda: product(x, forms[next(self.turn) % len(forms)])
-
-        return {name: call(name) for name in names if name in self.forms and works(name, torch.float32)}
+    def _product(self, x: Tensor, name: str) -> Tensor:
+        weights = self.forms[name]
+        turn = next(self.turn) % len(weights)
+        return self.products[name](x, weights[turn])
 
 
 def _fastest(calls: Mapping[str, Call], turns: int = 6) -> str:
     """The name of the fastest call; the first, unless another is faster by more than the noise."""
-    times = {name: _seconds(call) for name, call in calls.items()}  # the first call of a shape may compile: discarded
-    repeats = {name: max(1, min(4, int(_SHORT_S / seconds))) for name, seconds in times.items()}
+    first_s = {name: _seconds(call) for name, call in calls.items()}  # may compile a shape: counts for nothing
+    repeats = {name: max(1, min(4, int(_SHORT_S / seconds))) for name, seconds in first_s.items()}
     times = dict.fromkeys(calls, float("inf"))
     for _ in range(turns):
         for name, call in calls.items():
-            times[name] = min(times[name], _seconds(call, repeats[name]))
+            seconds = _seconds(call, repeats[name])
+            times[name] = min(times[name], seconds)
+    plainest = next(iter(calls))
     best = min(times, key=lambda name: times[name])
-    first = next(iter(calls))
     gain = GAIN_ONEDNN if best == "onednn" else GAIN
-    return best if times[best] < gain * times[first] else first
+    enough = times[best] < gain * times[plainest]
+    return best if enough else plainest
 
 
 def _seconds(call: Call, repeats: int = 1) -> float:

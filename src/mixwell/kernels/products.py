@@ -18,6 +18,7 @@ from torch import Tensor
 
 Product = Callable[[Tensor, Any], Tensor]  # (x [N, D], the weight [M, D] as the library takes it) -> [N, M]
 
+_NOTHING_AFTER: tuple[str, list[float], str] = "none", [], ""  # what oneDNN is to do to the result of a product
 _ROUNDING = 2.0**-24  # relative error, in norm, that rounding to float32 makes anyway
 
 
@@ -37,13 +38,16 @@ def split(x_ND: Tensor, weight_MD: Tensor) -> Tensor:
     M = weight_MD.shape[0]
     if M % 2:
         return blas(x_ND, weight_MD)
-    halves = torch.bmm(weight_MD.unflatten(0, (2, M // 2)), x_ND.t().expand(2, D, N))
+    weights = weight_MD.unflatten(0, (2, M // 2))
+    columns = x_ND.t().expand(2, D, N)
+    halves = torch.bmm(weights, columns)
     return halves.view(M, N).t().contiguous()
 
 
 def onednn(x_ND: Tensor, weight: Tensor) -> Tensor:
     """oneDNN; the weight may be plain, a view, or packed by `pack_onednn`."""
-    return torch.ops.mkldnn._linear_pointwise.default(x_ND, weight, None, "none", [], "")
+    product = torch.ops.mkldnn._linear_pointwise.default
+    return product(x_ND, weight, None, *_NOTHING_AFTER)
 
 
 def fp16(x_ND: Tensor, weight: tuple[Any, float]) -> Tensor:
@@ -61,13 +65,17 @@ def pack_onednn(weight_MD: Tensor) -> Tensor:
 def pack_fp16(weight_MD: Tensor) -> tuple[Any, float]:
     """A copy in float16, in FBGEMM's blocked layout, divided by a power of two, which is handed back."""
     scale = _scale(weight_MD)
-    return torch.ops.quantized.linear_prepack_fp16((weight_MD.float() / scale).contiguous(), None), scale
+    scaled = weight_MD.float() / scale
+    return torch.ops.quantized.linear_prepack_fp16(scaled.contiguous(), None), scale
 
 
 def _scale(weight: Tensor) -> float:
     """The power of two by which to divide, so that the largest number comes near the top of float16's range."""
     largest = float(weight.abs().max()) if weight.numel() else 0.0
-    return 2.0 ** (math.frexp(largest)[1] - 15) if 0 < largest < math.inf else 1.0
+    if not 0 < largest < math.inf:
+        return 1.0
+    _, exponent = math.frexp(largest)
+    return 2.0 ** (exponent - 15)
 
 
 PLAIN: Mapping[str, Product] = {"blas": blas, "swapped": swapped, "split": split, "onednn": onednn}
@@ -79,7 +87,8 @@ def through(library: str, x_ND: Tensor, weight_MD: Tensor, into: Tensor | None =
     """x times the transpose of a plain weight through the library named, written into `into` where that is given."""
     if library == "blas":
         return torch.mm(x_ND, weight_MD.t(), out=into)
-    result = PLAIN[library](x_ND, weight_MD)
+    product = PLAIN[library]
+    result = product(x_ND, weight_MD)
     return result if into is None else into.copy_(result)
 
 

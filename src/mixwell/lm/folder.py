@@ -108,7 +108,10 @@ def _tell_changed_files(folder: Path, files: Mapping[str, bytes], written: Mappi
 
 def _tell_new_tensors(folder: Path, stored: LazyTensors, record: Mapping[str, Any]) -> None:
     """Warn where the tensors are no longer those that the record was written for."""
-    if record.get("checksums") and any(stored.sum(name) is None for name in stored):
+    if not record.get("checksums"):
+        return
+    without = [name for name in stored if stored.sum(name) is None]
+    if without:
         _warn(f"{folder}: another program wrote the tensors anew; what {RECORD} says of them may no longer hold.")
 
 

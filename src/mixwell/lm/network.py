@@ -19,6 +19,7 @@ from mixwell.core.routing import Context, Routing
 from mixwell.kernels.embed import embed, mean_nats, row_nats, softcapped
 from mixwell.kernels.linear import Linear, linear
 from mixwell.kernels.norm import build_norm, wide
+from mixwell.lm import again
 from mixwell.lm.cache import Cache
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.layer import build_layer
@@ -56,6 +57,9 @@ class _Trunk(NamedTuple):
     aux: Tensor | None
 
 
+IGNORED = -100  # a target that counts in no mean
+
+
 class _Embedding(nn.Module):
     def __init__(self, rows: int, dim: int, generator: torch.Generator | None) -> None:
         super().__init__()
@@ -79,6 +83,7 @@ class Network(nn.Module):
         if generator is None and torch.get_default_device().type != "meta":
             generator = rng.generator(0)
         self.config = config
+        self.checkpointing = False  # whether training passes keep no activations inside layers: memory for time
         self.embed = _Embedding(config.vocab_size, config.dim, generator)
         if config.learned_positions:
             self.positions = _Embedding(config.max_positions, config.dim, generator)
@@ -185,7 +190,7 @@ class Network(nn.Module):
         A target of -100 counts in no mean either. Logits are made and used up in chunks.
         """
         trunk = self._trunk(tokens_BT, None, mask_BT, labels_B, step, generator)
-        counts_BT = targets_BT != -100
+        counts_BT = targets_BT != IGNORED
         if mask_BT is not None:
             counts_BT = mask_BT & counts_BT
         rows_TD = trunk.states_BTD.flatten(0, 1)
@@ -228,7 +233,8 @@ class Network(nn.Module):
         parts: list[Any] = []  # what the mixers gave, in the order in which they came
         for i, (layer, part) in enumerate(zip(self.layers, memory.layers)):
             context = replace(known, layer=i, state=state)
-            x_BTD, across, mixed = layer(x_BTD, positions_BT, part, mask_BT, context)
+            run = again.checkpointed(layer) if self._forgets() else layer
+            x_BTD, across, mixed = run(x_BTD, positions_BT, part, mask_BT, context)
             parts += [across, mixed]
             routings.append(mixed.routing)
             if mixed.routing is not None:
@@ -250,6 +256,9 @@ class Network(nn.Module):
             raise MixwellError(f"the input is longer than {most} tokens, and this model has learnt no more positions; "
                                "cut it.")
         return x_BTD + self.positions(positions_BT)
+
+    def _forgets(self) -> bool:
+        return self.checkpointing and self.training and torch.is_grad_enabled()
 
     def _logits(self, h: Tensor) -> Tensor:
         logits = linear(h, self.embed.weight) if self.config.tie_embeddings else self.head(h)

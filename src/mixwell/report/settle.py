@@ -11,7 +11,8 @@ from mixwell.report.records import RECIPE, RunRecord, StageRecord, value_text
 from mixwell.report.sides import BUDGETS, Side
 
 SEEDS = 3  # fewer hardly ever decide
-FREE = {*BUDGETS, "log_every", "save_every", "save_every_s", "eval_every", "eval_tokens", "tensorboard"}
+GIVEN = (*BUDGETS, "steps", "epochs")  # keys of a recipe that say how long a training is
+FREE = {*GIVEN, "log_every", "save_every", "save_every_s", "eval_every", "eval_tokens", "tensorboard"}
 
 
 def command(run: RunRecord, better: Side, worse: Side, budget: str, seeds: int) -> str:
@@ -95,8 +96,8 @@ def _lengthened(entry: Mapping[str, Any], stage: StageRecord, tokens: float, bud
     options = entry["train"] if isinstance(entry["train"], Mapping) else {}
     total = stage.result["tokens"] + tokens
     rounded = int(float(f"{total:.3g}"))
-    train = _without(options, BUDGETS) | {"tokens": rounded}
-    others = _without(entry, (*BUDGETS, "side"))
+    train = _without(options, GIVEN) | {"tokens": rounded}
+    others = _without(entry, (*GIVEN, "side"))
     name = re.sub(r"(-s\d+)?$", rf"-{budget}\1", stage.id, count=1)  # dense-s0 -> dense-seconds-s0
     longer = value_text(others | {"id": name, "train": train})
     return f"- {longer}"

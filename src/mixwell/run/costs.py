@@ -1,13 +1,14 @@
 """What each stage of a run will take, told before it starts: from a few timed steps of the real thing, which are kept.
 
-Timing never takes more than about a tenth of the work that it is for: how long a timed step may last follows from the
-FLOPs of the planned training and the machine's rate, and where even one row would take too long the rate alone tells.
+Timing never takes more than about a tenth of the work that it is for: what is planned and what a measurement would take
+are told roughly from FLOPs and bytes (`rough`), and where the least that can be timed would take too long the machine's
+rates alone tell.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ from mixwell.core.files import digest
 from mixwell.core.measured import kept
 from mixwell.core.units import seconds
 from mixwell.kernels.rates import rates
-from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
-from mixwell.run import timing
+from mixwell.run import rough, timing
 from mixwell.run.keys import source_digest
+from mixwell.run.rough import Pace, Rough
+from mixwell.run.shapes import Shape, shapes
 from mixwell.run.stages import KINDS, Stage
 from mixwell.run.stages.convert import LENGTH, ROWS
 from mixwell.run.stages.text import characters, documents
@@ -35,7 +37,8 @@ Told = Callable[[str], None]  # what is done now
 TENTH = 0.1  # share of the planned work that timing may take
 PATIENCE_S = 1.0  # aim of one timed step where the work is long
 STEPS_TIMED = 4  # of about that length, for each measurement
-TYPICAL = 0.5  # share of the GEMM rate that a step reaches, where nothing was timed
+WRITTEN = 2 * (timing.PROMPT + timing.NEW)  # tokens of a timed sample
+LEAST_ROWS = 5  # that timing steps reads: one warms up, one is judged, three count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,45 +52,15 @@ class Prediction:
     epochs: float | None = None  # times that a training reads the domain it repeats most
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The shape of a model that a stage will make: what decides it, and a checkpoint of that shape when asked for."""
-
-    key: str
-    make: Callable[[], Checkpoint]
-
-
-def shapes(stages: Sequence[Stage], vocab_size: int) -> dict[str, Shape]:
-    """The shapes of the models of a run by stage, in the order of the stages: inputs come first."""
-    found: dict[str, Shape] = {}
-    for stage in stages:
-        kind = KINDS[stage.kind]
-        before = found.get(stage.inputs.get("model", ""))
-        if kind.keeps_shape and before is not None:
-            found[stage.id] = before
-        elif kind.shape is not None:
-            found[stage.id] = _shape(stage, before, vocab_size)
-    return found
-
-
-def _shape(stage: Stage, before: Shape | None, vocab_size: int) -> Shape:
-    kind = KINDS[stage.kind]
-    assert kind.shape is not None
-    shaped = kind.shape
-    key = digest([stage.method, stage.plain_config(), vocab_size, kind.fingerprint(stage), before and before.key])
-
-    def make() -> Checkpoint:
-        return shaped(stage, before.make() if before else None, vocab_size)
-
-    return Shape(key, functools.cache(make))
-
-
 class Costs:
     """Predictions for the stages of one run; what they need is measured when they ask for it."""
 
     def __init__(self, stages: Sequence[Stage], threads: int, told: Told = lambda words: None,
-                 least_s: float = 0.0) -> None:
+                 least_s: float = 0.0, *, weighed: EvaluateConfig | None = None,
+                 left: Collection[str] | None = None) -> None:
         self.stages = {stage.id: stage for stage in stages}
+        self.weighed = weighed  # how models are evaluated after their stages
+        self.left = self.stages if left is None else left  # ids of the stages that are not there yet
         self.threads, self.told = threads, told
         self.least_s = least_s  # what the run will take at least: it is going to be fitted to so many seconds
 
@@ -109,6 +82,8 @@ class Costs:
     def predict(self, stage: Stage) -> Prediction:
         """What the stage will take. A shape that cannot be is told here, before anything runs."""
         try:
+            if KINDS[stage.kind].makes_model:
+                self.shapes[stage.id].sketch()
             return PREDICTIONS[stage.kind](self, stage)
         except MixwellError as error:
             raise type(error)(f"stage {stage.id}: {error}") from error
@@ -117,16 +92,17 @@ class Costs:
         """What evaluating the model of a stage will take."""
         tokens = self.held_tokens(config.max_tokens)
         found = self.reading(model, config.batch_size, config.seq_len)
-        return Prediction(seconds=tokens * found["seconds_per_token"], tokens=tokens, peak_bytes=found["peak_bytes"],
-                          flops=tokens * found["flops_per_token"])
+        return Prediction(seconds=tokens * found["seconds_per_token"], tokens=tokens,
+                          peak_bytes=found["peak_bytes"] or None, flops=tokens * found["flops_per_token"])
 
     def training(self, model: str, config: Training) -> Timed:
         """Seconds and FLOPs a token, and peak memory, of training the model of a stage."""
         rows = config.batch_size // config.accumulate
-        settings = [self.shapes[model].key, rows, config.seq_len, config.settled_dtype]
-        row_flops = 3.0 * self._flops_per_token(model, config.seq_len) * config.seq_len
-        if self._too_long(row_flops):
-            return self._estimated(row_flops, config.seq_len)
+        settings = [self.shapes[model].key, rows, config.seq_len, config.settled_dtype, config.checkpointing,
+                    *config.frozen]
+        row_s = 3.0 * self.rough.reading_s(model, config.seq_len, config.seq_len)
+        if not self._worth(LEAST_ROWS * row_s):
+            return self._estimated(model, config.seq_len, 3.0)
         self.told(f"time a training step of {model}, {self._at_most}")
         return self._kept("training", settings,
                           lambda: timing.training(self.shape(model), rows, config, self.patience_s))
@@ -134,15 +110,18 @@ class Costs:
     def reading(self, model: str, rows: int, length: int) -> Timed:
         """Seconds and FLOPs a token, and peak memory, of evaluating the model of a stage."""
         settings = [self.shapes[model].key, rows, length]
-        row_flops = self._flops_per_token(model, length) * length
-        if self._too_long(row_flops):
-            return self._estimated(row_flops, length)
+        row_s = self.rough.reading_s(model, length, length)
+        if not self._worth(LEAST_ROWS * row_s):
+            return self._estimated(model, length, 1.0)
         self.told(f"time {model} reading text, {self._at_most}")
         return self._kept("reading", settings, lambda: timing.reading(self.shape(model), rows, length,
                                                                       self.patience_s))
 
     def writing(self, model: str) -> Timed:
         """Seconds for each token of a sample."""
+        token_s = self.rough.writing_s(model)
+        if not self._worth(WRITTEN * token_s):
+            return {"seconds_per_token": token_s}
         self.told(f"time {model} writing text")
         return self._kept("writing", self.shapes[model].key, lambda: timing.writing(self.shape(model)))
 
@@ -150,11 +129,17 @@ class Costs:
         """Seconds and peak memory of a conversion and its receipt."""
         before = stage.inputs["model"]
         settings = [self.shapes[before].key, stage.method, stage.plain_config()]
+        whole_s = self.rough.converting_s(stage)
+        if not self._worth(whole_s):
+            return {"seconds": whole_s, "peak_bytes": 0.0}
         self.told(f"time the conversion to {stage.id}")
         return self._kept("converting", settings, lambda: timing.converting(self.shape(before), stage))
 
     def building(self, stage: Stage) -> Timed:
         """Seconds and peak memory of making or reading a model."""
+        whole_s = self.rough.building_s(stage)
+        if not self._worth(whole_s):
+            return {"seconds": whole_s, "peak_bytes": 0.0}
         self.told(f"time making {stage.id}")
         return self._kept("building", self.shapes[stage.id].key, lambda: timing.once(lambda: self.shape(stage.id)))
 
@@ -183,11 +168,19 @@ class Costs:
         """Tokens of the text that is trained on, read once."""
         return sum(self.train_tokens_by_domain().values())
 
-    def train_tokens_by_domain(self) -> dict[str, float]:
-        """`train_tokens` of each domain."""
-        share = 1.0 - self.stages["data"].config.held_out
+    def train_tokens_by_domain(self, data: str = "data") -> dict[str, float]:
+        """`train_tokens` of each domain, of the text that the stage `data` collects."""
+        stage = self.stages[data]
+        share = 1.0 - stage.config.held_out
         per_byte = share / self.tokenizing()["bytes_per_token"]
-        return {name: per_byte * size for name, size in self.text_sizes.items()}
+        return {name: per_byte * size for name, size in characters(stage).items()}
+
+    def text_of(self, stage: Stage) -> str:
+        """Id of the stage that collects what `stage` reads."""
+        if "data" in stage.inputs:
+            return stage.inputs["data"]
+        tokens = self.stages[stage.inputs["tokens"]]
+        return tokens.inputs["data"]
 
     def tokenizing(self) -> Timed:
         """Seconds a byte of training the tokenizer and of encoding, and bytes a token, on a sample of the text."""
@@ -196,16 +189,58 @@ class Costs:
         return self._kept("tokenizing", [text, self.vocab_size, path],
                           lambda: timing.tokenizing(timing.sample_of(self.texts()), self.vocab_size, path))
 
+    def tokens_of(self, stage: Stage, flops_per_token: float) -> float | None:
+        """The budget of a training in tokens; None where the clock decides."""
+        config = stage.config
+        text = 0.0 if config.epochs is None else self._epoch_tokens(stage)
+        return config.token_budget(flops_per_token, text)
+
+    def _epoch_tokens(self, stage: Stage) -> float:
+        """Tokens of the domains that have a share in a training, each read once."""
+        weights = stage.config.weights
+        there = self.train_tokens_by_domain(self.text_of(stage))
+        read = there if weights is None else {name for name, share in weights.items() if share}
+        return sum(there[name] for name in read if name in there)
+
+    @functools.cached_property
+    def rough(self) -> Rough:
+        """What work takes where nothing was timed."""
+        return Rough(self.stages, self.shapes, self.text_sizes, Pace.of(rates()), self.tokens_of)
+
+    @property
+    def _to_do(self) -> list[Stage]:
+        return [stage for name, stage in self.stages.items() if name in self.left]
+
     @functools.cached_property
     def planned_s(self) -> float:
-        """Seconds that all trainings will take, roughly: their FLOPs at a typical share of the machine's rate."""
-        return max(self.least_s, sum(map(self._rough_seconds, self._trainings())))
+        """Seconds that all that is left to do will take, roughly."""
+        left = self._to_do
+        whole = sum(map(self.rough.of, left))
+        if self.weighed is not None:
+            for stage in left:
+                whole += self.rough.weighing_s(stage, self.weighed)
+        return max(self.least_s, whole)
+
+    @functools.cached_property
+    def measurements(self) -> int:
+        """How many measurements share what timing may take: each model is trained and read with, or made, and so on."""
+        own = [stage for stage in self._to_do if stage.kind in rough.MEASURED_KINDS]
+        trained = self._distinct()
+        return max(1, 2 * len(trained) + len(own))
+
+    @property
+    def allowed_s(self) -> float:
+        """Seconds that one measurement may take."""
+        return TENTH * self.planned_s / self.measurements
 
     @property
     def patience_s(self) -> float:
         """Seconds that one timed step may take."""
-        measurements = 2 * max(1, len(self._distinct()))  # each model is trained and evaluated
-        return min(PATIENCE_S, TENTH * self.planned_s / (measurements * STEPS_TIMED))
+        return min(PATIENCE_S, self.allowed_s / STEPS_TIMED)
+
+    def _worth(self, measuring_s: float) -> bool:
+        """Whether the planned work justifies a measurement of so many seconds, roughly."""
+        return measuring_s <= self.allowed_s
 
     @property
     def _at_most(self) -> str:
@@ -221,45 +256,17 @@ class Costs:
         return found
 
     def _trainings(self) -> list[Stage]:
-        return [stage for stage in self.stages.values() if stage.kind == "train"]
+        return [stage for stage in self._to_do if stage.kind == "train"]
 
-    def _rough_seconds(self, stage: Stage) -> float:
-        config = stage.config
-        if config.seconds is not None:
-            return config.seconds
-        try:
-            per_token = 3.0 * self._flops_per_token(stage.inputs["model"], config.seq_len)
-        except MixwellError:
-            return 0.0  # the stage whose shape cannot be says so when its own turn comes
-        return (config.flops or config.tokens * per_token) / self._rate
-
-    @functools.cached_property
-    def _rate(self) -> float:
-        """FLOPs a second that a step reaches where nothing was timed."""
-        found = rates()
-        fastest = found.bf16_gflops if found.bf16_pays else found.fp32_gflops
-        return TYPICAL * fastest * 1e9
-
-    def _flops_per_token(self, model: str, length: int) -> float:
-        return _flops(self.shapes[model], length)
-
-    def _too_long(self, row_flops: float) -> bool:
-        """Whether timing a single row is more than the planned work justifies."""
-        return STEPS_TIMED * row_flops / self._rate > max(TENTH * self.planned_s, PATIENCE_S)
-
-    def _estimated(self, row_flops: float, length: int) -> Timed:
-        flops = row_flops / length
-        return {"seconds_per_token": flops / self._rate, "flops_per_token": flops, "peak_bytes": 0.0}
+    def _estimated(self, model: str, length: int, passes: float) -> Timed:
+        """What the rates alone say of a token; `passes`: how many forward passes its work is worth."""
+        flops = passes * rough.flops_per_token(self.shapes[model], length)
+        took = passes * self.rough.reading_s(model, 1.0, length)
+        return {"seconds_per_token": took, "flops_per_token": flops, "peak_bytes": 0.0}
 
     def _kept(self, what: str, settings: Any, measure: Callable[[], Mapping[str, float]]) -> Timed:
         """The measurement `what` at `settings`, from the disk where this source made it before."""
         return kept(f"{what} {digest([settings, source_digest()])}", measure, self.threads)
-
-
-@functools.lru_cache(maxsize=64)
-def _flops(shape: Shape, length: int) -> float:
-    """Forward FLOPs per token of a model of that shape."""
-    return LanguageModel.from_checkpoint(shape.make()).flops_per_token(length)
 
 
 def _nothing(costs: Costs, stage: Stage) -> Prediction:
@@ -273,23 +280,27 @@ def _tokenizer(costs: Costs, stage: Stage) -> Prediction:
 
 def _tokens(costs: Costs, stage: Stage) -> Prediction:
     found = costs.tokenizing()
-    seconds = costs.text_bytes * found["encode_seconds_per_byte"]
-    return Prediction(seconds=seconds, tokens=costs.text_bytes / found["bytes_per_token"])
+    data = costs.stages[costs.text_of(stage)]
+    size = sum(characters(data).values())
+    seconds = size * found["encode_seconds_per_byte"]
+    return Prediction(seconds=seconds, tokens=size / found["bytes_per_token"])
 
 
 def _model(costs: Costs, stage: Stage) -> Prediction:
     found = costs.building(stage)
-    return Prediction(seconds=found["seconds"], peak_bytes=found["peak_bytes"])
+    return Prediction(seconds=found["seconds"], peak_bytes=found["peak_bytes"] or None)
 
 
 def _train(costs: Costs, stage: Stage) -> Prediction:
     config = stage.config
     found = costs.training(stage.inputs["model"], config)
     per_token, flops = found["seconds_per_token"], found["flops_per_token"]
-    tokens = config.tokens or (config.flops / flops if config.flops else config.seconds / per_token)
-    return Prediction(tokens=tokens, flops=tokens * flops, peak_bytes=found["peak_bytes"],
+    tokens = costs.tokens_of(stage, flops)
+    if tokens is None:
+        tokens = config.seconds / per_token
+    return Prediction(tokens=tokens, flops=tokens * flops, peak_bytes=found["peak_bytes"] or None,
                       seconds=config.seconds or tokens * per_token,
-                      epochs=_epochs(tokens, config.weights, costs.train_tokens_by_domain()))
+                      epochs=_epochs(tokens, config.weights, costs.train_tokens_by_domain(costs.text_of(stage))))
 
 
 def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[str, float]) -> float:
@@ -302,7 +313,7 @@ def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[s
 
 def _convert(costs: Costs, stage: Stage) -> Prediction:
     found = costs.converting(stage)
-    return Prediction(seconds=found["seconds"], tokens=ROWS * LENGTH, peak_bytes=found["peak_bytes"])
+    return Prediction(seconds=found["seconds"], tokens=ROWS * LENGTH, peak_bytes=found["peak_bytes"] or None)
 
 
 def _evaluate(costs: Costs, stage: Stage) -> Prediction:

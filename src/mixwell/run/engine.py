@@ -136,7 +136,8 @@ def plan_stages(chosen: Recipe, stages: Sequence[Stage], out: Path, *, from_stag
     torch.set_num_threads(threads)
     told("look at the text")
     keys = stage_keys(stages, threads)
-    costs = Costs(stages, threads, told) if predict else None
+    left = {stage.id for stage in stages if stage.id in redone or not _is_there(stage, keys, out)}
+    costs = Costs(stages, threads, told, weighed=chosen.evaluate, left=left) if predict else None
     return [_planned(stage, keys, out, stage.id in redone, chosen, costs) for stage in stages]
 
 
@@ -152,8 +153,8 @@ def _redone(stages: Sequence[Stage], from_stage: str | None) -> set[str]:
 def _planned(stage: Stage, keys: Mapping[str, str], out: Path, again: bool, chosen: Recipe,
              costs: Costs | None) -> Planned:
     key, kind = keys[stage.id], KINDS[stage.kind]
-    folder = out / "stages" / f"{stage.id}-{key[:8]}"
-    cached = not again and (folder / "stage.json").is_file()
+    folder = _folder(stage, keys, out)
+    cached = not again and _is_there(stage, keys, out)
     weigh_key = evaluation_key(key, keys["tokens"], chosen.evaluate) if kind.evaluated else ""
     evaluated = not weigh_key or (cached and records.read_stage(folder).evaluation.get("key") == weigh_key)
     begun = not cached and not again and _work(folder).is_dir()
@@ -163,6 +164,15 @@ def _planned(stage: Stage, keys: Mapping[str, str], out: Path, again: bool, chos
                    predicted=nothing if cached or not costs else costs.predict(stage),
                    predicted_evaluation=nothing if evaluated or not costs
                    else costs.evaluation(stage.id, chosen.evaluate))
+
+
+def _folder(stage: Stage, keys: Mapping[str, str], out: Path) -> Path:
+    key = keys[stage.id]
+    return out / "stages" / f"{stage.id}-{key[:8]}"
+
+
+def _is_there(stage: Stage, keys: Mapping[str, str], out: Path) -> bool:
+    return (_folder(stage, keys, out) / "stage.json").is_file()
 
 
 def _work(folder: Path) -> Path:

@@ -10,6 +10,10 @@ A recipe names its data, its tokenizer, its model and a list of stages; everythi
 An entry of `stages` holds `id`, `from` (left out: the recipe's model), `seed`, `side`, and one verb. The verb's value
 is its options, or the name of a method with the options beside it. Paths are taken from the current folder.
 
+`data: {domains: ...}` in an entry gives it text of its own, in the recipe's tokens: what is left out of it stands as at
+the top, `domains` and `validation` apart. What the run holds out is never trained on, and models are evaluated on that,
+whatever text they saw last.
+
 `seeds: 3` in the place of `seed` makes an entry into three, `moe-s0` to `moe-s2`, counted from the recipe's seed (a
 list names them); its `from`, and `as_long_as`, then mean the entry of the same seed, where that was made into several,
 too.
@@ -31,16 +35,21 @@ import yaml
 
 from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.errors import MixwellError, nearest, suggest
+from mixwell.lm.training.config import BUDGETS as LENGTHS
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
 from mixwell.run.stages.models import MIXTURE_WORDS
+from mixwell.run.stages.text import DataConfig
+from mixwell.run.stages.train import Training
 
 DEFAULT = Path(__file__).parent / "recipes" / "default.yaml"
 RESERVED = ("data", "tokenizer", "tokens", "model")  # ids of the stages that the top-level keys make
-COUNTS = {"tokens", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}  # keys whose text may end in k, M, ...
+# keys whose text may end in k, M, ...
+COUNTS = {"tokens", "steps", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}
 SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
-BUDGETS = {"tokens", "flops", "seconds"}
+BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
+PLACES = {"train": Training, "data": DataConfig, "evaluate": EvaluateConfig}  # keys whose options are often misplaced
 FAMILIES = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
             "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
 
@@ -97,10 +106,28 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recip
         override(data, text)
     data = {"name": path.stem, **counted(data)}
     try:
+        _check_keys(data)
         recipe = from_dict(Recipe, data)
         return replace(recipe, stages=with_seeds(recipe.stages, recipe.seed))
     except MixwellError as error:
         raise MixwellError(f"{path.name}: {str(error).removeprefix('Recipe: ')}") from error
+
+
+def _check_keys(data: Mapping[str, Any]) -> None:
+    """Raise where a key at the top is none but would be one elsewhere, with that place."""
+    known = [option.name for option in fields(Recipe)]
+    for key in data:
+        if key not in known and not nearest(str(key), known):
+            _check_place(str(key), known)
+
+
+def _check_place(key: str, known: Sequence[str]) -> None:
+    for place, config in PLACES.items():
+        inside = [option.name for option in fields(config)]
+        meant = key if key in inside else nearest(key, inside)
+        if meant:
+            listed = ", ".join(known)
+            raise MixwellError(f"unknown key {key!r}. Did you mean '{place}.{meant}'? Known keys: {listed}.")
 
 
 def with_seeds(entries: Sequence[dict[str, Any]], first: int) -> list[dict[str, Any]]:
@@ -276,9 +303,37 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     """The recipe's stages in the order in which they run, inputs resolved, configs checked."""
     found = {stage.id: stage for stage in _base(recipe)}
     for number, entry in enumerate(recipe.stages):
+        found |= _own_text(recipe, entry, found)
         stage = _entry(recipe, found, entry, f"stages[{number}]")
         found[stage.id] = stage
     return tuple(found.values())
+
+
+def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The stages that make an entry's own text, which its seeds share; none where it reads the run's."""
+    if not isinstance(entry, Mapping) or entry.get("data") is None:
+        return {}
+    data, tokens = _text_ids(entry).values()
+    options = entry["data"]
+    if not isinstance(options, Mapping):
+        raise MixwellError(f"stages.{entry.get('id')}.data: expected keys and values such as {{domains: {{mine: "
+                           f"texts}}}}, got {options!r}.")
+    usual = {key: value for key, value in recipe.data.items() if key not in ("domains", "validation")}
+    where = f"stages.{entry.get('id')}.data"
+    config = _config("data", "data", {**usual, **options}, where)
+    made = Stage(id=data, kind="data", method="data", config=config, inputs={"data": "data"}, seed=recipe.seed)
+    if data in found and found[data] != made:
+        raise MixwellError(f"{where}: the id {data!r} is taken by a stage with other text; call this entry otherwise.")
+    both = {"data": data, "tokenizer": "tokenizer"}
+    return {data: made, tokens: _made(tokens, "tokens", {}, both, recipe.seed)}
+
+
+def _text_ids(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> the stage that fills it with the entry's text."""
+    if entry.get("data") is None:
+        return {"data": "data", "tokens": "tokens"}
+    stem = side_name(str(entry.get("id")))
+    return {"data": f"{stem}-data", "tokens": f"{stem}-tokens"}
 
 
 def _base(recipe: Recipe) -> list[Stage]:
@@ -288,8 +343,8 @@ def _base(recipe: Recipe) -> list[Stage]:
     kind = "load" if isinstance(recipe.model, str) else "build"
     settings = {"path": recipe.model} if isinstance(recipe.model, str) else recipe.model
     model = _made("model", kind, settings, {"tokenizer": "tokenizer"}, seed)
-    if kind == "load" and recipe.tokenizer is None:
-        options = {"path": model.config.path}
+    if kind == "load" and not {"path", "vocab_size"} & set(options):
+        options = {"path": model.config.path, **options}
     both = {"data": "data", "tokenizer": "tokenizer"}
     return [_made("data", "data", recipe.data, {}, seed),
             _made("tokenizer", "tokenizer", options, {"data": "data"}, seed),
@@ -343,12 +398,12 @@ def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     verbs = [name for name, kind in KINDS.items() if kind.named_in_recipe]
     named = [key for key in entry if key in verbs]
     if len(named) != 1:
-        strange = [key for key in entry if key not in ("id", "from", "seed", "side", *verbs)]
+        strange = [key for key in entry if key not in ("id", "from", "seed", "side", "data", *verbs)]
         hint = suggest(str(strange[0]), verbs) if strange and not named else ""
         came = " and ".join(named) or ", ".join(map(repr, strange)) or "none"
         raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
     value = entry[named[0]]
-    options = {k: v for k, v in entry.items() if k not in ("id", "from", "side", named[0])}
+    options = {k: v for k, v in entry.items() if k not in ("id", "from", "side", "data", named[0])}
     bare = KINDS[named[0]].bare
     below = {bare: value} if bare and isinstance(value, str) else {} if value is None else value
     if not isinstance(below, dict):
@@ -379,4 +434,6 @@ def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], wh
         what = "makes no model" if source in found else "is no stage above this one"
         hint = suggest(str(source), models)
         raise MixwellError(f"{where}.from: {source!r} {what}.{hint} Models: {', '.join(models)}.")
-    return {role: source if role == "model" else role for role in kind.roles}
+    sources = {role: role for role in kind.roles} | {"model": source}
+    sources |= _text_ids(entry)
+    return {role: sources[role] for role in kind.roles}

@@ -78,7 +78,7 @@ def fit(chosen: Recipe, told: Told = lambda words: None) -> Size:
     stated = _nominal_tokens(chosen)
     stages = recipes.stages(with_tokens(chosen, stated))
     least_s = 60.0 * (chosen.minutes or 0.0)
-    costs = Costs(stages, machine.threads(chosen.threads), told, least_s)
+    costs = Costs(stages, machine.threads(chosen.threads), told, least_s, weighed=chosen.evaluate)
     trainings = {stage.id: stage for stage in stages if stage.id in stated}
     pace = {name: _seconds_per_token(costs, stage) for name, stage in trainings.items()}
     for name, other in _references(chosen).items():

@@ -20,6 +20,7 @@ from mixwell.core.rng import generator
 from mixwell.lm import receipt
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.lm.training.freezing import Frozen
 from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.run.stages import Stage
 from mixwell.run.stages.convert import LENGTH, ROWS
@@ -35,6 +36,8 @@ PROMPT, NEW = 16, 16  # tokens read and written by a timed sample
 def training(start: Checkpoint, rows: int, config: Training, patience_s: float) -> Timed:
     """Seconds and FLOPs a token, and peak bytes, of training steps of `rows` windows."""
     model = LanguageModel.from_checkpoint(start).train()
+    model.checkpointing = config.checkpointing
+    frozen = Frozen(model, config.frozen)
     optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
                             weight_decay=config.weight_decay)
     draws = generator(0, "calibrate")
@@ -52,6 +55,7 @@ def training(start: Checkpoint, rows: int, config: Training, patience_s: float) 
         return _steps(step, rows, config.seq_len, 3.0 * model.flops_per_token(config.seq_len), patience_s)
     finally:
         optimizer.release()
+        frozen.release()
 
 
 def reading(start: Checkpoint, rows: int, length: int, patience_s: float) -> Timed:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.routing import Context
-from mixwell.kernels.attention import KVCache
+from mixwell.kernels.cache import KVCache
 from mixwell.mixing import SequenceMixed
 
 

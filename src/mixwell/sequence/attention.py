@@ -25,19 +25,12 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.kernels.attention import (
-    KVCache,
-    attend,
-    attend_scored,
-    rotary_angles,
-    rotate,
-    rotate_one,
-    split_rotate,
-    turns_one,
-)
+from mixwell.kernels.attention import attend, attend_scored
+from mixwell.kernels.cache import KVCache
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import Kind, build_norm
 from mixwell.kernels.rope import attention_factor, check_rope_scaling
+from mixwell.kernels.rotary import rotary_angles, rotate, rotate_one, split_rotate, turns_one
 from mixwell.mixing import SequenceMixed, check_above
 from mixwell.sequence._parts import SequenceMixer, positions_after
 

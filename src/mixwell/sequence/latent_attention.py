@@ -27,10 +27,12 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context
-from mixwell.kernels.attention import KVCache, attend, rotary_angles, rotate
+from mixwell.kernels.attention import attend
+from mixwell.kernels.cache import KVCache
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.norm import RMSNorm
 from mixwell.kernels.rope import attention_factor, check_rope_scaling, yarn_scale
+from mixwell.kernels.rotary import rotary_angles, rotate
 from mixwell.mixing import SequenceMixed, check_above
 from mixwell.sequence._parts import SequenceMixer, positions_after
 

@@ -27,9 +27,11 @@ from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Plan, Routing, combine, dispatch, plan
-from mixwell.kernels.attention import KVCache, attend, rotary_angles, rotate
+from mixwell.kernels.attention import attend
+from mixwell.kernels.cache import KVCache
 from mixwell.kernels.linear import Linear
 from mixwell.kernels.rope import attention_factor, check_rope_scaling
+from mixwell.kernels.rotary import rotary_angles, rotate
 from mixwell.mixing import SequenceMixed, apply_balance, build_balance, check_above
 from mixwell.sequence._parts import SequenceMixer, positions_after
 from mixwell.sequence._routed import StackedLinear

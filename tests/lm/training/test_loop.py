@@ -370,6 +370,16 @@ def test_what_is_only_written_down_may_change_on_a_resume(whole, data, tmp_path)
     assert set(measured[12]["bits_per_byte"]) == {"sums", "words"} and measured[12]["mean"] < measured[6]["mean"]
 
 
+def test_other_libraries_than_before_are_told_on_a_resume(data, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_model(), data, tiny_config(save_every=2), tmp_path, progress=lambda step, *_: 1 / (step - 4))
+    file = tmp_path / "state" / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({**state, "choices": "of another cache"}))
+    with pytest.warns(UserWarning, match="other libraries than when the state was saved"):
+        run(data, tmp_path, save_every=2)
+
+
 @pytest.mark.parametrize(("steps", "lines"), [(12, 12), (70, 50), (120, 50)])
 def test_by_itself_a_curve_has_points_enough(data, tmp_path, steps, lines):
     result = run(data, tmp_path, tokens=steps * 32, log_every=0)
@@ -411,9 +421,12 @@ def test_tensorboard_missing_is_said(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({}, "tokens, flops, seconds are None, None, None; expected exactly one"),
-    ({"tokens": 5, "seconds": 5}, "expected exactly one of them, above 0"),
-    ({"tokens": 0}, "above 0"),
+    ({}, "no budget came; expected exactly one of tokens, steps, epochs, flops, seconds"),
+    ({"tokens": 5, "seconds": 5}, "tokens 5.0 and seconds 5.0 came; expected exactly one"),
+    ({"steps": 5, "epochs": 1}, "steps 5 and epochs 1.0 came; expected exactly one"),
+    ({"tokens": 0}, "tokens is 0.0; expected above 0"),
+    ({"steps": 0}, "steps is 0; expected above 0"),
+    ({"epochs": -1}, "epochs is -1.0; expected above 0"),
     ({"tokens": 9, "batch_size": 0}, "batch_size is 0; expected at least 1"),
     ({"tokens": 9, "accumulate": 3}, "accumulate is 3; expected a divisor of 16"),
     ({"tokens": 9, "lr": 0.0}, "lr is 0.0; expected above 0"),

@@ -38,8 +38,13 @@ class Buffer:
         self.step: int | None = None
         self.load_E: Tensor | None = None
 
-    def add(self, load_E: Tensor, step: int) -> Tensor:
-        """Add one micro-batch's load and return the sum over those of the same optimiser step."""
+    def add(self, load_E: Tensor, step: int, again: bool = False) -> Tensor:
+        """Add one micro-batch's load and return the sum over those of the same optimiser step.
+
+        again: the micro-batch is the last one, repeated for its gradient; it is in the sum already.
+        """
+        if again and self.load_E is not None:
+            return self.load_E
         if self.step != step or self.load_E is None:
             self.step = step
             self.load_E = torch.zeros_like(load_E)
@@ -68,7 +73,7 @@ def global_batch(routing: Routing, config: Config, context: Context, buffer: Buf
     if config.across_ranks:
         load = reduced(load)
     if buffer is not None:
-        load = buffer.add(load, context.step)
+        load = buffer.add(load, context.step, context.again)
     total = load.sum().clamp_min(1)
     share = load.to(routing.scores_TE.dtype) / total
     agreement = share * mean_scores(routing, context)

@@ -106,7 +106,7 @@ class Masked(TokenRouter):
         self.weight = normal_parameter((num_experts, dim), generator)
         nothing = torch.zeros(config.vocab_size, num_experts, dtype=torch.bool)
         self.register_buffer("visible_VE", nothing)
-        if config.frequencies:
+        if config.frequencies and not nothing.is_meta:  # a shape without values needs none drawn
             self._draw_visible(torch.tensor(config.frequencies), generator)
 
     @property

@@ -11,6 +11,7 @@ from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.training.optimizer import DType
 from mixwell.lm.training.schedule import Shape, learning_rate
 
+BUDGETS = ("tokens", "steps", "epochs", "flops", "seconds")
 _FROM_ONE = ("batch_size", "seq_len", "accumulate", "eval_tokens")
 _FROM_ZERO = ("min_lr", "weight_decay", "grad_clip", "save_every", "save_every_s", "eval_every", "log_every")
 # What may change when a run is gone on with: it decides what is written down, not what is learned.
@@ -19,14 +20,19 @@ _FREE = {"log_every", "save_every", "save_every_s", "eval_every", "eval_tokens",
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long to train and how. Exactly one of `tokens`, `flops` and `seconds` is the budget."""
+    """How long to train and how. Exactly one of `BUDGETS` is given."""
 
     tokens: float | None = None  # tokens read
+    steps: int | None = None  # optimizer steps, each of batch_size windows
+    epochs: float | None = None  # as many tokens as the text has, so many times over
     flops: float | None = None  # floating-point operations, forward and backward, active experts only
     seconds: float | None = None  # wall time of the steps; evaluating and saving do not count
     batch_size: int = 16  # windows per step, over all micro-batches
     seq_len: int = 128  # tokens per window
-    accumulate: int = 1  # micro-batches per step; divides batch_size
+    accumulate: int = 1  # micro-batches per step (gradient accumulation): batch_size stays, memory falls; divides it
+    checkpointing: bool = False  # keep no activations inside layers, compute them again backward: memory for time
+    # name patterns such as "embed*" or "layers.0.*" of what is not trained; in bf16 it is rounded like all else
+    freeze: str | tuple[str, ...] = ()
     lr: float = 2e-3  # peak learning rate
     min_lr: float = 0.0  # learning rate at the end of the decay
     warmup: float = 0.05  # share of the budget spent rising to lr
@@ -48,10 +54,7 @@ class TrainConfig:
     tensorboard: bool = False  # also write TensorBoard events; needs mixwell[tensorboard]
 
     def __post_init__(self) -> None:
-        given = [budget for budget in (self.tokens, self.flops, self.seconds) if budget is not None]
-        if len(given) != 1 or not given[0] > 0:
-            raise ValueError(f"tokens, flops, seconds are {self.tokens}, {self.flops}, {self.seconds}; "
-                             "expected exactly one of them, above 0")
+        self._check_budget()
         for name in _FROM_ONE:
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in _FROM_ZERO:
@@ -68,6 +71,38 @@ class TrainConfig:
         _require(self, "betas", fading, "two numbers from 0 up to, not including, 1")
         _require(self, "decay_shape", self.decay_shape in get_args(Shape), "linear or 1-sqrt")
         _require(self, "dtype", self.dtype in ("auto", *get_args(DType)), "auto, bf16 or fp32")
+
+    def _check_budget(self) -> None:
+        given = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
+        if len(given) != 1:
+            came = " and ".join(f"{name} {value}" for name, value in given.items())
+            raise ValueError(f"{came or 'no budget'} came; expected exactly one of {', '.join(BUDGETS)}")
+        for name, value in given.items():
+            _require(self, name, value > 0, "above 0")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The patterns of `freeze`."""
+        given = self.freeze
+        return (given,) if isinstance(given, str) else given
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that one step reads."""
+        return self.batch_size * self.seq_len
+
+    def token_budget(self, flops_per_token: float, text_tokens: float) -> float | None:
+        """The budget in tokens; None where the clock decides.
+
+        flops_per_token: of training. text_tokens: of the text, read once.
+        """
+        if self.steps is not None:
+            return float(self.steps * self.step_tokens)
+        if self.epochs is not None:
+            return self.epochs * text_tokens
+        if self.flops is not None:
+            return self.flops / flops_per_token
+        return self.tokens
 
     @property
     def settled_dtype(self) -> DType:
@@ -90,7 +125,7 @@ class TrainConfig:
         """What must be the same for a saved run to be gone on with, as plain data."""
         names = [option.name for option in fields(TrainConfig) if option.name not in _FREE]
         values = {name: getattr(self, name) for name in names}
-        return {**values, "betas": list(self.betas)}
+        return {**values, "betas": list(self.betas), "freeze": list(self.frozen)}
 
 
 def _require(config: Any, name: str, holds: bool, expected: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,13 @@ from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.interrupts import postponed
 from mixwell.core.rng import generator
 from mixwell.core.routing import Routing
+from mixwell.kernels.probe import choices
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
+from mixwell.lm.network import IGNORED
 from mixwell.lm.training import state as train_state
 from mixwell.lm.training.config import TrainConfig
+from mixwell.lm.training.freezing import Frozen
 from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, read_lines
 from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.lm.training.sampler import Sampler
@@ -35,6 +39,9 @@ from mixwell.lm.training.sampler import Sampler
 METRICS = "metrics.jsonl"
 FIT_TOKENS = 1_000_000  # of a domain: enough to count how often ids occur
 STATE = "state"
+ROUNDS_OTHERWISE = ("this machine computes its products through other libraries than when the state was saved, as its "
+                    "measurements were made anew; the training goes on with the same numbers up to rounding only.")
+NATS = "loss_nats"  # mean cross-entropy per target
 LOG_STEPS, LOG_POINTS = 10, 50  # without `log_every`: a line at least so often, and at least so many where steps allow
 Progress = Callable[[int, float, dict[str, Any]], None]
 
@@ -89,7 +96,7 @@ class _Run:
         self.sampler = Sampler(data, weights, config.batch_size, config.seq_len, config.seed)
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
         self.window = Window()
-        self.step_tokens = config.batch_size * config.seq_len
+        self.step_tokens = config.step_tokens
         forward = model.flops_per_token(config.seq_len)  # type: ignore[operator]
         self.flops_per_token = 3.0 * forward
         self.total_steps = self._total_steps()
@@ -101,6 +108,8 @@ class _Run:
         if getattr(model, "needs_tokens", False):
             text = _train_tokens(data, self._tokens_to_read())
             model.fit_tokens(text, generator(config.seed, "fit_tokens"))  # type: ignore[operator]
+        self.frozen = Frozen(model, config.frozen)
+        self.checkpointing = getattr(model, "checkpointing", False)  # as it was before this run
         self.optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
                                      weight_decay=config.weight_decay)
         if found is not None:
@@ -127,9 +136,9 @@ class _Run:
 
     def _total_steps(self) -> int | None:
         """Whole steps that the budget pays for; None where the clock decides."""
-        if self.config.seconds is not None:
+        tokens = self.config.token_budget(self.flops_per_token, self.sampler.epoch_tokens)
+        if tokens is None:
             return None
-        tokens = self.config.tokens or (self.config.flops or 0.0) / self.flops_per_token
         steps = int(tokens // self.step_tokens)
         if not steps:
             raise MixwellError(f"the budget pays for {tokens:.0f} tokens, and one step reads {self.step_tokens}; "
@@ -147,6 +156,7 @@ class _Run:
 
     def to_the_end(self, progress: Progress | None) -> None:
         self.model.train()
+        self.model.checkpointing = self.config.checkpointing  # type: ignore[assignment]
         with postponed() as asked:
             while self.fraction < 1.0:
                 before = self.fraction
@@ -176,6 +186,7 @@ class _Run:
         self.optimizer.step(lr, values["grad_norm"], self.config.grad_clip)
         if hasattr(self.model, "after_step"):
             self.model.after_step(seen)  # type: ignore[operator]
+        self.frozen.after_step()
         self.step += 1
         self.lr = lr
         took = time.perf_counter() - started
@@ -197,18 +208,20 @@ class _Run:
 
     def _backward(self) -> tuple[dict[str, float], list[list[Routing | None]]]:
         """Gradients of the next batch; its mean values by name, and the routings of each forward pass."""
-        parts = self.config.accumulate
         draws = generator(self.config.seed, "train", self.step, device=self.device)
         sums: dict[str, Tensor] = {}
         seen: list[list[Routing | None]] = []
-        for tokens_BT, targets_BT, domains_B in self._micro_batches():
+        parts = list(self._micro_batches())
+        for (tokens_BT, targets_BT, domains_B), share in zip(parts, _divisors(parts)):
             loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws)  # type: ignore[operator]
-            total = loss.nats if loss.aux is None else loss.nats + loss.aux
-            mean = total / parts
-            mean.backward()
-            for name, value in _terms(loss).items():
-                share = value.detach().float() / parts
-                sums[name] = sums.get(name, 0.0) + share
+            nats = loss.nats / share
+            total = nats if loss.aux is None else nats + loss.aux / len(parts)
+            total.backward()
+            terms = _terms(loss)
+            for name, value in terms.items():
+                divisor = share if name == NATS else len(parts)
+                part = value.detach().float() / divisor
+                sums[name] = sums.get(name, 0.0) + part
             seen.append(loss.routings)
         sums["grad_norm"] = self.optimizer.grad_norm()
         gathered = [value.float() for value in sums.values()]
@@ -268,11 +281,14 @@ class _Run:
             "sampler": self.sampler.state_dict(),
             "window": self.window.state_dict(),
             "settings": self._settings(),
+            "choices": choices().digest(),
         }
         train_state.save(self.folder / STATE, self.step, tensors, values)
         self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        if values.get("choices") not in (None, choices().digest()):
+            warnings.warn(ROUNDS_OTHERWISE, UserWarning, stacklevel=3)
         self.sampler.load_state_dict(values["sampler"])
         self.optimizer.load_tensors(tensors)
         for name, buffer in self._buffers().items():
@@ -299,9 +315,21 @@ class _Run:
 
     def close(self) -> None:
         self.optimizer.release()
+        self.frozen.release()
+        self.model.checkpointing = self.checkpointing  # type: ignore[assignment]
         self.metrics.close()
         if self.board is not None:
             self.board.close()
+
+
+def _divisors(parts: list[tuple[Tensor, ...]]) -> list[float]:
+    """What the mean over each micro-batch is divided by, so that their sum is the mean over the whole batch.
+
+    Parts with fewer targets that count weigh less.
+    """
+    counts = [int((targets_BT != IGNORED).sum()) for _, targets_BT, _ in parts]
+    whole = max(sum(counts), 1)
+    return [whole / max(count, 1) for count in counts]
 
 
 def _every(period: int, step: int) -> bool:
@@ -312,7 +340,7 @@ def _every(period: int, step: int) -> bool:
 def _terms(loss: Any) -> dict[str, Tensor]:
     """What is written down of a loss, by name."""
     auxiliary = {LOSSES + name: value for name, value in loss.losses.items()}
-    named = {"loss_nats": loss.nats, **auxiliary}
+    named = {NATS: loss.nats, **auxiliary}
     if loss.aux is not None:
         named["aux"] = loss.aux
     return named

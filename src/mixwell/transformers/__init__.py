@@ -1,0 +1,1 @@
+"""This library's kernels inside transformers' own models."""

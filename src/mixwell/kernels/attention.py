@@ -208,17 +208,30 @@ def attend_scored(q_BHTP: Tensor, k_BGSP: Tensor, v_BGSV: Tensor, scale: float, 
     Scores are products times `scale`, brought below `softcap` by c tanh(s / c) before the mask; a sink is a score of
     each head that takes its share of the softmax and gives nothing (Xiao et al. 2023, 2309.17453).
     """
-    (B, H, T, P), (_, G, S, _) = q_BHTP.shape, k_BGSP.shape
-    q_BGRTP = q_BHTP.reshape(B, G, H // G, T, P)
+    T = q_BHTP.shape[2]
+    G, S = k_BGSP.shape[1:3]
+    q_BGRTP = q_BHTP.unflatten(1, (G, -1))
     keys_BGPS = k_BGSP.unsqueeze(2).transpose(-1, -2)
-    scores = wide(q_BGRTP @ keys_BGPS) * scale
+    products = wide(q_BGRTP @ keys_BGPS)
+    scores = products * scale
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    bias = _bias(_Block(0, T, 0, S), window, keep_BS, scores)
+        share = torch.tanh(scores / softcap)
+        scores = softcap * share
+    whole = _Block(0, T, 0, S)
+    bias = _bias(whole, window, keep_BS, scores)
     scores = scores + bias.unsqueeze(2)
     if sinks_H is not None:
-        sinks = sinks_H.to(scores.dtype).view(G, H // G, 1, 1)
-        scores = torch.cat((scores, sinks.expand(B, -1, -1, T, -1)), -1)
-    weights = scores.softmax(-1)[..., :S].to(v_BGSV.dtype)
-    y_BGRTV = weights @ v_BGSV.unsqueeze(2)
-    return y_BGRTV.reshape(B, H, T, -1)
+        scores = _with_sinks(scores, sinks_H)
+    weights = scores.softmax(-1)
+    seen = weights[..., :S].to(v_BGSV.dtype)
+    y_BGRTV = seen @ v_BGSV.unsqueeze(2)
+    return y_BGRTV.flatten(1, 2)
+
+
+def _with_sinks(scores_BGRTS: Tensor, sinks_H: Tensor) -> Tensor:
+    """One score more behind every query's: that of its head's sink."""
+    B, G, _, T, _ = scores_BGRTS.shape
+    sinks = sinks_H.to(scores_BGRTS.dtype)
+    by_head = sinks.view(1, G, -1, 1, 1)
+    column = by_head.expand(B, -1, -1, T, -1)
+    return torch.cat((scores_BGRTS, column), -1)

@@ -120,7 +120,7 @@ def _capped_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float)
 
 
 def _mean_capped_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float) -> Tensor:
-    total = h_ND.new_zeros((), dtype=wide_dtype(h_ND.dtype))
+    total = wide(h_ND.new_zeros(()))
     for h, targets, _ in _chunks(h_ND, targets_N):
         total = total + checkpoint(_capped_nats, h, weight_VD, targets, cap, use_reentrant=False)
     count = max(targets_N.shape[0], 1)

@@ -122,7 +122,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        y = F.layer_norm(wide(x), self.weight.shape, self.weight, self.bias, self.eps)
+        shape = self.weight.shape
+        y = F.layer_norm(wide(x), shape, self.weight, self.bias, self.eps)
         return y.to(x.dtype)
 
 

@@ -38,39 +38,55 @@ def check_rope_scaling(scaling: Scaling | None) -> None:
     kind = scaling.get("type")
     if kind not in NEEDED:
         raise ValueError(f"rope_scaling type {kind!r} is not supported; expected none, {', '.join(NEEDED)}")
-    given, needed = set(scaling) - {"type"}, set(NEEDED[kind])
-    extra = given - needed - set(OPTIONAL.get(kind, ()))
-    if extra or needed - given:
+    given = set(scaling) - {"type"}
+    needed = set(NEEDED[kind])
+    known = needed.union(OPTIONAL.get(kind, ()))
+    if not needed <= given <= known:
         got = ", ".join(sorted(given)) or "nothing"
-        raise ValueError(f"rope_scaling {kind} needs {', '.join(NEEDED[kind])}; got {got}")
+        wanted = ", ".join(NEEDED[kind])
+        raise ValueError(f"rope_scaling {kind} needs {wanted}; got {got}")
     for key in sorted(given):
         _check_option(key, scaling[key])
 
 
 def _check_option(key: str, value: Any) -> None:
-    if key == "truncate" or (key == "attention_factor" and value is None):
+    if key == "truncate":
         return
-    several = isinstance(value, Sequence) and key in ("short_factor", "long_factor")
-    for number in value if several else (value,):
-        plain = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not plain or not number > 0:
-            raise ValueError(f"rope_scaling {key} is {value!r}; expected a number above 0")
+    if key == "attention_factor" and value is None:
+        return
+    listed = key in ("short_factor", "long_factor")
+    several = listed and isinstance(value, Sequence)
+    numbers = value if several else (value,)
+    if not all(map(_is_positive, numbers)):
+        raise ValueError(f"rope_scaling {key} is {value!r}; expected a number above 0")
+
+
+def _is_positive(value: Any) -> bool:
+    number = isinstance(value, (int, float))
+    flag = isinstance(value, bool)
+    return number and not flag and value > 0
 
 
 def scaling_key(scaling: Scaling | None) -> Key:
     """`scaling` as a value that can be hashed."""
     if not scaling:
         return None
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in scaling.items()}
+    options = dict(scaling)
+    for name, value in options.items():
+        if isinstance(value, list):
+            options[name] = tuple(value)
     return tuple(sorted(options.items()))
 
 
 def reach(positions_BT: Tensor, scaling: Scaling | None) -> int:
     """The length that the frequencies are made for: 0 where they do not depend on it."""
-    if not scaling or scaling["type"] not in _BY_LENGTH or not positions_BT.numel():
+    if not scaling or scaling["type"] not in _BY_LENGTH:
         return 0
-    longest = int(positions_BT.max()) + 1
-    return max(longest, int(scaling[_ORIGINAL]))
+    original = int(scaling[_ORIGINAL])
+    if not positions_BT.numel():
+        return original
+    last = int(positions_BT.max())
+    return max(last + 1, original)
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,19 +111,24 @@ def _linear(width: int, theta: float, options: Scaling, length: int, device: tor
 def _dynamic(width: int, theta: float, options: Scaling, length: int, device: torch.device) -> Tensor:
     """A base that grows with the input beyond the length of training (NTK-aware interpolation)."""
     factor = options["factor"]
-    over = max(length / options[_ORIGINAL], 1.0)
+    over = length / options[_ORIGINAL]
     growth = factor * over - (factor - 1)
     power = width / (width - 2)
-    return _plain(width, theta * growth**power, device)
+    base = theta * growth**power
+    return _plain(width, base, device)
 
 
 def _llama3(width: int, theta: float, options: Scaling, length: int, device: torch.device) -> Tensor:
     """Long waves are stretched, short ones kept, those between blended."""
     plain = _plain(width, theta, device)
     turns = options[_ORIGINAL] * plain / (2 * math.pi)
-    low, high = options["low_freq_factor"], options["high_freq_factor"]
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - blend) * plain / options["factor"] + blend * plain
+    low = options["low_freq_factor"]
+    high = options["high_freq_factor"]
+    share = (turns - low) / (high - low)
+    blend = share.clamp(0, 1)
+    stretched = (1 - blend) * plain / options["factor"]
+    kept = blend * plain
+    return stretched + kept
 
 
 def _yarn(width: int, theta: float, options: Scaling, length: int, device: torch.device) -> Tensor:
@@ -125,9 +146,12 @@ def _yarn(width: int, theta: float, options: Scaling, length: int, device: torch
     low, high = max(low, 0), min(high, width - 1)
     gap = high - low or 0.001
     pairs = torch.arange(width // 2, dtype=torch.float32, device=device)
-    stretched = ((pairs - low) / gap).clamp(0, 1)
+    ramp = (pairs - low) / gap
+    share = ramp.clamp(0, 1)
     plain = _plain(width, theta, device)
-    return plain / options["factor"] * stretched + plain * (1 - stretched)
+    longer = plain / options["factor"]
+    kept = plain * (1 - share)
+    return longer * share + kept
 
 
 def _longrope(width: int, theta: float, options: Scaling, length: int, device: torch.device) -> Tensor:

@@ -58,6 +58,8 @@ def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer):
     class Large:  # a tokenizer with more ids than two bytes tell apart
         vocab_size, eos_id, digest = 70_000, 69_999, "x"
         token_bytes_V = np.ones(70_000, np.uint32)
+        around: tuple = (), ()
+        round_trips = True
 
         def encode_batch(self, texts):
             return [[65_536 + len(t)] for t in texts]
@@ -85,7 +87,7 @@ def test_writing_again_replaces_and_damage_is_named(tmp_path, tokenizer):
     with pytest.raises(MixwellError, match=r"has None bytes"):
         TokenData.open(folder)
     (folder / "index.json").write_text('{"format": 99}')
-    with pytest.raises(MixwellError, match=r"index.json is not a token index of format 1"):
+    with pytest.raises(MixwellError, match=r"index.json is not a token index of format 2"):
         TokenData.open(folder)
     with pytest.raises(MixwellError, match="no domains"):
         write_shards(folder, {}, tokenizer)

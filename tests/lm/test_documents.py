@@ -5,11 +5,13 @@ import gzip
 import json
 import lzma
 import os
+import sys
 
 import pytest
 
 from mixwell.core.errors import MixwellError
 from mixwell.lm import documents
+from mixwell.lm.conversation import Conversation
 from mixwell.lm.documents import Document, Reader, read_domain
 
 ROWS = ["first, with a comma", 'second "quoted"\nof two lines', "naïve — 你好"]
@@ -50,9 +52,15 @@ def test_sizes_and_identities():
 NOT_TEXT = [
     ("x.bin", b"\x89PNG\0\0", "binary", r"x.bin is a binary file; expected UTF-8 text. Leave it out, with a glob such"),
     ("x.dat", b"x" * 100_000 + b"\0", "binary", r"x.dat is a binary file"),
-    ("x.txt", "caf\xe9 x".encode("latin1"), "not UTF-8", r"x.txt is not UTF-8 \(byte 3: .*convert it"),
+    ("x.txt", "caf\xe9 x".encode("latin1"), "not UTF-8",
+     r"x.txt is not UTF-8 \(byte 3: .*and may be WINDOWS-1252 or LATIN1; convert it \(iconv -f WINDOWS-1252 -t"),
+    ("x.txt", "日本語の文章です。".encode("shift_jis"), "not UTF-8", r"may be SHIFT_JIS or .*WINDOWS-1251; convert it"),
+    ("x.txt", "Всем привет".encode("cp1251"), "not UTF-8", r"x.txt is not UTF-8 .*WINDOWS-1251; convert it"),
+    ("x.txt", "plain words".encode("utf-16-le"), "not UTF-8", r"x.txt looks like UTF-16LE without its mark; convert"),
+    ("x.csv", "text\nwords".encode("utf-16-be"), "not UTF-8", r"x.csv looks like UTF-16BE without its mark"),
+    ("x.jsonl", '{"text": "caf\xe9"}'.encode("latin1"), "not UTF-8", r"x.jsonl is not UTF-8 \(invalid .*LATIN1;"),
     ("x.csv", b"a,b\n1,2\n", "no text field", r"x.csv has no field 'text' or .*\(its fields: a, b\); name the one"),
-    ("x.jsonl", b'{"messages": []}\n', "no text field", r"has no field .*\(its fields: messages\).*data.text_field"),
+    ("x.jsonl", b'{"a": []}\n', "no text field", r"has no field .*\(its fields: a\).*data.text_field"),
     ("y.jsonl", b'{"text": {"a": 1}}\n', "no text field", r"'text' holds dict; expected text"),
     ("z.jsonl", b"3\n", "no text field", r"row 1: int; expected objects"),
     ("x.parquet", b"PAR?", "broken Parquet", "x.parquet is not a Parquet file"),
@@ -88,7 +96,7 @@ def test_missing_empty_and_unreadable_domains_are_named(folder, tmp_path, monkey
     with pytest.raises(MixwellError, match=r"the 1 files found hold no text"):
         read_domain(folder / "empty.txt")
 
-    def denied(path, field):
+    def denied(path, wanted):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(documents.rows, "texts", denied)
@@ -197,3 +205,110 @@ def test_links_are_followed_once_and_loops_end(folder, tmp_path):
     os.symlink(folder / "gone", folder / "dangling.txt")
     assert paths(folder) == ["a.md", "b.txt", "deep/c.txt", "link/d.txt"]
     assert paths(f"{folder}/**/*.txt") == ["b.txt", "deep/c.txt", "link/d.txt"]
+
+
+TALK = [{"role": "user", "content": "hi <|end|>"}, {"role": "assistant", "content": "hello"}]
+SHAREGPT = [{"from": "human", "value": "hi <|end|>"}, {"from": "gpt", "value": "hello"}]
+TALKS = {
+    "a.jsonl": json.dumps({"id": 1, "text": "not this", "messages": TALK}) + "\n",
+    "b.jsonl": json.dumps({"conversations": SHAREGPT}) + "\n",
+    "c.json": json.dumps({"messages": TALK}), "d.json": json.dumps([{"Messages": TALK}]),
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_a_row_of_messages_is_one_document(tmp_path, name):
+    (tmp_path / name).write_text(TALKS[name])
+    found, = read_domain(tmp_path / name)
+    assert (found.path, found.text) == (f"{name}:1", "hi <|end|>\nhello")
+    assert Conversation.from_json(found.messages).messages == tuple(TALK)
+    assert found.identity != Document("x", found.text).identity and found.size == len(found.text)
+
+
+def test_messages_in_columns_come_without_the_keys_that_hold_nothing(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    call = [{"function": {"name": "f", "arguments": "{}"}}]
+    rows = [[TALK[0], {"role": "assistant", "content": None, "tool_calls": call}], TALK]
+    table = pyarrow.table({"messages": rows, "tools": ['[{"name": "f"}]', None]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    first, second = (Conversation.from_json(found.messages) for found in read_domain(tmp_path / "a.parquet"))
+    assert first.messages[1] == {"role": "assistant", "content": "", "tool_calls": call}
+    assert first.tools == ({"name": "f"},)
+    assert second == Conversation(tuple(TALK))
+
+
+def test_rows_that_teach_nothing_are_counted_by_their_reasons(tmp_path):
+    rows = [{"messages": TALK}, {"messages": TALK[:1]}, {"messages": []}, {"messages": None}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.png").write_bytes(b"\0")
+    reader = Reader(tmp_path)
+    assert len(list(reader)) == 1
+    assert reader.counts == {
+        "files": 2, "documents": 1, "files_passed_over": {"binary": 1},
+        "rows_passed_over": {"conversations without an answer": 1, "rows without text": 2}}
+    assert reader.notices == ["1 of 2 files passed over (binary): a.png",
+                              "1 conversations without an answer passed over", "2 rows without text passed over"]
+
+
+@pytest.mark.parametrize(("messages", "message"), [
+    ([{"role": "user"}, "x"], r"row 1, messages: message 2 is str; expected role and content"),
+    ([{"content": "x"}], r"message 1 has the role None; expected user"),
+    ([{"role": "x|><|end", "content": "x"}], r"message 1 has the role 'x\|><\|end'"),
+    ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], r"message 1 holds more than text"),
+])
+def test_messages_that_are_none_are_named(tmp_path, messages, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    with pytest.raises(MixwellError, match=message):
+        read_domain(tmp_path / "a.jsonl")
+
+
+def test_a_content_in_parts_is_their_text(tmp_path):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": parts}, TALK[1]]}))
+    assert read_domain(tmp_path / "a.jsonl")[0].text == "ab\nhello"
+
+
+@pytest.mark.parametrize(("name", "data"), [
+    ("a.jsonl", json.dumps({"id": 3, "Review": "good"})), ("a.csv", "review\ngood\n"),
+    ("a.tsv", "Text\tid\ngood\t1\n")])
+def test_the_only_text_and_other_capitals_are_found(tmp_path, name, data):
+    (tmp_path / name).write_text(data)
+    reader = Reader(tmp_path / name)
+    assert [d.text for d in reader] == ["good"]
+    guessed = [] if name == "a.tsv" else [data[:6] if name == "a.csv" else "Review"]
+    assert reader.notices == [f"the text is taken from the only field that holds some: {field}" for field in guessed]
+
+
+def save_rows(folder, texts):
+    """A folder as `datasets` saves one, with a cache that it left there."""
+    import pyarrow
+
+    folder.mkdir(parents=True)
+    for name, rows in (("data-00000-of-00001.arrow", texts), ("cache-1f.arrow", ["cached"])):
+        table = pyarrow.table({"text": rows})
+        with pyarrow.ipc.new_stream(folder / name, table.schema) as file:
+            file.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def test_saved_data_sets_give_their_rows_and_of_several_splits_the_one_for_training(tmp_path):
+    pytest.importorskip("pyarrow")
+    save_rows(tmp_path / "one", ["a", "b"])
+    assert [d.text for d in read_domain(tmp_path / "one")] == ["a", "b"]
+    for split in ("train", "test"):
+        save_rows(tmp_path / "all" / split, [split])
+    (tmp_path / "all/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    reader = Reader(tmp_path / "all")
+    assert [d.text for d in reader] == ["train"]
+    assert reader.notices == ["of the data set's splits train alone is read, not test"]
+    assert [d.text for d in read_domain(tmp_path / "all/test")] == ["test"]
+
+
+def test_without_pyarrow_columns_are_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(MixwellError, match=r"a.parquet needs pyarrow, which is not installed: pip install"):
+        read_domain(tmp_path / "a.parquet")

@@ -1,11 +1,14 @@
 """The byte-level tokenizer: nothing is unknown, everything comes back, and transformers reads the same files."""
 
 import json
+import random
 
 import pytest
 
 from mixwell.core.errors import MixwellError
-from mixwell.lm.tokenizer import Tokenizer
+from mixwell.lm import tokenizer as module
+from mixwell.lm.tokenizer import LONGEST_WORD, Tokenizer
+from tests.lm.templates import files, lossy, word_marks
 
 TEXTS = ["def add(a, b):\n    return a + b\n" * 20, "the cat sat on the mat, and the dog sat too. " * 20]
 HARD = ["", " ", "\r\n\t\x00\x7f", "naïve — 你好 \U0001f600 e\u0301", "a<|endoftext|>b", " leading  and   trailing  "]
@@ -68,6 +71,7 @@ def test_lengths_that_the_file_carries_are_never_applied(tokenizer):
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.encode(text, special=True) == tokenizer.encode(text, special=True)
     assert loaded.encode_batch([*HARD, *TEXTS]) == tokenizer.encode_batch([*HARD, *TEXTS])
+    assert loaded.digest == tokenizer.digest, "lengths change no id's meaning"
     kept = json.loads(loaded.save_files()["tokenizer.json"])
     assert (kept["truncation"], kept["padding"]) == (carried["truncation"], carried["padding"])
 
@@ -124,3 +128,91 @@ def test_refusals_of_files(tmp_path, tokenizer):
     broken = Tokenizer.from_files(tokenizer.save_files() | {"tokenizer_config.json": b"[1]"})
     with pytest.raises(MixwellError, match=r"tokenizer_config.json holds list; expected keys and values"):
         _ = broken.eos_id
+
+
+def test_one_very_long_word_is_learned_from_in_pieces(monkeypatch):
+    """300 kB of DNA is one word; what learning it takes must not grow with its square."""
+    letters = "".join(random.Random(0).choices("ACGT", k=300_000))
+    handed = list(module._bounded(f"a gene: {letters}  and{' ' * 2000}b"))
+    assert "".join(handed) == f"a gene: {letters}  and{' ' * 2000}b"
+    assert max(map(len, "".join(handed).split())) == len(letters)
+    assert max(len(word) for piece in handed for word in piece.split()) == LONGEST_WORD
+    assert handed[0] == f"a gene: {letters[:LONGEST_WORD]}"
+    assert list(module._bounded(TEXTS[1])) == [TEXTS[1]], "usual text is handed on whole"
+    found = Tokenizer.train([letters], 400)
+    assert found.vocab_size == 400
+    assert found.decode(found.encode(letters)) == letters
+
+
+@pytest.mark.slow
+def test_bos_is_what_transformers_puts_before_a_text(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    trained = Tokenizer.train(TEXTS, 290, ("<e>", "<b>"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<e>", "bos_token": "<b>"}
+    trained = Tokenizer(trained.save_files() | {"tokenizer_config.json": json.dumps(config).encode()})
+    marked = word_marks("inst")
+    asked = json.dumps(config | {"add_bos_token": True}).encode()
+    flagged = Tokenizer(trained.save_files() | {"tokenizer_config.json": asked})
+    cases = {"none": trained, "bos": trained.with_bos(True), "off": trained.with_bos(True).with_bos(False),
+             "marks": marked, "unmarked": marked.with_bos(False), "flag": flagged}
+    for name, found in cases.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, data in found.save_files().items():
+            (folder / file).write_bytes(data)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        for text in ("the cat  sat", " naïve\n"):
+            assert found.prompt(text) == theirs(text)["input_ids"], name
+        begins = found.prompt("the")[0] == found.id_of(found.names["bos_token"])
+        assert begins == (name in ("bos", "marks"))
+
+
+def test_bos_needs_a_name(tokenizer):
+    unnamed = Tokenizer(tokenizer.save_files() | {"tokenizer_config.json": b"{}", "special_tokens_map.json": b"{}"})
+    with pytest.raises(MixwellError, match=r"names no beginning-of-text token; add bos_token to tokenizer_config\.js"):
+        unnamed.with_bos(True)
+
+
+def test_ids_behind_a_text_are_told_from_those_before_it(tokenizer):
+    main = json.loads(tokenizer.save_files()["tokenizer.json"])
+    step = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    main["post_processor"] = {"type": "TemplateProcessing", "single": [text, step], "pair": [text, second],
+                              "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0],
+                                                                   "tokens": ["<|endoftext|>"]}}}
+    found = Tokenizer(files(main, "<|endoftext|>", "<|endoftext|>"))
+    assert found.around == ((), (0,))
+    assert found.with_bos(True).around == ((0,), (0,))
+    assert found.prompt("the cat") == tokenizer.encode("the cat")
+
+
+def test_a_model_that_knows_special_tokens_as_words_makes_none_of_text():
+    found = lossy()
+    end = found.eos_id
+    assert found._backend.encode("a</s>b", add_special_tokens=False).ids.count(end) == 1
+    assert end not in found.encode("a</s>b") + found.encode_batch(["</s></s>"])[0]
+    assert found.encode("a</s>b", special=True).count(end) == 1
+    letter = chr(module.PRIVATE[0])
+    assert end not in found.encode(f"a{letter}0{letter}{letter}1{letter}b"), "not even by the name it goes by inside"
+
+
+def test_what_does_not_come_back_is_known(tokenizer):
+    assert tokenizer.round_trips and not lossy().round_trips and not word_marks("inst").round_trips
+    found = lossy()
+    assert found.decode(found.encode("ab cd")) == "ab cd" and found.unknown_bytes("ab cd") == 0
+    assert found.decode(found.encode("Ab")) == "ab" and found.unknown_bytes("Ab") == 0
+    assert found.unknown_bytes("aéb xyz c") == 2 + 3
+    main = json.loads(tokenizer.save_files()["tokenizer.json"])
+    prefixed = {**main["pre_tokenizer"], "add_prefix_space": True}
+    for part in ({"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": prefixed}, {"decoder": None}):
+        assert not Tokenizer(tokenizer.save_files() | {"tokenizer.json": json.dumps(main | part).encode()}).round_trips
+
+
+def test_the_template_of_a_file_of_its_own_comes_before_that_of_the_configuration(tokenizer):
+    config = json.dumps({"chat_template": "one"}).encode()
+    inside = Tokenizer(tokenizer.save_files() | {"tokenizer_config.json": config})
+    assert inside.chat_template == "one"
+    assert inside.with_chat_template("two").chat_template == "two"
+    named = json.dumps({"chat_template": [{"name": "rag", "template": "x"}, {"name": "default", "template": "y"}]})
+    assert Tokenizer(tokenizer.save_files() | {"tokenizer_config.json": named.encode()}).chat_template == "y"
+    assert tokenizer.chat_template is None

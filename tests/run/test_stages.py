@@ -203,7 +203,7 @@ def test_a_key_covers_the_methods_that_a_stage_can_reach(monkeypatch, tmp_path, 
     assert {"expert_choice", "train", "optimizer"} <= found["t"], "a stage inherits what its inputs named"
     assert "expert_choice" not in found["d"] and "upcycle" not in found["d"]
     assert "hash" not in found["t"] | found["m"], "methods that nobody names do not count"
-    assert {"tokenizer", "text"} <= found["tokenizer"] and "model" not in found["data"] - {"model"}
+    assert {"tokenizer", "tokens"} <= found["tokenizer"] and "model" not in found["data"] - {"model"}
 
 
 def test_a_key_of_a_model_that_is_read_covers_all_methods(monkeypatch, tmp_path, texts, folder):

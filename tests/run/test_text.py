@@ -68,7 +68,8 @@ def test_a_share_that_cannot_be_met_is_told(tmp_path):
 
 
 def test_rows_and_their_field(tmp_path):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"story": f"text {i} " * 20}) + "\n" for i in range(100)))
+    rows = [{"story": f"text {i} " * 20, "by": "me"} for i in range(100)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result, splits = ran(tmp_path / "out", domains={"a": str(tmp_path / "a.jsonl")}, text_field="story")
     assert result["domains"]["a"]["documents"] == 100
     assert all(d.text.startswith("text") for d in splits["a"].train + splits["a"].held)

@@ -1,11 +1,12 @@
 """Tokens on disk: the documents of every domain, to train on and held out, as memory-mapped streams.
 
-A token folder holds raw little-endian `.bin` files and one `index.json`; nothing in it is unpickled.
+A token folder holds raw little-endian `.bin` files and one `index.json`; nothing in it is unpickled. A stream may have
+a mask beside it, a byte a token: 1 where the loss counts that token, 0 where it is only read (a question, say).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from mixwell.core.errors import MixwellError, disk_errors
 from mixwell.core.files import read_json, whole_folder, write_json
-from mixwell.lm.documents import Document, size_bytes
+from mixwell.lm.documents import Document
+from mixwell.lm.encoding import Encoder
+from mixwell.lm.network import IGNORED
 from mixwell.lm.splitting import Split
 from mixwell.lm.tokenizer import Tokenizer
 
@@ -21,12 +24,15 @@ INDEX = "index.json"
 TOKEN_BYTES = "token_bytes.bin"
 DTYPES = ("<u2", "<u4")
 SPLITS = ("train", "held")
-FORMAT = 1
-_ENCODE_AT_ONCE = 256  # documents handed to the tokenizer together: bounds memory, still feeds all its threads
+FORMAT = 2
 
 
-def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: Tokenizer) -> TokenData:
-    """Encode every domain's documents, each followed by the end-of-text token, into a folder that appears whole."""
+def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: Tokenizer,
+                 answers_only: bool = True) -> TokenData:
+    """Encode every domain's documents, each followed by the end-of-text token, into a folder that appears whole.
+
+    answers_only: of conversations, the loss counts the answers alone.
+    """
     if not domains:
         raise MixwellError("no domains; expected at least one with text.")
     dtype = DTYPES[0] if tokenizer.vocab_size <= 2**16 else DTYPES[1]
@@ -41,29 +47,33 @@ def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: To
             for side in SPLITS:
                 file = f"{number:02d}.{side}.bin"
                 documents = getattr(split, side)
-                counts = _write_stream(scratch / file, documents, tokenizer, dtype)
-                entry[side] = {"file": file} | counts
+                encoder = Encoder(tokenizer, answers_only)
+                entry[side] = _write_stream(scratch / file, documents, encoder, dtype)
             entries[name] = entry
         write_json(scratch / INDEX, index)
     return TokenData.open(folder)
 
 
-def _write_stream(path: Path, documents: Sequence[Document], tokenizer: Tokenizer, dtype: str) -> dict[str, int]:
-    tokens, token_bytes = 0, 0
-    with open(path, "wb") as file:
-        for encoded in _encoded(documents, tokenizer):
-            ids = np.asarray([*encoded, tokenizer.eos_id], dtype)
+def _write_stream(path: Path, documents: Sequence[Document], encoder: Encoder, dtype: str) -> dict[str, Any]:
+    """Write the documents' ids, and their mask where one is needed; what the index says of them."""
+    tokens, size, token_bytes, counted = 0, 0, 0, 0
+    masked = encoder.masks(documents)
+    mask = path.with_suffix(".mask.bin")
+    with open(path, "wb") as file, open(mask, "wb") as beside:
+        for found in encoder.encode(documents):
+            ids = np.asarray(found.ids, dtype)
+            counts = np.asarray(found.counts, np.uint8)
             file.write(ids.tobytes())
+            beside.write(counts.tobytes() if masked else b"")
             tokens += len(ids)
-            token_bytes += int(tokenizer.token_bytes_V[ids].sum())
-    return {"tokens": tokens, "bytes": size_bytes(documents), "token_bytes": token_bytes, "documents": len(documents)}
-
-
-def _encoded(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    for start in range(0, len(documents), _ENCODE_AT_ONCE):
-        part = documents[start : start + _ENCODE_AT_ONCE]
-        texts = [document.text for document in part]
-        yield from tokenizer.encode_batch(texts)
+            size += found.size
+            token_bytes += int(encoder.tokenizer.token_bytes_V[ids].sum())
+            counted += int(counts.sum())
+    if not masked:
+        mask.unlink()
+    return {"file": path.name, "mask": mask.name if masked else None, "tokens": tokens, "counted": counted,
+            "bytes": size, "token_bytes": token_bytes, "documents": len(documents), "changed": encoder.changed,
+            "changed_bytes": encoder.changed_bytes, "unknown_bytes": encoder.unknown_bytes}
 
 
 class TokenData:
@@ -77,6 +87,7 @@ class TokenData:
         self.eos_id: int = index["eos_id"]
         self.tokenizer_digest: str = index["tokenizer"]
         self.token_bytes_V = np.fromfile(folder / TOKEN_BYTES, "<u4")
+        self._maps: dict[str, np.memmap] = {}  # of the files that were asked for
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenData:
@@ -97,25 +108,42 @@ class TokenData:
     def tokens(self, domain: str, split: str) -> np.memmap:
         """The stream of token ids, read-only, uint16 or uint32; documents end with `eos_id`."""
         entry = self._entry(domain, split)
-        path = self.folder / entry["file"]
-        return np.memmap(path, self._index["dtype"], "r")
+        return self._map(entry["file"], self._index["dtype"])
+
+    def mask(self, domain: str, split: str) -> np.memmap | None:
+        """Which tokens of a stream the loss counts, uint8, read-only; None where it counts all."""
+        name = self._entry(domain, split)["mask"]
+        return None if name is None else self._map(name, "u1")
+
+    def labels(self, domain: str, split: str, start: int, stop: int) -> np.ndarray:
+        """Tokens from `start` up to `stop` as targets, int64: those that do not count are `IGNORED`."""
+        ids = self.tokens(domain, split)[start:stop].astype(np.int64)
+        mask = self.mask(domain, split)
+        if mask is not None:
+            ids[mask[start:stop] == 0] = IGNORED
+        return ids
 
     def count(self, domain: str, split: str) -> int:
         """Number of tokens in a stream, the end-of-text tokens among them."""
         return self._entry(domain, split)["tokens"]
+
+    def counted(self, domain: str, split: str) -> int:
+        """Number of tokens that the loss counts."""
+        return self._entry(domain, split)["counted"]
 
     def bytes(self, domain: str, split: str) -> int:
         """Number of UTF-8 bytes of the text that a stream stands for; end-of-text tokens stand for none."""
         return self._entry(domain, split)["bytes"]
 
     def bytes_of(self, domain: str, split: str, start: int, stop: int) -> float:
-        """UTF-8 bytes that the tokens from `start` up to `stop` of a stream stand for.
+        """UTF-8 bytes that the tokens from `start` up to `stop` of a stream stand for, those that count alone.
 
         Exact for byte-level tokenizers. Where a normaliser makes the lengths of the tokens miss the text's, they are
         scaled so that the whole stream stands for `bytes`.
         """
         entry = self._entry(domain, split)
-        ids = self.tokens(domain, split)[start:stop]
+        ids = self.labels(domain, split, start, stop)
+        ids = ids[ids != IGNORED]
         part = int(self.token_bytes_V[ids].sum(dtype=np.int64))
         if not part:
             return 0.0
@@ -125,9 +153,20 @@ class TokenData:
         """Number of documents in a stream."""
         return self._entry(domain, split)["documents"]
 
+    def lost(self, domain: str) -> dict[str, int]:
+        """Of a domain's documents: how many the tokenizer does not give back, their bytes, and the unknown ones."""
+        names = ("documents", "bytes", "changed", "changed_bytes", "unknown_bytes")
+        sides = [self._entry(domain, side) for side in SPLITS]
+        return {name: sum(side[name] for side in sides) for name in names}
+
     def note(self, domain: str) -> str:
         """How the domain was split, in words."""
         return self._index["domains"][domain]["note"]
+
+    def _map(self, name: str, dtype: str) -> np.memmap:
+        if name not in self._maps:
+            self._maps[name] = np.memmap(self.folder / name, dtype, "r")
+        return self._maps[name]
 
     def _entry(self, domain: str, split: str) -> dict[str, Any]:
         if domain not in self.domains or split not in SPLITS:
@@ -145,4 +184,6 @@ def _file_sizes(index: Mapping[str, Any]) -> dict[str, int]:
         for side in SPLITS:
             stream = entry[side]
             sizes[stream["file"]] = stream["tokens"] * width
+            if stream["mask"] is not None:
+                sizes[stream["mask"]] = stream["tokens"]
     return sizes

@@ -12,32 +12,37 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
-from mixwell.lm import rows
-from mixwell.lm.rows import NoText
+from mixwell.lm import rows, saved_datasets
+from mixwell.lm.conversation import Conversation
+from mixwell.lm.rows import NoText, Wanted
 
 NAMED = 3  # files that are passed over and told by name, for each reason
-# What `datasets` writes beside its Arrow files tells of the rows and is none.
-BESIDE_ARROW = ("dataset_info.json", "state.json", "dataset_dict.json")
+ROWS = "rows without text"
+UNANSWERED = "conversations without an answer"
 
 
 @dataclass(frozen=True)
 class Document:
     """A text and where it came from (relative to its domain; `file:row` for a row).
 
-    `whole` is the identity of the document that `text` is a part of; empty where it is all of it.
+    `whole` is the identity of the document that `text` is a part of; empty where it is all of it. `messages` is the
+    conversation (`Conversation.to_json`) whose messages `text` holds; empty for plain text.
     """
 
     path: str
     text: str
     whole: str = ""
+    messages: str = ""
 
     @cached_property
     def identity(self) -> str:
         """Digest of the whole text: the same for copies, and for a document and its parts."""
-        return self.whole or digest(self.text.encode())
+        content = self.messages or self.text
+        return self.whole or digest(content.encode())
 
     @cached_property
     def size(self) -> int:
@@ -63,24 +68,28 @@ class Reader:
     Hidden files and empty documents are left out, a file that several links lead to is read once. Among several files
     those that hold no text (binaries, unknown encodings, tables without a text field) are passed over and counted; a
     file named alone is an error, and so is a domain without text. `text_field` names the field of rows that holds the
-    text; None takes the first of `text`, `content`, `document`, `body`. Raises `MixwellError`.
+    text or the messages; None takes `messages`, `conversations`, then `text`, `content`, `document`, `body`, then the
+    only field that holds text. Of a folder that `datasets` saved the training split is read. Raises `MixwellError`.
     """
 
     def __init__(self, spec: str | Path, text_field: str | None = None) -> None:
-        self.spec, self.text_field = spec, text_field
+        self.spec = spec
         wanted = Path(spec).expanduser()
         self.root, self.paths = _paths(wanted)
+        self.beside = saved_datasets.other_splits(wanted)
         self.passed_over: dict[str, list[str]] = {}  # reason -> files
-        self.empty = 0
+        self.dropped: dict[str, int] = {}  # reason -> rows
+        self.read = 0  # documents
+        self.wanted = Wanted(text_field)
 
     def __iter__(self) -> Iterator[Document]:
-        self.passed_over, self.empty = {}, 0
-        found = False
+        self.passed_over, self.dropped, self.read = {}, {}, 0
+        self.wanted = Wanted(self.wanted.field)
         for path in self.paths:
             for document in self._documents(path):
-                found = True
+                self.read += 1
                 yield document
-        if not found:
+        if not self.read:
             reasons = "; ".join(self.notices) or "all are empty"
             raise MixwellError(f"{self.spec}: the {len(self.paths)} files found hold no text ({reasons}); expected "
                                "UTF-8 text.")
@@ -92,20 +101,31 @@ class Reader:
         for reason, names in self.passed_over.items():
             share = f"{len(names)} of {len(self.paths)}"
             told.append(f"{share} files passed over ({reason}): {_listed(names)}")
-        if self.empty:
-            told.append(f"{self.empty} rows without text passed over")
+        told += [f"{count} {reason} passed over" for reason, count in self.dropped.items()]
+        if self.wanted.guessed:
+            told.append(f"the text is taken from the only field that holds some: {', '.join(self.wanted.guessed)}")
+        if self.beside:
+            told.append(f"of the data set's splits train alone is read, not {', '.join(self.beside)}")
         return told
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was read and what was not, and why, as plain data."""
+        files = {reason: len(names) for reason, names in self.passed_over.items()}
+        return {"files": len(self.paths), "documents": self.read, "files_passed_over": files,
+                "rows_passed_over": dict(self.dropped)}
 
     def _documents(self, path: Path) -> Iterator[Document]:
         name = path.relative_to(self.root).as_posix()
         begun = False
         try:
-            for row, text in rows.texts(path, self.text_field):
+            for row, found in rows.texts(path, self.wanted):
                 begun = True
-                if text.strip():
-                    yield Document(f"{name}:{row}" if row else name, text)
-                else:
-                    self.empty += bool(row)
+                reason = _useless(found)
+                if not reason:
+                    yield _document(f"{name}:{row}" if row else name, found)
+                elif row:
+                    self.dropped[reason] = self.dropped.get(reason, 0) + 1
         except NoText as error:
             if begun or len(self.paths) == 1:
                 raise
@@ -113,6 +133,20 @@ class Reader:
         except OSError as error:
             raise MixwellError(f"cannot read {path}: {error.strerror or error}. Make it readable or leave it "
                                "out.") from error
+
+
+def _useless(found: str | Conversation) -> str:
+    """Why what was found is no document; nothing where it is one."""
+    text = found if isinstance(found, str) else found.text
+    if not text.strip():
+        return ROWS
+    return UNANSWERED if isinstance(found, Conversation) and not found.answers else ""
+
+
+def _document(path: str, found: str | Conversation) -> Document:
+    if isinstance(found, str):
+        return Document(path, found)
+    return Document(path, found.text, messages=found.to_json())
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -133,9 +167,8 @@ def _paths(spec: Path) -> tuple[Path, list[Path]]:
         root, found = _globbed(spec)
     else:
         raise MixwellError(f"{spec} is not there; expected a file, a folder or a glob of text files.")
-    files = [path for path in found if path.is_file() and not _hidden(path, root)]
-    if any(path.suffix == ".arrow" for path in files):
-        files = [path for path in files if path.name not in BESIDE_ARROW]
+    seen = [path for path in found if path.is_file() and not _hidden(path, root)]
+    files = saved_datasets.without_bookkeeping(seen)
     if not files:
         raise MixwellError(f"{spec} holds no files; expected UTF-8 text files.")
     last_first = sorted(files, reverse=True)  # so that of several links to a file the first by name is kept

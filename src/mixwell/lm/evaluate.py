@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Routing
 from mixwell.lm.data import TokenData
+from mixwell.lm.network import IGNORED
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +40,17 @@ def evaluate(model: nn.Module, data: TokenData, *, max_tokens: int = 65536, batc
 
     The stream is cut into windows of `seq_len` that follow each other without overlap, the last one shorter, so that
     every token but the first is predicted once; a token sees at most the `seq_len` before it. End-of-text tokens are
-    predicted too and stand for no byte. The model is left in evaluation mode.
+    predicted too and stand for no byte. Tokens that the loss does not count (a question, say) are read and neither
+    predicted nor counted as bytes. The model is left in evaluation mode.
     """
     model.eval()
     found = Evaluation(bits_per_byte={}, mean=0.0, loss_nats={}, load={}, tokens={}, bytes={})
     for label, domain in enumerate(data.domains):
         stream, size = _stream(data, domain, split, max_tokens)
-        batches = _windows(stream, batch_size, seq_len)
+        labels = data.labels(domain, split, 1, len(stream))
+        batches = _windows(stream[:-1], labels, batch_size, seq_len)
         nats, load = _sums(model, batches, label, step)
-        tokens = len(stream) - 1
+        tokens = int((labels != IGNORED).sum())
         bits = nats / math.log(2)
         found.tokens[domain] = tokens
         found.bytes[domain] = size
@@ -79,7 +82,7 @@ def _sums(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], label: int
         inputs, targets = inputs_BT.to(device), targets_BT.to(device)
         labels_B = torch.full((len(inputs),), label, device=device)
         loss = model.loss(inputs, targets, labels_B=labels_B, step=step)  # type: ignore[operator]
-        nats += float(loss.nats) * targets.numel()
+        nats += float(loss.nats) * int((targets != IGNORED).sum())
         add_loads(load, loss.routings)
     return nats, load
 
@@ -91,10 +94,11 @@ def add_loads(load: dict[int, Tensor], routings: Sequence[Routing | None]) -> No
             load[layer] = load.get(layer, 0) + routing.load_E()
 
 
-def _windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _windows(stream: np.ndarray, labels: np.ndarray, batch_size: int,
+             seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of (inputs, targets) that go through the stream once; what is left over comes last, as one row."""
-    ids = torch.from_numpy(stream.astype(np.int64))
-    inputs, targets = ids[:-1], ids[1:]
+    inputs = torch.from_numpy(stream.astype(np.int64))
+    targets = torch.from_numpy(labels)
     full = len(inputs) // seq_len * seq_len
     if full:
         inputs_WS = inputs[:full].view(-1, seq_len)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixwell.core import rng
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import to_dict
 from mixwell.lm import folder as folders
 from mixwell.lm import generate as sampling
 from mixwell.lm import weights
+from mixwell.lm.chat import Chat
 from mixwell.lm.config import ModelConfig
+from mixwell.lm.generation import FILE as SETTINGS
+from mixwell.lm.generation import GenerationSettings
 from mixwell.lm.network import Network
 from mixwell.lm.tokenizer import MAIN, Tokenizer
 
@@ -48,9 +53,41 @@ class LanguageModel(Network):
         self._tokenizer = tokenizer
         self.files = {**self.files, **tokenizer.save_files()}
 
+    @property
+    def generation(self) -> GenerationSettings:
+        """How the model's folder says that it is sampled from; what is set here is saved with it."""
+        return GenerationSettings.from_files(self.files)
+
+    @generation.setter
+    def generation(self, settings: GenerationSettings) -> None:
+        self.files = {**self.files, SETTINGS: settings.written(self.files)}
+
     def generate(self, tokens_BT: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-        """Continue each row; see `mixwell.lm.generate.generate`."""
-        return sampling.generate(self, tokens_BT, max_new_tokens, **options)
+        """Continue each row; see `mixwell.lm.generate.steps`. What is left out is as `generation` says."""
+        return sampling.generate(self, tokens_BT, max_new_tokens, **self.drawing(options))
+
+    def drawing(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, and those of `generation` that they leave out; without a generator draws begin with seed 0."""
+        settings = self.generation
+        if settings.left_out:
+            warnings.warn(f"{SETTINGS} asks for {', '.join(settings.left_out)}, which mixwell does not know; the text "
+                          "is drawn without.", stacklevel=3)
+        merged = settings.options() | dict(options)
+        if merged.get("do_sample") and "do_sample" not in options:
+            merged.setdefault("generator", rng.generator(0))
+        return merged
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids at which an answer is over: those of `generation`, else of the config; the tokenizer's end of text; and
+        what its chat template puts behind an answer."""
+        own = self.generation.eos_token_id or sampling.ids(self.config.eos_token_id)
+        found = dict.fromkeys(own)
+        if self.tokenizer is not None:
+            closing = self.tokenizer.id_of(self.tokenizer.names.get("eos_token"))
+            ends = Chat(self.tokenizer).ends if self.tokenizer.chat_template else ()
+            found |= dict.fromkeys(number for number in (closing, *ends) if number is not None)
+        return tuple(found)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, dtype: torch.dtype | str = "auto") -> LanguageModel:

@@ -112,7 +112,12 @@ class _Pick:
 
 
 def head(document: Document, size: int) -> Document:
-    """The beginning of a document, of at most `size` bytes: up to a line where that leaves half of them or more."""
+    """The beginning of a document, of at most `size` bytes: up to a line where that leaves half of them or more.
+
+    A conversation is whole or not there.
+    """
+    if document.messages:
+        return document if document.size <= size else Document(document.path, "", document.identity)
     data = document.text.encode()[:size]
     line = data.rfind(b"\n") + 1
     if 2 * line >= size:
@@ -203,6 +208,9 @@ def _ends(document: Document, size: float, slack: float) -> tuple[Document, Docu
 
     They are more or fewer by up to `slack`, so that the cut falls between lines or words.
     """
+    if document.messages:
+        raise MixwellError("conversations are held out whole, and there are too few of like size to hold out the share "
+                           "asked for; give more of them, or another share (data.held_out).")
     data = document.text.encode()
     wanted = round(len(data) - size)
     target = min(max(wanted, 1), len(data) - 1)

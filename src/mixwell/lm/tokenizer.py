@@ -1,12 +1,18 @@
-"""A byte-level BPE tokenizer, trained here or read from a Hugging Face folder.
+"""Text to token ids and back: a byte-level BPE tokenizer trained here, or one read from a Hugging Face folder.
 
-All 256 bytes are in the alphabet, so no text is unknown and decoding gives back the very text that was encoded.
+Of one trained here all 256 bytes are in the alphabet, so that no text is unknown and decoding gives back the very text
+that was encoded; of one that was read, `round_trips` says as much where that is so.
+
+Text never becomes a special token, however it spells one: it is encoded by a copy of the tokenizer in which special
+tokens go by names that do not occur in the text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +23,25 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
+from mixwell.lm import tokenizer_files as layout
+from mixwell.lm.tokenizer_files import CONFIG, MAIN, SPECIAL, TEMPLATE
 
-MAIN = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
-SPECIAL = "special_tokens_map.json"
-FILES = (MAIN, CONFIG, SPECIAL, "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt")
+FILES = (MAIN, CONFIG, SPECIAL, "added_tokens.json", TEMPLATE, "vocab.json", "merges.txt")
 END_OF_TEXT = "<|endoftext|>"
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+LONGEST_WORD = 512  # characters; learning merges takes time with the square of a word's length
+LONG_RUNS = re.compile(rf"\S{{{LONGEST_WORD},}}|\s{{{LONGEST_WORD},}}")
+PRIVATE = range(0xE5C1, 0xF8FF)  # characters without a meaning: one that a text lacks sets names apart in it
+
+
+@dataclass(frozen=True)
+class Spelt:
+    """Ids of a text in which special tokens count, and what each of them stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]  # characters of the text as it was encoded, one pair an id
+    cuts: list[int]  # where each part of the text ends in it
+    size: int  # UTF-8 bytes of the text, special tokens apart
 
 
 class Tokenizer:
@@ -34,13 +53,13 @@ class Tokenizer:
                                "files of a fast Hugging Face tokenizer (transformers: save_pretrained writes them).")
         self._files = {name: bytes(data) for name, data in files.items() if name in FILES}
         self._backend = _parse(self._files[MAIN])
-        # Text that spells a special token stays text: otherwise a document could end itself.
-        self._backend.encode_special_tokens = True
+        self._encoders: dict[str, tokenizers.Tokenizer] = {}  # the character that sets names apart -> `_encoder`
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
         """Learn byte-pair merges from `texts`; the same texts give the same tokenizer, whatever their order.
 
+        Words longer than `LONGEST_WORD` characters (a genome, minified code) are learned from in pieces of that length.
         vocab_size: ids wanted, special tokens and the 256 bytes among them; little text may give fewer.
         special: tokens that stand outside the text, taking the first ids; the first one ends a document.
         """
@@ -55,12 +74,13 @@ class Tokenizer:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(special), show_progress=False,
                                       initial_alphabet=alphabet)
-        backend.train_from_iterator(texts, trainer)
+        pieces = (piece for text in texts for piece in _bounded(text))
+        backend.train_from_iterator(pieces, trainer)
         marks = dict.fromkeys(("eos_token", "bos_token", "pad_token"), special[0])
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **marks, "clean_up_tokenization_spaces": False,
                   "model_max_length": 10**9}
         main = backend.to_str(pretty=True)
-        return cls({MAIN: main.encode(), CONFIG: _json(config), SPECIAL: _json(marks)})
+        return cls({MAIN: main.encode(), CONFIG: layout.text(config), SPECIAL: layout.text(marks)})
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Tokenizer:
@@ -83,8 +103,13 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of `tokenizer.json`: which ids mean what."""
-        return digest(self._files[MAIN])
+        """SHA-256 of what `tokenizer.json` says of which ids mean what; lengths and templates in it do not count."""
+        main = {name: value for name, value in self._main.items() if name not in layout.OF_CALLERS}
+        return digest(main)
+
+    @cached_property
+    def _main(self) -> dict[str, Any]:
+        return layout.keys(self._files[MAIN], MAIN)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -93,26 +118,122 @@ class Tokenizer:
         return max(vocab.values()) + 1
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """The tokens that the files name: `bos_token` and so on -> how it is spelt."""
+        found = {}
+        for file in (SPECIAL, CONFIG):
+            content = layout.keys(self._files.get(file, b"{}"), file)
+            spelt = {name: layout.spelling(content.get(name)) for name in NAMED}
+            found.update({name: text for name, text in spelt.items() if text})
+        return found
+
+    def id_of(self, token: str | None) -> int | None:
+        """Id of a token by its spelling; None where there is none such."""
+        return self._backend.token_to_id(token) if token else None
+
+    @cached_property
     def eos_id(self) -> int:
         """Id of the token that ends a document; `MixwellError` where the files name none."""
-        for name in (CONFIG, SPECIAL):
-            content = _object(self._files.get(name, b"{}"), name)
-            token = content.get("eos_token")
-            text = token.get("content") if isinstance(token, dict) else token
-            found = self._backend.token_to_id(text) if isinstance(text, str) else None
-            if found is not None:
-                return found
-        raise MixwellError(f"the tokenizer names no end-of-text token; add eos_token to {CONFIG}.")
+        found = self.id_of(self.names.get("eos_token"))
+        if found is None:
+            raise MixwellError(f"the tokenizer names no end-of-text token; add eos_token to {CONFIG}.")
+        return found
+
+    @cached_property
+    def special(self) -> tuple[str, ...]:
+        """Spellings of the special tokens, the longest first, as they are looked for."""
+        named = set(self.names.values())
+        added = self._backend.get_added_tokens_decoder().values()
+        found = [entry.content for entry in added if entry.special or entry.content in named]
+        return tuple(sorted(found, key=lambda text: (-len(text), text)))
+
+    @cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids that the tokenizer's own template puts before a text and behind it, as `transformers` does."""
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        whole = self._backend.encode("a", add_special_tokens=True).ids
+        length = len(bare)
+        places = range(len(whole) - length + 1)
+        start = next(place for place in places if whole[place : place + length] == bare)
+        before, behind = whole[:start], whole[start + length :]
+        return tuple(before), tuple(behind)
+
+    def with_bos(self, wanted: bool) -> Tokenizer:
+        """A tokenizer whose template puts the beginning-of-text token before a text, or none; its file says so."""
+        token = self.names.get("bos_token")
+        number = self.id_of(token)
+        if token is None or number is None:
+            raise MixwellError(f"tokenizer.bos: the tokenizer names no beginning-of-text token; add bos_token to "
+                               f"{CONFIG}, or leave the key out.")
+        before, behind = self.around
+        rest = [number] * wanted + [at for at in before if at != number]
+        spelt = {at: str(self._backend.id_to_token(at)) for at in (*rest, *behind)}
+        main = layout.with_template(self._main, rest, behind, spelt)
+        return Tokenizer(self._files | {MAIN: layout.text(main)})
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """Source of the template that conversations are written with; None where the files hold none."""
+        return layout.chat_template(self._files)
+
+    def with_chat_template(self, source: str) -> Tokenizer:
+        """A tokenizer with that template for conversations."""
+        return Tokenizer(self._files | {TEMPLATE: source.encode()})
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of `text`; with `special`, a special token spelt in it becomes its own id (for chat templates)."""
-        backend = self._with_special if special else self._backend
+        """Token ids of `text`, nothing around it; with `special`, a special token spelt in it becomes its own id."""
+        backend = self._backend if special else self._encoder(free_character([text]))
         return backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, in parallel."""
-        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoder = self._encoder(free_character(texts))
+        encoded = encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         return [one.ids for one in encoded]
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text that is to be continued: what the template puts before it, and the text."""
+        return [*self.around[0], *self.encode(text)]
+
+    def encode_spelt(self, parts: Sequence[str], gap: str) -> Spelt:
+        """Ids of `parts`, one after the other, where special tokens count, but for those that hold a `gap`.
+
+        gap: a character that keeps apart what would spell a special token; it is no part of the text.
+        """
+        mark = free_character(parts, gap)
+        aliases = {token: layout.alias(mark, place) for place, token in enumerate(self.special)}
+        text, cuts, size = "", [], 0
+        for part in parts:
+            for piece in self._pieces(part):
+                plain = piece.replace(gap, "")
+                text += aliases.get(piece, plain)
+                size += 0 if piece in aliases else len(plain.encode())
+            cuts.append(len(text))
+        found = self._encoder(mark).encode(text, add_special_tokens=False)
+        return Spelt(found.ids, found.offsets, cuts, size)
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """The text cut at its special tokens, these among the pieces."""
+        end = 0
+        for found in self._special_pattern.finditer(text):
+            yield text[end : found.start()]
+            yield found.group()
+            end = found.end()
+        yield text[end:]
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        return any_of(self.special)
+
+    def _encoder(self, mark: str) -> tokenizers.Tokenizer:
+        """The tokenizer, its special tokens under names that begin with `mark`.
+
+        Without such names a text could be a special token: a Unigram or word-level model knows these as words.
+        """
+        if mark not in self._encoders:
+            renamed = layout.renamed(self._main, self.special, mark)
+            self._encoders[mark] = _parse(json.dumps(renamed).encode())
+        return self._encoders[mark]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of `ids`; special tokens are spelt out, or left out where `skip_special`."""
@@ -125,8 +246,7 @@ class Tokenizer:
         Exact for byte-level tokenizers. Otherwise a word mark counts as one space and `<0x0A>` as one byte, which
         leaves out what a normaliser did to the text.
         """
-        main = json.loads(self._files[MAIN])
-        size = len if _is_byte_level(main.get("decoder")) else _spelt_bytes
+        size = len if layout.has_type(self._main.get("decoder"), "ByteLevel") else _spelt_bytes
         sizes_V = np.zeros(self.vocab_size, np.uint32)
         plain = self._backend.get_vocab(with_added_tokens=False)
         for token, number in plain.items():
@@ -137,8 +257,45 @@ class Tokenizer:
         return sizes_V
 
     @cached_property
-    def _with_special(self) -> tokenizers.Tokenizer:
-        return _parse(self._files[MAIN])
+    def round_trips(self) -> bool:
+        """Whether it is certain that every text comes back from its ids as it was: byte for byte, nothing changed."""
+        vocab = self._backend.get_vocab(with_added_tokens=False)
+        whole = all(letter in vocab for letter in pre_tokenizers.ByteLevel.alphabet())
+        return whole and layout.is_plain_byte_level(self._main)
+
+    def unknown_bytes(self, text: str) -> int:
+        """UTF-8 bytes of `text` that became the unknown token."""
+        unknown = self.id_of(layout.unknown_token(self._main))
+        if unknown is None:
+            return 0
+        found = self._encoder(free_character([text])).encode(text, add_special_tokens=False)
+        spans = [span for number, span in zip(found.ids, found.offsets) if number == unknown]
+        return sum(len(text[start:stop].encode()) for start, stop in spans)
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that fits each of the texts, the first one where several do, and nothing where there are none."""
+    escaped = map(re.escape, texts)
+    return re.compile("|".join(escaped) or "(?!)")
+
+
+def free_character(texts: Iterable[str], taken: str = "") -> str:
+    """A character of the private area that stands in none of the texts and not among `taken`."""
+    held = [taken, *texts]
+    for number in PRIVATE:
+        if not any(chr(number) in text for text in held):
+            return chr(number)
+    raise MixwellError(f"a text holds all {len(PRIVATE)} characters of Unicode's private area; leave it out.")
+
+
+def _bounded(text: str) -> Iterator[str]:
+    """The text, cut inside words that are too long to learn from whole."""
+    begin = 0
+    for run in LONG_RUNS.finditer(text):
+        for end in range(run.start() + LONGEST_WORD, run.end(), LONGEST_WORD):
+            yield text[begin:end]
+            begin = end
+    yield text[begin:]
 
 
 def _parse(data: bytes) -> tokenizers.Tokenizer:
@@ -152,27 +309,7 @@ def _parse(data: bytes) -> tokenizers.Tokenizer:
     return found
 
 
-def _is_byte_level(decoder: Any) -> bool:
-    if not isinstance(decoder, dict):
-        return False
-    return decoder.get("type") == "ByteLevel" or any(map(_is_byte_level, decoder.get("decoders", ())))
-
-
 def _spelt_bytes(token: str) -> int:
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return 1
     return len(token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode())
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _object(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise MixwellError(f"{name} is not readable as JSON ({error}); restore it.") from error
-    if not isinstance(value, dict):
-        raise MixwellError(f"{name} holds {type(value).__name__}; expected keys and values.")
-    return value

@@ -94,7 +94,7 @@ def _ids(model: LanguageModel, documents: Sequence[Document], name: str) -> np.n
     assert model.tokenizer is not None
     ids: list[int] = []
     for document in documents:
-        ids += model.tokenizer.encode(document.text)
+        ids += model.tokenizer.prompt(document.text)
         if len(ids) > ROWS * LENGTH:
             break
     if ids and max(ids) >= model.config.vocab_size:

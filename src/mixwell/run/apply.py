@@ -67,7 +67,7 @@ def _read(text: str | Path, files: Any) -> Tensor:
         raise MixwellError("the model has no tokenizer to read the text with; leave it out to weigh on random tokens.")
     tokenizer, ids = Tokenizer.from_files(files), []
     for document in Reader(text):
-        ids += tokenizer.encode(document.text)
+        ids += tokenizer.prompt(document.text)
         if len(ids) >= ROWS * LENGTH:
             break
     length = min(LENGTH, len(ids))

@@ -343,8 +343,8 @@ def _base(recipe: Recipe) -> list[Stage]:
     kind = "load" if isinstance(recipe.model, str) else "build"
     settings = {"path": recipe.model} if isinstance(recipe.model, str) else recipe.model
     model = _made("model", kind, settings, {"tokenizer": "tokenizer"}, seed)
-    if kind == "load" and recipe.tokenizer is None:
-        options = {"path": model.config.path}
+    if kind == "load" and not {"path", "vocab_size"} & set(options):
+        options = {"path": model.config.path, **options}
     both = {"data": "data", "tokenizer": "tokenizer"}
     return [_made("data", "data", recipe.data, {}, seed),
             _made("tokenizer", "tokenizer", options, {"data": "data"}, seed),

@@ -25,6 +25,12 @@ class Streams:
     def tokens(self, domain, split):
         return np.arange(self.count(domain, split), dtype=np.uint16) + 1000 * self.domains.index(domain)
 
+    def labels(self, domain, split, start, stop):
+        return self.tokens(domain, split)[start:stop].astype(np.int64)
+
+    def mask(self, domain, split):
+        return None
+
 
 DATA = Streams()
 

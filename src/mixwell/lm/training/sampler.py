@@ -4,12 +4,13 @@ Legend: B windows a batch, S tokens a window. A window of S tokens reads S + 1, 
 windows of a stream overlap by that one token and no more.
 
 The domain of the next window is the one furthest behind its planned share, and the windows of a domain follow a
-seeded permutation of each epoch. How many windows each domain gave is therefore the whole state.
+seeded permutation of each epoch; one without a target that counts is none. How many windows each domain gave is
+therefore the whole state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Batch:
     """Token ids, what follows each, and the domain of each row."""
 
     tokens_BT: Tensor  # int64
-    targets_BT: Tensor  # int64
+    targets_BT: Tensor  # int64; -100 where the loss does not count
     domains_B: Tensor  # int64; place in `TokenData.domains`
 
 
@@ -50,27 +51,27 @@ class Sampler:
         self.rank, self.world_size = rank, world_size
         self.weights = _shares(data, weights)
         read = [domain for domain, share in self.weights.items() if share]
-        self._windows = {domain: _num_windows(data, domain, seq_len) for domain in read}
+        self._places = {domain: _places(data, domain, seq_len) for domain in read}
+        self._windows = {domain: len(places) for domain, places in self._places.items()}
         self._streams = {domain: data.tokens(domain, "train") for domain in read}
         self._drawn = dict.fromkeys(read, 0)
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # of the epoch each domain is in
 
     def batch(self) -> Batch:
         """The next batch: this rank's rows of it."""
-        rows, domains = [], []
+        rows, targets, domains = [], [], []
         for row in range(self.batch_size):
             domain, start = self._next()
             if row % self.world_size != self.rank:
                 continue
             end = start + self.seq_len + 1
             stream = self._streams[domain]
-            rows.append(stream[start:end])
+            rows.append(stream[start : end - 1])
+            targets.append(self.data.labels(domain, "train", start + 1, end))
             domains.append(self.data.domains.index(domain))
         ids = np.stack(rows).astype(np.int64)
-        window_BS = torch.from_numpy(ids)
-        tokens_BT = window_BS[:, :-1].contiguous()
-        targets_BT = window_BS[:, 1:].contiguous()
-        return Batch(tokens_BT, targets_BT, torch.tensor(domains))
+        labels = np.stack(targets)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.tensor(domains))
 
     def _next(self) -> tuple[str, int]:
         """The next window: its domain and where it starts."""
@@ -82,7 +83,8 @@ class Sampler:
         domain = max(self._drawn, key=behind)
         epoch, place = divmod(self._drawn[domain], self._windows[domain])
         self._drawn[domain] += 1
-        window = int(self._order(domain, epoch)[place])
+        drawn = int(self._order(domain, epoch)[place])
+        window = int(self._places[domain][drawn])
         return domain, window * self.seq_len
 
     def _order(self, domain: str, epoch: int) -> np.ndarray:
@@ -149,6 +151,20 @@ def _shares(data: TokenData, weights: Mapping[str, float] | None) -> dict[str, f
     if not total > 0:
         raise MixwellError("weights: all are 0; expected at least one domain with a positive weight.")
     return {domain: weights.get(domain, 0.0) / total for domain in data.domains}
+
+
+def _places(data: TokenData, domain: str, seq_len: int) -> Sequence[int] | np.ndarray:
+    """The windows of a domain that hold a target that counts, in order."""
+    windows = range(_num_windows(data, domain, seq_len))
+    mask = data.mask(domain, "train")
+    if mask is None:
+        return windows
+    targets_WS = mask[1 : len(windows) * seq_len + 1].reshape(-1, seq_len)
+    counting = targets_WS.any(1)
+    if not counting.any():
+        raise MixwellError(f"domain {domain!r} holds nothing to learn from: no token of it counts in the loss. Give it "
+                           "conversations with answers, or set data.answers_only: false.")
+    return np.flatnonzero(counting)
 
 
 def _num_windows(data: TokenData, domain: str, seq_len: int) -> int:

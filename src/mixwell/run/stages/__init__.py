@@ -1,6 +1,6 @@
 """The kinds of stages, as a table: a recipe names one by its verb, the engine runs its row."""
 
-from mixwell.run.stages import convert, evaluate, models, text, train
+from mixwell.run.stages import convert, evaluate, models, text, tokens, train
 from mixwell.run.stages._parts import Job, Kind, Stage, model_folder, parser
 from mixwell.run.stages.evaluate import EvaluateConfig
 
@@ -13,10 +13,10 @@ _ALL = ("model", "tokens", "tokenizer")
 KINDS: dict[str, Kind] = {
     "data": Kind(parse=parser(text.DataConfig), run=text.run_data, floats=False, draws=False,
                  fingerprint=text.data_fingerprint, rooms=("lm", "run/datasets.py"), named_in_recipe=False),
-    "tokenizer": Kind(parse=parser(text.TokenizerConfig), run=text.run_tokenizer,
-                      fingerprint=text.tokenizer_fingerprint, rooms=("lm",), floats=False, draws=False,
+    "tokenizer": Kind(parse=parser(tokens.TokenizerConfig), run=tokens.run_tokenizer,
+                      fingerprint=tokens.tokenizer_fingerprint, rooms=("lm",), floats=False, draws=False,
                       named_in_recipe=False),
-    "tokens": Kind(parse=parser(text.TokensConfig), run=text.run_tokens, floats=False,
+    "tokens": Kind(parse=parser(tokens.TokensConfig), run=tokens.run_tokens, floats=False,
                    rooms=("lm",), draws=False, named_in_recipe=False),
     "build": Kind(parse=models.parse_build, run=models.run_build, shape=models.build_shape, rooms=_MODEL,
                   roles=("tokenizer",)),

@@ -91,19 +91,23 @@ def model_folder(stage_folder: Path) -> Path:
 
 
 def read_model(job: Job, role: str = "model") -> Checkpoint:
-    """The checkpoint behind `role`, with the run's tokenizer where the checkpoint has none of its own."""
+    """The checkpoint behind `role`, with the run's tokenizer, whose templates the recipe may have changed."""
     from mixwell.lm import folder as folders
 
     found = folders.read(model_folder(job.inputs[role]))
-    if "tokenizer.json" in found.files or "tokenizer" not in job.inputs:
-        return found
-    return with_tokenizer(found, job.inputs["tokenizer"])
+    return with_tokenizer(found, job.inputs["tokenizer"]) if "tokenizer" in job.inputs else found
 
 
 def with_tokenizer(checkpoint: Checkpoint, tokenizer_folder: Path) -> Checkpoint:
-    """A copy that carries the tokenizer's files along."""
+    """A copy that carries the tokenizer's files along, and says where generation ends if nothing says so yet."""
     from dataclasses import replace
 
+    from mixwell.lm import generation
     from mixwell.lm.tokenizer import Tokenizer
 
-    return replace(checkpoint, files={**checkpoint.files, **Tokenizer.load(tokenizer_folder).save_files()})
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    files = {**checkpoint.files, **tokenizer.save_files()}
+    if generation.FILE not in files and checkpoint.arch.get("eos_token_id") is None:
+        settings = generation.for_tokenizer(tokenizer)
+        files[generation.FILE] = settings.written({})
+    return replace(checkpoint, files=files)

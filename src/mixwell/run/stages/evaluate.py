@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,12 @@ import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
+from mixwell.lm.chat import Chat
+from mixwell.lm.conversation import conversation
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
-from mixwell.lm.model import load
+from mixwell.lm.model import LanguageModel, load
+from mixwell.lm.template import STEADY
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run.stages._parts import Job, model_folder
 
@@ -38,20 +41,22 @@ class EvaluateConfig:
 class SampleConfig:
     """What to continue, and how to draw."""
 
-    prompts: Sequence[str] = ()  # none: the beginning of held-out text of each domain
+    # a text, or the messages of a conversation; none: the beginning of held-out text of each domain
+    prompts: Sequence[str | Sequence[Mapping[str, Any]]] = ()
+    chat: bool = False  # a prompt that is a text is what a user says, and goes through the chat template
     max_new_tokens: int = 120
-    temperature: float = 0.8  # 0 = always the likeliest token
-    top_p: float = 0.95  # share of the probability that is drawn from, 0 to 1
-    top_k: int = 0  # draw among this many; 0 = all
+    temperature: float | None = None  # 0 = always the likeliest token; null = as the model's folder says, else 0.8
+    top_p: float | None = None  # share of the probability that is drawn from, 0 to 1; null = the folder's, else 0.95
+    top_k: int | None = None  # draw among this many; 0 = all; null = the folder's, else 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
-        if self.temperature < 0:
+        if self.temperature is not None and self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}; expected 0 or more")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected above 0, up to 1")
-        if self.top_k < 0:
+        if self.top_k is not None and self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; expected 0 or more")
 
 
@@ -67,24 +72,75 @@ def run_evaluate(job: Job) -> dict[str, Any]:
     return weigh(model_folder(job.inputs["model"]), job.inputs["tokens"] / "shards", job.stage.config)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What is continued: as ids, and in words."""
+
+    ids: list[int]
+    text: str
+
+
 def run_sample(job: Job) -> dict[str, Any]:
     """Continue every prompt."""
     config = job.stage.config
     model = load(model_folder(job.inputs["model"]))
-    tokenizer = Tokenizer.load(job.inputs["tokenizer"])
-    prompts = list(config.prompts) or _beginnings(TokenData.open(job.inputs["tokens"] / "shards"), tokenizer)
-    draws, samples = generator(job.stage.seed, "sample"), []
+    model.tokenizer = tokenizer = Tokenizer.load(job.inputs["tokenizer"])
+    prompts = [_prompt(given, number, config, tokenizer) for number, given in enumerate(config.prompts)]
+    prompts = prompts or _beginnings(TokenData.open(job.inputs["tokens"] / "shards"), tokenizer)
+    draws, options = generator(job.stage.seed, "sample"), _drawing(config, model)
+    samples = []
     for number, prompt in enumerate(prompts):
-        ids = tokenizer.encode(prompt)
-        if not ids:
-            raise MixwellError(f"sample.prompts[{number}] is empty; expected some text to continue.")
-        out = model.generate(torch.tensor([ids]), config.max_new_tokens, temperature=config.temperature or 1.0,
-                             top_p=config.top_p, top_k=config.top_k, do_sample=config.temperature > 0,
-                             eos_token_id=tokenizer.eos_id, generator=draws)
-        samples.append({"prompt": prompt, "text": tokenizer.decode(out[0, len(ids):].tolist(), skip_special=True)})
+        out = model.generate(torch.tensor([prompt.ids]), config.max_new_tokens, eos_token_id=model.stop_ids,
+                             generator=draws, **options)
+        new = out[0, len(prompt.ids):].tolist()
+        samples.append({"prompt": prompt.text, "text": tokenizer.decode(new, skip_special=True)})
         job.progress((number + 1) / len(prompts), "sample")
-    return {"samples": samples}
+    return {"samples": samples, "notices": _spelt(config, tokenizer)}
 
 
-def _beginnings(data: TokenData, tokenizer: Tokenizer) -> list[str]:
-    return [tokenizer.decode(data.tokens(name, "held")[:PROMPT_TOKENS].tolist()) for name in data.domains]
+def _drawing(config: SampleConfig, model: LanguageModel) -> dict[str, Any]:
+    """How to draw: as the recipe says, else the model's folder, else as suits most models."""
+    usual = {"temperature": 0.8, "top_p": 0.95, "top_k": 0}
+    own = model.generation.options()
+    asked = {name: getattr(config, name) for name in usual}
+    said = {name: value for name, value in asked.items() if value is not None}
+    options = usual | {name: own[name] for name in usual if name in own} | said
+    draws = options["temperature"] > 0
+    if "temperature" not in said:
+        draws = own.get("do_sample", draws)
+    return {**options, "do_sample": draws, "temperature": options["temperature"] or 1.0}
+
+
+def _prompt(given: Any, number: int, config: SampleConfig, tokenizer: Tokenizer) -> Prompt:
+    if isinstance(given, str) and not given:
+        raise MixwellError(f"sample.prompts[{number}] is empty; expected some text to continue.")
+    if isinstance(given, str) and not config.chat:
+        return Prompt(tokenizer.prompt(given), given)
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    try:
+        said = conversation(messages)
+        ids = Chat(tokenizer).prompt(said, STEADY)
+    except MixwellError as error:
+        raise MixwellError(f"sample.prompts[{number}]: {error}") from error
+    return Prompt(ids, said.text)
+
+
+def _spelt(config: SampleConfig, tokenizer: Tokenizer) -> list[str]:
+    """A sentence on special tokens that stand in prompts as text."""
+    texts = [prompt for prompt in config.prompts if isinstance(prompt, str)]
+    found = [token for token in tokenizer.special if any(token in text for text in texts)]
+    if not found:
+        return []
+    return [f"a prompt spells {found[0]}, which stays text; give messages, or sample.chat: true, and the chat template "
+            "puts special tokens in."]
+
+
+def _beginnings(data: TokenData, tokenizer: Tokenizer) -> list[Prompt]:
+    """The first held-out tokens of each domain; of conversations, all before the first answer."""
+    found = []
+    for name in data.domains:
+        mask = data.mask(name, "held")
+        first = 0 if mask is None else int(mask.argmax())
+        ids = data.tokens(name, "held")[: max(first, PROMPT_TOKENS if first < 2 else 0)].tolist()
+        found.append(Prompt(ids, tokenizer.decode(ids, skip_special=True)))
+    return found

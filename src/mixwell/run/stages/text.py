@@ -1,4 +1,4 @@
-"""Stages that make tokens of text: collect the domains, train or read a tokenizer, lay down the token shards."""
+"""The stage that collects the text: what is read of each domain, and what of it is held out."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import digest, digest_file, read_json, write_json, write_text
-from mixwell.lm.data import write_shards
+from mixwell.core.files import digest, read_json, write_json
 from mixwell.lm.documents import Document, Reader, size_bytes
 from mixwell.lm.splitting import Capped, Split, capped, split_apart, split_documents
-from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run import facts
 from mixwell.run.stages._parts import Job, Stage
 
@@ -29,7 +27,10 @@ class DataConfig:
     max_bytes: int | None = 4_000_000  # bytes of text taken from each domain at most; null = all
     held_out: float = 0.05  # share of the bytes held out, 0 to 1
     validation: Mapping[str, str] | None = None  # domain -> file, folder or glob held out in the place of a share of it
-    text_field: str | None = None  # of rows (JSON lines, CSV, Parquet, Arrow); null = text, content, document or body
+    # of rows (JSON lines, CSV, Parquet, Arrow): what holds the text or the messages; null = messages, text, content,
+    # document, body, or the only field with text
+    text_field: str | None = None
+    answers_only: bool = True  # of conversations, learn and weigh the answers alone
 
     def __post_init__(self) -> None:
         if not self.domains:
@@ -44,23 +45,6 @@ class DataConfig:
             raise ValueError(f"validation names {strange[0]!r}; expected names of domains: {names}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """A tokenizer to train (`vocab_size`) or to read (`path`)."""
-
-    vocab_size: int = 2048  # ids, the 256 bytes and the end-of-text token among them
-    path: str | None = None  # folder that holds tokenizer.json; vocab_size then says nothing
-
-    def __post_init__(self) -> None:
-        if self.path is None and self.vocab_size < 257:
-            raise ValueError(f"vocab_size is {self.vocab_size}; 256 bytes and the end-of-text token need 257 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokensConfig:
-    """Token shards have no options."""
-
-
 @dataclass(frozen=True)
 class Collected:
     """A domain's documents under the cap, and what is to be told of how they were found."""
@@ -68,6 +52,7 @@ class Collected:
     documents: list[Document]
     found_bytes: int | None  # of all there is, copies counted once; None where no more was read than the cap lets in
     notices: tuple[str, ...] = ()
+    counts: Mapping[str, Any] = field(default_factory=dict)  # of what was read and what was not, and why
     validation: list[Document] | None = None  # held out in the place of a share of `documents`
 
 
@@ -83,10 +68,10 @@ def _collect(config: str, state: str) -> dict[str, Collected]:
         from mixwell.run import datasets
 
         return {name: Collected(found, None) for name, found in datasets.load(domains, most).items()}
-    field, own = options["text_field"], options["validation"] or {}
-    found = {name: _read(f"data.domains.{name}", spec, most, field) for name, spec in domains.items()}
+    wanted, own = options["text_field"], options["validation"] or {}
+    found = {name: _read(f"data.domains.{name}", spec, most, wanted) for name, spec in domains.items()}
     for name, spec in own.items():
-        held = _read(f"data.validation.{name}", spec, most, field)
+        held = _read(f"data.validation.{name}", spec, most, wanted)
         told = (f"validation: {text}" for text in (*held.notices, *_cap_notices(held)))
         found[name] = replace(found[name], validation=held.documents, notices=(*found[name].notices, *told))
     return found
@@ -96,7 +81,8 @@ def _read(where: str, spec: str, max_bytes: int | None, text_field: str | None) 
     with _placed(where):
         reader = Reader(spec, text_field)
         found = capped(reader, max_bytes)
-    return Collected(found.documents, found.found_bytes, (*reader.notices, *_copies(found)))
+    counts = {**reader.counts, "copies": found.copies}
+    return Collected(found.documents, found.found_bytes, (*reader.notices, *_copies(found)), counts)
 
 
 @contextmanager
@@ -146,12 +132,17 @@ def _facts(stage: Stage) -> dict[str, Any]:
 def _found(stage: Stage) -> dict[str, Any]:
     found = _collected(stage)
     content = {name: [_named(domain.documents), _named(domain.validation or ())] for name, domain in found.items()}
-    sizes = {name: sum(len(document.text) for document in domain.documents) for name, domain in found.items()}
+    sizes = {name: sum(map(_length, domain.documents)) for name, domain in found.items()}
     return {"fingerprint": digest(content), "characters": sizes}
 
 
+def _length(document: Document) -> int:
+    """Characters that are encoded; a chat template writes about as much around messages as JSON does."""
+    return len(document.messages or document.text)
+
+
 def _named(docs: Iterable[Document]) -> list[list[str]]:
-    return [[document.path, digest(document.text.encode())] for document in docs]
+    return [[document.path, document.identity, digest(document.text.encode())] for document in docs]
 
 
 def _sources(config: DataConfig) -> list[Path]:
@@ -193,14 +184,14 @@ def run_data(job: Job) -> dict[str, Any]:
         train_bytes, held_bytes = size_bytes(split.train), size_bytes(split.held)
         summary[name] = {"documents": len(domain.documents), "found_bytes": domain.found_bytes,
                          "train_bytes": train_bytes, "held_bytes": held_bytes, "held_share": split.held_share,
-                         "split": split.note}
+                         "split": split.note, "read": dict(domain.counts)}
         notices += [f"{name}: {text}." for text in _told(domain, split, config)]
         if left:
             notices.append(f"{name}: {units.counted(left, 'document')} not trained on, since the run holds them out.")
         job.progress((number + 1) / len(found), name)
     write_json(job.folder / "domains.json", names)
     _collect.cache_clear()
-    return {"domains": summary, "notices": notices}
+    return {"domains": summary, "notices": notices, "answers_only": config.answers_only}
 
 
 def held_out(stage: Stage) -> dict[str, Sequence[Document]]:
@@ -245,7 +236,7 @@ def _told(domain: Collected, split: Split, config: DataConfig) -> list[str]:
 
 
 def _rows(docs: Iterable[Document]) -> list[list[str]]:
-    return [[d.path, d.text] for d in docs]
+    return [[d.path, d.text, d.whole, d.messages] for d in docs]
 
 
 def read_splits(folder: Path) -> dict[str, Split]:
@@ -256,38 +247,3 @@ def read_splits(folder: Path) -> dict[str, Split]:
         sides = {side: tuple(Document(*row) for row in data[side]) for side in ("train", "held")}
         found[name] = Split(sides["train"], sides["held"], data["note"])
     return found
-
-
-def tokenizer_fingerprint(stage: Stage) -> str:
-    """Digest of the tokenizer file that is read, where one is."""
-    path = stage.config.path
-    if path is None:
-        return ""
-    file = Path(path) / "tokenizer.json"
-    if not file.is_file():
-        raise MixwellError(f"{path} holds no tokenizer.json, and the recipe trains none; give `tokenizer: "
-                           "{vocab_size: ...}` no larger than the model's vocabulary, or the folder of its tokenizer.")
-    return digest_file(file)
-
-
-def run_tokenizer(job: Job) -> dict[str, Any]:
-    """Train on the training side of every domain, or read the tokenizer; write its files."""
-    config, splits = job.stage.config, read_splits(job.inputs["data"])
-    texts = (document.text for split in splits.values() for document in split.train)
-    tokenizer = Tokenizer.load(config.path) if config.path else Tokenizer.train(texts, config.vocab_size)
-    for name, data in tokenizer.save_files().items():
-        write_text(job.folder / name, data.decode("utf-8"))
-    return {"vocab_size": tokenizer.vocab_size, "bytes_per_token": {n: _ratio(tokenizer, s) for n, s in splits.items()}}
-
-
-def _ratio(tokenizer: Tokenizer, split: Split) -> float:
-    """UTF-8 bytes per token of the held-out text."""
-    texts = [document.text for document in split.held]
-    return size_bytes(split.held) / max(1, sum(map(len, tokenizer.encode_batch(texts))))
-
-
-def run_tokens(job: Job) -> dict[str, Any]:
-    """Encode every domain into memory-mapped shards below `shards`."""
-    data = write_shards(job.folder / "shards", read_splits(job.inputs["data"]), Tokenizer.load(job.inputs["tokenizer"]))
-    counts = {name: {f"{side}_tokens": data.count(name, side) for side in ("train", "held")} for name in data.domains}
-    return {"domains": counts, "dtype": str(data.tokens(data.domains[0], "train").dtype)}

@@ -1,0 +1,98 @@
+"""The command `chat`: a conversation with a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixwell.cli.errors import one_line
+from mixwell.core.errors import MixwellError
+
+if TYPE_CHECKING:
+    from mixwell.lm.model import LanguageModel
+
+ASK = "> "
+
+
+@one_line(stopped="stopped")
+def chat(source: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, a stage's folder, or a run's "
+                                                                      "stage such as runs/mine:tuned.")],
+         message: Annotated[str | None, typer.Argument(help="What to say; the answer is printed and the command ends.  "
+                                                            "[default: a conversation, a line each turn]")] = None,
+         system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+         max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most.  [default: as the "
+                                                                    "model's folder says, else 512]")] = None,
+         temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token always.  [default: "
+                                                                       "as the model's folder says, else 0]")] = None,
+         top_p: Annotated[float | None, typer.Option(help="Share of the probability that is drawn from.")] = None,
+         top_k: Annotated[int | None, typer.Option(min=0, help="Draw among this many tokens; 0 is all.")] = None,
+         seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+         variables: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
+                                                             help="Variable of the chat template, such as "
+                                                                  "enable_thinking=false.")] = None) -> None:
+    """Talk to a model. Its answers end by themselves, where its template and its settings say that they end.
+
+    **Examples**
+
+    `mixwell chat path/to/model` · a conversation; an empty line or Ctrl-D ends it
+
+    `mixwell chat runs/mine:tuned "What is a mixture of experts?"` · one answer
+    """
+    from mixwell.run.paths import load
+    from mixwell.run.recipe import override
+
+    values: dict[str, Any] = {}
+    for word in variables or []:
+        override(values, word)
+    model = load(source)
+    options = _drawing(temperature, top_p, top_k, seed)
+    said = [{"role": "system", "content": system}] if system else []
+    for text in _messages(message):
+        said.append({"role": "user", "content": text})
+        answer = _answer(model, said, max_tokens, values, options)
+        said.append({"role": "assistant", "content": answer})
+
+
+def _drawing(temperature: float | None, top_p: float | None, top_k: int | None, seed: int) -> dict[str, Any]:
+    """What `generate` is told of what the user said."""
+    from mixwell.core.rng import generator
+
+    options = {"top_p": top_p, "top_k": top_k, "generator": generator(seed, "chat")}
+    if temperature is not None:
+        options |= {"do_sample": temperature > 0, "temperature": temperature or 1.0}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _messages(message: str | None) -> Iterator[str]:
+    """The message given, or lines of standard input up to an empty one."""
+    if message is not None:
+        if not message.strip():
+            raise MixwellError("the message is empty; say something, or leave it out for a conversation.")
+        yield message
+        return
+    asked = sys.stdin.isatty()
+    while True:
+        print(ASK if asked else "", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.rstrip("\n")
+
+
+def _answer(model: LanguageModel, said: list[dict[str, str]], max_tokens: int | None, variables: dict[str, Any],
+            options: dict[str, Any]) -> str:
+    """Print an answer as it comes, and return it."""
+    from mixwell.lm.answering import Answer
+    from mixwell.lm.conversation import conversation
+
+    answer = Answer(model, conversation(said), max_tokens, variables, **options)
+    for piece in answer:
+        print(piece, end="", flush=True)
+    print()
+    if not answer.ended:
+        print(f"(cut after {answer.most} tokens; --max-tokens says how many)", file=sys.stderr)
+    return answer.text

@@ -15,8 +15,8 @@ app = typer.Typer(
     help="Mixtures in machine learning: components, weights over them, and a rule that combines them.\n\n"
          "Start with `mixwell run`: it trains a small mixture of experts on text that every machine has and writes a "
          "report.")
-for command in (runs.run, compare.compare, evaluate.evaluate, chat.chat, fit.fit, runs.apply, runs.report, catalogue.list_methods,
-                catalogue.show, claims.claims, skeleton.new, doctor.doctor, catalogue.version):
+for command in (runs.run, compare.compare, evaluate.evaluate, chat.chat, fit.fit, runs.apply, runs.report,
+                catalogue.list_methods, catalogue.show, claims.claims, skeleton.new, doctor.doctor, catalogue.version):
     app.command(name="list" if command is catalogue.list_methods else None)(command)
 
 

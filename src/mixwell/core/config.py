@@ -136,4 +136,5 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
 
 
 def _wrong(value: Any, expected: str, where: str) -> MixwellError:
-    return MixwellError(f"{where}: expected {expected}, got {shown(value)}.")
+    came = shown(value)
+    return MixwellError(f"{where}: expected {expected}, got {came}.")

@@ -192,6 +192,7 @@ def header(length, body=b"{}"):
     (header(2**63), None, "header too large"),
     (header(20, b"[" * 20), None, "not a safetensors file"),
     (header(7000, b'{"a":' * 1400), None, "not a safetensors file"),
+    (header(6003, b'"' + b"x" * 6001 + b'"'), None, "invalid type: string .x{100,180} [.]{3}[)]"),
 ])
 def test_a_header_is_bounded_before_it_is_read(content, size, message, tmp_path):
     folder = saved(tmp_path / "model")

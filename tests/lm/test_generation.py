@@ -130,6 +130,7 @@ def test_an_answer_ends_by_itself_and_comes_in_whole_characters(monkeypatch):
     answer = Answer(model, conversation([{"role": "user", "content": "say <|im_end|>"}]))
     pieces = list(answer)
     assert "".join(pieces) == answer.text == "naïve 你好!" and answer.ended
+    assert answer.ids == text, "what ends an answer is no part of it, special or not"
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces) and len(pieces) > 5
     assert tokenizer.decode(prompts[0][0]) == "<|im_start|>user\nsay <|im_end|><|im_end|>\n<|im_start|>assistant\n"
     planned = iter(text)

@@ -170,7 +170,7 @@ def test_what_is_no_file_is_refused(name, make, message, tmp_path):
     ("tokenizer.json", b'{"model": null}', "model is None; expected keys and values"),
     ("added_tokens.json", b'"key"', "holds no keys and values"),
     ("merges.txt", b"\xff\xfe", "is not text in UTF-8"),
-    ("tokenizer.model", b"-----BEGIN PRIVATE KEY-----", "is not a SentencePiece model"),
+    ("tokenizer.model", b"-----BEGIN PRIVATE KEY-----", "is not a list of pieces"),
     ("generation_config.json", b'{"temperature": "hot"}', "temperature is 'hot'; expected a number at least 0"),
     ("tokenizer_config.json", b'{"eos_token": 3}', "eos_token is 3; expected text or keys and values"),
 ])
@@ -192,6 +192,7 @@ def header(length, body=b"{}"):
     (header(2**63), None, "header too large"),
     (header(20, b"[" * 20), None, "not a safetensors file"),
     (header(7000, b'{"a":' * 1400), None, "not a safetensors file"),
+    (header(6003, b'"' + b"x" * 6001 + b'"'), None, "invalid type: string .x{100,180} [.]{3}[)]"),
 ])
 def test_a_header_is_bounded_before_it_is_read(content, size, message, tmp_path):
     folder = saved(tmp_path / "model")
@@ -342,3 +343,10 @@ def test_a_flipped_bit_in_a_weight_is_found(own, tmp_path, generator):
     mixwell.load(folder)
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)  # another program may change it
     mixwell.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", b"IQ== 0\nIg== 1\n"])
+def test_both_kinds_of_piece_files_come_along(content, tmp_path):
+    folder = saved(tmp_path / "model")
+    (folder / "tokenizer.model").write_bytes(content)
+    assert mixwell.load(folder).files["tokenizer.model"] == content

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.errors import MixwellError, shown, suggest
 
 C = TypeVar("C")
 
@@ -32,12 +32,12 @@ def from_dict(cls: type[C], data: Mapping[str, Any] | None, where: str = "") -> 
     label = where or cls.__name__
     data = {} if data is None else data
     if not isinstance(data, Mapping):
-        raise MixwellError(f"{label}: expected keys and values, got {data!r}.")
+        raise MixwellError(f"{label}: expected keys and values, got {shown(data)}.")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
             options = ", ".join(fields) or "none"
-            raise MixwellError(f"{label}: unknown key {key!r}.{suggest(str(key), fields)} Known keys: {options}.")
+            raise MixwellError(f"{label}: unknown key {shown(key)}.{suggest(str(key), fields)} Known keys: {options}.")
     missing = [n for n, f in fields.items()
                if n not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     if missing:
@@ -78,7 +78,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in args:
             known = ", ".join(map(str, args))
-            raise MixwellError(f"{where}: {value!r} is not one of {known}.{suggest(str(value), map(str, args))}")
+            raise MixwellError(f"{where}: {shown(value)} is not one of {known}.{suggest(str(value), map(str, args))}")
         return value
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where)  # type: ignore[arg-type]
@@ -136,5 +136,5 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
 
 
 def _wrong(value: Any, expected: str, where: str) -> MixwellError:
-    came = f"got {value!r}"
-    return MixwellError(f"{where}: expected {expected}, {came}.")
+    came = shown(value)
+    return MixwellError(f"{where}: expected {expected}, got {came}.")

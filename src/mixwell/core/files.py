@@ -126,10 +126,8 @@ def read_json(path: str | Path) -> Any:
     data = read_bytes(path)
     try:
         return json.loads(data.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MixwellError(f"{path} is not readable as JSON ({error}); restore it or remove it.") from error
-    except RecursionError as error:
-        raise MixwellError(f"{path} is not readable as JSON (nested too deeply); restore it or remove it.") from error
 
 
 def digest(value: Any) -> str:

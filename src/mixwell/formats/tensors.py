@@ -28,6 +28,7 @@ SINGLE = "model.safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
           "BOOL": torch.bool}
+LONGEST = 200  # characters of what the library says
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
@@ -94,6 +95,8 @@ class Opened:
 def _in_words(error: SafetensorError) -> str:
     """What is wrong with a file, from what the library says of its header."""
     said = str(error).removeprefix("Error while deserializing header: ")
+    if len(said) > LONGEST:  # it quotes the header
+        said = f"{said[:LONGEST]} ..."
     if any(words in said for words in _SHORT):
         return f"is cut short or not a safetensors file ({said}); copy it again"
     return f"is not a safetensors file ({said})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,9 +75,13 @@ def _text(data: bytes, where: str) -> None:
         raise MixwellError(f"{where} is not text in UTF-8 ({error}).") from error
 
 
-def _sentencepiece(data: bytes, where: str) -> None:
-    if not data.startswith(b"\n"):  # the first field of its protocol buffer: a piece
-        raise MixwellError(f"{where} is not a SentencePiece model.")
+def _pieces(data: bytes, where: str) -> None:
+    """SentencePiece's protocol buffer, whose first field is a piece, or lines of a piece in base64 and its rank."""
+    if not data.startswith(b"\n") and _RANKED.match(data) is None:
+        raise MixwellError(f"{where} is not a list of pieces as SentencePiece or tiktoken write it.")
+
+
+_RANKED = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
 
 SIDE: Mapping[str, Check] = {  # what comes along with a model, and how each is read before it does
@@ -84,7 +89,7 @@ SIDE: Mapping[str, Check] = {  # what comes along with a model, and how each is 
     "tokenizer_config.json": _object(_MARKS),
     "special_tokens_map.json": _object(_MARKS),
     "added_tokens.json": _object({}),
-    "tokenizer.model": _sentencepiece,
+    "tokenizer.model": _pieces,
     "vocab.json": _object({}),
     "merges.txt": _text,
     "chat_template.jinja": _text,

@@ -174,6 +174,7 @@ class Gathered(Fresh):
 
     def __init__(self, tensors: Mapping[str, Tensor], table: Mapping[str, Recipe], where: str) -> None:
         self._tensors, self._table, self._where = tensors, table, where
+        self._forms: dict[str, Form] = {}  # of 128 experts each of whose parts asks for it
 
     def __getitem__(self, name: str) -> Tensor:
         recipe = self._table[name]
@@ -192,7 +193,11 @@ class Gathered(Fresh):
 
     def form(self, name: str) -> Form:
         """Type and shape of a canonical tensor; parts of several types meet in the widest."""
-        recipe = self._table[name]
+        if name not in self._forms:
+            self._forms[name] = self._form(self._table[name])
+        return self._forms[name]
+
+    def _form(self, recipe: Recipe) -> Form:
         found = {form_of(self._tensors, part).dtype for names in recipe.names for part in names}
         widest = functools.reduce(torch.promote_types, found)  # type: ignore[arg-type]  # `check_names` saw them
         return Form(widest, recipe.shape)

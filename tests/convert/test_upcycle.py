@@ -113,6 +113,14 @@ def test_refuses_what_it_cannot_do(dense, generator):
         upcycle(quantised, Config(), generator)
 
 
+@pytest.mark.parametrize("option", [{"bias": True}, {"activation": "gelu"}, {"gated": False}])
+def test_refuses_blocks_that_experts_could_not_copy(dense, generator, option):
+    specs = [dict(spec) | option for spec in channel_mixers(dense.arch)]
+    other = Checkpoint(with_channel_mixers(dense.arch, specs), dense.tensors)
+    with pytest.raises(MixwellError, match=r"layer 0 has a dense block with .*; upcycling takes .* only"):
+        upcycle(other, Config(num_experts=4), generator)
+
+
 @pytest.mark.parametrize("options", [{"num_experts": 1}, {"reinitialise": 1.5}, {"noise": -1.0}])
 def test_refuses_options_out_of_range(options):
     with pytest.raises(ValueError, match="expected"):

@@ -15,7 +15,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.lm import folder as folders
 from mixwell.lm import weights
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.hf.config import comparable, model_type_of
+from mixwell.lm.hf.writing import comparable, model_type_of
 from mixwell.lm.model import LanguageModel
 
 DENSE = {"method": "swiglu", "hidden_dim": 12}
@@ -235,3 +235,38 @@ def test_refuses_a_broken_record(tmp_path):
     (folder / "mixwell.json").write_text("[1]")
     with pytest.raises(MixwellError, match=r"mixwell\.json holds no keys and values"):
         mixwell.load(folder)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_lora_files_are_not_left_out_silently(file, tmp_path):
+    folder = build().save(tmp_path / "model")
+    (folder / file).write_text("{}")
+    with pytest.raises(MixwellError, match=rf"holds a model and beside it LoRA files \({file}\)"):
+        mixwell.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(MixwellError, match=r"holds a LoRA adapter .* without its model"):
+        mixwell.load(folder)
+
+
+@pytest.mark.parametrize(("prefix", "wrapper"), [("_orig_mod.", r"torch\.compile"), ("module.", "DataParallel")])
+def test_names_behind_a_wrapper_are_told(prefix, wrapper, tmp_path):
+    folder = build(channel_mixer=DENSE).save(tmp_path / "model")
+    path = folder / "model.safetensors"
+    save_file({prefix + n: t for n, t in load_file(path).items()}, path)
+    with pytest.raises(MixwellError, match=rf"every tensor's name begins with '{prefix}', left by {wrapper}"):
+        mixwell.load(folder)
+
+
+def test_gpt2_of_old_is_read_without_a_prefix(tmp_path):
+    """The files of the first GPT-2 name tensors from the layers on, and keep masks."""
+    norms = {"norm": "layer_bias", "learned_positions": True, "tie_embeddings": True, "max_positions": 8}
+    folder = build(**norms, sequence_mixer={"method": "attention", "bias": True, "rotary_dim": 0},
+                   channel_mixer=DENSE | {"gated": False, "bias": True, "activation": "gelu_tanh"}).save(tmp_path / "m")
+    assert config_of(folder)["model_type"] == "gpt2"
+    expected, path = logits(mixwell.load(folder).eval()), folder / "model.safetensors"
+    plain = {n.removeprefix("transformer."): t for n, t in load_file(path).items()}
+    save_file(plain | {"h.0.attn.bias": torch.ones(1, 1, 8, 8)}, path)
+    model = mixwell.load(folder).eval()
+    assert torch.equal(logits(model), expected)
+    with pytest.raises(MixwellError, match="longer than 8 tokens"):
+        model(torch.zeros(1, 9, dtype=torch.long))

@@ -152,6 +152,20 @@ def test_token_nats_are_the_loss_token_by_token():
     torch.testing.assert_close(nats.mean(), model.loss(x, y).nats.detach())
 
 
+def test_capped_logits_in_the_loss_and_out_of_it():
+    model = build(channel_mixer=DENSE, logit_softcap=0.7, logit_scale=3.0, embed_scale=2.0)
+    x, y = tokens(B=3, T=ROWS // 2)  # more rows than one chunk
+    out = model(x).logits_BTV
+    assert out.abs().max() < 0.7
+    nats = F.cross_entropy(out.flatten(0, 1), y.flatten())
+    torch.testing.assert_close(model.loss(x, y).nats, nats)
+    torch.testing.assert_close(model.token_nats(x, y).mean(), nats)
+    found = torch.autograd.grad(model.loss(x, y).nats, list(model.parameters()))
+    wanted = torch.autograd.grad(nats, list(model.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("count", [0, 1, ROWS + 3])
 def test_the_head_agrees_with_torch_across_chunks(count):
     draws = torch.Generator().manual_seed(3)
@@ -229,7 +243,7 @@ def test_layers_may_differ():
     ({"channel_mixer": DENSE | {"method": "swiglo"}}, "Did you mean 'swiglu'"),
     ({"channel_mixer": DENSE | {"hiden_dim": 3}}, "channel_mixer: unknown key 'hiden_dim'. Did you mean 'hidden_dim'"),
     ({"channel_mixer": SPARSE | {"router": {"method": "top_k", "k": 9}}}, "k = 9 experts per token of 4"),
-    ({"rope_scaling": {"type": "yarn"}}, "'yarn' is not supported"),
+    ({"rope_scaling": {"type": "ntk"}}, "'ntk' is not supported"),
 ])
 def test_refuses(options, message):
     with pytest.raises(MixwellError, match=message):

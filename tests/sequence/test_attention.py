@@ -24,6 +24,16 @@ CASES = {
     "window": {"num_heads": 2, "sliding_window": 3},
     "theta": {"num_heads": 2, "rope_theta": 100.0},
     "linear": {"num_heads": 2, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "part turns": {"num_heads": 2, "rotary_dim": 4},
+    "nothing turns": {"num_heads": 2, "rotary_dim": 0, "bias": True, "out_bias": False},
+    "scale": {"num_heads": 2, "num_kv_heads": 1, "score_scale": 0.9},
+    "cap": {"num_heads": 2, "softcap": 1.5, "sliding_window": 3},
+    "sinks": {"num_heads": 2, "num_kv_heads": 1, "sinks": True, "score_scale": 0.9},
+    "norm around 1": {"num_heads": 2, "qk_norm": "head", "norm": "rms_plus_one"},
+    "YaRN": {"num_heads": 1, "rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 2.0, "truncate": False,
+                                              "original_max_position_embeddings": 32}},
+    "YaRN in part": {"num_heads": 1, "rotary_dim": 8,
+                     "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
     "llama3": {"num_heads": 1, "rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                                                 "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
 }
@@ -46,6 +56,14 @@ def frequency(pair: int, width: int, config: Config) -> float:
         return f
     if scaling["type"] == "linear":
         return f / scaling["factor"]
+    if scaling["type"] == "yarn":
+        length, wanted = scaling["original_max_position_embeddings"], (scaling.get("beta_fast", 32), 1)
+        low, high = (width * math.log(length / (r * 2 * math.pi)) / (2 * math.log(config.rope_theta)) for r in wanted)
+        if scaling.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
+        share = min(max((pair - low) / (high - low), 0), 1)
+        return f / scaling["factor"] * share + f * (1 - share)
     wavelength, length = 2 * math.pi / f, scaling["original_max_position_embeddings"]
     if wavelength < length / scaling["high_freq_factor"]:
         return f
@@ -57,17 +75,23 @@ def frequency(pair: int, width: int, config: Config) -> float:
 
 
 def turn(x: torch.Tensor, position: int, config: Config) -> torch.Tensor:
-    half = x.shape[0] // 2
-    out = [None] * x.shape[0]
+    width = x.shape[0] if config.rotary_dim is None else config.rotary_dim
+    half, out = width // 2, list(x)
+    yarn = (config.rope_scaling or {}).get("type") == "yarn"
+    long = 0.1 * math.log(config.rope_scaling["factor"]) + 1 if yarn else 1.0
     for i in range(half):
-        angle = position * frequency(i, x.shape[0], config)
-        out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
-        out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+        angle = position * frequency(i, width, config)
+        out[i] = long * (x[i] * math.cos(angle) - x[i + half] * math.sin(angle))
+        out[i + half] = long * (x[i + half] * math.cos(angle) + x[i] * math.sin(angle))
     return torch.stack(out)
 
 
 def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return x / torch.sqrt((x * x).sum() / x.shape[0] + eps) * weight
+
+
+def weight_of(norm: torch.nn.Module) -> torch.Tensor:
+    return norm.weight + getattr(norm, "offset", 0.0)
 
 
 def loop(layer: Attention, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -80,11 +104,11 @@ def loop(layer: Attention, x_BTD: torch.Tensor) -> torch.Tensor:
             z = layer.qkv.weight @ x[t] + (layer.qkv.bias if c.bias else 0)
             q, k, v = z[: H * P], z[H * P : (H + G) * P], z[(H + G) * P :]
             if c.qk_norm == "full":
-                q, k = normed(q, layer.q_norm.weight, c.norm_eps), normed(k, layer.k_norm.weight, c.norm_eps)
+                q, k = normed(q, weight_of(layer.q_norm), c.norm_eps), normed(k, weight_of(layer.k_norm), c.norm_eps)
             q, k, v = list(q.split(P)), list(k.split(P)), list(v.split(P))
             if c.qk_norm == "head":
-                q = [normed(h, layer.q_norm.weight, c.norm_eps) for h in q]
-                k = [normed(h, layer.k_norm.weight, c.norm_eps) for h in k]
+                q = [normed(h, weight_of(layer.q_norm), c.norm_eps) for h in q]
+                k = [normed(h, weight_of(layer.k_norm), c.norm_eps) for h in k]
             if c.clip_qkv:
                 q, k, v = ([h.clamp(-c.clip_qkv, c.clip_qkv) for h in part] for part in (q, k, v))
             qs.append([turn(h, t, c) for h in q])
@@ -96,10 +120,14 @@ def loop(layer: Attention, x_BTD: torch.Tensor) -> torch.Tensor:
             for h in range(H):
                 g = h * G // H
                 seen = range(max(0, t - c.sliding_window + 1) if c.sliding_window else 0, t + 1)
-                scores = torch.stack([qs[t][h] @ ks[s][g] / math.sqrt(P) for s in seen])
-                shares = scores.exp() / scores.exp().sum()
+                scale = c.score_scale or 1 / math.sqrt(P)
+                scores = torch.stack([qs[t][h] @ ks[s][g] * scale for s in seen])
+                if c.softcap:
+                    scores = c.softcap * (2 / (1 + (-2 * scores / c.softcap).exp()) - 1)
+                lost = layer.sinks[h].exp() if c.sinks else 0
+                shares = scores.exp() / (scores.exp().sum() + lost)
                 heads.append(sum(w * vs[s][g] for w, s in zip(shares, seen)))
-            out.append(layer.out.weight @ torch.cat(heads) + (layer.out.bias if c.bias else 0))
+            out.append(layer.out.weight @ torch.cat(heads) + (0 if layer.out.bias is None else layer.out.bias))
         rows.append(torch.stack(out))
     return torch.stack(rows)
 
@@ -198,9 +226,6 @@ def test_flops_count_what_the_mask_lets_through():
     assert layer.flops_per_token(10) == pytest.approx(2 * (3 * DIM * DIM + DIM * DIM) + 4 * DIM * pairs / 10)
 
 
-
-
-
 @pytest.mark.parametrize(("options", "message"), [
     ({"num_heads": 5}, "num_heads = 5 does not divide dim = 12"),
     ({"num_heads": 6, "num_kv_heads": 4}, "num_kv_heads = 4 does not divide num_heads = 6"),
@@ -208,7 +233,10 @@ def test_flops_count_what_the_mask_lets_through():
     ({"num_heads": 2, "head_dim": 3}, "head_dim is 3"),
     ({"num_heads": 0}, "num_heads is 0"),
     ({"num_heads": 2, "clip_qkv": -1.0}, "clip_qkv is -1.0"),
-    ({"num_heads": 2, "rope_scaling": {"type": "yarn"}}, "'yarn' is not supported; expected none, linear or llama3"),
+    ({"num_heads": 2, "softcap": 0}, "softcap is 0"),
+    ({"num_heads": 2, "rotary_dim": 3}, "rotary_dim is 3"),
+    ({"num_heads": 2, "rotary_dim": 8}, "rotary_dim is 8; expected at most head_dim = 6"),
+    ({"num_heads": 2, "rope_scaling": {"type": "ntk"}}, "'ntk' is not supported; expected none, linear, dynamic"),
     ({"num_heads": 2, "rope_scaling": {"type": "linear"}}, "linear needs factor; got nothing"),
     ({"num_heads": 2, "rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0"),
 ])

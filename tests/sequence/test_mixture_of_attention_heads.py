@@ -166,7 +166,7 @@ def test_flops_count_the_chosen_heads():
     ({"head_dim": 3}, "head_dim is 3"),
     ({"rope_theta": 0.0}, "rope_theta is 0.0"),
     ({"balance": {"switch": -1.0}}, "coefficient of 0 or more"),
-    ({"rope_scaling": {"type": "yarn"}}, "'yarn' is not supported"),
+    ({"rope_scaling": {"type": "ntk"}}, "'ntk' is not supported"),
 ])
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):

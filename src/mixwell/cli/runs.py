@@ -11,10 +11,13 @@ from rich.console import Console
 from mixwell.cli import completion
 from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
+from mixwell.lm.hub import allow_downloads
 
 if TYPE_CHECKING:
     from mixwell.run.engine import Planned
 
+DOWNLOAD = typer.Option("--download", help="Fetch a model that is named by its id, such as Qwen/Qwen3-0.6B, and that "
+                                           "the local Hugging Face cache lacks.")
 RECIPE = typer.Argument(help="Recipe file (YAML). Left out: the default recipe. Entries such as `train.lr=1e-3` or "
                              "`stages.dense.train.tokens=1M` change one key of it.", metavar="[RECIPE] [KEY=VALUE]...")
 
@@ -28,7 +31,7 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
                                                            "budgets of its trainings are scaled to it.  "
                                                            "[default: as the recipe says]")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run and its cost.")] = False,
-        ) -> None:
+        download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Run a recipe: text to tokens to model to mixture of experts, and a report.
 
     What is there already is taken; a run that was stopped goes on when the same command is given again.
@@ -44,6 +47,7 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     `mixwell run my.yaml --from moe` · do the stage `moe` and those after it again
     """
     path, overrides = split_words(words or [])
+    allow_downloads(download)
     if minutes is not None:
         overrides.append(f"minutes={minutes}")
     from mixwell.cli.progress import Bar
@@ -111,7 +115,8 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
           text: Annotated[Path | None, typer.Option("--text", "--data", help="Text (a file, a folder) to measure on.  "
                                                     "[default: random tokens for a receipt, held-out text of the "
                                                     "standard library for an analysis]")] = None,
-          seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0) -> None:
+          seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
+          download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Apply one method to a model folder, weigh it before and after, and write the result.
 
     An analysis (`experts.analysis`) reads a mixture of experts and gives JSON instead.
@@ -126,6 +131,7 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     """
     from mixwell.run.recipe import override
 
+    allow_downloads(download)
     values: dict[str, Any] = {}
     for option in options or []:
         override(values, option)

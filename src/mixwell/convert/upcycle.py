@@ -70,6 +70,8 @@ def chosen_layers(specs: Sequence[Mapping[str, Any]], config: Config) -> list[in
     Raises `MixwellError` where there is none, or a named one is not there or not dense.
     """
     dense = [layer for layer, spec in enumerate(specs) if is_method(spec, DENSE)]
+    for layer in dense:
+        _check_plain(specs[layer], layer)
     chosen = dense if config.layers is None else list(config.layers)
     if not chosen:
         raise MixwellError("no dense layer to upcycle: this model is a mixture already. Hand in a dense one.")
@@ -77,6 +79,16 @@ def chosen_layers(specs: Sequence[Mapping[str, Any]], config: Config) -> list[in
         if layer not in dense:
             raise MixwellError(f"layers names {layer}; expected dense layers among 0 to {len(specs) - 1}.")
     return chosen
+
+
+def _check_plain(spec: Mapping[str, Any], layer: int) -> None:
+    """Refuse a dense block that experts, gated by silu and without biases, could not copy."""
+    usual = {"activation": "silu", "gated": True, "bias": False}
+    for option, value in usual.items():
+        found = spec.get(option, value)
+        if found != value:
+            raise MixwellError(f"layer {layer} has a dense block with {option} = {found!r}; upcycling takes "
+                               f"{value!r} only.")
 
 
 def sparse_spec(config: Config, hidden_dim: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.kernels.norm import wide_dtype
+from mixwell.kernels.norm import wide, wide_dtype
 
 # queries per block: their scores stay in a core's cache, and half of a causal square is skipped; 64 in float32, 128 in
 # bfloat16 (at 16 x 4 x 256 x 64 on an AVX2 core 64 take 45 ms forward and backward, 128 take 49, 256 take 60)
@@ -199,3 +199,39 @@ def _attend_one(q_BH1P: Tensor, k_BGSP: Tensor, v_BGSP: Tensor, window: int, kee
         mask[..., -1] = True  # each token sees itself
     grouped = q_BH1P.shape[1] != k_BGSP.shape[1]
     return F.scaled_dot_product_attention(q_BH1P, keys, values, mask, enable_gqa=grouped)
+
+
+def attend_scored(q_BHTP: Tensor, k_BGSP: Tensor, v_BGSV: Tensor, scale: float, *, softcap: float | None = None,
+                  sinks_H: Tensor | None = None, window: int | None = None, keep_BS: Tensor | None = None) -> Tensor:
+    """`attend` with scores of its own making, by plain operations: [B, H, T, P] -> [B, H, T, V].
+
+    Scores are products times `scale`, brought below `softcap` by c tanh(s / c) before the mask; a sink is a score of
+    each head that takes its share of the softmax and gives nothing (Xiao et al. 2023, 2309.17453).
+    """
+    T = q_BHTP.shape[2]
+    G, S = k_BGSP.shape[1:3]
+    q_BGRTP = q_BHTP.unflatten(1, (G, -1))
+    keys_BGPS = k_BGSP.unsqueeze(2).transpose(-1, -2)
+    products = wide(q_BGRTP @ keys_BGPS)
+    scores = products * scale
+    if softcap is not None:
+        share = torch.tanh(scores / softcap)
+        scores = softcap * share
+    whole = _Block(0, T, 0, S)
+    bias = _bias(whole, window, keep_BS, scores)
+    scores = scores + bias.unsqueeze(2)
+    if sinks_H is not None:
+        scores = _with_sinks(scores, sinks_H)
+    weights = scores.softmax(-1)
+    seen = weights[..., :S].to(v_BGSV.dtype)
+    y_BGRTV = seen @ v_BGSV.unsqueeze(2)
+    return y_BGRTV.flatten(1, 2)
+
+
+def _with_sinks(scores_BGRTS: Tensor, sinks_H: Tensor) -> Tensor:
+    """One score more behind every query's: that of its head's sink."""
+    B, G, _, T, _ = scores_BGRTS.shape
+    sinks = sinks_H.to(scores_BGRTS.dtype)
+    by_head = sinks.view(1, G, -1, 1, 1)
+    column = by_head.expand(B, -1, -1, T, -1)
+    return torch.cat((scores_BGRTS, column), -1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mixwell.kernels.norm import wide, wide_dtype
 
@@ -81,9 +82,10 @@ def _chunks(h_ND: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor, Tensor, s
         yield h_ND[rows], targets_N[rows], rows
 
 
-def _exp_and_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def _exp_and_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor,
+                  softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """(exp(logits - their largest) [N, V], cross-entropy [N]), in float32 or better."""
-    logits = wide(F.linear(h_ND, weight_VD))
+    logits = softcapped(wide(F.linear(h_ND, weight_VD)), softcap)
     picked = logits.gather(1, targets_N.unsqueeze(1))
     top = logits.amax(-1, keepdim=True)
     exps = logits.sub_(top).exp_()
@@ -102,18 +104,43 @@ def _slopes(exps_NV: Tensor, targets_N: Tensor, count: int) -> Tensor:
     return slopes.scatter_add_(1, targets_N1, minus)
 
 
-def mean_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    """c tanh(logits / c), or the logits where there is no cap c."""
+    if cap is None:
+        return logits
+    share = torch.tanh(logits / cap)
+    return cap * share
+
+
+def _capped_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float) -> Tensor:
+    """Sum of the cross-entropies in nats under softcapped logits; plain operations."""
+    logits = wide(F.linear(h_ND, weight_VD))
+    capped = softcapped(logits, cap)
+    return F.cross_entropy(capped, targets_N, reduction="sum")
+
+
+def _mean_capped_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float) -> Tensor:
+    total = wide(h_ND.new_zeros(()))
+    for h, targets, _ in _chunks(h_ND, targets_N):
+        total = total + checkpoint(_capped_nats, h, weight_VD, targets, cap, use_reentrant=False)
+    count = max(targets_N.shape[0], 1)
+    return total / count
+
+
+def mean_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None) -> Tensor:
     """Mean cross-entropy in nats of the logits h W^T against `targets_N`: a scalar in float32 or better.
 
-    Differentiable once in `h_ND` and `weight_VD`. No rows give 0.
+    Differentiable once in `h_ND` and `weight_VD`. No rows give 0. With `softcap` c the logits l are c tanh(l / c).
     """
+    if softcap is not None:
+        return _mean_capped_nats(h_ND, weight_VD, targets_N, softcap)
     return _MeanNats.apply(h_ND, weight_VD, targets_N)
 
 
 @torch.no_grad()
-def row_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def row_nats(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None) -> Tensor:
     """Cross-entropy in nats of each row [N], without gradient."""
     nats_N = h_ND.new_empty(h_ND.shape[0], dtype=wide_dtype(h_ND.dtype))
     for h, targets, rows in _chunks(h_ND, targets_N):
-        _, nats_N[rows] = _exp_and_nats(h, weight_VD, targets)
+        _, nats_N[rows] = _exp_and_nats(h, weight_VD, targets, softcap)
     return nats_N

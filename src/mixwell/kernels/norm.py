@@ -1,13 +1,16 @@
-"""The RMS norm, in float32 and in blocks that stay in cache."""
+"""The RMS norm, in float32 and in blocks that stay in cache, and its kin: norms around 1, norms of layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Kind = Literal["rms", "rms_plus_one", "layer", "layer_bias"]  # RMS; RMS with 1 + weight; layer norm without, with bias
 
 _HALF = torch.bfloat16, torch.float16
 _BLOCK = 1 << 17  # numbers handled at a time: half a megabyte in float32
@@ -87,15 +90,47 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` with its weight, which stays float32 whatever the model computes in."""
+    """`rms_norm` with its weight, which stays float32 whatever the model computes in; `offset` is added to it."""
 
     keep_float32: ClassVar[bool] = True
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.offset = offset
+        self.weight = nn.Parameter(torch.ones(dim) - offset if offset else torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        return rms_norm(x, self.weight, self.eps)
+        weight = self.weight + self.offset if self.offset else self.weight
+        return rms_norm(x, weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, in float32 or better.
+
+    Ba et al. 2016 (1607.06450).
+    """
+
+    keep_float32: ClassVar[bool] = True
+
+    def __init__(self, dim: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        shape = self.weight.shape
+        y = F.layer_norm(wide(x), shape, self.weight, self.bias, self.eps)
+        return y.to(x.dtype)
+
+
+def build_norm(kind: Kind, dim: int, eps: float) -> nn.Module:
+    """A norm of `kind` over `dim` numbers."""
+    if kind == "rms":
+        return RMSNorm(dim, eps)
+    if kind == "rms_plus_one":
+        return RMSNorm(dim, eps, offset=1.0)
+    return LayerNorm(dim, eps, bias=kind == "layer_bias")

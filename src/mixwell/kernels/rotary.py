@@ -15,73 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixwell.kernels.norm import row_blocks, wide, wide_dtype
+from mixwell.kernels.rope import Key, frequencies, reach, scaling_key
 
 _CPU = torch.device("cpu")
-_NUMBERS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}  # that each type of scaling needs
-
-Key = tuple[tuple[str, Any], ...] | None  # a scaling in a form that a cache can hold
-
-
-def check_rope_scaling(scaling: Mapping[str, Any] | None) -> None:
-    """Refuse a rotary scaling that is not {"type": "linear", "factor"} or Llama 3's, with its four numbers.
-
-    Raises ValueError for another type, for keys too many or too few, and for a number that is not above 0.
-    """
-    if scaling is None:
-        return
-    kind = scaling.get("type")
-    if kind not in _NUMBERS:
-        raise ValueError(f"rope_scaling type {kind!r} is not supported; expected none, linear or llama3")
-    needed, given = _NUMBERS[kind], set(scaling) - {"type"}
-    if given != set(needed):
-        got = ", ".join(sorted(given)) or "nothing"
-        raise ValueError(f"rope_scaling {kind} needs {', '.join(needed)}; got {got}")
-    for key in needed:
-        _check_positive(key, scaling[key])
-
-
-def _check_positive(key: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and value > 0):
-        raise ValueError(f"rope_scaling {key} is {value!r}; expected a number above 0")
-
-
-def _key(scaling: Mapping[str, Any] | None) -> Key:
-    return tuple(sorted(scaling.items())) if scaling else None
-
-
-@functools.lru_cache(maxsize=16)
-def _frequencies(width: int, theta: float, scaling: Key, device: torch.device) -> Tensor:
-    """Radians per position of each pair, float32 [P / 2]."""
-    firsts = torch.arange(0, width, 2, dtype=torch.int64, device=device)
-    exponents = firsts.float() / width
-    frequencies = 1.0 / theta**exponents
-    options = dict(scaling or ())
-    kind = options.get("type")
-    if kind == "linear":
-        return frequencies / options["factor"]
-    if kind == "llama3":
-        return _llama3(frequencies, options)
-    return frequencies
-
-
-def _llama3(frequencies: Tensor, options: Mapping[str, float]) -> Tensor:
-    """Long waves are stretched by the factor, short ones kept, those between blended."""
-    turns = options["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    low, high = options["low_freq_factor"], options["high_freq_factor"]
-    share = (turns - low) / (high - low)
-    blend = share.clamp(0, 1)
-    stretched = (1 - blend) * frequencies / options["factor"]
-    return stretched + blend * frequencies
 
 
 def rotary_angles(positions_BT: Tensor, width: int, theta: float, scaling: Mapping[str, Any] | None) -> Tensor:
     """Angles in radians, float32 [B, T, P / 2], of `positions_BT` [B or 1, T]."""
-    frequencies = _frequencies(width, float(theta), _key(scaling), positions_BT.device)
-    return positions_BT.unsqueeze(-1).float() * frequencies
+    length = reach(positions_BT, scaling)
+    turns = frequencies(width, float(theta), scaling_key(scaling), length, positions_BT.device)
+    return positions_BT.unsqueeze(-1).float() * turns
 
 
 def _cos_sin(angles_BTP: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,11 +121,12 @@ def rotate(x_BTHP: Tensor, angles_BTP: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _turns(positions: tuple[int, ...], width: int, theta: float, scaling: Key) -> tuple[Tensor, Tensor]:
+def _turns(positions: tuple[int, ...], width: int, theta: float, scaling: Key,
+           length: int) -> tuple[Tensor, Tensor]:
     """Cosines, and sines with the sign of each half, [B, 1, 1, P] of one position a row."""
-    frequencies = _frequencies(width, theta, scaling, _CPU)
+    turns = frequencies(width, theta, scaling, length, _CPU)
     column = torch.tensor(positions).view(-1, 1, 1, 1)
-    angles = column.float() * frequencies
+    angles = column.float() * turns
     cos, sin = angles.cos(), angles.sin()
     signed = torch.cat((-sin, sin), -1)
     return torch.cat((cos, cos), -1), signed
@@ -201,7 +145,8 @@ def rotate_one(x_B1HP: Tensor, positions_B1: Tensor, theta: float, scaling: Mapp
     """
     width = x_B1HP.shape[-1]
     positions = tuple(positions_B1.flatten().tolist())
-    cos, sin = _turns(positions, width, float(theta), _key(scaling))
+    key, length = scaling_key(scaling), reach(positions_B1, scaling)
+    cos, sin = _turns(positions, width, float(theta), key, length)
     x = wide(x_B1HP)
     swapped = x.roll(width // 2, -1)
     y = (x * cos).addcmul_(swapped, sin)

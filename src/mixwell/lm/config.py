@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
+from mixwell.kernels.norm import Kind
+from mixwell.mixing import check_above
 
 CHANNEL_FAMILY = "experts.layers"
 SEQUENCE_FAMILY = "sequence"
 ROUTER_FAMILY = "experts.routers"
+Place = Literal["before", "after", "around", "parallel", "parallel_shared"]  # see `lm.layer`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +29,16 @@ class ModelConfig:
     num_kv_heads: int | None = None  # G, key/value heads, a divisor of H; default H
     head_dim: int | None = None  # P, even; default D / H
     norm_eps: float = 1e-5
+    norm: Kind = "rms"  # kind of every norm
+    norm_place: Place = "before"  # of a layer's norms: before each mixer, after it, both; or mixers side by side
+    residual_scale: float = 1.0  # factor on what a mixer adds to the residual stream, above 0
     rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None  # {"type": "linear" | "llama3", ...}
-    max_positions: int = 2048  # length that the model is meant for; longer input is not refused
+    rope_scaling: Mapping[str, Any] | None = None  # {"type": "linear", "factor": 2}, see `kernels.rope`
+    max_positions: int = 2048  # length that the model is meant for; longer input is refused by learnt positions only
+    learned_positions: bool = False  # a learnt vector of each position is added to the embedding
+    embed_scale: float = 1.0  # factor on the embedding, above 0
+    logit_scale: float = 1.0  # factor on the logits, above 0
+    logit_softcap: float | None = None  # c: logits l become c tanh(l / c), above 0
     tie_embeddings: bool = False  # the head uses the embedding's weights
     # method and options, for all layers or one entry a layer; options left out come from the fields above
     sequence_mixer: Mapping[str, Any] | tuple[Mapping[str, Any], ...] = field(
@@ -43,8 +53,7 @@ class ModelConfig:
         for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_positions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps is {self.norm_eps}; expected a number above 0")
+        check_above(self, norm_eps=0, residual_scale=0, embed_scale=0, logit_scale=0, logit_softcap=0)
         for name in ("sequence_mixer", "channel_mixer"):
             spec = getattr(self, name)
             listed = not isinstance(spec, Mapping)

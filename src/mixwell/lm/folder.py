@@ -21,11 +21,16 @@ from mixwell.formats.plain import read_object
 from mixwell.formats.tensors import LazyTensors, open_folder, save_shards
 from mixwell.lm import schemas, weights
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.hf.config import comparable, model_type_of, read_config, write_config
-from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, recipes
+from mixwell.lm.gguf.header import is_gguf
+from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config
+from mixwell.lm.gguf.tokenizer import tokenizer_files
+from mixwell.lm.hf.config import read_config
+from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, file_shapes, recipes
+from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 from mixwell.lm.network import Network
 
 CONFIG, RECORD, SAMPLING = "config.json", "mixwell.json", "generation_config.json"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OWN = "mixwell"  # the model_type of what no Hugging Face decoder computes
 
@@ -37,8 +42,11 @@ def read(path: str | Path) -> Checkpoint:
     says of it, raises `MixwellError`.
     """
     folder = Path(path)
+    if is_gguf(folder):
+        return _from_gguf(folder)
     if not folder.is_dir():
         raise MixwellError(f"{folder} is not a folder; expected a model folder with config.json.")
+    _refuse_adapter(folder)
     config = _config(folder)
     stored = open_folder(folder)
     record, files = _record(folder), _carried(folder)
@@ -49,6 +57,18 @@ def read(path: str | Path) -> Checkpoint:
     _tell_new_tensors(folder, stored, record)
     lineage = tuple(record.get("lineage", ()))
     return Checkpoint(_recorded(arch, record, folder), tensors, lineage, files)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """LoRA files are no part of a model; loading around them would leave out what was trained."""
+    there = [name for name in ADAPTER if (folder / name).exists()]
+    if not there:
+        return
+    if (folder / CONFIG).exists():
+        raise MixwellError(f"{folder} holds a model and beside it LoRA files ({there[0]}), which would be left out; "
+                           "merge them into it (PEFT: merge_and_unload), or move them away.")
+    raise MixwellError(f"{folder} holds a LoRA adapter ({there[0]}) without its model; merge the two (PEFT: "
+                       "merge_and_unload) and hand in what that saves.")
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -142,8 +162,20 @@ def _from_hugging_face(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
     where = str(folder)
     arch = read_config(config, str(folder / CONFIG))
     table = recipes(arch, arch["architecture"], shapes(arch), set(tensors))
-    check_names(table, tensors, where, arch["tie_embeddings"])
+    check_names(table, tensors, where, arch)
     return arch, Gathered(tensors, table, where)
+
+
+def _from_gguf(path: Path) -> Checkpoint:
+    """The checkpoint in a GGUF file, dequantised."""
+    file = GgufFile(path)
+    arch = read_config(hugging_face_config(file), str(path))
+    table = recipes(arch, arch["architecture"], shapes(arch))
+    heads = arch["num_heads"]
+    groups = arch["num_kv_heads"] or heads
+    stored = HuggingFaceView(file, file_shapes(table), (heads, groups))
+    files = tokenizer_files(file.metadata, str(path))
+    return Checkpoint(arch, Gathered(stored, table, str(path)), (), files)
 
 
 def _recorded(arch: dict[str, Any], record: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class LanguageModel(Network):
 def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
     """The language model in a folder.
 
-    Reads Llama, Mistral, Qwen3, Mixtral, Qwen3-MoE and OLMoE folders of Hugging Face, and mixwell's own. `dtype`:
+    Reads the folders of Hugging Face decoders that docs/families.md lists, GGUF files, and mixwell's own. `dtype`:
     "auto" (as stored; float16 becomes float32, and so does bfloat16 where this CPU only emulates it), "fp32", "bf16"
     or a torch type. Anything in the folder that would change the result and is not understood, and any tensor that is
     missing, left over or misshapen, raises `MixwellError`.

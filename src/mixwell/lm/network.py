@@ -16,12 +16,14 @@ from mixwell.core import rng
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Routing
-from mixwell.kernels.embed import embed, mean_nats, row_nats
+from mixwell.kernels.embed import embed, mean_nats, row_nats, softcapped
 from mixwell.kernels.linear import Linear, linear
-from mixwell.kernels.norm import RMSNorm
+from mixwell.kernels.norm import build_norm, wide
 from mixwell.lm import again
+from mixwell.lm.cache import Cache
 from mixwell.lm.config import ModelConfig
-from mixwell.mixing import Mixed, Router, SequenceMixed
+from mixwell.lm.layer import build_layer
+from mixwell.mixing import Router
 
 RESIDUAL_OUTPUTS = ("out.weight", "down_proj")  # the last map of a branch, by the end of its name
 
@@ -55,47 +57,7 @@ class _Trunk(NamedTuple):
     aux: Tensor | None
 
 
-HISTORY = 64  # ids that a cache keeps for routers that go by words of several tokens; no word is longer
-PADDING = -1  # stands in them where nothing was read
 IGNORED = -100  # a target that counts in no mean
-
-
-class Cache:
-    """What the layers keep of the positions read so far, the last ids read, and the next position of each row."""
-
-    def __init__(self, layers: list[Any]) -> None:
-        self.layers = layers
-        self.ids_BS: Tensor | None = None  # None before anything was read
-        self.next_B: Tensor | int = 0  # int where all rows stand at the same position
-
-    def advance(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """Positions [B or 1, T] of new tokens; padding takes no position."""
-        self._keep_ids(tokens_BT, mask_BT)
-        B, T = tokens_BT.shape
-        if mask_BT is None:
-            return self._advance_all(T, tokens_BT.device)
-        counts_BT = mask_BT.long().cumsum(1)
-        start_B = torch.as_tensor(self.next_B, device=tokens_BT.device).expand(B)
-        self.next_B = start_B + counts_BT[:, -1]
-        places_BT = (counts_BT - 1).clamp_min(0)
-        return places_BT + start_B.unsqueeze(1)
-
-    def _advance_all(self, length: int, device: torch.device) -> Tensor:
-        """Positions of `length` tokens in every row."""
-        start = self.next_B
-        if isinstance(start, Tensor):
-            start = start.unsqueeze(1)
-        self.next_B = self.next_B + length
-        steps_T = torch.arange(length, device=device)
-        return steps_T.unsqueeze(0) + start
-
-    def _keep_ids(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> None:
-        read_BS = tokens_BT
-        if mask_BT is not None:
-            read_BS = read_BS.masked_fill(~mask_BT, PADDING)
-        if self.ids_BS is not None:
-            read_BS = torch.cat((self.ids_BS, read_BS), 1)
-        self.ids_BS = read_BS[:, -HISTORY:]
 
 
 class _Embedding(nn.Module):
@@ -105,48 +67,6 @@ class _Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return embed(self.weight, ids)
-
-
-class Layer(nn.Module):
-    """x + sequence_mixer(norm(x)), then x + channel_mixer(norm(x))."""
-
-    sequence_mixer: Any
-    channel_mixer: Any
-
-    def __init__(self, config: ModelConfig, index: int, generator: torch.Generator | None) -> None:
-        super().__init__()
-        where = f"layer {index}"
-        self.sequence_norm = RMSNorm(config.dim, config.norm_eps)
-        self.sequence_mixer = _build(config.sequence(index), config.dim, generator, where)
-        self.channel_norm = RMSNorm(config.dim, config.norm_eps)
-        self.channel_mixer = _build(config.channel(index), config.dim, generator, where)
-
-    def forward(self, x_BTD: Tensor, positions_BT: Tensor, cache: Any, mask_BT: Tensor | None,
-                context: Context) -> tuple[Tensor, SequenceMixed, Mixed]:
-        """[B, T, D] -> [B, T, D], and what the two mixers gave."""
-        h_BTD = self.sequence_norm(x_BTD)
-        across = self.sequence_mixer(h_BTD, positions_BT, cache, mask_BT, context)
-        x_BTD = x_BTD + across.y_BTD
-        h_TD = self.channel_norm(x_BTD).flatten(0, 1)
-        mixed = self.channel_mixer(h_TD, context)
-        y_BTD = mixed.y_TD.view_as(x_BTD)
-        return x_BTD + y_BTD, across, mixed
-
-    def flops_per_token(self, context_length: int) -> float:
-        """Forward FLOPs per token, mean over a row of `context_length` tokens."""
-        across = self.sequence_mixer.flops_per_token(context_length)
-        return across + self.channel_mixer.flops_per_token()
-
-
-def _build(method: tuple[Any, Any], dim: int, generator: torch.Generator | None, where: str) -> Any:
-    entry, config = method
-    build = entry.load()
-    try:
-        return build(dim, config, generator)
-    except MixwellError:
-        raise
-    except ValueError as error:
-        raise MixwellError(f"{where}, {entry.name}: {error}") from error
 
 
 class Network(nn.Module):
@@ -165,9 +85,11 @@ class Network(nn.Module):
         self.config = config
         self.checkpointing = False  # whether training passes keep no activations inside layers: memory for time
         self.embed = _Embedding(config.vocab_size, config.dim, generator)
-        layers = (Layer(config, i, generator) for i in range(config.num_layers))
+        if config.learned_positions:
+            self.positions = _Embedding(config.max_positions, config.dim, generator)
+        layers = (build_layer(config, i, generator) for i in range(config.num_layers))
         self.layers: Any = nn.ModuleList(layers)
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = build_norm(config.norm, config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.head = Linear(config.dim, config.vocab_size, False, generator)
         self._share_routers()
@@ -276,7 +198,7 @@ class Network(nn.Module):
         if not bool(counts_BT.all()):
             counts_T = counts_BT.flatten()
             rows_TD, targets_T = rows_TD[counts_T], targets_T[counts_T]
-        nats = mean_nats(rows_TD, self.head_weight, targets_T)
+        nats = mean_nats(rows_TD, self.head_weight, targets_T, self.config.logit_softcap)
         return Loss(nats, trunk.aux, trunk.losses, trunk.routings)
 
     @torch.no_grad()
@@ -285,7 +207,7 @@ class Network(nn.Module):
         trunk = self._trunk(tokens_BT, None, None, None, losses=False)
         rows_TD = trunk.states_BTD.flatten(0, 1)
         targets_T = targets_BT.flatten()
-        nats_T = row_nats(rows_TD, self.head_weight, targets_T)
+        nats_T = row_nats(rows_TD, self.head_weight, targets_T, self.config.logit_softcap)
         return nats_T.view(targets_BT.shape)
 
     def next_logits(self, tokens_BT: Tensor, cache: Cache, mask_BT: Tensor | None = None,
@@ -305,7 +227,7 @@ class Network(nn.Module):
         facts = _token_facts(tokens_BT, positions_BT, mask_BT, labels_B)
         known = Context(earlier_ids_BS=earlier_BS, num_layers=len(self.layers), step=step, generator=draws,
                         losses=losses, **facts)
-        x_BTD = self.embed(tokens_BT)
+        x_BTD = self._embedded(tokens_BT, positions_BT)
         state: Tensor | None = None
         routings: list[Routing | None] = []
         parts: list[Any] = []  # what the mixers gave, in the order in which they came
@@ -317,15 +239,31 @@ class Network(nn.Module):
             routings.append(mixed.routing)
             if mixed.routing is not None:
                 state = mixed.routing.state
-        return _Trunk(self.norm(x_BTD), routings, *_gathered(parts))
+        states_BTD = self.norm(x_BTD)
+        if self.config.logit_scale != 1.0:
+            states_BTD = states_BTD * self.config.logit_scale
+        return _Trunk(states_BTD, routings, *_gathered(parts))
+
+    def _embedded(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """What the first layer reads [B, T, D]."""
+        x_BTD = self.embed(tokens_BT)
+        if self.config.embed_scale != 1.0:
+            x_BTD = x_BTD * x_BTD.new_tensor(self.config.embed_scale)  # rounded as the weights are
+        if not self.config.learned_positions:
+            return x_BTD
+        most = self.config.max_positions
+        if positions_BT.numel() and int(positions_BT.max()) >= most:
+            raise MixwellError(f"the input is longer than {most} tokens, and this model has learnt no more positions; "
+                               "cut it.")
+        return x_BTD + self.positions(positions_BT)
 
     def _forgets(self) -> bool:
         return self.checkpointing and self.training and torch.is_grad_enabled()
 
     def _logits(self, h: Tensor) -> Tensor:
         logits = linear(h, self.embed.weight) if self.config.tie_embeddings else self.head(h)
-        low = logits.dtype in (torch.bfloat16, torch.float16)
-        return logits.float() if low else logits
+        logits = wide(logits)
+        return softcapped(logits, self.config.logit_softcap)
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward FLOPs per token, two a multiply-add, active experts only, mean over a row of `context_length` tokens.

@@ -24,6 +24,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
 from mixwell.lm import tokenizer_files as layout
+from mixwell.lm.gguf.header import is_gguf
+from mixwell.lm.gguf.reading import GgufFile
+from mixwell.lm.gguf.tokenizer import tokenizer_files
 from mixwell.lm.tokenizer_files import CONFIG, MAIN, SPECIAL, TEMPLATE
 
 FILES = (MAIN, CONFIG, SPECIAL, "added_tokens.json", TEMPLATE, "vocab.json", "merges.txt")
@@ -89,8 +92,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read the tokenizer of a Hugging Face folder."""
+        """Read the tokenizer of a Hugging Face folder, or of a GGUF file."""
         folder = Path(folder)
+        if is_gguf(folder):
+            return cls(tokenizer_files(GgufFile(folder).metadata, str(folder)))
         found = [folder / name for name in FILES if (folder / name).is_file()]
         files = {path.name: path.read_bytes() for path in found}
         if MAIN not in files:

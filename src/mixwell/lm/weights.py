@@ -19,7 +19,8 @@ from mixwell.core.errors import MixwellError
 from mixwell.formats.declared import FLOATING, Declared, Fresh, copied, form_of
 from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.config import ModelConfig
-from mixwell.lm.network import Layer, Network
+from mixwell.lm.layer import build_layer
+from mixwell.lm.network import Network
 
 DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
           "fp64": torch.float64, "float64": torch.float64}
@@ -66,7 +67,7 @@ def _distinct_layers(config: ModelConfig) -> list[tuple[int, int]]:
 def _layer_parameters(config: ModelConfig, layer: int) -> int:
     try:
         with torch.device("meta"):
-            made = Layer(config, layer, None)
+            made = build_layer(config, layer, None)
     except (RuntimeError, TypeError) as error:  # torch's own, where a size or the bytes are beyond what it counts in
         said = str(error).partition("\n")[0]
         raise MixwellError(f"layer {layer} is larger than any memory ({said}); check the sizes.") from error

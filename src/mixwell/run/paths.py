@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.core.files import read_json
+from mixwell.lm.gguf.header import is_gguf
+from mixwell.lm.hub import cache_folder, hub_model, is_model_id
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,8 @@ STAGE, RUN = "stage.json", "run.json"
 
 
 def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
-    """The language model in a model folder, in a stage's folder, or of a run's stage (`runs/mine:moe`).
+    """The language model in a model folder, in a stage's folder, of a run's stage (`runs/mine:moe`), in a GGUF file, or
+    of an id such as Qwen/Qwen3-0.6B whose model lies in the local Hugging Face cache.
 
     `mixwell.lm.model.load` says what is read and what `dtype` may be. A name that leads to no model raises
     `MixwellError` with the nearest one.
@@ -34,7 +37,7 @@ def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
 
 
 def find_model(name: str | Path) -> Path:
-    """The model folder that `name` means; what leads to none raises `MixwellError` with the nearest name."""
+    """The model folder or GGUF file that `name` means; what leads to none raises `MixwellError` with the nearest."""
     path = Path(name).expanduser()
     if not path.exists() and ":" in path.name:
         run, _, stage = str(path).rpartition(":")
@@ -44,10 +47,18 @@ def find_model(name: str | Path) -> Path:
     if path.is_dir() and _is_run(path):
         known = _listed(f"{path}:{id}" for id in models(path))
         raise MixwellError(f"{path} is a run; name one of its stages: {known}.")
+    if is_gguf(path):
+        return path
     if not path.is_dir():
+        cached = hub_model(str(name))
+        if cached is not None:
+            return cached
         near = suggest(path.name, _names(path.parent))
-        raise MixwellError(f"{path} is not a folder.{near} Expected a model folder, a stage's folder, or a run's stage "
-                           f"such as {RUNS}/NAME:STAGE.")
+        elsewhere = ""
+        if is_model_id(str(name)):
+            elsewhere = f" No such model lies in {cache_folder()} either; --download fetches it."
+        raise MixwellError(f"{path} is not a folder.{near} Expected a model folder, a GGUF file, a stage's folder, or "
+                           f"a run's stage such as {RUNS}/NAME:STAGE.{elsewhere}")
     return path
 
 
@@ -87,13 +98,13 @@ def stages(run: Path) -> dict[str, list[Path]]:
 
 def models(run: Path) -> list[str]:
     """Ids of the stages of a run that made a model."""
-    return [id for id, folders in stages(run).items() if any(_model_of(folder).is_dir() for folder in folders)]
+    return [id for id, folders in stages(run).items() if any(_model_of(folder).exists() for folder in folders)]
 
 
 def stage_model(folder: Path) -> Path:
     """The model folder of a finished stage; a loaded model stays where it was. A stage without one raises."""
     model = _model_of(folder)
-    if not model.is_dir():
+    if not model.exists():
         raise MixwellError(f"{folder} holds no model; expected a stage that made one.")
     return model
 

@@ -30,7 +30,8 @@ from mixwell.core.routing import Context, Plan, Routing, combine, dispatch, plan
 from mixwell.kernels.attention import attend
 from mixwell.kernels.cache import KVCache
 from mixwell.kernels.linear import Linear
-from mixwell.kernels.rotary import check_rope_scaling, rotary_angles, rotate
+from mixwell.kernels.rope import attention_factor, check_rope_scaling
+from mixwell.kernels.rotary import rotary_angles, rotate
 from mixwell.mixing import SequenceMixed, apply_balance, build_balance, check_above
 from mixwell.sequence._parts import SequenceMixer, positions_after
 from mixwell.sequence._routed import StackedLinear
@@ -49,7 +50,7 @@ class Config:
     renormalise: bool = True  # divide a token's weights by their detached sum
     balance: Mapping[str, float] = field(default_factory=lambda: {"switch": 0.01, "z_loss": 0.001})  # rule: coefficient
     rope_theta: float = 10000.0  # base of the rotary wavelengths, above 0
-    rope_scaling: Mapping[str, Any] | None = None  # {"type": "linear" | "llama3", ...}; None: as trained
+    rope_scaling: Mapping[str, Any] | None = None  # see `kernels.rope`; None: as trained
 
     def __post_init__(self) -> None:
         most = self.num_experts
@@ -173,7 +174,8 @@ class MixtureOfAttentionHeads(SequenceMixer):
         keep = mask_BT
         if cache is not None:
             k, v, keep = cache.append(k, v, mask_BT)
-        q = rotate(q_BTKP, angles)
+        stretch = attention_factor(c.rope_scaling) ** 2  # of turned queries and turned keys, laid on the queries
+        q = rotate(q_BTKP * stretch, angles)
         found_BKTP = attend(q, k, v, keep_BS=keep)
         by_slot = found_BKTP.transpose(1, 2)
         return by_slot.reshape(-1, self.width)

@@ -53,6 +53,49 @@ def test_agrees_with_a_double_loop_forward_and_gradient(generator, k, shared, to
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_gate_of_the_shared_expert_and_clamped_experts_with_biases(tokens, generator):
+    config = Config(num_experts=3, hidden_dim=5, shared_experts=1, shared_gate=True, clamp=0.8, alpha=1.3)
+    layer = MoE(6, config, generator).double().eval()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    x = torch.randn(tokens, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    weights_TE, rows = layer.router(x, Context()).dense_TE(), []
+    for t in range(tokens):
+        gate, up = (layer.shared_gate_up_proj @ x[t]).chunk(2)
+        total = torch.sigmoid(layer.shared_gate[0] @ x[t]) * (layer.shared_down_proj @ (silu(gate) * up))
+        for e in range(3):
+            gate, up = (layer.gate_up_proj[e] @ x[t] + layer.gate_up_bias[e]).chunk(2)
+            gate, up = gate.clamp(max=0.8), up.clamp(-0.8, 0.8)
+            y = layer.down_proj[e] @ (gate * torch.sigmoid(1.3 * gate) * (up + 1)) + layer.down_bias[e]
+            total = total + weights_TE[t, e] * y
+        rows.append(total)
+    expected, found = torch.stack(rows), layer(x, Context()).y_TD
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, Context()).y_TD, expected)
+    leaves = [x, *layer.parameters()]
+    got, wanted = (torch.autograd.grad(y.square().sum(), leaves) for y in (found, expected))
+    for a, b in zip(got, wanted):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"shared_gate": True}, "shared_gate needs shared_experts"),
+    ({"clamp": 0.0}, "clamp is 0.0"),
+    ({"clamp": 1.0, "expert_dropout": 0.1}, "expert_dropout is not made for experts with a clamp"),
+])
+def test_refuses_what_does_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        Config(num_experts=4, hidden_dim=5, **options)
+
+
+def test_a_router_that_asks_for_responses_takes_no_clamp():
+    with pytest.raises(ValueError, match="it takes no clamp"):
+        MoE(6, Config(num_experts=4, hidden_dim=5, clamp=1.0, router={"method": "competition"}))
+
+
 def test_equal_experts_make_the_dense_block(generator):
     """Copies behind any renormalised router compute what the dense block computes: why upcycling preserves."""
     dense = SwiGLU(6, DenseConfig(hidden_dim=5), generator)

@@ -31,6 +31,15 @@ def test_agrees_with_a_double_loop(generator, scores, renormalise):
         assert found == pytest.approx(loop(row, bias.tolist(), 2, scores, renormalise, 2.5))
 
 
+def test_groups_are_ranked_by_what_the_bias_makes_of_them():
+    logits, bias = torch.zeros(1, 6), torch.tensor([0.0, 0.0, 0.3, 0.2, 0.4, -0.3])
+    chosen = route(logits, bias, Config(k=2, groups=3, groups_kept=1))
+    assert sorted(chosen.indices_TK[0].tolist()) == [2, 3]
+    torch.testing.assert_close(chosen.weights_TK, torch.full((1, 2), 0.5))
+    with pytest.raises(ValueError, match="equal groups"):
+        LossFreeBias(6, 5, Config(groups=2))
+
+
 def test_gradient(generator):
     bias = torch.randn(5, generator=generator, dtype=torch.float64)
     logits = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)

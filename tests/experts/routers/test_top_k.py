@@ -61,6 +61,26 @@ def test_groups_keep_tokens_inside_their_best_groups():
     assert torch.isfinite(routing.scores_TE).all()
 
 
+def test_groups_may_be_ranked_by_their_best_score():
+    logits = torch.tensor([[3.0, 2.9, 9.0, -9.0, 1.0, 1.0]]).double()
+    config = Config(k=2, scores="sigmoid", groups=3, groups_kept=1, group_rank="best")
+    assert sorted(route(logits, config).indices_TK[0].tolist()) == [2, 3]
+
+
+def test_a_bias_shifts_the_logits(generator):
+    router = TopK(6, 4, Config(bias=True), generator)
+    x = torch.randn(9, 6, generator=generator)
+    plain = router(x, Context()).logits_TE
+    with torch.no_grad():
+        router.bias.copy_(torch.tensor([0.0, 1.0, -2.0, 0.5]))
+    torch.testing.assert_close(router(x, Context()).logits_TE, plain + router.bias)
+
+
+def test_one_expert_with_a_weight_of_one_must_be_asked_for():
+    routing = route(torch.tensor([[0.5, 2.0, 1.0]]), Config(k=1, renormalise=True, constant=True))
+    assert routing.indices_TK.item() == 1 and routing.weights_TK.item() == 1
+
+
 def test_jitter_acts_in_training_only(generator):
     router = TopK(6, 4, Config(jitter=0.5), generator)
     x = torch.randn(9, 6, generator=generator)

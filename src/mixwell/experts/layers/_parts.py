@@ -63,7 +63,13 @@ class Gate(nn.Module):
         return nn.functional.linear(x, weight, self.bias)
 
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its approximation with tanh."""
+    return nn.functional.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu, "gelu": nn.functional.gelu, "gelu_tanh": gelu_tanh, "silu": nn.functional.silu}
 
 
 def routed_swiglu(layer: nn.Module, x_TD: Tensor, routing: Routing) -> Tensor:
@@ -98,3 +104,23 @@ def _experts_of(weight: Weight) -> list[Weight]:
         return list(weight.unbind(0))
     experts = range(weight.shape[0])
     return [weight[expert] for expert in experts]
+
+
+def clamped_swiglu(gate_up: Tensor, limit: float, alpha: float) -> Tensor:
+    """g sigmoid(alpha g) (u + 1) of gate and up side by side, g cut at `limit`, u at -limit and limit: [..., F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    gate = gate.clamp(max=limit)
+    up = up.clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
+def biased_experts(rows_ND: Tensor, counts_E: Tensor, into: tuple[Weight, Tensor], out_of: tuple[Weight, Tensor],
+                   activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Rows sorted by expert through experts with biases: `into` [E, 2 F, D], [E, 2 F]; `out_of` [E, D, F], [E, D]."""
+    parts = rows_ND.split(counts_E.tolist())
+    done = []
+    experts = zip(parts, _experts_of(into[0]), into[1], _experts_of(out_of[0]), out_of[1])
+    for part, gate_up, gate_up_bias, down, down_bias in experts:
+        hidden = activation(linear(part, gate_up) + gate_up_bias)
+        done.append(linear(hidden, down) + down_bias)
+    return torch.cat(done)

@@ -1,10 +1,13 @@
 """A sparse mixture of SwiGLU experts, with any router and any balance rules, and shared experts beside.
 
 **Equation:** y = sum_{i in I(x)} w_i(x) E_i(x) + S(x);  E_i(x) = W_down^i (silu(W_gate^i x) * (W_up^i x));
-    S the shared experts, which see every token, joined into one wide block.
+    S the shared experts, which see every token, joined into one wide block, times sigmoid(w x) with `shared_gate`.
+    With `clamp` c and biases: E_i(x) = W_down^i (g sigmoid(alpha g) * (u + 1)) + b_down^i, g = min(W_gate^i x + b, c),
+    u = W_up^i x + b cut at -c and c.
 **Shapes:** x [T, D]; gate_up_proj [E, 2 F, D]; down_proj [E, D, F].
 **Reference:** Shazeer et al. 2017 (1701.06538), eq. 1; Jiang et al. 2024 (2401.04088); shared experts after
-    Rajbhandari et al. 2022 (2201.05596) and DeepSeekMoE (2401.06066).
+    Rajbhandari et al. 2022 (2201.05596) and DeepSeekMoE (2401.06066), their gate as in Qwen1.5-MoE; clamped
+    experts with biases as in GPT-OSS (2508.10925).
 **Differs:** dropless unless `capacity_factor` is set; balance rules see what the router wished, before overflow.
 **Fails when:** the router collapses; watch the load.
 **Cost:** 6 T K D F FLOPs forward for the experts, 2 T D E for the router.
@@ -17,11 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer
+from mixwell.experts.layers._parts import ChannelMixer, biased_experts, clamped_swiglu
 from mixwell.kernels.experts import expert_mlp, is_one_token, mlp, one_token_mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
@@ -32,6 +35,7 @@ from mixwell.mixing import (
     build_dropout,
     build_overflow,
     build_router,
+    check_above,
     default_balance,
     normal_parameter,
 )
@@ -51,6 +55,9 @@ class Config:
     expert_dropout: float = 0.0  # training only: probability that a hidden unit of an expert drops, 0 up to 1
     shared_experts: int = 0  # experts that see every token
     shared_hidden_dim: int | None = None  # width of each shared expert; default hidden_dim
+    shared_gate: bool = False  # a token's shared part counts by sigmoid(w x)
+    clamp: float | None = None  # c: experts with biases and a clamped activation, see the card
+    alpha: float = 1.702  # of the clamped activation
 
     def __post_init__(self) -> None:
         for name, least in (("num_experts", 1), ("hidden_dim", 1), ("shared_experts", 0)):
@@ -61,6 +68,11 @@ class Config:
         if self.shared_hidden_dim is not None and (self.shared_hidden_dim < 1 or not self.shared_experts):
             raise ValueError(f"shared_hidden_dim is {self.shared_hidden_dim} with {self.shared_experts} shared "
                              "experts; give both at least 1, or neither")
+        if self.shared_gate and not self.shared_experts:
+            raise ValueError("shared_gate needs shared_experts of at least 1")
+        check_above(self, clamp=0)
+        if self.clamp is not None and self.expert_dropout:
+            raise ValueError("expert_dropout is not made for experts with a clamp; set it to 0")
 
     @property
     def shared_width(self) -> int:
@@ -90,12 +102,19 @@ class MoE(ChannelMixer):
         self.overflow = build_overflow(config.overflow, config.capacity_factor)
         self.dropout = build_dropout(config.expert_dropout)
         if getattr(self.router, "needs_responses", False):
+            if config.clamp is not None:
+                raise ValueError(f"{type(self.router).__name__} asks experts for their responses; it takes no clamp")
             self.router.bind(self.responses)
         self.gate_up_proj = normal_parameter((config.num_experts, 2 * config.hidden_dim, dim), generator)
         self.down_proj = normal_parameter((config.num_experts, dim, config.hidden_dim), generator)
         if config.shared_width:
             self.shared_gate_up_proj = normal_parameter((2 * config.shared_width, dim), generator)
             self.shared_down_proj = normal_parameter((dim, config.shared_width), generator)
+        if config.shared_gate:
+            self.shared_gate = normal_parameter((1, dim), generator)
+        if config.clamp is not None:
+            self.gate_up_bias = nn.Parameter(torch.zeros(config.num_experts, 2 * config.hidden_dim))
+            self.down_bias = nn.Parameter(torch.zeros(config.num_experts, dim))
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
@@ -103,13 +122,20 @@ class MoE(ChannelMixer):
         routing = self.overflow(wished, context)
         y = self._mixed(x_TD, routing, context)
         if self.config.shared_width:
-            y = y + mlp(x_TD, weight_of(self, "shared_gate_up_proj"), weight_of(self, "shared_down_proj"))
+            y = y + self._shared(x_TD)
         losses, aux = apply_balance(self.balance, wished, context) if context.losses else ({}, None)
         return Mixed(y, routing, losses, aux)
 
+    def _shared(self, x_TD: Tensor) -> Tensor:
+        """What the shared experts give [T, D]."""
+        y = mlp(x_TD, weight_of(self, "shared_gate_up_proj"), weight_of(self, "shared_down_proj"))
+        if not self.config.shared_gate:
+            return y
+        return y * linear(x_TD, self.shared_gate).sigmoid()
+
     def _mixed(self, x_TD: Tensor, routing: Routing, context: Context) -> Tensor:
         """The weighted sum of each token's experts [T, D]."""
-        if is_one_token(x_TD) and not self.training:
+        if is_one_token(x_TD) and not self.training and self.config.clamp is None:
             chosen = routing.indices_TK[0].tolist()
             gate_up, down = weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")
             return one_token_mlp(x_TD, routing.weights_TK, chosen, gate_up, down)
@@ -120,6 +146,10 @@ class MoE(ChannelMixer):
 
     def _experts(self, rows_ND: Tensor, counts_E: Tensor, context: Context) -> Tensor:
         """Rows sorted by expert through their experts: [N, D] -> [N, D]."""
+        if self.config.clamp is not None:
+            first = weight_of(self, "gate_up_proj"), self.gate_up_bias
+            second = weight_of(self, "down_proj"), self.down_bias
+            return biased_experts(rows_ND, counts_E, first, second, self._clamped)
         if not (self.training and self.dropout):
             return expert_mlp(rows_ND, counts_E, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj"))
         counts = counts_E.tolist()
@@ -129,6 +159,12 @@ class MoE(ChannelMixer):
         out_of = zip(kept.split(counts), self.down_proj.unbind(0))
         done = [linear(part, weight) for part, weight in out_of]
         return torch.cat(done)
+
+    def _clamped(self, gate_up: Tensor) -> Tensor:
+        """The clamped activation of gate and up side by side."""
+        limit = self.config.clamp
+        assert limit is not None
+        return clamped_swiglu(gate_up, limit, self.config.alpha)
 
     def responses(self, x_TD: Tensor) -> Tensor:
         """||E_i(x)|| of every expert [T, E], for routers that choose by it."""

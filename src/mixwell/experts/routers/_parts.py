@@ -34,6 +34,33 @@ class LinearRouter(Router):
         return linear(x, self.weight.to(x.dtype))
 
 
+def keep_groups(scores_TE: Tensor, groups: int, kept: int, best: int = 2) -> Tensor:
+    """The scores with -inf outside each token's `kept` best groups, ranked by the sum of their `best` best scores."""
+    grouped = scores_TE.unflatten(-1, (groups, -1))
+    size = grouped.shape[-1]
+    leading = grouped.topk(min(best, size), dim=-1).values
+    strength = leading.sum(-1)
+    chosen = strength.topk(kept, dim=-1).indices
+    everywhere = torch.ones_like(strength, dtype=torch.bool)
+    others = everywhere.scatter(-1, chosen, False)
+    masked = grouped.masked_fill(others.unsqueeze(-1), float("-inf"))
+    return masked.flatten(-2)
+
+
+def check_groups(groups: int, groups_kept: int) -> None:
+    """Raise `ValueError` where more groups are kept than there are."""
+    if not 1 <= groups_kept <= groups:
+        raise ValueError(f"groups_kept is {groups_kept}; expected 1 to groups = {groups}")
+
+
+def check_group_sizes(num_experts: int, k: int, groups: int, groups_kept: int) -> None:
+    """Raise `ValueError` where the experts do not fall into equal groups with k of them in those kept."""
+    size, rest = divmod(num_experts, groups)
+    if rest or k > size * groups_kept:
+        raise ValueError(f"{num_experts} experts in {groups} groups, {groups_kept} kept, cannot give k = {k}; expected "
+                         "equal groups with at least k experts in those kept")
+
+
 class TokenRouter(Router):
     """A router that goes by token id.
 

@@ -4,7 +4,8 @@
     after each step, with c_i the tokens of expert i:  e_i = mean(c) - c_i;
     sign: b_i <- b_i + u sign(e_i);  proportional: b_i <- b_i + u e_i / mean(c).
 **Shapes:** x [T, D], W [E, D], b [E], indices and weights [T, K], scores [T, E].
-**Reference:** Wang et al. 2024 (2408.15664), algorithm 1; DeepSeek-V3 (2412.19437), eq. 13-16.
+**Reference:** Wang et al. 2024 (2408.15664), algorithm 1; DeepSeek-V3 (2412.19437), eq. 13-16; groups
+    ranked by the sum of their two best s_i + b_i, section 2.1.2 there.
 **Differs:** the proportional rule divides by the mean load, so that u means the same at every batch size (the paper's
     ablation does not). Equations from memory of both papers.
 **Fails when:** `update` is never called: the bias then stays at zero and nothing balances. It must be called once an
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter
+from mixwell.experts.routers._parts import LinearRouter, check_group_sizes, check_groups, keep_groups
 from mixwell.mixing import check_above, check_choice, check_k, renormalises, select
 
 
@@ -36,9 +37,12 @@ class Config:
     rule: Literal["sign", "proportional"] = "sign"  # how the bias follows the load
     renormalise: bool | None = None  # weights of a token sum to `scale`; default: wherever k > 1
     scale: float = 1.0  # factor on the weights, above 0
+    groups: int = 1  # experts come in this many groups of equal size
+    groups_kept: int = 1  # a token chooses inside its best groups only
 
     def __post_init__(self) -> None:
         check_choice(self.k, self.renormalise)
+        check_groups(self.groups, self.groups_kept)
         check_above(self, update_rate=0, scale=0)
 
 
@@ -59,6 +63,8 @@ def route(logits_TE: Tensor, bias_E: Tensor, config: Config) -> Routing:
     else:
         scores = logits_TE.softmax(-1)
     order_by = scores.detach() + bias_E.to(scores.dtype)
+    if config.groups > 1:
+        order_by = keep_groups(order_by, config.groups, config.groups_kept)
     scaled = renormalises(config.k, config.renormalise)
     indices, weights = select(scores, config.k, by_TE=order_by, renormalise=scaled, scale=config.scale)
     return Routing(indices, weights, scores, logits_TE)
@@ -80,6 +86,7 @@ class LossFreeBias(LinearRouter):
                  generator: torch.Generator | None = None) -> None:
         config = config or Config()
         check_k(config.k, num_experts)
+        check_group_sizes(num_experts, config.k, config.groups, config.groups_kept)
         super().__init__(dim, num_experts, config, generator)
         self.register_buffer("bias", torch.zeros(num_experts))
 

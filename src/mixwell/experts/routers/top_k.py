@@ -7,7 +7,8 @@
 **Reference:** Shazeer et al. 2017 (1701.06538); Fedus et al. 2021 (2101.03961), eq. 1-2; Jiang et al. 2024
     (2401.04088), section 2.1; group-limited choice after DeepSeek-V2 (2405.04434), section 2.1.2.
 **Differs:** k = 1 with renormalised weights is refused: the weight would be 1 whatever the router says, and the router
-    would never learn. Groups are ranked by the sum of their two best scores.
+    would never learn; models that were published so load with `constant`. Groups are ranked by the sum of their two
+    best scores, or as in DeepSeek-V2 by the best one.
 **Fails when:** left without a balance rule, a few experts win early and the rest starve.
 **Cost:** O(T E D) for the logits, O(T E log K) for the choice.
 """
@@ -18,11 +19,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
-from mixwell.experts.routers._parts import LinearRouter, draws
+from mixwell.experts.routers._parts import LinearRouter, check_group_sizes, check_groups, draws, keep_groups
 from mixwell.mixing import check_above, check_choice, check_k, renormalises, select
 
 
@@ -36,28 +37,17 @@ class Config:
     scale: float = 1.0  # factor on the weights, above 0 (DeepSeek's routed_scaling_factor)
     groups: int = 1  # experts come in this many groups of equal size
     groups_kept: int = 1  # a token chooses inside its best groups only
+    group_rank: Literal["two", "best"] = "two"  # groups go by the sum of their two best scores, or by the best one
+    bias: bool = False  # h = W x + b
+    constant: bool = False  # k = 1 may be renormalised: a weight of 1 always, as in some published models
     jitter: float = 0.0  # training only: x times uniform(1 - jitter, 1 + jitter) (Switch's epsilon), 0 to 1
 
     def __post_init__(self) -> None:
-        check_choice(self.k, self.renormalise)
-        if not 1 <= self.groups_kept <= self.groups:
-            raise ValueError(f"groups_kept is {self.groups_kept}; expected 1 to groups = {self.groups}")
+        check_choice(self.k, self.renormalise and not self.constant)
+        check_groups(self.groups, self.groups_kept)
         check_above(self, scale=0)
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter is {self.jitter}; expected 0 up to 1")
-
-
-def keep_groups(scores_TE: Tensor, groups: int, kept: int) -> Tensor:
-    """The scores with -inf outside each token's `kept` best groups (ranked by the sum of their two best scores)."""
-    grouped = scores_TE.unflatten(-1, (groups, -1))
-    size = grouped.shape[-1]
-    two_best = grouped.topk(min(2, size), dim=-1).values
-    strength = two_best.sum(-1)
-    best = strength.topk(kept, dim=-1).indices
-    everywhere = torch.ones_like(strength, dtype=torch.bool)
-    others = everywhere.scatter(-1, best, False)
-    masked = grouped.masked_fill(others.unsqueeze(-1), float("-inf"))
-    return masked.flatten(-2)
 
 
 def route(logits_TE: Tensor, config: Config) -> Routing:
@@ -68,7 +58,8 @@ def route(logits_TE: Tensor, config: Config) -> Routing:
         scores = logits_TE.sigmoid()
     order_by = None
     if config.groups > 1:
-        order_by = keep_groups(scores.detach(), config.groups, config.groups_kept)
+        ranked = 2 if config.group_rank == "two" else 1
+        order_by = keep_groups(scores.detach(), config.groups, config.groups_kept, ranked)
     renormalise = renormalises(config.k, config.renormalise)
     indices, weights = select(scores, config.k, by_TE=order_by, renormalise=renormalise, scale=config.scale)
     return Routing(indices, weights, scores, logits_TE)
@@ -92,11 +83,9 @@ class TopK(LinearRouter):
                  generator: torch.Generator | None = None) -> None:
         config = config or Config()
         check_k(config.k, num_experts)
-        size, rest = divmod(num_experts, config.groups)
-        if rest or config.k > size * config.groups_kept:
-            raise ValueError(f"{num_experts} experts in {config.groups} groups, {config.groups_kept} kept, cannot give "
-                             f"k = {config.k}; expected equal groups with at least k experts in those kept")
+        check_group_sizes(num_experts, config.k, config.groups, config.groups_kept)
         super().__init__(dim, num_experts, config, generator)
+        self.bias = nn.Parameter(torch.zeros(num_experts)) if config.bias else None
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """Route the tokens [T, D]; training with jitter draws and raises `MixwellError` without a generator."""
@@ -107,6 +96,8 @@ class TopK(LinearRouter):
             within_one = 2 * draw.to(x_TD.device) - 1
             x_TD = x_TD * (1 + jitter * within_one)
         logits = self.logits(x_TD)
+        if self.bias is not None:
+            logits = logits + self.bias
         return route(logits, self.config)
 
 

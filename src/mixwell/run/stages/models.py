@@ -125,8 +125,9 @@ def parse_load(options: Mapping[str, Any], where: str) -> LoadConfig:
 
 
 def load_fingerprint(stage: Stage) -> str:
-    """Digest of every file of the folder."""
-    files = [f for f in sorted(Path(stage.config.path).iterdir()) if f.is_file()]
+    """Digest of every file of the folder, or of the one file."""
+    path = Path(stage.config.path)
+    files = [f for f in sorted(path.iterdir()) if f.is_file()] if path.is_dir() else [path]
     return digest({f.name: _digest_once(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files})
 
 

@@ -12,6 +12,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file, write_text
 from mixwell.lm.data import SPLITS, write_shards
 from mixwell.lm.documents import size_bytes
+from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.splitting import Split
 from mixwell.lm.template import CHATML, CHATML_TOKENS
 from mixwell.lm.tokenizer import END_OF_TEXT, FILES, Tokenizer
@@ -43,6 +44,8 @@ def tokenizer_fingerprint(stage: Stage) -> str:
     path, template = stage.config.path, _template(stage.config.chat_template) or ""
     if path is None:
         return template
+    if is_gguf(path):
+        return digest([template, Tokenizer.load(path).digest])
     file = Path(path) / "tokenizer.json"
     if not file.is_file():
         raise MixwellError(f"{path} holds no tokenizer.json, and the recipe trains none; give `tokenizer: "

@@ -1,0 +1,1 @@
+"""GGUF files: models of llama.cpp, read with their tokenizers."""

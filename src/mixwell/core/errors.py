@@ -16,11 +16,14 @@ from typing import Any
 class MixwellError(ValueError):
     """Something the user handed in is wrong. The message is one line; the command line shows it without a trace.
 
-    A name in it may come from anywhere: what would break the line, or steer a terminal, is spelt out.
+    A name in it may come from anywhere: what would break the line, or steer a terminal, is spelt out, and the middle of
+    what is very long is left out.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__("".join(map(_spelt, message)))
+        line = "".join(map(_spelt, message))
+        half = LONGEST // 2
+        super().__init__(line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}")
 
 
 def _spelt(letter: str) -> str:
@@ -28,6 +31,7 @@ def _spelt(letter: str) -> str:
     return ascii(letter)[1:-1] if unseen else letter
 
 
+LONGEST = 1500  # letters of a message
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of writing, half characters, ends of lines
 
 

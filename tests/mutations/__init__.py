@@ -46,7 +46,7 @@ def _alarm():
         raise _TooLong
 
     usual = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, 6 * PATIENCE_S)
+    signal.setitimer(signal.ITIMER_REAL, 60 * PATIENCE_S)
     try:
         yield
     finally:

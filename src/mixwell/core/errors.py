@@ -22,8 +22,14 @@ class MixwellError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         line = "".join(map(_spelt, message))
-        half = LONGEST // 2
-        super().__init__(line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}")
+        super().__init__(_cut(line))
+
+
+def _cut(line: str) -> str:
+    if len(line) <= LONGEST:
+        return line
+    half = LONGEST // 2
+    return f"{line[:half]} [...] {line[-half:]}"
 
 
 def _spelt(letter: str) -> str:

@@ -220,11 +220,14 @@ class Costs:
     @functools.cached_property
     def rough(self) -> Rough:
         """What work takes where nothing was timed."""
-        return Rough(self.stages, self.shapes, self.text_sizes, Pace.of(rates()), self.tokens_of)
+        measured = rates()
+        pace = Pace.of(measured)
+        return Rough(self.stages, self.shapes, self.text_sizes, pace, self.tokens_of)
 
     @property
     def _to_do(self) -> list[Stage]:
-        return [stage for name, stage in self.stages.items() if name in self.left]
+        names = [name for name in self.stages if name in self.left]
+        return [self.stages[name] for name in names]
 
     @functools.cached_property
     def planned_s(self) -> float:
@@ -299,7 +302,8 @@ def _tokens(costs: Costs, stage: Stage) -> Prediction:
     data = costs.stages[costs.text_of(stage)]
     size = sum(characters(data).values())
     seconds = size * found["encode_seconds_per_byte"]
-    return Prediction(seconds=seconds, tokens=size / found["bytes_per_token"])
+    tokens = size / found["bytes_per_token"]
+    return Prediction(seconds=seconds, tokens=tokens)
 
 
 def _model(costs: Costs, stage: Stage) -> Prediction:

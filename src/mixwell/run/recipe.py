@@ -113,9 +113,10 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recip
 def _check_keys(data: Mapping[str, Any]) -> None:
     """Raise where a key at the top is none but would be one elsewhere, with that place."""
     known = [option.name for option in fields(Recipe)]
-    for key in data:
-        if key not in known and not nearest(str(key), known):
-            _check_place(str(key), known)
+    strange = [str(key) for key in data if key not in known]
+    for key in strange:
+        if not nearest(key, known):
+            _check_place(key, known)
 
 
 def _check_place(key: str, known: Sequence[str]) -> None:
@@ -439,7 +440,8 @@ def _only_verb(entry: Mapping[str, Any], where: str) -> str:
     named = [key for key in entry if key in verbs]
     if len(named) == 1:
         return named[0]
-    strange = [str(key) for key in entry if key not in ("id", "from", "seed", "side", "data", *verbs)]
+    known = ("id", "from", "seed", "side", "data", *verbs)
+    strange = [str(key) for key in entry if key not in known]
     hint = suggest(strange[0], verbs) if strange and not named else ""
     came = " and ".join(named) or ", ".join(map(repr, strange)) or "none"
     raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")

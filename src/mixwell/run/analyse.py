@@ -116,7 +116,8 @@ def watch(model: LanguageModel, tokens_BT: Tensor, labels_B: Tensor) -> dict[int
     def keep(layer: int) -> Callable[..., None]:
         def hook(mixer: Any, given: tuple[Any, ...], mixed: Any) -> None:
             if mixed.routing is not None:
-                seen[layer] = Seen(mixer, given[0], given[1], mixed.routing)
+                hidden_TD, context = given[0], given[1]
+                seen[layer] = Seen(mixer, hidden_TD, context, mixed.routing)
 
         return hook
 

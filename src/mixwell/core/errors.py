@@ -16,20 +16,11 @@ from typing import Any
 class MixwellError(ValueError):
     """Something the user handed in is wrong. The message is one line; the command line shows it without a trace.
 
-    A name in it may come from anywhere: what would break the line, or steer a terminal, is spelt out, and the middle of
-    what is very long is left out.
+    A name in it may come from anywhere: what would break the line, or steer a terminal, is spelt out.
     """
 
     def __init__(self, message: str = "") -> None:
-        line = "".join(map(_spelt, message))
-        super().__init__(_cut(line))
-
-
-def _cut(line: str) -> str:
-    if len(line) <= LONGEST:
-        return line
-    half = LONGEST // 2
-    return f"{line[:half]} [...] {line[-half:]}"
+        super().__init__("".join(map(_spelt, message))[:1500])  # what it quotes may be very long
 
 
 def _spelt(letter: str) -> str:
@@ -37,7 +28,6 @@ def _spelt(letter: str) -> str:
     return ascii(letter)[1:-1] if unseen else letter
 
 
-LONGEST = 1500  # letters of a message
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of writing, half characters, ends of lines
 
 

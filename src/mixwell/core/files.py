@@ -105,11 +105,8 @@ def read_bytes(path: str | Path, most_bytes: int = LARGEST) -> bytes:
         raise MixwellError(f"{path} is not there; expected a file.") from error
     except OSError as error:
         raise MixwellError(f"{path} cannot be read: {error.strerror}.") from error
-    found = os.fstat(handle)
-    if stat.S_ISDIR(found.st_mode):  # of which Python makes no file
-        os.close(handle)
-        check_regular(path, found)
     with open(handle, "rb") as file:
+        found = os.fstat(handle)
         check_regular(path, found)
         if found.st_size > most_bytes:
             raise MixwellError(f"{path} has {found.st_size} bytes; expected at most {most_bytes}.")

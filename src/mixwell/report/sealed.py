@@ -39,6 +39,8 @@ def read(path: str | Path, remedy: str) -> dict[str, Any]:
     `remedy`.
     """
     path = Path(path)
+    if path.is_dir():
+        raise MixwellError(f"{path} is a folder, expected a file; {remedy}.")
     found = read_json(path)
     if not isinstance(found, dict) or SEAL not in found:
         came = "no digest" if isinstance(found, dict) else type(found).__name__

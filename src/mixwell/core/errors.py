@@ -20,7 +20,7 @@ class MixwellError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__("".join(map(_spelt, message))[:1500])  # what it quotes may be very long
+        super().__init__("".join(map(_spelt, message)))
 
 
 def _spelt(letter: str) -> str:

@@ -261,7 +261,12 @@ def _both_notices(domain: Collected, split: Split) -> list[str]:
 
 
 def _rows(docs: Iterable[Document]) -> list[list[str]]:
-    return [[d.path, d.text, d.whole, d.messages] for d in docs]
+    """What `read_splits` makes documents of again."""
+    rows = []
+    for document in docs:
+        row = [document.path, document.text, document.whole, document.messages]
+        rows.append(row)
+    return rows
 
 
 def read_splits(folder: Path) -> dict[str, Split]:

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+from mixwell.report import digests
 from mixwell.report.records import RunRecord, StageRecord, write_run, write_stage
 
 DOMAINS = ("library", "tests", "prose", "docstrings")
@@ -160,12 +161,13 @@ def write_stages(folder: Path, entries):
     """Write the folders of the stages; returns their records."""
     placed = []
     for record, lines in entries:
-        placed.append(replace(record, folder=folder / "stages" / f"{record.id}-{record.key[:8]}"))
-        placed[-1].folder.mkdir(parents=True)
-        write_stage(placed[-1])
+        place = folder / "stages" / f"{record.id}-{record.key[:8]}"
+        place.mkdir(parents=True)
         if lines:
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            (placed[-1].folder / "metrics.jsonl").write_text(text)
+            (place / "metrics.jsonl").write_text(text)
+        placed.append(replace(record, folder=place, files=digests.of_folder(place)))
+        write_stage(placed[-1])
     return placed
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from mixwell.core.errors import MixwellError
+from mixwell.report import sealed
 from mixwell.report.records import StageRecord, read_run, read_stage
 from tests.report import fake_run
 
@@ -21,13 +22,15 @@ def place(folder, stage):
 
 
 def edit(file, **changes):
+    """Write other entries, with a digest that fits: what another version might have written."""
     data = json.loads(file.read_text())
+    del data["digest"]
     data = {k: v for k, v in {**data, **changes}.items() if v is not None}
-    file.write_text(json.dumps(data))
+    sealed.write(file, data)
 
 
 def test_what_is_written_is_read_back(folder):
-    written = {record.id: record for record, _ in fake_run.stages()}
+    written = {record.id: record for record in fake_run.write_stages(folder / "again", fake_run.stages())}
     run = read_run(folder)
     assert [s.id for s in run.stages] == list(written) and run.folder == folder and run.seconds == 243.4
     plain = json.loads(json.dumps([s.to_dict() for s in written.values()]))
@@ -46,17 +49,28 @@ def test_cached_stages_are_marked(tmp_path):
     assert [e["id"] for e in entries if e["cached"]] == ["data", "dense"] == list(read_run(folder).cached)
 
 
-def test_metrics_are_read_from_the_stage_and_half_a_line_is_left_out(folder):
+def test_metrics_are_read_from_the_stage_as_they_were_written_or_not_at_all(folder):
     assert read_run(folder)["moe"].metrics == [] and len(read_run(folder)["dense"].metrics) == 200
     file = place(folder, "dense") / "metrics.jsonl"
-    file.write_text(f'{file.read_text()}{{"step": 10')
-    assert len(read_run(folder)["dense"].metrics) == 200
-    file.write_text(f'{file.read_text()}\n{{"step": 1005, "loss_nats": 2.0}}\n')
-    with pytest.raises(MixwellError, match=r"metrics\.jsonl, line 201, is not JSON"):
-        read_run(folder)["dense"].metrics  # noqa: B018 - reading it is the test
-    file.write_text("[1, 2]\n")
-    with pytest.raises(MixwellError, match="line 1, is no line of metrics"):
+    whole = file.read_text()
+    changes = [(whole + '{"step": 10', "bytes where"), (whole[:-9], "bytes where"),
+               (whole.replace("7", "8", 1), "is not as it was written")]
+    for text, words in changes:
+        file.write_text(text)
+        with pytest.raises(MixwellError, match=rf"metrics\.jsonl .*{words}.*; remove .*dense-\w+, then run the recipe"):
+            read_run(folder)["dense"].metrics  # noqa: B018 - reading it is the test
+    file.unlink()
+    with pytest.raises(MixwellError, match=r"metrics\.jsonl is missing"):
         read_run(folder)["dense"].metrics  # noqa: B018
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"digest": 1}', "[" * 50_000, "NaN", '{"id": "dense"}'])
+@pytest.mark.parametrize("name", ["stage.json", "run.json"])
+def test_records_that_hold_something_else_are_one_line(folder, name, text):
+    file = place(folder, "dense") / name if name == "stage.json" else folder / name
+    file.write_text(text)
+    with pytest.raises(MixwellError, match=rf"{name}[^\n]*$"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize(("file", "changes", "words"), [

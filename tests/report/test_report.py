@@ -210,7 +210,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(MixwellError, match=r"run\.json is not there"):
         report.build(tmp_path, tmp_path / "report.html")
     (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(MixwellError, match="holds list, expected the record of a run"):
+    with pytest.raises(MixwellError, match="it holds list, expected keys and values"):
         report.build(tmp_path, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mixwell.core.errors import MixwellError, TrainingError
-from mixwell.run import engine, facts, recipe
+from mixwell.run import engine, facts, lock, recipe
 from mixwell.run.costs import Costs
 from mixwell.run.stages import KINDS, text
 from tests.run import tiny
@@ -210,6 +210,13 @@ def test_a_budget_of_flops_or_seconds_is_predicted_in_tokens(finished, tmp_path,
     assert timed.seconds == 3 and timed.tokens == pytest.approx(3 * 2000 / tokens.seconds)
 
 
+def test_a_step_that_no_memory_holds_is_refused_with_its_size(finished, tmp_path):
+    chosen = recipe.read(finished[0], ["train.batch_size=1000000000", "stages.dense.train.tokens=1e13"])
+    words = r"^stage dense: a step of 1000000000 rows of 32 tokens keeps 1\.02.TB at least"
+    with pytest.raises(MixwellError, match=words):
+        engine.plan(chosen, tmp_path / "out")
+
+
 def test_measurements_are_kept(finished):
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "mixwell" / "measured.json"
     engine.plan(recipe.read(finished[0]), finished[1].parent / "nowhere")
@@ -263,12 +270,13 @@ def test_two_runs_on_one_folder_do_not_meet_and_a_dead_one_holds_nothing(tmp_pat
     other = context.Process(target=hold, args=(tmp_path, ready, release))
     other.start()
     assert ready.wait(20)
-    with pytest.raises(MixwellError, match=f"in use by process {other.pid}; wait"), engine.locked(tmp_path):
+    words = f"in use by process {other.pid}, for .* now; wait"
+    with pytest.raises(MixwellError, match=words), engine.locked(tmp_path):
         pass
     other.kill()
     other.join()
     with engine.locked(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert lock.signed(tmp_path).process == os.getpid()
 
 
 def test_what_a_kill_left_is_cleared_away(copy):

@@ -1,18 +1,21 @@
 """Where a model lies that a user names."""
 
-import json
+import shutil
 
 import pytest
 
 from mixwell.core.errors import MixwellError
+from mixwell.report.records import RunRecord, StageRecord, write_run, write_stage
 from mixwell.run import paths
 
 
 def stage(run, id, key="1a2b3c4d", *, model=True, path=None):
     folder = run / "stages" / f"{id}-{key}"
     (folder / "model").mkdir(parents=True) if model else folder.mkdir(parents=True)
-    (folder / "stage.json").write_text(json.dumps({"id": id, "result": {"path": path} if path else {}}))
-    return folder
+    kind = "load" if path else "train" if model else "tokenizer"
+    record = StageRecord(id=id, kind=kind, method=kind, key=key, result={"path": path} if path else {}, folder=folder)
+    write_stage(record)
+    return record
 
 
 @pytest.fixture
@@ -20,13 +23,13 @@ def here(tmp_path, monkeypatch):
     """The current folder, with the run `runs/mine` of a tokenizer, a dense model and two mixtures of one id."""
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "mine"
-    stage(run, "tokenizer", model=False)
+    tokenizer = stage(run, "tokenizer", model=False)
     stage(run, "dense-trained")
-    stage(run, "moe", "00000000")
+    moe = stage(run, "moe", "00000000")
     stage(run, "moe", "ffffffff")
-    (run / "run.json").write_text(json.dumps({"stages": [
-        {"id": "tokenizer", "folder": "stages/tokenizer-1a2b3c4d"}, {"id": "moe", "folder": "stages/moe-00000000"},
-        {"id": "gone", "folder": "stages/gone-11111111"}]}))
+    gone = stage(run, "gone", "11111111")
+    write_run(RunRecord(name="mine", stages=(tokenizer, moe, gone), folder=run))
+    shutil.rmtree(gone.folder)
     return tmp_path
 
 

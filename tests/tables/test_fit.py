@@ -13,7 +13,9 @@ import pytest
 from mixwell import tables as lab_fit
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
+from mixwell.core.files import digest_file
 from mixwell.formats.tensors import SINGLE, open_file, save_tensors
+from mixwell.report import sealed
 from mixwell.tables.columns import choose, decode, encode
 from mixwell.tables.describe import radius, tail_shares
 from mixwell.tables.model import FILE
@@ -237,7 +239,7 @@ def test_an_interruption_keeps_the_best_so_far(tmp_path):
         if done == 2:
             raise KeyboardInterrupt
 
-    model = lab_fit.fit(planted(), components=[1, 2, 3], family="diag", starts=1, told=stop, out=tmp_path / "out")
+    model = lab_fit.fit(planted(), components=[1, 2, 3], family="diag", starts=1, progress=stop, out=tmp_path / "out")
     assert model.choice.stopped and model.n_components == 2
     assert "stopped after 2 of 3 fits" in text_of((tmp_path / "out" / "report.html").read_text())
 
@@ -245,7 +247,7 @@ def test_an_interruption_keeps_the_best_so_far(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        lab_fit.fit(planted(), told=at_once, out=tmp_path / "none")
+        lab_fit.fit(planted(), progress=at_once, out=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -263,7 +265,7 @@ def test_one_ctrl_c_while_the_folder_is_written_loses_nothing(tmp_path, monkeypa
     try:
         with pytest.raises(KeyboardInterrupt) if presses == 2 else nullcontext():
             lab_fit.fit(planted(60)[["income"]], components=[1], family="diag", starts=1, out=tmp_path / "out",
-                        told=lambda *now: told.append(now))
+                        progress=lambda *now: told.append(now))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, usual)
@@ -275,7 +277,9 @@ def test_one_ctrl_c_while_the_folder_is_written_loses_nothing(tmp_path, monkeypa
 def test_components_that_hold_too_few_rows_are_not_chosen():
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(24, 6)))
     model = lab_fit.fit(frame, components=range(1, 6), family="full", starts=1)
-    assert model.n_components == 1 and "for 144 values" in model.choice.candidates[-1].refused
+    assert model.n_components == 1
+    assert "are too many for 144 values" in model.choice.candidates[2].refused
+    assert model.choice.candidates[-1].refused == "24 rows are too few for 5 components that need 7 each"
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4)))
     frame.loc[:2] += 50  # three rows of their own have no covariance in four columns
     model = lab_fit.fit(frame, components=[1, 2], family="full", starts=1)
@@ -333,12 +337,33 @@ def test_unknown_categories_may_count_as_missing(fitted):
         model.predict(frame, unknown="ignore")
 
 
+def reseal(folder, **changes):
+    """Write mixture.json with other entries, as another program might that knows its form: all digests fit."""
+    record = json.loads((folder / FILE).read_text())
+    del record["digest"]
+    sealed.write(folder / FILE, {**record, "numbers": digest_file(folder / SINGLE), **changes})
+
+
+def test_a_bit_that_flips_in_a_fit_is_found(fitted, tmp_path):
+    fitted[0].save(tmp_path)
+    for name in (FILE, SINGLE):
+        whole = (tmp_path / name).read_bytes()
+        for place in range(0, 8 * len(whole), 8 * len(whole) // 97):
+            spoilt = bytearray(whole)
+            spoilt[place // 8] ^= 1 << place % 8
+            (tmp_path / name).write_bytes(spoilt)
+            with pytest.raises(MixwellError, match=r"^[^\n]+$"):
+                lab_fit.load(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    assert lab_fit.load(tmp_path).n_components == 3
+
+
 def test_a_folder_of_another_version_or_with_damage_is_refused(fitted, tmp_path):
     model, folder, _ = fitted
     record = json.loads((folder / FILE).read_text())
     with pytest.raises(MixwellError, match=f"holds no {FILE}"):
         lab_fit.load(tmp_path)
-    for change, words in [({"format_version": 2}, "format version 2, written by mixwell"),
+    for change, words in [({"format_version": 1}, "format version 1, written by mixwell"),
                           ({"format": "x"}, "no mixture"), ({"n_components": 7}, "3 components, the model 7"),
                           ({"columns": [{}]}, "is damaged"), ({"rows": None}, "'rows' is None, expected a whole"),
                           ({"choice": {}}, "it lacks 'best'"), ({"source": 3}, "'source' is no text"),
@@ -346,13 +371,13 @@ def test_a_folder_of_another_version_or_with_damage_is_refused(fitted, tmp_path)
                           ({"columns": record["columns"][2:]}, r"'numeric.means_' has the shape \(3, 2\)"),
                           ({"columns": record["columns"] * 2}, "two columns have the same name")]:
         model.save(tmp_path)
-        (tmp_path / FILE).write_text(json.dumps({**record, **change}))
+        reseal(tmp_path, **change)
         with pytest.raises(MixwellError, match=words):
             lab_fit.load(tmp_path)
 
 
 @pytest.mark.parametrize(("place", "value", "words"), [
-    (("columns", 2, "center"), None, "'center' is None"), (("columns", 2, "center"), float("nan"), "center is nan"),
+    (("columns", 2, "center"), None, "'center' is None"), (("columns", 2, "center"), "nan", "'center' is 'nan'"),
     (("columns", 2, "scale"), 0, "'income': scale is 0"), (("columns", 2, "scale"), -1.5, "scale is -1.5"),
     (("columns", 2, "name"), None, "'name' is None"), (("columns", 2, "kind"), "number", "unknown kind 'number'"),
     (("columns", 2, "zz"), 1, "unknown entry 'zz'"), (("columns", 4, "categories"), ["a", "a", "b"], "categories"),
@@ -370,7 +395,7 @@ def test_a_damaged_value_is_one_line(fitted, tmp_path, place, value, words):
         inner = inner[step]
     inner[place[-1]] = value
     model.save(tmp_path)
-    (tmp_path / FILE).write_text(json.dumps(record))
+    reseal(tmp_path, **{name: record[name] for name in ("columns", "choice")})
     with pytest.raises(MixwellError, match=f"is damaged .*({words}).*; fit again") as caught:
         lab_fit.load(tmp_path)
     assert "\n" not in str(caught.value)
@@ -389,6 +414,7 @@ def test_damaged_arrays_are_one_line(fitted, tmp_path, name, change, words):
     held = {n: tensor.clone() for n, tensor in open_file(tmp_path / SINGLE).items()}
     found = held.pop(name)
     save_tensors(tmp_path / SINGLE, held if change is None else {**held, name: change(found)})
+    reseal(tmp_path)
     with pytest.raises(MixwellError, match=f"{SINGLE} is damaged .*{words}.*; fit again"):
         lab_fit.load(tmp_path)
 
@@ -442,12 +468,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_search(tmp_path, 
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-6])  # with the second, not even the standardised value is a number
-def test_rows_beyond_all_numbers_get_a_label_and_no_density(unit):
+def test_a_row_beyond_all_numbers_is_refused_by_name(unit):
     frame = planted(60)[["income", "town"]].assign(income=lambda f: f["income"] * unit)
     model = lab_fit.fit(frame, components=[3], family="diag", starts=1)
-    labels = model.predict(frame.assign(income=[1e308, *frame["income"][1:]]))
-    assert labels["log_density"][0] == -np.inf and np.isfinite(labels["log_density"][1:]).all()
-    assert np.allclose(labels.filter(like="probability").sum(axis=1), 1) and labels["component"][0] in (1, 2, 3)
+    for far in (1e308, -1e200, 1e12 * unit):
+        with pytest.raises(MixwellError, match=r"'income' holds .* in row 1, more than 1e\+07 standard deviations"):
+            model.predict(frame.assign(income=[far, *frame["income"][1:]]))
+    near = model.predict(frame.assign(income=[1e9 * unit, *frame["income"][1:]]))
+    assert np.isfinite(near.to_numpy()).all()
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):

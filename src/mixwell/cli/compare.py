@@ -62,7 +62,7 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
         return
     with Bar(console) as bar:
         made = lab_compare.plan(chosen, varied, budget=budget, seeds=parse_seeds(seeds),
-                                baseline=baseline, stage=stage, out=out, told=bar.preparing)
+                                baseline=baseline, stage=stage, out=out, progress=bar.preparing)
         for name, error in {t.variant: t.error for t in made.trials if t.error}.items():
             console.print(f"{name} cannot run, the rest goes on: {error}", markup=False, soft_wrap=True)
         if not dry_run:

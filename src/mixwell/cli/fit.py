@@ -63,10 +63,10 @@ def fit(data: Annotated[Path | None, typer.Argument(help="CSV or Parquet file, o
     table, columns, against = lab_fit.prepare(data, parse_columns(column or []), against)
     target = out or Path("runs") / ("fit-" + re.sub(r"[^\w.-]+", "-", table.name))
     show_columns(console, table.name, len(table.frame), columns)
-    with progress(console) as told:
+    with progress(console) as show:
         fitted = lab_fit.fit(table, components=parse_components(components), family=family, criterion=criterion,
                              columns=parse_columns(column or []), against=against, starts=starts, folds=folds,
-                             seed=seed, out=target, told=told)
+                             seed=seed, out=target, progress=show)
     show_result(console, fitted)
     console.print(f"report: {target / 'report.html'}", soft_wrap=True)
     if fitted.choice.stopped:

@@ -75,7 +75,10 @@ class Bar:
         self.start = time.perf_counter()
 
     def started(self, planned: Planned) -> None:
-        """Name the stage on the bar."""
+        """Name the stage on the bar; where it was there already, say why it is made again."""
+        if planned.damage:
+            self.console.print(f"{planned.stage.id} is made again: {planned.damage}", style="yellow", highlight=False,
+                               markup=False, soft_wrap=True)
         self._show(planned.stage.id, self.done)
 
     def advanced(self, planned: Planned, share: float, words: str) -> None:

@@ -1,7 +1,9 @@
-"""The commands that compute: `run`, `apply`, `report`."""
+"""The commands that compute: `run`, `apply`, `report`, `verify`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +11,7 @@ import typer
 from rich.console import Console
 
 from mixwell.cli import completion
-from mixwell.cli.errors import one_line
+from mixwell.cli.errors import FAILED, one_line, tell
 from mixwell.core.errors import MixwellError
 from mixwell.lm.hub import allow_downloads
 
@@ -59,7 +61,7 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
 
         chosen = recipe.read(path, overrides)
         if dry_run:
-            planned = engine.plan(chosen, out, from_stage=from_stage, told=bar.preparing)
+            planned = engine.plan(chosen, out, from_stage=from_stage, progress=bar.preparing)
         else:
             made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
     if dry_run:
@@ -90,10 +92,12 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     for name in ("tokens", "FLOP", "memory", "time"):
         table.add_column(name, justify="right")
     for p in stages:
-        state = "evaluate" if p.cached and not p.evaluated else "cached" if p.cached else "go on" if p.begun else "run"
         row = [si(p.predicted.tokens), si(p.predicted.flops), si(p.predicted.peak_bytes, "B")]
-        table.add_row(p.stage.id, p.stage.method, state, *row, seconds(p.seconds) if p.seconds else "–")
+        table.add_row(p.stage.id, p.stage.method, state_of(p), *row, seconds(p.seconds) if p.seconds else "–")
     console.print(table)
+    for p in stages:
+        if p.damage:
+            console.print(f"{p.stage.id}: {p.damage}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     total = sum(p.seconds for p in stages)
     peak = max((p.predicted.peak_bytes or 0.0 for p in stages), default=0.0)
     console.print(f"together: {seconds(total)}, {si(peak, 'B')} of memory at most" if total else "nothing to do",
@@ -101,6 +105,15 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
     tell_disturbed(console)
     for text in repetitions(stages):
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
+
+
+def state_of(planned: Planned) -> str:
+    """What is going to be done about a stage, in a word or two."""
+    if planned.damage:
+        return "again"
+    if planned.cached:
+        return "cached" if planned.evaluated else "evaluate"
+    return "go on" if planned.begun else "run"
 
 
 @one_line
@@ -196,12 +209,59 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
     """
     from mixwell.compare import existing_page, measured
     from mixwell.compare import report as compare_report
-    from mixwell.report import page as lab_report
+    from mixwell.report import page
     from mixwell.report.targets import check_file
+    from mixwell.run import status
 
-    check_file(out or folder / "report.html")
     builders = {"compare.json": compare_report.build, measured.RECORD: existing_page.build}
     found = [build for name, build in builders.items() if (folder / name).is_file()]
-    build = found[0] if found else lab_report.build
-    made = build(folder, out or folder / "report.html")
-    Console().print(f"report: {made}", highlight=False, soft_wrap=True)
+    waiting = "" if found else status.unfinished(folder)
+    if waiting:
+        raise MixwellError(f"{waiting}.")
+    target = out or folder / "report.html"
+    check_file(target)
+    build = found[0] if found else page.build
+    made = build(folder, target)
+    console = Console(highlight=False)
+    console.print(f"report: {made}", soft_wrap=True)
+    if now := status.under_way(folder):
+        console.print(f"{folder} {now}: this report is of what was finished before", style="yellow", soft_wrap=True)
+
+
+@one_line(stopped="stopped; nothing was changed")
+def verify(run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run or of a comparison, or the name of "
+                                              "a run below `runs`.")]) -> None:
+    """Read every file that a run wrote and hold it against the digest that was taken then.
+
+    A run looks at sizes and times alone and reads what these show to have changed; a disk that loses a bit changes
+    neither. A stage in which something is wrong is made again by the next run.
+
+    **Example**
+
+    `mixwell verify runs/standard-library`
+    """
+    from mixwell.core.units import counted, si
+    from mixwell.run.paths import find_run
+    from mixwell.run.verify import verify as look
+
+    folder, console = find_run(run), Console(highlight=False)
+    with reading(console) as progress:
+        found = look(folder, progress)
+    for problem in found.problems:
+        console.print(problem, style="yellow", markup=False, soft_wrap=True)
+    size = f"{counted(found.stages, 'stage')}, {counted(found.files, 'file')}, {si(found.bytes, 'B')}"
+    if found.problems:
+        wrong = counted(len(found.problems), "thing is", "things are")
+        tell(f"{folder}: {size} read, {wrong} not as written; run the recipe again, and what is damaged is made again",
+             FAILED)
+    console.print(f"{folder}: {size} read, all as they were written", soft_wrap=True)
+
+
+@contextmanager
+def reading(console: Console) -> Iterator[Callable[[float, str], None]]:
+    """A bar over what is read; gives what moves it."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("read", total=1.0)
+        yield lambda share, words: bar.update(task, completed=share, description=words)

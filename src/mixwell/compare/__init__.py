@@ -38,7 +38,7 @@ from mixwell.core.files import digest, write_json
 from mixwell.report.records import StageRecord
 from mixwell.run import engine, sizing
 from mixwell.run import recipe as recipes
-from mixwell.run.costs import Told
+from mixwell.run.costs import Progress
 from mixwell.run.engine import Observer, Planned
 from mixwell.run.recipe import Recipe
 
@@ -100,17 +100,17 @@ def _labelled(planned: Planned, users: Sequence[Trial]) -> Planned:
 def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], *,
          budget: Mapping[str, Any] | str | None = None, seeds: int | Sequence[int] = 3, baseline: str | None = None,
          stage: str | None = None, out: str | Path | None = None, predict: bool = True,
-         told: Told = lambda words: None) -> Plan:
+         progress: Progress = lambda words: None) -> Plan:
     """What `compare` would do; nothing is written. A mistake in what is asked for raises `MixwellError` here.
 
-    told: hears what is read and measured.
+    progress: hears what is read and measured.
     """
     limits = _limits(budget)
     check_vary(vary)
     asked = chosen if isinstance(chosen, Recipe) else recipes.read(chosen)
     place = Path(out or default_folder(asked, vary))
     engine.check_out(place, foreign="run.json")
-    settled, size = sizing.settle(asked, place, told)
+    settled, size = sizing.settle(asked, place, progress)
     base = with_training(settled, limits)
     threads = machine.threads(base.threads)
     grid = variants(base, vary)
@@ -121,7 +121,7 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
     tried = _seeds(seeds, base.seed)
     trials = []
     for seed in tried:
-        trials += [_trial(variant, judged, limits, seed, place, predict, told) for variant in grid]
+        trials += [_trial(variant, judged, limits, seed, place, predict, progress) for variant in grid]
     made = Plan(base=base, stage=judged, variants=tuple(grid), baseline=baseline_of(grid, baseline), seeds=tried,
                 budget=limits, trials=tuple(trials), out=place, fitted=(asked, size))
     _check_seeds(made)
@@ -161,7 +161,7 @@ def _fitted(variant: Variant, stage: str, size_bytes: float, threads: int) -> Va
 
 
 def _trial(variant: Variant, stage: str, budget: Mapping[str, float], seed: int, out: Path, predict: bool,
-           told: Told) -> Trial:
+           progress: Progress) -> Trial:
     folder = f"{_file_name(variant.name)}-seed{seed}"
     trial = Trial(variant=variant.name, seed=seed, folder=out / "variants" / folder)
     if variant.recipe is None:
@@ -170,7 +170,7 @@ def _trial(variant: Variant, stage: str, budget: Mapping[str, float], seed: int,
     try:
         trial.recipe = prepared(variant.recipe, stage, budget, seed)
         needed = ancestors(recipes.stages(trial.recipe), stage)
-        planned = engine.plan_stages(trial.recipe, needed, out, predict=predict, told=told)
+        planned = engine.plan_stages(trial.recipe, needed, out, predict=predict, progress=progress)
     except MixwellError as error:
         trial.state, trial.error = FAILED, str(error)
         return trial
@@ -219,7 +219,7 @@ def compare(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]
     and the rest goes on.
     """
     made = plan(chosen, vary, budget=budget, seeds=seeds, baseline=baseline, stage=stage, out=out,
-                told=(observer or engine.Silent()).preparing)
+                progress=(observer or engine.Silent()).preparing)
     return run(made, observer)
 
 
@@ -288,7 +288,8 @@ class _Named:
         self.observer.planned(stages)
 
     def started(self, planned: Planned) -> None:
-        self.observer.started(self.named[planned.folder])
+        named = replace(self.named[planned.folder], damage=planned.damage)
+        self.observer.started(named)
 
     def advanced(self, planned: Planned, share: float, words: str) -> None:
         self.observer.advanced(self.named[planned.folder], share, words)

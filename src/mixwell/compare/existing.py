@@ -28,7 +28,7 @@ from mixwell.lm.model import LanguageModel
 from mixwell.lm.scoring import score
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.report.targets import check_folder
-from mixwell.run.costs import Told
+from mixwell.run.costs import Progress
 from mixwell.run.paths import find_model, load
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages.evaluate import EvaluateConfig
@@ -36,7 +36,7 @@ from mixwell.run.stages.evaluate import EvaluateConfig
 
 def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None, *,
              budget: Mapping[str, Any] | str | None = None, reading: EvaluateConfig | None = None,
-             out: str | Path | None = None, told: Told = lambda words: None) -> Path:
+             out: str | Path | None = None, told: Progress = lambda words: None) -> Path:
     """Measure models that exist on the same text and return the path of the report.
 
     models: model folders, folders of stages, or `RUN:STAGE`; the others are held against the first. data: a file,

@@ -5,13 +5,16 @@
     <run>/stages/<id>-<key8>/stage.json           `StageRecord`
     <run>/stages/<id>-<key8>/metrics.jsonl        one line a logged training step
 
-Reading is strict: a file that no writer of this version makes is damaged, and is named with what is wrong in it.
+Reading is strict: a file that no writer of this version makes is damaged, and is named with what is wrong in it. Both
+records end in a digest of themselves (`report.sealed`), and a stage's record holds those of all its files.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,12 +26,15 @@ import yaml
 from mixwell.core import units
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import read_json, write_json, write_text
+from mixwell.core.files import write_text
 from mixwell.lm.training.metrics import read_lines
+from mixwell.report import digests, sealed
+from mixwell.report.digests import FileDigest
 
 RUN, STAGE, RECIPE = "run.json", "stage.json", "recipe.yaml"
 MODEL_KINDS = ("build", "load", "train", "convert", "compress")  # kinds of stages that leave a model behind
 AGAIN = "run the recipe again"
+BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # what YAML's writer leaves bare and its reader takes for space
 R = TypeVar("R")
 
 
@@ -50,6 +56,8 @@ class StageRecord:
     actual: Mapping[str, float | None] = field(default_factory=dict)  # the same, measured
     result: Mapping[str, Any] = field(default_factory=dict)  # what its kind found
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # of its model on held-out text; empty without one
+    files: Mapping[str, FileDigest] = field(default_factory=dict)  # what it made, by its path below the folder
+    built_on: Mapping[str, str] = field(default_factory=dict)  # input -> `bits` of what was read
     side: str = ""  # side of the comparison that the recipe puts it on; the run's record holds it
     folder: Path | None = None  # where it lies; not written
 
@@ -57,7 +65,20 @@ class StageRecord:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of a training stage, oldest first; elsewhere empty. A damaged file raises `MixwellError`."""
         name = self.result.get("metrics")
-        return read_lines(self.folder / name) if name and self.folder else []
+        if not name or self.folder is None:
+            return []
+        path = self.folder / str(name)
+        if path.name not in self.files:
+            raise MixwellError(f"{path} is no file that the stage made; {_remove(self.folder)}.")
+        if problem := digests.wrong(path, self.files[path.name]):
+            raise MixwellError(f"{path} {problem}; {_remove(self.folder)}.")
+        return read_lines(path)
+
+    @property
+    def bits(self) -> str:
+        """Digest of what later stages read of it: of all that it made, but for what the clock decides."""
+        timed = self.result.get("metrics")
+        return digests.together({name: one for name, one in self.files.items() if name != timed})
 
     @property
     def trains(self) -> bool:
@@ -149,47 +170,46 @@ class RunRecord:
         assert stage.folder is not None and self.folder is not None
         place = os.path.relpath(stage.folder, self.folder)
         cached = stage.id in self.cached
-        entry = _Entry(id=stage.id, key=stage.key, folder=place, cached=cached, side=stage.side)
+        entry = StageEntry(id=stage.id, key=stage.key, folder=place, cached=cached, side=stage.side)
         return to_dict(entry)
 
 
 def write_stage(stage: StageRecord) -> Path:
     """Write stage.json into the stage's folder; returns the file."""
     assert stage.folder is not None
-    return write_json(stage.folder / STAGE, stage.to_dict())
+    return sealed.write(stage.folder / STAGE, stage.to_dict())
 
 
 def read_stage(folder: Path) -> StageRecord:
     """Read a stage's folder. A stage.json that is missing, damaged or of another version raises `MixwellError`."""
-    path = folder / STAGE
-    remedy = f"remove {folder}, then {AGAIN}"
-    record = _strict(StageRecord, read_json(path), path, remedy)
+    path, remedy = folder / STAGE, _remove(folder)
+    content = sealed.read(path, remedy)
+    record = _strict(StageRecord, content, path, remedy)
     return replace(record, folder=folder)
+
+
+def _remove(folder: Path) -> str:
+    return f"remove {folder}, then {AGAIN}"
 
 
 def write_run(run: RunRecord) -> Path:
     """Write run.json and recipe.yaml into the run's folder; returns the former. The stages may lie elsewhere."""
     assert run.folder is not None
     write_text(run.folder / RECIPE, recipe_text(run.recipe))
-    return write_json(run.folder / RUN, run.to_dict())
+    return sealed.write(run.folder / RUN, run.to_dict())
 
 
 def read_run(folder: str | Path) -> RunRecord:
     """Read a run and its stages. A file that is missing, damaged or of another version raises `MixwellError`."""
     folder = Path(folder)
-    path = folder / RUN
-    data = read_json(path)
-    if not isinstance(data, Mapping):
-        raise MixwellError(f"{path} holds {type(data).__name__}, expected the record of a run; {AGAIN}.")
-    entries = [_strict(_Entry, entry, path) for entry in data.get("stages") or ()]
-    record = _strict(RunRecord, {k: v for k, v in data.items() if k != "stages"}, path)
+    record, entries = _read_run(folder)
     stages = tuple(_listed(folder, entry) for entry in entries)
     cached = tuple(entry.id for entry in entries if entry.cached)
     return replace(record, stages=stages, cached=cached, folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
+class StageEntry:
     """A stage as run.json lists it."""
 
     id: str
@@ -199,7 +219,23 @@ class _Entry:
     side: str
 
 
-def _listed(run: Path, entry: _Entry) -> StageRecord:
+def listed_stages(folder: Path) -> list[StageEntry]:
+    """What run.json says of its stages, which are not looked at. A damaged one raises `MixwellError`."""
+    return _read_run(folder)[1]
+
+
+def _read_run(folder: Path) -> tuple[RunRecord, list[StageEntry]]:
+    """The record of a run, as yet without its stages, and what it lists of them."""
+    path = folder / RUN
+    content = sealed.read(path, AGAIN)
+    listed = content.pop("stages", None)
+    if not isinstance(listed, list):
+        raise MixwellError(f"{path}: stages: expected a list, got {type(listed).__name__}; {AGAIN}.")
+    record = _strict(RunRecord, content, path)
+    return record, [_strict(StageEntry, entry, path) for entry in listed]
+
+
+def _listed(run: Path, entry: StageEntry) -> StageRecord:
     folder = run / entry.folder
     stage = read_stage(folder)
     if stage.id != entry.id or stage.key != entry.key:
@@ -220,7 +256,15 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
     """A recipe as YAML."""
     if not recipe:
         return ""
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+    data = dict(recipe)
+    as_it_is = BREAKS.search(json.dumps(data, ensure_ascii=False, default=str)) is None
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=as_it_is, width=100)
+
+
+def written_recipe(folder: Path) -> str:
+    """What recipe.yaml holds according to run.json."""
+    record, _ = _read_run(folder)
+    return recipe_text(record.recipe)
 
 
 def value_text(value: Any) -> str:

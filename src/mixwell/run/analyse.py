@@ -77,9 +77,15 @@ def windows(model: LanguageModel, text: str | Path | None) -> tuple[Tensor, Tens
     length = min(LENGTH, *(len(ids) - 1 for ids in streams.values()))
     if length < 2:
         raise MixwellError(f"{text} gives too few tokens; expected 3 or more.")
-    rows = [(ids[at : at + length + 1], label) for at in range(0, ROWS * length, length)
-            for label, ids in enumerate(streams.values()) if at + length < len(ids)][:ROWS]
-    return torch.from_numpy(np.stack([ids for ids, _ in rows])), torch.tensor([label for _, label in rows]), [*streams]
+    rows: list[np.ndarray] = []
+    labels: list[int] = []
+    for at in range(0, ROWS * length, length):
+        for label, ids in enumerate(streams.values()):
+            if at + length < len(ids) and len(rows) < ROWS:
+                rows.append(ids[at : at + length + 1])
+                labels.append(label)
+    tokens_BT = torch.from_numpy(np.stack(rows))
+    return tokens_BT, torch.tensor(labels), [*streams]
 
 
 def _documents(text: str | Path | None) -> Mapping[str, Sequence[Document]]:
@@ -110,7 +116,8 @@ def watch(model: LanguageModel, tokens_BT: Tensor, labels_B: Tensor) -> dict[int
     def keep(layer: int) -> Callable[..., None]:
         def hook(mixer: Any, given: tuple[Any, ...], mixed: Any) -> None:
             if mixed.routing is not None:
-                seen[layer] = Seen(mixer, given[0], given[1], mixed.routing)
+                hidden_TD, context = given[0], given[1]
+                seen[layer] = Seen(mixer, hidden_TD, context, mixed.routing)
 
         return hook
 
@@ -159,9 +166,11 @@ def _norms(one: Seen) -> Tensor | None:
 
 def _router(one: Seen) -> Tensor | None:
     """The router's rows [E, D], where it is a linear map."""
-    weight = getattr(getattr(one.mixer, "router", None), "weight", None)
-    shape = (one.routing.num_experts, one.hidden_TD.shape[1])
-    return weight if isinstance(weight, Tensor) and tuple(weight.shape) == shape else None
+    router = getattr(one.mixer, "router", None)
+    weight = getattr(router, "weight", None)
+    dim = one.hidden_TD.shape[1]
+    linear = isinstance(weight, Tensor) and tuple(weight.shape) == (one.routing.num_experts, dim)
+    return weight if linear else None
 
 
 _SOURCES: dict[str, Callable[[Seen], Any]] = {

@@ -53,12 +53,21 @@ def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | Non
 
 
 def _short(name: str) -> registry.Entry:
-    found = [e for room in ROOMS for e in registry.family(room) if e.name.rpartition(".")[2] == name]
-    return found[0] if len(found) == 1 else registry.find(name)
+    """The method of that name, or of that last part where only one of these rooms has it."""
+    entries = [entry for room in ROOMS for entry in registry.family(room)]
+    found = [entry for entry in entries if _last_part(entry) == name]
+    if len(found) == 1:
+        return found[0]
+    return registry.find(name)
+
+
+def _last_part(entry: registry.Entry) -> str:
+    return entry.name.rpartition(".")[2]
 
 
 def _random(vocab_size: int, seed: int) -> Tensor:
-    return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=generator(seed, "receipt"))
+    draws = generator(seed, "receipt")
+    return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=draws)
 
 
 def _read(text: str | Path, files: Any) -> Tensor:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mixwell.core import machine
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
 from mixwell.core.measured import kept
-from mixwell.core.units import seconds
+from mixwell.core.units import seconds, si
 from mixwell.kernels.rates import rates
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.run import rough, timing
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from mixwell.run.stages.evaluate import EvaluateConfig
     from mixwell.run.stages.train import Training
 
-Told = Callable[[str], None]  # what is done now
+Progress = Callable[[str], None]  # hears what is done now
 TENTH = 0.1  # share of the planned work that timing may take
 PATIENCE_S = 1.0  # aim of one timed step where the work is long
 STEPS_TIMED = 4  # of about that length, for each measurement
@@ -55,13 +56,13 @@ class Prediction:
 class Costs:
     """Predictions for the stages of one run; what they need is measured when they ask for it."""
 
-    def __init__(self, stages: Sequence[Stage], threads: int, told: Told = lambda words: None,
+    def __init__(self, stages: Sequence[Stage], threads: int, progress: Progress = lambda words: None,
                  least_s: float = 0.0, *, weighed: EvaluateConfig | None = None,
                  left: Collection[str] | None = None) -> None:
         self.stages = {stage.id: stage for stage in stages}
         self.weighed = weighed  # how models are evaluated after their stages
         self.left = self.stages if left is None else left  # ids of the stages that are not there yet
-        self.threads, self.told = threads, told
+        self.threads, self.progress = threads, progress
         self.least_s = least_s  # what the run will take at least: it is going to be fitted to so many seconds
 
     @functools.cached_property
@@ -100,12 +101,23 @@ class Costs:
         rows = config.batch_size // config.accumulate
         settings = [self.shapes[model].key, rows, config.seq_len, config.settled_dtype, config.checkpointing,
                     *config.frozen]
+        self._check_step(model, rows, config.seq_len)
         row_s = 3.0 * self.rough.reading_s(model, config.seq_len, config.seq_len)
         if not self._worth(LEAST_ROWS * row_s):
             return self._estimated(model, config.seq_len, 3.0)
-        self.told(f"time a training step of {model}, {self._at_most}")
+        self.progress(f"time a training step of {model}, {self._at_most}")
         return self._kept("training", settings,
                           lambda: timing.training(self.shape(model), rows, config, self.patience_s))
+
+    def _check_step(self, model: str, rows: int, length: int) -> None:
+        """Refuse a step that cannot fit in memory: each layer keeps at least what comes into it, in two bytes."""
+        arch = self.shapes[model].sketch().arch
+        values = rows * length * arch["dim"] * arch["num_layers"]
+        least, memory = 2 * values, machine.memory_bytes()
+        if least > memory:
+            raise MixwellError(f"a step of {rows} rows of {length} tokens keeps {si(least, 'B')} at least, this "
+                               f"machine has {si(memory, 'B')} of memory; expected fewer rows (train.batch_size, or "
+                               "more train.accumulate) or shorter ones (train.seq_len).")
 
     def reading(self, model: str, rows: int, length: int) -> Timed:
         """Seconds and FLOPs a token, and peak memory, of evaluating the model of a stage."""
@@ -113,7 +125,7 @@ class Costs:
         row_s = self.rough.reading_s(model, length, length)
         if not self._worth(LEAST_ROWS * row_s):
             return self._estimated(model, length, 1.0)
-        self.told(f"time {model} reading text, {self._at_most}")
+        self.progress(f"time {model} reading text, {self._at_most}")
         return self._kept("reading", settings, lambda: timing.reading(self.shape(model), rows, length,
                                                                       self.patience_s))
 
@@ -122,7 +134,7 @@ class Costs:
         token_s = self.rough.writing_s(model)
         if not self._worth(WRITTEN * token_s):
             return {"seconds_per_token": token_s}
-        self.told(f"time {model} writing text")
+        self.progress(f"time {model} writing text")
         return self._kept("writing", self.shapes[model].key, lambda: timing.writing(self.shape(model)))
 
     def converting(self, stage: Stage) -> Timed:
@@ -132,7 +144,7 @@ class Costs:
         whole_s = self.rough.converting_s(stage)
         if not self._worth(whole_s):
             return {"seconds": whole_s, "peak_bytes": 0.0}
-        self.told(f"time the conversion to {stage.id}")
+        self.progress(f"time the conversion to {stage.id}")
         return self._kept("converting", settings, lambda: timing.converting(self.shape(before), stage))
 
     def building(self, stage: Stage) -> Timed:
@@ -140,12 +152,13 @@ class Costs:
         whole_s = self.rough.building_s(stage)
         if not self._worth(whole_s):
             return {"seconds": whole_s, "peak_bytes": 0.0}
-        self.told(f"time making {stage.id}")
+        self.progress(f"time making {stage.id}")
         return self._kept("building", self.shapes[stage.id].key, lambda: timing.once(lambda: self.shape(stage.id)))
 
     def texts(self) -> dict[str, list[str]]:
         """The recipe's text by domain."""
-        return {name: [d.text for d in docs] for name, docs in documents(self.stages["data"]).items()}
+        found = documents(self.stages["data"])
+        return {name: [document.text for document in own] for name, own in found.items()}
 
     @functools.cached_property
     def text_sizes(self) -> dict[str, int]:
@@ -184,8 +197,10 @@ class Costs:
 
     def tokenizing(self) -> Timed:
         """Seconds a byte of training the tokenizer and of encoding, and bytes a token, on a sample of the text."""
-        path, text = self.stages["tokenizer"].config.path, KINDS["data"].fingerprint(self.stages["data"])
-        self.told("time the tokenizer on a sample of the text")
+        path = self.stages["tokenizer"].config.path
+        data = self.stages["data"]
+        text = KINDS["data"].fingerprint(data)
+        self.progress("time the tokenizer on a sample of the text")
         return self._kept("tokenizing", [text, self.vocab_size, path],
                           lambda: timing.tokenizing(timing.sample_of(self.texts()), self.vocab_size, path))
 
@@ -205,11 +220,14 @@ class Costs:
     @functools.cached_property
     def rough(self) -> Rough:
         """What work takes where nothing was timed."""
-        return Rough(self.stages, self.shapes, self.text_sizes, Pace.of(rates()), self.tokens_of)
+        measured = rates()
+        pace = Pace.of(measured)
+        return Rough(self.stages, self.shapes, self.text_sizes, pace, self.tokens_of)
 
     @property
     def _to_do(self) -> list[Stage]:
-        return [stage for name, stage in self.stages.items() if name in self.left]
+        names = [name for name in self.stages if name in self.left]
+        return [self.stages[name] for name in names]
 
     @functools.cached_property
     def planned_s(self) -> float:
@@ -266,7 +284,8 @@ class Costs:
 
     def _kept(self, what: str, settings: Any, measure: Callable[[], Mapping[str, float]]) -> Timed:
         """The measurement `what` at `settings`, from the disk where this source made it before."""
-        return kept(f"{what} {digest([settings, source_digest()])}", measure, self.threads)
+        key = digest([settings, source_digest()])
+        return kept(f"{what} {key}", measure, self.threads)
 
 
 def _nothing(costs: Costs, stage: Stage) -> Prediction:
@@ -283,7 +302,8 @@ def _tokens(costs: Costs, stage: Stage) -> Prediction:
     data = costs.stages[costs.text_of(stage)]
     size = sum(characters(data).values())
     seconds = size * found["encode_seconds_per_byte"]
-    return Prediction(seconds=seconds, tokens=size / found["bytes_per_token"])
+    tokens = size / found["bytes_per_token"]
+    return Prediction(seconds=seconds, tokens=tokens)
 
 
 def _model(costs: Costs, stage: Stage) -> Prediction:

@@ -79,10 +79,17 @@ def _files(root: Path) -> tuple[list[str], list[str]]:
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if name not in _LEFT_OUT and not name.startswith("config-")]
         place = Path(folder).relative_to(root)
-        names += [(place / f).as_posix() for f in files if f.endswith(".py") and not f.startswith(_OF_THE_MACHINE)]
+        own = [file for file in files if file.endswith(".py") and not file.startswith(_OF_THE_MACHINE)]
+        names += [(place / file).as_posix() for file in own]
     names.sort(key=lambda name: digest(name.encode()))
-    is_test = {name: bool(_TEST_FOLDERS & set(name.split("/")[:-1])) for name in names}
-    return [name for name in names if not is_test[name]], [name for name in names if is_test[name]]
+    tests = [name for name in names if _is_test(name)]
+    modules = [name for name in names if not _is_test(name)]
+    return modules, tests
+
+
+def _is_test(name: str) -> bool:
+    folders = name.split("/")[:-1]
+    return not _TEST_FOLDERS.isdisjoint(folders)
 
 
 def _capped(documents: Iterable[Document], max_bytes: int | None) -> list[Document]:
@@ -131,9 +138,16 @@ def _take_apart(source: str) -> tuple[str, str]:
 
 def _cut(lines: list[bytes], docstring: ast.stmt, needed: bool) -> None:
     """Put `pass` in the docstring's place, or nothing where it stands alone on its lines and is not `needed`."""
-    first, last = docstring.lineno - 1, (docstring.end_lineno or docstring.lineno) - 1
-    rest = lines[first][: docstring.col_offset] + b"pass" + lines[last][docstring.end_col_offset :]
-    lines[first : last + 1] = [rest if needed or rest.strip() != b"pass" else _GONE] + [_GONE] * (last - first)
+    first = docstring.lineno - 1
+    end = docstring.end_lineno or docstring.lineno
+    before = lines[first][: docstring.col_offset]
+    after = lines[end - 1][docstring.end_col_offset :]
+    rest = before + b"pass" + after
+    alone = rest.strip() == b"pass"
+    if alone and not needed:
+        rest = _GONE
+    gone = [_GONE] * (end - 1 - first)
+    lines[first:end] = [rest, *gone]
 
 
 def _topics() -> list[Document]:
@@ -142,7 +156,8 @@ def _topics() -> list[Document]:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
         return []
-    return [Document(f"{name}.txt", topics[name]) for name in sorted(topics, key=lambda name: digest(name.encode()))]
+    mixed = sorted(topics, key=lambda name: digest(name.encode()))
+    return [Document(f"{name}.txt", topics[name]) for name in mixed]
 
 
 DATASETS: dict[str, Callable[[int | None], dict[str, list[Document]]]] = {"standard-library": standard_library}

@@ -89,7 +89,8 @@ def _files(room: str) -> tuple[Path, ...]:
 def _literals(path: Path) -> Names:
     """Every text constant of a source file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return frozenset(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return frozenset(value for value in constants if isinstance(value, str))
 
 
 def _words(value: Any) -> Iterable[str]:
@@ -106,16 +107,33 @@ def _words(value: Any) -> Iterable[str]:
 
 def _digest_files(files: Iterable[Path]) -> str:
     """Digest of names and contents; the names are told from the package, wherever it lies."""
+    return digest({_package_name(path): _source_digest(path) for path in files})
+
+
+def _package_name(path: Path) -> str:
     inside = registry.ROOT.parent
-    return digest({str(f.relative_to(inside)) if f.is_relative_to(inside) else f.name: digest_file(f) for f in files})
+    return str(path.relative_to(inside)) if path.is_relative_to(inside) else path.name
+
+
+def _source_digest(path: Path) -> str:
+    found = path.stat()
+    return _digest_once(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_once(path: Path, size: int, changed_ns: int) -> str:
+    """Digest of a source file, which is not read again for each of a thousand stages."""
+    return digest_file(path)
 
 
 def source_digest() -> str:
     """Digest of all the source that a model's speed may hang on."""
-    return _digest_files(f for room in computing() for f in _files(room))
+    rooms = [_files(room) for room in computing()]
+    return _digest_files(path for files in rooms for path in files)
 
 
 def evaluation_key(stage_key: str, tokens_key: str, config: Any) -> str:
     """Key of the evaluation of a model stage."""
-    files = [f for f in _files("lm") if f not in {e.path for e in registry.entries()}]
+    methods = {entry.path for entry in registry.entries()}
+    files = [path for path in _files("lm") if path not in methods]
     return digest([stage_key, tokens_key, to_dict(config), _digest_files(files)])

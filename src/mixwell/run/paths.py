@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mixwell.core.errors import MixwellError, suggest
-from mixwell.core.files import read_json
 from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.hub import cache_folder, hub_model, is_model_id
+from mixwell.report.records import RUN, STAGE, listed_stages, read_stage
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mixwell.lm.model import LanguageModel
 
 RUNS = Path("runs")  # where runs lie unless told otherwise
-STAGE, RUN = "stage.json", "run.json"
 
 
 def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
@@ -98,7 +97,12 @@ def stages(run: Path) -> dict[str, list[Path]]:
 
 def models(run: Path) -> list[str]:
     """Ids of the stages of a run that made a model."""
-    return [id for id, folders in stages(run).items() if any(_model_of(folder).exists() for folder in folders)]
+    found = stages(run)
+    return [id for id, folders in found.items() if any(map(_holds_model, folders))]
+
+
+def _holds_model(stage: Path) -> bool:
+    return _model_of(stage).exists()
 
 
 def stage_model(folder: Path) -> Path:
@@ -110,10 +114,8 @@ def stage_model(folder: Path) -> Path:
 
 
 def _model_of(stage: Path) -> Path:
-    record = read_json(stage / STAGE)
-    result = record.get("result") if isinstance(record, dict) else None
-    elsewhere = result.get("path") if isinstance(result, dict) else None
-    return Path(elsewhere) if elsewhere else stage / "model"
+    """Where the model of a stage lies; in its own folder where it is no stage that makes one."""
+    return read_stage(stage).model_folder or stage / "model"
 
 
 def _is_run(path: Path) -> bool:
@@ -122,11 +124,12 @@ def _is_run(path: Path) -> bool:
 
 def _recorded(run: Path) -> Iterable[tuple[str, Path]]:
     """(id, folder) of the stages that the run's record names and that are there."""
-    record: Any = read_json(run / RUN) if (run / RUN).is_file() else {}
-    entries = record.get("stages") if isinstance(record, dict) else None
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and (run / str(entry.get("folder")) / STAGE).is_file():
-            yield str(entry.get("id")), Path(os.path.normpath(run / str(entry["folder"])))
+    if not (run / RUN).is_file():
+        return
+    for entry in listed_stages(run):
+        folder = run / entry.folder
+        if (folder / STAGE).is_file():
+            yield entry.id, Path(os.path.normpath(folder))
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -31,12 +31,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, nearest, suggest
 from mixwell.lm.training.config import BUDGETS as LENGTHS
+from mixwell.run import yaml_data
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
 from mixwell.run.stages.models import MIXTURE_WORDS
 from mixwell.run.stages.text import DataConfig
@@ -50,6 +49,10 @@ SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12
 BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
 PLACES = {"train": Training, "data": DataConfig, "evaluate": EvaluateConfig}  # keys whose options are often misplaced
+MOST_THREADS = 4096
+MOST_STAGES = 1000  # entries, each seed counted
+LONGEST_NAME = 100  # characters of a name that becomes a folder
+SEED = range(2**63)
 FAMILIES = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
             "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
 
@@ -71,28 +74,22 @@ class Recipe:
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w][\w.-]*", self.name):
-            raise MixwellError(f"name: {self.name!r} becomes a folder; use letters, digits, '.', '_' and '-'.")
+        if len(self.name) > LONGEST_NAME or not re.fullmatch(r"[\w][\w.-]*", self.name):
+            raise MixwellError(f"name: {self.name[:LONGEST_NAME]!r} becomes a folder; use letters, digits, '.', '_' "
+                               f"and '-', {LONGEST_NAME} at most.")
         if self.minutes is not None and not self.minutes > 0:
             raise MixwellError(f"minutes: {self.minutes} came; expected a number above 0.")
-        if self.threads is not None and self.threads < 1:
-            raise MixwellError(f"threads: {self.threads} came; expected 1 or more.")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise MixwellError(f"threads: {self.threads} came; expected 1 or more, {MOST_THREADS} at most.")
+        if self.seed not in SEED:
+            raise MixwellError(f"seed: {self.seed} came; expected a whole number from 0 to 2^63 - 1.")
+        if len(self.stages) > MOST_STAGES:
+            raise MixwellError(f"stages: {len(self.stages)} came; expected {MOST_STAGES} at most, each seed counted.")
 
 
 def from_plain(data: Mapping[str, Any]) -> Recipe:
     """A recipe from plain data."""
     return from_dict(Recipe, data)
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML data, where a key that stands twice is an error and not a silent loss."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -116,9 +113,10 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recip
 def _check_keys(data: Mapping[str, Any]) -> None:
     """Raise where a key at the top is none but would be one elsewhere, with that place."""
     known = [option.name for option in fields(Recipe)]
-    for key in data:
-        if key not in known and not nearest(str(key), known):
-            _check_place(str(key), known)
+    strange = [str(key) for key in data if key not in known]
+    for key in strange:
+        if not nearest(key, known):
+            _check_place(key, known)
 
 
 def _check_place(key: str, known: Sequence[str]) -> None:
@@ -141,16 +139,24 @@ def with_seeds(entries: Sequence[dict[str, Any]], first: int) -> list[dict[str, 
         name = str(entry.get("id"))
         spread[name] = _seeds(entry["seeds"], first, name)
         made += [_seeded(entry, name, seed, spread) for seed in spread[name]]
+        if len(made) > MOST_STAGES:
+            raise MixwellError(f"stages: more than {MOST_STAGES} with their seeds; expected fewer.")
     return made
 
 
 def _seeds(seeds: Any, first: int, name: str) -> list[int]:
-    found = list(range(first, first + seeds)) if isinstance(seeds, int) else seeds
-    whole = isinstance(found, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in found)
-    if isinstance(seeds, bool) or not whole or not found or len(set(found)) < len(found) or min(found) < 0:
-        raise MixwellError(f"stages.{name}.seeds: expected how many, or a list of different whole numbers, got "
-                           f"{seeds!r}.")
-    return found
+    """The seeds that a number of them, or a list, stands for."""
+    if _is_whole(seeds) and 0 < seeds <= MOST_STAGES:
+        return list(range(first, first + seeds))
+    listed = isinstance(seeds, list) and all(_is_whole(seed) and seed in SEED for seed in seeds)
+    if listed and seeds and len(set(seeds)) == len(seeds):
+        return seeds
+    raise MixwellError(f"stages.{name}.seeds: expected how many ({MOST_STAGES} at most), or a list of different whole "
+                       f"numbers, got {seeds!r}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _seeded(entry: Mapping[str, Any], name: str, seed: int, spread: Mapping[str, list[int]]) -> dict[str, Any]:
@@ -170,26 +176,21 @@ def _seeded(entry: Mapping[str, Any], name: str, seed: int, spread: Mapping[str,
 def _embedded(path: Path) -> Path:
     """The embedded recipe of that bare name, where no file of the user's stands in its place; else the path itself."""
     own = DEFAULT.with_name(f"{path.name}.yaml")
-    return own if not path.exists() and path.parent == Path() and not path.suffix and own.exists() else path
+    bare = path.parent == Path() and not path.suffix
+    if bare and not path.exists() and own.exists():
+        return own
+    return path
 
 
 def _parse(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise MixwellError(f"{path} is a folder; expected a recipe file. A model folder goes in one: `model: {path}`.")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        data = yaml_data.read(path)
     except FileNotFoundError:
         names = sorted(p.stem for p in DEFAULT.parent.glob("*.yaml"))
         raise MixwellError(f"{path} is not there; expected a recipe (a YAML file), or one of {', '.join(names)}."
                            f"{suggest(path.name, names)}") from None
-    except UnicodeDecodeError:
-        raise MixwellError(f"{path} is not text; expected a recipe (a YAML file).") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise MixwellError(f"{path}{line}: {error.problem}; expected YAML keys and values.") from None
-    except yaml.YAMLError as error:
-        raise MixwellError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(data, dict):
         raise MixwellError(f"{path}: expected keys and values such as `stages:`, got {type(data).__name__}.")
     return data
@@ -201,9 +202,11 @@ def override(data: dict[str, Any], text: str) -> None:
     if not equals or not path:
         raise MixwellError(f"{text!r}: expected key=value with dots, such as train.lr=1e-3.")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise MixwellError(f"{text!r}: the value is not YAML; put quotes around text with special signs.") from None
+        parsed = yaml_data.parse(value, "the value")
+    except MixwellError as error:
+        problem = str(error).removeprefix("the value, line 1: ").partition(";")[0]
+        raise MixwellError(f"{text!r}: the value is not YAML ({problem}); put quotes around text with special signs."
+                           ) from None
     assign(data, path, parsed)
 
 
@@ -246,19 +249,30 @@ def assign(data: dict[str, Any], path: str, value: Any) -> None:
 def _names(data: Mapping[str, Any], path: str) -> list[str]:
     """The steps of a path written out: `moe.k` -> stages, moe, convert, k where k stands below the stage's verb."""
     names = path.split(".")
-    listed = data.get("stages") or []
-    entries = {str(e["id"]): e for e in listed if isinstance(e, Mapping) and "id" in e}
+    entries = _entries(data)
     if names[0] in entries and names[0] not in {f.name for f in fields(Recipe)}:
         names = ["stages", *names]
     if names[0] == "stages" and len(names) > 2:
-        below = next((v for v in KINDS if isinstance(entries.get(names[1], {}).get(v), Mapping)), "")
-        if below and names[2] in entries[names[1]][below]:
-            names.insert(2, below)
-    model = data.get("model")
-    mixer = model.get("channel_mixer") if isinstance(model, Mapping) else None
-    if names[0] == "model" and names[1:2] and names[1] in MIXTURE_WORDS and isinstance(mixer, Mapping):
+        entry = entries.get(names[1], {})
+        verbs = [verb for verb in KINDS if isinstance(entry.get(verb), Mapping)]
+        if verbs and names[2] in entry[verbs[0]]:
+            names.insert(2, verbs[0])
+    if names[0] == "model" and len(names) > 1 and names[1] in MIXTURE_WORDS and _has_mixer(data):
         names.insert(1, "channel_mixer")
     return names
+
+
+def _entries(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The stages by id, those left out that have none."""
+    listed = data.get("stages")
+    entries = listed if isinstance(listed, list) else []
+    return {str(entry["id"]): entry for entry in entries if isinstance(entry, Mapping) and "id" in entry}
+
+
+def _has_mixer(data: Mapping[str, Any]) -> bool:
+    """Whether the model's channel mixer is written out."""
+    model = data.get("model")
+    return isinstance(model, Mapping) and isinstance(model.get("channel_mixer"), Mapping)
 
 
 def _named(old: Any, key: str, value: Any, path: str) -> Any:
@@ -301,6 +315,7 @@ def counted(value: Any, key: str = "") -> Any:
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
     """The recipe's stages in the order in which they run, inputs resolved, configs checked."""
+    _check_wholes(to_dict(recipe), "recipe")
     found = {stage.id: stage for stage in _base(recipe)}
     for number, entry in enumerate(recipe.stages):
         found |= _own_text(recipe, entry, found)
@@ -336,6 +351,18 @@ def _text_ids(entry: Mapping[str, Any]) -> dict[str, str]:
     return {"data": f"{stem}-data", "tokens": f"{stem}-tokens"}
 
 
+def _check_wholes(value: Any, where: str) -> None:
+    """Refuse whole numbers that no counter of 64 bits holds: nothing here is meant to be as large."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_wholes(item, f"{where}.{key}")
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_wholes(item, f"{where}[{number}]")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise MixwellError(f"{where}: a number of {len(str(value))} digits came; expected one below 2^63.")
+
+
 def _base(recipe: Recipe) -> list[Stage]:
     """The stages that the top-level keys make."""
     seed = recipe.seed
@@ -352,21 +379,26 @@ def _base(recipe: Recipe) -> list[Stage]:
 
 
 def _made(id: str, kind: str, options: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> Stage:
-    return Stage(id=id, kind=kind, method=kind, config=_config(kind, kind, options, id), inputs=inputs, seed=seed)
+    config = _config(kind, kind, options, id)
+    return Stage(id=id, kind=kind, method=kind, config=config, inputs=inputs, seed=seed)
 
 
 def _config(kind: str, method: str, options: Mapping[str, Any], where: str) -> Any:
     """The config of a kind, or of the method that it runs."""
     parse = KINDS[kind].parse
-    return parse(options, where) if parse else from_dict(registry.find(method).module().Config, options, where)
+    if parse:
+        return parse(options, where)
+    own = registry.find(method).module().Config
+    return from_dict(own, options, where)
 
 
 def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -> Stage:
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
         raise MixwellError(f"{place}: expected an entry with an id, such as {{id: dense, train: {{tokens: 1M}}}}.")
     id, where = entry["id"], f"stages.{entry['id']}"
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", id):
-        raise MixwellError(f"{place}: the id {id!r} becomes a folder; use letters, digits, '_' and '-'.")
+    if len(id) > LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9][\w-]*", id):
+        raise MixwellError(f"{place}: the id {id[:LONGEST_NAME]!r} becomes a folder; use letters, digits, '_' and "
+                           f"'-', {LONGEST_NAME} at most.")
     if id in found or id in RESERVED:
         raise MixwellError(f"{place}: the id {id!r} is taken; give each stage its own.")
     name, options = _verb(entry, where)
@@ -379,8 +411,8 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
         dropped = BUDGETS if has_own else set()  # a stage's own budget takes the place of the default
         options = {**{k: v for k, v in recipe.train.items() if k not in dropped}, **options}
     seed = options.pop("seed", recipe.seed)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise MixwellError(f"{where}.seed: expected a whole number, got {seed!r}.")
+    if not _is_whole(seed) or seed not in SEED:
+        raise MixwellError(f"{where}.seed: expected a whole number from 0 to 2^63 - 1, got {seed!r}.")
     side = entry.get("side") or side_name(id)
     if not isinstance(side, str):
         raise MixwellError(f"{where}.side: expected a name, got {side!r}.")
@@ -395,23 +427,37 @@ def side_name(id: str) -> str:
 
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """The kind that the entry names, and its options: those below the verb and those beside it."""
+    verb = _only_verb(entry, where)
+    below = _below(verb, entry[verb], where)
+    beside = {key: value for key, value in entry.items() if key not in ("id", "from", "side", "data", verb)}
+    if twice := sorted(set(below) & set(beside)):
+        raise MixwellError(f"{where}: {twice[0]!r} stands twice, below {verb!r} and beside it; keep one.")
+    return verb, {**beside, **below}
+
+
+def _only_verb(entry: Mapping[str, Any], where: str) -> str:
     verbs = [name for name, kind in KINDS.items() if kind.named_in_recipe]
     named = [key for key in entry if key in verbs]
-    if len(named) != 1:
-        strange = [key for key in entry if key not in ("id", "from", "seed", "side", "data", *verbs)]
-        hint = suggest(str(strange[0]), verbs) if strange and not named else ""
-        came = " and ".join(named) or ", ".join(map(repr, strange)) or "none"
-        raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
-    value = entry[named[0]]
-    options = {k: v for k, v in entry.items() if k not in ("id", "from", "side", "data", named[0])}
-    bare = KINDS[named[0]].bare
-    below = {bare: value} if bare and isinstance(value, str) else {} if value is None else value
-    if not isinstance(below, dict):
+    if len(named) == 1:
+        return named[0]
+    known = ("id", "from", "seed", "side", "data", *verbs)
+    strange = [str(key) for key in entry if key not in known]
+    hint = suggest(strange[0], verbs) if strange and not named else ""
+    came = " and ".join(named) or ", ".join(map(repr, strange)) or "none"
+    raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
+
+
+def _below(verb: str, value: Any, where: str) -> dict[str, Any]:
+    """The options below a verb; a bare word there means one of them."""
+    bare = KINDS[verb].bare
+    if value is None:
+        return {}
+    if bare and isinstance(value, str):
+        return {bare: value}
+    if not isinstance(value, dict):
         or_bare = f" or a {bare}" if bare else ""
-        raise MixwellError(f"{where}.{named[0]}: expected options{or_bare}, got {value!r}.")
-    if twice := sorted(set(below) & set(options)):
-        raise MixwellError(f"{where}: {twice[0]!r} stands twice, below {named[0]!r} and beside it; keep one.")
-    return named[0], {**options, **below}
+        raise MixwellError(f"{where}.{verb}: expected options{or_bare}, got {value!r}.")
+    return value
 
 
 def _method(kind: Kind, options: dict[str, Any], where: str, verb: str) -> tuple[str, dict[str, Any]]:
@@ -429,9 +475,10 @@ def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], wh
     if "from" in entry and "model" not in kind.roles:
         raise MixwellError(f"{where}.from: this stage starts from nothing; leave `from` out.")
     source = entry.get("from", "model")
-    models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
-    if source not in models:
-        what = "makes no model" if source in found else "is no stage above this one"
+    named = found.get(source) if isinstance(source, str) else None
+    if named is None or not KINDS[named.kind].makes_model:
+        models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
+        what = "is no stage above this one" if named is None else "makes no model"
         hint = suggest(str(source), models)
         raise MixwellError(f"{where}.from: {source!r} {what}.{hint} Models: {', '.join(models)}.")
     sources = {role: role for role in kind.roles} | {"model": source}

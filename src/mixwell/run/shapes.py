@@ -40,7 +40,8 @@ def _shape(stage: Stage, before: Shape | None, vocab_size: int) -> Shape:
     kind = KINDS[stage.kind]
     assert kind.shape is not None
     shaped = kind.shape
-    key = digest([stage.method, stage.plain_config(), vocab_size, kind.fingerprint(stage), before and before.key])
+    outside = kind.fingerprint(stage)
+    key = digest([stage.method, stage.plain_config(), vocab_size, outside, before and before.key])
 
     def make() -> Checkpoint:
         return shaped(stage, before.make() if before else None, vocab_size)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mixwell.core import machine
-from mixwell.core.config import to_dict
+from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, suggest
-from mixwell.core.files import digest, read_json, write_json
+from mixwell.core.files import digest
+from mixwell.report import sealed
 from mixwell.run import recipe as recipes
-from mixwell.run.costs import Costs, Told
+from mixwell.run.costs import Costs, Progress
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages import KINDS, Stage
 from mixwell.run.stages.train import FEW_EPOCHS
@@ -46,22 +47,23 @@ def needs_fitting(chosen: Recipe) -> bool:
     return chosen.minutes is not None or bool(_references(chosen))
 
 
-def settle(chosen: Recipe, out: Path, told: Told = lambda words: None) -> tuple[Recipe, Size | None]:
+def settle(chosen: Recipe, out: Path, progress: Progress = lambda words: None) -> tuple[Recipe, Size | None]:
     """The recipe with every budget in tokens, and how it was fitted: as `keep` wrote it into `out`, else anew.
 
     A recipe that leaves nothing open comes back as it is. A reference to a stage that trains nothing, or that has
-    itself no budget of tokens, raises `MixwellError`. told: hears what is measured.
+    itself no budget of tokens, raises `MixwellError`. progress: hears what is measured.
     """
     if not needs_fitting(chosen):
         return chosen, None
-    size = _kept(out / FILE, _key(chosen)) or fit(chosen, told)
+    kept = _kept(out / FILE, _key(chosen))
+    size = kept or fit(chosen, progress)
     return with_tokens(chosen, size.tokens), size
 
 
 def keep(chosen: Recipe, size: Size | None, out: Path) -> None:
     """Write into the run's folder how the recipe was fitted, so that the next call of `settle` finds it."""
     if size is not None:
-        write_json(out / FILE, {"key": _key(chosen), **asdict(size)})
+        sealed.write(out / FILE, {"key": _key(chosen), **asdict(size)})
 
 
 def _key(chosen: Recipe) -> str:
@@ -73,22 +75,24 @@ def nominal(chosen: Recipe) -> Recipe:
     return with_tokens(chosen, _nominal_tokens(chosen)) if needs_fitting(chosen) else chosen
 
 
-def fit(chosen: Recipe, told: Told = lambda words: None) -> Size:
+def fit(chosen: Recipe, progress: Progress = lambda words: None) -> Size:
     """Fit the recipe to this machine, which is timed where that was not done before."""
     stated = _nominal_tokens(chosen)
     stages = recipes.stages(with_tokens(chosen, stated))
     least_s = 60.0 * (chosen.minutes or 0.0)
-    costs = Costs(stages, machine.threads(chosen.threads), told, least_s, weighed=chosen.evaluate)
+    costs = Costs(stages, machine.threads(chosen.threads), progress, least_s, weighed=chosen.evaluate)
     trainings = {stage.id: stage for stage in stages if stage.id in stated}
     pace = {name: _seconds_per_token(costs, stage) for name, stage in trainings.items()}
     for name, other in _references(chosen).items():
         stated[name] = stated[other] * pace[other] / pace[name]
     fixed = _fixed_seconds(costs, stages, chosen, set(trainings))
     training = sum(stated[name] * pace[name] for name in stated)
-    factor, limit = _factor(chosen.minutes, fixed, training, costs.train_tokens() / max(stated.values()))
+    text = costs.train_tokens()
+    epochs_left = text / max(stated.values())
+    factor, limit = _factor(chosen.minutes, fixed, training, epochs_left)
     tokens = {name: _whole_steps(factor * stated[name], stage.config) for name, stage in trainings.items()}
     seconds = fixed + sum(tokens[name] * pace[name] for name in tokens)
-    epochs = max(tokens.values()) / costs.train_tokens()
+    epochs = max(tokens.values()) / text
     return Size(minutes=chosen.minutes, seconds=seconds, tokens=tokens, epochs=epochs, limit=limit)
 
 
@@ -119,9 +123,11 @@ def _seconds_per_token(costs: Costs, stage: Stage) -> float:
 
 def _fixed_seconds(costs: Costs, stages: tuple[Stage, ...], chosen: Recipe, trainings: set[str]) -> float:
     """Predicted seconds of all but the trainings: text, conversions, evaluations, samples."""
-    work = sum(costs.predict(stage).seconds or 0.0 for stage in stages if stage.id not in trainings)
-    weighed = (stage.id for stage in stages if KINDS[stage.kind].evaluated)
-    return work + sum(costs.evaluation(name, chosen.evaluate).seconds or 0.0 for name in weighed)
+    others = [stage for stage in stages if stage.id not in trainings]
+    work = sum(costs.predict(stage).seconds or 0.0 for stage in others)
+    weighed = [stage.id for stage in stages if KINDS[stage.kind].evaluated]
+    evaluations = [costs.evaluation(name, chosen.evaluate) for name in weighed]
+    return work + sum(one.seconds or 0.0 for one in evaluations)
 
 
 def with_tokens(chosen: Recipe, tokens: Mapping[str, float]) -> Recipe:
@@ -135,9 +141,14 @@ def with_tokens(chosen: Recipe, tokens: Mapping[str, float]) -> Recipe:
 
 
 def _budgeted(entry: Mapping[str, Any], tokens: float) -> dict[str, Any]:
-    options = {k: v for k, v in (entry["train"] or {}).items() if k not in recipes.BUDGET_KEYS}
-    beside = {k: v for k, v in entry.items() if k not in recipes.BUDGET_KEYS}
+    options = _without_budget(entry["train"] or {})
+    beside = _without_budget(entry)
     return {**beside, "train": {**options, "tokens": tokens}}
+
+
+def _without_budget(options: Mapping[str, Any]) -> dict[str, Any]:
+    kept = [key for key in options if key not in recipes.BUDGET_KEYS]
+    return {key: options[key] for key in kept}
 
 
 def _trainings(chosen: Recipe) -> dict[str, dict[str, Any]]:
@@ -154,15 +165,19 @@ def _trainings(chosen: Recipe) -> dict[str, dict[str, Any]]:
 def _references(chosen: Recipe) -> dict[str, str]:
     """Training -> the training whose time it is given."""
     trainings = _trainings(chosen)
-    found = {name: str(options["as_long_as"]) for name, options in trainings.items() if "as_long_as" in options}
+    referring = [name for name, options in trainings.items() if "as_long_as" in options]
+    found = {}
+    for name in referring:
+        options = trainings[name]
+        found[name] = str(options["as_long_as"])
     for name, other in found.items():
-        _check_reference(chosen, name, other, found)
+        _check_reference(trainings, name, other, found)
     return found
 
 
-def _check_reference(chosen: Recipe, name: str, other: str, references: Mapping[str, str]) -> None:
+def _check_reference(trainings: Mapping[str, Mapping[str, Any]], name: str, other: str,
+                     references: Mapping[str, str]) -> None:
     where = f"stages.{name}.train.as_long_as"
-    trainings = _trainings(chosen)
     if other not in trainings:
         hint = suggest(other, trainings)
         raise MixwellError(f"{where}: no stage {other!r} trains.{hint} Trainings: {', '.join(trainings)}.")
@@ -175,7 +190,8 @@ def _check_reference(chosen: Recipe, name: str, other: str, references: Mapping[
 def _nominal_tokens(chosen: Recipe) -> dict[str, float]:
     """The budgets that the recipe states, in tokens; a training `as_long_as` another starts from that one's."""
     trainings, references = _trainings(chosen), _references(chosen)
-    stated = {name: trainings[references.get(name, name)] for name in trainings}
+    sources = {name: references.get(name, name) for name in trainings}
+    stated = {name: trainings[source] for name, source in sources.items()}
     for name, options in stated.items():
         if "tokens" not in options:
             raise MixwellError(f"stages.{name}.train: fitting a run to the machine needs its budget in tokens; give "
@@ -187,7 +203,7 @@ def _kept(file: Path, key: str) -> Size | None:
     """The size that an earlier call kept for the same recipe."""
     if not file.is_file():
         return None
-    found = read_json(file)
-    if not isinstance(found, Mapping) or found.get("key") != key:
+    found = sealed.read(file, "remove it, and the run is fitted to this machine anew")
+    if found.pop("key", None) != key:
         return None
-    return Size(**{name: found[name] for name in Size.__dataclass_fields__})
+    return from_dict(Size, found, str(file))

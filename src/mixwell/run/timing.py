@@ -45,14 +45,16 @@ def training(start: Checkpoint, rows: int, config: Training, patience_s: float) 
     def step(count: int) -> None:
         tokens_BT = _tokens(model.config.vocab_size, count, config.seq_len + 1, draws)
         labels_B = torch.zeros(count, dtype=torch.int64)
-        loss = model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], labels_B=labels_B, generator=draws)
+        x_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        loss = model.loss(x_BT, targets_BT, labels_B=labels_B, generator=draws)
         total = loss.nats if loss.aux is None else loss.nats + loss.aux
         total.backward()
         norm = float(optimizer.grad_norm())
         optimizer.step(0.0, norm, config.grad_clip)
 
+    flops = 3.0 * model.flops_per_token(config.seq_len)
     try:
-        return _steps(step, rows, config.seq_len, 3.0 * model.flops_per_token(config.seq_len), patience_s)
+        return _steps(step, rows, config.seq_len, flops, patience_s)
     finally:
         optimizer.release()
         frozen.release()
@@ -66,7 +68,8 @@ def reading(start: Checkpoint, rows: int, length: int, patience_s: float) -> Tim
     def step(count: int) -> None:
         tokens_BT = _tokens(model.config.vocab_size, count, length + 1)
         labels_B = torch.zeros(count, dtype=torch.int64)
-        model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], labels_B=labels_B)
+        x_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        model.loss(x_BT, targets_BT, labels_B=labels_B)
 
     return _steps(step, rows, length, model.flops_per_token(length), patience_s)
 
@@ -157,4 +160,5 @@ def _times(run: Callable[[], Any], least: int, patience_s: float) -> list[float]
 
 def _tokens(vocab_size: int, rows: int, length: int, draws: torch.Generator | None = None) -> Tensor:
     """Made-up ids; from `draws` others each time, so that experts get other numbers of rows, as in a training."""
-    return torch.randint(0, vocab_size, (rows, length), generator=draws or generator(0))
+    source = draws or generator(0)
+    return torch.randint(0, vocab_size, (rows, length), generator=source)

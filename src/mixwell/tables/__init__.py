@@ -21,7 +21,7 @@ from mixwell.report.targets import check_file, check_folder, refusals
 from mixwell.tables import reading as tables
 from mixwell.tables.columns import SKIP, Column, choose, encode
 from mixwell.tables.model import FILE, FittedMixture, load
-from mixwell.tables.search import CRITERIA, Told, choose_mixture, families_of
+from mixwell.tables.search import CRITERIA, Progress, choose_mixture, families_of
 
 __all__ = ["FittedMixture", "default_table", "fit", "load", "predict_file", "prepare"]
 
@@ -41,15 +41,15 @@ def default_table() -> tables.Table:
 
 def fit(table: Any = None, *, components: Iterable[int] = range(1, 9), family: str = "auto", criterion: str = "bic",
         columns: Mapping[str, str] | None = None, against: str | None = None, starts: int = 4, folds: int = 5,
-        seed: int = 0, out: str | Path | None = None, told: Told | None = None) -> FittedMixture:
+        seed: int = 0, out: str | Path | None = None, progress: Progress | None = None) -> FittedMixture:
     """Fit mixtures to a table and keep the best.
 
     table: a path (CSV, Parquet, a folder of them), a DataFrame, a mapping of columns or an array; None for the wine
     data that scikit-learn ships. components: numbers to try. family: auto, or some of full, tied, diag, spherical,
     student_t with commas between. criterion: bic, icl, aic or cv (over `folds`). columns: overrules by name how a
     column is taken (numeric, count, category, skip). against: a column that is left out and set against the components
-    in the report. out: folder for model, labels and report; it appears whole or not at all. told: called before every
-    fit with fits done, fits in all, and what comes next.
+    in the report. out: folder for model, labels and report; it appears whole or not at all. progress: called before
+    every fit with fits done, fits in all, and what comes next.
 
     Ctrl-C ends the search and keeps the best so far (`choice.stopped`); while the folder is written, only the
     second one interrupts. What is wrong with the table raises `MixwellError`, which names column and row.
@@ -62,12 +62,12 @@ def fit(table: Any = None, *, components: Iterable[int] = range(1, 9), family: s
     source, chosen, against = prepare(table, columns, against)
     x_ND = encode(source, chosen)
     model, choice = choose_mixture(x_ND, chosen, components=components, families=families_of(family, chosen),
-                                   criterion=criterion, folds=folds, starts=starts, seed=seed, told=told)
+                                   criterion=criterion, folds=folds, starts=starts, seed=seed, progress=progress)
     fitted = FittedMixture(columns=tuple(chosen), estimator=model, choice=choice, source=source.name, rows=len(x_ND),
                            seed=seed)
     if out is not None:
         # a search of hours is not lost in the seconds of its report
-        with postponed(lambda: told and told(choice.planned, choice.planned, WRITING)):
+        with postponed(lambda: progress and progress(choice.planned, choice.planned, WRITING)):
             write(fitted, source, x_ND, out, against=against, started=started, seconds=time.perf_counter() - began)
     return fitted
 
@@ -112,7 +112,8 @@ def check_target(out: str | Path) -> None:
     if path.resolve() == Path.cwd():
         raise MixwellError(f"{path.resolve()} is the folder you are in; name another with --out.")
     inside = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    foreign = [name for name in sorted(inside - WRITTEN) if not name.startswith(".")]
+    others = sorted(inside - WRITTEN)
+    foreign = [name for name in others if not name.startswith(".")]
     if foreign:
         raise MixwellError(f"{path} holds {foreign[0]!r} beside a fit, which would be lost; move it, or name another "
                            "folder with --out.")
@@ -126,7 +127,9 @@ def check_labels(out: str | Path, model: str | Path, table: Any = None) -> None:
     real = path.resolve()
     if real == source:
         raise MixwellError(f"{path} is the table to label; name another file with --out.")
-    if real.is_relative_to(Path(model).resolve()) or (real.parent == source and source.is_dir()):
+    in_model = real.is_relative_to(Path(model).resolve())
+    in_table = real.parent == source and source.is_dir()
+    if in_model or in_table:
         raise MixwellError(f"{path} lies in the folder of the model or of the table; name a file elsewhere with --out.")
     if path.exists() or path.is_symlink():
         raise MixwellError(f"{path} is there already; remove it, or name another file with --out.")

@@ -25,8 +25,9 @@ def limits(*values: np.ndarray) -> Range:
     """A padded range of all finite values."""
     every = np.concatenate(values)
     finite = every[np.isfinite(every)]
-    ends = [float(finite.min()), float(finite.max())]
-    return padded(ends)
+    low = float(finite.min())
+    high = float(finite.max())
+    return padded([low, high])
 
 
 def scatter(clouds: Sequence[Cloud], ellipses: Sequence[Cloud], *, x_label: str, y_label: str, x_range: Range,
@@ -107,9 +108,10 @@ def _edges(data: np.ndarray) -> np.ndarray:
     if not high > low:
         return np.array([low - 0.5, low + 0.5])
     step = resolution(data)
-    if not step or (high - low) / step > 50 * BINS:
+    span = high - low
+    if not step or span / step > 50 * BINS:
         return np.linspace(low, high, BINS + 1)
-    reach = high - low + step
+    reach = span + step
     steps = math.ceil(reach / step / BINS - 1e-6)
     width = step * steps
     first = low - step / 2

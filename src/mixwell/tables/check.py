@@ -69,11 +69,12 @@ def choice_of(record: Any, n_components: int) -> Choice:
 
 
 def _candidate(record: Any) -> Candidate:
-    values = dict(record) if isinstance(record, dict) else record
-    if isinstance(values, dict):
-        for field in fields(Candidate):
-            if field.type == "float" and values.get(field.name, 0) is None:
-                values[field.name] = math.nan  # which JSON does not know
+    expect(isinstance(record, dict), "a candidate is no record")
+    values = dict(record)
+    for field in fields(Candidate):
+        absent = values.get(field.name, 0) is None
+        if absent and field.type == "float":
+            values[field.name] = math.nan  # which JSON does not know
     candidate = Candidate(**_typed(Candidate, values, "a candidate"))
     known = {*FAMILIES, DISCRETE}
     expect(candidate.family in known, f"unknown family {candidate.family!r}")
@@ -111,8 +112,9 @@ def shapes_of(block: Block, family: str, n_components: int) -> dict[str, tuple[i
         return {"_flat_probabilities": (K, categories)}
     shapes: dict[str, tuple[int, ...]] = {"means_": (K, D)}
     matrices: dict[str, tuple[int, ...]] = {"tied": (D, D), "diag": (K, D), "spherical": (K,)}
+    own = matrices.get(family, (K, D, D))
     for name in ("covariances_", "precisions_cholesky_", "precisions_"):
-        shapes[name] = matrices.get(family, (K, D, D))
+        shapes[name] = own
     if family == "student_t":
         shapes["dofs_"] = (K,)
     return shapes

@@ -24,7 +24,8 @@ KINDS = (NUMERIC, COUNT, CATEGORY, SKIP)
 MOST_CATEGORIES = 50
 LARGEST_COUNT_MEAN = 30.0  # beyond it a Poisson variable is close to a Gaussian, which has a spread of its own
 MIXED_SHARE = 0.5  # text columns of which this share are numbers are taken for numbers with slips
-LARGEST = float(np.finfo(np.float64).max)
+FARTHEST = 1e7  # standard deviations; beyond, which component is nearer drowns in rounding errors
+EXACT = 2.0**53  # whole numbers up to here are floats
 LEAST_VARIANCE = 1e-6  # of the column's own: least variance of a component
 ID_NAME = re.compile(r"^(id|ids|index|idx|key|uuid|guid|row|row.?(id|nr|no|number)|nr|no|unnamed: \d+|.*[_ ]id)$", re.I)
 
@@ -85,8 +86,9 @@ def encode(table: Table, columns: Sequence[Column], *, unknown: str = "error") -
     columns = used(columns)
     needed = [column.name for column in columns]
     names = [str(name) for name in table.frame.columns]
+    known = set(names)
     for name in needed:
-        if name not in names:
+        if name not in known:
             raise MixwellError(f"{table.name} lacks the column {name!r}.{suggest(name, names)} The model was fitted on "
                                f"{', '.join(needed)}.")
     encoded = [_encode_column(table, column, unknown) for column in columns]
@@ -102,7 +104,12 @@ def _encode_column(table: Table, column: Column, unknown: str) -> np.ndarray:
         return _counts(table, column.name, x_N)
     with np.errstate(over="ignore"):
         standard_N = (x_N - column.center) / column.scale
-    return np.clip(standard_N, -LARGEST, LARGEST)  # beyond all numbers there is no density either
+    row = _first(np.abs(standard_N) > FARTHEST)
+    if row is not None:
+        raise MixwellError(f"column {column.name!r} holds {x_N[row]:g} in {table.row(row)}, more than {FARTHEST:.0e} "
+                           f"standard deviations from the mean of {column.center:g}: no component has it; correct it, "
+                           "or leave it empty.")
+    return standard_N
 
 
 def decode(column: Column, x_N: np.ndarray) -> np.ndarray:
@@ -119,19 +126,45 @@ def decode(column: Column, x_N: np.ndarray) -> np.ndarray:
 
 def numbers(table: Table, name: str, values: pandas.Series) -> np.ndarray:
     """A column as float64, NaN where missing; text and infinities raise `MixwellError` with their row."""
-    import pandas
-
+    plain_numbers = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"
+    if plain_numbers:
+        x_N = values.to_numpy(dtype=np.float64)
+        _check_finite(table, name, x_N)
+        return x_N
     there = values.notna()
     plain = values.astype(object).where(there, None)
-    found = pandas.to_numeric(plain, errors="coerce")
-    x_N = found.to_numpy(dtype=np.float64, na_value=np.nan)
+    x_N = _parsed(plain)
     row = _first(np.isnan(x_N) & there.to_numpy())
     if row is not None:
         raise MixwellError(f"column {name!r} holds {_shown(values.iloc[row])} in {table.row(row)}; expected a number.")
+    _check_finite(table, name, x_N)
+    return x_N
+
+
+def _parsed(values: pandas.Series) -> np.ndarray:
+    """Values of any type as float64, NaN where one is missing or no number."""
+    import pandas
+
+    try:
+        found = pandas.to_numeric(values, errors="coerce")
+        return found.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (OverflowError, TypeError):  # whole numbers of hundreds of digits; complex numbers
+        return np.array([_float(value) for value in values], dtype=np.float64)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf
+    except (TypeError, ValueError):
+        return np.nan
+
+
+def _check_finite(table: Table, name: str, x_N: np.ndarray) -> None:
     row = _first(np.isinf(x_N))
     if row is not None:
         raise MixwellError(f"column {name!r} is infinite in {table.row(row)}; correct it, or leave it empty.")
-    return x_N
 
 
 def _first(strange_N: np.ndarray) -> int | None:
@@ -163,7 +196,7 @@ def _codes(table: Table, column: Column, values: pandas.Series, unknown: str) ->
 
 def _counts(table: Table, name: str, x_N: np.ndarray) -> np.ndarray:
     fraction_N = np.nan_to_num(x_N) % 1
-    row = _first((x_N < 0) | (fraction_N != 0))
+    row = _first((x_N < 0) | (fraction_N != 0) | (x_N > EXACT))
     if row is not None:
         raise MixwellError(f"column {name!r} holds {x_N[row]:g} in {table.row(row)}; expected a count (0, 1, 2, ...).")
     return x_N
@@ -186,7 +219,9 @@ def _look(table: Table, name: str, wanted: str | None) -> Column:
     x_N = numbers(table, name, values)
     seen = x_N[~np.isnan(x_N)]
     kind, note = (wanted, "") if wanted else judge_numbers(name, seen)
-    if seen.min() == seen.max():
+    if _merged(there, seen):
+        kind, note = SKIP, "whole numbers beyond 2^53, some of which floats cannot tell apart"
+    elif seen.min() == seen.max():
         kind, note = SKIP, f"constant ({seen[0]:g} in every row)"
     if kind == CATEGORY:
         return _category(name, there, missing, True)
@@ -195,6 +230,13 @@ def _look(table: Table, name: str, wanted: str | None) -> Column:
     if kind != NUMERIC:
         return Column(name=name, kind=kind, note=note, missing=missing)
     return _number(name, seen, missing, note)
+
+
+def _merged(there: pandas.Series, seen: np.ndarray) -> bool:
+    """Whether values that differ became the same float."""
+    if np.abs(seen).max() < EXACT or there.dtype.kind == "f":
+        return False
+    return there.nunique() > len(np.unique(seen))
 
 
 def _foreign(there: pandas.Series) -> str:
@@ -270,8 +312,7 @@ def _numeric(table: Table, name: str, values: pandas.Series, there: pandas.Serie
         return True
     if all(isinstance(v, (bool, np.bool_)) for v in there):
         return False
-    parsed = pandas.to_numeric(there.astype(object), errors="coerce")
-    is_number = parsed.notna().to_numpy()
+    is_number = ~np.isnan(_parsed(there.astype(object)))
     place = _first(~is_number)
     if place is None:
         return True

@@ -34,7 +34,8 @@ class Normal:
     @property
     def spread_KD(self) -> np.ndarray:
         """Standard deviations; of a Student t without one (dof at most 2), its scale."""
-        spread_KD = np.sqrt(np.diagonal(self.scales_KDD, axis1=1, axis2=2))
+        variances_KD = np.diagonal(self.scales_KDD, axis1=1, axis2=2)
+        spread_KD = np.sqrt(variances_KD)
         if self.dofs_K is None:
             return spread_KD
         beyond_K = np.maximum(self.dofs_K - 2, 1e-9)
@@ -57,11 +58,12 @@ def _scales(estimator: Any) -> np.ndarray:
     """The covariances of an estimator [K, D, D], whatever form they have there."""
     K, D = estimator.means_.shape
     scales = np.asarray(estimator.covariances_, dtype=float)
-    if estimator.covariance_type == "full":
+    form = estimator.covariance_type
+    if form == "full":
         return scales
-    if estimator.covariance_type == "tied":
+    if form == "tied":
         return np.broadcast_to(scales, (K, D, D))
-    variances = scales[:, :, None] if estimator.covariance_type == "diag" else scales[:, None, None]
+    variances = scales[:, :, None] if form == "diag" else scales[:, None, None]
     return np.eye(D) * variances
 
 

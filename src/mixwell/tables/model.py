@@ -16,9 +16,10 @@ import torch
 
 from mixwell import __version__
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import read_json, write_json
+from mixwell.core.files import digest_file, read_json
 from mixwell.density.mixtures.product import Block, ProductMixture, mark_fitted
 from mixwell.formats.tensors import SINGLE, open_file, save_tensors
+from mixwell.report import sealed
 from mixwell.tables import check
 from mixwell.tables import reading as tables
 from mixwell.tables.columns import NUMERIC, Column, decode, encode, used
@@ -27,7 +28,8 @@ from mixwell.tables.search import DISCRETE, Choice, blocks_of
 if TYPE_CHECKING:
     import pandas
 
-FORMAT, FORMAT_VERSION = "mixwell-mixture", 1
+FORMAT, FORMAT_VERSION = "mixwell-mixture", 2
+AGAIN = "fit again"
 FILE = "mixture.json"
 
 
@@ -110,8 +112,9 @@ class FittedMixture:
         for block in self.estimator.blocks_:
             for name in check.shapes_of(block, self.family, self.n_components):
                 arrays[f"{block.kind}.{name}"] = torch.as_tensor(getattr(block.estimator, name))
-        save_tensors(Path(folder) / SINGLE, arrays, {"format": "pt", "holds": FORMAT})
-        write_json(Path(folder) / FILE, self._record())
+        numbers = Path(folder) / SINGLE
+        save_tensors(numbers, arrays, {"format": "pt", "holds": FORMAT})
+        sealed.write(Path(folder) / FILE, {**self._record(), "numbers": digest_file(numbers)})
 
     def _record(self) -> dict[str, Any]:
         """The content of mixture.json."""
@@ -145,6 +148,7 @@ def _load(folder: Path) -> FittedMixture:
         raise MixwellError(f"{folder} is of format version {record.get('format_version')}, written by mixwell "
                            f"{record.get('mixwell')}; this is mixwell {__version__}, which reads version "
                            f"{FORMAT_VERSION}. Fit again, or use that version.")
+    record = sealed.read(folder / FILE, AGAIN)
     try:
         n_components = check.whole_number(record, "n_components", 1)
         columns = check.columns_of(record["columns"])
@@ -158,6 +162,8 @@ def _load(folder: Path) -> FittedMixture:
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / FILE, error) from error
     tensors = open_file(folder / SINGLE)
+    if digest_file(folder / SINGLE) != record.get("numbers"):
+        raise MixwellError(f"{folder / SINGLE} is damaged (it is not as it was written); {AGAIN}.")
     try:
         held = {name: tensor.numpy() for name, tensor in tensors.items()}
         estimator = _estimator(held, columns, family, n_components)
@@ -168,8 +174,9 @@ def _load(folder: Path) -> FittedMixture:
 
 
 def _damaged(path: Path, error: Exception) -> MixwellError:
-    problem = f"it lacks {error}" if isinstance(error, KeyError) else error
-    return MixwellError(f"{path} is damaged ({problem}); fit again.")
+    lacks = isinstance(error, KeyError)
+    problem = f"it lacks {error}" if lacks else error
+    return MixwellError(f"{path} is damaged ({problem}); {AGAIN}.")
 
 
 def _estimator(held: Mapping[str, np.ndarray], columns: Sequence[Column], family: str,

@@ -106,9 +106,21 @@ def of(source: Any, name: str = "table") -> Table:
         except (ValueError, TypeError) as error:
             raise MixwellError(f"{type(source).__name__} is no table ({error}); expected a path, a DataFrame, a "
                                "mapping of columns or a two-dimensional array.") from error
-    frame = source.reset_index(drop=True)
+    frame = _with_index(source)
     frame.columns = [f"column {c + 1}" if isinstance(c, int) else str(c) for c in frame.columns]
     return Table(_checked(frame, name), name)
+
+
+def _with_index(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The frame with rows counted anew; what its index has a name for becomes columns."""
+    named = [level for level, name in enumerate(frame.index.names) if name is not None]
+    if not named:
+        return frame.reset_index(drop=True)
+    names = [str(frame.index.names[level]) for level in named]
+    twice = sorted(set(names) & {str(name) for name in frame.columns})
+    if twice:
+        raise MixwellError(f"the index and a column are both named {twice[0]!r}; rename one.")
+    return frame.reset_index(level=named).reset_index(drop=True)
 
 
 def write_parquet(path: str | Path, frame: pandas.DataFrame) -> Path:
@@ -158,7 +170,7 @@ def _read_file(pandas: Any, path: Path) -> pandas.DataFrame:
             frame = pandas.read_parquet(path)
         except Exception as error:  # pyarrow raises many kinds for what is not Parquet
             raise MixwellError(f"{path} cannot be read as Parquet ({_first_line(error)}).") from error
-        return _checked(frame.reset_index(drop=True), str(path))
+        return _checked(_with_index(frame), str(path))
     if not _is_text(path):
         raise MixwellError(f"{path}: expected a table that ends in {', '.join(TEXT_ENDINGS)} or .parquet.")
     return _checked(_read_text(pandas, path), str(path))
@@ -214,7 +226,8 @@ def _width(lines: Sequence[str], delimiter: str) -> int:
         return 0
     common = max(set(widths), key=widths.count)
     alike = widths.count(common) >= 0.9 * len(widths)
-    return common if alike and widths[0] == common else 0
+    first = widths[0]
+    return common if alike and first == common else 0
 
 
 def _first_row(head: str, delimiter: str) -> list[str]:

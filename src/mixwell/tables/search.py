@@ -13,8 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold
 
 from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.machine import memory_bytes
 from mixwell.core.registry import find
-from mixwell.core.units import counted
+from mixwell.core.units import counted, si
 from mixwell.density.mixtures.product import Block, ProductMixture
 from mixwell.tables.columns import CATEGORY, COUNT, NUMERIC, Column, used
 
@@ -27,7 +28,7 @@ CRITERIA = {"bic": "BIC", "icl": "ICL", "aic": "AIC", "cv": "minus the held-out 
 METHODS = {COUNT: "density.mixtures.poisson", CATEGORY: "density.mixtures.categorical"}
 MOST_PARAMETERS = 0.5  # of the number of values that there are
 PSEUDO_COUNT = 0.5  # of every category, so that one unseen in a component is rare there, not impossible
-Told = Callable[[int, int, str], None]  # fits done, fits in all, what comes next
+Progress = Callable[[int, int, str], None]  # fits done, fits in all, what comes next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +96,23 @@ def estimator_of(kind: str, family: str) -> Any:
 
 def families_of(wanted: str, columns: Sequence[Column]) -> list[str]:
     """Families to try for the numeric columns; a name that is none raises `MixwellError`."""
-    names = list(FAMILIES) if wanted == "auto" else [name.strip() for name in wanted.split(",")]
+    auto = wanted == "auto"
+    names = list(FAMILIES) if auto else [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in FAMILIES:
             raise MixwellError(f"unknown family {name!r}.{suggest(name, FAMILIES)} "
                                f"Expected auto, {', '.join(FAMILIES)}.")
-    if any(c.kind == NUMERIC for c in used(columns)):
+    numeric = [column for column in used(columns) if column.kind == NUMERIC]
+    if numeric:
         return names
-    if wanted != "auto":
+    if not auto:
         raise MixwellError(f"the family {names[0]!r} describes numbers, and no column is numeric; leave it out.")
     return [DISCRETE]
 
 
 def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: Iterable[int],
                    families: Sequence[str], criterion: str = "bic", folds: int = 5, starts: int = 4, seed: int = 0,
-                   told: Told | None = None) -> tuple[ProductMixture, Choice]:
+                   progress: Progress | None = None) -> tuple[ProductMixture, Choice]:
     """Fit all candidates to encoded rows (N, D) and keep the best. Ctrl-C ends the search once one is there."""
     numbers = sorted(set(components))
     possible = [k for k in numbers if k < len(x_ND)]
@@ -124,8 +127,8 @@ def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: I
     best: tuple[Candidate, ProductMixture] | None = None
     try:
         for number, (family, k) in enumerate(plan):
-            if told:
-                told(number, len(plan), f"{WORDS[family]}, {counted(k, 'component')}")
+            if progress:
+                progress(number, len(plan), f"{WORDS[family]}, {counted(k, 'component')}")
             candidate, model = _try(x_ND, columns, family, k, starts, seed)
             if criterion == "cv" and not candidate.refused:
                 candidate = _held_out(candidate, x_ND, columns, folds, starts, seed)
@@ -133,8 +136,8 @@ def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: I
             if model is not None and not candidate.refused and (
                     best is None or getattr(candidate, criterion) < getattr(best[0], criterion)):
                 best = candidate, model
-        if told:
-            told(len(plan), len(plan), "done")
+        if progress:
+            progress(len(plan), len(plan), "done")
     except KeyboardInterrupt:
         if best is None:
             raise
@@ -154,6 +157,9 @@ def _fitted(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, st
 
 def _try(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, starts: int,
          seed: int) -> tuple[Candidate, ProductMixture | None]:
+    hopeless = _hopeless(x_ND, columns, family, k)
+    if hopeless:
+        return Candidate(family=family, n_components=k, refused=hopeless), None
     try:
         model = _fitted(x_ND, columns, family, k, starts, seed)
     except MixwellError:
@@ -172,6 +178,32 @@ def _try(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, start
                      refused=_refusal(model, x_ND, family, columns)), model
 
 
+def _hopeless(x_ND: np.ndarray, columns: Sequence[Column], family: str, K: int) -> str:
+    """Why a fit would be refused whatever came out of it; "" where it may not."""
+    D = sum(column.kind == NUMERIC for column in used(columns))
+    if not D:
+        return ""
+    N = len(x_ND)
+    if family == "tied" and N < D + K:
+        return _few_for_tied(N, D, K)
+    needed = _needed_rows(family, D)
+    if needed * K > N:
+        return f"{N} rows are too few for {K} components that need {needed} each"
+    matrices = {"tied": D * D, "diag": K * D, "spherical": K}
+    numbers = matrices.get(family, K * D * D)
+    taken, memory = 3 * 8 * numbers, memory_bytes()  # covariances, precisions, and their roots, in float64
+    return f"its covariances take {si(taken, 'B')}, this machine has {si(memory, 'B')}" if taken > memory else ""
+
+
+def _few_for_tied(N: int, D: int, K: int) -> str:
+    return f"{N} rows are too few for a covariance of {D} columns around {K} means"
+
+
+def _needed_rows(family: str, D: int) -> int:
+    """Rows that a component's covariance needs."""
+    return D + 1 if family in ("full", "student_t") else 2
+
+
 def _refusal(model: ProductMixture, x_ND: np.ndarray, family: str, columns: Sequence[Column]) -> str:
     """Why a fit cannot be trusted: the criteria hold for parameters that are few beside the data, and a component
     with fewer rows than its covariance needs fits them perfectly."""
@@ -186,8 +218,8 @@ def _refusal(model: ProductMixture, x_ND: np.ndarray, family: str, columns: Sequ
     rows = len(x_ND)
     smallest = float(model.weights_.min()) * rows
     if family == "tied" and rows < D + K:
-        return f"{rows} rows are too few for a covariance of {D} columns around {K} means"
-    needed = D + 1 if family in ("full", "student_t") else 2
+        return _few_for_tied(rows, D, K)
+    needed = _needed_rows(family, D)
     if smallest < needed:
         return f"a component holds {smallest:.1f} rows, fewer than the {needed} that its covariance needs"
     return ""
@@ -205,8 +237,10 @@ def _held_out(candidate: Candidate, x_ND: np.ndarray, columns: Sequence[Column],
             words = " ".join(str(error).split())
             return replace(candidate, refused=f"without fold {number}: {words}")
         log_N = model.score_samples(x_ND[test])
-        scores.append(-float(log_N.mean()))
-    scored = replace(candidate, cv=float(np.mean(scores)))
+        score = -float(log_N.mean())
+        scores.append(score)
+    mean = float(np.mean(scores))
+    scored = replace(candidate, cv=mean)
     if folds == 1:
         return scored
     uncertainty = np.std(scores, ddof=1) / math.sqrt(folds)

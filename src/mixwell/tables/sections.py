@@ -107,10 +107,9 @@ def pairs(fitted: FittedMixture, x_ND: np.ndarray, label_N: np.ndarray, draws_SD
     first, *others = chosen
     data = _scatter(fitted, block, first, x_ND, label_N)
     drawn = _scatter(fitted, block, first, draws_SD[:N], draw_labels_S[:N], like=x_ND)
-    return {
-        "legend": [(k, f"component {k + 1}") for k in range(fitted.n_components)],
-        "others": [_scatter(fitted, block, places, x_ND, label_N) for places in others],
-        "first": [data, drawn]}
+    legend = [(k, f"component {k + 1}") for k in range(fitted.n_components)]
+    charts = [_scatter(fitted, block, places, x_ND, label_N) for places in others]
+    return {"legend": legend, "others": charts, "first": [data, drawn]}
 
 
 def _scatter(fitted: FittedMixture, block: Normal, places: tuple[int, int], x_ND: np.ndarray, label_N: np.ndarray,
@@ -202,9 +201,11 @@ def certainty(resp_NK: np.ndarray, table: Table) -> dict[str, Any]:
         inside_N = (top_N < high) & (top_N >= low)
         shares.append(float(inside_N.mean()))
     between = []
-    for n in np.argsort(top_N, kind="stable")[:5]:
+    order_N = np.argsort(top_N, kind="stable")
+    for n in order_N[:5]:
         if top_N[n] < 0.95:
-            between.append(f"{table.row(int(n))}: {_between(resp_NK[n])}")
+            row = table.row(int(n))
+            between.append(f"{row}: {_between(resp_NK[n])}")
     chart = plots.bar_chart(_certainties(), {"rows": shares}, form=units.percent)
     return {"chart": chart, "between": between}
 

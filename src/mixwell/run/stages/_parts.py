@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixwell.core import machine
 from mixwell.core.config import from_dict, to_dict
-from mixwell.core.files import read_json
+from mixwell.report.records import read_stage
 
 if TYPE_CHECKING:
     from mixwell.core.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ class Job:
 
     def result(self, role: str) -> dict[str, Any]:
         """What the stage behind `role` wrote as its result."""
-        return read_json(self.inputs[role] / "stage.json")["result"]
+        return dict(read_stage(self.inputs[role]).result)
 
     def record(self, **more: Any) -> dict[str, Any]:
         """The line that this stage adds to its checkpoint's lineage."""
@@ -86,8 +86,9 @@ def parser(cls: type) -> Callable[[Mapping[str, Any], str], Any]:
 
 def model_folder(stage_folder: Path) -> Path:
     """The Hugging Face folder of a finished model stage; a loaded model stays where it was."""
-    path = read_json(stage_folder / "stage.json")["result"].get("path")
-    return Path(path) if path else stage_folder / "model"
+    folder = read_stage(stage_folder).model_folder
+    assert folder is not None
+    return folder
 
 
 def read_model(job: Job, role: str = "model") -> Checkpoint:

@@ -69,7 +69,9 @@ def weigh(model: Path, shards: Path, config: EvaluateConfig) -> dict[str, Any]:
 
 def run_evaluate(job: Job) -> dict[str, Any]:
     """Evaluate the model with this stage's own settings."""
-    return weigh(model_folder(job.inputs["model"]), job.inputs["tokens"] / "shards", job.stage.config)
+    model = model_folder(job.inputs["model"])
+    shards = job.inputs["tokens"] / "shards"
+    return weigh(model, shards, job.stage.config)
 
 
 @dataclass(frozen=True)

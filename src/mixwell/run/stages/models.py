@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from mixwell.core import registry
+from mixwell.core import machine, registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file
 from mixwell.core.rng import generator
+from mixwell.core.units import si
 from mixwell.lm import folder as folders
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel, load
@@ -27,6 +28,7 @@ DENSE, MIXTURE = "experts.layers.swiglu", "experts.layers.moe"
 MIXTURE_WORDS = ("num_experts", "router", "balance", "capacity_factor", "overflow", "shared_experts",
                  "shared_hidden_dim")  # options of the mixture that may stand among the model's own
 SHAPE_TOKENS = 10_000  # of made-up text, for routers that learn from text before they can route
+MOST_LAYERS, MOST_COUNT, EXACT = 1000, 2**31 - 1, 2**53
 START = {"dim": 256, "num_layers": 4, "num_heads": 4}  # small enough for two cores and five minutes
 
 
@@ -46,25 +48,61 @@ def parse_build(options: Mapping[str, Any], where: str) -> BuildConfig:
     config = _model_config(options, 2048, where)
     try:
         with torch.device("meta"):
-            LanguageModel(config)
+            model = LanguageModel(config)
     except MixwellError as error:
         raise MixwellError(f"{where}: {error}") from error
+    except (RuntimeError, TypeError, OverflowError, ZeroDivisionError) as error:  # torch's, of a shape that cannot be
+        raise MixwellError(f"{where}: no model has this shape ({_first_line(error)}).") from error
+    _check_size(model, where)
     return BuildConfig(options=dict(options))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _check_size(model: LanguageModel, where: str) -> None:
+    """Refuse a model whose weights alone are larger than this machine's memory."""
+    weights = 4 * model.num_parameters()  # float32
+    memory = machine.memory_bytes()
+    if weights > memory:
+        raise MixwellError(f"{where}: the weights take {si(weights, 'B')}, this machine has {si(memory, 'B')} of "
+                           "memory; expected a smaller model.")
 
 
 def _model_config(options: Mapping[str, Any], vocab_size: int, where: str) -> ModelConfig:
     values = {"vocab_size": vocab_size, **START, **options}
-    given = {"hidden_dim": values.pop("hidden_dim")} if "hidden_dim" in values else {}
+    _check_counts(values, where)
+    given = {name: values.pop(name) for name in ("hidden_dim",) if name in values}
     words = {name: values.pop(name) for name in MIXTURE_WORDS if name in values}
     mixer = values.setdefault("channel_mixer", {"method": MIXTURE if words else DENSE})
     if isinstance(mixer, Mapping):
-        if twice := sorted(set(words) & set(mixer)):
-            raise MixwellError(f"{where}: {twice[0]!r} stands twice, in channel_mixer and beside it; keep one.")
-        given = given or _usual_width(mixer, values["dim"])
-        values["channel_mixer"] = _with_method({**given, **words, **mixer})
+        values["channel_mixer"] = _mixer(mixer, words, given or _usual_width(mixer, values["dim"]), where)
     elif short := [*given, *words]:
         raise MixwellError(f"{where}: {short[0]} stands beside a list of channel mixers; write it into each of them.")
     return from_dict(ModelConfig, values, where)
+
+
+def _check_counts(value: Any, where: str) -> None:
+    """Refuse counts that no model has, before anything is made for each of them."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_counts(item, f"{where}.{name}")
+    layers = where.endswith(".num_layers")
+    most = MOST_LAYERS if layers else MOST_COUNT
+    if isinstance(value, float) and not layers:
+        most = EXACT  # it may be no count
+    number = isinstance(value, (int, float))
+    if number and value > most:
+        raise MixwellError(f"{where}: {value} came; expected {most} at most.")
+
+
+def _mixer(mixer: Mapping[str, Any], words: Mapping[str, Any], width: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The channel mixer with the options that stand beside it."""
+    if twice := sorted(set(words) & set(mixer)):
+        raise MixwellError(f"{where}: {twice[0]!r} stands twice, in channel_mixer and beside it; keep one.")
+    return _with_method({**width, **words, **mixer})
 
 
 def _usual_width(mixer: Mapping[str, Any], dim: Any) -> dict[str, int]:
@@ -72,12 +110,16 @@ def _usual_width(mixer: Mapping[str, Any], dim: Any) -> dict[str, int]:
     if not isinstance(dim, int) or not isinstance(mixer.get("method"), str):
         return {}  # what is wrong is told where the config is made
     config = registry.find(mixer["method"], within="experts.layers").module().Config
-    return {"hidden_dim": 2 * dim} if "hidden_dim" in {f.name for f in fields(config)} else {}
+    known = {field.name for field in fields(config)}
+    return {"hidden_dim": 2 * dim} if "hidden_dim" in known else {}
 
 
 def _with_method(mixer: dict[str, Any]) -> dict[str, Any]:
     """The router's bare name written out as its options."""
-    return {**mixer, "router": {"method": mixer["router"]}} if isinstance(mixer.get("router"), str) else mixer
+    router = mixer.get("router")
+    if not isinstance(router, str):
+        return mixer
+    return {**mixer, "router": {"method": router}}
 
 
 def run_build(job: Job) -> dict[str, Any]:
@@ -87,17 +129,21 @@ def run_build(job: Job) -> dict[str, Any]:
     if config.vocab_size < vocab_size:
         raise MixwellError(f"model.vocab_size is {config.vocab_size}, the tokenizer has {vocab_size} ids; "
                            "leave it out, or give at least as many.")
-    model = LanguageModel(config, generator(job.stage.seed, "build"))
+    draws = generator(job.stage.seed, "build")
+    model = LanguageModel(config, draws)
     made = with_tokenizer(model.to_checkpoint(), job.inputs["tokenizer"])
-    folders.write(made.derive(record=job.record()), job.folder / "model")
+    after = made.derive(record=job.record())
+    folders.write(after, job.folder / "model")
     return describe(model)
 
 
 def build_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
     """A model of the stage's shape with random weights."""
-    model = LanguageModel(stage.config.model(vocab_size), generator(0))
+    config = stage.config.model(vocab_size)
+    model = LanguageModel(config, generator(0))
     if model.needs_tokens:
-        text = torch.randint(vocab_size, (SHAPE_TOKENS,), generator=generator(0))
+        draws = generator(0)
+        text = torch.randint(vocab_size, (SHAPE_TOKENS,), generator=draws)
         model.fit_tokens(text, generator(0))
     return model.to_checkpoint()
 
@@ -127,8 +173,14 @@ def parse_load(options: Mapping[str, Any], where: str) -> LoadConfig:
 def load_fingerprint(stage: Stage) -> str:
     """Digest of every file of the folder, or of the one file."""
     path = Path(stage.config.path)
-    files = [f for f in sorted(path.iterdir()) if f.is_file()] if path.is_dir() else [path]
-    return digest({f.name: _digest_once(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files})
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [found for found in inside if found.is_file()]
+    return digest({file.name: _digest_of(file) for file in files})
+
+
+def _digest_of(path: Path) -> str:
+    found = path.stat()
+    return _digest_once(path, found.st_size, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -47,7 +47,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Collected:
-    """A domain's documents under the cap, and what is to be told of how they were found."""
+    """A domain's documents under the cap, and what is to be said of how they were found."""
 
     documents: list[Document]
     found_bytes: int | None  # of all there is, copies counted once; None where no more was read than the cap lets in
@@ -72,8 +72,9 @@ def _collect(config: str, state: str) -> dict[str, Collected]:
     found = {name: _read(f"data.domains.{name}", spec, most, wanted) for name, spec in domains.items()}
     for name, spec in own.items():
         held = _read(f"data.validation.{name}", spec, most, wanted)
-        told = (f"validation: {text}" for text in (*held.notices, *_cap_notices(held)))
-        found[name] = replace(found[name], validation=held.documents, notices=(*found[name].notices, *told))
+        notices = [f"validation: {text}" for text in (*held.notices, *_cap_notices(held))]
+        both = (*found[name].notices, *notices)
+        found[name] = replace(found[name], validation=held.documents, notices=both)
     return found
 
 
@@ -82,7 +83,8 @@ def _read(where: str, spec: str, max_bytes: int | None, text_field: str | None) 
         reader = Reader(spec, text_field)
         found = capped(reader, max_bytes)
     counts = {**reader.counts, "copies": found.copies}
-    return Collected(found.documents, found.found_bytes, (*reader.notices, *_copies(found)), counts)
+    notices = (*reader.notices, *_copies(found))
+    return Collected(found.documents, found.found_bytes, notices, counts)
 
 
 @contextmanager
@@ -107,11 +109,14 @@ def _copies(found: Capped) -> list[str]:
 
 def documents(stage: Stage) -> dict[str, list[Document]]:
     """What the stage's config asks for."""
-    return {name: found.documents for name, found in _collected(stage).items()}
+    collected = _collected(stage)
+    return {name: domain.documents for name, domain in collected.items()}
 
 
 def _collected(stage: Stage) -> dict[str, Collected]:
-    return _collect(json.dumps(stage.plain_config(), sort_keys=True), facts.state(_sources(stage.config)))
+    config = json.dumps(stage.plain_config(), sort_keys=True)
+    state = facts.state(_sources(stage.config))
+    return _collect(config, state)
 
 
 def data_fingerprint(stage: Stage) -> str:
@@ -126,13 +131,17 @@ def characters(stage: Stage) -> dict[str, int]:
 
 def _facts(stage: Stage) -> dict[str, Any]:
     """What is known of the text without reading it, while no file of it changes, nor the source that reads it."""
-    return facts.kept(["text", stage.plain_config()], [*_sources(stage.config), *_readers()], lambda: _found(stage))
+    files = [*_sources(stage.config), *_readers()]
+    what = ["text", stage.plain_config()]
+    return facts.kept(what, files, lambda: _found(stage))
 
 
 def _found(stage: Stage) -> dict[str, Any]:
-    found = _collected(stage)
-    content = {name: [_named(domain.documents), _named(domain.validation or ())] for name, domain in found.items()}
-    sizes = {name: sum(map(_length, domain.documents)) for name, domain in found.items()}
+    content, sizes = {}, {}
+    for name, domain in _collected(stage).items():
+        held = domain.validation or ()
+        content[name] = [_named(domain.documents), _named(held)]
+        sizes[name] = sum(map(_length, domain.documents))
     return {"fingerprint": digest(content), "characters": sizes}
 
 
@@ -142,7 +151,12 @@ def _length(document: Document) -> int:
 
 
 def _named(docs: Iterable[Document]) -> list[list[str]]:
-    return [[document.path, document.identity, digest(document.text.encode())] for document in docs]
+    """Name, identity and digest of the text of each document."""
+    named = []
+    for document in docs:
+        content = digest(document.text.encode())
+        named.append([document.path, document.identity, content])
+    return named
 
 
 def _sources(config: DataConfig) -> list[Path]:
@@ -163,8 +177,11 @@ def _files(where: str, spec: str) -> list[Path]:
 
 def _readers() -> list[Path]:
     """The source that reads the text."""
-    package = Path(__file__).parents[2]
-    return [Path(__file__), package / "run" / "datasets.py", *sorted((package / "lm").glob("*.py"))]
+    this = Path(__file__)
+    package = this.parents[2]
+    own = [this, package / "run" / "datasets.py"]
+    lm = sorted((package / "lm").glob("*.py"))
+    return own + lm
 
 
 def run_data(job: Job) -> dict[str, Any]:
@@ -185,7 +202,7 @@ def run_data(job: Job) -> dict[str, Any]:
         summary[name] = {"documents": len(domain.documents), "found_bytes": domain.found_bytes,
                          "train_bytes": train_bytes, "held_bytes": held_bytes, "held_share": split.held_share,
                          "split": split.note, "read": dict(domain.counts)}
-        notices += [f"{name}: {text}." for text in _told(domain, split, config)]
+        notices += [f"{name}: {text}." for text in _notices(domain, split, config)]
         if left:
             notices.append(f"{name}: {units.counted(left, 'document')} not trained on, since the run holds them out.")
         job.progress((number + 1) / len(found), name)
@@ -219,24 +236,37 @@ def kept_apart(split: Split, others: Mapping[str, Split]) -> tuple[Split, int]:
     return replace(split, train=tuple(train)), len(split.train) - len(train)
 
 
-def _told(domain: Collected, split: Split, config: DataConfig) -> list[str]:
+def _notices(domain: Collected, split: Split, config: DataConfig) -> list[str]:
     """What a reader of the results must know of a domain: what was left out, and a split that is not as asked."""
-    told = [*domain.notices, *_cap_notices(domain)]
+    notices = [*domain.notices, *_cap_notices(domain)]
     if domain.validation is not None:
-        both = len(domain.documents) - len(split.train)
-        return told + ([f"{both} documents are held out and not trained on, since data.validation holds them, too"]
-                       if both else [])
+        return notices + _both_notices(domain, split)
     if split.cut:
-        few = "one document alone" if len(domain.documents) == 1 else "too few documents of like size"
-        told.append(f"{few}, so the end of {split.cut} is held out; whole documents would tell more")
-    if abs(split.held_share - config.held_out) > config.held_out / 2:
-        told.append(f"{units.percent(split.held_share)} of the text is held out, {units.percent(config.held_out)} "
-                    "was asked for (data.held_out)")
-    return told
+        alone = len(domain.documents) == 1
+        few = "one document alone" if alone else "too few documents of like size"
+        notices.append(f"{few}, so the end of {split.cut} is held out; whole documents would tell more")
+    asked = config.held_out
+    off = abs(split.held_share - asked)
+    if off > asked / 2:
+        found = units.percent(split.held_share)
+        notices.append(f"{found} of the text is held out, {units.percent(asked)} was asked for (data.held_out)")
+    return notices
+
+
+def _both_notices(domain: Collected, split: Split) -> list[str]:
+    both = len(domain.documents) - len(split.train)
+    if not both:
+        return []
+    return [f"{both} documents are held out and not trained on, since data.validation holds them, too"]
 
 
 def _rows(docs: Iterable[Document]) -> list[list[str]]:
-    return [[d.path, d.text, d.whole, d.messages] for d in docs]
+    """What `read_splits` makes documents of again."""
+    rows = []
+    for document in docs:
+        row = [document.path, document.text, document.whole, document.messages]
+        rows.append(row)
+    return rows
 
 
 def read_splits(folder: Path) -> dict[str, Split]:

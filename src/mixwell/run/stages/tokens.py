@@ -96,7 +96,9 @@ def _template(named: str | None) -> str | None:
 def _ratio(tokenizer: Tokenizer, split: Split) -> float:
     """UTF-8 bytes per token of the held-out text."""
     texts = [document.text for document in split.held]
-    return size_bytes(split.held) / max(1, sum(map(len, tokenizer.encode_batch(texts))))
+    rows = tokenizer.encode_batch(texts)
+    tokens = sum(map(len, rows))
+    return size_bytes(split.held) / max(1, tokens)
 
 
 def run_tokens(job: Job) -> dict[str, Any]:
@@ -104,12 +106,15 @@ def run_tokens(job: Job) -> dict[str, Any]:
     splits, tokenizer = read_splits(job.inputs["data"]), Tokenizer.load(job.inputs["tokenizer"])
     answers_only = job.result("data")["answers_only"]
     data = write_shards(job.folder / "shards", splits, tokenizer, answers_only)
-    tokens = {name: {f"{side}_tokens": data.count(name, side) for side in SPLITS} for name in data.domains}
-    counted = {name: {side: data.counted(name, side) for side in SPLITS} for name in data.domains}
-    lost = {name: data.lost(name) for name in data.domains}
-    told = [f"{name}: {text}." for name, counts in lost.items() for text in _lost(counts)]
-    dtype = str(data.tokens(data.domains[0], "train").dtype)
-    return {"domains": tokens, "counted": counted, "lost": lost, "dtype": dtype, "notices": told}
+    tokens, counted, lost = {}, {}, {}
+    notices: list[str] = []
+    for name in data.domains:
+        tokens[name] = {f"{side}_tokens": data.count(name, side) for side in SPLITS}
+        counted[name] = {side: data.counted(name, side) for side in SPLITS}
+        lost[name] = data.lost(name)
+        notices += [f"{name}: {text}." for text in _lost(lost[name])]
+    first = data.tokens(data.domains[0], "train")
+    return {"domains": tokens, "counted": counted, "lost": lost, "dtype": str(first.dtype), "notices": notices}
 
 
 def _lost(counts: Mapping[str, int]) -> list[str]:

@@ -38,7 +38,8 @@ def draw_seed(seed: int, depth: int) -> int:
 
     Siblings share it, so that they see the same batches; a stage that trains on draws others than its parent did.
     """
-    return int(digest(["train", seed, depth])[:8], 16)
+    drawn = digest(["train", seed, depth])
+    return int(drawn[:8], 16)
 
 
 def run_train(job: Job) -> dict[str, Any]:
@@ -63,7 +64,9 @@ def run_train(job: Job) -> dict[str, Any]:
 
 def most_repeated(read: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, float]:
     """The domain whose tokens are read most often, and how often."""
-    return max(((name, read[name] / there[name]) for name in read), key=lambda pair: pair[1])
+    times = {name: read[name] / there[name] for name in read}
+    most = max(times, key=times.__getitem__)
+    return most, times[most]
 
 
 def repeated(read: Mapping[str, float], there: Mapping[str, float]) -> list[str]:

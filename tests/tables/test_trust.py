@@ -1,0 +1,84 @@
+"""Tables that are odd, wide or broken: refused in one line, or taken as they are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mixwell import tables
+from mixwell.core.errors import MixwellError
+from mixwell.tables import search
+from mixwell.tables.columns import SKIP, choose, encode, used
+from mixwell.tables.reading import of, read
+from tests.mutations import REFUSED, SAME
+from tests.mutations.tables import Tables, frame
+
+
+@pytest.fixture(scope="module")
+def mutants(tmp_path_factory):
+    return Tables(tmp_path_factory.mktemp("tables"))
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_no_mutant_of_a_table_ends_badly(mutants, first):
+    found = [mutants.try_one(seed) for seed in range(first, first + 50)]
+    assert [one for one in found if one.outcome not in (REFUSED, SAME)] == []
+    assert {one.outcome for one in found} == {REFUSED, SAME}
+
+
+def test_the_names_of_an_index_are_kept():
+    made = frame()
+    indexed = made.set_index(["town", "height"])
+    assert sorted(of(indexed).frame.columns) == sorted(made.columns)
+    one = of(made.set_index("visits"))
+    assert np.array_equal(one.frame["visits"], made["visits"])
+    assert list(of(made.iloc[::-1]).frame.columns) == list(made.columns)  # its index counts rows, and has no name
+    with pytest.raises(MixwellError, match="the index and a column are both named 'town'"):
+        of(made.set_index("town", drop=False))
+
+
+def test_the_index_of_a_parquet_file_is_kept(tmp_path):
+    frame().set_index("height").to_parquet(tmp_path / "a.parquet")
+    assert np.array_equal(read(tmp_path / "a.parquet").frame["height"], frame()["height"])
+
+
+def test_whole_numbers_that_floats_cannot_tell_apart_are_not_called_constant():
+    top = np.uint64(2**64 - 1)
+    made = frame().assign(near=top - np.arange(60, dtype=np.uint64) % np.uint64(7), far=np.arange(60) * 10**15 + 2**60,
+                          three=[10**30 + i % 3 for i in range(60)], alike=np.full(60, top))
+    columns = {column.name: column for column in choose(of(made))}
+    for name in ("near", "three"):
+        assert columns[name].kind == SKIP and "floats cannot tell apart" in columns[name].note, name
+    assert columns["alike"].note.startswith("constant") and columns["far"].note == "numbers the rows"
+
+
+def test_numbers_of_hundreds_of_digits_are_infinite():
+    with pytest.raises(MixwellError, match="column 'height' is infinite in row 6"):
+        choose(of(frame().astype({"height": object}).assign(height=lambda f: [*f.height[:5], 10**400, *f.height[6:]])))
+
+
+def test_a_count_beyond_what_floats_count_is_refused():
+    model = tables.fit(frame(), components=[1], family="diag", starts=1)
+    with pytest.raises(MixwellError, match=r"'visits' holds 1e\+200 in row 1; expected a count"):
+        model.predict(frame().astype({"visits": float}).assign(visits=lambda f: [1e200, *f.visits[1:]]))
+
+
+def test_ten_thousand_columns_are_read_in_little_work(tmp_path, monkeypatch):
+    """pandas' slow ways over a column are not gone for columns of plain numbers, and no covariance is made."""
+    wide = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 10_000)).round(3))
+    table = of(wide)
+    monkeypatch.setattr("mixwell.tables.columns._parsed", None)
+    columns = choose(table)
+    assert len(used(columns)) == 10_000 and encode(table, columns).shape == (30, 10_000)
+    monkeypatch.setattr(search, "_fitted", None)
+    x_ND = encode(table, columns)
+    for family, words in (("full", "need 10001 each"), ("tied", "covariance of 10000 columns"), ("student_t", "10001")):
+        candidate, model = search._try(x_ND, columns, family, 1, 1, 0)
+        assert model is None and words in candidate.refused
+
+
+def test_covariances_that_do_not_fit_in_memory_are_refused_with_their_size(monkeypatch):
+    monkeypatch.setattr(search, "memory_bytes", lambda: 10_000)
+    x_ND, columns = encode(of(frame()), choose(of(frame()))), choose(of(frame()))
+    assert search._hopeless(x_ND, columns, "diag", 2) == ""
+    monkeypatch.setattr(search, "memory_bytes", lambda: 95)
+    assert search._hopeless(x_ND, columns, "diag", 2) == "its covariances take 96\u202fB, this machine has 95\u202fB"

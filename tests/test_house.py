@@ -207,21 +207,15 @@ def density_of_lines(path):
 
 
 MIDDLE, MOST = 6.5, 11  # expression nodes a body line: of a room's functions in the median, and of any one
-# Rooms that are not there yet: (their median, their functions above MOST). These numbers only ever fall.
-CROWDED = {
-    "cli": (6.7, 0),
-    "run": (6.6, 0),
-}
 
 
 @pytest.mark.parametrize("name", sorted({room(path) for path in FILES if path.parent != ROOT}))
 def test_a_line_holds_one_idea(name):
-    most_middle, most_above = CROWDED.get(name, (MIDDLE, 0))
     found = [f for path in FILES if room(path) == name for f in density_of_lines(path)]
     above = [f"{where} ({nodes:.1f})" for nodes, _, where in found if nodes > MOST]
-    assert len(above) <= most_above, f"more than {MOST} expression nodes a line: " + ", ".join(above)
+    assert not above, f"more than {MOST} expression nodes a line: " + ", ".join(above)
     middle = statistics.median(nodes for nodes, count, _ in found if count >= 4)
-    assert middle <= most_middle, f"{middle:.2f} expression nodes a line in the median of the room's functions"
+    assert middle <= MIDDLE, f"{middle:.2f} expression nodes a line in the median of the room's functions"
 
 
 def test_core_stays_small():

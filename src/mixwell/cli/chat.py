@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixwell.cli.download import DOWNLOAD
 from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     from mixwell.lm.model import LanguageModel
 
 ASK = "> "
+MODEL = typer.Argument(metavar="MODEL", help="Model folder, file or id, a stage's folder, or a run's stage such as "
+                                             "runs/mine:tuned.")
 
 
 @one_line(stopped="stopped")
-def chat(source: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, a stage's folder, or a run's "
-                                                                      "stage such as runs/mine:tuned.")],
+def chat(source: Annotated[Path, MODEL],
          message: Annotated[str | None, typer.Argument(help="What to say; the answer is printed and the command ends.  "
                                                             "[default: a conversation, a line each turn]")] = None,
          system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
@@ -33,7 +35,8 @@ def chat(source: Annotated[Path, typer.Argument(metavar="MODEL", help="Model fol
          seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
          variables: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
                                                              help="Variable of the chat template, such as "
-                                                                  "enable_thinking=false.")] = None) -> None:
+                                                                  "enable_thinking=false.")] = None,
+         download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Talk to a model. Its answers end by themselves, where its template and its settings say that they end.
 
     **Examples**

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from mixwell.cli.download import DOWNLOAD
 from mixwell.cli.errors import one_line
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
     from mixwell.compare.existing_page import Found
 
-MODELS = typer.Argument(help="Model folders, a stage's folder, or a run's stage such as runs/mine:moe. The others are "
-                             "held against the first.", metavar="MODEL...")
+MODELS = typer.Argument(help="Model folders, files or ids, a stage's folder, or a run's stage such as runs/mine:moe. "
+                             "The others are held against the first.", metavar="MODEL...")
 
 
 @one_line
@@ -27,7 +28,8 @@ def evaluate(models: Annotated[list[str], MODELS],
                                "bytes or tokens.  [default: bytes=256k]")] = None,
              seq_len: Annotated[int, typer.Option(help="Tokens that a model sees at once.")] = 256,
              batch_size: Annotated[int, typer.Option(help="Windows read together.")] = 16,
-             out: Annotated[Path | None, typer.Option(help="Folder.  [default: runs/evaluate-MODELS]")] = None) -> None:
+             out: Annotated[Path | None, typer.Option(help="Folder.  [default: runs/evaluate-MODELS]")] = None,
+             download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Measure models that exist on the same text: bits per byte, differences with intervals, sizes and speed.
 
     Nothing is trained. Every model reads the same documents with its own tokenizer; differences are paired by document.

@@ -11,15 +11,13 @@ import typer
 from rich.console import Console
 
 from mixwell.cli import completion
+from mixwell.cli.download import DOWNLOAD
 from mixwell.cli.errors import FAILED, one_line, tell
 from mixwell.core.errors import MixwellError
-from mixwell.lm.hub import allow_downloads
 
 if TYPE_CHECKING:
     from mixwell.run.engine import Planned
 
-DOWNLOAD = typer.Option("--download", help="Fetch a model that is named by its id, such as Qwen/Qwen3-0.6B, and that "
-                                           "the local Hugging Face cache lacks.")
 RECIPE = typer.Argument(help="Recipe file (YAML). Left out: the default recipe. Entries such as `train.lr=1e-3` or "
                              "`stages.dense.train.tokens=1M` change one key of it.", metavar="[RECIPE] [KEY=VALUE]...")
 
@@ -49,7 +47,6 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     `mixwell run my.yaml --from moe` · do the stage `moe` and those after it again
     """
     path, overrides = split_words(words or [])
-    allow_downloads(download)
     if minutes is not None:
         overrides.append(f"minutes={minutes}")
     from mixwell.cli.progress import Bar
@@ -144,7 +141,6 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     """
     from mixwell.run.recipe import override
 
-    allow_downloads(download)
     values: dict[str, Any] = {}
     for option in options or []:
         override(values, option)

@@ -55,7 +55,7 @@ def longer(bench: Bench, seed: int, *, lr: float) -> float:
 
 def fresh(bench: Bench, seed: int, *, lr: float) -> float:
     """A mixture from the beginning."""
-    return quality(bench, seed + 1000, tokens=MORE, lr=lr)
+    return quality(bench, seed + 1000, tokens=MORE, lr=lr, swapped=None)
 
 
 GRID = {"lr": RATES}

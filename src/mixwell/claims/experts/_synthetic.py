@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from mixwell.claims._methods import widen, with_aux
 from mixwell.claims.bench import Bench
+from mixwell.claims.starts import level
 from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
 DIM = 16
+SIZE = 0.3  # root mean square of a layer's output at its start; targets have 1
 TOP1: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}  # Switch's layer
 TOP2: Mapping[str, Any] = {"router": {"method": "top_k", "k": 2}, "balance": {"switch": 0.01}}
 
@@ -67,8 +69,40 @@ def mapped(maps_COI: Tensor, labels_T: Tensor, x_TI: Tensor) -> Tensor:
     return torch.einsum("toi,ti->to", maps_COI[labels_T], x_TI)
 
 
-def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "moe", **options: Any) -> Any:
-    """A layer by name, its experts started at 1 / sqrt(fan in) so that a few hundred steps train it."""
+class Families(Clusters):
+    """Sixteen equally frequent clusters in families of six, four, three, two and one.
+
+    An even load fits the clusters, as balanced routing presumes, and a gate that only sees families is uneven. Centres
+    and maps of a family share half and more of their variance.
+    """
+
+    SIZES = (6, 4, 3, 2, 1)
+
+    def __init__(self, seed: int, *, noise: float = 0.0) -> None:
+        super().__init__(seed, clusters=sum(self.SIZES), noise=noise)
+        draws = generator(seed, "families")
+        centres = torch.randn(len(self.SIZES), DIM, generator=draws)
+        maps = torch.randn(len(self.SIZES), DIM, DIM, generator=draws)
+        family_C = torch.arange(len(self.SIZES)).repeat_interleave(torch.tensor(self.SIZES))
+        self.family_C = family_C
+        own_CDD = self.maps_CDD + maps[family_C] / DIM**0.5
+        self.maps_CDD = own_CDD / 2**0.5
+        shared_CD = 3**0.5 * centres[family_C]
+        self.centres_CD = self.centres_CD / 2 + shared_CD
+
+
+def clusters(seed: int, *, zipf: float = 0.0, families: bool = False) -> Clusters:
+    """The problem that a claim names: `Families`, or `Clusters` whose frequency falls by `zipf`."""
+    return Families(seed) if families else Clusters(seed, zipf=zipf)
+
+
+def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "moe", problem: Draw | None = None,
+          **options: Any) -> Any:
+    """A layer by name, its experts started at 1 / sqrt(fan in) so that a few hundred steps train it.
+
+    With a `problem` its router starts with one spread of logits and its output with one size on that problem's tokens,
+    whatever the method.
+    """
     given = {"method": method, "hidden_dim": 32, **spec, **options}
     entry = registry.find(given.pop("method"), "experts.layers")
     if not entry.name.endswith("swiglu"):
@@ -76,6 +110,9 @@ def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "
     config = from_dict(entry.module().Config, given)
     layer = entry.load()(dim, config, generator(seed, "layer"))
     widen(projections(layer))
+    if problem is not None:
+        batch = problem(512, generator(seed, "start"))
+        level(layer, (batch.x_TD, known(batch)), SIZE)
     return layer
 
 
@@ -149,17 +186,19 @@ def errors(seeds: tuple[int, ...], spec: Mapping[str, Any], problem: Callable[[i
     found = []
     for seed in seeds:
         draw = problem(seed)
-        found.append(error(fit(build(seed, spec, **options), draw, seed), draw, seed))
+        layer = fit(build(seed, spec, problem=draw, **options), draw, seed)
+        found.append(error(layer, draw, seed))
     return found
 
 
-def on_clusters(bench: Bench, seed: int, *, zipf: float = 0.0, lr: float = 3e-3, **spec: Any) -> dict[str, float]:
-    """Error, imbalance of the load and share of empty slots, on fresh tokens of `Clusters`, of a layer trained there.
+def on_clusters(bench: Bench, seed: int, *, zipf: float = 0.0, families: bool = False, lr: float = 3e-3,
+                steps: int = 500, **spec: Any) -> dict[str, float]:
+    """Error, imbalance of the load and share of empty slots, on fresh tokens of `clusters`, of a layer trained there.
 
     `spec` are the layer's options and its `method`.
     """
-    draw = Clusters(seed, zipf=zipf)
-    layer = fit(build(seed, spec), draw, seed, lr=lr)
+    draw = clusters(seed, zipf=zipf, families=families)
+    layer = fit(build(seed, spec, problem=draw), draw, seed, lr=lr, steps=steps)
     batch, mixed = test(layer, draw, seed)
     load_E = mixed.routing.load_E()
     return {"error": squared_error(mixed, batch), "load": imbalance(load_E), "dropped": unserved(mixed)}
@@ -171,25 +210,18 @@ def fixed(draw: Draw, seed: int, count: int) -> Draw:
     return lambda count, draws: batch
 
 
+def few_data(bench: Bench | None, seed: int, *, lr: float = 3e-3, **spec: Any) -> dict[str, float]:
+    """The error on fresh tokens without noise of a layer trained on 512 noisy ones of `Clusters`."""
+    noisy = Clusters(seed, noise=0.5)
+    few = fixed(noisy, seed, 512)
+    layer = fit(build(seed, spec, problem=noisy), few, seed, lr=lr)
+    return {"error": error(layer, Clusters(seed), seed)}
+
+
 def few_data_errors(seeds: tuple[int, ...], spec: Mapping[str, Any], **options: Any) -> list[float]:
     """The error on fresh tokens of a layer trained on 512 noisy ones from each seed."""
     found = []
     for seed in seeds:
-        noisy = Clusters(seed, noise=0.5)
-        layer = fit(build(seed, spec, **options), fixed(noisy, seed, 512), seed)
-        found.append(error(layer, Clusters(seed), seed))
+        measured = few_data(None, seed, **spec, **options)
+        found.append(measured["error"])
     return found
-
-
-def balance_and_error(seeds: tuple[int, ...], spec: Mapping[str, Any], *, zipf: float = 0.0,
-                      **options: Any) -> tuple[list[float], list[float]]:
-    """(busiest load over mean load, error) on fresh tokens of `Clusters`, from each seed."""
-    loads, found = [], []
-    for seed in seeds:
-        draw = Clusters(seed, zipf=zipf)
-        layer = fit(build(seed, spec, **options), draw, seed)
-        batch, mixed = test(layer, draw, seed)
-        load_E = mixed.routing.load_E()
-        loads.append(imbalance(load_E))
-        found.append(squared_error(mixed, batch))
-    return loads, found

@@ -14,6 +14,7 @@ from torch import Tensor
 from mixwell.claims import trunk
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench, Trained
+from mixwell.claims.grids import finer, variants
 from mixwell.claims.trunk import Part
 from mixwell.core.routing import Context
 
@@ -21,6 +22,8 @@ SWITCH: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {
 RATES = (2e-3, 4e-3, 8e-3)  # learning rates that are tried
 TOKENS = 300_000  # the bench's default, so that baselines are shared
 DEEP: Mapping[str, Any] = {"num_layers": 4}
+BALANCED: Mapping[str, Any] = {"lr": RATES, "balance": variants({}, switch=(0.003, 0.01, 0.03))}  # nine settings
+FINE: Mapping[str, Any] = {"lr": finer(RATES, 9)}  # as many, where there is nothing else to tune
 T = TypeVar("T")
 
 
@@ -35,20 +38,21 @@ class Seen:
 
 
 def quality(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS, lr: float = 4e-3,
-            swapped: Part | None = "channel_mixer", **changes: Any) -> float:
+            swapped: Part | None = "channel_mixer", balance: Mapping[str, Any] | None = None, **changes: Any) -> float:
     """Bits per byte of one model: the bench's decoder with this channel mixer and these changes, trained.
 
-    It starts from the trunk with the mixers of the part `swapped`, or fresh.
+    It starts from the trunk with the mixers of the part `swapped`, or fresh. `balance` replaces the mixer's own.
     """
-    arch = bench.arch(mixer, **changes)
-    return bench.train(arch, seed, tokens=tokens, lr=lr, swapped=swapped).bits_per_byte
+    return grown(bench, seed, mixer=mixer, tokens=tokens, lr=lr, swapped=swapped, balance=balance,
+                 **changes).bits_per_byte
 
 
 def grown(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS, lr: float = 4e-3,
-          **changes: Any) -> Trained:
-    """The trained model itself: the trunk with this channel mixer swapped in and these changes."""
-    arch = bench.arch(mixer, **changes)
-    return bench.train(arch, seed, tokens=tokens, lr=lr, swapped="channel_mixer")
+          swapped: Part | None = "channel_mixer", balance: Mapping[str, Any] | None = None, **changes: Any) -> Trained:
+    """The trained model itself, as for `quality`."""
+    own = {} if balance is None else {"balance": balance}
+    arch = bench.arch({**(mixer or {}), **own}, **changes)
+    return bench.train(arch, seed, tokens=tokens, lr=lr, swapped=swapped)
 
 
 def block(hidden_dim: int) -> dict[str, Any]:

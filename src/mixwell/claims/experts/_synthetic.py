@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mixwell.claims._methods import widen, with_aux
 from mixwell.claims.bench import Bench
+from mixwell.claims.grids import RATES, finer, variants
 from mixwell.claims.starts import level
 from mixwell.core import registry
 from mixwell.core.config import from_dict
@@ -24,6 +26,8 @@ DIM = 16
 SIZE = 0.3  # root mean square of a layer's output at its start; targets have 1
 TOP1: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}  # Switch's layer
 TOP2: Mapping[str, Any] = {"router": {"method": "top_k", "k": 2}, "balance": {"switch": 0.01}}
+BALANCED: Mapping[str, Any] = {"lr": RATES, "balance": variants({}, switch=(0.003, 0.01, 0.03))}  # nine settings
+FINE: Mapping[str, Any] = {"lr": finer(RATES, 9)}  # as many, where there is nothing else to tune
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,15 +195,24 @@ def errors(seeds: tuple[int, ...], spec: Mapping[str, Any], problem: Callable[[i
     return found
 
 
-def on_clusters(bench: Bench, seed: int, *, zipf: float = 0.0, families: bool = False, lr: float = 3e-3,
-                steps: int = 500, **spec: Any) -> dict[str, float]:
-    """Error, imbalance of the load and share of empty slots, on fresh tokens of `clusters`, of a layer trained there.
+def on_clusters(bench: Bench, seed: int, *, zipf: float = 0.0, families: bool = False,
+                **options: Any) -> dict[str, float]:
+    """What `on_problem` measures on `clusters`."""
+    problem = partial(clusters, zipf=zipf, families=families)
+    return on_problem(bench, seed, problem=problem, **options)
+
+
+def on_problem(bench: Bench, seed: int, *, problem: Callable[[int], Draw], lr: float = 3e-3, steps: int = 500,
+               **spec: Any) -> dict[str, float]:
+    """Error, imbalance of the load and share of empty slots, on fresh tokens of a problem, of a layer trained there.
 
     `spec` are the layer's options and its `method`.
     """
-    draw = clusters(seed, zipf=zipf, families=families)
+    draw = problem(seed)
     layer = fit(build(seed, spec, problem=draw), draw, seed, lr=lr, steps=steps)
     batch, mixed = test(layer, draw, seed)
+    if mixed.routing is None:
+        return {"error": squared_error(mixed, batch)}
     load_E = mixed.routing.load_E()
     return {"error": squared_error(mixed, batch), "load": imbalance(load_E), "dropped": unserved(mixed)}
 

@@ -74,7 +74,7 @@ def _size(mixer: nn.Module, now: float, size: float) -> None:
     raise ValueError(f"{type(mixer).__name__} has no parameter that ends with one of {', '.join(OF_OUTPUTS)}")
 
 
-def _scale(parameters: list[Tensor], factor: float) -> None:
+def _scale(parameters: Sequence[Tensor], factor: float) -> None:
     for parameter in parameters:
         parameter.mul_(factor)
 

@@ -1,4 +1,4 @@
-"""The language bench's trunk: a small dense model that has learnt more than a bigram table, for mixers to be swapped in.
+"""The language bench's trunk: a small dense model that has learnt more than a bigram table; mixers are swapped in it.
 
 A model from its first step on spends a claim's tokens on what a table of pairs knows. Here embeddings, norms and the
 mixers that are not on trial come from a trained model, and those on trial start fresh, alike in size.

@@ -8,18 +8,17 @@ Share of rare facts (entities after the 64th) recalled. Against it: a share that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixwell.claims._judging import beside
 from mixwell.claims._methods import with_aux
-from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim, Side
 from mixwell.claims.experts._digits import share_right
-from mixwell.claims.experts._synthetic import TOP1, build
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.experts._synthetic import BALANCED, FINE, TOP1, build
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
@@ -60,9 +59,9 @@ class Facts:
         return scores, answers, mixed
 
 
-def recall(layer: Any, facts: Facts, draws: torch.Generator) -> float:
+def recall(layer: Any, facts: Facts, draws: torch.Generator, lr: float) -> float:
     """Share of rare facts recalled after 600 steps of 256 facts."""
-    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     layer.train()
     for _ in range(600):
         scores, answers, mixed = facts.ask(layer, facts.rows(256, draws))
@@ -76,32 +75,28 @@ def recall(layer: Any, facts: Facts, draws: torch.Generator) -> float:
     return share_right(scores, answers)
 
 
-def by_words(seed: int) -> float:
+def by_words(bench: Bench, seed: int, *, lr: float) -> float:
     """Recall of the experts that the table chooses."""
     facts, draws = Facts(seed), generator(seed, "rows")
     layer = build(seed, TABLE, num_experts=64, **OPTIONS)
     ids = facts.rows(50_000, draws)
     layer.router.fit_tokens(ids.flatten(), draws)
-    return recall(layer, facts, draws)
+    return recall(layer, facts, draws, lr)
 
 
-def by_learning(seed: int) -> float:
+def by_learning(bench: Bench, seed: int, *, lr: float, balance: Mapping[str, Any]) -> float:
     """Recall of the same experts behind a learnt router."""
-    layer = build(seed, TOP1, num_experts=64, **OPTIONS)
-    return recall(layer, Facts(seed), generator(seed, "rows"))
+    layer = build(seed, {**TOP1, "balance": balance}, num_experts=64, **OPTIONS)
+    return recall(layer, Facts(seed), generator(seed, "rows"), lr)
 
 
-def by_one(seed: int) -> float:
+def by_one(bench: Bench, seed: int, *, lr: float) -> float:
     """Recall of a dense block of one expert's width."""
     layer = build(seed, {}, method="swiglu", **OPTIONS)
-    return recall(layer, Facts(seed), generator(seed, "rows"))
+    return recall(layer, Facts(seed), generator(seed, "rows"), lr)
 
 
-def claim(bench: Bench) -> Evidence:
-    """Recall of rare facts by word experts against learnt routing."""
-    words = by_seed(bench, by_words)
-    learnt = by_seed(bench, by_learning)
-    evidence = weigh("Word experts recall rare facts better than learnt routing.", "share of rare facts recalled",
-                     words, learnt, lower_is_better=False)
-    dense = by_seed(bench, by_one)
-    return beside(evidence, dense=dense)
+CLAIM = Claim(
+    "Word experts recall rare facts better than learnt routing.", "share of rare facts recalled", lower_is_better=False,
+    sides={"method": Side(by_words, {}, FINE), "baseline": Side(by_learning, {}, BALANCED),
+           "dense": Side(by_one, {}, FINE)})

@@ -75,9 +75,11 @@ class Bench:
     def arch(self, channel_mixer: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         """A decoder of two layers, width 64; by default with a mixture of eight experts of 64, top-2."""
         default = {"method": "experts.layers.moe", "num_experts": 8, "hidden_dim": 64}
-        mixer: dict[str, Any] = default | dict(channel_mixer or {})
+        given = channel_mixer or {}
+        mixer: dict[str, Any] = {**default, **given}
         if mixer["method"].endswith("swiglu"):
-            mixer = {name: mixer[name] for name in ("method", "hidden_dim")}
+            own = ("method", "hidden_dim")
+            mixer = {name: mixer[name] for name in own}
         sizes = {"vocab_size": VOCAB_SIZE, "dim": 64, "num_layers": 2, "num_heads": 4}
         decoder = sizes | {"channel_mixer": mixer}
         return decoder | changes

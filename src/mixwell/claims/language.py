@@ -67,12 +67,16 @@ def dense(bench: Bench, hidden_dim: int) -> dict[str, Any]:
 
 def bits(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[float]:
     """Bits per byte of one model a seed."""
-    return [bench.train(arch, seed, tokens=tokens, swapped="channel_mixer").bits_per_byte for seed in bench.seeds]
+    return [trained.bits_per_byte for trained in _trained(bench, arch, tokens)]
 
 
 def models(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[Any]:
     """A trained language model from each seed."""
-    return [bench.train(arch, seed, tokens=tokens, swapped="channel_mixer").model for seed in bench.seeds]
+    return [trained.model for trained in _trained(bench, arch, tokens)]
+
+
+def _trained(bench: Bench, arch: Mapping[str, Any], tokens: int) -> list[Trained]:
+    return [bench.train(arch, seed, tokens=tokens, swapped="channel_mixer") for seed in bench.seeds]
 
 
 def held_out(bench: Bench, rows: int, width: int) -> tuple[Tensor, Tensor]:

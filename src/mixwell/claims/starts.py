@@ -7,7 +7,6 @@ Legend: T tokens, D width, E experts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,12 +85,13 @@ def spread(logits_TE: Tensor) -> float:
     kept_TE = logits_TE.masked_fill(~open_TE, 0.0)
     count_T1 = open_TE.sum(1, keepdim=True).clamp_min(1)
     mean_T1 = kept_TE.sum(1, keepdim=True) / count_T1
-    off_TE = torch.where(open_TE, kept_TE - mean_T1, 0.0)
-    squares = off_TE.double().square().sum() / open_TE.sum()
-    return math.sqrt(float(squares))
+    off_TE = kept_TE - mean_T1
+    squares_TE = off_TE.double().square()
+    squares = squares_TE[open_TE]
+    return float(squares.mean().sqrt())
 
 
 def root_mean_square(y: Tensor) -> float:
     """Root of the mean square of all entries."""
     mean = y.double().square().mean()
-    return math.sqrt(float(mean))
+    return float(mean.sqrt())

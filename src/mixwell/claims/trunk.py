@@ -34,8 +34,10 @@ PSEUDO_COUNTS = (1, 3, 10, 30, 100)  # of the unigram in a row of the bigram tab
 def arch_of(arch: Mapping[str, Any], swapped: Part) -> dict[str, Any]:
     """The trunk for models of `arch`: the same, with the usual mixer in the place of the one on trial."""
     if swapped == "channel_mixer":
-        return {**arch, "channel_mixer": {"method": "experts.layers.swiglu", "hidden_dim": WIDTH}}
-    plain = {name: arch[name] for name in arch if name not in ("sequence_mixer", "num_kv_heads")}
+        dense = {"method": "experts.layers.swiglu", "hidden_dim": WIDTH}
+        return {**arch, "channel_mixer": dense}
+    own = ("sequence_mixer", "num_kv_heads")
+    plain = {name: arch[name] for name in arch if name not in own}
     return {**plain, "num_heads": 4}
 
 
@@ -80,11 +82,13 @@ def windows(data: TokenData, split: str, rows: int, width: int) -> tuple[Tensor,
     """(the first `rows` windows of each domain [B, S], the domain of each [B])."""
     found, labels = [], []
     for label, domain in enumerate(data.domains):
-        tokens = data.tokens(domain, split)[: rows * width]
-        ids = np.asarray(tokens, dtype=np.int64)
-        whole = len(ids) // width
-        part = torch.from_numpy(ids)[: whole * width]
-        found.append(part.view(whole, width))
+        tokens = data.tokens(domain, split)
+        whole = min(rows, len(tokens) // width)
+        last = whole * width
+        ids = tokens[:last].astype(np.int64)
+        part = torch.from_numpy(ids)
+        cut = part.view(whole, width)
+        found.append(cut)
         own = torch.full((whole,), label)
         labels.append(own)
     return torch.cat(found), torch.cat(labels)
@@ -110,8 +114,13 @@ def bigram_bits(data: TokenData, held_tokens: int) -> float:
     counts_VV = np.zeros((data.vocab_size, data.vocab_size))
     for domain in data.domains:
         ids = data.tokens(domain, "train")
-        np.add.at(counts_VV, (ids[:-1], ids[1:]), 1)
-    return min(_table_bits(data, _smoothed(counts_VV, pseudo), held_tokens) for pseudo in PSEUDO_COUNTS)
+        pairs = ids[:-1], ids[1:]
+        np.add.at(counts_VV, pairs, 1)
+    found = []
+    for pseudo in PSEUDO_COUNTS:
+        table_VV = _smoothed(counts_VV, pseudo)
+        found.append(_table_bits(data, table_VV, held_tokens))
+    return min(found)
 
 
 def _smoothed(counts_VV: np.ndarray, pseudo: float) -> np.ndarray:
@@ -126,7 +135,9 @@ def _table_bits(data: TokenData, chances_VV: np.ndarray, held_tokens: int) -> fl
     found = []
     for domain in data.domains:
         ids = data.tokens(domain, "held")[:held_tokens]
-        bits = -np.log2(chances_VV[ids[:-1], ids[1:]])
+        here, following = ids[:-1], ids[1:]
+        chances = chances_VV[here, following]
+        bits = -np.log2(chances).sum()
         size = data.bytes_of(domain, "held", 1, len(ids))
-        found.append(bits.sum() / size)
+        found.append(bits / size)
     return float(np.mean(found))

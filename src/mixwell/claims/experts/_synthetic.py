@@ -62,10 +62,10 @@ class Clusters:
         """`count` tokens, labelled by their clusters."""
         labels = torch.multinomial(self.shares_C, count, replacement=True, generator=draws)
         z = torch.randn(count, DIM, generator=draws)
-        noise = torch.randn(count, DIM, generator=draws)
+        noise = self.noise * torch.randn(count, DIM, generator=draws)
         x = self.centres_CD[labels] + z
         y = mapped(self.maps_CDD, labels, z)
-        return Batch(x, y + self.noise * noise, labels)
+        return Batch(x, y + noise, labels)
 
 
 def mapped(maps_COI: Tensor, labels_T: Tensor, x_TI: Tensor) -> Tensor:
@@ -84,15 +84,17 @@ class Families(Clusters):
 
     def __init__(self, seed: int, *, noise: float = 0.0) -> None:
         super().__init__(seed, clusters=sum(self.SIZES), noise=noise)
+        families = len(self.SIZES)
         draws = generator(seed, "families")
-        centres = torch.randn(len(self.SIZES), DIM, generator=draws)
-        maps = torch.randn(len(self.SIZES), DIM, DIM, generator=draws)
-        family_C = torch.arange(len(self.SIZES)).repeat_interleave(torch.tensor(self.SIZES))
-        self.family_C = family_C
-        own_CDD = self.maps_CDD + maps[family_C] / DIM**0.5
-        self.maps_CDD = own_CDD / 2**0.5
-        shared_CD = 3**0.5 * centres[family_C]
-        self.centres_CD = self.centres_CD / 2 + shared_CD
+        centres = 3**0.5 * torch.randn(families, DIM, generator=draws)
+        maps = torch.randn(families, DIM, DIM, generator=draws) / DIM**0.5
+        sizes = torch.tensor(self.SIZES)
+        own = torch.arange(families).repeat_interleave(sizes)
+        self.family_C = own
+        near_CD = self.centres_CD / 2
+        self.centres_CD = near_CD + centres[own]
+        both_CDD = self.maps_CDD + maps[own]
+        self.maps_CDD = both_CDD / 2**0.5
 
 
 def clusters(seed: int, *, zipf: float = 0.0, families: bool = False) -> Clusters:
@@ -107,7 +109,8 @@ def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "
     With a `problem` its router starts with one spread of logits and its output with one size on that problem's tokens,
     whatever the method.
     """
-    given = {"method": method, "hidden_dim": 32, **spec, **options}
+    usual = {"method": method, "hidden_dim": 32}
+    given = {**usual, **spec, **options}
     entry = registry.find(given.pop("method"), "experts.layers")
     if not entry.name.endswith("swiglu"):
         given.setdefault("num_experts", 8)
@@ -181,7 +184,8 @@ def unserved(mixed: Any) -> float:
 
 def imbalance(load_E: Tensor) -> float:
     """The busiest expert's load over the mean load; 1 at balance."""
-    return float(load_E.max() / load_E.float().mean())
+    mean = load_E.float().mean()
+    return float(load_E.max() / mean)
 
 
 def errors(seeds: tuple[int, ...], spec: Mapping[str, Any], problem: Callable[[int], Draw],
@@ -209,12 +213,15 @@ def on_problem(bench: Bench, seed: int, *, problem: Callable[[int], Draw], lr: f
     `spec` are the layer's options and its `method`.
     """
     draw = problem(seed)
-    layer = fit(build(seed, spec, problem=draw), draw, seed, lr=lr, steps=steps)
+    layer = build(seed, spec, problem=draw)
+    fit(layer, draw, seed, lr=lr, steps=steps)
     batch, mixed = test(layer, draw, seed)
-    if mixed.routing is None:
-        return {"error": squared_error(mixed, batch)}
-    load_E = mixed.routing.load_E()
-    return {"error": squared_error(mixed, batch), "load": imbalance(load_E), "dropped": unserved(mixed)}
+    found = {"error": squared_error(mixed, batch)}
+    if mixed.routing is not None:
+        load_E = mixed.routing.load_E()
+        found["load"] = imbalance(load_E)
+        found["dropped"] = unserved(mixed)
+    return found
 
 
 def fixed(draw: Draw, seed: int, count: int) -> Draw:
@@ -226,9 +233,11 @@ def fixed(draw: Draw, seed: int, count: int) -> Draw:
 def few_data(bench: Bench | None, seed: int, *, lr: float = 3e-3, **spec: Any) -> dict[str, float]:
     """The error on fresh tokens without noise of a layer trained on 512 noisy ones of `Clusters`."""
     noisy = Clusters(seed, noise=0.5)
+    clean = Clusters(seed)
     few = fixed(noisy, seed, 512)
-    layer = fit(build(seed, spec, problem=noisy), few, seed, lr=lr)
-    return {"error": error(layer, Clusters(seed), seed)}
+    layer = build(seed, spec, problem=noisy)
+    fit(layer, few, seed, lr=lr)
+    return {"error": error(layer, clean, seed)}
 
 
 def few_data_errors(seeds: tuple[int, ...], spec: Mapping[str, Any], **options: Any) -> list[float]:

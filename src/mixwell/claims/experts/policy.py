@@ -56,8 +56,9 @@ def measure(bench: Bench, seed: int, *, lr: float, experts: int, through: Litera
     with torch.no_grad():
         actions = policy(state).act(draws)
     shares = [near(actions, peak) for peak in (-PEAK, PEAK)]
-    worth = value(actions)
-    return {"share": min(shares), "value": float(worth.mean())}
+    worth = value(actions).mean()
+    least = min(shares)
+    return {"share": least, "value": float(worth)}
 
 
 def near(actions: Tensor, peak: float) -> float:

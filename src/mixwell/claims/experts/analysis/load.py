@@ -37,4 +37,6 @@ CLAIM = Claim("Without a balance rule the imbalance of experts grows.", "busiest
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Imbalance at the end of training against its start."""
     run = measure(seed)
-    return {"method": statistics.fmean(run[-20:]), "baseline": statistics.fmean(run[:20])}
+    first = statistics.fmean(run[:20])
+    last = statistics.fmean(run[-20:])
+    return {"method": last, "baseline": first}

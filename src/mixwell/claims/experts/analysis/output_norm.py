@@ -30,5 +30,8 @@ CLAIM = Claim("Routers pick experts with larger output norms.",
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Choices among the largest norms against chance."""
     trained = grown(bench, seed)
-    found = [analysed(seen) for seen in probe(bench, trained.model)]
-    return {"method": mean_over(found, itemgetter("hits")), "baseline": mean_over(found, itemgetter("chance"))}
+    layers = probe(bench, trained.model)
+    found = [analysed(seen) for seen in layers]
+    hits = mean_over(found, itemgetter("hits"))
+    chance = mean_over(found, itemgetter("chance"))
+    return {"method": hits, "baseline": chance}

@@ -30,6 +30,8 @@ CLAIM = Claim("Consecutive tokens go to the same expert more often than chance."
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Repeated first choices against chance."""
     trained = grown(bench, seed)
-    found = [analysed(seen) for seen in probe(bench, trained.model)]
-    names = {"method": "first", "baseline": "first_chance_at_load"}
-    return {side: mean_over(found, itemgetter(name)) for side, name in names.items()}
+    layers = probe(bench, trained.model)
+    found = [analysed(seen) for seen in layers]
+    repeated = mean_over(found, itemgetter("first"))
+    chance = mean_over(found, itemgetter("first_chance_at_load"))
+    return {"method": repeated, "baseline": chance}

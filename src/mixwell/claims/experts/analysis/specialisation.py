@@ -45,5 +45,8 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Information with the token against information with the domain, means over layers."""
     trained = grown(bench, seed)
     seen = probe(bench, trained.model)
-    sides = {"method": "token", "baseline": "domain"}
-    return {side: mean_over(seen, partial(information, by=by, seed=seed)) for side, by in sides.items()}
+    found = {}
+    for side, by in (("method", "token"), ("baseline", "domain")):
+        nats_of = partial(information, by=by, seed=seed)
+        found[side] = mean_over(seen, nats_of)
+    return found

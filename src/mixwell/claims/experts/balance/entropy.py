@@ -24,11 +24,12 @@ STEPS = 1500
 def measure(bench: Bench, seed: int, *, lr: float, balance: Mapping[str, Any]) -> dict[str, float]:
     """Rise of the error in per cent when half of the experts are kept, and both errors."""
     draw = Clusters(seed, zipf=1.0)
-    every = {"router": {"method": "top_k", "k": 8}, "balance": balance}
-    layer = build(seed, every, problem=draw)
+    every = {"method": "top_k", "k": 8}
+    layer = build(seed, {"router": every, "balance": balance}, problem=draw)
     fit(layer, draw, seed, lr=lr, steps=STEPS)
     full = error(layer, draw, seed)
-    layer.router.config = replace(layer.router.config, k=4)
+    router = layer.router
+    router.config = replace(router.config, k=4)
     half = error(layer, draw, seed)
     rise = half / full - 1
     return {"rise": 100 * rise, "error": full, "half": half}

@@ -59,7 +59,8 @@ def trained(seed: int, over_step: bool, lr: float, coefficient: float) -> Any:
             batch = domain(128, draws)
             mixed = layer(batch.x_TD, context)
             balance = rule.load()(mixed.routing, rule.module().Config(), context, buffer)
-            loss = nn.functional.mse_loss(mixed.y_TD, batch.y_TD) + coefficient * balance
+            error = nn.functional.mse_loss(mixed.y_TD, batch.y_TD)
+            loss = error + coefficient * balance
             (loss / DOMAINS).backward()
         optimizer.step()
     return layer.eval()

@@ -33,7 +33,9 @@ def measure(bench: Bench, seed: int, *, lr: float, balance: Mapping[str, Any], r
     layer = build(seed, spec, method="heterogeneous", ratio=ratio, problem=draw)
     fit(layer, draw, seed, lr=lr)
     batch, mixed = test(layer, draw, seed)
-    return {"units": units(layer, mixed), "error": squared_error(mixed, batch)}
+    computed = units(layer, mixed)
+    error = squared_error(mixed, batch)
+    return {"units": computed, "error": error}
 
 
 PENALTY = {"lr": RATES, "balance": variants({}, parameter_penalty=(0.01, 0.1, 1.0))}

@@ -56,18 +56,23 @@ def forward(layer: Any, batch: Batch) -> tuple[Any, Tensor, Tensor, Tensor]:
 
 def measure(bench: Bench, seed: int, *, lr: float, coefficient: float) -> dict[str, float]:
     """Mean cosine and error on fresh tokens after training."""
-    draw, draws = Opposed(seed), generator(seed, "fit")
+    draw = Opposed(seed)
+    draws = generator(seed, "fit")
     layer = build(seed, TOP1, num_experts=EXPERTS, problem=draw)
     optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     for _ in range(STEPS):
-        routing, loss, cosines, balance = forward(layer, draw(512, draws))
+        batch = draw(512, draws)
+        routing, loss, cosines, balance = forward(layer, batch)
         away = conflict_loss(routing, cosines)
+        total = loss + 0.01 * balance + coefficient * away
         optimizer.zero_grad()
-        (loss + 0.01 * balance + coefficient * away).backward()
+        total.backward()
         optimizer.step()
     fresh = draw(4096, generator(seed, "test"))
     _, loss, cosines, _ = forward(layer, fresh)
-    return {"cosine": float(cosines.mean()), "error": float(loss.detach())}
+    agreement = float(cosines.mean())
+    error = float(loss.detach())
+    return {"cosine": agreement, "error": error}
 
 
 def conflict_loss(routing: Any, cosines: Tensor) -> Tensor:

@@ -24,11 +24,15 @@ from mixwell.claims.language import FINE, RATES, Seen, grown, mean_over, probe
 @torch.no_grad()
 def changed(seen: Seen) -> float:
     """Share of tokens whose set of experts differs between a float32 and a bfloat16 router."""
-    weight, chosen = seen.mixer.router.weight, seen.mixed.routing.indices_TK
-    logits = seen.hidden_TD.bfloat16() @ weight.bfloat16().T
-    rounded = logits.float().topk(chosen.shape[1]).indices
+    chosen = seen.mixed.routing.indices_TK
+    weight = seen.mixer.router.weight.bfloat16()
+    hidden = seen.hidden_TD.bfloat16()
+    logits = hidden @ weight.T
+    k = chosen.shape[1]
+    rounded = logits.float().topk(k).indices
     differ = in_order(rounded) != in_order(chosen)
-    return float(differ.any(1).float().mean())
+    moved = differ.any(1)
+    return float(moved.float().mean())
 
 
 def in_order(indices_TK: Tensor) -> Tensor:

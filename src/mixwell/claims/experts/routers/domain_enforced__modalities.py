@@ -96,20 +96,26 @@ def weaker(model: Model, senses: Senses, seed: int) -> float:
 
 def staged(bench: Bench, seed: int, *, lr: float) -> float:
     """Accuracy after the three stages."""
-    draws, senses = generator(seed, "staged"), Senses(seed)
-    model = Model(seed, build(seed, ENFORCED))
+    senses = Senses(seed)
+    draws = generator(seed, "staged")
+    layer = build(seed, ENFORCED)
+    model = Model(seed, layer)
     train(model, senses, STEPS, [model.connectors, model.head], draws, lr)
     train(model, senses, STEPS, model.layer.parameters(), draws, lr)
     fresh = generator(seed, "router")
-    model.layer.router = _methods.build("experts.routers.top_k", DIM, 4, generator=fresh, k=2)
-    train(model, senses, STEPS, model.parameters(), draws, lr)
+    router = _methods.build("experts.routers.top_k", DIM, 4, generator=fresh, k=2)
+    model.layer.router = router
+    everything = model.parameters()
+    train(model, senses, STEPS, everything, draws, lr)
     return weaker(model, senses, seed)
 
 
 def joint(bench: Bench, seed: int, *, lr: float) -> float:
     """Accuracy of the dense block trained on everything from the start."""
-    draws, senses = generator(seed, "joint"), Senses(seed)
-    model = Model(seed, build(seed, {"hidden_dim": 64}, method="swiglu"))
+    senses = Senses(seed)
+    draws = generator(seed, "joint")
+    block = build(seed, {"hidden_dim": 64}, method="swiglu")
+    model = Model(seed, block)
     train(model, senses, 3 * STEPS, model.parameters(), draws, lr)
     return weaker(model, senses, seed)
 

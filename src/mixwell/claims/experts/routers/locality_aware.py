@@ -31,7 +31,8 @@ class Sharded(Clusters):
         home = torch.arange(EXPERTS) // NODES
         for node in range(NODES):
             self.shares_C = torch.where(home == node, 0.7 / 4, 0.3 / 12)
-            parts.append(super().__call__(count // NODES, draws))
+            part = super().__call__(count // NODES, draws)
+            parts.append(part)
         x_TD = torch.cat([part.x_TD for part in parts])
         y_TD = torch.cat([part.y_TD for part in parts])
         labels_T = torch.cat([part.labels_T for part in parts])
@@ -55,7 +56,9 @@ def measure(bench: Bench, seed: int, *, router: Mapping[str, Any], lr: float) ->
     fit(layer, draw, seed, lr=lr)
     batch, mixed = test(layer, draw, seed)
     first = mixed.routing.indices_TK[:, 0]
-    return {"leaving": leaving(first), "error": squared_error(mixed, batch)}
+    away = leaving(first)
+    error = squared_error(mixed, batch)
+    return {"leaving": away, "error": error}
 
 
 LINEAR = {"method": "locality_aware", "gate": "linear", "nodes": NODES}

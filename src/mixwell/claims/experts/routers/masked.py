@@ -46,7 +46,8 @@ def measure(bench: Bench, seed: int, *, lr: float, **spec: Any) -> float:
     batch, mixed = test(layer, draw, seed, 16384)
     rare = batch.labels_T >= RARE
     found, wanted = mixed.y_TD[rare], batch.y_TD[rare]
-    return float(nn.functional.mse_loss(found, wanted))
+    error = nn.functional.mse_loss(found, wanted)
+    return float(error)
 
 
 KNOWN = {"vocab_size": IDS, "frequencies": tuple(SHARES.tolist())}

@@ -54,11 +54,13 @@ def trained(bench: Bench, seed: int, lr: float) -> LanguageModel:
     draws = generator(seed, "sums")
     for _ in range(400):
         rows = sums(128, draws)
-        seen, targets = rows[:, :-1], rows[:, 1:].clone()
+        seen = rows[:, :-1]
+        targets = rows[:, 1:].clone()
         targets[:, : PROMPT - 1] = -100
         loss = model.loss(seen, targets)
+        total = with_aux(loss.nats, loss.aux)
         optimizer.zero_grad()
-        with_aux(loss.nats, loss.aux).backward()
+        total.backward()
         optimizer.step()
     return model.eval()
 
@@ -107,7 +109,9 @@ def contrasted(bench: Bench, seed: int, *, lr: float, beta: float) -> float:
     rows = sums(2048, generator(seed, "test"))
 
     def logits(text: Tensor) -> Tensor:
-        return module.contrast(last(strong, text), last(weak, text), beta=beta)
+        sure = last(strong, text)
+        unsure = last(weak, text)
+        return module.contrast(sure, unsure, beta=beta)
 
     return right(rows, logits)
 

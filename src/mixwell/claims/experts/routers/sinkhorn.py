@@ -36,8 +36,11 @@ def measure(bench: Bench, seed: int, *, lr: float, **spec: Any) -> dict[str, flo
 
     layer = build(seed, spec, problem=draw)
     fit(layer, draw, seed, steps=STEPS, lr=lr, watch=watch)
-    found = {start: iterations(seed, layer, start) for start in ("warm", "ones")}
-    return {"load": statistics.fmean(loads), "error": error(layer, draw, seed), **found}
+    found = {"load": statistics.fmean(loads)}
+    found["error"] = error(layer, draw, seed)
+    for start in ("warm", "ones"):
+        found[start] = iterations(seed, layer, start)
+    return found
 
 
 @torch.no_grad()

@@ -28,9 +28,11 @@ def measure(bench: Bench, seed: int, *, lr: float, width: int, **spec: Any) -> d
     batch, mixed = test(layer, draw, seed)
     served = mixed.routing.indices_TK >= 0
     experts = served.sum(1).float()
-    units = width * float(experts.mean())
+    mean = float(experts.mean())
+    units = width * mean
     error = squared_error(mixed, batch)
-    return {"units": units, "error": error, "choice": error + units / 128}
+    choice = error + units / 128
+    return {"units": units, "error": error, "choice": choice}
 
 
 CLAIM = Claim(

@@ -24,6 +24,7 @@ from mixwell.core.routing import Context
 
 DIM, ENTITIES, RELATIONS, VALUES = 32, 256, 8, 64
 VOCAB = ENTITIES + RELATIONS
+SCALE = DIM**-0.5
 TABLE = {"router": {"method": "word_table", "vocab_size": VOCAB, "num_words": 4096, "max_length": 2}, "balance": {}}
 OPTIONS: dict[str, Any] = {"dim": DIM, "hidden_dim": 16}
 
@@ -35,12 +36,13 @@ class Facts:
         draws = generator(seed, "facts")
         self.embeddings_VD = torch.randn(VOCAB, DIM, generator=draws)
         codes = torch.randn(VALUES, DIM, generator=draws)
-        self.codes = codes / DIM**0.5
+        self.codes = codes * SCALE
         self.answers = torch.randint(VALUES, (ENTITIES, RELATIONS), generator=draws)
 
     def rows(self, count: int, draws: torch.Generator, first: int = 0) -> Tensor:
         """Token ids [count, 2] of entities from `first` on."""
-        shares = 1 / torch.arange(1, ENTITIES + 1)
+        ranks = torch.arange(1, ENTITIES + 1)
+        shares = 1 / ranks
         shares[:first] = 0
         entities = torch.multinomial(shares, count, replacement=True, generator=draws)
         relations = torch.randint(RELATIONS, (count,), generator=draws)
@@ -64,7 +66,8 @@ def recall(layer: Any, facts: Facts, draws: torch.Generator, lr: float) -> float
     optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     layer.train()
     for _ in range(600):
-        scores, answers, mixed = facts.ask(layer, facts.rows(256, draws))
+        rows = facts.rows(256, draws)
+        scores, answers, mixed = facts.ask(layer, rows)
         loss = nn.functional.cross_entropy(scores, answers)
         optimizer.zero_grad()
         with_aux(loss, mixed.aux).backward()
@@ -77,10 +80,12 @@ def recall(layer: Any, facts: Facts, draws: torch.Generator, lr: float) -> float
 
 def by_words(bench: Bench, seed: int, *, lr: float) -> float:
     """Recall of the experts that the table chooses."""
-    facts, draws = Facts(seed), generator(seed, "rows")
+    facts = Facts(seed)
+    draws = generator(seed, "rows")
     layer = build(seed, TABLE, num_experts=64, **OPTIONS)
     ids = facts.rows(50_000, draws)
-    layer.router.fit_tokens(ids.flatten(), draws)
+    text = ids.flatten()
+    layer.router.fit_tokens(text, draws)
     return recall(layer, facts, draws, lr)
 
 

@@ -238,12 +238,3 @@ def few_data(bench: Bench | None, seed: int, *, lr: float = 3e-3, **spec: Any) -
     layer = build(seed, spec, problem=noisy)
     fit(layer, few, seed, lr=lr)
     return {"error": error(layer, clean, seed)}
-
-
-def few_data_errors(seeds: tuple[int, ...], spec: Mapping[str, Any], **options: Any) -> list[float]:
-    """The error on fresh tokens of a layer trained on 512 noisy ones from each seed."""
-    found = []
-    for seed in seeds:
-        measured = few_data(None, seed, **spec, **options)
-        found.append(measured["error"])
-    return found

@@ -20,8 +20,9 @@ from mixwell.claims._methods import with_aux
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
 from mixwell.claims.experts._digits import share_right
-from mixwell.claims.experts._synthetic import DIM, build, mapped
+from mixwell.claims.experts._synthetic import DIM, SIZE, build, mapped
 from mixwell.claims.grids import RATES
+from mixwell.claims.starts import level
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
@@ -69,6 +70,15 @@ class Model(nn.Module):
         return (h + mixed.y_TD) @ self.head.T, mixed.aux
 
 
+def started(seed: int, layer: Any, senses: Senses) -> Model:
+    """A model whose block starts at the common size."""
+    model = Model(seed, layer)
+    inputs, modality, _ = senses.draw(512, 0.5, generator(seed, "start"))
+    h = mapped(model.connectors, modality, inputs)
+    level(layer, (h, Context(labels_T=modality)), SIZE)
+    return model
+
+
 def train(model: Model, senses: Senses, steps: int, parameters: Iterable[Tensor], draws: torch.Generator,
           lr: float) -> None:
     """Cross-entropy on the mix, moving the given parameters only."""
@@ -99,7 +109,7 @@ def staged(bench: Bench, seed: int, *, lr: float) -> float:
     senses = Senses(seed)
     draws = generator(seed, "staged")
     layer = build(seed, ENFORCED)
-    model = Model(seed, layer)
+    model = started(seed, layer, senses)
     train(model, senses, STEPS, [model.connectors, model.head], draws, lr)
     train(model, senses, STEPS, model.layer.parameters(), draws, lr)
     fresh = generator(seed, "router")
@@ -115,7 +125,7 @@ def joint(bench: Bench, seed: int, *, lr: float) -> float:
     senses = Senses(seed)
     draws = generator(seed, "joint")
     block = build(seed, {"hidden_dim": 64}, method="swiglu")
-    model = Model(seed, block)
+    model = started(seed, block, senses)
     train(model, senses, 3 * STEPS, model.parameters(), draws, lr)
     return weaker(model, senses, seed)
 

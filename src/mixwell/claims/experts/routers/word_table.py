@@ -18,7 +18,8 @@ from mixwell.claims._methods import with_aux
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
 from mixwell.claims.experts._digits import share_right
-from mixwell.claims.experts._synthetic import BALANCED, FINE, TOP1, build
+from mixwell.claims.experts._synthetic import BALANCED, FINE, SIZE, TOP1, build
+from mixwell.claims.starts import level
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
@@ -49,11 +50,16 @@ class Facts:
         tokens = ENTITIES + relations
         return torch.stack([entities, tokens], 1)
 
+    def told(self, ids_B2: Tensor) -> tuple[Tensor, Context]:
+        """What a layer is given."""
+        state = self.embeddings_VD[ids_B2].cumsum(1)
+        tokens = ids_B2.flatten()
+        shape = (len(ids_B2), 2)
+        return state.flatten(0, 1), Context(token_ids_T=tokens, batch_shape=shape)
+
     def ask(self, layer: Any, ids_B2: Tensor) -> tuple[Tensor, Tensor, Any]:
         """(scores of the values, right answers, what the layer gave)."""
-        state = self.embeddings_VD[ids_B2].cumsum(1)
-        context = Context(token_ids_T=ids_B2.flatten(), batch_shape=(len(ids_B2), 2))
-        mixed = layer(state.flatten(0, 1), context)
+        mixed = layer(*self.told(ids_B2))
         entity, relation = ids_B2.T
         answers = self.answers[entity, relation - ENTITIES]
         of_relations = mixed.y_TD[1::2]
@@ -63,6 +69,8 @@ class Facts:
 
 def recall(layer: Any, facts: Facts, draws: torch.Generator, lr: float) -> float:
     """Share of rare facts recalled after 600 steps of 256 facts."""
+    first = facts.rows(512, draws)
+    level(layer, facts.told(first), SIZE)
     optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     layer.train()
     for _ in range(600):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixwell.claims.claim import Untestable
+from mixwell.claims.premise import Untestable
 from mixwell.claims.starts import level
 from mixwell.core.rng import generator
 

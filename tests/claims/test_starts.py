@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mixwell.claims import starts
+from mixwell.claims.experts._digits import Reader, two_mixers
 from mixwell.claims.experts._synthetic import Clusters, build, known
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
@@ -33,6 +34,21 @@ def test_routers_start_with_one_spread(router):
     batch = problem(512, generator(5, "tokens"))
     logits = layer(batch.x_TD, known(batch)).routing.logits_TE
     assert float(logits.detach().std(1, correction=0).square().mean().sqrt()) == pytest.approx(1, rel=0.1)
+
+
+def test_mixers_of_a_network_start_at_one_size():
+    draws = generator(0, "reader")
+    mixers = [*two_mixers("experts.layers.moe", draws, num_experts=4, hidden_dim=8),
+              *two_mixers("experts.layers.swiglu", draws, hidden_dim=8)]
+    x = torch.rand(32, 8, 8, generator=draws)
+    model = Reader(mixers, draws).eval()
+    starts.level_inside(mixers, lambda: model(x), 0.1)
+    sizes = []
+    for mixer in mixers:
+        mixer.register_forward_hook(lambda mixer, given, mixed: sizes.append(float(mixed.y_TD.square().mean().sqrt())))
+    with torch.no_grad():
+        model(x)
+    assert sizes == pytest.approx([0.1] * 4, rel=0.03)
 
 
 def test_a_masked_logit_counts_in_no_spread():

@@ -7,7 +7,7 @@ Legend: T tokens, D width, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,23 @@ OF_LOGITS = (("outer", "outer_bias"), ("node_weight", "local_weight"), ("attribu
              ("weight", "condition_weight"))
 # the last map of a layer, by the end of its name; first one that is there
 OF_OUTPUTS = ("down_proj", "value_proj", "values", "down.tensors.0", "out.weight")
+
+
+@torch.no_grad()
+def level_inside(mixers: Iterable[nn.Module], run: Callable[[], Any], size: float) -> None:
+    """Level the mixers of a network one after another on what `run`, a forward pass of the network, hands them."""
+    for mixer in mixers:
+        found: list[tuple[Any, ...]] = []
+
+        def keep(module: nn.Module, given: tuple[Any, ...], found: list[tuple[Any, ...]] = found) -> None:
+            found.append(given)
+
+        hook = mixer.register_forward_pre_hook(keep)
+        try:
+            run()
+        finally:
+            hook.remove()
+        level(mixer, found[0], size)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ Legend: B windows, S tokens of a window, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.claims.premise import Untestable
-from mixwell.claims.starts import level
+from mixwell.claims.starts import level_inside
 from mixwell.core.rng import generator
 
 if TYPE_CHECKING:
@@ -47,10 +48,9 @@ def swap(trunk: nn.Module, model: LanguageModel, seed: int, data: TokenData, swa
     tokens, labels = windows(data, "train", 16, 64)
     if model.needs_tokens:
         model.fit_tokens(_text(data), generator(seed, "fit_tokens"))
-    for layer in model.layers:
-        mixer = getattr(layer, swapped)
-        given = _given(model, mixer, tokens, labels)
-        level(mixer, given, SIZE)
+    mixers = [getattr(layer, swapped) for layer in model.layers]
+    model.eval()
+    level_inside(mixers, partial(model, tokens, labels_B=labels), SIZE)
 
 
 @torch.no_grad()
@@ -60,22 +60,6 @@ def graft(trunk: nn.Module, model: nn.Module, swapped: Part) -> None:
     for name, tensor in model.state_dict().items():
         if f".{swapped}." not in name:
             tensor.copy_(theirs[name])
-
-
-@torch.no_grad()
-def _given(model: nn.Module, mixer: nn.Module, tokens_BS: Tensor, labels_B: Tensor) -> tuple[Any, ...]:
-    """What a mixer is handed inside the model."""
-    found: list[tuple[Any, ...]] = []
-
-    def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
-        found.append(given)
-
-    hook = mixer.register_forward_pre_hook(keep)
-    try:
-        model.eval()(tokens_BS, labels_B=labels_B)
-    finally:
-        hook.remove()
-    return found[0]
 
 
 def windows(data: TokenData, split: str, rows: int, width: int) -> tuple[Tensor, Tensor]:

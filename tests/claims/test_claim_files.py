@@ -12,7 +12,7 @@ import torch
 
 from mixwell import claims
 from mixwell.claims import evidence, pages, work
-from mixwell.claims.experts._synthetic import Clusters, fixed
+from mixwell.claims.experts._synthetic import BALANCED, FINE, TOP1, Clusters, Families, fixed, on_clusters
 from mixwell.claims.record import TUNING_SEED, Record
 from mixwell.core import registry
 
@@ -121,3 +121,29 @@ def test_clusters_ask_for_a_map_of_their_own_each(generator):
         torch.testing.assert_close(batch.y_TD[rows], z[rows] @ problem.maps_CDD[c].T, atol=1e-4, rtol=1e-4)
     same = fixed(problem, 0, 8)
     assert torch.equal(same(8, generator).x_TD, same(8, generator).x_TD)
+
+
+def test_families_are_equal_clusters_in_unequal_groups(generator):
+    problem = Families(3)
+    batch = problem(64_000, generator)
+    shares = torch.bincount(batch.labels_T) / 64_000
+    torch.testing.assert_close(shares, torch.full((16,), 1 / 16), atol=0.005, rtol=0)
+    assert torch.bincount(problem.family_C).tolist() == [6, 4, 3, 2, 1]
+    assert float(batch.y_TD.square().mean()) == pytest.approx(1, rel=0.15)
+    z = batch.x_TD - problem.centres_CD[batch.labels_T]
+    rows = batch.labels_T == 15
+    torch.testing.assert_close(batch.y_TD[rows], z[rows] @ problem.maps_CDD[15].T, atol=1e-4, rtol=1e-4)
+    away = torch.cdist(problem.centres_CD, problem.centres_CD)[0]
+    assert float(away[1:6].mean()) < float(away[6:].mean())
+
+
+def test_what_is_measured_on_clusters():
+    found = on_clusters(None, 0, families=True, steps=20, lr=3e-3, **{**TOP1, "capacity_factor": 0.5})
+    assert set(found) == {"error", "load", "dropped"}
+    assert found["dropped"] >= 0.5 and found["load"] == pytest.approx(1, abs=0.05) and 0 < found["error"] < 2
+    dense = on_clusters(None, 0, families=True, steps=20, method="swiglu")
+    assert set(dense) == {"error"}
+
+
+def test_grids_of_both_sides_have_as_many_settings():
+    assert len(FINE["lr"]) == len(BALANCED["lr"]) * len(BALANCED["balance"]) == 9

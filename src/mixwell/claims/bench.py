@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixwell.claims import trunk
+from mixwell.claims.trunk import Part
 from mixwell.core.files import digest, read_json, whole_folder, write_json
 from mixwell.core.rng import generator
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 DOMAIN_BYTES = 400_000  # of each of the four domains
 VOCAB_SIZE = 512
+HELD_TOKENS = 8192  # of each domain, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,34 +75,47 @@ class Bench:
     def arch(self, channel_mixer: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         """A decoder of two layers, width 64; by default with a mixture of eight experts of 64, top-2."""
         default = {"method": "experts.layers.moe", "num_experts": 8, "hidden_dim": 64}
-        mixer: dict[str, Any] = default | dict(channel_mixer or {})
+        given = channel_mixer or {}
+        mixer: dict[str, Any] = {**default, **given}
         if mixer["method"].endswith("swiglu"):
-            mixer = {name: mixer[name] for name in ("method", "hidden_dim")}
+            own = ("method", "hidden_dim")
+            mixer = {name: mixer[name] for name in own}
         sizes = {"vocab_size": VOCAB_SIZE, "dim": 64, "num_layers": 2, "num_heads": 4}
         decoder = sizes | {"channel_mixer": mixer}
         return decoder | changes
 
-    def train(self, arch: Mapping[str, Any], seed: int, *, tokens: int = 300_000, **options: Any) -> Trained:
-        """Train a fresh model of `arch` on the bench's data; `options` go to `TrainConfig`."""
+    def train(self, arch: Mapping[str, Any], seed: int, *, tokens: int = 300_000, swapped: Part | None = None,
+              **options: Any) -> Trained:
+        """Train a model of `arch` on the bench's data; `options` go to `TrainConfig`.
+
+        It is fresh, or the trunk with these mixers `swapped` for fresh ones.
+        """
         usual = {"tokens": tokens, "batch_size": 32, "seq_len": 64, "lr": 4e-3, "seed": seed}
         settings = usual | options
-        key = digest({"arch": arch, "settings": settings})
+        key = digest({"arch": arch, "settings": settings, "swapped": swapped})
         if key not in self._trained:
             with self._alone(key[:16]):
-                self._trained[key] = self._known(arch, seed, settings, key[:16])
+                self._trained[key] = self._known(arch, seed, settings, swapped, key[:16])
         known = self._trained[key]
         return copy.copy(known)
 
-    def _known(self, arch: Mapping[str, Any], seed: int, settings: Mapping[str, Any], name: str) -> Trained:
-        """A training from the folder, or done now and kept there."""
-        from mixwell.core.config import from_dict
-        from mixwell.lm.config import ModelConfig
-        from mixwell.lm.model import LanguageModel
+    def started(self, arch: Mapping[str, Any], seed: int, swapped: Part | None = None) -> LanguageModel:
+        """The model of `arch` before its first step."""
+        model = _fresh(arch, seed)
+        if swapped is None:
+            return model
+        grown = self.train(trunk.arch_of(arch, swapped), trunk.SEED, tokens=trunk.TOKENS)
+        trunk.require_past_bigrams(grown.bits_per_byte, self.data, HELD_TOKENS)
+        trunk.swap(grown.model, model, seed, self.data, swapped)
+        return model
 
+    def _known(self, arch: Mapping[str, Any], seed: int, settings: Mapping[str, Any], swapped: Part | None,
+               name: str) -> Trained:
+        """A training from the folder, or done now and kept there."""
         folder = self._inside(f"{name}-trained")
-        model = LanguageModel(from_dict(ModelConfig, arch), generator(seed, "model"))
         if folder.exists():
-            return _read(folder, model)
+            return _read(folder, _fresh(arch, seed))
+        model = self.started(arch, seed, swapped)
         found = self._train(model, settings, self._inside(name))
         with whole_folder(folder) as scratch:
             _write(scratch, found)
@@ -115,10 +131,10 @@ class Bench:
         return Trained(model, done.metrics, found, done.flops, done.seconds)
 
     def evaluate(self, model: nn.Module, seq_len: int = 64) -> Evaluation:
-        """Bits per byte on held-out text, 8192 tokens of each domain at most."""
+        """Bits per byte on held-out text, `HELD_TOKENS` of each domain at most."""
         from mixwell.lm.evaluate import evaluate
 
-        return evaluate(model, self.data, max_tokens=8192, batch_size=32, seq_len=seq_len)
+        return evaluate(model, self.data, max_tokens=HELD_TOKENS, batch_size=32, seq_len=seq_len)
 
     def _inside(self, name: str) -> Path:
         return self._folder / name
@@ -130,6 +146,14 @@ class Bench:
         with open(self._inside(f"{name}.lock"), "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _fresh(arch: Mapping[str, Any], seed: int) -> LanguageModel:
+    from mixwell.core.config import from_dict
+    from mixwell.lm.config import ModelConfig
+    from mixwell.lm.model import LanguageModel
+
+    return LanguageModel(from_dict(ModelConfig, arch), generator(seed, "model"))
 
 
 def _write_tokens(folder: Path) -> None:

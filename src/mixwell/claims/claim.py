@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mixwell.claims.premise import Untestable as Untestable  # declared here for the claims' files
 from mixwell.core import units
 from mixwell.core.errors import suggest
 
@@ -28,10 +29,6 @@ Series = Mapping[str, Sequence[float]]  # name -> one number a seed
 Setting = Mapping[str, Any]
 METHOD, BASELINE = "method", "baseline"
 FEWEST = 3  # values of a learning rate that are tried
-
-
-class Untestable(Exception):
-    """A trial found its own premise broken; the message says which: no expert used, worse than a bigram table."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from mixwell.claims import trunk
 from mixwell.claims._methods import call
-from mixwell.claims.bench import Bench
+from mixwell.claims.bench import Bench, Trained
+from mixwell.claims.grids import finer, variants
+from mixwell.claims.trunk import Part
 from mixwell.core.routing import Context
 
 SWITCH: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}
 RATES = (2e-3, 4e-3, 8e-3)  # learning rates that are tried
 TOKENS = 300_000  # the bench's default, so that baselines are shared
 DEEP: Mapping[str, Any] = {"num_layers": 4}
+BALANCED: Mapping[str, Any] = {"lr": RATES, "balance": variants({}, switch=(0.003, 0.01, 0.03))}  # nine settings
+FINE: Mapping[str, Any] = {"lr": finer(RATES, 9)}  # as many, where there is nothing else to tune
 T = TypeVar("T")
 
 
@@ -34,10 +38,21 @@ class Seen:
 
 
 def quality(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS, lr: float = 4e-3,
-            **changes: Any) -> float:
-    """Bits per byte of one model: the bench's decoder with this channel mixer and these changes, trained."""
-    arch = bench.arch(mixer, **changes)
-    return bench.train(arch, seed, tokens=tokens, lr=lr).bits_per_byte
+            swapped: Part | None = "channel_mixer", balance: Mapping[str, Any] | None = None, **changes: Any) -> float:
+    """Bits per byte of one model: the bench's decoder with this channel mixer and these changes, trained.
+
+    It starts from the trunk with the mixers of the part `swapped`, or fresh. `balance` replaces the mixer's own.
+    """
+    return grown(bench, seed, mixer=mixer, tokens=tokens, lr=lr, swapped=swapped, balance=balance,
+                 **changes).bits_per_byte
+
+
+def grown(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS, lr: float = 4e-3,
+          swapped: Part | None = "channel_mixer", balance: Mapping[str, Any] | None = None, **changes: Any) -> Trained:
+    """The trained model itself, as for `quality`."""
+    own = {} if balance is None else {"balance": balance}
+    arch = bench.arch({**(mixer or {}), **own}, **changes)
+    return bench.train(arch, seed, tokens=tokens, lr=lr, swapped=swapped)
 
 
 def block(hidden_dim: int) -> dict[str, Any]:
@@ -52,26 +67,21 @@ def dense(bench: Bench, hidden_dim: int) -> dict[str, Any]:
 
 def bits(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[float]:
     """Bits per byte of one model a seed."""
-    return [bench.train(arch, seed, tokens=tokens).bits_per_byte for seed in bench.seeds]
+    return [trained.bits_per_byte for trained in _trained(bench, arch, tokens)]
 
 
 def models(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[Any]:
     """A trained language model from each seed."""
-    return [bench.train(arch, seed, tokens=tokens).model for seed in bench.seeds]
+    return [trained.model for trained in _trained(bench, arch, tokens)]
+
+
+def _trained(bench: Bench, arch: Mapping[str, Any], tokens: int) -> list[Trained]:
+    return [bench.train(arch, seed, tokens=tokens, swapped="channel_mixer") for seed in bench.seeds]
 
 
 def held_out(bench: Bench, rows: int, width: int) -> tuple[Tensor, Tensor]:
     """(`rows` windows of each domain's held-out text [B, width], the domain of each [B])."""
-    windows, labels = [], []
-    for label, domain in enumerate(bench.data.domains):
-        tokens = bench.data.tokens(domain, "held")[: rows * width]
-        ids = np.asarray(tokens, dtype=np.int64)
-        whole = len(ids) // width
-        part = torch.from_numpy(ids)[: whole * width]
-        windows.append(part.view(whole, width))
-        own = torch.full((whole,), label)
-        labels.append(own)
-    return torch.cat(windows), torch.cat(labels)
+    return trunk.windows(bench.data, "held", rows, width)
 
 
 @torch.no_grad()
@@ -92,9 +102,9 @@ def probe(bench: Bench, model: Any, rows: int = 32, width: int = 64) -> list[See
     return found
 
 
-def limited(bench: Bench, rule: str) -> dict[str, Any]:
-    """The bench's decoder with Switch routing, capacity factor 1 and an overflow rule."""
-    return bench.arch({**SWITCH, "capacity_factor": 1.0, "overflow": {"method": rule}})
+def limited(rule: str) -> dict[str, Any]:
+    """Switch routing with capacity factor 1 and an overflow rule."""
+    return {**SWITCH, "capacity_factor": 1.0, "overflow": {"method": rule}}
 
 
 def layers(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[list[Seen]]:
@@ -102,13 +112,15 @@ def layers(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[
     return [probe(bench, model) for model in models(bench, arch, tokens)]
 
 
+def mean_over(seen: Sequence[T], measure: Callable[[T], float]) -> float:
+    """The mean over layers of what `measure` says of each."""
+    values = [measure(layer) for layer in seen]
+    return statistics.fmean(values)
+
+
 def over_layers(runs: list[list[T]], measure: Callable[[T], float]) -> list[float]:
     """The mean over layers of what `measure` says of each, from each seed."""
-    found = []
-    for run in runs:
-        values = [measure(layer) for layer in run]
-        found.append(statistics.fmean(values))
-    return found
+    return [mean_over(run, measure) for run in runs]
 
 
 def log_scatter_ratio(bench: Bench, model: Any) -> float:

@@ -1,8 +1,8 @@
 """Sparse upcycling: a mixture made of copies of a trained dense block is better, after equal tokens, than a fresh one.
 
 Paper: Llama 3 Meets MoE: Efficient Upcycling.
-Tried: the bench's language model, a dense block of width 64 trained on 150,000 tokens, turned into top-2 of eight and
-trained on 75,000 more, against a fresh mixture of that shape on the same 75,000. Beside: half of each expert's units
+Tried: the bench's language model, a dense block of width 64 trained on 600,000 tokens, turned into top-2 of eight and
+trained on 600,000 more, against a fresh mixture of that shape on the same 600,000. Beside: half of each expert's units
 drawn anew (Drop-Upcycling: Training Sparse Mixture of Experts with Partial Re-initialization), and the dense model
 trained on. Against it: bits per byte that are no lower than the fresh mixture's, or more than 1 % above the dense
 model's.
@@ -22,7 +22,7 @@ from mixwell.core.rng import generator
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import TrainConfig, train
 
-TOKENS, MORE = 150_000, 75_000
+TOKENS, MORE = 600_000, 600_000
 
 
 def start(bench: Bench, seed: int) -> Checkpoint:
@@ -55,7 +55,7 @@ def longer(bench: Bench, seed: int, *, lr: float) -> float:
 
 def fresh(bench: Bench, seed: int, *, lr: float) -> float:
     """A mixture from the beginning."""
-    return quality(bench, seed + 1000, tokens=MORE, lr=lr)
+    return quality(bench, seed + 1000, tokens=MORE, lr=lr, swapped=None)
 
 
 GRID = {"lr": RATES}

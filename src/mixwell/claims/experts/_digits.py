@@ -5,17 +5,20 @@ Legend: N images, S patches, D width.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixwell.claims._methods import build, with_aux
+from mixwell.claims.starts import level_inside
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
 TRAINING = 1200  # images; the other 597 are for testing
 PATCHES, PATCH, WIDTH = 16, 4, 32
+SIZE = 0.1  # root mean square of what a fresh mixer adds
 
 
 def images(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,10 +116,14 @@ def share_right(scores_NC: Tensor, y_N: Tensor) -> float:
     return float(right.float().mean())
 
 
-def read(seed: int, mixers: list[Any], draws: torch.Generator, *, steps: int = 400, attention: bool = True) -> float:
-    """Accuracy on test images of a reader with these mixers after training."""
+def read(seed: int, mixers: list[Any], draws: torch.Generator, *, steps: int = 400, attention: bool = True,
+         lr: float = 3e-3) -> float:
+    """Accuracy on test images of a reader with these mixers, which start at one size, after training."""
     x, y, x_test, y_test = images(seed)
-    model = fitted(Reader(mixers, draws, attention), x, y, seed, steps=steps)
+    model = Reader(mixers, draws, attention).eval()
+    first = x[:128]
+    level_inside(mixers, partial(model, first), SIZE)
+    fitted(model, x, y, seed, steps=steps, lr=lr)
     return accuracy(model, x_test, y_test)
 
 

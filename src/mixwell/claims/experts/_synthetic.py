@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +15,19 @@ from torch import Tensor, nn
 
 from mixwell.claims._methods import widen, with_aux
 from mixwell.claims.bench import Bench
+from mixwell.claims.grids import RATES, finer, variants
+from mixwell.claims.starts import level
 from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
 DIM = 16
+SIZE = 0.3  # root mean square of a layer's output at its start; targets have 1
 TOP1: Mapping[str, Any] = {"router": {"method": "top_k", "k": 1}, "balance": {"switch": 0.01}}  # Switch's layer
 TOP2: Mapping[str, Any] = {"router": {"method": "top_k", "k": 2}, "balance": {"switch": 0.01}}
+BALANCED: Mapping[str, Any] = {"lr": RATES, "balance": variants({}, switch=(0.003, 0.01, 0.03))}  # nine settings
+FINE: Mapping[str, Any] = {"lr": finer(RATES, 9)}  # as many, where there is nothing else to tune
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +62,10 @@ class Clusters:
         """`count` tokens, labelled by their clusters."""
         labels = torch.multinomial(self.shares_C, count, replacement=True, generator=draws)
         z = torch.randn(count, DIM, generator=draws)
-        noise = torch.randn(count, DIM, generator=draws)
+        noise = self.noise * torch.randn(count, DIM, generator=draws)
         x = self.centres_CD[labels] + z
         y = mapped(self.maps_CDD, labels, z)
-        return Batch(x, y + self.noise * noise, labels)
+        return Batch(x, y + noise, labels)
 
 
 def mapped(maps_COI: Tensor, labels_T: Tensor, x_TI: Tensor) -> Tensor:
@@ -67,15 +73,53 @@ def mapped(maps_COI: Tensor, labels_T: Tensor, x_TI: Tensor) -> Tensor:
     return torch.einsum("toi,ti->to", maps_COI[labels_T], x_TI)
 
 
-def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "moe", **options: Any) -> Any:
-    """A layer by name, its experts started at 1 / sqrt(fan in) so that a few hundred steps train it."""
-    given = {"method": method, "hidden_dim": 32, **spec, **options}
+class Families(Clusters):
+    """Sixteen equally frequent clusters in families of six, four, three, two and one.
+
+    An even load fits the clusters, as balanced routing presumes, and a gate that only sees families is uneven. Centres
+    and maps of a family share half and more of their variance.
+    """
+
+    SIZES = (6, 4, 3, 2, 1)
+
+    def __init__(self, seed: int, *, noise: float = 0.0) -> None:
+        super().__init__(seed, clusters=sum(self.SIZES), noise=noise)
+        families = len(self.SIZES)
+        draws = generator(seed, "families")
+        centres = 3**0.5 * torch.randn(families, DIM, generator=draws)
+        maps = torch.randn(families, DIM, DIM, generator=draws) / DIM**0.5
+        sizes = torch.tensor(self.SIZES)
+        own = torch.arange(families).repeat_interleave(sizes)
+        self.family_C = own
+        near_CD = self.centres_CD / 2
+        self.centres_CD = near_CD + centres[own]
+        both_CDD = self.maps_CDD + maps[own]
+        self.maps_CDD = both_CDD / 2**0.5
+
+
+def clusters(seed: int, *, zipf: float = 0.0, families: bool = False) -> Clusters:
+    """The problem that a claim names: `Families`, or `Clusters` whose frequency falls by `zipf`."""
+    return Families(seed) if families else Clusters(seed, zipf=zipf)
+
+
+def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "moe", problem: Draw | None = None,
+          **options: Any) -> Any:
+    """A layer by name, its experts started at 1 / sqrt(fan in) so that a few hundred steps train it.
+
+    With a `problem` its router starts with one spread of logits and its output with one size on that problem's tokens,
+    whatever the method.
+    """
+    usual = {"method": method, "hidden_dim": 32}
+    given = {**usual, **spec, **options}
     entry = registry.find(given.pop("method"), "experts.layers")
     if not entry.name.endswith("swiglu"):
         given.setdefault("num_experts", 8)
     config = from_dict(entry.module().Config, given)
     layer = entry.load()(dim, config, generator(seed, "layer"))
     widen(projections(layer))
+    if problem is not None:
+        batch = problem(512, generator(seed, "start"))
+        level(layer, (batch.x_TD, known(batch)), SIZE)
     return layer
 
 
@@ -140,7 +184,8 @@ def unserved(mixed: Any) -> float:
 
 def imbalance(load_E: Tensor) -> float:
     """The busiest expert's load over the mean load; 1 at balance."""
-    return float(load_E.max() / load_E.float().mean())
+    mean = load_E.float().mean()
+    return float(load_E.max() / mean)
 
 
 def errors(seeds: tuple[int, ...], spec: Mapping[str, Any], problem: Callable[[int], Draw],
@@ -149,20 +194,34 @@ def errors(seeds: tuple[int, ...], spec: Mapping[str, Any], problem: Callable[[i
     found = []
     for seed in seeds:
         draw = problem(seed)
-        found.append(error(fit(build(seed, spec, **options), draw, seed), draw, seed))
+        layer = fit(build(seed, spec, problem=draw, **options), draw, seed)
+        found.append(error(layer, draw, seed))
     return found
 
 
-def on_clusters(bench: Bench, seed: int, *, zipf: float = 0.0, lr: float = 3e-3, **spec: Any) -> dict[str, float]:
-    """Error, imbalance of the load and share of empty slots, on fresh tokens of `Clusters`, of a layer trained there.
+def on_clusters(bench: Bench, seed: int, *, zipf: float = 0.0, families: bool = False,
+                **options: Any) -> dict[str, float]:
+    """What `on_problem` measures on `clusters`."""
+    problem = partial(clusters, zipf=zipf, families=families)
+    return on_problem(bench, seed, problem=problem, **options)
+
+
+def on_problem(bench: Bench, seed: int, *, problem: Callable[[int], Draw], lr: float = 3e-3, steps: int = 500,
+               **spec: Any) -> dict[str, float]:
+    """Error, imbalance of the load and share of empty slots, on fresh tokens of a problem, of a layer trained there.
 
     `spec` are the layer's options and its `method`.
     """
-    draw = Clusters(seed, zipf=zipf)
-    layer = fit(build(seed, spec), draw, seed, lr=lr)
+    draw = problem(seed)
+    layer = build(seed, spec, problem=draw)
+    fit(layer, draw, seed, lr=lr, steps=steps)
     batch, mixed = test(layer, draw, seed)
-    load_E = mixed.routing.load_E()
-    return {"error": squared_error(mixed, batch), "load": imbalance(load_E), "dropped": unserved(mixed)}
+    found = {"error": squared_error(mixed, batch)}
+    if mixed.routing is not None:
+        load_E = mixed.routing.load_E()
+        found["load"] = imbalance(load_E)
+        found["dropped"] = unserved(mixed)
+    return found
 
 
 def fixed(draw: Draw, seed: int, count: int) -> Draw:
@@ -171,25 +230,11 @@ def fixed(draw: Draw, seed: int, count: int) -> Draw:
     return lambda count, draws: batch
 
 
-def few_data_errors(seeds: tuple[int, ...], spec: Mapping[str, Any], **options: Any) -> list[float]:
-    """The error on fresh tokens of a layer trained on 512 noisy ones from each seed."""
-    found = []
-    for seed in seeds:
-        noisy = Clusters(seed, noise=0.5)
-        layer = fit(build(seed, spec, **options), fixed(noisy, seed, 512), seed)
-        found.append(error(layer, Clusters(seed), seed))
-    return found
-
-
-def balance_and_error(seeds: tuple[int, ...], spec: Mapping[str, Any], *, zipf: float = 0.0,
-                      **options: Any) -> tuple[list[float], list[float]]:
-    """(busiest load over mean load, error) on fresh tokens of `Clusters`, from each seed."""
-    loads, found = [], []
-    for seed in seeds:
-        draw = Clusters(seed, zipf=zipf)
-        layer = fit(build(seed, spec, **options), draw, seed)
-        batch, mixed = test(layer, draw, seed)
-        load_E = mixed.routing.load_E()
-        loads.append(imbalance(load_E))
-        found.append(squared_error(mixed, batch))
-    return loads, found
+def few_data(bench: Bench | None, seed: int, *, lr: float = 3e-3, **spec: Any) -> dict[str, float]:
+    """The error on fresh tokens without noise of a layer trained on 512 noisy ones of `Clusters`."""
+    noisy = Clusters(seed, noise=0.5)
+    clean = Clusters(seed)
+    few = fixed(noisy, seed, 512)
+    layer = build(seed, spec, problem=noisy)
+    fit(layer, few, seed, lr=lr)
+    return {"error": error(layer, clean, seed)}

@@ -18,8 +18,8 @@ from torch import Tensor
 from mixwell.claims._methods import call
 from mixwell.claims._series import columns
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import Seen, dense, layers
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim
+from mixwell.claims.language import Seen, block, grown, probe
 from mixwell.core.rng import generator
 from mixwell.core.routing import Routing
 
@@ -88,14 +88,16 @@ def measure(seen: Seen, seed: int) -> tuple[float, float]:
     return modularity(second, groups), modularity(second, shuffled)
 
 
-def claim(bench: Bench) -> Evidence:
+CLAIM = Claim("Neurons of a dense block form groups that are active together.",
+              "modularity of neuron co-activation on text not used to find the groups", lower_is_better=False)
+
+
+def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Modularity of the groups found against random ones, mean over layers."""
-    method, baseline = [], []
-    for seed, run in zip(bench.seeds, layers(bench, dense(bench, NEURONS))):
-        measured = [measure(seen, seed) for seen in run]
-        found, random = columns(measured)
-        method.append(statistics.fmean(found))
-        baseline.append(statistics.fmean(random))
-    return weigh("Neurons of a dense block form groups that are active together.",
-                 "modularity of neuron co-activation on text not used to find the groups", method, baseline,
-                 lower_is_better=False)
+    trained = grown(bench, seed, mixer=block(NEURONS))
+    layers = probe(bench, trained.model)
+    measured = [measure(seen, seed) for seen in layers]
+    found, random = columns(measured)
+    ours = statistics.fmean(found)
+    theirs = statistics.fmean(random)
+    return {"method": ours, "baseline": theirs}

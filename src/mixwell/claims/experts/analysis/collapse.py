@@ -7,28 +7,16 @@ over the scatter between them, after training against before, on held-out text. 
 
 from __future__ import annotations
 
-from typing import Any
-
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import SWITCH, log_scatter_ratio, models
-from mixwell.core.config import from_dict
-from mixwell.core.evidence import Evidence, weigh
-from mixwell.core.rng import generator
-from mixwell.lm.config import ModelConfig
-from mixwell.lm.model import LanguageModel
+from mixwell.claims.claim import Claim
+from mixwell.claims.language import SWITCH, grown, log_scatter_ratio
+
+CLAIM = Claim("Training a linear top-1 router collapses representations onto experts.",
+              "log of within-expert over between-expert scatter of hidden states, mean over layers")
 
 
-def untrained(arch: dict[str, Any], seed: int) -> LanguageModel:
-    """The model before its first step."""
-    return LanguageModel(from_dict(ModelConfig, arch), generator(seed, "model"))
-
-
-def claim(bench: Bench) -> Evidence:
+def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Scatter ratio after training against before."""
-    arch = bench.arch(SWITCH)
-    before = [log_scatter_ratio(bench, untrained(arch, seed)) for seed in bench.seeds]
-    after = [log_scatter_ratio(bench, model) for model in models(bench, arch)]
-    return weigh("Training a linear top-1 router collapses representations onto experts.",
-                 "log of within-expert over between-expert scatter of hidden states, mean over layers", after, before,
-                 note="The ratio rises: an untrained router splits the embeddings by chance into clusters that "
-                      "training then widens. Whether it falls later is not seen on 300,000 tokens.")
+    before = bench.started(bench.arch(SWITCH), seed, "channel_mixer")
+    after = grown(bench, seed, mixer=SWITCH).model
+    return {"method": log_scatter_ratio(bench, after), "baseline": log_scatter_ratio(bench, before)}

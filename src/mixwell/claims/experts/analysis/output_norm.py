@@ -12,8 +12,8 @@ from typing import Any
 
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import Seen, layers, over_layers
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim
+from mixwell.claims.language import Seen, grown, mean_over, probe
 
 
 def analysed(seen: Seen) -> dict[str, Any]:
@@ -22,11 +22,16 @@ def analysed(seen: Seen) -> dict[str, Any]:
     return call("experts.analysis.output_norm", seen.mixed.routing, norms, context=seen.context)
 
 
-def claim(bench: Bench) -> Evidence:
+CLAIM = Claim("Routers pick experts with larger output norms.",
+              "share of choices among the two largest output norms",
+              lower_is_better=False)
+
+
+def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Choices among the largest norms against chance."""
-    runs = layers(bench, bench.arch())
-    found = [[analysed(seen) for seen in run] for run in runs]
-    hits = over_layers(found, itemgetter("hits"))
-    chance = over_layers(found, itemgetter("chance"))
-    return weigh("Routers pick experts with larger output norms.",
-                 "share of choices among the two largest output norms", hits, chance, lower_is_better=False)
+    trained = grown(bench, seed)
+    layers = probe(bench, trained.model)
+    found = [analysed(seen) for seen in layers]
+    hits = mean_over(found, itemgetter("hits"))
+    chance = mean_over(found, itemgetter("chance"))
+    return {"method": hits, "baseline": chance}

@@ -13,8 +13,8 @@ from typing import Any
 
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import Seen, layers, over_layers
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim
+from mixwell.claims.language import Seen, grown, mean_over, probe
 
 
 def analysed(seen: Seen) -> dict[str, Any]:
@@ -22,12 +22,16 @@ def analysed(seen: Seen) -> dict[str, Any]:
     return call("experts.analysis.repetition", seen.mixed.routing, context=seen.context)
 
 
-def claim(bench: Bench) -> Evidence:
+CLAIM = Claim("Consecutive tokens go to the same expert more often than chance.",
+              "share of neighbours with the same first choice; baseline is chance at the observed load",
+              lower_is_better=False)
+
+
+def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Repeated first choices against chance."""
-    runs = layers(bench, bench.arch())
-    found = [[analysed(seen) for seen in run] for run in runs]
-    first = over_layers(found, itemgetter("first"))
-    chance = over_layers(found, itemgetter("first_chance_at_load"))
-    return weigh("Consecutive tokens go to the same expert more often than chance.",
-                 "share of neighbours with the same first choice; baseline is chance at the observed load",
-                 first, chance, lower_is_better=False)
+    trained = grown(bench, seed)
+    layers = probe(bench, trained.model)
+    found = [analysed(seen) for seen in layers]
+    repeated = mean_over(found, itemgetter("first"))
+    chance = mean_over(found, itemgetter("first_chance_at_load"))
+    return {"method": repeated, "baseline": chance}

@@ -8,15 +8,15 @@ the token that is no larger.
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
-from mixwell.claims.language import Seen, layers
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim
+from mixwell.claims.language import Seen, grown, mean_over, probe
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context, Routing
 
@@ -37,20 +37,16 @@ def nats(routing: Routing, by: str, context: Context) -> float:
     return found["information_nats"]
 
 
-def mean_information(runs: list[list[Seen]], by: str, seeds: tuple[int, ...]) -> list[float]:
-    """The mean over layers, from each seed."""
-    found = []
-    for seed, run in zip(seeds, runs):
-        values = [information(seen, by, seed) for seen in run]
-        found.append(statistics.fmean(values))
+CLAIM = Claim("Experts specialise by token rather than by domain.",
+              "mutual information with the expert beyond chance, nats: token id against domain", lower_is_better=False)
+
+
+def trial(bench: Bench, seed: int) -> dict[str, float]:
+    """Information with the token against information with the domain, means over layers."""
+    trained = grown(bench, seed)
+    seen = probe(bench, trained.model)
+    found = {}
+    for side, by in (("method", "token"), ("baseline", "domain")):
+        nats_of = partial(information, by=by, seed=seed)
+        found[side] = mean_over(seen, nats_of)
     return found
-
-
-def claim(bench: Bench) -> Evidence:
-    """Information with the token against information with the domain."""
-    runs = layers(bench, bench.arch())
-    token = mean_information(runs, "token", bench.seeds)
-    domain = mean_information(runs, "domain", bench.seeds)
-    return weigh("Experts specialise by token rather than by domain.",
-                 "mutual information with the expert beyond chance, nats: token id against domain", token, domain,
-                 lower_is_better=False)

@@ -2,8 +2,9 @@
 
 Paper: Demons in the Detail: On Implementing Load Balancing Loss for Training Specialized Mixture-of-Expert Models.
 Tried: regression in sixteen clusters from four domains, micro-batches of 128 tokens of one domain, four a step, top-2
-of eight experts, balance loss at 0.1 over the step against over the micro-batch; mutual information of domain and
-expert. Against it: an information that is no higher, or an error that is higher.
+of eight experts, balance loss over the step against over the micro-batch, each at the best of three coefficients for
+its error; mutual information of domain and expert. Against it: an information that is no higher, or an error more than
+2 % higher.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixwell.claims._judging import at_no_more_error
 from mixwell.claims._methods import call
-from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim, Side, no_worse
 from mixwell.claims.experts._synthetic import Batch, Clusters, build, squared_error, test
+from mixwell.claims.grids import RATES
 from mixwell.core import registry
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
-DOMAINS, STEPS, COEFFICIENT = 4, 250, 0.1
+DOMAINS, STEPS = 4, 250
 
 
 class Domain(Clusters):
@@ -35,19 +35,20 @@ class Domain(Clusters):
         self.shares_C = own.float()
 
 
-def measure(seed: int, over_step: bool) -> tuple[float, float]:
-    """(information of domain and expert in nats, error) with the load counted over the step or the micro-batch."""
-    layer = trained(seed, over_step)
+def measure(bench: Bench, seed: int, *, over_step: bool, lr: float, coefficient: float) -> dict[str, float]:
+    """Information of domain and expert in nats, and the error, with the load counted over the step or the micro-batch.
+    """
+    layer = trained(seed, over_step, lr, coefficient)
     batch, mixed = test(layer, Clusters(seed), seed)
-    return information(mixed.routing, batch), squared_error(mixed, batch)
+    return {"information": information(mixed.routing, batch), "error": squared_error(mixed, batch)}
 
 
-def trained(seed: int, over_step: bool) -> Any:
+def trained(seed: int, over_step: bool, lr: float, coefficient: float) -> Any:
     """A layer that has seen a micro-batch of every domain at each step."""
     rule = registry.find("experts.balance.global_batch")
-    layer = build(seed, {"router": {"method": "top_k", "k": 2}, "balance": {}})
+    layer = build(seed, {"router": {"method": "top_k", "k": 2}, "balance": {}}, problem=Clusters(seed))
     buffer = rule.module().Buffer() if over_step else None
-    optimizer = torch.optim.Adam(layer.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     domains = [Domain(seed, d) for d in range(DOMAINS)]
     draws = generator(seed, "fit")
     layer.train()
@@ -58,7 +59,8 @@ def trained(seed: int, over_step: bool) -> Any:
             batch = domain(128, draws)
             mixed = layer(batch.x_TD, context)
             balance = rule.load()(mixed.routing, rule.module().Config(), context, buffer)
-            loss = nn.functional.mse_loss(mixed.y_TD, batch.y_TD) + COEFFICIENT * balance
+            error = nn.functional.mse_loss(mixed.y_TD, batch.y_TD)
+            loss = error + coefficient * balance
             (loss / DOMAINS).backward()
         optimizer.step()
     return layer.eval()
@@ -71,10 +73,10 @@ def information(routing: object, batch: Batch) -> float:
     return found["information_nats"]
 
 
-def claim(bench: Bench) -> Evidence:
-    """Specialisation by domain under the two ways to count the load."""
-    method, ours = series(bench, measure, True)
-    baseline, theirs = series(bench, measure, False)
-    evidence = weigh("Balance over the global batch lets experts specialise by domain at lower loss.",
-                     "mutual information of domain and expert, nats", method, baseline, lower_is_better=False)
-    return at_no_more_error(evidence, ours, theirs)
+GRID = {"lr": RATES, "coefficient": (0.03, 0.1, 0.3)}
+
+CLAIM = Claim(
+    "Balance over the global batch lets experts specialise by domain at no higher loss.",
+    "mutual information of domain and expert, nats", quantity="information", lower_is_better=False, tuned_by="error",
+    provided=(no_worse("error", 0.02),),
+    sides={"method": Side(measure, {"over_step": True}, GRID), "baseline": Side(measure, {"over_step": False}, GRID)})

@@ -9,9 +9,8 @@ position. Against it: a held-out error that is no lower.
 from __future__ import annotations
 
 from mixwell.claims._judging import ERROR
-from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import TOP1, Clusters, errors
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.experts._synthetic import BALANCED, TOP1, Clusters, on_problem
 
 
 def background(seed: int) -> Clusters:
@@ -22,11 +21,9 @@ def background(seed: int) -> Clusters:
     return problem
 
 
-def claim(bench: Bench) -> Evidence:
-    """Error by score against by position, at half the room."""
-    half = {**TOP1, "capacity_factor": 0.5}
-    by_score = {"method": "priority", "by": "own"}
-    by_position = {"method": "drop"}
-    ours = errors(bench.seeds, {**half, "overflow": by_score}, background)
-    theirs = errors(bench.seeds, {**half, "overflow": by_position}, background)
-    return weigh("Serving high gate scores first loses less when room is short.", ERROR, ours, theirs)
+HALF = {**TOP1, "capacity_factor": 0.5, "problem": background}
+RULES = {"method": {"method": "priority", "by": "own"}, "baseline": {"method": "drop"}}
+
+CLAIM = Claim(
+    "Serving high gate scores first loses less when room is short.", ERROR, quantity="error",
+    sides={name: Side(on_problem, {**HALF, "overflow": rule}, BALANCED) for name, rule in RULES.items()})

@@ -9,13 +9,10 @@ positions follows from the draw and is left to the method's test.
 from __future__ import annotations
 
 from mixwell.claims._judging import BITS
-from mixwell.claims.bench import Bench
-from mixwell.claims.language import bits, limited
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.language import BALANCED, limited, quality
 
+RULES = {"method": "random_token_selection", "baseline": "drop"}
 
-def claim(bench: Bench) -> Evidence:
-    """Bits per byte with random order against positions."""
-    return weigh("Dropping tokens at random beats dropping by position.", BITS,
-                 bits(bench, limited(bench, "random_token_selection")), bits(bench, limited(bench, "drop")),
-                 note="Better with every seed, mostly by little; three seeds cannot tell.")
+CLAIM = Claim("Dropping tokens at random beats dropping by position.", BITS,
+              sides={name: Side(quality, {"mixer": limited(rule)}, BALANCED) for name, rule in RULES.items()})

@@ -11,9 +11,8 @@ from __future__ import annotations
 import torch
 
 from mixwell.claims._judging import ERROR
-from mixwell.claims.bench import Bench
-from mixwell.claims.experts._synthetic import DIM, TOP2, Batch, Draw, errors, mapped
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.experts._synthetic import BALANCED, DIM, TOP2, Batch, Draw, mapped, on_problem
 from mixwell.core.rng import generator
 
 CODES = tuple(tuple(task >> bit & 1 for bit in range(3)) for task in range(8))
@@ -37,12 +36,10 @@ def tasks(seed: int) -> Draw:
     return draw
 
 
-def claim(bench: Bench) -> Evidence:
-    """Error of the attribute gate against the token gate."""
-    attribute = {**TOP2, "router": {"method": "conditioned", "condition": "attribute", "codes": CODES}}
-    token = {**TOP2, "router": {"method": "conditioned", "condition": "token"}}
-    return weigh("Attribute gates resolve task interference better than token gates.", ERROR,
-                 errors(bench.seeds, attribute, tasks), errors(bench.seeds, token, tasks),
-                 note="Both gates all but solve the task: the token carries its task's bits, and the token gate "
-                      "learns to read them. Interference that a token gate cannot resolve would need tokens that hide "
-                      "their task.")
+ROUTERS = {"method": {"method": "conditioned", "condition": "attribute", "codes": CODES},
+           "baseline": {"method": "conditioned", "condition": "token"}}
+
+CLAIM = Claim(
+    "Attribute gates resolve task interference better than token gates.", ERROR, quantity="error",
+    sides={name: Side(on_problem, {**TOP2, "problem": tasks, "router": router}, BALANCED)
+           for name, router in ROUTERS.items()})

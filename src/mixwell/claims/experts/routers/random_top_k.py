@@ -9,16 +9,11 @@ not part of the router and is left out. Against it: bits per byte that are no lo
 from __future__ import annotations
 
 from mixwell.claims._judging import BITS
-from mixwell.claims.bench import Bench
-from mixwell.claims.language import SWITCH, bits
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.language import BALANCED, FINE, SWITCH, quality
 
+DRAWN = {"router": {"method": "random_top_k", "k": 1}}
 
-def claim(bench: Bench) -> Evidence:
-    """Bits per byte of random routing against Switch's."""
-    drawn = {"router": {"method": "random_top_k", "k": 1}}
-    method = bits(bench, bench.arch(drawn))
-    switch = bits(bench, bench.arch(SWITCH))
-    return weigh("Experts drawn at random beat a learnt Switch router.", BITS, method, switch,
-                 note="Lower on average, but not with every seed: so early in training a learnt top-1 router is no "
-                      "better than chance.")
+CLAIM = Claim("Experts drawn at random beat a learnt Switch router.", BITS,
+              sides={"method": Side(quality, {"mixer": DRAWN}, FINE),
+                     "baseline": Side(quality, {"mixer": SWITCH}, BALANCED)})

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.claims._methods import build, call
-from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.grids import RATES
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
@@ -74,13 +74,13 @@ class Mixture(nn.Module):
         return score, call("experts.balance.switch", routing)
 
 
-def accuracy(seed: int, experts: int) -> float:
+def accuracy(bench: Bench, seed: int, *, experts: int, lr: float) -> float:
     """Share of fresh examples whose sign is right after training, with 128 filters in all."""
     draws = generator(seed, "patches")
     data = Patches(draws)
     patches, labels = data.draw(COUNT, draws)
     model = Mixture(experts, 128 // experts, draws)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for step in range(STEPS):
         first = step % 16 * 1000
         rows = slice(first, first + 1000)
@@ -96,9 +96,8 @@ def accuracy(seed: int, experts: int) -> float:
     return float(right.float().mean())
 
 
-def claim(bench: Bench) -> Evidence:
-    """Accuracy of eight experts against one of the same number of filters."""
-    eight = by_seed(bench, accuracy, 8)
-    one = by_seed(bench, accuracy, 1)
-    return weigh("A mixture of nonlinear experts learns clusters that one network cannot.",
-                 "accuracy on fresh examples", eight, one, lower_is_better=False)
+CLAIM = Claim(
+    "A mixture of nonlinear experts learns clusters that one network cannot.", "accuracy on fresh examples",
+    lower_is_better=False,
+    sides={"method": Side(accuracy, {"experts": 8}, {"lr": RATES}),
+           "baseline": Side(accuracy, {"experts": 1}, {"lr": RATES})})

@@ -8,23 +8,24 @@ Share of rare facts (entities after the 64th) recalled. Against it: a share that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixwell.claims._judging import beside
 from mixwell.claims._methods import with_aux
-from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim, Side
 from mixwell.claims.experts._digits import share_right
-from mixwell.claims.experts._synthetic import TOP1, build
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.experts._synthetic import BALANCED, FINE, SIZE, TOP1, build
+from mixwell.claims.starts import level
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
 
 DIM, ENTITIES, RELATIONS, VALUES = 32, 256, 8, 64
 VOCAB = ENTITIES + RELATIONS
+SCALE = DIM**-0.5
 TABLE = {"router": {"method": "word_table", "vocab_size": VOCAB, "num_words": 4096, "max_length": 2}, "balance": {}}
 OPTIONS: dict[str, Any] = {"dim": DIM, "hidden_dim": 16}
 
@@ -36,23 +37,29 @@ class Facts:
         draws = generator(seed, "facts")
         self.embeddings_VD = torch.randn(VOCAB, DIM, generator=draws)
         codes = torch.randn(VALUES, DIM, generator=draws)
-        self.codes = codes / DIM**0.5
+        self.codes = codes * SCALE
         self.answers = torch.randint(VALUES, (ENTITIES, RELATIONS), generator=draws)
 
     def rows(self, count: int, draws: torch.Generator, first: int = 0) -> Tensor:
         """Token ids [count, 2] of entities from `first` on."""
-        shares = 1 / torch.arange(1, ENTITIES + 1)
+        ranks = torch.arange(1, ENTITIES + 1)
+        shares = 1 / ranks
         shares[:first] = 0
         entities = torch.multinomial(shares, count, replacement=True, generator=draws)
         relations = torch.randint(RELATIONS, (count,), generator=draws)
         tokens = ENTITIES + relations
         return torch.stack([entities, tokens], 1)
 
+    def told(self, ids_B2: Tensor) -> tuple[Tensor, Context]:
+        """What a layer is given."""
+        state = self.embeddings_VD[ids_B2].cumsum(1)
+        tokens = ids_B2.flatten()
+        shape = (len(ids_B2), 2)
+        return state.flatten(0, 1), Context(token_ids_T=tokens, batch_shape=shape)
+
     def ask(self, layer: Any, ids_B2: Tensor) -> tuple[Tensor, Tensor, Any]:
         """(scores of the values, right answers, what the layer gave)."""
-        state = self.embeddings_VD[ids_B2].cumsum(1)
-        context = Context(token_ids_T=ids_B2.flatten(), batch_shape=(len(ids_B2), 2))
-        mixed = layer(state.flatten(0, 1), context)
+        mixed = layer(*self.told(ids_B2))
         entity, relation = ids_B2.T
         answers = self.answers[entity, relation - ENTITIES]
         of_relations = mixed.y_TD[1::2]
@@ -60,12 +67,15 @@ class Facts:
         return scores, answers, mixed
 
 
-def recall(layer: Any, facts: Facts, draws: torch.Generator) -> float:
+def recall(layer: Any, facts: Facts, draws: torch.Generator, lr: float) -> float:
     """Share of rare facts recalled after 600 steps of 256 facts."""
-    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    first = facts.rows(512, draws)
+    level(layer, facts.told(first), SIZE)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     layer.train()
     for _ in range(600):
-        scores, answers, mixed = facts.ask(layer, facts.rows(256, draws))
+        rows = facts.rows(256, draws)
+        scores, answers, mixed = facts.ask(layer, rows)
         loss = nn.functional.cross_entropy(scores, answers)
         optimizer.zero_grad()
         with_aux(loss, mixed.aux).backward()
@@ -76,32 +86,30 @@ def recall(layer: Any, facts: Facts, draws: torch.Generator) -> float:
     return share_right(scores, answers)
 
 
-def by_words(seed: int) -> float:
+def by_words(bench: Bench, seed: int, *, lr: float) -> float:
     """Recall of the experts that the table chooses."""
-    facts, draws = Facts(seed), generator(seed, "rows")
+    facts = Facts(seed)
+    draws = generator(seed, "rows")
     layer = build(seed, TABLE, num_experts=64, **OPTIONS)
     ids = facts.rows(50_000, draws)
-    layer.router.fit_tokens(ids.flatten(), draws)
-    return recall(layer, facts, draws)
+    text = ids.flatten()
+    layer.router.fit_tokens(text, draws)
+    return recall(layer, facts, draws, lr)
 
 
-def by_learning(seed: int) -> float:
+def by_learning(bench: Bench, seed: int, *, lr: float, balance: Mapping[str, Any]) -> float:
     """Recall of the same experts behind a learnt router."""
-    layer = build(seed, TOP1, num_experts=64, **OPTIONS)
-    return recall(layer, Facts(seed), generator(seed, "rows"))
+    layer = build(seed, {**TOP1, "balance": balance}, num_experts=64, **OPTIONS)
+    return recall(layer, Facts(seed), generator(seed, "rows"), lr)
 
 
-def by_one(seed: int) -> float:
+def by_one(bench: Bench, seed: int, *, lr: float) -> float:
     """Recall of a dense block of one expert's width."""
     layer = build(seed, {}, method="swiglu", **OPTIONS)
-    return recall(layer, Facts(seed), generator(seed, "rows"))
+    return recall(layer, Facts(seed), generator(seed, "rows"), lr)
 
 
-def claim(bench: Bench) -> Evidence:
-    """Recall of rare facts by word experts against learnt routing."""
-    words = by_seed(bench, by_words)
-    learnt = by_seed(bench, by_learning)
-    evidence = weigh("Word experts recall rare facts better than learnt routing.", "share of rare facts recalled",
-                     words, learnt, lower_is_better=False)
-    dense = by_seed(bench, by_one)
-    return beside(evidence, dense=dense)
+CLAIM = Claim(
+    "Word experts recall rare facts better than learnt routing.", "share of rare facts recalled", lower_is_better=False,
+    sides={"method": Side(by_words, {}, FINE), "baseline": Side(by_learning, {}, BALANCED),
+           "dense": Side(by_one, {}, FINE)})

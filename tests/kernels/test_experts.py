@@ -310,6 +310,27 @@ def test_packed_weights_serve_without_gradient_until_the_weight_changes(generato
     assert pack(torch.randn(F, D, dtype=torch.float64)) is None
 
 
+@pytest.mark.parametrize("dtype, least", [(torch.float32, 1024), (torch.bfloat16, 128)])
+def test_weights_are_packed_where_many_tokens_follow_and_the_copies_fit(generator, monkeypatch, dtype, least):
+    exact = ("onednn packed",) * len(ROWS)
+    monkeypatch.setattr(packing, "choices", lambda: Choices({}, exact, exact))
+    if not works("onednn packed", dtype):
+        pytest.skip("this processor or build of torch has no packed products")
+    layer = Layer(generator).to(dtype)
+    int8 = nn.Module()
+    int8.weight, int8.packable = nn.Parameter(torch.ones(F, D, dtype=torch.int8), requires_grad=False), ("weight",)
+    model = nn.Sequential(layer, int8, nn.Identity())
+    most = F * D * packing._COPIES[dtype]
+    monkeypatch.setattr(packing, "free_bytes", lambda: 2 * most)
+    assert packing.prepack_where_it_pays(model, least - 1) == 0
+    assert 0 < packing.prepack_where_it_pays(model, least) <= most
+    with torch.no_grad():
+        assert isinstance(weight_of(layer, "weight"), PackedWeight)
+    assert not int8.packed_weights
+    monkeypatch.setattr(packing, "free_bytes", lambda: 2 * most - 1)
+    assert packing.prepack_where_it_pays(model, least) == 0
+
+
 def test_int8_parameters_are_found_with_their_scale(generator):
     layer = nn.Module()
     layer.weight = nn.Parameter(torch.ones(F, D, dtype=torch.int8), requires_grad=False)

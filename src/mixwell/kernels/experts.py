@@ -223,9 +223,9 @@ def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: 
     gate_up_proj [E, 2F, D], down_proj [E, D, F], plain, packed or int8; returns [N, D]. An expert without rows costs
     nothing and gets a gradient of zeros. Raises ValueError where a gradient is asked for through packed weights.
     """
-    if isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor):
-        if _has_grouped(x_ND, gate_up_proj) or _calls_cost(x_ND, gate_up_proj, down_proj):
-            return grouped_mlp(x_ND, counts_E, gate_up_proj, down_proj)
+    if _grouped_serves(x_ND, gate_up_proj, down_proj):
+        assert isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor)
+        return grouped_mlp(x_ND, counts_E, gate_up_proj, down_proj)
     counts = counts_E.tolist()
     if differentiates(x_ND, gate_up_proj, down_proj):
         return _Experts.apply(x_ND, gate_up_proj, down_proj, counts)
@@ -233,6 +233,13 @@ def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: 
     few = 0 < hidden_bytes <= _FEW_BYTES
     through = _few_experts if few else _experts
     return through(x_ND, counts, gate_up_proj, down_proj)
+
+
+def _grouped_serves(x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight) -> bool:
+    """Whether experts go through torch's grouped product, all at once."""
+    if not isinstance(gate_up_proj, Tensor) or not isinstance(down_proj, Tensor):
+        return False
+    return _has_grouped(x_ND, gate_up_proj) or _calls_cost(x_ND, gate_up_proj, down_proj)
 
 
 def _has_grouped(x_ND: Tensor, gate_up_proj: Tensor) -> bool:

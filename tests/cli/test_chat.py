@@ -1,10 +1,15 @@
 """`mixwell chat`: one answer, a conversation, and what is said when it cannot be."""
 
+import dataclasses
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from mixwell.cli.main import app
+from mixwell.kernels import packing
+from mixwell.kernels.probe import ROWS, choices
+from mixwell.kernels.products import works
 from mixwell.lm.generate import Network
 from mixwell.lm.generation import for_tokenizer
 from tests.lm.templates import byte_level
@@ -72,6 +77,24 @@ def test_draws_follow_the_seed(folder):
     cold = [call(folder, "say", "--temperature", 0, "--max-tokens", 30, "--seed", seed).stdout for seed in (1, 2)]
     nearly = call(folder, "say", "--temperature", 2, "--top-k", 1, "--top-p", 0.5, "--max-tokens", 30).stdout
     assert cold[0] == cold[1] == nearly
+
+
+def test_weights_are_packed_once_in_a_long_conversation_that_says_the_same(folder, monkeypatch):
+    options = ("--max-tokens", 9, "--temperature", 0)
+    plainly = [call(folder, *options, input="one\ntwo\nthree\n").stdout, call(folder, "one", *options).stdout]
+    form = next((form for form in ("onednn packed", "fp16") if works(form, torch.float32)), None)
+    if form is None:
+        pytest.skip("this processor or build of torch has no packed products")
+    forms = (form,) * len(ROWS)
+    found = dataclasses.replace(choices(), exact=forms, half=forms)
+    monkeypatch.setattr(packing, "choices", lambda: found)
+    monkeypatch.setitem(packing.PAYS_AFTER, torch.float32, 12)  # in the second answer
+    packed = []
+    real = packing.prepack
+    monkeypatch.setattr(packing, "prepack", lambda model: packed.append(real(model)) or packed[-1])
+    assert call(folder, *options, input="one\ntwo\nthree\n").stdout == plainly[0]
+    assert len(packed) == 1 and packed[0] > 0
+    assert call(folder, "one", *options).stdout == plainly[1] and len(packed) == 1
 
 
 def test_refusals(folder, tmp_path):

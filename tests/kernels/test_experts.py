@@ -52,8 +52,16 @@ def close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
     assert (got.double() - want).abs().max() <= tolerance * want.abs().max()
 
 
+@pytest.fixture(params=[False, True])
+def grouped(request, monkeypatch):
+    """Whether experts with few rows go through torch's grouped product, where it takes their type."""
+    monkeypatch.setattr(kernels, "_FEW_ROWS", 32 if request.param else 0)
+    monkeypatch.setattr(kernels, "is_torchs", lambda *_: True)
+    return request.param
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_experts_agree_with_a_loop_forward_and_gradients(generator, dtype):
+def test_experts_agree_with_a_loop_forward_and_gradients(generator, dtype, grouped):
     wide = [t.to(dtype).double().requires_grad_() for t in inputs(generator)]
     narrow = [t.detach().to(dtype).requires_grad_() for t in wide]
     want, got = loop(wide[0], COUNTS, *wide[1:]), expert_mlp(narrow[0], COUNTS, *narrow[1:])
@@ -109,6 +117,67 @@ def test_one_token_is_the_weighted_sum_of_its_experts(generator):
         assert not kernels.one_token_mlp(x, weights, [-1, -1, -1], gate_up, down).any()
 
 
+@pytest.mark.parametrize("change, served", [
+    ("nothing", True), ("more rows", False), ("no rows", False), ("another library", False), ("float64", False),
+    ("odd width", False), ("odd hidden width", False), ("rows apart", False), ("weights apart", False)])
+def test_torchs_grouped_product_serves_few_rows_that_it_takes(generator, monkeypatch, grouped, change, served):
+    called = []
+    monkeypatch.setattr(kernels, "grouped_mlp", lambda *args: called.append(args) or grouped_mlp(*args))
+    x, gate_up, down = (t.float() for t in inputs(generator))
+    counts = COUNTS
+    if change == "more rows":
+        x, counts = x.repeat(8, 1), COUNTS * 8  # 34 an expert
+    elif change == "no rows":
+        x, counts = x[:0], COUNTS * 0
+    elif change == "another library":
+        monkeypatch.setattr(kernels, "is_torchs", lambda like, rows, numel: numel != F * D)
+    elif change == "float64":
+        x, gate_up, down = x.double(), gate_up.double(), down.double()
+    elif change == "odd width":
+        x, gate_up, down = x[:, 1:].contiguous(), gate_up[..., 1:].contiguous(), down[:, 1:].contiguous()
+    elif change == "odd hidden width":
+        gate_up, down = gate_up[:, 2:].contiguous(), down[..., 1:].contiguous()
+    elif change == "rows apart":
+        x = x.t().contiguous().t()
+    elif change == "weights apart":
+        gate_up = gate_up.transpose(1, 2).contiguous().transpose(1, 2)
+    leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, gate_up, down)]
+    y = expert_mlp(leaves[0], counts, *leaves[1:])
+    assert bool(called) == (grouped and served)
+    want = loop(x.double(), counts, gate_up.double(), down.double()) if len(x) else x.double()
+    assert y.shape == want.shape
+    if len(x):
+        close(y, want, 2e-6)
+    y.sum().backward()  # a gradient without strides
+
+
+@pytest.mark.parametrize("count", [*range(1, 70), 127, 128, 129, 1000, 4095])
+def test_rows_are_widened_by_less_than_a_sixteenth_to_sixteen_numbers_an_octave(count):
+    wider = kernels._wider(slice(3, 3 + count), 10_000)
+    rows = wider.stop - wider.start
+    assert wider.start == 3 and count <= rows < count * 17 / 16
+    octave = {kernels._wider(slice(0, n), 10_000).stop for n in range(count, 2 * count)}
+    assert len(octave) <= 17  # two octaves have a part in it
+    assert kernels._wider(slice(3, 3 + count), 3 + count).stop == 3 + count  # there are no rows behind the last
+
+
+def test_experts_whose_rows_are_widened_agree_with_a_loop(generator, monkeypatch):
+    monkeypatch.setattr(kernels, "compiles", lambda *_: True)
+    counts = torch.tensor([33, 0, 65, 7])
+    assert [s.rows.stop - s.rows.start for s in kernels._spans(counts.tolist(), True)] == [34, 68, 7]
+    _, gate_up, down = inputs(generator)
+    x = torch.randn(int(counts.sum()), D, generator=generator, dtype=torch.float64)
+    ours, plainly = ([t.clone().requires_grad_() for t in (x, gate_up, down)] for _ in range(2))
+    got, want = expert_mlp(ours[0], counts, *ours[1:]), loop(plainly[0], counts, *plainly[1:])
+    close(got, want, 1e-12)
+    slopes = torch.randn(want.shape, generator=generator, dtype=torch.float64)
+    for a, b in zip(torch.autograd.grad(got, ours, slopes), torch.autograd.grad(want, plainly, slopes)):
+        close(a, b, 1e-12)
+    with torch.no_grad():
+        monkeypatch.setattr(kernels, "_FEW_BYTES", 0)
+        close(expert_mlp(x, counts, gate_up, down), want, 1e-12)
+
+
 def test_no_rows_at_all():
     x, gate_up, down = torch.empty(0, D, requires_grad=True), torch.randn(E, 2 * F, D), torch.randn(E, D, F)
     leaves = [x, gate_up.requires_grad_(), down.requires_grad_()]
@@ -120,7 +189,7 @@ def test_no_rows_at_all():
         assert expert_mlp(x, torch.zeros(E, dtype=torch.int64), gate_up, down).shape == (0, D)
 
 
-def test_nothing_unwritten_is_read(generator):
+def test_nothing_unwritten_is_read(generator, grouped):
     """With fresh memory full of NaN every number is still finite, and an expert's bad row harms no other expert."""
     x, gate_up, down = (t.float().requires_grad_() for t in inputs(generator))
     before = torch.are_deterministic_algorithms_enabled()
@@ -136,7 +205,7 @@ def test_nothing_unwritten_is_read(generator):
         torch.use_deterministic_algorithms(before)
 
 
-def test_frozen_parts_get_no_gradient_and_the_rest_the_same(generator):
+def test_frozen_parts_get_no_gradient_and_the_rest_the_same(generator, grouped):
     x, gate_up, down = (t.float() for t in inputs(generator))
     leaves = [t.clone().requires_grad_() for t in (x, gate_up, down)]
     whole = torch.autograd.grad(expert_mlp(leaves[0], COUNTS, *leaves[1:]).square().sum(), leaves)
@@ -146,7 +215,7 @@ def test_frozen_parts_get_no_gradient_and_the_rest_the_same(generator):
         assert grad.equal(whole[i])
 
 
-def test_same_bits_each_time(generator):
+def test_same_bits_each_time(generator, grouped):
     x, gate_up, down = (t.bfloat16() for t in inputs(generator))
 
     def once() -> tuple[torch.Tensor, ...]:
@@ -239,6 +308,27 @@ def test_packed_weights_serve_without_gradient_until_the_weight_changes(generato
     with torch.inference_mode():
         assert isinstance(weight_of(copy.deepcopy(twin), "weight"), torch.Tensor)
     assert pack(torch.randn(F, D, dtype=torch.float64)) is None
+
+
+@pytest.mark.parametrize("dtype, least", [(torch.float32, 1024), (torch.bfloat16, 128)])
+def test_weights_are_packed_where_many_tokens_follow_and_the_copies_fit(generator, monkeypatch, dtype, least):
+    exact = ("onednn packed",) * len(ROWS)
+    monkeypatch.setattr(packing, "choices", lambda: Choices({}, exact, exact))
+    if not works("onednn packed", dtype):
+        pytest.skip("this processor or build of torch has no packed products")
+    layer = Layer(generator).to(dtype)
+    int8 = nn.Module()
+    int8.weight, int8.packable = nn.Parameter(torch.ones(F, D, dtype=torch.int8), requires_grad=False), ("weight",)
+    model = nn.Sequential(layer, int8, nn.Identity())
+    most = F * D * packing._COPIES[dtype]
+    monkeypatch.setattr(packing, "free_bytes", lambda: 2 * most)
+    assert packing.prepack_where_it_pays(model, least - 1) == 0
+    assert 0 < packing.prepack_where_it_pays(model, least) <= most
+    with torch.no_grad():
+        assert isinstance(weight_of(layer, "weight"), PackedWeight)
+    assert not int8.packed_weights
+    monkeypatch.setattr(packing, "free_bytes", lambda: 2 * most - 1)
+    assert packing.prepack_where_it_pays(model, least) == 0
 
 
 def test_int8_parameters_are_found_with_their_scale(generator):

@@ -1,5 +1,6 @@
 """Single stages: other starting points, what bad input is told, receipts on held-out text, one method alone."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,9 @@ import mixwell
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
+from mixwell.kernels import packing
+from mixwell.kernels.probe import ROWS, choices
+from mixwell.kernels.products import works
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.data import write_shards
 from mixwell.lm.documents import Document
@@ -68,6 +72,26 @@ def test_a_run_may_start_from_a_hugging_face_folder(tmp_path, texts, folder):
     assert record(tmp_path / "out", "tokenizer")["result"]["vocab_size"] == mixwell.load(folder).tokenizer.vocab_size
     assert record(tmp_path / "out", "e")["result"]["tokens"] == {"left": 49}
     assert not list((tmp_path / "out").glob("stages/model-*/*.safetensors")), "a model that is there is not copied"
+
+
+def test_samples_from_packed_weights_say_the_same(tmp_path, texts, folder, monkeypatch):
+    form = next((form for form in ("onednn packed", "fp16") if works(form, torch.float32)), None)
+    if form is None:
+        pytest.skip("this processor or build of torch has no packed products")
+    chosen = written(tmp_path, texts, f"model: {folder}\nstages: [{{id: s, sample: {{prompts: [ka, ta], "
+                                      "max_new_tokens: 6, temperature: 0}}]")
+    forms = (form,) * len(ROWS)
+    monkeypatch.setattr(packing, "choices", lambda: dataclasses.replace(choices(), exact=forms, half=forms))
+    packed = []
+    real = packing.prepack
+    monkeypatch.setattr(packing, "prepack", lambda model: packed.append(real(model)) or packed[-1])
+    found = []
+    for least, out in ((13, "plain"), (12, "packed")):
+        monkeypatch.setitem(packing.PAYS_AFTER, torch.float32, least)
+        engine.run(chosen, tmp_path / out)
+        found.append(record(tmp_path / out, "s")["result"]["samples"])
+    assert len(packed) == 1 and packed[0] > 0
+    assert found[0] == found[1] and all(sample["text"] for sample in found[0])
 
 
 def test_a_model_without_a_tokenizer_takes_one_that_fits(tmp_path, texts, folder):

@@ -14,6 +14,7 @@ from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
 
 if TYPE_CHECKING:
+    from mixwell.lm.answering import Answer
     from mixwell.lm.model import LanguageModel
 
 ASK = "> "
@@ -45,6 +46,7 @@ def chat(source: Annotated[Path, MODEL],
 
     `mixwell chat runs/mine:tuned "What is a mixture of experts?"` · one answer
     """
+    from mixwell.kernels.packing import prepack_where_it_pays
     from mixwell.run.paths import load
     from mixwell.run.recipe import override
 
@@ -54,10 +56,14 @@ def chat(source: Annotated[Path, MODEL],
     model = load(source)
     options = _drawing(temperature, top_p, top_k, seed)
     said = [{"role": "system", "content": system}] if system else []
+    written = packed_bytes = 0
     for text in _messages(message):
         said.append({"role": "user", "content": text})
         answer = _answer(model, said, max_tokens, values, options)
-        said.append({"role": "assistant", "content": answer})
+        said.append({"role": "assistant", "content": answer.text})
+        written += len(answer.ids)
+        if message is None and not packed_bytes:  # while the answer is read; as much again is likely to follow
+            packed_bytes = prepack_where_it_pays(model, written)
 
 
 def _drawing(temperature: float | None, top_p: float | None, top_k: int | None, seed: int) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def _messages(message: str | None) -> Iterator[str]:
 
 
 def _answer(model: LanguageModel, said: list[dict[str, str]], max_tokens: int | None, variables: dict[str, Any],
-            options: dict[str, Any]) -> str:
+            options: dict[str, Any]) -> Answer:
     """Print an answer as it comes, and return it."""
     from mixwell.lm.answering import Answer
     from mixwell.lm.conversation import conversation
@@ -98,4 +104,4 @@ def _answer(model: LanguageModel, said: list[dict[str, str]], max_tokens: int | 
     print()
     if not answer.ended:
         print(f"(cut after {answer.most} tokens; --max-tokens says how many)", file=sys.stderr)
-    return answer.text
+    return answer

@@ -15,10 +15,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mixwell.kernels.linear import Weight, compiles, differentiates, linear, plain, product_nn, product_tn, times
-from mixwell.kernels.packing import PackedWeight
+from mixwell.kernels.linear import (
+    Weight,
+    compiles,
+    differentiates,
+    is_torchs,
+    linear,
+    plain,
+    product_nn,
+    product_tn,
+    times,
+)
+from mixwell.kernels.packing import PACKABLE, PackedWeight
 
 _FEW_BYTES = 1 << 19  # of hidden activations, below which calls cost more than memory
+# an expert on average, up to which its calls cost more than torch's grouped product, whose rows fall out of cache and
+# are compiled for their number; measured over widths of 128 to 512
+_FEW_ROWS = 32
+_GROUPED_BYTES = 16  # torch's grouped product takes rows that begin at multiples of it
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -80,18 +94,17 @@ def _spans(counts: list[int], compiled: bool) -> list[_Span]:
 
 
 def _wider(rows: slice, total: int) -> slice:
-    """`rows` with up to a sixteenth more behind it, so that few distinct numbers of rows occur.
+    """`rows` with less than a sixteenth more behind it, so that few distinct numbers of rows occur: 16 an octave.
 
     oneDNN compiles a product for its shape (0.4 ms each, and memory), and experts get other numbers of rows at every
     step. The surplus rows belong to later experts, which write their own results over them; the last rows are not
     widened.
     """
     count = rows.stop - rows.start
-    step = max(8, 1 << max(count.bit_length() - 5, 0))
-    stop = rows.start - (-count // step) * step
-    if count < 2 * step or stop > total:
-        return rows
-    return slice(rows.start, stop)
+    step = 1 << max(count.bit_length() - 5, 0)
+    steps = -(-count // step)
+    stop = rows.start + steps * step
+    return rows if stop > total else slice(rows.start, stop)
 
 
 def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
@@ -210,7 +223,8 @@ def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: 
     gate_up_proj [E, 2F, D], down_proj [E, D, F], plain, packed or int8; returns [N, D]. An expert without rows costs
     nothing and gets a gradient of zeros. Raises ValueError where a gradient is asked for through packed weights.
     """
-    if isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor) and _has_grouped(x_ND, gate_up_proj):
+    if _grouped_serves(x_ND, gate_up_proj, down_proj):
+        assert isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor)
         return grouped_mlp(x_ND, counts_E, gate_up_proj, down_proj)
     counts = counts_E.tolist()
     if differentiates(x_ND, gate_up_proj, down_proj):
@@ -219,6 +233,13 @@ def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: 
     few = 0 < hidden_bytes <= _FEW_BYTES
     through = _few_experts if few else _experts
     return through(x_ND, counts, gate_up_proj, down_proj)
+
+
+def _grouped_serves(x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight) -> bool:
+    """Whether experts go through torch's grouped product, all at once."""
+    if not isinstance(gate_up_proj, Tensor) or not isinstance(down_proj, Tensor):
+        return False
+    return _has_grouped(x_ND, gate_up_proj) or _calls_cost(x_ND, gate_up_proj, down_proj)
 
 
 def _has_grouped(x_ND: Tensor, gate_up_proj: Tensor) -> bool:
@@ -231,9 +252,31 @@ def _has_grouped(x_ND: Tensor, gate_up_proj: Tensor) -> bool:
     return aligned and capable and hasattr(F, "grouped_mm")
 
 
+def _calls_cost(x_ND: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> bool:
+    """Whether an expert's rows are so few on a CPU that one call for all experts is faster than several for each.
+
+    Where another library than torch's BLAS serves the products of one expert, the loop over experts calls it.
+    """
+    if not x_ND.is_cpu or x_ND.dtype not in PACKABLE:
+        return False
+    experts, outputs, inputs = gate_up_proj.shape
+    rows, hidden = x_ND.shape[0], outputs // 2
+    few = 0 < rows <= _FEW_ROWS * experts
+    plainly = all(t.is_contiguous() for t in (x_ND, gate_up_proj, down_proj))
+    step = _GROUPED_BYTES // x_ND.element_size()
+    aligned = inputs % step == 0 and hidden % step == 0
+    if not (few and plainly and aligned):
+        return False
+    sizes = outputs * inputs, inputs * hidden
+    return all(is_torchs(x_ND, rows // experts, numel) for numel in sizes)
+
+
 def grouped_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """`expert_mlp` by two grouped GEMMs, for devices that have them."""
     ends_E = counts_E.cumsum(0, dtype=torch.int32)
     gate_up = F.grouped_mm(x_ND, gate_up_proj.transpose(1, 2), offs=ends_E)
     hidden = swiglu(gate_up)
-    return F.grouped_mm(hidden, down_proj.transpose(1, 2), offs=ends_E)
+    y_ND = F.grouped_mm(hidden, down_proj.transpose(1, 2), offs=ends_E)
+    if y_ND.requires_grad:
+        y_ND.register_hook(Tensor.contiguous)  # a gradient that is one number for all rows has no strides: refused
+    return y_ND

@@ -38,6 +38,12 @@ def compiles(x_ND: Tensor, weight: Weight) -> bool:
     return "onednn" in libraries
 
 
+def is_torchs(x_ND: Tensor, rows: int, numel: int) -> bool:
+    """Whether torch's BLAS serves products of so many rows with a weight of `numel` numbers, and their gradients."""
+    libraries = {_library(kind, x_ND, rows, numel) for kind in ("nt", "nn", "tn into")}
+    return libraries == {"blas"}
+
+
 def product_nt(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a [N, D] times the transpose of b [M, D]."""
     kind = "nt" if out is None else "nt into"
@@ -124,8 +130,7 @@ def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
         return _plain_linear(rows_ND, weight).view(*x.shape[:-1], weight.shape[0])
     if not torch.is_grad_enabled():
         return product_nt(x, weight)
-    libraries = {_library(kind, x, x.shape[0], weight.numel()) for kind in ("nt", "nn", "tn into")}
-    if libraries == {"blas"}:
+    if is_torchs(x, x.shape[0], weight.numel()):
         return F.linear(x, weight)
     return _Linear.apply(x, weight)
 

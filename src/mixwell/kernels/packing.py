@@ -9,17 +9,22 @@ Legend: M output rows, D input width, E experts.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mixwell.kernels.memory import free_bytes
 from mixwell.kernels.probe import choices, row_class
 from mixwell.kernels.products import PACKED, PLAIN, Product, fits_fp16, works
 
 PACKABLE = (torch.float32, torch.bfloat16)
+# tokens written one by one until what they gain is the time that packing took, and bytes a number of the copies at
+# most; measured on a mixture of 224 million parameters, whose float32 weights held bfloat16's digits
+PAYS_AFTER = {torch.float32: 1024, torch.bfloat16: 128}
+_COPIES = {torch.float32: 6, torch.bfloat16: 2}
 _INT8_STEP = 64  # torch's int8 product reads past the end (and crashes) where the width is no multiple of its vector
 
 
@@ -161,10 +166,30 @@ def prepack(module: nn.Module) -> int:
     called again.
     """
     extra = 0
-    for layer in module.modules():
-        names = getattr(layer, "packable", ())
+    for layer, names in _packable(module):
         extra += pack_layer(layer, names)
     return extra
+
+
+def _packable(module: nn.Module) -> Iterator[tuple[nn.Module, Sequence[str]]]:
+    """The layers in `module` with the names of their weights that can be packed."""
+    for layer in module.modules():
+        yield layer, getattr(layer, "packable", ())
+
+
+def prepack_where_it_pays(module: nn.Module, tokens: int) -> int:
+    """`prepack` for writing so many `tokens` one by one; returns the bytes this takes, 0 where nothing was packed.
+
+    Nothing is where so few tokens take less time than packing does, and where the copies would take more than half of
+    the memory that is free. int8 weights stay as they are, for the memory that they save.
+    """
+    named = [getattr(layer, name, None) for layer, names in _packable(module) for name in names]
+    weights = [w for w in named if w is not None and w.dtype in PACKABLE]
+    if not all(tokens >= PAYS_AFTER[w.dtype] for w in weights):
+        return 0
+    needed_bytes = sum(w.numel() * _COPIES[w.dtype] for w in weights)
+    fits = needed_bytes <= free_bytes() // 2
+    return prepack(module) if fits else 0
 
 
 def pack_layer(layer: nn.Module, names: Sequence[str]) -> int:

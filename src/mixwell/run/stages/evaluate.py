@@ -11,6 +11,7 @@ import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
+from mixwell.kernels.packing import prepack_where_it_pays
 from mixwell.lm.chat import Chat
 from mixwell.lm.conversation import conversation
 from mixwell.lm.data import TokenData
@@ -89,6 +90,7 @@ def run_sample(job: Job) -> dict[str, Any]:
     model.tokenizer = tokenizer = Tokenizer.load(job.inputs["tokenizer"])
     prompts = [_prompt(given, number, config, tokenizer) for number, given in enumerate(config.prompts)]
     prompts = prompts or _beginnings(TokenData.open(job.inputs["tokens"] / "shards"), tokenizer)
+    prepack_where_it_pays(model, len(prompts) * config.max_new_tokens)
     draws, options = generator(job.stage.seed, "sample"), _drawing(config, model)
     samples = []
     for number, prompt in enumerate(prompts):

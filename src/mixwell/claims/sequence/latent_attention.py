@@ -9,13 +9,16 @@ is asked to come within 1 %. Against it: bits per byte more than 1 % higher.
 
 from __future__ import annotations
 
+from typing import Any
+
 from mixwell.claims._judging import BITS
 from mixwell.claims.claim import Claim, Side
 from mixwell.claims.language import RATES, block, quality
 
 MODEL = {"mixer": block(64), "num_heads": 8, "swapped": "sequence_mixer"}
 LATENT = {"method": "sequence.latent_attention", "kv_rank": 24, "nope_dim": 8, "rope_dim": 4, "value_dim": 8}
-CHANGES = {"method": {"sequence_mixer": LATENT}, "baseline": {"num_kv_heads": 8}, "grouped": {"num_kv_heads": 2}}
+CHANGES: dict[str, dict[str, Any]] = {
+    "method": {"sequence_mixer": LATENT}, "baseline": {"num_kv_heads": 8}, "grouped": {"num_kv_heads": 2}}
 
 CLAIM = Claim(
     "A latent of 24 is within 1 % of keys and values for eight heads.", BITS, at_least=-0.01, relative=True,

@@ -59,7 +59,8 @@ def plain(bench: Bench, seed: int, *, lr: float, steps: int = 1500, **options: A
     tree = Tree(seed, options)
     fitted(tree, x, y, seed, steps=steps, lr=lr)
     used = leaves(tree, x_test)
-    return {"accuracy": accuracy(tree, x_test, y_test), "leaves": float(used)}
+    right = accuracy(tree, x_test, y_test)
+    return {"accuracy": right, "leaves": float(used)}
 
 
 def balanced(bench: Bench, seed: int, **options: Any) -> dict[str, float]:

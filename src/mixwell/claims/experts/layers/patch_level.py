@@ -30,13 +30,15 @@ SIZE = 0.1  # root mean square of a layer's output at its start
 def examples(seed: int, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     """(patches [N, P, D], labels of -1 and 1 [N])."""
     square = torch.randn(WIDTH, WIDTH, generator=generator(seed, "patterns"))
-    patterns = torch.linalg.qr(square)[0]
+    patterns, _ = torch.linalg.qr(square)
+    rows = torch.arange(count)
     label = torch.randint(2, (count,), generator=draws)
-    which = 2 + torch.randint(10, (count, PATCHES), generator=draws)
+    which = torch.randint(2, 12, (count, PATCHES), generator=draws)
     place = torch.randint(PATCHES, (count,), generator=draws)
-    which[torch.arange(count), place] = label
+    which[rows, place] = label
     noise = NOISE * torch.randn(count, PATCHES, WIDTH, generator=draws)
-    return patterns[which] + noise, 2.0 * label - 1
+    signs = 2.0 * label - 1
+    return patterns[which] + noise, signs
 
 
 class Reader:
@@ -56,7 +58,9 @@ class Reader:
 
 def given(x_NPD: Tensor) -> tuple[Tensor, Context]:
     """What a layer is handed."""
-    return x_NPD.flatten(0, 1), Context(batch_shape=(len(x_NPD), PATCHES))
+    shape = len(x_NPD), PATCHES
+    rows = x_NPD.flatten(0, 1)
+    return rows, Context(batch_shape=shape)
 
 
 def accuracy(seed: int, count: int, lr: float, **sizes: int) -> float:
@@ -66,10 +70,12 @@ def accuracy(seed: int, count: int, lr: float, **sizes: int) -> float:
     level(model.layer, given(x), SIZE)
     optimizer = torch.optim.Adam(model.layer.parameters(), lr=lr)
     for step in range(200):
-        rows = torch.arange(step * 64, (step + 1) * 64) % count
+        places = torch.arange(64) + step * 64
+        rows = places % count
         margin = label[rows] * model(x[rows])
+        loss = nn.functional.softplus(-margin).mean()
         optimizer.zero_grad()
-        nn.functional.softplus(-margin).mean().backward()
+        loss.backward()
         optimizer.step()
     x, label = examples(seed, 2048, draws)
     with torch.no_grad():
@@ -87,7 +93,8 @@ def needed(bench: Bench, seed: int, *, lr: float, **sizes: int) -> float:
 
 def routed(patches: int) -> Side:
     """Four experts of 16 filters that take this many patches each."""
-    return Side(needed, {"num_experts": 4, "hidden_dim": 16, "patches": patches}, {"lr": RATES})
+    sizes = {"num_experts": 4, "hidden_dim": 16, "patches": patches}
+    return Side(needed, sizes, {"lr": RATES})
 
 
 EVERY = {"num_experts": 1, "hidden_dim": 64, "patches": PATCHES}

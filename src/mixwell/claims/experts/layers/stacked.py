@@ -39,12 +39,16 @@ def placed(x_NHW: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def information(gates_NE: Tensor, labels_N: Tensor) -> float:
     """Mutual information in nats between the chosen expert (drawn by its gate) and the label."""
-    sums = [gates_NE[labels_N == label].sum(0) for label in labels_N.unique()]
+    labels = labels_N.unique()
+    sums = [gates_NE[labels_N == label].sum(0) for label in labels]
     counts = torch.stack(sums).double()
     joint = counts / counts.sum()
-    row, column = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
-    independent = (row * column).clamp_min(1e-300)
-    return float(torch.special.xlogy(joint, joint / independent).sum())
+    row = joint.sum(1, keepdim=True)
+    column = joint.sum(0, keepdim=True)
+    product = row * column
+    ratio = joint / product.clamp_min(1e-300)
+    parts = torch.special.xlogy(joint, ratio)
+    return float(parts.sum())
 
 
 def trained(x: Tensor, y: Tensor, draws: torch.Generator) -> Any:
@@ -74,10 +78,12 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     with torch.no_grad():
         canvas, place = placed(x_test, draws)
         mixed = layer(canvas, Context())
-    right = share_right(mixed.y_TD[:, :10], y_test)
+    scores = mixed.y_TD[:, :10]
+    right = share_right(scores, y_test)
     if right < LEAST:
         raise Untestable(f"{right:.0%} of the digits are read right; expected {LEAST:.0%} of layers that have learnt")
-    first, second = mixed.routing.scores_TE.split(EXPERTS, 1)
+    gates = mixed.routing.scores_TE
+    first, second = gates.split(EXPERTS, 1)
     return {"method": information(first, place), "baseline": information(first, y_test),
             "second gate on digit": information(second, y_test), "second gate on place": information(second, place),
             "accuracy": right}

@@ -62,11 +62,13 @@ def stratified(bench: Bench, seed: int, *, lr: float, steps: int = 500, **spec: 
     layer = build(seed, spec, problem=draw)
     fit(layer, draw, seed, lr=lr, steps=steps)
     batch, mixed = test(layer, draw, seed)
-    taken = mixed.routing.indices_TK >= 0
-    passed = taken.sum(1).float()
-    hard = draw.hard(batch.labels_T)
-    more = passed[hard].mean() - passed[~hard].mean()
-    return {"more experts": float(more), "error": squared_error(mixed, batch)}
+    taken_TK = mixed.routing.indices_TK >= 0
+    passed_T = taken_TK.sum(1).float()
+    hard_T = draw.hard(batch.labels_T)
+    by_hard, by_easy = passed_T[hard_T], passed_T[~hard_T]
+    more = by_hard.mean() - by_easy.mean()
+    missed = squared_error(mixed, batch)
+    return {"more experts": float(more), "error": missed}
 
 
 CLAIM = Claim(

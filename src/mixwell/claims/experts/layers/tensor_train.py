@@ -21,9 +21,10 @@ SHARED = {"method": "experts.layers.tensor_train", "tensors": 5, "rank": 16}
 def measure(bench: Bench, seed: int, *, mixer: Mapping[str, Any], **options: Any) -> dict[str, float]:
     """Bits per byte, and parameters of one layer's mixture."""
     trained = grown(bench, seed, mixer=mixer, **options)
-    mixture = trained.model.layers[0].channel_mixer
-    sizes = [parameter.numel() for parameter in mixture.parameters()]
-    return {"bits": trained.bits_per_byte, "parameters": float(sum(sizes))}
+    first = trained.model.layers[0]
+    own = first.channel_mixer.parameters()
+    size = sum(parameter.numel() for parameter in own)
+    return {"bits": trained.bits_per_byte, "parameters": float(size)}
 
 
 CLAIM = Claim(

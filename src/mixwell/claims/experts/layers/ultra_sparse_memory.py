@@ -3,12 +3,14 @@
 Paper: Ultra-Sparse Memory Network.
 Tried: regression in sixteen clusters, a grid of 64 by 64 slots of which a token keeps sixteen, rank 2, 300 steps with
 the paper's core loss at 0.001, the learning rate chosen by the error; share of the sixteen best slots of an exhaustive
-search that are kept on fresh tokens. Beside: a core loss of 0.1, and none. Against it: a share of 95 % or less, or an
+search that are kept on fresh tokens. Beside: a core loss of 0.1 on
+all singular values but the first, and none. Against it: a share of 95 % or less, or an
 error more than 5 % higher than without the core loss. Quality at equal memory traffic is not tried.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,12 +38,13 @@ def best_slots(memory: Any, x_TD: Tensor) -> Tensor:
     return nowhere.scatter(1, best, True)
 
 
-def trained(draw: Clusters, seed: int, lr: float, core_loss: float, steps: int) -> Any:
-    """A memory of the usual start and its training."""
+def trained(draw: Clusters, seed: int, lr: float, steps: int, rule: Mapping[str, float]) -> Any:
+    """A memory of the usual start, trained with these options of its core loss."""
     weights = generator(seed, "layer")
-    layer = build("experts.layers.ultra_sparse_memory", DIM, generator=weights, core_loss=core_loss, **OPTIONS)
+    layer = build("experts.layers.ultra_sparse_memory", DIM, generator=weights, **OPTIONS, **rule)
     first = draw(512, generator(seed, "start"))
-    level(layer, (first.x_TD, known(first)), SIZE)
+    given = (first.x_TD, known(first))
+    level(layer, given, SIZE)
     return fit(layer, draw, seed, steps=steps, lr=lr)
 
 
@@ -54,20 +57,23 @@ def kept_of_best(layer: Any, x_TD: Tensor) -> float:
     return float(found.float().mean())
 
 
-def overlap(bench: Bench, seed: int, *, core_loss: float, lr: float, steps: int = 300) -> dict[str, float]:
+def overlap(bench: Bench, seed: int, *, lr: float, steps: int = 300, **rule: float) -> dict[str, float]:
     """Share of the best slots that are kept after training, and the error."""
     draw = Clusters(seed)
-    layer = trained(draw, seed, lr, core_loss, steps)
+    layer = trained(draw, seed, lr, steps, rule)
     fresh = draw(512, generator(seed, "test"))
-    return {"kept": kept_of_best(layer, fresh.x_TD), "error": error(layer, draw, seed)}
+    kept = kept_of_best(layer, fresh.x_TD)
+    missed = error(layer, draw, seed)
+    return {"kept": kept, "error": missed}
 
 
-def side(core_loss: float) -> Side:
-    """Memories with this coefficient."""
-    return Side(overlap, {"core_loss": core_loss}, {"lr": RATES})
+def side(**rule: float) -> Side:
+    """Memories with these options of the core loss."""
+    return Side(overlap, rule, {"lr": RATES})
 
 
 CLAIM = Claim(
     "Rank-one pre-selection finds almost all of the best slots.", "share of the best sixteen slots that are kept",
     quantity="kept", baseline=0.95, lower_is_better=False, tuned_by="error", provided=(no_worse("error", 0.05),),
-    sides={"method": side(0.001), "baseline": side(0.0), "strong core loss": side(0.1)})
+    sides={"method": side(core_loss=0.001), "baseline": side(core_loss=0.0),
+           "without a margin": side(core_loss=0.1, margin=0.0)})

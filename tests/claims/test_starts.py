@@ -73,6 +73,6 @@ def test_every_router_of_a_mixer_starts_with_the_spread(spec):
     routers = [module for module in layer.modules() if isinstance(module, Router)]
     found = []
     for router in routers:
-        router.register_forward_hook(lambda module, given, routing: found.append(starts.spread(routing.logits_TE)))
+        router.register_forward_hook(lambda module, given, routing: found.append(starts.spread(routing.logits_TE.detach())))
     layer(batch.x_TD, known(batch))
     assert found == pytest.approx([1.0, 1.0], rel=0.1)

@@ -35,9 +35,10 @@ class NextBest(nn.Module):
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         """The routing with its errors."""
         routing = self.router(x_TD, context)
-        k = routing.indices_TK.shape[1]
+        _, k = routing.indices_TK.shape
         ranked = routing.scores_TE.topk(2 * k).indices
-        return replace(routing, indices_TK=ranked[:, k:])
+        after = ranked[:, k:]
+        return replace(routing, indices_TK=after)
 
 
 def mixtures(model: Any) -> Iterator[Any]:

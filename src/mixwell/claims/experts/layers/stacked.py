@@ -32,7 +32,8 @@ def placed(x_NHW: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     canvas = x_NHW.new_zeros(count, SIDE, SIDE)
     for p in range(PLACES):
         here = place == p
-        row, column = 4 * (p // 3), 4 * (p % 3)
+        row, column = divmod(p, 3)
+        row, column = 4 * row, 4 * column
         canvas[here, row : row + 8, column : column + 8] = x_NHW[here]
     return canvas.flatten(1), place
 

@@ -51,8 +51,8 @@ class Uneven(Clusters):
         batch = super().__call__(count, draws)
         labels, y = batch.labels_T, batch.y_TD
         bent = mapped(self.second_CDD, labels, y.relu())
-        hard = self.hard(labels).unsqueeze(1)
-        y = torch.where(hard, bent, y)
+        hard = self.hard(labels)
+        y = torch.where(hard.unsqueeze(1), bent, y)
         return Batch(batch.x_TD, y, labels)
 
 

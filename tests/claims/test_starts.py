@@ -10,6 +10,7 @@ from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context
+from mixwell.mixing import Router
 
 
 @pytest.mark.parametrize("entry", [pytest.param(e, id=e.name) for e in registry.family("experts.layers")])
@@ -61,3 +62,18 @@ def test_a_layer_of_zeros_is_refused():
     torch.nn.init.zeros_(layer.down_proj)
     with pytest.raises((ValueError, MixwellError), match="MoE gives zeros"):
         starts.level(layer, (torch.randn(8, 16), Context()), 0.3)
+
+
+@pytest.mark.parametrize("spec", [{"method": "cartesian", "router": {"method": "top_k", "k": 1}},
+                                  {"method": "stratified", "strata": (4, 4)}], ids=["cartesian", "stratified"])
+def test_every_router_of_a_mixer_starts_with_the_spread(spec):
+    problem = Clusters(0)
+    layer = build(0, {**spec, "balance": {}}, problem=problem).eval()
+    batch = problem(512, generator(5, "tokens"))
+    logits = []
+    for module in layer.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(lambda router, given, routing: logits.append(routing.logits_TE))
+    layer(batch.x_TD, known(batch))
+    spreads = [starts.spread(logits_TE.detach()) for logits_TE in logits]
+    assert spreads == pytest.approx([1.0, 1.0], rel=0.1)

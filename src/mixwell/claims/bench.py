@@ -72,8 +72,11 @@ class Bench:
                 _write_tokens(folder)
         return TokenData.open(folder)
 
-    def arch(self, channel_mixer: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        """A decoder of two layers, width 64; by default with a mixture of eight experts of 64, top-2."""
+    def arch(self, channel_mixer: Mapping[str, Any] | None = None, /, **changes: Any) -> dict[str, Any]:
+        """A decoder of two layers, width 64; by default with a mixture of eight experts of 64, top-2.
+
+        A `channel_mixer` among the changes stands as it is, without those defaults.
+        """
         default = {"method": "experts.layers.moe", "num_experts": 8, "hidden_dim": 64}
         given = channel_mixer or {}
         mixer: dict[str, Any] = {**default, **given}

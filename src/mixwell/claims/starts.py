@@ -44,21 +44,30 @@ def level_inside(mixers: Iterable[nn.Module], run: Callable[[], Any], size: floa
 
 @torch.no_grad()
 def level(mixer: Any, given: Sequence[Any], size: float) -> None:
-    """Scale a mixer so that its router's logits spread by `SPREAD`, if it has such, and its output is `size`.
+    """Scale a mixer so that its routers' logits spread by `SPREAD`, where it has such, and its output is `size`.
 
     `given` are the arguments on which both are measured. Raises `ValueError` for a mixer that gives zeros.
     """
     was_training = mixer.training
     mixer.eval()
-    router = getattr(mixer, "router", None)
-    if isinstance(router, Router):
-        routing = mixer(*given).routing
-        _level_router(router, routing.logits_TE)
+    for router in [module for module in mixer.modules() if isinstance(module, Router)]:
+        _level_router(router, _logits(mixer, router, given))
     for _ in range(PASSES):
         mixed = mixer(*given)
         y = mixed.y_TD if isinstance(mixed, Mixed) else mixed.y_BTD
         _size(mixer, root_mean_square(y), size)
     mixer.train(was_training)
+
+
+def _logits(mixer: nn.Module, router: Router, given: Sequence[Any]) -> Tensor | None:
+    """What a router inside the mixer gives on its first call; None where it is not called."""
+    found: list[Tensor | None] = []
+    hook = router.register_forward_hook(lambda module, inner, routing: found.append(routing.logits_TE))
+    try:
+        mixer(*given)
+    finally:
+        hook.remove()
+    return found[0] if found else None
 
 
 def _level_router(router: Router, logits_TE: Tensor | None) -> None:

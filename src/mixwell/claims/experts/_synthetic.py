@@ -6,7 +6,7 @@ Legend: T tokens, D width, C clusters or tasks, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -112,9 +112,10 @@ def build(seed: int, spec: Mapping[str, Any], *, dim: int = DIM, method: str = "
     usual = {"method": method, "hidden_dim": 32}
     given = {**usual, **spec, **options}
     entry = registry.find(given.pop("method"), "experts.layers")
-    if not entry.name.endswith("swiglu"):
+    options_of = entry.module().Config
+    if any(field.name == "num_experts" for field in fields(options_of)):
         given.setdefault("num_experts", 8)
-    config = from_dict(entry.module().Config, given)
+    config = from_dict(options_of, given)
     layer = entry.load()(dim, config, generator(seed, "layer"))
     widen(projections(layer))
     if problem is not None:

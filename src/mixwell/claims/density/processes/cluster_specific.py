@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mixwell.claims._series import by_seed, mean
+from mixwell.claims._series import mean
 from mixwell.claims.bench import Bench
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
 from mixwell.density.processes.cluster_specific import ClusterProcesses
 
 GRID = np.linspace(0, 10, 101)
@@ -51,7 +51,7 @@ def draw(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return times, values
 
 
-def error(seed: int, clusters: int) -> float:
+def error(bench: Bench, seed: int, *, clusters: int) -> float:
     """Mean squared forecast error."""
     times, values = draw(seed)
     model = ClusterProcesses(n_clusters=clusters, max_iter=8, kernel_steps=5, random_state=seed)
@@ -67,9 +67,5 @@ def squared(model: ClusterProcesses, times: np.ndarray, values: np.ndarray) -> n
     return (forecast - values[6:]) ** 2
 
 
-def claim(bench: Bench) -> Evidence:
-    """Forecast error with three clusters and with one."""
-    ours = by_seed(bench, error, 3)
-    theirs = by_seed(bench, error, 1)
-    return weigh("Cluster-specific mean processes forecast grouped curves better.", "mean squared forecast error",
-                 ours, theirs)
+CLAIM = Claim("Cluster-specific mean processes forecast grouped curves better.", "mean squared forecast error",
+              sides={"method": Side(error, {"clusters": 3}), "baseline": Side(error, {"clusters": 1})})

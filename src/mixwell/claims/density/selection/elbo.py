@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from mixwell.claims._judging import beside
-from mixwell.claims._series import by_name, by_seed, mean
+from mixwell.claims._series import mean
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim, Comparison
 from mixwell.claims.density._data import quietly
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
-NOTE = "With few rows the bound chooses too few, and more often so than BIC and AIC."
 Array = np.ndarray
 SETS, TRUE, COLUMNS = 12, 3, 10
 PCA_ROWS, MIXTURE_ROWS = (40, 400), (60, 600)
@@ -29,6 +27,10 @@ RANKS, NUMBERS = range(8), range(1, 7)
 CENTRES = np.array([[-2.5, 0.0], [0.0, 2.5], [2.5, 0.0]])
 SCALES = np.array([2.0, 1.5, 1.2])  # of the three directions
 PRIOR: dict[str, Any] = {"weight_concentration_prior_type": "dirichlet_distribution", "weight_concentration_prior": 1.0}
+
+CLAIM = Claim("The largest ELBO finds the rank of a PCA and the number of components of a mixture.",
+              "share of wrong choices", method="ELBO, many", baseline="AIC, many",
+              provided=(Comparison(method="ELBO, many", baseline="ELBO, few"),))
 
 
 def principal(rows: int, rng: np.random.Generator, t_noise: bool = False) -> tuple[Array, Array]:
@@ -108,7 +110,7 @@ def one_set(rng: np.random.Generator) -> dict[str, float]:
     return found
 
 
-def measure(seed: int) -> dict[str, float]:
+def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Shares of wrong choices over ranks and numbers together, and mean regrets."""
     rng = np.random.default_rng(seed)
     with quietly():  # starts of too many components that did not converge
@@ -119,11 +121,3 @@ def measure(seed: int) -> dict[str, float]:
             kind = name.removesuffix(", rank").removesuffix(", number")
             gathered[kind].append(value)
     return {name: mean(values) for name, values in gathered.items()}
-
-
-def claim(bench: Bench) -> Evidence:
-    """Share of wrong numbers at the larger size; what t noise costs."""
-    found = by_name(by_seed(bench, measure))
-    evidence = weigh("The largest ELBO finds the rank of a PCA and the number of components of a mixture.",
-                     "share of wrong choices", found["ELBO, many"], found["AIC, many"], note=NOTE)
-    return beside(evidence, **found)

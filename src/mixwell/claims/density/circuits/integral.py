@@ -1,9 +1,9 @@
 """Probabilistic integral circuits: compiled by quadrature, they beat the same circuit learnt by EM.
 
 Paper: Probabilistic Integral Circuits.
-Tried: scikit-learn's 8 x 8 digits as bits, Chow-Liu tree, 16 states a node; nets trained by 250 steps of Adam (far fewer
-than the paper's) and compiled, against 60 steps of EM on the same tree from a random start, learning rate and smoothing
-tuned; bits a pixel on a third of the digits, held out. Against it: bits a pixel that are no fewer.
+Tried: scikit-learn's 8 x 8 digits as bits, Chow-Liu tree, 16 states a node; nets trained by 250 steps of Adam (far
+fewer than the paper's) and compiled, against 60 steps of EM on the same tree from a random start, learning rate and
+smoothing tuned; bits a pixel on a third of the digits, held out. Against it: bits a pixel that are no fewer.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Paper: The EM Algorithm for Mixtures of Factor Analyzers.
 Tried: 240 rows of three groups in 20 dimensions, each with two factors and noise variances of its own; nats a row on
 5,000 fresh rows, mean of two data sets, five starts each; the number of factors (1 to 4) by BIC, against the Gaussian
-mixture of the covariance type (full, tied, diagonal, spherical) that is best on the fresh rows themselves, beside it all. Against it:
-a loss that is no smaller.
+mixture of the covariance type (full, tied, diagonal, spherical) that is best on the fresh rows themselves, beside it
+all. Against it: a loss that is no smaller.
 """
 
 from __future__ import annotations

@@ -48,4 +48,5 @@ def share(bench: Bench, seed: int, *, proposal: Literal["experts", "bootstrap"])
 
 CLAIM = Claim("Mixture-of-experts proposals follow multimodal optimal kernels.", "effective share of the particles",
               quantity="effective", lower_is_better=False,
-              sides={"method": Side(share, {"proposal": "experts"}), "baseline": Side(share, {"proposal": "bootstrap"})})
+              sides={"method": Side(share, {"proposal": "experts"}),
+                     "baseline": Side(share, {"proposal": "bootstrap"})})

@@ -2,9 +2,9 @@
 
 Paper: Transformers can optimally learn regression mixture models.
 Tried: five linear tasks in four dimensions, noise 0.5, prompts of eight pairs; a transformer after 1,000 steps of 48
-prompts, mean squared error over all positions of 1,000 fresh ones against ridge regression on the pairs before, learning
-rate and ridge tuned. Beside it: the optimal predictions (exponential weights), and squared distances to them. Against
-it: an error that is no smaller.
+prompts, mean squared error over all positions of 1,000 fresh ones against ridge regression on the pairs before,
+learning rate and ridge tuned. Beside it: the optimal predictions (exponential weights), and squared distances to them.
+Against it: an error that is no smaller.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Paper: Non-asymptotic oracle inequalities for the Lasso in high-dimensional mixture of experts.
 Tried: 200 rows of two linear experts, five of a hundred columns active, five starts each; nats a row on 2,000 fresh
-rows, of five penalties the one that is best on 200 other rows, against the fit without a penalty, of five variance floors
-the one that is best there. Beside it: one expert with the best penalty, and F1 of the columns that are kept. Against it:
-a loss that is no smaller.
+rows, of five penalties the one that is best on 200 other rows, against the fit without a penalty, of five variance
+floors the one that is best there. Beside it: one expert with the best penalty, and F1 of the columns that are kept.
+Against it: a loss that is no smaller.
 """
 
 from __future__ import annotations

@@ -34,9 +34,11 @@ def ring(count: int, draws: torch.Generator) -> Tensor:
 
 def trained(x: Tensor, kind: Kind, lr: float, seed: int) -> SquaredCircuit:
     """A circuit of two components after training from the start of this seed."""
-    model = SquaredCircuit(2, Config(n_components=2, kind=kind), generator(seed, "model"))
+    config = Config(n_components=2, kind=kind)
+    model = SquaredCircuit(2, config, generator(seed, "model"))
     model.start_at(x, generator(seed, "start"))
-    for _ in train(model, x, steps=600, lr=lr, generator=generator(seed, "batches"), batch=512):
+    batches = generator(seed, "batches")
+    for _ in train(model, x, steps=600, lr=lr, generator=batches, batch=512):
         pass
     return model
 

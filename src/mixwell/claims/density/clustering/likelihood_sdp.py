@@ -27,18 +27,26 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows (90, 10) and clusters (90,)."""
     rng = np.random.default_rng(seed)
     rows = []
-    for centre in 4 * np.eye(10)[:3]:
+    centres = 4 * np.eye(10)
+    for centre in centres[:3]:
         square = rng.normal(size=(10, 10))
         turn, _ = np.linalg.qr(square)
         noise = rng.normal(size=(30, 10)) * SPREAD
         turned = noise @ turn
         rows.append(centre + turned)
-    return np.vstack(rows), np.repeat(np.arange(3), 30)
+    labels = np.repeat(np.arange(3), 30)
+    return np.vstack(rows), labels
 
 
 def wrong(labels: np.ndarray, found: np.ndarray) -> float:
     """Share of rows in the wrong cluster under the best matching."""
     return 1 - matched_accuracy(labels, found)
+
+
+def by_program(x: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """Share of errors of the likelihood-adjusted program."""
+    model = LikelihoodSDP(n_clusters=3, random_state=seed).fit(x)
+    return wrong(labels, model.labels_)
 
 
 def by_em(x: np.ndarray, labels: np.ndarray, seed: int, start: str, n_init: int) -> float:
@@ -53,14 +61,15 @@ def by_em(x: np.ndarray, labels: np.ndarray, seed: int, start: str, n_init: int)
 
 def over(errors: list[float]) -> dict[str, float]:
     """Their mean and their range."""
-    return {"errors": mean(errors), "range": float(np.ptp(errors))}
+    apart = max(errors) - min(errors)
+    return {"errors": mean(errors), "range": apart}
 
 
 def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     """Shares of errors of programs and of EM, over solver seeds and starts."""
     x, labels = draw(seed)
-    programs = [LikelihoodSDP(n_clusters=3, random_state=start).fit(x) for start in range(2)]
-    ours = [wrong(labels, model.labels_) for model in programs]
+    programs = [by_program(x, labels, start) for start in range(2)]
     by_k_means = [by_em(x, labels, start, "kmeans", 10) for start in range(2)]
     by_chance = [by_em(x, labels, start, "random_from_data", 1) for start in range(10)]
-    return {"method": over(ours), "baseline": over(by_k_means), "random starts": over(by_chance)}
+    sides = {"method": programs, "baseline": by_k_means, "random starts": by_chance}
+    return {name: over(errors) for name, errors in sides.items()}

@@ -50,7 +50,8 @@ def gap(x: Tensor) -> float:
 def trained(charts: int, lr: float, draws: torch.Generator, seed: int) -> ChartMixture:
     """A mixture of so many charts, fitted to the noisy circle."""
     x = circle(2000, draws)
-    noise = 0.01 * torch.randn(x.shape, generator=draws)
+    normal = torch.randn(x.shape, generator=draws)
+    noise = 0.01 * normal
     config = Config(n_charts=charts, layers=3, hidden_dim=HIDDEN[charts])
     model = ChartMixture(2, config, generator(seed, "model"))
     order = generator(seed, "train")

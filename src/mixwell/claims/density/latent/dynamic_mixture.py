@@ -112,11 +112,12 @@ def recurrent(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for _ in range(STEPS):
         rows = torch.randint(TRAIN, (BATCH,), generator=draws)
-        x_BTD, mask_BTD = known.x_BTD[rows], known.mask_BTD[rows]
+        x_BTD = known.x_BTD[rows]
+        mask_BTD = known.mask_BTD[rows]
         ahead_BTD = model(x_BTD, mask_BTD)
         seen_BTD = mask_BTD[:, 1:]
-        gap_BTD = (ahead_BTD[:, :-1] - x_BTD[:, 1:]) * seen_BTD
-        squares = gap_BTD.square().sum()
+        gap_BTD = ahead_BTD[:, :-1] - x_BTD[:, 1:]
+        squares = (gap_BTD * seen_BTD).square().sum()
         loss = squares / seen_BTD.sum()
         optimizer.zero_grad()
         loss.backward()

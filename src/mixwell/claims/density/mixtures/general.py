@@ -56,7 +56,8 @@ def held_out(rng: np.random.Generator, seed: int) -> dict[str, float]:
     right = Mixture([Exponential(), GaussianMixture(1)], **options).fit(x)
     fits = [GaussianMixture(k, **options).fit(x) for k in range(1, 7)]
     best = min(fits, key=lambda model: model.bic(x))
-    return {"method": -right.score(fresh), "baseline": -best.score(fresh), "Gaussians chosen": best.n_components}
+    ours, theirs = right.score(fresh), best.score(fresh)
+    return {"method": -ours, "baseline": -theirs, "Gaussians chosen": best.n_components}
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

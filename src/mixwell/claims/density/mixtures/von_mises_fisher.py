@@ -104,7 +104,8 @@ def spherical_k_means(x: np.ndarray, groups: int, rng: np.random.Generator) -> n
         chosen = rng.choice(len(x), groups, replace=False)
         centres = lloyd(x, x[chosen])
         cosine = x @ centres.T
-        height = cosine.max(1).sum()
+        nearest = cosine.max(1)
+        height = nearest.sum()
         if height > best:
             best, labels = height, cosine.argmax(1)
     return labels

@@ -117,8 +117,10 @@ def chosen(there_B: Tensor, after: Any, before: Any) -> Any:
     """The mixture after a point where there is one, the one before elsewhere."""
     parts = []
     for new, old in zip(after, before):
-        rows = there_B.view(-1, *[1] * (new.ndim - 1))
-        parts.append(torch.where(rows, new, old))
+        ones = [1] * (new.ndim - 1)
+        rows = there_B.view(-1, *ones)
+        part = torch.where(rows, new, old)
+        parts.append(part)
     return type(before)(*parts)
 
 
@@ -146,9 +148,11 @@ def tried(given: Any, exact: Any, seed: int) -> dict[str, float]:
     trained = perf_counter() - began
     with torch.inference_mode():
         batch = model(given.prior, given.data_BNX, given.mask_BN)
+        error = divergence(exact, batch)
         last = one_by_one(model, given)
-        alone_s, batch_s = seconds(model, given, 1), seconds(model, given, TESTS) / TESTS
-        return {"method": divergence(exact, batch), "one by one": divergence(exact, last),
+        alone_s = seconds(model, given, 1)
+        batch_s = seconds(model, given, TESTS) / TESTS
+        return {"method": error, "one by one": divergence(exact, last),
                 "KL(batch || one by one)": divergence(batch, last), "s of training": trained,
                 "ms alone": 1e3 * alone_s, "ms in a batch": 1e3 * batch_s}
 

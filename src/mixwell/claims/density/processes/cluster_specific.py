@@ -33,16 +33,17 @@ def irregular(rng: np.random.Generator, low: int, high: int, count: int) -> np.n
 def draw(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Times and values of 45 curves; the last 15 have four forecast times at their end."""
     rng = np.random.default_rng(seed)
-    eye = np.eye(len(GRID))
+    eye, nothing = np.eye(len(GRID)), np.zeros(len(GRID))
     shared = 4 * kernel(1.5) + 1e-8 * eye
-    means = rng.multivariate_normal(np.zeros(len(GRID)), shared, 3)
+    means = rng.multivariate_normal(nothing, shared, 3)
     own = 0.2 * kernel() + 0.02 * eye
     times, values = [], []
     for i in range(45):
         if i < 30:
             at = irregular(rng, 0, 101, 6)
         else:
-            known, ahead = irregular(rng, 0, 60, 6), irregular(rng, 60, 101, 4)
+            known = irregular(rng, 0, 60, 6)
+            ahead = irregular(rng, 60, 101, 4)
             at = np.concatenate([known, ahead])
         group = means[i % 3]
         curve = rng.multivariate_normal(group, own)

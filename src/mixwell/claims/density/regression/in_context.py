@@ -38,7 +38,8 @@ def judged(found: torch.Tensor, seed: int) -> dict[str, float]:
     """Mean squared error of predictions, and their squared distance to the optimal ones."""
     tasks, x, y = problem(seed)
     best = find(METHOD).module().exponential_weights(x, y, tasks, SIGMA)
-    return {"error": float(squared(found, y)), "distance": float(squared(found, best))}
+    error, distance = squared(found, y), squared(found, best)
+    return {"error": float(error), "distance": float(distance)}
 
 
 def transformer(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:

@@ -42,5 +42,6 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
             model = estimator(n_experts=tuple(range(1, 9)), tol=1e-4, criterion=criterion, random_state=seed)
             with quietly():
                 model.fit(x, y)
-            hits[name] += int(model.n_experts_ == TRUE)
+            right = model.n_experts_ == TRUE
+            hits[name] += int(right)
     return {name: count / REPEATS for name, count in hits.items()}

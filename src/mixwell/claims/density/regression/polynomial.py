@@ -54,4 +54,5 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     with quietly():
         few = [best_number(SMALL, rng, seed) for _ in range(3)]
         many = best_number(LARGE, rng, seed)
-    return {"method": float(many), "baseline": mean(few)}
+    average = mean(few)
+    return {"method": float(many), "baseline": average}

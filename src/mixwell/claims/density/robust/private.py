@@ -63,7 +63,8 @@ def gaussian_noise(sensitivity: float, steps: int) -> float:
 def in_unit_ball(x_ND: Array, radius: float) -> Array:
     """Rows over the radius, those outside moved to the sphere."""
     norm_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
-    onto_sphere_N1 = 1 / np.maximum(norm_N1, 1e-9)
+    length_N1 = np.maximum(norm_N1, 1e-9)
+    onto_sphere_N1 = 1 / length_N1
     scale_N1 = np.minimum(1 / radius, onto_sphere_N1)
     return x_ND * scale_N1
 

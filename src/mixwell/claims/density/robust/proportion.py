@@ -42,6 +42,12 @@ def bell(x: torch.Tensor) -> torch.Tensor:
     return torch.exp(-0.5 * x**2)
 
 
+def off(shares: list[float]) -> float:
+    """Mean absolute error."""
+    errors = [abs(share - KAPPA) for share in shares]
+    return mean(errors)
+
+
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Mean errors of the share with and without resampling, over repeats and bases."""
     module = find("density.robust.proportion").module()
@@ -53,6 +59,6 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
             config = module.Config(base=base, max_rows=150)
             corrected = module.mixture_proportion(x, h, config, source, alpha=alpha)
             original = module.mixture_proportion(x, h, config, source, alpha=None)
-            resampled.append(abs(corrected - KAPPA))
-            plain.append(abs(original - KAPPA))
-    return {"method": mean(resampled), "baseline": mean(plain)}
+            resampled.append(corrected)
+            plain.append(original)
+    return {"method": off(resampled), "baseline": off(plain)}

@@ -88,14 +88,16 @@ def repeated(x: Array, true: int, seed: int) -> dict[str, float]:
     method = find("density.selection.partitive").load()
     ours, theirs, ratios = [], [], []
     for run in range(RUNS):
-        order = np.random.default_rng([seed, run]).permutation(len(x))
+        rng = np.random.default_rng([seed, run])
+        order = rng.permutation(len(x))
         back = np.argsort(order)
         shuffled = x[order]
         model = method().fit(shuffled)
         rival = by_silhouette(shuffled, RUNS * seed + run)
         ours.append(model.labels_[back])
         theirs.append(rival[back])
-        ratios.append(scatter_ratio(model, shuffled, run))
+        ratio = scatter_ratio(model, shuffled, run)
+        ratios.append(ratio)
     return {"method right": right(ours, true), "baseline right": right(theirs, true),
             "method agreement": agreement(ours), "baseline agreement": agreement(theirs),
             "method scatter": mean(ratios)}

@@ -53,8 +53,9 @@ def measure(x: np.ndarray, seed: int) -> Found:
                                     max_iter=1000, random_state=seed)
     with quietly():
         model.fit(x)
-    nearest = np.abs(model.means_ - ATOMS.T).min(1)
-    far = float(model.weights_[nearest > FAR].sum())
+    gaps = np.abs(model.means_ - ATOMS.T)
+    away = gaps.min(1) > FAR
+    far = float(model.weights_[away].sum())
     weights, means = torch.from_numpy(model.weights_), torch.from_numpy(model.means_)
     true_weights, atoms = torch.from_numpy(WEIGHTS), torch.from_numpy(ATOMS)
     measures = (weights / weights.sum(), means, true_weights, atoms)

@@ -45,13 +45,14 @@ def held_out(rng: np.random.Generator, seed: int) -> dict[str, float]:
     """Losses on fresh rows of one data set, and the factors that BIC chooses."""
     x, fresh = draw(rng)
     options = starts(seed)
-    models = [MixtureOfFactorAnalysers(GROUPS, n_factors=q, **options) for q in (1, 2, 3, 4)]
+    models = [MixtureOfFactorAnalysers(GROUPS, n_factors=q, **options) for q in range(1, 5)]
     fits = [model.fit(x) for model in models]
     chosen = min(fits, key=lambda model: model.bic(x))
     found = {"factors": chosen.n_factors, "method": -chosen.score(fresh)}
     for kind in KINDS:
-        model = GaussianMixture(GROUPS, covariance_type=kind, **options).fit(x)
-        found[kind] = -model.score(fresh)
+        model = GaussianMixture(GROUPS, covariance_type=kind, **options)
+        height = model.fit(x).score(fresh)
+        found[kind] = -height
     return found
 
 

@@ -56,11 +56,12 @@ def measure(x: np.ndarray, seed: int) -> Found:
     gaps = np.abs(model.means_ - ATOMS.T)
     away = gaps.min(1) > FAR
     far = float(model.weights_[away].sum())
-    weights, means = torch.from_numpy(model.weights_), torch.from_numpy(model.means_)
-    true_weights, atoms = torch.from_numpy(WEIGHTS), torch.from_numpy(ATOMS)
-    measures = (weights / weights.sum(), means, true_weights, atoms)
-    w_1 = orlicz_wasserstein(*measures, Config(phi="power", order=1.0))
-    w_phi = orlicz_wasserstein(*measures, Config(tol=1e-6))
+    parts = (model.weights_, model.means_, WEIGHTS, ATOMS)
+    weights, *others = map(torch.from_numpy, parts)
+    measures = (weights / weights.sum(), *others)
+    linear, fine = Config(phi="power", order=1.0), Config(tol=1e-6)
+    w_1 = orlicz_wasserstein(*measures, linear)
+    w_phi = orlicz_wasserstein(*measures, fine)
     return Found(max(far, SMALLEST), w_1, w_phi)
 
 

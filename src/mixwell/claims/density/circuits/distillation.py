@@ -54,7 +54,7 @@ def bits(circuit: TreeCircuit, x: Tensor) -> float:
     return nats / 64 / math.log(2)
 
 
-def by_chance(parent: list[int], x: Tensor, seed: int) -> TreeCircuit:
+def by_chance(parent: tuple[int, ...], x: Tensor, seed: int) -> TreeCircuit:
     """The likeliest of three circuits on this tree that EM leads to from random starts."""
     draws = generator(seed, "chance")
     reached = []

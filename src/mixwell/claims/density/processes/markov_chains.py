@@ -54,7 +54,8 @@ def fitted(path: Any, init: str, start: int) -> tuple[Any, float]:
 
 def restarted(path: Any, budget_s: float, seed: int) -> tuple[Any, int]:
     """The likeliest of the random starts that the budget pays for, and their number."""
-    found, spent = [], 0.0
+    found: list[Any] = []
+    spent = 0.0
     while spent < budget_s:
         model, took = fitted(path, "random", 1000 * seed + len(found))
         found.append(model)

@@ -3,20 +3,23 @@
 Paper: Integrating Document Clustering and Topic Modeling.
 Tried: 200 documents of 60 words drawn from the model (four clusters with three topics each, three global topics, a
 vocabulary of 200, half of the words global); normalised mutual information of the clusters, against k-means on the
-topic proportions of scikit-learn's latent Dirichlet allocation with as many topics (15). Against it: an information
-that is no higher.
+topic proportions of scikit-learn's latent Dirichlet allocation with as many topics (15), the best of three starts by
+its perplexity. Against it: an information that is no higher than that, or than of k-means on square roots of word
+shares, which the joint model starts from.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from mixwell.claims._series import series
 from mixwell.claims.bench import Bench
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Comparison
 from mixwell.density.clustering.topics import ClusterTopics
 
 WORDS = 200
+
+CLAIM = Claim("Joint clustering and topics beat topics, then clusters.", "normalised mutual information",
+              lower_is_better=False, provided=(Comparison(baseline="k-means on words", lower_is_better=False),))
 
 
 def corpus(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,23 +38,17 @@ def corpus(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(rows).astype(float), labels
 
 
-def measure(seed: int) -> tuple[float, float]:
-    """Mutual information of both ways."""
+def trial(bench: Bench, seed: int) -> dict[str, float]:
+    """Mutual information of the three ways."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import LatentDirichletAllocation
     from sklearn.metrics import normalized_mutual_info_score
 
     x, labels = corpus(seed)
     model = ClusterTopics(n_clusters=4, n_local=3, n_global=3, n_init=3, random_state=seed).fit(x)
-    shares = LatentDirichletAllocation(15, max_iter=30, random_state=seed).fit_transform(x)
-    found = KMeans(4, n_init=10, random_state=seed).fit_predict(shares)
-    ours = normalized_mutual_info_score(labels, model.labels_)
-    theirs = normalized_mutual_info_score(labels, found)
-    return float(ours), float(theirs)
-
-
-def claim(bench: Bench) -> Evidence:
-    """Mutual information of both ways."""
-    ours, theirs = series(bench, measure)
-    return weigh("Joint clustering and topics beat topics, then clusters.", "normalised mutual information",
-                 ours, theirs, lower_is_better=False)
+    topics = [LatentDirichletAllocation(15, max_iter=30, random_state=3 * seed + start).fit(x) for start in range(3)]
+    fitting = min(topics, key=lambda model: float(model.perplexity(x)))
+    k_means = KMeans(4, n_init=10, random_state=seed)
+    found = {"method": model.labels_, "baseline": k_means.fit_predict(fitting.transform(x)),
+             "k-means on words": k_means.fit_predict(np.sqrt(x / x.sum(1, keepdims=True)))}
+    return {name: float(normalized_mutual_info_score(labels, each)) for name, each in found.items()}

@@ -2,9 +2,9 @@
 
 Paper: Mixture Model Clustering using the MULTIMIX Program.
 Tried: 400 rows of three groups (50, 30 and 20 %) in two numbers, two counts and three categories; adjusted Rand index
-with the groups, mean of five data sets, five starts each, against a Gaussian mixture with diagonal covariances
-(reg_covar 0.05) on standardised numbers, square roots of counts and one-hot codes. Against it: an index that is no
-higher. Beside it: k-means on the same codes.
+with the groups, mean of five data sets, five starts each, against the better, on each data set, of k-means and of a
+Gaussian mixture with diagonal covariances (reg_covar 0.05) on standardised numbers, square roots of counts and one-hot
+codes. Against it: an index that is no higher.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from mixwell.claims._judging import beside
-from mixwell.claims._series import columns, mean, series
+from mixwell.claims._series import means
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim
 from mixwell.claims.density._data import rand_index
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.mixtures.categorical import CategoricalMixture
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
 from mixwell.density.mixtures.product import Block, ProductMixture
 
 ROWS, SHARES, SETS, STARTS, CATEGORIES = 400, (0.5, 0.3, 0.2), 5, 5, 4
+
+CLAIM = Claim("Groups in mixed columns are found better in the columns' own kinds than as numbers alone.",
+              "adjusted Rand index", lower_is_better=False)
 
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +62,7 @@ def as_numbers(x: np.ndarray) -> np.ndarray:
     return np.hstack([scaled, roots, *codes])
 
 
-def agreements(x: np.ndarray, label: np.ndarray, seed: int) -> tuple[float, float, float]:
+def agreements(x: np.ndarray, label: np.ndarray, seed: int) -> dict[str, float]:
     """With the groups, of the product, of a Gaussian mixture and of k-means."""
     from sklearn.cluster import KMeans
 
@@ -69,22 +71,15 @@ def agreements(x: np.ndarray, label: np.ndarray, seed: int) -> tuple[float, floa
     product = ProductMixture(groups, blocks=blocks(), max_iter=500, **options)
     normal = GaussianMixture(groups, covariance_type="diag", reg_covar=0.05, max_iter=500, **options)
     k_means = KMeans(groups, **options)
-    return rand_index(label, product, x), rand_index(label, normal, codes), rand_index(label, k_means, codes)
+    rivals = {"Gaussian": rand_index(label, normal, codes), "k-means": rand_index(label, k_means, codes)}
+    return {"method": rand_index(label, product, x), "baseline": max(rivals.values()), **rivals}
 
 
-def measure(seed: int) -> list[float]:
+def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Means of the data sets."""
     rng = np.random.default_rng(seed)
     scores = []
     for _ in range(SETS):
         x, label = draw(rng)
         scores.append(agreements(x, label, seed))
-    return [mean(values) for values in columns(scores)]
-
-
-def claim(bench: Bench) -> Evidence:
-    """Agreement with the groups, of the product and of what takes all columns for numbers."""
-    ours, gaussian, k_means = series(bench, measure)
-    evidence = weigh("Groups in mixed columns are found better in the columns' own kinds than as numbers alone.",
-                     "adjusted Rand index", ours, gaussian, lower_is_better=False)
-    return beside(evidence, k_means=k_means)
+    return means(scores)

@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from mixwell.claims._judging import provided
-from mixwell.claims._series import by_name, by_seed, means
+from mixwell.claims._series import means
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim, Comparison
 from mixwell.claims.density._data import quietly
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
 COMPONENTS, COLUMNS, LABELS, FRESH, PROBLEMS = 8, 20, 20, 4000, 10
 UNLABELLED = (100, 300, 1000, 3000, 10_000)
 SPREAD = 0.6  # standard deviation of the centres in every column, where groups have 1
 Array = np.ndarray
+
+CLAIM = Claim("With few labels, pretraining on unlabelled rows lowers the error, the more of them the lower.",
+              "excess error on fresh rows", method="linear, 10000", baseline="rows",
+              provided=(Comparison(method="linear, 10000", baseline="linear, 100"),))
 
 
 class Problem:
@@ -90,18 +93,8 @@ def pretrained(kind: str, seed: int) -> Any:
     return find("density.networks.pretraining").load()(latent=latent, predictor=kind)
 
 
-def measure(seed: int) -> dict[str, float]:
-    """Means of the problems."""
+def trial(bench: Bench, seed: int) -> dict[str, float]:
+    """Excess error of every predictor, mean of the problems."""
     rng = np.random.default_rng(seed)
     with quietly():  # 100 rows do not always converge
         return means([excesses(Problem(rng), seed) for _ in range(PROBLEMS)])
-
-
-def claim(bench: Bench) -> Evidence:
-    """Excess error at the most unlabelled rows; how it falls with them."""
-    found = by_name(by_seed(bench, measure))
-    least, most = found[f"linear, {UNLABELLED[0]}"], found[f"linear, {UNLABELLED[-1]}"]
-    evidence = weigh("With few labels, pretraining on unlabelled rows lowers the error, the more of them the lower.",
-                     "excess error on fresh rows", most, found.pop("rows"))
-    falls = all(many < few for many, few in zip(most, least))
-    return provided(evidence, falls, "The excess does not fall with unlabelled rows.", **found)

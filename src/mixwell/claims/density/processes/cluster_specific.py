@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mixwell.claims._series import by_seed, mean
+from mixwell.claims._series import mean
 from mixwell.claims.bench import Bench
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Side
 from mixwell.density.processes.cluster_specific import ClusterProcesses
 
 GRID = np.linspace(0, 10, 101)
@@ -33,16 +33,17 @@ def irregular(rng: np.random.Generator, low: int, high: int, count: int) -> np.n
 def draw(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Times and values of 45 curves; the last 15 have four forecast times at their end."""
     rng = np.random.default_rng(seed)
-    eye = np.eye(len(GRID))
+    eye, nothing = np.eye(len(GRID)), np.zeros(len(GRID))
     shared = 4 * kernel(1.5) + 1e-8 * eye
-    means = rng.multivariate_normal(np.zeros(len(GRID)), shared, 3)
+    means = rng.multivariate_normal(nothing, shared, 3)
     own = 0.2 * kernel() + 0.02 * eye
     times, values = [], []
     for i in range(45):
         if i < 30:
             at = irregular(rng, 0, 101, 6)
         else:
-            known, ahead = irregular(rng, 0, 60, 6), irregular(rng, 60, 101, 4)
+            known = irregular(rng, 0, 60, 6)
+            ahead = irregular(rng, 60, 101, 4)
             at = np.concatenate([known, ahead])
         group = means[i % 3]
         curve = rng.multivariate_normal(group, own)
@@ -51,7 +52,7 @@ def draw(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return times, values
 
 
-def error(seed: int, clusters: int) -> float:
+def error(bench: Bench, seed: int, *, clusters: int) -> float:
     """Mean squared forecast error."""
     times, values = draw(seed)
     model = ClusterProcesses(n_clusters=clusters, max_iter=8, kernel_steps=5, random_state=seed)
@@ -67,9 +68,5 @@ def squared(model: ClusterProcesses, times: np.ndarray, values: np.ndarray) -> n
     return (forecast - values[6:]) ** 2
 
 
-def claim(bench: Bench) -> Evidence:
-    """Forecast error with three clusters and with one."""
-    ours = by_seed(bench, error, 3)
-    theirs = by_seed(bench, error, 1)
-    return weigh("Cluster-specific mean processes forecast grouped curves better.", "mean squared forecast error",
-                 ours, theirs)
+CLAIM = Claim("Cluster-specific mean processes forecast grouped curves better.", "mean squared forecast error",
+              sides={"method": Side(error, {"clusters": 3}), "baseline": Side(error, {"clusters": 1})})

@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from mixwell.claims._series import best, by_seed, columns
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim
 from mixwell.claims.density._data import quietly
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
 GROUPS, SIZE, HELD_OUT = 30, 10, 15
-RIVALS: tuple[dict[str, Any], ...] = ({"effects": "none", "n_nodes": 1}, {"n_experts": 1})
+SIDES: dict[str, dict[str, Any]] = {"method": {}, "no effects": {"effects": "none", "n_nodes": 1},
+                                    "one expert": {"n_experts": 1}}
+
+CLAIM = Claim("Mixed mixtures of experts capture random intercepts and slopes that neither plain experts nor a linear "
+              "mixed model do.", "held-out nats a row of new groups")
 
 
 def simulate(rng: np.random.Generator, groups: int) -> tuple[Any, Any, Any]:
@@ -32,25 +35,18 @@ def simulate(rng: np.random.Generator, groups: int) -> tuple[Any, Any, Any]:
     return x, mean + 0.3 * rng.normal(size=len(u)), label
 
 
-def losses(seed: int) -> list[float]:
+def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Held-out nats a row of mixed experts, of experts without effects, and of one expert with them."""
     rng = np.random.default_rng(seed)
     train, test = simulate(rng, GROUPS), simulate(rng, HELD_OUT)
     estimator = find("density.regression.mixed").load()
     common = {"n_nodes": 9, "random_state": seed, "tol": 1e-4}
-    found = []
-    for options in ({}, *RIVALS):
+    found = {}
+    for name, options in SIDES.items():
         model = estimator(**(common | options))
         with quietly():
             model.fit(*train)
         loss = -float(model.log_likelihood(*test).sum())
-        found.append(loss / len(test[1]))
+        found[name] = loss / len(test[1])
+    found["baseline"] = min(found["no effects"], found["one expert"])
     return found
-
-
-def claim(bench: Bench) -> Evidence:
-    """Loss of held-out groups, against the better of experts without effects and one expert with them."""
-    mixed, *others = columns(by_seed(bench, losses))
-    return weigh("Mixed mixtures of experts capture random intercepts and slopes that neither plain experts nor a "
-                 "linear mixed model do", "held-out nats a row of new groups", mixed, best(others),
-                 note=f"{GROUPS} groups of {SIZE}; baseline: the better of no effects, and one expert with effects")

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mixwell.claims._series import by_seed
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim, Side
 from mixwell.claims.density._data import logistic, quietly
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
 SIZES, REPEATS = (500, 2000, 8000), 2
@@ -47,7 +46,7 @@ def loss(rows: int, transform: str, rng: np.random.Generator, seed: int) -> floa
     return method.module().voronoi_loss(model.gate_coef_, model.coef_, GATE, EXPERTS)
 
 
-def rate(seed: int, transform: str) -> float:
+def rate(bench: Bench, seed: int, *, transform: str) -> float:
     """Slope of log loss against log rows."""
     rng = np.random.default_rng(seed)
     losses = []
@@ -59,10 +58,6 @@ def rate(seed: int, transform: str) -> float:
     return float(slope)
 
 
-def claim(bench: Bench) -> Evidence:
-    """Slopes of log loss against log rows, by gate."""
-    transformed = by_seed(bench, rate, "tanh")
-    plain = by_seed(bench, rate, "identity")
-    return weigh("With an expert without slopes and one too many, a transformed gate's parameters converge faster",
-                 "slope of log Voronoi loss against log rows", transformed, plain,
-                 note=f"two classes, one column, rows {SIZES}, {REPEATS} data sets each, EM from k-means")
+CLAIM = Claim("With an expert without slopes and one too many, a transformed gate's parameters converge faster.",
+              "slope of log Voronoi loss against log rows",
+              sides={"method": Side(rate, {"transform": "tanh"}), "baseline": Side(rate, {"transform": "identity"})})

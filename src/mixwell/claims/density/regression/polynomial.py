@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from mixwell.claims._series import mean, series
+from mixwell.claims._series import mean
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim
 from mixwell.claims.density._data import quietly
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.core.registry import find
 
 SMALL, LARGE, EXPERTS = 100, 3000, (1, 2, 3, 4, 6, 8)
+
+CLAIM = Claim("The number of experts that minimises KL loss grows with the sample.", "number of linear experts",
+              lower_is_better=False)
 
 
 def target(x: Any) -> Any:
@@ -45,17 +48,11 @@ def best_number(rows: int, rng: np.random.Generator, seed: int) -> int:
     return EXPERTS[least]
 
 
-def measure(seed: int) -> tuple[float, float]:
-    """Best numbers at many rows, and at few (mean of three)."""
+def trial(bench: Bench, seed: int) -> dict[str, float]:
+    """Best numbers at many rows, and at few."""
     rng = np.random.default_rng(seed)
     with quietly():
         few = [best_number(SMALL, rng, seed) for _ in range(3)]
         many = best_number(LARGE, rng, seed)
-    return float(many), mean(few)
-
-
-def claim(bench: Bench) -> Evidence:
-    """Best m at many rows against best m at few, experts of degree one."""
-    many, few = series(bench, measure)
-    return weigh("The number of experts that minimises KL loss grows with the sample", "number of linear experts", many,
-                 few, lower_is_better=False, note=f"{LARGE} rows against {SMALL} (mean of three), experts {EXPERTS}")
+    average = mean(few)
+    return {"method": float(many), "baseline": average}

@@ -13,14 +13,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mixwell.claims._judging import provided
-from mixwell.claims._series import by_name, by_seed
 from mixwell.claims.bench import Bench
-from mixwell.core.evidence import Evidence, weigh
+from mixwell.claims.claim import Claim, Comparison
 from mixwell.core.registry import find
 
 PARTS, ROWS, EDGES = 20, 400, 30
 Array = np.ndarray
+
+CLAIM = Claim("Partial correlations of parts are the same for every reference and find a planted graph.",
+              "area under the curve of edges", quantity="area", lower_is_better=False,
+              provided=(Comparison(quantity="difference of references", baseline=1e-8),))
 
 
 def planted_precision(rng: np.random.Generator) -> tuple[Array, Array]:
@@ -85,14 +87,14 @@ def spread(shares: Array, found: Array) -> float:
     return max(differences)
 
 
-def measure(seed: int) -> dict[str, float]:
+def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Area under the curve for edges of four scores, and the largest difference of references."""
     shares, planted = problem(seed)
     ours = find("density.values.compositions").load()(torch.tensor(shares)).correlations_DD.numpy()
-    scores = {"partial, log-ratios": ours, "shares": np.corrcoef(shares.T),
+    scores = {"method": ours, "baseline": np.corrcoef(shares.T),
               "clr": np.corrcoef(centred_logs(shares).T), "partial, shares": by_pseudo_inverse(shares)}
-    areas = {name: area(planted, score) for name, score in scores.items()}
-    return areas | {"difference of references": spread(shares, ours)}
+    areas = {f"{name} area": area(planted, score) for name, score in scores.items()}
+    return areas | {"method difference of references": spread(shares, ours)}
 
 
 def area(planted: Array, score: Array) -> float:
@@ -102,14 +104,3 @@ def area(planted: Array, score: Array) -> float:
     above = np.triu_indices(PARTS, 1)
     size = np.abs(score[above])
     return float(roc_auc_score(planted[above], size))
-
-
-def claim(bench: Bench) -> Evidence:
-    """Area under the curve for edges."""
-    found = by_name(by_seed(bench, measure))
-    close = ", ".join(f"{value:.2f}" for value in found["clr"])
-    evidence = weigh("Partial correlations of parts are the same for every reference and find a planted graph.",
-                     "area under the curve of edges", found.pop("partial, log-ratios"), found.pop("shares"),
-                     lower_is_better=False, note=f"Plain correlations of clr come near it here: {close}.")
-    apart = max(found["difference of references"])
-    return provided(evidence, apart < 1e-8, "References differ by 1e-8 or more.", **found)

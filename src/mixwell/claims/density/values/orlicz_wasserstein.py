@@ -4,8 +4,8 @@ Paper: On Excess Mass Behavior in Gaussian Mixture Models with Orlicz-Wasserstei
 Tried: variational Dirichlet process mixtures (scikit-learn's, ten components, unit variance held) on 100 to 2,700
 numbers from atoms at -5, 3 and 5; slopes in the logarithm of the rows of the log of the mixing mass further than 1 from
 every atom and of the log of W_1, means of three data sets. Against it: a slope of the mass that is no steeper, or
-W_Phi below W_1, or a mass above what W_Phi allows, 1 / Phi(1 / W_Phi), with Phi(r) = exp(r^2) - 1, for any fit. Beside
-it: the slope of log W_Phi.
+W_Phi below W_1, or a mass above what W_Phi allows, 1 / Phi(1 / W_Phi), with Phi(r) = exp(r^2) - 1, for more than a
+thousandth of the fits. Beside it: the slope of log W_Phi.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mixwell.claims._judging import provided
-from mixwell.claims._series import series
+from mixwell.claims._series import mean
 from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim, Comparison
 from mixwell.claims.density._data import quietly
-from mixwell.core.evidence import Evidence, weigh
 from mixwell.density.values.orlicz_wasserstein import Config, orlicz_wasserstein
 
 ROWS, SETS, FAR, STIFF = (100, 300, 900, 2700), 3, 1.0, 1e8
 ATOMS, WEIGHTS = np.array([[-5.0], [3.0], [5.0]]), np.array([0.5, 0.3, 0.2])
 SMALLEST = 1e-12  # masses are not told apart below it
+BOUNDED = Comparison(quantity="share bounded", baseline=1.0, lower_is_better=False, at_least=-0.001)
+
+CLAIM = Claim("Mass far from the true atoms falls with a steeper power of the rows than W_1.",
+              "slope of the logarithm against log rows", quantity="slope", provided=(BOUNDED,))
 
 
 class Found(NamedTuple):
@@ -50,13 +53,15 @@ def measure(x: np.ndarray, seed: int) -> Found:
                                     max_iter=1000, random_state=seed)
     with quietly():
         model.fit(x)
-    nearest = np.abs(model.means_ - ATOMS.T).min(1)
-    far = float(model.weights_[nearest > FAR].sum())
-    weights, means = torch.from_numpy(model.weights_), torch.from_numpy(model.means_)
-    true_weights, atoms = torch.from_numpy(WEIGHTS), torch.from_numpy(ATOMS)
-    measures = (weights / weights.sum(), means, true_weights, atoms)
-    w_1 = orlicz_wasserstein(*measures, Config(phi="power", order=1.0))
-    w_phi = orlicz_wasserstein(*measures, Config(tol=1e-6))
+    gaps = np.abs(model.means_ - ATOMS.T)
+    away = gaps.min(1) > FAR
+    far = float(model.weights_[away].sum())
+    parts = (model.weights_, model.means_, WEIGHTS, ATOMS)
+    weights, *others = map(torch.from_numpy, parts)
+    measures = (weights / weights.sum(), *others)
+    linear, fine = Config(phi="power", order=1.0), Config(tol=1e-6)
+    w_1 = orlicz_wasserstein(*measures, linear)
+    w_phi = orlicz_wasserstein(*measures, fine)
     return Found(max(far, SMALLEST), w_1, w_phi)
 
 
@@ -66,21 +71,14 @@ def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     return atom + rng.normal(size=(rows, 1))
 
 
-def slopes(seed: int) -> tuple[float, float, float, bool]:
-    """Slopes of far mass, W_1 and W_Phi against rows, and whether every fit keeps the bounds."""
+def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
+    """Slopes of far mass, W_1 and W_Phi against rows, and the share of fits that keep the bounds."""
     rng = np.random.default_rng(seed)
-    means, bounded = [], True
+    means, bounded = [], []
     for rows in ROWS:
         found = [measure(draw(rng, rows), seed) for _ in range(SETS)]
-        bounded = bounded and all(one.bounded() for one in found)
+        bounded += [one.bounded() for one in found]
         means.append(np.mean(found, 0))
     mass, near, orlicz = np.polyfit(np.log(ROWS), np.log(means), 1)[0].tolist()
-    return mass, near, orlicz, bounded
-
-
-def claim(bench: Bench) -> Evidence:
-    """Slopes of far mass, W_1 and W_Phi against rows."""
-    mass, near, orlicz, bounded = series(bench, slopes)
-    evidence = weigh("Mass far from the true atoms falls with a steeper power of the rows than W_1.",
-                     "slope of the logarithm against log rows", mass, near)
-    return provided(evidence, all(bounded), "W_Phi does not bound W_1 or the far mass.", slope_of_w_phi=orlicz)
+    return {"method": {"slope": mass, "share bounded": mean(bounded)}, "baseline": {"slope": near},
+            "W_Phi": {"slope": orlicz}}

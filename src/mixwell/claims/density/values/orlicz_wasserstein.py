@@ -57,11 +57,11 @@ def measure(x: np.ndarray, seed: int) -> Found:
     away = gaps.min(1) > FAR
     far = float(model.weights_[away].sum())
     parts = (model.weights_, model.means_, WEIGHTS, ATOMS)
-    weights, *others = map(torch.from_numpy, parts)
-    measures = (weights / weights.sum(), *others)
+    weights, means, true_weights, atoms = map(torch.from_numpy, parts)
+    weights = weights / weights.sum()
     linear, fine = Config(phi="power", order=1.0), Config(tol=1e-6)
-    w_1 = orlicz_wasserstein(*measures, linear)
-    w_phi = orlicz_wasserstein(*measures, fine)
+    w_1 = orlicz_wasserstein(weights, means, true_weights, atoms, linear)
+    w_phi = orlicz_wasserstein(weights, means, true_weights, atoms, fine)
     return Found(max(far, SMALLEST), w_1, w_phi)
 
 

@@ -27,7 +27,7 @@ from mixwell.run.stages import KINDS, Stage
 from mixwell.run.stages.train import FEW_EPOCHS
 
 FILE = "size.json"
-SPARE = 0.85  # share of the minutes that is planned for: other programs want the machine too
+SPARE = 0.75  # share of the minutes that is planned for: timing takes a tenth, and other programs want the machine too
 LEAST_STEPS = 40  # of a training; fewer show nothing
 
 

@@ -175,7 +175,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_a_stale_one_begins_anew(fake, tm
             monkeypatch.setattr(running.time, "monotonic", lambda: 10.0)
 
     monkeypatch.setattr(running.time, "monotonic", lambda: 0.0)
-    tried([name], tmp_path, until=5.0, told=stop)
+    tried([name], tmp_path, until=5.0, report=stop)
     kept = json.loads((tmp_path / "experts.good.json").read_text())
     assert kept["tried"] == [0, 1, 2, 3]
     assert kept["outcome"] == "to be run" and kept["note"] == "4 of 8 seeds are there."

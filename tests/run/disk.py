@@ -99,8 +99,12 @@ class Disk:
         return noted
 
 
+ENDED = 2**31 - 1  # no process has this number
+
+
 def build(content, folder):
-    """A folder with this content, in the place of what was there."""
+    """A folder with this content, in the place of what was there; who left scratch files in it has ended."""
+    content = {name.replace(f"-{os.getpid()}-", f"-{ENDED}-"): data for name, data in content.items()}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, data in content.items():

@@ -107,9 +107,9 @@ class Bench:
         model = _fresh(arch, seed)
         if swapped is None:
             return model
-        grown = self.train(trunk.arch_of(arch, swapped), trunk.SEED, tokens=trunk.TOKENS)
-        trunk.require_past_bigrams(grown.bits_per_byte, self.data, HELD_TOKENS)
-        trunk.swap(grown.model, model, seed, self.data, swapped)
+        start = self.train(trunk.arch_of(arch, swapped), trunk.SEED, tokens=trunk.TOKENS)
+        trunk.require_past_bigrams(start.bits_per_byte, self.data, HELD_TOKENS)
+        trunk.swap(start.model, model, seed, self.data, swapped)
         return model
 
     def _known(self, arch: Mapping[str, Any], seed: int, settings: Mapping[str, Any], swapped: Part | None,
@@ -176,9 +176,9 @@ def _write(folder: Path, trained: Trained) -> None:
     from mixwell.formats.tensors import save_tensors
 
     save_tensors(folder / "model.safetensors", trained.model.state_dict())
-    told = {"metrics": trained.metrics, "evaluation": asdict(trained.evaluation), "flops": trained.flops,
+    saved = {"metrics": trained.metrics, "evaluation": asdict(trained.evaluation), "flops": trained.flops,
             "seconds": trained.seconds}
-    write_json(folder / "trained.json", told)
+    write_json(folder / "trained.json", saved)
 
 
 def _read(folder: Path, model: LanguageModel) -> Trained:
@@ -186,9 +186,9 @@ def _read(folder: Path, model: LanguageModel) -> Trained:
     from mixwell.formats.tensors import open_file
     from mixwell.lm.evaluate import Evaluation
 
-    told = read_json(folder / "trained.json")
+    saved = read_json(folder / "trained.json")
     tensors = dict(open_file(folder / "model.safetensors"))
     model.cast(tensors["embed.weight"].dtype)  # what the machine trains in
     model.load_state_dict(tensors)
-    evaluation = Evaluation(**told.pop("evaluation"))
-    return Trained(model.eval(), evaluation=evaluation, **told)
+    evaluation = Evaluation(**saved.pop("evaluation"))
+    return Trained(model.eval(), evaluation=evaluation, **saved)

@@ -52,8 +52,8 @@ def resumed(folder: str | Path, name: str, claim: Claim, source: str) -> Record:
 
 def restored(entry: Entry, fresh: Record) -> Record:
     """The record that an entry was written from."""
-    for side, told in entry["tuning"].items():
-        fresh.tries[side] = [_as_try(row) for row in told["tries"]]
+    for side, tuned in entry["tuning"].items():
+        fresh.tries[side] = [_as_try(row) for row in tuned["tries"]]
     columns = zip(entry["tried"], entry["seconds_a_seed"])
     for place, (seed, seconds) in enumerate(columns):
         values = {name: series[place] for name, series in entry["values"].items()}

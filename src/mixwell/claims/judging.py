@@ -31,9 +31,9 @@ class Verdict:
 
     def words(self) -> str:
         """`error: gain −1.2 % (−3.0 to 0.5 %), more than −2.0 % asked for`."""
-        told = self.to_dict()
-        margin = amount(told["margin"], told["relative"])
-        return f"{self.comparison.words()}: gain {gain(told)}, more than {margin} asked for"
+        said = self.to_dict()
+        margin = amount(said["margin"], said["relative"])
+        return f"{self.comparison.words()}: gain {gain(said)}, more than {margin} asked for"
 
 
 def verdicts(claim: Claim, values: Series, seeds: int) -> list[Verdict]:
@@ -67,18 +67,18 @@ def note(every: list[Verdict], seeds: int) -> str:
     if outcome == "held":
         return ""
     reasons = [one.words() for one in every if one.outcome == outcome]
-    told = "; ".join(reasons)
+    said = "; ".join(reasons)
     if outcome == "contradicted":
-        return f"Against it: {told}."
+        return f"Against it: {said}."
     after = "after all looks" if seeds == LOOKS[-1] else f"after {seeds} seeds; more may decide"
-    return f"Open {after}: {told}."
+    return f"Open {after}: {said}."
 
 
-def gain(told: Mapping[str, Any]) -> str:
+def gain(said: Mapping[str, Any]) -> str:
     """`+0.031 (+0.024 to +0.038)`, from a verdict as data."""
-    relative = told["relative"]
-    low, high = (amount(end, relative) for end in told["interval"])
-    mean = amount(told["effect"], relative)
+    relative = said["relative"]
+    low, high = (amount(end, relative) for end in said["interval"])
+    mean = amount(said["effect"], relative)
     return f"{mean} ({low} to {high})"
 
 

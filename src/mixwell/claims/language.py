@@ -43,12 +43,13 @@ def quality(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, 
 
     It starts from the trunk with the mixers of the part `swapped`, or fresh. `balance` replaces the mixer's own.
     """
-    return grown(bench, seed, mixer=mixer, tokens=tokens, lr=lr, swapped=swapped, balance=balance,
+    return from_trunk(bench, seed, mixer=mixer, tokens=tokens, lr=lr, swapped=swapped, balance=balance,
                  **changes).bits_per_byte
 
 
-def grown(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS, lr: float = 4e-3,
-          swapped: Part | None = "channel_mixer", balance: Mapping[str, Any] | None = None, **changes: Any) -> Trained:
+def from_trunk(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS,
+               lr: float = 4e-3, swapped: Part | None = "channel_mixer", balance: Mapping[str, Any] | None = None,
+               **changes: Any) -> Trained:
     """The trained model itself, as for `quality`."""
     own = {} if balance is None else {"balance": balance}
     arch = bench.arch({**(mixer or {}), **own}, **changes)

@@ -86,8 +86,8 @@ class Effort:
 
 def before(found: dict[str, Any]) -> evidence.Entry:
     """The entry of a claim that was tried whole, under the rule before this one, whose outcome does not count."""
-    told = f"{found['outcome']} under the old rule, which decided too soon."
-    return {"claim": found["claim"], "metric": found["metric"], "outcome": OPEN, "seeds": 0, "note": told,
+    note = f"{found['outcome']} under the old rule, which decided too soon."
+    return {"claim": found["claim"], "metric": found["metric"], "outcome": OPEN, "seeds": 0, "note": note,
             "before": found}
 
 
@@ -102,10 +102,10 @@ def efforts(names: Sequence[str], folder: Path) -> list[Effort]:
 
 
 def run(chosen: Sequence[Effort], folder: Path, *, jobs: int, until: float = float("inf"),
-        told: Callable[[Effort, Task, work.Done], None] = lambda *_: None, pool: Executor | None = None) -> None:
+        report: Callable[[Effort, Task, work.Done], None] = lambda *_: None, pool: Executor | None = None) -> None:
     """Try the claims until each is decided or the clock (`time.monotonic`) passes `until`; what runs then is finished.
 
-    Evidence is written after every task; `told` hears of it. A broken claim is left and the rest goes on.
+    Evidence is written after every task; `report` is called with it. A broken claim is left and the rest goes on.
     """
     with tempfile.TemporaryDirectory(prefix="mixwell-bench-") as bench, _pool(pool, jobs) as workers:
         running: dict[Future[work.Done], tuple[Effort, Task]] = {}
@@ -120,7 +120,7 @@ def run(chosen: Sequence[Effort], folder: Path, *, jobs: int, until: float = flo
             for future in finished:
                 effort, task = running.pop(future)
                 _keep(effort, task, future.result(), folder)
-                told(effort, task, future.result())
+                report(effort, task, future.result())
 
 
 def _keep(effort: Effort, task: Task, done: work.Done, folder: Path) -> None:

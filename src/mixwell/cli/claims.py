@@ -63,7 +63,7 @@ def claims(names: Annotated[list[str] | None, typer.Argument(
     until = float("inf") if minutes is None else started + 60 * minutes
     workers = jobs or machine.physical_cores()
     with Seen(console, chosen, workers) as seen:
-        running.run(chosen, save, jobs=workers, until=until, told=seen)
+        running.run(chosen, save, jobs=workers, until=until, report=seen)
     _ended(console, chosen, time.monotonic() - started, save)
 
 
@@ -123,8 +123,8 @@ class Seen:
 
         if not task.side and done.seconds > BUDGET_S and effort.name not in self.slow:
             self.slow.add(effort.name)
-            told = f"a seed took {units.seconds(done.seconds)}; its budget is {units.seconds(BUDGET_S)}"
-            self.console.print(f"{effort.name:<{self.width}}  {told}", markup=False, soft_wrap=True)
+            note = f"a seed took {units.seconds(done.seconds)}; its budget is {units.seconds(BUDGET_S)}"
+            self.console.print(f"{effort.name:<{self.width}}  {note}", markup=False, soft_wrap=True)
         if effort.done:
             self._say(effort)
         what = f"a setting of the {task.side}" if task.side else f"seed {task.seed}"

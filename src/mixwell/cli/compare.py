@@ -94,7 +94,7 @@ def compare_models(console: Console, models: list[str], chosen: Recipe, baseline
     budget = {"tokens": chosen.evaluate.max_tokens}
     with Bar(console) as bar:
         page = existing.evaluate(ordered, texts.held_out(chosen), budget=budget, reading=chosen.evaluate, out=out,
-                                 told=bar.preparing)
+                                 progress=bar.preparing)
     show_found(console, existing_page.read(page.parent))
     console.print(f"report: {page}", soft_wrap=True)
 

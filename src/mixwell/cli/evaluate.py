@@ -48,7 +48,7 @@ def evaluate(models: Annotated[list[str], MODELS],
     console = Console(highlight=False)
     reading = from_dict(EvaluateConfig, {"seq_len": seq_len, "batch_size": batch_size}, "evaluate")
     with Bar(console) as bar:
-        page = existing.evaluate(models, data, budget=budget, reading=reading, out=out, told=bar.preparing)
+        page = existing.evaluate(models, data, budget=budget, reading=reading, out=out, progress=bar.preparing)
     show_found(console, existing_page.read(page.parent))
     console.print(f"report: {page}", soft_wrap=True)
 

@@ -35,7 +35,7 @@ class Bar:
         self.start = time.perf_counter()
         self.name_width = 0
         self.size: Size | None = None
-        self.told: set[str] = set()  # what was said of getting ready
+        self.said: set[str] = set()  # what was said of getting ready
 
     def __enter__(self) -> Bar:
         self.bar.start()
@@ -55,9 +55,9 @@ class Bar:
 
         There the first step stays unsaid: it brings most mistakes to light, and they are to stand alone.
         """
-        if self.told and words not in self.told and not self.console.is_terminal:
+        if self.said and words not in self.said and not self.console.is_terminal:
             self.console.print(f"get ready · {words}", highlight=False, markup=False, soft_wrap=True)
-        self.told.add(words)
+        self.said.add(words)
         self.bar.update(self.task, description=f"get ready · {words}")
 
     def planned(self, stages: Sequence[Planned]) -> None:

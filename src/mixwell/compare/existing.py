@@ -36,7 +36,7 @@ from mixwell.run.stages.evaluate import EvaluateConfig
 
 def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None, *,
              budget: Mapping[str, Any] | str | None = None, reading: EvaluateConfig | None = None,
-             out: str | Path | None = None, told: Progress = lambda words: None) -> Path:
+             out: str | Path | None = None, progress: Progress = lambda words: None) -> Path:
     """Measure models that exist on the same text and return the path of the report.
 
     models: model folders, folders of stages, or `RUN:STAGE`; the others are held against the first. data: a file,
@@ -56,12 +56,12 @@ def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None
     places = {name: find_model(model) for name, model in names.items()}
     tokenizers = {name: _tokenizer(model) for name, model in places.items()}
     torch.set_num_threads(machine.threads())
-    told("read the text")
+    progress("read the text")
     whole = data if isinstance(data, Text) else read(data, limits)
     text = within_tokens(whole, limits, list(tokenizers.values()))
     found = []
     for name, model in places.items():
-        told(f"{name} reads")
+        progress(f"{name} reads")
         found.append(measured(name, model, tokenizers[name], text, config))
     wall = time.perf_counter() - clock
     write_json(folder / RECORD, _record(found, text, limits, config, started, wall))

@@ -35,9 +35,9 @@ class Form(NamedTuple):
 
 def form_of(tensors: Mapping[str, Tensor], name: str) -> Form:
     """Type and shape of a tensor among others, without reading it where they can tell (`form`)."""
-    told = getattr(tensors, "form", None)
-    if told is not None:
-        return told(name)
+    stated = getattr(tensors, "form", None)
+    if stated is not None:
+        return stated(name)
     tensor = tensors[name]
     return Form(tensor.dtype, tuple(tensor.shape))
 

@@ -173,8 +173,8 @@ def attention_factor(scaling: Scaling | None) -> float:
         return float(given)
     factor = scaling["factor"]
     if scaling["type"] == "longrope":
-        grown = 1 + math.log(factor) / math.log(scaling[_ORIGINAL])
-        return math.sqrt(grown) if factor > 1 else 1.0
+        growth = 1 + math.log(factor) / math.log(scaling[_ORIGINAL])
+        return math.sqrt(growth) if factor > 1 else 1.0
     over, under = scaling.get("mscale"), scaling.get("mscale_all_dim")
     if over and under:
         return yarn_scale(factor, over) / yarn_scale(factor, under)

@@ -97,16 +97,16 @@ class Reader:
     @property
     def notices(self) -> list[str]:
         """What was passed over, in sentences."""
-        told = []
+        lines = []
         for reason, names in self.passed_over.items():
             share = f"{len(names)} of {len(self.paths)}"
-            told.append(f"{share} files passed over ({reason}): {_listed(names)}")
-        told += [f"{count} {reason} passed over" for reason, count in self.dropped.items()]
+            lines.append(f"{share} files passed over ({reason}): {_listed(names)}")
+        lines += [f"{count} {reason} passed over" for reason, count in self.dropped.items()]
         if self.wanted.guessed:
-            told.append(f"the text is taken from the only field that holds some: {', '.join(self.wanted.guessed)}")
+            lines.append(f"the text is taken from the only field that holds some: {', '.join(self.wanted.guessed)}")
         if self.beside:
-            told.append(f"of the data set's splits train alone is read, not {', '.join(self.beside)}")
-        return told
+            lines.append(f"of the data set's splits train alone is read, not {', '.join(self.beside)}")
+        return lines
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -150,11 +150,11 @@ def _document(path: str, found: str | Conversation) -> Document:
 
 
 def _listed(names: Sequence[str]) -> str:
-    told = list(names[:NAMED])
-    more = len(names) - len(told)
+    lines = list(names[:NAMED])
+    more = len(names) - len(lines)
     if more:
-        told.append(f"and {more} more")
-    return ", ".join(told)
+        lines.append(f"and {more} more")
+    return ", ".join(lines)
 
 
 def _paths(spec: Path) -> tuple[Path, list[Path]]:

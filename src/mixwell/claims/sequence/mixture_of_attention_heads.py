@@ -14,7 +14,7 @@ from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
 from mixwell.claims.grids import variants
-from mixwell.claims.language import FINE, RATES, block, grown
+from mixwell.claims.language import FINE, RATES, block, from_trunk
 
 HEADS = {"method": "sequence.mixture_of_attention_heads", "num_experts": 16, "num_heads": 5, "head_dim": 16}
 MIXTURES = variants(HEADS, balance=variants({"z_loss": 0.001}, switch=(0.001, 0.01, 0.1)))
@@ -22,7 +22,7 @@ MIXTURES = variants(HEADS, balance=variants({"z_loss": 0.001}, switch=(0.001, 0.
 
 def measure(bench: Bench, seed: int, *, lr: float, **changes: Any) -> dict[str, float]:
     """Bits per byte, and forward FLOPs a token."""
-    trained = grown(bench, seed, mixer=block(64), lr=lr, swapped="sequence_mixer", **changes)
+    trained = from_trunk(bench, seed, mixer=block(64), lr=lr, swapped="sequence_mixer", **changes)
     return {"bits": trained.bits_per_byte, "flops": trained.model.flops_per_token(64)}
 
 

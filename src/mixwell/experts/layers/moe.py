@@ -8,7 +8,7 @@
 **Reference:** Shazeer et al. 2017 (1701.06538), eq. 1; Jiang et al. 2024 (2401.04088); shared experts after
     Rajbhandari et al. 2022 (2201.05596) and DeepSeekMoE (2401.06066), their gate as in Qwen1.5-MoE; clamped
     experts with biases as in GPT-OSS (2508.10925).
-**Differs:** dropless unless `capacity_factor` is set; balance rules see what the router wished, before overflow.
+**Differs:** dropless unless `capacity_factor` is set; balance rules see what the router preferred, before overflow.
 **Fails when:** the router collapses; watch the load.
 **Cost:** 6 T K D F FLOPs forward for the experts, 2 T D E for the router.
 """
@@ -118,12 +118,12 @@ class MoE(ChannelMixer):
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D], with the routing and the losses that training adds."""
-        wished = self.router(x_TD, context)
-        routing = self.overflow(wished, context)
+        preferred = self.router(x_TD, context)
+        routing = self.overflow(preferred, context)
         y = self._mixed(x_TD, routing, context)
         if self.config.shared_width:
             y = y + self._shared(x_TD)
-        losses, aux = apply_balance(self.balance, wished, context) if context.losses else ({}, None)
+        losses, aux = apply_balance(self.balance, preferred, context) if context.losses else ({}, None)
         return Mixed(y, routing, losses, aux)
 
     def _shared(self, x_TD: Tensor) -> Tensor:

@@ -76,9 +76,9 @@ def excesses(problem: Problem, seed: int) -> dict[str, float]:
         return float((guess != truth).mean() - least)
 
     raw = LogisticRegression().fit(few, labels)
-    told = LogisticRegression().fit(problem.posterior(few), labels)
+    classifier = LogisticRegression().fit(problem.posterior(few), labels)
     found = {"rows": excess(raw.predict(fresh)),
-             "true responsibilities": excess(told.predict(problem.posterior(fresh)))}
+             "true responsibilities": excess(classifier.predict(problem.posterior(fresh)))}
     kinds = [("linear", rows) for rows in UNLABELLED] + [("table", UNLABELLED[-1])]
     for kind, rows in kinds:
         model = pretrained(kind, seed).fit(few, labels, X_unlabelled=more[:rows])

@@ -19,7 +19,7 @@ from mixwell.claims._methods import call
 from mixwell.claims._series import columns
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.language import Seen, block, grown, probe
+from mixwell.claims.language import Seen, block, from_trunk, probe
 from mixwell.core.rng import generator
 from mixwell.core.routing import Routing
 
@@ -94,7 +94,7 @@ CLAIM = Claim("Neurons of a dense block form groups that are active together.",
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Modularity of the groups found against random ones, mean over layers."""
-    trained = grown(bench, seed, mixer=block(NEURONS))
+    trained = from_trunk(bench, seed, mixer=block(NEURONS))
     layers = probe(bench, trained.model)
     measured = [measure(seen, seed) for seen in layers]
     found, random = columns(measured)

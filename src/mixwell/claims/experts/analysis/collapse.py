@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.language import SWITCH, grown, log_scatter_ratio
+from mixwell.claims.language import SWITCH, from_trunk, log_scatter_ratio
 
 CLAIM = Claim("Training a linear top-1 router collapses representations onto experts.",
               "log of within-expert over between-expert scatter of hidden states, mean over layers")
@@ -18,5 +18,5 @@ CLAIM = Claim("Training a linear top-1 router collapses representations onto exp
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Scatter ratio after training against before."""
     before = bench.started(bench.arch(SWITCH), seed, "channel_mixer")
-    after = grown(bench, seed, mixer=SWITCH).model
+    after = from_trunk(bench, seed, mixer=SWITCH).model
     return {"method": log_scatter_ratio(bench, after), "baseline": log_scatter_ratio(bench, before)}

@@ -16,7 +16,7 @@ from mixwell.claims._judging import BITS
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side, no_worse
-from mixwell.claims.language import RATES, Seen, grown, mean_over, probe
+from mixwell.claims.language import RATES, Seen, from_trunk, mean_over, probe
 
 ROUTERS: dict[str, dict[str, Any]] = {
     "baseline": {"method": "top_k", "k": 2},
@@ -36,7 +36,7 @@ def evenness(seen: Seen) -> float:
 
 def measure(bench: Bench, seed: int, *, router: Mapping[str, Any], lr: float) -> dict[str, float]:
     """Bits per byte, and the entropy of the mean gate over that of even use, mean over layers."""
-    trained = grown(bench, seed, mixer={"router": router}, lr=lr)
+    trained = from_trunk(bench, seed, mixer={"router": router}, lr=lr)
     even = mean_over(probe(bench, trained.model), evenness)
     return {"bits": trained.bits_per_byte, "evenness": even}
 

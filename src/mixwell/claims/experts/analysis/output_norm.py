@@ -13,7 +13,7 @@ from typing import Any
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.language import Seen, grown, mean_over, probe
+from mixwell.claims.language import Seen, from_trunk, mean_over, probe
 
 
 def analysed(seen: Seen) -> dict[str, Any]:
@@ -29,7 +29,7 @@ CLAIM = Claim("Routers pick experts with larger output norms.",
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Choices among the largest norms against chance."""
-    trained = grown(bench, seed)
+    trained = from_trunk(bench, seed)
     layers = probe(bench, trained.model)
     found = [analysed(seen) for seen in layers]
     hits = mean_over(found, itemgetter("hits"))

@@ -14,7 +14,7 @@ from typing import Any
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.language import Seen, grown, mean_over, probe
+from mixwell.claims.language import Seen, from_trunk, mean_over, probe
 
 
 def analysed(seen: Seen) -> dict[str, Any]:
@@ -29,7 +29,7 @@ CLAIM = Claim("Consecutive tokens go to the same expert more often than chance."
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Repeated first choices against chance."""
-    trained = grown(bench, seed)
+    trained = from_trunk(bench, seed)
     layers = probe(bench, trained.model)
     found = [analysed(seen) for seen in layers]
     repeated = mean_over(found, itemgetter("first"))

@@ -12,7 +12,7 @@ from typing import Any
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.language import DEEP, grown
+from mixwell.claims.language import DEEP, from_trunk
 
 
 def likeness(model: Any) -> list[float]:
@@ -31,6 +31,6 @@ CLAIM = Claim("Experts grow less alike with depth.",
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Likeness of experts in the third layer against the first."""
-    trained = grown(bench, seed, **DEEP)
+    trained = from_trunk(bench, seed, **DEEP)
     first, second, third, last = likeness(trained.model)
     return {"method": third, "baseline": first, "second layer": second, "last layer": last}

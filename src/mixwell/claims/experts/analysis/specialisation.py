@@ -16,7 +16,7 @@ import torch
 from mixwell.claims._methods import call
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.language import Seen, grown, mean_over, probe
+from mixwell.claims.language import Seen, from_trunk, mean_over, probe
 from mixwell.core.rng import generator
 from mixwell.core.routing import Context, Routing
 
@@ -43,7 +43,7 @@ CLAIM = Claim("Experts specialise by token rather than by domain.",
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Information with the token against information with the domain, means over layers."""
-    trained = grown(bench, seed)
+    trained = from_trunk(bench, seed)
     seen = probe(bench, trained.model)
     found = {}
     for side, by in (("method", "token"), ("baseline", "domain")):

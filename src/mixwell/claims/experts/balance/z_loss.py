@@ -18,7 +18,7 @@ from torch import Tensor
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
 from mixwell.claims.grids import variants
-from mixwell.claims.language import FINE, RATES, Seen, grown, mean_over, probe
+from mixwell.claims.language import FINE, RATES, Seen, from_trunk, mean_over, probe
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def in_order(indices_TK: Tensor) -> Tensor:
 
 def measure(bench: Bench, seed: int, *, lr: float, balance: Mapping[str, Any]) -> dict[str, float]:
     """The share, mean over layers, and bits per byte."""
-    trained = grown(bench, seed, lr=lr, balance=balance)
+    trained = from_trunk(bench, seed, lr=lr, balance=balance)
     share = mean_over(probe(bench, trained.model), changed)
     return {"changed": share, "bits": trained.bits_per_byte}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
-from mixwell.claims.language import BALANCED, grown
+from mixwell.claims.language import BALANCED, from_trunk
 from mixwell.core.routing import Context, Routing
 
 PRODUCT = {"method": "experts.layers.cartesian", "router": {"method": "top_k", "k": 1}, "hidden_dim": 32}
@@ -62,7 +62,7 @@ def mistaken(model: Any) -> Any:
 
 def measure(bench: Bench, seed: int, *, mixer: Mapping[str, Any], **options: Any) -> dict[str, float]:
     """Bits per byte, and by how much routing errors raise them."""
-    trained = grown(bench, seed, mixer=mixer, **options)
+    trained = from_trunk(bench, seed, mixer=mixer, **options)
     right = trained.bits_per_byte
     with torch.no_grad():
         wrong = bench.evaluate(mistaken(trained.model)).mean

@@ -15,7 +15,7 @@ from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
 from mixwell.claims.grids import variants
-from mixwell.claims.language import BALANCED, RATES, Seen, grown, mean_over, probe
+from mixwell.claims.language import BALANCED, RATES, Seen, from_trunk, mean_over, probe
 
 UNEQUAL = {"method": "experts.layers.heterogeneous"}
 PENALISED = {"lr": RATES, "balance": variants({}, parameter_penalty=(0.003, 0.01, 0.03))}
@@ -31,7 +31,7 @@ def work(seen: Seen) -> float:
 
 def measure(bench: Bench, seed: int, *, mixer: Mapping[str, Any], **options: Any) -> dict[str, float]:
     """Bits per byte, and FLOPs that a channel mixer took for a held-out token, mean over layers."""
-    trained = grown(bench, seed, mixer=mixer, **options)
+    trained = from_trunk(bench, seed, mixer=mixer, **options)
     flops = mean_over(probe(bench, trained.model), work)
     return {"bits": trained.bits_per_byte, "flops": flops}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
-from mixwell.claims.language import BALANCED, Seen, grown, mean_over, probe
+from mixwell.claims.language import BALANCED, Seen, from_trunk, mean_over, probe
 
 SPARSE = {"mixer": {"method": "experts.layers.interpretable"}, "weight": "up_proj"}
 LEARNED = {"mixer": {"method": "experts.layers.sigma_moe", "router": {"method": "top_k", "k": 2}}, "weight": "key_proj"}
@@ -36,7 +36,7 @@ def share(seen: Seen, up_EFD: Tensor) -> float:
 
 def measure(bench: Bench, seed: int, *, mixer: Mapping[str, Any], weight: str, **options: Any) -> dict[str, float]:
     """The share, mean over layers, and bits per byte; `weight` names the experts' first map."""
-    trained = grown(bench, seed, mixer=mixer, **options)
+    trained = from_trunk(bench, seed, mixer=mixer, **options)
     active = mean_over(probe(bench, trained.model), lambda seen: share(seen, getattr(seen.mixer, weight)))
     return {"active": active, "bits": trained.bits_per_byte}
 

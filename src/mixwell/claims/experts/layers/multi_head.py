@@ -14,7 +14,7 @@ from typing import Any
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.language import BALANCED, Seen, grown, mean_over, probe
+from mixwell.claims.language import BALANCED, Seen, from_trunk, mean_over, probe
 
 HEADS = {"method": "experts.layers.multi_head", "parity_k": 2}
 
@@ -28,7 +28,7 @@ def experts_of_a_token(seen: Seen) -> float:
 
 def measure(bench: Bench, seed: int, *, mixer: Mapping[str, Any], **options: Any) -> dict[str, float]:
     """Bits per byte, and experts of a held-out token, mean over layers."""
-    trained = grown(bench, seed, mixer=mixer, **options)
+    trained = from_trunk(bench, seed, mixer=mixer, **options)
     experts = mean_over(probe(bench, trained.model), experts_of_a_token)
     return {"bits": trained.bits_per_byte, "experts": experts}
 

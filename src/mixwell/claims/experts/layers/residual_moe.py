@@ -14,11 +14,11 @@ from typing import Any
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench, Trained
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.language import BALANCED, TOKENS, grown
+from mixwell.claims.language import BALANCED, TOKENS, from_trunk
 from mixwell.experts.layers.residual_moe import pyramid
 
 
-def told(trained: Trained) -> dict[str, float]:
+def figures(trained: Trained) -> dict[str, float]:
     """Bits per byte and parameters of a model."""
     size = trained.model.num_parameters()
     return {"bits": trained.bits_per_byte, "parameters": float(size)}
@@ -29,12 +29,12 @@ def residual(bench: Bench, seed: int, *, lr: float, balance: Mapping[str, Any],
     """The pyramid of four and eight experts."""
     arch = bench.arch({"method": "experts.layers.residual_moe", "balance": balance})
     rising = pyramid(arch, (4, 8))
-    return told(bench.train(rising, seed, lr=lr, tokens=tokens, swapped="channel_mixer"))
+    return figures(bench.train(rising, seed, lr=lr, tokens=tokens, swapped="channel_mixer"))
 
 
 def uniform(bench: Bench, seed: int, **options: Any) -> dict[str, float]:
     """Top-2 of eight in both layers."""
-    return told(grown(bench, seed, **options))
+    return figures(from_trunk(bench, seed, **options))
 
 
 CLAIM = Claim(

@@ -13,14 +13,14 @@ from typing import Any
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.language import BALANCED, grown
+from mixwell.claims.language import BALANCED, from_trunk
 
 SHARED = {"method": "experts.layers.tensor_train", "tensors": 5, "rank": 16}
 
 
 def measure(bench: Bench, seed: int, *, mixer: Mapping[str, Any], **options: Any) -> dict[str, float]:
     """Bits per byte, and parameters of one layer's mixture."""
-    trained = grown(bench, seed, mixer=mixer, **options)
+    trained = from_trunk(bench, seed, mixer=mixer, **options)
     first = trained.model.layers[0]
     own = first.channel_mixer.parameters()
     size = sum(parameter.numel() for parameter in own)

@@ -14,12 +14,12 @@ from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
 from mixwell.claims.experts._synthetic import unserved
-from mixwell.claims.language import BALANCED, grown, limited, probe
+from mixwell.claims.language import BALANCED, from_trunk, limited, probe
 
 
 def measure(bench: Bench, seed: int, *, rule: str, lr: float, balance: Mapping[str, Any]) -> dict[str, float]:
     """Bits per byte, and the share of held-out tokens that no expert serves, largest over layers."""
-    trained = grown(bench, seed, mixer=limited(rule), lr=lr, balance=balance)
+    trained = from_trunk(bench, seed, mixer=limited(rule), lr=lr, balance=balance)
     dropped = max(unserved(seen.mixed) for seen in probe(bench, trained.model))
     return {"bits": trained.bits_per_byte, "dropped": dropped}
 

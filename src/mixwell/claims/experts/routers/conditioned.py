@@ -29,9 +29,9 @@ def tasks(seed: int) -> Draw:
     def draw(count: int, draws: torch.Generator) -> Batch:
         labels = torch.randint(8, (count,), generator=draws)
         z = torch.randn(count, SHARED, generator=draws)
-        told = torch.cat([z, bits[labels]], 1)
+        labelled = torch.cat([z, bits[labels]], 1)
         y = mapped(maps, labels, z)
-        return Batch(told, y, labels)
+        return Batch(labelled, y, labels)
 
     return draw
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
-from mixwell.claims.language import BALANCED, SWITCH, grown, log_scatter_ratio
+from mixwell.claims.language import BALANCED, SWITCH, from_trunk, log_scatter_ratio
 
 MIXERS = {"method": {"router": {"method": "cosine", "k": 1}}, "baseline": SWITCH}
 
@@ -22,7 +22,7 @@ MIXERS = {"method": {"router": {"method": "cosine", "k": 1}}, "baseline": SWITCH
 def measure(bench: Bench, seed: int, *, mixer: Mapping[str, Any], lr: float,
             balance: Mapping[str, Any]) -> dict[str, float]:
     """Scatter ratio and bits per byte of a trained model."""
-    trained = grown(bench, seed, mixer=mixer, lr=lr, balance=balance)
+    trained = from_trunk(bench, seed, mixer=mixer, lr=lr, balance=balance)
     return {"scatter": log_scatter_ratio(bench, trained.model), "bits": trained.bits_per_byte}
 
 

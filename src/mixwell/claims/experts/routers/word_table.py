@@ -50,7 +50,7 @@ class Facts:
         tokens = ENTITIES + relations
         return torch.stack([entities, tokens], 1)
 
-    def told(self, ids_B2: Tensor) -> tuple[Tensor, Context]:
+    def given(self, ids_B2: Tensor) -> tuple[Tensor, Context]:
         """What a layer is given."""
         state = self.embeddings_VD[ids_B2].cumsum(1)
         tokens = ids_B2.flatten()
@@ -59,7 +59,7 @@ class Facts:
 
     def ask(self, layer: Any, ids_B2: Tensor) -> tuple[Tensor, Tensor, Any]:
         """(scores of the values, right answers, what the layer gave)."""
-        mixed = layer(*self.told(ids_B2))
+        mixed = layer(*self.given(ids_B2))
         entity, relation = ids_B2.T
         answers = self.answers[entity, relation - ENTITIES]
         of_relations = mixed.y_TD[1::2]
@@ -70,7 +70,7 @@ class Facts:
 def recall(layer: Any, facts: Facts, draws: torch.Generator, lr: float) -> float:
     """Share of rare facts recalled after 600 steps of 256 facts."""
     first = facts.rows(512, draws)
-    level(layer, facts.told(first), SIZE)
+    level(layer, facts.given(first), SIZE)
     optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
     layer.train()
     for _ in range(600):

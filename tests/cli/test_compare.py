@@ -81,16 +81,16 @@ def three(monkeypatch):
     from mixwell.claims.record import Record, Task, Trial
     from mixwell.claims.work import Done
 
-    def run(chosen, folder, *, jobs, until, told):
+    def run(chosen, folder, *, jobs, until, report):
         assert jobs == 3 and until < float("inf")
         good, broken, slow = chosen
         for seed in range(8):
             task = Task(good.name, seed)
             good.busy.append(task)
             running._keep(good, task, Done(130.0, {"method": 1.0 + seed % 2, "baseline": 3.0}), folder)
-            told(good, task, Done(130.0))
+            report(good, task, Done(130.0))
         broken.broken = "ValueError: [no]"
-        told(broken, Task(broken.name, 0), Done(1.0))
+        report(broken, Task(broken.name, 0), Done(1.0))
         slow.record.trials[0] = Trial({"method": 1.0, "baseline": 1.0}, 2.0)
 
     names = ["experts.a", "experts.b", "experts.c"]

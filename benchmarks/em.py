@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--kinds", default="full,diag,tied,spherical")
     parser.add_argument("--stream", type=int, default=0, metavar="ROWS")
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
-    parser.set_defaults(clock="wall", pages="default")
+    parser.set_defaults(clock="wall", pages="default")  # what `save` writes down of how it was timed
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)

@@ -35,7 +35,7 @@ from mixwell.core.registry import Entry, entries
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = ROOT / "tools" / "mutants.toml"
 SEED = 0
-PATIENCE_S = 120.0  # for one mutant, beyond three times what the sound file takes
+PATIENCE_S, SOUND_S = 120.0, 600.0  # for the tests of a mutant, and of the file as it stands
 SIGNS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 ORDERS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -189,7 +189,7 @@ def _run(module: str, path: Path, tree: ast.Module, tests: Sequence[str]) -> Non
     torch.set_num_threads(1)
     sys.meta_path.insert(0, _Finder(module, path, compile(tree, str(path), "exec")))
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        status = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly", *tests])
+        status = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests])
     os._exit(int(status))
 
 
@@ -220,7 +220,7 @@ def judge(entry: Entry, most: int, excused: Sequence[str]) -> tuple[int, int, li
     tests = tests_of(path)
     if not tests:
         return 0, 1, ["it has no test file of its own"]
-    if not passes(module, path, ast.parse(source), tests, 600.0):
+    if not passes(module, path, ast.parse(source), tests, SOUND_S):
         return 0, 1, ["its tests fail as it stands"]
     tried = [m for m in mutants(entry.name, source, most) if str(m).partition(": ")[2] not in excused]
     alive = [m for m in tried if passes(module, path, m.tree, tests, PATIENCE_S)]

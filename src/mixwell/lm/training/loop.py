@@ -281,22 +281,26 @@ class _Run:
             "sampler": self.sampler.state_dict(),
             "window": self.window.state_dict(),
             "settings": self._settings(),
-            "choices": choices().digest(),
+            "choices": self._choices(),
         }
         train_state.save(self.folder / STATE, self.step, tensors, values)
         self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        if values.get("choices") not in (None, choices().digest()):
+        saved, own = values.get("choices"), self._choices()
+        if None not in (saved, own) and saved != own:
             warnings.warn(ROUNDS_OTHERWISE, UserWarning, stacklevel=3)
         self.sampler.load_state_dict(values["sampler"])
         self.optimizer.load_tensors(tensors)
         for name, buffer in self._buffers().items():
-            saved = tensors[f"buffer.{name}"]
-            buffer.copy_(saved)
+            buffer.copy_(tensors[f"buffer.{name}"])
         self.step = values["step"]
         self.seconds = values["seconds"]
         self.window = Window(values["window"])
+
+    def _choices(self) -> str | None:
+        """What decides how products are rounded here; None off the CPU, where it is not used, so not worth measuring."""
+        return choices().digest() if self.device.type == "cpu" else None
 
     def _buffers(self) -> dict[str, Tensor]:
         """What a model remembers beside its parameters (a router's bias, say), live."""

@@ -299,7 +299,7 @@ class _Run:
         self.window = Window(values["window"])
 
     def _choices(self) -> str | None:
-        """What decides how products are rounded here; None off the CPU, where it is not used, so not worth measuring."""
+        """What decides how products are rounded here; None off the CPU, where nobody uses it."""
         return choices().digest() if self.device.type == "cpu" else None
 
     def _buffers(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
+from mixwell.lm.evaluate import windows
 from mixwell.lm.tokenizer import Tokenizer
 
 
@@ -47,7 +48,7 @@ def score(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, batch
     first_BT = stream_S[:1].unsqueeze(0)
     _row_nats(model, first_BT, first_BT)  # warms the kernels up
     parts, begin = [], time.perf_counter()
-    for inputs_BT, targets_BT in _windows(stream_S, batch_size, seq_len):
+    for inputs_BT, targets_BT in windows(stream_S[:-1], stream_S[1:], batch_size, seq_len):
         nats_BT = _row_nats(model, inputs_BT, targets_BT)
         parts.append(nats_BT.flatten())
     took = time.perf_counter() - begin
@@ -70,15 +71,3 @@ def _joined(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, np.ndar
         ids += [*encoded, end]
         owners += [number] * (len(encoded) + 1)
     return torch.tensor(ids), np.array(owners)
-
-
-def _windows(stream_S: Tensor, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (inputs, targets) that go through the stream once; what is left over comes last, as one row."""
-    span = batch_size * seq_len
-    for pair in zip(stream_S[:-1].split(span), stream_S[1:].split(span)):
-        inputs, targets = pair
-        whole = len(inputs) // seq_len * seq_len
-        if whole:
-            yield inputs[:whole].view(-1, seq_len), targets[:whole].view(-1, seq_len)
-        if whole < len(inputs):
-            yield inputs[whole:].unsqueeze(0), targets[whole:].unsqueeze(0)

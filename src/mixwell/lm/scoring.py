@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
+from mixwell.lm.encoding import enclosed
 from mixwell.lm.evaluate import windows
 from mixwell.lm.tokenizer import Tokenizer
+
+NOBODYS = -1  # of ids that count for no text
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +38,8 @@ def score(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, batch
 
     They follow each other as in training, an end-of-text token before the first and behind each, and are cut into
     windows of `seq_len` without overlap: a token sees at most the `seq_len` before it. Every token counts, the first of
-    the first text, too. The model is left in evaluation mode. A tokenizer with ids that the model does not embed raises
-    `MixwellError`.
+    the first text, too, but what the tokenizer puts before a text. The model is left in evaluation mode. A tokenizer
+    with ids that the model does not embed raises `MixwellError`.
     """
     model.eval()
     stream_S, owners_S = _joined(tokenizer, texts)
@@ -53,8 +56,9 @@ def score(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, batch
         parts.append(nats_BT.flatten())
     took = time.perf_counter() - begin
     nats_S = torch.cat(parts).double().numpy()
-    bits_N = np.bincount(owners_S, nats_S, minlength=len(texts)) / math.log(2)
-    return Scores(bits_N, len(owners_S), took)
+    counted_S = owners_S != NOBODYS
+    bits_N = np.bincount(owners_S[counted_S], nats_S[counted_S], minlength=len(texts)) / math.log(2)
+    return Scores(bits_N, int(counted_S.sum()), took)
 
 
 def _row_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -64,10 +68,10 @@ def _row_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor
 
 
 def _joined(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, np.ndarray]:
-    """(the ids of all texts with end-of-text tokens around each, the text that each id but the first belongs to)."""
-    end = tokenizer.eos_id
-    ids, owners = [end], []
+    """(the ids of all texts behind an end-of-text token, the text that each id but the first counts for)."""
+    ids, owners = [tokenizer.eos_id], []
     for number, encoded in enumerate(tokenizer.encode_batch(texts)):
-        ids += [*encoded, end]
-        owners += [number] * (len(encoded) + 1)
+        whole, counts = enclosed(tokenizer, encoded)
+        ids += whole
+        owners += [number if counted else NOBODYS for counted in counts]
     return torch.tensor(ids), np.array(owners)

@@ -281,13 +281,13 @@ class _Run:
             "sampler": self.sampler.state_dict(),
             "window": self.window.state_dict(),
             "settings": self._settings(),
-            "choices": choices().digest(),
+            "choices": self._choices(),
         }
         train_state.save(self.folder / STATE, self.step, tensors, values)
         self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        if values.get("choices") not in (None, choices().digest()):
+        if values.get("choices") not in (None, self._choices()):
             warnings.warn(ROUNDS_OTHERWISE, UserWarning, stacklevel=3)
         self.sampler.load_state_dict(values["sampler"])
         self.optimizer.load_tensors(tensors)
@@ -304,6 +304,10 @@ class _Run:
         parameters = {name for name, _ in named}
         state = self.model.state_dict()
         return {name: value for name, value in state.items() if name not in parameters}
+
+    def _choices(self) -> str | None:
+        """The libraries that products go through, by which they round; None where no CPU computes them."""
+        return choices().digest() if self.device.type == "cpu" else None
 
     def _settings(self) -> dict[str, Any]:
         return {**self.config.settings(), "tokenizer": self.data.tokenizer_digest}

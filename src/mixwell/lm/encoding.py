@@ -71,7 +71,8 @@ class Encoder:
             found = self._chat.encode(Conversation.from_json(document.messages), self.answers_only)
         except MixwellError as error:
             raise MixwellError(f"{document.path}: {error}") from error
-        last = next((number for number in reversed(found.ids) if number in self._special), None)
+        special = self.tokenizer.special_ids
+        last = next((number for number in reversed(found.ids) if number in special), None)
         if last == self.tokenizer.eos_id:
             return found
         counts = not self.answers_only or not self._chat.ends
@@ -87,7 +88,3 @@ class Encoder:
     @cached_property
     def _chat(self) -> Chat:
         return Chat(self.tokenizer)
-
-    @cached_property
-    def _special(self) -> frozenset[int | None]:
-        return frozenset(map(self.tokenizer.id_of, self.tokenizer.special))

@@ -153,6 +153,12 @@ class Tokenizer:
         return tuple(sorted(found, key=lambda text: (-len(text), text)))
 
     @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        found = map(self.id_of, self.special)
+        return frozenset(number for number in found if number is not None)
+
+    @cached_property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids that the tokenizer's own template puts before a text and behind it, as `transformers` does."""
         bare = self._backend.encode("a", add_special_tokens=False).ids

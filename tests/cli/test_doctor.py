@@ -27,7 +27,6 @@ def small_board(monkeypatch):
     monkeypatch.setattr(machine, "cpu_model", lambda: "Cortex-A76")
     monkeypatch.setattr(machine, "physical_cores", lambda: 1)
     monkeypatch.setattr(machine, "memory_bytes", lambda: 2 * 2**30)
-    monkeypatch.setattr(machine, "instruction_sets", lambda: frozenset({"fp", "asimd"}))
     monkeypatch.setattr(machine, "capability", lambda: "DEFAULT")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.delenv("OMP_NUM_THREADS")

@@ -55,10 +55,11 @@ def bits_of(folder, documents, seq_len):
     stream, owners = [tokenizer.eos_id], [None]
     for number, text in enumerate(documents):
         ids = [*tokenizer.encode(text), tokenizer.eos_id]
-        stream += ids
-        owners += [number] * len(ids)
+        before = tokenizer.prompt("")
+        stream += before + ids
+        owners += [None] * len(before) + [number] * len(ids)
     bits = [0.0] * len(documents)
-    for place in range(1, len(stream)):
+    for place in (place for place, owner in enumerate(owners) if owner is not None):
         start = (place - 1) // seq_len * seq_len
         logits = model.eval()(torch.tensor([stream[start:place]])).logits_BTV[0, -1].double()
         bits[owners[place]] -= torch.log_softmax(logits, -1)[stream[place]].item() / math.log(2)
@@ -73,6 +74,17 @@ def test_bits_of_each_document_agree_with_a_loop(folders, seq_len, batch_size):
         assert found.bits_N.tolist() == pytest.approx(bits_of(folder, documents, seq_len), rel=1e-5)
         assert found.tokens == sum(len(Tokenizer.load(folder).encode(text)) + 1 for text in documents)
         assert found.seconds > 0
+
+
+def test_what_a_tokenizer_puts_before_a_text_is_read_and_costs_nothing(tmp_path):
+    model = existing.load(model_folder(tmp_path / "plain", 270, 3))
+    model.tokenizer = model.tokenizer.with_bos(True)
+    folder, documents = model.save(tmp_path / "begun"), ["the cat", "saw the dog\n" * 3]
+    found = score(model, model.tokenizer, documents, seq_len=7, batch_size=2)
+    assert found.bits_N.tolist() == pytest.approx(bits_of(folder, documents, 7), rel=1e-5)
+    assert found.tokens == sum(len(model.tokenizer.encode(text)) + 1 for text in documents)
+    plain = score(model, model.tokenizer.with_bos(False), documents, seq_len=7, batch_size=2)
+    assert plain.tokens == found.tokens and not np.allclose(plain.bits_N, found.bits_N)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folders):

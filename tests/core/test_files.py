@@ -88,6 +88,10 @@ def test_broken_json_is_named(tmp_path):
         files.read_json(tmp_path / "a.json")
     with pytest.raises(MixwellError, match="is not there"):
         files.read_json(tmp_path / "b.json")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(MixwellError, match="is a folder; expected a file"):
+        files.read_json(tmp_path)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_digests_depend_on_content_not_on_order(tmp_path):

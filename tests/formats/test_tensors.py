@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
-from mixwell.formats.tensors import INDEX, SINGLE, open_file, open_folder, save_shards, save_tensors, size_bytes
+from mixwell.formats.tensors import (
+    INDEX,
+    SINGLE,
+    Opened,
+    open_file,
+    open_folder,
+    save_shards,
+    save_tensors,
+    size_bytes,
+)
 
 
 @pytest.fixture
@@ -32,6 +41,13 @@ def test_shards_with_an_index(tmp_path, tensors):
     assert len(set(index["weight_map"].values())) > 1 and index["metadata"]["total_size"] == size_bytes(tensors)
     assert same(open_folder(tmp_path), tensors)
     assert all(p.stat().st_size < 1000 for p in tmp_path.glob("*.safetensors"))
+
+
+def test_to_look_a_name_up_reads_no_tensor(tmp_path, tensors, monkeypatch):
+    save_tensors(tmp_path / SINGLE, tensors)
+    opened = open_folder(tmp_path)
+    monkeypatch.setattr(Opened, "read", lambda *_: pytest.fail("read"))
+    assert "w0" in opened and "w9" not in opened and len(opened) == len(tensors)
 
 
 def test_a_single_file_beside_the_index_of_others_is_refused(tmp_path, tensors):

@@ -182,6 +182,7 @@ def test_json_that_is_no_table_is_text(tmp_path, name, text):
 
 @pytest.mark.parametrize(("name", "data", "message"), [
     ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a.jsonl, line 2: not JSON"),
+    ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000, r"a.jsonl, line 2: not JSON .*recursion"),
     ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', r"'text' holds int; expected text"),
     ("a.csv", b"id,text\n1,a, b\n", r"a.csv, row 1: 3 cells under 2 columns; put quotes"),
     ("a.txt.gz", gzip.compress(b"x" * 9999, mtime=0)[:-9], r"a.txt.gz is cut short or broken"),
@@ -264,6 +265,21 @@ def test_messages_that_are_none_are_named(tmp_path, messages, message):
         read_domain(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize(("tools", "came"), [(5, "int"), ("5", "int"), ({"a": 1}, "dict"), ('"a"', "str")])
+def test_tools_that_are_no_list_are_named(tmp_path, tools, came):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": TALK, "tools": tools}))
+    with pytest.raises(MixwellError, match=f"row 1, messages: tools are {came}; expected a list"):
+        read_domain(tmp_path / "a.jsonl")
+
+
+def test_messages_that_are_nested_without_end_are_refused(tmp_path):
+    call = "[" * 900 + "]" * 900
+    messages = f'[{{"role": "assistant", "content": "x", "tool_calls": {call}}}]'
+    (tmp_path / "a.jsonl").write_text(f'{{"messages": {messages}}}')
+    with pytest.raises(MixwellError, match="row 1, messages: .*recursion"):
+        read_domain(tmp_path / "a.jsonl")
+
+
 def test_a_content_in_parts_is_their_text(tmp_path):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": parts}, TALK[1]]}))
@@ -305,6 +321,19 @@ def test_saved_data_sets_give_their_rows_and_of_several_splits_the_one_for_train
     assert [d.text for d in reader] == ["train"]
     assert reader.notices == ["of the data set's splits train alone is read, not test"]
     assert [d.text for d in read_domain(tmp_path / "all/test")] == ["test"]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("state.json", "[1]", "holds no keys and values"), ("dataset_dict.json", "[1]", "holds no keys and values"),
+    ("state.json", '{"_data_files": [{}]}', r"_data_files\[0\] is {}; expected keys and values with filename"),
+    ("dataset_dict.json", '{"splits": 3}', "splits is 3; expected a list"),
+])
+def test_a_saved_data_set_that_is_damaged_is_named(tmp_path, name, content, message):
+    pytest.importorskip("pyarrow")
+    save_rows(tmp_path, ["a"])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(MixwellError, match=f"{name}.*{message}"):
+        read_domain(tmp_path)
 
 
 def test_without_pyarrow_columns_are_refused_in_one_line(tmp_path, monkeypatch):

@@ -185,6 +185,15 @@ def test_refuses_tensors_that_do_not_fit(own, change, message, tmp_path):
         mixwell.load(folder)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["mixtral", "mixwell"])
+def test_refuses_tensors_of_another_architecture(own, tmp_path):
+    folder = build(channel_mixer=SPARSE | ({"shared_experts": 1} if own else {})).save(tmp_path / "model")
+    found = folders.read(folder)
+    wider = found.derive(arch={**found.arch, "vocab_size": found.arch["vocab_size"] + 1})
+    with pytest.raises(MixwellError, match=r"embed\.weight has shape .*; expected"):
+        LanguageModel.from_checkpoint(wider)
+
+
 def test_refuses_half_an_int8_weight():
     small = quantised(build().to_checkpoint())
     name = "layers.0.channel_mixer.down_proj"

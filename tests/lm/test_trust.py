@@ -22,6 +22,7 @@ from mixwell.lm import folder as folders
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.receipt import measure
+from mixwell.lm.tokenizer import FILES, Tokenizer
 from tests import faults
 from tests.lm.test_folder import DENSE, SPARSE, TOKENS, build, logits, quantised
 
@@ -173,12 +174,18 @@ def test_what_is_no_file_is_refused(name, make, message, tmp_path):
     ("tokenizer.model", b"-----BEGIN PRIVATE KEY-----", "is not a list of pieces"),
     ("generation_config.json", b'{"temperature": "hot"}', "temperature is 'hot'; expected a number at least 0"),
     ("tokenizer_config.json", b'{"eos_token": 3}', "eos_token is 3; expected text or keys and values"),
+    ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template is 3; expected text or a list"),
+    ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}]}', "chat_template is .* name and template"),
+    ("chat_template.jinja", b"\xff\xfe", "is not text in UTF-8"),
 ])
 def test_side_files_are_what_they_claim_to_be(name, content, message, tmp_path):
     folder = saved(tmp_path / "model")
     (folder / name).write_bytes(content)
     with pytest.raises(MixwellError, match=f"{name}.* {message}"):
         mixwell.load(folder)
+    if name in FILES:
+        with pytest.raises(MixwellError, match=f"{name}.* {message}"):
+            Tokenizer.load(folder)
 
 
 def header(length, body=b"{}"):

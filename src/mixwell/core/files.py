@@ -105,12 +105,15 @@ def read_bytes(path: str | Path, most_bytes: int = LARGEST) -> bytes:
         raise MixwellError(f"{path} is not there; expected a file.") from error
     except OSError as error:
         raise MixwellError(f"{path} cannot be read: {error.strerror}.") from error
-    with open(handle, "rb") as file:
+    try:
         found = os.fstat(handle)
         check_regular(path, found)
         if found.st_size > most_bytes:
             raise MixwellError(f"{path} has {found.st_size} bytes; expected at most {most_bytes}.")
-        return file.read(most_bytes)
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(most_bytes)
+    finally:
+        os.close(handle)
 
 
 def check_regular(path: Path, found: os.stat_result) -> None:

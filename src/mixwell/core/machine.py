@@ -70,20 +70,6 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
-@functools.cache
-def instruction_sets() -> frozenset[str]:
-    """Names that the system gives to what the processor can do (`avx2`, `avx512_bf16`, `asimd`); empty where unknown.
-
-    They are what the silicon has; a library may be told to use less, see `capability`.
-    """
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    found = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
-    return frozenset(next(found, ()))
-
-
 def capability() -> str:
     """The vector instructions that torch computes with, such as `AVX2`, and a limit set for oneDNN, where one is."""
     import torch

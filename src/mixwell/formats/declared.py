@@ -7,7 +7,7 @@ for the rest. A compressed form declares its parts: a weight in int8 and the sca
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -140,8 +140,24 @@ def _first_bad(piece: Tensor) -> float:
     return float(bad[0])
 
 
-class Fresh(Mapping[str, Tensor]):
-    """Tensors by name, each made when it is asked for: copies of their own, checked already."""
+class Lazy(Mapping[str, Tensor]):
+    """Tensors by name, each read or made when it is asked for; to look a name up makes none."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Fresh(Lazy):
+    """Tensors that are copies of their own, checked already."""
 
 
 class Checked(Fresh):
@@ -151,6 +167,7 @@ class Checked(Fresh):
     """
 
     def __init__(self, stored: Mapping[str, Tensor], declared: Mapping[str, Declared], where: str) -> None:
+        super().__init__(declared)
         for name, expected in declared.items():
             check_form(name, form_of(stored, name), expected, where)
         self._stored, self._declared, self._where = stored, declared, where
@@ -161,9 +178,3 @@ class Checked(Fresh):
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, without reading it."""
         return form_of(self._stored, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._declared)
-
-    def __len__(self) -> int:
-        return len(self._declared)

@@ -172,15 +172,19 @@ def mapping(each: Kind = ANYTHING) -> Kind:
     return Kind(words, lambda value: isinstance(value, dict), parts)
 
 
-def keyed(schema: Schema) -> Kind:
-    """Keys and values, those of `schema` of their own kinds."""
+def keyed(schema: Schema, required: Collection[str] = ()) -> Kind:
+    """Keys and values, those of `schema` of their own kinds, with the `required` ones among them."""
+    def fits(value: Any) -> bool:
+        return isinstance(value, dict) and all(key in value for key in required)
+
     def parts(value: dict[str, Any], where: str) -> Parts:
         for key in schema:
             place = f"{where}.{key}"
             if key in value:
                 yield place, value[key], schema[key]
 
-    return Kind("keys and values", lambda value: isinstance(value, dict), parts)
+    words = f"keys and values with {' and '.join(required)}" if required else "keys and values"
+    return Kind(words, fits, parts)
 
 
 def sequence(each: Kind = ANYTHING) -> Kind:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import whole_file, write_json
 from mixwell.formats import sums
-from mixwell.formats.declared import Form, changed, form_of
+from mixwell.formats.declared import Form, Lazy, changed, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import Schema, mapping, read_object, text
 
@@ -32,11 +32,12 @@ LONGEST = 200  # characters of what the library says
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
-class LazyTensors(Mapping[str, Tensor]):
+class LazyTensors(Lazy):
     """A read-only mapping from name to tensor that reads each one when it is asked for."""
 
     def __init__(self, files: Mapping[str, Opened]) -> None:
-        self._files = dict(files)
+        super().__init__(files)
+        self._files = files
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.raw(name)
@@ -57,12 +58,6 @@ class LazyTensors(Mapping[str, Tensor]):
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, without reading it."""
         return self._files[name].form(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
 
 class Opened:

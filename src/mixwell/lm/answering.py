@@ -12,7 +12,6 @@ from mixwell.lm import generate
 from mixwell.lm.chat import Chat
 from mixwell.lm.conversation import Conversation
 from mixwell.lm.model import LanguageModel
-from mixwell.lm.tokenizer import Tokenizer
 
 USUAL = 512  # tokens of an answer at most, where neither caller nor model says
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the beginning of a character decodes to
@@ -49,13 +48,8 @@ class Answer:
 
     def _new(self, last: bool = False) -> Iterator[str]:
         """What the text has more than it had; a character that is not whole yet waits."""
-        found = text_of(self.tokenizer, self.ids)
+        found = self.tokenizer.decode(self.ids, skip_special=True)
         if last or not found.endswith(UNFINISHED):
             piece, self.text = found[len(self.text) :], found
             if piece:
                 yield piece
-
-
-def text_of(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """The text of generated ids, special tokens left out."""
-    return tokenizer.decode(ids, skip_special=True)

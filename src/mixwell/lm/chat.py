@@ -78,8 +78,12 @@ class Chat:
         except MixwellError:
             return ()
         counted = [number for number, counts in zip(found.ids, found.counts) if counts]
-        special = {self.tokenizer.id_of(token) for token in self.tokenizer.special}
-        return tuple(number for number in counted[-1:] if number in special)
+        return tuple(number for number in counted[-1:] if number in self.tokenizer.special_ids)
+
+
+def ends(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that end an answer in the tokenizer's chat template; none where it has no template."""
+    return Chat(tokenizer).ends if tokenizer.chat_template else ()
 
 
 class _Writing:

@@ -57,7 +57,10 @@ def conversation(messages: Any, tools: Any = None) -> Conversation:
     read = [_message(number, message) for number, message in enumerate(messages, start=1)]
     if isinstance(tools, str):
         tools = json.loads(tools)
-    return Conversation(tuple(read), tuple(map(_given, tools or ())))
+    given = tools or ()
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise MixwellError(f"tools are {type(given).__name__}; expected a list of what the model may call.")
+    return Conversation(tuple(read), tuple(map(_given, given)))
 
 
 def _message(number: int, message: Any) -> Mapping[str, Any]:

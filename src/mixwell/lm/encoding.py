@@ -18,6 +18,19 @@ from mixwell.lm.tokenizer import Tokenizer
 AT_ONCE = 256  # documents handed to the tokenizer together: bounds memory, still feeds all its threads
 
 
+def enclosed(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[int], list[bool]]:
+    """A text's ids with what the tokenizer puts around them, closed by the end-of-text token; and which of them count.
+
+    All do but what stands before the text.
+    """
+    before, behind = tokenizer.around
+    whole = [*before, *ids, *behind]
+    if not behind or whole[-1] != tokenizer.eos_id:
+        whole.append(tokenizer.eos_id)
+    counts = [place >= len(before) for place in range(len(whole))]
+    return whole, counts
+
+
 class Encoder:
     """Encodes documents, one after the other, each closed by the end-of-text token.
 
@@ -49,12 +62,7 @@ class Encoder:
                 yield self._conversation(document) if document.messages else self._text(document, ids)
 
     def _text(self, document: Document, ids: list[int]) -> Encoded:
-        before, behind = self.tokenizer.around
-        whole = [*before, *ids, *behind]
-        counts = [False] * len(before) + [True] * (len(ids) + len(behind))
-        if whole[-1:] != [self.tokenizer.eos_id] or not behind:
-            whole.append(self.tokenizer.eos_id)
-            counts.append(True)
+        whole, counts = enclosed(self.tokenizer, ids)
         return Encoded(whole, counts, document.size)
 
     def _conversation(self, document: Document) -> Encoded:
@@ -63,7 +71,8 @@ class Encoder:
             found = self._chat.encode(Conversation.from_json(document.messages), self.answers_only)
         except MixwellError as error:
             raise MixwellError(f"{document.path}: {error}") from error
-        last = next((number for number in reversed(found.ids) if number in self._special), None)
+        special = self.tokenizer.special_ids
+        last = next((number for number in reversed(found.ids) if number in special), None)
         if last == self.tokenizer.eos_id:
             return found
         counts = not self.answers_only or not self._chat.ends
@@ -79,7 +88,3 @@ class Encoder:
     @cached_property
     def _chat(self) -> Chat:
         return Chat(self.tokenizer)
-
-    @cached_property
-    def _special(self) -> frozenset[int | None]:
-        return frozenset(map(self.tokenizer.id_of, self.tokenizer.special))

@@ -2,7 +2,7 @@
 
 Bits per byte compare models with different tokenizers: the bits to predict a text over the bytes of that very text.
 
-Legend: B windows, S tokens of a window, T targets, E experts.
+Legend: B windows, S tokens of a window, T targets, W windows that these fill, E experts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def evaluate(model: nn.Module, data: TokenData, *, max_tokens: int = 65536, batc
     for label, domain in enumerate(data.domains):
         stream, size = _stream(data, domain, split, max_tokens)
         labels = data.labels(domain, split, 1, len(stream))
-        batches = _windows(stream[:-1], labels, batch_size, seq_len)
+        inputs = torch.from_numpy(stream[:-1].astype(np.int64))
+        batches = windows(inputs, torch.from_numpy(labels), batch_size, seq_len)
         nats, load = _sums(model, batches, label, step)
         tokens = int((labels != IGNORED).sum())
         bits = nats / math.log(2)
@@ -94,18 +95,15 @@ def add_loads(load: dict[int, Tensor], routings: Sequence[Routing | None]) -> No
             load[layer] = load.get(layer, 0) + routing.load_E()
 
 
-def _windows(stream: np.ndarray, labels: np.ndarray, batch_size: int,
-             seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
+def windows(inputs_T: Tensor, targets_T: Tensor, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of (inputs, targets) that go through the stream once; what is left over comes last, as one row."""
-    inputs = torch.from_numpy(stream.astype(np.int64))
-    targets = torch.from_numpy(labels)
-    full = len(inputs) // seq_len * seq_len
+    full = len(inputs_T) // seq_len * seq_len
     if full:
-        inputs_WS = inputs[:full].view(-1, seq_len)
-        targets_WS = targets[:full].view(-1, seq_len)
+        inputs_WS = inputs_T[:full].view(-1, seq_len)
+        targets_WS = targets_T[:full].view(-1, seq_len)
         batches = inputs_WS.split(batch_size), targets_WS.split(batch_size)
         yield from zip(*batches)
-    rest, after = inputs[full:], targets[full:]
+    rest, after = inputs_T[full:], targets_T[full:]
     if len(rest):
         yield rest.unsqueeze(0), after.unsqueeze(0)
 

@@ -14,7 +14,7 @@ from mixwell import __version__
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, shown
-from mixwell.core.files import digest, read_bytes, whole_folder, write_bytes, write_json
+from mixwell.core.files import digest, whole_folder, write_bytes, write_json
 from mixwell.formats.declared import Checked, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import read_object
@@ -49,7 +49,7 @@ def read(path: str | Path) -> Checkpoint:
     _refuse_adapter(folder)
     config = _config(folder)
     stored = open_folder(folder)
-    record, files = _record(folder), _carried(folder)
+    record, files = _record(folder), schemas.side_files(folder)
     _check_counts(config, stored, folder / CONFIG)
     opened = _own if config.get("model_type") == OWN else _from_hugging_face
     arch, tensors = opened(config, stored, folder)
@@ -117,17 +117,6 @@ def _tell_new_tensors(folder: Path, stored: LazyTensors, record: Mapping[str, An
 
 def _warn(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=5)
-
-
-def _carried(folder: Path) -> dict[str, bytes]:
-    """The files that go with the model into the next folder, each read as what it claims to be before it does."""
-    found = {}
-    for name, check in schemas.SIDE.items():
-        path = held(folder, name)
-        if path is not None:
-            found[name] = read_bytes(path)
-            check(found[name], str(path))
-    return found
 
 
 def _check_counts(config: Mapping[str, Any], stored: LazyTensors, where: Path) -> None:

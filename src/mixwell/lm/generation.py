@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mixwell.core.errors import MixwellError
+from mixwell.lm import chat
 from mixwell.lm import tokenizer_files as layout
-from mixwell.lm.chat import Chat
 from mixwell.lm.tokenizer import Tokenizer
 
 FILE = "generation_config.json"
@@ -72,8 +72,8 @@ KNOWN = tuple(option.name for option in fields(GenerationSettings) if option.nam
 
 def for_tokenizer(tokenizer: Tokenizer) -> GenerationSettings:
     """Settings of a model that has none: its text ends at the end-of-text token and where an answer ends."""
-    ends = Chat(tokenizer).ends if tokenizer.chat_template else ()
-    return GenerationSettings(eos_token_id=tuple(dict.fromkeys((tokenizer.eos_id, *ends))))
+    ends = dict.fromkeys((tokenizer.eos_id, *chat.ends(tokenizer)))
+    return GenerationSettings(eos_token_id=tuple(ends))
 
 
 def _ids(value: Any) -> tuple[int, ...] | None:

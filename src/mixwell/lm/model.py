@@ -13,10 +13,9 @@ from torch import Tensor
 from mixwell.core import rng
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import to_dict
+from mixwell.lm import chat, weights
 from mixwell.lm import folder as folders
 from mixwell.lm import generate as sampling
-from mixwell.lm import weights
-from mixwell.lm.chat import Chat
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.generation import FILE as SETTINGS
 from mixwell.lm.generation import GenerationSettings
@@ -85,8 +84,8 @@ class LanguageModel(Network):
         found = dict.fromkeys(own)
         if self.tokenizer is not None:
             closing = self.tokenizer.id_of(self.tokenizer.names.get("eos_token"))
-            ends = Chat(self.tokenizer).ends if self.tokenizer.chat_template else ()
-            found |= dict.fromkeys(number for number in (closing, *ends) if number is not None)
+            closings = closing, *chat.ends(self.tokenizer)
+            found |= dict.fromkeys(number for number in closings if number is not None)
         return tuple(found)
 
     @classmethod

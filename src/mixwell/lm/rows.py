@@ -84,7 +84,7 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
         try:
             if line.strip():
                 yield number, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MixwellError(f"{path}, line {number}: not JSON ({error}); expected an object a line.") from error
 
 
@@ -93,7 +93,7 @@ def _json(path: Path, wanted: Wanted) -> Texts:
     text = _read(path)
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         lines = "Extra data" in str(error)
         yield from _json_lines(path, wanted) if lines else [(0, text)]
         return
@@ -204,9 +204,9 @@ def _held(path: Path, number: int, field: str, row: Mapping[str, Any]) -> str | 
                      "field that holds it: data.text_field.", "no text field")
     try:
         found = talk.conversation(value, row.get(TOOLS))
-    except ValueError as error:
+        return Conversation.from_json(_whole(found.to_json()))
+    except (ValueError, RecursionError) as error:
         raise MixwellError(f"{path}, row {number}, {field}: {error}") from error
-    return Conversation.from_json(_whole(found.to_json()))
 
 
 def _texts_among(row: Mapping[str, Any]) -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mixwell.core.files import read_json
+from mixwell.formats.plain import Schema, keyed, read_object, sequence, text
 
 SPLITS = "dataset_dict.json"  # of a folder that holds a folder for each split
 STATE = "state.json"  # of a folder of rows
 BESIDE = ("dataset_info.json", STATE, SPLITS)  # these tell of the rows and are none
 TRAIN = "train"
+_NAME = text(1000)
+_DICT: Schema = {"splits": sequence(_NAME)}
+_STATE: Schema = {"_data_files": sequence(keyed({"filename": _NAME}, ("filename",)))}
 
 
 def without_bookkeeping(files: Sequence[Path]) -> list[Path]:
@@ -41,12 +44,12 @@ def _is_own(path: Path, listed: Mapping[Path, Sequence[str]]) -> bool:
 def other_splits(folder: Path) -> list[str]:
     """Splits of a saved folder beside the one for training; none where it has no such one."""
     file = folder / SPLITS
-    splits = read_json(file).get("splits", []) if file.is_file() else []
+    splits = read_object(file, _DICT).get("splits", []) if file.is_file() else []
     return [name for name in splits if name != TRAIN] if TRAIN in splits else []
 
 
 def _rows(state: Path) -> list[str]:
     """Names of the files that a state counts as the data set's own."""
-    content = read_json(state)
+    content = read_object(state, _STATE)
     entries = content.get("_data_files", ())
     return [entry["filename"] for entry in entries]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mixwell.core.errors import MixwellError
+from mixwell.core.files import read_bytes
+from mixwell.formats.places import held
 from mixwell.formats.plain import (
     FLAG,
     Schema,
@@ -53,7 +56,9 @@ CONFIG: Schema = {  # config.json, of any model_type; what a decoder does with i
 RECORD: Schema = {"mixwell": _NAME, "arch": optional(mapping()), "lineage": sequence(mapping()), "digest": _NAME,
                   "files": mapping(_NAME), "checksums": FLAG}  # mixwell.json
 _SPECIAL = optional(either(text(), mapping(), sequence()))
-_MARKS: Schema = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _SPECIAL)
+_NAMED_TEMPLATE = keyed({"name": _NAME, "template": text()}, ("name", "template"))
+_MARKS: Schema = {**dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _SPECIAL),
+                  "chat_template": optional(either(text(), sequence(_NAMED_TEMPLATE)))}
 _SAMPLING: Schema = {
     "bos_token_id": _IDS, "eos_token_id": _IDS, "pad_token_id": _IDS, "temperature": optional(number(0)),
     "top_p": optional(number(0, 1)), "top_k": optional(_COUNT), "do_sample": optional(FLAG),
@@ -95,3 +100,14 @@ SIDE: Mapping[str, Check] = {  # what comes along with a model, and how each is 
     "chat_template.jinja": _text,
     "generation_config.json": _object(_SAMPLING),
 }
+
+
+def side_files(folder: Path, names: Iterable[str] = SIDE) -> dict[str, bytes]:
+    """Those of the files `names` that are in a folder, each read as what it claims to be before it is handed on."""
+    found = {}
+    for name in names:
+        path = held(folder, name)
+        if path is not None:
+            found[name] = read_bytes(path)
+            SIDE[name](found[name], str(path))
+    return found

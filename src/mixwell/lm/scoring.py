@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
+from mixwell.lm.encoding import enclosed
+from mixwell.lm.evaluate import windows
 from mixwell.lm.tokenizer import Tokenizer
+
+NOBODYS = -1  # of ids that count for no text
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +38,8 @@ def score(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, batch
 
     They follow each other as in training, an end-of-text token before the first and behind each, and are cut into
     windows of `seq_len` without overlap: a token sees at most the `seq_len` before it. Every token counts, the first of
-    the first text, too. The model is left in evaluation mode. A tokenizer with ids that the model does not embed raises
-    `MixwellError`.
+    the first text, too, but what the tokenizer puts before a text. The model is left in evaluation mode. A tokenizer
+    with ids that the model does not embed raises `MixwellError`.
     """
     model.eval()
     stream_S, owners_S = _joined(tokenizer, texts)
@@ -47,13 +51,14 @@ def score(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, batch
     first_BT = stream_S[:1].unsqueeze(0)
     _row_nats(model, first_BT, first_BT)  # warms the kernels up
     parts, begin = [], time.perf_counter()
-    for inputs_BT, targets_BT in _windows(stream_S, batch_size, seq_len):
+    for inputs_BT, targets_BT in windows(stream_S[:-1], stream_S[1:], batch_size, seq_len):
         nats_BT = _row_nats(model, inputs_BT, targets_BT)
         parts.append(nats_BT.flatten())
     took = time.perf_counter() - begin
     nats_S = torch.cat(parts).double().numpy()
-    bits_N = np.bincount(owners_S, nats_S, minlength=len(texts)) / math.log(2)
-    return Scores(bits_N, len(owners_S), took)
+    counted_S = owners_S != NOBODYS
+    bits_N = np.bincount(owners_S[counted_S], nats_S[counted_S], minlength=len(texts)) / math.log(2)
+    return Scores(bits_N, int(counted_S.sum()), took)
 
 
 def _row_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -63,22 +68,10 @@ def _row_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor
 
 
 def _joined(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, np.ndarray]:
-    """(the ids of all texts with end-of-text tokens around each, the text that each id but the first belongs to)."""
-    end = tokenizer.eos_id
-    ids, owners = [end], []
+    """(the ids of all texts behind an end-of-text token, the text that each id but the first counts for)."""
+    ids, owners = [tokenizer.eos_id], []
     for number, encoded in enumerate(tokenizer.encode_batch(texts)):
-        ids += [*encoded, end]
-        owners += [number] * (len(encoded) + 1)
+        whole, counts = enclosed(tokenizer, encoded)
+        ids += whole
+        owners += [number if counted else NOBODYS for counted in counts]
     return torch.tensor(ids), np.array(owners)
-
-
-def _windows(stream_S: Tensor, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (inputs, targets) that go through the stream once; what is left over comes last, as one row."""
-    span = batch_size * seq_len
-    for pair in zip(stream_S[:-1].split(span), stream_S[1:].split(span)):
-        inputs, targets = pair
-        whole = len(inputs) // seq_len * seq_len
-        if whole:
-            yield inputs[:whole].view(-1, seq_len), targets[:whole].view(-1, seq_len)
-        if whole < len(inputs):
-            yield inputs[whole:].unsqueeze(0), targets[whole:].unsqueeze(0)

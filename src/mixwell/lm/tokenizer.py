@@ -27,6 +27,7 @@ from mixwell.lm import tokenizer_files as layout
 from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.gguf.reading import GgufFile
 from mixwell.lm.gguf.tokenizer import tokenizer_files
+from mixwell.lm.schemas import side_files
 from mixwell.lm.tokenizer_files import CONFIG, MAIN, SPECIAL, TEMPLATE
 
 FILES = (MAIN, CONFIG, SPECIAL, "added_tokens.json", TEMPLATE, "vocab.json", "merges.txt")
@@ -96,8 +97,7 @@ class Tokenizer:
         folder = Path(folder)
         if is_gguf(folder):
             return cls(tokenizer_files(GgufFile(folder).metadata, str(folder)))
-        found = [folder / name for name in FILES if (folder / name).is_file()]
-        files = {path.name: path.read_bytes() for path in found}
+        files = side_files(folder, FILES)
         if MAIN not in files:
             raise MixwellError(f"{folder} holds no {MAIN}; expected a Hugging Face folder with a fast tokenizer.")
         return cls(files)
@@ -151,6 +151,12 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder().values()
         found = [entry.content for entry in added if entry.special or entry.content in named]
         return tuple(sorted(found, key=lambda text: (-len(text), text)))
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        found = map(self.id_of, self.special)
+        return frozenset(number for number in found if number is not None)
 
     @cached_property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

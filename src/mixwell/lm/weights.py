@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from mixwell.core import machine
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
-from mixwell.formats.declared import FLOATING, Declared, Fresh, copied, form_of
+from mixwell.formats.declared import FLOATING, Declared, Fresh, check_form, copied, form_of
 from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.layer import build_layer
@@ -129,10 +129,11 @@ def fill(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype | s
 
 
 def _checked(tensors: Mapping[str, Tensor], name: str, declared: Mapping[str, Declared]) -> Tensor:
-    """A copy of a tensor, checked here or by the reader that it comes from."""
-    if isinstance(tensors, Fresh):
-        return tensors[name]
-    return copied(tensors, name, declared[name], "checkpoint")
+    """A copy of a tensor; its numbers are checked here or by the reader that it comes from."""
+    if not isinstance(tensors, Fresh):
+        return copied(tensors, name, declared[name], "checkpoint")
+    check_form(name, form_of(tensors, name), declared[name], "checkpoint")  # of the reader's architecture or another
+    return tensors[name]
 
 
 def _size_bytes(declared: Mapping[str, Declared], compute: torch.dtype) -> int:

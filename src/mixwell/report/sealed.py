@@ -35,12 +35,10 @@ def _text(content: Mapping[str, Any]) -> str:
 def read(path: str | Path, remedy: str) -> dict[str, Any]:
     """The content of a file that `write` wrote.
 
-    A file that is missing, is no JSON, has no digest or is not as it was written raises `MixwellError`, which ends in
-    `remedy`.
+    A file that is missing or no JSON raises `MixwellError`, and so does one that has no digest or is not as it was
+    written; the message then ends in `remedy`.
     """
     path = Path(path)
-    if path.is_dir():
-        raise MixwellError(f"{path} is a folder, expected a file; {remedy}.")
     found = read_json(path)
     if not isinstance(found, dict) or SEAL not in found:
         came = "no digest" if isinstance(found, dict) else type(found).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.formats.declared import Form
+from mixwell.formats.declared import Form, Lazy
 from mixwell.lm.gguf.architectures import Architecture, architecture_of, config_of
 from mixwell.lm.gguf.header import read_header
 
@@ -85,11 +85,12 @@ def _library() -> Any:
     return gguf
 
 
-class HuggingFaceView(Mapping[str, Tensor]):
+class HuggingFaceView(Lazy):
     """The tensors `names` of a Hugging Face folder, out of a GGUF file that holds the same."""
 
     def __init__(self, file: GgufFile, names: Mapping[str, tuple[int, ...]], heads: tuple[int, int]) -> None:
-        self._file, self._shapes = file, dict(names)
+        super().__init__(names)
+        self._file, self._shapes = file, names
         architecture, self._what = architecture_of(file.metadata, str(file.path))
         layers = file.metadata[f"{architecture}.block_count"]
         self._map = file.hugging_face_names(architecture, layers)
@@ -141,12 +142,6 @@ class HuggingFaceView(Mapping[str, Tensor]):
         if what.interleaved and (".attn_q." in place or ".attn_k." in place):
             return apart(tensor, self._heads[".attn_k." in place])
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 def apart(rows: Tensor, heads: int) -> Tensor:

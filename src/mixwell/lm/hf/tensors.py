@@ -6,14 +6,14 @@ Legend: E experts, R rows of one part.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.formats.declared import Declared, Form, Fresh, check_form, copied, form_of
+from mixwell.formats.declared import Declared, Form, Fresh, Lazy, check_form, copied, form_of
 from mixwell.lm.hf.families import FAMILIES
 from mixwell.lm.hf.forms import Experts, Layout, View
 
@@ -173,6 +173,7 @@ class Gathered(Fresh):
     """Canonical tensors, each put together from a file's when it is asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], table: Mapping[str, Recipe], where: str) -> None:
+        super().__init__(table)
         self._tensors, self._table, self._where = tensors, table, where
         self._forms: dict[str, Form] = {}  # of 128 experts each of whose parts asks for it
 
@@ -201,12 +202,6 @@ class Gathered(Fresh):
         found = {form_of(self._tensors, part).dtype for names in recipe.names for part in names}
         widest = functools.reduce(torch.promote_types, found)  # type: ignore[arg-type]  # `check_names` saw them
         return Form(widest, recipe.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._table)
-
-    def __len__(self) -> int:
-        return len(self._table)
 
 
 def _ordered(tensor: Tensor, order: tuple[int, ...], dim: int) -> Tensor:
@@ -244,12 +239,13 @@ def _restored(tensor: Tensor, recipe: Recipe) -> Tensor:
     return tensor
 
 
-class Scattered(Mapping[str, Tensor]):
+class Scattered(Lazy):
     """A file's tensors, each cut out of a canonical one when it is asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], table: Mapping[str, Recipe]) -> None:
         self._tensors, self._table = tensors, table
         self._shapes = file_shapes(table)
+        super().__init__(self._shapes)
         self._places: dict[str, tuple[str, int | None, slice]] = {}
         for canonical, recipe in table.items():
             for number, names in enumerate(recipe.names):
@@ -275,12 +271,6 @@ class Scattered(Mapping[str, Tensor]):
         canonical, _, _ = self._places[name]
         whole = form_of(self._tensors, canonical)
         return Form(whole.dtype, self._shapes[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 def _is_whole(recipe: Recipe) -> bool:

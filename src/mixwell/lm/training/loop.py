@@ -287,20 +287,16 @@ class _Run:
         self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        saved, own = values.get("choices"), self._choices()
-        if None not in (saved, own) and saved != own:
+        if values.get("choices") not in (None, self._choices()):
             warnings.warn(ROUNDS_OTHERWISE, UserWarning, stacklevel=3)
         self.sampler.load_state_dict(values["sampler"])
         self.optimizer.load_tensors(tensors)
         for name, buffer in self._buffers().items():
-            buffer.copy_(tensors[f"buffer.{name}"])
+            saved = tensors[f"buffer.{name}"]
+            buffer.copy_(saved)
         self.step = values["step"]
         self.seconds = values["seconds"]
         self.window = Window(values["window"])
-
-    def _choices(self) -> str | None:
-        """What decides how products are rounded here; None off the CPU, where nobody uses it."""
-        return choices().digest() if self.device.type == "cpu" else None
 
     def _buffers(self) -> dict[str, Tensor]:
         """What a model remembers beside its parameters (a router's bias, say), live."""
@@ -308,6 +304,10 @@ class _Run:
         parameters = {name for name, _ in named}
         state = self.model.state_dict()
         return {name: value for name, value in state.items() if name not in parameters}
+
+    def _choices(self) -> str | None:
+        """The libraries that products go through, by which they round; None where no CPU computes them."""
+        return choices().digest() if self.device.type == "cpu" else None
 
     def _settings(self) -> dict[str, Any]:
         return {**self.config.settings(), "tokenizer": self.data.tokenizer_digest}

@@ -20,17 +20,6 @@ COUNTS = torch.tensor([5, 0, 11, 1])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 0.03}
 
 
-@pytest.fixture(params=["onednn packed", "fp16"])
-def packed_form(request, monkeypatch):
-    """Every weight that can be is packed in this form, whatever is fastest on this machine."""
-    form = request.param
-    if not works(form, torch.float32):
-        pytest.skip(f"this processor or build of torch has no {form} product")
-    exact = "blas" if form == "fp16" else form
-    monkeypatch.setattr(packing, "choices", lambda: Choices({}, (exact,) * len(ROWS), (form,) * len(ROWS)))
-    return form
-
-
 def loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """Row by row."""
     experts = torch.arange(len(counts)).repeat_interleave(counts)

@@ -22,8 +22,9 @@ import torch
 
 from mixwell.core.files import write_json
 from mixwell.core.machine import capability, hold_memory
-from mixwell.kernels.rates import rates
+from mixwell.kernels.rates import compute_dtype, rates
 
+TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -47,6 +48,13 @@ def parser(text: str) -> argparse.ArgumentParser:
                          help="kept: freed memory is kept for the next tensors, for all contestants alike")
     options.add_argument("--save", action="store_true", help="write the figures to benchmarks/results")
     return options
+
+
+def add_types(options: argparse.ArgumentParser) -> None:
+    """The option `--types` of benchmarks that compute in several."""
+    default = sorted(TYPES) if compute_dtype() == torch.bfloat16 else ["fp32"]
+    options.add_argument("--types", nargs="+", choices=sorted(TYPES), default=default,
+                         help="default: those that this machine computes in natively")
 
 
 def start(options: argparse.Namespace) -> Callable[[], float]:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from _parts import Timing, gemm, measure, parser, plain, save, start
+from _parts import TYPES, Timing, add_types, gemm, measure, parser, plain, save, start
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,12 +24,10 @@ from mixwell.core import rng
 from mixwell.core.routing import Context
 from mixwell.experts.layers.moe import Config, MoE
 from mixwell.kernels.packing import prepack
-from mixwell.kernels.rates import compute_dtype
 
 DIM, EXPERTS, CHOSEN = 512, 16, 2
 DIGITS = {"bf16": {"inference": torch.bfloat16},
           "fp32": {"inference": torch.float32, "inference, bf16 weights": torch.bfloat16}}
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Dense(nn.Module):
@@ -177,9 +175,7 @@ def report(title: str, timings: dict[str, Timing], flops: float, product_flops: 
 def main() -> None:
     """Run, print, and save where asked."""
     options = parser(__doc__ or "")
-    default = sorted(TYPES) if compute_dtype() == torch.bfloat16 else ["fp32"]
-    options.add_argument("--types", nargs="+", choices=sorted(TYPES), default=default,
-                         help="default: those that this machine computes in natively")
+    add_types(options)
     options.add_argument("--parts", nargs="+", choices=["training", "inference"], default=["training", "inference"])
     options = options.parse_args()
     clock = start(options)

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from _parts import gemm, measure, parser, plain, save, start
+from _parts import TYPES, gemm, measure, parser, plain, save, start
 
 from mixwell.core import rng
 from mixwell.kernels.rates import compute_dtype
@@ -90,7 +90,6 @@ def transformers_step(folder: str, tokens: torch.Tensor, targets: torch.Tensor, 
 
 SETTINGS = {"bf16": ("autocast", "masters", "bf16"), "fp32": ("fp32",)}
 KEEPS_MASTERS = ("autocast", "masters", "fp32")
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main() -> None:

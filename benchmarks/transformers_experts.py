@@ -17,15 +17,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from _parts import RESULTS, Timing, kind, measure, parser, plain, save, start
+from _parts import RESULTS, TYPES, Timing, add_types, kind, measure, parser, plain, save, start
 from torch import Tensor, nn
 
 import mixwell
 from mixwell.core import rng
 from mixwell.core.files import read_json
-from mixwell.kernels.rates import compute_dtype
 
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TOKENS = (1, 8, 64, 512)
 THEIRS = ("grouped_mm", "eager")  # batched_mm copies the weights of every token's experts
 
@@ -151,9 +149,7 @@ def report(title: str, timings: dict[str, Timing], packed: dict[str, Timing]) ->
 def main() -> None:
     """Run, print, and save where asked."""
     options = parser(__doc__ or "")
-    default = sorted(TYPES) if compute_dtype() == torch.bfloat16 else ["fp32"]
-    options.add_argument("--types", nargs="+", choices=sorted(TYPES), default=default,
-                         help="default: those that this machine computes in natively")
+    add_types(options)
     options.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     options = options.parse_args()
     clock = start(options)

@@ -23,6 +23,23 @@ def generator():
     return torch.Generator().manual_seed(7)
 
 
+@pytest.fixture(params=["onednn packed", "fp16"])
+def packed_form(request, monkeypatch):
+    """Every weight that can be is packed in this form, whatever is fastest on this machine."""
+    import torch
+
+    from mixwell.kernels import packing
+    from mixwell.kernels.probe import ROWS, Choices
+    from mixwell.kernels.products import works
+
+    form = request.param
+    if not works(form, torch.float32):
+        pytest.skip(f"this processor or build of torch has no {form} product")
+    exact = "blas" if form == "fp16" else form
+    monkeypatch.setattr(packing, "choices", lambda: Choices({}, (exact,) * len(ROWS), (form,) * len(ROWS)))
+    return form
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     import sys

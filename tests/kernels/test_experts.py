@@ -20,17 +20,6 @@ COUNTS = torch.tensor([5, 0, 11, 1])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 0.03}
 
 
-@pytest.fixture(params=["onednn packed", "fp16"])
-def packed_form(request, monkeypatch):
-    """Every weight that can be is packed in this form, whatever is fastest on this machine."""
-    form = request.param
-    if not works(form, torch.float32):
-        pytest.skip(f"this processor or build of torch has no {form} product")
-    exact = "blas" if form == "fp16" else form
-    monkeypatch.setattr(packing, "choices", lambda: Choices({}, (exact,) * len(ROWS), (form,) * len(ROWS)))
-    return form
-
-
 def loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """Row by row."""
     experts = torch.arange(len(counts)).repeat_interleave(counts)
@@ -115,6 +104,27 @@ def test_one_token_is_the_weighted_sum_of_its_experts(generator):
     with torch.no_grad():
         close(kernels.one_token_mlp(x, weights, [2, -1, 0], gate_up, down), want, 1e-12)
         assert not kernels.one_token_mlp(x, weights, [-1, -1, -1], gate_up, down).any()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("counts", [COUNTS, COUNTS * 0], ids=["some rows", "no rows"])
+def test_experts_of_any_form_one_after_another(generator, monkeypatch, counts, biased):
+    """Those without rows are not computed, and their weights get a gradient of zeros."""
+    called = []
+    monkeypatch.setattr(kernels, "linear", lambda *args: called.append(args) or linear(*args))
+    x, into, out_of = (t.requires_grad_() for t in inputs(generator))
+    biases = [torch.randn(E, n, generator=generator, dtype=torch.float64).requires_grad_() for n in (2 * F, D)]
+    halves = lambda hidden: hidden[:, :F].sin() * hidden[:, F:]  # noqa: E731
+    x = x[: counts.sum()]
+    got = kernels.each_expert(x, counts.tolist(), into, out_of, halves, tuple(biases) if biased else None)
+    assert len(called) == 2 * max(1, int((counts > 0).sum()))
+    experts = torch.arange(E).repeat_interleave(counts)
+    hidden = torch.einsum("nd,nfd->nf", x, into[experts]) + biased * biases[0][experts]
+    want = torch.einsum("nf,ndf->nd", halves(hidden), out_of[experts]) + biased * biases[1][experts]
+    leaves = [into, out_of, *(biases if biased else ())]
+    for a, b in zip([got, *torch.autograd.grad(got.square().sum(), leaves)],
+                    [want, *torch.autograd.grad(want.square().sum(), leaves)], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("change, served", [

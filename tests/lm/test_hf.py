@@ -10,9 +10,13 @@ import torch
 import mixwell
 import mixwell.formats.tensors
 from mixwell.core.errors import MixwellError
+from mixwell.formats.plain import check_object
 from mixwell.lm import folder as folders
+from mixwell.lm import schemas
+from mixwell.lm.hf.config import read_config
 from mixwell.lm.hf.families import FAMILIES
 from mixwell.lm.hf.tensors import Gathered, recipes
+from mixwell.lm.hf.writing import comparable
 from tests.lm.parity import MODELS, PAGE, TOKENS, compare, logits, reference
 
 transformers = pytest.importorskip("transformers")
@@ -100,18 +104,20 @@ def test_older_spellings_are_read(tmp_path):
     torch.testing.assert_close(logits(mixwell.load(tmp_path).eval()), expected, rtol=0, atol=1e-4)
 
 
+def sizes_of(name):
+    """What config.json of a decoder cannot leave out."""
+    if name == "gpt2":
+        return {"vocab_size": 64, "n_embd": 256, "n_layer": 4, "n_head": 32}
+    sizes = {"vocab_size": 64, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 32,
+             "intermediate_size": 8}
+    # transformers assumes none, and computes nothing then
+    return sizes | {"num_experts_per_tok": 2} if name == "deepseek_v2" else sizes
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_silence_means_what_transformers_assumes(name):
     """What config.json of a decoder does not say counts as its own config class has it."""
-    from mixwell.lm.hf.config import read_config
-    from mixwell.lm.hf.writing import comparable
-
-    sizes = {"vocab_size": 64, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 32,
-             "intermediate_size": 8}
-    if name == "gpt2":
-        sizes = {"vocab_size": 64, "n_embd": 256, "n_layer": 4, "n_head": 32}
-    if name == "deepseek_v2":
-        sizes["num_experts_per_tok"] = 2  # transformers assumes none, and computes nothing then
+    sizes = sizes_of(name)
     silent = {"model_type": name, **sizes}
     said = json.loads(transformers.AutoConfig.for_model(name, **sizes).to_json_string(use_diff=False))
     assert comparable(read_config(silent)) == comparable(read_config(said))
@@ -133,6 +139,13 @@ def test_silence_means_what_transformers_assumes(name):
     ("llama", {"hidden_size": "wide"}, "hidden_size is 'wide'; expected a whole number from 1 to"),
     ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = .* is not known for mistral"),
     ("mixtral", {"num_local_experts": 3}, "experts.3.w1.weight has no place in this model"),
+    ("gemma2", {"layer_types": ["full_attention", "chunked_attention", "full_attention"]},
+     "layer_types names 'chunked_attention'; mixwell computes 'full_attention' and 'sliding_attention'"),
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types has 1 entries; expected one for each of 3 layers"),
+    ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries; expected one for each of 4 layers"),
+    ("granite", {"logits_scaling": 0}, "logits_scaling is 0; expected a number at least 1e-06"),
+    ("deepseek_v3", {"first_k_dense_replace": "all"}, "first_k_dense_replace is 'all'; expected a whole number"),
+    ("gemma3_text", {"rope_parameters": {"full_attention": "plain"}}, "full_attention is 'plain'; expected keys"),
     ("olmoe", {"head_dim": 16}, "head_dim = 16; olmoe has hidden_size / num_attention_heads only"),
 ])
 def test_refuses_by_name(name, change, message, tmp_path):
@@ -141,6 +154,20 @@ def test_refuses_by_name(name, change, message, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(MixwellError, match=message):
         mixwell.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_odd_values_of_any_key_are_refused_in_one_line(name):
+    """What the file may hold under each key that this decoder reads; anything but `MixwellError` fails."""
+    refused = 0
+    for key in {**FAMILIES[name].defaults, **FAMILIES[name].mixer_keys, **FAMILIES[name].block_keys}:
+        for value in ("x", 0, -1.5, None, [[1]], {"a": 1}):
+            config = {"model_type": name, **sizes_of(name), key: value}
+            try:
+                read_config(check_object(config, schemas.CONFIG, "here"))
+            except MixwellError:
+                refused += 1
+    assert refused > 50
 
 
 def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path):

@@ -9,9 +9,6 @@ from torch import nn
 
 import mixwell
 from mixwell.core.errors import MixwellError
-from mixwell.kernels import packing
-from mixwell.kernels.probe import ROWS, Choices
-from mixwell.kernels.products import works
 from mixwell.transformers import experts as module
 from mixwell.transformers.experts import experts_forward, pack_experts, register_experts
 
@@ -156,17 +153,6 @@ def test_a_training_step_of_a_whole_model(name, checkpointing):
         found[implementation] = [output.loss, output.logits, *(p.grad for p in own.parameters()), *own.parameters()]
     for got, want in zip(found["mixwell"], found["eager"]):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6)
-
-
-@pytest.fixture(params=["onednn packed", "fp16"])
-def packed_form(request, monkeypatch):
-    """Every weight that can be is packed in this form, whatever is fastest on this machine."""
-    form = request.param
-    if not works(form, torch.float32):
-        pytest.skip(f"this processor or build of torch has no {form} product")
-    exact = "blas" if form == "fp16" else form
-    monkeypatch.setattr(packing, "choices", lambda: Choices({}, (exact,) * len(ROWS), (form,) * len(ROWS)))
-    return form
 
 
 @pytest.mark.parametrize("name", MODELS)

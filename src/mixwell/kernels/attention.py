@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mixwell.kernels.embed import softcapped
 from mixwell.kernels.norm import wide, wide_dtype
 
 # queries per block: their scores stay in a core's cache, and half of a causal square is skipped; 64 in float32, 128 in
@@ -214,9 +215,7 @@ def attend_scored(q_BHTP: Tensor, k_BGSP: Tensor, v_BGSV: Tensor, scale: float, 
     keys_BGPS = k_BGSP.unsqueeze(2).transpose(-1, -2)
     products = wide(q_BGRTP @ keys_BGPS)
     scores = products * scale
-    if softcap is not None:
-        share = torch.tanh(scores / softcap)
-        scores = softcap * share
+    scores = softcapped(scores, softcap)
     whole = _Block(0, T, 0, S)
     bias = _bias(whole, window, keep_BS, scores)
     scores = scores + bias.unsqueeze(2)

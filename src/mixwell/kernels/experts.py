@@ -7,8 +7,8 @@ Each expert is taken through all its steps while its rows are in cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -280,3 +280,31 @@ def grouped_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Tensor, down_proj:
     if y_ND.requires_grad:
         y_ND.register_hook(Tensor.contiguous)  # a gradient that is one number for all rows has no strides: refused
     return y_ND
+
+
+def each_expert(rows_ND: Tensor, counts: Sequence[int], into: Weight, out_of: Weight,
+                activation: Callable[[Tensor], Tensor], biases: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Rows sorted by expert through two-matrix experts of any activation, one after another: [N, D] -> [N, D].
+
+    into [E, H, D]; `activation` makes F numbers of H; out_of [E, D, F]; biases [E, H] and [E, D]. An expert without
+    rows costs nothing and gets a gradient of zeros.
+    """
+    into_E, out_of_E = _by_expert(into), _by_expert(out_of)
+    into_bias_E, out_of_bias_E = map(_by_expert, biases or (None, None))
+    parts = rows_ND.split(counts)
+    hit = [e for e, count in enumerate(counts) if count]
+    done = []
+    for e in hit or [0]:  # one at least, so that each weight has a gradient
+        hidden = _plus(linear(parts[e], into_E[e]), into_bias_E, e)
+        y = linear(activation(hidden), out_of_E[e])
+        done.append(_plus(y, out_of_bias_E, e))
+    return torch.cat(done)
+
+
+def _by_expert(stack: Weight | None) -> Any:
+    """The stack to be read by expert; the gradient of a plain one is written once, not once for each expert."""
+    return stack.unbind(0) if isinstance(stack, Tensor) else stack
+
+
+def _plus(y: Tensor, biases_E: Sequence[Tensor] | None, expert: int) -> Tensor:
+    return y if biases_E is None else y + biases_E[expert]

@@ -16,11 +16,16 @@ def free_bytes() -> int:
 
 
 def _group_bytes(folder: Path) -> int:
-    """What a control group's limit leaves; all there is where it has none."""
-    limit, used = (_lines(folder / name) for name in ("memory.max", "memory.current"))
+    """What a control group's limit leaves; all there is where it has none.
+
+    Files that were read, a model's weights say, count as used there until their memory is wanted; here they do not.
+    """
+    limit, used, kinds = (_lines(folder / name) for name in ("memory.max", "memory.current", "memory.stat"))
     if not (limit and used) or not limit[0].isdigit():
         return memory_bytes()
-    return max(0, int(limit[0]) - int(used[0]))
+    files = sum(int(line.split()[1]) for line in kinds if line.startswith("inactive_file "))
+    held = int(used[0]) - files
+    return max(0, int(limit[0]) - held)
 
 
 def _lines(file: Path) -> list[str]:

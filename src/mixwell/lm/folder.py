@@ -25,6 +25,7 @@ from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config
 from mixwell.lm.gguf.tokenizer import tokenizer_files
 from mixwell.lm.hf.config import read_config
+from mixwell.lm.hf.forms import EXPERT_COUNTS
 from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, file_shapes, recipes
 from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 from mixwell.lm.network import Network
@@ -122,12 +123,12 @@ def _warn(text: str) -> None:
 def _check_counts(config: Mapping[str, Any], stored: LazyTensors, where: Path) -> None:
     """A model has no more layers than tensors, and no more experts than rows or tensors: told before any are made."""
     own = config.get("arch", {})
-    layers = config.get("num_hidden_layers") or own.get("num_layers")
+    layers = config.get("num_hidden_layers") or config.get("n_layer") or own.get("num_layers")
     if isinstance(layers, (int, float)) and layers > len(stored):
         raise MixwellError(f"{where}: {shown(layers)} layers; the folder holds {len(stored)} tensors, too few.")
     sides = [side for name in stored for side in stored.form(name).shape]
     most = max(len(stored), *sides)
-    for key in ("num_experts", "num_local_experts"):
+    for key in EXPERT_COUNTS:
         count = config.get(key) or 0
         if count > most:
             raise MixwellError(f"{where}: {key} is {count}; the tensors of the folder hold at most {most}.")

@@ -6,7 +6,7 @@ Legend: B rows, S or T positions in a row, T tokens of a batch together in chann
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -225,15 +225,16 @@ class Network(nn.Module):
         positions_BT = memory.advance(tokens_BT, mask_BT)
         draws = generator if self.training else None
         facts = _token_facts(tokens_BT, positions_BT, mask_BT, labels_B)
-        known = Context(earlier_ids_BS=earlier_BS, num_layers=len(self.layers), step=step, generator=draws,
-                        losses=losses, **facts)
+        facts |= {"earlier_ids_BS": earlier_BS, "num_layers": len(self.layers), "step": step, "generator": draws,
+                  "losses": losses}
+        forgets = self._forgets()
         x_BTD = self._embedded(tokens_BT, positions_BT)
         state: Tensor | None = None
         routings: list[Routing | None] = []
         parts: list[Any] = []  # what the mixers gave, in the order in which they came
         for i, (layer, part) in enumerate(zip(self.layers, memory.layers)):
-            context = replace(known, layer=i, state=state)
-            run = again.checkpointed(layer) if self._forgets() else layer
+            context = Context(layer=i, state=state, **facts)
+            run = again.checkpointed(layer) if forgets else layer
             x_BTD, across, mixed = run(x_BTD, positions_BT, part, mask_BT, context)
             parts += [across, mixed]
             routings.append(mixed.routing)

@@ -31,11 +31,15 @@ _ID = whole(-1, 2**31 - 1)  # -1: none, as older files have it
 _IDS = optional(either(_ID, sequence(_ID)))
 _NAME = text(1000)
 
-_ROPE = optional(keyed({
+_ROTARY: Schema = {
     "type": optional(_NAME), "rope_type": optional(_NAME), "rope_theta": number(0), "factor": number(0),
     "low_freq_factor": number(0), "high_freq_factor": number(0),
     "original_max_position_embeddings": optional(number(0)), "partial_rotary_factor": optional(number(0, 1)),
-}))
+}
+_BY_TYPE = dict.fromkeys(("full_attention", "sliding_attention"), optional(keyed(_ROTARY)))
+_ROPE = optional(keyed({**_ROTARY, **_BY_TYPE}))
+_FLAG, _FACTOR, _SHARE = optional(FLAG), optional(number(0)), optional(number(0, 1))
+_DIVISOR = optional(number(1e-6))
 
 CONFIG: Schema = {  # config.json, of any model_type; what a decoder does with its keys is checked by `hf.config`
     "model_type": _NAME, "arch": mapping(),
@@ -46,11 +50,28 @@ CONFIG: Schema = {  # config.json, of any model_type; what a decoder does with i
     "rms_norm_eps": number(0, 1), "rope_theta": optional(number(0)),
     "rope_scaling": _ROPE, "rope_parameters": _ROPE,
     "tie_word_embeddings": FLAG, "attention_bias": optional(FLAG), "clip_qkv": optional(number(0)),
-    "sliding_window": optional(_COUNT), "use_sliding_window": optional(FLAG), "max_window_layers": optional(_COUNT),
+    "sliding_window": optional(_COUNT), "use_sliding_window": optional(FLAG), "max_window_layers": _COUNT,
     "layer_types": optional(sequence(_NAME)), "mlp_only_layers": optional(sequence(_COUNT)),
+    "sliding_window_pattern": optional(_COUNT), "_sliding_window_pattern": optional(_COUNT),
+    "no_rope_layers": optional(sequence(_COUNT)), "no_rope_layer_interval": _SIZE,
+    "n_embd": _SIZE, "n_layer": _SIZE, "n_head": _SIZE, "n_positions": _SIZE, "n_inner": optional(_SIZE),
+    "kv_lora_rank": _SIZE, "q_lora_rank": optional(_SIZE), "qk_nope_head_dim": _SIZE, "qk_rope_head_dim": _SIZE,
+    "v_head_dim": _SIZE,
+    "layer_norm_eps": _SHARE, "layer_norm_epsilon": _SHARE, "rotary_pct": _SHARE, "partial_rotary_factor": _SHARE,
+    "rotary_emb_base": _FACTOR, "rope_local_base_freq": number(0), "original_max_position_embeddings": _FACTOR,
+    "hidden_act": optional(_NAME), "hidden_activation": optional(_NAME), "activation_function": optional(_NAME),
+    "mlp_bias": _FLAG, "qkv_bias": _FLAG, "use_qk_norm": _FLAG, "use_parallel_residual": _FLAG,
+    "embedding_multiplier": _FACTOR, "residual_multiplier": _FACTOR, "attention_multiplier": _FACTOR,
+    "logit_scale": _FACTOR, "logits_scaling": _DIVISOR, "query_pre_attn_scalar": _DIVISOR,
+    "attn_logit_softcapping": _FACTOR, "final_logit_softcapping": _FACTOR,
     "num_experts": optional(_COUNT), "num_local_experts": optional(_COUNT), "num_experts_per_tok": optional(_COUNT),
-    "decoder_sparse_step": optional(whole(-1, 2**31 - 1)), "norm_topk_prob": optional(FLAG),
-    "router_aux_loss_coef": optional(number()),
+    "n_routed_experts": optional(_COUNT), "moe_num_experts": optional(_COUNT), "moe_k": optional(_COUNT),
+    "n_shared_experts": optional(_COUNT), "moe_num_shared_experts": optional(_COUNT),
+    "shared_expert_intermediate_size": optional(_SIZE), "n_group": optional(_COUNT), "topk_group": optional(_COUNT),
+    "decoder_sparse_step": whole(-1, 2**31 - 1), "first_k_dense_replace": _COUNT, "moe_layer_start_index": _COUNT,
+    "moe_layer_end_index": whole(-1, 2**31 - 1), "moe_layer_interval": _SIZE, "norm_topk_prob": optional(FLAG),
+    "router_aux_loss_coef": optional(number()), "routed_scaling_factor": _FACTOR, "topk_method": optional(_NAME),
+    "swiglu_limit": number(0), "swiglu_alpha": number(0),
     "bos_token_id": _IDS, "eos_token_id": _IDS, "pad_token_id": _IDS,
 }
 RECORD: Schema = {"mixwell": _NAME, "arch": optional(mapping()), "lineage": sequence(mapping()), "digest": _NAME,

@@ -188,30 +188,29 @@ class Attention(SequenceMixer):
 
     def _rotate(self, q_BTHP: Tensor, k_BTGP: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [B, H, T, P] and keys [B, G, T, P], turned by their positions."""
-        if self.turned < self.width:
-            q = self._rotate_part(q_BTHP, self.stretch, positions_BT)
-            return q, self._rotate_part(k_BTGP, 1.0, positions_BT)
-        if turns_one(q_BTHP):
+        if not self.turned:
+            return q_BTHP.transpose(1, 2), k_BTGP.transpose(1, 2)
+        whole = self.turned == self.width
+        if whole and turns_one(q_BTHP):
             theta, scaling = self.config.rope_theta, self.config.rope_scaling
             q = rotate_one(q_BTHP, positions_BT, theta, scaling)
             k = rotate_one(k_BTGP, positions_BT, theta, scaling)
             return q.transpose(1, 2), k.transpose(1, 2)
         angles = self._angles(positions_BT)
+        if not whole:
+            q = self._rotate_part(q_BTHP, self.stretch, angles)
+            return q, self._rotate_part(k_BTGP, 1.0, angles)
         q = rotate(q_BTHP, angles)
         return q, rotate(k_BTGP, angles)
 
-    def _rotate_part(self, x_BTHP: Tensor, factor: float, positions_BT: Tensor) -> Tensor:
+    def _rotate_part(self, x_BTHP: Tensor, factor: float, angles_BTP: Tensor) -> Tensor:
         """[B, H, T, P] with the leading channels of each head turned, and longer by `factor`."""
         rest = self.width - self.turned
         turning, still = x_BTHP.split((self.turned, rest), -1)
-        still = still.transpose(1, 2)
-        if not self.turned:
-            return still
         if factor != 1.0:
             turning = turning * factor
-        angles = self._angles(positions_BT)
-        turned = rotate(turning, angles)
-        return torch.cat((turned, still), -1)
+        turned = rotate(turning, angles_BTP)
+        return torch.cat((turned, still.transpose(1, 2)), -1)
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward FLOPs per token, averaged over the positions of a sequence of `context_length` tokens."""

@@ -116,13 +116,14 @@ class LatentAttention(SequenceMixer):
         c = self.config
         angles = rotary_angles(positions_BT, c.rope_dim, c.rope_theta, c.rope_scaling)
         q_BHTN, p_BHTR = self._queries(x_BTD, angles)
-        c_B1SC, r_B1SR = self._latents(x_BTD, angles)
+        kept_B1SK = self._kept(x_BTD, angles)
         keep = mask_BT
         if cache is not None:
-            c_B1SC, r_B1SR, keep = cache.append(c_B1SC, r_B1SR, mask_BT)
+            nothing = kept_B1SK[..., :0]  # the values come out of the keys
+            kept_B1SK, _, keep = cache.append(kept_B1SK, nothing, mask_BT)
         inside = T == 1 and not torch.is_grad_enabled()
         attended = self._attend_inside if inside else self._attend
-        y_BHTV = attended(q_BHTN, p_BHTR, c_B1SC, r_B1SR, keep)
+        y_BHTV = attended(q_BHTN, p_BHTR, kept_B1SK, keep)
         by_position = y_BHTV.transpose(1, 2)
         heads = by_position.reshape(B, T, -1)
         return SequenceMixed(self.out(heads))
@@ -142,19 +143,19 @@ class LatentAttention(SequenceMixer):
             turned = turned * self.stretch
         return still.transpose(1, 2), turned
 
-    def _latents(self, x_BTD: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent [B, 1, T, C] of keys and values, and the keys' turned part [B, 1, T, R]."""
+    def _kept(self, x_BTD: Tensor, angles: Tensor) -> Tensor:
+        """The latent of keys and values, and behind it the keys' turned part: [B, 1, T, C + R]."""
         c = self.config
         both = self.kv_down(x_BTD)
         latent, turning = both.split((c.kv_rank, c.rope_dim), -1)
         normed = self.kv_norm(latent)
         turned = rotate(turning.unsqueeze(2), angles)
-        return normed.unsqueeze(1), turned
+        return torch.cat((normed.unsqueeze(1), turned), -1)
 
-    def _attend(self, q_BHTN: Tensor, p_BHTR: Tensor, c_B1SC: Tensor, r_B1SR: Tensor,
-                keep_BS: Tensor | None) -> Tensor:
+    def _attend(self, q_BHTN: Tensor, p_BHTR: Tensor, kept_B1SK: Tensor, keep_BS: Tensor | None) -> Tensor:
         """[B, H, T, V] from the keys and values that the latents unfold to."""
         c = self.config
+        c_B1SC, r_B1SR = kept_B1SK.split((c.kv_rank, c.rope_dim), -1)
         k_BHSN, v_BHSV = self._unfolded(c_B1SC)
         r_BHSR = r_B1SR.expand(-1, c.num_heads, -1, -1)
         q = torch.cat((q_BHTN, p_BHTR), -1)
@@ -178,16 +179,14 @@ class LatentAttention(SequenceMixer):
         factor = self.scale * q.shape[-1] ** 0.5
         return attend(q * factor, k, v, keep_BS=keep_BS)
 
-    def _attend_inside(self, q_BHTN: Tensor, p_BHTR: Tensor, c_B1SC: Tensor, r_B1SR: Tensor,
-                       keep_BS: Tensor | None) -> Tensor:
+    def _attend_inside(self, q_BHTN: Tensor, p_BHTR: Tensor, kept_B1SK: Tensor, keep_BS: Tensor | None) -> Tensor:
         """The same without unfolding: queries are taken into the latent space, and what is found there out of it."""
         c = self.config
         maps_HPC = self.kv_up.weight.unflatten(0, (c.num_heads, -1))
         into_HNC, out_HVC = maps_HPC.split((c.nope_dim, c.value_dim), 1)
         inner = q_BHTN @ into_HNC
         q = torch.cat((inner, p_BHTR), -1)
-        k = torch.cat((c_B1SC, r_B1SR), -1)
-        y = self._scored(q, k, k, keep_BS)
+        y = self._scored(q, kept_B1SK, kept_B1SK, keep_BS)
         found_BHTC = y[..., : c.kv_rank]
         return found_BHTC @ out_HVC.transpose(1, 2)
 

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import combine, dispatch, plan
-from mixwell.kernels.experts import expert_mlp, is_one_token, one_token_mlp
-from mixwell.kernels.linear import Weight, linear
+from mixwell.kernels.experts import each_expert, expert_mlp, is_one_token, one_token_mlp
+from mixwell.kernels.linear import Weight
 from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import pack_layer, weight_of
 
@@ -161,32 +161,10 @@ def _is_silu(activation: Any) -> bool:
 
 def _other_experts(layer: Any, rows_ND: Tensor, counts: list[int], into: Weight, out_of: Weight) -> Tensor:
     """Rows sorted by expert through experts of any form [N, D], with the model's own code between the products."""
-    into_E, out_of_E = _by_expert(into), _by_expert(out_of)
-    into_bias, out_of_bias = (_biases(layer, name, rows_ND.dtype) for name in _names(layer))
+    biases = None
+    if _has(layer, "bias"):
+        first, second = (getattr(layer, f"{name}_bias").to(rows_ND.dtype) for name in _names(layer))
+        biases = first, second
     activation = layer._apply_gate if _has(layer, "gate", True) else layer.act_fn
-    parts = rows_ND.split(counts)
-    hit = [e for e, count in enumerate(counts) if count]
-    done = []
-    for e in hit or [0]:  # one at least, so that each weight has a gradient
-        hidden = linear(parts[e], into_E[e])
-        active = activation(_plus(hidden, into_bias, e))
-        y = linear(active, out_of_E[e])
-        done.append(_plus(y, out_of_bias, e))
-    y_ND = torch.cat(done)
+    y_ND = each_expert(rows_ND, counts, into, out_of, activation, biases)
     return layer.post_expert_norm(y_ND) if _has(layer, "post_expert_norm") else y_ND
-
-
-def _by_expert(stack: Weight) -> Any:
-    """The stack to be read by expert; its gradient is written once, not once for each expert."""
-    return stack.unbind(0) if isinstance(stack, Tensor) else stack
-
-
-def _biases(layer: Any, name: str, dtype: torch.dtype) -> tuple[Tensor, ...] | None:
-    if not _has(layer, "bias"):
-        return None
-    biases: Tensor = getattr(layer, f"{name}_bias")
-    return biases.to(dtype).unbind(0)
-
-
-def _plus(y: Tensor, biases: tuple[Tensor, ...] | None, expert: int) -> Tensor:
-    return y if biases is None else y + biases[expert]

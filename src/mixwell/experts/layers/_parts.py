@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.kernels.experts import expert_mlp
-from mixwell.kernels.linear import Weight, linear
+from mixwell.kernels.experts import each_expert, expert_mlp
+from mixwell.kernels.linear import Weight
 from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import weight_of
 from mixwell.mixing import Mixed, normal_parameter
@@ -86,24 +86,9 @@ def routed_mlp(x_TD: Tensor, routing: Routing, up_proj: Weight, down_proj: Weigh
                activation: Callable[[Tensor], Tensor]) -> Tensor:
     """The tokens through the two-matrix experts that they chose: up_proj [E, F, D], down_proj [E, D, F]."""
     order = plan(routing.indices_TK, routing.num_experts)
-    parts = dispatch(x_TD, order).split(order.counts_E.tolist())
-    experts = zip(parts, _experts_of(up_proj), _experts_of(down_proj))
-    rows = []
-    for part, up, down in experts:
-        if not len(part):
-            continue
-        hidden = activation(linear(part, up))
-        rows.append(linear(hidden, down))
-    whole = torch.cat(rows) if rows else x_TD[:0]
-    return combine(whole, order, routing.weights_TK)
-
-
-def _experts_of(weight: Weight) -> list[Weight]:
-    """One weight for each expert; a plain stack is unbound in one step, so that its gradient is written once."""
-    if isinstance(weight, Tensor):
-        return list(weight.unbind(0))
-    experts = range(weight.shape[0])
-    return [weight[expert] for expert in experts]
+    rows = dispatch(x_TD, order)
+    rows = each_expert(rows, order.counts_E.tolist(), up_proj, down_proj, activation)
+    return combine(rows, order, routing.weights_TK)
 
 
 def clamped_swiglu(gate_up: Tensor, limit: float, alpha: float) -> Tensor:
@@ -112,15 +97,3 @@ def clamped_swiglu(gate_up: Tensor, limit: float, alpha: float) -> Tensor:
     gate = gate.clamp(max=limit)
     up = up.clamp(-limit, limit)
     return gate * torch.sigmoid(alpha * gate) * (up + 1)
-
-
-def biased_experts(rows_ND: Tensor, counts_E: Tensor, into: tuple[Weight, Tensor], out_of: tuple[Weight, Tensor],
-                   activation: Callable[[Tensor], Tensor]) -> Tensor:
-    """Rows sorted by expert through experts with biases: `into` [E, 2 F, D], [E, 2 F]; `out_of` [E, D, F], [E, D]."""
-    parts = rows_ND.split(counts_E.tolist())
-    done = []
-    experts = zip(parts, _experts_of(into[0]), into[1], _experts_of(out_of[0]), out_of[1])
-    for part, gate_up, gate_up_bias, down, down_bias in experts:
-        hidden = activation(linear(part, gate_up) + gate_up_bias)
-        done.append(linear(hidden, down) + down_bias)
-    return torch.cat(done)

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.experts.layers._parts import ChannelMixer, biased_experts, clamped_swiglu
-from mixwell.kernels.experts import expert_mlp, is_one_token, mlp, one_token_mlp, swiglu
+from mixwell.experts.layers._parts import ChannelMixer, clamped_swiglu
+from mixwell.kernels.experts import each_expert, expert_mlp, is_one_token, mlp, one_token_mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
 from mixwell.mixing import (
@@ -147,9 +147,9 @@ class MoE(ChannelMixer):
     def _experts(self, rows_ND: Tensor, counts_E: Tensor, context: Context) -> Tensor:
         """Rows sorted by expert through their experts: [N, D] -> [N, D]."""
         if self.config.clamp is not None:
-            first = weight_of(self, "gate_up_proj"), self.gate_up_bias
-            second = weight_of(self, "down_proj"), self.down_bias
-            return biased_experts(rows_ND, counts_E, first, second, self._clamped)
+            biases = self.gate_up_bias, self.down_bias
+            return each_expert(rows_ND, counts_E.tolist(), weight_of(self, "gate_up_proj"),
+                               weight_of(self, "down_proj"), self._clamped, biases)
         if not (self.training and self.dropout):
             return expert_mlp(rows_ND, counts_E, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj"))
         counts = counts_E.tolist()

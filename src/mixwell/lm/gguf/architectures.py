@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from mixwell.core.errors import MixwellError, suggest
+from mixwell.formats.plain import check_object
+from mixwell.lm.schemas import CONFIG
 
 Metadata = Mapping[str, Any]
 
@@ -18,6 +20,7 @@ KEYS = {  # metadata key below the architecture's name -> key of config.json
     "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta",
     "expert_used_count": "num_experts_per_tok"}
+NEEDED = ("context_length", "block_count", "embedding_length", "attention.head_count")  # of every architecture
 HEAD = {"attention.key_length": "head_dim"}
 WINDOW = {"attention.sliding_window": "sliding_window"}
 MOE = {"expert_count": "num_experts", "expert_feed_forward_length": "moe_intermediate_size"}
@@ -80,9 +83,13 @@ def config_of(metadata: Metadata, tied: bool, stretches: Metadata, where: str) -
     config |= {target: metadata.get(key) for target, key in IDS.items()}
     config["vocab_size"] = metadata.get(f"{name}.vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ()))
     _check_layers_alike(config, where)
+    for key in NEEDED:
+        if KEYS[key] not in config:
+            raise MixwellError(f"{where}: the metadata lack {name}.{key}; copy the file again.")
     scaling = _scaling(metadata, name, config, stretches)
     if scaling is not None:
         config["rope_scaling"] = scaling
+    check_object(config, CONFIG, where)
     if architecture.norms_hold_one:
         config["query_pre_attn_scalar"] = _score_width(config, architecture)
     return config
@@ -102,10 +109,10 @@ def _check_layers_alike(config: Metadata, where: str) -> None:
             raise MixwellError(f"{where}: {key} differs from layer to layer; read are models whose layers are alike.")
 
 
-def _score_width(config: Metadata, architecture: Architecture) -> int:
+def _score_width(config: Metadata, architecture: Architecture) -> int | None:
     if config["num_hidden_layers"] == architecture.scaled_by_heads:
         return config["hidden_size"] // config["num_attention_heads"]
-    return config["head_dim"]
+    return config.get("head_dim")
 
 
 def _scaling(metadata: Metadata, name: str, config: Metadata, stretches: Metadata) -> dict[str, Any] | None:

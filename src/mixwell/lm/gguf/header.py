@@ -12,11 +12,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixwell.core.errors import MixwellError
+from mixwell.formats.plain import Kind, Schema, check_object, number, text, whole
 
 SUFFIX, MAGIC, VERSIONS = ".gguf", b"GGUF", (2, 3)
 ALIGNMENT = "general.alignment", 32  # key of the alignment of tensors in bytes, and its default
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
+
+
+def _list_of(kind: Kind) -> Kind:
+    """A list; its first item stands for all, since a list of the file is of one type."""
+    def fits(value: Any) -> bool:
+        return isinstance(value, list) and all(map(kind.fits, value[:1]))
+
+    return Kind(f"a list, each {kind.words}", fits)
+
+
+_NAME, _TEXTS = text(1000), _list_of(text())
+METADATA: Schema = {  # what is read of them here; those of the architecture are checked as config.json
+    "general.architecture": _NAME, "general.alignment": whole(1, 2**20),
+    "tokenizer.ggml.model": _NAME, "tokenizer.ggml.pre": _NAME, "tokenizer.chat_template": text(),
+    "tokenizer.ggml.tokens": _TEXTS, "tokenizer.ggml.merges": _TEXTS, "tokenizer.ggml.scores": _list_of(number()),
+    "tokenizer.ggml.token_type": _list_of(whole(0, 2**31 - 1))}
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -45,7 +62,7 @@ def read_header(path: Path) -> Header:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _header(_Cursor(data), path)
-    except (struct.error, ValueError, UnicodeDecodeError, OverflowError) as error:
+    except (struct.error, ValueError, UnicodeDecodeError, OverflowError, RecursionError) as error:
         raise MixwellError(f"{path} is cut short or damaged ({error}); copy it again.") from error
 
 
@@ -109,6 +126,7 @@ def _header(cursor: _Cursor, path: Path) -> Header:
     for _ in range(keys):
         name = cursor.text()
         metadata[name] = cursor.value(cursor.number("I"))
+    check_object(metadata, METADATA, str(path))
     places = dict(_place(cursor) for _ in range(tensors))
     key, default = ALIGNMENT
     start = _aligned(cursor.at, metadata.get(key, default))

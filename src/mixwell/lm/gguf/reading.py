@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.formats.declared import Form, Lazy
+from mixwell.formats.declared import Declared, Form, Lazy, check_form
 from mixwell.lm.gguf.architectures import Architecture, architecture_of, config_of
 from mixwell.lm.gguf.header import read_header
 
@@ -39,6 +40,9 @@ class GgufFile:
         shape, number, offset = self._places[name]
         kind = self._kind(name, number)
         block, width = self.library.GGML_QUANT_SIZES[kind]
+        if not shape or shape[-1] % block:
+            raise MixwellError(f"{self.path}: {name} has shape {list(shape)}; rows of {kind.name} hold a multiple of "
+                               f"{block} numbers. Copy the file again.")
         row_bytes = shape[-1] // block * width
         rows = math.prod(shape[:-1])
         if offset + rows * row_bytes > self.path.stat().st_size:
@@ -50,11 +54,11 @@ class GgufFile:
         wide = self._dequantised(name, raw.reshape(rows, row_bytes), kind)
         return torch.from_numpy(wide).view(shape)
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The type that `tensor` gives."""
-        kind = self._kind(name, self._places[name].kind)
-        half = kind == self.library.GGMLQuantizationType.BF16
-        return torch.bfloat16 if half else torch.float32
+    def form(self, name: str) -> Form:
+        """Type and shape that `tensor` gives."""
+        place = self._places[name]
+        half = self._kind(name, place.kind) == self.library.GGMLQuantizationType.BF16
+        return Form(torch.bfloat16 if half else torch.float32, place.shape)
 
     def _kind(self, name: str, number: int) -> Any:
         try:
@@ -97,7 +101,8 @@ class HuggingFaceView(Lazy):
         self._heads = heads  # of queries, and of keys and values
         self._places = {name: self._place(name) for name in names}
         self._last: tuple[str, Tensor] = ("", torch.empty(0))  # the experts of a layer are read once
-        self._check()
+        self._check_names()
+        self._check_forms()
 
     def _place(self, name: str) -> tuple[str, int | None]:
         """(name in the file, number of the expert) of a Hugging Face tensor."""
@@ -109,7 +114,7 @@ class HuggingFaceView(Lazy):
             raise MixwellError(f"{self._file.path}: {name} has no name in GGUF.")
         return f"{found}.{kind}", int(expert.group(1)) if expert else None
 
-    def _check(self) -> None:
+    def _check_names(self) -> None:
         """Refuse a file that lacks a tensor, or holds one that would not be used."""
         wanted = {place for place, _ in self._places.values()}
         there, path = self._file.names, self._file.path
@@ -120,10 +125,24 @@ class HuggingFaceView(Lazy):
         for name in sorted(extra):
             raise MixwellError(f"{path}: {name} has no place in this model; it would be dropped.")
 
+    def _check_forms(self) -> None:
+        """Refuse tensors of other shapes than the metadata say, and stacks of more experts or of fewer."""
+        path = str(self._file.path)
+        experts = Counter(place for place, expert in self._places.values() if expert is not None)
+        for place, count in experts.items():
+            shape = self._file.form(place).shape
+            if shape[:1] != (count,):
+                raise MixwellError(f"{path}: {place} has shape {list(shape)}; the metadata say {count} experts.")
+        for name, shape in self._shapes.items():
+            check_form(name, self.form(name), Declared(shape), path)
+
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, without reading it."""
-        place, _ = self._places[name]
-        return Form(self._file.dtype(place), self._shapes[name])
+        place, expert = self._places[name]
+        dtype, stored = self._file.form(place)
+        shape = stored if expert is None else stored[1:]
+        gate = (1, *shape)  # the one row of a shared expert's gate is stored as a vector
+        return Form(dtype, gate if self._shapes[name] == gate else shape)
 
     def __getitem__(self, name: str) -> Tensor:
         place, expert = self._places[name]

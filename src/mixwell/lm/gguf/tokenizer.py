@@ -55,9 +55,18 @@ def tokenizer_files(metadata: Metadata, where: str) -> dict[str, bytes]:
     makers = {"gpt2": _byte_level, "llama": _sentence_piece}
     if kind not in makers:
         raise MixwellError(f"{where}: its tokenizer is of the kind {kind!r}; read are {', '.join(makers)}.")
-    backend = makers[kind](metadata, where)
+    try:
+        return _files(makers[kind](metadata, where), metadata)
+    except MixwellError:
+        raise
+    except Exception as error:  # lists that are missing or too short; the Rust side raises bare Exception
+        raise MixwellError(f"{where}: its tokenizer cannot be made of its metadata ({error!r}); copy the file "
+                           "again, or hand in the Hugging Face folder.") from error
+
+
+def _files(backend: tokenizers.Tokenizer, metadata: Metadata) -> dict[str, bytes]:
     _add_tokens(backend, metadata)
-    _add_ends(backend, metadata, kind == "llama")
+    _add_ends(backend, metadata, metadata["tokenizer.ggml.model"] == "llama")
     main = backend.to_str(pretty=True)
     files = {"tokenizer.json": main.encode(), "tokenizer_config.json": _json(_config(metadata))}
     stops = _stops(metadata)

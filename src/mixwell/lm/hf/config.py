@@ -11,7 +11,7 @@ from mixwell.lm.config import ModelConfig
 from mixwell.lm.hf.experts import read_experts
 from mixwell.lm.hf.families import FAMILIES
 from mixwell.lm.hf.forms import EXPERT_COUNTS, HARMLESS, ONLY, SHARED_KEYS, SWIGLU, Family, Key
-from mixwell.lm.hf.layers import FULL, routed, sliding, still, window
+from mixwell.lm.hf.layers import FULL, SLIDING, routed, sliding, still, window
 from mixwell.lm.hf.rope import ROPE_KEYS, read_rope, read_sliding_rope, rotary_dim
 
 Keys = Mapping[str, Any]
@@ -58,6 +58,7 @@ def _arch(full: dict[str, Any], given: Keys, model_type: str, family: Family, wh
     _check_numbers(arch, where)
     full["num_hidden_layers"] = arch["num_layers"]  # whatever the family calls them
     full.setdefault("max_position_embeddings", arch.get("max_positions"))
+    _check_lists(full, where)
     if family.root_scale:
         arch["embed_scale"] = arch["dim"] ** 0.5
     rope = read_rope(full, given, family, where)
@@ -74,6 +75,18 @@ def _check_numbers(arch: Keys, where: str) -> None:
         value = arch[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MixwellError(f"{where}.{name}: expected a whole number, got {value!r}.")
+
+
+def _check_lists(full: Keys, where: str) -> None:
+    """The lists with an entry for each layer."""
+    layers = full["num_hidden_layers"]
+    for key in ("layer_types", "no_rope_layers"):
+        listed = full.get(key) or ()
+        if listed and len(listed) != layers:
+            raise MixwellError(f"{where}: {key} has {len(listed)} entries; expected one for each of {layers} layers.")
+    for kind in full.get("layer_types") or ():
+        if kind not in (FULL, SLIDING):
+            raise MixwellError(f"{where}: layer_types names {kind!r}; mixwell computes {FULL!r} and {SLIDING!r}.")
 
 
 def _required(family: Family) -> list[str]:

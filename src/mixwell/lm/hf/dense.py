@@ -96,7 +96,7 @@ DENSE: dict[str, Family] = {
                                            lambda x: x == "parallel")},
         fixed={"norm": "layer_bias"}, mixer_keys=BIAS, partial_key="rotary_pct", theta_key="rotary_emb_base",
         kv_heads=False, head_dim=False, block={"method": SWIGLU, "gated": False, "bias": True},
-        block_keys={"hidden_act": ACTIVATION}, layout=layouts.GPT_NEOX,
+        layout=layouts.GPT_NEOX,
         harmless=frozenset({"rms_norm_eps", "num_key_value_heads"}),
         defaults=BASE | {"max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "use_parallel_residual": True,
                          "rotary_pct": 0.25, "attention_bias": True, "hidden_act": "gelu", "bos_token_id": 0,

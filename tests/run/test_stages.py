@@ -228,6 +228,8 @@ def test_a_key_covers_the_methods_that_a_stage_can_reach(monkeypatch, tmp_path, 
     assert "expert_choice" not in found["d"] and "upcycle" not in found["d"]
     assert "hash" not in found["t"] | found["m"], "methods that nobody names do not count"
     assert {"tokenizer", "tokens"} <= found["tokenizer"] and "model" not in found["data"] - {"model"}
+    for stage, files in found.items():
+        assert {"declared", "tensors", "plain", "_parts"} <= files, f"what {stage} is read with counts"
 
 
 def test_a_key_of_a_model_that_is_read_covers_all_methods(monkeypatch, tmp_path, texts, folder):

@@ -21,10 +21,9 @@ from mixwell.core import registry
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, digest_file
-from mixwell.rooms import computing
-from mixwell.run.stages import KINDS, Stage
+from mixwell.rooms import computing, foundation
+from mixwell.run.stages import KINDS, Kind, Stage
 
-FOUNDATION = ("core", "kernels", "mixing")  # rooms that every stage computes with
 Names = frozenset[str]  # of methods
 
 
@@ -53,8 +52,8 @@ def _outside(stage: Stage) -> str:
 def _code(stage: Stage, inherited: Names) -> tuple[Names, str]:
     """The methods that the stage can reach, and the digest of the source that counts."""
     kind = KINDS[stage.kind]
-    files = [f for room in (*FOUNDATION, *kind.rooms) for f in _files(room)]
-    files.append(Path(str(sys.modules[kind.run.__module__].__file__)))
+    files = [f for room in (*foundation(), *kind.rooms) for f in _files(room)]
+    files += [_source(module) for module in (kind.run.__module__, Kind.__module__)]
     known = {e.path: e for e in registry.entries()}
     plain = {f for f in files if f not in known}
     entries = [known[f] for f in files if f in known]
@@ -77,6 +76,10 @@ def _reachable(entries: Iterable[registry.Entry], words: set[str], inherited: Na
             return frozenset(found) | inherited
         found |= {e.name for e in new}
         words = words.union(*(_literals(e.path) for e in new))
+
+
+def _source(module: str) -> Path:
+    return Path(str(sys.modules[module].__file__))
 
 
 @functools.cache

@@ -20,8 +20,9 @@ from typing import Any
 from mixwell.core import registry
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import digest, digest_file
+from mixwell.core.files import digest
 from mixwell.rooms import computing, foundation
+from mixwell.run import facts
 from mixwell.run.stages import KINDS, Kind, Stage
 
 Names = frozenset[str]  # of methods
@@ -110,23 +111,12 @@ def _words(value: Any) -> Iterable[str]:
 
 def _digest_files(files: Iterable[Path]) -> str:
     """Digest of names and contents; the names are told from the package, wherever it lies."""
-    return digest({_package_name(path): _source_digest(path) for path in files})
+    return digest({_package_name(path): facts.digest_once(path) for path in files})
 
 
 def _package_name(path: Path) -> str:
     inside = registry.ROOT.parent
     return str(path.relative_to(inside)) if path.is_relative_to(inside) else path.name
-
-
-def _source_digest(path: Path) -> str:
-    found = path.stat()
-    return _digest_once(path, found.st_size, found.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest_once(path: Path, size: int, changed_ns: int) -> str:
-    """Digest of a source file, which is not read again for each of a thousand stages."""
-    return digest_file(path)
 
 
 def source_digest() -> str:

@@ -57,6 +57,9 @@ def test_vary_is_read_as_yaml_values():
         "a.b": ["x", "y"], "lr": ["1e-3", 2], "r": [{"method": "top_k", "k": 1}, {"method": "hash"}],
         "betas": [[0.9, 0.95], [0.9, 0.99]]}
     assert parse_vary(["k=[1,2]"]) == {"k": [1, 2]}
+    assert parse_vary(["k=2024-01-01,x"]) == {"k": ["2024-01-01", "x"]}, "what a recipe can hold"
+    with pytest.raises(MixwellError, match="the values are not YAML"):
+        parse_vary(["k=[1"])
 
 
 def test_labels_are_values_or_keys_with_values():
@@ -114,6 +117,8 @@ def test_a_key_of_a_stage_is_set_where_it_stands(chosen):
     ({"moe.num_experts": [2, 4]}, {"budget": "token=1M"}, "Did you mean 'tokens'?"),
     ({"moe.num_experts": [2, 4]}, {"budget": {"tokens": "many"}}, "expected a number"),
     ({"moe.num_experts": [2, 4]}, {"budget": {"tokens": 0}}, "above 0"),
+    ({"moe.num_experts": [2, 4]}, {"budget": "tokens=[1"}, "expected a number such as 1M, got '[1'"),
+    ({"moe.num_experts": [2, 4]}, {"budget": "flops=1e999"}, "expected a number such as 1M, got inf"),
     ({"moe.num_experts": [2, 4]}, {"budget": "tokens=1k,flops=1G"}, "expected one of them"),
     ({"model.hidden_dim": [8, 16]}, {"budget": "bytes=1M"}, "drop one of them"),
     ({"moe.num_experts": [2, 4]}, {"budget": "bytes=1k"}, "still takes more than 1000 bytes"),

@@ -21,7 +21,6 @@ from mixwell.compare.variants import (
     Variant,
     ancestors,
     baseline_of,
-    check_budget,
     check_vary,
     judged_stage,
     last_key,
@@ -105,7 +104,7 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
 
     progress: hears what is read and measured.
     """
-    limits = _limits(budget)
+    limits = parse_budget(budget)
     check_vary(vary)
     asked = chosen if isinstance(chosen, Recipe) else recipes.read(chosen)
     place = Path(out or default_folder(asked, vary))
@@ -126,13 +125,6 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
                 budget=limits, trials=tuple(trials), out=place, fitted=(asked, size))
     _check_seeds(made)
     return made
-
-
-def _limits(budget: Mapping[str, Any] | str | None) -> dict[str, float]:
-    if isinstance(budget, str):
-        return parse_budget(budget)
-    numbers = recipes.counted(dict(budget or {}))
-    return check_budget(numbers)
 
 
 def _check_width_free(vary: Mapping[str, Any]) -> None:

@@ -172,6 +172,15 @@ def test_a_foreign_file_in_a_stage_is_refused_and_stays(copy):
     with pytest.raises(MixwellError, match=r"index\.json was not written by the run.*move it elsewhere"):
         engine.run(recipe.read(file), out)
     assert mine.exists() and "index.json" in verify.verify(out).problems[0]
+    metrics = place(out, "dense") / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    cut(metrics)
+    first, second = verify.verify(out).problems
+    assert "metrics.jsonl has" in first and "index.json was not written by the run" in second, "one hides no other"
+    metrics.write_bytes(whole)
+    odd = mine.rename(mine.with_name("a\n\x1b[2J"))
+    assert r"a\n\x1b[2J was not written" in verify.verify(out).problems[0]
+    odd.rename(mine)
     mine.rename(mine.with_name(".hidden"))
     assert plan(file, out)["dense"].cached
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, on_one_line
 from mixwell.core.files import read_json, write_json
 from mixwell.report import digests, records, sealed
 from mixwell.report.records import STAGE, StageRecord
@@ -51,6 +51,9 @@ def standing(folder: Path, key: str) -> Standing:
     known = remembered(folder)
     if facts == known:
         return Standing(record=record, facts=facts)
+    for name in foreign(record):
+        raise MixwellError(f"{folder / name} was not written by the run, and may change what is read there; move it "
+                           "elsewhere.")
     problems = list(damages(record, lambda name: name not in facts or facts[name] != known.get(name)))
     if problems:
         return Standing(damage=problems[0])
@@ -70,8 +73,7 @@ def damages(record: StageRecord, doubted: Callable[[str], bool] = lambda name: T
         if problem:
             yield f"{folder / name} {problem}"
     for name in foreign(record):
-        raise MixwellError(f"{folder / name} was not written by the run, and may change what is read there; move it "
-                           "elsewhere.")
+        yield f"{folder / name} was not written by the run"
 
 
 def foreign(record: StageRecord) -> list[str]:
@@ -166,7 +168,7 @@ def _stage_problems(folder: Path, found: Found) -> list[str]:
         found.files += len(record.files)
         found.bytes += sum(one.bytes for one in record.files.values())
         named = f"{record.id}-{record.key[:8]}"
-        problems = list(damages(record))
+        problems = list(map(on_one_line, damages(record)))
     except MixwellError as error:
         return [_first_clause(error)]
     if named != folder.name:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mixwell.core import machine
 from mixwell.core.config import from_dict, to_dict
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.files import digest
 from mixwell.report import sealed
 from mixwell.run import recipe as recipes
@@ -180,7 +180,7 @@ def _check_reference(trainings: Mapping[str, Mapping[str, Any]], name: str, othe
     where = f"stages.{name}.train.as_long_as"
     if other not in trainings:
         hint = suggest(other, trainings)
-        raise MixwellError(f"{where}: no stage {other!r} trains.{hint} Trainings: {', '.join(trainings)}.")
+        raise MixwellError(f"{where}: no stage {shown(other)} trains.{hint} Trainings: {', '.join(trainings)}.")
     if other in references:
         raise MixwellError(f"{where}: {other} has no budget of its own; name the stage that has one.")
     if twice := sorted(set(trainings[name]) & recipes.BUDGETS):

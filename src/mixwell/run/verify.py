@@ -19,6 +19,7 @@ from mixwell.core.files import read_json, write_json
 from mixwell.report import digests, records, sealed
 from mixwell.report.records import STAGE, StageRecord
 from mixwell.run import sizing
+from mixwell.run.paths import stage_folders
 
 CHECKED = ".checked.json"  # beside stage.json
 Facts = dict[str, list[int]]  # file -> size, inode, times of change of its content and of itself (ns)
@@ -151,13 +152,6 @@ def verify(run: Path, progress: Callable[[float, str], None] = lambda share, wor
         found.problems += problems
     found.problems += _record_problems(run, found)
     return found
-
-
-def stage_folders(run: Path) -> list[Path]:
-    """Folders of the stages below a run's folder, those left out that are not finished."""
-    place = run / "stages"
-    inside = sorted(place.iterdir()) if place.is_dir() else []
-    return [path for path in inside if path.is_dir() and not path.name.startswith(".")]
 
 
 def _stage_problems(folder: Path, found: Found) -> list[str]:

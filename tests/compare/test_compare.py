@@ -10,6 +10,7 @@ from mixwell import compare
 from mixwell.compare import results, width
 from mixwell.compare import view as views
 from mixwell.compare.variants import label, parse_budget, parse_vary
+from mixwell.core import disk
 from mixwell.core.errors import MixwellError
 from mixwell.run import engine, recipe
 from tests.report.pages import text_of
@@ -225,7 +226,7 @@ def test_a_second_call_makes_nothing_and_a_new_variant_only_itself(chosen, ran):
     assert left == ["moe · cosine · seed 0", "moe-trained · cosine · seed 0"]
 
 
-def test_ctrl_c_keeps_what_is_there_and_says_what_is_missing(chosen, tmp_path):
+def test_ctrl_c_keeps_what_is_there_and_says_what_is_missing(chosen, tmp_path, monkeypatch):
     class Stop(Told):
         def finished(self, planned, record):
             super().finished(planned, record)
@@ -237,10 +238,15 @@ def test_ctrl_c_keeps_what_is_there_and_says_what_is_missing(chosen, tmp_path):
         compare.compare(chosen, vary, seeds=2, out=tmp_path, observer=Stop())
     text = text_of((tmp_path / "report.html").read_text())
     assert "This comparison is not finished: 1e-2, 1e-3" in text
+    with monkeypatch.context() as ended:
+        ended.setattr(disk.os, "getpid", lambda: 2**22 + 7)  # beyond all processes
+        left = disk.scratch_beside(next(tmp_path.glob("stages/dense-*")) / "stage.json")
+    left.write_text("half")
     told = Told()
     page = compare.compare(chosen, vary, seeds=2, out=tmp_path, observer=told)
     assert "not finished" not in text_of(page.read_text())
     assert [len(r.trials) for r in results.read(tmp_path).results] == [2, 2]
+    assert not left.exists(), "what a kill left of a file that it wrote"
 
 
 def test_our_own_faults_in_one_variant_do_not_end_the_others(chosen, tmp_path, monkeypatch):

@@ -220,6 +220,7 @@ def run(made: Plan, observer: Observer | None = None) -> Path:
     observer = observer or engine.Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
     with engine.locked(made.out):
+        engine.sweep(made.out)
         sizing.keep(*made.fitted, made.out)
         listed = made.stages()
         cached = {one.folder for trial in made.trials for one in trial.todo if one.cached}

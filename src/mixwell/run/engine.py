@@ -35,7 +35,7 @@ from mixwell.run.stages import KINDS, Job, model_folder
 from mixwell.run.stages.evaluate import weigh
 
 __all__ = ["Observer", "Planned", "Prediction", "Silent", "check_out", "default_folder", "finish", "locked", "plan",
-           "plan_stages", "run", "tidy", "write_record"]
+           "plan_stages", "run", "sweep", "tidy", "write_record"]
 
 
 def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,

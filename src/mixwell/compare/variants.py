@@ -13,7 +13,7 @@ from typing import Any
 from mixwell.compare.budgets import amounts
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.run import recipe as recipes
-from mixwell.run import yaml_data
+from mixwell.run import sizing, yaml_data
 from mixwell.run.keys import stage_keys
 from mixwell.run.recipe import BUDGETS, Recipe
 from mixwell.run.stages import KINDS, Stage
@@ -190,11 +190,6 @@ def _training(budget: Mapping[str, float]) -> dict[str, float]:
     return {name: budget[name] for name in names}
 
 
-def _unbudgeted(options: Mapping[str, Any]) -> dict[str, Any]:
-    names = [name for name in options if name not in BUDGETS]
-    return {name: options[name] for name in names}
-
-
 def judged_stage(found: Sequence[Variant], wanted: str | None, threads: int) -> str:
     """The stage whose model is compared: the one wanted, else the last that trains on what the variants differ in.
 
@@ -261,7 +256,7 @@ def prepared(variant_recipe: Recipe, stage: str, budget: Mapping[str, float], se
             continue
         made = dict(entry)
         if training and entry["id"] == trained[-1]:
-            made = _with_budget(entry, training)
+            made = sizing.budgeted(entry, training)
         if "seed" in entry:
             made["seed"] = entry["seed"] + seed - variant_recipe.seed
         entries.append(made)
@@ -279,9 +274,3 @@ def ancestors(stages: Sequence[Stage], last: str) -> list[Stage]:
         needed.add(one)
         waiting += known[one].inputs.values()
     return [s for s in stages if s.id in needed]
-
-
-def _with_budget(entry: Mapping[str, Any], training: Mapping[str, float]) -> dict[str, Any]:
-    options = entry["train"] if isinstance(entry["train"], Mapping) else {}
-    train = {**_unbudgeted(options), **training}
-    return _unbudgeted(entry) | {"train": train}

@@ -135,15 +135,16 @@ def with_tokens(chosen: Recipe, tokens: Mapping[str, float]) -> Recipe:
     entries = []
     for entry in chosen.stages:
         name = str(entry.get("id"))
-        entries.append(_budgeted(entry, tokens[name]) if name in tokens else entry)
+        entries.append(budgeted(entry, {"tokens": tokens[name]}) if name in tokens else entry)
     data = {**to_dict(chosen), "minutes": None, "stages": entries}
     return recipes.from_plain(data)
 
 
-def _budgeted(entry: Mapping[str, Any], tokens: float) -> dict[str, Any]:
+def budgeted(entry: Mapping[str, Any], budget: Mapping[str, float]) -> dict[str, Any]:
+    """The entry of a training with this budget in the place of its own."""
     options = _without_budget(entry["train"] or {})
     beside = _without_budget(entry)
-    return {**beside, "train": {**options, "tokens": tokens}}
+    return {**beside, "train": {**options, **budget}}
 
 
 def _without_budget(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,23 +14,6 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import write_json
 from mixwell.report import records, sealed
 from mixwell.run import engine, recipe, verify
-from tests.run import tiny
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A recipe and the folder of its run; neither is to be changed."""
-    folder = tmp_path_factory.mktemp("verify")
-    file = tiny.recipe_file(folder / "recipe", tokens=300)
-    engine.run(recipe.read(file), folder / "run")
-    return file, folder / "run"
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    """A run of one's own."""
-    shutil.copytree(finished[1], tmp_path / "run")
-    return finished[0], tmp_path / "run"
 
 
 def plan(file, out):

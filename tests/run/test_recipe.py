@@ -153,7 +153,7 @@ LONG = "x" * 5000
     f"id: {LONG}, train: {{}}, data: 3", f"id: {LONG}, train: {{}}, seeds: x", f"id: {LONG}, seeds: 2, seed: 1",
     f"id: a, convert: {LONG}", f"id: a, {LONG}: 1", f"id: a, train: {{tokens: 1, {LONG}: 1}}"])
 def test_what_came_is_repeated_in_part_alone(tmp_path, entry):
-    with pytest.raises(MixwellError, match="a|x") as caught:
+    with pytest.raises(MixwellError) as caught:
         resolved(tmp_path, f"stages: [{{{entry}}}]")
     assert len(str(caught.value)) < 700, caught.value
 

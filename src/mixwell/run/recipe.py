@@ -151,11 +151,11 @@ def _seeds(seeds: Any, first: int, name: str) -> list[int]:
     listed = isinstance(seeds, list) and all(_is_whole(seed) and seed in SEED for seed in seeds)
     if listed and seeds and len(set(seeds)) == len(seeds):
         return seeds
-    raise MixwellError(f"{_where(name)}.seeds: expected how many ({MOST_STAGES} at most), or a list of different whole "
+    raise MixwellError(f"{where_of(name)}.seeds: expected how many ({MOST_STAGES} at most), or a list of different whole "
                        f"numbers, got {shown(seeds)}.")
 
 
-def _where(id: Any) -> str:
+def where_of(id: Any) -> str:
     """An entry's place, in errors; its id may yet be anything."""
     return f"stages.{str(id)[:LONGEST_NAME]}"
 
@@ -167,7 +167,7 @@ def _is_whole(value: Any) -> bool:
 def _seeded(entry: Mapping[str, Any], name: str, seed: int, spread: Mapping[str, list[int]]) -> dict[str, Any]:
     """The entry of one seed."""
     if "seed" in entry:
-        raise MixwellError(f"{_where(name)}: 'seed' stands beside 'seeds'; keep one.")
+        raise MixwellError(f"{where_of(name)}: 'seed' stands beside 'seeds'; keep one.")
     made = {k: copy.deepcopy(v) for k, v in entry.items() if k != "seeds"} | {"id": f"{name}-s{seed}", "seed": seed}
     places = [place for place in (made, made.get("train")) if isinstance(place, dict)]
     for place in places:
@@ -335,7 +335,7 @@ def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[st
         return {}
     data, tokens = _text_ids(entry).values()
     options = entry["data"]
-    where = f"{_where(entry.get('id'))}.data"
+    where = f"{where_of(entry.get('id'))}.data"
     if not isinstance(options, Mapping):
         raise MixwellError(f"{where}: expected keys and values such as {{domains: {{mine: texts}}}}, got "
                            f"{shown(options)}.")
@@ -433,11 +433,11 @@ def side_name(id: str) -> str:
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """The kind that the entry names, and its options: those below the verb and those beside it."""
     verb = _only_verb(entry, where)
-    below = _below(verb, entry[verb], where)
+    under = below(verb, entry[verb], where)
     beside = {key: value for key, value in entry.items() if key not in ("id", "from", "side", "data", verb)}
-    if twice := sorted(set(below) & set(beside)):
+    if twice := sorted(set(under) & set(beside)):
         raise MixwellError(f"{where}: {shown(twice[0])} stands twice, below {verb!r} and beside it; keep one.")
-    return verb, {**beside, **below}
+    return verb, {**beside, **under}
 
 
 def _only_verb(entry: Mapping[str, Any], where: str) -> str:
@@ -452,7 +452,7 @@ def _only_verb(entry: Mapping[str, Any], where: str) -> str:
     raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
 
 
-def _below(verb: str, value: Any, where: str) -> dict[str, Any]:
+def below(verb: str, value: Any, where: str) -> dict[str, Any]:
     """The options below a verb; a bare word there means one of them."""
     bare = KINDS[verb].bare
     if value is None:

@@ -142,9 +142,14 @@ def with_tokens(chosen: Recipe, tokens: Mapping[str, float]) -> Recipe:
 
 def budgeted(entry: Mapping[str, Any], budget: Mapping[str, float]) -> dict[str, Any]:
     """The entry of a training with this budget in the place of its own."""
-    options = _without_budget(entry["train"] or {})
+    options = _without_budget(_options(entry))
     beside = _without_budget(entry)
     return {**beside, "train": {**options, **budget}}
+
+
+def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The options below the verb of a training."""
+    return recipes.below("train", entry["train"], recipes.where_of(entry.get("id")))
 
 
 def _without_budget(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def _trainings(chosen: Recipe) -> dict[str, dict[str, Any]]:
     found = {}
     for entry in chosen.stages:
         if isinstance(entry, Mapping) and "train" in entry:
-            own = {**{k: v for k, v in entry.items() if k not in ("id", "from", "train")}, **(entry["train"] or {})}
+            own = {**{k: v for k, v in entry.items() if k not in ("id", "from", "train")}, **_options(entry)}
             defaults = {} if recipes.BUDGET_KEYS & set(own) else chosen.train
             found[str(entry.get("id"))] = {**defaults, **own}
     return found

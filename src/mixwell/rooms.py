@@ -60,3 +60,9 @@ def holding_methods() -> frozenset[str]:
 def computing() -> tuple[str, ...]:
     """Names of the rooms that a model's numbers and speed come from."""
     return tuple(room.name for room in ROOMS if room.computes)
+
+
+def foundation() -> tuple[str, ...]:
+    """Names of the computing rooms below all methods: whatever computes may stand on them."""
+    least = min(room.level for room in ROOMS if room.methods)
+    return tuple(room.name for room in ROOMS if room.computes and room.level < least)

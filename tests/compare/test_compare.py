@@ -10,6 +10,7 @@ from mixwell import compare
 from mixwell.compare import results, width
 from mixwell.compare import view as views
 from mixwell.compare.variants import label, parse_budget, parse_vary
+from mixwell.core import disk
 from mixwell.core.errors import MixwellError
 from mixwell.run import engine, recipe
 from tests.report.pages import text_of
@@ -57,6 +58,9 @@ def test_vary_is_read_as_yaml_values():
         "a.b": ["x", "y"], "lr": ["1e-3", 2], "r": [{"method": "top_k", "k": 1}, {"method": "hash"}],
         "betas": [[0.9, 0.95], [0.9, 0.99]]}
     assert parse_vary(["k=[1,2]"]) == {"k": [1, 2]}
+    assert parse_vary(["k=2024-01-01,x"]) == {"k": ["2024-01-01", "x"]}, "what a recipe can hold"
+    with pytest.raises(MixwellError, match="the values are not YAML"):
+        parse_vary(["k=[1"])
 
 
 def test_labels_are_values_or_keys_with_values():
@@ -114,6 +118,8 @@ def test_a_key_of_a_stage_is_set_where_it_stands(chosen):
     ({"moe.num_experts": [2, 4]}, {"budget": "token=1M"}, "Did you mean 'tokens'?"),
     ({"moe.num_experts": [2, 4]}, {"budget": {"tokens": "many"}}, "expected a number"),
     ({"moe.num_experts": [2, 4]}, {"budget": {"tokens": 0}}, "above 0"),
+    ({"moe.num_experts": [2, 4]}, {"budget": "tokens=[1"}, "expected a number such as 1M, got '[1'"),
+    ({"moe.num_experts": [2, 4]}, {"budget": "flops=1e999"}, "expected a number such as 1M, got inf"),
     ({"moe.num_experts": [2, 4]}, {"budget": "tokens=1k,flops=1G"}, "expected one of them"),
     ({"model.hidden_dim": [8, 16]}, {"budget": "bytes=1M"}, "drop one of them"),
     ({"moe.num_experts": [2, 4]}, {"budget": "bytes=1k"}, "still takes more than 1000 bytes"),
@@ -220,7 +226,7 @@ def test_a_second_call_makes_nothing_and_a_new_variant_only_itself(chosen, ran):
     assert left == ["moe · cosine · seed 0", "moe-trained · cosine · seed 0"]
 
 
-def test_ctrl_c_keeps_what_is_there_and_says_what_is_missing(chosen, tmp_path):
+def test_ctrl_c_keeps_what_is_there_and_says_what_is_missing(chosen, tmp_path, monkeypatch):
     class Stop(Told):
         def finished(self, planned, record):
             super().finished(planned, record)
@@ -232,10 +238,15 @@ def test_ctrl_c_keeps_what_is_there_and_says_what_is_missing(chosen, tmp_path):
         compare.compare(chosen, vary, seeds=2, out=tmp_path, observer=Stop())
     text = text_of((tmp_path / "report.html").read_text())
     assert "This comparison is not finished: 1e-2, 1e-3" in text
+    with monkeypatch.context() as ended:
+        ended.setattr(disk.os, "getpid", lambda: 2**22 + 7)  # beyond all processes
+        left = disk.scratch_beside(next(tmp_path.glob("stages/dense-*")) / "stage.json")
+    left.write_text("half")
     told = Told()
     page = compare.compare(chosen, vary, seeds=2, out=tmp_path, observer=told)
     assert "not finished" not in text_of(page.read_text())
     assert [len(r.trials) for r in results.read(tmp_path).results] == [2, 2]
+    assert not left.exists(), "what a kill left of a file that it wrote"
 
 
 def test_our_own_faults_in_one_variant_do_not_end_the_others(chosen, tmp_path, monkeypatch):

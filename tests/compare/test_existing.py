@@ -191,7 +191,7 @@ def test_budgets_of_bytes_and_of_tokens(folders, tmp_path):
     ("byte=1k", "unknown 'byte'. Did you mean 'bytes'"),
     ("bytes=1k,tokens=1k", "expected one of bytes and tokens"),
     ("bytes=many", "expected a number such as 1M, got 'many'"),
-    ("tokens=0", "expected at least 1, got 0"),
+    ("tokens=0", "expected at least 1, got 0"), ("bytes=1e999", "expected a number such as 1M, got inf"),
     ("", "expected one of bytes and tokens"),
 ])
 def test_budgets_that_are_none(folders, tmp_path, budget, message):

@@ -23,6 +23,14 @@ PATIENCE_S = 5.0
 LONGEST = 3000  # characters of a line
 
 
+def none_ends_badly(try_one: Callable[[int], Outcome], first: int, count: int = 50) -> None:
+    """Of the mutants of so many seeds some are refused and some say the same, and nothing else becomes of any."""
+    found = [try_one(seed) for seed in range(first, first + count)]
+    bad = [one for one in found if one.outcome not in (REFUSED, SAME)]
+    assert not bad, bad
+    assert {one.outcome for one in found} == {REFUSED, SAME}
+
+
 class Change(AssertionError):
     """A mutant was taken, and what it says is not what the original says."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from mixwell.report.records import recipe_text
-from mixwell.run import recipe
+from mixwell.run import recipe, sizing
 from mixwell.run.keys import stage_keys
 from tests.mutations import Change, Outcome, outcome
 from tests.run import tiny
@@ -178,6 +178,7 @@ class Recipes:
 
     def _use(self, kind, changes):
         chosen = recipe.read(self.mutant, changes)
+        sizing.nominal(chosen)
         keys = self._keys_of(chosen)
         if kind == "same" and keys != self.keys:
             raise Change(f"{self.mutant.read_text()} does not mean what the original does")

@@ -19,6 +19,22 @@ def chosen(tmp_path_factory):
     return recipe.read(tiny.recipe_file(tmp_path_factory.mktemp("recipe")), [SHORT])
 
 
+@pytest.fixture(scope="module")
+def watched(chosen, tmp_path_factory):
+    """The stages of a run, and the disk that every step of it was noted by; neither is to be changed."""
+    out = tmp_path_factory.mktemp("watched") / "run"
+    out.mkdir()
+    disk = Disk(out)
+    with pytest.MonkeyPatch.context() as patch, disk.watching(patch):
+        engine.run(chosen, out)
+    return engine.plan(chosen, out, predict=False), disk
+
+
+def bits(planned):
+    """Stage -> what later stages read of it."""
+    return {p.stage.id: records.read_stage(p.folder).bits for p in planned}
+
+
 def crashes(disk):
     """Every state that a crash can leave, each once."""
     seen = []
@@ -35,16 +51,11 @@ def standing(run, planned):
 
 
 @pytest.mark.slow
-def test_after_a_crash_at_any_step_of_a_run_what_counts_as_finished_is_whole(chosen, tmp_path, monkeypatch):
-    out, after = tmp_path / "run", tmp_path / "after"
-    out.mkdir()
-    disk = Disk(out)
-    with disk.watching(monkeypatch):
-        engine.run(chosen, out)
-    planned = engine.plan(chosen, out, predict=False)
-    final = {p.stage.id: records.read_stage(p.folder).bits for p in planned}
+def test_after_a_crash_at_any_step_of_a_run_what_counts_as_finished_is_whole(watched, tmp_path):
+    planned, disk = watched
+    after, final = tmp_path / "after", bits(planned)
     assert len(final) == 6 and len(disk.crashes) > 100
-    counts, before = set(), 0
+    counts = set()
     for step, content in crashes(disk):
         build(content, after)
         there = standing(after, planned)
@@ -55,19 +66,13 @@ def test_after_a_crash_at_any_step_of_a_run_what_counts_as_finished_is_whole(cho
         if (after / records.RUN).exists():
             assert len(there) == len(final), f"run.json names what is not there, after {step}"
             assert [stage.id for stage in records.read_run(after).stages] == list(final)
-        before = max(before, len(there))
     assert counts == {0, 1, 2, 3, 4, 5, 6}, "a crash between any two stages was tried"
 
 
-def test_what_was_synced_only_grows(chosen, tmp_path, monkeypatch):
+def test_what_was_synced_only_grows(watched, tmp_path):
     """Once a stage lasts it lasts: nothing that a later step does may take it away."""
-    out, after = tmp_path / "run", tmp_path / "after"
-    out.mkdir()
-    disk = Disk(out)
-    with disk.watching(monkeypatch):
-        engine.run(chosen, out)
-    planned = engine.plan(chosen, out, predict=False)
-    most = 0
+    planned, disk = watched
+    after, most = tmp_path / "after", 0
     for step, _, synced in disk.crashes[:: max(1, len(disk.crashes) // 40)]:
         build(synced, after)
         there = len(standing(after, planned))
@@ -78,20 +83,15 @@ def test_what_was_synced_only_grows(chosen, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_that_a_crash_ended_anywhere_ends_with_the_same_bits(chosen, tmp_path, monkeypatch):
-    out, after = tmp_path / "run", tmp_path / "after"
-    out.mkdir()
-    disk = Disk(out)
-    with disk.watching(monkeypatch):
-        engine.run(chosen, out)
-    final = {p.stage.id: records.read_stage(p.folder).bits for p in engine.plan(chosen, out, predict=False)}
+def test_a_run_that_a_crash_ended_anywhere_ends_with_the_same_bits(chosen, watched, tmp_path):
+    planned, disk = watched
+    after, final = tmp_path / "after", bits(planned)
     states = list(crashes(disk))
     left = [at for at, (_, content) in enumerate(states) if any(name.startswith(".run.json") for name in content)]
     for at in {*range(0, len(states), len(states) // 6), left[0]}:
         build(states[at][1], after)
         engine.run(chosen, after)
-        made = engine.plan(chosen, after, predict=False)
-        assert {p.stage.id: records.read_stage(p.folder).bits for p in made} == final
+        assert bits(engine.plan(chosen, after, predict=False)) == final
         assert not list(after.glob("stages/.*")) and not list(after.glob(".*.tmp"))
 
 

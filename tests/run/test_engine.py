@@ -31,13 +31,6 @@ def finished(tmp_path_factory):
         os.environ["XDG_CACHE_HOME"] = saved
 
 
-@pytest.fixture
-def copy(finished, tmp_path):
-    """A run of one's own."""
-    shutil.copytree(finished[1], tmp_path / "run")
-    return finished[0], tmp_path / "run"
-
-
 def states(planned):
     """Ids of the stages that are to be run, and of those that are only to be evaluated."""
     return [p.stage.id for p in planned if not p.cached], [p.stage.id for p in planned if p.cached and not p.evaluated]

@@ -10,20 +10,11 @@ from mixwell.lm.model import load
 from mixwell.lm.splitting import Split
 from mixwell.run import engine, recipe
 from mixwell.run.stages.text import kept_apart, read_splits
-from tests.run import tiny
 
 TRAIN = "{batch_size: 4, seq_len: 32, dtype: fp32}"
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def texts(tmp_path):
-    tiny.corpus(tmp_path / "texts")
-    return tmp_path / "texts"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def written(texts, stages, more=""):

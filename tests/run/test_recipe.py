@@ -144,6 +144,27 @@ def test_a_wrong_recipe_is_told_in_one_line(tmp_path, text, parts):
         assert part in message, message
 
 
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize("entry", [
+    f"id: a, from: {LONG}, train: {{}}", f"id: a, train: {{}}, seeds: {LONG}", f"id: a, side: [{LONG}], train: {{}}",
+    f"id: a, seed: {LONG}, train: {{}}", f"id: a, train: {LONG}", f"id: a, train: {{}}, data: {LONG}",
+    f"id: {LONG}, train: {{}}, data: 3", f"id: {LONG}, train: {{}}, seeds: x", f"id: {LONG}, seeds: 2, seed: 1",
+    f"id: a, convert: {LONG}", f"id: a, {LONG}: 1", f"id: a, train: {{tokens: 1, {LONG}: 1}}"])
+def test_what_came_is_repeated_in_part_alone(tmp_path, entry):
+    with pytest.raises(MixwellError) as caught:
+        resolved(tmp_path, f"stages: [{{{entry}}}]")
+    assert len(str(caught.value)) < 700, caught.value
+
+
+def test_a_long_override_is_repeated_in_part_alone(tmp_path):
+    for change in (f"train.lr=[{LONG}", LONG):
+        with pytest.raises(MixwellError) as caught:
+            written(tmp_path, "seed: 1", [change])
+        assert len(str(caught.value)) < 500, caught.value
+
+
 @pytest.mark.parametrize(("change", "part"), [
     ("train.lr", "expected key=value"),
     ("stages.b.train.lr=1", "no stage 'b'"),

@@ -24,22 +24,12 @@ from mixwell.run import engine, keys, recipe
 from mixwell.run.stages import KINDS
 from mixwell.run.stages.convert import held_out
 from mixwell.run.stages.train import draw_seed
-from tests.run import tiny
 
 SHAPE = {"vocab_size": 300, "dim": 16, "num_layers": 1, "num_heads": 2,
          "channel_mixer": {"method": "experts.layers.swiglu", "hidden_dim": 16}}
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def texts(tmp_path):
-    """A folder with the text of two domains."""
-    tiny.corpus(tmp_path / "texts")
-    return tmp_path / "texts"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -228,6 +218,8 @@ def test_a_key_covers_the_methods_that_a_stage_can_reach(monkeypatch, tmp_path, 
     assert "expert_choice" not in found["d"] and "upcycle" not in found["d"]
     assert "hash" not in found["t"] | found["m"], "methods that nobody names do not count"
     assert {"tokenizer", "tokens"} <= found["tokenizer"] and "model" not in found["data"] - {"model"}
+    for stage, files in found.items():
+        assert {"declared", "tensors", "plain", "_parts"} <= files, f"what {stage} is read with counts"
 
 
 def test_a_key_of_a_model_that_is_read_covers_all_methods(monkeypatch, tmp_path, texts, folder):

@@ -2,28 +2,12 @@
 
 import shutil
 
-import pytest
 from typer.testing import CliRunner
 
 from mixwell.cli.main import app
 from mixwell.core import disk
 from mixwell.report import records
 from mixwell.run import engine, lock, recipe, status
-from tests.run import tiny
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("status")
-    file = tiny.recipe_file(folder / "recipe", tokens=300)
-    engine.run(recipe.read(file), folder / "run")
-    return file, folder / "run"
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    shutil.copytree(finished[1], tmp_path / "run")
-    return finished[0], tmp_path / "run"
 
 
 def report(out):

@@ -14,23 +14,6 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import write_json
 from mixwell.report import records, sealed
 from mixwell.run import engine, recipe, verify
-from tests.run import tiny
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A recipe and the folder of its run; neither is to be changed."""
-    folder = tmp_path_factory.mktemp("verify")
-    file = tiny.recipe_file(folder / "recipe", tokens=300)
-    engine.run(recipe.read(file), folder / "run")
-    return file, folder / "run"
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    """A run of one's own."""
-    shutil.copytree(finished[1], tmp_path / "run")
-    return finished[0], tmp_path / "run"
 
 
 def plan(file, out):
@@ -172,6 +155,15 @@ def test_a_foreign_file_in_a_stage_is_refused_and_stays(copy):
     with pytest.raises(MixwellError, match=r"index\.json was not written by the run.*move it elsewhere"):
         engine.run(recipe.read(file), out)
     assert mine.exists() and "index.json" in verify.verify(out).problems[0]
+    metrics = place(out, "dense") / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    cut(metrics)
+    first, second = verify.verify(out).problems
+    assert "metrics.jsonl has" in first and "index.json was not written by the run" in second, "one hides no other"
+    metrics.write_bytes(whole)
+    odd = mine.rename(mine.with_name("a\n\x1b[2J"))
+    assert r"a\n\x1b[2J was not written" in verify.verify(out).problems[0]
+    odd.rename(mine)
     mine.rename(mine.with_name(".hidden"))
     assert plan(file, out)["dense"].cached
 

@@ -21,7 +21,6 @@ from mixwell.compare.variants import (
     Variant,
     ancestors,
     baseline_of,
-    check_budget,
     check_vary,
     judged_stage,
     last_key,
@@ -105,7 +104,7 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
 
     progress: hears what is read and measured.
     """
-    limits = _limits(budget)
+    limits = parse_budget(budget)
     check_vary(vary)
     asked = chosen if isinstance(chosen, Recipe) else recipes.read(chosen)
     place = Path(out or default_folder(asked, vary))
@@ -126,13 +125,6 @@ def plan(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], 
                 budget=limits, trials=tuple(trials), out=place, fitted=(asked, size))
     _check_seeds(made)
     return made
-
-
-def _limits(budget: Mapping[str, Any] | str | None) -> dict[str, float]:
-    if isinstance(budget, str):
-        return parse_budget(budget)
-    numbers = recipes.counted(dict(budget or {}))
-    return check_budget(numbers)
 
 
 def _check_width_free(vary: Mapping[str, Any]) -> None:
@@ -228,6 +220,7 @@ def run(made: Plan, observer: Observer | None = None) -> Path:
     observer = observer or engine.Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
     with engine.locked(made.out):
+        engine.sweep(made.out)
         sizing.keep(*made.fitted, made.out)
         listed = made.stages()
         cached = {one.folder for trial in made.trials for one in trial.todo if one.cached}

@@ -14,14 +14,13 @@ from mixwell.compare.results import Comparison, Result
 from mixwell.core import units
 from mixwell.report import plots
 from mixwell.report.axes import Range, scale, ticks
-from mixwell.report.experts import DEAD, DOMINANT, entropy, loads_of
+from mixwell.report.experts import DEAD, entropy, load_map, loads_of
 from mixwell.report.records import StageRecord, figure
 from mixwell.report.statistics import Difference
+from mixwell.report.training import AXES, Point
 
 GRID = 120  # points of a curve
-AXES = {"tokens": "tokens", "flops": "training FLOP", "seconds": "seconds of training"}
 Place = Callable[[float], str]  # a value as CSS's distance from the left
-Point = tuple[float, float]
 Line = tuple[np.ndarray, np.ndarray]  # budget spent, loss
 
 _FOREST = Markup('<figure class="dots forest">{}<div class="dot-row"><span class="name"></span><div class="x-ticks">{}'
@@ -285,19 +284,10 @@ def _sorted_loads(result: Result) -> dict[str, np.ndarray]:
 
 def _load_map(by_layer: Mapping[str, np.ndarray]) -> Markup:
     """Means over the seeds in per cent, with entropy and the number of dead experts beside them."""
-    count = max(rows.shape[1] for rows in by_layer.values())
-    means, entropies, dead = [], [], []
-    for rows_SE in by_layer.values():
-        absent = [math.nan] * (count - rows_SE.shape[1])
-        mean = rows_SE.mean(0)
-        means.append([*mean.tolist(), *absent])
-        entropies.append(_mean_entropy(rows_SE))
-        dead.append(_mean_dead(rows_SE))
-    even = 1 / count
-    top = max(min(1.0, DOMINANT / count), even)
-    columns = [str(i + 1) for i in range(count)]
-    return plots.heat_map(means, rows=list(by_layer), columns=columns, low=0.0, center=even, high=top, corner="layer",
-                          form=_per_cent, beside={"entropy": entropies, "dead": dead})
+    means = {layer: rows_SE.mean(0).tolist() for layer, rows_SE in by_layer.items()}
+    entropies = [_mean_entropy(rows_SE) for rows_SE in by_layer.values()]
+    dead = [_mean_dead(rows_SE) for rows_SE in by_layer.values()]
+    return load_map("layer", means, {"entropy": entropies, "dead": dead}, first=1, decimals=0)
 
 
 def _mean_entropy(rows_SE: np.ndarray) -> str:
@@ -309,7 +299,3 @@ def _mean_dead(rows_SE: np.ndarray) -> str:
     dead_SE = rows_SE < DEAD / rows_SE.shape[1]
     mean = dead_SE.sum(1).mean()
     return f"{mean:g}"[:4]
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.0f}"

@@ -43,7 +43,7 @@ def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None
     folder or glob, all of which is read; none: held-out text of the standard library. budget: `bytes=1M` or
     `tokens=60k` of each domain, the latter by the tokenizer that makes most of them; whole documents but the last.
     reading: tokens that a model sees at once, and windows read together. out: folder, default
-    `runs/evaluate-<names>`. told: hears what is done.
+    `runs/evaluate-<names>`. progress: hears what is done.
 
     A model without a tokenizer, or a name that leads to no model, raises `MixwellError`.
     """

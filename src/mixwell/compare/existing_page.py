@@ -15,7 +15,7 @@ from mixwell.compare import paired
 from mixwell.compare.measured import RECORD, Measured
 from mixwell.compare.paired import Sums
 from mixwell.compare.results import METRIC
-from mixwell.compare.view import verdict
+from mixwell.compare.view import p_text, signed, verdict
 from mixwell.core import units
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
@@ -128,8 +128,8 @@ def lead(found: Found) -> str:
 def _sentence(name: str, difference: Difference, baseline: str) -> str:
     own = difference.interval
     if math.isnan(own.half):
-        return f"One document cannot tell {name} from {baseline}: {_signed(own.mean)} {METRIC}."
-    reach = f"{_signed(own.low)} to {_signed(own.high)}"
+        return f"One document cannot tell {name} from {baseline}: {signed(own.mean)} {METRIC}."
+    reach = f"{signed(own.low)} to {signed(own.high)}"
     if not difference.supported:
         return f"No difference between {name} and {baseline} is supported ({reach} {METRIC})."
     word = "better" if own.mean < 0 else "worse"
@@ -152,10 +152,10 @@ def _row(found: Found, model: Measured) -> dict[str, Any]:
     if difference is None:
         return row
     gap = difference.interval
-    row["gap"] = _signed(gap.mean)
+    row["gap"] = signed(gap.mean)
     if math.isfinite(gap.half):
-        row["range"] = f"{_signed(gap.low)} to {_signed(gap.high)}"
-        row["p"] = _p(difference.p_holm)
+        row["range"] = f"{signed(gap.low)} to {signed(gap.high)}"
+        row["p"] = p_text(difference.p_holm)
         return row | verdict(difference)
     return row | {"verdict": "one document"}
 
@@ -163,15 +163,6 @@ def _row(found: Found, model: Measured) -> dict[str, Any]:
 def p_label(found: Found) -> str:
     """Heading of the column of p-values."""
     return "p, Holm" if len(found.differences) > 1 else "p"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else units.fixed(value, 3)
-
-
-def _signed(value: float) -> str:
-    sign = "+" if value > 0 else ""
-    return sign + units.fixed(value, 4)
 
 
 def domains(found: Found) -> dict[str, Any]:

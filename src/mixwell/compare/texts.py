@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.compare.budgets import amounts
+from mixwell.core.errors import MixwellError
 from mixwell.lm.documents import Document, Reader, size_bytes
 from mixwell.lm.splitting import capped, head, place, split_documents
 from mixwell.lm.tokenizer import Tokenizer
@@ -45,30 +46,15 @@ def held_out(chosen: Recipe) -> Text:
 
 
 def parse_budget(budget: Mapping[str, Any] | str | None) -> dict[str, float]:
-    """`bytes=1M` or `tokens=60k` as a number above 0 by its name."""
+    """`bytes=1M` or `tokens=60k` as a number of at least 1 by its name."""
     if budget is None:
         return {"bytes": BYTES}
-    given = budget if isinstance(budget, Mapping) else _parts(budget)
-    counted = recipe.counted(dict(given))
-    if len(counted) != 1:
+    found = amounts(budget, UNITS)
+    if len(found) != 1:
         raise MixwellError(f"--budget: expected one of {' and '.join(UNITS)}, such as bytes=1M, got {budget!r}.")
-    ((name, value),) = counted.items()
-    if name not in UNITS:
-        raise MixwellError(f"--budget: unknown {name!r}.{suggest(name, UNITS)} Known: {', '.join(UNITS)}.")
-    try:
-        amount = float(value)
-    except (TypeError, ValueError):
-        raise MixwellError(f"--budget {name}: expected a number such as 1M, got {value!r}.") from None
-    if not amount >= 1:
-        raise MixwellError(f"--budget {name}: expected at least 1, got {value}.")
-    return {name: amount}
-
-
-def _parts(text: str) -> dict[str, str]:
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        found[name.strip()] = value.strip()
+    for name, amount in found.items():
+        if amount < 1:
+            raise MixwellError(f"--budget {name}: expected at least 1, got {amount:g}.")
     return found
 
 

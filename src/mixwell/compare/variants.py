@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
+from mixwell.compare.budgets import amounts
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.run import recipe as recipes
+from mixwell.run import sizing, yaml_data
 from mixwell.run.keys import stage_keys
 from mixwell.run.recipe import BUDGETS, Recipe
 from mixwell.run.stages import KINDS, Stage
@@ -46,44 +46,27 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 def _values(text: str, values: str) -> list[Any]:
     try:
-        parsed = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError:
+        parsed = yaml_data.parse(f"[{values}]", "the values")
+    except MixwellError:
         raise MixwellError(f"--vary {text!r}: the values are not YAML; put quotes around special signs.") from None
     bracketed = len(parsed) == 1 and isinstance(parsed[0], list)
     return parsed[0] if bracketed else parsed
 
 
-def parse_budget(text: str) -> dict[str, float]:
-    """`tokens=1M` or `flops=2T,bytes=20M` as plain numbers; see `check_budget`."""
-    budget = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        budget[name.strip()] = yaml.safe_load(value or "null")
-    return check_budget(recipes.counted(budget))
+def parse_budget(budget: Mapping[str, Any] | str | None) -> dict[str, float]:
+    """`tokens=1M` or `flops=2T,bytes=20M` as numbers above 0 by name.
 
-
-def check_budget(budget: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers above 0 by name: at most one of tokens, flops and seconds, and bytes of weights with it or alone.
-
-    Anything else raises `MixwellError`.
+    At most one of tokens, flops and seconds, and bytes of weights with it or alone; anything else raises
+    `MixwellError`.
     """
-    found = {name: _amount(name, value) for name, value in budget.items()}
+    found = amounts(budget or {}, UNITS)
+    for name, amount in found.items():
+        if amount <= 0:
+            raise MixwellError(f"--budget {name}: expected a number above 0, got {amount:g}.")
     training = sorted(BUDGETS & set(found))
     if len(training) > 1:
         raise MixwellError(f"--budget: {' and '.join(training)} came; expected one of them.")
     return found
-
-
-def _amount(name: str, value: Any) -> float:
-    if name not in UNITS:
-        raise MixwellError(f"--budget: unknown {name!r}.{suggest(name, UNITS)} Known: {', '.join(UNITS)}.")
-    try:
-        amount = float(value)
-    except (TypeError, ValueError):
-        raise MixwellError(f"--budget {name}: expected a number such as 1M, got {value!r}.") from None
-    if not amount > 0:
-        raise MixwellError(f"--budget {name}: expected a number above 0, got {value}.")
-    return amount
 
 
 def variants(base: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Variant]:
@@ -207,11 +190,6 @@ def _training(budget: Mapping[str, float]) -> dict[str, float]:
     return {name: budget[name] for name in names}
 
 
-def _unbudgeted(options: Mapping[str, Any]) -> dict[str, Any]:
-    names = [name for name in options if name not in BUDGETS]
-    return {name: options[name] for name in names}
-
-
 def judged_stage(found: Sequence[Variant], wanted: str | None, threads: int) -> str:
     """The stage whose model is compared: the one wanted, else the last that trains on what the variants differ in.
 
@@ -278,7 +256,7 @@ def prepared(variant_recipe: Recipe, stage: str, budget: Mapping[str, float], se
             continue
         made = dict(entry)
         if training and entry["id"] == trained[-1]:
-            made = _with_budget(entry, training)
+            made = sizing.budgeted(entry, training)
         if "seed" in entry:
             made["seed"] = entry["seed"] + seed - variant_recipe.seed
         entries.append(made)
@@ -296,9 +274,3 @@ def ancestors(stages: Sequence[Stage], last: str) -> list[Stage]:
         needed.add(one)
         waiting += known[one].inputs.values()
     return [s for s in stages if s.id in needed]
-
-
-def _with_budget(entry: Mapping[str, Any], training: Mapping[str, float]) -> dict[str, Any]:
-    options = entry["train"] if isinstance(entry["train"], Mapping) else {}
-    train = {**_unbudgeted(options), **training}
-    return _unbudgeted(entry) | {"train": train}

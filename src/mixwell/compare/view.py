@@ -172,10 +172,10 @@ def _row(found: Comparison, result: Result) -> dict[str, Any]:
     if difference is None:
         return row
     gap = difference.interval
-    row["gap"] = _signed(gap.mean)
+    row["gap"] = signed(gap.mean)
     if gap.count > 1:
-        row["range"] = f"{_signed(gap.low)} to {_signed(gap.high)}"
-        row["p"] = _p(difference.p_holm)
+        row["range"] = f"{signed(gap.low)} to {signed(gap.high)}"
+        row["p"] = p_text(difference.p_holm)
     return row | verdict(difference)
 
 
@@ -197,7 +197,8 @@ def p_label(found: Comparison) -> str:
     return "p, Holm" if _comparisons(found) > 1 else "p"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value; how small a very small one is says nothing."""
     return "< 0.001" if value < 0.001 else units.fixed(value, 3)
 
 
@@ -205,7 +206,8 @@ def _gap(value: float) -> str:
     return units.fixed(value, 4)
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A difference with its sign, the plus too."""
     sign = "+" if value > 0 else ""
     return sign + _gap(value)
 

@@ -20,7 +20,12 @@ class MixwellError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__("".join(map(_spelt, message)))
+        super().__init__(on_one_line(message))
+
+
+def on_one_line(text: str) -> str:
+    """The text with what would break a line, or steer a terminal, spelt out."""
+    return "".join(map(_spelt, text))
 
 
 def _spelt(letter: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.rooms import holding_methods
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +129,7 @@ def find(name: str, within: str = "") -> Entry:
     hint = suggest(name, options) or suggest(name, last)
     kind = f"{within} method" if within else "method"
     listing = f"mixwell list {within}".rstrip()
-    raise MixwellError(f"unknown {kind} {name!r}.{hint} See `{listing}`.")
+    raise MixwellError(f"unknown {kind} {shown(name)}.{hint} See `{listing}`.")
 
 
 def room_names(room: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from markupsafe import Markup
 
 from mixwell.core import units
 from mixwell.report import plots
@@ -143,8 +146,8 @@ def _view(stage: StageRecord, loads: Loads) -> dict[str, Any]:
         "experts": max(len(shares) for shares in by_layer.values()),
         "words": specialities(loads),
         "warnings": found,
-        "by_layer": _map("layer", by_layer, _beside(by_layer)),
-        "by_domain": [(layer, _map("domain", loads[layer])) for layer in loads] if several else []}
+        "by_layer": load_map("layer", by_layer, _beside(by_layer)),
+        "by_domain": [(layer, load_map("domain", loads[layer])) for layer in loads] if several else []}
 
 
 def _beside(by_layer: Mapping[str, Sequence[float]]) -> dict[str, list[str]]:
@@ -156,8 +159,12 @@ def _beside(by_layer: Mapping[str, Sequence[float]]) -> dict[str, list[str]]:
         "dead": [str(len(dead_experts(shares))) for shares in rows]}
 
 
-def _map(corner: str, loads: Mapping[str, Sequence[float]], beside: Mapping[str, Sequence[str]] | None = None) -> Any:
-    """Shares in per cent; rows with fewer experts than others are filled up."""
+def load_map(corner: str, loads: Mapping[str, Sequence[float]], beside: Mapping[str, Sequence[str]] | None = None, *,
+             first: int = 0, decimals: int = 1) -> Markup:
+    """Shares in per cent, an even one plain; rows with fewer experts than others are filled up.
+
+    first: what the first column is called. decimals: of the figures.
+    """
     count = max(len(row) for row in loads.values())
     padded = []
     for row in loads.values():
@@ -165,10 +172,11 @@ def _map(corner: str, loads: Mapping[str, Sequence[float]], beside: Mapping[str,
         padded.append([*row, *absent])
     even = 1 / count
     top = max(min(1.0, DOMINANT / count), even)
-    columns = [str(i) for i in range(count)]
+    columns = [str(first + i) for i in range(count)]
+    form = functools.partial(_per_cent, decimals=decimals)
     return plots.heat_map(padded, rows=list(loads), columns=columns, low=0.0, center=even, high=top, corner=corner,
-                          form=_per_cent, beside=beside)
+                          form=form, beside=beside)
 
 
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _per_cent(share: float, decimals: int) -> str:
+    return f"{100 * share:.{decimals}f}"

@@ -161,9 +161,14 @@ class Costs:
         return {name: [document.text for document in own] for name, own in found.items()}
 
     @functools.cached_property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Size of the text by the stage that collects it and by domain, known without reading it."""
+        return {name: characters(stage) for name, stage in self.stages.items() if stage.kind == "data"}
+
+    @property
     def text_sizes(self) -> dict[str, int]:
-        """Size of the text by domain, known without reading it."""
-        return characters(self.stages["data"])
+        """`sizes` of the run's own text."""
+        return self.sizes["data"]
 
     @property
     def text_bytes(self) -> int:
@@ -183,10 +188,9 @@ class Costs:
 
     def train_tokens_by_domain(self, data: str = "data") -> dict[str, float]:
         """`train_tokens` of each domain, of the text that the stage `data` collects."""
-        stage = self.stages[data]
-        share = 1.0 - stage.config.held_out
+        share = 1.0 - self.stages[data].config.held_out
         per_byte = share / self.tokenizing()["bytes_per_token"]
-        return {name: per_byte * size for name, size in characters(stage).items()}
+        return {name: per_byte * size for name, size in self.sizes[data].items()}
 
     def text_of(self, stage: Stage) -> str:
         """Id of the stage that collects what `stage` reads."""
@@ -198,11 +202,14 @@ class Costs:
     def tokenizing(self) -> Timed:
         """Seconds a byte of training the tokenizer and of encoding, and bytes a token, on a sample of the text."""
         path = self.stages["tokenizer"].config.path
-        data = self.stages["data"]
-        text = KINDS["data"].fingerprint(data)
         self.progress("time the tokenizer on a sample of the text")
-        return self._kept("tokenizing", [text, self.vocab_size, path],
+        return self._kept("tokenizing", [self._fingerprint, self.vocab_size, path],
                           lambda: timing.tokenizing(timing.sample_of(self.texts()), self.vocab_size, path))
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """Of the run's own text."""
+        return KINDS["data"].fingerprint(self.stages["data"])
 
     def tokens_of(self, stage: Stage, flops_per_token: float) -> float | None:
         """The budget of a training in tokens; None where the clock decides."""
@@ -299,8 +306,8 @@ def _tokenizer(costs: Costs, stage: Stage) -> Prediction:
 
 def _tokens(costs: Costs, stage: Stage) -> Prediction:
     found = costs.tokenizing()
-    data = costs.stages[costs.text_of(stage)]
-    size = sum(characters(data).values())
+    sizes = costs.sizes[costs.text_of(stage)]
+    size = sum(sizes.values())
     seconds = size * found["encode_seconds_per_byte"]
     tokens = size / found["bytes_per_token"]
     return Prediction(seconds=seconds, tokens=tokens)

@@ -28,13 +28,14 @@ from mixwell.report.records import RunRecord, StageRecord
 from mixwell.run import recipe, sizing, verify
 from mixwell.run.lock import locked
 from mixwell.run.observers import Observer, Silent
+from mixwell.run.paths import WORK, stage_folders, work_folder
 from mixwell.run.planning import Planned, Prediction, check_out, default_folder, plan, plan_stages, redone
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages import KINDS, Job, model_folder
 from mixwell.run.stages.evaluate import weigh
 
 __all__ = ["Observer", "Planned", "Prediction", "Silent", "check_out", "default_folder", "finish", "locked", "plan",
-           "plan_stages", "run", "tidy", "write_record"]
+           "plan_stages", "run", "sweep", "tidy", "write_record"]
 
 
 def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,
@@ -99,15 +100,15 @@ def _with_inputs(planned: Planned, built_on: Mapping[str, str]) -> Planned:
 
 def sweep(out: Path) -> None:
     """Remove what a run that was killed while it wrote a file left beside that file."""
-    for folder in (out, *verify.stage_folders(out)):
+    for folder in (out, *stage_folders(out)):
         disk.clear_scratch(folder)
 
 
 def tidy(stages: Path, finished: set[Path]) -> None:
     """Remove what a killed run left half-written, and the work of stages that are finished."""
-    done = {folder.with_name(f".work-{folder.name}") for folder in finished}
+    done = {work_folder(folder) for folder in finished}
     for path in stages.glob(".*"):
-        if path in done or not path.name.startswith(".work-"):
+        if path in done or not path.name.startswith(WORK):
             disk.remove(path)
 
 

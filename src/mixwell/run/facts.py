@@ -8,6 +8,7 @@ clock: nothing is kept then.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -17,8 +18,9 @@ from typing import Any
 
 from mixwell.core import measured
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import digest, read_json, write_json
+from mixwell.core.files import digest, digest_file, read_json, write_json
 
+State = tuple[str, int, int, tuple[int, int]]  # of a file: path, size, inode, times of change of its content and itself
 MOST = 64  # findings kept, the newest
 TICK_NS = 2_000_000_000  # no file system's clock is coarser
 
@@ -52,7 +54,17 @@ def state(files: Iterable[Path]) -> str:
     return digest([_state(path) for path in files])
 
 
-def _state(path: Path) -> tuple[str, int, int, tuple[int, int]]:
+def digest_once(path: Path) -> str:
+    """Digest of a file, which this process reads again only after a change."""
+    return _digest(path, _state(path))
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, state: State) -> str:
+    return digest_file(path)
+
+
+def _state(path: Path) -> State:
     found = path.stat()
     return os.path.abspath(path), found.st_size, found.st_ino, (found.st_mtime_ns, found.st_ctime_ns)
 

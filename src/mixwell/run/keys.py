@@ -20,11 +20,11 @@ from typing import Any
 from mixwell.core import registry
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import digest, digest_file
-from mixwell.rooms import computing
-from mixwell.run.stages import KINDS, Stage
+from mixwell.core.files import digest
+from mixwell.rooms import computing, foundation
+from mixwell.run import facts
+from mixwell.run.stages import KINDS, Kind, Stage
 
-FOUNDATION = ("core", "kernels", "mixing")  # rooms that every stage computes with
 Names = frozenset[str]  # of methods
 
 
@@ -53,8 +53,8 @@ def _outside(stage: Stage) -> str:
 def _code(stage: Stage, inherited: Names) -> tuple[Names, str]:
     """The methods that the stage can reach, and the digest of the source that counts."""
     kind = KINDS[stage.kind]
-    files = [f for room in (*FOUNDATION, *kind.rooms) for f in _files(room)]
-    files.append(Path(str(sys.modules[kind.run.__module__].__file__)))
+    files = [f for room in (*foundation(), *kind.rooms) for f in _files(room)]
+    files += [_source(module) for module in (kind.run.__module__, Kind.__module__)]
     known = {e.path: e for e in registry.entries()}
     plain = {f for f in files if f not in known}
     entries = [known[f] for f in files if f in known]
@@ -77,6 +77,10 @@ def _reachable(entries: Iterable[registry.Entry], words: set[str], inherited: Na
             return frozenset(found) | inherited
         found |= {e.name for e in new}
         words = words.union(*(_literals(e.path) for e in new))
+
+
+def _source(module: str) -> Path:
+    return Path(str(sys.modules[module].__file__))
 
 
 @functools.cache
@@ -107,23 +111,12 @@ def _words(value: Any) -> Iterable[str]:
 
 def _digest_files(files: Iterable[Path]) -> str:
     """Digest of names and contents; the names are told from the package, wherever it lies."""
-    return digest({_package_name(path): _source_digest(path) for path in files})
+    return digest({_package_name(path): facts.digest_once(path) for path in files})
 
 
 def _package_name(path: Path) -> str:
     inside = registry.ROOT.parent
     return str(path.relative_to(inside)) if path.is_relative_to(inside) else path.name
-
-
-def _source_digest(path: Path) -> str:
-    found = path.stat()
-    return _digest_once(path, found.st_size, found.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest_once(path: Path, size: int, changed_ns: int) -> str:
-    """Digest of a source file, which is not read again for each of a thousand stages."""
-    return digest_file(path)
 
 
 def source_digest() -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mixwell.lm.model import LanguageModel
 
 RUNS = Path("runs")  # where runs lie unless told otherwise
+WORK = ".work-"  # how the folder begins in which a stage that is not finished keeps what it needs to go on
 
 
 def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
@@ -89,7 +90,7 @@ def stages(run: Path) -> dict[str, list[Path]]:
     """Stage id -> the folders of that id, in the order of the run; one alone where the run's record names it."""
     recorded = {id: [folder] for id, folder in _recorded(run)}
     found: dict[str, list[Path]] = {}
-    for folder in _folders(run / "stages"):
+    for folder in stage_folders(run):
         if (folder / STAGE).is_file():
             found.setdefault(folder.name.rpartition("-")[0], []).append(folder)
     return recorded | {id: folders for id, folders in found.items() if id not in recorded}
@@ -130,6 +131,16 @@ def _recorded(run: Path) -> Iterable[tuple[str, Path]]:
         folder = run / entry.folder
         if (folder / STAGE).is_file():
             yield entry.id, Path(os.path.normpath(folder))
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """Folders of the stages of a run, those left out that are not finished."""
+    return _folders(run / "stages")
+
+
+def work_folder(stage: Path) -> Path:
+    """Where the stage of the folder `stage` works until it is finished."""
+    return stage.with_name(WORK + stage.name)
 
 
 def _folders(parent: Path) -> list[Path]:

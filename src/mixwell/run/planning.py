@@ -14,6 +14,7 @@ from mixwell.report.targets import check_folder
 from mixwell.run import recipe, sizing
 from mixwell.run.costs import Costs, Prediction, Progress
 from mixwell.run.keys import evaluation_key, stage_keys
+from mixwell.run.paths import work_folder
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages import KINDS, Stage
 from mixwell.run.verify import Standing, standing
@@ -44,7 +45,7 @@ class Planned:
     @property
     def work(self) -> Path:
         """Where a training keeps what it needs to go on after a kill."""
-        return self.folder.with_name(f".work-{self.folder.name}")
+        return work_folder(self.folder)
 
 
 def silent(words: str) -> None:
@@ -122,7 +123,7 @@ class _Look:
         cached = found.record is not None
         evaluation = self._evaluation_key(stage)
         evaluated = not evaluation or _evaluated(found, evaluation)
-        begun = not cached and not again and folder.with_name(f".work-{folder.name}").is_dir()
+        begun = not cached and not again and work_folder(folder).is_dir()
         own = Prediction() if cached or costs is None else costs.predict(stage)
         weighing = Prediction() if evaluated or costs is None else costs.evaluation(stage.id, self.chosen.evaluate)
         return Planned(stage=stage, key=self.keys[stage.id], folder=folder, cached=cached, begun=begun,

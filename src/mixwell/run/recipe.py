@@ -33,7 +33,7 @@ from typing import Any
 
 from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
-from mixwell.core.errors import MixwellError, nearest, suggest
+from mixwell.core.errors import MixwellError, nearest, shown, suggest
 from mixwell.lm.training.config import BUDGETS as LENGTHS
 from mixwell.run import yaml_data
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
@@ -125,7 +125,7 @@ def _check_place(key: str, known: Sequence[str]) -> None:
         meant = key if key in inside else nearest(key, inside)
         if meant:
             listed = ", ".join(known)
-            raise MixwellError(f"unknown key {key!r}. Did you mean '{place}.{meant}'? Known keys: {listed}.")
+            raise MixwellError(f"unknown key {shown(key)}. Did you mean '{place}.{meant}'? Known keys: {listed}.")
 
 
 def with_seeds(entries: Sequence[dict[str, Any]], first: int) -> list[dict[str, Any]]:
@@ -151,8 +151,13 @@ def _seeds(seeds: Any, first: int, name: str) -> list[int]:
     listed = isinstance(seeds, list) and all(_is_whole(seed) and seed in SEED for seed in seeds)
     if listed and seeds and len(set(seeds)) == len(seeds):
         return seeds
-    raise MixwellError(f"stages.{name}.seeds: expected how many ({MOST_STAGES} at most), or a list of different whole "
-                       f"numbers, got {seeds!r}.")
+    raise MixwellError(f"{where_of(name)}.seeds: expected how many ({MOST_STAGES} at most), or a list of different whole "
+                       f"numbers, got {shown(seeds)}.")
+
+
+def where_of(id: Any) -> str:
+    """An entry's place, in errors; its id may yet be anything."""
+    return f"stages.{str(id)[:LONGEST_NAME]}"
 
 
 def _is_whole(value: Any) -> bool:
@@ -162,7 +167,7 @@ def _is_whole(value: Any) -> bool:
 def _seeded(entry: Mapping[str, Any], name: str, seed: int, spread: Mapping[str, list[int]]) -> dict[str, Any]:
     """The entry of one seed."""
     if "seed" in entry:
-        raise MixwellError(f"stages.{name}: 'seed' stands beside 'seeds'; keep one.")
+        raise MixwellError(f"{where_of(name)}: 'seed' stands beside 'seeds'; keep one.")
     made = {k: copy.deepcopy(v) for k, v in entry.items() if k != "seeds"} | {"id": f"{name}-s{seed}", "seed": seed}
     places = [place for place in (made, made.get("train")) if isinstance(place, dict)]
     for place in places:
@@ -200,13 +205,13 @@ def override(data: dict[str, Any], text: str) -> None:
     """Set one key of plain data in place: `train.lr=1e-3`, `stages.dense.train.tokens=1M`, `moe.router=sinkhorn`."""
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise MixwellError(f"{text!r}: expected key=value with dots, such as train.lr=1e-3.")
+        raise MixwellError(f"{shown(text)}: expected key=value with dots, such as train.lr=1e-3.")
     try:
         parsed = yaml_data.parse(value, "the value")
     except MixwellError as error:
         problem = str(error).removeprefix("the value, line 1: ").partition(";")[0]
-        raise MixwellError(f"{text!r}: the value is not YAML ({problem}); put quotes around text with special signs."
-                           ) from None
+        raise MixwellError(f"{shown(text)}: the value is not YAML ({problem}); put quotes around text with special "
+                           "signs.") from None
     assign(data, path, parsed)
 
 
@@ -216,7 +221,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     known = [*(f.name for f in fields(Recipe)), *(str(entry.get("id")) for entry in recipe.stages)]
     for path, value in changes.items():
         if (first := path.split(".")[0]) not in known:
-            raise MixwellError(f"{path}: no key and no stage {first!r}.{suggest(first, known)} "
+            raise MixwellError(f"{path}: no key and no stage {shown(first)}.{suggest(first, known)} "
                                f"Known: {', '.join(known)}.")
         assign(data, path, copy.deepcopy(value))
     return from_dict(Recipe, counted(data))
@@ -290,10 +295,10 @@ def _step(place: Any, name: str, path: str) -> Any:
     if isinstance(place, list):  # the stages, by id
         known = {str(entry.get("id")): entry for entry in place if isinstance(entry, dict)}
         if name not in known:
-            raise MixwellError(f"{path}: no stage {name!r}.{suggest(name, known)} Stages: {', '.join(known)}.")
+            raise MixwellError(f"{path}: no stage {shown(name)}.{suggest(name, known)} Stages: {', '.join(known)}.")
         return known[name]
     if not isinstance(place, dict):
-        raise MixwellError(f"{path}: nothing below {name!r} can be set.")
+        raise MixwellError(f"{path}: nothing below {shown(name)} can be set.")
     return place.setdefault(name, {})
 
 
@@ -307,7 +312,7 @@ def counted(value: Any, key: str = "") -> Any:
         return value
     if match := re.fullmatch(r"(\d+\.?\d*(?:[eE]\d+)?)\s*([A-Za-z]?)", value):
         if match.group(2) not in SUFFIXES:
-            raise MixwellError(f"{key}: {value!r} ends in {match.group(2)!r}; expected k, M, G, T or P.")
+            raise MixwellError(f"{key}: {shown(value)} ends in {match.group(2)!r}; expected k, M, G, T or P.")
         number = float(match.group(1)) * SUFFIXES[match.group(2)]
         return int(number) if number.is_integer() else number
     return value
@@ -330,11 +335,11 @@ def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[st
         return {}
     data, tokens = _text_ids(entry).values()
     options = entry["data"]
+    where = f"{where_of(entry.get('id'))}.data"
     if not isinstance(options, Mapping):
-        raise MixwellError(f"stages.{entry.get('id')}.data: expected keys and values such as {{domains: {{mine: "
-                           f"texts}}}}, got {options!r}.")
+        raise MixwellError(f"{where}: expected keys and values such as {{domains: {{mine: texts}}}}, got "
+                           f"{shown(options)}.")
     usual = {key: value for key, value in recipe.data.items() if key not in ("domains", "validation")}
-    where = f"stages.{entry.get('id')}.data"
     config = _config("data", "data", {**usual, **options}, where)
     made = Stage(id=data, kind="data", method="data", config=config, inputs={"data": "data"}, seed=recipe.seed)
     if data in found and found[data] != made:
@@ -412,10 +417,10 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
         options = {**{k: v for k, v in recipe.train.items() if k not in dropped}, **options}
     seed = options.pop("seed", recipe.seed)
     if not _is_whole(seed) or seed not in SEED:
-        raise MixwellError(f"{where}.seed: expected a whole number from 0 to 2^63 - 1, got {seed!r}.")
+        raise MixwellError(f"{where}.seed: expected a whole number from 0 to 2^63 - 1, got {shown(seed)}.")
     side = entry.get("side") or side_name(id)
     if not isinstance(side, str):
-        raise MixwellError(f"{where}.side: expected a name, got {side!r}.")
+        raise MixwellError(f"{where}.side: expected a name, got {shown(side)}.")
     return Stage(id=id, kind=name, method=method, config=_config(name, method, options, f"{where}.{name}"),
                  inputs=_inputs(kind, entry, found, where), seed=seed, side=side)
 
@@ -428,11 +433,11 @@ def side_name(id: str) -> str:
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """The kind that the entry names, and its options: those below the verb and those beside it."""
     verb = _only_verb(entry, where)
-    below = _below(verb, entry[verb], where)
+    under = below(verb, entry[verb], where)
     beside = {key: value for key, value in entry.items() if key not in ("id", "from", "side", "data", verb)}
-    if twice := sorted(set(below) & set(beside)):
-        raise MixwellError(f"{where}: {twice[0]!r} stands twice, below {verb!r} and beside it; keep one.")
-    return verb, {**beside, **below}
+    if twice := sorted(set(under) & set(beside)):
+        raise MixwellError(f"{where}: {shown(twice[0])} stands twice, below {verb!r} and beside it; keep one.")
+    return verb, {**beside, **under}
 
 
 def _only_verb(entry: Mapping[str, Any], where: str) -> str:
@@ -443,11 +448,11 @@ def _only_verb(entry: Mapping[str, Any], where: str) -> str:
     known = ("id", "from", "seed", "side", "data", *verbs)
     strange = [str(key) for key in entry if key not in known]
     hint = suggest(strange[0], verbs) if strange and not named else ""
-    came = " and ".join(named) or ", ".join(map(repr, strange)) or "none"
+    came = " and ".join(named) or ", ".join(map(shown, strange)) or "none"
     raise MixwellError(f"{where}: expected one verb, got {came}.{hint} Verbs: {', '.join(verbs)}.")
 
 
-def _below(verb: str, value: Any, where: str) -> dict[str, Any]:
+def below(verb: str, value: Any, where: str) -> dict[str, Any]:
     """The options below a verb; a bare word there means one of them."""
     bare = KINDS[verb].bare
     if value is None:
@@ -456,7 +461,7 @@ def _below(verb: str, value: Any, where: str) -> dict[str, Any]:
         return {bare: value}
     if not isinstance(value, dict):
         or_bare = f" or a {bare}" if bare else ""
-        raise MixwellError(f"{where}.{verb}: expected options{or_bare}, got {value!r}.")
+        raise MixwellError(f"{where}.{verb}: expected options{or_bare}, got {shown(value)}.")
     return value
 
 
@@ -480,7 +485,7 @@ def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], wh
         models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
         what = "is no stage above this one" if named is None else "makes no model"
         hint = suggest(str(source), models)
-        raise MixwellError(f"{where}.from: {source!r} {what}.{hint} Models: {', '.join(models)}.")
+        raise MixwellError(f"{where}.from: {shown(source)} {what}.{hint} Models: {', '.join(models)}.")
     sources = {role: role for role in kind.roles} | {"model": source}
     sources |= _text_ids(entry)
     return {role: sources[role] for role in kind.roles}

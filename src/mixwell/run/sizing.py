@@ -17,7 +17,7 @@ from typing import Any
 
 from mixwell.core import machine
 from mixwell.core.config import from_dict, to_dict
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.files import digest
 from mixwell.report import sealed
 from mixwell.run import recipe as recipes
@@ -135,15 +135,21 @@ def with_tokens(chosen: Recipe, tokens: Mapping[str, float]) -> Recipe:
     entries = []
     for entry in chosen.stages:
         name = str(entry.get("id"))
-        entries.append(_budgeted(entry, tokens[name]) if name in tokens else entry)
+        entries.append(budgeted(entry, {"tokens": tokens[name]}) if name in tokens else entry)
     data = {**to_dict(chosen), "minutes": None, "stages": entries}
     return recipes.from_plain(data)
 
 
-def _budgeted(entry: Mapping[str, Any], tokens: float) -> dict[str, Any]:
-    options = _without_budget(entry["train"] or {})
+def budgeted(entry: Mapping[str, Any], budget: Mapping[str, float]) -> dict[str, Any]:
+    """The entry of a training with this budget in the place of its own."""
+    options = _without_budget(_options(entry))
     beside = _without_budget(entry)
-    return {**beside, "train": {**options, "tokens": tokens}}
+    return {**beside, "train": {**options, **budget}}
+
+
+def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The options below the verb of a training."""
+    return recipes.below("train", entry["train"], recipes.where_of(entry.get("id")))
 
 
 def _without_budget(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def _trainings(chosen: Recipe) -> dict[str, dict[str, Any]]:
     found = {}
     for entry in chosen.stages:
         if isinstance(entry, Mapping) and "train" in entry:
-            own = {**{k: v for k, v in entry.items() if k not in ("id", "from", "train")}, **(entry["train"] or {})}
+            own = {**{k: v for k, v in entry.items() if k not in ("id", "from", "train")}, **_options(entry)}
             defaults = {} if recipes.BUDGET_KEYS & set(own) else chosen.train
             found[str(entry.get("id"))] = {**defaults, **own}
     return found
@@ -180,7 +186,7 @@ def _check_reference(trainings: Mapping[str, Mapping[str, Any]], name: str, othe
     where = f"stages.{name}.train.as_long_as"
     if other not in trainings:
         hint = suggest(other, trainings)
-        raise MixwellError(f"{where}: no stage {other!r} trains.{hint} Trainings: {', '.join(trainings)}.")
+        raise MixwellError(f"{where}: no stage {shown(other)} trains.{hint} Trainings: {', '.join(trainings)}.")
     if other in references:
         raise MixwellError(f"{where}: {other} has no budget of its own; name the stage that has one.")
     if twice := sorted(set(trainings[name]) & recipes.BUDGETS):

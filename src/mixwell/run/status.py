@@ -7,9 +7,7 @@ from pathlib import Path
 from mixwell.core.errors import MixwellError
 from mixwell.report import records
 from mixwell.run import lock
-from mixwell.run.verify import stage_folders
-
-WORK = ".work-"
+from mixwell.run.paths import WORK, stage_folders
 
 
 def unfinished(run: Path) -> str:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, on_one_line
 from mixwell.core.files import read_json, write_json
 from mixwell.report import digests, records, sealed
 from mixwell.report.records import STAGE, StageRecord
 from mixwell.run import sizing
+from mixwell.run.paths import stage_folders
 
 CHECKED = ".checked.json"  # beside stage.json
 Facts = dict[str, list[int]]  # file -> size, inode, times of change of its content and of itself (ns)
@@ -51,6 +52,9 @@ def standing(folder: Path, key: str) -> Standing:
     known = remembered(folder)
     if facts == known:
         return Standing(record=record, facts=facts)
+    for name in foreign(record):
+        raise MixwellError(f"{folder / name} was not written by the run, and may change what is read there; move it "
+                           "elsewhere.")
     problems = list(damages(record, lambda name: name not in facts or facts[name] != known.get(name)))
     if problems:
         return Standing(damage=problems[0])
@@ -70,8 +74,7 @@ def damages(record: StageRecord, doubted: Callable[[str], bool] = lambda name: T
         if problem:
             yield f"{folder / name} {problem}"
     for name in foreign(record):
-        raise MixwellError(f"{folder / name} was not written by the run, and may change what is read there; move it "
-                           "elsewhere.")
+        yield f"{folder / name} was not written by the run"
 
 
 def foreign(record: StageRecord) -> list[str]:
@@ -151,13 +154,6 @@ def verify(run: Path, progress: Callable[[float, str], None] = lambda share, wor
     return found
 
 
-def stage_folders(run: Path) -> list[Path]:
-    """Folders of the stages below a run's folder, those left out that are not finished."""
-    place = run / "stages"
-    inside = sorted(place.iterdir()) if place.is_dir() else []
-    return [path for path in inside if path.is_dir() and not path.name.startswith(".")]
-
-
 def _stage_problems(folder: Path, found: Found) -> list[str]:
     found.stages += 1
     found.files += 1
@@ -166,7 +162,7 @@ def _stage_problems(folder: Path, found: Found) -> list[str]:
         found.files += len(record.files)
         found.bytes += sum(one.bytes for one in record.files.values())
         named = f"{record.id}-{record.key[:8]}"
-        problems = list(damages(record))
+        problems = list(map(on_one_line, damages(record)))
     except MixwellError as error:
         return [_first_clause(error)]
     if named != folder.name:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mixwell.core.errors import shown
 from mixwell.density.mixtures.product import Block
 from mixwell.tables.columns import CATEGORY, COUNT, KINDS, Column, used
 from mixwell.tables.search import CRITERIA, DISCRETE, FAMILIES, Candidate, Choice
@@ -38,15 +39,15 @@ def _all_differ(names: Sequence[str]) -> bool:
 
 def _column(record: Any) -> Column:
     column = Column(**_typed(Column, record, "a column"))
-    where = f"column {column.name!r}: "
-    expect(column.kind in KINDS, f"{where}unknown kind {column.kind!r}")
-    expect(math.isfinite(column.center), f"{where}center is {column.center!r}")
+    where = f"column {shown(column.name)}: "
+    expect(column.kind in KINDS, f"{where}unknown kind {shown(column.kind)}")
+    expect(math.isfinite(column.center), f"{where}center is {shown(column.center)}")
     for name in ("scale", "floor"):
         value = getattr(column, name)
-        expect(math.isfinite(value) and value > 0, f"{where}{name} is {value!r}")
+        expect(math.isfinite(value) and value > 0, f"{where}{name} is {shown(value)}")
     names = column.categories
     texts = all(isinstance(name, str) for name in names)
-    expect(texts and _all_differ(names), f"{where}categories {names!r}")
+    expect(texts and _all_differ(names), f"{where}categories {shown(names)}")
     expect(names or column.kind != CATEGORY, f"{where}no categories")
     return column
 
@@ -56,8 +57,8 @@ def choice_of(record: Any, n_components: int) -> Choice:
     expect(isinstance(record, dict), "'choice' is no record")
     best, candidates = record["best"], record["candidates"]
     criterion, planned, notes = record["criterion"], record["planned"], record["notes"]
-    expect(criterion in CRITERIA, f"unknown criterion {criterion!r}")
-    expect(type(planned) is int, f"'planned' is {planned!r}")
+    expect(criterion in CRITERIA, f"unknown criterion {shown(criterion)}")
+    expect(type(planned) is int, f"'planned' is {shown(planned)}")
     expect(isinstance(candidates, list), "'candidates' is no list")
     expect(isinstance(notes, list), "'notes' is no list")
     expect(all(isinstance(note, str) for note in notes), "a note is no text")
@@ -77,7 +78,7 @@ def _candidate(record: Any) -> Candidate:
             values[field.name] = math.nan  # which JSON does not know
     candidate = Candidate(**_typed(Candidate, values, "a candidate"))
     known = {*FAMILIES, DISCRETE}
-    expect(candidate.family in known, f"unknown family {candidate.family!r}")
+    expect(candidate.family in known, f"unknown family {shown(candidate.family)}")
     return candidate
 
 
@@ -85,7 +86,7 @@ def whole_number(record: Mapping[str, Any], name: str, least: int) -> int:
     """An entry that must be a whole number from `least`."""
     value = record[name]
     if type(value) is not int or value < least:
-        raise ValueError(f"{name!r} is {value!r}, expected a whole number from {least}")
+        raise ValueError(f"{name!r} is {shown(value)}, expected a whole number from {least}")
     return value
 
 
@@ -95,8 +96,8 @@ def _typed(kind: type, record: Any, what: str) -> dict[str, Any]:
     types = {field.name: TYPES[str(field.type)] for field in fields(kind)}
     values = {}
     for name, value in record.items():
-        expect(name in types, f"{what} has the unknown entry {name!r}")
-        expect(type(value) in types[name], f"{what}: {name!r} is {value!r}")
+        expect(name in types, f"{what} has the unknown entry {shown(name)}")
+        expect(type(value) in types[name], f"{what}: {name!r} is {shown(value)}")
         values[name] = tuple(value) if isinstance(value, list) else value
     return values
 

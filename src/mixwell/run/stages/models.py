@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,13 +13,14 @@ from mixwell.core import machine, registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import digest, digest_file
+from mixwell.core.files import digest
 from mixwell.core.rng import generator
 from mixwell.core.units import si
 from mixwell.lm import folder as folders
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel, load
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.run import facts
 from mixwell.run.paths import find_model
 from mixwell.run.stages._parts import Job, Stage, with_tokenizer
 
@@ -171,22 +171,16 @@ def parse_load(options: Mapping[str, Any], where: str) -> LoadConfig:
 
 
 def load_fingerprint(stage: Stage) -> str:
-    """Digest of every file of the folder, or of the one file."""
+    """Digest of every file of the folder, or of the one file; kept, since weights may be many gigabytes."""
     path = Path(stage.config.path)
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     files = [found for found in inside if found.is_file()]
-    return digest({file.name: _digest_of(file) for file in files})
 
+    def read() -> dict[str, str]:
+        contents = {file.name: facts.digest_once(file) for file in files}
+        return {"digest": digest(contents)}
 
-def _digest_of(path: Path) -> str:
-    found = path.stat()
-    return _digest_once(path, found.st_size, found.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1024)
-def _digest_once(file: Path, size: int, changed_ns: int) -> str:
-    """Digest of a file that is not read again while its size and time stay: weights may be many gigabytes."""
-    return digest_file(file)
+    return facts.kept("digest", files, read)["digest"]
 
 
 def run_load(job: Job) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixwell.core import units
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, shown
 from mixwell.core.files import digest, read_json, write_json
 from mixwell.lm.documents import Document, Reader, size_bytes
 from mixwell.lm.splitting import Capped, Split, capped, split_apart, split_documents
@@ -42,7 +42,7 @@ class DataConfig:
         known = self.domains if isinstance(self.domains, Mapping) else {}
         if strange := sorted(set(self.validation or ()) - set(known)):
             names = ", ".join(known) or "none"
-            raise ValueError(f"validation names {strange[0]!r}; expected names of domains: {names}")
+            raise ValueError(f"validation names {shown(strange[0])}; expected names of domains: {names}")
 
 
 @dataclass(frozen=True)

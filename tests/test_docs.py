@@ -10,13 +10,14 @@ from pathlib import Path
 import markupsafe
 import pytest
 
+from mixwell.claims import sources
 from mixwell.core import registry
 
 ROOT = Path(__file__).parents[1]
 if str(ROOT / "tools") not in sys.path:
     sys.path.append(str(ROOT / "tools"))
 
-from docsite import book, cards, evidence, maths, options  # noqa: E402  # the path above comes first
+from docsite import book, cards, evidence, maths, options, rendering, trials  # noqa: E402  # after the path above
 
 WRITTEN = {path.relative_to(ROOT / "docs").as_posix(): path.read_text(encoding="utf-8")
            for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "evidence"}
@@ -147,6 +148,14 @@ def test_evidence_is_read_by_the_names_of_its_files(tmp_path):
     assert list(given["experts.routers.top_k"]) == list(found) and given["experts.routers.hash"] == {}
     with pytest.raises(ValueError, match=r"top_k__sparse belongs to experts\.routers\.top_k, which is no method"):
         evidence.by_method(found, ["experts.routers.hash"])
+
+
+def test_a_claim_that_an_older_source_decided_says_so():
+    name = "experts.routers.hash"
+    kept = {**CLAIM, "source": sources.source(name)}
+    entries = (CLAIM, kept, {**kept, "source": "x"})
+    told = [rendering.render("claim", claim=trials.shown(name, entry)) for entry in entries]
+    assert ["An older source" in text for text in told] == [False, False, True]
 
 
 @pytest.mark.parametrize("content", [[CLAIM], {**CLAIM, "outcome": "proved"}, {"claim": "held"}])

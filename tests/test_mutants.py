@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mixwell.core import registry
+
 TOOLS = Path(__file__).parents[1] / "tools"
 SOURCE = '''"""Words, 1 + 2."""
 import torch
@@ -53,3 +55,18 @@ def test_each_mutant_differs_from_the_source_in_its_one_place_and_the_choice_rep
         assert sum(a != b for a, b in zip(sound, broken, strict=True)) == 1
     few, again = tool.mutants("some.method", SOURCE, 3), tool.mutants("some.method", SOURCE, 3)
     assert list(map(str, few)) == list(map(str, again)) and len(few) == 3
+
+
+def test_a_slow_test_file_is_waited_for_as_long_as_it_takes(tool, monkeypatch):
+    clock, waited = [0.0], []
+
+    def passes(module, path, tree, tests, patience_s):
+        clock[0] += 200.0
+        waited.append(patience_s)
+        return True
+
+    monkeypatch.setattr(tool, "passes", passes)
+    monkeypatch.setattr(tool.time, "monotonic", lambda: clock[0])
+    entry = registry.find("experts.routers.top_k")
+    killed, tried, alive = tool.judge(entry, 2, [])
+    assert (killed, tried, len(alive)) == (0, 2, 2) and waited == [600.0, 720.0, 720.0]

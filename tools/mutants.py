@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import random
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -220,10 +221,12 @@ def judge(entry: Entry, most: int, excused: Sequence[str]) -> tuple[int, int, li
     tests = tests_of(path)
     if not tests:
         return 0, 1, ["it has no test file of its own"]
+    began = time.monotonic()
     if not passes(module, path, ast.parse(source), tests, SOUND_S):
         return 0, 1, ["its tests fail as it stands"]
+    patience_s = PATIENCE_S + 3 * (time.monotonic() - began)
     tried = [m for m in mutants(entry.name, source, most) if str(m).partition(": ")[2] not in excused]
-    alive = [m for m in tried if passes(module, path, m.tree, tests, PATIENCE_S)]
+    alive = [m for m in tried if passes(module, path, m.tree, tests, patience_s)]
     return len(tried) - len(alive), len(tried), list(map(str, alive))
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +41,7 @@ def fake(monkeypatch):
         return name
 
     monkeypatch.setattr(sources, "source", lambda name: "now")
-    monkeypatch.setattr(work, "_bench", lambda folder: SimpleNamespace(seeds=(0, 1, 2)))
+    monkeypatch.setattr(work, "_bench", lambda folder: None)
     return put
 
 
@@ -225,6 +226,21 @@ def test_a_broken_claim_is_told_and_the_rest_goes_on(fake, tmp_path):
     assert [path.stem for path in tmp_path.iterdir()] == ["experts.c"]
 
 
+def test_a_process_that_is_ended_from_outside_is_told_in_a_line_and_what_was_tried_is_kept(fake, tmp_path):
+    class Ended(AtOnce):
+        def submit(self, function, task, folder):
+            if task.seed < 3:
+                return super().submit(function, task, folder)
+            future = Future()
+            future.set_exception(BrokenProcessPool("terminated abruptly"))
+            return future
+
+    name = fake("experts.a", CLAIM=Claim("c", "m"), trial=lambda bench, seed: {"method": 1.0, "baseline": 2.0})
+    with pytest.raises(MixwellError, match=r"a process ended while experts\.a was tried.*fewer --jobs"):
+        running.run(running.efforts([name], tmp_path), tmp_path, jobs=1, pool=Ended())
+    assert evidence.read_entry(tmp_path / "experts.a.json")["tried"] == [0, 1, 2]
+
+
 def test_a_trial_may_find_that_nothing_can_be_tried(fake, tmp_path):
     def trial(bench, seed):
         raise Untestable("no expert is used")
@@ -234,15 +250,6 @@ def test_a_trial_may_find_that_nothing_can_be_tried(fake, tmp_path):
     kept = json.loads((tmp_path / "experts.a.json").read_text())
     assert kept["outcome"] == "not testable here" and kept["note"] == "no expert is used"
     assert tried([name], tmp_path)[1] == []
-
-
-def test_a_claim_that_is_tried_whole_gets_no_outcome(fake, tmp_path):
-    found = SimpleNamespace(to_dict=lambda: {"claim": "c", "metric": "m", "outcome": "did not hold", "values": {}})
-    name = fake("experts.old", claim=lambda bench: found)
-    tried([name], tmp_path)
-    kept = json.loads((tmp_path / "experts.old.json").read_text())
-    assert kept["outcome"] == "to be run" and kept["before"]["outcome"] == "did not hold"
-    assert "under the old rule" in kept["note"]
 
 
 def test_near_looks_come_first_and_all_workers_have_work():
@@ -325,7 +332,9 @@ def test_what_a_claim_uses_makes_it_stale_and_nothing_else(checkout, file, old, 
 def entries():
     held = {"claim": "A | B\nbeats C.", "metric": "bits", "seconds": 70.0, **judging.judged(Claim("c", "m"), BETTER, 8),
             "machine": {"cpu": "CPU"}, "versions": {"torch": "2.13"}}
-    waiting = running.before({"claim": "D.", "metric": "m", "outcome": "held", "effect": 1.0, "spread": 2.0})
+    before = {"claim": "D.", "metric": "m", "outcome": "held", "effect": 1.0, "spread": 2.0}
+    waiting = {"claim": "D.", "metric": "m", "outcome": "to be run", "seeds": 0, "note": "held under the old rule",
+               "before": before}
     return {"density.x": held, "experts.y": {**held, "outcome": "contradicted", "note": "why"}, "experts.z": waiting}
 
 

@@ -76,7 +76,7 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, words, told):
 def three(monkeypatch):
     """Three claims: one holds, one breaks, one is to be tried for longer than there is time."""
     from mixwell import claims
-    from mixwell.claims import running
+    from mixwell.claims import running, sources
     from mixwell.claims.claim import Claim
     from mixwell.claims.record import Record, Task, Trial
     from mixwell.claims.work import Done
@@ -93,6 +93,7 @@ def three(monkeypatch):
         report(broken, Task(broken.name, 0), Done(1.0))
         slow.record.trials[0] = Trial({"method": 1.0, "baseline": 1.0}, 2.0)
 
+    monkeypatch.setattr(sources, "source", lambda name: "")
     names = ["experts.a", "experts.b", "experts.c"]
     monkeypatch.setattr(claims, "chosen", lambda prefixes: names)
     monkeypatch.setattr(running, "run", run)
@@ -119,6 +120,21 @@ def test_claims_list_runs_nothing(three, tmp_path, monkeypatch):
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert done.exit_code == 0 and lines == ["experts.a to be run", "experts.b to be run", "experts.c to be run"]
     assert not list(tmp_path.iterdir())
+
+
+def test_claims_that_an_older_source_decided_are_named(three, tmp_path, monkeypatch):
+    from mixwell.claims import pages, sources
+
+    monkeypatch.chdir(tmp_path)
+    call("claims", "experts", "--jobs", 3, "--minutes", 5, "--save", "kept")
+    (tmp_path / "README.md").write_text(f"{pages.START}\n{pages.END}\n")
+    told = "1 outcome is of an older source and will be tried anew: experts.a\n"
+    assert told not in call("claims", "--write", "--save", "kept").stdout
+    monkeypatch.setattr(sources, "source", lambda name: "changed")
+    assert call("claims", "--write", "--save", "kept").stdout.endswith(told)
+    lines = [" ".join(line.split()) for line in call("claims", "--list", "--save", "kept").stdout.splitlines()]
+    assert lines == ["experts.a to be run held with an older source", "experts.b to be run", "experts.c to be run",
+                     told.strip()]
 
 
 def test_claims_write_makes_the_tables(three, tmp_path, monkeypatch):

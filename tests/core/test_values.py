@@ -1,10 +1,9 @@
-"""Generators, receipts and evidence."""
+"""Generators and receipts."""
 
 import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.evidence import weigh
 from mixwell.core.rng import generator, spawn
 from mixwell.lm.receipt import Receipt
 
@@ -33,13 +32,3 @@ def test_a_kept_promise_passes_and_a_broken_one_is_loud():
     with pytest.raises(MixwellError, match=r"max_logit_error is 0\.5, promised at most 1e-05"):
         receipt(max_logit_error=0.5, promises={"max_logit_error": 1e-5}).check()
     assert receipt(kl_nats=float("nan"), promises={"kl_nats": 1.0}).broken()
-
-
-def test_evidence_needs_more_than_a_lucky_draw():
-    held = weigh("c", "loss, nats", [1.0, 1.1, 0.9], [2.0, 2.1, 1.95])
-    assert held.outcome == "held" and held.effect == pytest.approx(1.0166, abs=1e-3) and held.seeds == 3
-    assert weigh("c", "loss, nats", [1.0, 3.0, 1.0], [2.0, 2.0, 2.0]).outcome == "did not hold"
-    assert weigh("c", "accuracy", [1.0, 1.1, 0.9], [2.0, 2.1, 1.95], lower_is_better=False).outcome == "did not hold"
-    assert weigh("c", "loss", [1.0, 1.1, 0.9], [2.0, 2.1, 1.95], at_least=2.0).outcome == "did not hold"
-    with pytest.raises(ValueError, match="three or more pairs"):
-        weigh("c", "loss", [1.0], [2.0])

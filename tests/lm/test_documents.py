@@ -276,7 +276,7 @@ def test_messages_that_are_nested_without_end_are_refused(tmp_path):
     call = "[" * 900 + "]" * 900
     messages = f'[{{"role": "assistant", "content": "x", "tool_calls": {call}}}]'
     (tmp_path / "a.jsonl").write_text(f'{{"messages": {messages}}}')
-    with pytest.raises(MixwellError, match="row 1, messages: .*recursion"):
+    with pytest.raises(MixwellError, match=r"row 1, messages: .*recursion"):
         read_domain(tmp_path / "a.jsonl")
 
 

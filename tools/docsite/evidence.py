@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
-from mixwell.claims import evidence, method_of
+from mixwell.claims import method_of
+from mixwell.claims.evidence import Entry
+from mixwell.claims.evidence import read as read
+from mixwell.claims.evidence import stale as stale
 
-OUTCOMES = evidence.OUTCOMES
-Claim = dict[str, Any]
-
-
-def read(folder: Path) -> dict[str, Claim]:
-    """Every claim by its name; a file that holds none raises `ValueError` with its name."""
-    return evidence.read(folder)
+Claim = Entry
 
 
 def by_method(claims: Mapping[str, Claim], methods: Iterable[str]) -> dict[str, dict[str, Claim]]:

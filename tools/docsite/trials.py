@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from docsite import maths
-from docsite.evidence import Claim
+from docsite.evidence import Claim, stale
 from mixwell import claims as claim_files
 from mixwell.claims import pages as tables
 from mixwell.core import units
@@ -19,7 +19,8 @@ def shown(name: str, claim: Claim) -> dict[str, Any]:
     rows = _rows(known.get("values"))
     width = max(map(len, rows.values()), default=0)
     seeds = known.get("tried", range(width))
-    return {"name": name, "outcome": claim["outcome"], "words": maths.prose(claim["claim"]), "facts": facts(known),
+    return {"name": name, "outcome": claim["outcome"], "stale": bool(stale({name: claim})),
+            "words": maths.prose(claim["claim"]), "facts": facts(known),
             "note": maths.prose(claim.get("note") or ""), "rows": rows, "seeds": [f"seed {seed}" for seed in seeds],
             "conditions": _conditions(claim), "tuned": _tuned(claim.get("tuning") or {}),
             "design": [maths.prose(part) for part in _design(name)]}
@@ -57,7 +58,7 @@ def verdict(claims: Sequence[Claim]) -> str:
 FACTS: dict[str, Callable[[Claim], str]] = {
     "metric": lambda claim: claim.get("metric") or "",
     "gain": lambda claim: tables.gain(claim) or effect(claim),
-    "margin": lambda claim: tables.margin(claim),
+    "margin": tables.margin,
     "seeds": lambda claim: str(claim.get("seeds") or ""),
     "time": lambda claim: _seconds(claim.get("seconds")),
     "machine": lambda claim: _machine(claim.get("machine") or {}),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from mixwell.claims import sources
 from mixwell.claims.claim import Claim
 from mixwell.claims.record import OPEN, UNTESTABLE, Record, Trial, Try, tuning
 from mixwell.claims.rule import LEVEL, LOOKS, Outcome
@@ -38,6 +39,12 @@ def read_entry(path: Path) -> Entry:
         known = ", ".join(OUTCOMES)
         raise MixwellError(f"{path} holds no evidence (expected an outcome: {known}); restore it or remove it.")
     return dict(found)
+
+
+def stale(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The entries whose figures another source of the claim or the method gave, which are not gone on with."""
+    tried = {name: entry["source"] for name, entry in entries.items() if "source" in entry}
+    return {name: entries[name] for name, source in tried.items() if source != sources.source(name)}
 
 
 def resumed(folder: str | Path, name: str, claim: Claim, source: str) -> Record:

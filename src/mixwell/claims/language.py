@@ -37,20 +37,18 @@ class Seen:
     mixer: Any
 
 
-def quality(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS, lr: float = 4e-3,
-            swapped: Part | None = "channel_mixer", balance: Mapping[str, Any] | None = None, **changes: Any) -> float:
-    """Bits per byte of one model: the bench's decoder with this channel mixer and these changes, trained.
-
-    It starts from the trunk with the mixers of the part `swapped`, or fresh. `balance` replaces the mixer's own.
-    """
-    return from_trunk(bench, seed, mixer=mixer, tokens=tokens, lr=lr, swapped=swapped, balance=balance,
-                 **changes).bits_per_byte
+def quality(bench: Bench, seed: int, **options: Any) -> float:
+    """Bits per byte of the model that `from_trunk` trains with these options."""
+    return from_trunk(bench, seed, **options).bits_per_byte
 
 
 def from_trunk(bench: Bench, seed: int, *, mixer: Mapping[str, Any] | None = None, tokens: int = TOKENS,
                lr: float = 4e-3, swapped: Part | None = "channel_mixer", balance: Mapping[str, Any] | None = None,
                **changes: Any) -> Trained:
-    """The trained model itself, as for `quality`."""
+    """One trained model: the bench's decoder with this channel mixer and these changes.
+
+    It starts from the trunk with the mixers of the part `swapped`, or fresh. `balance` replaces the mixer's own.
+    """
     own = {} if balance is None else {"balance": balance}
     arch = bench.arch({**(mixer or {}), **own}, **changes)
     return bench.train(arch, seed, tokens=tokens, lr=lr, swapped=swapped)
@@ -64,20 +62,6 @@ def block(hidden_dim: int) -> dict[str, Any]:
 def dense(bench: Bench, hidden_dim: int) -> dict[str, Any]:
     """The bench's decoder with a dense block of this width."""
     return bench.arch(block(hidden_dim))
-
-
-def bits(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[float]:
-    """Bits per byte of one model a seed."""
-    return [trained.bits_per_byte for trained in _trained(bench, arch, tokens)]
-
-
-def models(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[Any]:
-    """A trained language model from each seed."""
-    return [trained.model for trained in _trained(bench, arch, tokens)]
-
-
-def _trained(bench: Bench, arch: Mapping[str, Any], tokens: int) -> list[Trained]:
-    return [bench.train(arch, seed, tokens=tokens, swapped="channel_mixer") for seed in bench.seeds]
 
 
 def held_out(bench: Bench, rows: int, width: int) -> tuple[Tensor, Tensor]:
@@ -108,20 +92,10 @@ def limited(rule: str) -> dict[str, Any]:
     return {**SWITCH, "capacity_factor": 1.0, "overflow": {"method": rule}}
 
 
-def layers(bench: Bench, arch: Mapping[str, Any], tokens: int = TOKENS) -> list[list[Seen]]:
-    """What each layer of a trained model saw and chose on held-out text, from each seed."""
-    return [probe(bench, model) for model in models(bench, arch, tokens)]
-
-
 def mean_over(seen: Sequence[T], measure: Callable[[T], float]) -> float:
     """The mean over layers of what `measure` says of each."""
     values = [measure(layer) for layer in seen]
     return statistics.fmean(values)
-
-
-def over_layers(runs: list[list[T]], measure: Callable[[T], float]) -> list[float]:
-    """The mean over layers of what `measure` says of each, from each seed."""
-    return [mean_over(run, measure) for run in runs]
 
 
 def log_scatter_ratio(bench: Bench, model: Any) -> float:

@@ -8,17 +8,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mixwell.claims import evidence, sources, work
-from mixwell.claims.record import OPEN, Record, Task, Trial, Try
-from mixwell.claims.rule import LOOKS
-from mixwell.core import machine
+from mixwell.claims.record import Record, Task, Trial, Try
+from mixwell.core.errors import MixwellError
 
 BUDGET_S = 120.0  # of one seed
 
@@ -28,54 +25,36 @@ class Effort:
     """One claim on its way: its record, what is being tried, and whether it broke."""
 
     name: str
-    record: Record | None  # None: a claim that is tried whole
+    record: Record
     busy: list[Task] = field(default_factory=list)
     broken: str = ""
-    whole: dict[str, Any] | None = None
 
     def ready(self) -> list[Task]:
         """What could be started now."""
-        if self.broken or self.whole:
-            return []
-        tasks = [Task(self.name, 0)] if self.record is None else self.record.tasks()
+        tasks = [] if self.broken else self.record.tasks()
         return [task for task in tasks if task not in self.busy]
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to try."""
-        if self.record is None or self.broken:
-            return bool(self.broken or self.whole)
-        return self.record.done
-
-    @property
-    def goal(self) -> int:
-        """The seeds that its next look needs, by which efforts are ordered."""
-        return LOOKS[0] if self.record is None else self.record.goal
+        return bool(self.broken) or self.record.done
 
     def missing(self, looks: int = 0) -> float:
         """How many seeds are missing to its next look, or to `looks`; settings count as the share of a seed they are.
         """
-        if self.record is None:
-            return LOOKS[0]
         settings = [task for task in self.record.tasks() if task.side]
-        seeds = max(self.goal, looks) - self.record.seeds
+        seeds = max(self.record.goal, looks) - self.record.seeds
         return max(0, seeds) + len(settings) / max(1, len(self.record.claim.sides))
 
     def entry(self) -> evidence.Entry:
         """What its file holds."""
-        if self.record is not None:
-            return evidence.entry(self.record)
-        today = datetime.now(UTC).date()
-        about = {"date": today.isoformat(), "versions": machine.versions()}
-        return before({**(self.whole or {}), **about})
+        return evidence.entry(self.record)
 
     def take(self, task: Task, done: work.Done) -> None:
         """Put what came of a task where it belongs."""
         self.busy.remove(task)
         if done.broken:
             self.broken = done.broken
-        elif self.record is None:
-            self.whole = {**(done.whole or {}), "seconds": done.seconds}
         elif done.untestable:
             self.record.untestable = done.untestable
         elif task.side:
@@ -84,19 +63,12 @@ class Effort:
             self.record.trials[task.seed] = Trial(done.values, done.seconds)
 
 
-def before(found: dict[str, Any]) -> evidence.Entry:
-    """The entry of a claim that was tried whole, under the rule before this one, whose outcome does not count."""
-    note = f"{found['outcome']} under the old rule, which decided too soon."
-    return {"claim": found["claim"], "metric": found["metric"], "outcome": OPEN, "seeds": 0, "note": note,
-            "before": found}
-
-
 def efforts(names: Sequence[str], folder: Path) -> list[Effort]:
     """The claims of these names as far as `folder` holds their evidence."""
     found = []
     for name in names:
         claim = work.load(name)
-        record = evidence.resumed(folder, name, claim, sources.source(name)) if claim else None
+        record = evidence.resumed(folder, name, claim, sources.source(name))
         found.append(Effort(name, record))
     return found
 
@@ -119,8 +91,18 @@ def run(chosen: Sequence[Effort], folder: Path, *, jobs: int, until: float = flo
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 effort, task = running.pop(future)
-                _keep(effort, task, future.result(), folder)
-                report(effort, task, future.result())
+                done = _done(future, task)
+                _keep(effort, task, done, folder)
+                report(effort, task, done)
+
+
+def _done(future: Future[work.Done], task: Task) -> work.Done:
+    """What came of a task; `MixwellError` where its process was ended from outside."""
+    try:
+        return future.result()
+    except BrokenExecutor as error:
+        raise MixwellError(f"a process ended while {task.claim} was tried, perhaps for want of memory; what was tried "
+                           "before is kept. Run the same command with fewer --jobs.") from error
 
 
 def _keep(effort: Effort, task: Task, done: work.Done, folder: Path) -> None:
@@ -134,7 +116,7 @@ def _next(chosen: Sequence[Effort], free: int, until: float) -> list[tuple[Effor
     if free <= 0 or time.monotonic() >= until:
         return []
     found: list[tuple[Effort, Task]] = []
-    for effort in sorted(chosen, key=lambda one: one.goal):
+    for effort in sorted(chosen, key=lambda one: one.record.goal):
         found += [(effort, task) for task in effort.ready()]
         if len(found) >= free:
             break
@@ -182,8 +164,6 @@ def seconds_left(chosen: Sequence[Effort], jobs: int, *, looks: int = 0) -> floa
 def _seconds_a_seed(effort: Effort) -> float | None:
     """From its trials; before there are any, from the settings that were tried, of one side each."""
     record = effort.record
-    if record is None:
-        return None
     if record.trials:
         return statistics.fmean(trial.seconds for trial in record.trials.values())
     tries = [one.seconds for each in record.tries.values() for one in each]

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+from mixwell.claims import method_of
 from mixwell.core import registry
 from mixwell.core.files import digest
 
@@ -21,7 +22,7 @@ Place = tuple[str, str]  # (module, name of a definition; empty for all of the m
 
 def source(claim: str) -> str:
     """The digest for the claim of this name."""
-    method = claim.partition("__")[0]
+    method = method_of(claim)
     room = method.partition(".")[0]
     within = ("mixwell.claims.", f"mixwell.{room}.")
     starts = [(f"mixwell.claims.{claim}", ""), (f"mixwell.{method}", "")]

@@ -30,16 +30,15 @@ class Done:
     score: float = 0.0
     untestable: str = ""
     broken: str = ""
-    whole: dict[str, Any] | None = None  # of a claim that is tried whole
 
 
-def load(name: str) -> Claim | None:
-    """The claim that a file declares; None where it is tried whole."""
+def load(name: str) -> Claim:
+    """The claim that a file declares."""
     module = importlib.import_module(f"mixwell.claims.{name}")
     claim = getattr(module, "CLAIM", None)
-    if claim is None and not hasattr(module, "claim"):
+    if claim is None:
         raise MixwellError(f"claims/{name.replace('.', '/')}.py has no CLAIM.")
-    if claim is not None and not claim.sides and not hasattr(module, "trial"):
+    if not claim.sides and not hasattr(module, "trial"):
         raise MixwellError(f"claims/{name.replace('.', '/')}.py has neither sides nor a trial(bench, seed).")
     return claim
 
@@ -78,8 +77,6 @@ def _do(task: Task, folder: str) -> dict[str, Any]:
     module = importlib.import_module(f"mixwell.claims.{task.claim}")
     bench = _bench(folder)
     claim = load(task.claim)
-    if claim is None:
-        return {"whole": module.claim(bench).to_dict()}
     if task.side:
         measured = claim.sides[task.side](bench, task.seed, task.setting)
         return {"score": _finite({task.side: claim.score(measured)})[task.side]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from mixwell.cli.errors import FAILED, one_line, tell
 from mixwell.report.targets import check_file
 
 if TYPE_CHECKING:
+    from mixwell.claims.evidence import Entry
     from mixwell.claims.record import Task
     from mixwell.claims.running import Effort
     from mixwell.claims.work import Done
@@ -46,17 +48,18 @@ def claims(names: Annotated[list[str] | None, typer.Argument(
     `mixwell claims experts.routers.hash --jobs 4` · one claim, four seeds at a time
     """
     from mixwell import claims as files
-    from mixwell.claims import pages, running
+    from mixwell.claims import evidence, pages, running
     from mixwell.core import machine
 
     console = Console(highlight=False)
     if only_write:
         for path in pages.write(save, README):
             console.print(f"written: {path}", markup=False, soft_wrap=True)
+        _tell_stale(console, evidence.stale(evidence.read(save)))
         return
     chosen = running.efforts(files.chosen(names or []), save)
     if only_list:
-        _listed(console, chosen)
+        _listed(console, chosen, evidence.stale(evidence.read(save)))
         return
     check_file(save / "x.json")
     started = time.monotonic()
@@ -67,15 +70,27 @@ def claims(names: Annotated[list[str] | None, typer.Argument(
     _ended(console, chosen, time.monotonic() - started, save)
 
 
-def _listed(console: Console, chosen: list[Effort]) -> None:
+def _listed(console: Console, chosen: list[Effort], stale: Mapping[str, Entry]) -> None:
     width = max(len(one.name) for one in chosen)
+    old = {one.name: stale[one.name] for one in chosen if one.name in stale}
     for one in chosen:
-        outcome, seeds = "to be run", 0
-        if one.record is not None:
-            outcome, seeds = one.record.judged["outcome"], one.record.seeds
+        seeds = one.record.seeds
         counted = f"{seeds} seeds" if seeds else ""
-        line = f"{one.name:<{width}}  {outcome:<17}  {counted}"
+        if one.name in old:
+            counted = f"{old[one.name]['outcome']} with an older source"
+        line = f"{one.name:<{width}}  {one.record.judged['outcome']:<17}  {counted}"
         console.print(line.rstrip(), markup=False, soft_wrap=True)
+    _tell_stale(console, old)
+
+
+def _tell_stale(console: Console, stale: Mapping[str, Entry]) -> None:
+    """That the evidence on disk, and tables of it, tell what an older source came to."""
+    from mixwell.core import units
+
+    if stale:
+        counted = units.counted(len(stale), "outcome is", "outcomes are")
+        console.print(f"{counted} of an older source and will be tried anew: {', '.join(stale)}", markup=False,
+                      soft_wrap=True)
 
 
 def _ended(console: Console, chosen: list[Effort], took: float, save: Path) -> None:
@@ -83,7 +98,7 @@ def _ended(console: Console, chosen: list[Effort], took: float, save: Path) -> N
     from mixwell.claims import pages
     from mixwell.core import units
 
-    standing = [one.entry()["outcome"] for one in chosen if not one.broken and (one.record or one.whole)]
+    standing = [one.record.judged["outcome"] for one in chosen if not one.broken]
     console.print(f"{pages.tally(standing)} Took {units.seconds(took)}. Kept in {save}; `mixwell claims --write` makes "
                   "the tables.", markup=False, soft_wrap=True)
     open_still = [one.name for one in chosen if not one.done]

@@ -151,8 +151,8 @@ def _seeds(seeds: Any, first: int, name: str) -> list[int]:
     listed = isinstance(seeds, list) and all(_is_whole(seed) and seed in SEED for seed in seeds)
     if listed and seeds and len(set(seeds)) == len(seeds):
         return seeds
-    raise MixwellError(f"{where_of(name)}.seeds: expected how many ({MOST_STAGES} at most), or a list of different whole "
-                       f"numbers, got {shown(seeds)}.")
+    raise MixwellError(f"{where_of(name)}.seeds: expected how many ({MOST_STAGES} at most), or a list of different "
+                       f"whole numbers, got {shown(seeds)}.")
 
 
 def where_of(id: Any) -> str:

@@ -305,7 +305,7 @@ def test_metadata_that_lack_a_size_or_nest_too_deep_are_refused(tmp_path):
     path = tmp_path / "model.gguf"
     write(path, "llama", model_of("llama"))
     path.write_bytes(path.read_bytes().replace(b"llama.context_length", b"llama.context_lengtx"))
-    with pytest.raises(MixwellError, match="the metadata lack llama.context_length"):
+    with pytest.raises(MixwellError, match=r"the metadata lack llama.context_length"):
         mixwell.load(path)
     nested = struct.pack("<IQ", 9, 1) * 5000
     path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9) + nested)
@@ -338,7 +338,7 @@ def test_rows_of_a_quantised_type_are_whole_blocks(shape, tmp_path):
     writer.close()
     file = GgufFile(tmp_path / "one.gguf")
     file._places["w"] = file._places["w"]._replace(shape=shape)
-    with pytest.raises(MixwellError, match="w has shape .* rows of Q8_0 hold a multiple of 32 numbers"):
+    with pytest.raises(MixwellError, match=r"w has shape .* rows of Q8_0 hold a multiple of 32 numbers"):
         file.tensor("w")
 
 

@@ -189,17 +189,6 @@ def imbalance(load_E: Tensor) -> float:
     return float(load_E.max() / mean)
 
 
-def errors(seeds: tuple[int, ...], spec: Mapping[str, Any], problem: Callable[[int], Draw],
-           **options: Any) -> list[float]:
-    """The error of a layer trained from each seed on the problem of that seed."""
-    found = []
-    for seed in seeds:
-        draw = problem(seed)
-        layer = fit(build(seed, spec, problem=draw, **options), draw, seed)
-        found.append(error(layer, draw, seed))
-    return found
-
-
 def on_clusters(bench: Bench, seed: int, *, zipf: float = 0.0, families: bool = False,
                 **options: Any) -> dict[str, float]:
     """What `on_problem` measures on `clusters`."""

@@ -330,10 +330,11 @@ def test_saved_data_sets_give_their_rows_and_of_several_splits_the_one_for_train
 ])
 def test_a_saved_data_set_that_is_damaged_is_named(tmp_path, name, content, message):
     pytest.importorskip("pyarrow")
-    save_rows(tmp_path, ["a"])
-    (tmp_path / name).write_text(content)
+    folder = tmp_path / "saved"
+    save_rows(folder, ["a"])
+    (folder / name).write_text(content)
     with pytest.raises(MixwellError, match=f"{name}.*{message}"):
-        read_domain(tmp_path)
+        read_domain(folder)
 
 
 def test_without_pyarrow_columns_are_refused_in_one_line(tmp_path, monkeypatch):

@@ -43,8 +43,14 @@ def read_entry(path: Path) -> Entry:
 
 def stale(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """The entries whose figures another source of the claim or the method gave, which are not gone on with."""
-    tried = {name: entry["source"] for name, entry in entries.items() if "source" in entry}
-    return {name: entries[name] for name, source in tried.items() if source != sources.source(name)}
+    found = {}
+    for name, entry in entries.items():
+        if "source" not in entry:
+            continue
+        current = sources.source(name)
+        if entry["source"] != current:
+            found[name] = entry
+    return found
 
 
 def resumed(folder: str | Path, name: str, claim: Claim, source: str) -> Record:

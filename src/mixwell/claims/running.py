@@ -43,8 +43,10 @@ class Effort:
         """How many seeds are missing to its next look, or to `looks`; settings count as the share of a seed they are.
         """
         settings = [task for task in self.record.tasks() if task.side]
-        seeds = max(self.record.goal, looks) - self.record.seeds
-        return max(0, seeds) + len(settings) / max(1, len(self.record.claim.sides))
+        goal = max(self.record.goal, looks)
+        seeds = max(0, goal - self.record.seeds)
+        sides = max(1, len(self.record.claim.sides))
+        return seeds + len(settings) / sides
 
     def entry(self) -> evidence.Entry:
         """What its file holds."""

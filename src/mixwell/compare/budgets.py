@@ -13,7 +13,10 @@ from mixwell.run.recipe import counted
 def amounts(budget: Mapping[str, Any] | str, known: Collection[str]) -> dict[str, float]:
     """The limits as finite numbers by name; a name that is not `known`, or no number, raises `MixwellError`."""
     given = _parts(budget) if isinstance(budget, str) else dict(budget)
-    return {name: _amount(name, value, known) for name, value in counted(given).items()}
+    found = {}
+    for name, value in counted(given).items():
+        found[name] = _amount(name, value, known)
+    return found
 
 
 def _parts(text: str) -> dict[str, str]:

@@ -175,7 +175,9 @@ def mapping(each: Kind = ANYTHING) -> Kind:
 def keyed(schema: Schema, required: Collection[str] = ()) -> Kind:
     """Keys and values, those of `schema` of their own kinds, with the `required` ones among them."""
     def fits(value: Any) -> bool:
-        return isinstance(value, dict) and all(key in value for key in required)
+        if not isinstance(value, dict):
+            return False
+        return all(key in value for key in required)
 
     def parts(value: dict[str, Any], where: str) -> Parts:
         for key in schema:

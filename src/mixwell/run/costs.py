@@ -163,7 +163,11 @@ class Costs:
     @functools.cached_property
     def sizes(self) -> dict[str, dict[str, int]]:
         """Size of the text by the stage that collects it and by domain, known without reading it."""
-        return {name: characters(stage) for name, stage in self.stages.items() if stage.kind == "data"}
+        found = {}
+        for name, stage in self.stages.items():
+            if stage.kind == "data":
+                found[name] = characters(stage)
+        return found
 
     @property
     def text_sizes(self) -> dict[str, int]:

@@ -111,7 +111,10 @@ def _words(value: Any) -> Iterable[str]:
 
 def _digest_files(files: Iterable[Path]) -> str:
     """Digest of names and contents; the names are told from the package, wherever it lies."""
-    return digest({_package_name(path): facts.digest_once(path) for path in files})
+    found = {}
+    for path in files:
+        found[_package_name(path)] = facts.digest_once(path)
+    return digest(found)
 
 
 def _package_name(path: Path) -> str:

@@ -149,7 +149,8 @@ def budgeted(entry: Mapping[str, Any], budget: Mapping[str, float]) -> dict[str,
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The options below the verb of a training."""
-    return recipes.below("train", entry["train"], recipes.where_of(entry.get("id")))
+    where = recipes.where_of(entry.get("id"))
+    return recipes.below("train", entry["train"], where)
 
 
 def _without_budget(options: Mapping[str, Any]) -> dict[str, Any]:

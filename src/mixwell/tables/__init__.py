@@ -111,7 +111,8 @@ def check_target(out: str | Path) -> None:
     check_folder(path, own=(FILE,))
     if path.resolve() == Path.cwd():
         raise MixwellError(f"{path.resolve()} is the folder you are in; name another with --out.")
-    inside = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    entries = path.iterdir() if path.is_dir() else ()
+    inside = {entry.name for entry in entries}
     others = sorted(inside - WRITTEN)
     foreign = [name for name in others if not name.startswith(".")]
     if foreign:

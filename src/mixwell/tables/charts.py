@@ -115,4 +115,5 @@ def _edges(data: np.ndarray) -> np.ndarray:
     steps = math.ceil(reach / step / BINS - 1e-6)
     width = step * steps
     first = low - step / 2
-    return np.arange(first, high + width, width)
+    last = high + width
+    return np.arange(first, last, width)

@@ -23,7 +23,9 @@ _TEXT, _ARRAY = 8, 9
 def _list_of(kind: Kind) -> Kind:
     """A list; its first item stands for all, since a list of the file is of one type."""
     def fits(value: Any) -> bool:
-        return isinstance(value, list) and all(map(kind.fits, value[:1]))
+        if not isinstance(value, list):
+            return False
+        return not value or kind.fits(value[0])
 
     return Kind(f"a list, each {kind.words}", fits)
 

@@ -1,0 +1,140 @@
+"""The best model under a budget, by a fitted law; how sure that is; and which run would tell most.
+
+Legend: N candidates or runs, P parameters, B bootstrap draws.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mixwell.core.errors import MixwellError
+from mixwell.scaling._fitting import log_loss
+from mixwell.scaling._runs import Runs, read
+from mixwell.scaling.laws._law import Curve, Fit
+
+SIZES = 400  # sizes tried over the range, and once more around the best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What may be spent; `ValueError` for a number that is not above 0."""
+
+    flops: float  # of training
+    memory_bytes: float = float("inf")  # of all weights
+    bytes_per_parameter: float = 2.0
+    least: float = 1e6  # parameters n between which is looked
+    most: float = 1e13
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; expected a number above 0")
+        if not self.least < self.most:
+            raise ValueError(f"least={self.least:g}, most={self.most:g}; expected the first to be below")
+
+
+@dataclass(frozen=True)
+class Best:
+    """A model that a law calls best."""
+
+    columns: dict[str, float]  # those of the law
+    loss: float
+    total_parameters: float
+    at_edge: bool  # whether the least or the most size tried came out, so that the range decides
+
+
+def best(curve: Curve, budget: Budget, choices: Mapping[str, Sequence[float]] | None = None) -> Best:
+    """Size, tokens and the law's other columns of least loss under a budget.
+
+    choices: the values that each other column may take (of `e`, say, 1, 2, 4, 8). A law without FLOPs by size and
+    tokens, a column without choices, and a budget that nothing meets raise `MixwellError`.
+    """
+    choices = choices or {}
+    free = [name for name in curve.law.columns if name not in ("n", "d")]
+    if not {"n", "d"} <= set(curve.law.columns):
+        raise MixwellError(f"the law of {', '.join(curve.law.columns)} has no size n and tokens d to choose.")
+    for name in free:
+        if not choices.get(name):
+            raise MixwellError(f"choices for {name!r} are missing; give those that may be, such as {name}=1,2,4,8.")
+    combinations = itertools.product(*(choices[name] for name in free))
+    found = [_of_combination(curve, budget, dict(zip(free, one))) for one in combinations]
+    possible = [one for one in found if one is not None]
+    if not possible:
+        raise MixwellError(f"no model fits into {budget.memory_bytes:g} bytes and {budget.flops:g} FLOPs; the least "
+                           f"size tried has {budget.least:g} parameters.")
+    return min(possible, key=lambda one: one.loss)
+
+
+def _of_combination(curve: Curve, budget: Budget, others: Mapping[str, float]) -> Best | None:
+    sizes_N = np.geomspace(budget.least, budget.most, SIZES)
+    coarse = _tried(curve, budget, sizes_N, others)
+    if coarse is None:
+        return None
+    factor = (budget.most / budget.least) ** (2 / SIZES)
+    middle = coarse.columns["n"]
+    low, high = max(budget.least, middle / factor), min(budget.most, middle * factor)
+    fine = _tried(curve, budget, np.geomspace(low, high, SIZES), others)
+    return fine or coarse
+
+
+def _tried(curve: Curve, budget: Budget, sizes_N: np.ndarray, others: Mapping[str, float]) -> Best | None:
+    """The best of these sizes that the memory holds, each on the tokens that its FLOPs allow."""
+    runs = {"n": sizes_N} | {name: np.full_like(sizes_N, value) for name, value in others.items()}
+    total_N = curve.law.total_parameters(runs)
+    fits_N = total_N * budget.bytes_per_parameter <= budget.memory_bytes
+    if not fits_N.any():
+        return None
+    runs["d"] = budget.flops / curve.law.flops_per_token(runs)
+    loss_N = np.where(fits_N, curve.predict(runs), np.inf)
+    place = int(loss_N.argmin())
+    columns = {name: float(runs[name][place]) for name in curve.law.columns}
+    edges = (budget.least, budget.most)
+    at_edge = any(np.isclose(columns["n"], edge) for edge in edges)
+    return Best(columns, float(loss_N[place]), float(total_N[place]), at_edge)
+
+
+def best_interval(draws: Sequence[Fit], budget: Budget, choices: Mapping[str, Sequence[float]] | None = None,
+                  level: float = 0.95) -> dict[str, tuple[float, float]]:
+    """Between which numbers the best columns and the loss lie over bootstrap draws."""
+    every = [best(fit, budget, choices) for fit in draws]
+    tail = (1 - level) / 2
+    series: dict[str, list[float]] = {"loss": [one.loss for one in every]}
+    for name in every[0].columns:
+        series[name] = [one.columns[name] for one in every]
+    found = {}
+    for name, values in series.items():
+        low, high = np.quantile(values, [tail, 1 - tail])
+        found[name] = float(low), float(high)
+    return found
+
+
+def jacobian(curve: Curve, runs: Runs) -> np.ndarray:
+    """Derivatives of log L with respect to the law's linear parameters: [N, P]."""
+    terms_NKP = curve.law.terms(runs, curve.shape_Q)
+    log_terms_NK = terms_NKP @ curve.theta_P
+    log_loss_N = log_loss(terms_NKP, curve.theta_P)
+    share_NK = np.exp(log_terms_NK - log_loss_N[:, None])
+    return np.einsum("nk,nkp->np", share_NK, terms_NKP)
+
+
+def next_run(fit: Fit, candidates: Any, target: Any) -> np.ndarray:
+    """By what share each candidate run would lessen the variance of the predicted log loss at the target: [N].
+
+    By the delta method at the fitted parameters, runs scattering alike: with the information M of the runs so far, a
+    run of gradient j takes (g M^-1 j)^2 / (1 + j M^-1 j) off the variance g M^-1 g.
+
+    target: one row with the law's columns.
+    """
+    so_far = jacobian(fit, fit.runs)
+    offered = jacobian(fit, read(candidates, fit.law.columns))
+    wanted = jacobian(fit, read(target, fit.law.columns))[0]
+    inverse_PP = np.linalg.pinv(so_far.T @ so_far, rcond=1e-12, hermitian=True)
+    toward_N = offered @ inverse_PP @ wanted
+    own_N = np.einsum("np,pq,nq->n", offered, inverse_PP, offered)
+    before = wanted @ inverse_PP @ wanted
+    return toward_N**2 / (1 + own_N) / before

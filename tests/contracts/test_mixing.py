@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mixwell.core.errors import MixwellError
-from mixwell.data.mixing._predictor import rank_correlation
 from mixwell.data.optimum import Search, best_weights
+from mixwell.data.predictor import rank_correlation
 from tests.contracts._tools import cases
 
 PREDICTORS = cases("data.mixing")

@@ -1,14 +1,12 @@
 """What every scaling law promises (family `scaling.laws`, tag `law`)."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
-from mixwell.scaling._fitting import Problem, objective
 from mixwell.scaling.budget import Budget, best, best_interval, jacobian, next_run
+from mixwell.scaling.fitting import Problem, objective
 
 
 def tagged(tag):
@@ -23,16 +21,10 @@ def fresh(seed=0):
     return np.random.default_rng(seed)
 
 
-def quick(entry):
-    """The law, fitted from few starts."""
-    config = dataclasses.replace(entry.load()().config, starts=12)
-    return entry.load()(config)
-
-
 def planted(entry, noise=0.0):
     """A law, its parameters, and runs that follow it."""
     given = entry.module().example(fresh())
-    law = quick(entry)
+    law = entry.load()(starts=12)
     curve = law.curve(given["parameters"])
     loss_N = curve.predict(given["runs"])
     scatter_N = np.exp(noise * fresh(1).standard_normal(len(loss_N)))

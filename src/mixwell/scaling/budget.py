@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mixwell.core.errors import MixwellError
-from mixwell.scaling._fitting import log_loss
-from mixwell.scaling._runs import Runs, read
-from mixwell.scaling.laws._law import Curve, Fit
+from mixwell.scaling.fitting import log_loss
+from mixwell.scaling.law import Curve, Fit, Law
+from mixwell.scaling.runs import Runs, read
 
 SIZES = 400  # sizes tried over the range, and once more around the best
 
@@ -34,8 +34,9 @@ class Budget:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"{name} is {value}; expected a number above 0")
-        if not self.least < self.most:
-            raise ValueError(f"least={self.least:g}, most={self.most:g}; expected the first to be below")
+        least, most = self.least, self.most
+        if not least < most:
+            raise ValueError(f"least={least:g}, most={most:g}; expected the first to be below")
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,30 @@ def best(curve: Curve, budget: Budget, choices: Mapping[str, Sequence[float]] | 
     choices: the values that each other column may take (of `e`, say, 1, 2, 4, 8). A law without FLOPs by size and
     tokens, a column without choices, and a budget that nothing meets raise `MixwellError`.
     """
-    choices = choices or {}
-    free = [name for name in curve.law.columns if name not in ("n", "d")]
-    if not {"n", "d"} <= set(curve.law.columns):
-        raise MixwellError(f"the law of {', '.join(curve.law.columns)} has no size n and tokens d to choose.")
-    for name in free:
-        if not choices.get(name):
-            raise MixwellError(f"choices for {name!r} are missing; give those that may be, such as {name}=1,2,4,8.")
-    combinations = itertools.product(*(choices[name] for name in free))
-    found = [_of_combination(curve, budget, dict(zip(free, one))) for one in combinations]
-    possible = [one for one in found if one is not None]
+    free = _free(curve.law, choices or {})
+    possible = []
+    for combination in itertools.product(*free.values()):
+        others = dict(zip(free, combination))
+        found = _of_combination(curve, budget, others)
+        if found is not None:
+            possible.append(found)
     if not possible:
         raise MixwellError(f"no model fits into {budget.memory_bytes:g} bytes and {budget.flops:g} FLOPs; the least "
                            f"size tried has {budget.least:g} parameters.")
     return min(possible, key=lambda one: one.loss)
+
+
+def _free(law: Law, choices: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """The law's columns beside size and tokens, and what each may be."""
+    columns = set(law.columns)
+    if not {"n", "d"} <= columns:
+        raise MixwellError(f"the law of {', '.join(law.columns)} has no size n and tokens d to choose.")
+    found = {}
+    for name in sorted(columns - {"n", "d"}):
+        if not choices.get(name):
+            raise MixwellError(f"choices for {name!r} are missing; give those that may be, such as {name}=1,2,4,8.")
+        found[name] = choices[name]
+    return found
 
 
 def _of_combination(curve: Curve, budget: Budget, others: Mapping[str, float]) -> Best | None:
@@ -75,16 +86,19 @@ def _of_combination(curve: Curve, budget: Budget, others: Mapping[str, float]) -
     coarse = _tried(curve, budget, sizes_N, others)
     if coarse is None:
         return None
-    factor = (budget.most / budget.least) ** (2 / SIZES)
+    two_steps = (sizes_N[1] / sizes_N[0]) ** 2
     middle = coarse.columns["n"]
-    low, high = max(budget.least, middle / factor), min(budget.most, middle * factor)
-    fine = _tried(curve, budget, np.geomspace(low, high, SIZES), others)
-    return fine or coarse
+    low = max(budget.least, middle / two_steps)
+    high = min(budget.most, middle * two_steps)
+    nearer_N = np.geomspace(low, high, SIZES)
+    return _tried(curve, budget, nearer_N, others) or coarse
 
 
 def _tried(curve: Curve, budget: Budget, sizes_N: np.ndarray, others: Mapping[str, float]) -> Best | None:
     """The best of these sizes that the memory holds, each on the tokens that its FLOPs allow."""
-    runs = {"n": sizes_N} | {name: np.full_like(sizes_N, value) for name, value in others.items()}
+    runs = {"n": sizes_N}
+    for name, value in others.items():
+        runs[name] = np.full_like(sizes_N, value)
     total_N = curve.law.total_parameters(runs)
     fits_N = total_N * budget.bytes_per_parameter <= budget.memory_bytes
     if not fits_N.any():
@@ -93,21 +107,21 @@ def _tried(curve: Curve, budget: Budget, sizes_N: np.ndarray, others: Mapping[st
     loss_N = np.where(fits_N, curve.predict(runs), np.inf)
     place = int(loss_N.argmin())
     columns = {name: float(runs[name][place]) for name in curve.law.columns}
-    edges = (budget.least, budget.most)
-    at_edge = any(np.isclose(columns["n"], edge) for edge in edges)
-    return Best(columns, float(loss_N[place]), float(total_N[place]), at_edge)
+    edges = [budget.least, budget.most]
+    at_edge = bool(np.isclose(columns["n"], edges).any())
+    loss, total = float(loss_N[place]), float(total_N[place])
+    return Best(columns, loss, total, at_edge)
 
 
 def best_interval(draws: Sequence[Fit], budget: Budget, choices: Mapping[str, Sequence[float]] | None = None,
                   level: float = 0.95) -> dict[str, tuple[float, float]]:
     """Between which numbers the best columns and the loss lie over bootstrap draws."""
     every = [best(fit, budget, choices) for fit in draws]
+    rows = [{**one.columns, "loss": one.loss} for one in every]
     tail = (1 - level) / 2
-    series: dict[str, list[float]] = {"loss": [one.loss for one in every]}
-    for name in every[0].columns:
-        series[name] = [one.columns[name] for one in every]
     found = {}
-    for name, values in series.items():
+    for name in rows[0]:
+        values = [row[name] for row in rows]
         low, high = np.quantile(values, [tail, 1 - tail])
         found[name] = float(low), float(high)
     return found
@@ -130,10 +144,12 @@ def next_run(fit: Fit, candidates: Any, target: Any) -> np.ndarray:
 
     target: one row with the law's columns.
     """
+    columns = fit.law.columns
     so_far = jacobian(fit, fit.runs)
-    offered = jacobian(fit, read(candidates, fit.law.columns))
-    wanted = jacobian(fit, read(target, fit.law.columns))[0]
-    inverse_PP = np.linalg.pinv(so_far.T @ so_far, rcond=1e-12, hermitian=True)
+    offered = jacobian(fit, read(candidates, columns))
+    wanted = jacobian(fit, read(target, columns))[0]
+    information_PP = so_far.T @ so_far
+    inverse_PP = np.linalg.pinv(information_PP, rcond=1e-12, hermitian=True)
     toward_N = offered @ inverse_PP @ wanted
     own_N = np.einsum("np,pq,nq->n", offered, inverse_PP, offered)
     before = wanted @ inverse_PP @ wanted

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mixwell.data.mixing import law_and_trees, regression
-from mixwell.data.mixing._predictor import rank_correlation
-from mixwell.data.mixing._runs import read_runs
-from mixwell.data.optimum import best_weights
+from mixwell.data.optimum import Search, best_weights
+from mixwell.data.predictor import rank_correlation
+from mixwell.data.runs import read_runs
 
 FOLDER = Path(os.environ.get("MIXWELL_REGMIX", "absent"))
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="MIXWELL_REGMIX names no folder with the published tables")
@@ -44,7 +44,7 @@ def test_the_notebooks_figures():
     fitted = regression.Regression(config).fit(train)
     assert correlations(fitted, test) == pytest.approx(REPORTED, abs=0.006)
     found = best_weights(fitted, {"pile_cc_val_loss": 1.0}, prior_D=PRIOR, caps_D=np.ones(17),
-                         generator=np.random.RandomState(42))
+                         search=Search(samples=100_000, rounds=1), generator=np.random.RandomState(42))
     weights = dict(zip(train.domains, found.weights_D))
     assert {name: weights[name] for name in OPTIMUM} == pytest.approx(OPTIMUM, abs=0.0006)
 

@@ -21,10 +21,10 @@ import numpy as np
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.data.mixing._predictor import Model, Predictor
-from mixwell.data.mixing._runs import MixingRuns
-from mixwell.scaling import _fitting
-from mixwell.scaling._fitting import Problem, Solution, log_loss
+from mixwell.data.predictor import Model, Predictor
+from mixwell.data.runs import MixingRuns
+from mixwell.scaling import fitting
+from mixwell.scaling.fitting import Problem, Solution, log_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Config:
             raise ValueError(f"starts is {self.starts}; expected at least 1")
 
 
-@method(title="Bivariate mixing law", year=2024, tags={"law", "own"},
+@method(title="Bivariate mixing law", year=2024, tags={"own"},
         paper="Data Mixing Made Efficient: A Bivariate Scaling Law for Language Model Pretraining")
 class BivariateLaw(Predictor):
     """A power law in the weight times one in the steps."""
@@ -59,8 +59,9 @@ class BivariateLaw(Predictor):
             own_N = _positive(weights_ND[:, place], runs.domains[place])
             if runs.steps_N is not None and steps_N is None:
                 raise MixwellError("the law was fitted over steps; give those at which loss is predicted.")
-            steps_N = None if runs.steps_N is None else steps_N
-            return np.exp(log_loss(terms(own_N, steps_N), found.theta_P))
+            known_N = None if runs.steps_N is None else steps_N
+            log_N = log_loss(terms(own_N, known_N), found.theta_P)
+            return np.exp(log_N)
 
         return predict
 
@@ -72,11 +73,12 @@ class BivariateLaw(Predictor):
         terms_NKP = terms(own_N, runs.steps_N)
         even_N = np.ones_like(losses_N)
         problem = Problem(lambda _: terms_NKP, (), losses_N, even_N, self.config.delta, in_logs=True)
+        count = self.config.starts
         level = np.log(losses_N.min())
-        low = np.array([0.0, level - 1.0, level, 0.0])[: terms_NKP.shape[2]]
-        high = np.array([0.5, level, level + 6.0, 1.0])[: terms_NKP.shape[2]]
-        starts_SP = generator.uniform(low, high, (self.config.starts, len(low)))
-        return _fitting.solve(problem, starts_SP, np.empty((len(starts_SP), 0)))
+        starts_S4 = generator.uniform([0.0, level - 1.0, level, 0.0], [0.5, level, level + 6.0, 1.0], (count, 4))
+        parameters = terms_NKP.shape[2]
+        no_shape = np.empty((count, 0))
+        return fitting.solve(problem, starts_S4[:, :parameters], no_shape)
 
 
 def own_place(runs: MixingRuns, target: int) -> int:
@@ -112,12 +114,16 @@ def optimum(alpha_D: np.ndarray, height_D: np.ndarray, importance_D: np.ndarray)
     """The one mixture [D] of least sum_i w_i K_i r_i^(-alpha_i): alpha, K and w are above 0."""
     log_top_D = np.log(importance_D * alpha_D * height_D)
     power_D = 1 / (alpha_D + 1)
-    low = float((log_top_D - np.log(1e12) / power_D).min())
-    high = float(log_top_D.max()) + np.log(len(alpha_D)) * float((1 / power_D).max())
-    for _ in range(200):  # the sum of shares falls with mu
+    low = log_top_D.min() - 100.0
+    high = log_top_D.max() + 100.0
+    for _ in range(200):  # the sum of shares falls with log mu
         middle = 0.5 * (low + high)
-        shares_D = np.exp((log_top_D - middle) * power_D)
-        low, high = (middle, high) if shares_D.sum() > 1 else (low, middle)
+        excess_D = log_top_D - middle
+        shares_D = np.exp(power_D * excess_D)
+        if shares_D.sum() > 1:
+            low = middle
+        else:
+            high = middle
     return shares_D / shares_D.sum()
 
 
@@ -139,10 +145,11 @@ def conditional_entropy(ids: np.ndarray, tokens: int) -> float:
     ids = np.asarray(ids)
     if len(ids) < tokens or tokens < 2:
         raise MixwellError(f"a domain has {len(ids)} tokens; {tokens} are to be read of each (2 at least).")
-    pairs = np.stack([ids[: tokens - 1], ids[1:tokens]], 1)
-    _, counts = np.unique(pairs, axis=0, return_counts=True)
-    _, first = np.unique(pairs[:, 0], return_counts=True)
-    return _entropy(counts) - _entropy(first)
+    before, behind = ids[: tokens - 1], ids[1:tokens]
+    pairs = np.stack([before, behind], 1)
+    _, together = np.unique(pairs, axis=0, return_counts=True)
+    _, alone = np.unique(before, return_counts=True)
+    return _entropy(together) - _entropy(alone)
 
 
 def _entropy(counts: np.ndarray) -> float:
@@ -154,7 +161,11 @@ def example(generator: np.random.Generator) -> dict[str, Any]:
     """Runs of three domains at four numbers of steps that follow the law."""
     weights_ND = generator.dirichlet(np.full(3, 5.0), 32)
     steps_N = np.tile([100.0, 300.0, 1000.0, 3000.0], 8)
-    decay_N1 = steps_N[:, None] ** -0.5
-    losses_NM = weights_ND ** -np.array([0.05, 0.1, 0.2]) * (20 * decay_N1 + np.array([1.0, 1.5, 2.0]))
+    decay_N = 20 / np.sqrt(steps_N)
+    alpha_D = np.array([0.05, 0.1, 0.2])
+    floors_D = np.array([1.0, 1.5, 2.0])
+    height_ND = np.add.outer(decay_N, floors_D)
+    losses_ND = height_ND / weights_ND**alpha_D
     names = ("a", "b", "c")
-    return {"runs": MixingRuns(names, names, weights_ND, losses_NM, steps_N)}
+    runs = MixingRuns(names, names, weights_ND, losses_ND, steps_N)
+    return {"runs": runs}

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from mixwell.core.method import method
-from mixwell.data.mixing._predictor import Model, Predictor
-from mixwell.data.mixing._runs import MixingRuns
-from mixwell.scaling import _fitting
-from mixwell.scaling._fitting import Problem, log_loss
+from mixwell.data.predictor import Model, Predictor
+from mixwell.data.runs import MixingRuns
+from mixwell.scaling import fitting
+from mixwell.scaling.fitting import Problem, log_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Config:
             raise ValueError(f"starts is {self.starts}; expected at least 1")
 
 
-@method(title="Exponential mixing law", year=2024, tags={"law"},
+@method(title="Exponential mixing law", year=2024,
         paper="Data Mixing Laws: Optimizing Data Mixtures by Predicting Language Modeling Performance")
 class ExponentialLaw(Predictor):
     """c + k exp(t r)."""
@@ -55,7 +55,7 @@ class ExponentialLaw(Predictor):
         problem = Problem(lambda _: terms_NKP, (), losses_N, even_N, self.config.delta, in_logs=False)
         starts_SP = _starts(losses_N, runs.weights_ND.shape[1], self.config.starts, generator)
         no_shape = np.empty((len(starts_SP), 0))
-        found = _fitting.solve(problem, starts_SP, no_shape)
+        found = fitting.solve(problem, starts_SP, no_shape)
 
         def predict(weights_ND: np.ndarray, steps_N: np.ndarray | None = None) -> np.ndarray:
             return np.exp(log_loss(terms(weights_ND), found.theta_P))
@@ -88,6 +88,8 @@ def example(generator: np.random.Generator) -> dict[str, Any]:
     """Runs that follow the law: each of four domains helps itself most."""
     weights_ND = generator.dirichlet(np.ones(4), 40)
     slopes_DM = -0.5 - 2.5 * np.eye(4)
-    losses_NM = 1.5 + 1.2 * np.exp(weights_ND @ slopes_DM)
+    falling_NM = np.exp(weights_ND @ slopes_DM)
+    losses_NM = 1.5 + 1.2 * falling_NM
     names = ("code", "docs", "prose", "tables")
-    return {"runs": MixingRuns(names, names, weights_ND, losses_NM)}
+    runs = MixingRuns(names, names, weights_ND, losses_NM)
+    return {"runs": runs}

@@ -18,11 +18,12 @@ import numpy as np
 
 from mixwell.core import registry
 from mixwell.core.method import method
-from mixwell.data.mixing._predictor import FOLDS, Model, Predictor
-from mixwell.data.mixing._runs import MixingRuns
+from mixwell.data.predictor import Model, Predictor
+from mixwell.data.runs import MixingRuns
 
 LAW, TREES = "data.mixing.exponential_law", "data.mixing.regression"
 CHOICES = ("equal", "cross_validated")
+FOLD_SEED = 0  # both parts leave out the same runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Config:
             raise ValueError(f"u is {self.u!r}; expected one of {', '.join(CHOICES)}")
 
 
-@method(title="Law and trees", year=2026, tags={"law", "regression"})
+@method(title="Law and trees", year=2026)
 class LawAndTrees(Predictor):
     """The geometric mean of both predictions."""
 
@@ -71,17 +72,14 @@ def _parts() -> list[Predictor]:
 
 def _share(parts: list[Predictor], runs: MixingRuns, target: int, generator: np.random.Generator) -> float:
     """The law's share of least squared error out of fold, half way to 1/2."""
-    N = len(runs.weights_ND)
-    fold_N = generator.permutation(N) % FOLDS
-    predicted = np.empty((2, N))
-    for fold in range(FOLDS):
-        held, seen = np.flatnonzero(fold_N == fold), np.flatnonzero(fold_N != fold)
-        for place, part in enumerate(parts):
-            model = part.fit_one(runs.rows(seen), target, generator)
-            predicted[place, held] = np.log(model(runs.weights_ND[held], None))
-    gap_N = predicted[0] - predicted[1]
-    wanted_N = np.log(runs.losses_NM[:, target]) - predicted[1]
-    best = gap_N @ wanted_N / max(float(gap_N @ gap_N), 1e-300)
+    observed_N = np.log(runs.losses_NM[:, target])
+    own = runs.of([runs.targets[target]])
+    errors = [part.fit(own, generator).out_of_fold(np.random.default_rng(FOLD_SEED)) for part in parts]
+    law_N, trees_N = (observed_N - error_NM[:, 0] for error_NM in errors)
+    gap_N = law_N - trees_N
+    wanted_N = observed_N - trees_N
+    square = max(gap_N @ gap_N, 1e-300)
+    best = gap_N @ wanted_N / square
     return 0.25 + 0.5 * float(np.clip(best, 0.0, 1.0))
 
 
@@ -90,4 +88,5 @@ def example(generator: np.random.Generator) -> dict[str, Any]:
     weights_ND = generator.dirichlet(np.ones(3), 60)
     own_ND = weights_ND[:, :2]
     losses_NM = 1.0 + np.exp(-2 * own_ND)
-    return {"runs": MixingRuns(("a", "b", "c"), ("a", "b"), weights_ND, losses_NM)}
+    runs = MixingRuns(("a", "b", "c"), ("a", "b"), weights_ND, losses_NM)
+    return {"runs": runs}

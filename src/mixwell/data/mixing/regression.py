@@ -19,12 +19,17 @@ import numpy as np
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.data.mixing._predictor import Model, Predictor
-from mixwell.data.mixing._runs import MixingRuns
+from mixwell.data.predictor import Model, Predictor
+from mixwell.data.runs import MixingRuns
 
 KINDS = ("trees", "linear")
 BOOSTERS = ("sklearn", "lightgbm")
 PATIENCE = 3  # rounds without gain after which a validation set stops LightGBM
+
+
+def _check_word(name: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise ValueError(f"{name} is {word!r}; expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +45,12 @@ class Config:
     validation: MixingRuns | None = field(default=None, compare=False)  # stops lightgbm early
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
-        if self.booster not in BOOSTERS:
-            raise ValueError(f"booster is {self.booster!r}; expected one of {', '.join(BOOSTERS)}")
-        if self.rounds < 1 or not self.learning_rate > 0:
-            raise ValueError(f"rounds={self.rounds}, learning_rate={self.learning_rate}; expected 1 or more, above 0")
+        _check_word("kind", self.kind, KINDS)
+        _check_word("booster", self.booster, BOOSTERS)
+        if self.rounds < 1:
+            raise ValueError(f"rounds is {self.rounds}; expected at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0")
         if self.validation is not None and self.booster != "lightgbm":
             raise ValueError("validation stops lightgbm alone; set booster to lightgbm")
 
@@ -55,7 +60,7 @@ class Config:
         return self.min_samples_leaf or min(20, tenth)
 
 
-@method(title="RegMix", year=2024, tags={"regression"},
+@method(title="RegMix", year=2024,
         paper="RegMix: Data Mixture as Regression for Language Model Pre-training")
 class Regression(Predictor):
     """Boosted trees, or a line."""
@@ -89,11 +94,13 @@ def _line(weights_ND: np.ndarray, losses_N: np.ndarray) -> Model:
 
 def _trees(weights_ND: np.ndarray, losses_N: np.ndarray, config: Config) -> Model:
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
     found = HistGradientBoostingRegressor(
         max_iter=config.rounds, learning_rate=config.learning_rate, min_samples_leaf=config.leaf(len(losses_N)),
         max_leaf_nodes=31, early_stopping=False, random_state=config.seed)
-    found.fit(weights_ND, losses_N)
+    with threadpool_limits(1):  # so few rows are split among threads for longer than they take
+        found.fit(weights_ND, losses_N)
     return _predicting(found)
 
 

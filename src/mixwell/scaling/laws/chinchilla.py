@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, log_uniform
-from mixwell.scaling.laws._law import Law, Ranges, Values
+from mixwell.scaling.law import Law, Ranges, Values
+from mixwell.scaling.runs import Runs, log_uniform
 
 
 @method(title="Chinchilla's law", year=2022, tags={"law", "budget"})
@@ -45,7 +45,8 @@ class Chinchilla(Law):
 
     def terms(self, runs: Runs, shape_Q: np.ndarray) -> np.ndarray:
         """log A - alpha log N, log B - beta log D, log E."""
-        log_n, log_d = np.log(runs["n"]), np.log(runs["d"])
+        log_n = np.log(runs["n"])
+        log_d = np.log(runs["d"])
         size = {"A": 1.0, "alpha": -log_n}
         data = {"B": 1.0, "beta": -log_d}
         return self.linear(size, data, {"E": 1.0})

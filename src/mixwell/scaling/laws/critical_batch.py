@@ -18,8 +18,8 @@ import numpy as np
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.scaling._fitting import least_squares
-from mixwell.scaling._runs import read
+from mixwell.scaling.fitting import least_squares
+from mixwell.scaling.runs import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +48,34 @@ class StepsToLoss:
         return self.a + self.b / batch_N
 
 
-@method(title="Critical batch size", year=2025, tags={"steps"},
+@method(title="Critical batch size", year=2025,
         paper="How Does Critical Batch Size Scale in Pre-training?")
 def critical_batch(table: Any, config: Config) -> StepsToLoss:
     """Fitted to the steps that each batch took to one loss, by least squares of log steps; three batches at least."""
     runs = read(table, ("batch", "steps"))
     batch_N, steps_N = runs["batch"], runs["steps"]
-    if len(np.unique(batch_N)) < 3:
-        raise MixwellError(f"{len(np.unique(batch_N))} sizes of batch came; the law needs at least 3.")
-    start = np.log([steps_N.min() / 2, (batch_N * steps_N).min()])
+    sizes = len(np.unique(batch_N))
+    if sizes < 3:
+        raise MixwellError(f"{sizes} sizes of batch came; the law needs at least 3.")
+    a, b = _fitted(batch_N, steps_N)
+    less = config.overhead
+    critical = (1 + less) * config.smallest + less * b / a
+    return StepsToLoss(a, b, critical)
+
+
+def _fitted(batch_N: np.ndarray, steps_N: np.ndarray) -> tuple[float, float]:
+    """a and b by least squares of log steps."""
+    log_steps_N = np.log(steps_N)
+    least = [steps_N.min() / 2, (batch_N * steps_N).min()]
 
     def residuals(logs: np.ndarray) -> np.ndarray:
         floor, area = np.exp(logs)
-        return np.log(floor + area / batch_N) - np.log(steps_N)
+        predicted_N = floor + area / batch_N
+        return np.log(predicted_N) - log_steps_N
 
-    found = least_squares(residuals, start, xtol=1e-14, ftol=1e-14, gtol=1e-14)
-    a, b = np.exp(found.x)
-    less = config.overhead
-    critical = (1 + less) * config.smallest + less * b / a
-    return StepsToLoss(float(a), float(b), float(critical))
+    found = least_squares(residuals, np.log(least), xtol=1e-14, ftol=1e-14, gtol=1e-14)
+    a, b = map(float, np.exp(found.x))
+    return a, b
 
 
 def example(generator: np.random.Generator) -> dict[str, Any]:

@@ -18,16 +18,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, log_uniform
+from mixwell.scaling.law import Law, Ranges, Values
 from mixwell.scaling.laws._experts import ASPECT, blocks_of
-from mixwell.scaling.laws._law import Law, Ranges, Values
+from mixwell.scaling.runs import Runs, log_uniform
 
 EXPANSION = 64  # E: hidden units of all experts over those of a dense layer
 A_BLOCK = 4 + 8 * EXPANSION  # parameters of a block, in d^2
 PRODUCTS, ROUTING = 6, 14  # c_f and c_r
 
 
-@method(title="Granularity law", year=2024, tags={"law", "budget", "experts"},
+@method(title="Granularity law", year=2024, tags={"law", "budget"},
         paper="Scaling Laws for Fine-Grained Mixture of Experts")
 class Granularity(Law):
     """Finer experts lessen the size term; routing to more of them costs."""

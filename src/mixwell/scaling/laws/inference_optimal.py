@@ -23,12 +23,12 @@ import numpy as np
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, log_uniform
+from mixwell.scaling.law import Law, Ranges
 from mixwell.scaling.laws._experts import effective_experts
-from mixwell.scaling.laws._law import Law, Ranges
+from mixwell.scaling.runs import Runs, log_uniform
 
 
-@method(title="Inference-optimal law", year=2024, tags={"law", "budget", "experts"},
+@method(title="Inference-optimal law", year=2024, tags={"law", "budget"},
         paper="Toward Inference-optimal Mixture-of-Expert Large Language Models")
 class InferenceOptimal(Law):
     """Size, experts, data and a constant, with an interaction of size and experts."""
@@ -89,8 +89,9 @@ def serving(total: float, active: float, device: Device) -> tuple[float, int, in
     total, active: parameters held, and used for a token. `MixwellError` where no group has room for one sequence.
     """
     weights = total * device.bytes_per_parameter
-    least = math.ceil(weights / device.memory_bytes)
-    groups = [_of_group(count, weights, active, device) for count in range(max(1, least), 2 * max(1, least) + 8)]
+    least = max(1, math.ceil(weights / device.memory_bytes))
+    counts = range(least, 2 * least + 8)
+    groups = [_of_group(count, weights, active, device) for count in counts]
     possible = [one for one in groups if one[2]]
     if not possible:
         raise MixwellError(f"a sequence's cache of {device.cache_bytes:g} bytes fits into no group of devices of "
@@ -101,7 +102,8 @@ def serving(total: float, active: float, device: Device) -> tuple[float, int, in
 def _of_group(count: int, weights: float, active: float, device: Device) -> tuple[float, int, int]:
     left = count * device.memory_bytes - weights
     fitting = int(left // device.cache_bytes)
-    batch = min(max(fitting, 0), device.most_batch * count)
+    most = device.most_batch * count
+    batch = max(0, min(fitting, most))
     read = weights + batch * device.cache_bytes
     reading_s = read / (count * device.bytes_per_second)
     computing_s = 2 * active * batch / (count * device.flops)

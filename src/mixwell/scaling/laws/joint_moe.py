@@ -18,14 +18,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, log_uniform
+from mixwell.scaling.law import Law, Ranges, Values
 from mixwell.scaling.laws._experts import ASPECT, blocks_of, effective_experts
-from mixwell.scaling.laws._law import Law, Ranges, Values
+from mixwell.scaling.runs import Runs, log_uniform
 
 VOCABULARY = 50_257
 
 
-@method(title="Joint law of dense models and mixtures", year=2025, tags={"law", "budget", "experts"},
+@method(title="Joint law of dense models and mixtures", year=2025, tags={"law", "budget"},
         paper="Joint MoE Scaling Laws: Mixture of Experts Can Be Memory Efficient")
 class JointMoE(Law):
     """Size and data terms whose exponents move with the logarithm of the effective experts."""
@@ -63,7 +63,8 @@ class JointMoE(Law):
 
     def terms(self, runs: Runs, shape_Q: np.ndarray) -> np.ndarray:
         """The three terms; exponents of N and D hang on ln Eh."""
-        log_n, log_d = np.log(runs["n"]), np.log(runs["d"])
+        log_n = np.log(runs["n"])
+        log_d = np.log(runs["d"])
         experts_N = effective_experts(runs["e"], *shape_Q)
         log_e = np.log(experts_N)
         size = {"a": 1.0, "alpha": log_n, "gamma": log_e * log_n, "delta": log_e}
@@ -71,10 +72,12 @@ class JointMoE(Law):
         return self.linear(size, data, {"c": 1.0})
     def total_parameters(self, runs: Runs) -> np.ndarray:
         """Parameters of all experts, for models of the paper's form."""
-        blocks_N = blocks_of(runs["n"], 13, 2 * VOCABULARY)
+        rows = 2 * VOCABULARY
+        blocks_N = blocks_of(runs["n"], 13, rows)
         width_N = ASPECT * blocks_N
+        squares_N = width_N**2 * blocks_N
         a_block_N = 4 + 9 * runs["e"]
-        return 2 * VOCABULARY * width_N + a_block_N * width_N**2 * blocks_N
+        return rows * width_N + a_block_N * squares_N
 
 
 def example(generator: np.random.Generator) -> dict[str, Any]:

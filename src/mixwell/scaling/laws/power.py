@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, log_uniform
-from mixwell.scaling.laws._law import Law, Ranges
+from mixwell.scaling.law import Law, Ranges
+from mixwell.scaling.runs import Runs, log_uniform
 
 
 @method(title="Power law", year=2020, tags={"law"},

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, log_uniform
-from mixwell.scaling.laws._law import Curve, Law, Ranges
+from mixwell.scaling.law import Curve, Law, Ranges
+from mixwell.scaling.runs import Runs, log_uniform
 
 
 @method(title="Power law with a floor", year=2020, tags={"law"})

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, log_uniform
-from mixwell.scaling.laws._law import Law, Ranges, Values
+from mixwell.scaling.law import Law, Ranges, Values
+from mixwell.scaling.runs import Runs, log_uniform
 
 
-@method(title="Sparsity law", year=2025, tags={"law", "budget", "experts"},
+@method(title="Sparsity law", year=2025, tags={"law", "budget"},
         paper="Parameters vs FLOPs: Scaling Laws for Optimal Sparsity for Mixture-of-Experts Language Models")
 class Sparsity(Law):
     """Size, data, sparsity alone, and sparsity with size."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.scaling._runs import read
+from mixwell.scaling.runs import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Config:
     """Nothing to set."""
 
 
-@method(title="Speed-up of mixtures over dense models", year=2022, tags={"comparison"},
+@method(title="Speed-up of mixtures over dense models", year=2022,
         paper="Efficient Large Scale Language Modeling with Mixtures of Experts")
 def speed_up(dense: Any, mixtures: Any, config: Config | None = None, *, loss: str = "loss") -> np.ndarray:
     """The factor of each mixture, [M]; NaN where its loss lies outside the dense models'.
@@ -36,13 +36,16 @@ def speed_up(dense: Any, mixtures: Any, config: Config | None = None, *, loss: s
     """
     line = read(dense, ("flops", loss))
     asked = read(mixtures, ("flops", loss))
-    if len(line[loss]) < 2:
-        raise MixwellError(f"{len(line[loss])} dense model came; a line needs two.")
+    count = len(line[loss])
+    if count < 2:
+        raise MixwellError(f"{count} dense model came; a line needs two.")
     order = np.argsort(line["flops"])
-    log_flops_N = np.log(line["flops"][order])
-    falling_N = _falling(line[loss][order])
-    same_M = np.interp(-asked[loss], -falling_N, log_flops_N, left=np.nan, right=np.nan)
-    return np.exp(same_M - np.log(asked["flops"]))
+    flops_N, losses_N = line["flops"][order], line[loss][order]
+    log_flops_N = np.log(flops_N)
+    falling_N = _falling(losses_N)
+    log_same_M = np.interp(-asked[loss], -falling_N, log_flops_N, left=np.nan, right=np.nan)
+    log_own_M = np.log(asked["flops"])
+    return np.exp(log_same_M - log_own_M)
 
 
 def _falling(losses_N: np.ndarray) -> np.ndarray:
@@ -63,7 +66,10 @@ def _falling(losses_N: np.ndarray) -> np.ndarray:
 def example(generator: np.random.Generator) -> dict[str, Any]:
     """Parallel lines: a factor of 3 throughout."""
     flops = np.geomspace(1e17, 1e21, 9)
-    dense = {"flops": flops, "loss": 12 - 0.2 * np.log(flops)}
+    losses = 12 - 0.2 * np.log(flops)
     inside = flops[1:5]
-    mixtures = {"flops": inside, "loss": 12 - 0.2 * np.log(3 * inside)}
-    return {"dense": dense, "mixtures": mixtures}
+    lower = losses[1:5] - 0.2 * np.log(3)
+    return {
+        "dense": {"flops": flops, "loss": losses},
+        "mixtures": {"flops": inside, "loss": lower},
+    }

@@ -20,7 +20,7 @@ import numpy as np
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, read
+from mixwell.scaling.runs import Runs, read
 
 COLUMNS = ("n", "d", "lr", "batch")
 
@@ -40,54 +40,58 @@ class Config:
 class Steps:
     """Both laws: the logarithm of the prefactor, and the exponents."""
 
-    lr: tuple[float, float, float]  # log c, a of N, b of D
-    batch: tuple[float, float]  # log c', b' of D
+    lr: tuple[float, ...]  # log c, a of N, b of D
+    batch: tuple[float, ...]  # log c', b' of D
 
     def predict(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
         """Learning rates and batches in tokens for the table's `n` and `d`: [N] each."""
         runs = read(table, ("n", "d"))
         log_n, log_d = np.log(runs["n"]), np.log(runs["d"])
-        constant, of_n, of_d = self.lr
-        log_lr = constant + of_n * log_n + of_d * log_d
-        log_batch = self.batch[0] + self.batch[1] * log_d
+        log_c, a, b = self.lr
+        log_lr = log_c + a * log_n + b * log_d
+        log_c, b = self.batch
+        log_batch = log_c + b * log_d
         return np.exp(log_lr), np.exp(log_batch)
 
 
 PUBLISHED = Steps((float(np.log(1.79)), -0.713, 0.307), (float(np.log(0.58)), 0.571))
 
 
-@method(title="Step law", year=2025, tags={"steps"},
+@method(title="Step law", year=2025,
         paper="Predictable Scale: Part I -- Optimal Hyperparameter Scaling Law in Large Language Model Pretraining")
 def step_law(table: Any, config: Config, *, loss: str = "loss") -> Steps:
     """Both laws fitted to a grid of runs; fewer than three pairs of size and tokens raise `MixwellError`."""
     runs = read(table, [*COLUMNS, loss])
     near_N = _near_minimum(runs, runs[loss], config.plateau)
-    chosen = {name: np.log(runs[name][near_N]) for name in COLUMNS}
-    one = np.ones(int(near_N.sum()))
-    rows_lr = np.stack([one, chosen["n"], chosen["d"]], 1)
-    rows_batch = np.stack([one, chosen["d"]], 1)
-    lr = _least_squares(rows_lr, chosen["lr"], "n and d")
-    batch = _least_squares(rows_batch, chosen["batch"], "d")
-    return Steps((lr[0], lr[1], lr[2]), (batch[0], batch[1]))
+    log_n, log_d, log_lr, log_batch = (np.log(runs[name][near_N]) for name in COLUMNS)
+    one = np.ones_like(log_n)
+    rows_lr = np.stack([one, log_n, log_d], 1)
+    rows_batch = np.stack([one, log_d], 1)
+    lr = _least_squares(rows_lr, log_lr, "n and d")
+    batch = _least_squares(rows_batch, log_batch, "d")
+    return Steps(lr, batch)
 
 
 def _near_minimum(runs: Runs, losses_N: np.ndarray, plateau: float) -> np.ndarray:
     """Which runs lie on the plateau of their size and tokens."""
     pairs = np.stack([runs["n"], runs["d"]], 1)
-    groups, of_N = np.unique(pairs, axis=0, return_inverse=True)
-    if len(groups) < 3:
-        raise MixwellError(f"the runs have {len(groups)} pairs of n and d; the law needs at least 3.")
-    of_N = of_N.reshape(-1)
-    least_G = np.full(len(groups), np.inf)
-    np.minimum.at(least_G, of_N, losses_N)
-    return losses_N <= (1 + plateau) * least_G[of_N]
+    groups, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    count = len(groups)
+    if count < 3:
+        raise MixwellError(f"the runs have {count} pairs of n and d; the law needs at least 3.")
+    group_N = inverse.reshape(-1)
+    least_G = np.full(count, np.inf)
+    np.minimum.at(least_G, group_N, losses_N)
+    least_N = least_G[group_N]
+    return losses_N <= (1 + plateau) * least_N
 
 
-def _least_squares(rows_NP: np.ndarray, y_N: np.ndarray, columns: str) -> list[float]:
+def _least_squares(rows_NP: np.ndarray, y_N: np.ndarray, columns: str) -> tuple[float, ...]:
     found, _, rank, _ = np.linalg.lstsq(rows_NP, y_N, rcond=1e-10)
-    if rank < rows_NP.shape[1]:
+    parameters = rows_NP.shape[1]
+    if rank < parameters:
         raise MixwellError(f"{columns} do not vary apart over the runs; add sizes at other numbers of tokens.")
-    return [float(value) for value in found]
+    return tuple(map(float, found))
 
 
 def bootstrap(table: Any, config: Config, draws: int, generator: np.random.Generator, *,
@@ -110,10 +114,12 @@ def bootstrap(table: Any, config: Config, draws: int, generator: np.random.Gener
 
 def example(generator: np.random.Generator) -> dict[str, Any]:
     """A grid around the published law, with a loss that is convex in both logarithms."""
-    n, d = (axis.ravel() for axis in np.meshgrid([1e8, 3e8, 1e9], [4e9, 2e10, 1e11]))
+    axes = np.meshgrid([1e8, 3e8, 1e9], [4e9, 2e10, 1e11])
+    n, d = (axis.ravel() for axis in axes)
     lr, batch = PUBLISHED.predict({"n": n, "d": d})
     off = np.linspace(-2.0, 2.0, 9)
-    off_lr, off_batch = (np.tile(axis.ravel(), 9) for axis in np.meshgrid(off, off))
+    axes = np.meshgrid(off, off)
+    off_lr, off_batch = (np.tile(axis.ravel(), 9) for axis in axes)
     excess = off_lr**2 + off_batch**2
     table = {
         "n": np.repeat(n, 81),

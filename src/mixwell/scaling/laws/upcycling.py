@@ -12,16 +12,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mixwell.core.method import method
-from mixwell.scaling._runs import Runs, log_uniform
-from mixwell.scaling.laws._law import Curve, Law, Ranges
+from mixwell.scaling.law import Curve, Law, Ranges
+from mixwell.scaling.runs import Runs, log_uniform
 
 
-@method(title="Upcycling law", year=2025, tags={"law", "experts"},
+@method(title="Upcycling law", year=2025, tags={"law"},
         paper="Scaling Laws for Upcycling Mixture-of-Experts Language Models")
 class Upcycling(Law):
     """One term whose slope in the mixture's tokens flattens with its parent's tokens, and a constant."""
@@ -38,7 +39,8 @@ class Upcycling(Law):
 
     def terms(self, runs: Runs, shape_Q: np.ndarray) -> np.ndarray:
         """log A - a1 log D1 - a2 log D2 + a3 log D1 log D2, and log E."""
-        log_1, log_2 = np.log(runs["d1"]), np.log(runs["d2"])
+        log_1 = np.log(runs["d1"])
+        log_2 = np.log(runs["d2"])
         tokens = {"A": 1.0, "a1": -log_1, "a2": -log_2, "a3": log_1 * log_2}
         return self.linear(tokens, {"E": 1.0})
     def flops_per_token(self, runs: Runs) -> np.ndarray:
@@ -46,17 +48,20 @@ class Upcycling(Law):
         return runs["d1"] + runs["d2"]
 
 
-def threshold(upcycled: Curve, scratch: Curve, d1: float, low: float = 1e6, high: float = 1e15) -> float:
+def threshold(upcycled: Curve, scratch: Curve, d1: Any, low: float = 1e6, high: float = 1e15) -> float:
     """D2*: tokens from which training from scratch (a law of `x`) is no worse than upcycling a parent of d1 tokens.
 
     Looked for between `low` and `high`; `low` where scratch is no worse there already, infinite where it never is.
     """
     d2 = np.geomspace(low, high, 4001)
-    own = upcycled.predict({"d1": np.full_like(d2, d1), "d2": d2})
+    d1 = np.full_like(d2, d1)
+    own = upcycled.predict({"d1": d1, "d2": d2})
     fresh = scratch.predict({"x": d2})
-    behind = np.flatnonzero(fresh > own)  # places where upcycling is ahead
-    last = behind[-1] if len(behind) else -1
-    return float(d2[last + 1]) if last + 1 < len(d2) else float("inf")
+    ahead = np.flatnonzero(fresh > own)  # places where upcycling is
+    after = ahead[-1] + 1 if len(ahead) else 0
+    if after == len(d2):
+        return math.inf
+    return float(d2[after])
 
 
 def example(generator: np.random.Generator) -> dict[str, Any]:

@@ -95,9 +95,14 @@ def solve(problem: Problem, starts_SP: np.ndarray, starts_SQ: np.ndarray) -> Sol
     for theta_P, shape_Q in zip(starts_SP, starts_SQ):
         start = Solution(theta_P, shape_Q, np.inf)
         tried.append(descend(problem, start, FIRST))
-    tried.sort(key=lambda one: one.objective)
-    ended = [descend(problem, one, LAST) for one in tried[:POLISHED]]
-    return min(ended, key=lambda one: one.objective)
+    tried.sort(key=_objective)
+    best = tried[:POLISHED]
+    ended = [descend(problem, one, LAST) for one in best]
+    return min(ended, key=_objective)
+
+
+def _objective(found: Solution) -> float:
+    return found.objective
 
 
 def descend(problem: Problem, start: Solution, steps: int) -> Solution:
@@ -112,37 +117,41 @@ def descend(problem: Problem, start: Solution, steps: int) -> Solution:
     unit = problem.delta**2 if problem.in_logs else problem.delta  # else the optimiser's absolute tolerance stops it
 
     def value(x: np.ndarray) -> tuple[float, np.ndarray]:
-        theta_P = theta_0 + back_PR @ x[:rank]
-        log_shape_Q = x[rank:]
+        moved_R, log_shape_Q = x[:rank], x[rank:]
+        theta_P = theta_0 + back_PR @ moved_R
         found, gradient_P = objective(problem, theta_P, np.exp(log_shape_Q))
+        slopes_R = gradient_P @ back_PR
         slopes_Q = _shape_slopes(problem, theta_P, log_shape_Q)
-        gradient = np.concatenate([gradient_P @ back_PR, slopes_Q])
+        gradient = np.concatenate([slopes_R, slopes_Q])
         return found / unit, gradient / unit
 
     origin = np.zeros(rank)
     x_0 = np.concatenate([origin, np.log(start.shape_Q)])
-    limits = [(np.log(low), np.log(high)) for low, high in problem.bounds]
+    free = [(None, None)] * rank
+    held = [tuple(np.log(ends)) for ends in problem.bounds]
     options = {"maxiter": steps, "maxfun": 4 * steps, "ftol": 1e-15, "gtol": 1e-10}
-    found = minimize(value, x_0, jac=True, method="L-BFGS-B", bounds=[(None, None)] * rank + limits, options=options)
-    theta_P = theta_0 + back_PR @ found.x[:rank]
-    return Solution(theta_P, np.exp(found.x[rank:]), float(found.fun) * unit)
+    found = minimize(value, x_0, jac=True, method="L-BFGS-B", bounds=free + held, options=options)
+    moved_R, log_shape_Q = found.x[:rank], found.x[rank:]
+    theta_P = theta_0 + back_PR @ moved_R
+    return Solution(theta_P, np.exp(log_shape_Q), found.fun * unit)
 
 
 def _coordinates(terms_NKP: np.ndarray) -> np.ndarray:
     """From coordinates of unit effect to parameters: [P, R]; R is how many the runs tell apart."""
-    rows = terms_NKP.reshape(-1, terms_NKP.shape[2])
+    N, K, P = terms_NKP.shape
+    rows = terms_NKP.reshape(N * K, P)
     _, sizes, directions = np.linalg.svd(rows, full_matrices=False)
     kept = sizes > 1e-9 * sizes[0]
-    scale_R = sizes[kept] / np.sqrt(len(rows))
-    return directions[kept].T / scale_R
+    scale_R = sizes[kept] / np.sqrt(N * K)
+    directions_RP = directions[kept]
+    return directions_RP.T / scale_R
 
 
 def _shape_slopes(problem: Problem, theta_P: np.ndarray, log_shape_Q: np.ndarray) -> np.ndarray:
     """Derivatives with respect to the logarithms of the shape parameters, by central differences."""
-    slopes = np.zeros(len(log_shape_Q))
-    for q in range(len(log_shape_Q)):
-        step_Q = np.zeros_like(log_shape_Q)
-        step_Q[q] = NUDGE
+    slopes = np.zeros_like(log_shape_Q)
+    steps_QQ = NUDGE * np.eye(len(log_shape_Q))
+    for q, step_Q in enumerate(steps_QQ):
         above, _ = objective(problem, theta_P, np.exp(log_shape_Q + step_Q))
         below, _ = objective(problem, theta_P, np.exp(log_shape_Q - step_Q))
         slopes[q] = (above - below) / (2 * NUDGE)

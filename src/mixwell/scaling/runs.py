@@ -27,14 +27,15 @@ def read(table: Any, names: Iterable[str], *, positive: bool = True) -> dict[str
     raises `MixwellError`.
     """
     found = {name: _column(table, name) for name in names}
-    lengths = {name: len(column_N) for name, column_N in found.items()}
-    longest = max(lengths.values(), default=0)
+    longest = max(map(len, found.values()), default=0)
     for name, column_N in found.items():
-        if len(column_N) == 1:
-            found[name] = np.repeat(column_N, longest)
-        elif len(column_N) != longest:
-            raise MixwellError(f"column {name!r} has {len(column_N)} runs where others have {longest}.")
-        _check(name, found[name], positive)
+        count = len(column_N)
+        if count == 1:
+            column_N = np.repeat(column_N, longest)
+        elif count != longest:
+            raise MixwellError(f"column {name!r} has {count} runs where others have {longest}.")
+        _check(name, column_N, positive)
+        found[name] = column_N
     return found
 
 

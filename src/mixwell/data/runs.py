@@ -5,14 +5,14 @@ Legend: N runs, D domains trained on, M targets whose loss was measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mixwell.core.errors import MixwellError
-from mixwell.scaling._runs import columns_of, read
+from mixwell.core.errors import MixwellError, suggest
+from mixwell.scaling.runs import columns_of, read
 
 OFF = 0.02  # how far a run's weights may be from a sum of 1: what rounding to three digits leaves
 
@@ -33,6 +33,16 @@ class MixingRuns:
         steps_N = None if self.steps_N is None else self.steps_N[places]
         return replace(self, weights_ND=weights_ND, losses_NM=losses_NM, steps_N=steps_N)
 
+    def of(self, names: Iterable[str]) -> MixingRuns:
+        """The runs with some of the targets; an unknown one raises `MixwellError`."""
+        names = tuple(names)
+        for name in names:
+            if name not in self.targets:
+                known = ", ".join(self.targets)
+                raise MixwellError(f"unknown target {name!r}.{suggest(name, self.targets)} The runs have {known}.")
+        places = [self.targets.index(name) for name in names]
+        return replace(self, targets=names, losses_NM=self.losses_NM[:, places])
+
 
 def read_runs(weights: Any, losses: Any = None, *, weight_prefix: str = "weight.", loss_prefix: str = "loss.",
               steps: str | None = None) -> MixingRuns:
@@ -43,14 +53,15 @@ def read_runs(weights: Any, losses: Any = None, *, weight_prefix: str = "weight.
     such columns raise `MixwellError`.
     """
     losses = weights if losses is None else losses
-    weight_columns = _named(weights, weight_prefix)
-    loss_columns = _named(losses, loss_prefix)
-    weights_ND = _matrix(weights, list(weight_columns), positive=False)
-    losses_NM = _matrix(losses, list(loss_columns), positive=True)
-    if len(weights_ND) != len(losses_NM):
-        raise MixwellError(f"{len(weights_ND)} runs have weights and {len(losses_NM)} losses; expected the same runs.")
+    domains = _named(weights, weight_prefix)
+    targets = _named(losses, loss_prefix)
+    weights_ND = _matrix(weights, list(domains), positive=False)
+    losses_NM = _matrix(losses, list(targets), positive=True)
+    have, measured = len(weights_ND), len(losses_NM)
+    if have != measured:
+        raise MixwellError(f"{have} runs have weights and {measured} losses; expected the same runs.")
     steps_N = read(weights, [steps])[steps] if steps else None
-    runs = MixingRuns(tuple(weight_columns.values()), tuple(loss_columns.values()), weights_ND, losses_NM, steps_N)
+    runs = MixingRuns(tuple(domains.values()), tuple(targets.values()), weights_ND, losses_NM, steps_N)
     check(runs)
     return runs
 
@@ -73,14 +84,15 @@ def _matrix(table: Any, columns: Sequence[str], positive: bool) -> np.ndarray:
 def check(runs: MixingRuns) -> None:
     """Raise `MixwellError` where weights are none, or a domain cannot be told."""
     low_N = runs.weights_ND.min(1)
-    if (low_N < 0).any():
-        place = int(low_N.argmin())
+    place = int(low_N.argmin())
+    if low_N[place] < 0:
         raise MixwellError(f"run {place + 1} has the weight {low_N[place]:g}; expected weights of at least 0.")
     total_N = runs.weights_ND.sum(1)
     off_N = np.abs(total_N - 1)
-    if (off_N > OFF).any():
-        place = int(off_N.argmax())
+    place = int(off_N.argmax())
+    if off_N[place] > OFF:
         raise MixwellError(f"the weights of run {place + 1} sum to {total_N[place]:.3g}; expected 1 (within {OFF}).")
-    for place, name in enumerate(runs.domains):
-        if not runs.weights_ND[:, place].any():
+    most_D = runs.weights_ND.max(0)
+    for name, most in zip(runs.domains, most_D):
+        if most == 0:
             raise MixwellError(f"no run trains on {name!r}: what it does cannot be told. Add runs, or leave it out.")

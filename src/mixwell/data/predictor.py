@@ -5,6 +5,7 @@ Legend: N runs, D domains, M targets, F folds.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixwell.core.errors import MixwellError
-from mixwell.data.mixing._runs import MixingRuns, check
+from mixwell.data.runs import MixingRuns, check
 
 Model = Callable[[np.ndarray, "np.ndarray | None"], np.ndarray]  # weights [N, D], steps [N] or None -> losses [N]
 FOLDS = 5
@@ -38,11 +39,13 @@ class Predictor(ABC):
     def fit(self, runs: MixingRuns, generator: np.random.Generator | None = None) -> Mixture:
         """Fit every target; bad or too few runs raise `MixwellError`."""
         check(runs)
-        if len(runs.weights_ND) < self.least_runs:
-            raise MixwellError(f"{len(runs.weights_ND)} runs came; expected at least {self.least_runs}.")
+        count = len(runs.weights_ND)
+        if count < self.least_runs:
+            raise MixwellError(f"{count} runs came; expected at least {self.least_runs}.")
         generator = generator or np.random.default_rng(0)
-        models = tuple(self.fit_one(runs, target, generator) for target in range(len(runs.targets)))
-        return Mixture(self, runs, models)
+        targets = range(len(runs.targets))
+        models = [self.fit_one(runs, target, generator) for target in targets]
+        return Mixture(self, runs, tuple(models))
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ class Mixture:
 
     def predict(self, weights_ND: np.ndarray, steps_N: np.ndarray | None = None) -> np.ndarray:
         """Losses of every target: [N, M]."""
-        weights_ND = np.atleast_2d(np.asarray(weights_ND, dtype=np.float64))
-        domains = len(self.runs.domains)
-        if weights_ND.shape[1] != domains:
-            raise MixwellError(f"weights of {weights_ND.shape[1]} domains came; the runs have {domains}.")
+        given = np.asarray(weights_ND, dtype=np.float64)
+        weights_ND = np.atleast_2d(given)
+        came, domains = weights_ND.shape[1], len(self.runs.domains)
+        if came != domains:
+            raise MixwellError(f"weights of {came} domains came; the runs have {domains}.")
         columns = [model(weights_ND, steps_N) for model in self.models]
         return np.stack(columns, 1)
 
@@ -84,12 +88,13 @@ class Mixture:
         errors_NM: of `out_of_fold`. The rank of the quantile is that of split conformal prediction, so that new runs of
         the same kind fall inside at least this often, up to what refitting on fewer runs changes.
         """
-        size_NM = np.abs(errors_NM)
-        count = len(size_NM)
-        rank = min(count, int(np.ceil(level * (count + 1))))
-        reach_M = np.sort(size_NM, 0)[rank - 1]
+        count = len(errors_NM)
+        rank = math.ceil(level * (count + 1))
+        sizes_NM = np.sort(np.abs(errors_NM), 0)
+        reach_M = sizes_NM[min(count, rank) - 1]
+        factor_M = np.exp(reach_M)
         middle_NM = self.predict(weights_ND, steps_N)
-        return middle_NM * np.exp(-reach_M), middle_NM * np.exp(reach_M)
+        return middle_NM / factor_M, middle_NM * factor_M
 
 
 def rank_correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:

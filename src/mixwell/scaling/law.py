@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixwell.core.errors import MixwellError
-from mixwell.scaling import _fitting
-from mixwell.scaling._fitting import Problem, Solution, log_loss
-from mixwell.scaling._runs import Runs, read
+from mixwell.scaling import fitting
+from mixwell.scaling.fitting import Problem, Solution, log_loss
+from mixwell.scaling.runs import Runs, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class Law(ABC):
     shapes: ClassVar[Ranges] = {}  # those inside the linear forms, with bounds above 0
     published: ClassVar[Values] = {}  # the paper's values, where known
 
-    def __init__(self, config: Config | None = None) -> None:
-        self.config = config or Config()
+    def __init__(self, *, delta: float = 1e-3, starts: int = 64) -> None:
+        self.config = Config(delta=delta, starts=starts)
 
     @abstractmethod
     def terms(self, runs: Runs, shape_Q: np.ndarray) -> np.ndarray:
@@ -54,13 +54,14 @@ class Law(ABC):
 
     def linear(self, *terms: Mapping[str, Any]) -> np.ndarray:
         """X [N, K, P] of terms that each give the factors, numbers or [N], of some parameters; the rest are 0."""
-        places = {name: place for place, name in enumerate(self.ranges)}
-        factors = [factor for term in terms for factor in term.values()]
-        count = max(map(np.size, factors))
-        terms_NKP = np.zeros((count, len(terms), len(places)))
+        names = list(self.ranges)
+        every = [factor for term in terms for factor in term.values()]
+        count = max(map(np.size, every))
+        terms_NKP = np.zeros((count, len(terms), len(names)))
         for k, term in enumerate(terms):
             for name, factor in term.items():
-                terms_NKP[:, k, places[name]] = factor
+                place = names.index(name)
+                terms_NKP[:, k, place] = factor
         return terms_NKP
 
     def flops_per_token(self, runs: Runs) -> np.ndarray:
@@ -75,10 +76,11 @@ class Law(ABC):
         """The law with these parameters; missing or unknown ones raise `MixwellError`."""
         known = [*self.ranges, *self.shapes]
         if set(parameters) != set(known):
-            raise MixwellError(f"the law takes the parameters {', '.join(known)}; got {', '.join(parameters)}.")
-        theta_P = np.array([self._inner(name, parameters[name]) for name in self.ranges])
-        shape_Q = np.array([float(parameters[name]) for name in self.shapes])
-        return Curve(self, theta_P, shape_Q)
+            asked, came = ", ".join(known), ", ".join(parameters)
+            raise MixwellError(f"the law takes the parameters {asked}; got {came}.")
+        inner = [self._inner(name, parameters[name]) for name in self.ranges]
+        shape = [float(parameters[name]) for name in self.shapes]
+        return Curve(self, np.array(inner), np.array(shape))
 
     def _inner(self, name: str, value: float) -> float:
         if name in self.prefactors:
@@ -92,13 +94,14 @@ class Law(ABC):
         weight: the column that says how much each run counts. generator: of the starts; default seed 0. Too few runs,
         columns that do not vary apart, and values that are not finite and above 0 raise `MixwellError`.
         """
-        runs = read(table, [*self.columns, loss, *([weight] if weight else [])])
+        beside = [weight] if weight else []
+        runs = read(table, [*self.columns, loss, *beside])
         losses_N = runs.pop(loss)
         weights_N = runs.pop(weight) if weight else np.ones_like(losses_N)
         self._check(runs, losses_N)
         problem = self._problem(runs, losses_N, weights_N)
         starts = self._starts(generator or np.random.default_rng(0))
-        solution = _fitting.solve(problem, *starts)
+        solution = fitting.solve(problem, *starts)
         return Fit(self, solution.theta_P, solution.shape_Q, runs, losses_N, weights_N, solution.objective)
 
     def _problem(self, runs: Runs, losses_N: np.ndarray, weights_N: np.ndarray) -> Problem:
@@ -111,20 +114,26 @@ class Law(ABC):
     def _starts(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Starts spread evenly over the ranges, [S, P] and [S, Q]; shape parameters on a log scale."""
         count = self.config.starts
-        inner_SP = _spread(generator, count, list(self.ranges.values()))
-        logs = [(np.log(low), np.log(high)) for low, high in self.shapes.values()]
-        shape_SQ = np.exp(_spread(generator, count, logs))
-        return inner_SP, shape_SQ
+        ranges = list(self.ranges.values())
+        log_shapes = [tuple(np.log(ends)) for ends in self.shapes.values()]
+        theta_SP = _spread(generator, count, ranges)
+        log_shape_SQ = _spread(generator, count, log_shapes)
+        return theta_SP, np.exp(log_shape_SQ)
 
     def _check(self, runs: Runs, losses_N: np.ndarray) -> None:
         """Raise `MixwellError` where the runs cannot tell the parameters."""
+        count = len(losses_N)
         free = len(self.ranges) + len(self.shapes)
-        if len(losses_N) <= free:
-            raise MixwellError(f"{len(losses_N)} runs came; {free} parameters need at least {free + 1}.")
+        if count <= free:
+            raise MixwellError(f"{count} runs came; {free} parameters need at least {free + 1}.")
         for name in self.columns:
-            if np.ptp(runs[name]) == 0:
-                raise MixwellError(f"column {name!r} is {runs[name][0]:g} in every run; what it does cannot be told. "
+            column_N = runs[name]
+            if np.ptp(column_N) == 0:
+                raise MixwellError(f"column {name!r} is {column_N[0]:g} in every run; what it does cannot be told. "
                                    "Add runs in which it differs, or take a law without it.")
+        self._check_apart(runs)
+
+    def _check_apart(self, runs: Runs) -> None:
         logs_CN = np.stack([np.log(runs[name]) for name in self.columns])
         centred_CN = logs_CN - logs_CN.mean(1, keepdims=True)
         if np.linalg.matrix_rank(centred_CN, rtol=1e-6) < len(self.columns):
@@ -186,20 +195,30 @@ class Fit(Curve):
 
     def refitted(self, places: np.ndarray) -> Fit:
         """The fit to some of the runs (or to some more than once), started from this one."""
-        runs = {name: column_N[places] for name, column_N in self.runs.items()}
-        losses_N, weights_N = self.losses_N[places], self.weights_N[places]
+        runs = self._rows(places)
+        losses_N = self.losses_N[places]
+        weights_N = self.weights_N[places]
         problem = self.law._problem(runs, losses_N, weights_N)
         start = Solution(self.theta_P, self.shape_Q, self.objective)
-        found = _fitting.descend(problem, start, _fitting.LAST)
-        return replace(self, theta_P=found.theta_P, shape_Q=found.shape_Q, runs=runs, losses_N=losses_N,
-                       weights_N=weights_N, objective=found.objective)
+        found = fitting.descend(problem, start, fitting.LAST)
+        return replace(self, theta_P=found.theta_P, shape_Q=found.shape_Q, objective=found.objective,
+                       runs=runs, losses_N=losses_N, weights_N=weights_N)
+
+    def _rows(self, places: np.ndarray) -> dict[str, np.ndarray]:
+        found = {}
+        for name, column_N in self.runs.items():
+            found[name] = column_N[places]
+        return found
 
     def bootstrap(self, draws: int = 200, generator: np.random.Generator | None = None) -> list[Fit]:
         """Fits to runs drawn with replacement: how far they differ is how sure the law is."""
         generator = generator or np.random.default_rng(0)
         N = len(self.losses_N)
-        samples = [generator.integers(N, size=N) for _ in range(draws)]
-        return [self.refitted(places_N) for places_N in samples]
+        found = []
+        for _ in range(draws):
+            places_N = generator.integers(N, size=N)
+            found.append(self.refitted(places_N))
+        return found
 
     def interval(self, table: Any, draws: list[Fit], level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of the predicted loss over bootstrap draws: [N] each.
@@ -207,11 +226,10 @@ class Fit(Curve):
         A run's own scatter around the law is added: a draw's prediction times exp of one of its residuals.
         """
         predicted_BN = np.stack([fit.predict(table) for fit in draws])
-        scatter_M = np.exp(self.residuals_N)
-        spread = predicted_BN[:, None] * scatter_M[None, :, None]
-        every_BN = spread.reshape(-1, predicted_BN.shape[1])
+        scatter_R = np.exp(self.residuals_N)
+        spread_RBN = np.multiply.outer(scatter_R, predicted_BN)
         tail = (1 - level) / 2
-        low_N, high_N = np.quantile(every_BN, [tail, 1 - tail], axis=0)
+        low_N, high_N = np.quantile(spread_RBN, [tail, 1 - tail], axis=(0, 1))
         return low_N, high_N
 
     def largest_left_out(self, share: float = 0.2) -> float:
@@ -221,17 +239,20 @@ class Fit(Curve):
         """
         if not 0 < share < 1:
             raise MixwellError(f"share is {share}; expected a number between 0 and 1.")
-        cost_N = self._cost()
+        cost_N = self.cost_N
         order_N = np.argsort(cost_N, kind="stable")
         held = max(1, round(share * len(order_N)))
-        kept, left_out = order_N[:-held], order_N[-held:]
-        runs = {name: column_N[kept] for name, column_N in self.runs.items()}
-        self.law._check(runs, self.losses_N[kept])
+        kept = order_N[:-held]
+        left_out = order_N[-held:]
+        self.law._check(self._rows(kept), self.losses_N[kept])
         fit = self.refitted(kept)
-        largest = {name: column_N[left_out] for name, column_N in self.runs.items()}
-        error_N = np.log(fit.predict(largest)) - np.log(self.losses_N[left_out])
-        return float(np.sqrt(np.mean(error_N**2)))
+        predicted_N = fit.predict(self._rows(left_out))
+        error_N = np.log(predicted_N) - np.log(self.losses_N[left_out])
+        square = np.mean(error_N**2)
+        return float(np.sqrt(square))
 
-    def _cost(self) -> np.ndarray:
+    @property
+    def cost_N(self) -> np.ndarray:
+        """Training FLOPs of the runs, or what else orders them by cost."""
         tokens_N = self.runs.get("d", np.ones_like(self.losses_N))
         return self.law.flops_per_token(self.runs) * tokens_N

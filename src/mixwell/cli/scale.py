@@ -165,7 +165,8 @@ def show_predictions(console: Console, curve: Curve, sample: list[Fit],
 
 
 def _words(model: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {units.si(value)}" for name, value in model.items())
+    words = [f"{name} {units.si(value)}" for name, value in model.items()]
+    return ", ".join(words)
 
 
 def show_best(console: Console, curve: Curve, sample: list[Fit], limits: Budget,

@@ -29,7 +29,8 @@ class Search:
     rounds: int = 3  # each around the mean of what the one before kept, and eight times as near to it
 
     def __post_init__(self) -> None:
-        kept, samples = self.kept, self.samples
+        kept = self.kept
+        samples = self.samples
         if not 1 <= kept <= samples:
             raise ValueError(f"kept={kept}, samples={samples}; expected 1 <= kept <= samples")
         if self.rounds < 1:

@@ -43,8 +43,10 @@ class Predictor(ABC):
         if count < self.least_runs:
             raise MixwellError(f"{count} runs came; expected at least {self.least_runs}.")
         generator = generator or np.random.default_rng(0)
-        targets = range(len(runs.targets))
-        models = [self.fit_one(runs, target, generator) for target in targets]
+        models = []
+        for target in range(len(runs.targets)):
+            model = self.fit_one(runs, target, generator)
+            models.append(model)
         return Mixture(self, runs, tuple(models))
 
 
@@ -78,7 +80,8 @@ class Mixture:
             fitted = self.predictor.fit(self.runs.rows(seen), generator)
             part = self.runs.rows(held)
             predicted = fitted.predict(part.weights_ND, part.steps_N)
-            error_NM[held] = np.log(part.losses_NM) - np.log(predicted)
+            observed = np.log(part.losses_NM)
+            error_NM[held] = observed - np.log(predicted)
         return error_NM
 
     def interval(self, weights_ND: np.ndarray, errors_NM: np.ndarray, level: float = 0.95,
@@ -90,8 +93,9 @@ class Mixture:
         """
         count = len(errors_NM)
         rank = math.ceil(level * (count + 1))
-        sizes_NM = np.sort(np.abs(errors_NM), 0)
-        reach_M = sizes_NM[min(count, rank) - 1]
+        last = min(count, rank) - 1
+        sizes_NM = np.abs(errors_NM)
+        reach_M = np.sort(sizes_NM, 0)[last]
         factor_M = np.exp(reach_M)
         middle_NM = self.predict(weights_ND, steps_N)
         return middle_NM / factor_M, middle_NM * factor_M

@@ -57,11 +57,14 @@ def read_runs(weights: Any, losses: Any = None, *, weight_prefix: str = "weight.
     targets = _named(losses, loss_prefix)
     weights_ND = _matrix(weights, list(domains), positive=False)
     losses_NM = _matrix(losses, list(targets), positive=True)
-    have, measured = len(weights_ND), len(losses_NM)
+    have = len(weights_ND)
+    measured = len(losses_NM)
     if have != measured:
         raise MixwellError(f"{have} runs have weights and {measured} losses; expected the same runs.")
     steps_N = read(weights, [steps])[steps] if steps else None
-    runs = MixingRuns(tuple(domains.values()), tuple(targets.values()), weights_ND, losses_NM, steps_N)
+    names = tuple(domains.values())
+    measures = tuple(targets.values())
+    runs = MixingRuns(names, measures, weights_ND, losses_NM, steps_N)
     check(runs)
     return runs
 

@@ -86,7 +86,8 @@ def _of_combination(curve: Curve, budget: Budget, others: Mapping[str, float]) -
     coarse = _tried(curve, budget, sizes_N, others)
     if coarse is None:
         return None
-    two_steps = (sizes_N[1] / sizes_N[0]) ** 2
+    step = sizes_N[1] / sizes_N[0]
+    two_steps = step**2
     middle = coarse.columns["n"]
     low = max(budget.least, middle / two_steps)
     high = min(budget.most, middle * two_steps)
@@ -122,8 +123,9 @@ def best_interval(draws: Sequence[Fit], budget: Budget, choices: Mapping[str, Se
     found = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
-        low, high = np.quantile(values, [tail, 1 - tail])
-        found[name] = float(low), float(high)
+        ends = np.quantile(values, [tail, 1 - tail])
+        low, high = map(float, ends)
+        found[name] = low, high
     return found
 
 
@@ -153,4 +155,5 @@ def next_run(fit: Fit, candidates: Any, target: Any) -> np.ndarray:
     toward_N = offered @ inverse_PP @ wanted
     own_N = np.einsum("np,pq,nq->n", offered, inverse_PP, offered)
     before = wanted @ inverse_PP @ wanted
-    return toward_N**2 / (1 + own_N) / before
+    taken_N = toward_N**2 / (1 + own_N)
+    return taken_N / before

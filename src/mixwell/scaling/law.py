@@ -57,7 +57,8 @@ class Law(ABC):
         names = list(self.ranges)
         every = [factor for term in terms for factor in term.values()]
         count = max(map(np.size, every))
-        terms_NKP = np.zeros((count, len(terms), len(names)))
+        shape = count, len(terms), len(names)
+        terms_NKP = np.zeros(shape)
         for k, term in enumerate(terms):
             for name, factor in term.items():
                 place = names.index(name)
@@ -115,7 +116,8 @@ class Law(ABC):
         """Starts spread evenly over the ranges, [S, P] and [S, Q]; shape parameters on a log scale."""
         count = self.config.starts
         ranges = list(self.ranges.values())
-        log_shapes = [tuple(np.log(ends)) for ends in self.shapes.values()]
+        shapes = self.shapes.values()
+        log_shapes = [tuple(np.log(ends)) for ends in shapes]
         theta_SP = _spread(generator, count, ranges)
         log_shape_SQ = _spread(generator, count, log_shapes)
         return theta_SP, np.exp(log_shape_SQ)
@@ -148,7 +150,8 @@ def _spread(generator: np.random.Generator, count: int, ranges: list[tuple[float
         part_S = generator.permutation(count)
         within_S = generator.random(count)
         share_S = (part_S + within_S) / count
-        found[:, place] = low + share_S * (high - low)
+        width = high - low
+        found[:, place] = low + share_S * width
     return found
 
 
@@ -164,9 +167,11 @@ class Curve:
     def parameters(self) -> dict[str, float]:
         """By the paper's names; prefactors as they stand in the equation."""
         found = {}
-        for name, value in zip(self.law.ranges, self.theta_P):
-            outer = np.exp(value) if name in self.law.prefactors else value
-            found[name] = float(outer)
+        law = self.law
+        for name, value in zip(law.ranges, self.theta_P):
+            if name in law.prefactors:
+                value = np.exp(value)
+            found[name] = float(value)
         for name, value in zip(self.law.shapes, self.shape_Q):
             found[name] = float(value)
         return found

@@ -59,8 +59,9 @@ class BivariateLaw(Predictor):
             own_N = _positive(weights_ND[:, place], runs.domains[place])
             if runs.steps_N is not None and steps_N is None:
                 raise MixwellError("the law was fitted over steps; give those at which loss is predicted.")
-            known_N = None if runs.steps_N is None else steps_N
-            log_N = log_loss(terms(own_N, known_N), found.theta_P)
+            if runs.steps_N is None:
+                steps_N = None
+            log_N = log_loss(terms(own_N, steps_N), found.theta_P)
             return np.exp(log_N)
 
         return predict

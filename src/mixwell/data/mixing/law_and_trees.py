@@ -50,15 +50,17 @@ class LawAndTrees(Predictor):
     def fit_one(self, runs: MixingRuns, target: int, generator: np.random.Generator) -> Model:
         """Both parts of one target."""
         parts = _parts()
-        share = 0.5
         if self.config.u == "cross_validated":
             share = _share(parts, runs, target, generator)
+        else:
+            share = 0.5
         law, trees = (part.fit_one(runs, target, generator) for part in parts)
 
         def predict(weights_ND: np.ndarray, steps_N: np.ndarray | None = None) -> np.ndarray:
             log_law = np.log(law(weights_ND, None))
             log_trees = np.log(trees(weights_ND, None))
-            return np.exp(share * log_law + (1 - share) * log_trees)
+            between = share * log_law + (1 - share) * log_trees
+            return np.exp(between)
 
         return predict
 

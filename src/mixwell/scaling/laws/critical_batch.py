@@ -59,7 +59,8 @@ def critical_batch(table: Any, config: Config) -> StepsToLoss:
         raise MixwellError(f"{sizes} sizes of batch came; the law needs at least 3.")
     a, b = _fitted(batch_N, steps_N)
     less = config.overhead
-    critical = (1 + less) * config.smallest + less * b / a
+    perfect = (1 + less) * config.smallest
+    critical = perfect + less * b / a
     return StepsToLoss(a, b, critical)
 
 

@@ -65,7 +65,8 @@ class Granularity(Law):
         blocks_N = blocks_of(runs["n"], A_BLOCK)
         width_N = ASPECT * blocks_N
         products_N = 12 * width_N**2 * PRODUCTS
-        routing_N = width_N * EXPANSION * runs["g"] * ROUTING
+        experts_N = EXPANSION * runs["g"]
+        routing_N = width_N * experts_N * ROUTING
         return (products_N + routing_N) * blocks_N
 
 

@@ -108,7 +108,9 @@ def _of_group(count: int, weights: float, active: float, device: Device) -> tupl
     reading_s = read / (count * device.bytes_per_second)
     computing_s = 2 * active * batch / (count * device.flops)
     step_s = max(reading_s, computing_s)
-    cost = count * step_s / batch if batch else math.inf
+    if not batch:
+        return math.inf, count, 0
+    cost = count * step_s / batch
     return cost, count, batch
 
 

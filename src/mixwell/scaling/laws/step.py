@@ -83,7 +83,8 @@ def _near_minimum(runs: Runs, losses_N: np.ndarray, plateau: float) -> np.ndarra
     least_G = np.full(count, np.inf)
     np.minimum.at(least_G, group_N, losses_N)
     least_N = least_G[group_N]
-    return losses_N <= (1 + plateau) * least_N
+    most_N = (1 + plateau) * least_N
+    return losses_N <= most_N
 
 
 def _least_squares(rows_NP: np.ndarray, y_N: np.ndarray, columns: str) -> tuple[float, ...]:

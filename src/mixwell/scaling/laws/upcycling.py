@@ -58,7 +58,9 @@ def threshold(upcycled: Curve, scratch: Curve, d1: Any, low: float = 1e6, high: 
     own = upcycled.predict({"d1": d1, "d2": d2})
     fresh = scratch.predict({"x": d2})
     ahead = np.flatnonzero(fresh > own)  # places where upcycling is
-    after = ahead[-1] + 1 if len(ahead) else 0
+    if not len(ahead):
+        return low
+    after = ahead[-1] + 1
     if after == len(d2):
         return math.inf
     return float(d2[after])

@@ -1,0 +1,116 @@
+"""`mixwell scale` and `mixwell mix`: tables in, answers and JSON out."""
+
+import json
+
+import numpy as np
+import pandas
+import pytest
+from typer.testing import CliRunner
+
+from mixwell.cli import amounts
+from mixwell.cli.main import app
+from mixwell.core.errors import MixwellError
+from mixwell.data.mixing.exponential_law import example
+from mixwell.scaling.laws.chinchilla import Chinchilla, grid
+
+
+def call(*words):
+    found = CliRunner().invoke(app, list(map(str, words)))
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    return found
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Forty runs by the published law, in columns of other names."""
+    table = grid(np.random.default_rng(0))
+    loss = Chinchilla().curve(Chinchilla.published).predict(table)
+    noise = np.exp(0.003 * np.random.default_rng(1).standard_normal(40))
+    frame = pandas.DataFrame({"params": table["n"], "tokens": table["d"], "val": loss * noise})
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    return tmp_path / "runs.csv"
+
+
+def test_a_table_becomes_a_law_a_prediction_and_a_choice(runs, tmp_path):
+    written = tmp_path / "law.json"
+    found = call("scale", runs, "--rename", "n=params,d=tokens,loss=val", "--budget", "flops=1e21", "--at", "n=7G",
+                 "--at", "d=1T,2T", "--draws", 20, "--json", written)
+    assert found.exit_code == 0, found.output
+    assert "chinchilla: 40 runs" in found.stdout and "next run worth making" in found.stdout
+    data = json.loads(written.read_text())
+    alpha = data["fit"]["parameters"]["alpha"]
+    assert alpha["low"] <= alpha["value"] <= alpha["high"] and abs(alpha["value"] - 0.348) < 0.06
+    assert [row["n"] for row in data["predicted"]] == [7e9, 7e9] and data["predicted"][1]["d"] == 2e12
+    assert data["predicted"][0]["low"] < data["predicted"][0]["loss"] < data["predicted"][0]["high"]
+    best = data["best"]
+    assert best["columns"]["n"] * best["columns"]["d"] * 6 == pytest.approx(1e21)
+    assert best["interval"]["n"][0] <= best["columns"]["n"] * 1.01
+    assert set(best["next_run"]) == {"n", "d"} and len(data["fit"]["residuals"]) == 40
+
+
+def test_a_published_law_needs_no_table():
+    found = call("scale", "--law", "joint_moe", "--budget", "flops=1e20", "--choose", "e=8")
+    assert found.exit_code == 0 and "990\u202fM" in found.stdout and "16.8\u202fG" in found.stdout
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--law", "chinchila"], "unknown scaling.laws method 'chinchila'"),
+    (["--law", "step"], "is no law of the loss"),
+    (["--law", "upcycling"], "the paper's parameters of upcycling are not known here"),
+    (["--budget", "memory=80G"], "flops is missing"),
+    (["--budget", "flop=1e21"], "unknown 'flop'"),
+    (["--budget", "flops=much"], "expected a number such as 7G"),
+    (["--law", "joint_moe", "--budget", "flops=1e20"], "choices for 'e' are missing"),
+    (["--at", "n"], "expected COLUMN=A,B"),
+    (["--at", "n=7G"], "the runs have no column 'd'")])
+def test_what_scale_cannot_do_ends_in_one_line(words, message):
+    found = call("scale", *words)
+    assert found.exit_code == 2 and message in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_columns_that_are_not_there_are_named(runs):
+    found = call("scale", runs)
+    assert found.exit_code == 2 and "no column 'n'" in found.stderr and "params" in found.stderr
+    assert "expected COLUMN=NAME" in call("scale", runs, "--rename", "n").stderr
+
+
+@pytest.fixture
+def proxies(tmp_path):
+    runs = example(np.random.default_rng(0))["runs"]
+    frame = pandas.DataFrame(runs.weights_ND, columns=[f"weight.{name}" for name in runs.domains])
+    for place, name in enumerate(runs.targets):
+        frame[f"loss.{name}"] = runs.losses_NM[:, place]
+    frame.to_csv(tmp_path / "proxies.csv", index=False)
+    return tmp_path / "proxies.csv"
+
+
+def test_proxies_become_weights_under_what_domains_have(proxies, tmp_path):
+    written = tmp_path / "mix.json"
+    found = call("mix", proxies, "--method", "exponential_law", "--target", "code=3", "--target", "docs", "--available",
+                 "code=10M", "--available", "docs=5M", "--available", "prose=100M", "--available", "tables=100M",
+                 "--tokens", "40M", "--epochs", 1, "--json", written)
+    assert found.exit_code == 0, found.output
+    data = json.loads(written.read_text())
+    assert data["weights"]["code"] <= 0.25 + 1e-9 and data["weights"]["docs"] <= 0.125 + 1e-9
+    assert sum(data["weights"].values()) == pytest.approx(1) and set(data["losses"]) == {"code", "docs"}
+    assert "at its cap" in found.stdout and data["low"]["code"] < data["losses"]["code"] < data["high"]["code"]
+    free = call("mix", proxies, "--method", "exponential_law", "--target", "code", "--beyond", "--json", written)
+    assert free.exit_code == 0 and json.loads(written.read_text())["weights"]["code"] > 0.9
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--target", "cod"], "unknown target 'cod'"), (["--method", "x"], "unknown data.mixing method 'x'"),
+    (["--available", "code"], "expected NAME=NUMBER"), (["--available", "code=1M"], "give tokens, too"),
+    (["--weight-prefix", "w_"], "no column begins with 'w_'")])
+def test_what_mix_cannot_do_ends_in_one_line(proxies, words, message):
+    found = call("mix", proxies, *(words if "--method" in words else ["--method", "exponential_law", *words]))
+    assert found.exit_code == 2 and message in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_numbers_are_read_as_people_write_them():
+    assert amounts.numbers("7G,1e3, 2.5k", "here") == [7e9, 1e3, 2500.0]
+    assert amounts.number("8B", "here") == 8e9
+    with pytest.raises(MixwellError, match="here: expected a number such as 7G or 1e21, got '7X'"):
+        amounts.number("7X", "here")
+    with pytest.raises(MixwellError, match="is too large"):
+        amounts.number("1e308T", "here")

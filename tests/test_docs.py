@@ -116,7 +116,8 @@ def test_prose_links_papers_and_names_of_methods():
 
 def test_equations_keep_the_lines_that_the_card_indents():
     assert maths.equation("a = b\n    c = d").count("<span") == 2
-    assert maths.equation("a = b and\nc = d. E step:\ne = f").count("<span") == 2
+    assert maths.equation("a = b and\nc = w . H. E step:\ne = f").count("<span") == 2
+    assert maths.equation("The bound\nis\n\n    a\n    + b\n\nwith a\nand b.").count("<span") == 4
 
 
 def test_a_card_without_a_section_is_an_error():
@@ -134,7 +135,9 @@ def test_options_come_with_their_comments_and_defaults():
     assert moe["num_experts"].default == "" and moe["router"].default == "{'method': 'top_k', 'k': 2}"
     assert moe["balance"].meaning.startswith("rule -> coefficient")  # two lines above the field
     assert len(found("sequence.mamba")) > 2  # inherited ones, too
-    assert found("density.mixtures.gaussian")["tol"].default == "0.001"
+    tol = found("density.mixtures.gaussian")["tol"]
+    assert tol.default == "0.001" and tol.kind == "float" and tol.meaning.startswith("stop when a step gains less")
+    assert found("density.mixtures.general")["n_components"].default == "1"
 
 
 CLAIM = {"claim": "It is better.", "outcome": "held"}

@@ -137,7 +137,6 @@ def test_options_come_with_their_comments_and_defaults():
     assert len(found("sequence.mamba")) > 2  # inherited ones, too
     tol = found("density.mixtures.gaussian")["tol"]
     assert tol.default == "0.001" and tol.kind == "float" and tol.meaning.startswith("stop when a step gains less")
-    assert found("density.mixtures.general")["n_components"].default == "1"
 
 
 CLAIM = {"claim": "It is better.", "outcome": "held"}

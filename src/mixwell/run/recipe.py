@@ -53,8 +53,8 @@ MOST_THREADS = 4096
 MOST_STAGES = 1000  # entries, each seed counted
 LONGEST_NAME = 100  # characters of a name that becomes a folder
 SEED = range(2**63)
-FAMILIES = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
-            "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
+FAMILY_OF = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
+             "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ def assign(data: dict[str, Any], path: str, value: Any) -> None:
     """Set the key at `path` of a recipe's plain data in place.
 
     A step into the stages is a stage's id, which may also begin the path. The bare name of a method, where a mapping
-    would name it (`FAMILIES`), takes the old method's place and keeps those options that the new one knows too.
+    would name it (`FAMILY_OF`), takes the old method's place and keeps those options that the new one knows too.
     """
     *parents, last = _names(data, path)
     place: Any = data
@@ -282,10 +282,10 @@ def _has_mixer(data: Mapping[str, Any]) -> bool:
 
 def _named(old: Any, key: str, value: Any, path: str) -> Any:
     """A method's bare name with the options that it shares with the old method; any other value as it is."""
-    if key not in FAMILIES or not isinstance(value, str):
+    if key not in FAMILY_OF or not isinstance(value, str):
         return value
     try:
-        known = {f.name for f in fields(registry.find(value, within=FAMILIES[key]).module().Config)}
+        known = {f.name for f in fields(registry.find(value, within=FAMILY_OF[key]).module().Config)}
     except MixwellError as error:
         raise MixwellError(f"{path}: {error}") from error
     return {"method": value, **({k: v for k, v in old.items() if k in known} if isinstance(old, Mapping) else {})}

@@ -1,5 +1,7 @@
 """The documentation's pages: every method has one, links lead somewhere, and nothing unknown is left out silently."""
 
+import ast
+import importlib
 import json
 import pkgutil
 import posixpath
@@ -91,6 +93,33 @@ def test_what_the_reference_names_is_there(path):
         found = pkgutil.resolve_name(name)
         assert found.__doc__
         assert all(hasattr(found, member) for member in members.split(", ") if member)
+
+
+PAGES = {"README.md": (ROOT / "README.md").read_text(encoding="utf-8"), **WRITTEN}
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", [path for path, text in sorted(PAGES.items()) if PYTHON.search(text)])
+def test_what_code_of_a_page_imports_is_there(path):
+    trees = [ast.parse(block) for block in PYTHON.findall(PAGES[path])]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    read = [("mixwell", node.attr) for node in nodes if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id == "mixwell"]
+    ours = [(module, name) for module, name in imported + read if module.split(".")[0] == "mixwell"]
+    assert ours, "no block names anything of mixwell"
+    for module, name in ours:
+        assert getattr(importlib.import_module(module), name) is not None
+
+
+@pytest.mark.parametrize("name", [
+    "mixwell.load", "mixwell.apply", "mixwell.register_experts", "mixwell.pack_experts", "mixwell.experts.MoE",
+    "mixwell.density.GaussianMixture", "mixwell.density.GaussianMixtureDensity", "mixwell.density.StudentTMixture"])
+def test_names_that_the_readme_gave_once_stay(name):
+    """Whatever moves inside, code that was written from the README keeps its imports."""
+    module, _, public = name.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), public))
+    assert public in dir(importlib.import_module(module))
 
 
 @pytest.mark.parametrize(("text", "html"), [

@@ -223,10 +223,7 @@ def override(data: dict[str, Any], text: str) -> None:
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A copy of the recipe with other values at some key paths; see `assign`.
-
-    Raises `MixwellError` for a path that leads nowhere.
-    """
+    """A copy of the recipe with other values at some key paths (`assign`); one that leads nowhere is a `MixwellError`."""
     data = copy.deepcopy(to_dict(recipe))
     known = [*(f.name for f in fields(Recipe)), *(str(entry.get("id")) for entry in recipe.stages)]
     for path, value in changes.items():
@@ -314,10 +311,7 @@ def _step(place: Any, name: str, path: str) -> Any:
 
 
 def counted(value: Any, key: str = "") -> Any:
-    """Plain data with `4M` under a counting key (`COUNTS`) turned into 4000000.
-
-    Raises `MixwellError` for another letter.
-    """
+    """Plain data with `4M` under a counting key (`COUNTS`) turned into 4000000; another letter is a `MixwellError`."""
     if isinstance(value, dict):
         return {k: counted(v, str(k)) for k, v in value.items()}
     if isinstance(value, list):

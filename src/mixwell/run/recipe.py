@@ -223,7 +223,7 @@ def override(data: dict[str, Any], text: str) -> None:
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A copy of the recipe with other values at some key paths (`assign`); one that leads nowhere is a `MixwellError`."""
+    """A copy with other values at some key paths (`assign`); raises `MixwellError` where one leads nowhere."""
     data = copy.deepcopy(to_dict(recipe))
     known = [*(f.name for f in fields(Recipe)), *(str(entry.get("id")) for entry in recipe.stages)]
     for path, value in changes.items():

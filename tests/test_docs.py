@@ -1,5 +1,7 @@
 """The documentation's pages: every method has one, links lead somewhere, and nothing unknown is left out silently."""
 
+import ast
+import importlib
 import json
 import pkgutil
 import posixpath
@@ -93,6 +95,33 @@ def test_what_the_reference_names_is_there(path):
         assert all(hasattr(found, member) for member in members.split(", ") if member)
 
 
+PAGES = {"README.md": (ROOT / "README.md").read_text(encoding="utf-8"), **WRITTEN}
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", [path for path, text in sorted(PAGES.items()) if PYTHON.search(text)])
+def test_what_code_of_a_page_imports_is_there(path):
+    trees = [ast.parse(block) for block in PYTHON.findall(PAGES[path])]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    read = [("mixwell", node.attr) for node in nodes if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id == "mixwell"]
+    ours = [(module, name) for module, name in imported + read if module.split(".")[0] == "mixwell"]
+    assert ours, "no block names anything of mixwell"
+    for module, name in ours:
+        assert getattr(importlib.import_module(module), name) is not None
+
+
+@pytest.mark.parametrize("name", [
+    "mixwell.load", "mixwell.apply", "mixwell.register_experts", "mixwell.pack_experts", "mixwell.experts.MoE",
+    "mixwell.density.GaussianMixture", "mixwell.density.GaussianMixtureDensity", "mixwell.density.StudentTMixture"])
+def test_names_that_the_readme_gave_once_stay(name):
+    """Whatever moves inside, code that was written from the README keeps its imports."""
+    module, _, public = name.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), public))
+    assert public in dir(importlib.import_module(module))
+
+
 @pytest.mark.parametrize(("text", "html"), [
     ("w_i E_i(x)", "w<sub>i</sub> E<sub>i</sub>(x)"),
     ("sum_{i in I(u^c)} p_i <= 1", "∑<sub>i ∈ I(u<sup>c</sup>)</sub> p<sub>i</sub> ≤ 1"),
@@ -116,7 +145,8 @@ def test_prose_links_papers_and_names_of_methods():
 
 def test_equations_keep_the_lines_that_the_card_indents():
     assert maths.equation("a = b\n    c = d").count("<span") == 2
-    assert maths.equation("a = b and\nc = d. E step:\ne = f").count("<span") == 2
+    assert maths.equation("a = b and\nc = w . H. E step:\ne = f").count("<span") == 2
+    assert maths.equation("The bound\nis\n\n    a\n    + b\n\nwith a\nand b.").count("<span") == 4
 
 
 def test_a_card_without_a_section_is_an_error():
@@ -134,7 +164,8 @@ def test_options_come_with_their_comments_and_defaults():
     assert moe["num_experts"].default == "" and moe["router"].default == "{'method': 'top_k', 'k': 2}"
     assert moe["balance"].meaning.startswith("rule -> coefficient")  # two lines above the field
     assert len(found("sequence.mamba")) > 2  # inherited ones, too
-    assert found("density.mixtures.gaussian")["tol"].default == "0.001"
+    tol = found("density.mixtures.gaussian")["tol"]
+    assert tol.default == "0.001" and tol.kind == "float" and tol.meaning.startswith("stop when a step gains less")
 
 
 CLAIM = {"claim": "It is better.", "outcome": "held"}

@@ -183,6 +183,21 @@ def test_a_method_has_a_test_file_of_its_own(entry):
     assert expected.exists() and "assert" in expected.read_text(), f"{expected.relative_to(TESTS)} is missing"
 
 
+def own_options(entry):
+    """Names of the options that a method's own file declares; what its family shares is the family's to test."""
+    classes = [node for node in parsed(entry.path).body if isinstance(node, ast.ClassDef) and node.name == "Config"]
+    fields = [field.target.id for node in classes for field in node.body if isinstance(field, ast.AnnAssign)]
+    return [name for name in fields if name != "_"]  # from there on by keyword
+
+
+@pytest.mark.parametrize("entry", [p for p in METHODS if own_options(p.values[0])])
+def test_a_method_sets_every_option_of_its_own_in_its_test(entry):
+    name = entry.name.rpartition(".")[2]
+    text = TESTS.joinpath(*entry.name.split(".")[:-1], f"test_{name}.py").read_text()
+    unset = [option for option in own_options(entry) if not re.search(rf"\b{option}\b['\"]?\s*[=:,\])]", text)]
+    assert not unset, f"no test of {entry.name} sets {', '.join(unset)}"
+
+
 def test_files_and_functions_stay_small():
     long = []
     for path in FILES:

@@ -100,6 +100,16 @@ def test_new_writes_a_method_that_the_registry_reads(checkout, name):
         assert (path.parent / "__init__.py").exists() or path.parent == checkout
 
 
+@pytest.mark.parametrize("family", FORMS)
+def test_new_keeps_a_long_title_within_the_line(checkout, family):
+    paper = "A Title of a Paper, as Papers Have Them: Long, with a Colon, and with year=2030 inside of It (Extended)"
+    assert call("new", f"{family}.mine", "--paper", paper, "--year", "2030", "--root", str(checkout)).exit_code == 0
+    for path in checkout.rglob("mine.py"):
+        assert max(map(len, path.read_text().splitlines())) <= 120
+    entry = registry._read(checkout.joinpath("src/mixwell", *family.split("."), "mine.py"), f"{family}.mine")
+    assert (entry.papers, entry.year) == ((paper,), 2030)
+
+
 def imported(path, name, monkeypatch):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -153,7 +163,7 @@ FILLED = {
                           "return params['means'], -0.5 * (params['means'] ** 2).sum(-1)",
                           "return {'means': share(sums.sums_SKP, sums.count_SK[..., None], 0.0)}",
                           "return rng.standard_normal((counts_K.sum(), 2)) + np.repeat(self.means_, counts_K, axis=0)"],
-                         ""),
+                         "mixwell.density.mixtures.em.exponential: share"),
     "density.values": (["return x_ND.exp().sum(-1)"], ""),
     "density.networks": (["return (x_ND @ self.weight_KD.T).logsumexp(-1)"], ""),
     "density.robust": (["return np.median(x_ND, axis=0)"], ""),

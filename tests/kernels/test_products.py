@@ -9,7 +9,7 @@ from mixwell.kernels import linear as products_of_linear
 from mixwell.kernels import probe
 from mixwell.kernels.linear import compiles, linear, product_nn, product_nt, product_tn
 from mixwell.kernels.packing import pack
-from mixwell.kernels.probe import KINDS, ROWS, WIDTHS, Choices, choices, row_class
+from mixwell.kernels.probe import PRODUCTS, ROWS, WIDTHS, Choices, choices, row_class
 from mixwell.kernels.products import PACKED, PLAIN, fits_fp16, through, works
 
 
@@ -26,7 +26,7 @@ def pair(rows: int, generator: torch.Generator, outputs: int = 24) -> tuple[torc
 
 def all_through(library: str) -> Choices:
     """Choices that send every product to one library."""
-    plain = {(kind, i, size): library for kind in KINDS for i in range(len(ROWS)) for size in WIDTHS}
+    plain = {(kind, i, size): library for kind in PRODUCTS for i in range(len(ROWS)) for size in WIDTHS}
     return Choices(plain, (library,) * len(ROWS), (library,) * len(ROWS))
 
 
@@ -112,7 +112,7 @@ def test_choices_name_libraries_that_work_and_stay(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(probe, "_choices", functools.cache(probe._choices.__wrapped__))
     found = choices()
-    assert set(found.plain) == {(kind, i, size) for kind in KINDS for i in range(len(ROWS)) for size in WIDTHS}
+    assert set(found.plain) == {(kind, i, size) for kind in PRODUCTS for i in range(len(ROWS)) for size in WIDTHS}
     for name in {*found.plain.values(), *found.exact, *found.half}:
         assert works(name, torch.float32)
     assert "fp16" not in found.exact

@@ -12,6 +12,7 @@ CASES = {
     "both latents": {},
     "queries from the token": {"q_rank": None},
     "biased": {"bias": True},
+    "wide norms": {"latent_eps": 0.3},
     "wide values": {"value_dim": 9},
     "YaRN": {"rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "mscale": 0.5,
                               "mscale_all_dim": 0.8}},
@@ -37,8 +38,8 @@ def affine(module, x):
     return module.weight @ x + (0 if module.bias is None else module.bias)
 
 
-def normed(norm, x):
-    return x / torch.sqrt((x * x).mean() + 1e-6) * norm.weight
+def normed(norm, x, c):
+    return x / torch.sqrt((x * x).mean() + c.latent_eps) * norm.weight
 
 
 def speed(pair, c):
@@ -69,12 +70,14 @@ def loop(layer, x_BTD):
     for row in x_BTD:
         queries, keys, values = [], [], []
         for t, x in enumerate(row):
-            q = layer.q.weight @ x if c.q_rank is None else layer.q_up.weight @ normed(layer.q_norm,
-                                                                                      affine(layer.q_down, x))
+            if c.q_rank is None:
+                q = layer.q.weight @ x
+            else:
+                q = layer.q_up.weight @ normed(layer.q_norm, affine(layer.q_down, x), c)
             queries.append([torch.cat((h[: c.nope_dim], turn(h[c.nope_dim :], t, c))) for h in q.chunk(c.num_heads)])
             both = affine(layer.kv_down, x)
             shared = turn(both[c.kv_rank :], t, c)
-            heads = (layer.kv_up.weight @ normed(layer.kv_norm, both[: c.kv_rank])).chunk(c.num_heads)
+            heads = (layer.kv_up.weight @ normed(layer.kv_norm, both[: c.kv_rank], c)).chunk(c.num_heads)
             keys.append([torch.cat((h[: c.nope_dim], shared)) for h in heads])
             values.append([h[c.nope_dim :] for h in heads])
         out = []

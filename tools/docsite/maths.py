@@ -27,16 +27,22 @@ _BASE = rf"(?:(?<![\w`])(?:[A-Za-z{_LETTERS}][A-Za-z0-9]?|[A-Z]{{2,5}}|{SUBSCRIP
 _INDEX = re.compile(rf"({_BASE})_(\{{[^{{}}]*\}}|[A-Za-z0-9{_LETTERS}]+(?:,[a-z]+)?)(?![\w])")
 _POWER = re.compile(rf"\^(\{{[^{{}}]*\}}|\([^()]*\)|[-+]?[A-Za-z0-9{_LETTERS}]+|[+*])")
 _GREEK = re.compile(rf"(?<![A-Za-z\d])({'|'.join(sorted(GREEK, key=len, reverse=True))})(?![A-Za-z])")
+_SENTENCE = re.compile(r"(?<=[^\s.]\.) (?=[A-Z])")  # a full stop; `a . B` is a product
 _ARXIV = re.compile(r"(?:arXiv:)?\b(\d{4}\.\d{4,5})\b")
 
 
 def equation(text: str) -> Markup:
     """A card's equation as HTML: lines as they are broken in the card where they are indented there, else sentences."""
-    written = [line for line in text.strip().splitlines() if line.strip()]
+    paragraphs = re.split(r"\n\s*?\n", text.strip())
+    shown = [line for paragraph in paragraphs for line in _lines(paragraph)]
+    return Markup().join(map(_line, shown))
+
+
+def _lines(paragraph: str) -> list[str]:
+    written = paragraph.splitlines()
     indented = any(line.startswith(" ") for line in written)
     lines = [line.strip() for line in written]
-    shown = lines if indented else re.sub(r"(?<![.:;])\n", " ", "\n".join(lines)).splitlines()
-    return Markup().join(map(_line, shown))
+    return lines if indented else _SENTENCE.split(" ".join(lines))
 
 
 def _line(text: str) -> Markup:

@@ -23,8 +23,11 @@ class Option:
 
 
 def of(module: ModuleType, target: Any) -> list[Option]:
-    """Options of a method; none where it has none."""
-    config = getattr(module, "Config", None)
+    """Options of a method; none where it has none.
+
+    A family of estimators may share one config, which the estimator's class then names.
+    """
+    config = getattr(module, "Config", None) or getattr(target, "_config_class", None)
     if config is not None:
         return [option for field in dataclasses.fields(config) if field.init
                 if (option := _written(config, field.name)) is not None]

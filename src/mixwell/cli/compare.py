@@ -100,7 +100,7 @@ def compare_models(console: Console, models: list[str], chosen: Recipe, baseline
 
 
 def parse_seeds(text: str) -> int | list[int]:
-    """`3` is how many, `0,7,9` is which (`7,` one of them)."""
+    """`3` is how many, `0,7,9` is which (`7,` one of them). Raises `MixwellError` for others."""
     try:
         return [int(part) for part in text.split(",") if part.strip()] if "," in text else max(int(text), 0)
     except ValueError:

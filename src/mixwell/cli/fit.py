@@ -87,7 +87,7 @@ def label(console: Console, model: Path, data: Path | None, out: Path | None, un
 
 
 def parse_components(text: str) -> list[int]:
-    """`1-8`, `3` or `2,4,8`."""
+    """`1-8`, `3` or `2,4,8`. Raises `MixwellError` for others, and beyond 1 to 1000."""
     numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
@@ -100,7 +100,7 @@ def parse_components(text: str) -> list[int]:
 
 
 def parse_columns(words: Sequence[str]) -> dict[str, str]:
-    """`NAME=KIND` each; the last `=` separates, names may hold others."""
+    """`NAME=KIND` each; the last `=` separates, names may hold others. Raises `MixwellError` for a word without `=`."""
     for word in words:
         if "=" not in word:
             raise MixwellError(f"--column: expected NAME=KIND, such as rooms=count, got {word!r}.")

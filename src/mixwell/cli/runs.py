@@ -69,7 +69,7 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
 
 
 def split_words(words: list[str]) -> tuple[Path | None, list[str]]:
-    """A recipe's path, if one is among the words, and the overrides."""
+    """A recipe's path, if one is among the words, and the overrides. Raises `MixwellError` for two recipes."""
     paths = [word for word in words if "=" not in word]
     if len(paths) > 1:
         raise MixwellError(f"{' and '.join(paths)}: expected one recipe; changes are written key=value.")

@@ -21,6 +21,7 @@ from mixwell.core import registry
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.core.files import write_text
 
+WIDTH = 120  # signs of a line
 FOLDER = Path(__file__).parent / "skeletons"
 CONTEXT = "\nfrom mixwell.core.routing import Context"
 BUILT = 'made = ENTRY.load()(values["dim"], values["config"], generator)'
@@ -168,4 +169,15 @@ def test_file(name: str) -> Path:
 
 def _filled(template: str, values: dict[str, str]) -> str:
     text = (FOLDER / f"{template}.txt").read_text(encoding="utf-8")
-    return Template(text).substitute(values)
+    filled = Template(text).substitute(values)
+    return re.sub(r"^@method\(.*\)$", _folded, filled, flags=re.MULTILINE)
+
+
+def _folded(found: re.Match[str]) -> str:
+    """The decorator, with one argument a line where a long title would leave the page."""
+    line = found[0]
+    if len(line) <= WIDTH:
+        return line
+    arguments = re.split(r", (?=(?:paper|year|tags)=)", line.removeprefix("@method(").removesuffix(")"))
+    lines = [f"    {argument},\n" for argument in arguments]
+    return f"@method(\n{''.join(lines)})"

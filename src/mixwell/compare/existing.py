@@ -69,7 +69,10 @@ def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None
 
 
 def named(models: Sequence[str | Path]) -> dict[str, str]:
-    """Name -> model as given: the last part of its path where that tells it from the others."""
+    """Name -> model as given: the last part of its path where that tells it from the others.
+
+    Raises `MixwellError` where there is none, or one comes twice.
+    """
     given = [str(model).rstrip("/") for model in models]
     different = set(given)
     if not given or len(different) < len(given):

@@ -46,7 +46,7 @@ def held_out(chosen: Recipe) -> Text:
 
 
 def parse_budget(budget: Mapping[str, Any] | str | None) -> dict[str, float]:
-    """`bytes=1M` or `tokens=60k` as a number of at least 1 by its name."""
+    """`bytes=1M` or `tokens=60k` as a number of at least 1 by its name. Raises `MixwellError` for others."""
     if budget is None:
         return {"bytes": BYTES}
     found = amounts(budget, UNITS)

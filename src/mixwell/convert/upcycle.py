@@ -1,9 +1,10 @@
 """Sparse upcycling: a dense model's feed-forward blocks become mixtures of copies of themselves behind a new router.
 
-**Equation:** E_i = MLP for every i = 1..E, a fresh router. With weights that sum to 1 over the chosen experts,
+**Equation:** E_i = MLP for every i = 1..E, a fresh router; with weights that sum to 1 over the chosen experts
     y = sum_i w_i E_i(x) = MLP(x): the function is the dense one at step 0.
-    Drop-Upcycling: for each expert, a random share r of the hidden indices is drawn anew: those rows of W_gate and
-    W_up and columns of W_down from N(mean, std^2) of the weights they replace. r = 0 is plain upcycling.
+    Drop-Upcycling: for each expert, a random share r of the hidden indices is drawn anew;
+    those rows of W_gate and W_up and columns of W_down come from N(mean, std^2) of the weights they replace;
+    r = 0 is plain upcycling.
 **Shapes:** gate_up_proj [2 F, D] -> [E, 2 F, D]; down_proj [D, F] -> [E, D, F]; the router's own tensors beside.
 **Reference:** Komatsuzaki et al. 2022 (2212.05055); He et al. 2024 (2410.07524) for top-k renormalised; Vavre et al.
     2024 (2412.09952), section 3; Nakamura et al. 2025 (2502.19261), section 3.1 for partial re-initialisation.

@@ -43,7 +43,10 @@ class Checkpoint:
 
 
 def channel_mixers(arch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The channel mixer's options of each layer, whether the architecture states one for all or one a layer."""
+    """The channel mixer's options of each layer, whether the architecture states one for all or one a layer.
+
+    Raises `MixwellError` where it lists another number of layers than there are.
+    """
     spec, layers = arch["channel_mixer"], int(arch["num_layers"])
     if isinstance(spec, Mapping):
         return [dict(spec) for _ in range(layers)]

@@ -184,7 +184,7 @@ def combine(y_ND: Tensor, plan: Plan, weights_TK: Tensor) -> Tensor:
 
 
 def expert_capacity(capacity_factor: float, num_tokens: int, k: int, num_experts: int) -> int:
-    """Slots of each expert: ceil(capacity_factor * T * K / E)."""
+    """Slots of each expert: ceil(capacity_factor * T * K / E). Raises `ValueError` for a factor of 0 or less."""
     if not capacity_factor > 0:
         raise ValueError(f"capacity_factor is {capacity_factor}; expected a number above 0")
     return math.ceil(capacity_factor * num_tokens * k / num_experts - 1e-9)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mixwell.core.rng import normal
 from mixwell.kernels.packing import Int8Weight, PackedWeight, weight_of
-from mixwell.kernels.probe import KINDS, ROWS, choices
+from mixwell.kernels.probe import PRODUCTS, ROWS, choices
 from mixwell.kernels.products import through
 
 Weight = Tensor | PackedWeight | Int8Weight
@@ -34,7 +34,7 @@ def compiles(x_ND: Tensor, weight: Weight) -> bool:
     if x_ND.dtype == torch.bfloat16:
         return True
     numel = weight.shape[-1] * weight.shape[-2]
-    libraries = {_library(kind, x_ND, ROWS[-1], numel) for kind in KINDS}
+    libraries = {_library(kind, x_ND, ROWS[-1], numel) for kind in PRODUCTS}
     return "onednn" in libraries
 
 

@@ -31,8 +31,8 @@ GAIN = 0.95  # share of the time of the plainest library that another may take a
 # the same for oneDNN with plain weights: it compiles for each number of rows, and experts widen their rows for it
 GAIN_ONEDNN = 0.9
 RING_BYTES = 1 << 26  # weights measured in turn, so that each comes from main memory
-KINDS = ("nt", "nt into", "nn", "nn into", "tn into")  # of products; "into": the result is written into a given tensor
-_FORWARD = KINDS[:2]
+PRODUCTS = ("nt", "nt into", "nn", "nn into", "tn into")  # "into": the result is written into a given tensor
+_FORWARD = PRODUCTS[:2]
 
 INT8_TYPES = (torch.float32, torch.bfloat16)
 INT8_CLASSES = 4  # classes of rows in which products straight from int8 are tried
@@ -79,10 +79,10 @@ def choices() -> Choices:
 
 @functools.cache
 def _choices(threads: int) -> Choices:
-    what = ["library of each product", KINDS, ROWS, WIDTHS, GAIN, GAIN_ONEDNN, list(PLAIN), list(PACKED)]
+    what = ["library of each product", PRODUCTS, ROWS, WIDTHS, GAIN, GAIN_ONEDNN, list(PLAIN), list(PACKED)]
     found = kept(what, measure_products, threads, once=True, fields=("plain", "exact", "half", "int8_rows"))
     plain = {}
-    for kind, rows, size in itertools.product(KINDS, ROWS, WIDTHS):
+    for kind, rows, size in itertools.product(PRODUCTS, ROWS, WIDTHS):
         library = found["plain"][_key(kind, rows, size)]
         plain[kind, row_class(rows), size] = library
     rows_of = found["int8_rows"]
@@ -118,7 +118,7 @@ def measure_products() -> dict[str, Any]:
 def _measure_plain() -> dict[str, str]:
     """The library of each class whose weight is in cache when it is read."""
     found = {}
-    for kind, rows, size in itertools.product(KINDS, ROWS, WIDTHS):
+    for kind, rows, size in itertools.product(PRODUCTS, ROWS, WIDTHS):
         cold = kind in _FORWARD and rows <= FEW and size == "large"
         if not cold:
             calls = _plain_calls(kind, rows, *WIDTHS[size])

@@ -31,7 +31,7 @@ def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: To
                  answers_only: bool = True) -> TokenData:
     """Encode every domain's documents, each followed by the end-of-text token, into a folder that appears whole.
 
-    answers_only: of conversations, the loss counts the answers alone.
+    answers_only: of conversations, the loss counts the answers alone. Raises `MixwellError` without a domain.
     """
     if not domains:
         raise MixwellError("no domains; expected at least one with text.")

@@ -96,6 +96,7 @@ def steps(model: Network, tokens_BT: Tensor, max_new_tokens: int, *, temperature
     are padded on the left, with `mask_BT` False there. `labels_B` holds each row's domain, for routers that ask for it.
     After one of `eos_token_id` (default: the config's; pass () for none) a row is filled with `pad_token_id` (default:
     the config's, or that eos); the steps end when all rows have ended.
+    Raises `MixwellError` for tokens of another shape than [B, T], and for draws without a generator.
     """
     check_options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty)
     if tokens_BT.ndim != 2 or tokens_BT.shape[1] == 0:

@@ -65,7 +65,7 @@ class GenerationSettings:
         return said
 
 
-KINDS: dict[str, Any] = {"do_sample": bool, "eos_token_id": int, "top_k": int, "max_new_tokens": int,
+TYPES: dict[str, Any] = {"do_sample": bool, "eos_token_id": int, "top_k": int, "max_new_tokens": int,
                          "pad_token_id": int}  # of the values; of others, any number
 KNOWN = tuple(option.name for option in fields(GenerationSettings) if option.name != "left_out")
 
@@ -85,7 +85,7 @@ def _ids(value: Any) -> tuple[int, ...] | None:
 def _check(name: str, value: Any) -> None:
     """Refuse a value of another type than the setting's."""
     several = value if isinstance(value, tuple) else (value,)
-    kind = KINDS.get(name, (int, float))
+    kind = TYPES.get(name, (int, float))
     for one in several:
         flag = isinstance(one, bool)
         right = flag if kind is bool else isinstance(one, kind) and not flag

@@ -66,6 +66,7 @@ class Tokenizer:
         Words longer than `LONGEST_WORD` characters (a genome, minified code) are learned from in pieces of that length.
         vocab_size: ids wanted, special tokens and the 256 bytes among them; little text may give fewer.
         special: tokens that stand outside the text, taking the first ids; the first one ends a document.
+        Raises `MixwellError` without a special token, and for a vocabulary that the bytes alone fill.
         """
         if not special or len(set(special)) != len(special):
             raise MixwellError(f"special tokens {tuple(special)!r}: expected at least one, each once.")
@@ -93,7 +94,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read the tokenizer of a Hugging Face folder, or of a GGUF file."""
+        """Read the tokenizer of a Hugging Face folder, or of a GGUF file. Raises `MixwellError` where there is none."""
         folder = Path(folder)
         if is_gguf(folder):
             return cls(tokenizer_files(GgufFile(folder).metadata, str(folder)))
@@ -170,7 +171,10 @@ class Tokenizer:
         return tuple(before), tuple(behind)
 
     def with_bos(self, wanted: bool) -> Tokenizer:
-        """A tokenizer whose template puts the beginning-of-text token before a text, or none; its file says so."""
+        """A tokenizer whose template puts the beginning-of-text token before a text, or none; its file says so.
+
+        Raises `MixwellError` where no token is named for that.
+        """
         token = self.names.get("bos_token")
         number = self.id_of(token)
         if token is None or number is None:
@@ -291,7 +295,10 @@ def any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def free_character(texts: Iterable[str], taken: str = "") -> str:
-    """A character of the private area that stands in none of the texts and not among `taken`."""
+    """A character of the private area that stands in none of the texts and not among `taken`.
+
+    Raises `MixwellError` where all of them stand there.
+    """
     held = [taken, *texts]
     for number in PRIVATE:
         if not any(chr(number) in text for text in held):

@@ -70,7 +70,10 @@ def analyse(name: str, model: LanguageModel | str | Path, *, text: str | Path | 
 
 
 def windows(model: LanguageModel, text: str | Path | None) -> tuple[Tensor, Tensor, list[str]]:
-    """Token windows int64 [B, T + 1], the domain of each [B], and the domains' names."""
+    """Token windows int64 [B, T + 1], the domain of each [B], and the domains' names.
+
+    Raises `MixwellError` without a tokenizer, and for fewer than three tokens.
+    """
     if model.tokenizer is None:
         raise MixwellError("the model has no tokenizer to read text with; expected tokenizer.json in its folder.")
     streams = {name: _ids(model, documents, name) for name, documents in _documents(text).items()}

@@ -33,7 +33,7 @@ _GONE = b"\0"  # stands for a line that only held a docstring; no source line ca
 
 
 def load(name: str, max_bytes_per_domain: int | None = None) -> dict[str, list[Document]]:
-    """The documents by domain of the data set `name`."""
+    """The documents by domain of the data set `name`. Raises `MixwellError` for a name that is not known."""
     if name not in DATASETS:
         raise MixwellError(f"no data set {name!r}.{suggest(name, DATASETS)} Known: {', '.join(DATASETS)}.")
     return DATASETS[name](max_bytes_per_domain)

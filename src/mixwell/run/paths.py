@@ -63,7 +63,7 @@ def find_model(name: str | Path) -> Path:
 
 
 def find_run(name: str | Path) -> Path:
-    """The folder of a run, given by its path or by its name below `runs`."""
+    """The folder of a run, given by its path or by its name below `runs`. Raises `MixwellError` where there is none."""
     given = Path(name).expanduser()
     for path in (given, RUNS / given):
         if path.is_dir() and _is_run(path):
@@ -75,7 +75,10 @@ def find_run(name: str | Path) -> Path:
 
 
 def find_stage(run: Path, id: str) -> Path:
-    """The folder of the stage `id` of a run: the one that its record names, else the only one there."""
+    """The folder of the stage `id` of a run: the one that its record names, else the only one there.
+
+    Raises `MixwellError` where there is none, or more than one.
+    """
     found = stages(run)
     if id not in found:
         raise MixwellError(f"{run} has no stage {id!r}.{suggest(id, found)} Stages with a model: "

@@ -53,8 +53,8 @@ MOST_THREADS = 4096
 MOST_STAGES = 1000  # entries, each seed counted
 LONGEST_NAME = 100  # characters of a name that becomes a folder
 SEED = range(2**63)
-FAMILIES = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
-            "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
+FAMILY_OF = {"router": "experts.routers", "channel_mixer": "experts.layers", "sequence_mixer": "sequence",
+             "overflow": "experts.overflow"}  # keys whose value may be the bare name of a method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,7 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recip
     """Read a recipe and apply overrides such as `stages.dense.train.tokens=1M`.
 
     path: a file, or the bare name of an embedded recipe (`black_mamba`); None is the default one.
+    Raises `MixwellError`, in a line that names the file, for a recipe that cannot be.
     """
     path = DEFAULT if path is None else _embedded(Path(path))
     data = _parse(path)
@@ -129,7 +130,10 @@ def _check_place(key: str, known: Sequence[str]) -> None:
 
 
 def with_seeds(entries: Sequence[dict[str, Any]], first: int) -> list[dict[str, Any]]:
-    """The entries, each that has `seeds` made into one for each seed; a number of them counts from `first`."""
+    """The entries, each that has `seeds` made into one for each seed; a number of them counts from `first`.
+
+    Raises `MixwellError` for more stages than a recipe may have.
+    """
     made: list[dict[str, Any]] = []
     spread: dict[str, list[int]] = {}
     for entry in entries:
@@ -202,7 +206,10 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def override(data: dict[str, Any], text: str) -> None:
-    """Set one key of plain data in place: `train.lr=1e-3`, `stages.dense.train.tokens=1M`, `moe.router=sinkhorn`."""
+    """Set one key of plain data in place: `train.lr=1e-3`, `stages.dense.train.tokens=1M`, `moe.router=sinkhorn`.
+
+    Raises `MixwellError` for text of another form.
+    """
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise MixwellError(f"{shown(text)}: expected key=value with dots, such as train.lr=1e-3.")
@@ -216,7 +223,7 @@ def override(data: dict[str, Any], text: str) -> None:
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A copy of the recipe with other values at some key paths; see `assign`."""
+    """A copy with other values at some key paths (`assign`); raises `MixwellError` where one leads nowhere."""
     data = copy.deepcopy(to_dict(recipe))
     known = [*(f.name for f in fields(Recipe)), *(str(entry.get("id")) for entry in recipe.stages)]
     for path, value in changes.items():
@@ -240,7 +247,8 @@ def assign(data: dict[str, Any], path: str, value: Any) -> None:
     """Set the key at `path` of a recipe's plain data in place.
 
     A step into the stages is a stage's id, which may also begin the path. The bare name of a method, where a mapping
-    would name it (`FAMILIES`), takes the old method's place and keeps those options that the new one knows too.
+    would name it (`FAMILY_OF`), takes the old method's place and keeps those options that the new one knows too.
+    Raises `MixwellError` where the path goes on below a plain value.
     """
     *parents, last = _names(data, path)
     place: Any = data
@@ -282,10 +290,10 @@ def _has_mixer(data: Mapping[str, Any]) -> bool:
 
 def _named(old: Any, key: str, value: Any, path: str) -> Any:
     """A method's bare name with the options that it shares with the old method; any other value as it is."""
-    if key not in FAMILIES or not isinstance(value, str):
+    if key not in FAMILY_OF or not isinstance(value, str):
         return value
     try:
-        known = {f.name for f in fields(registry.find(value, within=FAMILIES[key]).module().Config)}
+        known = {f.name for f in fields(registry.find(value, within=FAMILY_OF[key]).module().Config)}
     except MixwellError as error:
         raise MixwellError(f"{path}: {error}") from error
     return {"method": value, **({k: v for k, v in old.items() if k in known} if isinstance(old, Mapping) else {})}
@@ -303,7 +311,7 @@ def _step(place: Any, name: str, path: str) -> Any:
 
 
 def counted(value: Any, key: str = "") -> Any:
-    """Plain data with `4M` under a counting key (`COUNTS`) turned into 4000000."""
+    """Plain data with `4M` under a counting key (`COUNTS`) turned into 4000000; another letter is a `MixwellError`."""
     if isinstance(value, dict):
         return {k: counted(v, str(k)) for k, v in value.items()}
     if isinstance(value, list):
@@ -453,7 +461,7 @@ def _only_verb(entry: Mapping[str, Any], where: str) -> str:
 
 
 def below(verb: str, value: Any, where: str) -> dict[str, Any]:
-    """The options below a verb; a bare word there means one of them."""
+    """The options below a verb; a bare word there means one of them. Raises `MixwellError` for what is neither."""
     bare = KINDS[verb].bare
     if value is None:
         return {}

@@ -125,6 +125,29 @@ def test_a_batch_of_all_rows_makes_a_step_of_em(holes):
     np.testing.assert_allclose(online.score_samples(x_ND), whole.score_samples(x_ND), rtol=1e-8)
 
 
+def test_a_warm_start_goes_on_where_the_last_fit_stopped():
+    x_ND = planted()[0]
+    short = ProductMixture(n_components=2, blocks=blocks(), max_iter=3, tol=0.0, warm_start=True, random_state=0)
+    once = short.fit(x_ND).score_samples(x_ND)
+    twice = short.fit(x_ND).score_samples(x_ND)
+    whole = ProductMixture(2, blocks=blocks(), max_iter=6, tol=0.0, random_state=0).fit(x_ND)
+    np.testing.assert_allclose(twice, whole.score_samples(x_ND), rtol=1e-9)
+    assert np.abs(twice - once).max() > 1e-6
+
+
+@pytest.mark.parametrize(("quick", "slow"), [({"learning_decay": 0.6}, {"learning_decay": 1.0}),
+                                             ({"learning_offset": 2.0}, {"learning_offset": 50.0})])
+def test_learning_rates_say_how_much_a_batch_counts(quick, slow):
+    x_ND = planted()[0]
+    moved = []
+    for options in (quick, slow):
+        model = ProductMixture(2, blocks=blocks(), random_state=0, **options).partial_fit(x_ND[:120])
+        before = model.score_samples(x_ND)
+        after = model.partial_fit(x_ND[120:]).score_samples(x_ND)
+        moved.append(np.abs(after - before).mean())
+    assert moved[0] > 1.5 * moved[1] > 0
+
+
 def test_refusals():
     x_ND, _ = planted()
     with pytest.raises(ValueError, match=r"blocks name the columns \[2, 3\]; expected each of 0 to 3 once"):

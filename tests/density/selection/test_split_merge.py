@@ -65,7 +65,7 @@ def test_swaps_leave_a_poor_optimum_and_keep_the_number():
 
 def test_no_moves_are_the_plain_mixture():
     x = three_groups(30)
-    model = SplitMergeMixture(2, max_moves=0, random_state=0).fit(x)
+    model = SplitMergeMixture(n_components=2, max_moves=0, random_state=0).fit(x)
     assert model.history_ == [] and model.score(x) == GaussianMixture(2, random_state=0).fit(x).score(x)
 
 

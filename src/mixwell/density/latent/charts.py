@@ -4,7 +4,7 @@
 so E_k o D_k = id. With y = E_k(x) + sigma_z eps and a flow on the latent space, z = L_k^-1(y), ELBO_k(x) =
 log q(z) + log|det dL_k^-1(y)| + log N(x; D_k(y), sigma_x^2 I) + (d/2) log(2 pi e sigma_z^2); q is a product of
 densities that are flat, fall over the last `ramp` before |z| = 1 and decay as exp(-decay (|z| - 1)) beyond.
-loss = -sum_i log sum_k alpha_k exp ELBO_k(x_i) = -sum_ik beta_ik (log alpha_k + ELBO_k(x_i) - log beta_ik), with
+Loss: -sum_i log sum_k alpha_k exp ELBO_k(x_i) = -sum_ik beta_ik (log alpha_k + ELBO_k(x_i) - log beta_ik), with
 beta_ik proportional over k to alpha_k exp ELBO_k(x_i). Charts overlap by a second loss -sum_ik gamma_ik ELBO_k(x_i),
 gamma_ik fixed, proportional to max_l beta_ik where chart l has q(scale z) for q(z); alpha_k = mean_i gamma_ik.
 Descent of F: v_k = (J_k^T J_k)^-1 J_k^T grad F with J_k the Jacobian of C_k = D_k o L_k at z_k = C_k^-1(x), and

@@ -1,8 +1,9 @@
 """Gaussian mixture: a density as a weighted sum of normal distributions, fitted by expectation-maximisation.
 
-**Equation:** p(x) = sum_k w_k N(x; mu_k, Sigma_k). E step: r_nk = w_k N(x_n; mu_k, Sigma_k) / p(x_n). M step: w_k, mu_k
-and Sigma_k are the r-weighted share, mean and covariance, `reg_covar` added to the diagonal. Both steps are one matrix
-product each on the features [1, x_i, x_i x_j (i <= j)] of standardised rows.
+**Equation:** p(x) = sum_k w_k N(x; mu_k, Sigma_k).
+    E step: r_nk = w_k N(x_n; mu_k, Sigma_k) / p(x_n).
+    M step: w_k, mu_k and Sigma_k are the r-weighted share, mean and covariance, `reg_covar` added to the diagonal.
+    Both steps are one matrix product each on the features [1, x_i, x_i x_j (i <= j)] of standardised rows.
 
 **Shapes:** X (N, D); `weights_` (K,), `means_` (K, D), `covariances_` (K, D, D) full, (D, D) tied, (K, D) diag, (K,)
 spherical.

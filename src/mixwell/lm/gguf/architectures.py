@@ -72,7 +72,10 @@ def architecture_of(metadata: Metadata, where: str) -> tuple[str, Architecture]:
 
 
 def config_of(metadata: Metadata, tied: bool, stretches: Metadata, where: str) -> dict[str, Any]:
-    """config.json of the model; `stretches` holds the factors on wavelengths that lie among the tensors, by name."""
+    """config.json of the model; `stretches` holds the factors on wavelengths that lie among the tensors, by name.
+
+    Raises `MixwellError` where the metadata lack a key.
+    """
     name, architecture = architecture_of(metadata, where)
     config: dict[str, Any] = {"model_type": architecture.model_type, "tie_word_embeddings": tied}
     for key, target in {**KEYS, **architecture.keys}.items():

@@ -36,7 +36,10 @@ class GgufFile:
         return set(self._places)
 
     def tensor(self, name: str) -> Tensor:
-        """The weights under `name`: bfloat16 where so stored, else float32, dequantised."""
+        """The weights under `name`: bfloat16 where so stored, else float32, dequantised.
+
+        Raises `MixwellError` for rows that are no whole blocks, and in a file that is cut short.
+        """
         shape, number, offset = self._places[name]
         kind = self._kind(name, number)
         block, width = self.library.GGML_QUANT_SIZES[kind]

@@ -48,7 +48,10 @@ _COMPOSED = ("qwen2",)  # text is brought into Unicode's composed form first
 
 
 def tokenizer_files(metadata: Metadata, where: str) -> dict[str, bytes]:
-    """tokenizer.json and its companions, by name; none where the file holds no vocabulary."""
+    """tokenizer.json and its companions, by name; none where the file holds no vocabulary.
+
+    Raises `MixwellError` for a kind that is not read, and for metadata that make none.
+    """
     kind = metadata.get("tokenizer.ggml.model", "none")
     if kind in ("none", "no_vocab"):
         return {}

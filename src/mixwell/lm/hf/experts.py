@@ -13,7 +13,7 @@ _GREEDY = "greedy"  # DeepSeek-V2's choice without groups
 
 
 def read_experts(full: Keys, given: Keys, experts: Experts, where: str) -> dict[str, Any]:
-    """Options of the mixture that a layer with experts has."""
+    """Options of the mixture that a layer with experts has. Raises `MixwellError` for another activation than silu."""
     if ACTIVATION_NAMES.get(full.get("hidden_act", "silu")) != "silu":
         raise MixwellError(f"{where}: hidden_act is {full['hidden_act']!r}; mixwell computes experts with 'silu' only.")
     spec = {"method": MOE, "num_experts": _count(full, given, experts), "hidden_dim": full[experts.hidden]}

@@ -64,7 +64,10 @@ class MasterAdamW:
         self._betas, self._eps, self._weight_decay = betas, eps, weight_decay
 
     def grad_norm(self) -> Tensor:
-        """Global L2 norm of the gradients gathered since the last step, a float32 scalar."""
+        """Global L2 norm of the gradients gathered since the last step, a float32 scalar.
+
+        Raises `MixwellError` before a backward pass.
+        """
         masters = self._masters.values()
         grads = [master.grad for master in masters if master.grad is not None]
         if not grads:

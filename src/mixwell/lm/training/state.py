@@ -31,7 +31,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
 
 
 def load(folder: Path) -> tuple[dict[str, Any], LazyTensors] | None:
-    """The last whole state, or None where none was saved yet."""
+    """The last whole state, or None where none was saved yet.
+
+    Raises `MixwellError` for a state that names no tensors.
+    """
     if not (folder / STATE).exists():
         return None
     values = read_json(folder / STATE)

@@ -227,7 +227,10 @@ def _split(domain: Collected, config: DataConfig) -> Split:
 
 
 def kept_apart(split: Split, others: Mapping[str, Split]) -> tuple[Split, int]:
-    """The split without what `others` hold out of their domains on its side to train on, and how many those were."""
+    """The split without what `others` hold out of their domains on its side to train on, and how many those were.
+
+    Raises `MixwellError` where nothing is left to train on.
+    """
     held = {document.identity for other in others.values() for document in other.held}
     trained = {document.text for other in others.values() for document in other.train}  # the rest of one that is cut
     train = [one for one in split.train if one.identity not in held or one.text in trained]

@@ -40,7 +40,10 @@ class TokensConfig:
 
 
 def tokenizer_fingerprint(stage: Stage) -> str:
-    """Digest of the files that the tokenizer is read from, where it is."""
+    """Digest of the files that the tokenizer is read from, where it is.
+
+    Raises `MixwellError` where there is none to read.
+    """
     path, template = stage.config.path, _template(stage.config.chat_template) or ""
     if path is None:
         return template

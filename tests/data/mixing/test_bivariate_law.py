@@ -18,6 +18,8 @@ def test_the_bivariate_law_finds_its_parameters_and_refuses_its_pole():
     for target, (alpha, floor) in enumerate([(0.05, 1.0), (0.1, 1.5), (0.2, 2.0)]):
         found = law.solve(runs, target, fresh())
         assert found.theta_P == pytest.approx([alpha, np.log(floor), np.log(20), 0.5], rel=1e-3)
+    loose = bivariate_law.BivariateLaw(bivariate_law.Config(delta=0.1, starts=2)).solve(runs, 0, fresh())
+    assert loose.theta_P[0] == pytest.approx(0.05, rel=1e-2)
     fitted = law.fit(runs)
     with pytest.raises(MixwellError, match="give those at which"):
         fitted.predict(runs.weights_ND)

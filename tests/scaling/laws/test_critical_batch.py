@@ -13,6 +13,8 @@ def test_critical_batches_of_the_paper(size, critical):
     found = critical_batch.critical_batch(table, critical_batch.Config())
     assert found.critical == pytest.approx(critical, abs=1)
     small = critical_batch.Config().smallest
+    half = critical_batch.critical_batch(table, critical_batch.Config(smallest=128.0, overhead=0.5))
+    assert half.critical == pytest.approx(1.5 * 128 + 0.5 * half.b / half.a)
     perfect = found.predict(small) * small / found.critical
     assert found.predict(found.critical) == pytest.approx(1.2 * perfect, rel=1e-9)
 

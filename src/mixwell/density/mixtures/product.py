@@ -219,7 +219,7 @@ class ProductMixture(MixtureEstimator, config=Config):
     _allow_nan = True
     _distributable = False
 
-    # no options here: what the shared fit reads of every mixture, while the blocks' estimators keep options of their own
+    # no options here, but what the shared fit reads of every mixture; the blocks' estimators keep options of their own
     init_params, init_size, verbose, verbose_interval, fixed = "kmeans", INIT_ROWS, 0, 10, None
 
     def _validate_params(self) -> None:

@@ -4,7 +4,6 @@ into one: how text is cut around such files stands in its code alone, one class 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import write_bytes
 from mixwell.formats.places import held
 from mixwell.formats.plain import read_object
-from mixwell.lm.tokenizer_files import CONFIG, MAIN, TEMPLATE
+from mixwell.lm.tokenizer_files import CONFIG, MAIN, TEMPLATE, keys, text
 
 PIECES, WORDS, MERGES = "tokenizer.model", "vocab.json", "merges.txt"
 NEEDED = "transformers sentencepiece tiktoken protobuf"
@@ -36,11 +35,18 @@ def completed(folder: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
         place = Path(scratch)
         for name, data in files.items():
             write_bytes(place / name, data)
-        if held(folder, _MODEL) is not None:
-            kind = read_object(folder / _MODEL, {}).get("model_type")
-            write_bytes(place / _MODEL, json.dumps({"model_type": kind}).encode())
+        kind = _model_type(folder)
+        if kind and "tokenizer_class" not in keys(files.get(CONFIG, b"{}"), CONFIG):
+            write_bytes(place / _MODEL, text({"model_type": kind}))
         made = _made(place, folder)
     return {**files, **made}
+
+
+def _model_type(folder: Path) -> str | None:
+    """The decoder that the folder's config.json names, None where there is none."""
+    if held(folder, _MODEL) is None:
+        return None
+    return read_object(folder / _MODEL, {}).get("model_type")
 
 
 def _made(place: Path, folder: Path) -> dict[str, bytes]:

@@ -107,8 +107,9 @@ def _refuse_quantised(config: Keys, where: str) -> None:
     if found is None:
         return
     way = found.get("quant_method", "unnamed") if isinstance(found, Mapping) else "unnamed"
-    raise MixwellError(f"{where}: quantization_config is there (quant_method {shown(way)}): the folder's weights are "
-                       "quantised in a form that is not read; hand in one with weights in bfloat16, float16 or float32.")
+    raise MixwellError(f"{where}: quantization_config is there (quant_method {shown(way)}): the weights are "
+                       "quantised in a form that is not read; hand in a folder with them in bfloat16, float16 or "
+                       "float32.")
 
 
 def _check_keys(config: Keys, model_type: str, family: Family, where: str) -> None:

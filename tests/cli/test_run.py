@@ -17,6 +17,7 @@ from mixwell.cli.progress import Bar
 from mixwell.cli.runs import most_memory
 from mixwell.core import measured
 from mixwell.core.errors import MixwellError
+from mixwell.core.units import si
 from mixwell.report.records import StageRecord
 from mixwell.run.costs import Costs
 from tests.run import tiny
@@ -308,6 +309,6 @@ def test_memory_is_told_only_where_every_stage_that_computes_was_measured():
         return SimpleNamespace(cached=cached, predicted=SimpleNamespace(flops=flops, peak_bytes=peak))
 
     measured, reading = planned(2e9), planned(1e9, flops=None)
-    assert most_memory([reading, measured]) == ", 2.00 GB of memory at most"
+    assert most_memory([reading, measured]) == f", {si(2e9, 'B')} of memory at most"
     assert most_memory([measured, planned(None)]) == ""
     assert most_memory([measured, planned(None, cached=True), planned(None, flops=None)]) != ""

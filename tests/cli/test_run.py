@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 import mixwell
 from mixwell.cli.main import app
 from mixwell.cli.progress import Bar
+from mixwell.cli.runs import most_memory
 from mixwell.core import measured
 from mixwell.core.errors import MixwellError
+from mixwell.core.units import si
 from mixwell.report.records import StageRecord
 from mixwell.run.costs import Costs
 from tests.run import tiny
@@ -300,3 +302,13 @@ def test_repeated_text_is_told_before_the_run_and_what_a_stage_found_after_it(mo
     told = {"samples": [], "notices": ["a: little text."]}
     bar.finished(stages[0], StageRecord(id="data", kind="sample", method="sample", key="k", result=told))
     assert out.getvalue().splitlines()[-1].split(maxsplit=1) == ["a:", "little text."]
+
+
+def test_memory_is_told_only_where_every_stage_that_computes_was_measured():
+    def planned(peak, flops=1e9, cached=False):
+        return SimpleNamespace(cached=cached, predicted=SimpleNamespace(flops=flops, peak_bytes=peak))
+
+    measured, reading = planned(2e9), planned(1e9, flops=None)
+    assert most_memory([reading, measured]) == f", {si(2e9, 'B')} of memory at most"
+    assert most_memory([measured, planned(None)]) == ""
+    assert most_memory([measured, planned(None, cached=True), planned(None, flops=None)]) != ""

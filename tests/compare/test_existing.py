@@ -66,11 +66,16 @@ def bits_of(folder, documents, seq_len):
     return bits
 
 
+def plain(texts):
+    return [Document("", text) for text in texts]
+
+
 @pytest.mark.parametrize(("seq_len", "batch_size"), [(7, 2), (64, 3)])
 def test_bits_of_each_document_agree_with_a_loop(folders, seq_len, batch_size):
     documents = ["the cat", "saw the dog\n" * 3, "naïve — 你好"]
     for folder in folders[:2]:
-        found = score(existing.load(folder), Tokenizer.load(folder), documents, seq_len=seq_len, batch_size=batch_size)
+        found = score(existing.load(folder), Tokenizer.load(folder), plain(documents), seq_len=seq_len,
+                      batch_size=batch_size)
         assert found.bits_N.tolist() == pytest.approx(bits_of(folder, documents, seq_len), rel=1e-5)
         assert found.tokens == sum(len(Tokenizer.load(folder).encode(text)) + 1 for text in documents)
         assert found.seconds > 0
@@ -80,16 +85,58 @@ def test_what_a_tokenizer_puts_before_a_text_is_read_and_costs_nothing(tmp_path)
     model = existing.load(model_folder(tmp_path / "plain", 270, 3))
     model.tokenizer = model.tokenizer.with_bos(True)
     folder, documents = model.save(tmp_path / "begun"), ["the cat", "saw the dog\n" * 3]
-    found = score(model, model.tokenizer, documents, seq_len=7, batch_size=2)
+    found = score(model, model.tokenizer, plain(documents), seq_len=7, batch_size=2)
     assert found.bits_N.tolist() == pytest.approx(bits_of(folder, documents, 7), rel=1e-5)
     assert found.tokens == sum(len(model.tokenizer.encode(text)) + 1 for text in documents)
-    plain = score(model, model.tokenizer.with_bos(False), documents, seq_len=7, batch_size=2)
-    assert plain.tokens == found.tokens and not np.allclose(plain.bits_N, found.bits_N)
+    bare = score(model, model.tokenizer.with_bos(False), plain(documents), seq_len=7, batch_size=2)
+    assert bare.tokens == found.tokens and not np.allclose(bare.bits_N, found.bits_N)
+
+
+TALKS = [[{"role": "user", "content": f"the {word}?"}, {"role": "assistant", "content": f"saw {word} — dog"}]
+         for word in ("cat", "dog", "mat")]
+
+
+def talking(folder, template):
+    """A small model whose tokenizer has that template."""
+    model = existing.load(model_folder(folder, 270, 3))
+    model.tokenizer = model.tokenizer.with_chat_template(template)
+    return model.save(folder.with_name(f"{folder.name}-talking"))
+
+
+def test_of_conversations_the_answers_count_as_the_template_writes_them(tmp_path):
+    template = "{% for m in messages %}{{ m['role'] + '\n' + m['content'] }}<|endoftext|>{% endfor %}" \
+               "{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}"
+    folder = talking(tmp_path / "a", template)
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in TALKS))
+    existing.evaluate([folder], tmp_path / "talk.jsonl", out=tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "evaluate.json").read_text())
+    assert record["text"]["bytes"] == {"talk": [len(talk[1]["content"].encode()) for talk in TALKS]}
+    assert any("their answers alone count" in text for text in record["text"]["notices"])
+
+    model, tokenizer = existing.load(folder).eval(), Tokenizer.load(folder)
+    stream, expected = [tokenizer.eos_id], []
+    for talk in TALKS:
+        stream += tokenizer.encode(f"user\n{talk[0]['content']}<|endoftext|>assistant\n", special=True)
+        answer = tokenizer.encode(f"{talk[1]['content']}<|endoftext|>", special=True)
+        shares = model(torch.tensor([stream + answer])).logits_BTV[0].double().log_softmax(-1)
+        places = range(len(stream) - 1, len(stream) + len(answer) - 1)
+        expected.append(-sum(shares[place, token].item() for place, token in zip(places, answer)) / math.log(2))
+        stream += answer
+    assert record["models"][0]["bits"]["talk"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_conversations_are_plain_text_where_a_model_has_no_template(tmp_path):
+    folders = [talking(tmp_path / "a", "{{ messages }}"), model_folder(tmp_path / "b", 270, 4)]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in TALKS))
+    existing.evaluate(folders, tmp_path / "talk.jsonl", out=tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "evaluate.json").read_text())
+    assert any(text.startswith("b: no chat template") for text in record["text"]["notices"])
+    assert sum(record["text"]["bytes"]["talk"]) > sum(len(talk[1]["content"].encode()) for talk in TALKS)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folders):
     with pytest.raises(MixwellError, match=r"gives id 26\d, the model embeds 257"):
-        score(existing.load(folders[0]), Tokenizer.load(folders[1]), [WORDS])
+        score(existing.load(folders[0]), Tokenizer.load(folders[1]), plain([WORDS]))
 
 
 def test_with_documents_of_one_length_the_interval_is_students():

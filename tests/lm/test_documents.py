@@ -297,6 +297,16 @@ def test_the_only_text_and_other_capitals_are_found(tmp_path, name, data):
     assert reader.notices == [f"the text is taken from the only field that holds some: {field}" for field in guessed]
 
 
+def test_numbers_in_a_table_are_no_text(tmp_path):
+    (tmp_path / "a.csv").write_text("id,review,stars\n1,good,4.5\n2,7,1\n")
+    reader = Reader(tmp_path / "a.csv")
+    assert [d.text for d in reader] == ["good", "7"]
+    assert reader.notices == ["the text is taken from the only field that holds some: review"]
+    (tmp_path / "a.csv").write_text("id,name,review\n1,Ann,good\n")
+    with pytest.raises(MixwellError, match=r"its fields: id, name, review\); name the one that holds the text"):
+        list(Reader(tmp_path / "a.csv"))
+
+
 def save_rows(folder, texts):
     """A folder as `datasets` saves one, with a cache that it left there."""
     import pyarrow

@@ -130,6 +130,8 @@ def test_silence_means_what_transformers_assumes(name):
     ("llama", {"mlp_bias": True}, r"mlp.down_proj.bias is missing"),
     ("deepseek_v3", {"rope_interleave": False}, "rope_interleave is False; mixwell computes True only"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is"),
+    ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, r"quant_method 'mxfp4'.*in bfloat16, float16 or"),
+    ("deepseek_v3", {"quantization_config": {"quant_method": "fp8"}}, "quant_method 'fp8'"),
     ("llama", {"residual_multiplier": 2.0}, "residual_multiplier = 2.0 is not known for llama"),
     ("llama", {"sliding_window": 4}, "sliding_window = 4 is not known for llama"),
     ("llama", {"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "'ntk' is not supported"),

@@ -96,12 +96,21 @@ def show_plan(console: Console, stages: list[Planned]) -> None:
         if p.damage:
             console.print(f"{p.stage.id}: {p.damage}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     total = sum(p.seconds for p in stages)
-    peak = max((p.predicted.peak_bytes or 0.0 for p in stages), default=0.0)
-    console.print(f"together: {seconds(total)}, {si(peak, 'B')} of memory at most" if total else "nothing to do",
-                  highlight=False)
+    console.print(f"together: {seconds(total)}{most_memory(stages)}" if total else "nothing to do", highlight=False)
     tell_disturbed(console)
     for text in repetitions(stages):
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
+
+
+def most_memory(stages: list[Planned]) -> str:
+    """The largest memory of a stage, in words; nothing where one that computes with a model was not measured."""
+    computing = [p for p in stages if p.predicted.flops and not p.cached]
+    if any(p.predicted.peak_bytes is None for p in computing):
+        return ""
+    from mixwell.core.units import si
+
+    peak = max((p.predicted.peak_bytes or 0.0 for p in stages), default=0.0)
+    return f", {si(peak, 'B')} of memory at most"
 
 
 def state_of(planned: Planned) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from mixwell.compare import existing_page
 from mixwell.compare.measured import RECORD, Measured
-from mixwell.compare.texts import Text, parse_budget, read, within_tokens
+from mixwell.compare.texts import Text, as_written, counted_bytes, parse_budget, read, within_tokens
 from mixwell.core import machine
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import write_json
@@ -58,6 +58,7 @@ def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None
     torch.set_num_threads(machine.threads())
     progress("read the text")
     whole = data if isinstance(data, Text) else read(data, limits)
+    whole = as_written(whole, tokenizers)
     text = within_tokens(whole, limits, list(tokenizers.values()))
     found = []
     for name, model in places.items():
@@ -117,10 +118,9 @@ def measured(name: str, folder: Path, tokenizer: Tokenizer, text: Text, config: 
     bits, lost = {}, {}
     tokens, seconds = 0, 0.0
     for domain, documents in text.domains.items():
-        texts = [document.text for document in documents]
-        found = score(model, tokenizer, texts, batch_size=config.batch_size, seq_len=config.seq_len)
+        found = score(model, tokenizer, documents, batch_size=config.batch_size, seq_len=config.seq_len)
         bits[domain] = found.bits_N.tolist()
-        lost[domain] = sum(not _given_back(tokenizer, one) for one in texts)
+        lost[domain] = sum(not _given_back(tokenizer, document.text) for document in documents)
         tokens += found.tokens
         seconds += found.seconds
     return Measured(name=name, path=str(folder), tokenizer=tokenizer.digest, tokens=tokens, seconds=seconds, bits=bits,
@@ -151,7 +151,7 @@ def _sizes(model: LanguageModel) -> dict[str, Any]:
 
 def _record(found: Sequence[Measured], text: Text, limits: Mapping[str, float], config: EvaluateConfig,
             started: datetime, wall: float) -> dict[str, Any]:
-    sizes = {name: [document.size for document in own] for name, own in text.domains.items()}
+    sizes = {name: [counted_bytes(document) for document in own] for name, own in text.domains.items()}
     return {
         "models": [asdict(one) for one in found],
         "text": {"source": text.source, "bytes": sizes, "notices": list(text.notices), "pieces": text.pieces},

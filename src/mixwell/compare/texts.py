@@ -9,6 +9,7 @@ from typing import Any
 
 from mixwell.compare.budgets import amounts
 from mixwell.core.errors import MixwellError
+from mixwell.lm.conversation import Conversation
 from mixwell.lm.documents import Document, Reader, size_bytes
 from mixwell.lm.splitting import capped, head, place, split_documents
 from mixwell.lm.tokenizer import Tokenizer
@@ -100,6 +101,9 @@ def _pieces(documents: Sequence[Document]) -> list[Document]:
     size = max(LEAST_PIECE, whole // PIECES)
     found = []
     for document in documents:
+        if document.messages:  # stays whole
+            found.append(document)
+            continue
         rest = document
         while rest.size > 2 * size:
             first = head(rest, size)
@@ -107,6 +111,32 @@ def _pieces(documents: Sequence[Document]) -> list[Document]:
             rest = Document(rest.path, rest.text[len(first.text) :])
         found.append(rest)
     return found
+
+
+def as_written(text: Text, tokenizers: Mapping[str, Tokenizer]) -> Text:
+    """The text with its conversations as the models' chat templates write them, of which the answers alone count.
+
+    Where a model has no template, conversations are plain text to all of them. Which of the two it is, is told.
+    """
+    talked = any(document.messages for own in text.domains.values() for document in own)
+    if not talked:
+        return text
+    without = [name for name, tokenizer in tokenizers.items() if tokenizer.chat_template is None]
+    if not without:
+        told = "conversations are written by each model's chat template; their answers alone count."
+        return replace(text, notices=(*text.notices, told))
+    told = f"{', '.join(without)}: no chat template, so that conversations are read as plain text, questions as well."
+    domains = {name: [replace(document, messages="") for document in own] for name, own in text.domains.items()}
+    return replace(text, domains=domains, notices=(*text.notices, told))
+
+
+def counted_bytes(document: Document) -> int:
+    """UTF-8 bytes of what counts in a document: of a conversation its answers, whatever a template puts around them."""
+    if not document.messages:
+        return document.size
+    talk = Conversation.from_json(document.messages)
+    said = [talk.messages[place].get("content") or "" for place in talk.answers]
+    return sum(len(content.encode()) for content in said)
 
 
 def within_tokens(text: Text, limits: Mapping[str, float], tokenizers: Sequence[Tokenizer]) -> Text:

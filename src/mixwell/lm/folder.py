@@ -19,7 +19,7 @@ from mixwell.formats.declared import Checked, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import read_object
 from mixwell.formats.tensors import LazyTensors, open_folder, save_shards
-from mixwell.lm import schemas, weights
+from mixwell.lm import older_tokenizer, schemas, weights
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config
@@ -55,6 +55,7 @@ def read(path: str | Path) -> Checkpoint:
     opened = _own if config.get("model_type") == OWN else _from_hugging_face
     arch, tensors = opened(config, stored, folder)
     _tell_changed_files(folder, files, record.get("files", {}))
+    files = _with_tokenizer(folder, files)
     _tell_new_tensors(folder, stored, record)
     lineage = tuple(record.get("lineage", ()))
     return Checkpoint(_recorded(arch, record, folder), tensors, lineage, files)
@@ -96,6 +97,17 @@ def _digest(record: Mapping[str, Any]) -> str:
     rest = dict(record)
     rest.pop("digest", None)
     return digest(rest)
+
+
+def _with_tokenizer(folder: Path, files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files, a tokenizer in an older form made into one that is read; a warning where that cannot be."""
+    if not older_tokenizer.is_older(files):
+        return files
+    try:
+        return older_tokenizer.completed(folder, files)
+    except MixwellError as error:
+        _warn(str(error))
+        return files
 
 
 def _tell_changed_files(folder: Path, files: Mapping[str, bytes], written: Mapping[str, str]) -> None:

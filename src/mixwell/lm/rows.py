@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,15 +127,30 @@ def _csv(path: Path, wanted: Wanted) -> Texts:
         delimiters = "\t,;|" if ".tsv" in path.suffixes else ",\t;|"  # of equally frequent ones the first is taken
         delimiter = max(delimiters, key=header.count)
         columns = next(csv.reader([header], delimiter=delimiter), [])
-        name = _field(path, columns, columns, wanted)
-        place = columns.index(name)
         rows = csv.reader(file, delimiter=delimiter)
-        for number, row in enumerate(rows, start=1):
+        first = next(rows, [])
+        name = _field(path, columns, _worded(columns, first), wanted)
+        place = columns.index(name)
+        for number, row in enumerate(chain([first], rows), start=1):
             if len(row) > len(columns):
                 raise MixwellError(f"{path}, row {number}: {len(row)} cells under {len(columns)} columns; put quotes "
                                    f"around text that holds {delimiter!r}.")
             if row:
                 yield number, row[place] if place < len(row) else ""
+
+
+def _worded(columns: Sequence[str], first: Sequence[str]) -> list[str]:
+    """The columns whose first cell is no number: in these files everything is text, identifiers and counts as well."""
+    numeric = {name for name, cell in zip(columns, first) if _is_number(cell)}
+    return [name for name in columns if name not in numeric]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _parquet(path: Path, wanted: Wanted) -> Texts:

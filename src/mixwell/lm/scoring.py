@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
-from mixwell.lm.encoding import enclosed
+from mixwell.lm.documents import Document
+from mixwell.lm.encoding import Encoder
 from mixwell.lm.evaluate import windows
 from mixwell.lm.tokenizer import Tokenizer
 
@@ -32,9 +33,9 @@ class Scores:
     seconds: float  # of predicting them
 
 
-def score(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 16,
+def score(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[Document], *, batch_size: int = 16,
           seq_len: int = 256) -> Scores:
-    """Predict whole texts.
+    """Predict whole texts; of a conversation, which the tokenizer's chat template writes, the answers alone count.
 
     They follow each other as in training, an end-of-text token before the first and behind each, and are cut into
     windows of `seq_len` without overlap: a token sees at most the `seq_len` before it. Every token counts, the first of
@@ -67,11 +68,10 @@ def _row_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor
     return nats_BT.cpu()
 
 
-def _joined(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, np.ndarray]:
+def _joined(tokenizer: Tokenizer, texts: Sequence[Document]) -> tuple[Tensor, np.ndarray]:
     """(the ids of all texts behind an end-of-text token, the text that each id but the first counts for)."""
     ids, owners = [tokenizer.eos_id], []
-    for number, encoded in enumerate(tokenizer.encode_batch(texts)):
-        whole, counts = enclosed(tokenizer, encoded)
-        ids += whole
-        owners += [number if counted else NOBODYS for counted in counts]
+    for number, found in enumerate(Encoder(tokenizer).encode(texts)):
+        ids += found.ids
+        owners += [number if counted else NOBODYS for counted in found.counts]
     return torch.tensor(ids), np.array(owners)

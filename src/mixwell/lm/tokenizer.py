@@ -23,6 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
+from mixwell.lm import older_tokenizer
 from mixwell.lm import tokenizer_files as layout
 from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.gguf.reading import GgufFile
@@ -31,6 +32,7 @@ from mixwell.lm.schemas import side_files
 from mixwell.lm.tokenizer_files import CONFIG, MAIN, SPECIAL, TEMPLATE
 
 FILES = (MAIN, CONFIG, SPECIAL, "added_tokens.json", TEMPLATE, "vocab.json", "merges.txt")
+OLDER = (*FILES, older_tokenizer.PIECES)
 END_OF_TEXT = "<|endoftext|>"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LONGEST_WORD = 512  # characters; learning merges takes time with the square of a word's length
@@ -98,7 +100,9 @@ class Tokenizer:
         folder = Path(folder)
         if is_gguf(folder):
             return cls(tokenizer_files(GgufFile(folder).metadata, str(folder)))
-        files = side_files(folder, FILES)
+        files = side_files(folder, OLDER)
+        if older_tokenizer.is_older(files):
+            files = older_tokenizer.completed(folder, files)
         if MAIN not in files:
             raise MixwellError(f"{folder} holds no {MAIN}; expected a Hugging Face folder with a fast tokenizer.")
         return cls(files)

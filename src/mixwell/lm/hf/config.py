@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixwell.core.config import from_dict, to_dict
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.hf.experts import read_experts
 from mixwell.lm.hf.families import FAMILIES
@@ -43,6 +43,7 @@ def read_config(config: Keys, where: str = "config.json") -> dict[str, Any]:
         near, known = suggest(model_type, FAMILIES), ", ".join(FAMILIES)
         raise MixwellError(f"{where}: model_type {config.get('model_type')!r} is not known.{near} Known: {known} and "
                            "mixwell's own.")
+    _refuse_quantised(config, where)
     _check_keys(config, model_type, family, where)
     full = {**family.defaults, **config}
     for key in _required(family):
@@ -100,6 +101,17 @@ def _required(family: Family) -> list[str]:
     return [*keys, family.hidden_key]
 
 
+def _refuse_quantised(config: Keys, where: str) -> None:
+    """Weights that stand for others by tables and scales of another program's."""
+    found = config.get("quantization_config")
+    if found is None:
+        return
+    way = found.get("quant_method", "unnamed") if isinstance(found, Mapping) else "unnamed"
+    raise MixwellError(f"{where}: quantization_config is there (quant_method {shown(way)}): the weights are "
+                       "quantised in a form that is not read; hand in a folder with them in bfloat16, float16 or "
+                       "float32.")
+
+
 def _check_keys(config: Keys, model_type: str, family: Family, where: str) -> None:
     known, only = _known_keys(family), {**ONLY, **family.only}
     for key, value in config.items():
@@ -120,6 +132,7 @@ def _known_keys(family: Family) -> set[str]:
     """Keys that are read, and those that change nothing."""
     assumed = set(family.defaults) - {"attention_bias", "clip_qkv", "sliding_window"}
     known = {family.hidden_key}.union(assumed, model_keys(family), family.mixer_keys, family.block_keys)
+    known.add("quantization_config")
     known |= set(family.switches) | ROPE_KEYS | HARMLESS | family.harmless
     if family.slides is not None:
         known |= {"layer_types", "sliding_window_pattern"}

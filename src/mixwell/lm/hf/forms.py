@@ -154,7 +154,7 @@ SHARED_KEYS: dict[str, str] = {  # config.json -> ModelConfig
     "bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "pad_token_id",
 }
 ONLY: dict[str, tuple[Any, ...]] = {  # keys with one value that mixwell computes; absent means that value
-    "rope_interleaved": (False, None), "quantization_config": (None,), "add_cross_attention": (False, None),
+    "rope_interleaved": (False, None), "add_cross_attention": (False, None),
     "use_bidirectional_attention": (False, None), "lm_head_bias": (False, None),
 }
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # names of one number

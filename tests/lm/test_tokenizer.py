@@ -208,6 +208,17 @@ def test_what_does_not_come_back_is_known(tokenizer):
         assert not Tokenizer(tokenizer.save_files() | {"tokenizer.json": json.dumps(main | part).encode()}).round_trips
 
 
+@pytest.mark.parametrize("absent", ["version", "truncation", "padding", "added_tokens", "normalizer", "post_processor"])
+def test_what_a_file_leaves_out_is_what_its_library_takes_it_for(tokenizer, absent):
+    main = json.loads(tokenizer.save_files()["tokenizer.json"])
+    del main[absent]
+    del main["model"]["type"]
+    found = Tokenizer(tokenizer.save_files() | {"tokenizer.json": json.dumps(main).encode()})
+    for text in HARD:
+        assert found.encode(text) == tokenizer.encode(text)
+    assert found.round_trips and (found.token_bytes_V[1:] == tokenizer.token_bytes_V[1:]).all()
+
+
 def test_the_template_of_a_file_of_its_own_comes_before_that_of_the_configuration(tokenizer):
     config = json.dumps({"chat_template": "one"}).encode()
     inside = Tokenizer(tokenizer.save_files() | {"tokenizer_config.json": config})

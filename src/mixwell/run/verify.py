@@ -16,7 +16,8 @@ from pathlib import Path
 
 from mixwell.core.errors import MixwellError, on_one_line
 from mixwell.core.files import read_json, write_json
-from mixwell.report import digests, records, sealed
+from mixwell.formats import sealed
+from mixwell.report import digests, records
 from mixwell.report.records import STAGE, StageRecord
 from mixwell.run import sizing
 from mixwell.run.paths import stage_folders

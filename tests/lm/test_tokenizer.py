@@ -125,6 +125,10 @@ def test_refusals_of_files(tmp_path, tokenizer):
         Tokenizer.from_files({"a.txt": b""})
     with pytest.raises(MixwellError, match=r"tokenizer.json is not a tokenizer"):
         Tokenizer.from_files({"tokenizer.json": b"{}"})
+    main = json.loads(tokenizer.save_files()["tokenizer.json"])
+    main["model"]["vocab"]["a"] = 2**31
+    with pytest.raises(MixwellError, match=r"its largest id is 2147483648; expected ids below 16777216"):
+        Tokenizer.from_files({"tokenizer.json": json.dumps(main).encode()})
     broken = Tokenizer.from_files(tokenizer.save_files() | {"tokenizer_config.json": b"[1]"})
     with pytest.raises(MixwellError, match=r"tokenizer_config.json holds list; expected keys and values"):
         _ = broken.eos_id

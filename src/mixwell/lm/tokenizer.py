@@ -35,6 +35,7 @@ FILES = (MAIN, CONFIG, SPECIAL, "added_tokens.json", TEMPLATE, "vocab.json", "me
 OLDER = (*FILES, older_tokenizer.PIECES)
 END_OF_TEXT = "<|endoftext|>"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MOST_IDS = 2**24  # the largest vocabularies have a 60th of it
 LONGEST_WORD = 512  # characters; learning merges takes time with the square of a word's length
 LONG_RUNS = re.compile(rf"\S{{{LONGEST_WORD},}}|\s{{{LONGEST_WORD},}}")
 PRIVATE = range(0xE5C1, 0xF8FF)  # characters without a meaning: one that a text lacks sets names apart in it
@@ -59,6 +60,8 @@ class Tokenizer:
                                "files of a fast Hugging Face tokenizer (transformers: save_pretrained writes them).")
         self._files = {name: bytes(data) for name, data in files.items() if name in FILES}
         self._backend = _parse(self._files[MAIN])
+        if self.vocab_size > MOST_IDS:  # all up to it are walked through, and get a place in tables
+            raise MixwellError(f"{MAIN}: its largest id is {self.vocab_size - 1}; expected ids below {MOST_IDS}.")
         self._encoders: dict[str, tokenizers.Tokenizer] = {}  # the character that sets names apart -> `_encoder`
 
     @classmethod
@@ -131,7 +134,7 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Largest id plus one."""
         vocab = self._backend.get_vocab(with_added_tokens=True)
-        return max(vocab.values()) + 1
+        return max(vocab.values(), default=-1) + 1
 
     @cached_property
     def names(self) -> dict[str, str]:

@@ -78,11 +78,11 @@ class Recipe:
             raise MixwellError(f"name: {self.name[:LONGEST_NAME]!r} becomes a folder; use letters, digits, '.', '_' "
                                f"and '-', {LONGEST_NAME} at most.")
         if self.minutes is not None and not self.minutes > 0:
-            raise MixwellError(f"minutes: {self.minutes} came; expected a number above 0.")
+            raise MixwellError(f"minutes: {shown(self.minutes)} came; expected a number above 0.")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise MixwellError(f"threads: {self.threads} came; expected 1 or more, {MOST_THREADS} at most.")
+            raise MixwellError(f"threads: {shown(self.threads)} came; expected 1 or more, {MOST_THREADS} at most.")
         if self.seed not in SEED:
-            raise MixwellError(f"seed: {self.seed} came; expected a whole number from 0 to 2^63 - 1.")
+            raise MixwellError(f"seed: {shown(self.seed)} came; expected a whole number from 0 to 2^63 - 1.")
         if len(self.stages) > MOST_STAGES:
             raise MixwellError(f"stages: {len(self.stages)} came; expected {MOST_STAGES} at most, each seed counted.")
 

@@ -50,6 +50,7 @@ BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
 PLACES = {"train": Training, "data": DataConfig, "evaluate": EvaluateConfig}  # keys whose options are often misplaced
 MOST_THREADS = 4096
+FEW = 8
 MOST_STAGES = 1000  # entries, each seed counted
 LONGEST_NAME = 100  # characters of a name that becomes a folder
 SEED = range(2**63)
@@ -115,7 +116,7 @@ def _check_keys(data: Mapping[str, Any]) -> None:
     """Raise where a key at the top is none but would be one elsewhere, with that place."""
     known = [option.name for option in fields(Recipe)]
     strange = [str(key) for key in data if key not in known]
-    for key in strange:
+    for key in strange[:FEW]:  # the first one is refused in any case
         if not nearest(key, known):
             _check_place(key, known)
 

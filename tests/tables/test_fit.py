@@ -14,8 +14,8 @@ from mixwell import tables as lab_fit
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest_file
+from mixwell.formats import sealed
 from mixwell.formats.tensors import SINGLE, open_file, save_tensors
-from mixwell.report import sealed
 from mixwell.tables.columns import choose, decode, encode
 from mixwell.tables.describe import radius, tail_shares
 from mixwell.tables.model import FILE

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import whole_file, write_json
+from mixwell.core.files import digest, whole_file, write_json
 from mixwell.formats import sums
 from mixwell.formats.declared import Form, Lazy, changed, form_of
 from mixwell.formats.places import held
@@ -128,6 +128,14 @@ def _is_pickle(head: bytes) -> bool:
 
 
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
+def header_digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a safetensors file up to its first number: of names, types, shapes, places and checksums."""
+    with open(path, "rb") as file:
+        length = file.read(8)
+        header = file.read(int.from_bytes(length, "little"))
+    return digest(length + header)
 
 
 def open_folder(folder: str | Path) -> LazyTensors:

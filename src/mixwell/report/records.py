@@ -6,7 +6,7 @@
     <run>/stages/<id>-<key8>/metrics.jsonl        one line a logged training step
 
 Reading is strict: a file that no writer of this version makes is damaged, and is named with what is wrong in it. Both
-records end in a digest of themselves (`report.sealed`), and a stage's record holds those of all its files.
+records end in a digest of themselves (`formats.sealed`), and a stage's record holds those of all its files.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from mixwell.core import units
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import write_text
+from mixwell.formats import sealed
 from mixwell.lm.training.metrics import read_lines
-from mixwell.report import digests, sealed
+from mixwell.report import digests
 from mixwell.report.digests import FileDigest
 
 RUN, STAGE, RECIPE = "run.json", "stage.json", "recipe.yaml"

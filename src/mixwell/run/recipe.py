@@ -50,6 +50,7 @@ BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
 PLACES = {"train": Training, "data": DataConfig, "evaluate": EvaluateConfig}  # keys whose options are often misplaced
 MOST_THREADS = 4096
+FEW = 8
 MOST_STAGES = 1000  # entries, each seed counted
 LONGEST_NAME = 100  # characters of a name that becomes a folder
 SEED = range(2**63)
@@ -78,11 +79,11 @@ class Recipe:
             raise MixwellError(f"name: {self.name[:LONGEST_NAME]!r} becomes a folder; use letters, digits, '.', '_' "
                                f"and '-', {LONGEST_NAME} at most.")
         if self.minutes is not None and not self.minutes > 0:
-            raise MixwellError(f"minutes: {self.minutes} came; expected a number above 0.")
+            raise MixwellError(f"minutes: {shown(self.minutes)} came; expected a number above 0.")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise MixwellError(f"threads: {self.threads} came; expected 1 or more, {MOST_THREADS} at most.")
+            raise MixwellError(f"threads: {shown(self.threads)} came; expected 1 or more, {MOST_THREADS} at most.")
         if self.seed not in SEED:
-            raise MixwellError(f"seed: {self.seed} came; expected a whole number from 0 to 2^63 - 1.")
+            raise MixwellError(f"seed: {shown(self.seed)} came; expected a whole number from 0 to 2^63 - 1.")
         if len(self.stages) > MOST_STAGES:
             raise MixwellError(f"stages: {len(self.stages)} came; expected {MOST_STAGES} at most, each seed counted.")
 
@@ -115,7 +116,7 @@ def _check_keys(data: Mapping[str, Any]) -> None:
     """Raise where a key at the top is none but would be one elsewhere, with that place."""
     known = [option.name for option in fields(Recipe)]
     strange = [str(key) for key in data if key not in known]
-    for key in strange:
+    for key in strange[:FEW]:  # the first one is refused in any case
         if not nearest(key, known):
             _check_place(key, known)
 

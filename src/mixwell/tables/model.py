@@ -18,8 +18,8 @@ from mixwell import __version__
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest_file, read_json
 from mixwell.density.mixtures.product import Block, ProductMixture, mark_fitted
+from mixwell.formats import sealed
 from mixwell.formats.tensors import SINGLE, open_file, save_tensors
-from mixwell.report import sealed
 from mixwell.tables import check
 from mixwell.tables import reading as tables
 from mixwell.tables.columns import NUMERIC, Column, decode, encode, used

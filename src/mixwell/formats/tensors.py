@@ -5,6 +5,7 @@ Nothing here unpickles: a file that is not safetensors is refused by name.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from mixwell.formats import sums
 from mixwell.formats.declared import Form, Lazy, changed, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import Schema, mapping, read_object, text
+from mixwell.formats.streams import Ranges
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -59,6 +61,10 @@ class LazyTensors(Lazy):
         """Type and shape of a tensor, without reading it."""
         return self._files[name].form(name)
 
+    def read_range(self, name: str, start: int, target: Tensor) -> None:
+        """Fill flat `target`, of the tensor's type, with its entries from number `start` on."""
+        self._files[name].ranges.read(name, start, target)
+
 
 class Opened:
     """One safetensors file, its header read: that takes longer than to read a small tensor."""
@@ -79,6 +85,11 @@ class Opened:
             return self._file.get_tensor(name)
         except (SafetensorError, AttributeError) as error:
             raise MixwellError(f"{self.path}: {name} is of a type that this torch does not read ({error}).") from error
+
+    @functools.cached_property
+    def ranges(self) -> Ranges:
+        """The file by the piece."""
+        return Ranges(self.path)
 
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, from the header."""

@@ -1,0 +1,60 @@
+"""What merges of weights share: values given once or for each model, task vectors, angles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MANY = 1000  # models, at most
+Each = float | tuple[float, ...]  # one value for all models, or one a model
+TINY = 1e-12
+
+
+def each(value: Each, count: int, name: str) -> list[float]:
+    """One number a model; a list of another length raises `ValueError`."""
+    if not isinstance(value, tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} lists {len(value)} values for {count} models; expected one number, or one a model")
+    return list(value)
+
+
+def listed(value: Each) -> tuple[float, ...]:
+    """The value, or the values, to be checked."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def check_share(value: Each, name: str) -> None:
+    """Raise `ValueError` where a share, or one of them, is not from 0 to 1."""
+    for share in listed(value):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is {share}; expected 0 to 1")
+
+
+def needed(base: Tensor | None) -> Tensor:
+    """The base's tensor, which the caller has seen to."""
+    assert base is not None
+    return base
+
+
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """sum_i w_i x_i; the tensors are looked at one by one."""
+    total = torch.zeros_like(tensors[0])
+    for place, weight in enumerate(weights):
+        total.add_(tensors[place], alpha=weight)
+    return total
+
+
+def agreeing(deltas: Sequence[Tensor]) -> list[Tensor]:
+    """Where each model's entry has the sign of the sum over models; a sum of zero counts as positive."""
+    total = torch.zeros_like(deltas[0])
+    for delta in deltas:
+        total += delta
+    positive = total >= 0
+    masks = []
+    for delta in deltas:
+        rises, falls = delta > 0, delta < 0
+        masks.append(torch.where(positive, rises, falls))
+    return masks

@@ -1,0 +1,172 @@
+"""Which entries of a model's changes are kept: decided on whole tensors, applied piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+SMALL = 1e-7  # sums of |d| that nothing is divided by
+
+
+class Trim(NamedTuple):
+    """How one model's changes are trimmed."""
+
+    density: float  # share kept
+    gamma: float  # share of the largest dropped (outliers)
+    epsilon: float  # half the spread of probabilities (ranked)
+    rescale: bool  # whether sum |d| is restored
+
+
+class Kept(Protocol):
+    """What is kept of one tensor's changes."""
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes with all others zero, rescaled; pieces come in their order."""
+
+
+class Everything:
+    """All entries."""
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes as they are."""
+        return delta
+
+
+@dataclass
+class Span:
+    """Entries whose |d| lies between two numbers, both of them included."""
+
+    least: float
+    most: float
+    factor: float = 1.0
+
+    def mask(self, sizes: Tensor) -> Tensor:
+        """Where |d| lies there."""
+        kept = sizes >= self.least
+        return kept if self.most == float("inf") else kept & (sizes <= self.most)
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes within."""
+        kept = self.mask(delta.abs())
+        return delta.mul_(kept).mul_(self.factor)
+
+
+@dataclass
+class Drawn:
+    """Each entry with the same probability."""
+
+    density: float
+    generator: torch.Generator
+    factor: float = 1.0
+
+    def mask(self, sizes: Tensor) -> Tensor:
+        """The next draws."""
+        draws = torch.rand(sizes.shape, generator=self.generator)
+        return draws < self.density
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes that were drawn."""
+        return delta.mul_(self.mask(delta)).mul_(self.factor)
+
+
+@dataclass
+class Stored:
+    """Entries that a mask names, of which each piece takes its own part."""
+
+    kept: Tensor  # bool, flat
+    factor: float = 1.0
+    place: int = field(default=0, init=False)
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes that the next part of the mask names."""
+        start = self.place
+        self.place += delta.numel()
+        kept = self.kept[start : self.place]
+        return delta.mul_(kept.view(delta.shape)).mul_(self.factor)
+
+
+def _factor(before: float, after: float) -> float:
+    """What restores a sum of sizes; 1 where one of the sums is nothing."""
+    return 1.0 if before < SMALL or after < SMALL else before / after
+
+
+def _span(sizes: Tensor, start: int, count: int, rescale: bool) -> Span:
+    """`count` sizes from the place `start` on in ascending order, with all that equal the first or the last."""
+    if count <= 0:
+        return Span(float("inf"), float("inf"))
+    flat = sizes.view(-1)
+    last = start + count - 1
+    ordered = flat.numpy()
+    topmost = last == flat.numel() - 1
+    ordered.partition(start if topmost else (start, last))
+    found = Span(float(ordered[start]), float("inf") if topmost else float(ordered[last]))
+    if rescale:
+        kept = flat[found.mask(flat)]
+        found.factor = _factor(float(flat.sum()), float(kept.sum()))
+    return found
+
+
+def magnitude(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
+    """The largest |d|, at least one of them."""
+    whole = sizes.numel()
+    count = max(1, int(trim.density * whole)) if trim.density > 0 else 0
+    return _span(sizes, whole - count, count, trim.rescale)
+
+
+def outliers(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
+    """The largest |d| below the very largest ones."""
+    whole = sizes.numel()
+    count = int(trim.density * whole)
+    start = whole - count - int(trim.gamma * whole)
+    return _span(sizes, max(0, start), count, trim.rescale)
+
+
+def random(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
+    """Each entry with the probability `density`."""
+    found = Drawn(trim.density, generator)
+    if trim.rescale:
+        begun = generator.get_state()
+        left = sizes * found.mask(sizes)
+        found.factor = _factor(float(sizes.sum()), float(left.sum()))
+        generator.set_state(begun)
+    return found
+
+
+def probabilities(sizes: Tensor, trim: Trim) -> Tensor:
+    """Of each number to be kept, by the rank of |d| in its row [rows, L]."""
+    low, high = trim.density - trim.epsilon, trim.density + trim.epsilon
+    if not (low > 0 and high < 1):
+        raise ValueError(f"density {trim.density:g} with epsilon {trim.epsilon:g}: expected density - epsilon above 0 "
+                         "and density + epsilon below 1")
+    order = sizes.argsort(dim=1, stable=True)
+    ranks = order.argsort(dim=1)
+    length = sizes.shape[1]
+    shares = ranks / (length - 1) if length > 1 else torch.ones_like(sizes)
+    return low + 2 * trim.epsilon * shares
+
+
+def ranked(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
+    """Large |d| with a higher probability than small ones of their row, the second axis."""
+    rows = sizes.unsqueeze(0) if sizes.ndim < 2 else sizes
+    draws = torch.rand(rows.shape, generator=generator)
+    kept = (draws < probabilities(rows, trim)).view(-1)
+    found = Stored(kept)
+    if trim.rescale:
+        left = sizes.view(-1) * kept
+        found.factor = _factor(float(sizes.sum()), float(left.sum()))
+    return found
+
+
+SPARSIFIERS: dict[str, Callable[[Tensor, Trim, torch.Generator], Kept]] = {
+    "magnitude": magnitude, "outliers": outliers, "random": random, "ranked": ranked}
+
+
+def decided(sizes: Tensor, sparsify: str, trim: Trim, generator: torch.Generator) -> Kept:
+    """What is kept of changes of these `sizes` |d|, which are lost on the way."""
+    if trim.density <= 0 and sparsify != "magnitude":
+        return Span(float("inf"), float("inf"))
+    return SPARSIFIERS[sparsify](sizes, trim, generator)

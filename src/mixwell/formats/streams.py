@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import whole_file
 from mixwell.formats import sums
-from mixwell.formats.declared import Form, form_of
+from mixwell.formats.declared import Form, Lazy, form_of
 
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
@@ -62,22 +62,56 @@ class Ranges:
             raw, offset = raw[count:], offset + count
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file whole or not at all, each tensor made when its turn comes and then let go.
+class Selected(Lazy):
+    """Some of a file's tensors."""
 
-    Tensors keep their order, wide types first; checksums of all stand in the header, which is completed at the end.
+    def __init__(self, stored: Mapping[str, Tensor], names: Collection[str]) -> None:
+        super().__init__(names)
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[name]
+
+    def form(self, name: str) -> Form:
+        """Type and shape of a tensor, without reading it."""
+        return form_of(self._stored, name)
+
+
+class SelectedRanges(Selected):
+    """Some of a file's tensors, by the piece."""
+
+    _stored: Ranged
+
+    def read_range(self, name: str, start: int, target: Tensor) -> None:
+        """Fill flat `target` with entries of a tensor, from number `start` on."""
+        self._stored.read_range(name, start, target)
+
+    def sum(self, name: str) -> int | None:
+        """The checksum that was written with a tensor, where one was."""
+        return self._stored.sum(name)
+
+
+def selected(stored: Mapping[str, Tensor], names: Collection[str]) -> Selected:
+    """Some of the tensors, by the piece where those are."""
+    kind = SelectedRanges if isinstance(stored, Ranged) else Selected
+    return kind(stored, names)
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], names: Collection[str] | None = None) -> None:
+    """Write `tensors`, or those of `names`, as one safetensors file whole or not at all.
+
+    Each tensor is made when its turn comes, and then let go. They keep their order, wide types first. Their checksums
+    stand in the header, which is completed at the end.
     """
-    names = sorted(tensors, key=lambda name: -_width(form_of(tensors, name)))
-    found: dict[str, int] = {}
+    chosen = list(tensors if names is None else names)
+    chosen.sort(key=lambda name: -_width(form_of(tensors, name)))
+    found = dict.fromkeys(chosen, 0)
     with whole_file(path) as scratch, open(scratch, "wb") as file:
-        begin = _write_header(file, names, tensors, metadata, dict.fromkeys(names, 0))
-        for name in names:
+        file.write(_header(tensors, found))
+        for name in chosen:
             found[name] = _write_tensor(file, name, tensors)
-        end = file.tell()
         file.seek(0)
-        again = _write_header(file, names, tensors, metadata, found)
-        assert again == begin
-        file.seek(end)
+        file.write(_header(tensors, found))
 
 
 def _width(form: Form) -> int:
@@ -85,19 +119,16 @@ def _width(form: Form) -> int:
     return form.dtype.itemsize
 
 
-def _write_header(file: BinaryIO, names: list[str], tensors: Mapping[str, Tensor],
-                  metadata: Mapping[str, str] | None, found: Mapping[str, int]) -> int:
-    """Write the header with these checksums; returns where the tensors begin."""
-    written = sums.packed(found[name] for name in sorted(names))
-    about = {"format": "pt", **(metadata or {}), sums.KEY: written}
-    header = {"__metadata__": dict(sorted(about.items())), **dict(_entries(names, tensors))}
+def _header(tensors: Mapping[str, Tensor], found: Mapping[str, int]) -> bytes:
+    """The header with these checksums, which all take the same room."""
+    written = sums.packed(found[name] for name in sorted(found))
+    header = {"__metadata__": {"format": "pt", sums.KEY: written}, **dict(_entries(found, tensors))}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNED)
-    file.write(len(text).to_bytes(ALIGNED, "little") + text)
-    return file.tell()
+    return len(text).to_bytes(ALIGNED, "little") + text
 
 
-def _entries(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, object]]]:
+def _entries(names: Iterable[str], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, object]]]:
     """Type, shape and place of each tensor."""
     start = 0
     for name in names:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, whole_file, write_json
-from mixwell.formats import sums
+from mixwell.formats import streams, sums
 from mixwell.formats.declared import Form, Lazy, changed, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import Schema, mapping, read_object, text
@@ -248,12 +248,12 @@ def save_shards(folder: str | Path, tensors: Mapping[str, Tensor], *, shard_byte
     sizes = {name: form_of(tensors, name).size_bytes for name in tensors}
     groups = _groups(sizes, shard_bytes)
     if len(groups) == 1:
-        save_tensors(folder / SINGLE, tensors)
+        streams.write(folder / SINGLE, tensors)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, start=1):
         shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_tensors(folder / shard, {name: tensors[name] for name in names})
+        streams.write(folder / shard, tensors, names)
         weight_map |= dict.fromkeys(names, shard)
     total = sum(sizes.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -43,7 +43,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """sum_i w_i x_i; the tensors are looked at one by one."""
     total = torch.zeros_like(tensors[0])
     for place, weight in enumerate(weights):
-        total.add_(tensors[place], alpha=weight)
+        total += weight * tensors[place]  # a fused product would not round it: opposite ones would not cancel
     return total
 
 

@@ -45,13 +45,14 @@ def spherical_mean(vectors: Sequence[Tensor], weights: Sequence[float], eps: flo
     mean = weighted_sum(vectors, shares)
     length = float(mean.norm())
     if length < eps:
-        return _cancelled(vectors, weights)
+        return _cancelled(vectors, weights, max(norms) > eps)
     size = sum(weight * norm for weight, norm in zip(weights, norms))
     return mean.mul_(size / length)
 
 
-def _cancelled(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    if len(vectors) > 2:
+def _cancelled(vectors: Sequence[Tensor], weights: Sequence[float], there: bool) -> Tensor:
+    """The weighted sum of two vectors, or of any that are nothing: changes that nobody made."""
+    if len(vectors) > 2 and there:
         raise ValueError("the models' directions cancel; give other weights, so that their mean points somewhere")
     return weighted_sum(vectors, weights)
 

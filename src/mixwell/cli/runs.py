@@ -182,6 +182,25 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     console.print(f"written: {target}", highlight=False, soft_wrap=True)
 
 
+@one_line
+def merge(config: Annotated[Path, typer.Argument(help="Merge file (YAML) as mergekit reads them.")],
+          target: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
+          seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
+          download: Annotated[bool, DOWNLOAD] = False) -> None:
+    """Merge models as a file of mergekit's says.
+
+    One tensor at a time is held in memory, and a killed merge leaves nothing behind.
+
+    **Examples**
+
+    `mixwell merge ties.yaml --out merged`
+    """
+    from mixwell.run.mergekit import merge_file
+
+    merge_file(config, target, seed)
+    Console().print(f"written: {target}", highlight=False, soft_wrap=True)
+
+
 def _only(sources: list[Path], method: str) -> Path:
     if len(sources) > 1:
         raise MixwellError(f"{method} takes one model; {len(sources)} came with --in.")

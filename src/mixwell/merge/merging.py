@@ -81,7 +81,7 @@ class Merged(Fresh):
         job = self._jobs[name]
         draws = generator(self._seed, job.rule.entry.name, name)
         try:
-            return _pieced(job, draws) if job.rule.elementwise else _whole(job, draws)
+            return _pieced(job, draws) if _divides(job) else _whole(job, draws)
         except ValueError as error:
             if isinstance(error, MixwellError):
                 raise
@@ -105,6 +105,12 @@ class Wholes(Sequence[Tensor]):
         if isinstance(index, slice):
             return [place.whole() for place in self._places[index]]
         return self._places[index].whole()
+
+
+def _divides(job: Job) -> bool:
+    """Whether the rule takes pieces, and all models' tensors come in pieces of one length."""
+    places = job.places if job.base is None else (*job.places, job.base)
+    return job.rule.elementwise and len({place.entries for place in places}) == 1
 
 
 def _whole(job: Job, draws: torch.Generator) -> Tensor:

@@ -8,6 +8,8 @@ tensors first, one model after the other. Other rules see whole tensors.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.formats.declared import FLOATING, Form, Fresh, form_of
+from mixwell.merge.overview import Parts, Pieces
 from mixwell.merge.reading import Place
 
 
@@ -49,6 +52,15 @@ class Rule:
         """Whether whole tensors are looked at before their pieces are merged."""
         return "surveys" in self.entry.tags
 
+    @property
+    def overviews(self) -> bool:
+        """Whether all tensors of the models are looked at before one is merged."""
+        return "overviews" in self.entry.tags
+
+    def overview(self, pieces: Pieces, count: int, config: Any) -> Any:
+        """What the rule has to know of whole models."""
+        return self.entry.module().overview(pieces, count, config)
+
     def survey(self, tensors: Sequence[Tensor], base: Tensor | None, config: Any, draws: torch.Generator) -> Any:
         """What the rule has to know of whole tensors."""
         return self.entry.module().survey(tensors, base, config, draws)
@@ -77,11 +89,23 @@ class Merged(Fresh):
         super().__init__(jobs)
         self._jobs, self._seed = jobs, seed
 
+    @functools.cached_property
+    def _overview(self) -> Any:
+        """What the rule has to know of all tensors, where it is one rule that asks for it."""
+        first = next(iter(self._jobs.values()))
+        if not first.rule.overviews:
+            return None
+        return first.rule.overview(self._all_pieces, len(first.places), first.config)
+
+    def _all_pieces(self) -> Iterator[Parts]:
+        for job in self._jobs.values():
+            yield from _parts(job)
+
     def __getitem__(self, name: str) -> Tensor:
         job = self._jobs[name]
         draws = generator(self._seed, job.rule.entry.name, name)
         try:
-            return _pieced(job, draws) if _divides(job) else _whole(job, draws)
+            return _pieced(job, draws, self._overview) if _divides(job) else _whole(job, draws)
         except ValueError as error:
             if isinstance(error, MixwellError):
                 raise
@@ -121,18 +145,23 @@ def _whole(job: Job, draws: torch.Generator) -> Tensor:
     return finished.view(job.form.shape)
 
 
-def _pieced(job: Job, draws: torch.Generator) -> Tensor:
+def _pieced(job: Job, draws: torch.Generator, overview: Any) -> Tensor:
     """The rule applied piece by piece."""
-    known = _surveyed(job, draws)
+    known = _surveyed(job, draws) if overview is None else overview
     merged = torch.empty(job.form.shape, dtype=job.form.dtype)
-    readers = [place.pieces() for place in job.places]
-    bases = job.base.pieces() if job.base is not None else _nothing()
-    for target in merged.view(-1).split(job.places[0].entries):
-        parts = [next(reader) for reader in readers]
-        target.copy_(job.rule(parts, next(bases), job.config, draws, known))
-    for reader in (*readers, bases):
-        next(reader, None)  # past the end, where checksums are compared
+    targets = merged.view(-1).split(job.places[0].entries)
+    for target, (parts, base) in zip(targets, _parts(job), strict=True):
+        target.copy_(job.rule(parts, base, job.config, draws, known))
     return merged
+
+
+def _parts(job: Job) -> Iterator[Parts]:
+    """The models' pieces and the base's, in step; checksums are compared behind the last."""
+    bases = job.base.pieces() if job.base is not None else itertools.repeat(None)
+    readers = [place.pieces() for place in job.places]
+    for parts in zip(*readers, strict=True):
+        yield parts, next(bases)
+    next(bases, None)
 
 
 def _surveyed(job: Job, draws: torch.Generator) -> Any:
@@ -141,11 +170,6 @@ def _surveyed(job: Job, draws: torch.Generator) -> Any:
         return None
     base = None if job.base is None else job.base.whole()
     return job.rule.survey(Wholes(job.places), base, job.config, draws)
-
-
-def _nothing() -> Iterator[Any]:
-    while True:
-        yield None
 
 
 class Model(NamedTuple):

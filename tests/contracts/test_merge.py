@@ -10,7 +10,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.merge.merging import Model, Rule, merged
 from tests.contracts._tools import fresh, poisoned_memory, same_config
 
-RULES = [entry for entry in registry.family("merge") if not entry.tags & {"checkpoints", "outputs"}]
+RULES = [entry for entry in registry.family("merge") if not entry.tags & {"checkpoints", "statistics", "parts"} and entry.family == "merge"]
 CASES = [pytest.param(entry, id=entry.name) for entry in RULES]
 AVERAGES = [pytest.param(entry, id=entry.name) for entry in RULES if "averages" in entry.tags]
 PIECED = [pytest.param(entry, id=entry.name) for entry in RULES if "elementwise" in entry.tags]
@@ -133,3 +133,20 @@ def test_the_number_of_models_and_the_base_are_checked(entry):
 @pytest.mark.parametrize("entry", CASES)
 def test_config_round_trips(entry):
     assert same_config(entry.module().example(fresh())["config"])
+
+
+STATISTICS = [pytest.param(entry, id=entry.name) for entry in registry.family("merge") if "statistics" in entry.tags]
+
+
+@pytest.mark.parametrize("entry", STATISTICS)
+def test_merges_by_statistics_keep_inputs_copies_and_order(entry):
+    values = entry.module().example(fresh())
+    before = [{name: tensor.clone() for name, tensor in model.items()} for model in values["models"]]
+    found = entry.load()(**values)
+    assert same_config(values["config"])
+    for model, kept in zip(values["models"], before):
+        assert all(torch.equal(model[name], kept[name]) for name in kept)
+    twins = {**values, "models": [values["models"][0]] * len(before)}
+    torch.testing.assert_close(entry.load()(**twins)["w"], before[0]["w"], rtol=1e-4, atol=1e-4)
+    turned = {**values, "models": values["models"][::-1], "statistics": values["statistics"][::-1]}
+    torch.testing.assert_close(entry.load()(**turned)["w"], found["w"], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,109 @@
+"""Fisher merging: each parameter's mean over models, weighted by how sure each model's likelihood is of it.
+
+**Equation:** F_i = mean_x E_{y ~ p_i(y|x)} (d log p_i(y|x) / d w)^2; w = sum_i l_i F_i w_i / sum_i l_i F_i, F_i divided by
+    the norm of the whole of it first (`normalize`); the floor is added to F of the first model alone, which wins where
+    nothing is known.
+**Shapes:** F_i is like w_i.
+**Reference:** Matena and Raffel 2022 (2111.09832), equations 4 and 6, and the authors' code for norm and floor.
+**Differs:** the expectation over labels is exact where `log_probabilities` gives few classes (`most_classes`), else one
+    label is drawn from the model an example, as for language models.
+**Fails when:** models have drifted far apart: curvature at each end says little of what lies between.
+**Cost:** a backward pass an example (and class); O(models) a number to merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.core.method import method
+from mixwell.merge._parts import MANY, Each, each
+
+MODELS = range(1, MANY)
+Tensors = Mapping[str, Tensor]
+LogProbabilities = Callable[[Tensors, Tensor], Tensor]  # (parameters, one example) -> log p [outputs, classes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of Fisher merging."""
+
+    weight: Each = 1.0  # l_i
+    normalize: bool = True  # divide each model's Fisher by its norm over all parameters
+    floor: float = 1e-6  # added to the first model's Fisher
+    most_classes: int = 64  # up to which the expectation over labels is exact
+
+    def __post_init__(self) -> None:
+        if self.floor < 0 or self.most_classes < 1:
+            raise ValueError(f"floor is {self.floor}, most_classes {self.most_classes}; expected 0 or more, and 1 or "
+                             "more")
+
+
+def diagonal(log_probabilities: LogProbabilities, parameters: Tensors, examples: Iterable[Tensor], config: Config,
+             generator: torch.Generator) -> dict[str, Tensor]:
+    """F: mean squared gradients of log p, one example at a time.
+
+    Outputs of an example are independent given it; their gradients add up before they are squared.
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    totals = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+    count = 0
+    for example in examples:
+        logs = log_probabilities(leaves, example)
+        for share, log in _labelled(logs, config, generator):
+            grads = torch.autograd.grad(log, list(leaves.values()), retain_graph=True, allow_unused=True)
+            for name, grad in zip(leaves, grads):
+                if grad is not None:
+                    totals[name].add_(grad.square(), alpha=share)
+        count += 1
+    if count == 0:
+        raise ValueError("no example came; a Fisher needs one or more")
+    return {name: total / count for name, total in totals.items()}
+
+
+def _labelled(logs: Tensor, config: Config, generator: torch.Generator) -> list[tuple[float, Tensor]]:
+    """(probability, log likelihood) of labels that stand for all: each class, or one draw."""
+    outputs, classes = logs.shape
+    shares = logs.detach().exp()
+    if outputs == 1 and classes <= config.most_classes:
+        return [(float(shares[0, label]), logs[0, label]) for label in range(classes)]
+    labels = torch.multinomial(shares, 1, generator=generator)
+    return [(1.0, logs.gather(1, labels).sum())]
+
+
+@method(title="Fisher merging", paper="Merging Models with Fisher-Weighted Averaging", year=2022, tags={"statistics"})
+def fisher(models: Sequence[Tensors], statistics: Sequence[Tensors], config: Config) -> dict[str, Tensor]:
+    """The mean of `models` weighted by their Fishers, which are `statistics`, under the same names."""
+    weights = each(config.weight, len(models), "weight")
+    scales = [_scale(own, config) for own in statistics]
+    merged = {}
+    for name in models[0]:
+        total, divisor = torch.zeros_like(models[0][name]), torch.zeros_like(models[0][name])
+        for place, (model, own) in enumerate(zip(models, statistics)):
+            sure = own[name] * (weights[place] * scales[place])
+            if place == 0:
+                sure = sure + config.floor
+            total += sure * model[name]
+            divisor += sure
+        plain = torch.stack([model[name] for model in models]).mean(0)
+        merged[name] = torch.where(divisor > 0, total / divisor, plain)
+    return merged
+
+
+def _scale(statistics: Tensors, config: Config) -> float:
+    """1 over the norm of the whole Fisher."""
+    if not config.normalize:
+        return 1.0
+    square = sum(float(tensor.square().sum()) for tensor in statistics.values())
+    return square**-0.5 if square > 0 else 0.0
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Two models of one tensor, and what they are sure of."""
+    models = [{"w": torch.randn(4, 5, generator=generator)} for _ in range(2)]
+    statistics = [{"w": torch.rand(4, 5, generator=generator)} for _ in range(2)]
+    return {"models": models, "statistics": statistics, "config": Config()}

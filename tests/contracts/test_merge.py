@@ -150,3 +150,25 @@ def test_merges_by_statistics_keep_inputs_copies_and_order(entry):
     torch.testing.assert_close(entry.load()(**twins)["w"], before[0]["w"], rtol=1e-4, atol=1e-4)
     turned = {**values, "models": values["models"][::-1], "statistics": values["statistics"][::-1]}
     torch.testing.assert_close(entry.load()(**turned)["w"], found["w"], rtol=1e-3, atol=1e-4)
+
+
+CHECKPOINTS = [pytest.param(entry, id=entry.name) for entry in registry.family("merge") if "checkpoints" in entry.tags]
+
+
+@pytest.mark.parametrize("entry", CHECKPOINTS)
+def test_merges_of_checkpoints_keep_inputs_and_give_copies_back(entry):
+    values = entry.module().example(fresh())
+    before = [{name: tensor.clone() for name, tensor in one.tensors.items()} for one in values["checkpoints"]]
+    found = entry.load()(**values)
+    again = entry.load()(**{**values, "generator": fresh(0)})
+    assert same_config(values["config"]) and found.arch == values["checkpoints"][0].arch
+    for one, kept in zip(values["checkpoints"], before):
+        assert all(torch.equal(one.tensors[name], kept[name]) for name in kept)
+    for name, tensor in found.tensors.items():
+        assert tensor.dtype == before[0][name].dtype and torch.isfinite(tensor).all()
+        assert again.tensors[name].shape == tensor.shape
+    one = values["checkpoints"][0]
+    config = dataclasses.replace(values["config"], **({"centre": False} if hasattr(values["config"], "centre") else {}))
+    twins = entry.load()(**{**values, "checkpoints": [one, one], "config": config})
+    for name, tensor in one.tensors.items():
+        torch.testing.assert_close(twins.tensors[name], tensor)

@@ -81,7 +81,6 @@ def theirs(case):
 
 
 if __name__ == "__main__":
-    import mergekit
 
     found = {case: [round(value, 7) for value in theirs(case).flatten().tolist()] for case in CASES}
     lines = ",\n".join(f" {json.dumps(case)}: {json.dumps(values)}" for case, values in found.items())

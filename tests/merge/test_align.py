@@ -9,7 +9,16 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
-from mixwell.merge.align import Axes, Config, activation_matching, align, decoder_spec, likeness, permuted, weight_matching
+from mixwell.merge.align import (
+    Axes,
+    Config,
+    activation_matching,
+    align,
+    decoder_spec,
+    likeness,
+    permuted,
+    weight_matching,
+)
 
 SPEC = {"w1": Axes((6, 4), ("h", None)), "b1": Axes((6,), ("h",)), "w2": Axes((3, 6), (None, "h"))}
 

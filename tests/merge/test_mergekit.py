@@ -9,7 +9,7 @@ import torch
 from mixwell.core.config import from_dict
 from mixwell.merge.merging import Model, merged
 from mixwell.merge.naming import method_of
-from tests.merge.expected import CASES, FILE, ROWS, COLUMNS, tensors, uniform
+from tests.merge.expected import CASES, COLUMNS, FILE, ROWS, tensors, uniform
 
 EXPECTED = json.loads(FILE.read_text())
 RENAMED = {"lambda": "scale"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,23 @@ def check_share(value: Each, name: str) -> None:
     for share in listed(value):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; expected 0 to 1")
+
+
+def drawn(generator: torch.Generator, count: int) -> list[Tensor]:
+    """Small tensors for a rule's example."""
+    shape = (4, 5)
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+def fine_tunes(generator: torch.Generator, count: int) -> tuple[Tensor, list[Tensor]]:
+    """A small base, and fine-tunes of it."""
+    base, *changes = drawn(generator, count + 1)
+    return base, [base + change for change in changes]
+
+
+def call(tensors: Sequence[Tensor], base: Tensor | None, config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """The arguments of a rule by name."""
+    return {"tensors": tensors, "base": base, "config": config, "generator": generator}
 
 
 def needed(base: Tensor | None) -> Tensor:

@@ -28,21 +28,35 @@ def smallest(stream: Stream, ranks: Sequence[int]) -> list[float]:
     """The numbers at these ranks, 0 being the least, of all that the stream yields when it is called."""
     counts = torch.zeros(HALF, dtype=torch.int64)
     for piece in stream():
-        high = (keys(piece) >> 16) + HALF // 2
+        high, _ = halves(piece)
         counts += torch.bincount(high, minlength=HALF)
-    ends = counts.cumsum(0)
-    rows = [int(torch.searchsorted(ends, rank, right=True)) for rank in ranks]
-    inner = {row: torch.zeros(HALF, dtype=torch.int64) for row in rows}
+    rows = [_row(counts, rank) for rank in ranks]
+    inner = {row: torch.zeros(HALF, dtype=torch.int64) for row, _ in rows}
     for piece in stream():
-        found = keys(piece)
-        high = (found >> 16) + HALF // 2
-        for row, count in inner.items():
-            low = found[high == row] & (HALF - 1)
-            count += torch.bincount(low, minlength=HALF)
-    return [_within(inner[row], rank - int(ends[row] - counts[row]), row) for row, rank in zip(rows, ranks)]
+        high, low = halves(piece)
+        for row, found in inner.items():
+            found += torch.bincount(low[high == row], minlength=HALF)
+    return [_number(inner[row], row, rest) for row, rest in rows]
 
 
-def _within(counts: Tensor, rank: int, row: int) -> float:
+def halves(piece: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper and the lower 16 bits of keys, from 0 on."""
+    found = keys(piece)
+    high = found >> 16
+    low = found & (HALF - 1)
+    return high + HALF // 2, low
+
+
+def _row(counts: Tensor, rank: int) -> tuple[int, int]:
+    """(where the number at `rank` is counted, its rank among those counted there)."""
+    ends = counts.cumsum(0)
+    row = int(torch.searchsorted(ends, rank, right=True))
+    before = int(ends[row] - counts[row])
+    return row, rank - before
+
+
+def _number(counts: Tensor, row: int, rank: int) -> float:
     """The number at a rank among those whose upper half is that of `row`."""
-    low = int(torch.searchsorted(counts.cumsum(0), rank, right=True))
-    return number((row - HALF // 2) * HALF + low)
+    low, _ = _row(counts, rank)
+    high = row - HALF // 2
+    return number(high * HALF + low)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -47,12 +48,14 @@ class Span:
     def mask(self, sizes: Tensor) -> Tensor:
         """Where |d| lies there."""
         kept = sizes >= self.least
-        return kept if self.most == float("inf") else kept & (sizes <= self.most)
+        return kept if self.most == math.inf else kept & (sizes <= self.most)
 
     def of(self, delta: Tensor) -> Tensor:
         """The changes within."""
         kept = self.mask(delta.abs())
-        return delta.mul_(kept).mul_(self.factor)
+        delta *= kept
+        delta *= self.factor
+        return delta
 
 
 @dataclass
@@ -70,7 +73,10 @@ class Drawn:
 
     def of(self, delta: Tensor) -> Tensor:
         """The changes that were drawn."""
-        return delta.mul_(self.mask(delta)).mul_(self.factor)
+        kept = self.mask(delta)
+        delta *= kept
+        delta *= self.factor
+        return delta
 
 
 @dataclass
@@ -86,24 +92,30 @@ class Stored:
         start = self.place
         self.place += delta.numel()
         kept = self.kept[start : self.place]
-        return delta.mul_(kept.view(delta.shape)).mul_(self.factor)
+        delta *= kept.view(delta.shape)
+        delta *= self.factor
+        return delta
 
 
 def _factor(before: float, after: float) -> float:
     """What restores a sum of sizes; 1 where one of the sums is nothing."""
-    return 1.0 if before < SMALL or after < SMALL else before / after
+    if min(before, after) < SMALL:
+        return 1.0
+    return before / after
 
 
 def _span(sizes: Tensor, start: int, count: int, rescale: bool) -> Span:
     """`count` sizes from the place `start` on in ascending order, with all that equal the first or the last."""
     if count <= 0:
-        return Span(float("inf"), float("inf"))
+        return Span(math.inf, math.inf)
     flat = sizes.view(-1)
     last = start + count - 1
     ordered = flat.numpy()
     topmost = last == flat.numel() - 1
-    ordered.partition(start if topmost else (start, last))
-    found = Span(float(ordered[start]), float("inf") if topmost else float(ordered[last]))
+    places = [start] if topmost else [start, last]
+    ordered.partition(places)
+    most = math.inf if topmost else float(ordered[last])
+    found = Span(float(ordered[start]), most)
     if rescale:
         kept = flat[found.mask(flat)]
         found.factor = _factor(float(flat.sum()), float(kept.sum()))
@@ -113,16 +125,19 @@ def _span(sizes: Tensor, start: int, count: int, rescale: bool) -> Span:
 def magnitude(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
     """The largest |d|, at least one of them."""
     whole = sizes.numel()
-    count = max(1, int(trim.density * whole)) if trim.density > 0 else 0
-    return _span(sizes, whole - count, count, trim.rescale)
+    share = int(trim.density * whole)
+    count = max(1, share) if trim.density > 0 else 0
+    start = whole - count
+    return _span(sizes, start, count, trim.rescale)
 
 
 def outliers(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
     """The largest |d| below the very largest ones."""
     whole = sizes.numel()
     count = int(trim.density * whole)
-    start = whole - count - int(trim.gamma * whole)
-    return _span(sizes, max(0, start), count, trim.rescale)
+    dropped = int(trim.gamma * whole)
+    start = max(0, whole - count - dropped)
+    return _span(sizes, start, count, trim.rescale)
 
 
 def random(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
@@ -144,19 +159,20 @@ def probabilities(sizes: Tensor, trim: Trim) -> Tensor:
                          "and density + epsilon below 1")
     order = sizes.argsort(dim=1, stable=True)
     ranks = order.argsort(dim=1)
-    length = sizes.shape[1]
-    shares = ranks / (length - 1) if length > 1 else torch.ones_like(sizes)
-    return low + 2 * trim.epsilon * shares
+    last = sizes.shape[1] - 1
+    shares = ranks / last if last else torch.ones_like(sizes)
+    spread = high - low
+    return low + spread * shares
 
 
 def ranked(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
     """Large |d| with a higher probability than small ones of their row, the second axis."""
     rows = sizes.unsqueeze(0) if sizes.ndim < 2 else sizes
     draws = torch.rand(rows.shape, generator=generator)
-    kept = (draws < probabilities(rows, trim)).view(-1)
-    found = Stored(kept)
+    kept = draws < probabilities(rows, trim)
+    found = Stored(kept.view(-1))
     if trim.rescale:
-        left = sizes.view(-1) * kept
+        left = rows * kept
         found.factor = _factor(float(sizes.sum()), float(left.sum()))
     return found
 
@@ -168,5 +184,5 @@ SPARSIFIERS: dict[str, Callable[[Tensor, Trim, torch.Generator], Kept]] = {
 def decided(sizes: Tensor, sparsify: str, trim: Trim, generator: torch.Generator) -> Kept:
     """What is kept of changes of these `sizes` |d|, which are lost on the way."""
     if trim.density <= 0 and sparsify != "magnitude":
-        return Span(float("inf"), float("inf"))
+        return Span(math.inf, math.inf)
     return SPARSIFIERS[sparsify](sizes, trim, generator)

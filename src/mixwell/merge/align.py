@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mixwell.core.checkpoint import Checkpoint, channel_mixers
+from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.merge._assignment import best_assignment
+from mixwell.merge._assignment import best_assignment, mean_of
 from mixwell.merge._parts import MANY
 
 MODELS = range(2, MANY)
@@ -41,7 +41,8 @@ class Config:
     sweeps: int = 20  # turns over all sets of units, at most
 
     def __post_init__(self) -> None:
-        if self.sweeps < 1 or not 0 <= self.t <= 1:
+        within = 0 <= self.t <= 1
+        if self.sweeps < 1 or not within:
             raise ValueError(f"sweeps is {self.sweeps}, t {self.t}; expected 1 or more, and 0 to 1")
 
 
@@ -58,9 +59,11 @@ Spec = Mapping[str, Axes]  # of every tensor with units
 def permuted(tensor: Tensor, axes: Axes, orders: Mapping[str, Tensor], without: str = "") -> Tensor:
     """The tensor with its units in these orders, those of `without` as they are."""
     found = tensor.reshape(axes.view)
+    moved = set(orders) - {without}
     for axis, units in enumerate(axes.units):
-        if units is not None and units != without and units in orders:
-            found = found.index_select(axis, orders[units])
+        if units in moved:
+            order = orders[units]
+            found = found.index_select(axis, order)
     return found.reshape(tensor.shape)
 
 
@@ -131,27 +134,29 @@ def _standard(values_NU: Tensor) -> Tensor:
 def decoder_spec(checkpoint: Checkpoint, residual: bool) -> Spec:
     """The units of a decoder: those of every dense block, and with `residual` those of the residual stream."""
     stream = RESIDUAL if residual else None
-    specs = channel_mixers(checkpoint.arch)
     spec: dict[str, Axes] = {}
     for name, tensor in checkpoint.tensors.items():
         shape = tuple(tensor.shape)
         inside = name.split(".", 2)[-1] if name.startswith("layers.") else name
-        axes = _block_axes(name, inside, shape, specs, stream) or _stream_axes(name, inside, shape, stream)
+        block = _block_axes(name, inside, shape, stream)
+        axes = block or _stream_axes(name, inside, shape, stream)
         if any(axes.units):
             spec[name] = axes
     return spec
 
 
-def _block_axes(name: str, inside: str, shape: tuple[int, ...], specs: Sequence[Mapping[str, Any]],
-                stream: str | None) -> Axes | None:
+def _block_axes(name: str, inside: str, shape: tuple[int, ...], stream: str | None) -> Axes | None:
     """Of a dense feed-forward block's tensor; None for all others."""
     if len(shape) != 2 or not inside.startswith("channel_mixer."):
         return None
     layer = name.split(".")[1]
     part = inside.removeprefix("channel_mixer.")
-    kind, units = part.partition("shared_")[2] or part, f"layers.{layer}.{part.startswith('shared_')}"
+    kind = part.removeprefix("shared_")
+    units = f"layers.{layer}.{part.removesuffix(kind)}"
+    rows, columns = shape
     if kind == "gate_up_proj":
-        return Axes((2, shape[0] // 2, shape[1]), (None, units, stream))
+        halves = (2, rows // 2, columns)
+        return Axes(halves, (None, units, stream))
     if kind == "up_proj":
         return Axes(shape, (units, stream))
     if kind == "down_proj":
@@ -160,20 +165,22 @@ def _block_axes(name: str, inside: str, shape: tuple[int, ...], specs: Sequence[
 
 
 _LAST = ("embed.weight", "head.weight", "qkv.weight", "router.weight", "gate_up_proj")  # the stream is the last axis
+_NOWHERE = ("q_norm.weight", "k_norm.weight", "qkv.bias", "router.bias")  # it is no axis
+_GAINS = ("norm.weight", "sequence_norm.weight", "channel_norm.weight")
 _MIDDLE = ("sequence_mixer.out.weight", "down_proj")  # it is the last but one
 
 
 def _stream_axes(name: str, inside: str, shape: tuple[int, ...], stream: str | None) -> Axes:
     """Of a tensor that reads or writes the residual stream; one of which that is not known raises."""
-    nothing: tuple[str | None, ...] = (None,) * len(shape)
-    if stream is None or name.endswith(("q_norm.weight", "k_norm.weight", "qkv.bias", "router.bias")):
-        return Axes(shape, nothing)
-    if name == "norm.weight" or inside in ("sequence_norm.weight", "channel_norm.weight"):
-        return Axes(shape, (stream,))
-    if inside.endswith(_LAST):
-        return Axes(shape, (*nothing[:-1], stream))
+    units: list[str | None] = [None] * len(shape)
+    if stream is None or name.endswith(_NOWHERE):
+        return Axes(shape, tuple(units))
+    if inside in _GAINS or inside.endswith(_LAST):
+        units[-1] = stream
+        return Axes(shape, tuple(units))
     if inside.endswith(_MIDDLE) and len(shape) > 1:
-        return Axes(shape, (*nothing[:-2], stream, None))
+        units[-2] = stream
+        return Axes(shape, tuple(units))
     raise MixwellError(f"alignment does not know the axes of {name} {list(shape)}; leave the residual stream as it is "
                        "(residual: false).")
 
@@ -185,16 +192,13 @@ def align(checkpoints: Sequence[Checkpoint], base: Checkpoint | None, config: Co
     first, *others = checkpoints
     spec = decoder_spec(first, config.residual)
     start = dict(first.tensors)
-    share = config.t / len(others)
-    merged = {name: (1 - config.t) * tensor.float() for name, tensor in start.items()}
+    aligned = []
     for other in others:
         tensors = dict(other.tensors)
         orders = weight_matching(spec, start, tensors, config.sweeps, generator)
-        for name, tensor in tensors.items():
-            moved = permuted(tensor, spec[name], orders) if name in spec else tensor
-            merged[name] += share * moved.float()
-    kept = {name: tensor.to(start[name].dtype) for name, tensor in merged.items()}
-    return first.derive(tensors=kept)
+        moved = {name: permuted(tensors[name], axes, orders) for name, axes in spec.items()}
+        aligned.append(tensors | moved)
+    return first.derive(tensors=mean_of(start, aligned, config.t))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
@@ -204,7 +208,14 @@ def example(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _decoder(generator: torch.Generator) -> Checkpoint:
-    arch = {"num_layers": 1, "dim": 6, "channel_mixer": {"method": "experts.layers.swiglu", "hidden_dim": 5}}
-    shapes = {"embed.weight": (9, 6), "norm.weight": (6,), "layers.0.channel_norm.weight": (6,),
-              "layers.0.channel_mixer.gate_up_proj": (10, 6), "layers.0.channel_mixer.down_proj": (6, 5)}
-    return Checkpoint(arch, {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
+    mixer = {"method": "experts.layers.swiglu", "hidden_dim": 5}
+    arch = {"num_layers": 1, "dim": 6, "channel_mixer": mixer}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.weight": (9, 6),
+        "norm.weight": (6,),
+        "layers.0.channel_norm.weight": (6,),
+        "layers.0.channel_mixer.gate_up_proj": (10, 6),
+        "layers.0.channel_mixer.down_proj": (6, 5),
+    }
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return Checkpoint(arch, tensors)

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import needed
+from mixwell.merge._parts import call, drawn, needed
 
 MODELS = range(1, 2)
 ADDED = 1e-8  # to probabilities
+QUARTERS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +38,22 @@ def importance(other: Tensor, base: Tensor) -> Tensor:
     """|b - a| times the divergence of the rows' softmax."""
     p = other.softmax(-1) + ADDED
     q = base.softmax(-1) + ADDED
-    terms = p * (p / q).log()
+    ratio = p / q
+    terms = p * ratio.log()
     divergence = terms.sum(-1, keepdim=True)
-    return (other - base).abs() * divergence
+    change = other - base
+    return change.abs() * divergence
 
 
 def threshold(scores: Tensor, spread: float) -> float:
     """Median plus `spread` times the distance of the quartiles, each the number at that place below."""
     flat = scores.flatten().numpy()
     last = flat.size - 1
-    places = [int(share * last) for share in (0.25, 0.5, 0.75)]
+    places = [int(share * last) for share in QUARTERS]
     ordered = np.partition(flat, places)
-    low, middle, high = (float(ordered[place]) for place in places)
-    return middle + spread * (high - low)
+    low, middle, high = ordered[places].tolist()
+    between = high - low
+    return middle + spread * between
 
 
 @method(title="Arcee fusion", year=2024, tags={"base", "ordered"})
@@ -57,11 +61,12 @@ def arcee_fusion(tensors: Sequence[Tensor], base: Tensor | None, config: Config,
     """The base with the most important changes of the other model."""
     start, other = needed(base), tensors[0]
     scores = importance(other, start)
-    taken = scores >= threshold(scores, config.spread)
+    least = threshold(scores, config.spread)
+    taken = scores >= least
     return torch.where(taken, other, start)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two models, the first as the base."""
-    base, other = (torch.randn(4, 5, generator=generator) for _ in range(2))
-    return {"tensors": [other], "base": base, "config": Config(), "generator": generator}
+    base, other = drawn(generator, 2)
+    return call([other], base, Config(), generator)

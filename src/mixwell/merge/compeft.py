@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, Each, check_share, each, needed
+from mixwell.merge._parts import MANY, Each, call, check_share, each, fine_tunes, needed
 from mixwell.merge._quantiles import smallest
-from mixwell.merge.overview import Pieces
+from mixwell.merge.overview import Pieces, alone
 
 MODELS = range(1, MANY)
 
@@ -67,7 +67,7 @@ def overview(pieces: Pieces, count: int, config: Config) -> list[Signs]:
         if kept == 0:
             found.append(Signs(math.inf, 0.0))
             continue
-        (least,) = smallest(lambda: (delta.abs() for delta in changes()), [whole - kept])  # noqa: B023  # called here
+        (least,) = smallest(lambda: (delta.abs() for delta in changes()), [whole - kept])  # called here
         found.append(Signs(least, config.alpha * deviation))
     return found
 
@@ -78,10 +78,11 @@ def _deviation(changes: Iterator[Tensor]) -> tuple[int, float]:
     for delta in changes:
         wide = delta.double()
         count += wide.numel()
-        total += float(wide.sum())
-        squares += float(wide.square().sum())
-    variance = (squares - total**2 / count) / max(count - 1, 1)
-    return count, math.sqrt(max(variance, 0.0))
+        total += wide.sum().item()
+        squares += wide.square().sum().item()
+    around = squares - total**2 / count
+    variance = max(around, 0.0) / max(count - 1, 1)
+    return count, math.sqrt(variance)
 
 
 @method(title="ComPEFT", paper="ComPEFT: Compression for Communicating Parameter Efficient Updates via Sparsification "
@@ -90,10 +91,12 @@ def compeft(tensors: Sequence[Tensor], base: Tensor | None, config: Config, gene
             known: Sequence[Signs] | None = None) -> Tensor:
     """The base and ternary changes. known: what `overview` found; else these tensors are the whole model."""
     start = needed(base)
-    signs = known or overview(lambda: iter([(list(tensors), base)]), len(tensors), config)
+    signs = known or overview(alone(tensors, base), len(tensors), config)
+    weights = each(config.weight, len(tensors), "weight")
     merged = torch.zeros_like(start)
-    for tensor, own, weight in zip(tensors, signs, each(config.weight, len(tensors), "weight")):
-        merged += weight * own.of(tensor - start)
+    for tensor, own, weight in zip(tensors, signs, weights):
+        ternary = own.of(tensor - start)
+        merged += weight * ternary
     return start + config.scale * merged
 
 
@@ -115,19 +118,32 @@ def rice_bits(density: float) -> int:
 def encoded(ternary: Tensor) -> bytes:
     """A flat tensor of -1, 0 and 1 as bits: for each entry that is not 0 the gap before it in Rice's code, its sign."""
     places = torch.nonzero(ternary).flatten().numpy()
-    width = rice_bits(len(places) / max(len(ternary), 1))
+    signs = ternary.numpy()[places] > 0
+    count = len(places)
+    width = rice_bits(count / max(len(ternary), 1))
     gaps = np.diff(places, prepend=-1) - 1
+    bits = _rice(gaps, signs, width)
+    head = count.to_bytes(8, "little") + bytes([width])
+    return head + np.packbits(bits).tobytes()
+
+
+def _rice(gaps: np.ndarray, signs: np.ndarray, width: int) -> np.ndarray:
+    """For each gap its upper part in ones and a zero, `width` bits of the rest, and the sign behind them."""
     ones = gaps >> width
     lengths = ones + 2 + width
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    bits = np.zeros(int(starts[-1]), dtype=np.uint8)
-    unary = np.repeat(starts[:-1] - np.concatenate([[0], np.cumsum(ones)[:-1]]), ones) + np.arange(int(ones.sum()))
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    bits = np.zeros(int(lengths.sum()), dtype=np.uint8)
+    before = np.cumsum(ones) - ones  # ones of earlier gaps
+    unary = np.repeat(starts - before, ones)
+    unary += np.arange(len(unary))
     bits[unary] = 1
     for bit in range(width):
-        bits[starts[:-1] + ones + 1 + bit] = (gaps >> (width - 1 - bit)) & 1
-    bits[starts[1:] - 1] = ternary.numpy()[places] > 0
-    head = len(places).to_bytes(8, "little") + bytes([width])
-    return head + np.packbits(bits).tobytes()
+        shift = width - 1 - bit
+        place = starts + ones + 1 + bit
+        bits[place] = (gaps >> shift) & 1
+    bits[ends - 1] = signs
+    return bits
 
 
 def decoded(data: bytes, count: int) -> Tensor:
@@ -137,18 +153,19 @@ def decoded(data: bytes, count: int) -> Tensor:
     ternary = torch.zeros(count)
     at, place = 0, -1
     for _ in range(kept):
-        end = at + int(np.argmin(bits[at:]))
-        rest = bits[end + 1 : end + 1 + width]
-        gap = ((end - at) << width) + int("".join(map(str, rest)) or "0", 2)
-        place += gap + 1
-        sign = bits[end + 1 + width]
-        ternary[place] = 1.0 if sign else -1.0
-        at = end + 2 + width
+        ones = int(np.argmin(bits[at:]))
+        start = at + ones + 1
+        behind = start + width
+        digits = "".join(map(str, bits[start:behind]))
+        rest = int(digits or "0", 2)
+        place += (ones << width) + rest + 1
+        ternary[place] = 1.0 if bits[behind] else -1.0
+        at = behind + 1
     return ternary
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three fine-tunes and their base."""
-    base = torch.randn(4, 5, generator=generator)
-    tensors = [base + torch.randn(4, 5, generator=generator) for _ in range(3)]
-    return {"tensors": tensors, "base": base, "config": Config(density=0.5), "generator": generator}
+    base, tensors = fine_tunes(generator, 3)
+    config = Config(density=0.5)
+    return call(tensors, base, config, generator)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, Each, each
+from mixwell.merge._parts import MANY, Each, drawn, each
 
 MODELS = range(1, MANY)
 Tensors = Mapping[str, Tensor]
@@ -104,6 +104,6 @@ def _scale(statistics: Tensors, config: Config) -> float:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two models of one tensor, and what they are sure of."""
-    models = [{"w": torch.randn(4, 5, generator=generator)} for _ in range(2)]
-    statistics = [{"w": torch.rand(4, 5, generator=generator)} for _ in range(2)]
+    models = [{"w": tensor} for tensor in drawn(generator, 2)]
+    statistics = [{"w": tensor.square()} for tensor in drawn(generator, 2)]
     return {"models": models, "statistics": statistics, "config": Config()}

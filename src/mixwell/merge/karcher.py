@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY
+from mixwell.merge._parts import MANY, call, drawn
 
 MODELS = range(1, MANY)
 OPPOSITE = 1e-6  # sine below which two directions are opposite
@@ -83,5 +83,5 @@ def karcher(tensors: Sequence[Tensor], base: Tensor | None, config: Config, gene
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three models."""
-    tensors = [torch.randn(4, 5, generator=generator) for _ in range(3)]
-    return {"tensors": tensors, "base": None, "config": Config(), "generator": generator}
+    tensors = drawn(generator, 3)
+    return call(tensors, None, Config(), generator)

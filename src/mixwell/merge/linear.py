@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, Each, each, weighted_sum
+from mixwell.merge._parts import MANY, Each, call, drawn, each, weighted_sum
 
 MODELS = range(1, MANY)
 
@@ -46,5 +46,5 @@ def linear(tensors: Sequence[Tensor], base: Tensor | None, config: Config, gener
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three models."""
-    tensors = [torch.randn(4, 5, generator=generator) for _ in range(3)]
-    return {"tensors": tensors, "base": None, "config": Config(weight=(1.0, 2.0, 1.0)), "generator": generator}
+    config = Config(weight=(1.0, 2.0, 1.0))
+    return call(drawn(generator, 3), None, config, generator)

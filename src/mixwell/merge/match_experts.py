@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +25,11 @@ from torch.nn import functional as F
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.merge._assignment import best_assignment, squared_distances
+from mixwell.merge._assignment import best_assignment, mean_of, squared_distances
 from mixwell.merge._parts import MANY
 
 MODELS = range(2, MANY)
+NOTHING = 1e-12  # size that is divided by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class Config:
     centre: bool = True  # take the mean over experts off router rows before they are averaged
 
     def __post_init__(self) -> None:
-        if self.router_weight < 0 or not 0 <= self.t <= 1:
+        within = 0 <= self.t <= 1
+        if self.router_weight < 0 or not within:
             raise ValueError(f"router_weight is {self.router_weight}, t {self.t}; expected 0 or more, and 0 to 1")
 
 
@@ -58,18 +61,21 @@ def from_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def matched_units(first: Tensor, second: Tensor, permute: bool) -> tuple[Tensor, float]:
     """(the second expert's unit for each of the first one's, the squared distance that is left)."""
-    if not permute:
-        return torch.arange(len(first)), float((first - second).double().square().sum())
-    costs = squared_distances(first, second)
-    order = best_assignment(costs)
-    left = (first - second[order]).double().square().sum()
+    order = torch.arange(len(first))
+    if permute:
+        costs = squared_distances(first, second)
+        order = best_assignment(costs)
+    apart = first - second[order]
+    left = apart.double().square().sum()
     return order, float(left)
 
 
 def router_costs(first_ED: Tensor, second_ED: Tensor) -> Tensor:
     """1 - cos of router rows [E, E], centred over experts."""
-    a, b = centred(first_ED), centred(second_ED)
-    return 1 - F.normalize(a.double(), dim=1) @ F.normalize(b.double(), dim=1).T
+    a, b = centred(first_ED).double(), centred(second_ED).double()
+    unit_a = F.normalize(a, dim=1)
+    unit_b = F.normalize(b, dim=1)
+    return 1 - unit_a @ unit_b.T
 
 
 def centred(router: Tensor) -> Tensor:
@@ -81,16 +87,17 @@ def match_layer(first: Mapping[str, Tensor], second: Mapping[str, Tensor],
                 config: Config) -> tuple[Tensor, dict[int, Tensor]]:
     """(the second layer's expert for each of the first one's, the order of its units by that place)."""
     own, other = _all_rows(first), _all_rows(second)
-    count = len(own)
-    costs = config.router_weight * router_costs(first["router.weight"], second["router.weight"])
+    apart = router_costs(first["router.weight"], second["router.weight"])
+    costs = config.router_weight * apart
     orders: dict[tuple[int, int], Tensor] = {}
-    for i in range(count):
-        for j in range(count):
-            orders[i, j], left = matched_units(own[i], other[j], config.units)
-            size = float(own[i].square().sum() + other[j].square().sum())
-            costs[i, j] += left / max(size, 1e-12)
+    pairs = itertools.product(enumerate(own), enumerate(other))
+    for (i, rows), (j, others) in pairs:
+        orders[i, j], left = matched_units(rows, others, config.units)
+        size = rows.square().sum() + others.square().sum()
+        costs[i, j] += left / max(float(size), NOTHING)
     experts = best_assignment(costs)
-    return experts, {place: orders[place, int(expert)] for place, expert in enumerate(experts)}
+    chosen = enumerate(experts.tolist())
+    return experts, {place: orders[place, expert] for place, expert in chosen}
 
 
 def _all_rows(layer: Mapping[str, Tensor]) -> list[Tensor]:
@@ -102,10 +109,14 @@ def reordered(layer: Mapping[str, Tensor], experts: Tensor, orders: Mapping[int,
     """The layer with its experts, their units, and what the router has of each in that order."""
     count = len(experts)
     rows = _all_rows(layer)
-    made = [from_rows(rows[int(expert)][orders[place]]) for place, expert in enumerate(experts)]
+    made = []
+    for place, expert in enumerate(experts.tolist()):
+        units = rows[expert][orders[place]]
+        made.append(from_rows(units))
+    gate_ups, downs = zip(*made)
     found = dict(layer)
-    found["gate_up_proj"] = torch.stack([gate_up for gate_up, _ in made])
-    found["down_proj"] = torch.stack([down for _, down in made])
+    found["gate_up_proj"] = torch.stack(gate_ups)
+    found["down_proj"] = torch.stack(downs)
     for name, tensor in layer.items():
         if not name.startswith("router."):
             continue
@@ -127,7 +138,8 @@ def _layers(checkpoint: Checkpoint) -> list[str]:
 
 
 def _inside(tensors: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:
-    return {name.removeprefix(stem): tensor for name, tensor in tensors.items() if name.startswith(stem)}
+    names = [name for name in tensors if name.startswith(stem)]
+    return {name.removeprefix(stem): tensors[name] for name in names}
 
 
 def matched(first: Mapping[str, Tensor], second: Mapping[str, Tensor], stems: Sequence[str],
@@ -149,19 +161,21 @@ def match_experts(checkpoints: Sequence[Checkpoint], base: Checkpoint | None, co
     first, *others = checkpoints
     stems = _layers(first)
     start = dict(first.tensors)
-    routers = {f"{stem}router.weight" for stem in stems} if config.centre else set()
-    share = config.t / len(others)
-    merged = {name: (1 - config.t) * _ready(name, tensor, routers) for name, tensor in start.items()}
-    for other in others:
-        for name, tensor in matched(start, dict(other.tensors), stems, config).items():
-            merged[name] += share * _ready(name, tensor, routers)
-    kept = {name: tensor.to(start[name].dtype) for name, tensor in merged.items()}
-    return first.derive(tensors=kept)
+    found = [matched(start, dict(other.tensors), stems, config) for other in others]
+    if config.centre:
+        start, *found = [_with_centred(tensors, stems) for tensors in (start, *found)]
+    return first.derive(tensors=mean_of(start, found, config.t))
 
 
-def _ready(name: str, tensor: Tensor, routers: set[str]) -> Tensor:
-    wide = tensor.float()
-    return centred(wide) if name in routers else wide
+def _with_centred(tensors: Mapping[str, Tensor], stems: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors with centred routers, in their own types."""
+    routers = {}
+    for stem in stems:
+        name = f"{stem}router.weight"
+        router = tensors[name]
+        moved = centred(router.float())
+        routers[name] = moved.to(router.dtype)
+    return {**tensors, **routers}
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
@@ -171,8 +185,14 @@ def example(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _mixture(generator: torch.Generator) -> Checkpoint:
-    arch = {"num_layers": 1, "dim": 6, "channel_mixer": {"method": "experts.layers.moe", "hidden_dim": 4}}
+    mixer = {"method": "experts.layers.moe", "hidden_dim": 4}
+    arch = {"num_layers": 1, "dim": 6, "channel_mixer": mixer}
     stem = "layers.0.channel_mixer."
-    shapes = {"embed.weight": (9, 6), f"{stem}gate_up_proj": (3, 8, 6), f"{stem}down_proj": (3, 6, 4),
-              f"{stem}router.weight": (3, 6)}
-    return Checkpoint(arch, {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.weight": (9, 6),
+        f"{stem}gate_up_proj": (3, 8, 6),
+        f"{stem}down_proj": (3, 6, 4),
+        f"{stem}router.weight": (3, 6),
+    }
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return Checkpoint(arch, tensors)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, needed
+from mixwell.merge._parts import MANY, call, fine_tunes, needed
 
 MODELS = range(2, MANY)
 SINGULAR = 1e-6
@@ -44,17 +44,19 @@ def mean_cosine(deltas: Sequence[Tensor], floor: float) -> Tensor:
     cosines = []
     for first, second in itertools.combinations(deltas, 2):
         lengths = first.norm(dim=-1) * second.norm(dim=-1)
-        product = (first * second).sum(-1)
-        cosine = product / lengths.clamp(min=floor)
+        products = first * second
+        cosine = products.sum(-1) / lengths.clamp(min=floor)
         cosines.append(cosine.clamp(-1, 1))
-    return torch.stack(cosines).mean(0).unsqueeze(-1)
+    mean = torch.stack(cosines).mean(0)
+    return mean.unsqueeze(-1)
 
 
 def share(cosine: Tensor, count: int) -> Tensor:
     """t: how much of the way to the mean of `count` models is gone."""
     denominator = 1 + (count - 1) * cosine
     singular = denominator.abs() < SINGULAR
-    ratio = count * cosine / torch.where(singular, 1.0, denominator)
+    safe = torch.where(singular, 1.0, denominator)
+    ratio = count * cosine / safe
     return torch.where(singular, 0.0, ratio)
 
 
@@ -67,11 +69,11 @@ def model_stock(tensors: Sequence[Tensor], base: Tensor | None, config: Config, 
     cosine = mean_cosine(deltas, config.floor)
     t = share(cosine, len(deltas))
     mean = torch.stack(deltas).mean(0)
-    return (rows + t * mean).view(start.shape)
+    moved = rows + t * mean
+    return moved.view(start.shape)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three fine-tunes and their base."""
-    base = torch.randn(4, 5, generator=generator)
-    tensors = [base + torch.randn(4, 5, generator=generator) for _ in range(3)]
-    return {"tensors": tensors, "base": base, "config": Config(), "generator": generator}
+    base, tensors = fine_tunes(generator, 3)
+    return call(tensors, base, Config(), generator)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, Each, each, weighted_sum
+from mixwell.merge._parts import MANY, Each, call, each, fine_tunes, weighted_sum
 
 MODELS = range(1, MANY)
 
@@ -41,13 +41,16 @@ class Config:
 def spherical_mean(vectors: Sequence[Tensor], weights: Sequence[float], eps: float) -> Tensor:
     """The mean direction at the mean length."""
     norms = [float(vector.norm()) for vector in vectors]
-    shares = [weight / (norm + eps) for weight, norm in zip(weights, norms)]
+    pairs = list(zip(weights, norms))
+    shares = [weight / (norm + eps) for weight, norm in pairs]
     mean = weighted_sum(vectors, shares)
     length = float(mean.norm())
     if length < eps:
-        return _cancelled(vectors, weights, max(norms) > eps)
-    size = sum(weight * norm for weight, norm in zip(weights, norms))
-    return mean.mul_(size / length)
+        there = max(norms) > eps
+        return _cancelled(vectors, weights, there)
+    size = sum(weight * norm for weight, norm in pairs)
+    ratio = size / length
+    return mean.mul_(ratio)
 
 
 def _cancelled(vectors: Sequence[Tensor], weights: Sequence[float], there: bool) -> Tensor:
@@ -75,6 +78,6 @@ def multislerp(tensors: Sequence[Tensor], base: Tensor | None, config: Config, g
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three models and their base."""
-    tensors = [torch.randn(4, 5, generator=generator) for _ in range(3)]
-    base = torch.randn(4, 5, generator=generator)
-    return {"tensors": tensors, "base": base, "config": Config(weight=(1.0, 2.0, 1.0)), "generator": generator}
+    base, tensors = fine_tunes(generator, 3)
+    config = Config(weight=(1.0, 2.0, 1.0))
+    return call(tensors, base, config, generator)

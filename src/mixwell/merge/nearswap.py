@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import needed
+from mixwell.merge._parts import call, drawn, needed
 
 MODELS = range(1, 2)
 LEAST = 1e-6  # difference that is divided by
@@ -47,5 +47,6 @@ def nearswap(tensors: Sequence[Tensor], base: Tensor | None, config: Config, gen
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two models, the first as the base."""
-    base, other = (torch.randn(4, 5, generator=generator) for _ in range(2))
-    return {"tensors": [other], "base": base, "config": Config(t=0.5), "generator": generator}
+    base, other = drawn(generator, 2)
+    config = Config(t=0.5)
+    return call([other], base, config, generator)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import Each, each
+from mixwell.merge._parts import Each, call, each, fine_tunes
 
 MODELS = range(2, 3)
 FLOOR, PARALLEL = 1e-7, 1e-16  # of a norm; of 1 - cos^2
@@ -82,5 +82,6 @@ def _shaped(a: Tensor, b: Tensor, t: float, config: Config) -> Tensor:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two models and their base."""
-    a, b, base = (torch.randn(4, 5, generator=generator) for _ in range(3))
-    return {"tensors": [a, b], "base": base, "config": Config(weight=(1.0, 3.0)), "generator": generator}
+    base, tensors = fine_tunes(generator, 2)
+    config = Config(weight=(1.0, 3.0))
+    return call(tensors, base, config, generator)

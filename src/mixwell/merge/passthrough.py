@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.merge._parts import call, drawn
 
 MODELS = range(1, 2)
 
@@ -38,5 +39,5 @@ def passthrough(tensors: Sequence[Tensor], base: Tensor | None, config: Config, 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """One model."""
-    only = torch.randn(4, 5, generator=generator)
-    return {"tensors": [only], "base": None, "config": Config(), "generator": generator}
+    tensors = drawn(generator, 1)
+    return call(tensors, None, Config(), generator)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, check_share, needed
+from mixwell.merge._parts import MANY, call, check_share, fine_tunes, needed
 from mixwell.merge._quantiles import smallest
-from mixwell.merge.overview import Pieces
+from mixwell.merge.overview import Pieces, alone
 
 MODELS = range(1, MANY)
 TAIL, NOTHING = 1e-4, 1e-12  # share cut off at both ends; sum of scores that is divided by
@@ -56,37 +56,52 @@ def spread(values: Tensor, low: float, high: float) -> Tensor:
 
 def scores(deltas: Sequence[Tensor], place: int, low: float, high: float) -> Tensor:
     """s_i before it is cut: within the task times between tasks."""
-    sizes = deltas[place].abs().clamp(low, high)
+    own, count = deltas[place], len(deltas)
+    sizes = own.abs().clamp(low, high)
     shares = spread(sizes, low, high)
-    within = (len(deltas) * shares.square()).exp()
+    within = torch.exp(count * shares.square())
     total = torch.stack(list(deltas)).sum(0)
-    between = (deltas[place] * total).tanh()
-    return (within * between).float()  # as quantiles are: the last winner's score is then the floor itself
+    between = torch.tanh(own * total)
+    found = within * between
+    return found.float()  # as quantiles are: the last winner's score is then the floor itself
 
 
 def overview(pieces: Pieces, count: int, config: Config) -> list[Range]:
     """Quantiles of sizes and of scores over the whole model."""
+    last = sum(tensors[0].numel() for tensors, _ in pieces()) - 1
+    cut = int(TAIL * last)
+    rank = int((1 - config.ratio) * last)
     found = []
     for place in range(count):
-        def sizes(place: int = place) -> Iterator[Tensor]:
-            return (deltas[place].abs() for deltas in _changes(pieces))
-
-        whole = sum(piece.numel() for piece in sizes())
-        cut = int(TAIL * (whole - 1))
-        low, high = smallest(sizes, [cut, whole - 1 - cut])
-
-        def own(place: int = place, low: float = low, high: float = high) -> Iterator[Tensor]:
-            return (scores(deltas, place, low, high) for deltas in _changes(pieces))
-
-        rank = int((1 - config.ratio) * (whole - 1))
-        floor, top = smallest(own, [rank, whole - 1])
+        task = Task(pieces, place)
+        low, high = smallest(task.sizes, [cut, last - cut])
+        bounded = task._replace(low=low, high=high)
+        floor, top = smallest(bounded.scores, [rank, last])
         found.append(Range(low, high, floor, top))
     return found
 
 
-def _changes(pieces: Pieces) -> Iterator[list[Tensor]]:
-    for tensors, base in pieces():
-        yield [tensor - needed(base) for tensor in tensors]
+class Task(NamedTuple):
+    """One task of several, piece by piece."""
+
+    pieces: Pieces
+    place: int
+    low: float = 0.0  # sizes are clamped to
+    high: float = 0.0
+
+    def _changes(self) -> Iterator[list[Tensor]]:
+        for tensors, base in self.pieces():
+            yield [tensor - needed(base) for tensor in tensors]
+
+    def sizes(self) -> Iterator[Tensor]:
+        """|t_i|."""
+        for deltas in self._changes():
+            yield deltas[self.place].abs()
+
+    def scores(self) -> Iterator[Tensor]:
+        """s_i before it is cut."""
+        for deltas in self._changes():
+            yield scores(deltas, self.place, self.low, self.high)
 
 
 @method(title="PCB-Merging", paper="Parameter Competition Balancing for Model Merging", year=2024,
@@ -95,20 +110,23 @@ def pcb(tensors: Sequence[Tensor], base: Tensor | None, config: Config, generato
         known: Sequence[Range] | None = None) -> Tensor:
     """The base and the changes that won. known: what `overview` found; else these tensors are the whole model."""
     start = needed(base)
-    ranges = known or overview(lambda: iter([(list(tensors), base)]), len(tensors), config)
+    ranges = known or overview(alone(tensors, base), len(tensors), config)
     deltas = [tensor - start for tensor in tensors]
-    total, divisor = torch.zeros_like(start), torch.zeros_like(start)
-    for place, (delta, own) in enumerate(zip(deltas, ranges)):
-        raw = scores(deltas, place, own.low, own.high).clamp(min=own.floor)
-        score = spread(raw, own.floor, own.top)
+    total = torch.zeros_like(start)
+    divisor = torch.zeros_like(start)
+    for place, own in enumerate(ranges):
+        raw = scores(deltas, place, own.low, own.high)
+        score = spread(raw.clamp(min=own.floor), own.floor, own.top)
+        delta = deltas[place]
         size = delta.abs().clamp(own.low, own.high)
         total += score * size * delta.sign()
         divisor += score
-    return start + config.scale * total / divisor.clamp(min=NOTHING)
+    mean = total / divisor.clamp(min=NOTHING)
+    return start + config.scale * mean
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three fine-tunes and their base."""
-    base = torch.randn(4, 5, generator=generator)
-    tensors = [base + torch.randn(4, 5, generator=generator) for _ in range(3)]
-    return {"tensors": tensors, "base": base, "config": Config(ratio=0.5), "generator": generator}
+    base, tensors = fine_tunes(generator, 3)
+    config = Config(ratio=0.5)
+    return call(tensors, base, config, generator)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, needed
+from mixwell.merge._parts import MANY, call, fine_tunes, needed
 
 MODELS = range(1, MANY)
 ROWS: dict[str, dict[str, Any]] = {"ram": {}, "ramplus_tl": {"r": 0.1}}  # mergekit's names -> options
@@ -41,10 +41,12 @@ class Config:
 
 def gain(present: Tensor, counts: Tensor, config: Config) -> float:
     """f_i, from what a model shares with others."""
-    shared = int((present & (counts > 1)).sum())
-    unique = int((present & (counts == 1)).sum())
+    common = present & (counts > 1)
+    alone = present & (counts == 1)
+    shared, unique = int(common.sum()), int(alone.sum())
     rho = shared / max(unique, config.epsilon)
-    return 1 + config.r * min(rho, config.alpha)
+    bounded = min(rho, config.alpha)
+    return 1 + config.r * bounded
 
 
 @method(title="Reinforced agent merging", year=2026, tags={"base", "averages"})
@@ -57,13 +59,13 @@ def ram(tensors: Sequence[Tensor], base: Tensor | None, config: Config, generato
     merged = start.clone()
     for delta, mask in zip(deltas, present):
         factor = gain(mask, counts, config) if config.r else 1.0
-        share = torch.where(counts == 1, factor, 1 / counts.clamp(min=1))
+        means = 1 / counts.clamp(min=1)
+        share = torch.where(counts == 1, factor, means)
         merged += share * delta * mask
     return merged
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three fine-tunes and their base."""
-    base = torch.randn(4, 5, generator=generator)
-    tensors = [base + torch.randn(4, 5, generator=generator) for _ in range(3)]
-    return {"tensors": tensors, "base": base, "config": Config(), "generator": generator}
+    base, tensors = fine_tunes(generator, 3)
+    return call(tensors, base, Config(), generator)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, Each, check_share, each, weighted_sum
+from mixwell.merge._parts import MANY, Each, check_share, drawn, each, weighted_sum
 
 MODELS = range(1, MANY)
 Tensors = Mapping[str, Tensor]
@@ -115,7 +115,7 @@ def regmean(models: Sequence[Tensors], statistics: Sequence[Tensors], config: Co
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two models of one map, with the inputs that each saw."""
-    models = [{"w": torch.randn(4, 5, generator=generator)} for _ in range(2)]
-    seen = [torch.randn(9, 5, generator=generator) for _ in range(2)]
-    statistics = [{"w": rows.T @ rows / 9} for rows in seen]
+    models = [{"w": tensor} for tensor in drawn(generator, 2)]
+    seen = drawn(generator, 2)
+    statistics = [{"w": rows.T @ rows} for rows in seen]
     return {"models": models, "statistics": statistics, "config": Config()}

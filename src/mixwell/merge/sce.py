@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, agreeing, check_share, needed
+from mixwell.merge._parts import MANY, agreeing, call, check_share, fine_tunes, needed
 
 MODELS = range(1, MANY)
 LEAST = 1e-6  # sum of weights that is divided by
@@ -47,16 +47,18 @@ def selection(deltas: Sequence[Tensor], share: float) -> Tensor:
     if count == 0:
         return torch.zeros_like(variance, dtype=torch.bool)
     place = variance.numel() - count
-    ordered = np.partition(variance.flatten().numpy(), place)
-    return variance >= float(ordered[place])
+    flat = variance.flatten().numpy()
+    ordered = np.partition(flat, place)
+    least = float(ordered[place])
+    return variance >= least
 
 
 def shares(deltas: Sequence[Tensor], floor: float) -> list[float]:
     """c_i, which sum to 1."""
     sizes = [float(delta.square().mean()) for delta in deltas]
-    total = sum(sizes)
+    total, count = sum(sizes), len(sizes)
     if total < floor:
-        return [1 / len(sizes)] * len(sizes)
+        return [1 / count] * count
     return [size / total for size in sizes]
 
 
@@ -79,6 +81,5 @@ def sce(tensors: Sequence[Tensor], base: Tensor | None, config: Config, generato
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three fine-tunes and their base."""
-    base = torch.randn(4, 5, generator=generator)
-    tensors = [base + torch.randn(4, 5, generator=generator) for _ in range(3)]
-    return {"tensors": tensors, "base": base, "config": Config(), "generator": generator}
+    base, tensors = fine_tunes(generator, 3)
+    return call(tensors, base, Config(), generator)

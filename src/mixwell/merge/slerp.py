@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import TINY
+from mixwell.merge._parts import TINY, call, drawn
 
 MODELS = range(2, 3)
 PARALLEL = 0.9995  # |cos| above which the arc is taken for its chord
@@ -47,10 +47,11 @@ def shares(cosine: float, t: float) -> tuple[float, float]:
 def survey(tensors: Sequence[Tensor], base: Tensor | None, config: Config, generator: torch.Generator) -> Any:
     """The factors, which take whole tensors to know."""
     a, b = (tensor.flatten() for tensor in tensors)
-    norms = float(a.norm()) * float(b.norm())
-    cosine = float(torch.dot(a, b)) / max(norms, TINY)
-    cosine = min(max(cosine, -1.0), 1.0)
-    return shares(cosine, config.t)
+    norms = a.norm() * b.norm()
+    product = torch.dot(a, b)
+    cosine = product / norms.clamp(min=TINY)
+    bounded = cosine.clamp(-1, 1)
+    return shares(float(bounded), config.t)
 
 
 @method(title="Spherical interpolation (SLERP)", year=1985, tags={"elementwise", "ordered", "averages", "surveys"})
@@ -64,5 +65,5 @@ def slerp(tensors: Sequence[Tensor], base: Tensor | None, config: Config, genera
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two models."""
-    tensors = [torch.randn(4, 5, generator=generator) for _ in range(2)]
-    return {"tensors": tensors, "base": None, "config": Config(t=0.3), "generator": generator}
+    config = Config(t=0.3)
+    return call(drawn(generator, 2), None, config, generator)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.rng import spawn
-from mixwell.merge._parts import MANY, Each, agreeing, check_share, each, needed
+from mixwell.merge._parts import MANY, Each, agreeing, call, check_share, each, fine_tunes, needed
 from mixwell.merge._sparsify import Everything, Kept, Trim, decided
 
 MODELS = range(1, MANY)
@@ -76,8 +76,10 @@ def survey(tensors: Sequence[Tensor], base: Tensor | None, config: Config, gener
         if config.sparsify == "none" or trim.density >= 1:
             found.append(Everything())
             continue
-        sizes = (tensors[place] - needed(base)).abs_()
-        found.append(decided(sizes, config.sparsify, trim, draws))
+        sizes = tensors[place] - needed(base)
+        sizes.abs_()
+        kept = decided(sizes, config.sparsify, trim, draws)
+        found.append(kept)
     return found
 
 
@@ -109,8 +111,10 @@ def task_arithmetic(tensors: Sequence[Tensor], base: Tensor | None, config: Conf
 
 def _agreed(deltas: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     """The sum of the changes with the majority's sign, and that of their weights."""
-    total, divisor = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
-    for delta, weight, agrees in zip(deltas, weights, agreeing(deltas)):
+    total = torch.zeros_like(deltas[0])
+    divisor = torch.zeros_like(total)
+    masks = agreeing(deltas)
+    for delta, weight, agrees in zip(deltas, weights, masks):
         total += delta * agrees
         divisor += weight * agrees
     return total, divisor
@@ -118,7 +122,6 @@ def _agreed(deltas: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor,
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three fine-tunes and their base, TIES."""
-    base = torch.randn(4, 5, generator=generator)
-    tensors = [base + torch.randn(4, 5, generator=generator) for _ in range(3)]
+    base, tensors = fine_tunes(generator, 3)
     config = Config(**ROWS["ties"], density=0.5)
-    return {"tensors": tensors, "base": base, "config": config, "generator": generator}
+    return call(tensors, base, config, generator)

@@ -23,9 +23,8 @@ from mixwell.merge.reading import Place
 from mixwell.merge.settings import Scope, looked_up
 from mixwell.report.targets import check_folder
 from mixwell.run import mergekit_tokens
+from mixwell.run.mergekit_file import IGNORED, METHODS, OURS, File, Module, Part, Slice, read, reference
 from mixwell.run.merging import CARD, Source, card, check_alike
-from mixwell.run.mergekit_file import IGNORED, METHODS, OURS, File, Module, Part, Slice, read, reference
-from mixwell.run.mergekit_file import IGNORED, METHODS, OURS, File, Module, Part, Slice, read, reference
 from mixwell.run.paths import find_model
 
 CONFIG_COPY = "mergekit_config.yml"

@@ -20,8 +20,8 @@ from mixwell.core.errors import MixwellError, shown
 from mixwell.lm import tokenizer_files as layout
 from mixwell.lm.tokenizer import MAIN, Tokenizer
 from mixwell.merge.reading import Place
-from mixwell.run.merging import Source
 from mixwell.run.mergekit_file import File, reference
+from mixwell.run.merging import Source
 
 ENDS = ("embed_tokens", "embed.", "embed_in", "wte", "lm_head", "head.weight", "embed_out")
 

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import urllib.error
 import urllib.request
@@ -43,8 +44,11 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.temperature < 0:
-            raise ValueError(f"samples is {self.samples}, temperature {self.temperature}; expected 1 or more, 0 or more")
-        if self.window is not None and not 1 <= self.reserved < self.window:
+            raise ValueError(f"samples is {self.samples}, temperature {self.temperature}; expected 1 or more, and 0 or "
+                             "more")
+        if self.window is None:
+            return
+        if not 1 <= self.reserved < self.window:
             raise ValueError(f"reserved is {self.reserved} of a window of {self.window}; expected 1 or more, and fewer "
                              "than the window has places")
 
@@ -85,13 +89,17 @@ class Endpoint:
 
 def prompt_for(question: str, answers: Sequence[str]) -> str:
     """What the aggregator reads."""
-    listed = [f"Answer {number}:\n{answer}" for number, answer in enumerate(answers, start=1)]
-    return "\n\n".join([INSTRUCTION, f"Question:\n{question}", *listed])
+    numbered = enumerate(answers, start=1)
+    listed = [f"Answer {number}:\n{answer}" for number, answer in numbered]
+    parts = [INSTRUCTION, f"Question:\n{question}", *listed]
+    return "\n\n".join(parts)
 
 
 def proposals(question: str, agents: Sequence[Ask], config: Config) -> list[str]:
     """N answers: all of one agent, or one after the other of several."""
-    return [agents[number % len(agents)](question, config.temperature) for number in range(config.samples)]
+    turns = itertools.cycle(agents)
+    chosen = itertools.islice(turns, config.samples)
+    return [agent(question, config.temperature) for agent in chosen]
 
 
 @method(title="Mixture of agents, Self-MoA",
@@ -112,28 +120,44 @@ def mixture_of_agents(question: str, agents: Sequence[Ask], aggregator: Ask, con
 
 def _sequential(question: str, answers: Sequence[str], aggregator: Ask, window: int, reserved: int) -> str:
     """Aggregates over a window that slides, the last ones kept in it."""
-    best = [aggregator(prompt_for(question, answers[:window]), 0.0)]
     fresh = window - reserved
-    for start in range(window, len(answers), fresh):
-        seen = [*best[-reserved:], *answers[start : start + fresh]]
-        best.append(aggregator(prompt_for(question, seen), 0.0))
-    return best[-1]
+    best: list[str] = []
+    seen, start = list(answers[:window]), window
+    while True:
+        prompt = prompt_for(question, seen)
+        best.append(aggregator(prompt, 0.0))
+        new = answers[start : start + fresh]
+        if not new:
+            return best[-1]
+        seen = [*best[-reserved:], *new]
+        start += fresh
 
 
 def vendi_score(similarities_NN: Tensor) -> float:
     """How many different answers there are in effect, 1 to N; similarities with ones on the diagonal."""
     count = len(similarities_NN)
-    values = torch.linalg.eigvalsh(similarities_NN.double() / count).clamp(min=0)
-    entropy = -torch.xlogy(values, values).sum()
+    kernel = similarities_NN.double() / count
+    values = torch.linalg.eigvalsh(kernel)
+    shares = values.clamp(min=0)
+    entropy = -torch.xlogy(shares, shares).sum()
     return float(entropy.exp())
 
 
 def quality_and_diversity(scores: Tensor, quality: Tensor, diversity: Tensor) -> tuple[float, float]:
     """(a, b): how much the score of a mixture rises with its proposals' quality and with their diversity."""
-    columns = [(one - one.mean()) / one.std() for one in (quality.double(), diversity.double())]
-    design = torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
-    found = torch.linalg.lstsq(design, scores.double().unsqueeze(1)).solution
-    return float(found[0]), float(found[1])
+    columns = [_standard(quality), _standard(diversity)]
+    ones = torch.ones_like(columns[0])
+    design = torch.stack([*columns, ones], dim=1)
+    targets = scores.double().unsqueeze(1)
+    found = torch.linalg.lstsq(design, targets)
+    a, b, _ = found.solution.flatten().tolist()
+    return a, b
+
+
+def _standard(values: Tensor) -> Tensor:
+    wide = values.double()
+    centred = wide - wide.mean()
+    return centred / wide.std()
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,15 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for place, weight in enumerate(weights):
         total += weight * tensors[place]  # a fused product would not round it: opposite ones would not cancel
     return total
+
+
+def combined(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """sum_i w_i x_i of tensors under the same names."""
+    found = {}
+    for name in models[0]:
+        tensors = [model[name] for model in models]
+        found[name] = weighted_sum(tensors, weights)
+    return found
 
 
 def agreeing(deltas: Sequence[Tensor]) -> list[Tensor]:

@@ -57,19 +57,34 @@ class Signs(NamedTuple):
 
 def overview(pieces: Pieces, count: int, config: Config) -> list[Signs]:
     """Thresholds and deviations over the whole model."""
-    found = []
-    for place in range(count):
-        def changes(place: int = place) -> Iterator[Tensor]:
-            return (tensors[place] - needed(base) for tensors, base in pieces())
+    return [_signs(Change(pieces, place), config) for place in range(count)]
 
-        whole, deviation = _deviation(changes())
-        kept = int(config.density * whole)
-        if kept == 0:
-            found.append(Signs(math.inf, 0.0))
-            continue
-        (least,) = smallest(lambda: (delta.abs() for delta in changes()), [whole - kept])  # called here
-        found.append(Signs(least, config.alpha * deviation))
-    return found
+
+class Change(NamedTuple):
+    """What one model learned, piece by piece."""
+
+    pieces: Pieces
+    place: int
+
+    def values(self) -> Iterator[Tensor]:
+        """The changes."""
+        for tensors, base in self.pieces():
+            yield tensors[self.place] - needed(base)
+
+    def sizes(self) -> Iterator[Tensor]:
+        """Their sizes."""
+        for delta in self.values():
+            yield delta.abs()
+
+
+def _signs(change: Change, config: Config) -> Signs:
+    """The threshold and the size of one model's changes."""
+    whole, deviation = _deviation(change.values())
+    kept = int(config.density * whole)
+    if kept == 0:
+        return Signs(math.inf, 0.0)
+    (least,) = smallest(change.sizes, [whole - kept])
+    return Signs(least, config.alpha * deviation)
 
 
 def _deviation(changes: Iterator[Tensor]) -> tuple[int, float]:
@@ -117,10 +132,12 @@ def rice_bits(density: float) -> int:
 
 def encoded(ternary: Tensor) -> bytes:
     """A flat tensor of -1, 0 and 1 as bits: for each entry that is not 0 the gap before it in Rice's code, its sign."""
-    places = torch.nonzero(ternary).flatten().numpy()
-    signs = ternary.numpy()[places] > 0
+    entries = ternary.numpy()
+    (places,) = np.nonzero(entries)
+    signs = entries[places] > 0
     count = len(places)
-    width = rice_bits(count / max(len(ternary), 1))
+    share = count / max(len(entries), 1)
+    width = rice_bits(share)
     gaps = np.diff(places, prepend=-1) - 1
     bits = _rice(gaps, signs, width)
     head = count.to_bytes(8, "little") + bytes([width])
@@ -148,8 +165,10 @@ def _rice(gaps: np.ndarray, signs: np.ndarray, width: int) -> np.ndarray:
 
 def decoded(data: bytes, count: int) -> Tensor:
     """The `count` entries that `encoded` wrote."""
-    kept, width = int.from_bytes(data[:8], "little"), data[8]
-    bits = np.unpackbits(np.frombuffer(data[9:], dtype=np.uint8))
+    kept = int.from_bytes(data[:8], "little")
+    width = data[8]
+    raw = np.frombuffer(data[9:], dtype=np.uint8)
+    bits = np.unpackbits(raw)
     ternary = torch.zeros(count)
     at, place = 0, -1
     for _ in range(kept):

@@ -70,28 +70,32 @@ def _labelled(logs: Tensor, config: Config, generator: torch.Generator) -> list[
     outputs, classes = logs.shape
     shares = logs.detach().exp()
     if outputs == 1 and classes <= config.most_classes:
-        return [(float(shares[0, label]), logs[0, label]) for label in range(classes)]
+        pairs = zip(shares[0].tolist(), logs[0])
+        return list(pairs)
     labels = torch.multinomial(shares, 1, generator=generator)
-    return [(1.0, logs.gather(1, labels).sum())]
+    chosen = logs.gather(1, labels)
+    return [(1.0, chosen.sum())]
 
 
 @method(title="Fisher merging", paper="Merging Models with Fisher-Weighted Averaging", year=2022, tags={"statistics"})
 def fisher(models: Sequence[Tensors], statistics: Sequence[Tensors], config: Config) -> dict[str, Tensor]:
     """The mean of `models` weighted by their Fishers, which are `statistics`, under the same names."""
     weights = each(config.weight, len(models), "weight")
-    scales = [_scale(own, config) for own in statistics]
+    scales = [weight * _scale(own, config) for weight, own in zip(weights, statistics)]
     merged = {}
     for name in models[0]:
-        total, divisor = torch.zeros_like(models[0][name]), torch.zeros_like(models[0][name])
-        for place, (model, own) in enumerate(zip(models, statistics)):
-            sure = own[name] * (weights[place] * scales[place])
-            if place == 0:
-                sure = sure + config.floor
-            total += sure * model[name]
-            divisor += sure
-        plain = torch.stack([model[name] for model in models]).mean(0)
-        merged[name] = torch.where(divisor > 0, total / divisor, plain)
+        tensors = torch.stack([model[name] for model in models])
+        sure = torch.stack([scale * own[name] for scale, own in zip(scales, statistics)])
+        sure[0] += config.floor
+        merged[name] = _mean(tensors, sure)
     return merged
+
+
+def _mean(tensors: Tensor, sure: Tensor) -> Tensor:
+    """The weighted mean over the first axis; the plain one where all weights are nothing."""
+    products = sure * tensors
+    total, divisor = products.sum(0), sure.sum(0)
+    return torch.where(divisor > 0, total / divisor, tensors.mean(0))
 
 
 def _scale(statistics: Tensors, config: Config) -> float:

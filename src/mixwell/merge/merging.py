@@ -33,13 +33,15 @@ class Rule:
 
     def check(self, count: int, has_base: bool) -> None:
         """Raise `MixwellError` where the method takes another number of models, or needs a base, or takes none."""
-        name, allowed = self.entry.name, self.entry.module().MODELS
+        name, tags = self.entry.name, self.entry.tags
+        allowed = self.entry.module().MODELS
         if count not in allowed:
-            most = "" if allowed.stop > count + 1 and count < allowed.start else f", {allowed.stop - 1} at most"
-            raise MixwellError(f"{name}: {count} models beside the base; expected {allowed.start} or more{most}.")
-        if "base" in self.entry.tags and not has_base:
+            least, most = allowed.start, allowed.stop - 1
+            expected = f"{least}" if least == most else f"{least} to {most}"
+            raise MixwellError(f"{name}: {count} models beside the base; expected {expected}.")
+        if "base" in tags and not has_base:
             raise MixwellError(f"{name} merges what models learned beyond a base; name it (base).")
-        if has_base and not self.entry.tags & {"base", "optional-base"}:
+        if has_base and tags.isdisjoint(("base", "optional-base")):
             raise MixwellError(f"{name} takes no base; leave it out, or give it as one of the models.")
 
     @property
@@ -133,31 +135,40 @@ class Wholes(Sequence[Tensor]):
 
 def _divides(job: Job) -> bool:
     """Whether the rule takes pieces, and all models' tensors come in pieces of one length."""
-    places = job.places if job.base is None else (*job.places, job.base)
-    return job.rule.elementwise and len({place.entries for place in places}) == 1
+    places = [*job.places]
+    if job.base is not None:
+        places.append(job.base)
+    lengths = {place.entries for place in places}
+    return job.rule.elementwise and len(lengths) == 1
 
 
 def _whole(job: Job, draws: torch.Generator) -> Tensor:
     """The rule applied to whole tensors."""
     base = None if job.base is None else job.base.whole()
-    merged = job.rule(Wholes(job.places), base, job.config, draws)
-    finished = merged.to(job.form.dtype).contiguous()
-    return finished.view(job.form.shape)
+    tensors = Wholes(job.places)
+    merged = job.rule(tensors, base, job.config, draws)
+    stored = merged.to(job.form.dtype)
+    return stored.contiguous().view(job.form.shape)
 
 
 def _pieced(job: Job, draws: torch.Generator, overview: Any) -> Tensor:
     """The rule applied piece by piece."""
     known = _surveyed(job, draws) if overview is None else overview
     merged = torch.empty(job.form.shape, dtype=job.form.dtype)
-    targets = merged.view(-1).split(job.places[0].entries)
-    for target, (parts, base) in zip(targets, _parts(job), strict=True):
-        target.copy_(job.rule(parts, base, job.config, draws, known))
+    length = job.places[0].entries
+    targets = merged.view(-1).split(length)
+    pairs = zip(targets, _parts(job), strict=True)
+    for target, (parts, base) in pairs:
+        piece = job.rule(parts, base, job.config, draws, known)
+        target.copy_(piece)
     return merged
 
 
 def _parts(job: Job) -> Iterator[Parts]:
     """The models' pieces and the base's, in step; checksums are compared behind the last."""
-    bases = job.base.pieces() if job.base is not None else itertools.repeat(None)
+    bases: Iterator[Any] = itertools.repeat(None)
+    if job.base is not None:
+        bases = job.base.pieces()
     readers = [place.pieces() for place in job.places]
     for parts in zip(*readers, strict=True):
         yield parts, next(bases)
@@ -169,7 +180,8 @@ def _surveyed(job: Job, draws: torch.Generator) -> Any:
     if not job.rule.surveys:
         return None
     base = None if job.base is None else job.base.whole()
-    return job.rule.survey(Wholes(job.places), base, job.config, draws)
+    tensors = Wholes(job.places)
+    return job.rule.survey(tensors, base, job.config, draws)
 
 
 class Model(NamedTuple):
@@ -192,16 +204,18 @@ def check_names(first: Model, other: Model) -> None:
     for one, two in ((first, other), (other, first)):
         lacking = [name for name in one.tensors if name not in two.tensors]
         if lacking:
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            raise MixwellError(f"{two.name} lacks {lacking[0]}{more}, which {one.name} has; expected models of one "
+            name, *rest = lacking
+            more = f" and {len(rest)} more" if rest else ""
+            raise MixwellError(f"{two.name} lacks {name}{more}, which {one.name} has; expected models of one "
                                "architecture.")
     for name in first.tensors:
         check_forms(name, first, other)
 
 
-def check_forms(name: str, first: Model, other: Model, other_name: str = "") -> None:
+def check_forms(name: str, first: Model, other: Model) -> None:
     """Raise where a tensor is of another type or shape in two models, or is no floating one."""
-    mine, theirs = form_of(first.tensors, name), form_of(other.tensors, other_name or name)
+    mine = form_of(first.tensors, name)
+    theirs = form_of(other.tensors, name)
     if mine.dtype not in FLOATING:
         raise MixwellError(f"{first.name}: {name} is {mine.dtype}; merges take floating weights. Merge first and "
                            "quantise last.")
@@ -223,10 +237,17 @@ def merged(name: str, models: Sequence[Model], base: Model | None, config: Any, 
     """
     rule = Rule(registry.find(name, within="merge"))
     rule.check(len(models), base is not None)
-    everyone = [*models] if base is None else [*models, base]
+    everyone = [*models]
+    if base is not None:
+        everyone.append(base)
     jobs = {}
     for tensor in same_names(everyone):
-        places = tuple(Place(model.tensors, tensor, model.name) for model in models)
-        ground = None if base is None else Place(base.tensors, tensor, base.name)
-        jobs[tensor] = Job(rule, config, places, ground, form_of(models[0].tensors, tensor))
+        places = [_place(model, tensor) for model in models]
+        ground = None if base is None else _place(base, tensor)
+        form = form_of(models[0].tensors, tensor)
+        jobs[tensor] = Job(rule, config, tuple(places), ground, form)
     return Merged(jobs, seed)
+
+
+def _place(model: Model, tensor: str) -> Place:
+    return Place(model.tensors, tensor, model.name)

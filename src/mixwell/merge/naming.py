@@ -22,13 +22,12 @@ def rows() -> dict[str, tuple[registry.Entry, dict[str, Any]]]:
 
 def method_of(name: str) -> tuple[registry.Entry, dict[str, Any]]:
     """The method that a name stands for, and the options that the name sets; an unknown one raises `MixwellError`."""
-    short = name.removeprefix(f"{ROOM}.")
-    for entry in registry.family(ROOM):
-        if entry.name == f"{ROOM}.{short}":
-            return entry, {}
-    known = rows()
+    prefix = f"{ROOM}."
+    short = name.removeprefix(prefix)
+    merges = [entry for entry in registry.family(ROOM) if entry.family == ROOM]
+    known: dict[str, tuple[registry.Entry, dict[str, Any]]] = rows()
+    known |= {entry.name.removeprefix(prefix): (entry, {}) for entry in merges}
     if short in known:
         return known[short]
-    names = [entry.name.removeprefix(f"{ROOM}.") for entry in registry.family(ROOM)]
-    raise MixwellError(f"unknown merge {shown(name)}.{suggest(short, [*names, *known])} Known: "
-                       f"{', '.join(sorted({*names, *known}))}.")
+    listed = ", ".join(sorted(known))
+    raise MixwellError(f"unknown merge {shown(name)}.{suggest(short, known)} Known: {listed}.")

@@ -43,19 +43,24 @@ def position(weights: Sequence[float]) -> float:
 
 def arc(a: Tensor, b: Tensor, t: float) -> Tensor:
     """A point of the arc between vectors, which lie along the last axis."""
-    unit_a = a / a.norm(dim=-1, keepdim=True).clamp(min=FLOOR)
-    unit_b = b / b.norm(dim=-1, keepdim=True).clamp(min=FLOOR)
-    cosine = (unit_a * unit_b).sum(-1, keepdim=True)
+    unit_a, unit_b = _unit(a), _unit(b)
+    products = unit_a * unit_b
+    cosine = products.sum(-1, keepdim=True)
     cosine = cosine.clamp(-1, 1)
     straight = 1 - cosine.square() <= PARALLEL
     theta = torch.where(straight, 1.0, cosine).acos()
     theta = torch.where(straight, 1.0, theta)  # any angle: the chord is taken there
     sine = theta.sin()
-    first = ((1 - t) * theta).sin() / sine
-    second = (t * theta).sin() / sine
-    first = torch.where(straight, 1 - t, first)
-    second = torch.where(straight, t, second)
+    first = torch.sin((1 - t) * theta)
+    second = torch.sin(t * theta)
+    first = torch.where(straight, 1 - t, first / sine)
+    second = torch.where(straight, t, second / sine)
     return first * a + second * b
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    norms = vectors.norm(dim=-1, keepdim=True)
+    return vectors / norms.clamp(min=FLOOR)
 
 
 @method(title="Weighted spherical interpolation (NuSLERP)", year=2024, tags={"ordered", "averages", "optional-base"})
@@ -76,8 +81,9 @@ def _shaped(a: Tensor, b: Tensor, t: float, config: Config) -> Tensor:
         return flat.view(a.shape)
     if not config.nuslerp_row_wise:
         return arc(a, b, t)
-    swapped = arc(a.transpose(0, -1), b.transpose(0, -1), t)
-    return swapped.transpose(0, -1)
+    columns_a, columns_b = a.transpose(0, -1), b.transpose(0, -1)
+    merged = arc(columns_a, columns_b, t)
+    return merged.transpose(0, -1)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

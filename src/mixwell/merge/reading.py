@@ -40,7 +40,8 @@ class Place:
         """The tensor, not to be written into; what is wrong with it raises `MixwellError`."""
         stored = self._stored()
         room = torch.empty(stored.shape, dtype=_wide(stored.dtype))
-        for piece, target in zip(self._read(), room.view(-1).split(_entries(stored))):
+        targets = room.view(-1).split(_entries(stored))
+        for piece, target in zip(self._read(), targets, strict=True):
             target.copy_(piece)
         return room if self.prepared is None else self.prepared(room)
 
@@ -84,14 +85,19 @@ class Place:
 
     def _written(self) -> int | None:
         """The checksum in the file, where pieces come from there; other mappings look at it themselves."""
-        return self.tensors.sum(self.name) if isinstance(self.tensors, Ranged) else None
+        if not isinstance(self.tensors, Ranged):
+            return None
+        return self.tensors.sum(self.name)
 
     def _check(self, piece: Tensor) -> None:
         """A sum is finite where every number is; where it is not for its size alone, each number is looked at."""
-        total = float(piece.sum())
-        if total - total == 0 or bool(piece.isfinite().all()):
+        total = piece.sum().item()
+        if total - total == 0:
             return
-        bad = piece[~piece.isfinite()]
+        finite = piece.isfinite()
+        if bool(finite.all()):
+            return
+        bad = piece[~finite]
         raise MixwellError(f"{self.where}: {self.name} holds {float(bad[0])}; expected finite numbers. The file is "
                            "damaged, or the training that made it had failed.")
 

@@ -68,34 +68,38 @@ def _is_map(module: nn.Module) -> bool:
 def _noting(name: str, totals: dict[str, Tensor], counts: dict[str, int]) -> Callable[..., None]:
     def note(module: Any, given: tuple[Any, ...]) -> None:
         inputs = given[0]
-        if not inputs.is_floating_point() or inputs.shape[-1] != module.weight.shape[1]:
+        width = inputs.shape[-1]
+        if not inputs.is_floating_point() or width != module.weight.shape[1]:
             return
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        total = totals.setdefault(name, torch.zeros(rows.shape[1], rows.shape[1]))
-        total.addmm_(rows.T, rows)
-        counts[name] = counts.get(name, 0) + len(rows)
+        rows = inputs.reshape(-1, width).float()
+        if name not in totals:
+            totals[name] = torch.zeros(width, width)
+            counts[name] = 0
+        totals[name].addmm_(rows.T, rows)
+        counts[name] += len(rows)
     return note
 
 
 def damped(gram: Tensor, a: float) -> Tensor:
     """G~: what lies off the diagonal times `a`."""
-    return a * gram + (1 - a) * gram.diagonal().diag()
+    diagonal = gram.diagonal().diag()
+    rest = gram - diagonal
+    return diagonal + a * rest
 
 
 def solved(weights: Sequence[Tensor], gram: Sequence[Tensor], shares: Sequence[float], a: float) -> Tensor:
     """W: the least squares over all models' inputs, in float64."""
-    total = torch.zeros_like(gram[0], dtype=torch.float64)
-    right = torch.zeros(gram[0].shape[0], weights[0].shape[0], dtype=torch.float64)
-    for weight, own, share in zip(weights, gram, shares):
-        wide = share * damped(own.double(), a)
-        total += wide
-        right += wide @ weight.double().T
+    wide = [weight.double() for weight in weights]
+    mean = weighted_sum(wide, shares) / sum(shares)
+    grams = [share * damped(own.double(), a) for own, share in zip(gram, shares)]
+    products = [own @ weight.T for own, weight in zip(grams, wide)]
+    total = torch.stack(grams).sum(0)
     ridge = RIDGE * float(total.diagonal().mean())
-    mean = weighted_sum([weight.double() for weight in weights], shares) / sum(shares)
     if ridge <= 0:
         return mean.to(weights[0].dtype)
-    identity = torch.eye(len(total), dtype=torch.float64)
-    found = torch.linalg.solve(total + ridge * identity, right + ridge * mean.T)
+    left = total + ridge * torch.eye(len(total), dtype=torch.float64)
+    right = torch.stack(products).sum(0) + ridge * mean.T
+    found = torch.linalg.solve(left, right)
     return found.T.to(weights[0].dtype)
 
 
@@ -115,7 +119,7 @@ def regmean(models: Sequence[Tensors], statistics: Sequence[Tensors], config: Co
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two models of one map, with the inputs that each saw."""
-    models = [{"w": tensor} for tensor in drawn(generator, 2)]
-    seen = drawn(generator, 2)
+    first, second, *seen = drawn(generator, 4)
+    models = [{"w": first}, {"w": second}]
     statistics = [{"w": rows.T @ rows} for rows in seen]
     return {"models": models, "statistics": statistics, "config": Config()}

@@ -43,11 +43,14 @@ def _gradient(values: list[Any], t: float) -> Any:
         return values[below]
     above = min(below + 1, len(values) - 1)
     share = place - below
-    return (1 - share) * values[below] + share * values[above]
+    start, end = values[below], values[above]
+    return (1 - share) * start + share * end
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float))
 
 
 def _scalar(value: Any) -> Any:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.merge._parts import drawn
 
 TEXT = -1
 
@@ -39,7 +40,9 @@ class Update(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """B A x."""
-        return self.scale * (x @ self.a_RI.T) @ self.b_OR.T
+        inner = x @ self.a_RI.T
+        answer = inner @ self.b_OR.T
+        return self.scale * answer
 
 
 class Tuned(NamedTuple):
@@ -54,31 +57,39 @@ def naive(updates: Sequence[Update]) -> Update:
     scales = {update.scale for update in updates}
     if len(scales) != 1:
         raise ValueError(f"scales {sorted(scales)} came; expected updates of one scale")
-    a = torch.stack([update.a_RI for update in updates]).mean(0)
-    b = torch.stack([update.b_OR for update in updates]).mean(0)
-    return Update(a, b, scales.pop())
+    a = torch.stack([update.a_RI for update in updates])
+    b = torch.stack([update.b_OR for update in updates])
+    (scale,) = scales
+    return Update(a.mean(0), b.mean(0), scale)
 
 
 @method(title="Decoupled adapters (NaiveMC, DAMC)", paper="Model Composition for Multimodal Large Language Models",
         year=2024)
 def decoupled_adapters(x: Tensor, kinds: Tensor, weight_OI: Tensor, models: Sequence[Tuned], config: Config) -> Tensor:
     """What the map answers [.., O]: models are the modalities in their order."""
-    coefficients = config.coefficients or (1 / len(models),) * len(models)
-    if len(coefficients) != len(models):
-        raise ValueError(f"{len(coefficients)} coefficients came for {len(models)} models; expected one a model")
+    count = len(models)
+    coefficients = config.coefficients or (1 / count,) * count
+    if len(coefficients) != count:
+        raise ValueError(f"{len(coefficients)} coefficients came for {count} models; expected one a model")
     answer = x @ weight_OI.T
     text = (kinds == TEXT).unsqueeze(-1)
-    for number, (model, share) in enumerate(zip(models, coefficients)):
+    pairs = enumerate(zip(models, coefficients))
+    for number, (model, share) in pairs:
         own = (kinds == number).unsqueeze(-1)
-        answer = answer + share * text * model.text(x) + own * model.modality(x)
+        answer = answer + share * text * model.text(x)
+        answer = answer + own * model.modality(x)
     return answer
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
-    """Two models of rank one on a map from four to three."""
-    models = [Tuned(*[Update(torch.randn(1, 4, generator=generator), torch.randn(3, 1, generator=generator))
-                      for _ in range(2)]) for _ in range(2)]
-    x = torch.randn(5, 4, generator=generator)
-    weight = torch.randn(3, 4, generator=generator)
-    return {"x": x, "kinds": torch.tensor([-1, 0, 1, -1, 0]), "weight_OI": weight, "models": models,
-            "config": Config()}
+    """Two models of rank one on a map from five to four."""
+    models = [Tuned(_update(generator), _update(generator)) for _ in range(2)]
+    kinds = torch.tensor([-1, 0, 1, -1])
+    x, weight = drawn(generator, 2)
+    return {"x": x, "kinds": kinds, "weight_OI": weight, "models": models, "config": Config()}
+
+
+def _update(generator: torch.Generator) -> Update:
+    a, b = drawn(generator, 2)
+    first = a[:1]
+    return Update(first, b[:, :1])

@@ -68,7 +68,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, own_BTD: Tensor, other_BTD: Tensor) -> Tensor:
         """own_BTD and what was read; no position reads a later one."""
-        q, k, v = own_BTD @ self.query.T, other_BTD @ self.key.T, other_BTD @ self.value.T
+        q = own_BTD @ self.query.T
+        k = other_BTD @ self.key.T
+        v = other_BTD @ self.value.T
         read = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return own_BTD + self.gate.tanh() * read
 
@@ -86,29 +88,37 @@ class JointFusion(nn.Module):
         self.config = config
         self.first, self.second = _kept(first), _kept(second)
         count = len(first) // config.every
-        self.into_first = nn.ModuleList(CrossAttention(dim, generator) for _ in range(count))
-        self.into_second = nn.ModuleList(CrossAttention(dim, generator) for _ in range(count))
+        self.into_first, self.into_second = nn.ModuleList(), nn.ModuleList()
+        for _ in range(count):
+            self.into_first.append(CrossAttention(dim, generator))
+            self.into_second.append(CrossAttention(dim, generator))
         self.join = nn.Parameter(torch.tensor([0.5, 0.5]))
 
     def forward(self, first_BTD: Tensor, second_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of both stacks after all layers."""
-        for number, (one, other) in enumerate(zip(self.first, self.second), start=1):
+        joints = zip(self.into_first, self.into_second)
+        pairs = enumerate(zip(self.first, self.second), start=1)
+        for number, (one, other) in pairs:
             first_BTD, second_BTD = one(first_BTD), other(second_BTD)
-            place, rest = divmod(number, self.config.every)
-            if rest == 0:
-                first_BTD, second_BTD = (self.into_first[place - 1](first_BTD, second_BTD),
-                                         self.into_second[place - 1](second_BTD, first_BTD))
+            if number % self.config.every == 0:
+                into_first, into_second = next(joints)
+                read = into_first(first_BTD, second_BTD)
+                second_BTD = into_second(second_BTD, first_BTD)
+                first_BTD = read
         return first_BTD, second_BTD
 
     def joined(self, first_BTV: Tensor, second_BTV: Tensor) -> Tensor:
         """The logits of both heads as one: their mean at the start."""
-        return self.join[0] * first_BTV + self.join[1] * second_BTV
+        first, second = self.join
+        return first * first_BTV + second * second_BTV
 
 
 def _kept(layers: Sequence[Layer]) -> Any:
     """As a module where the layers are modules, so that their parameters are trained, too."""
     modules = [layer for layer in layers if isinstance(layer, nn.Module)]
-    return nn.ModuleList(modules) if len(modules) == len(layers) else list(layers)
+    if len(modules) < len(layers):
+        return list(layers)
+    return nn.ModuleList(modules)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
+from mixwell.merge._parts import combined
 
 Tensors = Mapping[str, Tensor]
 Tune = Callable[[Tensors, int], Tensors]  # (start, number of the run) -> tuned on the target
@@ -41,16 +43,19 @@ class Config:
 
 def mean(models: Sequence[Tensors]) -> dict[str, Tensor]:
     """The plain mean of weights."""
-    return {name: torch.stack([model[name] for model in models]).mean(0) for name in models[0]}
+    found = {}
+    for name in models[0]:
+        stacked = torch.stack([model[name] for model in models])
+        found[name] = stacked.mean(0)
+    return found
 
 
 def mix(models: Sequence[Tensors], generator: torch.Generator) -> dict[str, Tensor]:
     """A random convex mix, its shares uniform on the simplex."""
     draws = torch.rand(len(models), generator=generator)
-    shares = draws.log() / draws.log().sum()
-    pairs = list(zip(shares.tolist(), models))
-    return {name: sum((share * model[name] for share, model in pairs), torch.zeros_like(models[0][name]))
-            for name in models[0]}
+    logs = draws.log()
+    shares = logs / logs.sum()
+    return combined(models, shares.tolist())
 
 
 def greedily(models: Sequence[Tensors], score: Score) -> dict[str, Tensor]:
@@ -74,11 +79,14 @@ def ratatouille(auxiliaries: Sequence[Tensors], tune: Tune, config: Config, gene
         raise ValueError("no auxiliary model came; expected one or more")
     if config.select == "greedy" and score is None:
         raise ValueError("select is 'greedy'; give score, which tells how good a model is on validation data")
+    turns = itertools.cycle(auxiliaries)
     tuned = []
     for run in range(config.runs):
-        start = mix(auxiliaries, generator) if config.fused else auxiliaries[run % len(auxiliaries)]
+        start = mix(auxiliaries, generator) if config.fused else next(turns)
         tuned.append(tune(start, run))
-    return mean(tuned) if score is None or config.select == "all" else greedily(tuned, score)
+    if score is None or config.select == "all":
+        return mean(tuned)
+    return greedily(tuned, score)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from mixwell.core.method import method
 
+HALF_LOG = 0.5 * math.log(2 * math.pi)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -42,8 +44,10 @@ class Affine(NamedTuple):
 
     def log_likelihood(self, a: Tensor, c: Tensor) -> Tensor:
         """Of c out of a, in nats."""
-        standard = (c - self.mean(a)) / self.s
-        return -0.5 * standard.square() - self.s.abs().log() - 0.5 * math.log(2 * math.pi)
+        apart = c - self.mean(a)
+        standard = apart / self.s
+        width = self.s.abs().log()
+        return -0.5 * standard.square() - width - HALF_LOG
 
 
 @method(title="Composed stochastic maps", paper="Categorical Stochastic Processes and Likelihood", year=2020)
@@ -62,22 +66,26 @@ def integrated(second: Affine, first: Affine, a: Tensor, c: Tensor, points: int 
     reach = 12 * first.s.abs()
     steps = torch.linspace(-1, 1, points, dtype=reach.dtype)
     b = first.mean(a) + reach * steps
-    logs = second.log_likelihood(b, c) + first.log_likelihood(a, b)
-    width = (b[1] - b[0]).log()
-    return torch.logsumexp(logs, 0) + width
+    before, behind = first.log_likelihood(a, b), second.log_likelihood(b, c)
+    total = torch.logsumexp(before + behind, 0)
+    width = b[1] - b[0]
+    return total + width.log()
 
 
 def learned(parameters: Affine, a: Tensor, c: Tensor, rate: float) -> tuple[Affine, Tensor]:
     """(update, request): parameters and input moved up the likelihood of c by `rate`."""
-    leaves = [one.detach().clone().requires_grad_() for one in (*parameters, a)]
-    made = Affine(*leaves[:3])
-    gain = made.log_likelihood(leaves[3], c).sum()
-    grads = torch.autograd.grad(gain, leaves)
-    w, u, s, request = (one.detach() + rate * grad for one, grad in zip(leaves, grads))
-    return Affine(w, u, s), request
+    given = [*parameters, a]
+    leaves = [one.detach().clone().requires_grad_() for one in given]
+    *own, begun = leaves
+    gain = Affine(*own).log_likelihood(begun, c)
+    grads = torch.autograd.grad(gain.sum(), leaves)
+    moved = [one.detach() + rate * grad for one, grad in zip(leaves, grads)]
+    *better, request = moved
+    return Affine(*better), request
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Two maps."""
-    first, second = (Affine(*torch.rand(3, generator=generator, dtype=torch.float64)) for _ in range(2))
+    draws = torch.rand(2, 3, generator=generator, dtype=torch.float64)
+    first, second = (Affine(*row) for row in draws)
     return {"second": second, "first": first, "config": Config()}

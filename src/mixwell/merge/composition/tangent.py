@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import jvp
+from torch.nn import functional as F
 
 from mixwell.core.method import method
+from mixwell.merge._parts import combined, drawn
 
 Tensors = Mapping[str, Tensor]
 Net = Callable[[Tensors, Tensor], Tensor]  # (parameters, inputs) -> answers
@@ -54,23 +56,31 @@ def fitted(net: Net, start: Tensors, inputs: Tensor, labels_B: Tensor, config: C
     optimizer = torch.optim.Adam(list(change.values()), lr=config.lr)
     for _ in range(config.steps):
         answers = tangent(net, start, change, inputs)
-        targets = config.target * torch.nn.functional.one_hot(labels_B, answers.shape[-1])
-        square = sum((part.square().sum() for part in change.values()), torch.zeros(()))
-        loss = (answers - targets).square().mean() + config.penalty * square.sqrt()
+        loss = loss_of(answers, labels_B, change, config)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return {name: part.detach() for name, part in change.items()}
 
 
+def loss_of(answers_BC: Tensor, labels_B: Tensor, change: Tensors, config: Config) -> Tensor:
+    """|f - s onehot|^2 + c |D|."""
+    classes = answers_BC.shape[-1]
+    targets_BC = config.target * F.one_hot(labels_B, classes)
+    missed = (answers_BC - targets_BC).square()
+    flat = torch.cat([part.flatten() for part in change.values()])
+    return missed.mean() + config.penalty * flat.norm()
+
+
 def composed(changes: Sequence[Tensors], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
     """sum_i l_i D_i; the mean where no weights are given."""
     if not changes:
         raise ValueError("no change came; expected one or more")
-    shares = [1 / len(changes)] * len(changes) if weights is None else list(weights)
-    pairs = list(zip(shares, changes, strict=True))
-    return {name: sum((share * change[name] for share, change in pairs), torch.zeros_like(changes[0][name]))
-            for name in changes[0]}
+    count = len(changes)
+    shares = [1 / count] * count if weights is None else list(weights)
+    if len(shares) != count:
+        raise ValueError(f"{len(shares)} weights came for {count} changes; expected one a change")
+    return combined(changes, shares)
 
 
 def forgotten(mean: Tensors, part: Tensors, count: int) -> dict[str, Tensor]:
@@ -82,7 +92,9 @@ def forgotten(mean: Tensors, part: Tensors, count: int) -> dict[str, Tensor]:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A tanh layer on three inputs."""
-    start, change = ({"w": torch.randn(2, 3, generator=generator)} for _ in range(2))
-    inputs = torch.randn(4, 3, generator=generator)
-    return {"net": lambda parameters, x: torch.tanh(x @ parameters["w"].T), "start": start, "change": change,
-            "inputs": inputs}
+    weight, moved, inputs = drawn(generator, 3)
+    return {"net": _layer, "start": {"w": weight}, "change": {"w": moved}, "inputs": inputs}
+
+
+def _layer(parameters: Tensors, inputs: Tensor) -> Tensor:
+    return torch.tanh(inputs @ parameters["w"].T)

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,21 +42,28 @@ class Config:
 def mixed(accurate_BC: Tensor, robust_BC: Tensor, alpha: Tensor | float) -> Tensor:
     """Log probabilities of the mixture [B, C]; alpha, 0 to 1, of the robust net, one number or one an input."""
     share = torch.as_tensor(alpha, dtype=accurate_BC.dtype)
-    share = share.unsqueeze(-1) if share.ndim else share
-    first = torch.log1p(-share) + accurate_BC.log_softmax(-1)
-    second = share.log() + robust_BC.log_softmax(-1)
+    if share.ndim:
+        share = share.unsqueeze(-1)
+    accurate = accurate_BC.log_softmax(-1)
+    robust = robust_BC.log_softmax(-1)
+    first = accurate + torch.log1p(-share)
+    second = robust + share.log()
     return torch.logaddexp(first, second)
 
 
 def margin(logits_BC: Tensor) -> Tensor:
     """Probability of the best class minus that of the next [B]."""
-    best = logits_BC.softmax(-1).topk(2, dim=-1).values
-    return best[:, 0] - best[:, 1]
+    shares_BC = logits_BC.softmax(-1)
+    best = shares_BC.topk(2, dim=-1).values
+    first, second = best.unbind(-1)
+    return first - second
 
 
 def needed_margin(alpha: float) -> float:
     """The robust net's margin from which no net beside it can change the class; infinite below a = 1/2."""
-    return (1 - alpha) / alpha if alpha >= 0.5 else float("inf")
+    if alpha < 0.5:
+        return math.inf
+    return (1 - alpha) / alpha
 
 
 def gate_loss(gamma_B: Tensor, attacked_B: Tensor, mixed_BC: Tensor, labels_B: Tensor) -> Tensor:

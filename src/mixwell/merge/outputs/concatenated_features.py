@@ -54,11 +54,14 @@ class ConcatenatedFeatures(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits [N, C] from each net's features [N, d]; no gradient reaches the nets."""
-        widths = tuple(one.shape[-1] for one in features)
-        if widths != self.dims:
-            raise ValueError(f"features of widths {list(widths)} came; expected {list(self.dims)}")
-        together = torch.cat([one.detach() for one in features], dim=-1)
-        return self.probe(self.norm(together))
+        widths = [one.shape[-1] for one in features]
+        expected = list(self.dims)
+        if widths != expected:
+            raise ValueError(f"features of widths {widths} came; expected {expected}")
+        frozen = [one.detach() for one in features]
+        together = torch.cat(frozen, dim=-1)
+        standard = self.norm(together)
+        return self.probe(standard)
 
     def fit(self, features: Sequence[Tensor], labels_N: Tensor) -> float:
         """Fit the probe to labels, and return the last loss; the norm then uses what it saw."""
@@ -78,4 +81,5 @@ class ConcatenatedFeatures(nn.Module):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A probe on two nets' features."""
-    return {"dims": (3, 3), "classes": 4, "config": Config(), "generator": generator}
+    dims = (3, 3)
+    return {"dims": dims, "classes": 4, "config": Config(), "generator": generator}

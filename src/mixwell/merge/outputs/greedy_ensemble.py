@@ -52,8 +52,10 @@ def greedy_ensemble(own_NC: Tensor, earlier: Sequence[Tensor], config: Config) -
     if not earlier:
         return own_NC.new_zeros(())
     rate = config.diversity / config.members
-    distances = [(own_NC - other).square().sum(-1).mean() for other in earlier]
-    return torch.logsumexp(-rate * torch.stack(distances), 0)
+    apart = own_NC - torch.stack(list(earlier))
+    squares = apart.square().sum(-1)
+    distances = squares.mean(-1)
+    return torch.logsumexp(-rate * distances, 0)
 
 
 def prediction(members: Sequence[Tensor]) -> Tensor:
@@ -63,5 +65,6 @@ def prediction(members: Sequence[Tensor]) -> Tensor:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A member beside two earlier ones."""
-    own, *earlier = (torch.randn(6, 4, generator=generator).softmax(-1) for _ in range(3))
+    logits = torch.randn(3, 6, 4, generator=generator)
+    own, *earlier = logits.softmax(-1)
     return {"own_NC": own, "earlier": earlier, "config": Config()}

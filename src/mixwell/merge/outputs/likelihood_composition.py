@@ -60,10 +60,12 @@ def likelihood_composition(logs_MC: Tensor, config: Config, without_MC: Tensor |
 
     without_MC: log likelihoods without the context; perturbed_MC: with a perturbed one.
     """
-    shares_MC = own(logs_MC, without_MC, perturbed_MC, config).softmax(-1)
+    found_MC = own(logs_MC, without_MC, perturbed_MC, config)
+    shares_MC = found_MC.softmax(-1)
     if config.combine == "mean":
         return shares_MC.mean(0)
-    votes_MC = F.one_hot(shares_MC.argmax(-1), shares_MC.shape[-1])
+    best_M = shares_MC.argmax(-1)
+    votes_MC = F.one_hot(best_M, shares_MC.shape[-1])
     return votes_MC.to(shares_MC.dtype).mean(0)
 
 

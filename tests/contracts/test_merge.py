@@ -10,7 +10,8 @@ from mixwell.core.errors import MixwellError
 from mixwell.merge.merging import Model, Rule, merged
 from tests.contracts._tools import fresh, poisoned_memory, same_config
 
-RULES = [entry for entry in registry.family("merge") if not entry.tags & {"checkpoints", "statistics", "parts"} and entry.family == "merge"]
+OTHERS = {"checkpoints", "statistics"}
+RULES = [entry for entry in registry.family("merge") if entry.family == "merge" and not entry.tags & OTHERS]
 CASES = [pytest.param(entry, id=entry.name) for entry in RULES]
 AVERAGES = [pytest.param(entry, id=entry.name) for entry in RULES if "averages" in entry.tags]
 PIECED = [pytest.param(entry, id=entry.name) for entry in RULES if "elementwise" in entry.tags]

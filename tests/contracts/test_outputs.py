@@ -1,4 +1,4 @@
-"""What methods of `merge.outputs` and `merge.composition` promise: they repeat, leave inputs alone, say their options."""
+"""What methods of `merge.outputs` and `merge.composition` promise: they repeat, and leave their inputs alone."""
 
 import copy
 

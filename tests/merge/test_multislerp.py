@@ -41,7 +41,7 @@ def test_directions_that_cancel_are_told_or_merged_where_two(generator):
     other = torch.randn(3, 4, generator=generator)
     torch.testing.assert_close(multislerp([a, -a], None, Config(), generator), torch.zeros(3, 4))
     models = [Model({"w": tensor}, "m") for tensor in (a, -a, other, -other)]
-    with pytest.raises(MixwellError, match="merge.multislerp, w: the models' directions cancel"):
+    with pytest.raises(MixwellError, match=r"merge\.multislerp, w: the models' directions cancel"):
         merged("multislerp", models, None, Config())["w"]
     with pytest.raises(MixwellError, match="weights sum to 0"):
         merged("multislerp", models, None, Config(weight=(1.0, -1.0, 1.0, -1.0)))["w"]

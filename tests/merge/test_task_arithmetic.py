@@ -90,12 +90,12 @@ def test_every_row_keeps_one_fine_tune_at_full_density(generator):
 
 
 def test_shares_that_make_no_sense_are_told(generator):
-    with pytest.raises(ValueError, match="density is 1.5; expected 0 to 1"):
+    with pytest.raises(ValueError, match=r"density is 1\.5; expected 0 to 1"):
         Config(density=(0.5, 1.5))
     models = [Model({"w": torch.randn(3, 4, generator=generator)}, "m") for _ in range(2)]
-    with pytest.raises(MixwellError, match="density 0.1 with epsilon 0.15"):
+    with pytest.raises(MixwellError, match=r"density 0\.1 with epsilon 0\.15"):
         merged("task_arithmetic", models[:1], models[1], Config(**ROWS["della"], density=0.1))["w"]
-    with pytest.raises(MixwellError, match="unknown merge 'tiez'. Did you mean 'ties'"):
+    with pytest.raises(MixwellError, match=r"unknown merge 'tiez'\. Did you mean 'ties'"):
         method_of("tiez")
     rows = torch.ones(3, 1)
     torch.testing.assert_close(probabilities(rows, Trim(0.5, 0.0, 0.2, False)), torch.full((3, 1), 0.7))

@@ -53,7 +53,7 @@ class Ranges:
 
     def read(self, name: str, start: int, target: Tensor) -> None:
         """Fill flat `target` with entries of a tensor, from number `start` on; a file cut short raises."""
-        raw = memoryview(target.view(torch.uint8).numpy())
+        raw = memoryview(target.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
         offset = self._starts[name] + start * target.element_size()
         while raw:
             count = os.preadv(self._file, [raw], offset)
@@ -80,21 +80,22 @@ class Selected(Lazy):
 class SelectedRanges(Selected):
     """Some of a file's tensors, by the piece."""
 
-    _stored: Ranged
+    def __init__(self, stored: Ranged, names: Collection[str]) -> None:
+        super().__init__(stored, names)
+        self._ranged = stored
 
     def read_range(self, name: str, start: int, target: Tensor) -> None:
         """Fill flat `target` with entries of a tensor, from number `start` on."""
-        self._stored.read_range(name, start, target)
+        self._ranged.read_range(name, start, target)
 
     def sum(self, name: str) -> int | None:
         """The checksum that was written with a tensor, where one was."""
-        return self._stored.sum(name)
+        return self._ranged.sum(name)
 
 
 def selected(stored: Mapping[str, Tensor], names: Collection[str]) -> Selected:
     """Some of the tensors, by the piece where those are."""
-    kind = SelectedRanges if isinstance(stored, Ranged) else Selected
-    return kind(stored, names)
+    return SelectedRanges(stored, names) if isinstance(stored, Ranged) else Selected(stored, names)
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], names: Collection[str] | None = None) -> None:
@@ -147,5 +148,5 @@ def _write_tensor(file: BinaryIO, name: str, tensors: Mapping[str, Tensor]) -> i
     if made != said:
         raise MixwellError(f"{name} came out as {made}; expected {said}.")
     raw = tensor.reshape(-1).view(torch.uint8)
-    file.write(memoryview(raw.numpy()))
+    file.write(raw.numpy().data)
     return sums.of(tensor)

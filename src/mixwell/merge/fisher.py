@@ -1,7 +1,7 @@
 """Fisher merging: each parameter's mean over models, weighted by how sure each model's likelihood is of it.
 
-**Equation:** F_i = mean_x E_{y ~ p_i(y|x)} (d log p_i(y|x) / d w)^2; w = sum_i l_i F_i w_i / sum_i l_i F_i, F_i divided by
-    the norm of the whole of it first (`normalize`); the floor is added to F of the first model alone, which wins where
+**Equation:** F_i = mean_x E_{y ~ p_i(y|x)} (d log p_i(y|x) / d w)^2; w = sum_i l_i F_i w_i / sum_i l_i F_i, F_i
+    divided by the norm of the whole of it first (`normalize`); the floor is added to F of the first model alone, which wins where
     nothing is known.
 **Shapes:** F_i is like w_i.
 **Reference:** Matena and Raffel 2022 (2111.09832), equations 4 and 6, and the authors' code for norm and floor.

@@ -1,9 +1,9 @@
 """A merge of weights, tensor by tensor: models are looked at lazily, and each tensor of the result is made on demand.
 
-A rule is a function `(tensors, base, config, generator) -> Tensor` of what stands in one place of all models, in float32
-or better. Rules marked `elementwise` are applied to pieces that a processor's cache holds, so that a merge of any number
-of models holds one tensor and its pieces; where they are marked `surveys`, too, `survey` of their module looks at whole
-tensors first, one model after the other. Other rules see whole tensors.
+A rule is a function `(tensors, base, config, generator) -> Tensor` of what stands in one place of all models, in
+float32 or better. Rules marked `elementwise` are applied to pieces that a processor's cache holds, so that a merge of
+any number of models holds one tensor and its pieces; where they are marked `surveys`, too, `survey` of their module
+looks at whole tensors first, one model after the other. Other rules see whole tensors.
 """
 
 from __future__ import annotations

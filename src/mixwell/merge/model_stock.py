@@ -4,8 +4,8 @@
     w = t mean_i w_i + (1 - t) w_0. t = 0 where the denominator is below 1e-6.
 **Shapes:** any; one angle a tensor, or one for each row along the last axis (`filter_wise`).
 **Reference:** Jang et al. 2024 (2403.19522), equation 6; mergekit 0.1.5 for more than two models.
-**Differs:** `floor` keeps products of lengths from zero. mergekit's 1e-6 is the default: it draws small changes (lengths
-    below 1e-3) back to the base; a smaller one does not.
+**Differs:** `floor` keeps products of lengths from zero. mergekit's 1e-6 is the default: it draws small changes
+    (lengths below 1e-3) back to the base; a smaller one does not.
 **Fails when:** the fine-tunes learned different tasks: their changes are orthogonal, and the base comes back.
 **Cost:** O(models^2) a number; holds all models' changes.
 """

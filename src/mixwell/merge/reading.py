@@ -1,4 +1,4 @@
-"""Where a tensor of a model lies, and its numbers in float32 or better: whole or piece by piece, checked as they come."""
+"""Where a tensor of a model lies, and its numbers in float32 or better: whole or by the piece, checked as they come."""
 
 from __future__ import annotations
 

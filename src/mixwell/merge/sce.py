@@ -5,8 +5,8 @@
     positive). w = w_0 + sum_i c_i m_i d_i / max(sum_i c_i m_i, 1e-6).
 **Shapes:** any; c_i is a number a tensor.
 **Reference:** Wan et al. 2024 (2408.07990), section 3.3; mergekit 0.1.5.
-**Differs:** entries whose variance is the last one kept are all kept. `floor` is mergekit's absolute 1e-6 below which all
-    models weigh the same; small fine-tunes fall below it.
+**Differs:** entries whose variance is the last one kept are all kept. `floor` is mergekit's absolute 1e-6 below which
+    all models weigh the same; small fine-tunes fall below it.
 **Fails when:** models drifted unequally far: the farthest one rules.
 **Cost:** O(models) a number and a selection; holds all models' changes.
 """

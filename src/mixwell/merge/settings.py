@@ -13,8 +13,8 @@ Scope = Mapping[str, Any] | None  # parameters of one level of the file
 def evaluated(setting: Any, name: str, t: float) -> Any:
     """What a setting says of the tensor `name` at the depth `t`, 0 to 1; None where none of its filters fits.
 
-    A list of numbers is a gradient over the depth, a list with `value` in its entries a choice by `filter`, of which the
-    first that is a part of the name, or is left out, counts.
+    A list of numbers is a gradient over the depth, a list with `value` in its entries a choice by `filter`, of which
+    the first that is a part of the name, or is left out, counts.
     """
     if isinstance(setting, Mapping):
         setting = [setting]

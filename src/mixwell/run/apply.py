@@ -68,11 +68,14 @@ def _name(model: Given) -> str:
 
 
 def _checkpoint(model: Given) -> Checkpoint:
-    return model.to_checkpoint() if isinstance(model, LanguageModel) else folders.read(find_model(model))
+    if isinstance(model, LanguageModel):
+        return model.to_checkpoint()
+    return folders.read(find_model(model))
 
 
 def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], base: Given | None = None,
-          out: str | Path | None = None, text: str | Path | None = None, seed: int = 0, weigh: bool = True) -> Checkpoint:
+          out: str | Path | None = None, text: str | Path | None = None, seed: int = 0,
+          weigh: bool = True) -> Checkpoint:
     """Merge models by the method `name`, and return the checkpoint, which lies in the folder `out` where one is named.
 
     With `weigh`, the merge and every model are measured on `text`, else on random tokens; that takes the memory of two

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mixwell.core import machine
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError, shown
@@ -24,11 +23,12 @@ from mixwell.merge.settings import Scope, looked_up
 from mixwell.report.targets import check_folder
 from mixwell.run import mergekit_tokens
 from mixwell.run.mergekit_file import IGNORED, METHODS, OURS, File, Module, Part, Slice, read, reference
-from mixwell.run.merging import CARD, Source, card, check_alike
+from mixwell.run.merging import CARD, Source, card, check_alike, joined
 from mixwell.run.paths import find_model
 
 CONFIG_COPY = "mergekit_config.yml"
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+AHEAD = ("embed", "wte", "wpe")  # parts of names of what lies before the layers
 _LAYER = re.compile(r"(?P<before>.*?(?:layers|h|blocks)\.)(?P<layer>\d+)(?P<rest>\..*)")
 
 
@@ -79,10 +79,14 @@ class FileMerge:
 
     def _names(self) -> list[str]:
         """Of all models, in the order in which the file has them."""
-        parts = [*self.module.models, *(part for place in self.module.slices for part in place.sources)]
-        named = [reference(part.model) for part in parts]
-        bases = [reference(place.base_model) for place in self.module.slices if place.base_model is not None]
-        return list(dict.fromkeys([*named, *bases, *([] if self.base is None else [self.base])]))
+        named = [part.model for part in self.module.models]
+        bases = [self.file.base_model]
+        for place in self.module.slices:
+            named += [part.model for part in place.sources]
+            bases.append(place.base_model)
+        named += [base for base in bases if base is not None]
+        names = [reference(model) for model in named]
+        return list(dict.fromkeys(names))
 
     def _check(self) -> None:
         """Models compute alike, their depth and their vocabulary apart where the file sees to them."""
@@ -102,11 +106,10 @@ class FileMerge:
         return made.derive(record=self._record())
 
     def _record(self) -> dict[str, Any]:
-        others = {name: list(source.checkpoint.lineage) for name, source in self.sources.items()
-                  if source is not self.first}
-        return {"id": "merge", "stage": "merge", "method": self.entry.name, "merge_method": self.file.merge_method,
-                "seed": self.seed, "inputs": list(self.sources), "base": self.base, "lineages": others,
-                "versions": machine.versions()}
+        sources = list(self.sources.values())
+        found = joined(sources, self.first)
+        return {**found, "id": "merge", "method": self.entry.name, "merge_method": self.file.merge_method,
+                "seed": self.seed, "base": self.base}
 
     def _like(self) -> Checkpoint:
         """The first model with the depth, the tokens and the chat template of the result."""
@@ -120,10 +123,12 @@ class FileMerge:
     def _places(self) -> Iterator[tuple[str, Where]]:
         """Every tensor of the result: those before the layers, the layers, those behind them."""
         names = list(self.views[self.first.name])
-        outside = [name for name in names if _LAYER.fullmatch(name) is None]
+        outside = [name for name in names if _layer_of(name) is None]
         for name in outside:
-            slice_ = self.slices[0] if "embed" in name or "wte" in name or "wpe" in name else self.slices[-1]
-            yield name, Where(slice_, 0.0, (None,) * len(slice_.sources))
+            ahead = any(part in name for part in AHEAD)
+            slice_ = self.slices[0 if ahead else -1]
+            nowhere = (None,) * len(slice_.sources)
+            yield name, Where(slice_, 0.0, nowhere)
         depth = 0
         for slice_ in self.slices:
             starts, length = _span(slice_)
@@ -136,29 +141,40 @@ class FileMerge:
 
     def _inside(self, slice_: Slice, layer: int) -> list[str]:
         """Names of the tensors of a layer of a slice's first source."""
-        view = self.views[reference(slice_.sources[0].model)]
-        found = [name for name in view if (inside := _LAYER.fullmatch(name)) and int(inside["layer"]) == layer]
+        model = reference(slice_.sources[0].model)
+        found = [name for name in self.views[model] if _layer_of(name) == layer]
         if not found:
-            raise MixwellError(f"{reference(slice_.sources[0].model)} has no layer {layer}; check layer_range.")
+            raise MixwellError(f"{model} has no layer {layer}; check layer_range.")
         return found
 
     def _job(self, name: str, where: Where) -> Job:
         """How a tensor is made."""
-        slice_ = where.slice
-        parts = [(part, _place(self.views[reference(part.model)], name, layer, reference(part.model)))
-                 for part, layer in zip(slice_.sources, where.layers)]
-        if self.vocabulary is not None:
-            others = [place for _, place in parts]
-            parts = [(part, self.vocabulary.placed(name, place, others)) for part, place in parts]
-        base = self.base if slice_.base_model is None else reference(slice_.base_model)
+        parts = self._parts(name, where)
+        named = where.slice.base_model
+        base = self.base if named is None else reference(named)
         models, ground = self._sorted(parts, base)
-        options = self._options(name, where, [part for part, _ in models])
         rule = Rule(self.entry)
         rule.check(len(models), ground is not None)
-        config = from_dict(self.entry.module().Config, self.row | options, f"{self.file.merge_method}, {name}")
-        places = tuple(place for _, place in models)
-        shape = _one_shape(name, places if ground is None else (*places, ground), self.file.dtype is not None)
-        return Job(rule, config, places, ground, Form(self._dtype(places[0]), shape))
+        options = self._options(name, where, [part for part, _ in models])
+        place = f"{self.file.merge_method}, {name}"
+        config = from_dict(self.entry.module().Config, self.row | options, place)
+        places = [place for _, place in models]
+        everyone = places if ground is None else [*places, ground]
+        shape = _one_shape(name, everyone, self.file.dtype is not None)
+        form = Form(self._dtype(places[0]), shape)
+        return Job(rule, config, tuple(places), ground, form)
+
+    def _parts(self, name: str, where: Where) -> list[tuple[Part, Place]]:
+        """The sources of a tensor, and where each has it."""
+        parts = where.slice.sources
+        places = []
+        for part, layer in zip(parts, where.layers):
+            model = reference(part.model)
+            places.append(_place(self.views[model], name, layer, model))
+        if self.vocabulary is not None:
+            others = list(places)
+            places = [self.vocabulary.placed(name, place, others) for place in others]
+        return list(zip(parts, places))
 
     def _dtype(self, place: Place) -> torch.dtype | None:
         named = self.file.out_dtype or self.file.dtype
@@ -176,12 +192,15 @@ class FileMerge:
             return parts, None
         if base is None:
             raise MixwellError(f"{self.file.merge_method} needs base_model.")
-        numbers = [number for number, (part, _) in enumerate(parts) if reference(part.model) == base]
-        if not numbers:
+        names = [reference(part.model) for part, _ in parts]
+        if base not in names:
             raise MixwellError(f"base_model {base} is none of the sources of a slice; list it there.")
-        ground = parts[numbers[0]]
-        rest = [pair for number, pair in enumerate(parts) if number != numbers[0]]
-        return ([ground, *rest], None) if kind == "first" else (rest, ground[1])
+        rest = list(parts)
+        ground = rest.pop(names.index(base))
+        if kind == "first":
+            return [ground, *rest], None
+        _, place = ground
+        return rest, place
 
     def _options(self, name: str, where: Where, models: Sequence[Part]) -> dict[str, Any]:
         """The method's options for a tensor."""
@@ -210,8 +229,10 @@ class FileMerge:
     def _put(self, found: dict[str, Any], parameter: str, value: Any, name: str) -> None:
         if value is None and parameter in self.takes.required:
             raise MixwellError(f"{self.file.merge_method} needs {parameter} for {name}; give it in parameters.")
-        if value is not None and parameter not in IGNORED:
-            found[OURS.get(parameter, parameter)] = value
+        if value is None or parameter in IGNORED:
+            return
+        ours = OURS.get(parameter, parameter)
+        found[ours] = value
 
 
 def _source(name: str) -> Source:
@@ -243,14 +264,26 @@ def _with_ranges(place: Slice) -> Slice:
 def _span(place: Slice) -> tuple[list[int], int]:
     """(first layer of each source, number of layers)."""
     ranges = [part.layer_range for part in place.sources if part.layer_range is not None]
-    lengths = {end - start for start, end in ranges}
-    if len(lengths) != 1 or min(lengths) < 1:
-        raise MixwellError(f"slices: the sources have {sorted(lengths)} layers; expected as many of each, 1 or more.")
-    return [start for start, _ in ranges], lengths.pop()
+    lengths = [end - start for start, end in ranges]
+    length = lengths[0]
+    if length < 1 or lengths != [length] * len(lengths):
+        raise MixwellError(f"slices: the sources have {lengths} layers; expected as many of each, 1 or more.")
+    starts = [start for start, _ in ranges]
+    return starts, length
+
+
+def _layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to, where it does."""
+    found = _LAYER.fullmatch(name)
+    return None if found is None else int(found["layer"])
 
 
 def _relayered(name: str, layer: int) -> str:
-    return _LAYER.sub(lambda found: f"{found['before']}{layer}{found['rest']}", name)
+    found = _LAYER.fullmatch(name)
+    if found is None:
+        return name
+    before, rest = found["before"], found["rest"]
+    return f"{before}{layer}{rest}"
 
 
 def _place(view: Mapping[str, Any], name: str, layer: int | None, where: str) -> Place:
@@ -275,9 +308,12 @@ def _one_shape(name: str, places: Sequence[Place], any_type: bool) -> tuple[int,
 
 def _check_layers_apart(first: Source, other: Source, tokens: bool, layers: bool) -> None:
     """Raise where two models differ in more than the file sees to."""
-    mine, theirs = _plain(first, tokens, layers), _plain(other, tokens, layers)
-    if mine != theirs:
-        raise MixwellError(f"{other.name} is another model than {first.name}: {folders.difference(theirs, mine)}.")
+    mine = _plain(first, tokens, layers)
+    theirs = _plain(other, tokens, layers)
+    if mine == theirs:
+        return
+    what = folders.difference(theirs, mine)
+    raise MixwellError(f"{other.name} is another model than {first.name}: {what}.")
 
 
 def _plain(source: Source, tokens: bool, layers: bool) -> dict[str, Any]:

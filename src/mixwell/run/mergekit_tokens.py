@@ -7,6 +7,7 @@ base's, else the mean over the models that have it.
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,11 +56,12 @@ class Vocabulary:
 
     def placed(self, name: str, place: Place, others: Sequence[Place]) -> Place:
         """Where a model's tensor lies, its rows brought into the order of the vocabulary where it has a row a token."""
-        whole = place.form.shape
-        if not any(end in name for end in ENDS) or whole[0] < len(self.ids[place.where]):
+        count, *rest = place.form.shape
+        has_rows = any(end in name for end in ENDS)
+        if not has_rows or count < len(self.ids[place.where]):
             return place
-        shape = (self.rows, *whole[1:])
-        return replace(place, prepared=lambda own: self.ordered(own, place.where, others), shape=shape)
+        prepared = functools.partial(self.ordered, model=place.where, others=others)
+        return replace(place, prepared=prepared, shape=(self.rows, *rest))
 
     def ordered(self, own: Tensor, model: str, others: Sequence[Place]) -> Tensor:
         """The rows of a model's tensor, those of tokens that it lacks made of others'."""
@@ -152,7 +154,8 @@ def _ids(tokenizer: Tokenizer, source: Source) -> dict[str, int]:
     return {token: number for token, number in tokenizer.vocabulary.items() if number < size}
 
 
-def _chosen(source: Any, own: Mapping[str, Tokenizer], ids: Mapping[str, Mapping[str, int]], first: Source) -> Tokenizer:
+def _chosen(source: Any, own: Mapping[str, Tokenizer], ids: Mapping[str, Mapping[str, int]],
+            first: Source) -> Tokenizer:
     """The first model's tokenizer, a named model's, or the first's with all other models' tokens added to it."""
     if source == "base":
         return own[first.name]

@@ -91,12 +91,15 @@ def check_alike(sources: Sequence[Source]) -> None:
 def _check_tokens(first: Source, other: Source) -> None:
     """Raise where both have a tokenizer and a token has another number."""
     files, theirs = first.checkpoint.files, other.checkpoint.files
-    if MAIN not in files or MAIN not in theirs or files[MAIN] == theirs[MAIN]:
+    known = MAIN in files and MAIN in theirs
+    if not known or files[MAIN] == theirs[MAIN]:
         return
-    mine, there = Tokenizer.from_files(files).vocabulary, Tokenizer.from_files(theirs).vocabulary
-    if mine == there:
+    mine = Tokenizer.from_files(files).vocabulary
+    there = Tokenizer.from_files(theirs).vocabulary
+    apart = mine.items() ^ there.items()
+    if not apart:
         return
-    strange = min((set(mine.items()) ^ set(there.items())), key=lambda pair: (pair[1], pair[0]))[0]
+    _, strange = min((number, token) for token, number in apart)
     raise MixwellError(f"{other.name} has other tokens than {first.name}: {strange!r} is number "
                        f"{there.get(strange, 'none')} there and {mine.get(strange, 'none')} here. A merge's file with "
                        "tokenizer: {source: union} takes both.")
@@ -104,11 +107,20 @@ def _check_tokens(first: Source, other: Source) -> None:
 
 def lineage(recipe: Recipe, models: Sequence[Source], base: Source | None, seed: int) -> dict[str, Any]:
     """The record of a merge, the other models' lineages in it."""
-    first = base or models[0]
-    others = {source.name: list(source.checkpoint.lineage) for source in models if source is not first}
-    return {"id": recipe.name, "stage": "merge", "method": recipe.entry.name, "config": to_dict(recipe.config),
-            "seed": seed, "inputs": [source.name for source in models], "base": None if base is None else base.name,
-            "lineages": others, "versions": machine.versions()}
+    found = joined(models, base or models[0])
+    ground = None if base is None else base.name
+    return {**found, "id": recipe.name, "method": recipe.entry.name, "config": to_dict(recipe.config), "seed": seed,
+            "base": ground}
+
+
+def joined(models: Sequence[Source], first: Source) -> dict[str, Any]:
+    """What every merge's record says: its models, and the histories of those whose own it does not carry on."""
+    names = [source.name for source in models]
+    others = {}
+    for source in models:
+        if source is not first:
+            others[source.name] = list(source.checkpoint.lineage)
+    return {"stage": "merge", "inputs": names, "lineages": others, "versions": machine.versions()}
 
 
 @torch.no_grad()
@@ -134,12 +146,18 @@ def card(title: str, recipe_text: str, models: Sequence[str], base: str | None) 
 def recipe_text(recipe: Recipe, models: Sequence[str], base: str | None, seed: int) -> str:
     """A merge as a stage of a recipe would say it, JSON values being YAML."""
     entries = {"merge": recipe.name, "from": list(models), "base": base, "seed": seed, **_changed(recipe)}
-    lines = [f"{key}: {json.dumps(value)}" for key, value in entries.items() if value is not None]
+    lines = []
+    for key, value in entries.items():
+        if value is not None:
+            plain = json.dumps(value)
+            lines.append(f"{key}: {plain}")
     return "\n".join(lines)
 
 
 def _changed(recipe: Recipe) -> dict[str, Any]:
     """The options that are not as the method or the row has them."""
     _, row = method_of(recipe.name)
-    usual = to_dict(from_dict(type(recipe.config), row))
-    return {key: value for key, value in to_dict(recipe.config).items() if value != usual[key]}
+    usual = from_dict(type(recipe.config), row)
+    before = to_dict(usual)
+    now = to_dict(recipe.config)
+    return {key: value for key, value in now.items() if value != before[key]}

@@ -525,10 +525,10 @@ def _models(entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) ->
 
 def _check_model(source: Any, found: Mapping[str, Stage], where: str) -> None:
     """Raise where a name is that of no stage above, or of one that makes no model."""
-    named = found.get(source) if isinstance(source, str) else None
-    if named is not None and KINDS[named.kind].makes_model:
-        return
     models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
+    if source in models:
+        return
+    named = found.get(source) if isinstance(source, str) else None
     what = "is no stage above this one" if named is None else "makes no model"
     hint = suggest(str(source), models)
     raise MixwellError(f"{where}: {shown(source)} {what}.{hint} Models: {', '.join(models)}.")

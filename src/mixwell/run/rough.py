@@ -107,9 +107,11 @@ class Rough:
     def merging_s(self, stage: Stage) -> float:
         """Of a merge and its receipts, one a model."""
         before = stage.inputs["model"]
-        models = sum(role not in TEXT_ROLES for role in stage.inputs)
-        moved = CONVERTING * models * weight_bytes(self.shapes[before]) / self.pace.bytes
-        return moved + 2 * models * self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
+        models = len(set(stage.inputs) - set(TEXT_ROLES))
+        size = models * weight_bytes(self.shapes[before])
+        moved = CONVERTING * size / self.pace.bytes
+        reading = self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
+        return moved + 2 * models * reading
 
     def training_s(self, stage: Stage) -> float:
         """Of a training: its clock's, or those of its FLOPs."""

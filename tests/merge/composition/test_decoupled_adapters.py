@@ -1,4 +1,4 @@
-"""Decoupled adapters: token by token against a loop, one source exactly, the mean of products is no product of means."""
+"""Decoupled adapters: token by token against a loop, one source exactly, means of products and products of means."""
 
 import pytest
 import torch
@@ -27,7 +27,8 @@ def test_every_token_reads_its_own_updates(generator):
             own = models[kind].modality
             expected = expected + 2 * own.b_OR @ (own.a_RI @ x[place])
         torch.testing.assert_close(found[place], expected)
-    assert torch.autograd.gradcheck(lambda w: decoupled_adapters(x, kinds, w, models, Config()), weight.requires_grad_())
+    leaf = weight.requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: decoupled_adapters(x, kinds, w, models, Config()), leaf)
 
 
 def test_one_model_is_the_source_itself(generator):
@@ -41,7 +42,8 @@ def test_the_mean_of_products_is_no_product_of_means(generator):
     first, second = update(generator), update(generator)
     x = torch.randn(5, 4, generator=generator, dtype=torch.float64)
     merged = naive([first, second])
-    torch.testing.assert_close(merged(x), 2 * x @ ((first.a_RI + second.a_RI) / 2).T @ ((first.b_OR + second.b_OR) / 2).T)
+    a, b = (first.a_RI + second.a_RI) / 2, (first.b_OR + second.b_OR) / 2
+    torch.testing.assert_close(merged(x), 2 * x @ a.T @ b.T)
     assert not torch.allclose(merged(x), (first(x) + second(x)) / 2)
     with pytest.raises(ValueError, match="updates of one scale"):
         naive([first, update(generator, 1.0)])

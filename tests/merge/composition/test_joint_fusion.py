@@ -29,7 +29,7 @@ def test_both_stacks_answer_as_before_until_a_gate_opens(every, generator):
 
 
 def test_an_open_gate_reads_the_other_stack_and_no_later_position(generator):
-    (first, second), fused = twins(generator)
+    _, fused = twins(generator)
     with torch.no_grad():
         fused.into_first[0].gate.fill_(1.0)
     x, y = (torch.randn(1, 5, 4, generator=generator) for _ in range(2))

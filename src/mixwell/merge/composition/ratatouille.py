@@ -1,8 +1,8 @@
 """Ratatouille: fine-tunes on other tasks are the starts of fine-tunes on this one, and their weights are averaged.
 
-**Equation:** phi_k = tune(phi_0, task k); head = probe(phi_0, target), shared by all; w_k = tune((phi_k, head), target);
-    w = mean_k w_k, or greedily those that do not lower the score on validation data. Fused: each start is a random convex
-    mix of all phi_k.
+**Equation:** phi_k = tune(phi_0, task k); head = probe(phi_0, target), shared by all; w_k = tune((phi_k, head),
+    target); w = mean_k w_k, or greedily those that do not lower the score on validation data. Fused: each start is a
+    random convex mix of all phi_k.
 **Shapes:** weights under one set of names.
 **Reference:** Rame et al. 2022 (2212.10445), sections 3 and 4.1 ("fusing": Choshen et al. 2022, 2204.03044).
 **Differs:** how a model is tuned is the caller's: `tune` does the probe of each start and the rest.

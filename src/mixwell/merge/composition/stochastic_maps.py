@@ -2,7 +2,7 @@
 
 **Equation:** f(p, a) = w a + u + s e, e ~ N(0, 1), p = (w, u, s). Para: (g o f)(q, p, a) = g(q, f(p, a)) with e_g, e_f
     independent: N(w_g (w_f a + u_f) + u_g, w_g^2 s_f^2 + s_g^2), and its likelihood is the integral of L_g(c | b)
-    L_f(b | a) over b. Co-Kleisli: one shared e: the deviation is w_g s_f + s_g. The learner: p <- p + eta d log L / d p.
+    L_f(b | a) over b. Co-Kleisli: one shared e: the deviation is w_g s_f + s_g. The learner: p <- p + eta dlogL/dp.
 **Shapes:** numbers, or tensors of one shape.
 **Reference:** Shiebler 2020 (2005.04735), sections 3 and 4, and the author's notebook.
 **Differs:** linear Gaussian maps only, for which both compositions are closed.

@@ -1,7 +1,7 @@
-"""Tangent composition: nets linear in what they learn, so that averages are ensembles and what was added can be taken out.
+"""Tangent composition: nets linear in what they learn: averages are ensembles, and what was added can be taken out.
 
 **Equation:** f(x; D) = f(x; w_0) + J(x; w_0) D; each part learns its D_i by |f(x; D) - s onehot|^2 + c |D|. Composition
-    D = sum_i l_i D_i gives exactly sum_i l_i of the parts' answers (l sums to 1); leaving a part out forgets it exactly.
+    D = sum_i l_i D_i gives exactly sum_i l_i of the parts' answers (l sums to 1); without a part it is forgotten exactly.
 **Shapes:** D is like the parameters; answers [B, C].
 **Reference:** Liu and Soatto 2023 (2307.08114), equations 1 to 4, and the authors' code for loss and scale.
 **Differs:** the Jacobian product is `torch.func.jvp` of the whole net.
@@ -38,8 +38,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.penalty < 0 or self.lr <= 0 or self.steps < 1:
-            raise ValueError(f"penalty is {self.penalty}, lr {self.lr}, steps {self.steps}; expected 0 or more, above 0, "
-                             "1 or more")
+            raise ValueError(f"penalty is {self.penalty}, lr {self.lr}, steps {self.steps}; expected 0 or more, above "
+                             "0, 1 or more")
 
 
 @method(title="Tangent model composition",

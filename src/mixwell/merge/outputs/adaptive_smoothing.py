@@ -5,8 +5,8 @@
     + 0.1 BCE CE, clean inputs counted twice.
 **Shapes:** logits [B, C], gamma [B], features [B, D].
 **Reference:** Bai, Anderson, Kim and Sojoudi 2023 (2301.12554), equations 5 and 9, theorem 1, and the authors' code.
-**Differs:** gamma comes from a hidden layer on features of both nets, with a batch norm without gains, instead of from a
-    convolutional net; the squeeze of a in evaluation is an option (`least`, `most`).
+**Differs:** gamma comes from a hidden layer on features of both nets, with a batch norm without gains, instead of
+    from a convolutional net; the squeeze of a in evaluation is an option (`least`, `most`).
 **Fails when:** a is below 1/2: nothing is certified.
 **Cost:** both nets and O(D H) an input.
 """
@@ -35,8 +35,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.hidden_dim < 1 or not 0 <= self.least <= self.most <= 1:
-            raise ValueError(f"hidden_dim is {self.hidden_dim}, a from {self.least} to {self.most}; expected 1 or more, "
-                             "and 0 <= least <= most <= 1")
+            raise ValueError(f"hidden_dim is {self.hidden_dim}, a from {self.least} to {self.most}; expected 1 or "
+                             "more, and 0 <= least <= most <= 1")
 
 
 def mixed(accurate_BC: Tensor, robust_BC: Tensor, alpha: Tensor | float) -> Tensor:

@@ -33,8 +33,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.weight_decay < 0 or self.lr <= 0 or self.steps < 1:
-            raise ValueError(f"weight_decay is {self.weight_decay}, lr {self.lr}, steps {self.steps}; expected 0 or more, "
-                             "above 0, 1 or more")
+            raise ValueError(f"weight_decay is {self.weight_decay}, lr {self.lr}, steps {self.steps}; expected 0 or "
+                             "more, above 0, 1 or more")
 
 
 @method(title="Concatenated features (Cat-n)",

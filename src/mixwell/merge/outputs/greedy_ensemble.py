@@ -1,7 +1,7 @@
 """Greedy ensembles: each further member is trained to differ from the earlier ones, on inputs that are noise.
 
-**Equation:** member k + 1 minimises CE + log sum_{j <= k} exp(-(lambda / M) mean_x |softmax f(x) - softmax f_j(x)|^2), x
-    fixed noise N(mean, (5 std)^2) of each feature. Prediction: the mean of softmax. For a set of members the sum of
+**Equation:** member k + 1 minimises CE + log sum_{j <= k} exp(-(lambda / M) mean_x |softmax f(x) - softmax f_j(x)|^2),
+    x fixed noise N(mean, (5 std)^2) of each feature. Prediction: the mean of softmax. For a set of members the sum of
     kernels is submodular, so that adding greedily comes within 1 - 1/e of the best set.
 **Shapes:** probabilities on N noise inputs [N, C].
 **Reference:** Tiulpin and Blaschko 2021 (2105.14275), section 3, and the authors' code.
@@ -32,8 +32,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.members < 1 or self.spread <= 0 or self.diversity < 0:
-            raise ValueError(f"members is {self.members}, spread {self.spread}, diversity {self.diversity}; expected 1 or "
-                             "more, above 0, 0 or more")
+            raise ValueError(f"members is {self.members}, spread {self.spread}, diversity {self.diversity}; expected 1 "
+                             "or more, above 0, 0 or more")
 
 
 def noise_like(inputs_ND: Tensor, spread: float, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,8 @@
 """Likelihood composition: candidates' likelihoods of several models, debiased, highlighted, and put together.
 
 **Equation:** y_c = exp(mean_k log P(t_k | X, t_<k)) of candidate c. Debias: log y - a log y(X without its context).
-    Highlight: (1 + b) log y - b log y(X perturbed). Both first, each model by itself, then softmax over candidates; then
-    the mean over models, or their votes.
+    Highlight: (1 + b) log y - b log y(X perturbed). Both first, each model by itself, then softmax over candidates;
+    then the mean over models, or their votes.
 **Shapes:** log likelihoods of M models and C candidates [M, C]; of tokens [C, K].
 **Reference:** Zhao, Zhang and Huang 2024 (2409.19240), the operations of section 3.
 **Differs:** models are put on one scale by a softmax over candidates before the mean.

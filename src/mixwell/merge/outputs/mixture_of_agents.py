@@ -110,8 +110,8 @@ def mixture_of_agents(question: str, agents: Sequence[Ask], aggregator: Ask, con
     Several agents answer in turn; fewer samples than agents raise `MixwellError`.
     """
     if not agents or config.samples < len(agents):
-        raise MixwellError(f"{len(agents)} agents and {config.samples} samples; expected one agent or more, and a sample "
-                           "of each.")
+        raise MixwellError(f"{len(agents)} agents and {config.samples} samples; expected one agent or more, and a "
+                           "sample of each.")
     answers = proposals(question, agents, config)
     if config.window is None:
         return aggregator(prompt_for(question, answers), 0.0)

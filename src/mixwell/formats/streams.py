@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -80,9 +80,9 @@ class Selected(Lazy):
 class SelectedRanges(Selected):
     """Some of a file's tensors, by the piece."""
 
-    def __init__(self, stored: Ranged, names: Collection[str]) -> None:
+    def __init__(self, stored: Any, names: Collection[str]) -> None:
         super().__init__(stored, names)
-        self._ranged = stored
+        self._ranged: Ranged = stored
 
     def read_range(self, name: str, start: int, target: Tensor) -> None:
         """Fill flat `target` with entries of a tensor, from number `start` on."""

@@ -1,8 +1,8 @@
 """ComPEFT: a task vector as signs of its largest entries times one number, small to send and good to merge.
 
 **Equation:** t = w - w_0 over the whole model; keep the share k of largest |t|; t' = alpha std(t) sign(t) there, 0
-    elsewhere; w = w_0 + lambda sum_i a_i t'_i. Stored by Golomb's code of the gaps between entries kept, a sign each, and one
-    number of 16 bits: about -(1 - k) log2(1 - k) - k log2 k + k bits a weight.
+    elsewhere; w = w_0 + lambda sum_i a_i t'_i. Stored by Golomb's code of the gaps between entries kept, a sign each,
+    and one number of 16 bits: about -(1 - k) log2(1 - k) - k log2 k + k bits a weight.
 **Shapes:** any; the threshold and std(t) are those of all of a model's tensors together.
 **Reference:** Yadav, Choshen, Raffel and Bansal 2023 (2311.13171), algorithm 1, section 2.
 **Differs:** alpha is given, not tuned on validation; entries as large as the last one kept are all kept. Gaps are coded

@@ -1,8 +1,8 @@
 """Fisher merging: each parameter's mean over models, weighted by how sure each model's likelihood is of it.
 
 **Equation:** F_i = mean_x E_{y ~ p_i(y|x)} (d log p_i(y|x) / d w)^2; w = sum_i l_i F_i w_i / sum_i l_i F_i, F_i
-    divided by the norm of the whole of it first (`normalize`); the floor is added to F of the first model alone, which wins where
-    nothing is known.
+    divided by the norm of the whole of it first (`normalize`); the floor is added to F of the first model alone, which
+    wins where nothing is known.
 **Shapes:** F_i is like w_i.
 **Reference:** Matena and Raffel 2022 (2111.09832), equations 4 and 6, and the authors' code for norm and floor.
 **Differs:** the expectation over labels is exact where `log_probabilities` gives few classes (`most_classes`), else one
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from mixwell.core.method import method
 from mixwell.merge._parts import MANY, Each, drawn, each
@@ -65,6 +66,15 @@ def diagonal(log_probabilities: LogProbabilities, parameters: Tensors, examples:
     return {name: total / count for name, total in totals.items()}
 
 
+def measured(model: nn.Module, examples: Iterable[Tensor], config: Config,
+             generator: torch.Generator) -> dict[str, Tensor]:
+    """F of a module that answers an example with log probabilities [outputs, classes], by its parameters' names."""
+    def log_probabilities(parameters: Tensors, example: Tensor) -> Tensor:
+        return functional_call(model, dict(parameters), (example,))
+
+    return diagonal(log_probabilities, dict(model.named_parameters()), examples, config, generator)
+
+
 def _labelled(logs: Tensor, config: Config, generator: torch.Generator) -> list[tuple[float, Tensor]]:
     """(probability, log likelihood) of labels that stand for all: each class, or one draw."""
     outputs, classes = logs.shape
@@ -85,6 +95,9 @@ def fisher(models: Sequence[Tensors], statistics: Sequence[Tensors], config: Con
     merged = {}
     for name in models[0]:
         tensors = torch.stack([model[name] for model in models])
+        if name not in statistics[0]:  # no parameter
+            merged[name] = tensors.mean(0)
+            continue
         sure = torch.stack([scale * own[name] for scale, own in zip(scales, statistics)])
         sure[0] += config.floor
         merged[name] = _mean(tensors, sure)

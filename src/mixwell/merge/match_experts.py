@@ -4,7 +4,7 @@
     |d_i - d_j Q^T|^2; C_ij = that least / (|A_i|^2 + |B_j|^2) + mu (1 - cos(r_i, r_j)), r router rows centred over
     experts. P = linear assignment on C. w = (1 - t) A + t P(B): experts, their units, router rows and biases.
 **Shapes:** gate_up_proj [E, 2 F, D], down_proj [E, D, F], router.* [E, ..].
-**Reference:** no paper: assignment of experts as in Ainsworth et al. 2022 (2209.04836), units as in MC-SMoE (2310.01334).
+**Reference:** no paper: assignment of experts as in Ainsworth et al. 2022 (2209.04836).
 **Differs:** routers are centred before they are averaged (`centre`): one vector added to all rows changes no softmax,
     yet would change the mean's temperature.
 **Fails when:** residual streams differ: match those first, or start from one ancestor.

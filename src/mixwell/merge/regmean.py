@@ -60,6 +60,15 @@ def grams(model: nn.Module, forward: Callable[[Any], Any], examples: Iterable[An
     return {name: total / counts[name] for name, total in totals.items()}
 
 
+def measured(model: nn.Module, examples: Iterable[Any], config: Config,
+             generator: torch.Generator) -> dict[str, Tensor]:
+    """`grams` of a module that reads examples; one that shows no map's inputs raises `ValueError`."""
+    found = grams(model, model, examples)
+    if not found:
+        raise ValueError("no linear map of this model shows its inputs; RegMean would be the plain mean")
+    return found
+
+
 def _is_map(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)

@@ -9,8 +9,8 @@
     Rows of `ROWS` are the published methods: task_arithmetic, ties, dare_*, breadcrumbs*, della*.
 **Shapes:** any; magnitudes are compared within a tensor, ranks within a row of its second axis.
 **Reference:** Ilharco et al. 2022 (2212.04089); TIES, Yadav et al. 2023 (2306.01708); DARE, Yu et al. 2023
-    (2311.03099); Breadcrumbs, Davari and Belilovsky 2023 (2312.06795); DELLA, Deep et al. 2024 (2406.11617). Defaults of
-    mergekit 0.1.5.
+    (2311.03099); Breadcrumbs, Davari and Belilovsky 2023 (2312.06795); DELLA, Deep et al. 2024 (2406.11617). Defaults
+    of mergekit 0.1.5.
 **Differs:** as mergekit does: breadcrumbs trims tensors, not rows; rescaling is by sum |d|, not by 1 / density. Here
     numbers as large as the last one kept are all kept. ranked takes rows of one number as the largest of theirs.
 **Fails when:** tasks overlap and lambda is 1: changes add up beyond any one model's.

@@ -86,12 +86,14 @@ def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], bas
         check_folder(out)
     sources = [Source(_checkpoint(model), _name(model)) for model in models]
     ground = None if base is None else Source(_checkpoint(base), _name(base))
-    after = merge_checkpoints(recipe, sources, ground, seed)
+    first = (ground or sources[0]).checkpoint
+    text_BT = None if text is None else _read(text, first.files)
+    after = merge_checkpoints(recipe, sources, ground, seed, text_BT)
     record = lineage(recipe, sources, ground, seed)
     if weigh:
         after = held(after)
         parents = sources if ground is None else [*sources, ground]
-        tokens_BT = _read(text, after.files) if text is not None else _random(after.arch["vocab_size"], seed)
+        tokens_BT = _random(after.arch["vocab_size"], seed) if text_BT is None else text_BT
         weighed = receipts(recipe, parents, after, tokens_BT)
         record |= {"receipts": weighed, "receipt": weighed[parents[-1].name], "tokens": tokens_BT.numel(),
                    "measured_on": "random tokens" if text is None else str(text)}

@@ -99,7 +99,8 @@ class FileMerge:
 
     def checkpoint(self) -> Checkpoint:
         """The result, its tensors made when they are asked for."""
-        jobs = {name: self._job(name, where) for name, where in self._places()}
+        places = dict(self._places())
+        jobs = {name: self._job(name, where) for name, where in places.items()}
         like = self._like()
         tensors = Merged(jobs, self.seed)
         made = folders.from_written(tensors, like, self.model_type, "the merge")
@@ -108,8 +109,10 @@ class FileMerge:
     def _record(self) -> dict[str, Any]:
         sources = list(self.sources.values())
         found = joined(sources, self.first)
-        return {**found, "id": "merge", "method": self.entry.name, "merge_method": self.file.merge_method,
-                "seed": self.seed, "base": self.base}
+        found["id"] = "merge"
+        found["method"] = self.entry.name
+        found["merge_method"] = self.file.merge_method
+        return {**found, "seed": self.seed, "base": self.base}
 
     def _like(self) -> Checkpoint:
         """The first model with the depth, the tokens and the chat template of the result."""
@@ -117,8 +120,12 @@ class FileMerge:
         like = self.first.checkpoint.derive(arch=arch)
         if self.vocabulary is not None:
             like = self.vocabulary.adopted(like)
-        template = mergekit_tokens.template(self.file.chat_template, list(self.sources.values()))
-        return like if template is None else replace(like, files={**like.files, **template})
+        sources = list(self.sources.values())
+        template = mergekit_tokens.template(self.file.chat_template, sources)
+        if template is None:
+            return like
+        files = {**like.files, **template}
+        return replace(like, files=files)
 
     def _places(self) -> Iterator[tuple[str, Where]]:
         """Every tensor of the result: those before the layers, the layers, those behind them."""
@@ -142,7 +149,8 @@ class FileMerge:
     def _inside(self, slice_: Slice, layer: int) -> list[str]:
         """Names of the tensors of a layer of a slice's first source."""
         model = reference(slice_.sources[0].model)
-        found = [name for name in self.views[model] if _layer_of(name) == layer]
+        view = self.views[model]
+        found = [name for name in view if _layer_of(name) == layer]
         if not found:
             raise MixwellError(f"{model} has no layer {layer}; check layer_range.")
         return found

@@ -100,7 +100,8 @@ class File:
         if self.merge_method not in METHODS:
             raise MixwellError(f"merge_method: {shown(self.merge_method)} is not known."
                                f"{suggest(self.merge_method, METHODS)} Known: {', '.join(METHODS)}.")
-        if sum(map(bool, (self.models, self.slices, self.modules))) != 1:
+        given = [part for part in (self.models, self.slices, self.modules) if part]
+        if len(given) != 1:
             raise MixwellError("expected one of models, slices and modules.")
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise MixwellError("tokenizer_source and tokenizer stand side by side; keep one.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixwell.core import machine, registry
 from mixwell.core.checkpoint import Checkpoint
@@ -17,11 +17,30 @@ from mixwell.core.rng import generator
 from mixwell.lm import folder as folders
 from mixwell.lm import receipt
 from mixwell.lm.hf.writing import comparable
+from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import MAIN, Tokenizer
-from mixwell.merge.merging import Model, merged
+from mixwell.merge.merging import Model, Rule, merged
 from mixwell.merge.naming import method_of
 
 CARD = "README.md"
+CARD_TEXT = """---
+library_name: transformers
+tags:
+- merge
+- mixwell
+---
+# {title}
+
+A merge of models made with mixwell. Merged:
+
+{listed}
+
+{ground}The recipe:
+
+```yaml
+{text}
+```
+"""
 
 
 class Source(NamedTuple):
@@ -46,24 +65,60 @@ class Recipe(NamedTuple):
         return cls(name.removeprefix("merge."), entry, config)
 
 
-def merge_checkpoints(recipe: Recipe, models: Sequence[Source], base: Source | None, seed: int) -> Checkpoint:
+def merge_checkpoints(recipe: Recipe, models: Sequence[Source], base: Source | None, seed: int,
+                      text_BT: Tensor | None = None) -> Checkpoint:
     """The merge, its tensors made when they are asked for; models of several architectures raise `MixwellError`.
 
-    It carries the files and the lineage of the base, or of the first model.
+    It carries the files and the lineage of the base, or of the first model. text_BT: of methods that look at what
+    models make of text.
     """
     everyone = [*models] if base is None else [*models, base]
     check_alike(everyone)
     first = base or models[0]
+    Rule(recipe.entry).check(len(models), base is not None)
+    if "statistics" in recipe.entry.tags:
+        return by_statistics(recipe, models, seed, text_BT)
     if "checkpoints" in recipe.entry.tags:
         draws = generator(seed, recipe.entry.name)
         given = [source.checkpoint for source in models]
-        ground = None if base is None else base.checkpoint
-        return recipe.entry.load()(given, ground, recipe.config, draws)
+        return recipe.entry.load()(given, None, recipe.config, draws)
     model_type = folders.folder_type(first.checkpoint)
     views = [_view(source, model_type) for source in models]
     ground_view = None if base is None else _view(base, model_type)
     tensors = merged(recipe.entry.name, views, ground_view, recipe.config, seed)
     return folders.from_written(tensors, first.checkpoint, model_type, "the merge")
+
+
+def by_statistics(recipe: Recipe, models: Sequence[Source], seed: int, text_BT: Tensor | None) -> Checkpoint:
+    """The merge by what the models make of text, each row of which is an example."""
+    if text_BT is None:
+        raise MixwellError(f"{recipe.entry.name} looks at what the models make of text; give it (--text).")
+    draws = generator(seed, recipe.entry.name)
+    measured = recipe.entry.module().measured
+    statistics = []
+    for source in models:
+        reader = Reading(source.checkpoint)
+        found = measured(reader, text_BT, recipe.config, draws)
+        statistics.append({name.removeprefix("model."): tensor for name, tensor in found.items()})
+    tensors = [dict(source.checkpoint.tensors) for source in models]
+    made = recipe.entry.load()(tensors, statistics, recipe.config)
+    first = models[0].checkpoint
+    kept = {name: tensor.to(first.tensors[name].dtype) for name, tensor in made.items()}
+    return first.derive(tensors=kept)
+
+
+class Reading(nn.Module):
+    """A model that says of a row of tokens [T] how likely each next token is: log probabilities [T, V]."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.model = LanguageModel.from_checkpoint(checkpoint, dtype=torch.float32).eval()
+
+    def forward(self, tokens_T: Tensor) -> Tensor:
+        """Log probabilities."""
+        output = self.model(tokens_T.unsqueeze(0))
+        logits_TV = output.logits_BTV[0]
+        return logits_TV.log_softmax(-1)
 
 
 def held(checkpoint: Checkpoint) -> Checkpoint:
@@ -108,9 +163,11 @@ def _check_tokens(first: Source, other: Source) -> None:
 def lineage(recipe: Recipe, models: Sequence[Source], base: Source | None, seed: int) -> dict[str, Any]:
     """The record of a merge, the other models' lineages in it."""
     found = joined(models, base or models[0])
-    ground = None if base is None else base.name
-    return {**found, "id": recipe.name, "method": recipe.entry.name, "config": to_dict(recipe.config), "seed": seed,
-            "base": ground}
+    found["id"] = recipe.name
+    found["method"] = recipe.entry.name
+    found["config"] = to_dict(recipe.config)
+    found["base"] = None if base is None else base.name
+    return {**found, "seed": seed}
 
 
 def joined(models: Sequence[Source], first: Source) -> dict[str, Any]:
@@ -135,12 +192,10 @@ def receipts(recipe: Recipe, parents: Sequence[Source], after: Checkpoint, token
 
 def card(title: str, recipe_text: str, models: Sequence[str], base: str | None) -> str:
     """README.md of a merged model: what it was made of, and how."""
-    ground = [] if base is None else [f"Base: `{base}`", ""]
-    listed = [f"- `{name}`" for name in models]
-    lines = ["---", "library_name: transformers", "tags:", "- merge", "- mixwell", "---", f"# {title}", "",
-             "A merge of models made with mixwell. Merged:", "", *listed, "", *ground, "The recipe:", "", "```yaml",
-             recipe_text.rstrip(), "```", ""]
-    return "\n".join(lines)
+    listed = "\n".join(f"- `{name}`" for name in models)
+    ground = "" if base is None else f"Base: `{base}`\n\n"
+    text = recipe_text.rstrip()
+    return CARD_TEXT.format(title=title, listed=listed, ground=ground, text=text)
 
 
 def recipe_text(recipe: Recipe, models: Sequence[str], base: str | None, seed: int) -> str:
@@ -160,4 +215,5 @@ def _changed(recipe: Recipe) -> dict[str, Any]:
     usual = from_dict(type(recipe.config), row)
     before = to_dict(usual)
     now = to_dict(recipe.config)
-    return {key: value for key, value in now.items() if value != before[key]}
+    keys = [key for key in now if now[key] != before[key]]
+    return {key: now[key] for key in keys}

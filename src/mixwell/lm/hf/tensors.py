@@ -178,7 +178,7 @@ class Gathered(Fresh):
         self._forms: dict[str, Form] = {}  # of 128 experts each of whose parts asks for it
 
     def parts_of(self, table: Mapping[str, Recipe]) -> Mapping[str, Tensor] | None:
-        """The tensors that canonical ones are made of, not looked at yet; None where they would be others by `table`."""
+        """The tensors that canonical ones are made of, not looked at yet; None where `table` makes others."""
         return self._tensors if table == self._table else None
 
     def __getitem__(self, name: str) -> Tensor:

@@ -1,7 +1,7 @@
 """Tangent composition: nets linear in what they learn: averages are ensembles, and what was added can be taken out.
 
 **Equation:** f(x; D) = f(x; w_0) + J(x; w_0) D; each part learns its D_i by |f(x; D) - s onehot|^2 + c |D|. Composition
-    D = sum_i l_i D_i gives exactly sum_i l_i of the parts' answers (l sums to 1); without a part it is forgotten exactly.
+    D = sum_i l_i D_i gives exactly sum_i l_i of the parts' answers (l sums to 1); a part left out is forgotten.
 **Shapes:** D is like the parameters; answers [B, C].
 **Reference:** Liu and Soatto 2023 (2307.08114), equations 1 to 4, and the authors' code for loss and scale.
 **Differs:** the Jacobian product is `torch.func.jvp` of the whole net.
@@ -46,8 +46,9 @@ class Config:
         paper="Tangent Model Composition for Ensembling and Continual Fine-tuning", year=2023)
 def tangent(net: Net, start: Tensors, change: Tensors, inputs: Tensor) -> Tensor:
     """f(x; D), linear in `change`, which is like `start`."""
-    answers, moved = jvp(lambda parameters: net(parameters, inputs), (dict(start),), (dict(change),))
-    return answers + moved
+    given, moved = (dict(start),), (dict(change),)
+    answers, slope = jvp(lambda parameters: net(parameters, inputs), given, moved)[:2]
+    return answers + slope
 
 
 def fitted(net: Net, start: Tensors, inputs: Tensor, labels_B: Tensor, config: Config) -> dict[str, Tensor]:

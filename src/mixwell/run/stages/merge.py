@@ -13,7 +13,7 @@ from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.run.merging import CARD, Recipe, Source, card, held, lineage, merge_checkpoints, receipts, recipe_text
 from mixwell.run.stages._parts import Job, read_model
-from mixwell.run.stages.convert import held_out
+from mixwell.run.stages.convert import held_out, windows_of
 from mixwell.run.stages.models import describe
 
 
@@ -46,11 +46,13 @@ def run_merge(job: Job) -> dict[str, Any]:
     """Merge, weigh against every model on held-out tokens, write."""
     stage = job.stage
     recipe = stage.config.recipe
-    tokens_BT = held_out(TokenData.open(job.inputs["tokens"] / "shards"))
+    data = TokenData.open(job.inputs["tokens"] / "shards")
+    tokens_BT = held_out(data)
     roles = [role for role in stage.inputs if role.startswith("model")]
     sources = [Source(read_model(job, role), stage.inputs[role]) for role in roles]
     base = Source(read_model(job, "base"), stage.inputs["base"]) if "base" in stage.inputs else None
-    after = held(merge_checkpoints(recipe, sources, base, stage.seed))
+    examples_BT = windows_of(data, "train")
+    after = held(merge_checkpoints(recipe, sources, base, stage.seed, examples_BT))
     job.progress(0.3, recipe.name)
     parents = sources if base is None else [*sources, base]
     weighed = receipts(recipe, parents, after, tokens_BT)

@@ -3,12 +3,13 @@
     python benchmarks/merging.py --threads 1 --mergekit /path/to/venv/bin/python --save
 
 Each merge is a process of its own, start and imports included, as a user runs it: `mixwell merge FILE --out DIR` beside
-`mergekit-yaml FILE DIR`. Models are dense, of the sizes that the options name, in float32, drawn at random; fine-tunes are
-a base and noise. Without --mergekit ours alone is measured.
+`mergekit-yaml FILE DIR`. Models are dense, of the sizes that the options name, in float32, drawn at random; fine-tunes
+are a base and noise. Without --mergekit ours alone is measured.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -70,18 +71,28 @@ def file_of(root: Path, method: str) -> Path:
     return path
 
 
+MEASURE = """
+import json, os, sys
+out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+actions = [(os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, out, 2)]
+child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ, file_actions=actions)
+_, status, usage = os.wait4(child, 0)
+print(json.dumps([status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
+"""  # a small process of its own: a child's peak begins with that of the process that made it
+
+
 def measured(command: Sequence[str], threads: int) -> dict[str, float]:
     """Processor time, wall time and peak memory of a command."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    began = time.perf_counter()
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert child.stderr is not None
-    said = child.stderr.read().decode(errors="replace")
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed: {said[-2000:]}")
-    return {"cpu_s": usage.ru_utime + usage.ru_stime, "wall_s": time.perf_counter() - began,
-            "peak_bytes": usage.ru_maxrss * 1024}
+    with tempfile.NamedTemporaryFile() as said:
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", MEASURE, said.name, *command], env=environment, check=True,
+                              capture_output=True, text=True)
+        wall = time.perf_counter() - began
+        status, seconds, peak = json.loads(done.stdout)
+        if status:
+            sys.exit(f"{' '.join(command)} failed: {Path(said.name).read_text(errors='replace')[-2000:]}")
+    return {"cpu_s": seconds, "wall_s": wall, "peak_bytes": peak}
 
 
 def apart(first: Path, second: Path) -> float:
@@ -114,8 +125,8 @@ def compared(root: Path, method: str, options: Any) -> dict[str, Any]:
     for _ in range(options.repeat):
         for folder in (ours, theirs):
             shutil.rmtree(folder, ignore_errors=True)
-        found["ours"].append(measured([sys.executable, "-m", "mixwell.cli.main", "merge", str(config), "--out", str(ours)],
-                                      options.threads))
+        command = [sys.executable, "-m", "mixwell.cli.main", "merge", str(config), "--out", str(ours)]
+        found["ours"].append(measured(command, options.threads))
         if options.mergekit:
             program = str(Path(options.mergekit).with_name("mergekit-yaml"))
             found["theirs"].append(measured([program, str(config), str(theirs), "--no-copy-tokenizer"],

@@ -1,10 +1,12 @@
 """Task arithmetic and its rows: every sparsifier against sorting or counting, consensus against a loop, refusals."""
 
+import numpy as np
 import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import spawn
+from mixwell.merge._order import at_rank
 from mixwell.merge._sparsify import SPARSIFIERS, Trim, decided, probabilities
 from mixwell.merge.merging import Model, merged
 from mixwell.merge.naming import method_of
@@ -99,3 +101,12 @@ def test_shares_that_make_no_sense_are_told(generator):
         method_of("tiez")
     rows = torch.ones(3, 1)
     torch.testing.assert_close(probabilities(rows, Trim(0.5, 0.0, 0.2, False)), torch.full((3, 1), 0.7))
+
+
+@pytest.mark.parametrize("rank", [0, 7, 900_000, 1_999_999, 2_000_000])
+def test_ranks_of_many_numbers_are_those_of_sorting(rank, generator):
+    numbers = torch.randn(2_000_001, generator=generator).numpy()
+    assert at_rank(numbers, rank) == np.sort(numbers)[rank]
+    stepped = np.repeat(np.arange(3.0), 700_000)  # many alike, and a sample that misleads
+    stepped[5::32] = 9.0
+    assert at_rank(stepped, rank) == np.sort(stepped)[rank]

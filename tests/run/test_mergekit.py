@@ -122,7 +122,8 @@ parameters: {lambda: 0.5, int8_mask: true}
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, base[name] + 0.5 * (a[name] - base[name]))
     kept = (tmp_path / "out" / "mergekit_config.yml").read_text()
-    assert kept == (tmp_path / "merge.yaml").read_text() and kept.strip() in (tmp_path / "out" / "README.md").read_text()
+    assert kept == (tmp_path / "merge.yaml").read_text()
+    assert kept.strip() in (tmp_path / "out" / "README.md").read_text()
     record = mixwell.load(tmp_path / "out").lineage[-1]
     assert record["merge_method"] == "ties" and record["inputs"] == [str(root / "m0"), str(root / "m2")]
 

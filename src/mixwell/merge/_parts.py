@@ -74,14 +74,15 @@ def combined(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -
     return found
 
 
-def agreeing(deltas: Sequence[Tensor]) -> list[Tensor]:
-    """Where each model's entry has the sign of the sum over models; a sum of zero counts as positive."""
+def majority(deltas: Sequence[Tensor]) -> Tensor:
+    """The sign of the sum over models, 1 or -1; a sum of zero counts as positive."""
     total = torch.zeros_like(deltas[0])
     for delta in deltas:
         total += delta
-    positive = total >= 0
-    masks = []
-    for delta in deltas:
-        rises, falls = delta > 0, delta < 0
-        masks.append(torch.where(positive, rises, falls))
-    return masks
+    return total.sign_().add_(0.5).sign_()
+
+
+def agreeing(deltas: Sequence[Tensor]) -> list[Tensor]:
+    """Where each model's entry has the majority's sign."""
+    signs = majority(deltas)
+    return [delta * signs > 0 for delta in deltas]

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from mixwell.merge._order import at_rank
 
 SMALL = 1e-7  # sums of |d| that nothing is divided by
 
@@ -41,21 +45,18 @@ class Everything:
 class Span:
     """Entries whose |d| lies between two numbers, both of them included."""
 
-    least: float
+    below: float  # the largest number that is less than those kept
     most: float
     factor: float = 1.0
 
-    def mask(self, sizes: Tensor) -> Tensor:
-        """Where |d| lies there."""
-        kept = sizes >= self.least
-        return kept if self.most == math.inf else kept & (sizes <= self.most)
-
     def of(self, delta: Tensor) -> Tensor:
         """The changes within."""
-        kept = self.mask(delta.abs())
-        delta *= kept
-        delta *= self.factor
-        return delta
+        if self.below == math.inf:
+            return torch.zeros_like(delta)
+        kept = F.hardshrink(delta, self.below)
+        if self.most < math.inf:
+            kept *= delta.abs() <= self.most
+        return _scaled(kept, self.factor)
 
 
 @dataclass
@@ -73,10 +74,8 @@ class Drawn:
 
     def of(self, delta: Tensor) -> Tensor:
         """The changes that were drawn."""
-        kept = self.mask(delta)
-        delta *= kept
-        delta *= self.factor
-        return delta
+        delta *= self.mask(delta)
+        return _scaled(delta, self.factor)
 
 
 @dataclass
@@ -93,8 +92,11 @@ class Stored:
         self.place += delta.numel()
         kept = self.kept[start : self.place]
         delta *= kept.view(delta.shape)
-        delta *= self.factor
-        return delta
+        return _scaled(delta, self.factor)
+
+
+def _scaled(delta: Tensor, factor: float) -> Tensor:
+    return delta if factor == 1.0 else delta.mul_(factor)
 
 
 def _factor(before: float, after: float) -> float:
@@ -110,15 +112,16 @@ def _span(sizes: Tensor, start: int, count: int, rescale: bool) -> Span:
         return Span(math.inf, math.inf)
     flat = sizes.view(-1)
     last = start + count - 1
-    ordered = flat.numpy()
-    topmost = last == flat.numel() - 1
-    places = [start] if topmost else [start, last]
-    ordered.partition(places)
-    most = math.inf if topmost else float(ordered[last])
-    found = Span(float(ordered[start]), most)
+    numbers = flat.numpy()
+    topmost = last == numbers.size - 1
+    least = at_rank(numbers, start)
+    most = math.inf if topmost else float(at_rank(numbers, last))
+    below = np.nextafter(least, numbers.dtype.type(0))
+    found = Span(float(below), most)
     if rescale:
-        kept = flat[found.mask(flat)]
-        found.factor = _factor(float(flat.sum()), float(kept.sum()))
+        before = float(flat.sum())
+        kept = found.of(flat)
+        found.factor = _factor(before, float(kept.sum()))
     return found
 
 

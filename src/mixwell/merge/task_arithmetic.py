@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.core.rng import spawn
-from mixwell.merge._parts import MANY, Each, agreeing, call, check_share, each, fine_tunes, needed
+from mixwell.merge._parts import MANY, Each, call, check_share, each, fine_tunes, majority, needed
 from mixwell.merge._sparsify import Everything, Kept, Trim, decided
 
 MODELS = range(1, MANY)
@@ -112,13 +112,14 @@ def task_arithmetic(tensors: Sequence[Tensor], base: Tensor | None, config: Conf
 
 def _agreed(deltas: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     """The sum of the changes with the majority's sign, and that of their weights."""
-    total = torch.zeros_like(deltas[0])
-    divisor = torch.zeros_like(total)
-    masks = agreeing(deltas)
-    for delta, weight, agrees in zip(deltas, weights, masks):
-        total += delta * agrees
-        divisor += weight * agrees
-    return total, divisor
+    signs = majority(deltas)
+    total = torch.zeros_like(signs)
+    divisor = torch.zeros_like(signs)
+    for delta, weight in zip(deltas, weights):
+        agreeing = delta.mul_(signs).clamp_(min=0)
+        total += agreeing
+        divisor.add_(agreeing.sign_(), alpha=weight)
+    return total.mul_(signs), divisor
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

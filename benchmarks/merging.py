@@ -95,13 +95,22 @@ def measured(command: Sequence[str], threads: int) -> dict[str, float]:
     return {"cpu_s": seconds, "wall_s": wall, "peak_bytes": peak}
 
 
-def apart(first: Path, second: Path) -> float:
-    """Largest difference of a number in two folders."""
+def apart(first: Path, second: Path) -> tuple[float, float]:
+    """Largest difference of a number in two folders, and the share of numbers that differ by more than 1e-5.
+
+    Where several changes are as large as the last one kept, one program keeps all of them and the other some.
+    """
     a, b = open_folder(first), open_folder(second)
     names = set(a) & set(b)
     if set(a) ^ set(b) - {"lm_head.weight"}:
         sys.exit(f"{first} and {second} hold other tensors")
-    return max(float((a[name] - b[name]).abs().max()) for name in names)
+    largest, count, total = 0.0, 0, 0
+    for name in names:
+        difference = (a[name] - b[name]).abs()
+        largest = max(largest, float(difference.max()))
+        count += int((difference > 1e-5).sum())
+        total += difference.numel()
+    return largest, count / total
 
 
 def copy_rate(path: Path) -> float:
@@ -132,7 +141,7 @@ def compared(root: Path, method: str, options: Any) -> dict[str, Any]:
             found["theirs"].append(measured([program, str(config), str(theirs), "--no-copy-tokenizer"],
                                             options.threads))
     if options.mergekit and method not in DRAWN:
-        found["largest_difference"] = apart(ours, theirs)
+        found["largest_difference"], found["share_apart"] = apart(ours, theirs)
     return {name: least(value) if isinstance(value, list) else value for name, value in found.items() if value != []}
 
 
@@ -164,7 +173,7 @@ def main() -> None:
                 row["times_quicker"] = theirs["cpu_s"] / row["ours"]["cpu_s"]
                 line += (f", mergekit {theirs['cpu_s']:.1f} s {theirs['peak_bytes'] / 1e9:.2f} GB: "
                          f"{row['times_quicker']:.1f}x")
-            print(line, f"(apart {row['largest_difference']:.1e})" if "largest_difference" in row else "", flush=True)
+            print(line, f"(apart {row['largest_difference']:.1e}, {row['share_apart']:.1e} of all above 1e-5)" if "largest_difference" in row else "", flush=True)
         empty = measured([sys.executable, "-c", "import mixwell.run.mergekit"], given.threads)
         figures = {"model_bytes": size, "models": MODELS, "methods": rows, "imports_alone": empty,
                    "copy_bytes_per_s": copy_rate(root / "base" / "model.safetensors"), "machine": machine(given)}

@@ -11,6 +11,7 @@ from torch import Tensor
 MANY = 1000  # models, at most
 Each = float | tuple[float, ...]  # one value for all models, or one a model
 TINY = 1e-12
+PIECE = 2**16  # numbers that are widened at a time
 
 
 def each(value: Each, count: int, name: str) -> list[float]:
@@ -63,6 +64,20 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for place, weight in enumerate(weights):
         total += weight * tensors[place]  # a fused product would not round it: opposite ones would not cancel
     return total
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of two tensors in float64, piece by piece: sums of many millions lose digits in float32."""
+    total = torch.zeros((), dtype=torch.float64)
+    pairs = zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE))
+    for one, other in pairs:
+        total += torch.dot(one.double(), other.double())
+    return total
+
+
+def length(a: Tensor) -> Tensor:
+    """|a| in float64."""
+    return product(a, a).sqrt()
 
 
 def combined(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:

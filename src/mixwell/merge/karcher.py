@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, call, drawn
+from mixwell.merge._parts import MANY, call, drawn, length, product
 
 MODELS = range(1, MANY)
 OPPOSITE = 1e-6  # sine below which two directions are opposite
@@ -41,7 +41,7 @@ def tangent(mean: Tensor, units: Sequence[Tensor], tol: float) -> Tensor:
     """The mean of the directions from `mean` to each unit vector, as long as their angles."""
     total = torch.zeros_like(mean)
     for unit in units:
-        cosine = torch.dot(mean, unit).clamp(-1, 1)
+        cosine = product(mean, unit).clamp(-1, 1).to(mean.dtype)
         theta = cosine.acos()
         if float(theta) < tol:
             continue
@@ -72,7 +72,7 @@ def karcher(tensors: Sequence[Tensor], base: Tensor | None, config: Config, gene
         return tensors[0].clone()
     shape = tensors[0].shape
     vectors = [tensor.flatten() for tensor in tensors]
-    norms = [float(vector.norm()) for vector in vectors]
+    norms = [float(length(vector)) for vector in vectors]
     units = [vector / norm for vector, norm in zip(vectors, norms) if norm > config.tol]
     if not units:
         return torch.zeros_like(tensors[0])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import MANY, Each, call, each, fine_tunes, weighted_sum
+from mixwell.merge._parts import MANY, Each, call, each, fine_tunes, length, weighted_sum
 
 MODELS = range(1, MANY)
 
@@ -40,16 +40,16 @@ class Config:
 
 def spherical_mean(vectors: Sequence[Tensor], weights: Sequence[float], eps: float) -> Tensor:
     """The mean direction at the mean length."""
-    norms = [float(vector.norm()) for vector in vectors]
+    norms = [float(length(vector)) for vector in vectors]
     pairs = list(zip(weights, norms))
     shares = [weight / (norm + eps) for weight, norm in pairs]
     mean = weighted_sum(vectors, shares)
-    length = float(mean.norm())
-    if length < eps:
+    size_of_mean = float(length(mean))
+    if size_of_mean < eps:
         there = max(norms) > eps
         return _cancelled(vectors, weights, there)
     size = sum(weight * norm for weight, norm in pairs)
-    ratio = size / length
+    ratio = size / size_of_mean
     return mean.mul_(ratio)
 
 

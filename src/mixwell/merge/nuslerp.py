@@ -45,7 +45,7 @@ def arc(a: Tensor, b: Tensor, t: float) -> Tensor:
     """A point of the arc between vectors, which lie along the last axis."""
     unit_a, unit_b = _unit(a), _unit(b)
     products = unit_a * unit_b
-    cosine = products.sum(-1, keepdim=True)
+    cosine = products.sum(-1, keepdim=True, dtype=torch.float64)
     cosine = cosine.clamp(-1, 1)
     straight = 1 - cosine.square() <= PARALLEL
     theta = torch.where(straight, 1.0, cosine).acos()
@@ -55,11 +55,11 @@ def arc(a: Tensor, b: Tensor, t: float) -> Tensor:
     second = torch.sin(t * theta)
     first = torch.where(straight, 1 - t, first / sine)
     second = torch.where(straight, t, second / sine)
-    return first * a + second * b
+    return first.to(a.dtype) * a + second.to(b.dtype) * b
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    norms = vectors.norm(dim=-1, keepdim=True)
+    norms = vectors.norm(dim=-1, keepdim=True, dtype=torch.float64)
     return vectors / norms.clamp(min=FLOOR)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.merge._parts import TINY, call, drawn
+from mixwell.merge._parts import TINY, call, drawn, length, product
 
 MODELS = range(2, 3)
 PARALLEL = 0.9995  # |cos| above which the arc is taken for its chord
@@ -46,10 +46,9 @@ def shares(cosine: float, t: float) -> tuple[float, float]:
 
 def survey(tensors: Sequence[Tensor], base: Tensor | None, config: Config, generator: torch.Generator) -> Any:
     """The factors, which take whole tensors to know."""
-    a, b = (tensor.flatten() for tensor in tensors)
-    norms = a.norm() * b.norm()
-    product = torch.dot(a, b)
-    cosine = product / norms.clamp(min=TINY)
+    a, b = tensors
+    norms = length(a) * length(b)
+    cosine = product(a, b) / norms.clamp(min=TINY)
     bounded = cosine.clamp(-1, 1)
     return shares(float(bounded), config.t)
 

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, no_worse
-from mixwell.claims.merge._digits import Rows, Split, Tensors, answer, cross_entropy, digits, fresh, module, right, tuned
+from mixwell.claims.merge._digits import (
+    Rows,
+    Split,
+    Tensors,
+    answer,
+    cross_entropy,
+    digits,
+    fresh,
+    module,
+    right,
+    tuned,
+)
 from mixwell.core.rng import generator
 
 MEMBERS, STRENGTHS = 5, (0.5, 2.0, 8.0)

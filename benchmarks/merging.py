@@ -173,7 +173,9 @@ def main() -> None:
                 row["times_quicker"] = theirs["cpu_s"] / row["ours"]["cpu_s"]
                 line += (f", mergekit {theirs['cpu_s']:.1f} s {theirs['peak_bytes'] / 1e9:.2f} GB: "
                          f"{row['times_quicker']:.1f}x")
-            print(line, f"(apart {row['largest_difference']:.1e}, {row['share_apart']:.1e} of all above 1e-5)" if "largest_difference" in row else "", flush=True)
+            if "share_apart" in row:
+                line += f" ({row['share_apart']:.1e} of all apart by 1e-5, {row['largest_difference']:.1e} at most)"
+            print(line, flush=True)
         empty = measured([sys.executable, "-c", "import mixwell.run.mergekit"], given.threads)
         figures = {"model_bytes": size, "models": MODELS, "methods": rows, "imports_alone": empty,
                    "copy_bytes_per_s": copy_rate(root / "base" / "model.safetensors"), "machine": machine(given)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,9 @@ class Entry:
 @functools.cache
 def entries() -> tuple[Entry, ...]:
     """Every method of the catalogue, sorted by name."""
-    return tuple(entry for room in sorted(holding_methods()) for entry in _of_room(room))
+    rooms = sorted(holding_methods())
+    found = itertools.chain.from_iterable(map(_of_room, rooms))
+    return tuple(found)
 
 
 @functools.cache

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from mixwell.core.rng import generator
 SIZES = (64, 96, 96, 10)
 SIDE, BATCH = 8, 64
 Tensors = Mapping[str, Tensor]
+V = TypeVar("V")
 Merge = Callable[[float], Tensors]  # a setting -> the merged net
 
 
@@ -32,7 +34,7 @@ class Rows(NamedTuple):
         """The images turned by quarters."""
         images = self.x.view(-1, SIDE, SIDE)
         moved = images.rot90(quarters, (1, 2))
-        return Rows(moved.reshape(-1, SIDE * SIDE), self.y)
+        return Rows(moved.flatten(1), self.y)
 
 
 class Split(NamedTuple):
@@ -52,30 +54,33 @@ def digits(seed: int) -> Split:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    x = torch.tensor(found.data, dtype=torch.float32) / 16
-    y = torch.tensor(found.target)
-    order = torch.randperm(len(y), generator=generator(seed, "digits"))
-    rows = Rows(x[order], y[order])
-    places = torch.arange(len(y))
-    return Split(*(rows.of(part) for part in places.split([900, 300, 597])))
+    ink = torch.tensor(found.data, dtype=torch.float32)
+    rows = Rows(ink / 16, torch.tensor(found.target))
+    draws = generator(seed, "digits")
+    order = torch.randperm(len(rows.y), generator=draws)
+    parts = order.split([900, 300, 597])
+    return Split(*map(rows.of, parts))
 
 
 def fresh(seed: int, sizes: Sequence[int] = SIZES) -> dict[str, Tensor]:
     """A net's parameters: weights of spread sqrt(2 / fan in), no biases."""
     draws = generator(seed, "net")
     found = {}
-    for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
+    pairs = enumerate(itertools.pairwise(sizes))
+    for layer, (fan_in, fan_out) in pairs:
         weight = torch.randn(fan_out, fan_in, generator=draws)
-        found[f"w{layer}"] = weight * (2 / fan_in) ** 0.5
+        spread = (2 / fan_in) ** 0.5
+        found[f"w{layer}"] = spread * weight
         found[f"b{layer}"] = torch.zeros(fan_out)
     return found
 
 
 def hidden(net: Tensors, x: Tensor) -> Tensor:
     """What the last hidden layer says."""
-    last = len(net) // 2 - 1
-    for layer in range(last):
-        x = F.linear(x, net[f"w{layer}"], net[f"b{layer}"])
+    layers = range(len(net) // 2 - 1)
+    for layer in layers:
+        weight, bias = net[f"w{layer}"], net[f"b{layer}"]
+        x = F.linear(x, weight, bias)
         x = x.relu()
     return x
 
@@ -83,7 +88,8 @@ def hidden(net: Tensors, x: Tensor) -> Tensor:
 def answer(net: Tensors, x: Tensor) -> Tensor:
     """Logits."""
     last = len(net) // 2 - 1
-    return F.linear(hidden(net, x), net[f"w{last}"], net[f"b{last}"])
+    features = hidden(net, x)
+    return F.linear(features, net[f"w{last}"], net[f"b{last}"])
 
 
 def tuned(net: Tensors, rows: Rows, seed: int, *, steps: int = 150, lr: float = 1e-3,
@@ -91,11 +97,13 @@ def tuned(net: Tensors, rows: Rows, seed: int, *, steps: int = 150, lr: float = 
     """The net after steps of Adam on batches of 64."""
     draws = generator(seed, "batches")
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in net.items()}
-    optimizer = torch.optim.Adam(list(leaves.values()), lr=lr)
+    parameters = list(leaves.values())
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    loss = loss or cross_entropy
     for _ in range(steps):
         chosen = torch.randint(0, len(rows.y), (BATCH,), generator=draws)
         batch = rows.of(chosen)
-        missed = cross_entropy(leaves, batch) if loss is None else loss(leaves, batch)
+        missed = loss(leaves, batch)
         optimizer.zero_grad()
         missed.backward()
         optimizer.step()
@@ -161,9 +169,20 @@ def merged(name: str, task: Tuned, **options: Any) -> dict[str, Tensor]:
 def best(merge: Merge, settings: Sequence[float], task: Tuned) -> float:
     """Accuracy on the test rows of all tasks with the setting that is best on the validation rows."""
     nets = [merge(setting) for setting in settings]
-    scores = [mean_accuracy(net, task.splits, "valid") for net in nets]
-    chosen = scores.index(max(scores))
-    return mean_accuracy(nets[chosen], task.splits, "test")
+    net = best_of(nets, task.splits)
+    return mean_accuracy(net, task.splits, "test")
+
+
+def best_of(nets: Sequence[Tensors], splits: Sequence[Split]) -> Tensors:
+    """The net that is best on the tasks' validation rows."""
+    scores = [mean_accuracy(net, splits, "valid") for net in nets]
+    return at_best(nets, scores)
+
+
+def at_best(values: Sequence[V], scores: Sequence[float]) -> V:
+    """The value with the highest score, the first of several."""
+    place = scores.index(max(scores))
+    return values[place]
 
 
 def module(name: str) -> Any:

@@ -8,16 +8,16 @@ mean. Beside it: RegMean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.merge._digits import Rows, Tensors, accuracy, answer, digits, fresh, module, tuned
+from mixwell.claims.merge._digits import Rows, Tensors, accuracy, answer, best_of, digits, fresh, module, tuned
 from mixwell.core.rng import generator
 
-SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
+SHARES, EXAMPLES = (0.2, 0.35, 0.5, 0.65, 0.8), 150
 CLAIM = Claim("Fisher weights beat the plain mean.", "accuracy on all ten digits", lower_is_better=False)
 
 
@@ -37,16 +37,10 @@ def grams(net: Tensors, x: Tensor) -> dict[str, Tensor]:
     found = {}
     last = len(net) // 2
     for layer in range(last):
-        found[f"w{layer}"] = x.T @ x / len(x)
-        x = (x @ net[f"w{layer}"].T + net[f"b{layer}"]).relu()
+        name = f"w{layer}"
+        found[name] = x.T @ x / len(x)
+        x = F.linear(x, net[name], net[f"b{layer}"]).relu()
     return found
-
-
-def chosen(merge: Callable[[float], Tensors], valid: Rows, test: Rows) -> float:
-    """Test accuracy with the share that is best on validation rows."""
-    nets = [merge(share) for share in SHARES]
-    scores = [accuracy(net, valid) for net in nets]
-    return accuracy(nets[scores.index(max(scores))], test)
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
@@ -55,19 +49,25 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     base = tuned(fresh(seed), split.train, seed, steps=40)
     parts = halves(split.train)
     models = [tuned(base, part, seed + number, steps=100) for number, part in enumerate(parts)]
-    own, other = module("merge.fisher"), module("merge.regmean")
+    own = module("merge.fisher")
     draws = generator(seed, "fisher")
-    sure = [own.diagonal(log_shares, model, part.x[:150], own.Config(), draws)
-            for model, part in zip(models, parts)]
-    seen = [grams(model, part.x) for model, part in zip(models, parts)]
-    flat = [{name: tensor.new_ones(tensor.shape) for name, tensor in model.items()} for model in models]
+    sure, seen, flat = [], [], []
+    for model, part in zip(models, parts):
+        images = part.x[:EXAMPLES]
+        sure.append(own.diagonal(log_shares, model, images, own.Config(), draws))
+        seen.append(grams(model, part.x))
+        flat.append({name: torch.ones_like(tensor) for name, tensor in model.items()})
 
-    def weighed(statistics: list[dict[str, Tensor]]) -> Callable[[float], Tensors]:
-        return lambda share: own.fisher(models, statistics, own.Config(weight=(1 - share, share)))
+    def best(name: str, statistics: list[dict[str, Tensor]]) -> float:
+        nets = [weighed(name, models, statistics, share) for share in SHARES]
+        net = best_of(nets, [split])
+        return accuracy(net, split.test)
 
-    def regmean(share: float) -> Tensors:
-        return other.regmean(models, seen, other.Config(weight=(1 - share, share)))
+    return {"method": best("fisher", sure), "baseline": best("fisher", flat), "RegMean": best("regmean", seen)}
 
-    return {"method": chosen(weighed(sure), split.valid, split.test),
-            "baseline": chosen(weighed(flat), split.valid, split.test),
-            "RegMean": chosen(regmean, split.valid, split.test)}
+
+def weighed(name: str, models: list[dict[str, Tensor]], statistics: list[dict[str, Tensor]], share: float) -> Tensors:
+    """The merge by statistics, with this share of the second model."""
+    own = module(f"merge.{name}")
+    config = own.Config(weight=(1 - share, share))
+    return getattr(own, name)(models, statistics, config)

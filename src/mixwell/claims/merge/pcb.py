@@ -13,7 +13,7 @@ from typing import Any
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.merge._digits import Tuned, mean_accuracy, merged, turned_tasks
+from mixwell.claims.merge._digits import Tuned, best_of, mean_accuracy, merged, turned_tasks
 
 SCALES, SHARES = (0.3, 0.6, 1.0, 1.5, 2.0), (0.05, 0.1, 0.2, 0.5)
 CLAIM = Claim("Competing parameters merge tasks better than trimmed signs.", "mean accuracy over four tasks",
@@ -23,19 +23,22 @@ CLAIM = Claim("Competing parameters merge tasks better than trimmed signs.", "me
 def chosen(task: Tuned, name: str, settings: list[dict[str, Any]]) -> float:
     """Test accuracy with the setting that is best on validation rows."""
     nets = [merged(name, task, **setting) for setting in settings]
-    scores = [mean_accuracy(net, task.splits, "valid") for net in nets]
-    net = nets[scores.index(max(scores))]
+    net = best_of(nets, task.splits)
     return mean_accuracy(net, task.splits, "test")
 
 
 def grid(share: str) -> list[dict[str, Any]]:
     """Every scale with every share."""
-    return [{"scale": scale, share: part} for scale, part in itertools.product(SCALES, SHARES)]
+    pairs = itertools.product(SCALES, SHARES)
+    return [{"scale": scale, share: part} for scale, part in pairs]
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Accuracies of PCB-Merging, TIES and task arithmetic."""
     task = turned_tasks(seed)
     plain = [{"scale": scale / 4} for scale in SCALES]
-    return {"method": chosen(task, "pcb", grid("ratio")), "baseline": chosen(task, "ties", grid("density")),
-            "task arithmetic": chosen(task, "task_arithmetic", plain)}
+    ratios, densities = grid("ratio"), grid("density")
+    competing = chosen(task, "pcb", ratios)
+    trimmed = chosen(task, "ties", densities)
+    added = chosen(task, "task_arithmetic", plain)
+    return {"method": competing, "baseline": trimmed, "task arithmetic": added}

@@ -1,9 +1,9 @@
 """Composed stochastic maps: likelihoods of parts compose by integration, and one shared noise is another composition.
 
 Paper: Categorical Stochastic Processes and Likelihood.
-Tried: random linear Gaussian parts; largest difference between the likelihood of the composite map and the integral over
-what lies between, for noises of their own, against the same for one shared noise. Against it: a difference above 1e-6, or
-one that is no smaller than that of the shared noise.
+Tried: random linear Gaussian parts; largest difference between the likelihood of the composite map and the integral
+over what lies between, for noises of their own, against the same for one shared noise. Against it: a difference above
+1e-6, or one that is no smaller than that of the shared noise.
 """
 
 from __future__ import annotations

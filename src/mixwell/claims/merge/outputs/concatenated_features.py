@@ -2,8 +2,8 @@
 
 Paper: Learning useful representations for shifting tasks and distributions.
 Tried: small nets trained on the parity of digits; a linear probe for all ten digits on 200 labelled images, its weight
-decay chosen on validation rows; five nets of 32 features against one net of five times the parameters. Against it: a test
-accuracy that is no higher.
+decay chosen on validation rows; five nets of 32 features against one net of five times the parameters. Against it: a
+test accuracy that is no higher.
 """
 
 from __future__ import annotations
@@ -45,23 +45,35 @@ def probed(nets: Sequence[Tensors], split: Split, seed: int) -> float:
     """Test accuracy of the probe whose decay is best on validation rows."""
     own = module("merge.outputs.concatenated_features")
     few = split.train.of(torch.arange(200))
-    parts = [[hidden(net, rows.x) for net in nets] for rows in (few, split.valid, split.test)]
-    widths = [one.shape[1] for one in parts[0]]
-    scores = []
+    seen, chosen, asked = (features(nets, rows) for rows in (few, split.valid, split.test))
+    widths = [one.shape[1] for one in seen]
+    scores: list[tuple[float, float]] = []
     for decay in DECAYS:
         config = own.Config(weight_decay=decay, steps=150)
-        probe = own.ConcatenatedFeatures(widths, 10, config, generator(seed, "probe"))
-        probe.fit(parts[0], few.y)
-        valid, test = probe(parts[1]), probe(parts[2])
-        scores.append((right(valid, split.valid), right(test, split.test)))
-    return max(scores)[1]
+        draws = generator(seed, "probe")
+        probe = own.ConcatenatedFeatures(widths, 10, config, draws)
+        probe.fit(seen, few.y)
+        valid = right(probe(chosen), split.valid)
+        test = right(probe(asked), split.test)
+        scores.append((valid, test))
+    _, best = max(scores)
+    return best
+
+
+def features(nets: Sequence[Tensors], rows: Rows) -> list[Tensor]:
+    """What each net's last hidden layer says."""
+    return [hidden(net, rows.x) for net in nets]
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Accuracies of five small nets together, of a large one, and of one small one."""
     split = digits(seed)
-    numbers = range(NETS)
-    small = [tuned(fresh(seed + 100 * n, SMALL), split.train, seed + n, loss=parity) for n in numbers]
-    large = tuned(fresh(seed, LARGE), split.train, seed, loss=parity)
-    return {"method": probed(small, split, seed), "baseline": probed([large], split, seed),
-            "one small net": probed(small[:1], split, seed)}
+    small = []
+    for number in range(NETS):
+        start = fresh(seed + 100 * number, SMALL)
+        small.append(tuned(start, split.train, seed + number, loss=parity))
+    start = fresh(seed, LARGE)
+    large = tuned(start, split.train, seed, loss=parity)
+    together = probed(small, split, seed)
+    alone = probed(small[:1], split, seed)
+    return {"method": together, "baseline": probed([large], split, seed), "one small net": alone}

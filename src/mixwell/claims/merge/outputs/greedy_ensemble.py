@@ -17,6 +17,7 @@ from mixwell.claims.merge._digits import (
     Split,
     Tensors,
     answer,
+    at_best,
     cross_entropy,
     digits,
     fresh,
@@ -26,55 +27,73 @@ from mixwell.claims.merge._digits import (
 )
 from mixwell.core.rng import generator
 
-MEMBERS, STRENGTHS = 5, (0.5, 2.0, 8.0)
+MEMBERS, NOISE, STRENGTHS = 5, 128, (0.5, 2.0, 8.0)
 CLAIM = Claim("Greedy members know what they have not seen.", "area under the curve of entropy", quantity="area",
               lower_is_better=False, provided=(no_worse("accuracy", 0.01, relative=False, lower_is_better=False),))
+
+
+def learned(rows: Rows) -> Rows:
+    """Digits 0 to 7."""
+    return rows.of(rows.y < 8)
 
 
 def ensemble(split: Split, seed: int, strength: float) -> list[Tensors]:
     """Members trained one after the other."""
     own = module("merge.outputs.greedy_ensemble")
     config = own.Config(diversity=strength, members=MEMBERS)
-    noise = own.noise_like(split.train.x, config.spread, generator(seed, "noise"))[:128]
+    draws = generator(seed, "noise")
+    noise = own.noise_like(split.train.x, config.spread, draws)
+    noise = noise[:NOISE]
     members: list[Tensors] = []
     earlier: list[Tensor] = []
 
     def loss(net: Tensors, rows: Rows) -> Tensor:
-        shares = answer(net, noise).softmax(-1)
-        return cross_entropy(net, rows) + own.greedy_ensemble(shares, earlier, config)
+        found = answer(net, noise).softmax(-1)
+        alike = own.greedy_ensemble(found, earlier, config)
+        return cross_entropy(net, rows) + alike
 
     for number in range(MEMBERS):
         start = fresh(seed + 100 * number)
         net = tuned(start, split.train, seed + number, steps=120, loss=loss)
         members.append(net)
-        earlier.append(answer(net, noise).softmax(-1))
+        logits = answer(net, noise)
+        earlier.append(logits.softmax(-1))
     return members
 
 
 def shares(members: list[Tensors], x: Tensor) -> Tensor:
     """What the members say together."""
-    return torch.stack([answer(net, x).softmax(-1) for net in members]).mean(0)
+    logits = torch.stack([answer(net, x) for net in members])
+    return logits.softmax(-1).mean(0)
 
 
 def area(members: list[Tensors], inside: Tensor, outside: Tensor) -> float:
     """Probability that an outlier has more entropy than a digit that was learned."""
-    known, strange = (torch.special.entr(shares(members, x)).sum(-1) for x in (inside, outside))
-    above = strange[:, None] > known[None]
-    return float(above.float().mean())
+    known = entropy(shares(members, inside))
+    strange = entropy(shares(members, outside))
+    above = strange.unsqueeze(1) > known
+    share = above.float().mean()
+    return float(share)
+
+
+def entropy(found: Tensor) -> Tensor:
+    """Of rows of probabilities, in nats."""
+    terms = torch.special.entr(found)
+    return terms.sum(-1)
 
 
 def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     """Areas and accuracies of greedy members, at the best strength for turned digits, and of seeds alone."""
     whole = digits(seed)
-    inside = Split(*(rows.of(rows.y < 8) for rows in whole))
+    inside = Split(*map(learned, whole))
     strange = whole.test.of(whole.test.y >= 8)
     turned = inside.valid.turned(1)
-    tried = []
-    for strength in STRENGTHS:
-        members = ensemble(inside, seed, strength)
-        score = area(members, inside.valid.x, turned.x)
-        tried.append((score, strength, members))
-    _, _, greedy = max(tried, key=lambda one: one[0])
+    tried = [ensemble(inside, seed, strength) for strength in STRENGTHS]
+    scores = [area(members, inside.valid.x, turned.x) for members in tried]
+    greedy = at_best(tried, scores)
     sides = {"method": greedy, "baseline": ensemble(inside, seed, 0.0)}
-    return {name: {"area": area(members, inside.test.x, strange.x),
-                   "accuracy": right(shares(members, inside.test.x), inside.test)} for name, members in sides.items()}
+    found = {}
+    for name, members in sides.items():
+        known = right(shares(members, inside.test.x), inside.test)
+        found[name] = {"area": area(members, inside.test.x, strange.x), "accuracy": known}
+    return found

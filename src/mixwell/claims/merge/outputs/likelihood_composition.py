@@ -13,7 +13,19 @@ from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.merge._digits import Rows, Tensors, accuracy, answer, digits, fresh, module, right, tuned
+from mixwell.claims.merge._digits import (
+    Rows,
+    Tensors,
+    accuracy,
+    answer,
+    at_best,
+    best_of,
+    digits,
+    fresh,
+    module,
+    right,
+    tuned,
+)
 from mixwell.core.rng import generator
 
 NETS, STRENGTHS = 6, (0.0, 0.25, 0.5, 1.0)
@@ -40,19 +52,24 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Accuracies of debiased nets' mean, of the plain mean, of votes, and of the best net alone."""
     own = module("merge.outputs.likelihood_composition")
     split = digits(seed)
-    numbers = range(NETS)
-    nets = [tuned(fresh(seed + n), skewed(split.train, seed + n), seed + n, steps=80) for n in numbers]
+    nets = []
+    for number in range(seed, seed + NETS):
+        rows = skewed(split.train, number)
+        nets.append(tuned(fresh(number), rows, number, steps=80))
     draws = generator(seed, "noise")
     priors = torch.stack([prior(net, draws) for net in nets])
 
     def composed(rows: Rows, **options: object) -> float:
         config = own.Config(**options)
-        logs = torch.stack([answer(net, rows.x).log_softmax(-1) for net in nets])
-        found = [own.likelihood_composition(one, config, without_MC=priors) for one in logs.unbind(1)]
+        logits = torch.stack([answer(net, rows.x) for net in nets], dim=1)
+        logs = logits.log_softmax(-1)
+        found = [own.likelihood_composition(one, config, without_MC=priors) for one in logs]
         return right(torch.stack(found), rows)
 
-    strengths = [(composed(split.valid, debias=strength), strength) for strength in STRENGTHS]
-    _, strength = max(strengths)
-    singles = [(accuracy(net, split.valid), accuracy(net, split.test)) for net in nets]
-    return {"method": composed(split.test, debias=strength), "baseline": composed(split.test),
-            "votes": composed(split.test, combine="vote"), "best single": max(singles)[1]}
+    scores = [composed(split.valid, debias=strength) for strength in STRENGTHS]
+    strength = at_best(STRENGTHS, scores)
+    single = best_of(nets, [split])
+    debiased = composed(split.test, debias=strength)
+    votes = composed(split.test, combine="vote")
+    plain = composed(split.test)
+    return {"method": debiased, "baseline": plain, "votes": votes, "best single": accuracy(single, split.test)}

@@ -1,9 +1,9 @@
 """Self-MoA: six answers of the best model aggregate to a better one than an answer of each of six models.
 
 Paper: Rethinking Mixture-of-Agents: Is Mixing Different Large Language Models Beneficial?
-Tried: six small nets of unequal skill on digits, an answer being one draw from what a net says; the aggregator, fitted on
-other images, reads six answers in one-hot form; test accuracy with all answers from the best net against one of each.
-Against it: an accuracy that is no higher.
+Tried: six small nets of unequal skill on digits, an answer being one draw from what a net says; the aggregator, fitted
+on other images, reads six answers in one-hot form; test accuracy with all answers from the best net against one of
+each. Against it: an accuracy that is no higher.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.merge._digits import Rows, Tensors, accuracy, answer, digits, fresh, right, tuned
+from mixwell.claims.merge._digits import Rows, Tensors, answer, best_of, digits, fresh, right, tuned
 from mixwell.core.rng import generator
 
 IMAGES = (40, 80, 150, 250, 500, 900)  # that each net is trained on
@@ -31,23 +31,35 @@ def said(net: Tensors, rows: Rows, draws: torch.Generator) -> Tensor:
 def aggregated(agents: list[Tensors], fit: Rows, test: Rows, seed: int) -> float:
     """Accuracy of a linear reader of the agents' answers, fitted on other images."""
     draws = generator(seed, "answers")
-    read, asked = (torch.cat([said(net, rows, draws) for net in agents], 1) for rows in (fit, test))
-    start = {"w0": torch.zeros(10, read.shape[1]), "b0": torch.zeros(10)}
-    reader = tuned(start, Rows(read, fit.y), seed, steps=300, lr=0.05)
-    return right(answer(reader, asked), test)
+    read = all_said(agents, fit, draws)
+    asked = all_said(agents, test, draws)
+    _, width = read.shape
+    weight, bias = torch.zeros(10, width), torch.zeros(10)
+    rows = Rows(read, fit.y)
+    reader = tuned({"w0": weight, "b0": bias}, rows, seed, steps=300, lr=0.05)
+    logits = answer(reader, asked)
+    return right(logits, test)
+
+
+def all_said(agents: list[Tensors], rows: Rows, draws: torch.Generator) -> Tensor:
+    """One answer of each agent side by side [N, 10 agents]."""
+    answers = [said(net, rows, draws) for net in agents]
+    return torch.cat(answers, 1)
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Accuracies of Self-MoA, of the mixture of all, and of one answer of the best net."""
     split = digits(seed)
-    nets = []
+    nets: list[Tensors] = []
     for number, count in enumerate(IMAGES):
         few = split.train.of(torch.arange(count))
         nets.append(tuned(fresh(seed + number), few, seed + number, steps=60))
-    half = torch.arange(len(split.test.y)) % 2 == 0
-    fit, test = split.test.of(half), split.test.of(~half)
-    scores = [accuracy(net, split.valid) for net in nets]
-    best = nets[scores.index(max(scores))]
+    places = torch.arange(len(split.test.y))
+    even, odd = places[::2], places[1::2]
+    fit, test = split.test.of(even), split.test.of(odd)
+    best = best_of(nets, [split])
+    own = [best] * len(nets)
     draws = generator(seed, "single")
-    return {"method": aggregated([best] * len(nets), fit, test, seed), "baseline": aggregated(nets, fit, test, seed),
-            "one answer": right(said(best, test, draws), test)}
+    single = said(best, test, draws)
+    alone, mixed = aggregated(own, fit, test, seed), aggregated(nets, fit, test, seed)
+    return {"method": alone, "baseline": mixed, "one answer": right(single, test)}

@@ -131,6 +131,12 @@ def test_the_number_of_models_and_the_base_are_checked(entry):
             merged(entry.name, models, models[0], values["config"])
 
 
+@pytest.mark.parametrize("entry", PIECED)
+def test_what_is_looked_at_first_is_declared(entry):
+    assert hasattr(entry.module(), "survey") == ("surveys" in entry.tags)
+    assert hasattr(entry.module(), "overview") == ("overviews" in entry.tags)
+
+
 @pytest.mark.parametrize("entry", CASES)
 def test_config_round_trips(entry):
     assert same_config(entry.module().example(fresh())["config"])

@@ -42,5 +42,8 @@ def test_one_model_has_no_variance_and_the_base_comes_back(generator):
     base, only = torch.randn(3, 3, generator=generator), torch.randn(3, 3, generator=generator)
     torch.testing.assert_close(sce([only], base, Config(), generator), only)
     assert torch.equal(sce([only], base, Config(select_topk=0.5), generator), base)
+    near = [base + 1e-5 * torch.ones(3, 3), base + 3e-5 * torch.ones(3, 3)]
+    assert float((sce(near, base, Config(), generator) - base).mean()) == pytest.approx(2e-5, rel=0.05)
+    assert float((sce(near, base, Config(floor=0.0), generator) - base).mean()) == pytest.approx(2.8e-5, rel=0.05)
     with pytest.raises(ValueError, match="select_topk is 2"):
         Config(select_topk=2)

@@ -63,7 +63,9 @@ def test_rescaling_restores_the_sum_of_sizes(sparsify, generator):
 def test_consensus_is_that_of_a_loop(generator):
     base, tensors = fine_tunes(generator)
     weights = (0.5, 1.0, 2.0)
-    found = task_arithmetic(tensors, base, Config(**ROWS["ties"], weight=weights, scale=0.7), generator)
+    config = Config(sparsify="magnitude", consensus=True, normalize=True, weight=weights, scale=0.7)
+    assert config == Config(**ROWS["ties"], weight=weights, scale=0.7)
+    found = task_arithmetic(tensors, base, config, generator)
     for row in range(6):
         for column in range(8):
             moves = [w * float(t[row, column] - base[row, column]) for w, t in zip(weights, tensors)]

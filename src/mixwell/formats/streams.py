@@ -95,7 +95,9 @@ class SelectedRanges(Selected):
 
 def selected(stored: Mapping[str, Tensor], names: Collection[str]) -> Selected:
     """Some of the tensors, by the piece where those are."""
-    return SelectedRanges(stored, names) if isinstance(stored, Ranged) else Selected(stored, names)
+    if isinstance(stored, Ranged):
+        return SelectedRanges(stored, names)
+    return Selected(stored, names)
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], names: Collection[str] | None = None) -> None:
@@ -123,10 +125,14 @@ def _width(form: Form) -> int:
 def _header(tensors: Mapping[str, Tensor], found: Mapping[str, int]) -> bytes:
     """The header with these checksums, which all take the same room."""
     written = sums.packed(found[name] for name in sorted(found))
-    header = {"__metadata__": {"format": "pt", sums.KEY: written}, **dict(_entries(found, tensors))}
+    about = {"format": "pt", sums.KEY: written}
+    entries = dict(_entries(found, tensors))
+    header = {"__metadata__": about, **entries}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % ALIGNED)
-    return len(text).to_bytes(ALIGNED, "little") + text
+    room = -len(text) % ALIGNED
+    padded = text + b" " * room
+    size = len(padded).to_bytes(ALIGNED, "little")
+    return size + padded
 
 
 def _entries(names: Iterable[str], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, object]]]:

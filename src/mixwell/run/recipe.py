@@ -37,6 +37,7 @@ from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, nearest, shown, suggest
 from mixwell.lm.training.config import BUDGETS as LENGTHS
 from mixwell.run import yaml_data
+from mixwell.run.sources import check_model, models_of
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
 from mixwell.run.stages.models import MIXTURE_WORDS
 from mixwell.run.stages.text import DataConfig
@@ -499,36 +500,9 @@ def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], wh
     if "from" in entry and "model" not in kind.roles:
         raise MixwellError(f"{where}.from: this stage starts from nothing; leave `from` out.")
     if kind.many:
-        return _models(entry, found, where) | {role: role for role in kind.roles if role != "model"}
+        return models_of(entry, found, where) | {role: role for role in kind.roles if role != "model"}
     source = entry.get("from", "model")
-    _check_model(source, found, f"{where}.from")
+    check_model(source, found, f"{where}.from")
     sources = {role: role for role in kind.roles} | {"model": source}
     sources |= _text_ids(entry)
     return {role: sources[role] for role in kind.roles}
-
-
-def _models(entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) -> dict[str, str]:
-    """Role -> stage of the models that are merged, in their order, and of their base."""
-    named = entry.get("from", "model")
-    listed = named if isinstance(named, list) else [named]
-    if not listed:
-        raise MixwellError(f"{where}.from: expected the models to merge, such as [code, notes].")
-    roles = {}
-    for place, source in enumerate(listed):
-        _check_model(source, found, f"{where}.from")
-        roles["model" if place == 0 else f"model {place + 1}"] = source
-    if entry.get("base") is not None:
-        _check_model(entry["base"], found, f"{where}.base")
-        roles["base"] = entry["base"]
-    return roles
-
-
-def _check_model(source: Any, found: Mapping[str, Stage], where: str) -> None:
-    """Raise where a name is that of no stage above, or of one that makes no model."""
-    models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
-    if source in models:
-        return
-    named = found.get(source) if isinstance(source, str) else None
-    what = "is no stage above this one" if named is None else "makes no model"
-    hint = suggest(str(source), models)
-    raise MixwellError(f"{where}: {shown(source)} {what}.{hint} Models: {', '.join(models)}.")

@@ -41,7 +41,8 @@ def test_gains_of_further_members_diminish(generator):
 
 def test_noise_is_wider_than_the_inputs_and_predictions_are_means(generator):
     inputs = torch.randn(4000, 2, generator=generator) * torch.tensor([1.0, 3.0]) + 7
-    noise = noise_like(inputs, 5.0, generator)
+    config = Config(spread=5.0)
+    noise = noise_like(inputs, config.spread, generator)
     torch.testing.assert_close(noise.std(0), 5 * inputs.std(0), rtol=0.06, atol=0)
     torch.testing.assert_close(noise.mean(0), inputs.mean(0), rtol=0.1, atol=0.5)
     first, second = members(generator, 2)

@@ -37,7 +37,7 @@ from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, nearest, shown, suggest
 from mixwell.lm.training.config import BUDGETS as LENGTHS
 from mixwell.run import yaml_data
-from mixwell.run.sources import check_model, models_of
+from mixwell.run.sources import inputs_of, side_name, text_ids
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
 from mixwell.run.stages.models import MIXTURE_WORDS
 from mixwell.run.stages.text import DataConfig
@@ -349,7 +349,7 @@ def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[st
     """The stages that make an entry's own text, which its seeds share; none where it reads the run's."""
     if not isinstance(entry, Mapping) or entry.get("data") is None:
         return {}
-    data, tokens = _text_ids(entry).values()
+    data, tokens = text_ids(entry).values()
     options = entry["data"]
     where = f"{where_of(entry.get('id'))}.data"
     if not isinstance(options, Mapping):
@@ -362,14 +362,6 @@ def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[st
         raise MixwellError(f"{where}: the id {data!r} is taken by a stage with other text; call this entry otherwise.")
     both = {"data": data, "tokenizer": "tokenizer"}
     return {data: made, tokens: _made(tokens, "tokens", {}, both, recipe.seed)}
-
-
-def _text_ids(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Role -> the stage that fills it with the entry's text."""
-    if entry.get("data") is None:
-        return {"data": "data", "tokens": "tokens"}
-    stem = side_name(str(entry.get("id")))
-    return {"data": f"{stem}-data", "tokens": f"{stem}-tokens"}
 
 
 def _check_wholes(value: Any, where: str) -> None:
@@ -441,12 +433,7 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     if kind.many:
         method = config.method
     return Stage(id=id, kind=name, method=method, config=config,
-                 inputs=_inputs(kind, entry, found, where), seed=seed, side=side)
-
-
-def side_name(id: str) -> str:
-    """The id without its seed: `moe` of `moe-s1`."""
-    return re.sub(r"-s\d+$", "", id)
+                 inputs=inputs_of(kind, entry, found, where), seed=seed, side=side)
 
 
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -494,15 +481,3 @@ def _method(kind: Kind, options: dict[str, Any], where: str, verb: str) -> tuple
         return registry.find(options["method"], within=kind.family).name, rest
     except MixwellError as error:
         raise MixwellError(f"{where}.{verb}: {error}") from error
-
-
-def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) -> dict[str, str]:
-    if "from" in entry and "model" not in kind.roles:
-        raise MixwellError(f"{where}.from: this stage starts from nothing; leave `from` out.")
-    if kind.many:
-        return models_of(entry, found, where) | {role: role for role in kind.roles if role != "model"}
-    source = entry.get("from", "model")
-    check_model(source, found, f"{where}.from")
-    sources = {role: role for role in kind.roles} | {"model": source}
-    sources |= _text_ids(entry)
-    return {role: sources[role] for role in kind.roles}

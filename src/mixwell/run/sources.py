@@ -1,12 +1,40 @@
-"""Which models a stage reads, by the role that each has there."""
+"""What a stage reads, by the role that each input has there."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mixwell.core.errors import MixwellError, shown, suggest
-from mixwell.run.stages import KINDS, Stage
+from mixwell.run.stages import KINDS, Kind, Stage
+
+
+def inputs_of(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) -> dict[str, str]:
+    """Role -> the id of the stage that fills it."""
+    if "from" in entry and "model" not in kind.roles:
+        raise MixwellError(f"{where}.from: this stage starts from nothing; leave `from` out.")
+    sources = {role: role for role in kind.roles}
+    sources |= text_ids(entry)
+    if kind.many:
+        return sources | models_of(entry, found, where)
+    source = entry.get("from", "model")
+    check_model(source, found, f"{where}.from")
+    sources["model"] = source
+    return {role: sources[role] for role in kind.roles}
+
+
+def text_ids(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> the stage that fills it with the entry's text."""
+    if entry.get("data") is None:
+        return {"data": "data", "tokens": "tokens"}
+    stem = side_name(str(entry.get("id")))
+    return {"data": f"{stem}-data", "tokens": f"{stem}-tokens"}
+
+
+def side_name(id: str) -> str:
+    """The id without its seed: `moe` of `moe-s1`."""
+    return re.sub(r"-s\d+$", "", id)
 
 
 def models_of(entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) -> dict[str, str]:

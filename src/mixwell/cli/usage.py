@@ -17,7 +17,8 @@ RECIPES = {  # family -> the entry of a recipe that names a method of it
     "sequence": "model: {{sequence_mixer: {{method: {full}{options}}}}}",
     "convert": "stages: [{{id: new, convert: {name}{options}}}]",
     "precision": "stages: [{{id: small, compress: {name}{options}}}]",
-    "merge": "stages: [{{id: both, from: [code, notes], base: dense, merge: {name}{options}}}]",
+    "merge": "stages: [{{id: a, train: {{tokens: 1M}}}}, {{id: b, train: {{tokens: 1M}}}}, "
+             "{{id: both, from: [a, b], merge: {name}{options}}}]",
 }
 WITH_OPTIONS = {"experts.balance": "model: {{num_experts: 8, balance: {{{name}: {{coefficient: 0.01{options}}}}}}}"}
 COMMANDS = {  # family -> the command that applies a method of it

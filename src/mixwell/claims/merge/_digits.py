@@ -77,7 +77,8 @@ def fresh(seed: int, sizes: Sequence[int] = SIZES) -> dict[str, Tensor]:
 
 def hidden(net: Tensors, x: Tensor) -> Tensor:
     """What the last hidden layer says."""
-    layers = range(len(net) // 2 - 1)
+    last = len(net) // 2 - 1
+    layers = range(last)
     for layer in layers:
         weight, bias = net[f"w{layer}"], net[f"b{layer}"]
         x = F.linear(x, weight, bias)

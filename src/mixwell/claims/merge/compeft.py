@@ -54,7 +54,8 @@ def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     def whole(scale: float) -> Tensors:
         return merged("task_arithmetic", task, scale=scale)
 
-    own = accuracy(task.models[1], task.splits[1].test)
+    second = task.splits[1]
+    own = accuracy(task.models[1], second.test)
     kept = {"accuracy": best(signs, ALPHAS, single), "merged": best(ternary, SCALES, task), "bits": bits(task)}
     raw = {"accuracy": own, "merged": best(whole, SCALES, task), "bits": 32.0}
     return {"method": kept, "baseline": raw}

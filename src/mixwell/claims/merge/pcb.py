@@ -41,4 +41,5 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     competing = chosen(task, "pcb", ratios)
     trimmed = chosen(task, "ties", densities)
     added = chosen(task, "task_arithmetic", plain)
-    return {"method": competing, "baseline": trimmed, "task arithmetic": added}
+    rest = {"task arithmetic": added}
+    return {"method": competing, "baseline": trimmed, **rest}

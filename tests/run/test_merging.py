@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 import warnings
 
@@ -192,6 +193,12 @@ def test_merges_by_text_weigh_parameters_by_what_models_make_of_it(tmp_path, nam
     plain = mixwell.apply("merge.linear", given)
     apart = [float((one - other).abs().max()) for one, other in
              zip(found.state_dict().values(), plain.state_dict().values())]
+    told = found.lineage[-1]
+    receipt = told["receipts"]["model 1, in memory"]
+    assert told["bits_per_byte"].keys() == {"model 1, in memory", "model 2, in memory", "the merge"}
+    bytes_a_token = 1.0  # a vocabulary of bytes alone
+    expected = receipt["loss_after_nats"] / math.log(2) / bytes_a_token
+    assert told["bits_per_byte"]["the merge"] == pytest.approx(expected)
     assert max(apart) > 1e-3 and all(torch.isfinite(t).all() for t in found.state_dict().values())
 
 

@@ -171,6 +171,8 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
         for name, receipt in merged.lineage[-1]["receipts"].items():
             console.print(f"against {name}", style="bold", highlight=False, soft_wrap=True)
             show_receipt(console, receipt)
+        for name, bits in merged.lineage[-1].get("bits_per_byte", {}).items():
+            console.print(f"{name}: {bits:.4f} bits per byte", highlight=False, soft_wrap=True)
     else:
         from mixwell.run.apply import apply as run_method
 

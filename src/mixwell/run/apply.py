@@ -19,7 +19,18 @@ from mixwell.lm.documents import Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.report.targets import check_folder
-from mixwell.run.merging import CARD, Recipe, Source, card, held, lineage, merge_checkpoints, receipts, recipe_text
+from mixwell.run.merging import (
+    CARD,
+    Recipe,
+    Source,
+    bits_per_byte,
+    card,
+    held,
+    lineage,
+    merge_checkpoints,
+    receipts,
+    recipe_text,
+)
 from mixwell.run.paths import find_model
 from mixwell.run.stages.convert import LENGTH, ROWS, converted
 
@@ -67,6 +78,12 @@ def _name(model: Given) -> str:
     return "a model in memory" if isinstance(model, LanguageModel) else str(model)
 
 
+def _source(model: Given, place: str) -> Source:
+    """A model of a merge, by a name that no other has; a folder may come twice."""
+    name = f"{place}, in memory" if isinstance(model, LanguageModel) else str(model)
+    return Source(_checkpoint(model), name)
+
+
 def _checkpoint(model: Given) -> Checkpoint:
     if isinstance(model, LanguageModel):
         return model.to_checkpoint()
@@ -84,8 +101,9 @@ def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], bas
     recipe = Recipe.of(name, options)
     if out is not None:
         check_folder(out)
-    sources = [Source(_checkpoint(model), _name(model)) for model in models]
-    ground = None if base is None else Source(_checkpoint(base), _name(base))
+    numbered = enumerate(models, start=1)
+    sources = [_source(model, f"model {number}") for number, model in numbered]
+    ground = None if base is None else _source(base, "the base")
     first = (ground or sources[0]).checkpoint
     text_BT = None if text is None else _read(text, first.files)
     after = merge_checkpoints(recipe, sources, ground, seed, text_BT)
@@ -95,6 +113,8 @@ def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], bas
         parents = sources if ground is None else [*sources, ground]
         tokens_BT = _random(after.arch["vocab_size"], seed) if text_BT is None else text_BT
         weighed = receipts(recipe, parents, after, tokens_BT)
+        if text_BT is not None:
+            record["bits_per_byte"] = bits_per_byte(weighed, text_BT, first.files)
         record |= {"receipts": weighed, "receipt": weighed[parents[-1].name], "tokens": tokens_BT.numel(),
                    "measured_on": "random tokens" if text is None else str(text)}
     after = after.derive(record=record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -188,6 +189,19 @@ def receipts(recipe: Recipe, parents: Sequence[Source], after: Checkpoint, token
         weighed = receipt.measure(parent.checkpoint, after, tokens_BT, recipe.entry.name)
         found[parent.name] = weighed.to_dict()
     return found
+
+
+def bits_per_byte(found: Mapping[str, Mapping[str, Any]], text_BT: Tensor,
+                  files: Mapping[str, bytes]) -> dict[str, float]:
+    """Bits to predict the text, over its UTF-8 bytes: of every parent in `found` by name, and of the merge."""
+    behind_another = text_BT[:, 1:]
+    sizes_V = Tokenizer.from_files(files).token_bytes_V
+    size = float(sizes_V[behind_another.numpy()].sum())
+    share = behind_another.numel() / (math.log(2) * size)
+    losses = {name: one["loss_before_nats"] for name, one in found.items()}
+    for one in found.values():
+        losses["the merge"] = one["loss_after_nats"]
+    return {name: share * loss for name, loss in losses.items()}
 
 
 def card(title: str, recipe_text: str, models: Sequence[str], base: str | None) -> str:

@@ -180,6 +180,8 @@ def main() -> None:
         figures = {"model_bytes": size, "models": MODELS, "methods": rows, "imports_alone": empty,
                    "copy_bytes_per_s": copy_rate(root / "base" / "model.safetensors"), "machine": machine(given)}
         print(f"models of {size / 1e6:.0f} MB; imports alone {empty['cpu_s']:.1f} s {empty['peak_bytes'] / 1e9:.2f} GB")
+        places = {given.mergekit: "VENV/bin/python", given.folder: "FOLDER"}
+        sys.argv = [places.get(word, word) for word in sys.argv]  # what another machine would be told
         save("merging", given, figures)
 
 

@@ -125,6 +125,11 @@ class Tokenizer:
         """`tokenizer.json` as it was written."""
         return layout.keys(self._files[MAIN], MAIN)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, added ones too."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     @cached_property
     def _understood(self) -> dict[str, Any]:
         """`tokenizer.json` as its library takes it: what a file leaves out is there."""
@@ -133,8 +138,7 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """Largest id plus one."""
-        vocab = self._backend.get_vocab(with_added_tokens=True)
-        return max(vocab.values(), default=-1) + 1
+        return max(self.vocabulary.values(), default=-1) + 1
 
     @cached_property
     def names(self) -> dict[str, str]:

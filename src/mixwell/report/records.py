@@ -33,7 +33,7 @@ from mixwell.report import digests
 from mixwell.report.digests import FileDigest
 
 RUN, STAGE, RECIPE = "run.json", "stage.json", "recipe.yaml"
-MODEL_KINDS = ("build", "load", "train", "convert", "compress")  # kinds of stages that leave a model behind
+MODEL_KINDS = ("build", "load", "train", "convert", "compress", "merge")  # kinds of stages that leave a model behind
 AGAIN = "run the recipe again"
 BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # what YAML's writer leaves bare and its reader takes for space
 R = TypeVar("R")
@@ -44,7 +44,7 @@ class StageRecord:
     """One finished stage: what it was, what it took, what it found."""
 
     id: str
-    kind: str  # data, tokenizer, tokens, build, load, train, convert, compress, evaluate, sample
+    kind: str  # data, tokenizer, tokens, build, load, train, convert, compress, merge, evaluate, sample
     method: str  # `train`, `convert.upcycle`
     key: str  # digest of all that decides the result
     config: Mapping[str, Any] = field(default_factory=dict)

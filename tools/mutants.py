@@ -17,6 +17,7 @@ import argparse
 import ast
 import copy
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -34,6 +35,7 @@ from mixwell.core.registry import Entry, entries
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = ROOT / "tools" / "mutants.toml"
 SAVED = ROOT / "docs" / "mutants.json"
+LOADED = ("torch", "scipy.stats", "sklearn.cluster", "sklearn.mixture")  # once, before the processes split
 SEED = 0
 SIGNS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
@@ -261,7 +263,8 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=6, help="mutants of each method")
     parser.add_argument("--save", action="store_true", help=f"keep what is found, and go on from it ({SAVED.name})")
     options = parser.parse_args()
-    import torch  # noqa: F401 - loaded once, before the processes split
+    for name in LOADED:
+        importlib.import_module(name)
 
     os.chdir(ROOT)
     excused = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else {}

@@ -27,10 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mutants_trial import File, Workshop
-
 from mixwell.core.files import write_text
 from mixwell.core.registry import Entry, entries
+from mutants_trial import File, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = ROOT / "tools" / "mutants.toml"
@@ -279,7 +278,8 @@ def main() -> None:
                 write_text(SAVED, json.dumps(saved, indent=1, sort_keys=True) + "\n")
         verdict = Verdict(*(saved[entry.name][part] for part in ("killed", "tried", "survivors")))
         verdicts[entry.name] = verdict
-        print(f"{entry.name:44s} {verdict.killed}/{verdict.tried}", *(f"\n    {words}" for words in verdict.survivors), flush=True)
+        lines = [f"{entry.name:44s} {verdict.killed}/{verdict.tried}", *verdict.survivors]
+        print("\n    ".join(lines), flush=True)
     print(shares(verdicts))
 
 

@@ -93,6 +93,13 @@ def test_choice_of_the_number_of_experts():
     assert [c["dimension"] for c in slope.candidates_] == [k * (2 + 1 + 2) + k - 1 for k in (1, 2, 3, 4, 5)]
 
 
+@pytest.mark.parametrize("gain, chosen", [(2.2, 0), (2.4, 1)])  # log(100) / 2 = 2.303 nats a parameter
+def test_a_parameter_costs_half_a_logarithm_of_the_rows_under_bic(gain, chosen):
+    records = [{"dimension": 4, "log_likelihood": -50.0}, {"dimension": 7, "log_likelihood": -50.0 + 3 * gain}]
+    model = LocalizedMixtureOfExperts(criterion="bic")
+    assert model._choose(model._config(), records, 100)[0] == chosen
+
+
 @pytest.mark.parametrize("init", ["kmeans", "random"])
 def test_starts(init):
     model = LocalizedMixtureOfExperts(init=init, n_init=3, random_state=0, tol=1e-3).fit(X, Y)

@@ -8,7 +8,8 @@
     (2401.04088), section 2.1; group-limited choice after DeepSeek-V2 (2405.04434), section 2.1.2.
 **Differs:** k = 1 with renormalised weights is refused: the weight would be 1 whatever the router says, and the router
     would never learn; models that were published so load with `constant`. Groups are ranked by the sum of their two
-    best scores, or as in DeepSeek-V2 by the best one.
+    best scores, or as in DeepSeek-V2 by the best one. W starts normal with std 0.02 at every width, where Shazeer et
+    al. start at zero and Switch draws with variance 0.1 / D.
 **Fails when:** left without a balance rule, a few experts win early and the rest starve.
 **Cost:** O(T E D) for the logits, O(T E log K) for the choice.
 """

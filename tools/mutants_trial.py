@@ -29,7 +29,7 @@ import pytest
 
 SEEN = "__seen__"  # the name under which instrumented code tells its lines
 SOUND_S = 900  # seconds of the processor for tests of the file as it stands
-LEAST_S, TIMES = 20, 8  # for tests of a mutant: so many of them at least, and so many times what sound ones take
+LEAST_S, TIMES = 10, 3  # for tests of a mutant: so many of them, and so many times what sound ones take
 WALL_S = 3600.0  # for a test that waits without computing
 split = multiprocessing.get_context("fork")
 

@@ -144,4 +144,5 @@ def test_shares_are_told_room_by_room(tool):
     told = tool.shares({"density.a": tool.Verdict(1, 2), "experts.b": tool.Verdict(4, 6)})
     assert [line.split() for line in told.splitlines()] == [
         ["density", "1", "of", "2", "mutants", "killed:", "50.0%"],
-        ["experts", "4", "of", "6", "mutants", "killed:", "66.7%"], ["all", "5", "of", "8", "mutants", "killed:", "62.5%"]]
+        ["experts", "4", "of", "6", "mutants", "killed:", "66.7%"],
+        ["all", "5", "of", "8", "mutants", "killed:", "62.5%"]]

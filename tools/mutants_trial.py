@@ -70,15 +70,18 @@ def codes(code: CodeType) -> Iterator[tuple[str, int, CodeType]]:
 
 
 def put(path: Path, tree: ast.Module) -> bool:
-    """Give the functions of a file that is imported already the code of `tree`; False where one cannot take it."""
-    found: dict[tuple[str, int], CodeType] = {}
+    """Give the functions of a file that is imported already the code of `tree`; False where one cannot take it.
+
+    Of two lambdas on a line nobody knows which is which: made at import, they stay as they are.
+    """
+    found: dict[tuple[str, int], list[CodeType]] = {}
     for name, line, code in codes(compile(tree, str(path), "exec")):
-        if (name, line) in found and name.endswith("<lambda>"):
-            return False  # two on a line: which is which?
-        found[name, line] = code
+        found.setdefault((name, line), []).append(code)
     try:
         for function in _functions(path):
-            function.__code__ = found[function.__code__.co_qualname, function.__code__.co_firstlineno]
+            new = found[function.__code__.co_qualname, function.__code__.co_firstlineno]
+            if len(new) == 1:
+                function.__code__ = new[0]
     except (KeyError, ValueError):  # it is gone, or it closes over other names
         return False
     return True

@@ -239,10 +239,20 @@ def chosen(prefixes: Sequence[str]) -> list[Entry]:
 
 
 def key(entry: Entry, most: int, excused: Sequence[str]) -> str:
-    """A digest of all that a verdict hangs on: the method's file, its tests, which mutants were made."""
+    """A digest of all that a verdict hangs on: the code of the method and of its tests, and which mutants were made."""
     files = [entry.path, *map(Path, tests_of(entry.path))]
-    parts = [*(path.read_text(encoding="utf-8") for path in files), str(most), *sorted(excused)]
+    parts = [*(_code(path) for path in files), str(most), *sorted(excused)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _code(path: Path) -> str:
+    """What a file says without docstrings and comments."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if documented and ast.get_docstring(node) is not None:  # type: ignore[arg-type]
+            del node.body[0]  # type: ignore[attr-defined]
+    return ast.dump(tree)
 
 
 def shares(verdicts: Mapping[str, Verdict]) -> str:

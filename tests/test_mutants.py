@@ -146,3 +146,18 @@ def test_shares_are_told_room_by_room(tool):
         ["density", "1", "of", "2", "mutants", "killed:", "50.0%"],
         ["experts", "4", "of", "6", "mutants", "killed:", "66.7%"],
         ["all", "5", "of", "8", "mutants", "killed:", "62.5%"]]
+
+
+def test_nine_of_ten_were_killed_and_what_is_excused_is_still_made(tool):
+    import json
+    import tomllib
+
+    saved = json.loads(tool.SAVED.read_text(encoding="utf-8"))
+    excused = tomllib.loads(tool.EQUIVALENT.read_text(encoding="utf-8"))
+    methods = {entry.name: entry for entry in registry.entries()}
+    assert saved.keys() <= methods.keys() and excused.keys() <= methods.keys()
+    assert all(len(one["survivors"]) == one["tried"] - one["killed"] for one in saved.values())
+    assert sum(one["killed"] for one in saved.values()) >= 0.9 * sum(one["tried"] for one in saved.values())
+    for name, reasons in excused.items():
+        made = {m.change for m in tool.mutants(name, methods[name].path.read_text(encoding="utf-8"), 6)}
+        assert reasons.keys() <= made and all(len(reason) > 20 for reason in reasons.values()), name

@@ -1,0 +1,80 @@
+"""Long columns of plain numbers, converted by Arrow without looking at each value in Python.
+
+What is not plain (thousands, currencies, ambiguous signs, leading zeros, words) is left to `cells`; both give the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixwell.tables.missing import AMONG_NUMBERS, Form
+from mixwell.tables.numerals import POINT, Tally, decided, tally
+
+if TYPE_CHECKING:
+    import pandas
+
+LONG = 20_000  # rows from which it pays
+SAMPLE = 5000
+CODES = r"^[+-]?0\d"  # leading zeros
+LETTERS = r"[a-zA-Z]"  # powers, infinities
+MARKS = sorted(AMONG_NUMBERS | {mark.upper() for mark in AMONG_NUMBERS} | {mark.title() for mark in AMONG_NUMBERS})
+
+
+def plain_numbers(values: pandas.Series, form: Form) -> tuple[np.ndarray, dict[str, int], Tally] | None:
+    """A long column of text as numbers, its marks of missing values, and what a sample says; None for any other."""
+    import pyarrow.compute as compute
+    from pyarrow import ArrowInvalid
+
+    if len(values) < LONG:
+        return None
+    text = compute.utf8_trim_whitespace(_arrow(values))
+    marks = _value_set(form)
+    absent = compute.is_in(text, value_set=marks)
+    there = compute.if_else(absent, None, text)
+    sample = tally(there.drop_null().slice(0, SAMPLE).to_pylist())
+    whole = not sample.point
+    if sample.other or sample.comma or sample.either or (decided(sample) not in ("", POINT)):
+        return None
+    if _has(there, CODES if whole else LETTERS):
+        return None
+    try:
+        numbers = there.cast("int64" if whole else "float64")
+    except ArrowInvalid:
+        return None
+    return _values(numbers, whole), _counted(text, absent), sample
+
+
+def _arrow(values: pandas.Series) -> Any:
+    import pyarrow
+
+    found = pyarrow.array(values, type=pyarrow.string(), from_pandas=True)
+    return found.combine_chunks() if isinstance(found, pyarrow.ChunkedArray) else found
+
+
+def _value_set(form: Form) -> Any:
+    import pyarrow
+
+    return pyarrow.array([*MARKS, *form.missing], type=pyarrow.string())
+
+
+def _has(text: Any, pattern: str) -> bool:
+    import pyarrow.compute as compute
+
+    found = compute.match_substring_regex(text, pattern)
+    return bool(compute.any(found).as_py())
+
+
+def _values(numbers: Any, whole: bool) -> np.ndarray:
+    """Integers where all are whole, there, and told apart by floats; else floats."""
+    if whole and not numbers.null_count:
+        return numbers.to_numpy(zero_copy_only=False)
+    return numbers.cast("float64").to_numpy(zero_copy_only=False)
+
+
+def _counted(text: Any, absent: Any) -> dict[str, int]:
+    import pyarrow.compute as compute
+
+    found = compute.value_counts(text.filter(absent))
+    return {pair["values"]: pair["counts"] for pair in found.to_pylist()}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LONG = 20_000  # rows from which it pays
 SAMPLE = 5000
+EXACT = 2**53  # whole numbers up to here are floats
 CODES = r"^[+-]?0\d"  # leading zeros
 LETTERS = r"[a-zA-Z]"  # powers, infinities
 MARKS = sorted(AMONG_NUMBERS | {mark.upper() for mark in AMONG_NUMBERS} | {mark.title() for mark in AMONG_NUMBERS})
@@ -43,7 +44,10 @@ def plain_numbers(values: pandas.Series, form: Form) -> tuple[np.ndarray, dict[s
         numbers = there.cast("int64" if whole else "float64")
     except ArrowInvalid:
         return None
-    return _values(numbers, whole), _counted(text, absent), sample
+    values = _values(numbers, whole)
+    if whole and numbers.null_count and np.nanmax(np.abs(values)) >= EXACT:
+        return None
+    return values, _counted(text, absent), sample
 
 
 def _arrow(values: pandas.Series) -> Any:

@@ -20,7 +20,7 @@ FAMILIES = {"full": "Gaussian mixture, full covariances", "tied": "Gaussian mixt
 DISCRETE = "discrete"  # no numeric column, hence no family to choose
 WORDS = {**FAMILIES, DISCRETE: "counts and categories"}  # what reports and the terminal call them
 CRITERIA = {"bic": "BIC", "icl": "ICL", "aic": "AIC", "cv": "minus the held-out log density per row"}
-COUNTS = {"poisson": "Poisson", "negative_binomial": "negative binomial"}  # families of the counts
+COUNTS = {"poisson": "", "negative_binomial": ", negative binomial counts"}  # families of the counts, and their words
 PSEUDO_COUNT = 0.5  # of every category, so that one unseen in a component is rare there, not impossible
 Progress = Callable[[int, int, str], None]  # fits done, fits in all, what comes next
 
@@ -45,8 +45,7 @@ class Candidate:
     @property
     def words(self) -> str:
         """What reports and the terminal call its families."""
-        words = WORDS[self.family]
-        return f"{words}, {COUNTS[self.counts]}" if self.counts else words
+        return WORDS[self.family] + COUNTS.get(self.counts, "")
 
     @property
     def form(self) -> tuple[str, str]:
@@ -79,7 +78,7 @@ class Choice:
         """Whether no larger number of components could be compared with the chosen one."""
         K = self.best.n_components
         numbers = [candidate.n_components for candidate in self.usable]
-        return K > 1 and K == max(numbers)
+        return K > 1 and max(numbers) == K
 
     def score(self, candidate: Candidate) -> float:
         """A candidate by the criterion, smaller is better."""

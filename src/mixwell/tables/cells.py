@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NUMBER_SHARE = 0.5  # a column of which this share are numbers is one of numbers, maybe with slips
 TALLIED = 5000  # values of which the decimal sign is judged
-EXACT = 2**53
+EXACT, LARGEST = 2**53, 2**63  # whole numbers that floats, and 64 bits, tell apart
 TRUTH = frozenset(("true", "false"))
 
 
@@ -123,8 +123,11 @@ def _house(texts: Mapping[str, Text], found: Mapping[str, Tally], readings: Mapp
 
 def _decided(name: str, text: Text, found: Tally, house: House, habits: Habits) -> tuple[Any, Reading]:
     """A column of text as numbers or words."""
+    known = habits.known.get(name)
+    nothing = found.numbers == found.other == 0
+    numeric = _numeric(found) or (nothing and known is not None and bool(known.decimal))
     as_written = name in habits.written or _are_codes(text, habits.form)
-    if as_written or not _numeric(found):
+    if as_written or not numeric:
         return _words(name, text, house.marks, habits)
     decimal, notes = _decimal(name, found, house.decimal, habits)
     return _numbers(text, decimal, notes, habits.form)
@@ -241,10 +244,13 @@ def _whole(text: Text, marked: Sequence[bool]) -> Any:
 
     values = [np.nan if mark else int(one) for one, mark in zip(text.unique, marked)]
     absent = any(marked) or bool((text.codes_N < 0).any())
-    large = any(abs(one) >= EXACT for one in values)
-    if large:
+    sizes = [abs(one) for one, mark in zip(values, marked) if not mark]
+    largest = max(sizes, default=0)
+    if absent and largest >= EXACT:
         return pandas.Series(text.at(values, None, object))
-    return pandas.Series(text.at(values, np.nan if absent else 0, np.float64 if absent else np.int64))
+    if absent:
+        return pandas.Series(text.at(values, np.nan, np.float64))
+    return pandas.Series(text.at(values, 0, np.int64 if largest < LARGEST else object))
 
 
 def _told(there: Sequence[str], decimal: str) -> list[str]:

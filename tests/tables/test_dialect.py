@@ -230,5 +230,6 @@ def test_the_items_of_a_battery_are_taken_alike():
     assert columns["q5"].why == "one of 5 items from 1 to 5, all taken alike" and "items" not in columns["age"].why
     asked = {column.name: column.kind for column in choose(tables.of(frame), {"q5": "category"})}
     assert asked["q5"] == "category" and asked["q1"] == "numeric"
-    counts = pd.DataFrame(rng.poisson(2, (200, 3)).clip(max=5), columns=list("abc"))
+    visits = rng.poisson(1.2, 300).clip(max=5)
+    counts = pd.DataFrame({name: rng.permutation(visits) for name in "abc"})
     assert {column.kind for column in choose(tables.of(counts))} == {"count"}, "counts from 0 that all vary as counts do"

@@ -168,6 +168,7 @@ def test_the_short_way_for_long_columns_gives_the_same(monkeypatch):
         assert fast.readings[name].missing == slow.readings[name].missing, name
         assert fast.readings[name].examples == slow.readings[name].examples, name
     assert bulk.plain_numbers(frame["plain"], Form()) is not None, "the short way was taken"
+    assert bulk.plain_numbers(frame["plain"], Form(decimal=",")) is None
 
 
 def test_cores_lose_nothing_but_dress():

@@ -203,12 +203,11 @@ def _print(console: Console, line: str) -> None:
 
 
 def _column_row(column: Column, table: Table) -> tuple[str, ...]:
-    from mixwell.tables.view import KIND_WORDS, as_written, shortened
+    from mixwell.tables.view import KIND_WORDS, as_written, reasons, shortened
 
     kind, _ = KIND_WORDS[column.kind]
     examples, missing = as_written(column, table)
-    why = "; ".join(part for part in (column.why, column.note) if part)
-    return shortened(column.name, LONGEST), kind, missing, examples, why
+    return shortened(column.name, LONGEST), kind, missing, examples, reasons(column)
 
 
 def show_result(console: Console, fitted: FittedMixture) -> None:

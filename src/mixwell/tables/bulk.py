@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixwell.tables.missing import AMONG_NUMBERS, Form
-from mixwell.tables.numerals import POINT, Tally, decided, tally
+from mixwell.tables.numerals import COMMA, POINT, Tally, tally
 
 if TYPE_CHECKING:
     import pandas
@@ -28,7 +28,8 @@ def plain_numbers(values: pandas.Series, form: Form) -> tuple[np.ndarray, dict[s
     import pyarrow.compute as compute
     from pyarrow import ArrowInvalid
 
-    if len(values) < LONG:
+    other_signs = form.decimal == COMMA or form.thousands == POINT
+    if len(values) < LONG or other_signs:
         return None
     text = compute.utf8_trim_whitespace(_arrow(values))
     marks = _value_set(form)
@@ -36,7 +37,8 @@ def plain_numbers(values: pandas.Series, form: Form) -> tuple[np.ndarray, dict[s
     there = compute.if_else(absent, None, text)
     sample = tally(there.drop_null().slice(0, SAMPLE).to_pylist())
     whole = not sample.point
-    if sample.other or sample.comma or sample.either or (decided(sample) not in ("", POINT)):
+    undecided = sample.either and whole
+    if sample.other or sample.comma or undecided:
         return None
     if _has(there, CODES if whole else LETTERS):
         return None

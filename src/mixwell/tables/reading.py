@@ -252,7 +252,7 @@ def _typed(source: Source) -> tuple[pandas.DataFrame, tuple[str, ...]]:
 
 
 def _json_lines(data: io.BytesIO) -> pandas.DataFrame:
-    return require().read_json(data, lines=True, dtype=False, convert_dates=False)
+    return require().read_json(data, lines=True, dtype=False)
 
 
 def _excel(source: Source) -> tuple[pandas.DataFrame, tuple[str, ...]]:

@@ -20,6 +20,7 @@ from mixwell.tables.columns import Column, used
 from mixwell.tables.kinds import NUMERIC
 
 MOST_PARAMETERS = 0.5  # of the number of values that there are
+TOLERANCE, MOST_STEPS = 1e-5, 1000  # of EM, in nats a row: criteria are to be the papers' to a tenth
 USUAL = range(1, 9)  # numbers of components that are tried where none are named
 STEP, MOST = 4, 24  # how many more are tried at a time where the largest is the best, and the largest of all
 
@@ -189,7 +190,8 @@ def _extended(search: Search) -> list[str]:
 
 def _fitted(rows: Rows, candidate: Candidate, starts: int, seed: int) -> ProductMixture:
     blocks = blocks_of(rows.columns, candidate.family, candidate.counts)
-    model = ProductMixture(candidate.n_components, blocks=blocks, n_init=starts, random_state=seed)
+    model = ProductMixture(candidate.n_components, blocks=blocks, n_init=starts, random_state=seed, tol=TOLERANCE,
+                           max_iter=MOST_STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says it
         warnings.filterwarnings("ignore", message=".*is constant|.*below reg_covar|.*distinct clusters")

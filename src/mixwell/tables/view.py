@@ -206,13 +206,19 @@ def _trait(profile: Profile, k: int) -> tuple[float, str]:
 
 
 def columns(fitted: FittedMixture, ready: Prepared) -> list[list[str]]:
-    """Name, kind, why, what is in it, as it is written, missing values, remark."""
+    """Name, kind, missing values, why and what was done, what is in it, as it is written."""
     rows = []
     for column in fitted.columns:
         kind, _ = KIND_WORDS[column.kind]
         written, missing = as_written(column, ready.table)
-        rows.append([column.name, kind, column.why, _content(column, ready.table), written, missing, column.note])
+        rows.append([column.name, kind, missing, reasons(column), _content(column, ready.table), written])
     return rows
+
+
+def reasons(column: Column) -> str:
+    """What speaks for a column's kind, and what there is to say of it."""
+    parts = (column.why, column.note)
+    return "; ".join(part for part in parts if part)
 
 
 def as_written(column: Column, table: Table) -> tuple[str, str]:
@@ -266,7 +272,8 @@ def _sign(found: Choice) -> str:
     if found.criterion == "cv":
         return "Held-out log densities are in nats a row, in the data's own units."
     formulas = {"bic": "−2 log L + P log N", "aic": "−2 log L + 2 P", "icl": "BIC plus twice the entropy of the labels"}
-    own = f"{CRITERIA[found.criterion]} is {formulas[found.criterion]}, in the data's own units: smaller is better."
+    formula = formulas[found.criterion]
+    own = f"{CRITERIA[found.criterion]} is {formula} (P parameters), in the data's own units: smaller is better."
     if found.criterion == "aic":
         return own
     value = units.fixed(-found.score(found.best), 2)

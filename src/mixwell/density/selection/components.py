@@ -74,7 +74,7 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
         fitted = {k: clone(base).set_params(n_components=k).fit(X, **weights) for k in numbers}
         self.log_likelihoods_ = {}
         for k, model in fitted.items():
-            total = np.sum(sample_weight) if weights else _count(model, X)
+            total = weights["sample_weight"].sum() if weights else _count(model, X)
             self.log_likelihoods_[k] = float(model.score(X, **weights) * total)
         self.scores_ = self._scores(base, fitted, X, weights)
         best = min(numbers, key=self.scores_.__getitem__)

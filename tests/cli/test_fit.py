@@ -33,7 +33,8 @@ def test_fit_says_what_it_uses_and_names_the_report(done):
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     for line in ("people: 180 rows, 7 columns", "fields are separated by semicolons"):
         assert line in [found.replace("\u202f", " ") for found in lines], line
-    for words in (r"person_id left out 7 · 8 · 9 numbers the rows", r"height number 20 \(empty\) \S+ · \S+ · \S+ numbers with",
+    for words in (r"person_id left out 7 · 8 · 9 numbers the rows",
+                  r"height number 20 \(empty\) \S+ · \S+ · \S+ numbers with",
                   r"visits count [\d ·]+ whole numbers from 0 that vary as counts do",
                   r"town category 1 \(empty\) \w+ · \w+ · \w+ 3 different words", r"planet left out Earth constant",
                   r"group left out short · middle · tall compared with"):

@@ -35,7 +35,8 @@ BODY = ["27.32 26.22", "27.20 32.50", "9.42 49.36", "30.60 32.00"]
     ('"x" "y"\n' + "\n".join(f'"car {i}" {line}' for i, line in enumerate(BODY)), ["row", "x", "y"], "as R writes it"),
     ("Export from LIMS\n# generated 2024-01-01\nx,y\n" + "\n".join(BODY).replace(" ", ","), ["x", "y"],
      "2 lines above the table left out ('Export from LIMS')"),
-    ("Report;;\n\nx;y;z\n" + "\n".join(f"{line};7" for line in BODY).replace(" ", ";"), ["x", "y", "z"], "1 line above"),
+    ("Report;;\n\nx;y;z\n" + "\n".join(f"{line};7" for line in BODY).replace(" ", ";"), ["x", "y", "z"],
+     "1 line above the table"),
     ("sep=;\nx;y\n" + "\n".join(BODY).replace(" ", ";"), ["x", "y"], "1 line above"),
     ("# made by hand\n" + "\n".join(BODY).replace(" ", ","), ["column 1", "column 2"], "no line names the columns"),
 ])
@@ -81,14 +82,14 @@ def test_lines_inside_quotes_are_counted(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "cp1252"])
 def test_text_in_any_encoding_is_read(tmp_path, encoding):
-    found = table(tmp_path, "größe,stadt\n1.5,Köln\n2.5,Füssen\n" * 1, encoding=encoding)
-    assert found.frame["stadt"].tolist() == ["Köln", "Füssen"] and list(found.frame.columns)[0] == "größe"
+    found = table(tmp_path, "größe,stadt\n1.5,Köln\n2.5,Füssen\n", encoding=encoding)
+    assert found.frame["stadt"].tolist() == ["Köln", "Füssen"] and "größe" in found.frame.columns
     assert any("text in" in note for note in found.notes) == (encoding not in ("utf-8", "utf-8-sig"))
 
 
 def test_an_encoding_that_is_named_is_used_or_refused(tmp_path):
     text = "stadt,x\nКиев,1\nМинск,2\n"
-    assert table(tmp_path, text, encoding="koi8-r", **{}).frame["stadt"][0] != "Киев"
+    assert table(tmp_path, text, encoding="koi8-r").frame["stadt"][0] != "Киев"
     (tmp_path / "k.csv").write_bytes(text.encode("koi8-r"))
     assert tables.read(tmp_path / "k.csv", Form(encoding="koi8-r")).frame["stadt"].tolist() == ["Киев", "Минск"]
     with pytest.raises(MixwellError, match="unknown encoding 'utf-9'"):
@@ -232,4 +233,4 @@ def test_the_items_of_a_battery_are_taken_alike():
     assert asked["q5"] == "category" and asked["q1"] == "numeric"
     visits = rng.poisson(1.2, 300).clip(max=5)
     counts = pd.DataFrame({name: rng.permutation(visits) for name in "abc"})
-    assert {column.kind for column in choose(tables.of(counts))} == {"count"}, "counts from 0 that all vary as counts do"
+    assert {column.kind for column in choose(tables.of(counts))} == {"count"}, "they all vary as counts do"

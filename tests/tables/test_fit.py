@@ -16,11 +16,11 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest_file
 from mixwell.formats import sealed
 from mixwell.formats.tensors import SINGLE, open_file, save_tensors
+from mixwell.tables.candidates import FAMILIES
 from mixwell.tables.columns import choose, decode, encode
 from mixwell.tables.describe import radius, tail_shares
 from mixwell.tables.model import FILE
 from mixwell.tables.reading import Table, of
-from mixwell.tables.candidates import FAMILIES
 from mixwell.tables.sections import compared, natural
 from mixwell.tables.view import lead, unusual, verdict
 from tests.report.pages import balanced, text_of

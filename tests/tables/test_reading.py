@@ -66,7 +66,8 @@ def test_tables_from_memory():
     ("t.csv", b"a,b\n1,2,3\n4,5,6\n", "more fields than column names"),
     ("t.csv", b"1,2\n3,4\n5\n", "has 1 of 2 fields in row 3; expected all"),
     ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "not a proper table"),
-    ("t.csv", b"a,b\n1,2\n1,2,3,4\n", "not a proper table: .*line 3"), ("t.csv", b"a,b\n\x81\xfe,1\n", "neither UTF-8 nor"),
+    ("t.csv", b"a,b\n1,2\n1,2,3,4\n", "not a proper table: .*line 3"),
+    ("t.csv", b"a,b\n\x81\xfe,1\n", "neither UTF-8 nor"),
     ("t.parquet", b"PAR1 nonsense", "cannot be read as Parquet"), ("t.docx", b"x", "expected a table that ends as"),
     ("t.csv.gz", b"plain", "not a proper table"),
 ])

@@ -78,6 +78,14 @@ def test_ten_thousand_columns_are_read_in_little_work(tmp_path, monkeypatch):
         assert model is None and words in candidate.refused
 
 
+def test_ten_thousand_columns_are_found_in_their_file(tmp_path):
+    """The line of names is longer than what a delimiter is judged by."""
+    wide = pd.DataFrame(np.random.default_rng(0).normal(size=(24, 10_000)).round(3))
+    wide.columns = [f"a_long_name_{i}" for i in range(10_000)]
+    wide.to_csv(tmp_path / "wide.csv", index=False)
+    pd.testing.assert_frame_equal(read(tmp_path / "wide.csv").frame, wide)
+
+
 def test_covariances_that_do_not_fit_in_memory_are_refused_with_their_size(monkeypatch):
     monkeypatch.setattr(search, "memory_bytes", lambda: 10_000)
     columns = choose(of(frame()))

@@ -31,8 +31,8 @@ def test_a_number_is_read_as_it_is_meant(text, decimal, number):
     assert value(text, decimal) == number
 
 
-@pytest.mark.parametrize("text", ["1,5", "1.2.3", "12,34,567", "abc", "", "-", "12abc", "0x10", "1_000", "1,2345", "1 2",
-                                  "0,123", "12.", "1/2"])
+@pytest.mark.parametrize("text", ["1,5", "1.2.3", "12,34,567", "abc", "", "-", "12abc", "0x10", "1_000", "1,2345",
+                                  "1 2", "0,123", "12.", "1/2"])
 def test_what_is_no_number_with_a_point_is_none(text):
     assert np.isnan(value(text, POINT)) == (text != "12.")
 
@@ -153,8 +153,9 @@ def test_the_short_way_for_long_columns_gives_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     numbers = rng.normal(size=300).round(3)
     columns = {
-        "plain": numbers.astype(str), "whole": rng.integers(-5, 9, 300).astype(str), "codes": ["007"] * 150 + ["12"] * 150,
-        "holes": np.where(np.arange(300) % 7, numbers.astype(str), "NA"), "empty": np.where(np.arange(300) % 9, "4", ""),
+        "plain": numbers.astype(str), "whole": rng.integers(-5, 9, 300).astype(str),
+        "codes": ["007"] * 150 + ["12"] * 150, "empty": np.where(np.arange(300) % 9, "4", ""),
+        "holes": np.where(np.arange(300) % 7, numbers.astype(str), "NA"),
         "signs": [f"${abs(n)}" for n in numbers], "comma": [str(n).replace(".", ",") for n in numbers],
         "words": ["a", "b", "NA"] * 100, "open": ["1.234", "5.678"] * 150, "late": ["1"] * 299 + ["2.5"],
         "slip": ["1.5"] * 299 + ["x"], "huge": [str(2**60 + i) for i in range(300)], "power": ["1e3", "2.5"] * 150,
@@ -180,7 +181,9 @@ def test_a_model_reads_new_rows_as_it_read_its_own(tmp_path):
 
     rng = np.random.default_rng(0)
     size = rng.integers(1000, 9000, 80)
-    lines = [f"{n:,}".replace(",", ".") + f";{n / 100:.2f}".replace(".", ",") + f";{'NA' if n % 2 else 'DE'}" for n in size]
+    grouped = [f"{n:,}".replace(",", ".") for n in size]
+    areas = [f"{n / 100:.2f}".replace(".", ",") for n in size]
+    lines = [f"{a};{b};{'NA' if n % 2 else 'DE'}" for a, b, n in zip(grouped, areas, size)]
     (tmp_path / "old.csv").write_text("size;area;land\n" + "\n".join(lines) + "\n")
     fitted = tables.fit(tmp_path / "old.csv", components=[1], family="diag", starts=1)
     (tmp_path / "new.csv").write_text("size;area;land\n1.234;NA;NA\n5.678;NA;DE\n")

@@ -69,8 +69,10 @@ def text_of(values: pandas.Series) -> Text:
     import pandas
 
     codes_N, unique = pandas.factorize(values)
-    counts = np.bincount(codes_N[codes_N >= 0], minlength=len(unique))
-    return Text([str(text) for text in unique], codes_N, counts)
+    texts = [str(text) for text in unique]
+    there_N = codes_N[codes_N >= 0]
+    counts = np.bincount(there_N, minlength=len(texts))
+    return Text(texts, codes_N, counts)
 
 
 def interpret(frame: pandas.DataFrame, habits: Habits) -> tuple[pandas.DataFrame, dict[str, Reading]]:
@@ -207,12 +209,14 @@ def _decimal(name: str, found: Tally, file_decimal: str, habits: Habits) -> tupl
 
 def _by_default(found: Tally, delimiter: str) -> str:
     """The decimal sign where no value of the file settles it."""
-    commas = sum(COMMA in one for one in found.either)
-    points = len(found.either) - commas
+    commas = [one for one in found.either if COMMA in one]
+    if delimiter != ";":
+        return POINT
     if commas:
-        return COMMA if delimiter == ";" and not points else POINT
-    grouped = points and found.plain and not found.long  # 950 and 1.234, but no 1234
-    return COMMA if delimiter == ";" and grouped else POINT
+        only = len(commas) == len(found.either)
+        return COMMA if only else POINT
+    grouped = found.plain and not found.long  # 950 and 1.234, but no 1234
+    return COMMA if grouped else POINT
 
 
 def _numbers(text: Text, decimal: str, notes: list[str], form: Form) -> tuple[Any, Reading]:

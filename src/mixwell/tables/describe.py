@@ -88,7 +88,9 @@ def count_moments(block: Block) -> tuple[np.ndarray, np.ndarray]:
         rates_KD = np.asarray(block.estimator.rates_)
         return rates_KD, np.sqrt(rates_KD)
     means_KD = np.asarray(block.estimator.means_)
-    variances_KD = means_KD + means_KD**2 / np.asarray(sizes)
+    sizes_KD = np.asarray(sizes)
+    beyond_KD = means_KD**2 / sizes_KD
+    variances_KD = means_KD + beyond_KD
     return means_KD, np.sqrt(variances_KD)
 
 

@@ -101,9 +101,10 @@ def _score(lines: Sequence[str], delimiter: str) -> tuple[bool, float, int]:
     width, first = _body(rows)
     if width < 2:
         return False, 0.0, 0
-    fields = [field for row in rows[first:] for field in row.fields]
-    clean = sum(_clean(field) for field in fields) / len(fields)
-    return first == 0, clean, width
+    body = rows[first:]
+    fields = [field for row in body for field in row.fields]
+    clean = sum(map(_clean, fields))
+    return first == 0, clean / len(fields), width
 
 
 def _clean(field: str) -> bool:
@@ -126,10 +127,12 @@ def _body(rows: Sequence[Line]) -> tuple[int, int]:
     widths = [row.width for row in rows]
     width, _ = Counter(widths).most_common(1)[0]
     first = widths.index(width)
-    if first and widths[first - 1] == width - 1 and width > 2:
+    above = widths[first - 1] if first else 0
+    if width > 2 and above == width - 1:
         first -= 1
     rest = widths[first:]
-    alike = rest.count(width) >= 0.9 * (len(rest) - 1)
+    needed = 0.9 * (len(rest) - 1)
+    alike = rest.count(width) >= needed
     return (width, first) if alike else (0, 0)
 
 
@@ -139,8 +142,10 @@ def _is_blank_table(lines: Sequence[str]) -> bool:
     width, first = _body(rows)
     if width < 2:
         return False
-    fields = [field for row in rows[first + 1 :] for field in row.fields]
-    return 2 * sum(map(_is_number, fields)) >= len(fields) > 0
+    below = rows[first + 1 :]
+    fields = [field for row in below for field in row.fields]
+    numbers = sum(map(_is_number, fields))
+    return 2 * numbers >= len(fields) > 0
 
 
 def _is_number(field: str) -> bool:
@@ -196,9 +201,11 @@ def _under_titles(rows: Sequence[Line]) -> int:
     """How many rows at the top are titles or comments: one field alone where rows have several."""
     width, _ = _body(rows)
     for i, row in enumerate(rows):
-        comment = row.fields[0].lstrip().startswith(COMMENT)
-        alone = width > 1 and row.filled == 1 and (row.width == 1 or width > 2)
-        declared = row.fields[0] == "sep="
+        first = row.fields[0]
+        comment = first.lstrip().startswith(COMMENT)
+        narrow = row.width == 1 or width > 2
+        alone = width > 1 and row.filled == 1 and narrow
+        declared = first == "sep="
         if not (comment or alone or declared):
             return i
     return 0

@@ -90,7 +90,8 @@ def source_of(path: Path) -> Source:
         return Source("standard input", ".csv", data=sys.stdin.buffer.read())
     ending, packing = path.suffix.lower(), ""
     if ending in PACKED:
-        packing, ending = ending, Path(path.stem).suffix.lower()
+        inner = Path(path.stem)
+        packing, ending = ending, inner.suffix.lower()
     elif ending == ".zip":
         packing, ending = ending, _packed_ending(path)
     _refuse_foreign(path, ending)
@@ -166,9 +167,11 @@ def _without_mark(head: bytes) -> str:
     if len(head) < 8:
         return ""
     even, odd = head[0::2], head[1::2]
-    if odd.count(0) > 0.6 * len(odd) and not even.count(0):
+    zeros = even.count(0), odd.count(0)
+    most = 0.3 * len(head)
+    if zeros[0] == 0 and zeros[1] > most:
         return "utf-16-le"
-    if even.count(0) > 0.6 * len(even) and not odd.count(0):
+    if zeros[1] == 0 and zeros[0] > most:
         return "utf-16-be"
     return ""
 

@@ -37,7 +37,7 @@ from mixwell.tables.missing import AMONG_NUMBERS, Form
 if TYPE_CHECKING:
     import pandas
 
-SNIFFED = 1 << 16  # characters
+SNIFFED, LONGEST, LEAST_LINES = 1 << 16, 1 << 24, 20  # characters and lines of a beginning
 TOTAL = re.compile(r"(grand )?total|sum|summe|gesamt|insgesamt|mean|average|mittelwert|somme|suma|media", re.I)
 
 
@@ -85,10 +85,12 @@ def read(path: str | Path, form: Form | None = None, *, written: Iterable[str] =
     with readable(path):
         _check_there(path)
         paths = _inside(path) if path.is_dir() else [path]
-        parts = [_raw(source_of(one), form) for one in paths]
+        sources = [source_of(one) for one in paths]
+        parts = [_raw(source, form) for source in sources]
     raw = _joined(parts, path)
     delimiter = parts[0].delimiter
-    bare = frozenset().union(*(part.bare for part in parts))
+    marks = [part.bare for part in parts]
+    bare = frozenset().union(*marks)
     habits = Habits(form=form, delimiter=delimiter, bare=bare, written=frozenset(written), known=known or {})
     return _interpreted(raw, habits)
 
@@ -212,9 +214,9 @@ def _texts_where_some_are(frame: pandas.DataFrame, parts: Sequence[Raw]) -> pand
 
 
 def _same_columns(first: Raw, other: Raw) -> None:
-    expected, got = first.frame.columns, other.frame.columns
-    missing = [name for name in expected if name not in set(got)]
-    extra = [name for name in got if name not in set(expected)]
+    expected, got = list(first.frame.columns), list(other.frame.columns)
+    missing = [name for name in expected if name not in got]
+    extra = [name for name in got if name not in expected]
     name = Path(first.path).name
     if missing:
         raise MixwellError(f"{other.path} lacks the column {missing[0]!r}, which {name} has; expected files with the "
@@ -276,11 +278,10 @@ def _raw_text(source: Source, form: Form) -> Raw:
     pandas = require()
     encoding, note = encoding_of(source, form.encoding)
     try:
-        with source.text(encoding) as file:
-            head = file.read(SNIFFED)
+        head, whole = _head(source, encoding)
         if not head.strip():
             raise MixwellError(f"{source.name} is empty; expected a line of column names and rows under it.")
-        dialect = dialect_of(head, form, source.name, whole=len(head) < SNIFFED)
+        dialect = dialect_of(head, form, source.name, whole)
         with source.text(encoding) as file:
             frame = _fields(pandas, file, dialect)
         frame = _without_trailing(frame, dialect, source.name)
@@ -296,6 +297,18 @@ def _raw_text(source: Source, form: Form) -> Raw:
         raise MixwellError(f"{source.name} is not a proper table: {_place(error, dialect)}.") from error
     notes = ((note,) if note else ()) + dialect.notes
     return Raw(_checked(frame, source.name), source.name, dialect.delimiter, _bare_marks(head, dialect), notes)
+
+
+def _head(source: Source, encoding: str) -> tuple[str, bool]:
+    """The beginning of a text, some lines of it at least, and whether it is all there is."""
+    with source.text(encoding) as file:
+        head = file.read(SNIFFED)
+        while head.count("\n") < LEAST_LINES and len(head) < LONGEST:
+            more = file.read(SNIFFED)
+            if not more:
+                return head, True
+            head += more
+        return head, not file.read(1)
 
 
 def _fields(pandas: Any, file: Any, dialect: Dialect) -> pandas.DataFrame:
@@ -358,14 +371,24 @@ def _refuse_total(table: Table) -> None:
     if len(frame) < 4:
         return
     last = len(frame) - 1
-    words = [value for value in frame.iloc[last] if isinstance(value, str)]
-    total = next((word for word in words if TOTAL.fullmatch(word.strip(" :"))), None)
-    if total is None:
+    row = frame.iloc[last]
+    totals = [word for word in row if _means_total(word)]
+    if not totals:
         return
+    total = totals[0]
     for name in frame.columns:
-        if frame[name].dtype.kind in "if" and _sums_up(frame[name].to_numpy(float)):
+        values = frame[name]
+        if values.dtype.kind in "if" and _sums_up(values.to_numpy(float)):
             raise MixwellError(f"{table.row(last)} of {table.name} ({total!r}) holds the total or the mean of "
                                f"{name!r} above it; take it out, it is no row of its own.")
+
+
+def _means_total(value: Any) -> bool:
+    """Whether a value is a word for a total or a mean."""
+    if not isinstance(value, str):
+        return False
+    word = value.strip(" :")
+    return TOTAL.fullmatch(word) is not None
 
 
 def _sums_up(values: Any) -> bool:

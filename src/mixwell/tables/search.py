@@ -113,7 +113,8 @@ class Search:
         self.tried.append(candidate)
         if model is None or candidate.refused:
             return
-        if self.best is None or self.score(candidate) < self.score(self.best[0]):
+        best, _ = self.best or (None, None)
+        if best is None or self.score(candidate) < self.score(best):
             self.best = candidate, model
 
     def score(self, candidate: Candidate) -> float:

@@ -27,8 +27,10 @@ def information(fitted: FittedMixture, x_ND: np.ndarray) -> np.ndarray:
     before = _entropy(weights_K[None])[0]
     stride = max(1, len(x_ND) // MOST_ROWS)
     rows_ND = x_ND[::stride]
-    shares = [_removed(fitted, place, rows_ND[:, place], weights_K, before) for place in range(D)]
-    return np.array(shares)
+    share_D = np.empty(D)
+    for place, x_N in enumerate(rows_ND.T):
+        share_D[place] = _removed(fitted, place, x_N, weights_K, before)
+    return share_D
 
 
 def _removed(fitted: FittedMixture, place: int, x_N: np.ndarray, weights_K: np.ndarray, before: float) -> float:

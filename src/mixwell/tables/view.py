@@ -99,9 +99,11 @@ def _criterion(fitted: FittedMixture) -> str:
 
 def lead(fitted: FittedMixture) -> str:
     """The answer in one sentence."""
-    rows = f"{units.whole(fitted.rows)} rows of {fitted.source}"
+    count = units.whole(fitted.rows)
+    rows = f"{count} rows of {fitted.source}"
     best = fitted.choice.best
-    of_family = f" ({best.words})" if best.family in FAMILIES or best.counts else ""
+    named = best.family in FAMILIES or best.counts
+    of_family = f" ({best.words})" if named else ""
     K = fitted.n_components
     if K > 1:
         return f"The {rows} are described best by {K} components{of_family}."
@@ -150,7 +152,8 @@ def summary(fitted: FittedMixture, described: list[Profile], resp_NK: np.ndarray
     if fitted.n_components > 1:
         for k, weight in enumerate(fitted.estimator.weights_):
             traits = ", ".join(_traits(described, k))
-            lines.append(f"Component {k + 1} ({units.percent(weight, 0)} of rows): {traits}.")
+            share = units.percent(weight, 0)
+            lines.append(f"Component {k + 1} ({share} of rows): {traits}.")
         sure_N = resp_NK.max(1) >= 0.95
         share = units.percent(float(sure_N.mean()), 0)
         lines.append(f"{share} of the rows belong to their component with a probability of at least 95{units.THIN}%.")

@@ -266,7 +266,8 @@ def _told(there: Sequence[str], decimal: str) -> list[str]:
     powers = [one for one in there[:TALLIED] if BARE_POWER.fullmatch(one.strip())]
     if powers:
         notes.append(f"{powers[0].strip()} is taken for {value(powers[0], decimal):.10g}")
-    if decimal == COMMA:
+    commas = [one for one in there if COMMA in one]
+    if decimal == COMMA and commas:
         notes.append("decimal commas")
     return notes
 

@@ -78,12 +78,16 @@ def test_ten_thousand_columns_are_read_in_little_work(tmp_path, monkeypatch):
         assert model is None and words in candidate.refused
 
 
-def test_ten_thousand_columns_are_found_in_their_file(tmp_path):
+def test_many_columns_are_found_in_their_file_and_too_many_refused(tmp_path):
     """The line of names is longer than what a delimiter is judged by."""
-    wide = pd.DataFrame(np.random.default_rng(0).normal(size=(24, 10_000)).round(3))
-    wide.columns = [f"a_long_name_{i}" for i in range(10_000)]
+    wide = pd.DataFrame(np.random.default_rng(0).normal(size=(24, 800)).round(3))
+    wide.columns = [f"a_very_long_name_{i:0100d}" for i in range(800)]
     wide.to_csv(tmp_path / "wide.csv", index=False)
     pd.testing.assert_frame_equal(read(tmp_path / "wide.csv").frame, wide)
+    names = [f"g{i}" for i in range(10_000)]
+    (tmp_path / "wider.csv").write_text(",".join(names) + "\n" + ",".join(["1.5"] * 10_000))
+    with pytest.raises(MixwellError, match="has 10000 columns; at most 2500 are read from text"):
+        read(tmp_path / "wider.csv")
 
 
 def test_covariances_that_do_not_fit_in_memory_are_refused_with_their_size(monkeypatch):

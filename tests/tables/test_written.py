@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from mixwell.core.errors import MixwellError
-from mixwell.tables import bulk
+from mixwell.tables import bulk, cells
 from mixwell.tables.columns import choose
 from mixwell.tables.missing import Form
 from mixwell.tables.numerals import COMMA, POINT, core, decided, tally, value
@@ -149,7 +149,7 @@ def test_text_in_memory_is_read_as_in_a_file():
     assert found.frame["c"].tolist() == [1, 2, 3] and found.frame["a"].isna()[2]
 
 
-def test_the_short_way_for_long_columns_gives_the_same(monkeypatch):
+def test_the_short_way_for_large_tables_gives_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     numbers = rng.normal(size=300).round(3)
     columns = {
@@ -162,7 +162,7 @@ def test_the_short_way_for_long_columns_gives_the_same(monkeypatch):
         "beyond": ["9" * 400, "1"] * 150}
     frame = pd.DataFrame(columns)
     slow = of(frame)
-    monkeypatch.setattr(bulk, "LONG", 0)
+    monkeypatch.setattr(cells, "LARGE", 0)
     fast = of(frame)
     pd.testing.assert_frame_equal(fast.frame, slow.frame)
     for name in columns:

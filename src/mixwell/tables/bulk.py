@@ -1,4 +1,4 @@
-"""Long columns of plain numbers, converted by Arrow without looking at each value in Python.
+"""Columns of plain numbers, converted by Arrow without looking at each value in Python, for large tables.
 
 What is not plain (thousands, currencies, ambiguous signs, leading zeros, words) is left to `cells`; both give the same.
 """
@@ -15,8 +15,7 @@ from mixwell.tables.numerals import COMMA, POINT, Tally, tally
 if TYPE_CHECKING:
     import pandas
 
-LONG = 20_000  # rows from which it pays
-SAMPLE = 5000
+FEW, SAMPLE = 30, 5000  # values that are looked at; the many where the few leave the decimal sign open
 EXACT = 2**53  # whole numbers up to here are floats
 CODES = r"^[+-]?0\d"  # leading zeros
 LETTERS = r"[a-zA-Z]"  # powers, infinities
@@ -24,18 +23,17 @@ MARKS = sorted(AMONG_NUMBERS | {mark.upper() for mark in AMONG_NUMBERS} | {mark.
 
 
 def plain_numbers(values: pandas.Series, form: Form) -> tuple[np.ndarray, dict[str, int], Tally] | None:
-    """A long column of text as numbers, its marks of missing values, and what a sample says; None for any other."""
+    """A column of text as numbers, its marks of missing values, and what a sample says; None for any other."""
     import pyarrow.compute as compute
     from pyarrow import ArrowInvalid
 
-    other_signs = form.decimal == COMMA or form.thousands == POINT
-    if len(values) < LONG or other_signs:
+    if form.decimal == COMMA or form.thousands == POINT:
         return None
     text = compute.utf8_trim_whitespace(_arrow(values))
     marks = _value_set(form)
     absent = compute.is_in(text, value_set=marks)
     there = compute.if_else(absent, None, text)
-    sample = tally(there.drop_null().slice(0, SAMPLE).to_pylist())
+    sample = _sampled(there)
     whole = not sample.point
     undecided = sample.either and whole
     if sample.other or sample.comma or undecided:
@@ -50,6 +48,17 @@ def plain_numbers(values: pandas.Series, form: Form) -> tuple[np.ndarray, dict[s
     if whole and numbers.null_count and np.nanmax(np.abs(values)) >= EXACT:
         return None
     return values, _counted(text, absent), sample
+
+
+def _sampled(there: Any) -> Tally:
+    """What the first values say."""
+    values = there.drop_null()
+    few = values.slice(0, FEW).to_pylist()
+    found = tally(few)
+    if found.point or found.comma or found.other:
+        return found
+    more = values.slice(0, SAMPLE).to_pylist()
+    return tally(more)
 
 
 def _arrow(values: pandas.Series) -> Any:

@@ -18,7 +18,7 @@ from mixwell.tables.numerals import MINUSES, _kind, core
 DELIMITERS = (",", ";", "\t", "|")
 BLANK = " "  # any run of spaces and tabs
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", BLANK: "spaces"}
-LOOKED_AT = 200  # rows that a choice rests on
+LOOKED_AT, FIELDS = 200, 200  # rows, and fields of each, that a choice rests on
 COMMENT = "#"
 DECLARED = re.compile(r"sep=(.)\s*")  # Excel's own first line
 
@@ -102,7 +102,7 @@ def _score(lines: Sequence[str], delimiter: str) -> tuple[bool, float, int]:
     if width < 2:
         return False, 0.0, 0
     body = rows[first:]
-    fields = [field for row in body for field in row.fields]
+    fields = [field for row in body for field in row.fields[:FIELDS]]
     clean = sum(map(_clean, fields))
     return first == 0, clean / len(fields), width
 
@@ -214,7 +214,7 @@ def _under_titles(rows: Sequence[Line]) -> int:
 def _has_header(rows: Sequence[Line]) -> bool:
     """Whether the first row names columns: a word over a column of numbers, or words that no row repeats."""
     first, body = rows[0].fields, rows[1:LOOKED_AT]
-    over_numbers = [_names_numbers(field, _column(body, i)) for i, field in enumerate(first)]
+    over_numbers = [_names_numbers(field, _column(body, i)) for i, field in enumerate(first[:FIELDS])]
     if True in over_numbers:
         return True
     if False in over_numbers:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas
 
 SNIFFED, LONGEST, LEAST_LINES = 1 << 16, 1 << 24, 20  # characters and lines of a beginning
+MOST_COLUMNS = 2500  # of text, each of which is looked at
 TOTAL = re.compile(r"(grand )?total|sum|summe|gesamt|insgesamt|mean|average|mittelwert|somme|suma|media", re.I)
 
 
@@ -282,6 +283,7 @@ def _raw_text(source: Source, form: Form) -> Raw:
         if not head.strip():
             raise MixwellError(f"{source.name} is empty; expected a line of column names and rows under it.")
         dialect = dialect_of(head, form, source.name, whole)
+        _refuse_wide(dialect, source.name)
         with source.text(encoding) as file:
             frame = _fields(pandas, file, dialect)
         frame = _without_trailing(frame, dialect, source.name)
@@ -309,6 +311,13 @@ def _head(source: Source, encoding: str) -> tuple[str, bool]:
                 return head, True
             head += more
         return head, not file.read(1)
+
+
+def _refuse_wide(dialect: Dialect, name: str) -> None:
+    count = len(dialect.names)
+    if count > MOST_COLUMNS:
+        raise MixwellError(f"{name} has {count} columns; at most {MOST_COLUMNS} are read from text. Keep those that "
+                           "matter, or save it as Parquet.")
 
 
 def _fields(pandas: Any, file: Any, dialect: Dialect) -> pandas.DataFrame:

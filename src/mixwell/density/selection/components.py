@@ -159,7 +159,10 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
 
 def _weights(sample_weight: Any) -> dict[str, Any]:
     """The weights as arguments; none for estimators that take none."""
-    return {} if sample_weight is None else {"sample_weight": np.asarray(sample_weight, dtype=np.float64)}
+    if sample_weight is None:
+        return {}
+    weights_N = np.asarray(sample_weight, dtype=np.float64)
+    return {"sample_weight": weights_N}
 
 
 def _part(weights: dict[str, Any], places: np.ndarray) -> dict[str, Any]:

@@ -93,28 +93,40 @@ class Scores(DensityMixin, Configured):
         device = self.weights_.device
         return torch.as_tensor(x_ND, device=device), torch.as_tensor(labels_N, device=device)
 
-    def bic(self, X: Any) -> float:
-        """Bayesian information criterion on X; lower is better."""
-        n = self._count(X)
+    def bic(self, X: Any, sample_weight: Any = None) -> float:
+        """Bayesian information criterion on X; lower is better (mclust's has the other sign).
+
+        sample_weight (N,): frequencies; a row of weight 3 counts as three, and N is their sum. Survey weights, which
+        stand for parts of a population, are to be scaled first so that they sum to the number of rows.
+        """
+        n = self._total(X, sample_weight)
         penalty = self._n_parameters() * math.log(n)
-        return -2 * self.score(X) * n + penalty
+        return -2 * self.score(X, sample_weight=sample_weight) * n + penalty
 
-    def aic(self, X: Any) -> float:
-        """Akaike information criterion on X; lower is better."""
-        n = self._count(X)
+    def aic(self, X: Any, sample_weight: Any = None) -> float:
+        """Akaike information criterion on X; lower is better. Weights as in `bic`."""
+        n = self._total(X, sample_weight)
         penalty = 2 * self._n_parameters()
-        return -2 * self.score(X) * n + penalty
+        return -2 * self.score(X, sample_weight=sample_weight) * n + penalty
 
-    def icl(self, X: Any) -> float:
+    def icl(self, X: Any, sample_weight: Any = None) -> float:
         """Integrated completed likelihood on X: BIC plus twice the entropy of the responsibilities; lower is better.
 
-        An error before `fit`.
+        Weights as in `bic`. An error before `fit`.
         """
         check_is_fitted(self)
         rows = self._open(X, reset=False)
         resp_NK = self._responsibilities(rows).double()
-        certainty = float(torch.xlogy(resp_NK, resp_NK).sum())
-        return self.bic(X) - 2 * certainty
+        certain_N = torch.xlogy(resp_NK, resp_NK).sum(1)
+        weights_N = checked_weights(sample_weight, rows)
+        certainty = certain_N.sum() if weights_N is None else certain_N @ weights_N
+        return self.bic(X, sample_weight) - 2 * float(certainty)
+
+    def _total(self, X: Any, sample_weight: Any) -> float:
+        """The number of rows, or the sum of their weights."""
+        rows = self._open(X, reset=False)
+        weights_N = checked_weights(sample_weight, rows)
+        return rows.n_rows if weights_N is None else float(weights_N.sum())
 
     def _rows(self, X: Any) -> Rows:
         """Rows to score, checked."""

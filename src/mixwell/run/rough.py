@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mixwell.convert.calibration import asked
+from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.kernels.rates import Rates
 from mixwell.lm.model import LanguageModel
@@ -102,7 +104,9 @@ class Rough:
         before = stage.inputs["model"]
         size = weight_bytes(self.shapes[before])
         moved = CONVERTING * size / self.pace.bytes
-        return moved + 2 * self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
+        needs = asked(registry.find(stage.method).module(), stage.config)
+        looked_at = self.reading_s(before, needs.tokens, LENGTH, ROWS) if needs.tokens else 0.0
+        return moved + 2 * looked_at + 2 * self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
 
     def merging_s(self, stage: Stage) -> float:
         """Of a merge and its receipts, one a model."""

@@ -61,6 +61,12 @@ class Rewrite:
         self.used.append(full)
         return self.left.pop(full)
 
+    def take_router(self, layer: int) -> dict[str, Tensor]:
+        """The tensors of a layer's router by their names below the layer."""
+        start = channel(layer, "")
+        names = [name.removeprefix(start) for name in self.left if name.startswith(f"{start}router.")]
+        return {name: self.take(layer, name) for name in names}
+
     def put(self, layer: int, name: str, tensor: Tensor) -> None:
         """Place a tensor in a layer's channel mixer."""
         self.made[channel(layer, name)] = tensor

@@ -77,7 +77,7 @@ def test_one_expert_left_is_a_dense_layer_of_its_own_output(generator):
     assert spec(after, 1) == {"method": "experts.layers.swiglu", "hidden_dim": 4}
     torch.testing.assert_close(output(after, 1, x), torch.stack(wanted), rtol=1e-4, atol=1e-4)
     assert after.lineage[-1]["account"]["dropped"] == {
-        f"layers.{i}.channel_mixer.router.weight": "no choice among one expert" for i in range(2)}
+        f"layers.{i}.channel_mixer.router.weight": "a dense block chooses nothing" for i in range(2)}
 
 
 def shared_model(generator, **options):

@@ -145,7 +145,10 @@ def top_k(spec: Mapping[str, Any], layer: int, doing: str) -> int:
 
 def sums_to_one(router: Mapping[str, Any]) -> bool:
     """Whether a token's weights are known to sum to 1, so that copies of one function give that function."""
-    if router.get("method", "top_k") not in ("top_k", "experts.routers.top_k") or router.get("scale", 1.0) != 1.0:
+    method = str(router.get("method", "top_k")).rpartition(".")[2]
+    if method == "shared_first":
+        return True
+    if method != "top_k" or router.get("scale", 1.0) != 1.0:
         return False
     return renormalises(router.get("k", 2), router.get("renormalise"))
 
@@ -161,6 +164,33 @@ def stacked(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Experts of one shape in one tensor each: (gate_up_proj [E, 2 F, D], down_proj [E, D, F])."""
     gate_up, down = zip(*parts)
     return torch.stack(gate_up), torch.stack(down)
+
+
+def to_dense(work: Rewrite, layer: int, block: tuple[Tensor, Tensor]) -> None:
+    """Put a dense block (gate above up [2 F, D], down [D, F]) in place of a mixture, its shared experts beside.
+
+    Raises `MixwellError` where these are gated, which no dense block is.
+    """
+    spec = work.specs[layer]
+    if spec.get("shared_gate"):
+        raise MixwellError(f"layer {layer} gates its shared experts, which a dense block cannot; keep it a mixture.")
+    if spec.get("shared_experts"):
+        shared = work.take(layer, SHARED_GATE_UP), work.take(layer, SHARED_DOWN)
+        block = side_by_side([block, shared])
+    work.drop(layer, "router.", "a dense block chooses nothing")
+    gate_up, down = block
+    work.put(layer, GATE_UP, gate_up.contiguous())
+    work.put(layer, DOWN, down.contiguous())
+    work.specs[layer] = {"method": DENSE, "hidden_dim": down.shape[1]}
+
+
+def side_by_side(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One block that sums what several give: (gate above up [2 F, D], down [D, F])."""
+    halves = [gate_up.chunk(2) for gate_up, _ in blocks]
+    downs = [down for _, down in blocks]
+    gates, ups = zip(*halves)
+    gate_up = torch.cat([*gates, *ups])
+    return gate_up, torch.cat(downs, dim=1)
 
 
 def fresh_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator,

@@ -23,14 +23,12 @@ import torch
 from torch import Tensor
 
 from mixwell.convert._parts import (
-    DENSE,
     DOWN,
     GATE_UP,
-    SHARED_DOWN,
-    SHARED_GATE_UP,
     Rewrite,
     mixture_layers,
     sparse_example,
+    to_dense,
     top_k,
 )
 from mixwell.convert._usage import CRITERIA, Usage, check_plain_router, kept_rows, usage
@@ -108,37 +106,14 @@ def prune_layer(work: Rewrite, layer: int, kept: Tensor) -> None:
     work.specs[layer] = {**spec, "num_experts": len(kept)}
 
 
-def to_dense(work: Rewrite, layer: int, expert: int, mass: float) -> None:
-    """Make one expert the dense block, beside the shared experts where there are some."""
-    spec = work.specs[layer]
-    if spec.get("shared_gate"):
-        raise MixwellError(f"layer {layer} gates its shared experts, which a dense block cannot; keep more experts.")
-    gate_up = work.take(layer, GATE_UP)[expert]
-    down = work.take(layer, DOWN)[expert] * mass
-    if spec.get("shared_experts"):
-        shared = work.take(layer, SHARED_GATE_UP), work.take(layer, SHARED_DOWN)
-        gate_up, down = side_by_side([(gate_up, down), shared])
-    work.drop(layer, "router.", "no choice among one expert")
-    work.put(layer, GATE_UP, gate_up)
-    work.put(layer, DOWN, down)
-    work.specs[layer] = {"method": DENSE, "hidden_dim": down.shape[1]}
-
-
-def side_by_side(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One block that sums what several give: (gate above up [2 F, D], down [D, F])."""
-    halves = [gate_up.chunk(2) for gate_up, _ in blocks]
-    downs = [down for _, down in blocks]
-    gates, ups = zip(*halves)
-    gate_up = torch.cat([*gates, *ups])
-    return gate_up, torch.cat(downs, dim=1)
-
-
 def _prune(work: Rewrite, layer: int, found: Usage, config: Config) -> None:
     spec = work.specs[layer]
     k = top_k(spec, layer, "pruning")
     kept = kept_experts(CRITERIA[config.criterion](found), config, k)
     if len(kept) == 1:
-        to_dense(work, layer, int(kept[0]), found.mean_mass)
+        best = int(kept[0])
+        gate_up, down = work.take(layer, GATE_UP)[best], work.take(layer, DOWN)[best]
+        to_dense(work, layer, (gate_up, found.mean_mass * down))
     else:
         check_plain_router(spec, layer, "pruning")
         prune_layer(work, layer, kept)

@@ -34,7 +34,7 @@ class TextCalibration:
         self.labels: Sequence[Tensor] = labels_N.split(ROWS)
         self.num_domains = num_domains
         self._models = models
-        self._last: tuple[Checkpoint, LanguageModel] | None = None  # what `logits` ran last
+        self._last: list[tuple[Checkpoint, LanguageModel]] = []  # what `logits` ran last
 
     def seen(self, checkpoint: Checkpoint, *, gradients: bool = False) -> Iterator[list[Seen]]:
         """Of each batch, what every layer of the model saw."""
@@ -44,11 +44,18 @@ class TextCalibration:
 
     def logits(self, checkpoint: Checkpoint, tokens_BS: Tensor, moving: Mapping[str, Tensor]) -> Tensor:
         """Logits [B, S, V] of the model with the tensors `moving` in their places, with a gradient by these."""
-        if self._last is None or self._last[0] is not checkpoint:
-            model = LanguageModel.from_checkpoint(checkpoint, dtype=torch.float32).eval()
-            self._last = checkpoint, model.requires_grad_(False)
         placed = {name: value.float() for name, value in moving.items()}
-        return functional_call(self._last[1], placed, (tokens_BS,)).logits_BTV
+        return functional_call(self._running(checkpoint), placed, (tokens_BS,)).logits_BTV
+
+    def _running(self, checkpoint: Checkpoint) -> LanguageModel:
+        """The checkpoint as a model; the last two are kept, since a teacher and its student take turns."""
+        for known, model in self._last:
+            if known is checkpoint:
+                return model
+        made = LanguageModel.from_checkpoint(checkpoint, dtype=torch.float32).eval()
+        made.requires_grad_(False)
+        self._last = [*self._last[-1:], (checkpoint, made)]
+        return made
 
     def model(self, name: str) -> Checkpoint:
         """The model that `name` leads to."""

@@ -143,12 +143,16 @@ def top_k(spec: Mapping[str, Any], layer: int, doing: str) -> int:
     return k
 
 
+def is_top_k(router: Mapping[str, Any]) -> bool:
+    """Whether a layer's router is the plain top_k."""
+    return str(router.get("method", "top_k")).rpartition(".")[2] == "top_k"
+
+
 def sums_to_one(router: Mapping[str, Any]) -> bool:
     """Whether a token's weights are known to sum to 1, so that copies of one function give that function."""
-    method = str(router.get("method", "top_k")).rpartition(".")[2]
-    if method == "shared_first":
+    if str(router.get("method")).rpartition(".")[2] == "shared_first":
         return True
-    if method != "top_k" or router.get("scale", 1.0) != 1.0:
+    if not is_top_k(router) or router.get("scale", 1.0) != 1.0:
         return False
     return renormalises(router.get("k", 2), router.get("renormalise"))
 

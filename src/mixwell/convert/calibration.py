@@ -25,7 +25,7 @@ class Needs:
 
     tokens: int = 0  # of calibration text
     models: tuple[str, ...] = ()  # folders or stages of other models that it reads
-    texts: tuple[str, ...] = ()  # to be put into tokens, beside the calibration text
+    files: tuple[str, ...] = ()  # that its options are read from
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,8 +64,8 @@ class Calibration(Protocol):
         """One of `Needs.models`."""
         ...
 
-    def states(self, checkpoint: Checkpoint, text: str) -> list[Tensor]:
-        """What each layer's channel mixer reads [T, D] over one of `Needs.texts`."""
+    def states(self, checkpoint: Checkpoint, text: str, *, residual: bool) -> list[Tensor]:
+        """What each layer reads [T, D] over a text, or what its channel mixer does behind the norm."""
         ...
 
 

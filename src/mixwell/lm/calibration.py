@@ -18,7 +18,7 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.lm.model import LanguageModel
-from mixwell.lm.tokenizer import Tokenizer
+from mixwell.lm.tokenizer import MAIN, Tokenizer
 from mixwell.mixing import Mixed
 
 ROWS = 4  # of a batch: what layers see of them is in memory at one time
@@ -63,14 +63,19 @@ class TextCalibration:
             raise MixwellError(f"model {name!r} is asked for; nobody said where models are looked up.")
         return self._models(name)
 
-    def states(self, checkpoint: Checkpoint, text: str) -> list[Tensor]:
-        """What each layer's channel mixer reads [T, D] over a text, put into tokens by the model's own tokenizer."""
+    def states(self, checkpoint: Checkpoint, text: str, *, residual: bool) -> list[Tensor]:
+        """What each layer reads [T, D] over a text, or what its channel mixer does behind the norm.
+
+        Raises `MixwellError` where the model has no tokenizer, or the text gives no token.
+        """
+        if MAIN not in checkpoint.files:
+            raise MixwellError("the model has no tokenizer to read prompts with; expected a tokenizer.json beside it.")
         ids = Tokenizer.from_files(checkpoint.files).prompt(text)
         if not ids:
             raise MixwellError(f"the text {text!r} gives no token; expected some words.")
-        tokens_1S = torch.tensor([ids])
-        seen = _Watched(checkpoint).read(tokens_1S, torch.zeros(1, dtype=torch.int64), gradients=False)
-        return [layer.x_TD for layer in seen]
+        watched = _Watched(checkpoint)
+        seen = watched.read(torch.tensor([ids]), torch.zeros(1, dtype=torch.int64), gradients=False)
+        return watched.streams if residual else [layer.x_TD for layer in seen]
 
 
 class _Watched:
@@ -82,16 +87,21 @@ class _Watched:
         self.model.embed.register_forward_hook(_starts_gradient)
         self.inputs: list[Tensor] = []
         self.mixed: list[Mixed] = []
+        self.streams: list[Tensor] = []  # what each layer read of the last batch [T, D]
         for layer in self.model.layers:
+            layer.register_forward_pre_hook(self._keep_stream)
             layer.channel_mixer.register_forward_hook(self._keep)
 
     def _keep(self, mixer: nn.Module, given: tuple[Tensor, Context], mixed: Mixed) -> None:
         self.inputs.append(given[0])
         self.mixed.append(mixed)
 
+    def _keep_stream(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        self.streams.append(given[0].detach().flatten(0, 1))
+
     def read(self, tokens_BS: Tensor, labels_B: Tensor, gradients: bool) -> list[Seen]:
         """What every layer saw of one batch; its own records are emptied again."""
-        self.inputs, self.mixed = [], []
+        self.inputs, self.mixed, self.streams = [], [], []
         with torch.set_grad_enabled(gradients):
             logits_BSV = self.model(tokens_BS, labels_B=labels_B).logits_BTV
         grads = self._gradients(logits_BSV, tokens_BS) if gradients else [None] * len(self.inputs)

@@ -29,7 +29,7 @@ def convert(entry: Entry, before: Checkpoint, config: Any, generator: torch.Gene
     module = entry.module()
     needs = asked(module, config)
     method = entry.load()
-    if (needs.tokens or needs.texts or needs.models) and calibration is None:
+    if (needs.tokens or needs.models) and calibration is None:
         raise MixwellError(f"{entry.name} looks at text with these options; hand some in (text=..., or --text FILE).")
     with _empty_is_nan():
         given = (calibration,) if hasattr(module, "needs") else ()
@@ -44,7 +44,8 @@ def account_of(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
     own = after.lineage[-1].get("account", {}) if len(after.lineage) > len(before.lineage) else {}
     used = set(own.get("used", ()))
     dropped = dict(own.get("dropped", {}))
-    copied = [name for name in before.tensors if name not in used and name in after.tensors]
+    moved = {*used, *dropped}
+    copied = [name for name in before.tensors if name not in moved and name in after.tensors]
     made = [name for name in after.tensors if name not in copied]
     return {"copied": len(copied), "used": len(used), "made": len(made), "dropped": dropped}
 

@@ -1,7 +1,7 @@
 """Several router rows for one expert: what is left of a router when experts were merged and their rows kept.
 
-**Equation:** h = W x over R rows;  p = softmax(h) or sigmoid(h);  I = top-k of p;  w_r = p_r, or p_r / sum_{s in I} p_s;
-    expert m(r) of row r gets sum of w_r over the chosen rows that lead to it.
+**Equation:** h = W x over R rows;  p = softmax(h) or sigmoid(h);  I = top-k of p;  w_r = p_r, or p_r over the sum of
+    those in I; expert m(r) of row r gets the sum of w_r over the chosen rows that lead to it.
 **Shapes:** x [T, D]; W [R, D]; m [R]; indices and weights [T, K]; scores [T, E], the sum over each expert's rows.
 **Reference:** Chen et al. 2024, HC-SMoE (2410.08589), section 3; Li et al. 2023, MC-SMoE (2310.01334), section 3.2: in
     both the router stays as it was.

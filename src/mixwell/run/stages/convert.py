@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,10 @@ def read_other(name: str) -> Checkpoint:
 
 
 def convert_fingerprint(stage: Stage) -> str:
-    """Digest of the other models that the conversion reads."""
-    module = registry.find(stage.method).module()
-    found = [folder_digest(find_model(name)) for name in asked(module, stage.config).models]
+    """Digest of the other models and the files that the conversion reads."""
+    needs = asked(registry.find(stage.method).module(), stage.config)
+    found = [folder_digest(find_model(name)) for name in needs.models]
+    found += [folder_digest(Path(name)) for name in needs.files]
     return digest(found) if found else ""
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mixwell.convert.fewer_active import Config, enough, fewer_active, mean_weights, needs, promises
+from mixwell.convert._parts import smallest_k
+from mixwell.convert.fewer_active import Config, fewer_active, mean_weights, needs, promises
 from mixwell.core.errors import MixwellError
 from tests.convert.models import block, calibration, output, sparse_model, spec
 
@@ -24,7 +25,7 @@ def test_the_best_ones_are_left_with_their_weights(generator, renormalise):
 
 @pytest.mark.parametrize("share, k", [(0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (1.0, 4)])
 def test_the_smallest_k_that_carries_the_share(share, k):
-    assert enough(torch.tensor([5.0, 3.0, 1.5, 0.5]), share) == k
+    assert smallest_k(torch.tensor([5.0, 3.0, 1.5, 0.5]), share) == k
 
 
 def test_a_share_of_the_weight_gives_each_layer_its_k(generator):

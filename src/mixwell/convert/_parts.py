@@ -145,7 +145,8 @@ def top_k(spec: Mapping[str, Any], layer: int, doing: str) -> int:
 
 def is_top_k(router: Mapping[str, Any]) -> bool:
     """Whether a layer's router is the plain top_k."""
-    return str(router.get("method", "top_k")).rpartition(".")[2] == "top_k"
+    method = str(router.get("method", "top_k"))
+    return method.rpartition(".")[2] == "top_k"
 
 
 def sums_to_one(router: Mapping[str, Any]) -> bool:
@@ -162,6 +163,20 @@ def expert_units(gate_up: Tensor, down: Tensor, units: Tensor) -> tuple[Tensor, 
     hidden = down.shape[-1]
     rows = torch.cat([units, units + hidden])
     return gate_up[rows], down[:, units]
+
+
+def loudness(gate_up: Tensor, down: Tensor) -> Tensor:
+    """||W_gate[i]|| ||W_up[i]|| ||W_down[:, i]|| of each hidden unit, float32 [F]."""
+    gate, up = gate_up.float().chunk(2)
+    into = gate.norm(dim=1) * up.norm(dim=1)
+    return into * down.float().norm(dim=0)
+
+
+def smallest_k(mass_K: Tensor, share: float) -> int:
+    """The smallest k whose slots, the heaviest first, carry this share of the mean weights [K]."""
+    carried = mass_K.double().cumsum(0)
+    least = share - 1e-6  # what is whole but for rounding stays whole
+    return int((carried / carried[-1] < least).sum()) + 1
 
 
 def stacked(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ from mixwell.convert._parts import (
     dense_layers,
     expert_units,
     fresh_router,
+    loudness,
     stacked,
     sums_to_one,
 )
@@ -133,9 +134,7 @@ def in_parts(order: Tensor, size: int, shared: int) -> Dealt:
 def by_weights(gate_up: Tensor, down: Tensor, config: Config, size: int, generator: torch.Generator) -> Dealt:
     """The largest units shared, the others in balanced clusters of the unit rows of gate and up."""
     gate, up = gate_up.float().chunk(2)
-    into = gate.norm(dim=1) * up.norm(dim=1)
-    strength = into * down.float().norm(dim=0)
-    order = strength.argsort(descending=True, stable=True)
+    order = loudness(gate_up, down).argsort(descending=True, stable=True)
     common = config.shared * size
     rest = order[common:].sort().values
     unit_rows = normalize(gate[rest]), normalize(up[rest])

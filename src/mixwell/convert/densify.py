@@ -29,6 +29,7 @@ from mixwell.convert._parts import (
     Rewrite,
     channel,
     expert_units,
+    loudness,
     mixture_layers,
     side_by_side,
     sparse_example,
@@ -93,12 +94,9 @@ def loudest_units(experts: Block, share_E: Tensor) -> Block:
     gate_up_E, down_E = experts
     hidden, count = down_E.shape[2], len(down_E)
     parts = []
-    for e, (gate_up, down) in enumerate(zip(gate_up_E.float(), down_E.float())):
-        gate, up = gate_up.chunk(2)
-        into = gate.norm(dim=1) * up.norm(dim=1)
-        loud = into * down.norm(dim=0)
+    for e, (gate_up, down) in enumerate(zip(gate_up_E, down_E)):
         wanted = hidden // count + (e < hidden % count)
-        units = loud.argsort(descending=True, stable=True)[:wanted]
+        units = loudness(gate_up, down).argsort(descending=True, stable=True)[:wanted]
         parts.append(expert_units(gate_up, down, units))
     return side_by_side(parts)
 

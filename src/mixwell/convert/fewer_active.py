@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.convert._parts import Rewrite, mixture_layers, sparse_example, top_k
+from mixwell.convert._parts import Rewrite, mixture_layers, smallest_k, sparse_example, top_k
 from mixwell.convert.calibration import Calibration, Needs
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
@@ -56,12 +56,6 @@ def needs(config: Config) -> Needs:
 def promises(config: Config) -> dict[str, float]:
     """The loss that was agreed to, where one was."""
     return {} if config.max_kl_nats is None else {"kl_nats": config.max_kl_nats}
-
-
-def enough(mass_K: Tensor, share: float) -> int:
-    """The smallest k whose slots, the heaviest first, carry this share of the mean weights [K]."""
-    carried = mass_K.cumsum(0) / mass_K.sum()
-    return int((carried < share - 1e-9).sum()) + 1
 
 
 def mean_weights(checkpoint: Checkpoint, layers: list[int], calibration: Calibration) -> dict[int, Tensor]:
@@ -103,7 +97,7 @@ def fewer_active(checkpoint: Checkpoint, config: Config, generator: torch.Genera
     for layer in layers:
         spec = work.specs[layer]
         before = top_k(spec, layer, "taking fewer experts")
-        k = config.k or enough(weights[layer], config.mass or 1.0)
+        k = config.k or smallest_k(weights[layer], config.mass or 1.0)
         if config.k and k >= before:
             raise MixwellError(f"layer {layer} takes {before} experts a token already; expected a k below.")
         if k < before:

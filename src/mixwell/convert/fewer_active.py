@@ -81,7 +81,12 @@ def with_fewer(spec: Mapping[str, Any], k: int, renormalise: bool | None) -> dic
     return {**spec, "router": router}
 
 
-@method(title="Fewer active experts", year=2024)
+@method(
+    title="Fewer active experts",
+    paper="Not All Experts are Equal: Efficient Expert Pruning and Skipping for Mixture-of-Experts Large Language "
+          "Models",
+    year=2024,
+)
 def fewer_active(checkpoint: Checkpoint, config: Config, generator: torch.Generator,
                  calibration: Calibration | None = None) -> Checkpoint:
     """Take fewer experts a token. Draws nothing from `generator`.

@@ -21,6 +21,7 @@ from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import MAIN, Tokenizer
 from mixwell.mixing import Mixed
 
+DOMAINS = 4  # of random tokens; the standard library has as many
 ROWS = 4  # of a batch: what layers see of them is in memory at one time
 
 
@@ -35,6 +36,10 @@ class TextCalibration:
         self.num_domains = num_domains
         self._models = models
         self._last: list[tuple[Checkpoint, LanguageModel]] = []  # what `logits` ran last
+
+    def look_up(self, models: Callable[[str], Checkpoint] | None) -> None:
+        """Find other models by `models` from now on."""
+        self._models = models
 
     def seen(self, checkpoint: Checkpoint, *, gradients: bool = False) -> Iterator[list[Seen]]:
         """Of each batch, what every layer of the model saw."""
@@ -130,6 +135,7 @@ def _starts_gradient(embedding: nn.Module, given: Any, x_BSD: Tensor) -> Tensor:
 
 def random_calibration(arch: Mapping[str, Any], rows: int, length: int, generator: torch.Generator,
                        models: Callable[[str], Checkpoint] | None = None) -> TextCalibration:
-    """Random tokens, where only shapes and costs count."""
+    """Random tokens of `DOMAINS` domains, where only shapes and costs count."""
     tokens_NS = torch.randint(0, arch["vocab_size"], (rows, length), generator=generator)
-    return TextCalibration(tokens_NS, models=models)
+    labels_N = torch.arange(rows) % DOMAINS
+    return TextCalibration(tokens_NS, labels_N, DOMAINS, models)

@@ -27,7 +27,7 @@ from mixwell.run.stages._parts import Job, Stage, read_model
 from mixwell.run.stages.models import describe, folder_digest
 
 ROWS, LENGTH = 8, 128  # of the held-out sample that a receipt is measured on
-SKETCHED = 16  # random tokens of calibration, where only the result's shape counts
+SKETCHED = 8  # random tokens of a window to look at, where only the result's shape counts
 
 
 def converted(before: Checkpoint, method: str, config: Any, seed: int, tokens_BT: Tensor,
@@ -111,5 +111,5 @@ def convert_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> C
     """What the method makes of a model that is shaped like its input."""
     assert before is not None
     draws = generator(0)
-    sketch = random_calibration(before.arch, 1, SKETCHED, draws, read_other)
+    sketch = random_calibration(before.arch, ROWS, SKETCHED, draws, read_other)
     return convert(registry.find(stage.method), before, stage.config, draws, sketch)

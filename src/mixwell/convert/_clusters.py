@@ -49,7 +49,8 @@ def _loss_elsewhere(cost: Tensor) -> Tensor:
     if cost.shape[1] == 1:
         return torch.zeros_like(cost[:, 0])
     two = cost.topk(2, largest=False).values
-    return two[:, 1] - two[:, 0]
+    first, second = two.unbind(1)
+    return second - first
 
 
 def _swap(cost: Tensor, found: Tensor, a: int, b: int) -> bool:
@@ -77,7 +78,8 @@ def squared_distances(x_ND: Tensor, centres_CD: Tensor) -> Tensor:
     cross = x_ND @ centres_CD.T
     own = x_ND.square().sum(1, keepdim=True)
     theirs = centres_CD.square().sum(1)
-    return (own - 2 * cross + theirs).clamp_min(0)
+    distance = own - 2 * cross + theirs
+    return distance.clamp_min(0)
 
 
 def k_means(x_ND: Tensor, count: int, generator: torch.Generator,
@@ -111,7 +113,9 @@ def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _means(x: Tensor, found: Tensor, before: Tensor) -> Tensor:
     """The mean row of each cluster; one without rows stays where it was."""
-    sums = torch.zeros_like(before).index_add_(0, found, x)
+    nothing = torch.zeros_like(before)
+    sums = nothing.index_add(0, found, x)
     rows = torch.bincount(found, minlength=len(before))
-    means = sums / rows.clamp_min(1).unsqueeze(1)
-    return torch.where(rows.unsqueeze(1) > 0, means, before)
+    rows = rows.unsqueeze(1)
+    means = sums / rows.clamp_min(1)
+    return torch.where(rows > 0, means, before)

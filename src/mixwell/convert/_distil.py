@@ -54,9 +54,11 @@ def distil(teacher: Checkpoint, student: Checkpoint, names: Sequence[str], calib
             teacher_BSV = calibration.logits(teacher, tokens_BS, {})
         logits_BSV = calibration.logits(student, tokens_BS, moving)
         own = next_nats(logits_BSV, tokens_BS)
-        return soft * soft_nats(logits_BSV, teacher_BSV) + (1 - soft) * own
+        theirs = soft_nats(logits_BSV, teacher_BSV)
+        return soft * theirs + (1 - soft) * own
 
-    descend(list(moving.values()), loss, calibration.batches, passes, lr)
+    parameters = list(moving.values())
+    descend(parameters, loss, calibration.batches, passes, lr)
     return with_tensors(student, moving)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
@@ -18,6 +19,7 @@ from mixwell.mixing import build_router, renormalises
 DENSE, SPARSE = "experts.layers.swiglu", "experts.layers.moe"
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 SHARED_GATE_UP, SHARED_DOWN = "shared_gate_up_proj", "shared_down_proj"
+Block = tuple[Tensor, Tensor]  # gate above up [.., 2 F, D], down [.., D, F]
 ACCOUNT = "account"  # key of the record in which a conversion says what became of its source's tensors
 
 
@@ -60,6 +62,23 @@ class Rewrite:
         full = channel(layer, name)
         self.used.append(full)
         return self.left.pop(full)
+
+    def take_block(self, layer: int) -> Block:
+        """The dense block, or the routed experts, of a layer."""
+        gate_up = self.take(layer, GATE_UP)
+        return gate_up, self.take(layer, DOWN)
+
+    def put_block(self, layer: int, block: Block) -> None:
+        """Place a dense block, or routed experts."""
+        gate_up, down = block
+        self.put(layer, GATE_UP, gate_up)
+        self.put(layer, DOWN, down)
+
+    def put_shared(self, layer: int, block: Block) -> None:
+        """Place the shared experts of a layer, side by side."""
+        gate_up, down = block
+        self.put(layer, SHARED_GATE_UP, gate_up)
+        self.put(layer, SHARED_DOWN, down)
 
     def take_router(self, layer: int) -> dict[str, Tensor]:
         """The tensors of a layer's router by their names below the layer."""
@@ -165,6 +184,13 @@ def expert_units(gate_up: Tensor, down: Tensor, units: Tensor) -> tuple[Tensor, 
     return gate_up[rows], down[:, units]
 
 
+def activations(x_TD: Tensor, gate_up: Tensor) -> Tensor:
+    """h = silu(W_gate x) * (W_up x) of each token, float32 [T, F]."""
+    both = x_TD @ gate_up.float().T
+    gate, up = both.chunk(2, dim=-1)
+    return silu(gate) * up
+
+
 def loudness(gate_up: Tensor, down: Tensor) -> Tensor:
     """||W_gate[i]|| ||W_up[i]|| ||W_down[:, i]|| of each hidden unit, float32 [F]."""
     gate, up = gate_up.float().chunk(2)
@@ -198,9 +224,9 @@ def to_dense(work: Rewrite, layer: int, block: tuple[Tensor, Tensor]) -> None:
         block = side_by_side([block, shared])
     work.drop(layer, "router.", "a dense block chooses nothing")
     gate_up, down = block
-    work.put(layer, GATE_UP, gate_up.contiguous())
-    work.put(layer, DOWN, down.contiguous())
-    work.specs[layer] = {"method": DENSE, "hidden_dim": down.shape[1]}
+    work.put_block(layer, (gate_up.contiguous(), down.contiguous()))
+    hidden = down.shape[1]
+    work.specs[layer] = {"method": DENSE, "hidden_dim": hidden}
 
 
 def side_by_side(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -209,7 +235,8 @@ def side_by_side(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     downs = [down for _, down in blocks]
     gates, ups = zip(*halves)
     gate_up = torch.cat([*gates, *ups])
-    return gate_up, torch.cat(downs, dim=1)
+    down = torch.cat(downs, dim=1)
+    return gate_up, down
 
 
 def fresh_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator,

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
-from mixwell.convert._parts import DOWN, GATE_UP, channel
+from mixwell.convert._parts import DOWN, GATE_UP, activations, channel
 from mixwell.convert.calibration import Calibration, Seen
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
@@ -22,9 +21,7 @@ from mixwell.mixing import normalised
 
 def expert_output(x_TD: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """W_down (silu(W_gate x) * (W_up x)) of each token, float32 [T, D]."""
-    both = x_TD @ gate_up.float().T
-    gate, up = both.chunk(2, dim=-1)
-    hidden = silu(gate) * up
+    hidden = activations(x_TD, gate_up)
     return hidden @ down.float().T
 
 
@@ -55,8 +52,8 @@ class Usage:
 
 def nothing_yet(num_experts: int) -> Usage:
     """No token counted."""
-    zeros = [torch.zeros(num_experts, dtype=torch.float64) for _ in range(5)]
-    return Usage(*zeros)
+    count, weight, norm, weighted, score = torch.zeros(5, num_experts, dtype=torch.float64)
+    return Usage(count, weight, norm, weighted, score)
 
 
 def usage(checkpoint: Checkpoint, layers: Sequence[int], calibration: Calibration, *, everywhere: bool = False,
@@ -104,12 +101,16 @@ def _add(total: Usage, seen: Seen, experts: tuple[Tensor, Tensor], layer: int, n
 
 def _add_everywhere(total: Usage, seen: Seen, experts: tuple[Tensor, Tensor]) -> None:
     """Add every expert's output on every token, and keep the router's logits."""
-    outputs = [expert_output(seen.x_TD, gate_up, down).double().sum(0) for gate_up, down in zip(*experts)]
-    output_ED = torch.stack(outputs)
-    total.output_ED = output_ED if total.output_ED is None else total.output_ED + output_ED
-    assert seen.routing is not None
-    logits = seen.routing.logits_TE
-    total.logits_TE.append(seen.routing.scores_TE if logits is None else logits)
+    outputs = [expert_output(seen.x_TD, gate_up, down) for gate_up, down in zip(*experts)]
+    sums = [output_TD.double().sum(0) for output_TD in outputs]
+    output_ED = torch.stack(sums)
+    if total.output_ED is not None:
+        output_ED = output_ED + total.output_ED
+    total.output_ED = output_ED
+    routing = seen.routing
+    assert routing is not None
+    logits = routing.scores_TE if routing.logits_TE is None else routing.logits_TE
+    total.logits_TE.append(logits)
 
 
 # what an expert is worth by its usage; the least worthy go first

@@ -26,16 +26,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, silu
+from torch.nn.functional import normalize
 
 from mixwell.convert._clusters import assign_places, k_means, squared_distances
 from mixwell.convert._parts import (
     DOWN,
     GATE_UP,
-    SHARED_DOWN,
-    SHARED_GATE_UP,
     SPARSE,
     Rewrite,
+    activations,
     channel,
     dense_example,
     dense_layers,
@@ -107,16 +106,13 @@ def needs(config: Config) -> Needs:
 
 def promises(config: Config) -> dict[str, float]:
     """The same logits to rounding, where all experts are active with even weights."""
-    even = config.split == "coactivation" or (config.start == "even" and sums_to_one(config.router))
-    if even and config.k == config.num_experts and config.scale is None:
+    even = config.start == "even" and sums_to_one(config.router)
+    if config.split == "coactivation":
+        even = True
+    all_on = config.k == config.num_experts
+    if even and all_on and config.scale is None:
         return {"max_logit_error": 1e-3, "kl_nats": 1e-6}
     return {}
-
-
-def activations(x_TD: Tensor, gate_up: Tensor) -> Tensor:
-    """h = silu(W_gate x) * (W_up x) of each token, float32 [T, F]."""
-    gate, up = (x_TD @ gate_up.float().T).chunk(2, dim=-1)
-    return silu(gate) * up
 
 
 def unit_scores(x_TD: Tensor, gate_up: Tensor) -> Tensor:
@@ -226,7 +222,10 @@ def importance(seen: Seen, gate_up: Tensor, down: Tensor) -> Tensor:
     """|h_i dL/dh_i| of each token where the gradient is known, else |h_i| ||W_down[:, i]||; float64 [T, F]."""
     h_TF = activations(seen.x_TD, gate_up)
     out = down.float()
-    by_unit = out.norm(dim=0) if seen.grad_TD is None else seen.grad_TD @ out
+    if seen.grad_TD is None:
+        by_unit = out.norm(dim=0)
+    else:
+        by_unit = seen.grad_TD @ out
     value_TF = h_TF * by_unit
     return value_TF.abs().double()
 
@@ -256,12 +255,15 @@ def deal(work: Rewrite, layers: Sequence[int], config: Config, generator: torch.
         return {layer: by_dice_or_weights(*block(source, layer), config, sizes[layer], generator) for layer in layers}
     assert calibration is not None
     kept = Kept(calibration, source, layers)
+    found = {}
     if config.split == "coactivation":
-        return {layer: by_coactivation(marks(kept.x[layer], block(source, layer)[0], config), sizes[layer], config)
-                for layer in layers}
+        for layer in layers:
+            gate_up, _ = block(source, layer)
+            marks_TF = marks(kept.x[layer], gate_up, config)
+            found[layer] = by_coactivation(marks_TF, sizes[layer], config)
+        return found
     centres = {layer: k_means(kept.x[layer], config.num_experts, generator)[0] for layer in layers}
     scores = scores_of(source, calibration, centres, config)
-    found = {}
     for layer in layers:
         dealt = by_scores(scores[layer], sizes[layer], config.shared)
         rows_ED = started(centres[layer], kept.x[layer])
@@ -285,9 +287,11 @@ def marks(x_TD: Tensor, gate_up: Tensor, config: Config) -> Tensor:
     """1 for each token's K_a units of highest score, 0 for the others [T, F]."""
     scores = unit_scores(x_TD, gate_up)
     hidden = scores.shape[1]
-    marked = config.marked or max(1, hidden // 64)
+    usual = max(1, hidden // 64)
+    marked = config.marked or usual
     units = scores.topk(marked, dim=1).indices
-    return torch.zeros_like(scores).scatter(1, units, 1.0)
+    nothing = torch.zeros_like(scores)
+    return nothing.scatter(1, units, 1.0)
 
 
 def _size(hidden: int, config: Config) -> int:
@@ -311,6 +315,13 @@ def spec_of(config: Config, size: int) -> dict[str, Any]:
     if config.balance is not None:
         spec["balance"] = dict(config.balance)
     return spec
+
+
+def _scale(config: Config) -> float:
+    """a, the factor on W_down of the routed parts."""
+    if config.scale is not None:
+        return config.scale
+    return 1.0 if config.split == "coactivation" else float(config.num_experts)
 
 
 def _start(router: Any, dealt: Dealt, gate_up: Tensor, config: Config) -> None:
@@ -345,18 +356,15 @@ def carve(checkpoint: Checkpoint, config: Config, generator: torch.Generator,
     layers = dense_layers(work.specs, config.layers, "carving")
     first: Any = None
     for layer, dealt in deal(work, layers, config, generator, calibration).items():
-        gate_up, down = work.take(layer, GATE_UP), work.take(layer, DOWN)
-        spec = spec_of(config, len(dealt.groups[0]))
-        usual = 1.0 if config.split == "coactivation" else float(config.num_experts)
-        scaled = (config.scale or usual) * down
+        gate_up, down = work.take_block(layer)
+        size = len(dealt.groups[0])
+        spec = spec_of(config, size)
+        scaled = _scale(config) * down
         parts = [expert_units(gate_up, scaled, units) for units in dealt.groups]
-        experts = stacked(parts)
-        work.put(layer, GATE_UP, experts[0])
-        work.put(layer, DOWN, experts[1])
+        work.put_block(layer, stacked(parts))
         if config.shared:
             shared = expert_units(gate_up, down, dealt.shared)
-            work.put(layer, SHARED_GATE_UP, shared[0])
-            work.put(layer, SHARED_DOWN, shared[1])
+            work.put_shared(layer, shared)
         router = fresh_router(spec["router"], down.shape[0], config.num_experts, generator, first)
         first = first or router
         _start(router, dealt, gate_up, config)

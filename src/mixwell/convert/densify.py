@@ -26,6 +26,7 @@ from mixwell.convert._distil import distil
 from mixwell.convert._parts import (
     DOWN,
     GATE_UP,
+    Block,
     Rewrite,
     channel,
     expert_units,
@@ -41,8 +42,6 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least, check_not_negative
-
-Block = tuple[Tensor, Tensor]  # gate above up [.., 2 F, D], down [.., D, F]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +104,10 @@ def leading_parts(experts: Block, share_E: Tensor) -> Block:
     """Each matrix as the sum of every expert's leading singular parts, so many that the rank is that of one."""
     gate_up_E, down_E = experts
     gate_E, up_E = gate_up_E.chunk(2, dim=1)
-    gate, up, down = (_low_rank_sum(weight) for weight in (gate_E, up_E, down_E))
-    return torch.cat([gate, up]), down
+    gate = _low_rank_sum(gate_E)
+    up = _low_rank_sum(up_E)
+    both = torch.cat([gate, up])
+    return both, _low_rank_sum(down_E)
 
 
 def _low_rank_sum(weight_E: Tensor) -> Tensor:
@@ -126,9 +127,13 @@ GATHER: Mapping[str, Callable[[Block, Tensor], Block]] = {
 def gather(experts: Block, share_E: Tensor, mass: float, config: Config) -> Block:
     """The dense block that stands for the experts, in their type."""
     dtype = experts[0].dtype
-    shares = share_E if config.weights == "usage" else torch.full_like(share_E, 1 / len(share_E))
-    gate_up, down = GATHER[config.how](experts, shares)
-    return gate_up.to(dtype), (mass * down).to(dtype)
+    even = 1 / len(share_E)
+    if config.weights == "even":
+        share_E = torch.full_like(share_E, even)
+    how = GATHER[config.how]
+    gate_up, down = how(experts, share_E)
+    scaled = mass * down
+    return gate_up.to(dtype), scaled.to(dtype)
 
 
 @method(
@@ -146,7 +151,7 @@ def densify(checkpoint: Checkpoint, config: Config, generator: torch.Generator, 
     if config.how == "top_k":
         _check_units(work, layers)
     for layer, found in usage(checkpoint, layers, calibration, norms=False).items():
-        experts = work.take(layer, GATE_UP), work.take(layer, DOWN)
+        experts = work.take_block(layer)
         block = gather(experts, found.share_E, found.mean_mass, config)
         to_dense(work, layer, block)
     student = work.result()

@@ -19,15 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from mixwell.convert._parts import (
-    DOWN,
     GATE_UP,
-    SHARED_DOWN,
-    SHARED_GATE_UP,
     SPARSE,
     Rewrite,
+    activations,
     channel,
     dense_example,
     dense_layers,
@@ -77,11 +74,14 @@ class Masks(NamedTuple):
 
 def masks(score_EF: Tensor, size: int) -> Masks:
     """Of each domain the `size` units of largest score: what they have in common, and the rest of each."""
-    best_E = score_EF.argsort(dim=1, descending=True, stable=True)[:, :size]
-    wanted_EF = torch.zeros_like(score_EF, dtype=torch.bool).scatter(1, best_E, True)
-    common = wanted_EF.all(0).nonzero().flatten()[: size - 1]
+    order_EF = score_EF.argsort(dim=1, descending=True, stable=True)
+    nothing = torch.zeros_like(score_EF, dtype=torch.bool)
+    wanted_EF = nothing.scatter(1, order_EF[:, :size], True)
+    alike = wanted_EF.all(0).nonzero().flatten()
+    common = alike[: size - 1]
     wanted_EF[:, common] = False
-    return Masks(common, [row.nonzero().flatten() for row in wanted_EF])
+    own = [row.nonzero().flatten() for row in wanted_EF]
+    return Masks(common, own)
 
 
 class Counts:
@@ -97,12 +97,11 @@ class Counts:
             one = torch.ones(len(labels_T), dtype=torch.float64)
             self.tokens_VE.index_put_((seen[0].ids_T, labels_T), one, accumulate=True)
             for layer in layers:
-                gate_up = checkpoint.tensors[channel(layer, GATE_UP)].float()
-                gate, up = (seen[layer].x_TD @ gate_up.T).chunk(2, dim=-1)
-                h_TF = (silu(gate) * up).abs().double()
-                start = h_TF.new_zeros(domains, h_TF.shape[1])
+                h_TF = activations(seen[layer].x_TD, checkpoint.tensors[channel(layer, GATE_UP)])
+                size_TF = h_TF.abs().double()
+                start = size_TF.new_zeros(domains, size_TF.shape[1])
                 so_far = self.score.get(layer, start)
-                self.score[layer] = so_far.index_add(0, labels_T, h_TF)
+                self.score[layer] = so_far.index_add(0, labels_T, size_TF)
 
     def mean(self, layer: int) -> Tensor:
         """Mean |h| of each unit in each domain [E, F]."""
@@ -144,18 +143,18 @@ def domain_carve(checkpoint: Checkpoint, config: Config, generator: torch.Genera
 
 def _carve_layer(work: Rewrite, layer: int, found: Masks, config: Config) -> None:
     """Put the domains' units in place of the block."""
-    gate_up, down = work.take(layer, GATE_UP), work.take(layer, DOWN)
-    experts = stacked(expert_units(gate_up, down, units) for units in found.own)
-    work.put(layer, GATE_UP, experts[0])
-    work.put(layer, DOWN, experts[1])
+    gate_up, down = work.take_block(layer)
+    experts = [expert_units(gate_up, down, units) for units in found.own]
+    work.put_block(layer, stacked(experts))
     vocab = int(work.source.arch["vocab_size"])
     router = {"method": "token_votes", "vocab_size": vocab, "reach": config.reach, "decay": config.decay}
-    spec = {"method": SPARSE, "num_experts": len(found.own), "hidden_dim": len(found.own[0]), "router": router}
-    if len(found.common):
+    size = len(found.own[0])
+    spec = {"method": SPARSE, "num_experts": len(experts), "hidden_dim": size, "router": router}
+    common = len(found.common)
+    if common:
         shared = expert_units(gate_up, down, found.common)
-        work.put(layer, SHARED_GATE_UP, shared[0])
-        work.put(layer, SHARED_DOWN, shared[1])
-        spec |= {"shared_experts": 1, "shared_hidden_dim": len(found.common)}
+        work.put_shared(layer, shared)
+        spec |= {"shared_experts": 1, "shared_hidden_dim": common}
     work.specs[layer] = spec
 
 

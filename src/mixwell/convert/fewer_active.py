@@ -72,9 +72,11 @@ def mean_weights(checkpoint: Checkpoint, layers: list[int], calibration: Calibra
 
 def with_fewer(spec: Mapping[str, Any], k: int, renormalise: bool | None) -> dict[str, Any]:
     """The options of a layer whose router takes `k` experts."""
-    router = dict(spec.get("router") or {"method": "top_k"})
-    before = renormalises(router.get("k", 2), router.get("renormalise"))
-    kept = before if renormalise is None else renormalise
+    given = spec.get("router") or {"method": "top_k"}
+    router = dict(given)
+    kept = renormalise
+    if kept is None:
+        kept = renormalises(router.get("k", 2), router.get("renormalise"))
     router |= {"k": k, "renormalise": kept}
     if k == 1 and kept:
         router["constant"] = True

@@ -76,8 +76,9 @@ class Student:
     """One layer's experts and router, float32, while they learn."""
 
     def __init__(self, gate_up: Tensor, down: Tensor, config: Config, generator: torch.Generator) -> None:
-        size = down.shape[1] // config.num_experts
-        slices = torch.arange(down.shape[1]).split(size)
+        hidden = down.shape[1]
+        size = hidden // config.num_experts
+        slices = torch.arange(hidden).split(size)
         wide = gate_up.float(), config.num_experts * down.float()
         self.gate_up_E, self.down_E = stacked(expert_units(*wide, units) for units in slices)
         self.router_ED = normal((config.num_experts, down.shape[0]), 0.02, generator)
@@ -89,7 +90,9 @@ class Student:
         """Weights of the experts of each token [T, E], 0 where not chosen."""
         logits_TE = x_TD @ self.router_ED.T
         top = logits_TE.topk(k, dim=-1)
-        return torch.zeros_like(logits_TE).scatter(1, top.indices, top.values.softmax(-1))
+        weights = top.values.softmax(-1)
+        nothing = torch.zeros_like(logits_TE)
+        return nothing.scatter(1, top.indices, weights)
 
     def output(self, x_TD: Tensor, k: int) -> Tensor:
         """sum_i g_i E_i(x) [T, D]."""
@@ -122,12 +125,15 @@ def miss(student: Student, x_TD: Tensor, block: tuple[Tensor, Tensor], k: int) -
     """Mean squared error of the student's output, over the mean square of the block's own."""
     target_TD = expert_output(x_TD, *block)
     error_TD = student.output(x_TD, k) - target_TD
-    size = target_TD.square().mean().clamp_min(1e-12)
-    return error_TD.square().mean() / size
+    missed = error_TD.square().mean()
+    size = target_TD.square().mean()
+    return missed / size.clamp_min(1e-12)
 
 
 def _block(checkpoint: Checkpoint, layer: int) -> tuple[Tensor, Tensor]:
-    return checkpoint.tensors[channel(layer, GATE_UP)], checkpoint.tensors[channel(layer, DOWN)]
+    gate_up = checkpoint.tensors[channel(layer, GATE_UP)]
+    down = checkpoint.tensors[channel(layer, DOWN)]
+    return gate_up, down
 
 
 @torch.no_grad()
@@ -171,11 +177,11 @@ def layerwise(checkpoint: Checkpoint, config: Config, generator: torch.Generator
 
 def _place(work: Rewrite, layer: int, student: Student, k: int, config: Config) -> None:
     """Put what a student learnt in its block's place."""
-    dtype = work.take(layer, GATE_UP).dtype
-    work.take(layer, DOWN)
-    work.put(layer, GATE_UP, student.gate_up_E.detach().to(dtype))
-    work.put(layer, DOWN, student.down_E.detach().to(dtype))
-    work.put(layer, "router.weight", student.router_ED.detach())
+    gate_up, down = work.take_block(layer)
+    learnt = student.gate_up_E.detach(), student.down_E.detach()
+    work.put_block(layer, (learnt[0].to(gate_up.dtype), learnt[1].to(down.dtype)))
+    rows_ED = student.router_ED.detach()
+    work.put(layer, "router.weight", rows_ED)
     router = {"method": "top_k", "k": k, "renormalise": True} | ({"constant": True} if k == 1 else {})
     size = student.down_E.shape[2]
     work.specs[layer] = {"method": SPARSE, "num_experts": config.num_experts, "hidden_dim": size, "router": router}

@@ -59,12 +59,12 @@ def promises(config: Config) -> dict[str, float]:
 
 def merged(weight_E: Tensor, alpha: Tensor, config: Config) -> Tensor:
     """lam W_s + (1 - lam) sum softmax(alpha)_i W_i, float32."""
-    rest = [e for e in range(len(weight_E)) if e != config.shared]
-    routed = (1 - config.shared_weight) * alpha.softmax(0)
-    share_E = routed.new_zeros(len(weight_E)).index_put((torch.tensor(rest),), routed)
-    own = torch.zeros_like(share_E)
-    own[config.shared] = config.shared_weight
-    return torch.einsum("eij,e->ij", weight_E.float(), share_E + own)
+    left = 1 - config.shared_weight
+    routed = left * alpha.softmax(0)
+    own = routed.new_full((1,), config.shared_weight)
+    before, after = routed[: config.shared], routed[config.shared :]
+    share_E = torch.cat([before, own, after])
+    return torch.einsum("eij,e->ij", weight_E.float(), share_E)
 
 
 def learn(checkpoint: Checkpoint, dense: Checkpoint, alphas: dict[int, Tensor], config: Config,
@@ -75,7 +75,8 @@ def learn(checkpoint: Checkpoint, dense: Checkpoint, alphas: dict[int, Tensor], 
         logits_BSV = calibration.logits(dense, tokens_BS, moving)
         return next_nats(logits_BSV, tokens_BS)
 
-    descend(list(alphas.values()), loss, calibration.batches, config.passes, config.lr)
+    parameters = list(alphas.values())
+    descend(parameters, loss, calibration.batches, config.passes, config.lr)
 
 
 def blocks(checkpoint: Checkpoint, alphas: dict[int, Tensor], config: Config) -> dict[str, Tensor]:
@@ -106,11 +107,10 @@ def learned_merge(checkpoint: Checkpoint, config: Config, generator: torch.Gener
     alphas = {layer: torch.zeros(work.specs[layer]["num_experts"] - 1, requires_grad=True) for layer in layers}
     even = blocks(checkpoint, alphas, config)
     for layer in layers:
-        names = channel(layer, GATE_UP), channel(layer, DOWN)
-        dtype = work.take(layer, GATE_UP).dtype
-        work.take(layer, DOWN)
-        gate_up, down = (even[name].detach().to(dtype) for name in names)
-        to_dense(work, layer, (gate_up, down))
+        gate_up, down = work.take_block(layer)
+        merged_gate_up = even[channel(layer, GATE_UP)].detach()
+        merged_down = even[channel(layer, DOWN)].detach()
+        to_dense(work, layer, (merged_gate_up.to(gate_up.dtype), merged_down.to(down.dtype)))
     dense = work.result()
     if not config.passes:
         return dense

@@ -25,8 +25,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mixwell.convert._parts import (
-    DOWN,
-    GATE_UP,
     Rewrite,
     expert_units,
     is_top_k,
@@ -80,10 +78,15 @@ def average_linkage(points_ED: Tensor, count: int) -> list[list[int]]:
     groups = [[e] for e in range(len(points_ED))]
     while len(groups) > count:
         pairs = [(a, b) for b in range(len(groups)) for a in range(b)]
-        apart = [float(distance[groups[a]][:, groups[b]].mean()) for a, b in pairs]
+        apart = [_mean_distance(distance, groups[a], groups[b]) for a, b in pairs]
         a, b = pairs[apart.index(min(apart))]
         groups[a] = groups[a] + groups.pop(b)
     return groups
+
+
+def _mean_distance(distance_EE: Tensor, one: list[int], other: list[int]) -> float:
+    between = distance_EE[one][:, other]
+    return float(between.mean())
 
 
 def around_leaders(logits_TE: Tensor, leaders: list[int], centred: bool) -> list[list[int]]:
@@ -105,9 +108,13 @@ def leaders_of(found: Mapping[int, Usage], keep: int, across: str) -> dict[int, 
     order = {layer: used.count_E.argsort(descending=True, stable=True).tolist() for layer, used in found.items()}
     if across == "layer":
         return {layer: experts[:keep] for layer, experts in order.items()}
-    shares = [(-float(used.share_E[e]), layer, e) for layer, used in found.items() for e in order[layer][1:]]
     first = {layer: experts[:1] for layer, experts in order.items()}
-    for _, layer, e in sorted(shares)[: (keep - 1) * len(found)]:
+    others = []
+    for layer, used in found.items():
+        share_E = used.share_E.tolist()
+        others += [(-share_E[e], layer, e) for e in order[layer][1:]]
+    room = (keep - 1) * len(found)
+    for _, layer, e in sorted(others)[:room]:
         first[layer].append(e)
     return first
 
@@ -126,44 +133,51 @@ def aligned(experts: tuple[Tensor, Tensor], leader: tuple[Tensor, Tensor]) -> tu
 
 def _unit_vectors(expert: tuple[Tensor, Tensor]) -> Tensor:
     """All that belongs to each hidden unit: gate row, up row, down column, [F, 3 D]."""
-    gate, up = expert[0].double().chunk(2)
-    return torch.cat([gate, up, expert[1].double().T], dim=1)
+    gate_up, down = expert
+    gate, up = gate_up.double().chunk(2)
+    columns = down.double().T
+    return torch.cat([gate, up, columns], dim=1)
 
 
 def merged(experts: tuple[Tensor, Tensor], group: list[int], count_E: Tensor, align: bool) -> tuple[Tensor, Tensor]:
     """The mean of a group's experts by usage (evenly where none was chosen), summed in float32."""
     members = [(experts[0][e], experts[1][e]) for e in group]
+    used = count_E[group]
+    if not float(used.sum()):
+        used = torch.ones_like(used)
     if align:
-        leader = max(range(len(group)), key=lambda i: float(count_E[group[i]]))
-        members = [member if i == leader else aligned(member, members[leader]) for i, member in enumerate(members)]
-    share = count_E[group]
-    if not float(share.sum()):
-        share = torch.ones_like(share)
-    share = (share / share.sum()).float()
+        leader = members[int(used.argmax())]
+        members = [aligned(member, leader) for member in members]
+    share = used / used.sum()
     gate_up, down = stacked(members)
-    mean = [torch.einsum("eij,e->ij", weight.float(), share).to(weight.dtype) for weight in (gate_up, down)]
-    return mean[0], mean[1]
+    return _mean(gate_up, share), _mean(down, share)
+
+
+def _mean(weight_E: Tensor, share_E: Tensor) -> Tensor:
+    mean = torch.einsum("eij,e->ij", weight_E.float(), share_E.float())
+    return mean.to(weight_E.dtype)
 
 
 def _groups(found: Mapping[int, Usage], config: Config, keep: Mapping[int, int]) -> dict[int, list[list[int]]]:
+    groups: dict[int, list[list[int]]] = {}
     if config.by == "outputs":
-        groups = {}
         for layer, used in found.items():
             assert used.output_ED is not None
             groups[layer] = average_linkage(used.output_ED / used.tokens, keep[layer])
         return groups
     leaders = leaders_of(found, min(keep.values()), config.across)
-    return {layer: around_leaders(torch.cat(used.logits_TE), leaders[layer], config.centred)
-            for layer, used in found.items()}
+    for layer, used in found.items():
+        logits_TE = torch.cat(used.logits_TE)
+        groups[layer] = around_leaders(logits_TE, leaders[layer], config.centred)
+    return groups
 
 
 def merge_layer(work: Rewrite, layer: int, groups: list[list[int]], count_E: Tensor, align: bool) -> None:
     """Put the groups' means in place of the experts, and a router that leads to them."""
     spec = work.specs[layer]
-    experts = work.take(layer, GATE_UP), work.take(layer, DOWN)
-    gate_up, down = stacked(merged(experts, group, count_E, align) for group in groups)
-    work.put(layer, GATE_UP, gate_up)
-    work.put(layer, DOWN, down)
+    experts = work.take_block(layer)
+    means = [merged(experts, group, count_E, align) for group in groups]
+    work.put_block(layer, stacked(means))
     owner = {e: number for number, group in enumerate(groups) for e in group}
     before = spec.get("router") or {}
     router = {name: before[name] for name in PASSED_ON if name in before}

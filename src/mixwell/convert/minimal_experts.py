@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 
 from mixwell.convert._parts import (
-    DOWN,
-    GATE_UP,
     SPARSE,
     Rewrite,
     dense_example,
@@ -37,6 +35,8 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
+
+ROUTER = {"method": "top_k", "k": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,14 @@ def deal(loud_F: Tensor, config: Config) -> list[Tensor]:
     return [torch.cat([alike, rest[e :: config.num_experts]]) for e in range(config.num_experts)]
 
 
+def spec_of(config: Config) -> dict[str, Any]:
+    """The options of a layer of minimal experts."""
+    spec = {"method": SPARSE, "num_experts": config.num_experts, "hidden_dim": config.hidden_dim, "router": ROUTER}
+    if config.balance is not None:
+        spec["balance"] = dict(config.balance)
+    return spec
+
+
 @method(
     title="Minimal experts",
     paper="Lifting the Curse of Capacity Gap in Distilling Language Models",
@@ -84,18 +92,14 @@ def minimal_experts(checkpoint: Checkpoint, config: Config, generator: torch.Gen
     """
     work = Rewrite(checkpoint, "making minimal experts")
     for layer in dense_layers(work.specs, config.layers, "making minimal experts"):
-        gate_up, down = work.take(layer, GATE_UP), work.take(layer, DOWN)
-        units = deal(loudness(gate_up, down), config)
+        gate_up, down = work.take_block(layer)
+        loud_F = loudness(gate_up, down)
         scaled = config.scale * down
-        experts = stacked(expert_units(gate_up, scaled, own) for own in units)
-        work.put(layer, GATE_UP, experts[0])
-        work.put(layer, DOWN, experts[1])
-        spec = {"method": SPARSE, "num_experts": config.num_experts, "hidden_dim": config.hidden_dim,
-                "router": {"method": "top_k", "k": 1}}
-        if config.balance is not None:
-            spec["balance"] = dict(config.balance)
-        work.put_router(layer, fresh_router(spec["router"], down.shape[0], config.num_experts, generator))
-        work.specs[layer] = spec
+        experts = [expert_units(gate_up, scaled, own) for own in deal(loud_F, config)]
+        work.put_block(layer, stacked(experts))
+        router = fresh_router(ROUTER, down.shape[0], config.num_experts, generator)
+        work.put_router(layer, router)
+        work.specs[layer] = spec_of(config)
     return work.result()
 
 

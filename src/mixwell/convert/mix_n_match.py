@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mixwell.convert._parts import DENSE, DOWN, GATE_UP, Rewrite, dense_example, expert_units, is_method
+from mixwell.convert._parts import DENSE, Rewrite, dense_example, expert_units, is_method
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
@@ -59,8 +59,10 @@ def is_plain(spec: Mapping[str, Any]) -> bool:
     """Whether a layer is nested, or dense with silu, a gate and no biases."""
     if is_method(spec, NESTED):
         return True
-    usual = spec.get("activation", "silu") == "silu" and spec.get("gated", True)
-    return is_method(spec, DENSE) and usual and not spec.get("bias", False)
+    silu = spec.get("activation", "silu") == "silu"
+    gated = spec.get("gated", True)
+    biased = spec.get("bias", False)
+    return is_method(spec, DENSE) and silu and gated and not biased
 
 
 @method(title="Mix'n'Match of nested blocks", paper="MatFormer: Nested Transformer for Elastic Inference", year=2023)
@@ -76,10 +78,10 @@ def mix_n_match(checkpoint: Checkpoint, config: Config, generator: torch.Generat
             raise MixwellError(f"layer {layer} is {spec.get('method')}; Mix'n'Match cuts nested and dense blocks with "
                                "silu, a gate and no biases.")
         width = width_of(layer, spec, config, count)
-        gate_up, down = work.take(layer, GATE_UP), work.take(layer, DOWN)
-        cut = expert_units(gate_up, down, torch.arange(width))
-        work.put(layer, GATE_UP, cut[0])
-        work.put(layer, DOWN, cut[1].contiguous())
+        units = torch.arange(width)
+        gate_up, down = work.take_block(layer)
+        cut = expert_units(gate_up, down, units)
+        work.put_block(layer, cut)
         work.specs[layer] = {"method": DENSE, "hidden_dim": width}
     return work.result()
 

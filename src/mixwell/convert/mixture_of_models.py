@@ -31,8 +31,6 @@ from torch.nn.functional import normalize
 from mixwell.convert._parts import (
     DOWN,
     GATE_UP,
-    SHARED_DOWN,
-    SHARED_GATE_UP,
     SPARSE,
     Rewrite,
     channel,
@@ -209,7 +207,8 @@ def mixture_of_models(checkpoint: Checkpoint, config: Config, generator: torch.G
     work = Rewrite(checkpoint, "mixing models")
     layers = dense_layers(work.specs, None, "mixing models")
     if config.base_model is not None:
-        _check_base(checkpoint, calibration.model(config.base_model), config.base_model)
+        named_base = calibration.model(config.base_model)
+        _check_base(checkpoint, named_base, config.base_model)
     named = (*config.experts, *config.shared_experts)
     models = {expert.source_model: calibration.model(expert.source_model) for expert in named}
     for name, model in models.items():
@@ -227,21 +226,23 @@ def _mix_layer(work: Rewrite, layer: int, config: Config, models: Mapping[str, C
                generator: torch.Generator) -> None:
     """Put the blocks of all models in place of the base's."""
     def blocks(experts: Sequence[Expert]) -> list[tuple[Tensor, Tensor]]:
-        return [block_of(models[expert.source_model], expert, layer, generator) for expert in experts]
+        found = []
+        for expert in experts:
+            model = models[expert.source_model]
+            found.append(block_of(model, expert, layer, generator))
+        return found
 
     gate_up, down = stacked(blocks(config.experts))
     work.drop(layer, GATE_UP, "the base's block gives way to the models' own")
     work.drop(layer, DOWN, "the base's block gives way to the models' own")
-    work.put(layer, GATE_UP, gate_up)
-    work.put(layer, DOWN, down)
+    work.put_block(layer, (gate_up, down))
     work.put(layer, "router.weight", rows_ED)
     k = config.experts_per_token
     router = {"method": "top_k", "k": k, "renormalise": True} | ({"constant": True} if k == 1 else {})
     spec = {"method": SPARSE, "num_experts": len(config.experts), "hidden_dim": down.shape[2], "router": router}
     if config.shared_experts:
-        shared = side_by_side(blocks(config.shared_experts))
-        work.put(layer, SHARED_GATE_UP, shared[0])
-        work.put(layer, SHARED_DOWN, shared[1])
+        beside = blocks(config.shared_experts)
+        work.put_shared(layer, side_by_side(beside))
         spec["shared_experts"] = len(config.shared_experts)
     work.specs[layer] = spec
 

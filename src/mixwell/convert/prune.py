@@ -23,8 +23,6 @@ import torch
 from torch import Tensor
 
 from mixwell.convert._parts import (
-    DOWN,
-    GATE_UP,
     Rewrite,
     mixture_layers,
     sparse_example,
@@ -98,9 +96,8 @@ def prune_layer(work: Rewrite, layer: int, kept: Tensor) -> None:
     spec = work.specs[layer]
     whole_router = work.take_router(layer)
     router = kept_rows(whole_router, kept, spec["num_experts"], layer)
-    for name in (GATE_UP, DOWN):
-        whole = work.take(layer, name)
-        work.put(layer, name, whole[kept])
+    gate_up, down = work.take_block(layer)
+    work.put_block(layer, (gate_up[kept], down[kept]))
     for name, value in router.items():
         work.put(layer, name, value)
     work.specs[layer] = {**spec, "num_experts": len(kept)}
@@ -109,11 +106,12 @@ def prune_layer(work: Rewrite, layer: int, kept: Tensor) -> None:
 def _prune(work: Rewrite, layer: int, found: Usage, config: Config) -> None:
     spec = work.specs[layer]
     k = top_k(spec, layer, "pruning")
-    kept = kept_experts(CRITERIA[config.criterion](found), config, k)
+    worth = CRITERIA[config.criterion]
+    kept = kept_experts(worth(found), config, k)
     if len(kept) == 1:
         best = int(kept[0])
-        gate_up, down = work.take(layer, GATE_UP)[best], work.take(layer, DOWN)[best]
-        to_dense(work, layer, (gate_up, found.mean_mass * down))
+        gate_up, down = work.take_block(layer)
+        to_dense(work, layer, (gate_up[best], found.mean_mass * down[best]))
     else:
         check_plain_router(spec, layer, "pruning")
         prune_layer(work, layer, kept)

@@ -28,8 +28,6 @@ import torch
 from torch import Tensor
 
 from mixwell.convert._parts import (
-    DOWN,
-    GATE_UP,
     SPARSE,
     Rewrite,
     dense_example,
@@ -203,11 +201,10 @@ def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) 
     work = Rewrite(checkpoint, "upcycling")
     first: Any = None
     for layer in dense_layers(work.specs, config.layers, "upcycling"):
-        gate_up, down = work.take(layer, GATE_UP), work.take(layer, DOWN)
-        gate_up_E, down_E = experts(gate_up, down, config, generator)
-        work.put(layer, GATE_UP, gate_up_E)
-        work.put(layer, DOWN, down_E)
-        _, dim, hidden = down_E.shape
+        gate_up, down = work.take_block(layer)
+        made = experts(gate_up, down, config, generator)
+        work.put_block(layer, made)
+        _, dim, hidden = made[1].shape
         router = fresh_router(config.router, dim, config.num_experts, generator, first)
         first = first or router
         if config.granularity > 1:

@@ -54,7 +54,14 @@ def test_a_token_visits_the_units_of_the_domain_that_is_guessed(generator):
         torch.testing.assert_close(mixed.y_TD[t], wanted, rtol=1e-4, atol=1e-4)
     assert torch.equal(after.tensors["layers.0.channel_mixer.router.votes_VE"],
                        after.tensors["layers.1.channel_mixer.router.votes_VE"])
-    assert spec(after, 1)["router"]["reach"] == 3 and needs(Config()).tokens == 32768 and promises(Config()) == {}
+    assert spec(after, 1)["router"]["reach"] == 3 and promises(Config()) == {}
+    assert needs(Config(tokens=5)).tokens == 5
+
+
+def test_some_layers_only_and_any_share(generator):
+    after = domain_carve(dense_model(generator), Config(layers=(1,), share=0.75, tokens=9), generator, calibration())
+    assert spec(after, 0)["method"] == "experts.layers.swiglu"
+    assert spec(after, 1)["hidden_dim"] + spec(after, 1).get("shared_hidden_dim", 0) == 6
 
 
 def test_refuses_text_of_one_domain_and_shares_that_cannot_be(generator):

@@ -39,8 +39,13 @@ def test_a_share_of_the_weight_gives_each_layer_its_k(generator):
         assert spec(after, layer)["router"]["k"] == (1 if first[layer] >= between else 2)
 
 
+def test_some_layers_only(generator):
+    after = fewer_active(sparse_model(generator), Config(k=1, layers=(1,)), generator)
+    assert [spec(after, layer)["router"]["k"] for layer in range(2)] == [2, 1]
+
+
 def test_says_what_it_needs_and_promises():
-    assert needs(Config(k=1)).tokens == 0 and needs(Config(mass=0.9)).tokens == 8192
+    assert needs(Config(k=1)).tokens == 0 and needs(Config(mass=0.9, tokens=7)).tokens == 7
     assert promises(Config(k=1)) == {} and promises(Config(k=1, max_kl_nats=0.1)) == {"kl_nats": 0.1}
 
 

@@ -41,7 +41,7 @@ def test_learning_brings_the_layer_closer_to_what_it_gave(generator):
         errors.append(float((output(after, 1, x) - output(dense, 1, x)).square().mean()))
     assert errors[1] < 0.5 * errors[0]
     assert spec(after, 1)["hidden_dim"] == 2 and spec(after, 1)["router"]["k"] == 2
-    assert needs(Config()).tokens == 16384 and promises(Config()) == {}
+    assert needs(Config(tokens=7)).tokens == 7 and promises(Config()) == {}
 
 
 def test_all_experts_with_even_gates_are_the_dense_block(generator):
@@ -63,6 +63,11 @@ def test_a_layer_whose_gates_are_sure_takes_fewer(generator):
     assert own_k(dense, students, config, text) == {0: 3, 1: 1}
     after = layerwise(dense, Config(num_experts=4, k=3, mass=0.01, passes=1), generator, text)
     assert spec(after, 0)["router"] == {"method": "top_k", "k": 1, "renormalise": True, "constant": True}
+
+
+def test_some_layers_only(generator):
+    after = layerwise(dense_model(generator), Config(num_experts=4, passes=1, layers=(1,)), generator, calibration())
+    assert [spec(after, layer)["method"] for layer in range(2)] == ["experts.layers.swiglu", "experts.layers.moe"]
 
 
 def test_refuses_what_it_cannot_do(generator):

@@ -53,7 +53,12 @@ def test_learnt_weights_predict_the_text_better_and_leave_the_rest_alone(generat
 
 
 def test_text_is_asked_for_where_weights_are_learnt():
-    assert needs(Config()).tokens == 16384 and needs(Config(passes=0)).tokens == 0 and promises(Config()) == {}
+    assert needs(Config(tokens=7)).tokens == 7 and needs(Config(passes=0)).tokens == 0 and promises(Config()) == {}
+
+
+def test_some_layers_only(generator):
+    after = learned_merge(sparse_model(generator), Config(passes=0, layers=(1,)), generator)
+    assert [s["method"] for s in channel_mixers(after.arch)] == ["experts.layers.moe", "experts.layers.swiglu"]
 
 
 def test_refuses_what_it_cannot_do(generator):

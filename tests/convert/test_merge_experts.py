@@ -13,6 +13,7 @@ from mixwell.convert.merge_experts import (
     leaders_of,
     merge_experts,
     merged,
+    needs,
     promises,
 )
 from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
@@ -97,7 +98,9 @@ def test_a_token_visits_the_mean_of_the_experts_that_it_chose(generator):
     wanted = sum(p[e] / p[chosen].sum() * block(after.tensors[GATE][members[e]], after.tensors[DOWN][members[e]], x)
                  for e in chosen)
     torch.testing.assert_close(output(after, 1, x[None])[0], wanted, rtol=1e-4, atol=1e-4)
-    assert promises(Config()) == {}
+    assert promises(Config()) == {} and needs(Config(tokens=7)).tokens == 7
+    some = merge_experts(checkpoint, Config(layers=(1,)), generator, text)
+    assert [spec(some, layer)["num_experts"] for layer in range(2)] == [4, 2]
 
 
 def test_refuses_what_it_cannot_do(generator):

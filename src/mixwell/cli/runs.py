@@ -237,7 +237,8 @@ def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
         console.print(f"{name:<18} {receipt[name]:.4g}{limit}", highlight=False)
     if receipt["bits_per_byte_low"] is not None:
         change, low, high = (receipt[f"bits_per_byte_{name}"] for name in ("change", "low", "high"))
-        console.print(f"{'bits per byte':<18} {change:+.4f}  ({low:+.4f} to {high:+.4f})", highlight=False)
+        interval = f"({low:+.4f} to {high:+.4f})"
+        console.print(f"{'bits per byte':<18} {change:+.4f}  {interval}", highlight=False)
     for name, unit in (("parameters", ""), ("active", ""), ("size", "B")):
         ending = "_bytes" if unit else ""
         before = si(receipt[f"{name}_before{ending}"], unit)

@@ -102,7 +102,8 @@ class _Watched:
         self.mixed.append(mixed)
 
     def _keep_stream(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
-        self.streams.append(given[0].detach().flatten(0, 1))
+        x_BSD = given[0].detach()
+        self.streams.append(x_BSD.flatten(0, 1))
 
     def read(self, tokens_BS: Tensor, labels_B: Tensor, gradients: bool) -> list[Seen]:
         """What every layer saw of one batch; its own records are emptied again."""

@@ -41,7 +41,7 @@ def convert(entry: Entry, before: Checkpoint, config: Any, generator: torch.Gene
 
 def account_of(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
     """What became of the source's tensors: names used and copied, names dropped with the rule, names made."""
-    own = after.lineage[-1].get("account", {}) if len(after.lineage) > len(before.lineage) else {}
+    own = _own_account(before, after)
     used = set(own.get("used", ()))
     dropped = dict(own.get("dropped", {}))
     moved = {*used, *dropped}
@@ -50,10 +50,18 @@ def account_of(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
     return {"copied": len(copied), "used": len(used), "made": len(made), "dropped": dropped}
 
 
+def _own_account(before: Checkpoint, after: Checkpoint) -> Mapping[str, Any]:
+    """What the conversion itself says became of the source's tensors; empty where it says nothing."""
+    new = after.lineage[len(before.lineage) :]
+    return new[-1].get("account", {}) if new else {}
+
+
 def check_accounted(before: Checkpoint, after: Checkpoint, name: str) -> None:
     """Raise `MixwellError` for a tensor of the source that was neither used, nor copied, nor dropped by a rule."""
-    own = after.lineage[-1].get("account", {}) if len(after.lineage) > len(before.lineage) else {}
-    known = {*own.get("used", ()), *own.get("dropped", {}), *after.tensors}
+    own = _own_account(before, after)
+    used = own.get("used", ())
+    dropped = own.get("dropped", {})
+    known = {*used, *dropped, *after.tensors}
     lost = [tensor for tensor in before.tensors if tensor not in known]
     if lost:
         raise MixwellError(f"{name} lost {lost[0]} and {len(lost) - 1} more tensors without a rule; nothing was kept.")

@@ -115,7 +115,7 @@ def measure(before: Checkpoint, after: Checkpoint, tokens_BT: Tensor, method: st
 
 
 def _bits_change(before: list[float], after: list[float], tokens_BT: Tensor,
-                 token_bytes_V: Tensor | None) -> dict[str, float]:
+                 token_bytes_V: Tensor | None) -> dict[str, Any]:
     """The change in bits per byte with its 95 % interval over windows; nothing where the tokens stand for no bytes."""
     if token_bytes_V is None:
         return {}

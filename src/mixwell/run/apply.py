@@ -166,12 +166,17 @@ def _given(text: str | Path | None, looked_at: int, before: Checkpoint, seed: in
         return _Given(tokens_BT, TextCalibration(tokens_BT, models=read_other), None)
     rows = -(-looked_at // LENGTH)
     windows_NT, bytes_V = _read(text, before.files, rows + ROWS)
-    if len(windows_NT) < 2 and rows:
+    there = len(windows_NT)
+    if rows and there < 2:
         raise MixwellError(f"{text} gives {windows_NT.numel()} tokens; expected at least {2 * LENGTH}, some to look at "
                            "and others to measure on.")
-    measured = min(ROWS, len(windows_NT) - min(rows, len(windows_NT) // 2))
-    first_NT, rest_BT = windows_NT[:-measured], windows_NT[-measured:]
-    return _Given(rest_BT, TextCalibration(first_NT, models=read_other), bytes_V)
+    half = there // 2
+    first = min(rows, half)
+    measured = min(ROWS, there - first)
+    first_NT = windows_NT[:-measured]
+    rest_BT = windows_NT[-measured:]
+    looked = TextCalibration(first_NT, models=read_other)
+    return _Given(rest_BT, looked, bytes_V)
 
 
 def _read(text: str | Path, files: Any, most: int) -> tuple[Tensor, Tensor]:

@@ -104,9 +104,11 @@ class Rough:
         before = stage.inputs["model"]
         size = weight_bytes(self.shapes[before])
         moved = CONVERTING * size / self.pace.bytes
-        needs = asked(registry.find(stage.method).module(), stage.config)
-        looked_at = self.reading_s(before, needs.tokens, LENGTH, ROWS) if needs.tokens else 0.0
-        return moved + 2 * looked_at + 2 * self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
+        module = registry.find(stage.method).module()
+        needs = asked(module, stage.config)
+        tokens = needs.tokens + ROWS * LENGTH
+        read = self.reading_s(before, tokens, LENGTH, ROWS)
+        return moved + 2 * read
 
     def merging_s(self, stage: Stage) -> float:
         """Of a merge and its receipts, one a model."""

@@ -9,10 +9,10 @@ no lower.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import bits, dense_start, made
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, dense_start, made
 
 CLAIM = Claim("Units carved by what fires together lose less than at random.", BITS)
 SIDES = {

@@ -8,10 +8,10 @@ Against it: bits per byte that are no lower.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import bits, made, mixture_start, tuned
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, made, mixture_start, tuned
 
 CLAIM = Claim("A student gathered from all experts beats the most used one.", BITS)
 SIDES = {

@@ -2,41 +2,37 @@
 
 Paper: Read-ME: Refactorizing LLMs as Router-Decoupled Mixture of Experts with System Co-Design.
 Tried: the bench's dense model, width 256, as one expert for each of four domains, half of the units for each token, the
-domain guessed from sixteen tokens; bits per byte right after, against carving by importance with its common half kept
-and nothing routed, the static mask. Against it: bits per byte that are no lower.
+domain guessed from sixteen tokens; bits per byte right after, against the same from windows whose domain was drawn by
+the dice, which is nearly one static mask. Against it: bits per byte that are no lower.
 """
 
 from __future__ import annotations
 
+import torch
+
+from mixwell.claims._conversions import bits, dense_start, made, text
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, dense_start, made, text
-from mixwell.convert._parts import DOWN, GATE_UP, Rewrite, expert_units
-from mixwell.convert.domain_carve import Counts
-from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.rng import generator
+from mixwell.lm.calibration import TextCalibration
 
 CLAIM = Claim("Half of the units chosen by domain lose less than a static half.", BITS)
+LOOKED_AT = 32768
 
 
-def static(bench: Bench, before: Checkpoint) -> Checkpoint:
-    """The dense model with the half of its units that is largest over all domains together."""
-    work = Rewrite(before, "pruning units")
-    layers = list(range(len(work.specs)))
-    counts = Counts(before, layers, text(bench, 32768))
-    for layer in layers:
-        hidden = work.specs[layer]["hidden_dim"]
-        order = counts.mean(layer).mean(0).argsort(descending=True, stable=True)
-        gate_up, down = work.take(layer, GATE_UP), work.take(layer, DOWN)
-        kept = expert_units(gate_up, down, order[: hidden // 2])
-        work.put(layer, GATE_UP, kept[0])
-        work.put(layer, DOWN, kept[1])
-        work.specs[layer] = {**work.specs[layer], "hidden_dim": hidden // 2}
-    return work.result()
+def by_dice(bench: Bench, seed: int) -> TextCalibration:
+    """The same windows, their domains drawn."""
+    windows = torch.cat(list(text(bench, LOOKED_AT).batches))
+    domains = len(bench.data.domains)
+    draws = generator(seed, "domains")
+    labels = torch.randint(0, domains, (len(windows),), generator=draws)
+    return TextCalibration(windows, labels, domains)
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
-    """Bits per byte with half of the units by domain and with the same half for all."""
+    """Bits per byte with half of the units by domain and by the dice."""
     before = dense_start(bench, seed)
-    routed = made(bench, "domain_carve", before, seed, {})
-    return {"method": bits(bench, routed), "baseline": bits(bench, static(bench, before))}
+    routed = made(bench, "domain_carve", before, seed, {}, looked_at=text(bench, LOOKED_AT))
+    static = made(bench, "domain_carve", before, seed, {}, looked_at=by_dice(bench, seed))
+    return {"method": bits(bench, routed), "baseline": bits(bench, static)}

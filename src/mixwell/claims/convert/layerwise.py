@@ -7,13 +7,16 @@ passes, against the same slices behind a random router. Against it: bits per byt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from mixwell.claims._conversions import bits, dense_start, made
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, dense_start, made
 
 CLAIM = Claim("Experts taught layer by layer lose less than slices.", BITS)
-SIDES = {
+SIDES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "method": ("layerwise", {"passes": 4, "tokens": 8192}),
     "baseline": ("carve", {"split": "order"}),
 }

@@ -9,10 +9,10 @@ no lower.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import bits, dense_start, made, tuned
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, dense_start, made, tuned
 
 CLAIM = Claim("Tuning as a mixture and merging beats plain tuning.", BITS)
 MIXTURE = {"num_experts": 8, "router": {"method": "shared_first", "routed": 5}}

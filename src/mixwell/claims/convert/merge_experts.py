@@ -8,13 +8,16 @@ Beside: both with hidden units aligned. Against it: bits per byte that are no lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from mixwell.claims._conversions import bits, made, mixture_start
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, made, mixture_start
 
 CLAIM = Claim("Experts merged by their outputs lose less than by router logits.", BITS)
-SIDES = {
+SIDES: Mapping[str, Mapping[str, Any]] = {
     "method": {"by": "outputs"},
     "baseline": {"by": "router"},
     "outputs aligned": {"by": "outputs", "align": True},

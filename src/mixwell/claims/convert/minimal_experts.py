@@ -8,10 +8,10 @@ bits per byte that are no lower.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import bits, dense_start, made, tuned
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, dense_start, made, tuned
 
 CLAIM = Claim("Minimal experts beat a dense student of equal active width.", BITS)
 SIDES = {

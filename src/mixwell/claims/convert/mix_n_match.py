@@ -8,10 +8,10 @@ no lower.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import TOKENS, bits, dense_start, made
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import TOKENS, bits, dense_start, made
 
 CLAIM = Claim("A quarter of a nested model beats a quarter of a dense one.", BITS)
 NESTED = {"method": "experts.layers.matformer", "hidden_dim": 256, "factors": [1, 2, 4]}

@@ -8,10 +8,10 @@ bits per byte that are no lower.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import bits, made, mixture_start
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, made, mixture_start
 
 CLAIM = Claim("REAP's criterion keeps more than frequency.", BITS)
 SIDES = {"method": "reap", "baseline": "frequency", "score": "score", "output norm": "output_mean"}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixwell.convert.calibration import Calibration, asked
+from mixwell.convert.calibration import Calibration, Needs, asked
 from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.files import digest
@@ -38,26 +38,42 @@ def converted(before: Checkpoint, method: str, config: Any, seed: int, tokens_BT
     tokens_BT: what the receipt is measured on. token_bytes_V: bytes of each token, where the tokens are text.
     """
     entry = registry.find(method)
-    after = convert(entry, before, config, generator(seed, method), calibration)
+    draws = generator(seed, method)
+    after = convert(entry, before, config, draws, calibration)
     promised = entry.module().promises(config)
     weighed = receipt.measure(before, after, tokens_BT, method, promised, token_bytes_V=token_bytes_V)
-    weighed = replace(weighed, tensors=account_of(before, after))
-    return replace(after, lineage=before.lineage, files=before.files), weighed.check()
+    account = account_of(before, after)
+    weighed = replace(weighed, tensors=account)
+    kept = replace(after, lineage=before.lineage, files=before.files)
+    return kept, weighed.check()
 
 
 def training_windows(data: TokenData, count: int, length: int = LENGTH) -> TextCalibration:
     """About `count` tokens of the text to train on as calibration text: windows spread over all domains alike."""
-    length = min(length, min(data.count(domain, "train") for domain in data.domains))
-    each = max(1, round(count / length / len(data.domains)))
-    windows, labels = [], []
-    for number, domain in enumerate(data.domains):
+    domains = len(data.domains)
+    shortest = min(data.count(domain, "train") for domain in data.domains)
+    length = min(length, shortest)
+    wanted = count / length / domains
+    each = max(1, round(wanted))
+    parts = []
+    for domain in data.domains:
         stream = data.tokens(domain, "train")
-        last = len(stream) - length
-        for start in np.linspace(0, last, each).astype(int):
-            windows.append(stream[start : start + length].astype(np.int64))
-            labels.append(number)
-    tokens_NS = torch.from_numpy(np.stack(windows))
-    return TextCalibration(tokens_NS, torch.tensor(labels), len(data.domains), models=read_other)
+        parts.append(_spread(stream, each, length))
+    labels_N = torch.arange(domains)
+    labels_N = labels_N.repeat_interleave(each)
+    return TextCalibration(torch.cat(parts), labels_N, domains, models=read_other)
+
+
+def _spread(stream: np.ndarray, count: int, length: int) -> Tensor:
+    """Windows at equal distances over a stream, int64 [count, length]."""
+    last = len(stream) - length
+    starts = np.linspace(0, last, count)
+    windows = []
+    for start in starts.astype(int):
+        stop = start + length
+        windows.append(stream[start:stop])
+    together = np.stack(windows)
+    return torch.from_numpy(together.astype(np.int64))
 
 
 def read_other(name: str) -> Checkpoint:
@@ -67,10 +83,18 @@ def read_other(name: str) -> Checkpoint:
 
 def convert_fingerprint(stage: Stage) -> str:
     """Digest of the other models and the files that the conversion reads."""
-    needs = asked(registry.find(stage.method).module(), stage.config)
-    found = [folder_digest(find_model(name)) for name in needs.models]
-    found += [folder_digest(Path(name)) for name in needs.files]
-    return digest(found) if found else ""
+    needs = _needs(stage)
+    read = [find_model(name) for name in needs.models]
+    read += [Path(name) for name in needs.files]
+    found = [folder_digest(path) for path in read]
+    if not found:
+        return ""
+    return digest(found)
+
+
+def _needs(stage: Stage) -> Needs:
+    module = registry.find(stage.method).module()
+    return asked(module, stage.config)
 
 
 def held_out(data: TokenData, rows: int = ROWS, length: int = LENGTH) -> Tensor:
@@ -93,23 +117,29 @@ def windows_of(data: TokenData, split: str, rows: int = ROWS, length: int = LENG
 def run_convert(job: Job) -> dict[str, Any]:
     """Convert, weigh on held-out tokens, check, write."""
     stage = job.stage
-    data = TokenData.open(job.inputs["tokens"] / "shards")
+    shards = job.inputs["tokens"] / "shards"
+    data = TokenData.open(shards)
     before = read_model(job)
     job.progress(0.1, stage.method)
-    needs = asked(registry.find(stage.method).module(), stage.config)
+    needs = _needs(stage)
     calibration = training_windows(data, needs.tokens)
-    bytes_V = torch.from_numpy(data.token_bytes_V.astype(np.int64))
+    sizes = data.token_bytes_V.astype(np.int64)
+    bytes_V = torch.from_numpy(sizes)
     tokens_BT = held_out(data)
     after, weighed = converted(before, stage.method, stage.config, stage.seed, tokens_BT, calibration, bytes_V)
     job.progress(0.8, "write")
-    record = job.record(tokens=tokens_BT.numel(), receipt=weighed.to_dict())
-    folders.write(after.derive(record=record), job.folder / "model")
-    return {**describe(LanguageModel.from_checkpoint(after)), "receipt": weighed.to_dict()}
+    told = weighed.to_dict()
+    record = job.record(tokens=tokens_BT.numel(), receipt=told)
+    noted = after.derive(record=record)
+    folders.write(noted, job.folder / "model")
+    model = LanguageModel.from_checkpoint(after)
+    return {**describe(model), "receipt": told}
 
 
 def convert_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
     """What the method makes of a model that is shaped like its input."""
     assert before is not None
     draws = generator(0)
+    entry = registry.find(stage.method)
     sketch = random_calibration(before.arch, ROWS, SKETCHED, draws, read_other)
-    return convert(registry.find(stage.method), before, stage.config, draws, sketch)
+    return convert(entry, before, stage.config, draws, sketch)

@@ -8,10 +8,10 @@ are 3 % higher or more.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import TOKENS, bits, dense_start, made
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import TOKENS, bits, dense_start, made
 from mixwell.claims.convert.mix_n_match import NESTED
 
 CLAIM = Claim("A nested quarter is within 3 % of its twin trained alone.", BITS, at_least=-0.03, relative=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from mixwell.claims._conversions import bits, made, mixture_start
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, made, mixture_start
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 
 CLAIM = Claim("All rows of the router choose better than one row a group.", BITS)

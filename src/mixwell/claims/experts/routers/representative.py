@@ -8,10 +8,10 @@ per byte that are no lower.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import bits, dense_start, made
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, dense_start, made
 
 CLAIM = Claim("Experts are chosen better by their own units than by others.", BITS)
 CARVED = {"num_experts": 7, "shared": 1, "split": "coactivation", "router": {"k": 3}}

@@ -8,10 +8,10 @@ Against it: bits per byte that are no lower.
 
 from __future__ import annotations
 
+from mixwell.claims._conversions import bits, dense_start, made, tuned
 from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import bits, dense_start, made, tuned
 
 CLAIM = Claim("Six of eight with one always on learn more than two of eight.", BITS)
 SIDES = {"method": {"method": "shared_first", "routed": 5}, "baseline": {"method": "top_k", "k": 2}}

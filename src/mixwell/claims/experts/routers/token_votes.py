@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
+from mixwell.claims._conversions import made, text
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.convert._models import made
 from mixwell.claims.language import dense, held_out
 from mixwell.core.routing import Context
 from mixwell.lm.model import LanguageModel
@@ -24,7 +24,7 @@ CLAIM = Claim("The last tokens tell their domain.", "share of held-out tokens se
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Share of the tokens whose expert is that of their domain."""
     before = bench.started(dense(bench, 64), seed).to_checkpoint()
-    carved = made(bench, "domain_carve", before, seed, {"tokens": 32768})
+    carved = made(bench, "domain_carve", before, seed, {}, looked_at=text(bench, 32768))
     router = LanguageModel.from_checkpoint(carved).routers()[0]
     windows, labels = held_out(bench, 32, 64)
     shape = (windows.shape[0], windows.shape[1])

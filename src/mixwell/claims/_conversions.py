@@ -40,11 +40,11 @@ def text(bench: Bench, tokens: int = LOOKED_AT) -> TextCalibration:
 
 
 def made(bench: Bench, name: str, before: Checkpoint, seed: int, options: Mapping[str, Any],
-         models: Callable[[str], Checkpoint] | None = None) -> Checkpoint:
+         models: Callable[[str], Checkpoint] | None = None, looked_at: TextCalibration | None = None) -> Checkpoint:
     """What the conversion `name` makes of a model; its options are those of a recipe."""
     entry = registry.find(name, "convert")
     config = from_dict(entry.module().Config, options, name)
-    calibration = text(bench)
+    calibration = looked_at or text(bench)
     calibration.look_up(models)
     draws = generator(seed, name)
     return convert(entry, before, config, draws, calibration)

@@ -112,7 +112,7 @@ def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], bas
     sources = [_source(model, f"model {number}") for number, model in numbered]
     ground = None if base is None else _source(base, "the base")
     first = (ground or sources[0]).checkpoint
-    text_BT = None if text is None else _read(text, first.files)
+    text_BT = None if text is None else _read(text, first.files, ROWS)[0]
     after = merge_checkpoints(recipe, sources, ground, seed, text_BT)
     record = lineage(recipe, sources, ground, seed)
     if weigh:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mixwell.convert._parts import dense_example
 from mixwell.convert.upcycle import Config, example, promises, reinitialise, upcycle
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
@@ -119,6 +120,42 @@ def test_refuses_blocks_that_experts_could_not_copy(dense, generator, option):
     other = Checkpoint(with_channel_mixers(dense.arch, specs), dense.tensors)
     with pytest.raises(MixwellError, match=r"layer 0 has a dense block with .*; upcycling takes .* only"):
         upcycle(other, Config(num_experts=4), generator)
+
+
+@pytest.mark.parametrize("router", [{"k": 2}, {"k": 4}, {"k": 4, "renormalise": False}])
+def test_virtual_groups_take_whole_copies_and_keep_the_function(generator, router):
+    before = dense_example(generator, 6)
+    config = Config(num_experts=6, granularity=2, router={"method": "top_k", **router})
+    after = upcycle(before, config, generator)
+    spec = dict(channel_mixers(after.arch)[1])
+    assert spec["hidden_dim"] == 3 and after.tensors[GATE].shape == (6, 6, 6)
+    x = torch.randn(9, 6, generator=generator)
+    layer = load(MoE(6, MoEConfig(**{k: v for k, v in spec.items() if k != "method"})), after.tensors, 1)
+    mixed = layer(x, Context())
+    copies = mixed.routing.indices_TK.sort(-1).values // 2
+    assert torch.equal(copies[:, ::2], copies[:, 1::2])  # a slice comes with the other slice of its copy
+    assert len(copies.unique()) > 1
+    wanted = load(SwiGLU(6, DenseConfig(hidden_dim=6)), before.tensors, 1)(x, Context()).y_TD
+    if router.get("renormalise") is False:
+        assert (mixed.y_TD - wanted).norm() < 0.2 * wanted.norm() and promises(config) == {}
+    else:
+        torch.testing.assert_close(mixed.y_TD, wanted, rtol=1e-4, atol=1e-4)
+        assert promises(config)["max_logit_error"] <= 1e-3
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"granularity": 3}, "a divisor of num_experts"),
+    ({"granularity": 2, "router": {"k": 3}}, "a multiple of granularity"),
+    ({"granularity": 2, "router": {"method": "sinkhorn", "k": 2}}, "by 'sinkhorn'"),
+])
+def test_refuses_groups_that_would_be_torn(options, message):
+    with pytest.raises(ValueError, match=message):
+        Config(num_experts=8, **options)
+
+
+def test_refuses_units_that_do_not_fall_into_slices(dense, generator):
+    with pytest.raises(MixwellError, match="5 hidden units do not fall into 2 slices"):
+        upcycle(dense, Config(num_experts=4, granularity=2), generator)
 
 
 @pytest.mark.parametrize("options", [{"num_experts": 1}, {"reinitialise": 1.5}, {"noise": -1.0}])

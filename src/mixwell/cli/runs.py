@@ -235,7 +235,11 @@ def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
     for name in ("max_logit_error", "kl_nats", "loss_before_nats", "loss_after_nats"):
         limit = f"  (promised: at most {promised[name]:.3g})" if name in promised else ""
         console.print(f"{name:<18} {receipt[name]:.4g}{limit}", highlight=False)
-    for name, unit in (("parameters", ""), ("size", "B")):
+    if receipt["bits_per_byte_low"] is not None:
+        change, low, high = (receipt[f"bits_per_byte_{name}"] for name in ("change", "low", "high"))
+        interval = f"({low:+.4f} to {high:+.4f})"
+        console.print(f"{'bits per byte':<18} {change:+.4f}  {interval}", highlight=False)
+    for name, unit in (("parameters", ""), ("active", ""), ("size", "B")):
         ending = "_bytes" if unit else ""
         before = si(receipt[f"{name}_before{ending}"], unit)
         after = si(receipt[f"{name}_after{ending}"], unit)

@@ -5,10 +5,14 @@
     Drop-Upcycling: for each expert, a random share r of the hidden indices is drawn anew;
     those rows of W_gate and W_up and columns of W_down come from N(mean, std^2) of the weights they replace;
     r = 0 is plain upcycling.
-**Shapes:** gate_up_proj [2 F, D] -> [E, 2 F, D]; down_proj [D, F] -> [E, D, F]; the router's own tensors beside.
-**Reference:** Komatsuzaki et al. 2022 (2212.05055); He et al. 2024 (2410.07524) for top-k renormalised; Vavre et al.
+    Virtual groups: experts are slices of F / G hidden units with G W_down; the G slices of a copy share a router row.
+**Shapes:** gate_up_proj [2 F, D] -> [E, 2 F / G, D]; down_proj [D, F] -> [E, D, F / G]; the router's own beside.
+**Reference:** Komatsuzaki et al. 2022 (2212.05055); He et al. 2024 (2410.07524), virtual groups; Vavre et al.
     2024 (2412.09952), section 3; Nakamura et al. 2025 (2502.19261), section 3.1 for partial re-initialisation.
 **Differs:** layers are chosen by number (`layers`), not by half. Copies are views until they are written or trained.
+    One set of units is drawn anew in all three matrices, as in the paper; its released code draws one for each.
+    Virtual groups scale W_down alone by G (weights that sum to 1) or G E / k, in which y is linear; the source scales
+    all matrices by a cube root, which holds roughly.
 **Fails when:** the router does not renormalise (the output shrinks by the kept mass), or experts stay copies because
     training is too short.
 **Cost:** E times the feed-forward bytes; no forward pass.
@@ -16,29 +20,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixwell.convert._parts import DENSE, SPARSE, channel, is_method, refuse_quantised
-from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
+from mixwell.convert._parts import (
+    SPARSE,
+    Rewrite,
+    dense_example,
+    dense_layers,
+    expert_units,
+    fresh_router,
+    stacked,
+    sums_to_one,
+)
+from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.mixing import build_router, renormalises
+from mixwell.mixing import renormalises
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Options of upcycling."""
 
-    num_experts: int = 8  # E, at least 2
+    num_experts: int = 8  # E, at least 2 and a multiple of granularity
     router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})  # method and its options
     balance: Mapping[str, Any] | None = None  # rule -> coefficient; default as in experts.layers.moe
     layers: tuple[int, ...] | None = None  # which layers, from 0; default all that are dense
     reinitialise: float = 0.0  # r: share of each expert's hidden units drawn anew, 0 to 1
+    # G: experts are slices of F / G hidden units; every G in a row make up one copy of the dense block and start with
+    # one router row, so that a k that is a multiple of G takes whole copies
+    granularity: int = 1
     noise: float = 0.0  # Gaussian noise on each expert, in units of the weights' own standard deviation, 0 or more
 
     def __post_init__(self) -> None:
@@ -48,13 +64,20 @@ class Config:
             raise ValueError(f"reinitialise is {self.reinitialise}; expected 0 to 1")
         if self.noise < 0:
             raise ValueError(f"noise is {self.noise}; expected 0 or more")
+        if self.granularity < 1 or self.num_experts % self.granularity:
+            raise ValueError(f"granularity is {self.granularity} with {self.num_experts} experts; expected a divisor "
+                             "of num_experts")
+        if self.granularity > 1:
+            check_whole_copies(self.router, self.granularity)
 
 
-def sums_to_one(router: Mapping[str, Any]) -> bool:
-    """Whether a token's weights are known to sum to 1, so that copies of one function give that function."""
-    if router.get("method", "top_k") != "top_k" or router.get("scale", 1.0) != 1.0:
-        return False
-    return renormalises(router.get("k", 2), router.get("renormalise"))
+def check_whole_copies(router: Mapping[str, Any], granularity: int) -> None:
+    """Raise `ValueError` for a router that would not take whole copies of the dense block."""
+    method = router.get("method", "top_k")
+    k = router.get("k", 2)
+    if method != "top_k" or k % granularity:
+        raise ValueError(f"router takes k = {k} by {method!r} with granularity {granularity}; expected top_k with a "
+                         "multiple of granularity")
 
 
 def promises(config: Config) -> dict[str, float]:
@@ -65,31 +88,28 @@ def promises(config: Config) -> dict[str, float]:
     return {}
 
 
-def chosen_layers(specs: Sequence[Mapping[str, Any]], config: Config) -> list[int]:
-    """The layers to upcycle: those named, else all that are dense.
+def gained(config: Config) -> float:
+    """Factor on W_down that makes up for weights that are spread over the G slices of each copy."""
+    router = config.router
+    slices = config.granularity
+    if slices == 1:
+        return 1.0
+    k = router.get("k", 2)
+    kept = 1.0 if renormalises(k, router.get("renormalise")) else k / config.num_experts
+    return slices / kept
 
-    Raises `MixwellError` where there is none, or a named one is not there or not dense.
+
+def slices(weights: tuple[Tensor, Tensor], count: int) -> list[tuple[Tensor, Tensor]]:
+    """A block (gate above up [2 F, D], down [D, F]) as `count` blocks of F / `count` hidden units that sum to it.
+
+    Raises `MixwellError` where the units do not fall into so many.
     """
-    dense = [layer for layer, spec in enumerate(specs) if is_method(spec, DENSE)]
-    for layer in dense:
-        _check_plain(specs[layer], layer)
-    chosen = dense if config.layers is None else list(config.layers)
-    if not chosen:
-        raise MixwellError("no dense layer to upcycle: this model is a mixture already. Hand in a dense one.")
-    for layer in chosen:
-        if layer not in dense:
-            raise MixwellError(f"layers names {layer}; expected dense layers among 0 to {len(specs) - 1}.")
-    return chosen
-
-
-def _check_plain(spec: Mapping[str, Any], layer: int) -> None:
-    """Refuse a dense block that experts, gated by silu and without biases, could not copy."""
-    usual = {"activation": "silu", "gated": True, "bias": False}
-    for option, value in usual.items():
-        found = spec.get(option, value)
-        if found != value:
-            raise MixwellError(f"layer {layer} has a dense block with {option} = {found!r}; upcycling takes "
-                               f"{value!r} only.")
+    gate_up, down = weights
+    hidden = down.shape[1]
+    if hidden % count:
+        raise MixwellError(f"{hidden} hidden units do not fall into {count} slices; expected a divisor.")
+    parts = torch.arange(hidden).chunk(count)
+    return [expert_units(gate_up, down, units) for units in parts]
 
 
 def sparse_spec(config: Config, hidden_dim: int) -> dict[str, Any]:
@@ -135,17 +155,27 @@ def reinitialise(gate_up_EFD: Tensor, down_EDF: Tensor, share: float,
     return gate_up, down
 
 
-def _experts(tensors: Mapping[str, Tensor], layer: int, config: Config,
-             generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(gate_up_proj, down_proj) of a layer's experts, made from its dense weights."""
-    gate_up = copies(tensors[channel(layer, "gate_up_proj")], config.num_experts)
-    down = copies(tensors[channel(layer, "down_proj")], config.num_experts)
+def experts(gate_up: Tensor, down: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(gate_up_proj [E, 2 F / G, D], down_proj [E, D, F / G]) of a layer's experts, made from its dense weights."""
+    if config.granularity == 1:
+        gate_up_E, down_E = copies(gate_up, config.num_experts), copies(down, config.num_experts)
+    else:
+        times = config.num_experts // config.granularity
+        parts = slices((gate_up, gained(config) * down), config.granularity)
+        gate_up_E, down_E = stacked(parts * times)
     if config.reinitialise:
-        gate_up, down = reinitialise(gate_up, down, config.reinitialise, generator)
+        gate_up_E, down_E = reinitialise(gate_up_E, down_E, config.reinitialise, generator)
     if config.noise:
-        gate_up = perturb(gate_up, config.noise, generator)
-        down = perturb(down, config.noise, generator)
-    return gate_up, down
+        gate_up_E = perturb(gate_up_E, config.noise, generator)
+        down_E = perturb(down_E, config.noise, generator)
+    return gate_up_E, down_E
+
+
+def _tie_slices(router: Any, granularity: int) -> None:
+    """Give the slices of one copy the same row, so that they are chosen together."""
+    rows = router.weight.detach()
+    tied = rows[::granularity].repeat_interleave(granularity, 0)
+    router.weight = torch.nn.Parameter(tied)
 
 
 def _like(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -168,34 +198,23 @@ def upcycle(checkpoint: Checkpoint, config: Config, generator: torch.Generator) 
 
     Raises `MixwellError` where a named layer is not there or not dense, or weights are quantised.
     """
-    refuse_quantised(checkpoint.tensors, "upcycling")
-    specs = channel_mixers(checkpoint.arch)
-    tensors = dict(checkpoint.tensors)
+    work = Rewrite(checkpoint, "upcycling")
     first: Any = None
-    for layer in chosen_layers(specs, config):
-        gate_up, down = _experts(tensors, layer, config, generator)
-        _, dim, hidden = down.shape
-        tensors[channel(layer, "gate_up_proj")] = gate_up
-        tensors[channel(layer, "down_proj")] = down
-        router: Any = build_router(config.router, dim, config.num_experts, generator)
+    for layer in dense_layers(work.specs, config.layers, "upcycling"):
+        gate_up, down = work.take_block(layer)
+        made = experts(gate_up, down, config, generator)
+        work.put_block(layer, made)
+        _, dim, hidden = made[1].shape
+        router = fresh_router(config.router, dim, config.num_experts, generator, first)
         first = first or router
-        if router is not first:
-            router.share(first)  # what routers keep in common over depth stands once, in the first layer
-        for name, value in router.state_dict().items():
-            tensors[channel(layer, f"router.{name}")] = value
-        specs[layer] = sparse_spec(config, hidden)
-    arch = with_channel_mixers(checkpoint.arch, specs)
-    return checkpoint.derive(arch=arch, tensors=tensors)
+        if config.granularity > 1:
+            _tie_slices(router, config.granularity)
+        work.put_router(layer, router)
+        work.specs[layer] = sparse_spec(config, hidden)
+    return work.result()
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A dense model of two layers, width six, hidden width five."""
-    dense = {"method": DENSE, "hidden_dim": 5}
-    arch = {"num_layers": 2, "dim": 6, "channel_mixer": dense}
-    tensors = {}
-    for layer in range(2):
-        tensors[channel(layer, "gate_up_proj")] = torch.randn(10, 6, generator=generator)
-        tensors[channel(layer, "down_proj")] = torch.randn(6, 5, generator=generator)
-    checkpoint = Checkpoint(arch, tensors)
-    config = Config(num_experts=4)
-    return {"checkpoint": checkpoint, "config": config, "generator": generator}
+    checkpoint = dense_example(generator, 5)
+    return {"checkpoint": checkpoint, "config": Config(num_experts=4), "generator": generator}

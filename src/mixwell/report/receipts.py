@@ -52,7 +52,9 @@ def _rows(found: Mapping[str, Any]) -> list[Row]:
     rows = [_single(found, name, label) for name, label in CHANGES.items() if name in found or name in limits]
     pairs = [
         _pair(found, "loss, nats per token", "loss_{}_nats", _four_decimals, _difference),
+        _bits(found),
         _pair(found, "parameters", "parameters_{}", units.si, _ratio),
+        _pair(found, "active parameters", "active_{}", units.si, _ratio),
         _pair(found, "size", "size_{}_bytes", _bytes, _ratio),
         _bits_per_weight(found)]
     rows += [row for row in pairs if row]
@@ -121,6 +123,16 @@ def _ratio(before: float, after: float) -> str:
         return units.ABSENT
     factor = units.number(after / before)
     return f"×{units.THIN}{factor}"
+
+
+def _bits(found: Mapping[str, Any]) -> Row:
+    """The change in bits per byte with its interval; empty where it was not measured."""
+    names = ("bits_per_byte_change", "bits_per_byte_low", "bits_per_byte_high")
+    values = [found.get(name) for name in names]
+    if not all(map(units.is_number, values)):
+        return []
+    change, low, high = (units.fixed(value, 4) for value in values)
+    return ["bits per byte", "", "", f"{change} ({low} to {high})", "", ""]
 
 
 def _bits_per_weight(found: Mapping[str, Any]) -> Row:

@@ -1,7 +1,6 @@
 """What a few seeds can say: Student's intervals, paired differences, and Holm's correction for several comparisons.
 
-Reference: Student 1908; Abramowitz and Stegun 1964, 26.7.3 and 26.7.4 (the distribution at whole degrees of freedom);
-Holm 1979 (step-down correction).
+Reference: Student 1908; Holm 1979 (step-down correction).
 """
 
 from __future__ import annotations
@@ -10,6 +9,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from mixwell.lm.student import quantile as quantile
+from mixwell.lm.student import within as within
 
 LEVEL = 0.05  # share of false alarms that is put up with, over all comparisons of a report together
 
@@ -98,32 +100,3 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         floor = max(floor, corrected)
         adjusted[name] = floor
     return adjusted
-
-
-def within(t: float, freedom: int) -> float:
-    """P(-t <= T <= t) of Student's T with `freedom` (1 or more) degrees of freedom, exactly."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine = math.sin(angle)
-    cosine = math.cos(angle)
-    odd = freedom % 2 == 1
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= cosine * cosine * k / (k + 1)
-    if not odd:
-        return sine * total
-    return 2.0 / math.pi * (angle + sine * total)
-
-
-def quantile(freedom: int, inside: float = 0.95) -> float:
-    """The t with P(-t <= T <= t) = `inside`, by bisection."""
-    low, high = 0.0, 1.0
-    while within(high, freedom) < inside:
-        high *= 2.0
-    for _ in range(60):
-        middle = (low + high) / 2.0
-        if within(middle, freedom) < inside:
-            low = middle
-        else:
-            high = middle
-    return high

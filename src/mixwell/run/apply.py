@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mixwell.convert.calibration import asked
 from mixwell.core import machine, registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.lm import folder as folders
+from mixwell.lm.calibration import TextCalibration
 from mixwell.lm.documents import Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
@@ -32,7 +34,7 @@ from mixwell.run.merging import (
     recipe_text,
 )
 from mixwell.run.paths import find_model
-from mixwell.run.stages.convert import LENGTH, ROWS, converted
+from mixwell.run.stages.convert import LENGTH, ROWS, converted, read_other
 
 ROOMS = ("convert", "precision")  # whose methods turn one checkpoint into another
 Given = LanguageModel | str | Path  # a model, or its place
@@ -62,12 +64,17 @@ def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None =
         check_folder(out)
     config = from_dict(entry.module().Config, options, entry.name)
     before = _checkpoint(model)
-    tokens_BT = _read(text, before.files) if text is not None else _random(before.arch["vocab_size"], seed)
-    after, receipt = converted(before, entry.name, config, seed, tokens_BT)
+    needs = asked(entry.module(), config)
+    if needs.tokens and text is None:
+        raise MixwellError(f"{entry.name} looks at text with these options; name some (--text FILE, or text=...).")
+    given = _given(text, needs.tokens, before, seed)
+    tokens_BT = given.tokens_BT
+    after, receipt = converted(before, entry.name, config, seed, tokens_BT, given.calibration, given.bytes_V)
+    measured_on = "random tokens" if text is None else str(text)
     source = _name(model)
     after = after.derive(record={
         "id": entry.name, "stage": entry.room, "method": entry.name, "config": to_dict(config), "seed": seed,
-        "inputs": [source], "tokens": tokens_BT.numel(), "measured_on": "random tokens" if text is None else str(text),
+        "inputs": [source, *needs.models], "tokens": tokens_BT.numel(), "measured_on": measured_on,
         "versions": machine.versions(), "receipt": receipt.to_dict()})
     if out is not None:
         folders.write(after, out)
@@ -105,7 +112,7 @@ def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], bas
     sources = [_source(model, f"model {number}") for number, model in numbered]
     ground = None if base is None else _source(base, "the base")
     first = (ground or sources[0]).checkpoint
-    text_BT = None if text is None else _read(text, first.files)
+    text_BT = None if text is None else _read(text, first.files, ROWS)[0]
     after = merge_checkpoints(recipe, sources, ground, seed, text_BT)
     record = lineage(recipe, sources, ground, seed)
     if weigh:
@@ -144,17 +151,46 @@ def _random(vocab_size: int, seed: int) -> Tensor:
     return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=draws)
 
 
-def _read(text: str | Path, files: Any) -> Tensor:
-    """The beginning of the text as windows [B, T]."""
+class _Given(NamedTuple):
+    """What a conversion is measured on, and what it may look at before."""
+
+    tokens_BT: Tensor
+    calibration: TextCalibration
+    bytes_V: Tensor | None  # bytes of each token, where the tokens are text
+
+
+def _given(text: str | Path | None, looked_at: int, before: Checkpoint, seed: int) -> _Given:
+    """Windows of the text, those to look at first and others to measure on behind them; random ones without a text."""
+    if text is None:
+        tokens_BT = _random(before.arch["vocab_size"], seed)
+        return _Given(tokens_BT, TextCalibration(tokens_BT, models=read_other), None)
+    rows = -(-looked_at // LENGTH)
+    windows_NT, bytes_V = _read(text, before.files, rows + ROWS)
+    there = len(windows_NT)
+    if rows and there < 2:
+        raise MixwellError(f"{text} gives {windows_NT.numel()} tokens; expected at least {2 * LENGTH}, some to look at "
+                           "and others to measure on.")
+    half = there // 2
+    first = min(rows, half)
+    measured = min(ROWS, there - first)
+    first_NT = windows_NT[:-measured]
+    rest_BT = windows_NT[-measured:]
+    looked = TextCalibration(first_NT, models=read_other)
+    return _Given(rest_BT, looked, bytes_V)
+
+
+def _read(text: str | Path, files: Any, most: int) -> tuple[Tensor, Tensor]:
+    """The beginning of the text as windows [N, T], `most` of them at most, and the bytes of each token."""
     if "tokenizer.json" not in files:
         raise MixwellError("the model has no tokenizer to read the text with; leave it out to weigh on random tokens.")
     tokenizer, ids = Tokenizer.from_files(files), []
     for document in Reader(text):
         ids += tokenizer.prompt(document.text)
-        if len(ids) >= ROWS * LENGTH:
+        if len(ids) >= most * LENGTH:
             break
     length = min(LENGTH, len(ids))
     if length < 2:
         raise MixwellError(f"{text} gives {len(ids)} tokens; expected at least 2.")
-    rows = min(ROWS, len(ids) // length)
-    return torch.tensor(ids[: rows * length]).view(rows, length)
+    rows = min(most, len(ids) // length)
+    windows_NT = torch.tensor(ids[: rows * length]).view(rows, length)
+    return windows_NT, torch.from_numpy(tokenizer.token_bytes_V.astype("int64"))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mixwell.convert.calibration import asked
+from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.kernels.rates import Rates
 from mixwell.lm.model import LanguageModel
@@ -102,7 +104,11 @@ class Rough:
         before = stage.inputs["model"]
         size = weight_bytes(self.shapes[before])
         moved = CONVERTING * size / self.pace.bytes
-        return moved + 2 * self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
+        module = registry.find(stage.method).module()
+        needs = asked(module, stage.config)
+        tokens = needs.tokens + ROWS * LENGTH
+        read = self.reading_s(before, tokens, LENGTH, ROWS)
+        return moved + 2 * read
 
     def merging_s(self, stage: Stage) -> float:
         """Of a merge and its receipts, one a model."""

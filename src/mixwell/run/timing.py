@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mixwell.convert.calibration import asked
 from mixwell.core import machine, registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.rng import generator
 from mixwell.lm import receipt
+from mixwell.lm.calibration import random_calibration
+from mixwell.lm.conversion import convert
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.lm.training.freezing import Frozen
 from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.run.stages import Stage
-from mixwell.run.stages.convert import LENGTH, ROWS
+from mixwell.run.stages.convert import LENGTH, ROWS, read_other
 
 if TYPE_CHECKING:
     from mixwell.run.stages.train import Training
@@ -83,14 +86,16 @@ def writing(start: Checkpoint) -> Timed:
 
 def converting(before: Checkpoint, stage: Stage) -> Timed:
     """Seconds and peak bytes of a conversion and its receipt."""
-    method = registry.find(stage.method).load()
+    entry = registry.find(stage.method)
+    rows = -(-asked(entry.module(), stage.config).tokens // LENGTH)
+    text = random_calibration(before.arch, max(rows, 1), LENGTH, generator(0), read_other)
 
-    def convert() -> None:
-        after = method(before, stage.config, generator(0))
+    def run() -> None:
+        after = convert(entry, before, stage.config, generator(0), text)
         tokens_BT = _tokens(before.arch["vocab_size"], ROWS, LENGTH)
         receipt.measure(before, after, tokens_BT, stage.method)
 
-    return once(convert)
+    return once(run)
 
 
 def tokenizing(sample: Sequence[str], vocab_size: int, path: str | None) -> Timed:

@@ -3,32 +3,98 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixwell.convert.calibration import Calibration, Needs, asked
 from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.files import digest
 from mixwell.core.rng import generator
 from mixwell.lm import folder as folders
 from mixwell.lm import receipt
+from mixwell.lm.calibration import TextCalibration, random_calibration
+from mixwell.lm.conversion import account_of, convert
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.receipt import Receipt
+from mixwell.run.paths import find_model
 from mixwell.run.stages._parts import Job, Stage, read_model
-from mixwell.run.stages.models import describe
+from mixwell.run.stages.models import describe, folder_digest
 
 ROWS, LENGTH = 8, 128  # of the held-out sample that a receipt is measured on
+SKETCHED = 8  # random tokens of a window to look at, where only the result's shape counts
 
 
-def converted(before: Checkpoint, method: str, config: Any, seed: int, tokens_BT: Tensor) -> tuple[Checkpoint, Receipt]:
-    """Apply the method and weigh the result; a broken promise raises `MixwellError`."""
+def converted(before: Checkpoint, method: str, config: Any, seed: int, tokens_BT: Tensor,
+              calibration: Calibration | None = None,
+              token_bytes_V: Tensor | None = None) -> tuple[Checkpoint, Receipt]:
+    """Apply the method and weigh the result; a broken promise raises `MixwellError`.
+
+    tokens_BT: what the receipt is measured on. token_bytes_V: bytes of each token, where the tokens are text.
+    """
     entry = registry.find(method)
-    after = entry.load()(before, config, generator(seed, method))
-    weighed = receipt.measure(before, after, tokens_BT, method, entry.module().promises(config))
-    return replace(after, lineage=before.lineage, files=before.files), weighed.check()
+    draws = generator(seed, method)
+    after = convert(entry, before, config, draws, calibration)
+    promised = entry.module().promises(config)
+    weighed = receipt.measure(before, after, tokens_BT, method, promised, token_bytes_V=token_bytes_V)
+    account = account_of(before, after)
+    weighed = replace(weighed, tensors=account)
+    kept = replace(after, lineage=before.lineage, files=before.files)
+    return kept, weighed.check()
+
+
+def training_windows(data: TokenData, count: int, length: int = LENGTH) -> TextCalibration:
+    """About `count` tokens of the text to train on as calibration text: windows spread over all domains alike."""
+    domains = len(data.domains)
+    shortest = min(data.count(domain, "train") for domain in data.domains)
+    length = min(length, shortest)
+    wanted = count / length / domains
+    each = max(1, round(wanted))
+    parts = []
+    for domain in data.domains:
+        stream = data.tokens(domain, "train")
+        parts.append(_spread(stream, each, length))
+    labels_N = torch.arange(domains)
+    labels_N = labels_N.repeat_interleave(each)
+    return TextCalibration(torch.cat(parts), labels_N, domains, models=read_other)
+
+
+def _spread(stream: np.ndarray, count: int, length: int) -> Tensor:
+    """Windows at equal distances over a stream, int64 [count, length]."""
+    last = len(stream) - length
+    starts = np.linspace(0, last, count)
+    windows = []
+    for start in starts.astype(int):
+        stop = start + length
+        windows.append(stream[start:stop])
+    together = np.stack(windows)
+    return torch.from_numpy(together.astype(np.int64))
+
+
+def read_other(name: str) -> Checkpoint:
+    """Another model that a conversion reads."""
+    return folders.read(find_model(name))
+
+
+def convert_fingerprint(stage: Stage) -> str:
+    """Digest of the other models and the files that the conversion reads."""
+    needs = _needs(stage)
+    read = [find_model(name) for name in needs.models]
+    read += [Path(name) for name in needs.files]
+    found = [folder_digest(path) for path in read]
+    if not found:
+        return ""
+    return digest(found)
+
+
+def _needs(stage: Stage) -> Needs:
+    module = registry.find(stage.method).module()
+    return asked(module, stage.config)
 
 
 def held_out(data: TokenData, rows: int = ROWS, length: int = LENGTH) -> Tensor:
@@ -51,17 +117,29 @@ def windows_of(data: TokenData, split: str, rows: int = ROWS, length: int = LENG
 def run_convert(job: Job) -> dict[str, Any]:
     """Convert, weigh on held-out tokens, check, write."""
     stage = job.stage
-    tokens_BT = held_out(TokenData.open(job.inputs["tokens"] / "shards"))
+    shards = job.inputs["tokens"] / "shards"
+    data = TokenData.open(shards)
     before = read_model(job)
     job.progress(0.1, stage.method)
-    after, weighed = converted(before, stage.method, stage.config, stage.seed, tokens_BT)
+    needs = _needs(stage)
+    calibration = training_windows(data, needs.tokens)
+    sizes = data.token_bytes_V.astype(np.int64)
+    bytes_V = torch.from_numpy(sizes)
+    tokens_BT = held_out(data)
+    after, weighed = converted(before, stage.method, stage.config, stage.seed, tokens_BT, calibration, bytes_V)
     job.progress(0.8, "write")
-    record = job.record(tokens=tokens_BT.numel(), receipt=weighed.to_dict())
-    folders.write(after.derive(record=record), job.folder / "model")
-    return {**describe(LanguageModel.from_checkpoint(after)), "receipt": weighed.to_dict()}
+    told = weighed.to_dict()
+    record = job.record(tokens=tokens_BT.numel(), receipt=told)
+    noted = after.derive(record=record)
+    folders.write(noted, job.folder / "model")
+    model = LanguageModel.from_checkpoint(after)
+    return {**describe(model), "receipt": told}
 
 
 def convert_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
     """What the method makes of a model that is shaped like its input."""
     assert before is not None
-    return registry.find(stage.method).load()(before, stage.config, generator(0))
+    draws = generator(0)
+    entry = registry.find(stage.method)
+    sketch = random_calibration(before.arch, ROWS, SKETCHED, draws, read_other)
+    return convert(entry, before, stage.config, draws, sketch)

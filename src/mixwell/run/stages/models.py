@@ -171,8 +171,12 @@ def parse_load(options: Mapping[str, Any], where: str) -> LoadConfig:
 
 
 def load_fingerprint(stage: Stage) -> str:
-    """Digest of every file of the folder, or of the one file; kept, since weights may be many gigabytes."""
-    path = Path(stage.config.path)
+    """Digest of every file of the folder, or of the one file."""
+    return folder_digest(Path(stage.config.path))
+
+
+def folder_digest(path: Path) -> str:
+    """Digest of every file of a model's folder, or of the one file; kept, since weights may be many gigabytes."""
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     files = [found for found in inside if found.is_file()]
 

@@ -18,6 +18,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 
 from mixwell.density.mixtures._scores import Scores
@@ -78,6 +79,7 @@ class MixtureEstimator(Scores):
     }
     _fixable: tuple[str, ...] = ("weights",)
     _distributable = True  # whether nothing but sums has to be known of all rows
+    _averages = True  # whether sums mean the same at other parameters, so that online EM may average them
 
     @abstractmethod
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
@@ -154,6 +156,7 @@ class MixtureEstimator(Scores):
     def _fit(self, X: Any, sample_weight: Any, processes: Alone) -> Rows:
         with processes.together():
             self._validate_params()
+            self._refuse_batches()
             rows, weights_N = self._read(X, sample_weight, reset=True)
             self._refuse_few(rows)
         spread_over(processes, rows)
@@ -172,6 +175,11 @@ class MixtureEstimator(Scores):
         self._check_input(rows)
         self._check_start(rows)
         return rows, checked_weights(sample_weight, rows)
+
+    def _refuse_batches(self) -> None:
+        if self.batch_size is not None and not self._averages:
+            raise ValueError(f"{type(self).__name__} has no online EM; leave batch_size=None, which reads all rows at "
+                             "every step.")
 
     def _refuse_few(self, rows: Rows) -> None:
         if rows.n_rows < self.n_components:
@@ -267,6 +275,7 @@ class MixtureEstimator(Scores):
             params["weights"] = weights_SK * K / len(x_ND)
         return params
 
+    @available_if(lambda self: self._averages)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Update the model with one batch of rows, by online EM; the first batch also makes the start.
 

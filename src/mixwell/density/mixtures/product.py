@@ -1,7 +1,8 @@
 """Mixture over columns of different kinds: blocks that are independent within a component share its weight.
 
-**Equation:** p(x) = sum_k w_k prod_b p_bk(x_b), with b a Gaussian or Student-t block, a block of categories, a block
-of counts. E step: r_nk = w_k prod_b p_bk(x_nb) / p(x_n). M step: each block's own, with the shared r.
+**Equation:** p(x) = sum_k w_k prod_b p_bk(x_b), with b a Gaussian or Student-t block, a block of categories, of counts,
+or of any other mixture of the family. E step: r_nk = w_k prod_b p_bk(x_nb) / p(x_n). M step: each block's own, with the
+shared r.
 
 **Shapes:** X (N, D) numbers, categories as codes from 0, NaN where a value is missing; `weights_` (K,), largest first;
 `blocks_`, whose estimators carry the attributes of their kind. B rows of a piece, S starts.
@@ -39,7 +40,7 @@ from mixwell.density.mixtures.em.rows import ArrayRows, BlockRows, Piece, Rows
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
 
-COLUMN_KINDS = ("numeric", "count", "category")
+COLUMN_KINDS = ("numeric", "count", "category", "other")
 UNSORTED = ("covariances", "cholesky")  # parameters without an axis of components where covariances are tied
 INIT_ROWS = 20_000  # rows that a start is computed from
 
@@ -48,7 +49,7 @@ INIT_ROWS = 20_000  # rows that a start is computed from
 class Block:
     """Columns of one kind and the estimator for them."""
 
-    kind: str  # numeric, count, category
+    kind: str  # numeric: a mixture with means and covariances; count, category; other: what the estimator takes
     estimator: Any  # unfitted; its n_components does not count
     columns: tuple[int, ...]
     floor_D: tuple[float, ...] = ()  # numeric: least variance of a component by column
@@ -86,13 +87,11 @@ class Sums(tuple):
 
 
 class Product(Family):
-    """Families side by side; only the numeric one, if there, has several ways to compute a step."""
+    """Families side by side; a level of them all is one of each."""
 
     def __init__(self, blocks: Sequence[Block], families: Sequence[Family]) -> None:
         self.blocks = blocks
         self.families = families
-        numeric = (i for i, block in enumerate(blocks) if block.kind == "numeric")
-        self.numeric = next(numeric, None)
 
     def part(self, params: Params | None, i: int) -> Params | None:
         """Parameters of block i; the weights count in the first block only."""
@@ -106,39 +105,40 @@ class Product(Family):
                 own[own_name] = value
         return own
 
-    def level(self, i: int, level: Any) -> Any:
-        """The way in which block i computes a step."""
-        return level if i == self.numeric else None
-
     def levels(self, params: Params | None) -> tuple[Any, ...]:
-        i = self.numeric
-        if i is None:
-            return (None,)
-        return self.families[i].levels(self.part(params, i))
+        ladders = [family.levels(self.part(params, i)) for i, family in enumerate(self.families)]
+        longest = max(ladders, key=len)
+        padded = [ladder + ladder[-1:] * (len(longest) - len(ladder)) for ladder in ladders]
+        return tuple(zip(*padded))
 
     def online_level(self) -> Any:
-        i = self.numeric
-        if i is None:
-            return None
-        return self.families[i].online_level()
+        return tuple(family.online_level() for family in self.families)
 
     def trusts(self, params: Params, level: Any) -> bool:
-        i = self.numeric
-        if i is None:
-            return True
-        own = self.part(params, i)
-        assert own is not None
-        return self.families[i].trusts(own, level)
+        return self._distrusting(params, level) is None
+
+    def _distrusting(self, params: Params, level: Any) -> int | None:
+        """The first block whose parameters are no use."""
+        for i, family in enumerate(self.families):
+            own = self.part(params, i)
+            assert own is not None
+            if not family.trusts(own, level[i]):
+                return i
+        return None
 
     def refuse(self, params: Params) -> None:
-        assert self.numeric is not None
-        self.families[self.numeric].refuse(params)
+        most_careful = self.levels(params)[-1]
+        i = self._distrusting(params, most_careful)
+        assert i is not None
+        own = self.part(params, i)
+        assert own is not None
+        self.families[i].refuse(own)
 
     def kernel(self, params: Params | None, level: Any) -> ProductKernel:
         kernels = []
         for i, family in enumerate(self.families):
             own = self.part(params, i)
-            kernels.append(family.kernel(own, self.level(i, level)))
+            kernels.append(family.kernel(own, level[i]))
         return ProductKernel(self.blocks, kernels)
 
     def maximise(self, tally: Tally, params: Params | None, level: Any) -> Params:
@@ -146,7 +146,7 @@ class Product(Family):
         for i, part in enumerate(tally.statistics):
             sums = Tally(part.value, tally.log_likelihood_S, tally.weight)
             own = self.part(params, i)
-            found = self.families[i].maximise(sums, own, self.level(i, level))
+            found = self.families[i].maximise(sums, own, level[i])
             weights = found.pop("weights")
             if i == 0:
                 new["weights"] = weights
@@ -159,14 +159,17 @@ class ProductKernel:
 
     def __init__(self, blocks: Sequence[Block], kernels: Sequence[Any]) -> None:
         self.blocks, self.kernels = blocks, kernels
+        self.patterned = _places_of_numbers(blocks)
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""
         return min(kernel.rows(starts_times_components) for kernel in self.kernels)
 
     def _pieces(self, piece: Piece) -> Iterator[tuple[Any, Piece]]:
-        for block, kernel in zip(self.blocks, self.kernels):
+        for block, kernel, places in zip(self.blocks, self.kernels, self.patterned):
             observed = piece.observed_PD if block.kind == "numeric" else None
+            if observed is not None:
+                observed = observed[:, places]
             own_BD = piece.x_BD[:, list(block.columns)]
             yield kernel, Piece(own_BD, piece.index, observed)
 
@@ -189,6 +192,16 @@ class ProductKernel:
         pairs = zip(self.kernels, states)
         parts = [Part(kernel.tally(state, resp_SKB)) for kernel, state in pairs]
         return Sums(*parts)
+
+
+def _places_of_numbers(blocks: Sequence[Block]) -> list[slice]:
+    """Where the columns of numeric blocks stand among all numeric columns."""
+    places, first = [], 0
+    for block in blocks:
+        width = len(block.columns) if block.kind == "numeric" else 0
+        places.append(slice(first, first + width))
+        first += width
+    return places
 
 
 @dataclass(frozen=True)
@@ -255,6 +268,10 @@ class ProductMixture(MixtureEstimator, config=Config):
             elif block.kind == "count":
                 for column in block.columns:
                     _check_whole(x_ND, column, math.inf, "a count")
+            else:
+                own_ND = x_ND[:, list(block.columns)]
+                own = ArrayRows(own_ND.contiguous(), names=block.columns)  # type: ignore[arg-type]
+                block.estimator._check_input(own)
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
         _, x_ND = next(rows.chunks())
@@ -314,8 +331,7 @@ class ProductMixture(MixtureEstimator, config=Config):
             if block.kind == "category":
                 parts += [_one_hot(x_N, size) for x_N, size in zip(own_ND.T, block.sizes)]
                 continue
-            if block.kind == "count":
-                own_ND = np.sqrt(own_ND)  # about the same variance for every rate
+            own_ND = block.estimator._start_points(own_ND)
             spread_D = np.maximum(own_ND.std(0), 1e-12)
             parts.append(own_ND / spread_D)
         return np.hstack(parts)

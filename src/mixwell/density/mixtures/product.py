@@ -42,6 +42,7 @@ from mixwell.density.mixtures.poisson import PoissonMixture
 
 COLUMN_KINDS = ("numeric", "count", "category", "other")
 UNSORTED = ("covariances", "cholesky")  # parameters without an axis of components where covariances are tied
+SHARED = ("orientation",)  # and everywhere
 INIT_ROWS = 20_000  # rows that a start is computed from
 
 
@@ -367,8 +368,8 @@ def _check_whole(x_ND: Tensor, column: int, size: float, expected: str) -> None:
 
 def _ordered(params: Params, order: Tensor, block: Block) -> Params:
     """A block's parameters with its components in another order."""
-    tied = getattr(block.estimator, "covariance_type", "") == "tied"
-    whole = UNSORTED if tied else ()
+    tied = getattr(block.estimator, "_layout", "") == "tied"
+    whole = UNSORTED + SHARED if tied else SHARED
     return {name: value if name in whole else value[order] for name, value in params.items()}
 
 

@@ -69,7 +69,9 @@ def rising_slopes(x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.digamma(x + small) - torch.digamma(small)
     second = torch.polygamma(1, small) - torch.polygamma(1, x + small)
     near, far = 1 / size, 1 / (x + size)
-    gap, gap_of_squares, gap_of_cubes = near - far, near**2 - far**2, near**3 - far**3
+    gap = near - far
+    gap_of_squares = near**2 - far**2
+    gap_of_cubes = near**3 - far**3
     first_series = torch.log1p(x * near) + gap / 2 + gap_of_squares / 12
     second_series = gap + gap_of_squares / 2 + gap_of_cubes / 6
     large = size >= SERIES

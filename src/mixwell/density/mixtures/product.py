@@ -108,8 +108,8 @@ class Product(Family):
 
     def levels(self, params: Params | None) -> tuple[Any, ...]:
         ladders = [family.levels(self.part(params, i)) for i, family in enumerate(self.families)]
-        longest = max(ladders, key=len)
-        padded = [ladder + ladder[-1:] * (len(longest) - len(ladder)) for ladder in ladders]
+        longest = max(len(ladder) for ladder in ladders)
+        padded = [_padded(ladder, longest) for ladder in ladders]
         return tuple(zip(*padded))
 
     def online_level(self) -> Any:
@@ -193,6 +193,12 @@ class ProductKernel:
         pairs = zip(self.kernels, states)
         parts = [Part(kernel.tally(state, resp_SKB)) for kernel, state in pairs]
         return Sums(*parts)
+
+
+def _padded(ladder: tuple[Any, ...], length: int) -> tuple[Any, ...]:
+    """A ladder whose last way stands as often as it takes."""
+    missing = length - len(ladder)
+    return ladder + ladder[-1:] * missing
 
 
 def _places_of_numbers(blocks: Sequence[Block]) -> list[slice]:

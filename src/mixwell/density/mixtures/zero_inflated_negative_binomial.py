@@ -1,9 +1,9 @@
 """Zero-inflated negative binomial mixture: overdispersed counts with zeros of two origins, columns independent.
 
 **Equation:** p(x) = sum_k w_k prod_d (z_kd [x_d = 0] + (1 - z_kd) NB(x_d; m_kd, s_kd)), NB of mean m and variance
-m + m^2 / s. M step: with n rows, n_0 of them zero, t = z / (z + (1 - z) NB(0)) is the share of zeros that are no counts; z =
-n_0 t / n, and m and s are those of `negative_binomial` for the n - n_0 t counts; repeated `INNER` times with the same
-sums, each of which raises the same lower bound.
+m + m^2 / s. M step: with n rows, n_0 of them zero, t = z / (z + (1 - z) NB(0)) is the share of zeros that are no
+counts; z = n_0 t / n, and m and s are those of `negative_binomial` for the n - n_0 t counts; repeated `INNER` times
+with the same sums, each of which raises the same lower bound.
 
 **Shapes:** X (N, D), not negative; `weights_` (K,), `means_` (K, D) and `sizes_` (K, D) of the counts, `zero_shares_`
 (K, D) are z.

@@ -180,7 +180,7 @@ class Counts:
 
     def joint(self, log_SKDV: Tensor) -> Tensor:
         """Log densities (S, K, B) of rows."""
-        S, K, D, _ = log_SKDV.shape
+        S, K = log_SKDV.shape[:2]
         padded_SKDV = torch.nn.functional.pad(log_SKDV, (0, 1))  # a missing value weighs nothing
         table_VC = padded_SKDV.reshape(S * K, -1).T.contiguous()
         log_BC = embedding_bag(self._offset(), table_VC, mode="sum")

@@ -1,7 +1,7 @@
 """Covariance models: volumes, shapes and orientations that components share or have of their own.
 
 A covariance is `volume * orientation diag(shape) orientation^T`, the shape's product one. A model's name has a letter
-for each of the three: E where components share it, V where each has its own, I for spheres (shape) or axes (orientation).
+for each of the three: E where components share it, V where each has its own, I for spheres or the columns' own axes.
 A step maximises `-sum_k n_k (log |Sigma_k| + tr(Sigma_k^-1 S_k))` with S_k a component's own second moments; what has no
 closed form climbs from the old covariances, so that the likelihood never falls.
 
@@ -57,14 +57,10 @@ def root_of_determinant(matrix_SKDD: Tensor) -> Tensor:
     return (log_det_SK / D).exp()[..., None, None]
 
 
-def equal_spheres(own: Own) -> Found:
-    """EII."""
-    return Found(pooled(own.second, own.weight_SK).expand_as(own.second))
-
-
-def equal_axes(own: Own) -> Found:
-    """EEI."""
-    return Found(pooled(own.second, own.weight_SK).expand_as(own.second))
+def all_equal(own: Own) -> Found:
+    """EII and EEI."""
+    mean = pooled(own.second, own.weight_SK)
+    return Found(mean.expand_as(own.second))
 
 
 def equal_shape_axes(own: Own) -> Found:
@@ -183,7 +179,7 @@ def as_they_are(own: Own) -> Found:
 
 
 MODELS: dict[str, Callable[[Own], Found]] = {
-    "EII": equal_spheres, "EEI": equal_axes, "VEI": equal_shape_axes, "EVI": equal_volume_axes,
+    "EII": all_equal, "EEI": all_equal, "VEI": equal_shape_axes, "EVI": equal_volume_axes,
     "VEE": equal_ellipses, "EVV": equal_volume, "EEV": equal_spread, "VEV": equal_shape,
     "EVE": lambda own: common_axes(own, equal_volume_axes), "VVE": lambda own: common_axes(own, as_they_are),
 }

@@ -27,6 +27,11 @@ SMALL = GaussianMixture(1, max_iter=1, init_params="random_from_data")  # inside
 OWN = {
     "mixtures.general": {"components": [SMALL]},
     "mixtures.categorical": {"unknown": "missing"},
+    "mixtures.gamma": {"zeros": "missing"},
+    "mixtures.inverse_gaussian": {"zeros": "missing"},
+    "mixtures.lognormal": {"zeros": "missing"},
+    "mixtures.weibull": {"zeros": "missing"},
+    "mixtures.beta": {"bounds": None},
     "selection.components": {"estimator": SMALL, "n_components": (1, 2)},
     "robust.private": {"estimator": SMALL, "n_components": 1, "epsilon": math.inf, "n_blocks": 5},
     "networks.pretraining": {"latent": GaussianMixture(8, max_iter=1, random_state=0)},

@@ -6,17 +6,31 @@ N rows, B rows of a part, D columns, K components.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor
 
+from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures._plain import PlainMixture
 from mixwell.density.mixtures._scores import as_array
 from mixwell.density.mixtures.em.loop import Family
-from mixwell.density.mixtures.em.rows import Rows, column_name
+from mixwell.density.mixtures.em.rows import MappedRows, Rows, column_name
 
 LARGEST_DRAW = 9.2e18  # rate: beyond it counts do not fit into 64 bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositiveConfig(MixtureConfig):
+    """Options of mixtures over numbers above zero."""
+
+    zeros: str = "error"  # or "missing": what a zero is taken for
+    min_spread: float = 1e-3  # least coefficient of variation of a component, so that none collapses onto one value
 
 
 class ColumnMixture(PlainMixture):
@@ -45,17 +59,50 @@ class ColumnMixture(PlainMixture):
         """One draw (N, D) for each of the parameters (N, D)."""
 
 
+class PositiveMixture(ColumnMixture):
+    """A mixture over numbers above zero."""
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **ColumnMixture._parameter_constraints,
+        "zeros": [StrOptions({"error", "missing"})],
+        "min_spread": [Interval(Real, 0.0, None, closed="neither")],
+    }
+
+    def _family(self, columns: int, device: torch.device) -> Family:
+        family = super()._family(columns, device)
+        family.min_spread = self.min_spread  # type: ignore[attr-defined]
+        return family
+
+    def _open(self, X: Any, *, reset: bool) -> Rows:
+        rows = super()._open(X, reset=reset)
+        return MappedRows(rows, without_zeros) if self.zeros == "missing" else rows
+
+    def _check_input(self, rows: Rows) -> None:
+        refuse_where(rows, lambda x_BD: x_BD < 0, f"Negative values in data passed to {type(self).__name__}",
+                     "expected numbers above 0")
+        refuse_where(rows, lambda x_BD: x_BD == 0, f"Zeros in data passed to {type(self).__name__}",
+                     "expected numbers above 0; pass zeros='missing' to leave them out")
+
+    def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
+        return np.log(x_ND)  # about the same variance at every scale
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        return tags
+
+
+def without_zeros(x_BD: Tensor) -> Tensor:
+    """Rows whose zeros are missing values."""
+    return x_BD.masked_fill(x_BD == 0, torch.nan)
+
+
 class CountMixture(ColumnMixture):
     """A mixture over counts."""
 
     def _check_input(self, rows: Rows) -> None:
-        for start, chunk in rows.chunks():
-            negative_BD = chunk < 0
-            if bool(negative_BD.any()):
-                row, column = negative_BD.nonzero()[0].tolist()
-                name = column_name(rows.names, column)
-                raise ValueError(f"Negative values in data passed to {type(self).__name__}: row {start + row}, column "
-                                 f"{name}; expected counts.")
+        refuse_where(rows, lambda x_BD: x_BD < 0, f"Negative values in data passed to {type(self).__name__}",
+                     "expected counts")
 
     def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
         return np.sqrt(x_ND)  # about the same variance for every rate
@@ -64,6 +111,16 @@ class CountMixture(ColumnMixture):
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
         return tags
+
+
+def refuse_where(rows: Rows, wrong: Callable[[Tensor], Tensor], what: str, expected: str) -> None:
+    """`ValueError` that names the first value for which `wrong` holds, if there is one."""
+    for start, chunk in rows.chunks():
+        wrong_BD = wrong(chunk)
+        if bool(wrong_BD.any()):
+            row, column = wrong_BD.nonzero()[0].tolist()
+            name = column_name(rows.names, column)
+            raise ValueError(f"{what}: row {start + row}, column {name}; {expected}.")
 
 
 def draw_counts(rng: np.random.RandomState, rates_ND: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ as diag, VII and EII as spherical, the others as full.
 **Reference:** Dempster, Laird, Rubin (1977), Maximum Likelihood from Incomplete Data via the EM Algorithm; Ghahramani,
 Jordan (1994), Supervised Learning from Incomplete Data via an EM Approach (missing values); Cappe, Moulines (2009),
 On-line Expectation-Maximization Algorithm for Latent Data Models, arXiv:0712.4273 (`partial_fit`, `batch_size`);
-Celeux, Govaert (1995), Gaussian Parsimonious Clustering Models (the models with three letters: volume, shape, orientation);
+Celeux, Govaert (1995), Gaussian Parsimonious Clustering Models (the models with three letters);
 Flury, Gautschi (1986), An Algorithm for Simultaneous Orthogonal Transformation of Several Positive Definite Symmetric
 Matrices to Nearly Diagonal Form (rotations of EVE and VVE).
 

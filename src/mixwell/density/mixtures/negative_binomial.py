@@ -25,7 +25,7 @@ online EM: the sums hold for the old sizes alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +36,7 @@ from mixwell.core.method import method
 from mixwell.density._gaussian import TINY
 from mixwell.density.mixtures._columns import CountMixture, draw_counts
 from mixwell.density.mixtures._parts import MixtureConfig
-from mixwell.density.mixtures.em.columns import ColumnFamily
+from mixwell.density.mixtures.em.columns import ColumnFamily, bisected
 from mixwell.density.mixtures.em.exponential import share
 from mixwell.density.mixtures.em.loop import Params
 
@@ -100,17 +100,6 @@ def better_size(count: Tensor, total: Tensor, mean: Tensor, first: Tensor, secon
     low = torch.where(rising, start, smallest)
     high = torch.where(rising, largest, start)
     return bisected(slope, low, high)
-
-
-def bisected(slope: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """Where a slope that begins above zero passes it, between numbers given by their logarithms."""
-    for _ in range(48):
-        middle = 0.5 * (low + high)
-        up = slope(middle.exp()) > 0
-        low = torch.where(up, middle, low)
-        high = torch.where(up, high, middle)
-    centre = 0.5 * (low + high)
-    return centre.exp()
 
 
 def size_of_moments(mean: Tensor, square: Tensor) -> Tensor:

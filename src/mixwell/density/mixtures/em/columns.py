@@ -6,7 +6,7 @@ D columns, B rows of a piece, V whole numbers of a table, M statistics, S starts
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -93,6 +93,17 @@ def whole(x_BD: Tensor, harmless: float) -> tuple[Tensor, Tensor | None]:
     if not bool(lost_DB.any()):
         return x_DB, None
     return x_DB.masked_fill(lost_DB, harmless), ~lost_DB
+
+
+def bisected(slope: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Where a slope that begins above zero passes it, between numbers given by their logarithms."""
+    for _ in range(48):
+        middle = 0.5 * (low + high)
+        up = slope(middle.exp()) > 0
+        low = torch.where(up, middle, low)
+        high = torch.where(up, high, middle)
+    centre = 0.5 * (low + high)
+    return centre.exp()
 
 
 class ColumnSums(NamedTuple):

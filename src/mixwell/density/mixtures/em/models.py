@@ -2,8 +2,8 @@
 
 A covariance is `volume * orientation diag(shape) orientation^T`, the shape's product one. A model's name has a letter
 for each of the three: E where components share it, V where each has its own, I for spheres or the columns' own axes.
-A step maximises `-sum_k n_k (log |Sigma_k| + tr(Sigma_k^-1 S_k))` with S_k a component's own second moments; what has no
-closed form climbs from the old covariances, so that the likelihood never falls.
+A step maximises `-sum_k n_k (log |Sigma_k| + tr(Sigma_k^-1 S_k))` with S_k a component's own second moments; what has
+no closed form climbs from the old covariances, so that the likelihood never falls.
 
 S starts, K components, D columns.
 """
@@ -187,7 +187,7 @@ MODELS: dict[str, Callable[[Own], Found]] = {
 
 def free_numbers(model: str, K: int, D: int) -> int:
     """How many numbers the covariances of a model are free to choose."""
-    volume, shape, orientation = model
+    volume, shape, orientation = tuple(model)
     times = {"E": 1, "V": K, "I": 0}
     shapes = times[shape] * (D - 1)
     angles = times[orientation] * D * (D - 1) // 2

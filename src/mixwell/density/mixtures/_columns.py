@@ -75,7 +75,12 @@ class PositiveMixture(ColumnMixture):
 
     def _open(self, X: Any, *, reset: bool) -> Rows:
         rows = super()._open(X, reset=reset)
-        return MappedRows(rows, without_zeros) if self.zeros == "missing" else rows
+        return MappedRows(rows, self._seen) if self.zeros == "missing" else rows
+
+    def _seen(self, x_BD: Tensor) -> Tensor:
+        if self.zeros == "error":
+            return x_BD
+        return x_BD.masked_fill(x_BD == 0, torch.nan)
 
     def _check_input(self, rows: Rows) -> None:
         refuse_where(rows, lambda x_BD: x_BD < 0, f"Negative values in data passed to {type(self).__name__}",
@@ -90,11 +95,6 @@ class PositiveMixture(ColumnMixture):
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
         return tags
-
-
-def without_zeros(x_BD: Tensor) -> Tensor:
-    """Rows whose zeros are missing values."""
-    return x_BD.masked_fill(x_BD == 0, torch.nan)
 
 
 class CountMixture(ColumnMixture):

@@ -166,8 +166,8 @@ class NormalMixture(MixtureEstimator):
 
     def _n_parameters(self) -> int:
         K, D = self.means_.shape
-        name = self.covariance_type
-        letters = LETTERS[name] if name in LETTERS else name
+        name: str = self.covariance_type
+        letters = LETTERS.get(name, name)
         own = free_numbers(letters, K, D)
         return self._count_free({"weights": K - 1, "means": K * D, "covariances": own})
 

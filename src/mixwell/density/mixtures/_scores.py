@@ -48,6 +48,10 @@ class Scores(DensityMixin, Configured):
     def _check_input(self, rows: Rows) -> None:
         """Refuse values outside the family's support."""
 
+    def _seen(self, x_BD: Tensor) -> Tensor:
+        """Rows as the family sees them."""
+        return x_BD
+
     def _open(self, X: Any, *, reset: bool) -> Rows:
         return open_input(self, X, reset=reset, allow_nan=self._allow_nan)
 

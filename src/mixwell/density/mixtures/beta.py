@@ -38,7 +38,7 @@ from mixwell.density.mixtures.em.loop import Params
 from mixwell.density.mixtures.em.rows import Rows
 
 SMALLEST = 1e-3  # a and b
-STEPS, HALVINGS = 40, 12  # of Newton's method
+STEPS, HALVINGS = 6, 12  # of Newton's method in a step of EM
 
 
 class Beta(ExponentialColumns):
@@ -109,6 +109,8 @@ def climbed(a: Tensor, b: Tensor, below: Tensor, above: Tensor, held: tuple[bool
             possible_a, possible_b = new_a.clamp(min=SMALLEST), new_b.clamp(min=SMALLEST)
             new = torch.where(inside, value(possible_a, possible_b), -torch.inf)
             better = new >= best
+            if bool(better.all()):
+                break
             size = torch.where(better, size, size / 2)
         if not bool((new > best).any()):
             break

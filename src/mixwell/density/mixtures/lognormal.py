@@ -67,18 +67,18 @@ class LognormalMixture(NormalMixture, config=Config):
 
     def _open(self, X: Any, *, reset: bool) -> Rows:
         rows = super()._open(X, reset=reset)
-        refuse_where(rows, lambda x_BD: x_BD < 0, f"Negative values in data passed to {type(self).__name__}",
-                     "expected numbers above 0")
-        return MappedRows(rows, self._mapped)
+        return MappedRows(rows, self._seen)
 
-    def _mapped(self, x_BD: Tensor) -> Tensor:
-        """Logarithms of rows; a zero's is minus infinity, or missing."""
+    def _seen(self, x_BD: Tensor) -> Tensor:
+        """Logarithms of rows; minus infinity or missing for zeros, plus infinity for what is below."""
         log_BD = x_BD.log()
         if self.zeros == "missing":
             log_BD = log_BD.masked_fill(log_BD.isneginf(), torch.nan)
-        return log_BD
+        return log_BD.masked_fill(x_BD < 0, torch.inf)
 
     def _check_input(self, rows: Rows) -> None:
+        refuse_where(rows, torch.isposinf, f"Negative values in data passed to {type(self).__name__}",
+                     "expected numbers above 0")
         refuse_where(rows, torch.isneginf, f"Zeros in data passed to {type(self).__name__}",
                      "expected numbers above 0; pass zeros='missing' to leave them out")
 

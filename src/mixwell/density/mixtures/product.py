@@ -251,6 +251,13 @@ class ProductMixture(MixtureEstimator, config=Config):
         least = 2 if reset else 1
         x_ND = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset,
                              ensure_min_samples=least)
+        for block in self._layout():
+            columns = list(block.columns)
+            own_ND = torch.from_numpy(x_ND[:, columns])
+            seen_ND = block.estimator._seen(own_ND)
+            if seen_ND is not own_ND:
+                x_ND = x_ND.copy()
+                x_ND[:, columns] = seen_ND.numpy()
         numeric = [block.columns for block in self._layout() if block.kind == "numeric"]
         return BlockRows(x_ND, list(chain.from_iterable(numeric)))
 

@@ -64,6 +64,7 @@ class Weibull(ColumnFamily):
         failed = (x > 0).double()
         if params is None:
             return failed, failed * log, failed * log**2
+        log = log - params["scales"].log()  # so that powers stay near one
         found = [failed, failed * log]
         for name in TRIALS:
             power = (params[name] * log).exp()
@@ -80,7 +81,8 @@ class Weibull(ColumnFamily):
         trials = [_trial(params[name], failed, failed_log, *own) for name, own in zip(TRIALS, sums)]
         best = _best(trials)
         proposals = self._proposals(best["shape"], best["step"])
-        return {"shapes": best["shape"], "scales": best["scale"], **proposals}
+        scale = params["scales"] * best["ratio"]
+        return {"shapes": best["shape"], "scales": scale, **proposals}
 
     def _proposals(self, shape: Tensor, step: Tensor) -> Params:
         """Shapes to try in the next pass; a step at most halves or doubles."""
@@ -105,10 +107,9 @@ class Weibull(ColumnFamily):
         if "shapes" in self.fixed:
             found = _trial(params["shapes"], failed, failed_log, *powers[:3])
             stay = dict.fromkeys(TRIALS, params["shapes"])
-            return {"scales": found["scale"], **stay}
-        log_scale = params["scales"].log()
+            return {"scales": params["scales"] * found["ratio"], **stay}
         sums = (powers[:3], powers[3:6], powers[6:])
-        trials = [_given_scale(params[name], log_scale, failed, failed_log, *own) for name, own in zip(TRIALS, sums)]
+        trials = [_given_scale(params[name], failed, failed_log, *own) for name, own in zip(TRIALS, sums)]
         best = _best(trials)
         proposals = self._proposals(best["shape"], best["step"])
         return {"shapes": best["shape"], "scales": params["scales"], **proposals}
@@ -130,7 +131,7 @@ def _around(shape: Tensor) -> Params:
 
 def _trial(shape: Tensor, failed: Tensor, failed_log: Tensor, power: Tensor, power_log: Tensor,
            power_square: Tensor) -> Params:
-    """A shape, the best scale beside it, the expected log-likelihood of both, and Newton's step of the shape."""
+    """A shape, the best scale beside it over the old one, the likelihood of both, and Newton's step of the shape."""
     events = failed.clamp(min=TINY)
     total = power.clamp(min=TINY)
     log_mean = (total / events).log()
@@ -139,20 +140,15 @@ def _trial(shape: Tensor, failed: Tensor, failed_log: Tensor, power: Tensor, pow
     value = failed * (shape.log() - log_mean) + shape * failed_log
     slope = failed_log / events + 1 / shape - first
     curve = 1 / shape**2 + second.clamp(min=0)
-    return {"shape": shape, "scale": (log_mean / shape).exp(), "value": value, "step": slope / curve}
+    return {"shape": shape, "ratio": (log_mean / shape).exp(), "value": value, "step": slope / curve}
 
 
-def _given_scale(shape: Tensor, log_scale: Tensor, failed: Tensor, failed_log: Tensor, power: Tensor,
-                 power_log: Tensor, power_square: Tensor) -> Params:
+def _given_scale(shape: Tensor, failed: Tensor, failed_log: Tensor, power: Tensor, power_log: Tensor,
+                 power_square: Tensor) -> Params:
     """The same beside a scale that stays."""
-    unit = (-shape * log_scale).exp()
-    relative = power_log - log_scale * power
-    first = unit * relative
-    second = unit * (power_square - log_scale * (power_log + relative))
-    gone = failed_log - failed * log_scale
-    value = failed * shape.log() + shape * gone - unit * power
-    slope = failed / shape + gone - first
-    curve = failed / shape**2 + second
+    value = failed * shape.log() + shape * failed_log - power
+    slope = failed / shape + failed_log - power_log
+    curve = failed / shape**2 + power_square
     return {"shape": shape, "value": value, "step": slope / curve.clamp(min=TINY)}
 
 

@@ -33,6 +33,8 @@ from mixwell.density.mixtures.em.loop import Family, Params
 from mixwell.density.mixtures.em.models import free_numbers
 from mixwell.density.mixtures.em.rows import Rows, column_name
 
+OWN_COVARIANCES = ("full", "diag", "spherical", "VVV", "VVI", "VII")  # models whose components share nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class NormalConfig(MixtureConfig):
@@ -67,6 +69,12 @@ class NormalMixture(MixtureEstimator):
             _shaped(self.means_init, (K, D), "means")
         if self.precisions_init is not None:
             _check_precisions(self.precisions_init, self._layout, K, D)
+
+    @property
+    def _partly(self) -> tuple[str, ...]:  # type: ignore[override]
+        """All but covariances that components share something of."""
+        own = self.covariance_type in OWN_COVARIANCES
+        return self._fixable if own else tuple(name for name in self._fixable if name != "covariances")
 
     @property
     def _layout(self) -> str:

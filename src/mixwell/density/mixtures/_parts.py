@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mixwell.density.mixtures._scores import Scores
 from mixwell.density.mixtures.em.inputs import checked_weights, spread_over
-from mixwell.density.mixtures.em.loop import Family, Params, Run, best, climb, select, step
+from mixwell.density.mixtures.em.loop import Family, Fixed, Params, Run, best, climb, select, step
 from mixwell.density.mixtures.em.online import Online, epochs
 from mixwell.density.mixtures.em.processes import Alone, Group
 from mixwell.density.mixtures.em.progress import Progress
@@ -46,7 +46,7 @@ class MixtureConfig:
     warm_start: bool = False  # start from the last fit
     verbose: int = 0  # 1: messages, 2: with times and gains
     verbose_interval: int = 10  # iterations from one message to the next
-    fixed: Any = None  # name or names of parameters that stay at their starting values
+    fixed: Any = None  # name or names of parameters that stay at their starting values; or {name: components}
     batch_size: int | None = None  # rows of a batch of online EM; None: EM over all rows
     learning_decay: float = 0.7  # of online EM, above 0.5 up to 1
     learning_offset: float = 10.0  # batches that online EM's first rate is worth, 1 or more
@@ -71,13 +71,14 @@ class MixtureEstimator(Scores):
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
-        "fixed": [None, str, "array-like"],
+        "fixed": [None, str, dict, "array-like"],
         "batch_size": [None, Interval(Integral, 1, None, closed="left")],
         "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
         "learning_offset": [Interval(Real, 1.0, None, closed="left")],
         "init_size": [None, Interval(Integral, 1, None, closed="left")],
     }
     _fixable: tuple[str, ...] = ("weights",)
+    _partly: tuple[str, ...] = ("weights",)  # those that may stay for some components alone
     _distributable = True  # whether nothing but sums has to be known of all rows
     _averages = True  # whether sums mean the same at other parameters, so that online EM may average them
 
@@ -107,20 +108,51 @@ class MixtureEstimator(Scores):
         """Coordinates in which k-means makes sense."""
         return x_ND
 
-    def _fixed(self) -> tuple[str, ...]:
-        """Names of the parameters that stay at their starting values."""
+    def _fixed(self) -> Fixed:
+        """Names of the parameters that stay at their starting values, for all components or some.
+
+        Raises a `ValueError` where a name, or what is given for it, is none that can stay.
+        """
         if self.fixed is None:
-            return ()
+            return Fixed()
+        if isinstance(self.fixed, dict):
+            some = {name: self._components(name, places) for name, places in self.fixed.items()}
+            return Fixed([name for name, places in some.items() if len(places) == self.n_components],
+                         {name: places for name, places in some.items() if 0 < len(places) < self.n_components})
         names: Sequence[str] = [self.fixed] if isinstance(self.fixed, str) else self.fixed
         for name in names:
-            if name not in self._fixable:
-                raise ValueError(f"fixed names {name!r}; expected some of {', '.join(self._fixable)}.")
-        return tuple(names)
+            self._refuse_unfixable(name)
+        return Fixed(names)
+
+    def _refuse_unfixable(self, name: Any) -> None:
+        if name not in self._fixable:
+            raise ValueError(f"fixed names {name!r}; expected some of {', '.join(self._fixable)}.")
+
+    def _components(self, name: str, places: Any) -> list[int]:
+        """The components for which a parameter stays, from numbers of components, or True for all."""
+        self._refuse_unfixable(name)
+        K = self.n_components
+        if places is True:
+            return list(range(K))
+        numbers = list(places) if isinstance(places, (list, tuple, range, np.ndarray)) else [None]
+        known = all(isinstance(number, (int, np.integer)) and not isinstance(number, bool) for number in numbers)
+        if not known or not all(0 <= number < K for number in numbers):
+            raise ValueError(f"fixed[{name!r}] is {places!r}; expected True, or a list of components from 0 to {K - 1}.")
+        chosen = sorted({int(number) for number in numbers})
+        if 0 < len(chosen) < K and name not in self._partly:
+            raise ValueError(f"fixed[{name!r}] names some components; {name} of this {type(self).__name__} can only "
+                             "stay for all of them.")
+        return chosen
 
     def _count_free(self, numbers: dict[str, int]) -> int:
         """How many numbers a fit is free to choose, from how many each parameter holds."""
         fixed = self._fixed()
-        return sum(number for name, number in numbers.items() if name not in fixed)
+        free = 0
+        for name, number in numbers.items():
+            stay = len(fixed.some.get(name, ()))
+            own = 1 if name == "weights" else number // self.n_components
+            free += 0 if name in fixed else number - stay * own
+        return free
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Estimate the parameters from X (N, D), rows weighted by `sample_weight` (N,); returns self.

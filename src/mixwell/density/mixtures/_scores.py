@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -97,28 +98,60 @@ class Scores(DensityMixin, Configured):
         device = self.weights_.device
         return torch.as_tensor(x_ND, device=device), torch.as_tensor(labels_N, device=device)
 
-    def bic(self, X: Any) -> float:
-        """Bayesian information criterion on X; lower is better."""
-        n = self._count(X)
-        penalty = self._n_parameters() * math.log(n)
-        return -2 * self.score(X) * n + penalty
+    def bic(self, X: Any, sample_weight: Any = None) -> float:
+        """Bayesian information criterion on X; lower is better.
 
-    def aic(self, X: Any) -> float:
-        """Akaike information criterion on X; lower is better."""
-        n = self._count(X)
-        penalty = 2 * self._n_parameters()
-        return -2 * self.score(X) * n + penalty
+        sample_weight: how often each row was seen (N,); the number of rows is then their sum.
+        """
+        return self._criterion(X, sample_weight, math.log)
 
-    def icl(self, X: Any) -> float:
+    def aic(self, X: Any, sample_weight: Any = None) -> float:
+        """Akaike information criterion on X, rows counted as by `bic`; lower is better."""
+        return self._criterion(X, sample_weight, lambda rows: 2.0)
+
+    def sabic(self, X: Any, sample_weight: Any = None) -> float:
+        """BIC with Sclove's sample size (n + 2) / 24, rows counted as by `bic`; lower is better."""
+        return self._criterion(X, sample_weight, lambda rows: math.log((rows + 2) / 24))
+
+    def caic(self, X: Any, sample_weight: Any = None) -> float:
+        """Bozdogan's consistent AIC: BIC plus the number of parameters, rows counted as by `bic`; lower is better."""
+        return self._criterion(X, sample_weight, lambda rows: math.log(rows) + 1)
+
+    def _criterion(self, X: Any, sample_weight: Any, price: Callable[[float], float]) -> float:
+        """-2 log likelihood plus a price for each parameter that depends on the number of rows."""
+        rows = self._rows(X)
+        weights_N = checked_weights(sample_weight, rows)
+        n = float(rows.n_rows if weights_N is None else weights_N.sum())
+        return -2 * self.score(X, sample_weight=sample_weight) * n + price(n) * self._n_parameters()
+
+    def icl(self, X: Any, sample_weight: Any = None) -> float:
         """Integrated completed likelihood on X: BIC plus twice the entropy of the responsibilities; lower is better.
 
-        An error before `fit`.
+        Rows counted as by `bic`; an error before `fit`.
         """
-        check_is_fitted(self)
-        rows = self._open(X, reset=False)
+        return self.bic(X, sample_weight) + 2 * self._entropy(X, sample_weight)
+
+    def entropy_r2(self, X: Any, sample_weight: Any = None) -> float:
+        """How well rows are told apart: 1 - entropy of the responsibilities / (n log K), 1 for one component.
+
+        Rows counted as by `bic`; an error before `fit`.
+        """
+        K = len(self.weights_) if hasattr(self, "weights_") else 1
+        entropy = self._entropy(X, sample_weight)
+        if K == 1:
+            return 1.0
+        weights_N = checked_weights(sample_weight, self._rows(X))
+        n = float(self._count(X) if weights_N is None else weights_N.sum())
+        return 1 - entropy / (n * math.log(K))
+
+    def _entropy(self, X: Any, sample_weight: Any) -> float:
+        """Entropy of the responsibilities, summed over rows, in nats."""
+        rows = self._rows(X)
+        weights_N = checked_weights(sample_weight, rows)
         resp_NK = self._responsibilities(rows).double()
-        certainty = float(torch.xlogy(resp_NK, resp_NK).sum())
-        return self.bic(X) - 2 * certainty
+        entropy_N = -torch.xlogy(resp_NK, resp_NK).sum(1)
+        total = entropy_N.sum() if weights_N is None else entropy_N @ weights_N
+        return float(total)
 
     def _rows(self, X: Any) -> Rows:
         """Rows to score, checked."""

@@ -54,6 +54,7 @@ class ExponentialMixture(CountMixture, config=MixtureConfig):
 
     _attributes: ClassVar[dict[str, str]] = {"scales": "scales_"}
     _fixable = ("weights", "scales")
+    _partly = ("weights", "scales")
     _family_class = Exponential
 
     def _variates(self, rng: np.random.RandomState, **params_ND: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from mixwell.core.method import method
 from mixwell.density._gaussian import LOG_2PI
 from mixwell.density.mixtures._columns import PositiveConfig, PositiveMixture
 from mixwell.density.mixtures.em.columns import ExponentialColumns
-from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.loop import Params, held
 from mixwell.density.mixtures.gamma import positive_groups
 
 
@@ -53,9 +53,7 @@ class InverseGaussian(ExponentialColumns):
 
     def estimate(self, means: Sequence[Tensor], params: Params | None) -> Params:
         mean, mean_inverse = means
-        centre = mean
-        if params is not None and "means" in self.fixed:
-            centre = params["means"]
+        centre = held(self.fixed, "means", mean, params)
         distance = mean_inverse - 2 / centre + mean / centre**2
         least = self.min_spread**2 / centre
         return {"means": centre, "shapes": 1 / torch.maximum(distance, least)}
@@ -67,6 +65,7 @@ class InverseGaussianMixture(PositiveMixture, config=PositiveConfig):
 
     _attributes: ClassVar[dict[str, str]] = {"means": "means_", "shapes": "shapes_"}
     _fixable = ("weights", "means", "shapes")
+    _partly = ("weights", "means", "shapes")
     _family_class = InverseGaussian
 
     def _variates(self, rng: np.random.RandomState, **params_ND: np.ndarray) -> np.ndarray:

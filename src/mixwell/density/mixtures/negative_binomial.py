@@ -38,7 +38,7 @@ from mixwell.density.mixtures._columns import CountMixture, draw_counts
 from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures.em.columns import ColumnFamily, bisected
 from mixwell.density.mixtures.em.exponential import share
-from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.loop import Params, held
 
 SMALLEST_MEAN = 1e-10  # so that a column without counts keeps a finite log mean
 SMALLEST_SIZE, LARGEST_SIZE = 1e-4, 1e10  # beyond them nothing changes but rounding
@@ -130,10 +130,10 @@ class NegativeBinomial(ColumnFamily):
         if params is None:
             square = share(rest[0], seen_SKD, 2.0)
             return {"means": mean, "sizes": size_of_moments(mean, square)}
-        held = params["means"] if "means" in self.fixed else mean
+        mean = held(self.fixed, "means", mean, params)
         first, second = rest
-        size = better_size(seen_SKD, total, held, first, second, params["sizes"])
-        return {"means": held, "sizes": size}
+        size = better_size(seen_SKD, total, mean, first, second, params["sizes"])
+        return {"means": mean, "sizes": size}
 
 
 @method(title="Negative binomial mixture", year=1987, tags={"estimator", "mixture", "missing", "counts"})
@@ -142,6 +142,7 @@ class NegativeBinomialMixture(CountMixture, config=MixtureConfig):
 
     _attributes: ClassVar[dict[str, str]] = {"means": "means_", "sizes": "sizes_"}
     _fixable = ("weights", "means", "sizes")
+    _partly = ("weights", "means", "sizes")
     _family_class = NegativeBinomial
     _averages = False
 

@@ -60,6 +60,7 @@ class PoissonMixture(CountMixture, config=MixtureConfig):
 
     _attributes: ClassVar[dict[str, str]] = {"rates": "rates_"}
     _fixable = ("weights", "rates")
+    _partly = ("weights", "rates")
     _family_class = Poisson
 
     def _variates(self, rng: np.random.RandomState, **params_ND: np.ndarray) -> np.ndarray:

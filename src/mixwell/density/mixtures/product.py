@@ -298,6 +298,25 @@ class ProductMixture(MixtureEstimator, config=Config):
             families.append(_family_of(block, own_ND, weights_N))
         return Product(blocks, families)
 
+    def _check_start(self, rows: Rows) -> None:
+        _, x_ND = next(rows.chunks())
+        for block in self._layout():
+            own_ND = x_ND[:, list(block.columns)]
+            estimator = clone(block.estimator).set_params(n_components=self.n_components)
+            estimator._check_start(ArrayRows(own_ND.contiguous()))
+
+    def _refine_start(self, family: Product, params: Params) -> Params:  # type: ignore[override]
+        """Starting values that blocks were given; the weights are those of all blocks together."""
+        found: Params = {"weights": params["weights"]}
+        for i, block in enumerate(family.blocks):
+            own = family.part(params, i)
+            assert own is not None
+            refined = block.estimator._refine_start(family.families[i], own)
+            if i == 0:
+                found["weights"] = refined["weights"]
+            found |= {f"{i}.{name}": value for name, value in refined.items() if name != "weights"}
+        return found
+
     def _scoring(self, dtype: torch.dtype, device: torch.device) -> tuple[Family, Params]:
         found = [block.estimator._scoring(dtype, device) for block in self.blocks_]
         families = [family for family, _ in found]

@@ -32,7 +32,7 @@ from mixwell.density.mixtures._columns import CountMixture
 from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures.em.columns import ColumnFamily
 from mixwell.density.mixtures.em.exponential import share
-from mixwell.density.mixtures.em.loop import Params, fixed_values
+from mixwell.density.mixtures.em.loop import Params, with_fixed
 from mixwell.density.mixtures.negative_binomial import (
     SMALLEST_MEAN,
     better_size,
@@ -81,7 +81,7 @@ class ZeroInflatedNegativeBinomial(ColumnFamily):
             counted = seen_SKD - structural
             found = {"means": share(total, counted, 1.0).clamp(min=SMALLEST_MEAN),
                      "zero_shares": share(structural, seen_SKD, FIRST).clamp(max=LARGEST_SHARE)}
-            new = params | found | fixed_values(self.fixed, params)
+            new = params | with_fixed(self.fixed, found, params)
             if "sizes" not in self.fixed:
                 new["sizes"] = better_size(counted, total, new["means"], first, second, params["sizes"])
         return {name: new[name] for name in ("means", "sizes", "zero_shares")}

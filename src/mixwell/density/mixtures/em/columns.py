@@ -17,7 +17,7 @@ from torch.nn.functional import embedding_bag
 from mixwell.density._gaussian import TINY, log_positive
 from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
 from mixwell.density.mixtures.em.kernels import PIECE_BYTES, rows_in_cache
-from mixwell.density.mixtures.em.loop import Family, Params, Tally, fixed_values
+from mixwell.density.mixtures.em.loop import Family, Params, Tally, with_fixed
 from mixwell.density.mixtures.em.rows import Piece
 
 
@@ -144,7 +144,7 @@ class ColumnFamily(Family):
         new = self.estimate(sums.seen_SKD, sums.sums_MSKD, params)
         new = kept_unseen(new, params, sums.seen_SKD)
         new["weights"] = sums.count_SK / total_S1
-        return new | fixed_values(self.fixed, params)
+        return with_fixed(self.fixed, new, params)
 
 
 @dataclass

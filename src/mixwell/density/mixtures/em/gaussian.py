@@ -23,7 +23,7 @@ from mixwell.density.mixtures.em.kernels import (
     feature_count,
     natural_parameters,
 )
-from mixwell.density.mixtures.em.loop import Family, Params, Tally, fixed_values
+from mixwell.density.mixtures.em.loop import Family, Params, Tally, held, with_fixed
 from mixwell.density.mixtures.em.missing import Incomplete
 from mixwell.density.mixtures.em.models import MODELS, Own
 from mixwell.density.mixtures.em.rows import Piece
@@ -116,7 +116,7 @@ class Gaussian(Family):
         new = self.keep_dead(new, params, dead_SK)
         if self.model in MODELS:
             new |= self._modelled(new, params)
-        new |= fixed_values(self.fixed, params)
+        new = with_fixed(self.fixed, new, params)
         root = precision_cholesky(self.kind, new["covariances"])
         return new | {"cholesky": root}
 
@@ -150,9 +150,7 @@ class Gaussian(Family):
         origin_SKD = torch.zeros_like(offset_SKD)
         if params is not None and not level.quadratic:
             origin_SKD = params["means"]
-        means_SKD = origin_SKD + offset_SKD
-        if params is not None and "means" in self.fixed:
-            means_SKD = params["means"]
+        means_SKD = held(self.fixed, "means", origin_SKD + offset_SKD, params)
         moved_SKD = means_SKD - origin_SKD
         return means_SKD, self.covariances(weight_SK, offset_SKD, moved_SKD, moments.second)
 

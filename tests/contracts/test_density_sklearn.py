@@ -32,6 +32,7 @@ OWN = {
     "mixtures.lognormal": {"zeros": "missing"},
     "mixtures.weibull": {"zeros": "missing"},
     "mixtures.beta": {"bounds": None},
+    "selection.bootstrap": {"estimator": SMALL, "n_resamples": 2},
     "selection.components": {"estimator": SMALL, "n_components": (1, 2)},
     "robust.private": {"estimator": SMALL, "n_components": 1, "epsilon": math.inf, "n_blocks": 5},
     "networks.pretraining": {"latent": GaussianMixture(8, max_iter=1, random_state=0)},

@@ -1,4 +1,4 @@
-"""What the tests of families with independent columns share: loops, a general optimiser, one population, held values."""
+"""What the tests of families with independent columns share: loops, a general optimiser, one population."""
 
 import numpy as np
 import pytest

@@ -56,8 +56,8 @@ def test_bounds_of_the_data_and_what_lies_outside():
     margin = (np.nanmax(x, 0) - np.nanmin(x, 0)) / 240
     np.testing.assert_allclose(np.array(model.bounds_).T, [np.nanmin(x, 0) - margin, np.nanmax(x, 0) + margin])
     assert np.isfinite(model.score_samples(x)).all() and np.isneginf(model.score_samples([[99.0, 20.0]])).all()
-    with pytest.raises(ValueError, match="Values on or outside the bounds in data passed to BetaMixture: row 1, column 0; "
-                                         "expected numbers between 0 and 1, or bounds=None"):
+    with pytest.raises(ValueError, match="Values on or outside the bounds in data passed to BetaMixture: row 1, column "
+                                         "0; expected numbers between 0 and 1, or bounds=None"):
         BetaMixture(1).fit([[0.5], [1.0], [0.2]])
 
 

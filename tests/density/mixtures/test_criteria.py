@@ -28,7 +28,7 @@ def test_criteria_by_hand():
 def test_weights_count_as_repetitions():
     x = np.random.default_rng(0).integers(0, 2, (16, 4)).astype(float)
     times = np.random.default_rng(1).integers(1, 90, 16)
-    model = CategoricalMixture(2, random_state=0).fit(x, sample_weight=times)
+    model = CategoricalMixture(2, alpha=5.0, random_state=0).fit(x, sample_weight=times)
     for name in ("bic", "aic", "sabic", "caic", "icl", "entropy_r2"):
         criterion = getattr(model, name)
         assert criterion(x, sample_weight=times) == pytest.approx(criterion(x.repeat(times, 0))), name

@@ -16,7 +16,7 @@ def test_one_number_is_a_range_of_one():
     assert ComponentSearch(GaussianMixture(random_state=0), 2).fit(three_groups()).best_n_components_ == 2
 
 
-@pytest.mark.parametrize("criterion", ["bic", "icl", "cv", "slope"])
+@pytest.mark.parametrize("criterion", ["bic", "icl", "sabic", "caic", "cv", "slope"])
 def test_criteria_find_three_groups(criterion):
     x = three_groups()
     search = ComponentSearch(GaussianMixture(random_state=0), range(1, 6), criterion=criterion, folds=3, random_state=0,
@@ -89,8 +89,21 @@ def test_tables_of_text_and_other_estimators():
     assert search.fit(frame).best_n_components_ == 2
 
 
+@pytest.mark.parametrize("criterion", ["bic", "icl"])
+def test_weights_count_as_repetitions(criterion):
+    x = np.random.default_rng(0).integers(0, 2, (16, 4)).astype(float)
+    times = np.random.default_rng(1).integers(1, 30, 16)
+    search = ComponentSearch(CategoricalMixture(alpha=1.0, random_state=0), [1, 2], criterion=criterion)
+    search.fit(x, sample_weight=times)
+    one = search.log_likelihoods_[1], search.scores_[1]
+    search.fit(x.repeat(times, 0))
+    assert (search.log_likelihoods_[1], search.scores_[1]) == pytest.approx(one)
+    with pytest.raises(ValueError, match="criterion='cv' takes no sample_weight"):
+        ComponentSearch(GaussianMixture(), 1, criterion="cv").fit(x, sample_weight=times)
+
+
 def test_refusals():
-    with pytest.raises(ValueError, match="criterion='x'; expected one of bic, aic, icl, cv, slope"):
+    with pytest.raises(ValueError, match="criterion='x'; expected one of bic, aic, icl, sabic, caic, cv, slope"):
         ComponentSearch(criterion="x").fit(three_groups())
     with pytest.raises(ValueError, match="n_components is empty"):
         ComponentSearch(n_components=[]).fit(three_groups())

@@ -117,8 +117,10 @@ class MixtureEstimator(Scores):
             return Fixed()
         if isinstance(self.fixed, dict):
             some = {name: self._components(name, places) for name, places in self.fixed.items()}
-            return Fixed([name for name, places in some.items() if len(places) == self.n_components],
-                         {name: places for name, places in some.items() if 0 < len(places) < self.n_components})
+            K = self.n_components
+            whole = [name for name, places in some.items() if len(places) == K]
+            partly = {name: places for name, places in some.items() if 0 < len(places) < K}
+            return Fixed(whole, partly)
         names: Sequence[str] = [self.fixed] if isinstance(self.fixed, str) else self.fixed
         for name in names:
             self._refuse_unfixable(name)
@@ -134,11 +136,11 @@ class MixtureEstimator(Scores):
         K = self.n_components
         if places is True:
             return list(range(K))
-        numbers = list(places) if isinstance(places, (list, tuple, range, np.ndarray)) else [None]
-        known = all(isinstance(number, (int, np.integer)) and not isinstance(number, bool) for number in numbers)
-        if not known or not all(0 <= number < K for number in numbers):
-            raise ValueError(f"fixed[{name!r}] is {places!r}; expected True, or a list of components from 0 to {K - 1}.")
-        chosen = sorted({int(number) for number in numbers})
+        listed = isinstance(places, (list, tuple, range, np.ndarray))
+        if not listed or not all(_is_component(number, K) for number in places):
+            raise ValueError(f"fixed[{name!r}] is {places!r}; expected True, or a list of components from 0 to "
+                             f"{K - 1}.")
+        chosen = sorted({int(number) for number in places})
         if 0 < len(chosen) < K and name not in self._partly:
             raise ValueError(f"fixed[{name!r}] names some components; {name} of this {type(self).__name__} can only "
                              "stay for all of them.")
@@ -346,6 +348,11 @@ class MixtureEstimator(Scores):
 
     def _online_em(self, family: Family, params: Params, rows: float = math.inf) -> Online:
         return Online(family, params, self.learning_decay, self.learning_offset, rows)
+
+
+def _is_component(number: Any, components: int) -> bool:
+    whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    return whole and 0 <= number < components
 
 
 def _agreed(processes: Alone, params: Params) -> Params:

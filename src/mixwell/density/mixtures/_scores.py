@@ -111,25 +111,34 @@ class Scores(DensityMixin, Configured):
 
     def sabic(self, X: Any, sample_weight: Any = None) -> float:
         """BIC with Sclove's sample size (n + 2) / 24, rows counted as by `bic`; lower is better."""
-        return self._criterion(X, sample_weight, lambda rows: math.log((rows + 2) / 24))
+        def price(rows: float) -> float:
+            return math.log((rows + 2) / 24)
+
+        return self._criterion(X, sample_weight, price)
 
     def caic(self, X: Any, sample_weight: Any = None) -> float:
         """Bozdogan's consistent AIC: BIC plus the number of parameters, rows counted as by `bic`; lower is better."""
-        return self._criterion(X, sample_weight, lambda rows: math.log(rows) + 1)
+        def price(rows: float) -> float:
+            return math.log(rows) + 1
+
+        return self._criterion(X, sample_weight, price)
 
     def _criterion(self, X: Any, sample_weight: Any, price: Callable[[float], float]) -> float:
         """-2 log likelihood plus a price for each parameter that depends on the number of rows."""
         rows = self._rows(X)
         weights_N = checked_weights(sample_weight, rows)
         n = float(rows.n_rows if weights_N is None else weights_N.sum())
-        return -2 * self.score(X, sample_weight=sample_weight) * n + price(n) * self._n_parameters()
+        log_likelihood = n * self.score(X, sample_weight=sample_weight)
+        penalty = price(n) * self._n_parameters()
+        return penalty - 2 * log_likelihood
 
     def icl(self, X: Any, sample_weight: Any = None) -> float:
         """Integrated completed likelihood on X: BIC plus twice the entropy of the responsibilities; lower is better.
 
         Rows counted as by `bic`; an error before `fit`.
         """
-        return self.bic(X, sample_weight) + 2 * self._entropy(X, sample_weight)
+        entropy = self._entropy(X, sample_weight)
+        return self.bic(X, sample_weight) + 2 * entropy
 
     def entropy_r2(self, X: Any, sample_weight: Any = None) -> float:
         """How well rows are told apart: 1 - entropy of the responsibilities / (n log K), 1 for one component.

@@ -1,8 +1,9 @@
 """Number of components: fit a range and keep what a criterion likes best.
 
-**Equation:** BIC = -2 loglik + P log N; AIC = -2 loglik + 2 P; ICL = BIC + 2 entropy of the responsibilities; cv =
-minus the mean held-out log-likelihood of a row over folds; slope = -loglik + 2 s P with s from the data (see
-`density.selection.slope_heuristic`). loglik is over all N rows, in nats; P counts free parameters. The smallest wins.
+**Equation:** BIC = -2 loglik + P log N; AIC = -2 loglik + 2 P; SABIC = BIC with (N + 2) / 24 for N; CAIC = BIC + P; ICL
+= BIC + 2 entropy of the responsibilities; cv = minus the mean held-out log-likelihood of a row over folds; slope =
+-loglik + 2 s P with s from the data (see `density.selection.slope_heuristic`). loglik is over all N rows, in nats; P
+counts free parameters. The smallest wins.
 
 **Shapes:** X (N, D); `scores_` maps each number of components to its criterion.
 
@@ -37,7 +38,8 @@ from mixwell.density._options import Configured
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.selection.slope_heuristic import slope_heuristic
 
-CRITERIA = ("bic", "aic", "icl", "cv", "slope")
+OWN = ("bic", "aic", "icl", "sabic", "caic")  # criteria that a mixture has itself
+CRITERIA = (*OWN, "cv", "slope")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Config:
     estimator: Any = None  # a mixture with `n_components`; None: a Gaussian one
     n_components: int | Iterable[int] = tuple(range(1, 11))  # the numbers to try, or one number
     _: KW_ONLY
-    criterion: Literal["bic", "aic", "icl", "cv", "slope"] = "bic"
+    criterion: Literal["bic", "aic", "icl", "sabic", "caic", "cv", "slope"] = "bic"
     folds: int = 5  # of "cv"
     one_standard_error: bool = False  # of "cv": the smallest number within one of the best
     random_state: Any = None  # of the folds
@@ -61,19 +63,22 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
     `log_likelihoods_` (nats over all rows).
     """
 
-    def fit(self, X: Any, y: Any = None) -> ComponentSearch:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> ComponentSearch:
         """Fit the range; returns self.
 
+        sample_weight: how often each row was seen (N,), of which "cv" takes none.
         Raises a `ValueError` where there is no number to try, or the criterion is none that the estimator has.
         """
         base = self._base()
         self._check_criterion(base)
         numbers = self._numbers()
-        fitted = {k: clone(base).set_params(n_components=k).fit(X) for k in numbers}
+        weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
+        fitted = {k: clone(base).set_params(n_components=k).fit(X, **weighted) for k in numbers}
         self.log_likelihoods_ = {}
         for k, model in fitted.items():
-            self.log_likelihoods_[k] = model.score(X) * _count(model, X)
-        self.scores_ = self._scores(base, fitted, X)
+            rows = _count(model, X) if sample_weight is None else float(np.asarray(sample_weight).sum())
+            self.log_likelihoods_[k] = model.score(X, **weighted) * rows
+        self.scores_ = self._scores(base, fitted, X, weighted)
         best = min(numbers, key=self.scores_.__getitem__)
         if self.criterion == "cv" and self.one_standard_error:
             limit = self.scores_[best] + self.standard_errors_[best]
@@ -90,7 +95,7 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
     def _check_criterion(self, base: Any) -> None:
         if self.criterion not in CRITERIA:
             raise ValueError(f"criterion={self.criterion!r}; expected one of {', '.join(CRITERIA)}.")
-        own = self.criterion in ("aic", "bic", "icl")
+        own = self.criterion in OWN
         if own and not hasattr(base, self.criterion):
             raise ValueError(f"{type(base).__name__} has no {self.criterion}; choose another criterion, or 'cv'.")
 
@@ -104,12 +109,14 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
             raise ValueError("n_components is empty; expected the numbers of components to try.")
         return numbers
 
-    def _scores(self, base: Any, fitted: dict[int, Any], X: Any) -> dict[int, float]:
+    def _scores(self, base: Any, fitted: dict[int, Any], X: Any, weighted: dict[str, Any]) -> dict[int, float]:
         """The criterion of every number of components."""
+        if self.criterion == "cv" and weighted:
+            raise ValueError("criterion='cv' takes no sample_weight; repeat the rows, or choose another criterion.")
         if self.criterion == "cv":
             return self._held_out(base, X, list(fitted))
         if self.criterion != "slope":
-            return {k: getattr(model, self.criterion)(X) for k, model in fitted.items()}
+            return {k: getattr(model, self.criterion)(X, **weighted) for k, model in fitted.items()}
         values = np.array(list(self.log_likelihoods_.values()))
         sizes = np.array([model._n_parameters() for model in fitted.values()])
         _, self.slope_, scores = slope_heuristic(values, sizes)

@@ -200,7 +200,10 @@ def _filled_up(weights_SK: Tensor, components: list[int]) -> Tensor:
 
 def with_fixed(names: tuple[str, ...], new: Params, params: Params | None) -> Params:
     """New parameters with the old values where they stay; none stay in the step that makes a start."""
-    return {name: held(names, name, value, params) for name, value in new.items()}
+    kept = {}
+    for name, value in new.items():
+        kept[name] = held(names, name, value, params)
+    return kept
 
 
 def select(params: Params, index: Any) -> Params:

@@ -36,6 +36,7 @@ OWN = {
     "selection.components": {"estimator": SMALL, "n_components": (1, 2)},
     "robust.private": {"estimator": SMALL, "n_components": 1, "epsilon": math.inf, "n_blocks": 5},
     "networks.pretraining": {"latent": GaussianMixture(8, max_iter=1, random_state=0)},
+    "regression.joint": {"mixture": GaussianMixture(1)},
     "regression.lasso": {"penalty": 1e-3},
 }
 MORE = [pytest.param(GaussianMixture(2, covariance_type="diag", random_state=0), id="mixtures.gaussian, diagonal"),

@@ -151,9 +151,11 @@ def parameters(model: Any, order: np.ndarray) -> Parameters:
 
 def _gain(base: Any, X: Any) -> float:
     """Twice what one more component adds to the log-likelihood."""
+    larger = base.n_components + 1
     fewer = clone(base).fit(X)
-    more = clone(base).set_params(n_components=base.n_components + 1).fit(X)
-    return 2 * len(X) * (more.score(X) - fewer.score(X))
+    more = clone(base).set_params(n_components=larger).fit(X)
+    gain = more.score(X) - fewer.score(X)
+    return 2 * len(X) * gain
 
 
 def _copy(fitted: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from mixwell.density._gaussian import symmetric
 
 CLIMBS = 4  # conditional maximisations of a step, where the maximum has no closed form
+SWEEPS = 2  # of rotations over all pairs of axes in a step
 
 
 class Own(NamedTuple):
@@ -132,7 +133,7 @@ def common_axes(own: Own, spreads: Callable[[Own], Found]) -> Found:
         orientation_SDD = torch.linalg.eigh(pooled_S1DD[:, 0]).eigenvectors
     seen_SKDD = orientation_SDD.mT[:, None] @ own.second @ orientation_SDD[:, None]
     spread_SKD = _spreads(seen_SKDD, own.weight_SK, spreads)
-    for _ in range(CLIMBS):
+    for _ in range(SWEEPS):
         turn_SDD = _rotations(seen_SKDD, own.weight_SK[..., None] / spread_SKD)
         orientation_SDD = orientation_SDD @ turn_SDD
         seen_SKDD = turn_SDD.mT[:, None] @ seen_SKDD @ turn_SDD[:, None]

@@ -37,6 +37,9 @@ def test_one_population_is_one_component_where_gaussians_find_more():
 
 def test_zeros():
     check_zeros(LognormalMixture, groups())
+    x = groups()
+    x[:3, 0] = 0
+    assert np.isfinite(LognormalMixture(2, zeros="missing", random_state=0).fit(x).score(x))
 
 
 def test_it_is_a_block_beside_numbers_and_counts():

@@ -15,14 +15,18 @@ from mixwell.claims.claim import Claim
 from mixwell.claims.density._families import ROWS, Build, against, diagonal
 from mixwell.density.mixtures.beta import BetaMixture
 
+MEANS = np.array([[0.2, 0.8], [0.8, 0.2]])  # of the groups, by column
+
 CLAIM = Claim("Shares are described better by beta components than by Gaussian ones.",
               "held-out log density, nats a row", lower_is_better=False)
 
 
 def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     """Rows of two groups."""
-    means = np.array([[0.2, 0.8], [0.8, 0.2]])[rng.integers(0, 2, rows)]
-    share = rng.beta(4 * means, 4 * (1 - means))
+    group = rng.integers(0, 2, rows)
+    means = MEANS[group]
+    rest = 1 - means
+    share = rng.beta(4 * means, 4 * rest)
     return np.clip(share, 1e-9, 1 - 1e-9)
 
 

@@ -16,6 +16,8 @@ from mixwell.claims.density._families import ROWS, Build, against, diagonal
 from mixwell.density.mixtures.gamma import GammaMixture
 from mixwell.density.mixtures.inverse_gaussian import InverseGaussianMixture
 
+MEANS = np.array([[1.0, 6.0], [6.0, 1.0]])  # of the groups, by column
+
 CLAIM = Claim("First passage times are described better by inverse Gaussian components than by gamma or "
               "by Gaussian ones.",
               "held-out log density, nats a row", lower_is_better=False)
@@ -23,7 +25,8 @@ CLAIM = Claim("First passage times are described better by inverse Gaussian comp
 
 def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
     """Rows of two groups."""
-    means = np.array([[1.0, 6.0], [6.0, 1.0]])[rng.integers(0, 2, rows)]
+    group = rng.integers(0, 2, rows)
+    means = MEANS[group]
     return rng.wald(means, 2.0)
 
 

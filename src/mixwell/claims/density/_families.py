@@ -27,11 +27,14 @@ def against(kind: Build, rivals: dict[str, Build], x_ND: np.ndarray, held_ND: np
     """Held-out log density a row, and the numbers of components, of a family and of the best of its rivals."""
     options = starts(seed)
     own = chosen(kind, options, x_ND)
-    others = {name: chosen(rival, options, x_ND) for name, rival in rivals.items()}
-    scores = {name: model.score(held_ND) for name, model in others.items()}
-    best = max(scores, key=scores.__getitem__)
-    return {"method": own.score(held_ND), "baseline": scores[best], "components": float(len(own.weights_)),
-            "rival's components": float(len(others[best].weights_))}
+    others = [chosen(rival, options, x_ND) for rival in rivals.values()]
+    other = max(others, key=lambda model: model.score(held_ND))
+    return {
+        "method": own.score(held_ND),
+        "baseline": other.score(held_ND),
+        "components": float(own.n_components),
+        "rival's components": float(other.n_components),
+    }
 
 
 def diagonal(n_components: int, **options: Any) -> GaussianMixture:

@@ -16,6 +16,7 @@ from mixwell.claims.density._families import ROWS, Build, against, diagonal
 from mixwell.density.mixtures.beta import BetaMixture
 
 MEANS = np.array([[0.2, 0.8], [0.8, 0.2]])  # of the groups, by column
+RIVALS: dict[str, Build] = {"Gaussian": diagonal}
 
 CLAIM = Claim("Shares are described better by beta components than by Gaussian ones.",
               "held-out log density, nats a row", lower_is_better=False)
@@ -33,6 +34,6 @@ def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Held-out densities, and how many components were chosen."""
     rng = np.random.default_rng(seed)
-    x, held = draw(rng, ROWS), draw(rng, ROWS)
-    rivals: dict[str, Build] = {"Gaussian": diagonal}
-    return against(BetaMixture, rivals, x, held, seed)
+    x = draw(rng, ROWS)
+    held = draw(rng, ROWS)
+    return against(BetaMixture, RIVALS, x, held, seed)

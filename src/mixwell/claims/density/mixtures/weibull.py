@@ -16,6 +16,8 @@ from mixwell.claims.density._families import ROWS, Build, against, diagonal
 from mixwell.density.mixtures.gamma import GammaMixture
 from mixwell.density.mixtures.weibull import WeibullMixture
 
+RIVALS: dict[str, Build] = {"gamma": GammaMixture, "Gaussian": diagonal}
+
 CLAIM = Claim("Lifetimes are described better by Weibull components than by gamma or by Gaussian ones.",
               "held-out log density, nats a row", lower_is_better=False)
 
@@ -31,6 +33,6 @@ def draw(rng: np.random.Generator, rows: int) -> np.ndarray:
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Held-out densities, and how many components were chosen."""
     rng = np.random.default_rng(seed)
-    x, held = draw(rng, ROWS), draw(rng, ROWS)
-    rivals: dict[str, Build] = {"gamma": GammaMixture, "Gaussian": diagonal}
-    return against(WeibullMixture, rivals, x, held, seed)
+    x = draw(rng, ROWS)
+    held = draw(rng, ROWS)
+    return against(WeibullMixture, RIVALS, x, held, seed)

@@ -36,12 +36,20 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     x, y = draw(rng)
     held_x, held_y = draw(rng)
-    model = GaussianMixtureRegressor(GaussianMixture(3, random_state=seed, n_init=3, tol=1e-5, max_iter=300)).fit(x, y)
+    mixture = GaussianMixture(3, random_state=seed, n_init=3, tol=1e-5, max_iter=300)
+    model = GaussianMixtureRegressor(mixture).fit(x, y)
     mean = np.nanmean(x, 0)
     coefficients, *_ = np.linalg.lstsq(design(x, mean), y, rcond=None)
     linear = design(held_x, mean) @ coefficients
-    return {"method": float(((model.predict(held_x) - held_y) ** 2).mean()),
-            "baseline": float(((linear - held_y) ** 2).mean())}
+    return {
+        "method": mean_square(model.predict(held_x) - held_y),
+        "baseline": mean_square(linear - held_y),
+    }
+
+
+def mean_square(error: np.ndarray) -> float:
+    """Of all entries."""
+    return float((error**2).mean())
 
 
 def design(x: np.ndarray, mean: np.ndarray) -> np.ndarray:

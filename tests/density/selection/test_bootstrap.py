@@ -48,7 +48,8 @@ def test_a_component_more_is_tested():
 
 def test_other_families_and_scores():
     x = np.random.default_rng(0).poisson([[2, 9]] * 60 + [[9, 3]] * 60).astype(float)
-    found = MixtureBootstrap(estimator=PoissonMixture(2, random_state=0), n_resamples=60, level=0.8, random_state=0).fit(x)
+    base = PoissonMixture(2, random_state=0)
+    found = MixtureBootstrap(estimator=base, n_resamples=60, level=0.8, random_state=0).fit(x)
     model = found.estimator_
     theory = np.sqrt(model.rates_ / (model.weights_[:, None] * len(x)))
     np.testing.assert_allclose(found.standard_errors_["rates_"], theory, rtol=0.45)

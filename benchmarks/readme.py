@@ -146,6 +146,25 @@ def decode(found: Found) -> list[str]:
             *table(found, ["weights"], ["tokens/s", "against transformers"], rows), *commands(found)]
 
 
+def merging(found: Found) -> list[str]:
+    """Merges beside mergekit."""
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        for method, row in data["methods"].items():
+            ours, theirs = row["ours"], row["theirs"]
+            cells = [f"{ours['cpu_s']:.1f}", f"{ours['peak_bytes'] / 1e9:.2f}", f"{row['times_quicker']:.1f}x",
+                     f"{theirs['peak_bytes'] / 1e9:.2f}"]
+            rows.setdefault((method,), {})[kind] = cells
+    first = next(iter(found.values()))
+    apart = first["methods"]["ties"]["share_apart"]
+    return [f"**Merging** {first['models']} models of {first['model_bytes'] / 1e6:.0f} MB in float32 (slerp: 2) beside "
+            "mergekit 0.1.5, each a process of its own with start and imports "
+            f"({first['imports_alone']['cpu_s']:.1f} s of ours); seconds of one core, peak memory in GB. Numbers are "
+            f"equal to 1e-6, but in TIES {apart:.0e} of them, where several changes are as large as the last one kept; "
+            "dare_ties draws:", "",
+            *table(found, ["method"], ["s", "GB", "mergekit's time", "mergekit's GB"], rows), *commands(found)]
+
+
 def em(found: Found) -> list[str]:
     """Gaussian mixtures beside scikit-learn and pomegranate."""
     versions = next(iter(found.values()))["versions"]
@@ -189,7 +208,7 @@ def _em_beside(data: dict[str, Any]) -> str:
 
 def figures() -> str:
     """The block between the markers."""
-    makers = train_step, moe_layer, transformers_experts, decode, em
+    makers = train_step, moe_layer, transformers_experts, decode, merging, em
     blocks = [make(found) for make in makers if (found := of_kinds(make.__name__))]
     return "\n\n".join("\n".join(block) for block in blocks)
 

@@ -157,6 +157,8 @@ TAGS = {
     "experts.balance": {"one-at-balance", "own-inputs"},
     "experts.overflow": {"draws", "drops", "positional", "permutation-equivariant"},
     "experts.analysis": {"weights"},
+    "merge": {"elementwise", "averages", "ordered", "base", "optional-base", "surveys", "overviews", "statistics",
+              "checkpoints"},
     "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
     "scaling.laws": {"law", "budget"},
     "data.mixing": {"own"},

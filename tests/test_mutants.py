@@ -39,6 +39,7 @@ def tool(monkeypatch):
 
     yield mutants
     sys.modules.pop("mutants")
+    sys.modules.pop("mutants_trial")
 
 
 def test_computations_are_changed_and_words_types_defaults_and_examples_are_not(tool):
@@ -57,16 +58,106 @@ def test_each_mutant_differs_from_the_source_in_its_one_place_and_the_choice_rep
     assert list(map(str, few)) == list(map(str, again)) and len(few) == 3
 
 
-def test_a_slow_test_file_is_waited_for_as_long_as_it_takes(tool, monkeypatch):
-    clock, waited = [0.0], []
+METHOD = """LIMIT = 2.0
 
-    def passes(module, path, tree, tests, patience_s):
-        clock[0] += 200.0
-        waited.append(patience_s)
-        return True
+def area(width, height):
+    if width < 0:
+        return 0.0
+    return width * height
 
-    monkeypatch.setattr(tool, "passes", passes)
-    monkeypatch.setattr(tool.time, "monotonic", lambda: clock[0])
+def bounded(x):
+    while x > LIMIT:
+        x = x - 1.0
+    return x
+
+def adder(n):
+    return lambda x: x + n
+
+def alone(x):
+    return x - 3.0
+"""
+TESTS = """from broken_method import adder, area, bounded
+
+def test_area():
+    assert area(2.0, 3.0) == 6.0 and area(-1.0, 3.0) == 0.0
+
+def test_bounded():
+    assert bounded(5.0) == 2.0
+
+def test_adder():
+    assert adder(2)(3) in (5, 6)
+"""
+FATES = {  # a change -> whether the tests see it
+    "width * height  ->  width / height": True,
+    "width < 0  ->  width > 0": True,
+    "x - 1.0  ->  x + 1.0": True,  # never ends
+    "x - 1.0  ->  x": True,
+    "2.0  ->  4.0": True,  # outside functions: imported anew
+    "x + n  ->  x": True,  # closes over less: imported anew
+    "0.0  ->  1.0": True,
+    "1.0  ->  2.0": True,
+    "x - 3.0  ->  x + 3.0": False,  # no test goes there
+}
+
+
+@pytest.fixture
+def workshop(tool, tmp_path, monkeypatch):
+    import mutants_trial
+    from mutants_trial import File, Workshop
+
+    monkeypatch.setattr(mutants_trial, "LEAST_S", 1)
+    (tmp_path / "broken_method.py").write_text(METHOD)
+    (tmp_path / "test_broken_method.py").write_text(TESTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = File("broken_method", tmp_path / "broken_method.py", ast.parse(METHOD),
+                (str(tmp_path / "test_broken_method.py"),))
+    found = Workshop(file)
+    yield found
+    found.close()
+
+
+@pytest.mark.slow
+def test_tests_kill_what_they_see_and_nothing_else(tool, workshop):
+    assert workshop.sound.passed and len(workshop.sound.lines) == 3
+    made = {m.change: m for m in tool.mutants("broken", METHOD, 100)}
+    found = {change: not workshop.passes(made[change].tree, made[change].statement) for change in FATES}
+    assert found == FATES
+    assert workshop.passes(ast.parse(METHOD), 6)
+
+
+def test_only_tests_that_reach_a_statement_are_tried_the_quickest_first(tool):
+    from mutants_trial import Sound
+
+    sound = Sound(True, {"a": 3.0, "b": 1.0, "c": 2.0}, {"a": {4, 5}, "b": {5}, "c": {4, 5}})
+    assert sound.order(5) == ["b", "c", "a"] and sound.order(4) == ["c", "a"] and sound.order(9) == []
+    assert sound.patience_s() == 10 + 3 * 6
+
+
+def test_a_verdict_is_asked_for_again_when_method_tests_or_choice_change(tool):
     entry = registry.find("experts.routers.top_k")
-    killed, tried, alive = tool.judge(entry, 2, [])
-    assert (killed, tried, len(alive)) == (0, 2, 2) and waited == [600.0, 720.0, 720.0]
+    assert tool.key(entry, 6, []) == tool.key(entry, 6, [])
+    assert len({tool.key(entry, 6, []), tool.key(entry, 7, []), tool.key(entry, 6, ["a  ->  b"])}) == 3
+    assert tool.tests_of(entry.path)[0].endswith("tests/experts/routers/test_top_k.py")
+
+
+def test_shares_are_told_room_by_room(tool):
+    told = tool.shares({"density.a": tool.Verdict(1, 2), "experts.b": tool.Verdict(4, 6)})
+    assert [line.split() for line in told.splitlines()] == [
+        ["density", "1", "of", "2", "mutants", "killed:", "50.0%"],
+        ["experts", "4", "of", "6", "mutants", "killed:", "66.7%"],
+        ["all", "5", "of", "8", "mutants", "killed:", "62.5%"]]
+
+
+def test_nine_of_ten_were_killed_and_what_is_excused_is_still_made(tool):
+    import json
+    import tomllib
+
+    saved = json.loads(tool.SAVED.read_text(encoding="utf-8"))
+    excused = tomllib.loads(tool.EQUIVALENT.read_text(encoding="utf-8"))
+    methods = {entry.name: entry for entry in registry.entries()}
+    assert saved.keys() <= methods.keys() and excused.keys() <= methods.keys()
+    assert all(len(one["survivors"]) == one["tried"] - one["killed"] for one in saved.values())
+    assert sum(one["killed"] for one in saved.values()) >= 0.9 * sum(one["tried"] for one in saved.values())
+    for name, reasons in excused.items():
+        made = {m.change for m in tool.mutants(name, methods[name].path.read_text(encoding="utf-8"), 6)}
+        assert reasons.keys() <= made and all(len(reason) > 20 for reason in reasons.values()), name

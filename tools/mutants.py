@@ -3,11 +3,12 @@
     python tools/mutants.py                              every method, six mutants each
     python tools/mutants.py experts.routers density.em   the methods whose names begin so
     python tools/mutants.py experts.routers.top_k --each 40
+    python tools/mutants.py --save                       keeps what is found in docs/mutants.json and goes on from it
 
 A mutant is the method's file with one small change: a sign, a comparison, a constant, a name such as `min` for `max`,
-a term or a factor left out. It is tested by the method's own test file in a process of its own; a failing or hanging
-test kills it. Survivors are printed with their line, and those named in `tools/mutants.toml` with the reason why no
-test can tell them apart count as equivalent. Nothing is written to the source.
+a term or a factor left out. It is tested by those tests of the method's own test file that reach the change; a failing
+or hanging test kills it. Survivors are printed with their line, and those named in `tools/mutants.toml` with the reason
+why no test can tell them apart are not tried. Nothing is written to the source.
 """
 
 from __future__ import annotations
@@ -15,28 +16,26 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
-import importlib.abc
-import importlib.util
-import io
-import multiprocessing
+import hashlib
+import importlib
+import json
 import os
 import random
-import sys
-import time
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import CodeType, ModuleType
+from typing import NamedTuple
 
+from mixwell.core.files import write_text
 from mixwell.core.registry import Entry, entries
+from mutants_trial import File, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = ROOT / "tools" / "mutants.toml"
+SAVED = ROOT / "docs" / "mutants.json"
+LOADED = ("torch", "scipy.stats", "sklearn.cluster", "sklearn.mixture")  # once, before the processes split
 SEED = 0
-PATIENCE_S, SOUND_S = 120.0, 600.0  # for the tests of a mutant, and of the file as it stands
 SIGNS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 ORDERS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -53,12 +52,27 @@ class Mutant:
 
     method: str
     line: int
+    statement: int  # the line where its statement begins; 0 outside functions
     before: str
     after: str
     tree: ast.Module
 
+    @property
+    def change(self) -> str:
+        """What stood there and what stands there now."""
+        return f"{self.before}  ->  {self.after}"
+
     def __str__(self) -> str:
-        return f"line {self.line}: {self.before}  ->  {self.after}"
+        return f"line {self.line}: {self.change}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a method's mutants."""
+
+    killed: int
+    tried: int
+    survivors: tuple[str, ...] = ()
 
 
 def alternatives(node: ast.AST) -> Iterator[ast.AST]:
@@ -89,11 +103,35 @@ def _of_operation(node: ast.BinOp) -> Iterator[ast.AST]:
         yield ast.UnaryOp(ast.USub(), node)
 
 
+class Place(NamedTuple):
+    """Where a node stands."""
+
+    parent: ast.AST
+    field: str
+    index: int | None
+    statement: int  # the line where its statement begins; 0 outside functions
+
+    @property
+    def node(self) -> ast.AST:
+        """What stands there."""
+        value = getattr(self.parent, self.field)
+        found: ast.AST = value if self.index is None else value[self.index]
+        return found
+
+    def put(self, node: ast.AST) -> None:
+        """Put another there."""
+        if self.index is None:
+            setattr(self.parent, self.field, node)
+        else:
+            getattr(self.parent, self.field)[self.index] = node
+
+
 class _Places(ast.NodeVisitor):
     """The places of a file where a change means something: computations, not words, types or defaults."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[ast.AST, str, int | None]] = []  # parent, field, index
+        self.found: list[Place] = []
+        self.depth, self.statement = 0, 0
 
     def generic_visit(self, node: ast.AST) -> None:
         for name, value in ast.iter_fields(node):
@@ -101,11 +139,20 @@ class _Places(ast.NodeVisitor):
                 continue
             children = enumerate(value) if isinstance(value, list) else [(None, value)]
             for index, child in children:
-                if not isinstance(child, ast.AST):
-                    continue
-                if any(True for _ in alternatives(child)):
-                    self.found.append((node, name, index))
-                self.visit(child)
+                if isinstance(child, ast.AST):
+                    self._look_at(Place(node, name, index, self._line_of(child)))
+
+    def _look_at(self, place: Place) -> None:
+        outside, self.statement = self.statement, place.statement
+        if any(True for _ in alternatives(place.node)):
+            self.found.append(place)
+        self.visit(place.node)
+        self.statement = outside
+
+    def _line_of(self, child: ast.AST) -> int:
+        if isinstance(child, ast.stmt):
+            return child.lineno if self.depth else 0
+        return self.statement
 
     def visit_Raise(self, node: ast.Raise) -> None:
         """Words for the user."""
@@ -118,8 +165,11 @@ class _Places(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         """Its body, unless it only makes an example for others to use."""
-        if node.name != "example":
-            self.generic_visit(node)
+        if node.name == "example":
+            return
+        self.depth += 1
+        self.generic_visit(node)
+        self.depth -= 1
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         """Methods of a class; its fields are options."""
@@ -130,104 +180,56 @@ class _Places(ast.NodeVisitor):
 def mutants(method: str, source: str, most: int) -> list[Mutant]:
     """At most `most` mutants of a file, the same ones each time, spread over its functions."""
     tree = ast.parse(source)
-    places = _Places()
-    places.visit(tree)
-    choices = [(place, n) for place in range(len(places.found)) for n in range(_count(places.found[place]))]
+    found = _places(tree)
+    choices = [(place, n) for place in range(len(found)) for n in range(_count(found[place]))]
     chosen = sorted(random.Random(f"{SEED} {method}").sample(choices, min(most, len(choices))))
     return [_mutant(method, tree, place, n) for place, n in chosen]
 
 
-def _child(place: tuple[ast.AST, str, int | None]) -> ast.AST:
-    parent, name, index = place
-    value = getattr(parent, name)
-    found: ast.AST = value if index is None else value[index]
-    return found
+def _places(tree: ast.Module) -> list[Place]:
+    places = _Places()
+    places.visit(tree)
+    return places.found
 
 
-def _count(place: tuple[ast.AST, str, int | None]) -> int:
-    return sum(1 for _ in alternatives(_child(place)))
+def _count(place: Place) -> int:
+    return sum(1 for _ in alternatives(place.node))
 
 
 def _mutant(method: str, tree: ast.Module, number: int, alternative: int) -> Mutant:
     changed = copy.deepcopy(tree)
-    places = _Places()
-    places.visit(changed)
-    parent, name, index = places.found[number]
-    before = _child(places.found[number])
+    place = _places(changed)[number]
+    before = place.node
     after = list(alternatives(before))[alternative]
     words = ast.unparse(before), ast.unparse(after)
-    ast.copy_location(after, before)
-    if index is None:
-        setattr(parent, name, after)
-    else:
-        getattr(parent, name)[index] = after
+    place.put(ast.copy_location(after, before))
     ast.fix_missing_locations(changed)
-    return Mutant(method, before.lineno, *words, changed)  # type: ignore[attr-defined]
+    return Mutant(method, before.lineno, place.statement, *words, changed)  # type: ignore[attr-defined]
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives one module from compiled code instead of from its file."""
-
-    def __init__(self, module: str, path: Path, code: CodeType) -> None:
-        self.module, self.path, self.code = module, path, code
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """The spec of that module alone."""
-        if name != self.module:
-            return None
-        return importlib.util.spec_from_file_location(name, self.path, loader=self)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the changed code."""
-        exec(self.code, module.__dict__)
-
-
-def _run(module: str, path: Path, tree: ast.Module, tests: Sequence[str]) -> None:
-    """In a process of its own: exit with 0 where every test passes."""
-    import pytest
-    import torch
-
-    torch.set_num_threads(1)
-    sys.meta_path.insert(0, _Finder(module, path, compile(tree, str(path), "exec")))
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        status = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests])
-    os._exit(int(status))
-
-
-def passes(module: str, path: Path, tree: ast.Module, tests: Sequence[str], patience_s: float) -> bool:
-    """Whether the tests pass with the file changed to `tree`; False, too, where they take longer than that."""
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(module, path, tree, tests))
-    process.start()
-    process.join(patience_s)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    return process.exitcode == 0
-
-
-def tests_of(path: Path) -> list[str]:
+def tests_of(path: Path) -> tuple[str, ...]:
     """The test file of a method: the same path below tests/, or a file of that name anywhere there."""
     inside = path.relative_to(ROOT / "src" / "mixwell")
     beside = ROOT / "tests" / inside.parent / f"test_{inside.name}"
-    if beside.exists():
-        return [str(beside)]
-    return sorted(map(str, (ROOT / "tests").rglob(f"test_{inside.name}")))[:1]
+    anywhere = sorted((ROOT / "tests").rglob(beside.name))
+    return tuple(map(str, [beside] if beside.exists() else anywhere[:1]))
 
 
-def judge(entry: Entry, most: int, excused: Sequence[str]) -> tuple[int, int, list[str]]:
-    """(killed, tried, survivors in words); equivalent mutants that were excused are not counted."""
-    path, module = entry.path, f"mixwell.{entry.name}"
-    source = path.read_text(encoding="utf-8")
-    tests = tests_of(path)
+def judge(entry: Entry, most: int, excused: Sequence[str]) -> Verdict:
+    """What became of a method's mutants; equivalent ones that were excused are not tried."""
+    source = entry.path.read_text(encoding="utf-8")
+    tests = tests_of(entry.path)
     if not tests:
-        return 0, 1, ["it has no test file of its own"]
-    began = time.monotonic()
-    if not passes(module, path, ast.parse(source), tests, SOUND_S):
-        return 0, 1, ["its tests fail as it stands"]
-    patience_s = PATIENCE_S + 3 * (time.monotonic() - began)
-    tried = [m for m in mutants(entry.name, source, most) if str(m).partition(": ")[2] not in excused]
-    alive = [m for m in tried if passes(module, path, m.tree, tests, patience_s)]
-    return len(tried) - len(alive), len(tried), list(map(str, alive))
+        return Verdict(0, 1, ("it has no test file of its own",))
+    workshop = Workshop(File(f"mixwell.{entry.name}", entry.path, ast.parse(source), tests))
+    try:
+        if not workshop.sound.passed:
+            return Verdict(0, 1, ("its tests fail as it stands",))
+        tried = [m for m in mutants(entry.name, source, most) if m.change not in excused]
+        alive = tuple(str(m) for m in tried if workshop.passes(m.tree, m.statement))
+        return Verdict(len(tried) - len(alive), len(tried), alive)
+    finally:
+        workshop.close()
 
 
 def chosen(prefixes: Sequence[str]) -> list[Entry]:
@@ -236,24 +238,59 @@ def chosen(prefixes: Sequence[str]) -> list[Entry]:
             if not prefixes or any(f"{entry.name}.".startswith(f"{prefix}.") for prefix in prefixes)]
 
 
+def key(entry: Entry, most: int, excused: Sequence[str]) -> str:
+    """A digest of all that a verdict hangs on: the code of the method and of its tests, and which mutants were made."""
+    files = [entry.path, *map(Path, tests_of(entry.path))]
+    parts = [*(_code(path) for path in files), str(most), *sorted(excused)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _code(path: Path) -> str:
+    """What a file says without docstrings and comments."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if documented and ast.get_docstring(node) is not None:  # type: ignore[arg-type]
+            del node.body[0]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def shares(verdicts: Mapping[str, Verdict]) -> str:
+    """How many were killed, room by room and in all."""
+    lines = []
+    for room in (*sorted({name.partition(".")[0] for name in verdicts}), ""):
+        those = [verdict for name, verdict in verdicts.items() if name.startswith(room)]
+        killed, tried = sum(verdict.killed for verdict in those), sum(verdict.tried for verdict in those)
+        lines.append(f"{room or 'all':12s} {killed} of {tried} mutants killed: {killed / max(tried, 1):.1%}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Judge the methods asked for and print what survived."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prefixes", nargs="*", metavar="NAME")
     parser.add_argument("--each", type=int, default=6, help="mutants of each method")
+    parser.add_argument("--save", action="store_true", help=f"keep what is found, and go on from it ({SAVED.name})")
     options = parser.parse_args()
-    import pytest  # noqa: F401 - loaded once, before the processes split
-    import torch  # noqa: F401
+    for name in LOADED:
+        importlib.import_module(name)
 
     os.chdir(ROOT)
     excused = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else {}
-    killed = tried = 0
+    saved = json.loads(SAVED.read_text(encoding="utf-8")) if options.save and SAVED.exists() else {}
+    verdicts = {}
     for entry in chosen(options.prefixes):
-        some, of, alive = judge(entry, options.each, list(excused.get(entry.name, {})))
-        killed, tried = killed + some, tried + of
-        print(f"{entry.name:44s} {some}/{of}", *(f"\n    {words}" for words in alive), flush=True)
-    share = killed / tried if tried else 1.0
-    print(f"{killed} of {tried} mutants killed: {share:.1%}")
+        reasons = list(excused.get(entry.name, {}))
+        digest = key(entry, options.each, reasons)
+        if saved.get(entry.name, {}).get("digest") != digest:
+            saved[entry.name] = {"digest": digest, **asdict(judge(entry, options.each, reasons))}
+            if options.save:
+                write_text(SAVED, json.dumps(saved, indent=1, sort_keys=True) + "\n")
+        verdict = Verdict(*(saved[entry.name][part] for part in ("killed", "tried", "survivors")))
+        verdicts[entry.name] = verdict
+        lines = [f"{entry.name:44s} {verdict.killed}/{verdict.tried}", *verdict.survivors]
+        print("\n    ".join(lines), flush=True)
+    print(shares(verdicts))
 
 
 if __name__ == "__main__":

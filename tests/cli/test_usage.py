@@ -18,7 +18,7 @@ from mixwell.run import recipe
 ENTRIES = registry.entries()
 VALUES = {"num_heads": "4", "vocab_size": "2048", "sizes": "[1, 1, 1, 1, 1, 1, 1, 1]", "num_keys": "64"}
 BY_VALUE = "experts.layers.stratified"  # its constructor computes with a tensor, so that no recipe can check its shape
-IN_RECIPES = [e for e in ENTRIES if e.family in usage.RECIPES and e.family not in ("convert", "precision")
+IN_RECIPES = [e for e in ENTRIES if e.family in usage.RECIPES and e.family not in ("convert", "precision", "merge")
               and e.name != BY_VALUE]
 
 
@@ -73,6 +73,14 @@ def test_a_conversion_has_a_recipe_and_a_command(name, tmp_path):
     (tmp_path / "r.yaml").write_text(found["recipe"])
     assert recipe.stages(recipe.read(tmp_path / "r.yaml"))[-1].method == name
     assert found["command"] == f"mixwell apply {name} --in MODEL --out NEW"
+
+
+@pytest.mark.parametrize("entry", [pytest.param(e, id=e.name) for e in registry.family("merge") if e.family == "merge"])
+def test_a_merge_has_a_recipe_and_a_command(entry, tmp_path):
+    found = dict(usage.usage(entry))
+    (tmp_path / "r.yaml").write_text(found["recipe"])
+    assert recipe.stages(recipe.read(tmp_path / "r.yaml"))[-1].method == entry.name
+    assert found["command"] == f"mixwell apply {entry.name} --in A --in B --out NEW"
 
 
 def test_an_estimators_parameters_are_explained():

@@ -1,9 +1,9 @@
 """Builds the folder of a comparison such as `mixwell.compare` leaves behind, with scores that a test can choose."""
 
-import json
 import math
 import random
 
+from mixwell.formats import sealed
 from tests.report.fake_run import DOMAINS, curve, stage, training
 from tests.report.fake_run import write as write_run
 
@@ -62,5 +62,5 @@ def write(folder, scores, *, baseline=None, failures=None, waiting=(), **options
               "budget": {"tokens": 1e6}, "seeds": seeds, "variants": listed,
               "machine": {"cpu": "AMD EPYC 9R14", "cores": 2, "threads": 2}, "versions": {"mixwell": "0.1.0"},
               "started": "2026-03-01T10:20:30", "wall_seconds": 960.0}
-    (folder / "compare.json").write_text(json.dumps(record))
+    sealed.write(folder / "compare.json", record)
     return folder

@@ -7,6 +7,7 @@ import pytest
 from mixwell.compare import report, results
 from mixwell.compare import view as views
 from mixwell.core.errors import MixwellError
+from mixwell.formats import sealed
 from tests.compare import fake_compare
 from tests.report.pages import balanced, text_of
 
@@ -118,5 +119,8 @@ def test_a_folder_that_is_no_comparison_is_refused(tmp_path):
     with pytest.raises(MixwellError, match="is not there"):
         results.read(tmp_path)
     (tmp_path / "compare.json").write_text("[]")
+    with pytest.raises(MixwellError, match="it holds list"):
+        results.read(tmp_path)
+    sealed.write(tmp_path / "compare.json", {"name": "x"})
     with pytest.raises(MixwellError, match="no record of a comparison"):
         results.read(tmp_path)

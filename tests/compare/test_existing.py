@@ -12,6 +12,7 @@ from mixwell.cli.main import app
 from mixwell.compare import existing, existing_page, paired, texts
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
+from mixwell.formats import sealed
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.documents import Document
 from mixwell.lm.model import LanguageModel
@@ -276,7 +277,8 @@ def test_names_are_the_ends_of_paths_where_these_differ():
 
 @pytest.mark.parametrize("record", ["[]", "{}", '{"models": [], "text": {"bytes": {}}}'])
 def test_a_damaged_record_is_told_in_a_line(tmp_path, record):
-    (tmp_path / "evaluate.json").write_text(record)
+    path = tmp_path / "evaluate.json"
+    sealed.write(path, json.loads(record)) if record.startswith("{") else path.write_text(record)
     with pytest.raises(MixwellError, match=r"^[^\n]*evaluate.json [^\n]*run it again.$"):
         existing_page.build(tmp_path)
 

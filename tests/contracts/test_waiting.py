@@ -10,7 +10,7 @@ from mixwell.core import registry
 from mixwell.core.routing import Context
 from tests.contracts._tools import fresh, poisoned_memory, same_config
 
-FAMILIES = {"sequence", "convert", "precision"}  # rooms that are one family, with a suite of their own
+FAMILIES = {"sequence", "convert", "precision", "merge"}  # rooms that are one family, with a suite of their own
 WAITING = [pytest.param(e, id=e.name) for e in registry.entries() if e.family == e.room and e.room not in FAMILIES]
 
 
@@ -61,7 +61,7 @@ def test_config_round_trips(entry):
 def test_every_method_stands_under_a_contract():
     """A family's suite finds its methods by the registry; here are those that have no family."""
     suites = {"experts.routers", "experts.layers", "experts.balance", "experts.overflow", "experts.analysis",
-              "scaling.laws", "data.mixing", *FAMILIES}
+              "scaling.laws", "data.mixing", "merge.outputs", "merge.composition", *FAMILIES}
     waiting = {p.values[0].name for p in WAITING}
     apart = [e.name for e in registry.entries()
              if e.family not in suites and e.room != "density" and e.name not in waiting]

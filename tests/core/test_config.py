@@ -49,6 +49,7 @@ def test_round_trip():
     ({"steps": 1, "inner": {"rate": -1}}, r"train\.inner: rate is -1"),
     ({"steps": 1, "inner": {"rat": 1}}, r"train\.inner: unknown key 'rat'\. Did you mean 'rate'"),
     ({"steps": 1, "inner": {"rate": "fast"}}, r"train\.inner\.rate: expected a number"),
+    ({"steps": 1, "inner": {"rate": 10**400}}, r"inner\.rate: expected a number that a float holds, got 1000.*\.\.\."),
     ({"steps": 1, "sizes": 3}, r"train\.sizes: expected a list"),
     ({"steps": 1, "sizes": [1, "b"]}, r"train\.sizes\[1\]: expected a whole number"),
     ({"steps": 1, "pair": [1]}, r"train\.pair: expected 2 values"),

@@ -125,6 +125,10 @@ def test_refusals_of_files(tmp_path, tokenizer):
         Tokenizer.from_files({"a.txt": b""})
     with pytest.raises(MixwellError, match=r"tokenizer.json is not a tokenizer"):
         Tokenizer.from_files({"tokenizer.json": b"{}"})
+    main = json.loads(tokenizer.save_files()["tokenizer.json"])
+    main["model"]["vocab"]["a"] = 2**31
+    with pytest.raises(MixwellError, match=r"its largest id is 2147483648; expected ids below 16777216"):
+        Tokenizer.from_files({"tokenizer.json": json.dumps(main).encode()})
     broken = Tokenizer.from_files(tokenizer.save_files() | {"tokenizer_config.json": b"[1]"})
     with pytest.raises(MixwellError, match=r"tokenizer_config.json holds list; expected keys and values"):
         _ = broken.eos_id
@@ -206,6 +210,17 @@ def test_what_does_not_come_back_is_known(tokenizer):
     prefixed = {**main["pre_tokenizer"], "add_prefix_space": True}
     for part in ({"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": prefixed}, {"decoder": None}):
         assert not Tokenizer(tokenizer.save_files() | {"tokenizer.json": json.dumps(main | part).encode()}).round_trips
+
+
+@pytest.mark.parametrize("absent", ["version", "truncation", "padding", "added_tokens", "normalizer", "post_processor"])
+def test_what_a_file_leaves_out_is_what_its_library_takes_it_for(tokenizer, absent):
+    main = json.loads(tokenizer.save_files()["tokenizer.json"])
+    del main[absent]
+    del main["model"]["type"]
+    found = Tokenizer(tokenizer.save_files() | {"tokenizer.json": json.dumps(main).encode()})
+    for text in HARD:
+        assert found.encode(text) == tokenizer.encode(text)
+    assert found.round_trips and (found.token_bytes_V[1:] == tokenizer.token_bytes_V[1:]).all()
 
 
 def test_the_template_of_a_file_of_its_own_comes_before_that_of_the_configuration(tokenizer):

@@ -17,7 +17,8 @@ import pandas as pd
 
 from mixwell import tables
 from mixwell.tables import reading
-from mixwell.tables.columns import CATEGORY, choose, decode, encode, used
+from mixwell.tables.columns import choose, decode, encode, used
+from mixwell.tables.kinds import CATEGORY
 from tests.mutations import Change, Outcome, outcome
 from tests.mutations.recipes import ODD, _places
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mixwell.core.errors import MixwellError
-from mixwell.report import sealed
+from mixwell.formats import sealed
 from mixwell.report.records import StageRecord, read_run, read_stage
 from tests.report import fake_run
 

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from mixwell.core.errors import MixwellError
-from mixwell.report import records, sealed
+from mixwell.formats import sealed
+from mixwell.report import records
 from mixwell.run import engine, recipe, sizing, verify
 from tests.run import tiny
 from tests.run.disk import Disk, build

@@ -99,6 +99,12 @@ def test_a_wrong_reference_is_told(machine, read, tmp_path, change, words):
         sizing.settle(read(change), tmp_path)
 
 
+@pytest.mark.parametrize("tokens", ["{a: 1}", "[]", "soon", "true", "-3", "1" + 400 * "0"])
+def test_a_budget_that_is_no_number_is_told(machine, read, tmp_path, tokens):
+    with pytest.raises(MixwellError, match=r"stages\.dense\.train\.tokens is .*; expected a number at least 0"):
+        sizing.settle(read("minutes=1", f"stages.dense.train={{tokens: {tokens}}}"), tmp_path)
+
+
 def test_a_budget_in_seconds_cannot_be_scaled(machine, read, tmp_path):
     with pytest.raises(MixwellError, match="needs its budget in tokens"):
         sizing.settle(read("minutes=1", "stages.dense.train={seconds: 3}"), tmp_path)

@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 from mixwell.cli.main import app
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import write_json
-from mixwell.report import records, sealed
+from mixwell.formats import sealed
+from mixwell.report import records
 from mixwell.run import engine, recipe, verify
+from mixwell.run.observers import Observer
 
 
 def plan(file, out):
@@ -44,6 +46,8 @@ def quietly_flip(path, position, bit):
 def test_verify_finds_each_of_a_hundred_flipped_bits(finished, tmp_path):
     out, draws = tmp_path / "run", random.Random(4)
     shutil.copytree(finished[1], out)
+    sealed.write(out / "size.json", {"minutes": 3.0})  # where a run was fitted to the machine, or is one of several
+    sealed.write(out / "compare.json", {"name": "x", "variants": []})
     assert verify.verify(out).problems == []
     others = (".checked.json", ".lock", "report.html")
     files = [p for p in sorted(out.rglob("*")) if p.is_file() and p.name not in others]
@@ -112,6 +116,29 @@ def test_a_damaged_stage_is_made_again_with_the_same_bits_and_it_says_so(copy):
     assert "dense is made again: " in done.stdout and "model.safetensors is not as it was written" in done.stdout
     assert weights(out) == before and (place(out, "moe") / "stage.json").stat().st_mtime_ns == kept
     assert "cached" in done.stdout and verify.verify(out).problems == []
+
+
+class Stopping(Observer):
+    """Ends the program at the first step of a training."""
+
+    def advanced(self, planned, share, words):
+        if words.startswith("loss"):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["state/state.json", "state/step-00000001.safetensors"])
+def test_a_training_goes_on_from_no_damaged_state(copy, name):
+    file, out = copy
+    before = weights(out)
+    shutil.rmtree(place(out, "dense-trained"))
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(recipe.read(file), out, observer=Stopping())
+    work = next(out.glob("stages/.work-dense-trained-*"))
+    flip(work / name, 40, 2)
+    engine.run(recipe.read(file), out)
+    notices = records.read_stage(place(out, "dense-trained")).result["notices"]
+    assert re.search(rf"^The training was started afresh: .*{name}", notices[0])
+    assert weights(out) == before and not work.exists()
 
 
 def test_what_was_made_from_other_bits_is_made_again(copy):

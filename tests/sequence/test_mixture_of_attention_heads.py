@@ -76,9 +76,12 @@ def test_agrees_with_the_loop(options):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_all_heads_with_equal_weights_are_multi_query_attention():
-    layer, x = build(num_heads=4, head_dim=2), inputs()
-    plain = Attention(DIM, AttentionConfig(num_heads=4, num_kv_heads=1, head_dim=2)).double()
+@pytest.mark.parametrize("scaling", [
+    None, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}])  # yarn stretches scores as well
+def test_all_heads_with_equal_weights_are_multi_query_attention(scaling):
+    layer, x = build(num_heads=4, head_dim=2, rope_scaling=scaling), inputs()
+    alike = AttentionConfig(num_heads=4, num_kv_heads=1, head_dim=2, rope_scaling=scaling)
+    plain = Attention(DIM, alike).double()
     with torch.no_grad():
         layer.router.weight.zero_()
         plain.qkv.weight.copy_(torch.cat((layer.query.weight.flatten(0, 1), layer.kv.weight)))

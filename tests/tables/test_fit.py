@@ -14,13 +14,13 @@ from mixwell import tables as lab_fit
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest_file
+from mixwell.formats import sealed
 from mixwell.formats.tensors import SINGLE, open_file, save_tensors
-from mixwell.report import sealed
+from mixwell.tables.candidates import FAMILIES
 from mixwell.tables.columns import choose, decode, encode
 from mixwell.tables.describe import radius, tail_shares
 from mixwell.tables.model import FILE
 from mixwell.tables.reading import Table, of
-from mixwell.tables.search import FAMILIES
 from mixwell.tables.sections import compared, natural
 from mixwell.tables.view import lead, unusual, verdict
 from tests.report.pages import balanced, text_of
@@ -122,7 +122,7 @@ def test_the_folder_gives_the_same_model_back(tmp_path, family):
     pd.testing.assert_frame_equal(again.sample(50), model.sample(50))
     assert again.columns == model.columns and again.choice == model.choice and again.family == family
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "labels.parquet", FILE, "model.safetensors", "report.html"]
+        "labels.parquet", FILE, "model.safetensors", "report.html", "report.json"]
 
 
 def test_the_report_says_what_was_planted(fitted):
@@ -135,7 +135,8 @@ def test_the_report_says_what_was_planted(fitted):
     assert re.search(r"Outliers row log density .*?combination|Outliers .*? row 5 −\d+\.\d below 0\.1 %", words)
     assert words.index("row 5 ") < words.index("Samples beside the data", words.index("row 5 "))
     assert "income 9000" in words and "town = Bonn" in words and "compared with the components afterwards" in words
-    assert re.search(r"height number .* to 240 20", words) and "person_id left out numbers the rows" in words
+    assert re.search(r"height number 20 numbers with fractions \S+ to 240 \S+ · \S+ · \S+ ", words)
+    assert "person_id left out numbers the rows 7 · 8 · 9" in words
     assert "constant ('Earth' in every row)" in words and "BIC, smaller is better" in words
     income_K = decode(model.columns[2], model.estimator.blocks_[0].estimator.means_[:, 1])
     assert income_K.min() == pytest.approx(1000, abs=60) and "NaN" not in words
@@ -367,7 +368,7 @@ def test_a_folder_of_another_version_or_with_damage_is_refused(fitted, tmp_path)
                           ({"format": "x"}, "no mixture"), ({"n_components": 7}, "3 components, the model 7"),
                           ({"columns": [{}]}, "is damaged"), ({"rows": None}, "'rows' is None, expected a whole"),
                           ({"choice": {}}, "it lacks 'best'"), ({"source": 3}, "'source' is no text"),
-                          ({"columns": record["columns"][:3]}, "'category._flat_probabilities', for which"),
+                          ({"columns": record["columns"][:4]}, "'category._flat_probabilities', for which"),
                           ({"columns": record["columns"][2:]}, r"'numeric.means_' has the shape \(3, 2\)"),
                           ({"columns": record["columns"] * 2}, "two columns have the same name")]:
         model.save(tmp_path)
@@ -492,6 +493,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
 
 
 def test_the_default_table_is_wine_with_its_cultivars_held_back():
-    source, columns, against = lab_fit.prepare(None)
+    ready = lab_fit.prepare(None)
+    source, columns, against = ready.table, ready.columns, ready.against
     assert isinstance(source, Table) and source.frame.shape == (178, 14) and against == "cultivar"
     assert {c.kind for c in columns if c.name != "cultivar"} == {"numeric"}

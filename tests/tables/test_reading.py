@@ -10,6 +10,7 @@ import pytest
 
 from mixwell.core.errors import MixwellError
 from mixwell.tables import reading as tables
+from mixwell.tables.dialect import sniff
 
 FRAME = pd.DataFrame({"a": [1.5, 2.25, -3.0], "b": ["x", "y, z", None], "c": [1, 2, 3]})
 
@@ -21,7 +22,7 @@ def test_the_delimiter_is_found(tmp_path, delimiter):
 
 
 def test_one_column_and_quoted_delimiters_keep_the_comma():
-    assert tables.sniff('a,b\n"1;2",3\n"4;5",6\n') == "," and tables.sniff("a\n1\n2\n") == ","
+    assert sniff('a,b\n"1;2",3\n"4;5",6\n') == "," and sniff("a\n1\n2\n") == ","
 
 
 def test_decimal_commas_missing_marks_and_byte_order_mark(tmp_path):
@@ -65,8 +66,9 @@ def test_tables_from_memory():
     ("t.csv", b"a,b\n1,2,3\n4,5,6\n", "more fields than column names"),
     ("t.csv", b"1,2\n3,4\n5\n", "has 1 of 2 fields in row 3; expected all"),
     ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "not a proper table"),
-    ("t.csv", b"a,b\n1,2\n1,2,3,4\n", "not a proper table: .*line 3"), ("t.csv", b"a,b\n\xff\xfe,1\n", "not UTF-8"),
-    ("t.parquet", b"PAR1 nonsense", "cannot be read as Parquet"), ("t.xlsx", b"x", "expected a table that ends in"),
+    ("t.csv", b"a,b\n1,2\n1,2,3,4\n", "not a proper table: .*line 3"),
+    ("t.csv", b"a,b\n\x81\xfe,1\n", "neither UTF-8 nor"),
+    ("t.parquet", b"PAR1 nonsense", "cannot be read as Parquet"), ("t.docx", b"x", "expected a table that ends as"),
     ("t.csv.gz", b"plain", "not a proper table"),
 ])
 def test_bad_files_are_refused_by_name(tmp_path, name, content, words):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mixwell.core import registry
 
-APPLIED = ("convert.", "precision.", "experts.analysis.")  # what `mixwell apply` takes
+APPLIED = ("convert.", "precision.", "merge.", "experts.analysis.")  # what `mixwell apply` takes
 
 
 def methods(incomplete: str) -> list[str]:

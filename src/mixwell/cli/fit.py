@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,27 +13,50 @@ import typer
 from rich.console import Console
 
 from mixwell.cli.errors import STOPPED, one_line, tell
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, on_one_line
 
 if TYPE_CHECKING:
     from mixwell.tables import FittedMixture
     from mixwell.tables.columns import Column
+    from mixwell.tables.missing import Form
+    from mixwell.tables.preparing import Prepared
+    from mixwell.tables.reading import Table
 
-SHOWN = 8  # columns of one kind that the terminal names
+SHOWN = 40  # columns that the terminal describes
+LONGEST = 24  # letters of a name in it
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
 
 
 @one_line(stopped="stopped; the same command begins anew")
-def fit(data: Annotated[Path | None, typer.Argument(help="CSV or Parquet file, or a folder of them. Left out: the wine "
-                                                         "data that scikit-learn ships.")] = None,
-        components: Annotated[str, typer.Option(metavar="N, A-B or A,B,...", help="Numbers of components to "
-                                                "try.")] = "1-8",
+def fit(data: Annotated[Path | None, typer.Argument(help="A table: CSV and other text, .xlsx, .parquet, .feather, "
+                                                         ".jsonl, packed or not; a folder of them; - for standard "
+                                                         "input. Left out: the wine data that scikit-learn "
+                                                         "ships.")] = None,
+        components: Annotated[str | None, typer.Option(metavar="N, A-B or A,B,...", help="Numbers of components to "
+                                                       "try.  [default: 1-8, and more while the largest is the "
+                                                       "best]")] = None,
         family: Annotated[str, typer.Option(help="Of the numeric columns: auto, or some of full, tied, diag, "
                                                  "spherical, student_t, with commas between.")] = "auto",
         criterion: Annotated[str, typer.Option(help="What chooses: bic, icl, aic or cv.")] = "bic",
         column: Annotated[list[str] | None, typer.Option(metavar="NAME=KIND", help="How a column is taken: numeric, "
                                                          "count, category or skip.")] = None,
+        columns: Annotated[str | None, typer.Option(metavar="NAME,NAME,...", help="The columns to use; all others "
+                                                    "are left out.")] = None,
         against: Annotated[str | None, typer.Option(metavar="NAME", help="Leave this column out, and set it against "
                                                     "the components in the report.")] = None,
+        weights: Annotated[str | None, typer.Option(metavar="NAME", help="Column of weights of the rows: whole numbers "
+                                                    "are frequencies, others survey weights.")] = None,
+        delimiter: Annotated[str, typer.Option(help="What separates fields: a sign, or comma, semicolon, tab, bar, "
+                                                    "space.  [default: found out]")] = "",
+        decimal: Annotated[str, typer.Option(help="Decimal sign: . or ,  [default: found out]")] = "",
+        thousands: Annotated[str, typer.Option(help="Sign between thousands: , or .  [default: found out]")] = "",
+        encoding: Annotated[str, typer.Option(help="Encoding of the text.  [default: found out]")] = "",
+        missing: Annotated[str, typer.Option(metavar="MARK,MARK,...", help="What else stands for a missing value, such "
+                                             "as -999.")] = "",
+        header: Annotated[str, typer.Option(help="Whether a line names the columns: yes or no.  [default: found "
+                                                 "out]")] = "",
+        skip_rows: Annotated[int | None, typer.Option(min=0, help="Lines above the table to leave out.  [default: "
+                                                      "found out]")] = None,
         starts: Annotated[int, typer.Option(min=1, help="Starts of every fit; the best is kept.")] = 4,
         folds: Annotated[int, typer.Option(min=2, help="Folds of cv.")] = 5,
         seed: Annotated[int, typer.Option(min=0, help="Seed of starts and samples.")] = 0,
@@ -40,6 +64,8 @@ def fit(data: Annotated[Path | None, typer.Argument(help="CSV or Parquet file, o
                                                      "model instead.")] = None,
         unknown: Annotated[str, typer.Option(help="With --predict, what a category that the model does not know is "
                                                   "taken for: error or missing.")] = "error",
+        json: Annotated[bool, typer.Option("--json", help="Print what the report says as JSON, and nothing "
+                                           "else.")] = False,
         out: Annotated[Path | None, typer.Option(help="Folder to write; with --predict a new Parquet file.  [default: "
                                                       "runs/fit-NAME; NAME-labels.parquet]")] = None) -> None:
     """Fit a mixture model to a table, choose its size and form, and write a model folder with a report.
@@ -52,21 +78,27 @@ def fit(data: Annotated[Path | None, typer.Argument(help="CSV or Parquet file, o
 
     `mixwell fit data.csv --components 1-12 --column rooms=count --against city`
 
+    `mixwell fit daten.csv --decimal , --missing -999 --weights anzahl`
+
     `mixwell fit --predict runs/fit-data new.csv --out labels.parquet`
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=json)
+    form = parse_form(delimiter, decimal, thousands, encoding, missing, header, skip_rows)
     if predict is not None:
-        label(console, predict, data, out, unknown)
+        label(console, predict, data, out, unknown, form)
         return
     from mixwell import tables as lab_fit
 
-    table, columns, against = lab_fit.prepare(data, parse_columns(column or []), against)
-    target = out or Path("runs") / ("fit-" + re.sub(r"[^\w.-]+", "-", table.name))
-    show_columns(console, table.name, len(table.frame), columns)
+    kinds = parse_columns(column or [])
+    ready = lab_fit.prepare(data, kinds, against, only=_names(columns), weights=weights, form=form)
+    target = out or Path("runs") / ("fit-" + re.sub(r"[^\w.-]+", "-", ready.table.name))
+    show_columns(console, ready)
+    numbers = None if components is None else parse_components(components)
     with progress(console) as show:
-        fitted = lab_fit.fit(table, components=parse_components(components), family=family, criterion=criterion,
-                             columns=parse_columns(column or []), against=against, starts=starts, folds=folds,
+        fitted = lab_fit.fit(ready, components=numbers, family=family, criterion=criterion, starts=starts, folds=folds,
                              seed=seed, out=target, progress=show)
+    if json:
+        sys.stdout.write((target / "report.json").read_text(encoding="utf-8"))
     show_result(console, fitted)
     console.print(f"report: {target / 'report.html'}", soft_wrap=True)
     if fitted.choice.stopped:
@@ -74,7 +106,7 @@ def fit(data: Annotated[Path | None, typer.Argument(help="CSV or Parquet file, o
              STOPPED)
 
 
-def label(console: Console, model: Path, data: Path | None, out: Path | None, unknown: str) -> None:
+def label(console: Console, model: Path, data: Path | None, out: Path | None, unknown: str, form: Form) -> None:
     """`--predict`."""
     if data is None:
         raise MixwellError("--predict needs a table to label: mixwell fit --predict MODEL_DIR rows.csv")
@@ -82,7 +114,7 @@ def label(console: Console, model: Path, data: Path | None, out: Path | None, un
     from mixwell.tables import predict_file
 
     target = out or Path(f"{data.name.split('.')[0]}-labels.parquet")
-    rows = predict_file(model, data, target, unknown=unknown)
+    rows = predict_file(model, data, target, unknown=unknown, form=form)
     console.print(f"written: {target} ({counted(rows, 'row')})", soft_wrap=True)
 
 
@@ -118,35 +150,70 @@ def progress(console: Console) -> Iterator[Any]:
         yield lambda done, total, words: bar.update(task, description=words, completed=done, total=total)
 
 
-def show_columns(console: Console, name: str, rows: int, columns: Sequence[Column]) -> None:
-    """What is used and how, and what is left out and why."""
+def parse_form(delimiter: str, decimal: str, thousands: str, encoding: str, missing: str, header: str,
+               skip_rows: int | None) -> Form:
+    """What the options say of how the table is written."""
+    from mixwell.tables.missing import Form
+
+    headers = {"": None, "yes": True, "no": False}
+    if header not in headers:
+        raise MixwellError(f"--header: expected yes or no, got {header!r}.")
+    sign = DELIMITERS.get(delimiter, delimiter)
+    if len(sign) > 1:
+        raise MixwellError(f"--delimiter: expected one sign or {', '.join(DELIMITERS)}, got {delimiter!r}.")
+    for name, value in (("decimal", decimal), ("thousands", thousands)):
+        if value not in ("", ".", ","):
+            raise MixwellError(f"--{name}: expected . or , and got {value!r}.")
+    if decimal and decimal == thousands:
+        raise MixwellError(f"--decimal and --thousands are both {decimal!r}; one of them is another sign.")
+    marks = tuple(_names(missing) or ())
+    return Form(delimiter=sign, decimal=decimal, thousands=thousands, encoding=encoding, missing=marks,
+                header=headers[header], skip_rows=skip_rows)
+
+
+def _names(text: str | None) -> list[str] | None:
+    """`a,b`"""
+    if not text:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    return [name for name in names if name]
+
+
+def show_columns(console: Console, ready: Prepared) -> None:
+    """How the file was read; every column with its kind, why, what is missing and how it is written."""
     from mixwell.core.units import counted
-    from mixwell.tables.view import KIND_WORDS
 
-    console.print(f"{name}: {counted(rows, 'row')}", markup=False, soft_wrap=True)
-    for kind, words in KIND_WORDS.items():
-        own = [_with_note(column) for column in columns if column.kind == kind]
-        if own:
-            word = words[len(own) > 1]
-            more = f" and {len(own) - SHOWN} more" if len(own) > SHOWN else ""
-            console.print(f"  {word:<10} {', '.join(own[:SHOWN])}{more}", markup=False, soft_wrap=True)
-    missing = {c.name: c.missing for c in columns if c.missing and c.kind != "skip"}
-    if missing:
-        values, places = counted(sum(missing.values()), "value"), counted(len(missing), "column")
-        console.print(f"  missing    {values} in {places}, kept as missing", markup=False, soft_wrap=True)
+    table = ready.table
+    _print(console, f"{table.name}: {counted(len(table.frame), 'row')}, {counted(len(ready.columns), 'column')}")
+    for note in table.notes:
+        _print(console, f"  {note}")
+    rows: list[tuple[str, ...]] = [("column", "used as", "missing", "as written", "why")]
+    rows += [_column_row(column, table) for column in ready.columns[:SHOWN]]
+    widths = [max(map(len, cells)) for cells in zip(*rows)]
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths)]
+        _print(console, f"  {'  '.join(padded)}".rstrip())
+    more = len(ready.columns) - SHOWN
+    if more > 0:
+        _print(console, f"  and {counted(more, 'more column')}; the report has all of them")
 
 
-def _with_note(column: Column) -> str:
-    if not column.note:
-        return column.name
-    return f"{column.name} ({column.note})"
+def _print(console: Console, line: str) -> None:
+    console.print(on_one_line(line), markup=False, soft_wrap=True)
+
+
+def _column_row(column: Column, table: Table) -> tuple[str, ...]:
+    from mixwell.tables.view import KIND_WORDS, as_written, reasons, shortened
+
+    kind, _ = KIND_WORDS[column.kind]
+    examples, missing = as_written(column, table)
+    return shortened(column.name, LONGEST), kind, missing, examples, reasons(column)
 
 
 def show_result(console: Console, fitted: FittedMixture) -> None:
     """The choice in a few lines."""
     from mixwell.tables.view import lead, verdict
 
-    usable = [c for c in fitted.choice.candidates if not c.refused]
-    for line in (lead(fitted), verdict(fitted, usable), *fitted.choice.notes):
+    for line in (lead(fitted), verdict(fitted, fitted.choice.usable), *fitted.choice.notes):
         if line:
             console.print(line, markup=False, soft_wrap=True)

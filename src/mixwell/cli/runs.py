@@ -127,8 +127,11 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
                                                  autocompletion=completion.applied)],
           options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
                                                               help="Options of the method.")] = None,
-          source: Annotated[Path, typer.Option("--in", help="Model folder, a stage's folder, or a run's "
-                                                   "stage such as runs/mine:moe.")] = ...,  # type: ignore[assignment]
+          source: Annotated[list[Path], typer.Option("--in", help="Model folder, a stage's folder, or a run's "
+                                                     "stage such as runs/mine:moe; once a model for a merge."
+                                                     )] = ...,  # type: ignore[assignment]
+          base: Annotated[Path | None, typer.Option(help="Of a merge: the model that the others were tuned from.")
+                          ] = None,
           target: Annotated[Path | None, typer.Option("--out", help="Folder to write; for an analysis a JSON file.  "
                                                                     "[default of an analysis: print it]")] = None,
           text: Annotated[Path | None, typer.Option("--text", "--data", help="Text (a file, a folder) to measure on.  "
@@ -146,6 +149,8 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
 
     `mixwell apply precision.int8 --in moe --out moe-int8 --text notes.txt`
 
+    `mixwell apply merge.ties --in code --in notes --base base --out merged density=0.5`
+
     `mixwell apply experts.analysis.load --in runs/standard-library:moe-trained --data notes.txt`
     """
     from mixwell.run.recipe import override
@@ -154,19 +159,54 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     for option in options or []:
         override(values, option)
     if method.startswith("experts.analysis."):
-        show_analysis(method, source, target, text, values)
+        show_analysis(method, _only(source, method), target, text, values)
         return
     if target is None:
         raise MixwellError(f"{method} writes a model; name a folder for it with --out.")
-    from mixwell.run.apply import apply as run_method
-
-    done = run_method(method, source, out=target, text=text, seed=seed, **values)
     console = Console()
-    show_receipt(console, done.lineage[-1]["receipt"])
+    if method.startswith("merge."):
+        from mixwell.run.apply import merge
+
+        merged = merge(method, source, options=values, base=base, out=target, text=text, seed=seed)
+        for name, receipt in merged.lineage[-1]["receipts"].items():
+            console.print(f"against {name}", style="bold", highlight=False, soft_wrap=True)
+            show_receipt(console, receipt)
+        for name, bits in merged.lineage[-1].get("bits_per_byte", {}).items():
+            console.print(f"{name}: {bits:.4f} bits per byte", highlight=False, soft_wrap=True)
+    else:
+        from mixwell.run.apply import apply as run_method
+
+        done = run_method(method, _only(source, method), out=target, text=text, seed=seed, base=base, **values)
+        show_receipt(console, done.lineage[-1]["receipt"])
     if text is None:
         console.print("measured on random tokens: the losses say how alike the two are, not how good; to know that, "
                       "give --text", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"written: {target}", highlight=False, soft_wrap=True)
+
+
+@one_line
+def merge(config: Annotated[Path, typer.Argument(help="Merge file (YAML) as mergekit reads them.")],
+          target: Annotated[Path, typer.Option("--out", help="Folder to write.")] = ...,  # type: ignore[assignment]
+          seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
+          download: Annotated[bool, DOWNLOAD] = False) -> None:
+    """Merge models as a file of mergekit's says.
+
+    One tensor at a time is held in memory, and a killed merge leaves nothing behind.
+
+    **Examples**
+
+    `mixwell merge ties.yaml --out merged`
+    """
+    from mixwell.run.mergekit import merge_file
+
+    merge_file(config, target, seed)
+    Console().print(f"written: {target}", highlight=False, soft_wrap=True)
+
+
+def _only(sources: list[Path], method: str) -> Path:
+    if len(sources) > 1:
+        raise MixwellError(f"{method} takes one model; {len(sources)} came with --in.")
+    return sources[0]
 
 
 def show_analysis(method: str, source: Path, target: Path | None, text: Path | None, values: dict[str, Any]) -> None:

@@ -17,11 +17,14 @@ RECIPES = {  # family -> the entry of a recipe that names a method of it
     "sequence": "model: {{sequence_mixer: {{method: {full}{options}}}}}",
     "convert": "stages: [{{id: new, convert: {name}{options}}}]",
     "precision": "stages: [{{id: small, compress: {name}{options}}}]",
+    "merge": "stages: [{{id: a, train: {{tokens: 1M}}}}, {{id: b, train: {{tokens: 1M}}}}, "
+             "{{id: both, from: [a, b], merge: {name}{options}}}]",
 }
 WITH_OPTIONS = {"experts.balance": "model: {{num_experts: 8, balance: {{{name}: {{coefficient: 0.01{options}}}}}}}"}
 COMMANDS = {  # family -> the command that applies a method of it
     "convert": "mixwell apply {full} --in MODEL --out NEW{words}",
     "precision": "mixwell apply {full} --in MODEL --out NEW{words}",
+    "merge": "mixwell apply {full} --in A --in B --out NEW{words}",
     "experts.analysis": "mixwell apply {full} --in MODEL{words}",
 }
 FITS = "estimator"  # tag of what has scikit-learn's `fit`

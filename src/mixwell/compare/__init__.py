@@ -33,7 +33,8 @@ from mixwell.compare.width import fitted
 from mixwell.core import machine
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import digest, write_json
+from mixwell.core.files import digest
+from mixwell.formats import sealed
 from mixwell.report.records import StageRecord
 from mixwell.run import engine, sizing
 from mixwell.run import recipe as recipes
@@ -318,7 +319,7 @@ def _write(made: Plan, started: datetime, wall_seconds: float) -> None:
         "versions": machine.versions(),
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": wall_seconds}
-    write_json(made.out / "compare.json", record)
+    sealed.write(made.out / "compare.json", record)
 
 
 def _outcome(trial: Trial, out: Path) -> dict[str, Any]:

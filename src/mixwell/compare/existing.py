@@ -23,7 +23,7 @@ from mixwell.compare.measured import RECORD, Measured
 from mixwell.compare.texts import Text, as_written, counted_bytes, parse_budget, read, within_tokens
 from mixwell.core import machine
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import write_json
+from mixwell.formats import sealed
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.scoring import score
 from mixwell.lm.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None
         progress(f"{name} reads")
         found.append(measured(name, model, tokenizers[name], text, config))
     wall = time.perf_counter() - clock
-    write_json(folder / RECORD, _record(found, text, limits, config, started, wall))
+    sealed.write(folder / RECORD, _record(found, text, limits, config, started, wall))
     return existing_page.build(folder)
 
 

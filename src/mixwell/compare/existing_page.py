@@ -19,7 +19,8 @@ from mixwell.compare.view import p_text, signed, verdict
 from mixwell.core import units
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import read_json, write_text
+from mixwell.core.files import write_text
+from mixwell.formats import sealed
 from mixwell.report.page import facts, machine, render
 from mixwell.report.statistics import LEVEL, Difference
 from mixwell.report.words import listed
@@ -76,7 +77,7 @@ def _arrays(bits: Mapping[str, Sequence[float]]) -> Sums:
 def read(folder: str | Path) -> Found:
     """Read a folder of `evaluate`; one without a record that can be read raises `MixwellError`."""
     path = Path(folder) / RECORD
-    record = read_json(path)
+    record = sealed.read(path, "run it again")
     try:
         models = [from_dict(Measured, one, str(path)) for one in record["models"]]
         sizes = record["text"]["bytes"]

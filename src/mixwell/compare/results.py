@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import read_json
+from mixwell.formats import sealed
 from mixwell.report.records import RunRecord, StageRecord, figure, read_run
 from mixwell.report.statistics import Difference, Interval, differences, interval
 
@@ -97,8 +97,8 @@ class Comparison:
 def read(folder: str | Path) -> Comparison:
     """Read a comparison; a folder without a readable compare.json raises `MixwellError`."""
     folder = Path(folder)
-    record = read_json(folder / "compare.json")
-    if not isinstance(record, Mapping) or "variants" not in record:
+    record = sealed.read(folder / "compare.json", "run it again")
+    if "variants" not in record:
         raise MixwellError(f"{folder / 'compare.json'} is no record of a comparison; run it again.")
     results = [_result(folder, record, entry) for entry in record["variants"]]
     return Comparison(record=record, results=tuple(results))

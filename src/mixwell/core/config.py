@@ -120,19 +120,23 @@ def _convert_sequence(value: Any, origin: Any, args: tuple[Any, ...], where: str
 
 
 def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            raise _wrong(value, "a number", where) from None
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return _float(value, where)  # text as well: YAML 1.1 reads 3e-4 as text
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "keys and values"}
     raise _wrong(value, names.get(hint, str(hint)), where)
+
+
+def _float(value: float | str, where: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise _wrong(value, "a number", where) from None
+    except OverflowError:
+        raise _wrong(value, "a number that a float holds", where) from None
 
 
 def _wrong(value: Any, expected: str, where: str) -> MixwellError:

@@ -16,11 +16,18 @@ from typing import Any
 class MixwellError(ValueError):
     """Something the user handed in is wrong. The message is one line; the command line shows it without a trace.
 
-    A name in it may come from anywhere: what would break the line, or steer a terminal, is spelt out.
+    A name in it may come from anywhere: what would break the line, or steer a terminal, is spelt out, and of what is
+    too long for a line the middle is left out.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(on_one_line(message))
+        line = on_one_line(message)
+        if len(line) > LONGEST:
+            line = f"{line[:LONGEST - _END]} ... {line[-_END:]}"
+        super().__init__(line)
+
+
+LONGEST, _END = 1400, 400  # characters of a message, and of those at its end: they say what to do
 
 
 def on_one_line(text: str) -> str:

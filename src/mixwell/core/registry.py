@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,19 @@ class Entry:
 @functools.cache
 def entries() -> tuple[Entry, ...]:
     """Every method of the catalogue, sorted by name."""
+    rooms = sorted(holding_methods())
+    found = itertools.chain.from_iterable(map(_of_room, rooms))
+    return tuple(found)
+
+
+@functools.cache
+def _of_room(room: str) -> tuple[Entry, ...]:
+    """Every method of one room: to read the others for it would take longer than some commands."""
     found = []
-    rooms = holding_methods()
-    for path in sorted(ROOT.rglob("*.py")):
-        relative = path.relative_to(ROOT)
-        if relative.parts[0] not in rooms or path.name.startswith("_"):
+    for path in sorted((ROOT / room).rglob("*.py")):
+        if path.name.startswith("_"):
             continue
+        relative = path.relative_to(ROOT)
         entry = _read(path, ".".join(relative.with_suffix("").parts))
         if entry is not None:
             found.append(entry)
@@ -110,7 +118,9 @@ def _entry(path: Path, name: str, object_name: str, mark: ast.Call) -> Entry:
 def family(prefix: str) -> tuple[Entry, ...]:
     """The methods whose name starts with `prefix` (a room or a family)."""
     start = prefix.rstrip(".") + "."
-    return tuple(entry for entry in entries() if entry.name.startswith(start))
+    room = start.partition(".")[0]
+    known = _of_room(room) if room in holding_methods() else ()
+    return tuple(entry for entry in known if entry.name.startswith(start))
 
 
 def find(name: str, within: str = "") -> Entry:
@@ -118,11 +128,11 @@ def find(name: str, within: str = "") -> Entry:
 
     An unknown name raises `MixwellError` with the nearest one.
     """
-    known = {e.name: e for e in entries()}
     for candidate in (f"{within}.{name}" if within else name, name):
+        known = {entry.name: entry for entry in family(candidate.partition(".")[0])}
         if candidate in known:
             return known[candidate]
-    options = list(known)
+    options = [entry.name for entry in entries()]
     if within:
         options = [entry.name.removeprefix(within + ".") for entry in family(within)]
     last = [option.rpartition(".")[2] for option in options]

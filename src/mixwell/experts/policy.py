@@ -7,7 +7,9 @@
 **Shapes:** s [B, D]; weights [B, K]; mean, log_std and actions [B, K, A]; q [B, K].
 **Reference:** Ren et al. 2021, PMOE (2104.09122), section 3 (frequency approximate gradient, back-propagation max).
 **Differs:** from memory of the paper and a public reimplementation in SAC. The squared error is summed over experts
-    (there: their mean). Critic, replay and targets are the caller's.
+    (there: their mean). Critic, replay and targets are the caller's. Maps start normal with one over the root of what
+    they read. No environment is here: the claim tries a bandit with two best actions in place of the paper's MuJoCo
+    tasks.
 **Fails when:** the critic is wrong early on: the gate then follows its error, and experts it never prefers stop moving.
 **Cost:** 2 B H (D + K + 2 K A) FLOPs, H the hidden width; one critic call for each expert and state.
 """

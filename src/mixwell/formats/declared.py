@@ -172,6 +172,11 @@ class Checked(Fresh):
             check_form(name, form_of(stored, name), expected, where)
         self._stored, self._declared, self._where = stored, declared, where
 
+    @property
+    def stored(self) -> Mapping[str, Tensor]:
+        """The tensors of the file, not looked at yet."""
+        return self._stored
+
     def __getitem__(self, name: str) -> Tensor:
         return copied(self._stored, name, self._declared[name], self._where)
 

@@ -5,6 +5,7 @@ Nothing here unpickles: a file that is not safetensors is refused by name.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -17,11 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import whole_file, write_json
-from mixwell.formats import sums
+from mixwell.core.files import digest, whole_file, write_json
+from mixwell.formats import streams, sums
 from mixwell.formats.declared import Form, Lazy, changed, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import Schema, mapping, read_object, text
+from mixwell.formats.streams import Ranges
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -59,6 +61,10 @@ class LazyTensors(Lazy):
         """Type and shape of a tensor, without reading it."""
         return self._files[name].form(name)
 
+    def read_range(self, name: str, start: int, target: Tensor) -> None:
+        """Fill flat `target`, of the tensor's type, with its entries from number `start` on."""
+        self._files[name].ranges.read(name, start, target)
+
 
 class Opened:
     """One safetensors file, its header read: that takes longer than to read a small tensor."""
@@ -79,6 +85,11 @@ class Opened:
             return self._file.get_tensor(name)
         except (SafetensorError, AttributeError) as error:
             raise MixwellError(f"{self.path}: {name} is of a type that this torch does not read ({error}).") from error
+
+    @functools.cached_property
+    def ranges(self) -> Ranges:
+        """The file by the piece."""
+        return Ranges(self.path)
 
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, from the header."""
@@ -128,6 +139,14 @@ def _is_pickle(head: bytes) -> bool:
 
 
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
+def header_digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a safetensors file up to its first number: of names, types, shapes, places and checksums."""
+    with open(path, "rb") as file:
+        length = file.read(8)
+        header = file.read(int.from_bytes(length, "little"))
+    return digest(length + header)
 
 
 def open_folder(folder: str | Path) -> LazyTensors:
@@ -229,12 +248,12 @@ def save_shards(folder: str | Path, tensors: Mapping[str, Tensor], *, shard_byte
     sizes = {name: form_of(tensors, name).size_bytes for name in tensors}
     groups = _groups(sizes, shard_bytes)
     if len(groups) == 1:
-        save_tensors(folder / SINGLE, tensors)
+        streams.write(folder / SINGLE, tensors)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, start=1):
         shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_tensors(folder / shard, {name: tensors[name] for name in names})
+        streams.write(folder / shard, tensors, names)
         weight_map |= dict.fromkeys(names, shard)
     total = sum(sizes.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -14,10 +14,11 @@ from mixwell import __version__
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, shown
-from mixwell.core.files import digest, whole_folder, write_bytes, write_json
-from mixwell.formats.declared import Checked, form_of
+from mixwell.core.files import digest, whole_folder, write_bytes, write_json, write_text
+from mixwell.formats.declared import Checked, Fresh, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import read_object
+from mixwell.formats.streams import selected
 from mixwell.formats.tensors import LazyTensors, open_folder, save_shards
 from mixwell.lm import older_tokenizer, schemas, weights
 from mixwell.lm.config import ModelConfig
@@ -194,11 +195,11 @@ def _recorded(arch: dict[str, Any], record: Mapping[str, Any], folder: Path) -> 
         said, before = comparable(arch), comparable(noted)
         if said == before:
             return noted
-    _warn(f"{folder}: {CONFIG} says another model than {RECORD}, and is followed: {_difference(said, before)}.")
+    _warn(f"{folder}: {CONFIG} says another model than {RECORD}, and is followed: {difference(said, before)}.")
     return arch
 
 
-def _difference(now: Any, before: Any, where: str = "") -> str:
+def difference(now: Any, before: Any, where: str = "") -> str:
     """The first place where two values differ, and what stands there."""
     if isinstance(now, Mapping) and isinstance(before, Mapping):
         pairs = [(f"{where}.{key}", now[key], before.get(key)) for key in now]
@@ -208,7 +209,7 @@ def _difference(now: Any, before: Any, where: str = "") -> str:
         pairs = []
     for place, one, other in pairs:
         if one != other:
-            return _difference(one, other, place)
+            return difference(one, other, place)
     return f"{where.removeprefix('.')} is {shown(now)}, was {shown(before)}"
 
 
@@ -224,23 +225,55 @@ def folder_type(checkpoint: Checkpoint) -> str:
     return model_type_of(checkpoint.arch) if plain else OWN
 
 
+def written_tensors(checkpoint: Checkpoint, model_type: str, fused: bool = False) -> Mapping[str, Tensor]:
+    """The checkpoint's tensors as a folder of that type holds them."""
+    if model_type == OWN:
+        return checkpoint.tensors
+    table = recipes(checkpoint.arch, model_type, shapes(checkpoint.arch), fused=fused)
+    parts = _parts(checkpoint, table)
+    return parts if isinstance(parts, Fresh) else Scattered(checkpoint.tensors, table)
+
+
+def unread_tensors(checkpoint: Checkpoint, model_type: str) -> Mapping[str, Tensor]:
+    """As `written_tensors`; where they lie in such a folder, straight from it, numbers not looked at."""
+    tensors = checkpoint.tensors
+    if model_type == OWN:
+        return selected(tensors.stored, list(tensors)) if isinstance(tensors, Checked) else tensors
+    table = recipes(checkpoint.arch, model_type, shapes(checkpoint.arch))
+    parts = _parts(checkpoint, table)
+    return Scattered(tensors, table) if parts is None else selected(parts, list(file_shapes(table)))
+
+
+def _parts(checkpoint: Checkpoint, table: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+    """The tensors of a folder that the checkpoint's are gathered from by the same table."""
+    tensors = checkpoint.tensors
+    return tensors.parts_of(table) if isinstance(tensors, Gathered) else None
+
+
+def from_written(written: Mapping[str, Tensor], like: Checkpoint, model_type: str, where: str) -> Checkpoint:
+    """A checkpoint of `like`'s architecture with the tensors that a folder of that type holds, read when asked for."""
+    if model_type == OWN:
+        network = weights.skeleton(Network, like.arch)
+        declared = weights.declare(network, written, where)
+        return like.derive(tensors=Checked(written, declared, where))
+    table = recipes(like.arch, model_type, shapes(like.arch))
+    return like.derive(tensors=Gathered(written, table, where))
+
+
 def write(checkpoint: Checkpoint, path: str | Path, *, shard_bytes: int = 4 * 2**30,
-          fused_experts: bool = False) -> Path:
+          fused_experts: bool = False, notes: Mapping[str, str] | None = None) -> Path:
     """Write a model folder that appears whole or not at all, and return its path.
 
     Where a Hugging Face decoder computes what the checkpoint says, `transformers` loads the folder unaided, with one
     tensor an expert (or one for all with `fused_experts`). Else config.json says model_type "mixwell", tensors have
-    their canonical names, and mixwell alone loads it. Tokenizer files come along; lineage goes to mixwell.json.
+    their canonical names, and mixwell alone loads it. Tokenizer files come along; lineage goes to mixwell.json. notes:
+    texts by file name that lie beside, such as README.md. Tensors are made and written one by one.
     """
     model_type = folder_type(checkpoint)
     architecture = "auto" if model_type == OWN else model_type
     arch = dict(checkpoint.arch) | {"architecture": architecture}
-    tensors = checkpoint.tensors
-    if model_type == OWN:
-        config = _own_config(arch)
-    else:
-        config = write_config(arch, model_type)
-        tensors = Scattered(tensors, recipes(arch, model_type, shapes(arch), fused=fused_experts))
+    tensors = written_tensors(checkpoint, model_type, fused_experts)
+    config = _own_config(arch) if model_type == OWN else write_config(arch, model_type)
     stored = form_of(checkpoint.tensors, "embed.weight").dtype
     config["dtype"] = str(stored).removeprefix("torch.")
     record = _new_record(arch, checkpoint)
@@ -248,6 +281,8 @@ def write(checkpoint: Checkpoint, path: str | Path, *, shard_bytes: int = 4 * 2*
         write_json(folder / CONFIG, config)
         write_json(folder / RECORD, record)
         _write_carried(folder, checkpoint.files, arch)
+        for name, text in (notes or {}).items():
+            write_text(folder / name, text)
         save_shards(folder, tensors, shard_bytes=shard_bytes)
     return Path(path)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, shown
 from mixwell.lm import chat
 from mixwell.lm import tokenizer_files as layout
 from mixwell.lm.tokenizer import Tokenizer
@@ -91,4 +91,4 @@ def _check(name: str, value: Any) -> None:
         right = flag if kind is bool else isinstance(one, kind) and not flag
         if one is not None and not right:
             expected = "true or false" if kind is bool else "a number"
-            raise MixwellError(f"{FILE}: {name} is {value!r}; expected {expected}.")
+            raise MixwellError(f"{FILE}: {name} is {shown(value)}; expected {expected}.")

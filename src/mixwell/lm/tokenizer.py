@@ -35,6 +35,7 @@ FILES = (MAIN, CONFIG, SPECIAL, "added_tokens.json", TEMPLATE, "vocab.json", "me
 OLDER = (*FILES, older_tokenizer.PIECES)
 END_OF_TEXT = "<|endoftext|>"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MOST_IDS = 2**24  # the largest vocabularies have a 60th of it
 LONGEST_WORD = 512  # characters; learning merges takes time with the square of a word's length
 LONG_RUNS = re.compile(rf"\S{{{LONGEST_WORD},}}|\s{{{LONGEST_WORD},}}")
 PRIVATE = range(0xE5C1, 0xF8FF)  # characters without a meaning: one that a text lacks sets names apart in it
@@ -59,6 +60,8 @@ class Tokenizer:
                                "files of a fast Hugging Face tokenizer (transformers: save_pretrained writes them).")
         self._files = {name: bytes(data) for name, data in files.items() if name in FILES}
         self._backend = _parse(self._files[MAIN])
+        if self.vocab_size > MOST_IDS:  # all up to it are walked through, and get a place in tables
+            raise MixwellError(f"{MAIN}: its largest id is {self.vocab_size - 1}; expected ids below {MOST_IDS}.")
         self._encoders: dict[str, tokenizers.Tokenizer] = {}  # the character that sets names apart -> `_encoder`
 
     @classmethod
@@ -119,13 +122,23 @@ class Tokenizer:
 
     @cached_property
     def _main(self) -> dict[str, Any]:
+        """`tokenizer.json` as it was written."""
         return layout.keys(self._files[MAIN], MAIN)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, added ones too."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
+    @cached_property
+    def _understood(self) -> dict[str, Any]:
+        """`tokenizer.json` as its library takes it: what a file leaves out is there."""
+        return json.loads(self._backend.to_str())
 
     @cached_property
     def vocab_size(self) -> int:
         """Largest id plus one."""
-        vocab = self._backend.get_vocab(with_added_tokens=True)
-        return max(vocab.values()) + 1
+        return max(self.vocabulary.values(), default=-1) + 1
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -250,7 +263,7 @@ class Tokenizer:
         Without such names a text could be a special token: a Unigram or word-level model knows these as words.
         """
         if mark not in self._encoders:
-            renamed = layout.renamed(self._main, self.special, mark)
+            renamed = layout.renamed(self._understood, self.special, mark)
             self._encoders[mark] = _parse(json.dumps(renamed).encode())
         return self._encoders[mark]
 
@@ -265,7 +278,7 @@ class Tokenizer:
         Exact for byte-level tokenizers. Otherwise a word mark counts as one space and `<0x0A>` as one byte, which
         leaves out what a normaliser did to the text.
         """
-        size = len if layout.has_type(self._main.get("decoder"), "ByteLevel") else _spelt_bytes
+        size = len if layout.has_type(self._understood.get("decoder"), "ByteLevel") else _spelt_bytes
         sizes_V = np.zeros(self.vocab_size, np.uint32)
         plain = self._backend.get_vocab(with_added_tokens=False)
         for token, number in plain.items():
@@ -280,11 +293,11 @@ class Tokenizer:
         """Whether it is certain that every text comes back from its ids as it was: byte for byte, nothing changed."""
         vocab = self._backend.get_vocab(with_added_tokens=False)
         whole = all(letter in vocab for letter in pre_tokenizers.ByteLevel.alphabet())
-        return whole and layout.is_plain_byte_level(self._main)
+        return whole and layout.is_plain_byte_level(self._understood)
 
     def unknown_bytes(self, text: str) -> int:
         """UTF-8 bytes of `text` that became the unknown token."""
-        unknown = self.id_of(layout.unknown_token(self._main))
+        unknown = self.id_of(layout.unknown_token(self._understood))
         if unknown is None:
             return 0
         found = self._encoder(free_character([text])).encode(text, add_special_tokens=False)

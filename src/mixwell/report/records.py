@@ -6,7 +6,7 @@
     <run>/stages/<id>-<key8>/metrics.jsonl        one line a logged training step
 
 Reading is strict: a file that no writer of this version makes is damaged, and is named with what is wrong in it. Both
-records end in a digest of themselves (`report.sealed`), and a stage's record holds those of all its files.
+records end in a digest of themselves (`formats.sealed`), and a stage's record holds those of all its files.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from mixwell.core import units
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import write_text
+from mixwell.formats import sealed
 from mixwell.lm.training.metrics import read_lines
-from mixwell.report import digests, sealed
+from mixwell.report import digests
 from mixwell.report.digests import FileDigest
 
 RUN, STAGE, RECIPE = "run.json", "stage.json", "recipe.yaml"
-MODEL_KINDS = ("build", "load", "train", "convert", "compress")  # kinds of stages that leave a model behind
+MODEL_KINDS = ("build", "load", "train", "convert", "compress", "merge")  # kinds of stages that leave a model behind
 AGAIN = "run the recipe again"
 BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # what YAML's writer leaves bare and its reader takes for space
 R = TypeVar("R")
@@ -43,7 +44,7 @@ class StageRecord:
     """One finished stage: what it was, what it took, what it found."""
 
     id: str
-    kind: str  # data, tokenizer, tokens, build, load, train, convert, compress, evaluate, sample
+    kind: str  # data, tokenizer, tokens, build, load, train, convert, compress, merge, evaluate, sample
     method: str  # `train`, `convert.upcycle`
     key: str  # digest of all that decides the result
     config: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core import machine, registry
+from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
@@ -17,32 +19,52 @@ from mixwell.lm.documents import Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.report.targets import check_folder
+from mixwell.run.merging import (
+    CARD,
+    Recipe,
+    Source,
+    bits_per_byte,
+    card,
+    held,
+    lineage,
+    merge_checkpoints,
+    receipts,
+    recipe_text,
+)
 from mixwell.run.paths import find_model
 from mixwell.run.stages.convert import LENGTH, ROWS, converted
 
 ROOMS = ("convert", "precision")  # whose methods turn one checkpoint into another
+Given = LanguageModel | str | Path  # a model, or its place
 
 
-def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | None = None,
-          text: str | Path | None = None, seed: int = 0, **options: Any) -> LanguageModel:
+def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None = None,
+          text: str | Path | None = None, seed: int = 0, base: Given | None = None, **options: Any) -> LanguageModel:
     """Apply the method `name` to a model, given as such or by its place, and return the new model.
 
-    model: a `LanguageModel`, a model folder, a stage's folder, or a run's stage such as `runs/mine:dense`.
+    model: a `LanguageModel`, a model folder, a stage's folder, or a run's stage such as `runs/mine:dense`; a list of
+    them for a merge. base: of a merge, the model that the others were tuned from.
 
     The model is weighed before and after on `text` (a file, folder or glob), else on random tokens; a broken promise
     raises `MixwellError` and writes nothing. The receipt is in the last record of the result's `lineage`.
     out: folder to write the result to. seed: of methods that draw. options: fields of the method's `Config`.
     """
+    if name.startswith("merge."):
+        after = merge(name, [model] if isinstance(model, Given) else model, base=base, out=out, text=text, seed=seed,
+                      options=options)
+        return LanguageModel.from_checkpoint(after)
+    if base is not None or not isinstance(model, Given):
+        raise MixwellError(f"{name} takes one model; a base and several models go with a merge (merge.ties, say).")
     entry = registry.find(name) if "." in name else _short(name)
     if entry.room not in ROOMS:
         raise MixwellError(f"{entry.name} turns no checkpoint into another; expected a method of {' or '.join(ROOMS)}.")
     if out is not None:
         check_folder(out)
     config = from_dict(entry.module().Config, options, entry.name)
-    before = model.to_checkpoint() if isinstance(model, LanguageModel) else folders.read(find_model(model))
+    before = _checkpoint(model)
     tokens_BT = _read(text, before.files) if text is not None else _random(before.arch["vocab_size"], seed)
     after, receipt = converted(before, entry.name, config, seed, tokens_BT)
-    source = "a model in memory" if isinstance(model, LanguageModel) else str(model)
+    source = _name(model)
     after = after.derive(record={
         "id": entry.name, "stage": entry.room, "method": entry.name, "config": to_dict(config), "seed": seed,
         "inputs": [source], "tokens": tokens_BT.numel(), "measured_on": "random tokens" if text is None else str(text),
@@ -50,6 +72,58 @@ def apply(name: str, model: LanguageModel | str | Path, *, out: str | Path | Non
     if out is not None:
         folders.write(after, out)
     return LanguageModel.from_checkpoint(after)
+
+
+def _name(model: Given) -> str:
+    return "a model in memory" if isinstance(model, LanguageModel) else str(model)
+
+
+def _source(model: Given, place: str) -> Source:
+    """A model of a merge, by a name that no other has; a folder may come twice."""
+    name = f"{place}, in memory" if isinstance(model, LanguageModel) else str(model)
+    return Source(_checkpoint(model), name)
+
+
+def _checkpoint(model: Given) -> Checkpoint:
+    if isinstance(model, LanguageModel):
+        return model.to_checkpoint()
+    return folders.read(find_model(model))
+
+
+def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], base: Given | None = None,
+          out: str | Path | None = None, text: str | Path | None = None, seed: int = 0,
+          weigh: bool = True) -> Checkpoint:
+    """Merge models by the method `name`, and return the checkpoint, which lies in the folder `out` where one is named.
+
+    With `weigh`, the merge and every model are measured on `text`, else on random tokens; that takes the memory of two
+    models, merging takes that of one tensor.
+    """
+    recipe = Recipe.of(name, options)
+    if out is not None:
+        check_folder(out)
+    numbered = enumerate(models, start=1)
+    sources = [_source(model, f"model {number}") for number, model in numbered]
+    ground = None if base is None else _source(base, "the base")
+    first = (ground or sources[0]).checkpoint
+    text_BT = None if text is None else _read(text, first.files)
+    after = merge_checkpoints(recipe, sources, ground, seed, text_BT)
+    record = lineage(recipe, sources, ground, seed)
+    if weigh:
+        after = held(after)
+        parents = sources if ground is None else [*sources, ground]
+        tokens_BT = _random(after.arch["vocab_size"], seed) if text_BT is None else text_BT
+        weighed = receipts(recipe, parents, after, tokens_BT)
+        if text_BT is not None:
+            record["bits_per_byte"] = bits_per_byte(weighed, text_BT, first.files)
+        record |= {"receipts": weighed, "receipt": weighed[parents[-1].name], "tokens": tokens_BT.numel(),
+                   "measured_on": "random tokens" if text is None else str(text)}
+    after = after.derive(record=record)
+    if out is None:
+        return after
+    names, ground_name = record["inputs"], record["base"]
+    about = card(Path(out).name, recipe_text(recipe, names, ground_name, seed), names, ground_name)
+    folders.write(after, out, notes={CARD: about})
+    return folders.read(out)
 
 
 def _short(name: str) -> registry.Entry:

@@ -347,6 +347,10 @@ def _convert(costs: Costs, stage: Stage) -> Prediction:
     return Prediction(seconds=found["seconds"], tokens=ROWS * LENGTH, peak_bytes=found["peak_bytes"] or None)
 
 
+def _merge(costs: Costs, stage: Stage) -> Prediction:
+    return Prediction(seconds=costs.rough.merging_s(stage), tokens=ROWS * LENGTH)
+
+
 def _evaluate(costs: Costs, stage: Stage) -> Prediction:
     return costs.evaluation(stage.inputs["model"], stage.config)
 
@@ -360,5 +364,5 @@ def _sample(costs: Costs, stage: Stage) -> Prediction:
 
 PREDICTIONS: dict[str, Callable[[Costs, Stage], Prediction]] = {
     "data": _nothing, "tokenizer": _tokenizer, "tokens": _tokens, "build": _model, "load": _model, "train": _train,
-    "convert": _convert, "compress": _convert, "evaluate": _evaluate, "sample": _sample,
+    "convert": _convert, "compress": _convert, "merge": _merge, "evaluate": _evaluate, "sample": _sample,
 }

@@ -7,7 +7,8 @@ A recipe names its data, its tokenizer, its model and a list of stages; everythi
       - {id: dense, train: {tokens: 1M}}
       - {id: moe, from: dense, convert: upcycle, num_experts: 8}
 
-An entry of `stages` holds `id`, `from` (left out: the recipe's model), `seed`, `side`, and one verb. The verb's value
+An entry of `stages` holds `id`, `from` (left out: the recipe's model; a list for a merge, with `base` beside), `seed`,
+`side`, and one verb. The verb's value
 is its options, or the name of a method with the options beside it. Paths are taken from the current folder.
 
 `data: {domains: ...}` in an entry gives it text of its own, in the recipe's tokens: what is left out of it stands as at
@@ -36,6 +37,7 @@ from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, nearest, shown, suggest
 from mixwell.lm.training.config import BUDGETS as LENGTHS
 from mixwell.run import yaml_data
+from mixwell.run.sources import inputs_of, side_name, text_ids
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
 from mixwell.run.stages.models import MIXTURE_WORDS
 from mixwell.run.stages.text import DataConfig
@@ -50,6 +52,7 @@ BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
 PLACES = {"train": Training, "data": DataConfig, "evaluate": EvaluateConfig}  # keys whose options are often misplaced
 MOST_THREADS = 4096
+FEW = 8
 MOST_STAGES = 1000  # entries, each seed counted
 LONGEST_NAME = 100  # characters of a name that becomes a folder
 SEED = range(2**63)
@@ -78,11 +81,11 @@ class Recipe:
             raise MixwellError(f"name: {self.name[:LONGEST_NAME]!r} becomes a folder; use letters, digits, '.', '_' "
                                f"and '-', {LONGEST_NAME} at most.")
         if self.minutes is not None and not self.minutes > 0:
-            raise MixwellError(f"minutes: {self.minutes} came; expected a number above 0.")
+            raise MixwellError(f"minutes: {shown(self.minutes)} came; expected a number above 0.")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise MixwellError(f"threads: {self.threads} came; expected 1 or more, {MOST_THREADS} at most.")
+            raise MixwellError(f"threads: {shown(self.threads)} came; expected 1 or more, {MOST_THREADS} at most.")
         if self.seed not in SEED:
-            raise MixwellError(f"seed: {self.seed} came; expected a whole number from 0 to 2^63 - 1.")
+            raise MixwellError(f"seed: {shown(self.seed)} came; expected a whole number from 0 to 2^63 - 1.")
         if len(self.stages) > MOST_STAGES:
             raise MixwellError(f"stages: {len(self.stages)} came; expected {MOST_STAGES} at most, each seed counted.")
 
@@ -115,7 +118,7 @@ def _check_keys(data: Mapping[str, Any]) -> None:
     """Raise where a key at the top is none but would be one elsewhere, with that place."""
     known = [option.name for option in fields(Recipe)]
     strange = [str(key) for key in data if key not in known]
-    for key in strange:
+    for key in strange[:FEW]:  # the first one is refused in any case
         if not nearest(key, known):
             _check_place(key, known)
 
@@ -175,11 +178,16 @@ def _seeded(entry: Mapping[str, Any], name: str, seed: int, spread: Mapping[str,
     made = {k: copy.deepcopy(v) for k, v in entry.items() if k != "seeds"} | {"id": f"{name}-s{seed}", "seed": seed}
     places = [place for place in (made, made.get("train")) if isinstance(place, dict)]
     for place in places:
-        for key in set(place) & {"from", "as_long_as"}:
-            other = str(place[key])
-            if seed in spread.get(other, ()):
-                place[key] = f"{other}-s{seed}"
+        for key in set(place) & {"from", "base", "as_long_as"}:
+            place[key] = _of_seed(place[key], seed, spread)
     return made
+
+
+def _of_seed(named: Any, seed: int, spread: Mapping[str, list[int]]) -> Any:
+    """The entry of that seed, where the named one, or one in a list, was made into several."""
+    if isinstance(named, list):
+        return [_of_seed(one, seed, spread) for one in named]
+    return f"{named}-s{seed}" if seed in spread.get(str(named), ()) else named
 
 
 def _embedded(path: Path) -> Path:
@@ -341,7 +349,7 @@ def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[st
     """The stages that make an entry's own text, which its seeds share; none where it reads the run's."""
     if not isinstance(entry, Mapping) or entry.get("data") is None:
         return {}
-    data, tokens = _text_ids(entry).values()
+    data, tokens = text_ids(entry).values()
     options = entry["data"]
     where = f"{where_of(entry.get('id'))}.data"
     if not isinstance(options, Mapping):
@@ -354,14 +362,6 @@ def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[st
         raise MixwellError(f"{where}: the id {data!r} is taken by a stage with other text; call this entry otherwise.")
     both = {"data": data, "tokenizer": "tokenizer"}
     return {data: made, tokens: _made(tokens, "tokens", {}, both, recipe.seed)}
-
-
-def _text_ids(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Role -> the stage that fills it with the entry's text."""
-    if entry.get("data") is None:
-        return {"data": "data", "tokens": "tokens"}
-    stem = side_name(str(entry.get("id")))
-    return {"data": f"{stem}-data", "tokens": f"{stem}-tokens"}
 
 
 def _check_wholes(value: Any, where: str) -> None:
@@ -429,20 +429,19 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     side = entry.get("side") or side_name(id)
     if not isinstance(side, str):
         raise MixwellError(f"{where}.side: expected a name, got {shown(side)}.")
-    return Stage(id=id, kind=name, method=method, config=_config(name, method, options, f"{where}.{name}"),
-                 inputs=_inputs(kind, entry, found, where), seed=seed, side=side)
-
-
-def side_name(id: str) -> str:
-    """The id without its seed: `moe` of `moe-s1`."""
-    return re.sub(r"-s\d+$", "", id)
+    config = _config(name, method, options, f"{where}.{name}")
+    if kind.many:
+        method = config.method
+    return Stage(id=id, kind=name, method=method, config=config,
+                 inputs=inputs_of(kind, entry, found, where), seed=seed, side=side)
 
 
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """The kind that the entry names, and its options: those below the verb and those beside it."""
     verb = _only_verb(entry, where)
     under = below(verb, entry[verb], where)
-    beside = {key: value for key, value in entry.items() if key not in ("id", "from", "side", "data", verb)}
+    taken = {"id", "from", "side", "data", verb} | ({"base"} if KINDS[verb].many else set())
+    beside = {key: value for key, value in entry.items() if key not in taken}
     if twice := sorted(set(under) & set(beside)):
         raise MixwellError(f"{where}: {shown(twice[0])} stands twice, below {verb!r} and beside it; keep one.")
     return verb, {**beside, **under}
@@ -453,7 +452,7 @@ def _only_verb(entry: Mapping[str, Any], where: str) -> str:
     named = [key for key in entry if key in verbs]
     if len(named) == 1:
         return named[0]
-    known = ("id", "from", "seed", "side", "data", *verbs)
+    known = ("id", "from", "base", "seed", "side", "data", *verbs)
     strange = [str(key) for key in entry if key not in known]
     hint = suggest(strange[0], verbs) if strange and not named else ""
     came = " and ".join(named) or ", ".join(map(shown, strange)) or "none"
@@ -482,18 +481,3 @@ def _method(kind: Kind, options: dict[str, Any], where: str, verb: str) -> tuple
         return registry.find(options["method"], within=kind.family).name, rest
     except MixwellError as error:
         raise MixwellError(f"{where}.{verb}: {error}") from error
-
-
-def _inputs(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) -> dict[str, str]:
-    if "from" in entry and "model" not in kind.roles:
-        raise MixwellError(f"{where}.from: this stage starts from nothing; leave `from` out.")
-    source = entry.get("from", "model")
-    named = found.get(source) if isinstance(source, str) else None
-    if named is None or not KINDS[named.kind].makes_model:
-        models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]
-        what = "is no stage above this one" if named is None else "makes no model"
-        hint = suggest(str(source), models)
-        raise MixwellError(f"{where}.from: {shown(source)} {what}.{hint} Models: {', '.join(models)}.")
-    sources = {role: role for role in kind.roles} | {"model": source}
-    sources |= _text_ids(entry)
-    return {role: sources[role] for role in kind.roles}

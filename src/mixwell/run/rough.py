@@ -27,6 +27,7 @@ TEXT_BYTES_PER_S = 1e6  # read, learned from and encoded
 BYTES_PER_WEIGHT = 4.0
 LAYER_S = 3e-4  # of a layer's forward pass, however few the tokens: small models spend most of their time so
 DRAWING, CONVERTING = 16, 8  # times that making and converting a model take as long as reading its weights
+TEXT_ROLES = ("data", "tokenizer", "tokens")
 MEASURED_KINDS = ("build", "load", "convert", "compress", "sample")  # each has a measurement of its own
 
 
@@ -103,6 +104,15 @@ class Rough:
         moved = CONVERTING * size / self.pace.bytes
         return moved + 2 * self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
 
+    def merging_s(self, stage: Stage) -> float:
+        """Of a merge and its receipts, one a model."""
+        before = stage.inputs["model"]
+        models = len(set(stage.inputs) - set(TEXT_ROLES))
+        size = models * weight_bytes(self.shapes[before])
+        moved = CONVERTING * size / self.pace.bytes
+        reading = self.reading_s(before, ROWS * LENGTH, LENGTH, ROWS)
+        return moved + 2 * models * reading
+
     def training_s(self, stage: Stage) -> float:
         """Of a training: its clock's, or those of its FLOPs."""
         config = stage.config
@@ -159,6 +169,7 @@ WORK: dict[str, Callable[[Rough, Stage], float]] = {
     "train": Rough.training_s,
     "convert": Rough.converting_s,
     "compress": Rough.converting_s,
+    "merge": Rough.merging_s,
     "evaluate": lambda rough, stage: rough.evaluating_s(stage.inputs["model"], stage.config),
     "sample": Rough.sampling_s,
 }

@@ -19,7 +19,8 @@ from mixwell.core import machine
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.files import digest
-from mixwell.report import sealed
+from mixwell.formats import sealed
+from mixwell.formats.plain import check, number
 from mixwell.run import recipe as recipes
 from mixwell.run.costs import Costs, Progress
 from mixwell.run.recipe import Recipe
@@ -203,7 +204,11 @@ def _nominal_tokens(chosen: Recipe) -> dict[str, float]:
         if "tokens" not in options:
             raise MixwellError(f"stages.{name}.train: fitting a run to the machine needs its budget in tokens; give "
                                "train.tokens, or leave `minutes` and `as_long_as` out.")
+        check(options["tokens"], _BUDGET, f"stages.{name}.train.tokens")
     return {name: float(options["tokens"]) for name, options in stated.items()}
+
+
+_BUDGET = number(0)
 
 
 def _kept(file: Path, key: str) -> Size | None:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from mixwell.core.errors import MixwellError, on_one_line
 from mixwell.core.files import read_json, write_json
-from mixwell.report import digests, records, sealed
+from mixwell.formats import sealed
+from mixwell.report import digests, records
 from mixwell.report.records import STAGE, StageRecord
 from mixwell.run import sizing
 from mixwell.run.paths import stage_folders
 
+COMPARISON = "compare.json"
 CHECKED = ".checked.json"  # beside stage.json
 Facts = dict[str, list[int]]  # file -> size, inode, times of change of its content and of itself (ns)
 
@@ -175,7 +177,8 @@ def _record_problems(run: Path, found: Found) -> list[str]:
     checks: Mapping[str, Callable[[], object]] = {
         records.RUN: lambda: records.listed_stages(run),
         records.RECIPE: lambda: _check_recipe(run),
-        sizing.FILE: lambda: sealed.read(run / sizing.FILE, "remove it")}
+        sizing.FILE: lambda: sealed.read(run / sizing.FILE, "remove it"),
+        COMPARISON: lambda: sealed.read(run / COMPARISON, records.AGAIN)}
     problems = []
     for name, check in checks.items():
         if not os.path.lexists(run / name):

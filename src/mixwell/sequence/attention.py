@@ -9,7 +9,8 @@
     ("head": each head by itself, one weight [P]) and OLMoE ("full": all heads together, before they are split);
     sliding window Jiang et al. 2023 (2310.06825); capped scores as in Gemma 2 (2408.00118); sinks as in GPT-OSS, one
     score a head that takes its share of the softmax and gives nothing.
-**Differs:** no dropout; pairs are (i, i + P/2) as in public checkpoints, not (2 i, 2 i + 1).
+**Differs:** no dropout; pairs are (i, i + P/2) as in public checkpoints, not (2 i, 2 i + 1). All maps start normal with
+    std 0.02.
 **Fails when:** the input is much longer than what it was trained on; cost grows with the square of the length.
 **Cost:** 2 T D P (2 H + 2 G) + 2 T S H P FLOPs forward (causal half counted), 2 B G S P numbers of cache.
 """

@@ -9,7 +9,7 @@
 **Reference:** DeepSeek-V2 (2405.04434), eq. 9-19; DeepSeek-V3 (2412.19437), eq. 1-11.
 **Differs:** turned pairs are (i, i + R/2); published checkpoints hold (2 i, 2 i + 1), which is the same but for the
     order of rows. A single position without gradient is computed in the latent space (W_uk moves to the query, W_uv
-    behind the sum), which is the same in exact arithmetic.
+    behind the sum), which is the same in exact arithmetic. All maps start normal with std 0.02.
 **Fails when:** the latent is narrower than what the heads must tell apart.
 **Cost:** 2 T D (Q + C + R) + 2 T (Q H (N + R) + C H (N + V) + H V D) + 2 T S H (N + R + V) FLOPs forward (causal half
     counted); C + R numbers of cache a position, for all heads together.

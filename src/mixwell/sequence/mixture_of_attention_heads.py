@@ -8,7 +8,8 @@
 **Reference:** Zhang et al. 2022 (2210.05144), section 3, and the authors' code; trained densely with the `dense_train`
     router it is the attention of Pan et al. 2024 (2404.05567).
 **Differs:** rotary positions; causal only. Weights are normed by the detached sum of the paper, which the authors' code
-    leaves out; `renormalise` says which. Any router that looks at one token at a time may choose.
+    leaves out; `renormalise` says which. Any router that looks at one token at a time may choose. All maps start normal
+    with std 0.02.
 **Fails when:** one shared key is too little: N query heads read the same P numbers of a token.
 **Cost:** 4 T K D P + 4 T D P + 2 T S K P + 2 T D N FLOPs forward (causal half counted), 2 B S P numbers of cache.
 """

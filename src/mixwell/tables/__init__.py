@@ -7,100 +7,102 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import whole_folder, write_text
+from mixwell.core.files import whole_folder, write_json, write_text
 from mixwell.core.interrupts import postponed
 from mixwell.formats.tensors import SINGLE
 from mixwell.report.targets import check_file, check_folder, refusals
 from mixwell.tables import reading as tables
-from mixwell.tables.columns import SKIP, Column, choose, encode
+from mixwell.tables.candidates import CRITERIA, Progress, families_of
+from mixwell.tables.columns import encode
+from mixwell.tables.missing import Form
 from mixwell.tables.model import FILE, FittedMixture, load
-from mixwell.tables.search import CRITERIA, Progress, choose_mixture, families_of
+from mixwell.tables.preparing import Prepared, default_table, prepare
+from mixwell.tables.search import choose_mixture
 
-__all__ = ["FittedMixture", "default_table", "fit", "load", "predict_file", "prepare"]
+__all__ = ["FittedMixture", "Form", "default_table", "fit", "load", "predict_file", "prepare"]
 
-WRITTEN = {FILE, SINGLE, "labels.parquet", "report.html"}
+WRITTEN = {FILE, SINGLE, "labels.parquet", "report.html", "report.json"}
 WRITING = "write the report; Ctrl-C again ends without it"
 
 
-def default_table() -> tables.Table:
-    """The wine data that scikit-learn ships: 13 measurements of 178 wines, and the cultivar of each."""
-    tables.require()
-    from sklearn.datasets import load_wine
-
-    loaded = load_wine(as_frame=True)
-    frame = loaded.data.rename(columns={"od280/od315_of_diluted_wines": "od280/od315"})
-    return tables.Table(frame.assign(cultivar=loaded.target_names[loaded.target]), "wine")
-
-
-def fit(table: Any = None, *, components: Iterable[int] = range(1, 9), family: str = "auto", criterion: str = "bic",
-        columns: Mapping[str, str] | None = None, against: str | None = None, starts: int = 4, folds: int = 5,
-        seed: int = 0, out: str | Path | None = None, progress: Progress | None = None) -> FittedMixture:
+def fit(table: Any = None, *, components: Iterable[int] | None = None, family: str = "auto", criterion: str = "bic",
+        columns: Mapping[str, str] | None = None, only: Sequence[str] | None = None, against: str | None = None,
+        weights: str | None = None, form: Form | None = None, starts: int = 4, folds: int = 5, seed: int = 0,
+        out: str | Path | None = None, progress: Progress | None = None) -> FittedMixture:
     """Fit mixtures to a table and keep the best.
 
-    table: a path (CSV, Parquet, a folder of them), a DataFrame, a mapping of columns or an array; None for the wine
-    data that scikit-learn ships. components: numbers to try. family: auto, or some of full, tied, diag, spherical,
-    student_t with commas between. criterion: bic, icl, aic or cv (over `folds`). columns: overrules by name how a
-    column is taken (numeric, count, category, skip). against: a column that is left out and set against the components
-    in the report. out: folder for model, labels and report; it appears whole or not at all. progress: called before
-    every fit with fits done, fits in all, and what comes next.
+    table: a path (CSV, Parquet, a folder of them), a DataFrame, a mapping of columns or an array, what `prepare`
+    returned; None for the wine data that scikit-learn ships. components: numbers to try; None: 1 to 8, and more as long
+    as the largest is the best. family: auto, or some of full, tied, diag, spherical, student_t with commas between.
+    criterion: bic, icl, aic or cv (over `folds`). columns: overrules by name how a column is taken (numeric, count,
+    category, skip). only: the columns that take part. against: a column that is left out and set against the components
+    in the report. weights: a column of weights; whole numbers are frequencies, others survey weights. form: how the
+    file is written, where it is to be told. out: folder for model, labels and report; it appears whole or not at all.
+    progress: called before every fit with fits done, fits in all, and what comes next.
 
     Ctrl-C ends the search and keeps the best so far (`choice.stopped`); while the folder is written, only the
     second one interrupts. What is wrong with the table raises `MixwellError`, which names column and row.
     """
     began, started = time.perf_counter(), datetime.now(UTC)
+    components = None if components is None else list(components)
     if criterion not in CRITERIA:
         raise MixwellError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}.")
     if out is not None:
         check_target(out)
-    source, chosen, against = prepare(table, columns, against)
-    x_ND = encode(source, chosen)
-    model, choice = choose_mixture(x_ND, chosen, components=components, families=families_of(family, chosen),
-                                   criterion=criterion, folds=folds, starts=starts, seed=seed, progress=progress)
-    fitted = FittedMixture(columns=tuple(chosen), estimator=model, choice=choice, source=source.name, rows=len(x_ND),
-                           seed=seed)
+    ready = table if isinstance(table, Prepared) else prepare(table, columns, against, only=only, weights=weights,
+                                                              form=form)
+    x_ND = encode(ready.table, ready.columns)
+    taken_N, each_N = _weighted(ready, len(x_ND))
+    families = families_of(family, ready.columns)
+    model, choice = choose_mixture(x_ND[taken_N], ready.columns, components=components, families=families,
+                                   criterion=criterion, folds=folds, starts=starts, seed=seed, weights_N=each_N,
+                                   progress=progress)
+    total = float(len(x_ND)) if each_N is None else float(each_N.sum())
+    words = f"{ready.weights.column}: {ready.weights.note}" if ready.weights else ""
+    fitted = FittedMixture(columns=tuple(ready.columns), estimator=model, choice=choice, source=ready.table.name,
+                           rows=len(x_ND), seed=seed, total=total, weights=words)
+    options = {"components": components, "family": family, "criterion": criterion, "starts": starts, "folds": folds,
+               "seed": seed}
+    ready = replace(ready, asked={**ready.asked, **options})
     if out is not None:
         # a search of hours is not lost in the seconds of its report
         with postponed(lambda: progress and progress(choice.planned, choice.planned, WRITING)):
-            write(fitted, source, x_ND, out, against=against, started=started, seconds=time.perf_counter() - began)
+            write(fitted, ready, x_ND, out, started=started, seconds=time.perf_counter() - began)
     return fitted
 
 
-def prepare(table: Any, wanted: Mapping[str, str] | None = None,
-            against: str | None = None) -> tuple[tables.Table, list[Column], str | None]:
-    """The table read, what becomes of each column, and the column to compare with (`fit` says what they are)."""
-    source = default_table() if table is None else tables.of(table)
-    if table is None:
-        against = against or "cultivar"
-    kinds = dict(wanted or {})
-    if against:
-        kinds[against] = SKIP
-    chosen = choose(source, kinds)
-    for place, column in enumerate(chosen):
-        if column.name == against:
-            chosen[place] = replace(column, note="compared with the components afterwards")
-    return source, chosen, against
+def _weighted(ready: Prepared, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Which rows take part, and their weights; a row of weight zero does not."""
+    if ready.weights is None:
+        return np.ones(rows, dtype=bool), None
+    taken_N = ready.weights.each_N > 0
+    return taken_N, ready.weights.each_N[taken_N]
 
 
-def write(fitted: FittedMixture, table: tables.Table, x_ND: Any, out: str | Path, *, against: str | None,
-          started: datetime, seconds: float) -> Path:
+def write(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, out: str | Path, *, started: datetime,
+          seconds: float) -> Path:
     """Model, labels and report of a fit, as one folder; returns it."""
     from mixwell.report.page import render
+    from mixwell.tables.record import record
     from mixwell.tables.view import contents
 
     labels = fitted.label(x_ND)
-    page = render("fit.html", **contents(fitted, table, x_ND, labels, against=against, started=started,
-                                         seconds=seconds))
+    shown = contents(fitted, ready, x_ND, labels, started=started, seconds=seconds)
+    page = render("fit.html", **shown)
     check_target(out)
     with refusals(out), whole_folder(out) as folder:
         fitted.save(folder)
         tables.write_parquet(folder / "labels.parquet", labels)
+        write_json(folder / "report.json", record(fitted, ready, x_ND, labels))
         write_text(folder / "report.html", page)
     return Path(out)
 
@@ -136,11 +138,12 @@ def check_labels(out: str | Path, model: str | Path, table: Any = None) -> None:
         raise MixwellError(f"{path} is there already; remove it, or name another file with --out.")
 
 
-def predict_file(model: str | Path, table: Any, out: str | Path, *, unknown: str = "error") -> int:
+def predict_file(model: str | Path, table: Any, out: str | Path, *, unknown: str = "error",
+                 form: Form | None = None) -> int:
     """Label a table's rows with the model of a folder into a new Parquet file; returns the number of rows."""
     fitted = load(model)
     check_labels(out, model, table)
-    labels = fitted.predict(table, unknown=unknown)
+    labels = fitted.predict(table, unknown=unknown, form=form)
     with refusals(out):
         tables.write_parquet(out, labels)
     return len(labels)

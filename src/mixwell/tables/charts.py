@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mixwell.report.axes import Axes, Range, framed, padded
-from mixwell.tables.columns import resolution
+from mixwell.tables.kinds import resolution
 
 MOST_POINTS = 1500  # more dots than this hide each other
 BINS = 24

@@ -15,8 +15,9 @@ import numpy as np
 
 from mixwell.core.errors import shown
 from mixwell.density.mixtures.product import Block
-from mixwell.tables.columns import CATEGORY, COUNT, KINDS, Column, used
-from mixwell.tables.search import CRITERIA, DISCRETE, FAMILIES, Candidate, Choice
+from mixwell.tables.candidates import COUNTS, CRITERIA, DISCRETE, FAMILIES, Candidate, Choice
+from mixwell.tables.columns import Column, used
+from mixwell.tables.kinds import CATEGORY, COUNT, KINDS
 
 TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
                                       "tuple[str, ...]": (list,)}
@@ -79,7 +80,16 @@ def _candidate(record: Any) -> Candidate:
     candidate = Candidate(**_typed(Candidate, values, "a candidate"))
     known = {*FAMILIES, DISCRETE}
     expect(candidate.family in known, f"unknown family {shown(candidate.family)}")
+    expect(candidate.counts in {"", *COUNTS}, f"unknown family of counts {shown(candidate.counts)}")
     return candidate
+
+
+def positive(record: Mapping[str, Any], name: str) -> float:
+    """An entry that must be a number above 0."""
+    value = record[name]
+    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name!r} is {shown(value)}, expected a number above 0")
+    return float(value)
 
 
 def whole_number(record: Mapping[str, Any], name: str, least: int) -> int:
@@ -107,7 +117,7 @@ def shapes_of(block: Block, family: str, n_components: int) -> dict[str, tuple[i
     K = n_components
     D = len(block.columns)
     if block.kind == COUNT:
-        return {"rates_": (K, D)}
+        return dict.fromkeys(block.estimator._attributes.values(), (K, D))
     if block.kind == CATEGORY:
         categories = sum(block.sizes)
         return {"_flat_probabilities": (K, categories)}
@@ -133,8 +143,8 @@ def shaped(name: str, found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def ranges(block: Block, family: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse numbers of a block that no fit gives."""
     if block.kind == COUNT:
-        rates = arrays["rates_"]
-        expect((rates >= 0).all(), "'rates_' is below 0")
+        for name, array in arrays.items():
+            expect((array >= 0).all(), f"{name!r} is below 0")
     elif block.kind == CATEGORY:
         for part_KV in by_column(arrays["_flat_probabilities"], block):
             shares("_flat_probabilities", part_KV)

@@ -6,31 +6,37 @@ missing: numbers in standard deviations from the mean, counts as they are, categ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mixwell.core.errors import MixwellError, suggest
+from mixwell.tables.cells import Reading
+from mixwell.tables.kinds import (
+    BATTERY,
+    CATEGORY,
+    COUNT,
+    EXACT,
+    FARTHEST,
+    KINDS,
+    LEAST_VARIANCE,
+    MIXED_SHARE,
+    MOST_CATEGORIES,
+    NUMERIC,
+    SKIP,
+    answers,
+    far_mark,
+    foreign,
+    judge_numbers,
+    merged,
+    resolution,
+)
 from mixwell.tables.reading import Table
 
 if TYPE_CHECKING:
     import pandas
-
-NUMERIC, COUNT, CATEGORY, SKIP = "numeric", "count", "category", "skip"
-KINDS = (NUMERIC, COUNT, CATEGORY, SKIP)
-MOST_CATEGORIES = 50
-LARGEST_COUNT_MEAN = 30.0  # beyond it a Poisson variable is close to a Gaussian, which has a spread of its own
-MIXED_SHARE = 0.5  # text columns of which this share are numbers are taken for numbers with slips
-FARTHEST = 1e7  # standard deviations; beyond, which component is nearer drowns in rounding errors
-EXACT = 2.0**53  # whole numbers up to here are floats
-LEAST_VARIANCE = 1e-6  # of the column's own: least variance of a component
-ID_NAME = re.compile(r"^(id|ids|index|idx|key|uuid|guid|row|row.?(id|nr|no|number)|nr|no|unnamed: \d+|.*[_ ]id)$", re.I)
-
-DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?\s*(Z|[+-]\d\d:?\d\d)?")  # ISO 8601, from text files
-
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -44,6 +50,16 @@ class Column:
     floor: float = LEAST_VARIANCE  # numeric: least variance of a component, in units of scale²
     categories: tuple[str, ...] = ()
     missing: int = 0
+    why: str = ""  # what speaks for the kind
+    decimal: str = ""  # the sign that its text has, where it was text
+    written: bool = False  # words, whatever they look like
+    marks: tuple[str, ...] = ()  # what stood for missing values
+
+    @property
+    def reading(self) -> Reading:
+        """How text of the column is to be read."""
+        missing = dict.fromkeys(self.marks, 0)
+        return Reading(decimal=self.decimal, written=self.written, missing=missing)
 
 
 def choose(table: Table, wanted: Mapping[str, str] | None = None) -> list[Column]:
@@ -56,11 +72,22 @@ def choose(table: Table, wanted: Mapping[str, str] | None = None) -> list[Column
     _check_wanted(wanted, names)
     if len(table.frame) < 2:
         raise MixwellError(f"{table.name} has 1 row; expected at least 2, a mixture describes how rows differ.")
-    columns = [_look(table, name, wanted.get(name)) for name in names]
+    looked = [_look(table, name, wanted.get(name)) for name in names]
+    columns = [_with_reading(column, table) for column in alike(table, looked, wanted)]
     if not used(columns):
         reasons = [f"{column.name}: {column.note}" for column in columns[:4]]
         raise MixwellError(f"{table.name} has no column to fit ({'; '.join(reasons)}).")
     return columns
+
+
+def _with_reading(column: Column, table: Table) -> Column:
+    """The column with what was read as missing, and what there is to say of it."""
+    reading = table.readings.get(column.name)
+    if reading is None:
+        return column
+    parts = (column.note, *reading.notes)
+    note = "; ".join(part for part in parts if part)
+    return replace(column, note=note, decimal=reading.decimal, written=reading.written, marks=tuple(reading.missing))
 
 
 def _check_wanted(wanted: Mapping[str, str], names: Sequence[str]) -> None:
@@ -211,95 +238,37 @@ def _look(table: Table, name: str, wanted: str | None) -> Column:
         return Column(name=name, kind=SKIP, note="left out as asked", missing=missing)
     if not len(there):
         return Column(name=name, kind=SKIP, note="empty", missing=missing)
-    foreign = _foreign(there) if wanted is None else ""
-    if foreign:
-        return Column(name=name, kind=SKIP, note=f"{foreign} are not modelled", missing=missing)
+    strange = foreign(there) if wanted is None else ""
+    if strange:
+        return Column(name=name, kind=SKIP, note=f"{strange} are not modelled", missing=missing)
     if wanted == CATEGORY or (wanted is None and not _numeric(table, name, values, there)):
         return _category(name, there, missing, wanted is not None)
     x_N = numbers(table, name, values)
     seen = x_N[~np.isnan(x_N)]
-    kind, note = (wanted, "") if wanted else judge_numbers(name, seen)
-    if _merged(there, seen):
-        kind, note = SKIP, "whole numbers beyond 2^53, some of which floats cannot tell apart"
+    kind, why = (wanted, "as asked") if wanted else judge_numbers(name, seen)
+    if merged(there, seen):
+        kind, why = SKIP, "whole numbers beyond 2^53, some of which floats cannot tell apart"
     elif seen.min() == seen.max():
-        kind, note = SKIP, f"constant ({seen[0]:g} in every row)"
+        kind, why = SKIP, f"constant ({seen[0]:g} in every row)"
+    if kind == SKIP:
+        return Column(name=name, kind=kind, note=why, missing=missing)
     if kind == CATEGORY:
-        return _category(name, there, missing, True)
+        return replace(_category(name, there, missing, True), why=why)
+    note = far_mark(seen)
     if kind == COUNT:
         _counts(table, name, x_N)
-    if kind != NUMERIC:
-        return Column(name=name, kind=kind, note=note, missing=missing)
-    return _number(name, seen, missing, note)
+        return Column(name=name, kind=kind, note=note, why=why, missing=missing)
+    return _number(name, seen, missing, note, why)
 
 
-def _merged(there: pandas.Series, seen: np.ndarray) -> bool:
-    """Whether values that differ became the same float."""
-    if np.abs(seen).max() < EXACT or there.dtype.kind == "f":
-        return False
-    return there.nunique() > len(np.unique(seen))
-
-
-def _foreign(there: pandas.Series) -> str:
-    """What values are called that no component describes; nothing for others."""
-    if there.dtype.kind in "mM":
-        return "dates and times"
-    first = there.iloc[0]
-    if not np.isscalar(first):
-        return f"values of type {type(first).__name__}"
-    return "dates and times" if all(map(_is_date, there)) else ""
-
-
-def _is_date(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    return DATE.fullmatch(value.strip()) is not None
-
-
-def _number(name: str, seen: np.ndarray, missing: int, note: str) -> Column:
+def _number(name: str, seen: np.ndarray, missing: int, note: str, why: str) -> Column:
     center = float(seen.mean())
     scale = float(seen.std())
     if not np.isfinite(scale) or scale <= 1e-14 * abs(center):
         return Column(name=name, kind=SKIP, note="varies less than its rounding errors", missing=missing)
     step = resolution(seen) / scale
     floor = max(LEAST_VARIANCE, step**2 / 12)
-    return Column(name=name, kind=NUMERIC, note=note, center=center, scale=scale, missing=missing, floor=floor)
-
-
-def resolution(seen: np.ndarray) -> float:
-    """The smallest step between values. A column given to 0.1 says no more than 0.1²/12 of variance: without this
-    floor a component settles on rows with one and the same value and its likelihood has no limit."""
-    gaps = np.diff(np.unique(seen))
-    gaps = gaps[gaps > 1e-9 * (seen.max() - seen.min())]
-    return float(gaps.min()) if len(gaps) else 0.0
-
-
-def judge_numbers(name: str, seen: np.ndarray) -> tuple[str, str]:
-    """Kind and note of a column of numbers (no missing ones among them)."""
-    distinct = len(np.unique(seen))
-    if distinct == 2:
-        return CATEGORY, ""
-    whole = (seen % 1 == 0).all()
-    if whole and distinct == len(seen) and _numbers_rows(name, seen):
-        return SKIP, "numbers the rows"
-    return (COUNT if whole and _counts_things(seen) else NUMERIC), ""
-
-
-def _numbers_rows(name: str, seen: np.ndarray) -> bool:
-    """Whether whole numbers, all different, have the name or the even steps of row numbers."""
-    if len(seen) <= 2:
-        return False
-    if ID_NAME.match(name.strip()):
-        return True
-    steps = np.diff(seen)
-    return len(seen) >= 10 and bool((steps == steps[0]).all())
-
-
-def _counts_things(seen: np.ndarray) -> bool:
-    """Whether whole numbers may come from a mixture of Poisson components: its variance is never below the mean."""
-    mean = seen.mean()
-    if not 0 <= seen.min() <= 2:
-        return False
-    return mean <= LARGEST_COUNT_MEAN and seen.var() >= 0.8 * mean
+    return Column(name=name, kind=NUMERIC, note=note, why=why, center=center, scale=scale, missing=missing, floor=floor)
 
 
 def _numeric(table: Table, name: str, values: pandas.Series, there: pandas.Series) -> bool:
@@ -338,7 +307,8 @@ def _category(name: str, there: pandas.Series, missing: int, wanted: bool) -> Co
         note = f"{len(names)} different values, too many for shares"
     if note:
         return Column(name=name, kind=SKIP, note=note, missing=missing)
-    return Column(name=name, kind=CATEGORY, categories=names, missing=missing)
+    why = "as asked" if wanted else f"{len(names)} different words"
+    return Column(name=name, kind=CATEGORY, categories=names, missing=missing, why=why)
 
 
 def _shown(value: Any) -> str:
@@ -346,3 +316,32 @@ def _shown(value: Any) -> str:
     if len(whole) <= 40:
         return repr(value)
     return repr(f"{whole[:37]}...")
+
+
+def alike(table: Table, columns: Sequence[Column], wanted: Mapping[str, str]) -> list[Column]:
+    """The columns, with the items of one battery of questions treated as one kind.
+
+    A battery is three columns and more of whole numbers between the same two ends, at most ten apart. Its items are
+    numbers where one of them is, or where none ever is 0, which counts are now and then.
+    """
+    ends: dict[tuple[float, float], list[int]] = {}
+    for place, column in enumerate(columns):
+        if column.kind in (NUMERIC, COUNT) and column.name not in wanted:
+            key = answers(numbers(table, column.name, table.frame[column.name]))
+            if key is not None:
+                ends.setdefault(key, []).append(place)
+    found = list(columns)
+    for (low, high), places in ends.items():
+        kinds = {columns[place].kind for place in places}
+        if len(places) < BATTERY or COUNT not in kinds or (len(kinds) == 1 and low == 0):
+            continue
+        why = f"one of {len(places)} items from {low:g} to {high:g}, all taken alike"
+        for place in places:
+            name = columns[place].name
+            found[place] = _as_number(table, name, columns[place].missing, why)
+    return found
+
+
+def _as_number(table: Table, name: str, missing: int, why: str) -> Column:
+    x_N = numbers(table, name, table.frame[name])
+    return _number(name, x_N[~np.isnan(x_N)], missing, "", why)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mixwell.tables.columns import CATEGORY, COUNT, NUMERIC, Column, decode
+from mixwell.density.mixtures.product import Block
+from mixwell.tables.columns import Column, decode
+from mixwell.tables.kinds import CATEGORY, COUNT, NUMERIC
 from mixwell.tables.model import FittedMixture
 
 DRAWS = 4000  # rows drawn from the model to see how dense its own rows are
@@ -79,6 +81,19 @@ class Profile:
     contrast_K: np.ndarray  # how far from all rows, in their standard deviations; (K, C) for categories
 
 
+def count_moments(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations (K, D) of a block of counts, Poisson or negative binomial."""
+    sizes = getattr(block.estimator, "sizes_", None)
+    if sizes is None:
+        rates_KD = np.asarray(block.estimator.rates_)
+        return rates_KD, np.sqrt(rates_KD)
+    means_KD = np.asarray(block.estimator.means_)
+    sizes_KD = np.asarray(sizes)
+    beyond_KD = means_KD**2 / sizes_KD
+    variances_KD = means_KD + beyond_KD
+    return means_KD, np.sqrt(variances_KD)
+
+
 def profiles(fitted: FittedMixture, x_ND: np.ndarray) -> list[Profile]:
     """Every used column."""
     found: list[Profile] = []
@@ -91,8 +106,8 @@ def profiles(fitted: FittedMixture, x_ND: np.ndarray) -> list[Profile]:
             shares_KC = np.asarray(block.estimator.probabilities_[own])
             found.append(_of_categories(column, shares_KC, seen))
         elif block.kind == COUNT:
-            rate_K = np.asarray(block.estimator.rates_)[:, own]
-            found.append(_of_numbers(column, rate_K, np.sqrt(rate_K), seen))
+            mean_KD, spread_KD = count_moments(block)
+            found.append(_of_numbers(column, mean_KD[:, own], spread_KD[:, own], seen))
         else:
             numeric = normal(fitted)
             assert numeric is not None

@@ -18,17 +18,19 @@ from mixwell import __version__
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest_file, read_json
 from mixwell.density.mixtures.product import Block, ProductMixture, mark_fitted
+from mixwell.formats import sealed
 from mixwell.formats.tensors import SINGLE, open_file, save_tensors
-from mixwell.report import sealed
 from mixwell.tables import check
 from mixwell.tables import reading as tables
-from mixwell.tables.columns import NUMERIC, Column, decode, encode, used
-from mixwell.tables.search import DISCRETE, Choice, blocks_of
+from mixwell.tables.candidates import DISCRETE, Candidate, Choice, blocks_of
+from mixwell.tables.columns import Column, decode, encode, used
+from mixwell.tables.kinds import COUNT, NUMERIC
+from mixwell.tables.missing import Form
 
 if TYPE_CHECKING:
     import pandas
 
-FORMAT, FORMAT_VERSION = "mixwell-mixture", 2
+FORMAT, FORMAT_VERSION = "mixwell-mixture", 3
 AGAIN = "fit again"
 FILE = "mixture.json"
 
@@ -43,6 +45,8 @@ class FittedMixture:
     source: str  # the table's name
     rows: int
     seed: int
+    total: float  # rows that their weights stand for
+    weights: str = ""  # what the weights are, and their column
 
     @property
     def n_components(self) -> int:
@@ -59,9 +63,12 @@ class FittedMixture:
         """The columns that take part, in the order of the encoded rows."""
         return used(self.columns)
 
-    def encode(self, table: Any, *, unknown: str = "error") -> np.ndarray:
-        """Encoded rows (N, D) of any table that has the columns."""
-        return encode(tables.of(table), self.columns, unknown=unknown)
+    def encode(self, table: Any, *, unknown: str = "error", form: Form | None = None) -> np.ndarray:
+        """Encoded rows (N, D) of any table that has the columns, read as the fitted one was in what it leaves open."""
+        known = {column.name: column.reading for column in self.used}
+        written = [column.name for column in self.used if column.written]
+        source = tables.of(table, form=form, written=written, known=known)
+        return encode(source, self.columns, unknown=unknown)
 
     def log_density(self, x_ND: np.ndarray) -> np.ndarray:
         """Log density of encoded rows (N,), in nats, in the data's own units."""
@@ -70,13 +77,13 @@ class FittedMixture:
         there_ND = ~np.isnan(x_ND)
         return log_N - there_ND @ np.log(scale_D)
 
-    def predict(self, table: Any, *, unknown: str = "error") -> pandas.DataFrame:
+    def predict(self, table: Any, *, unknown: str = "error", form: Form | None = None) -> pandas.DataFrame:
         """One row for each of the table's: row (from 1), component (from 1), a probability each, log_density.
 
         A missing column, an unknown category (unless `unknown="missing"`), text or an infinity where a number is
         expected raise `MixwellError` with column and row.
         """
-        return self.label(self.encode(table, unknown=unknown))
+        return self.label(self.encode(table, unknown=unknown, form=form))
 
     def label(self, x_ND: np.ndarray) -> pandas.DataFrame:
         """As `predict`, of encoded rows."""
@@ -125,10 +132,12 @@ class FittedMixture:
             "source": self.source,
             "rows": self.rows,
             "seed": self.seed,
+            "total": self.total,
+            "weights": self.weights,
             "family": self.family,
             "n_components": self.n_components,
             "columns": [asdict(column) for column in self.columns],
-            "choice": _plain(asdict(self.choice))}
+            "choice": plain(asdict(self.choice))}
 
 
 def load(folder: str | Path) -> FittedMixture:
@@ -156,9 +165,13 @@ def _load(folder: Path) -> FittedMixture:
         check.expect(isinstance(record["source"], str), "'source' is no text")
         rows = check.whole_number(record, "rows", 1)
         seed = check.whole_number(record, "seed", 0)
+        total = check.positive(record, "total")
+        check.expect(isinstance(record["weights"], str), "'weights' is no text")
         family = choice.best.family
         numeric = any(column.kind == NUMERIC for column in columns)
+        counted = any(column.kind == COUNT for column in columns)
         check.expect(numeric != (family == DISCRETE), f"family {family!r} is not for these columns")
+        check.expect(counted == bool(choice.best.counts), f"counts {choice.best.counts!r} are not for these columns")
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / FILE, error) from error
     tensors = open_file(folder / SINGLE)
@@ -166,11 +179,11 @@ def _load(folder: Path) -> FittedMixture:
         raise MixwellError(f"{folder / SINGLE} is damaged (it is not as it was written); {AGAIN}.")
     try:
         held = {name: tensor.numpy() for name, tensor in tensors.items()}
-        estimator = _estimator(held, columns, family, n_components)
+        estimator = _estimator(held, columns, choice.best, n_components)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / SINGLE, error) from error
     return FittedMixture(columns=columns, estimator=estimator, choice=choice, source=record["source"], rows=rows,
-                         seed=seed)
+                         seed=seed, total=total, weights=record["weights"])
 
 
 def _damaged(path: Path, error: Exception) -> MixwellError:
@@ -179,9 +192,10 @@ def _damaged(path: Path, error: Exception) -> MixwellError:
     return MixwellError(f"{path} is damaged ({problem}); {AGAIN}.")
 
 
-def _estimator(held: Mapping[str, np.ndarray], columns: Sequence[Column], family: str,
+def _estimator(held: Mapping[str, np.ndarray], columns: Sequence[Column], chosen: Candidate,
                n_components: int) -> ProductMixture:
-    blocks = blocks_of(columns, family)
+    family = chosen.family
+    blocks = blocks_of(columns, family, chosen.counts)
     model = ProductMixture(n_components, blocks=blocks)
     model.n_features_in_, model.blocks_ = len(used(columns)), blocks
     model.weights_ = check.shaped("weights_", held["weights_"], (n_components,))
@@ -212,12 +226,12 @@ def _fill(block: Block, arrays: Mapping[str, np.ndarray], n_components: int) -> 
         block.estimator.probabilities_ = check.by_column(arrays["_flat_probabilities"], block)
 
 
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
+def plain(value: Any) -> Any:
+    """What JSON knows: no NaN and no infinity."""
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
+        return {key: plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

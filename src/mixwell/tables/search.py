@@ -4,117 +4,144 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold
 
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.errors import MixwellError
 from mixwell.core.machine import memory_bytes
-from mixwell.core.registry import find
 from mixwell.core.units import counted, si
-from mixwell.density.mixtures.product import Block, ProductMixture
-from mixwell.tables.columns import CATEGORY, COUNT, NUMERIC, Column, used
+from mixwell.density.mixtures.product import ProductMixture
+from mixwell.tables.candidates import Candidate, Choice, Progress, blocks_of, counts_of
+from mixwell.tables.columns import Column, used
+from mixwell.tables.kinds import NUMERIC
 
-FAMILIES = {"full": "Gaussian mixture, full covariances", "tied": "Gaussian mixture, one shared covariance",
-            "diag": "Gaussian mixture, axis-aligned", "spherical": "Gaussian mixture, round in standard deviations",
-            "student_t": "Student-t mixture, full covariances"}
-DISCRETE = "discrete"  # no numeric column, hence no family to choose
-WORDS = {**FAMILIES, DISCRETE: "counts and categories"}  # what reports and the terminal call them
-CRITERIA = {"bic": "BIC", "icl": "ICL", "aic": "AIC", "cv": "minus the held-out log density per row"}
-METHODS = {COUNT: "density.mixtures.poisson", CATEGORY: "density.mixtures.categorical"}
 MOST_PARAMETERS = 0.5  # of the number of values that there are
-PSEUDO_COUNT = 0.5  # of every category, so that one unseen in a component is rare there, not impossible
-Progress = Callable[[int, int, str], None]  # fits done, fits in all, what comes next
+TOLERANCE, MOST_STEPS = 1e-5, 1000  # of EM, in nats a row: criteria are to be the papers' to a tenth
+USUAL = range(1, 9)  # numbers of components that are tried where none are named
+STEP, MOST = 4, 24  # how many more are tried at a time where the largest is the best, and the largest of all
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One fit and what the criteria say of it (smaller is better)."""
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Encoded rows (N, D), the columns that they come from, and their weights (N,)."""
 
-    family: str
-    n_components: int
-    log_likelihood: float = math.nan  # nats over all rows, of standardised values
-    n_parameters: int = 0
-    bic: float = math.nan
-    icl: float = math.nan
-    aic: float = math.nan
-    cv: float = math.nan
-    cv_error: float = math.nan  # standard error over the folds
-    converged: bool = False
-    refused: str = ""  # why it cannot be chosen
+    x_ND: np.ndarray
+    columns: Sequence[Column]
+    weights_N: np.ndarray | None = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """All candidates, and the one that was taken."""
-
-    best: Candidate
-    candidates: tuple[Candidate, ...]
-    criterion: str
-    planned: int  # fits there would have been
-    notes: tuple[str, ...] = ()
+    def __len__(self) -> int:
+        return len(self.x_ND)
 
     @property
-    def stopped(self) -> bool:
-        """Whether the search was interrupted."""
-        return len(self.candidates) < self.planned
+    def each_N(self) -> np.ndarray:
+        """The weight of every row."""
+        if self.weights_N is None:
+            return np.ones(len(self))
+        return self.weights_N
+
+    @property
+    def total(self) -> float:
+        """The number of rows that the weights stand for."""
+        return float(self.each_N.sum())
+
+    @property
+    def values(self) -> float:
+        """The number of values that the weights stand for."""
+        there_N = np.sum(~np.isnan(self.x_ND), 1)
+        return float(there_N @ self.each_N)
+
+    @property
+    def numeric(self) -> int:
+        """The number of numeric columns."""
+        own = used(self.columns)
+        return sum(column.kind == NUMERIC for column in own)
+
+    def part(self, places: np.ndarray) -> Rows:
+        """Some of the rows."""
+        weights_N = None if self.weights_N is None else self.weights_N[places]
+        return Rows(self.x_ND[places], self.columns, weights_N)
+
+    def log_density(self, model: ProductMixture) -> np.ndarray:
+        """Log density of every row (N,), in nats, in the data's own units."""
+        scale_D = np.array([column.scale for column in used(self.columns)])
+        there_ND = ~np.isnan(self.x_ND)
+        return model.score_samples(self.x_ND) - there_ND @ np.log(scale_D)
+
+
+@dataclass(kw_only=True)
+class Search:
+    """What is tried, and how each fit is made and judged."""
+
+    rows: Rows
+    criterion: str = "bic"
+    folds: int = 5
+    starts: int = 4
+    seed: int = 0
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        self.plan: list[Candidate] = []
+        self.tried: list[Candidate] = []
+        self.best: tuple[Candidate, ProductMixture] | None = None
+
+    def run(self, plan: Iterable[Candidate]) -> None:
+        """Fit what is planned, in order."""
+        self.plan += plan
+        for candidate in self.plan[len(self.tried) :]:
+            self._tell(f"{candidate.words}, {counted(candidate.n_components, 'component')}")
+            self._judge(*self._fit(candidate))
+
+    def _tell(self, words: str) -> None:
+        if self.progress:
+            self.progress(len(self.tried), len(self.plan), words)
+
+    def done(self) -> None:
+        """Say that nothing comes any more."""
+        self._tell("done")
+
+    def _fit(self, candidate: Candidate) -> tuple[Candidate, ProductMixture | None]:
+        found, model = _try(self.rows, candidate, self.starts, self.seed)
+        if self.criterion == "cv" and not found.refused:
+            found = _held_out(found, self.rows, self.folds, self.starts, self.seed)
+        return found, model
+
+    def _judge(self, candidate: Candidate, model: ProductMixture | None) -> None:
+        self.tried.append(candidate)
+        if model is None or candidate.refused:
+            return
+        best, _ = self.best or (None, None)
+        if best is None or self.score(candidate) < self.score(best):
+            self.best = candidate, model
 
     def score(self, candidate: Candidate) -> float:
         """A candidate by the criterion, smaller is better."""
         return float(getattr(candidate, self.criterion))
 
-
-def blocks_of(columns: Sequence[Column], family: str) -> list[Block]:
-    """Blocks of the encoded columns, unfitted."""
-    columns, blocks = used(columns), []
-    for kind in (NUMERIC, COUNT, CATEGORY):
-        places = tuple(i for i, column in enumerate(columns) if column.kind == kind)
-        if not places:
-            continue
-        own = [columns[i] for i in places]
-        floors = [column.floor for column in own] if kind == NUMERIC else []
-        sizes = [len(column.categories) for column in own] if kind == CATEGORY else []
-        estimator = estimator_of(kind, family)
-        blocks.append(Block(kind, estimator, places, tuple(floors), tuple(sizes)))
-    return blocks
+    def at_edge(self) -> list[tuple[str, str]]:
+        """Families whose best fit has the largest number of components tried, if the best of all is one of them."""
+        largest = max(candidate.n_components for candidate in self.plan)
+        if self.best is None or self.best[0].n_components < largest:
+            return []
+        usable = [candidate for candidate in self.tried if not candidate.refused]
+        best_of: dict[tuple[str, str], Candidate] = {}
+        for candidate in sorted(usable, key=self.score):
+            best_of.setdefault(candidate.form, candidate)
+        return [form for form, candidate in best_of.items() if candidate.n_components == largest]
 
 
-def estimator_of(kind: str, family: str) -> Any:
-    """An estimator for one block."""
-    if kind == CATEGORY:
-        return find(METHODS[kind]).load()(alpha=PSEUDO_COUNT)
-    if kind == COUNT:
-        return find(METHODS[kind]).load()()
-    if family == "student_t":
-        return find("density.mixtures.student_t").load()()
-    return find("density.mixtures.gaussian").load()(covariance_type=family)
-
-
-def families_of(wanted: str, columns: Sequence[Column]) -> list[str]:
-    """Families to try for the numeric columns; a name that is none raises `MixwellError`."""
-    auto = wanted == "auto"
-    names = list(FAMILIES) if auto else [name.strip() for name in wanted.split(",")]
-    for name in names:
-        if name not in FAMILIES:
-            raise MixwellError(f"unknown family {name!r}.{suggest(name, FAMILIES)} "
-                               f"Expected auto, {', '.join(FAMILIES)}.")
-    numeric = [column for column in used(columns) if column.kind == NUMERIC]
-    if numeric:
-        return names
-    if not auto:
-        raise MixwellError(f"the family {names[0]!r} describes numbers, and no column is numeric; leave it out.")
-    return [DISCRETE]
-
-
-def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: Iterable[int],
+def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: Iterable[int] | None = None,
                    families: Sequence[str], criterion: str = "bic", folds: int = 5, starts: int = 4, seed: int = 0,
+                   weights_N: np.ndarray | None = None,
                    progress: Progress | None = None) -> tuple[ProductMixture, Choice]:
-    """Fit all candidates to encoded rows (N, D) and keep the best. Ctrl-C ends the search once one is there."""
-    numbers = sorted(set(components))
+    """Fit all candidates to encoded rows (N, D) and keep the best. Ctrl-C ends the search once one is there.
+
+    components: the numbers to try; None: 1 to 8, and more as long as the largest is the best.
+    """
+    numbers = sorted(set(USUAL if components is None else components))
     possible = [k for k in numbers if k < len(x_ND)]
     if not possible:
         raise MixwellError(f"{len(x_ND)} rows are too few for {numbers[0]} components; expected fewer components "
@@ -122,68 +149,90 @@ def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: I
     notes = []
     if possible != numbers:
         notes.append(f"More than {possible[-1]} components were not tried: there are {len(x_ND)} rows.")
-    plan = [(family, k) for k in possible for family in families]  # so that an interruption leaves all families tried
-    tried: list[Candidate] = []
-    best: tuple[Candidate, ProductMixture] | None = None
+    forms = [(family, counts) for family in families for counts in counts_of(columns)]
+    search = Search(rows=Rows(x_ND, columns, weights_N), criterion=criterion, folds=folds, starts=starts, seed=seed,
+                    progress=progress)
     try:
-        for number, (family, k) in enumerate(plan):
-            if progress:
-                progress(number, len(plan), f"{WORDS[family]}, {counted(k, 'component')}")
-            candidate, model = _try(x_ND, columns, family, k, starts, seed)
-            if criterion == "cv" and not candidate.refused:
-                candidate = _held_out(candidate, x_ND, columns, folds, starts, seed)
-            tried.append(candidate)
-            if model is not None and not candidate.refused and (
-                    best is None or getattr(candidate, criterion) < getattr(best[0], criterion)):
-                best = candidate, model
-        if progress:
-            progress(len(plan), len(plan), "done")
+        search.run(_planned(possible, forms))
+        if components is None:
+            notes += _extended(search)
+        search.done()
     except KeyboardInterrupt:
-        if best is None:
+        if search.best is None:
             raise
-    if best is None:
-        raise MixwellError(f"no candidate could be used; the last: {tried[-1].refused}. Try --family diag or fewer "
-                           "components.")
-    return best[1], Choice(best=best[0], candidates=tuple(tried), criterion=criterion, planned=len(plan),
-                           notes=tuple(notes))
+    if search.best is None:
+        raise MixwellError(f"no candidate could be used; the last: {search.tried[-1].refused}. Try --family diag or "
+                           "fewer components.")
+    best, model = search.best
+    return model, Choice(best=best, candidates=tuple(search.tried), criterion=criterion, planned=len(search.plan),
+                         notes=tuple(notes))
 
 
-def _fitted(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, starts: int, seed: int) -> ProductMixture:
+def _planned(numbers: Iterable[int], forms: Sequence[tuple[str, str]]) -> list[Candidate]:
+    """Fits in an order in which an interruption leaves all families tried."""
+    plan = []
+    for k in numbers:
+        plan += [Candidate(family=family, counts=counts, n_components=k) for family, counts in forms]
+    return plan
+
+
+def _extended(search: Search) -> list[str]:
+    """Try more components as long as the largest number is the best; a note that says so."""
+    first = largest = max(candidate.n_components for candidate in search.plan)
+    most = min(MOST, len(search.rows) - 1)
+    while largest < most and (forms := search.at_edge()):
+        more = range(largest + 1, min(largest + STEP, most) + 1)
+        search.run(_planned(more, forms))
+        largest = more[-1]
+    if largest == first:
+        return []
+    return [f"Up to {largest} components were tried, since of 1 to {first} the largest number was the best."]
+
+
+def _fitted(rows: Rows, candidate: Candidate, starts: int, seed: int) -> ProductMixture:
+    blocks = blocks_of(rows.columns, candidate.family, candidate.counts)
+    model = ProductMixture(candidate.n_components, blocks=blocks, n_init=starts, random_state=seed, tol=TOLERANCE,
+                           max_iter=MOST_STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says it
         warnings.filterwarnings("ignore", message=".*is constant|.*below reg_covar|.*distinct clusters")
-        return ProductMixture(k, blocks=blocks_of(columns, family), n_init=starts, random_state=seed).fit(x_ND)
+        return model.fit(rows.x_ND, sample_weight=rows.weights_N)
 
 
-def _try(x_ND: np.ndarray, columns: Sequence[Column], family: str, k: int, starts: int,
-         seed: int) -> tuple[Candidate, ProductMixture | None]:
-    hopeless = _hopeless(x_ND, columns, family, k)
+def _try(rows: Rows, candidate: Candidate, starts: int, seed: int) -> tuple[Candidate, ProductMixture | None]:
+    """The candidate judged, and its model where there is one."""
+    hopeless = _hopeless(rows, candidate.family, candidate.n_components)
     if hopeless:
-        return Candidate(family=family, n_components=k, refused=hopeless), None
+        return replace(candidate, refused=hopeless), None
     try:
-        model = _fitted(x_ND, columns, family, k, starts, seed)
+        model = _fitted(rows, candidate, starts, seed)
     except MixwellError:
         raise
     except ValueError as error:  # components collapsed
-        return Candidate(family=family, n_components=k, refused=" ".join(str(error).split())), None
-    N = len(x_ND)
+        return replace(candidate, refused=" ".join(str(error).split())), None
+    return _judged(rows, candidate, model), model
+
+
+def _judged(rows: Rows, candidate: Candidate, model: ProductMixture) -> Candidate:
+    """The candidate with what the criteria say of its fit."""
     P = model._n_parameters()
-    log_likelihood = float(model.score_samples(x_ND).sum())
-    resp_NK = model.predict_proba(x_ND)
+    log_likelihood = float(rows.log_density(model) @ rows.each_N)
+    resp_NK = model.predict_proba(rows.x_ND)
     log_resp_NK = np.log(np.maximum(resp_NK, 1e-300))
-    entropy = -float(np.sum(resp_NK * log_resp_NK))
-    bic = -2 * log_likelihood + P * math.log(N)
-    return Candidate(family=family, n_components=k, log_likelihood=log_likelihood, n_parameters=P, bic=bic,
-                     icl=bic + 2 * entropy, aic=-2 * log_likelihood + 2 * P, converged=bool(model.converged_),
-                     refused=_refusal(model, x_ND, family, columns)), model
+    entropy_N = -np.sum(resp_NK * log_resp_NK, 1)
+    entropy = float(entropy_N @ rows.each_N)
+    bic = -2 * log_likelihood + P * math.log(rows.total)
+    aic = -2 * log_likelihood + 2 * P
+    return replace(candidate, log_likelihood=log_likelihood, n_parameters=P, bic=bic, icl=bic + 2 * entropy, aic=aic,
+                   converged=bool(model.converged_), refused=_refusal(model, rows, candidate.family))
 
 
-def _hopeless(x_ND: np.ndarray, columns: Sequence[Column], family: str, K: int) -> str:
+def _hopeless(rows: Rows, family: str, K: int) -> str:
     """Why a fit would be refused whatever came out of it; "" where it may not."""
-    D = sum(column.kind == NUMERIC for column in used(columns))
+    D = rows.numeric
     if not D:
         return ""
-    N = len(x_ND)
+    N = len(rows)
     if family == "tied" and N < D + K:
         return _few_for_tied(N, D, K)
     needed = _needed_rows(family, D)
@@ -204,40 +253,39 @@ def _needed_rows(family: str, D: int) -> int:
     return D + 1 if family in ("full", "student_t") else 2
 
 
-def _refusal(model: ProductMixture, x_ND: np.ndarray, family: str, columns: Sequence[Column]) -> str:
+def _refusal(model: ProductMixture, rows: Rows, family: str) -> str:
     """Why a fit cannot be trusted: the criteria hold for parameters that are few beside the data, and a component
     with fewer rows than its covariance needs fits them perfectly."""
     K = len(model.weights_)
     parameters = model._n_parameters()
-    values = int(np.sum(~np.isnan(x_ND)))
+    values = rows.values
     if K > 1 and parameters > MOST_PARAMETERS * values:
-        return f"{parameters} parameters are too many for {values} values"
-    D = sum(column.kind == NUMERIC for column in used(columns))
+        return f"{parameters} parameters are too many for {values:.0f} values"
+    D = rows.numeric
     if not D:
         return ""
-    rows = len(x_ND)
-    smallest = float(model.weights_.min()) * rows
-    if family == "tied" and rows < D + K:
-        return _few_for_tied(rows, D, K)
+    smallest = float(model.weights_.min()) * rows.total
+    if family == "tied" and len(rows) < D + K:
+        return _few_for_tied(len(rows), D, K)
     needed = _needed_rows(family, D)
     if smallest < needed:
         return f"a component holds {smallest:.1f} rows, fewer than the {needed} that its covariance needs"
     return ""
 
 
-def _held_out(candidate: Candidate, x_ND: np.ndarray, columns: Sequence[Column], folds: int, starts: int,
-              seed: int) -> Candidate:
-    folds = min(folds, len(x_ND))
+def _held_out(candidate: Candidate, rows: Rows, folds: int, starts: int, seed: int) -> Candidate:
+    """The candidate with its held-out log density per row."""
+    folds = min(folds, len(rows))
     scores: list[float] = []
-    splits = KFold(folds, shuffle=True, random_state=seed).split(x_ND)
+    splits = KFold(folds, shuffle=True, random_state=seed).split(rows.x_ND)
     for number, (train, test) in enumerate(splits, start=1):
         try:
-            model = _fitted(x_ND[train], columns, candidate.family, candidate.n_components, starts, seed)
+            model = _fitted(rows.part(train), candidate, starts, seed)
         except ValueError as error:
             words = " ".join(str(error).split())
             return replace(candidate, refused=f"without fold {number}: {words}")
-        log_N = model.score_samples(x_ND[test])
-        score = -float(log_N.mean())
+        held = rows.part(test)
+        score = -float(np.average(held.log_density(model), weights=held.each_N))
         scores.append(score)
     mean = float(np.mean(scores))
     scored = replace(candidate, cv=mean)

@@ -18,8 +18,9 @@ from markupsafe import Markup
 from mixwell.core import units
 from mixwell.report import plots
 from mixwell.tables import charts
-from mixwell.tables.columns import CATEGORY, NUMERIC, Column, decode, resolution
+from mixwell.tables.columns import Column, decode
 from mixwell.tables.describe import Normal, Profile, gap, normal, radius, stands_out, telling_pairs
+from mixwell.tables.kinds import CATEGORY, NUMERIC, resolution
 from mixwell.tables.model import FittedMixture
 from mixwell.tables.reading import Table
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
 CERTAIN = (0.99, 0.95, 0.8, 0.5)  # bounds of the largest probability
-MOST_COLUMNS, MOST_CATEGORIES, MOST_GROUPS, OUTLIERS = 24, 8, 20, 10
+MOST_COLUMNS, MOST_CATEGORIES, MOST_GROUPS, OUTLIERS, IN_DOUBT = 24, 8, 20, 10, 10
 
 
 def pair(mean: float, spread: float) -> tuple[str, str]:
@@ -59,7 +60,7 @@ def components(fitted: FittedMixture, described: list[Profile]) -> dict[str, Any
     return {
         "weights": [units.percent(weight, 1) for weight in weights],
         "rows": rows,
-        "rows_held": [units.whole(weight * fitted.rows) for weight in weights],
+        "rows_held": [units.whole(weight * fitted.total) for weight in weights],
         "dofs": [] if dofs is None else [_dof(dof) for dof in dofs]}
 
 
@@ -202,12 +203,24 @@ def certainty(resp_NK: np.ndarray, table: Table) -> dict[str, Any]:
         shares.append(float(inside_N.mean()))
     between = []
     order_N = np.argsort(top_N, kind="stable")
-    for n in order_N[:5]:
+    for n in order_N[:IN_DOUBT]:
         if top_N[n] < 0.95:
             row = table.row(int(n))
             between.append(f"{row}: {_between(resp_NK[n])}")
     chart = plots.bar_chart(_certainties(), {"rows": shares}, form=units.percent)
-    return {"chart": chart, "between": between}
+    more = int((top_N < 0.95).sum()) - len(between)
+    return {"chart": chart, "between": between, "more": units.counted(more, "further row") if more > 0 else ""}
+
+
+def telling(fitted: FittedMixture, shares_D: np.ndarray) -> dict[str, Any]:
+    """The columns that tell the components apart, most telling first, as bars."""
+    if fitted.n_components == 1:
+        return {}
+    order = np.argsort(-shares_D, kind="stable")[:MOST_COLUMNS]
+    names = [fitted.used[place].name for place in order]
+    values = [float(shares_D[place]) for place in order]
+    return {"chart": plots.bar_chart(names, {"share": values}, form=_whole_percent),
+            "more": _not_drawn(len(shares_D) - len(order))}
 
 
 def _certainties() -> list[str]:

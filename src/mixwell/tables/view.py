@@ -15,11 +15,13 @@ from mixwell.report import plots
 from mixwell.report.page import facts as run_facts
 from mixwell.report.page import machine as run_machine
 from mixwell.report.words import listed
-from mixwell.tables.columns import CATEGORY, COUNT, NUMERIC, SKIP, Column, numbers
+from mixwell.tables.candidates import CRITERIA, FAMILIES, Candidate, Choice
+from mixwell.tables.columns import Column, numbers
 from mixwell.tables.describe import Profile, profiles, tail_shares
+from mixwell.tables.kinds import CATEGORY, COUNT, NUMERIC, SKIP
 from mixwell.tables.model import FittedMixture
-from mixwell.tables.reading import Table
-from mixwell.tables.search import CRITERIA, FAMILIES, WORDS, Candidate, Choice
+from mixwell.tables.preparing import Prepared
+from mixwell.tables.repeat import citation, command, snippet
 from mixwell.tables.sections import (
     MOST_CATEGORIES,
     certainty,
@@ -29,15 +31,20 @@ from mixwell.tables.sections import (
     pair,
     pairs,
     samples,
+    telling,
     value_text,
 )
+from mixwell.tables.telling import information
 
 if TYPE_CHECKING:
     import pandas
 
-TITLES = {"components": "Components", "pairs": "Most telling pairs", "against": "Beside the known groups",
-          "choice": "Choice", "certainty": "Certainty", "outliers": "Outliers", "samples": "Samples beside the data",
-          "columns": "Columns", "machine": "Machine and versions"}
+    from mixwell.tables.reading import Table
+
+TITLES = {"components": "Components", "telling": "Columns that tell them apart", "pairs": "Most telling pairs",
+          "against": "Beside the known groups", "choice": "Choice", "certainty": "Certainty and rows in doubt",
+          "outliers": "Outliers", "samples": "Samples beside the data",
+          "columns": "Columns", "repeat": "Repeat and cite", "machine": "Machine and versions"}
 KIND_WORDS = {NUMERIC: ("number", "numbers"), COUNT: ("count", "counts"), CATEGORY: ("category", "categories"),
               SKIP: ("left out", "left out")}  # of one column and of several
 SAMPLES = 20_000
@@ -47,10 +54,11 @@ EVIDENCE = ((2, "too little to tell them apart"), (6, "some evidence for the cho
             (math.inf, "very strong evidence for the choice"))  # Kass, Raftery (1995), on twice the log Bayes factor
 
 
-def contents(fitted: FittedMixture, table: Table, x_ND: np.ndarray, labels: pandas.DataFrame, *, against: str | None,
-             started: datetime, seconds: float) -> dict[str, Any]:
+def contents(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, labels: pandas.DataFrame, *, started: datetime,
+             seconds: float) -> dict[str, Any]:
     """Everything the template shows."""
-    K = fitted.n_components
+    K, table = fitted.n_components, ready.table
+    shares_D = information(fitted, x_ND)
     described = profiles(fitted, x_ND)
     resp_NK = labels[[f"probability_{k + 1}" for k in range(K)]].to_numpy()
     label_N = resp_NK.argmax(1)
@@ -60,22 +68,24 @@ def contents(fitted: FittedMixture, table: Table, x_ND: np.ndarray, labels: pand
     begun = started.isoformat()
     beside = samples(fitted, x_ND, draws_SD)
     sections: dict[str, Any] = {
-        "columns": columns(fitted, table),
+        "columns": columns(fitted, ready),
+        "telling": telling(fitted, shares_D),
         "choice": choice(fitted),
         "components": components(fitted, described),
         "pairs": pairs(fitted, x_ND, label_N, draws_SD, draw_labels_S),
-        "against": compared(table, against, label_N, K),
+        "against": compared(table, ready.against, label_N, K),
         "certainty": certainty(resp_NK, table),
         "outliers": outliers(fitted, table, x_ND, labels, share_N, score_N, described),
         "samples": beside,
+        "repeat": {"command": command(ready.asked), "snippet": snippet(ready.asked), "citation": citation(fitted)},
         "machine": run_machine(computer, {}, str(fitted.seed), begun, {"time in all stages": seconds})}
     return {
         "title": f"{fitted.source}: a mixture of {units.counted(K, 'component')}",
         "facts": run_facts(computer, begun, seconds),
         "lead": lead(fitted),
-        "points": summary(fitted, described, resp_NK, share_N, beside["off"]),
+        "points": [*sure(fitted, shares_D), *summary(fitted, described, resp_NK, share_N, beside["off"])],
         "warning": warning(fitted),
-        "notes": fitted.choice.notes,
+        "notes": [*fitted.choice.notes, *file_notes(fitted, ready)],
         "toc": [(name, title) for name, title in TITLES.items() if sections[name]],
         "criterion": _criterion(fitted),
         "titles": TITLES,
@@ -89,9 +99,11 @@ def _criterion(fitted: FittedMixture) -> str:
 
 def lead(fitted: FittedMixture) -> str:
     """The answer in one sentence."""
-    rows = f"{units.whole(fitted.rows)} rows of {fitted.source}"
-    family = FAMILIES.get(fitted.family)
-    of_family = f" ({family})" if family else ""
+    count = units.whole(fitted.rows)
+    rows = f"{count} rows of {fitted.source}"
+    best = fitted.choice.best
+    named = best.family in FAMILIES or best.counts
+    of_family = f" ({best.words})" if named else ""
     K = fitted.n_components
     if K > 1:
         return f"The {rows} are described best by {K} components{of_family}."
@@ -100,6 +112,28 @@ def lead(fitted: FittedMixture) -> str:
     if max(tried) == 1:
         return f"{one}; more were not tried."
     return f"{one} best: the columns show no separate groups."
+
+
+def sure(fitted: FittedMixture, shares_D: np.ndarray) -> list[str]:
+    """How sure the number of components is, and which columns tell them apart, in a sentence each."""
+    lines = [line for line in (verdict(fitted, fitted.choice.usable),) if line]
+    if fitted.n_components == 1:
+        return lines
+    order = np.argsort(-shares_D, kind="stable")[:3]
+    best = [f"{fitted.used[d].name} ({units.percent(float(shares_D[d]), 0)})" for d in order if shares_D[d] >= 0.05]
+    if best:
+        lines.append(f"What tells the components apart most, each alone: {listed(best)} of the doubt removed.")
+    return lines
+
+
+def file_notes(fitted: FittedMixture, ready: Prepared) -> list[str]:
+    """What was found of the file, and what its weights are."""
+    notes = []
+    if ready.table.notes:
+        notes.append(f"The file: {'; '.join(ready.table.notes)}.")
+    if fitted.weights:
+        notes.append(f"Weights {fitted.weights}.")
+    return notes
 
 
 def warning(fitted: FittedMixture) -> str:
@@ -118,7 +152,8 @@ def summary(fitted: FittedMixture, described: list[Profile], resp_NK: np.ndarray
     if fitted.n_components > 1:
         for k, weight in enumerate(fitted.estimator.weights_):
             traits = ", ".join(_traits(described, k))
-            lines.append(f"Component {k + 1} ({units.percent(weight, 0)} of rows): {traits}.")
+            share = units.percent(weight, 0)
+            lines.append(f"Component {k + 1} ({share} of rows): {traits}.")
         sure_N = resp_NK.max(1) >= 0.95
         share = units.percent(float(sure_N.mean()), 0)
         lines.append(f"{share} of the rows belong to their component with a probability of at least 95{units.THIN}%.")
@@ -173,14 +208,39 @@ def _trait(profile: Profile, k: int) -> tuple[float, str]:
     return abs(contrast), f"{way} {column.name} ({own}, all rows {every})"
 
 
-def columns(fitted: FittedMixture, table: Table) -> list[list[str]]:
-    """Name, kind, what is in it, missing values, remark."""
+def columns(fitted: FittedMixture, ready: Prepared) -> list[list[str]]:
+    """Name, kind, missing values, why and what was done, what is in it, as it is written."""
     rows = []
     for column in fitted.columns:
         kind, _ = KIND_WORDS[column.kind]
-        missing = units.whole(column.missing) if column.missing else ""
-        rows.append([column.name, kind, _content(column, table), missing, column.note])
+        written, missing = as_written(column, ready.table)
+        rows.append([column.name, kind, missing, reasons(column), _content(column, ready.table), written])
     return rows
+
+
+def reasons(column: Column) -> str:
+    """What speaks for a column's kind, and what there is to say of it."""
+    parts = (column.why, column.note)
+    return "; ".join(part for part in parts if part)
+
+
+def as_written(column: Column, table: Table) -> tuple[str, str]:
+    """Three values as the table writes them, and how many are missing with what stood for them."""
+    reading = table.readings.get(column.name)
+    examples = " · ".join(map(shortened, reading.examples)) if reading else ""
+    if not column.missing:
+        return examples, ""
+    marks = [mark or "empty" for mark in (reading.missing if reading else ())]
+    of_marks = f" ({', '.join(marks[:3])})" if marks else ""
+    return examples, f"{units.whole(column.missing)}{of_marks}"
+
+
+def shortened(text: str, most: int = 16) -> str:
+    """A text of bounded length."""
+    if len(text) <= most:
+        return text
+    kept = text[: most - 1]
+    return f"{kept}…"
 
 
 def _content(column: Column, table: Table) -> str:
@@ -198,27 +258,41 @@ def _content(column: Column, table: Table) -> str:
 def choice(fitted: FittedMixture) -> dict[str, Any]:
     """The criterion against the number of components, a line a family, and each family's best."""
     found = fitted.choice
-    usable = [candidate for candidate in found.candidates if not candidate.refused]
-    best_of: dict[str, Candidate] = {}
+    usable = found.usable
+    best_of: dict[tuple[str, str], Candidate] = {}
     for candidate in sorted(usable, key=found.score):
-        best_of.setdefault(candidate.family, candidate)
+        best_of.setdefault(candidate.form, candidate)
     return {
         "chart": _choice_chart(fitted, usable),
         "rows": [_choice_row(candidate, found) for candidate in best_of.values()],
         "verdict": verdict(fitted, usable),
+        "sign": _sign(found),
         "refused": _refusals(len(found.candidates) - len(usable))}
+
+
+def _sign(found: Choice) -> str:
+    """What the criterion is, so that it can be checked against papers."""
+    if found.criterion == "cv":
+        return "Held-out log densities are in nats a row, in the data's own units."
+    formulas = {"bic": "−2 log L + P log N", "aic": "−2 log L + 2 P", "icl": "BIC plus twice the entropy of the labels"}
+    formula = formulas[found.criterion]
+    own = f"{CRITERIA[found.criterion]} is {formula} (P parameters), in the data's own units: smaller is better."
+    if found.criterion == "aic":
+        return own
+    value = units.fixed(-found.score(found.best), 2)
+    return f"{own} mclust writes it with the other sign, larger is better: {value} for the choice."
 
 
 def _choice_chart(fitted: FittedMixture, usable: list[Candidate]) -> Markup:
     found, best = fitted.choice, fitted.choice.best
-    colors = plots.slots([candidate.family for candidate in found.candidates])
+    colors = plots.slots([candidate.words for candidate in found.candidates])
     lines = []
-    for family, slot in colors.items():
-        own = [candidate for candidate in usable if candidate.family == family]
+    for words, slot in colors.items():
+        own = [candidate for candidate in usable if candidate.words == words]
         x = [candidate.n_components for candidate in own]
         y = [found.score(candidate) for candidate in own]
-        lines.append(plots.Series(name=WORDS[family], x=x, y=y, slot=slot))
-    mark = plots.Series(name=CHOSEN, x=[best.n_components], y=[found.score(best)], slot=colors[best.family])
+        lines.append(plots.Series(name=words, x=x, y=y, slot=slot))
+    mark = plots.Series(name=CHOSEN, x=[best.n_components], y=[found.score(best)], slot=colors[best.words])
     lines.append(mark)
     return plots.line_chart(lines, x_label="components", y_label=f"{_criterion(fitted)}, smaller is better")
 
@@ -236,27 +310,40 @@ def _choice_row(candidate: Candidate, found: Choice) -> list[str]:
     option = family if family in FAMILIES else ""
     behind = value - found.score(found.best)
     decimals = 3 if found.criterion == "cv" else 1
-    row = [WORDS[family], option, str(candidate.n_components)]
-    row += [units.fixed(value, decimals), units.fixed(behind, decimals)]
+    row = [candidate.words, option, str(candidate.n_components)]
+    row += [units.fixed(value, decimals), units.fixed(behind, decimals), units.fixed(candidate.log_likelihood, 1)]
     row.append(units.whole(candidate.n_parameters))
     return row
 
 
+def _edge(found: Choice) -> str:
+    """Why the largest number of components is no evidence for as many groups."""
+    K = found.best.n_components
+    larger = [candidate for candidate in found.candidates if candidate.n_components > K]
+    if larger:
+        return f"no more than {K} could be fitted to so few rows: this is no evidence for {K} groups."
+    return (f"{K} is the largest number tried: this is no evidence for {K} groups. Try more "
+            f"(--components 1-{2 * K}), or families that fit the columns better.")
+
+
 def verdict(fitted: FittedMixture, usable: list[Candidate]) -> str:
-    """How far ahead the choice is of the runner-up."""
+    """How far ahead the choice is of the best fit with another number of components, or else of the runner-up."""
     found, best = fitted.choice, fitted.choice.best
-    others = [candidate for candidate in usable if candidate != best]
+    others = [candidate for candidate in usable if candidate.n_components != best.n_components]
+    others = others or [candidate for candidate in usable if candidate != best]
     if not others:
         return ""
     second = min(others, key=found.score)
     ahead = found.score(second) - found.score(best)
     come = "comes" if second.n_components == 1 else "come"
-    words = f"Next {come} {units.counted(second.n_components, 'component')} ({WORDS[second.family]})"
+    words = f"Next {come} {units.counted(second.n_components, 'component')} ({second.words})"
     if found.criterion == "cv":
         return (f"{words}, {units.number(ahead, 2)} nats a row behind; the standard error over the folds is "
                 f"{units.number(best.cv_error, 2)}.")
     behind = f"{words}, {units.number(ahead, 3)} behind"
     if found.criterion == "aic":
         return f"{behind}."
+    if found.at_edge:
+        return f"{behind}, but {_edge(found)}"
     strength = next(text for limit, text in EVIDENCE if ahead < limit)
     return f"{behind}: {strength}."

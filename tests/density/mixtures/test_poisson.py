@@ -78,4 +78,6 @@ def test_rates_too_large_to_draw_from_are_said():
     huge = PoissonMixture(1).fit([[1e19], [3e19]])
     with pytest.raises(ValueError, match=r"a rate of 2e\+19 is too large to draw counts from"):
         huge.sample(2)
+    with pytest.raises(ValueError, match=r"a rate of 1e\+19 is too large"):
+        PoissonMixture(1).fit([[1e19], [1e19]]).sample(2)
     assert PoissonMixture(1).fit([[8e18], [1e19]]).sample(2)[0].min() > 8.9e18

@@ -97,6 +97,14 @@ def test_the_floor_keeps_a_component_from_one_value():
     assert model.blocks_[0].estimator.covariances_.min() == pytest.approx(0.01, rel=1e-6)
 
 
+def test_starts_see_every_column_at_one_spread():
+    x_ND, _ = planted()
+    model = ProductMixture(2, blocks=blocks(), random_state=0).fit(x_ND)
+    points = model._start_points(x_ND * [100.0, 0.01, 1.0, 1.0])
+    np.testing.assert_allclose(points[:, :3].std(0), 1)
+    np.testing.assert_array_equal(points[:, 3:], np.eye(3)[x_ND[:, 3].astype(int)])
+
+
 def test_samples_have_the_components_moments():
     model = ProductMixture(2, blocks=blocks(), random_state=0).fit(planted()[0])
     x_ND, labels_N = model.sample(4000)

@@ -263,7 +263,8 @@ def test_refuses():
     with pytest.raises(ValueError, match=r"mask has shape \(2, 4\)"):
         module(prior, data, torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="point of the simplex"):
-        Mixture.of(2 * prior.weights_BK, prior.means_BKD, prior.cholesky_BKDD)
+        Mixture.of(1.00015 * prior.weights_BK, prior.means_BKD, prior.cholesky_BKDD)
+    Mixture.of(1.00005 * prior.weights_BK, prior.means_BKD, prior.cholesky_BKDD)  # rounding of float32
     with pytest.raises(ValueError, match="lower triangular"):
         Mixture.of(prior.weights_BK, prior.means_BKD, prior.cholesky_BKDD.mT)
     with pytest.raises(ValueError, match="shapes are"):

@@ -306,6 +306,8 @@ def test_kernels_start_as_a_centre_and_a_ring(dim, count):
     a, b, c = layer.kernels()
     assert a.shape == (2, 3, count) and c.shape == (2, 3, count, dim, dim)
     torch.testing.assert_close(b.norm(dim=-1)[0, 0], torch.tensor([0.0] + [2.0] * (count - 1), dtype=torch.float64))
+    if dim == 2:  # evenly spread
+        torch.testing.assert_close(b[:, :, 1:].sum(-2), torch.zeros(2, 3, 2, dtype=torch.float64), atol=1e-6, rtol=0)
     with torch.no_grad():
         layer.factors.zero_()
     torch.testing.assert_close(layer.kernels().covariances_BCNDD[1, 2, 0],

@@ -13,7 +13,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 
 from mixwell.density import GaussianMixture, PretrainedPredictor
-from mixwell.density.networks.pretraining import component_means, component_votes, example, posterior
+from mixwell.density.networks.pretraining import (
+    _Table,
+    component_means,
+    component_votes,
+    example,
+    posterior,
+)
 
 RNG = np.random.default_rng(0)
 CENTRES = np.array([[-6.0, 0.0], [0.0, 6.0], [6.0, 0.0], [0.0, -6.0]])
@@ -141,6 +147,8 @@ def test_refusals():
                            ({"latent": PCA(1), "predictor": "table"}, "features are no probabilities")):
         with pytest.raises(ValueError, match=words):
             mixture(**options).fit(x, z)
+    with pytest.raises(ValueError, match="features are no probabilities"):  # though every row sums to one
+        _Table().fit(np.array([[1.5, -0.5], [0.5, 0.5]]), np.zeros(2))
     with pytest.raises(ValueError, match="rows without labels go to X_unlabelled"):
         mixture().fit(x, None)
     for y, task in ((np.full(20, -1), "classification"), (np.full(20, np.nan), "regression")):

@@ -37,19 +37,25 @@ def psi(t, log):
 
 def test_mean_processes_are_the_posterior_of_a_dumb_linear_gaussian_model(model):
     """Condition the joint normal of mean process and all curves, each curve's covariance over its responsibility."""
-    grid = model.grid_
+    grid, new = model.grid_, np.array([-0.3, 1.7, 3.1])
+    G, at_any_time = len(grid), model.mean_process(new)
     for k in range(2):
         log = model.mean_kernels_[k]
-        prior = kernel(grid, grid, log) + JITTER * np.exp(log[0]) * np.eye(len(grid))
+        prior = kernel(np.r_[grid, new], np.r_[grid, new], log)
+        prior[:G, :G] += JITTER * np.exp(log[0]) * np.eye(G)
         use = [i for i in range(12) if model.resp_[i, k] > 1e-9]
-        rows = np.concatenate([np.eye(len(grid))[np.searchsorted(grid, TIMES[i])] for i in use])
+        rows = np.concatenate([np.eye(G + 3)[np.searchsorted(grid, TIMES[i])] for i in use])
         noise = np.zeros((len(rows), len(rows)))
         for j, i in enumerate(use):
             noise[5 * j : 5 * j + 5, 5 * j : 5 * j + 5] = psi(TIMES[i], model.task_kernels_[i]) / model.resp_[i, k]
         gain = np.linalg.solve(rows @ prior @ rows.T + noise, rows @ prior).T
         y = np.concatenate([VALUES[i] for i in use])
-        np.testing.assert_allclose(model.means_[k], model.centre_ + gain @ (y - model.centre_), atol=1e-4)
-        np.testing.assert_allclose(model.covariances_[k], prior - gain @ rows @ prior, atol=1e-4)
+        mean, covariance = model.centre_ + gain @ (y - model.centre_), prior - gain @ rows @ prior
+        np.testing.assert_allclose(model.means_[k], mean[:G], atol=1e-4)
+        np.testing.assert_allclose(model.covariances_[k], covariance[:G, :G], atol=1e-4)
+        np.testing.assert_allclose(at_any_time[0][k], mean[G:], atol=1e-4)
+        np.testing.assert_allclose(at_any_time[1][k], covariance[G:, G:], atol=1e-4)
+        assert covariance[G, G] > 2 * covariance[G + 1, G + 1]  # before the first time less is known
 
 
 def test_the_bound_never_falls_and_the_groups_are_found(model):
@@ -66,6 +72,26 @@ def test_every_hypothesis_on_the_kernels(shared_means, shared_tasks):
     assert (np.ptp(found.mean_kernels_, axis=0).max() == 0) == shared_means
     assert (np.ptp(found.task_kernels_, axis=0).max() == 0) == shared_tasks
     assert np.diff(found.lower_bounds_).min() > -1e-6
+
+
+def test_responsibilities_weigh_expected_densities_by_the_clusters_shares():
+    near = [0.02 * y for y in VALUES[:5]]
+    found = ClusterProcesses(n_clusters=2, max_iter=1, kernel_steps=0, random_state=0).fit(TIMES[:5], near)
+    found.means_[:] = found.centre_ + 0.1 * (found.means_ - found.centre_)
+    found.weights_ = np.array([0.999, 0.001])
+    means, spreads = found.means_.copy(), found.covariances_.copy()
+    log_joint = np.zeros((5, 2))
+    for i in range(5):
+        at = np.searchsorted(found.grid_, TIMES[i])
+        cov = psi(TIMES[i], found.task_kernels_[i])
+        for k in range(2):
+            expected = multivariate_normal(means[k, at], cov).logpdf(near[i])
+            expected -= 0.5 * np.trace(np.linalg.solve(cov, spreads[k][np.ix_(at, at)]))
+            log_joint[i, k] = np.log(found.weights_[k]) + expected
+    found._expect()
+    joint = np.exp(log_joint - log_joint.max(1, keepdims=True))
+    np.testing.assert_allclose(found.resp_, joint / joint.sum(1, keepdims=True), atol=1e-9)
+    assert 1e-4 < found.resp_.max(1).min() < 0.9999  # the shares can be seen
 
 
 def test_one_cluster_with_one_curve_is_gaussian_process_regression():

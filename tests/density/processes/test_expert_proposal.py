@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_t
+from scipy.stats import kstest, multivariate_t, norm
+from scipy.stats import t as student_t
 
 from mixwell.density.processes.expert_proposal import (
     Config,
@@ -97,6 +98,28 @@ def test_regression_and_gates_agree_with_textbook_fits():
     x = torch.cat([torch.ones(30, 1), X], 1)
     (V[:, None] * resp * (x @ gate.T).log_softmax(1)).sum().sub(5e-4 * (gate**2).sum()).backward()
     assert float(gate.grad.abs().max()) < 1e-9
+
+
+def test_a_ridge_shrinks_slopes_by_the_mass_and_spreads_by_the_data():
+    resp, ridge = torch.rand(30, 1, generator=draws(1), dtype=torch.float64), 0.3
+    slope, root = regress(statistics(X, NEXT, V, resp, torch.ones_like(resp)), ridge)
+    design, y, w = np.column_stack([np.ones(30), X]), NEXT.numpy(), (V * resp[:, 0]).numpy()
+    exact = np.linalg.solve(design.T @ np.diag(w) @ design + ridge * w.sum() * np.eye(3), design.T @ np.diag(w) @ y)
+    rest = y - design @ exact
+    least = ridge * 1e-3 * np.mean([w @ y[:, 0] ** 2, w @ y[:, 1] ** 2])
+    np.testing.assert_allclose(slope[0], exact, atol=1e-9)
+    spread = (rest.T @ np.diag(w) @ rest + least * np.eye(2)) / w.sum()
+    np.testing.assert_allclose(root[0] @ root[0].T, spread, atol=1e-8)
+
+
+@pytest.mark.parametrize("dof", [math.inf, 1.0])
+def test_successors_are_drawn_from_the_experts_own_law(dof):
+    experts = Experts(torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[[1.0], [2.0]]]).double(),
+                      torch.full((1, 1, 1), 0.5, dtype=torch.float64), dof)
+    found = experts.draw(torch.full((4000, 1), 3.0, dtype=torch.float64), draws(6))[:, 0]
+    law = norm() if math.isinf(dof) else student_t(dof)
+    shares = law.cdf((found.numpy() - 7) / 0.5)
+    assert kstest(shares, "uniform").statistic < 0.03
 
 
 def kalman(model, observations):

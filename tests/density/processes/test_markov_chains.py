@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.processes.markov_chains import MarkovChainMixture, count_walks, example, pairwise_distances
+from mixwell.density.processes.markov_chains import (
+    MarkovChainMixture,
+    count_walks,
+    example,
+    pairwise_distances,
+    row_distances,
+)
 
 
 def chains(n, length, rng, states=5, n_actions=1, peaked=0.3):
@@ -58,7 +64,9 @@ def test_likelihood_and_an_em_step_agree_with_a_loop(smoothing):
 
 @pytest.mark.parametrize("init", ["spectral", "random"])
 def test_em_never_descends(init):
-    model = MarkovChainMixture(init=init, random_state=0, tol=0.0, max_iter=25).fit(WALKS)
+    model = MarkovChainMixture(init=init, random_state=0, tol=0.0, max_iter=25, smoothing=0.3).fit(WALKS)
+    prior = 0.3 * (np.log(model.starts_).sum() + np.log(model.transitions_).sum())
+    assert model.lower_bounds_[-1] == pytest.approx((model.log_likelihood(WALKS).sum() + prior) / 60)
     assert np.diff(model.lower_bounds_).min() >= -1e-10
     np.testing.assert_allclose(model.transitions_.sum(-1), 1)
     np.testing.assert_allclose(model.predict_proba(WALKS).sum(1), 1)
@@ -75,6 +83,42 @@ def test_distances_of_one_class_average_to_zero_and_of_two_to_their_gap():
     gap = ((rows[0] - rows[1]) ** 2).sum()
     plain = ((halves[0][::2, None, 0] - halves[0][None, ::2, 0]) ** 2).sum(-1).mean() / 144
     assert abs(same) < 0.2 * plain and abs(distances[::2, 1::2].mean() - gap) < 0.1 * gap
+
+
+def leading(square, rank):
+    """The eigenvectors of the largest eigenvalues."""
+    return np.linalg.eigh(square)[1][:, -rank:]
+
+
+def slow_row_distances(early, late, rank):
+    """(e_n - e_m)' P (l_n - l_m), P onto the leading left and right directions of sum_n e_n l_n'."""
+    moment = sum(np.outer(e, ell) for e, ell in zip(early, late))
+    span = np.hstack([leading(moment @ moment.T, rank), leading(moment.T @ moment, rank)])
+    onto = span @ np.linalg.pinv(span)
+    return np.array([[(e - f) @ onto @ (ell - m) for f, m in zip(early, late)] for e, ell in zip(early, late)])
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_distances_are_taken_in_the_leading_subspace_of_both_halves(rank):
+    early, late = np.random.default_rng(rank).dirichlet(np.ones(7), (2, 6))
+    slow = slow_row_distances(early, late, rank)
+    np.testing.assert_allclose(row_distances(early, late, rank), slow, atol=1e-10)
+    assert not np.allclose(slow, slow_row_distances(early, late, 7), atol=1e-3)  # the subspace leaves something out
+
+
+@pytest.mark.parametrize("min_visits", [1, 3])
+def test_the_row_that_differs_most_counts_and_pairs_without_one_get_the_mean(min_visits):
+    early, late = np.random.default_rng(5).integers(0, 3, (2, 8, 3, 3)) * (np.arange(24).reshape(8, 3, 1) % 5 > 1)
+    found = np.full((8, 8), -np.inf)
+    for row in range(3):
+        met = [n for n in range(8) if min(early[n, row].sum(), late[n, row].sum()) >= min_visits]
+        shares = [[half[n, row] / half[n, row].sum() for n in met] for half in (early, late)]
+        distance = slow_row_distances(*shares, 1) if len(met) > 1 else np.full((len(met), len(met)), -np.inf)
+        for a, n in enumerate(met):
+            for b, m in enumerate(met):
+                found[n, m] = max(found[n, m], distance[a, b])
+    found[np.isinf(found)] = found[np.isfinite(found)].mean()
+    np.testing.assert_allclose(pairwise_distances((early, late), 1, min_visits), found, atol=1e-10)
 
 
 def test_counts_agree_with_a_loop():

@@ -58,12 +58,21 @@ def test_likelihood_agrees_with_a_loop(model):
     np.testing.assert_allclose(model.responsibilities(Y, TIMES, Z, X).sum(1), 1)
 
 
+def test_the_bound_is_the_mean_likelihood_less_the_penalty_of_the_gates():
+    options = {"random_state": 0, "tol": 0.0, "ridge": 0.5}
+    first, then = (GrowthMixtureOfExperts(max_iter=n, **options).fit(Y, TIMES, Z, X) for n in (1, 2))
+    slopes = first.gate_coef_[:, 1:]
+    expected = (sum(loop(first, Y, Z, X)) - 0.25 * (slopes**2).sum()) / 80
+    assert then.lower_bounds_[1] == pytest.approx(expected, rel=1e-8)
+
+
 def test_em_never_descends_with_waves_missing(model):
     assert np.isnan(Y).any() and np.diff(model.lower_bounds_).min() >= -1e-9
 
 
 def test_classes_knots_and_covariates_are_recovered(model):
     labels = model.predict(Y, TIMES, Z, X)
+    np.testing.assert_array_equal(labels, model.responsibilities(Y, TIMES, Z, X).argmax(1))
     accuracy = max(np.mean(labels == LABEL), np.mean(labels != LABEL))
     assert accuracy > 0.95
     order = np.argsort(model.knots_)

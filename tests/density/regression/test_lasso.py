@@ -9,8 +9,14 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import Lasso
 
-from mixwell.density.regression.lasso import LassoMixtureOfExperts, example, shrink, thresholded_ascent
-from tests.density.regression._loops import gaussian_posterior, standardised
+from mixwell.density.regression.lasso import (
+    LassoExperts,
+    LassoMixtureOfExperts,
+    example,
+    shrink,
+    thresholded_ascent,
+)
+from tests.density.regression._loops import dot, gaussian_posterior, standardised
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(120, 6))
@@ -58,6 +64,33 @@ def test_ascent_finds_the_optimum_of_the_gates():
                      np.full(28, 0.1), bounds=[(0, None)] * 28, method="L-BFGS-B").fun
     reached = -value(found) + float((strength * np.abs(found)).sum())
     assert reached <= split + 1e-4
+
+
+def test_ascent_takes_nesterovs_steps():
+    root = RNG.normal(size=(5, 5))
+    square, pull = root @ root.T + np.eye(5), 10 * RNG.normal(size=5)
+    top = np.linalg.eigvalsh(square)[-1]
+    penalty = np.full(5, 0.3)
+    found = thresholded_ascent(lambda w: float(pull @ w - 0.5 * w @ square @ w), lambda w: pull - square @ w,
+                               np.zeros(5), penalty, top, 4)
+    before, ahead, t = np.zeros(5), np.zeros(5), 1.0
+    for _ in range(4):
+        moved = ahead + (pull - square @ ahead) / top
+        now = np.array([math.copysign(max(abs(v) - 0.3 / top, 0), v) for v in moved])
+        after = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        ahead, before, t = now + (t - 1) / after * (now - before), now, after
+    np.testing.assert_allclose(found, before, atol=1e-12)
+
+
+def test_experts_begin_as_ridge_regressions_with_their_residuals_variance():
+    resp, design = RNG.dirichlet([1, 1], 120), np.column_stack([np.ones(120), X])
+    found = LassoExperts(1e-9, ((0,),), strength=1.0)._dense(design, Y[:, None], resp)
+    for k in range(2):
+        w = resp[:, k]
+        coef = np.linalg.solve(design.T @ np.diag(w) @ design + 0.1 * w.sum() * np.eye(7), design.T @ (w * Y))
+        np.testing.assert_allclose(found["coef"][k, :, 0], coef, atol=1e-10)
+        rest = [y - dot(coef, h) for y, h in zip(Y, design)]
+        assert found["covariances"][k, 0, 0] == pytest.approx(np.average(np.square(rest), weights=w))
 
 
 def test_one_expert_is_the_lasso():

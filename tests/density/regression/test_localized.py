@@ -69,6 +69,13 @@ def four_responses():
     return X * [1, 2, -1, 1] + shared + 0.5 * RNG.normal(size=(140, 4))
 
 
+def test_responses_that_one_expert_alone_correlates_share_a_block():
+    covariances = np.stack([np.eye(3), np.eye(3)])
+    covariances[1, 0, 2] = covariances[1, 2, 0] = -0.7
+    assert residual_blocks(covariances, 0.5) == ((0, 2), (1,))
+    assert residual_blocks(covariances, 0.8) == ((0,), (1,), (2,))
+
+
 def test_blocks_are_found_and_cost_fewer_parameters():
     y = four_responses()
     full = LocalizedMixtureOfExperts(n_experts=1, block_threshold=0.0).fit(X, y)
@@ -91,6 +98,13 @@ def test_choice_of_the_number_of_experts():
     expected = 1 + np.argmin([2 * slope.kappa_ * c["dimension"] - c["log_likelihood"] for c in slope.candidates_])
     assert slope.n_experts_ == expected and len(slope.coef_) == slope.n_experts_
     assert [c["dimension"] for c in slope.candidates_] == [k * (2 + 1 + 2) + k - 1 for k in (1, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("gain, chosen", [(2.3, 0), (2.305, 1)])  # log(100) / 2 = 2.3026 nats a parameter
+def test_a_parameter_costs_half_a_logarithm_of_the_rows_under_bic(gain, chosen):
+    records = [{"dimension": 4, "log_likelihood": -50.0}, {"dimension": 7, "log_likelihood": -50.0 + 3 * gain}]
+    model = LocalizedMixtureOfExperts(criterion="bic")
+    assert model._choose(model._config(), records, 100)[0] == chosen
 
 
 @pytest.mark.parametrize("init", ["kmeans", "random"])

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.regression.mixed import Grid, Groups, MixedMixtureOfExperts, example, integrate
+from mixwell.density.regression.mixed import (
+    Grid,
+    Groups,
+    MixedMixtureOfExperts,
+    _first_nodes,
+    example,
+    integrate,
+)
 from mixwell.density.regression.polynomial import PolynomialExperts
 from tests.density.regression._loops import dot, normal, softmax
 
@@ -63,6 +70,17 @@ def test_nested_likelihood_agrees_with_a_loop():
     model = MixedMixtureOfExperts(n_nodes=3, random_state=0, max_iter=10).fit(X, Y, INNER)
     np.testing.assert_allclose(model.log_likelihood(X, Y, INNER), loop(model, INNER, 2), rtol=1e-9)
     assert np.diff(model.lower_bounds_).min() >= -1e-10 and model.gate_coef_.shape == (2, 4)
+
+
+def test_groups_begin_near_the_nodes_of_their_means():
+    grid, known = Grid.of(3, 2), Groups.of(INNER)
+    found = _first_nodes(Y, known, grid)
+    np.testing.assert_allclose(found.sum((1, 2)), 1)
+    outer, inner = found.sum(2) @ grid.effects_ABL[:, 0, 0], found.sum(1) @ grid.effects_ABL[0, :, 1]
+    means = np.array([Y[INNER[:, 0] == g].mean() for g in INNER[:, 0]])
+    assert np.corrcoef(outer, means)[0, 1] > 0.8
+    within = np.array([Y[INNER[:, 1] == g].mean() for g in INNER[:, 1]]) - means
+    assert np.corrcoef(inner, within)[0, 1] > 0.8
 
 
 def test_quadrature_of_a_normal_intercept_is_the_linear_mixed_model():

@@ -45,6 +45,20 @@ def test_far_components_have_a_mode_each_and_close_ones_one():
     assert float(logs) == pytest.approx(-np.log(2 * np.pi))
 
 
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_lengths_are_in_deviations_of_the_mixture(scale):
+    means = scale * torch.tensor([[-0.99, 0.0], [0.99, 0.0]])
+    p = GaussianMixtureDensity([0.5, 0.5], means, scale**2 * torch.eye(2).expand(2, 2, 2))
+    assert len(find_modes(p, Config(max_iter=1))[0]) == 2  # ends that are 0.003 deviations apart
+    assert len(find_modes(p, Config(max_iter=1, merge=0.01))[0]) == 1
+
+
+@pytest.mark.parametrize("option", ["tol", "merge"])
+def test_no_length_may_be_zero(option):
+    with pytest.raises(ValueError, match=f"{option}=0.0"):
+        Config(**{option: 0.0})
+
+
 def test_saddles_are_no_modes():
     p = GaussianMixtureDensity([0.5, 0.5], [[-3.0, 0.0], [3.0, 0.0]], torch.eye(2).expand(2, 2, 2))
     modes, _ = find_modes(p, starts_ND=torch.tensor([[0.0, 1.0]]))  # its path ends between the two

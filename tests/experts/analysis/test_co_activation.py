@@ -30,6 +30,12 @@ def test_agrees_with_a_loop(generator):
     assert found["mean_conditional"] == pytest.approx(sum(pairs) / 20)
 
 
+def test_no_more_pairs_are_listed_than_there_are(generator):
+    indices = torch.rand(30, 4, generator=generator).topk(2, dim=-1).indices
+    listed = co_activation(routing_of(indices), Config(pairs=50), Context())["strongest"]
+    assert sorted((i, j) for i, j, _ in listed) == [(i, j) for i in range(4) for j in range(4) if i != j]
+
+
 def test_experts_that_always_go_together_stand_out():
     found = co_activation(routing_of([[0, 1], [1, 0], [2, 3], [3, 2]]), Config(pairs=2), Context())
     assert found["conditional"][0][1] == 1 and found["lift"][0][1] == 2 and found["conditional"][0][2] == 0

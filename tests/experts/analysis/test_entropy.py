@@ -19,7 +19,7 @@ def nats(p):
 
 
 def test_agrees_with_a_loop_and_scales_scores(generator):
-    scores = torch.rand(9, 5, generator=generator, dtype=torch.float64)
+    scores = torch.rand(9, 5, generator=generator, dtype=torch.float64) ** 6
     rows = [[v / sum(row) for v in row] for row in scores.tolist()]
     token = sum(map(nats, rows)) / 9
     mean_gate = nats([sum(column) / 9 for column in zip(*rows)])
@@ -47,3 +47,8 @@ def test_uniform_gates_carry_none():
 def test_refuses_no_bins():
     with pytest.raises(ValueError, match="at least 1"):
         Config(bins=0)
+
+
+def test_no_token_gives_no_figure_and_an_empty_histogram():
+    found = entropy(routing_of(torch.eye(4)), Config(bins=3), Context(mask_T=torch.zeros(4, dtype=torch.bool)))
+    assert found.pop("histogram") == [0.0, 0.0, 0.0] and set(found.values()) == {None}

@@ -30,3 +30,11 @@ def test_extremes(indices, effective, worst, cv):
     found = load(Routing(slots, torch.ones(slots.shape), torch.ones(4, 4)), Config(), Context())
     assert (found["effective_experts"], found["max_over_mean"], found["cv"]) == pytest.approx((effective, worst, cv))
     assert found["experts_per_token"] == slots.shape[1]
+
+
+def test_padding_and_empty_slots_are_no_choices():
+    slots = torch.tensor([[0, 1], [2, -1], [3, -1], [1, 0]])
+    mask = torch.tensor([True, True, True, False])
+    found = load(Routing(slots, torch.ones(4, 2), torch.ones(4, 4)), Config(), Context(mask_T=mask))
+    assert found["counts"] == [1, 1, 1, 1]
+    assert found["experts_per_token"] == pytest.approx(4 / 3) and found["empty_slots"] == pytest.approx(2 / 6)

@@ -106,6 +106,14 @@ def test_losses_of_both_stages_are_outputs(generator):
     assert mixed.routing.indices_TK.shape == (12, 1) and build(generator, inner_len=3)(x, ROWS).routing is None
 
 
+def test_maps_between_the_sizes_start_with_unit_gain(generator):
+    config = Config(seq_len=40, token_experts=1, channel_experts=1, token_hidden_dim=2, channel_hidden_dim=2,
+                    inner_len=90, inner_dim=60)
+    layer = AllMLP(50, config, generator)
+    for weight, reads in ((layer.len_in, 40), (layer.len_out, 90), (layer.dim_in, 50), (layer.dim_out, 60)):
+        assert weight.shape[1] == reads and weight.std().item() == pytest.approx(reads**-0.5, rel=0.1)
+
+
 def test_flops_are_those_of_mixer_at_one_choice(generator):
     assert build(generator).flops_per_token() == 6 * (4 * 5 + 4 * 7 + 2 * 2 + 2 * 3)
     inner = build(generator, inner_len=2, inner_dim=8)

@@ -47,13 +47,15 @@ def test_agrees_with_a_loop_forward_and_gradient(generator, size, temperature, e
     same_forward_and_gradient(found, expected, [x, *layer.parameters()], generator)
 
 
-def test_padding_has_no_part(generator):
-    layer = enlarged(MixtureOfTokens(6, Config(num_experts=3, hidden_dim=4, group_size=2), generator))
+@pytest.mark.parametrize("temperature, emit", [(1.0, "same"), (1.0, "experts"), (0.0, "same"), (0.0, "experts")])
+def test_padding_has_no_part(generator, temperature, emit):
+    config = Config(num_experts=3, hidden_dim=4, group_size=2, temperature=temperature, emit=emit)
+    layer = enlarged(MixtureOfTokens(6, config, generator))
     x = tokens(generator, 15)
     mask = torch.rand(15, generator=generator) > 0.5
     mask[:6] = False
     found = layer(x, Context(batch_shape=SHAPE, mask_T=mask)).y_TD
-    same_forward_and_gradient(found, loop(layer, x, 2, 1.0, "same", mask), [x, *layer.parameters()], generator)
+    same_forward_and_gradient(found, loop(layer, x, 2, temperature, emit, mask), [x, *layer.parameters()], generator)
     assert (found[~mask] == 0).all()
 
 

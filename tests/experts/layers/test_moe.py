@@ -211,3 +211,10 @@ def test_the_global_batch_loss_gathers_the_load_over_the_passes_of_a_step(genera
     layer.eval()(parts[0], Context(step=3))  # measuring leaves the buffer alone
     again = layer.train()(parts[1], Context(generator=generator, step=4)).losses["global_batch"].double()
     torch.testing.assert_close(again, 4 * (loads[1] / loads[1].sum() * mean).sum(), rtol=1e-5, atol=1e-6)
+
+
+def test_flops_are_counted_by_hand():
+    layer = MoE(6, Config(num_experts=8, hidden_dim=5, router={"method": "top_k", "k": 3}, shared_experts=2,
+                          shared_hidden_dim=7))
+    experts, shared, router = 3 * 3 * 2 * 6 * 5, 2 * 3 * 2 * 6 * 7, 2 * 6 * 8  # three products each, two FLOPs an entry
+    assert layer.flops_per_token() == experts + shared + router

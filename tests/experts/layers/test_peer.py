@@ -70,3 +70,9 @@ def test_frozen_experts_and_inputs_take_no_gradient(generator):
 def test_refuses():
     with pytest.raises(ValueError, match="k is 16; expected 1 to num_keys = 5"):
         Config(num_keys=5)
+
+
+def test_experts_start_with_one_over_the_root_of_the_width(generator):
+    layer = PEER(100, Config(num_keys=20, k=2, heads=1, key_dim=4), generator)
+    for weight in (layer.up_proj, layer.values):
+        assert weight.std().item() == pytest.approx(0.1, rel=0.05)

@@ -76,3 +76,8 @@ def test_counts_its_flops(generator):
 def test_refuses():
     with pytest.raises(ValueError, match="slots_per_expert is 0"):
         Config(num_experts=3, hidden_dim=4, slots_per_expert=0)
+
+
+def test_slots_start_with_one_over_the_root_of_the_width(generator):
+    layer = SoftMoE(100, Config(num_experts=40, hidden_dim=2), generator)
+    assert layer.slots.weight.std().item() == pytest.approx(0.1, rel=0.05)

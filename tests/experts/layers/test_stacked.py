@@ -120,3 +120,9 @@ def test_refuses(generator, options, message):
         build(generator, **options)
     with pytest.raises(ValueError, match="one sum of gates for each of 3 \\+ 2 experts"):
         build(generator).update(torch.zeros(3))
+
+
+def test_flops_are_counted_map_by_map(generator):
+    layer = DeepMixture(5, Config(first_experts=2, second_experts=3, hidden_dim=7, gate_hidden_dim=4), generator)
+    maps = [(5, 4), (4, 2), (7, 4), (4, 3), *[(5, 7)] * 2, *[(7, 7)] * 3, (7, 5)]  # gates, experts of both, output
+    assert layer.flops_per_token() == sum(2 * into * out for into, out in maps)

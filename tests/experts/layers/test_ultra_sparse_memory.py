@@ -125,3 +125,9 @@ def test_counts_its_flops(generator):
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         Config(**({"num_keys": 8, "k": 3} | options))
+
+
+def test_keys_start_with_one_over_the_root_of_their_width(generator):
+    layer = UltraSparseMemory(8, Config(num_keys=40, key_dim=25), generator)
+    keys = next(p for name, p in layer.named_parameters() if name.endswith("keys"))
+    assert keys.shape[-1] == 25 and keys.std().item() == pytest.approx(0.2, rel=0.05)

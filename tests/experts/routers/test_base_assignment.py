@@ -83,3 +83,7 @@ def test_refuses():
         Config(tolerance=0.0)
     with pytest.raises(ValueError, match="not finite"):
         balanced_assignment(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), 0.01)
+
+
+def test_a_token_has_one_expert(generator):
+    assert BaseAssignment(6, 4, Config(), generator).experts_per_token == 1

@@ -99,6 +99,8 @@ def test_a_new_task_takes_its_gate_from_related_ones(generator, condition):
     torch.testing.assert_close(new, 0.75 * seen[0] + 0.25 * seen[1])
     router.adopt(2, [1])
     torch.testing.assert_close(router.logits(x, Context(labels_T=torch.full((6,), 2))), seen[1])
+    router.adopt(2, [0, 1])  # alike, where no weights are given
+    torch.testing.assert_close(router.logits(x, Context(labels_T=torch.full((6,), 2))), (seen[0] + seen[1]) / 2)
 
 
 def test_the_running_mean_sees_no_later_token_and_no_padding():
@@ -131,3 +133,11 @@ def test_refuses_what_it_needs_and_does_not_get(generator):
         built("attribute", generator).adopt(0, [1])
     with pytest.raises(ValueError, match="expected other labels"):
         built("label", generator).adopt(0, [0])
+    with pytest.raises(ValueError, match="expected other labels, 0 to 2"):
+        built("label", generator).adopt(0, [1, 3])
+
+
+def test_codes_of_many_attributes_start_at_the_size_of_few(generator):
+    for bits in (4, 64):
+        router = Conditioned(200, 2, Config(condition="attribute", codes=((1,) * bits,)), generator)
+        assert router.attribute_weight.std().item() == pytest.approx(bits**-0.5, rel=0.1)

@@ -84,3 +84,7 @@ def test_refuses_ids_it_cannot_know():
         routed(router, [1, 6])
     with pytest.raises(MixwellError, match="got none for 2 tokens"):
         router(torch.zeros(2, 6), Context())
+
+
+def test_a_token_has_one_expert(generator):
+    assert Hash(6, 4, Config(vocab_size=10, table="modulo"), generator).experts_per_token == 1

@@ -120,3 +120,7 @@ def test_refuses(generator):
         Config(jitter=0.0)
     with pytest.raises(MixwellError, match=r"give Context\(generator"):
         SparseMixer(6, 4, Config(), generator)(torch.zeros(2, 6), Context())
+
+
+def test_a_token_has_one_expert(generator):
+    assert SparseMixer(6, 4, Config(), generator).experts_per_token == 1

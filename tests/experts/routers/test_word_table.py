@@ -122,3 +122,7 @@ def test_refuses_what_it_cannot_read(generator):
         routed(router, [[1, 2]], batch_shape=None)
     with pytest.raises(MixwellError, match="give the ids before it"):
         routed(router, [[1]], positions_T=torch.tensor([5]))
+
+
+def test_a_token_has_one_expert():
+    assert WordTable(6, 2, Config(vocab_size=4)).experts_per_token == 1

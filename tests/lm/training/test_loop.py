@@ -19,10 +19,10 @@ from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.interrupts import Terminate
 from mixwell.core.rng import generator
-from mixwell.formats import tensors
+from mixwell.formats import sealed, tensors
 from mixwell.lm.training import loop
 from mixwell.lm.training.loop import TrainConfig, train
-from mixwell.lm.training.metrics import MetricsFile, Window, evenness, read_lines
+from mixwell.lm.training.metrics import Window, evenness, read_lines
 from mixwell.lm.training.optimizer import decays
 from mixwell.lm.training.sampler import Sampler
 from tests.lm.tiny import DENSE, MOE, run, tiny_config, tiny_data, tiny_model
@@ -374,8 +374,7 @@ def test_other_libraries_than_before_are_told_on_a_resume(data, tmp_path):
     with pytest.raises(ZeroDivisionError):
         train(tiny_model(), data, tiny_config(save_every=2), tmp_path, progress=lambda step, *_: 1 / (step - 4))
     file = tmp_path / "state" / "state.json"
-    state = json.loads(file.read_text())
-    file.write_text(json.dumps({**state, "choices": "of another cache"}))
+    sealed.write(file, {**sealed.read(file, ""), "choices": "of another cache"})
     with pytest.warns(UserWarning, match="other libraries than when the state was saved"):
         run(data, tmp_path, save_every=2)
 
@@ -473,7 +472,32 @@ def test_evenness():
 def test_damaged_metrics_are_named(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(MixwellError, match=r"m.jsonl, line 2, is not JSON .* remove that line"):
-        MetricsFile(tmp_path / "m.jsonl", 1)
+        read_lines(tmp_path / "m.jsonl")
+
+
+def test_no_bit_of_a_saved_training_changes_unseen(data, tmp_path):
+    """Names and kinds stand in the header of the tensor file, numbers behind it; both are tried, and all the rest."""
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_model(), data, tiny_config(log_every=1), tmp_path, progress=lambda step, *_: 1 / (step - 7))
+    values, _ = loop.saved(tmp_path)
+    path = tmp_path / "state" / values["tensors"]
+    header, draws = 8 + int.from_bytes(path.read_bytes()[:8], "little"), random.Random(3)
+    ends = {path: path.stat().st_size, tmp_path / "state/state.json": (tmp_path / "state/state.json").stat().st_size,
+            tmp_path / "metrics.jsonl": values["metrics"]["bytes"]}
+    places = [(path, draws.randrange(header)) for _ in range(40)]
+    places += [(file, draws.randrange(end)) for file, end in ends.items() for _ in range(40)]
+    for file, place in places:
+        whole = file.read_bytes()
+        harmed = bytearray(whole)
+        harmed[place] ^= 1 << draws.randrange(8)
+        file.write_bytes(harmed)
+        with pytest.raises(loop.DamagedState, match=rf"{file.name}.* Remove .*state to start afresh"):
+            loop.saved(tmp_path)
+        file.write_bytes(whole)
+    assert loop.saved(tmp_path)[0] == values
+    path.unlink()
+    with pytest.raises(loop.DamagedState, match=rf"{path.name} is missing"):
+        train(tiny_model(), data, tiny_config(log_every=1), tmp_path)
 
 
 @pytest.mark.parametrize(("weights", "budget"), [(None, 6 * 32), ({"sums": 1.0}, 6 * 32), (None, 10**9)])

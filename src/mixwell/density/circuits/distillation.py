@@ -13,7 +13,9 @@ Models to Tractable Probabilistic Circuits, ICML, arXiv:2302.08086, sections 3 t
 Scaling Up Probabilistic Circuits by Latent Variable Distillation.
 
 **Differs:** written from memory of the paper. One latent tree with features independent given their patch's state,
-instead of hidden Chow-Liu trees inside patches. Growth doubles all patches' clusters at once.
+instead of hidden Chow-Liu trees inside patches. Growth doubles all patches' clusters at once. The teacher's features
+are the caller's, and any network may give them; the claim's teacher is shallow (grey values of a patch and its
+neighbours) where the paper's are deep generative models.
 
 **Fails when:** the teacher's features do not predict the patch: the start is then no better than chance.
 

@@ -99,9 +99,10 @@ class Scores(DensityMixin, Configured):
         return torch.as_tensor(x_ND, device=device), torch.as_tensor(labels_N, device=device)
 
     def bic(self, X: Any, sample_weight: Any = None) -> float:
-        """Bayesian information criterion on X; lower is better.
+        """Bayesian information criterion on X; lower is better (mclust's has the other sign).
 
-        sample_weight: how often each row was seen (N,); the number of rows is then their sum.
+        sample_weight (N,): frequencies; a row of weight 3 counts as three, and N is their sum. Survey weights, which
+        stand for parts of a population, are to be scaled first so that they sum to the number of rows.
         """
         return self._criterion(X, sample_weight, math.log)
 

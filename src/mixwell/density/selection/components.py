@@ -66,19 +66,19 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> ComponentSearch:
         """Fit the range; returns self.
 
-        sample_weight: how often each row was seen (N,), of which "cv" takes none.
+        sample_weight (N,): frequencies, as `bic` of a mixture takes them; N of the criteria is their sum.
         Raises a `ValueError` where there is no number to try, or the criterion is none that the estimator has.
         """
         base = self._base()
         self._check_criterion(base)
         numbers = self._numbers()
-        weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
-        fitted = {k: clone(base).set_params(n_components=k).fit(X, **weighted) for k in numbers}
+        weights = _weights(sample_weight)
+        fitted = {k: clone(base).set_params(n_components=k).fit(X, **weights) for k in numbers}
         self.log_likelihoods_ = {}
         for k, model in fitted.items():
-            rows = _count(model, X) if sample_weight is None else float(np.asarray(sample_weight).sum())
-            self.log_likelihoods_[k] = model.score(X, **weighted) * rows
-        self.scores_ = self._scores(base, fitted, X, weighted)
+            total = weights["sample_weight"].sum() if weights else _count(model, X)
+            self.log_likelihoods_[k] = float(model.score(X, **weights) * total)
+        self.scores_ = self._scores(base, fitted, X, weights)
         best = min(numbers, key=self.scores_.__getitem__)
         if self.criterion == "cv" and self.one_standard_error:
             limit = self.scores_[best] + self.standard_errors_[best]
@@ -109,14 +109,12 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
             raise ValueError("n_components is empty; expected the numbers of components to try.")
         return numbers
 
-    def _scores(self, base: Any, fitted: dict[int, Any], X: Any, weighted: dict[str, Any]) -> dict[int, float]:
+    def _scores(self, base: Any, fitted: dict[int, Any], X: Any, weights: dict[str, Any]) -> dict[int, float]:
         """The criterion of every number of components."""
-        if self.criterion == "cv" and weighted:
-            raise ValueError("criterion='cv' takes no sample_weight; repeat the rows, or choose another criterion.")
         if self.criterion == "cv":
-            return self._held_out(base, X, list(fitted))
+            return self._held_out(base, X, list(fitted), weights)
         if self.criterion != "slope":
-            return {k: getattr(model, self.criterion)(X, **weighted) for k, model in fitted.items()}
+            return {k: getattr(model, self.criterion)(X, **weights) for k, model in fitted.items()}
         values = np.array(list(self.log_likelihoods_.values()))
         sizes = np.array([model._n_parameters() for model in fitted.values()])
         _, self.slope_, scores = slope_heuristic(values, sizes)
@@ -130,7 +128,7 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
         tags.input_tags = get_tags(self._base()).input_tags
         return tags
 
-    def _held_out(self, base: Any, X: Any, numbers: list[int]) -> dict[int, float]:
+    def _held_out(self, base: Any, X: Any, numbers: list[int], weights: dict[str, Any]) -> dict[int, float]:
         """Minus the mean log-likelihood of a row that was left out, by number of components."""
         x_ND = X if isinstance(X, (np.ndarray, torch.Tensor)) else np.asarray(X)
         if x_ND.ndim != 2:
@@ -141,7 +139,10 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
         losses = {}
         for k in numbers:
             model = clone(base).set_params(n_components=k)
-            scores = [clone(model).fit(x_ND[train]).score(x_ND[test]) for train, test in splits]
+            scores = []
+            for train, test in splits:
+                learnt = clone(model).fit(x_ND[train], **_part(weights, train))
+                scores.append(learnt.score(x_ND[test], **_part(weights, test)))
             spread = np.std(scores, ddof=1)
             self.standard_errors_[k] = float(spread / np.sqrt(len(scores)))
             losses[k] = -float(np.mean(scores))
@@ -156,6 +157,19 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
         """Mean log density by the chosen mixture, in nats; an error before `fit`."""
         check_is_fitted(self)
         return self.best_estimator_.score(X)
+
+
+def _weights(sample_weight: Any) -> dict[str, Any]:
+    """The weights as arguments; none for estimators that take none."""
+    if sample_weight is None:
+        return {}
+    weights_N = np.asarray(sample_weight, dtype=np.float64)
+    return {"sample_weight": weights_N}
+
+
+def _part(weights: dict[str, Any], places: np.ndarray) -> dict[str, Any]:
+    """The weights of some rows."""
+    return {name: weights_N[places] for name, weights_N in weights.items()}
 
 
 def _count(model: Any, X: Any) -> int:

@@ -4,7 +4,8 @@
     lift l_ij = n_ij T / (n_ii n_jj), 1 where the two are chosen independently.
 **Shapes:** indices [T, K] -> lists of E x E.
 **Reference:** Muennighoff et al. 2024, OLMoE (2409.02060), section 5.2, expert co-activation; for the diagnostics it
-    belongs to, Lo et al. 2024 (2406.18219).
+    belongs to, Lo et al. 2024 (2406.18219); of neurons instead of experts, as its claim has it, Xiao et al. 2024,
+    Configurable Foundation Models (2409.02877).
 **Differs:** none.
 **Fails when:** K = 1, where nothing is chosen together and the off-diagonal is 0.
 **Cost:** O(T E^2).

@@ -3,7 +3,8 @@
 **Equation:** H_token = mean_t H(p_t);  H_mean = H(mean_t p_t);  I = H_mean - H_token;  relative: divided by log E.
 **Shapes:** scores [T, E] -> numbers, in nats, and a histogram of H(p_t) / log E.
 **Reference:** Nguyen et al. 2024, LibMoE (2411.00918), router analyses (entropy of expert selection).
-**Differs:** scores that do not sum to 1 are scaled to do so.
+**Differs:** scores that do not sum to 1 are scaled to do so. Not here: the analyses that compare checkpoints of one
+    training (where it should have stopped, how far choices drift), since an analysis sees one model.
 **Fails when:** scores are no probabilities and scaling them means nothing.
 **Cost:** O(T E).
 """

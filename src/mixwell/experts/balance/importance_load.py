@@ -7,7 +7,8 @@
 **Reference:** Shazeer et al. 2017 (1701.06538), section 4, eq. 6-11 (appendix A); Riquelme et al. 2021 (2106.05974),
     appendix A, for a constant s = 1 / E.
 **Differs:** a routing carries one set of logits, which stand for h and g alike, with constant s: a smooth count for
-    routers without noise too. A router that draws noise can call `smooth_load` with its own h, g and s.
+    routers without noise too. A router that draws noise can call `smooth_load` with its own h, g and s. Both weights
+    default to 1, before the rule's coefficient; Shazeer et al. use 0.1 for language models.
 **Fails when:** the importance is even and the load is not, or the other way round, if one weight is 0.
 **Cost:** O(T E log K).
 """

@@ -9,6 +9,7 @@
 **Reference:** Lou et al. 2021, Sparse-MLP (2109.02008), sections 3.2 to 3.5.
 **Differs:** from memory of the paper. The first norm is the caller's; RMS norm between the stages; no biases. The maps
     between the sizes are linear. Importance-score routing is the overflow rule `priority`, by each slot's own score.
+    Experts start normal with std 0.02, the maps between the sizes with one over the root of what they read.
 **Fails when:** used in a language model: the first stage sees all positions, later ones too. Rows of another length are
     refused, and so is padding.
 **Cost:** 4 K (D F1 + D F2) FLOPs per token at the plain sizes, and 2 D (E1 + E2) for the routers.

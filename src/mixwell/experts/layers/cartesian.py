@@ -6,6 +6,8 @@
 **Reference:** Su et al. 2024, CartesianMoE (2410.16077), section 3.
 **Differs:** where the residual and the norm stand is taken from summaries of the paper; the norm is by root mean
     square. Both halves are `experts.layers.moe`; the routing that comes back lists the experts of A, then those of B.
+    A(x) reaches the output through B alone: the last residual, which is the caller's, adds the layer's own input, as a
+    summary of the paper has it.
 **Fails when:** the two routers learn the same partition of the tokens; few of the E^2 pairs are then used.
 **Cost:** twice that of a sparse mixture: 12 T D (k F + F_shared) + 4 T D E FLOPs forward.
 """

@@ -9,7 +9,8 @@
 **Reference:** Belcak & Wattenhofer 2023, Fast Feedforward Networks (2308.14711), section 2; Charalampopoulos et al.
     2024 (2405.16836) for load balance and master leaf; both authors' code.
 **Differs:** leaves have no biases; no random transposition of children, no dropout. The authors' balance is the sum of
-    f P over leaves without a scale; here it is the Switch loss, which is 1 at balance.
+    f P over leaves without a scale; here it is the Switch loss, which is 1 at balance. Nodes start normal with std 1 /
+    sqrt(D) and leaves with 0.02; the authors draw both uniformly, by their fan-in.
 **Fails when:** the nodes stay undecided (hardening too weak): the one leaf at inference is then not what was trained;
     or harden before the leaves differ (hardening too strong): all tokens then share one leaf.
 **Cost:** 2 D (2^d - 1) + 4 D F 2^d FLOPs per token in training, 2 D d + 4 D F at inference; 4 D M more for the master.

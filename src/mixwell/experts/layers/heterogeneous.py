@@ -5,7 +5,8 @@
 **Shapes:** x [T, D]; gate_up_proj [2 sum F, D], expert by expert, each its gate above its up; down_proj [D, sum F].
 **Reference:** Wang et al. 2024, HMoE (2408.10681), section 3.
 **Differs:** sizes come from a ratio (or a list) instead of the paper's fixed ladders, and sum exactly to E F; SwiGLU.
-    The parameter penalty (`experts.balance.parameter_penalty`) gets the layer's sizes where it is given none.
+    The parameter penalty (`experts.balance.parameter_penalty`) gets the layer's sizes where it is given none. All start
+    normal with std 0.02.
 **Fails when:** trained without the penalty: large experts win, and the compute is not saved.
 **Cost:** 6 D times the summed widths of the chosen experts, per token.
 """

@@ -6,7 +6,8 @@
 **Shapes:** x [T, D]; up_proj (W_enc) [E, F, D]; down_proj (W_dec) [E, D, F]; mu and s [E, D] over the F units.
 **Reference:** Yang et al. 2025, Mixture of Experts Made Intrinsically Interpretable (2503.07639), section 4.
 **Differs:** from memory of the paper: l has no further scale, and mean and variance are those of the weights at each
-    pass, so that the router has no parameters of its own and its gradient reaches the experts' encoders.
+    pass, so that the router has no parameters of its own and its gradient reaches the experts' encoders. Both maps
+    start normal with std 0.02.
 **Fails when:** encoder rows are far from one Gaussian (a few very large weights); erf saturates and gradients vanish.
 **Cost:** 4 T k D F FLOPs forward for the experts, 4 T D E for the estimate, and one pass over W_enc.
 """

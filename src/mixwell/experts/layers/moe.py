@@ -8,7 +8,8 @@
 **Reference:** Shazeer et al. 2017 (1701.06538), eq. 1; Jiang et al. 2024 (2401.04088); shared experts after
     Rajbhandari et al. 2022 (2201.05596) and DeepSeekMoE (2401.06066), their gate as in Qwen1.5-MoE; clamped
     experts with biases as in GPT-OSS (2508.10925).
-**Differs:** dropless unless `capacity_factor` is set; balance rules see what the router preferred, before overflow.
+**Differs:** dropless unless `capacity_factor` is set; balance rules see what the router preferred, before overflow. All
+    maps start normal with std 0.02 at every width, where Switch draws with variance 0.1 over what they read.
 **Fails when:** the router collapses; watch the load.
 **Cost:** 6 T K D F FLOPs forward for the experts, 2 T D E for the router.
 """

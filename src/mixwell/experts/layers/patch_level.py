@@ -10,8 +10,8 @@
 **Reference:** patch: Chowdhery et al. 2023, pMoE (2306.04073), eq. 1-2, and the authors' code; sample: Chen et al.
     2022 (2208.02813), section 2.
 **Differs:** outputs per patch instead of their sum, so that the layer stands where others stand; A is learnt, where
-    both papers fix it. The router's own loss for training it apart is `separation_loss`. Sample-level routing, and
-    what the authors' code of patch-level routing leaves open, from memory of the papers.
+    both papers fix it. The router's own loss for training it apart is `separation_loss`. Sample-level routing, and what
+    the authors' code of patch-level routing leaves open, from memory of the papers. Experts start normal with std 0.02.
 **Fails when:** patch: a row's label hangs on more than l patches of a kind; or it is used in a language model, whose
     later tokens it sees. sample: one expert wins before the router has found the clusters; the noise is against that.
 **Cost:** patch: 4 E l D F FLOPs a row; sample: 4 S D F; and 2 S D E for the router.

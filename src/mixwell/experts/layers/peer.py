@@ -6,7 +6,7 @@
     to all heads.
 **Reference:** He 2024, Mixture of A Million Experts (2407.04153), section 2 and algorithm 1.
 **Differs:** queries are normalised by layer instead of by batch, so that a token's result does not depend on others;
-    from memory of the paper.
+    from memory of the paper. All start normal with one over the root of the width they read.
 **Fails when:** few experts are ever retrieved; watch their use.
 **Cost:** 4 T H C (D + n) + 4 T H k D FLOPs forward; memory for 2 n^2 D weights.
 """

@@ -6,7 +6,8 @@
 **Reference:** Lample et al. 2019, Large Memory Layers with Product Keys (1907.05242), section 3; relu after Csordas et
     al. 2023 (2310.10837), section 6.2.
 **Differs:** queries are normalised by layer instead of by batch, so that a token's result does not depend on others;
-    values have the model's width. From memory of both papers.
+    values have the model's width. From memory of both papers. Keys start normal with std 1 / sqrt(C), where the
+    authors' code draws them uniformly up to there; values with std 1 / sqrt(D), as there.
 **Fails when:** few slots are ever picked: softmax weights leave the others without gradient; relu helps.
 **Cost:** 4 T H C (D + n) + 2 T H k D FLOPs forward; memory for n^2 D values.
 """

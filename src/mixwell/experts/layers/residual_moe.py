@@ -6,7 +6,9 @@
     shared_down_proj [D, F']; coefficients.weight [2, D].
 **Reference:** Rajbhandari et al. 2022, DeepSpeed-MoE (2201.05596), section 4, and the authors' code for c.
 **Differs:** SwiGLU experts. The paper's text sums the branches without c: that is `experts.layers.moe` with
-    shared_experts 1 and k = 1, to the last bit.
+    shared_experts 1 and k = 1, to the last bit. All start normal with std 0.02. Not here: Mixture-of-Students, a
+    shallower mixture taught by its teacher until late in training, which is a training of two models and no layer; and
+    the paper's inference engine.
 **Fails when:** c settles on the fixed block early; the experts then see little gradient.
 **Cost:** 6 T D (k F + F') FLOPs forward, 2 T D (E + 2) for router and shares.
 """

@@ -4,7 +4,8 @@
     z_s = E_e(s)(sum_t D_ts x_t);  y_t = sum_s C_ts z_s, over E p slots s, p of each expert.
 **Shapes:** x [T, D], T = B S; slots.weight (phi) [E p, D]; gate_up_proj [E, 2 F, D]; down_proj [E, D, F].
 **Reference:** Puigcerver et al. 2023, From Sparse to Soft Mixtures of Experts (2308.00951), section 2 and algorithm 2.
-**Differs:** SwiGLU experts; from memory of the paper. Padding has no part in any slot and gets zeros.
+**Differs:** SwiGLU experts; from memory of the paper. Padding has no part in any slot and gets zeros. phi starts normal
+    with std 1 / sqrt(D), experts with 0.02.
 **Fails when:** used in an autoregressive model: every token's result holds every later token.
 **Cost:** 6 B E p D F FLOPs for the experts whatever the length, 6 T D E p for slots, mixing and handing back.
 """

@@ -7,7 +7,8 @@
 **Shapes:** x [T, D]; first_proj [E1, F, D]; second_proj [E2, F, F]; down_proj [D, F]; totals [E1 + E2].
 **Reference:** Eigen, Ranzato and Sutskever 2013 (1312.4314), sections 3 and 3.1.
 **Differs:** from memory of the paper. No biases. The totals move once a step, by `update`, not after every example, and
-    the margin counts tokens. The output is the next block's input here, not class probabilities.
+    the margin counts tokens. The output is the next block's input here, not class probabilities. All start normal with
+    std 0.02.
 **Fails when:** trained without the constraint: the gate that starts a little ahead gets all the examples.
 **Cost:** 2 T (E1 D F + E2 F^2 + F D) FLOPs forward: every expert sees every token.
 """

@@ -7,7 +7,7 @@
 **Reference:** Xu et al. 2023, SMoE (2305.02176), section 3, and the authors' code.
 **Differs:** SwiGLU experts without capacity limits; RMS norm in place of layer norm. The block gets a normed token and
     adds up from there; the authors add up from the token before its norm. The balance loss is averaged over the gates
-    that saw a token. Any router may be a gate.
+    that saw a token. Any router may be a gate. Experts start normal with std 0.02.
 **Fails when:** the last stratum wins early: every token then leaves after one expert, and the others learn nothing.
 **Cost:** 6 K D F FLOPs for each gate a token passes, at most as many as strata; 2 D times the experts it chooses from.
 """

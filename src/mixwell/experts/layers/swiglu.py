@@ -5,7 +5,7 @@
 **Shapes:** x [T, D]; gate_up_proj [2 F, D] holds W_gate above W_up, up_proj [F, D] where there is no gate; down_proj
     [D, F].
 **Reference:** Shazeer 2020, GLU Variants Improve Transformer (2002.05202), eq. 5-6.
-**Differs:** gate and up are one matrix, for one GEMM.
+**Differs:** gate and up are one matrix, for one GEMM. Maps start normal with std 0.02.
 **Fails when:** never by itself.
 **Cost:** 6 T D F FLOPs forward, 4 T D F without a gate.
 """

@@ -10,7 +10,8 @@
 **Differs:** the slots are shuffled by a fixed multiplication instead of a stored permutation; u and t are taken afresh
     each pass, with the sign that makes them point the way of the ones vector; no causal convolution before the query,
     and no learning rate of its own for the values. That a memory reads one layer and writes to a later one, and is
-    split over depth, is a matter of the model that holds it.
+    split over depth, is a matter of the model that holds it. Queries and keys start normal with one over the root of
+    the width they read, values with std 0.02.
 **Fails when:** the core is far from rank one: rows and columns are then pre-selected by the wrong score. Slots whose
     row and column both score far below zero have high products too, and pre-selection never finds them.
 **Cost:** 4 T C (D + n r) + 2 T h k r (r + k) + 2 T k V + 2 T D E V FLOPs forward; memory for n^2 V / E values.

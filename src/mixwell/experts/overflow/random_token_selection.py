@@ -4,8 +4,9 @@
     n > C takers is served with probability C / n wherever it stands.
 **Shapes:** indices and weights [T, K], C slots for each expert.
 **Reference:** Kim et al. 2021 (2109.10465), section 3.2; DeepSpeed's top-1 gate.
-**Differs:** one random order of tokens serves all experts and choices, first choices before second ones; the paper
-    has one choice. Without a generator (outside training) the order is that of positions.
+**Differs:** one random order of tokens serves all experts and choices, first choices before second ones; the paper has
+    one choice. Without a generator (outside training) the order is that of positions. Not here: aggregation (experts of
+    two checkpoints joined in a larger mixture) and pruning (the least used ones removed), which convert checkpoints.
 **Fails when:** the capacity is so small that chance drops what matters.
 **Cost:** O(T K log T K).
 """

@@ -4,10 +4,11 @@
     likely and used once, an expert never twice for one token.
 **Shapes:** indices and weights [T, K], C slots for each expert.
 **Reference:** Sun et al. 2024, Hunyuan-Large (2411.02265), section 2.2.2.
-**Differs:** the report does not say with which weight a recycled token counts: by default with the slot's own, so
-    that a token's weights keep their sum; with `weight: score` the new expert's score. At K above 1 a token stays
-    dropped where every expert with room already has it. Padding is not recycled. Without a generator (outside
-    training) the free places are taken in expert order.
+**Differs:** the report does not say with which weight a recycled token counts: by default with the slot's own, so that
+    a token's weights keep their sum; with `weight: score` the new expert's score. At K above 1 a token stays dropped
+    where every expert with room already has it. Padding is not recycled. Without a generator (outside training) the
+    free places are taken in expert order. Not here: the report's learning rate of its own for experts, lowered since
+    each sees a share of the batch, which is the optimiser's; and keys and values shared by layers.
 **Fails when:** experts have specialised: a random one is then worse than the residual alone.
 **Cost:** O(T K log T K), and O(E) for each slot that clashes.
 """

@@ -6,8 +6,8 @@
 **Shapes:** x [T, D]; A [n, D]; B [m, D], or [n m, D] with a router in every node; E = n m, node by node; scores
     p_i q_j [T, E].
 **Reference:** He et al. 2022, SMILE (2212.05191), sections 3.1 and 3.2.
-**Differs:** from memory of the paper. k above 1 takes several experts of the one node. The balance losses leave
-    already multiplied by their coefficients.
+**Differs:** from memory of the paper. k above 1 takes several experts of the one node. The balance losses leave already
+    multiplied by their coefficients. A and B start normal with std 0.02.
 **Fails when:** a token's best experts lie in different nodes: it reaches one node only.
 **Cost:** O(T D (n + m)) instead of O(T D n m).
 """

@@ -9,7 +9,7 @@
 **Differs:** the target is a constant of the distillation, which trains the router alone (in the code it also moves the
     experts). The code's averaging of responses with router logits is not here. The default `rate` is ours. k = 1 keeps
     the full softmax as the weight, since a softmax over one gives no gradient. On a competition step `scores` are the
-    softmax of all responses, so that balance rules act on what chose.
+    softmax of all responses, so that balance rules act on what chose. W starts normal with std 0.02.
 **Fails when:** experts' output norms drift apart for reasons other than fit: the loudest expert then wins everywhere.
 **Cost:** as top-k; a competition step runs all E experts on every token, so 1 + rate (E / K - 1) on average.
 """

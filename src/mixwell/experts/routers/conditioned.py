@@ -7,9 +7,10 @@
 **Shapes:** x [T, D]; W, U [E, D]; e [L, D]; codes [L, B]; A [D, B]; W_c [L, E, D]; weights [T, K].
 **Reference:** Zhu et al. 2022, Uni-Perceiver-MoE (2206.04674), section 3.2, and the authors' code (attribute gate:
     linear map and layer norm, then the gate); Gupta et al. 2022 (2204.07689), section 3, task-aware gates.
-**Differs:** the context is a running mean, which a causal model may read, where the paper pools with attention over
-    the whole sequence; U beside W is the split of one map of the joined inputs. A new task's embedding or gate is the
-    weighted mean of those of related tasks (`adopt`).
+**Differs:** the context is a running mean, which a causal model may read, where the paper pools with attention over the
+    whole sequence; U beside W is the split of one map of the joined inputs. A new task's embedding or gate is the
+    weighted mean of those of related tasks (`adopt`). W and U start normal with std 0.02, e with 1, A with one over the
+    root of B.
 **Fails when:** labels say nothing about what the tokens need: label and attribute gates see nothing else. The context
     gate restarts its mean where decoding goes on from a cache.
 **Cost:** O(T D E); label and attribute gates: O(L D E), and nothing a token once folded.

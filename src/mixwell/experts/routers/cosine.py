@@ -7,7 +7,8 @@
     both as LibMoE (2411.00918) compares them.
 **Differs:** d_e = E / 2 as in the paper but at least 2, since on a line every cosine is 1 or -1. The temperature is
     held above 0.01. Expert embeddings are not rescaled to norm 1.5 before each step as in the authors' code: without
-    tau the cosine does not see their norm. The start temperatures 0.3 and 0.07 are from memory of the paper.
+    tau the cosine does not see their norm. The start temperatures 0.3 and 0.07 are from memory of the paper. P and e
+    start normal, with one over the root of the width they read; in the authors' code e starts orthogonal.
 **Fails when:** scores saturate: cosine over temperature is bounded, so that no token can be routed with certainty while
     the temperature is large.
 **Cost:** O(T D d_e + T E d_e).

@@ -5,7 +5,8 @@
 **Shapes:** x [T, D], W [E, D], scores [T, E], indices and weights [T, K] with K = E in training.
 **Reference:** Pan et al. 2024, DS-MoE (2404.05567), section 3; its loss is `experts.balance.entropy` with the rule
     mutual_information, its attention `sequence.mixture_of_attention_heads`.
-**Differs:** from memory of the paper. The kept gates are used as they are; `renormalise` scales them to sum to 1.
+**Differs:** from memory of the paper. The kept gates are used as they are; `renormalise` scales them to sum to 1. W
+    starts normal with std 0.02.
 **Fails when:** trained without the mutual-information loss: flat gates make what inference leaves out be missed.
     Training costs what a dense model of all the experts costs.
 **Cost:** O(T E D) for the logits; E experts a token in training, k or as many as pass the threshold at inference.

@@ -6,7 +6,9 @@
 **Reference:** Hallee et al. 2024 (2401.15713), section on enforced routing; Li et al. 2024, Uni-MoE (2405.11273),
     modality experts and top-2 routing among those plugged in.
 **Differs:** from memory of both papers. The learnt token is added to every token's gate input instead of standing in
-    front of the sequence. At k = 1 with a choice, the weight is p_i.
+    front of the sequence. At k = 1 with a choice, the weight is p_i. W starts normal with std 0.02, v with 1. Of
+    Uni-MoE's training in stages only the routing is here: its encoders and connectors are not, and its last stage tunes
+    low-rank updates where the claim trains all weights.
 **Fails when:** a token's domain is not known at inference, or a domain needs what another's expert learnt.
 **Cost:** O(T D E); nothing where every domain has one expert.
 """

@@ -6,7 +6,7 @@
 **Reference:** Zhou et al. 2022 (2202.09368), section 3.2.
 **Differs:** the result is in token slots (-1 where a token was taken by fewer experts) instead of the paper's one-hot
     permutation. Padding is never taken and does not count in C. The variant with a cap on a token's experts (section
-    3.3) is not here.
+    3.3) is not here. W starts normal with std 0.02.
 **Fails when:** used in an autoregressive model: whether a token is taken depends on later ones, and at one token a step
     every expert takes it. A token that nobody takes gets zeros.
 **Cost:** O(T E D) for the logits, O(E T log C) for the choice.

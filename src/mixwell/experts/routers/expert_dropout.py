@@ -7,7 +7,7 @@
 **Reference:** Xie et al. 2022, MoEC (2207.09094), cluster-level expert dropout, and the authors' code; Csordas et al.
     2023 (2310.10837), section 5, expert dropout.
 **Differs:** MoEC keeps one draw for an interval of updates; here every call draws. A token left with fewer than k
-    experts has empty slots.
+    experts has empty slots. W starts normal with std 0.02.
 **Fails when:** so few experts survive that the balance rule fights the dropout.
 **Cost:** O(T D E).
 """

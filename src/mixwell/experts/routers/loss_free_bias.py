@@ -7,7 +7,7 @@
 **Reference:** Wang et al. 2024 (2408.15664), algorithm 1; DeepSeek-V3 (2412.19437), eq. 13-16; groups
     ranked by the sum of their two best s_i + b_i, section 2.1.2 there.
 **Differs:** the proportional rule divides by the mean load, so that u means the same at every batch size (the paper's
-    ablation does not). Equations from memory of both papers.
+    ablation does not). Equations from memory of both papers. W starts normal with std 0.02, b at zero.
 **Fails when:** `update` is never called: the bias then stays at zero and nothing balances. It must be called once an
     optimiser step with the loads of the whole batch, over accumulation steps and ranks.
 **Cost:** as top-k; O(E) a step for the update.

@@ -6,7 +6,8 @@
 **Shapes:** x [T, D], W [E, D], token ids [T], visible [V, E], indices and weights [T, K], scores [T, E].
 **Reference:** Su et al. 2024, MaskMoE (2407.09816), section 3.
 **Differs:** the border between rare and frequent ids is a share of the tokens; the paper's own figure was not at hand
-    and 0.6 stands in for it. k above 1 is allowed: an id that sees fewer experts than k leaves slots empty.
+    and 0.6 stands in for it. k above 1 is allowed: an id that sees fewer experts than k leaves slots empty. W starts
+    normal with std 0.02.
 **Fails when:** nearly all ids are rare: routing is then a random hash, and the router learns from few tokens.
 **Cost:** O(T E D); the mask takes V E bytes.
 """

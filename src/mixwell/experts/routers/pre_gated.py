@@ -8,6 +8,7 @@
     (2308.12066) (next).
 **Differs:** Read-ME's router is a small transformer outside the network that reads the tokens and is distilled from
     activations of the dense network; here it is a linear map of the first mixture layer's input, trained with the rest.
+    W and V start normal with std 0.02.
 **Fails when:** what a deep layer needs cannot be told from an early one; the state must be handed from layer to layer.
 **Cost:** O(T D E) a layer (all: once).
 """

@@ -5,8 +5,8 @@
     p_strong(v) >= alpha max p_strong, and minus infinity elsewhere.
 **Shapes:** x [T, D]; W [E, D]; weights [T, number of ranks]; logits [.., V].
 **Reference:** Shi et al. 2024, SCMoE (2405.14507), section 3, and the authors' code.
-**Differs:** the authors' code renormalises always; here one rank alone keeps weight p unless `renormalise` is set,
-    so that the router can also learn.
+**Differs:** the authors' code renormalises always; here one rank alone keeps weight p unless `renormalise` is set, so
+    that the router can also learn. W starts normal with std 0.02.
 **Fails when:** strong and weak answers agree: the contrast then only sharpens.
 **Cost:** O(T D E); decoding runs the network twice.
 """

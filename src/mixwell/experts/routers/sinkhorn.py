@@ -8,7 +8,8 @@
     warm start); S-BASE in Clark et al. 2022 (2202.01169).
 **Differs:** iterated on logarithms, so that large logits do not overflow; it rests when the mean change of log d1 is
     below `tolerance` (the authors: of d1 itself), and after `max_iterations` at the latest. Padding takes no part in
-    the plan and goes by its scores. The plan carries no gradient, as in both papers. S-BASE from memory.
+    the plan and goes by its scores. The plan carries no gradient, as in both papers. S-BASE from memory. W starts
+    normal with std 0.02.
 **Fails when:** used for very few tokens a batch, where balance means little; the choice differs between training and
     inference, so that a router that leans on the plan is unbalanced once it serves.
 **Cost:** O(T E D) for the logits, O(T E) an iteration; a handful of iterations.

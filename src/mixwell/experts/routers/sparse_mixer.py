@@ -8,7 +8,7 @@
 **Shapes:** x [T, D], W [E, D], indices and weights [T, 1], scores [T, E].
 **Reference:** Liu et al. 2023 (2310.00811), eq. 8-10 and section 3.3, with its authors' code.
 **Differs:** the code's learnt scale of the output (omega, a vector of width D) is the layer's matter and not here. One
-    expert a token; the second version for two experts is another paper's.
+    expert a token; the second version for two experts is another paper's. W starts normal with std 0.02.
 **Fails when:** halved outputs of the unlikely experts disturb layers above without a residual path beside them.
 **Cost:** as top-1: one expert a token.
 """

@@ -6,7 +6,8 @@
 **Shapes:** x [T, D], W [E, D], scores [T, E], indices and weights [T, K] with K the most experts any token took.
 **Reference:** Yang et al. 2024, XMoE (2403.18926), section 3.2, with its authors' code for the capacity.
 **Differs:** among tokens that give an expert the same rank the more probable one stays (the authors: any). Padding
-    takes no capacity. Without a capacity factor nothing is dropped. `renormalise` divides by the mass that was kept.
+    takes no capacity. Without a capacity factor nothing is dropped. `renormalise` divides by the mass that was kept. W
+    starts normal with std 0.02.
 **Fails when:** the router is flat: a token then takes nearly t E experts. An entropy loss keeps it sharp.
 **Cost:** O(T E D + T E log E).
 """

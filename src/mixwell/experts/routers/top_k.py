@@ -6,9 +6,12 @@
 **Shapes:** x [T, D], W [E, D], indices and weights [T, K], scores [T, E].
 **Reference:** Shazeer et al. 2017 (1701.06538); Fedus et al. 2021 (2101.03961), eq. 1-2; Jiang et al. 2024
     (2401.04088), section 2.1; group-limited choice after DeepSeek-V2 (2405.04434), section 2.1.2.
+    Cai et al. 2024, A Survey on Mixture of Experts (2407.06204), orders gates into sparse, dense and soft ones;
+    the claim that follows it tries two experts a token against all of them, smaller, at equal computation.
 **Differs:** k = 1 with renormalised weights is refused: the weight would be 1 whatever the router says, and the router
     would never learn; models that were published so load with `constant`. Groups are ranked by the sum of their two
-    best scores, or as in DeepSeek-V2 by the best one.
+    best scores, or as in DeepSeek-V2 by the best one. W starts normal with std 0.02 at every width, where Shazeer et
+    al. start at zero and Switch draws with variance 0.1 / D.
 **Fails when:** left without a balance rule, a few experts win early and the rest starve.
 **Cost:** O(T E D) for the logits, O(T E log K) for the choice.
 """

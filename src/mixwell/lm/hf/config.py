@@ -75,7 +75,7 @@ def _check_numbers(arch: Keys, where: str) -> None:
     for name in ("dim", "num_layers", "num_heads"):
         value = arch[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MixwellError(f"{where}.{name}: expected a whole number, got {value!r}.")
+            raise MixwellError(f"{where}.{name}: expected a whole number, got {shown(value)}.")
 
 
 def _check_lists(full: Keys, where: str) -> None:
@@ -87,7 +87,7 @@ def _check_lists(full: Keys, where: str) -> None:
             raise MixwellError(f"{where}: {key} has {len(listed)} entries; expected one for each of {layers} layers.")
     for kind in full.get("layer_types") or ():
         if kind not in (FULL, SLIDING):
-            raise MixwellError(f"{where}: layer_types names {kind!r}; mixwell computes {FULL!r} and {SLIDING!r}.")
+            raise MixwellError(f"{where}: layer_types names {shown(kind)}; mixwell computes {FULL!r} and {SLIDING!r}.")
 
 
 def _required(family: Family) -> list[str]:
@@ -117,12 +117,12 @@ def _check_keys(config: Keys, model_type: str, family: Family, where: str) -> No
     for key, value in config.items():
         if key in only:
             if value not in only[key]:
-                raise MixwellError(f"{where}: {key} is {value!r}; mixwell computes {only[key][0]!r} only.")
+                raise MixwellError(f"{where}: {key} is {shown(value)}; mixwell computes {only[key][0]!r} only.")
             continue
         off = value in (None, False) or (key == "layer_types" and set(value) <= {FULL})
         if not (key in known or off or key.startswith("_")):
-            raise MixwellError(f"{where}: {key} = {value!r} is not known for {model_type} and may change its results; "
-                               "remove it if it does not.")
+            raise MixwellError(f"{where}: {key} = {shown(value)} is not known for {model_type} and may change its "
+                               "results; remove it if it does not.")
     if not (family.head_dim or "head_dim" in family.harmless or _heads_fill_width(config)):
         raise MixwellError(f"{where}: head_dim = {config['head_dim']}; {model_type} has hidden_size / "
                            "num_attention_heads only.")

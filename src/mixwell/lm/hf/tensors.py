@@ -177,6 +177,10 @@ class Gathered(Fresh):
         self._tensors, self._table, self._where = tensors, table, where
         self._forms: dict[str, Form] = {}  # of 128 experts each of whose parts asks for it
 
+    def parts_of(self, table: Mapping[str, Recipe]) -> Mapping[str, Tensor] | None:
+        """The tensors that canonical ones are made of, not looked at yet; None where `table` makes others."""
+        return self._tensors if table == self._table else None
+
     def __getitem__(self, name: str) -> Tensor:
         recipe = self._table[name]
         room = torch.empty(_room_shape(recipe), dtype=self.form(name).dtype)

@@ -32,7 +32,7 @@ from mixwell.lm.network import IGNORED
 from mixwell.lm.training import state as train_state
 from mixwell.lm.training.config import TrainConfig
 from mixwell.lm.training.freezing import Frozen
-from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, read_lines
+from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, kept_lines, read_lines
 from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.lm.training.sampler import Sampler
 
@@ -44,6 +44,10 @@ ROUNDS_OTHERWISE = ("this machine computes its products through other libraries 
 NATS = "loss_nats"  # mean cross-entropy per target
 LOG_STEPS, LOG_POINTS = 10, 50  # without `log_every`: a line at least so often, and at least so many where steps allow
 Progress = Callable[[int, float, dict[str, Any]], None]
+
+
+class DamagedState(MixwellError):
+    """What a training would go on from is not as it was written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +73,9 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     progress: called after every step with the steps done, the share of the budget used, and
     {loss_nats, lr, tokens_per_s, seconds_left}.
 
-    A loss or gradient that is not finite raises `TrainingError`. Ctrl-C and SIGTERM finish the step and save; then the
-    one raises `KeyboardInterrupt`, the other ends the program. A second one does not wait.
+    A loss or gradient that is not finite raises `TrainingError`, a damaged state `DamagedState`. Ctrl-C and SIGTERM
+    finish the step and save; then the one raises `KeyboardInterrupt`, the other ends the program. A second one does not
+    wait.
     """
     model_config = getattr(model, "config", None)
     vocab_size = getattr(model_config, "vocab_size", None)
@@ -87,6 +92,18 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     return TrainResult(model.eval(), lines, ledger, run.tokens, run.flops, run.seconds)
 
 
+def saved(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]] | None:
+    """The state that a training in `folder` goes on from, None where it begins; `DamagedState` where a bit is wrong."""
+    try:
+        found = train_state.load(folder / STATE)
+        if found is not None:
+            values, _ = found
+            kept_lines(folder / METRICS, values["metrics"])
+    except MixwellError as error:
+        raise DamagedState(f"{error} Remove {folder / STATE} to start afresh.") from error
+    return found
+
+
 class _Run:
     """Everything that moves during a run: model, optimizer, sampler, counters, files."""
 
@@ -101,7 +118,7 @@ class _Run:
         self.flops_per_token = 3.0 * forward
         self.total_steps = self._total_steps()
         writer = _summary_writer() if config.tensorboard else None
-        found = train_state.load(folder / STATE)
+        found = saved(folder)
         if found is not None:
             values, _ = found
             train_state.require_same(values["settings"], self._settings(), folder)
@@ -115,7 +132,8 @@ class _Run:
         if found is not None:
             self._resume(*found)
         self.saved_step, self.saved_at = self.step, time.monotonic()
-        self.metrics = MetricsFile(folder / METRICS, self.step)
+        kept = None if found is None else found[0]["metrics"]
+        self.metrics = MetricsFile(folder / METRICS, kept)
         self.board = writer(str(folder / "tensorboard"), purge_step=self.step + 1) if writer else None
 
     @property
@@ -272,7 +290,7 @@ class _Run:
         return _every(self.config.save_every, self.step) or waited >= longest
 
     def _save(self) -> None:
-        self.metrics.sync()
+        lines = self.metrics.sync()
         tensors = self.optimizer.tensors()
         for name, buffer in self._buffers().items():
             tensors[f"buffer.{name}"] = buffer
@@ -282,6 +300,7 @@ class _Run:
             "window": self.window.state_dict(),
             "settings": self._settings(),
             "choices": self._choices(),
+            "metrics": lines,
         }
         train_state.save(self.folder / STATE, self.step, tensors, values)
         self.saved_step, self.saved_at = self.step, time.monotonic()

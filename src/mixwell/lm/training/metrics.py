@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixwell.core.errors import MixwellError, disk_errors
-from mixwell.core.files import write_text
+from mixwell.core.files import digest, write_bytes
 
 LOSSES = "losses."  # what the names of auxiliary losses begin with
 
@@ -76,12 +76,11 @@ def evenness(shares: list[float]) -> float:
 
 
 class MetricsFile:
-    """A file of JSON lines, each with its `step`; lines of steps after `step` are cut off on opening."""
+    """A file of JSON lines, each with its `step`; opening it cuts off what came after the lines `kept` (`sync`)."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, kept: Mapping[str, Any] | None = None) -> None:
         self._path = path
-        kept = [_line(line) for line in read_lines(path) if line["step"] <= step]
-        write_text(path, "".join(kept))
+        write_bytes(path, b"" if kept is None else kept_lines(path, kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - stays open for the run
 
     def append(self, values: Mapping[str, Any]) -> None:
@@ -90,13 +89,25 @@ class MetricsFile:
             self._file.write(_line(values))
             self._file.flush()
 
-    def sync(self) -> None:
-        """Make sure that the lines so far outlive a power cut."""
+    def sync(self) -> dict[str, Any]:
+        """Make sure that the lines so far outlive a power cut; returns by what they are known."""
         os.fsync(self._file.fileno())
+        lines = self._path.read_bytes()
+        return {"bytes": len(lines), "sha256": digest(lines)}
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def kept_lines(path: Path, kept: Mapping[str, Any]) -> bytes:
+    """The lines that `sync` told of; `MixwellError` where they are not there as they were written."""
+    written = path.read_bytes() if path.is_file() else b""
+    size = kept["bytes"]
+    lines = written[:size]
+    if digest(lines) != kept["sha256"]:
+        raise MixwellError(f"{path} is not as it was written: the digest of its first {size} bytes is another.")
+    return lines
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

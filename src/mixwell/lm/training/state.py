@@ -1,7 +1,8 @@
 """Where a training run stands, on disk: one safetensors file and one JSON file, which change together.
 
 `state.json` names its tensor file and is replaced atomically; that replacement is the moment a new state counts.
-Whatever a kill leaves behind, the folder therefore holds the last whole state.
+Whatever a kill leaves behind, the folder therefore holds the last whole state. It is sealed and holds a digest of the
+tensor file's header, which in turn holds a checksum of each tensor: nothing in the two can change unseen.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError
-from mixwell.core.files import read_json, write_json
-from mixwell.formats.tensors import LazyTensors, open_file, save_tensors
+from mixwell.formats import sealed
+from mixwell.formats.tensors import LazyTensors, header_digest, open_file, save_tensors
 
 STATE = "state.json"
 
@@ -23,7 +24,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
     """Put down the state after `step`, then clear away the one before it."""
     name = f"step-{step:08d}.safetensors"
     save_tensors(folder / name, tensors)  # on the disk when it returns: the JSON must not outlive a power cut alone
-    write_json(folder / STATE, {**values, "step": step, "tensors": name})
+    header = header_digest(folder / name)
+    sealed.write(folder / STATE, {**values, "step": step, "tensors": name, "header": header})
     for old in folder.iterdir():  # the state before, and what a kill left half-written under any name
         if old.name not in (name, STATE):
             old.unlink(missing_ok=True)
@@ -31,17 +33,17 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
 
 
 def load(folder: Path) -> tuple[dict[str, Any], LazyTensors] | None:
-    """The last whole state, or None where none was saved yet.
-
-    Raises `MixwellError` for a state that names no tensors.
-    """
+    """The last whole state, or None where none was saved yet. What is not as it was written raises `MixwellError`."""
     if not (folder / STATE).exists():
         return None
-    values = read_json(folder / STATE)
-    name = values.get("tensors") if isinstance(values, dict) else None
-    if not isinstance(name, str) or Path(name).name != name:
-        raise MixwellError(f"{folder / STATE} names no tensor file; remove {folder} to start afresh.")
-    return values, open_file(folder / name)
+    values = sealed.read(folder / STATE, "the training cannot go on from it")
+    path = folder / values["tensors"]
+    tensors = open_file(path)
+    if header_digest(path) != values["header"]:
+        raise MixwellError(f"{path} is not as it was written: the digest of its header is another.")
+    for name in tensors:
+        tensors[name]  # to read one is to take its checksum
+    return values, tensors
 
 
 def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:

@@ -67,6 +67,7 @@ class Kind:
     # (stage, its input's shape, vocabulary) -> a checkpoint shaped like the model that it makes, with any weights
     shape: Callable[[Stage, Checkpoint | None, int], Checkpoint] | None = None
     keeps_shape: bool = False  # the model that it makes is shaped like its input
+    many: bool = False  # it reads several models (roles model, model 2, ...) and perhaps a base
     any_method: bool = False  # which methods it needs stands in a file that it reads, so the source of all counts
     evaluated: bool = False  # its model is evaluated, and the evaluation kept in its stage.json
     floats: bool = True  # its bits depend on torch and on the number of threads

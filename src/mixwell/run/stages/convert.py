@@ -33,8 +33,13 @@ def converted(before: Checkpoint, method: str, config: Any, seed: int, tokens_BT
 
 def held_out(data: TokenData, rows: int = ROWS, length: int = LENGTH) -> Tensor:
     """Held-out windows from all domains in turn, int64 [B, T]; shorter where the text is."""
-    length = min(length, min(data.count(domain, "held") for domain in data.domains))
-    streams = [data.tokens(domain, "held") for domain in data.domains]
+    return windows_of(data, "held", rows, length)
+
+
+def windows_of(data: TokenData, split: str, rows: int = ROWS, length: int = LENGTH) -> Tensor:
+    """As `held_out`, of a split: `train` or `held`."""
+    length = min(length, min(data.count(domain, split) for domain in data.domains))
+    streams = [data.tokens(domain, split) for domain in data.domains]
     windows = []
     for row in range(max(rows, len(streams))):
         stream = streams[row % len(streams)]

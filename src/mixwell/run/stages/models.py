@@ -12,7 +12,7 @@ import torch
 from mixwell.core import machine, registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, shown
 from mixwell.core.files import digest
 from mixwell.core.rng import generator
 from mixwell.core.units import si
@@ -95,7 +95,7 @@ def _check_counts(value: Any, where: str) -> None:
         most = EXACT  # it may be no count
     number = isinstance(value, (int, float))
     if number and value > most:
-        raise MixwellError(f"{where}: {value} came; expected {most} at most.")
+        raise MixwellError(f"{where}: {shown(value)} came; expected {most} at most.")
 
 
 def _mixer(mixer: Mapping[str, Any], words: Mapping[str, Any], width: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from mixwell.core import units
+from mixwell.core import disk, units
 from mixwell.core.config import from_dict
 from mixwell.core.files import digest
 from mixwell.core.machine import hold_memory
 from mixwell.lm import folder as folders
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
-from mixwell.lm.training.loop import METRICS, TrainConfig, train
+from mixwell.lm.training.loop import METRICS, STATE, DamagedState, TrainConfig, saved, train
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.models import describe
 
@@ -50,6 +51,7 @@ def run_train(job: Job) -> dict[str, Any]:
     config = replace(job.stage.config, seed=draw_seed(job.stage.seed, depth))
     model = LanguageModel.from_checkpoint(before)
     data = TokenData.open(job.inputs["tokens"] / "shards")
+    damage = clear_damage(job.work)
     done = train(model, data, config, job.work, weights=config.weights, progress=lambda step, share, info: job.progress(
         share, f"loss {info['loss_nats']:.3f}"))
     after = model.to_checkpoint()
@@ -59,7 +61,17 @@ def run_train(job: Job) -> dict[str, Any]:
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
     return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS,
-            "notices": repeated(done.ledger, {name: data.count(name, "train") for name in data.domains})}
+            "notices": [*damage, *repeated(done.ledger, {name: data.count(name, "train") for name in data.domains})]}
+
+
+def clear_damage(work: Path) -> list[str]:
+    """Take a training's state away where it is not as it was written, so that it starts afresh; what is to be said."""
+    try:
+        saved(work)
+    except DamagedState as damage:
+        disk.remove(work / STATE)
+        return [f"The training was started afresh: {damage.__cause__}"]
+    return []
 
 
 def most_repeated(read: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, float]:

@@ -1,42 +1,23 @@
-"""Model folders, damaged at random, and what becomes of each when it is loaded.
+"""Mutants of model folders: JSON, headers, numbers, files.
 
-    python -m tests.lm.mutations --count 2500 --seed 1
-
-prints counts by kind of damage and by what happened:
-
-    refused    one line that says what is wrong
-    same       loaded, with the very numbers of the sound folder
-    told       loaded with other numbers, and a warning says why
-    otherwise  loaded with other numbers, which no record, digest or checksum in the folder speaks against
-    silent     loaded with other numbers in spite of a record, digest or checksum: a fault
-    traceback  an error that is not for people: a fault
-    hang       no answer within 5 s of the processor, or of waiting for something: a fault
-
-Folders are loaded in a process beside this one, which is ended where it hangs.
+They are looked at in a process beside this one (`looking`), which is ended where it hangs.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
 import json
 import math
 import os
 import random
-import select
 import shutil
 import struct
-import subprocess
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECONDS = 5.0
-FAULTS = ("silent", "traceback", "hang")
-OUTCOMES = ("refused", "same", "told", "otherwise", *FAULTS)
+from tests.mutations import CHANGED, HANG, REFUSED, SAME, TOLD, TRACE, UNKNOWN, Outcome
+from tests.mutations.looking import Looker
+
 WEIGHTS, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "mixwell.json"
 
 
@@ -324,178 +305,49 @@ DAMAGE: tuple[Callable[[Path, random.Random], bool | None], ...] = (
 
 # What becomes of a folder
 
-def fingerprint(folder: Path) -> dict[str, str]:
-    """All that a folder gives: logits, ids of a text, lineage."""
-    import torch
+class Models:
+    """Mutants of one folder of each kind; `close` ends the process that looks at them."""
 
-    from mixwell.core.files import digest
-    from mixwell.lm.model import load
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sound = sound_folders(folder / "sound")
+        self._looker = Looker(self.sound["own"])
+        self._known = {name: self._looker.look(sound)["found"] for name, sound in self.sound.items()}
 
-    model = load(folder).eval()
-    tokens = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
-    with torch.no_grad():
-        logits = model(tokens).logits_BTV
-    ids = [] if model.tokenizer is None else model.tokenizer.encode("to be or not to be")
-    return {"logits": digest(logits.numpy().tobytes()), "ids": digest(ids), "lineage": digest(list(model.lineage))}
-
-
-def look(folder: Path) -> dict[str, Any]:
-    """What loading a folder ends in."""
-    from mixwell.core.errors import MixwellError
-
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        try:
-            found = fingerprint(folder)
-        except MixwellError as error:
-            line = str(error)
-            fair = line.isprintable() and len(line) < 1500
-            return {"outcome": "refused" if fair else "traceback", "words": repr(line)}
-        except BaseException as error:
-            import traceback
-            last = traceback.extract_tb(error.__traceback__)[-3:]
-            where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(last))
-            return {"outcome": "traceback", "words": f"{type(error).__name__}: {error} ({where})"[:600]}
-    return {"outcome": "loaded", "found": found, "warned": [str(w.message) for w in heard]}
-
-
-def serve(sound: Path) -> None:
-    """Look at a sound folder, so that all is imported, then at those that standard input names."""
-    import resource
-
-    look(sound)
-    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))  # so that an absurd request fails at once
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(look(Path(line.rstrip("\n")))), flush=True)
-
-
-class Looker:
-    """A process that looks at folders, with a limit of time for each."""
-
-    def __init__(self, sound: Path) -> None:
-        self._command = [sys.executable, "-m", "tests.lm.mutations", "--serve", str(sound)]
-        self._start()
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=subprocess.DEVNULL, text=True, cwd=Path(__file__).parents[2])
-        assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"
-
-    def look(self, folder: Path) -> dict[str, Any]:
-        """What becomes of a folder."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        stdin.write(f"{folder}\n")
-        stdin.flush()
-        hangs = self._hangs(stdout)
-        line = "" if hangs else stdout.readline()
-        if line:
-            return json.loads(line)
-        self.close()
-        code = self._process.returncode
-        self._start()
-        return {"outcome": "hang" if hangs else "traceback", "words": f"the process ended with {code}"}
-
-    def _hangs(self, stdout: Any) -> bool:
-        """Wait for an answer; a process that is stopped, or gets no processor, is waited for as long as that lasts."""
-        state, before_s = self._state()
-        waited_s = 0.0
-        while not select.select([stdout], [], [], 0.25)[0]:
-            state, used_s = self._state()
-            waited_s += 0.25 if state == "S" else 0.0
-            if used_s - before_s + waited_s > SECONDS:
-                return True
-        return False
-
-    def _state(self) -> tuple[str, float]:
-        """The state that the system gives (S: asleep) and the seconds of processor used."""
-        text = Path(f"/proc/{self._process.pid}/stat").read_text()
-        fields = text.rpartition(")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])
-        return fields[0], ticks / os.sysconf("SC_CLK_TCK")
+    def try_one(self, seed: int) -> Outcome:
+        """Make the mutant of that seed and load it."""
+        draws = random.Random(seed)
+        name, damage = draws.choice(sorted(self.sound)), draws.choice(DAMAGE)
+        place = self.folder / "damaged"
+        shutil.copytree(self.sound[name], place / str(seed))
+        if damage(place / str(seed), draws) is False:
+            damage = data_bits
+            damage(place / str(seed), draws)
+        seen = self._looker.look(place / str(seed))
+        shutil.rmtree(place)
+        found = judge(seen, self._known[name], kept=not name.startswith("foreign"))
+        words = seen.get("words", str(seen))
+        return Outcome(f"models: {damage.__name__}", found, f"{name}: {words}", seen["seconds"])
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
+        """End the process beside this one."""
+        self._looker.close()
+
+
+_ENDS = {"refused": REFUSED, "traceback": TRACE, "hang": HANG}
 
 
 def judge(seen: dict[str, Any], sound: dict[str, str], kept: bool) -> str:
-    """The outcome, from what was seen; `kept`: something in the folder knows the numbers."""
+    """The outcome, from what was seen; `kept`: the sound folder holds a record and checksums of its numbers."""
     if seen["outcome"] != "loaded":
-        return seen["outcome"]
+        return _ENDS[seen["outcome"]]
     found = seen["found"]
     lost_history = found["lineage"] == _NO_HISTORY
     if all(found[key] == sound[key] or (key == "lineage" and lost_history) for key in sound):
-        return "same"
+        return SAME
     if seen["warned"]:
-        return "told"
-    return "silent" if kept else "otherwise"
+        return TOLD
+    return CHANGED if kept else UNKNOWN
 
 
 _NO_HISTORY = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"  # digest of []
-
-
-def _knows(folder: Path) -> bool:
-    """Whether the folder holds a record or checksums that speak of its numbers."""
-    return (folder / RECORD).is_file()
-
-
-def run(count: int, seed: int, root: Path) -> tuple[collections.Counter, list[str]]:
-    """Counts by (kind, outcome), and a line for each fault."""
-    rng = random.Random(seed)
-    sound = sound_folders(root / "sound")
-    looker = Looker(sound["own"])
-    try:
-        known = {name: looker.look(folder)["found"] for name, folder in sound.items()}
-        counts: collections.Counter = collections.Counter()
-        faults = []
-        for number in range(count):
-            name, damage = rng.choice(sorted(sound)), DAMAGE[number % len(DAMAGE)]
-            folder = root / "damaged" / str(number)
-            shutil.copytree(sound[name], folder)
-            if damage(folder, rng) is False:
-                damage = data_bits
-                damage(folder, rng)
-            seen = looker.look(folder)
-            outcome = judge(seen, known[name], _knows(folder))
-            counts[damage.__name__, outcome] += 1
-            if outcome in FAULTS:
-                faults.append(f"{number} {name} {damage.__name__} {outcome}: {seen.get('words', seen)}")
-            shutil.rmtree(folder)
-        return counts, faults
-    finally:
-        looker.close()
-
-
-def table(counts: collections.Counter) -> str:
-    """The counts, a line a kind."""
-    lines = [f"{'':16s}" + "".join(f"{outcome:>11s}" for outcome in OUTCOMES)]
-    for damage in DAMAGE:
-        name = damage.__name__
-        lines.append(f"{name:16s}" + "".join(f"{counts[name, outcome]:11d}" for outcome in OUTCOMES))
-    totals = [sum(count for (_, found), count in counts.items() if found == outcome) for outcome in OUTCOMES]
-    lines.append(f"{'all':16s}" + "".join(f"{total:11d}" for total in totals))
-    return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=2500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(options.serve)
-        return 0
-    with tempfile.TemporaryDirectory() as root:
-        counts, faults = run(options.count, options.seed, Path(root))
-    print(table(counts))
-    for line in faults:
-        print(line)
-    return 1 if faults else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

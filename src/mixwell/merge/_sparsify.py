@@ -1,0 +1,191 @@
+"""Which entries of a model's changes are kept: decided on whole tensors, applied piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mixwell.merge._order import at_rank
+
+SMALL = 1e-7  # sums of |d| that nothing is divided by
+
+
+class Trim(NamedTuple):
+    """How one model's changes are trimmed."""
+
+    density: float  # share kept
+    gamma: float  # share of the largest dropped (outliers)
+    epsilon: float  # half the spread of probabilities (ranked)
+    rescale: bool  # whether sum |d| is restored
+
+
+class Kept(Protocol):
+    """What is kept of one tensor's changes."""
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes with all others zero, rescaled; pieces come in their order."""
+
+
+class Everything:
+    """All entries."""
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes as they are."""
+        return delta
+
+
+@dataclass
+class Span:
+    """Entries whose |d| lies between two numbers, both of them included."""
+
+    below: float  # the largest number that is less than those kept
+    most: float
+    factor: float = 1.0
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes within."""
+        if self.below == math.inf:
+            return torch.zeros_like(delta)
+        kept = F.hardshrink(delta, self.below)
+        if self.most < math.inf:
+            kept *= delta.abs() <= self.most
+        return _scaled(kept, self.factor)
+
+
+@dataclass
+class Drawn:
+    """Each entry with the same probability."""
+
+    density: float
+    generator: torch.Generator
+    factor: float = 1.0
+
+    def mask(self, sizes: Tensor) -> Tensor:
+        """The next draws."""
+        draws = torch.rand(sizes.shape, generator=self.generator)
+        return draws < self.density
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes that were drawn."""
+        delta *= self.mask(delta)
+        return _scaled(delta, self.factor)
+
+
+@dataclass
+class Stored:
+    """Entries that a mask names, of which each piece takes its own part."""
+
+    kept: Tensor  # bool, flat
+    factor: float = 1.0
+    place: int = field(default=0, init=False)
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The changes that the next part of the mask names."""
+        start = self.place
+        self.place += delta.numel()
+        kept = self.kept[start : self.place]
+        delta *= kept.view(delta.shape)
+        return _scaled(delta, self.factor)
+
+
+def _scaled(delta: Tensor, factor: float) -> Tensor:
+    return delta if factor == 1.0 else delta.mul_(factor)
+
+
+def _factor(before: float, after: float) -> float:
+    """What restores a sum of sizes; 1 where one of the sums is nothing."""
+    if min(before, after) < SMALL:
+        return 1.0
+    return before / after
+
+
+def _span(sizes: Tensor, start: int, count: int, rescale: bool) -> Span:
+    """`count` sizes from the place `start` on in ascending order, with all that equal the first or the last."""
+    if count <= 0:
+        return Span(math.inf, math.inf)
+    flat = sizes.view(-1)
+    last = start + count - 1
+    numbers = flat.numpy()
+    topmost = last == numbers.size - 1
+    least = at_rank(numbers, start)
+    most = math.inf if topmost else float(at_rank(numbers, last))
+    below = np.nextafter(least, numbers.dtype.type(0))
+    found = Span(float(below), most)
+    if rescale:
+        before = float(flat.sum())
+        kept = found.of(flat)
+        found.factor = _factor(before, float(kept.sum()))
+    return found
+
+
+def magnitude(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
+    """The largest |d|, at least one of them."""
+    whole = sizes.numel()
+    share = int(trim.density * whole)
+    count = max(1, share) if trim.density > 0 else 0
+    start = whole - count
+    return _span(sizes, start, count, trim.rescale)
+
+
+def outliers(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
+    """The largest |d| below the very largest ones."""
+    whole = sizes.numel()
+    count = int(trim.density * whole)
+    dropped = int(trim.gamma * whole)
+    start = max(0, whole - count - dropped)
+    return _span(sizes, start, count, trim.rescale)
+
+
+def random(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
+    """Each entry with the probability `density`."""
+    found = Drawn(trim.density, generator)
+    if trim.rescale:
+        begun = generator.get_state()
+        left = sizes * found.mask(sizes)
+        found.factor = _factor(float(sizes.sum()), float(left.sum()))
+        generator.set_state(begun)
+    return found
+
+
+def probabilities(sizes: Tensor, trim: Trim) -> Tensor:
+    """Of each number to be kept, by the rank of |d| in its row [rows, L]."""
+    low, high = trim.density - trim.epsilon, trim.density + trim.epsilon
+    if not (low > 0 and high < 1):
+        raise ValueError(f"density {trim.density:g} with epsilon {trim.epsilon:g}: expected density - epsilon above 0 "
+                         "and density + epsilon below 1")
+    order = sizes.argsort(dim=1, stable=True)
+    ranks = order.argsort(dim=1)
+    last = sizes.shape[1] - 1
+    shares = ranks / last if last else torch.ones_like(sizes)
+    spread = high - low
+    return low + spread * shares
+
+
+def ranked(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
+    """Large |d| with a higher probability than small ones of their row, the second axis."""
+    rows = sizes.unsqueeze(0) if sizes.ndim < 2 else sizes
+    draws = torch.rand(rows.shape, generator=generator)
+    kept = draws < probabilities(rows, trim)
+    found = Stored(kept.view(-1))
+    if trim.rescale:
+        left = rows * kept
+        found.factor = _factor(float(sizes.sum()), float(left.sum()))
+    return found
+
+
+SPARSIFIERS: dict[str, Callable[[Tensor, Trim, torch.Generator], Kept]] = {
+    "magnitude": magnitude, "outliers": outliers, "random": random, "ranked": ranked}
+
+
+def decided(sizes: Tensor, sparsify: str, trim: Trim, generator: torch.Generator) -> Kept:
+    """What is kept of changes of these `sizes` |d|, which are lost on the way."""
+    if trim.density <= 0 and sparsify != "magnitude":
+        return Span(math.inf, math.inf)
+    return SPARSIFIERS[sparsify](sizes, trim, generator)

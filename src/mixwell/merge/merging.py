@@ -1,0 +1,253 @@
+"""A merge of weights, tensor by tensor: models are looked at lazily, and each tensor of the result is made on demand.
+
+A rule is a function `(tensors, base, config, generator) -> Tensor` of what stands in one place of all models, in
+float32 or better. Rules marked `elementwise` are applied to pieces that a processor's cache holds, so that a merge of
+any number of models holds one tensor and its pieces; where they are marked `surveys`, too, `survey` of their module
+looks at whole tensors first, one model after the other. Other rules see whole tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixwell.core import registry
+from mixwell.core.errors import MixwellError
+from mixwell.core.rng import generator
+from mixwell.formats.declared import FLOATING, Form, Fresh, form_of
+from mixwell.merge.overview import Parts, Pieces
+from mixwell.merge.reading import Place
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A method of merging weights, with what it declares."""
+
+    entry: registry.Entry
+
+    def check(self, count: int, has_base: bool) -> None:
+        """Raise `MixwellError` where the method takes another number of models, or needs a base, or takes none."""
+        name, tags = self.entry.name, self.entry.tags
+        allowed = self.entry.module().MODELS
+        if count not in allowed:
+            least, most = allowed.start, allowed.stop - 1
+            expected = f"{least}" if least == most else f"{least} to {most}"
+            raise MixwellError(f"{name}: {count} models beside the base; expected {expected}.")
+        if "base" in tags and not has_base:
+            raise MixwellError(f"{name} merges what models learned beyond a base; name it (base).")
+        if has_base and tags.isdisjoint(("base", "optional-base")):
+            raise MixwellError(f"{name} takes no base; leave it out, or give it as one of the models.")
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether pieces may be merged apart from each other."""
+        return "elementwise" in self.entry.tags
+
+    @property
+    def surveys(self) -> bool:
+        """Whether whole tensors are looked at before their pieces are merged."""
+        return "surveys" in self.entry.tags
+
+    @property
+    def overviews(self) -> bool:
+        """Whether all tensors of the models are looked at before one is merged."""
+        return "overviews" in self.entry.tags
+
+    def overview(self, pieces: Pieces, count: int, config: Any) -> Any:
+        """What the rule has to know of whole models."""
+        return self.entry.module().overview(pieces, count, config)
+
+    def survey(self, tensors: Sequence[Tensor], base: Tensor | None, config: Any, draws: torch.Generator) -> Any:
+        """What the rule has to know of whole tensors."""
+        return self.entry.module().survey(tensors, base, config, draws)
+
+    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None, config: Any, draws: torch.Generator,
+                 known: Any = None) -> Tensor:
+        """The merged tensor, or piece."""
+        extra = {} if known is None else {"known": known}
+        return self.entry.load()(tensors, base, config, draws, **extra)
+
+
+class Job(NamedTuple):
+    """How one tensor of the result is made."""
+
+    rule: Rule
+    config: Any
+    places: tuple[Place, ...]  # where the models' tensors lie
+    base: Place | None
+    form: Form  # of the result
+
+
+class Merged(Fresh):
+    """The tensors of a merge by name, each made when it is asked for. seed: of rules that draw."""
+
+    def __init__(self, jobs: Mapping[str, Job], seed: int = 0) -> None:
+        super().__init__(jobs)
+        self._jobs, self._seed = jobs, seed
+
+    @functools.cached_property
+    def _overview(self) -> Any:
+        """What the rule has to know of all tensors, where it is one rule that asks for it."""
+        first = next(iter(self._jobs.values()))
+        if not first.rule.overviews:
+            return None
+        return first.rule.overview(self._all_pieces, len(first.places), first.config)
+
+    def _all_pieces(self) -> Iterator[Parts]:
+        for job in self._jobs.values():
+            yield from _parts(job)
+
+    def __getitem__(self, name: str) -> Tensor:
+        job = self._jobs[name]
+        draws = generator(self._seed, job.rule.entry.name, name)
+        try:
+            return _pieced(job, draws, self._overview) if _divides(job) else _whole(job, draws)
+        except ValueError as error:
+            if isinstance(error, MixwellError):
+                raise
+            raise MixwellError(f"{job.rule.entry.name}, {name}: {error}.") from error
+
+    def form(self, name: str) -> Form:
+        """Type and shape of a tensor, without making it."""
+        return self._jobs[name].form
+
+
+class Wholes(Sequence[Tensor]):
+    """Whole tensors in float32 or better, each read when it is looked at."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [place.whole() for place in self._places[index]]
+        return self._places[index].whole()
+
+
+def _divides(job: Job) -> bool:
+    """Whether the rule takes pieces, and all models' tensors come in pieces of one length."""
+    places = [*job.places]
+    if job.base is not None:
+        places.append(job.base)
+    lengths = {place.entries for place in places}
+    return job.rule.elementwise and len(lengths) == 1
+
+
+def _whole(job: Job, draws: torch.Generator) -> Tensor:
+    """The rule applied to whole tensors."""
+    base = None if job.base is None else job.base.whole()
+    tensors = Wholes(job.places)
+    merged = job.rule(tensors, base, job.config, draws)
+    stored = merged.to(job.form.dtype)
+    return stored.contiguous().view(job.form.shape)
+
+
+def _pieced(job: Job, draws: torch.Generator, overview: Any) -> Tensor:
+    """The rule applied piece by piece."""
+    known = _surveyed(job, draws) if overview is None else overview
+    merged = torch.empty(job.form.shape, dtype=job.form.dtype)
+    length = job.places[0].entries
+    targets = merged.view(-1).split(length)
+    pairs = zip(targets, _parts(job), strict=True)
+    for target, (parts, base) in pairs:
+        piece = job.rule(parts, base, job.config, draws, known)
+        target.copy_(piece)
+    return merged
+
+
+def _parts(job: Job) -> Iterator[Parts]:
+    """The models' pieces and the base's, in step; checksums are compared behind the last."""
+    bases: Iterator[Any] = itertools.repeat(None)
+    if job.base is not None:
+        bases = job.base.pieces()
+    readers = [place.pieces() for place in job.places]
+    for parts in zip(*readers, strict=True):
+        yield parts, next(bases)
+    next(bases, None)
+
+
+def _surveyed(job: Job, draws: torch.Generator) -> Any:
+    """What the rule has to know of whole tensors, which are let go of before pieces of them are merged."""
+    if not job.rule.surveys:
+        return None
+    base = None if job.base is None else job.base.whole()
+    tensors = Wholes(job.places)
+    return job.rule.survey(tensors, base, job.config, draws)
+
+
+class Model(NamedTuple):
+    """One model of a merge."""
+
+    tensors: Mapping[str, Tensor]
+    name: str  # what errors call it
+
+
+def same_names(models: Sequence[Model]) -> list[str]:
+    """The names that all models have, in the first one's order; others raise `MixwellError`."""
+    first, *others = models
+    for other in others:
+        check_names(first, other)
+    return list(first.tensors)
+
+
+def check_names(first: Model, other: Model) -> None:
+    """Raise where two models have other tensors, or tensors of other types or shapes."""
+    for one, two in ((first, other), (other, first)):
+        lacking = [name for name in one.tensors if name not in two.tensors]
+        if lacking:
+            name, *rest = lacking
+            more = f" and {len(rest)} more" if rest else ""
+            raise MixwellError(f"{two.name} lacks {name}{more}, which {one.name} has; expected models of one "
+                               "architecture.")
+    for name in first.tensors:
+        check_forms(name, first, other)
+
+
+def check_forms(name: str, first: Model, other: Model) -> None:
+    """Raise where a tensor is of another type or shape in two models, or is no floating one."""
+    mine = form_of(first.tensors, name)
+    theirs = form_of(other.tensors, name)
+    if mine.dtype not in FLOATING:
+        raise MixwellError(f"{first.name}: {name} is {mine.dtype}; merges take floating weights. Merge first and "
+                           "quantise last.")
+    if mine != theirs:
+        raise MixwellError(f"{name} is {_words(mine)} in {first.name} and {_words(theirs)} in {other.name}; expected "
+                           "models of one shape and type (dtype: float32 in a merge's file takes several types).")
+
+
+def _words(form: Form) -> str:
+    dtype = str(form.dtype).removeprefix("torch.")
+    return f"{dtype} {list(form.shape)}"
+
+
+def merged(name: str, models: Sequence[Model], base: Model | None, config: Any, seed: int = 0) -> Merged:
+    """The merge of all tensors of `models` by the method `name`, in one setting.
+
+    Other names, shapes, types, or another number of models than the method takes raise `MixwellError`; numbers that are
+    not finite do so when they are read.
+    """
+    rule = Rule(registry.find(name, within="merge"))
+    rule.check(len(models), base is not None)
+    everyone = [*models]
+    if base is not None:
+        everyone.append(base)
+    jobs = {}
+    for tensor in same_names(everyone):
+        places = [_place(model, tensor) for model in models]
+        ground = None if base is None else _place(base, tensor)
+        form = form_of(models[0].tensors, tensor)
+        jobs[tensor] = Job(rule, config, tuple(places), ground, form)
+    return Merged(jobs, seed)
+
+
+def _place(model: Model, tensor: str) -> Place:
+    return Place(model.tensors, tensor, model.name)

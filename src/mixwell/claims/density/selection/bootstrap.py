@@ -1,9 +1,10 @@
 """Bootstrap: its intervals of a mixture's means hold the truth about as often as they say.
 
 Paper: Efron, Tibshirani (1993), An Introduction to the Bootstrap.
-Tried: 16 samples of 150 rows from two normal groups, three to one, three deviations apart; 95 % intervals of both means
-from 60 resamples; the distance of their coverage from 0.95, against that of intervals which take every row's label for certain
-and a normal distribution with half the data's rows in place of the group's. Against it: a distance that is no smaller.
+Tried: 16 samples of 150 rows from two normal groups, three to one, three deviations apart; 95 % intervals of both
+means from 60 resamples; the distance of their coverage from 0.95, against that of intervals which take every row's
+label for certain and a normal distribution with half the data's rows in place of the group's. Against it: a distance
+that is no smaller.
 """
 
 from __future__ import annotations

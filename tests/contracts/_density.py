@@ -5,7 +5,7 @@ or a value with methods) and `module` (a network). Beside it: `mixture` (on the 
 `differentiable`), `em` (its bound never falls), `density` (integrates to one), `responsibilities` (rows of
 probabilities), `relabel` (names of components do not count), `float32` (agrees with float64), `sklearn` (scikit-learn's
 own checks), `online` (`partial_fit`), `missing` (NaN is integrated out), `differentiable` (finite differences agree).
-What a density is over, where not rows of numbers: `counts`, `categories`, `directions`, `mixed`.
+What a density is over, where not rows of numbers: `counts`, `categories`, `directions`, `positive`, `shares`, `mixed`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.contracts._tools import fresh
 METHODS = registry.family("density")
 CONTRACTS = {"estimator", "value", "module"}
 PROMISES = {"mixture", "em", "density", "responsibilities", "relabel", "float32", "sklearn", "online", "missing",
-            "differentiable", "counts", "categories", "directions", "mixed"}
+            "differentiable", "counts", "categories", "directions", "positive", "shares", "mixed"}
 OF_A_MIXTURE = {"em", "density", "responsibilities", "relabel", "float32", "sklearn"}
 SECONDS = ("local_s_", "reduction_s_")  # measured times, which differ from run to run
 

@@ -94,6 +94,14 @@ def integral(model, x_ND, tags):
     if "mixed" in tags:  # a number, a count and a category
         cells = grid(np.linspace(-7, 12, 381), np.arange(50.0), [0.0, 1.0])
         return np.exp(model.score_samples(cells)).sum() * 19 / 380
+    if "positive" in tags:
+        t_T = np.linspace(-14, 9, 461)
+        cells = grid(t_T, t_T)
+        return np.exp(model.score_samples(np.exp(cells)) + cells.sum(1)).sum() * (23 / 460) ** 2
+    if "shares" in tags:
+        t_T = np.linspace(-14, 14, 401)  # of logits
+        cells = 1 / (1 + np.exp(-grid(t_T, t_T)))
+        return (np.exp(model.score_samples(cells)) * (cells * (1 - cells)).prod(1)).sum() * (28 / 400) ** 2
     if "directions" in tags:
         x_MD = np.random.default_rng(0).normal(size=(40_000, 3))
         return np.exp(model.score_samples(x_MD)).mean() * 4 * np.pi

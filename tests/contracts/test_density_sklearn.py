@@ -27,9 +27,16 @@ SMALL = GaussianMixture(1, max_iter=1, init_params="random_from_data")  # inside
 OWN = {
     "mixtures.general": {"components": [SMALL]},
     "mixtures.categorical": {"unknown": "missing"},
+    "mixtures.gamma": {"zeros": "missing"},
+    "mixtures.inverse_gaussian": {"zeros": "missing"},
+    "mixtures.lognormal": {"zeros": "missing"},
+    "mixtures.weibull": {"zeros": "missing"},
+    "mixtures.beta": {"bounds": None},
+    "selection.bootstrap": {"estimator": SMALL, "n_resamples": 2},
     "selection.components": {"estimator": SMALL, "n_components": (1, 2)},
     "robust.private": {"estimator": SMALL, "n_components": 1, "epsilon": math.inf, "n_blocks": 5},
     "networks.pretraining": {"latent": GaussianMixture(8, max_iter=1, random_state=0)},
+    "regression.joint": {"mixture": GaussianMixture(1)},
     "regression.lasso": {"penalty": 1e-3},
 }
 MORE = [pytest.param(GaussianMixture(2, covariance_type="diag", random_state=0), id="mixtures.gaussian, diagonal"),

@@ -8,6 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# What a covariance model is kept as, by its name in the literature: letters for volume, shape and orientation.
+LAYOUTS = {"full": "full", "tied": "tied", "diag": "diag", "spherical": "spherical",
+           "EII": "spherical", "VII": "spherical", "EEI": "diag", "VEI": "diag", "EVI": "diag", "VVI": "diag",
+           "EEE": "tied", "VEE": "full", "EVE": "full", "VVE": "full", "EEV": "full", "VEV": "full", "EVV": "full",
+           "VVV": "full"}
+LETTERS = {"full": "VVV", "tied": "EEE", "diag": "VVI", "spherical": "VII"}  # the same models by our names
+# Models that mean another thing when a column is measured in other units.
+BOUND_TO_UNITS = ("spherical", "EII", "VII", "EVE", "VVE", "EEV", "VEV")
+
 
 def precision_cholesky(kind: str, covariances: Tensor) -> Tensor:
     """Roots of the precisions; NaN where a covariance is not positive definite."""
@@ -36,8 +45,9 @@ def inverse_of_root(kind: str, root: Tensor) -> Tensor:
 
 
 def as_full(kind: str, covariances: Tensor, means_SKD: Tensor) -> Tensor:
-    """Covariances of any type as matrices (S, K, D, D)."""
+    """Covariances of any type or model as matrices (S, K, D, D)."""
     S, K, D = means_SKD.shape
+    kind = LAYOUTS[kind]
     if kind == "full":
         return covariances
     if kind == "tied":

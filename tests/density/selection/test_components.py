@@ -16,7 +16,7 @@ def test_one_number_is_a_range_of_one():
     assert ComponentSearch(GaussianMixture(random_state=0), 2).fit(three_groups()).best_n_components_ == 2
 
 
-@pytest.mark.parametrize("criterion", ["bic", "icl", "cv", "slope"])
+@pytest.mark.parametrize("criterion", ["bic", "icl", "sabic", "caic", "cv", "slope"])
 def test_criteria_find_three_groups(criterion):
     x = three_groups()
     search = ComponentSearch(GaussianMixture(random_state=0), range(1, 6), criterion=criterion, folds=3, random_state=0,
@@ -90,7 +90,7 @@ def test_tables_of_text_and_other_estimators():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="criterion='x'; expected one of bic, aic, icl, cv, slope"):
+    with pytest.raises(ValueError, match="criterion='x'; expected one of bic, aic, icl, sabic, caic, cv, slope"):
         ComponentSearch(criterion="x").fit(three_groups())
     with pytest.raises(ValueError, match="n_components is empty"):
         ComponentSearch(n_components=[]).fit(three_groups())

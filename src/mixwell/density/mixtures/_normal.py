@@ -16,21 +16,31 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
-from mixwell.density._covariances import as_full, inverse_of_root, root_of_precision
+from mixwell.density._covariances import (
+    BOUND_TO_UNITS,
+    LAYOUTS,
+    LETTERS,
+    as_full,
+    inverse_of_root,
+    root_of_precision,
+)
 from mixwell.density.mixtures._parts import MixtureConfig, MixtureEstimator
 from mixwell.density.mixtures._scores import as_array
 from mixwell.density.mixtures.em.frame import Frame
-from mixwell.density.mixtures.em.gaussian import COVARIANCE_TYPES, Gaussian
+from mixwell.density.mixtures.em.gaussian import Gaussian
 from mixwell.density.mixtures.em.kernels import MATRICES
 from mixwell.density.mixtures.em.loop import Family, Params
+from mixwell.density.mixtures.em.models import free_numbers
 from mixwell.density.mixtures.em.rows import Rows, column_name
+
+OWN_COVARIANCES = ("full", "diag", "spherical", "VVV", "VVI", "VII")  # models whose components share nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormalConfig(MixtureConfig):
     """Options of mixtures with means and covariances."""
 
-    covariance_type: str = "full"  # or "tied", "diag", "spherical"
+    covariance_type: str = "full"  # or "tied", "diag", "spherical", "EII" to "VVV" (mclust's fourteen)
     reg_covar: float | str = 1e-6  # added to variances; "scale": 1e-6 of each column's
     weights_init: Any = None  # (K,)
     means_init: Any = None  # (K, D)
@@ -38,11 +48,11 @@ class NormalConfig(MixtureConfig):
 
 
 class NormalMixture(MixtureEstimator):
-    """Estimator whose components have a mean and a covariance of one of the four types."""
+    """Estimator whose components have a mean and a covariance of one of the types or models."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureEstimator._parameter_constraints,
-        "covariance_type": [StrOptions(set(COVARIANCE_TYPES))],
+        "covariance_type": [StrOptions(set(LAYOUTS))],
         "reg_covar": [Interval(Real, 0.0, None, closed="left"), StrOptions({"scale"})],
         "weights_init": ["array-like", None],
         "means_init": ["array-like", None],
@@ -58,7 +68,22 @@ class NormalMixture(MixtureEstimator):
         if self.means_init is not None:
             _shaped(self.means_init, (K, D), "means")
         if self.precisions_init is not None:
-            _check_precisions(self.precisions_init, self.covariance_type, K, D)
+            _check_precisions(self.precisions_init, self._layout, K, D)
+
+    @property
+    def _partly(self) -> tuple[str, ...]:  # type: ignore[override]
+        """All but covariances that components share something of."""
+        own = self.covariance_type in OWN_COVARIANCES
+        return self._fixable if own else tuple(name for name in self._fixable if name != "covariances")
+
+    @property
+    def _layout(self) -> str:
+        """The shape in which covariances are kept."""
+        return LAYOUTS[self.covariance_type]
+
+    def _units(self) -> str:
+        """The type that says how a frame may scale columns: a model bound to their units wants one scale for all."""
+        return "spherical" if self.covariance_type in BOUND_TO_UNITS else self._layout
 
     def _start_is_given(self) -> bool:
         given = (self.weights_init, self.means_init, self.precisions_init)
@@ -67,7 +92,7 @@ class NormalMixture(MixtureEstimator):
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
         by_scale = self.reg_covar == "scale"
         floor = self._floor()
-        frame = Frame.of(rows, weights_N, self.covariance_type, floor, whole=by_scale)
+        frame = Frame.of(rows, weights_N, self._units(), floor, whole=by_scale)
         self._warn_of_columns(frame, rows)
         relative_D = torch.zeros_like(frame.shift_D)
         if by_scale:
@@ -104,8 +129,8 @@ class NormalMixture(MixtureEstimator):
             params["means"] = _standardised(frame, means_KD)[None]
         if self.precisions_init is not None:
             precisions = _tensor(self.precisions_init, frame)
-            root = root_of_precision(self.covariance_type, precisions)
-            params |= _framed(self.covariance_type, frame, root[None])
+            root = root_of_precision(self._layout, precisions)
+            params |= _framed(self._layout, frame, root[None])
         return params
 
     def _warm(self, family: Gaussian) -> Params:  # type: ignore[override]
@@ -115,11 +140,11 @@ class NormalMixture(MixtureEstimator):
         params = self._extra(frame.shift_D.device)
         params["weights"] = _tensor(self.weights_, frame)
         params["means"] = _standardised(frame, means_KD)
-        return params | _framed(self.covariance_type, frame, root)
+        return params | _framed(self._layout, frame, root)
 
     def _scoring(self, dtype: torch.dtype, device: torch.device) -> tuple[Family, Params]:
         mean_D, variance_D = self._moments(device)
-        frame = Frame.from_moments(mean_D, variance_D, self.covariance_type, 0.0)
+        frame = Frame.from_moments(mean_D, variance_D, self._units(), 0.0)
         unregularised_D = torch.zeros_like(mean_D)
         family = self._make_family(self.covariance_type, frame, unregularised_D, dtype, self._fixed())
         return family, self._warm(family)
@@ -128,7 +153,7 @@ class NormalMixture(MixtureEstimator):
         """Mean (D,) and variances (D,) of the fitted mixture in float64."""
         fitted = (self.weights_, self.means_, self.precisions_cholesky_)
         weights_K, means_KD, root = (torch.as_tensor(value).to(device, torch.float64) for value in fitted)
-        covariances = inverse_of_root(self.covariance_type, root[None])
+        covariances = inverse_of_root(self._layout, root[None])
         full_SKDD = as_full(self.covariance_type, covariances, means_KD[None])
         within_KD = full_SKDD[0].diagonal(dim1=-2, dim2=-1)
         share_K = weights_K / weights_K.sum()
@@ -140,7 +165,7 @@ class NormalMixture(MixtureEstimator):
         frame = family.frame
         back_D = 1 / frame.scale_D
         means_KD = params["means"] * back_D + frame.shift_D
-        covariances, root, precisions = _in_data_units(self.covariance_type, frame, params)
+        covariances, root, precisions = _in_data_units(self._layout, frame, params)
         values = {"weights_": params["weights"], "means_": means_KD, "covariances_": covariances,
                   "precisions_cholesky_": root, "precisions_": precisions}
         for name, value in values.items():
@@ -149,9 +174,9 @@ class NormalMixture(MixtureEstimator):
 
     def _n_parameters(self) -> int:
         K, D = self.means_.shape
-        matrix = D * (D + 1) // 2
-        covariances = {"full": K * matrix, "tied": matrix, "diag": K * D, "spherical": K}
-        own = covariances[self.covariance_type]
+        name: str = self.covariance_type
+        letters = LETTERS.get(name, name)
+        own = free_numbers(letters, K, D)
         return self._count_free({"weights": K - 1, "means": K * D, "covariances": own})
 
     def _draw(self, rng: np.random.RandomState, counts_K: np.ndarray) -> np.ndarray:
@@ -159,8 +184,8 @@ class NormalMixture(MixtureEstimator):
         covariances = as_array(self.covariances_)
         parts = []
         for k, (mean_D, count) in enumerate(zip(means_KD, counts_K)):
-            covariance = covariances if self.covariance_type == "tied" else covariances[k]
-            if self.covariance_type in MATRICES:
+            covariance = covariances if self._layout == "tied" else covariances[k]
+            if self._layout in MATRICES:
                 part = rng.multivariate_normal(mean_D, covariance, int(count))
             else:
                 noise = rng.standard_normal(size=(count, len(mean_D)))

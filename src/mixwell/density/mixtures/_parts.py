@@ -18,11 +18,12 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 
 from mixwell.density.mixtures._scores import Scores
 from mixwell.density.mixtures.em.inputs import checked_weights, spread_over
-from mixwell.density.mixtures.em.loop import Family, Params, Run, best, climb, select, step
+from mixwell.density.mixtures.em.loop import Family, Fixed, Params, Run, best, climb, select, step
 from mixwell.density.mixtures.em.online import Online, epochs
 from mixwell.density.mixtures.em.processes import Alone, Group
 from mixwell.density.mixtures.em.progress import Progress
@@ -45,7 +46,7 @@ class MixtureConfig:
     warm_start: bool = False  # start from the last fit
     verbose: int = 0  # 1: messages, 2: with times and gains
     verbose_interval: int = 10  # iterations from one message to the next
-    fixed: Any = None  # name or names of parameters that stay at their starting values
+    fixed: Any = None  # name or names of parameters that stay at their starting values; or {name: components}
     batch_size: int | None = None  # rows of a batch of online EM; None: EM over all rows
     learning_decay: float = 0.7  # of online EM, above 0.5 up to 1
     learning_offset: float = 10.0  # batches that online EM's first rate is worth, 1 or more
@@ -70,14 +71,16 @@ class MixtureEstimator(Scores):
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
-        "fixed": [None, str, "array-like"],
+        "fixed": [None, str, dict, "array-like"],
         "batch_size": [None, Interval(Integral, 1, None, closed="left")],
         "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
         "learning_offset": [Interval(Real, 1.0, None, closed="left")],
         "init_size": [None, Interval(Integral, 1, None, closed="left")],
     }
     _fixable: tuple[str, ...] = ("weights",)
+    _partly: tuple[str, ...] = ("weights",)  # those that may stay for some components alone
     _distributable = True  # whether nothing but sums has to be known of all rows
+    _averages = True  # whether sums mean the same at other parameters, so that online EM may average them
 
     @abstractmethod
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
@@ -105,20 +108,53 @@ class MixtureEstimator(Scores):
         """Coordinates in which k-means makes sense."""
         return x_ND
 
-    def _fixed(self) -> tuple[str, ...]:
-        """Names of the parameters that stay at their starting values."""
+    def _fixed(self) -> Fixed:
+        """Names of the parameters that stay at their starting values, for all components or some.
+
+        Raises a `ValueError` where a name, or what is given for it, is none that can stay.
+        """
         if self.fixed is None:
-            return ()
+            return Fixed()
+        if isinstance(self.fixed, dict):
+            some = {name: self._components(name, places) for name, places in self.fixed.items()}
+            K = self.n_components
+            whole = [name for name, places in some.items() if len(places) == K]
+            partly = {name: places for name, places in some.items() if 0 < len(places) < K}
+            return Fixed(whole, partly)
         names: Sequence[str] = [self.fixed] if isinstance(self.fixed, str) else self.fixed
         for name in names:
-            if name not in self._fixable:
-                raise ValueError(f"fixed names {name!r}; expected some of {', '.join(self._fixable)}.")
-        return tuple(names)
+            self._refuse_unfixable(name)
+        return Fixed(names)
+
+    def _refuse_unfixable(self, name: Any) -> None:
+        if name not in self._fixable:
+            raise ValueError(f"fixed names {name!r}; expected some of {', '.join(self._fixable)}.")
+
+    def _components(self, name: str, places: Any) -> list[int]:
+        """The components for which a parameter stays, from numbers of components, or True for all."""
+        self._refuse_unfixable(name)
+        K = self.n_components
+        if places is True:
+            return list(range(K))
+        listed = isinstance(places, (list, tuple, range, np.ndarray))
+        if not listed or not all(_is_component(number, K) for number in places):
+            raise ValueError(f"fixed[{name!r}] is {places!r}; expected True, or a list of components from 0 to "
+                             f"{K - 1}.")
+        chosen = sorted({int(number) for number in places})
+        if 0 < len(chosen) < K and name not in self._partly:
+            raise ValueError(f"fixed[{name!r}] names some components; {name} of this {type(self).__name__} can only "
+                             "stay for all of them.")
+        return chosen
 
     def _count_free(self, numbers: dict[str, int]) -> int:
         """How many numbers a fit is free to choose, from how many each parameter holds."""
         fixed = self._fixed()
-        return sum(number for name, number in numbers.items() if name not in fixed)
+        free = 0
+        for name, number in numbers.items():
+            stay = len(fixed.some.get(name, ()))
+            own = 1 if name == "weights" else number // self.n_components
+            free += 0 if name in fixed else number - stay * own
+        return free
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Estimate the parameters from X (N, D), rows weighted by `sample_weight` (N,); returns self.
@@ -154,6 +190,7 @@ class MixtureEstimator(Scores):
     def _fit(self, X: Any, sample_weight: Any, processes: Alone) -> Rows:
         with processes.together():
             self._validate_params()
+            self._refuse_batches()
             rows, weights_N = self._read(X, sample_weight, reset=True)
             self._refuse_few(rows)
         spread_over(processes, rows)
@@ -172,6 +209,11 @@ class MixtureEstimator(Scores):
         self._check_input(rows)
         self._check_start(rows)
         return rows, checked_weights(sample_weight, rows)
+
+    def _refuse_batches(self) -> None:
+        if self.batch_size is not None and not self._averages:
+            raise ValueError(f"{type(self).__name__} has no online EM; leave batch_size=None, which reads all rows at "
+                             "every step.")
 
     def _refuse_few(self, rows: Rows) -> None:
         if rows.n_rows < self.n_components:
@@ -267,6 +309,7 @@ class MixtureEstimator(Scores):
             params["weights"] = weights_SK * K / len(x_ND)
         return params
 
+    @available_if(lambda self: self._averages)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Update the model with one batch of rows, by online EM; the first batch also makes the start.
 
@@ -305,6 +348,11 @@ class MixtureEstimator(Scores):
 
     def _online_em(self, family: Family, params: Params, rows: float = math.inf) -> Online:
         return Online(family, params, self.learning_decay, self.learning_offset, rows)
+
+
+def _is_component(number: Any, components: int) -> bool:
+    whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    return whole and 0 <= number < components
 
 
 def _agreed(processes: Alone, params: Params) -> Params:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,10 @@ class Scores(DensityMixin, Configured):
 
     def _check_input(self, rows: Rows) -> None:
         """Refuse values outside the family's support."""
+
+    def _seen(self, x_BD: Tensor) -> Tensor:
+        """Rows as the family sees them."""
+        return x_BD
 
     def _open(self, X: Any, *, reset: bool) -> Rows:
         return open_input(self, X, reset=reset, allow_nan=self._allow_nan)
@@ -99,34 +104,64 @@ class Scores(DensityMixin, Configured):
         sample_weight (N,): frequencies; a row of weight 3 counts as three, and N is their sum. Survey weights, which
         stand for parts of a population, are to be scaled first so that they sum to the number of rows.
         """
-        n = self._total(X, sample_weight)
-        penalty = self._n_parameters() * math.log(n)
-        return -2 * self.score(X, sample_weight=sample_weight) * n + penalty
+        return self._criterion(X, sample_weight, math.log)
 
     def aic(self, X: Any, sample_weight: Any = None) -> float:
-        """Akaike information criterion on X; lower is better. Weights as in `bic`."""
-        n = self._total(X, sample_weight)
-        penalty = 2 * self._n_parameters()
-        return -2 * self.score(X, sample_weight=sample_weight) * n + penalty
+        """Akaike information criterion on X, rows counted as by `bic`; lower is better."""
+        return self._criterion(X, sample_weight, lambda rows: 2.0)
+
+    def sabic(self, X: Any, sample_weight: Any = None) -> float:
+        """BIC with Sclove's sample size (n + 2) / 24, rows counted as by `bic`; lower is better."""
+        def price(rows: float) -> float:
+            return math.log((rows + 2) / 24)
+
+        return self._criterion(X, sample_weight, price)
+
+    def caic(self, X: Any, sample_weight: Any = None) -> float:
+        """Bozdogan's consistent AIC: BIC plus the number of parameters, rows counted as by `bic`; lower is better."""
+        def price(rows: float) -> float:
+            return math.log(rows) + 1
+
+        return self._criterion(X, sample_weight, price)
+
+    def _criterion(self, X: Any, sample_weight: Any, price: Callable[[float], float]) -> float:
+        """-2 log likelihood plus a price for each parameter that depends on the number of rows."""
+        rows = self._rows(X)
+        weights_N = checked_weights(sample_weight, rows)
+        n = float(rows.n_rows if weights_N is None else weights_N.sum())
+        log_likelihood = n * self.score(X, sample_weight=sample_weight)
+        penalty = price(n) * self._n_parameters()
+        return penalty - 2 * log_likelihood
 
     def icl(self, X: Any, sample_weight: Any = None) -> float:
         """Integrated completed likelihood on X: BIC plus twice the entropy of the responsibilities; lower is better.
 
-        Weights as in `bic`. An error before `fit`.
+        Rows counted as by `bic`; an error before `fit`.
         """
-        check_is_fitted(self)
-        rows = self._open(X, reset=False)
-        resp_NK = self._responsibilities(rows).double()
-        certain_N = torch.xlogy(resp_NK, resp_NK).sum(1)
-        weights_N = checked_weights(sample_weight, rows)
-        certainty = certain_N.sum() if weights_N is None else certain_N @ weights_N
-        return self.bic(X, sample_weight) - 2 * float(certainty)
+        entropy = self._entropy(X, sample_weight)
+        return self.bic(X, sample_weight) + 2 * entropy
 
-    def _total(self, X: Any, sample_weight: Any) -> float:
-        """The number of rows, or the sum of their weights."""
-        rows = self._open(X, reset=False)
+    def entropy_r2(self, X: Any, sample_weight: Any = None) -> float:
+        """How well rows are told apart: 1 - entropy of the responsibilities / (n log K), 1 for one component.
+
+        Rows counted as by `bic`; an error before `fit`.
+        """
+        K = len(self.weights_) if hasattr(self, "weights_") else 1
+        entropy = self._entropy(X, sample_weight)
+        if K == 1:
+            return 1.0
+        weights_N = checked_weights(sample_weight, self._rows(X))
+        n = float(self._count(X) if weights_N is None else weights_N.sum())
+        return 1 - entropy / (n * math.log(K))
+
+    def _entropy(self, X: Any, sample_weight: Any) -> float:
+        """Entropy of the responsibilities, summed over rows, in nats."""
+        rows = self._rows(X)
         weights_N = checked_weights(sample_weight, rows)
-        return rows.n_rows if weights_N is None else float(weights_N.sum())
+        resp_NK = self._responsibilities(rows).double()
+        entropy_N = -torch.xlogy(resp_NK, resp_NK).sum(1)
+        total = entropy_N.sum() if weights_N is None else entropy_N @ weights_N
+        return float(total)
 
     def _rows(self, X: Any) -> Rows:
         """Rows to score, checked."""

@@ -106,6 +106,7 @@ class CategoricalMixture(PlainMixture, config=Config):
     }
     _attributes: ClassVar[dict[str, str]] = {"probabilities": "_flat_probabilities"}
     _fixable = ("weights", "probabilities")
+    _partly = _fixable
     _allow_nan = True
     _distributable = False  # categories and blocks are read off the rows
     _text: bool  # whether categories are text, as the fit found them

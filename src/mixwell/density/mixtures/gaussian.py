@@ -6,11 +6,15 @@
     Both steps are one matrix product each on the features [1, x_i, x_i x_j (i <= j)] of standardised rows.
 
 **Shapes:** X (N, D); `weights_` (K,), `means_` (K, D), `covariances_` (K, D, D) full, (D, D) tied, (K, D) diag, (K,)
-spherical.
+spherical; the models with three letters are kept as the first of these that holds them: EEE as tied, VVI, EEI, VEI, EVI
+as diag, VII and EII as spherical, the others as full.
 
 **Reference:** Dempster, Laird, Rubin (1977), Maximum Likelihood from Incomplete Data via the EM Algorithm; Ghahramani,
 Jordan (1994), Supervised Learning from Incomplete Data via an EM Approach (missing values); Cappe, Moulines (2009),
-On-line Expectation-Maximization Algorithm for Latent Data Models, arXiv:0712.4273 (`partial_fit`, `batch_size`).
+On-line Expectation-Maximization Algorithm for Latent Data Models, arXiv:0712.4273 (`partial_fit`, `batch_size`);
+Celeux, Govaert (1995), Gaussian Parsimonious Clustering Models (the models with three letters);
+Flury, Gautschi (1986), An Algorithm for Simultaneous Orthogonal Transformation of Several Positive Definite Symmetric
+Matrices to Nearly Diagonal Form (rotations of EVE and VVE).
 
 **Differs:** a component that no row belongs to keeps its mean and covariance (weight 0). A step whose covariances are
 too narrow for float32 or for expanded squares is computed again in float64, or about the components' own means.
@@ -37,7 +41,8 @@ from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 class GaussianMixture(NormalMixture, config=NormalConfig):
     """Gaussian mixture with scikit-learn's interface: same parameters, defaults, attributes, warnings and errors.
 
-    Parameters beyond scikit-learn's: `reg_covar` may be "scale" (1e-6 of each column's variance); `fixed` names what
+    Parameters beyond scikit-learn's: `covariance_type` may be one of mclust's fourteen models, "EII" to "VVV";
+    `reg_covar` may be "scale" (1e-6 of each column's variance); `fixed` names what
     is held at its starting value ("weights", "means", "covariances"); `batch_size` fits by online EM over batches of
     that many rows, with `learning_decay` and `learning_offset` (see `partial_fit`); `init_size` computes the start
     from that many random rows. `fit` takes `sample_weight`; NaN marks a missing value (exact EM over what was

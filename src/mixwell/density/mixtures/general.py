@@ -168,6 +168,28 @@ class Mixture(DensityMixin, Configured, BaseEstimator, config=Config):
         """Mean log density, in nats."""
         return float(self.score_samples(X).mean())
 
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion on X; lower is better. Raises as `_n_parameters`."""
+        log_density_N = self.score_samples(X)
+        penalty = self._n_parameters() * math.log(len(log_density_N))
+        return float(penalty - 2 * log_density_N.sum())
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion on X; lower is better. Raises as `_n_parameters`."""
+        log_density_N = self.score_samples(X)
+        penalty = 2 * self._n_parameters()
+        return float(penalty - 2 * log_density_N.sum())
+
+    def _n_parameters(self) -> int:
+        """Free numbers: those of the components, and K - 1 weights.
+
+        A component says its own by `_n_parameters()`, as the mixtures of this library do, or by an attribute
+        `n_parameters`; a `ValueError` where one does not. An error before `fit`.
+        """
+        check_is_fitted(self)
+        weights = len(self.weights_) - 1
+        return weights + sum(map(_numbers_of, self.components_))
+
     def predict_proba(self, X: Any) -> np.ndarray:
         """Responsibilities (N, K); an error before `fit`."""
         return _posterior(self._all(X))[1]
@@ -201,6 +223,14 @@ class Mixture(DensityMixin, Configured, BaseEstimator, config=Config):
                 rows.append(drawn[0] if isinstance(drawn, tuple) else drawn)
         labels_N = np.repeat(np.arange(K), counts_K)
         return np.vstack([np.asarray(part) for part in rows]), labels_N
+
+
+def _numbers_of(part: Any) -> int:
+    if hasattr(part, "_n_parameters"):
+        return part._n_parameters()
+    if hasattr(part, "n_parameters"):
+        return int(part.n_parameters)
+    raise ValueError(f"{part!r} does not say how many parameters it has; give it an attribute n_parameters.")
 
 
 def _allows_nan(part: BaseEstimator) -> bool:

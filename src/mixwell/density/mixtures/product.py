@@ -1,7 +1,8 @@
 """Mixture over columns of different kinds: blocks that are independent within a component share its weight.
 
-**Equation:** p(x) = sum_k w_k prod_b p_bk(x_b), with b a Gaussian or Student-t block, a block of categories, a block
-of counts. E step: r_nk = w_k prod_b p_bk(x_nb) / p(x_n). M step: each block's own, with the shared r.
+**Equation:** p(x) = sum_k w_k prod_b p_bk(x_b), with b a Gaussian or Student-t block, a block of categories, of counts,
+or of any other mixture of the family. E step: r_nk = w_k prod_b p_bk(x_nb) / p(x_n). M step: each block's own, with the
+shared r.
 
 **Shapes:** X (N, D) numbers, categories as codes from 0, NaN where a value is missing; `weights_` (K,), largest first;
 `blocks_`, whose estimators carry the attributes of their kind. B rows of a piece, S starts.
@@ -19,7 +20,7 @@ blocks as in latent class analysis.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import chain
 from typing import Any
@@ -34,13 +35,15 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.density.mixtures._parts import MixtureEstimator
 from mixwell.density.mixtures.categorical import CategoricalMixture
-from mixwell.density.mixtures.em.loop import Family, Params, Tally
-from mixwell.density.mixtures.em.rows import ArrayRows, BlockRows, Piece, Rows
+from mixwell.density.mixtures.em.loop import Family, Params
+from mixwell.density.mixtures.em.product import Product
+from mixwell.density.mixtures.em.rows import ArrayRows, BlockRows, Rows
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
 
-COLUMN_KINDS = ("numeric", "count", "category")
+COLUMN_KINDS = ("numeric", "count", "category", "other")
 UNSORTED = ("covariances", "cholesky")  # parameters without an axis of components where covariances are tied
+SHARED = ("orientation",)  # and everywhere
 INIT_ROWS = 20_000  # rows that a start is computed from
 
 
@@ -48,147 +51,11 @@ INIT_ROWS = 20_000  # rows that a start is computed from
 class Block:
     """Columns of one kind and the estimator for them."""
 
-    kind: str  # numeric, count, category
+    kind: str  # numeric: a mixture with means and covariances; count, category; other: what the estimator takes
     estimator: Any  # unfitted; its n_components does not count
     columns: tuple[int, ...]
     floor_D: tuple[float, ...] = ()  # numeric: least variance of a component by column
     sizes: tuple[int, ...] = ()  # category: number of categories by column; codes count from 0
-
-
-class Part:
-    """Sufficient statistics of one block, with the arithmetic of a tensor field by field."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def _with(self, fields: Iterable[Tensor]) -> Part:
-        return Part(type(self.value)(*fields))
-
-    def __add__(self, other: Part) -> Part:
-        pairs = zip(self.value, other.value)
-        return self._with(a + b for a, b in pairs)
-
-    def __rmul__(self, factor: float) -> Part:
-        return self._with(factor * a for a in self.value)
-
-    def __truediv__(self, divisor: Tensor) -> Part:
-        return self._with(a / divisor for a in self.value)
-
-
-class Sums(tuple):
-    """Sufficient statistics of all blocks."""
-
-    def __new__(cls, *parts: Part) -> Sums:
-        return super().__new__(cls, parts)
-
-    def __getnewargs__(self) -> tuple[Part, ...]:  # for copies and pickles
-        return tuple(self)
-
-
-class Product(Family):
-    """Families side by side; only the numeric one, if there, has several ways to compute a step."""
-
-    def __init__(self, blocks: Sequence[Block], families: Sequence[Family]) -> None:
-        self.blocks = blocks
-        self.families = families
-        numeric = (i for i, block in enumerate(blocks) if block.kind == "numeric")
-        self.numeric = next(numeric, None)
-
-    def part(self, params: Params | None, i: int) -> Params | None:
-        """Parameters of block i; the weights count in the first block only."""
-        if params is None:
-            return None
-        weights = params["weights"]
-        own = {"weights": weights if i == 0 else torch.ones_like(weights)}
-        for name, value in params.items():
-            block, _, own_name = name.partition(".")
-            if block == str(i):
-                own[own_name] = value
-        return own
-
-    def level(self, i: int, level: Any) -> Any:
-        """The way in which block i computes a step."""
-        return level if i == self.numeric else None
-
-    def levels(self, params: Params | None) -> tuple[Any, ...]:
-        i = self.numeric
-        if i is None:
-            return (None,)
-        return self.families[i].levels(self.part(params, i))
-
-    def online_level(self) -> Any:
-        i = self.numeric
-        if i is None:
-            return None
-        return self.families[i].online_level()
-
-    def trusts(self, params: Params, level: Any) -> bool:
-        i = self.numeric
-        if i is None:
-            return True
-        own = self.part(params, i)
-        assert own is not None
-        return self.families[i].trusts(own, level)
-
-    def refuse(self, params: Params) -> None:
-        assert self.numeric is not None
-        self.families[self.numeric].refuse(params)
-
-    def kernel(self, params: Params | None, level: Any) -> ProductKernel:
-        kernels = []
-        for i, family in enumerate(self.families):
-            own = self.part(params, i)
-            kernels.append(family.kernel(own, self.level(i, level)))
-        return ProductKernel(self.blocks, kernels)
-
-    def maximise(self, tally: Tally, params: Params | None, level: Any) -> Params:
-        new: Params = {}
-        for i, part in enumerate(tally.statistics):
-            sums = Tally(part.value, tally.log_likelihood_S, tally.weight)
-            own = self.part(params, i)
-            found = self.families[i].maximise(sums, own, self.level(i, level))
-            weights = found.pop("weights")
-            if i == 0:
-                new["weights"] = weights
-            new |= {f"{i}.{name}": value for name, value in found.items()}
-        return new
-
-
-class ProductKernel:
-    """Log densities of all blocks added up."""
-
-    def __init__(self, blocks: Sequence[Block], kernels: Sequence[Any]) -> None:
-        self.blocks, self.kernels = blocks, kernels
-
-    def rows(self, starts_times_components: int) -> int:
-        """Rows of a piece."""
-        return min(kernel.rows(starts_times_components) for kernel in self.kernels)
-
-    def _pieces(self, piece: Piece) -> Iterator[tuple[Any, Piece]]:
-        for block, kernel in zip(self.blocks, self.kernels):
-            observed = piece.observed_PD if block.kind == "numeric" else None
-            own_BD = piece.x_BD[:, list(block.columns)]
-            yield kernel, Piece(own_BD, piece.index, observed)
-
-    def state(self, piece: Piece) -> list[Any]:
-        """What `tally` needs of a piece when the responsibilities are given."""
-        pairs = self._pieces(piece)
-        return [kernel.state(own) for kernel, own in pairs]
-
-    def joint(self, piece: Piece) -> tuple[list[Any], Tensor]:
-        """States, and log weight plus log density (S, K, B)."""
-        states, logs = [], []
-        for kernel, own in self._pieces(piece):
-            state, log_SKB = kernel.joint(own)
-            states.append(state)
-            logs.append(log_SKB)
-        return states, torch.stack(logs).sum(0)
-
-    def tally(self, states: list[Any], resp_SKB: Tensor) -> Sums:
-        """Every block's sums under the shared responsibilities."""
-        pairs = zip(self.kernels, states)
-        parts = [Part(kernel.tally(state, resp_SKB)) for kernel, state in pairs]
-        return Sums(*parts)
 
 
 @dataclass(frozen=True)
@@ -231,6 +98,13 @@ class ProductMixture(MixtureEstimator, config=Config):
         least = 2 if reset else 1
         x_ND = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset,
                              ensure_min_samples=least)
+        for block in self._layout():
+            columns = list(block.columns)
+            own_ND = torch.from_numpy(x_ND[:, columns])
+            seen_ND = block.estimator._seen(own_ND)
+            if seen_ND is not own_ND:
+                x_ND = x_ND.copy()
+                x_ND[:, columns] = seen_ND.numpy()
         numeric = [block.columns for block in self._layout() if block.kind == "numeric"]
         return BlockRows(x_ND, list(chain.from_iterable(numeric)))
 
@@ -255,6 +129,10 @@ class ProductMixture(MixtureEstimator, config=Config):
             elif block.kind == "count":
                 for column in block.columns:
                     _check_whole(x_ND, column, math.inf, "a count")
+            else:
+                own_ND = x_ND[:, list(block.columns)]
+                own = ArrayRows(own_ND.contiguous(), names=block.columns)  # type: ignore[arg-type]
+                block.estimator._check_input(own)
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Family:
         _, x_ND = next(rows.chunks())
@@ -266,6 +144,25 @@ class ProductMixture(MixtureEstimator, config=Config):
             blocks.append(block)
             families.append(_family_of(block, own_ND, weights_N))
         return Product(blocks, families)
+
+    def _check_start(self, rows: Rows) -> None:
+        _, x_ND = next(rows.chunks())
+        for block in self._layout():
+            own_ND = x_ND[:, list(block.columns)]
+            estimator = clone(block.estimator).set_params(n_components=self.n_components)
+            estimator._check_start(ArrayRows(own_ND.contiguous()))
+
+    def _refine_start(self, family: Product, params: Params) -> Params:  # type: ignore[override]
+        """Starting values that blocks were given; the weights are those of all blocks together."""
+        found: Params = {"weights": params["weights"]}
+        for i, block in enumerate(family.blocks):
+            own = family.part(params, i)
+            assert own is not None
+            refined = block.estimator._refine_start(family.families[i], own)
+            if i == 0:
+                found["weights"] = refined["weights"]
+            found |= {f"{i}.{name}": value for name, value in refined.items() if name != "weights"}
+        return found
 
     def _scoring(self, dtype: torch.dtype, device: torch.device) -> tuple[Family, Params]:
         found = [block.estimator._scoring(dtype, device) for block in self.blocks_]
@@ -314,8 +211,7 @@ class ProductMixture(MixtureEstimator, config=Config):
             if block.kind == "category":
                 parts += [_one_hot(x_N, size) for x_N, size in zip(own_ND.T, block.sizes)]
                 continue
-            if block.kind == "count":
-                own_ND = np.sqrt(own_ND)  # about the same variance for every rate
+            own_ND = block.estimator._start_points(own_ND)
             spread_D = np.maximum(own_ND.std(0), 1e-12)
             parts.append(own_ND / spread_D)
         return np.hstack(parts)
@@ -351,8 +247,8 @@ def _check_whole(x_ND: Tensor, column: int, size: float, expected: str) -> None:
 
 def _ordered(params: Params, order: Tensor, block: Block) -> Params:
     """A block's parameters with its components in another order."""
-    tied = getattr(block.estimator, "covariance_type", "") == "tied"
-    whole = UNSORTED if tied else ()
+    tied = getattr(block.estimator, "_layout", "") == "tied"
+    whole = UNSORTED + SHARED if tied else SHARED
     return {name: value if name in whole else value[order] for name, value in params.items()}
 
 

@@ -1,8 +1,9 @@
 """Number of components: fit a range and keep what a criterion likes best.
 
-**Equation:** BIC = -2 loglik + P log N; AIC = -2 loglik + 2 P; ICL = BIC + 2 entropy of the responsibilities; cv =
-minus the mean held-out log-likelihood of a row over folds; slope = -loglik + 2 s P with s from the data (see
-`density.selection.slope_heuristic`). loglik is over all N rows, in nats; P counts free parameters. The smallest wins.
+**Equation:** BIC = -2 loglik + P log N; AIC = -2 loglik + 2 P; SABIC = BIC with (N + 2) / 24 for N; CAIC = BIC + P; ICL
+= BIC + 2 entropy of the responsibilities; cv = minus the mean held-out log-likelihood of a row over folds; slope =
+-loglik + 2 s P with s from the data (see `density.selection.slope_heuristic`). loglik is over all N rows, in nats; P
+counts free parameters. The smallest wins.
 
 **Shapes:** X (N, D); `scores_` maps each number of components to its criterion.
 
@@ -37,7 +38,8 @@ from mixwell.density._options import Configured
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.selection.slope_heuristic import slope_heuristic
 
-CRITERIA = ("bic", "aic", "icl", "cv", "slope")
+OWN = ("bic", "aic", "icl", "sabic", "caic")  # criteria that a mixture has itself
+CRITERIA = (*OWN, "cv", "slope")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Config:
     estimator: Any = None  # a mixture with `n_components`; None: a Gaussian one
     n_components: int | Iterable[int] = tuple(range(1, 11))  # the numbers to try, or one number
     _: KW_ONLY
-    criterion: Literal["bic", "aic", "icl", "cv", "slope"] = "bic"
+    criterion: Literal["bic", "aic", "icl", "sabic", "caic", "cv", "slope"] = "bic"
     folds: int = 5  # of "cv"
     one_standard_error: bool = False  # of "cv": the smallest number within one of the best
     random_state: Any = None  # of the folds
@@ -93,7 +95,7 @@ class ComponentSearch(Configured, BaseEstimator, config=Config):
     def _check_criterion(self, base: Any) -> None:
         if self.criterion not in CRITERIA:
             raise ValueError(f"criterion={self.criterion!r}; expected one of {', '.join(CRITERIA)}.")
-        own = self.criterion in ("aic", "bic", "icl")
+        own = self.criterion in OWN
         if own and not hasattr(base, self.criterion):
             raise ValueError(f"{type(base).__name__} has no {self.criterion}; choose another criterion, or 'cv'.")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixwell.density._gaussian import TINY, log_positive
 from mixwell.density.mixtures.em.kernels import rows_in_cache
-from mixwell.density.mixtures.em.loop import Family, Params, Tally, fixed_values
+from mixwell.density.mixtures.em.loop import Family, Params, Tally, with_fixed
 from mixwell.density.mixtures.em.rows import Piece
 from mixwell.kernels.linear import product_nt
 
@@ -57,7 +57,7 @@ class ExponentialFamily(Family):
         total_S1 = sums.count_SK.sum(-1, keepdim=True)
         new = {"weights": sums.count_SK / total_S1}
         new |= self.update(sums, params)
-        return new | fixed_values(self.fixed, params)
+        return with_fixed(self.fixed, new, params)
 
 
 class ExponentialKernel:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mixwell.density._covariances import as_full, precision_cholesky
+from mixwell.density._covariances import LAYOUTS, as_full, precision_cholesky
 from mixwell.density._gaussian import log_positive, outer, symmetric
 from mixwell.density.mixtures.em.frame import Frame
 from mixwell.density.mixtures.em.kernels import (
@@ -23,11 +23,11 @@ from mixwell.density.mixtures.em.kernels import (
     feature_count,
     natural_parameters,
 )
-from mixwell.density.mixtures.em.loop import Family, Params, Tally, fixed_values
+from mixwell.density.mixtures.em.loop import Family, Params, Tally, held, with_fixed
 from mixwell.density.mixtures.em.missing import Incomplete
+from mixwell.density.mixtures.em.models import MODELS, Own
 from mixwell.density.mixtures.em.rows import Piece
 
-COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 ILL_DEFINED = ("Fitting the mixture model failed because some components have ill-defined empirical covariance (for "
                "instance caused by singleton or collapsed samples). Try to decrease the number of components, increase "
                "reg_covar, or scale the input data.")
@@ -47,12 +47,13 @@ class Gaussian(Family):
 
     def __init__(self, kind: str, frame: Frame, regularisation_D: Tensor, dtype: torch.dtype,
                  fixed: tuple[str, ...] = ()) -> None:
-        self.kind = kind
+        self.kind = LAYOUTS[kind]
+        self.model = kind
         self.frame = frame
         self.fixed = fixed
         self.columns = len(frame.shift_D)
         self.regularisation_D = regularisation_D * frame.scale_D**2
-        self.wide = feature_count(kind, self.columns) > WIDEST
+        self.wide = feature_count(self.kind, self.columns) > WIDEST
         first = Level(not self.wide, dtype)
         second = Level(not self.wide, torch.float64)
         last = Level(False, torch.float64)
@@ -113,9 +114,19 @@ class Gaussian(Family):
     def completed(self, new: Params, params: Params | None, dead_SK: Tensor) -> Params:
         """New parameters with old values where they stay, and with the roots of the precisions."""
         new = self.keep_dead(new, params, dead_SK)
-        new |= fixed_values(self.fixed, params)
+        if self.model in MODELS:
+            new |= self._modelled(new, params)
+        new = with_fixed(self.fixed, new, params)
         root = precision_cholesky(self.kind, new["covariances"])
         return new | {"cholesky": root}
+
+    def _modelled(self, new: Params, params: Params | None) -> Params:
+        """Covariances that share what the model wants shared."""
+        old = params or {}
+        own = Own(new["covariances"], new["weights"], old.get("covariances"), old.get("orientation"))
+        found = MODELS[self.model](own)
+        shared = {} if found.orientation_SDD is None else {"orientation": found.orientation_SDD}
+        return {"covariances": found.covariances, **shared}
 
     def dead(self, tally: Tally) -> Tensor:
         """Which components (S, K) no row belongs to."""
@@ -139,9 +150,7 @@ class Gaussian(Family):
         origin_SKD = torch.zeros_like(offset_SKD)
         if params is not None and not level.quadratic:
             origin_SKD = params["means"]
-        means_SKD = origin_SKD + offset_SKD
-        if params is not None and "means" in self.fixed:
-            means_SKD = params["means"]
+        means_SKD = held(self.fixed, "means", origin_SKD + offset_SKD, params)
         moved_SKD = means_SKD - origin_SKD
         return means_SKD, self.covariances(weight_SK, offset_SKD, moved_SKD, moments.second)
 

@@ -7,7 +7,7 @@ batch. B rows of a piece, N rows in all, S starts, K components.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,11 +158,52 @@ class Run:
         return gain
 
 
-def fixed_values(names: tuple[str, ...], params: Params | None) -> Params:
-    """The parameters that an M step keeps as they were; none in the step that makes a start."""
+class Fixed(tuple[str, ...]):
+    """Names of parameters that stay as they were, and of those that stay for `some` components alone."""
+
+    some: dict[str, list[int]]
+
+    def __new__(cls, names: Iterable[str] = (), some: dict[str, list[int]] | None = None) -> Fixed:
+        made = super().__new__(cls, names)
+        made.some = some or {}
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for copies and pickles
+        return tuple(self), self.some
+
+
+def held(names: tuple[str, ...], name: str, new: Tensor, params: Params | None) -> Tensor:
+    """A new parameter (S, K, ...) with the old value where it stays."""
     if params is None:
-        return {}
-    return {name: params[name] for name in names}
+        return new
+    if name in names:
+        return params[name]
+    components = names.some.get(name) if isinstance(names, Fixed) else None
+    if components is None:
+        return new
+    kept = new.clone()
+    kept[:, components] = params[name][:, components]
+    return _filled_up(kept, components) if name == "weights" else kept
+
+
+def _filled_up(weights_SK: Tensor, components: list[int]) -> Tensor:
+    """Weights of which some are given; the others share what is left in their proportions."""
+    free_K = torch.ones(weights_SK.shape[1], dtype=torch.bool, device=weights_SK.device)
+    free_K[components] = False
+    given_S1 = weights_SK[:, ~free_K].sum(1, keepdim=True)
+    free_SK = weights_SK[:, free_K]
+    total_S1 = free_SK.sum(1, keepdim=True).clamp(min=1e-300)
+    filled_SK = weights_SK.clone()
+    filled_SK[:, free_K] = free_SK * (1 - given_S1) / total_S1
+    return filled_SK
+
+
+def with_fixed(names: tuple[str, ...], new: Params, params: Params | None) -> Params:
+    """New parameters with the old values where they stay; none stay in the step that makes a start."""
+    kept = {}
+    for name, value in new.items():
+        kept[name] = held(names, name, value, params)
+    return kept
 
 
 def select(params: Params, index: Any) -> Params:

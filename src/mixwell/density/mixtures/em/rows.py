@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,23 @@ class BlockRows(ArrayRows):
 
     def batch(self, x_BD: Tensor) -> Rows:
         return BlockRows(x_BD.numpy(), self.numeric)
+
+
+class MappedRows(Rows):
+    """Rows of another kind seen through a function of their values."""
+
+    def __init__(self, rows: Rows, through: Callable[[Tensor], Tensor]) -> None:
+        self._rows, self._through = rows, through
+        self.n_rows, self.n_columns = rows.n_rows, rows.n_columns
+        self.dtype, self.device, self.names = rows.dtype, rows.device, rows.names
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        for start, chunk in self._rows.chunks():
+            yield start, self._through(chunk)
+
+    @property
+    def streamed(self) -> bool:
+        return self._rows.streamed
 
 
 class MemmapRows(StreamRows):

@@ -1,0 +1,62 @@
+"""Runs of a learner whose loss on mixtures is known: word counts over domains that share some of their words.
+
+Legend: N runs, D domains, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixwell.data.predictor import Mixture, Predictor, rank_correlation
+from mixwell.data.runs import MixingRuns
+
+DOMAINS, WORDS, TOKENS = 4, 400, 20_000
+NAMES = ("code", "docs", "prose", "tables")
+
+
+@dataclass(frozen=True)
+class World:
+    """Word shares of every domain."""
+
+    share_DV: np.ndarray
+
+    def losses(self, weights_ND: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Cross-entropy of every domain under words counted in TOKENS draws from each mixture, smoothed: [N, D]."""
+        mixed_NV = weights_ND @ self.share_DV
+        mixed_NV = mixed_NV / mixed_NV.sum(1, keepdims=True)
+        count_NV = rng.multinomial(TOKENS, mixed_NV)
+        total = TOKENS + 0.5 * WORDS
+        log_NV = np.log((count_NV + 0.5) / total)
+        return -log_NV @ self.share_DV.T
+
+    def runs(self, count: int, rng: np.random.Generator) -> MixingRuns:
+        """Mixtures drawn evenly, with their losses."""
+        weights_ND = rng.dirichlet(np.ones(DOMAINS), count)
+        return MixingRuns(NAMES, NAMES, weights_ND, self.losses(weights_ND, rng))
+
+
+def world(rng: np.random.Generator) -> World:
+    """Domains of which each pair shares half of its mass with a common one."""
+    common_V = rng.dirichlet(np.full(WORDS, 0.3))
+    own_DV = rng.dirichlet(np.full(WORDS, 0.1), DOMAINS)
+    share_DV = 0.5 * common_V + 0.5 * own_DV
+    return World(share_DV)
+
+
+def scores(fitted: Mixture, held: MixingRuns) -> dict[str, float]:
+    """Root mean square error of log L in percent, and Spearman's rho in the mean of the targets."""
+    told_NM = fitted.predict(held.weights_ND)
+    off_NM = np.log(told_NM) - np.log(held.losses_NM)
+    square = np.mean(off_NM**2)
+    ranks = [rank_correlation(told_N, loss_N) for told_N, loss_N in zip(told_NM.T, held.losses_NM.T)]
+    return {"error": 100 * float(np.sqrt(square)), "rho": float(np.mean(ranks))}
+
+
+def compared(sides: dict[str, Predictor], count: int, seed: int) -> dict[str, dict[str, float]]:
+    """Predictors fitted to the same runs, scored on 300 others of the same world."""
+    rng = np.random.default_rng([seed, 15])
+    here = world(rng)
+    seen, held = here.runs(count, rng), here.runs(300, rng)
+    return {name: scores(side.fit(seen), held) for name, side in sides.items()}

@@ -96,7 +96,10 @@ class Online:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps."""
-        return {name: value.copy() for name, value in self._state.items()}
+        found = {}
+        for name, value in self._state.items():
+            found[name] = value.copy()
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; other names or shapes raise `MixwellError`."""

@@ -55,7 +55,8 @@ class DoReMi(Rule):
         even_D = np.full(self.domains, 1 / self.domains)
         first = math.log(self.config.vocab_size)
         excess_D = np.full(self.domains, first)
-        return {"alpha": even_D, "excess": excess_D, "sum": even_D, "count": np.array(1.0)}
+        one = np.array(1.0)
+        return {"alpha": even_D, "excess": excess_D, "sum": even_D, "count": one}
 
     def step(self, state: State, batch: Batch) -> State:
         """The excess of the domains met, then alpha."""
@@ -63,7 +64,8 @@ class DoReMi(Rule):
         excess_D = excess(batch.loss_T, reference_T, batch.domain_T, state["excess"])
         alpha_D = moved(state["alpha"], excess_D, self.config)
         total_D = state["sum"] + alpha_D
-        return {"alpha": alpha_D, "excess": excess_D, "sum": total_D, "count": state["count"] + 1}
+        count = state["count"] + 1
+        return {"alpha": alpha_D, "excess": excess_D, "sum": total_D, "count": count}
 
     def weights(self, state: State) -> np.ndarray:
         """alpha: what the next loss is weighed by, see `token_weights`."""

@@ -49,14 +49,17 @@ class OnlineMixing(Rule):
     def start(self) -> State:
         """No rewards, even weights."""
         even_D = np.full(self.domains, 1 / self.domains)
-        return {"reward": np.zeros(self.domains), "weights": even_D, "step": np.array(0.0)}
+        none_D = np.zeros(self.domains)
+        start = np.array(0.0)
+        return {"reward": none_D, "weights": even_D, "step": start}
 
     def step(self, state: State, batch: Batch) -> State:
         """Rewards of the domains met, then the weights."""
         before_D, drawn_D = state["reward"], state["weights"]
         loss_D = means(batch.loss_T, batch.domain_T, np.zeros(self.domains))
         keep = self.config.memory
-        fresh_D = keep * before_D + (1 - keep) * loss_D / drawn_D
+        gain_D = loss_D / drawn_D
+        fresh_D = keep * before_D + (1 - keep) * gain_D
         met_D = counts(batch.domain_T, self.domains) > 0
         reward_D = np.where(met_D, fresh_D, before_D)
         step = state["step"] + 1

@@ -5,8 +5,8 @@
 **Shapes:** per sample its cell, and whether it was and is right [T]; n, d, rho [K]. A cell is a domain here: a task, a
     cluster of embeddings, a bin of the old model's confidence, or a product of them.
 **Reference:** Bai et al. 2024 (2402.08096).
-**Differs:** the paper was read in summaries: the smoothing e, and forgetting counts by a factor a step instead of at the
-    end of a window, are ours. Samples come from batches that hold them anyway, so that no forward pass is added.
+**Differs:** the paper was read in summaries: the smoothing e, and forgetting counts by a factor a step instead of at
+    the end of a window, are ours. Samples come from batches that hold them anyway, so that no forward pass is added.
 **Fails when:** forgetting is even over the cells, or there are more cells than a window has samples.
 **Cost:** O(T + K) a step.
 """
@@ -60,17 +60,21 @@ class Rehearsal(Rule):
 
     def start(self) -> State:
         """Nothing seen."""
-        return {"seen": np.zeros(self.domains), "damaged": np.zeros(self.domains)}
+        none_D = np.zeros(self.domains)
+        return {"seen": none_D, "damaged": none_D}
 
     def step(self, state: State, batch: Batch) -> State:
         """Older counts fade, the batch's are added."""
         why = "mix-cd counts what was right before and is wrong now"
-        was_T = batch.asked("was_right_T", why).astype(bool)
-        is_T = batch.asked("is_right_T", why).astype(bool)
-        damaged_T = batch.domain_T[was_T & ~is_T]
+        was_T = batch.asked("was_right_T", why)
+        is_T = batch.asked("is_right_T", why)
+        lost_T = was_T.astype(bool) & ~is_T.astype(bool)
+        cell_T = batch.domain_T
+        met_D = counts(cell_T, self.domains)
+        lost_D = counts(cell_T[lost_T], self.domains)
         keep = self.config.memory
-        seen_D = keep * state["seen"] + counts(batch.domain_T, self.domains)
-        damaged_D = keep * state["damaged"] + counts(damaged_T, self.domains)
+        seen_D = keep * state["seen"] + met_D
+        damaged_D = keep * state["damaged"] + lost_D
         return {"seen": seen_D, "damaged": damaged_D}
 
     def density(self, state: State) -> np.ndarray:

@@ -25,7 +25,6 @@ class World:
     def losses(self, weights_ND: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Cross-entropy of every domain under words counted in TOKENS draws from each mixture, smoothed: [N, D]."""
         mixed_NV = weights_ND @ self.share_DV
-        mixed_NV = mixed_NV / mixed_NV.sum(1, keepdims=True)
         count_NV = rng.multinomial(TOKENS, mixed_NV)
         total = TOKENS + 0.5 * WORDS
         log_NV = np.log((count_NV + 0.5) / total)
@@ -39,24 +38,39 @@ class World:
 
 def world(rng: np.random.Generator) -> World:
     """Domains of which each pair shares half of its mass with a common one."""
-    common_V = rng.dirichlet(np.full(WORDS, 0.3))
-    own_DV = rng.dirichlet(np.full(WORDS, 0.1), DOMAINS)
-    share_DV = 0.5 * common_V + 0.5 * own_DV
-    return World(share_DV)
+    even_V = np.ones(WORDS)
+    common_V = rng.dirichlet(0.3 * even_V)
+    own_DV = rng.dirichlet(0.1 * even_V, DOMAINS)
+    twice_DV = common_V + own_DV
+    return World(twice_DV / 2)
 
 
 def scores(fitted: Mixture, held: MixingRuns) -> dict[str, float]:
     """Root mean square error of log L in percent, and Spearman's rho in the mean of the targets."""
     told_NM = fitted.predict(held.weights_ND)
-    off_NM = np.log(told_NM) - np.log(held.losses_NM)
-    square = np.mean(off_NM**2)
-    ranks = [rank_correlation(told_N, loss_N) for told_N, loss_N in zip(told_NM.T, held.losses_NM.T)]
-    return {"error": 100 * float(np.sqrt(square)), "rho": float(np.mean(ranks))}
+    error = percent(told_NM, held.losses_NM)
+    ranks = []
+    for told_N, loss_N in zip(told_NM.T, held.losses_NM.T):
+        rho = rank_correlation(told_N, loss_N)
+        ranks.append(rho)
+    return {"error": error, "rho": float(np.mean(ranks))}
+
+
+def percent(told: np.ndarray, true: np.ndarray) -> float:
+    """Root mean square error of log L in percent."""
+    off = np.log(told) - np.log(true)
+    square = np.mean(off**2)
+    return 100 * float(np.sqrt(square))
 
 
 def compared(sides: dict[str, Predictor], count: int, seed: int) -> dict[str, dict[str, float]]:
     """Predictors fitted to the same runs, scored on 300 others of the same world."""
     rng = np.random.default_rng([seed, 15])
     here = world(rng)
-    seen, held = here.runs(count, rng), here.runs(300, rng)
-    return {name: scores(side.fit(seen), held) for name, side in sides.items()}
+    seen = here.runs(count, rng)
+    held = here.runs(300, rng)
+    found = {}
+    for name, side in sides.items():
+        fitted = side.fit(seen)
+        found[name] = scores(fitted, held)
+    return found

@@ -2,8 +2,8 @@
 
 Paper: RegMix: Data Mixture as Regression for Language Model Pre-training.
 Tried: 256 mixtures of four domains that share half of their words, learned by smoothed counts of 20,000 words;
-scikit-learn's trees against linear regression, on 300 other mixtures. Against it: a rank correlation in the mean of the
-domains that is no higher, or an error above the line's.
+scikit-learn's trees (100 rounds of 0.1) against linear regression, on 300 other mixtures. Against it: a rank
+correlation in the mean of the domains that is no higher, or an error above the line's.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ CLAIM = Claim("Trees rank mixtures better than a line.", "Spearman's rho", quant
 def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     """Rank correlation and error of both."""
     line = Regression(Config(kind="linear"))
-    trees = Regression(Config(rounds=300, learning_rate=0.03))
+    trees = Regression(Config(rounds=100, learning_rate=0.1))
     return compared({"method": trees, "baseline": line}, 256, seed)

@@ -26,9 +26,10 @@ class Planted:
     def error(self, law: Law) -> float:
         """Root mean square error of log L on the dear runs, in percent, by a fit to the others."""
         fit = law.fit(self.seen)
-        told_N = np.log(fit.predict(self.dear))
-        true_N = np.log(self.truth.predict(self.dear))
-        square = np.mean((told_N - true_N) ** 2)
+        told_N = fit.predict(self.dear)
+        true_N = self.truth.predict(self.dear)
+        off_N = np.log(told_N / true_N)
+        square = np.mean(off_N**2)
         return 100 * float(np.sqrt(square))
 
 
@@ -41,16 +42,20 @@ def law_of(name: str) -> Law:
 def planted(name: str, seed: int) -> Planted:
     """The runs of a law's own example, drawn anew at each seed, with its parameters."""
     rng = np.random.default_rng([seed, 11])
-    given = registry.find(f"scaling.laws.{name}").module().example(rng)
+    entry = registry.find(f"scaling.laws.{name}")
+    given = entry.module().example(rng)
     law = law_of(name)
     truth = law.curve(given["parameters"])
     runs = given["runs"]
     clean_N = truth.predict(runs)
-    noise_N = NOISE * rng.standard_normal(len(clean_N))
-    table = {**runs, "loss": clean_N * np.exp(noise_N)}
-    order_N = np.argsort(cost(law, runs))
-    held = round(HELD * len(order_N))
-    return Planted(truth, rows(table, order_N[:-held]), rows(table, order_N[-held:]))
+    count = len(clean_N)
+    noise_N = NOISE * rng.standard_normal(count)
+    noisy_N = clean_N * np.exp(noise_N)
+    table = {**runs, "loss": noisy_N}
+    cost_N = cost(law, runs)
+    order_N = np.argsort(cost_N)
+    seen = count - round(HELD * count)
+    return Planted(truth, rows(table, order_N[:seen]), rows(table, order_N[seen:]))
 
 
 def cost(law: Law, runs: Table) -> np.ndarray:

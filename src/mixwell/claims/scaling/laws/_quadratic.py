@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST = 1e30  # where an error that diverges stops
 DIRECTIONS = 4096  # of the task; a model has the first `size` of them
-LABEL_NOISE = 0.01
+LABEL_NOISE = 1.0  # about what the target varies by: batches differ by noise, as a language's do
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Task:
 def drawn(seed: int) -> Task:
     """A task for each seed."""
     rng = np.random.default_rng([seed, 12])
-    return Task(rng.uniform(1.4, 1.7), rng.uniform(1.15, 1.3))
+    return Task(rng.uniform(1.4, 1.7), rng.uniform(1.5, 1.8))
 
 
 def descent(task: Task, size: int, rates_S: np.ndarray, batches_S: np.ndarray, steps_S: np.ndarray,
             decayed: bool) -> Iterator[np.ndarray]:
-    """Expected losses [S] before the first and after every step, for Gaussian inputs; inf where it diverges.
+    """Expected losses [S] before the first and after every step, for Gaussian inputs.
 
     decayed: whether rates fall in a line to 0 at a setting's last step.
     """
@@ -49,22 +50,24 @@ def descent(task: Task, size: int, rates_S: np.ndarray, batches_S: np.ndarray, s
     loss_S = error_SI @ variance_I + unlearned
     yield loss_S
     for step in range(int(steps_S.max())):
-        left_S = np.clip(1 - step / steps_S, 0, 1) if decayed else 1.0
-        rate_S1 = (rates_S * left_S)[:, None]
-        error_SI = _stepped(error_SI, variance_I, rate_S1, batches_S[:, None], loss_S[:, None])
+        rate_S = rates_S
+        if decayed:
+            left_S = 1 - step / steps_S
+            rate_S = rates_S * np.maximum(left_S, 0)
+        spread_S = rate_S**2 * loss_S / batches_S
+        error_SI = _stepped(error_SI, variance_I, rate_S[:, None], batches_S[:, None])
+        error_SI += spread_S[:, None] * variance_I
         loss_S = error_SI @ variance_I + unlearned
         yield loss_S
 
 
-def _stepped(error_SI: np.ndarray, variance_I: np.ndarray, rate_S1: np.ndarray, batch_S1: np.ndarray,
-             loss_S1: np.ndarray) -> np.ndarray:
-    """The mean step shrinks the error; the batch's scatter adds to it."""
+def _stepped(error_SI: np.ndarray, variance_I: np.ndarray, rate_S1: np.ndarray, batch_S1: np.ndarray) -> np.ndarray:
+    """The mean step shrinks the error; the scatter of the batch's own curvature adds to it."""
     pull_SI = rate_S1 * variance_I
-    shrunk_SI = (1 - pull_SI) ** 2 * error_SI
-    fourth_SI = pull_SI**2 * error_SI
-    spread_SI = rate_S1 * pull_SI * loss_S1
-    scatter_SI = (fourth_SI + spread_SI) / batch_S1
-    return np.minimum(shrunk_SI + scatter_SI, 1e30)
+    kept_SI = (1 - pull_SI) ** 2
+    scattered_SI = pull_SI**2 / batch_S1
+    factor_SI = kept_SI + scattered_SI
+    return np.minimum(factor_SI * error_SI, MOST)
 
 
 def grid(*axes: np.ndarray) -> list[np.ndarray]:

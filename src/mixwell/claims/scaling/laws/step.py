@@ -9,6 +9,8 @@ is best on average over the six. Against it: an excess over the best cell that i
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from mixwell.claims.bench import Bench
@@ -21,7 +23,6 @@ SIZES = (32, 96, 288)
 SAMPLES = (1024, 4096, 16384)
 RATES = 0.02 * 1.7 ** np.arange(9)
 BATCHES = 2.0 ** np.arange(2, 8)
-PLATEAU = 0.02  # losses of this problem differ by more than a language model's
 
 
 def cells(task: Task, size: int, samples: int) -> np.ndarray:
@@ -38,19 +39,26 @@ def table(found: dict[tuple[int, int], np.ndarray]) -> dict[str, np.ndarray]:
     cells_each = len(rate_S)
     count = len(found)
     sizes, samples = zip(*found)
-    runs = {"n": np.repeat(sizes, cells_each), "d": np.repeat(samples, cells_each)}
-    runs["lr"] = np.tile(rate_S, count)
-    runs["batch"] = np.tile(batch_S, count)
-    runs["loss"] = np.concatenate([loss.ravel() for loss in found.values()])
-    return runs
+    losses = [loss.ravel() for loss in found.values()]
+    return {
+        "n": np.repeat(sizes, cells_each),
+        "d": np.repeat(samples, cells_each),
+        "lr": np.tile(rate_S, count),
+        "batch": np.tile(batch_S, count),
+        "loss": np.concatenate(losses),
+    }
 
 
 def nearest(law: Steps, size: int, samples: int) -> tuple[int, int]:
     """The cell that the law says."""
     rate, batch = law.predict({"n": size, "d": samples})
-    off_rate = np.abs(np.log(RATES / rate))
-    off_batch = np.abs(np.log(BATCHES / batch))
-    return int(off_rate.argmin()), int(off_batch.argmin())
+    return place(RATES, rate), place(BATCHES, batch)
+
+
+def place(values: np.ndarray, wanted: np.ndarray) -> int:
+    """Where the value lies that is nearest in logarithms."""
+    off = np.log(values / wanted)
+    return int(np.abs(off).argmin())
 
 
 def excess(loss: np.ndarray) -> np.ndarray:
@@ -61,13 +69,19 @@ def excess(loss: np.ndarray) -> np.ndarray:
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Mean excess at the pairs of most samples."""
     task = drawn(seed)
-    seen = {(size, samples): cells(task, size, samples) for samples in SAMPLES[:-1] for size in SIZES}
-    law = step_law(table(seen), Config(plateau=PLATEAU))
-    average = np.mean([excess(loss) for loss in seen.values()], 0)
-    constant = np.unravel_index(average.argmin(), average.shape)
+    *few, most = SAMPLES
+    seen = {}
+    for pair in itertools.product(SIZES, few):
+        seen[pair] = cells(task, *pair)
+    law = step_law(table(seen), Config())
+    offs = [excess(loss) for loss in seen.values()]
+    average = np.mean(offs, 0)
+    lowest = average.argmin()
+    constant = np.unravel_index(lowest, average.shape)
     by_law, by_constant = [], []
     for size in SIZES:
-        off = excess(cells(task, size, SAMPLES[-1]))
-        by_law.append(off[nearest(law, size, SAMPLES[-1])])
+        off = excess(cells(task, size, most))
+        cell = nearest(law, size, most)
+        by_law.append(off[cell])
         by_constant.append(off[constant])
     return {"method": float(np.mean(by_law)), "baseline": float(np.mean(by_constant))}

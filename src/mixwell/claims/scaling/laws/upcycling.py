@@ -26,13 +26,19 @@ class Apart(Law):
     """A D1^-a1 D2^-a2 + E."""
 
     columns = ("d1", "d2")
-    ranges: ClassVar[Ranges] = {"A": (0.0, 12.0), "E": (-2.0, 1.5), "a1": (0.0, 0.5), "a2": (0.0, 0.8)}
+    ranges: ClassVar[Ranges] = {
+        "A": (0.0, 12.0),
+        "E": (-2.0, 1.5),
+        "a1": (0.0, 0.5),
+        "a2": (0.0, 0.8),
+    }
     prefactors = frozenset({"A", "E"})
 
     def terms(self, runs: Runs, shape_Q: np.ndarray) -> np.ndarray:
         """log A - a1 log D1 - a2 log D2, and log E."""
         log_1, log_2 = (np.log(runs[name]) for name in self.columns)
-        return self.linear({"A": 1.0, "a1": -log_1, "a2": -log_2}, {"E": 1.0})
+        tokens = {"A": 1.0, "a1": -log_1, "a2": -log_2}
+        return self.linear(tokens, {"E": 1.0})
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

@@ -5,8 +5,8 @@
     the mean loss for any q above 0.
 **Shapes:** features e [N, D]; K centres; q [N]; indices and weights [S].
 **Reference:** Axiotis et al. 2024 (2402.17327), algorithm 1.
-**Differs:** z is 2. The centre's loss is that of the example nearest to it. q is mixed with even sampling by a hundredth,
-    so that a centre of loss 0 makes no weight infinite.
+**Differs:** z is 2. The centre's loss is that of the example nearest to it. q is mixed with even sampling by a
+    hundredth, so that a centre of loss 0 makes no weight infinite.
 **Fails when:** losses vary inside clusters by orders of magnitude, as a well fitted classifier's do. K losses are spent
     before the first draw: below some S even sampling with the same number of losses is better.
 **Cost:** k-means O(N D K) and K losses, then S losses.

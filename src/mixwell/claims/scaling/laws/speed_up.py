@@ -3,7 +3,7 @@
 Paper: Efficient Large Scale Language Modeling with Mixtures of Experts.
 Tried: the bench's mixture (top-2 of eight experts of 64) and dense blocks of 32, 128 and 512 units, each put into the
 trunk and trained on 300,000 tokens; the factor of the paper, the FLOPs of the dense model of the mixture's loss over
-the mixture's own. Against it: a factor of 1 or below; no outcome where the mixture's loss lies outside the dense models'.
+the mixture's own. Against it: a factor of 1 or below; no outcome where the mixture's loss is outside the dense ones.
 """
 
 from __future__ import annotations

@@ -54,6 +54,12 @@ LAW = Form("law", '''curve = ENTRY.load()().curve(values["parameters"])
     return curve.predict(values["runs"])''', drawn=DRAWN)
 PREDICTOR = Form("predictor", '''runs = values["runs"]
     return ENTRY.load()().fit(runs).predict(runs.weights_ND, runs.steps_N)''', drawn=DRAWN)
+RULE = Form("rule", '''rule = values["rule"]
+    state = rule.start()
+    for batch in values["batches"]:
+        state = rule.update(state, batch)
+    return rule.result(state)''', drawn=DRAWN)
+SELECTOR = Form("selector", f"return ENTRY.load()(**values, generator={DRAWN}).indices_S", drawn=DRAWN)
 CONVERSION = Form("conversion", "return dict(ENTRY.load()(**values).tensors)")
 FORMS = {
     "experts.routers": ROUTER,
@@ -66,6 +72,8 @@ FORMS = {
     "precision": CONVERSION,
     "scaling.laws": LAW,
     "data.mixing": PREDICTOR,
+    "data.online": RULE,
+    "data.selection": SELECTOR,
     "density.mixtures": MIXTURE,
     "density.values": Form("value", "return ENTRY.load()(**values)"),
     "density.circuits": MODULE,

@@ -66,7 +66,10 @@ def _known(states: Mapping[str, StateDict], name: str) -> StateDict:
 
 def _form(state: StateDict) -> dict[str, tuple[Any, ...]]:
     """Shape and type of every tensor."""
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+    found = {}
+    for name, tensor in state.items():
+        found[name] = (tensor.shape, tensor.dtype)
+    return found
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

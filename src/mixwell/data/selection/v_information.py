@@ -1,6 +1,6 @@
 """Hard and diverse examples: in every cluster, those that the current self-supervised model predicts worst.
 
-**Equation:** I_V(X -> Y) = H_V(Y | 0) - H_V(Y | X) with H_V(Y | X) = inf over f in V of E[-log f[X](Y)]. Kept are, of
+**Equation:** I_V(X -> Y) = H_V(Y | 0) - H_V(Y | X) with H_V(Y | X) = inf over f in V of E[-log f(Y; X)]. Kept are, of
     each cluster, the share of highest loss of predicting the hidden part Y from the visible part X.
 **Shapes:** features [N, D], losses [N]; indices [S].
 **Reference:** Yang et al. 2024, "Maximizing V-information for Pre-training Superior Foundation Models"; V-information:

@@ -24,11 +24,14 @@ def kept(seed: int, real: float) -> float:
     place_V = torch.arange(1, WORDS + 1, dtype=torch.float64)
     share_V = 1 / place_V
     config = Config(samples=DRAWS, generations=GENERATIONS, real=real)
-    found = words(share_V / share_V.sum(), config, generator(seed, "generations"))
-    count_V = DRAWS * found[1]
-    rare_V = (count_V > 0.5) & (count_V < RARE + 0.5)
+    share_V = share_V / share_V.sum()
+    draws = generator(seed, "generations")
+    found = words(share_V, config, draws)
+    first_V = (DRAWS * found[1]).round()
+    rare_V = (first_V > 0) & (first_V <= RARE)
     last_V = found[-1] > 0
-    return float(last_V[rare_V].double().mean())
+    kept_R = last_V[rare_V].double()
+    return float(kept_R.mean())
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

@@ -26,8 +26,9 @@ class World:
         """Cross-entropy of every domain under words counted in TOKENS draws from each mixture, smoothed: [N, D]."""
         mixed_NV = weights_ND @ self.share_DV
         count_NV = rng.multinomial(TOKENS, mixed_NV)
+        smoothed_NV = count_NV + 0.5
         total = TOKENS + 0.5 * WORDS
-        log_NV = np.log((count_NV + 0.5) / total)
+        log_NV = np.log(smoothed_NV / total)
         return -log_NV @ self.share_DV.T
 
     def runs(self, count: int, rng: np.random.Generator) -> MixingRuns:

@@ -57,10 +57,13 @@ def counted(share_V: np.ndarray, tokens_N: np.ndarray, rng: np.random.Generator)
 
 def blind(seen: MixingRuns, held: MixingRuns) -> np.ndarray:
     """What steps alone foretell: [N, M]."""
+    law = SaturatingPower(starts=24)
     told = []
     for loss_N in seen.losses_NM.T:
-        fit = SaturatingPower(starts=24).fit({"x": seen.steps_N, "loss": loss_N})
-        told.append(fit.predict({"x": held.steps_N}))
+        table = {"x": seen.steps_N, "loss": loss_N}
+        fit = law.fit(table)
+        told_N = fit.predict({"x": held.steps_N})
+        told.append(told_N)
     return np.stack(told, 1)
 
 

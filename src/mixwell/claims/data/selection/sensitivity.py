@@ -27,7 +27,8 @@ def error(loss_N: np.ndarray, share_N: np.ndarray, draws: int, rng: np.random.Ge
     weighted_N = loss_N / (count * share_N)
     told = weighted_N[places].mean(1)
     off = told - loss_N.mean()
-    return float(np.sqrt(np.mean(off**2)))
+    square = np.mean(off**2)
+    return float(np.sqrt(square))
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

@@ -28,9 +28,11 @@ class Planted:
         fit = law.fit(self.seen)
         told_N = fit.predict(self.dear)
         true_N = self.truth.predict(self.dear)
-        off_N = np.log(told_N / true_N)
+        ratio_N = told_N / true_N
+        off_N = np.log(ratio_N)
         square = np.mean(off_N**2)
-        return 100 * float(np.sqrt(square))
+        share = float(np.sqrt(square))
+        return 100 * share
 
 
 def law_of(name: str) -> Law:
@@ -55,7 +57,9 @@ def planted(name: str, seed: int) -> Planted:
     cost_N = cost(law, runs)
     order_N = np.argsort(cost_N)
     seen = count - round(HELD * count)
-    return Planted(truth, rows(table, order_N[:seen]), rows(table, order_N[seen:]))
+    cheap = rows(table, order_N[:seen])
+    dear = rows(table, order_N[seen:])
+    return Planted(truth, cheap, dear)
 
 
 def cost(law: Law, runs: Table) -> np.ndarray:

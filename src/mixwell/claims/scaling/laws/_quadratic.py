@@ -29,7 +29,8 @@ class Task:
         power = place**-self.target
         error = power / variance
         beyond = power[size:].sum()
-        return variance[:size], error[:size], beyond + LABEL_NOISE
+        unlearned = beyond + LABEL_NOISE
+        return variance[:size], error[:size], unlearned
 
 
 def drawn(seed: int) -> Task:

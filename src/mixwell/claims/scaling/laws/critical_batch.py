@@ -30,9 +30,10 @@ def losses(task: Task, size: int) -> np.ndarray:
     rate_S, batch_S = grid(RATES, BATCHES)
     longest = max(SAMPLES) / BATCHES[0]
     most = np.full_like(batch_S, longest)
-    found = []
     shape = len(RATES), len(BATCHES)
-    for loss_S in descent(task, size, rate_S, batch_S, most, decayed=False):
+    descending = descent(task, size, rate_S, batch_S, most, decayed=False)
+    found = []
+    for loss_S in descending:
         by_rate = loss_S.reshape(shape)
         found.append(by_rate.min(0))
     return np.minimum.accumulate(np.array(found))

@@ -29,8 +29,10 @@ def cells(task: Task, size: int, samples: int) -> np.ndarray:
     """Expected final loss of every cell: [rates, batches]."""
     rate_S, batch_S = grid(RATES, BATCHES)
     steps_S = samples / batch_S
-    *_, last_S = descent(task, size, rate_S, batch_S, steps_S, decayed=True)
-    return last_S.reshape(len(RATES), len(BATCHES))
+    descending = descent(task, size, rate_S, batch_S, steps_S, decayed=True)
+    *_, last_S = descending
+    shape = len(RATES), len(BATCHES)
+    return last_S.reshape(shape)
 
 
 def table(found: dict[tuple[int, int], np.ndarray]) -> dict[str, np.ndarray]:

@@ -162,6 +162,7 @@ TAGS = {
     "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
     "scaling.laws": {"law", "budget"},
     "data.mixing": {"own"},
+    "data.selection": {"distinct"},
 }
 SUITES = {"scaling.laws": "scaling"}
 

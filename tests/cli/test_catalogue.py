@@ -158,6 +158,11 @@ FILLED = {
                   "return 4.0 * self.dim * self.config.hidden_dim"], "running: running_sum"),
     "convert": (["return checkpoint.derive(tensors=dict(checkpoint.tensors))"], ""),
     "precision": (["return checkpoint.derive(tensors=dict(checkpoint.tensors))"], ""),
+    "scaling.laws": (["return self.linear({'A': 1.0, 'k': -np.log(runs['x'])})"], ""),
+    "data.mixing": (["slopes_D = np.linalg.lstsq(runs.weights_ND, runs.losses_NM[:, target])[0]; "
+                     "return lambda weights_ND, steps_N=None: weights_ND @ slopes_D"], ""),
+    "data.online": (["return softmax(state['loss'])"], ""),
+    "data.selection": (["return np.argsort(-loss_N)"], ""),
     "density.mixtures": (["return x_BD.T.double()",
                           "return -0.5 * (x_BD.double() ** 2 + np.log(2 * np.pi)).sum(1)",
                           "return params['means'], -0.5 * (params['means'] ** 2).sum(-1)",

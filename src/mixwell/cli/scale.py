@@ -36,7 +36,7 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
           choose: Annotated[list[str] | None, typer.Option(metavar="COLUMN=A,B,...", help="What another column of the "
                                                            "law may be, such as e=1,2,4,8.")] = None,
           at: Annotated[list[str] | None, typer.Option(metavar="COLUMN=A,B,...", help="Models whose loss is predicted, "
-                                                       "such as n=7G d=1T.")] = None,
+                                                       "such as --at n=7G --at d=1T.")] = None,
           draws: Annotated[int, typer.Option(min=20, help="Bootstrap draws for the intervals.")] = 200,
           seed: Annotated[int, typer.Option(min=0, help="Of starts and draws.")] = 0,
           json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it as JSON.")] = None) -> None:

@@ -34,6 +34,7 @@ class Form:
     template: str
     call: str  # in the test: statements from `values` (what `example` gives) to numbers that can be compared
     imports: str = ""  # of the test
+    drawn: str = "generator"  # what `example` draws from
 
 
 ROUTER = Form("router", '''made = ENTRY.load()(values["dim"], values["num_experts"], values["config"], generator)
@@ -48,6 +49,17 @@ MIXTURE = Form("mixture", '''estimator = values.pop("estimator")
     return estimator.fit(**values).score_samples(values["X"])''')
 MODULE = Form("module", '''module = values.pop("module")
     return module(**values)''')
+DRAWN = "np.random.default_rng(7)"
+LAW = Form("law", '''curve = ENTRY.load()().curve(values["parameters"])
+    return curve.predict(values["runs"])''', drawn=DRAWN)
+PREDICTOR = Form("predictor", '''runs = values["runs"]
+    return ENTRY.load()().fit(runs).predict(runs.weights_ND, runs.steps_N)''', drawn=DRAWN)
+RULE = Form("rule", '''rule = values["rule"]
+    state = rule.start()
+    for batch in values["batches"]:
+        state = rule.update(state, batch)
+    return rule.result(state)''', drawn=DRAWN)
+SELECTOR = Form("selector", f"return ENTRY.load()(**values, generator={DRAWN}).indices_S", drawn=DRAWN)
 CONVERSION = Form("conversion", "return dict(ENTRY.load()(**values).tensors)")
 FORMS = {
     "experts.routers": ROUTER,
@@ -58,6 +70,10 @@ FORMS = {
     "sequence": SEQUENCE,
     "convert": CONVERSION,
     "precision": CONVERSION,
+    "scaling.laws": LAW,
+    "data.mixing": PREDICTOR,
+    "data.online": RULE,
+    "data.selection": SELECTOR,
     "density.mixtures": MIXTURE,
     "density.values": Form("value", "return ENTRY.load()(**values)"),
     "density.circuits": MODULE,
@@ -129,6 +145,8 @@ def skeleton(name: str, title: str, paper: str, year: int) -> dict[Path, str]:
         "object": "".join(word.capitalize() for word in last.split("_")),
         "call": form.call,
         "test_imports": form.imports,
+        "drawn": form.drawn,
+        "arrays": "import numpy as np\n" if form.drawn == DRAWN else "",
     }
     values["card"] = _filled("card", values)
     package = Path("src/mixwell")

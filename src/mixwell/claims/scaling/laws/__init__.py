@@ -1,0 +1,1 @@
+"""Claims of laws of scale."""

@@ -1,0 +1,1 @@
+"""Which examples to keep: features and losses of a pool in, indices and weights out."""

@@ -54,7 +54,8 @@ def save(path, found, delimiter):
     path.write_text(out.getvalue(), encoding="utf-8")
 
 
-@settings(derandomize=True, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(derandomize=True, max_examples=150, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(found=columns(), delimiter=st.sampled_from(",;\t|"), comma=st.booleans())
 def test_numbers_are_read_as_written_or_refused(found, delimiter, comma, tmp_path):
     path = tmp_path / "table.csv"

@@ -314,9 +314,10 @@ def test_metadata_that_lack_a_size_or_nest_too_deep_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "count", "message"), [
-    ("block_count", 2**31, "2147483648 layers; there are 12 tensors, too few"),
-    ("block_count", 13, "13 layers; there are 12 tensors, too few"),
-    ("expert_count", 2**31, "num_local_experts is 2147483648; the tensors hold at most"),
+    ("block_count", 2**31, "num_hidden_layers is 2147483648; expected a whole number"),
+    ("block_count", 2**31 - 1, r"2147483647 layers; there are \d+ tensors, too few"),
+    ("block_count", 100, r"100 layers; there are \d+ tensors, too few"),
+    ("expert_count", 2**31 - 1, "num_local_experts is 2147483647; the tensors hold at most"),
 ])
 def test_counts_are_bounded_by_the_tensors(key, count, message, tmp_path):
     path, which = tmp_path / "model.gguf", "llama, experts" if key == "expert_count" else "llama"

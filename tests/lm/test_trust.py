@@ -213,9 +213,9 @@ def test_a_header_is_bounded_before_it_is_read(content, size, message, tmp_path)
 
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("num_hidden_layers", 2**63, "num_hidden_layers is 9223372036854775808; expected a whole number from 1 to"),
-    ("num_hidden_layers", 2**31 - 1, "2147483647 layers; the folder holds .* tensors, too few"),
+    ("num_hidden_layers", 2**31 - 1, "2147483647 layers; there are .* tensors, too few"),
     ("num_hidden_layers", [2], r"num_hidden_layers is \[2\]"),
-    ("num_local_experts", 2**31 - 1, "num_local_experts is 2147483647; the tensors of the folder hold at most"),
+    ("num_local_experts", 2**31 - 1, "num_local_experts is 2147483647; the tensors hold at most"),
     ("vocab_size", 2**31 - 1, "takes .* GiB .* this machine has"),
     ("hidden_size", 2**31 - 1, "takes|larger than any memory"),
     ("sliding_window", 2**63, "sliding_window is 9223372036854775808; expected a whole number"),

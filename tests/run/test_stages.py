@@ -201,12 +201,27 @@ def test_draws_differ_by_seed_and_depth():
 def counted(monkeypatch, text, tmp_path):
     """Stage id -> names of the source files that its key covers."""
     seen = []
-    monkeypatch.setattr(keys, "_digest_files", lambda files: seen.append({f.stem for f in files}) or "x")
+    monkeypatch.setattr(keys, "_digest_files", lambda files: {f.stem for f in files})
+    monkeypatch.setattr(keys, "digest", lambda data: seen.append(data["code"]) or str(len(seen)))
     path = tmp_path / "keys.yaml"
     path.write_text(text)
     stages = recipe.stages(recipe.read(path))
     keys.stage_keys(stages, 1)
     return dict(zip((s.id for s in stages), seen))
+
+
+def test_the_source_is_looked_at_once_for_stages_that_reach_the_same(monkeypatch, tmp_path, texts):
+    looked = []
+    whole = keys._digest_files
+    monkeypatch.setattr(keys, "_digest_files", lambda files: looked.append(1) or whole(files))
+    head = f"data: {{domains: {{left: {texts}/left}}}}\nstages:\n"
+    path = tmp_path / "many.yaml"
+    for count in (3, 300):
+        path.write_text(head + "".join(f"  - {{id: s{i}, train: {{tokens: {i + 1}k}}}}\n" for i in range(count)))
+        looked.clear()
+        found = keys.stage_keys(recipe.stages(recipe.read(path)), 1)
+        assert len(set(found.values())) >= count
+        assert len(looked) <= len({*keys.KINDS})
 
 
 def test_a_key_covers_the_methods_that_a_stage_can_reach(monkeypatch, tmp_path, texts):

@@ -7,7 +7,7 @@ import pytest
 
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
-from mixwell.run.stages import Job, Stage
+from mixwell.run.stages import Job, Stage, text
 from mixwell.run.stages.text import DataConfig, data_fingerprint, read_splits, run_data
 from mixwell.run.stages.train import repeated
 
@@ -106,6 +106,21 @@ def test_the_key_of_the_text_covers_the_validation_set(tmp_path):
     assert data_fingerprint(stage) == before
     (own / "0000.txt").write_text("other text")
     assert data_fingerprint(stage) != before
+
+
+def test_another_share_held_out_is_no_other_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(text.facts.time, "time_ns", lambda: 2**62)  # all files are old enough
+    corpus(tmp_path / "texts", [400, 400])
+    read = []
+    whole = text._read
+    monkeypatch.setattr(text, "_read", lambda *args: read.append(1) or whole(*args))
+    found = []
+    for options in ({}, {"held_out": 0.3}, {"answers_only": False}, {"max_bytes": 500}):
+        config = DataConfig(domains={"a": str(tmp_path / "texts")}, **options)
+        found.append(data_fingerprint(Stage(id="data", kind="data", method="data", config=config)))
+    assert len(read) == 2, "once, and once under the other cap"
+    assert found[0] == found[1] == found[2] != found[3]
 
 
 def test_a_data_set_is_capped_and_split_apart(tmp_path):

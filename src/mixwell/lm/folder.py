@@ -52,7 +52,7 @@ def read(path: str | Path) -> Checkpoint:
     config = _config(folder)
     stored = open_folder(folder)
     record, files = _record(folder), schemas.side_files(folder)
-    _check_counts(config, stored, folder / CONFIG)
+    _check_counts(config, _shapes(stored), folder / CONFIG)
     opened = _own if config.get("model_type") == OWN else _from_hugging_face
     arch, tensors = opened(config, stored, folder)
     _tell_changed_files(folder, files, record.get("files", {}))
@@ -133,18 +133,25 @@ def _warn(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=5)
 
 
-def _check_counts(config: Mapping[str, Any], stored: LazyTensors, where: Path) -> None:
-    """A model has no more layers than tensors, and no more experts than rows or tensors: told before any are made."""
+def _shapes(stored: LazyTensors) -> dict[str, tuple[int, ...]]:
+    return {name: stored.form(name).shape for name in stored}
+
+
+def _check_counts(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """A model has no more layers than tensors, and no more experts than rows or tensors: told before any are made.
+
+    stored: shapes of the tensors, by name.
+    """
     own = config.get("arch", {})
     layers = config.get("num_hidden_layers") or config.get("n_layer") or own.get("num_layers")
     if isinstance(layers, (int, float)) and layers > len(stored):
-        raise MixwellError(f"{where}: {shown(layers)} layers; the folder holds {len(stored)} tensors, too few.")
-    sides = [side for name in stored for side in stored.form(name).shape]
+        raise MixwellError(f"{where}: {shown(layers)} layers; there are {len(stored)} tensors, too few.")
+    sides = [side for shape in stored.values() for side in shape]
     most = max(len(stored), *sides)
     for key in EXPERT_COUNTS:
         count = config.get(key) or 0
         if count > most:
-            raise MixwellError(f"{where}: {key} is {count}; the tensors of the folder hold at most {most}.")
+            raise MixwellError(f"{where}: {key} is {count}; the tensors hold at most {most}.")
 
 
 def _full(arch: Any, where: str) -> dict[str, Any]:
@@ -172,7 +179,9 @@ def _from_hugging_face(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
 def _from_gguf(path: Path) -> Checkpoint:
     """The checkpoint in a GGUF file, dequantised."""
     file = GgufFile(path)
-    arch = read_config(hugging_face_config(file), str(path))
+    config = hugging_face_config(file)
+    _check_counts(config, file.shapes, path)
+    arch = read_config(config, str(path))
     table = recipes(arch, arch["architecture"], shapes(arch))
     heads = arch["num_heads"]
     groups = arch["num_kv_heads"] or heads

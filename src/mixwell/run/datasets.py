@@ -16,7 +16,7 @@ import importlib
 import os
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mixwell.core.errors import MixwellError, suggest
@@ -29,6 +29,7 @@ _LEFT_OUT = {"site-packages", "dist-packages", "lib-dynload", "__pycache__", "py
 # encodings are character tables, pydoc_data is the reference domain, and these files tell of the machine they lie on.
 _OF_THE_MACHINE = ("_sysconfigdata", "_sysconfig_vars", "sitecustomize", "usercustomize")
 _OWNERS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # of statements, in what holds some
 _GONE = b"\0"  # stands for a line that only held a docstring; no source line can be it
 
 
@@ -127,13 +128,24 @@ def _take_apart(source: str) -> tuple[str, str]:
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return "", ""
-    owners = [node for node in ast.walk(tree) if isinstance(node, _OWNERS) and ast.get_docstring(node, clean=False)]
+    owners = [node for node in _statements(tree)
+              if isinstance(node, _OWNERS) and ast.get_docstring(node, clean=False)]
     owners.sort(key=lambda node: node.body[0].lineno)
     lines = source.encode().split(b"\n")  # ast counts columns in bytes, and lines at newlines alone
     for owner in reversed(owners):
         _cut(lines, owner.body[0], needed=len(owner.body) == 1 and owner is not tree)
     code = b"\n".join(line for line in lines if line != _GONE).decode()
     return code, "\n\n".join(text for node in owners if (text := ast.get_docstring(node))) + "\n"
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The module and all that holds statements in it; the expressions, nine nodes of ten, own no docstring."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in _BLOCKS:
+            waiting += getattr(node, name, ())
 
 
 def _cut(lines: list[bytes], docstring: ast.stmt, needed: bool) -> None:

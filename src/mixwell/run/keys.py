@@ -32,14 +32,18 @@ def stage_keys(stages: Sequence[Stage], threads: int) -> dict[str, str]:
     """Stage id -> key, for stages in an order in which inputs come first."""
     keys: dict[str, str] = {}
     methods: dict[str, Names] = {}
+    code_of = functools.cache(_code)  # of a thousand stages most reach the same source
+    floats = [metadata.version("torch"), threads]
+    known = _method_names()
     for stage in stages:
         inherited = frozenset().union(*(methods[source] for source in stage.inputs.values()))
-        methods[stage.id], code = _code(stage, inherited)
+        said = {*_words(stage.plain_config()), stage.method}
+        methods[stage.id], code = code_of(stage.kind, known & said, inherited)
         keys[stage.id] = digest({
             "kind": stage.kind, "method": stage.method, "config": stage.plain_config(),
             "seed": stage.seed if KINDS[stage.kind].draws else None,
             "inputs": {role: keys[source] for role, source in stage.inputs.items()}, "outside": _outside(stage),
-            "code": code, "floats": [metadata.version("torch"), threads] if KINDS[stage.kind].floats else None})
+            "code": code, "floats": floats if KINDS[stage.kind].floats else None})
     return keys
 
 
@@ -50,9 +54,16 @@ def _outside(stage: Stage) -> str:
         raise MixwellError(f"{stage.id}: cannot read {error.filename}: {error.strerror}.") from error
 
 
-def _code(stage: Stage, inherited: Names) -> tuple[Names, str]:
-    """The methods that the stage can reach, and the digest of the source that counts."""
-    kind = KINDS[stage.kind]
+def _method_names() -> Names:
+    """All words that may name a method: full names and their last parts."""
+    full = {entry.name for entry in registry.entries()}
+    short = {name.rpartition(".")[2] for name in full}
+    return frozenset(full | short)
+
+
+def _code(kind_name: str, said: Names, inherited: Names) -> tuple[Names, str]:
+    """The methods that a stage can reach whose config names `said`, and the digest of the source that counts."""
+    kind = KINDS[kind_name]
     files = [f for room in (*foundation(), *kind.rooms) for f in _files(room)]
     files += [_source(module) for module in (kind.run.__module__, Kind.__module__)]
     known = {e.path: e for e in registry.entries()}
@@ -61,8 +72,7 @@ def _code(stage: Stage, inherited: Names) -> tuple[Names, str]:
     if kind.any_method:
         named = frozenset(e.name for e in entries)
     else:
-        words = set(_words(stage.plain_config())) | {stage.method}
-        named = _reachable(entries, words.union(*map(_literals, plain)), inherited)
+        named = _reachable(entries, set(said.union(*map(_literals, plain))), inherited)
     counted = plain | {e.path for e in entries if e.name in named}
     return named, _digest_files(counted)
 

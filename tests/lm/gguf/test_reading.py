@@ -313,6 +313,22 @@ def test_metadata_that_lack_a_size_or_nest_too_deep_are_refused(tmp_path):
         mixwell.load(path)
 
 
+@pytest.mark.parametrize(("key", "count", "message"), [
+    ("block_count", 2**31, "num_hidden_layers is 2147483648; expected a whole number"),
+    ("block_count", 2**31 - 1, r"2147483647 layers; there are \d+ tensors, too few"),
+    ("block_count", 100, r"100 layers; there are \d+ tensors, too few"),
+    ("expert_count", 2**31 - 1, "num_local_experts is 2147483647; the tensors hold at most"),
+])
+def test_counts_are_bounded_by_the_tensors(key, count, message, tmp_path):
+    path, which = tmp_path / "model.gguf", "llama, experts" if key == "expert_count" else "llama"
+    write(path, which, model_of(which))
+    name = f"llama.{key}".encode()
+    before, after = path.read_bytes().split(name + struct.pack("<I", 4))
+    path.write_bytes(before + name + struct.pack("<II", 4, count) + after[4:])
+    with pytest.raises(MixwellError, match=message):
+        mixwell.load(path)
+
+
 @pytest.mark.parametrize(("name", "tensor", "change", "message"), [
     ("llama", "blk.0.ffn_down.weight", np.transpose, r"mlp.down_proj.weight has shape \[24, 32\]; expected \[32, 24\]"),
     ("llama", "blk.1.attn_q.weight", lambda t: t[:3], r"q_proj.weight has shape \[3, 32\]; expected \[32, 32\]"),

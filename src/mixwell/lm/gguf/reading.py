@@ -35,6 +35,11 @@ class GgufFile:
         """Names of the tensors."""
         return set(self._places)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors, by name."""
+        return {name: place.shape for name, place in self._places.items()}
+
     def tensor(self, name: str) -> Tensor:
         """The weights under `name`: bfloat16 where so stored, else float32, dequantised.
 

@@ -45,6 +45,9 @@ class DataConfig:
             raise ValueError(f"validation names {shown(strange[0])}; expected names of domains: {names}")
 
 
+_READ = ("domains", "max_bytes", "text_field", "validation")  # options that decide what is read
+
+
 @dataclass(frozen=True)
 class Collected:
     """A domain's documents under the cap, and what is to be said of how they were found."""
@@ -114,7 +117,7 @@ def documents(stage: Stage) -> dict[str, list[Document]]:
 
 
 def _collected(stage: Stage) -> dict[str, Collected]:
-    config = json.dumps(stage.plain_config(), sort_keys=True)
+    config = json.dumps(_wanted(stage), sort_keys=True)
     state = facts.state(_sources(stage.config))
     return _collect(config, state)
 
@@ -132,8 +135,14 @@ def characters(stage: Stage) -> dict[str, int]:
 def _facts(stage: Stage) -> dict[str, Any]:
     """What is known of the text without reading it, while no file of it changes, nor the source that reads it."""
     files = [*_sources(stage.config), *_readers()]
-    what = ["text", stage.plain_config()]
+    what = ["text", _wanted(stage)]
     return facts.kept(what, files, lambda: _found(stage))
+
+
+def _wanted(stage: Stage) -> dict[str, Any]:
+    """The part of the config that decides what is read: another share held out is no other text."""
+    config = stage.plain_config()
+    return {name: config[name] for name in _READ}
 
 
 def _found(stage: Stage) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_ctrl_c_and_sigterm_keep_the_best_and_say_so(done, tmp_path, monkeypatch
         result = call("fit", done[0] / "people.csv", "--out", tmp_path / "model", *QUICK)
     finally:
         signal.signal(signal.SIGINT, usual)
-    assert result.exit_code == code and "stopped after 1 of 2 fits; the best so far is kept" in result.stderr
+    assert result.exit_code == code and "stopped after 1 of 4 fits; the best so far is kept" in result.stderr
     assert (tmp_path / "model" / "report.html").is_file()
 
 

@@ -16,7 +16,8 @@ from mixwell.core.config import to_dict
 from mixwell.run import recipe
 
 ENTRIES = registry.entries()
-VALUES = {"num_heads": "4", "vocab_size": "2048", "sizes": "[1, 1, 1, 1, 1, 1, 1, 1]", "num_keys": "64"}
+VALUES = {"num_heads": "4", "vocab_size": "2048", "sizes": "[1, 1, 1, 1, 1, 1, 1, 1]", "num_keys": "64",
+          "members": "[0, 1, 2, 3, 4, 5, 6, 7]"}
 BY_VALUE = "experts.layers.stratified"  # its constructor computes with a tensor, so that no recipe can check its shape
 IN_RECIPES = [e for e in ENTRIES if e.family in usage.RECIPES and e.family not in ("convert", "precision", "merge")
               and e.name != BY_VALUE]

@@ -8,8 +8,8 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.registry import Entry
 from mixwell.lm.conversion import account_of, convert
 from mixwell.lm.receipt import Receipt, measure
+from tests.contracts._conversions import VOCAB, calibration, dense_model, whole
 from tests.contracts._tools import cases, fresh, poisoned_memory, same_config
-from tests.convert.models import VOCAB, calibration, dense_model, whole
 
 ENTRIES = [*cases("convert"), *cases("precision")]
 WHOLE = cases("convert")  # whose examples are all of a model's channel mixers

@@ -22,7 +22,7 @@ from mixwell.convert.carve import (
     started,
 )
 from mixwell.core.errors import MixwellError
-from tests.convert.models import block, calibration, dense_model, output, silu, spec
+from tests.contracts._conversions import block, calibration, dense_model, output, silu, spec
 
 SPLITS = ("order", "random", "clustered", "importance", "gradient", "coactivation")
 GATE, DOWN = "layers.1.channel_mixer.gate_up_proj", "layers.1.channel_mixer.down_proj"

@@ -8,7 +8,7 @@ import torch
 from mixwell.convert.domain_carve import Config, Counts, domain_carve, masks, needs, promises
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
-from tests.convert.models import block, calibration, dense_model, mixer, silu, spec
+from tests.contracts._conversions import block, calibration, dense_model, mixer, silu, spec
 
 GATE, DOWN = "layers.1.channel_mixer.gate_up_proj", "layers.1.channel_mixer.down_proj"
 

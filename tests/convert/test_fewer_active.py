@@ -6,7 +6,7 @@ import torch
 from mixwell.convert._parts import smallest_k
 from mixwell.convert.fewer_active import Config, fewer_active, mean_weights, needs, promises
 from mixwell.core.errors import MixwellError
-from tests.convert.models import block, calibration, output, sparse_model, spec
+from tests.contracts._conversions import block, calibration, output, sparse_model, spec
 
 
 @pytest.mark.parametrize("renormalise", [None, True, False])

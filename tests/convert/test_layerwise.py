@@ -5,7 +5,7 @@ import torch
 
 from mixwell.convert.layerwise import Config, Student, layerwise, miss, needs, own_k, promises
 from mixwell.core.errors import MixwellError
-from tests.convert.models import block, calibration, dense_model, output, spec
+from tests.contracts._conversions import block, calibration, dense_model, output, spec
 
 GATE, DOWN = "layers.1.channel_mixer.gate_up_proj", "layers.1.channel_mixer.down_proj"
 

@@ -10,7 +10,7 @@ from mixwell.convert.upcycle import promises as upcycle_promises
 from mixwell.convert.upcycle import upcycle
 from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
-from tests.convert.models import calibration, dense_model, logits, output, sparse_model
+from tests.contracts._conversions import calibration, dense_model, logits, output, sparse_model
 
 DOWN = "layers.1.channel_mixer.down_proj"
 

@@ -18,7 +18,7 @@ from mixwell.convert.merge_experts import (
 )
 from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
-from tests.convert.models import block, calibration, output, sparse_model, spec
+from tests.contracts._conversions import block, calibration, output, sparse_model, spec
 
 GATE, DOWN, ROUTER = (f"layers.1.channel_mixer.{n}" for n in ("gate_up_proj", "down_proj", "router.weight"))
 

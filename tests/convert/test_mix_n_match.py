@@ -6,7 +6,7 @@ import torch
 from mixwell.convert.mix_n_match import Config, mix_n_match, promises
 from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
-from tests.convert.models import block, dense_model, mixer, output, sparse_model, spec
+from tests.contracts._conversions import block, dense_model, mixer, output, sparse_model, spec
 
 GATE, DOWN = "layers.1.channel_mixer.gate_up_proj", "layers.1.channel_mixer.down_proj"
 

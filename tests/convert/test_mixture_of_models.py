@@ -10,7 +10,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator as seeded
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
-from tests.convert.models import block, calibration, dense_model, output, spec, whole
+from tests.contracts._conversions import block, calibration, dense_model, output, spec, whole
 
 GATE, DOWN, ROUTER = (f"layers.1.channel_mixer.{n}" for n in ("gate_up_proj", "down_proj", "router.weight"))
 

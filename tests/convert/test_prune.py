@@ -9,7 +9,7 @@ from mixwell.convert._usage import CRITERIA, usage
 from mixwell.convert.prune import Config, kept_experts, promises, prune
 from mixwell.core.checkpoint import channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
-from tests.convert.models import block, calibration, output, sparse_model, spec, whole
+from tests.contracts._conversions import block, calibration, output, sparse_model, spec, whole
 
 GATE, DOWN, ROUTER = (f"layers.1.channel_mixer.{n}" for n in ("gate_up_proj", "down_proj", "router.weight"))
 

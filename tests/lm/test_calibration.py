@@ -7,7 +7,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.lm.calibration import TextCalibration
 from mixwell.lm.model import LanguageModel
-from tests.convert.models import calibration, dense_model, sparse_model
+from tests.contracts._conversions import calibration, dense_model, sparse_model
 
 
 def by_hand(checkpoint, tokens, shift=None):

@@ -5,7 +5,7 @@ import torch
 
 from mixwell.core.routing import Context
 from mixwell.experts.layers.matformer import Config, MatFormer, prefix
-from tests.convert.models import block
+from tests.contracts._conversions import block
 
 
 @pytest.mark.parametrize("step, width", [(0, 8), (1, 4), (2, 2), (3, 8)])

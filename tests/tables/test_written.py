@@ -191,3 +191,10 @@ def test_a_model_reads_new_rows_as_it_read_its_own(tmp_path):
     column = fitted.used[0]
     np.testing.assert_allclose(x_ND[:, 0] * column.scale + column.center, [1234, 5678])
     assert not np.isnan(x_ND[:, 2]).any(), "NA is a country there"
+
+
+def test_a_decimal_sign_that_other_columns_do_not_have_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text('length,visits\n1.5,3\n2.5,"1,5"\n3.25,4\n')
+    columns = {column.name: column for column in choose(read(tmp_path / "a.csv"))}
+    assert "its decimal sign is ',', that of other columns '.'" in columns["visits"].note
+    assert "decimal sign" not in columns["length"].note

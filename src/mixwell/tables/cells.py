@@ -201,6 +201,8 @@ def _decimal(name: str, found: Tally, file_decimal: str, habits: Habits) -> tupl
     known = habits.known.get(name)
     own = decided(found) or (known.decimal if known else "")
     decimal = said or own or file_decimal or _by_default(found, habits.delimiter)
+    if not said and file_decimal and file_decimal != decimal:
+        return decimal, [f"its decimal sign is {decimal!r}, that of other columns {file_decimal!r}"]
     if not found.either or said or decided(found):
         return decimal, []
     example = found.either[0].strip()

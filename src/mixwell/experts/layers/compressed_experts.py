@@ -55,7 +55,9 @@ class Config:
 def split_slots(routing: Routing, main: int) -> tuple[Routing, Routing]:
     """Each token's `main` slots of largest weight, and its other ones."""
     order = routing.weights_TK.argsort(dim=-1, descending=True, stable=True)
-    return _slots(routing, order[:, :main]), _slots(routing, order[:, main:])
+    first = order[:, :main]
+    others = order[:, main:]
+    return _slots(routing, first), _slots(routing, others)
 
 
 def _slots(routing: Routing, places_TK: Tensor) -> Routing:

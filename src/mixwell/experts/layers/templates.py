@@ -2,7 +2,8 @@
 
 **Equation:** block b of B: W_gate^b = sum_t a_bt T_t, W_up^b = sum_t a'_bt T'_t, W_down^b = sum_t a''_bt T''_t over n
     templates;  y = sum_b W_down^b (silu(W_gate^b x) * (W_up^b x)): one dense block of B F hidden units.
-**Shapes:** x [T, D]; templates gate_up_proj [n, 2 F, D], down_proj [n, D, F]; coefficients [3, B, n], of gate, up, down.
+**Shapes:** x [T, D]; templates gate_up_proj [n, 2 F, D], down_proj [n, D, F]; coefficients [3, B, n] of gate, up,
+    down.
 **Reference:** Pham et al. 2024, MixtureGrowth (2311.04251); templates after Savarese and Maire 2019 (1902.09701).
 **Differs:** the paper makes convolutions of image networks so; here it is the feed-forward block, whose hidden width
     grows while the model's stays. A block's first coefficients are a unit vector drawn at random, so that weights start

@@ -1,7 +1,7 @@
 """Multi-level training: a model halved by averaging neighbours, and doubled back into the one it came from.
 
-**Equation:** down: pairs of neighbouring channels, heads, hidden units and layers become one; W' = B W A, B the mean over
-    pairs of outputs, A the sum over pairs of inputs. up: each becomes two; outputs are copied, inputs copied and
+**Equation:** down: pairs of neighbouring channels, heads, hidden units and layers become one; W' = B W A, B the mean
+    over pairs of outputs, A the sum over pairs of inputs. up: each becomes two; outputs are copied, inputs copied and
     halved, layers copied;  W = (1 - a) W_before + a W_up, in which a < 1 lets twins part.
 **Shapes:** every width of D, H, G, F and the number of layers -> half, or double; heads keep their width P.
 **Reference:** Zou et al. 2024, A Multi-Level Framework for Accelerating Training Transformer Models (2404.07999), and
@@ -221,7 +221,8 @@ def mixed(before: Checkpoint, up: Mapping[str, Tensor], share: float, name: str)
 
 @method(title="A step between levels of size",
         paper="A Multi-Level Framework for Accelerating Training Transformer Models", year=2024)
-def multi_level(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Calibration) -> Checkpoint:
+def multi_level(checkpoint: Checkpoint, config: Config, generator: torch.Generator,
+                calibration: Calibration) -> Checkpoint:
     """Halve a model, or double it into the one that went down. Draws nothing from `generator`.
 
     Raises `MixwellError` for a model with odd widths, or with something whose half is not known.

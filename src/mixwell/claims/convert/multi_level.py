@@ -32,8 +32,8 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     mixed = made(bench, "multi_level", small, seed, {"way": "up", "share": 0.5, "before": "large"},
                  models=lambda name: large)
     alike = made(bench, "multi_level", small, seed, {"way": "up", "share": 1.0})
-    ends = {name: tuned(bench, start, seed, tokens=left, lr=RATE) for name, start in
-            {"method": mixed, "twins alike": alike}.items()}
+    starts = {"method": mixed, "twins alike": alike}
+    ends = {name: tuned(bench, start, seed, tokens=left, lr=RATE) for name, start in starts.items()}
     throughout = bench.train(arch, seed, tokens=WHOLE, lr=RATE)
     found = {name: bits(bench, end) for name, end in ends.items()}
     return {**found, "baseline": throughout.bits_per_byte}

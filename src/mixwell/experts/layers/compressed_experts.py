@@ -1,7 +1,7 @@
 """Compressed experts: of the experts that a token activates only the first few run; the rest speak through vectors.
 
-**Equation:** of the K activated experts the M of largest weight are main ones, the others auxiliary. Every expert e owns
-    vectors v_e, u_e [D] and s_e [F], ones at the start. Over the auxiliary ones, with a_e = w_e / sum of their w:
+**Equation:** of the K activated experts the M of largest weight are main ones, the others auxiliary. Every expert e
+    owns vectors v_e, u_e [D] and s_e [F], ones at the start. Over the auxiliary ones, with a_e = w_e / sum of their w:
     v = sum_e a_e v_e, u and s alike;  y = sum_{i main} w_i W_down^i (s * silu(W_gate^i (v * x)) * (W_up^i (u * x))).
 **Shapes:** x [T, D]; gate_up_proj [E, 2 F, D]; down_proj [E, D, F]; into_gate, into_up [E, D]; hidden_scale [E, F].
 **Reference:** He et al. 2025, Efficiently Editing Mixture-of-Experts Models with Compressed Experts (2503.00634), and

@@ -7,7 +7,7 @@ from mixwell.convert.compress_experts import COMPRESSED, Config, compress_expert
 from mixwell.core.checkpoint import with_channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
-from tests.convert.models import block, output, sparse_model, spec
+from tests.contracts._conversions import block, output, sparse_model, spec
 
 
 def with_options(checkpoint, **options):

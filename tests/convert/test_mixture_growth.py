@@ -6,7 +6,7 @@ import torch
 from mixwell.convert._parts import DENSE
 from mixwell.convert.mixture_growth import Config, example, mixture_growth, promises
 from mixwell.core.errors import MixwellError
-from tests.convert.models import block, dense_model, logits, output, spec, whole
+from tests.contracts._conversions import block, dense_model, logits, output, spec, whole
 
 START = "layers.1.channel_mixer."
 TOKENS = torch.arange(12).view(1, 12)

@@ -9,7 +9,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator as seeded
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
-from tests.convert.models import calibration, logits
+from tests.contracts._conversions import calibration, logits
 
 TOKENS = torch.randint(0, 13, (3, 10), generator=seeded(2))
 MOE = {"method": "experts.layers.moe", "num_experts": 3, "hidden_dim": 6, "router": {"method": "top_k", "k": 2}}

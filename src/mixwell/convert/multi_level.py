@@ -29,7 +29,8 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 
 Role = tuple[int, Literal["in", "out"], bool]  # axis from the end, what it stands for, whether whole heads pair up
-OUT, OUT_HEADS = (-1, "out", False), (-1, "out", True)
+OUT: Role = (-1, "out", False)
+OUT_HEADS: Role = (-1, "out", True)
 MATRIX: tuple[Role, ...] = ((-2, "out", False), (-1, "in", False))
 VECTOR: tuple[Role, ...] = (OUT,)
 ROLES: Mapping[str, tuple[Role, ...]] = {  # of tensors by their names below the layer

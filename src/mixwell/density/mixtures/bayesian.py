@@ -15,7 +15,8 @@ Inference for Dirichlet Process Mixtures; scikit-learn's estimator of the same n
 
 **Differs:** `sample_weight` (repetitions, also in the priors that are taken from the data), tensors and files as
 `GaussianMixture`. `reg_covar` is added to S_k, as scikit-learn does, so that the bound may fall by what that is worth;
-the last stick may leave a rest, and tied precisions get N / K rows each, as there.
+the last stick may leave a rest, and tied precisions get N / K rows each, as there. A tied start from single rows takes
+those rows alone, scikit-learn's the scatter of all.
 
 **Fails when:** `score_samples` is taken for a density: it is exp E[log p], which integrates to less than one; the
 order of components counts with sticks, so that a start with the largest cluster last is a worse one.
@@ -75,7 +76,8 @@ class Config:
     verbose_interval: int = 10
 
 
-@method(title="Bayesian Gaussian mixture", year=2006, tags={"estimator", "em", "responsibilities", "float32", "sklearn"})
+@method(title="Bayesian Gaussian mixture", year=2006,
+        tags={"estimator", "em", "responsibilities", "float32", "sklearn"})
 class BayesianGaussianMixture(NormalMixture, config=Config):
     """scikit-learn's estimator of this name: same parameters, attributes and numbers; `fit` takes `sample_weight`."""
 

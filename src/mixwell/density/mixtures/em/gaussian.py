@@ -95,7 +95,8 @@ class Gaussian(Family):
 
     def natural(self, params: Params) -> Tensor:
         """Coefficients (S, K, P) of the quadratic features."""
-        return natural_parameters(self.kind, self.log_weights(params), params["means"], params["cholesky"])
+        log_weights_SK = self.log_weights(params)
+        return natural_parameters(self.kind, log_weights_SK, params["means"], params["cholesky"])
 
     def log_weights(self, params: Params) -> Tensor:
         """What the E step adds to the log densities of the components (S, K)."""

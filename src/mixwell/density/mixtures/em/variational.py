@@ -72,11 +72,15 @@ class Variational(Gaussian):
         n_SK = torch.where(self.dead(tally), 1.0, count_SK)
         moments = Moments(n_SK, first_SKD, second)
         own_SKD, scatter = self.means_and_covariances(n_SK, moments, params, level)
-        means_SKD = own_SKD / self.frame.scale_D + self.frame.shift_D
-        spread = _rescaled(self.kind, scatter, 1 / self.frame.scale_D)
-        covariances = posterior_covariances(self.kind, self.prior, count_SK, means_SKD, spread)
+        shift_D, scale_D, _ = self.frame
+        back_D = 1 / scale_D
+        means_SKD = own_SKD * back_D + shift_D
+        spread = _rescaled(self.kind, scatter, back_D)
+        prior = self.prior
+        covariances = posterior_covariances(self.kind, prior, count_SK, means_SKD, spread)
         precision_SK1 = self.mean_precisions(count_SK)[..., None]
-        pulled_SKD = self.prior.mean_precision * self.prior.mean_D + count_SK[..., None] * means_SKD
+        sums_SKD = count_SK[..., None] * means_SKD
+        pulled_SKD = prior.mean_precision * prior.mean_D + sums_SKD
         new = self.completed_posterior(count_SK, pulled_SKD / precision_SK1, covariances)
         return new | {"bound": entropy_S - self.cost(new)}
 
@@ -145,23 +149,29 @@ def posterior_covariances(kind: str, prior: Prior, count_SK: Tensor, means_SKD: 
     pull_SK = count_SK * shrinkage_SK
     away_SKD = means_SKD - prior.mean_D
     if kind in MATRICES:
-        pulled_SKDD = pull_SK[..., None, None] * outer(away_SKD, away_SKD)
+        squares_SKDD = outer(away_SKD, away_SKD)
+        pulled_SKDD = pull_SK[..., None, None] * squares_SKDD
         if kind == "tied":
-            own_SDD = spread * count_SK.mean(1)[:, None, None] + pulled_SKDD.mean(1)
+            share_S11 = count_SK.mean(1)[:, None, None]
+            own_SDD = spread * share_S11 + pulled_SKDD.mean(1)
             return (prior.covariance + own_SDD) / dofs_SK[:, :1, None]
         own_SKDD = spread * count_SK[..., None, None] + pulled_SKDD
         return (prior.covariance + own_SKDD) / dofs_SK[..., None, None]
     if kind == "spherical":
         squares_SK = away_SKD.square().mean(-1)
-        return (prior.covariance + count_SK * spread + pull_SK * squares_SK) / dofs_SK
-    own_SKD = count_SK[..., None] * spread + pull_SK[..., None] * away_SKD.square()
+        own_SK = count_SK * spread + pull_SK * squares_SK
+        return (prior.covariance + own_SK) / dofs_SK
+    pulled_SKD = pull_SK[..., None] * away_SKD.square()
+    own_SKD = count_SK[..., None] * spread + pulled_SKD
     return (prior.covariance + own_SKD) / dofs_SK[..., None]
 
 
 def concentrations(prior: Prior, count_SK: Tensor) -> tuple[Tensor, Tensor]:
     """Both parameters (S, K) of the beta distributions by which sticks are broken."""
-    later_SK = count_SK.flip(1).cumsum(1).flip(1) - count_SK
-    return 1 + count_SK, prior.concentration + later_SK.clamp(min=0)
+    backwards_SK = count_SK.flip(1)
+    later_SK = _before(backwards_SK).flip(1)
+    leave_SK = prior.concentration + later_SK
+    return 1 + count_SK, leave_SK
 
 
 def shares(prior: Prior, count_SK: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,14 +184,19 @@ def shares(prior: Prior, count_SK: Tensor) -> tuple[Tensor, Tensor]:
     whole_SK = take_SK + leave_SK
     log_whole_SK = whole_SK.digamma()
     log_left_SK = _before(leave_SK.digamma() - log_whole_SK)
-    left_SK = _before((leave_SK / whole_SK).log()).exp()
+    rest_SK = leave_SK / whole_SK
+    left_SK = _before(rest_SK.log()).exp()
     broken_SK = left_SK * take_SK / whole_SK
-    return take_SK.digamma() - log_whole_SK + log_left_SK, broken_SK / broken_SK.sum(1, keepdim=True)
+    log_take_SK = take_SK.digamma() - log_whole_SK
+    total_S1 = broken_SK.sum(1, keepdim=True)
+    return log_take_SK + log_left_SK, broken_SK / total_S1
 
 
 def _before(value_SK: Tensor) -> Tensor:
     """Sums over the components before each."""
-    return value_SK.cumsum(1).roll(1, 1).index_fill(1, torch.tensor([0], device=value_SK.device), 0.0)
+    sums_SK = value_SK.cumsum(1)
+    nothing_S1 = torch.zeros_like(sums_SK[:, :1])
+    return torch.cat([nothing_S1, sums_SK[:, :-1]], 1)
 
 
 def log_norm_of_shares(prior: Prior, count_SK: Tensor) -> Tensor:

@@ -255,7 +255,7 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
     @property
     def means_(self) -> Array:
         """Means of Gaussian states (K, D)."""
-        return as_array(self.components_.means_)  # type: ignore[attr-defined]
+        return as_array(self.components_.means_)
 
     @property
     def covars_(self) -> Array:
@@ -267,12 +267,12 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
     @property
     def lambdas_(self) -> Array:
         """Rates of Poisson states (K, D)."""
-        return as_array(self.components_.rates_)  # type: ignore[attr-defined]
+        return as_array(self.components_.rates_)
 
     @property
     def emissionprob_(self) -> Array:
         """Probabilities of the categories of the first column (K, C)."""
-        return as_array(self.components_.probabilities_[0])  # type: ignore[attr-defined]
+        return as_array(self.components_.probabilities_[0])
 
 
 def _improve(workers: Workers, family: Family, rows: Rows, bounds: list[slice], state: State) -> tuple[State, float]:
@@ -289,7 +289,7 @@ def _improve(workers: Workers, family: Family, rows: Rows, bounds: list[slice], 
     if not family.trusts(new, level):
         family.refuse(new)
     first_QK = np.array([one.log_gamma_TK[0] for one in found])
-    moves_KK = sum(one.moves_KK for one in found)
+    moves_KK = np.sum([one.moves_KK for one in found], 0)
     left_K1 = moves_KK.sum(1, keepdims=True)
     share_KK = np.where(left_K1 > 0, moves_KK, np.exp(log_step_KK))  # states that are never left stay as they were
     share_KK = share_KK / share_KK.sum(1, keepdims=True)

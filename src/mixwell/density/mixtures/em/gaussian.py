@@ -95,8 +95,12 @@ class Gaussian(Family):
 
     def natural(self, params: Params) -> Tensor:
         """Coefficients (S, K, P) of the quadratic features."""
-        log_weights_SK = log_positive(params["weights"])
+        log_weights_SK = self.log_weights(params)
         return natural_parameters(self.kind, log_weights_SK, params["means"], params["cholesky"])
+
+    def log_weights(self, params: Params) -> Tensor:
+        """What the E step adds to the log densities of the components (S, K)."""
+        return log_positive(params["weights"])
 
     def kernel(self, params: Params | None, level: Level) -> GaussianKernel:
         return GaussianKernel(self, params, level)
@@ -214,7 +218,7 @@ class GaussianKernel:
         if params is None:  # one component at the origin: its moments are those about zero
             params = self._one_at_the_origin()
         means_SKD, root = params["means"], params["cholesky"]
-        log_weights_SK = self.log_scale + log_positive(params["weights"])
+        log_weights_SK = self.log_scale + family.log_weights(params)
         return Centred(family.kind, shift_D, scale_D, self.level.dtype, log_weights_SK, means_SKD, root)
 
     def _one_at_the_origin(self) -> Params:
@@ -224,7 +228,7 @@ class GaussianKernel:
         roots = {"full": unit_1DD[None], "tied": unit_1DD, "diag": ones_1D[None], "spherical": one_11}
         means_11D = torch.zeros_like(ones_1D)[None]
         root = roots[self.family.kind]
-        return {"weights": one_11, "means": means_11D, "cholesky": root}
+        return {"weights": one_11, "log_weights": one_11.log(), "means": means_11D, "cholesky": root}
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""

@@ -24,7 +24,7 @@ def fresh(seed=0):
 def planted(entry, noise=0.0):
     """A law, its parameters, and runs that follow it."""
     given = entry.module().example(fresh())
-    law = entry.load()(starts=12)
+    law = entry.load()(starts=6)
     curve = law.curve(given["parameters"])
     loss_N = curve.predict(given["runs"])
     scatter_N = np.exp(noise * fresh(1).standard_normal(len(loss_N)))

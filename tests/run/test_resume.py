@@ -12,7 +12,7 @@ import pytest
 
 from tests.run import tiny
 
-KILLS = 10
+KILLS = 5
 
 
 class Beats:
@@ -96,7 +96,7 @@ def _surroundings(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ten_kills_change_no_bit(tmp_path, start):
+def test_five_kills_change_no_bit(tmp_path, start):
     file = tiny.recipe_file(tmp_path / "recipe", tokens=6000)
     alone, pipe = start(file, tmp_path / "alone")
     whole = beats(pipe)

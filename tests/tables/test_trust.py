@@ -20,7 +20,7 @@ def mutants(tmp_path_factory):
     return Tables(tmp_path_factory.mktemp("tables"))
 
 
-@pytest.mark.parametrize("first", range(0, 200, 50))
+@pytest.mark.parametrize("first", range(0, 100, 50))
 def test_no_mutant_of_a_table_ends_badly(mutants, first):
     none_ends_badly(mutants.try_one, first)
 

@@ -1,9 +1,13 @@
 """What every function from checkpoint to checkpoint promises (rooms `convert` and `precision`)."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 import pytest
 import torch
 
 from mixwell.convert.calibration import asked
+from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.core.registry import Entry
 from mixwell.lm.conversion import account_of, convert
@@ -119,3 +123,31 @@ def lost(tensors):
 def test_a_conversion_that_leaves_something_out_is_refused(change, message):
     with pytest.raises(MixwellError, match=message):
         convert(planted(change), dense_model(fresh()), None, fresh())
+
+
+class Counted(Mapping):
+    """Tensors that are read anew whenever they are asked for."""
+
+    def __init__(self, tensors):
+        self.tensors, self.read = tensors, Counter()
+
+    def __getitem__(self, name):
+        self.read[name] += 1
+        return self.tensors[name].clone()
+
+    def __iter__(self):
+        return iter(self.tensors)
+
+    def __len__(self):
+        return len(self.tensors)
+
+
+def test_a_source_that_lies_on_a_disk_is_read_once():
+    source = dense_model(fresh())
+    counted = Counted(source.tensors)
+    entry = registry.find("convert.upcycle")
+    config = entry.module().Config(num_experts=2)
+    found = convert(entry, source.derive(tensors=counted), config, fresh(1))
+    plain = convert(entry, source, config, fresh(1))
+    assert counted.read == dict.fromkeys(source.tensors, 1)
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in plain.tensors.items())

@@ -51,3 +51,5 @@ def test_grams_are_noted_and_the_rest_is_averaged(generator):
     torch.testing.assert_close(merged["0.weight"], state["0.weight"] + 0.5, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="a is 2"):
         Config(a=2)
+    with pytest.raises(ValueError, match="the weights sum to 0"):
+        regmean([state, moved], [found, found], Config(weight=(1.0, -1.0)))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
+from mixwell.core.rng import generator as seeded
 from mixwell.core.rng import spawn
 from mixwell.merge._order import at_rank
 from mixwell.merge._sparsify import SPARSIFIERS, Trim, decided, probabilities
@@ -50,6 +51,19 @@ def test_draws_keep_each_number_as_often_as_declared(sparsify, generator):
     shares = counts / 3000
     expected = torch.full((8,), 0.4) if sparsify == "random" else 0.2 + 0.4 * torch.arange(8) / 7
     assert float((shares - expected).abs().max()) < 0.045  # five standard deviations
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_draws_of_a_tensor_in_pieces_are_those_of_one_go(rescale, generator):
+    shape = (300, 250)  # more entries than a piece has
+    base, tuned = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    config = Config(sparsify="random", rescale=rescale, density=0.3)
+    found = merged("task_arithmetic", [Model({"w": tuned}, "tuned")], Model({"w": base}, "base"), config, seed=4)["w"]
+    (draws,) = spawn(seeded(4, "merge.task_arithmetic", "w"), 1)
+    delta = tuned - base
+    kept = delta * (torch.rand(shape, generator=draws) < 0.3)
+    factor = delta.abs().sum() / kept.abs().sum() if rescale else 1.0
+    torch.testing.assert_close(found, base + factor * kept, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("sparsify", SPARSIFIERS)

@@ -16,7 +16,7 @@ stages:
   - {id: a, from: dense, train: {tokens: 600}, seed: 1}
   - {id: b, from: dense, train: {tokens: 600}, seed: 2}
   - {id: both, merge: ties, from: [a, b], base: dense, density: 0.5}
-  - {id: half, merge: linear, from: [a, b], weight: [1, 3]}
+  - {id: half, merge: linear, from: [a, b], weight: [1, 3], dtype: float64}
   - {id: further, from: both, train: {tokens: 300}}
 """
 
@@ -41,7 +41,7 @@ def test_a_merge_reads_its_models_in_order_and_is_trained_on(tmp_path):
     engine.run(chosen, out)
     a, b, half = (mixwell.load(made(out, name) / "model").state_dict() for name in ("a", "b", "half"))
     for name, tensor in half.items():
-        torch.testing.assert_close(tensor, (a[name] + 3 * b[name]) / 4)
+        torch.testing.assert_close(tensor, (a[name] + 3 * b[name]).double() / 4)
     record = read_stage(made(out, "both"))
     assert record.method == "merge.task_arithmetic" and set(record.result["receipts"]) == {"a", "b", "dense"}
     assert record.result["receipt"] == record.result["receipts"]["dense"] and record.evaluation["bits_per_byte"]
@@ -76,6 +76,7 @@ stages:
     ("{id: m, merge: ties, from: []}", "expected the models to merge"),
     ("{id: m, merge: ties, from: [dense], base: tokens}", "'tokens' makes no model"),
     ("{id: m, merge: ties, from: [dense], density: 3}", "density is 3"),
+    ("{id: m, merge: ties, from: [dense], dtype: int8}", "dtype: 'int8' is not known"),
     ("{id: m, merge: ties, from: [dense], foo: 3}", "unknown key 'foo'"),
     ("{id: m, merge: {}, from: [dense]}", "name a method"),
     ("{id: m, from: dense, train: {tokens: 3}, base: dense}", "unknown key 'base'"),

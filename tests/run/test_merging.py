@@ -119,6 +119,50 @@ def test_damaged_models_are_named_and_nothing_is_written(models, tmp_path, chang
     assert sorted(found.name for found in tmp_path.iterdir()) == ["other"]
 
 
+@pytest.fixture(scope="module")
+def narrow(models, tmp_path_factory):
+    """The second fine-tune in bfloat16."""
+    path = tmp_path_factory.mktemp("narrow") / "b"
+    mixwell.load(models / "b").bfloat16().save(path)
+    return path
+
+
+def test_several_types_meet_where_one_is_named(models, narrow, tmp_path):
+    both = [models / "a", narrow]
+    with pytest.raises(MixwellError, match=r"float32 \[.*\] in .*a and bfloat16 \[.*\] in .*dtype: float32, say"):
+        merge("linear", both, options={}, weigh=False)
+    found = mixwell.apply("merge.linear", both, dtype="float32", out=tmp_path / "m")
+    a, b, made = (tensors_of(path) for path in (models / "a", narrow, tmp_path / "m"))
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, (a[name] + b[name].float()) / 2, rtol=1e-6, atol=1e-7)
+    assert found.lineage[-1]["config"]["dtype"] == "float32"
+    assert 'dtype: "float32"' in (tmp_path / "m" / "README.md").read_text()
+    lower = merge("ties", both, base=models / "base", options={"dtype": "float16"}, out=tmp_path / "low", weigh=False)
+    assert {tensor.dtype for tensor in lower.tensors.values()} == {torch.float16}
+
+
+def test_methods_of_whole_models_take_several_types(models, narrow):
+    both = [models / "a", narrow]
+    with pytest.raises(MixwellError, match="bfloat16"):
+        merge("align", both, options={}, weigh=False)
+    found = merge("align", both, options={"dtype": "float32"}, weigh=False)
+    wide = mixwell.load(narrow).float()
+    expected = merge("align", [mixwell.load(models / "a"), wide], options={}, weigh=False)
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(found.tensors[name], tensor)
+
+
+@pytest.mark.parametrize(("name", "options", "words"), [
+    ("linear", {"dtype": "int8"}, "dtype: 'int8' is not known; expected bfloat16, float16, float32, float64"),
+    ("linear", {"weight": (1, -1)}, "weights sum to 0"),
+    ("ties", {"weight": (1, 2, 3)}, "weight lists 3 values for 2 models"),
+])
+def test_options_that_make_no_sense_are_told(models, name, options, words):
+    base = models / "base" if name == "ties" else None
+    with pytest.raises(MixwellError, match=words):
+        merge(name, [models / "a", models / "b"], base=base, options=options)
+
+
 def test_another_tokenizer_is_named(models, tmp_path):
     from mixwell.lm.tokenizer import Tokenizer
 

@@ -42,6 +42,11 @@ class Checkpoint:
                        lineage=self.lineage if record is None else (*self.lineage, record))
 
 
+def held(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its tensors in memory: what is looked at several times is read or made once."""
+    return checkpoint.derive(tensors=dict(checkpoint.tensors))
+
+
 def channel_mixers(arch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The channel mixer's options of each layer, whether the architecture states one for all or one a layer.
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, shown
 from mixwell.formats.sums import PIECE_BYTES, Sum
 
 FLOATING = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -31,6 +31,19 @@ class Form(NamedTuple):
         """Bytes that it takes."""
         width = 1 if self.dtype is None else self.dtype.itemsize
         return width * math.prod(self.shape)
+
+    def __str__(self) -> str:
+        dtype, shape = _name(self.dtype), list(self.shape)
+        return f"{dtype} {shape}"
+
+
+def floating(name: object, where: str) -> torch.dtype:
+    """The floating type of that name, such as bfloat16; another name raises `MixwellError`."""
+    known = {_name(dtype): dtype for dtype in FLOATING}
+    if isinstance(name, str) and name in known:
+        return known[name]
+    listed = ", ".join(sorted(known))
+    raise MixwellError(f"{where}: {shown(name)} is not known; expected {listed}.")
 
 
 def form_of(tensors: Mapping[str, Tensor], name: str) -> Form:
@@ -87,7 +100,7 @@ def copied(tensors: Mapping[str, Tensor], name: str, declared: Declared, where: 
         target.copy_(source)
         if written is not None:
             total.add(source)
-        if target.is_floating_point() and not _finite(target):
+        if target.is_floating_point() and not finite(target):
             raise MixwellError(f"{where}: {name} holds {_first_bad(target)}; expected finite numbers. The file is "
                                "damaged, or the training that made it had failed.")
         if declared.positive and not bool((target > 0).all()):
@@ -127,8 +140,8 @@ def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     yield from zip(pieces, places)
 
 
-def _finite(piece: Tensor) -> bool:
-    """A sum is not finite where one number is not; where only the sum is too large, each is looked at."""
+def finite(piece: Tensor) -> bool:
+    """Whether every number is: a sum is not where one of them is not; where it is for its size, each is looked at."""
     total = float(piece.sum())
     if total - total == 0:
         return True

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mixwell.convert.calibration import Calibration, asked
-from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.checkpoint import Checkpoint, held
 from mixwell.core.errors import MixwellError
 from mixwell.core.registry import Entry
+from mixwell.formats.declared import finite
 
 EXPERTS = ("gate_up_proj", "down_proj")
 _EMPTY = {torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty, Tensor.new_empty_strided}
@@ -31,6 +32,7 @@ def convert(entry: Entry, before: Checkpoint, config: Any, generator: torch.Gene
     method = entry.load()
     if (needs.tokens or needs.models) and calibration is None:
         raise MixwellError(f"{entry.name} looks at text with these options; hand some in (text=..., or --text FILE).")
+    before = held(before)
     with _empty_is_nan():
         given = (calibration,) if hasattr(module, "needs") else ()
         after = method(before, config, generator, *given)
@@ -72,7 +74,7 @@ def check_filled(before: Checkpoint, after: Checkpoint, name: str) -> None:
     for tensor, value in after.tensors.items():
         if value is before.tensors.get(tensor) or value.is_meta or not value.is_floating_point():
             continue
-        if not bool(value.isfinite().all()):
+        if not finite(value):
             raise MixwellError(f"{name} left {tensor} with values that are not finite{_expert(tensor, value)}; nothing "
                                "was kept.")
         if tensor.endswith(EXPERTS) and value.ndim == 3:

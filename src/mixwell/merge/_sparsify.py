@@ -60,25 +60,6 @@ class Span:
 
 
 @dataclass
-class Drawn:
-    """Each entry with the same probability."""
-
-    density: float
-    generator: torch.Generator
-    factor: float = 1.0
-
-    def mask(self, sizes: Tensor) -> Tensor:
-        """The next draws."""
-        draws = torch.rand(sizes.shape, generator=self.generator)
-        return draws < self.density
-
-    def of(self, delta: Tensor) -> Tensor:
-        """The changes that were drawn."""
-        delta *= self.mask(delta)
-        return _scaled(delta, self.factor)
-
-
-@dataclass
 class Stored:
     """Entries that a mask names, of which each piece takes its own part."""
 
@@ -145,13 +126,7 @@ def outliers(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
 
 def random(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
     """Each entry with the probability `density`."""
-    found = Drawn(trim.density, generator)
-    if trim.rescale:
-        begun = generator.get_state()
-        left = sizes * found.mask(sizes)
-        found.factor = _factor(float(sizes.sum()), float(left.sum()))
-        generator.set_state(begun)
-    return found
+    return _drawn(sizes, trim.density, trim, generator)
 
 
 def probabilities(sizes: Tensor, trim: Trim) -> Tensor:
@@ -171,11 +146,16 @@ def probabilities(sizes: Tensor, trim: Trim) -> Tensor:
 def ranked(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
     """Large |d| with a higher probability than small ones of their row, the second axis."""
     rows = sizes.unsqueeze(0) if sizes.ndim < 2 else sizes
-    draws = torch.rand(rows.shape, generator=generator)
-    kept = draws < probabilities(rows, trim)
+    return _drawn(rows, probabilities(rows, trim), trim, generator)
+
+
+def _drawn(sizes: Tensor, shares: Tensor | float, trim: Trim, generator: torch.Generator) -> Stored:
+    """Each entry with the probability that `shares` gives it."""
+    draws = torch.rand(sizes.shape, generator=generator)
+    kept = draws < shares
     found = Stored(kept.view(-1))
     if trim.rescale:
-        left = rows * kept
+        left = sizes * kept
         found.factor = _factor(float(sizes.sum()), float(left.sum()))
     return found
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
-from mixwell.formats.declared import FLOATING, Form, Fresh, form_of
+from mixwell.formats.declared import FLOATING, Form, Fresh
 from mixwell.merge.overview import Parts, Pieces
 from mixwell.merge.reading import Place
 
@@ -84,6 +85,37 @@ class Job(NamedTuple):
     form: Form  # of the result
 
 
+def planned(name: str, rule: Rule, config: Any, places: Sequence[Place], base: Place | None,
+            dtype: torch.dtype | None = None) -> Job:
+    """How the tensor `name` of the result is made, in the type of the first place's or in `dtype`.
+
+    Places of other shapes, of other types where `dtype` is not named, or of no floating ones raise `MixwellError`.
+    """
+    everyone = places if base is None else [*places, base]
+    form = agreed(name, everyone, dtype)
+    return Job(rule, config, tuple(places), base, form)
+
+
+def agreed(name: str, places: Sequence[Place], dtype: torch.dtype | None = None) -> Form:
+    """Type and shape of what is merged of these places; raises as `planned` does."""
+    first = places[0]
+    for place in places:
+        _check_forms(name, first, place, any_type=dtype is not None)
+    found = first.form
+    return found if dtype is None else found._replace(dtype=dtype)
+
+
+def _check_forms(name: str, first: Place, other: Place, any_type: bool) -> None:
+    mine, theirs = first.form, other.form
+    if theirs.dtype not in FLOATING:
+        raise MixwellError(f"{other.where}: {name} is {theirs}; merges take floating weights. Merge first and quantise "
+                           "last.")
+    of_one_type = any_type or mine.dtype == theirs.dtype
+    if mine.shape != theirs.shape or not of_one_type:
+        raise MixwellError(f"{name} is {mine} in {first.where} and {theirs} in {other.where}; expected models of one "
+                           "shape and type (dtype: float32, say, takes several types).")
+
+
 class Merged(Fresh):
     """The tensors of a merge by name, each made when it is asked for. seed: of rules that draw."""
 
@@ -106,16 +138,23 @@ class Merged(Fresh):
     def __getitem__(self, name: str) -> Tensor:
         job = self._jobs[name]
         draws = generator(self._seed, job.rule.entry.name, name)
-        try:
+        with in_words(f"{job.rule.entry.name}, {name}"):
             return _pieced(job, draws, self._overview) if _divides(job) else _whole(job, draws)
-        except ValueError as error:
-            if isinstance(error, MixwellError):
-                raise
-            raise MixwellError(f"{job.rule.entry.name}, {name}: {error}.") from error
 
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, without making it."""
         return self._jobs[name].form
+
+
+@contextmanager
+def in_words(where: str) -> Iterator[None]:
+    """What a method says of its options or of numbers becomes a `MixwellError` that names it."""
+    try:
+        yield
+    except MixwellError:
+        raise
+    except ValueError as error:
+        raise MixwellError(f"{where}: {error}.") from error
 
 
 class Wholes(Sequence[Tensor]):
@@ -200,7 +239,7 @@ def same_names(models: Sequence[Model]) -> list[str]:
 
 
 def check_names(first: Model, other: Model) -> None:
-    """Raise where two models have other tensors, or tensors of other types or shapes."""
+    """Raise where a model lacks a tensor that the other has."""
     for one, two in ((first, other), (other, first)):
         lacking = [name for name in one.tensors if name not in two.tensors]
         if lacking:
@@ -208,32 +247,15 @@ def check_names(first: Model, other: Model) -> None:
             more = f" and {len(rest)} more" if rest else ""
             raise MixwellError(f"{two.name} lacks {name}{more}, which {one.name} has; expected models of one "
                                "architecture.")
-    for name in first.tensors:
-        check_forms(name, first, other)
 
 
-def check_forms(name: str, first: Model, other: Model) -> None:
-    """Raise where a tensor is of another type or shape in two models, or is no floating one."""
-    mine = form_of(first.tensors, name)
-    theirs = form_of(other.tensors, name)
-    if mine.dtype not in FLOATING:
-        raise MixwellError(f"{first.name}: {name} is {mine.dtype}; merges take floating weights. Merge first and "
-                           "quantise last.")
-    if mine != theirs:
-        raise MixwellError(f"{name} is {_words(mine)} in {first.name} and {_words(theirs)} in {other.name}; expected "
-                           "models of one shape and type (dtype: float32 in a merge's file takes several types).")
-
-
-def _words(form: Form) -> str:
-    dtype = str(form.dtype).removeprefix("torch.")
-    return f"{dtype} {list(form.shape)}"
-
-
-def merged(name: str, models: Sequence[Model], base: Model | None, config: Any, seed: int = 0) -> Merged:
+def merged(name: str, models: Sequence[Model], base: Model | None, config: Any, seed: int = 0,
+           dtype: torch.dtype | None = None) -> Merged:
     """The merge of all tensors of `models` by the method `name`, in one setting.
 
-    Other names, shapes, types, or another number of models than the method takes raise `MixwellError`; numbers that are
-    not finite do so when they are read.
+    dtype: of the result, whose models may then be of several; None: that of the models. Other names, shapes, types, or
+    another number of models than the method takes raise `MixwellError`; numbers that are not finite do so when they are
+    read.
     """
     rule = Rule(registry.find(name, within="merge"))
     rule.check(len(models), base is not None)
@@ -242,11 +264,15 @@ def merged(name: str, models: Sequence[Model], base: Model | None, config: Any, 
         everyone.append(base)
     jobs = {}
     for tensor in same_names(everyone):
-        places = [_place(model, tensor) for model in models]
+        places = places_of(models, tensor)
         ground = None if base is None else _place(base, tensor)
-        form = form_of(models[0].tensors, tensor)
-        jobs[tensor] = Job(rule, config, tuple(places), ground, form)
+        jobs[tensor] = planned(tensor, rule, config, places, ground, dtype)
     return Merged(jobs, seed)
+
+
+def places_of(models: Iterable[Model], tensor: str) -> list[Place]:
+    """Where each model has a tensor of that name."""
+    return [_place(model, tensor) for model in models]
 
 
 def _place(model: Model, tensor: str) -> Place:

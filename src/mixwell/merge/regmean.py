@@ -116,6 +116,8 @@ def solved(weights: Sequence[Tensor], gram: Sequence[Tensor], shares: Sequence[f
 def regmean(models: Sequence[Tensors], statistics: Sequence[Tensors], config: Config) -> dict[str, Tensor]:
     """The merge of `models`; `statistics` are their `grams`. A weight without one is averaged."""
     shares = each(config.weight, len(models), "weight")
+    if sum(shares) == 0:
+        raise ValueError("the weights sum to 0; give others")
     merged = {}
     for name in models[0]:
         tensors = [model[name] for model in models]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixwell.convert.calibration import asked
 from mixwell.core import machine, registry
-from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.checkpoint import Checkpoint, held
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
@@ -27,7 +27,6 @@ from mixwell.run.merging import (
     Source,
     bits_per_byte,
     card,
-    held,
     lineage,
     merge_checkpoints,
     receipts,

@@ -8,15 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 from mixwell.core.config import from_dict
-from mixwell.core.errors import MixwellError, shown
-from mixwell.formats.declared import Form
+from mixwell.core.errors import MixwellError
+from mixwell.formats.declared import floating
 from mixwell.lm import folder as folders
 from mixwell.lm.hf.writing import comparable
-from mixwell.merge.merging import Job, Merged, Rule
+from mixwell.merge.merging import Job, Merged, Rule, planned
 from mixwell.merge.naming import method_of
 from mixwell.merge.reading import Place
 from mixwell.merge.settings import Scope, looked_up
@@ -27,7 +25,6 @@ from mixwell.run.merging import CARD, Source, card, check_alike, joined
 from mixwell.run.paths import find_model
 
 CONFIG_COPY = "mergekit_config.yml"
-TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 AHEAD = ("embed", "wte", "wpe")  # parts of names of what lies before the layers
 _LAYER = re.compile(r"(?P<before>.*?(?:layers|h|blocks)\.)(?P<layer>\d+)(?P<rest>\..*)")
 
@@ -63,6 +60,8 @@ class FileMerge:
 
     def __init__(self, file: File, seed: int) -> None:
         self.file, self.seed = file, seed
+        named = file.out_dtype or file.dtype
+        self.dtype = None if named is None else floating(named, "dtype")
         self.base = None if file.base_model is None else reference(file.base_model)
         self.module = file.module
         self.sources = {name: _source(name) for name in self._names()}
@@ -167,10 +166,7 @@ class FileMerge:
         place = f"{self.file.merge_method}, {name}"
         config = from_dict(self.entry.module().Config, self.row | options, place)
         places = [place for _, place in models]
-        everyone = places if ground is None else [*places, ground]
-        shape = _one_shape(name, everyone, self.file.dtype is not None)
-        form = Form(self._dtype(places[0]), shape)
-        return Job(rule, config, tuple(places), ground, form)
+        return planned(name, rule, config, places, ground, self.dtype)
 
     def _parts(self, name: str, where: Where) -> list[tuple[Part, Place]]:
         """The sources of a tensor, and where each has it."""
@@ -183,14 +179,6 @@ class FileMerge:
             others = list(places)
             places = [self.vocabulary.placed(name, place, others) for place in others]
         return list(zip(parts, places))
-
-    def _dtype(self, place: Place) -> torch.dtype | None:
-        named = self.file.out_dtype or self.file.dtype
-        if named is None:
-            return place.form.dtype
-        if named not in TYPES:
-            raise MixwellError(f"dtype: {shown(named)} is not known; expected {', '.join(TYPES)}.")
-        return TYPES[named]
 
     def _sorted(self, parts: list[tuple[Part, Place]],
                 base: str | None) -> tuple[list[tuple[Part, Place]], Place | None]:
@@ -300,18 +288,6 @@ def _place(view: Mapping[str, Any], name: str, layer: int | None, where: str) ->
     if own not in view:
         raise MixwellError(f"{where} lacks {own}; expected models of one architecture.")
     return Place(view, own, where)
-
-
-def _one_shape(name: str, places: Sequence[Place], any_type: bool) -> tuple[int, ...]:
-    """The shape that all have; others, or other types where the file names none, raise `MixwellError`."""
-    first, *others = places
-    for other in others:
-        same = first.form.shape == other.form.shape and (any_type or first.form.dtype == other.form.dtype)
-        if not same:
-            raise MixwellError(f"{name} is {first.form.dtype} {list(first.form.shape)} in {first.where} and "
-                               f"{other.form.dtype} {list(other.form.shape)} in {other.where}; expected one shape, and "
-                               "one type where the file has no dtype.")
-    return first.form.shape
 
 
 def _check_layers_apart(first: Source, other: Source, tokens: bool, layers: bool) -> None:

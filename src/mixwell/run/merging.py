@@ -15,15 +15,17 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
+from mixwell.formats.declared import floating
 from mixwell.lm import folder as folders
 from mixwell.lm import receipt
 from mixwell.lm.hf.writing import comparable
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import MAIN, Tokenizer
-from mixwell.merge.merging import Model, Rule, merged
+from mixwell.merge.merging import Model, Rule, agreed, in_words, merged, places_of, same_names
 from mixwell.merge.naming import method_of
 
 CARD = "README.md"
+WHOLE = ("checkpoints", "statistics")  # tags of methods that see whole models
 CARD_TEXT = """---
 library_name: transformers
 tags:
@@ -57,13 +59,27 @@ class Recipe(NamedTuple):
     name: str  # as the user wrote it: a method or a row of one
     entry: registry.Entry
     config: Any
+    dtype: torch.dtype | None = None  # of the result; None: that of the models, which is one then
 
     @classmethod
     def of(cls, name: str, options: Mapping[str, Any], where: str = "") -> Recipe:
-        """The method, or the row of one, and its options."""
+        """The method, or the row of one, and its options; `dtype` among them is the result's, whatever the method."""
         entry, row = method_of(name)
-        config = from_dict(entry.module().Config, row | dict(options), where or name)
-        return cls(name.removeprefix("merge."), entry, config)
+        own = row | dict(options)
+        place = where or name
+        named = own.pop("dtype", None)
+        dtype = None if named is None else floating(named, f"{place}.dtype")
+        config = from_dict(entry.module().Config, own, place)
+        return cls(name.removeprefix("merge."), entry, config, dtype)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `of` makes it of again."""
+        plain = to_dict(self.config)
+        if self.dtype is None:
+            return plain
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {**plain, "dtype": dtype}
 
 
 def merge_checkpoints(recipe: Recipe, models: Sequence[Source], base: Source | None, seed: int,
@@ -77,35 +93,52 @@ def merge_checkpoints(recipe: Recipe, models: Sequence[Source], base: Source | N
     check_alike(everyone)
     first = base or models[0]
     Rule(recipe.entry).check(len(models), base is not None)
-    if "statistics" in recipe.entry.tags:
-        return by_statistics(recipe, models, seed, text_BT)
-    if "checkpoints" in recipe.entry.tags:
-        draws = generator(seed, recipe.entry.name)
-        given = [source.checkpoint for source in models]
-        return recipe.entry.load()(given, None, recipe.config, draws)
+    if not recipe.entry.tags.isdisjoint(WHOLE):
+        return _of_whole(recipe, models, seed, text_BT)
     model_type = folders.folder_type(first.checkpoint)
     views = [_view(source, model_type) for source in models]
     ground_view = None if base is None else _view(base, model_type)
-    tensors = merged(recipe.entry.name, views, ground_view, recipe.config, seed)
+    tensors = merged(recipe.entry.name, views, ground_view, recipe.config, seed, recipe.dtype)
     return folders.from_written(tensors, first.checkpoint, model_type, "the merge")
 
 
-def by_statistics(recipe: Recipe, models: Sequence[Source], seed: int, text_BT: Tensor | None) -> Checkpoint:
+def _of_whole(recipe: Recipe, models: Sequence[Source], seed: int, text_BT: Tensor | None) -> Checkpoint:
+    """The merge by a method that sees whole models, which it gets in float32 or better."""
+    name = recipe.entry.name
+    if "statistics" in recipe.entry.tags and text_BT is None:
+        raise MixwellError(f"{name} looks at what the models make of text; give it (--text).")
+    views = [Model(source.checkpoint.tensors, source.name) for source in models]
+    places = {tensor: places_of(views, tensor) for tensor in same_names(views)}
+    forms = {tensor: agreed(tensor, found, recipe.dtype) for tensor, found in places.items()}
+    given = []
+    for number, source in enumerate(models):
+        wide = {tensor: found[number].whole() for tensor, found in places.items()}
+        given.append(source.checkpoint.derive(tensors=wide))
+    draws = generator(seed, name)
+    with in_words(name):
+        made = _made(recipe, given, draws, text_BT)
+    kept = {tensor: found.to(forms[tensor].dtype) for tensor, found in made.items()}
+    return models[0].checkpoint.derive(tensors=kept)
+
+
+def _made(recipe: Recipe, models: Sequence[Checkpoint], draws: torch.Generator,
+          text_BT: Tensor | None) -> Mapping[str, Tensor]:
+    if "statistics" in recipe.entry.tags and text_BT is not None:
+        return _by_statistics(recipe, models, draws, text_BT)
+    made: Checkpoint = recipe.entry.load()(models, None, recipe.config, draws)
+    return made.tensors
+
+
+def _by_statistics(recipe: Recipe, models: Sequence[Checkpoint], draws: torch.Generator,
+                  text_BT: Tensor) -> Mapping[str, Tensor]:
     """The merge by what the models make of text, each row of which is an example."""
-    if text_BT is None:
-        raise MixwellError(f"{recipe.entry.name} looks at what the models make of text; give it (--text).")
-    draws = generator(seed, recipe.entry.name)
     measured = recipe.entry.module().measured
     statistics = []
-    for source in models:
-        reader = Reading(source.checkpoint)
-        found = measured(reader, text_BT, recipe.config, draws)
+    for model in models:
+        found = measured(Reading(model), text_BT, recipe.config, draws)
         statistics.append({name.removeprefix("model."): tensor for name, tensor in found.items()})
-    tensors = [dict(source.checkpoint.tensors) for source in models]
-    made = recipe.entry.load()(tensors, statistics, recipe.config)
-    first = models[0].checkpoint
-    kept = {name: tensor.to(first.tensors[name].dtype) for name, tensor in made.items()}
-    return first.derive(tensors=kept)
+    tensors = [model.tensors for model in models]
+    return recipe.entry.load()(tensors, statistics, recipe.config)
 
 
 class Reading(nn.Module):
@@ -120,12 +153,6 @@ class Reading(nn.Module):
         output = self.model(tokens_T.unsqueeze(0))
         logits_TV = output.logits_BTV[0]
         return logits_TV.log_softmax(-1)
-
-
-def held(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its tensors in memory: what is looked at several times is made once."""
-    tensors = {name: checkpoint.tensors[name] for name in checkpoint.tensors}
-    return checkpoint.derive(tensors=tensors)
 
 
 def _view(source: Source, model_type: str) -> Model:
@@ -166,7 +193,7 @@ def lineage(recipe: Recipe, models: Sequence[Source], base: Source | None, seed:
     found = joined(models, base or models[0])
     found["id"] = recipe.name
     found["method"] = recipe.entry.name
-    found["config"] = to_dict(recipe.config)
+    found["config"] = recipe.options
     found["base"] = None if base is None else base.name
     return {**found, "seed": seed}
 
@@ -228,6 +255,6 @@ def _changed(recipe: Recipe) -> dict[str, Any]:
     _, row = method_of(recipe.name)
     usual = from_dict(type(recipe.config), row)
     before = to_dict(usual)
-    now = to_dict(recipe.config)
-    keys = [key for key in now if now[key] != before[key]]
+    now = recipe.options
+    keys = [key for key in now if now[key] != before.get(key)]
     return {key: now[key] for key in keys}

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixwell.core.config import to_dict
+from mixwell.core.checkpoint import held
 from mixwell.core.errors import MixwellError
 from mixwell.lm import folder as folders
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
-from mixwell.run.merging import CARD, Recipe, Source, card, held, lineage, merge_checkpoints, receipts, recipe_text
+from mixwell.run.merging import CARD, Recipe, Source, card, lineage, merge_checkpoints, receipts, recipe_text
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.convert import held_out, windows_of
 from mixwell.run.stages.models import describe
@@ -38,8 +38,7 @@ def parse_merge(options: Mapping[str, Any], where: str) -> MergeConfig:
     if not isinstance(name, str):
         raise MixwellError(f"{where}: name a method, such as `merge: ties`; `mixwell list merge` has them.")
     recipe = Recipe.of(name, rest, where)
-    plain = to_dict(recipe.config)
-    return MergeConfig(name=name, method=recipe.entry.name, options=plain)
+    return MergeConfig(name=name, method=recipe.entry.name, options=recipe.options)
 
 
 def run_merge(job: Job) -> dict[str, Any]:

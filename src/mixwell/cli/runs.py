@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,14 +46,21 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     `mixwell run my.yaml --dry-run` · stages, tokens, FLOPs, memory and time, without running
 
     `mixwell run my.yaml --from moe` · do the stage `moe` and those after it again
+
+    `torchrun --nproc_per_node 4 -m mixwell run my.yaml parallel.expert=2` · train with four processes
     """
     path, overrides = split_words(words or [])
     if minutes is not None:
         overrides.append(f"minutes={minutes}")
+    if os.environ.get("RANK", "0") != "0":
+        if not dry_run:
+            help_with(path, overrides)
+        return
     from mixwell.cli.progress import Bar
 
     console = Console()
     with Bar(console) as bar:  # it moves at once; the libraries that compute take seconds to load
+        from mixwell.parallel.launch import crew
         from mixwell.report.headline import answer_lines
         from mixwell.run import engine, recipe
 
@@ -60,12 +68,25 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
         if dry_run:
             planned = engine.plan(chosen, out, from_stage=from_stage, progress=bar.preparing)
         else:
-            made = engine.run(chosen, out, from_stage=from_stage, observer=bar)
+            with crew(chosen.parallel) as helpers:
+                made = engine.run(chosen, out, from_stage=from_stage, observer=bar, crew=helpers)
     if dry_run:
         show_plan(console, planned)
         return
     lines = [*answer_lines(made.parent), f"report: {made}"]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def help_with(path: Path | None, overrides: list[str]) -> None:
+    """Train beside the first process of torchrun, for as long as it asks for it; it does all the rest and says so."""
+    from mixwell.parallel.launch import crew
+    from mixwell.run import recipe
+    from mixwell.run.stages.train import follow
+
+    chosen = recipe.read(path, overrides)
+    with crew(chosen.parallel) as found:
+        if found is not None:
+            follow(found)
 
 
 def split_words(words: list[str]) -> tuple[Path | None, list[str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +55,13 @@ class Routing:
         return replace(self, losses={**self.losses, name: value})
 
 
+class Peers(Protocol):
+    """Processes that train one model together, each on tokens of its own."""
+
+    def joined(self, routing: Routing, context: Context) -> tuple[Routing, Context]:
+        """The tokens of all of them, where the gradient reaches this process's own."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Context:
     """What a layer may know of its tokens beside their activations. Everything is optional; T = B * S, row-major."""
@@ -71,6 +79,7 @@ class Context:
     generator: torch.Generator | None = None  # for routers that draw; None outside training
     again: bool = False  # whether this pass repeats one, for its gradient: what counts tokens must not count again
     losses: bool = True  # whether auxiliary losses are asked for; a layer may leave them out where they are not
+    peers: Peers | None = None  # those over whose tokens balance is asked for
 
 
 @dataclass(frozen=True, eq=False)

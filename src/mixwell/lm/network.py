@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mixwell.core import rng
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import normal
-from mixwell.core.routing import Context, Routing
+from mixwell.core.routing import Context, Peers, Routing
 from mixwell.kernels.embed import embed, mean_nats, row_nats, softcapped
 from mixwell.kernels.linear import Linear, linear
 from mixwell.kernels.norm import build_norm, wide
@@ -83,6 +83,7 @@ class Network(nn.Module):
         if generator is None and torch.get_default_device().type != "meta":
             generator = rng.generator(0)
         self.config = config
+        self.peers: Peers | None = None  # processes over whose tokens balance is asked for
         self.checkpointing = False  # whether training passes keep no activations inside layers: memory for time
         self.embed = _Embedding(config.vocab_size, config.dim, generator)
         if config.learned_positions:
@@ -226,7 +227,7 @@ class Network(nn.Module):
         draws = generator if self.training else None
         facts = _token_facts(tokens_BT, positions_BT, mask_BT, labels_B)
         facts |= {"earlier_ids_BS": earlier_BS, "num_layers": len(self.layers), "step": step, "generator": draws,
-                  "losses": losses}
+                  "losses": losses, "peers": self.peers}
         forgets = self._forgets()
         x_BTD = self._embedded(tokens_BT, positions_BT)
         state: Tensor | None = None

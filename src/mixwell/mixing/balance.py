@@ -68,6 +68,8 @@ def apply_balance(rules: tuple[BalanceRule, ...], routing: Routing,
     """(losses by name, sum of coefficient times loss or None), the router's own losses included at coefficient 1."""
     losses = {**routing.losses}
     terms = list(routing.losses.values())
+    if rules and context.peers is not None:
+        routing, context = context.peers.joined(routing, context)
     for rule in rules:
         loss = rule(routing, context)
         losses[rule.name] = loss

@@ -23,6 +23,7 @@ from mixwell.core import disk, machine
 from mixwell.core.config import to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import whole_folder
+from mixwell.parallel.launch import Crew
 from mixwell.report import digests, records
 from mixwell.report.records import RunRecord, StageRecord
 from mixwell.run import recipe, sizing, verify
@@ -39,8 +40,10 @@ __all__ = ["Observer", "Planned", "Prediction", "Silent", "check_out", "default_
 
 
 def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,
-        observer: Observer | None = None) -> Path:
+        observer: Observer | None = None, crew: Crew | None = None) -> Path:
     """Run the recipe in the folder `out` and return the path of its report.
+
+    crew: processes of which this is the first; the others `follow` (`run.stages.train`).
 
     Killed at any moment and started again, it goes on and ends with the same bits. A stage that fails raises
     `MixwellError`; the stages before it stay.
@@ -60,13 +63,14 @@ def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None
             observer.fitted(chosen.about, size)
         tidy(out / "stages", {p.folder for p in todo if p.cached})
         observer.planned(todo)
-        made = [finish(planned, chosen, todo, observer) for planned in todo]
+        made = [finish(planned, chosen, todo, observer, crew) for planned in todo]
         seconds = time.perf_counter() - clock
         write_record(chosen, out, todo, made, started, seconds)
         return report.build(out, out / "report.html")
 
 
-def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer) -> StageRecord:
+def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: Observer,
+           crew: Crew | None = None) -> StageRecord:
     """Make and evaluate one stage of `todo`, as far as it is not there yet, and return its record.
 
     The folder must be `locked`, and the stages that it reads finished.
@@ -76,7 +80,7 @@ def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: 
     built_on = {source: _bits(folders[source]) for source in sources}
     planned = _with_inputs(planned, built_on)
     if not planned.cached:
-        _make(planned, folders, built_on, observer)
+        _make(planned, folders, built_on, observer, crew)
     elif planned.standing.news and planned.standing.record is not None:
         verify.remember(planned.standing.record, planned.standing.facts)
     record = _with_evaluation(planned, chosen, folders, observer)
@@ -112,7 +116,8 @@ def tidy(stages: Path, finished: set[Path]) -> None:
             disk.remove(path)
 
 
-def _make(planned: Planned, folders: Mapping[str, Path], built_on: Mapping[str, str], observer: Observer) -> None:
+def _make(planned: Planned, folders: Mapping[str, Path], built_on: Mapping[str, str], observer: Observer,
+          crew: Crew | None) -> None:
     stage, work = planned.stage, planned.work
     if not planned.begun:  # nothing there, or a part that is to be done again
         disk.remove(work)
@@ -122,7 +127,7 @@ def _make(planned: Planned, folders: Mapping[str, Path], built_on: Mapping[str, 
     inputs = {role: folders[source] for role, source in stage.inputs.items()}
     try:
         with whole_folder(planned.folder) as scratch:
-            job = Job(stage=stage, folder=scratch, work=work, inputs=inputs,
+            job = Job(stage=stage, folder=scratch, work=work, inputs=inputs, crew=crew,
                       progress=lambda share, words: observer.advanced(planned, share, words))
             result = KINDS[stage.kind].run(job)
             seconds = max(time.perf_counter() - clock, result.get("seconds", 0.0))  # the latter spans a kill

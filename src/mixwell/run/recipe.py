@@ -36,6 +36,7 @@ from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, nearest, shown, suggest
 from mixwell.lm.training.config import BUDGETS as LENGTHS
+from mixwell.parallel.team import Layout
 from mixwell.run import yaml_data
 from mixwell.run.sources import inputs_of, side_name, text_ids
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
@@ -73,6 +74,7 @@ class Recipe:
     tokenizer: dict[str, Any] | str | None = None  # options, or a folder that holds tokenizer.json
     model: dict[str, Any] | str = field(default_factory=dict)  # options, or a Hugging Face folder
     train: dict[str, Any] = field(default_factory=dict)  # defaults of every train stage
+    parallel: Layout = field(default_factory=Layout)  # of the processes that torchrun starts
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)  # how every model stage is evaluated
     stages: list[dict[str, Any]] = field(default_factory=list)
 

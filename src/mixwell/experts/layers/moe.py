@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +94,7 @@ class MoE(ChannelMixer):
     config: Config
     router: Any
     overflow: Callable[[Routing, Context], Routing]
+    spread: Callable[[Tensor, Tensor, Any], Tensor] | None = None  # where the experts lie with several processes
     packable = ("gate_up_proj", "down_proj", "shared_gate_up_proj", "shared_down_proj")
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
@@ -136,13 +138,17 @@ class MoE(ChannelMixer):
 
     def _mixed(self, x_TD: Tensor, routing: Routing, context: Context) -> Tensor:
         """The weighted sum of each token's experts [T, D]."""
-        if is_one_token(x_TD) and not self.training and self.config.clamp is None:
+        if is_one_token(x_TD) and not self.training and self.config.clamp is None and self.spread is None:
             chosen = routing.indices_TK[0].tolist()
             gate_up, down = weight_of(self, "gate_up_proj"), weight_of(self, "down_proj")
             return one_token_mlp(x_TD, routing.weights_TK, chosen, gate_up, down)
         order = plan(routing.indices_TK, self.config.num_experts)
         rows_ND = dispatch(x_TD, order)
-        rows_ND = self._experts(rows_ND, order.counts_E, context)
+        run = functools.partial(self._experts, context=context)
+        if self.spread is None:
+            rows_ND = run(rows_ND, order.counts_E)
+        else:
+            rows_ND = self.spread(rows_ND, order.counts_E, run)
         return combine(rows_ND, order, routing.weights_TK)
 
     def _experts(self, rows_ND: Tensor, counts_E: Tensor, context: Context) -> Tensor:

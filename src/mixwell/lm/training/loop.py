@@ -35,6 +35,7 @@ from mixwell.lm.training.freezing import Frozen
 from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, kept_lines, read_lines
 from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.lm.training.sampler import Sampler
+from mixwell.parallel.team import Alone
 
 METRICS = "metrics.jsonl"
 FIT_TOKENS = 1_000_000  # of a domain: enough to count how often ids occur
@@ -64,7 +65,7 @@ class TrainResult:
 
 def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | Path, *,
           weights: Mapping[str, float] | None = None, progress: Progress | None = None,
-          device: str | torch.device = "cpu") -> TrainResult:
+          device: str | torch.device = "cpu", team: Alone | None = None) -> TrainResult:
     """Train `model` in place until the budget is used, going on from `folder` where a run was interrupted.
 
     model: a `LanguageModel`, or a module with its `loss`, `flops_per_token` and `cast`.
@@ -72,6 +73,9 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     weights: share of the windows by domain; None takes each domain by its size.
     progress: called after every step with the steps done, the share of the budget used, and
     {loss_nats, lr, tokens_per_s, seconds_left}.
+    team: the processes that train together, each of which calls this with the same arguments and a `folder` that all
+    see; the first one writes. The numbers are those of one process up to rounding. Routers that choose among a batch,
+    and capacities, see the tokens of their own process.
 
     A loss or gradient that is not finite raises `TrainingError`, a damaged state `DamagedState`. Ctrl-C and SIGTERM
     finish the step and save; then the one raises `KeyboardInterrupt`, the other ends the program. A second one does not
@@ -83,12 +87,13 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
         raise MixwellError(f"the data has {data.vocab_size} token ids, the model {vocab_size}; use the tokenizer that "
                            "the model was made for, or a model with a larger vocab_size.")
     settled = config.for_device(device)
-    run = _Run(model.to(device), data, settled, Path(folder), weights, torch.device(device))
+    run = _Run(model.to(device), data, settled, Path(folder), weights, torch.device(device), team or Alone())
     try:
         run.to_the_end(progress)
     finally:
         run.close()
-    lines, ledger = read_lines(run.folder / METRICS), run.sampler.ledger()
+    lines = read_lines(run.folder / METRICS) if run.team.leads else []
+    ledger = run.sampler.ledger()
     return TrainResult(model.eval(), lines, ledger, run.tokens, run.flops, run.seconds)
 
 
@@ -108,9 +113,11 @@ class _Run:
     """Everything that moves during a run: model, optimizer, sampler, counters, files."""
 
     def __init__(self, model: nn.Module, data: TokenData, config: TrainConfig, folder: Path,
-                 weights: Mapping[str, float] | None, device: torch.device) -> None:
+                 weights: Mapping[str, float] | None, device: torch.device, team: Alone) -> None:
         self.model, self.data, self.config, self.folder, self.device = model, data, config, folder, device
-        self.sampler = Sampler(data, weights, config.batch_size, config.seq_len, config.seed)
+        self.team = team
+        self.sampler = Sampler(data, weights, config.batch_size, config.seq_len, config.seed, rank=team.rank,
+                               world_size=team.size)
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
         self.window = Window()
         self.step_tokens = config.step_tokens
@@ -125,6 +132,7 @@ class _Run:
         if getattr(model, "needs_tokens", False):
             text = _train_tokens(data, self._tokens_to_read())
             model.fit_tokens(text, generator(config.seed, "fit_tokens"))  # type: ignore[operator]
+        team.attach(model)
         self.frozen = Frozen(model, config.frozen)
         self.checkpointing = getattr(model, "checkpointing", False)  # as it was before this run
         self.optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
@@ -133,8 +141,9 @@ class _Run:
             self._resume(*found)
         self.saved_step, self.saved_at = self.step, time.monotonic()
         kept = None if found is None else found[0]["metrics"]
-        self.metrics = MetricsFile(folder / METRICS, kept)
-        self.board = writer(str(folder / "tensorboard"), purge_step=self.step + 1) if writer else None
+        team.check_same("the step that is saved", self.step)  # and nobody writes before all have read
+        self.metrics = MetricsFile(folder / METRICS, kept) if team.leads else None
+        self.board = writer(str(folder / "tensorboard"), purge_step=self.step + 1) if writer and team.leads else None
 
     @property
     def tokens(self) -> int:
@@ -185,18 +194,21 @@ class _Run:
                         progress(self.step, self.fraction, info)
                     except KeyboardInterrupt:
                         asked.yes = True
-                if asked.yes or self._save_due():
+                stops = self.team.agreed(asked.yes)
+                if self.team.agreed(stops or self._save_due()):
                     self._save()
-                if asked.yes:
+                if stops:
                     asked.stop()
         if self.saved_step < self.step:
             self._save()
+        self.team.release(self.model)
 
     def _one_step(self) -> dict[str, Any]:
         """One optimizer step; nothing of it is kept where its loss or gradient is not finite."""
         started = time.perf_counter()
         lr = self._learning_rate()
-        values, seen = self._backward()
+        values, own = self._backward()
+        seen = self.team.seen(own)
         for name, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(f"step {self.step + 1}: {name} is {value}. {self._last_good()} Lower lr, lengthen "
@@ -207,7 +219,7 @@ class _Run:
         self.frozen.after_step()
         self.step += 1
         self.lr = lr
-        took = time.perf_counter() - started
+        took = self.team.most(time.perf_counter() - started)
         self.seconds += took
         self.window.add(values, _loads(seen), self.step_tokens, took)
         rate = self.step_tokens / took
@@ -230,21 +242,23 @@ class _Run:
         sums: dict[str, Tensor] = {}
         seen: list[list[Routing | None]] = []
         parts = list(self._micro_batches())
-        for (tokens_BT, targets_BT, domains_B), share in zip(parts, _divisors(parts)):
+        shares = self.team.size * len(parts)
+        for (tokens_BT, targets_BT, domains_B), share in zip(parts, _divisors(parts, self.team)):
             loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws)  # type: ignore[operator]
             nats = loss.nats / share
-            total = nats if loss.aux is None else nats + loss.aux / len(parts)
+            total = nats if loss.aux is None else nats + loss.aux / shares
             total.backward()
             terms = _terms(loss)
             for name, value in terms.items():
-                divisor = share if name == NATS else len(parts)
+                divisor = share if name == NATS else shares
                 part = value.detach().float() / divisor
                 sums[name] = sums.get(name, 0.0) + part
             seen.append(loss.routings)
-        sums["grad_norm"] = self.optimizer.grad_norm()
         gathered = [value.float() for value in sums.values()]
-        values = torch.stack(gathered).tolist()  # one transfer for all of them
-        return dict(zip(sums, values)), seen
+        totals = self.team.total(torch.stack(gathered))
+        norm = self.optimizer.grad_norm(self.team)
+        values = torch.cat([totals, norm.view(1)]).tolist()  # one transfer for all of them
+        return dict(zip([*sums, "grad_norm"], values)), seen
 
     def _micro_batches(self) -> Iterator[tuple[Tensor, ...]]:
         """(tokens, targets, domains) of the parts of the next batch."""
@@ -273,7 +287,8 @@ class _Run:
         self.window = Window()
         if evaluates:
             line["evaluation"] = self._evaluate()
-        self.metrics.append(line)
+        if self.metrics is not None:
+            self.metrics.append(line)
         if self.board is not None:
             _to_board(self.board, line)
 
@@ -290,8 +305,11 @@ class _Run:
         return _every(self.config.save_every, self.step) or waited >= longest
 
     def _save(self) -> None:
+        tensors = self.team.whole(self.optimizer.tensors())
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        if self.metrics is None:
+            return
         lines = self.metrics.sync()
-        tensors = self.optimizer.tensors()
         for name, buffer in self._buffers().items():
             tensors[f"buffer.{name}"] = buffer
         values = {
@@ -303,13 +321,12 @@ class _Run:
             "metrics": lines,
         }
         train_state.save(self.folder / STATE, self.step, tensors, values)
-        self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         if values.get("choices") not in (None, self._choices()):
             warnings.warn(ROUNDS_OTHERWISE, UserWarning, stacklevel=3)
         self.sampler.load_state_dict(values["sampler"])
-        self.optimizer.load_tensors(tensors)
+        self.optimizer.load_tensors(self.team.own(tensors))
         for name, buffer in self._buffers().items():
             saved = tensors[f"buffer.{name}"]
             buffer.copy_(saved)
@@ -340,18 +357,20 @@ class _Run:
         self.optimizer.release()
         self.frozen.release()
         self.model.checkpointing = self.checkpointing  # type: ignore[assignment]
-        self.metrics.close()
+        if self.metrics is not None:
+            self.metrics.close()
         if self.board is not None:
             self.board.close()
 
 
-def _divisors(parts: list[tuple[Tensor, ...]]) -> list[float]:
+def _divisors(parts: list[tuple[Tensor, ...]], team: Alone) -> list[float]:
     """What the mean over each micro-batch is divided by, so that their sum is the mean over the whole batch.
 
     Parts with fewer targets that count weigh less.
     """
     counts = [int((targets_BT != IGNORED).sum()) for _, targets_BT, _ in parts]
-    whole = max(sum(counts), 1)
+    everywhere = team.total(torch.tensor(sum(counts)))
+    whole = max(int(everywhere), 1)
     return [whole / max(count, 1) for count in counts]
 
 

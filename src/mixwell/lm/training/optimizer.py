@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
+from mixwell.parallel.team import Alone
 
 DType = Literal["bf16", "fp32"]
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what is kept of each parameter, under torch.optim's names
@@ -63,17 +64,20 @@ class MasterAdamW:
         self._moments: dict[str, dict[str, Tensor]] = {}
         self._betas, self._eps, self._weight_decay = betas, eps, weight_decay
 
-    def grad_norm(self) -> Tensor:
+    @torch.no_grad()
+    def grad_norm(self, team: Alone | None = None) -> Tensor:
         """Global L2 norm of the gradients gathered since the last step, a float32 scalar.
 
-        Raises `MixwellError` before a backward pass.
+        With a `team` they are first summed over its processes. Raises `MixwellError` before a backward pass.
         """
-        masters = self._masters.values()
-        grads = [master.grad for master in masters if master.grad is not None]
-        if not grads:
+        team = team or Alone()
+        grads = {name: master.grad for name, master in self._masters.items()}
+        found = team.summed(grads, self._masters)
+        if not found:
             raise MixwellError("no gradient has been computed since the last step; call backward() first.")
-        norms = torch._foreach_norm(grads)
-        return torch.stack(norms).norm()
+        for name, grad in found.items():
+            self._masters[name].grad = grad
+        return team.norm(found)
 
     @torch.no_grad()
     def step(self, lr: float, norm: float = 0.0, clip: float = 0.0) -> None:

@@ -13,6 +13,7 @@ from mixwell.report.records import read_stage
 
 if TYPE_CHECKING:
     from mixwell.core.checkpoint import Checkpoint
+    from mixwell.parallel.launch import Crew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Job:
     work: Path  # outlives a kill: what a stage needs to go on is kept here
     inputs: Mapping[str, Path]  # role -> finished folder
     progress: Callable[[float, str], None]  # share done (0 to 1), a few words
+    crew: Crew | None = None  # the processes that train together, where there are several
 
     def result(self, role: str) -> dict[str, Any]:
         """What the stage behind `role` wrote as its result."""

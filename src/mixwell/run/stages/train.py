@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from mixwell.core import disk, units
-from mixwell.core.config import from_dict
+from mixwell.core.config import from_dict, to_dict
 from mixwell.core.files import digest
 from mixwell.core.machine import hold_memory
 from mixwell.lm import folder as folders
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import METRICS, STATE, DamagedState, TrainConfig, saved, train
-from mixwell.run.stages._parts import Job, read_model
+from mixwell.parallel.launch import Crew
+from mixwell.parallel.team import Alone
+from mixwell.run.stages._parts import Job, model_folder, read_model
 from mixwell.run.stages.models import describe
 
 FEW_EPOCHS = 4.0  # up to here repeated text is worth nearly as much as new text (Muennighoff et al., 2023)
@@ -52,8 +54,13 @@ def run_train(job: Job) -> dict[str, Any]:
     model = LanguageModel.from_checkpoint(before)
     data = TokenData.open(job.inputs["tokens"] / "shards")
     damage = clear_damage(job.work)
-    done = train(model, data, config, job.work, weights=config.weights, progress=lambda step, share, info: job.progress(
-        share, f"loss {info['loss_nats']:.3f}"))
+    team = None
+    if job.crew is not None:
+        order = Together.of(job, config)
+        job.crew.order(order.plain())
+        team = job.crew.team
+    done = train(model, data, config, job.work, weights=config.weights, team=team,
+                 progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
     after = model.to_checkpoint()
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed)
     folders.write(replace(after, lineage=before.lineage, files=before.files).derive(record=record),
@@ -62,6 +69,40 @@ def run_train(job: Job) -> dict[str, Any]:
     return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS,
             "notices": [*damage, *repeated(done.ledger, {name: data.count(name, "train") for name in data.domains})]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together:
+    """A training as the processes that help with it hear of it."""
+
+    model: str  # folder
+    shards: str  # folder
+    work: str  # folder
+    config: Training
+
+    @classmethod
+    def of(cls, job: Job, config: Training) -> Together:
+        """The order that a stage gives."""
+        model = model_folder(job.inputs["model"])
+        shards = job.inputs["tokens"] / "shards"
+        return cls(model=str(model.resolve()), shards=str(shards.resolve()), work=str(job.work.resolve()),
+                   config=config)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return to_dict(self)
+
+    def train(self, team: Alone) -> None:
+        """Train beside the process that gave the order, which keeps what comes of it."""
+        model = LanguageModel.from_checkpoint(folders.read(Path(self.model)))
+        data = TokenData.open(Path(self.shards))
+        train(model, data, self.config, Path(self.work), weights=self.config.weights, team=team)
+
+
+def follow(crew: Crew) -> None:
+    """Do what the first process orders until it lets go."""
+    while (order := crew.wait()) is not None:
+        from_dict(Together, order).train(crew.team)
 
 
 def clear_damage(work: Path) -> list[str]:

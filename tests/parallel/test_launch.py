@@ -1,0 +1,122 @@
+"""Processes as torchrun starts them: one run of a recipe, its numbers, and how it ends when one of them does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from mixwell.core.errors import MixwellError
+from mixwell.parallel import launch
+from mixwell.parallel.team import Layout
+from mixwell.parallel.wire import LostWorker
+from mixwell.report.records import read_run
+
+LINES = "".join(f"{i} and {i + 1} make {2 * i + 1}\n" for i in range(400))
+MIXTURE = {"method": "moe", "num_experts": 4, "hidden_dim": 8, "router": {"method": "top_k", "k": 2}}
+RECIPE = {
+    "name": "tiny", "threads": 1, "tokenizer": {"vocab_size": 280},
+    "model": {"dim": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "channel_mixer": MIXTURE},
+    "train": {"batch_size": 4, "seq_len": 8, "log_every": 1, "dtype": "fp32"},
+    "evaluate": {"max_tokens": 512, "batch_size": 4, "seq_len": 8},
+    "stages": [{"id": "first", "train": {"steps": 6}}, {"id": "second", "from": "first", "train": {"steps": 4}}],
+}
+TIMEOUT = 240  # for all of it, on a machine that is busy with other things
+
+
+def start(folder, out, size, *words):
+    """The processes of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    crew = []
+    for rank in range(size):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+               "OMP_NUM_THREADS": 1}
+        env = os.environ | {name: str(value) for name, value in own.items()}
+        crew.append(subprocess.Popen(
+            [sys.executable, "-m", "mixwell", "run", "recipe.yaml", "--out", str(out), *words], env=env, cwd=folder,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return crew
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text").mkdir()
+    for part in range(8):
+        (folder / "text" / f"{part}.txt").write_text(LINES[part * 900 :][:2000])
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "data": {"domains": {"text": "text"}}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """The run of one process, and that of two over which the experts are spread."""
+    both = [start(folder, "one", 1), start(folder, "two", 2, "parallel.expert=2")]
+    said = [[process.communicate(timeout=TIMEOUT) for process in crew] for crew in both]
+    codes = [[process.returncode for process in crew] for crew in both]
+    assert codes == [[0], [0, 0]], said
+    return read_run(folder / "one"), read_run(folder / "two"), said
+
+
+def metrics(run, stage):
+    lines = (run.folder / "stages" / next(s.folder.name for s in run.stages if s.id == stage) / "metrics.jsonl")
+    return [json.loads(line) for line in lines.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_two_processes_make_the_run_of_one(runs, stage):
+    one, two, _ = runs
+    for a, b in zip(metrics(one, stage), metrics(two, stage), strict=True):
+        assert b["loss_nats"] == pytest.approx(a["loss_nats"], rel=1e-6) and a["load"] == b["load"]
+    records = [next(s for s in run.stages if s.id == stage) for run in (one, two)]
+    assert records[0].key == records[1].key and records[0].result["ledger"] == records[1].result["ledger"]
+    bits = [record.evaluation["mean"] for record in records]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-5)
+
+
+def test_the_first_process_speaks_for_all(runs):
+    _, _, said = runs
+    assert "report:" in said[1][0][0] and said[1][1] == ("", "")
+
+
+def test_a_process_that_dies_ends_the_other_with_its_own_message(folder):
+    crew = start(folder, "dead", 2, "stages.first.train.steps=1M", "train.save_every=2")
+    try:
+        states = folder / "dead" / "stages"
+        deadline = time.monotonic() + TIMEOUT
+        while not list(states.glob(".work-*/state/state.json")):
+            assert time.monotonic() < deadline and crew[0].poll() is None, crew[0].communicate()
+            time.sleep(0.1)
+        crew[1].kill()
+        _, said = crew[0].communicate(timeout=TIMEOUT)
+        assert crew[0].returncode == 2
+        assert said.startswith("error: stage first: process 0 of 2 got no answer from another, which has ended or fell "
+                               "silent"), said
+        assert not list(states.glob("first-*")), "nothing half-written"
+    finally:
+        for process in crew:
+            process.kill()
+            process.communicate()
+
+
+def test_a_process_that_never_comes_is_waited_for_so_long(monkeypatch):
+    for name, value in zip(launch.NEEDED, ("0", "2", "127.0.0.1", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LostWorker, match=r"not all of 2 processes came within 0.5 s"), launch.crew(
+            Layout(timeout_s=0.5)):
+        pass
+
+
+def test_one_process_needs_no_others(monkeypatch):
+    for name in launch.NEEDED:
+        monkeypatch.delenv(name, raising=False)
+    with launch.crew(Layout()) as found:
+        assert found is None
+    with pytest.raises(MixwellError, match="expert=2 does not fit 1 processes"), launch.crew(Layout(expert=2)):
+        pass

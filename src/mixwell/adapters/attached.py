@@ -125,6 +125,11 @@ class Attached:
                 seen.add(id(value))
         return found | {f"{name}/": value.detach() for name, value in self.trained.items()}
 
+    def base_tensors(self) -> dict[str, Tensor]:
+        """The base's tensors by name, as they were before anything was merged or trained."""
+        own = {name: value for name, value in self.model.state_dict().items() if f".{CHANGES}." not in f".{name}"}
+        return own | self._start | self._kept
+
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave; one that is missing, left over, misshapen or not finite raises."""

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from mixwell.core.machine import hold_memory
-from mixwell.kernels import expert_rows
+from mixwell.kernels import expert_rows, packing
 from mixwell.kernels import experts as kernels
-from mixwell.kernels import packing
 from mixwell.kernels.experts import expert_mlp, grouped_mlp, mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import Int8Weight, PackedWeight, pack, prepack, weight_of

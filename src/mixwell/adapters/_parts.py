@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.adapters.attached import Attached, Pass, attach
-from mixwell.adapters.targets import Target
+from mixwell.adapters.targets import Target, wide
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.kernels.packing import Int8Weight
@@ -28,12 +28,14 @@ class Adapter(nn.Module):
     keep_float32: ClassVar[bool] = True  # read by whoever casts a model
     targets: ClassVar[tuple[str, ...]] = ()  # patterns taken where none are given
     whole: ClassVar[bool] = False  # whether targets are layers instead of weights
+    target: Target
+    now: Pass  # the forward pass in progress
 
     def __init__(self, target: Target, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.__dict__["target"] = target  # no child of its own adapter
-        self.__dict__["now"] = Pass()  # shared by what stands at one mixer; see `Pass`
+        self.target = target
+        self.now = Pass()  # shared by what stands at one mixer
 
     @classmethod
     def attach(cls, model: nn.Module, targets: Sequence[str] | str | None, config: Any,
@@ -94,7 +96,8 @@ class WeightAdapter(Adapter):
         with torch.no_grad():
             if not self.target.stack:
                 return self.bound().delta(weight)
-            changes = [bound.delta(own) for bound, own in zip(self.bound().unbind(), weight)]
+            bounds = self.bound().unbind()
+            changes = [bound.delta(own) for bound, own in zip(bounds, weight)]
             return torch.stack(changes)
 
 
@@ -103,9 +106,10 @@ class WeightAdapter(Adapter):
         target = self.target
         if target.tensor.dtype == torch.int8:
             raise MixwellError(f"{target.name} is quantised; merge into full weights and quantise the result.")
-        found = {target.name: target.numbers + self.delta_weight()}
-        bias = getattr(target.owner, "bias", None) if target.attribute == "weight" else None
-        if bias is not None:
+        whole = target.numbers + self.delta_weight()
+        found = {target.name: whole}
+        bias = getattr(target.owner, "bias", None)
+        if bias is not None and target.attribute == "weight":
             name = target.name.removesuffix("weight") + "bias"
             found[name] = self.bound().bias(bias, target.tensor)
         dtype = target.tensor.dtype
@@ -175,23 +179,30 @@ class Bound:
 
     def unbind(self) -> list[Bound]:
         """One for each expert of a stack, the gradient of each tensor gathered once."""
-        count = next(len(part) for part in self.parts if part is not None)
-        columns = [[None] * count if part is None else part.unbind(0) for part in self.parts]
+        (count,) = self.adapter.target.stack or (1,)  # a matrix may stand as a stack of one
+        columns = [_column(part, count) for part in self.parts]
         return [Bound(self.adapter, parts) for parts in zip(*columns)]
+
+
+def _column(part: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """A part of a stack's rule by expert."""
+    if part is None:
+        return [None] * count
+    return part.unbind(0)
 
 
 def full(weight: Any) -> Tensor:
     """A weight as a plain tensor in float32 or wider, without gradient."""
     if isinstance(weight, Int8Weight):
         return weight.dequantised(torch.float32)
-    own: Tensor = weight.detach()
-    return own.to(torch.promote_types(own.dtype, torch.float32))
+    return wide(weight)
 
 
 def product(x: Tensor, *factors: Tensor) -> Tensor:
     """x [..., I] through one matrix after another, each [outputs, inputs], in the type of x."""
     for factor in factors:
-        x = nn.functional.linear(x, factor.to(x.dtype))
+        own = factor.to(x.dtype)
+        x = nn.functional.linear(x, own)
     return x
 
 
@@ -205,8 +216,10 @@ def dropped(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor
     """x with entries set to 0 at `rate` and the others scaled up; as it is where nothing draws."""
     if generator is None or not rate:
         return x
-    kept = torch.rand(x.shape, generator=generator, device=generator.device) >= rate
-    return x * kept.to(x.device, x.dtype) / (1 - rate)
+    drawn = torch.rand(x.shape, generator=generator, device=generator.device)
+    kept = drawn >= rate
+    kept = kept.to(x.device, x.dtype)
+    return x * kept / (1 - rate)
 
 
 def check_rank(rank: int, target: Target) -> None:

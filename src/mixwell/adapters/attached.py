@@ -33,15 +33,17 @@ class Pass:
 
     def enter(self, module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A hook before the mixer's own forward pass."""
-        values = *arguments, *named.values()
-        found = [value for value in values if isinstance(value, Context)]
-        self.context = found[-1] if found else Context()
+        self.context = Context()
+        for value in (*arguments, *named.values()):
+            if isinstance(value, Context):
+                self.context = value
         self.losses, self.terms = {}, []
 
     def report(self, losses: Mapping[str, Tensor], aux: Tensor | None) -> None:
         """Losses of one adapter; those of one name are added up."""
         for name, loss in losses.items():
-            self.losses[name] = self.losses[name] + loss if name in self.losses else loss
+            before = self.losses.get(name)
+            self.losses[name] = loss if before is None else before + loss
         if aux is not None:
             self.terms.append(aux)
 
@@ -50,7 +52,8 @@ class Pass:
         if not self.losses and not self.terms:
             return result
         terms = self.terms if result.aux is None else [result.aux, *self.terms]
-        aux = torch.stack([term.float() for term in terms]).sum() if terms else None
+        wide = [term.float() for term in terms]
+        aux = torch.stack(wide).sum() if wide else None
         losses = {**result.losses, **self.losses}
         self.losses, self.terms = {}, []
         return result._replace(losses=losses, aux=aux)
@@ -72,12 +75,14 @@ def attach(method: Any, model: nn.Module, targets: Sequence[str] | str | None, c
     for target in found:
         _check_free(target)
     made = method.build(found, config, generator or rng.generator(0))
-    return Attached(model, config, dict(zip((target.name for target in found), made)), trained)
+    names = [target.name for target in found]
+    return Attached(model, config, dict(zip(names, made)), trained)
 
 
 def _check_free(target: Target) -> None:
-    held = target.owner._modules.get(CHANGES)
-    if held is not None and (target.attribute or WHOLE) in held:  # type: ignore[operator]
+    held: Any = target.owner._modules.get(CHANGES) or ()
+    place = target.attribute or WHOLE
+    if place in held:
         raise MixwellError(f"{target.name} has an adapter already; merge or detach that one first.")
     if target.attribute and not bool(target.numbers.isfinite().all()):
         raise MixwellError(f"{target.name} has values that are not finite; mend the model first.")
@@ -105,8 +110,10 @@ class Attached:
     @property
     def num_parameters(self) -> int:
         """Numbers that are trained."""
-        own = {id(p): p for adapter in self.adapters.values() for p in adapter.parameters() if p.requires_grad}
-        return sum(p.numel() for p in (*own.values(), *self.trained.values()))
+        beside = nn.ModuleList(self.adapters.values())
+        own = [p for p in beside.parameters() if p.requires_grad]
+        counted = *own, *self.trained.values()
+        return sum(p.numel() for p in counted)
 
     def delta_weight(self, target: str) -> Tensor:
         """The change of one target's weight in float32 or wider; `MixwellError` where it is none of a matrix."""
@@ -127,23 +134,15 @@ class Attached:
 
     def base_tensors(self) -> dict[str, Tensor]:
         """The base's tensors by name, as they were before anything was merged or trained."""
-        own = {name: value for name, value in self.model.state_dict().items() if f".{CHANGES}." not in f".{name}"}
+        state = self.model.state_dict()
+        own = {name: value for name, value in state.items() if CHANGES not in name.split(".")}
         return own | self._start | self._kept
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave; one that is missing, left over, misshapen or not finite raises."""
         own = self.tensors()
-        for name in [*own, *tensors]:
-            if name not in tensors or name not in own:
-                where = "is missing in the file" if name not in tensors else "has no place in this adapter"
-                raise MixwellError(f"{name.rstrip('/')} {where}; nothing was loaded.")
-        for name, value in tensors.items():
-            if value.shape != own[name].shape:
-                raise MixwellError(f"{name}: the file has {list(value.shape)}, this base takes {list(own[name].shape)}; "
-                                   "the adapter was made for another base.")
-            if not bool(value.isfinite().all()):
-                raise MixwellError(f"{name} has values that are not finite; nothing was loaded.")
+        _check_tensors(own, tensors)
         for name, value in tensors.items():
             own[name].copy_(value)
 
@@ -155,7 +154,9 @@ class Attached:
         """
         if self.merged:
             raise MixwellError("the adapter is merged already.")
-        made = {name: value for adapter in self.adapters.values() for name, value in adapter.merged().items()}
+        made: dict[str, Tensor] = {}
+        for adapter in self.adapters.values():
+            made |= adapter.merged()
         tensors = _all_tensors(self.model)
         self._kept = {name: tensors[name].clone() for name in made}
         for name, value in made.items():
@@ -194,15 +195,17 @@ class Attached:
             site = target.site or target.owner
             if id(site) not in passes:
                 passes[id(site)] = self._watched(site)
-            adapter.__dict__["now"] = passes[id(site)]
-            _beside(target.owner)[target.attribute or WHOLE] = adapter
+            adapter.now = passes[id(site)]
+            held = _beside(target.owner)
+            held[target.attribute or WHOLE] = adapter
             if not target.attribute:
                 target.owner.__dict__["forward"] = adapter
 
     def _watched(self, site: nn.Module) -> Pass:
         found = Pass()
-        self._hooks.append(site.register_forward_pre_hook(found.enter, with_kwargs=True))
-        self._hooks.append(site.register_forward_hook(found.leave))
+        before = site.register_forward_pre_hook(found.enter, with_kwargs=True)
+        behind = site.register_forward_hook(found.leave)
+        self._hooks += before, behind
         return found
 
     def _take_off(self) -> None:
@@ -217,6 +220,21 @@ class Attached:
                 del owner._modules[CHANGES]
             if not attribute:
                 del owner.__dict__["forward"]
+
+
+def _check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name in [*own, *tensors]:
+        if name not in tensors:
+            raise MixwellError(f"{name.rstrip('/')} is missing in the file; nothing was loaded.")
+        if name not in own:
+            raise MixwellError(f"{name.rstrip('/')} has no place in this adapter; nothing was loaded.")
+    for name, value in tensors.items():
+        found, expected = list(value.shape), list(own[name].shape)
+        if found != expected:
+            raise MixwellError(f"{name}: the file has {found}, this base takes {expected}; the adapter was made for "
+                               "another base.")
+        if not bool(value.isfinite().all()):
+            raise MixwellError(f"{name} has values that are not finite; nothing was loaded.")
 
 
 def _beside(owner: nn.Module) -> nn.ModuleDict:
@@ -238,7 +256,10 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _named(own: Mapping[str, Tensor], patterns: Sequence[str]) -> list[str]:
     """The parameters that the patterns fit."""
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(fits(name, pattern) for name in own):
+        fitting = [name for name in own if fits(name, pattern)]
+        if not fitting:
             raise MixwellError(f"trained: no parameter fits {pattern!r}.")
-    return [name for name in own if any(fits(name, pattern) for pattern in patterns)]
+        chosen.update(fitting)
+    return [name for name in own if name in chosen]

@@ -36,7 +36,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         if value.is_floating_point():
             value = value.float()
         raw = value.contiguous().view(-1).view(torch.uint8)
-        found.update(raw.numpy())
+        found.update(raw.numpy().data)
     return found.hexdigest()
 
 
@@ -68,7 +68,7 @@ def load(folder: str | Path, model: nn.Module, *, other_base: bool = False) -> A
     content = sealed.read(folder / FILE, REMEDY)
     entry = registry.find(str(content["method"]))
     config = from_dict(entry.module().Config, content["config"], f"{folder / FILE}: config")
-    found: Any = attach(entry.load(), model, content["targets"], config, trained=content["trained"])
+    found = attach(entry.load(), model, content["targets"], config, trained=content["trained"])
     try:
         if not other_base:
             _check_base(found, content["base"], folder)
@@ -76,12 +76,12 @@ def load(folder: str | Path, model: nn.Module, *, other_base: bool = False) -> A
     except MixwellError:
         found.detach()
         raise
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _check_base(attached: Attached, base: Mapping[str, Any], folder: Path) -> None:
     own = digest(attached.base_tensors())
     if own != base["digest"]:
-        named = f" ({base['name']})" if base["name"] else ""
-        raise MixwellError(f"{folder} was made for another base{named}: the weights' digest there is "
-                           f"{base['digest'][:12]}, here {own[:12]}. Hand in that base, or say other_base=True.")
+        there, named = base["digest"], base["name"] or "unnamed"
+        raise MixwellError(f"{folder} was made for another base ({named}): the weights' digest there is {there[:12]}, "
+                           f"here {own[:12]}. Hand in that base, or say other_base=True.")

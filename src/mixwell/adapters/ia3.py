@@ -44,7 +44,8 @@ class IA3(WeightAdapter):
         super().__init__(target, config)
         self.maps_input = any(fits(target.name, pattern) for pattern in config.inputs)
         channels = target.inputs if self.maps_input else target.outputs
-        self.factors = nn.Parameter(torch.ones(*target.stack, channels, device=generator.device))
+        ones = torch.ones(*target.stack, channels, device=generator.device)
+        self.factors = nn.Parameter(ones)
 
     def before(self, x: Tensor, factors: Tensor) -> Tensor:
         """l * x where inputs are scaled."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mixwell.adapters._parts import WeightAdapter, check_rank, dropped, example_target, full, product, uniform
 from mixwell.adapters.targets import Target, first_fit
 from mixwell.core.method import method
+from mixwell.core.rng import normal
 from mixwell.mixing import check_above, check_least
 
 
@@ -65,9 +66,12 @@ class Config:
 
 def row_lengths(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """||W + s B A|| of each row [O], from W A^T and A A^T."""
-    across = 2 * weight @ A.T + scale * B @ (A @ A.T)
-    squares = weight.square().sum(-1) + scale * (across * B).sum(-1)
-    return squares.clamp_min(0).sqrt()
+    of_weight = weight.square().sum(-1)
+    between = weight @ A.T
+    of_change = scale * B @ (A @ A.T)
+    across = 2 * between + of_change
+    more = scale * (across * B).sum(-1)
+    return (of_weight + more).clamp_min(0).sqrt()
 
 
 @method(
@@ -85,11 +89,13 @@ class LoRA(WeightAdapter):
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)
-        rank = config.rank_at(target.name)
+        name = target.name
+        rank = config.rank_at(name)
         check_rank(rank, target)
-        self.scale = config.scale_at(target.name)
+        self.scale = config.scale_at(name)
         A, B = self._start(rank, generator)
-        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+        self.A = nn.Parameter(A)
+        self.B = nn.Parameter(B)
         pissa = config.start == "pissa"
         self.register_buffer("start_A", A.clone() if pissa else None)
         self.register_buffer("start_B", B.clone() if pissa else None)
@@ -104,27 +110,31 @@ class LoRA(WeightAdapter):
             return principal(target.numbers, rank, self.scale)
         shape = *target.stack, rank, target.inputs
         if start == "gaussian":
-            A = torch.randn(shape, generator=generator, device=generator.device) / rank
+            A = normal(shape, 1 / rank, generator)
         else:
             A = uniform(shape, target.inputs**-0.5, generator)
-        return A, A.new_zeros(*target.stack, target.outputs, rank)
+        B = A.new_zeros(*target.stack, target.outputs, rank)
+        return A, B
 
     def _lengths(self) -> Tensor:
         """m at its start: each row as long as it is."""
         weight = self.target.numbers.float()
-        stacked = bool(self.target.stack)
-        matrices = weight if stacked else weight[None]
-        bounds = self.bound().unbind() if stacked else [self.bound()]
-        with torch.no_grad():
-            rows = [self._row_lengths(own, *bound.parts[:4]) for own, bound in zip(matrices, bounds)]
-        return torch.stack(rows) if stacked else rows[0]
+        bound = self.bound()
+        if not self.target.stack:
+            return self._row_lengths(weight, *bound.parts[:4])
+        pairs = zip(weight, bound.unbind())
+        rows = [self._row_lengths(own, *one.parts[:4]) for own, one in pairs]
+        return torch.stack(rows)
 
     def _row_lengths(self, weight: Tensor, A: Tensor, B: Tensor, start_A: Tensor | None, start_B: Tensor | None,
                      ) -> Tensor:
         if start_A is not None and start_B is not None:
-            A, B = torch.cat((A, start_A)), torch.cat((B, -start_B), dim=1)
-        A, B = A.detach(), B.detach()
-        return row_lengths(full(weight), A.to(torch.float32), B.to(torch.float32), self.scale)
+            A = torch.cat((A, start_A))
+            B = torch.cat((B, -start_B), dim=1)
+        whole = full(weight)
+        A = A.detach().to(whole.dtype)
+        B = B.detach().to(whole.dtype)
+        return row_lengths(whole, A, B, self.scale)
 
     def after(self, x: Tensor, y: Tensor, weight: Any, A: Tensor, B: Tensor, start_A: Tensor | None = None,
               start_B: Tensor | None = None, magnitude: Tensor | None = None) -> Tensor:
@@ -137,28 +147,34 @@ class LoRA(WeightAdapter):
         y = y + self.scale * change
         if magnitude is None:
             return y
-        gain = magnitude / self._row_lengths(weight, A, B, start_A, start_B)
+        lengths = self._row_lengths(weight, A, B, start_A, start_B)
+        gain = magnitude / lengths
         return y * gain.to(y.dtype)
 
     def delta(self, weight: Tensor, A: Tensor, B: Tensor, start_A: Tensor | None = None,
               start_B: Tensor | None = None, magnitude: Tensor | None = None) -> Tensor:
         """s B A, or what brings W + s B A to its length."""
-        change = self.scale * (B @ A)
+        change = B @ A
         if start_A is not None and start_B is not None:
-            change = change - self.scale * (start_B @ start_A)
+            change = change - start_B @ start_A
+        change = self.scale * change
         if magnitude is None:
             return change
-        gain = magnitude / self._row_lengths(weight, A, B, start_A, start_B)
+        lengths = self._row_lengths(weight, A, B, start_A, start_B)
+        gain = magnitude / lengths
         return gain[:, None] * (weight + change) - weight
 
 
 def principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """(A, B) with s B A the best approximation of W [..., O, I] of that rank, its weight shared evenly."""
     U, S, Vh = torch.linalg.svd(weight.float(), full_matrices=False)
-    roots = (S[..., :rank] / scale).sqrt()
-    A = roots[..., :, None] * Vh[..., :rank, :]
-    B = U[..., :, :rank] * roots[..., None, :]
-    return A.contiguous(), B.contiguous()
+    largest = S[..., :rank] / scale
+    roots = largest.sqrt()
+    right = Vh[..., :rank, :]
+    left = U[..., :rank]
+    A = roots[..., None] * right
+    B = left * roots[..., None, :]
+    return A, B
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -60,9 +60,16 @@ class Target:
         """The weight in float32 or wider, without gradient; int8 ones scaled."""
         weight = self.tensor.detach()
         if weight.dtype == torch.int8:
-            return weight * getattr(self.owner, f"{self.attribute}_scale")
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return weight.to(wide)
+            scale: Tensor = getattr(self.owner, f"{self.attribute}_scale")
+            return weight * scale
+        return wide(weight)
+
+
+def wide(value: Tensor) -> Tensor:
+    """Without gradient, in float32 or wider."""
+    own = value.detach()
+    dtype = torch.promote_types(own.dtype, torch.float32)
+    return own.to(dtype)
 
 
 def fits(name: str, pattern: str) -> bool:
@@ -72,12 +79,14 @@ def fits(name: str, pattern: str) -> bool:
     """
     if pattern == EVERY:
         return True
-    return any(_fits(written, pattern) for written in (name, name.removesuffix(_WEIGHT)))
+    short = name.removesuffix(_WEIGHT)
+    return _fits(name, pattern) or _fits(short, pattern)
 
 
 def _fits(name: str, pattern: str) -> bool:
     if pattern.startswith(REGEX):
-        return re.fullmatch(pattern.removeprefix(REGEX), name) is not None
+        expression = pattern.removeprefix(REGEX)
+        return re.fullmatch(expression, name) is not None
     if any(sign in pattern for sign in "*?["):
         return fnmatchcase(name, pattern)
     return name == pattern or name.endswith(f".{pattern}")
@@ -85,7 +94,10 @@ def _fits(name: str, pattern: str) -> bool:
 
 def first_fit(name: str, patterns: Mapping[str, V], default: V) -> V:
     """The value of the first pattern that fits."""
-    return next((value for pattern, value in patterns.items() if fits(name, pattern)), default)
+    for pattern, value in patterns.items():
+        if fits(name, pattern):
+            return value
+    return default
 
 
 def find(model: nn.Module, patterns: Sequence[str], whole: bool = False) -> list[Target]:
@@ -94,16 +106,22 @@ def find(model: nn.Module, patterns: Sequence[str], whole: bool = False) -> list
     A pattern that fits none raises `MixwellError`.
     """
     there = list(_layers(model) if whole else _weights(model))
+    chosen: set[str] = set()
     for pattern in patterns:
         _check_pattern(pattern)
-        if not any(fits(target.name, pattern) for target in there):
+        own = [target.name for target in there if fits(target.name, pattern)]
+        if not own:
             raise _none_fits(model, pattern, there)
-    return [target for target in there if any(fits(target.name, pattern) for pattern in patterns)]
+        chosen.update(own)
+    return [target for target in there if target.name in chosen]
 
 
 def _check_pattern(pattern: str) -> None:
+    if not pattern.startswith(REGEX):
+        return
+    expression = pattern.removeprefix(REGEX)
     try:
-        re.compile(pattern.removeprefix(REGEX) if pattern.startswith(REGEX) else "")
+        re.compile(expression)
     except re.error as error:
         raise MixwellError(f"targets: {shown(pattern)} is no regular expression ({error}).") from error
 
@@ -114,7 +132,8 @@ def _none_fits(model: nn.Module, pattern: str, there: Sequence[Target]) -> Mixwe
     if others:
         return MixwellError(f"targets: {shown(pattern)} fits {others[0]}, which is not multiplied as a plain matrix "
                             f"where it stands, so no change can stand beside it. Weights here: {_listed(names)}.")
-    near = suggest(pattern, [*names, *(name.rpartition(".")[2] for name in names)])
+    last = [name.removesuffix(_WEIGHT).rpartition(".")[2] for name in names]
+    near = suggest(pattern, [*names, *last])
     return MixwellError(f"targets: nothing in the model fits {shown(pattern)}.{near} Here are: {_listed(names)}.")
 
 
@@ -128,16 +147,19 @@ def _weights(model: nn.Module) -> Iterator[Target]:
     """Every weight that its layer reads by `weight_of`."""
     apart = getattr(model, "read_directly", ())
     for path, owner in model.named_modules():
+        site = _site(model, path)
         for attribute in getattr(owner, "packable", ()):
-            name = f"{path}.{attribute}" if path else attribute
-            if isinstance(getattr(owner, attribute, None), Tensor) and name not in apart:
-                yield Target(name, owner, attribute, _site(model, path))
+            name = f"{path}.{attribute}".lstrip(".")
+            weight = getattr(owner, attribute, None)
+            if isinstance(weight, Tensor) and name not in apart:
+                yield Target(name, owner, attribute, site)
 
 
 def _layers(model: nn.Module) -> Iterator[Target]:
     for path, owner in model.named_modules():
         if path and not isinstance(owner, nn.ModuleList):
-            yield Target(path, owner, site=_site(model, path))
+            site = _site(model, path)
+            yield Target(path, owner, site=site)
 
 
 def _site(model: nn.Module, path: str) -> nn.Module | None:

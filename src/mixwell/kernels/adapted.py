@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 
-
 class Change(Protocol):
     """What is done around the product with a weight [M, D], or around those with a stack's experts [E, M, D]."""
 
@@ -62,12 +61,18 @@ class AdaptedWeight:
         return of_base or self.change.requires_grad
 
     def __getitem__(self, expert: Any) -> AdaptedWeight:
-        return AdaptedWeight(self.base[expert], self.own[expert], self.change[expert])
+        change = self.change[expert]
+        return self._of(expert, change)
 
     def unbind(self) -> list[AdaptedWeight]:
         """The experts of a stack."""
         changes = self.change.unbind()
-        return [AdaptedWeight(self.base[e], self.own[e], change) for e, change in enumerate(changes)]
+        return [self._of(expert, change) for expert, change in enumerate(changes)]
+
+    def _of(self, expert: Any, change: Change) -> AdaptedWeight:
+        base = self.base[expert]
+        own = self.own[expert]
+        return AdaptedWeight(base, own, change)
 
     def around(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         """The adapted result of x [..., D], `product` being the bare weight's."""
@@ -77,15 +82,17 @@ class AdaptedWeight:
     def around_experts(self, x_ND: Tensor, counts: Sequence[int], product: Callable[[Tensor], Tensor]) -> Tensor:
         """As `around` for rows sorted by expert; `product` takes them all through the bare stack."""
         changes = self.change.unbind()
-        parts = x_ND.split(list(counts))
+        sizes = list(counts)
+        parts = x_ND.split(sizes)
         mapped_ND = x_ND
         if self.change.maps_input:
             mapped = [change.before(part) for change, part in zip(changes, parts)]
             mapped_ND = torch.cat(mapped)
         y_NM = product(mapped_ND)
         done = []
-        for expert, y in enumerate(y_NM.split(list(counts))):
-            done.append(changes[expert].after(parts[expert], y, self.own[expert]))
+        for expert, y in enumerate(y_NM.split(sizes)):
+            change, own = changes[expert], self.own[expert]
+            done.append(change.after(parts[expert], y, own))
         return torch.cat(done)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixwell.kernels.adapted import AdaptedWeight
+from mixwell.kernels.adapted import AdaptedWeight, Change
 from mixwell.kernels.memory import free_bytes
 from mixwell.kernels.probe import choices, row_class
 from mixwell.kernels.products import PACKED, PLAIN, Product, fits_fp16, works
@@ -213,19 +213,26 @@ def weight_of(layer: nn.Module, name: str) -> Tensor | PackedWeight | Int8Weight
     """
     own = _own(layer, name)
     base = _served(layer, name, own)
-    changes = layer._modules.get(CHANGES)
-    if changes is None or name not in changes:
-        return base
-    return AdaptedWeight(base, own, changes[name].bound())
+    change = _change(layer, name)
+    return base if change is None else AdaptedWeight(base, own, change)
 
 
 def bias_of(layer: nn.Module, weight: str = "weight", bias: str = "bias") -> Tensor | None:
     """The bias that is added to the product with the weight named, changed where the weight's change says so."""
     own: Tensor | None = getattr(layer, bias)
-    changes = layer._modules.get(CHANGES)
-    if own is None or changes is None or weight not in changes:
+    change = None if own is None else _change(layer, weight)
+    if own is None or change is None:
         return own
-    return changes[weight].bound().bias(own, _own(layer, weight))
+    return change.bias(own, _own(layer, weight))
+
+
+def _change(layer: nn.Module, name: str) -> Change | None:
+    """What was put beside a weight."""
+    changes: Any = layer._modules.get(CHANGES)
+    if changes is None or name not in changes:
+        return None
+    found: Change = changes[name].bound()
+    return found
 
 
 def _own(layer: nn.Module, name: str) -> Tensor | Int8Weight:

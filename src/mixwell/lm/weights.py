@@ -208,8 +208,8 @@ def tensors_of(network: Network) -> dict[str, Tensor]:
     state = network.state_dict()
     beside = next((name for name in state if f".{CHANGES}." in name), None)
     if beside is not None:
-        raise MixwellError(f"the model carries an adapter ({beside}), which a checkpoint would lose; merge it, or detach "
-                           "it and save it beside.")
+        raise MixwellError(f"the model carries an adapter ({beside}), which a checkpoint would lose; merge it, or save "
+                           "it beside and detach it.")
     return {_canonical(name, state): tensor.detach() for name, tensor in state.items()}
 
 

@@ -1,20 +1,25 @@
 """Targets by pattern, and adapters that are put beside a model, saved and refused."""
 
+import copy
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from mixwell.adapters import files
+from mixwell.adapters._parts import LayerAdapter
 from mixwell.adapters.ia3 import IA3
 from mixwell.adapters.ia3 import Config as Factors
 from mixwell.adapters.lora import Config, LoRA
 from mixwell.adapters.targets import find, fits
 from mixwell.core.errors import MixwellError
+from mixwell.core.method import method
 from mixwell.core.rng import generator as seeded
 from mixwell.formats import sealed
 from mixwell.formats.tensors import open_file, save_tensors
-from tests.contracts._adapters import logits, model, moved
+from mixwell.mixing import build_router
+from tests.contracts._adapters import TOKENS, logits, model, moved
 
 NAME = "layers.0.sequence_mixer.qkv.weight"
 
@@ -133,3 +138,61 @@ def test_a_changed_or_unknown_file_is_refused(saved):
     sealed.write(path, {**content, "method": "adapters.none"})
     with pytest.raises(MixwellError, match=r"unknown method 'adapters.none'"):
         files.load(saved, model())
+
+
+@dataclass(frozen=True)
+class Share:
+    """Options of the layer below."""
+
+    coefficient: float = 0.5
+
+
+@method(title="A second block beside the first", year=2026)
+class Beside(LayerAdapter):
+    """y + w(x) B A x with a router of one expert, and a loss: what a routed method looks like."""
+
+    targets = ("channel_mixer",)
+
+    def __init__(self, target, config, generator):
+        super().__init__(target, config)
+        dim = target.owner.dim
+        self.router = build_router({"method": "top_k", "k": 1}, dim, 2, generator)
+        self.A = torch.nn.Parameter(torch.randn(2, dim, generator=generator))
+        self.B = torch.nn.Parameter(torch.zeros(dim, 2))
+
+    def forward(self, x_TD, context):
+        mixed = self.base(x_TD, context)
+        routing = self.router(x_TD, context)
+        loss = routing.scores_TE.square().mean()
+        self.report({"own": loss}, self.config.coefficient * loss)
+        more = routing.weights_TK[:, :1] * (x_TD @ self.A.T @ self.B.T)
+        return mixed._replace(y_TD=mixed.y_TD + more)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_layer_as_a_whole_can_be_changed_and_its_losses_are_outputs(sparse, tmp_path):
+    bare = model(sparse)
+    before = bare(TOKENS)
+    there = Beside.attach(model(sparse), None, Share(), seeded(3))
+    found = there.model(TOKENS)
+    assert torch.equal(found.logits_BTV, before.logits_BTV)
+    assert set(found.losses) == {*before.losses, "own"}
+    own = 2 * 0.5 * found.losses["own"] + (before.aux if sparse else 0)
+    torch.testing.assert_close(found.aux, own)
+    moved(there)
+    there.model.train()
+    for checkpointing in (False, True):
+        there.model.zero_grad()
+        there.model.checkpointing = checkpointing
+        loss = there.model.loss(TOKENS[:, :-1], TOKENS[:, 1:])
+        (loss.nats + loss.aux).backward()
+        trained = [p for p in there.model.parameters() if p.requires_grad]
+        assert len(trained) == 2 * 3 and all(p.grad.any() for p in trained)
+    there.model.eval()
+    there.model.checkpointing = False
+    apart = logits(there.model)
+    assert torch.equal(logits(copy.deepcopy(there.model)), apart) and not torch.equal(apart, before.logits_BTV)
+    with pytest.raises(MixwellError, match="depends on what comes in, so no matrix holds it"):
+        there.merge()
+    there.detach()
+    assert torch.equal(logits(there.model), logits(bare))

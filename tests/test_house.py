@@ -159,6 +159,7 @@ TAGS = {
     "experts.analysis": {"weights"},
     "merge": {"elementwise", "averages", "ordered", "base", "optional-base", "surveys", "overviews", "statistics",
               "checkpoints"},
+    "adapters": {"matrix", "experts"},
     "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
     "scaling.laws": {"law", "budget"},
     "data.mixing": {"own"},

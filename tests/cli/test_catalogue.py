@@ -158,6 +158,7 @@ FILLED = {
                   "return 4.0 * self.dim * self.config.hidden_dim"], "running: running_sum"),
     "convert": (["return checkpoint.derive(tensors=dict(checkpoint.tensors))"], ""),
     "precision": (["return checkpoint.derive(tensors=dict(checkpoint.tensors))"], ""),
+    "adapters": (["return y + (x @ A.T).sum(-1, keepdim=True)", "return A.sum(0).expand_as(weight)"], ""),
     "scaling.laws": (["return self.linear({'A': 1.0, 'k': -np.log(runs['x'])})"], ""),
     "data.mixing": (["slopes_D = np.linalg.lstsq(runs.weights_ND, runs.losses_NM[:, target])[0]; "
                      "return lambda weights_ND, steps_N=None: weights_ND @ slopes_D"], ""),

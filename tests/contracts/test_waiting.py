@@ -10,7 +10,8 @@ from mixwell.core import registry
 from mixwell.core.routing import Context
 from tests.contracts._tools import fresh, poisoned_memory, same_config
 
-FAMILIES = {"sequence", "convert", "precision", "merge"}  # rooms that are one family, with a suite of their own
+# rooms that are one family, with a suite of their own
+FAMILIES = {"sequence", "convert", "precision", "merge", "adapters"}
 WAITING = [pytest.param(e, id=e.name) for e in registry.entries() if e.family == e.room and e.room not in FAMILIES]
 
 

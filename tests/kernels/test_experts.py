@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mixwell.core.machine import hold_memory
+from mixwell.kernels import expert_rows, packing
 from mixwell.kernels import experts as kernels
-from mixwell.kernels import packing
 from mixwell.kernels.experts import expert_mlp, grouped_mlp, mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import Int8Weight, PackedWeight, pack, prepack, weight_of
@@ -163,18 +163,18 @@ def test_torchs_grouped_product_serves_few_rows_that_it_takes(generator, monkeyp
 
 @pytest.mark.parametrize("count", [*range(1, 70), 127, 128, 129, 1000, 4095])
 def test_rows_are_widened_by_less_than_a_sixteenth_to_sixteen_numbers_an_octave(count):
-    wider = kernels._wider(slice(3, 3 + count), 10_000)
+    wider = expert_rows._wider(slice(3, 3 + count), 10_000)
     rows = wider.stop - wider.start
     assert wider.start == 3 and count <= rows < count * 17 / 16
-    octave = {kernels._wider(slice(0, n), 10_000).stop for n in range(count, 2 * count)}
+    octave = {expert_rows._wider(slice(0, n), 10_000).stop for n in range(count, 2 * count)}
     assert len(octave) <= 17  # two octaves have a part in it
-    assert kernels._wider(slice(3, 3 + count), 3 + count).stop == 3 + count  # there are no rows behind the last
+    assert expert_rows._wider(slice(3, 3 + count), 3 + count).stop == 3 + count  # there are no rows behind the last
 
 
 def test_experts_whose_rows_are_widened_agree_with_a_loop(generator, monkeypatch):
     monkeypatch.setattr(kernels, "compiles", lambda *_: True)
     counts = torch.tensor([33, 0, 65, 7])
-    assert [s.rows.stop - s.rows.start for s in kernels._spans(counts.tolist(), True)] == [34, 68, 7]
+    assert [s.rows.stop - s.rows.start for s in expert_rows.spans_of(counts.tolist(), True)] == [34, 68, 7]
     _, gate_up, down = inputs(generator)
     x = torch.randn(int(counts.sum()), D, generator=generator, dtype=torch.float64)
     ours, plainly = ([t.clone().requires_grad_() for t in (x, gate_up, down)] for _ in range(2))

@@ -61,6 +61,8 @@ RULE = Form("rule", '''rule = values["rule"]
     return rule.result(state)''', drawn=DRAWN)
 SELECTOR = Form("selector", f"return ENTRY.load()(**values, generator={DRAWN}).indices_S", drawn=DRAWN)
 CONVERSION = Form("conversion", "return dict(ENTRY.load()(**values).tensors)")
+ADAPTER = Form("adapter", '''made = ENTRY.load()(values["target"], values["config"], generator)
+    return made.delta_weight()''')
 FORMS = {
     "experts.routers": ROUTER,
     "experts.layers": LAYER,
@@ -70,6 +72,7 @@ FORMS = {
     "sequence": SEQUENCE,
     "convert": CONVERSION,
     "precision": CONVERSION,
+    "adapters": ADAPTER,
     "scaling.laws": LAW,
     "data.mixing": PREDICTOR,
     "data.online": RULE,

@@ -8,13 +8,15 @@ Each expert is taken through all its steps while its rows are in cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mixwell.kernels.adapted import AdaptedWeight, bare
+from mixwell.kernels.expert_rows import Through, spans_of, through_experts
 from mixwell.kernels.linear import (
     Weight,
     compiles,
@@ -73,45 +75,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-class _Span(NamedTuple):
-    """The rows of one expert among rows sorted by expert."""
-
-    expert: int
-    own: int  # how many rows are its own
-    rows: slice  # its own, and perhaps some of later experts behind them
-
-
-def _spans(counts: list[int], compiled: bool) -> list[_Span]:
-    """Of the experts that have rows, in order; widened where products are compiled for their number of rows."""
-    total, start = sum(counts), 0
-    spans = []
-    for expert, count in enumerate(counts):
-        if count:
-            rows = slice(start, start + count)
-            spans.append(_Span(expert, count, _wider(rows, total) if compiled else rows))
-        start += count
-    return spans
-
-
-def _wider(rows: slice, total: int) -> slice:
-    """`rows` with less than a sixteenth more behind it, so that few distinct numbers of rows occur: 16 an octave.
-
-    oneDNN compiles a product for its shape (0.4 ms each, and memory), and experts get other numbers of rows at every
-    step. The surplus rows belong to later experts, which write their own results over them; the last rows are not
-    widened.
-    """
-    count = rows.stop - rows.start
-    step = 1 << max(count.bit_length() - 5, 0)
-    steps = -(-count // step)
-    stop = rows.start + steps * step
-    return rows if stop > total else slice(rows.start, stop)
-
-
 def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """Rows sorted by expert through their experts, without gradient."""
     y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
     compiled = compiles(x_ND, gate_up_proj)
-    for e, _, rows in _spans(counts, compiled):
+    for e, _, rows in spans_of(counts, compiled):
         gate_up = times(x_ND[rows], gate_up_proj[e])
         hidden = _swiglu(gate_up)
         times(hidden, down_proj[e], y_ND[rows])
@@ -120,7 +88,7 @@ def _experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: W
 
 def _few_experts(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """As `_experts`, for so few rows that calls cost more than memory: one activation for all experts together."""
-    spans = _spans(counts, compiled=False)
+    spans = spans_of(counts, compiled=False)
     gate_up = [times(x_ND[rows], gate_up_proj[e]) for e, _, rows in spans]
     hidden = _swiglu(torch.cat(gate_up))
     y = [times(hidden[rows], down_proj[e]) for e, _, rows in spans]
@@ -159,7 +127,7 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight, counts: list[int]) -> Tensor:
         y_ND = x_ND.new_empty(x_ND.shape[0], down_proj.shape[1])
-        ctx.spans = _spans(counts, compiles(x_ND, gate_up_proj))
+        ctx.spans = spans_of(counts, compiles(x_ND, gate_up_proj))
         kept: list[Tensor] = []
         for e, own, rows in ctx.spans:
             gate_up = times(x_ND[rows], gate_up_proj[e])
@@ -214,6 +182,8 @@ def mlp(x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
         return linear(_swiglu(gate_up), down_proj)
     assert not isinstance(gate_up_proj, PackedWeight) and not isinstance(down_proj, PackedWeight)
     counts = [x_ND.shape[0]]
+    if _is_adapted(gate_up_proj, down_proj):
+        return _adapted_mlp(x_ND, counts, gate_up_proj[None], down_proj[None])
     return _Experts.apply(x_ND, gate_up_proj[None], down_proj[None], counts)
 
 
@@ -223,16 +193,47 @@ def expert_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Weight, down_proj: 
     gate_up_proj [E, 2F, D], down_proj [E, D, F], plain, packed or int8; returns [N, D]. An expert without rows costs
     nothing and gets a gradient of zeros. Raises ValueError where a gradient is asked for through packed weights.
     """
+    if _is_adapted(gate_up_proj, down_proj):
+        return _adapted_mlp(x_ND, counts_E.tolist(), gate_up_proj, down_proj)
     if _grouped_serves(x_ND, gate_up_proj, down_proj):
         assert isinstance(gate_up_proj, Tensor) and isinstance(down_proj, Tensor)
         return grouped_mlp(x_ND, counts_E, gate_up_proj, down_proj)
     counts = counts_E.tolist()
     if differentiates(x_ND, gate_up_proj, down_proj):
         return _Experts.apply(x_ND, gate_up_proj, down_proj, counts)
-    hidden_bytes = x_ND.shape[0] * gate_up_proj.shape[1] * x_ND.element_size()
-    few = 0 < hidden_bytes <= _FEW_BYTES
-    through = _few_experts if few else _experts
+    through = _few_experts if _few(x_ND, gate_up_proj) else _experts
     return through(x_ND, counts, gate_up_proj, down_proj)
+
+
+def _few(x_ND: Tensor, gate_up_proj: Weight) -> bool:
+    """Whether calls cost more than memory."""
+    hidden_bytes = x_ND.shape[0] * gate_up_proj.shape[1] * x_ND.element_size()
+    return 0 < hidden_bytes <= _FEW_BYTES
+
+
+def _is_adapted(*weights: Weight) -> bool:
+    return any(isinstance(weight, AdaptedWeight) for weight in weights)
+
+
+def _adapted_mlp(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Tensor:
+    """SwiGLU experts with changes beside them, on rows sorted by expert: the bare products, each as it would be alone.
+
+    No stack is changed, nor is the change of one ever built: what a change does, it does to the rows of an expert.
+    """
+    way = _way(x_ND, counts, gate_up_proj, down_proj)
+    gate_up = through_experts(x_ND, counts, gate_up_proj, way)
+    hidden = swiglu(gate_up)
+    return through_experts(hidden, counts, down_proj, way.last())
+
+
+def _way(x_ND: Tensor, counts: list[int], gate_up_proj: Weight, down_proj: Weight) -> Through:
+    """How the rows would go through the bare experts, so that a change of nothing leaves their bits."""
+    differs = differentiates(x_ND, gate_up_proj, down_proj)
+    into, out_of = bare(gate_up_proj), bare(down_proj)
+    if _grouped_serves(x_ND, into, out_of):
+        return Through(grouped=True)
+    joined = not differs and _few(x_ND, into)
+    return Through(widened=not joined and compiles(x_ND, into), last_in_place=not joined)
 
 
 def _grouped_serves(x_ND: Tensor, gate_up_proj: Weight, down_proj: Weight) -> bool:
@@ -289,8 +290,8 @@ def each_expert(rows_ND: Tensor, counts: Sequence[int], into: Weight, out_of: We
     into [E, H, D]; `activation` makes F numbers of H; out_of [E, D, F]; biases [E, H] and [E, D]. An expert without
     rows costs nothing and gets a gradient of zeros.
     """
-    into_E, out_of_E = _by_expert(into), _by_expert(out_of)
-    into_bias_E, out_of_bias_E = map(_by_expert, biases or (None, None))
+    into_E, out_of_E = by_expert(into), by_expert(out_of)
+    into_bias_E, out_of_bias_E = map(by_expert, biases or (None, None))
     parts = rows_ND.split(counts)
     hit = [e for e, count in enumerate(counts) if count]
     done = []
@@ -301,9 +302,11 @@ def each_expert(rows_ND: Tensor, counts: Sequence[int], into: Weight, out_of: We
     return torch.cat(done)
 
 
-def _by_expert(stack: Weight | None) -> Any:
+def by_expert(stack: Weight | None) -> Any:
     """The stack to be read by expert; the gradient of a plain one is written once, not once for each expert."""
-    return stack.unbind(0) if isinstance(stack, Tensor) else stack
+    if isinstance(stack, Tensor):
+        return stack.unbind(0)
+    return stack.unbind() if isinstance(stack, AdaptedWeight) else stack
 
 
 def _plus(y: Tensor, biases_E: Sequence[Tensor] | None, expert: int) -> Tensor:

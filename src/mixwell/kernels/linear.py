@@ -13,11 +13,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mixwell.core.rng import normal
-from mixwell.kernels.packing import Int8Weight, PackedWeight, weight_of
+from mixwell.kernels.adapted import AdaptedWeight, bare
+from mixwell.kernels.packing import Int8Weight, PackedWeight, bias_of, weight_of
 from mixwell.kernels.probe import PRODUCTS, ROWS, choices
 from mixwell.kernels.products import through
 
-Weight = Tensor | PackedWeight | Int8Weight
+Weight = Tensor | PackedWeight | Int8Weight | AdaptedWeight
 
 
 def _library(kind: str, like: Tensor, rows: int, numel: int) -> str:
@@ -55,7 +56,7 @@ def times(a: Tensor, weight: Weight, out: Tensor | None = None) -> Tensor:
     """a [N, D] times the transpose of a weight [M, D] in any form, without gradient."""
     if isinstance(weight, Tensor):
         return product_nt(a, weight, out)
-    result = weight.linear(a)
+    result = linear(a, weight) if isinstance(weight, AdaptedWeight) else weight.linear(a)
     return result if out is None else out.copy_(result)
 
 
@@ -77,7 +78,7 @@ def product_tn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def plain(weight: Weight, like: Tensor) -> Tensor:
     """A weight as a tensor that a gradient can pass through."""
-    assert not isinstance(weight, PackedWeight)
+    assert not isinstance(weight, (PackedWeight, AdaptedWeight))
     return weight if isinstance(weight, Tensor) else weight.dequantised(like.dtype)
 
 
@@ -85,10 +86,10 @@ def differentiates(x_ND: Tensor, *weights: Weight) -> bool:
     """Whether a gradient is asked for; raises ValueError where one is that packed weights could not carry."""
     if not torch.is_grad_enabled():
         return False
-    tensors = [x_ND, *(w for w in weights if isinstance(w, Tensor))]
-    if not any(t.requires_grad for t in tensors):
+    moving = [x_ND, *(w for w in weights if isinstance(w, (Tensor, AdaptedWeight)))]
+    if not any(m.requires_grad for m in moving):
         return False
-    if any(isinstance(w, PackedWeight) for w in weights):
+    if any(isinstance(bare(w), PackedWeight) for w in weights):
         raise ValueError("packed weights carry no gradient; compute under torch.no_grad(), or with the plain weight")
     return True
 
@@ -96,7 +97,8 @@ def differentiates(x_ND: Tensor, *weights: Weight) -> bool:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x_ND, weight)
+        kept = x_ND if ctx.needs_input_grad[1] else None  # a frozen weight needs no input kept
+        ctx.save_for_backward(kept, weight)
         return product_nt(x_ND, weight)
 
     @staticmethod
@@ -117,6 +119,9 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
     """
     if isinstance(weight, Tensor):
         return _plain_linear(x, weight)
+    if isinstance(weight, AdaptedWeight):
+        base = weight.base
+        return weight.around(x, lambda mapped: linear(mapped, base))
     if differentiates(x, weight):
         return _plain_linear(x, plain(weight, x))
     return weight.linear(x)
@@ -148,4 +153,5 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         y = linear(x, weight_of(self, "weight"))
-        return y if self.bias is None else y + self.bias
+        bias = bias_of(self)
+        return y if bias is None else y + bias

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixwell.kernels.adapted import AdaptedWeight, Change
 from mixwell.kernels.memory import free_bytes
 from mixwell.kernels.probe import choices, row_class
 from mixwell.kernels.products import PACKED, PLAIN, Product, fits_fp16, works
@@ -25,6 +26,7 @@ PACKABLE = (torch.float32, torch.bfloat16)
 # most; measured on a mixture of 224 million parameters, whose float32 weights held bfloat16's digits
 PAYS_AFTER = {torch.float32: 1024, torch.bfloat16: 128}
 _COPIES = {torch.float32: 6, torch.bfloat16: 2}
+CHANGES = "adapters"  # child of a layer: the changes beside its weights, by the weights' names
 _INT8_STEP = 64  # torch's int8 product reads past the end (and crashes) where the width is no multiple of its vector
 
 
@@ -204,13 +206,46 @@ def pack_layer(layer: nn.Module, names: Sequence[str]) -> int:
     return sum(weight.nbytes for weight in packed.values())
 
 
-def weight_of(layer: nn.Module, name: str) -> Tensor | PackedWeight | Int8Weight:
-    """The weight `name` of `layer` in the form to compute with: int8 with its scale, packed where that holds, plain."""
+def weight_of(layer: nn.Module, name: str) -> Tensor | PackedWeight | Int8Weight | AdaptedWeight:
+    """The weight `name` of `layer` in the form to compute with: int8 with its scale, packed where that holds, plain.
+
+    A change that was put beside it comes with it.
+    """
+    own = _own(layer, name)
+    base = _served(layer, name, own)
+    change = _change(layer, name)
+    return base if change is None else AdaptedWeight(base, own, change)
+
+
+def bias_of(layer: nn.Module, weight: str = "weight", bias: str = "bias") -> Tensor | None:
+    """The bias that is added to the product with the weight named, changed where the weight's change says so."""
+    own: Tensor | None = getattr(layer, bias)
+    change = None if own is None else _change(layer, weight)
+    if own is None or change is None:
+        return own
+    return change.bias(own, _own(layer, weight))
+
+
+def _change(layer: nn.Module, name: str) -> Change | None:
+    """What was put beside a weight."""
+    changes: Any = layer._modules.get(CHANGES)
+    if changes is None or name not in changes:
+        return None
+    found: Change = changes[name].bound()
+    return found
+
+
+def _own(layer: nn.Module, name: str) -> Tensor | Int8Weight:
     weight: Tensor = getattr(layer, name)
-    if weight.dtype == torch.int8:
-        return Int8Weight(weight, getattr(layer, f"{name}_scale"))
+    if weight.dtype != torch.int8:
+        return weight
+    return Int8Weight(weight, getattr(layer, f"{name}_scale"))
+
+
+def _served(layer: nn.Module, name: str, own: Tensor | Int8Weight) -> Tensor | PackedWeight | Int8Weight:
+    """The packed copy where one holds and no gradient is asked for."""
     held = layer.__dict__.get("packed_weights", {})
     packed: PackedWeight | None = held.get(name)
-    if packed is None or torch.is_grad_enabled():
-        return weight
-    return packed if packed.holds(weight) else weight
+    if packed is None or isinstance(own, Int8Weight) or torch.is_grad_enabled():
+        return own
+    return packed if packed.holds(own) else own

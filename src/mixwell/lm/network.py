@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class Network(nn.Module):
     scaled by 1 / sqrt(2 num_layers) (Radford et al. 2019). `dtype` is the type computed in; norms and routers stay
     float32. Impossible shapes raise `MixwellError`.
     """
+
+    read_directly: ClassVar[tuple[str, ...]] = ("head.weight",)  # by the loss, past whatever stands beside it
 
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None,
                  dtype: torch.dtype = torch.float32) -> None:

@@ -17,6 +17,7 @@ from mixwell.core import machine
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.formats.declared import FLOATING, Declared, Fresh, check_form, copied, form_of
+from mixwell.kernels.packing import CHANGES
 from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.layer import build_layer
@@ -205,6 +206,10 @@ class _Scaled(nn.Module):
 def tensors_of(network: Network) -> dict[str, Tensor]:
     """The network's tensors by their canonical names; they share its memory."""
     state = network.state_dict()
+    beside = next((name for name in state if f".{CHANGES}." in name), None)
+    if beside is not None:
+        raise MixwellError(f"the model carries an adapter ({beside}), which a checkpoint would lose; merge it, or save "
+                           "it beside and detach it.")
     return {_canonical(name, state): tensor.detach() for name, tensor in state.items()}
 
 

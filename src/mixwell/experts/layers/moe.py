@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
 from mixwell.experts.layers._parts import ChannelMixer, clamped_swiglu
-from mixwell.kernels.experts import each_expert, expert_mlp, is_one_token, mlp, one_token_mlp, swiglu
+from mixwell.kernels.experts import by_expert, each_expert, expert_mlp, is_one_token, mlp, one_token_mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
 from mixwell.mixing import (
@@ -160,10 +160,10 @@ class MoE(ChannelMixer):
         if not (self.training and self.dropout):
             return expert_mlp(rows_ND, counts_E, weight_of(self, "gate_up_proj"), weight_of(self, "down_proj"))
         counts = counts_E.tolist()
-        into = zip(rows_ND.split(counts), self.gate_up_proj.unbind(0))
+        into = zip(rows_ND.split(counts), by_expert(weight_of(self, "gate_up_proj")))
         hidden = [swiglu(linear(part, weight)) for part, weight in into]
         kept = self.dropout(torch.cat(hidden), context)
-        out_of = zip(kept.split(counts), self.down_proj.unbind(0))
+        out_of = zip(kept.split(counts), by_expert(weight_of(self, "down_proj")))
         done = [linear(part, weight) for part, weight in out_of]
         return torch.cat(done)
 
@@ -176,7 +176,8 @@ class MoE(ChannelMixer):
     def responses(self, x_TD: Tensor) -> Tensor:
         """||E_i(x)|| of every expert [T, E], for routers that choose by it."""
         norms = []
-        for gate_up, down in zip(self.gate_up_proj, self.down_proj):
+        stacks = by_expert(weight_of(self, "gate_up_proj")), by_expert(weight_of(self, "down_proj"))
+        for gate_up, down in zip(*stacks):
             y = mlp(x_TD, gate_up, down)
             norms.append(y.norm(dim=-1))
         return torch.stack(norms, dim=-1)

@@ -1,0 +1,119 @@
+"""Numbers in GGML's types: rows of floats to the bytes that llama.cpp reads, rounded as its reference does.
+
+Legend: N blocks of `BLOCK` neighbours in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 32  # numbers that share a scale
+LARGEST = 65504.0  # of float16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of GGML's types."""
+
+    number: int  # GGML's own
+    file_type: int  # general.file_type of a file whose matrices are of it
+    block: int  # numbers of a block
+    width: int  # bytes of a block
+    encode: Callable[[Tensor], Tensor]  # float32 [N, block] -> uint8 [N, width]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of a number, its share of the scales included."""
+        return 8.0 * self.width / self.block
+
+
+def _bytes(numbers_NX: Tensor) -> Tensor:
+    return numbers_NX.contiguous().view(torch.uint8)
+
+
+def _f32(x_N1: Tensor) -> Tensor:
+    return _bytes(x_N1)
+
+
+def _f16(x_N1: Tensor) -> Tensor:
+    return _bytes(_half(x_N1))
+
+
+def _bf16(x_N1: Tensor) -> Tensor:
+    return _bytes(x_N1.to(torch.bfloat16))
+
+
+def _half(x: Tensor) -> Tensor:
+    """float16; what it cannot hold raises ValueError."""
+    if x.numel() and float(x.abs().max()) > LARGEST:
+        raise ValueError(f"{float(x.abs().max()):g} is beyond float16, whose largest number is {LARGEST:g}; write "
+                         "bf16 or f32")
+    return x.to(torch.float16)
+
+
+def _inverse(step_N1: Tensor) -> Tensor:
+    """1 / step, and 0 for the step of a block of equal numbers."""
+    inverse_N1 = step_N1.reciprocal()
+    return inverse_N1.masked_fill_(step_N1 == 0, 0.0)
+
+
+def _away_from_zero(x: Tensor) -> Tensor:
+    """Nearest whole numbers; halves go away from zero, as C's roundf."""
+    whole = x.trunc()
+    rest = x.sub_(whole).mul_(2)
+    return whole.add_(rest.trunc_())
+
+
+def _q8_0(x_NB: Tensor) -> Tensor:
+    least_N, most_N = x_NB.aminmax(dim=1)
+    largest_N = torch.maximum(most_N.abs_(), least_N.abs_())
+    step_N1 = largest_N.div_(127).unsqueeze(1)
+    scaled_NB = x_NB * _inverse(step_N1)
+    out = torch.empty(len(x_NB), 2 + BLOCK, dtype=torch.uint8)
+    out[:, :2] = _bytes(_half(step_N1))
+    out[:, 2:].view(torch.int8).copy_(_away_from_zero(scaled_NB))
+    return out
+
+
+def _codes(x_NB: Tensor, step_N1: Tensor, shift: float) -> Tensor:
+    """Codes 0 to 15 of x / step + shift, cut downwards: uint8. The sum is rounded once, as by a fused instruction."""
+    wide_NB = x_NB.double() * _inverse(step_N1).double()
+    rounded_NB = wide_NB.add_(shift).float()
+    return rounded_NB.trunc_().clamp_(0, 15).to(torch.uint8)
+
+
+def _nibbles(codes_NB: Tensor) -> Tensor:
+    """Two codes a byte: byte j holds code j below and code j + 16 above."""
+    low, high = codes_NB.split(BLOCK // 2, dim=1)
+    return low | (high << 4)
+
+
+def _q4_0(x_NB: Tensor) -> Tensor:
+    at_N1 = x_NB.abs().argmax(dim=1, keepdim=True)
+    step_N1 = x_NB.gather(1, at_N1).div_(-8)
+    codes_NB = _codes(x_NB, step_N1, 8.5)
+    scale = _bytes(_half(step_N1))
+    return torch.cat([scale, _nibbles(codes_NB)], dim=1)
+
+
+def _q4_1(x_NB: Tensor) -> Tensor:
+    least_N, most_N = x_NB.aminmax(dim=1)
+    least_N1 = least_N.unsqueeze(1)
+    step_N1 = most_N.sub(least_N).div_(15).unsqueeze(1)
+    codes_NB = _codes(x_NB - least_N1, step_N1, 0.5)
+    scales = [_bytes(_half(part)) for part in (step_N1, least_N1)]
+    return torch.cat([*scales, _nibbles(codes_NB)], dim=1)
+
+
+KINDS: dict[str, Kind] = {
+    "f32": Kind(0, 0, 1, 4, _f32),
+    "f16": Kind(1, 1, 1, 2, _f16),
+    "bf16": Kind(30, 32, 1, 2, _bf16),
+    "q8_0": Kind(8, 7, BLOCK, 34, _q8_0),
+    "q4_0": Kind(2, 2, BLOCK, 18, _q4_0),
+    "q4_1": Kind(3, 3, BLOCK, 20, _q4_1),
+}

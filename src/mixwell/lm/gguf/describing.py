@@ -1,0 +1,97 @@
+"""A model's architecture as the metadata of a GGUF file, in which the reader finds the same model again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mixwell.core.errors import MixwellError, shown
+from mixwell.lm.gguf.architectures import ARCHITECTURES, HEAD, KEYS, Architecture, config_of
+from mixwell.lm.hf.config import read_config
+from mixwell.lm.hf.writing import comparable, model_type_of, write_config
+
+# what llama.cpp computes as the reader says; the others store norms or windows in ways that are not written here
+WRITTEN = ("llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe")
+FLOATS = ("rope.freq_base", "attention.layer_norm_rms_epsilon")
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def written_as(arch: Mapping[str, Any]) -> tuple[str, Architecture]:
+    """(name in GGUF, what it is) of the architecture that computes `arch`; none raises `MixwellError`."""
+    model_type = model_type_of(arch)
+    for name in WRITTEN:
+        if ARCHITECTURES[name].model_type == model_type:
+            return "llama" if name == "mixtral" else name, ARCHITECTURES[name]
+    kind = "a model that no other library computes" if model_type == "mixwell" else f"a {model_type} model"
+    raise MixwellError(f"{kind} cannot be written as GGUF; written are {', '.join(WRITTEN)}.")
+
+
+def metadata_of(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that say what the model is, and which the reader takes for the same one.
+
+    An option that they cannot say raises `MixwellError`, which names it.
+    """
+    name, what = written_as(arch)
+    config = write_config(arch, what.model_type)
+    _check_norms(name, config)
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    found: dict[str, Any] = {"general.architecture": name, f"{name}.vocab_size": config["vocab_size"],
+                             f"{name}.rope.dimension_count": width}
+    found |= {f"{name}.{key}": width for key in (*HEAD, "attention.value_length")}
+    for key, source in {**KEYS, **what.keys}.items():
+        value = _theta(config) if key == "rope.freq_base" else config.get(source)
+        if value is not None:
+            found[f"{name}.{key}"] = float(value) if key in FLOATS else value
+    found |= _stretch(name, config)
+    _check_same(arch, found, bool(config["tie_word_embeddings"]))
+    return found
+
+
+def _check_norms(name: str, config: Mapping[str, Any]) -> None:
+    """llama.cpp's olmoe wants norms of keys as wide as the model, and so as many heads of keys as of queries."""
+    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads")
+    if name == "olmoe" and groups not in (None, heads):
+        raise MixwellError(f"GGUF's olmoe has as many heads of keys as of queries; the model has {groups} and {heads}.")
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What config.json says of rotary positions, in either of its forms."""
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _theta(config: Mapping[str, Any]) -> float | None:
+    return config.get("rope_theta") or _rope(config).get("rope_theta")
+
+
+def _stretch(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How positions are stretched: by one factor, where they are."""
+    rope = _rope(config)
+    kind = rope.get("rope_type") or rope.get("type")
+    if kind != "linear":  # another one fails the comparison, which names it
+        return {}
+    prefix = f"{name}.rope.scaling"
+    return {f"{prefix}.type": kind, f"{prefix}.factor": float(rope["factor"])}
+
+
+def _check_same(arch: Mapping[str, Any], metadata: Mapping[str, Any], tied: bool) -> None:
+    """Refuse what would be read as another model; the ids of special tokens are the tokenizer's to say."""
+    config = config_of(metadata, tied, {}, "the metadata")
+    again = comparable(read_config(config))
+    wanted = comparable(arch)
+    for key, value in wanted.items():
+        if key not in IDS and again[key] != value:
+            name = metadata["general.architecture"]
+            raise MixwellError(f"GGUF's {name} cannot say {_where(key, value, again[key])}; the model would be another "
+                               "one there.")
+
+
+def _where(key: str, wanted: Any, read: Any) -> str:
+    """The first option that differs, as `key.option = value`."""
+    if isinstance(wanted, list) and isinstance(read, list):
+        pairs = zip(wanted, read)
+        place, (wanted, read) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        return _where(f"{key}[{place}]", wanted, read)
+    if isinstance(wanted, Mapping) and isinstance(read, Mapping):
+        inner = next(name for name in wanted if wanted[name] != read.get(name))
+        return _where(f"{key}.{inner}", wanted[inner], read.get(inner))
+    return f"{key} = {shown(wanted)} (it would read {shown(read)})"

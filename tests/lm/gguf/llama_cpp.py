@@ -25,6 +25,8 @@ def answers(path, prompts, say):
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_ctx, params.cpuparams.n_threads, params.n_parallel, params.warmup = 128, 1, 1, False
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     found = []
     for prompt in prompts:

@@ -42,5 +42,5 @@ def test_a_folder_becomes_a_file(model, tmp_path):
 def test_refusals_are_one_line(model, tmp_path, name, kind, message):
     folder = model.save(tmp_path / "folder")
     found = call("export", folder, "--out", tmp_path / name, "--type", kind)
-    assert found.exit_code == 1 and message in found.output
+    assert found.exit_code == 2 and message in found.output
     assert not (tmp_path / name).exists()

@@ -13,6 +13,8 @@ from torch import Tensor
 
 BLOCK = 32  # numbers that share a scale
 LARGEST = 65504.0  # of float16
+_BELOW_HALF = torch.tensor(0.49999997)
+_ALL_BUT_SIGN = 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,27 @@ def _inverse(step_N1: Tensor) -> Tensor:
     return inverse_N1.masked_fill_(step_N1 == 0, 0.0)
 
 
-def _away_from_zero(x: Tensor) -> Tensor:
-    """Nearest whole numbers; halves go away from zero, as C's roundf."""
-    whole = x.trunc()
-    rest = x.sub_(whole).mul_(2)
-    return whole.add_(rest.trunc_())
+def _nudged(x: Tensor) -> Tensor:
+    """x moved away from zero by a half, so that cutting its digits rounds it as C's roundf does.
+
+    The half is the largest number below one: the number below 1/2 would otherwise reach 1 by the rounding of the sum.
+    """
+    half = torch.copysign(_BELOW_HALF, x)
+    return x.add_(half)
+
+
+def _largest(x_NB: Tensor) -> Tensor:
+    """Largest magnitude of each block [N, 1]; without their sign, floats are in the order of their bits."""
+    bits_NB = x_NB.view(torch.int32).bitwise_and(_ALL_BUT_SIGN)
+    return bits_NB.amax(1, keepdim=True).view(torch.float32)
 
 
 def _q8_0(x_NB: Tensor) -> Tensor:
-    least_N, most_N = x_NB.aminmax(dim=1)
-    largest_N = torch.maximum(most_N.abs_(), least_N.abs_())
-    step_N1 = largest_N.div_(127).unsqueeze(1)
+    step_N1 = _largest(x_NB).div_(127)
     scaled_NB = x_NB * _inverse(step_N1)
     out = torch.empty(len(x_NB), 2 + BLOCK, dtype=torch.uint8)
     out[:, :2] = _bytes(_half(step_N1))
-    out[:, 2:].view(torch.int8).copy_(_away_from_zero(scaled_NB))
+    out[:, 2:].view(torch.int8).copy_(_nudged(scaled_NB))
     return out
 
 

@@ -88,10 +88,13 @@ def _check_same(arch: Mapping[str, Any], metadata: Mapping[str, Any], tied: bool
 def _where(key: str, wanted: Any, read: Any) -> str:
     """The first option that differs, as `key.option = value`."""
     if isinstance(wanted, list) and isinstance(read, list):
-        pairs = zip(wanted, read)
-        place, (wanted, read) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
-        return _where(f"{key}[{place}]", wanted, read)
-    if isinstance(wanted, Mapping) and isinstance(read, Mapping):
-        inner = next(name for name in wanted if wanted[name] != read.get(name))
-        return _where(f"{key}.{inner}", wanted[inner], read.get(inner))
-    return f"{key} = {shown(wanted)} (it would read {shown(read)})"
+        wanted, read = _numbered(wanted), _numbered(read)
+    if not (isinstance(wanted, Mapping) and isinstance(read, Mapping)):
+        return f"{key} = {shown(wanted)} (it would read {shown(read)})"
+    inner = next(name for name in wanted if wanted[name] != read.get(name))
+    return _where(f"{key}.{inner}", wanted[inner], read.get(inner))
+
+
+def _numbered(items: list[Any]) -> dict[str, Any]:
+    """Items by the layer that they belong to."""
+    return {str(number): item for number, item in enumerate(items)}

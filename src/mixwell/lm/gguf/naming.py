@@ -41,13 +41,14 @@ class Piece(NamedTuple):
     shape: tuple[int, ...]  # in the file
     turned: int = 0  # heads whose rows come with their turning pairs side by side; 0: in order
 
-    def cut(self, tensor: Tensor) -> Tensor:
-        """The piece of its canonical tensor, float32."""
-        vector = tensor.ndim == 1
-        part = tensor[self.rows] if vector else tensor[..., self.rows, :]
+    def cut(self, tensor: Tensor) -> list[Tensor]:
+        """The piece of its canonical tensor, float32: the rows of each expert, or all in one."""
+        if tensor.ndim == 3:
+            return [expert[self.rows].to(torch.float32) for expert in tensor]
+        part = tensor[self.rows]
         if self.turned:
             part = together(part, self.turned)
-        return part.to(torch.float32).reshape(self.shape)
+        return [part.to(torch.float32)]
 
 
 def together(rows: Tensor, heads: int) -> Tensor:

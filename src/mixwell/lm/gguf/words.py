@@ -8,8 +8,8 @@ from typing import Any
 
 from mixwell.core.errors import MixwellError
 from mixwell.lm import tokenizer_files as layout
-from mixwell.lm.gguf.tokenizer import CONTROL, SPLITS, USER, tokenizer_files
 from mixwell.lm.generation import FILE as SAMPLING
+from mixwell.lm.gguf.tokenizer import CONTROL, SPLITS, USER, tokenizer_files
 from mixwell.lm.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # types of tokens, beside `CONTROL` and `USER`

@@ -21,7 +21,7 @@ from mixwell.lm.gguf.words import words_of
 
 _NUMBERS = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}
 _TEXT, _ARRAY = 8, 9
-PIECE = 2**16  # numbers that are encoded at a time: they and their codes stay in a processor's cache
+PIECE = 2**17  # numbers that are encoded at a time: they and their codes stay in a processor's cache
 MATRICES_OF_ENDS = ("token_embd.weight", "output.weight")  # of files in four bits these have eight
 
 
@@ -42,8 +42,9 @@ def write_gguf(checkpoint: Checkpoint, path: str | Path, kind: str = "q8_0", nam
     with whole_file(path) as scratch, open(scratch, "wb") as file:
         file.write(_header(metadata, table, kinds))
         _pad(file)
-        for target, tensor in _cut(tensors, table):
-            _write_tensor(file, target, tensor, kinds[target])
+        for target, parts in _cut(tensors, table):
+            for part in parts:
+                _write_part(file, target, part, kinds[target])
             _pad(file)
     return Path(path)
 
@@ -69,8 +70,8 @@ def _kind_of(target: str, piece: Piece, kind: str) -> Kind:
     return found
 
 
-def _cut(tensors: Mapping[str, Tensor], table: Mapping[str, Piece]) -> Iterator[tuple[str, Tensor]]:
-    """The file's tensors in order; a canonical one is read once for all pieces of it."""
+def _cut(tensors: Mapping[str, Tensor], table: Mapping[str, Piece]) -> Iterator[tuple[str, list[Tensor]]]:
+    """The file's tensors in order, by the part; a canonical one is read once for all pieces of it."""
     last, whole = "", None
     for target, piece in table.items():
         if piece.source != last:
@@ -79,7 +80,7 @@ def _cut(tensors: Mapping[str, Tensor], table: Mapping[str, Piece]) -> Iterator[
         yield target, piece.cut(whole)
 
 
-def _write_tensor(file: BinaryIO, target: str, tensor: Tensor, kind: Kind) -> None:
+def _write_part(file: BinaryIO, target: str, tensor: Tensor, kind: Kind) -> None:
     blocks_NB = tensor.contiguous().view(-1, kind.block)
     for part_NB in blocks_NB.split(PIECE // kind.block):
         try:

@@ -87,14 +87,20 @@ def _check_same(arch: Mapping[str, Any], metadata: Mapping[str, Any], tied: bool
 
 def _where(key: str, wanted: Any, read: Any) -> str:
     """The first option that differs, as `key.option = value`."""
-    if isinstance(wanted, list) and isinstance(read, list):
-        wanted, read = _numbered(wanted), _numbered(read)
-    if not (isinstance(wanted, Mapping) and isinstance(read, Mapping)):
+    ours, theirs = _inside(wanted), _inside(read)
+    if ours is None or theirs is None:
         return f"{key} = {shown(wanted)} (it would read {shown(read)})"
-    inner = next(name for name in wanted if wanted[name] != read.get(name))
-    return _where(f"{key}.{inner}", wanted[inner], read.get(inner))
+    differing = (name for name in ours if ours[name] != theirs.get(name))
+    inner = next(differing)
+    place = f"{key}.{inner}"
+    return _where(place, ours[inner], theirs.get(inner))
 
 
-def _numbered(items: list[Any]) -> dict[str, Any]:
-    """Items by the layer that they belong to."""
-    return {str(number): item for number, item in enumerate(items)}
+def _inside(value: Any) -> dict[str, Any] | None:
+    """Options by name, or layers by number; None of what is neither."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not isinstance(value, list):
+        return None
+    numbered = enumerate(value)
+    return {str(number): item for number, item in numbered}

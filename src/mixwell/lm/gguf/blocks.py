@@ -51,10 +51,12 @@ def _bf16(x_N1: Tensor) -> Tensor:
 
 def _half(x: Tensor) -> Tensor:
     """float16; what it cannot hold raises ValueError."""
-    if x.numel() and float(x.abs().max()) > LARGEST:
-        raise ValueError(f"{float(x.abs().max()):g} is beyond float16, whose largest number is {LARGEST:g}; write "
-                         "bf16 or f32")
-    return x.to(torch.float16)
+    halved = x.to(torch.float16)
+    beyond = halved.isinf()
+    if bool(beyond.any()):
+        first = float(x[beyond][0])
+        raise ValueError(f"{first:g} is beyond float16, whose largest number is {LARGEST:g}; write bf16 or f32")
+    return halved
 
 
 def _inverse(step_N1: Tensor) -> Tensor:
@@ -80,10 +82,14 @@ def _largest(x_NB: Tensor) -> Tensor:
 
 def _q8_0(x_NB: Tensor) -> Tensor:
     step_N1 = _largest(x_NB).div_(127)
-    scaled_NB = x_NB * _inverse(step_N1)
-    out = torch.empty(len(x_NB), 2 + BLOCK, dtype=torch.uint8)
-    out[:, :2] = _bytes(_half(step_N1))
-    out[:, 2:].view(torch.int8).copy_(_nudged(scaled_NB))
+    inverse_N1 = _inverse(step_N1)
+    scaled_NB = _nudged(x_NB * inverse_N1)
+    count = len(x_NB)
+    out = torch.empty(count, 2 + BLOCK, dtype=torch.uint8)
+    halved = _half(step_N1)
+    scale, codes = out.split([2, BLOCK], dim=1)
+    scale.copy_(_bytes(halved))
+    codes.view(torch.int8).copy_(scaled_NB)
     return out
 
 
@@ -101,19 +107,25 @@ def _nibbles(codes_NB: Tensor) -> Tensor:
 
 
 def _q4_0(x_NB: Tensor) -> Tensor:
-    at_N1 = x_NB.abs().argmax(dim=1, keepdim=True)
-    step_N1 = x_NB.gather(1, at_N1).div_(-8)
+    sizes_NB = x_NB.abs()
+    at_N1 = sizes_NB.argmax(dim=1, keepdim=True)
+    largest_N1 = x_NB.gather(1, at_N1)
+    step_N1 = largest_N1.div_(-8)
     codes_NB = _codes(x_NB, step_N1, 8.5)
-    scale = _bytes(_half(step_N1))
+    halved = _half(step_N1)
+    scale = _bytes(halved)
     return torch.cat([scale, _nibbles(codes_NB)], dim=1)
 
 
 def _q4_1(x_NB: Tensor) -> Tensor:
     least_N, most_N = x_NB.aminmax(dim=1)
     least_N1 = least_N.unsqueeze(1)
-    step_N1 = most_N.sub(least_N).div_(15).unsqueeze(1)
-    codes_NB = _codes(x_NB - least_N1, step_N1, 0.5)
-    scales = [_bytes(_half(part)) for part in (step_N1, least_N1)]
+    step_N = (most_N - least_N).div_(15)
+    step_N1 = step_N.unsqueeze(1)
+    above_NB = x_NB - least_N1
+    codes_NB = _codes(above_NB, step_N1, 0.5)
+    halves = _half(step_N1), _half(least_N1)
+    scales = map(_bytes, halves)
     return torch.cat([*scales, _nibbles(codes_NB)], dim=1)
 
 

@@ -12,6 +12,7 @@ from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 
 # what llama.cpp computes as the reader says; the others store norms or windows in ways that are not written here
 WRITTEN = ("llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe")
+WIDTHS = (*HEAD, "attention.value_length", "rope.dimension_count")  # keys that hold a head's width
 FLOATS = ("rope.freq_base", "attention.layer_norm_rms_epsilon")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -20,8 +21,10 @@ def written_as(arch: Mapping[str, Any]) -> tuple[str, Architecture]:
     """(name in GGUF, what it is) of the architecture that computes `arch`; none raises `MixwellError`."""
     model_type = model_type_of(arch)
     for name in WRITTEN:
-        if ARCHITECTURES[name].model_type == model_type:
-            return "llama" if name == "mixtral" else name, ARCHITECTURES[name]
+        what = ARCHITECTURES[name]
+        if what.model_type == model_type:
+            shared = name == "mixtral"
+            return "llama" if shared else name, what
     kind = "a model that no other library computes" if model_type == "mixwell" else f"a {model_type} model"
     raise MixwellError(f"{kind} cannot be written as GGUF; written are {', '.join(WRITTEN)}.")
 
@@ -34,17 +37,23 @@ def metadata_of(arch: Mapping[str, Any]) -> dict[str, Any]:
     name, what = written_as(arch)
     config = write_config(arch, what.model_type)
     _check_norms(name, config)
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    found: dict[str, Any] = {"general.architecture": name, f"{name}.vocab_size": config["vocab_size"],
-                             f"{name}.rope.dimension_count": width}
-    found |= {f"{name}.{key}": width for key in (*HEAD, "attention.value_length")}
-    for key, source in {**KEYS, **what.keys}.items():
-        value = _theta(config) if key == "rope.freq_base" else config.get(source)
+    own = {key: config.get(source) for key, source in {**KEYS, **what.keys}.items()}
+    own["rope.freq_base"] = _theta(config)
+    own["vocab_size"] = config["vocab_size"]
+    own |= dict.fromkeys(WIDTHS, _head_width(config))
+    own |= _stretch(config)
+    found: dict[str, Any] = {"general.architecture": name}
+    for key, value in own.items():
         if value is not None:
             found[f"{name}.{key}"] = float(value) if key in FLOATS else value
-    found |= _stretch(name, config)
-    _check_same(arch, found, bool(config["tie_word_embeddings"]))
+    tied = bool(config["tie_word_embeddings"])
+    _check_same(arch, found, tied)
     return found
+
+
+def _head_width(config: Mapping[str, Any]) -> int:
+    heads = config["num_attention_heads"]
+    return config.get("head_dim") or config["hidden_size"] // heads
 
 
 def _check_norms(name: str, config: Mapping[str, Any]) -> None:
@@ -63,14 +72,14 @@ def _theta(config: Mapping[str, Any]) -> float | None:
     return config.get("rope_theta") or _rope(config).get("rope_theta")
 
 
-def _stretch(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def _stretch(config: Mapping[str, Any]) -> dict[str, Any]:
     """How positions are stretched: by one factor, where they are."""
     rope = _rope(config)
     kind = rope.get("rope_type") or rope.get("type")
     if kind != "linear":  # another one fails the comparison, which names it
         return {}
-    prefix = f"{name}.rope.scaling"
-    return {f"{prefix}.type": kind, f"{prefix}.factor": float(rope["factor"])}
+    factor = float(rope["factor"])
+    return {"rope.scaling.type": kind, "rope.scaling.factor": factor}
 
 
 def _check_same(arch: Mapping[str, Any], metadata: Mapping[str, Any], tied: bool) -> None:

@@ -74,24 +74,33 @@ def pieces(tensors: Mapping[str, Tensor], arch: Mapping[str, Any], what: Archite
 def _targets(name: str, stacked: bool) -> tuple[str, ...]:
     if name in ENDS:
         return (ENDS[name],)
-    _, layer, inside = (*name.split(".", 2), "", "")[:3]
+    inside = name.split(".", 2)[-1]
     if inside not in LAYER:
         raise MixwellError(f"{name} has no name in GGUF; the model cannot be written there.")
+    layer = name.split(".")[1]
+    prefix = f"blk.{layer}."
     suffix = STACK if stacked else ""
-    return tuple(f"blk.{layer}.{target.replace('*', suffix)}" for target in LAYER[inside])
+    plain = [target.replace("*", suffix) for target in LAYER[inside]]
+    return tuple(prefix + target for target in plain)
 
 
 def _cuts(arch: Mapping[str, Any], targets: tuple[str, ...], shape: tuple[int, ...]) -> list[tuple[slice, int]]:
     """Rows of each part, and its heads where it holds queries or keys."""
-    total = shape[0] if len(shape) == 1 else shape[-2]
-    if len(targets) < 3:
-        each = total // len(targets)
-        return [(slice(start, start + each), 0) for start in range(0, total, each)]
+    vector = len(shape) == 1
+    total = shape[0] if vector else shape[-2]
+    parts = len(targets)
+    if parts < 3:
+        each = total // parts
+        starts = range(0, total, each)
+        return [(slice(start, start + each), 0) for start in starts]
     heads = arch["num_heads"]
     groups = arch.get("num_kv_heads") or heads
     width = total // (heads + 2 * groups)
-    first, second = heads * width, (heads + groups) * width
-    return [(slice(0, first), heads), (slice(first, second), groups), (slice(second, total), 0)]
+    first = heads * width
+    second = first + groups * width
+    queries, keys = slice(0, first), slice(first, second)
+    values = slice(second, total)
+    return [(queries, heads), (keys, groups), (values, 0)]
 
 
 def _piece_shape(target: str, shape: tuple[int, ...], rows: slice) -> tuple[int, ...]:

@@ -45,9 +45,12 @@ def words_of(files: Mapping[str, bytes], rows: int) -> dict[str, Any]:
 
 def _lists(understood: Mapping[str, Any], tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     """Tokens by id, with their types; rows without a token get a name that no text has."""
-    special = {entry["content"]: entry["special"] for entry in understood["added_tokens"]}
-    unknown = understood["model"].get("unk_token")
-    tokens = [f"[PAD{number}]" for number in range(rows)]
+    added = understood["added_tokens"]
+    special = {entry["content"]: entry["special"] for entry in added}
+    model = understood["model"]
+    unknown = model.get("unk_token")
+    numbers = range(rows)
+    tokens = [f"[PAD{number}]" for number in numbers]
     types = [UNUSED] * rows
     for token, number in tokenizer.vocabulary.items():
         tokens[number] = token
@@ -87,8 +90,9 @@ def _other_stop(files: Mapping[str, bytes], eos: int | None) -> int | None:
     content = layout.keys(files.get(SAMPLING, b"{}"), SAMPLING)
     said = content.get("eos_token_id")
     ids = said if isinstance(said, list) else [said]
-    others = [number for number in ids if number not in (None, eos)]
-    return others[0] if others else None
+    known = (None, eos)
+    others = (number for number in ids if number not in known)
+    return next(others, None)
 
 
 def _kinds(understood: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -129,11 +133,16 @@ def _reads_the_same(said: Mapping[str, Any], understood: Mapping[str, Any], toke
 
 def _essence(main: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, Any]:
     """What decides which ids a text becomes."""
-    model = {key: main["model"].get(key) for key in _MODEL}
-    added = {entry["content"]: entry["special"] for entry in main["added_tokens"]}
-    model["vocab"] = {**known, **model["vocab"]}
-    parts = {key: _loud(main.get(key)) for key in _SAID}
-    return {**parts, **model, "added": added}
+    model = main["model"]
+    essence = {key: model.get(key) for key in _MODEL}
+    own = essence["vocab"]
+    essence["vocab"] = {**known, **own}
+    for key in _SAID:
+        part = main.get(key)
+        essence[key] = _loud(part)
+    added = main["added_tokens"]
+    essence["added"] = {entry["content"]: entry["special"] for entry in added}
+    return essence
 
 
 def _loud(part: Any) -> Any:

@@ -99,10 +99,13 @@ def _header(metadata: Mapping[str, Any], table: Mapping[str, Piece], kinds: Mapp
     for target, piece in table.items():
         kind = kinds[target]
         dimensions = piece.shape[::-1]
+        count = len(dimensions)
+        form = f"<I{count}QIQ"
         parts.append(_text(target))
-        parts.append(struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions))
-        parts.append(struct.pack("<IQ", kind.number, start))
-        start = _aligned(start + math.prod(piece.shape) // kind.block * kind.width)
+        parts.append(struct.pack(form, count, *dimensions, kind.number, start))
+        blocks = math.prod(dimensions) // kind.block
+        end = start + blocks * kind.width
+        start = _aligned(end)
     return b"".join(parts)
 
 
@@ -123,14 +126,17 @@ def _value(value: Any) -> bytes:
 
 def _array(values: list[Any]) -> bytes:
     """The type of the items, their count, the items."""
+    count = len(values)
     first = type(values[0]) if values else int
     if first is str:
+        head = struct.pack("<IQ", _TEXT, count)
         texts = map(_text, values)
-        return struct.pack("<IQ", _TEXT, len(values)) + b"".join(texts)
+        return head + b"".join(texts)
     number, form = _NUMBERS[first]
     if first is int:  # llama.cpp reads types of tokens as signed
         number, form = 5, "i"
-    return struct.pack(f"<IQ{len(values)}{form}", number, len(values), *values)
+    layout = f"<IQ{count}{form}"
+    return struct.pack(layout, number, count, *values)
 
 
 def _aligned(position: int) -> int:

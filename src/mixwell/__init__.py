@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": ("mixwell.run.paths", "load"),
     "apply": ("mixwell.run.apply", "apply"),
+    "export": ("mixwell.run.export", "export"),
     "register_experts": ("mixwell.transformers.experts", "register_experts"),
     "pack_experts": ("mixwell.transformers.experts", "pack_experts"),
 }

@@ -41,7 +41,7 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(model_type="llama", interleaved=True),
+    "llama": Architecture(model_type="llama", interleaved=True, keys=HEAD),
     "mixtral": Architecture(model_type="mixtral", interleaved=True, keys={"expert_count": "num_local_experts", **HEAD},
                             fixed={"sliding_window": None}),
     "qwen2": Architecture(model_type="qwen2"),

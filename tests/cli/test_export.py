@@ -9,7 +9,7 @@ from mixwell.cli.main import app
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
 
-pytest.importorskip("gguf")
+gguf = pytest.importorskip("gguf")
 
 
 def call(*words):
@@ -30,6 +30,8 @@ def test_a_folder_becomes_a_file(model, tmp_path):
     path = tmp_path / "model.gguf"
     found = call("export", folder, "--out", path, "--type", "q4_1")
     assert found.exit_code == 0 and f"written: {path}" in found.stdout
+    named = gguf.GGUFReader(path).fields["general.name"].contents()
+    assert named == "folder", "and not where it lay"
     again = mixwell.load(path)
     assert again.config.architecture == "mixtral" and not torch.equal(again.layers[0].channel_mixer.down_proj,
                                                                       model.layers[0].channel_mixer.down_proj)

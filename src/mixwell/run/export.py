@@ -33,4 +33,6 @@ def _opened(model: LanguageModel | str | Path) -> tuple[Checkpoint, str]:
     """The checkpoint, and what to call it; a model in memory goes by the file's name."""
     if isinstance(model, LanguageModel):
         return model.to_checkpoint(), ""
-    return folders.read(find_model(model)), str(model)
+    written = Path(model)
+    name = written.name.removesuffix(SUFFIX)  # without the folders, which are nobody else's business
+    return folders.read(find_model(model)), name

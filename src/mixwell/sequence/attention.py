@@ -140,10 +140,12 @@ class Attention(SequenceMixer):
         if positions_BT is None:
             positions_BT = positions_after(cache, x_BTD)
         q, k, v = self._project(x_BTD, positions_BT)
-        keep = mask_BT
-        if cache is not None:
-            k, v, keep = cache.append(k, v, mask_BT)
-        y_BHTP = self._attend(q, k, v, keep)
+
+        def attend(span: slice, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
+            return self._attend(q[:, :, span], keys, values, keep)
+
+        everything = slice(None)
+        y_BHTP = cache.attended(k, v, mask_BT, attend) if cache else attend(everything, k, v, mask_BT)
         heads = y_BHTP.transpose(1, 2).reshape(B, T, -1)
         return SequenceMixed(self.out(heads))
 

@@ -117,13 +117,17 @@ class LatentAttention(SequenceMixer):
         angles = rotary_angles(positions_BT, c.rope_dim, c.rope_theta, c.rope_scaling)
         q_BHTN, p_BHTR = self._queries(x_BTD, angles)
         kept_B1SK = self._kept(x_BTD, angles)
-        keep = mask_BT
-        if cache is not None:
-            nothing = kept_B1SK[..., :0]  # the values come out of the keys
-            kept_B1SK, _, keep = cache.append(kept_B1SK, nothing, mask_BT)
-        inside = T == 1 and not torch.is_grad_enabled()
-        attended = self._attend_inside if inside else self._attend
-        y_BHTV = attended(q_BHTN, p_BHTR, kept_B1SK, keep)
+
+        def attend(span: slice, kept: Tensor, _: Tensor, keep: Tensor | None) -> Tensor:
+            still, turned = q_BHTN[:, :, span], p_BHTR[:, :, span]
+            inside = still.shape[2] == 1 and not torch.is_grad_enabled()
+            attended = self._attend_inside if inside else self._attend
+            return attended(still, turned, kept, keep)
+
+        everything = slice(None)
+        nothing = kept_B1SK[..., :0]  # the values come out of the keys
+        new = kept_B1SK, nothing, mask_BT
+        y_BHTV = cache.attended(*new, attend) if cache else attend(everything, *new)
         by_position = y_BHTV.transpose(1, 2)
         heads = by_position.reshape(B, T, -1)
         return SequenceMixed(self.out(heads))

@@ -15,8 +15,8 @@ app = typer.Typer(
     help="Mixtures in machine learning: components, weights over them, and a rule that combines them.\n\n"
          "Start with `mixwell run`: it trains a small mixture of experts on text that every machine has and writes a "
          "report.")
-for command in (runs.run, compare.compare, evaluate.evaluate, chat.chat, serve.serve, fit.fit, mix.mix, scale.scale, runs.apply,
-                runs.merge, runs.report, runs.verify, catalogue.list_methods, catalogue.show, claims.claims,
+for command in (runs.run, compare.compare, evaluate.evaluate, chat.chat, serve.serve, fit.fit, mix.mix, scale.scale,
+                runs.apply, runs.merge, runs.report, runs.verify, catalogue.list_methods, catalogue.show, claims.claims,
                 skeleton.new, doctor.doctor, catalogue.version):
     app.command(name="list" if command is catalogue.list_methods else None)(command)
 

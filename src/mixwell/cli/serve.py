@@ -34,8 +34,8 @@ def serve(source: Annotated[Path, MODEL],
           step_tokens: Annotated[int, typer.Option(min=1, help="Tokens read in a step: fewer let answers flow more "
                                                                "evenly beside long prompts.")] = 256,
           queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are turned away.")] = 64,
-          cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter of "
-                                                                    "what is free, at most]")] = None,
+          cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter "
+                                                                    "of what is free, at most]")] = None,
           drain: Annotated[int, typer.Option(min=0, help="Seconds in which answers may end after SIGTERM.")] = 30,
           download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Serve a model to OpenAI's clients and to a browser.

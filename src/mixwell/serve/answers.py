@@ -74,8 +74,10 @@ class Reply(ABC):
 
     def whole(self) -> Json:
         """The answer once it is complete."""
-        choices = [self._choice(index, choice) for index, choice in enumerate(self.choices)]
-        return {**self._head(self.object), "choices": choices, "usage": self.usage(), "timings": self.timings()}
+        found = self._head(self.object)
+        numbered = enumerate(self.choices)
+        found["choices"] = [self._choice(index, choice) for index, choice in numbered]
+        return found | self._account()
 
     def chunks(self, event: Event) -> Iterator[Json]:
         """What a stream tells of an event."""
@@ -102,14 +104,19 @@ class Reply(ABC):
     def ending(self) -> Iterator[Json]:
         """What a stream tells when all came."""
         if self.usage_wanted:
-            yield {**self._head(self.chunk), "choices": [], "usage": self.usage(), "timings": self.timings()}
+            last = self._head(self.chunk) | {"choices": []}
+            yield last | self._account()
+
+    def _account(self) -> Json:
+        return {"usage": self.usage(), "timings": self.timings()}
 
     def usage(self) -> Json:
         """Tokens read and written."""
         read = sum(len(prompt.ids) for prompt in self.prompts)
         written = sum(len(choice.tokens) for choice in self.choices)
-        per_prompt = len(self.rows) // max(1, len(self.prompts))
-        cached = sum(row.cached for row in self.rows[::per_prompt])
+        per_prompt = len(self.rows) // len(self.prompts)
+        first_rows = self.rows[::per_prompt]
+        cached = sum(row.cached for row in first_rows)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
                 "prompt_tokens_details": {"cached_tokens": cached}}
 
@@ -121,17 +128,27 @@ class Reply(ABC):
         usage = self.usage()
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         prompt_s, predicted_s = begun - clock.asked, ended - begun
-        later = max(0, usage["completion_tokens"] - len(self.rows))  # the first ones came with the prompt
-        return {"cache_n": cached, "prompt_n": usage["prompt_tokens"] - cached, "prompt_ms": 1e3 * prompt_s,
-                "predicted_n": usage["completion_tokens"], "predicted_ms": 1e3 * predicted_s,
-                "predicted_per_second": later / predicted_s if predicted_s else None}
+        written = usage["completion_tokens"]
+        later = max(0, written - len(self.rows))  # the first ones came with the prompt
+        found = {"cache_n": cached, "prompt_n": usage["prompt_tokens"] - cached}
+        found["prompt_ms"] = 1e3 * prompt_s
+        found["predicted_n"] = written
+        found["predicted_ms"] = 1e3 * predicted_s
+        found["predicted_per_second"] = later / predicted_s if predicted_s else None
+        return found
 
     def _head(self, kind: str) -> Json:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        found: Json = {"id": self.id, "object": kind}
+        found["created"] = self.created
+        found["model"] = self.model
+        return found
 
     def _chunk(self, choices: list[Json]) -> Json:
-        usage = {"usage": None} if self.usage_wanted else {}
-        return {**self._head(self.chunk), "choices": choices, **usage}
+        found = self._head(self.chunk)
+        found["choices"] = choices
+        if self.usage_wanted:
+            found["usage"] = None
+        return found
 
     def _with_experts(self, choice: Json, tokens: Sequence[Token]) -> Json:
         """The choice with the experts of its tokens, where they were asked for."""
@@ -139,8 +156,8 @@ class Reply(ABC):
         return choice | {"experts": told} if told else choice
 
     def _expert_entry(self, token: Token) -> Json:
-        layers = [None if layer is None else list(layer) for layer in token.experts or ()]
-        return {"id": token.id, "token": self.spelling.text(token.id), "layers": layers}
+        text = self.spelling.text(token.id)
+        return {"id": token.id, "token": text, "layers": token.experts}
 
     @abstractmethod
     def _choice(self, index: int, choice: Choice) -> Json:
@@ -167,8 +184,9 @@ class ChatReply(Reply):
 
     def _choice(self, index: int, choice: Choice) -> Json:
         message = {"role": "assistant", "content": choice.text}
-        found = {"index": index, "message": message, "logprobs": self._logprobs(index, choice.tokens),
-                 "finish_reason": choice.finish}
+        found: Json = {"index": index, "message": message}
+        found["logprobs"] = self._logprobs(index, choice.tokens)
+        found["finish_reason"] = choice.finish
         return self._with_experts(found, choice.tokens)
 
     def _delta(self, index: int, event: Event, first: bool) -> Json:
@@ -212,8 +230,9 @@ class CompletionReply(Reply):
     def _choice(self, index: int, choice: Choice) -> Json:
         text = self._prompt(index) + choice.text
         tokens = [*choice.prompt, *choice.tokens]
-        found = {"index": index, "text": text, "logprobs": self._logprobs(index, tokens, 0),
-                 "finish_reason": choice.finish}
+        found: Json = {"index": index, "text": text}
+        found["logprobs"] = self._logprobs(index, tokens, 0)
+        found["finish_reason"] = choice.finish
         return self._with_experts(found, choice.tokens)
 
     def _delta(self, index: int, event: Event, first: bool) -> Json:
@@ -224,7 +243,8 @@ class CompletionReply(Reply):
         if self.echo and not choice.prompt and not first:
             start += len(self._prompt(index))
         tokens = [*event.prompt, *event.tokens]
-        found = {"index": index, "text": text, "logprobs": self._logprobs(index, tokens, start), "finish_reason": None}
+        found: Json = {"index": index, "text": text, "finish_reason": None}
+        found["logprobs"] = self._logprobs(index, tokens, start)
         return self._with_experts(found, event.tokens)
 
     def _end(self, index: int, finish: str) -> Json:
@@ -238,9 +258,11 @@ class CompletionReply(Reply):
     def _logprobs(self, index: int, tokens: Sequence[Token], start: int) -> Json | None:
         if self.rows[index].options.logprobs is None:
             return None
-        spelt = [self.spelling.text(token.id) for token in tokens]
-        return {"tokens": spelt, "token_logprobs": [token.logprob for token in tokens],
-                "top_logprobs": [self._top(token) for token in tokens], "text_offset": self._offsets(tokens, start)}
+        found: Json = {"tokens": [self.spelling.text(token.id) for token in tokens]}
+        found["token_logprobs"] = [token.logprob for token in tokens]
+        found["top_logprobs"] = [self._top(token) for token in tokens]
+        found["text_offset"] = self._offsets(tokens, start)
+        return found
 
     def _top(self, token: Token) -> dict[str, float] | None:
         """The likeliest by their text; of several that are spelt alike the likeliest."""

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from mixwell import __version__
-from mixwell.core.errors import MixwellError, shown
+from mixwell.core.errors import MixwellError, on_one_line, shown
 from mixwell.lm.model import LanguageModel
 from mixwell.serve.answers import ChatReply, CompletionReply, Reply
 from mixwell.serve.asking import Asking, Prompt
@@ -40,7 +40,7 @@ class Settings:
     """How a model is served."""
 
     name: str  # by which clients call the model
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     most_waiting: int = 64  # answers that may wait beside those under way
     threads: int | None = None  # that the engine computes with; default torch's
 
@@ -89,8 +89,8 @@ class Serving:
             self.metrics.between.observe(since)
 
 
-def build(model: LanguageModel, settings: Settings, rules: Rules = Rules()) -> Guard:
-    """The application that serves a model, behind the rules; `application(guard)` is FastAPI's part of it."""
+def build(model: LanguageModel, settings: Settings, rules: Rules) -> Guard:
+    """The application that serves a model, behind the rules."""
     serving = Serving(model, settings)
 
     @asynccontextmanager
@@ -284,13 +284,17 @@ def _add_errors(app: FastAPI) -> None:
 
 async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    reason = shown(first["msg"]).strip("'\"")
-    return JSONResponse(error_body(400, f"{place or 'body'}: {reason}", place or None), 400)
+    parts = [str(part) for part in first["loc"] if part != "body"]
+    place = ".".join(parts)
+    reason = on_one_line(first["msg"])
+    named = place or "body"
+    body = error_body(400, f"{named}: {reason}", place or None)
+    return JSONResponse(body, 400)
 
 
 async def _refused(request: Request, error: HTTPException) -> JSONResponse:
-    return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+    body = error_body(error.status_code, str(error.detail))
+    return JSONResponse(body, error.status_code, error.headers)
 
 
 async def _wrong(request: Request, error: MixwellError) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,9 +45,10 @@ class Asking:
 
     def conversation(self, messages: Sequence[Any], variables: dict[str, Any] | None = None) -> Prompt:
         """The prompt that a conversation makes."""
+        _check_text({"messages": messages, "chat_template_kwargs": variables})
         taken = TEMPLATES_OWN.intersection(variables or {})
         if taken:
-            raise MixwellError(f"chat_template_kwargs sets {sorted(taken)[0]}, which is the server's own; leave it out.")
+            raise MixwellError(f"chat_template_kwargs sets {min(taken)}, which is the server's own; leave it out.")
         if any(message.get("tool_calls") for message in messages):
             raise MixwellError("messages call tools, which this server does not; leave tool_calls out.")
         ids = self.chat.prompt(conversation(messages), **(variables or {}))
@@ -132,3 +134,13 @@ class Asking:
                 text = Text(self.tokenizer, options.stop)
                 found.append(Row(prompt.ids, options, text, place * n + draw, draw))
         return found
+
+
+def _check_text(value: Any) -> None:
+    """Refuse what no text can be made of."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise MixwellError("the request holds half of a surrogate pair, which is no character; leave it out.") from error
+    except RecursionError as error:
+        raise MixwellError("the request is nested too deeply.") from error

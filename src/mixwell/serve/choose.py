@@ -64,7 +64,13 @@ def _less_of(logits_V: Tensor, said: list[int], options: Options) -> Tensor:
 def likelihoods(logits_NV: Tensor, ids: list[int], count: int) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
     """Of each row its id's log-probability in nats, and the `count` likeliest ids with theirs."""
     logs_NV = logits_NV.log_softmax(-1)
-    chosen = logs_NV.gather(1, torch.tensor(ids).unsqueeze(1)).squeeze(1)
-    best = logs_NV.topk(min(count, logs_NV.shape[1]), -1)
-    tops = [tuple(zip(*pair)) for pair in zip(best.indices.tolist(), best.values.tolist())]
-    return list(zip(chosen.tolist(), tops))
+    ids_N1 = torch.tensor(ids).unsqueeze(1)
+    own_N = logs_NV.gather(1, ids_N1).squeeze(1)
+    most = min(count, logs_NV.shape[1])
+    best = logs_NV.topk(most, -1)
+    numbers, values = best.indices.tolist(), best.values.tolist()
+    found = []
+    for logprob, row_numbers, row_values in zip(own_N.tolist(), numbers, values):
+        top = zip(row_numbers, row_values)
+        found.append((logprob, tuple(top)))
+    return found

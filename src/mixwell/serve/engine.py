@@ -1,7 +1,7 @@
 """The engine: rows come and go at any time, and each step reads a bounded number of ids of many of them together.
 
-A row's answer is the same whoever else is there: exactly so for models whose products round alike at any number of rows,
-else within the rounding of the type computed in. The engine knows no clocks, threads or sockets.
+A row's answer is the same whoever else is there, up to the rounding of sums, which hangs on how many rows a product
+has. The engine knows no clocks, threads or sockets.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Engine:
         count = blocks_within(limits.cache_bytes, self.position_bytes * limits.block, most)
         if count < one:
             block_bytes = self.position_bytes * limits.block
-            raise MixwellError(f"a row of {self.context} tokens needs {one * block_bytes / 2**20:.0f} MiB of cache and "
-                               f"{count * block_bytes / 2**20:.0f} are there; give it more, or choose a shorter context.")
+            raise MixwellError(f"a row of {self.context} tokens needs {one * block_bytes / 2**20:.0f} MiB of cache, "
+                               f"{count * block_bytes / 2**20:.0f} are there; give it more, or a shorter context.")
         return count
 
     def _rows(self, kept: list[Width]) -> PagedRows | SingleRows:
@@ -81,8 +81,8 @@ class Engine:
             raise MixwellError("the prompt is empty; expected at least one token.")
         total = len(row.prompt) + row.options.max_tokens
         if total > self.context:
-            raise MixwellError(f"{len(row.prompt)} tokens of prompt and {row.options.max_tokens} of answer are more than "
-                               f"the context of {self.context}; shorten one of them.")
+            raise MixwellError(f"{len(row.prompt)} tokens of prompt and {row.options.max_tokens} of answer are more "
+                               f"than the context of {self.context}; shorten one of them.")
         known = self.model.config.vocab_size
         wrong = next((number for number in row.prompt if not 0 <= number < known), None)
         if wrong is not None:

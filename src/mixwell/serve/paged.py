@@ -8,6 +8,7 @@ Legend: T tokens of the pass, S positions of a row so far, G key/value heads, P 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ class Width:
     @property
     def size_bytes(self) -> int:
         """Bytes of one position."""
-        numbers = self.keys[0] * self.keys[1] + self.values[0] * self.values[1]
+        numbers = math.prod(self.keys) + math.prod(self.values)
         return numbers * self.dtype.itemsize
 
 

@@ -54,7 +54,9 @@ class Scheduler:
         return turns
 
     def _piece(self, row: Row, budget: int) -> Turn:
-        return Turn(row, min(row.left, budget) if self.pieces else row.left)
+        most = budget if self.pieces else row.left
+        count = min(row.left, most)
+        return Turn(row, count)
 
     def _makes_room(self, row: Row) -> bool:
         """Whether the row has a block for its next position; rows that came later may have to give theirs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -9,6 +10,9 @@ from tokenizers import pre_tokenizers
 
 from mixwell.lm.answering import UNFINISHED
 from mixwell.lm.tokenizer import Tokenizer
+
+
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class Text:
@@ -52,17 +56,22 @@ class Text:
         places = [text.find(stop) for stop in self.stops]
         found = [place for place in places if place >= 0]
         if found:
+            end = min(found)
             self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
-        self._held = text[keep:]
-        return text[:keep]
+            return text[:end]
+        overlaps = [_overlap(text, stop) for stop in self.stops]
+        sure = len(text) - max(overlaps, default=0)
+        self._held = text[sure:]
+        return text[:sure]
 
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` with which `stop` begins."""
     most = min(len(text), len(stop) - 1)
-    return next((length for length in range(most, 0, -1) if text.endswith(stop[:length])), 0)
+    for length in range(most, 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
 
 
 class Spelling:
@@ -78,10 +87,12 @@ class Spelling:
         """The UTF-8 bytes that an id stands for; none for an id without a token."""
         token = self._tokens.get(number, "")
         letters = self._letters
-        if letters is not None and number not in self._special and all(letter in letters for letter in token):
+        plain = letters is not None and number not in self._special
+        if letters is not None and plain and letters.keys() >= set(token):
             return bytes(letters[letter] for letter in token)
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            return bytes([int(token[3:5], 16)])
+        if BYTE.fullmatch(token):
+            value = int(token[3:5], 16)
+            return bytes([value])
         return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
     def text(self, number: int) -> str:
@@ -90,7 +101,8 @@ class Spelling:
         try:
             return data.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+            spelt = [f"\\x{byte:02x}" for byte in data]
+            return "bytes:" + "".join(spelt)
 
 
 @lru_cache(1)

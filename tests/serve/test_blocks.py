@@ -23,14 +23,18 @@ class Pool(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3))
     def take(self, count):
         if self.pool.available < count:
+            count = self.pool.available
+            self.take_all(count)
             with pytest.raises(LookupError):
-                for _ in range(count):
-                    self.holders.append([self.pool.take()])
-            return
+                self.pool.take()
+        else:
+            self.take_all(count)
+
+    def take_all(self, count):
         taken = []
         for _ in range(count):
             block = self.pool.take(taken[-1] if taken else None)
-            assert block not in sum(self.holders, [])
+            assert not any(block in blocks for blocks in self.holders)
             taken.append(block)
             self.content.pop(block, None)
         self.holders.append(taken)

@@ -1,5 +1,6 @@
 """Rows answered together are answered as each alone, whatever was cached, cut, shared, cancelled or sent back."""
 
+import dataclasses
 import random
 
 import pytest
@@ -8,11 +9,11 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.serve.engine import Engine, Limits
 from mixwell.serve.packing import side_by_side
-from tests.serve.conftest import LATENT, MOE, engine, finish, row, small_model
+from tests.serve.conftest import ATTENTION, LATENT, MOE, engine, finish, row, small_model
 
 CAUSAL = {"method": "experts.layers.moe", "num_experts": 3, "hidden_dim": 8, "capacity_factor": 1.0,
           "router": {"method": "top_k", "k": 2}}
-HASHED = {**MOE, "router": {"method": "word_table", "words": 2}}
+OF_WORDS = {**MOE, "router": {"method": "word_table"}}
 
 
 def prompts(count, longest=50, seed=0):
@@ -26,8 +27,8 @@ def alone(model, prompt, most=12):
     return found[0].tolist()
 
 
-@pytest.mark.parametrize("mixer", [{"method": "sequence.attention"}, {"method": "sequence.attention", "sliding_window": 7},
-                                   LATENT], ids=["attention", "window", "latent"])
+@pytest.mark.parametrize("mixer", [ATTENTION, {**ATTENTION, "sliding_window": 7}, LATENT],
+                         ids=["attention", "window", "latent"])
 def test_answers_are_those_of_each_row_alone(mixer):
     model = small_model(mixer)
     found = engine(model)
@@ -47,6 +48,15 @@ def test_rows_that_look_at_each_other_are_read_one_by_one():
         finish(found, rows)
         assert [one.ids for one in rows] == [alone(model, one.prompt, 6) for one in rows]
         assert not found.rows.caches
+
+
+def test_what_reads_a_row_together_is_told_from_what_reads_tokens():
+    config = small_model().config
+    by_words = (OF_WORDS, MOE)
+    assert side_by_side(config)
+    assert not side_by_side(dataclasses.replace(config, channel_mixer=by_words))
+    assert not side_by_side(dataclasses.replace(config, channel_mixer={"method": "experts.layers.soft_moe",
+                                                                       "num_experts": 2, "hidden_dim": 8}))
 
 
 def test_logits_do_not_hang_on_pieces_or_neighbours(model):

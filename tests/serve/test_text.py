@@ -38,7 +38,8 @@ def test_any_ids_give_the_text_that_they_decode_to():
         assert "".join(found) == TOKENIZER.decode(ids, skip_special=True)
 
 
-@pytest.mark.parametrize("stops", [("say",), ("again", "world"), ("好",), ("lo w", "orl"), ("hello x", "lo 你"), ("\n\n",)])
+@pytest.mark.parametrize("stops", [("say",), ("again", "world"), ("好",), ("lo w", "orl"), ("hello x", "lo 你"),
+                                   ("\n\n",)])
 def test_text_ends_before_the_first_stop_and_tells_nothing_of_it(stops):
     found, text = pieces(TOKENIZER.encode(SAID), stops)
     places = [SAID.find(stop) for stop in stops if stop in SAID]

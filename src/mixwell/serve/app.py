@@ -107,12 +107,15 @@ def build(model: LanguageModel, settings: Settings, rules: Rules) -> Guard:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for path, answer in (("/health", health), ("/metrics", metrics), ("/v1/models", models),
-                         ("/v1/models/{name:path}", model_card), ("/v1/experts", experts)):
-        app.get(path)(answer)
-    for path, answer in (("/v1/chat/completions", chat), ("/v1/completions", complete), ("/tokenize", tokenize),
-                         ("/detokenize", detokenize)):
-        app.post(path, response_model=None)(answer)
+    app.get("/health")(health)
+    app.get("/metrics")(metrics)
+    app.get("/v1/models")(models)
+    app.get("/v1/models/{name:path}")(model_card)
+    app.get("/v1/experts")(experts)
+    app.post("/v1/chat/completions", response_model=None)(chat)
+    app.post("/v1/completions", response_model=None)(complete)
+    app.post("/tokenize")(tokenize)
+    app.post("/detokenize")(detokenize)
 
 
 def _serving(request: Request) -> Serving:

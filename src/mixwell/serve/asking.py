@@ -141,6 +141,6 @@ def _check_text(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise MixwellError("the request holds half of a surrogate pair, which is no character; leave it out.") from error
+        raise MixwellError("the request holds half of a surrogate pair, which is no text; leave it out.") from error
     except RecursionError as error:
         raise MixwellError("the request is nested too deeply.") from error

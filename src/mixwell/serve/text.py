@@ -11,7 +11,6 @@ from tokenizers import pre_tokenizers
 from mixwell.lm.answering import UNFINISHED
 from mixwell.lm.tokenizer import Tokenizer
 
-
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 

@@ -142,7 +142,8 @@ class Attention(SequenceMixer):
         q, k, v = self._project(x_BTD, positions_BT)
 
         def attend(span: slice, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
-            return self._attend(q[:, :, span], keys, values, keep)
+            asking = q[:, :, span]
+            return self._attend(asking, keys, values, keep)
 
         everything = slice(None)
         y_BHTP = cache.attended(k, v, mask_BT, attend) if cache else attend(everything, k, v, mask_BT)

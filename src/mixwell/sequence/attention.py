@@ -145,14 +145,19 @@ class Attention(SequenceMixer):
             asking = q[:, :, span]
             return self._attend(asking, keys, values, keep)
 
-        everything = slice(None)
-        y_BHTP = cache.attended(k, v, mask_BT, attend) if cache else attend(everything, k, v, mask_BT)
-        heads = y_BHTP.transpose(1, 2).reshape(B, T, -1)
+        if cache is None:
+            everything = slice(None)
+            y_BHTP = attend(everything, k, v, mask_BT)
+        else:
+            y_BHTP = cache.attended(k, v, mask_BT, attend)
+        by_position = y_BHTP.transpose(1, 2)
+        heads = by_position.reshape(B, T, -1)
         return SequenceMixed(self.out(heads))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, keep_BS: Tensor | None) -> Tensor:
         """Queries [B, H, T, P] over keys and values [B, G, S, P]."""
-        config, window = self.config, self.config.sliding_window
+        config = self.config
+        window = config.sliding_window
         if self.query_factor != 1.0:
             q = q * self.query_factor
         if config.softcap is None and self.sinks is None:

@@ -119,15 +119,19 @@ class LatentAttention(SequenceMixer):
         kept_B1SK = self._kept(x_BTD, angles)
 
         def attend(span: slice, kept: Tensor, _: Tensor, keep: Tensor | None) -> Tensor:
-            still, turned = q_BHTN[:, :, span], p_BHTR[:, :, span]
-            inside = still.shape[2] == 1 and not torch.is_grad_enabled()
+            still = q_BHTN[:, :, span]
+            turned = p_BHTR[:, :, span]
+            one = still.shape[2] == 1
+            inside = one and not torch.is_grad_enabled()
             attended = self._attend_inside if inside else self._attend
             return attended(still, turned, kept, keep)
 
-        everything = slice(None)
         nothing = kept_B1SK[..., :0]  # the values come out of the keys
-        new = kept_B1SK, nothing, mask_BT
-        y_BHTV = cache.attended(*new, attend) if cache else attend(everything, *new)
+        if cache is None:
+            everything = slice(None)
+            y_BHTV = attend(everything, kept_B1SK, nothing, mask_BT)
+        else:
+            y_BHTV = cache.attended(kept_B1SK, nothing, mask_BT, attend)
         by_position = y_BHTV.transpose(1, 2)
         heads = by_position.reshape(B, T, -1)
         return SequenceMixed(self.out(heads))

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from mixwell.cli import catalogue, chat, claims, compare, doctor, evaluate, export, fit, mix, runs, scale, skeleton
+from mixwell.cli import (
+    catalogue,
+    chat,
+    claims,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    fit,
+    mix,
+    runs,
+    scale,
+    serve,
+    skeleton,
+)
 
 app = typer.Typer(
     name="mixwell", no_args_is_help=True, rich_markup_mode="markdown",
@@ -15,9 +29,16 @@ app = typer.Typer(
     help="Mixtures in machine learning: components, weights over them, and a rule that combines them.\n\n"
          "Start with `mixwell run`: it trains a small mixture of experts on text that every machine has and writes a "
          "report.")
-for command in (runs.run, compare.compare, evaluate.evaluate, chat.chat, fit.fit, mix.mix, scale.scale, runs.apply,
-                runs.merge, export.export, runs.report, runs.verify, catalogue.list_methods, catalogue.show,
-                claims.claims, skeleton.new, doctor.doctor, catalogue.version):
+for command in (
+    runs.run, compare.compare, evaluate.evaluate,
+    chat.chat, serve.serve,
+    fit.fit,
+    mix.mix, scale.scale,
+    runs.apply, runs.merge, export.export,
+    runs.report, runs.verify,
+    catalogue.list_methods, catalogue.show, claims.claims, skeleton.new,
+    doctor.doctor, catalogue.version,
+):
     app.command(name="list" if command is catalogue.list_methods else None)(command)
 
 

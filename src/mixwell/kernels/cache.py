@@ -5,8 +5,13 @@ Legend: B rows, T new tokens, S positions so far, G key/value heads, P head widt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+# (which of the new positions ask, keys [B, G, S, P] and values that these see, mask [B, S] or None) -> what they find
+Attend = Callable[[slice, Tensor, Tensor, Tensor | None], Tensor]
 
 _LEAST = 64  # positions that a buffer holds at first
 
@@ -33,6 +38,11 @@ class KVCache:
             self._keep = torch.cat((old, new), 1)
         keys, values = (t[:, :, :end] for t in (self._keys, self._values))
         return keys, values, self._keep
+
+    def attended(self, k_BGTP: Tensor, v_BGTP: Tensor, mask_BT: Tensor | None, attend: Attend) -> Tensor:
+        """Add T positions; returns what `attend` finds for all of them. Other caches may ask it row by row."""
+        keys, values, keep = self.append(k_BGTP, v_BGTP, mask_BT)
+        return attend(slice(None), keys, values, keep)
 
 
 def _written(buffer: Tensor | None, new_BGTP: Tensor, start: int) -> Tensor:

@@ -220,6 +220,16 @@ class Network(nn.Module):
         last_BD = trunk.states_BTD[:, -1]
         return self._logits(last_BD)
 
+    def read(self, tokens_BT: Tensor, cache: Cache, places_N: Tensor) -> tuple[Tensor, list[Routing | None]]:
+        """Logits [N, V] behind the tokens at `places_N` of the B * T, float32, and each layer's routing of all tokens.
+
+        `cache` is read and extended.
+        """
+        trunk = self._trunk(tokens_BT, cache, None, None, losses=False)
+        states_TD = trunk.states_BTD.flatten(0, 1)
+        asked_ND = states_TD.index_select(0, places_N)
+        return self._logits(asked_ND), trunk.routings
+
     def _trunk(self, tokens_BT: Tensor, cache: Cache | None, mask_BT: Tensor | None, labels_B: Tensor | None,
                step: int = 0, generator: torch.Generator | None = None, losses: bool = True) -> _Trunk:
         """Everything but the head."""

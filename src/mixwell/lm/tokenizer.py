@@ -278,7 +278,7 @@ class Tokenizer:
         Exact for byte-level tokenizers. Otherwise a word mark counts as one space and `<0x0A>` as one byte, which
         leaves out what a normaliser did to the text.
         """
-        size = len if layout.has_type(self._understood.get("decoder"), "ByteLevel") else _spelt_bytes
+        size = len if self.byte_level else _spelt_bytes
         sizes_V = np.zeros(self.vocab_size, np.uint32)
         plain = self._backend.get_vocab(with_added_tokens=False)
         for token, number in plain.items():
@@ -287,6 +287,11 @@ class Tokenizer:
         for number, entry in added.items():
             sizes_V[number] = 0 if entry.special else len(entry.content.encode())
         return sizes_V
+
+    @property
+    def byte_level(self) -> bool:
+        """Whether each character of a token stands for one byte."""
+        return layout.has_type(self._understood.get("decoder"), "ByteLevel")
 
     @cached_property
     def round_trips(self) -> bool:

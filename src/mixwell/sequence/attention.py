@@ -140,16 +140,24 @@ class Attention(SequenceMixer):
         if positions_BT is None:
             positions_BT = positions_after(cache, x_BTD)
         q, k, v = self._project(x_BTD, positions_BT)
-        keep = mask_BT
-        if cache is not None:
-            k, v, keep = cache.append(k, v, mask_BT)
-        y_BHTP = self._attend(q, k, v, keep)
-        heads = y_BHTP.transpose(1, 2).reshape(B, T, -1)
+
+        def attend(span: slice, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
+            asking = q[:, :, span]
+            return self._attend(asking, keys, values, keep)
+
+        if cache is None:
+            everything = slice(None)
+            y_BHTP = attend(everything, k, v, mask_BT)
+        else:
+            y_BHTP = cache.attended(k, v, mask_BT, attend)
+        by_position = y_BHTP.transpose(1, 2)
+        heads = by_position.reshape(B, T, -1)
         return SequenceMixed(self.out(heads))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, keep_BS: Tensor | None) -> Tensor:
         """Queries [B, H, T, P] over keys and values [B, G, S, P]."""
-        config, window = self.config, self.config.sliding_window
+        config = self.config
+        window = config.sliding_window
         if self.query_factor != 1.0:
             q = q * self.query_factor
         if config.softcap is None and self.sinks is None:

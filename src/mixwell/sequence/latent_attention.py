@@ -117,13 +117,21 @@ class LatentAttention(SequenceMixer):
         angles = rotary_angles(positions_BT, c.rope_dim, c.rope_theta, c.rope_scaling)
         q_BHTN, p_BHTR = self._queries(x_BTD, angles)
         kept_B1SK = self._kept(x_BTD, angles)
-        keep = mask_BT
-        if cache is not None:
-            nothing = kept_B1SK[..., :0]  # the values come out of the keys
-            kept_B1SK, _, keep = cache.append(kept_B1SK, nothing, mask_BT)
-        inside = T == 1 and not torch.is_grad_enabled()
-        attended = self._attend_inside if inside else self._attend
-        y_BHTV = attended(q_BHTN, p_BHTR, kept_B1SK, keep)
+
+        def attend(span: slice, kept: Tensor, _: Tensor, keep: Tensor | None) -> Tensor:
+            still = q_BHTN[:, :, span]
+            turned = p_BHTR[:, :, span]
+            one = still.shape[2] == 1
+            inside = one and not torch.is_grad_enabled()
+            attended = self._attend_inside if inside else self._attend
+            return attended(still, turned, kept, keep)
+
+        nothing = kept_B1SK[..., :0]  # the values come out of the keys
+        if cache is None:
+            everything = slice(None)
+            y_BHTV = attend(everything, kept_B1SK, nothing, mask_BT)
+        else:
+            y_BHTV = cache.attended(kept_B1SK, nothing, mask_BT, attend)
         by_position = y_BHTV.transpose(1, 2)
         heads = by_position.reshape(B, T, -1)
         return SequenceMixed(self.out(heads))

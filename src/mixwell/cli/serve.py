@@ -1,0 +1,117 @@
+"""The command `serve`: a model behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixwell.cli.chat import MODEL
+from mixwell.cli.download import DOWNLOAD
+from mixwell.cli.errors import one_line
+from mixwell.core.errors import MixwellError
+
+if TYPE_CHECKING:
+    from mixwell.serve.guard import Rules
+
+HERE = frozenset({"127.0.0.1", "::1", "localhost"})
+KEY = "MIXWELL_API_KEY"
+
+
+@one_line(stopped="stopped")
+def serve(source: Annotated[Path, MODEL],
+          port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
+          host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+          api_key: Annotated[str | None, typer.Option(envvar=KEY, help="Key that clients must send; other programs see "
+                                                      "it less easily in the environment.")] = None,
+          insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False,
+          name: Annotated[str | None, typer.Option(help="What clients call the model.  [default: as its folder is "
+                                                        "called]")] = None,
+          context: Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer at most.  [default: the "
+                                                                  "model's own]")] = None,
+          rows: Annotated[int, typer.Option(min=1, help="Answers written at once.")] = 32,
+          step_tokens: Annotated[int, typer.Option(min=1, help="Tokens read in a step: fewer let answers flow more "
+                                                               "evenly beside long prompts.")] = 256,
+          queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are turned away.")] = 64,
+          cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter "
+                                                                    "of what is free, at most]")] = None,
+          drain: Annotated[int, typer.Option(min=0, help="Seconds in which answers may end after SIGTERM.")] = 30,
+          download: Annotated[bool, DOWNLOAD] = False) -> None:
+    """Serve a model to OpenAI's clients and to a browser.
+
+    **Examples**
+
+    `mixwell serve runs/mine:tuned` · then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1
+
+    `MIXWELL_API_KEY=... mixwell serve path/to/model --host 0.0.0.0` · for other machines
+    """
+    rules = _rules(host, api_key, insecure)
+    uvicorn = _server()
+    from mixwell.core.machine import threads
+    from mixwell.kernels.packing import prepack_where_it_pays
+    from mixwell.run.paths import load
+    from mixwell.serve.app import Settings, build
+    from mixwell.serve.engine import Limits
+
+    if rows > step_tokens:
+        raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
+    model = load(source)
+    prepack_where_it_pays(model, WRITTEN)
+    size_bytes = None if cache_mib is None else cache_mib << 20
+    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes)
+    settings = Settings(name=name or source.name, limits=limits, most_waiting=queue, threads=threads())
+    app = build(model, settings, rules)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain,
+                            timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",
+                            server_header=False)
+    _listen(uvicorn, config, settings.name)
+
+
+WRITTEN = 1 << 20  # tokens that a server is taken to write: packing its weights pays where it ever does
+
+
+def _rules(host: str, api_key: str | None, insecure: bool) -> Rules:
+    """Who may ask: this machine alone, or whoever has the key."""
+    local = host in HERE
+    if api_key is not None and not api_key.strip():
+        raise MixwellError(f"the key is empty; give --api-key or {KEY} a value, or neither.")
+    if not local and api_key is None and not insecure:
+        raise MixwellError(f"--host {host} lets other machines ask; set a key ({KEY} or --api-key), or say --insecure.")
+    try:
+        from mixwell.serve.guard import Rules
+    except ImportError as error:
+        raise _missing(error) from error
+    return Rules(api_key=api_key, local_names=local and api_key is None)
+
+
+def _server() -> Any:
+    """The web server's module."""
+    try:
+        import fastapi
+        import prometheus_client
+        import uvicorn
+    except ImportError as error:
+        raise _missing(error) from error
+    assert fastapi and prometheus_client
+    return uvicorn
+
+
+def _missing(error: ImportError) -> MixwellError:
+    return MixwellError(f"serving needs {error.name}, which is not installed: pip install 'mixwell[serve]'.")
+
+
+def _listen(uvicorn: Any, config: Any, name: str) -> None:
+    """Serve until a signal comes; a port that is taken is one line."""
+    try:
+        listening = config.bind_socket()
+    except SystemExit as error:
+        raise MixwellError(f"cannot listen at {config.host}:{config.port}; is the port taken? Choose another --port."
+                           ) from error
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {name} at http://{shown}:{port} (OpenAI's clients: http://{shown}:{port}/v1)", flush=True)
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+
+

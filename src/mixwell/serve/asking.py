@@ -1,0 +1,146 @@
+"""From what a client asks for to rows of the engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mixwell.core.errors import MixwellError
+from mixwell.lm.answering import USUAL
+from mixwell.lm.chat import Chat
+from mixwell.lm.conversation import conversation
+from mixwell.lm.model import LanguageModel
+from mixwell.serve.request import Options, Row
+from mixwell.serve.schemas import MOST_PROMPTS, ChatRequest, CompletionRequest, Sampling
+from mixwell.serve.text import Text
+
+TEMPLATES_OWN = frozenset({"messages", "tools", "add_generation_prompt", "source", "today", "answer_begins",
+                           "answer_ends"})  # names that a request may not set for the template
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as text and as ids."""
+
+    text: str
+    ids: list[int]
+
+
+class Asking:
+    """What a model makes of requests."""
+
+    def __init__(self, model: LanguageModel, context: int) -> None:
+        assert model.tokenizer is not None
+        self.model, self.tokenizer, self.context = model, model.tokenizer, context
+        self.settings = model.generation
+        self.stop_ids = frozenset(model.stop_ids)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The model's chat template; `MixwellError` where it has none."""
+        return Chat(self.tokenizer)
+
+    def conversation(self, messages: Sequence[Any], variables: dict[str, Any] | None = None) -> Prompt:
+        """The prompt that a conversation makes."""
+        _check_text({"messages": messages, "chat_template_kwargs": variables})
+        taken = TEMPLATES_OWN.intersection(variables or {})
+        if taken:
+            raise MixwellError(f"chat_template_kwargs sets {min(taken)}, which is the server's own; leave it out.")
+        if any(message.get("tool_calls") for message in messages):
+            raise MixwellError("messages call tools, which this server does not; leave tool_calls out.")
+        ids = self.chat.prompt(conversation(messages), **(variables or {}))
+        return Prompt(self.tokenizer.decode(ids), ids)
+
+    def prompts(self, given: Any) -> list[Prompt]:
+        """The prompts of a completion: a text, ids, or several of either."""
+        if isinstance(given, str):
+            return [self._text(given)]
+        if given and isinstance(given[0], int):
+            return [self._ids(given)]
+        if len(given) > MOST_PROMPTS:
+            raise MixwellError(f"the request has {len(given)} prompts; expected {MOST_PROMPTS} at most.")
+        return [self._text(one) if isinstance(one, str) else self._ids(one) for one in given]
+
+    def _text(self, text: str) -> Prompt:
+        return Prompt(text, self.tokenizer.prompt(text))
+
+    def _ids(self, ids: list[int]) -> Prompt:
+        known = self.model.config.vocab_size
+        wrong = next((number for number in ids if number >= known), None)
+        if wrong is not None:
+            raise MixwellError(f"the prompt holds the id {wrong}; this model's are 0 to {known - 1}.")
+        return Prompt(self.tokenizer.decode(ids), list(ids))
+
+    def chat_options(self, asked: ChatRequest, prompt: Prompt) -> Options:
+        """How the answer in a conversation is drawn."""
+        if asked.top_logprobs and not asked.logprobs:
+            raise MixwellError("top_logprobs needs logprobs: true.")
+        room = self.context - len(prompt.ids)
+        usual = self.settings.max_new_tokens or USUAL
+        most = asked.max_completion_tokens or asked.max_tokens or max(1, min(usual, room))
+        told = (asked.top_logprobs or 0) if asked.logprobs else None
+        return self._options(asked, most, told)
+
+    def completion_options(self, asked: CompletionRequest) -> Options:
+        """How a completion is drawn."""
+        most = 16 if asked.max_tokens is None else asked.max_tokens
+        if most == 0 and not asked.echo:
+            raise MixwellError("max_tokens is 0 without echo; expected at least 1.")
+        both = bool(asked.echo) and asked.logprobs is not None
+        return self._options(asked, most, asked.logprobs, both)
+
+    def _options(self, asked: Sampling, most: int, logprobs: int | None, prompt_logprobs: bool = False) -> Options:
+        stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+        ends = frozenset() if asked.ignore_eos else self.stop_ids
+        drawing = self._drawing(asked)
+        return Options(max_tokens=most, stop=tuple(stops), stop_ids=ends, logprobs=logprobs, seed=asked.seed,
+                       prompt_logprobs=prompt_logprobs, logit_bias=self._bias(asked), min_tokens=asked.min_tokens or 0,
+                       presence_penalty=asked.presence_penalty or 0.0, experts=bool(asked.return_experts),
+                       frequency_penalty=asked.frequency_penalty or 0.0, label=asked.label or "", **drawing)
+
+    def _drawing(self, asked: Sampling) -> dict[str, Any]:
+        """What the request says of drawing, else the model's folder, else the usual."""
+        usual: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        if self.settings.do_sample is False:
+            usual["temperature"] = 0.0
+        found = {}
+        for name, value in usual.items():
+            said = getattr(asked, name)
+            own = getattr(self.settings, name)
+            if name == "temperature" and self.settings.do_sample is False:
+                own = None
+            found[name] = next(each for each in (said, own, value) if each is not None)
+        found["top_k"] = max(0, found["top_k"])  # -1 is all, too
+        return found
+
+    def _bias(self, asked: Sampling) -> dict[int, float]:
+        known = self.model.config.vocab_size
+        found = {}
+        for name, value in (asked.logit_bias or {}).items():
+            number = int(name) if name.isascii() and name.isdigit() and len(name) < 12 else -1
+            if not 0 <= number < known:
+                raise MixwellError(f"logit_bias names the id {name!r}; this model's are 0 to {known - 1}.")
+            found[number] = value
+        return found
+
+    def rows(self, prompts: Sequence[Prompt], options: Options, n: int) -> list[Row]:
+        """n rows of each prompt, one after the other; of those with a seed each draws otherwise than the others."""
+        found = []
+        for place, prompt in enumerate(prompts):
+            for draw in range(n):
+                text = Text(self.tokenizer, options.stop)
+                found.append(Row(prompt.ids, options, text, place * n + draw, draw))
+        return found
+
+
+def _check_text(value: Any) -> None:
+    """Refuse what no text can be made of."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise MixwellError("the request holds half of a surrogate pair, which is no text; leave it out.") from error
+    except RecursionError as error:
+        raise MixwellError("the request is nested too deeply.") from error

@@ -1,0 +1,218 @@
+"""The engine: rows come and go at any time, and each step reads a bounded number of ids of many of them together.
+
+A row's answer is the same whoever else is there, up to the rounding of sums, which hangs on how many rows a product
+has. The engine knows no clocks, threads or sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from mixwell.core.errors import MixwellError
+from mixwell.lm.model import LanguageModel
+from mixwell.serve.blocks import BlockPool
+from mixwell.serve.choose import choose, likelihoods
+from mixwell.serve.loads import Loads
+from mixwell.serve.packing import blocks_within, side_by_side
+from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
+from mixwell.serve.request import Event, Row, Token
+from mixwell.serve.scheduler import Scheduler, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much an engine takes on."""
+
+    context: int | None = None  # positions of a row at most; default the model's own, which it may not exceed
+    step_tokens: int = 256  # ids read in a step at most
+    max_rows: int = 32  # rows answered at once, at most step_tokens
+    block: int = 16  # positions of a block of the cache
+    cache_bytes: int | None = None  # of keys and values; default a quarter of free memory, no more than max_rows fill
+
+
+class Engine:
+    """Continues rows of ids with a model, many at a time."""
+
+    def __init__(self, model: LanguageModel, limits: Limits = Limits()) -> None:
+        if model.tokenizer is None:
+            raise MixwellError("the model has no tokenizer; expected a folder with tokenizer.json.")
+        self.model, self.tokenizer = model.eval(), model.tokenizer
+        most = model.config.max_positions
+        self.context = min(limits.context or most, most)
+        self.packed = side_by_side(model.config)
+        kept = widths(model) if self.packed else []
+        self.position_bytes = sum(width.size_bytes for width in kept)
+        count = self._blocks(limits)
+        self.pool = BlockPool(count, limits.block)
+        self.rows = self._rows(kept)
+        self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed)
+        self.loads = Loads(len(model.layers))
+        self.steps = self.read_tokens = self.written_tokens = 0
+        self._count = 0
+
+    def _blocks(self, limits: Limits) -> int:
+        """Blocks of the cache: enough for all rows, or what memory holds; a whole context at least."""
+        one = -(-self.context // limits.block)
+        most = one * limits.max_rows
+        count = blocks_within(limits.cache_bytes, self.position_bytes * limits.block, most)
+        if count < one:
+            block_bytes = self.position_bytes * limits.block
+            raise MixwellError(f"a row of {self.context} tokens needs {one * block_bytes / 2**20:.0f} MiB of cache, "
+                               f"{count * block_bytes / 2**20:.0f} are there; give it more, or a shorter context.")
+        return count
+
+    def _rows(self, kept: list[Width]) -> PagedRows | SingleRows:
+        if self.packed:
+            return PagedRows(self.model, self.pool.count, self.pool.size, kept)
+        return SingleRows(self.model)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def check(self, row: Row) -> None:
+        """Raise `MixwellError` for a row without ids, with ids that the model lacks, or longer than the context."""
+        if not row.prompt:
+            raise MixwellError("the prompt is empty; expected at least one token.")
+        total = len(row.prompt) + row.options.max_tokens
+        if total > self.context:
+            raise MixwellError(f"{len(row.prompt)} tokens of prompt and {row.options.max_tokens} of answer are more "
+                               f"than the context of {self.context}; shorten one of them.")
+        known = self.model.config.vocab_size
+        wrong = next((number for number in row.prompt if not 0 <= number < known), None)
+        if wrong is not None:
+            raise MixwellError(f"the prompt holds the id {wrong}; this model's are 0 to {known - 1}.")
+
+    def submit(self, row: Row) -> None:
+        """Take on a row that `check` lets pass."""
+        self.check(row)
+        row.number = self._count
+        self._count += 1
+        self.scheduler.add(row)
+
+    def cancel(self, row: Row) -> None:
+        """Forget a row and give its blocks back; one that is over already stays as it is."""
+        if not row.finished:
+            self._over(row)
+
+    def _over(self, row: Row) -> None:
+        row.finished = True
+        self.scheduler.release(row)
+        self.rows.forget(row.number)
+
+    def fail(self, reason: str) -> list[Event]:
+        """End all rows with an error."""
+        rows = [*self.scheduler.running, *self.scheduler.waiting]
+        for row in rows:
+            self._over(row)
+        return [Event(row, finish="error", error=reason) for row in rows]
+
+    def step(self) -> list[Event]:
+        """Read a bounded number of ids; returns what is new of the rows."""
+        turns = self.scheduler.plan()
+        if not turns:
+            return []
+        pieces = [_piece(turn) for turn in turns]
+        found = self.rows.read(pieces)
+        self.steps += 1
+        events: list[Event] = []
+        for turn, piece, read in zip(turns, pieces, found):
+            self.scheduler.computed(turn.row, turn.count)
+            self.read_tokens += turn.count
+            self.loads.add(turn.row.options.label, read.experts)
+            events += self._after(turn.row, piece, read)
+        return events
+
+    def _after(self, row: Row, piece: Piece, read: Read) -> Iterator[Event]:
+        """What a row has more after one of its pieces was read."""
+        if row.options.prompt_logprobs and not row.said:
+            row.told += _prompt_tokens(row, piece, read.logits_NV)
+        if row.left:
+            return
+        prompt = () if row.said else tuple(row.told)
+        if row.options.max_tokens == 0:
+            self._over(row)
+            yield Event(row, prompt=prompt, finish="length")
+            return
+        try:
+            yield replace(self._next(row, read), prompt=prompt)
+        except MixwellError as error:
+            self._over(row)
+            yield Event(row, finish="error", error=str(error))
+
+    def _next(self, row: Row, read: Read) -> Event:
+        """The row's next id, and whether it is the last."""
+        options = row.options
+        last_V = read.logits_NV[-1]
+        number = choose(last_V, row)
+        token = _token(row, number, last_V, read)
+        self.written_tokens += 1
+        if number in options.stop_ids:
+            text = row.text.close()
+            self._over(row)
+            return Event(row, text, finish="stop")
+        row.ids.append(number)
+        text = row.text.push(number)
+        finish = "stop" if row.text.stopped else None
+        if finish is None and len(row.said) >= options.max_tokens:
+            text += row.text.close()
+            finish = "stop" if row.text.stopped else "length"
+        if finish:
+            self._over(row)
+        return Event(row, text, (token,), finish=finish)
+
+    def facts(self) -> dict[str, Any]:
+        """The engine's state in numbers."""
+        pool, scheduler = self.pool, self.scheduler
+        block_bytes = self.position_bytes * pool.size
+        return {"running": len(scheduler.running), "waiting": len(scheduler.waiting), "blocks": pool.count,
+                "blocks_used": pool.used, "cache_bytes": pool.count * block_bytes,
+                "cache_used_bytes": pool.used * block_bytes, "steps": self.steps, "prompt_tokens": self.read_tokens,
+                "generated_tokens": self.written_tokens}
+
+
+def _piece(turn: Turn) -> Piece:
+    """The ids that a row has read in its turn."""
+    row = turn.row
+    end = row.computed + turn.count
+    all_asked = row.options.prompt_logprobs and not row.said
+    ids = row.ids[row.computed : end]
+    return Piece(ids, row.computed, row.blocks, turn.count if all_asked else 1, row.number)
+
+
+def _prompt_tokens(row: Row, piece: Piece, logits_NV: Tensor) -> Iterator[Token]:
+    """What is told of the prompt's ids: each by what was read before it."""
+    if piece.start == 0:
+        yield Token(row.prompt[0])
+    following = row.prompt[piece.start + 1 : piece.end + 1]
+    if following:
+        found = likelihoods(logits_NV[: len(following)], following, row.options.logprobs or 0)
+        for number, (logprob, top) in zip(following, found):
+            yield Token(number, logprob, top)
+
+
+def _token(row: Row, number: int, logits_V: Tensor, read: Read) -> Token:
+    """The id with what was asked about it."""
+    options = row.options
+    experts = None
+    if options.experts:
+        experts = tuple(_last(layer) for layer in read.experts)
+    if options.logprobs is None:
+        return Token(number, experts=experts)
+    ((logprob, top),) = likelihoods(logits_V.unsqueeze(0), [number], options.logprobs)
+    return Token(number, logprob, top, experts)
+
+
+def _last(experts_TK: Tensor | None) -> tuple[int, ...] | None:
+    """Experts of a piece's last token."""
+    if experts_TK is None:
+        return None
+    numbers = experts_TK[-1].tolist()
+    return tuple(number for number in numbers if number >= 0)
+
+

@@ -1,0 +1,216 @@
+"""Keys and values of many rows in blocks, and a pass over pieces of several rows at once.
+
+The pieces stand side by side as one row of tokens: all products but those of attention read the weights once for all of
+them. Attention is asked piece by piece, each over the positions of its own row.
+
+Legend: T tokens of the pass, S positions of a row so far, G key/value heads, P head width, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.core.routing import Routing
+from mixwell.kernels.cache import Attend
+from mixwell.lm.cache import Cache
+from mixwell.lm.network import Network
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New tokens of one row: they stand at `start` and after, the row's positions lie in `blocks`."""
+
+    ids: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    asked: int = 1  # the last so many of them are asked what follows
+    row: int = 0  # number of the row
+
+    @property
+    def end(self) -> int:
+        """Position behind the last one."""
+        return self.start + len(self.ids)
+
+
+@dataclass(frozen=True)
+class Width:
+    """What a layer keeps of one position: shapes [G, P] of keys and of values, and their type."""
+
+    keys: tuple[int, int]
+    values: tuple[int, int]
+    dtype: torch.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one position."""
+        numbers = math.prod(self.keys) + math.prod(self.values)
+        return numbers * self.dtype.itemsize
+
+
+class _Measure:
+    """Stands for a layer's cache in a pass that only tells what would be kept."""
+
+    def attended(self, k_BGTP: Tensor, v_BGTP: Tensor, mask_BT: Tensor | None, attend: Attend) -> Tensor:
+        keys, values = ((t.shape[1], t.shape[3]) for t in (k_BGTP, v_BGTP))
+        self.width = Width(keys, values, k_BGTP.dtype)
+        return attend(slice(None), k_BGTP, v_BGTP, mask_BT)
+
+
+@torch.inference_mode()
+def widths(model: Network) -> list[Width]:
+    """What each layer of the model keeps of a position, found by a pass over one token."""
+    layers = [_Measure() for _ in model.layers]
+    first = torch.zeros(1, 1, dtype=torch.int64)
+    model.next_logits(first, Cache(layers))
+    return [layer.width for layer in layers]
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What a network says to a piece."""
+
+    logits_NV: Tensor  # behind the tokens that were asked, float32
+    experts: list[Tensor | None]  # one a layer: experts of the piece's tokens [T, K], -1 for none
+
+
+class _Layer:
+    """One layer's keys and values [G, slots, P], a slot a position; `spans` says where the pass's pieces lie."""
+
+    def __init__(self, width: Width, slots: int) -> None:
+        (G, P), (_, V) = width.keys, width.values
+        self.keys = torch.empty(G, slots, P, dtype=width.dtype)
+        self.values = torch.empty(G, slots, V, dtype=width.dtype)
+        self.spans: list[_Span] = []
+
+    def attended(self, k_BGTP: Tensor, v_BGTP: Tensor, mask_BT: Tensor | None, attend: Attend) -> Tensor:
+        """What each piece finds over its own row, side by side; the pieces' keys and values are kept."""
+        found = []
+        for span in self.spans:
+            keys = span.extended(self.keys, k_BGTP)
+            values = span.extended(self.values, v_BGTP)
+            found.append(attend(span.tokens, keys, values, None))
+        return torch.cat(found, 2) if len(found) > 1 else found[0]
+
+
+class _Span:
+    """Where the tokens of a piece stand in the pass, and the slots of its row."""
+
+    def __init__(self, piece: Piece, first: int, size: int) -> None:
+        self.tokens = slice(first, first + len(piece.ids))
+        self.start, self.end = piece.start, piece.end
+        used = piece.blocks[: -(-self.end // size)]
+        begin = used[0]
+        self.run = list(used) == list(range(begin, begin + len(used)))  # one block behind the other: nothing to gather
+        self.offset = begin * size
+        if not self.run:
+            starts = torch.tensor(used).unsqueeze(1) * size
+            slots = starts + torch.arange(size)
+            self.slots = slots.flatten()[: self.end]
+
+    def extended(self, held_GSP: Tensor, new_1GTP: Tensor) -> Tensor:
+        """The row's positions [1, G, S, P], the new ones written among those held."""
+        new_GTP = new_1GTP[0, :, self.tokens]
+        if self.run:
+            row = held_GSP[:, self.offset : self.offset + self.end]
+            row[:, self.start :] = new_GTP
+            return row.unsqueeze(0)
+        held_GSP.index_copy_(1, self.slots[self.start :], new_GTP)
+        return held_GSP.index_select(1, self.slots).unsqueeze(0)
+
+
+class _Pass(Cache):
+    """What a network is told of one pass over several pieces."""
+
+    def __init__(self, layers: list[Any], positions_1T: Tensor) -> None:
+        super().__init__(layers)
+        self.positions_1T = positions_1T
+
+    def advance(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """The positions of the tokens in their own rows."""
+        return self.positions_1T
+
+
+class PagedRows:
+    """The rows of a network in blocks, read piece by piece."""
+
+    packed = True  # pieces go through the network side by side, and rows with one beginning share its blocks
+
+    def __init__(self, model: Network, blocks: int, size: int, kept: Sequence[Width]) -> None:
+        self.model, self.size = model, size
+        with torch.inference_mode():
+            self.layers = [_Layer(width, blocks * size) for width in kept]
+
+    @torch.inference_mode()
+    def read(self, pieces: Sequence[Piece]) -> list[Read]:
+        """What the network says to each of the pieces."""
+        spans = self._spans(pieces)
+        for layer in self.layers:
+            layer.spans = spans
+        positions = [position for piece in pieces for position in range(piece.start, piece.end)]
+        ids = [number for piece in pieces for number in piece.ids]
+        places = [place for span, piece in zip(spans, pieces) for place in _asked(span.tokens.stop, piece)]
+        tokens_1T = torch.tensor([ids])
+        memory = _Pass(self.layers, torch.tensor([positions]))
+        logits, routings = self.model.read(tokens_1T, memory, torch.tensor(places, dtype=torch.int64))
+        by_piece = logits.split([piece.asked for piece in pieces])
+        return [Read(own, _experts(routings, span.tokens, len(ids))) for own, span in zip(by_piece, spans)]
+
+    def _spans(self, pieces: Sequence[Piece]) -> list[_Span]:
+        spans, first = [], 0
+        for piece in pieces:
+            spans.append(_Span(piece, first, self.size))
+            first += len(piece.ids)
+        return spans
+
+    def forget(self, row: int) -> None:
+        """The row is over; nothing is kept of it but in its blocks."""
+
+
+class SingleRows:
+    """The rows of a network whose mixers keep more than keys and values, or look across a batch: one after the other.
+
+    Nothing is shared between them, and a prompt is read whole, as `generate` reads it.
+    """
+
+    packed = False
+
+    def __init__(self, model: Network) -> None:
+        self.model = model
+        self.caches: dict[int, Cache] = {}
+
+    def read(self, pieces: Sequence[Piece]) -> list[Read]:
+        """What the network says to each of the pieces; a row begins anew with one that starts at 0."""
+        return [self._read(piece) for piece in pieces]
+
+    @torch.inference_mode()
+    def _read(self, piece: Piece) -> Read:
+        if piece.start == 0:
+            self.caches[piece.row] = self.model.new_cache()
+        count = len(piece.ids)
+        tokens_1T = torch.tensor([list(piece.ids)])
+        places = torch.tensor(_asked(count, piece), dtype=torch.int64)
+        logits, routings = self.model.read(tokens_1T, self.caches[piece.row], places)
+        return Read(logits, _experts(routings, slice(0, count), count))
+
+    def forget(self, row: int) -> None:
+        """The row is over."""
+        self.caches.pop(row, None)
+
+
+def _asked(end: int, piece: Piece) -> list[int]:
+    return list(range(end - piece.asked, end))
+
+
+def _experts(routings: Sequence[Routing | None], tokens: slice, total: int) -> list[Tensor | None]:
+    """The experts of some of a pass's `total` tokens, of each layer; None where it does not tell them by token."""
+    found: list[Tensor | None] = []
+    for routing in routings:
+        told = routing is not None and len(routing.indices_TK) == total
+        found.append(routing.indices_TK[tokens] if routing is not None and told else None)
+    return found

@@ -1,0 +1,92 @@
+"""A request as the engine sees it: a row of ids to continue, how to draw, and what became of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mixwell.core import rng
+from mixwell.serve.blocks import Name
+from mixwell.serve.text import Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a row is continued."""
+
+    max_tokens: int  # at most; 0 only reads the prompt
+    temperature: float = 1.0  # 0 takes the likeliest token always
+    top_p: float = 1.0  # share of the probability that is drawn from, above 0
+    top_k: int = 0  # draw among so many; 0: all
+    min_p: float = 0.0  # share of the likeliest token's probability below which none is drawn
+    repetition_penalty: float = 1.0  # divides positive logits of ids seen, prompt counted, above 0
+    presence_penalty: float = 0.0  # taken off the logits of ids said
+    frequency_penalty: float = 0.0  # taken off for each time that an id was said
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of ids
+    seed: int | None = None  # of the draws; None: another one each time
+    min_tokens: int = 0  # before that no end is drawn
+    stop: tuple[str, ...] = ()  # texts at which the answer ends, themselves left out
+    stop_ids: frozenset[int] = frozenset()  # ids at which it ends, themselves left out
+    logprobs: int | None = None  # so many likeliest ids are told with each; None: no probabilities at all
+    prompt_logprobs: bool = False  # the same of the prompt
+    experts: bool = False  # which experts each token came from
+    label: str = ""  # under which its load of experts is counted
+
+
+@dataclass(frozen=True)
+class Token:
+    """An id of an answer, and what was asked about it."""
+
+    id: int
+    logprob: float | None = None  # nats; None where not asked, and of the first id of a prompt
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest ids with theirs
+    experts: tuple[tuple[int, ...] | None, ...] | None = None  # of each layer, of the position that it was drawn at
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is new of a row."""
+
+    row: Row
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    prompt: tuple[Token, ...] = ()  # of the prompt, where asked
+    finish: str | None = None  # "stop", "length", "cancelled" or "error"
+    error: str = ""
+
+
+class Row:
+    """A row on its way through the engine. draw: tells rows apart that have one prompt and one seed."""
+
+    def __init__(self, prompt: list[int], options: Options, text: Text, tag: Any = None, draw: int = 0) -> None:
+        self.prompt, self.options, self.text = prompt, options, text
+        self.tag = tag  # whose it is, for whoever submitted it
+        self.number = -1  # the engine's count of rows
+        self.ids = list(prompt)
+        self.computed = 0  # positions whose keys and values are kept
+        self.blocks: list[int] = []
+        self.names: list[Name] = []  # of the full blocks of `ids`, as far as they were worked out
+        self.named = 0  # blocks that the pool knows by name
+        self.cached = 0  # prompt tokens that were found rather than read
+        self.told: list[Token] = []  # the prompt's, while it is read
+        self.finished = False
+        self.generator = _generator(options.seed, draw)
+
+    @property
+    def left(self) -> int:
+        """Ids that the network has not read."""
+        return len(self.ids) - self.computed
+
+    @property
+    def said(self) -> list[int]:
+        """Ids of the answer so far."""
+        return self.ids[len(self.prompt) :]
+
+
+def _generator(seed: int | None, draw: int) -> torch.Generator:
+    key = os.urandom(16).hex() if seed is None else seed
+    return rng.generator(key, "serve", draw)

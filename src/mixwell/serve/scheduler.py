@@ -1,0 +1,135 @@
+"""Which rows go on in a step: all that are answering, then prompts in pieces, under a budget of tokens.
+
+After Sarathi-Serve (Agrawal et al. 2024, 2403.02310) and SARATHI (2308.16369): rows that answer are never held up by a
+long prompt, and prompts fill what the budget has left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from mixwell.serve.blocks import BlockPool, block_names
+from mixwell.serve.request import Row
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A row and how many of its ids are read in this step."""
+
+    row: Row
+    count: int
+
+
+class Scheduler:
+    """Rows that wait, in the order in which they came, and rows that hold blocks."""
+
+    def __init__(self, pool: BlockPool, step_tokens: int, max_rows: int, pieces: bool = True) -> None:
+        """step_tokens: ids read in a step at most. pieces: whether a prompt may be read in several steps, and its
+        beginning be shared; else it is read at once, however long."""
+        if not 1 <= max_rows <= step_tokens:
+            raise ValueError(f"{max_rows} rows at once with {step_tokens} tokens a step; expected one row or more, and "
+                             "a token for each of them")
+        self.pool, self.step_tokens, self.max_rows, self.pieces = pool, step_tokens, max_rows, pieces
+        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []  # in the order in which they came
+
+    def add(self, row: Row) -> None:
+        """Put a row at the end of those that wait."""
+        self.waiting.append(row)
+
+    def plan(self) -> list[Turn]:
+        """The turns of a step. Rows may lose their blocks for others that came before them; they wait again."""
+        answering = [row for row in self.running if row.left == 1]
+        turns = [Turn(row, 1) for row in answering if self._makes_room(row)]
+        turns = [turn for turn in turns if turn.row.blocks]  # some had to give theirs to those before them
+        budget = self.step_tokens - len(turns)
+        for row in list(self.running):
+            if budget > 0 and row.left > 1:
+                turns.append(self._piece(row, budget))
+                budget -= turns[-1].count
+        while budget > 0 and self._admits():
+            turns.append(self._piece(self.running[-1], budget))
+            budget -= turns[-1].count
+        return turns
+
+    def _piece(self, row: Row, budget: int) -> Turn:
+        most = budget if self.pieces else row.left
+        count = min(row.left, most)
+        return Turn(row, count)
+
+    def _makes_room(self, row: Row) -> bool:
+        """Whether the row has a block for its next position; rows that came later may have to give theirs."""
+        if not row.blocks:  # it gave its own for a row before it
+            return False
+        while len(row.blocks) < self.pool.blocks_for(len(row.ids)):
+            if self.pool.available:
+                row.blocks.append(self.pool.take(row.blocks[-1]))
+                continue
+            last = self.running[-1]
+            self._sent_back(last)
+            if last is row:
+                return False
+        return True
+
+    def _sent_back(self, row: Row) -> None:
+        """Let a row wait again, before all that came after it; what it said stays said and is read anew."""
+        self.release(row)
+        row.computed = row.named = 0
+        self.waiting.appendleft(row)
+
+    def _admits(self) -> bool:
+        """Whether the first row that waits could be given blocks for all its ids."""
+        if not self.waiting or len(self.running) >= self.max_rows:
+            return False
+        row = self.waiting[0]
+        shared = self._shared(row)
+        for block in shared:
+            self.pool.share(block)
+        wanted = self.pool.blocks_for(len(row.ids)) - len(shared)
+        if wanted > self.pool.available:
+            self.pool.release(shared)
+            return False
+        self.waiting.popleft()
+        self._give(row, shared, wanted)
+        return True
+
+    def _give(self, row: Row, shared: list[int], wanted: int) -> None:
+        """Blocks for a row's ids, the first of which are there already."""
+        row.blocks = list(shared)
+        for _ in range(wanted):
+            last = row.blocks[-1] if row.blocks else None
+            row.blocks.append(self.pool.take(last))
+        row.named = len(shared)
+        row.computed = len(shared) * self.pool.size
+        row.cached = min(row.computed, len(row.prompt))
+        self.running.append(row)
+
+    def _shared(self, row: Row) -> list[int]:
+        """Blocks that hold the row's beginning; the last id is always read, for what it says of the next."""
+        if not self.pieces or row.options.prompt_logprobs:
+            return []
+        size = self.pool.size
+        row.names = block_names(row.ids, size, known=row.names)
+        most = (len(row.ids) - 1) // size
+        return self.pool.find(row.names[:most])
+
+    def computed(self, row: Row, count: int) -> None:
+        """So many more positions of the row are kept; blocks that are full now can be found by others."""
+        row.computed += count
+        full = row.computed // self.pool.size
+        if not self.pieces or full == row.named:
+            return
+        row.names = block_names(row.ids[: full * self.pool.size], self.pool.size, known=row.names[:full])
+        for place in range(row.named, full):
+            self.pool.name(row.blocks[place], row.names[place])
+        row.named = full
+
+    def release(self, row: Row) -> None:
+        """Take a row's blocks back, wherever it stands."""
+        if row in self.running:
+            self.running.remove(row)
+            self.pool.release(row.blocks)
+            row.blocks = []
+        elif row in self.waiting:
+            self.waiting.remove(row)

@@ -1,0 +1,85 @@
+"""What clients may ask for, with bounds on all of it. Fields that are not known are passed over, as clients expect."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_PROMPTS, MOST_MESSAGES = 16, 16, 256, 128, 4096
+Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+Ids = list[Annotated[int, Field(ge=0, strict=True)]]
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the text."""
+
+    include_usage: bool = False
+
+
+class Sampling(BaseModel):
+    """What all requests for text may say."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=10)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_experts: bool | None = None  # which experts each token came from, layer by layer
+    label: Annotated[str, Field(max_length=64)] | None = None  # under which the load of experts is counted
+
+
+class ResponseFormat(BaseModel):
+    """Text, freely written."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    add_generation_prompt: Literal[True] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
+
+
+class CompletionRequest(Sampling):
+    """POST /v1/completions."""
+
+    prompt: str | Annotated[list[str] | Ids | list[Ids], Field(min_length=1)]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+
+
+class TokenizeRequest(BaseModel):
+    """POST /tokenize: a text, or a conversation as its template writes it."""
+
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(max_length=MOST_MESSAGES)] | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(BaseModel):
+    """POST /detokenize."""
+
+    tokens: Annotated[Ids, Field(max_length=1 << 20)]

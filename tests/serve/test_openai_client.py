@@ -1,0 +1,66 @@
+"""OpenAI's own client against the server, where it is installed."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from tests.serve.test_app import SAID, served
+
+openai = pytest.importorskip("openai")
+
+
+@contextlib.contextmanager
+def listening(app):
+    """The address of a server on a thread."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(model):
+    with listening(served(model)) as address:
+        yield openai.OpenAI(base_url=address, api_key="any")
+
+
+def test_the_client_reads_what_is_answered(client):
+    assert [one.id for one in client.models.list()] == ["tiny"]
+    options = {"model": "tiny", "messages": SAID, "max_tokens": 8, "temperature": 0}
+    whole = client.chat.completions.create(**options, logprobs=True, top_logprobs=2,
+                                           extra_body={"return_experts": True, "top_k": 5})
+    (choice,) = whole.choices
+    assert choice.message.content and len(choice.logprobs.content) == whole.usage.completion_tokens
+    assert choice.experts[0]["layers"]
+    with client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == choice.message.content
+    assert chunks[-2].choices[0].finish_reason == choice.finish_reason
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    text = client.completions.create(model="tiny", prompt="say", max_tokens=4, echo=True, logprobs=1)
+    assert text.choices[0].text.startswith("say") and text.choices[0].logprobs.text_offset[0] == 0
+
+
+def test_the_client_understands_refusals(client):
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        client.chat.completions.create(model="other", messages=SAID)
+    with pytest.raises(openai.BadRequestError, match="context of 96"):
+        client.chat.completions.create(model="tiny", messages=SAID, max_tokens=1000)
+    with pytest.raises(openai.AuthenticationError):
+        from mixwell.serve.guard import Rules
+        from tests.serve.conftest import small_model
+
+        with listening(served(small_model(), Rules(api_key="k"))) as address:
+            openai.OpenAI(base_url=address, api_key="wrong").models.list()

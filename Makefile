@@ -10,8 +10,9 @@ run: $(STAMP)
 	$(BIN)/mixwell run
 
 # Neighbours stay with one worker, which share what they make; whoever is done first takes from the other's end.
+# What is compiled is kept, whatever the environment says, for all the processes that the tests start.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What computes, on this CPU as on one that has AVX2 alone: no AVX512, no bf16 or int8 instructions.
 test-avx2: $(STAMP)

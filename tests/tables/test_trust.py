@@ -17,9 +17,9 @@ from tests.mutations.tables import Tables, frame
 
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    """Their fits end early: what is wrong with a table shows in the first steps, of which a hundred are many."""
+    """Their fits end early: what is wrong with a table shows in the first steps, of which thirty are many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "MOST_STEPS", 100)
+        patch.setattr(search, "MOST_STEPS", 30)
         yield Tables(tmp_path_factory.mktemp("tables"))
 
 

@@ -9,13 +9,15 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 run: $(STAMP)
 	$(BIN)/mixwell run
 
+# Neighbours stay with one worker, which share what they make; whoever is done first takes from the other's end.
+# What is compiled is kept, whatever the environment says, for all the processes that the tests start.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What computes, on this CPU as on one that has AVX2 alone: no AVX512, no bf16 or int8 instructions.
 test-avx2: $(STAMP)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
-	  $(BIN)/python -m pytest -n 2 tests/core tests/kernels tests/precision tests/sequence tests/lm
+	  $(BIN)/python -m pytest -n 2 --dist worksteal tests/core tests/kernels tests/precision tests/sequence tests/lm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,10 +1,19 @@
 """Shared by all tests: one thread (two workers share two cores), and generators."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+gc.disable()  # imports and collected tests are a million objects that stay: no use looking for garbage among them
+gc.set_threshold(20_000, 10, 10)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

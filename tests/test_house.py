@@ -23,9 +23,20 @@ def parsed(path):
     return ast.parse(path.read_text())
 
 
+@functools.cache
+def nodes_of(path):
+    """Every node of a file's tree, in the order of `ast.walk`."""
+    return tuple(ast.walk(parsed(path)))
+
+
+@functools.cache
 def imports(path):
+    return tuple(_imports(path))
+
+
+def _imports(path):
     """Every mixwell module that a file imports, those inside functions too."""
-    for node in ast.walk(parsed(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.split(".")[0] == "mixwell")
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mixwell":
@@ -63,6 +74,7 @@ def test_private_modules_stay_inside_their_package():
                     assert own.is_relative_to(owner), f"{path.relative_to(ROOT)} imports {name}"
 
 
+@functools.cache
 def imported_modules():
     """Module -> the modules of the package that it imports, inside functions and for type checkers alone as well."""
     paths = {".".join(("mixwell", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -209,7 +221,7 @@ def test_files_and_functions_stay_small():
         limit = 400 if "\n@method(" in source else 500
         if source.count("\n") > limit:
             long.append(f"{path.relative_to(ROOT)}: {source.count(chr(10))} lines")
-        for node in ast.walk(parsed(path)):
+        for node in nodes_of(path):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 80:
                 long.append(f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
     assert not long, "; ".join(long)
@@ -218,7 +230,7 @@ def test_files_and_functions_stay_small():
 def density_of_lines(path):
     """(expression nodes a body line, body lines, name) of every function of a file."""
     lines = path.read_text().splitlines()
-    for node in ast.walk(parsed(path)):
+    for node in nodes_of(path):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         body = node.body[1:] if ast.get_docstring(node) is not None else node.body
@@ -258,8 +270,7 @@ def test_public_things_have_docstrings():
 
 def test_nothing_is_unpickled_or_executed():
     for path in FILES:
-        tree = parsed(path)
-        for node in ast.walk(tree):
+        for node in nodes_of(path):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "joblib.load",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mixwell.claims import bench as benches
 from mixwell.claims import trunk
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Untestable
@@ -46,10 +47,16 @@ def test_a_trunk_that_a_table_equals_is_no_trunk():
         trunk.require_past_bigrams(3.0, data, 100)
 
 
-def test_the_trunk_keeps_all_but_the_mixers_on_trial(tmp_path, monkeypatch):
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A bench with a tenth of the text and of the training."""
+    monkeypatch.setattr(benches, "DOMAIN_BYTES", 80_000)
     monkeypatch.setattr(trunk, "TOKENS", 4096)
     monkeypatch.setattr(trunk, "require_past_bigrams", lambda *_: None)
-    bench = Bench(tmp_path)
+    return Bench(tmp_path)
+
+
+def test_the_trunk_keeps_all_but_the_mixers_on_trial(bench):
     dense = bench.train(trunk.arch_of(bench.arch(), "channel_mixer"), trunk.SEED, tokens=4096).model.state_dict()
     one, other = (bench.started(bench.arch(SWITCH), seed, "channel_mixer") for seed in (0, 1))
     kept = [name for name in dense if ".channel_mixer." not in name]
@@ -61,10 +68,7 @@ def test_the_trunk_keeps_all_but_the_mixers_on_trial(tmp_path, monkeypatch):
     assert torch.equal(grouped[experts], plain[experts].float())
 
 
-def test_mixers_on_trial_start_at_one_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(trunk, "TOKENS", 4096)
-    monkeypatch.setattr(trunk, "require_past_bigrams", lambda *_: None)
-    bench = Bench(tmp_path)
+def test_mixers_on_trial_start_at_one_size(bench):
     for mixer in (SWITCH, {"router": {"method": "cosine", "k": 2}}, {"method": "experts.layers.swiglu"}):
         model = bench.started(bench.arch(mixer), 0, "channel_mixer")
         tokens, labels = trunk.windows(bench.data, "train", 16, 64)

@@ -1,6 +1,7 @@
 """`run`, `apply`, `report` from the command line, and how they end when something is wrong."""
 
 import errno
+import functools
 import io
 import json
 import os
@@ -100,7 +101,10 @@ def test_apply_prints_the_receipt(ran, tmp_path):
 
 
 def test_a_model_is_named_by_run_and_stage(ran, tmp_path, monkeypatch):
+    from mixwell.run import datasets
+
     monkeypatch.chdir(ran[1].parent)
+    monkeypatch.setattr(datasets, "load", functools.cache(datasets.load))  # the same text thrice, which takes seconds
     done = call("apply", "upcycle", "--in", f"{ran[1].name}:dense", "--out", tmp_path / "moe", "num_experts=2")
     assert done.exit_code == 0, done.output
     folder = next(ran[1].glob("stages/moe-trained-????????"))

@@ -1,5 +1,7 @@
 """What every scaling law promises (family `scaling.laws`, tag `law`)."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,16 @@ def planted(entry, noise=0.0):
     loss_N = curve.predict(given["runs"])
     scatter_N = np.exp(noise * fresh(1).standard_normal(len(loss_N)))
     return law, curve, {**given["runs"], "loss": loss_N * scatter_N}
+
+
+NOISE = 0.005
+
+
+@functools.cache
+def fitted(entry):
+    """The law's fit to its runs with noise, once for all tests that only ask it."""
+    law, _, table = planted(entry, NOISE)
+    return law.fit(table)
 
 
 @pytest.mark.parametrize("entry", LAWS)
@@ -65,8 +77,8 @@ def test_planted_parameters_are_recovered_without_noise(entry):
 
 @pytest.mark.parametrize("entry", LAWS)
 def test_under_noise_predictions_and_intervals_hold(entry):
-    law, curve, table = planted(entry, noise=0.005)
-    fit = law.fit(table)
+    law, curve, table = planted(entry, NOISE)
+    fit = fitted(entry)
     runs = {name: table[name] for name in law.columns}
     error_N = np.log(fit.predict(runs)) - np.log(curve.predict(runs))
     assert np.sqrt(np.mean(error_N**2)) < 0.005
@@ -118,8 +130,8 @@ def test_the_best_model_agrees_with_brute_force(entry):
 
 @pytest.mark.parametrize("entry", tagged("budget"))
 def test_what_a_run_would_tell_is_what_it_tells(entry):
-    law, _, table = planted(entry, noise=0.005)
-    fit = law.fit(table)
+    law, _, table = planted(entry, NOISE)
+    fit = fitted(entry)
     runs = {name: table[name] for name in law.columns}
     target = {name: value[:1] * 3 for name, value in runs.items()}
     gain_N = next_run(fit, runs, target)

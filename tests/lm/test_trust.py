@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import resource
 import shutil
 import struct
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,11 +32,19 @@ from tests.lm.test_folder import DENSE, SPARSE, TOKENS, build, logits, quantised
 SIDE = {"tokenizer_config.json": b'{"eos_token": "x"}', "merges.txt": b"#version: 0.2\n"}
 
 
-def saved(path, *, own=False, **options):
-    """A folder of the tiny mixture, Mixtral's or mixwell's own."""
-    model = build(channel_mixer=SPARSE | ({"shared_experts": 1} if own else {}), **options)
+@functools.cache
+def sound(own):
+    """A folder of the tiny mixture, Mixtral's or mixwell's own, saved once and copied for each test."""
+    whole = tempfile.TemporaryDirectory()
+    model = build(channel_mixer=SPARSE | ({"shared_experts": 1} if own else {}))
     model.files = dict(SIDE)
-    return model.save(path)
+    model.save(Path(whole.name) / "model")
+    return whole
+
+
+def saved(path, *, own=False):
+    """A copy of a sound folder, to be spoilt."""
+    return Path(shutil.copytree(Path(sound(own).name) / "model", path))
 
 
 def edited(path, change):

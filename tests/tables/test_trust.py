@@ -17,7 +17,10 @@ from tests.mutations.tables import Tables, frame
 
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    return Tables(tmp_path_factory.mktemp("tables"))
+    """Their fits end early: what is wrong with a table shows in the first steps, of which thirty are many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "MOST_STEPS", 30)
+        yield Tables(tmp_path_factory.mktemp("tables"))
 
 
 @pytest.mark.parametrize("first", range(0, 100, 50))

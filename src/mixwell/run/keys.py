@@ -127,6 +127,7 @@ def _digest_files(files: Iterable[Path]) -> str:
     return digest(found)
 
 
+@functools.cache
 def _package_name(path: Path) -> str:
     inside = registry.ROOT.parent
     return str(path.relative_to(inside)) if path.is_relative_to(inside) else path.name

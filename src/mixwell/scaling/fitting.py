@@ -76,6 +76,13 @@ def objective(problem: Problem, theta_P: np.ndarray, shape_Q: np.ndarray) -> tup
     log_terms_NK = terms_NKP @ theta_P
     predicted_N = _logsumexp(log_terms_NK)
     share_NK = np.exp(log_terms_NK - predicted_N[:, None])
+    loss, pull_N = _pull(problem, predicted_N)
+    pull_NK = pull_N[:, None] * share_NK
+    return loss, np.einsum("nk,nkp->p", pull_NK, terms_NKP)
+
+
+def _pull(problem: Problem, predicted_N: np.ndarray) -> tuple[float, np.ndarray]:
+    """Weighted mean of Huber's loss of log L predicted, and its derivative with respect to each: [N]."""
     if problem.in_logs:
         residual_N = predicted_N - np.log(problem.losses_N)
         inner_N = np.ones_like(residual_N)
@@ -85,8 +92,7 @@ def objective(problem: Problem, theta_P: np.ndarray, shape_Q: np.ndarray) -> tup
     loss_N, slope_N = huber(residual_N, problem.delta)
     weights_N = problem.weights_N / problem.weights_N.sum()
     pull_N = weights_N * slope_N * inner_N
-    pull_NK = pull_N[:, None] * share_NK
-    return float(weights_N @ loss_N), np.einsum("nk,nkp->p", pull_NK, terms_NKP)
+    return float(weights_N @ loss_N), pull_N
 
 
 def solve(problem: Problem, starts_SP: np.ndarray, starts_SQ: np.ndarray) -> Solution:
@@ -152,7 +158,15 @@ def _shape_slopes(problem: Problem, theta_P: np.ndarray, log_shape_Q: np.ndarray
     slopes = np.zeros_like(log_shape_Q)
     steps_QQ = NUDGE * np.eye(len(log_shape_Q))
     for q, step_Q in enumerate(steps_QQ):
-        above, _ = objective(problem, theta_P, np.exp(log_shape_Q + step_Q))
-        below, _ = objective(problem, theta_P, np.exp(log_shape_Q - step_Q))
+        above = _loss(problem, theta_P, np.exp(log_shape_Q + step_Q))
+        below = _loss(problem, theta_P, np.exp(log_shape_Q - step_Q))
         slopes[q] = (above - below) / (2 * NUDGE)
     return slopes
+
+
+def _loss(problem: Problem, theta_P: np.ndarray, shape_Q: np.ndarray) -> float:
+    """The objective without its gradient, which costs as much again."""
+    terms_NKP = problem.terms(shape_Q)
+    predicted_N = log_loss(terms_NKP, theta_P)
+    loss, _ = _pull(problem, predicted_N)
+    return loss

@@ -106,8 +106,10 @@ class Law(ABC):
         return Fit(self, solution.theta_P, solution.shape_Q, runs, losses_N, weights_N, solution.objective)
 
     def _problem(self, runs: Runs, losses_N: np.ndarray, weights_N: np.ndarray) -> Problem:
+        fixed_NKP = None if self.shapes else self.terms(runs, np.empty(0))
+
         def terms(shape_Q: np.ndarray) -> np.ndarray:
-            return self.terms(runs, shape_Q)
+            return self.terms(runs, shape_Q) if fixed_NKP is None else fixed_NKP
 
         bounds = tuple(self.shapes.values())
         return Problem(terms, bounds, losses_N, weights_N, self.config.delta, in_logs=True)

@@ -46,9 +46,11 @@ def spread(rows_ND: Tensor, counts_E: Tensor, wire: Wire, experts: Experts) -> T
     received = in_WL.sum(1).tolist()
     came_MD = exchange(rows_ND, wire, sent, received)
     by_expert_M = _by_expert(in_WL)
+    sorted_MD = came_MD.index_select(0, by_expert_M)
+    done_MD = experts(sorted_MD, in_WL.sum(0))
     back_M = torch.argsort(by_expert_M)
-    done_MD = experts(came_MD.index_select(0, by_expert_M), in_WL.sum(0))
-    return exchange(done_MD.index_select(0, back_M), wire, received, sent)
+    back_MD = done_MD.index_select(0, back_M)
+    return exchange(back_MD, wire, received, sent)
 
 
 def _told(out_WL: Tensor, wire: Wire) -> Tensor:
@@ -67,10 +69,11 @@ def _by_expert(in_WL: Tensor) -> Tensor:
 
 def own_experts(stacked: Tensor, wire: Wire) -> Tensor:
     """The experts [E / n, ...] of this worker; a number of experts that the workers do not divide raises."""
-    count = stacked.shape[0]
-    if count % wire.size:
-        raise ValueError(f"{count} experts over {wire.size} workers; expected a number of workers that divides them")
-    return stacked.chunk(wire.size)[wire.rank]
+    count, size = len(stacked), wire.size
+    if count % size:
+        raise ValueError(f"{count} experts over {size} workers; expected a number of workers that divides them")
+    parts = stacked.chunk(size)
+    return parts[wire.rank]
 
 
 @method(

@@ -6,11 +6,11 @@
     Places are cut in 2 R chunks; row r holds the chunks r and 2 R - 1 - r. Keys of an earlier row: all queries see the
     first of its two chunks. Of a later row: the second chunk of queries sees both. So all rows have the same work.
 **Shapes:** on each worker q [n, H, d], k and v [n, G, d], n = s / P places, G <= H heads of keys; out [n, H, d].
-**Reference:** Fang and Zhao 2024 (2405.07719), sections 3 and 4, and the released code (zigzag ring attention, lse merge).
+**Reference:** Fang and Zhao 2024 (2405.07719), sections 3 and 4, and the released code (zigzag ring, merge by lse).
 **Differs:** blocks are plain products in the type that comes, joined in it, where the code calls flash attention and
     joins in float32. The backward pass goes round by autograd: gradients of keys and values travel with every pass.
 **Fails when:** U does not divide the heads of keys; s is no multiple of 2 P, for which pad the sequence.
-**Cost:** a worker sends (2 H + 2 G) n d (U - 1) / U elements between heads and 2 G / U (s / R) d (R - 1) round the ring.
+**Cost:** a worker sends (2 H + 2 G) n d (U - 1) / U elements along its row, 2 G / U (s / R) d (R - 1) round the ring.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ def places(length: int, config: Config) -> list[Tensor]:
 
     Raises `ValueError` for a length that is no multiple of 2 U R.
     """
-    workers = config.heads * config.ring
-    if length % (2 * workers):
-        raise ValueError(f"the sequence has {length} places; expected a multiple of {2 * workers}, twice the workers")
-    chunks = torch.arange(length).chunk(2 * config.ring)
+    ring = config.ring
+    twice = 2 * config.heads * ring
+    if length % twice:
+        raise ValueError(f"the sequence has {length} places; expected a multiple of {twice}, twice the workers")
+    chunks = torch.arange(length).chunk(2 * ring)
     held = []
-    for row in range(config.ring):
+    for row in range(ring):
         both = torch.cat([chunks[row], chunks[-1 - row]])
         held += both.chunk(config.heads)
     return held
@@ -66,15 +67,17 @@ def mesh_of(wire: ThreadWire, config: Config) -> Mesh:
     heads = config.heads
     row, column = divmod(wire.rank, heads)
     first = row * heads
-    return Mesh(wire.sub(range(first, first + heads)), wire.sub(range(column, wire.size, heads)))
+    along = range(first, first + heads)
+    down = range(column, wire.size, heads)
+    return Mesh(wire.sub(along), wire.sub(down))
 
 
 def to_heads(x_nHd: Tensor, wire: Wire) -> Tensor:
     """All heads of own places [n, H, d] -> own heads of the row's places [U n, H / U, d]."""
-    n, heads, width = x_nHd.shape
+    n = x_nHd.shape[0]
     counts = [n] * wire.size
-    parts = x_nHd.view(n, wire.size, heads // wire.size, width).transpose(0, 1)
-    return exchange(parts.flatten(0, 1), wire, counts, counts)
+    parts = torch.cat(x_nHd.chunk(wire.size, dim=1))
+    return exchange(parts, wire, counts, counts)
 
 
 def to_places(x_Nhd: Tensor, wire: Wire) -> Tensor:
@@ -82,7 +85,7 @@ def to_places(x_Nhd: Tensor, wire: Wire) -> Tensor:
     n = x_Nhd.shape[0] // wire.size
     counts = [n] * wire.size
     came = exchange(x_Nhd, wire, counts, counts)
-    return came.view(wire.size, n, *x_Nhd.shape[1:]).transpose(0, 1).flatten(1, 2)
+    return torch.cat(came.split(n), dim=1)
 
 
 def attend(q_Nhd: Tensor, k_Mgd: Tensor, v_Mgd: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -90,21 +93,23 @@ def attend(q_Nhd: Tensor, k_Mgd: Tensor, v_Mgd: Tensor, causal: bool) -> tuple[T
     repeats = q_Nhd.shape[1] // k_Mgd.shape[1]
     k_Mhd = k_Mgd.repeat_interleave(repeats, dim=1)
     v_Mhd = v_Mgd.repeat_interleave(repeats, dim=1)
-    scores_hNM = torch.einsum("nhd,mhd->hnm", q_Nhd, k_Mhd) * q_Nhd.shape[-1] ** -0.5
+    scale = q_Nhd.shape[-1] ** -0.5
+    scores_hNM = scale * torch.einsum("nhd,mhd->hnm", q_Nhd, k_Mhd)
     if causal:
-        later = torch.ones(scores_hNM.shape[1:], dtype=torch.bool, device=q_Nhd.device).triu(1)
-        scores_hNM = scores_hNM.masked_fill(later, -torch.inf)
-    log_hN = scores_hNM.logsumexp(-1)
-    weights_hNM = (scores_hNM - log_hN.unsqueeze(-1)).exp()
+        all_NM = torch.ones_like(scores_hNM[0], dtype=torch.bool)
+        scores_hNM = scores_hNM.masked_fill(all_NM.triu(1), -torch.inf)
+    log_hN1 = scores_hNM.logsumexp(-1, keepdim=True)
+    weights_hNM = (scores_hNM - log_hN1).exp()
     out_Nhd = torch.einsum("hnm,mhd->nhd", weights_hNM, v_Mhd)
-    return out_Nhd, log_hN.T.unsqueeze(-1)
+    return out_Nhd, log_hN1.transpose(0, 1)
 
 
 def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Two results over different keys as one over both."""
     (out, log), (more, more_log) = one, other
     both = torch.logaddexp(log, more_log)
-    return out * (log - both).exp() + more * (more_log - both).exp(), both
+    share, rest = (log - both).exp(), (more_log - both).exp()
+    return out * share + more * rest, both
 
 
 def round_the_ring(q_Nhd: Tensor, k_Ngd: Tensor, v_Ngd: Tensor, wire: Wire) -> Tensor:
@@ -118,22 +123,20 @@ def round_the_ring(q_Nhd: Tensor, k_Ngd: Tensor, v_Ngd: Tensor, wire: Wire) -> T
         if step <= wire.rank:  # they come from an earlier row
             found = joined(found, attend(q_Nhd, k_Ngd[:half], v_Ngd[:half], causal=False))
         else:
-            first, second = _cut(found, half)
-            second = joined(second, attend(q_Nhd[half:], k_Ngd, v_Ngd, causal=False))
-            found = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+            out, log = found
+            second = attend(q_Nhd[half:], k_Ngd, v_Ngd, causal=False)
+            more, more_log = joined((out[half:], log[half:]), second)
+            found = torch.cat([out[:half], more]), torch.cat([log[:half], more_log])
     return found[0]
-
-
-def _cut(found: tuple[Tensor, Tensor], half: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    out, log = found
-    return (out[:half], log[:half]), (out[half:], log[half:])
 
 
 def _passed_on(rows: Tensor, wire: Wire) -> Tensor:
     """The rows of the worker before this one in the ring, its own going to the next."""
-    sent, received = [0] * wire.size, [0] * wire.size
-    after, before = (wire.rank + 1) % wire.size, (wire.rank - 1) % wire.size
-    sent[after] = received[before] = rows.shape[0]
+    size, rank = wire.size, wire.rank
+    sent = [0] * size
+    received = [0] * size
+    following = (rank + 1) % size
+    sent[following] = received[rank - 1] = len(rows)
     return exchange(rows, wire, sent, received)
 
 
@@ -171,5 +174,7 @@ def sequence_parallel(q_SHd: Tensor, k_SGd: Tensor, v_SGd: Tensor, config: Confi
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Sixteen places, four heads of queries and two of keys, over four workers."""
-    q, k, v = (torch.randn(16, heads, 3, generator=generator) for heads in (4, 2, 2))
-    return {"q_SHd": q, "k_SGd": k, "v_SGd": v, "config": Config()}
+    q_SHd = torch.randn(16, 4, 3, generator=generator)
+    k_SGd = torch.randn(16, 2, 3, generator=generator)
+    v_SGd = torch.randn(16, 2, 3, generator=generator)
+    return {"q_SHd": q_SHd, "k_SGd": k_SGd, "v_SGd": v_SGd, "config": Config()}

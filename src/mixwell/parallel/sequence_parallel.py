@@ -55,7 +55,7 @@ def places(length: int, config: Config) -> list[Tensor]:
     if length % twice:
         raise ValueError(f"the sequence has {length} places; expected a multiple of {twice}, twice the workers")
     chunks = torch.arange(length).chunk(2 * ring)
-    held = []
+    held: list[Tensor] = []
     for row in range(ring):
         both = torch.cat([chunks[row], chunks[-1 - row]])
         held += both.chunk(config.heads)
@@ -148,8 +148,8 @@ def attention(q_nHd: Tensor, k_nGd: Tensor, v_nGd: Tensor, mesh: Mesh) -> Tensor
     groups, row = k_nGd.shape[1], mesh.heads.size
     if groups % row:
         raise ValueError(f"{groups} heads of keys over {row} workers of a row; expected a number that divides them")
-    own = [to_heads(part, mesh.heads) for part in (q_nHd, k_nGd, v_nGd)]
-    out_Nhd = round_the_ring(*own, mesh.ring)
+    q_Nhd, k_Ngd, v_Ngd = (to_heads(part, mesh.heads) for part in (q_nHd, k_nGd, v_nGd))
+    out_Nhd = round_the_ring(q_Nhd, k_Ngd, v_Ngd, mesh.ring)
     return to_places(out_Nhd, mesh.heads)
 
 
@@ -164,8 +164,8 @@ def sequence_parallel(q_SHd: Tensor, k_SGd: Tensor, v_SGd: Tensor, config: Confi
 
     def work(wire: ThreadWire) -> Tensor:
         mine = held[wire.rank]
-        parts = [whole[mine] for whole in (q_SHd, k_SGd, v_SGd)]
-        return attention(*parts, mesh_of(wire, config))
+        mesh = mesh_of(wire, config)
+        return attention(q_SHd[mine], k_SGd[mine], v_SGd[mine], mesh)
 
     found = in_threads(len(held), work)
     order = torch.cat(held)

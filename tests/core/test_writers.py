@@ -32,7 +32,7 @@ DIRECT = {"write_text": {}, "write_bytes": {"lm/data.py": "in a scratch folder"}
           "move": {}, "savez": {}, "tofile": {}, "touch": {}, "symlink_to": {}, "hardlink_to": {},
           "truncate": {"run/lock.py": "a lock"}, "fdopen": {}, "mkstemp": {}, "link": {}}
 OPENED = {"formats/tensors.py": "in a scratch file", "formats/streams.py": "in a scratch file",
-          "lm/data.py": "in a scratch folder",
+          "lm/data.py": "in a scratch folder", "lm/gguf/writing.py": "in a scratch file",
           "lm/training/metrics.py": "lines of a training; `state.json` says which of them count",
           "run/lock.py": "a lock holds no content that must last", "claims/bench.py": "a lock"}
 TEXTUAL = {"replace", "rename", "copy", "link", "move"}  # also methods of text, frames: those of os count

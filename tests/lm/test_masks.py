@@ -16,6 +16,7 @@ from mixwell.lm.evaluate import evaluate
 from mixwell.lm.splitting import Split, head, split_documents
 from mixwell.lm.training import loop
 from mixwell.lm.training.sampler import Sampler
+from mixwell.parallel.team import Alone
 from tests.lm.templates import byte_level, lossy, word_marks
 from tests.lm.tiny import tiny_config, tiny_model
 
@@ -126,7 +127,7 @@ def test_every_target_of_a_step_counts_the_same_however_it_is_cut_into_parts(tmp
     for parts in (1, 4):
         model = tiny_model(data.vocab_size)
         config = tiny_config(accumulate=parts, dtype="fp32").for_device("cpu")
-        run = loop._Run(model, data, config, tmp_path / str(parts), None, torch.device("cpu"))
+        run = loop._Run(model, data, config, tmp_path / str(parts), None, torch.device("cpu"), Alone())
         counts = [int((part != -100).sum()) for part in Sampler(data, None, 4, 8, 0).batch().targets_BT.chunk(4)]
         values, _ = run._backward()
         steps[parts] = values

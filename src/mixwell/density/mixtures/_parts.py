@@ -94,6 +94,10 @@ class MixtureEstimator(Scores):
     def _publish(self, family: Family, params: Params, like: Any) -> None:
         """Set the fitted attributes from the parameters of one start."""
 
+    def _order(self, weights_K: Tensor) -> Tensor:
+        """Components (K,) in the order in which `_publish` names them."""
+        return torch.arange(len(weights_K))
+
     def _check_start(self, rows: Rows) -> None:
         """Refuse starting values of a wrong shape."""
 

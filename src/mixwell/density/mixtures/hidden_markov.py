@@ -41,7 +41,7 @@ from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
 from mixwell.density.mixtures._parts import MixtureEstimator
 from mixwell.density.mixtures._scores import as_array
-from mixwell.density.mixtures.em.loop import Family, Params, expect
+from mixwell.density.mixtures.em.loop import Family, Params, expect, select
 from mixwell.density.mixtures.em.rows import Piece, Rows
 from mixwell.density.mixtures.em.workers import Workers
 from mixwell.density.mixtures.gaussian import GaussianMixture
@@ -159,7 +159,7 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
         """
         config = self._config()
         base = self._base(config, X)
-        rows = base._open(X, reset=False)
+        rows = base._rows(X)
         bounds = _bounds(lengths, rows.n_rows)
         family = base._build_family(rows, None)
         K = base.n_components
@@ -172,9 +172,12 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
         if not run.converged:
             warnings.warn("the fit did not converge; raise max_iter or tol.", ConvergenceWarning, stacklevel=2)
         log_start_K, log_step_KK, params = run.state
-        base._publish(family, {name: value[0] for name, value in params.items()}, X)
+        own = select(params, 0)
+        base._publish(family, own, X)
         self.components_ = base
-        self.startprob_, self.transmat_ = np.exp(log_start_K), np.exp(log_step_KK)
+        order = base._order(own["weights"]).cpu().numpy()
+        step_KK = np.exp(log_step_KK)
+        self.startprob_, self.transmat_ = np.exp(log_start_K)[order], step_KK[np.ix_(order, order)]
         self.log_likelihoods_ = run.bounds
         self.converged_ = run.converged
         return self

@@ -180,9 +180,12 @@ class ProductMixture(MixtureEstimator, config=Config):
             params |= {f"{i}.{name}": value for name, value in own.items()}
         return params
 
+    def _order(self, weights_K: Tensor) -> Tensor:
+        return weights_K.argsort(descending=True, stable=True)
+
     def _publish(self, family: Product, params: Params, like: Any) -> None:  # type: ignore[override]
         self.blocks_ = list(family.blocks)
-        order = params["weights"].argsort(descending=True, stable=True)
+        order = self._order(params["weights"])
         weights_K = params["weights"][order]
         self.weights_ = weights_K.numpy()
         for i, block in enumerate(self.blocks_):

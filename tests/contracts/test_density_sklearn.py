@@ -8,7 +8,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.utils.estimator_checks import check_estimator
 
-from mixwell.density import GaussianMixture, PretrainedPredictor
+from mixwell.density import CategoricalMixture, GaussianMixture, PretrainedPredictor
 from tests.contracts._density import cases, given
 
 QUICK = {"max_iter": 1, "max_moves": 1, "candidates": 1, "rounds": 1, "em_steps": 1, "steps": 1, "hidden_dim": 2,
@@ -27,6 +27,7 @@ SMALL = GaussianMixture(1, max_iter=1, init_params="random_from_data")  # inside
 OWN = {
     "mixtures.general": {"components": [SMALL]},
     "mixtures.categorical": {"unknown": "missing"},
+    "mixtures.latent_classes": {"n_components": 1, "measurement": CategoricalMixture(unknown="missing")},
     "mixtures.gamma": {"zeros": "missing"},
     "mixtures.inverse_gaussian": {"zeros": "missing"},
     "mixtures.lognormal": {"zeros": "missing"},

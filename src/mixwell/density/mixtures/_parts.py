@@ -80,6 +80,7 @@ class MixtureEstimator(Scores):
     _fixable: tuple[str, ...] = ("weights",)
     _partly: tuple[str, ...] = ("weights",)  # those that may stay for some components alone
     _distributable = True  # whether nothing but sums has to be known of all rows
+    _by_size = False  # whether a fit names its components by their size
     _averages = True  # whether sums mean the same at other parameters, so that online EM may average them
 
     @abstractmethod

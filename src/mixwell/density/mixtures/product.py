@@ -186,7 +186,11 @@ class ProductMixture(MixtureEstimator, config=Config):
             params |= {f"{i}.{name}": value for name, value in own.items()}
         return params
 
+    _by_size = True  # whether components are named by their size
+
     def _order(self, weights_K: Tensor) -> Tensor:
+        if not self._by_size:
+            return super()._order(weights_K)
         return weights_K.argsort(descending=True, stable=True)
 
     def _publish(self, family: Product, params: Params, like: Any) -> None:  # type: ignore[override]

@@ -137,7 +137,8 @@ class LatentClassModel(Configured, BaseEstimator, config=Config):
             self.feature_names_in_ = base.feature_names_in_
         rows = base._rows(X)
         weights = checked_weights(sample_weight, rows)
-        weights_N = np.ones(rows.n_rows) if weights is None else weights.cpu().numpy()
+        each = torch.ones(rows.n_rows) if weights is None else weights
+        weights_N = each.double().cpu().numpy()
         self.log_likelihoods_, self.converged_ = base.lower_bounds_, base.converged_
         with Workers(rows.device) as workers:
             emission = Emission(workers, base._build_family(rows, weights), rows)
@@ -236,9 +237,11 @@ class LatentClassModel(Configured, BaseEstimator, config=Config):
     def bic(self, X: Any, Z: Any = None, sample_weight: Any = None) -> float:
         """Bayesian information criterion, weights counted as frequencies; lower is better. An error before `fit`."""
         log_N = self.score_samples(X, Z)
-        weights_N = np.ones(len(log_N)) if sample_weight is None else np.asarray(sample_weight)
+        given = np.ones(len(log_N)) if sample_weight is None else sample_weight
+        weights_N = np.asarray(given)
         price = np.log(weights_N.sum()) * self._n_parameters()
-        return float(price - 2 * weights_N @ log_N)
+        log_likelihood = weights_N @ log_N
+        return float(price - 2 * log_likelihood)
 
     def _n_parameters(self) -> int:
         own = self.measurement_._n_parameters()
@@ -259,7 +262,8 @@ class LatentClassModel(Configured, BaseEstimator, config=Config):
 def _first_step(config: Config, X: Any, sample_weight: Any) -> MixtureEstimator:
     """The measurement model, fitted alone."""
     given = CategoricalMixture() if config.measurement is None else config.measurement
-    options = {name: getattr(config, name) for name in ("n_components", "tol", "max_iter", "n_init", "random_state")}
+    names = ("n_components", "tol", "max_iter", "n_init", "random_state")
+    options = {name: getattr(config, name) for name in names}
     base: MixtureEstimator = clone(given).set_params(**options)
     base.fit(X, sample_weight=sample_weight)
     base._by_size = False  # from here on, classes stay where they are

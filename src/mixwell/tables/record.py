@@ -90,7 +90,9 @@ def _profile(profile: Profile, ends: np.ndarray | None, k: int) -> dict[str, Any
 
 def _ends(ends: np.ndarray | None, k: int) -> list[Any]:
     """Low and high of component k; nothing where there is no interval."""
-    return [] if ends is None else ends[:, k].tolist()
+    if ends is None:
+        return []
+    return ends[:, k].tolist()
 
 
 def _telling(fitted: FittedMixture, x_ND: np.ndarray) -> dict[str, float]:

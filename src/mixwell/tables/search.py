@@ -258,7 +258,8 @@ def _numbers_of_each(family: str, D: int) -> int:
 
 def _needed_rows(family: str, D: int) -> int:
     """Rows that a component's covariance needs."""
-    return D + 1 if family in ("full", "student_t", "VVV", "EVV", "VEV") else 2
+    own_shape = family in ("full", "student_t", "VVV", "EVV", "VEV")
+    return D + 1 if own_shape else 2
 
 
 def _refusal(model: ProductMixture, rows: Rows, family: str) -> str:

@@ -75,9 +75,10 @@ def _dof(value: float) -> str:
 
 def _number_row(profile: Profile, ends_2K: np.ndarray | None) -> dict[str, Any]:
     cells = []
-    for k, (mean, spread, contrast) in enumerate(zip(profile.mean_K, profile.spread_K, profile.contrast_K)):
+    for k, mean in enumerate(profile.mean_K):
+        own, spread = pair(mean, profile.spread_K[k])
         interval = "" if ends_2K is None else _between(ends_2K[:, k])
-        cells.append(_cell(*pair(mean, spread), interval, contrast))
+        cells.append(_cell(own, spread, interval, profile.contrast_K[k]))
     overall, _ = pair(profile.overall, float(profile.spread_K.mean()))
     return {"name": profile.column.name, "sub": "", "cells": cells, "overall": overall}
 

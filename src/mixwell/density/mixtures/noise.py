@@ -11,8 +11,8 @@ concentration); the sum of the log densities of those that stay never falls.
 **Reference:** Banfield, Raftery (1993), Model-Based Gaussian and Non-Gaussian Clustering (noise); Neykov, Filzmoser,
 Dimova, Neytchev (2007), Robust Fitting of Mixtures Using the Trimmed Likelihood Estimator (trimming).
 
-**Differs:** V is the smaller of two boxes around the rows, along the columns and along their principal axes, as mclust's
-`hypvol`. The start takes the rows that are farthest from their neighbours for noise, where none are given.
+**Differs:** V is the smaller of two boxes around the rows, along the columns and along their principal axes (as mclust
+has it). The start takes the rows that are farthest from their neighbours for noise, where none are given.
 
 **Fails when:** noise is no more spread out than a group; with trimming, a group is as small as the share that goes.
 

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.datasets import load_iris
 from typer.testing import CliRunner
 
 from mixwell import tables
 from mixwell.cli.main import app
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
-from mixwell.tables.candidates import Candidate, Choice, counts_of
+from mixwell.tables.candidates import MCLUST, Candidate, Choice, counts_of
 from mixwell.tables.columns import choose
 from mixwell.tables.missing import Form
 from mixwell.tables.preparing import prepare
@@ -34,6 +35,72 @@ def test_criteria_are_those_of_mclust(family, components, bic):
     assert -best.bic == pytest.approx(bic, abs=0.1)  # EEE 3 and VVV 2 of mclust 6.0.0
     assert best.bic == pytest.approx(-2 * best.log_likelihood + best.n_parameters * np.log(272))
     assert best.log_likelihood == pytest.approx(fitted.predict(FAITHFUL)["log_density"].sum(), abs=1e-6)
+
+
+def test_iris_has_mclusts_models_and_choice(tmp_path):
+    """mclust 6.0.0 on iris: VEV with two groups, BIC -561.73, of all fourteen models; a model that minds the units."""
+    x, _ = load_iris(return_X_y=True, as_frame=True)
+    fitted = tables.fit(x, components=[1, 2, 3], family="mclust", starts=2, out=tmp_path / "out")
+    best = fitted.choice.best
+    assert (best.family, best.n_components) == ("VEV", 2)
+    assert -best.bic == pytest.approx(-561.73, abs=0.05)
+    told = {candidate.family for candidate in fitted.choice.candidates}
+    assert len(told) == 14 and told == set(MCLUST)
+    again = tables.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.predict(x)["component"], fitted.predict(x)["component"])
+    assert "Gaussian mixture VEV" in text_of((tmp_path / "out" / "report.html").read_text())
+
+
+def test_models_on_the_columns_axes_do_not_mind_the_units():
+    x, _ = load_iris(return_X_y=True, as_frame=True)
+    one = tables.fit(x, components=[2], family="VVI,EEE").choice
+    other = tables.fit(x * [1, 10, 100, 0.1], components=[2], family="VVI,EEE").choice
+    shift = 2 * 150 * np.log(100)
+    for mine, its in zip(one.candidates, other.candidates):
+        assert its.bic == pytest.approx(mine.bic + shift, abs=0.01)
+
+
+@pytest.mark.parametrize("model", MCLUST)
+def test_every_model_is_kept_and_described(model, tmp_path):
+    x, _ = load_iris(return_X_y=True, as_frame=True)
+    fitted = tables.fit(x.iloc[:, :3], components=[2], family=model, starts=1, out=tmp_path / "out")
+    again = tables.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.predict(x)["component"], fitted.predict(x)["component"])
+
+
+def test_intervals_are_in_the_datas_units(tmp_path):
+    """Two groups far apart: mean +- 1.96 s / sqrt(n), and a share's as if the labels were known."""
+    rng = np.random.default_rng(0)
+    own = np.arange(400) % 4 == 0
+    frame = pd.DataFrame({"height": rng.normal(np.where(own, 150.0, 400.0), 10.0), "visits": rng.poisson(3 + 20 * own),
+                          "smokes": np.where(rng.random(400) < 0.2 + 0.5 * own, "yes", "no")})
+    tables.fit(frame, components=[2], family="diag", out=tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told["intervals"] == {"level": 0.95, "by": "information matrix", "why_not": ""}
+    small = min(told["components"], key=lambda part: part["weight"])
+    low, high = small["weight_interval"]
+    assert low < 0.25 < high and high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 400), rel=0.05)
+    height, smokes = small["columns"]["height"], small["columns"]["smokes"]
+    wide = 2 * 1.96 * frame.height[own].std(ddof=0) / 10
+    low, high = height["mean_interval"]
+    assert (low + high) / 2 == pytest.approx(height["mean"]) and high - low == pytest.approx(wide, rel=0.15)
+    low, high = small["columns"]["visits"]["mean_interval"]
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(frame.visits[own].mean() / 100), rel=0.2)
+    share = smokes["shares"]["yes"]
+    low, high = smokes["shares_interval"]["yes"]
+    assert low < share < high and high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 100), rel=0.1)
+    page = text_of((tmp_path / "out" / "report.html").read_text())
+    assert "interval of the mean or the share, by the information matrix" in page
+
+
+def test_too_few_rows_for_intervals_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(40, 8)), columns=list("abcdefgh"))
+    tables.fit(frame, components=[1], family="full", out=tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told["intervals"]["why_not"] == "No intervals: the rows do not tell all 44 free numbers apart."
+    assert told["components"][0]["columns"]["a"]["mean_interval"] == []
+    assert "do not tell all 44 free numbers" in text_of((tmp_path / "out" / "report.html").read_text())
 
 
 def frequencies():

@@ -234,3 +234,14 @@ def test_the_items_of_a_battery_are_taken_alike():
     visits = rng.poisson(1.2, 300).clip(max=5)
     counts = pd.DataFrame({name: rng.permutation(visits) for name in "abc"})
     assert {column.kind for column in choose(tables.of(counts))} == {"count"}, "they all vary as counts do"
+
+
+def test_decimal_commas_in_a_single_column_are_told_and_taken(tmp_path):
+    text = "rate 0\n0,0\n1,5\n2,25\n3,1\n"
+    found = table(tmp_path, text)
+    assert found.frame.shape == (4, 2)
+    assert "every line may be one number with a decimal comma: then pass --decimal ," in found.notes
+    said = table(tmp_path, text, decimal=",")
+    assert list(said.frame.columns) == ["rate 0"] and said.frame["rate 0"].tolist() == [0.0, 1.5, 2.25, 3.1]
+    pair = table(tmp_path, "x,y\n0,0\n1,5\n2,25\n3,1\n")
+    assert not [note for note in pair.notes if "decimal comma" in note]

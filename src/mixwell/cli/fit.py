@@ -35,8 +35,9 @@ def fit(data: Annotated[Path | None, typer.Argument(help="A table: CSV and other
         components: Annotated[str | None, typer.Option(metavar="N, A-B or A,B,...", help="Numbers of components to "
                                                        "try.  [default: 1-8, and more while the largest is the "
                                                        "best]")] = None,
-        family: Annotated[str, typer.Option(help="Of the numeric columns: auto, or some of full, tied, diag, "
-                                                 "spherical, student_t, with commas between.")] = "auto",
+        family: Annotated[str, typer.Option(help="Of the numeric columns: auto, mclust (all of its "
+                                                 "fourteen), or some of full, tied, diag, spherical, student_t, EII to "
+                                                 "VVV, with commas between.")] = "auto",
         criterion: Annotated[str, typer.Option(help="What chooses: bic, icl, aic or cv.")] = "bic",
         column: Annotated[list[str] | None, typer.Option(metavar="NAME=KIND", help="How a column is taken: numeric, "
                                                          "count, category or skip.")] = None,

@@ -21,8 +21,8 @@ from mixwell.core.interrupts import postponed
 from mixwell.formats.tensors import SINGLE
 from mixwell.report.targets import check_file, check_folder, refusals
 from mixwell.tables import reading as tables
-from mixwell.tables.candidates import CRITERIA, Progress, families_of
-from mixwell.tables.columns import encode
+from mixwell.tables.candidates import AS_MEASURED, CRITERIA, Progress, families_of
+from mixwell.tables.columns import encode, in_one_scale
 from mixwell.tables.missing import Form
 from mixwell.tables.model import FILE, FittedMixture, load
 from mixwell.tables.preparing import Prepared, default_table, prepare
@@ -42,7 +42,9 @@ def fit(table: Any = None, *, components: Iterable[int] | None = None, family: s
 
     table: a path (CSV, Parquet, a folder of them), a DataFrame, a mapping of columns or an array, what `prepare`
     returned; None for the wine data that scikit-learn ships. components: numbers to try; None: 1 to 8, and more as long
-    as the largest is the best. family: auto, or some of full, tied, diag, spherical, student_t with commas between.
+    as the largest is the best. family: auto, some of full, tied, diag, spherical, student_t and mclust's EII to VVV
+    with commas between, or mclust for all fourteen of these. With those that mean another thing in other units (EII,
+    VII, EVE, VVE, EEV, VEV) columns stay as they were measured, else they are in their own standard deviations.
     criterion: bic, icl, aic or cv (over `folds`). columns: overrules by name how a column is taken (numeric, count,
     category, skip). only: the columns that take part. against: a column that is left out and set against the components
     in the report. weights: a column of weights; whole numbers are frequencies, others survey weights. form: how the
@@ -60,9 +62,11 @@ def fit(table: Any = None, *, components: Iterable[int] | None = None, family: s
         check_target(out)
     ready = table if isinstance(table, Prepared) else prepare(table, columns, against, only=only, weights=weights,
                                                               form=form)
+    families = families_of(family, ready.columns)
+    if set(families) & set(AS_MEASURED):
+        ready = replace(ready, columns=in_one_scale(ready.columns))
     x_ND = encode(ready.table, ready.columns)
     taken_N, each_N = _weighted(ready, len(x_ND))
-    families = families_of(family, ready.columns)
     model, choice = choose_mixture(x_ND[taken_N], ready.columns, components=components, families=families,
                                    criterion=criterion, folds=folds, starts=starts, seed=seed, weights_N=each_N,
                                    progress=progress)
@@ -93,16 +97,19 @@ def write(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, out: str | P
     """Model, labels and report of a fit, as one folder; returns it."""
     from mixwell.report.page import render
     from mixwell.tables.record import record
+    from mixwell.tables.sureness import sureness
     from mixwell.tables.view import contents
 
     labels = fitted.label(x_ND)
-    shown = contents(fitted, ready, x_ND, labels, started=started, seconds=seconds)
+    each_N = ready.weights.each_N if ready.weights else None
+    intervals = sureness(fitted, x_ND, each_N)
+    shown = contents(fitted, ready, x_ND, labels, intervals, started=started, seconds=seconds)
     page = render("fit.html", **shown)
     check_target(out)
     with refusals(out), whole_folder(out) as folder:
         fitted.save(folder)
         tables.write_parquet(folder / "labels.parquet", labels)
-        write_json(folder / "report.json", record(fitted, ready, x_ND, labels))
+        write_json(folder / "report.json", record(fitted, ready, x_ND, labels, intervals))
         write_text(folder / "report.html", page)
     return Path(out)
 

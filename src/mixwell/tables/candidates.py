@@ -17,8 +17,11 @@ from mixwell.tables.kinds import CATEGORY, COUNT, NUMERIC
 FAMILIES = {"full": "Gaussian mixture, full covariances", "tied": "Gaussian mixture, one shared covariance",
             "diag": "Gaussian mixture, axis-aligned", "spherical": "Gaussian mixture, round in standard deviations",
             "student_t": "Student-t mixture, full covariances"}
+MCLUST = ("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV")
+AS_MEASURED = ("EII", "VII", "EVE", "VVE", "EEV", "VEV")  # other models in other units of a column
 DISCRETE = "discrete"  # no numeric column, hence no family to choose
-WORDS = {**FAMILIES, DISCRETE: "counts and categories"}  # what reports and the terminal call them
+LETTERED = {name: f"Gaussian mixture {name}" for name in MCLUST}
+WORDS = {**FAMILIES, **LETTERED, DISCRETE: "counts and categories"}  # what reports and the terminal call them
 CRITERIA = {"bic": "BIC", "icl": "ICL", "aic": "AIC", "cv": "minus the held-out log density per row"}
 COUNTS = {"poisson": "", "negative_binomial": ", negative binomial counts"}  # families of the counts, and their words
 PSEUDO_COUNT = 0.5  # of every category, so that one unseen in a component is rare there, not impossible
@@ -93,7 +96,8 @@ def blocks_of(columns: Sequence[Column], family: str, counts: str = "poisson") -
         if not places:
             continue
         own = [columns[i] for i in places]
-        floors = [column.floor for column in own] if kind == NUMERIC else []
+        bounded = kind == NUMERIC and family not in MCLUST  # which has no least variance
+        floors = [column.floor for column in own] if bounded else []
         sizes = [len(column.categories) for column in own] if kind == CATEGORY else []
         estimator = estimator_of(kind, counts if kind == COUNT else family)
         blocks.append(Block(kind, estimator, places, tuple(floors), tuple(sizes)))
@@ -122,11 +126,13 @@ def counts_of(columns: Sequence[Column]) -> list[str]:
 def families_of(wanted: str, columns: Sequence[Column]) -> list[str]:
     """Families to try for the numeric columns; a name that is none raises `MixwellError`."""
     auto = wanted == "auto"
-    names = list(FAMILIES) if auto else [name.strip() for name in wanted.split(",")]
+    several = {"auto": list(FAMILIES), "mclust": list(MCLUST)}
+    names = several.get(wanted) or [name.strip() for name in wanted.split(",")]
+    known = {**FAMILIES, **LETTERED}
     for name in names:
-        if name not in FAMILIES:
-            raise MixwellError(f"unknown family {name!r}.{suggest(name, FAMILIES)} "
-                               f"Expected auto, {', '.join(FAMILIES)}.")
+        if name not in known:
+            raise MixwellError(f"unknown family {name!r}.{suggest(name, known)} "
+                               f"Expected auto, mclust, {', '.join(known)}.")
     numeric = [column for column in used(columns) if column.kind == NUMERIC]
     if numeric:
         return names

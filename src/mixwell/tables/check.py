@@ -15,7 +15,7 @@ import numpy as np
 
 from mixwell.core.errors import shown
 from mixwell.density.mixtures.product import Block
-from mixwell.tables.candidates import COUNTS, CRITERIA, DISCRETE, FAMILIES, Candidate, Choice
+from mixwell.tables.candidates import COUNTS, CRITERIA, DISCRETE, FAMILIES, MCLUST, Candidate, Choice
 from mixwell.tables.columns import Column, used
 from mixwell.tables.kinds import CATEGORY, COUNT, KINDS
 
@@ -78,7 +78,7 @@ def _candidate(record: Any) -> Candidate:
         if absent and field.type == "float":
             values[field.name] = math.nan  # which JSON does not know
     candidate = Candidate(**_typed(Candidate, values, "a candidate"))
-    known = {*FAMILIES, DISCRETE}
+    known = {*FAMILIES, *MCLUST, DISCRETE}
     expect(candidate.family in known, f"unknown family {shown(candidate.family)}")
     expect(candidate.counts in {"", *COUNTS}, f"unknown family of counts {shown(candidate.counts)}")
     return candidate
@@ -123,7 +123,7 @@ def shapes_of(block: Block, family: str, n_components: int) -> dict[str, tuple[i
         return {"_flat_probabilities": (K, categories)}
     shapes: dict[str, tuple[int, ...]] = {"means_": (K, D)}
     matrices: dict[str, tuple[int, ...]] = {"tied": (D, D), "diag": (K, D), "spherical": (K,)}
-    own = matrices.get(family, (K, D, D))
+    own = matrices.get(block.estimator._layout, (K, D, D))
     for name in ("covariances_", "precisions_cholesky_", "precisions_"):
         shapes[name] = own
     if family == "student_t":
@@ -149,7 +149,7 @@ def ranges(block: Block, family: str, arrays: Mapping[str, np.ndarray]) -> None:
         for part_KV in by_column(arrays["_flat_probabilities"], block):
             shares("_flat_probabilities", part_KV)
     else:
-        _spreads(family, arrays)
+        _spreads(block.estimator._layout, arrays)
 
 
 def by_column(flat: np.ndarray, block: Block) -> list[np.ndarray]:
@@ -158,9 +158,9 @@ def by_column(flat: np.ndarray, block: Block) -> list[np.ndarray]:
     return np.split(flat, bounds[:-1], axis=1)
 
 
-def _spreads(family: str, arrays: Mapping[str, np.ndarray]) -> None:
+def _spreads(layout: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse variances, precisions and degrees of freedom that are not above 0."""
-    matrices = family in ("full", "tied", "student_t")
+    matrices = layout in ("full", "tied")
     for name, array in arrays.items():
         if name == "means_":
             continue

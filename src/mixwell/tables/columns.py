@@ -151,6 +151,20 @@ def decode(column: Column, x_N: np.ndarray) -> np.ndarray:
     return names[codes_N.astype(int)]
 
 
+def in_one_scale(columns: Sequence[Column]) -> list[Column]:
+    """Columns whose numbers are only moved and multiplied by one number for all, as they were measured."""
+    scales = [column.scale for column in used(columns) if column.kind == NUMERIC]
+    if not scales:
+        return list(columns)
+    scale = float(np.sqrt(np.mean(np.square(scales))))
+    return [_rescaled(column, scale) if column.kind == NUMERIC else column for column in columns]
+
+
+def _rescaled(column: Column, scale: float) -> Column:
+    ratio = column.scale / scale
+    return replace(column, scale=scale, floor=column.floor * ratio**2)
+
+
 def numbers(table: Table, name: str, values: pandas.Series) -> np.ndarray:
     """A column as float64, NaN where missing; text and infinities raise `MixwellError` with their row."""
     plain_numbers = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"

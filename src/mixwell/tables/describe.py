@@ -60,7 +60,7 @@ def _scales(estimator: Any) -> np.ndarray:
     """The covariances of an estimator [K, D, D], whatever form they have there."""
     K, D = estimator.means_.shape
     scales = np.asarray(estimator.covariances_, dtype=float)
-    form = estimator.covariance_type
+    form = estimator._layout
     if form == "full":
         return scales
     if form == "tied":

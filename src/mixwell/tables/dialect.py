@@ -155,11 +155,15 @@ def _is_number(field: str) -> bool:
 def dialect_of(head: str, form: Form, path: str, whole: bool = True) -> Dialect:
     """The dialect of a file that begins with `head`; a `MixwellError` where names or rows are missing."""
     delimiter = form.delimiter or sniff(head, whole)
+    if delimiter == form.decimal:
+        delimiter = ";"  # of no field: lines are one number each
     lines = _complete(head, whole)
     rows = _parsed(lines, delimiter)
     notes = [] if delimiter == "," else [f"fields are separated by {NAMES.get(delimiter, repr(delimiter))}"]
     first = _first(rows, form, notes)
     rows = rows[first:]
+    if delimiter == "," and first and _may_be_decimals(rows):
+        notes.append("every line may be one number with a decimal comma: then pass --decimal ,")
     if not rows:
         raise MixwellError(f"{path} has no rows; expected at least one under the column names.")
     header = _has_header(rows) if form.header is None else form.header
@@ -179,6 +183,15 @@ def lines_before(row: Line, lines: Sequence[str]) -> int:
     start = row.end - 1
     text = row.fields[0].splitlines()
     return max(start - max(len(text) - 1, 0), 0) if lines else 0
+
+
+def _may_be_decimals(rows: Sequence[Line]) -> bool:
+    """Whether all lines are two whole numbers, under a line that names one column."""
+    for row in rows[:LOOKED_AT]:
+        whole = map(str.isdecimal, row.fields)
+        if row.width != 2 or not all(whole):
+            return False
+    return True
 
 
 def _numbered(width: int) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from mixwell.tables.kinds import CATEGORY, SKIP
 from mixwell.tables.model import FittedMixture, plain
 from mixwell.tables.preparing import Prepared
 from mixwell.tables.repeat import citation, command, snippet
+from mixwell.tables.sureness import LEVEL, Sureness
 from mixwell.tables.telling import information
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ DOUBT = 0.95  # largest probability below which a row is in doubt
 MOST_DOUBTED = 100
 
 
-def record(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, labels: pandas.DataFrame) -> dict[str, Any]:
+def record(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, labels: pandas.DataFrame,
+           intervals: Sureness) -> dict[str, Any]:
     """How many groups, how sure, what each is like, which rows are in doubt, which columns tell, what was done."""
     described = profiles(fitted, x_ND)
     found = fitted.choice
@@ -35,7 +37,8 @@ def record(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, labels: pan
         "notes": [*ready.table.notes, *found.notes],
         "n_components": fitted.n_components,
         "choice": _choice(found),
-        "components": [_component(fitted, described, k) for k in range(fitted.n_components)],
+        "components": [_component(fitted, described, intervals, k) for k in range(fitted.n_components)],
+        "intervals": {"level": LEVEL, "by": "information matrix", "why_not": intervals.why_not},
         "telling": _telling(fitted, x_ND),
         "in_doubt": _in_doubt(labels),
         "columns": [_column(column, ready) for column in fitted.columns],
@@ -62,18 +65,34 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
             "converged": candidate.converged, "refused": candidate.refused}
 
 
-def _component(fitted: FittedMixture, described: list[Profile], k: int) -> dict[str, Any]:
-    """A component in the data's own units."""
+def _component(fitted: FittedMixture, described: list[Profile], intervals: Sureness, k: int) -> dict[str, Any]:
+    """A component in the data's own units, with intervals."""
     weight = float(fitted.estimator.weights_[k])
-    columns = {profile.column.name: _profile(profile, k) for profile in described}
-    return {"component": k + 1, "weight": weight, "rows": weight * fitted.total, "columns": columns}
+    columns = {}
+    for profile in described:
+        name = profile.column.name
+        columns[name] = _profile(profile, intervals.columns.get(name), k)
+    weight_2 = _ends(intervals.weights_2K, k)
+    return {"component": k + 1, "weight": weight, "weight_interval": weight_2, "rows": weight * fitted.total,
+            "columns": columns}
 
 
-def _profile(profile: Profile, k: int) -> dict[str, Any]:
-    if profile.column.kind == CATEGORY:
-        shares_C = profile.shares_KC[k].tolist()
-        return {"shares": dict(zip(profile.column.categories, shares_C))}
-    return {"mean": float(profile.mean_K[k]), "standard_deviation": float(profile.spread_K[k])}
+def _profile(profile: Profile, ends: np.ndarray | None, k: int) -> dict[str, Any]:
+    own = _ends(ends, k)
+    if profile.column.kind != CATEGORY:
+        mean, spread = float(profile.mean_K[k]), float(profile.spread_K[k])
+        return {"mean": mean, "mean_interval": own, "standard_deviation": spread}
+    names = profile.column.categories
+    shares_C = profile.shares_KC[k].tolist()
+    shares_interval = dict(zip(names, zip(*own))) if own else {}
+    return {"shares": dict(zip(names, shares_C)), "shares_interval": shares_interval}
+
+
+def _ends(ends: np.ndarray | None, k: int) -> list[Any]:
+    """Low and high of component k; nothing where there is no interval."""
+    if ends is None:
+        return []
+    return ends[:, k].tolist()
 
 
 def _telling(fitted: FittedMixture, x_ND: np.ndarray) -> dict[str, float]:

@@ -21,6 +21,7 @@ from mixwell.tables.kinds import NUMERIC
 
 MOST_PARAMETERS = 0.5  # of the number of values that there are
 TOLERANCE, MOST_STEPS = 1e-5, 1000  # of EM, in nats a row: criteria are to be the papers' to a tenth
+TIED = ("tied", "EEE")
 USUAL = range(1, 9)  # numbers of components that are tried where none are named
 STEP, MOST = 4, 24  # how many more are tried at a time where the largest is the best, and the largest of all
 
@@ -233,13 +234,12 @@ def _hopeless(rows: Rows, family: str, K: int) -> str:
     if not D:
         return ""
     N = len(rows)
-    if family == "tied" and N < D + K:
+    if family in TIED and N < D + K:
         return _few_for_tied(N, D, K)
     needed = _needed_rows(family, D)
     if needed * K > N:
         return f"{N} rows are too few for {K} components that need {needed} each"
-    matrices = {"tied": D * D, "diag": K * D, "spherical": K}
-    numbers = matrices.get(family, K * D * D)
+    numbers = D * D if family in TIED else _numbers_of_each(family, D) * K
     taken, memory = 3 * 8 * numbers, memory_bytes()  # covariances, precisions, and their roots, in float64
     return f"its covariances take {si(taken, 'B')}, this machine has {si(memory, 'B')}" if taken > memory else ""
 
@@ -248,9 +248,18 @@ def _few_for_tied(N: int, D: int, K: int) -> str:
     return f"{N} rows are too few for a covariance of {D} columns around {K} means"
 
 
+def _numbers_of_each(family: str, D: int) -> int:
+    """How many numbers a component's covariance is kept as."""
+    if family in ("spherical", "EII", "VII"):
+        return 1
+    on_axes = family == "diag" or family.endswith("I")
+    return D if on_axes else D * D
+
+
 def _needed_rows(family: str, D: int) -> int:
     """Rows that a component's covariance needs."""
-    return D + 1 if family in ("full", "student_t") else 2
+    own_shape = family in ("full", "student_t", "VVV", "EVV", "VEV")
+    return D + 1 if own_shape else 2
 
 
 def _refusal(model: ProductMixture, rows: Rows, family: str) -> str:
@@ -265,7 +274,7 @@ def _refusal(model: ProductMixture, rows: Rows, family: str) -> str:
     if not D:
         return ""
     smallest = float(model.weights_.min()) * rows.total
-    if family == "tied" and len(rows) < D + K:
+    if family in TIED and len(rows) < D + K:
         return _few_for_tied(len(rows), D, K)
     needed = _needed_rows(family, D)
     if smallest < needed:

@@ -23,6 +23,7 @@ from mixwell.tables.describe import Normal, Profile, gap, normal, radius, stands
 from mixwell.tables.kinds import CATEGORY, NUMERIC, resolution
 from mixwell.tables.model import FittedMixture
 from mixwell.tables.reading import Table
+from mixwell.tables.sureness import Sureness
 
 if TYPE_CHECKING:
     import pandas
@@ -50,15 +51,19 @@ def value_text(value: float) -> str:
     return units.number(value, 4)
 
 
-def components(fitted: FittedMixture, described: list[Profile]) -> dict[str, Any]:
-    """Head: weights. Rows: (name, sub, cells), each cell (text, spread, colour class, depth)."""
+def components(fitted: FittedMixture, described: list[Profile], intervals: Sureness) -> dict[str, Any]:
+    """Head: weights. Rows: (name, sub, cells), each cell (text, spread, interval, colour class, depth)."""
     weights = fitted.estimator.weights_
     rows: list[dict[str, Any]] = []
     for profile in described:
-        rows += _category_rows(profile) if profile.column.kind == CATEGORY else [_number_row(profile)]
+        ends = intervals.columns.get(profile.column.name)
+        rows += _category_rows(profile, ends) if profile.column.kind == CATEGORY else [_number_row(profile, ends)]
+    sure = [] if intervals.weights_2K is None else [_shares_between(ends_2) for ends_2 in intervals.weights_2K.T]
     dofs = getattr(normal(fitted), "dofs_K", None)
     return {
         "weights": [units.percent(weight, 1) for weight in weights],
+        "sure": sure,
+        "why_not": intervals.why_not,
         "rows": rows,
         "rows_held": [units.whole(weight * fitted.total) for weight in weights],
         "dofs": [] if dofs is None else [_dof(dof) for dof in dofs]}
@@ -68,33 +73,52 @@ def _dof(value: float) -> str:
     return units.number(value, 2) if value < 100 else "over 100"
 
 
-def _number_row(profile: Profile) -> dict[str, Any]:
+def _number_row(profile: Profile, ends_2K: np.ndarray | None) -> dict[str, Any]:
     cells = []
-    for mean, spread, contrast in zip(profile.mean_K, profile.spread_K, profile.contrast_K):
-        cells.append(_cell(*pair(mean, spread), contrast))
+    for k, mean in enumerate(profile.mean_K):
+        own, spread = pair(mean, profile.spread_K[k])
+        interval = "" if ends_2K is None else _between(ends_2K[:, k])
+        cells.append(_cell(own, spread, interval, profile.contrast_K[k]))
     overall, _ = pair(profile.overall, float(profile.spread_K.mean()))
     return {"name": profile.column.name, "sub": "", "cells": cells, "overall": overall}
 
 
-def _category_rows(profile: Profile) -> list[dict[str, Any]]:
+def _between(ends_2: np.ndarray) -> str:
+    """An interval with the decimals that its own width sets; nothing where it is held."""
+    low, high = ends_2.tolist()
+    if not math.isfinite(low) or not high > low:
+        return ""
+    (from_text, _), (to_text, _) = pair(low, high - low), pair(high, high - low)
+    return f"{from_text} to {to_text}"
+
+
+def _shares_between(ends_2: np.ndarray) -> str:
+    low, high = ends_2.tolist()
+    if not math.isfinite(low):
+        return ""
+    return f"{units.percent(low, 0)} to {units.percent(high, 0)}"
+
+
+def _category_rows(profile: Profile, ends_2KC: np.ndarray | None) -> list[dict[str, Any]]:
     """A row for each of the most frequent categories."""
     column = profile.column
     frequent = np.argsort(-profile.overall, kind="stable")[:MOST_CATEGORIES]
     rows = []
     for c in sorted(frequent):
         cells = []
-        for share, contrast in zip(profile.shares_KC[:, c], profile.contrast_K[:, c]):
-            cells.append(_cell(units.percent(share, 0), "", contrast))
+        for k, (share, contrast) in enumerate(zip(profile.shares_KC[:, c], profile.contrast_K[:, c])):
+            interval = "" if ends_2KC is None else _shares_between(ends_2KC[:, k, c])
+            cells.append(_cell(units.percent(share, 0), "", interval, contrast))
         overall = units.percent(profile.overall[c], 0)
         rows.append({"name": column.name, "sub": column.categories[c], "cells": cells, "overall": overall})
     return rows
 
 
-def _cell(text: str, spread: str, contrast: float) -> dict[str, str]:
+def _cell(text: str, spread: str, interval: str, contrast: float) -> dict[str, str]:
     """A cell, coloured by how far it is from all rows; two standard deviations take the full colour."""
     side = "hot" if contrast >= 0 else "cold"
     depth = min(abs(contrast) / 2, 1)
-    return {"text": text, "spread": spread, "side": side, "depth": f"{depth:.3f}"}
+    return {"text": text, "spread": spread, "interval": interval, "side": side, "depth": f"{depth:.3f}"}
 
 
 def pairs(fitted: FittedMixture, x_ND: np.ndarray, label_N: np.ndarray, draws_SD: np.ndarray,

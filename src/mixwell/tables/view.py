@@ -15,7 +15,7 @@ from mixwell.report import plots
 from mixwell.report.page import facts as run_facts
 from mixwell.report.page import machine as run_machine
 from mixwell.report.words import listed
-from mixwell.tables.candidates import CRITERIA, FAMILIES, Candidate, Choice
+from mixwell.tables.candidates import CRITERIA, DISCRETE, Candidate, Choice
 from mixwell.tables.columns import Column, numbers
 from mixwell.tables.describe import Profile, profiles, tail_shares
 from mixwell.tables.kinds import CATEGORY, COUNT, NUMERIC, SKIP
@@ -34,6 +34,7 @@ from mixwell.tables.sections import (
     telling,
     value_text,
 )
+from mixwell.tables.sureness import Sureness
 from mixwell.tables.telling import information
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ EVIDENCE = ((2, "too little to tell them apart"), (6, "some evidence for the cho
             (math.inf, "very strong evidence for the choice"))  # Kass, Raftery (1995), on twice the log Bayes factor
 
 
-def contents(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, labels: pandas.DataFrame, *, started: datetime,
-             seconds: float) -> dict[str, Any]:
+def contents(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, labels: pandas.DataFrame, intervals: Sureness,
+             *, started: datetime, seconds: float) -> dict[str, Any]:
     """Everything the template shows."""
     K, table = fitted.n_components, ready.table
     shares_D = information(fitted, x_ND)
@@ -71,7 +72,7 @@ def contents(fitted: FittedMixture, ready: Prepared, x_ND: np.ndarray, labels: p
         "columns": columns(fitted, ready),
         "telling": telling(fitted, shares_D),
         "choice": choice(fitted),
-        "components": components(fitted, described),
+        "components": components(fitted, described, intervals),
         "pairs": pairs(fitted, x_ND, label_N, draws_SD, draw_labels_S),
         "against": compared(table, ready.against, label_N, K),
         "certainty": certainty(resp_NK, table),
@@ -102,7 +103,7 @@ def lead(fitted: FittedMixture) -> str:
     count = units.whole(fitted.rows)
     rows = f"{count} rows of {fitted.source}"
     best = fitted.choice.best
-    named = best.family in FAMILIES or best.counts
+    named = best.family != DISCRETE or best.counts
     of_family = f" ({best.words})" if named else ""
     K = fitted.n_components
     if K > 1:
@@ -307,7 +308,7 @@ def _refusals(count: int) -> str:
 def _choice_row(candidate: Candidate, found: Choice) -> list[str]:
     """Family, its option, components, score, how far behind the best, parameters."""
     family, value = candidate.family, found.score(candidate)
-    option = family if family in FAMILIES else ""
+    option = "" if family == DISCRETE else family
     behind = value - found.score(found.best)
     decimals = 3 if found.criterion == "cv" else 1
     row = [candidate.words, option, str(candidate.n_components)]

@@ -64,3 +64,15 @@ def test_bounds_of_the_data_and_what_lies_outside():
 def test_equal_values_give_a_component_of_the_largest_size():
     model = BetaMixture(1, min_spread=1e-2, max_iter=300, tol=0).fit(np.full((20, 1), 0.3))
     assert model.alphas_[0] + model.betas_[0] == pytest.approx(1e4, rel=0.01)
+
+
+@pytest.mark.parametrize("bounds", [(0, 1, 2), (1, 0), (0, np.nan), (0, np.inf), 1.0])
+def test_bounds_that_are_none_are_refused(bounds):
+    with pytest.raises(ValueError, match=r"expected two finite numbers, the lower first|'bounds' parameter of"):
+        BetaMixture(1, bounds=bounds).fit(groups())
+
+
+def test_bounds_cannot_be_read_off_a_batch():
+    with pytest.raises(ValueError, match="bounds=None reads the bounds off all rows, of which partial_fit sees some"):
+        BetaMixture(1, bounds=None).partial_fit(groups())
+    assert np.isfinite(BetaMixture(1).partial_fit(groups()).lower_bound_)

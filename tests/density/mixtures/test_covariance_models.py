@@ -176,6 +176,18 @@ def test_models_go_with_missing_values_starts_densities_and_tails(name):
     assert heavy._n_parameters() == K - 1 + K * D + free_numbers(name, K, D) + K
 
 
+@pytest.mark.parametrize("name", ["EVE", "VVE"])
+def test_a_warm_start_keeps_the_orientation(name):
+    """Of groups that share none, so that the pooled moments have other axes than the fit."""
+    rng = np.random.default_rng(0)
+    roots, centres = rng.normal(size=(4, 7, 7)), 2 * rng.normal(size=(4, 7))
+    x = np.concatenate([rng.normal(size=(60, 7)) @ root + centre for root, centre in zip(roots, centres)])
+    model = GaussianMixture(4, covariance_type=name, max_iter=4, tol=0, random_state=0, reg_covar=0).fit(x)
+    before = model.lower_bounds_
+    model.set_params(warm_start=True).fit(x)
+    assert np.diff([*before, *model.lower_bounds_]).min() > -1e-10
+
+
 def test_a_model_bound_to_units_scales_with_all_columns_alike():
     """Multiplying all columns by one number multiplies covariances; the frame must not bend a shared orientation."""
     x = load_iris().data

@@ -32,7 +32,8 @@ def test_a_single_component_is_the_mean():
     x = groups()
     np.testing.assert_allclose(ExponentialMixture(1).fit(x).scales_[0], x.mean(0))
     assert ExponentialMixture(1).fit(x).score([[0.0, 0.0]]) == pytest.approx(-np.log(x.mean(0)).sum())
-    with pytest.raises(ValueError, match="Negative values in data passed to ExponentialMixture: row 0, column 1"):
+    with pytest.raises(ValueError, match="Negative values in data passed to ExponentialMixture: row 0, column 1; "
+                                         "expected numbers of 0 or more"):
         ExponentialMixture(1).fit([[1.0, -2.0], [3.0, 1.0]])
 
 

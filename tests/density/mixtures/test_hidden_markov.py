@@ -12,8 +12,10 @@ from mixwell.density import (
     GaussianMixture,
     HiddenMarkovModel,
     PoissonMixture,
+    ProductMixture,
 )
 from mixwell.density.mixtures.hidden_markov import smooth, viterbi
+from mixwell.density.mixtures.product import Block
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 X = np.array([
@@ -102,6 +104,24 @@ def test_other_families_climb_and_find_what_their_rows_alone_do_not_tell(kind):
     chain = np.log(model.startprob_ + 1e-300), np.log(model.transmat_)
     own = [smooth(*chain, part_TK).log_likelihood for part_TK in np.split(log_emit_NK, 2)]
     assert model.score(x_N1, lengths=[150, 150]) == pytest.approx(sum(own), abs=1e-8)
+
+
+def test_states_keep_their_chain_where_a_mixture_names_the_largest_first():
+    """The start's smaller component turns out to be the state of most rows."""
+    rng = np.random.default_rng(0)
+    states_N = (np.arange(400) // 20 % 4 > 0).astype(int)
+    x = np.column_stack([rng.normal(2.5 * states_N), rng.poisson(2 + 4 * states_N)]).astype(float)
+    blocks = [Block("numeric", GaussianMixture(), (0,)), Block("count", PoissonMixture(), (1,))]
+    inner = ProductMixture(2, blocks=blocks, random_state=0).fit(x[(states_N == 0) | (np.arange(400) < 40)])
+    model = HiddenMarkovModel(inner, 40, tol=1e-8, init="given").fit(x)
+    assert model.score(x) == pytest.approx(model.log_likelihoods_[-1], abs=1e-4)
+    assert np.mean(model.predict(x) == 1 - states_N) > 0.95
+
+
+def test_rows_are_checked_where_the_mixture_is_given():
+    inner = PoissonMixture(2, random_state=0).fit(walked(PoissonMixture)[0])
+    with pytest.raises(ValueError, match="Negative values in data passed to PoissonMixture: row 1, column 0"):
+        HiddenMarkovModel(inner, init="given").fit([[2.0], [-4.0], [3.0]])
 
 
 def test_one_state_is_the_family_itself():

@@ -142,6 +142,9 @@ def test_it_is_a_block_beside_numbers():
     model = ProductMixture(2, blocks=blocks, random_state=0, tol=1e-8).fit(both)
     assert np.diff(model.lower_bounds_).min() > -1e-9
     means = model.blocks_[1].estimator.means_
+    with pytest.raises(ValueError, match="ProductMixture has no online EM; leave batch_size=None"):
+        ProductMixture(2, blocks=blocks, batch_size=10).fit(both)
+    assert not hasattr(ProductMixture(2, blocks=blocks), "partial_fit")
     assert np.sort(means[:, 0]) == pytest.approx([x[:60, 0].mean(), x[60:, 0].mean()], rel=1e-3)
 
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mixwell.density import CategoricalMixture, GaussianMixture, PoissonMixture
+from mixwell.density import BayesianGaussianMixture, CategoricalMixture, GaussianMixture, PoissonMixture
 from mixwell.density.mixtures.product import Block, ProductMixture
 
 
@@ -162,6 +162,8 @@ def test_refusals():
         ProductMixture(2, blocks=blocks()[1:]).fit(x_ND)
     with pytest.raises(ValueError, match="a block of kind 'category' with 0 sizes for 1 columns"):
         ProductMixture(2, blocks=[*blocks()[:2], Block("category", CategoricalMixture(), (3,))]).fit(x_ND)
+    with pytest.raises(ValueError, match="a block's estimator is BayesianGaussianMixture"):
+        ProductMixture(2, blocks=[Block("numeric", BayesianGaussianMixture(), (0, 1)), *blocks()[1:]]).fit(x_ND)
     x_ND[5, 3] = 3
     with pytest.raises(ValueError, match="row 5, column 3 is 3; expected a code from 0 to 2"):
         ProductMixture(2, blocks=blocks()).fit(x_ND)

@@ -5,6 +5,7 @@ import pytest
 import scipy.stats as st
 
 from mixwell.density import WeibullMixture
+from mixwell.density.mixtures.em import rows
 from tests.density.mixtures._columns import check_collapse, check_held, check_one_population, check_zeros, joint
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -49,6 +50,18 @@ def test_censored_lifetimes_agree_with_scipys_fit():
     assert model.lower_bound_ * len(x) == pytest.approx(total, abs=1e-5)
     two = WeibullMixture(2, tol=0, max_iter=30, random_state=0).fit(x, censored=censored)
     assert np.diff(two.lower_bounds_).min() > -1e-10
+
+
+def test_censoring_belongs_to_its_rows_where_an_array_is_read_in_parts(monkeypatch):
+    monkeypatch.setattr(rows, "READ_ROWS", 50)
+    x = one_population()
+    censored = (x > 2) & (np.arange(500) < 300)[:, None]
+    x[censored] = 2.0
+    whole = WeibullMixture(1).fit(x, censored=censored)
+    x.setflags(write=False)  # such an array is copied a part at a time
+    parts = WeibullMixture(1).fit(x, censored=censored)
+    np.testing.assert_allclose(parts.scales_, whole.scales_, rtol=1e-9)
+    np.testing.assert_allclose(parts.shapes_, whole.shapes_, rtol=1e-9)
 
 
 def test_censoring_of_another_shape_is_refused():

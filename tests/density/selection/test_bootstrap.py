@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mixwell.density import GaussianMixture, MixtureBootstrap, PoissonMixture
 from mixwell.density.selection.bootstrap import parameters
@@ -55,6 +56,15 @@ def test_other_families_and_scores():
     np.testing.assert_allclose(found.standard_errors_["rates_"], theory, rtol=0.45)
     np.testing.assert_array_equal(found.predict(x), model.predict(x))
     assert found.score(x) == model.score(x)
+
+
+@pytest.mark.parametrize("kind", ["rows", "parametric"])
+def test_tensors_are_told_as_arrays_are(kind):
+    of_arrays, of_tensors = (MixtureBootstrap(GaussianMixture(2, random_state=0), 5, kind=kind, random_state=0).fit(x)
+                             for x in (groups(), torch.tensor(groups())))
+    assert set(of_tensors.standard_errors_) == {"weights_", "means_", "covariances_"}
+    for name, errors in of_arrays.standard_errors_.items():
+        np.testing.assert_allclose(of_tensors.standard_errors_[name], errors, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options, message", [

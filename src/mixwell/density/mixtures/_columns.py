@@ -98,11 +98,13 @@ class PositiveMixture(ColumnMixture):
 
 
 class CountMixture(ColumnMixture):
-    """A mixture over counts."""
+    """A mixture over numbers from zero on, most of them counts."""
+
+    _support: ClassVar[str] = "counts"  # in an error's words
 
     def _check_input(self, rows: Rows) -> None:
         refuse_where(rows, lambda x_BD: x_BD < 0, f"Negative values in data passed to {type(self).__name__}",
-                     "expected counts")
+                     f"expected {self._support}")
 
     def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
         return np.sqrt(x_ND)  # about the same variance for every rate

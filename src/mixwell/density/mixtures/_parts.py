@@ -80,6 +80,7 @@ class MixtureEstimator(Scores):
     _fixable: tuple[str, ...] = ("weights",)
     _partly: tuple[str, ...] = ("weights",)  # those that may stay for some components alone
     _distributable = True  # whether nothing but sums has to be known of all rows
+    _by_size = False  # whether a fit names its components by their size
     _averages = True  # whether sums mean the same at other parameters, so that online EM may average them
 
     @abstractmethod
@@ -93,6 +94,10 @@ class MixtureEstimator(Scores):
     @abstractmethod
     def _publish(self, family: Family, params: Params, like: Any) -> None:
         """Set the fitted attributes from the parameters of one start."""
+
+    def _order(self, weights_K: Tensor) -> Tensor:
+        """Components (K,) in the order in which `_publish` names them."""
+        return torch.arange(len(weights_K))
 
     def _check_start(self, rows: Rows) -> None:
         """Refuse starting values of a wrong shape."""

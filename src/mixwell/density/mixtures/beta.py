@@ -160,10 +160,24 @@ class BetaMixture(ColumnMixture, config=Config):
     def _check_input(self, rows: Rows) -> None:
         if self.bounds is None:
             return
-        low, high = self.bounds
+        low, high = self._given_bounds()
         refuse_where(rows, lambda x_BD: (x_BD <= low) | (x_BD >= high),
                      f"Values on or outside the bounds in data passed to {type(self).__name__}",
                      f"expected numbers between {low:g} and {high:g}, or bounds=None")
+
+    def _given_bounds(self) -> tuple[float, float]:
+        """Low and high of all columns."""
+        ends = np.asarray(self.bounds, dtype=np.float64)
+        if ends.shape != (2,) or not np.isfinite(ends).all() or ends[0] >= ends[1]:
+            raise ValueError(f"bounds is {self.bounds!r}; expected two finite numbers, the lower first, or None.")
+        low, high = ends.tolist()
+        return low, high
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """As the other mixtures' `partial_fit`; also a `ValueError` where bounds are to be read off the rows."""
+        if self.bounds is None:
+            raise ValueError("bounds=None reads the bounds off all rows, of which partial_fit sees some; give bounds.")
+        return super().partial_fit(X, y, sample_weight)
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Beta:
         self.bounds_ = self._bounds(rows)
@@ -172,8 +186,7 @@ class BetaMixture(ColumnMixture, config=Config):
     def _bounds(self, rows: Rows) -> list[tuple[float, float]]:
         """Low and high of every column."""
         if self.bounds is not None:
-            low, high = self.bounds
-            return [(float(low), float(high))] * rows.n_columns
+            return [self._given_bounds()] * rows.n_columns
         ends = []
         for _, chunk in rows.chunks():
             x_BD = chunk.double()

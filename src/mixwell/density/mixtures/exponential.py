@@ -56,6 +56,7 @@ class ExponentialMixture(CountMixture, config=MixtureConfig):
     _fixable = ("weights", "scales")
     _partly = ("weights", "scales")
     _family_class = Exponential
+    _support = "numbers of 0 or more"
 
     def _variates(self, rng: np.random.RandomState, **params_ND: np.ndarray) -> np.ndarray:
         return rng.exponential(params_ND["scales"])

@@ -32,7 +32,6 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._ascent import ascend
@@ -41,8 +40,8 @@ from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
 from mixwell.density.mixtures._parts import MixtureEstimator
 from mixwell.density.mixtures._scores import as_array
-from mixwell.density.mixtures.em.loop import Family, Params, expect
-from mixwell.density.mixtures.em.rows import Piece, Rows
+from mixwell.density.mixtures.em.assigned import Emission
+from mixwell.density.mixtures.em.loop import Params, select
 from mixwell.density.mixtures.em.workers import Workers
 from mixwell.density.mixtures.gaussian import GaussianMixture
 
@@ -80,24 +79,6 @@ class Smoothed(NamedTuple):
     log_likelihood: float
     log_gamma_TK: Array
     moves_KK: Array  # expected numbers of transitions
-
-
-class Given:
-    """A kernel whose responsibilities are those that the chain gave."""
-
-    def __init__(self, kernel: Any, log_gamma_NK: Array) -> None:
-        self.kernel = kernel
-        self.log_gamma_NK = torch.as_tensor(log_gamma_NK)
-
-    def joint(self, piece: Piece) -> tuple[Any, Tensor]:
-        """State for `tally`, and log responsibilities (1, K, B)."""
-        state, log_joint_SKB = self.kernel.joint(piece)
-        own_BK = self.log_gamma_NK[piece.index].to(log_joint_SKB.device)
-        return state, own_BK.T[None]
-
-    def tally(self, state: Any, resp_SKB: Tensor) -> Any:
-        """The mixture's own sums."""
-        return self.kernel.tally(state, resp_SKB)
 
 
 def forward(log_start_K: Array, log_step_KK: Array, log_emit_TK: Array) -> Array:
@@ -159,7 +140,7 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
         """
         config = self._config()
         base = self._base(config, X)
-        rows = base._open(X, reset=False)
+        rows = base._rows(X)
         bounds = _bounds(lengths, rows.n_rows)
         family = base._build_family(rows, None)
         K = base.n_components
@@ -167,14 +148,18 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
         log_step_KK = _log_shares("transmat_init", config.transmat_init, (K, K))
         start = State(log_start_K, log_step_KK, base._warm_start(family))
         with Workers(rows.device) as workers:
-            run = ascend(lambda state: _improve(workers, family, rows, bounds, state), start, tol=config.tol,
+            emission = Emission(workers, family, rows)
+            run = ascend(lambda state: _improve(emission, bounds, state), start, tol=config.tol,
                          max_iter=config.max_iter)
         if not run.converged:
             warnings.warn("the fit did not converge; raise max_iter or tol.", ConvergenceWarning, stacklevel=2)
         log_start_K, log_step_KK, params = run.state
-        base._publish(family, {name: value[0] for name, value in params.items()}, X)
+        own = select(params, 0)
+        base._publish(family, own, X)
         self.components_ = base
-        self.startprob_, self.transmat_ = np.exp(log_start_K), np.exp(log_step_KK)
+        order = base._order(own["weights"]).cpu().numpy()
+        step_KK = np.exp(log_step_KK)
+        self.startprob_, self.transmat_ = np.exp(log_start_K)[order], step_KK[np.ix_(order, order)]
         self.log_likelihoods_ = run.bounds
         self.converged_ = run.converged
         return self
@@ -200,7 +185,7 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
         family, params = self.components_._scoring(rows.dtype, rows.device)
         batch = {name: value[None] for name, value in params.items()}
         with Workers(rows.device) as workers:
-            log_emit_NK = _log_emissions(workers, family, rows, batch)
+            log_emit_NK = Emission(workers, family, rows).log_densities(batch)
         return log_emit_NK, _bounds(lengths, rows.n_rows)
 
     def _chain(self) -> tuple[Array, Array]:
@@ -275,19 +260,13 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
         return as_array(self.components_.probabilities_[0])
 
 
-def _improve(workers: Workers, family: Family, rows: Rows, bounds: list[slice], state: State) -> tuple[State, float]:
+def _improve(emission: Emission, bounds: list[slice], state: State) -> tuple[State, float]:
     """One step of EM, and the log likelihood before it."""
     log_start_K, log_step_KK, params = state
-    log_emit_NK = _log_emissions(workers, family, rows, params)
+    log_emit_NK = emission.log_densities(params)
     found = [smooth(log_start_K, log_step_KK, log_emit_NK[own]) for own in bounds]
     log_gamma_NK = np.concatenate([one.log_gamma_TK for one in found])
-    level = family.levels(None)[-1]
-    kernel = family.kernel(params, level)
-    pieces = rows.pieces(kernel.rows(log_gamma_NK.shape[1]))
-    tally = expect(workers, Given(kernel, log_gamma_NK), pieces, None)
-    new = family.maximise(tally, params, level)
-    if not family.trusts(new, level):
-        family.refuse(new)
+    new = emission.maximise(params, np.exp(log_gamma_NK))
     first_QK = np.array([one.log_gamma_TK[0] for one in found])
     moves_KK = np.sum([one.moves_KK for one in found], 0)
     left_K1 = moves_KK.sum(1, keepdims=True)
@@ -297,19 +276,6 @@ def _improve(workers: Workers, family: Family, rows: Rows, bounds: list[slice], 
         log_share_KK = np.log(share_KK)
     log_first_K = np.logaddexp.reduce(first_QK, 0) - np.log(len(found))
     return State(log_first_K, log_share_KK, new), sum(one.log_likelihood for one in found)
-
-
-def _log_emissions(workers: Workers, family: Family, rows: Rows, params: Params) -> Array:
-    """Log densities of all rows under all components (N, K), most carefully."""
-    weights_SK = params["weights"]
-    alone = {**params, "weights": torch.ones_like(weights_SK)}
-    kernel = family.kernel(alone, family.levels(None)[-1])
-    K = weights_SK.shape[1]
-    parts = workers.map(lambda piece: (piece.index, kernel.joint(piece)[1]), rows.pieces(kernel.rows(K)))
-    log_emit_NK = torch.empty(rows.n_rows, K, dtype=torch.float64)
-    for index, log_SKB in parts:
-        log_emit_NK[index] = log_SKB[0].T.double().cpu()
-    return log_emit_NK.numpy()
 
 
 def _bounds(lengths: Any, rows: int) -> list[slice]:

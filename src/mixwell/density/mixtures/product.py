@@ -38,6 +38,7 @@ from mixwell.density.mixtures.categorical import CategoricalMixture
 from mixwell.density.mixtures.em.loop import Family, Params
 from mixwell.density.mixtures.em.product import Product
 from mixwell.density.mixtures.em.rows import ArrayRows, BlockRows, Rows
+from mixwell.density.mixtures.em.variational import Variational
 from mixwell.density.mixtures.gaussian import GaussianMixture
 from mixwell.density.mixtures.poisson import PoissonMixture
 
@@ -88,6 +89,11 @@ class ProductMixture(MixtureEstimator, config=Config):
 
     # no options here, but what the shared fit reads of every mixture; the blocks' estimators keep options of their own
     init_params, init_size, verbose, verbose_interval, fixed = "kmeans", INIT_ROWS, 0, 10, None
+
+    @property
+    def _averages(self) -> bool:  # type: ignore[override]
+        """Whether every block's sums mean the same at other parameters."""
+        return all(block.estimator._averages for block in self.blocks)
 
     def _validate_params(self) -> None:
         values = self.get_params(deep=False) | {"blocks": None}
@@ -180,9 +186,16 @@ class ProductMixture(MixtureEstimator, config=Config):
             params |= {f"{i}.{name}": value for name, value in own.items()}
         return params
 
+    _by_size = True  # whether components are named by their size
+
+    def _order(self, weights_K: Tensor) -> Tensor:
+        if not self._by_size:
+            return super()._order(weights_K)
+        return weights_K.argsort(descending=True, stable=True)
+
     def _publish(self, family: Product, params: Params, like: Any) -> None:  # type: ignore[override]
         self.blocks_ = list(family.blocks)
-        order = params["weights"].argsort(descending=True, stable=True)
+        order = self._order(params["weights"])
         weights_K = params["weights"][order]
         self.weights_ = weights_K.numpy()
         for i, block in enumerate(self.blocks_):
@@ -268,6 +281,9 @@ def _family_of(block: Block, x_ND: Tensor, weights_N: Tensor | None) -> Any:
     mark_fitted(block)
     rows = ArrayRows(x_ND.contiguous())
     family: Any = block.estimator._build_family(rows, weights_N)
+    if isinstance(family, Variational):
+        raise ValueError(f"a block's estimator is {type(block.estimator).__name__}, whose posteriors are no "
+                         "likelihood's; expected a mixture without priors, such as GaussianMixture().")
     if block.floor_D:
         floor_D = torch.tensor(block.floor_D, dtype=torch.float64)
         scaled_D = floor_D * family.frame.scale_D**2

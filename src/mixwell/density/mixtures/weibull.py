@@ -37,7 +37,7 @@ from mixwell.density.mixtures.em.columns import ColumnFamily
 from mixwell.density.mixtures.em.exponential import share
 from mixwell.density.mixtures.em.loop import Params
 from mixwell.density.mixtures.em.processes import Alone
-from mixwell.density.mixtures.em.rows import MappedRows, Rows
+from mixwell.density.mixtures.em.rows import ArrayRows, Rows
 from mixwell.density.mixtures.gamma import positive_groups
 
 SMALLEST_SHAPE = 1e-2
@@ -184,8 +184,9 @@ class WeibullMixture(PositiveMixture, config=PositiveConfig):
         mask_ND = self._censored.reshape(-1, 1) if found == shape[:1] else self._censored
         if mask_ND.shape != shape or rows.streamed:
             raise ValueError(f"censored has shape {found}; expected {shape}, one for each lifetime of rows in memory.")
+        x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
         sign_ND = torch.where(torch.from_numpy(mask_ND), -1, 1).to(rows.device)
-        return MappedRows(rows, lambda x_ND: x_ND * sign_ND[: len(x_ND)]), weights_N
+        return ArrayRows(x_ND * sign_ND, rows.names), weights_N
 
     def _start_points(self, x_ND: np.ndarray) -> np.ndarray:
         return super()._start_points(np.abs(x_ND))

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
@@ -103,7 +104,7 @@ class MixtureBootstrap(Configured, BaseEstimator, config=Config):
             drawn_ND, _ = _copy(fitted).set_params(random_state=seed).sample(rows)
             again.fit(drawn_ND)
         agreement_KK = fitted.predict_proba(X).T @ again.predict_proba(X)
-        _, order = linear_sum_assignment(-agreement_KK)
+        _, order = linear_sum_assignment(-_array(agreement_KK))
         return parameters(again, order)
 
     def _test(self, base: Any, X: Any, config: Config, rng: np.random.RandomState) -> None:
@@ -143,10 +144,16 @@ def parameters(model: Any, order: np.ndarray) -> Parameters:
     found = {}
     for name in names:
         value = getattr(model, name, None)
-        if isinstance(value, np.ndarray):
+        if isinstance(value, (np.ndarray, torch.Tensor)):
+            value = _array(value)
             shared = name == "covariances_" and getattr(model, "_layout", "") == "tied"
             found[name] = value if shared or len(value) != K else value[order]
     return found
+
+
+def _array(value: Any) -> np.ndarray:
+    """An array, of a tensor too, which a fit to tensors leaves."""
+    return torch.as_tensor(value).cpu().numpy()
 
 
 def _gain(base: Any, X: Any) -> float:
@@ -173,10 +180,8 @@ class _quiet(warnings.catch_warnings):
         warnings.simplefilter("ignore", ConvergenceWarning)
 
 
-def example(generator: Any) -> dict[str, Any]:
+def example(generator: torch.Generator) -> dict[str, Any]:
     """Two groups on a line."""
-    import torch
-
     centres_N1 = 5.0 * (torch.arange(100) % 2)[:, None]
     noise_N1 = torch.randn(100, 1, generator=generator, dtype=torch.float64)
     estimator = MixtureBootstrap(GaussianMixture(2, random_state=0), 20, random_state=0)

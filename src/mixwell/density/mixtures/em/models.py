@@ -129,7 +129,8 @@ def common_axes(own: Own, spreads: Callable[[Own], Found]) -> Found:
     """
     orientation_SDD = own.orientation_SDD
     if orientation_SDD is None:
-        pooled_S1DD = pooled(own.second, own.weight_SK)
+        known = own.second if own.old is None else own.old  # whose axes are the old orientation
+        pooled_S1DD = pooled(known, own.weight_SK)
         orientation_SDD = torch.linalg.eigh(pooled_S1DD[:, 0]).eigenvectors
     seen_SKDD = orientation_SDD.mT[:, None] @ own.second @ orientation_SDD[:, None]
     spread_SKD = _spreads(seen_SKDD, own.weight_SK, spreads)

@@ -91,7 +91,7 @@ def destinations(counts_WE: Tensor, there_WE: Tensor) -> Tensor:
 
 
 def gathered(own: Tensor, there_WE: Tensor, wire: Wire) -> Tensor:
-    """Weights of the experts that this worker holds in the step, in their order, from every owner's own [E / W, ...]."""
+    """Weights of the experts that this worker holds in the step, in order, from every owner's own [E / W, ...]."""
     first = wire.rank * len(own)
     mine_WL = there_WE[:, first : first + len(own)]
     leaving = [own[held] for held in mine_WL]

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 THIN = "\u202f"  # narrow no-break space
 ABSENT = "–"
+SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}  # as people write them
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

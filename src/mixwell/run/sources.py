@@ -53,6 +53,17 @@ def models_of(entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) 
     return roles
 
 
+def mixture_of(weights: Any, found: Mapping[str, Stage], where: str) -> dict[str, str]:
+    """Role -> stage of the weights that a training takes from another stage; none where they are numbers."""
+    if not isinstance(weights, str):
+        return {}
+    chosen = [id for id, stage in found.items() if stage.kind == "mix"]
+    if weights not in chosen:
+        raise MixwellError(f"{where}: {shown(weights)} is no `mix` stage above this one.{suggest(weights, chosen)} "
+                           f"Expected a share for each domain, or one of: {', '.join(chosen) or 'none'}.")
+    return {"mixture": weights}
+
+
 def check_model(source: Any, found: Mapping[str, Stage], where: str) -> None:
     """Raise where a name is that of no stage above, or of one that makes no model."""
     models = [id for id, stage in found.items() if KINDS[stage.kind].makes_model]

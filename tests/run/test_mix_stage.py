@@ -90,7 +90,7 @@ def test_a_finished_mixture_is_taken_as_it_is(made):
 
 
 def test_a_killed_mixture_goes_on_with_the_proxies_that_are_done(made, tmp_path, monkeypatch):
-    chosen, out, run = made
+    chosen, _, run = made
     calls = []
     proxy = mix._proxy
 
@@ -142,12 +142,10 @@ def test_drawn_mixtures_are_shares_and_reach_corners_and_the_middle():
 @pytest.mark.parametrize(("more", "expected"), [
     (", epochs: 0", "epochs is 0"), (", tokens: 1e9", "caps of all domains"),
     (", importance: {lefty: 1}", "unknown domain 'lefty'.*Did you mean 'left'")])
-def test_what_cannot_be_chosen_is_told_in_a_line(made, tmp_path, more, expected):
-    chosen, _, _ = made
-    folder = tmp_path
-    corpus(folder)
+def test_what_cannot_be_chosen_is_told_in_a_line(tmp_path, more, expected):
+    corpus(tmp_path)
     with pytest.raises(MixwellError, match=expected):
-        engine.run(recipe_in(folder, more=more), folder / "out")
+        engine.run(recipe_in(tmp_path, more=more), tmp_path / "out")
 
 
 def test_a_training_names_a_mixture_that_is_there(tmp_path):
@@ -159,7 +157,7 @@ def test_a_training_names_a_mixture_that_is_there(tmp_path):
 
 
 def test_the_model_says_what_was_planned_and_what_was_drawn(made):
-    _, out, run = made
+    _, _, run = made
     folder = stage(run, "on-chosen").model_folder
     lineage = json.loads((folder / "mixwell.json").read_text())["lineage"]
     assert lineage[-1]["weights"] == stage(run, "chosen").result["weights"]

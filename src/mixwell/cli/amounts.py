@@ -31,9 +31,7 @@ def numbers(text: str, where: str) -> list[float]:
 def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:
     """`flops=1e21,memory=80G` as numbers by name; unknown names raise `MixwellError`."""
     found = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        name = name.strip()
+    for name, value in units.pairs(text).items():
         if name not in known:
             raise MixwellError(f"{where}: unknown {shown(name)}.{suggest(name, known)} Known: {', '.join(known)}.")
         found[name] = number(value, f"{where} {name}")

@@ -12,6 +12,15 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def pairs(text: str) -> dict[str, str]:
+    """`flops=2T,bytes=20M` as text by name."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        found[name.strip()] = value.strip()
+    return found
+
+
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite int or float (a bool is not a number)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -15,7 +15,8 @@ NAMES = {"chosen": "the choice", "natural": "the text's own shares", "equal": "e
 
 def mixtures(run: RunRecord) -> list[dict[str, Any]]:
     """Tables of each stage that chose a mixture."""
-    return [_one(run, stage) for stage in run.stages if stage.kind == "mix"]
+    chose = [stage for stage in run.stages if stage.kind == "mix"]
+    return [_one(run, stage) for stage in chose]
 
 
 def _one(run: RunRecord, stage: StageRecord) -> dict[str, Any]:
@@ -52,12 +53,15 @@ def _weights(result: Mapping[str, Any], ranks: Mapping[str, float]) -> list[list
 
 def _between(predicted: Mapping[str, Any], name: str) -> str:
     """`2.314 (2.280 to 2.349)`"""
-    middle, low, high = (units.fixed(predicted[part][name], 3) for part in ("losses", "low", "high"))
-    return f"{middle} ({low} to {high})"
+    middle = predicted["losses"][name]
+    low = predicted["low"][name]
+    high = predicted["high"][name]
+    reach = f"{units.fixed(low, 3)} to {units.fixed(high, 3)}"
+    return f"{units.fixed(middle, 3)} ({reach})"
 
 
 def _losses(run: RunRecord, result: Mapping[str, Any]) -> list[list[str]]:
-    """Each mixture's mean bits per byte as predicted of a proxy and as the trainings reached it, and against natural."""
+    """Each mixture's mean bits per byte, predicted of a proxy and reached by trainings, and both against own shares."""
     predicted = {name: fmean(one["losses"].values()) for name, one in result["predicted"].items()}
     achieved = {}
     for name, one in result["predicted"].items():
@@ -91,7 +95,10 @@ def _is_of(stage: StageRecord, name: str, weights: Mapping[str, float]) -> bool:
 
 
 def _mean(reached: Mapping[str, float]) -> str:
-    return units.fixed(fmean(reached.values()), 3) if reached else units.ABSENT
+    if not reached:
+        return units.ABSENT
+    mean = fmean(reached.values())
+    return units.fixed(mean, 3)
 
 
 def _less_of(reached: Mapping[str, float], natural: Mapping[str, float]) -> str:

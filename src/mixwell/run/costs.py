@@ -375,6 +375,6 @@ def _sample(costs: Costs, stage: Stage) -> Prediction:
 
 
 PREDICTIONS: dict[str, Callable[[Costs, Stage], Prediction]] = {
-    "data": _nothing, "tokenizer": _tokenizer, "tokens": _tokens, "build": _model, "load": _model, "train": _train, "mix": _mix,
-    "convert": _convert, "compress": _convert, "merge": _merge, "evaluate": _evaluate, "sample": _sample,
+    "data": _nothing, "tokenizer": _tokenizer, "tokens": _tokens, "build": _model, "load": _model, "train": _train,
+    "mix": _mix, "convert": _convert, "compress": _convert, "merge": _merge, "evaluate": _evaluate, "sample": _sample,
 }

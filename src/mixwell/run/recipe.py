@@ -38,9 +38,9 @@ from mixwell.core.errors import MixwellError, nearest, shown, suggest
 from mixwell.lm.training.config import BUDGETS as LENGTHS
 from mixwell.parallel.team import Layout
 from mixwell.run import yaml_data
-from mixwell.run.sources import inputs_of, mixture_of, side_name, text_ids
+from mixwell.run.sources import for_trainings, inputs_of, mixture_of, side_name, text_ids
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
-from mixwell.run.stages.mix import Mixing
+from mixwell.run.stages.mix import Mixing, with_training
 from mixwell.run.stages.models import MIXTURE_WORDS
 from mixwell.run.stages.text import DataConfig
 from mixwell.run.stages.train import Training
@@ -52,7 +52,8 @@ COUNTS = {"tokens", "steps", "max_tokens", "max_bytes", "bytes", "flops", "vocab
 SUFFIXES = {**units.SUFFIXES, "K": 1e3}
 BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
-PLACES = {"train": Training, "mix": Mixing, "data": DataConfig, "evaluate": EvaluateConfig}  # keys whose options are often misplaced
+# keys whose options are often misplaced
+PLACES = {"train": Training, "mix": Mixing, "data": DataConfig, "evaluate": EvaluateConfig}
 MOST_THREADS = 4096
 FEW = 8
 MOST_STAGES = 1000  # entries, each seed counted
@@ -345,17 +346,7 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         found |= _own_text(recipe, entry, found)
         stage = _entry(recipe, found, entry, f"stages[{number}]")
         found[stage.id] = stage
-    return tuple(_for_trainings(stage, found) for stage in found.values())
-
-
-def _for_trainings(stage: Stage, found: Mapping[str, Stage]) -> Stage:
-    """A mixture without `tokens` gets those of the longest training that takes its weights."""
-    if stage.kind != "mix" or stage.config.tokens is not None:
-        return stage
-    takers = [one for one in found.values() if one.inputs.get("mixture") == stage.id]
-    budgets = [one.config.tokens for one in takers if one.config.tokens is not None]
-    longest = max(budgets, default=None)
-    return replace(stage, config=replace(stage.config, tokens=longest))
+    return tuple(for_trainings(stage, found) for stage in found.values())
 
 
 def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -438,7 +429,7 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
         options = {**{k: v for k, v in recipe.train.items() if k not in dropped}, **options}
     if name == "mix":
         usual = {key: value for key, value in recipe.train.items() if key not in BUDGETS}
-        options = {**options, "train": {**usual, **_own_training(options, where)}}
+        options = with_training(options, usual, where)
     seed = options.pop("seed", recipe.seed)
     if not _is_whole(seed) or seed not in SEED:
         raise MixwellError(f"{where}.seed: expected a whole number from 0 to 2^63 - 1, got {shown(seed)}.")
@@ -452,14 +443,6 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     if name == "train":
         inputs |= mixture_of(config.weights, found, f"{where}.train.weights")
     return Stage(id=id, kind=name, method=method, config=config, inputs=inputs, seed=seed, side=side)
-
-
-def _own_training(options: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """How an entry's proxies are trained, as far as it says."""
-    own = options.get("train", {})
-    if not isinstance(own, Mapping):
-        raise MixwellError(f"{where}.mix.train: expected options such as {{tokens: 60k}}, got {shown(own)}.")
-    return own
 
 
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

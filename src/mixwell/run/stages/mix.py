@@ -1,14 +1,14 @@
-"""The mixing stage: many small trainings on different mixtures, a predictor of their losses, the weights of least loss.
+"""The mixing stage: small trainings on different mixtures, a predictor of their losses, the weights of least loss.
 
-Every small training (a proxy) is a row of `proxies.parquet`: weights drawn from Dirichlet distributions around the text's
-own shares and around equal ones, and the bits per byte of every domain's held-out text. A training names the stage,
-`train: {weights: ID}`, and reads its domains by the weights found.
+Every small training (a proxy) is a row of `proxies.parquet`: weights drawn from Dirichlet distributions around the
+text's own shares and around equal ones, and the bits per byte of every domain's held-out text. A training names the
+stage, `train: {weights: ID}`, and reads its domains by the weights found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from mixwell.core import disk, registry
 from mixwell.core.config import from_dict
-from mixwell.core.errors import MixwellError, suggest
+from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.files import read_json, write_json
 from mixwell.core.machine import hold_memory
 from mixwell.data.optimum import best_weights, caps
@@ -44,7 +44,8 @@ class Mixing:
     proxies: int = 24  # trainings on different mixtures
     method: str = "law_and_trees"  # of data.mixing: how losses are predicted
     importance: Mapping[str, float] | None = None  # of each domain's held-out text in the mean; default: all alike
-    tokens: float | None = None  # that will be trained on with the weights found; None = as the longest training that names the stage
+    # that will be trained on with the weights found; None = as many as the longest training that names the stage
+    tokens: float | None = None
     epochs: float = 4.0  # how often that training may read a domain; with tokens
     same_repetition: bool = True  # proxies read so little of each domain that they repeat it as often; with tokens
     eval_tokens: int = EVALUATED  # held-out tokens of each domain that a proxy is judged by
@@ -63,6 +64,14 @@ class Mixing:
         if self.eval_tokens < 2:
             raise ValueError(f"eval_tokens is {self.eval_tokens}; expected at least 2")
         registry.find(self.method, FAMILY)
+
+
+def with_training(options: Mapping[str, Any], usual: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options, a proxy's training filled up with what the recipe says of every training."""
+    own = options.get("train", {})
+    if not isinstance(own, Mapping):
+        raise MixwellError(f"{where}.mix.train: expected options such as {{tokens: 60k}}, got {shown(own)}.")
+    return {**options, "train": {**usual, **own}}
 
 
 def parse_mix(options: Mapping[str, Any], where: str) -> Mixing:
@@ -90,7 +99,8 @@ class Fewer(TokenData):
 
     def tokens(self, domain: str, split: str) -> Any:
         """What is left of a stream."""
-        return super().tokens(domain, split)[: self.count(domain, split)]
+        left = self.count(domain, split)
+        return super().tokens(domain, split)[:left]
 
 
 def run_mix(job: Job) -> dict[str, Any]:

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from mixwell.core import units
 from mixwell.core.errors import MixwellError
 from mixwell.lm.data import TokenData
+from mixwell.report.data import data
+from mixwell.report.mixture import mixtures
 from mixwell.report.records import read_run
 from mixwell.run import engine
 from mixwell.run import recipe as recipes
@@ -162,3 +165,25 @@ def test_the_model_says_what_was_planned_and_what_was_drawn(made):
     lineage = json.loads((folder / "mixwell.json").read_text())["lineage"]
     assert lineage[-1]["weights"] == stage(run, "chosen").result["weights"]
     assert sum(lineage[-1]["ledger"].values()) == 1280
+
+
+def test_the_report_says_what_was_predicted_and_what_was_achieved(made):
+    _, out, run = made
+    (found,) = mixtures(run)
+    predicted = stage(run, "chosen").result["predicted"]
+    expected = {name: np.mean(list(one["losses"].values())) for name, one in predicted.items()}
+    choice, own, equal = found["losses"]
+    trained = stage(run, "on-chosen")
+    change = 100 * (expected["chosen"] / expected["natural"] - 1)
+    assert choice[1] == f"{expected['chosen']:.3f}" and choice[3] == "on-chosen"
+    assert choice[2].lstrip("−+") == f"{abs(change):.1f} %" and choice[2].startswith("−") == (change < 0)
+    assert choice[4] == f"{trained.evaluation['mean']:.3f}"
+    assert own[2] == "0.0 %" and own[4] == equal[4] == "–"
+    page = (out / "report.html").read_text()
+    assert 'id="mixture"' in page and choice[4] in page
+    drawn = data(run)["drawn"]
+    place = drawn["head"].index("on-chosen") + 1
+    for row in drawn["rows"]:
+        _, plan = row[place]
+        weight = predicted["chosen"]["weights"][row[0]]
+        assert f"planned {units.percent(weight)}" in plan

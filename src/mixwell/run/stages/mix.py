@@ -134,7 +134,9 @@ def _read_by_proxies(whole: TokenData, config: Mixing) -> TokenData:
     """The text, cut so that a proxy repeats it as often as the training that follows would."""
     if config.tokens is None or not config.same_repetition:
         return whole
-    share = min(1.0, config.train.tokens / config.tokens)
+    read = config.train.tokens
+    assert read is not None  # checked by the config
+    share = min(1.0, read / config.tokens)
     return Fewer(whole, share, config.train.seq_len + 1)
 
 

@@ -6,18 +6,18 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
+from mixwell.core import units
 from mixwell.core.errors import MixwellError, shown, suggest
 
-SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
 NUMBER = re.compile(r"([-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)\s*([a-zA-Z]?)")
 
 
 def number(text: str, where: str) -> float:
     """A finite number, with k, M, G (or B), T or P for thousands to 10^15; anything else raises `MixwellError`."""
     match = NUMBER.fullmatch(text.strip())
-    if match is None or match[2] not in SUFFIXES:
+    if match is None or match[2] not in units.SUFFIXES:
         raise MixwellError(f"{where}: expected a number such as 7G or 1e21, got {shown(text)}.")
-    found = float(match[1]) * SUFFIXES[match[2]]
+    found = float(match[1]) * units.SUFFIXES[match[2]]
     if not math.isfinite(found):
         raise MixwellError(f"{where}: {shown(text)} is too large.")
     return found
@@ -31,9 +31,7 @@ def numbers(text: str, where: str) -> list[float]:
 def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:
     """`flops=1e21,memory=80G` as numbers by name; unknown names raise `MixwellError`."""
     found = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        name = name.strip()
+    for name, value in units.pairs(text).items():
         if name not in known:
             raise MixwellError(f"{where}: unknown {shown(name)}.{suggest(name, known)} Known: {', '.join(known)}.")
         found[name] = number(value, f"{where} {name}")

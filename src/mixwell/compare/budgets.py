@@ -6,24 +6,17 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from mixwell.core import units
 from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.run.recipe import counted
 
 
 def amounts(budget: Mapping[str, Any] | str, known: Collection[str]) -> dict[str, float]:
     """The limits as finite numbers by name; a name that is not `known`, or no number, raises `MixwellError`."""
-    given = _parts(budget) if isinstance(budget, str) else dict(budget)
+    given = units.pairs(budget) if isinstance(budget, str) else dict(budget)
     found = {}
     for name, value in counted(given).items():
         found[name] = _amount(name, value, known)
-    return found
-
-
-def _parts(text: str) -> dict[str, str]:
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        found[name.strip()] = value.strip()
     return found
 
 

@@ -7,8 +7,18 @@ from typing import Any, TypeGuard
 
 THIN = "\u202f"  # narrow no-break space
 ABSENT = "–"
+SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}  # as people write them
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def pairs(text: str) -> dict[str, str]:
+    """`flops=2T,bytes=20M` as text by name."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        found[name.strip()] = value.strip()
+    return found
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -108,7 +108,7 @@ def _drawn(run: RunRecord, domains: Domains) -> dict[str, Any]:
         if not stage.result.get("ledger"):
             continue
         head.append(stage.id)
-        weights = numbers(stage.config.get("weights"))
+        weights = numbers(stage.result.get("weights") or stage.config.get("weights"))
         if sizes and not weights:
             by_size.append(stage.id)
         for row in rows:

@@ -19,11 +19,12 @@ from mixwell.report import plots
 from mixwell.report.data import data
 from mixwell.report.experts import expert_load
 from mixwell.report.headline import headline
+from mixwell.report.mixture import mixtures
 from mixwell.report.receipts import receipts
 from mixwell.report.records import RunRecord, StageRecord, figure, read_run, recipe_text
 from mixwell.report.training import colors, loss, quality
 
-TITLES = {"loss": "Loss", "quality": "Bits per byte", "experts": "Expert load", "data": "Data",
+TITLES = {"loss": "Loss", "quality": "Bits per byte", "experts": "Expert load", "mixture": "Mixture", "data": "Data",
           "receipts": "Receipts and sizes", "stages": "Stages", "lineage": "Lineage", "samples": "Samples",
           "recipe": "Recipe", "machine": "Machine and versions"}
 FORMS: Mapping[str, Callable[[Any], str]] = {  # figure of a stage -> its form
@@ -59,6 +60,7 @@ def contents(run: RunRecord) -> dict[str, Any]:
         "loss": loss(run, slot),
         "quality": quality(run, slot),
         "experts": expert_load(run),
+        "mixture": mixtures(run),
         "data": data(run),
         "receipts": receipts(run),
         "stages": stages(run),

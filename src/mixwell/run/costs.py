@@ -223,7 +223,7 @@ class Costs:
 
     def _epoch_tokens(self, stage: Stage) -> float:
         """Tokens of the domains that have a share in a training, each read once."""
-        weights = stage.config.weights
+        weights = stage.config.shares
         there = self.train_tokens_by_domain(self.text_of(stage))
         read = there if weights is None else {name for name, share in weights.items() if share}
         return sum(there[name] for name in read if name in there)
@@ -331,7 +331,7 @@ def _train(costs: Costs, stage: Stage) -> Prediction:
         tokens = config.seconds / per_token
     return Prediction(tokens=tokens, flops=tokens * flops, peak_bytes=found["peak_bytes"] or None,
                       seconds=config.seconds or tokens * per_token,
-                      epochs=_epochs(tokens, config.weights, costs.train_tokens_by_domain(costs.text_of(stage))))
+                      epochs=_epochs(tokens, config.shares, costs.train_tokens_by_domain(costs.text_of(stage))))
 
 
 def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[str, float]) -> float:
@@ -340,6 +340,18 @@ def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[s
     whole = sum(shares.values()) or 1.0
     read = {name: tokens * shares.get(name, 0.0) / whole for name in there}
     return most_repeated(read, there)[1]
+
+
+def _mix(costs: Costs, stage: Stage) -> Prediction:
+    """All proxies, each trained and evaluated."""
+    config = stage.config
+    trained = costs.training(stage.inputs["model"], config.train)
+    read = costs.reading(stage.inputs["model"], config.train.batch_size, config.train.seq_len)
+    tokens = config.proxies * config.train.tokens
+    judged = config.proxies * costs.held_tokens(config.eval_tokens)
+    seconds = tokens * trained["seconds_per_token"] + judged * read["seconds_per_token"]
+    flops = tokens * trained["flops_per_token"]
+    return Prediction(seconds=seconds, tokens=tokens, flops=flops, peak_bytes=trained["peak_bytes"] or None)
 
 
 def _convert(costs: Costs, stage: Stage) -> Prediction:
@@ -364,5 +376,5 @@ def _sample(costs: Costs, stage: Stage) -> Prediction:
 
 PREDICTIONS: dict[str, Callable[[Costs, Stage], Prediction]] = {
     "data": _nothing, "tokenizer": _tokenizer, "tokens": _tokens, "build": _model, "load": _model, "train": _train,
-    "convert": _convert, "compress": _convert, "merge": _merge, "evaluate": _evaluate, "sample": _sample,
+    "mix": _mix, "convert": _convert, "compress": _convert, "merge": _merge, "evaluate": _evaluate, "sample": _sample,
 }

@@ -32,14 +32,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mixwell.core import registry
+from mixwell.core import registry, units
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, nearest, shown, suggest
 from mixwell.lm.training.config import BUDGETS as LENGTHS
 from mixwell.parallel.team import Layout
 from mixwell.run import yaml_data
-from mixwell.run.sources import inputs_of, side_name, text_ids
+from mixwell.run.sources import for_trainings, inputs_of, mixture_of, side_name, text_ids
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
+from mixwell.run.stages.mix import Mixing, with_training
 from mixwell.run.stages.models import MIXTURE_WORDS
 from mixwell.run.stages.text import DataConfig
 from mixwell.run.stages.train import Training
@@ -48,10 +49,11 @@ DEFAULT = Path(__file__).parent / "recipes" / "default.yaml"
 RESERVED = ("data", "tokenizer", "tokens", "model")  # ids of the stages that the top-level keys make
 # keys whose text may end in k, M, ...
 COUNTS = {"tokens", "steps", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}
-SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
+SUFFIXES = {**units.SUFFIXES, "K": 1e3}
 BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
-PLACES = {"train": Training, "data": DataConfig, "evaluate": EvaluateConfig}  # keys whose options are often misplaced
+# keys whose options are often misplaced
+PLACES = {"train": Training, "mix": Mixing, "data": DataConfig, "evaluate": EvaluateConfig}
 MOST_THREADS = 4096
 FEW = 8
 MOST_STAGES = 1000  # entries, each seed counted
@@ -344,7 +346,7 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         found |= _own_text(recipe, entry, found)
         stage = _entry(recipe, found, entry, f"stages[{number}]")
         found[stage.id] = stage
-    return tuple(found.values())
+    return tuple(for_trainings(stage, found) for stage in found.values())
 
 
 def _own_text(recipe: Recipe, entry: Any, found: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -425,6 +427,9 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
         has_own = BUDGET_KEYS & set(options)
         dropped = BUDGETS if has_own else set()  # a stage's own budget takes the place of the default
         options = {**{k: v for k, v in recipe.train.items() if k not in dropped}, **options}
+    if name == "mix":
+        usual = {key: value for key, value in recipe.train.items() if key not in BUDGETS}
+        options = with_training(options, usual, where)
     seed = options.pop("seed", recipe.seed)
     if not _is_whole(seed) or seed not in SEED:
         raise MixwellError(f"{where}.seed: expected a whole number from 0 to 2^63 - 1, got {shown(seed)}.")
@@ -434,8 +439,10 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     config = _config(name, method, options, f"{where}.{name}")
     if kind.many:
         method = config.method
-    return Stage(id=id, kind=name, method=method, config=config,
-                 inputs=inputs_of(kind, entry, found, where), seed=seed, side=side)
+    inputs = inputs_of(kind, entry, found, where)
+    if name == "train":
+        inputs |= mixture_of(config.weights, found, f"{where}.train.weights")
+    return Stage(id=id, kind=name, method=method, config=config, inputs=inputs, seed=seed, side=side)
 
 
 def _verb(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

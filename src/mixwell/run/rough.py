@@ -130,6 +130,12 @@ class Rough:
         rows = config.batch_size // config.accumulate
         return 3.0 * self.reading_s(stage.inputs["model"], tokens, config.seq_len, rows)
 
+    def mixing_s(self, stage: Stage) -> float:
+        """Of all proxies of a mixture."""
+        config = stage.config.train
+        tokens = stage.config.proxies * config.tokens
+        return 3.0 * self.reading_s(stage.inputs["model"], tokens, config.seq_len, config.batch_size)
+
     def evaluating_s(self, model: str, config: EvaluateConfig) -> float:
         """Of an evaluation on held-out text."""
         share = self.stages["data"].config.held_out
@@ -173,6 +179,7 @@ WORK: dict[str, Callable[[Rough, Stage], float]] = {
     "build": Rough.building_s,
     "load": Rough.building_s,
     "train": Rough.training_s,
+    "mix": Rough.mixing_s,
     "convert": Rough.converting_s,
     "compress": Rough.converting_s,
     "merge": Rough.merging_s,

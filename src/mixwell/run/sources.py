@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mixwell.core.errors import MixwellError, shown, suggest
@@ -51,6 +52,27 @@ def models_of(entry: Mapping[str, Any], found: Mapping[str, Stage], where: str) 
         check_model(entry["base"], found, f"{where}.base")
         roles["base"] = entry["base"]
     return roles
+
+
+def mixture_of(weights: Any, found: Mapping[str, Stage], where: str) -> dict[str, str]:
+    """Role -> stage of the weights that a training takes from another stage; none where they are numbers."""
+    if not isinstance(weights, str):
+        return {}
+    chosen = [id for id, stage in found.items() if stage.kind == "mix"]
+    if weights not in chosen:
+        raise MixwellError(f"{where}: {shown(weights)} is no `mix` stage above this one.{suggest(weights, chosen)} "
+                           f"Expected a share for each domain, or one of: {', '.join(chosen) or 'none'}.")
+    return {"mixture": weights}
+
+
+def for_trainings(stage: Stage, found: Mapping[str, Stage]) -> Stage:
+    """A mixture without `tokens` gets those of the longest training that takes its weights."""
+    if stage.kind != "mix" or stage.config.tokens is not None:
+        return stage
+    takers = [one for one in found.values() if one.inputs.get("mixture") == stage.id]
+    budgets = [one.config.tokens for one in takers if one.config.tokens is not None]
+    longest = max(budgets, default=None)
+    return replace(stage, config=replace(stage.config, tokens=longest))
 
 
 def check_model(source: Any, found: Mapping[str, Stage], where: str) -> None:

@@ -1,6 +1,6 @@
 """The kinds of stages, as a table: a recipe names one by its verb, the engine runs its row."""
 
-from mixwell.run.stages import convert, evaluate, merge, models, text, tokens, train
+from mixwell.run.stages import convert, evaluate, merge, mix, models, text, tokens, train
 from mixwell.run.stages._parts import Job, Kind, Stage, model_folder, parser
 from mixwell.run.stages.evaluate import EvaluateConfig
 
@@ -32,6 +32,7 @@ KINDS: dict[str, Kind] = {
                      roles=_ALL, family="precision", bare="method", evaluated=True),
     "merge": Kind(parse=merge.parse_merge, run=merge.run_merge, keeps_shape=True, rooms=("merge", *_MODEL),
                   roles=_ALL, many=True, bare="method", evaluated=True),
+    "mix": Kind(parse=mix.parse_mix, run=mix.run_mix, rooms=("data", "scaling", *_MODEL), roles=_ALL),
     "evaluate": Kind(parse=parser(EvaluateConfig), run=evaluate.run_evaluate,
                      rooms=_MODEL, roles=("model", "tokens")),
     "sample": Kind(parse=parser(evaluate.SampleConfig), run=evaluate.run_sample,

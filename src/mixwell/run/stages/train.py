@@ -28,7 +28,13 @@ FEW_EPOCHS = 4.0  # up to here repeated text is worth nearly as much as new text
 class Training(TrainConfig):
     """The trainer's options and the mixture of domains."""
 
-    weights: Mapping[str, float] | None = None  # share of each domain; default: by its tokens
+    # share of each domain, or the id of a `mix` stage that chose them; default: by its tokens
+    weights: Mapping[str, float] | str | None = None
+
+    @property
+    def shares(self) -> Mapping[str, float] | None:
+        """Weights as far as they are known before the stages above ran."""
+        return None if isinstance(self.weights, str) else self.weights
 
 
 def parse_train(options: Mapping[str, Any], where: str) -> Training:
@@ -50,7 +56,8 @@ def run_train(job: Job) -> dict[str, Any]:
     hold_memory()
     before = read_model(job)
     depth = sum(record.get("stage") == "train" for record in before.lineage)
-    config = replace(job.stage.config, seed=draw_seed(job.stage.seed, depth))
+    weights = _weights(job)
+    config = replace(job.stage.config, seed=draw_seed(job.stage.seed, depth), weights=weights)
     model = LanguageModel.from_checkpoint(before)
     data = TokenData.open(job.inputs["tokens"] / "shards")
     damage = clear_damage(job.work)
@@ -59,16 +66,26 @@ def run_train(job: Job) -> dict[str, Any]:
         order = Together.of(job, config)
         job.crew.order(order.plain())
         team = job.crew.team
-    done = train(model, data, config, job.work, weights=config.weights, team=team,
+    done = train(model, data, config, job.work, weights=weights, team=team,
                  progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
     after = model.to_checkpoint()
-    record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed)
+    planned = {} if weights is None else {"weights": dict(weights)}
+    record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **planned)
     folders.write(replace(after, lineage=before.lineage, files=before.files).derive(record=record),
                      job.folder / "model")
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
-    return {**describe(model), "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
+    return {**describe(model), **planned, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS,
             "notices": [*damage, *repeated(done.ledger, {name: data.count(name, "train") for name in data.domains})]}
+
+
+def _weights(job: Job) -> Mapping[str, float] | None:
+    """Share of each domain, as the recipe or the stage that it names says."""
+    config = job.stage.config
+    if "mixture" not in job.inputs:
+        return config.shares
+    chosen: dict[str, float] = job.result("mixture")["weights"]
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +113,7 @@ class Together:
         """Train beside the process that gave the order, which keeps what comes of it."""
         model = LanguageModel.from_checkpoint(folders.read(Path(self.model)))
         data = TokenData.open(Path(self.shards))
-        train(model, data, self.config, Path(self.work), weights=self.config.weights, team=team)
+        train(model, data, self.config, Path(self.work), weights=self.config.shares, team=team)
 
 
 def follow(crew: Crew) -> None:

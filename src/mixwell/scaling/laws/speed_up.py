@@ -49,18 +49,11 @@ def speed_up(dense: Any, mixtures: Any, config: Config | None = None, *, loss: s
 
 
 def _falling(losses_N: np.ndarray) -> np.ndarray:
-    """The nearest losses (least squares) that never rise: neighbours that do are replaced by their mean."""
-    means: list[float] = []
-    counts: list[int] = []
-    for loss in losses_N:
-        mean, count = float(loss), 1
-        while means and means[-1] < mean:
-            before = counts.pop()
-            mean = (means.pop() * before + mean * count) / (before + count)
-            count += before
-        means.append(mean)
-        counts.append(count)
-    return np.repeat(means, counts)
+    """The nearest losses (least squares) that never rise."""
+    from sklearn.isotonic import isotonic_regression
+
+    fitted_N: np.ndarray = isotonic_regression(losses_N, increasing=False)
+    return fitted_N
 
 
 def example(generator: np.random.Generator) -> dict[str, Any]:

@@ -1,0 +1,229 @@
+"""The mixing stage: small trainings on different mixtures, a predictor of their losses, the weights of least loss.
+
+Every small training (a proxy) is a row of `proxies.parquet`: weights drawn from Dirichlet distributions around the
+text's own shares and around equal ones, and the bits per byte of every domain's held-out text. A training names the
+stage, `train: {weights: ID}`, and reads its domains by the weights found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixwell.core import disk, registry
+from mixwell.core.config import from_dict
+from mixwell.core.errors import MixwellError, shown, suggest
+from mixwell.core.files import read_json, write_json
+from mixwell.core.machine import hold_memory
+from mixwell.data.optimum import best_weights, caps
+from mixwell.data.predictor import Mixture, rank_correlation
+from mixwell.data.runs import MixingRuns
+from mixwell.lm.data import TokenData
+from mixwell.lm.evaluate import evaluate
+from mixwell.lm.model import LanguageModel
+from mixwell.lm.training.loop import train
+from mixwell.run.stages._parts import Job, read_model
+from mixwell.run.stages.train import Training, parse_train
+
+TABLE = "proxies.parquet"
+FAMILY = "data.mixing"
+STRENGTHS = (1.0, 2.0, 4.0, 8.0)  # of the Dirichlet distributions, in turn: from corners to the middle
+LEAST_PROXIES = 10  # what the predictors need
+EVALUATED = 20_000  # held-out tokens of each domain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """How many proxies are trained and how, and what the weights found may be; `ValueError` for what cannot be."""
+
+    train: Training  # of every proxy
+    proxies: int = 24  # trainings on different mixtures
+    method: str = "law_and_trees"  # of data.mixing: how losses are predicted
+    importance: Mapping[str, float] | None = None  # of each domain's held-out text in the mean; default: all alike
+    # that will be trained on with the weights found; None = as many as the longest training that names the stage
+    tokens: float | None = None
+    epochs: float = 4.0  # how often that training may read a domain; with tokens
+    same_repetition: bool = True  # proxies read so little of each domain that they repeat it as often; with tokens
+    eval_tokens: int = EVALUATED  # held-out tokens of each domain that a proxy is judged by
+
+    def __post_init__(self) -> None:
+        if self.proxies < LEAST_PROXIES:
+            raise ValueError(f"proxies is {self.proxies}; expected at least {LEAST_PROXIES}")
+        if self.tokens is not None and not self.tokens > 0:
+            raise ValueError(f"tokens is {self.tokens}; expected a number above 0")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs is {self.epochs}; expected a number above 0")
+        if self.train.weights is not None:
+            raise ValueError("train.weights is given; expected none, since every proxy has its own")
+        if self.train.tokens is None:
+            raise ValueError("train has no tokens; expected a budget in tokens, such as train: {tokens: 60k}")
+        if self.eval_tokens < 2:
+            raise ValueError(f"eval_tokens is {self.eval_tokens}; expected at least 2")
+        registry.find(self.method, FAMILY)
+
+
+def with_training(options: Mapping[str, Any], usual: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options, a proxy's training filled up with what the recipe says of every training."""
+    own = options.get("train", {})
+    if not isinstance(own, Mapping):
+        raise MixwellError(f"{where}.mix.train: expected options such as {{tokens: 60k}}, got {shown(own)}.")
+    return {**options, "train": {**usual, **own}}
+
+
+def parse_mix(options: Mapping[str, Any], where: str) -> Mixing:
+    """The stage's config from plain data."""
+    own = dict(options)
+    trained = own.pop("train", {})
+    settled = parse_train(trained, f"{where}.train")
+    return from_dict(Mixing, {**own, "train": settled}, where)
+
+
+class Fewer(TokenData):
+    """Token data of which only the beginning of each domain is trained on."""
+
+    def __init__(self, whole: TokenData, share: float, least: int) -> None:
+        super().__init__(whole.folder, whole._index)
+        self.share, self.least = share, least
+
+    def count(self, domain: str, split: str) -> int:
+        """Number of tokens that are left in a stream."""
+        there = super().count(domain, split)
+        if split != "train":
+            return there
+        asked = round(self.share * there)
+        return min(there, max(self.least, asked))
+
+    def tokens(self, domain: str, split: str) -> Any:
+        """What is left of a stream."""
+        left = self.count(domain, split)
+        return super().tokens(domain, split)[:left]
+
+
+def run_mix(job: Job) -> dict[str, Any]:
+    """Train what is missing of the proxies, fit the predictor, and choose the weights."""
+    hold_memory()
+    config = job.stage.config
+    whole = TokenData.open(job.inputs["tokens"] / "shards")
+    if len(whole.domains) < 2:
+        raise MixwellError("the text has one domain; expected two or more to choose among.")
+    _check_importance(config, whole.domains)
+    data = _read_by_proxies(whole, config)
+    natural_D = _natural(whole)
+    weights_ND = draw(config.proxies, natural_D, np.random.default_rng(job.stage.seed))
+    losses_NM = _losses(job, data, weights_ND)
+    runs = MixingRuns(whole.domains, whole.domains, weights_ND, losses_NM)
+    _write_table(job.folder / TABLE, runs)
+    found = choose(runs, config, whole, natural_D, job.stage.seed)
+    per_proxy = config.train.tokens
+    return {**found, "proxies": config.proxies, "tokens": per_proxy * config.proxies, "table": TABLE}
+
+
+def _check_importance(config: Mixing, domains: Sequence[str]) -> None:
+    """Raise where an importance is that of no domain, before anything is trained."""
+    for name in config.importance or ():
+        if name not in domains:
+            raise MixwellError(f"importance: unknown domain {name!r}.{suggest(name, domains)} The text has "
+                               f"{', '.join(domains)}.")
+
+
+def _read_by_proxies(whole: TokenData, config: Mixing) -> TokenData:
+    """The text, cut so that a proxy repeats it as often as the training that follows would."""
+    if config.tokens is None or not config.same_repetition:
+        return whole
+    read = config.train.tokens
+    assert read is not None  # checked by the config
+    share = min(1.0, read / config.tokens)
+    return Fewer(whole, share, config.train.seq_len + 1)
+
+
+def _natural(data: TokenData) -> np.ndarray:
+    """Each domain's share of the tokens: [D]."""
+    sizes = [data.count(name, "train") for name in data.domains]
+    return np.array(sizes) / sum(sizes)
+
+
+def draw(count: int, natural_D: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Mixtures, [N, D]: the text's own, the equal one, then Dirichlet draws around the mean of both."""
+    equal_D = np.full_like(natural_D, 1 / len(natural_D))
+    middle_D = (natural_D + equal_D) / 2
+    rows = [natural_D, equal_D]
+    while len(rows) < count:
+        strength = STRENGTHS[len(rows) % len(STRENGTHS)]
+        alpha_D = strength * len(natural_D) / 2 * middle_D
+        rows.append(generator.dirichlet(alpha_D))
+    return np.stack(rows)
+
+
+def _losses(job: Job, data: TokenData, weights_ND: np.ndarray) -> np.ndarray:
+    """Bits per byte of each proxy on each domain, [N, M]; those of a run that was killed are not trained again."""
+    job.work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, weights_D in enumerate(weights_ND):
+        file = job.work / f"proxy-{number}.json"
+        if not file.is_file():
+            found = _proxy(job, data, dict(zip(data.domains, map(float, weights_D))), number)
+            write_json(file, found)
+        row = read_json(file)
+        rows.append([row[name] for name in data.domains])
+        job.progress((number + 1) / len(weights_ND), f"proxy {number + 1} of {len(weights_ND)}")
+    return np.array(rows)
+
+
+def _proxy(job: Job, data: TokenData, weights: Mapping[str, float], number: int) -> dict[str, float]:
+    """Train one proxy, from the same weights and in the same order as all others; its bits per byte by domain."""
+    config = job.stage.config
+    model = LanguageModel.from_checkpoint(read_model(job))
+    place = job.work / f"proxy-{number}"
+    options = replace(config.train, seed=job.stage.seed)
+    train(model, data, options, place, weights=weights)
+    found = evaluate(model, data, max_tokens=config.eval_tokens, batch_size=options.batch_size,
+                     seq_len=options.seq_len)
+    disk.remove(place)
+    return found.bits_per_byte
+
+
+def choose(runs: MixingRuns, config: Mixing, data: TokenData, natural_D: np.ndarray, seed: int) -> dict[str, Any]:
+    """The weights, how well losses are predicted, and what is predicted of three mixtures, as plain data."""
+    predictor = registry.find(config.method, FAMILY).load()()
+    fitted = predictor.fit(runs, np.random.default_rng(seed))
+    errors_NM = fitted.out_of_fold(np.random.default_rng(seed))
+    there = {name: float(data.count(name, "train")) for name in data.domains}
+    limits_D = caps(fitted, there if config.tokens else None, config.tokens, config.epochs)
+    best = best_weights(fitted, config.importance, prior_D=natural_D, caps_D=limits_D,
+                        generator=np.random.default_rng(seed))
+    mixtures = {"chosen": best.weights_D, "natural": natural_D, "equal": np.full_like(natural_D, 1 / len(natural_D))}
+    predicted = {name: _predicted(fitted, errors_NM, weights_D) for name, weights_D in mixtures.items()}
+    return {
+        "weights": _by_name(runs.domains, best.weights_D), "caps": _by_name(runs.domains, limits_D),
+        "rank_correlations": _ranks(runs, errors_NM), "predicted": predicted}
+
+
+def _predicted(fitted: Mixture, errors_NM: np.ndarray, weights_D: np.ndarray) -> dict[str, Any]:
+    losses_M = fitted.predict(weights_D)[0]
+    low_NM, high_NM = fitted.interval(weights_D, errors_NM)
+    names = fitted.runs.targets
+    return {"weights": _by_name(fitted.runs.domains, weights_D), "losses": _by_name(names, losses_M),
+            "low": _by_name(names, low_NM[0]), "high": _by_name(names, high_NM[0])}
+
+
+def _ranks(runs: MixingRuns, errors_NM: np.ndarray) -> dict[str, float]:
+    """Rank correlation of losses with what fits that did not see them predict, by target."""
+    log_NM = np.log(runs.losses_NM)
+    columns = zip(runs.targets, log_NM.T, errors_NM.T)
+    return {name: rank_correlation(log_N - error_N, log_N) for name, log_N, error_N in columns}
+
+
+def _by_name(names: Sequence[str], values_D: np.ndarray) -> dict[str, float]:
+    return dict(zip(names, map(float, values_D)))
+
+
+def _write_table(path: Path, runs: MixingRuns) -> None:
+    import pandas as pd
+
+    weights = {f"weight.{name}": column for name, column in zip(runs.domains, runs.weights_ND.T)}
+    losses = {f"loss.{name}": column for name, column in zip(runs.targets, runs.losses_NM.T)}
+    pd.DataFrame({**weights, **losses}).to_parquet(path, index=False)

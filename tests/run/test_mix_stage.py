@@ -1,0 +1,189 @@
+"""The mixing stage: proxies, the weights that they speak for, and the training that takes them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mixwell.core import units
+from mixwell.core.errors import MixwellError
+from mixwell.lm.data import TokenData
+from mixwell.report.data import data
+from mixwell.report.mixture import mixtures
+from mixwell.report.records import read_run
+from mixwell.run import engine
+from mixwell.run import recipe as recipes
+from mixwell.run.stages import mix
+from tests.run.tiny import corpus
+
+RECIPE = """
+name: mixed
+threads: 1
+data: {{domains: {{left: {folder}/left, right: "{folder}/right/*.txt"}}, held_out: 0.2}}
+tokenizer: {{vocab_size: 300}}
+model: {{dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 16}}
+train: {{batch_size: 4, seq_len: 32, lr: 1e-2, dtype: fp32}}
+evaluate: {{max_tokens: 200, batch_size: 4, seq_len: 32}}
+stages:
+  - {{id: chosen, mix: {{proxies: 10, method: {method}, train: {{tokens: 512}}, eval_tokens: 400{more}}}}}
+  - {{id: on-chosen, train: {{tokens: 1280, weights: chosen}}}}
+"""
+
+
+def recipe_in(folder, method="exponential_law", more=""):
+    path = folder / "mixed.yaml"
+    path.write_text(RECIPE.format(folder=folder, method=method, more=more))
+    return recipes.read(path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    corpus(folder)
+    chosen = recipe_in(folder)
+    out = folder / "out"
+    engine.run(chosen, out)
+    return chosen, out, read_run(out)
+
+
+def stage(run, name):
+    return next(one for one in run.stages if one.id == name)
+
+
+def test_the_training_reads_the_domains_by_the_weights_found(made):
+    _, _, run = made
+    found, trained = stage(run, "chosen").result, stage(run, "on-chosen").result
+    assert trained["weights"] == found["weights"]
+    assert sum(found["weights"].values()) == pytest.approx(1)
+    drawn = trained["ledger"]
+    windows = 1280 / 32
+    for name, weight in found["weights"].items():
+        assert drawn[name] / sum(drawn.values()) == pytest.approx(weight, abs=1 / windows)
+
+
+def test_every_proxy_is_a_row_of_a_table_that_mix_reads(made):
+    import pandas
+
+    from mixwell.data.runs import read_runs
+
+    _, out, run = made
+    folder = next((out / "stages").glob("chosen-*"))
+    table = pandas.read_parquet(folder / mix.TABLE)
+    runs = read_runs(table)
+    assert runs.domains == ("left", "right")
+    assert len(runs.weights_ND) == stage(run, "chosen").result["proxies"] == 10
+    np.testing.assert_allclose(runs.weights_ND[1], [0.5, 0.5])
+    # more of a domain's text, less of its loss
+    for place in range(2):
+        assert mix.rank_correlation(runs.weights_ND[:, place], runs.losses_NM[:, place]) < -0.5
+
+
+def test_the_choice_is_no_worse_in_prediction_than_the_natural_and_the_equal_mixture(made):
+    _, _, run = made
+    predicted = stage(run, "chosen").result["predicted"]
+    means = {name: np.mean(list(one["losses"].values())) for name, one in predicted.items()}
+    assert means["chosen"] <= min(means["natural"], means["equal"]) + 1e-3
+    for one in predicted.values():
+        assert all(one["low"][name] <= loss <= one["high"][name] for name, loss in one["losses"].items())
+
+
+def test_a_finished_mixture_is_taken_as_it_is(made):
+    chosen, out, _ = made
+    assert all(one.cached for one in engine.plan(chosen, out, predict=False))
+
+
+def test_a_killed_mixture_goes_on_with_the_proxies_that_are_done(made, tmp_path, monkeypatch):
+    chosen, _, run = made
+    calls = []
+    proxy = mix._proxy
+
+    def killed(job, data, weights, number):
+        calls.append(number)
+        if number == 3 and calls.count(3) == 1:
+            raise MixwellError("killed")
+        return proxy(job, data, weights, number)
+
+    monkeypatch.setattr(mix, "_proxy", killed)
+    with pytest.raises(MixwellError, match="killed"):
+        engine.run(chosen, tmp_path / "out")
+    engine.run(chosen, tmp_path / "out")
+    assert calls == [0, 1, 2, 3, *range(3, 10)]
+    again = read_run(tmp_path / "out")
+    assert stage(again, "chosen").result["weights"] == stage(run, "chosen").result["weights"]
+
+
+def test_the_mixture_knows_how_long_the_training_is_that_takes_it(made):
+    chosen, _, _ = made
+    by_id = {one.id: one for one in recipes.stages(chosen)}
+    assert by_id["chosen"].config.tokens == 1280
+    assert by_id["on-chosen"].inputs["mixture"] == "chosen"
+
+
+def test_proxies_read_so_little_that_they_repeat_it_as_often(made):
+    chosen, out, _ = made
+    folder = next((out / "stages").glob("tokens-*")) / "shards"
+    whole = TokenData.open(folder)
+    config = {one.id: one for one in recipes.stages(chosen)}["chosen"].config
+    fewer = mix._read_by_proxies(whole, config)
+    for name in whole.domains:
+        whole_epochs = config.tokens / whole.count(name, "train")
+        assert config.train.tokens / fewer.count(name, "train") == pytest.approx(whole_epochs, rel=0.01)
+        assert len(fewer.tokens(name, "train")) == fewer.count(name, "train")
+        assert fewer.count(name, "held") == whole.count(name, "held")
+
+
+def test_drawn_mixtures_are_shares_and_reach_corners_and_the_middle():
+    natural_D = np.array([0.7, 0.2, 0.1])
+    weights_ND = mix.draw(200, natural_D, np.random.default_rng(0))
+    np.testing.assert_allclose(weights_ND.sum(1), 1)
+    np.testing.assert_array_equal(weights_ND[0], natural_D)
+    middle_D = (natural_D + 1 / 3) / 2
+    np.testing.assert_allclose(weights_ND.mean(0), middle_D, atol=0.06)
+    assert (weights_ND.max(0) > 0.7).all()
+
+
+@pytest.mark.parametrize(("more", "expected"), [
+    (", epochs: 0", "epochs is 0"), (", tokens: 1e9", "caps of all domains"),
+    (", importance: {lefty: 1}", "unknown domain 'lefty'.*Did you mean 'left'")])
+def test_what_cannot_be_chosen_is_told_in_a_line(tmp_path, more, expected):
+    corpus(tmp_path)
+    with pytest.raises(MixwellError, match=expected):
+        engine.run(recipe_in(tmp_path, more=more), tmp_path / "out")
+
+
+def test_a_training_names_a_mixture_that_is_there(tmp_path):
+    corpus(tmp_path)
+    chosen = recipe_in(tmp_path)
+    wrong = recipes.changed(chosen, {"on-chosen.weights": "choosen"})
+    with pytest.raises(MixwellError, match="Did you mean 'chosen'"):
+        recipes.stages(wrong)
+
+
+def test_the_model_says_what_was_planned_and_what_was_drawn(made):
+    _, _, run = made
+    folder = stage(run, "on-chosen").model_folder
+    lineage = json.loads((folder / "mixwell.json").read_text())["lineage"]
+    assert lineage[-1]["weights"] == stage(run, "chosen").result["weights"]
+    assert sum(lineage[-1]["ledger"].values()) == 1280
+
+
+def test_the_report_says_what_was_predicted_and_what_was_achieved(made):
+    _, out, run = made
+    (found,) = mixtures(run)
+    predicted = stage(run, "chosen").result["predicted"]
+    expected = {name: np.mean(list(one["losses"].values())) for name, one in predicted.items()}
+    choice, own, equal = found["losses"]
+    trained = stage(run, "on-chosen")
+    change = 100 * (expected["chosen"] / expected["natural"] - 1)
+    assert choice[1] == f"{expected['chosen']:.3f}" and choice[3] == "on-chosen"
+    assert choice[2].lstrip("−+") == f"{abs(change):.1f} %" and choice[2].startswith("−") == (change < 0)
+    assert choice[4] == f"{trained.evaluation['mean']:.3f}"
+    assert own[2] == "0.0 %" and own[4] == equal[4] == "–"
+    page = (out / "report.html").read_text()
+    assert 'id="mixture"' in page and choice[4] in page
+    drawn = data(run)["drawn"]
+    place = drawn["head"].index("on-chosen") + 1
+    for row in drawn["rows"]:
+        _, plan = row[place]
+        weight = predicted["chosen"]["weights"][row[0]]
+        assert f"planned {units.percent(weight)}" in plan

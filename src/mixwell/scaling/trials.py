@@ -34,7 +34,9 @@ class Trials:
         self.reached_N = np.zeros(count, dtype=np.int64)
         self._evaluate = evaluate
         self._seen: dict[tuple[int, int], float] = {}
-        self._features_ND = None if features_ND is None else _described(features_ND, count)
+        self._features_ND: np.ndarray | None = None
+        if features_ND is not None:
+            self._features_ND = _described(features_ND, count)
 
     @classmethod
     def tabulated(cls, losses_NR: Any, features_ND: Any | None = None) -> Trials:
@@ -43,7 +45,11 @@ class Trials:
         if known_NR.ndim != 2 or not known_NR.size:
             raise MixwellError(f"losses of shape {known_NR.shape} came; expected a row a trial, a column an epoch.")
         count, most = known_NR.shape
-        return cls(lambda trial, epochs: float(known_NR[trial, epochs - 1]), count, most, features_ND)
+
+        def known(trial: int, epochs: int) -> float:
+            return float(known_NR[trial, epochs - 1])
+
+        return cls(known, count, most, features_ND)
 
     def __len__(self) -> int:
         return len(self.reached_N)
@@ -67,7 +73,9 @@ class Trials:
         place = (trial, epochs)
         if place not in self._seen:
             value = float(self._evaluate(trial, epochs))
-            self._seen[place] = value if math.isfinite(value) else math.inf
+            if not math.isfinite(value):
+                value = math.inf
+            self._seen[place] = value
         before = self.reached_N[trial]
         self.reached_N[trial] = max(before, epochs)
         return self._seen[place]
@@ -78,17 +86,19 @@ class Trials:
 
     def drawn(self, count: int, generator: np.random.Generator) -> list[int]:
         """`count` trials in random order, none twice; `MixwellError` where there are fewer."""
-        if count > len(self):
-            raise MixwellError(f"the search needs {count} configurations and has {len(self)}; add some or ask less.")
-        order_N = generator.permutation(len(self))
+        have = len(self)
+        if count > have:
+            raise MixwellError(f"the search needs {count} configurations and has {have}; add some or ask for less.")
+        order_N = generator.permutation(have)
         return [int(trial) for trial in order_N[:count]]
 
     def found(self, losses: dict[int, float]) -> Found:
         """The best of some losses; `MixwellError` where all trials diverged."""
-        trial = min(losses, key=losses.__getitem__)
-        if math.isinf(losses[trial]):
+        trial, *_ = lowest(losses, 1)
+        loss = losses[trial]
+        if math.isinf(loss):
             raise MixwellError(f"all {len(losses)} trials diverged; look at their learning rates.")
-        return Found(trial, losses[trial], self.spent)
+        return Found(trial, loss, self.spent)
 
 
 def lowest(losses: dict[int, float], count: int) -> list[int]:

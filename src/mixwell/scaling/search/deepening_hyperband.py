@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,15 @@ def deepening_hyperband(trials: Trials, config: Config, generator: np.random.Gen
     for depth in range(config.first_depth, config.last_depth + 1):
         brackets = _padded(brackets, depth)
         counts = starts(depth, config.eta)
-        for bracket, (rungs, count) in enumerate(zip(brackets, counts, strict=True)):
-            missing = count - len(rungs[0])
-            joined = [*rungs[0], *(next(fresh) for _ in range(missing))]
-            brackets[bracket] = _halved(trials, config, bracket, [joined, *rungs[1:]])
+        for bracket, count in enumerate(counts):
+            start, *upper = brackets[bracket]
+            missing = count - len(start)
+            joined = [*start, *islice(fresh, missing)]
+            brackets[bracket] = _halved(trials, config, bracket, [joined, *upper])
     top = config.least * config.eta**config.last_depth
     ended = [trial for rungs in brackets for trial in rungs[-1]]
-    return trials.found(trials.losses(ended, top))
+    final = trials.losses(ended, top)
+    return trials.found(final)
 
 
 def starts(depth: int, eta: int) -> list[int]:
@@ -75,25 +78,28 @@ def starts(depth: int, eta: int) -> list[int]:
 
 def _padded(brackets: list[Rungs], depth: int) -> list[Rungs]:
     """The brackets of a depth with the rungs that were filled before it."""
-    old = [*brackets, *([] for _ in range(depth + 1 - len(brackets)))]
     padded = []
-    for bracket, rungs in enumerate(old):
-        empty: Rungs = [[] for _ in range(depth - bracket + 1 - len(rungs))]
-        padded.append([*rungs, *empty])
+    for bracket in range(depth + 1):
+        rungs: Rungs = [[] for _ in range(depth + 1 - bracket)]
+        if bracket < len(brackets):
+            old = brackets[bracket]
+            rungs[: len(old)] = old
+        padded.append(rungs)
     return padded
 
 
 def _halved(trials: Trials, config: Config, bracket: int, old: Rungs) -> Rungs:
     """A bracket's rungs, filled from the start that comes in `old[0]`."""
-    filled = [old[0]]
-    total = len(old[0])
-    for rung, before in enumerate(old[1:], start=1):
-        epochs = config.least * config.eta ** (bracket + rung - 1)
+    start, *upper = old
+    filled = [start]
+    epochs = config.least * config.eta**bracket
+    places = len(start)
+    for before in upper:
         losses = trials.losses(filled[-1], epochs)
-        places = total // config.eta**rung
-        filled.append(promoted(losses, before, places, config.variant))
-    top = config.least * config.eta ** (bracket + len(old) - 1)
-    trials.losses(filled[-1], top)
+        places //= config.eta
+        epochs *= config.eta
+        higher = promoted(losses, before, places, config.variant)
+        filled.append(higher)
     return filled
 
 
@@ -103,7 +109,8 @@ def promoted(losses: dict[int, float], before: list[int], places: int, variant: 
     if variant == "discarding":
         return best
     if variant == "preserving":
-        return [*before, *(trial for trial in best if trial not in before)]
+        new = [trial for trial in best if trial not in before]
+        return [*before, *new]
     others = {trial: loss for trial, loss in losses.items() if trial not in before}
     return [*before, *lowest(others, places - len(before))]
 

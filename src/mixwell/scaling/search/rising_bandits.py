@@ -43,8 +43,8 @@ def rising_bandits(trials: Trials, config: Config, generator: np.random.Generato
     curves: dict[int, list[float]] = {arm: [] for arm in order}
     alive = order
     left = config.pulls
-    while left and _open(curves, alive, trials.most):
-        pulled = _open(curves, alive, trials.most)[:left]
+    while left and (still := _open(curves, alive, trials.most)):
+        pulled = still[:left]
         for arm in pulled:
             _pull(trials, arm, curves[arm])
         left -= len(pulled)
@@ -76,11 +76,14 @@ def survivors(curves: dict[int, list[float]], alive: list[int], left: int, confi
 
 def reach(curve: list[float], left: int, config: Config) -> float:
     """The lowest loss that a convex curve can still come to."""
-    before, now = curve[-1 - config.history], curve[-1]
+    now = curve[-1]
+    before = curve[-1 - config.history]
     if before == now:  # also where all pulls diverged: infinity has no slope
         return now
-    slope = (before - now) / config.history
-    return max(config.floor, now - slope * left)
+    gained = before - now
+    slope = gained / config.history
+    reached = now - slope * left
+    return max(config.floor, reached)
 
 
 def example(generator: np.random.Generator) -> dict[str, Any]:

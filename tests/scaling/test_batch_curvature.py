@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
-from mixwell.scaling.batch_curvature import Curvature, batch_curvature, example, rate_and_momentum, ritz
+from mixwell.scaling.batch_curvature import Config, Curvature, batch_curvature, example, rate_and_momentum, ritz
 
 
 @pytest.mark.parametrize("batch", [16, 40, 120, 400])
@@ -33,7 +33,11 @@ def test_rates_are_linear_in_small_batches_and_level_in_large_ones():
 def test_the_fit_finds_what_was_planted():
     law = Curvature(3.0, 50.0)
     batches = np.array([16, 32, 64, 256])
-    found = batch_curvature(batches, np.array([law.seen(batch) for batch in batches]))
+    found = batch_curvature(batches, np.array([law.seen(batch) for batch in batches]), Config())
+    small = np.array([1, 2, *batches])  # under the edge
+    tops = np.array([law.seen(batch) for batch in small])
+    assert batch_curvature(small, tops, Config(least_batch=16)) == found
+    assert batch_curvature(small, tops, Config()).outlier > 1.05 * found.outlier
     assert (found.outlier, found.noise) == pytest.approx((3.0, 50.0))
     noisy = batch_curvature(**example(np.random.default_rng(0)))
     assert noisy.outlier == pytest.approx(2.0, rel=0.05) and noisy.noise == pytest.approx(100, rel=0.15)
@@ -62,10 +66,12 @@ def test_heavy_ball_converges_at_its_best_speed():
 
 
 def test_refusals():
-    for batches, tops, words in (([8, 8], [1, 2], "one size"), ([8, 16], [1, -1], "is -1; expected numbers above 0"),
+    for batches, tops, words in (([8, 8], [1, 2], "1 sizes of batch count"), ([8, 16], [1, -1], "is -1; expected"),
                                  ([8, 800], [9, 0.01], "noise covers it")):
         with pytest.raises(MixwellError, match=words):
-            batch_curvature(np.array(batches), np.array(tops))
+            batch_curvature(np.array(batches), np.array(tops), Config())
+    with pytest.raises(ValueError, match="expected at least 1"):
+        Config(least_batch=0)
     with pytest.raises(ValueError, match="steps is 4 in 3"):
         ritz(lambda v: v, 3, 4, torch.Generator())
     with pytest.raises(ValueError, match="expected above 0"):

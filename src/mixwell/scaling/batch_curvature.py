@@ -28,6 +28,17 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which batches tell of the outlier; `ValueError` for a value out of range."""
+
+    least_batch: float = 1  # smaller ones are left out: below B* they show the bulk's edge, at least 1
+
+    def __post_init__(self) -> None:
+        if self.least_batch < 1:
+            raise ValueError(f"least_batch is {self.least_batch}; expected at least 1")
+
+
 @dataclass(frozen=True)
 class Curvature:
     """An outlier of the Hessian and the noise of one example's."""
@@ -61,16 +72,19 @@ class Curvature:
 
 @method(title="Learning rates by the batch's spectrum", year=2022,
         paper="Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training")
-def batch_curvature(batches_N: np.ndarray, tops_N: np.ndarray) -> Curvature:
+def batch_curvature(batches_N: np.ndarray, tops_N: np.ndarray, config: Config) -> Curvature:
     """Outlier and noise behind the top eigenvalues that batches show; what cannot tell both raises `MixwellError`."""
     batch_N = np.asarray(batches_N, dtype=np.float64)
     top_N = np.asarray(tops_N, dtype=np.float64)
     least = min(batch_N.min(), top_N.min())
     if not least > 0:
         raise MixwellError(f"a batch or a top eigenvalue is {least:g}; expected numbers above 0.")
-    if np.ptp(batch_N) == 0:
-        raise MixwellError("all batches are of one size; measure the top eigenvalue at two sizes or more.")
-    slope, outlier = np.polyfit(1 / batch_N, top_N, 1)
+    large_N = batch_N >= config.least_batch
+    sizes = len(set(batch_N[large_N]))
+    if sizes < 2:
+        raise MixwellError(f"{sizes} sizes of batch count; measure the top eigenvalue at two sizes or more.")
+    inverse_N = 1 / batch_N
+    slope, outlier = np.polyfit(inverse_N[large_N], top_N[large_N], 1)
     if not outlier > 0:
         raise MixwellError(f"the fitted outlier is {outlier:g}; noise covers it: measure larger batches.")
     noise = max(0.0, slope * outlier)
@@ -136,4 +150,4 @@ def example(generator: np.random.Generator) -> dict[str, Any]:
     exact_N = np.array([law.seen(batch) for batch in batches_N])
     scatter_N = generator.normal(1, 0.01, 5)
     tops_N = exact_N * scatter_N
-    return {"batches_N": batches_N, "tops_N": tops_N}
+    return {"batches_N": batches_N, "tops_N": tops_N, "config": Config()}

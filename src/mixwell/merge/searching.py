@@ -60,7 +60,7 @@ class Space:
         values = []
         for side in self.sides:
             stated = getattr(config, side.option)
-            own = stated[side.model] if isinstance(stated, tuple) else stated
+            own = stated[side.model or 0] if isinstance(stated, tuple) else stated
             inside = min(max(own, side.low), side.high)
             values.append(float(inside))
         return tuple(values)

@@ -80,7 +80,7 @@ def mixture_of_supernets(checkpoint: Checkpoint, config: Config, generator: torc
     for layer, width in enumerate(widths_of(hidden, config)):
         gate_up_proj, down_proj = work.take_block(layer)
         router = [work.take(layer, f"architecture.{name}").float() for name in ROUTER]
-        logits_R = routed(*router, width / hidden[layer])
+        logits_R = routed(router, width / hidden[layer])
         block = folded(gate_up_proj, down_proj, logits_R, width)
         work.put_block(layer, block)
         work.specs[layer] = {"method": DENSE, "hidden_dim": width}

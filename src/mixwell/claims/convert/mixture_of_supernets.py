@@ -16,7 +16,7 @@ from mixwell.claims.claim import Claim
 CLAIM = Claim("Widths that mix their own weights beat widths that share one.", BITS)
 WIDTHS = (256, 128, 64)
 SUPERNET = {"method": "experts.layers.supernet", "hidden_dim": 256, "factors": [1, 2, 4], "router_dim": 32}
-SIDES = {
+SIDES: dict[str, dict[str, object]] = {
     "method": {"weights": 4},
     "baseline": {"weights": 1},
     "by layer": {"weights": 4, "by": "layer"},

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,11 +89,12 @@ class ArchitectureRouter(nn.Module):
 
     def forward(self, share: float) -> Tensor:
         """[R], of the share m / F."""
-        return routed(self.into, self.into_bias, self.out, self.out_bias, share)
+        return routed([self.into, self.into_bias, self.out, self.out_bias], share)
 
 
-def routed(into: Tensor, into_bias: Tensor, out: Tensor, out_bias: Tensor, share: float) -> Tensor:
-    """V relu(U z + u) + v [R], z = [share]."""
+def routed(router: Sequence[Tensor], share: float) -> Tensor:
+    """V relu(U z + u) + v [R] of U, u, V, v and z = [share]."""
+    into, into_bias, out, out_bias = router
     hidden = into[:, 0] * share + into_bias
     return F.linear(hidden.relu(), out, out_bias)
 

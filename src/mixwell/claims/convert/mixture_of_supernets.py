@@ -3,7 +3,7 @@
 Paper: Mixture-of-Supernets: Improving Weight-Sharing Supernet Training with Architecture-Routed Mixture-of-Experts.
 Tried: the bench's decoder with blocks of width 256 trained at widths 256, 128 and 64 in turn for 200,000 tokens, four
 weights mixed by neuron, against one weight for all; bits per byte of the dense models folded out, mean over the three
-widths. Beside: four weights mixed by layer. Against it: a mean that is no lower.
+widths. Against it: a mean that is no lower.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ SUPERNET = {"method": "experts.layers.supernet", "hidden_dim": 256, "factors": [
 SIDES: dict[str, dict[str, object]] = {
     "method": {"weights": 4},
     "baseline": {"weights": 1},
-    "by layer": {"weights": 4, "by": "layer"},
 }
 
 

@@ -89,7 +89,9 @@ class ArchitectureRouter(nn.Module):
 
     def forward(self, share: float) -> Tensor:
         """[R], of the share m / F."""
-        return routed([self.into, self.into_bias, self.out, self.out_bias], share)
+        first = [self.into, self.into_bias]
+        second = [self.out, self.out_bias]
+        return routed([*first, *second], share)
 
 
 def routed(router: Sequence[Tensor], share: float) -> Tensor:

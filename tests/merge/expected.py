@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 
 FILE = Path(__file__).with_name("mergekit_expected.json")
+HALVES = FILE.with_name("mergekit_bfloat16.json")  # the same, models and results in bfloat16
 ROWS, COLUMNS = 4, 6
 
 # name of the case -> method, options shared, options of each model beside the base, whether there is a base, models
@@ -68,12 +69,13 @@ def uniform(*shape, **options):
     return ((torch.arange(count) * 0.61803398875 + 0.1) % 1).view(sides)
 
 
-def theirs(case):
+def theirs(case, dtype=torch.float32):
     """What mergekit makes of a case."""
     from mergekit.merge_methods.api import merge_tensors
 
     method, shared, own, has_base, count = CASES[case]
     base, models = tensors(count)
+    base, models = base.to(dtype), [model.to(dtype) for model in models]
     everyone = [base, *models] if has_base else models
     with mock.patch("torch.bernoulli", lambda p: (uniform(p.shape) < p).to(p.dtype)):
         return merge_tensors(everyone, method, parameters={**shared, **own},
@@ -82,6 +84,9 @@ def theirs(case):
 
 if __name__ == "__main__":
 
+    halves = {case: theirs(case, torch.bfloat16).float().flatten().tolist() for case in CASES}
+    rows = ",\n".join(f" {json.dumps(case)}: {json.dumps(row)}" for case, row in halves.items())
+    HALVES.write_text("{\n" + rows + "\n}\n")
     found = {case: [round(value, 7) for value in theirs(case).flatten().tolist()] for case in CASES}
     lines = ",\n".join(f" {json.dumps(case)}: {json.dumps(values)}" for case, values in found.items())
     FILE.write_text('{\n "source": "mergekit 0.1.5, mergekit.merge_methods.api.merge_tensors",\n' + lines + "\n}\n")

@@ -19,6 +19,7 @@ from mixwell.cli import (
     mix,
     runs,
     scale,
+    search,
     serve,
     skeleton,
 )
@@ -34,7 +35,7 @@ for command in (
     chat.chat, serve.serve,
     fit.fit,
     mix.mix, scale.scale,
-    runs.apply, runs.merge, export.export,
+    runs.apply, runs.merge, search.search, export.export,
     runs.report, runs.verify,
     catalogue.list_methods, catalogue.show, claims.claims, skeleton.new,
     doctor.doctor, catalogue.version,

@@ -84,7 +84,7 @@ def _name(model: Given) -> str:
     return "a model in memory" if isinstance(model, LanguageModel) else str(model)
 
 
-def _source(model: Given, place: str) -> Source:
+def source_of(model: Given, place: str) -> Source:
     """A model of a merge, by a name that no other has; a folder may come twice."""
     name = f"{place}, in memory" if isinstance(model, LanguageModel) else str(model)
     return Source(_checkpoint(model), name)
@@ -108,8 +108,8 @@ def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], bas
     if out is not None:
         check_folder(out)
     numbered = enumerate(models, start=1)
-    sources = [_source(model, f"model {number}") for number, model in numbered]
-    ground = None if base is None else _source(base, "the base")
+    sources = [source_of(model, f"model {number}") for number, model in numbered]
+    ground = None if base is None else source_of(base, "the base")
     first = (ground or sources[0]).checkpoint
     text_BT = None if text is None else _read(text, first.files, ROWS)[0]
     after = merge_checkpoints(recipe, sources, ground, seed, text_BT)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mixwell import tables
 from mixwell.cli.main import app
-from mixwell.core import registry
+from mixwell.core import registry, units
 from mixwell.core.errors import MixwellError
 from mixwell.tables.candidates import MCLUST, Candidate, Choice, counts_of
 from mixwell.tables.columns import choose
@@ -89,8 +89,12 @@ def test_intervals_are_in_the_datas_units(tmp_path):
     share = smokes["shares"]["yes"]
     low, high = smokes["shares_interval"]["yes"]
     assert low < share < high and high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 100), rel=0.1)
+    low, high = height["mean_interval"]
     page = text_of((tmp_path / "out" / "report.html").read_text())
     assert "interval of the mean or the share, by the information matrix" in page
+    assert f"{low:.1f} to {high:.1f}" in page
+    low, high = small["weight_interval"]
+    assert f"{units.percent(low, 0)} to {units.percent(high, 0)}".replace(units.THIN, " ") in page
 
 
 def test_too_few_rows_for_intervals_are_told(tmp_path):

@@ -77,13 +77,13 @@ def _number_row(profile: Profile, ends_2K: np.ndarray | None) -> dict[str, Any]:
     cells = []
     for k, mean in enumerate(profile.mean_K):
         own, spread = pair(mean, profile.spread_K[k])
-        interval = "" if ends_2K is None else _between(ends_2K[:, k])
+        interval = "" if ends_2K is None else _mean_between(ends_2K[:, k])
         cells.append(_cell(own, spread, interval, profile.contrast_K[k]))
     overall, _ = pair(profile.overall, float(profile.spread_K.mean()))
     return {"name": profile.column.name, "sub": "", "cells": cells, "overall": overall}
 
 
-def _between(ends_2: np.ndarray) -> str:
+def _mean_between(ends_2: np.ndarray) -> str:
     """An interval with the decimals that its own width sets; nothing where it is held."""
     low, high = ends_2.tolist()
     if not math.isfinite(low) or not high > low:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mixwell.density.selection.information import directions, interval, standard_errors
+from mixwell.density.selection.information import interval, standard_errors
 from mixwell.tables.columns import decode
 from mixwell.tables.kinds import CATEGORY, COUNT
 from mixwell.tables.model import FittedMixture
@@ -32,7 +32,7 @@ class Sureness:
 def sureness(fitted: FittedMixture, x_ND: np.ndarray, weights_N: np.ndarray | None) -> Sureness:
     """Intervals of a fit to encoded rows (N, D)."""
     model = fitted.estimator
-    numbers = len(directions(model))
+    numbers = model._n_parameters()
     if numbers > MOST_NUMBERS:
         return Sureness(why_not=f"No intervals: the model has {numbers} free numbers.")
     rows = max(ROWS_A_NUMBER * numbers, VALUES // max(numbers, 1))

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 
 from mixwell.core.method import method
@@ -144,6 +145,13 @@ class Config(MixtureConfig):
     min_spread: float = 1e-3  # least size of a component against its range
 
 
+def _knows_bounds(mixture: BetaMixture) -> bool:
+    """Whether a batch of rows can be fitted to; an `AttributeError` that says why not."""
+    if mixture.bounds is None:
+        raise AttributeError("bounds=None reads the bounds off all rows, of which partial_fit sees some; give bounds.")
+    return True
+
+
 @method(title="Beta mixture", year=1967, tags={"estimator", "mixture", "missing", "online", "shares"})
 class BetaMixture(ColumnMixture, config=Config):
     """Mixture of independent beta variables; NaN marks a missing one. Options in `Config`."""
@@ -173,10 +181,9 @@ class BetaMixture(ColumnMixture, config=Config):
         low, high = ends.tolist()
         return low, high
 
+    @available_if(_knows_bounds)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """As the other mixtures' `partial_fit`; also a `ValueError` where bounds are to be read off the rows."""
-        if self.bounds is None:
-            raise ValueError("bounds=None reads the bounds off all rows, of which partial_fit sees some; give bounds.")
+        """As the other mixtures' `partial_fit`; there is none where bounds are to be read off the rows."""
         return super().partial_fit(X, y, sample_weight)
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> Beta:

@@ -38,6 +38,7 @@ from mixwell.core.method import method
 from mixwell.density._ascent import ascend
 from mixwell.density._gaussian import Array, log_positive
 from mixwell.density._options import Configured
+from mixwell.density.mixtures._parts import MixtureEstimator
 from mixwell.density.mixtures.em.assigned import Emission
 from mixwell.density.mixtures.em.loop import Params, select
 from mixwell.density.mixtures.em.workers import Workers
@@ -134,7 +135,8 @@ class NoisyGaussianMixture(DensityMixin, Configured, BaseEstimator, config=Confi
         return State(float(noise_weight), params), float(bound)
 
     def _publish(self, base: GaussianMixture, emission: Emission, state: State, x_ND: Array) -> None:
-        base._publish(emission.family, select(state.params, 0), None)
+        mixture: MixtureEstimator = base
+        mixture._publish(emission.family, select(state.params, 0), None)
         base.converged_ = True
         self.components_ = base
         self.noise_weight_ = state.noise_weight

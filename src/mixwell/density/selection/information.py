@@ -117,12 +117,12 @@ def _starts(model: Any) -> Array:
 
 def _of_each(model: Any, key: str, name: str, value: Array, sizes: Array | None = None) -> Iterator[Direction]:
     """Every entry of an array by itself; shares on their edge are held."""
-    typical = np.median(np.abs(value)) or 1.0
+    typical = float(np.median(np.abs(value))) or 1.0
     for place in np.ndindex(value.shape):
         own = float(value[place])
         if name in SHARES and not EDGE < own < 1 - EDGE:
             continue
-        size = max(abs(own), 1e-3 * typical) if sizes is None else sizes[place]
+        size = max(abs(own), 1e-3 * typical) if sizes is None else float(sizes[place])
         room = min(own, 1 - own) if name in SHARES else size
         change = np.zeros_like(value)
         change[place] = 1.0
@@ -230,7 +230,8 @@ def _curvature(model: Any, X: Any, one: Direction, other: Direction) -> Array:
     for a, b in product((1, -1), repeat=2):
         log_N = _moved(model, X, [(one, a * h), (other, b * g)])
         signed.append(a * b * log_N)
-    return sum(signed) / (4 * h * g)
+    total_N: Array = np.sum(signed, axis=0)
+    return total_N / (4 * h * g)
 
 
 def standard_errors(model: Any, X: Any, sample_weight: Any = None, kind: str = "scores") -> dict[str, Array]:
@@ -242,12 +243,13 @@ def standard_errors(model: Any, X: Any, sample_weight: Any = None, kind: str = "
     tensor = isinstance(X, torch.Tensor)
     if tensor or getattr(X, "dtype", None) == np.float32:
         X = np.asarray(X, dtype=np.float64)
-    found = directions(model)
     rows = len(model.score_samples(X))
+    numbers = model._n_parameters()
     given = np.ones(rows) if sample_weight is None else sample_weight
     weights_N = np.asarray(given, dtype=float)
-    if len(found) > rows:
-        raise ValueError(f"{len(found)} free numbers for {rows} rows; expected more rows. MixtureBootstrap resamples.")
+    if numbers > rows:
+        raise ValueError(f"{numbers} free numbers for {rows} rows; expected more rows. MixtureBootstrap resamples.")
+    found = directions(model)
     if kind == "hessian":
         information_PP = -hessian(model, X, weights_N, found)
     else:

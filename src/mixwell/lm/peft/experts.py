@@ -8,14 +8,11 @@ Legend: E experts, O outputs, I inputs, R rank.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError, shown
-from mixwell.lm.model import LanguageModel
 
 Packing = Literal["peft", "expert_first"]
 PACKINGS: tuple[Packing, ...] = get_args(Packing)
@@ -48,21 +45,3 @@ def packed(A: Tensor, B: Tensor, packing: str = "peft") -> tuple[Tensor, Tensor]
     order = (1, 0, 2) if packing == "expert_first" else (1, 2, 0)
     arranged = B.permute(*order)
     return A.reshape(-1, inputs), arranged.reshape(outputs, -1)
-
-
-@torch.no_grad()
-def weigh_packings(folder: str | Path, model: LanguageModel, tokens_BT: Tensor) -> dict[str, float]:
-    """The loss in nats a token of `model` with the adapter in a folder, by each order of its experts.
-
-    tokens_BT: text of the kind that the adapter was trained on. The lower loss is the order of the file; two that are
-    close say that the text is not of that kind.
-    """
-    from mixwell.lm.peft.reading import read
-
-    found: dict[str, float] = {}
-    for packing in PACKINGS:
-        there = read(folder, model, packing=packing)
-        loss = model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:])
-        found[packing] = float(loss.nats)
-        there.detach()
-    return found

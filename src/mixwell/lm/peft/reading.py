@@ -150,7 +150,10 @@ def _path(match: re.Match[str], nests: Mapping[str, int], targets: Mapping[str, 
 
 
 def _named(path: str, names: Any) -> bool:
-    return any(path == name or path.endswith(f".{name}") for name in names)
+    """Whether one of the names is the path or its end behind a dot."""
+    ends = tuple(f".{name}" for name in names)
+    inside = f".{path}"
+    return inside.endswith(ends)
 
 
 def _scale(config: Mapping[str, Any], path: str) -> float:

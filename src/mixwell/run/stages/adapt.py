@@ -145,11 +145,15 @@ def _check_merges(there: Attached) -> None:
 
 def _training(config: Training, before: Checkpoint, there: Attached, seed: int) -> Training:
     """The training with its draws; what the base remembers beside its weights (a router's bias) stays as it is."""
-    depth = sum(record.get("stage") in ("train", "adapt") for record in before.lineage)
+    stages = [record.get("stage") for record in before.lineage]
+    depth = stages.count("train") + stages.count("adapt")
     parameters = {name for name, _ in there.model.named_parameters()}
     state = there.model.state_dict()
-    buffers = [name for name in state if name not in parameters and CHANGES not in name.split(".")]
-    return replace(config, seed=draw_seed(seed, depth), freeze=(*config.frozen, *buffers))
+    own = [name for name in state if CHANGES not in name.split(".")]
+    buffers = [name for name in own if name not in parameters]
+    drawn = draw_seed(seed, depth)
+    frozen = *config.frozen, *buffers
+    return replace(config, seed=drawn, freeze=frozen)
 
 
 @torch.no_grad()

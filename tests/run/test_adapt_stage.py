@@ -73,6 +73,7 @@ def test_what_a_router_remembers_is_frozen_with_the_base(run):
     ("{id: a, adapt: lora, tokens: 300, rnk: 3}", "unknown key 'rnk'"),
     ("{id: a, adapt: lora, tokens: 300, rank: 0}", "rank is 0"),
     ("{id: a, adapt: lora, tokens: 300, targets: 3}", "expected a pattern of names, or a list of them, got 3"),
+    ("{id: a, adapt: lora, tokens: 300, weights: mixed}", "a share for each domain, not a stage's choice"),
     ("{id: a, adapt: lora}", "no budget came")])
 def test_what_cannot_be_is_refused_before_anything_runs(stage, message, tmp_path):
     with pytest.raises(MixwellError, match=message):

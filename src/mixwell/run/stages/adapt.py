@@ -67,6 +67,8 @@ def parse_adapt(options: Mapping[str, Any], where: str) -> Adaptation:
     names = [option.name for option in fields(entry.module().Config)]
     own = {name: rest.pop(name) for name in names if name in rest}
     training = parse_train(rest, where)
+    if isinstance(training.weights, str):
+        raise MixwellError(f"{where}.weights: an adaptation takes a share for each domain, not a stage's choice.")
     made = Adaptation(method=entry.name, options=own, training=training, targets=targets, trained=trained or ())
     from_dict(entry.module().Config, own, where)
     return made
@@ -113,7 +115,7 @@ def run_adapt(job: Job) -> dict[str, Any]:
     _check_merges(beside)
     config = _training(stage.config.training, before, beside, stage.seed)
     damage = clear_damage(job.work)
-    done = train(beside.model, data, config, job.work, weights=config.weights,
+    done = train(beside.model, data, config, job.work, weights=config.shares,
                  progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
     exact = _fresh(before, stage.config, stage.seed)  # the training may have rounded the frozen weights
     exact.load_tensors(beside.tensors())

@@ -130,7 +130,8 @@ def run_adapt(job: Job) -> dict[str, Any]:
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
     there = {name: data.count(name, "train") for name in data.domains}
     notices = [*damage, *repeated(done.ledger, there)]
-    return {**describe(exact.model), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
+    model: Any = exact.model
+    return {**describe(model), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS, "notices": notices}
 
 

@@ -33,7 +33,8 @@ from mixwell.report import digests
 from mixwell.report.digests import FileDigest
 
 RUN, STAGE, RECIPE = "run.json", "stage.json", "recipe.yaml"
-MODEL_KINDS = ("build", "load", "train", "convert", "compress", "merge")  # kinds of stages that leave a model behind
+# kinds of stages that leave a model behind
+MODEL_KINDS = ("build", "load", "train", "adapt", "convert", "compress", "merge")
 AGAIN = "run the recipe again"
 BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # what YAML's writer leaves bare and its reader takes for space
 R = TypeVar("R")
@@ -84,7 +85,7 @@ class StageRecord:
     @property
     def trains(self) -> bool:
         """Whether this stage has a loss curve."""
-        return self.kind == "train"
+        return self.kind in ("train", "adapt")
 
     @property
     def makes_model(self) -> bool:

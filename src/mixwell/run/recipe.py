@@ -40,6 +40,7 @@ from mixwell.parallel.team import Layout
 from mixwell.run import yaml_data
 from mixwell.run.sources import for_trainings, inputs_of, mixture_of, side_name, text_ids
 from mixwell.run.stages import KINDS, EvaluateConfig, Kind, Stage
+from mixwell.run.stages.adapt import with_defaults
 from mixwell.run.stages.mix import Mixing, with_training
 from mixwell.run.stages.models import MIXTURE_WORDS
 from mixwell.run.stages.text import DataConfig
@@ -430,6 +431,8 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     if name == "mix":
         usual = {key: value for key, value in recipe.train.items() if key not in BUDGETS}
         options = with_training(options, usual, where)
+    if name == "adapt":
+        options = with_defaults(options, recipe.train)
     seed = options.pop("seed", recipe.seed)
     if not _is_whole(seed) or seed not in SEED:
         raise MixwellError(f"{where}.seed: expected a whole number from 0 to 2^63 - 1, got {shown(seed)}.")
@@ -437,7 +440,7 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     if not isinstance(side, str):
         raise MixwellError(f"{where}.side: expected a name, got {shown(side)}.")
     config = _config(name, method, options, f"{where}.{name}")
-    if kind.many:
+    if kind.many or name == "adapt":
         method = config.method
     inputs = inputs_of(kind, entry, found, where)
     if name == "train":

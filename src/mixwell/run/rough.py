@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mixwell.convert.calibration import asked
@@ -180,6 +180,7 @@ WORK: dict[str, Callable[[Rough, Stage], float]] = {
     "load": Rough.building_s,
     "train": Rough.training_s,
     "mix": Rough.mixing_s,
+    "adapt": lambda rough, stage: rough.training_s(replace(stage, config=stage.config.training)),
     "convert": Rough.converting_s,
     "compress": Rough.converting_s,
     "merge": Rough.merging_s,

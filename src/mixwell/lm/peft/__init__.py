@@ -1,0 +1,8 @@
+"""PEFT's adapter folders, both ways: `read` puts one beside a model, `write` makes one of an adapter."""
+
+from mixwell.lm.peft.experts import PACKINGS
+from mixwell.lm.peft.reading import read
+from mixwell.lm.peft.weighing import weigh_packings
+from mixwell.lm.peft.writing import write
+
+__all__ = ["PACKINGS", "read", "weigh_packings", "write"]

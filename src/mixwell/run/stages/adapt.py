@@ -1,0 +1,180 @@
+"""Adapting: a frozen model with an adapter beside it that is trained, and then merged into a model of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixwell.adapters import files
+from mixwell.adapters.attached import Attached, attach
+from mixwell.core import registry
+from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.config import from_dict
+from mixwell.core.errors import MixwellError
+from mixwell.core.machine import hold_memory
+from mixwell.core.rng import generator
+from mixwell.kernels.packing import CHANGES
+from mixwell.lm import folder as folders
+from mixwell.lm import receipt
+from mixwell.lm.data import TokenData
+from mixwell.lm.model import LanguageModel
+from mixwell.lm.training.config import BUDGETS
+from mixwell.lm.training.loop import METRICS, train
+from mixwell.run.stages._parts import Job, read_model
+from mixwell.run.stages.convert import held_out
+from mixwell.run.stages.models import describe
+from mixwell.run.stages.train import Training, clear_damage, draw_seed, parse_train, repeated
+
+ROOM, MATRIX = "adapters", "matrix"
+FOLDER = "adapter"  # of the adapter by itself, beside the model that it was merged into
+AGREE = 1e-3  # of the largest logit: how far a merged model may be from the base with the adapter beside it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """A method of `mixwell list adapters` with its options, where it stands, and how it is trained."""
+
+    method: str  # in full
+    options: Mapping[str, Any]  # of the method
+    training: Training
+    targets: tuple[str, ...] | None = None  # patterns of weights; None = the method's own
+    trained: tuple[str, ...] = ()  # patterns of parameters that are trained as they are, such as norms
+
+    @property
+    def config(self) -> Any:
+        """The method's config."""
+        own = registry.find(self.method).module().Config
+        return from_dict(own, self.options, self.method)
+
+    def attach(self, model: LanguageModel, seed: int) -> Attached:
+        """Put the adapter beside a model, at its start."""
+        method = registry.find(self.method).load()
+        draws = generator(seed, self.method)
+        return attach(method, model, self.targets, self.config, draws, trained=self.trained)
+
+
+def parse_adapt(options: Mapping[str, Any], where: str) -> Adaptation:
+    """Sort the options into the method's and those of the training; check both now."""
+    rest = dict(options)
+    entry = _entry(rest.pop("method", None), where)
+    targets = _patterns(rest.pop("targets", None), f"{where}.targets")
+    trained = _patterns(rest.pop("trained", ()), f"{where}.trained")
+    names = [option.name for option in fields(entry.module().Config)]
+    own = {name: rest.pop(name) for name in names if name in rest}
+    training = parse_train(rest, where)
+    if isinstance(training.weights, str):
+        raise MixwellError(f"{where}.weights: an adaptation takes a share for each domain, not a stage's choice.")
+    made = Adaptation(method=entry.name, options=own, training=training, targets=targets, trained=trained or ())
+    from_dict(entry.module().Config, own, where)
+    return made
+
+
+def _entry(name: Any, where: str) -> registry.Entry:
+    if not isinstance(name, str):
+        known = ", ".join(entry.name.rpartition(".")[2] for entry in registry.family(ROOM))
+        raise MixwellError(f"{where}: name a method, such as `adapt: lora`. Known: {known}.")
+    entry = registry.find(name, within=ROOM)
+    if MATRIX not in entry.tags:
+        raise MixwellError(f"{where}: {entry.name} depends on what comes in, so it cannot be merged into the model "
+                           "that a stage leaves; attach and train it in Python, or take a method tagged 'matrix'.")
+    return entry
+
+
+def _patterns(given: Any, where: str) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(one, str) for one in listed):
+        raise MixwellError(f"{where}: expected a pattern of names, or a list of them, got {given!r}.")
+    return tuple(listed)
+
+
+def with_defaults(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an adaptation with the recipe's for trainings below them; a budget of its own wins.
+
+    The learning rate of full training is no default here: an adapter wants another.
+    """
+    own_budget = any(name in options for name in BUDGETS)
+    dropped = {"lr", "freeze", *(BUDGETS if own_budget else ())}
+    kept = {name: value for name, value in defaults.items() if name not in dropped}
+    return {**kept, **options}
+
+
+def run_adapt(job: Job) -> dict[str, Any]:
+    """Train the adapter in `job.work`, merge it, weigh the merged model against both, write it and the adapter."""
+    hold_memory()
+    stage = job.stage
+    before = read_model(job)
+    data = TokenData.open(job.inputs["tokens"] / "shards")
+    beside = _fresh(before, stage.config, stage.seed)
+    _check_merges(beside)
+    config = _training(stage.config.training, before, beside, stage.seed)
+    damage = clear_damage(job.work)
+    done = train(beside.model, data, config, job.work, weights=config.shares,
+                 progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
+    exact = _fresh(before, stage.config, stage.seed)  # the training may have rounded the frozen weights
+    exact.load_tensors(beside.tensors())
+    files.save(exact, job.folder / FOLDER, stage.inputs["model"])
+    tokens_BT = held_out(data)
+    after, error = merged(exact, tokens_BT)
+    weighed = receipt.measure(before, after, tokens_BT, stage.method).to_dict()
+    facts = {"trained_parameters": exact.num_parameters, "merge_error": error, "receipt": weighed}
+    record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **facts)
+    kept = replace(after, lineage=before.lineage, files=before.files)
+    folders.write(kept.derive(record=record), job.folder / "model")
+    shutil.copyfile(job.work / METRICS, job.folder / METRICS)
+    there = {name: data.count(name, "train") for name in data.domains}
+    notices = [*damage, *repeated(done.ledger, there)]
+    model: Any = exact.model
+    return {**describe(model), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
+            "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS, "notices": notices}
+
+
+def _fresh(before: Checkpoint, config: Adaptation, seed: int) -> Attached:
+    model = LanguageModel.from_checkpoint(before)
+    return config.attach(model, seed)
+
+
+def _check_merges(there: Attached) -> None:
+    """Refuse now what would be refused after the training: a quantised weight, say."""
+    there.merge()
+    there.unmerge()
+
+
+def _training(config: Training, before: Checkpoint, there: Attached, seed: int) -> Training:
+    """The training with its draws; what the base remembers beside its weights (a router's bias) stays as it is."""
+    stages = [record.get("stage") for record in before.lineage]
+    depth = stages.count("train") + stages.count("adapt")
+    parameters = {name for name, _ in there.model.named_parameters()}
+    state = there.model.state_dict()
+    own = [name for name in state if CHANGES not in name.split(".")]
+    buffers = [name for name in own if name not in parameters]
+    drawn = draw_seed(seed, depth)
+    frozen = *config.frozen, *buffers
+    return replace(config, seed=drawn, freeze=frozen)
+
+
+@torch.no_grad()
+def merged(there: Attached, tokens_BT: Tensor) -> tuple[Checkpoint, float]:
+    """The model with the adapter in its weights, and the largest difference of a logit to the adapter beside them.
+
+    Raises `MixwellError` where that is more than rounding: then a change was lost or misplaced.
+    """
+    model: Any = there.model.eval()
+    apart_BTV = model(tokens_BT).logits_BTV
+    there.merge()
+    together_BTV = model(tokens_BT).logits_BTV
+    error = float((apart_BTV - together_BTV).abs().max())
+    largest = float(apart_BTV.abs().max())
+    low = model.dtype in (torch.bfloat16, torch.float16)
+    allowed = AGREE * (100 if low else 1) * max(largest, 1.0)
+    if not error <= allowed:
+        raise MixwellError(f"{there.method}: merged, a logit is {error:.3g} away from that with the adapter beside the "
+                           f"model, {allowed:.3g} at most were expected; the result was not kept.")
+    found: Checkpoint = model.to_checkpoint()
+    return found, error

@@ -1,0 +1,100 @@
+"""Adapters as stages of a recipe: trained beside a frozen base, merged, kept by themselves, and what is refused."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+import mixwell
+from mixwell.adapters import files
+from mixwell.core import registry
+from mixwell.core.errors import MixwellError
+from mixwell.report.records import read_stage
+from mixwell.run import engine, recipe
+from mixwell.run.stages import adapt
+from mixwell.run.stages.train import Training
+from tests.run import tiny
+
+STAGES = """
+stages:
+  - {id: moe, convert: upcycle, num_experts: 4, router: {method: loss_free_bias, k: 2}}
+  - {id: tuned, from: moe, adapt: lora, rank: 2, alpha: 4, tokens: 600, lr: 1e-2}
+  - {id: more, from: tuned, adapt: {method: ia3, steps: 2, targets: down_proj, trained: [sequence_norm]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted")
+    chosen = recipe.read(written(folder, STAGES))
+    engine.run(chosen, folder / "run")
+    return chosen, folder / "run"
+
+
+def written(folder, stages):
+    path = tiny.recipe_file(folder)
+    head, _, _ = path.read_text().partition("stages:")
+    path.write_text(head + stages.lstrip())
+    return path
+
+
+def made(out, name):
+    (folder,) = (out / "stages").glob(f"{name}-????????")
+    return folder
+
+
+def test_a_stage_leaves_the_merged_model_and_the_adapter(run):
+    chosen, out = run
+    base, tuned, more = (mixwell.load(made(out, name) / "model") for name in ("moe", "tuned", "more"))
+    record = read_stage(made(out, "tuned"))
+    assert record.trains and record.evaluation["bits_per_byte"]
+    assert record.result["merge_error"] < 1e-5 and record.result["receipt"]["kl_nats"] > 0
+    tokens = torch.arange(12)[None]
+    merged = tuned(tokens).logits_BTV
+    there = files.load(made(out, "tuned") / adapt.FOLDER, base)
+    assert there.num_parameters == record.result["trained_parameters"]
+    torch.testing.assert_close(base(tokens).logits_BTV, merged)
+    assert [line["stage"] for line in more.lineage] == ["build", "convert", "adapt", "adapt"]
+    before, after = tuned.state_dict(), more.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"layers.0.sequence_norm.weight", "layers.0.channel_mixer.down_proj"}
+    assert all(planned.cached for planned in engine.plan(chosen, out))
+
+
+def test_what_a_router_remembers_is_frozen_with_the_base(run):
+    _, out = run
+    base, tuned = (mixwell.load(made(out, name) / "model").state_dict() for name in ("moe", "tuned"))
+    assert torch.equal(base["layers.0.channel_mixer.router.bias"], tuned["layers.0.channel_mixer.router.bias"])
+
+
+@pytest.mark.parametrize("stage, message", [
+    ("{id: a, adapt: lore, tokens: 300}", "lore"),
+    ("{id: a, adapt: {tokens: 300}}", "name a method, such as `adapt: lora`. Known: "),
+    ("{id: a, adapt: lora, tokens: 300, rnk: 3}", "unknown key 'rnk'"),
+    ("{id: a, adapt: lora, tokens: 300, rank: 0}", "rank is 0"),
+    ("{id: a, adapt: lora, tokens: 300, targets: 3}", "expected a pattern of names, or a list of them, got 3"),
+    ("{id: a, adapt: lora, tokens: 300, weights: mixed}", "a share for each domain, not a stage's choice"),
+    ("{id: a, adapt: lora}", "no budget came")])
+def test_what_cannot_be_is_refused_before_anything_runs(stage, message, tmp_path):
+    with pytest.raises(MixwellError, match=message):
+        recipe.stages(recipe.read(written(tmp_path, f"stages:\n  - {stage}\n")))
+
+
+def test_a_method_that_cannot_be_merged_is_refused(monkeypatch):
+    entry = replace(registry.find("adapters.lora"), tags=frozenset({"mixture"}))
+    monkeypatch.setattr(registry, "find", lambda *names, **more: entry)
+    with pytest.raises(MixwellError, match=r"adapters.lora depends on what comes in, so it cannot be merged"):
+        adapt.parse_adapt({"method": "lora", "steps": 1}, "stages.a.adapt")
+
+
+def test_defaults_of_trainings_hold_but_for_the_rate():
+    own = adapt.with_defaults({"steps": 2}, {"lr": 1.0, "batch_size": 4, "tokens": 9, "freeze": "embed"})
+    assert own == {"steps": 2, "batch_size": 4}
+    assert adapt.with_defaults({}, {"tokens": 9}) == {"tokens": 9}
+
+
+def test_no_method_shares_an_option_with_the_training():
+    """Both stand side by side in a recipe's entry."""
+    training = {option.name for option in fields(Training)} | {"targets", "trained", "method"}
+    for entry in registry.family("adapters"):
+        assert not training & {option.name for option in fields(entry.module().Config)}, entry.name

@@ -13,6 +13,7 @@ from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
 
 if TYPE_CHECKING:
+    from mixwell.lm.model import LanguageModel
     from mixwell.serve.guard import Rules
 
 HERE = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -37,6 +38,8 @@ def serve(source: Annotated[Path, MODEL],
           cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter "
                                                                     "of what is free, at most]")] = None,
           drain: Annotated[int, typer.Option(min=0, help="Seconds in which answers may end after SIGTERM.")] = 30,
+          beside: Annotated[list[Path] | None, typer.Option(help="Another model to serve beside it, for comparison; may be "
+                                                          "given several times.")] = None,
           download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Serve a model to OpenAI's clients and to a browser.
 
@@ -56,12 +59,17 @@ def serve(source: Annotated[Path, MODEL],
 
     if rows > step_tokens:
         raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
-    model = load(source)
-    prepack_where_it_pays(model, WRITTEN)
+
+    def loaded(path: Path, called: str) -> tuple[LanguageModel, Settings]:
+        model = load(path)
+        prepack_where_it_pays(model, WRITTEN)
+        return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads())
+
     size_bytes = None if cache_mib is None else cache_mib << 20
     limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes)
-    settings = Settings(name=name or source.name, limits=limits, most_waiting=queue, threads=threads())
-    app = build(model, settings, rules)
+    model, settings = loaded(source, name or source.name)
+    others = [loaded(path, path.name) for path in beside or ()]
+    app = build(model, settings, rules, others)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain,
                             timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",
                             server_header=False)

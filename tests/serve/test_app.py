@@ -330,3 +330,13 @@ def test_the_model_without_a_template_says_so(model):
         found = ask(client)
         assert found.status_code == 400 and "no chat template" in found.json()["error"]["message"]
         assert ask(client, COMPLETE).status_code == 200
+
+
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(client):
+    for options in ({"prompt": "\ud800"}, {"prompt": ["a", "\ud800"]}, {"label": "\ud800"}, {"stop": ["\ud800"]}):
+        body = json.dumps({"prompt": "a", "max_tokens": 1} | options)
+        for path in (COMPLETE, *(["/tokenize"] if options.get("prompt") == "\ud800" else [])):
+            refused = client.post(path, content=body, headers={"content-type": "application/json"})
+            assert refused.status_code == 400
+            assert any(word in refused.json()["error"]["message"] for word in ("surrogate", "unicode"))
+    assert client.get("/v1/experts").status_code == 200

@@ -37,9 +37,11 @@ def serve(source: Annotated[Path, MODEL],
           queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are turned away.")] = 64,
           cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter "
                                                                     "of what is free, at most]")] = None,
+          draft: Annotated[str | None, typer.Option(help="Guess next tokens, verified in one pass, answers unchanged: "
+                                                         "lookup (what the text said before) or jacobi.")] = None,
           drain: Annotated[int, typer.Option(min=0, help="Seconds in which answers may end after SIGTERM.")] = 30,
-          beside: Annotated[list[Path] | None, typer.Option(help="Another model to serve beside it, for comparison; may be "
-                                                          "given several times.")] = None,
+          beside: Annotated[list[Path] | None, typer.Option(help="Another model to serve beside it, for "
+                                                                 "comparison; may be said again.")] = None,
           download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Serve a model to OpenAI's clients and to a browser.
 
@@ -66,7 +68,8 @@ def serve(source: Annotated[Path, MODEL],
         return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads())
 
     size_bytes = None if cache_mib is None else cache_mib << 20
-    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes)
+    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
+                    draft=draft)
     model, settings = loaded(source, name or source.name)
     others = [loaded(path, path.name) for path in beside or ()]
     app = build(model, settings, rules, others)
@@ -116,6 +119,7 @@ def _listen(uvicorn: Any, config: Any, name: str) -> None:
     except SystemExit as error:
         raise MixwellError(f"cannot listen at {config.host}:{config.port}; is the port taken? Choose another --port."
                            ) from error
+    listening.listen(config.backlog)  # from now on clients are heard
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {name} at http://{shown}:{port} (OpenAI's clients: http://{shown}:{port}/v1)", flush=True)

@@ -20,7 +20,7 @@ from mixwell.core.errors import MixwellError, on_one_line
 from mixwell.core.machine import resident_bytes
 from mixwell.lm.model import LanguageModel
 from mixwell.serve.answers import ChatReply, CompletionReply, Reply
-from mixwell.serve.asking import Prompt
+from mixwell.serve.asking import Prompt, check_text
 from mixwell.serve.guard import Guard, Rules, error_body
 from mixwell.serve.page import add_page
 from mixwell.serve.request import Event, Row
@@ -107,6 +107,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
         found = await asyncio.to_thread(asking.conversation, body.messages)
         ids = found.ids
     else:
+        check_text(body.prompt)
         encode = asking.tokenizer.prompt if body.add_special_tokens else asking.tokenizer.encode
         ids = await asyncio.to_thread(encode, body.prompt or "")
     return {"tokens": ids, "count": len(ids), "max_model_len": asking.context}

@@ -14,6 +14,7 @@ from mixwell.serve.worker import Worker
 FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 WHOLE_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+LABELS = ("model_name",)
 GAUGES = {"num_requests_running": "Answers under way.", "num_requests_waiting": "Answers that wait.",
           "kv_cache_usage_perc": "Share of the cache in use, 0 to 1."}
 
@@ -42,10 +43,12 @@ class Metrics:
         self.registry.register(_Now(workers))
 
     def _counter(self, name: str, help: str) -> Counter:
-        return Counter(f"mixwell:{name}", help, ["model_name"], registry=self.registry)
+        full = f"mixwell:{name}"
+        return Counter(full, help, LABELS, registry=self.registry)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"mixwell:{name}", help, ["model_name"], registry=self.registry, buckets=buckets)
+        full = f"mixwell:{name}"
+        return Histogram(full, help, LABELS, registry=self.registry, buckets=buckets)
 
     def of(self, model: str) -> Meters:
         """Those of the model of that name."""
@@ -66,7 +69,7 @@ class _Now:
     def collect(self) -> Iterator[Metric]:
         """The gauges."""
         for name, help in GAUGES.items():
-            gauge = GaugeMetricFamily(f"mixwell:{name}", help, labels=["model_name"])
+            gauge = GaugeMetricFamily(f"mixwell:{name}", help, labels=LABELS)
             for model, worker in self.workers.items():
                 facts = worker.engine.facts()
                 gauge.add_metric([model], _gauge(name, facts))

@@ -337,6 +337,5 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(client):
         body = json.dumps({"prompt": "a", "max_tokens": 1} | options)
         for path in (COMPLETE, *(["/tokenize"] if options.get("prompt") == "\ud800" else [])):
             refused = client.post(path, content=body, headers={"content-type": "application/json"})
-            assert refused.status_code == 400
-            assert any(word in refused.json()["error"]["message"] for word in ("surrogate", "unicode"))
+            assert refused.status_code == 400 and refused.json()["error"]["type"] == "invalid_request_error"
     assert client.get("/v1/experts").status_code == 200

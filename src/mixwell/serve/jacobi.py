@@ -52,7 +52,7 @@ def renewed(predicted: Sequence[int], accepted: int) -> list[int]:
 
 
 @method(title="Jacobi decoding", paper="Fast Chain-of-Thought: A Glance of Future from Parallel Decoding Leads to "
-        "Answers Faster", year=2023, tags={"draft"})
+        "Answers Faster", year=2023)
 class Jacobi:
     """Guesses what a row says next from what the model predicted behind its last guesses."""
 

@@ -44,7 +44,7 @@ def continuation(ids: Sequence[int], size: int, width: int) -> list[int]:
     return []
 
 
-@method(title="Drafts by look-up in the row", year=2023, tags={"draft"})
+@method(title="Drafts by look-up in the row", year=2023)
 class Lookup:
     """Guesses what a row says next from where it said the same before."""
 
@@ -67,5 +67,8 @@ class Lookup:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Ids of a row that repeats itself."""
-    ids = torch.randint(0, 50, (5,), generator=generator).tolist()
-    return {"ids": ids + ids[:3], "said": 2, "longest": 12}
+    drawn = torch.randint(0, 50, (5,), generator=generator)
+    ids = drawn.tolist()
+    again = ids[:3]
+    row = ids + again
+    return {"ids": row, "said": 2, "longest": 12}

@@ -94,11 +94,13 @@ class House:
     def find(self, asked: str | None) -> Serving:
         """The model of that name; the first where none is asked for."""
         if asked is None:
-            return next(iter(self.servings.values()))
-        if asked not in self.servings:
-            known = " or ".join(map(repr, self.servings))
-            raise HTTPException(404, f"the model {shown(asked)} is not served here; expected {known}.")
-        return self.servings[asked]
+            first, *_ = self.servings.values()
+            return first
+        if asked in self.servings:
+            return self.servings[asked]
+        names = map(repr, self.servings)
+        known = " or ".join(names)
+        raise HTTPException(404, f"the model {shown(asked)} is not served here; expected {known}.")
 
     def start(self) -> None:
         """Begin to answer."""

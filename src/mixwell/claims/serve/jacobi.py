@@ -4,8 +4,8 @@ Paper: Fast Chain-of-Thought: A Glance of Future from Parallel Decoding Leads to
 Tried: the bench's language model, dense, of width 64; greedy continuations of 32 tokens of windows of held-out text,
 counted in passes a token, with windows of 4 guesses. Plain decoding takes one pass a token. Beside: guesses by look-up
 in the row, as many. Passes are not seconds: a pass over more positions takes longer, much so on a processor; the
-paper's 20 % are of seconds on a GPU. Against it: less than a tenth saved. Continuations that loop are left out, since there any
-guess holds, and a text that differs from plain decoding's ends the trial.
+paper's 20 % are of seconds on a GPU. Against it: less than a tenth saved. Continuations that loop are left out, since
+there any guess holds, and a text that differs from plain decoding's ends the trial.
 """
 
 from __future__ import annotations

@@ -52,8 +52,10 @@ class Metrics:
 
     def of(self, model: str) -> Meters:
         """Those of the model of that name."""
-        kinds = (self.prompt_tokens, self.generated, self.first, self.between, self.whole)
-        return Meters(*(kind.labels(model) for kind in kinds))
+        prompt_tokens, generated = self.prompt_tokens.labels(model), self.generated.labels(model)
+        first, between = self.first.labels(model), self.between.labels(model)
+        whole = self.whole.labels(model)
+        return Meters(prompt_tokens, generated, first, between, whole)
 
     def text(self) -> bytes:
         """All of it in Prometheus' form."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
 from fastapi import FastAPI
@@ -21,7 +22,7 @@ def add_page(app: FastAPI) -> None:
         app.get(path, include_in_schema=False)(_answering(Response(content, media_type=kind, headers=HEADERS)))
 
 
-def _answering(response: Response):
+def _answering(response: Response) -> Callable[[], Awaitable[Response]]:
     async def answer() -> Response:
         return response
 

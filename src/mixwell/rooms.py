@@ -41,7 +41,7 @@ ROOMS = (
     Room("parallel", 4, methods=True),
     Room("lm", 5, computes=True),
     Room("domain", 5, methods=True),
-    Room("serve", 6),
+    Room("serve", 6, methods=True),
     Room("report", 7),
     Room("tables", 8),
     Room("run", 8),

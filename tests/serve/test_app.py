@@ -196,7 +196,7 @@ def test_unknown_paths_methods_and_fields(client):
 
 def test_a_client_that_leaves_frees_its_blocks(app, client):
     """Both kinds of answers: while a stream is read, and while a whole one is waited for."""
-    serving = app.app.state.serving
+    serving = app.app.state.house.find(None)
     facts = serving.engine.facts
 
     async def leave(streamed):
@@ -230,7 +230,7 @@ def test_a_client_that_leaves_frees_its_blocks(app, client):
 def test_a_full_queue_turns_clients_away(model):
     app = served(model, most_waiting=0, max_rows=1)
     with TestClient(app) as client:
-        worker = app.app.state.serving.worker
+        worker = app.app.state.house.find(None).worker
         going = threading.Event()
         step = worker.engine.step
 
@@ -255,7 +255,7 @@ def test_a_full_queue_turns_clients_away(model):
 def test_a_broken_step_fails_its_requests_and_no_other(model):
     app = served(model)
     with TestClient(app, raise_server_exceptions=False) as client:
-        engine = app.app.state.serving.engine
+        engine = app.app.state.house.find(None).engine
         step, failures = engine.step, [RuntimeError("broken"), RuntimeError("broken")]
 
         def breaks():
@@ -316,7 +316,7 @@ def test_a_request_that_never_arrives_is_given_up():
 def test_a_server_that_stops_ends_what_is_under_way(model):
     app = served(model)
     with TestClient(app):
-        worker = app.app.state.serving.worker
+        worker = app.app.state.house.find(None).worker
     assert worker._thread is None and not worker.engine.busy
 
 
@@ -330,3 +330,12 @@ def test_the_model_without_a_template_says_so(model):
         found = ask(client)
         assert found.status_code == 400 and "no chat template" in found.json()["error"]["message"]
         assert ask(client, COMPLETE).status_code == 200
+
+
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(client):
+    for options in ({"prompt": "\ud800"}, {"prompt": ["a", "\ud800"]}, {"label": "\ud800"}, {"stop": ["\ud800"]}):
+        body = json.dumps({"prompt": "a", "max_tokens": 1} | options)
+        for path in (COMPLETE, *(["/tokenize"] if options.get("prompt") == "\ud800" else [])):
+            refused = client.post(path, content=body, headers={"content-type": "application/json"})
+            assert refused.status_code == 400 and refused.json()["error"]["type"] == "invalid_request_error"
+    assert client.get("/v1/experts").status_code == 200

@@ -13,6 +13,7 @@ from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
 
 if TYPE_CHECKING:
+    from mixwell.lm.model import LanguageModel
     from mixwell.serve.guard import Rules
 
 HERE = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -36,7 +37,11 @@ def serve(source: Annotated[Path, MODEL],
           queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are turned away.")] = 64,
           cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter "
                                                                     "of what is free, at most]")] = None,
+          draft: Annotated[str | None, typer.Option(help="Guess next tokens, verified in one pass, answers unchanged: "
+                                                         "lookup (what the text said before) or jacobi.")] = None,
           drain: Annotated[int, typer.Option(min=0, help="Seconds in which answers may end after SIGTERM.")] = 30,
+          beside: Annotated[list[Path] | None, typer.Option(help="Another model to serve beside it, for "
+                                                                 "comparison; may be said again.")] = None,
           download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Serve a model to OpenAI's clients and to a browser.
 
@@ -56,12 +61,18 @@ def serve(source: Annotated[Path, MODEL],
 
     if rows > step_tokens:
         raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
-    model = load(source)
-    prepack_where_it_pays(model, WRITTEN)
+
+    def loaded(path: Path, called: str) -> tuple[LanguageModel, Settings]:
+        model = load(path)
+        prepack_where_it_pays(model, WRITTEN)
+        return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads())
+
     size_bytes = None if cache_mib is None else cache_mib << 20
-    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes)
-    settings = Settings(name=name or source.name, limits=limits, most_waiting=queue, threads=threads())
-    app = build(model, settings, rules)
+    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
+                    draft=draft)
+    model, settings = loaded(source, name or source.name)
+    others = [loaded(path, path.name) for path in beside or ()]
+    app = build(model, settings, rules, others)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain,
                             timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",
                             server_header=False)
@@ -108,6 +119,7 @@ def _listen(uvicorn: Any, config: Any, name: str) -> None:
     except SystemExit as error:
         raise MixwellError(f"cannot listen at {config.host}:{config.port}; is the port taken? Choose another --port."
                            ) from error
+    listening.listen(config.backlog)  # from now on clients are heard
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {name} at http://{shown}:{port} (OpenAI's clients: http://{shown}:{port}/v1)", flush=True)

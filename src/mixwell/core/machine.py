@@ -92,6 +92,15 @@ def describe(num_threads: int) -> dict[str, object]:
             "os": platform.platform(), **versions()}
 
 
+def resident_bytes() -> int | None:
+    """Memory of this process that is resident now, in bytes; None where the system does not tell."""
+    try:
+        _, resident, *_ = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return None
+    return int(resident) * os.sysconf("SC_PAGE_SIZE")
+
+
 def reset_peak() -> None:
     """Start a new high-water mark of this process's memory, where the system allows it (Linux does)."""
     try:

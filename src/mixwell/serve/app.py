@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,95 +16,44 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from mixwell import __version__
-from mixwell.core.errors import MixwellError, on_one_line, shown
+from mixwell.core.errors import MixwellError, on_one_line
+from mixwell.core.machine import resident_bytes
 from mixwell.lm.model import LanguageModel
 from mixwell.serve.answers import ChatReply, CompletionReply, Reply
-from mixwell.serve.asking import Asking, Prompt
-from mixwell.serve.engine import Engine, Limits
+from mixwell.serve.asking import Prompt, check_text
 from mixwell.serve.guard import Guard, Rules, error_body
-from mixwell.serve.metrics import Metrics
+from mixwell.serve.page import add_page
 from mixwell.serve.request import Event, Row
 from mixwell.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Sampling, TokenizeRequest
-from mixwell.serve.text import Spelling
-from mixwell.serve.worker import Answers, Busy, Worker
+from mixwell.serve.serving import House, Serving, Settings
+from mixwell.serve.worker import Answers, Busy
 
 LOG = logging.getLogger("mixwell.serve")
 AGAIN_S = 1  # seconds after which a client that found the queue full may ask again
 PING_S = 15.0  # silence after which a stream says that it is still there
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a model is served."""
-
-    name: str  # by which clients call the model
-    limits: Limits = field(default_factory=Limits)
-    most_waiting: int = 64  # answers that may wait beside those under way
-    threads: int | None = None  # that the engine computes with; default torch's
-
-
-class Serving:
-    """A model with what answers for it."""
-
-    def __init__(self, model: LanguageModel, settings: Settings) -> None:
-        self.name, self.model = settings.name, model
-        self.created = int(time.time())
-        self.engine = Engine(model, settings.limits)
-        self.worker = Worker(self.engine, settings.most_waiting, settings.threads)
-        self.asking = Asking(model, self.engine.context)
-        self.spelling = Spelling(self.engine.tokenizer)
-        self.metrics = Metrics(self.worker, self.name)
-
-    def check_model(self, asked: str | None) -> None:
-        """Refuse a request for another model."""
-        if asked is not None and asked != self.name:
-            raise HTTPException(404, f"the model {shown(asked)} is not served here; expected {self.name!r}.")
-
-    def card(self) -> dict[str, Any]:
-        """The model as /v1/models lists it."""
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "mixwell",
-                "max_model_len": self.engine.context}
-
-    async def events(self, reply: Reply, answers: Answers) -> AsyncIterator[Event]:
-        """The events of a reply, counted; what is not over when nobody listens any more is cancelled."""
-        try:
-            async for event in answers:
-                for _ in event.tokens:
-                    self._count(reply)
-                yield event
-            self.metrics.whole.observe(time.monotonic() - reply.clock.asked)
-            self.metrics.prompt_tokens.inc(reply.usage()["prompt_tokens"])
-        finally:
-            answers.cancel()
-
-    def _count(self, reply: Reply) -> None:
-        """One token more."""
-        since = reply.clock.token()
-        self.metrics.generated.inc()
-        if since is None:
-            self.metrics.first.observe(time.monotonic() - reply.clock.asked)
-        else:
-            self.metrics.between.observe(since)
-
-
-def build(model: LanguageModel, settings: Settings, rules: Rules) -> Guard:
-    """The application that serves a model, behind the rules."""
-    serving = Serving(model, settings)
+def build(model: LanguageModel, settings: Settings, rules: Rules,
+          beside: Sequence[tuple[LanguageModel, Settings]] = ()) -> Guard:
+    """The application that serves a model, and others beside it, behind the rules."""
+    pairs = [(model, settings), *beside]
+    house = House([Serving(*pair) for pair in pairs])
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        serving.worker.start()
+        house.start()
         yield
-        await serving.worker.stop()
+        await house.stop()
 
     app = FastAPI(title="mixwell", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.serving = serving
+    app.state.house = house
     _add_routes(app)
     _add_errors(app)
     return Guard(app, rules)
 
 
 def _add_routes(app: FastAPI) -> None:
+    add_page(app)
     app.get("/health")(health)
     app.get("/metrics")(metrics)
     app.get("/v1/models")(models)
@@ -118,8 +65,8 @@ def _add_routes(app: FastAPI) -> None:
     app.post("/detokenize")(detokenize)
 
 
-def _serving(request: Request) -> Serving:
-    return request.app.state.serving
+def _house(request: Request) -> House:
+    return request.app.state.house
 
 
 async def health() -> dict[str, str]:
@@ -129,36 +76,38 @@ async def health() -> dict[str, str]:
 
 async def metrics(request: Request) -> Response:
     """Counts and times, in Prometheus' form."""
-    return PlainTextResponse(_serving(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return PlainTextResponse(_house(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def models(request: Request) -> dict[str, Any]:
-    """The models served: one."""
-    return {"object": "list", "data": [_serving(request).card()]}
+    """The models served."""
+    cards = [serving.card() for serving in _house(request).servings.values()]
+    return {"object": "list", "data": cards}
 
 
 async def model_card(request: Request, name: str) -> dict[str, Any]:
     """The model of that name."""
-    serving = _serving(request)
-    serving.check_model(name)
-    return serving.card()
+    return _house(request).find(name).card()
 
 
-async def experts(request: Request) -> dict[str, Any]:
-    """Tokens that each expert was given, by label and layer, and the engine's state in numbers."""
-    engine = _serving(request).engine
-    return {"loads": engine.loads.told(), "engine": engine.facts()}
+async def experts(request: Request, model: str | None = None) -> dict[str, Any]:
+    """Tokens that each expert was given, by label and layer, the engine's state in numbers, and memory."""
+    serving = _house(request).find(model)
+    engine = serving.engine
+    memory = {"weights_bytes": serving.weights_bytes, "resident_bytes": resident_bytes()}
+    return {"loads": engine.loads.told(), "engine": engine.facts(), "memory": memory}
 
 
 async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
     """Ids of a text or of a conversation."""
-    asking = _serving(request).asking
+    asking = _house(request).find(body.model).asking
     if (body.prompt is None) == (body.messages is None):
         raise MixwellError("expected either prompt or messages.")
     if body.messages is not None:
         found = await asyncio.to_thread(asking.conversation, body.messages)
         ids = found.ids
     else:
+        check_text(body.prompt)
         encode = asking.tokenizer.prompt if body.add_special_tokens else asking.tokenizer.encode
         ids = await asyncio.to_thread(encode, body.prompt or "")
     return {"tokens": ids, "count": len(ids), "max_model_len": asking.context}
@@ -166,7 +115,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
 
 async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any]:
     """The text of ids."""
-    tokenizer = _serving(request).asking.tokenizer
+    tokenizer = _house(request).find(body.model).asking.tokenizer
     wrong = next((number for number in body.tokens if number >= tokenizer.vocab_size), None)
     if wrong is not None:
         raise MixwellError(f"tokens hold the id {wrong}; expected 0 to {tokenizer.vocab_size - 1}.")
@@ -175,8 +124,7 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any
 
 async def chat(request: Request, body: ChatRequest) -> Response:
     """An answer in a conversation."""
-    serving = _serving(request)
-    serving.check_model(body.model)
+    serving = _house(request).find(body.model)
     asking = serving.asking
     prompt = await asyncio.to_thread(asking.conversation, body.messages, body.chat_template_kwargs)
     options = asking.chat_options(body, prompt)
@@ -187,8 +135,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
 
 async def complete(request: Request, body: CompletionRequest) -> Response:
     """Continuations of texts."""
-    serving = _serving(request)
-    serving.check_model(body.model)
+    serving = _house(request).find(body.model)
     asking = serving.asking
     prompts: list[Prompt] = await asyncio.to_thread(asking.prompts, body.prompt)
     options = asking.completion_options(body)

@@ -45,7 +45,7 @@ class Asking:
 
     def conversation(self, messages: Sequence[Any], variables: dict[str, Any] | None = None) -> Prompt:
         """The prompt that a conversation makes."""
-        _check_text({"messages": messages, "chat_template_kwargs": variables})
+        check_text({"messages": messages, "chat_template_kwargs": variables})
         taken = TEMPLATES_OWN.intersection(variables or {})
         if taken:
             raise MixwellError(f"chat_template_kwargs sets {min(taken)}, which is the server's own; leave it out.")
@@ -56,6 +56,7 @@ class Asking:
 
     def prompts(self, given: Any) -> list[Prompt]:
         """The prompts of a completion: a text, ids, or several of either."""
+        check_text(given)
         if isinstance(given, str):
             return [self._text(given)]
         if given and isinstance(given[0], int):
@@ -136,7 +137,7 @@ class Asking:
         return found
 
 
-def _check_text(value: Any) -> None:
+def check_text(value: Any) -> None:
     """Refuse what no text can be made of."""
     try:
         json.dumps(value, ensure_ascii=False).encode()

@@ -6,7 +6,7 @@ has. The engine knows no clocks, threads or sockets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,17 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
+from mixwell.serve import jacobi, lookup
 from mixwell.serve.blocks import BlockPool
 from mixwell.serve.choose import choose, likelihoods
 from mixwell.serve.loads import Loads
 from mixwell.serve.packing import blocks_within, side_by_side
 from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
-from mixwell.serve.request import Event, Row, Token
+from mixwell.serve.request import Drafter, Event, Row, Token
 from mixwell.serve.scheduler import Scheduler, Turn
+
+DRAFTERS: dict[str, Callable[[], Drafter]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
+                                              "lookup": lambda: lookup.Lookup(lookup.Config())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,7 @@ class Limits:
     step_tokens: int = 256  # ids read in a step at most
     max_rows: int = 32  # rows answered at once, at most step_tokens
     block: int = 16  # positions of a block of the cache
+    draft: str | None = None  # what guesses next tokens, read at once: "jacobi" or "lookup"; the answers are the same
     cache_bytes: int | None = None  # of keys and values; default a quarter of free memory, no more than max_rows fill
 
 
@@ -51,7 +56,8 @@ class Engine:
         self.rows = self._rows(kept)
         self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed)
         self.loads = Loads(len(model.layers))
-        self.steps = self.read_tokens = self.written_tokens = 0
+        self.draft = _drafting(limits.draft, self.packed)
+        self.steps = self.read_tokens = self.written_tokens = self.drafted = self.held = 0
         self._count = 0
 
     def _blocks(self, limits: Limits) -> int:
@@ -93,6 +99,8 @@ class Engine:
         self.check(row)
         row.number = self._count
         self._count += 1
+        if self.draft is not None:
+            row.drafter = self.draft()
         self.scheduler.add(row)
 
     def cancel(self, row: Row) -> None:
@@ -125,11 +133,12 @@ class Engine:
             self.scheduler.computed(turn.row, turn.count)
             self.read_tokens += turn.count
             self.loads.add(turn.row.options.label, read.experts)
-            events += self._after(turn.row, piece, read)
+            events += self._after(turn, piece, read)
         return events
 
-    def _after(self, row: Row, piece: Piece, read: Read) -> Iterator[Event]:
+    def _after(self, turn: Turn, piece: Piece, read: Read) -> Iterator[Event]:
         """What a row has more after one of its pieces was read."""
+        row = turn.row
         if row.options.prompt_logprobs and not row.said:
             row.told += _prompt_tokens(row, piece, read.logits_NV)
         if row.left:
@@ -140,17 +149,35 @@ class Engine:
             yield Event(row, prompt=prompt, finish="length")
             return
         try:
-            yield replace(self._next(row, read), prompt=prompt)
+            for event in self._verified(turn, read):
+                yield replace(event, prompt=prompt)
         except MixwellError as error:
             self._over(row)
             yield Event(row, finish="error", error=str(error))
 
-    def _next(self, row: Row, read: Read) -> Event:
-        """The row's next id, and whether it is the last."""
+    def _verified(self, turn: Turn, read: Read) -> Iterator[Event]:
+        """The row's next id, and those behind it as long as the guesses were what is drawn."""
+        row, drafts = turn.row, turn.drafts
+        self.drafted += len(drafts)
+        for place in range(len(drafts) + 1):
+            event = self._next(row, read, place - len(drafts) - 1)
+            yield event
+            if event.finish:
+                return
+            if place == len(drafts) or row.ids[-1] != drafts[place]:
+                break
+            self.scheduler.computed(row, 1)
+            self.held += 1
+        if row.drafter is not None:
+            passed = read.logits_NV[-len(drafts) - 1 :]
+            row.drafter.learn(passed.argmax(-1).tolist(), place + 1)
+
+    def _next(self, row: Row, read: Read, place: int) -> Event:
+        """The row's next id by the logits at a place, and whether it is the last."""
         options = row.options
-        last_V = read.logits_NV[-1]
-        number = choose(last_V, row)
-        token = _token(row, number, last_V, read)
+        logits_V = read.logits_NV[place]
+        number = choose(logits_V, row)
+        token = _token(row, number, logits_V, read.experts, place)
         self.written_tokens += 1
         if number in options.stop_ids:
             text = row.text.close()
@@ -173,7 +200,8 @@ class Engine:
         return {"running": len(scheduler.running), "waiting": len(scheduler.waiting), "blocks": pool.count,
                 "blocks_used": pool.used, "cache_bytes": pool.count * block_bytes,
                 "cache_used_bytes": pool.used * block_bytes, "steps": self.steps, "prompt_tokens": self.read_tokens,
-                "generated_tokens": self.written_tokens}
+                "generated_tokens": self.written_tokens, "drafted_tokens": self.drafted,
+                "drafted_held": self.held}
 
 
 def _piece(turn: Turn) -> Piece:
@@ -181,8 +209,21 @@ def _piece(turn: Turn) -> Piece:
     row = turn.row
     end = row.computed + turn.count
     all_asked = row.options.prompt_logprobs and not row.said
-    ids = row.ids[row.computed : end]
-    return Piece(ids, row.computed, row.blocks, turn.count if all_asked else 1, row.number)
+    ids = [*row.ids[row.computed : end], *turn.drafts]
+    asked = turn.count if all_asked else 1 + len(turn.drafts)
+    return Piece(ids, row.computed, row.blocks, asked, row.number)
+
+
+def _drafting(name: str | None, packed: bool) -> Callable[[], Drafter] | None:
+    """What makes a new row's drafter."""
+    if name is None:
+        return None
+    if name not in DRAFTERS:
+        raise MixwellError(f"draft is {name!r}; expected {' or '.join(DRAFTERS)}.")
+    if not packed:
+        raise MixwellError("drafts need a cache that can go back, which this model's layers do not keep; leave draft "
+                           "out.")
+    return DRAFTERS[name]
 
 
 def _prompt_tokens(row: Row, piece: Piece, logits_NV: Tensor) -> Iterator[Token]:
@@ -196,23 +237,21 @@ def _prompt_tokens(row: Row, piece: Piece, logits_NV: Tensor) -> Iterator[Token]
             yield Token(number, logprob, top)
 
 
-def _token(row: Row, number: int, logits_V: Tensor, read: Read) -> Token:
+def _token(row: Row, number: int, logits_V: Tensor, experts: Sequence[Tensor | None], place: int) -> Token:
     """The id with what was asked about it."""
     options = row.options
-    experts = None
+    found = None
     if options.experts:
-        experts = tuple(_last(layer) for layer in read.experts)
+        found = tuple(_at(layer, place) for layer in experts)
     if options.logprobs is None:
-        return Token(number, experts=experts)
+        return Token(number, experts=found)
     ((logprob, top),) = likelihoods(logits_V.unsqueeze(0), [number], options.logprobs)
-    return Token(number, logprob, top, experts)
+    return Token(number, logprob, top, found)
 
 
-def _last(experts_TK: Tensor | None) -> tuple[int, ...] | None:
-    """Experts of a piece's last token."""
+def _at(experts_TK: Tensor | None, place: int) -> tuple[int, ...] | None:
+    """Experts of a piece's token."""
     if experts_TK is None:
         return None
-    numbers = experts_TK[-1].tolist()
+    numbers = experts_TK[place].tolist()
     return tuple(number for number in numbers if number >= 0)
-
-

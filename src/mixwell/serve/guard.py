@@ -28,7 +28,7 @@ class Rules:
     local_names: bool = False  # whether the Host must be a name of this machine: no web page may act as one of ours
     body_bytes: int = 8 << 20  # of a request at most
     body_s: float = 30.0  # seconds in which it must have arrived
-    open_paths: frozenset[str] = frozenset({"/health"})  # need no key
+    open_paths: frozenset[str] = frozenset({"/health", "/", "/page.js"})  # need no key
 
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

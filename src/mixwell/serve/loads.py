@@ -25,7 +25,8 @@ class Loads:
         for layer, experts_TK in enumerate(experts):
             if experts_TK is None:
                 continue
-            counts = torch.bincount(experts_TK.flatten() + 1)[1:]  # the first bin counts the empty slots
+            slots = experts_TK.flatten() + 1
+            counts = torch.bincount(slots)[1:]  # the first bin counts the empty slots
             for name in labels & self._counts.keys():
                 own = self._counts[name]
                 own[layer] = _sum(own[layer], counts)

@@ -67,7 +67,8 @@ def widths(model: Network) -> list[Width]:
     """What each layer of the model keeps of a position, found by a pass over one token."""
     layers = [_Measure() for _ in model.layers]
     first = torch.zeros(1, 1, dtype=torch.int64)
-    model.next_logits(first, Cache(layers))
+    cache = Cache(layers)
+    model.next_logits(first, cache)
     return [layer.width for layer in layers]
 
 

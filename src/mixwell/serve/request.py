@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -59,6 +59,16 @@ class Event:
     error: str = ""
 
 
+class Drafter(Protocol):
+    """Guesses what a row says next, to be verified by the model in one pass."""
+
+    def draft(self, ids: Sequence[int], said: int, longest: int) -> list[int]:
+        """Guesses for what follows `ids`, of which `said` are the answer so far."""
+
+    def learn(self, predicted: Sequence[int], accepted: int) -> None:
+        """Take in a pass: the likeliest token behind each of its positions, and how many tokens were accepted."""
+
+
 class Row:
     """A row on its way through the engine. draw: tells rows apart that have one prompt and one seed."""
 
@@ -74,6 +84,7 @@ class Row:
         self.cached = 0  # prompt tokens that were found rather than read
         self.told: list[Token] = []  # the prompt's, while it is read
         self.finished = False
+        self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts
         self.generator = _generator(options.seed, draw)
 
     @property

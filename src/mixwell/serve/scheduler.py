@@ -19,6 +19,7 @@ class Turn:
 
     row: Row
     count: int
+    drafts: tuple[int, ...] = ()  # guesses of what follows, read beside
 
 
 class Scheduler:
@@ -51,7 +52,28 @@ class Scheduler:
         while budget > 0 and self._admits():
             turns.append(self._piece(self.running[-1], budget))
             budget -= turns[-1].count
-        return turns
+        return self._with_drafts(turns, budget)
+
+    def _with_drafts(self, turns: list[Turn], budget: int) -> list[Turn]:
+        """The turns, those that answer with guesses as far as the budget and free blocks allow: no row waits for them.
+        """
+        found = []
+        for turn in turns:
+            drafts = self._drafts(turn)[:budget]
+            budget -= len(drafts)
+            found.append(Turn(turn.row, turn.count, tuple(drafts)))
+        return found
+
+    def _drafts(self, turn: Turn) -> list[int]:
+        """Guesses of what a row says next, for which it has blocks."""
+        row = turn.row
+        if row.drafter is None or not row.said:
+            return []
+        guesses = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)
+        while self.pool.available and len(row.blocks) < self.pool.blocks_for(len(row.ids) + len(guesses)):
+            row.blocks.append(self.pool.take(row.blocks[-1]))
+        room = len(row.blocks) * self.pool.size - len(row.ids)
+        return guesses[:room]
 
     def _piece(self, row: Row, budget: int) -> Turn:
         most = budget if self.pieces else row.left

@@ -74,6 +74,7 @@ class CompletionRequest(Sampling):
 class TokenizeRequest(BaseModel):
     """POST /tokenize: a text, or a conversation as its template writes it."""
 
+    model: Annotated[str, Field(max_length=512)] | None = None
     prompt: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(max_length=MOST_MESSAGES)] | None = None
     add_special_tokens: bool = True
@@ -82,4 +83,5 @@ class TokenizeRequest(BaseModel):
 class DetokenizeRequest(BaseModel):
     """POST /detokenize."""
 
+    model: Annotated[str, Field(max_length=512)] | None = None
     tokens: Annotated[Ids, Field(max_length=1 << 20)]

@@ -1,0 +1,113 @@
+"""A model with all that answers for it, and the models of one server side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from mixwell.core.errors import MixwellError, shown
+from mixwell.lm.model import LanguageModel
+from mixwell.serve.answers import Reply
+from mixwell.serve.asking import Asking
+from mixwell.serve.engine import Engine, Limits
+from mixwell.serve.metrics import Meters, Metrics
+from mixwell.serve.request import Event
+from mixwell.serve.text import Spelling
+from mixwell.serve.worker import Answers, Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a model is served."""
+
+    name: str  # by which clients call the model
+    limits: Limits = field(default_factory=Limits)
+    most_waiting: int = 64  # answers that may wait beside those under way
+    threads: int | None = None  # that the engine computes with; default torch's
+
+
+class Serving:
+    """A model with what answers for it."""
+
+    meters: Meters  # of its answers, given by the house it stands in
+
+    def __init__(self, model: LanguageModel, settings: Settings) -> None:
+        self.name, self.model = settings.name, model
+        self.created = int(time.time())
+        self.engine = Engine(model, settings.limits)
+        self.worker = Worker(self.engine, settings.most_waiting, settings.threads)
+        self.asking = Asking(model, self.engine.context)
+        self.spelling = Spelling(self.engine.tokenizer)
+        self.weights_bytes = _held(model)
+
+    def card(self) -> dict[str, Any]:
+        """The model as /v1/models lists it."""
+        chat = self.asking.tokenizer.chat_template is not None
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "mixwell",
+                "max_model_len": self.engine.context, "chat": chat}
+
+    async def events(self, reply: Reply, answers: Answers) -> AsyncIterator[Event]:
+        """The events of a reply, counted; what is not over when nobody listens any more is cancelled."""
+        try:
+            async for event in answers:
+                for _ in event.tokens:
+                    self._count(reply)
+                yield event
+            self.meters.whole.observe(time.monotonic() - reply.clock.asked)
+            self.meters.prompt_tokens.inc(reply.usage()["prompt_tokens"])
+        finally:
+            answers.cancel()
+
+    def _count(self, reply: Reply) -> None:
+        """One token more."""
+        since = reply.clock.token()
+        self.meters.generated.inc()
+        if since is None:
+            self.meters.first.observe(time.monotonic() - reply.clock.asked)
+        else:
+            self.meters.between.observe(since)
+
+
+def _held(model: LanguageModel) -> int:
+    """Bytes of a model's parameters and buffers, those that are shared counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    sizes = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    return sum(sizes.values())
+
+
+class House:
+    """The models that a server answers with; the first one where a request names none."""
+
+    def __init__(self, servings: Sequence[Serving]) -> None:
+        self.servings = {serving.name: serving for serving in servings}
+        if len(self.servings) < len(servings):
+            raise MixwellError("two models are served under one name; name one of them otherwise.")
+        workers = {name: serving.worker for name, serving in self.servings.items()}
+        self.metrics = Metrics(workers)
+        for name, serving in self.servings.items():
+            serving.meters = self.metrics.of(name)
+
+    def find(self, asked: str | None) -> Serving:
+        """The model of that name; the first where none is asked for."""
+        if asked is None:
+            first, *_ = self.servings.values()
+            return first
+        if asked in self.servings:
+            return self.servings[asked]
+        names = map(repr, self.servings)
+        known = " or ".join(names)
+        raise HTTPException(404, f"the model {shown(asked)} is not served here; expected {known}.")
+
+    def start(self) -> None:
+        """Begin to answer."""
+        for serving in self.servings.values():
+            serving.worker.start()
+
+    async def stop(self) -> None:
+        """End what is under way."""
+        for serving in self.servings.values():
+            await serving.worker.stop()

@@ -232,8 +232,9 @@ def plain(found: Found, box: Space, text: str) -> dict[str, Any]:
 def verdict(record: Mapping[str, Any]) -> str:
     """In a sentence, whether the choice held on text that the search did not see."""
     gain = record["gain"]
-    ends = f"{gain['mean']:+.4f} bits per byte against the method's own options ({gain['low']:+.4f} to " \
-           f"{gain['high']:+.4f})"
+    mean, low, high = gain["mean"], gain["low"], gain["high"]
+    between = f"{low:+.4f} to {high:+.4f}"
+    ends = f"{mean:+.4f} bits per byte against the method's own options ({between})"
     if record["confirmed"]:
         return f"The choice holds on text that the search did not see: {ends}."
     return f"Text that the search did not see does not confirm the choice: {ends}."

@@ -169,10 +169,11 @@ def merged(there: Attached, tokens_BT: Tensor) -> tuple[Checkpoint, float]:
     apart_BTV = model(tokens_BT).logits_BTV
     there.merge()
     together_BTV = model(tokens_BT).logits_BTV
-    error = float((apart_BTV - together_BTV).abs().max())
+    away_BTV = apart_BTV - together_BTV
+    error = float(away_BTV.abs().max())
     largest = float(apart_BTV.abs().max())
-    low = model.dtype in (torch.bfloat16, torch.float16)
-    allowed = AGREE * (100 if low else 1) * max(largest, 1.0)
+    coarse = 100 if model.dtype in (torch.bfloat16, torch.float16) else 1
+    allowed = AGREE * coarse * max(largest, 1.0)
     if not error <= allowed:
         raise MixwellError(f"{there.method}: merged, a logit is {error:.3g} away from that with the adapter beside the "
                            f"model, {allowed:.3g} at most were expected; the result was not kept.")

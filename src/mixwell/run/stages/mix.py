@@ -113,7 +113,8 @@ def run_mix(job: Job) -> dict[str, Any]:
     _check_importance(config, whole.domains)
     data = _read_by_proxies(whole, config)
     natural_D = _natural(whole)
-    weights_ND = draw(config.proxies, natural_D, np.random.default_rng(job.stage.seed))
+    draws = np.random.default_rng(job.stage.seed)
+    weights_ND = draw(config.proxies, natural_D, draws)
     losses_NM = _losses(job, data, weights_ND)
     runs = MixingRuns(whole.domains, whole.domains, weights_ND, losses_NM)
     _write_table(job.folder / TABLE, runs)
@@ -124,10 +125,11 @@ def run_mix(job: Job) -> dict[str, Any]:
 
 def _check_importance(config: Mixing, domains: Sequence[str]) -> None:
     """Raise where an importance is that of no domain, before anything is trained."""
+    known = ", ".join(domains)
     for name in config.importance or ():
         if name not in domains:
-            raise MixwellError(f"importance: unknown domain {name!r}.{suggest(name, domains)} The text has "
-                               f"{', '.join(domains)}.")
+            near = suggest(name, domains)
+            raise MixwellError(f"importance: unknown domain {name!r}.{near} The text has {known}.")
 
 
 def _read_by_proxies(whole: TokenData, config: Mixing) -> TokenData:

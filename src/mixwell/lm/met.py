@@ -92,12 +92,11 @@ def routed(model: LanguageModel, batches: Sequence[Tensor]) -> dict[int, Tensor]
     return loads
 
 
-def slopes(checkpoint: Checkpoint, at: Mapping[str, Tensor], tokens_NS: Tensor, rows: int) -> Iterator[dict[str, Tensor]]:
+def slopes(checkpoint: Checkpoint, at: Mapping[str, Tensor], tokens_NS: Tensor,
+           rows: int) -> Iterator[dict[str, Tensor]]:
     """Gradients of the mean cross-entropy by the tensors `at` in float64, for each `rows` windows or for all."""
     model = LanguageModel.from_checkpoint(checkpoint, dtype=WIDE).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(WIDE) if parameter.is_floating_point() else parameter.data
+    model.requires_grad_(False)
     placed = {name: value.detach().to(WIDE).requires_grad_() for name, value in at.items()}
     for batch in tokens_NS.split(rows or len(tokens_NS)):
         logits_BSV = functional_call(model, placed, (batch,)).logits_BTV

@@ -246,3 +246,14 @@ def quantised_example(generator: torch.Generator) -> Checkpoint:
         f"{start}.router.weight": torch.randn(3, 16, generator=generator),
     }
     return Checkpoint({"num_layers": 1, "dim": 16, "channel_mixer": mixer}, tensors)
+
+
+def whole_example(generator: torch.Generator) -> Checkpoint:
+    """As `quantised_example`, with attention, norms and a vocabulary of 13 beside."""
+    mixtures = quantised_example(generator)
+    shapes = {"embed.weight": (13, 16), "head.weight": (13, 16), "layers.0.sequence_mixer.qkv.weight": (24, 16),
+              "layers.0.sequence_mixer.out.weight": (16, 8)}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for norm in ("layers.0.sequence_norm", "layers.0.channel_norm", "norm"):
+        tensors[f"{norm}.weight"] = torch.rand(16, generator=generator) + 0.5
+    return mixtures.derive(tensors={**mixtures.tensors, **tensors})

@@ -64,4 +64,11 @@ def calibrated(checkpoint: Checkpoint, names: Sequence[str], calibration: Inputs
     for batch in calibration.inputs(checkpoint, names[:1]):
         shown += next(iter(batch.values())).shape[-2]
     routed = {str(layer): counts_E.tolist() for layer, counts_E in calibration.routed(checkpoint).items()}
-    return {"calibration": {"tokens_shown_to_every_expert": shown, "tokens_routed_by_expert": routed}}
+    told = {"tokens_shown_to_every_expert": shown, "tokens_routed_by_expert": routed}
+    return {"account": {"calibration": told}}
+
+
+def output_error(change: Tensor, moments: Tensor) -> float:
+    """The squared error tr(D H D^T) that a change D [O, I] of a weight, or D [E, O, I] of a stack, makes in outputs."""
+    wide = change.double()
+    return float(((wide @ moments) * wide).sum())

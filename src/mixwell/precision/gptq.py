@@ -1,14 +1,14 @@
-"""GPTQ: columns rounded one after another, each one's error made good by the columns still to come.
+"""GPTQ: columns rounded one after another, the error of each made good by those still to come.
 
-**Equation:** H = (2 / n) sum x x^T over calibration tokens, H += damp mean(diag H) I, U = upper Cholesky factor of H^-1.
+**Equation:** H = (2 / n) sum x x^T over calibration text, H += damp mean(diag H) I, U = upper Cholesky factor of H^-1.
     For j = 0, 1, ...: q_j = Q(w_j), e = (w_j - q_j) / U_jj, w_k -= e U_jk for k > j; a group's grid is taken from the
     weights as they are when its first column comes.
 **Shapes:** w [O, I], x [T, I], H and U [I, I] float64; each expert of a stack has its own.
 **Reference:** Frantar et al. 2022 (2210.17323), algorithm 1.
 **Differs:** inputs come from the model with full weights, not from the layers rounded before; every expert meets every
     token. H in float64. No order by activation.
-**Fails when:** text is short: H is known in T directions only (a width wants several tokens for each of its numbers). On
-    inputs without correlations it is no better than rounding to nearest.
+**Fails when:** text is short: H is known in T directions only (several for each number of a row are
+    wanted). On inputs without correlations it is no better than rounding to nearest.
 **Cost:** O(T I^2 + I^3 + O I^2) a matrix, memory 8 I^2 bytes for every weight's H; bits as precision.integers.
 """
 

@@ -57,8 +57,7 @@ def test_saves_and_loads_bit_equal_and_counts_its_weights(results, entry, tmp_pa
     again = load(tmp_path / "m")
     tokens = torch.randint(0, VOCAB, (2, 9), generator=fresh(3))
     assert torch.equal(model(tokens).logits_BTV, again(tokens).logits_BTV)
-    assert model.num_parameters() == LanguageModel.from_checkpoint(source).num_parameters() or "head" in str(
-        set(result.tensors) - set(source.tensors))
+    assert model.num_parameters() == LanguageModel.from_checkpoint(source).num_parameters()
     back = again.to_checkpoint()
     assert back.tensors.keys() == result.tensors.keys()
     assert all(torch.equal(value, back.tensors[name]) for name, value in result.tensors.items())

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from mixwell.kernels.codes import coded, joined_codes, pack_codes, plain_weight, real_scale, rounded_inputs, unpack_codes
+from mixwell.kernels.codes import (
+    coded,
+    joined_codes,
+    pack_codes,
+    plain_weight,
+    real_scale,
+    rounded_inputs,
+    unpack_codes,
+)
 from mixwell.kernels.linear import linear
 
 
@@ -19,7 +27,7 @@ def test_layout_is_the_one_that_is_documented():
     codes = torch.arange(8, dtype=torch.uint8)[None]  # three bits: a plane of two bits, then one of one
     two = [(j % 4) | ((j + 2) % 4) << 2 | ((j + 4) % 4) << 4 | ((j + 6) % 4) << 6 for j in range(2)]
     one = sum((value >> 2) << place for place, value in enumerate(range(8)))
-    assert pack_codes(codes, 3).tolist() == [[*two, one]] or pack_codes(codes, 3).tolist() == [[one, *two]]
+    assert pack_codes(codes, 3).tolist() == [[*two, one]]
     with pytest.raises(ValueError, match="rows of 6 codes; expected a multiple of 8"):
         pack_codes(torch.zeros(1, 6, dtype=torch.uint8), 4)
 

@@ -68,7 +68,8 @@ def test_float32_agrees_with_float64(results, entry):
     _, result = cached(results, entry)
     for name in coded_names(result):
         narrow = plain_weight(result.tensors, name)
-        torch.testing.assert_close(narrow.double(), plain_weight(result.tensors, name, torch.float64), rtol=1e-6, atol=0)
+        wide = plain_weight(result.tensors, name, torch.float64)
+        torch.testing.assert_close(narrow.double(), wide, rtol=1e-6, atol=0)
 
 
 def levels(result, name):

@@ -1,12 +1,12 @@
 """AWQ: channels that large inputs meet are scaled up before rounding, so that their error counts less.
 
 **Equation:** a_j = mean_t |x_tj|; for r = 0, 0.05, ..., 0.95: s = max(a^r, 1e-4), s /= sqrt(max s min s), loss(r) =
-    sum_W tr(D H D^T), D = Q(W diag(s)) diag(1 / s) - W, H = sum x x^T; the r of least loss is kept, the norm's gain
-    divided by s and W diag(s) rounded.
+    sum_W tr(D H D^T), D = Q(W diag(s)) diag(1 / s) - W, H = sum x x^T; the r of least loss is kept, the norm's
+    gain divided by s and W diag(s) rounded.
 **Shapes:** x [T, D], W [..., O, D], s [D], H [D, D].
 **Reference:** Lin et al. 2023 (2306.00978), section 3.2; the search as in the authors' code.
 **Differs:** the loss is that of the maps that one norm feeds, not of attention or the block as a whole; only inputs that
-    come from a norm are scaled, weights are not clipped. The router is scaled with the rest; experts weigh alike.
+    come from a norm are scaled, weights are not clipped. The router is scaled, too; all experts weigh alike.
 **Fails when:** all channels are alike: r = 0 wins, which is rounding to nearest.
 **Cost:** 20 roundings of each weight and one pass over the text; bits as precision.integers.
 """
@@ -82,7 +82,9 @@ def search(weights: Sequence[Tensor], magnitudes_D: Tensor, moments_DD: Tensor, 
     return tried[losses.index(min(losses))]
 
 
-@method(title="AWQ: scaling by the size of inputs before rounding", year=2023, tags={"calibrated"})
+@method(title="AWQ: scaling by the size of inputs before rounding",
+        paper="AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", year=2023,
+        tags={"calibrated"})
 def awq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint whose large weights are packed integers, norms rescaled. Draws nothing from `generator`.
 

@@ -113,7 +113,9 @@ def encode_all(weight: Tensor, moments: Tensor, config: Config) -> Coded:
     return stacked([encode(own, H, config) for own, H in zip(weight, shared)])
 
 
-@method(title="GPTQ: rounding with the error carried forward", year=2022, tags={"calibrated"})
+@method(title="GPTQ: rounding with the error carried forward",
+        paper="GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", year=2022,
+        tags={"calibrated"})
 def gptq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint whose large weights are packed integers chosen by GPTQ. Draws nothing from `generator`.
 

@@ -48,7 +48,7 @@ def rounded(weight: Tensor) -> Tensor:
     return half
 
 
-@method(title="Weights in float16", year=2017)
+@method(title="Weights in float16", paper="Mixed Precision Training", year=2017)
 def half(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose floating tensors are float16. Draws nothing from `generator`.
 

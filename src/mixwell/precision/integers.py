@@ -59,7 +59,8 @@ def bits_per_weight(config: Config, width: int) -> float:
     return config.bits + beside / (config.group_size or width)
 
 
-@method(title="Integer weights in groups, rounded to nearest", year=2018, tags={"nearest"})
+@method(title="Integer weights in groups, rounded to nearest",
+        paper="The case for 4-bit precision: k-bit Inference Scaling Laws", year=2022, tags={"nearest"})
 def integers(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are packed integers. Draws nothing from `generator`.
 

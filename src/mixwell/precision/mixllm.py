@@ -5,8 +5,8 @@
     bits, the rest `low`; c = clamp(round(w / s) + z, 0, 2^b - 1) in groups.
 **Shapes:** W and G [..., O, I]; score [..., O].
 **Reference:** Zheng et al. 2024 (2412.14590), section 3 and the authors' code.
-**Differs:** rounding to nearest alone, without clipping or GPTQ behind it; inputs stay whole, unless `input_bits` rounds
-    them token by token (not in groups of 128).
+**Differs:** rounding to nearest alone, without clipping or GPTQ behind it; inputs stay whole, unless `input_bits`
+    rounds them token by token (not in groups of 128).
 **Fails when:** the rows are alike; one row in ten then buys nothing.
 **Cost:** one gradient a window; low + share (high - low) + 40 / G bits per weight.
 """

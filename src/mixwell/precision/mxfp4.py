@@ -76,7 +76,8 @@ def bits_per_weight(config: Config, width: int) -> float:
     return BITS + 8 / (config.group_size or width)
 
 
-@method(title="Microscaling four-bit floats (MXFP4)", year=2023, tags={"nearest"})
+@method(title="Microscaling four-bit floats (MXFP4)", paper="Microscaling Data Formats for Deep Learning", year=2023,
+        tags={"nearest"})
 def mxfp4(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are MXFP4. Draws nothing from `generator`.
 

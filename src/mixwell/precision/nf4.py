@@ -65,7 +65,8 @@ def bits_per_weight(config: Config, width: int) -> float:
     return BITS + 16 / (config.group_size or width)
 
 
-@method(title="Four-bit normal floats (NF4)", year=2023, tags={"nearest"})
+@method(title="Four-bit normal floats (NF4)", paper="QLoRA: Efficient Finetuning of Quantized LLMs", year=2023,
+        tags={"nearest"})
 def nf4(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are NF4. Draws nothing from `generator`.
 

@@ -68,7 +68,7 @@ def random_rotation(dim: int, generator: torch.Generator) -> Tensor:
     rest = torch.randn(dim // power, dim // power, generator=generator, dtype=torch.float64)
     odd, _ = torch.linalg.qr(rest)
     signs = torch.randint(0, 2, (dim, 1), generator=generator).double() * 2 - 1
-    return signs * torch.kron(hadamard(power), odd)
+    return signs * torch.kron(hadamard(power), odd.contiguous())
 
 
 def rotated(checkpoint: Checkpoint, Q: Tensor) -> Checkpoint:
@@ -102,7 +102,8 @@ def _as(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype)
 
 
-@method(title="Rounding behind a Hadamard rotation of the residual stream", year=2024)
+@method(title="Rounding behind a Hadamard rotation of the residual stream",
+        paper="QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", year=2024)
 def rotation(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint turned and rounded. `generator` draws the rotation.
 

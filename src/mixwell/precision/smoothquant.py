@@ -80,7 +80,9 @@ def smoothed(checkpoint: Checkpoint, alpha: float, calibration: Inputs) -> Check
     return checkpoint.derive(tensors=tensors)
 
 
-@method(title="SmoothQuant: eight bits for weights and inputs", year=2022, tags={"calibrated"})
+@method(title="SmoothQuant: eight bits for weights and inputs",
+        paper="SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", year=2022,
+        tags={"calibrated"})
 def smoothquant(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint smoothed and rounded, inputs included. Draws nothing from `generator`.
 

@@ -26,6 +26,11 @@ class Needs:
 class Inputs(Protocol):
     """Calibration text, and what it is to single weights."""
 
+    @property
+    def batches(self) -> Sequence[Tensor]:
+        """Token ids of each batch."""
+        ...
+
     def inputs(self, checkpoint: Checkpoint, names: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
         """Of each batch, what each weight named is multiplied with: float32 [T, I], of a stack's down map [E, T, I].
 

@@ -46,4 +46,5 @@ def frontier(harm_UB: Tensor, size_UB: Tensor, budgets: Sequence[float]) -> list
 
 
 def _taken(table_UB: Tensor, choice: Sequence[int]) -> float:
-    return sum(float(row[place]) for row, place in zip(table_UB, choice))
+    taken = [row[place] for row, place in zip(table_UB, choice)]
+    return float(sum(taken))

@@ -64,7 +64,10 @@ def scaled(tensors: Mapping[str, Tensor], norm: str, readers: Sequence[str], sca
 
 def largest_columns(weights: Sequence[Tensor]) -> Tensor:
     """The largest |w| of each input among all weights, float64 [I]."""
-    most = [weight.double().abs().flatten(0, -2).amax(0) for weight in weights]
+    most = []
+    for weight in weights:
+        rows = weight.double().flatten(0, -2)
+        most.append(rows.abs().amax(0))
     return torch.stack(most).amax(0)
 
 

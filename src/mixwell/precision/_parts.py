@@ -34,11 +34,15 @@ class Coded:
 
     def stored(self, name: str) -> dict[str, Tensor]:
         """The tensors of a checkpoint that it is, packed."""
-        parts = {"bits": self.bits, "scale": self.scale, "zero": self.zero, "table": self.table}
+        found = {name: joined_codes(self.codes, self.bits)}
+        for part in ("bits", "scale", "zero", "table"):
+            value: Tensor | None = getattr(self, part)
+            if value is not None:
+                found[f"{name}.{part}"] = value.contiguous()
         if self.input_bits:
-            parts["input_bits"] = torch.tensor([self.input_bits], dtype=torch.uint8)
-        found = {f"{name}.{part}": value.contiguous() for part, value in parts.items() if value is not None}
-        return {name: joined_codes(self.codes, self.bits), **found}
+            rounding = torch.tensor([self.input_bits])
+            found[f"{name}.input_bits"] = rounding.to(torch.uint8)
+        return found
 
     def weight(self) -> CodedWeight:
         """The weight as it will be computed with."""
@@ -77,8 +81,9 @@ def chosen(checkpoint: Checkpoint, head: bool) -> list[str]:
 def _check_whole(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in FULL:
         raise MixwellError(f"{name} is quantised already; hand in a model with full weights.")
-    if tensor.shape[-1] % BYTE:
-        raise MixwellError(f"{name} has rows of {tensor.shape[-1]}; expected a multiple of {BYTE} (precision.int8 "
+    width = tensor.shape[-1]
+    if width % BYTE:
+        raise MixwellError(f"{name} has rows of {width}; expected a multiple of {BYTE} (precision.int8 "
                            "takes any width).")
 
 
@@ -115,15 +120,18 @@ def grouped(weight: Tensor, group_size: int) -> Tensor:
     width = weight.shape[-1]
     size = group_size or width
     if width % size:
-        fitting = max(s for s in range(1, size + 1) if width % s == 0)
+        divisors = [s for s in range(1, size + 1) if width % s == 0]
+        fitting = divisors[-1]
         raise ValueError(f"group_size {size} does not divide rows of {width}; {fitting} does, and 0 takes whole rows")
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    wide = weight.to(dtype)
     return wide.unflatten(-1, (-1, size))
 
 
 def row_bits(weight: Tensor, bits: int) -> Tensor:
     """So many bits for each row."""
-    return torch.full(weight.shape[:-1], bits, dtype=torch.uint8, device=weight.device)
+    rows = weight.shape[:-1]
+    return torch.full(rows, bits, dtype=torch.uint8, device=weight.device)
 
 
 def top(bits: int) -> int:
@@ -141,20 +149,25 @@ class Grid:
 
     def codes(self, values: Tensor) -> Tensor:
         """The nearest code of each value [..., O, C, G], uint8."""
-        steps = (values / self.real.unsqueeze(-1)).round()
-        middle = 2 ** (self.bits - 1)
+        step = self.real.unsqueeze(-1)
+        steps = (values / step).round()
         if self.zero is None:
-            numbers = steps.clamp(-top(self.bits), top(self.bits)) + middle
-        else:
-            moved = steps + self.zero.unsqueeze(-1)
-            numbers = moved.clamp(0, 2**self.bits - 1)
-        return numbers.to(torch.uint8)
+            most = top(self.bits)
+            numbers = steps.clamp(-most, most)
+            return (numbers + most + 1).to(torch.uint8)
+        moved = steps + self.zero.unsqueeze(-1)
+        most = 2**self.bits - 1
+        return moved.clamp(0, most).to(torch.uint8)
 
     def values(self, codes: Tensor) -> Tensor:
         """What codes [..., O, C, G] stand for."""
-        zero = 2 ** (self.bits - 1) if self.zero is None else self.zero.unsqueeze(-1)
-        numbers = codes.to(self.real.dtype) - zero
-        return numbers * self.real.unsqueeze(-1)
+        step = self.real.unsqueeze(-1)
+        numbers = codes.to(step.dtype)
+        if self.zero is None:
+            numbers = numbers - top(self.bits) - 1
+        else:
+            numbers = numbers - self.zero.unsqueeze(-1)
+        return numbers * step
 
     def nearest(self, values: Tensor) -> Tensor:
         """The values [..., O, C, G] rounded to the grid."""
@@ -163,7 +176,8 @@ class Grid:
     @property
     def real(self) -> Tensor:
         """The scale, float32 or wider."""
-        return self.scale.to(torch.promote_types(self.scale.dtype, torch.float32))
+        wide = torch.promote_types(self.scale.dtype, torch.float32)
+        return self.scale.to(wide)
 
 
 def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
@@ -173,10 +187,13 @@ def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
     """
     if symmetric:
         largest = groups.abs().amax(-1)
-        scale = positive(largest / top(bits)).to(torch.bfloat16)
+        step = positive(largest / top(bits))
+        scale = step.to(torch.bfloat16)
         return Grid(scale, None, bits)
-    low, high = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
-    scale = positive((high - low) / (2**bits - 1)).float()
+    low = groups.amin(-1).clamp_max(0)
+    high = groups.amax(-1).clamp_min(0)
+    steps = 2**bits - 1
+    scale = positive((high - low) / steps).float()
     zero = (-low / scale).round()
     return Grid(scale, zero.to(torch.uint8), bits)
 
@@ -199,11 +216,6 @@ def nearest(weight: Tensor, bits: int, group_size: int, symmetric: bool, input_b
     return on_grid(weight, grid, grid.codes(groups), input_bits)
 
 
-def stored_bits(stored: Mapping[str, Tensor]) -> int:
-    """Bits that a stored weight takes, its parts included."""
-    return sum(tensor.nbytes * BYTE for tensor in stored.values())
-
-
 def matrices(weight: Tensor) -> Iterator[tuple[int | None, Tensor]]:
     """The matrix that a weight is, or those of a stack with their numbers."""
     if weight.ndim == 2:
@@ -214,25 +226,21 @@ def matrices(weight: Tensor) -> Iterator[tuple[int | None, Tensor]]:
 
 def stacked(parts: list[Coded]) -> Coded:
     """The codes of a stack's experts as those of the stack."""
-    first = parts[0]
-    zero = None if first.zero is None else torch.stack([part.zero for part in parts])  # type: ignore[misc]
-    table = None if first.table is None else torch.stack([part.table for part in parts])  # type: ignore[misc]
-    return Coded(codes=torch.stack([part.codes for part in parts]), bits=torch.stack([part.bits for part in parts]),
-                 scale=torch.stack([part.scale for part in parts]), zero=zero, table=table, input_bits=first.input_bits)
-
-
-def by_matrix(weight: Tensor, encode: Callable[[Tensor], Coded]) -> Coded:
-    """A weight encoded one matrix at a time."""
-    parts = [encode(matrix) for _, matrix in matrices(weight)]
-    return parts[0] if weight.ndim == 2 else stacked(parts)
+    found: dict[str, Any] = {"input_bits": parts[0].input_bits}
+    for name in ("codes", "bits", "scale", "zero", "table"):
+        values = [getattr(part, name) for part in parts]
+        there = values[0] is not None
+        found[name] = torch.stack(values) if there else None
+    return Coded(**found)
 
 
 def check_bits(config: Any, least: int = 2) -> None:
     """Raise ValueError for bits or group sizes that no code has."""
-    if not least <= config.bits <= BYTE:
-        raise ValueError(f"bits is {config.bits}; expected {least} to {BYTE}")
-    if config.group_size < 0:
-        raise ValueError(f"group_size is {config.group_size}; expected at least 1, or 0 for whole rows")
+    bits, size = config.bits, config.group_size
+    if not least <= bits <= BYTE:
+        raise ValueError(f"bits is {bits}; expected {least} to {BYTE}")
+    if size < 0:
+        raise ValueError(f"group_size is {size}; expected at least 1, or 0 for whole rows")
 
 
 def quantised_example(generator: torch.Generator) -> Checkpoint:

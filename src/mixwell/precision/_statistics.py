@@ -28,11 +28,13 @@ def gathered(checkpoint: Checkpoint, names: Sequence[str], calibration: Inputs, 
 
 def second_moments(checkpoint: Checkpoint, names: Sequence[str], calibration: Inputs) -> dict[str, Tensor]:
     """2 / n sum x x^T of each weight's inputs, float64: [I, I], of a stack's down map [E, I, I]."""
-    tokens = 0
-    for batch in calibration.inputs(checkpoint, names[:1]):
-        tokens += next(iter(batch.values())).shape[-2]
+    tokens = _tokens(calibration)
     sums = gathered(checkpoint, names, calibration, _outer, torch.add)
     return {name: total * (2 / tokens) for name, total in sums.items()}
+
+
+def _tokens(calibration: Inputs) -> int:
+    return sum(batch.numel() for batch in calibration.batches)
 
 
 def _outer(x: Tensor) -> Tensor:
@@ -58,13 +60,12 @@ def _most(x: Tensor) -> Tensor:
     return x.double().abs().amax(-2)
 
 
-def calibrated(checkpoint: Checkpoint, names: Sequence[str], calibration: Inputs) -> dict[str, Any]:
+def calibrated(checkpoint: Checkpoint, calibration: Inputs) -> dict[str, Any]:
     """The record of a calibration: tokens that every expert was shown, and those that the router sent to each."""
-    shown = 0
-    for batch in calibration.inputs(checkpoint, names[:1]):
-        shown += next(iter(batch.values())).shape[-2]
-    routed = {str(layer): counts_E.tolist() for layer, counts_E in calibration.routed(checkpoint).items()}
-    told = {"tokens_shown_to_every_expert": shown, "tokens_routed_by_expert": routed}
+    routed = {}
+    for layer, counts_E in calibration.routed(checkpoint).items():
+        routed[str(layer)] = counts_E.tolist()
+    told = {"tokens_shown_to_every_expert": _tokens(calibration), "tokens_routed_by_expert": routed}
     return {"account": {"calibration": told}}
 
 

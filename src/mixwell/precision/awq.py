@@ -1,7 +1,7 @@
 """AWQ: channels that large inputs meet are scaled up before rounding, so that their error counts less.
 
 **Equation:** a_j = mean_t |x_tj|; for r = 0, 0.05, ..., 0.95: s = max(a^r, 1e-4), s /= sqrt(max s min s), loss(r) =
-    sum_W tr(D H D^T), D = Q(W diag(s)) diag(1 / s) - W, H = sum x x^T; the r of least loss is kept, the norm's
+    sum_W tr(D H D^T), D = Q(W diag(s)) diag(1/s) - W, H = sum x x^T; the r of least loss is kept, the norm's
     gain divided by s and W diag(s) rounded.
 **Shapes:** x [T, D], W [..., O, D], s [D], H [D, D].
 **Reference:** Lin et al. 2023 (2306.00978), section 3.2; the search as in the authors' code.
@@ -103,9 +103,13 @@ def awq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cali
         s_D = named(given, search, rounded, means[given], moments[given], config)
         tensors |= scaled(tensors, norm, readers, s_D)
     options = config.bits, config.group_size, config.symmetric
-    made = {name: named(name, nearest, tensors[name], *options) for name in names}
-    scaled_one = checkpoint.derive(tensors=tensors)
-    return with_codes(scaled_one, made, record=calibrated(checkpoint, names, calibration))
+    made = {}
+    for name in names:
+        weight = tensors[name]
+        made[name] = named(name, nearest, weight, *options)
+    whole = checkpoint.derive(tensors=tensors)
+    record = calibrated(checkpoint, calibration)
+    return with_codes(whole, made, record=record)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

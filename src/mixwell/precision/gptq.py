@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,11 +84,12 @@ def encode(weight: Tensor, moments_II: Tensor, config: Config) -> Coded:
     U, idle_I = inverse_factor(moments_II, config.damp)
     left = weight.double().clone()
     left[:, idle_I] = 0  # nothing comes in there
-    size = config.group_size or weight.shape[-1]
+    width = weight.shape[-1]
+    size = config.group_size or width
     grouped(weight, size)  # refuses a size that does not divide
     codes = torch.zeros_like(weight, dtype=torch.uint8)
     grids = []
-    for j in range(weight.shape[-1]):
+    for j in range(width):
         if j % size == 0:
             ahead = left[:, None, j : j + size]
             grid = grid_of(ahead, config.bits, config.symmetric)
@@ -97,20 +97,29 @@ def encode(weight: Tensor, moments_II: Tensor, config: Config) -> Coded:
         column = left[:, j, None, None]
         own = grid.codes(column)
         codes[:, j] = own[:, 0, 0]
-        error_O = (column - grid.values(own))[:, 0, 0] / U[j, j]
-        left[:, j + 1 :] -= torch.outer(error_O, U[j, j + 1 :])
-    scale = torch.cat([grid.scale for grid in grids], -1)
+        error = column - grid.values(own)
+        error_O = error.flatten() / U[j, j]
+        later = slice(j + 1, None)
+        left[:, later] -= torch.outer(error_O, U[j, later])
+    scales = [grid.scale for grid in grids]
     zeros = [grid.zero for grid in grids if grid.zero is not None]
+    scale = torch.cat(scales, -1)
     zero = torch.cat(zeros, -1) if zeros else None
-    return Coded(codes=codes, bits=row_bits(weight, config.bits), scale=scale, zero=zero)
+    bits = row_bits(weight, config.bits)
+    return Coded(codes=codes, bits=bits, scale=scale, zero=zero)
 
 
 def encode_all(weight: Tensor, moments: Tensor, config: Config) -> Coded:
     """The codes of a matrix, or of each expert of a stack; moments [I, I] are all experts', [E, I, I] one for each."""
     if weight.ndim == 2:
         return encode(weight, moments, config)
-    shared = moments.expand(len(weight), -1, -1)
-    return stacked([encode(own, H, config) for own, H in zip(weight, shared)])
+    experts = len(weight)
+    own = moments.expand(experts, -1, -1)
+    parts = []
+    for expert in range(experts):
+        part = encode(weight[expert], own[expert], config)
+        parts.append(part)
+    return stacked(parts)
 
 
 @method(title="GPTQ: rounding with the error carried forward",
@@ -122,9 +131,13 @@ def gptq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cal
     Raises `MixwellError` where weights are quantised already, none is there, or a group does not divide a row.
     """
     names = chosen(checkpoint, config.head)
-    found: Mapping[str, Tensor] = second_moments(checkpoint, names, calibration)
-    made = {name: named(name, encode_all, checkpoint.tensors[name], found[name], config) for name in names}
-    return with_codes(checkpoint, made, record=calibrated(checkpoint, names, calibration))
+    found = second_moments(checkpoint, names, calibration)
+    made = {}
+    for name in names:
+        weight = checkpoint.tensors[name]
+        made[name] = named(name, encode_all, weight, found[name], config)
+    record = calibrated(checkpoint, calibration)
+    return with_codes(checkpoint, made, record=record)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

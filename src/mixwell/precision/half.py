@@ -43,8 +43,10 @@ def promises(config: Config) -> dict[str, float]:
 def rounded(weight: Tensor) -> Tensor:
     """The weight in float16; raises ValueError where it is too large for that."""
     half = weight.to(torch.float16)
-    if not bool(half.isfinite().all()):
-        raise ValueError(f"holds {float(weight.abs().max()):g}; float16 ends at {LARGEST:g}")
+    finite = half.isfinite()
+    if not bool(finite.all()):
+        largest = float(weight.abs().max())
+        raise ValueError(f"holds {largest:g}; float16 ends at {LARGEST:g}")
     return half
 
 

@@ -84,13 +84,21 @@ class Curvature:
 
     def times(self, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """H v for v in `direction`, which is 0 for weights that it leaves out."""
-        above, below = self._gradient(direction, NUDGE), self._gradient(direction, -NUDGE)
-        return {name: (above[name] - below[name]) / (2 * NUDGE) for name in self.at}
+        above = self._gradient(direction, NUDGE)
+        below = self._gradient(direction, -NUDGE)
+        found = {}
+        for name in self.at:
+            apart = above[name] - below[name]
+            found[name] = apart / (2 * NUDGE)
+        return found
 
     def _gradient(self, direction: Mapping[str, Tensor], step: float) -> Mapping[str, Tensor]:
-        moved = {name: value + step * direction[name] if name in direction else value
-                 for name, value in self.at.items()}
-        return next(iter(self.calibration.slopes(self.checkpoint, moved)))
+        moved = dict(self.at)
+        for name, along in direction.items():
+            move = step * along
+            moved[name] = moved[name] + move
+        found = self.calibration.slopes(self.checkpoint, moved)
+        return next(iter(found))
 
 
 def traces(curvature: Curvature, places: list[Place], draws: int, generator: torch.Generator) -> Tensor:
@@ -100,12 +108,14 @@ def traces(curvature: Curvature, places: list[Place], draws: int, generator: tor
         signs = {name: _signs(value, generator) for name, value in curvature.at.items()}
         product = curvature.times(signs)
         found = [_dot(signs, product, place) for place in places]
-        total_U += torch.tensor(found, dtype=torch.float64)
+        own_U = torch.tensor(found, dtype=torch.float64)
+        total_U += own_U
     return total_U / draws
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, like.shape, generator=generator).double() * 2 - 1
+    coins = torch.randint(0, 2, like.shape, generator=generator)
+    return coins.double() * 2 - 1
 
 
 def _part(tensors: Mapping[str, Tensor], place: Place) -> Tensor:
@@ -114,7 +124,8 @@ def _part(tensors: Mapping[str, Tensor], place: Place) -> Tensor:
 
 
 def _dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor], place: Place) -> float:
-    return float((_part(one, place) * _part(other, place)).sum())
+    products = _part(one, place) * _part(other, place)
+    return float(products.sum())
 
 
 def largest_eigenvalue(curvature: Curvature, place: Place, steps: int, generator: torch.Generator) -> float:
@@ -139,7 +150,10 @@ def curvatures(curvature: Curvature, places: list[Place], config: Config, genera
     """How much the loss bends at each matrix [U], at least 0."""
     if config.measure == "trace":
         return traces(curvature, places, config.draws, generator).clamp_min(0)
-    found = [abs(largest_eigenvalue(curvature, place, config.draws, generator)) for place in places]
+    found = []
+    for place in places:
+        value = largest_eigenvalue(curvature, place, config.draws, generator)
+        found.append(abs(value))
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -147,14 +161,17 @@ def harms(weights: list[Tensor], bends_U: Tensor, config: Config) -> Tensor:
     """Omega [U, B] of matrices and their traces or eigenvalues."""
     rows = []
     for weight, bend in zip(weights, bends_U.tolist()):
+        mean = bend / weight.numel()
         errors = [_squared_error(weight, width, config) for width in config.widths]
-        rows.append([bend / weight.numel() * error for error in errors])
+        rows.append([mean * error for error in errors])
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def _squared_error(weight: Tensor, bits: int, config: Config) -> float:
-    rounded = nearest(weight, bits, config.group_size, True).weight().dequantised(torch.float64)
-    return float((rounded - weight.double()).square().sum())
+    coded = nearest(weight, bits, config.group_size, True)
+    rounded = coded.weight().dequantised(torch.float64)
+    squares = (rounded - weight.double()).square()
+    return float(squares.sum())
 
 
 def _chosen_bits(checkpoint: Checkpoint, places: list[Place], bends_U: Tensor, config: Config) -> list[int]:
@@ -170,7 +187,10 @@ def _chosen_bits(checkpoint: Checkpoint, places: list[Place], bends_U: Tensor, c
 
 def _encoded(weight: Tensor, bits: list[int], config: Config) -> Coded:
     """A matrix, or a stack with the bits of each expert."""
-    parts = [nearest(own, width, config.group_size, True) for (_, own), width in zip(matrices(weight), bits)]
+    parts = []
+    for (_, own), width in zip(matrices(weight), bits):
+        part = nearest(own, width, config.group_size, True)
+        parts.append(part)
     return parts[0] if weight.ndim == 2 else stacked(parts)
 
 
@@ -193,12 +213,15 @@ def hawq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cal
     if not bool((bends_U > 0).any()):
         raise MixwellError("the loss bends at no matrix; hand in a trained model, or more text (tokens).")
     bits = named(names[0], _chosen_bits, checkpoint, places, bends_U, config)
+    by_name: dict[str, list[int]] = {name: [] for name in names}
+    for (name, _), width in zip(places, bits):
+        by_name[name].append(width)
     made = {}
-    for name in names:
-        own = [width for (found, _), width in zip(places, bits) if found == name]
-        made[name] = _encoded(checkpoint.tensors[name], own, config)
-    record = calibrated(checkpoint, names, calibration)
-    record["bits"] = {name: [w for (found, _), w in zip(places, bits) if found == name] for name in names}
+    for name, own in by_name.items():
+        weight = checkpoint.tensors[name]
+        made[name] = _encoded(weight, own, config)
+    record = calibrated(checkpoint, calibration)
+    record["bits"] = by_name
     return with_codes(checkpoint, made, record=record)
 
 

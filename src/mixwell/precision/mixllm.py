@@ -70,34 +70,41 @@ def row_changes(gradient: Tensor, change: Tensor) -> Tensor:
 def scores(checkpoint: Checkpoint, changes: Mapping[str, Tensor], calibration: Inputs) -> dict[str, Tensor]:
     """The score of every row, by weight."""
     weights = {name: checkpoint.tensors[name] for name in changes}
-    total = {name: torch.zeros(weight.shape[:-1], dtype=torch.float64) for name, weight in weights.items()}
+    total: dict[str, Tensor] = {}
     for slopes in calibration.slopes(checkpoint, weights, rows=1):
         for name, gradient in slopes.items():
-            total[name] += row_changes(gradient, changes[name])
+            own = row_changes(gradient, changes[name])
+            before = total.get(name)
+            total[name] = own if before is None else before + own
     return total
 
 
 def highest(score: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """Which rows [..., O] are among the `share` of all with the highest scores; of equal ones the first."""
-    everything = torch.cat([value.flatten() for value in score.values()])
+    flat = [value.flatten() for value in score.values()]
+    everything = torch.cat(flat)
     count = round(share * len(everything))
     order = everything.argsort(descending=True, stable=True)
-    mask = torch.zeros(len(everything), dtype=torch.bool)
+    mask = torch.zeros_like(everything, dtype=torch.bool)
     mask[order[:count]] = True
-    sizes = [value.numel() for value in score.values()]
-    parts = mask.split(sizes)
-    return {name: part.view(value.shape) for (name, value), part in zip(score.items(), parts)}
+    sizes = [len(value) for value in flat]
+    found = {}
+    for name, part in zip(score, mask.split(sizes)):
+        found[name] = part.view_as(score[name])
+    return found
 
 
 def encode(weight: Tensor, high: Tensor, config: Config) -> Coded:
     """The codes of a weight [..., O, I] whose rows `high` [..., O] get the higher bits."""
     few = nearest(weight, config.low, config.group_size, False)
     many = nearest(weight, config.high, config.group_size, False)
-    assert few.zero is not None and many.zero is not None
+    bits = torch.where(high, many.bits, few.bits)
     row = high.unsqueeze(-1)
-    return Coded(codes=torch.where(row, many.codes, few.codes), bits=torch.where(high, many.bits, few.bits),
-                 scale=torch.where(row, many.scale, few.scale), zero=torch.where(row, many.zero, few.zero),
-                 input_bits=config.input_bits)
+    found = {}
+    for name in ("codes", "scale", "zero"):
+        one, other = getattr(many, name), getattr(few, name)
+        found[name] = torch.where(row, one, other)
+    return Coded(bits=bits, input_bits=config.input_bits, **found)
 
 
 def _change(weight: Tensor, config: Config) -> Tensor:
@@ -118,10 +125,18 @@ def mixllm(checkpoint: Checkpoint, config: Config, generator: torch.Generator, c
     Raises `MixwellError` as `precision.integers`.
     """
     names = chosen(checkpoint, False)
-    changes = {name: named(name, _change, checkpoint.tensors[name], config) for name in names}
-    high = highest(scores(checkpoint, changes, calibration), config.share)
-    made = {name: encode(checkpoint.tensors[name], high[name], config) for name in names}
-    return with_codes(checkpoint, made, record=calibrated(checkpoint, names, calibration))
+    changes = {}
+    for name in names:
+        weight = checkpoint.tensors[name]
+        changes[name] = named(name, _change, weight, config)
+    score = scores(checkpoint, changes, calibration)
+    high = highest(score, config.share)
+    made = {}
+    for name in names:
+        weight = checkpoint.tensors[name]
+        made[name] = encode(weight, high[name], config)
+    record = calibrated(checkpoint, calibration)
+    return with_codes(checkpoint, made, record=record)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

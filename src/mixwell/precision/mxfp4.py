@@ -52,23 +52,28 @@ def exponents(largest: Tensor, rule: str) -> Tensor:
     exponent = above - 3
     if rule == "ceil":
         exponent = exponent + (mantissa > 0.75).int()
-    return (exponent.clamp(-E8M0_BIAS, E8M0_BIAS) + E8M0_BIAS).to(torch.uint8)
+    kept = exponent.clamp(-E8M0_BIAS, E8M0_BIAS)
+    return (kept + E8M0_BIAS).to(torch.uint8)
 
 
 def encode(weight: Tensor, config: Config) -> Coded:
     """The codes of a weight [..., O, I]."""
     groups = grouped(weight, config.group_size)
-    scale = exponents(groups.abs().amax(-1), config.rule)
-    steps = groups / real_scale(scale).to(groups.dtype).unsqueeze(-1)
+    largest = groups.abs().amax(-1)
+    scale = exponents(largest, config.rule)
+    step = real_scale(scale).to(groups.dtype)
+    steps = groups / step.unsqueeze(-1)
     sizes = torch.tensor(MAGNITUDES, dtype=steps.dtype, device=weight.device)
     middles = (sizes[1:] + sizes[:-1]) / 2
     codes = torch.bucketize(steps.abs(), middles)
     negative = (steps < 0) & (codes > 0)
     signed = codes + len(MAGNITUDES) * negative
     table = torch.cat([sizes, -sizes]).float()
+    bits = row_bits(weight, BITS)
+    whole = signed.flatten(-2)
     lead = weight.shape[:-2]
-    return Coded(codes=signed.flatten(-2).to(torch.uint8), bits=row_bits(weight, BITS), scale=scale,
-                 table=table.expand(*lead, -1))
+    each = table.expand(*lead, -1)
+    return Coded(codes=whole.to(torch.uint8), bits=bits, scale=scale, table=each)
 
 
 def bits_per_weight(config: Config, width: int) -> float:

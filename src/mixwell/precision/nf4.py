@@ -53,11 +53,14 @@ def encode(weight: Tensor, config: Config) -> Coded:
     scale = positive(largest).to(torch.bfloat16)
     table = torch.tensor(TABLE, device=weight.device)
     middles = (table[1:] + table[:-1]) / 2
-    shares = groups / scale.to(groups.dtype).unsqueeze(-1)
+    unit = scale.to(groups.dtype)
+    shares = groups / unit.unsqueeze(-1)
     codes = torch.bucketize(shares, middles.to(shares.dtype))
+    bits = row_bits(weight, BITS)
+    whole = codes.flatten(-2)
     lead = weight.shape[:-2]
-    return Coded(codes=codes.flatten(-2).to(torch.uint8), bits=row_bits(weight, BITS), scale=scale,
-                 table=table.expand(*lead, -1))
+    each = table.expand(*lead, -1)
+    return Coded(codes=whole.to(torch.uint8), bits=bits, scale=scale, table=each)
 
 
 def bits_per_weight(config: Config, width: int) -> float:

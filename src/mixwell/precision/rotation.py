@@ -65,9 +65,11 @@ def hadamard(size: int) -> Tensor:
 def random_rotation(dim: int, generator: torch.Generator) -> Tensor:
     """Q [D, D] in float64."""
     power = dim & -dim  # the largest power of two that divides
-    rest = torch.randn(dim // power, dim // power, generator=generator, dtype=torch.float64)
+    odd_side = dim // power
+    rest = torch.randn(odd_side, odd_side, generator=generator, dtype=torch.float64)
     odd, _ = torch.linalg.qr(rest)
-    signs = torch.randint(0, 2, (dim, 1), generator=generator).double() * 2 - 1
+    coins = torch.randint(0, 2, (dim, 1), generator=generator)
+    signs = coins.double() * 2 - 1
     return signs * torch.kron(hadamard(power), odd.contiguous())
 
 
@@ -77,7 +79,8 @@ def rotated(checkpoint: Checkpoint, Q: Tensor) -> Checkpoint:
     head = tensors.get(HEAD, tensors["embed.weight"])
     _read(tensors, "norm.weight", {HEAD: head}, Q)
     for norm, readers in fed(checkpoint, "rotation").items():
-        _read(tensors, norm, {name: tensors[name] for name in readers}, Q)
+        own = {name: tensors[name] for name in readers}
+        _read(tensors, norm, own, Q)
     for name in ("embed.weight", "positions.weight"):
         if name in tensors:
             tensors[name] = _as(tensors[name].double() @ Q, tensors[name])
@@ -94,7 +97,9 @@ def _read(tensors: dict[str, Tensor], norm: str, readers: dict[str, Tensor], Q: 
     """Put the norm's gain and the rotation into what reads it."""
     gain = tensors[norm]
     for name, weight in readers.items():
-        tensors[name] = _as((weight.double() * gain.double()) @ Q, weight)
+        whole = weight.double() * gain.double()
+        turned = whole @ Q
+        tensors[name] = _as(turned, weight)
     tensors[norm] = torch.ones_like(gain)
 
 
@@ -111,10 +116,14 @@ def rotation(checkpoint: Checkpoint, config: Config, generator: torch.Generator)
     `precision.integers`.
     """
     names = chosen(checkpoint, False)
-    Q = random_rotation(int(checkpoint.arch["dim"]), generator)
+    dim = int(checkpoint.arch["dim"])
+    Q = random_rotation(dim, generator)
     turned = rotated(checkpoint, Q)
     options = config.bits, config.group_size, config.symmetric, config.input_bits
-    made = {name: named(name, nearest, turned.tensors[name], *options) for name in names}
+    made = {}
+    for name in names:
+        weight = turned.tensors[name]
+        made[name] = named(name, nearest, weight, *options)
     return with_codes(turned, made)
 
 

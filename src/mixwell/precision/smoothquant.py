@@ -71,11 +71,14 @@ def smoothed(checkpoint: Checkpoint, alpha: float, calibration: Inputs) -> Check
     """The checkpoint with norms and what they feed rescaled; it computes what it did."""
     groups = fed(checkpoint, "smoothing")
     asked = {norm: norm_inputs(norm, readers) for norm, readers in groups.items()}
-    largest = largest_magnitudes(checkpoint, list(asked.values()), calibration)
+    names = list(asked.values())
+    largest = largest_magnitudes(checkpoint, names, calibration)
     tensors = dict(checkpoint.tensors)
     for norm, readers in groups.items():
-        weights_D = largest_columns([tensors[name] for name in readers])
-        s_D = smoothing(largest[asked[norm]], weights_D, alpha)
+        weights = [tensors[name] for name in readers]
+        weights_D = largest_columns(weights)
+        inputs_D = largest[asked[norm]]
+        s_D = smoothing(inputs_D, weights_D, alpha)
         tensors |= scaled(tensors, norm, readers, s_D)
     return checkpoint.derive(tensors=tensors)
 
@@ -89,10 +92,13 @@ def smoothquant(checkpoint: Checkpoint, config: Config, generator: torch.Generat
     Raises `MixwellError` where norms do not stand before attention and SwiGLU blocks, and as `precision.integers`.
     """
     names = chosen(checkpoint, False)
-    record = calibrated(checkpoint, names, calibration)
+    record = calibrated(checkpoint, calibration)
     smooth = smoothed(checkpoint, config.alpha, calibration)
     options = config.bits, config.group_size, True, config.input_bits
-    made = {name: named(name, nearest, smooth.tensors[name], *options) for name in names}
+    made = {}
+    for name in names:
+        weight = smooth.tensors[name]
+        made[name] = named(name, nearest, weight, *options)
     return with_codes(smooth, made, record=record)
 
 

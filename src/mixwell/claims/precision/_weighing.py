@@ -1,4 +1,4 @@
-"""What the claims of this room share: the bench's mixture, trained, rounded by a method, and weighed on held-out text."""
+"""What the claims of this room share: the bench's mixture, trained, rounded by a method, and weighed."""
 
 from __future__ import annotations
 

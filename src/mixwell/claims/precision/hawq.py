@@ -19,6 +19,7 @@ CLAIM = Claim("Bits by curvature are closer than the same bits everywhere.", "me
 def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     """KL and rise of the loss of both."""
     before = trained(bench, seed)
-    method = rounded(bench, before, seed, "hawq", widths=(2, 3, 4), bits_per_weight=3.0, group_size=32, draws=4, tokens=2048)
+    method = rounded(bench, before, seed, "hawq", widths=(2, 3, 4), bits_per_weight=3.0, group_size=32, draws=4,
+                     tokens=2048)
     baseline = rounded(bench, before, seed, "integers", bits=3, group_size=32)
     return {"method": method, "baseline": baseline}

@@ -12,7 +12,9 @@ from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
 from mixwell.claims.precision._weighing import rounded, trained
 
-CLAIM = Claim("A rotation is closer than rounding weights and inputs as they are.", "mean KL in nats a token", quantity="KL")
+CLAIM = Claim(
+    "A rotation is closer than rounding weights and inputs as they are.",
+    "mean KL in nats a token", quantity="KL")
 
 
 def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:

@@ -88,6 +88,15 @@ def test_every_expert_is_calibrated_on_every_token(generator):
     assert channel_mixers(checkpoint.arch)[0]["num_experts"] == 3
 
 
+def test_the_head_too(generator):
+    checkpoint = whole(example(generator)["checkpoint"])
+    after = gptq(checkpoint, Config(group_size=8, head=True), generator, calibration()).tensors
+    assert "head.weight.bits" in after
+    moments = second_moments(checkpoint, ["head.weight"], calibration())["head.weight"]
+    wanted = encode(checkpoint.tensors["head.weight"], moments, Config(group_size=8)).stored("head.weight")
+    assert torch.equal(after["head.weight"], wanted["head.weight"])
+
+
 def test_refusals(generator):
     values = example(generator)
     with pytest.raises(MixwellError, match="group_size 12 does not divide rows of 16"):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mixwell.kernels.codes import real_scale
-from mixwell.precision.mxfp4 import MAGNITUDES, Config, encode, promises
+from mixwell.precision._parts import whole_example
+from mixwell.precision.mxfp4 import MAGNITUDES, Config, encode, mxfp4, promises
 
 
 def loop(group, rule):
@@ -51,3 +52,9 @@ def test_ties_are_smaller_and_zero_has_no_sign():
     assert promises(Config(max_kl_nats=0.5)) == {"kl_nats": 0.5}
     with pytest.raises(ValueError, match="group_size is -1"):
         Config(group_size=-1)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_the_head_where_asked(generator, head):
+    after = mxfp4(whole_example(generator), Config(group_size=8, head=head), generator).tensors
+    assert ("head.weight.bits" in after) == head and "layers.0.channel_mixer.down_proj.table" in after

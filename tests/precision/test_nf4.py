@@ -5,7 +5,8 @@ import torch
 from scipy.stats import norm
 
 from mixwell.precision import integers
-from mixwell.precision.nf4 import TABLE, Config, encode, promises
+from mixwell.precision._parts import whole_example
+from mixwell.precision.nf4 import TABLE, Config, encode, nf4, promises
 
 
 def test_the_table_is_made_of_normal_quantiles():
@@ -39,3 +40,9 @@ def test_better_than_equal_steps_on_normal_weights(generator):
     assert promises(Config(max_kl_nats=0.5)) == {"kl_nats": 0.5}
     with pytest.raises(ValueError, match="group_size is -1"):
         Config(group_size=-1)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_the_head_where_asked(generator, head):
+    after = nf4(whole_example(generator), Config(group_size=8, head=head), generator).tensors
+    assert ("head.weight.bits" in after) == head and "layers.0.channel_mixer.down_proj.table" in after

@@ -146,10 +146,14 @@ class CodedWeight:
         return False
 
     def __getitem__(self, expert: int | None) -> CodedWeight:
-        blocks = self.blocks if expert is None else (self.blocks[expert],)
-        shape = torch.Size((1, *self.shape)) if expert is None else self.shape[1:]
-        parts = (None if part is None else part[expert] for part in (self.scale, self.zero, self.table))
-        return CodedWeight(self.codes, blocks, shape, *parts, self.input_bits)  # type: ignore[arg-type]
+        if expert is None:
+            blocks, shape = self.blocks, torch.Size((1, *self.shape))
+        else:
+            blocks, shape = (self.blocks[expert],), self.shape[1:]
+        zero = None if self.zero is None else self.zero[expert]
+        table = None if self.table is None else self.table[expert]
+        scale = self.scale[expert]
+        return CodedWeight(self.codes, blocks, shape, scale, zero, table, self.input_bits)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight as a plain tensor."""

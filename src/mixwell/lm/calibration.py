@@ -80,7 +80,9 @@ class TextCalibration:
 
     def kl(self, first: Checkpoint, second: Checkpoint) -> float:
         """Mean KL(first || second) of the next token, in nats."""
-        return met.kl(self._running(first), self._running(second), self.batches)
+        one = self._running(first)
+        other = self._running(second)
+        return met.kl(one, other, self.batches)
 
     def model(self, name: str) -> Checkpoint:
         """The model that `name` leads to."""

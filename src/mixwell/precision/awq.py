@@ -5,8 +5,8 @@
     gain divided by s and W diag(s) rounded.
 **Shapes:** x [T, D], W [..., O, D], s [D], H [D, D].
 **Reference:** Lin et al. 2023 (2306.00978), section 3.2; the search as in the authors' code.
-**Differs:** the loss is that of the maps that one norm feeds, not of attention or the block as a whole; only inputs that
-    come from a norm are scaled, weights are not clipped. The router is scaled, too; all experts weigh alike.
+**Differs:** the loss is that of the maps that one norm feeds, not of attention or the block as a whole; only inputs
+    that come from a norm are scaled, weights are not clipped. The router is scaled, too; all experts weigh alike.
 **Fails when:** all channels are alike: r = 0 wins, which is rounding to nearest.
 **Cost:** 20 roundings of each weight and one pass over the text; bits as precision.integers.
 """

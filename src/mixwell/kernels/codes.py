@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,22 +36,26 @@ def planes(bits: int) -> tuple[int, ...]:
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Codes uint8 [..., I] below 2^bits as bytes [..., I bits / 8]; I must be a multiple of 8."""
-    if codes.shape[-1] % BYTE:
-        raise ValueError(f"rows of {codes.shape[-1]} codes; expected a multiple of {BYTE}")
+    width = codes.shape[-1]
+    if width % BYTE:
+        raise ValueError(f"rows of {width} codes; expected a multiple of {BYTE}")
     packed, shift = [], 0
-    for width in planes(bits):
-        plane = (codes >> shift) & (2**width - 1)
-        parts = plane.unflatten(-1, (BYTE // width, -1))
-        packed.append(_joined(parts, width))
-        shift += width
+    for plane in planes(bits):
+        mask = 2**plane - 1
+        values = (codes >> shift) & mask
+        parts = values.unflatten(-1, (BYTE // plane, -1))
+        packed.append(_joined(parts, plane))
+        shift += plane
     return torch.cat(packed, -1)
 
 
 def _joined(parts: Tensor, width: int) -> Tensor:
     """Parts [..., k, n] of `width` bits as bytes [..., n]."""
-    total = torch.zeros_like(parts[..., 0, :])
-    for place in range(parts.shape[-2]):
-        total |= parts[..., place, :] << (place * width)
+    total: Any = 0
+    shift = 0
+    for part in parts.unbind(-2):
+        total = total | (part << shift)
+        shift += width
     return total
 
 
@@ -59,12 +63,13 @@ def unpack_codes(packed: Tensor, bits: int) -> Tensor:
     """The codes uint8 [..., I] of bytes [..., I bits / 8]."""
     width = packed.shape[-1] * BYTE // bits
     sizes = [width * plane // BYTE for plane in planes(bits)]
-    total, shift = None, 0
-    for plane, part in zip(planes(bits), packed.split(sizes, -1)):
-        values = _apart(part, plane) << shift
-        total = values if total is None else total | values
+    total: Any = 0
+    shift = 0
+    parts = packed.split(sizes, -1)
+    for plane, part in zip(planes(bits), parts):
+        values = _apart(part, plane)
+        total = total | (values << shift)
         shift += plane
-    assert total is not None
     return total
 
 
@@ -88,12 +93,15 @@ class Block(NamedTuple):
 def blocks_of(bits: Tensor, width: int) -> tuple[tuple[Block, ...], ...]:
     """Where the codes of each matrix lie; bits uint8 [O] of one matrix or [E, O] of a stack, in rows of `width`."""
     found, start = [], 0
-    for bits_O in bits.reshape(-1, bits.shape[-1]):
+    count = bits.shape[-1]
+    for bits_O in bits.reshape(-1, count):
         own = []
         for value in bits_O.unique().tolist():
-            rows = (bits_O == value).nonzero().squeeze(-1)
-            stop = start + len(rows) * width * value // BYTE
-            which = None if len(rows) == len(bits_O) else rows
+            same = bits_O == value
+            rows = same.nonzero().squeeze(-1)
+            each = width * value // BYTE
+            stop = start + len(rows) * each
+            which = None if len(rows) == count else rows
             own.append(Block(value, which, start, stop))
             start = stop
         found.append(tuple(own))
@@ -107,8 +115,9 @@ def joined_codes(codes: Tensor, bits: Tensor) -> Tensor:
     parts = []
     for matrix, own in zip(matrices, blocks):
         for block in own:
-            rows = matrix if block.rows is None else matrix[block.rows]
-            parts.append(pack_codes(rows, block.bits).flatten())
+            rows = _picked(matrix, block)
+            packed = pack_codes(rows, block.bits)
+            parts.append(packed.flatten())
     return torch.cat(parts)
 
 
@@ -116,16 +125,20 @@ def real_scale(scale: Tensor) -> Tensor:
     """A stored scale as numbers, float32 or wider."""
     if scale.dtype == torch.uint8:
         raw = scale.int() << 23  # the exponent's place in a float32; 2^-127 alone is written without one
-        return torch.where(scale > 0, raw, 1 << 22).to(torch.int32).view(torch.float32)
-    return scale.to(torch.promote_types(scale.dtype, torch.float32))
+        whole = torch.where(scale > 0, raw, 1 << 22)
+        return whole.to(torch.int32).view(torch.float32)
+    wide = torch.promote_types(scale.dtype, torch.float32)
+    return scale.to(wide)
 
 
 def rounded_inputs(x: Tensor, bits: int) -> Tensor:
     """Each row of x [..., D] rounded to `bits` bits: symmetric, its largest magnitude the last step."""
     levels = 2 ** (bits - 1) - 1
     largest = x.abs().amax(-1, keepdim=True)
-    step = (largest / levels).clamp_min(torch.finfo(x.dtype).tiny)
-    return (x / step).round() * step
+    least = torch.finfo(x.dtype).tiny
+    step = (largest / levels).clamp_min(least)
+    steps = (x / step).round()
+    return steps * step
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +171,14 @@ class CodedWeight:
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight as a plain tensor."""
         if len(self.shape) == 3:
-            matrices = [self[e].dequantised(dtype) for e in range(self.shape[0])]
+            experts = range(self.shape[0])
+            matrices = [self[e].dequantised(dtype) for e in experts]
             return torch.stack(matrices)
         (blocks,) = self.blocks
         wide = torch.promote_types(dtype, torch.float32)
         if len(blocks) == 1:
-            return self._rows(blocks[0], wide).to(dtype)
+            rows = self._rows(blocks[0], wide)
+            return rows.to(dtype)
         whole = self.scale.new_zeros(self.shape, dtype=wide)
         for block in blocks:
             whole[block.rows] = self._rows(block, wide)
@@ -172,12 +187,14 @@ class CodedWeight:
     def _rows(self, block: Block, dtype: torch.dtype) -> Tensor:
         """The rows of a block as numbers."""
         bytes_each = self.shape[-1] * block.bits // BYTE
-        packed = self.codes[block.start : block.stop].view(-1, bytes_each)
+        own = self.codes[block.start : block.stop]
+        packed = own.view(-1, bytes_each)
         codes = unpack_codes(packed, block.bits)
-        scale = _picked(self.scale, block)
         levels = self._levels(codes, block, dtype)
+        scale = real_scale(_picked(self.scale, block))
+        step = scale.to(dtype).unsqueeze(-1)
         grouped = levels.unflatten(-1, (scale.shape[-1], -1))
-        whole = grouped * real_scale(scale).to(dtype).unsqueeze(-1)
+        whole = grouped * step
         return whole.flatten(-2)
 
     def _levels(self, codes: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
@@ -188,8 +205,10 @@ class CodedWeight:
         if self.zero is None:
             return numbers - 2 ** (block.bits - 1)
         zero = _picked(self.zero, block)
-        grouped = numbers.unflatten(-1, (zero.shape[-1], -1))
-        moved = grouped - zero.to(dtype).unsqueeze(-1)
+        groups = zero.shape[-1]
+        grouped = numbers.unflatten(-1, (groups, -1))
+        middle = zero.to(dtype).unsqueeze(-1)
+        moved = grouped - middle
         return moved.flatten(-2)
 
     def linear(self, x: Tensor) -> Tensor:
@@ -201,8 +220,9 @@ class CodedWeight:
         """What is multiplied of x [..., I]; a gradient passes straight through the rounding."""
         if not self.input_bits:
             return x
-        moved = rounded_inputs(x.detach(), self.input_bits)
-        return x + (moved - x.detach()) if x.requires_grad else moved
+        still = x.detach()
+        moved = rounded_inputs(still, self.input_bits)
+        return x + (moved - still) if x.requires_grad else moved
 
 
 def _picked(part: Tensor, block: Block) -> Tensor:

@@ -248,9 +248,11 @@ def _own(layer: nn.Module, name: str) -> Tensor | Int8Weight | CodedWeight:
 
 def _coded(layer: nn.Module, name: str, codes: Tensor) -> CodedWeight:
     """A coded weight; where its rows lie is found once."""
-    buffers = layer._buffers
-    found = {part: buffers.get(f"{name}_{part}") for part in PARTS}
-    parts = {part: value for part, value in found.items() if value is not None}
+    parts: dict[str, Tensor] = {}
+    for part in PARTS:
+        value = layer._buffers.get(f"{name}_{part}")
+        if value is not None:
+            parts[part] = value
     known = layer.__dict__.setdefault(CODED, {})
     weight = coded(codes, parts, known.get(name))
     known[name] = weight.blocks

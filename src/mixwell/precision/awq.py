@@ -84,7 +84,7 @@ def search(weights: Sequence[Tensor], magnitudes_D: Tensor, moments_DD: Tensor, 
 
 @method(title="AWQ: scaling by the size of inputs before rounding",
         paper="AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", year=2023,
-        tags={"calibrated"})
+        tags={"codes", "calibrated"})
 def awq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint whose large weights are packed integers, norms rescaled. Draws nothing from `generator`.
 

@@ -124,7 +124,7 @@ def encode_all(weight: Tensor, moments: Tensor, config: Config) -> Coded:
 
 @method(title="GPTQ: rounding with the error carried forward",
         paper="GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", year=2022,
-        tags={"calibrated"})
+        tags={"codes", "calibrated"})
 def gptq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint whose large weights are packed integers chosen by GPTQ. Draws nothing from `generator`.
 

@@ -199,7 +199,7 @@ def _encoded(weight: Tensor, bits: list[int], config: Config) -> Coded:
     paper=("HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks",
            "HAWQ: Hessian AWare Quantization of Neural Networks with Mixed-Precision"),
     year=2019,
-    tags={"calibrated"},
+    tags={"codes", "calibrated"},
 )
 def hawq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint whose matrices, experts apart, have bits by their curvature. `generator` draws directions.

@@ -60,7 +60,7 @@ def bits_per_weight(config: Config, width: int) -> float:
 
 
 @method(title="Integer weights in groups, rounded to nearest",
-        paper="The case for 4-bit precision: k-bit Inference Scaling Laws", year=2022, tags={"nearest"})
+        paper="The case for 4-bit precision: k-bit Inference Scaling Laws", year=2022, tags={"codes", "nearest"})
 def integers(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are packed integers. Draws nothing from `generator`.
 

@@ -154,7 +154,7 @@ def encode_all(weight: Tensor, moments: Tensor, config: Config) -> Coded:
 
 
 @method(title="Learned rounding", paper="Gradient-Based Post-Training Quantization: Challenging the Status Quo",
-        year=2023, tags={"calibrated"})
+        year=2023, tags={"codes", "calibrated"})
 def learned_rounding(checkpoint: Checkpoint, config: Config, generator: torch.Generator,
                      calibration: Inputs) -> Checkpoint:
     """A checkpoint whose large weights are rounded as was learned. Draws nothing from `generator`.

@@ -117,7 +117,7 @@ def _change(weight: Tensor, config: Config) -> Tensor:
     paper="MixLLM: LLM Quantization with Global Mixed-precision between Output-features and Highly-efficient System "
           "Design",
     year=2024,
-    tags={"calibrated"},
+    tags={"codes", "calibrated"},
 )
 def mixllm(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint whose rows have one of two widths. Draws nothing from `generator`.

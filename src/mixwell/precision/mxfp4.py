@@ -82,7 +82,7 @@ def bits_per_weight(config: Config, width: int) -> float:
 
 
 @method(title="Microscaling four-bit floats (MXFP4)", paper="Microscaling Data Formats for Deep Learning", year=2023,
-        tags={"nearest"})
+        tags={"codes", "nearest"})
 def mxfp4(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are MXFP4. Draws nothing from `generator`.
 

@@ -69,7 +69,7 @@ def bits_per_weight(config: Config, width: int) -> float:
 
 
 @method(title="Four-bit normal floats (NF4)", paper="QLoRA: Efficient Finetuning of Quantized LLMs", year=2023,
-        tags={"nearest"})
+        tags={"codes", "nearest"})
 def nf4(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are NF4. Draws nothing from `generator`.
 

@@ -108,7 +108,7 @@ def _as(value: Tensor, like: Tensor) -> Tensor:
 
 
 @method(title="Rounding behind a Hadamard rotation of the residual stream",
-        paper="QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", year=2024)
+        paper="QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", year=2024, tags={"codes"})
 def rotation(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint turned and rounded. `generator` draws the rotation.
 

@@ -85,7 +85,7 @@ def smoothed(checkpoint: Checkpoint, alpha: float, calibration: Inputs) -> Check
 
 @method(title="SmoothQuant: eight bits for weights and inputs",
         paper="SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", year=2022,
-        tags={"calibrated"})
+        tags={"codes", "calibrated"})
 def smoothquant(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint smoothed and rounded, inputs included. Draws nothing from `generator`.
 

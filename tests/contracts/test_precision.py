@@ -133,7 +133,7 @@ def test_refusals(entry):
     with pytest.raises(MixwellError, match="quantised already"):
         convert(entry, result, config, fresh(1), calibration())
     odd = source.derive(tensors={**source.tensors, "layers.0.channel_mixer.weird": torch.ones(3, 8, 8)})
-    with pytest.raises(MixwellError, match="would stay whole|does not know what it reads"):
+    with pytest.raises(MixwellError, match=r"would stay whole|does not know what it reads"):
         entry.load()(odd, config, fresh(1), *([calibration()] if hasattr(entry.module(), "needs") else []))
     narrow = Checkpoint(source.arch, {**source.tensors, "layers.0.channel_mixer.down_proj": torch.ones(3, 16, 6)})
     with pytest.raises(MixwellError, match="rows of 6; expected a multiple of 8"):

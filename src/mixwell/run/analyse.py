@@ -16,8 +16,9 @@ from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing
+from mixwell.kernels.codes import CodedWeight
 from mixwell.kernels.experts import mlp
-from mixwell.kernels.packing import weight_of
+from mixwell.kernels.packing import Int8Weight, weight_of
 from mixwell.lm.documents import Document, read_domain
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.splitting import split_documents
@@ -151,13 +152,16 @@ def _arguments(run: Callable[..., Any], one: Seen) -> dict[str, Any]:
 
 def _weight(one: Seen, name: str) -> Tensor | None:
     """A weight of all experts [E, ., .] as float32; None where the layer keeps its experts otherwise."""
-    if not isinstance(getattr(one.mixer, name, None), Tensor):
+    weight = getattr(one.mixer, name, None)
+    if not isinstance(weight, Tensor):
         return None
     found: Any = weight_of(one.mixer, name)
     if len(found.shape) != 3:
         return None
-    kept = not isinstance(found, Tensor) and hasattr(found, "dequantised")
-    return found.dequantised(torch.float32) if kept else getattr(one.mixer, name).detach().float()
+    if isinstance(found, (Int8Weight, CodedWeight)):
+        return found.dequantised(torch.float32)
+    plain = weight.detach()
+    return plain.float()
 
 
 def _norms(one: Seen) -> Tensor | None:

@@ -16,6 +16,7 @@ from mixwell.adapters.attached import Attached, Pass, attach
 from mixwell.adapters.targets import Target, wide
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
+from mixwell.kernels.codes import CodedWeight
 from mixwell.kernels.packing import Int8Weight
 
 
@@ -104,7 +105,7 @@ class WeightAdapter(Adapter):
     def merged(self) -> dict[str, Tensor]:
         """What the target and its bias are with the change in them, by their names, in their own types."""
         target = self.target
-        if target.tensor.dtype == torch.int8:
+        if target.tensor.dtype in (torch.int8, torch.uint8):
             raise MixwellError(f"{target.name} is quantised; merge into full weights and quantise the result.")
         whole = target.numbers + self.delta_weight()
         found = {target.name: whole}
@@ -193,7 +194,7 @@ def _column(part: Tensor | None, count: int) -> Sequence[Tensor | None]:
 
 def full(weight: Any) -> Tensor:
     """A weight as a plain tensor in float32 or wider, without gradient."""
-    if isinstance(weight, Int8Weight):
+    if isinstance(weight, (Int8Weight, CodedWeight)):
         return weight.dequantised(torch.float32)
     return wide(weight)
 

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError, shown, suggest
+from mixwell.kernels.adapted import bare
+from mixwell.kernels.codes import CodedWeight
+from mixwell.kernels.packing import weight_of
 
 EVERY = "all-linear"  # the pattern that fits every weight
 REGEX = "re:"  # before a pattern that is a regular expression
@@ -38,7 +41,13 @@ class Target:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight."""
-        return tuple(self.tensor.shape)
+        weight = self.tensor
+        return tuple(self._coded().shape) if weight.dtype == torch.uint8 else tuple(weight.shape)
+
+    def _coded(self) -> CodedWeight:
+        found = bare(weight_of(self.owner, self.attribute))
+        assert isinstance(found, CodedWeight)
+        return found
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -59,6 +68,8 @@ class Target:
     def numbers(self) -> Tensor:
         """The weight in float32 or wider, without gradient; int8 ones scaled."""
         weight = self.tensor.detach()
+        if weight.dtype == torch.uint8:
+            return self._coded().dequantised(torch.float32)
         if weight.dtype == torch.int8:
             scale: Tensor = getattr(self.owner, f"{self.attribute}_scale")
             return weight * scale

@@ -17,15 +17,7 @@ from torch import Tensor
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.routing import Routing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a conversion asks for."""
-
-    tokens: int = 0  # of calibration text
-    models: tuple[str, ...] = ()  # folders or stages of other models that it reads
-    files: tuple[str, ...] = ()  # that its options are read from
+from mixwell.mixing.calibration import Needs
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from mixwell.core.rng import normal
 from mixwell.kernels.adapted import AdaptedWeight, bare
+from mixwell.kernels.codes import CodedWeight
 from mixwell.kernels.packing import Int8Weight, PackedWeight, bias_of, weight_of
 from mixwell.kernels.probe import PRODUCTS, ROWS, choices
 from mixwell.kernels.products import through
 
-Weight = Tensor | PackedWeight | Int8Weight | AdaptedWeight
+Weight = Tensor | PackedWeight | Int8Weight | CodedWeight | AdaptedWeight
 
 
 def _library(kind: str, like: Tensor, rows: int, numel: int) -> str:
@@ -123,7 +124,8 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
         base = weight.base
         return weight.around(x, lambda mapped: linear(mapped, base))
     if differentiates(x, weight):
-        return _plain_linear(x, plain(weight, x))
+        moved = weight.inputs(x) if isinstance(weight, CodedWeight) else x
+        return _plain_linear(moved, plain(weight, x))
     return weight.linear(x)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.kernels.adapted import AdaptedWeight, Change
+from mixwell.kernels.codes import PARTS, CodedWeight, coded
 from mixwell.kernels.memory import free_bytes
 from mixwell.kernels.probe import choices, row_class
 from mixwell.kernels.products import PACKED, PLAIN, Product, fits_fp16, works
@@ -26,6 +27,7 @@ PACKABLE = (torch.float32, torch.bfloat16)
 # most; measured on a mixture of 224 million parameters, whose float32 weights held bfloat16's digits
 PAYS_AFTER = {torch.float32: 1024, torch.bfloat16: 128}
 _COPIES = {torch.float32: 6, torch.bfloat16: 2}
+CODED = "coded_layouts"  # of a layer: where the codes of its weights lie, by the weights' names
 CHANGES = "adapters"  # child of a layer: the changes beside its weights, by the weights' names
 _INT8_STEP = 64  # torch's int8 product reads past the end (and crashes) where the width is no multiple of its vector
 
@@ -206,8 +208,8 @@ def pack_layer(layer: nn.Module, names: Sequence[str]) -> int:
     return sum(weight.nbytes for weight in packed.values())
 
 
-def weight_of(layer: nn.Module, name: str) -> Tensor | PackedWeight | Int8Weight | AdaptedWeight:
-    """The weight `name` of `layer` in the form to compute with: int8 with its scale, packed where that holds, plain.
+def weight_of(layer: nn.Module, name: str) -> Tensor | PackedWeight | Int8Weight | CodedWeight | AdaptedWeight:
+    """The weight `name` of `layer` in the form to compute with: codes or int8 with their scale, packed or plain.
 
     A change that was put beside it comes with it.
     """
@@ -235,17 +237,33 @@ def _change(layer: nn.Module, name: str) -> Change | None:
     return found
 
 
-def _own(layer: nn.Module, name: str) -> Tensor | Int8Weight:
+def _own(layer: nn.Module, name: str) -> Tensor | Int8Weight | CodedWeight:
     weight: Tensor = getattr(layer, name)
+    if weight.dtype == torch.uint8:
+        return _coded(layer, name, weight)
     if weight.dtype != torch.int8:
         return weight
     return Int8Weight(weight, getattr(layer, f"{name}_scale"))
 
 
-def _served(layer: nn.Module, name: str, own: Tensor | Int8Weight) -> Tensor | PackedWeight | Int8Weight:
+def _coded(layer: nn.Module, name: str, codes: Tensor) -> CodedWeight:
+    """A coded weight; where its rows lie is found once."""
+    parts: dict[str, Tensor] = {}
+    for part in PARTS:
+        value = layer._buffers.get(f"{name}_{part}")
+        if value is not None:
+            parts[part] = value
+    known = layer.__dict__.setdefault(CODED, {})
+    weight = coded(codes, parts, known.get(name))
+    known[name] = weight.blocks
+    return weight
+
+
+def _served(layer: nn.Module, name: str, own: Tensor | Int8Weight | CodedWeight,
+            ) -> Tensor | PackedWeight | Int8Weight | CodedWeight:
     """The packed copy where one holds and no gradient is asked for."""
     held = layer.__dict__.get("packed_weights", {})
     packed: PackedWeight | None = held.get(name)
-    if packed is None or isinstance(own, Int8Weight) or torch.is_grad_enabled():
+    if packed is None or not isinstance(own, Tensor) or torch.is_grad_enabled():
         return own
     return packed if packed.holds(own) else own

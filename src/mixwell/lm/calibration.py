@@ -17,6 +17,7 @@ from mixwell.convert.calibration import Seen
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
+from mixwell.lm import met
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import MAIN, Tokenizer
 from mixwell.mixing import Mixed
@@ -61,6 +62,27 @@ class TextCalibration:
         made.requires_grad_(False)
         self._last = [*self._last[-1:], (checkpoint, made)]
         return made
+
+    def inputs(self, checkpoint: Checkpoint, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Of each batch, what the weights named are multiplied with; every expert meets every token."""
+        watched = met.Met(checkpoint, names)
+        for tokens_BS in self.batches:
+            yield watched.read(tokens_BS)
+
+    def routed(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
+        """Of each layer with a router, how many tokens it sent to each expert."""
+        return met.routed(self._running(checkpoint), self.batches)
+
+    def slopes(self, checkpoint: Checkpoint, at: Mapping[str, Tensor], *, rows: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Gradients of the mean cross-entropy by the tensors `at`, for each `rows` windows or for all."""
+        tokens_NS = torch.cat(list(self.batches))
+        return met.slopes(checkpoint, at, tokens_NS, rows)
+
+    def kl(self, first: Checkpoint, second: Checkpoint) -> float:
+        """Mean KL(first || second) of the next token, in nats."""
+        one = self._running(first)
+        other = self._running(second)
+        return met.kl(one, other, self.batches)
 
     def model(self, name: str) -> Checkpoint:
         """The model that `name` leads to."""

@@ -49,7 +49,10 @@ def account_of(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
     moved = {*used, *dropped}
     copied = [name for name in before.tensors if name not in moved and name in after.tensors]
     made = [name for name in after.tensors if name not in copied]
-    return {"copied": len(copied), "used": len(used), "made": len(made), "dropped": dropped}
+    account: dict[str, Any] = {"copied": len(copied), "used": len(used), "made": len(made), "dropped": dropped}
+    if "calibration" in own:
+        account["calibration"] = own["calibration"]
+    return account
 
 
 def _own_account(before: Checkpoint, after: Checkpoint) -> Mapping[str, Any]:

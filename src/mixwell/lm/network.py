@@ -16,9 +16,11 @@ from mixwell.core import rng
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import normal
 from mixwell.core.routing import Context, Peers, Routing
+from mixwell.kernels.codes import width_of
 from mixwell.kernels.embed import embed, mean_nats, row_nats, softcapped
-from mixwell.kernels.linear import Linear, linear
+from mixwell.kernels.linear import Linear, linear, plain
 from mixwell.kernels.norm import build_norm, wide
+from mixwell.kernels.packing import weight_of
 from mixwell.lm import again
 from mixwell.lm.cache import Cache
 from mixwell.lm.config import ModelConfig
@@ -168,8 +170,8 @@ class Network(nn.Module):
         weight = self.head.weight
         if weight.is_floating_point():
             return weight
-        wide = weight * self.head.get_buffer("weight_scale")
-        return wide.to(self.dtype)
+        kept = weight_of(self.head, "weight")
+        return plain(kept, self.embed.weight)
 
     def new_cache(self) -> Cache:
         """An empty cache for `forward`."""
@@ -290,7 +292,7 @@ class Network(nn.Module):
 
     def num_parameters(self, active: bool = False) -> int:
         """Number of parameters; with `active`, of each channel mixer only those that a token's products touch."""
-        total = sum(p.numel() for p in self.parameters())
+        total = _numbers(self)
         if not active:
             return total
         idle = sum(_idle(layer.channel_mixer) for layer in self.layers)
@@ -337,6 +339,17 @@ def _gathered(parts: list[Any]) -> tuple[dict[str, Tensor], Tensor | None]:
 
 def _idle(mixer: Any) -> int:
     """Parameters of a channel mixer that a token does not touch: each one touched takes two FLOPs."""
-    total = sum(p.numel() for p in mixer.parameters())
+    total = _numbers(mixer)
     touched = round(mixer.flops_per_token() / 2)
     return max(0, total - touched)
+
+
+def _numbers(module: nn.Module) -> int:
+    """Weights of a module; codes count as the weights that they stand for."""
+    total = sum(p.numel() for p in module.parameters())
+    for layer in module.modules():
+        for name, weight in layer._parameters.items():
+            if weight is not None and weight.dtype == torch.uint8:
+                bits = layer.get_buffer(f"{name}_bits")
+                total += bits.numel() * width_of(weight, bits) - weight.numel()
+    return total

@@ -1,6 +1,7 @@
 """Tensors into a network and out of it, under their canonical names.
 
 An int8 weight is two tensors: integers under the weight's name, and their scale under that name with `SCALE` behind.
+One in fewer bits is packed codes under the name, and its parts beside (`kernels.codes`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mixwell.core import machine
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError
 from mixwell.formats.declared import FLOATING, Declared, Fresh, check_form, copied, form_of
-from mixwell.kernels.packing import CHANGES
+from mixwell.kernels import codes
+from mixwell.kernels.packing import CHANGES, CODED
 from mixwell.kernels.rates import compute_dtype
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.layer import build_layer
@@ -91,7 +93,9 @@ def declare(network: Network, stored: Mapping[str, Tensor], where: str = "checkp
     declared: dict[str, Declared] = {}
     for name, empty in state.items():
         dtype = form_of(stored, name).dtype
-        if empty.ndim > 1 and (dtype == torch.int8 or name + SCALE in stored):
+        if f"{name}.bits" in stored:
+            declared |= _declare_coded(name, empty, stored, where)
+        elif empty.ndim > 1 and (dtype == torch.int8 or name + SCALE in stored):
             declared |= _declare_int8(name, empty, stored, where)
         else:
             kinds = FLOATING if empty.is_floating_point() else frozenset({empty.dtype})
@@ -112,6 +116,43 @@ def _declare_int8(name: str, empty: Tensor, stored: Mapping[str, Tensor], where:
     return {name: whole, companion: scale}
 
 
+def _declare_coded(name: str, empty: Tensor, stored: Mapping[str, Tensor], where: str) -> dict[str, Declared]:
+    """Packed codes of a weight, the bits of each row, and a scale for each group of a row, with what else is beside."""
+    *matrix, width = empty.shape
+    rows = tuple(matrix)
+    bits = stored[f"{name}.bits"]
+    if bits.dtype != torch.uint8 or tuple(bits.shape) != rows:
+        raise MixwellError(f"{where}: {name}.bits is {form_of(stored, f'{name}.bits')}; expected uint8 {list(rows)}.")
+    if int(bits.min()) < 1 or int(bits.max()) > codes.BYTE or width % codes.BYTE:
+        raise MixwellError(f"{where}: {name} has {int(bits.min())} to {int(bits.max())} bits in rows of {width}; "
+                           f"expected 1 to {codes.BYTE} in rows of a multiple of {codes.BYTE}.")
+    groups = _groups(name, width, stored, where)
+    whole = int(bits.sum()) * width // codes.BYTE
+    integers = frozenset({torch.uint8})
+    lead = rows[:-1]
+    known = {
+        "bits": Declared(rows, integers),
+        "scale": Declared((*rows, groups), FLOATING | integers),
+        "zero": Declared((*rows, groups), integers),
+        "table": Declared((*lead, 2 ** int(bits.max()))),
+        "input_bits": Declared((1,), integers, positive=True),
+    }
+    found = {f"{name}.{part}": known[part] for part, _ in codes.parts_of(stored, name)}
+    return {name: Declared((whole,), integers), **found}
+
+
+def _groups(name: str, width: int, stored: Mapping[str, Tensor], where: str) -> int:
+    """Groups in a row of a coded weight."""
+    companion = name + SCALE
+    if companion not in stored:
+        raise MixwellError(f"{where}: {companion} is missing beside {name}.bits.")
+    shape = form_of(stored, companion).shape
+    groups = shape[-1] if shape else 0
+    if not groups or width % groups:
+        raise MixwellError(f"{where}: {companion} has {groups} groups in rows of {width}; expected a divisor.")
+    return groups
+
+
 def fill(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype | str = "auto") -> None:
     """Put copies of `tensors` into a `skeleton`; int8 ones stay int8 and are scaled on use.
 
@@ -123,6 +164,9 @@ def fill(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype | s
     compute = _compute_dtype(dtype, tensors)
     check_memory(_size_bytes(declared, compute), f"the model in {str(compute).removeprefix('torch.')}")
     for name in shapes(network):
+        if f"{name}.bits" in declared:
+            _place_coded(network, name, tensors, declared)
+            continue
         companion = name + SCALE
         scale = _checked(tensors, companion, declared) if companion in declared else None
         _place(network, name, _checked(tensors, name, declared), scale, compute)
@@ -146,10 +190,10 @@ def _size_bytes(declared: Mapping[str, Declared], compute: torch.dtype) -> int:
 
 
 def _check_names(wanted: set[str], stored: set[str], where: str) -> None:
-    scales = {name + SCALE for name in wanted}
+    companions = {f"{name}.{part}" for name in wanted for part in codes.PARTS}
     for name in sorted(wanted - stored):
         raise MixwellError(f"{where}: {name} is missing.")
-    for name in sorted(stored - wanted - scales):
+    for name in sorted(stored - wanted - companions):
         raise MixwellError(f"{where}: {name} has no place in this architecture; it would be dropped.")
 
 
@@ -176,6 +220,22 @@ def _place(network: Network, name: str, tensor: Tensor, scale: Tensor | None, dt
     owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=scale is None)
     if scale is not None:
         _add_scale(owner, attribute, scale, dtype)
+
+
+def _place_coded(network: Network, name: str, tensors: Mapping[str, Tensor], declared: Mapping[str, Declared]) -> None:
+    """Put codes where the network has `name`, and their parts beside."""
+    owner_name, _, attribute = name.rpartition(".")
+    owner = network.get_submodule(owner_name)
+    if attribute not in getattr(owner, "packable", ()):
+        raise MixwellError(f"{name} is kept as codes, which {type(owner).__name__} does not compute from; keep it "
+                           "whole.")
+    packed = _checked(tensors, name, declared)
+    owner._parameters[attribute] = nn.Parameter(packed, requires_grad=False)
+    for part in codes.PARTS:
+        companion = f"{name}.{part}"
+        if companion in declared:
+            owner.register_buffer(f"{attribute}_{part}", _checked(tensors, companion, declared))
+    owner.__dict__.setdefault(CODED, {}).pop(attribute, None)
 
 
 def _add_scale(owner: nn.Module, attribute: str, scale: Tensor, dtype: torch.dtype) -> None:
@@ -222,8 +282,8 @@ def _canonical(name: str, state: Mapping[str, Tensor]) -> str:
     if found:
         attribute, part = rest.split(".", 1)
         return head + attribute + ("" if part == "original" else SCALE)
-    scaled = name.removesuffix("_scale")
-    whole = scaled in state and state[scaled].dtype == torch.int8
-    if scaled != name and whole:
-        return scaled + SCALE
+    for part in codes.PARTS:
+        whole = name.removesuffix(f"_{part}")
+        if whole != name and whole in state and state[whole].dtype in (torch.int8, torch.uint8):
+            return f"{whole}.{part}"
     return name

@@ -16,6 +16,7 @@ from mixwell.core import registry
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing
+from mixwell.kernels.codes import CodedWeight
 from mixwell.kernels.experts import mlp
 from mixwell.kernels.packing import Int8Weight, weight_of
 from mixwell.lm.documents import Document, read_domain
@@ -152,10 +153,15 @@ def _arguments(run: Callable[..., Any], one: Seen) -> dict[str, Any]:
 def _weight(one: Seen, name: str) -> Tensor | None:
     """A weight of all experts [E, ., .] as float32; None where the layer keeps its experts otherwise."""
     weight = getattr(one.mixer, name, None)
-    if not isinstance(weight, Tensor) or weight.dim() != 3:
+    if not isinstance(weight, Tensor):
         return None
-    found = weight_of(one.mixer, name)
-    return found.dequantised(torch.float32) if isinstance(found, Int8Weight) else weight.detach().float()
+    found: Any = weight_of(one.mixer, name)
+    if len(found.shape) != 3:
+        return None
+    if isinstance(found, (Int8Weight, CodedWeight)):
+        return found.dequantised(torch.float32)
+    plain = weight.detach()
+    return plain.float()
 
 
 def _norms(one: Seen) -> Tensor | None:

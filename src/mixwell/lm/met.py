@@ -1,0 +1,121 @@
+"""What single weights of a model meet as text goes through it: their inputs, their gradients, what a change does.
+
+Legend: B rows, S positions of a row, T = B S tokens, D width, F hidden width, E experts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.errors import MixwellError
+from mixwell.kernels.experts import by_expert, swiglu
+from mixwell.kernels.linear import Linear, linear
+from mixwell.kernels.packing import weight_of
+from mixwell.lm.evaluate import add_loads
+from mixwell.lm.model import LanguageModel
+
+WIDE = torch.float64
+
+
+class Met:
+    """A model whose weights' inputs are kept as text goes through it, one batch at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+        self.model = LanguageModel.from_checkpoint(checkpoint, dtype=torch.float32).eval()
+        self.model.requires_grad_(False)
+        self.names = names
+        self.given: dict[str, Tensor] = {}  # what came into each module named
+        for owner in {_owner(name) for name in names}:
+            module = self.model.get_submodule(owner)
+            module.register_forward_pre_hook(self._keeps(owner))
+
+    def _keeps(self, owner: str) -> Any:
+        def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
+            x = given[0]
+            self.given[owner] = x.reshape(-1, x.shape[-1])
+
+        return keep
+
+    @torch.no_grad()
+    def read(self, tokens_BS: Tensor) -> dict[str, Tensor]:
+        """What each weight named is multiplied with over one batch."""
+        self.given = {}
+        self.model(tokens_BS)
+        return {name: self._input(name) for name in self.names}
+
+    def _input(self, name: str) -> Tensor:
+        owner = _owner(name)
+        module = self.model.get_submodule(owner)
+        x_TD = self.given[owner]
+        attribute = name.removeprefix(f"{owner}.")
+        if isinstance(module, Linear) or attribute.endswith("gate_up_proj"):
+            return x_TD
+        into = attribute.replace("down_proj", "gate_up_proj")
+        if not attribute.endswith("down_proj") or not hasattr(module, into):
+            raise MixwellError(f"{name}: what {type(module).__name__} multiplies it with is not known; expected gated "
+                               "blocks (gate_up_proj and down_proj), or linear maps.")
+        return _hidden(module, into, x_TD)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _hidden(module: Any, into: str, x_TD: Tensor) -> Tensor:
+    """Activations of a gated block over all tokens: [T, F], or [E, T, F] of a stack."""
+    weight: Any = weight_of(module, into)
+    if len(weight.shape) == 2:
+        return swiglu(linear(x_TD, weight))
+    clamped = getattr(module.config, "clamp", None) is not None
+    parts = []
+    for expert, own in enumerate(by_expert(weight)):
+        gate_up = linear(x_TD, own)
+        if clamped:
+            gate_up = gate_up + module.gate_up_bias[expert]
+        parts.append(module._clamped(gate_up) if clamped else swiglu(gate_up))
+    return torch.stack(parts)
+
+
+@torch.no_grad()
+def routed(model: LanguageModel, batches: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Of each layer with a router, how many tokens it sent to each expert."""
+    loads: dict[int, Tensor] = {}
+    for tokens_BS in batches:
+        add_loads(loads, model(tokens_BS).routings)
+    return loads
+
+
+def slopes(checkpoint: Checkpoint, at: Mapping[str, Tensor], tokens_NS: Tensor,
+           rows: int) -> Iterator[dict[str, Tensor]]:
+    """Gradients of the mean cross-entropy by the tensors `at` in float64, for each `rows` windows or for all."""
+    model = LanguageModel.from_checkpoint(checkpoint, dtype=WIDE).eval()
+    model.requires_grad_(False)
+    placed = {name: value.detach().to(WIDE).requires_grad_() for name, value in at.items()}
+    for batch in tokens_NS.split(rows or len(tokens_NS)):
+        logits_BSV = functional_call(model, placed, (batch,)).logits_BTV
+        nats = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+        grads = torch.autograd.grad(nats, list(placed.values()))
+        yield dict(zip(placed, grads))
+
+
+@torch.no_grad()
+def kl(first: LanguageModel, second: LanguageModel, batches: Sequence[Tensor]) -> float:
+    """Mean KL(first || second) of the next token, in nats."""
+    total, count = 0.0, 0
+    for tokens_BS in batches:
+        one, other = _log_shares(first, tokens_BS), _log_shares(second, tokens_BS)
+        total += float(F.kl_div(other, one, log_target=True, reduction="sum"))
+        count += one.shape[:-1].numel()
+    return total / count
+
+
+def _log_shares(model: LanguageModel, tokens_BS: Tensor) -> Tensor:
+    logits_BSV = model(tokens_BS).logits_BTV
+    return logits_BSV[:, :-1].double().log_softmax(-1)

@@ -11,7 +11,7 @@ from mixwell.core.routing import Context
 from tests.contracts._tools import fresh, poisoned_memory, same_config
 
 # rooms that are one family, with a suite of their own
-FAMILIES = {"sequence", "convert", "precision", "merge", "adapters"}
+FAMILIES = {"sequence", "convert", "precision", "merge", "adapters", "scaling", "serve"}
 WAITING = [pytest.param(e, id=e.name) for e in registry.entries() if e.family == e.room and e.room not in FAMILIES]
 
 
@@ -62,8 +62,8 @@ def test_config_round_trips(entry):
 def test_every_method_stands_under_a_contract():
     """A family's suite finds its methods by the registry; here are those that have no family."""
     suites = {"experts.routers", "experts.layers", "experts.balance", "experts.overflow", "experts.analysis",
-              "scaling.laws", "data.mixing", "data.online", "data.selection", "merge.outputs", "merge.composition",
-              *FAMILIES}
+              "scaling.laws", "scaling.search", "data.mixing", "data.online", "data.selection", "merge.outputs",
+              "merge.composition", *FAMILIES}
     waiting = {p.values[0].name for p in WAITING}
     apart = [e.name for e in registry.entries()
              if e.family not in suites and e.room != "density" and e.name not in waiting]

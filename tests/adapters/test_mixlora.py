@@ -27,7 +27,7 @@ def block(x, gate_up, down):
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_it_is_a_sum_of_whole_blocks_with_changed_weights(k):
     mixer, own = beside(router={"method": "top_k", "k": k, "constant": True, "renormalise": True})
-    x_TD = torch.randn(7, 16, generator=fresh(3), dtype=torch.float64)
+    x_TD = torch.randn(5, 16, generator=fresh(3), dtype=torch.float64)
     found = mixer(x_TD, Context())
     for t, x in enumerate(x_TD):
         p = torch.softmax(own.router.weight @ x, 0)
@@ -68,7 +68,7 @@ def test_balance_is_an_output_and_one_where_experts_share_evenly():
 
 def test_dropout_is_drawn_in_training_alone():
     mixer, own = beside(dropout=0.5)
-    x_TD = torch.randn(7, 16, generator=fresh(3), dtype=torch.float64)
+    x_TD = torch.randn(5, 16, generator=fresh(3), dtype=torch.float64)
     still = mixer(x_TD, Context(generator=fresh())).y_TD
     assert torch.equal(still, mixer(x_TD, Context()).y_TD)
     own.train()

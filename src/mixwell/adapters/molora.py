@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixwell.adapters._parts import check_rank, example_target
+from mixwell.adapters._parts import check_rank, example_target, product
 from mixwell.adapters._routed import RoutedWeight, own_router
 from mixwell.adapters.targets import Target, fits
 from mixwell.core.method import method
@@ -47,11 +47,13 @@ class Config:
 
 def mixed_changes(x: Tensor, p_TE: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """sum_e p_e B_e A_e x of x [T, I]: [T, O], in the type of x."""
-    into = A.flatten(0, 1).to(x.dtype)  # [E R, I]
-    thin_TER = (x @ into.T).unflatten(-1, A.shape[:2])
-    weighed = thin_TER * p_TE.to(x.dtype).unsqueeze(-1)
-    out_of = B.transpose(1, 2).flatten(0, 1)  # [E R, O]
-    return weighed.flatten(1) @ out_of.to(x.dtype)
+    into = A.flatten(0, 1)  # [E R, I]
+    thin_TER = product(x, into).unflatten(-1, A.shape[:2])
+    p = p_TE.to(x.dtype)
+    weighed = thin_TER * p.unsqueeze(-1)
+    rows = weighed.flatten(1)
+    out_of = B.transpose(0, 1).flatten(1)  # [O, E R]
+    return product(rows, out_of)
 
 
 @method(
@@ -99,13 +101,17 @@ class MoLoRA(RoutedWeight):
 
     def before(self, x: Tensor, factors: Tensor | None, A: Tensor | None, B: Tensor | None) -> Tensor:
         """What goes in, scaled where this target's inputs are."""
-        return self.scaled(x, factors) if factors is not None and self.maps_input else x
+        if factors is None or not self.maps_input:
+            return x
+        return self.scaled(x, factors)
 
     def after(self, x: Tensor, y: Tensor, weight: Any, factors: Tensor | None, A: Tensor | None,
               B: Tensor | None) -> Tensor:
         """What came out, scaled, or with the mixture of low-rank changes."""
         if A is None or B is None:
-            return y if factors is None or self.maps_input else self.scaled(y, factors)
+            if factors is None or self.maps_input:
+                return y
+            return self.scaled(y, factors)
         rows = x.flatten(0, -2)
         change = mixed_changes(rows, self.weights(rows), A, B)
         scale = self.config.alpha / self.config.rank

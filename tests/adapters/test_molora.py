@@ -82,6 +82,15 @@ def test_a_router_that_keeps_fewer_still_starts_at_the_base():
     assert torch.equal(logits(there.model), logits(model()))
 
 
+def test_a_router_that_draws_in_training_draws_nothing_beside_a_model_that_does_not_train():
+    noisy = {"method": "noisy_top_k", "k": 2}
+    there = MoLoRA.attach(model(), None, Config(num_experts=3, rank=2, router=noisy), fresh())
+    assert torch.equal(logits(there.model), logits(model()))
+    there.model.train()
+    with pytest.raises(MixwellError, match="NoisyTopK draws while training"):
+        logits(there.model)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(MixwellError, match="gate_up_proj is a stack of 4 experts, whose rows are sorted away"):
         MoLoRA.attach(model(sparse=True), "gate_up_proj", Config(), fresh())

@@ -28,6 +28,13 @@ def own_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: t
     return router
 
 
+def width_of(target: Target) -> int:
+    """D of a layer as a whole."""
+    owner: Any = target.owner
+    width: int = owner.dim
+    return width
+
+
 def check_width(rank: int, most: int, target: Target) -> None:
     """Raise `MixwellError` for a rank above the least width that it stands between."""
     if rank > most:
@@ -42,8 +49,7 @@ class RoutedLayer(LayerAdapter):
     def put_router(self, spec: Mapping[str, Any], balance: Mapping[str, Any], num_experts: int,
                    generator: torch.Generator) -> None:
         """Build the router and its balance rules."""
-        dim = self.target.owner.dim
-        self.router = own_router(spec, dim, num_experts, generator)
+        self.router = own_router(spec, width_of(self.target), num_experts, generator)
         self.balance = build_balance(balance)
 
     def route(self, x_TD: Tensor, context: Context) -> Routing:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.adapters._parts import LayerAdapter, dropped, product, uniform
-from mixwell.adapters._routed import check_width
+from mixwell.adapters._routed import check_width, width_of
 from mixwell.adapters.targets import Target
 from mixwell.core.method import method
 from mixwell.core.routing import Context
@@ -70,7 +70,7 @@ class MoSA(LayerAdapter):
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)
-        width = target.owner.dim
+        width = width_of(target)
         check_width(config.rank, width, target)
         down = uniform((config.rank, width), width**-0.5, generator)
         self.down = nn.Parameter(down)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixwell.adapters._parts import dropped, product
-from mixwell.adapters._routed import RoutedLayer, check_width, through
+from mixwell.adapters._routed import RoutedLayer, check_width, through, width_of
 from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
@@ -71,7 +71,7 @@ class PERFT(RoutedLayer):
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)
         count = self._count()
-        width = target.owner.dim
+        width = width_of(target)
         check_width(config.rank, width, target)
         self.scale = config.alpha / config.rank if config.form == "lora" else 1.0
         if config.variant == "R":

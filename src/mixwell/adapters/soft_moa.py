@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.adapters._parts import LayerAdapter, uniform
-from mixwell.adapters._routed import check_width
+from mixwell.adapters._routed import check_width, width_of
 from mixwell.adapters.targets import Target
 from mixwell.core.method import method
 from mixwell.core.routing import Context
@@ -58,7 +58,7 @@ class SoftMoA(LayerAdapter):
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)
-        width = target.owner.dim
+        width = width_of(target)
         experts, rank = config.num_experts, config.rank
         check_width(rank, width, target)
         fans = config.slots_per_expert * (experts + width)

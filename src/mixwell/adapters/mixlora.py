@@ -4,7 +4,7 @@
     y = F(x) + sum_{i in I(x)} w_i(x) (E_i(x) - F(x)), F the frozen block, s = alpha / R; w from the router.
     Where a token's weights sum to 1, that is sum_i w_i E_i(x).
 **Shapes:** x [T, D]; into_A [E, R, D], into_B [E, 2 F, R], out_A [E, R, F], out_B [E, D, R].
-**Reference:** Li et al. 2024, MixLoRA (2404.15159), eq. 4-8.
+**Reference:** Li et al. 2024, MixLoRA (2404.15159).
 **Differs:** gate and up stand in one matrix here and share A. The frozen block counts by itself, so that the start is
     the base to the bit, and a token that no expert takes keeps it. The balance loss is taken layer by layer and is 1
     at balance; there, over the logits of all layers joined, and k. LoRA on attention is `adapters.lora` beside.

@@ -4,7 +4,7 @@
     vectors: y = z + z * sum_e p_e(z) (l_e - 1), z = W x, or for the targets in `inputs` of what goes in, z = x.
     p from the router, by default softmax over all experts; where it sums to 1, the latter is z * sum_e p_e l_e.
 **Shapes:** x [T, I], W [O, I]; A [E, R, I], B [E, O, R]; l [E, O], of `inputs` [E, I].
-**Reference:** Zadouri et al. 2023, Pushing Mixture of Experts to the Limit (2309.05444), eq. 1-4.
+**Reference:** Zadouri et al. 2023, Pushing Mixture of Experts to the Limit (2309.05444).
 **Differs:** a bias behind W is not scaled. Queries, keys and values stand in one matrix and have one router on its
     whole output; there, one over a head's width for keys and for values. A router that keeps fewer experts leaves the
     base in their place instead of shrinking it.

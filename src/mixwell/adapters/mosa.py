@@ -3,7 +3,7 @@
 **Equation:** y = F(x) + s U' gelu(V x + b) + s c, F the frozen block, s `scale`; in training U' = U * [module = n] with
     n drawn from 1 to N for each block and pass, otherwise U' = U / N.
 **Shapes:** x [T, D]; down (V) [R, D]; up (U) [D, R]; module [D, R], numbers from 0 to N - 1; biases [R] and [D].
-**Reference:** Zhang et al. 2023, Split & Merge (2312.02923), sections 3.2 and 3.3, with V shared.
+**Reference:** Zhang et al. 2023, Split & Merge (2312.02923), with V shared.
 **Differs:** one U holds all modules: theirs are copies of one start whose gradients are masked apart, and their mean is
     U / N where that start is zero. The second pass of a training step and the divergence between the two passes
     belong to the loop that trains, and are not here. No norm of its own: the block's input is normed already.

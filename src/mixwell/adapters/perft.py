@@ -5,7 +5,7 @@
     sum_i g_i (E_i(x) + D_i(x)); D: g = 1 for each of `num_adapters`; S: one adapter, g = 1.
     D_j(x) = (alpha / R) B A x (lora) or B silu(A x) (parallel).
 **Shapes:** x [T, D]; A [M, R, D], B [M, D, R], of M adapters.
-**Reference:** Liu et al. 2024, PERFT (2411.08212), section 3.2.
+**Reference:** Liu et al. 2024, PERFT (2411.08212).
 **Differs:** A starts normal with std sqrt(2 / R) and B with 1e-6, as there, so that the start is the base to 1e-6 only.
     The own router's weights are renormalised for k above 1. Whether `D` averages there was not to be had; here it sums.
 **Fails when:** with E, an expert that no token visits never moves its adapter.

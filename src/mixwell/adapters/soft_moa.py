@@ -4,7 +4,7 @@
     y_t = F(x_t) + sum_s C_ts z_s, F the frozen block, A_e(z) = U_e gelu(V_e z + b_e) + c_e, over E p slots, p of each.
 **Shapes:** x [T, D], T = B S; slots (phi) [E p, D]; down (V) [E, R, D]; up (U) [E, D, R]; biases [E, R] and [E, D].
 **Reference:** Cappellazzo et al. 2024, Efficient Fine-tuning of Audio Spectrogram Transformers via Soft Mixture of
-    Adapters (2402.00828), section 2.2.
+    Adapters (2402.00828).
 **Differs:** only U and the biases start at zero: with V at zero as well, as released, nothing but c would ever move.
     V starts uniform within 1 / sqrt(D). The norm before the block stays frozen unless `trained` names it. Padding has
     no part in any slot and gets nothing.

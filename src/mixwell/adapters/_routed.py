@@ -67,8 +67,8 @@ class RoutedWeight(WeightAdapter):
 
     def __init__(self, target: Target, config: Any) -> None:
         super().__init__(target, config)
-        if target.stack:
-            raise MixwellError(f"{target.name} is a stack of {target.stack[0]} experts, whose rows are sorted away "
+        for experts in target.stack:
+            raise MixwellError(f"{target.name} is a stack of {experts} experts, whose rows are sorted away "
                                f"from their tokens; {type(self).__name__} takes single matrices, such as qkv and out.")
 
     def delta(self, weight: Tensor, *parts: Any) -> Tensor:

@@ -93,12 +93,16 @@ class BECoTTA(LayerAdapter):
         for domain, router in enumerate(self.routers):
             own = labels == domain
             rows = x_TD[own]
-            routing: Routing = router(rows, _of(context, own))
+            known = _of(context, own)
+            routing: Routing = router(rows, known)
             change = through(rows, routing, self.adapted)
-            more = more.masked_scatter(own[:, None], change)
-            scores = scores.masked_scatter(own[:, None], normalised(routing.scores_TE))
+            there = own[:, None]
+            more = more.masked_scatter(there, change)
+            shares = normalised(routing.scores_TE)
+            scores = scores.masked_scatter(there, shares)
             if context.losses:
-                self.report(*apply_balance((), routing, context))
+                losses, aux = apply_balance((), routing, context)
+                self.report(losses, aux)
         if context.losses:
             self._report(scores, labels, context.mask_T)
         return mixed._replace(y_TD=mixed.y_TD + more)
@@ -112,9 +116,12 @@ class BECoTTA(LayerAdapter):
         if given is None:
             raise MixwellError(f"BECoTTA has routers for {domains} domains and got no labels; give labels_B, or set "
                                "num_domains: 1.")
-        if len(given) and not 0 <= int(given.min()) <= int(given.max()) < domains:
-            raise MixwellError(f"BECoTTA knows the domains 0 to {domains - 1} and got {int(given.min())} to "
-                               f"{int(given.max())}; set num_domains.")
+        if not len(given):
+            return given
+        low, high = int(given.min()), int(given.max())
+        if low < 0 or high >= domains:
+            raise MixwellError(f"BECoTTA knows the domains 0 to {domains - 1} and got {low} to {high}; set "
+                               "num_domains.")
         return given
 
     def _report(self, scores_TE: Tensor, labels: Tensor, mask_T: Tensor | None) -> None:

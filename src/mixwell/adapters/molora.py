@@ -96,7 +96,8 @@ class MoLoRA(RoutedWeight):
         rows = z.flatten(0, -2)
         p = self.weights(rows)
         more = p @ (factors - 1).to(p.dtype)
-        grown = rows + rows * more.to(z.dtype)
+        more = more.to(z.dtype)
+        grown = rows + rows * more
         return grown.view_as(z)
 
     def before(self, x: Tensor, factors: Tensor | None, A: Tensor | None, B: Tensor | None) -> Tensor:

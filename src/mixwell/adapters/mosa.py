@@ -50,7 +50,8 @@ class Config:
 
 def cut(shape: tuple[int, int], modules: int, generator: torch.Generator) -> Tensor:
     """The module of each entry, uint8, drawn so that no two modules differ by more than one entry."""
-    count = shape[0] * shape[1]
+    rows, columns = shape
+    count = rows * columns
     drawn = torch.randperm(count, generator=generator, device=generator.device)
     numbers = drawn % modules
     return numbers.view(shape).to(torch.uint8)

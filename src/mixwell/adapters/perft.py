@@ -103,12 +103,14 @@ class PERFT(RoutedLayer):
         draws = context.generator if self.training else None
         adapted = functools.partial(self.adapted, draws=draws)
         if self.config.variant == "R":
-            return through(x_TD, self.route(x_TD, context), adapted)
+            routing = self.route(x_TD, context)
+            return through(x_TD, routing, adapted)
         if self.config.variant == "E":
             if frozen is None:
                 raise MixwellError(f"{self.target.name} routes no discrete choice for variant E; choose R, D or S.")
             return through(x_TD, frozen, adapted)
-        each = [adapted(x_TD, j) for j in range(len(self.A))]
+        count = len(self.A)
+        each = [adapted(x_TD, j) for j in range(count)]
         return torch.stack(each).sum(0)
 
     def adapted(self, x_ND: Tensor, adapter: int, draws: torch.Generator | None) -> Tensor:
@@ -117,7 +119,8 @@ class PERFT(RoutedLayer):
         hidden = product(x_ND, self.A[adapter])
         if self.config.form == "parallel":
             hidden = F.silu(hidden)
-        return self.scale * product(hidden, self.B[adapter])
+        out = product(hidden, self.B[adapter])
+        return self.scale * out
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

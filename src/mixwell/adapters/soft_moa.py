@@ -80,9 +80,11 @@ class SoftMoA(LayerAdapter):
         if mask is None:
             mask = torch.ones(tokens, dtype=torch.bool, device=x_TD.device)
         x_BSD = wide(x_TD).view(*shape, -1)
-        logits = x_BSD @ self.slots.T.to(x_BSD.dtype)
-        dispatch, combine = mixing(logits, mask.view(shape))
-        slots = dispatch.transpose(1, 2) @ x_BSD
+        phi = self.slots.to(x_BSD.dtype)
+        logits = x_BSD @ phi.T
+        real = mask.view(shape)
+        dispatch, combine = mixing(logits, real)
+        slots = dispatch.mT @ x_BSD
         more = combine @ self.adapted(slots)
         flat = more.flatten(0, 1).to(mixed.y_TD.dtype)
         return mixed._replace(y_TD=mixed.y_TD + flat)

@@ -75,6 +75,8 @@ def attach(method: Any, model: nn.Module, targets: Sequence[str] | str | None, c
     for target in found:
         _check_free(target)
     made = method.build(found, config, generator or rng.generator(0))
+    for adapter in made:
+        adapter.train(model.training)  # a router that draws in training must not where the model does not train
     names = [target.name for target in found]
     return Attached(model, config, dict(zip(names, made)), trained)
 

@@ -1,0 +1,88 @@
+"""What routed adapters share: a router of their own with its balance loss, thin experts, and the refusals.
+
+Legend: T tokens, D width, E experts, R rank, N filled slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixwell.adapters._parts import LayerAdapter, WeightAdapter
+from mixwell.adapters.targets import Target
+from mixwell.core.errors import MixwellError
+from mixwell.core.routing import Context, Routing, combine, dispatch, plan
+from mixwell.mixing import apply_balance, build_balance, build_router
+
+
+def own_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator) -> nn.Module:
+    """The router that `spec` names, for an adapter; `MixwellError` for one that has to be told more than tokens."""
+    router = build_router(spec, dim, num_experts, generator)
+    asks = getattr(router, "needs_responses", False) or getattr(router, "needs_tokens", False)
+    if hasattr(router, "update") or asks:
+        raise MixwellError(f"router {spec.get('method', 'top_k')} learns outside the gradient, which nothing does for "
+                           "an adapter; take one that goes by tokens alone, such as top_k.")
+    return router
+
+
+def width_of(target: Target) -> int:
+    """D of a layer as a whole."""
+    owner: Any = target.owner
+    width: int = owner.dim
+    return width
+
+
+def check_width(rank: int, most: int, target: Target) -> None:
+    """Raise `MixwellError` for a rank above the least width that it stands between."""
+    if rank > most:
+        raise MixwellError(f"rank is {rank} at {target.name}, which is {most} wide at its least; choose 1 to {most}.")
+
+
+class RoutedLayer(LayerAdapter):
+    """A layer with a router of the adapter's own beside it, whose losses are outputs as `adapter_<rule>`."""
+
+    router: Any
+
+    def put_router(self, spec: Mapping[str, Any], balance: Mapping[str, Any], num_experts: int,
+                   generator: torch.Generator) -> None:
+        """Build the router and its balance rules."""
+        self.router = own_router(spec, width_of(self.target), num_experts, generator)
+        self.balance = build_balance(balance)
+
+    def route(self, x_TD: Tensor, context: Context) -> Routing:
+        """The routing of the tokens; its losses are reported where losses are asked for."""
+        routing: Routing = self.router(x_TD, context)
+        if context.losses:
+            losses, aux = apply_balance(self.balance, routing, context)
+            named = {f"adapter_{name}": loss for name, loss in losses.items()}
+            self.report(named, aux)
+        return routing
+
+
+class RoutedWeight(WeightAdapter):
+    """A change of one matrix that depends on the tokens."""
+
+    def __init__(self, target: Target, config: Any) -> None:
+        super().__init__(target, config)
+        for experts in target.stack:
+            raise MixwellError(f"{target.name} is a stack of {experts} experts, whose rows are sorted away "
+                               f"from their tokens; {type(self).__name__} takes single matrices, such as qkv and out.")
+
+    def delta(self, weight: Tensor, *parts: Any) -> Tensor:
+        """Refused: the change depends on what comes in."""
+        raise MixwellError(f"{self.target.name}: the change of {type(self).__name__} depends on what comes in, so no "
+                           "matrix holds it; keep the adapter beside the model.")
+
+
+def through(x_TD: Tensor, routing: Routing, expert: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """sum_k weights[t, k] expert(x_t, indices[t, k]): [T, D] -> [T, D]; `expert` takes an expert's rows and number."""
+    order = plan(routing.indices_TK, routing.num_experts)
+    rows_ND = dispatch(x_TD, order)
+    counts = order.counts_E.tolist()
+    parts = rows_ND.split(counts)
+    done = [expert(part, e) for e, part in enumerate(parts)]
+    joined = torch.cat(done)
+    return combine(joined, order, routing.weights_TK)

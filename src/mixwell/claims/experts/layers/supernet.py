@@ -18,7 +18,9 @@ NARROWEST = 64
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Bits per byte of the narrowest model of each side."""
-    return {"method": narrowest(bench, seed, 4), "baseline": narrowest(bench, seed, 1)}
+    mixed = narrowest(bench, seed, 4)
+    shared = narrowest(bench, seed, 1)
+    return {"method": mixed, "baseline": shared}
 
 
 def narrowest(bench: Bench, seed: int, weights: int) -> float:

@@ -93,3 +93,12 @@ def test_held_parameters_stay_and_are_not_counted():
 def test_zeros_and_equal_values():
     check_zeros(WeibullMixture, groups())
     check_collapse(WeibullMixture, 1e-3)
+
+
+def test_a_row_far_above_a_narrow_group_weighs_nothing_in_it():
+    """Its power there is beyond all numbers, and its share is 0: the product must be 0, not nothing."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([1e-6 * (1 + 0.01 * rng.random(30)), 5 * rng.weibull(1.0, 70)])[:, None]
+    model = WeibullMixture(2, random_state=0).fit(x)
+    assert np.sort(model.weights_) == pytest.approx([0.3, 0.7], abs=1e-3)
+    assert np.diff(model.lower_bounds_).min() > -1e-10

@@ -41,6 +41,7 @@ from mixwell.density.mixtures.em.rows import ArrayRows, Rows
 from mixwell.density.mixtures.gamma import positive_groups
 
 SMALLEST_SHAPE = 1e-2
+LARGEST_EXPONENT = 80.0  # of powers in a sum: beyond it a row weighs nothing, and nothing times infinity is no number
 SPREAD_OF_ONE = math.pi / math.sqrt(6)  # deviation of the logarithm times shape
 TRIALS = ("shapes", "next", "halfway")  # shapes whose likelihoods a pass over the rows finds
 
@@ -67,7 +68,8 @@ class Weibull(ColumnFamily):
         log = log - params["scales"].log()  # so that powers stay near one
         found = [failed, failed * log]
         for name in TRIALS:
-            power = (params[name] * log).exp()
+            exponent = params[name] * log
+            power = exponent.clamp(max=LARGEST_EXPONENT).exp()
             found += [power, power * log, power * log**2]
         return found
 

@@ -42,9 +42,10 @@ def trained(data, folder, size=1, expert=1, mixer=EXPERTS, **options):
     return in_threads(size, work)
 
 
-def close(one, other, atol=2e-6):
+def close(one, other):
+    """Sums in another order differ in the last digit, which AdamW divides by the root of a tiny second moment."""
     for (name, a), (_, b) in zip(one.model.named_parameters(), other.model.named_parameters()):
-        torch.testing.assert_close(a, b, atol=atol, rtol=1e-4, msg=name)
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4, msg=name)
     for a, b in zip(one.metrics, other.metrics, strict=True):
         assert a["loss_nats"] == pytest.approx(b["loss_nats"], rel=1e-6)
         assert a["losses"] == pytest.approx(b["losses"], rel=1e-5)

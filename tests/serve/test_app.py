@@ -283,7 +283,7 @@ def test_without_the_key_nothing_is_answered(model):
 
 
 def test_only_this_machines_names_are_answered_without_a_key(model):
-    with TestClient(served(model, Rules(local_names=True))) as client:
+    with TestClient(served(model, Rules(local_names=True)), base_url="http://localhost") as client:
         assert client.get("/health", headers={"host": "evil.example"}).status_code == 403
         for host in ("127.0.0.1:8000", "localhost", "[::1]:80"):
             assert client.get("/health", headers={"host": host}).status_code == 200

@@ -1,7 +1,7 @@
 """The page at `/`: its files, what it may load, and what a browser makes of it."""
 
+import os
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -21,7 +21,7 @@ const until = (what) => new Promise((done) => { const look = () => what() ? done
   $("ask").value = "say hello"; $("most").value = 6; $("label").value = "prose";
   $("beside").value = "other";
   $("form").requestSubmit();
-  await until(() => $("send").disabled); await until(() => !$("send").disabled);
+  await until(() => document.querySelectorAll("article").length == 2 && !$("send").disabled);
   const list = document.querySelector(".tokens");
   list.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
   await until(() => $("load").children.length);
@@ -79,9 +79,9 @@ def test_two_models_of_one_name_are_refused(model):
 
 @pytest.mark.slow
 def test_a_browser_shows_which_expert_wrote_what(model, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium here")
+    browser = os.environ.get("MIXWELL_BROWSER")
+    if not browser:  # a browser has clocks of its own, so that it is asked for
+        pytest.skip("MIXWELL_BROWSER names no Chromium")
     limits = Limits(step_tokens=16, max_rows=4, block=4)
     app = build(model, Settings(name="tiny", limits=limits, threads=1), Rules(),
                 [(model, Settings(name="other", limits=limits, threads=1))])
@@ -92,7 +92,7 @@ def test_a_browser_shows_which_expert_wrote_what(model, tmp_path):
     with listening(app) as address:
         shown = subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=20000",
+             "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=600000",
              f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom",
              address.removesuffix("/v1") + "/driven"], capture_output=True, text=True, timeout=600, check=True)
     assert "Uncaught" not in shown.stderr and 'data-done="yes"' in shown.stdout

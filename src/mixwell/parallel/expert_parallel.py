@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.parallel.moves import exchange
+from mixwell.parallel.moves import there_and_back
 from mixwell.parallel.wire import Wire, in_threads
 
 Experts = Callable[[Tensor, Tensor], Tensor]  # rows sorted by expert [M, D], their counts [E / n] -> [M, D]
@@ -40,23 +40,15 @@ class Config:
 
 def spread(rows_ND: Tensor, counts_E: Tensor, wire: Wire, experts: Experts) -> Tensor:
     """Rows [N, D] sorted by expert through experts that are spread over the workers of `wire`: [N, D]."""
-    out_WL = counts_E.view(wire.size, -1)  # L experts of each worker W
-    in_WL = _told(out_WL, wire)
-    sent = out_WL.sum(1).tolist()
-    received = in_WL.sum(1).tolist()
-    came_MD = exchange(rows_ND, wire, sent, received)
-    by_expert_M = _by_expert(in_WL)
-    sorted_MD = came_MD.index_select(0, by_expert_M)
-    done_MD = experts(sorted_MD, in_WL.sum(0))
-    back_M = torch.argsort(by_expert_M)
-    back_MD = done_MD.index_select(0, back_M)
-    return exchange(back_MD, wire, received, sent)
 
+    def by_expert(came_MD: Tensor, in_WL: Tensor) -> Tensor:
+        by_expert_M = _by_expert(in_WL)
+        sorted_MD = came_MD.index_select(0, by_expert_M)
+        done_MD = experts(sorted_MD, in_WL.sum(0))
+        back_M = torch.argsort(by_expert_M)
+        return done_MD.index_select(0, back_M)
 
-def _told(out_WL: Tensor, wire: Wire) -> Tensor:
-    """How many rows each worker sends to each expert of this one [W, L]."""
-    ones = [1] * wire.size
-    return wire.exchange(out_WL, ones, ones)
+    return there_and_back(rows_ND, counts_E, wire, by_expert)
 
 
 def _by_expert(in_WL: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Each worker's loss is its own share of one loss, so that gradients are summed ov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,23 @@ class _Exchange(torch.autograd.Function):
 def exchange(rows: Tensor, wire: Wire, sent: Sequence[int], received: Sequence[int]) -> Tensor:
     """`Wire.exchange`; each row's gradient goes back to where the row came from."""
     return _Exchange.apply(rows, wire, sent, received)
+
+
+def there_and_back(rows_ND: Tensor, counts_E: Tensor, wire: Wire,
+                   experts: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Rows [N, D] sorted by expert to the workers that hold the experts, and what these make of them back [N, O].
+
+    experts: gets the rows that came, sorted by worker and within that by expert, and their counts [W, L].
+    """
+    size = wire.size
+    out_WL = counts_E.view(size, -1)
+    ones = [1] * size
+    in_WL = wire.exchange(out_WL, ones, ones)
+    sent = out_WL.sum(1).tolist()
+    received = in_WL.sum(1).tolist()
+    came_MD = exchange(rows_ND, wire, sent, received)
+    done_MO = experts(came_MD, in_WL)
+    return exchange(done_MO, wire, received, sent)
 
 
 class _Everyone(torch.autograd.Function):

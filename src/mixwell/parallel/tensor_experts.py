@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from torch.nn.functional import gelu
 
 from mixwell.core.method import method
 from mixwell.mixing import check_least
-from mixwell.parallel.moves import exchange
+from mixwell.parallel.moves import there_and_back
 from mixwell.parallel.wire import ThreadWire, Wire, in_threads
 
 
@@ -145,11 +144,11 @@ def sliced(rows_ND: Tensor, counts_E: Tensor, up_LHD: Tensor, down_LDH: Tensor, 
         return _Drop.apply(done, group, places)
 
     if not config.drop_duplicates:
-        return _travelled(rows_ND, counts_E, mesh.expert, computed)
+        return there_and_back(rows_ND, counts_E, mesh.expert, computed)
     own = shares(counts_E, group.size)
     mine = own[group.rank]
     mine_ND = _Drop.apply(rows_ND, group, own)
-    done_ND = _travelled(mine_ND, _counted(mine, counts_E), mesh.expert, of_the_group)
+    done_ND = there_and_back(mine_ND, _counted(mine, counts_E), mesh.expert, of_the_group)
     return _Gather.apply(done_ND, group, own)
 
 
@@ -158,19 +157,6 @@ def _counted(rows: Tensor, counts_E: Tensor) -> Tensor:
     ends_E = counts_E.cumsum(0)
     experts = torch.bucketize(rows, ends_E, right=True)
     return torch.bincount(experts, minlength=len(counts_E))
-
-
-def _travelled(rows_ND: Tensor, counts_E: Tensor, wire: Wire, experts: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Rows to the workers of their experts and back; `experts` gets them sorted by worker, and the counts [W, L]."""
-    size = wire.size
-    out_WL = counts_E.view(size, -1)
-    ones = [1] * size
-    in_WL = wire.exchange(out_WL, ones, ones)
-    sent = out_WL.sum(1).tolist()
-    received = in_WL.sum(1).tolist()
-    came_MD = exchange(rows_ND, wire, sent, received)
-    done_MD = experts(came_MD, in_WL)
-    return exchange(done_MD, wire, received, sent)
 
 
 def _places(held: list[Tensor]) -> list[Tensor]:

@@ -70,7 +70,7 @@ def reduced(load_E: Tensor) -> Tensor:
 def global_batch(routing: Routing, config: Config, context: Context, buffer: Buffer | None = None) -> Tensor:
     """N sum_i f_i P_i as a scalar. Without a buffer f is that of this micro-batch (over all ranks)."""
     load = routing.load_E(context.mask_T)
-    if config.across_ranks:
+    if config.across_ranks and context.peers is None:  # where there are peers, the tokens of all are here
         load = reduced(load)
     if buffer is not None:
         load = buffer.add(load, context.step, context.again)

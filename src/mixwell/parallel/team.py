@@ -74,10 +74,6 @@ class Alone:
         """The largest value of any process."""
         return value
 
-    def agreed(self, yes: bool) -> bool:
-        """Whether any process says yes."""
-        return self.most(float(yes)) > 0
-
     def check_same(self, what: str, value: float) -> None:
         """Wait for all; raise where they found other values of what all should find."""
 

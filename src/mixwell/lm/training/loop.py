@@ -43,6 +43,7 @@ STATE = "state"
 ROUNDS_OTHERWISE = ("this machine computes its products through other libraries than when the state was saved, as its "
                     "measurements were made anew; the training goes on with the same numbers up to rounding only.")
 NATS = "loss_nats"  # mean cross-entropy per target
+GO_ON, SAVE, STOP = range(3)  # wishes, of which the largest of any process is done
 LOG_STEPS, LOG_POINTS = 10, 50  # without `log_every`: a line at least so often, and at least so many where steps allow
 Progress = Callable[[int, float, dict[str, Any]], None]
 
@@ -194,10 +195,10 @@ class _Run:
                         progress(self.step, self.fraction, info)
                     except KeyboardInterrupt:
                         asked.yes = True
-                stops = self.team.agreed(asked.yes)
-                if self.team.agreed(stops or self._save_due()):
+                wish = self.team.most(self._wish(asked.yes))
+                if wish >= SAVE:
                     self._save()
-                if stops:
+                if wish >= STOP:
                     asked.stop()
         if self.saved_step < self.step:
             self._save()
@@ -298,6 +299,12 @@ class _Run:
                          seq_len=config.seq_len, step=self.step)
         self.model.train()
         return {"bits_per_byte": found.bits_per_byte, "mean": found.mean}
+
+    def _wish(self, asked: bool) -> int:
+        """What this process would do after a step."""
+        if asked:
+            return STOP
+        return SAVE if self._save_due() else GO_ON
 
     def _save_due(self) -> bool:
         longest = self.config.save_every_s or math.inf

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixwell.adapters._parts import LayerAdapter, WeightAdapter
+from mixwell.adapters._parts import Adapter, LayerAdapter, WeightAdapter
 from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.mixing import apply_balance, build_balance, build_router
+from mixwell.mixing import BalanceRule, apply_balance, build_balance, build_router
 
 
 def own_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator) -> nn.Module:
@@ -41,8 +41,20 @@ def check_width(rank: int, most: int, target: Target) -> None:
         raise MixwellError(f"rank is {rank} at {target.name}, which is {most} wide at its least; choose 1 to {most}.")
 
 
+def report_losses(adapter: Adapter, routing: Routing, context: Context, rules: tuple[BalanceRule, ...] = ()) -> None:
+    """Hand on what the rules and the router ask for, where losses are asked for: as `adapter_<name>`.
+
+    A mixture that the adapter stands at may have a loss of the same name, which keeps it.
+    """
+    if not context.losses:
+        return
+    losses, aux = apply_balance(rules, routing, context)
+    named = {f"adapter_{name}": loss for name, loss in losses.items()}
+    adapter.report(named, aux)
+
+
 class RoutedLayer(LayerAdapter):
-    """A layer with a router of the adapter's own beside it, whose losses are outputs as `adapter_<rule>`."""
+    """A layer with a router of the adapter's own beside it; see `report_losses`."""
 
     router: Any
 
@@ -55,10 +67,7 @@ class RoutedLayer(LayerAdapter):
     def route(self, x_TD: Tensor, context: Context) -> Routing:
         """The routing of the tokens; its losses are reported where losses are asked for."""
         routing: Routing = self.router(x_TD, context)
-        if context.losses:
-            losses, aux = apply_balance(self.balance, routing, context)
-            named = {f"adapter_{name}": loss for name, loss in losses.items()}
-            self.report(named, aux)
+        report_losses(self, routing, context, self.balance)
         return routing
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,10 +103,10 @@ class Attached:
         self._hooks: list[Any] = []
         self._kept: dict[str, Tensor] = {}  # what merging overwrote
         own = dict(model.named_parameters())
+        self.trained = {name: own[name] for name in _named(own, trained)}  # before anything changes: it may raise
         self._frozen = [parameter for parameter in own.values() if parameter.requires_grad]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
-        self.trained = {name: own[name] for name in _named(own, trained)}
         self._start = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
@@ -135,13 +135,14 @@ class Attached:
                 if id(value) not in seen:
                     found[f"{target}/{part}"] = value.detach()
                 seen.add(id(value))
-        return found | {f"{name}/": value.detach() for name, value in self.trained.items()}
+        now = self.trained | self._kept  # a merge may have put a change into one, a bias say
+        return found | {f"{name}/": now[name].detach() for name in self.trained}
 
     def base_tensors(self) -> dict[str, Tensor]:
         """The base's tensors by name, as they were before anything was merged or trained."""
         state = self.model.state_dict()
         own = {name: value for name, value in state.items() if CHANGES not in name.split(".")}
-        return own | self._start | self._kept
+        return own | self._kept | self._start
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -159,6 +160,7 @@ class Attached:
         """
         if self.merged:
             raise MixwellError("the adapter is merged already.")
+        self._check_beside()
         made: dict[str, Tensor] = {}
         for adapter in self.adapters.values():
             made |= adapter.merged()
@@ -185,6 +187,7 @@ class Attached:
     def detach(self) -> None:
         """Take the adapters off; what is not merged is gone from the model, and what was trainable is again."""
         if not self.merged:
+            self._check_beside()
             self._take_off()
             for name, parameter in self.trained.items():
                 parameter.copy_(self._start[name])
@@ -205,6 +208,10 @@ class Attached:
             held[target.attribute or WHOLE] = adapter
             if not target.attribute:
                 target.owner.__dict__["forward"] = adapter
+
+    def _check_beside(self) -> None:
+        if not self._hooks:
+            raise MixwellError("the adapter was detached; attach it anew.")
 
     def _watched(self, site: nn.Module) -> Pass:
         found = Pass()
@@ -251,12 +258,7 @@ def _beside(owner: nn.Module) -> nn.ModuleDict:
 
 
 def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(_walk(model))
-
-
-def _walk(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _named(own: Mapping[str, Tensor], patterns: Sequence[str]) -> list[str]:

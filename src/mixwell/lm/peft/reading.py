@@ -64,12 +64,9 @@ def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None
     places = places_of(model)
     modules, whole = _sorted_out(tensors, places, config, order, model)
     _check_complete(config, places, modules)
-    found = _attached(model, modules, whole, config)
-    own = files.digest(found.base_tensors())
-    if config.get(BASE, own) != own:
-        found.detach()
-        raise MixwellError(f"{folder} was made for another base: the weights' digest there is {config[BASE][:12]}, "
-                           f"here {own[:12]}. Hand in that base, or take {BASE} out of {CONFIG}.")
+    found = _attached(model, modules, _whole(model, whole, places), config)
+    if BASE in config:
+        _check_base(found, str(config[BASE]), folder)
     return found
 
 
@@ -84,6 +81,15 @@ def _config(folder: Path) -> dict[str, Any]:
                            "understood.")
     found: dict[str, Any] = config
     return found
+
+
+def _check_base(found: Attached, there: str, folder: Path) -> None:
+    own = files.digest(found.base_tensors())
+    if own == there:
+        return
+    found.detach()
+    raise MixwellError(f"{folder} was made for another base: the weights' digest there is {there[:12]}, here "
+                       f"{own[:12]}. Hand in that base, or take {BASE} out of {CONFIG}.")
 
 
 def _check_tokenizer(folder: Path, model: LanguageModel) -> None:
@@ -228,9 +234,9 @@ def _targeted(path: str, targets: Any) -> bool:
     return _named(path, targets)
 
 
-def _attached(model: LanguageModel, modules: list[Module], whole: Mapping[str, Tensor],
+def _attached(model: LanguageModel, modules: list[Module], trained: Mapping[str, Tensor],
               config: Mapping[str, Any]) -> Attached:
-    """Modules gathered by the tensor that they are a part of, and an adapter beside each."""
+    """Modules gathered by the tensor that they are a part of, and an adapter beside each; `trained` comes whole."""
     grouped: dict[str, list[Module]] = defaultdict(list)
     for held in modules:
         grouped[held.place.canonical].append(held)
@@ -248,7 +254,6 @@ def _attached(model: LanguageModel, modules: list[Module], whole: Mapping[str, T
     if rate:
         options["dropout"] = rate
     settled = from_dict(method.module().Config, options, CONFIG)
-    trained = _whole(model, whole)
     found = attach(method.load(), model, list(grouped), settled, trained=list(trained))
     try:
         found.load_tensors(tensors | {f"{name}/": value for name, value in trained.items()})
@@ -258,9 +263,8 @@ def _attached(model: LanguageModel, modules: list[Module], whole: Mapping[str, T
     return found
 
 
-def _whole(model: LanguageModel, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _whole(model: LanguageModel, whole: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
     """Canonical tensors in which those that the file holds as a whole stand, the rest as it is."""
-    places = places_of(model)
     found: dict[str, Tensor] = {}
     for name, value in whole.items():
         place = places[name]

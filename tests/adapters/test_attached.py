@@ -51,6 +51,11 @@ def test_a_pattern_that_chooses_nothing_is_refused(pattern, message):
         find(model(tie_embeddings=False), ["qkv", pattern])
 
 
+def test_no_pattern_at_all_is_refused():
+    with pytest.raises(MixwellError, match="targets: no pattern came"):
+        LoRA.attach(model(), [], Config(rank=2), seeded(3))
+
+
 def test_one_adapter_a_target_and_no_checkpoint_without_it():
     there = LoRA.attach(model(), "qkv", Config(rank=2), seeded(3))
     IA3.attach(there.model, "down_proj", Factors(), seeded(3))

@@ -217,6 +217,8 @@ def _more(config, tensors):
     (_more, "model.layers.1.self_attn.q_proj is a target of this adapter and missing in its file"),
     (lambda config, tensors: config.update(peft_type="VERA"), "peft_type is 'VERA'; LORA and IA3 are read"),
     (lambda config, tensors: config.update(lora_bias=True), "asks for lora_bias, which would change the result"),
+    (lambda config, tensors: config.pop("lora_alpha"), "has no lora_alpha"),
+    (lambda config, tensors: tensors.clear(), "adapts no module; expected lora_A and lora_B"),
     (lambda config, tensors: config.update(mixwell_base_digest="ab"), "made for another base: the weights' digest"),
     (lambda config, tensors: config.update(mixwell_expert_packing="x"), "packing is 'x'; expected peft or")])
 def test_bad_folders_are_refused_and_nothing_is_attached(change, message, tmp_path):

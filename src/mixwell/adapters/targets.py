@@ -116,6 +116,8 @@ def find(model: nn.Module, patterns: Sequence[str], whole: bool = False) -> list
 
     A pattern that fits none raises `MixwellError`.
     """
+    if not patterns:
+        raise MixwellError(f"targets: no pattern came; name weights or layers of the model, or take {EVERY}.")
     there = list(_layers(model) if whole else _weights(model))
     chosen: set[str] = set()
     for pattern in patterns:

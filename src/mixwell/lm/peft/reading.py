@@ -63,6 +63,8 @@ def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None
     _check_tokenizer(folder, model)
     places = places_of(model)
     modules, whole = _sorted_out(tensors, places, config, order, model)
+    if not modules:
+        raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, or ia3_l, of one at least.")
     _check_complete(config, places, modules)
     found = _attached(model, modules, _whole(model, whole, places), config)
     if BASE in config:
@@ -75,6 +77,8 @@ def _config(folder: Path) -> dict[str, Any]:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in ("LORA", "IA3"):
         raise MixwellError(f"{folder / CONFIG}: peft_type is {shown(kind)}; LORA and IA3 are read.")
+    if kind == "LORA" and "lora_alpha" not in config:
+        raise MixwellError(f"{folder / CONFIG} has no lora_alpha, so how much the change counts is not known.")
     asked = [name for name in UNKNOWN if config.get(name)]
     if asked:
         raise MixwellError(f"{folder / CONFIG} asks for {', '.join(asked)}, which would change the result and is not "

@@ -101,7 +101,6 @@ class WeightAdapter(Adapter):
             changes = [bound.delta(own) for bound, own in zip(bounds, weight)]
             return torch.stack(changes)
 
-
     def merged(self) -> dict[str, Tensor]:
         """What the target and its bias are with the change in them, by their names, in their own types."""
         target = self.target
@@ -211,6 +210,14 @@ def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) ->
     """Uniform draws from -bound to bound, float32, on the generator's device."""
     unit = torch.rand(shape, generator=generator, device=generator.device)
     return (2 * unit - 1) * bound
+
+
+def thin_pair(stack: tuple[int, ...], outputs: int, inputs: int, rank: int,
+              generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
+    """(A [..., R, I], B [..., O, R]) at their start, where B A does nothing: A uniform within 1 / sqrt(I), B at 0."""
+    A = uniform((*stack, rank, inputs), inputs**-0.5, generator)
+    B = A.new_zeros(*stack, outputs, rank)
+    return nn.Parameter(A), nn.Parameter(B)
 
 
 def dropped(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:

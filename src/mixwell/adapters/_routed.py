@@ -5,7 +5,7 @@ Legend: T tokens, D width, E experts, R rank, N filled slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,12 +86,14 @@ class RoutedWeight(WeightAdapter):
                            "matrix holds it; keep the adapter beside the model.")
 
 
-def through(x_TD: Tensor, routing: Routing, expert: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """sum_k weights[t, k] expert(x_t, indices[t, k]): [T, D] -> [T, D]; `expert` takes an expert's rows and number."""
+def through(known: Sequence[Tensor], routing: Routing, expert: Callable[..., Tensor]) -> Tensor:
+    """sum_k weights[t, k] expert(*rows_t, indices[t, k]): [T, D], of what is known of the tokens, [T, .] each.
+
+    `expert` takes an expert's rows of each and its number.
+    """
     order = plan(routing.indices_TK, routing.num_experts)
-    rows_ND = dispatch(x_TD, order)
     counts = order.counts_E.tolist()
-    parts = rows_ND.split(counts)
-    done = [expert(part, e) for e, part in enumerate(parts)]
+    rows = [dispatch(part, order).split(counts) for part in known]
+    done = [expert(*own, e) for e, own in enumerate(zip(*rows))]
     joined = torch.cat(done)
     return combine(joined, order, routing.weights_TK)

@@ -52,8 +52,9 @@ class Pass:
         if not self.losses and not self.terms:
             return result
         if isinstance(result, Tensor):
-            raise MixwellError(f"an adapter at {type(module).__name__} has auxiliary losses ({', '.join(self.losses)}), "
-                               "and only a mixer's result can carry them; take a router without losses there.")
+            named = ", ".join(self.losses)
+            raise MixwellError(f"an adapter at {type(module).__name__} has auxiliary losses ({named}), and only a "
+                               "mixer's result can carry them; take a router without losses there.")
         terms = self.terms if result.aux is None else [result.aux, *self.terms]
         wide = [term.float() for term in terms]
         aux = torch.stack(wide).sum() if wide else None

@@ -95,7 +95,7 @@ class BECoTTA(LayerAdapter):
             rows = x_TD[own]
             known = _of(context, own)
             routing: Routing = router(rows, known)
-            change = through(rows, routing, self.adapted)
+            change = through((rows,), routing, self.adapted)
             there = own[:, None]
             more = more.masked_scatter(there, change)
             shares = normalised(routing.scores_TE)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixwell.adapters._parts import LayerAdapter, dropped, product, uniform
+from mixwell.adapters._parts import LayerAdapter, dropped, product, thin_pair
 from mixwell.adapters._routed import check_width, width_of
 from mixwell.adapters.targets import Target
 from mixwell.core.method import method
@@ -73,11 +73,9 @@ class MoSA(LayerAdapter):
         super().__init__(target, config)
         width = width_of(target)
         check_width(config.rank, width, target)
-        down = uniform((config.rank, width), width**-0.5, generator)
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(down.new_zeros(width, config.rank))
-        self.down_bias = nn.Parameter(down.new_zeros(config.rank))
-        self.up_bias = nn.Parameter(down.new_zeros(width))
+        self.down, self.up = thin_pair((), width, width, config.rank, generator)
+        self.down_bias = nn.Parameter(self.down.new_zeros(config.rank))
+        self.up_bias = nn.Parameter(self.down.new_zeros(width))
         self.register_buffer("module", cut((width, config.rank), config.modules, generator))
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:

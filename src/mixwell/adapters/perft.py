@@ -104,11 +104,11 @@ class PERFT(RoutedLayer):
         adapted = functools.partial(self.adapted, draws=draws)
         if self.config.variant == "R":
             routing = self.route(x_TD, context)
-            return through(x_TD, routing, adapted)
+            return through((x_TD,), routing, adapted)
         if self.config.variant == "E":
             if frozen is None:
                 raise MixwellError(f"{self.target.name} routes no discrete choice for variant E; choose R, D or S.")
-            return through(x_TD, frozen, adapted)
+            return through((x_TD,), frozen, adapted)
         count = len(self.A)
         each = [adapted(x_TD, j) for j in range(count)]
         return torch.stack(each).sum(0)

@@ -64,7 +64,7 @@ def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None
     places = places_of(model)
     modules, whole = _sorted_out(tensors, places, config, order, model)
     if not modules:
-        raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, or ia3_l, of one at least.")
+        raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, or ia3_l, of one.")
     _check_complete(config, places, modules)
     found = _attached(model, modules, _whole(model, whole, places), config)
     if BASE in config:

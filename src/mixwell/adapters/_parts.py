@@ -55,6 +55,11 @@ class Adapter(nn.Module):
         """What is known of the tokens of the forward pass in progress; see `Context`."""
         return self.now.context
 
+    def unmergeable(self) -> MixwellError:
+        """What is raised where a matrix is asked for and the change depends on what comes in."""
+        return MixwellError(f"{self.target.name}: the change of {type(self).__name__} depends on what comes in, so no "
+                            "matrix holds it; keep the adapter beside the model.")
+
     def report(self, losses: Mapping[str, Tensor], aux: Tensor | None) -> None:
         """Hand auxiliary losses on to the mixer's result; `aux` is their sum times their coefficients."""
         self.now.report(losses, aux)
@@ -132,8 +137,7 @@ class LayerAdapter(Adapter):
 
     def delta_weight(self) -> Tensor:
         """Refused: the change depends on what comes in."""
-        raise MixwellError(f"{self.target.name}: the change of {type(self).__name__} depends on what comes in, so no "
-                           "matrix holds it; keep the adapter beside the model.")
+        raise self.unmergeable()
 
     def merged(self) -> dict[str, Tensor]:
         """Refused, as `delta_weight` is."""

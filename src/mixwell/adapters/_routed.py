@@ -82,8 +82,7 @@ class RoutedWeight(WeightAdapter):
 
     def delta(self, weight: Tensor, *parts: Any) -> Tensor:
         """Refused: the change depends on what comes in."""
-        raise MixwellError(f"{self.target.name}: the change of {type(self).__name__} depends on what comes in, so no "
-                           "matrix holds it; keep the adapter beside the model.")
+        raise self.unmergeable()
 
 
 def through(known: Sequence[Tensor], routing: Routing, expert: Callable[..., Tensor]) -> Tensor:

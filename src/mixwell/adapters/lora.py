@@ -28,7 +28,7 @@ from mixwell.adapters._parts import WeightAdapter, check_rank, dropped, example_
 from mixwell.adapters.targets import Target, first_fit
 from mixwell.core.method import method
 from mixwell.core.rng import normal
-from mixwell.mixing import check_above, check_least
+from mixwell.mixing import check_above, check_least, check_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,7 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, rank=1)
         check_above(self, alpha=0)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected 0 up to 1")
+        check_rate(self, "dropout")
         for pattern, alpha in self.alpha_pattern.items():
             if not alpha > 0:
                 raise ValueError(f"alpha_pattern: {pattern} is {alpha}; expected a number above 0")

@@ -33,7 +33,7 @@ from mixwell.experts.layers.swiglu import SwiGLU
 from mixwell.kernels.experts import swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed, check_above, check_least
+from mixwell.mixing import Mixed, check_above, check_least, check_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,7 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, rank=1)
         check_above(self, alpha=0)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected 0 up to 1")
+        check_rate(self, "dropout")
 
 
 @method(

@@ -27,7 +27,7 @@ from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.experts.layers.swiglu import Config as Block
 from mixwell.experts.layers.swiglu import SwiGLU
-from mixwell.mixing import Mixed, check_above, check_least
+from mixwell.mixing import Mixed, check_above, check_least, check_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,7 @@ class Config:
         check_above(self, scale=0)
         if self.modules > 255:
             raise ValueError(f"modules is {self.modules}; expected at most 255")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected 0 up to 1")
+        check_rate(self, "dropout")
 
 
 def cut(shape: tuple[int, int], modules: int, generator: torch.Generator) -> Tensor:

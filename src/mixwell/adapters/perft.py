@@ -31,7 +31,7 @@ from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.layers.moe import Config as Mixture
 from mixwell.experts.layers.moe import MoE
-from mixwell.mixing import Mixed, check_above, check_least, normal_parameter
+from mixwell.mixing import Mixed, check_above, check_least, check_rate, normal_parameter
 
 ALMOST_ZERO = 1e-6  # std of B at its start
 
@@ -52,8 +52,7 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, rank=1, num_adapters=1)
         check_above(self, alpha=0)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected 0 up to 1")
+        check_rate(self, "dropout")
 
 
 @method(

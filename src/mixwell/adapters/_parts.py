@@ -50,6 +50,9 @@ class Adapter(nn.Module):
         made: Any = cls
         return [made(target, config, generator) for target in targets]
 
+    def begin(self) -> None:
+        """Compute what the start takes of the target's numbers; left out where tensors are loaded instead."""
+
     @property
     def context(self) -> Context:
         """What is known of the tokens of the forward pass in progress; see `Context`."""

@@ -64,11 +64,12 @@ class Pass:
 
 
 def attach(method: Any, model: nn.Module, targets: Sequence[str] | str | None, config: Any,
-           generator: torch.Generator | None = None, *, trained: Sequence[str] = ()) -> Attached:
+           generator: torch.Generator | None = None, *, trained: Sequence[str] = (), begin: bool = True) -> Attached:
     """Put adapters of `method` beside the targets of `model`, in place, and freeze everything else.
 
     targets: patterns of names, see `mixwell.adapters.targets.fits`; None takes the method's own. trained: patterns of
     parameters that are trained as they are (norms, an embedding) and belong to the adapter. generator: default seed 0.
+    begin: whether to compute what the start takes of the weights; not where `load_tensors` follows.
 
     Raises `MixwellError` for a pattern that fits nothing, a target that has an adapter already, and values in a target
     that are not finite.
@@ -80,6 +81,8 @@ def attach(method: Any, model: nn.Module, targets: Sequence[str] | str | None, c
         _check_free(target)
     made = method.build(found, config, generator or rng.generator(0))
     for adapter in made:
+        if begin:
+            adapter.begin()
         adapter.train(model.training)  # a router that draws in training must not where the model does not train
     names = [target.name for target in found]
     return Attached(model, config, dict(zip(names, made)), trained)

@@ -85,6 +85,8 @@ class LoRA(WeightAdapter):
     parts = ("A", "B", "start_A", "start_B", "magnitude")
     targets = ("all-linear",)
     config: Config
+    start_A: Tensor | None
+    start_B: Tensor | None
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)
@@ -100,20 +102,31 @@ class LoRA(WeightAdapter):
         self.register_buffer("start_B", B.clone() if pissa else None)
         self.register_parameter("magnitude", None)
         if config.dora:
-            self.magnitude = nn.Parameter(self._lengths())
+            self.magnitude = nn.Parameter(A.new_ones(*target.stack, target.outputs))
 
     def _start(self, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A and B at their start."""
+        """A and B at their start, as far as it takes nothing of W."""
         target, start = self.target, self.config.start
-        if start == "pissa":
-            return principal(target.numbers, rank, self.scale)
         shape = *target.stack, rank, target.inputs
-        if start == "gaussian":
+        if start == "pissa":
+            A = torch.zeros(shape, device=target.tensor.device)
+        elif start == "gaussian":
             A = normal(shape, 1 / rank, generator)
         else:
             A = uniform(shape, target.inputs**-0.5, generator)
         B = A.new_zeros(*target.stack, target.outputs, rank)
         return A, B
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Take the largest directions of W for PiSSA, and the lengths of its rows for DoRA."""
+        if self.start_A is not None and self.start_B is not None:
+            A, B = principal(self.target.numbers, self.A.shape[-2], self.scale)
+            for part, value in ((self.A, A), (self.B, B), (self.start_A, A), (self.start_B, B)):
+                part.copy_(value)
+        if self.magnitude is not None:
+            lengths = self._lengths()
+            self.magnitude.copy_(lengths)
 
     def _lengths(self) -> Tensor:
         """m at its start: each row as long as it is."""

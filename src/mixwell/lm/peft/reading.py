@@ -258,7 +258,7 @@ def _attached(model: LanguageModel, modules: list[Module], trained: Mapping[str,
     if rate:
         options["dropout"] = rate
     settled = from_dict(method.module().Config, options, CONFIG)
-    found = attach(method.load(), model, list(grouped), settled, trained=list(trained))
+    found = attach(method.load(), model, list(grouped), settled, trained=list(trained), begin=False)
     try:
         found.load_tensors(tensors | {f"{name}/": value for name, value in trained.items()})
     except MixwellError:

@@ -244,6 +244,22 @@ def test_a_missing_router_or_expert_is_refused(tmp_path):
         peft.read(folder, base(SPARSE))
 
 
+def test_a_part_that_belongs_to_another_kind_of_adapter_is_refused(tmp_path):
+    factors = {f"{LAYER}mlp.up_proj.ia3_l": (48, 1)}
+    both = adapter(tmp_path / "both", LINEAR_CONFIG, LINEAR | factors)[0]
+    other = adapter(tmp_path / "other", {"peft_type": "IA3", "target_modules": []}, LINEAR | factors)[0]
+    for folder in (both, other):
+        with pytest.raises(MixwellError, match="has no place in this model; it would be dropped"):
+            peft.read(folder, base())
+
+
+def test_experts_both_at_once_and_one_by_one_are_refused(tmp_path):
+    one = pairs(("mlp.experts.2.down_proj", 2, 16, 32))
+    folder, _ = adapter(tmp_path / "theirs", EXPERTS_CONFIG, EXPERTS | one)
+    with pytest.raises(MixwellError, match="adapts its experts both one by one and all at once"):
+        peft.read(folder, base(SPARSE))
+
+
 def test_parameters_that_cannot_be_told_apart_are_refused(tmp_path):
     config = EXPERTS_CONFIG | {"target_parameters": ["layers.0.mlp.experts.down_proj"]}
     folder, _ = adapter(tmp_path / "theirs", config, EXPERTS)

@@ -33,8 +33,9 @@ from mixwell.lm.tokenizer import MAIN
 
 UNKNOWN = ("lora_bias", "use_qalora", "use_bdlora", "layer_replication", "trainable_token_indices", "arrow_config",
            "kasa_config", "velora_config", "alora_invocation_tokens", "monteclora_config")  # change the result
-PART = re.compile(r"(?P<module>.+?)(?P<nest>(?:\.base_layer)*)\."
-                  r"(?P<part>lora_A|lora_B|lora_magnitude_vector|ia3_l)(?:\.weight)?")
+PARTS = {"LORA": "lora_A|lora_B|lora_magnitude_vector", "IA3": "ia3_l"}  # of a module, by the kind of adapter
+PART = {kind: re.compile(rf"(?P<module>.+?)(?P<nest>(?:\.base_layer)*)\.(?P<part>{parts})(?:\.weight)?")
+        for kind, parts in PARTS.items()}
 
 
 @dataclass
@@ -112,13 +113,14 @@ def _sorted_out(tensors: Mapping[str, Tensor], places: Mapping[str, Place], conf
     modules: dict[str, Module] = {}
     whole: dict[str, Tensor] = {}
     targets = {module_of(name): place for name, place in places.items()}
-    nests = _nests(tensors)
+    part = PART[config["peft_type"]]
+    nests = _nests(tensors, part)
     for name in tensors:
         short = name.removeprefix(PREFIX)
         value = tensors[name].float()
         if not bool(value.isfinite().all()):
             raise MixwellError(f"{name} has values that are not finite; nothing was loaded.")
-        match = PART.fullmatch(short)
+        match = part.fullmatch(short)
         if match is None and short in places:
             whole[short] = value
             continue
@@ -133,11 +135,11 @@ def _sorted_out(tensors: Mapping[str, Tensor], places: Mapping[str, Place], conf
     return list(modules.values()), whole
 
 
-def _nests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def _nests(tensors: Mapping[str, Tensor], part: re.Pattern[str]) -> dict[str, int]:
     """How often each module is wrapped."""
     depths: dict[str, int] = defaultdict(int)
     for name in tensors:
-        match = PART.fullmatch(name.removeprefix(PREFIX))
+        match = part.fullmatch(name.removeprefix(PREFIX))
         if match is not None:
             depth = match["nest"].count(".base_layer")
             depths[match["module"]] = max(depths[match["module"]], depth)
@@ -180,8 +182,6 @@ def _scale(config: Mapping[str, Any], path: str) -> float:
 def _complete(held: Module, packing: str, config: Mapping[str, Any], model: LanguageModel) -> None:
     """Check the module's parts, unpack those of all experts, and bring its rows into order."""
     parts, place = held.parts, held.place
-    weight = model.get_parameter(place.canonical)
-    stacked = weight.ndim == 3 and place.expert is None
     if "ia3_l" in parts:
         parts["ia3_l"] = parts["ia3_l"].flatten()
         held.of_inputs = _targeted(held.name, config.get("feedforward_modules") or [])
@@ -190,7 +190,8 @@ def _complete(held: Module, packing: str, config: Mapping[str, Any], model: Lang
         if name not in parts:
             raise MixwellError(f"{held.name}.{name} is missing in the file; nothing was loaded.")
     A, B = parts["lora_A"], parts["lora_B"]
-    if stacked:
+    weight = model.get_parameter(place.canonical)
+    if weight.ndim == 3 and place.expert is None:
         A, B = unpacked(A, B, len(weight), packing, held.name)
     expected = [*_size(weight, place), weight.shape[-1]]
     found = [B.shape[-2], A.shape[-1]]
@@ -289,6 +290,9 @@ def _low_rank(canonical: str, modules: list[Module], weight: Tensor, options: di
     grouped: dict[int | None, list[Module]] = defaultdict(list)
     for held in modules:
         grouped[held.place.expert].append(held)
+    if None in grouped and len(grouped) > 1:
+        raise MixwellError(f"{canonical}: the file adapts its experts both one by one and all at once; which holds "
+                           "cannot be told.")
     if None not in grouped and stack:
         missing = [expert for expert in range(stack[0]) if expert not in grouped]
         if missing:

@@ -193,7 +193,8 @@ def _complete(held: Module, packing: str, config: Mapping[str, Any], model: Lang
     weight = model.get_parameter(place.canonical)
     if weight.ndim == 3 and place.expert is None:
         A, B = unpacked(A, B, len(weight), packing, held.name)
-    expected = [*_size(weight, place), weight.shape[-1]]
+    rows = range(weight.shape[-2])[place.rows]
+    expected = [len(rows), weight.shape[-1]]
     found = [B.shape[-2], A.shape[-1]]
     if found != expected or A.shape[-2] != B.shape[-1]:
         raise MixwellError(f"{held.name}: the file changes a matrix of {found}, this base has {expected}; the adapter "
@@ -204,12 +205,6 @@ def _complete(held: Module, packing: str, config: Mapping[str, Any], model: Lang
     if "lora_magnitude_vector" in parts:
         magnitude = parts["lora_magnitude_vector"].flatten()
         parts["lora_magnitude_vector"] = place.arranged(magnitude, -1)
-
-
-def _size(weight: Tensor, place: Place) -> list[int]:
-    """The number of rows that a place has."""
-    rows = range(weight.shape[-2])
-    return [len(rows[place.rows])]
 
 
 def _check_complete(config: Mapping[str, Any], places: Mapping[str, Place], modules: list[Module]) -> None:
@@ -275,40 +270,26 @@ def _whole(model: LanguageModel, whole: Mapping[str, Tensor], places: Mapping[st
         place = places[name]
         if place.canonical not in found:
             found[place.canonical] = model.get_parameter(place.canonical).detach().float().clone()
-        room = found[place.canonical]
-        room = room if place.expert is None else room[place.expert]
-        if room[place.rows].shape != value.shape:
-            raise MixwellError(f"{name}: the file has {list(value.shape)}, this base takes "
-                               f"{list(room[place.rows].shape)}; the adapter was made for another base.")
-        room[place.rows] = place.arranged(value, 0)
+        room = place.within(found[place.canonical])[place.rows]
+        if room.shape != value.shape:
+            raise MixwellError(f"{name}: the file has {list(value.shape)}, this base takes {list(room.shape)}; the "
+                               "adapter was made for another base.")
+        room.copy_(place.arranged(value, 0))
     return found
 
 
 def _low_rank(canonical: str, modules: list[Module], weight: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
     """A and B (and m) of the parts of one tensor [..., O, I]; its rank and its alpha go into `options`."""
-    stack = weight.shape[:-2]
     grouped: dict[int | None, list[Module]] = defaultdict(list)
     for held in modules:
         grouped[held.place.expert].append(held)
     if None in grouped and len(grouped) > 1:
         raise MixwellError(f"{canonical}: the file adapts its experts both one by one and all at once; which holds "
                            "cannot be told.")
-    if None not in grouped and stack:
-        missing = [expert for expert in range(stack[0]) if expert not in grouped]
-        if missing:
-            raise MixwellError(f"{canonical}: the file adapts some experts and lacks {missing}; none is skipped "
-                               "silently.")
-        pairs = [_joined(grouped[expert], weight[expert]) for expert in range(stack[0])]
-        ranks = {len(A) for A, _, _ in pairs}
-        if len(ranks) > 1:
-            raise MixwellError(f"{canonical}: experts have the ranks {sorted(ranks)}; expected one rank for all.")
-        A, B = torch.stack([A for A, _, _ in pairs]), torch.stack([B for _, B, _ in pairs])
-        scales = {scale for _, _, scale in pairs}
-        scale = scales.pop()
-        if scales:
-            raise MixwellError(f"{canonical}: experts have different scales; expected one for all.")
-    else:
+    if None in grouped:
         A, B, scale = _joined(grouped[None], weight)
+    else:
+        A, B, scale = _stacked(canonical, grouped, weight)
     rank = A.shape[-2]
     options.setdefault("rank_pattern", {})[canonical] = rank
     options.setdefault("alpha_pattern", {})[canonical] = scale * rank
@@ -317,10 +298,27 @@ def _low_rank(canonical: str, modules: list[Module], weight: Tensor, options: di
     if lengths:
         magnitude = weight.norm(dim=-1)
         for held in lengths:
-            room = magnitude if held.place.expert is None else magnitude[held.place.expert]
+            room = held.place.within(magnitude)
             room[held.place.rows] = held.parts["lora_magnitude_vector"]
         found["magnitude"] = magnitude
     return found
+
+
+def _stacked(canonical: str, grouped: Mapping[int | None, list[Module]],
+             weight: Tensor) -> tuple[Tensor, Tensor, float]:
+    """(A, B, s) of a stack [E, O, I] whose experts came one by one."""
+    experts = range(len(weight))
+    missing = [expert for expert in experts if expert not in grouped]
+    if missing:
+        raise MixwellError(f"{canonical}: the file adapts some experts and lacks {missing}; none is skipped silently.")
+    joined = [_joined(grouped[expert], weight[expert]) for expert in experts]
+    As, Bs, scales = zip(*joined)
+    ranks = {len(A) for A in As}
+    if len(ranks) > 1:
+        raise MixwellError(f"{canonical}: experts have the ranks {sorted(ranks)}; expected one rank for all.")
+    if len(set(scales)) > 1:
+        raise MixwellError(f"{canonical}: experts have different scales; expected one for all.")
+    return torch.stack(As), torch.stack(Bs), scales[0]
 
 
 def _joined(modules: list[Module], weight: Tensor) -> tuple[Tensor, Tensor, float]:

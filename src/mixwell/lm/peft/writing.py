@@ -116,13 +116,13 @@ class _LoRA:
                 stem = self._stem(canonical, path)
             else:
                 self.modules[path] = rank, alpha
-                own_A = A if place.expert is None else A[place.expert]
-                rows = B if place.expert is None else B[place.expert]
+                own_A = place.within(A)
+                rows = place.within(B)
                 own_B = place.given_back(rows, -2)[place.rows]
                 stem = path
                 if magnitude is not None:
-                    lengths = magnitude if place.expert is None else magnitude[place.expert]
-                    back = place.given_back(lengths.detach(), -1)
+                    lengths = place.within(magnitude).detach()
+                    back = place.given_back(lengths, -1)
                     self.tensors[f"{path}.lora_magnitude_vector"] = back[place.rows].clone()
             self.tensors[f"{stem}.lora_A.weight"] = own_A.detach().clone()
             self.tensors[f"{stem}.lora_B.weight"] = own_B.detach().clone()

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.adapters.attached import Attached, Pass, attach
-from mixwell.adapters.targets import Target, wide
+from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.kernels.codes import CodedWeight
+from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import Int8Weight
 
 
@@ -202,7 +203,8 @@ def full(weight: Any) -> Tensor:
     """A weight as a plain tensor in float32 or wider, without gradient."""
     if isinstance(weight, (Int8Weight, CodedWeight)):
         return weight.dequantised(torch.float32)
-    return wide(weight)
+    own: Tensor = weight.detach()
+    return wide(own)
 
 
 def product(x: Tensor, *factors: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.layers.swiglu import Config as Block
 from mixwell.experts.layers.swiglu import SwiGLU
+from mixwell.kernels.norm import wide_dtype
 from mixwell.mixing import Mixed, check_least, check_not_negative, normal_parameter, normalised
 
 
@@ -141,7 +142,7 @@ class BECoTTA(LayerAdapter):
 
 def scores_like(x_TD: Tensor, num_experts: int) -> Tensor:
     """Room for the scores of tokens [T, E], in the type that routers score in."""
-    dtype = torch.promote_types(x_TD.dtype, torch.float32)
+    dtype = wide_dtype(x_TD.dtype)
     return torch.zeros(len(x_TD), num_experts, dtype=dtype, device=x_TD.device)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.kernels.adapted import bare
 from mixwell.kernels.codes import CodedWeight
+from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import weight_of
 
 EVERY = "all-linear"  # the pattern that fits every weight
@@ -74,13 +75,6 @@ class Target:
             scale: Tensor = getattr(self.owner, f"{self.attribute}_scale")
             return weight * scale
         return wide(weight)
-
-
-def wide(value: Tensor) -> Tensor:
-    """Without gradient, in float32 or wider."""
-    own = value.detach()
-    dtype = torch.promote_types(own.dtype, torch.float32)
-    return own.to(dtype)
 
 
 def fits(name: str, pattern: str) -> bool:

@@ -51,6 +51,11 @@ def test_a_pattern_that_chooses_nothing_is_refused(pattern, message):
         find(model(tie_embeddings=False), ["qkv", pattern])
 
 
+def test_no_pattern_at_all_is_refused():
+    with pytest.raises(MixwellError, match="targets: no pattern came"):
+        LoRA.attach(model(), [], Config(rank=2), seeded(3))
+
+
 def test_one_adapter_a_target_and_no_checkpoint_without_it():
     there = LoRA.attach(model(), "qkv", Config(rank=2), seeded(3))
     IA3.attach(there.model, "down_proj", Factors(), seeded(3))
@@ -90,6 +95,34 @@ def test_parts_trained_as_they_are_belong_to_the_adapter(tmp_path):
     assert torch.equal(logits(again.model), logits(model()))
     with pytest.raises(MixwellError, match="no parameter fits 'norms'"):
         LoRA.attach(model(), "qkv", Config(rank=2), seeded(3), trained=["norms"])
+
+
+def test_a_refused_part_leaves_the_model_trainable():
+    network = model()
+    with pytest.raises(MixwellError, match="no parameter fits 'norms'"):
+        LoRA.attach(network, "qkv", Config(rank=2), seeded(3), trained=["norms"])
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_a_bias_that_is_trained_and_merged_is_kept_as_it_was_trained(tmp_path):
+    there = moved(IA3.attach(model(), "qkv", Factors(), seeded(3), trained=["qkv.bias"]))
+    apart = logits(there.model)
+    before = {name: value.clone() for name, value in there.tensors().items()}
+    there.merge()
+    assert before.keys() == there.tensors().keys()
+    assert all(torch.equal(value, before[name]) for name, value in there.tensors().items())
+    files.save(there, tmp_path / "saved")
+    again = files.load(tmp_path / "saved", model())
+    assert torch.equal(logits(again.model), apart)
+
+
+def test_what_was_detached_is_neither_merged_nor_detached_again():
+    there = moved(LoRA.attach(model(), "qkv", Config(rank=2), seeded(3)))
+    there.detach()
+    for again in (there.merge, there.detach):
+        with pytest.raises(MixwellError, match="was detached; attach it anew"):
+            again()
+    assert torch.equal(logits(there.model), logits(model()))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch.nn.functional import gelu
 from mixwell.adapters.becotta import BECoTTA, Config, synergy
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
-from tests.contracts._adapters import TOKENS, model, moved
+from tests.contracts._adapters import SPARSE, TOKENS, model, moved
 from tests.contracts._tools import fresh
 
 NAME = "layers.0.channel_mixer"
@@ -53,7 +53,19 @@ def test_padding_has_no_part_and_a_routers_own_loss_is_handed_on():
     labels_B = torch.tensor([1, 1, 0])
     found = there.model(TOKENS, labels_B=labels_B, mask_BT=mask_BT, generator=fresh(4))
     torch.testing.assert_close(found.losses["adapter_synergy"], torch.tensor(0.0), atol=1e-6, rtol=0)
-    assert found.losses["load"] > 0 and found.aux > 0.9 * found.losses["load"]
+    assert found.losses["adapter_load"] > 0 and found.aux > 0.9 * found.losses["adapter_load"]
+
+
+def test_a_routers_own_loss_does_not_replace_the_mixtures():
+    noisy = {"method": "noisy_top_k", "k": 2, "load": 0.25}
+    network = model(channel_mixer=SPARSE | {"router": noisy}, num_layers=1).train()
+    before = network(TOKENS, generator=fresh(4))
+    BECoTTA.attach(network, None, Config(num_domains=1, num_experts=3, rank=2, router=noisy), fresh())
+    found = network(TOKENS, generator=fresh(4))
+    assert torch.equal(found.losses["load"], before.losses["load"])
+    own = found.losses["adapter_load"] + 5e-4 * found.losses["adapter_synergy"]
+    assert own > 0
+    torch.testing.assert_close(found.aux, before.aux + own)
 
 
 def test_losses_are_outputs_and_every_router_learns():

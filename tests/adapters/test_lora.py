@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
+from mixwell.adapters import files, lora
 from mixwell.adapters.lora import Config, LoRA, principal
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator as seeded
@@ -119,6 +120,15 @@ def test_pissa_begins_at_the_largest_directions():
     best = (U[:, :2] * S[:2]) @ Vh[:2]
     torch.testing.assert_close((4.0 * B @ A).double(), best, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close((A @ A.T).diagonal(), (B.T @ B).diagonal())
+
+
+def test_a_start_that_is_loaded_is_not_computed_again(tmp_path, monkeypatch):
+    there = moved(LoRA.attach(model(), None, Config(rank=2, start="pissa", dora=True), seeded(3)))
+    apart = logits(there.model)
+    files.save(there, tmp_path / "saved")
+    monkeypatch.setattr(lora, "principal", None)  # a decomposition of every weight
+    again = files.load(tmp_path / "saved", model())
+    assert torch.equal(logits(again.model), apart)
 
 
 def test_full_rank_reaches_every_matrix():

@@ -10,7 +10,7 @@ from mixwell.adapters.lora import LoRA
 from mixwell.adapters.molora import Config, MoLoRA
 from mixwell.core.errors import MixwellError
 from mixwell.kernels.linear import Linear
-from tests.contracts._adapters import logits, model, moved
+from tests.contracts._adapters import TOKENS, logits, model, moved
 from tests.contracts._tools import fresh
 
 
@@ -89,6 +89,23 @@ def test_a_router_that_draws_in_training_draws_nothing_beside_a_model_that_does_
     there.model.train()
     with pytest.raises(MixwellError, match="NoisyTopK draws while training"):
         logits(there.model)
+
+
+def test_a_routers_own_loss_is_an_output_and_reaches_the_router():
+    noisy = {"method": "noisy_top_k", "k": 2, "load": 0.25}
+    there = MoLoRA.attach(model(), None, Config(num_experts=3, rank=2, router=noisy), fresh())
+    found = there.model.train()(TOKENS, generator=fresh(4))
+    loss = found.losses["adapter_load"]  # each mixer's sum over its two matrices, averaged over the mixers
+    assert loss > 0
+    torch.testing.assert_close(found.aux, 4 * loss)
+    found.aux.backward()
+    assert all(adapter.router.weight.grad.any() for adapter in there.adapters.values())
+
+
+def test_losses_that_nothing_can_carry_are_refused():
+    network, _ = beside(router={"method": "bi_level", "k": 1, "nodes": 3})
+    with pytest.raises(MixwellError, match="an adapter at Linear has auxiliary losses"):
+        network(torch.zeros(4, 6, dtype=torch.float64))
 
 
 def test_what_cannot_be_is_refused():

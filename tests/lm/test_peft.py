@@ -217,6 +217,8 @@ def _more(config, tensors):
     (_more, "model.layers.1.self_attn.q_proj is a target of this adapter and missing in its file"),
     (lambda config, tensors: config.update(peft_type="VERA"), "peft_type is 'VERA'; LORA and IA3 are read"),
     (lambda config, tensors: config.update(lora_bias=True), "asks for lora_bias, which would change the result"),
+    (lambda config, tensors: config.pop("lora_alpha"), "has no lora_alpha"),
+    (lambda config, tensors: tensors.clear(), "adapts no module; expected lora_A and lora_B"),
     (lambda config, tensors: config.update(mixwell_base_digest="ab"), "made for another base: the weights' digest"),
     (lambda config, tensors: config.update(mixwell_expert_packing="x"), "packing is 'x'; expected peft or")])
 def test_bad_folders_are_refused_and_nothing_is_attached(change, message, tmp_path):
@@ -239,6 +241,22 @@ def test_a_missing_router_or_expert_is_refused(tmp_path):
     some = pairs(*((f"mlp.experts.{e}.down_proj", 2, 16, 32) for e in (0, 2, 3)))
     folder, _ = adapter(tmp_path / "some", LORA | {"target_modules": None}, some)
     with pytest.raises(MixwellError, match=r"adapts some experts and lacks \[1\]; none is skipped"):
+        peft.read(folder, base(SPARSE))
+
+
+def test_a_part_that_belongs_to_another_kind_of_adapter_is_refused(tmp_path):
+    factors = {f"{LAYER}mlp.up_proj.ia3_l": (48, 1)}
+    both = adapter(tmp_path / "both", LINEAR_CONFIG, LINEAR | factors)[0]
+    other = adapter(tmp_path / "other", {"peft_type": "IA3", "target_modules": []}, LINEAR | factors)[0]
+    for folder in (both, other):
+        with pytest.raises(MixwellError, match="has no place in this model; it would be dropped"):
+            peft.read(folder, base())
+
+
+def test_experts_both_at_once_and_one_by_one_are_refused(tmp_path):
+    one = pairs(("mlp.experts.2.down_proj", 2, 16, 32))
+    folder, _ = adapter(tmp_path / "theirs", EXPERTS_CONFIG, EXPERTS | one)
+    with pytest.raises(MixwellError, match="adapts its experts both one by one and all at once"):
         peft.read(folder, base(SPARSE))
 
 

@@ -13,7 +13,7 @@ from mixwell.report.records import read_stage
 from mixwell.run import engine, recipe
 from mixwell.run.stages import adapt
 from mixwell.run.stages.train import Training
-from tests.run import tiny
+from tests.run.tiny import recipe_with, stage_folder
 
 STAGES = """
 stages:
@@ -26,32 +26,20 @@ stages:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapted")
-    chosen = recipe.read(written(folder, STAGES))
+    chosen = recipe.read(recipe_with(folder, STAGES))
     engine.run(chosen, folder / "run")
     return chosen, folder / "run"
 
 
-def written(folder, stages):
-    path = tiny.recipe_file(folder)
-    head, _, _ = path.read_text().partition("stages:")
-    path.write_text(head + stages.lstrip())
-    return path
-
-
-def made(out, name):
-    (folder,) = (out / "stages").glob(f"{name}-????????")
-    return folder
-
-
 def test_a_stage_leaves_the_merged_model_and_the_adapter(run):
     chosen, out = run
-    base, tuned, more = (mixwell.load(made(out, name) / "model") for name in ("moe", "tuned", "more"))
-    record = read_stage(made(out, "tuned"))
+    base, tuned, more = (mixwell.load(stage_folder(out, name) / "model") for name in ("moe", "tuned", "more"))
+    record = read_stage(stage_folder(out, "tuned"))
     assert record.trains and record.evaluation["bits_per_byte"]
     assert record.result["merge_error"] < 1e-5 and record.result["receipt"]["kl_nats"] > 0
     tokens = torch.arange(12)[None]
     merged = tuned(tokens).logits_BTV
-    there = files.load(made(out, "tuned") / adapt.FOLDER, base)
+    there = files.load(stage_folder(out, "tuned") / adapt.FOLDER, base)
     assert there.num_parameters == record.result["trained_parameters"]
     torch.testing.assert_close(base(tokens).logits_BTV, merged)
     assert [line["stage"] for line in more.lineage] == ["build", "convert", "adapt", "adapt"]
@@ -63,7 +51,7 @@ def test_a_stage_leaves_the_merged_model_and_the_adapter(run):
 
 def test_what_a_router_remembers_is_frozen_with_the_base(run):
     _, out = run
-    base, tuned = (mixwell.load(made(out, name) / "model").state_dict() for name in ("moe", "tuned"))
+    base, tuned = (mixwell.load(stage_folder(out, name) / "model").state_dict() for name in ("moe", "tuned"))
     assert torch.equal(base["layers.0.channel_mixer.router.bias"], tuned["layers.0.channel_mixer.router.bias"])
 
 
@@ -77,7 +65,7 @@ def test_what_a_router_remembers_is_frozen_with_the_base(run):
     ("{id: a, adapt: lora}", "no budget came")])
 def test_what_cannot_be_is_refused_before_anything_runs(stage, message, tmp_path):
     with pytest.raises(MixwellError, match=message):
-        recipe.stages(recipe.read(written(tmp_path, f"stages:\n  - {stage}\n")))
+        recipe.stages(recipe.read(recipe_with(tmp_path, f"stages:\n  - {stage}\n")))
 
 
 def test_a_method_that_cannot_be_merged_is_refused(monkeypatch):

@@ -8,7 +8,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.report.records import read_stage
 from mixwell.run import engine, recipe
 from mixwell.run.merging import CARD
-from tests.run import tiny
+from tests.run.tiny import recipe_with, stage_folder
 
 STAGES = """
 stages:
@@ -23,32 +23,20 @@ stages:
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def written(folder, stages=STAGES):
-    path = tiny.recipe_file(folder)
-    head, _, _ = path.read_text().partition("stages:")
-    path.write_text(head + stages.lstrip())
-    return path
-
-
-def made(out, name):
-    (folder,) = (out / "stages").glob(f"{name}-????????")
-    return folder
-
-
 def test_a_merge_reads_its_models_in_order_and_is_trained_on(tmp_path):
     out = tmp_path / "run"
-    chosen = recipe.read(written(tmp_path))
+    chosen = recipe.read(recipe_with(tmp_path, STAGES))
     engine.run(chosen, out)
-    a, b, half = (mixwell.load(made(out, name) / "model").state_dict() for name in ("a", "b", "half"))
+    a, b, half = (mixwell.load(stage_folder(out, name) / "model").state_dict() for name in ("a", "b", "half"))
     for name, tensor in half.items():
         torch.testing.assert_close(tensor, (a[name] + 3 * b[name]).double() / 4)
-    record = read_stage(made(out, "both"))
+    record = read_stage(stage_folder(out, "both"))
     assert record.method == "merge.task_arithmetic" and set(record.result["receipts"]) == {"a", "b", "dense"}
     assert record.result["receipt"] == record.result["receipts"]["dense"] and record.evaluation["bits_per_byte"]
-    lineage = mixwell.load(made(out, "further") / "model").lineage
+    lineage = mixwell.load(stage_folder(out, "further") / "model").lineage
     assert [line["stage"] for line in lineage] == ["build", "train", "merge", "train"]
     assert lineage[2]["base"] == "dense" and [line["id"] for line in lineage[2]["lineages"]["a"]][-1] == "a"
-    assert 'merge: "ties"' in (made(out, "both") / "model" / CARD).read_text()
+    assert 'merge: "ties"' in (stage_folder(out, "both") / "model" / CARD).read_text()
     again = engine.plan(chosen, out)
     assert all(planned.cached for planned in again)
     turned = recipe.changed(chosen, {"half.from": ["b", "a"], "both.density": 0.25})
@@ -57,7 +45,7 @@ def test_a_merge_reads_its_models_in_order_and_is_trained_on(tmp_path):
 
 
 def test_seeds_are_merged_seed_by_seed(tmp_path):
-    path = written(tmp_path, """
+    path = recipe_with(tmp_path, """
 stages:
   - {id: a, train: {tokens: 300}, seeds: 2}
   - {id: b, train: {tokens: 300}, seeds: 2}
@@ -82,6 +70,6 @@ stages:
     ("{id: m, from: dense, train: {tokens: 3}, base: dense}", "unknown key 'base'"),
 ])
 def test_mistakes_come_to_light_before_anything_runs(tmp_path, entry, words):
-    path = written(tmp_path, f"stages:\n  - {{id: dense, train: {{tokens: 300}}}}\n  - {entry}\n")
+    path = recipe_with(tmp_path, f"stages:\n  - {{id: dense, train: {{tokens: 300}}}}\n  - {entry}\n")
     with pytest.raises(MixwellError, match=words):
         recipe.stages(recipe.read(path))

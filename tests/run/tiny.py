@@ -34,6 +34,20 @@ def corpus(folder: Path) -> None:
             path.write_text(" ".join(words) + "\n")
 
 
+def recipe_with(folder: Path, stages: str) -> Path:
+    """As `recipe_file` with other stages: the text from `stages:` on."""
+    path = recipe_file(folder)
+    head, _, _ = path.read_text().partition("stages:")
+    path.write_text(head + stages.lstrip())
+    return path
+
+
+def stage_folder(out: Path, name: str) -> Path:
+    """The one folder of a stage of the run in `out`."""
+    (folder,) = (out / "stages").glob(f"{name}-????????")
+    return folder
+
+
 def recipe_file(folder: Path, *, seed: int = 0, tokens: int = 1500) -> Path:
     """Write the corpus and the recipe below `folder`; returns the recipe's path."""
     corpus(folder)

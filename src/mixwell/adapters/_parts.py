@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.adapters.attached import Attached, Pass, attach
-from mixwell.adapters.targets import Target, wide
+from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
 from mixwell.kernels.codes import CodedWeight
+from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import Int8Weight
 
 
@@ -50,10 +51,18 @@ class Adapter(nn.Module):
         made: Any = cls
         return [made(target, config, generator) for target in targets]
 
+    def begin(self) -> None:
+        """Compute what the start takes of the target's numbers; left out where tensors are loaded instead."""
+
     @property
     def context(self) -> Context:
         """What is known of the tokens of the forward pass in progress; see `Context`."""
         return self.now.context
+
+    def unmergeable(self) -> MixwellError:
+        """What is raised where a matrix is asked for and the change depends on what comes in."""
+        return MixwellError(f"{self.target.name}: the change of {type(self).__name__} depends on what comes in, so no "
+                            "matrix holds it; keep the adapter beside the model.")
 
     def report(self, losses: Mapping[str, Tensor], aux: Tensor | None) -> None:
         """Hand auxiliary losses on to the mixer's result; `aux` is their sum times their coefficients."""
@@ -101,7 +110,6 @@ class WeightAdapter(Adapter):
             changes = [bound.delta(own) for bound, own in zip(bounds, weight)]
             return torch.stack(changes)
 
-
     def merged(self) -> dict[str, Tensor]:
         """What the target and its bias are with the change in them, by their names, in their own types."""
         target = self.target
@@ -133,8 +141,7 @@ class LayerAdapter(Adapter):
 
     def delta_weight(self) -> Tensor:
         """Refused: the change depends on what comes in."""
-        raise MixwellError(f"{self.target.name}: the change of {type(self).__name__} depends on what comes in, so no "
-                           "matrix holds it; keep the adapter beside the model.")
+        raise self.unmergeable()
 
     def merged(self) -> dict[str, Tensor]:
         """Refused, as `delta_weight` is."""
@@ -196,7 +203,8 @@ def full(weight: Any) -> Tensor:
     """A weight as a plain tensor in float32 or wider, without gradient."""
     if isinstance(weight, (Int8Weight, CodedWeight)):
         return weight.dequantised(torch.float32)
-    return wide(weight)
+    own: Tensor = weight.detach()
+    return wide(own)
 
 
 def product(x: Tensor, *factors: Tensor) -> Tensor:
@@ -211,6 +219,14 @@ def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) ->
     """Uniform draws from -bound to bound, float32, on the generator's device."""
     unit = torch.rand(shape, generator=generator, device=generator.device)
     return (2 * unit - 1) * bound
+
+
+def thin_pair(stack: tuple[int, ...], outputs: int, inputs: int, rank: int,
+              generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
+    """(A [..., R, I], B [..., O, R]) at their start, where B A does nothing: A uniform within 1 / sqrt(I), B at 0."""
+    A = uniform((*stack, rank, inputs), inputs**-0.5, generator)
+    B = A.new_zeros(*stack, outputs, rank)
+    return nn.Parameter(A), nn.Parameter(B)
 
 
 def dropped(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:

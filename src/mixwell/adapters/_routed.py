@@ -5,17 +5,17 @@ Legend: T tokens, D width, E experts, R rank, N filled slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixwell.adapters._parts import LayerAdapter, WeightAdapter
+from mixwell.adapters._parts import Adapter, LayerAdapter, WeightAdapter
 from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
-from mixwell.mixing import apply_balance, build_balance, build_router
+from mixwell.mixing import BalanceRule, apply_balance, build_balance, build_router
 
 
 def own_router(spec: Mapping[str, Any], dim: int, num_experts: int, generator: torch.Generator) -> nn.Module:
@@ -41,8 +41,20 @@ def check_width(rank: int, most: int, target: Target) -> None:
         raise MixwellError(f"rank is {rank} at {target.name}, which is {most} wide at its least; choose 1 to {most}.")
 
 
+def report_losses(adapter: Adapter, routing: Routing, context: Context, rules: tuple[BalanceRule, ...] = ()) -> None:
+    """Hand on what the rules and the router ask for, where losses are asked for: as `adapter_<name>`.
+
+    A mixture that the adapter stands at may have a loss of the same name, which keeps it.
+    """
+    if not context.losses:
+        return
+    losses, aux = apply_balance(rules, routing, context)
+    named = {f"adapter_{name}": loss for name, loss in losses.items()}
+    adapter.report(named, aux)
+
+
 class RoutedLayer(LayerAdapter):
-    """A layer with a router of the adapter's own beside it, whose losses are outputs as `adapter_<rule>`."""
+    """A layer with a router of the adapter's own beside it; see `report_losses`."""
 
     router: Any
 
@@ -55,10 +67,7 @@ class RoutedLayer(LayerAdapter):
     def route(self, x_TD: Tensor, context: Context) -> Routing:
         """The routing of the tokens; its losses are reported where losses are asked for."""
         routing: Routing = self.router(x_TD, context)
-        if context.losses:
-            losses, aux = apply_balance(self.balance, routing, context)
-            named = {f"adapter_{name}": loss for name, loss in losses.items()}
-            self.report(named, aux)
+        report_losses(self, routing, context, self.balance)
         return routing
 
 
@@ -73,16 +82,17 @@ class RoutedWeight(WeightAdapter):
 
     def delta(self, weight: Tensor, *parts: Any) -> Tensor:
         """Refused: the change depends on what comes in."""
-        raise MixwellError(f"{self.target.name}: the change of {type(self).__name__} depends on what comes in, so no "
-                           "matrix holds it; keep the adapter beside the model.")
+        raise self.unmergeable()
 
 
-def through(x_TD: Tensor, routing: Routing, expert: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """sum_k weights[t, k] expert(x_t, indices[t, k]): [T, D] -> [T, D]; `expert` takes an expert's rows and number."""
+def through(known: Sequence[Tensor], routing: Routing, expert: Callable[..., Tensor]) -> Tensor:
+    """sum_k weights[t, k] expert(*rows_t, indices[t, k]): [T, D], of what is known of the tokens, [T, .] each.
+
+    `expert` takes an expert's rows of each and its number.
+    """
     order = plan(routing.indices_TK, routing.num_experts)
-    rows_ND = dispatch(x_TD, order)
     counts = order.counts_E.tolist()
-    parts = rows_ND.split(counts)
-    done = [expert(part, e) for e, part in enumerate(parts)]
+    rows = [dispatch(part, order).split(counts) for part in known]
+    done = [expert(*own, e) for e, own in enumerate(zip(*rows))]
     joined = torch.cat(done)
     return combine(joined, order, routing.weights_TK)

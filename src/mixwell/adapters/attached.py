@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,10 @@ class Pass:
         """A hook behind it."""
         if not self.losses and not self.terms:
             return result
+        if isinstance(result, Tensor):
+            named = ", ".join(self.losses)
+            raise MixwellError(f"an adapter at {type(module).__name__} has auxiliary losses ({named}), and only a "
+                               "mixer's result can carry them; take a router without losses there.")
         terms = self.terms if result.aux is None else [result.aux, *self.terms]
         wide = [term.float() for term in terms]
         aux = torch.stack(wide).sum() if wide else None
@@ -60,11 +64,12 @@ class Pass:
 
 
 def attach(method: Any, model: nn.Module, targets: Sequence[str] | str | None, config: Any,
-           generator: torch.Generator | None = None, *, trained: Sequence[str] = ()) -> Attached:
+           generator: torch.Generator | None = None, *, trained: Sequence[str] = (), begin: bool = True) -> Attached:
     """Put adapters of `method` beside the targets of `model`, in place, and freeze everything else.
 
     targets: patterns of names, see `mixwell.adapters.targets.fits`; None takes the method's own. trained: patterns of
     parameters that are trained as they are (norms, an embedding) and belong to the adapter. generator: default seed 0.
+    begin: whether to compute what the start takes of the weights; not where `load_tensors` follows.
 
     Raises `MixwellError` for a pattern that fits nothing, a target that has an adapter already, and values in a target
     that are not finite.
@@ -76,6 +81,8 @@ def attach(method: Any, model: nn.Module, targets: Sequence[str] | str | None, c
         _check_free(target)
     made = method.build(found, config, generator or rng.generator(0))
     for adapter in made:
+        if begin:
+            adapter.begin()
         adapter.train(model.training)  # a router that draws in training must not where the model does not train
     names = [target.name for target in found]
     return Attached(model, config, dict(zip(names, made)), trained)
@@ -100,10 +107,10 @@ class Attached:
         self._hooks: list[Any] = []
         self._kept: dict[str, Tensor] = {}  # what merging overwrote
         own = dict(model.named_parameters())
+        self.trained = {name: own[name] for name in _named(own, trained)}  # before anything changes: it may raise
         self._frozen = [parameter for parameter in own.values() if parameter.requires_grad]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
-        self.trained = {name: own[name] for name in _named(own, trained)}
         self._start = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
@@ -132,13 +139,14 @@ class Attached:
                 if id(value) not in seen:
                     found[f"{target}/{part}"] = value.detach()
                 seen.add(id(value))
-        return found | {f"{name}/": value.detach() for name, value in self.trained.items()}
+        now = self.trained | self._kept  # a merge may have put a change into one, a bias say
+        return found | {f"{name}/": now[name].detach() for name in self.trained}
 
     def base_tensors(self) -> dict[str, Tensor]:
         """The base's tensors by name, as they were before anything was merged or trained."""
         state = self.model.state_dict()
         own = {name: value for name, value in state.items() if CHANGES not in name.split(".")}
-        return own | self._start | self._kept
+        return own | self._kept | self._start
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -156,6 +164,7 @@ class Attached:
         """
         if self.merged:
             raise MixwellError("the adapter is merged already.")
+        self._check_beside()
         made: dict[str, Tensor] = {}
         for adapter in self.adapters.values():
             made |= adapter.merged()
@@ -182,6 +191,7 @@ class Attached:
     def detach(self) -> None:
         """Take the adapters off; what is not merged is gone from the model, and what was trainable is again."""
         if not self.merged:
+            self._check_beside()
             self._take_off()
             for name, parameter in self.trained.items():
                 parameter.copy_(self._start[name])
@@ -202,6 +212,10 @@ class Attached:
             held[target.attribute or WHOLE] = adapter
             if not target.attribute:
                 target.owner.__dict__["forward"] = adapter
+
+    def _check_beside(self) -> None:
+        if not self._hooks:
+            raise MixwellError("the adapter was detached; attach it anew.")
 
     def _watched(self, site: nn.Module) -> Pass:
         found = Pass()
@@ -248,12 +262,7 @@ def _beside(owner: nn.Module) -> nn.ModuleDict:
 
 
 def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(_walk(model))
-
-
-def _walk(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _named(own: Mapping[str, Tensor], patterns: Sequence[str]) -> list[str]:

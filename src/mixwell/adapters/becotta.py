@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.adapters._parts import LayerAdapter, product
-from mixwell.adapters._routed import check_width, own_router, through, width_of
+from mixwell.adapters._routed import check_width, own_router, report_losses, through, width_of
 from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.layers.swiglu import Config as Block
 from mixwell.experts.layers.swiglu import SwiGLU
-from mixwell.mixing import Mixed, apply_balance, check_least, check_not_negative, normal_parameter, normalised
+from mixwell.kernels.norm import wide_dtype
+from mixwell.mixing import Mixed, check_least, check_not_negative, normal_parameter, normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +96,12 @@ class BECoTTA(LayerAdapter):
             rows = x_TD[own]
             known = _of(context, own)
             routing: Routing = router(rows, known)
-            change = through(rows, routing, self.adapted)
+            change = through((rows,), routing, self.adapted)
             there = own[:, None]
             more = more.masked_scatter(there, change)
             shares = normalised(routing.scores_TE)
             scores = scores.masked_scatter(there, shares)
-            if context.losses:
-                losses, aux = apply_balance((), routing, context)
-                self.report(losses, aux)
+            report_losses(self, routing, context)
         if context.losses:
             self._report(scores, labels, context.mask_T)
         return mixed._replace(y_TD=mixed.y_TD + more)
@@ -143,7 +142,7 @@ class BECoTTA(LayerAdapter):
 
 def scores_like(x_TD: Tensor, num_experts: int) -> Tensor:
     """Room for the scores of tokens [T, E], in the type that routers score in."""
-    dtype = torch.promote_types(x_TD.dtype, torch.float32)
+    dtype = wide_dtype(x_TD.dtype)
     return torch.zeros(len(x_TD), num_experts, dtype=dtype, device=x_TD.device)
 
 

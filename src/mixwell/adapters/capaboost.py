@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixwell.adapters._parts import WeightAdapter, check_rank, example_target, product, uniform
+from mixwell.adapters._parts import WeightAdapter, check_rank, example_target, product, thin_pair
 from mixwell.adapters.targets import Target
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
@@ -67,9 +67,7 @@ class CapaBoost(WeightAdapter):
         check_rank(config.rank, target)
         self.scale = config.alpha / config.rank
         stack, outputs, inputs = target.stack, target.outputs, target.inputs
-        A = uniform((*stack, config.rank, inputs), inputs**-0.5, generator)
-        self.A = nn.Parameter(A)
-        self.B = nn.Parameter(A.new_zeros(*stack, outputs, config.rank))
+        self.A, self.B = thin_pair(stack, outputs, inputs, config.rank, generator)
         many = *stack, config.copies
         self.register_buffer("masks_A", masks((*many, config.rank, inputs), config.density, generator))
         self.register_buffer("masks_B", masks((*many, outputs, config.rank), config.density, generator))

@@ -68,7 +68,7 @@ def load(folder: str | Path, model: nn.Module, *, other_base: bool = False) -> A
     content = sealed.read(folder / FILE, REMEDY)
     entry = registry.find(str(content["method"]))
     config = from_dict(entry.module().Config, content["config"], f"{folder / FILE}: config")
-    found = attach(entry.load(), model, content["targets"], config, trained=content["trained"])
+    found = attach(entry.load(), model, content["targets"], config, trained=content["trained"], begin=False)
     try:
         if not other_base:
             _check_base(found, content["base"], folder)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixwell.adapters._parts import WeightAdapter, check_rank, example_target, product, uniform
+from mixwell.adapters._parts import WeightAdapter, check_rank, example_target, product, thin_pair
 from mixwell.adapters.targets import Target
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
@@ -53,12 +53,8 @@ class Hydra(WeightAdapter):
         check_rank(config.parallel, target)
         check_rank(config.sequential, target)
         stack, outputs, inputs = target.stack, target.outputs, target.inputs
-        A = uniform((*stack, config.parallel, inputs), inputs**-0.5, generator)
-        C = uniform((*stack, config.sequential, outputs), outputs**-0.5, generator)
-        self.A = nn.Parameter(A)
-        self.B = nn.Parameter(A.new_zeros(*stack, outputs, config.parallel))
-        self.C = nn.Parameter(C)
-        self.D = nn.Parameter(A.new_zeros(*stack, outputs, config.sequential))
+        self.A, self.B = thin_pair(stack, outputs, inputs, config.parallel, generator)
+        self.C, self.D = thin_pair(stack, outputs, outputs, config.sequential, generator)
 
     def after(self, x: Tensor, y: Tensor, weight: Any, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
         """W x + s (B A x + D C W x); the bias follows by `bias`."""

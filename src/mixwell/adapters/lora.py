@@ -28,7 +28,7 @@ from mixwell.adapters._parts import WeightAdapter, check_rank, dropped, example_
 from mixwell.adapters.targets import Target, first_fit
 from mixwell.core.method import method
 from mixwell.core.rng import normal
-from mixwell.mixing import check_above, check_least
+from mixwell.mixing import check_above, check_least, check_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,7 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, rank=1)
         check_above(self, alpha=0)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected 0 up to 1")
+        check_rate(self, "dropout")
         for pattern, alpha in self.alpha_pattern.items():
             if not alpha > 0:
                 raise ValueError(f"alpha_pattern: {pattern} is {alpha}; expected a number above 0")
@@ -86,6 +85,8 @@ class LoRA(WeightAdapter):
     parts = ("A", "B", "start_A", "start_B", "magnitude")
     targets = ("all-linear",)
     config: Config
+    start_A: Tensor | None
+    start_B: Tensor | None
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)
@@ -101,20 +102,31 @@ class LoRA(WeightAdapter):
         self.register_buffer("start_B", B.clone() if pissa else None)
         self.register_parameter("magnitude", None)
         if config.dora:
-            self.magnitude = nn.Parameter(self._lengths())
+            self.magnitude = nn.Parameter(A.new_ones(*target.stack, target.outputs))
 
     def _start(self, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A and B at their start."""
+        """A and B at their start, as far as it takes nothing of W."""
         target, start = self.target, self.config.start
-        if start == "pissa":
-            return principal(target.numbers, rank, self.scale)
         shape = *target.stack, rank, target.inputs
-        if start == "gaussian":
+        if start == "pissa":
+            A = torch.zeros(shape, device=target.tensor.device)
+        elif start == "gaussian":
             A = normal(shape, 1 / rank, generator)
         else:
             A = uniform(shape, target.inputs**-0.5, generator)
         B = A.new_zeros(*target.stack, target.outputs, rank)
         return A, B
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Take the largest directions of W for PiSSA, and the lengths of its rows for DoRA."""
+        if self.start_A is not None and self.start_B is not None:
+            A, B = principal(self.target.numbers, self.A.shape[-2], self.scale)
+            for part, value in ((self.A, A), (self.B, B), (self.start_A, A), (self.start_B, B)):
+                part.copy_(value)
+        if self.magnitude is not None:
+            lengths = self._lengths()
+            self.magnitude.copy_(lengths)
 
     def _lengths(self) -> Tensor:
         """m at its start: each row as long as it is."""

@@ -14,25 +14,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixwell.adapters._parts import dropped, product, uniform
-from mixwell.adapters._routed import RoutedLayer, check_width
+from mixwell.adapters._parts import dropped, product, thin_pair
+from mixwell.adapters._routed import RoutedLayer, check_width, through
 from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.core.routing import Context, combine, dispatch, plan
+from mixwell.core.routing import Context
 from mixwell.experts.layers.swiglu import Config as Block
 from mixwell.experts.layers.swiglu import SwiGLU
 from mixwell.kernels.experts import swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import weight_of
-from mixwell.mixing import Mixed, check_above, check_least
+from mixwell.mixing import Mixed, check_above, check_least, check_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,7 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, rank=1)
         check_above(self, alpha=0)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected 0 up to 1")
+        check_rate(self, "dropout")
 
 
 @method(
@@ -74,30 +74,19 @@ class MixLoRA(RoutedLayer):
         check_width(config.rank, min(width, hidden), target)
         self.scale = config.alpha / config.rank
         self.put_router(config.router, config.balance, config.num_experts, generator)
-        self.into_A, self.into_B = self._pair(2 * hidden, width, generator)
-        self.out_A, self.out_B = self._pair(width, hidden, generator)
-
-    def _pair(self, outputs: int, inputs: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
-        """(A, B) at their start."""
-        experts, rank = self.config.num_experts, self.config.rank
-        A = uniform((experts, rank, inputs), inputs**-0.5, generator)
-        B = A.new_zeros(experts, outputs, rank)
-        return nn.Parameter(A), nn.Parameter(B)
+        stack, rank = (config.num_experts,), config.rank
+        self.into_A, self.into_B = thin_pair(stack, 2 * hidden, width, rank, generator)
+        self.out_A, self.out_B = thin_pair(stack, width, hidden, rank, generator)
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; the base's result and the experts' changes of it."""
         block = self.target.owner
         mixed: Mixed = self.base(x_TD, context)
         routing = self.route(x_TD, context)
-        order = plan(routing.indices_TK, routing.num_experts)
         gate_up_TH = linear(x_TD, weight_of(block, "gate_up_proj"))  # once a token, whatever its experts are
-        rows = dispatch(x_TD, order), dispatch(gate_up_TH, order)
-        counts = order.counts_E.tolist()
-        parts = zip(*(part.split(counts) for part in rows))
         draws = context.generator if self.training else None
-        changes = [self.change(x, gate_up, e, draws) for e, (x, gate_up) in enumerate(parts)]
-        joined = torch.cat(changes)
-        more = combine(joined, order, routing.weights_TK)
+        change = functools.partial(self.change, draws=draws)
+        more = through((x_TD, gate_up_TH), routing, change)
         return mixed._replace(y_TD=mixed.y_TD + more)
 
     def change(self, x_ND: Tensor, gate_up_NH: Tensor, expert: int, draws: torch.Generator | None) -> Tensor:

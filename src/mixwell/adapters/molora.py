@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.adapters._parts import check_rank, example_target, product
-from mixwell.adapters._routed import RoutedWeight, own_router
+from mixwell.adapters._routed import RoutedWeight, own_router, report_losses
 from mixwell.adapters.targets import Target, fits
 from mixwell.core.method import method
 from mixwell.core.routing import Routing
@@ -87,8 +87,9 @@ class MoLoRA(RoutedWeight):
         self.B = nn.Parameter(self.A.new_zeros(experts, target.outputs, config.rank))
 
     def weights(self, rows: Tensor) -> Tensor:
-        """p of rows [T, .]: [T, E]."""
+        """p of rows [T, .]: [T, E]; the router's own losses are handed on."""
         routing: Routing = self.router(rows, self.context)
+        report_losses(self, routing, self.context)
         return routing.dense_TE()
 
     def scaled(self, z: Tensor, factors: Tensor) -> Tensor:

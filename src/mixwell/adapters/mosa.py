@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixwell.adapters._parts import LayerAdapter, dropped, product, uniform
+from mixwell.adapters._parts import LayerAdapter, dropped, product, thin_pair
 from mixwell.adapters._routed import check_width, width_of
 from mixwell.adapters.targets import Target
 from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.experts.layers.swiglu import Config as Block
 from mixwell.experts.layers.swiglu import SwiGLU
-from mixwell.mixing import Mixed, check_above, check_least
+from mixwell.mixing import Mixed, check_above, check_least, check_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,7 @@ class Config:
         check_above(self, scale=0)
         if self.modules > 255:
             raise ValueError(f"modules is {self.modules}; expected at most 255")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected 0 up to 1")
+        check_rate(self, "dropout")
 
 
 def cut(shape: tuple[int, int], modules: int, generator: torch.Generator) -> Tensor:
@@ -73,11 +72,9 @@ class MoSA(LayerAdapter):
         super().__init__(target, config)
         width = width_of(target)
         check_width(config.rank, width, target)
-        down = uniform((config.rank, width), width**-0.5, generator)
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(down.new_zeros(width, config.rank))
-        self.down_bias = nn.Parameter(down.new_zeros(config.rank))
-        self.up_bias = nn.Parameter(down.new_zeros(width))
+        self.down, self.up = thin_pair((), width, width, config.rank, generator)
+        self.down_bias = nn.Parameter(self.down.new_zeros(config.rank))
+        self.up_bias = nn.Parameter(self.down.new_zeros(width))
         self.register_buffer("module", cut((width, config.rank), config.modules, generator))
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:

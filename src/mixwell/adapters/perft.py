@@ -31,7 +31,7 @@ from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.experts.layers.moe import Config as Mixture
 from mixwell.experts.layers.moe import MoE
-from mixwell.mixing import Mixed, check_above, check_least, normal_parameter
+from mixwell.mixing import Mixed, check_above, check_least, check_rate, normal_parameter
 
 ALMOST_ZERO = 1e-6  # std of B at its start
 
@@ -52,8 +52,7 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, rank=1, num_adapters=1)
         check_above(self, alpha=0)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; expected 0 up to 1")
+        check_rate(self, "dropout")
 
 
 @method(
@@ -104,11 +103,11 @@ class PERFT(RoutedLayer):
         adapted = functools.partial(self.adapted, draws=draws)
         if self.config.variant == "R":
             routing = self.route(x_TD, context)
-            return through(x_TD, routing, adapted)
+            return through((x_TD,), routing, adapted)
         if self.config.variant == "E":
             if frozen is None:
                 raise MixwellError(f"{self.target.name} routes no discrete choice for variant E; choose R, D or S.")
-            return through(x_TD, frozen, adapted)
+            return through((x_TD,), frozen, adapted)
         count = len(self.A)
         each = [adapted(x_TD, j) for j in range(count)]
         return torch.stack(each).sum(0)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixwell.adapters._parts import LayerAdapter, uniform
+from mixwell.adapters._parts import LayerAdapter, thin_pair
 from mixwell.adapters._routed import check_width, width_of
 from mixwell.adapters.targets import Target
 from mixwell.core.method import method
@@ -63,11 +63,9 @@ class SoftMoA(LayerAdapter):
         check_width(rank, width, target)
         fans = config.slots_per_expert * (experts + width)
         self.slots = normal_parameter((experts * config.slots_per_expert, width), generator, (2 / fans) ** 0.5)
-        down = uniform((experts, rank, width), width**-0.5, generator)
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(down.new_zeros(experts, width, rank))
-        self.down_bias = nn.Parameter(down.new_zeros(experts, rank))
-        self.up_bias = nn.Parameter(down.new_zeros(experts, width))
+        self.down, self.up = thin_pair((experts,), width, width, rank, generator)
+        self.down_bias = nn.Parameter(self.down.new_zeros(experts, rank))
+        self.up_bias = nn.Parameter(self.down.new_zeros(experts, width))
 
     def forward(self, x_TD: Tensor, context: Context) -> Mixed:
         """[T, D] -> [T, D]; rows of `context.batch_shape` do not see each other; without it all tokens are one row."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.kernels.adapted import bare
 from mixwell.kernels.codes import CodedWeight
+from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import weight_of
 
 EVERY = "all-linear"  # the pattern that fits every weight
@@ -76,13 +77,6 @@ class Target:
         return wide(weight)
 
 
-def wide(value: Tensor) -> Tensor:
-    """Without gradient, in float32 or wider."""
-    own = value.detach()
-    dtype = torch.promote_types(own.dtype, torch.float32)
-    return own.to(dtype)
-
-
 def fits(name: str, pattern: str) -> bool:
     """Whether a pattern fits a name: the whole name, its end behind a dot, `*` and `?` as in file names, or `re:...`.
 
@@ -116,6 +110,8 @@ def find(model: nn.Module, patterns: Sequence[str], whole: bool = False) -> list
 
     A pattern that fits none raises `MixwellError`.
     """
+    if not patterns:
+        raise MixwellError(f"targets: no pattern came; name weights or layers of the model, or take {EVERY}.")
     there = list(_layers(model) if whole else _weights(model))
     chosen: set[str] = set()
     for pattern in patterns:

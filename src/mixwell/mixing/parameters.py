@@ -41,3 +41,11 @@ def check_not_negative(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if not value >= 0:
             raise ValueError(f"{name} is {value}; expected 0 or more")
+
+
+def check_rate(config: Any, *names: str) -> None:
+    """Raise `ValueError` for a field of `config` that is not 0 up to 1, 1 left out (NaN is not)."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is {value}; expected 0 up to 1")

@@ -32,6 +32,10 @@ class Place:
     expert: int | None = None  # of a stack; None where it holds all of them
     order: tuple[int, ...] = ()  # Hugging Face's row of each canonical row, where they are not in order
 
+    def within(self, value: Tensor) -> Tensor:
+        """The expert's part of a value that a stack has for each; the value itself where the place is no expert's."""
+        return value if self.expert is None else value[self.expert]
+
     def arranged(self, value: Tensor, dim: int) -> Tensor:
         """Rows in Hugging Face's order, as they stand in the canonical tensor."""
         return _taken(value, self.order, dim)

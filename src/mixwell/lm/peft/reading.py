@@ -33,8 +33,9 @@ from mixwell.lm.tokenizer import MAIN
 
 UNKNOWN = ("lora_bias", "use_qalora", "use_bdlora", "layer_replication", "trainable_token_indices", "arrow_config",
            "kasa_config", "velora_config", "alora_invocation_tokens", "monteclora_config")  # change the result
-PART = re.compile(r"(?P<module>.+?)(?P<nest>(?:\.base_layer)*)\."
-                  r"(?P<part>lora_A|lora_B|lora_magnitude_vector|ia3_l)(?:\.weight)?")
+PARTS = {"LORA": "lora_A|lora_B|lora_magnitude_vector", "IA3": "ia3_l"}  # of a module, by the kind of adapter
+PART = {kind: re.compile(rf"(?P<module>.+?)(?P<nest>(?:\.base_layer)*)\.(?P<part>{parts})(?:\.weight)?")
+        for kind, parts in PARTS.items()}
 
 
 @dataclass
@@ -63,13 +64,12 @@ def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None
     _check_tokenizer(folder, model)
     places = places_of(model)
     modules, whole = _sorted_out(tensors, places, config, order, model)
+    if not modules:
+        raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, or ia3_l, of one.")
     _check_complete(config, places, modules)
-    found = _attached(model, modules, whole, config)
-    own = files.digest(found.base_tensors())
-    if config.get(BASE, own) != own:
-        found.detach()
-        raise MixwellError(f"{folder} was made for another base: the weights' digest there is {config[BASE][:12]}, "
-                           f"here {own[:12]}. Hand in that base, or take {BASE} out of {CONFIG}.")
+    found = _attached(model, modules, _whole(model, whole, places), config)
+    if BASE in config:
+        _check_base(found, str(config[BASE]), folder)
     return found
 
 
@@ -78,12 +78,23 @@ def _config(folder: Path) -> dict[str, Any]:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in ("LORA", "IA3"):
         raise MixwellError(f"{folder / CONFIG}: peft_type is {shown(kind)}; LORA and IA3 are read.")
+    if kind == "LORA" and "lora_alpha" not in config:
+        raise MixwellError(f"{folder / CONFIG} has no lora_alpha, so how much the change counts is not known.")
     asked = [name for name in UNKNOWN if config.get(name)]
     if asked:
         raise MixwellError(f"{folder / CONFIG} asks for {', '.join(asked)}, which would change the result and is not "
                            "understood.")
     found: dict[str, Any] = config
     return found
+
+
+def _check_base(found: Attached, there: str, folder: Path) -> None:
+    own = files.digest(found.base_tensors())
+    if own == there:
+        return
+    found.detach()
+    raise MixwellError(f"{folder} was made for another base: the weights' digest there is {there[:12]}, here "
+                       f"{own[:12]}. Hand in that base, or take {BASE} out of {CONFIG}.")
 
 
 def _check_tokenizer(folder: Path, model: LanguageModel) -> None:
@@ -102,13 +113,14 @@ def _sorted_out(tensors: Mapping[str, Tensor], places: Mapping[str, Place], conf
     modules: dict[str, Module] = {}
     whole: dict[str, Tensor] = {}
     targets = {module_of(name): place for name, place in places.items()}
-    nests = _nests(tensors)
+    part = PART[config["peft_type"]]
+    nests = _nests(tensors, part)
     for name in tensors:
         short = name.removeprefix(PREFIX)
         value = tensors[name].float()
         if not bool(value.isfinite().all()):
             raise MixwellError(f"{name} has values that are not finite; nothing was loaded.")
-        match = PART.fullmatch(short)
+        match = part.fullmatch(short)
         if match is None and short in places:
             whole[short] = value
             continue
@@ -123,11 +135,11 @@ def _sorted_out(tensors: Mapping[str, Tensor], places: Mapping[str, Place], conf
     return list(modules.values()), whole
 
 
-def _nests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def _nests(tensors: Mapping[str, Tensor], part: re.Pattern[str]) -> dict[str, int]:
     """How often each module is wrapped."""
     depths: dict[str, int] = defaultdict(int)
     for name in tensors:
-        match = PART.fullmatch(name.removeprefix(PREFIX))
+        match = part.fullmatch(name.removeprefix(PREFIX))
         if match is not None:
             depth = match["nest"].count(".base_layer")
             depths[match["module"]] = max(depths[match["module"]], depth)
@@ -170,8 +182,6 @@ def _scale(config: Mapping[str, Any], path: str) -> float:
 def _complete(held: Module, packing: str, config: Mapping[str, Any], model: LanguageModel) -> None:
     """Check the module's parts, unpack those of all experts, and bring its rows into order."""
     parts, place = held.parts, held.place
-    weight = model.get_parameter(place.canonical)
-    stacked = weight.ndim == 3 and place.expert is None
     if "ia3_l" in parts:
         parts["ia3_l"] = parts["ia3_l"].flatten()
         held.of_inputs = _targeted(held.name, config.get("feedforward_modules") or [])
@@ -180,9 +190,11 @@ def _complete(held: Module, packing: str, config: Mapping[str, Any], model: Lang
         if name not in parts:
             raise MixwellError(f"{held.name}.{name} is missing in the file; nothing was loaded.")
     A, B = parts["lora_A"], parts["lora_B"]
-    if stacked:
+    weight = model.get_parameter(place.canonical)
+    if weight.ndim == 3 and place.expert is None:
         A, B = unpacked(A, B, len(weight), packing, held.name)
-    expected = [*_size(weight, place), weight.shape[-1]]
+    rows = range(weight.shape[-2])[place.rows]
+    expected = [len(rows), weight.shape[-1]]
     found = [B.shape[-2], A.shape[-1]]
     if found != expected or A.shape[-2] != B.shape[-1]:
         raise MixwellError(f"{held.name}: the file changes a matrix of {found}, this base has {expected}; the adapter "
@@ -193,12 +205,6 @@ def _complete(held: Module, packing: str, config: Mapping[str, Any], model: Lang
     if "lora_magnitude_vector" in parts:
         magnitude = parts["lora_magnitude_vector"].flatten()
         parts["lora_magnitude_vector"] = place.arranged(magnitude, -1)
-
-
-def _size(weight: Tensor, place: Place) -> list[int]:
-    """The number of rows that a place has."""
-    rows = range(weight.shape[-2])
-    return [len(rows[place.rows])]
 
 
 def _check_complete(config: Mapping[str, Any], places: Mapping[str, Place], modules: list[Module]) -> None:
@@ -228,9 +234,9 @@ def _targeted(path: str, targets: Any) -> bool:
     return _named(path, targets)
 
 
-def _attached(model: LanguageModel, modules: list[Module], whole: Mapping[str, Tensor],
+def _attached(model: LanguageModel, modules: list[Module], trained: Mapping[str, Tensor],
               config: Mapping[str, Any]) -> Attached:
-    """Modules gathered by the tensor that they are a part of, and an adapter beside each."""
+    """Modules gathered by the tensor that they are a part of, and an adapter beside each; `trained` comes whole."""
     grouped: dict[str, list[Module]] = defaultdict(list)
     for held in modules:
         grouped[held.place.canonical].append(held)
@@ -248,8 +254,7 @@ def _attached(model: LanguageModel, modules: list[Module], whole: Mapping[str, T
     if rate:
         options["dropout"] = rate
     settled = from_dict(method.module().Config, options, CONFIG)
-    trained = _whole(model, whole)
-    found = attach(method.load(), model, list(grouped), settled, trained=list(trained))
+    found = attach(method.load(), model, list(grouped), settled, trained=list(trained), begin=False)
     try:
         found.load_tensors(tensors | {f"{name}/": value for name, value in trained.items()})
     except MixwellError:
@@ -258,45 +263,33 @@ def _attached(model: LanguageModel, modules: list[Module], whole: Mapping[str, T
     return found
 
 
-def _whole(model: LanguageModel, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _whole(model: LanguageModel, whole: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
     """Canonical tensors in which those that the file holds as a whole stand, the rest as it is."""
-    places = places_of(model)
     found: dict[str, Tensor] = {}
     for name, value in whole.items():
         place = places[name]
         if place.canonical not in found:
             found[place.canonical] = model.get_parameter(place.canonical).detach().float().clone()
-        room = found[place.canonical]
-        room = room if place.expert is None else room[place.expert]
-        if room[place.rows].shape != value.shape:
-            raise MixwellError(f"{name}: the file has {list(value.shape)}, this base takes "
-                               f"{list(room[place.rows].shape)}; the adapter was made for another base.")
-        room[place.rows] = place.arranged(value, 0)
+        room = place.within(found[place.canonical])[place.rows]
+        if room.shape != value.shape:
+            raise MixwellError(f"{name}: the file has {list(value.shape)}, this base takes {list(room.shape)}; the "
+                               "adapter was made for another base.")
+        room.copy_(place.arranged(value, 0))
     return found
 
 
 def _low_rank(canonical: str, modules: list[Module], weight: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
     """A and B (and m) of the parts of one tensor [..., O, I]; its rank and its alpha go into `options`."""
-    stack = weight.shape[:-2]
     grouped: dict[int | None, list[Module]] = defaultdict(list)
     for held in modules:
         grouped[held.place.expert].append(held)
-    if None not in grouped and stack:
-        missing = [expert for expert in range(stack[0]) if expert not in grouped]
-        if missing:
-            raise MixwellError(f"{canonical}: the file adapts some experts and lacks {missing}; none is skipped "
-                               "silently.")
-        pairs = [_joined(grouped[expert], weight[expert]) for expert in range(stack[0])]
-        ranks = {len(A) for A, _, _ in pairs}
-        if len(ranks) > 1:
-            raise MixwellError(f"{canonical}: experts have the ranks {sorted(ranks)}; expected one rank for all.")
-        A, B = torch.stack([A for A, _, _ in pairs]), torch.stack([B for _, B, _ in pairs])
-        scales = {scale for _, _, scale in pairs}
-        scale = scales.pop()
-        if scales:
-            raise MixwellError(f"{canonical}: experts have different scales; expected one for all.")
-    else:
+    if None in grouped and len(grouped) > 1:
+        raise MixwellError(f"{canonical}: the file adapts its experts both one by one and all at once; which holds "
+                           "cannot be told.")
+    if None in grouped:
         A, B, scale = _joined(grouped[None], weight)
+    else:
+        A, B, scale = _stacked(canonical, grouped, weight)
     rank = A.shape[-2]
     options.setdefault("rank_pattern", {})[canonical] = rank
     options.setdefault("alpha_pattern", {})[canonical] = scale * rank
@@ -305,10 +298,27 @@ def _low_rank(canonical: str, modules: list[Module], weight: Tensor, options: di
     if lengths:
         magnitude = weight.norm(dim=-1)
         for held in lengths:
-            room = magnitude if held.place.expert is None else magnitude[held.place.expert]
+            room = held.place.within(magnitude)
             room[held.place.rows] = held.parts["lora_magnitude_vector"]
         found["magnitude"] = magnitude
     return found
+
+
+def _stacked(canonical: str, grouped: Mapping[int | None, list[Module]],
+             weight: Tensor) -> tuple[Tensor, Tensor, float]:
+    """(A, B, s) of a stack [E, O, I] whose experts came one by one."""
+    experts = range(len(weight))
+    missing = [expert for expert in experts if expert not in grouped]
+    if missing:
+        raise MixwellError(f"{canonical}: the file adapts some experts and lacks {missing}; none is skipped silently.")
+    joined = [_joined(grouped[expert], weight[expert]) for expert in experts]
+    As, Bs, scales = zip(*joined)
+    ranks = {len(A) for A in As}
+    if len(ranks) > 1:
+        raise MixwellError(f"{canonical}: experts have the ranks {sorted(ranks)}; expected one rank for all.")
+    if len(set(scales)) > 1:
+        raise MixwellError(f"{canonical}: experts have different scales; expected one for all.")
+    return torch.stack(As), torch.stack(Bs), scales[0]
 
 
 def _joined(modules: list[Module], weight: Tensor) -> tuple[Tensor, Tensor, float]:

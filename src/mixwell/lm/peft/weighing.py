@@ -23,7 +23,9 @@ def weigh_packings(folder: str | Path, model: LanguageModel, tokens_BT: Tensor) 
     found: dict[str, float] = {}
     for packing in PACKINGS:
         there = read(folder, model, packing=packing)
-        loss = model.loss(inputs_BT, targets_BT)
+        try:
+            loss = model.loss(inputs_BT, targets_BT)
+        finally:
+            there.detach()
         found[packing] = float(loss.nats)
-        there.detach()
     return found

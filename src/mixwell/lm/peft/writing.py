@@ -63,10 +63,11 @@ def write(attached: Attached, folder: str | Path, *, base: str = "", experts: Ex
 
 def _wanted(places: Mapping[str, Place], model: LanguageModel, experts: Experts) -> dict[str, Place]:
     """The places without those of the other form of experts, and one name for each."""
+    stacks = {name for name, value in model.state_dict().items() if value.ndim == 3}
     found: dict[str, Place] = {}
     seen: set[Any] = set()
     for name, place in places.items():
-        stacked = model.state_dict()[_own(model, place.canonical)].ndim == 3
+        stacked = place.canonical in stacks
         if stacked and (place.expert is None) != (experts == "fused"):
             continue
         mark = place.canonical, place.expert, place.rows.start
@@ -74,11 +75,6 @@ def _wanted(places: Mapping[str, Place], model: LanguageModel, experts: Experts)
             found[name] = place
         seen.add(mark)
     return found
-
-
-def _own(model: LanguageModel, canonical: str) -> str:
-    """The name in torch's state: a tied head is the embedding."""
-    return canonical if canonical in model.state_dict() else "embed.weight"
 
 
 def _saved(attached: Attached, places: Mapping[str, Place]) -> dict[str, Tensor]:
@@ -120,13 +116,13 @@ class _LoRA:
                 stem = self._stem(canonical, path)
             else:
                 self.modules[path] = rank, alpha
-                own_A = A if place.expert is None else A[place.expert]
-                rows = B if place.expert is None else B[place.expert]
+                own_A = place.within(A)
+                rows = place.within(B)
                 own_B = place.given_back(rows, -2)[place.rows]
                 stem = path
                 if magnitude is not None:
-                    lengths = magnitude if place.expert is None else magnitude[place.expert]
-                    back = place.given_back(lengths.detach(), -1)
+                    lengths = place.within(magnitude).detach()
+                    back = place.given_back(lengths, -1)
                     self.tensors[f"{path}.lora_magnitude_vector"] = back[place.rows].clone()
             self.tensors[f"{stem}.lora_A.weight"] = own_A.detach().clone()
             self.tensors[f"{stem}.lora_B.weight"] = own_B.detach().clone()

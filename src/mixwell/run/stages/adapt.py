@@ -51,11 +51,11 @@ class Adaptation:
         own = registry.find(self.method).module().Config
         return from_dict(own, self.options, self.method)
 
-    def attach(self, model: LanguageModel, seed: int) -> Attached:
-        """Put the adapter beside a model, at its start."""
+    def attach(self, model: LanguageModel, seed: int, begin: bool = True) -> Attached:
+        """Put the adapter beside a model, at its start or (not `begin`) for tensors that are loaded."""
         method = registry.find(self.method).load()
         draws = generator(seed, self.method)
-        return attach(method, model, self.targets, self.config, draws, trained=self.trained)
+        return attach(method, model, self.targets, self.config, draws, trained=self.trained, begin=begin)
 
 
 def parse_adapt(options: Mapping[str, Any], where: str) -> Adaptation:
@@ -111,13 +111,14 @@ def run_adapt(job: Job) -> dict[str, Any]:
     stage = job.stage
     before = read_model(job)
     data = TokenData.open(job.inputs["tokens"] / "shards")
-    beside = _fresh(before, stage.config, stage.seed)
+    beside = stage.config.attach(LanguageModel.from_checkpoint(before), stage.seed)
     _check_merges(beside)
     config = _training(stage.config.training, before, beside, stage.seed)
     damage = clear_damage(job.work)
     done = train(beside.model, data, config, job.work, weights=config.shares,
                  progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
-    exact = _fresh(before, stage.config, stage.seed)  # the training may have rounded the frozen weights
+    anew = LanguageModel.from_checkpoint(before)  # the training may have rounded the frozen weights
+    exact = stage.config.attach(anew, stage.seed, begin=False)
     exact.load_tensors(beside.tensors())
     files.save(exact, job.folder / FOLDER, stage.inputs["model"])
     tokens_BT = held_out(data)
@@ -133,11 +134,6 @@ def run_adapt(job: Job) -> dict[str, Any]:
     model: Any = exact.model
     return {**describe(model), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS, "notices": notices}
-
-
-def _fresh(before: Checkpoint, config: Adaptation, seed: int) -> Attached:
-    model = LanguageModel.from_checkpoint(before)
-    return config.attach(model, seed)
 
 
 def _check_merges(there: Attached) -> None:

@@ -78,12 +78,6 @@ class TextCalibration:
         tokens_NS = torch.cat(list(self.batches))
         return met.slopes(checkpoint, at, tokens_NS, rows)
 
-    def kl(self, first: Checkpoint, second: Checkpoint) -> float:
-        """Mean KL(first || second) of the next token, in nats."""
-        one = self._running(first)
-        other = self._running(second)
-        return met.kl(one, other, self.batches)
-
     def model(self, name: str) -> Checkpoint:
         """The model that `name` leads to."""
         if self._models is None:

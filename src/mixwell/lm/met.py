@@ -1,4 +1,4 @@
-"""What single weights of a model meet as text goes through it: their inputs, their gradients, what a change does.
+"""What single weights of a model meet as text goes through it: their inputs, their gradients.
 
 Legend: B rows, S positions of a row, T = B S tokens, D width, F hidden width, E experts, V vocabulary.
 """
@@ -103,19 +103,3 @@ def slopes(checkpoint: Checkpoint, at: Mapping[str, Tensor], tokens_NS: Tensor,
         nats = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
         grads = torch.autograd.grad(nats, list(placed.values()))
         yield dict(zip(placed, grads))
-
-
-@torch.no_grad()
-def kl(first: LanguageModel, second: LanguageModel, batches: Sequence[Tensor]) -> float:
-    """Mean KL(first || second) of the next token, in nats."""
-    total, count = 0.0, 0
-    for tokens_BS in batches:
-        one, other = _log_shares(first, tokens_BS), _log_shares(second, tokens_BS)
-        total += float(F.kl_div(other, one, log_target=True, reduction="sum"))
-        count += one.shape[:-1].numel()
-    return total / count
-
-
-def _log_shares(model: LanguageModel, tokens_BS: Tensor) -> Tensor:
-    logits_BSV = model(tokens_BS).logits_BTV
-    return logits_BSV[:, :-1].double().log_softmax(-1)

@@ -216,6 +216,15 @@ def nearest(weight: Tensor, bits: int, group_size: int, symmetric: bool, input_b
     return on_grid(weight, grid, grid.codes(groups), input_bits)
 
 
+def by_table(weight: Tensor, codes: Tensor, scale: Tensor, table: Tensor) -> Coded:
+    """Codes [..., O, C, G] into a table [2^bits], which every matrix of a stack [..., O, I] gets, as its weight's."""
+    bits = len(table).bit_length() - 1
+    whole = codes.flatten(-2)
+    lead = weight.shape[:-2]
+    each = table.expand(*lead, -1)
+    return Coded(codes=whole.to(torch.uint8), bits=row_bits(weight, bits), scale=scale, table=each)
+
+
 def matrices(weight: Tensor) -> Iterator[tuple[int | None, Tensor]]:
     """The matrix that a weight is, or those of a stack with their numbers."""
     if weight.ndim == 2:

@@ -20,7 +20,7 @@ from torch import Tensor
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
-from mixwell.precision._parts import Coded, each_weight, grouped, positive, quantised_example, row_bits
+from mixwell.precision._parts import Coded, by_table, each_weight, grouped, positive, quantised_example
 
 BITS = 4
 TABLE = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -56,11 +56,7 @@ def encode(weight: Tensor, config: Config) -> Coded:
     unit = scale.to(groups.dtype)
     shares = groups / unit.unsqueeze(-1)
     codes = torch.bucketize(shares, middles.to(shares.dtype))
-    bits = row_bits(weight, BITS)
-    whole = codes.flatten(-2)
-    lead = weight.shape[:-2]
-    each = table.expand(*lead, -1)
-    return Coded(codes=whole.to(torch.uint8), bits=bits, scale=scale, table=each)
+    return by_table(weight, codes, scale, table)
 
 
 def bits_per_weight(config: Config, width: int) -> float:

@@ -1,4 +1,4 @@
-"""What single weights of a model meet as text goes through it: their inputs, their gradients.
+"""What single weights of a model meet as text goes through it: their inputs and their gradients.
 
 Legend: B rows, S positions of a row, T = B S tokens, D width, F hidden width, E experts, V vocabulary.
 """

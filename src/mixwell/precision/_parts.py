@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
-from mixwell.kernels.codes import BYTE, CodedWeight, coded, joined_codes
+from mixwell.formats.declared import FLOATING
+from mixwell.kernels.codes import BYTE, CodedWeight, coded, joined_codes, real_scale
 
 WEIGHTS = ("gate_up_proj", "down_proj", "qkv.weight", "out.weight")  # endings of the names that are quantised
 HEAD = "head.weight"
-FULL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,7 +79,7 @@ def chosen(checkpoint: Checkpoint, head: bool) -> list[str]:
 
 
 def _check_whole(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FULL:
+    if tensor.dtype not in FLOATING:
         raise MixwellError(f"{name} is quantised already; hand in a model with full weights.")
     width = tensor.shape[-1]
     if width % BYTE:
@@ -176,8 +176,7 @@ class Grid:
     @property
     def real(self) -> Tensor:
         """The scale, float32 or wider."""
-        wide = torch.promote_types(self.scale.dtype, torch.float32)
-        return self.scale.to(wide)
+        return real_scale(self.scale)
 
 
 def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
@@ -250,6 +249,13 @@ def check_bits(config: Any, least: int = 2) -> None:
         raise ValueError(f"bits is {bits}; expected {least} to {BYTE}")
     if size < 0:
         raise ValueError(f"group_size is {size}; expected at least 1, or 0 for whole rows")
+
+
+def check_input_bits(config: Any) -> None:
+    """Raise ValueError for widths that inputs are not rounded to."""
+    bits = config.input_bits
+    if bits and not 2 <= bits <= BYTE:
+        raise ValueError(f"input_bits is {bits}; expected 2 to {BYTE}, or 0")
 
 
 def quantised_example(generator: torch.Generator) -> Checkpoint:

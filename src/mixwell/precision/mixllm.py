@@ -24,7 +24,7 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
-from mixwell.precision._parts import Coded, chosen, named, nearest, quantised_example, with_codes
+from mixwell.precision._parts import Coded, check_input_bits, chosen, named, nearest, quantised_example, with_codes
 from mixwell.precision._statistics import calibrated
 
 
@@ -47,8 +47,7 @@ class Config:
             raise ValueError(f"low is {self.low} and high {self.high}; expected 2 <= low < high <= 8")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share is {self.share}; expected 0 to 1")
-        if self.input_bits and not 2 <= self.input_bits <= 8:
-            raise ValueError(f"input_bits is {self.input_bits}; expected 2 to 8, or 0")
+        check_input_bits(self)
 
 
 def needs(config: Config) -> Needs:

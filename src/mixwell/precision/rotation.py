@@ -24,7 +24,16 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.mixing import check_above
 from mixwell.precision._folding import fed
-from mixwell.precision._parts import HEAD, check_bits, chosen, named, nearest, whole_example, with_codes
+from mixwell.precision._parts import (
+    HEAD,
+    check_bits,
+    check_input_bits,
+    chosen,
+    named,
+    nearest,
+    whole_example,
+    with_codes,
+)
 
 WRITERS = ("out.weight", "down_proj")  # endings of what adds to the stream, by rows
 BIASES = ("out.bias", "down_bias")
@@ -43,8 +52,7 @@ class Config:
     def __post_init__(self) -> None:
         check_bits(self)
         check_above(self, max_kl_nats=0)
-        if self.input_bits and not 2 <= self.input_bits <= 8:
-            raise ValueError(f"input_bits is {self.input_bits}; expected 2 to 8, or 0")
+        check_input_bits(self)
 
 
 def promises(config: Config) -> dict[str, float]:

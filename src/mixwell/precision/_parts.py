@@ -232,8 +232,12 @@ def matrices(weight: Tensor) -> Iterator[tuple[int | None, Tensor]]:
     yield from enumerate(weight)
 
 
-def stacked(parts: list[Coded]) -> Coded:
-    """The codes of a stack's experts as those of the stack."""
+def joined(weight: Tensor, parts: list[Coded]) -> Coded:
+    """The codes of a weight's `matrices` as those of the weight."""
+    return parts[0] if weight.ndim == 2 else _stacked(parts)
+
+
+def _stacked(parts: list[Coded]) -> Coded:
     found: dict[str, Any] = {"input_bits": parts[0].input_bits}
     for name in ("codes", "bits", "scale", "zero", "table"):
         values = [getattr(part, name) for part in parts]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.mixing.calibration import Inputs
+from mixwell.precision._parts import Coded, named, with_codes
 
 
 def gathered(checkpoint: Checkpoint, names: Sequence[str], calibration: Inputs, start: Callable[[Tensor], Tensor],
@@ -67,6 +68,15 @@ def calibrated(checkpoint: Checkpoint, calibration: Inputs) -> dict[str, Any]:
         routed[str(layer)] = counts_E.tolist()
     told = {"tokens_shown_to_every_expert": _tokens(calibration), "tokens_routed_by_expert": routed}
     return {"account": {"calibration": told}}
+
+
+def by_moments(checkpoint: Checkpoint, names: Sequence[str], calibration: Inputs,
+               encode: Callable[[Tensor, Tensor], Coded]) -> Checkpoint:
+    """The checkpoint with each weight named encoded by itself and the second moments of its inputs."""
+    found = second_moments(checkpoint, names, calibration)
+    made = {name: named(name, encode, checkpoint.tensors[name], found[name]) for name in names}
+    record = calibrated(checkpoint, calibration)
+    return with_codes(checkpoint, made, record=record)
 
 
 def output_error(change: Tensor, moments: Tensor) -> float:

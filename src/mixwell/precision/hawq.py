@@ -30,11 +30,11 @@ from mixwell.precision._allocation import allocate
 from mixwell.precision._parts import (
     Coded,
     chosen,
+    joined,
     matrices,
     named,
     nearest,
     quantised_example,
-    stacked,
     with_codes,
 )
 from mixwell.precision._statistics import calibrated
@@ -187,11 +187,9 @@ def _chosen_bits(checkpoint: Checkpoint, places: list[Place], bends_U: Tensor, c
 
 def _encoded(weight: Tensor, bits: list[int], config: Config) -> Coded:
     """A matrix, or a stack with the bits of each expert."""
-    parts = []
-    for (_, own), width in zip(matrices(weight), bits):
-        part = nearest(own, width, config.group_size, True)
-        parts.append(part)
-    return parts[0] if weight.ndim == 2 else stacked(parts)
+    each = zip(matrices(weight), bits)
+    parts = [nearest(own, width, config.group_size, True) for (_, own), width in each]
+    return joined(weight, parts)
 
 
 @method(

@@ -116,6 +116,8 @@ def test_the_budget_is_kept_and_experts_differ(generator, measure):
 
 def test_refusals(generator):
     checkpoint = whole(example(generator)["checkpoint"])
+    with pytest.raises(MixwellError, match=r"^layers\.0\.sequence_mixer\.out\.weight: group_size 16 does not divide"):
+        hawq(checkpoint, Config(group_size=16, draws=1), generator, calibration())
     flat = checkpoint.derive(tensors={**checkpoint.tensors, "head.weight": torch.zeros(13, 16)})
     with pytest.raises(MixwellError, match="bends at no matrix"):
         hawq(flat, Config(group_size=8, draws=1), generator, calibration())

@@ -115,14 +115,20 @@ def named(name: str, work: Callable[..., Any], *given: Any) -> Any:
         raise MixwellError(f"{name}: {error}") from error
 
 
-def grouped(weight: Tensor, group_size: int) -> Tensor:
-    """The weight in float32 or wider as [..., O, C, G]; a group size of 0 takes the whole row."""
+def group_width(weight: Tensor, group_size: int) -> int:
+    """G of a weight [..., I], 0 standing for the whole row; raises ValueError where it does not divide a row."""
     width = weight.shape[-1]
     size = group_size or width
     if width % size:
         divisors = [s for s in range(1, size + 1) if width % s == 0]
         fitting = divisors[-1]
         raise ValueError(f"group_size {size} does not divide rows of {width}; {fitting} does, and 0 takes whole rows")
+    return size
+
+
+def grouped(weight: Tensor, group_size: int) -> Tensor:
+    """The weight in float32 or wider as [..., O, C, G]; a group size of 0 takes the whole row."""
+    size = group_width(weight, group_size)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     wide = weight.to(dtype)
     return wide.unflatten(-1, (-1, size))

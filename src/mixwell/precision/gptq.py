@@ -31,7 +31,7 @@ from mixwell.precision._parts import (
     check_bits,
     chosen,
     grid_of,
-    grouped,
+    group_width,
     joined,
     matrices,
     quantised_example,
@@ -92,8 +92,7 @@ def _carried(weight: Tensor, factor: tuple[Tensor, Tensor], config: Config) -> C
     left = weight.double().clone()
     left[:, idle_I] = 0  # nothing comes in there
     width = weight.shape[-1]
-    size = config.group_size or width
-    grouped(weight, size)  # refuses a size that does not divide
+    size = group_width(weight, config.group_size)
     codes = torch.zeros_like(weight, dtype=torch.uint8)
     grids = []
     for j in range(width):

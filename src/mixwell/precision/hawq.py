@@ -30,6 +30,7 @@ from mixwell.precision._allocation import allocate
 from mixwell.precision._parts import (
     Coded,
     chosen,
+    group_width,
     joined,
     matrices,
     named,
@@ -205,12 +206,14 @@ def hawq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cal
     Raises `MixwellError` where nothing of the text bends the loss, and as `precision.integers`.
     """
     names = chosen(checkpoint, False)
+    for name in names:
+        named(name, group_width, checkpoint.tensors[name], config.group_size)  # before the curvature is paid for
     places = [(name, expert) for name in names for expert, _ in matrices(checkpoint.tensors[name])]
     curvature = Curvature(checkpoint, names, calibration)
     bends_U = curvatures(curvature, places, config, generator)
     if not bool((bends_U > 0).any()):
         raise MixwellError("the loss bends at no matrix; hand in a trained model, or more text (tokens).")
-    bits = named(names[0], _chosen_bits, checkpoint, places, bends_U, config)
+    bits = named("bits_per_weight", _chosen_bits, checkpoint, places, bends_U, config)
     by_name: dict[str, list[int]] = {name: [] for name in names}
     for (name, _), width in zip(places, bits):
         by_name[name].append(width)

@@ -192,19 +192,19 @@ def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
     """
     if symmetric:
         largest = groups.abs().amax(-1)
-        step = positive(largest / top(bits))
-        scale = step.to(torch.bfloat16)
-        return Grid(scale, None, bits)
+        step = largest / top(bits)
+        return Grid(positive(step.to(torch.bfloat16)), None, bits)
     low = groups.amin(-1).clamp_max(0)
     high = groups.amax(-1).clamp_min(0)
     steps = 2**bits - 1
-    scale = positive((high - low) / steps).float()
+    step = (high - low) / steps
+    scale = positive(step.float())
     zero = (-low / scale).round()
     return Grid(scale, zero.to(torch.uint8), bits)
 
 
 def positive(scale: Tensor) -> Tensor:
-    """1 in place of a scale of 0, of a group of zeros."""
+    """1 in place of a scale of 0, of a group of zeros, or of numbers too small for the scale's type."""
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 

@@ -50,7 +50,7 @@ def encode(weight: Tensor, config: Config) -> Coded:
     """The codes of a weight [..., O, I]."""
     groups = grouped(weight, config.group_size)
     largest = groups.abs().amax(-1)
-    scale = positive(largest).to(torch.bfloat16)
+    scale = positive(largest.to(torch.bfloat16))
     table = torch.tensor(TABLE, device=weight.device)
     middles = (table[1:] + table[:-1]) / 2
     unit = scale.to(groups.dtype)

@@ -26,7 +26,7 @@ from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision._folding import fed, norm_inputs, scaled
 from mixwell.precision._parts import check_bits, chosen, named, nearest, whole_example, with_codes
-from mixwell.precision._statistics import calibrated, mean_magnitudes, output_error, second_moments
+from mixwell.precision._statistics import calibrated, means_and_moments, output_error
 
 STEPS = 20
 
@@ -94,8 +94,7 @@ def awq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cali
     groups = fed(checkpoint, "scaling by inputs")
     asked = {norm: norm_inputs(norm, readers) for norm, readers in groups.items()}
     inputs = list(asked.values())
-    means = mean_magnitudes(checkpoint, inputs, calibration)
-    moments = second_moments(checkpoint, inputs, calibration)
+    means, moments = means_and_moments(checkpoint, inputs, calibration)
     tensors = dict(checkpoint.tensors)
     for norm, readers in groups.items():
         rounded = [tensors[name] for name in readers if name in names]

@@ -32,6 +32,7 @@ class Met:
         self.model.requires_grad_(False)
         self.names = names
         self.given: dict[str, Tensor] = {}  # what came into each module named
+        self.loads: dict[int, Tensor] = {}  # of each layer with a router, how many tokens each expert got so far
         for owner in {_owner(name) for name in names}:
             module = self.model.get_submodule(owner)
             module.register_forward_pre_hook(self._keeps(owner))
@@ -47,7 +48,7 @@ class Met:
     def read(self, tokens_BS: Tensor) -> dict[str, Tensor]:
         """What each weight named is multiplied with over one batch."""
         self.given = {}
-        self.model(tokens_BS)
+        add_loads(self.loads, self.model(tokens_BS).routings)
         return {name: self._input(name) for name in self.names}
 
     def _input(self, name: str) -> Tensor:

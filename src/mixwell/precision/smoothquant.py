@@ -92,8 +92,8 @@ def smoothquant(checkpoint: Checkpoint, config: Config, generator: torch.Generat
     Raises `MixwellError` where norms do not stand before attention and SwiGLU blocks, and as `precision.integers`.
     """
     names = chosen(checkpoint, False)
-    record = calibrated(checkpoint, calibration)
     smooth = smoothed(checkpoint, config.alpha, calibration)
+    record = calibrated(checkpoint, calibration)
     options = config.bits, config.group_size, True, config.input_bits
     made = {}
     for name in names:

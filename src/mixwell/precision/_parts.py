@@ -221,6 +221,12 @@ def nearest(weight: Tensor, bits: int, group_size: int, symmetric: bool, input_b
     return on_grid(weight, grid, grid.codes(groups), input_bits)
 
 
+def rounded(weight: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
+    """The numbers that the codes of `nearest` stand for, float64."""
+    coded = nearest(weight, bits, group_size, symmetric)
+    return coded.weight().dequantised(torch.float64)
+
+
 def by_table(weight: Tensor, codes: Tensor, scale: Tensor, table: Tensor) -> Coded:
     """Codes [..., O, C, G] into a table [2^bits], which every matrix of a stack [..., O, I] gets, as its weight's."""
     bits = len(table).bit_length() - 1

@@ -25,7 +25,7 @@ from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision._folding import fed, norm_inputs, scaled
-from mixwell.precision._parts import check_bits, chosen, named, nearest, whole_example, with_codes
+from mixwell.precision._parts import check_bits, chosen, named, nearest, rounded, whole_example, with_codes
 from mixwell.precision._statistics import calibrated, means_and_moments, output_error
 
 STEPS = 20
@@ -69,8 +69,7 @@ def loss(weights: Sequence[Tensor], s_D: Tensor, moments_DD: Tensor, config: Con
     total = 0.0
     for weight in weights:
         wide = weight.double()
-        rounded = nearest(wide * s_D, config.bits, config.group_size, config.symmetric)
-        back = rounded.weight().dequantised(torch.float64) / s_D
+        back = rounded(wide * s_D, config.bits, config.group_size, config.symmetric) / s_D
         total += output_error(back - wide, moments_DD)
     return total
 
@@ -97,9 +96,9 @@ def awq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cali
     means, moments = means_and_moments(checkpoint, inputs, calibration)
     tensors = dict(checkpoint.tensors)
     for norm, readers in groups.items():
-        rounded = [tensors[name] for name in readers if name in names]
+        weights = [tensors[name] for name in readers if name in names]
         given = asked[norm]
-        s_D = named(given, search, rounded, means[given], moments[given], config)
+        s_D = named(given, search, weights, means[given], moments[given], config)
         tensors |= scaled(tensors, norm, readers, s_D)
     options = config.bits, config.group_size, config.symmetric
     made = {}

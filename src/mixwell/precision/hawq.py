@@ -36,6 +36,7 @@ from mixwell.precision._parts import (
     named,
     nearest,
     quantised_example,
+    rounded,
     with_codes,
 )
 from mixwell.precision._statistics import calibrated
@@ -169,9 +170,8 @@ def harms(weights: list[Tensor], bends_U: Tensor, config: Config) -> Tensor:
 
 
 def _squared_error(weight: Tensor, bits: int, config: Config) -> float:
-    coded = nearest(weight, bits, config.group_size, True)
-    rounded = coded.weight().dequantised(torch.float64)
-    squares = (rounded - weight.double()).square()
+    change = rounded(weight, bits, config.group_size, True) - weight.double()
+    squares = change.square()
     return float(squares.sum())
 
 

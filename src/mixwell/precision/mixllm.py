@@ -24,7 +24,16 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
-from mixwell.precision._parts import Coded, check_input_bits, chosen, named, nearest, quantised_example, with_codes
+from mixwell.precision._parts import (
+    Coded,
+    check_input_bits,
+    chosen,
+    named,
+    nearest,
+    quantised_example,
+    rounded,
+    with_codes,
+)
 from mixwell.precision._statistics import calibrated
 
 
@@ -107,8 +116,8 @@ def encode(weight: Tensor, high: Tensor, config: Config) -> Coded:
 
 
 def _change(weight: Tensor, config: Config) -> Tensor:
-    rounded = nearest(weight, config.low, config.group_size, False)
-    return rounded.weight().dequantised(torch.float64) - weight.double()
+    low = rounded(weight, config.low, config.group_size, False)
+    return low - weight.double()
 
 
 @method(

@@ -87,10 +87,10 @@ def _check_whole(name: str, tensor: Tensor) -> None:
                            "takes any width).")
 
 
-def with_codes(checkpoint: Checkpoint, made: Mapping[str, Coded], others: Mapping[str, Tensor] | None = None,
+def with_codes(checkpoint: Checkpoint, made: Mapping[str, Coded],
                record: Mapping[str, Any] | None = None) -> Checkpoint:
-    """The checkpoint with these weights as codes, and `others` in place of their namesakes."""
-    tensors = {**checkpoint.tensors, **(others or {})}
+    """The checkpoint with these weights as codes."""
+    tensors = dict(checkpoint.tensors)
     for name, weight in made.items():
         tensors |= weight.stored(name)
     # "auto": what can be loaded elsewhere is decided anew from the tensors
@@ -98,11 +98,12 @@ def with_codes(checkpoint: Checkpoint, made: Mapping[str, Coded], others: Mappin
     return checkpoint.derive(arch=arch, tensors=tensors, record=record)
 
 
-def each_weight(checkpoint: Checkpoint, head: bool, encode: Callable[[Tensor], Coded]) -> Checkpoint:
+def each_weight(checkpoint: Checkpoint, head: bool, encode: Callable[[Tensor], Coded],
+                record: Mapping[str, Any] | None = None) -> Checkpoint:
     """The checkpoint with each weight encoded by itself."""
     names = chosen(checkpoint, head)
     made = {name: named(name, encode, checkpoint.tensors[name]) for name in names}
-    return with_codes(checkpoint, made)
+    return with_codes(checkpoint, made, record)
 
 
 def named(name: str, work: Callable[..., Any], *given: Any) -> Any:
@@ -119,11 +120,11 @@ def group_width(weight: Tensor, group_size: int) -> int:
     """G of a weight [..., I], 0 standing for the whole row; raises ValueError where it does not divide a row."""
     width = weight.shape[-1]
     size = group_size or width
-    if width % size:
-        divisors = [s for s in range(1, size + 1) if width % s == 0]
-        fitting = divisors[-1]
-        raise ValueError(f"group_size {size} does not divide rows of {width}; {fitting} does, and 0 takes whole rows")
-    return size
+    if width % size == 0:
+        return size
+    smaller = range(size, 0, -1)
+    fitting = next(s for s in smaller if width % s == 0)
+    raise ValueError(f"group_size {size} does not divide rows of {width}; {fitting} does, and 0 takes whole rows")
 
 
 def grouped(weight: Tensor, group_size: int) -> Tensor:

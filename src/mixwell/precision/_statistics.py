@@ -95,9 +95,12 @@ def by_moments(checkpoint: Checkpoint, names: Sequence[str], calibration: Inputs
                encode: Callable[[Tensor, Tensor], Coded]) -> Checkpoint:
     """The checkpoint with each weight named encoded by itself and the second moments of its inputs."""
     found = second_moments(checkpoint, names, calibration)
-    made = {name: named(name, encode, checkpoint.tensors[name], found[name]) for name in names}
+    made = {}
+    for name in names:
+        weight, moments = checkpoint.tensors[name], found[name]
+        made[name] = named(name, encode, weight, moments)
     record = calibrated(checkpoint, calibration)
-    return with_codes(checkpoint, made, record=record)
+    return with_codes(checkpoint, made, record)
 
 
 def output_error(change: Tensor, moments: Tensor) -> float:

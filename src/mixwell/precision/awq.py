@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision._folding import fed, norm_inputs, scaled
-from mixwell.precision._parts import check_bits, chosen, named, nearest, rounded, whole_example, with_codes
+from mixwell.precision._parts import check_bits, chosen, each_weight, named, nearest, rounded, whole_example
 from mixwell.precision._statistics import calibrated, means_and_moments, output_error
 
 STEPS = 20
@@ -100,14 +101,10 @@ def awq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cali
         given = asked[norm]
         s_D = named(given, search, weights, means[given], moments[given], config)
         tensors |= scaled(tensors, norm, readers, s_D)
-    options = config.bits, config.group_size, config.symmetric
-    made = {}
-    for name in names:
-        weight = tensors[name]
-        made[name] = named(name, nearest, weight, *options)
-    whole = checkpoint.derive(tensors=tensors)
     record = calibrated(checkpoint, calibration)
-    return with_codes(whole, made, record=record)
+    scaled_up = checkpoint.derive(tensors=tensors)
+    encode = partial(nearest, bits=config.bits, group_size=config.group_size, symmetric=config.symmetric)
+    return each_weight(scaled_up, False, encode, record)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +30,9 @@ from mixwell.precision._parts import (
     check_bits,
     check_input_bits,
     chosen,
-    named,
+    each_weight,
     nearest,
     whole_example,
-    with_codes,
 )
 
 WRITERS = ("out.weight", "down_proj")  # endings of what adds to the stream, by rows
@@ -123,16 +123,13 @@ def rotation(checkpoint: Checkpoint, config: Config, generator: torch.Generator)
     Raises `MixwellError` where norms are not plain RMS norms before attention and SwiGLU blocks, and as
     `precision.integers`.
     """
-    names = chosen(checkpoint, False)
+    chosen(checkpoint, False)  # refuses before the work
     dim = int(checkpoint.arch["dim"])
     Q = random_rotation(dim, generator)
     turned = rotated(checkpoint, Q)
-    options = config.bits, config.group_size, config.symmetric, config.input_bits
-    made = {}
-    for name in names:
-        weight = turned.tensors[name]
-        made[name] = named(name, nearest, weight, *options)
-    return with_codes(turned, made)
+    encode = partial(nearest, bits=config.bits, group_size=config.group_size, symmetric=config.symmetric,
+                     input_bits=config.input_bits)
+    return each_weight(turned, False, encode)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import nn
 from mixwell.core.machine import hold_memory
 from mixwell.kernels import expert_rows, packing
 from mixwell.kernels import experts as kernels
+from mixwell.kernels.adapted import AdaptedWeight
 from mixwell.kernels.experts import expert_mlp, grouped_mlp, mlp, swiglu
 from mixwell.kernels.linear import linear
 from mixwell.kernels.packing import Int8Weight, PackedWeight, pack, prepack, weight_of
@@ -244,6 +245,32 @@ def test_grouped_products_agree_with_the_loop_over_experts(generator):
     grad = torch.randn(x.shape, generator=generator).bfloat16()
     for a, b in zip(torch.autograd.grad(grouped, leaves[1], grad), torch.autograd.grad(ours, leaves[0], grad)):
         close(a, b.double(), 0.03)
+
+
+class Nothing:
+    """A change that does nothing."""
+
+    maps_input = requires_grad = False
+
+    def before(self, x):
+        return x
+
+    def after(self, x, y, weight):
+        return y
+
+    def unbind(self):
+        return [self] * E
+
+
+def test_a_gradient_that_is_one_number_passes_the_experts_beside_a_change(generator, grouped):
+    """A sum's gradient has no strides, which torch's grouped product refuses."""
+    sides = [[t.float().requires_grad_() for t in inputs(generator)]]
+    sides.append([t.detach().clone().requires_grad_() for t in sides[0]])
+    for (x, gate_up, down), changed in zip(sides, (False, True)):
+        into = AdaptedWeight(gate_up, gate_up, Nothing()) if changed else gate_up
+        expert_mlp(x, COUNTS, into, down).sum().backward()
+    for plain, beside in zip(*sides):
+        torch.testing.assert_close(plain.grad, beside.grad)
 
 
 def test_int8_weights_are_their_values_times_their_scale(generator):

@@ -68,3 +68,16 @@ def test_tensors_that_move_carry_a_gradient(generator):
 def test_models_need_somebody_who_finds_them():
     with pytest.raises(MixwellError, match="nobody said where models"):
         TextCalibration(torch.zeros(1, 4, dtype=torch.int64)).model("other")
+
+
+def test_a_pass_for_inputs_counts_the_routed_tokens_too(generator, monkeypatch):
+    checkpoint, other = sparse_model(generator), sparse_model(generator)
+    text, fresh = calibration(), calibration()
+    assert len(list(text.inputs(checkpoint, ["layers.0.channel_mixer.down_proj"]))) == 2
+    wanted, others = fresh.routed(checkpoint), fresh.routed(other)
+    assert {layer: load.tolist() for layer, load in text.routed(other).items()} == {
+        layer: load.tolist() for layer, load in others.items()}
+    monkeypatch.setattr(text, "_running", None)  # no second pass
+    found = text.routed(checkpoint)
+    assert found.keys() == wanted.keys() and all(torch.equal(found[layer], wanted[layer]) for layer in wanted)
+    assert wanted.keys() and sum(int(load.sum()) for load in wanted.values()) % 72 == 0

@@ -6,6 +6,7 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.kernels.codes import plain_weight
 from mixwell.precision._parts import nearest, whole_example
+from mixwell.precision._statistics import means_and_moments, second_moments
 from mixwell.precision.awq import Config, awq, loss, promises, scales, search
 from tests.contracts._conversions import calibration, whole
 
@@ -51,6 +52,15 @@ def test_norm_and_weights_change_together(generator):
     router = "layers.0.channel_mixer.router.weight"
     scale = checkpoint.tensors["layers.0.channel_norm.weight"] / after["layers.0.channel_norm.weight"]
     torch.testing.assert_close(after[router], checkpoint.tensors[router] * scale)
+
+
+def test_means_are_those_of_all_tokens(generator):
+    """Scales below 1e-4 are cut, so that a sum would not do."""
+    checkpoint, text = whole(whole_example(generator)), calibration()
+    means, moments = means_and_moments(checkpoint, [QKV], text)
+    x = torch.cat([batch[QKV] for batch in text.inputs(checkpoint, [QKV])]).double()
+    torch.testing.assert_close(means[QKV], x.abs().mean(0))
+    torch.testing.assert_close(moments[QKV], second_moments(checkpoint, [QKV], text)[QKV], rtol=0, atol=0)
 
 
 def test_refusals(generator):

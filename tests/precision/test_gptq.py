@@ -7,7 +7,7 @@ from mixwell.core.checkpoint import channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.precision._parts import grid_of, nearest
 from mixwell.precision._statistics import output_error, second_moments
-from mixwell.precision.gptq import Config, encode, encode_all, example, gptq, promises
+from mixwell.precision.gptq import Config, encode, encode_all, example, gptq, inverse_factor, promises
 from tests.contracts._conversions import calibration, whole
 
 GATE, DOWN = "layers.0.channel_mixer.gate_up_proj", "layers.0.channel_mixer.down_proj"
@@ -86,6 +86,16 @@ def test_every_expert_is_calibrated_on_every_token(generator):
     for e in range(3):
         assert torch.equal(both.codes[e], encode(checkpoint.tensors[DOWN][e], found[DOWN][e], config).codes)
     assert channel_mixers(checkpoint.arch)[0]["num_experts"] == 3
+
+
+def test_experts_with_one_input_share_its_factor(generator, monkeypatch):
+    stack, x = torch.randn(3, 5, 16, generator=generator), correlated(generator)
+    H, config, made = x.T @ x, Config(group_size=8), []
+    wanted = [encode(matrix, H, config).codes for matrix in stack]
+    monkeypatch.setattr("mixwell.precision.gptq.inverse_factor",
+                        lambda *given: made.append(1) or inverse_factor(*given))
+    assert torch.equal(encode_all(stack, H, config).codes, torch.stack(wanted))
+    assert len(made) == 1
 
 
 def test_the_head_too(generator):

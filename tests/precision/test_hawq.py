@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
-from mixwell.precision._allocation import allocate, frontier
+from mixwell.precision._allocation import allocate
 from mixwell.precision._parts import nearest
 from mixwell.precision.hawq import Config, Curvature, example, harms, hawq, largest_eigenvalue, promises, traces
 from tests.contracts._conversions import calibration, whole
@@ -85,7 +85,8 @@ def test_the_program_finds_what_trying_all_finds(generator, budget):
 def test_the_frontier_falls_and_an_impossible_budget_is_refused(generator):
     harm = torch.rand(4, 3, generator=generator).sort(1, descending=True).values
     size = torch.tensor([[2.0, 4, 8]]).expand(4, 3)
-    points = frontier(harm, size, [8.0, 16.0, 32.0])
+    choices = [allocate(harm, size, budget) for budget in (8.0, 16.0, 32.0)]
+    points = [(float(size[range(4), choice].sum()), float(harm[range(4), choice].sum())) for choice in choices]
     assert [taken for taken, _ in points] == sorted(taken for taken, _ in points) and points[0][0] == 8
     assert points[0][1] > points[1][1] > points[2][1]
     with pytest.raises(ValueError, match="the budget is 7; the smallest widths take 8"):
@@ -116,6 +117,8 @@ def test_the_budget_is_kept_and_experts_differ(generator, measure):
 
 def test_refusals(generator):
     checkpoint = whole(example(generator)["checkpoint"])
+    with pytest.raises(MixwellError, match=r"^layers\.0\.sequence_mixer\.out\.weight: group_size 16 does not divide"):
+        hawq(checkpoint, Config(group_size=16, draws=1), generator, calibration())
     flat = checkpoint.derive(tensors={**checkpoint.tensors, "head.weight": torch.zeros(13, 16)})
     with pytest.raises(MixwellError, match="bends at no matrix"):
         hawq(flat, Config(group_size=8, draws=1), generator, calibration())

@@ -5,7 +5,10 @@ import torch
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
+from mixwell.precision._parts import whole_example
 from mixwell.precision.int8 import Config, bits_per_weight, dequantise, example, int8, promises, quantise
+from mixwell.precision.integers import Config as FewBits
+from mixwell.precision.integers import integers
 
 
 def loop(row):
@@ -66,6 +69,10 @@ def test_refuses_twice_and_nothing_to_do(generator):
     packed = int8(**values)
     with pytest.raises(MixwellError, match="eight-bit already"):
         int8(packed, Config(), generator)
+    whole = whole_example(generator)
+    few = integers(whole, FewBits(group_size=8), generator)
+    with pytest.raises(MixwellError, match="gate_up_proj is in few bits already"):
+        int8(few, Config(), generator)
     with pytest.raises(MixwellError, match="no weight to quantise"):
         int8(Checkpoint({}, {"norm.weight": torch.ones(3)}), Config(), generator)
     with pytest.raises(ValueError, match="above 0"):

@@ -87,6 +87,18 @@ def test_each_weight_goes_up_or_down_and_the_error_falls(generator):
     assert errors[0] < 0.7 * errors[1]
 
 
+def test_a_group_of_next_to_nothing_leaves_its_row_alone(generator):
+    """Its numbers are below what a bfloat16 scale can be; they turn 0, and the rest of the row is learned."""
+    weight, H = torch.randn(2, 16, generator=generator), moments(generator)
+    weight[0, :8] = 0
+    config = Config(bits=3, group_size=8, steps=100)
+    wanted = encode(weight, H, config).weight().dequantised(torch.float32)
+    weight[0, :8] = 1e-42
+    found = encode(weight, H, config)
+    assert bool((found.scale > 0).all())
+    assert torch.equal(found.weight().dequantised(torch.float32), wanted)
+
+
 def test_experts_are_learned_one_by_one(generator):
     weight = torch.randn(2, 4, 8, generator=generator)
     own = torch.stack([moments(generator, 8), moments(generator, 8)])

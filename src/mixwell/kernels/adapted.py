@@ -99,4 +99,3 @@ class AdaptedWeight:
 def bare(weight: Any) -> Any:
     """The weight without its change."""
     return weight.base if isinstance(weight, AdaptedWeight) else weight
-

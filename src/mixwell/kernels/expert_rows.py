@@ -73,8 +73,16 @@ def through_experts(x_ND: Tensor, counts: list[int], weight: Weight, way: Throug
     if way.grouped:
         counts_E = torch.tensor(counts, device=x_ND.device)
         ends_E = counts_E.cumsum(0, dtype=torch.int32)
-        return F.grouped_mm(x_ND, weight.transpose(1, 2), offs=ends_E)  # type: ignore[union-attr]
+        return grouped(x_ND, ends_E, weight)  # type: ignore[arg-type]
     return _Stack.apply(x_ND, weight, counts, way)
+
+
+def grouped(x_ND: Tensor, ends_E: Tensor, stack: Tensor) -> Tensor:
+    """[N, D] -> [N, M] for a stack [E, M, D], all experts at once; ends_E: where the rows of each end."""
+    y_NM = F.grouped_mm(x_ND, stack.transpose(1, 2), offs=ends_E)
+    if y_NM.requires_grad:
+        y_NM.register_hook(Tensor.contiguous)  # a gradient that is one number for all rows has no strides: refused
+    return y_NM
 
 
 class _Stack(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mixwell.kernels.adapted import AdaptedWeight, bare
-from mixwell.kernels.expert_rows import Through, spans_of, through_experts
+from mixwell.kernels.expert_rows import Through, grouped, spans_of, through_experts
 from mixwell.kernels.linear import (
     Weight,
     compiles,
@@ -275,12 +275,9 @@ def _calls_cost(x_ND: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> bool:
 def grouped_mlp(x_ND: Tensor, counts_E: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """`expert_mlp` by two grouped GEMMs, for devices that have them."""
     ends_E = counts_E.cumsum(0, dtype=torch.int32)
-    gate_up = F.grouped_mm(x_ND, gate_up_proj.transpose(1, 2), offs=ends_E)
+    gate_up = grouped(x_ND, ends_E, gate_up_proj)
     hidden = swiglu(gate_up)
-    y_ND = F.grouped_mm(hidden, down_proj.transpose(1, 2), offs=ends_E)
-    if y_ND.requires_grad:
-        y_ND.register_hook(Tensor.contiguous)  # a gradient that is one number for all rows has no strides: refused
-    return y_ND
+    return grouped(hidden, ends_E, down_proj)
 
 
 def each_expert(rows_ND: Tensor, counts: Sequence[int], into: Weight, out_of: Weight,

@@ -37,6 +37,7 @@ class TextCalibration:
         self.num_domains = num_domains
         self._models = models
         self._last: list[tuple[Checkpoint, LanguageModel]] = []  # what `logits` ran last
+        self._loads: tuple[Checkpoint | None, dict[int, Tensor]] = (None, {})  # as `inputs` last counted them
 
     def look_up(self, models: Callable[[str], Checkpoint] | None) -> None:
         """Find other models by `models` from now on."""
@@ -68,21 +69,17 @@ class TextCalibration:
         watched = met.Met(checkpoint, names)
         for tokens_BS in self.batches:
             yield watched.read(tokens_BS)
+        self._loads = checkpoint, watched.loads
 
     def routed(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
         """Of each layer with a router, how many tokens it sent to each expert."""
-        return met.routed(self._running(checkpoint), self.batches)
+        known, loads = self._loads
+        return loads if known is checkpoint else met.routed(self._running(checkpoint), self.batches)
 
     def slopes(self, checkpoint: Checkpoint, at: Mapping[str, Tensor], *, rows: int = 0) -> Iterator[dict[str, Tensor]]:
         """Gradients of the mean cross-entropy by the tensors `at`, for each `rows` windows or for all."""
         tokens_NS = torch.cat(list(self.batches))
         return met.slopes(checkpoint, at, tokens_NS, rows)
-
-    def kl(self, first: Checkpoint, second: Checkpoint) -> float:
-        """Mean KL(first || second) of the next token, in nats."""
-        one = self._running(first)
-        other = self._running(second)
-        return met.kl(one, other, self.batches)
 
     def model(self, name: str) -> Checkpoint:
         """The model that `name` leads to."""

@@ -1,4 +1,4 @@
-"""What single weights of a model meet as text goes through it: their inputs, their gradients, what a change does.
+"""What single weights of a model meet as text goes through it: their inputs and their gradients.
 
 Legend: B rows, S positions of a row, T = B S tokens, D width, F hidden width, E experts, V vocabulary.
 """
@@ -32,6 +32,7 @@ class Met:
         self.model.requires_grad_(False)
         self.names = names
         self.given: dict[str, Tensor] = {}  # what came into each module named
+        self.loads: dict[int, Tensor] = {}  # of each layer with a router, how many tokens each expert got so far
         for owner in {_owner(name) for name in names}:
             module = self.model.get_submodule(owner)
             module.register_forward_pre_hook(self._keeps(owner))
@@ -47,7 +48,7 @@ class Met:
     def read(self, tokens_BS: Tensor) -> dict[str, Tensor]:
         """What each weight named is multiplied with over one batch."""
         self.given = {}
-        self.model(tokens_BS)
+        add_loads(self.loads, self.model(tokens_BS).routings)
         return {name: self._input(name) for name in self.names}
 
     def _input(self, name: str) -> Tensor:
@@ -103,19 +104,3 @@ def slopes(checkpoint: Checkpoint, at: Mapping[str, Tensor], tokens_NS: Tensor,
         nats = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
         grads = torch.autograd.grad(nats, list(placed.values()))
         yield dict(zip(placed, grads))
-
-
-@torch.no_grad()
-def kl(first: LanguageModel, second: LanguageModel, batches: Sequence[Tensor]) -> float:
-    """Mean KL(first || second) of the next token, in nats."""
-    total, count = 0.0, 0
-    for tokens_BS in batches:
-        one, other = _log_shares(first, tokens_BS), _log_shares(second, tokens_BS)
-        total += float(F.kl_div(other, one, log_target=True, reduction="sum"))
-        count += one.shape[:-1].numel()
-    return total / count
-
-
-def _log_shares(model: LanguageModel, tokens_BS: Tensor) -> Tensor:
-    logits_BSV = model(tokens_BS).logits_BTV
-    return logits_BSV[:, :-1].double().log_softmax(-1)

@@ -234,8 +234,22 @@ def _place_coded(network: Network, name: str, tensors: Mapping[str, Tensor], dec
     for part in codes.PARTS:
         companion = f"{name}.{part}"
         if companion in declared:
-            owner.register_buffer(f"{attribute}_{part}", _checked(tensors, companion, declared))
+            value = _checked(tensors, companion, declared)
+            _check_part(companion, part, value)
+            owner.register_buffer(f"{attribute}_{part}", value)
     owner.__dict__.setdefault(CODED, {}).pop(attribute, None)
+
+
+def _check_part(name: str, part: str, value: Tensor) -> None:
+    """Refuse integers that stand for no finite number: of exponents, and of a width to round to."""
+    if value.dtype != torch.uint8:
+        return
+    largest = int(value.max())
+    if part == "scale" and largest > 2 * codes.E8M0_BIAS:
+        raise MixwellError(f"{name} holds the exponent {largest}, which stands for no number; the file is damaged, "
+                           "copy it again.")
+    if part == "input_bits" and not 2 <= largest <= codes.BYTE:
+        raise MixwellError(f"{name} is {largest}; expected 2 to {codes.BYTE}. The file is damaged, copy it again.")
 
 
 def _add_scale(owner: nn.Module, attribute: str, scale: Tensor, dtype: torch.dtype) -> None:

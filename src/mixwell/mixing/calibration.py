@@ -49,7 +49,3 @@ class Inputs(Protocol):
         One for each `rows` windows of the text, 0 one for all of it.
         """
         ...
-
-    def kl(self, first: Checkpoint, second: Checkpoint) -> float:
-        """Mean KL(first || second) of the next token, in nats."""
-        ...

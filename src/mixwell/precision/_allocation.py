@@ -5,8 +5,6 @@ Legend: U parts, B widths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
@@ -34,17 +32,3 @@ def allocate(harm_UB: Tensor, size_UB: Tensor, budget: float) -> list[int]:
         raise ValueError(f"the solver found no widths: {found.message}")
     chosen = found.x.reshape(units, widths)
     return chosen.argmax(1).tolist()
-
-
-def frontier(harm_UB: Tensor, size_UB: Tensor, budgets: Sequence[float]) -> list[tuple[float, float]]:
-    """(size, harm) of the best allocation at each budget: the Pareto curve of what the harm predicts."""
-    points = []
-    for budget in budgets:
-        choice = allocate(harm_UB, size_UB, budget)
-        points.append((_taken(size_UB, choice), _taken(harm_UB, choice)))
-    return points
-
-
-def _taken(table_UB: Tensor, choice: Sequence[int]) -> float:
-    taken = [row[place] for row, place in zip(table_UB, choice)]
-    return float(sum(taken))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
-from mixwell.kernels.codes import BYTE, CodedWeight, coded, joined_codes
+from mixwell.formats.declared import FLOATING
+from mixwell.kernels.codes import BYTE, CodedWeight, coded, joined_codes, real_scale
 
 WEIGHTS = ("gate_up_proj", "down_proj", "qkv.weight", "out.weight")  # endings of the names that are quantised
 HEAD = "head.weight"
-FULL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,7 +79,7 @@ def chosen(checkpoint: Checkpoint, head: bool) -> list[str]:
 
 
 def _check_whole(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FULL:
+    if tensor.dtype not in FLOATING:
         raise MixwellError(f"{name} is quantised already; hand in a model with full weights.")
     width = tensor.shape[-1]
     if width % BYTE:
@@ -87,10 +87,10 @@ def _check_whole(name: str, tensor: Tensor) -> None:
                            "takes any width).")
 
 
-def with_codes(checkpoint: Checkpoint, made: Mapping[str, Coded], others: Mapping[str, Tensor] | None = None,
+def with_codes(checkpoint: Checkpoint, made: Mapping[str, Coded],
                record: Mapping[str, Any] | None = None) -> Checkpoint:
-    """The checkpoint with these weights as codes, and `others` in place of their namesakes."""
-    tensors = {**checkpoint.tensors, **(others or {})}
+    """The checkpoint with these weights as codes."""
+    tensors = dict(checkpoint.tensors)
     for name, weight in made.items():
         tensors |= weight.stored(name)
     # "auto": what can be loaded elsewhere is decided anew from the tensors
@@ -98,11 +98,12 @@ def with_codes(checkpoint: Checkpoint, made: Mapping[str, Coded], others: Mappin
     return checkpoint.derive(arch=arch, tensors=tensors, record=record)
 
 
-def each_weight(checkpoint: Checkpoint, head: bool, encode: Callable[[Tensor], Coded]) -> Checkpoint:
+def each_weight(checkpoint: Checkpoint, head: bool, encode: Callable[[Tensor], Coded],
+                record: Mapping[str, Any] | None = None) -> Checkpoint:
     """The checkpoint with each weight encoded by itself."""
     names = chosen(checkpoint, head)
     made = {name: named(name, encode, checkpoint.tensors[name]) for name in names}
-    return with_codes(checkpoint, made)
+    return with_codes(checkpoint, made, record)
 
 
 def named(name: str, work: Callable[..., Any], *given: Any) -> Any:
@@ -115,14 +116,20 @@ def named(name: str, work: Callable[..., Any], *given: Any) -> Any:
         raise MixwellError(f"{name}: {error}") from error
 
 
-def grouped(weight: Tensor, group_size: int) -> Tensor:
-    """The weight in float32 or wider as [..., O, C, G]; a group size of 0 takes the whole row."""
+def group_width(weight: Tensor, group_size: int) -> int:
+    """G of a weight [..., I], 0 standing for the whole row; raises ValueError where it does not divide a row."""
     width = weight.shape[-1]
     size = group_size or width
-    if width % size:
-        divisors = [s for s in range(1, size + 1) if width % s == 0]
-        fitting = divisors[-1]
-        raise ValueError(f"group_size {size} does not divide rows of {width}; {fitting} does, and 0 takes whole rows")
+    if width % size == 0:
+        return size
+    smaller = range(size, 0, -1)
+    fitting = next(s for s in smaller if width % s == 0)
+    raise ValueError(f"group_size {size} does not divide rows of {width}; {fitting} does, and 0 takes whole rows")
+
+
+def grouped(weight: Tensor, group_size: int) -> Tensor:
+    """The weight in float32 or wider as [..., O, C, G]; a group size of 0 takes the whole row."""
+    size = group_width(weight, group_size)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     wide = weight.to(dtype)
     return wide.unflatten(-1, (-1, size))
@@ -176,8 +183,7 @@ class Grid:
     @property
     def real(self) -> Tensor:
         """The scale, float32 or wider."""
-        wide = torch.promote_types(self.scale.dtype, torch.float32)
-        return self.scale.to(wide)
+        return real_scale(self.scale)
 
 
 def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
@@ -187,19 +193,19 @@ def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
     """
     if symmetric:
         largest = groups.abs().amax(-1)
-        step = positive(largest / top(bits))
-        scale = step.to(torch.bfloat16)
-        return Grid(scale, None, bits)
+        step = largest / top(bits)
+        return Grid(positive(step.to(torch.bfloat16)), None, bits)
     low = groups.amin(-1).clamp_max(0)
     high = groups.amax(-1).clamp_min(0)
     steps = 2**bits - 1
-    scale = positive((high - low) / steps).float()
+    step = (high - low) / steps
+    scale = positive(step.float())
     zero = (-low / scale).round()
     return Grid(scale, zero.to(torch.uint8), bits)
 
 
 def positive(scale: Tensor) -> Tensor:
-    """1 in place of a scale of 0, of a group of zeros."""
+    """1 in place of a scale of 0, of a group of zeros, or of numbers too small for the scale's type."""
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
@@ -216,6 +222,21 @@ def nearest(weight: Tensor, bits: int, group_size: int, symmetric: bool, input_b
     return on_grid(weight, grid, grid.codes(groups), input_bits)
 
 
+def rounded(weight: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
+    """The numbers that the codes of `nearest` stand for, float64."""
+    coded = nearest(weight, bits, group_size, symmetric)
+    return coded.weight().dequantised(torch.float64)
+
+
+def by_table(weight: Tensor, codes: Tensor, scale: Tensor, table: Tensor) -> Coded:
+    """Codes [..., O, C, G] into a table [2^bits], which every matrix of a stack [..., O, I] gets, as its weight's."""
+    bits = len(table).bit_length() - 1
+    whole = codes.flatten(-2)
+    lead = weight.shape[:-2]
+    each = table.expand(*lead, -1)
+    return Coded(codes=whole.to(torch.uint8), bits=row_bits(weight, bits), scale=scale, table=each)
+
+
 def matrices(weight: Tensor) -> Iterator[tuple[int | None, Tensor]]:
     """The matrix that a weight is, or those of a stack with their numbers."""
     if weight.ndim == 2:
@@ -224,8 +245,12 @@ def matrices(weight: Tensor) -> Iterator[tuple[int | None, Tensor]]:
     yield from enumerate(weight)
 
 
-def stacked(parts: list[Coded]) -> Coded:
-    """The codes of a stack's experts as those of the stack."""
+def joined(weight: Tensor, parts: list[Coded]) -> Coded:
+    """The codes of a weight's `matrices` as those of the weight."""
+    return parts[0] if weight.ndim == 2 else _stacked(parts)
+
+
+def _stacked(parts: list[Coded]) -> Coded:
     found: dict[str, Any] = {"input_bits": parts[0].input_bits}
     for name in ("codes", "bits", "scale", "zero", "table"):
         values = [getattr(part, name) for part in parts]
@@ -241,6 +266,13 @@ def check_bits(config: Any, least: int = 2) -> None:
         raise ValueError(f"bits is {bits}; expected {least} to {BYTE}")
     if size < 0:
         raise ValueError(f"group_size is {size}; expected at least 1, or 0 for whole rows")
+
+
+def check_input_bits(config: Any) -> None:
+    """Raise ValueError for widths that inputs are not rounded to."""
+    bits = config.input_bits
+    if bits and not 2 <= bits <= BYTE:
+        raise ValueError(f"input_bits is {bits}; expected 2 to {BYTE}, or 0")
 
 
 def quantised_example(generator: torch.Generator) -> Checkpoint:

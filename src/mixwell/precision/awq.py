@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision._folding import fed, norm_inputs, scaled
-from mixwell.precision._parts import check_bits, chosen, named, nearest, whole_example, with_codes
-from mixwell.precision._statistics import calibrated, mean_magnitudes, output_error, second_moments
+from mixwell.precision._parts import check_bits, chosen, each_weight, named, nearest, rounded, whole_example
+from mixwell.precision._statistics import calibrated, means_and_moments, output_error
 
 STEPS = 20
 
@@ -69,8 +70,7 @@ def loss(weights: Sequence[Tensor], s_D: Tensor, moments_DD: Tensor, config: Con
     total = 0.0
     for weight in weights:
         wide = weight.double()
-        rounded = nearest(wide * s_D, config.bits, config.group_size, config.symmetric)
-        back = rounded.weight().dequantised(torch.float64) / s_D
+        back = rounded(wide * s_D, config.bits, config.group_size, config.symmetric) / s_D
         total += output_error(back - wide, moments_DD)
     return total
 
@@ -94,22 +94,17 @@ def awq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cali
     groups = fed(checkpoint, "scaling by inputs")
     asked = {norm: norm_inputs(norm, readers) for norm, readers in groups.items()}
     inputs = list(asked.values())
-    means = mean_magnitudes(checkpoint, inputs, calibration)
-    moments = second_moments(checkpoint, inputs, calibration)
+    means, moments = means_and_moments(checkpoint, inputs, calibration)
     tensors = dict(checkpoint.tensors)
     for norm, readers in groups.items():
-        rounded = [tensors[name] for name in readers if name in names]
+        weights = [tensors[name] for name in readers if name in names]
         given = asked[norm]
-        s_D = named(given, search, rounded, means[given], moments[given], config)
+        s_D = named(given, search, weights, means[given], moments[given], config)
         tensors |= scaled(tensors, norm, readers, s_D)
-    options = config.bits, config.group_size, config.symmetric
-    made = {}
-    for name in names:
-        weight = tensors[name]
-        made[name] = named(name, nearest, weight, *options)
-    whole = checkpoint.derive(tensors=tensors)
     record = calibrated(checkpoint, calibration)
-    return with_codes(whole, made, record=record)
+    scaled_up = checkpoint.derive(tensors=tensors)
+    encode = partial(nearest, bits=config.bits, group_size=config.group_size, symmetric=config.symmetric)
+    return each_weight(scaled_up, False, encode, record)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -14,7 +14,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -29,14 +31,13 @@ from mixwell.precision._parts import (
     check_bits,
     chosen,
     grid_of,
-    grouped,
-    named,
+    group_width,
+    joined,
+    matrices,
     quantised_example,
     row_bits,
-    stacked,
-    with_codes,
 )
-from mixwell.precision._statistics import calibrated, second_moments
+from mixwell.precision._statistics import by_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +82,17 @@ def inverse_factor(moments_II: Tensor, damp: float) -> tuple[Tensor, Tensor]:
 
 def encode(weight: Tensor, moments_II: Tensor, config: Config) -> Coded:
     """The codes of a matrix [O, I] whose inputs have these second moments."""
-    U, idle_I = inverse_factor(moments_II, config.damp)
+    factor = inverse_factor(moments_II, config.damp)
+    return _carried(weight, factor, config)
+
+
+def _carried(weight: Tensor, factor: tuple[Tensor, Tensor], config: Config) -> Coded:
+    """The codes of a matrix by what `inverse_factor` gives."""
+    U, idle_I = factor
     left = weight.double().clone()
     left[:, idle_I] = 0  # nothing comes in there
     width = weight.shape[-1]
-    size = config.group_size or width
-    grouped(weight, size)  # refuses a size that does not divide
+    size = group_width(weight, config.group_size)
     codes = torch.zeros_like(weight, dtype=torch.uint8)
     grids = []
     for j in range(width):
@@ -111,15 +117,14 @@ def encode(weight: Tensor, moments_II: Tensor, config: Config) -> Coded:
 
 def encode_all(weight: Tensor, moments: Tensor, config: Config) -> Coded:
     """The codes of a matrix, or of each expert of a stack; moments [I, I] are all experts', [E, I, I] one for each."""
-    if weight.ndim == 2:
-        return encode(weight, moments, config)
-    experts = len(weight)
-    own = moments.expand(experts, -1, -1)
-    parts = []
-    for expert in range(experts):
-        part = encode(weight[expert], own[expert], config)
-        parts.append(part)
-    return stacked(parts)
+    factors: Iterable[tuple[Tensor, Tensor]]
+    if moments.ndim == 2:  # one factor serves all experts
+        factors = repeat(inverse_factor(moments, config.damp))
+    else:
+        factors = (inverse_factor(own, config.damp) for own in moments)
+    each = zip(matrices(weight), factors)
+    parts = [_carried(matrix, factor, config) for (_, matrix), factor in each]
+    return joined(weight, parts)
 
 
 @method(title="GPTQ: rounding with the error carried forward",
@@ -131,13 +136,7 @@ def gptq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cal
     Raises `MixwellError` where weights are quantised already, none is there, or a group does not divide a row.
     """
     names = chosen(checkpoint, config.head)
-    found = second_moments(checkpoint, names, calibration)
-    made = {}
-    for name in names:
-        weight = checkpoint.tensors[name]
-        made[name] = named(name, encode_all, weight, found[name], config)
-    record = calibrated(checkpoint, calibration)
-    return with_codes(checkpoint, made, record=record)
+    return by_moments(checkpoint, names, calibration, lambda weight, moments: encode_all(weight, moments, config))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
+from mixwell.formats.declared import FLOATING
 from mixwell.mixing import check_above
-from mixwell.precision._parts import FULL, chosen, quantised_example
+from mixwell.precision._parts import chosen, quantised_example
 
 LARGEST = torch.finfo(torch.float16).max
 
@@ -60,7 +61,7 @@ def half(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> 
     tensors = {}
     for name, value in checkpoint.tensors.items():
         try:
-            tensors[name] = rounded(value) if value.dtype in FULL else value
+            tensors[name] = rounded(value) if value.dtype in FLOATING else value
         except ValueError as error:
             raise MixwellError(f"{name} {error}; keep the type that it has.") from error
     return checkpoint.derive(tensors=tensors)

@@ -30,11 +30,13 @@ from mixwell.precision._allocation import allocate
 from mixwell.precision._parts import (
     Coded,
     chosen,
+    group_width,
+    joined,
     matrices,
     named,
     nearest,
     quantised_example,
-    stacked,
+    rounded,
     with_codes,
 )
 from mixwell.precision._statistics import calibrated
@@ -168,9 +170,8 @@ def harms(weights: list[Tensor], bends_U: Tensor, config: Config) -> Tensor:
 
 
 def _squared_error(weight: Tensor, bits: int, config: Config) -> float:
-    coded = nearest(weight, bits, config.group_size, True)
-    rounded = coded.weight().dequantised(torch.float64)
-    squares = (rounded - weight.double()).square()
+    change = rounded(weight, bits, config.group_size, True) - weight.double()
+    squares = change.square()
     return float(squares.sum())
 
 
@@ -187,11 +188,9 @@ def _chosen_bits(checkpoint: Checkpoint, places: list[Place], bends_U: Tensor, c
 
 def _encoded(weight: Tensor, bits: list[int], config: Config) -> Coded:
     """A matrix, or a stack with the bits of each expert."""
-    parts = []
-    for (_, own), width in zip(matrices(weight), bits):
-        part = nearest(own, width, config.group_size, True)
-        parts.append(part)
-    return parts[0] if weight.ndim == 2 else stacked(parts)
+    each = zip(matrices(weight), bits)
+    parts = [nearest(own, width, config.group_size, True) for (_, own), width in each]
+    return joined(weight, parts)
 
 
 @method(
@@ -207,12 +206,14 @@ def hawq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cal
     Raises `MixwellError` where nothing of the text bends the loss, and as `precision.integers`.
     """
     names = chosen(checkpoint, False)
+    for name in names:
+        named(name, group_width, checkpoint.tensors[name], config.group_size)  # before the curvature is paid for
     places = [(name, expert) for name in names for expert, _ in matrices(checkpoint.tensors[name])]
     curvature = Curvature(checkpoint, names, calibration)
     bends_U = curvatures(curvature, places, config, generator)
     if not bool((bends_U > 0).any()):
         raise MixwellError("the loss bends at no matrix; hand in a trained model, or more text (tokens).")
-    bits = named(names[0], _chosen_bits, checkpoint, places, bends_U, config)
+    bits = named("bits_per_weight", _chosen_bits, checkpoint, places, bends_U, config)
     by_name: dict[str, list[int]] = {name: [] for name in names}
     for (name, _), width in zip(places, bits):
         by_name[name].append(width)

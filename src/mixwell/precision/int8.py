@@ -21,9 +21,10 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.mixing import check_above
+from mixwell.precision._parts import WEIGHTS, is_weight, positive
 
 LEVELS = 127
-WEIGHTS = ("gate_up_proj", "down_proj", "qkv.weight", "out.weight")  # endings of the names that are quantised
+QUANTISED = {torch.int8: "eight-bit", torch.uint8: "in few bits"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(q int8 [..., O, I], s float32 [..., O, 1]) of a weight [..., O, I]; a row of zeros gets scale 1."""
     wide = weight.float()
     largest = wide.abs().amax(-1, keepdim=True)
-    some = torch.ones_like(largest)
-    scale = torch.where(largest > 0, largest / LEVELS, some)
+    scale = positive(largest / LEVELS)
     steps = (wide / scale).round()
     q = steps.clamp(-LEVELS, LEVELS)
     return q.to(torch.int8), scale
@@ -63,13 +63,6 @@ def bits_per_weight(shape: tuple[int, ...]) -> float:
     return 8.0 + 32.0 / shape[-1]
 
 
-def is_weight(name: str, head: bool) -> bool:
-    """Whether the tensor `name` is one that gets eight bits."""
-    if name == "head.weight":
-        return head
-    return name.startswith("layers.") and name.endswith(WEIGHTS)
-
-
 @method(
     title="Eight-bit weights, row by row",
     paper=("Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
@@ -79,13 +72,13 @@ def is_weight(name: str, head: bool) -> bool:
 def int8(checkpoint: Checkpoint, config: Config, generator: torch.Generator) -> Checkpoint:
     """A checkpoint whose large weights are int8, each beside its `<name>.scale`. Draws nothing from `generator`.
 
-    Raises `MixwellError` where the weights are eight-bit already, or none is there to quantise.
+    Raises `MixwellError` where the weights are quantised already, or none is there to quantise.
     """
     before = checkpoint.tensors
     tensors: dict[str, Tensor] = {}
     for name, tensor in before.items():
-        if tensor.dtype == torch.int8:
-            raise MixwellError(f"{name} is eight-bit already; hand in a model with full weights.")
+        if tensor.dtype in QUANTISED:
+            raise MixwellError(f"{name} is {QUANTISED[tensor.dtype]} already; hand in a model with full weights.")
         tensors[name] = tensor
         if is_weight(name, config.head):
             q, scale = quantise(tensor)

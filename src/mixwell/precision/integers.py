@@ -22,7 +22,7 @@ from torch import Tensor
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.mixing import check_above
-from mixwell.precision._parts import Coded, check_bits, each_weight, nearest, quantised_example
+from mixwell.precision._parts import Coded, check_bits, check_input_bits, each_weight, nearest, quantised_example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,7 @@ class Config:
     def __post_init__(self) -> None:
         check_bits(self)
         check_above(self, max_kl_nats=0)
-        if self.input_bits and not 2 <= self.input_bits <= 8:
-            raise ValueError(f"input_bits is {self.input_bits}; expected 2 to 8, or 0")
+        check_input_bits(self)
 
 
 def promises(config: Config) -> dict[str, float]:

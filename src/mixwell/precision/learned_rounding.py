@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -32,14 +33,13 @@ from mixwell.precision._parts import (
     chosen,
     grid_of,
     grouped,
-    named,
+    joined,
+    matrices,
     on_grid,
     quantised_example,
-    stacked,
     top,
-    with_codes,
 )
-from mixwell.precision._statistics import calibrated, second_moments
+from mixwell.precision._statistics import by_moments
 
 STRETCH, BELOW = 1.2, 0.1  # zeta - gamma and -gamma
 FIRST, LAST = 20.0, 2.0  # beta
@@ -142,15 +142,9 @@ def encode(weight: Tensor, moments_II: Tensor, config: Config) -> Coded:
 
 def encode_all(weight: Tensor, moments: Tensor, config: Config) -> Coded:
     """The codes of a matrix, or of each expert of a stack; moments [I, I] are all experts', [E, I, I] one for each."""
-    if weight.ndim == 2:
-        return encode(weight, moments, config)
-    experts = len(weight)
-    own = moments.expand(experts, -1, -1)
-    parts = []
-    for expert in range(experts):
-        part = encode(weight[expert], own[expert], config)
-        parts.append(part)
-    return stacked(parts)
+    each = repeat(moments) if moments.ndim == 2 else moments
+    parts = [encode(matrix, own, config) for (_, matrix), own in zip(matrices(weight), each)]
+    return joined(weight, parts)
 
 
 @method(title="Learned rounding", paper="Gradient-Based Post-Training Quantization: Challenging the Status Quo",
@@ -162,13 +156,7 @@ def learned_rounding(checkpoint: Checkpoint, config: Config, generator: torch.Ge
     Raises `MixwellError` as `precision.integers`.
     """
     names = chosen(checkpoint, False)
-    found = second_moments(checkpoint, names, calibration)
-    made = {}
-    for name in names:
-        weight = checkpoint.tensors[name]
-        made[name] = named(name, encode_all, weight, found[name], config)
-    record = calibrated(checkpoint, calibration)
-    return with_codes(checkpoint, made, record=record)
+    return by_moments(checkpoint, names, calibration, lambda weight, moments: encode_all(weight, moments, config))
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

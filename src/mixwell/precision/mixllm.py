@@ -24,7 +24,16 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
-from mixwell.precision._parts import Coded, chosen, named, nearest, quantised_example, with_codes
+from mixwell.precision._parts import (
+    Coded,
+    check_input_bits,
+    chosen,
+    named,
+    nearest,
+    quantised_example,
+    rounded,
+    with_codes,
+)
 from mixwell.precision._statistics import calibrated
 
 
@@ -47,8 +56,7 @@ class Config:
             raise ValueError(f"low is {self.low} and high {self.high}; expected 2 <= low < high <= 8")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share is {self.share}; expected 0 to 1")
-        if self.input_bits and not 2 <= self.input_bits <= 8:
-            raise ValueError(f"input_bits is {self.input_bits}; expected 2 to 8, or 0")
+        check_input_bits(self)
 
 
 def needs(config: Config) -> Needs:
@@ -108,8 +116,8 @@ def encode(weight: Tensor, high: Tensor, config: Config) -> Coded:
 
 
 def _change(weight: Tensor, config: Config) -> Tensor:
-    rounded = nearest(weight, config.low, config.group_size, False)
-    return rounded.weight().dequantised(torch.float64) - weight.double()
+    low = rounded(weight, config.low, config.group_size, False)
+    return low - weight.double()
 
 
 @method(

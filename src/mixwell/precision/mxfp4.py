@@ -21,7 +21,7 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.kernels.codes import E8M0_BIAS, real_scale
 from mixwell.mixing import check_above, check_least
-from mixwell.precision._parts import Coded, each_weight, grouped, positive, quantised_example, row_bits
+from mixwell.precision._parts import Coded, by_table, each_weight, grouped, positive, quantised_example
 
 BITS = 4
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -69,11 +69,7 @@ def encode(weight: Tensor, config: Config) -> Coded:
     negative = (steps < 0) & (codes > 0)
     signed = codes + len(MAGNITUDES) * negative
     table = torch.cat([sizes, -sizes]).float()
-    bits = row_bits(weight, BITS)
-    whole = signed.flatten(-2)
-    lead = weight.shape[:-2]
-    each = table.expand(*lead, -1)
-    return Coded(codes=whole.to(torch.uint8), bits=bits, scale=scale, table=each)
+    return by_table(weight, signed, scale, table)
 
 
 def bits_per_weight(config: Config, width: int) -> float:

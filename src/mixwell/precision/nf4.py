@@ -20,7 +20,7 @@ from torch import Tensor
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
-from mixwell.precision._parts import Coded, each_weight, grouped, positive, quantised_example, row_bits
+from mixwell.precision._parts import Coded, by_table, each_weight, grouped, positive, quantised_example
 
 BITS = 4
 TABLE = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -50,17 +50,13 @@ def encode(weight: Tensor, config: Config) -> Coded:
     """The codes of a weight [..., O, I]."""
     groups = grouped(weight, config.group_size)
     largest = groups.abs().amax(-1)
-    scale = positive(largest).to(torch.bfloat16)
+    scale = positive(largest.to(torch.bfloat16))
     table = torch.tensor(TABLE, device=weight.device)
     middles = (table[1:] + table[:-1]) / 2
     unit = scale.to(groups.dtype)
     shares = groups / unit.unsqueeze(-1)
     codes = torch.bucketize(shares, middles.to(shares.dtype))
-    bits = row_bits(weight, BITS)
-    whole = codes.flatten(-2)
-    lead = weight.shape[:-2]
-    each = table.expand(*lead, -1)
-    return Coded(codes=whole.to(torch.uint8), bits=bits, scale=scale, table=each)
+    return by_table(weight, codes, scale, table)
 
 
 def bits_per_weight(config: Config, width: int) -> float:

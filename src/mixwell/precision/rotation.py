@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,15 @@ from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
 from mixwell.mixing import check_above
 from mixwell.precision._folding import fed
-from mixwell.precision._parts import HEAD, check_bits, chosen, named, nearest, whole_example, with_codes
+from mixwell.precision._parts import (
+    HEAD,
+    check_bits,
+    check_input_bits,
+    chosen,
+    each_weight,
+    nearest,
+    whole_example,
+)
 
 WRITERS = ("out.weight", "down_proj")  # endings of what adds to the stream, by rows
 BIASES = ("out.bias", "down_bias")
@@ -43,8 +52,7 @@ class Config:
     def __post_init__(self) -> None:
         check_bits(self)
         check_above(self, max_kl_nats=0)
-        if self.input_bits and not 2 <= self.input_bits <= 8:
-            raise ValueError(f"input_bits is {self.input_bits}; expected 2 to 8, or 0")
+        check_input_bits(self)
 
 
 def promises(config: Config) -> dict[str, float]:
@@ -115,16 +123,13 @@ def rotation(checkpoint: Checkpoint, config: Config, generator: torch.Generator)
     Raises `MixwellError` where norms are not plain RMS norms before attention and SwiGLU blocks, and as
     `precision.integers`.
     """
-    names = chosen(checkpoint, False)
+    chosen(checkpoint, False)  # refuses before the work
     dim = int(checkpoint.arch["dim"])
     Q = random_rotation(dim, generator)
     turned = rotated(checkpoint, Q)
-    options = config.bits, config.group_size, config.symmetric, config.input_bits
-    made = {}
-    for name in names:
-        weight = turned.tensors[name]
-        made[name] = named(name, nearest, weight, *options)
-    return with_codes(turned, made)
+    encode = partial(nearest, bits=config.bits, group_size=config.group_size, symmetric=config.symmetric,
+                     input_bits=config.input_bits)
+    return each_weight(turned, False, encode)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision._folding import fed, largest_columns, norm_inputs, scaled
-from mixwell.precision._parts import chosen, named, nearest, whole_example, with_codes
+from mixwell.precision._parts import chosen, each_weight, nearest, whole_example
 from mixwell.precision._statistics import calibrated, largest_magnitudes
 
 LEAST = 1e-5  # of scales and of what they are made of
@@ -91,15 +92,12 @@ def smoothquant(checkpoint: Checkpoint, config: Config, generator: torch.Generat
 
     Raises `MixwellError` where norms do not stand before attention and SwiGLU blocks, and as `precision.integers`.
     """
-    names = chosen(checkpoint, False)
-    record = calibrated(checkpoint, calibration)
+    chosen(checkpoint, False)  # refuses before the work
     smooth = smoothed(checkpoint, config.alpha, calibration)
-    options = config.bits, config.group_size, True, config.input_bits
-    made = {}
-    for name in names:
-        weight = smooth.tensors[name]
-        made[name] = named(name, nearest, weight, *options)
-    return with_codes(smooth, made, record=record)
+    record = calibrated(checkpoint, calibration)
+    encode = partial(nearest, bits=config.bits, group_size=config.group_size, symmetric=True,
+                     input_bits=config.input_bits)
+    return each_weight(smooth, False, encode, record)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -174,6 +174,12 @@ def test_byte_pairs_of_sentence_piece_come_along():
     again = Tokenizer.from_files(tokenizer_files(found, "test"))
     assert again.encode("abc ab a cab é") == Tokenizer.from_files(files).encode("abc ab a cab é")
     assert found["tokenizer.ggml.add_bos_token"] is True
+    main = json.loads(files["tokenizer.json"])
+    main["added_tokens"].append({**main["added_tokens"][0], "id": len(pieces), "content": "[PAD]", "special": True})
+    rows = len(pieces) + 3  # a token that was added to the vocabulary, and rows that are no token's
+    wider = words_of({**files, "tokenizer.json": json.dumps(main).encode()}, rows)
+    assert {len(wider[f"tokenizer.ggml.{name}"]) for name in ("tokens", "token_type", "scores")} == {rows}
+    assert wider["tokenizer.ggml.scores"][: len(pieces)] == found["tokenizer.ggml.scores"]
 
 
 def test_refusals_say_what_to_do(tokenizer, models, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixwell.core.errors import MixwellError, shown
-from mixwell.lm.gguf.architectures import ARCHITECTURES, HEAD, KEYS, Architecture, config_of
+from mixwell.lm.gguf.architectures import ARCHITECTURES, HEAD, IDS, KEYS, Architecture, config_of
 from mixwell.lm.hf.config import read_config
 from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 
@@ -14,7 +14,6 @@ from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 WRITTEN = ("llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe")
 WIDTHS = (*HEAD, "attention.value_length", "rope.dimension_count")  # keys that hold a head's width
 FLOATS = ("rope.freq_base", "attention.layer_norm_rms_epsilon")
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def written_as(arch: Mapping[str, Any]) -> tuple[str, Architecture]:

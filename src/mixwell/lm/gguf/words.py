@@ -9,12 +9,11 @@ from typing import Any
 from mixwell.core.errors import MixwellError
 from mixwell.lm import tokenizer_files as layout
 from mixwell.lm.generation import FILE as SAMPLING
-from mixwell.lm.gguf.tokenizer import CONTROL, SPLITS, USER, tokenizer_files
+from mixwell.lm.gguf.tokenizer import CONTROL, MARKS, SPLITS, USER, tokenizer_files
 from mixwell.lm.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # types of tokens, beside `CONTROL` and `USER`
 PREFIX = "tokenizer.ggml."
-MARKS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _SAID = ("normalizer", "pre_tokenizer")  # what must be read again as it is, beside the model
 _MODEL = ("vocab", "merges", "ignore_merges", "byte_fallback")
 _SILENT = ("trim_offsets", "invert")  # options that change no token
@@ -28,12 +27,12 @@ def words_of(files: Mapping[str, bytes], rows: int) -> dict[str, Any]:
     if layout.MAIN not in files:
         return {f"{PREFIX}model": "none"}
     tokenizer = Tokenizer.from_files(files)
-    understood = json.loads(tokenizer._backend.to_str())
+    understood = tokenizer._understood
     if tokenizer.vocab_size > rows:
         raise MixwellError(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding {rows} rows; expected no more "
                            "ids than rows.")
     found = _lists(understood, tokenizer, rows) | _ends(tokenizer, files)
-    for own in _kinds(understood):
+    for own in _kinds(understood, rows):
         said = {**found, **own}
         if _reads_the_same(said, understood, tokenizer):
             template = layout.chat_template(files)
@@ -95,23 +94,23 @@ def _other_stop(files: Mapping[str, bytes], eos: int | None) -> int | None:
     return next(others, None)
 
 
-def _kinds(understood: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _kinds(understood: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
     """What may be said of the kind of tokenizer, most of it to be found wrong by reading it again."""
     model = understood["model"]
     if model["type"] != "BPE":
         return []
     if model.get("byte_fallback"):
         prepends = "Prepend" in json.dumps(understood.get("normalizer"))
-        scores = _scores(model["vocab"], model["merges"])
+        scores = _scores(model["vocab"], model["merges"], rows)
         return [{f"{PREFIX}model": "llama", f"{PREFIX}pre": "default", f"{PREFIX}scores": scores,
                  f"{PREFIX}add_space_prefix": prepends}]
     merges = [" ".join(pair) for pair in model["merges"]]
     return [{f"{PREFIX}model": "gpt2", f"{PREFIX}pre": name, f"{PREFIX}merges": merges} for name in SPLITS]
 
 
-def _scores(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]]) -> list[float]:
-    """A score for each token, the better the earlier a merge makes it."""
-    scores = [0.0] * (1 + max(vocabulary.values()))
+def _scores(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], rows: int) -> list[float]:
+    """A score for each row, the better the earlier a merge makes its token."""
+    scores = [0.0] * rows
     for rank, pair in enumerate(merges, start=1):
         number = vocabulary["".join(pair)]
         scores[number] = scores[number] or -float(rank)
@@ -124,7 +123,7 @@ def _reads_the_same(said: Mapping[str, Any], understood: Mapping[str, Any], toke
         again = Tokenizer.from_files(tokenizer_files(said, "the metadata"))
     except MixwellError:
         return False
-    read = json.loads(again._backend.to_str())
+    read = again._understood
     known = tokenizer.vocabulary
     read["model"]["vocab"] = {word: number for word, number in read["model"]["vocab"].items() if word in known}
     ours, theirs = _essence(understood, known), _essence(read, known)

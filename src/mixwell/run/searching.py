@@ -25,6 +25,7 @@ from mixwell.lm import folder as folders
 from mixwell.lm.documents import Document, Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import MAIN, Tokenizer
+from mixwell.merge.merging import in_words
 from mixwell.merge.searching import Space, Try, space
 from mixwell.merge.searching import search as searched
 from mixwell.report.page import facts, render
@@ -98,7 +99,8 @@ def search(name: str, models: Sequence[Given], *, text: str | Path, vary: Mappin
             progress(next(numbers), per_byte)
         return per_byte
 
-    start = box.start(config)
+    with in_words(name):
+        start = box.start(config)
     made = searched(loss, box, start, tries, seed)
     found, record = _checked(trial, box, made, check_half, str(text))
     if out is not None:

@@ -30,7 +30,8 @@ def test_values_of_a_narrow_side_stay_on_it_and_apart():
     low, middle, high = (narrow.placed([share, share]) for share in (0.0, 0.5, 1.0))
     assert low == (0.00004, 1e-5) and middle == pytest.approx((0.5, 3e-5)) and high == (1.0, 5e-5)
     made = search(lambda values: abs(values[1] - 3.3e-5), narrow, low, 12)
-    assert len({one.values[1] for one in made}) > 6 and all(type(value) is float for one in made for value in one.values)
+    assert len({one.values[1] for one in made}) > 6
+    assert {type(value) for one in made for value in one.values} == {float}
 
 
 def test_options_that_are_no_place_to_start_from_are_told():

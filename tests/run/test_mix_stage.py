@@ -1,6 +1,7 @@
 """The mixing stage: proxies, the weights that they speak for, and the training that takes them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,21 @@ def test_the_model_says_what_was_planned_and_what_was_drawn(made):
     lineage = json.loads((folder / "mixwell.json").read_text())["lineage"]
     assert lineage[-1]["weights"] == stage(run, "chosen").result["weights"]
     assert sum(lineage[-1]["ledger"].values()) == 1280
+
+
+def test_only_trainings_on_the_same_text_are_set_against_the_prediction(made):
+    _, _, run = made
+    trained = stage(run, "on-chosen")
+    plain = {name: value for name, value in trained.result.items() if name != "weights"}
+    own_shares = replace(trained, id="plain", result=plain)
+    tokens = replace(stage(run, "tokens"), id="other")
+    inputs = tuple("other" if name == "tokens" else name for name in trained.inputs)
+    elsewhere = replace(own_shares, id="elsewhere", inputs=inputs)
+    tuned = replace(own_shares, id="tuned", kind="adapt")
+    changed = replace(run, stages=(*run.stages, own_shares, tokens, elsewhere, tuned))
+    (found,) = mixtures(changed)
+    choice, own, _ = found["losses"]
+    assert choice[3] == "on-chosen" and own[3] == "plain"
 
 
 def test_the_report_says_what_was_predicted_and_what_was_achieved(made):

@@ -28,7 +28,7 @@ from mixwell.lm.training.loop import METRICS, train
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.convert import held_out
 from mixwell.run.stages.models import describe
-from mixwell.run.stages.train import Training, clear_damage, draw_seed, parse_train, repeated
+from mixwell.run.stages.train import Training, clear_damage, draw_seed, parse_train, repeated, told
 
 ROOM, MATRIX = "adapters", "matrix"
 FOLDER = "adapter"  # of the adapter by itself, beside the model that it was merged into
@@ -124,6 +124,7 @@ def run_adapt(job: Job) -> dict[str, Any]:
     after, error = merged(exact, tokens_BT)
     weighed = receipt.measure(before, after, tokens_BT, stage.method).to_dict()
     facts = {"trained_parameters": exact.num_parameters, "merge_error": error, "receipt": weighed}
+    facts |= told(config.shares)
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **facts)
     kept = replace(after, lineage=before.lineage, files=before.files)
     folders.write(kept.derive(record=record), job.folder / "model")

@@ -69,7 +69,7 @@ def run_train(job: Job) -> dict[str, Any]:
     done = train(model, data, config, job.work, weights=weights, team=team,
                  progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
     after = model.to_checkpoint()
-    planned = {} if weights is None else {"weights": dict(weights)}
+    planned = told(weights)
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **planned)
     folders.write(replace(after, lineage=before.lineage, files=before.files).derive(record=record),
                      job.folder / "model")
@@ -86,6 +86,11 @@ def _weights(job: Job) -> Mapping[str, float] | None:
         return config.shares
     chosen: dict[str, float] = job.result("mixture")["weights"]
     return chosen
+
+
+def told(weights: Mapping[str, float] | None) -> dict[str, Any]:
+    """What a record says of the weights given; nothing where domains are read by their tokens."""
+    return {} if weights is None else {"weights": dict(weights)}
 
 
 @dataclass(frozen=True, kw_only=True)

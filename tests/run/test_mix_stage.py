@@ -150,6 +150,7 @@ def test_what_cannot_be_chosen_is_told_in_a_line(tmp_path, more, expected):
     corpus(tmp_path)
     with pytest.raises(MixwellError, match=expected):
         engine.run(recipe_in(tmp_path, more=more), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("proxy-*"))  # nothing was trained in vain
 
 
 def test_a_training_names_a_mixture_that_is_there(tmp_path):

@@ -22,6 +22,7 @@ stages:
   - {id: tuned, from: moe, adapt: lora, rank: 2, alpha: 4, tokens: 600, lr: 1e-2}
   - {id: more, from: tuned, adapt: {method: ia3, steps: 2, targets: down_proj, trained: [sequence_norm],
                                          weights: {left: 3, right: 1}}}
+  - {id: whole, from: tuned, train: {steps: 1}}
 """
 
 
@@ -66,9 +67,15 @@ def test_a_stage_leaves_the_merged_model_and_the_adapter(run):
 def test_the_report_plans_by_the_weights_given(run):
     _, out = run
     drawn = data(read_run(out))["drawn"]
-    assert drawn["head"][-2:] == ["tuned", "more"] and drawn["by_size"][-1] == "tuned"
-    plans = {row[0]: row[-1][1] for row in drawn["rows"]}
+    assert drawn["head"] == ["tuned", "more", "whole"] and drawn["by_size"] == ["tuned", "whole"]
+    plans = {row[0]: row[2][1] for row in drawn["rows"]}
     assert "planned 75" in plans["left"] and "planned 25" in plans["right"]
+
+
+def test_every_training_in_a_row_draws_others(run):
+    _, out = run
+    seeds = [mixwell.load(made(out, name) / "model").lineage[-1]["draw_seed"] for name in ("tuned", "more", "whole")]
+    assert seeds[0] != seeds[1] == seeds[2]
 
 
 def test_what_a_router_remembers_is_frozen_with_the_base(run):

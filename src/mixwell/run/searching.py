@@ -31,7 +31,7 @@ from mixwell.report.page import facts, render
 from mixwell.report.plots import Series, line_chart
 from mixwell.report.statistics import Interval, interval
 from mixwell.report.targets import check_folder
-from mixwell.run.apply import Given, source_of
+from mixwell.run.apply import Given, first_ids, rows_of, source_of
 from mixwell.run.merging import CARD, Recipe, Source, card, lineage, merge_checkpoints, recipe_text
 from mixwell.run.stages.convert import LENGTH
 
@@ -161,7 +161,7 @@ def halves(text: str | Path, files: Mapping[str, bytes], tokens: int, seed: int)
         raise MixwellError("the models have no tokenizer to read the text with; a search needs one.")
     tokenizer = Tokenizer.from_files(files)
     parts = _dealt(list(Reader(text)), seed)
-    ids = [_ids(tokenizer, part, tokens) for part in parts]
+    ids = [first_ids(tokenizer, part, tokens) for part in parts]
     shortest = min(map(len, ids))
     length = min(LENGTH, shortest // FEWEST)
     if length < SHORTEST:
@@ -185,18 +185,8 @@ def _dealt(documents: list[Document], seed: int) -> tuple[list[str], list[str]]:
     return shuffled[::2], shuffled[1::2]
 
 
-def _ids(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[int]:
-    found: list[int] = []
-    for text in texts:
-        if len(found) >= most:
-            break
-        found += tokenizer.prompt(text)
-    return found[:most]
-
-
 def _half(ids: list[int], length: int, bytes_V: Tensor) -> Half:
-    rows = len(ids) // length
-    tokens_BT = torch.tensor(ids[: rows * length]).view(rows, length)
+    tokens_BT = rows_of(ids, length)
     size = bytes_V[tokens_BT[:, 1:]].sum()
     return Half(tokens_BT, float(size))
 

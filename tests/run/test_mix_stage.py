@@ -113,6 +113,20 @@ def test_a_killed_mixture_goes_on_with_the_proxies_that_are_done(made, tmp_path,
     assert stage(again, "chosen").result["weights"] == stage(run, "chosen").result["weights"]
 
 
+def test_a_proxy_goes_on_from_no_damaged_state(made, tmp_path, monkeypatch):
+    chosen, _, _ = made
+
+    def killed(*given, **more):
+        raise MixwellError("killed behind the training")
+
+    monkeypatch.setattr(mix, "evaluate", killed)
+    for _ in range(2):
+        with pytest.raises(MixwellError, match="killed behind the training"):
+            engine.run(chosen, tmp_path / "out")
+        (state,) = tmp_path.glob("out/stages/.work-chosen-*/proxy-0/state/state.json")
+        state.write_bytes(state.read_bytes()[:-40])
+
+
 def test_the_mixture_knows_how_long_the_training_is_that_takes_it(made):
     chosen, _, _ = made
     by_id = {one.id: one for one in recipes.stages(chosen)}

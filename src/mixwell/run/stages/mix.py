@@ -27,7 +27,7 @@ from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import train
 from mixwell.run.stages._parts import Job, read_model
-from mixwell.run.stages.train import Training, parse_train
+from mixwell.run.stages.train import Training, clear_damage, parse_train
 
 TABLE = "proxies.parquet"
 FAMILY = "data.mixing"
@@ -191,6 +191,7 @@ def _proxy(job: Job, data: TokenData, weights: Mapping[str, float], number: int)
     model = LanguageModel.from_checkpoint(read_model(job))
     place = job.work / f"proxy-{number}"
     options = replace(config.train, seed=job.stage.seed)
+    clear_damage(place)
     train(model, data, options, place, weights=weights)
     found = evaluate(model, data, max_tokens=config.eval_tokens, batch_size=options.batch_size,
                      seq_len=options.seq_len)

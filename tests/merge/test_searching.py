@@ -5,6 +5,7 @@ import math
 import pytest
 
 from mixwell.core.errors import MixwellError
+from mixwell.merge.passthrough import Config as Passthrough
 from mixwell.merge.searching import Side, search, space
 from mixwell.merge.slerp import Config as Slerp
 from mixwell.merge.task_arithmetic import Config
@@ -22,6 +23,22 @@ def test_a_side_for_each_model_and_one_for_all():
     assert BOX.options(BEST) == {"weight": [0.31, 1.62], "density": 0.44}
     assert BOX.start(Config(weight=(0.5, 3.0), density=0.0)) == (0.5, 2.0, 0.1)
     assert space(Slerp, {"t": (0, 1)}, {}, 2).sides == (Side("t", None, 0, 1),)  # one number, whatever the models
+
+
+def test_values_of_a_narrow_side_stay_on_it_and_apart():
+    narrow = space(Config, {}, {"density": (0.00004, 1), "weight": (1e-5, 5e-5)}, 2)
+    low, middle, high = (narrow.placed([share, share]) for share in (0.0, 0.5, 1.0))
+    assert low == (0.00004, 1e-5) and middle == pytest.approx((0.5, 3e-5)) and high == (1.0, 5e-5)
+    made = search(lambda values: abs(values[1] - 3.3e-5), narrow, low, 12)
+    assert len({one.values[1] for one in made}) > 6
+    assert {type(value) for one in made for value in one.values} == {float}
+
+
+def test_options_that_are_no_place_to_start_from_are_told():
+    with pytest.raises(ValueError, match="weight lists 1 values for 2 models"):
+        BOX.start(Config(weight=(0.5,)))
+    with pytest.raises(ValueError, match="scale has no number to start from"):
+        space(Passthrough, {"scale": (0, 1)}, {}, 1).start(Passthrough())
 
 
 def test_a_planted_best_is_found_within_the_budget():

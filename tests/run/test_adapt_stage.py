@@ -9,7 +9,8 @@ import mixwell
 from mixwell.adapters import files
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
-from mixwell.report.records import read_stage
+from mixwell.report.data import data
+from mixwell.report.records import read_run, read_stage
 from mixwell.run import engine, recipe
 from mixwell.run.stages import adapt
 from mixwell.run.stages.train import Training
@@ -19,7 +20,9 @@ STAGES = """
 stages:
   - {id: moe, convert: upcycle, num_experts: 4, router: {method: loss_free_bias, k: 2}}
   - {id: tuned, from: moe, adapt: lora, rank: 2, alpha: 4, tokens: 600, lr: 1e-2}
-  - {id: more, from: tuned, adapt: {method: ia3, steps: 2, targets: down_proj, trained: [sequence_norm]}}
+  - {id: more, from: tuned, adapt: {method: ia3, steps: 2, targets: down_proj, trained: [sequence_norm],
+                                         weights: {left: 3, right: 1}}}
+  - {id: whole, from: tuned, train: {steps: 1}}
 """
 
 
@@ -47,6 +50,20 @@ def test_a_stage_leaves_the_merged_model_and_the_adapter(run):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"layers.0.sequence_norm.weight", "layers.0.channel_mixer.down_proj"}
     assert all(planned.cached for planned in engine.plan(chosen, out))
+
+
+def test_the_report_plans_by_the_weights_given(run):
+    _, out = run
+    drawn = data(read_run(out))["drawn"]
+    assert drawn["head"] == ["tuned", "more", "whole"] and drawn["by_size"] == ["tuned", "whole"]
+    plans = {row[0]: row[2][1] for row in drawn["rows"]}
+    assert "planned 75" in plans["left"] and "planned 25" in plans["right"]
+
+
+def test_every_training_in_a_row_draws_others(run):
+    _, out = run
+    seeds = [mixwell.load(made(out, name) / "model").lineage[-1]["draw_seed"] for name in ("tuned", "more", "whole")]
+    assert seeds[0] != seeds[1] == seeds[2]
 
 
 def test_what_a_router_remembers_is_frozen_with_the_base(run):

@@ -1,6 +1,7 @@
 """The mixing stage: proxies, the weights that they speak for, and the training that takes them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,20 @@ def test_a_killed_mixture_goes_on_with_the_proxies_that_are_done(made, tmp_path,
     assert stage(again, "chosen").result["weights"] == stage(run, "chosen").result["weights"]
 
 
+def test_a_proxy_goes_on_from_no_damaged_state(made, tmp_path, monkeypatch):
+    chosen, _, _ = made
+
+    def killed(*given, **more):
+        raise MixwellError("killed behind the training")
+
+    monkeypatch.setattr(mix, "evaluate", killed)
+    for _ in range(2):
+        with pytest.raises(MixwellError, match="killed behind the training"):
+            engine.run(chosen, tmp_path / "out")
+        (state,) = tmp_path.glob("out/stages/.work-chosen-*/proxy-0/state/state.json")
+        state.write_bytes(state.read_bytes()[:-40])
+
+
 def test_the_mixture_knows_how_long_the_training_is_that_takes_it(made):
     chosen, _, _ = made
     by_id = {one.id: one for one in recipes.stages(chosen)}
@@ -149,6 +164,7 @@ def test_what_cannot_be_chosen_is_told_in_a_line(tmp_path, more, expected):
     corpus(tmp_path)
     with pytest.raises(MixwellError, match=expected):
         engine.run(recipe_in(tmp_path, more=more), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("proxy-*"))  # nothing was trained in vain
 
 
 def test_a_training_names_a_mixture_that_is_there(tmp_path):
@@ -165,6 +181,21 @@ def test_the_model_says_what_was_planned_and_what_was_drawn(made):
     lineage = json.loads((folder / "mixwell.json").read_text())["lineage"]
     assert lineage[-1]["weights"] == stage(run, "chosen").result["weights"]
     assert sum(lineage[-1]["ledger"].values()) == 1280
+
+
+def test_only_trainings_on_the_same_text_are_set_against_the_prediction(made):
+    _, _, run = made
+    trained = stage(run, "on-chosen")
+    plain = {name: value for name, value in trained.result.items() if name != "weights"}
+    own_shares = replace(trained, id="plain", result=plain)
+    tokens = replace(stage(run, "tokens"), id="other")
+    inputs = tuple("other" if name == "tokens" else name for name in trained.inputs)
+    elsewhere = replace(own_shares, id="elsewhere", inputs=inputs)
+    tuned = replace(own_shares, id="tuned", kind="adapt")
+    changed = replace(run, stages=(*run.stages, own_shares, tokens, elsewhere, tuned))
+    (found,) = mixtures(changed)
+    choice, own, _ = found["losses"]
+    assert choice[3] == "on-chosen" and own[3] == "plain"
 
 
 def test_the_report_says_what_was_predicted_and_what_was_achieved(made):

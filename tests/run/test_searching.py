@@ -15,6 +15,8 @@ from mixwell.lm import folder as folders
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.merge import searching as merge_searching
+from mixwell.run import searching
 from mixwell.run.searching import halves, search
 
 WORDS = ["ka", "lo", "mi", "ren"]
@@ -121,6 +123,52 @@ def test_a_choice_that_changes_nothing_is_not_confirmed(root):
     found = search("merge.slerp", [root / "tuned", root / "tuned"], text=root / "text", vary={"t": (0.2, 0.8)}, tries=3,
                    tokens=128)
     assert not found.confirmed and abs(found.gain.mean) < 1e-6
+
+
+def planted(monkeypatch, places):
+    """The search tries these."""
+    def tried(loss, box, start, tries, seed):
+        book = merge_searching._Book(loss, box, tries)
+        for values in (start, *places):
+            book.at(values)
+        return list(book.tries.values())
+
+    monkeypatch.setattr(searching, "searched", tried)
+
+
+@pytest.mark.parametrize(("wrong", "normalize"), [((0.0, 0.0), True), ((1e15, 1e15), False)])
+def test_a_try_that_is_refused_or_not_finite_counts_as_worst(root, tmp_path, monkeypatch, wrong, normalize):
+    planted(monkeypatch, [wrong, (0.9, 0.1)])
+    two = [root / "tuned", root / "noisy"]
+    search("merge.linear", two, text=root / "text", vary={"weight": (0, 1e15)}, tokens=128, out=tmp_path / "merged",
+           options={"normalize": normalize, "weight": 0.5})
+    record = folders.read(tmp_path / "merged").lineage[-1]["search"]
+    first, worst, last = [one["loss"] for one in record["tries"]]
+    assert worst is None and last == record["loss"] < first and record["chosen"] == {"weight": [0.9, 0.1]}
+    assert "best so far" in (tmp_path / "merged" / "search.html").read_text()
+
+
+def test_a_start_without_a_finite_loss_confirms_nothing(root, tmp_path, monkeypatch):
+    planted(monkeypatch, [(0.9, 0.1)])
+    two = [root / "tuned", root / "noisy"]
+    found = search("merge.linear", two, text=root / "text", vary={"weight": (0, 1e15)}, tokens=128,
+                   out=tmp_path / "merged", options={"normalize": False, "weight": 1e15})
+    record = folders.read(tmp_path / "merged").lineage[-1]["search"]
+    assert record["gain"] == {"mean": None, "low": None, "high": None} and not found.confirmed
+    assert record["checked"]["start"] is None and record["checked"]["chosen"] < 10
+    assert "own options is not finite there" in searching.verdict(record)
+
+
+def test_no_finite_loss_at_all_and_options_refused_from_the_start_are_told(root, monkeypatch):
+    two = [root / "tuned", root / "noisy"]
+    planted(monkeypatch, [(1e15, 9e14)])
+    with pytest.raises(MixwellError, match="no try of 2 has a finite loss"):
+        search("merge.linear", two, text=root / "text", vary={"weight": (0, 1e15)}, tokens=128,
+               options={"normalize": False, "weight": 1e15})
+    with pytest.raises(MixwellError, match=r"merge\.linear, .*the weights sum to 0"):
+        search("merge.linear", two, text=root / "text", vary={"weight": (0, 1)}, tokens=128, options={"weight": 0.0})
+    with pytest.raises(MixwellError, match=r"merge\.linear: weight lists 1 values for 2 models"):
+        search("merge.linear", two, text=root / "text", vary={"weight": (0, 1)}, tokens=128, options={"weight": [1.0]})
 
 
 def test_from_the_command_line(root, tmp_path):

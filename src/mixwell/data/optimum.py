@@ -6,7 +6,7 @@ Legend: D domains, M targets, S simulated mixtures.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,11 +56,18 @@ def caps(fitted: Mixture, available: Mapping[str, float] | None = None, tokens: 
     `tokens` of training may go through `epochs` times at most. A domain without tokens, and caps that sum to less than
     1, raise `MixwellError`.
     """
-    most_D = np.ones(len(fitted.runs.domains)) if beyond else fitted.runs.weights_ND.max(0)
+    runs = fitted.runs
+    most_D = np.ones(len(runs.domains)) if beyond else runs.weights_ND.max(0)
+    return limited(runs.domains, most_D, available, tokens, epochs)
+
+
+def limited(domains: Sequence[str], most_D: np.ndarray, available: Mapping[str, float] | None, tokens: float | None,
+            epochs: float) -> np.ndarray:
+    """`most_D` under what the available tokens allow, as `caps` has it: [D]; before any run was trained, too."""
     if available is not None:
         if not tokens:
             raise MixwellError("available tokens are given, but not how many are trained on; give tokens, too.")
-        own_D = np.array([_available(available, name) for name in fitted.runs.domains])
+        own_D = np.array([_available(available, name) for name in domains])
         most_D = np.minimum(most_D, epochs * own_D / tokens)
     if most_D.sum() < 1:
         raise MixwellError(f"the caps of all domains sum to {most_D.sum():.3g}; expected at least 1. Allow more "

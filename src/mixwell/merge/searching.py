@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 from mixwell.core.errors import MixwellError
+from mixwell.merge._parts import each, listed
 
-FINEST = 4  # decimals of a coefficient
+FINEST = 4  # decimals of a coefficient; more where its side is a tenth or narrower
 SCATTERED = 3  # one try in so many is scattered
 STEP = 0.25  # of a side, how far the first steps reach
 Losses = Callable[[tuple[float, ...]], float]
@@ -30,6 +32,18 @@ class Side(NamedTuple):
     model: int | None  # which model's it is; None: one for all
     low: float
     high: float
+
+    def at(self, share: float) -> float:
+        """The value at a share of the side, rounded."""
+        width = self.high - self.low
+        finer = max(0, -math.ceil(math.log10(width)))
+        value = round(self.low + share * width, FINEST + finer)
+        return self.inside(value)
+
+    def inside(self, value: float) -> float:
+        """The nearest value of the side."""
+        found = min(max(value, self.low), self.high)
+        return float(found)
 
 
 class Try(NamedTuple):
@@ -56,22 +70,24 @@ class Space:
         return found
 
     def start(self, config: Any) -> tuple[float, ...]:
-        """Where a method's options lie in the box, or the nearest point of it."""
-        values = []
-        for side in self.sides:
-            stated = getattr(config, side.option)
-            own = stated[side.model or 0] if isinstance(stated, tuple) else stated
-            inside = min(max(own, side.low), side.high)
-            values.append(float(inside))
-        return tuple(values)
+        """Where a method's options lie in the box, or the nearest point of it; `ValueError` where they are no place."""
+        values = [self._own(side, getattr(config, side.option)) for side in self.sides]
+        pairs = zip(self.sides, values)
+        return tuple(side.inside(value) for side, value in pairs)
+
+    def _own(self, side: Side, stated: Any) -> float:
+        """What the options say of a side."""
+        if stated is None:
+            raise ValueError(f"{side.option} has no number to start from; give one")
+        if side.model is None:
+            return listed(stated)[0]
+        models = sum(other.option == side.option for other in self.sides)
+        return each(stated, models, side.option)[side.model]
 
     def placed(self, shares: Sequence[float]) -> tuple[float, ...]:
         """The values at these shares of the sides."""
-        values = []
-        for side, share in zip(self.sides, shares, strict=True):
-            reach = share * (side.high - side.low)
-            values.append(round(side.low + reach, FINEST))
-        return tuple(values)
+        pairs = zip(self.sides, shares, strict=True)
+        return tuple(side.at(share) for side, share in pairs)
 
     def shares(self, values: Sequence[float]) -> list[float]:
         """How far along each side these values lie."""
@@ -93,8 +109,8 @@ def space(config: type, vary: Mapping[str, Sequence[float]], shared: Mapping[str
                 known = ", ".join(kinds) or "none"
                 raise MixwellError(f"{option!r} is no number that this method takes; expected one of {known}.")
             low, high = _range(option, ends)
-            each = apart and kinds[option]
-            owners: list[int | None] = [*range(models)] if each else [None]
+            own = apart and kinds[option]
+            owners: list[int | None] = [*range(models)] if own else [None]
             sides += [Side(option, owner, low, high) for owner in owners]
     options = [*vary, *shared]
     if not options or len(set(options)) < len(options):

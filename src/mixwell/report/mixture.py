@@ -27,7 +27,7 @@ def _one(run: RunRecord, stage: StageRecord) -> dict[str, Any]:
                 f"domains. Of trainings that it did not see, the predictor ({stage.config.get('method')}) orders the "
                 f"losses with a rank correlation of {_range(list(ranks.values()))}.")
     return {"id": stage.id, "sentence": sentence, "table": result.get("table"), "weights": _weights(result, ranks),
-            "losses": _losses(run, result)}
+            "losses": _losses(run, stage)}
 
 
 def _range(values: Sequence[float]) -> str:
@@ -60,12 +60,15 @@ def _between(predicted: Mapping[str, Any], name: str) -> str:
     return f"{units.fixed(middle, 3)} ({reach})"
 
 
-def _losses(run: RunRecord, result: Mapping[str, Any]) -> list[list[str]]:
+def _losses(run: RunRecord, stage: StageRecord) -> list[list[str]]:
     """Each mixture's mean bits per byte, predicted of a proxy and reached by trainings, and both against own shares."""
-    predicted = {name: fmean(one["losses"].values()) for name, one in result["predicted"].items()}
+    told = stage.result["predicted"]
+    predicted = {name: fmean(one["losses"].values()) for name, one in told.items()}
+    text = _text(run, stage)
+    trainings = [one for one in run.stages if one.kind == "train" and _text(run, one) == text]
     achieved = {}
-    for name, one in result["predicted"].items():
-        achieved[name] = _reached(run, name, one["weights"])
+    for name, one in told.items():
+        achieved[name] = _reached(trainings, name, one["weights"])
     rows = []
     for name, expected in predicted.items():
         reached = achieved[name]
@@ -75,12 +78,18 @@ def _losses(run: RunRecord, result: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _reached(run: RunRecord, name: str, weights: Mapping[str, float]) -> dict[str, float]:
+def _text(run: RunRecord, stage: StageRecord) -> list[str]:
+    """The stages of tokens that it reads: other text has shares of its own under the same names of domains."""
+    known = run.inputs(stage)
+    return [one.id for one in known if one.kind == "tokens"]
+
+
+def _reached(trainings: Sequence[StageRecord], name: str, weights: Mapping[str, float]) -> dict[str, float]:
     """Mean bits per byte of each training that read the domains by these weights, by id."""
     found = {}
-    for stage in run.stages:
+    for stage in trainings:
         mean = stage.evaluation.get("mean")
-        if stage.trains and units.is_number(mean) and _is_of(stage, name, weights):
+        if units.is_number(mean) and _is_of(stage, name, weights):
             found[stage.id] = mean
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,14 +182,27 @@ def _read(text: str | Path, files: Any, most: int) -> tuple[Tensor, Tensor]:
     """The beginning of the text as windows [N, T], `most` of them at most, and the bytes of each token."""
     if "tokenizer.json" not in files:
         raise MixwellError("the model has no tokenizer to read the text with; leave it out to weigh on random tokens.")
-    tokenizer, ids = Tokenizer.from_files(files), []
-    for document in Reader(text):
-        ids += tokenizer.prompt(document.text)
-        if len(ids) >= most * LENGTH:
-            break
+    tokenizer = Tokenizer.from_files(files)
+    texts = (document.text for document in Reader(text))
+    ids = first_ids(tokenizer, texts, most * LENGTH)
     length = min(LENGTH, len(ids))
     if length < 2:
         raise MixwellError(f"{text} gives {len(ids)} tokens; expected at least 2.")
-    rows = min(most, len(ids) // length)
-    windows_NT = torch.tensor(ids[: rows * length]).view(rows, length)
-    return windows_NT, torch.from_numpy(tokenizer.token_bytes_V.astype("int64"))
+    bytes_V = tokenizer.token_bytes_V.astype("int64")
+    return rows_of(ids, length), torch.from_numpy(bytes_V)
+
+
+def first_ids(tokenizer: Tokenizer, texts: Iterable[str], most: int) -> list[int]:
+    """The first `most` ids of texts that follow each other; those behind are not asked for."""
+    found: list[int] = []
+    for text in texts:
+        found += tokenizer.prompt(text)
+        if len(found) >= most:
+            break
+    return found[:most]
+
+
+def rows_of(ids: list[int], length: int) -> Tensor:
+    """Whole windows one behind the other, [N, T]; what is left over is dropped."""
+    rows = len(ids) // length
+    return torch.tensor(ids[: rows * length]).view(rows, length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mixwell.core import machine
@@ -278,14 +278,12 @@ class Costs:
 
     def _distinct(self) -> set[tuple[str, int, int]]:
         """The trainings that are timed apart: seeds of one shape share a measurement."""
+        trainings = [rough.trained(stage) for stage in self._to_do if stage.kind in rough.TRAIN]
         found = set()
-        for stage in self._trainings():
+        for stage in trainings:
             shape = self.shapes[stage.inputs["model"]]
             found.add((shape.key, stage.config.batch_size, stage.config.seq_len))
         return found
-
-    def _trainings(self) -> list[Stage]:
-        return [stage for stage in self._to_do if stage.kind == "train"]
 
     def _estimated(self, model: str, length: int, passes: float) -> Timed:
         """What the rates alone say of a token; `passes`: how many forward passes its work is worth."""
@@ -336,8 +334,7 @@ def _train(costs: Costs, stage: Stage) -> Prediction:
 
 def _adapt(costs: Costs, stage: Stage) -> Prediction:
     """As the same training of the whole model: an adapter saves a third of the products at most."""
-    training = replace(stage, config=stage.config.training)
-    return _train(costs, training)
+    return _train(costs, rough.trained(stage))
 
 
 def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[str, float]) -> float:

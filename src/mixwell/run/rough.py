@@ -31,6 +31,8 @@ LAYER_S = 3e-4  # of a layer's forward pass, however few the tokens: small model
 DRAWING, CONVERTING = 16, 8  # times that making and converting a model take as long as reading its weights
 TEXT_ROLES = ("data", "tokenizer", "tokens")
 MEASURED_KINDS = ("build", "load", "convert", "compress", "sample")  # each has a measurement of its own
+PARTS = {"adapt": "training", "mix": "train"}  # stages that train -> what their config calls the training
+TRAIN = ("train", *PARTS)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ def pass_s(shape: Shape) -> float:
 def _network(shape: Shape) -> LanguageModel:
     sketch = shape.sketch()
     return skeleton(LanguageModel, sketch.arch)
+
+
+def trained(stage: Stage) -> Stage:
+    """A stage that trains, as a training: that of an adapter beside the model, or of one proxy of a mixture."""
+    part = PARTS.get(stage.kind)
+    return stage if part is None else replace(stage, config=getattr(stage.config, part))
 
 
 @dataclass(frozen=True)
@@ -132,9 +140,7 @@ class Rough:
 
     def mixing_s(self, stage: Stage) -> float:
         """Of all proxies of a mixture."""
-        config = stage.config.train
-        tokens = stage.config.proxies * config.tokens
-        return 3.0 * self.reading_s(stage.inputs["model"], tokens, config.seq_len, config.batch_size)
+        return stage.config.proxies * self.training_s(trained(stage))
 
     def evaluating_s(self, model: str, config: EvaluateConfig) -> float:
         """Of an evaluation on held-out text."""
@@ -180,7 +186,7 @@ WORK: dict[str, Callable[[Rough, Stage], float]] = {
     "load": Rough.building_s,
     "train": Rough.training_s,
     "mix": Rough.mixing_s,
-    "adapt": lambda rough, stage: rough.training_s(replace(stage, config=stage.config.training)),
+    "adapt": lambda rough, stage: rough.training_s(trained(stage)),
     "convert": Rough.converting_s,
     "compress": Rough.converting_s,
     "merge": Rough.merging_s,

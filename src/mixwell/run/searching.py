@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mixwell.core import machine
+from mixwell.core import machine, units
 from mixwell.core.checkpoint import Checkpoint, held
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
@@ -25,13 +24,14 @@ from mixwell.lm import folder as folders
 from mixwell.lm.documents import Document, Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import MAIN, Tokenizer
+from mixwell.merge.merging import in_words
 from mixwell.merge.searching import Space, Try, space
 from mixwell.merge.searching import search as searched
 from mixwell.report.page import facts, render
 from mixwell.report.plots import Series, line_chart
 from mixwell.report.statistics import Interval, interval
 from mixwell.report.targets import check_folder
-from mixwell.run.apply import Given, source_of
+from mixwell.run.apply import Given, first_ids, rows_of, source_of
 from mixwell.run.merging import CARD, Recipe, Source, card, lineage, merge_checkpoints, recipe_text
 from mixwell.run.stages.convert import LENGTH
 
@@ -75,7 +75,8 @@ def search(name: str, models: Sequence[Given], *, text: str | Path, vary: Mappin
     value for all. options: those that stay. tries: merges that are made and measured, the first with the method's own
     options. tokens: of each half at most; documents fall to one half or the other whole, a single one is cut in two.
     out: folder of the merge, with the report `search.html` in it. progress: called with the number of each try and its
-    loss. Raises `MixwellError` for text too short, options unknown, and models that do not go together.
+    loss. A try whose coefficients the method refuses, or whose merge has no finite loss, counts as worst. Raises
+    `MixwellError` for text too short, options unknown, models that do not go together, and where every try is such.
     """
     if tries < 2:
         raise MixwellError(f"tries is {tries}; expected at least 2, one of which is the method's own options.")
@@ -91,15 +92,23 @@ def search(name: str, models: Sequence[Given], *, text: str | Path, vary: Mappin
     numbers = itertools.count(1)
 
     def loss(values: tuple[float, ...]) -> float:
-        merged = trial.merged(box.options(values))
-        bits = float(window_bits(merged, search_half).sum())
-        per_byte = bits / search_half.bytes
+        number = next(numbers)
+        options = box.options(values)
+        try:
+            per_byte = trial.loss(options)
+        except MixwellError:
+            if number == 1:
+                raise
+            per_byte = math.inf  # weights that sum to 0, say
         if progress is not None:
-            progress(next(numbers), per_byte)
+            progress(number, per_byte)
         return per_byte
 
-    start = box.start(config)
+    with in_words(name):
+        start = box.start(config)
     made = searched(loss, box, start, tries, seed)
+    if not any(math.isfinite(one.loss) for one in made):
+        raise MixwellError(f"no try of {len(made)} has a finite loss; search narrower ranges, or other models.")
     found, record = _checked(trial, box, made, check_half, str(text))
     if out is not None:
         _written(found.checkpoint, out, record, trial)
@@ -130,16 +139,18 @@ class _Trial:
         recipe = self.recipe(values)
         return held(merge_checkpoints(recipe, self.sources, self.ground, self.seed, self.text.tokens_BT))
 
+    def loss(self, values: Mapping[str, Any]) -> float:
+        """Bits per byte of that merge on the text of the search."""
+        bits_B = window_bits(self.merged(values), self.text)
+        return float(bits_B.sum()) / self.text.bytes
 
-@torch.no_grad()
+
 def window_bits(checkpoint: Checkpoint, half: Half) -> Tensor:
     """Bits to predict each window, float64 [B]; not finite where the model's logits are not."""
     model = LanguageModel.from_checkpoint(checkpoint, dtype=torch.float32).eval()
     found = []
     for tokens_BT in half.tokens_BT.split(ROWS):
-        logits_BTV = model(tokens_BT).logits_BTV[:, :-1]
-        logits_BVT = logits_BTV.float().transpose(1, 2)
-        nats_BT = F.cross_entropy(logits_BVT, tokens_BT[:, 1:], reduction="none")
+        nats_BT = model.token_nats(tokens_BT[:, :-1], tokens_BT[:, 1:])
         found.append(nats_BT.double().sum(1))
     return torch.cat(found) / math.log(2)
 
@@ -150,7 +161,7 @@ def halves(text: str | Path, files: Mapping[str, bytes], tokens: int, seed: int)
         raise MixwellError("the models have no tokenizer to read the text with; a search needs one.")
     tokenizer = Tokenizer.from_files(files)
     parts = _dealt(list(Reader(text)), seed)
-    ids = [_ids(tokenizer, part, tokens) for part in parts]
+    ids = [first_ids(tokenizer, part, tokens) for part in parts]
     shortest = min(map(len, ids))
     length = min(LENGTH, shortest // FEWEST)
     if length < SHORTEST:
@@ -174,18 +185,8 @@ def _dealt(documents: list[Document], seed: int) -> tuple[list[str], list[str]]:
     return shuffled[::2], shuffled[1::2]
 
 
-def _ids(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[int]:
-    found: list[int] = []
-    for text in texts:
-        if len(found) >= most:
-            break
-        found += tokenizer.prompt(text)
-    return found[:most]
-
-
 def _half(ids: list[int], length: int, bytes_V: Tensor) -> Half:
-    rows = len(ids) // length
-    tokens_BT = torch.tensor(ids[: rows * length]).view(rows, length)
+    tokens_BT = rows_of(ids, length)
     size = bytes_V[tokens_BT[:, 1:]].sum()
     return Half(tokens_BT, float(size))
 
@@ -202,7 +203,9 @@ def _checked(trial: _Trial, box: Space, made: list[Try], check: Half, text: str)
     checked = {name: float(total) / check.bytes for name, total in totals.items()}
     mean_bytes = check.bytes / len(chosen_B)
     apart_B = (chosen_B - start_B) / mean_bytes
-    found = Found(after, options, tuple(made), checked, interval(apart_B.tolist()))
+    known = bool(apart_B.isfinite().all())
+    gain = interval(apart_B.tolist()) if known else Interval(math.nan, math.nan, len(apart_B))
+    found = Found(after, options, tuple(made), checked, gain)
     record = lineage(trial.recipe(options), trial.sources, trial.ground, trial.seed)
     record["search"] = plain(found, box, text)
     kept = after.derive(record=record)
@@ -219,19 +222,27 @@ def _written(after: Checkpoint, out: str | Path, record: Mapping[str, Any], tria
 
 
 def plain(found: Found, box: Space, text: str) -> dict[str, Any]:
-    """A search as plain data for JSON; losses in bits per byte."""
-    tried = [{"options": box.options(one.values), "loss": one.loss} for one in found.tries]
-    gain = {"mean": found.gain.mean, "low": found.gain.low, "high": found.gain.high}
+    """A search as plain data for JSON; losses in bits per byte, None where they are not finite."""
+    tried = [{"options": box.options(one.values), "loss": _finite(one.loss)} for one in found.tries]
+    ends = found.gain
+    gain = {"mean": _finite(ends.mean), "low": _finite(ends.low), "high": _finite(ends.high)}
     best = min(one.loss for one in found.tries)
     made = {"text": text, "tries": tried, "loss": best}
     made["chosen"] = dict(found.options)
-    made["checked"] = dict(found.checked)
+    made["checked"] = {name: _finite(bits) for name, bits in found.checked.items()}
     return {**made, "gain": gain, "confirmed": found.confirmed}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def verdict(record: Mapping[str, Any]) -> str:
     """In a sentence, whether the choice held on text that the search did not see."""
     gain = record["gain"]
+    if gain["mean"] is None:
+        return ("Text that the search did not see does not confirm the choice: the loss of it or of the method's own "
+                "options is not finite there.")
     mean, low, high = gain["mean"], gain["low"], gain["high"]
     between = f"{low:+.4f} to {high:+.4f}"
     ends = f"{mean:+.4f} bits per byte against the method's own options ({between})"
@@ -243,14 +254,14 @@ def verdict(record: Mapping[str, Any]) -> str:
 def page(title: str, record: Mapping[str, Any]) -> str:
     """The report: the curve of the search, the check, and every try."""
     made = record["search"]
-    losses = [one["loss"] for one in made["tries"]]
+    losses = [math.inf if one["loss"] is None else one["loss"] for one in made["tries"]]
     numbers = list(range(1, len(losses) + 1))
     best = [min(losses[:number]) for number in numbers]
     each = Series(name="each try", x=numbers, y=losses)
     least = Series(name="best so far", x=numbers, y=best, slot=1)
     curve = line_chart([each, least], x_label="tries", y_label="bits per byte, text of the search")
-    checked = [(name, [(f"{bits:.4f}", "")]) for name, bits in made["checked"].items()]
-    tried = [(str(number), [(f"{one['loss']:.4f}", ""), (_shown(one["options"]), "")])
+    checked = [(name, [(units.fixed(bits, 4), "")]) for name, bits in made["checked"].items()]
+    tried = [(str(number), [(units.fixed(one["loss"], 4), ""), (_shown(one["options"]), "")])
              for number, one in zip(numbers, made["tries"])]
     computer = machine.describe(torch.get_num_threads())
     now = datetime.now(UTC).isoformat()

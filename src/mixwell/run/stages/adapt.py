@@ -28,7 +28,7 @@ from mixwell.lm.training.loop import METRICS, train
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.convert import held_out
 from mixwell.run.stages.models import describe
-from mixwell.run.stages.train import Training, clear_damage, draw_seed, parse_train, repeated
+from mixwell.run.stages.train import Training, clear_damage, draw_seed, parse_train, repeated, told, trainings
 
 ROOM, MATRIX = "adapters", "matrix"
 FOLDER = "adapter"  # of the adapter by itself, beside the model that it was merged into
@@ -125,6 +125,7 @@ def run_adapt(job: Job) -> dict[str, Any]:
     after, error = merged(exact, tokens_BT)
     weighed = receipt.measure(before, after, tokens_BT, stage.method).to_dict()
     facts = {"trained_parameters": exact.num_parameters, "merge_error": error, "receipt": weighed}
+    facts |= told(config.shares)
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **facts)
     kept = replace(after, lineage=before.lineage, files=before.files)
     folders.write(kept.derive(record=record), job.folder / "model")
@@ -144,13 +145,11 @@ def _check_merges(there: Attached) -> None:
 
 def _training(config: Training, before: Checkpoint, there: Attached, seed: int) -> Training:
     """The training with its draws; what the base remembers beside its weights (a router's bias) stays as it is."""
-    stages = [record.get("stage") for record in before.lineage]
-    depth = stages.count("train") + stages.count("adapt")
     parameters = {name for name, _ in there.model.named_parameters()}
     state = there.model.state_dict()
     own = [name for name in state if CHANGES not in name.split(".")]
     buffers = [name for name in own if name not in parameters]
-    drawn = draw_seed(seed, depth)
+    drawn = draw_seed(seed, trainings(before))
     frozen = *config.frozen, *buffers
     return replace(config, seed=drawn, freeze=frozen)
 

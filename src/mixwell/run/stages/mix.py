@@ -19,7 +19,7 @@ from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.files import read_json, write_json
 from mixwell.core.machine import hold_memory
-from mixwell.data.optimum import best_weights, caps
+from mixwell.data.optimum import best_weights, limited
 from mixwell.data.predictor import Mixture, rank_correlation
 from mixwell.data.runs import MixingRuns
 from mixwell.lm.data import TokenData
@@ -27,7 +27,7 @@ from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import train
 from mixwell.run.stages._parts import Job, read_model
-from mixwell.run.stages.train import Training, parse_train
+from mixwell.run.stages.train import Training, clear_damage, parse_train
 
 TABLE = "proxies.parquet"
 FAMILY = "data.mixing"
@@ -115,10 +115,11 @@ def run_mix(job: Job) -> dict[str, Any]:
     natural_D = _natural(whole)
     draws = np.random.default_rng(job.stage.seed)
     weights_ND = draw(config.proxies, natural_D, draws)
+    limits_D = _limits(config, whole, weights_ND)  # of too little text tells now, not behind all proxies
     losses_NM = _losses(job, data, weights_ND)
     runs = MixingRuns(whole.domains, whole.domains, weights_ND, losses_NM)
     _write_table(job.folder / TABLE, runs)
-    found = choose(runs, config, whole, natural_D, job.stage.seed)
+    found = choose(runs, config, limits_D, natural_D, job.stage.seed)
     per_proxy = config.train.tokens
     return {**found, "proxies": config.proxies, "tokens": per_proxy * config.proxies, "table": TABLE}
 
@@ -160,6 +161,15 @@ def draw(count: int, natural_D: np.ndarray, generator: np.random.Generator) -> n
     return np.stack(rows)
 
 
+def _limits(config: Mixing, data: TokenData, weights_ND: np.ndarray) -> np.ndarray:
+    """The most that each domain may have in the choice, [D]: what any proxy has, and what the text allows."""
+    most_D = weights_ND.max(0)
+    if config.tokens is None:
+        return most_D
+    there = {name: data.count(name, "train") for name in data.domains}
+    return limited(data.domains, most_D, there, config.tokens, config.epochs)
+
+
 def _losses(job: Job, data: TokenData, weights_ND: np.ndarray) -> np.ndarray:
     """Bits per byte of each proxy on each domain, [N, M]; those of a run that was killed are not trained again."""
     job.work.mkdir(parents=True, exist_ok=True)
@@ -181,6 +191,7 @@ def _proxy(job: Job, data: TokenData, weights: Mapping[str, float], number: int)
     model = LanguageModel.from_checkpoint(read_model(job))
     place = job.work / f"proxy-{number}"
     options = replace(config.train, seed=job.stage.seed)
+    clear_damage(place)
     train(model, data, options, place, weights=weights)
     found = evaluate(model, data, max_tokens=config.eval_tokens, batch_size=options.batch_size,
                      seq_len=options.seq_len)
@@ -188,13 +199,11 @@ def _proxy(job: Job, data: TokenData, weights: Mapping[str, float], number: int)
     return found.bits_per_byte
 
 
-def choose(runs: MixingRuns, config: Mixing, data: TokenData, natural_D: np.ndarray, seed: int) -> dict[str, Any]:
+def choose(runs: MixingRuns, config: Mixing, limits_D: np.ndarray, natural_D: np.ndarray, seed: int) -> dict[str, Any]:
     """The weights, how well losses are predicted, and what is predicted of three mixtures, as plain data."""
     predictor = registry.find(config.method, FAMILY).load()()
     fitted = predictor.fit(runs, np.random.default_rng(seed))
     errors_NM = fitted.out_of_fold(np.random.default_rng(seed))
-    there = {name: float(data.count(name, "train")) for name in data.domains}
-    limits_D = caps(fitted, there if config.tokens else None, config.tokens, config.epochs)
     best = best_weights(fitted, config.importance, prior_D=natural_D, caps_D=limits_D,
                         generator=np.random.default_rng(seed))
     mixtures = {"chosen": best.weights_D, "natural": natural_D, "equal": np.full_like(natural_D, 1 / len(natural_D))}

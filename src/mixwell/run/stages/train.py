@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixwell.core import disk, units
+from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.files import digest
 from mixwell.core.machine import hold_memory
@@ -51,13 +52,18 @@ def draw_seed(seed: int, depth: int) -> int:
     return int(drawn[:8], 16)
 
 
+def trainings(model: Checkpoint) -> int:
+    """How many trainings it has behind it, those of adapters among them."""
+    stages = [record.get("stage") for record in model.lineage]
+    return sum(map(stages.count, ("train", "adapt")))
+
+
 def run_train(job: Job) -> dict[str, Any]:
     """Train in `job.work`, which outlives a kill; leave the model and the metrics in the stage's folder."""
     hold_memory()
     before = read_model(job)
-    depth = sum(record.get("stage") == "train" for record in before.lineage)
     weights = _weights(job)
-    config = replace(job.stage.config, seed=draw_seed(job.stage.seed, depth), weights=weights)
+    config = replace(job.stage.config, seed=draw_seed(job.stage.seed, trainings(before)), weights=weights)
     model = LanguageModel.from_checkpoint(before)
     data = TokenData.open(job.inputs["tokens"] / "shards")
     damage = clear_damage(job.work)
@@ -69,7 +75,7 @@ def run_train(job: Job) -> dict[str, Any]:
     done = train(model, data, config, job.work, weights=weights, team=team,
                  progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
     after = model.to_checkpoint()
-    planned = {} if weights is None else {"weights": dict(weights)}
+    planned = told(weights)
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **planned)
     folders.write(replace(after, lineage=before.lineage, files=before.files).derive(record=record),
                      job.folder / "model")
@@ -86,6 +92,11 @@ def _weights(job: Job) -> Mapping[str, float] | None:
         return config.shares
     chosen: dict[str, float] = job.result("mixture")["weights"]
     return chosen
+
+
+def told(weights: Mapping[str, float] | None) -> dict[str, Any]:
+    """What a record says of the weights given; nothing where domains are read by their tokens."""
+    return {} if weights is None else {"weights": dict(weights)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,7 @@ class Scheduler:
         """Let a row wait again, before all that came after it; what it said stays said and is read anew."""
         self.release(row)
         row.computed = row.named = 0
+        row.told.clear()
         self.waiting.appendleft(row)
 
     def _admits(self) -> bool:

@@ -332,6 +332,29 @@ def test_the_model_without_a_template_says_so(model):
         assert ask(client, COMPLETE).status_code == 200
 
 
+def test_variables_of_a_template_may_have_any_other_name(client):
+    plain = ask(client).json()["choices"]
+    assert ask(client, chat_template_kwargs={"self": 1, "conversation": [], "variables": {}}).json()["choices"] == plain
+
+
+def test_what_the_folder_says_of_drawing_is_heeded_checked_and_warned_of(answer):
+    said = {"messages": SAID, "max_tokens": 8, "ignore_eos": True}
+    model = small_model()
+    for settings in ({"do_sample": False, "temperature": 0.6}, {"temperature": 0}, {"top_k": 1}):
+        model.files = model.files | {"generation_config.json": json.dumps(settings).encode()}
+        with TestClient(served(model)) as client:
+            assert client.post(CHAT, json=said).json()["choices"][0]["message"]["content"] == answer[2]
+    settings = {"eos_token_id": [99999, -1], "num_beams": 4, "repetition_penalty": 0}
+    model.files = model.files | {"generation_config.json": json.dumps(settings).encode()}
+    with pytest.warns(UserWarning, match="asks for num_beams"):
+        app = served(model)
+    with TestClient(app) as client:
+        refused = client.post(CHAT, json=said)
+        assert refused.status_code == 400 and "repetition_penalty is 0" in refused.json()["error"]["message"]
+        held_up = client.post(CHAT, json=said | {"ignore_eos": False, "min_tokens": 2, "repetition_penalty": 1})
+        assert held_up.status_code == 200 and held_up.json()["usage"]["completion_tokens"] >= 2
+
+
 def test_half_a_surrogate_pair_is_refused_wherever_it_stands(client):
     for options in ({"prompt": "\ud800"}, {"prompt": ["a", "\ud800"]}, {"label": "\ud800"}, {"stop": ["\ud800"]}):
         body = json.dumps({"prompt": "a", "max_tokens": 1} | options)

@@ -14,9 +14,9 @@ from mixwell.lm.chat import Chat
 from mixwell.lm.conversation import conversation
 from mixwell.lm.generate import check_options
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.streaming import Text
 from mixwell.serve.request import Options, Row
 from mixwell.serve.schemas import MOST_PROMPTS, ChatRequest, CompletionRequest, Sampling
-from mixwell.serve.text import Text
 
 TEMPLATES_OWN = frozenset({"messages", "tools", "add_generation_prompt", "source", "today", "answer_begins",
                            "answer_ends"})  # names that a request may not set for the template

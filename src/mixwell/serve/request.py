@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from mixwell.core import rng
+from mixwell.lm.streaming import Text
 from mixwell.serve.blocks import Name
-from mixwell.serve.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)

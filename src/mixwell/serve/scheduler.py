@@ -59,17 +59,16 @@ class Scheduler:
         """
         found = []
         for turn in turns:
-            drafts = self._drafts(turn)[:budget]
+            drafts = self._drafts(turn.row, budget)
             budget -= len(drafts)
             found.append(Turn(turn.row, turn.count, tuple(drafts)))
         return found
 
-    def _drafts(self, turn: Turn) -> list[int]:
-        """Guesses of what a row says next, for which it has blocks."""
-        row = turn.row
-        if row.drafter is None or not row.said:
+    def _drafts(self, row: Row, most: int) -> list[int]:
+        """Guesses of what a row says next, `most` at most, for which it has blocks."""
+        if most <= 0 or row.drafter is None or not row.said:
             return []
-        guesses = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)
+        guesses = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)[:most]
         while self.pool.available and len(row.blocks) < self.pool.blocks_for(len(row.ids) + len(guesses)):
             row.blocks.append(self.pool.take(row.blocks[-1]))
         room = len(row.blocks) * self.pool.size - len(row.ids)

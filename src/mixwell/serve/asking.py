@@ -15,7 +15,7 @@ from mixwell.lm.conversation import conversation
 from mixwell.lm.generate import check_options
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.streaming import Text
-from mixwell.serve.request import Options, Row
+from mixwell.serve.request import Options, Row, check_ids
 from mixwell.serve.schemas import MOST_PROMPTS, ChatRequest, CompletionRequest, Sampling
 
 TEMPLATES_OWN = frozenset({"messages", "tools", "add_generation_prompt", "source", "today", "answer_begins",
@@ -26,7 +26,7 @@ PLAIN: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text and as ids."""
+    """A prompt as ids, and as the text that a completion echoes."""
 
     text: str
     ids: list[int]
@@ -56,7 +56,7 @@ class Asking:
         if any(message.get("tool_calls") for message in messages):
             raise MixwellError("messages call tools, which this server does not; leave tool_calls out.")
         ids = self.chat.prompt(conversation(messages), **(variables or {}))
-        return Prompt(self.tokenizer.decode(ids), ids)
+        return Prompt("", ids)
 
     def prompts(self, given: Any) -> list[Prompt]:
         """The prompts of a completion: a text, ids, or several of either."""
@@ -73,10 +73,7 @@ class Asking:
         return Prompt(text, self.tokenizer.prompt(text))
 
     def _ids(self, ids: list[int]) -> Prompt:
-        known = self.model.config.vocab_size
-        wrong = next((number for number in ids if number >= known), None)
-        if wrong is not None:
-            raise MixwellError(f"the prompt holds the id {wrong}; this model's are 0 to {known - 1}.")
+        check_ids(ids, self.model.config.vocab_size)
         return Prompt(self.tokenizer.decode(ids), list(ids))
 
     def chat_options(self, asked: ChatRequest, prompt: Prompt) -> Options:

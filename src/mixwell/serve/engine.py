@@ -20,7 +20,7 @@ from mixwell.serve.choose import choose, likelihoods
 from mixwell.serve.loads import Loads
 from mixwell.serve.packing import blocks_within, side_by_side
 from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
-from mixwell.serve.request import Drafter, Event, Row, Token
+from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
 from mixwell.serve.scheduler import Scheduler, Turn
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
@@ -89,10 +89,7 @@ class Engine:
         if total > self.context:
             raise MixwellError(f"{len(row.prompt)} tokens of prompt and {row.options.max_tokens} of answer are more "
                                f"than the context of {self.context}; shorten one of them.")
-        known = self.model.config.vocab_size
-        wrong = next((number for number in row.prompt if not 0 <= number < known), None)
-        if wrong is not None:
-            raise MixwellError(f"the prompt holds the id {wrong}; this model's are 0 to {known - 1}.")
+        check_ids(row.prompt, self.model.config.vocab_size)
 
     def submit(self, row: Row) -> None:
         """Take on a row that `check` lets pass."""

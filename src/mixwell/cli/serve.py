@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mixwell.lm.model import LanguageModel
     from mixwell.serve.guard import Rules
 
-HERE = frozenset({"127.0.0.1", "::1", "localhost"})
 KEY = "MIXWELL_API_KEY"
 
 
@@ -51,8 +50,8 @@ def serve(source: Annotated[Path, MODEL],
 
     `MIXWELL_API_KEY=... mixwell serve path/to/model --host 0.0.0.0` · for other machines
     """
-    rules = _rules(host, api_key, insecure)
     uvicorn = _server()
+    rules = _rules(host, api_key, insecure)
     from mixwell.core.machine import threads
     from mixwell.kernels.packing import prepack_where_it_pays
     from mixwell.run.paths import load
@@ -70,8 +69,8 @@ def serve(source: Annotated[Path, MODEL],
     size_bytes = None if cache_mib is None else cache_mib << 20
     limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
                     draft=draft)
-    model, settings = loaded(source, name or source.name)
-    others = [loaded(path, path.name) for path in beside or ()]
+    model, settings = loaded(source, name or _called(source))
+    others = [loaded(path, _called(path)) for path in beside or ()]
     app = build(model, settings, rules, others)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain,
                             timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",
@@ -84,15 +83,13 @@ WRITTEN = 1 << 20  # tokens that a server is taken to write: packing its weights
 
 def _rules(host: str, api_key: str | None, insecure: bool) -> Rules:
     """Who may ask: this machine alone, or whoever has the key."""
-    local = host in HERE
+    from mixwell.serve.guard import LOOPBACK, Rules
+
+    local = host in LOOPBACK
     if api_key is not None and not api_key.strip():
         raise MixwellError(f"the key is empty; give --api-key or {KEY} a value, or neither.")
     if not local and api_key is None and not insecure:
         raise MixwellError(f"--host {host} lets other machines ask; set a key ({KEY} or --api-key), or say --insecure.")
-    try:
-        from mixwell.serve.guard import Rules
-    except ImportError as error:
-        raise _missing(error) from error
     return Rules(api_key=api_key, local_names=local and api_key is None)
 
 
@@ -103,13 +100,16 @@ def _server() -> Any:
         import prometheus_client
         import uvicorn
     except ImportError as error:
-        raise _missing(error) from error
+        raise MixwellError(f"serving needs {error.name}, which is not installed: pip install 'mixwell[serve]'."
+                           ) from error
     assert fastapi and prometheus_client
     return uvicorn
 
 
-def _missing(error: ImportError) -> MixwellError:
-    return MixwellError(f"serving needs {error.name}, which is not installed: pip install 'mixwell[serve]'.")
+def _called(path: Path) -> str:
+    """The name of a folder or file, also where the path is `.`"""
+    given = path.name
+    return path.resolve().name if given in ("", "..") else given
 
 
 def _listen(uvicorn: Any, config: Any, name: str) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import re
 from functools import lru_cache
 
 from tokenizers import pre_tokenizers
 
-from mixwell.lm.tokenizer import Tokenizer
-
-BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+from mixwell.lm.tokenizer import Tokenizer, spelt
 
 
 class Spelling:
@@ -26,13 +23,10 @@ class Spelling:
         """The UTF-8 bytes that an id stands for; none for an id without a token."""
         token = self._tokens.get(number, "")
         letters = self._letters
-        plain = letters is not None and number not in self._special
+        plain = number not in self._special
         if letters is not None and plain and letters.keys() >= set(token):
             return bytes(letters[letter] for letter in token)
-        if BYTE.fullmatch(token):
-            value = int(token[3:5], 16)
-            return bytes([value])
-        return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+        return spelt(token)
 
     def text(self, number: int) -> str:
         """The id's text; bytes that are no whole characters are spelt `bytes:\\xe2\\x82`."""

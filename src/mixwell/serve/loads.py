@@ -34,7 +34,10 @@ class Loads:
     def told(self) -> dict[str, list[list[int] | None]]:
         """Label -> layer -> tokens of each expert, None for layers that tell none; "" is over all labels."""
         now = list(self._counts.items())  # another thread may add a label meanwhile
-        return {label: [None if counts is None else counts.tolist() for counts in layers] for label, layers in now}
+        found = {}
+        for label, layers in now:
+            found[label] = [None if counts is None else counts.tolist() for counts in layers]
+        return found
 
 
 def _sum(old_E: Tensor | None, new_E: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ class Scheduler:
         """Guesses of what a row says next, `most` at most, for which it has blocks."""
         if most <= 0 or row.drafter is None or not row.said:
             return []
-        guesses = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)[:most]
+        found = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)
+        guesses = found[:most]
         while self.pool.available and len(row.blocks) < self.pool.blocks_for(len(row.ids) + len(guesses)):
             row.blocks.append(self.pool.take(row.blocks[-1]))
         room = len(row.blocks) * self.pool.size - len(row.ids)

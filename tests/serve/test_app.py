@@ -1,6 +1,7 @@
 """The endpoints, as clients call them: answers, streams, refusals, keys and bounds."""
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -195,11 +196,11 @@ def test_unknown_paths_methods_and_fields(client):
 
 
 def test_a_client_that_leaves_frees_its_blocks(app, client):
-    """Both kinds of answers: while a stream is read, and while a whole one is waited for."""
+    """Both kinds of answers: while a stream is read, while a whole one is waited for, and before either begins."""
     serving = app.app.state.house.find(None)
     facts = serving.engine.facts
 
-    async def leave(streamed):
+    async def leave(streamed, at_once):
         body = json.dumps({"prompt": "say", "max_tokens": 90, "ignore_eos": True, "stream": streamed}).encode()
         scope = {"type": "http", "method": "POST", "path": COMPLETE, "raw_path": COMPLETE.encode(), "root_path": "",
                  "query_string": b"", "scheme": "http", "server": ("testserver", 80), "client": ("c", 1),
@@ -210,7 +211,7 @@ def test_a_client_that_leaves_frees_its_blocks(app, client):
         async def receive():
             if messages:
                 return messages.pop()
-            while not facts()["blocks_used"]:
+            while not at_once and not facts()["blocks_used"]:
                 await asyncio.sleep(0.001)
             return {"type": "http.disconnect"}
 
@@ -218,9 +219,10 @@ def test_a_client_that_leaves_frees_its_blocks(app, client):
             pass
 
         await app(scope, receive, send)
+        assert not serving.worker.open
 
-    for streamed in (True, False):
-        client.portal.call(leave, streamed)
+    for streamed, at_once in itertools.product((True, False), (True, False)):
+        client.portal.call(leave, streamed, at_once)
         until = time.monotonic() + 20
         while facts()["blocks_used"] and time.monotonic() < until:
             time.sleep(0.002)

@@ -115,6 +115,7 @@ def test_rows_give_way_when_blocks_run_out(model):
     finish(found, rows)
     assert back
     assert [one.ids for one in rows] == [alone(model, one.prompt, 30) for one in rows]
+    assert [one.cached for one in rows] == [0] * 6  # not what a row finds of itself when it comes back
 
 
 def test_a_prompt_whose_reading_begins_anew_is_told_once(model):

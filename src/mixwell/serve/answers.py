@@ -117,7 +117,7 @@ class Reply(ABC):
         written = sum(len(choice.tokens) for choice in self.choices)
         per_prompt = len(self.rows) // len(self.prompts)
         first_rows = self.rows[::per_prompt]
-        cached = sum(row.cached for row in first_rows)
+        cached = sum(row.cached or 0 for row in first_rows)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
                 "prompt_tokens_details": {"cached_tokens": cached}}
 

@@ -82,7 +82,7 @@ class Row:
         self.blocks: list[int] = []
         self.names: list[Name] = []  # of the full blocks of `ids`, as far as they were worked out
         self.named = 0  # blocks that the pool knows by name
-        self.cached = 0  # prompt tokens that were found rather than read
+        self.cached: int | None = None  # prompt tokens that were found rather than read, once the row was let in
         self.told: list[Token] = []  # the prompt's, while it is read
         self.finished = False
         self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts

@@ -125,7 +125,8 @@ class Scheduler:
             row.blocks.append(self.pool.take(last))
         row.named = len(shared)
         row.computed = len(shared) * self.pool.size
-        row.cached = min(row.computed, len(row.prompt))
+        if row.cached is None:  # what a row finds when it comes back was read for it
+            row.cached = row.computed
         self.running.append(row)
 
     def _shared(self, row: Row) -> list[int]:

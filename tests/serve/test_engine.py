@@ -213,6 +213,24 @@ def test_experts_are_told_as_the_network_routes(model):
     assert found.loads.told()[""] == [load.tolist() for load in loads]
 
 
+def test_loads_of_several_pieces_are_those_of_each():
+    draw = torch.Generator().manual_seed(0)
+    sizes = ((3, 2), (1, 2), (4, 1))
+    pieces = [[None, torch.randint(-1, 5, size, generator=draw), torch.randint(-1, 3, size, generator=draw)]
+              for size in sizes]
+    pieces.append([None, None, torch.tensor([[9]])])
+    together, each = Loads(3), Loads(3)
+    together.add("prose", *pieces)
+    for piece in pieces:
+        each.add("prose", piece)
+    assert together.told() == each.told() and together.told()[""] == together.told()["prose"]
+    counts = [0] * 5
+    for piece in pieces[:3]:
+        for number in piece[1].flatten().tolist():
+            counts[number] += number >= 0
+    assert together.told()["prose"][:2] == [None, counts]
+
+
 def test_loads_are_told_while_labels_come():
     loads = Loads(1)
 

@@ -125,13 +125,22 @@ class Engine:
         pieces = [_piece(turn) for turn in turns]
         found = self.rows.read(pieces)
         self.steps += 1
+        self._count_experts(turns, found)
         events: list[Event] = []
         for turn, piece, read in zip(turns, pieces, found):
             self.scheduler.computed(turn.row, turn.count)
             self.read_tokens += turn.count
-            self.loads.add(turn.row.options.label, read.experts)
             events += self._after(turn, piece, read)
         return events
+
+    def _count_experts(self, turns: Sequence[Turn], found: Sequence[Read]) -> None:
+        """Count what a step's pieces were given, those of one label at once: rows are many, labels few."""
+        by_label: dict[str, list[list[Tensor | None]]] = {}
+        for turn, read in zip(turns, found):
+            label = turn.row.options.label
+            by_label.setdefault(label, []).append(read.experts)
+        for label, pieces in by_label.items():
+            self.loads.add(label, *pieces)
 
     def _after(self, turn: Turn, piece: Piece, read: Read) -> Iterator[Event]:
         """What a row has more after one of its pieces was read."""

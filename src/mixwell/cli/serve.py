@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mixwell.serve.guard import Rules
 
 KEY = "MIXWELL_API_KEY"
+WRITTEN = 1 << 20  # tokens that a server is taken to write: packing its weights pays where it ever does
 
 
 @one_line(stopped="stopped")
@@ -61,14 +62,15 @@ def serve(source: Annotated[Path, MODEL],
     if rows > step_tokens:
         raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
 
+    size_bytes = None if cache_mib is None else cache_mib << 20
+    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
+                    draft=draft)
+
     def loaded(path: Path, called: str) -> tuple[LanguageModel, Settings]:
         model = load(path)
         prepack_where_it_pays(model, WRITTEN)
         return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads())
 
-    size_bytes = None if cache_mib is None else cache_mib << 20
-    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
-                    draft=draft)
     model, settings = loaded(source, name or _called(source))
     others = [loaded(path, _called(path)) for path in beside or ()]
     app = build(model, settings, rules, others)
@@ -76,9 +78,6 @@ def serve(source: Annotated[Path, MODEL],
                             timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",
                             server_header=False)
     _listen(uvicorn, config, settings.name)
-
-
-WRITTEN = 1 << 20  # tokens that a server is taken to write: packing its weights pays where it ever does
 
 
 def _rules(host: str, api_key: str | None, insecure: bool) -> Rules:

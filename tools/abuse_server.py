@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
 import socket
@@ -22,7 +21,8 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+
+from mixwell.core.machine import resident_bytes
 
 BODY = {"prompt": "def parse(self, text):", "max_tokens": 12, "ignore_eos": True}
 
@@ -132,12 +132,6 @@ class Client:
                 self.faults.append(f"{way.__name__}: {error}")
 
 
-def resident(process: int) -> int:
-    """Bytes that a process holds in memory."""
-    pages = Path(f"/proc/{process}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
 def main() -> None:
     """Start a server, let the clients at it, and judge."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -152,7 +146,10 @@ def main() -> None:
     server = subprocess.Popen([sys.executable, "-m", "mixwell.cli.main", "serve", given.model, "--port", str(port)],
                               stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
-    print(server.stdout.readline().strip(), flush=True)
+    greeting = server.stdout.readline().strip()
+    if not greeting:
+        sys.exit(f"the server did not start; it ended with {server.wait(60)}")
+    print(greeting, flush=True)
     told: Counter[str] = Counter()
     faults: list[str] = []
     began = time.monotonic()
@@ -164,7 +161,7 @@ def main() -> None:
     held: list[int] = []
     while time.monotonic() < until and server.poll() is None:
         time.sleep(min(2.0, given.minutes * 2))
-        held.append(resident(server.pid))
+        held.append(resident_bytes(server.pid) or 0)
     for thread in threads:
         thread.join(90)
     if server.poll() is not None:

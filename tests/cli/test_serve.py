@@ -8,11 +8,13 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from mixwell.cli.main import app
+from mixwell.cli.serve import _called
 from mixwell.lm.generation import for_tokenizer
 from tests.serve.conftest import small_model
 
@@ -86,3 +88,10 @@ def test_what_cannot_be_served_is_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     ended = call(folder)
     assert ended.exit_code == 2 and "pip install 'mixwell[serve]'" in ended.stderr
+
+
+def test_a_model_is_called_as_its_folder_wherever_one_stands(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert [_called(Path(name)) for name in (".", "./", str(folder), "runs/mine:tuned")] == [
+        folder.name, folder.name, folder.name, "mine:tuned"]
+    assert _called(Path("..")) == folder.parent.name

@@ -62,7 +62,7 @@ def test_the_same_generator_draws_the_same_tokens(model):
 
 def test_a_cold_temperature_a_k_of_one_and_a_tiny_p_are_greedy(model):
     greedy = model.generate(PROMPT, 10)
-    for options in ({"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}):
+    for options in ({"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}, {"top_p": 1e-60}):
         assert torch.equal(model.generate(PROMPT, 10, do_sample=True, generator=rng(), **options), greedy)
 
 

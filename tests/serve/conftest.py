@@ -6,9 +6,9 @@ import torch
 from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.streaming import Text
 from mixwell.serve.engine import Engine, Limits
 from mixwell.serve.request import Options, Row
-from mixwell.serve.text import Text
 from tests.lm.templates import byte_level
 
 MOE = {"method": "experts.layers.moe", "num_experts": 3, "hidden_dim": 8, "router": {"method": "top_k", "k": 2}}

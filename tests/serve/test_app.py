@@ -1,6 +1,7 @@
 """The endpoints, as clients call them: answers, streams, refusals, keys and bounds."""
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -195,11 +196,11 @@ def test_unknown_paths_methods_and_fields(client):
 
 
 def test_a_client_that_leaves_frees_its_blocks(app, client):
-    """Both kinds of answers: while a stream is read, and while a whole one is waited for."""
+    """Both kinds of answers: while a stream is read, while a whole one is waited for, and before either begins."""
     serving = app.app.state.house.find(None)
     facts = serving.engine.facts
 
-    async def leave(streamed):
+    async def leave(streamed, at_once):
         body = json.dumps({"prompt": "say", "max_tokens": 90, "ignore_eos": True, "stream": streamed}).encode()
         scope = {"type": "http", "method": "POST", "path": COMPLETE, "raw_path": COMPLETE.encode(), "root_path": "",
                  "query_string": b"", "scheme": "http", "server": ("testserver", 80), "client": ("c", 1),
@@ -210,7 +211,7 @@ def test_a_client_that_leaves_frees_its_blocks(app, client):
         async def receive():
             if messages:
                 return messages.pop()
-            while not facts()["blocks_used"]:
+            while not at_once and not facts()["blocks_used"]:
                 await asyncio.sleep(0.001)
             return {"type": "http.disconnect"}
 
@@ -218,9 +219,10 @@ def test_a_client_that_leaves_frees_its_blocks(app, client):
             pass
 
         await app(scope, receive, send)
+        assert not serving.worker.open
 
-    for streamed in (True, False):
-        client.portal.call(leave, streamed)
+    for streamed, at_once in itertools.product((True, False), (True, False)):
+        client.portal.call(leave, streamed, at_once)
         until = time.monotonic() + 20
         while facts()["blocks_used"] and time.monotonic() < until:
             time.sleep(0.002)
@@ -330,6 +332,29 @@ def test_the_model_without_a_template_says_so(model):
         found = ask(client)
         assert found.status_code == 400 and "no chat template" in found.json()["error"]["message"]
         assert ask(client, COMPLETE).status_code == 200
+
+
+def test_variables_of_a_template_may_have_any_other_name(client):
+    plain = ask(client).json()["choices"]
+    assert ask(client, chat_template_kwargs={"self": 1, "conversation": [], "variables": {}}).json()["choices"] == plain
+
+
+def test_what_the_folder_says_of_drawing_is_heeded_checked_and_warned_of(answer):
+    said = {"messages": SAID, "max_tokens": 8, "ignore_eos": True}
+    model = small_model()
+    for settings in ({"do_sample": False, "temperature": 0.6}, {"temperature": 0}, {"top_k": 1}):
+        model.files = model.files | {"generation_config.json": json.dumps(settings).encode()}
+        with TestClient(served(model)) as client:
+            assert client.post(CHAT, json=said).json()["choices"][0]["message"]["content"] == answer[2]
+    settings = {"eos_token_id": [99999, -1], "num_beams": 4, "repetition_penalty": 0}
+    model.files = model.files | {"generation_config.json": json.dumps(settings).encode()}
+    with pytest.warns(UserWarning, match="asks for num_beams"):
+        app = served(model)
+    with TestClient(app) as client:
+        refused = client.post(CHAT, json=said)
+        assert refused.status_code == 400 and "repetition_penalty is 0" in refused.json()["error"]["message"]
+        held_up = client.post(CHAT, json=said | {"ignore_eos": False, "min_tokens": 2, "repetition_penalty": 1})
+        assert held_up.status_code == 200 and held_up.json()["usage"]["completion_tokens"] >= 2
 
 
 def test_half_a_surrogate_pair_is_refused_wherever_it_stands(client):

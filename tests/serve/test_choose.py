@@ -8,7 +8,7 @@ import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.serve.choose import _adjusted, choose, likelihoods
-from tests.serve.conftest import row
+from tests.serve.conftest import engine, finish, row, small_model
 
 LOGITS = [0.5, -1.0, 2.0, 0.0, 1.5, -0.5]
 
@@ -63,3 +63,12 @@ def test_logits_that_are_no_numbers_are_an_error(model):
     for temperature in (0.0, 1.0):
         with pytest.raises(MixwellError, match="weights may be damaged"):
             choose(broken, row(model, [0], temperature=temperature))
+
+
+@pytest.mark.parametrize("options", [{"top_p": 1e-60}, {"repetition_penalty": 1e-42}])
+def test_options_beyond_what_numbers_hold_harm_no_other_row(model, options):
+    floats = small_model(dtype=torch.float32)
+    extreme, other = row(floats, [1, 2], 4, temperature=1.0, seed=1, **options), row(floats, [1, 2], 4)
+    ends = {event.row: event for event in finish(engine(floats), [extreme, other]) if event.finish}
+    assert ends[other].finish == "length"
+    assert ends[extreme].finish == "length" if "top_p" in options else "not finite" in ends[extreme].error

@@ -8,6 +8,7 @@ import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.serve.engine import Engine, Limits
+from mixwell.serve.loads import Loads
 from mixwell.serve.packing import side_by_side
 from tests.serve.conftest import ATTENTION, LATENT, MOE, engine, finish, row, small_model
 
@@ -114,6 +115,24 @@ def test_rows_give_way_when_blocks_run_out(model):
     finish(found, rows)
     assert back
     assert [one.ids for one in rows] == [alone(model, one.prompt, 30) for one in rows]
+    assert [one.cached for one in rows] == [0] * 6  # not what a row finds of itself when it comes back
+
+
+def test_a_prompt_whose_reading_begins_anew_is_told_once(model):
+    """A row that is sent back in the middle of its prompt tells of each of its ids what one that is alone tells."""
+    size = engine(model).position_bytes
+    found = engine(model, cache_bytes=size * 4 * 24, context=90, step_tokens=6)
+    asked = prompts(1, 50, 3)[0] * 5
+    late, single = (row(model, asked[:70], 3, logprobs=1, prompt_logprobs=True) for _ in range(2))
+    back = []
+    sent = found.scheduler._sent_back
+    found.scheduler._sent_back = lambda one: (back.append(len(one.told)), sent(one))
+    events = finish(found, [*(row(model, prompt[:8], 40) for prompt in prompts(2, 50, 8)), late])
+    expected = finish(engine(model), [single])[0].prompt
+    (told,) = [event.prompt for event in events if event.prompt]
+    assert back[0] > 0
+    assert [token.id for token in told] == [token.id for token in expected] == late.prompt
+    assert [token.logprob for token in told[1:]] == pytest.approx([token.logprob for token in expected[1:]], abs=1e-10)
 
 
 def test_a_step_reads_no_more_than_its_budget_and_answers_never_wait(model):
@@ -192,6 +211,37 @@ def test_experts_are_told_as_the_network_routes(model):
     loads = [torch.zeros(3, dtype=torch.long) + routing.indices_TK[:-1].flatten().bincount(minlength=3)
              for routing in routings]
     assert found.loads.told()[""] == [load.tolist() for load in loads]
+
+
+def test_loads_of_several_pieces_are_those_of_each():
+    draw = torch.Generator().manual_seed(0)
+    sizes = ((3, 2), (1, 2), (4, 1))
+    pieces = [[None, torch.randint(-1, 5, size, generator=draw), torch.randint(-1, 3, size, generator=draw)]
+              for size in sizes]
+    pieces.append([None, None, torch.tensor([[9]])])
+    together, each = Loads(3), Loads(3)
+    together.add("prose", *pieces)
+    for piece in pieces:
+        each.add("prose", piece)
+    assert together.told() == each.told() and together.told()[""] == together.told()["prose"]
+    counts = [0] * 5
+    for piece in pieces[:3]:
+        for number in piece[1].flatten().tolist():
+            counts[number] += number >= 0
+    assert together.told()["prose"][:2] == [None, counts]
+
+
+def test_loads_are_told_while_labels_come():
+    loads = Loads(1)
+
+    class Meanwhile:
+        def tolist(self):
+            loads.add("new", [torch.tensor([[0]])])
+            return [3]
+
+    loads._counts = {"": [None], "old": [Meanwhile()], "other": [None]}
+    assert loads.told() == {"": [None], "old": [[3]], "other": [None]}
+    assert loads.told()["new"] == [[2]]  # by both calls
 
 
 def test_what_cannot_be_answered_is_refused(model):

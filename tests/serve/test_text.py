@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from mixwell.serve.text import Spelling, Text
+from mixwell.lm.streaming import Text
+from mixwell.serve.text import Places, Spelling
 from tests.lm.templates import byte_level
 
 TOKENIZER = byte_level("thinking")
@@ -66,3 +67,12 @@ def test_ids_are_spelt_in_bytes_that_join_to_the_text():
     assert [spelling.text(number) for number in lone] == [f"bytes:\\x{byte:02x}" for byte in "好".encode()]
     end = TOKENIZER.id_of("<|im_end|>")
     assert spelling.text(end) == "<|im_end|>" and spelling.text(10**6) == ""
+
+
+def test_places_count_the_characters_that_are_whole_before_each_id():
+    draw, spelling = random.Random(1), Spelling(TOKENIZER)
+    for ids in (TOKENIZER.encode(SAID), [draw.randrange(TOKENIZER.vocab_size) for _ in range(400)]):
+        places, before = Places(), b""
+        for number in ids:
+            assert places.next(spelling.bytes_of(number)) == len(before.decode(errors="ignore"))
+            before += spelling.bytes_of(number)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mixwell.lm.model import LanguageModel
     from mixwell.serve.guard import Rules
 
-HERE = frozenset({"127.0.0.1", "::1", "localhost"})
 KEY = "MIXWELL_API_KEY"
+WRITTEN = 1 << 20  # tokens that a server is taken to write: packing its weights pays where it ever does
 
 
 @one_line(stopped="stopped")
@@ -51,8 +51,8 @@ def serve(source: Annotated[Path, MODEL],
 
     `MIXWELL_API_KEY=... mixwell serve path/to/model --host 0.0.0.0` · for other machines
     """
-    rules = _rules(host, api_key, insecure)
     uvicorn = _server()
+    rules = _rules(host, api_key, insecure)
     from mixwell.core.machine import threads
     from mixwell.kernels.packing import prepack_where_it_pays
     from mixwell.run.paths import load
@@ -62,16 +62,17 @@ def serve(source: Annotated[Path, MODEL],
     if rows > step_tokens:
         raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
 
+    size_bytes = None if cache_mib is None else cache_mib << 20
+    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
+                    draft=draft)
+
     def loaded(path: Path, called: str) -> tuple[LanguageModel, Settings]:
         model = load(path)
         prepack_where_it_pays(model, WRITTEN)
         return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads())
 
-    size_bytes = None if cache_mib is None else cache_mib << 20
-    limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
-                    draft=draft)
-    model, settings = loaded(source, name or source.name)
-    others = [loaded(path, path.name) for path in beside or ()]
+    model, settings = loaded(source, name or _called(source))
+    others = [loaded(path, _called(path)) for path in beside or ()]
     app = build(model, settings, rules, others)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain,
                             timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",
@@ -79,20 +80,15 @@ def serve(source: Annotated[Path, MODEL],
     _listen(uvicorn, config, settings.name)
 
 
-WRITTEN = 1 << 20  # tokens that a server is taken to write: packing its weights pays where it ever does
-
-
 def _rules(host: str, api_key: str | None, insecure: bool) -> Rules:
     """Who may ask: this machine alone, or whoever has the key."""
-    local = host in HERE
+    from mixwell.serve.guard import LOOPBACK, Rules
+
+    local = host in LOOPBACK
     if api_key is not None and not api_key.strip():
         raise MixwellError(f"the key is empty; give --api-key or {KEY} a value, or neither.")
     if not local and api_key is None and not insecure:
         raise MixwellError(f"--host {host} lets other machines ask; set a key ({KEY} or --api-key), or say --insecure.")
-    try:
-        from mixwell.serve.guard import Rules
-    except ImportError as error:
-        raise _missing(error) from error
     return Rules(api_key=api_key, local_names=local and api_key is None)
 
 
@@ -103,13 +99,16 @@ def _server() -> Any:
         import prometheus_client
         import uvicorn
     except ImportError as error:
-        raise _missing(error) from error
+        raise MixwellError(f"serving needs {error.name}, which is not installed: pip install 'mixwell[serve]'."
+                           ) from error
     assert fastapi and prometheus_client
     return uvicorn
 
 
-def _missing(error: ImportError) -> MixwellError:
-    return MixwellError(f"serving needs {error.name}, which is not installed: pip install 'mixwell[serve]'.")
+def _called(path: Path) -> str:
+    """The name of a folder or file, also where the path is `.`"""
+    given = path.name
+    return path.resolve().name if given in ("", "..") else given
 
 
 def _listen(uvicorn: Any, config: Any, name: str) -> None:

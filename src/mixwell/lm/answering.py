@@ -12,9 +12,9 @@ from mixwell.lm import generate
 from mixwell.lm.chat import Chat
 from mixwell.lm.conversation import Conversation
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.streaming import Text
 
 USUAL = 512  # tokens of an answer at most, where neither caller nor model says
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the beginning of a character decodes to
 
 
 class Answer:
@@ -34,6 +34,7 @@ class Answer:
         self.ids: list[int] = []
         self.ended = False
         self.text = ""
+        self._written = Text(self.tokenizer)
 
     def __iter__(self) -> Iterator[str]:
         stops = self.model.stop_ids
@@ -43,13 +44,11 @@ class Answer:
             self.ended = number in stops
             if not self.ended:
                 self.ids.append(number)
-                yield from self._new()
-        yield from self._new(last=True)
+                yield from self._told(self._written.push(number))
+        yield from self._told(self._written.close())
 
-    def _new(self, last: bool = False) -> Iterator[str]:
-        """What the text has more than it had; a character that is not whole yet waits."""
-        found = self.tokenizer.decode(self.ids, skip_special=True)
-        if last or not found.endswith(UNFINISHED):
-            piece, self.text = found[len(self.text) :], found
-            if piece:
-                yield piece
+    def _told(self, piece: str) -> Iterator[str]:
+        """A piece, where it is one; a character that is not whole yet waits."""
+        self.text += piece
+        if piece:
+            yield piece

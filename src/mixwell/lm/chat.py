@@ -41,7 +41,7 @@ class Chat:
                                "tokenizer_config.json); name one: tokenizer.chat_template: chatml, or a file.")
         self.tokenizer, self.source = tokenizer, tokenizer.chat_template
 
-    def prompt(self, conversation: Conversation, today: date | None = None, **variables: Any) -> list[int]:
+    def prompt(self, conversation: Conversation, /, today: date | None = None, **variables: Any) -> list[int]:
         """Ids of a conversation up to where the model's answer begins.
 
         variables: further ones that the template knows, such as `enable_thinking`.

@@ -53,6 +53,7 @@ def _outside(logits_BV: Tensor, top_p: float) -> Tensor:
     shares = ordered.softmax(-1)
     before = shares.cumsum(-1) - shares
     outside = before >= top_p
+    outside[:, 0] = False  # also where float32 makes 0 of top_p
     return torch.zeros_like(outside).scatter(-1, order, outside)
 
 

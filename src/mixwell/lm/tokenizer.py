@@ -38,6 +38,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 MOST_IDS = 2**24  # the largest vocabularies have a 60th of it
 LONGEST_WORD = 512  # characters; learning merges takes time with the square of a word's length
 LONG_RUNS = re.compile(rf"\S{{{LONGEST_WORD},}}|\s{{{LONGEST_WORD},}}")
+BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # how a vocabulary names one
 PRIVATE = range(0xE5C1, 0xF8FF)  # characters without a meaning: one that a text lacks sets names apart in it
 
 
@@ -349,7 +350,13 @@ def _parse(data: bytes) -> tokenizers.Tokenizer:
     return found
 
 
+def spelt(token: str) -> bytes:
+    """What a token's spelling stands for where characters are no bytes: a byte by its name, or text, its word marks
+    spaces."""
+    named = BYTE.fullmatch(token)
+    return bytes.fromhex(named[1]) if named else token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+
 def _spelt_bytes(token: str) -> int:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return 1
-    return len(token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode())
+    found = spelt(token)
+    return len(found)

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from mixwell.serve.asking import Prompt
 from mixwell.serve.request import Event, Row, Token
-from mixwell.serve.text import Spelling
+from mixwell.serve.text import Places, Spelling
 
 Json = dict[str, Any]
 
@@ -25,6 +25,7 @@ class Choice:
     prompt: list[Token] = field(default_factory=list)
     finish: str | None = None
     begun: bool = False  # whether a stream told anything of it
+    places: Places = field(default_factory=Places)  # where the tokens told so far end
 
     def add(self, event: Event) -> None:
         """Take in what is new."""
@@ -116,7 +117,7 @@ class Reply(ABC):
         written = sum(len(choice.tokens) for choice in self.choices)
         per_prompt = len(self.rows) // len(self.prompts)
         first_rows = self.rows[::per_prompt]
-        cached = sum(row.cached for row in first_rows)
+        cached = sum(row.cached or 0 for row in first_rows)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
                 "prompt_tokens_details": {"cached_tokens": cached}}
 
@@ -231,37 +232,29 @@ class CompletionReply(Reply):
         text = self._prompt(index) + choice.text
         tokens = [*choice.prompt, *choice.tokens]
         found: Json = {"index": index, "text": text}
-        found["logprobs"] = self._logprobs(index, tokens, 0)
+        found["logprobs"] = self._logprobs(index, tokens)
         found["finish_reason"] = choice.finish
         return self._with_experts(found, choice.tokens)
 
     def _delta(self, index: int, event: Event, first: bool) -> Json:
-        choice = self.choices[index]
         text = self._prompt(index) + event.text if first else event.text
-        before = [*choice.prompt, *choice.tokens]
-        start = self._length(before)
-        if self.echo and not choice.prompt and not first:
-            start += len(self._prompt(index))
         tokens = [*event.prompt, *event.tokens]
         found: Json = {"index": index, "text": text, "finish_reason": None}
-        found["logprobs"] = self._logprobs(index, tokens, start)
+        found["logprobs"] = self._logprobs(index, tokens)
         return self._with_experts(found, event.tokens)
 
     def _end(self, index: int, finish: str) -> Json:
         return {"index": index, "text": "", "logprobs": None, "finish_reason": finish}
 
-    def _length(self, tokens: Sequence[Token]) -> int:
-        """Characters that so many tokens stand for."""
-        data = b"".join(self.spelling.bytes_of(token.id) for token in tokens)
-        return len(data.decode(errors="ignore"))
-
-    def _logprobs(self, index: int, tokens: Sequence[Token], start: int) -> Json | None:
+    def _logprobs(self, index: int, tokens: Sequence[Token]) -> Json | None:
+        """What is told of tokens, once: their places go on from those told before."""
         if self.rows[index].options.logprobs is None:
             return None
         found: Json = {"tokens": [self.spelling.text(token.id) for token in tokens]}
         found["token_logprobs"] = [token.logprob for token in tokens]
         found["top_logprobs"] = [self._top(token) for token in tokens]
-        found["text_offset"] = self._offsets(tokens, start)
+        places = self.choices[index].places
+        found["text_offset"] = [places.next(self.spelling.bytes_of(token.id)) for token in tokens]
         return found
 
     def _top(self, token: Token) -> dict[str, float] | None:
@@ -272,12 +265,3 @@ class CompletionReply(Reply):
         for number, logprob in (*token.top, (token.id, token.logprob)):
             best.setdefault(self.spelling.text(number), logprob)
         return best
-
-    def _offsets(self, tokens: Sequence[Token], start: int) -> list[int]:
-        """Where each token's text begins."""
-        places, data = [], b""
-        for token in tokens:
-            whole = data.decode(errors="ignore")
-            places.append(start + len(whole))
-            data += self.spelling.bytes_of(token.id)
-        return places

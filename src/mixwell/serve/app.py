@@ -26,7 +26,7 @@ from mixwell.serve.page import add_page
 from mixwell.serve.request import Event, Row
 from mixwell.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Sampling, TokenizeRequest
 from mixwell.serve.serving import House, Serving, Settings
-from mixwell.serve.worker import Answers, Busy
+from mixwell.serve.worker import FAULT, Answers, Busy
 
 LOG = logging.getLogger("mixwell.serve")
 AGAIN_S = 1  # seconds after which a client that found the queue full may ask again
@@ -255,4 +255,4 @@ async def _wrong(request: Request, error: MixwellError) -> JSONResponse:
 
 async def _broken(request: Request, error: Exception) -> JSONResponse:
     LOG.error("a request failed", exc_info=error)
-    return JSONResponse(error_body(500, "the server failed at this request; its log says why."), 500)
+    return JSONResponse(error_body(500, FAULT), 500)

@@ -12,18 +12,21 @@ from mixwell.core.errors import MixwellError
 from mixwell.lm.answering import USUAL
 from mixwell.lm.chat import Chat
 from mixwell.lm.conversation import conversation
+from mixwell.lm.generate import check_options
 from mixwell.lm.model import LanguageModel
-from mixwell.serve.request import Options, Row
+from mixwell.lm.streaming import Text
+from mixwell.serve.request import Options, Row, check_ids
 from mixwell.serve.schemas import MOST_PROMPTS, ChatRequest, CompletionRequest, Sampling
-from mixwell.serve.text import Text
 
 TEMPLATES_OWN = frozenset({"messages", "tools", "add_generation_prompt", "source", "today", "answer_begins",
                            "answer_ends"})  # names that a request may not set for the template
 
+PLAIN: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text and as ids."""
+    """A prompt as ids, and as the text that a completion echoes."""
 
     text: str
     ids: list[int]
@@ -35,8 +38,9 @@ class Asking:
     def __init__(self, model: LanguageModel, context: int) -> None:
         assert model.tokenizer is not None
         self.model, self.tokenizer, self.context = model, model.tokenizer, context
-        self.settings = model.generation
-        self.stop_ids = frozenset(model.stop_ids)
+        self.settings, self.usual = model.generation, _usual(model)
+        known = range(model.config.vocab_size)  # a folder may name others, such as -1 for none
+        self.stop_ids = frozenset(number for number in model.stop_ids if number in known)
 
     @cached_property
     def chat(self) -> Chat:
@@ -52,7 +56,7 @@ class Asking:
         if any(message.get("tool_calls") for message in messages):
             raise MixwellError("messages call tools, which this server does not; leave tool_calls out.")
         ids = self.chat.prompt(conversation(messages), **(variables or {}))
-        return Prompt(self.tokenizer.decode(ids), ids)
+        return Prompt("", ids)
 
     def prompts(self, given: Any) -> list[Prompt]:
         """The prompts of a completion: a text, ids, or several of either."""
@@ -69,10 +73,7 @@ class Asking:
         return Prompt(text, self.tokenizer.prompt(text))
 
     def _ids(self, ids: list[int]) -> Prompt:
-        known = self.model.config.vocab_size
-        wrong = next((number for number in ids if number >= known), None)
-        if wrong is not None:
-            raise MixwellError(f"the prompt holds the id {wrong}; this model's are 0 to {known - 1}.")
+        check_ids(ids, self.model.config.vocab_size)
         return Prompt(self.tokenizer.decode(ids), list(ids))
 
     def chat_options(self, asked: ChatRequest, prompt: Prompt) -> Options:
@@ -104,17 +105,11 @@ class Asking:
 
     def _drawing(self, asked: Sampling) -> dict[str, Any]:
         """What the request says of drawing, else the model's folder, else the usual."""
-        usual: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-        if self.settings.do_sample is False:
-            usual["temperature"] = 0.0
-        found = {}
-        for name, value in usual.items():
-            said = getattr(asked, name)
-            own = getattr(self.settings, name)
-            if name == "temperature" and self.settings.do_sample is False:
-                own = None
-            found[name] = next(each for each in (said, own, value) if each is not None)
+        said = {name: getattr(asked, name) for name in self.usual}
+        found = self.usual | {name: value for name, value in said.items() if value is not None}
         found["top_k"] = max(0, found["top_k"])  # -1 is all, too
+        warm = found["temperature"] or 1.0  # 0 takes the likeliest
+        check_options(0, **found | {"temperature": warm})  # the folder's are not checked yet
         return found
 
     def _bias(self, asked: Sampling) -> dict[int, float]:
@@ -135,6 +130,16 @@ class Asking:
                 text = Text(self.tokenizer, options.stop)
                 found.append(Row(prompt.ids, options, text, place * n + draw, draw))
         return found
+
+
+def _usual(model: LanguageModel) -> dict[str, Any]:
+    """How a row is drawn where the request says nothing: as the model's folder says; a warning tells what it asks for
+    that is not known here."""
+    own = model.drawing({})
+    found = {name: own.get(name, value) for name, value in PLAIN.items()}
+    if own.get("do_sample") is False:
+        found["temperature"] = 0.0
+    return found
 
 
 def check_text(value: Any) -> None:

@@ -18,16 +18,14 @@ GREEDY = 1e-5  # temperatures below it take the likeliest id: divided by them, l
 
 
 def choose(logits_V: Tensor, row: Row) -> int:
-    """The id that follows the row, drawn as its options say. Raises `MixwellError` where logits are no numbers."""
+    """The id that follows the row, drawn as its options say. Raises `MixwellError` where logits are not finite."""
     options = row.options
     adjusted = _adjusted(logits_V, row)
+    best = int(adjusted.argmax())  # one that is no number, where there is one
+    if not torch.isfinite(adjusted[best]):
+        raise MixwellError("the model's logits are not finite; its weights may be damaged.")
     if options.temperature < GREEDY:
-        best = int(adjusted.argmax())
-        if not torch.isfinite(adjusted[best]):
-            raise MixwellError("the model's logits are not finite; its weights may be damaged.")
         return best
-    if bool(adjusted.isnan().any()):
-        raise MixwellError("the model's logits are not numbers; its weights may be damaged.")
     drawn = sample(adjusted.unsqueeze(0), row.generator, temperature=options.temperature, top_k=options.top_k,
                    top_p=options.top_p, min_p=options.min_p)
     return int(drawn[0])

@@ -20,7 +20,7 @@ from mixwell.serve.choose import choose, likelihoods
 from mixwell.serve.loads import Loads
 from mixwell.serve.packing import blocks_within, side_by_side
 from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
-from mixwell.serve.request import Drafter, Event, Row, Token
+from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
 from mixwell.serve.scheduler import Scheduler, Turn
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
@@ -89,10 +89,7 @@ class Engine:
         if total > self.context:
             raise MixwellError(f"{len(row.prompt)} tokens of prompt and {row.options.max_tokens} of answer are more "
                                f"than the context of {self.context}; shorten one of them.")
-        known = self.model.config.vocab_size
-        wrong = next((number for number in row.prompt if not 0 <= number < known), None)
-        if wrong is not None:
-            raise MixwellError(f"the prompt holds the id {wrong}; this model's are 0 to {known - 1}.")
+        check_ids(row.prompt, self.model.config.vocab_size)
 
     def submit(self, row: Row) -> None:
         """Take on a row that `check` lets pass."""
@@ -128,13 +125,22 @@ class Engine:
         pieces = [_piece(turn) for turn in turns]
         found = self.rows.read(pieces)
         self.steps += 1
+        self._count_experts(turns, found)
         events: list[Event] = []
         for turn, piece, read in zip(turns, pieces, found):
             self.scheduler.computed(turn.row, turn.count)
             self.read_tokens += turn.count
-            self.loads.add(turn.row.options.label, read.experts)
             events += self._after(turn, piece, read)
         return events
+
+    def _count_experts(self, turns: Sequence[Turn], found: Sequence[Read]) -> None:
+        """Count what a step's pieces were given, those of one label at once: rows are many, labels few."""
+        by_label: dict[str, list[list[Tensor | None]]] = {}
+        for turn, read in zip(turns, found):
+            label = turn.row.options.label
+            by_label.setdefault(label, []).append(read.experts)
+        for label, pieces in by_label.items():
+            self.loads.add(label, *pieces)
 
     def _after(self, turn: Turn, piece: Piece, read: Read) -> Iterator[Event]:
         """What a row has more after one of its pieces was read."""

@@ -31,11 +31,11 @@ class Rules:
     open_paths: frozenset[str] = frozenset({"/health", "/", "/page.js"})  # need no key
 
 
-def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """An error in OpenAI's words."""
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     usual = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"message": message, "type": kinds.get(status, usual), "param": param, "code": code or status}}
+    return {"error": {"message": message, "type": kinds.get(status, usual), "param": param, "code": status}}
 
 
 class Guard:

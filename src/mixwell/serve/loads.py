@@ -17,15 +17,16 @@ class Loads:
         self.layers = layers
         self._counts: dict[str, list[Tensor | None]] = {"": [None] * layers}
 
-    def add(self, label: str, experts: Sequence[Tensor | None]) -> None:
-        """Count the experts [T, K] of some tokens, one tensor a layer, -1 for none."""
+    def add(self, label: str, *pieces: Sequence[Tensor | None]) -> None:
+        """Count the experts [T, K] of the tokens of some pieces, of each one tensor a layer, -1 for none."""
         labels = {"", label}
         if label not in self._counts and len(self._counts) <= MOST_LABELS:
             self._counts[label] = [None] * self.layers
-        for layer, experts_TK in enumerate(experts):
-            if experts_TK is None:
+        for layer, of_pieces in enumerate(zip(*pieces)):
+            told = [experts_TK.flatten() for experts_TK in of_pieces if experts_TK is not None]
+            if not told:
                 continue
-            slots = experts_TK.flatten() + 1
+            slots = torch.cat(told) + 1
             counts = torch.bincount(slots)[1:]  # the first bin counts the empty slots
             for name in labels & self._counts.keys():
                 own = self._counts[name]
@@ -33,8 +34,11 @@ class Loads:
 
     def told(self) -> dict[str, list[list[int] | None]]:
         """Label -> layer -> tokens of each expert, None for layers that tell none; "" is over all labels."""
-        return {label: [None if counts is None else counts.tolist() for counts in layers]
-                for label, layers in self._counts.items()}
+        now = list(self._counts.items())  # another thread may add a label meanwhile
+        found = {}
+        for label, layers in now:
+            found[label] = [None if counts is None else counts.tolist() for counts in layers]
+        return found
 
 
 def _sum(old_E: Tensor | None, new_E: Tensor) -> Tensor:

@@ -138,9 +138,8 @@ class _Pass(Cache):
 
 
 class PagedRows:
-    """The rows of a network in blocks, read piece by piece."""
-
-    packed = True  # pieces go through the network side by side, and rows with one beginning share its blocks
+    """The rows of a network in blocks, read piece by piece: pieces go through the network side by side, and rows with
+    one beginning share its blocks."""
 
     def __init__(self, model: Network, blocks: int, size: int, kept: Sequence[Width]) -> None:
         self.model, self.size = model, size
@@ -178,8 +177,6 @@ class SingleRows:
 
     Nothing is shared between them, and a prompt is read whole, as `generate` reads it.
     """
-
-    packed = False
 
     def __init__(self, model: Network) -> None:
         self.model = model

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 
 from mixwell.core import rng
+from mixwell.core.errors import MixwellError
+from mixwell.lm.streaming import Text
 from mixwell.serve.blocks import Name
-from mixwell.serve.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Event:
     text: str = ""
     tokens: tuple[Token, ...] = ()
     prompt: tuple[Token, ...] = ()  # of the prompt, where asked
-    finish: str | None = None  # "stop", "length", "cancelled" or "error"
+    finish: str | None = None  # "stop", "length" or "error"
     error: str = ""
 
 
@@ -81,7 +82,7 @@ class Row:
         self.blocks: list[int] = []
         self.names: list[Name] = []  # of the full blocks of `ids`, as far as they were worked out
         self.named = 0  # blocks that the pool knows by name
-        self.cached = 0  # prompt tokens that were found rather than read
+        self.cached: int | None = None  # prompt tokens that were found rather than read, once the row was let in
         self.told: list[Token] = []  # the prompt's, while it is read
         self.finished = False
         self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts
@@ -96,6 +97,13 @@ class Row:
     def said(self) -> list[int]:
         """Ids of the answer so far."""
         return self.ids[len(self.prompt) :]
+
+
+def check_ids(prompt: Sequence[int], known: int) -> None:
+    """Refuse a prompt that holds an id which a model of so many lacks."""
+    wrong = next((number for number in prompt if not 0 <= number < known), None)
+    if wrong is not None:
+        raise MixwellError(f"the prompt holds the id {wrong}; this model's are 0 to {known - 1}.")
 
 
 def _generator(seed: int | None, draw: int) -> torch.Generator:

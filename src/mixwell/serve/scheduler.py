@@ -59,17 +59,17 @@ class Scheduler:
         """
         found = []
         for turn in turns:
-            drafts = self._drafts(turn)[:budget]
+            drafts = self._drafts(turn.row, budget)
             budget -= len(drafts)
             found.append(Turn(turn.row, turn.count, tuple(drafts)))
         return found
 
-    def _drafts(self, turn: Turn) -> list[int]:
-        """Guesses of what a row says next, for which it has blocks."""
-        row = turn.row
-        if row.drafter is None or not row.said:
+    def _drafts(self, row: Row, most: int) -> list[int]:
+        """Guesses of what a row says next, `most` at most, for which it has blocks."""
+        if most <= 0 or row.drafter is None or not row.said:
             return []
-        guesses = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)
+        found = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)
+        guesses = found[:most]
         while self.pool.available and len(row.blocks) < self.pool.blocks_for(len(row.ids) + len(guesses)):
             row.blocks.append(self.pool.take(row.blocks[-1]))
         room = len(row.blocks) * self.pool.size - len(row.ids)
@@ -98,6 +98,7 @@ class Scheduler:
         """Let a row wait again, before all that came after it; what it said stays said and is read anew."""
         self.release(row)
         row.computed = row.named = 0
+        row.told.clear()
         self.waiting.appendleft(row)
 
     def _admits(self) -> bool:
@@ -124,7 +125,8 @@ class Scheduler:
             row.blocks.append(self.pool.take(last))
         row.named = len(shared)
         row.computed = len(shared) * self.pool.size
-        row.cached = min(row.computed, len(row.prompt))
+        if row.cached is None:  # what a row finds when it comes back was read for it
+            row.cached = row.computed
         self.running.append(row)
 
     def _shared(self, row: Row) -> list[int]:

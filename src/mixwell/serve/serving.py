@@ -51,16 +51,13 @@ class Serving:
                 "max_model_len": self.engine.context, "chat": chat}
 
     async def events(self, reply: Reply, answers: Answers) -> AsyncIterator[Event]:
-        """The events of a reply, counted; what is not over when nobody listens any more is cancelled."""
-        try:
-            async for event in answers:
-                for _ in event.tokens:
-                    self._count(reply)
-                yield event
-            self.meters.whole.observe(time.monotonic() - reply.clock.asked)
-            self.meters.prompt_tokens.inc(reply.usage()["prompt_tokens"])
-        finally:
-            answers.cancel()
+        """The events of a reply, counted."""
+        async for event in answers:
+            for _ in event.tokens:
+                self._count(reply)
+            yield event
+        self.meters.whole.observe(time.monotonic() - reply.clock.asked)
+        self.meters.prompt_tokens.inc(reply.usage()["prompt_tokens"])
 
     def _count(self, reply: Reply) -> None:
         """One token more."""

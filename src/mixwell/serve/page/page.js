@@ -315,7 +315,7 @@ async function send(event) {
   $("ask").value = "";
   place.scrollIntoView({ block: "nearest" });
   const done = await Promise.all(models.map((model, side) => answer(model, text, side, turn, place, state.stopper.signal)));
-  state.answers.push(...done);
+  if (state.turns.includes(turn)) state.answers.push(...done);
   state.stopper = null;
   busy(false);
   say(done.map((one) => `${one.model.id}: ${one.told ?? "done"}`).join("; "));
@@ -331,6 +331,8 @@ function busy(yes) {
 function anew() {
   state.stopper?.abort();
   state.turns = [];
+  state.answers = [];
+  showTends();
   $("log").replaceChildren();
   say("A new conversation.");
   $("ask").focus();

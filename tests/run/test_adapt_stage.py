@@ -62,7 +62,7 @@ def test_the_report_plans_by_the_weights_given(run):
 
 def test_every_training_in_a_row_draws_others(run):
     _, out = run
-    seeds = [mixwell.load(made(out, name) / "model").lineage[-1]["draw_seed"] for name in ("tuned", "more", "whole")]
+    seeds = [mixwell.load(stage_folder(out, name) / "model").lineage[-1]["draw_seed"] for name in ("tuned", "more", "whole")]
     assert seeds[0] != seeds[1] == seeds[2]
 
 

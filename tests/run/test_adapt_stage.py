@@ -62,7 +62,8 @@ def test_the_report_plans_by_the_weights_given(run):
 
 def test_every_training_in_a_row_draws_others(run):
     _, out = run
-    seeds = [mixwell.load(stage_folder(out, name) / "model").lineage[-1]["draw_seed"] for name in ("tuned", "more", "whole")]
+    models = [mixwell.load(stage_folder(out, name) / "model") for name in ("tuned", "more", "whole")]
+    seeds = [model.lineage[-1]["draw_seed"] for model in models]
     assert seeds[0] != seeds[1] == seeds[2]
 
 

@@ -84,7 +84,6 @@ def search(name: str, models: Sequence[Given], *, text: str | Path, vary: Mappin
         check_folder(out)
     sources = [source_of(model, f"model {number}") for number, model in enumerate(models, start=1)]
     ground = None if base is None else source_of(base, "the base")
-    _check_apart(options or {}, {**(vary or {}), **(shared or {})})
     config = Recipe.of(name, options or {}).config
     box = space(type(config), vary or {}, shared or {}, len(sources))
     first = (ground or sources[0]).checkpoint
@@ -114,12 +113,6 @@ def search(name: str, models: Sequence[Given], *, text: str | Path, vary: Mappin
     if out is not None:
         _written(found.checkpoint, out, record, trial)
     return found
-
-
-def _check_apart(fixed: Mapping[str, Any], varied: Mapping[str, Any]) -> None:
-    both = [option for option in varied if option in fixed]
-    if both:
-        raise MixwellError(f"{both[0]} is to stay at {fixed[both[0]]!r} and to be searched; expected one of the two.")
 
 
 class _Trial:

@@ -39,6 +39,13 @@ def test_a_folder_becomes_a_file(model, tmp_path):
     assert torch.equal(exact.layers[0].channel_mixer.down_proj, model.layers[0].channel_mixer.down_proj)
 
 
+def test_a_quantised_model_is_refused_with_the_way_out(model, tmp_path):
+    mixwell.apply("precision.int8", model.save(tmp_path / "folder"), out=tmp_path / "small")
+    found = call("export", tmp_path / "small", "--out", tmp_path / "small.gguf")
+    assert found.exit_code == 2 and "quantised already: export the model from before" in found.output
+    assert not (tmp_path / "small.gguf").exists()
+
+
 @pytest.mark.parametrize(("name", "kind", "message"), [
     ("model.bin", "q8_0", "expected a name that ends in .gguf"), ("model.gguf", "q6_k", "type 'q6_k' is not written")])
 def test_refusals_are_one_line(model, tmp_path, name, kind, message):

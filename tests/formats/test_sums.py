@@ -1,5 +1,7 @@
 """Checksums: every single change is seen, whatever the type, the length and the place."""
 
+import functools
+
 import pytest
 import torch
 
@@ -40,6 +42,15 @@ def test_agrees_with_plain_numbers_and_sees_each_change(dtype, shape, generator)
 def test_factors_are_odd_and_all_different():
     factors = sums._factors()
     assert bool((factors % 2 != 0).all()) and len(set(factors.tolist())) == sums.PIECE_BYTES // 8
+
+
+def test_a_first_sum_inside_another_device_is_the_same(monkeypatch):
+    tensor = torch.arange(100, dtype=torch.uint8)
+    expected = sums.of(tensor)
+    monkeypatch.setattr(sums, "_factors", functools.cache(sums._factors.__wrapped__))
+    with torch.device("meta"):
+        assert sums.of(tensor) == expected
+    assert sums.of(tensor) == expected
 
 
 def test_order_type_and_shape_count(generator):

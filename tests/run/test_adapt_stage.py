@@ -76,7 +76,8 @@ def test_what_a_router_remembers_is_frozen_with_the_base(run):
 @pytest.mark.parametrize("stage, message", [
     ("{id: a, adapt: lore, tokens: 300}", "lore"),
     ("{id: a, adapt: {tokens: 300}}", "name a method, such as `adapt: lora`. Known: "),
-    ("{id: a, adapt: lora, tokens: 300, rnk: 3}", "unknown key 'rnk'"),
+    ("{id: a, adapt: lora, tokens: 300, rnk: 3}", "unknown key 'rnk'. Did you mean 'rank'.*targets, .*rank, .*tokens"),
+    ("{id: a, adapt: ia3, tokens: 300, target: x}", "unknown key 'target'. Did you mean 'targets'"),
     ("{id: a, adapt: lora, tokens: 300, rank: 0}", "rank is 0"),
     ("{id: a, adapt: lora, tokens: 300, targets: 3}", "expected a pattern of names, or a list of them, got 3"),
     ("{id: a, adapt: lora, tokens: 300, weights: mixed}", "a share for each domain, not a stage's choice"),

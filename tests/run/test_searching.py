@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -178,6 +179,11 @@ def test_from_the_command_line(root, tmp_path):
     assert done.exit_code == 0, done.output
     assert "try 4 of 4:" in done.stdout and "scale=" in done.stdout and "density" not in done.stdout
     assert folders.read(tmp_path / "m").lineage[-1]["config"]["density"] == 0.9
+    each = ["search", "merge.linear", *words[3:5], "--in", root / "base", *words[7:9], "--vary", "weight=0:1",
+            *words[11:15]]
+    found = CliRunner().invoke(app, [*map(str, each), "--out", str(tmp_path / "each")])
+    assert found.exit_code == 0, found.output
+    assert re.search(r"^weight=\[[\d.e-]+, [\d.e-]+\]$", found.stdout, re.MULTILINE), found.stdout
     for changed, told in (({1: "convert.upcycle"}, "is no merge"), ({10: "scale=0"}, "expected KEY=LEAST:MOST")):
         wrong = [changed.get(place, word) for place, word in enumerate(words[:-1])] + [tmp_path / "other"]
         refused = CliRunner().invoke(app, list(map(str, wrong)))

@@ -189,6 +189,13 @@ def test_bodies_that_are_no_requests_are_refused(client, body):
     assert found.status_code == 400 and found.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_sent_as_another_type_is_told_which_header_to_send(client, kind):
+    body = b'{"messages": [{"role": "user", "content": "a"}]}'
+    found = client.post(CHAT, content=body, headers={"content-type": kind})
+    assert found.status_code == 400 and "Content-Type: application/json" in found.json()["error"]["message"]
+
+
 def test_unknown_paths_methods_and_fields(client):
     assert client.get("/nothing").status_code == 404 and "error" in client.get("/nothing").json()
     assert client.get(CHAT).status_code == 405

@@ -63,7 +63,7 @@ def search(method: Annotated[str, typer.Argument(help="Merge, such as merge.ties
                      tries=tries, tokens=tokens, base=base, out=target, seed=seed, options=values, progress=tell)
     record = found.checkpoint.lineage[-1]["search"]
     for name, chosen in record["chosen"].items():
-        console.print(f"{name}={chosen}", soft_wrap=True)
+        console.print(f"{name}={chosen}", markup=False, soft_wrap=True)
     console.print(verdict(record), style=None if record["confirmed"] else "yellow", soft_wrap=True)
     console.print(f"written: {target}, with {REPORT} in it", soft_wrap=True)
 

@@ -58,7 +58,7 @@ def _words(raw: Tensor) -> Tensor:
 def _factors() -> Tensor:
     """Odd numbers that look random, the same for ever: multiples of the golden ratio's, by Weyl."""
     count = PIECE_BYTES // 8
-    steps = torch.arange(1, count + 1)
+    steps = torch.arange(1, count + 1, device="cpu")  # kept, whatever device its first caller builds on
     mixed = steps * -7046029254386353131  # 2^64 / golden ratio, as a signed number
     mixed = (mixed ^ (mixed >> 29)) * -4658895280553007687
     return mixed | 1

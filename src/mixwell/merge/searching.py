@@ -87,7 +87,7 @@ class Space:
     def placed(self, shares: Sequence[float]) -> tuple[float, ...]:
         """The values at these shares of the sides."""
         pairs = zip(self.sides, shares, strict=True)
-        return tuple(side.at(share) for side, share in pairs)
+        return tuple(side.at(float(share)) for side, share in pairs)
 
     def shares(self, values: Sequence[float]) -> list[float]:
         """How far along each side these values lie."""

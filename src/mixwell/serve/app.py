@@ -30,6 +30,8 @@ from mixwell.serve.worker import FAULT, Answers, Busy
 
 LOG = logging.getLogger("mixwell.serve")
 AGAIN_S = 1  # seconds after which a client that found the queue full may ask again
+NO_OBJECT = ("model_attributes_type", "missing")  # what the body's reader calls anything but an object
+NEEDED = "the body is no JSON object; send one with the header Content-Type: application/json."
 PING_S = 15.0  # silence after which a stream says that it is still there
 
 
@@ -234,6 +236,10 @@ def _add_errors(app: FastAPI) -> None:
 
 async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
+    whole = first["loc"] == ("body",)
+    if whole and first["type"] in NO_OBJECT:
+        body = error_body(400, NEEDED)
+        return JSONResponse(body, 400)
     parts = [str(part) for part in first["loc"] if part != "body"]
     place = ".".join(parts)
     reason = on_one_line(first["msg"])

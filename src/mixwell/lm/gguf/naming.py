@@ -76,7 +76,9 @@ def _targets(name: str, stacked: bool) -> tuple[str, ...]:
         return (ENDS[name],)
     inside = name.split(".", 2)[-1]
     if inside not in LAYER:
-        raise MixwellError(f"{name} has no name in GGUF; the model cannot be written there.")
+        packed = inside.rpartition(".")[0] in LAYER  # a scale, say, beside a weight that has one
+        hint = " It is quantised already: export the model from before, and name the --type." if packed else ""
+        raise MixwellError(f"{name} has no name in GGUF; the model cannot be written there.{hint}")
     layer = name.split(".")[1]
     prefix = f"blk.{layer}."
     suffix = STACK if stacked else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from mixwell.adapters.attached import Attached, attach
 from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.machine import hold_memory
 from mixwell.core.rng import generator
 from mixwell.kernels.packing import CHANGES
@@ -66,12 +66,23 @@ def parse_adapt(options: Mapping[str, Any], where: str) -> Adaptation:
     trained = _patterns(rest.pop("trained", ()), f"{where}.trained")
     names = [option.name for option in fields(entry.module().Config)]
     own = {name: rest.pop(name) for name in names if name in rest}
+    _check_keys(rest, ["targets", "trained", *names], where)
     training = parse_train(rest, where)
     if isinstance(training.weights, str):
         raise MixwellError(f"{where}.weights: an adaptation takes a share for each domain, not a stage's choice.")
     made = Adaptation(method=entry.name, options=own, training=training, targets=targets, trained=trained or ())
     from_dict(entry.module().Config, own, where)
     return made
+
+
+def _check_keys(rest: Mapping[str, Any], own: Sequence[str], where: str) -> None:
+    """A key that is neither the method's nor the training's is told with the keys of both."""
+    training = [option.name for option in fields(Training)]
+    unknown = [key for key in rest if key not in training]
+    if unknown:
+        known = [*own, *training]
+        hint = suggest(unknown[0], known)
+        raise MixwellError(f"{where}: unknown key {shown(unknown[0])}.{hint} Known keys: {', '.join(known)}.")
 
 
 def _entry(name: Any, where: str) -> registry.Entry:

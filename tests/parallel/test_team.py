@@ -166,6 +166,20 @@ def test_models_that_cannot_be_spread_are_refused(data, tmp_path):
         trained(data, tmp_path / "rows", 3)
 
 
+def test_a_dense_model_of_a_recipe_is_shared_out_by_its_rows(data, tmp_path):
+    def work(wire):
+        model = tiny_model(layers=(DENSE, DENSE))
+        team = team_of(wire, wire.size)
+        assert team.fitting(tiny_model(layers=(DENSE, EXPERTS))) is team
+        return train(model, data, tiny_config(dtype="fp32"), tmp_path / str(wire.size), team=team.fitting(model))
+
+    (whole,) = in_threads(1, work)
+    many = in_threads(2, work)[0]
+    assert [line["loss_nats"] for line in many.metrics] == pytest.approx(
+        [line["loss_nats"] for line in whole.metrics], rel=1e-6)
+    assert many.ledger == whole.ledger
+
+
 def test_a_folder_that_not_all_see_is_told():
     with pytest.raises(MixwellError, match=r"the step that is saved is \[0.0, 1.0\] in the processes"):
         in_threads(2, lambda wire: team_of(wire, 1).check_same("the step that is saved", wire.rank))

@@ -104,14 +104,20 @@ class Team(Alone):
     """Processes on wires: `world` between all, `experts` between those that hold different experts, `copies` between
     those that hold the same."""
 
-    def __init__(self, world: Wire, experts: Wire, copies: Wire) -> None:
+    def __init__(self, world: Wire, experts: Wire, copies: Wire, spreads: bool = True) -> None:
         self.world, self.experts, self.copies = world, experts, copies
         self.rank, self.size = world.rank, world.size
+        self.spreads = spreads and experts.size > 1
         self._spread: set[str] = set()
+
+    def fitting(self, model: nn.Module) -> Team:
+        """The team for a model: where it has no mixture to spread, its rows alone are shared out."""
+        mixed = next(_mixtures(model), None) is not None
+        return self if mixed else Team(self.world, self.experts, self.copies, spreads=False)
 
     def attach(self, model: nn.Module) -> None:
         model.peers = self  # type: ignore[assignment]
-        if self.experts.size == 1:
+        if not self.spreads:
             return
         found = list(_mixtures(model))
         if not found:

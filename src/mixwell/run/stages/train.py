@@ -18,7 +18,7 @@ from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import METRICS, STATE, DamagedState, TrainConfig, saved, train
 from mixwell.parallel.launch import Crew
-from mixwell.parallel.team import Alone
+from mixwell.parallel.team import Team
 from mixwell.run.stages._parts import Job, model_folder, read_model
 from mixwell.run.stages.models import describe
 
@@ -71,7 +71,7 @@ def run_train(job: Job) -> dict[str, Any]:
     if job.crew is not None:
         order = Together.of(job, config)
         job.crew.order(order.plain())
-        team = job.crew.team
+        team = job.crew.team.fitting(model)
     done = train(model, data, config, job.work, weights=weights, team=team,
                  progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
     after = model.to_checkpoint()
@@ -120,11 +120,12 @@ class Together:
         """As plain data."""
         return to_dict(self)
 
-    def train(self, team: Alone) -> None:
+    def train(self, team: Team) -> None:
         """Train beside the process that gave the order, which keeps what comes of it."""
         model = LanguageModel.from_checkpoint(folders.read(Path(self.model)))
         data = TokenData.open(Path(self.shards))
-        train(model, data, self.config, Path(self.work), weights=self.config.shares, team=team)
+        own = team.fitting(model)
+        train(model, data, self.config, Path(self.work), weights=self.config.shares, team=own)
 
 
 def follow(crew: Crew) -> None:

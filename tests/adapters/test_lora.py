@@ -197,3 +197,11 @@ def test_refuses_what_cannot_be(options, message):
 def test_refuses_a_rank_above_the_width():
     with pytest.raises(MixwellError, match=r"rank is 17 at layers.0.sequence_mixer.qkv.weight, a matrix of 48 x 16"):
         LoRA.attach(model(), "qkv", Config(rank=17), fresh())
+
+
+@pytest.mark.parametrize("option, value", [("rank_pattern", 3), ("alpha_pattern", 2.0)])
+def test_a_pattern_that_fits_nothing_is_refused(option, value):
+    config = Config(**{option: {"up_prj": value}})
+    target = lora.example(torch.Generator().manual_seed(0))["target"]
+    with pytest.raises(MixwellError, match=f"{option}: nothing that is adapted fits 'up_prj'"):
+        LoRA.build([target], config, torch.Generator())

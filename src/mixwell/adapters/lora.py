@@ -17,15 +17,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from mixwell.adapters._parts import WeightAdapter, check_rank, dropped, example_target, full, product, uniform
-from mixwell.adapters.targets import Target, first_fit
+from mixwell.adapters.targets import Target, check_fits, first_fit
 from mixwell.core.method import method
 from mixwell.core.rng import normal
 from mixwell.mixing import check_above, check_least, check_rate
@@ -87,6 +87,14 @@ class LoRA(WeightAdapter):
     config: Config
     start_A: Tensor | None
     start_B: Tensor | None
+
+    @classmethod
+    def build(cls, targets: Sequence[Target], config: Config, generator: torch.Generator) -> Sequence[Self]:
+        """An adapter for each target; a pattern of ranks or alphas that fits none of them raises `MixwellError`."""
+        names = [target.name for target in targets]
+        check_fits("rank_pattern", config.rank_pattern, names)
+        check_fits("alpha_pattern", config.alpha_pattern, names)
+        return super().build(targets, config, generator)
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -95,6 +95,15 @@ def _fits(name: str, pattern: str) -> bool:
     if any(sign in pattern for sign in "*?["):
         return fnmatchcase(name, pattern)
     return name == pattern or name.endswith(f".{pattern}")
+
+
+def check_fits(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Raise `MixwellError` for a pattern of an option that fits none of the targets' names."""
+    there = _listed(names)
+    for pattern in patterns:
+        if not any(fits(name, pattern) for name in names):
+            near = suggest(pattern, names)
+            raise MixwellError(f"{option}: nothing that is adapted fits {shown(pattern)}.{near} Adapted are: {there}.")
 
 
 def first_fit(name: str, patterns: Mapping[str, V], default: V) -> V:

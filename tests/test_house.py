@@ -177,6 +177,7 @@ TAGS = {
     "scaling.laws": {"law", "budget"},
     "data.mixing": {"own"},
     "data.selection": {"distinct"},
+    "parallel.federated": {"rules"},
 }
 SUITES = {"scaling.laws": "scaling"}
 

@@ -1,5 +1,6 @@
 """`mixwell scale` and `mixwell mix`: tables in, answers and JSON out."""
 
+import functools
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from mixwell.cli import amounts
 from mixwell.cli.main import app
 from mixwell.core.errors import MixwellError
 from mixwell.data.mixing.exponential_law import example
+from mixwell.report import mix_page
 from mixwell.scaling.laws.chinchilla import Chinchilla, grid
 
 
@@ -46,6 +48,32 @@ def test_a_table_becomes_a_law_a_prediction_and_a_choice(runs, tmp_path):
     assert best["columns"]["n"] * best["columns"]["d"] * 6 == pytest.approx(1e21)
     assert best["interval"]["n"][0] <= best["columns"]["n"] * 1.01
     assert set(best["next_run"]) == {"n", "d"} and len(data["fit"]["residuals"]) == 40
+    assert data["fit"]["left_out"] == 8 and f"hold {data['fit']['inside']} of 8" in found.stdout
+
+
+def test_a_law_has_a_page_with_its_figures(runs, tmp_path):
+    page, written = tmp_path / "law.html", tmp_path / "law.json"
+    found = call("scale", runs, "--rename", "n=params,d=tokens,loss=val", "--budget", "flops=1e21", "--at", "n=7G",
+                 "--at", "d=1T", "--draws", 20, "--report", page, "--json", written)
+    assert found.exit_code == 0, found.output
+    data, html = json.loads(written.read_text()), page.read_text()
+    for name in ("best", "predicted", "parameters", "curves", "agreement", "residuals", "machine"):
+        assert f'<h2 id="{name}">' in html
+    assert f"{data['best']['loss']:.4f}" in html and f"{data['predicted'][0]['low']:.4f}" in html
+    line = data["fit"]["curves"]["n"]
+    others = np.exp(np.log(pandas.read_csv(runs)["tokens"]).mean())
+    drawn = Chinchilla().curve({name: one["value"] for name, one in data["fit"]["parameters"].items()})
+    np.testing.assert_allclose(line["loss"], drawn.predict({"n": line["x"], "d": others}))
+    np.testing.assert_allclose(np.log(line["brought"]) - np.log(drawn.predict({"n": line["runs"], "d": others})),
+                               data["fit"]["residuals"])
+    assert all(low <= loss <= high for low, loss, high in zip(line["low"], line["loss"], line["high"]))
+
+
+def test_a_report_needs_runs_and_a_place(runs, tmp_path):
+    found = call("scale", "--at", "n=7G", "--at", "d=1T", "--report", tmp_path / "x.html")
+    assert found.exit_code == 2 and "give a table of runs" in found.stderr
+    found = call("scale", runs, "--report", tmp_path)
+    assert found.exit_code == 2 and "is a folder" in found.stderr
 
 
 def test_a_published_law_needs_no_table():
@@ -96,6 +124,27 @@ def test_proxies_become_weights_under_what_domains_have(proxies, tmp_path):
     assert "at its cap" in found.stdout and data["low"]["code"] < data["losses"]["code"] < data["high"]["code"]
     free = call("mix", proxies, "--method", "exponential_law", "--target", "code", "--beyond", "--json", written)
     assert free.exit_code == 0 and json.loads(written.read_text())["weights"]["code"] > 0.9
+
+
+def test_a_mixture_has_a_page_with_its_figures(proxies, tmp_path, monkeypatch):
+    two = functools.partial(mix_page.cross_validated, names=["exponential_law", "bivariate_law"])
+    monkeypatch.setattr(mix_page, "cross_validated", two)
+    page, written = tmp_path / "mix.html", tmp_path / "mix.json"
+    found = call("mix", proxies, "--method", "exponential_law", "--target", "code=3", "--target", "docs", "--report",
+                 page, "--json", written)
+    assert found.exit_code == 0, found.output
+    data, html = json.loads(written.read_text()), page.read_text()
+    for name in ("weights", "losses", "observed", "trust", "runs", "machine"):
+        assert f'<h2 id="{name}">' in html
+    for name, weight in data["weights"].items():
+        assert 0 <= data["weights_low"][name] <= data["weights_high"][name] <= data["caps"][name]
+        assert f"{weight:.3f}" in html
+    assert data["importance"] == {"code": 0.75, "docs": 0.25}
+    assert data["coverage"]["tried"] == 2 * 10 * 2 and data["coverage"]["inside"] > 30
+    assert set(data["cross_validation"]) == {"exponential_law", "bivariate_law"}
+    tried = data["tried"]
+    means = np.array(tried["observed"]) @ [0.75, 0.25]
+    assert f"run {means.argmin() + 1}</th><td>{means.min():.4f}" in html
 
 
 @pytest.mark.parametrize("words, message", [

@@ -8,6 +8,7 @@ import pytest
 
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
+from mixwell.data.predictor import rank_correlation
 from mixwell.lm.data import TokenData
 from mixwell.report.data import data
 from mixwell.report.mixture import mixtures
@@ -76,7 +77,7 @@ def test_every_proxy_is_a_row_of_a_table_that_mix_reads(made):
     np.testing.assert_allclose(runs.weights_ND[1], [0.5, 0.5])
     # more of a domain's text, less of its loss
     for place in range(2):
-        assert mix.rank_correlation(runs.weights_ND[:, place], runs.losses_NM[:, place]) < -0.5
+        assert rank_correlation(runs.weights_ND[:, place], runs.losses_NM[:, place]) < -0.5
 
 
 def test_the_choice_is_no_worse_in_prediction_than_the_natural_and_the_equal_mixture(made):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from statistics import median
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from mixwell.cli.amounts import number
 from mixwell.cli.errors import one_line
+from mixwell.cli.written import check_writable, written
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
-
-if TYPE_CHECKING:
-    from mixwell.data.optimum import Optimum
-    from mixwell.data.predictor import Mixture
 
 FAMILY, DEFAULT = "data.mixing", "law_and_trees"
 
@@ -36,6 +35,8 @@ def mix(runs: Annotated[Path, typer.Argument(help="CSV or Parquet file, one row 
         epochs: Annotated[float, typer.Option(min=0.0, help="How often a domain may be gone through.")] = 4.0,
         beyond: Annotated[bool, typer.Option("--beyond", help="Allow weights above all that were tried.")] = False,
         seed: Annotated[int, typer.Option(min=0, help="Of fits, folds and simulated mixtures.")] = 42,
+        report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML report, with intervals of the "
+                                                    "weights, coverage and the other predictors.")] = None,
         json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it as JSON.")] = None) -> None:
     """Choose the mixture of domains to train on, by what small runs on other mixtures came to.
 
@@ -44,12 +45,16 @@ def mix(runs: Annotated[Path, typer.Argument(help="CSV or Parquet file, one row 
     `mixwell mix proxies.csv --target code=2 --target docs` · code counts twice
 
     `mixwell mix proxies.csv --available code=20M --available docs=3M --tokens 40M --epochs 4`
+
+    `mixwell mix proxies.csv --report mix.html` · how sure the weights are, and which predictor does best
     """
     import numpy as np
 
     from mixwell.core import registry
     from mixwell.data.optimum import best_weights, caps
+    from mixwell.report import mix_page
 
+    check_writable(report, json)
     console = Console(highlight=False)
     table = _runs(runs, losses, weight_prefix, loss_prefix)
     importance = _named(target or [], "--target", 1.0) or None
@@ -61,12 +66,13 @@ def mix(runs: Annotated[Path, typer.Argument(help="CSV or Parquet file, one row 
     errors_NM = fitted.out_of_fold(np.random.default_rng(seed))
     limits_D = caps(fitted, have or None, number(tokens, "--tokens") if tokens else None, epochs, beyond)
     found = best_weights(fitted, importance, caps_D=limits_D, generator=np.random.default_rng(seed))
-    data = show_mixture(console, fitted, errors_NM, found, method)
+    data = mix_page.record(fitted, errors_NM, found, importance, method)
+    show_mixture(console, data)
+    if report is not None:
+        data |= mix_page.trusted(fitted, errors_NM, found, importance, method, seed)
+        written(console, report, mix_page.page(data, runs.name))
     if json is not None:
-        from mixwell.core.files import write_json
-
-        write_json(json, data)
-        console.print(f"written: {json}", soft_wrap=True)
+        written(console, json, data)
 
 
 def _runs(weights: Path, losses: Path | None, weight_prefix: str, loss_prefix: str) -> Any:
@@ -88,31 +94,22 @@ def _named(words: list[str], where: str, default: float | None) -> dict[str, flo
     return found
 
 
-def show_mixture(console: Console, fitted: Mixture, errors_NM: Any, found: Optimum, method: str) -> dict[str, Any]:
-    """Print how well losses are predicted, the weights, and the losses to expect; returns the same as data."""
-    import numpy as np
+def show_mixture(console: Console, data: Mapping[str, Any]) -> None:
+    """Print how well losses are predicted, the weights, and the losses to expect."""
+    from mixwell.report.mix_page import AT_CAP, MEAN
 
-    from mixwell.data.predictor import rank_correlation
-
-    runs = fitted.runs
-    log_NM = np.log(runs.losses_NM)
-    ranks = [rank_correlation(log - error, log) for log, error in zip(log_NM.T, errors_NM.T)]
-    count = units.counted(len(log_NM), "run")
-    console.print(f"{method}: {count}, {units.counted(len(runs.domains), 'domain')}; on runs that it did not see, "
-                  f"rank correlation {np.median(ranks):.3f} in the median target, {min(ranks):.3f} at least",
+    ranks = sorted(data["rank_correlations"].values())
+    middle = median(ranks)
+    count = units.counted(data["runs"], "run")
+    console.print(f"{data['method']}: {count}, {units.counted(len(data['weights']), 'domain')}; on runs that it did "
+                  f"not see, rank correlation {middle:.3f} in the median target, {ranks[0]:.3f} at least",
                   soft_wrap=True)
-    mean_D = runs.weights_ND.mean(0)
+    mean = data["mixtures"][MEAN]["weights"]
     console.print("weights, and the mean of the runs:")
-    for name, weight, mean, cap in zip(runs.domains, found.weights_D, mean_D, found.caps_D):
-        at_cap = "   at its cap" if weight > 0.98 * cap else ""
-        console.print(f"  {name:<24} {weight:.3f}   {mean:.3f}{at_cap}", markup=False)
-    low_NM, high_NM = fitted.interval(found.weights_D, errors_NM)
+    for name, weight in data["weights"].items():
+        at_cap = "   at its cap" if weight > AT_CAP * data["caps"][name] else ""
+        console.print(f"  {name:<24} {weight:.3f}   {mean[name]:.3f}{at_cap}", markup=False)
     console.print("losses to expect, and the least of the runs:")
-    rows = zip(runs.targets, found.losses_M, low_NM[0], high_NM[0], runs.losses_NM.min(0))
-    for name, loss, low, high, least in rows:
+    for name, loss in data["losses"].items():
+        low, high, least = (data[key][name] for key in ("low", "high", "least"))
         console.print(f"  {name:<24} {loss:.4f} ({low:.4f} to {high:.4f})   {least:.4f}", markup=False)
-    return {
-        "method": method, "rank_correlations": dict(zip(runs.targets, ranks)),
-        "weights": dict(zip(runs.domains, map(float, found.weights_D))),
-        "losses": dict(zip(runs.targets, map(float, found.losses_M))),
-        "low": dict(zip(runs.targets, map(float, low_NM[0]))), "high": dict(zip(runs.targets, map(float, high_NM[0])))}

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mixwell.cli.amounts import amounts, columns
 from mixwell.cli.errors import one_line
+from mixwell.cli.written import check_writable, written
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 FAMILY = "scaling.laws"
 LIMITS = {"flops": "flops", "memory": "memory_bytes"}  # as written -> field of the budget
-SHARE = 0.2  # of the runs, the largest, that are left out to see how far the law reaches
 SIZES = 40  # of candidates for the next run
 
 
@@ -39,7 +39,9 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
                                                        "such as --at n=7G --at d=1T.")] = None,
           draws: Annotated[int, typer.Option(min=20, help="Bootstrap draws for the intervals.")] = 200,
           seed: Annotated[int, typer.Option(min=0, help="Of starts and draws.")] = 0,
-          json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it as JSON.")] = None) -> None:
+          report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML report: the law's lines with "
+                                                    "bands, residuals, and all of what is printed.")] = None,
+        json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it as JSON.")] = None) -> None:
     """Fit a scaling law, say how well it extrapolates, and choose the best model under a budget, with intervals.
 
     **Examples**
@@ -50,6 +52,9 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
     """
     import numpy as np
 
+    check_writable(report, json)
+    if report is not None and table is None:
+        raise MixwellError("--report: a published law has no runs to show; give a table of runs.")
     console = Console(highlight=False)
     found: dict[str, Any] = {"law": law}
     own = _law(law)
@@ -66,11 +71,12 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
         found["predicted"] = show_predictions(console, curve, sample, columns(at, "--at"))
     if limits is not None:
         found["best"] = show_best(console, curve, sample, limits, choices)
-    if json is not None:
-        from mixwell.core.files import write_json
+    if report is not None:
+        from mixwell.report import scale_page
 
-        write_json(json, found)
-        console.print(f"written: {json}", soft_wrap=True)
+        written(console, report, scale_page.page(found, table.name if table else law))
+    if json is not None:
+        written(console, json, found)
 
 
 def _law(name: str) -> Any:
@@ -122,30 +128,25 @@ def _budget(text: str) -> Budget | None:
 
 def show_fit(console: Console, name: str, fit: Fit, sample: list[Fit]) -> dict[str, Any]:
     """Print how well the law fits and reaches, and its parameters with intervals; returns the same as data."""
-    import numpy as np
+    from mixwell.report import scale_page
 
-    spread = float(np.sqrt(np.mean(fit.residuals_N**2)))
+    found = scale_page.record(fit, sample, name)
     runs = units.counted(len(fit.losses_N), "run")
-    console.print(f"{name}: {runs}, {units.percent(spread, 2)} of the loss off")
-    reached = _reached(console, fit)
-    found: dict[str, Any] = {}
-    for parameter, value in fit.parameters.items():
-        drawn = [one.parameters[parameter] for one in sample]
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        found[parameter] = {"value": value, "low": float(low), "high": float(high)}
-        reach = f"{units.number(low)} to {units.number(high)}"
-        console.print(f"  {parameter:<8} {units.number(value, 4):>10}   {reach}")
-    return {"parameters": found, "spread": spread, "largest_left_out": reached, "residuals": fit.residuals_N.tolist()}
+    console.print(f"{name}: {runs}, {units.percent(found['spread'], 2)} of the loss off")
+    console.print(_reached(found), soft_wrap=True)
+    for parameter, one in found["parameters"].items():
+        reach = f"{units.number(one['low'])} to {units.number(one['high'])}"
+        console.print(f"  {parameter:<8} {units.number(one['value'], 4):>10}   {reach}")
+    return found
 
 
-def _reached(console: Console, fit: Fit) -> float | None:
-    try:
-        error = fit.largest_left_out(SHARE)
-    except MixwellError as why:
-        console.print(f"how far it reaches cannot be told: without its largest fifth, {why}", soft_wrap=True)
-        return None
-    console.print(f"fitted without the largest fifth of the runs, it misses these by {units.percent(error, 2)}")
-    return error
+def _reached(found: Mapping[str, Any]) -> str:
+    error = found["largest_left_out"]
+    if error is None:
+        return f"how far it reaches cannot be told: without its largest fifth, {found['why_not']}"
+    held = f"{found['inside']} of {found['left_out']}"
+    missed = units.percent(error, 2)
+    return f"fitted without the largest fifth of the runs, it misses these by {missed}; its intervals hold {held}"
 
 
 def show_predictions(console: Console, curve: Curve, sample: list[Fit],
@@ -185,10 +186,10 @@ def show_best(console: Console, curve: Curve, sample: list[Fit], limits: Budget,
     if found.at_edge:
         console.print("  that size is an end of the range that was tried: the range decides, not the law")
     data = {"columns": found.columns, "loss": found.loss, "total_parameters": found.total_parameters, "interval": reach}
-    return data | ({"next_run": _next(console, sample[0].law, curve, found, choices)} if sample else {})
+    return data | (_next(console, sample[0].law, curve, found, choices) if sample else {})
 
 
-def _next(console: Console, law: Any, fit: Any, found: Best, choices: Mapping[str, list[float]]) -> dict[str, float]:
+def _next(console: Console, law: Any, fit: Any, found: Best, choices: Mapping[str, list[float]]) -> dict[str, Any]:
     """The run, no dearer than the dearest so far, that tells most about the loss of the best model."""
     import itertools
 
@@ -211,7 +212,7 @@ def _next(console: Console, law: Any, fit: Any, found: Best, choices: Mapping[st
     chosen = {name: float(values[place]) for name, values in affordable.items()}
     console.print(f"next run worth making, no dearer than the dearest so far: {_words(chosen)} (takes "
                   f"{units.percent(gains[place], 0)} off the variance of that loss)", soft_wrap=True)
-    return chosen
+    return {"next_run": chosen, "next_run_gain": float(gains[place])}
 
 
 def _ends(values: Any) -> tuple[float, float]:

@@ -93,7 +93,7 @@ def best_weights(fitted: Mixture, importance: Mapping[str, float] | None = None,
     """
     search = search or Search()
     generator = generator or np.random.default_rng(42)
-    wanted_M = _importance(fitted, importance)
+    wanted_M = shares_of(fitted, importance)
     caps_D = caps(fitted) if caps_D is None else caps_D
     weights_D = fitted.runs.weights_ND.mean(0) if prior_D is None else prior_D
     for number in range(search.rounds):
@@ -108,7 +108,8 @@ def best_weights(fitted: Mixture, importance: Mapping[str, float] | None = None,
     return Optimum(weights_D, losses_NM[0], caps_D)
 
 
-def _importance(fitted: Mixture, importance: Mapping[str, float] | None) -> np.ndarray:
+def shares_of(fitted: Mixture, importance: Mapping[str, float] | None) -> np.ndarray:
+    """Each target's share of the mean loss that is minimised, [M]; an unknown target raises `MixwellError`."""
     targets = fitted.runs.targets
     if importance is None:
         importance = dict.fromkeys(targets, 1.0)

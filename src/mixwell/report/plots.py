@@ -96,11 +96,20 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, y_range:
     if not lines:
         return Markup("")
     axes = _axes([points for _, points in lines], y_range)
-    drawn = [_band(s, axes) for s, _ in lines]  # below all lines
-    drawn += [_polyline(s, points, axes) for s, points in lines]
     bold = [s for s, _ in lines if not s.faint]
     legend = _legend([(s.name, s.slot) for s in bold])
-    return framed(_joined(drawn), axes, x_label=x_label, y_label=y_label, legend=legend)
+    return framed(_joined(drawn(series, axes)), axes, x_label=x_label, y_label=y_label, legend=legend)
+
+
+def drawn(series: Sequence[Series], axes: Axes) -> list[Markup]:
+    """Bands and lines inside a frame."""
+    bands, lines = [], []
+    for one in series:
+        points = _finite(one)
+        if points:
+            bands.append(_band(one, axes))
+            lines.append(_polyline(one, points, axes))
+    return bands + lines  # bands below all lines
 
 
 def _axes(lines: Sequence[Sequence[Point]], y_range: Range | None) -> Axes:

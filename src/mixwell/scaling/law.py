@@ -202,14 +202,11 @@ class Fit(Curve):
 
     def refitted(self, places: np.ndarray) -> Fit:
         """The fit to some of the runs (or to some more than once), started from this one."""
-        runs = self._rows(places)
-        losses_N = self.losses_N[places]
-        weights_N = self.weights_N[places]
-        problem = self.law._problem(runs, losses_N, weights_N)
+        own = self._at(places)
+        problem = self.law._problem(own.runs, own.losses_N, own.weights_N)
         start = Solution(self.theta_P, self.shape_Q, self.objective)
         found = fitting.descend(problem, start, fitting.LAST)
-        return replace(self, theta_P=found.theta_P, shape_Q=found.shape_Q, objective=found.objective,
-                       runs=runs, losses_N=losses_N, weights_N=weights_N)
+        return replace(own, theta_P=found.theta_P, shape_Q=found.shape_Q, objective=found.objective)
 
     def _rows(self, places: np.ndarray) -> dict[str, np.ndarray]:
         found = {}
@@ -244,19 +241,35 @@ class Fit(Curve):
 
         share: of the runs that are left out, above 0 and below 1; too few others raise `MixwellError`.
         """
-        if not 0 < share < 1:
-            raise MixwellError(f"share is {share}; expected a number between 0 and 1.")
-        cost_N = self.cost_N
-        order_N = np.argsort(cost_N, kind="stable")
-        held = max(1, round(share * len(order_N)))
-        kept = order_N[:-held]
-        left_out = order_N[-held:]
-        self.law._check(self._rows(kept), self.losses_N[kept])
-        fit = self.refitted(kept)
-        predicted_N = fit.predict(self._rows(left_out))
-        error_N = np.log(predicted_N) - np.log(self.losses_N[left_out])
+        fit, left_out = self.without_largest(share)
+        predicted_N = fit.predict(left_out.runs)
+        ratio_N = predicted_N / left_out.losses_N
+        error_N = np.log(ratio_N)
         square = np.mean(error_N**2)
         return float(np.sqrt(square))
+
+    def without_largest(self, share: float = 0.2) -> tuple[Fit, Fit]:
+        """The fit to all but the runs of most training FLOPs, and the runs that are left out (with these parameters).
+
+        share: of the runs that are left out, above 0 and below 1; too few others raise `MixwellError`.
+        """
+        if not 0 < share < 1:
+            raise MixwellError(f"share is {share}; expected a number between 0 and 1.")
+        order_N = np.argsort(self.cost_N, kind="stable")
+        held = max(1, round(share * len(order_N)))
+        kept = order_N[:-held]
+        last = order_N[-held:]
+        left_out = self._at(last)
+        smaller = self._at(kept)
+        self.law._check(smaller.runs, smaller.losses_N)
+        return self.refitted(kept), left_out
+
+    def _at(self, places: np.ndarray) -> Fit:
+        """Some of the runs, with the parameters of all."""
+        runs = self._rows(places)
+        losses_N = self.losses_N[places]
+        weights_N = self.weights_N[places]
+        return replace(self, runs=runs, losses_N=losses_N, weights_N=weights_N)
 
     @property
     def cost_N(self) -> np.ndarray:

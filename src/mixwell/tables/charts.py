@@ -1,60 +1,19 @@
-"""Charts of a fit that `report.plots` does not have: scatter with ellipses, and histograms with a line over them."""
+"""Charts of a fit that `report` does not have: ellipses, and histograms with a line over them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from markupsafe import Markup
 
-from mixwell.report.axes import Axes, Range, framed, padded
+from mixwell.report.axes import Axes, framed
 from mixwell.tables.kinds import resolution
 
-MOST_POINTS = 1500  # more dots than this hide each other
 BINS = 24
-Cloud = tuple[np.ndarray, np.ndarray, int]  # x, y, colour slot
 
-_POINTS = Markup('<path class="points s{}" d="{}"/>')
-_ELLIPSE = Markup('<path class="ellipse s{}" d="M{}Z"/>')
 _HISTOGRAM = Markup('<path class="columns" d="{}"/><polyline class="s1" points="{}" data-name="model"/>')
-
-
-def limits(*values: np.ndarray) -> Range:
-    """A padded range of all finite values."""
-    every = np.concatenate(values)
-    finite = every[np.isfinite(every)]
-    low = float(finite.min())
-    high = float(finite.max())
-    return padded([low, high])
-
-
-def scatter(clouds: Sequence[Cloud], ellipses: Sequence[Cloud], *, x_label: str, y_label: str, x_range: Range,
-            y_range: Range) -> Markup:
-    """Dots, and closed lines over them."""
-    axes = Axes(x_range, y_range)
-    count = sum(len(x) for x, _, _ in clouds)
-    stride = max(1, math.ceil(count / MOST_POINTS))
-    drawn = []
-    for x, y, slot in clouds:
-        places = _places(x[::stride], y[::stride], axes)
-        dots = [f"M{place}h0" for place in places]
-        drawn.append(_POINTS.format(slot, "".join(dots)))
-    for x, y, slot in ellipses:
-        line = "L".join(_places(x, y, axes))
-        drawn.append(_ELLIPSE.format(slot, line))
-    return framed(Markup("").join(drawn), axes, x_label=x_label, y_label=y_label, form="chart scatter")
-
-
-def _places(x: np.ndarray, y: np.ndarray, axes: Axes) -> list[str]:
-    """Points as SVG names them, to the nearest thousandth of the frame."""
-    places = []
-    for a, b in zip(x, y):
-        left = axes.across(a)
-        down = axes.down(b)
-        places.append(f"{left:.0f} {down:.0f}")
-    return places
 
 
 def ellipse(mean_2: np.ndarray, scale_22: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mixwell.core import units
-from mixwell.report import plots
+from mixwell.report import plots, scatter
 from mixwell.tables import charts
 from mixwell.tables.columns import Column, decode
 from mixwell.tables.describe import Normal, Profile, gap, normal, radius, stands_out, telling_pairs
@@ -154,9 +154,9 @@ def _scatter(fitted: FittedMixture, block: Normal, places: tuple[int, int], x_ND
         lines = _ellipses(block, k, places, (across, up))
         ellipses += [(*line, slot) for line in lines]
     frame_N2 = pair_N2 if like is None else like[:, own]
-    x_range = charts.limits(decode(across, frame_N2[:, 0]))
-    y_range = charts.limits(decode(up, frame_N2[:, 1]))
-    return charts.scatter(clouds, ellipses, x_label=across.name, y_label=up.name, x_range=x_range, y_range=y_range)
+    x_range = scatter.limits(decode(across, frame_N2[:, 0]))
+    y_range = scatter.limits(decode(up, frame_N2[:, 1]))
+    return scatter.scatter(clouds, ellipses, x_label=across.name, y_label=up.name, x_range=x_range, y_range=y_range)
 
 
 def _ellipses(block: Normal, k: int, places: tuple[int, int],

@@ -20,8 +20,9 @@ from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.files import read_json, write_json
 from mixwell.core.machine import hold_memory
 from mixwell.data.optimum import best_weights, limited
-from mixwell.data.predictor import Mixture, rank_correlation
+from mixwell.data.predictor import Mixture
 from mixwell.data.runs import MixingRuns
+from mixwell.data.sureness import rank_correlations
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel
@@ -210,7 +211,7 @@ def choose(runs: MixingRuns, config: Mixing, limits_D: np.ndarray, natural_D: np
     predicted = {name: _predicted(fitted, errors_NM, weights_D) for name, weights_D in mixtures.items()}
     return {
         "weights": _by_name(runs.domains, best.weights_D), "caps": _by_name(runs.domains, limits_D),
-        "rank_correlations": _ranks(runs, errors_NM), "predicted": predicted}
+        "rank_correlations": rank_correlations(runs, errors_NM), "predicted": predicted}
 
 
 def _predicted(fitted: Mixture, errors_NM: np.ndarray, weights_D: np.ndarray) -> dict[str, Any]:
@@ -219,13 +220,6 @@ def _predicted(fitted: Mixture, errors_NM: np.ndarray, weights_D: np.ndarray) ->
     names = fitted.runs.targets
     return {"weights": _by_name(fitted.runs.domains, weights_D), "losses": _by_name(names, losses_M),
             "low": _by_name(names, low_NM[0]), "high": _by_name(names, high_NM[0])}
-
-
-def _ranks(runs: MixingRuns, errors_NM: np.ndarray) -> dict[str, float]:
-    """Rank correlation of losses with what fits that did not see them predict, by target."""
-    log_NM = np.log(runs.losses_NM)
-    columns = zip(runs.targets, log_NM.T, errors_NM.T)
-    return {name: rank_correlation(log_N - error_N, log_N) for name, log_N, error_N in columns}
 
 
 def _by_name(names: Sequence[str], values_D: np.ndarray) -> dict[str, float]:

@@ -8,6 +8,7 @@ and trained in. The same for bytes sent, which the wires count, and for the memo
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import socket
@@ -95,7 +96,7 @@ def trained(rank: int, size: int, port: int, spread: Spread, arch: dict[str, Any
         if rank:
             found.wait()
             return
-        steps = [after - before for before, after in zip(times[1:], times[2:])]
+        steps = [after - before for before, after in itertools.pairwise(times[1:])]
         grown = machine.peak_bytes() - rest + weights
         there.put({"seconds": statistics.median(steps), "sent": (sent[-1] - sent[0]) / (len(sent) - 1),
                    "memory": grown})

@@ -46,7 +46,9 @@ def test_reasons():
     one = dataclasses.replace(WORK, rows=1, kv_heads=1, layers=WORK.layers[:1], length=2)
     single = dataclasses.replace(CLUSTER, devices=1, nodes=1)
     assert "is the only layout" in reason(search(one, single), single)
-    fast = dataclasses.replace(CLUSTER, inside=Link(latency_s=0.0, bytes_per_s=1e30), between=None, nodes=1)
+    device = dataclasses.replace(DEVICE, memory_bytes_per_s=1e30)
+    fast = dataclasses.replace(CLUSTER, device=device, nodes=1, between=None,
+                               inside=Link(latency_s=0.0, bytes_per_s=1e30))
     assert "take equally long" in reason(search(WORK, fast), fast)
 
 

@@ -11,7 +11,6 @@ from mixwell.run import clusters, measuring, recipe
 from mixwell.run.stages.train import Training
 from mixwell.run.workload import Step, step_of, work_of
 
-
 ARCH = {"vocab_size": 64, "dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
         "channel_mixer": [{"method": "experts.layers.swiglu", "hidden_dim": 96},
                           {"method": "experts.layers.moe", "num_experts": 4, "hidden_dim": 48,

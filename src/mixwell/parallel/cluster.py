@@ -1,7 +1,7 @@
 """A cluster as it is described: what one process computes and holds, and the links between processes.
 
-A process stands on a device of its own. `inside` is the link between two devices of a node, `between` that of devices of
-different nodes; a group of processes that does not lie within a node goes at the pace of `between`.
+A process stands on a device of its own. `inside` is the link between two devices of a node, `between` that of devices
+of different nodes; a group of processes that does not lie within a node goes at the pace of `between`.
 """
 
 from __future__ import annotations

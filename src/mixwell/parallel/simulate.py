@@ -140,6 +140,9 @@ class Simulation:
         if number == len(self.stages) - 1:
             flops += self.work.head_flops
         calls += self._passed_on(number, backward)
+        if self.spread.sharded:
+            ends = self.work.number_bytes * self._ends(number) / self.spread.tensor
+            calls += self.groups.same.call("gather", ends / self.groups.same.size)
         rate = self.device.flops_per_s * self.device.efficiency
         once = self.tokens * flops / self.spread.tensor / rate + len(layers) * self.device.layer_s
         times = self._backward_passes if backward else 1.0
@@ -236,11 +239,15 @@ class Simulation:
         layers = self.stages[number]
         shared = float(sum(layer.dense_weights for layer in layers))
         own = float(sum(layer.expert_weights for layer in layers))
-        if number in (0, len(self.stages) - 1):
-            shared += self.work.end_weights / min(2, len(self.stages))
+        shared += self._ends(number)
         if self.spread.expert == 1:
             shared, own = shared + own, 0.0
         return shared / self.spread.tensor, own / self.spread.expert / self.spread.tensor
+
+    def _ends(self, number: int) -> float:
+        """Weights of embedding and head in a stage: the first holds the one, the last the other."""
+        holders = {0, len(self.stages) - 1}
+        return self.work.end_weights / len(holders) if number in holders else 0.0
 
     def _gradient_calls(self, weights: float, group: Group) -> Iterator[Call]:
         nbytes = 4.0 * weights

@@ -75,18 +75,29 @@ def _order(one: Tried) -> tuple[bool, float, int]:
 def reason(tried: Sequence[Tried], cluster: Cluster) -> str:
     """A line that says why the first is first."""
     best = tried[0]
+    name = best.spread.words()
     if not best.fits:
-        return (f"no layout fits: the smallest, {best.spread.words()}, needs {si(best.found.memory_bytes, 'B')} of the "
-                f"{si(cluster.device.memory_bytes, 'B')} of a process.")
-    others = [one for one in tried if one.spread.words() != best.spread.words()]
-    plain = [one for one in others if one.spread == Spread(data=one.spread.data, micro_batches=1)]
-    rival = next(iter(plain or others), None)
+        return f"no layout fits: the smallest, {name}, needs {_memory(best, cluster)}."
+    rival = _rival(tried)
     if rival is None:
-        return f"{best.spread.words()} is the only layout that the training allows."
+        return f"{name} is the only layout that the training allows."
     if not rival.fits:
-        return (f"{rival.spread.words()} would need {si(rival.found.memory_bytes, 'B')} of the "
-                f"{si(cluster.device.memory_bytes, 'B')} of a process; {best.spread.words()} is the fastest that fits.")
+        other = rival.spread.words()
+        return f"{other} would need {_memory(rival, cluster)}; {name} is the fastest that fits."
     return _against(best, rival)
+
+
+def _rival(tried: Sequence[Tried]) -> Tried | None:
+    """What the first is held against: copies of the whole model, else the second."""
+    others = tried[1:]
+    plain = [one for one in others if one.spread.is_plain]
+    return next(iter([*plain, *others]), None)
+
+
+def _memory(one: Tried, cluster: Cluster) -> str:
+    needed = si(one.found.memory_bytes, "B")
+    there = si(cluster.device.memory_bytes, "B")
+    return f"{needed} of the {there} of a process"
 
 
 def _against(best: Tried, rival: Tried) -> str:

@@ -108,8 +108,10 @@ class Simulation:
         self.work, self.spread, self.device = work, spread, cluster.device
         self.groups = groups(spread, cluster)
         parts = spread.readers * spread.micro_batches * spread.sequence
-        self.tokens = work.rows * work.length / parts  # of a micro-batch, in one process
-        self.row_bytes = self.tokens * work.dim * work.number_bytes
+        whole = work.rows * work.length
+        token_bytes = work.dim * work.number_bytes
+        self.tokens = whole / parts  # of a micro-batch, in one process
+        self.row_bytes = self.tokens * token_bytes
         self.stages = _cut(work.layers, spread.pipeline)
 
     def estimate(self) -> Estimate:
@@ -119,15 +121,17 @@ class Simulation:
         backward = [self._pass(number, backward=True) for number in numbers]
         updates = [self._update(number) for number in numbers]
         times = self.spread.micro_batches
-        there = step_seconds([one.seconds for one in forward], times)
-        back = step_seconds([one.seconds for one in reversed(backward)], times)
-        whole = there + back + max(one.seconds for one in updates)
+        there = step_seconds(_seconds(forward), times)
+        back = step_seconds(_seconds(backward[::-1]), times)
+        last = max(_seconds(updates))
+        whole = there + back + last
         micro = [_joined(one, other) for one, other in zip(forward, backward)]
         steps = [_joined(_repeated(one, times), end) for one, end in zip(micro, updates)]
         busiest = max(steps, key=lambda one: one.seconds)
         idle = max(0.0, whole - busiest.seconds)
         memory = max(map(self._memory, numbers))
-        return Estimate(whole, busiest.computing_s, busiest.sending_s, idle, memory, sent_by_kind(busiest.calls))
+        sent = sent_by_kind(busiest.calls)
+        return Estimate(whole, busiest.computing_s, busiest.sending_s, idle, memory, sent)
 
     def _pass(self, number: int, backward: bool) -> Part:
         """A micro-batch through a stage one way."""
@@ -144,7 +148,9 @@ class Simulation:
             ends = self.work.number_bytes * self._ends(number) / self.spread.tensor
             calls += self.groups.same.call("gather", ends / self.groups.same.size)
         rate = self.device.flops_per_s * self.device.efficiency
-        once = self.tokens * flops / self.spread.tensor / rate + len(layers) * self.device.layer_s
+        own_flops = self.tokens * flops / self.spread.tensor
+        fixed_s = len(layers) * self.device.layer_s
+        once = own_flops / rate + fixed_s
         times = self._backward_passes if backward else 1.0
         return Part(times * once, calls)
 
@@ -171,10 +177,11 @@ class Simulation:
         """What a micro-batch asks of other processes in a layer, one way."""
         repeated = 1.0 if backward and self.work.checkpointing else 0.0  # forward calls that are made again
         times = repeated if backward else 1.0
-        yield from self._expert_calls(layer, 1.0 + repeated, times)
+        ways = 1.0 + repeated
+        yield from self._expert_calls(layer, ways, times)
         yield from self._balance_calls(layer, times)
-        yield from self.groups.tensor.call("total", self.row_bytes, 2.0 * (1.0 + repeated))
-        yield from self._sequence_calls(1.0 + repeated)
+        yield from self.groups.tensor.call("total", self.row_bytes, 2.0 * ways)
+        yield from self._sequence_calls(ways)
         if self.spread.sharded:
             share = self._gathered_bytes(layer) / self.groups.same.size
             yield from self.groups.same.call("gather", share)
@@ -184,8 +191,9 @@ class Simulation:
         if not layer.experts:
             return
         rows = self.row_bytes * layer.chosen / self.spread.tensor
-        yield from self.groups.expert.call("exchange", rows, 2.0 * times)
-        yield from self.groups.expert.call("exchange", 8.0 * layer.experts, counted)
+        others = self.groups.expert
+        yield from others.call("exchange", rows, 2.0 * times)
+        yield from others.call("exchange", 8.0 * layer.experts, counted)
         if self.spread.expert > 1:  # the slices of a tensor group put its rows together, before and after
             yield from self.groups.tensor.call("gather", rows, 2.0 * times)
 
@@ -209,13 +217,16 @@ class Simulation:
         work, group = self.work, self.groups.sequence
         if group.size == 1:
             return
-        heads = math.gcd(group.size, work.kv_heads)
-        ring = group.size // heads
-        number = self.tokens * work.head_dim * work.number_bytes / self.spread.tensor
-        changed = (2.0 * work.heads + 2.0 * work.kv_heads) * number
-        yield from Group(heads, group.link).call("exchange", changed, times)
-        round_ = 2.0 * work.kv_heads * number
-        yield from Group(ring, group.link).call(PASS, round_, times * (ring - 1))
+        row = math.gcd(group.size, work.kv_heads)
+        ring = group.size // row
+        head_bytes = self.tokens * work.head_dim * work.number_bytes
+        own_bytes = head_bytes / self.spread.tensor
+        keys_values = 2.0 * work.kv_heads
+        changed = keys_values + 2.0 * work.heads
+        neighbours = Group(row, group.link)
+        column = Group(ring, group.link)
+        yield from neighbours.call("exchange", changed * own_bytes, times)
+        yield from column.call(PASS, keys_values * own_bytes, times * (ring - 1))
 
     def _gathered_bytes(self, layer: LayerWork) -> float:
         """Weights of a layer that a process of a sharded layout gathers: its own experts and all else."""
@@ -237,12 +248,14 @@ class Simulation:
     def _weights(self, number: int) -> tuple[float, float]:
         """Of a stage in one process: those that all of its block share, and those of its own experts."""
         layers = self.stages[number]
-        shared = float(sum(layer.dense_weights for layer in layers))
-        own = float(sum(layer.expert_weights for layer in layers))
-        shared += self._ends(number)
+        slices = self.spread.tensor
+        dense = sum(layer.dense_weights for layer in layers)
+        experts = sum(layer.expert_weights for layer in layers)
+        shared = dense + self._ends(number)
         if self.spread.expert == 1:
-            shared, own = shared + own, 0.0
-        return shared / self.spread.tensor, own / self.spread.expert / self.spread.tensor
+            return (shared + experts) / slices, 0.0
+        own = experts / self.spread.expert
+        return shared / slices, own / slices
 
     def _ends(self, number: int) -> float:
         """Weights of embedding and head in a stage: the first holds the one, the last the other."""
@@ -270,20 +283,19 @@ class Simulation:
 
     def _memory(self, number: int) -> float:
         """Bytes of a stage in one process: weights with their state, what is kept of tokens, a bucket."""
-        work, layers = self.work, self.stages[number]
+        layers = self.stages[number]
+        sharing = self.groups.same.size
         held = sum(self._weights(number))
-        whole = work.state_bytes * held
+        whole = self.work.state_bytes * held
         if self.spread.sharded:
             gathered = max(self._gathered_bytes(layer) for layer in layers)
-            whole = whole / self.groups.same.size + gathered
-        kept = self.tokens * self._kept(layers)
-        entered = self.tokens * work.dim
-        if self.spread.pipeline > 1:
-            kept += self.spread.micro_batches * entered
-        if number == len(self.stages) - 1:
-            kept += 2.0 * self.tokens * work.vocab_size
-        bucket = 2.0 * min(BUCKET_BYTES, 4.0 * held) if self.groups.same.size > 1 else 0.0
-        return whole + max(kept * work.number_bytes + bucket, self._gathered_state(layers))
+            whole = whole / sharing + gathered
+        kept = self.tokens * self._kept(number)
+        training = kept * self.work.number_bytes
+        if sharing > 1:
+            training += 2.0 * min(BUCKET_BYTES, 4.0 * held)
+        saving = self._gathered_state(layers)
+        return whole + max(training, saving)
 
     def _gathered_state(self, layers: Sequence[LayerWork]) -> float:
         """What the first process holds of other processes' experts while it saves: weights and moments of all."""
@@ -292,12 +304,18 @@ class Simulation:
         experts = sum(layer.expert_weights for layer in layers)
         return SAVED_BYTES * experts
 
-    def _kept(self, layers: Sequence[LayerWork]) -> float:
-        """Numbers that a token leaves behind in a stage."""
+    def _kept(self, number: int) -> float:
+        """Numbers that a token of a micro-batch leaves behind in a stage."""
+        layers = self.stages[number]
+        insides = [layer.kept / self.spread.tensor for layer in layers]
+        kept = sum(insides)
         if self.work.checkpointing:
-            entered = len(layers) * self.work.dim
-            return entered + max(layer.kept for layer in layers) / self.spread.tensor
-        return sum(layer.kept for layer in layers) / self.spread.tensor
+            kept = max(insides) + len(layers) * self.work.dim
+        if self.spread.pipeline > 1:
+            kept += self.spread.micro_batches * self.work.dim
+        if number == len(self.stages) - 1:
+            kept += 2.0 * self.work.vocab_size  # logits and their gradient
+        return kept
 
 
 class Part(NamedTuple):
@@ -315,6 +333,10 @@ class Part(NamedTuple):
     def seconds(self) -> float:
         """Computing and sending, one after the other."""
         return self.computing_s + self.sending_s
+
+
+def _seconds(parts: Sequence[Part]) -> list[float]:
+    return [part.seconds for part in parts]
 
 
 def _joined(one: Part, other: Part) -> Part:

@@ -117,6 +117,11 @@ class Spread:
         untried = self.tensor * self.sequence * self.pipeline
         return untried == 1 and not self.sharded
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the processes hold copies of the whole model."""
+        return self.trains and self.expert == 1
+
     def words(self) -> str:
         """`data=4 expert=2`, and whatever else is not 1."""
         numbers = {"data": self.data, "expert": self.expert, "tensor": self.tensor, "sequence": self.sequence,

@@ -43,7 +43,7 @@ def rates() -> Rates:
 
 @functools.cache
 def _rates(threads: int) -> Rates:
-    return Rates(**kept("rates", _measure, threads), threads=threads)
+    return Rates(**kept("rates", measure, threads), threads=threads)
 
 
 def compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
@@ -53,7 +53,8 @@ def compute_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.bfloat16 if rates().bf16_pays else torch.float32
 
 
-def _measure() -> dict[str, float]:
+def measure() -> dict[str, float]:
+    """The rates as they are now, by the names of `Rates`."""
     return {"fp32_gflops": _gemm_gflops(torch.float32), "bf16_gflops": _gemm_gflops(torch.bfloat16),
             "memory_gbps": _memory_gbps()}
 

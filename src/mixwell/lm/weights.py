@@ -7,7 +7,9 @@ One in fewer bits is packed codes under the name, and its parts beside (`kernels
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -51,9 +53,27 @@ def check_size(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> None
                                          f"{config.vocab_size} in {str(dtype).removeprefix('torch.')}")
 
 
+@contextmanager
+def described_alone() -> Iterator[None]:
+    """A block in which a model may be larger than this machine's memory: it is described here and made elsewhere."""
+    before = _BOUNDLESS.set(True)
+    try:
+        yield
+    finally:
+        _BOUNDLESS.reset(before)
+
+
+_BOUNDLESS = ContextVar("_BOUNDLESS", default=False)
+
+
+def memory_bytes() -> float:
+    """What a model may take: this machine's memory, and no bound where it is `described_alone`."""
+    return math.inf if _BOUNDLESS.get() else machine.memory_bytes()
+
+
 def check_memory(needed_bytes: int, what: str) -> None:
     """Raise `MixwellError` where `what` takes more memory than this machine has."""
-    there_bytes = machine.memory_bytes()
+    there_bytes = memory_bytes()
     if needed_bytes > there_bytes:
         needed, there = needed_bytes / GIB, there_bytes / GIB
         raise MixwellError(f"{what} takes {needed:,.1f} GiB ({needed_bytes} bytes); this machine has {there:,.1f} GiB.")

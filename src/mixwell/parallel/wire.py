@@ -1,7 +1,7 @@
 """Wires between workers that compute together: threads of this process, or processes under torchrun.
 
 Every worker of a wire must make the same calls in the same order. `sent` counts the bytes that leave a worker, as the
-usual algorithms send them: all but its own part of an exchange, size - 1 parts of a gather, twice that share of a sum.
+usual algorithms send them (`LEAVING`), `calls` how often it was asked.
 
 Legend: N rows to send, M rows that come.
 """
@@ -23,6 +23,13 @@ from mixwell.core.errors import MixwellError
 
 Result = TypeVar("Result")
 LONGEST_S = 300.0  # that a thread waits for the others
+# kind of call -> times the bytes of a worker's tensor that leave it, for so many workers; of an exchange, where each
+# worker gets an equal part
+LEAVING: dict[str, Callable[[int], float]] = {
+    "exchange": lambda size: (size - 1) / size,
+    "gather": lambda size: size - 1,
+    "total": lambda size: 2 * (size - 1) / size,
+}
 
 
 class LostWorker(MixwellError):
@@ -35,6 +42,7 @@ class Wire(ABC):
     rank: int
     size: int
     sent: Counter[str]  # bytes by kind of call
+    calls: Counter[str]  # calls by kind
 
     def exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Rows [N, ...], `sent[r]` of them for each worker r in turn, for the rows [M, ...] that come back likewise."""
@@ -44,12 +52,12 @@ class Wire(ABC):
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all workers, of one shape, in their order."""
-        self._count("gather", tensor, self.size - 1)
+        self._count("gather", tensor, LEAVING["gather"](self.size))
         return self._gather(tensor.contiguous())
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over the workers."""
-        self._count("total", tensor, 2 * (self.size - 1) / self.size)
+        self._count("total", tensor, LEAVING["total"](self.size))
         return self._total(tensor)
 
     @contextmanager
@@ -60,6 +68,7 @@ class Wire(ABC):
     def _count(self, kind: str, tensor: Tensor, times: float) -> None:
         size = tensor.numel() * tensor.element_size()
         self.sent[kind] += round(size * times)
+        self.calls[kind] += 1
 
     @abstractmethod
     def _exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor: ...
@@ -77,7 +86,7 @@ class ProcessWire(Wire):
     def __init__(self, group: Any = None) -> None:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.sent = Counter()
+        self.sent, self.calls = Counter(), Counter()
 
     def _exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         came = rows.new_empty(sum(received), *rows.shape[1:])
@@ -130,7 +139,7 @@ class ThreadWire(Wire):
     def __init__(self, table: _Table, rank: int) -> None:
         self._table = table
         self.rank, self.size = rank, len(table.places)
-        self.sent = Counter()
+        self.sent, self.calls = Counter(), Counter()
 
     def _exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         parts = rows.split(list(sent))

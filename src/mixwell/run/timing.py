@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,16 @@ PROMPT, NEW = 16, 16  # tokens read and written by a timed sample
 
 def training(start: Checkpoint, rows: int, config: Training, patience_s: float) -> Timed:
     """Seconds and FLOPs a token, and peak bytes, of training steps of `rows` windows."""
-    model = LanguageModel.from_checkpoint(start).train()
+    model = LanguageModel.from_checkpoint(start)
+    with stepping(model, config) as step:
+        flops = 3.0 * model.flops_per_token(config.seq_len)
+        return _steps(step, rows, config.seq_len, flops, patience_s)
+
+
+@contextmanager
+def stepping(model: LanguageModel, config: Training) -> Iterator[Callable[[int], None]]:
+    """A function that takes a training step of so many windows of made-up tokens, at a learning rate of 0."""
+    model.train()
     model.checkpointing = config.checkpointing
     frozen = Frozen(model, config.frozen)
     optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
@@ -55,9 +65,8 @@ def training(start: Checkpoint, rows: int, config: Training, patience_s: float) 
         norm = float(optimizer.grad_norm())
         optimizer.step(0.0, norm, config.grad_clip)
 
-    flops = 3.0 * model.flops_per_token(config.seq_len)
     try:
-        return _steps(step, rows, config.seq_len, flops, patience_s)
+        yield step
     finally:
         optimizer.release()
         frozen.release()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mixwell.core import machine, registry
+from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, shown
@@ -20,6 +20,7 @@ from mixwell.lm import folder as folders
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel, load
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.lm.weights import memory_bytes
 from mixwell.run import facts
 from mixwell.run.paths import find_model
 from mixwell.run.stages._parts import Job, Stage, with_tokenizer
@@ -65,7 +66,7 @@ def _first_line(error: Exception) -> str:
 def _check_size(model: LanguageModel, where: str) -> None:
     """Refuse a model whose weights alone are larger than this machine's memory."""
     weights = 4 * model.num_parameters()  # float32
-    memory = machine.memory_bytes()
+    memory = memory_bytes()
     if weights > memory:
         raise MixwellError(f"{where}: the weights take {si(weights, 'B')}, this machine has {si(memory, 'B')} of "
                            "memory; expected a smaller model.")
@@ -140,7 +141,8 @@ def run_build(job: Job) -> dict[str, Any]:
 def build_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:
     """A model of the stage's shape with random weights."""
     config = stage.config.model(vocab_size)
-    model = LanguageModel(config, generator(0))
+    sketched = torch.get_default_device().type == "meta"  # a generator would make numbers after all
+    model = LanguageModel(config, None if sketched else generator(0))
     if model.needs_tokens:
         draws = generator(0)
         text = torch.randint(vocab_size, (SHAPE_TOKENS,), generator=draws)

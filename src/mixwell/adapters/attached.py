@@ -82,7 +82,7 @@ class Standing:
     config: Any
     adapters: Mapping[str, Any]  # by target
     trained: tuple[str, ...] = ()  # names of the model's parameters
-    turns: tuple[tuple[str, ...], ...] = ()  # groups of these, each trained every so many steps; none = all at every step
+    turns: tuple[tuple[str, ...], ...] = ()  # groups of these, a step each in turn; none = all at every step
     start: Mapping[str, Tensor] = field(default_factory=dict)  # values that some of these begin with
 
 

@@ -117,7 +117,9 @@ def _others(names: Sequence[str], units: Sequence[Unit]) -> list[str]:
 
 
 def _bias_of(name: str) -> str:
-    return name.removesuffix(WEIGHT) + BIAS if name.endswith(WEIGHT) else ""
+    """The bias that goes with a weight; one that no parameter has where the weight has none."""
+    layer = name.removesuffix(WEIGHT)
+    return layer + BIAS
 
 
 def _chosen(trained: Sequence[Unit], matrices: Sequence[Target], names: Sequence[str],

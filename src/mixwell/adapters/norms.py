@@ -74,8 +74,10 @@ def _drawn(gain: Tensor, generator: torch.Generator) -> Tensor:
 
 def switched_off(there: Attached, below: float = 0.01) -> float:
     """Share of the trained gains that are smaller than `below`: features that the training did without."""
-    gains = [value.detach().flatten() for name, value in there.trained.items() if _is_gain(name) and value.ndim == 1]
-    small = torch.cat(gains).abs() < below
+    vectors = {name: value.detach() for name, value in there.trained.items() if value.ndim == 1}
+    gains = [value for name, value in vectors.items() if _is_gain(name)]
+    together = torch.cat(gains)
+    small = together.abs() < below
     return float(small.float().mean())
 
 

@@ -83,7 +83,8 @@ class S2FT(Selection):
                 continue
             families = [family for target in there for family in _families(target, kind)]
             if not families:
-                raise MixwellError(f"{kind} is {share}, and no target has such a part; set {kind}: 0, or widen targets.")
+                raise MixwellError(f"{kind} is {share}, and no target has such a part; set {kind}: 0, or widen "
+                                   "targets.")
             slices |= drawn(families, share, generator)
         return Chosen(slices=slices)
 

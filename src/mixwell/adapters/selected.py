@@ -118,7 +118,10 @@ class Slice(WeightAdapter):
 
     def bias(self, bias: Tensor, weight: Any, entries: Tensor, indices: Tensor, shifts: Tensor | None = None) -> Tensor:
         """The bias with that of the rows in its place."""
-        return bias if shifts is None else bias.index_copy(0, indices, shifts.to(bias.dtype))
+        if shifts is None:
+            return bias
+        own = shifts.to(bias.dtype)
+        return bias.index_copy(0, indices, own)
 
     def delta(self, weight: Tensor, entries: Tensor, indices: Tensor, shifts: Tensor | None = None) -> Tensor:
         """How far the weight moved: 0 but in these rows or columns."""
@@ -231,7 +234,10 @@ def layer_of(name: str) -> int | None:
 
 def stacked(target: Target, indices: Tensor) -> Tensor:
     """The same rows or columns [K] of every expert of a stack, [E, K]; as they are for one matrix."""
-    return indices.expand(*target.stack, -1).clone() if target.stack else indices
+    if not target.stack:
+        return indices
+    alike = indices.expand(*target.stack, -1)
+    return alike.clone()
 
 
 def norms_of(model: nn.Module, names: Sequence[str]) -> list[str]:

@@ -23,6 +23,8 @@ stages:
   - {id: more, from: tuned, adapt: {method: ia3, steps: 2, targets: down_proj, trained: [sequence_norm],
                                          weights: {left: 3, right: 1}}}
   - {id: whole, from: tuned, train: {steps: 1}}
+  - {id: halved, from: moe, adapt: half, steps: 2, lr: 1e-2}
+  - {id: turned, from: moe, adapt: {method: in_turn, targets: "layers.*"}, steps: 1, lr: 1e-2}
 """
 
 
@@ -52,10 +54,26 @@ def test_a_stage_leaves_the_merged_model_and_the_adapter(run):
     assert all(planned.cached for planned in engine.plan(chosen, out))
 
 
+def test_parts_of_the_model_itself_are_trained(run):
+    _, out = run
+    base, halved, turned = (mixwell.load(stage_folder(out, name) / "model") for name in ("moe", "halved", "turned"))
+    before, half, turn = base.state_dict(), halved.state_dict(), turned.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], half[name])}
+    assert {"embed.weight", "head.weight"} < moved
+    still = [name for name in before if torch.equal(before[name][:1], half[name][:1])]
+    assert any("channel_mixer" in name for name in still) and any("sequence_mixer" in name for name in still)
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], turn[name])}
+    assert moved == {"layers"}
+    there = files.load(stage_folder(out, "halved") / adapt.FOLDER, base)
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(there.model(tokens).logits_BTV, halved(tokens).logits_BTV)
+
+
 def test_the_report_plans_by_the_weights_given(run):
     _, out = run
     drawn = data(read_run(out))["drawn"]
-    assert drawn["head"] == ["tuned", "more", "whole"] and drawn["by_size"] == ["tuned", "whole"]
+    assert drawn["head"] == ["tuned", "more", "whole", "halved", "turned"]
+    assert drawn["by_size"] == ["tuned", "whole", "halved", "turned"]
     plans = {row[0]: row[2][1] for row in drawn["rows"]}
     assert "planned 75" in plans["left"] and "planned 25" in plans["right"]
 

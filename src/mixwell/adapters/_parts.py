@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from mixwell.adapters.attached import Attached, Pass, attach
-from mixwell.adapters.targets import Target
+from mixwell.adapters.attached import Attached, Known, Pass, Standing, attach, check_free
+from mixwell.adapters.targets import Target, find
 from mixwell.core.errors import MixwellError
+from mixwell.core.method import card
 from mixwell.core.routing import Context
 from mixwell.kernels.codes import CodedWeight
 from mixwell.kernels.norm import wide
@@ -44,6 +45,18 @@ class Adapter(nn.Module):
                generator: torch.Generator | None = None, **given: Any) -> Attached:
         """Put adapters beside the targets of `model`, freeze all else; see `mixwell.adapters.attached.attach`."""
         return attach(cls, model, targets, config, generator, **given)
+
+    @classmethod
+    def stands(cls, model: nn.Module, targets: Sequence[str] | str | None, config: Any, generator: torch.Generator,
+               known: Known) -> Standing:
+        """An adapter beside each target that the patterns fit."""
+        found = find(model, listed(cls.targets if targets is None else targets), cls.whole)
+        for target in found:
+            check_free(target)
+        names = [target.name for target in found]
+        made = cls.build(found, config, generator)
+        beside = dict(zip(names, made))
+        return Standing(card(cls).name, config, beside)
 
     @classmethod
     def build(cls, targets: Sequence[Target], config: Any, generator: torch.Generator) -> Sequence[Self]:
@@ -197,6 +210,11 @@ def _column(part: Tensor | None, count: int) -> Sequence[Tensor | None]:
     if part is None:
         return [None] * count
     return part.unbind(0)
+
+
+def listed(patterns: Sequence[str] | str) -> list[str]:
+    """Patterns as a list; one may stand by itself."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def full(weight: Any) -> Tensor:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixwell.adapters.targets import Target, find, fits
+from mixwell.adapters.targets import Target, fits
+from mixwell.adapters.turns import Turns
 from mixwell.core import rng
 from mixwell.core.errors import MixwellError
-from mixwell.core.method import card
 from mixwell.core.routing import Context
+from mixwell.kernels.norm import wide
 from mixwell.kernels.packing import CHANGES
 
+TURNS = "turns"  # attribute of a model whose parts are trained in turn, which a training asks before each step
 WHOLE = "whole"  # name of the adapter of a layer as a whole among the layer's adapters
 
 
@@ -63,32 +66,54 @@ class Pass:
         return result._replace(losses=losses, aux=aux)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a method may look at before it stands beside a model."""
+
+    held: Mapping[str, Tensor] | None = None  # tensors that are loaded next, which say what was drawn or measured
+    text: Iterable[Tensor] | None = None  # windows of token ids, int64 [B, T] each
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a method puts beside a model, and which of the model's own parameters it trains."""
+
+    method: str  # in full
+    config: Any
+    adapters: Mapping[str, Any]  # by target
+    trained: tuple[str, ...] = ()  # names of the model's parameters
+    turns: tuple[tuple[str, ...], ...] = ()  # groups of these, a step each in turn; none = all at every step
+    start: Mapping[str, Tensor] = field(default_factory=dict)  # values that some of these begin with
+
+
 def attach(method: Any, model: nn.Module, targets: Sequence[str] | str | None, config: Any,
-           generator: torch.Generator | None = None, *, trained: Sequence[str] = (), begin: bool = True) -> Attached:
+           generator: torch.Generator | None = None, *, trained: Sequence[str] = (), begin: bool = True,
+           held: Mapping[str, Tensor] | None = None, text: Iterable[Tensor] | None = None) -> Attached:
     """Put adapters of `method` beside the targets of `model`, in place, and freeze everything else.
 
     targets: patterns of names, see `mixwell.adapters.targets.fits`; None takes the method's own. trained: patterns of
     parameters that are trained as they are (norms, an embedding) and belong to the adapter. generator: default seed 0.
-    begin: whether to compute what the start takes of the weights; not where `load_tensors` follows.
+    begin: whether to compute what the start takes of the weights; not where `load_tensors` follows. held: the tensors
+    that follow then, for methods that drew or measured what they stand at. text: windows of token ids, for methods
+    that look at text.
 
     Raises `MixwellError` for a pattern that fits nothing, a target that has an adapter already, and values in a target
     that are not finite.
     """
-    patterns = method.targets if targets is None else targets
-    listed = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = find(model, listed, method.whole)
-    for target in found:
-        _check_free(target)
-    made = method.build(found, config, generator or rng.generator(0))
-    for adapter in made:
+    draws = generator or rng.generator(0)
+    there: Standing = method.stands(model, targets, config, draws, Known(held, text))
+    for adapter in there.adapters.values():
         if begin:
             adapter.begin()
         adapter.train(model.training)  # a router that draws in training must not where the model does not train
-    names = [target.name for target in found]
-    return Attached(model, config, dict(zip(names, made)), trained)
+    found = Attached(model, there, trained)
+    if begin:
+        found.start_over(there.start)
+    return found
 
 
-def _check_free(target: Target) -> None:
+def check_free(target: Target) -> None:
+    """Raise `MixwellError` for a target that has an adapter, or values that are not finite."""
     held: Any = target.owner._modules.get(CHANGES) or ()
     place = target.attribute or WHOLE
     if place in held:
@@ -100,20 +125,22 @@ def _check_free(target: Target) -> None:
 class Attached:
     """The adapters beside one model: by target, in the model's order."""
 
-    def __init__(self, model: nn.Module, config: Any, adapters: Mapping[str, Any], trained: Sequence[str] = ()) -> None:
-        self.model, self.config, self.adapters = model, config, dict(adapters)
-        self.method = card(type(next(iter(self.adapters.values())))).name
+    def __init__(self, model: nn.Module, there: Standing, trained: Sequence[str] = ()) -> None:
+        self.model, self.config, self.adapters = model, there.config, dict(there.adapters)
+        self.method = there.method
         self.merged = False
         self._hooks: list[Any] = []
         self._kept: dict[str, Tensor] = {}  # what merging overwrote
         own = dict(model.named_parameters())
-        self.trained = {name: own[name] for name in _named(own, trained)}  # before anything changes: it may raise
+        self.trained = {name: own[name] for name in _named(own, [*there.trained, *trained])}  # it may raise
         self._frozen = [parameter for parameter in own.values() if parameter.requires_grad]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         self._start = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
+        groups = [[own[name] for name in group] for group in there.turns]
+        self._turns = Turns(groups) if groups else None
         self._place()
 
     @property
@@ -124,8 +151,16 @@ class Attached:
         counted = *own, *self.trained.values()
         return sum(p.numel() for p in counted)
 
+    @torch.no_grad()
+    def start_over(self, values: Mapping[str, Tensor]) -> None:
+        """Let some of the parameters that are trained as they are begin with other values than the base's."""
+        for name, value in values.items():
+            self.trained[name].copy_(value)
+
     def delta_weight(self, target: str) -> Tensor:
         """The change of one target's weight in float32 or wider; `MixwellError` where it is none of a matrix."""
+        if target in self.trained:
+            return wide(self.trained[target].detach()) - wide(self._start[target])
         adapter: Any = self.adapters[target]
         found: Tensor = adapter.delta_weight()
         return found
@@ -212,9 +247,12 @@ class Attached:
             held[target.attribute or WHOLE] = adapter
             if not target.attribute:
                 target.owner.__dict__["forward"] = adapter
+        if self._turns is not None:
+            self.model.__dict__[TURNS] = self._turns
+        self._beside = True
 
     def _check_beside(self) -> None:
-        if not self._hooks:
+        if not self._beside:
             raise MixwellError("the adapter was detached; attach it anew.")
 
     def _watched(self, site: nn.Module) -> Pass:
@@ -228,6 +266,9 @@ class Attached:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._beside = False
+        if self._turns is not None:
+            del self.model.__dict__[TURNS]
         for adapter in self.adapters.values():
             owner, attribute = adapter.target.owner, adapter.target.attribute
             held = _beside(owner)
@@ -269,7 +310,7 @@ def _named(own: Mapping[str, Tensor], patterns: Sequence[str]) -> list[str]:
     """The parameters that the patterns fit."""
     chosen: set[str] = set()
     for pattern in patterns:
-        fitting = [name for name in own if fits(name, pattern)]
+        fitting = [pattern] if pattern in own else [name for name in own if fits(name, pattern)]
         if not fitting:
             raise MixwellError(f"trained: no parameter fits {pattern!r}.")
         chosen.update(fitting)

@@ -68,11 +68,12 @@ def load(folder: str | Path, model: nn.Module, *, other_base: bool = False) -> A
     content = sealed.read(folder / FILE, REMEDY)
     entry = registry.find(str(content["method"]))
     config = from_dict(entry.module().Config, content["config"], f"{folder / FILE}: config")
-    found = attach(entry.load(), model, content["targets"], config, trained=content["trained"], begin=False)
+    held = open_file(folder / TENSORS)
+    found = attach(entry.load(), model, content["targets"], config, trained=content["trained"], begin=False, held=held)
     try:
         if not other_base:
             _check_base(found, content["base"], folder)
-        found.load_tensors(open_file(folder / TENSORS))
+        found.load_tensors(held)
     except MixwellError:
         found.detach()
         raise

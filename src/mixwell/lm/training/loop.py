@@ -135,6 +135,9 @@ class _Run:
             model.fit_tokens(text, generator(config.seed, "fit_tokens"))  # type: ignore[operator]
         team.attach(model)
         self.frozen = Frozen(model, config.frozen)
+        self.turns = getattr(model, "turns", None)  # of a model whose parts are trained in turn; see `adapters.turns`
+        if self.turns is not None:
+            self.turns.open()
         self.checkpointing = getattr(model, "checkpointing", False)  # as it was before this run
         self.optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
                                      weight_decay=config.weight_decay)
@@ -208,6 +211,8 @@ class _Run:
         """One optimizer step; nothing of it is kept where its loss or gradient is not finite."""
         started = time.perf_counter()
         lr = self._learning_rate()
+        if self.turns is not None:
+            self.turns.begin(self.step)
         values, own = self._backward()
         seen = self.team.seen(own)
         for name, value in values.items():
@@ -230,12 +235,20 @@ class _Run:
     def _learning_rate(self) -> float:
         """The schedule in the middle of the coming step, so that neither the first nor the last step is lost to 0."""
         if self.total_steps is not None:
-            middle = (self.step + 0.5) / self.total_steps
+            middle = self._middle() / self.total_steps
             return self.config.learning_rate(middle)
         assert self.config.seconds is not None
         half_a_step = 0.5 * self.seconds / max(self.step, 1)
         middle = (self.seconds + half_a_step) / self.config.seconds
         return self.config.learning_rate(middle)
+
+    def _middle(self) -> float:
+        """The middle of the coming step, in steps; of all turns of a cycle where parts are trained in turn."""
+        cycle = 1 if self.turns is None else self.turns.length
+        first = self.step - self.step % cycle
+        whole = first + cycle
+        end = min(whole, self.total_steps or whole)
+        return (first + end) / 2
 
     def _backward(self) -> tuple[dict[str, float], list[list[Routing | None]]]:
         """Gradients of the next batch; its mean values by name, and the routings of each forward pass."""
@@ -362,6 +375,8 @@ class _Run:
 
     def close(self) -> None:
         self.optimizer.release()
+        if self.turns is not None:
+            self.turns.close()
         self.frozen.release()
         self.model.checkpointing = self.checkpointing  # type: ignore[assignment]
         if self.metrics is not None:

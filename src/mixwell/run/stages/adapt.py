@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.config import BUDGETS
 from mixwell.lm.training.loop import METRICS, train
+from mixwell.lm.training.sampler import Sampler
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.convert import held_out
 from mixwell.run.stages.models import describe
@@ -51,11 +52,15 @@ class Adaptation:
         own = registry.find(self.method).module().Config
         return from_dict(own, self.options, self.method)
 
-    def attach(self, model: LanguageModel, seed: int, begin: bool = True) -> Attached:
-        """Put the adapter beside a model, at its start or (not `begin`) for tensors that are loaded."""
+    def attach(self, model: LanguageModel, seed: int, begin: bool = True, **known: Any) -> Attached:
+        """Put the adapter beside a model, at its start or (not `begin`) for tensors that are loaded.
+
+        known: what else `adapters.attached.attach` may know, such as the text that a method looks at.
+        """
         method = registry.find(self.method).load()
         draws = generator(seed, self.method)
-        return attach(method, model, self.targets, self.config, draws, trained=self.trained, begin=begin)
+        return attach(method, model, self.targets, self.config, draws, trained=self.trained, begin=begin,
+                      **known)
 
 
 def parse_adapt(options: Mapping[str, Any], where: str) -> Adaptation:
@@ -122,14 +127,15 @@ def run_adapt(job: Job) -> dict[str, Any]:
     stage = job.stage
     before = read_model(job)
     data = TokenData.open(job.inputs["tokens"] / "shards")
-    beside = stage.config.attach(LanguageModel.from_checkpoint(before), stage.seed)
+    beside = stage.config.attach(LanguageModel.from_checkpoint(before), stage.seed,
+                                 text=_windows(data, stage.config.training, stage.seed))
     _check_merges(beside)
     config = _training(stage.config.training, before, beside, stage.seed)
     damage = clear_damage(job.work)
     done = train(beside.model, data, config, job.work, weights=config.shares,
                  progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
     anew = LanguageModel.from_checkpoint(before)  # the training may have rounded the frozen weights
-    exact = stage.config.attach(anew, stage.seed, begin=False)
+    exact = stage.config.attach(anew, stage.seed, begin=False, held=beside.tensors())
     exact.load_tensors(beside.tensors())
     files.save(exact, job.folder / FOLDER, stage.inputs["model"])
     tokens_BT = held_out(data)
@@ -146,6 +152,13 @@ def run_adapt(job: Job) -> dict[str, Any]:
     model: Any = exact.model
     return {**describe(model), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS, "notices": notices}
+
+
+def _windows(data: TokenData, config: Training, seed: int) -> Iterator[Tensor]:
+    """Training text [B, T] for a method that looks at some before it starts."""
+    sampler = Sampler(data, config.shares, config.batch_size, config.seq_len, seed)
+    while True:
+        yield sampler.batch().tokens_BT
 
 
 def _check_merges(there: Attached) -> None:

@@ -5,6 +5,7 @@ Legend: N rows, C clients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -115,6 +116,12 @@ def batches(rows: Any, size: int, steps: int, generator: torch.Generator) -> Ite
             continue
         places = torch.randint(count, (size,), generator=generator)
         yield rows.of(places)
+
+
+def counted(share: float, of: int) -> int:
+    """So large a share of a number, rounded up, 1 at least."""
+    wanted = math.ceil(share * of - 1e-9)
+    return max(1, wanted)
 
 
 def size_bytes(tensors: Tensors) -> int:

@@ -1,19 +1,18 @@
 """FedGMM: Gaussians of inputs and models of labels shared by all clients, mixed by weights of each client's own.
 
-**Equation:** client c: p_c(z, y) = sum_{g,m} pi_c[g, m] N(z; mu_g, S_g) p(y | z, theta_m).
-    E: q_n[g, m] ~ pi_c[g, m] N(z_n; mu_g, S_g) p(y_n | z_n, theta_m). M, at home: pi_c = mean_n q_n, and theta_m by
-    steps down -mean_n sum_m q_n[m] log p(y_n | z_n, theta_m). M, at the server, from sums over all rows of all clients:
-    n_g = sum q_n[g], mu_g = sum q_n[g] z_n / n_g, S_g = sum q_n[g] (z_n - mu_g)(z_n - mu_g)' / n_g + r I;
-    theta_m = sum_c n_c pi_c[m] theta_m^c / sum_c n_c pi_c[m].
-    A row is explained by p(m | z) ~ sum_g pi_c[g, m] N(z; mu_g, S_g); it is new where p_c(z) is small.
+**Equation:** client c: p_c(z, y) = sum_{g,m} pi_c[g, m] N(z; mu_g, S_g) p(y | z, theta_m). E: q_n[g, m] ~ pi_c[g, m]
+    N(z_n; mu_g, S_g) p(y_n | z_n, theta_m). M, at home: pi_c = mean_n q_n, and theta_m by steps down -mean_n sum_m
+    q_n[m] log p(y_n | z_n, theta_m). M, at the server, from sums over all rows of all clients: n_g = sum q_n[g], mu_g =
+    sum q_n[g] z_n / n_g, S_g = sum q_n[g] (z_n - mu_g)(z_n - mu_g)' / n_g + r I; theta_m = sum_c n_c pi_c[m] theta_m^c
+    / sum_c n_c pi_c[m]. A row is explained by p(m | z) ~ sum_g pi_c[g, m] N(z; mu_g, S_g); it is new where p_c(z) is
+    small.
 **Shapes:** z [N, D]; pi [G, M]; mu [G, D]; S [G, D, D]; theta tensors [M, ...].
 **Reference:** Wu et al. 2023 (2305.01068), sections 3 and 4; the released code (learners_ensemble, gmm, aggregator).
 **Differs:** clients send sums (about the server's last means, so that no digits are lost), and the Gaussians are those
     of pooled EM to the last digits; the released code averages the clients' covariances without the scatter of their
     means. r is added once, at the server. Prediction weighs by log pi, where the released code adds pi to log
-    densities.
-    The start is drawn from the normal of all rows, whose sums the first round gathers.
-    Sums that no rows can have are left out; liars can still say much else.
+    densities. The start is drawn from the normal of all rows, whose sums the first round gathers. Sums that no rows can
+    have are left out; liars can still say much else.
 **Fails when:** D is large against the rows (full covariances); labels depend on z alike everywhere (one model does).
 **Cost:** G (1 + D + D^2) numbers and the models both ways; O(N G D^2) and the models' passes a client and round.
 """
@@ -157,10 +156,11 @@ class FedGMM(Federated):
         """Gaussians at the origin, which the first round moves, and fresh models."""
         G, M = self.config.gaussians, self.config.experts
         x_ND = clients[0].rows.x
-        unit_DD = torch.eye(x_ND.shape[1], dtype=x_ND.dtype)
-        unit_GDD = unit_DD.repeat(G, 1, 1)
-        means_GD = torch.zeros_like(unit_GDD[:, 0])
-        state = {"weights": self._equal(x_ND), "means": means_GD, "covariances": unit_GDD}
+        columns = x_ND.shape[1]
+        means_GD = x_ND.new_zeros(G, columns)
+        unit_GDD = torch.diag_embed(means_GD + 1)
+        weights_GM = self._equal(x_ND)
+        state = {"weights": weights_GM, "means": means_GD, "covariances": unit_GDD}
         fresh = [self.task.start(generator) for _ in range(M)]
         return state | prefixed("theta", stacked(fresh))
 
@@ -210,7 +210,8 @@ class FedGMM(Federated):
     def labels(self, state: Tensors, rows: Any) -> Tensor:
         """log p(y | z, theta_m) [N, M]."""
         theta = below("theta", state)
-        models = unstacked(theta) or [{}] * self.config.experts
+        bare: list[dict[str, Tensor]] = [{}] * self.config.experts
+        models = unstacked(theta) or bare
         parts = [self.task.log_prob(model, rows) for model in models]
         return torch.stack(parts, 1)
 

@@ -148,20 +148,24 @@ class Outcome:
         return sum(one.seconds for one in self.ledger)
 
 
-def simulate(method: Federated, clients: Sequence[Client], setting: Setting, watch: Watch | None = None) -> Outcome:
+def simulate(method: Federated, clients: Sequence[Client], setting: Setting, watch: Watch | None = None,
+             after: Outcome | None = None) -> Outcome:
     """All rounds of a method; `watch` sees the state after each.
 
+    after: what earlier rounds left, which these go on from, in numbers and ledger, too; clients' rows may have changed.
     Raises `MixwellError` where there are no clients, a client has no rows, or all of them lie; and `TooFew` where in no
     round enough answered for the method to tell lies from the truth.
     """
     _check(clients, setting)
-    draws = generator(setting.seed, "start")
-    state = method.start(clients, draws)
-    memories: dict[int, Tensors] = {}
-    ledger: list[Traffic] = []
+    if after is None:
+        draws = generator(setting.seed, "start")
+        after = Outcome(method.start(clients, draws), {}, ())
+    state, memories, ledger = after.state, dict(after.memories), list(after.ledger)
     few = None
-    for number in range(setting.rounds):
-        turn = Turn(number, setting.rounds, setting.seed)
+    first = len(ledger)
+    last = first + setting.rounds
+    for number in range(first, last):
+        turn = Turn(number, last, setting.seed)
         drawn = _drawn(clients, setting, turn)
         asked = method.asked(state, drawn, clients, turn)
         messages = {client.number: method.message(state, client, turn) for client in asked}

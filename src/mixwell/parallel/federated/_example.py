@@ -24,7 +24,8 @@ def federation(generator: torch.Generator) -> dict[str, Any]:
         moved_D = 0.3 * torch.randn(COLUMNS, generator=generator)
         noise_ND = torch.randn(count, COLUMNS, generator=generator)
         x_ND = centre_CD[y_N] + moved_D + noise_ND
-        clients.append(Client(number, Table(x_ND, y_N)))
+        rows = Table(x_ND, y_N)
+        clients.append(Client(number, rows))
     weight = 0.1 * torch.randn(CLASSES, COLUMNS, generator=generator)
     start = {"weight": weight, "bias": torch.zeros(CLASSES)}
     return {"task": Task(start, cross_entropy, cross_entropies), "clients": clients}

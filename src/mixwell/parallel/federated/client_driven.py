@@ -91,18 +91,20 @@ class ClientDriven(Federated):
         """Centres near the task's tensors, in equal shares for all."""
         config = self.config
         whole_P = flat(self.task.start)
-        drawn_KP = torch.randn(config.clusters, len(whole_P), generator=generator)
-        centres_KP = whole_P + config.spread * drawn_KP.to(whole_P.dtype)
-        count = len(clients)
-        shares_CK = whole_P.new_full((count, config.clusters), 1 / config.clusters)
+        K, count = config.clusters, len(clients)
+        drawn_KP = torch.randn(K, len(whole_P), generator=generator)
+        away_KP = config.spread * drawn_KP.to(whole_P.dtype)
+        centres_KP = whole_P + away_KP
+        shares_CK = whole_P.new_full((count, K), 1 / K)
+        sent_CP = shares_CK @ centres_KP
         came_C = torch.full((count,), -1)
-        return self._state(centres_KP, shares_CK @ centres_KP, shares_CK, came_C)
+        return self._state(centres_KP, sent_CP, shares_CK, came_C)
 
     def _state(self, centres_KP: Tensor, sent_CP: Tensor, shares_CK: Tensor, came_C: Tensor) -> dict[str, Tensor]:
-        centres = self._named(centres_KP)
-        sent = self._named(sent_CP)
+        centres = prefixed("centre", self._named(centres_KP))
+        sent = prefixed("sent", self._named(sent_CP))
         facts = {"shares": shares_CK, "came": came_C}
-        return prefixed("centre", centres) | prefixed("sent", sent) | facts
+        return {**centres, **sent, **facts}
 
     def _named(self, rows_NP: Tensor) -> dict[str, Tensor]:
         models = [unflat(row_P, self.task.start) for row_P in rows_NP]
@@ -122,7 +124,8 @@ class ClientDriven(Federated):
         config, rows = self.config, client.rows
         draws = turn.draws("batches", client.number)
         parts = batches(rows, config.batch_size, config.steps, draws)
-        after = descended(self.task.loss, message, parts, config.lr)
+        loss = self.task.loss
+        after = descended(loss, message, parts, config.lr)
         return Answer(after, len(rows))
 
     def merged(self, state: Tensors, answers: Answers, turn: Turn) -> Tensors:
@@ -134,8 +137,7 @@ class ClientDriven(Federated):
         for own, answer in answers.items():
             w_P = flat(answer.tensors)
             u_K = self.told(shares_CK[own], w_P, sent_CP[own], centres_KP)
-            last = int(came_C[own])
-            age = turn.number - last - 1
+            age = turn.number - 1 - int(came_C[own])
             centres_KP = self.refined(centres_KP, w_P, u_K, age)
             shares_CK[own] = u_K
             sent_CP[own] = u_K @ centres_KP
@@ -153,10 +155,12 @@ class ClientDriven(Federated):
         """The centres, those that are the client's moved to what it learnt."""
         config = self.config
         stale = (1 + age) ** -config.aging
-        own_K = torch.where(u_K >= config.least, u_K, 0)
+        belongs_K = u_K >= config.least
+        own_K = torch.where(belongs_K, u_K, 0)
         rate_K = config.refine * stale * own_K
         away_KP = w_P - centres_KP
-        return centres_KP + rate_K[:, None] * away_KP
+        step_KP = rate_K[:, None] * away_KP
+        return centres_KP + step_KP
 
 
 def rows_of(stacks: Tensors) -> Tensor:

@@ -89,7 +89,8 @@ class Curriculum(Averaging):
         """The task's tensors."""
         state = dict(super().start(clients, generator))
         if self.config.clients:
-            state[TOLD] = torch.full((len(clients),), -1.0, dtype=torch.float64)
+            count = len(clients)
+            state[TOLD] = torch.full((count,), -1.0, dtype=torch.float64)
         return state
 
     def asked(self, state: Tensors, drawn: Sequence[Client], everyone: Sequence[Client], turn: Turn,
@@ -97,26 +98,30 @@ class Curriculum(Averaging):
         """Of those drawn the first by their order, so many as the pace allows."""
         if not self.config.clients:
             return drawn
-        count = counted(share_at(turn, self.config), len(drawn))
-        numbers = torch.tensor([client.number for client in drawn])
+        share = share_at(turn, self.config)
+        count = counted(share, len(drawn))
+        numbers = [client.number for client in drawn]
         losses = state[TOLD][numbers]
-        first = self.ranked(losses, turn, "clients")[:count]
-        places = first.sort().values
-        return [drawn[place] for place in places.tolist()]
+        order = self.ranked(losses, turn, "clients")
+        first = order[:count].sort().values
+        return [drawn[place] for place in first.tolist()]
 
     def ranked(self, losses_N: Tensor, turn: Turn, *keys: int | str) -> Tensor:
         """Places in the order in which they come."""
-        if self.config.order == "random":
+        order, count = self.config.order, len(losses_N)
+        if order == "random":
             draws = generator(turn.seed, "order", *keys)
-            return torch.randperm(len(losses_N), generator=draws)
-        hard = self.config.order == "hard"
+            return torch.randperm(count, generator=draws)
+        hard = order == "hard"
         first = math.inf if hard else -math.inf
         known_N = torch.where(losses_N < 0, first, losses_N)
         return known_N.sort(stable=True, descending=hard).indices
 
     def message(self, state: Tensors, client: Client, turn: Turn) -> Tensors:
         """The model."""
-        return {name: tensor for name, tensor in state.items() if name != TOLD}
+        model = dict(state)
+        model.pop(TOLD, None)
+        return model
 
     def answer(self, client: Client, message: Tensors, memory: Tensors, turn: Turn) -> Answer:
         """The change after steps on the rows that have come."""
@@ -133,7 +138,8 @@ class Curriculum(Averaging):
 
     def merged(self, state: Tensors, answers: Answers, turn: Turn) -> Tensors:
         """A step along the combined change, and the losses told."""
-        model = {name: tensor for name, tensor in state.items() if name != TOLD}
+        model = dict(state)
+        model.pop(TOLD, None)
         if not self.config.clients:
             return super().merged(model, answers, turn)
         steps, told = {}, state[TOLD].clone()

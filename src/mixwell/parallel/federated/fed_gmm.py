@@ -83,8 +83,9 @@ def log_normals(z_ND: Tensor, means_GD: Tensor, covariances_GDD: Tensor) -> Tens
 
 def responsibilities(log_pi_GM: Tensor, normal_NG: Tensor, label_NM: Tensor) -> Tensor:
     """q [N, G, M]."""
-    inputs_NGM = log_pi_GM + normal_NG[:, :, None]
-    joint_NGM = inputs_NGM + label_NM[:, None]
+    normal_NG1 = normal_NG.unsqueeze(2)
+    label_N1M = label_NM.unsqueeze(1)
+    joint_NGM = log_pi_GM + normal_NG1 + label_N1M
     flat_NP = joint_NGM.flatten(1)
     return flat_NP.softmax(1).view_as(joint_NGM)
 
@@ -92,7 +93,8 @@ def responsibilities(log_pi_GM: Tensor, normal_NG: Tensor, label_NM: Tensor) -> 
 def sums(q_NG: Tensor, z_ND: Tensor, means_GD: Tensor) -> dict[str, Tensor]:
     """Count [G], sum [G, D] and squares [G, D, D] of rows about means."""
     away_NGD = z_ND[:, None] - means_GD
-    weighed_NGD = q_NG[..., None] * away_NGD
+    q_NG1 = q_NG.unsqueeze(2)
+    weighed_NGD = q_NG1 * away_NGD
     squares_GDD = torch.einsum("ngd,nge->gde", weighed_NGD, away_NGD)
     count_G = q_NG.sum(0)
     sum_GD = weighed_NGD.sum(0)
@@ -114,8 +116,10 @@ def maximised(tally: Tensors, means_GD: Tensor, covariances_GDD: Tensor, reg_cov
     within_GDD = scatter_GDD - outer(offset_GD)
     within_GDD.diagonal(dim1=1, dim2=2).add_(reg_covar)
     alive_G11 = count_G11 > DEAD
+    alive_G1 = alive_G11.squeeze(2)
+    moved_GD = means_GD + offset_GD
     covariances = torch.where(alive_G11, within_GDD, covariances_GDD)
-    means = torch.where(alive_G11.squeeze(2), means_GD + offset_GD, means_GD)
+    means = torch.where(alive_G1, moved_GD, means_GD)
     return {"means": means, "covariances": covariances}
 
 
@@ -134,8 +138,9 @@ def possible(tally: Tensors) -> bool:
         return False
     squares_GDD = tally["squares"]
     safe_G11 = count_G.clamp_min(DEAD)[:, None, None]
-    scatter_GDD = squares_GDD - outer(tally["sum"]) / safe_G11
-    least = float(torch.linalg.eigvalsh(scatter_GDD).min())
+    of_means_GDD = outer(tally["sum"]) / safe_G11
+    spread_GD = torch.linalg.eigvalsh(squares_GDD - of_means_GDD)
+    least = float(spread_GD.min())
     largest = float(squares_GDD.abs().max())
     return least >= -ROUNDING * largest
 
@@ -226,8 +231,9 @@ class FedGMM(Federated):
         def loss(tensors: Tensors, part: Table) -> Tensor:
             rows = client.rows.of(part.x)
             label_NM = self.labels(prefixed("theta", tensors), rows)
-            explained_N = (part.y * label_NM).sum(1)
-            return -explained_N.mean()
+            explained_NM = part.y * label_NM
+            mean_M = explained_NM.mean(0)
+            return -mean_M.sum()
 
         return descended(loss, theta, parts, config.lr)
 
@@ -287,7 +293,8 @@ def averaged(models: Tensors, parts_CM: Tensor, before: Tensors) -> dict[str, Te
     share_CM = parts_CM / total_M.clamp_min(DEAD)
     found = {}
     for name, old in before.items():
-        mean = torch.einsum("cm,cm...->m...", share_CM.to(old.dtype), models[name])
+        own_CM = share_CM.to(old.dtype)
+        mean = torch.einsum("cm,cm...->m...", own_CM, models[name])
         ones = [1] * (old.ndim - 1)
         alive = total_M.view(-1, *ones) > DEAD
         found[name] = torch.where(alive, mean, old)

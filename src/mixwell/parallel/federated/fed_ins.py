@@ -111,7 +111,8 @@ def _turning(scale_ND: Tensor, shift_ND: Tensor) -> Any:
     def hook(module: nn.Module, given: Any, y: Tensor) -> Tensor:
         between = [1] * (y.ndim - 2)
         shape = len(y), *between, y.shape[-1]
-        return y * scale_ND.view(shape) + shift_ND.view(shape)
+        scaled = y * scale_ND.view(shape)
+        return scaled + shift_ND.view(shape)
 
     return hook
 
@@ -205,5 +206,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     """Five clients and a pool of four beside a network of two layers."""
     clients = federation(generator)["clients"]
     layers = [_Layer(COLUMNS, 6, generator), nn.ReLU(), _Layer(6, 5, generator)]
-    backbone = Backbone(nn.Sequential(*layers), ("0", "2"), CLASSES)
-    return {"task": backbone, "clients": clients, "config": Config(pool=4, top_k=2, steps=3, batch_size=4, lr=0.1)}
+    network = nn.Sequential(*layers)
+    backbone = Backbone(network, ("0", "2"), CLASSES)
+    config = Config(pool=4, top_k=2, steps=3, batch_size=4, lr=0.1)
+    return {"task": backbone, "clients": clients, "config": config}

@@ -61,9 +61,11 @@ def row_losses(task: Task, tensors: Tensors, rows: Any) -> Tensor:
     """The loss of each row [N]."""
     if task.losses is not None:
         return task.losses(tensors, rows)
-    places = torch.arange(len(rows)).split(1)
-    single = [rows.of(place) for place in places]
-    found = [task.loss(tensors, one) for one in single]
+    found = []
+    places = torch.arange(len(rows))
+    for place in places.split(1):
+        own = task.loss(tensors, rows.of(place))
+        found.append(own)
     return torch.stack(found)
 
 

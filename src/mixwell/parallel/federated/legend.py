@@ -80,7 +80,8 @@ def rising_ranks(layers: int, budget: int, rise: float = 1.0) -> list[int]:
     middle = budget / layers
     wanted = [middle]
     if layers > 1:
-        heights = [place / (layers - 1) - 0.5 for place in range(layers)]
+        last = layers - 1
+        heights = [place / last - 0.5 for place in range(layers)]
         wanted = [middle * (1 + rise * height) for height in heights]
     return _whole(wanted, budget)
 
@@ -205,15 +206,22 @@ class Legend(Averaging):
 
     def _within(self, message: Tensors) -> Any:
         """The loss of some adapters, the others as they were at the start."""
-        others = {name: tensor for name, tensor in self.task.start.items() if name not in message}
-        return lambda tensors, rows: self.task.loss({**others, **tensors}, rows)
+        start, loss = self.task.start, self.task.loss
+        missing = start.keys() - message.keys()
+        others = {name: start[name] for name in missing}
+
+        def within(tensors: Tensors, rows: Any) -> Tensor:
+            return loss({**others, **tensors}, rows)
+
+        return within
 
     def _today(self, client: int, turn: Turn) -> tuple[float, float]:
         """f and w of a device in this round."""
         device = self.devices[client]
-        drawn = torch.randn(2, generator=turn.draws("jitter", client), dtype=torch.float64)
-        factors = (self.config.jitter * drawn).exp()
-        slower, wider = factors.tolist()
+        draws = turn.draws("jitter", client)
+        drawn = torch.randn(2, generator=draws, dtype=torch.float64)
+        logs = self.config.jitter * drawn
+        slower, wider = logs.exp().tolist()
         return slower * device.layer_s, wider * device.bytes_per_s
 
     def merged(self, state: Tensors, answers: Answers, turn: Turn) -> Tensors:

@@ -54,8 +54,8 @@ class Config(Learning):
         super().__post_init__()
         check_least(self, agreement=0, block=1, hidden=1, server_steps=0)
         check_above(self, server_rate=0)
-        strange = [bits for bits in self.bits if bits not in (*WIDTHS, FULL)]
-        if strange or not self.bits:
+        known = {*WIDTHS, FULL}
+        if not self.bits or not known.issuperset(self.bits):
             raise ValueError(f"bits is {self.bits}; expected some of 2, 4, 8 and 32")
 
     def bits_of(self, client: int) -> int:
@@ -69,10 +69,12 @@ def through(loss: Loss, bits: int) -> Loss:
         return loss
 
     def rounded(tensors: Tensors, rows: Any) -> Tensor:
-        seen = {}
+        seen = dict(tensors)
         for name, tensor in tensors.items():
-            code = nearest(tensor.detach(), bits) if tensor.ndim > 1 else tensor
-            seen[name] = tensor + (code - tensor).detach()
+            if tensor.ndim > 1:
+                fixed = tensor.detach()
+                away = nearest(fixed, bits) - fixed
+                seen[name] = tensor + away
         return loss(seen, rows)
 
     return rounded
@@ -104,9 +106,11 @@ class Dequantiser:
     def __init__(self, config: Config, generator: torch.Generator, dtype: torch.dtype) -> None:
         self.config = config
         self.parts: dict[str, Tensor] = {}
+        shape = config.hidden, config.block
+        scale = config.block**-0.5
         for bits in WIDTHS:
-            into = torch.randn(config.hidden, config.block, generator=generator, dtype=dtype)
-            self.parts[f"{bits}.in"] = config.block**-0.5 * into
+            into = torch.randn(shape, generator=generator, dtype=dtype)
+            self.parts[f"{bits}.in"] = scale * into
             self.parts[f"{bits}.out"] = torch.zeros_like(into.T)
 
     def lifted(self, blocks_NB: Tensor, bits: int, parts: Tensors) -> list[Tensor]:
@@ -122,13 +126,15 @@ class Dequantiser:
 
     def fit(self, matrices: Sequence[Tensor]) -> None:
         """Learn the steps up from a model in full precision."""
-        goals = {bits: self._all_blocks(matrices, bits) for bits in (*WIDTHS, FULL)}
+        widths = (*WIDTHS, FULL)
+        goals = {bits: self._all_blocks(matrices, bits) for bits in widths}
         leaves = {name: part.clone().requires_grad_() for name, part in self.parts.items()}
         optimizer = torch.optim.Adam(leaves.values(), lr=self.config.server_rate)
         with torch.enable_grad():
             for _ in range(self.config.server_steps):
+                missed = self._missed(goals, leaves)
                 optimizer.zero_grad()
-                self._missed(goals, leaves).backward()
+                missed.backward()
                 optimizer.step()
         self.parts = {name: leaf.detach() for name, leaf in leaves.items()}
 
@@ -164,8 +170,9 @@ class Dequantiser:
         blocks_NB = self.blocks(matrix, size)
         *_, whole_NB = self.lifted(blocks_NB, bits, self.parts)
         flat_P = whole_NB.flatten()
-        kept_P = flat_P[: matrix.numel()]
-        return size * kept_P.view_as(matrix)
+        count = matrix.numel()
+        whole = flat_P[:count].view_as(matrix)
+        return size * whole
 
 
 @method(
@@ -214,11 +221,11 @@ class ProWD(Federated):
         most = max(map(config.bits_of, answers))
         high = [own for own in answers if config.bits_of(own) == most]
         h = self._mean(models, weights, high) if most == FULL else state
-        lift = self._lifting(h, turn)
-        for own in answers:
+        few = [own for own in answers if config.bits_of(own) < FULL]
+        lift = self._lifting(h, turn) if few else None
+        for own in few:
             bits = config.bits_of(own)
-            if bits < FULL:
-                models[own] = self._chosen(models[own], h, bits, lift)
+            models[own] = self._chosen(models[own], h, bits, lift)
         mean = self._mean(models, weights, list(answers))
         return moved(state, change(mean, state), config.server_lr)
 
@@ -252,4 +259,5 @@ class ProWD(Federated):
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Five clients, of 2, 4, 8, 32 and 2 bits."""
-    return {**federation(generator), "config": Config(steps=3, batch_size=4, block=4, hidden=8, server_steps=5)}
+    config = Config(steps=3, batch_size=4, block=4, hidden=8, server_steps=5)
+    return {**federation(generator), "config": config}

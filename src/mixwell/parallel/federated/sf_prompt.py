@@ -112,8 +112,9 @@ def split_gradient(parts: Parts, tensors: Tensors, rows: Any) -> tuple[dict[str,
     (returned_NSD,) = torch.autograd.grad(y_NSD, up_NSD, back_NSD)
     (of_prompt,) = torch.autograd.grad(h_NSD, prompt_PD, returned_NSD)
     way = 2 * size_bytes({"h": up_NSD})
-    found = dict(zip(tail, grads))
-    return {PROMPT: of_prompt, **found}, way
+    found = {PROMPT: of_prompt}
+    found |= zip(tail, grads)
+    return found, way
 
 
 @method(
@@ -154,11 +155,11 @@ class SFPrompt(Averaging):
         """The change after both phases, with what went to and fro in the second."""
         config, rows = self.config, client.rows
         draws = turn.draws("batches", client.number)
-        own = batches(rows, config.batch_size, config.local_steps, draws)
+        size, way = config.batch_size, 0
+        own = batches(rows, size, config.local_steps, draws)
         tensors = descended(self.local_loss, message, own, config.lr)
         kept = self.pruned(tensors, rows)
-        way = 0
-        for part in batches(kept, config.batch_size, config.steps, draws):
+        for part in batches(kept, size, config.steps, draws):
             grads, sent = split_gradient(self.parts, tensors, part)
             tensors = stepped(tensors, grads, config.lr)
             way += sent
@@ -170,9 +171,10 @@ class SFPrompt(Averaging):
         """The rows with the largest scores."""
         said_NC = self.local(tensors, rows.x)
         score_N = el2n(said_NC, rows.y)
-        order_N = score_N.sort(descending=True, stable=True).indices
+        order_N = score_N.argsort(descending=True, stable=True)
         count = counted(self.config.keep, len(rows))
-        return rows.of(order_N[:count])
+        hardest = order_N[:count]
+        return rows.of(hardest)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
@@ -190,7 +192,9 @@ def example(generator: torch.Generator) -> dict[str, Any]:
         return h_NSD + torch.tanh((h_NSD + mean_N1D) @ mix.to(h_NSD.dtype))
 
     def tail(tensors: Tensors, y_NSD: Tensor) -> Tensor:
-        return F.linear(y_NSD.mean(1), tensors["weight"], tensors["bias"])
+        mean_ND = y_NSD.mean(1)
+        weight, bias = tensors["weight"], tensors["bias"]
+        return F.linear(mean_ND, weight, bias)
 
     clients = federation(generator)["clients"]
     config = Config(prompts=2, local_steps=2, steps=2, batch_size=4)

@@ -168,7 +168,7 @@ def simulate(method: Federated, clients: Sequence[Client], setting: Setting, wat
         turn = Turn(number, last, setting.seed)
         drawn = _drawn(clients, setting, turn)
         asked = method.asked(state, drawn, clients, turn)
-        messages = {client.number: method.message(state, client, turn) for client in asked}
+        messages = {own.number: method.message(state, own, turn) for own in asked}
         answers = _answers(method, asked, messages, memories, setting, turn)
         answers = _with_lies(method, state, clients, answers, setting, turn)
         state, few = _merged(method, state, answers, turn)
@@ -183,8 +183,9 @@ def simulate(method: Federated, clients: Sequence[Client], setting: Setting, wat
 
 
 def _check(clients: Sequence[Client], setting: Setting) -> None:
-    if len(clients) <= setting.liars:
-        raise MixwellError(f"{len(clients)} clients came, {setting.liars} of them liars; expected an honest one.")
+    count, liars = len(clients), setting.liars
+    if count <= liars:
+        raise MixwellError(f"{count} clients came, {liars} of them liars; expected an honest one.")
     for place, client in enumerate(clients):
         if client.number != place:
             raise MixwellError(f"client {client.number} came in place {place}; expected them in order, from 0.")
@@ -270,4 +271,5 @@ def _traffic(method: Federated, messages: Mapping[int, Tensors], answers: Answer
     up += sum(answer.up_bytes for answer in said)
     times = [answer.seconds for answer in said]
     slowest = max(times, default=0.0)
-    return Traffic(tuple(messages), tuple(answers), down, up, slowest, counted)
+    asked, answered = tuple(messages), tuple(answers)
+    return Traffic(asked, answered, down, up, slowest, counted)

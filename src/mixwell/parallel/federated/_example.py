@@ -24,10 +24,11 @@ def federation(generator: torch.Generator) -> dict[str, Any]:
         moved_D = 0.3 * torch.randn(COLUMNS, generator=generator)
         noise_ND = torch.randn(count, COLUMNS, generator=generator)
         x_ND = centre_CD[y_N] + moved_D + noise_ND
-        clients.append(Client(number, Table(x_ND, y_N)))
+        rows = Table(x_ND, y_N)
+        clients.append(Client(number, rows))
     weight = 0.1 * torch.randn(CLASSES, COLUMNS, generator=generator)
     start = {"weight": weight, "bias": torch.zeros(CLASSES)}
-    return {"task": Task(start, cross_entropy), "clients": clients}
+    return {"task": Task(start, cross_entropy, cross_entropies), "clients": clients}
 
 
 def logits(tensors: Tensors, x_ND: Tensor) -> Tensor:
@@ -37,4 +38,10 @@ def logits(tensors: Tensors, x_ND: Tensor) -> Tensor:
 
 def cross_entropy(tensors: Tensors, rows: Table) -> Tensor:
     """The mean loss in nats."""
-    return F.cross_entropy(logits(tensors, rows.x), rows.y)
+    return cross_entropies(tensors, rows).mean()
+
+
+def cross_entropies(tensors: Tensors, rows: Table) -> Tensor:
+    """The loss of each row in nats [N]."""
+    said_NC = logits(tensors, rows.x)
+    return F.cross_entropy(said_NC, rows.y, reduction="none")

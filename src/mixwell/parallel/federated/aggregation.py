@@ -59,10 +59,11 @@ def median(rows_CP: Tensor, faulty: int = 0) -> Tensor:
     """The median of each number; of two in the middle their mean."""
     require(rows_CP, 2 * faulty + 1, faulty)
     sorted_CP = rows_CP.sort(0).values
-    last = len(rows_CP) - 1
-    lower_P = sorted_CP[last // 2]
-    upper_P = sorted_CP[-(last // 2) - 1]
-    return (lower_P + upper_P) / 2
+    below = (len(rows_CP) - 1) // 2
+    above = len(rows_CP) // 2
+    lower_P, upper_P = sorted_CP[below], sorted_CP[above]
+    both_P = lower_P + upper_P
+    return both_P / 2
 
 
 def trimmed_mean(rows_CP: Tensor, faulty: int) -> Tensor:

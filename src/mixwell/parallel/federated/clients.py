@@ -5,6 +5,7 @@ Legend: N rows, C clients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -70,12 +71,14 @@ def by_dirichlet(labels_N: Tensor, clients: int, alpha: float, generator: torch.
     """
     if clients < 1 or not alpha > 0:
         raise MixwellError(f"clients={clients}, alpha={alpha}; expected at least 1 and a number above 0.")
-    if len(labels_N) < clients * least:
-        raise MixwellError(f"{len(labels_N)} rows came for {clients} clients with {least} each at least; expected more "
+    count = len(labels_N)
+    if count < clients * least:
+        raise MixwellError(f"{count} rows came for {clients} clients with {least} each at least; expected more "
                            "rows, or fewer clients.")
     for _ in range(ATTEMPTS):
         parts = _dealt(labels_N, clients, alpha, generator)
-        if min(map(len, parts)) >= least:
+        fewest = min(map(len, parts))
+        if fewest >= least:
             return parts
     raise MixwellError(f"no draw of {ATTEMPTS} left each of {clients} clients {least} rows at alpha={alpha}; raise "
                        "alpha, or ask for fewer clients or rows.")
@@ -102,8 +105,8 @@ def _ends(count: int, clients: int, alpha: float, generator: torch.Generator) ->
     drawn_C = drawn_C.clamp_min(1e-300)
     share_C = drawn_C / drawn_C.sum()
     ends_C = share_C.cumsum(0) * count
-    whole_C = ends_C.round().long()
-    return whole_C[:-1].tolist()
+    *ends, _ = ends_C.round().tolist()
+    return list(map(int, ends))
 
 
 def batches(rows: Any, size: int, steps: int, generator: torch.Generator) -> Iterator[Any]:
@@ -115,6 +118,12 @@ def batches(rows: Any, size: int, steps: int, generator: torch.Generator) -> Ite
             continue
         places = torch.randint(count, (size,), generator=generator)
         yield rows.of(places)
+
+
+def counted(share: float, of: int) -> int:
+    """So large a share of a number, rounded up, 1 at least."""
+    wanted = math.ceil(share * of - 1e-9)
+    return max(1, wanted)
 
 
 def size_bytes(tensors: Tensors) -> int:

@@ -6,8 +6,8 @@
     both. Server: x += s mean over the miners of (x_K - x).
 **Shapes:** tensors by name; v a stack [C, ...] of each.
 **Reference:** Wu et al. 2023 (2206.05891), algorithm 1; the released code's `fedamd.py`.
-**Differs:** anchors of a `period` come in rounds 0, period, 2 period, ... (the released script cannot run that
-    case); miners count alike in the mean, as in the paper; a rule of `aggregation` may stand in place of both means.
+**Differs:** anchors of a `period` come in rounds 0, period, 2 period, ... (the released script cannot run that case);
+    miners count alike in the mean, as in the paper; a rule of `aggregation` may stand in place of both means.
 **Fails when:** clients are so many against those asked that v is stale; steps are so long that x leaves the place where
     v was taken.
 **Cost:** round 0 asks everyone; a miner's step takes two gradients, and it gets 2 P numbers where an anchor gets P.

@@ -1,19 +1,18 @@
 """FedGMM: Gaussians of inputs and models of labels shared by all clients, mixed by weights of each client's own.
 
-**Equation:** client c: p_c(z, y) = sum_{g,m} pi_c[g, m] N(z; mu_g, S_g) p(y | z, theta_m).
-    E: q_n[g, m] ~ pi_c[g, m] N(z_n; mu_g, S_g) p(y_n | z_n, theta_m). M, at home: pi_c = mean_n q_n, and theta_m by
-    steps down -mean_n sum_m q_n[m] log p(y_n | z_n, theta_m). M, at the server, from sums over all rows of all clients:
-    n_g = sum q_n[g], mu_g = sum q_n[g] z_n / n_g, S_g = sum q_n[g] (z_n - mu_g)(z_n - mu_g)' / n_g + r I;
-    theta_m = sum_c n_c pi_c[m] theta_m^c / sum_c n_c pi_c[m].
-    A row is explained by p(m | z) ~ sum_g pi_c[g, m] N(z; mu_g, S_g); it is new where p_c(z) is small.
+**Equation:** client c: p_c(z, y) = sum_{g,m} pi_c[g, m] N(z; mu_g, S_g) p(y | z, theta_m). E: q_n[g, m] ~ pi_c[g, m]
+    N(z_n; mu_g, S_g) p(y_n | z_n, theta_m). M, at home: pi_c = mean_n q_n, and theta_m by steps down -mean_n sum_m
+    q_n[m] log p(y_n | z_n, theta_m). M, at the server, from sums over all rows of all clients: n_g = sum q_n[g], mu_g =
+    sum q_n[g] z_n / n_g, S_g = sum q_n[g] (z_n - mu_g)(z_n - mu_g)' / n_g + r I; theta_m = sum_c n_c pi_c[m] theta_m^c
+    / sum_c n_c pi_c[m]. A row is explained by p(m | z) ~ sum_g pi_c[g, m] N(z; mu_g, S_g); it is new where p_c(z) is
+    small.
 **Shapes:** z [N, D]; pi [G, M]; mu [G, D]; S [G, D, D]; theta tensors [M, ...].
 **Reference:** Wu et al. 2023 (2305.01068), sections 3 and 4; the released code (learners_ensemble, gmm, aggregator).
 **Differs:** clients send sums (about the server's last means, so that no digits are lost), and the Gaussians are those
     of pooled EM to the last digits; the released code averages the clients' covariances without the scatter of their
     means. r is added once, at the server. Prediction weighs by log pi, where the released code adds pi to log
-    densities.
-    The start is drawn from the normal of all rows, whose sums the first round gathers.
-    Sums that no rows can have are left out; liars can still say much else.
+    densities. The start is drawn from the normal of all rows, whose sums the first round gathers. Sums that no rows can
+    have are left out; liars can still say much else.
 **Fails when:** D is large against the rows (full covariances); labels depend on z alike everywhere (one model does).
 **Cost:** G (1 + D + D^2) numbers and the models both ways; O(N G D^2) and the models' passes a client and round.
 """
@@ -84,8 +83,9 @@ def log_normals(z_ND: Tensor, means_GD: Tensor, covariances_GDD: Tensor) -> Tens
 
 def responsibilities(log_pi_GM: Tensor, normal_NG: Tensor, label_NM: Tensor) -> Tensor:
     """q [N, G, M]."""
-    inputs_NGM = log_pi_GM + normal_NG[:, :, None]
-    joint_NGM = inputs_NGM + label_NM[:, None]
+    normal_NG1 = normal_NG.unsqueeze(2)
+    label_N1M = label_NM.unsqueeze(1)
+    joint_NGM = log_pi_GM + normal_NG1 + label_N1M
     flat_NP = joint_NGM.flatten(1)
     return flat_NP.softmax(1).view_as(joint_NGM)
 
@@ -93,7 +93,8 @@ def responsibilities(log_pi_GM: Tensor, normal_NG: Tensor, label_NM: Tensor) -> 
 def sums(q_NG: Tensor, z_ND: Tensor, means_GD: Tensor) -> dict[str, Tensor]:
     """Count [G], sum [G, D] and squares [G, D, D] of rows about means."""
     away_NGD = z_ND[:, None] - means_GD
-    weighed_NGD = q_NG[..., None] * away_NGD
+    q_NG1 = q_NG.unsqueeze(2)
+    weighed_NGD = q_NG1 * away_NGD
     squares_GDD = torch.einsum("ngd,nge->gde", weighed_NGD, away_NGD)
     count_G = q_NG.sum(0)
     sum_GD = weighed_NGD.sum(0)
@@ -115,8 +116,10 @@ def maximised(tally: Tensors, means_GD: Tensor, covariances_GDD: Tensor, reg_cov
     within_GDD = scatter_GDD - outer(offset_GD)
     within_GDD.diagonal(dim1=1, dim2=2).add_(reg_covar)
     alive_G11 = count_G11 > DEAD
+    alive_G1 = alive_G11.squeeze(2)
+    moved_GD = means_GD + offset_GD
     covariances = torch.where(alive_G11, within_GDD, covariances_GDD)
-    means = torch.where(alive_G11.squeeze(2), means_GD + offset_GD, means_GD)
+    means = torch.where(alive_G1, moved_GD, means_GD)
     return {"means": means, "covariances": covariances}
 
 
@@ -135,8 +138,9 @@ def possible(tally: Tensors) -> bool:
         return False
     squares_GDD = tally["squares"]
     safe_G11 = count_G.clamp_min(DEAD)[:, None, None]
-    scatter_GDD = squares_GDD - outer(tally["sum"]) / safe_G11
-    least = float(torch.linalg.eigvalsh(scatter_GDD).min())
+    of_means_GDD = outer(tally["sum"]) / safe_G11
+    spread_GD = torch.linalg.eigvalsh(squares_GDD - of_means_GDD)
+    least = float(spread_GD.min())
     largest = float(squares_GDD.abs().max())
     return least >= -ROUNDING * largest
 
@@ -157,10 +161,11 @@ class FedGMM(Federated):
         """Gaussians at the origin, which the first round moves, and fresh models."""
         G, M = self.config.gaussians, self.config.experts
         x_ND = clients[0].rows.x
-        unit_DD = torch.eye(x_ND.shape[1], dtype=x_ND.dtype)
-        unit_GDD = unit_DD.repeat(G, 1, 1)
-        means_GD = torch.zeros_like(unit_GDD[:, 0])
-        state = {"weights": self._equal(x_ND), "means": means_GD, "covariances": unit_GDD}
+        columns = x_ND.shape[1]
+        means_GD = x_ND.new_zeros(G, columns)
+        unit_GDD = torch.diag_embed(means_GD + 1)
+        weights_GM = self._equal(x_ND)
+        state = {"weights": weights_GM, "means": means_GD, "covariances": unit_GDD}
         fresh = [self.task.start(generator) for _ in range(M)]
         return state | prefixed("theta", stacked(fresh))
 
@@ -210,7 +215,8 @@ class FedGMM(Federated):
     def labels(self, state: Tensors, rows: Any) -> Tensor:
         """log p(y | z, theta_m) [N, M]."""
         theta = below("theta", state)
-        models = unstacked(theta) or [{}] * self.config.experts
+        bare: list[dict[str, Tensor]] = [{}] * self.config.experts
+        models = unstacked(theta) or bare
         parts = [self.task.log_prob(model, rows) for model in models]
         return torch.stack(parts, 1)
 
@@ -225,8 +231,9 @@ class FedGMM(Federated):
         def loss(tensors: Tensors, part: Table) -> Tensor:
             rows = client.rows.of(part.x)
             label_NM = self.labels(prefixed("theta", tensors), rows)
-            explained_N = (part.y * label_NM).sum(1)
-            return -explained_N.mean()
+            explained_NM = part.y * label_NM
+            mean_M = explained_NM.mean(0)
+            return -mean_M.sum()
 
         return descended(loss, theta, parts, config.lr)
 
@@ -286,7 +293,8 @@ def averaged(models: Tensors, parts_CM: Tensor, before: Tensors) -> dict[str, Te
     share_CM = parts_CM / total_M.clamp_min(DEAD)
     found = {}
     for name, old in before.items():
-        mean = torch.einsum("cm,cm...->m...", share_CM.to(old.dtype), models[name])
+        own_CM = share_CM.to(old.dtype)
+        mean = torch.einsum("cm,cm...->m...", own_CM, models[name])
         ones = [1] * (old.ndim - 1)
         alive = total_M.view(-1, *ones) > DEAD
         found[name] = torch.where(alive, mean, old)

@@ -26,6 +26,7 @@ class Task:
 
     start: Tensors
     loss: Loss
+    losses: Loss | None = None  # of each row [N]; None: rows are asked one by one
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,19 @@ def gradient(loss: Loss, tensors: Tensors, rows: Any) -> dict[str, Tensor]:
     inputs = list(leaves.values())
     found = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, found))
+
+
+@torch.no_grad()
+def row_losses(task: Task, tensors: Tensors, rows: Any) -> Tensor:
+    """The loss of each row [N]."""
+    if task.losses is not None:
+        return task.losses(tensors, rows)
+    found = []
+    places = torch.arange(len(rows))
+    for place in places.split(1):
+        own = task.loss(tensors, rows.of(place))
+        found.append(own)
+    return torch.stack(found)
 
 
 def stepped(tensors: Tensors, grads: Tensors, lr: float) -> dict[str, Tensor]:

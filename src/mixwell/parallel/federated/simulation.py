@@ -148,23 +148,27 @@ class Outcome:
         return sum(one.seconds for one in self.ledger)
 
 
-def simulate(method: Federated, clients: Sequence[Client], setting: Setting, watch: Watch | None = None) -> Outcome:
+def simulate(method: Federated, clients: Sequence[Client], setting: Setting, watch: Watch | None = None,
+             after: Outcome | None = None) -> Outcome:
     """All rounds of a method; `watch` sees the state after each.
 
+    after: what earlier rounds left, which these go on from, in numbers and ledger, too; clients' rows may have changed.
     Raises `MixwellError` where there are no clients, a client has no rows, or all of them lie; and `TooFew` where in no
     round enough answered for the method to tell lies from the truth.
     """
     _check(clients, setting)
-    draws = generator(setting.seed, "start")
-    state = method.start(clients, draws)
-    memories: dict[int, Tensors] = {}
-    ledger: list[Traffic] = []
+    if after is None:
+        draws = generator(setting.seed, "start")
+        after = Outcome(method.start(clients, draws), {}, ())
+    state, memories, ledger = after.state, dict(after.memories), list(after.ledger)
     few = None
-    for number in range(setting.rounds):
-        turn = Turn(number, setting.rounds, setting.seed)
+    first = len(ledger)
+    last = first + setting.rounds
+    for number in range(first, last):
+        turn = Turn(number, last, setting.seed)
         drawn = _drawn(clients, setting, turn)
         asked = method.asked(state, drawn, clients, turn)
-        messages = {client.number: method.message(state, client, turn) for client in asked}
+        messages = {own.number: method.message(state, own, turn) for own in asked}
         answers = _answers(method, asked, messages, memories, setting, turn)
         answers = _with_lies(method, state, clients, answers, setting, turn)
         state, few = _merged(method, state, answers, turn)
@@ -179,8 +183,9 @@ def simulate(method: Federated, clients: Sequence[Client], setting: Setting, wat
 
 
 def _check(clients: Sequence[Client], setting: Setting) -> None:
-    if len(clients) <= setting.liars:
-        raise MixwellError(f"{len(clients)} clients came, {setting.liars} of them liars; expected an honest one.")
+    count, liars = len(clients), setting.liars
+    if count <= liars:
+        raise MixwellError(f"{count} clients came, {liars} of them liars; expected an honest one.")
     for place, client in enumerate(clients):
         if client.number != place:
             raise MixwellError(f"client {client.number} came in place {place}; expected them in order, from 0.")
@@ -266,4 +271,5 @@ def _traffic(method: Federated, messages: Mapping[int, Tensors], answers: Answer
     up += sum(answer.up_bytes for answer in said)
     times = [answer.seconds for answer in said]
     slowest = max(times, default=0.0)
-    return Traffic(tuple(messages), tuple(answers), down, up, slowest, counted)
+    asked, answered = tuple(messages), tuple(answers)
+    return Traffic(asked, answered, down, up, slowest, counted)

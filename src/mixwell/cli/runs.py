@@ -14,6 +14,7 @@ from rich.console import Console
 from mixwell.cli import completion
 from mixwell.cli.download import DOWNLOAD
 from mixwell.cli.errors import FAILED, one_line, tell
+from mixwell.cli.merged import are_adapters, show_merged
 from mixwell.core.errors import MixwellError
 
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
 
     `mixwell apply merge.ties --in code --in notes --base base --out merged density=0.5`
 
+    `mixwell apply merge.ties --in lora-code --in lora-notes --out lora-both density=0.5 rank=16` · PEFT adapters
+
     `mixwell apply experts.analysis.load --in runs/standard-library:moe-trained --data notes.txt`
     """
     from mixwell.run.recipe import override
@@ -184,6 +187,9 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
         return
     if target is None:
         raise MixwellError(f"{method} writes a model; name a folder for it with --out.")
+    if method.startswith("merge.") and are_adapters(source):
+        show_merged(method, source, base, values, target, seed)
+        return
     console = Console()
     if method.startswith("merge."):
         from mixwell.run.apply import merge

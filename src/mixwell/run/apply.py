@@ -32,6 +32,7 @@ from mixwell.run.merging import (
     receipts,
     recipe_text,
 )
+from mixwell.run.merging_factors import is_adapter
 from mixwell.run.paths import find_model
 from mixwell.run.stages.convert import LENGTH, ROWS, converted, read_other
 
@@ -104,6 +105,10 @@ def merge(name: str, models: Sequence[Given], *, options: Mapping[str, Any], bas
     With `weigh`, the merge and every model are measured on `text`, else on random tokens; that takes the memory of two
     models, merging takes that of one tensor.
     """
+    adapter = next((model for model in models if is_adapter(model)), None)
+    if adapter is not None:
+        raise MixwellError(f"{adapter} is a PEFT adapter; adapters are merged into one by "
+                           "mixwell.run.merging_adapters.merge_adapters, or `mixwell apply`.")
     recipe = Recipe.of(name, options)
     if out is not None:
         check_folder(out)

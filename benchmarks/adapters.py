@@ -16,16 +16,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from _parts import measure, parser, plain, save, start
+from _parts import measure, parser, start
 from torch import Tensor
 
 from mixwell.adapters.lora import Config, LoRA
-from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.rng import generator
 from mixwell.lm.hf.config import read_config
 from mixwell.lm.model import LanguageModel, load
@@ -150,7 +148,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "base"
-        parameters = write_base(folder, options.layers)
+        write_base(folder, options.layers)
         memories = {name: measured_apart(name, folder, options) for name in options.of}
         steps = {name: CONTESTANTS[name](folder) for name in options.of}
         losses = {name: step() for name, step in steps.items()}

@@ -61,7 +61,8 @@ def _check_low_rank(config: Mapping[str, Any], path: Path) -> None:
             raise MixwellError(f"{path}: {name} is {shown(alpha)}; expected a number above 0.")
     ranks = {"r": config.get("r", 8), **(config.get("rank_pattern") or {})}
     for name, rank in ranks.items():
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        whole = isinstance(rank, int) and _is_number(rank)
+        if not whole or rank < 1:
             raise MixwellError(f"{path}: {name} is {shown(rank)}; expected a whole number, 1 or more.")
     start = str(config.get("init_lora_weights"))
     if start.startswith(CHANGED_BASES):
@@ -70,7 +71,8 @@ def _check_low_rank(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    counted = isinstance(value, (int, float))
+    return counted and not isinstance(value, bool)
 
 
 def named(path: str, names: Iterable[str]) -> bool:
@@ -111,12 +113,14 @@ def _names_nothing(key: str, name: str, paths: Iterable[str]) -> MixwellError:
 
 def rank_at(config: Mapping[str, Any], path: str) -> int:
     """r of a module: of the pattern that fits."""
-    return int(_by_pattern(config.get("rank_pattern"), path, config.get("r", 8)))
+    usual = config.get("r", 8)
+    return int(_by_pattern(config.get("rank_pattern"), path, usual))
 
 
 def alpha_at(config: Mapping[str, Any], path: str) -> float:
     """alpha of a module: of the pattern that fits."""
-    return float(_by_pattern(config.get("alpha_pattern"), path, config["lora_alpha"]))
+    usual = config["lora_alpha"]
+    return float(_by_pattern(config.get("alpha_pattern"), path, usual))
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

@@ -48,12 +48,14 @@ class Module:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None) -> Attached:
+def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None,
+         other_base: bool = False) -> Attached:
     """Put the adapter in a PEFT folder beside `model`; it can be trained on, merged or saved in either form.
 
-    packing: the order of experts in B, "peft" or "expert_first" (Unsloth before 2026-09-17); None takes what the
-    file says of itself, else PEFT's; `weigh_packings` tells by the loss. An option or a tensor that is not
-    understood, a target that the file lacks, and an adapter of another base raise `MixwellError`; nothing is attached.
+    packing: the order of experts in B, "peft" or "expert_first" (Unsloth before 2026-09-17), or "stacks"; None takes
+    what the file says of itself, else PEFT's; `settled_packing` asks, or tells by the loss. An option or a tensor that
+    is not understood, a target that the file lacks, and an adapter of another base raise `MixwellError`; nothing is
+    attached. other_base: whether the base that the file names by digest may be another.
     """
     folder = Path(folder)
     config = read_options(folder)
@@ -68,7 +70,7 @@ def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None
         raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, or ia3_l, of one.")
     _check_complete(config, places, modules)
     found = _attached(model, modules, _whole(model, whole, places), config)
-    if BASE in config:
+    if BASE in config and not other_base:
         _check_base(found, str(config[BASE]), folder)
     return found
 
@@ -178,8 +180,8 @@ def _complete(held: Module, packing: str, config: Mapping[str, Any], model: Lang
 
 def _check_rank(name: str, found: int, said: int, shape: list[int]) -> None:
     if found != said:
-        raise MixwellError(f"{name}: the file's tensors have rank {found}, its config says {said}; the two do not belong "
-                           "together.")
+        raise MixwellError(f"{name}: the file's tensors have rank {found}, its config says {said}; the two do not "
+                           "belong together.")
     if found > min(shape):
         raise MixwellError(f"{name}: rank {found} is more than a matrix of {shape[0]} x {shape[1]} can have; expected "
                            f"{min(shape)} at most.")

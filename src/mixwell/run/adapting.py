@@ -60,16 +60,24 @@ class Work:
 
     def put(self, **more: Any) -> Attached:
         """The adapter beside a model of the base's."""
-        model = LanguageModel.from_checkpoint(self.base).eval()
-        text = None if self.bytes_V is None else lambda: self.tokens_BT
-        return adapted.put(self.folder, model, packing=self.options.packing, text=text, **more)
+        model = LanguageModel.from_checkpoint(self.base)
+        text = None if self.bytes_V is None else self.tokens
+        packing = self.options.packing
+        return adapted.put(self.folder, model.eval(), packing=packing, text=text, **more)
+
+    def tokens(self) -> Tensor:
+        """What the two are weighed on."""
+        return self.tokens_BT
 
     def record(self, method: str, there: Attached, **facts: Any) -> dict[str, Any]:
         """A line of lineage."""
         inputs = [self.name, str(self.folder)]
-        return {"id": method, "stage": ROOM, "method": method, "config": dict(vars(self.options)), "inputs": inputs,
-                "adapter_digest": files.digest(there.tensors()), "tokens": self.tokens_BT.numel(),
-                "versions": machine.versions(), **facts}
+        options = dict(vars(self.options))
+        own = there.tensors()
+        facts |= {"adapter_digest": files.digest(own), "versions": machine.versions()}
+        count = self.tokens_BT.numel()
+        return {"id": method, "stage": ROOM, "method": method, "config": options, "inputs": inputs, "tokens": count,
+                **facts}
 
 
 def options_of(given: Mapping[str, Any], method: str) -> Options:
@@ -78,8 +86,9 @@ def options_of(given: Mapping[str, Any], method: str) -> Options:
 
 
 def _check_method(there: Attached, method: str, folder: Path) -> None:
-    if there.method != method:
-        raise MixwellError(f"{folder} holds {there.method}, not {method}; say `apply {there.method}`.")
+    own = there.method
+    if own != method:
+        raise MixwellError(f"{folder} holds {own}, not {method}; say `apply {own}`.")
 
 
 def merge(method: str, work: Work) -> Checkpoint:
@@ -109,17 +118,18 @@ def _bits(work: Work, there: Attached) -> dict[str, float]:
     """Bits per byte of the base alone and with the adapter beside it; nothing where the tokens stand for no text."""
     if work.bytes_V is None:
         return {}
-    beside = bits_per_byte(there.model, work.tokens_BT, work.bytes_V)
     bare = LanguageModel.from_checkpoint(work.base).eval()
-    return {"bits_per_byte_without": bits_per_byte(bare, work.tokens_BT, work.bytes_V), "bits_per_byte_with": beside}
+    sides = {"bits_per_byte_without": bare, "bits_per_byte_with": there.model}
+    return {name: bits_per_byte(model, work.tokens_BT, work.bytes_V) for name, model in sides.items()}
 
 
 def bits_per_byte(model: Any, tokens_BT: Tensor, bytes_V: Tensor) -> float:
     """What the model needs for the tokens behind the first of each window."""
     targets_BT = tokens_BT[:, 1:]
-    nats = model.token_nats(tokens_BT[:, :-1], targets_BT).double().sum()
+    nats_BT = model.token_nats(tokens_BT[:, :-1], targets_BT)
+    bits = nats_BT.double().sum() / math.log(2)
     size = bytes_V[targets_BT].sum()
-    return float(nats / math.log(2) / size)
+    return float(bits / size)
 
 
 def unmerge(method: str, work: Work) -> Checkpoint:
@@ -127,8 +137,8 @@ def unmerge(method: str, work: Work) -> Checkpoint:
     there = work.put(other_base=True)
     _check_method(there, method, work.folder)
     digest = files.digest(there.tensors())
-    into = [record for record in work.base.lineage if record.get("adapter_digest") == digest]
-    if not into:
+    merged = [record.get("adapter_digest") for record in work.base.lineage]
+    if digest not in merged:
         raise MixwellError(f"{work.name} does not say that {work.folder} was merged into it, so taking that out would "
                            "give no base; name the merged model.")
     own = work.record(method, there)
@@ -154,8 +164,10 @@ def convert(method: str, work: Work, out: Path) -> dict[str, Any]:
         peft.write(there, out, base=work.name, **WRITTEN[str(layout)])
     again = adapted.put(out, LanguageModel.from_checkpoint(work.base).eval())
     found_BTV = again.model(work.tokens_BT).logits_BTV
-    error = float((found_BTV - expected_BTV).abs().max())
-    if not error <= LOST * max(float(expected_BTV.abs().max()), 1.0):
+    away_BTV = found_BTV - expected_BTV
+    error = float(away_BTV.abs().max())
+    largest = float(expected_BTV.abs().max())
+    if not error <= LOST * max(largest, 1.0):
         disk.remove(out)
         raise MixwellError(f"{layout}: read again, a logit is {error:.3g} away from the adapter that came; nothing was "
                            "kept.")

@@ -22,6 +22,7 @@ from mixwell.lm import peft
 from mixwell.lm.hf.config import read_config
 from mixwell.lm.hf.tensors import file_shapes, recipes
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.peft.experts import FLAT
 from tests.contracts._adapters import moved
 
 COMMON = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -108,7 +109,7 @@ def test_linear_layers_agree_with_weights_changed_by_hand(tmp_path):
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize("packing", peft.PACKINGS)
+@pytest.mark.parametrize("packing", FLAT)
 def test_experts_agree_with_weights_changed_one_by_one(packing, tmp_path):
     folder, tensors = adapter(tmp_path / "theirs", EXPERTS_CONFIG, EXPERTS)
 

@@ -1,6 +1,6 @@
 """Adapters as stages of a recipe: trained beside a frozen base, merged, kept by themselves, and what is refused."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ import mixwell
 from mixwell.adapters import files
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
+from mixwell.lm import folder as folders
+from mixwell.lm.training.freezing import check_trains
 from mixwell.report.data import data
 from mixwell.report.records import read_run, read_stage
 from mixwell.run import engine, recipe
@@ -25,6 +27,11 @@ stages:
   - {id: whole, from: tuned, train: {steps: 1}}
   - {id: halved, from: moe, adapt: half, steps: 2, lr: 1e-2}
   - {id: turned, from: moe, adapt: {method: in_turn, targets: "layers.*"}, steps: 1, lr: 1e-2}
+  - {id: small, from: moe, compress: int8}
+  - {id: routed, from: moe, adapt: perft, num_adapters: 2, parameters: 1k, steps: 2, lr: 1e-2}
+  - {id: beside, from: small, adapt: lora, merged: false, rank: 2, targets: [qkv, down_proj], steps: 2, lr: 1e-2}
+  - {id: weighed, from: routed, evaluate: {max_tokens: 100}}
+  - {id: said, from: beside, sample: {prompts: [ka], max_new_tokens: 4}}
 """
 
 
@@ -72,8 +79,8 @@ def test_parts_of_the_model_itself_are_trained(run):
 def test_the_report_plans_by_the_weights_given(run):
     _, out = run
     drawn = data(read_run(out))["drawn"]
-    assert drawn["head"] == ["tuned", "more", "whole", "halved", "turned"]
-    assert drawn["by_size"] == ["tuned", "whole", "halved", "turned"]
+    assert drawn["head"] == ["tuned", "more", "whole", "halved", "turned", "routed", "beside"]
+    assert drawn["by_size"] == ["tuned", "whole", "halved", "turned", "routed", "beside"]
     plans = {row[0]: row[2][1] for row in drawn["rows"]}
     assert "planned 75" in plans["left"] and "planned 25" in plans["right"]
 
@@ -99,17 +106,58 @@ def test_what_a_router_remembers_is_frozen_with_the_base(run):
     ("{id: a, adapt: lora, tokens: 300, rank: 0}", "rank is 0"),
     ("{id: a, adapt: lora, tokens: 300, targets: 3}", "expected a pattern of names, or a list of them, got 3"),
     ("{id: a, adapt: lora, tokens: 300, weights: mixed}", "a share for each domain, not a stage's choice"),
+    ("{id: a, adapt: lora, steps: 1, parameters: 0}", "expected a whole number above 0, such as 20k, got 0"),
+    ("{id: a, adapt: mixlora, steps: 1, merged: true}", "depends on what comes in, so it cannot be merged"),
+    ("{id: a, adapt: lora, steps: 1, merged: 3}", "expected true or false, got 3"),
+    ("{id: a, adapt: lora, train: {steps: 1}}", "an adapter's training stands beside `adapt`"),
     ("{id: a, adapt: lora}", "no budget came")])
 def test_what_cannot_be_is_refused_before_anything_runs(stage, message, tmp_path):
     with pytest.raises(MixwellError, match=message):
         recipe.stages(recipe.read(recipe_with(tmp_path, f"stages:\n  - {stage}\n")))
 
 
-def test_a_method_that_cannot_be_merged_is_refused(monkeypatch):
-    entry = replace(registry.find("adapters.lora"), tags=frozenset({"mixture"}))
-    monkeypatch.setattr(registry, "find", lambda *names, **more: entry)
-    with pytest.raises(MixwellError, match=r"adapters.lora depends on what comes in, so it cannot be merged"):
-        adapt.parse_adapt({"method": "lora", "steps": 1}, "stages.a.adapt")
+@pytest.mark.parametrize("name", ["routed", "beside"])
+def test_what_is_not_merged_stands_beside_the_base(name, run):
+    _, out = run
+    stage = stage_folder(out, name)
+    record = read_stage(stage)
+    assert record.result["merged"] is False and "merge_error" not in record.result
+    tokens = torch.arange(12)[None]
+    model = mixwell.load(stage / "model").eval()
+    source = {"routed": "moe", "beside": "small"}[name]
+    base = mixwell.load(stage_folder(out, source) / "model").eval()
+    bare = base(tokens).logits_BTV
+    there = files.load(stage / adapt.FOLDER, base)
+    assert there.num_parameters == record.result["trained_parameters"]
+    assert torch.equal(base(tokens).logits_BTV, model(tokens).logits_BTV)
+    assert not torch.equal(bare, model(tokens).logits_BTV)
+    assert record.result["receipt"]["max_logit_error"] > 0 and record.evaluation["bits_per_byte"]
+    with pytest.raises(MixwellError, match="holds a model and an adapter beside it"):
+        folders.read(stage / "model")
+
+
+def test_a_size_chooses_the_rank(run):
+    _, out = run
+    found = read_stage(stage_folder(out, "routed")).result["trained_parameters"]
+    assert abs(found - 1000) <= 100
+    weighed = read_stage(stage_folder(out, "weighed")).result["bits_per_byte"]
+    evaluated = read_stage(stage_folder(out, "routed")).evaluation["bits_per_byte"]
+    assert weighed.keys() == evaluated.keys()
+
+
+def test_no_other_stage_leaves_an_adapter_out(tmp_path):
+    kept = "stages:\n  - {id: a, adapt: lora, merged: false, steps: 1}\n  - {id: b, from: a, train: {steps: 1}}\n"
+    with pytest.raises(MixwellError, match="'a' keeps its adapter beside the base, and only `evaluate` and `sample`"):
+        recipe.stages(recipe.read(recipe_with(tmp_path, kept)))
+
+
+def test_a_quantised_model_is_not_trained_in_part(run):
+    _, out = run
+    model = mixwell.load(stage_folder(out, "small") / "model")
+    with pytest.raises(MixwellError, match="are quantised, and no gradient reaches them: norms and embeddings alone"):
+        check_trains(model)
+    files.load(stage_folder(out, "beside") / adapt.FOLDER, model)
+    check_trains(model)
 
 
 def test_defaults_of_trainings_hold_but_for_the_rate():
@@ -120,6 +168,6 @@ def test_defaults_of_trainings_hold_but_for_the_rate():
 
 def test_no_method_shares_an_option_with_the_training():
     """Both stand side by side in a recipe's entry."""
-    training = {option.name for option in fields(Training)} | {"targets", "trained", "method"}
+    training = {option.name for option in fields(Training)} | {"targets", "trained", "method", "parameters", "merged"}
     for entry in registry.family("adapters"):
         assert not training & {option.name for option in fields(entry.module().Config)}, entry.name

@@ -154,6 +154,8 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
                                                      )] = ...,  # type: ignore[assignment]
           base: Annotated[Path | None, typer.Option(help="Of a merge: the model that the others were tuned from.")
                           ] = None,
+          adapter: Annotated[str | None, typer.Option(help="Of adapters.*: folder of an adapter (mixwell's or PEFT's), "
+                                                           "or the stage that made it.")] = None,
           target: Annotated[Path | None, typer.Option("--out", help="Folder to write; for an analysis a JSON file.  "
                                                                     "[default of an analysis: print it]")] = None,
           text: Annotated[Path | None, typer.Option("--text", "--data", help="Text (a file, a folder) to measure on.  "
@@ -175,6 +177,10 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
 
     `mixwell apply merge.ties --in lora-code --in lora-notes --out lora-both density=0.5 rank=16` · PEFT adapters
 
+    `mixwell apply adapters.lora --in base --adapter runs/mine:tuned --out merged --text notes.txt`
+
+    `mixwell apply adapters.lora --in base --adapter theirs --out ours layout=own packing=expert_first`
+
     `mixwell apply experts.analysis.load --in runs/standard-library:moe-trained --data notes.txt`
     """
     from mixwell.run.recipe import override
@@ -191,6 +197,8 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
         show_merged(method, source, base, values, target, seed)
         return
     console = Console()
+    from mixwell.cli.adapted import show_adapted, show_receipt
+
     if method.startswith("merge."):
         from mixwell.run.apply import merge
 
@@ -200,6 +208,8 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
             show_receipt(console, receipt)
         for name, bits in merged.lineage[-1].get("bits_per_byte", {}).items():
             console.print(f"{name}: {bits:.4f} bits per byte", highlight=False, soft_wrap=True)
+    elif method.startswith("adapters."):
+        show_adapted(console, method, _only(source, method), adapter, values, target, text, seed)
     else:
         from mixwell.run.apply import apply as run_method
 
@@ -252,25 +262,6 @@ def show_analysis(method: str, source: Path, target: Path | None, text: Path | N
         return
     write_json(target, found)
     Console().print(f"written: {target}", highlight=False, soft_wrap=True)
-
-
-def show_receipt(console: Console, receipt: dict[str, Any]) -> None:
-    """The receipt, one fact a line."""
-    from mixwell.core.units import si
-
-    promised = receipt["promises"]
-    for name in ("max_logit_error", "kl_nats", "loss_before_nats", "loss_after_nats"):
-        limit = f"  (promised: at most {promised[name]:.3g})" if name in promised else ""
-        console.print(f"{name:<18} {receipt[name]:.4g}{limit}", highlight=False)
-    if receipt["bits_per_byte_low"] is not None:
-        change, low, high = (receipt[f"bits_per_byte_{name}"] for name in ("change", "low", "high"))
-        interval = f"({low:+.4f} to {high:+.4f})"
-        console.print(f"{'bits per byte':<18} {change:+.4f}  {interval}", highlight=False)
-    for name, unit in (("parameters", ""), ("active", ""), ("size", "B")):
-        ending = "_bytes" if unit else ""
-        before = si(receipt[f"{name}_before{ending}"], unit)
-        after = si(receipt[f"{name}_after{ending}"], unit)
-        console.print(f"{name:<18} {before} -> {after}", highlight=False)
 
 
 @one_line

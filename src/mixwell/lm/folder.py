@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mixwell import __version__
+from mixwell.adapters import files as adapter_files
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, shown
@@ -33,15 +34,17 @@ from mixwell.lm.network import Network
 
 CONFIG, RECORD, SAMPLING = "config.json", "mixwell.json", "generation_config.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+BESIDE = "adapter"  # folder inside a model's: an adapter that stands beside it
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OWN = "mixwell"  # the model_type of what no Hugging Face decoder computes
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, *, beside: bool = False) -> Checkpoint:
     """The checkpoint in a folder; its tensors are read when asked for.
 
-    A folder that lacks something, holds what would change the result and is not understood, or is not what mixwell.json
-    says of it, raises `MixwellError`.
+    beside: whether an adapter may stand beside it, of which a checkpoint knows nothing. A folder that lacks something,
+    holds what would change the result and is not understood, or is not what mixwell.json says of it, raises
+    `MixwellError`.
     """
     folder = Path(path)
     if is_gguf(folder):
@@ -49,6 +52,9 @@ def read(path: str | Path) -> Checkpoint:
     if not folder.is_dir():
         raise MixwellError(f"{folder} is not a folder; expected a model folder with config.json.")
     _refuse_adapter(folder)
+    if has_adapter(folder) and not beside:
+        raise MixwellError(f"{folder} holds a model and an adapter beside it ({BESIDE}), which would be left out here; "
+                           "such a model is evaluated, sampled and served, and can be trained no further.")
     config = _config(folder)
     stored = open_folder(folder)
     record, files = _record(folder), schemas.side_files(folder)
@@ -69,9 +75,21 @@ def _refuse_adapter(folder: Path) -> None:
         return
     if (folder / CONFIG).exists():
         raise MixwellError(f"{folder} holds a model and beside it LoRA files ({there[0]}), which would be left out; "
-                           "merge them into it (PEFT: merge_and_unload), or move them away.")
-    raise MixwellError(f"{folder} holds a LoRA adapter ({there[0]}) without its model; merge the two (PEFT: "
-                       "merge_and_unload) and hand in what that saves.")
+                           "move them out and merge them into it (`mixwell apply adapters.lora --in MODEL --adapter "
+                           "FOLDER --out MERGED`).")
+    raise MixwellError(f"{folder} holds a LoRA adapter ({there[0]}) without its model; name the model, and "
+                       "this folder with --adapter, or merge the two (`mixwell apply adapters.lora`).")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter by itself, in mixwell's form or PEFT's."""
+    ours, theirs = folder / adapter_files.FILE, folder / ADAPTER[0]
+    return ours.is_file() or theirs.is_file()
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether an adapter of mixwell's stands beside the model in a folder."""
+    return (folder / BESIDE / adapter_files.FILE).is_file()
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixwell.adapters import files
 from mixwell.core import rng
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import to_dict
@@ -117,6 +118,10 @@ def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
     Reads the folders of Hugging Face decoders that docs/families.md lists, GGUF files, and mixwell's own. `dtype`:
     "auto" (as stored; float16 becomes float32, and so does bfloat16 where this CPU only emulates it), "fp32", "bf16"
     or a torch type. Anything in the folder that would change the result and is not understood, and any tensor that is
-    missing, left over or misshapen, raises `MixwellError`.
+    missing, left over or misshapen, raises `MixwellError`. An adapter that the folder holds stands beside the model.
     """
-    return LanguageModel.from_checkpoint(folders.read(path), dtype)
+    folder = Path(path)
+    model = LanguageModel.from_checkpoint(folders.read(folder, beside=True), dtype)
+    if folders.has_adapter(folder):
+        files.load(folder / folders.BESIDE, model)
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,14 +74,17 @@ class Receipt:
 @torch.no_grad()
 def measure(before: Checkpoint, after: Checkpoint, tokens_BT: Tensor, method: str,
             promises: Mapping[str, float] | None = None, *, rows: int = 4,
-            token_bytes_V: Tensor | None = None) -> Receipt:
+            token_bytes_V: Tensor | None = None, beside: Callable[[LanguageModel], None] | None = None) -> Receipt:
     """Weigh a conversion on `tokens_BT` (int64 [B, T], T at least 2), `rows` sequences at a time.
 
     The loss is the mean cross-entropy of each next token in nats; loads are shares of slots by expert and layer.
-    token_bytes_V: the bytes that each token stands for, where the tokens are text. A model whose logits are not finite
+    token_bytes_V: the bytes that each token stands for, where the tokens are text. beside: puts what a checkpoint does
+    not hold, an adapter, beside the model after. A model whose logits are not finite
     raises `MixwellError`: nothing can be said of it.
     """
     old, new = _Side(before, f"{method}: the model before"), _Side(after, f"{method}: the model after")
+    if beside is not None:
+        beside(new.model)
     error, kl = 0.0, 0.0
     for batch in tokens_BT.split(rows):
         first_BTV, second_BTV = old.read(batch), new.read(batch)

@@ -21,6 +21,7 @@ from mixwell.lm.documents import Reader
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.report.targets import check_folder
+from mixwell.run import adapting
 from mixwell.run.merging import (
     CARD,
     Recipe,
@@ -33,7 +34,7 @@ from mixwell.run.merging import (
     recipe_text,
 )
 from mixwell.run.merging_factors import is_adapter
-from mixwell.run.paths import find_model
+from mixwell.run.paths import find_adapter, find_model
 from mixwell.run.stages.convert import LENGTH, ROWS, converted, read_other
 
 ROOMS = ("convert", "precision")  # whose methods turn one checkpoint into another
@@ -41,11 +42,13 @@ Given = LanguageModel | str | Path  # a model, or its place
 
 
 def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None = None,
-          text: str | Path | None = None, seed: int = 0, base: Given | None = None, **options: Any) -> LanguageModel:
+          text: str | Path | None = None, seed: int = 0, base: Given | None = None,
+          adapter: str | Path | None = None, **options: Any) -> LanguageModel:
     """Apply the method `name` to a model, given as such or by its place, and return the new model.
 
     model: a `LanguageModel`, a model folder, a stage's folder, or a run's stage such as `runs/mine:dense`; a list of
-    them for a merge. base: of a merge, the model that the others were tuned from.
+    them for a merge. base: of a merge, the model that the others were tuned from. adapter: of `adapters.*`, the folder
+    or the stage of the adapter that is merged into the model (`mixwell.run.adapting.Options`).
 
     The model is weighed before and after on `text` (a file, folder or glob), else on random tokens; a broken promise
     raises `MixwellError` and writes nothing. The receipt is in the last record of the result's `lineage`.
@@ -57,6 +60,11 @@ def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None =
         return LanguageModel.from_checkpoint(after)
     if base is not None or not isinstance(model, Given):
         raise MixwellError(f"{name} takes one model; a base and several models go with a merge (merge.ties, say).")
+    if name.startswith(f"{adapting.ROOM}."):
+        after = adapt(name, model, adapter, out=out, text=text, seed=seed, options=options)
+        return LanguageModel.from_checkpoint(after)
+    if adapter is not None:
+        raise MixwellError(f"{name} takes no adapter; adapters.lora and its kind merge one into a model.")
     entry = registry.find(name) if "." in name else _short(name)
     if entry.room not in ROOMS:
         raise MixwellError(f"{entry.name} turns no checkpoint into another; expected a method of {' or '.join(ROOMS)}.")
@@ -79,6 +87,42 @@ def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None =
     if out is not None:
         folders.write(after, out)
     return LanguageModel.from_checkpoint(after)
+
+
+def adapt(name: str, model: Given, adapter: str | Path | None, *, options: Mapping[str, Any],
+          out: str | Path | None = None, text: str | Path | None = None, seed: int = 0) -> Checkpoint:
+    """Merge the adapter in a folder into a model, or take it out of it (`unmerge`), and write the result to `out`."""
+    chosen = adapting.options_of(options, name)
+    if chosen.layout is not None:
+        raise MixwellError(f"{name} with a layout writes an adapter, no model; use mixwell.run.apply.convert_adapter.")
+    if out is not None:
+        check_folder(out)
+    work = adapter_work(name, model, adapter, chosen, text, seed)
+    after = adapting.unmerge(name, work) if chosen.unmerge else adapting.merge(name, work)
+    if out is not None:
+        folders.write(after, out)
+    return after
+
+
+def convert_adapter(name: str, model: Given, adapter: str | Path | None, *, options: Mapping[str, Any],
+                    out: str | Path, text: str | Path | None = None, seed: int = 0) -> dict[str, Any]:
+    """Write the adapter in a folder in the layout that `options` names; see `mixwell.run.adapting.convert`."""
+    chosen = adapting.options_of(options, name)
+    check_folder(out)
+    work = adapter_work(name, model, adapter, chosen, text, seed)
+    return adapting.convert(name, work, Path(out))
+
+
+def adapter_work(name: str, model: Given, adapter: str | Path | None, chosen: adapting.Options,
+                 text: str | Path | None, seed: int) -> adapting.Work:
+    """The base, the adapter's folder and the tokens to weigh on: of `text`, else random ones."""
+    if adapter is None:
+        raise MixwellError(f"{name} merges an adapter into its base; name the adapter's folder with --adapter. To "
+                           "train one, a recipe has `adapt:`.")
+    checkpoint = _checkpoint(model)
+    given = _given(text, 0, checkpoint, seed)
+    return adapting.Work(base=checkpoint, name=_name(model), folder=find_adapter(adapter), tokens_BT=given.tokens_BT,
+                         bytes_V=given.bytes_V, options=chosen)
 
 
 def _name(model: Given) -> str:

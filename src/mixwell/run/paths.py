@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixwell.core.errors import MixwellError, suggest
+from mixwell.lm.folder import BESIDE, is_adapter
 from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.hub import cache_folder, hub_model, is_model_id
 from mixwell.report.records import RUN, STAGE, listed_stages, read_stage
@@ -60,6 +61,22 @@ def find_model(name: str | Path) -> Path:
         raise MixwellError(f"{path} is not a folder.{near} Expected a model folder, a GGUF file, a stage's folder, or "
                            f"a run's stage such as {RUNS}/NAME:STAGE.{elsewhere}")
     return path
+
+
+def find_adapter(name: str | Path) -> Path:
+    """The folder of an adapter that `name` means: one of mixwell's or PEFT's form, a stage's folder, or `RUN:STAGE`."""
+    path = Path(name).expanduser()
+    if not path.exists() and ":" in path.name:
+        run, _, stage = str(path).rpartition(":")
+        path = find_stage(find_run(run), stage)
+    inside = path / BESIDE
+    found = inside if inside.is_dir() else path
+    if not found.is_dir():
+        raise MixwellError(f"{path} is not a folder.{suggest(path.name, _names(path.parent))} Expected an adapter's "
+                           f"folder, or a run's stage that adapts, such as {RUNS}/NAME:STAGE.")
+    if not is_adapter(found):
+        raise MixwellError(f"{found} holds no adapter; expected adapter.json (mixwell) or adapter_config.json (PEFT).")
+    return found
 
 
 def find_run(name: str | Path) -> Path:

@@ -49,7 +49,7 @@ from mixwell.run.stages.train import Training
 DEFAULT = Path(__file__).parent / "recipes" / "default.yaml"
 RESERVED = ("data", "tokenizer", "tokens", "model")  # ids of the stages that the top-level keys make
 # keys whose text may end in k, M, ...
-COUNTS = {"tokens", "steps", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size"}
+COUNTS = {"tokens", "steps", "max_tokens", "max_bytes", "bytes", "flops", "vocab_size", "parameters"}
 SUFFIXES = {**units.SUFFIXES, "K": 1e3}
 BUDGETS = set(LENGTHS)
 BUDGET_KEYS = BUDGETS | {"as_long_as"}  # any of them beside a training takes the place of the recipe's default
@@ -464,6 +464,9 @@ def _only_verb(entry: Mapping[str, Any], where: str) -> str:
     named = [key for key in entry if key in verbs]
     if len(named) == 1:
         return named[0]
+    if set(named) == {"adapt", "train"}:
+        raise MixwellError(f"{where}: an adapter's training stands beside `adapt`: {{id: {entry.get('id')}, adapt: "
+                           "lora, tokens: 1M, lr: 1e-3}, without `train`.")
     known = ("id", "from", "base", "seed", "side", "data", *verbs)
     strange = [str(key) for key in entry if key not in known]
     hint = suggest(strange[0], verbs) if strange and not named else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,24 @@ def inputs_of(kind: Kind, entry: Mapping[str, Any], found: Mapping[str, Stage], 
     sources = {role: role for role in kind.roles}
     sources |= text_ids(entry)
     if kind.many:
-        return sources | models_of(entry, found, where)
+        named = models_of(entry, found, where)
+        _check_beside(kind, named.values(), found, where)
+        return sources | named
     source = entry.get("from", "model")
     check_model(source, found, f"{where}.from")
     sources["model"] = source
+    _check_beside(kind, [source], found, where)
     return {role: sources[role] for role in kind.roles}
+
+
+def _check_beside(kind: Kind, sources: Iterable[str], found: Mapping[str, Stage], where: str) -> None:
+    """Raise where a stage would leave out the adapter that stands beside a model it reads."""
+    if kind.reads_beside or "model" not in kind.roles:
+        return
+    for source in sources:
+        if found[source].kind == "adapt" and not found[source].config.merged:
+            raise MixwellError(f"{where}.from: {shown(source)} keeps its adapter beside the base, and only `evaluate` "
+                               "and `sample` read it so; start from its base, or from an adapter that is merged.")
 
 
 def text_ids(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from mixwell.lm.peft.experts import PACKINGS
 from mixwell.lm.peft.reading import read
-from mixwell.lm.peft.weighing import weigh_packings
+from mixwell.lm.peft.weighing import settled_packing, weigh_packings
 from mixwell.lm.peft.writing import write
 
-__all__ = ["PACKINGS", "read", "weigh_packings", "write"]
+__all__ = ["PACKINGS", "read", "settled_packing", "weigh_packings", "write"]

@@ -23,16 +23,15 @@ from mixwell.adapters import files
 from mixwell.adapters.attached import Attached, attach
 from mixwell.core import registry
 from mixwell.core.config import from_dict
-from mixwell.core.errors import MixwellError, shown
+from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json
 from mixwell.formats.tensors import open_file
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.peft.experts import check_packing, unpacked
+from mixwell.lm.peft.options import alpha_at, check_targets, named, rank_at, read_options, targeted
 from mixwell.lm.peft.places import BASE, CONFIG, PACKING, PREFIX, TENSORS, WEIGHT, Place, module_of, places_of
 from mixwell.lm.tokenizer import MAIN
 
-UNKNOWN = ("lora_bias", "use_qalora", "use_bdlora", "layer_replication", "trainable_token_indices", "arrow_config",
-           "kasa_config", "velora_config", "alora_invocation_tokens", "monteclora_config")  # change the result
 PARTS = {"LORA": "lora_A|lora_B|lora_magnitude_vector", "IA3": "ia3_l"}  # of a module, by the kind of adapter
 PART = {kind: re.compile(rf"(?P<module>.+?)(?P<nest>(?:\.base_layer)*)\.(?P<part>{parts})(?:\.weight)?")
         for kind, parts in PARTS.items()}
@@ -49,42 +48,30 @@ class Module:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None) -> Attached:
+def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None,
+         other_base: bool = False) -> Attached:
     """Put the adapter in a PEFT folder beside `model`; it can be trained on, merged or saved in either form.
 
-    packing: the order of experts in B, "peft" or "expert_first" (Unsloth before 2026-09-17); None takes what the
-    file says of itself, else PEFT's; `weigh_packings` tells by the loss. An option or a tensor that is not
-    understood, a target that the file lacks, and an adapter of another base raise `MixwellError`; nothing is attached.
+    packing: the order of experts in B, "peft" or "expert_first" (Unsloth before 2026-09-17), or "stacks"; None takes
+    what the file says of itself, else PEFT's; `settled_packing` asks, or tells by the loss. An option or a tensor that
+    is not understood, a target that the file lacks, and an adapter of another base raise `MixwellError`; nothing is
+    attached. other_base: whether the base that the file names by digest may be another.
     """
     folder = Path(folder)
-    config = _config(folder)
+    config = read_options(folder)
     tensors = open_file(folder / TENSORS)
     order = packing or str(config.get(PACKING) or "peft")
     check_packing(order)
     _check_tokenizer(folder, model)
     places = places_of(model)
+    check_targets(config, map(module_of, places), places)
     modules, whole = _sorted_out(tensors, places, config, order, model)
     if not modules:
         raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, or ia3_l, of one.")
     _check_complete(config, places, modules)
     found = _attached(model, modules, _whole(model, whole, places), config)
-    if BASE in config:
+    if BASE in config and not other_base:
         _check_base(found, str(config[BASE]), folder)
-    return found
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / CONFIG)
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind not in ("LORA", "IA3"):
-        raise MixwellError(f"{folder / CONFIG}: peft_type is {shown(kind)}; LORA and IA3 are read.")
-    if kind == "LORA" and "lora_alpha" not in config:
-        raise MixwellError(f"{folder / CONFIG} has no lora_alpha, so how much the change counts is not known.")
-    asked = [name for name in UNKNOWN if config.get(name)]
-    if asked:
-        raise MixwellError(f"{folder / CONFIG} asks for {', '.join(asked)}, which would change the result and is not "
-                           "understood.")
-    found: dict[str, Any] = config
     return found
 
 
@@ -128,7 +115,8 @@ def _sorted_out(tensors: Mapping[str, Tensor], places: Mapping[str, Place], conf
         if match is None or path not in targets:
             raise MixwellError(f"{name} has no place in this model; it would be dropped. The adapter was made for "
                                "another base, or by a method that is not read.")
-        held = modules.setdefault(path, Module(targets[path], path, _scale(config, path)))
+        scale = 1.0 if config["peft_type"] == "IA3" else alpha_at(config, path)
+        held = modules.setdefault(path, Module(targets[path], path, scale))
         held.parts[match["part"]] = value
     for held in modules.values():
         _complete(held, packing, config, model)
@@ -151,7 +139,7 @@ def _path(match: re.Match[str], nests: Mapping[str, int], targets: Mapping[str, 
     """The module that a tensor belongs to; a bare parameter of a module by how deep it is wrapped."""
     module = match["module"]
     inside = [f"{module}.{name}" for name in ("gate_up_proj", "down_proj")]  # in the module's own order
-    there = [path for path in inside if path in targets and _named(path, config.get("target_parameters") or ())]
+    there = [path for path in inside if path in targets and named(path, config.get("target_parameters") or ())]
     if module in targets or not there:
         return module
     if len(there) != nests[module] + 1:
@@ -161,30 +149,12 @@ def _path(match: re.Match[str], nests: Mapping[str, int], targets: Mapping[str, 
     return there[nests[module] - depth]  # the first parameter is wrapped first, so it lies deepest
 
 
-def _named(path: str, names: Any) -> bool:
-    """Whether one of the names is the path or its end behind a dot."""
-    ends = tuple(f".{name}" for name in names)
-    inside = f".{path}"
-    return inside.endswith(ends)
-
-
-def _scale(config: Mapping[str, Any], path: str) -> float:
-    """s of a module, up to its rank: alpha, of the pattern that fits."""
-    if config["peft_type"] == "IA3":
-        return 1.0
-    alpha = float(config["lora_alpha"])
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return float(own)
-    return alpha
-
-
 def _complete(held: Module, packing: str, config: Mapping[str, Any], model: LanguageModel) -> None:
     """Check the module's parts, unpack those of all experts, and bring its rows into order."""
     parts, place = held.parts, held.place
     if "ia3_l" in parts:
         parts["ia3_l"] = parts["ia3_l"].flatten()
-        held.of_inputs = _targeted(held.name, config.get("feedforward_modules") or [])
+        held.of_inputs = targeted(held.name, config.get("feedforward_modules") or [])
         return
     for name in ("lora_A", "lora_B"):
         if name not in parts:
@@ -200,11 +170,21 @@ def _complete(held: Module, packing: str, config: Mapping[str, Any], model: Lang
         raise MixwellError(f"{held.name}: the file changes a matrix of {found}, this base has {expected}; the adapter "
                            "was made for another base.")
     rank = A.shape[-2]
+    _check_rank(held.name, rank, rank_at(config, held.name), expected)
     held.scale /= math.sqrt(rank) if config.get("use_rslora") else rank
     parts["lora_A"], parts["lora_B"] = A, place.arranged(B, -2)
     if "lora_magnitude_vector" in parts:
         magnitude = parts["lora_magnitude_vector"].flatten()
         parts["lora_magnitude_vector"] = place.arranged(magnitude, -1)
+
+
+def _check_rank(name: str, found: int, said: int, shape: list[int]) -> None:
+    if found != said:
+        raise MixwellError(f"{name}: the file's tensors have rank {found}, its config says {said}; the two do not "
+                           "belong together.")
+    if found > min(shape):
+        raise MixwellError(f"{name}: rank {found} is more than a matrix of {shape[0]} x {shape[1]} can have; expected "
+                           f"{min(shape)} at most.")
 
 
 def _check_complete(config: Mapping[str, Any], places: Mapping[str, Place], modules: list[Module]) -> None:
@@ -217,8 +197,8 @@ def _check_complete(config: Mapping[str, Any], places: Mapping[str, Place], modu
     parameters = config.get("target_parameters") or ()
     for name, place in places.items():
         path = module_of(name)
-        chosen = name.endswith(WEIGHT) and _targeted(path, targets)
-        chosen = chosen or _named(name, parameters)
+        chosen = name.endswith(WEIGHT) and targeted(path, targets)
+        chosen = chosen or named(name, parameters)
         inside = place.expert is not None and any(path.startswith(f"{stack}.") for stack in fused)
         if chosen and path not in there and not inside and not _is_vector(name):
             raise MixwellError(f"{path} is a target of this adapter and missing in its file; nothing was loaded.")
@@ -226,12 +206,6 @@ def _check_complete(config: Mapping[str, Any], places: Mapping[str, Place], modu
 
 def _is_vector(name: str) -> bool:
     return "norm" in name or name.endswith("bias")
-
-
-def _targeted(path: str, targets: Any) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, path) is not None
-    return _named(path, targets)
 
 
 def _attached(model: LanguageModel, modules: list[Module], trained: Mapping[str, Tensor],

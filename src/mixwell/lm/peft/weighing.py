@@ -1,15 +1,21 @@
-"""Which order the experts of a file are in, told by the loss."""
+"""Which order the experts of a file are in: said, told by the loss, or asked for; shapes never tell it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
-from mixwell.lm.peft.experts import PACKINGS
+from mixwell.lm.peft.experts import FLAT
+from mixwell.lm.peft.options import read_options
+from mixwell.lm.peft.places import PACKING
 from mixwell.lm.peft.reading import read
+
+CLEAR_NATS = 0.005  # a token: by so much the right order is better than the other
 
 
 @torch.no_grad()
@@ -19,13 +25,60 @@ def weigh_packings(folder: str | Path, model: LanguageModel, tokens_BT: Tensor) 
     tokens_BT: text of the kind that the adapter was trained on. The lower loss is the order of the file; two that are
     close say that the text is not of that kind.
     """
-    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
     found: dict[str, float] = {}
-    for packing in PACKINGS:
+    for packing in FLAT:
         there = read(folder, model, packing=packing)
         try:
-            loss = model.loss(inputs_BT, targets_BT)
+            found[packing] = _nats(model, tokens_BT)
         finally:
             there.detach()
-        found[packing] = float(loss.nats)
     return found
+
+
+def _nats(model: LanguageModel, tokens_BT: Tensor) -> float:
+    loss = model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:])
+    return float(loss.nats)
+
+
+def settled_packing(folder: str | Path, model: LanguageModel, packing: str | None = None,
+                    text: Callable[[], Tensor] | None = None) -> str | None:
+    """The order of the experts in a folder: the one named, else as the file says, else as the loss on `text` tells.
+
+    text: gives tokens [B, T] of the kind that the adapter was trained on. A file whose order is not said, would matter,
+    and cannot be told raises `MixwellError`: the wrong one gives fluent nonsense.
+    """
+    folder = Path(folder)
+    said = packing or read_options(folder).get(PACKING)
+    if said or _is_one_order(folder, model):
+        return said
+    if text is None:
+        raise MixwellError(f"{folder} does not say in which order its experts lie, and both orders in use have the "
+                           f"same shapes; name packing={' or packing='.join(FLAT)} (Unsloth before 2026-09-17), or "
+                           "give text of the kind that it was trained on (--text), and the loss tells.")
+    return _told_by_loss(folder, model, text())
+
+
+def _is_one_order(folder: Path, model: LanguageModel) -> bool:
+    """Whether the flat orders give the same adapter."""
+    first, second = (_tensors(folder, model, packing) for packing in FLAT)
+    apart = [name for name in first if not torch.equal(first[name], second[name])]
+    return not apart
+
+
+def _tensors(folder: Path, model: LanguageModel, packing: str) -> dict[str, Tensor]:
+    there = read(folder, model, packing=packing)
+    found = there.tensors()
+    there.detach()
+    return found
+
+
+@torch.no_grad()
+def _told_by_loss(folder: Path, model: LanguageModel, tokens_BT: Tensor) -> str:
+    losses = weigh_packings(folder, model, tokens_BT)
+    bare = _nats(model, tokens_BT)
+    best, other = sorted(losses, key=losses.__getitem__)
+    told = ", ".join(f"{name} {nats:.4f}" for name, nats in losses.items())
+    if losses[other] - losses[best] < CLEAR_NATS or losses[best] > bare:
+        raise MixwellError(f"{folder}: this text does not tell the order of its experts ({told}, the base {bare:.4f} "
+                           "nats a token); give text of the kind that the adapter was trained on, or name packing=.")
+    return best

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError, suggest
+from mixwell.kernels.packing import CHANGES
 
 PREFIX = "model."  # may stand before a name, as it does in the files of many models
 
@@ -44,6 +45,27 @@ class Frozen:
         """Let the parameters be trained again."""
         for parameter in self._held:
             parameter.requires_grad_(True)
+
+
+def check_trains(model: nn.Module) -> None:
+    """Raise `MixwellError` for a model whose matrices are quantised, where nothing stands beside them to be trained.
+
+    No gradient reaches integers, so that norms and embeddings alone would be trained.
+    """
+    quantised = []
+    for path, layer in model.named_modules():
+        if CHANGES in layer._modules:
+            return
+        quantised += [f"{path}.{name}" for name in getattr(layer, "packable", ()) if _is_quantised(layer, name)]
+    if quantised:
+        raise MixwellError(f"{quantised[0]} and {len(quantised) - 1} others are quantised, and no gradient reaches "
+                           "them: norms and embeddings alone would be trained. Train before compressing, or put an "
+                           "adapter beside them (`adapt: lora, merged: false`).")
+
+
+def _is_quantised(layer: nn.Module, name: str) -> bool:
+    weight = getattr(layer, name, None)
+    return isinstance(weight, Tensor) and weight.dtype in (torch.int8, torch.uint8)
 
 
 def fitting(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ from mixwell.lm.evaluate import evaluate
 from mixwell.lm.network import IGNORED
 from mixwell.lm.training import state as train_state
 from mixwell.lm.training.config import TrainConfig
-from mixwell.lm.training.freezing import Frozen
+from mixwell.lm.training.freezing import Frozen, check_trains
 from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, kept_lines, read_lines
 from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.lm.training.sampler import Sampler
@@ -87,6 +87,7 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     if vocab_size is not None and vocab_size < data.vocab_size:
         raise MixwellError(f"the data has {data.vocab_size} token ids, the model {vocab_size}; use the tokenizer that "
                            "the model was made for, or a model with a larger vocab_size.")
+    check_trains(model)
     settled = config.for_device(device)
     run = _Run(model.to(device), data, settled, Path(folder), weights, torch.device(device), team or Alone())
     try:

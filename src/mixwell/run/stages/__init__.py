@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
                   roles=_ALL, many=True, bare="method", evaluated=True),
     "mix": Kind(parse=mix.parse_mix, run=mix.run_mix, rooms=("data", "scaling", *_MODEL), roles=_ALL),
     "evaluate": Kind(parse=parser(EvaluateConfig), run=evaluate.run_evaluate,
-                     rooms=_MODEL, roles=("model", "tokens")),
+                     rooms=("adapters", *_MODEL), roles=("model", "tokens"), reads_beside=True),
     "sample": Kind(parse=parser(evaluate.SampleConfig), run=evaluate.run_sample,
-                   rooms=_MODEL, roles=_ALL),
+                   rooms=("adapters", *_MODEL), roles=_ALL, reads_beside=True),
 }

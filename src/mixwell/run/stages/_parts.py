@@ -74,6 +74,7 @@ class Kind:
     evaluated: bool = False  # its model is evaluated, and the evaluation kept in its stage.json
     floats: bool = True  # its bits depend on torch and on the number of threads
     draws: bool = True  # False: the seed decides nothing, and stays out of its key
+    reads_beside: bool = False  # it takes a model with an adapter beside it, which no other kind may leave out
     named_in_recipe: bool = True  # False: made from a top-level key of the recipe
 
     @property

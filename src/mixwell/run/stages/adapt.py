@@ -1,17 +1,18 @@
-"""Adapting: a frozen model with an adapter beside it that is trained, and then merged into a model of its own."""
+"""Adapting: a frozen model with an adapter beside it that is trained, and merged into the model or kept beside it."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mixwell.adapters import files
 from mixwell.adapters.attached import Attached, attach
+from mixwell.adapters.sizing import sized
 from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict
@@ -19,8 +20,8 @@ from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.machine import hold_memory
 from mixwell.core.rng import generator
 from mixwell.kernels.packing import CHANGES
+from mixwell.lm import adapted, receipt
 from mixwell.lm import folder as folders
-from mixwell.lm import receipt
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.config import BUDGETS
@@ -32,8 +33,7 @@ from mixwell.run.stages.models import describe
 from mixwell.run.stages.train import Training, clear_damage, draw_seed, parse_train, repeated, told, trainings
 
 ROOM, MATRIX = "adapters", "matrix"
-FOLDER = "adapter"  # of the adapter by itself, beside the model that it was merged into
-AGREE = 1e-3  # of the largest logit: how far a merged model may be from the base with the adapter beside it
+FOLDER = folders.BESIDE  # of the adapter by itself, beside the model that it was merged into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class Adaptation:
     training: Training
     targets: tuple[str, ...] | None = None  # patterns of weights; None = the method's own
     trained: tuple[str, ...] = ()  # patterns of parameters that are trained as they are, such as norms
+    parameters: int | None = None  # trained numbers that the rank is chosen for; None = the rank stands
+    merged: bool = True  # whether the stage's model has the adapter in its weights, or beside them
 
     @property
     def config(self) -> Any:
@@ -59,7 +61,10 @@ class Adaptation:
         """
         method = registry.find(self.method).load()
         draws = generator(seed, self.method)
-        return attach(method, model, self.targets, self.config, draws, trained=self.trained, begin=begin,
+        config = self.config
+        if self.parameters is not None:
+            config = sized(method, model, self.targets, config, self.parameters)
+        return attach(method, model, self.targets, config, draws, trained=self.trained, begin=begin,
                       **known)
 
 
@@ -69,13 +74,16 @@ def parse_adapt(options: Mapping[str, Any], where: str) -> Adaptation:
     entry = _entry(rest.pop("method", None), where)
     targets = _patterns(rest.pop("targets", None), f"{where}.targets")
     trained = _patterns(rest.pop("trained", ()), f"{where}.trained")
+    parameters = _size(rest.pop("parameters", None), f"{where}.parameters")
+    merged = _is_merged(rest.pop("merged", None), entry, f"{where}.merged")
     names = [option.name for option in fields(entry.module().Config)]
     own = {name: rest.pop(name) for name in names if name in rest}
-    _check_keys(rest, ["targets", "trained", *names], where)
+    _check_keys(rest, ["targets", "trained", "parameters", "merged", *names], where)
     training = parse_train(rest, where)
     if isinstance(training.weights, str):
         raise MixwellError(f"{where}.weights: an adaptation takes a share for each domain, not a stage's choice.")
-    made = Adaptation(method=entry.name, options=own, training=training, targets=targets, trained=trained or ())
+    made = Adaptation(method=entry.name, options=own, training=training, targets=targets, trained=trained or (),
+                      parameters=parameters, merged=merged)
     from_dict(entry.module().Config, own, where)
     return made
 
@@ -94,11 +102,29 @@ def _entry(name: Any, where: str) -> registry.Entry:
     if not isinstance(name, str):
         known = ", ".join(entry.name.rpartition(".")[2] for entry in registry.family(ROOM))
         raise MixwellError(f"{where}: name a method, such as `adapt: lora`. Known: {known}.")
-    entry = registry.find(name, within=ROOM)
-    if MATRIX not in entry.tags:
-        raise MixwellError(f"{where}: {entry.name} depends on what comes in, so it cannot be merged into the model "
-                           "that a stage leaves; attach and train it in Python, or take a method tagged 'matrix'.")
-    return entry
+    return registry.find(name, within=ROOM)
+
+
+def _size(given: Any, where: str) -> int | None:
+    if given is None:
+        return None
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    if not whole or given < 1:
+        raise MixwellError(f"{where}: expected a whole number above 0, such as 20k, got {shown(given)}.")
+    return given
+
+
+def _is_merged(given: Any, entry: registry.Entry, where: str) -> bool:
+    """Whether to merge: as said, else where the change is a matrix."""
+    can = MATRIX in entry.tags
+    if given is None:
+        return can
+    if not isinstance(given, bool):
+        raise MixwellError(f"{where}: expected true or false, got {shown(given)}.")
+    if given and not can:
+        raise MixwellError(f"{where}: {entry.name} depends on what comes in, so it cannot be merged; leave this out, "
+                           "and the stage's model keeps the adapter beside it.")
+    return given
 
 
 def _patterns(given: Any, where: str) -> tuple[str, ...] | None:
@@ -122,14 +148,15 @@ def with_defaults(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
 
 
 def run_adapt(job: Job) -> dict[str, Any]:
-    """Train the adapter in `job.work`, merge it, weigh the merged model against both, write it and the adapter."""
+    """Train the adapter in `job.work`, merge it or keep it beside, weigh the result, write it and the adapter."""
     hold_memory()
     stage = job.stage
     before = read_model(job)
     data = TokenData.open(job.inputs["tokens"] / "shards")
     beside = stage.config.attach(LanguageModel.from_checkpoint(before), stage.seed,
                                  text=_windows(data, stage.config.training, stage.seed))
-    _check_merges(beside)
+    if stage.config.merged:
+        _check_merges(beside)
     config = _training(stage.config.training, before, beside, stage.seed)
     damage = clear_damage(job.work)
     done = train(beside.model, data, config, job.work, weights=config.shares,
@@ -137,20 +164,23 @@ def run_adapt(job: Job) -> dict[str, Any]:
     anew = LanguageModel.from_checkpoint(before)  # the training may have rounded the frozen weights
     exact = stage.config.attach(anew, stage.seed, begin=False, held=beside.tensors())
     exact.load_tensors(beside.tensors())
-    files.save(exact, job.folder / FOLDER, stage.inputs["model"])
+    merges = stage.config.merged
+    own = exact.tensors()
+    facts = {"trained_parameters": exact.num_parameters, "merged": merges, "adapter_digest": files.digest(own)}
+    finish = _merged if merges else _kept_beside
     tokens_BT = held_out(data)
-    after, error = merged(exact, tokens_BT)
-    weighed = receipt.measure(before, after, tokens_BT, stage.method).to_dict()
-    facts = {"trained_parameters": exact.num_parameters, "merge_error": error, "receipt": weighed}
-    facts |= told(config.shares)
+    left = finish(job, before, exact, tokens_BT)
+    facts |= left.facts | told(config.shares)
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **facts)
-    kept = replace(after, lineage=before.lineage, files=before.files)
-    folders.write(kept.derive(record=record), job.folder / "model")
+    kept = replace(left.checkpoint, lineage=before.lineage, files=before.files)
+    model = job.folder / "model"
+    folders.write(kept.derive(record=record), model)
+    if not merges:
+        shutil.copytree(job.folder / FOLDER, model / folders.BESIDE)
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
     there = {name: data.count(name, "train") for name in data.domains}
     notices = [*damage, *repeated(done.ledger, there)]
-    model: Any = exact.model
-    return {**describe(model), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
+    return {**describe(anew), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS, "notices": notices}
 
 
@@ -159,6 +189,43 @@ def _windows(data: TokenData, config: Training, seed: int) -> Iterator[Tensor]:
     sampler = Sampler(data, config.shares, config.batch_size, config.seq_len, seed)
     while True:
         yield sampler.batch().tokens_BT
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Left:
+    """What a stage leaves: the weights of its model, and what its record says of them."""
+
+    checkpoint: Checkpoint
+    facts: dict[str, Any]
+
+
+def _merged(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tensor) -> _Left:
+    """The adapter in its folder, and the model with it in the weights."""
+    _save(job, exact)
+    done = adapted.merge(exact, tokens_BT)
+    after = done.checkpoint
+    weighed = receipt.measure(before, after, tokens_BT, job.stage.method)
+    told = weighed.to_dict()
+    return _Left(checkpoint=after, facts={"merge_error": done.error, "receipt": told})
+
+
+def _save(job: Job, there: Attached) -> Path:
+    base = job.stage.inputs["model"]
+    folder = job.folder / FOLDER
+    return files.save(there, folder, base)
+
+
+def _kept_beside(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tensor) -> _Left:
+    """The adapter in its folder, and the base as it is."""
+    folder = _save(job, exact)
+    method = job.stage.method
+
+    def put(model: LanguageModel) -> None:
+        files.load(folder, model, other_base=True)
+
+    weighed = receipt.measure(before, before, tokens_BT, method, beside=put)
+    told = weighed.to_dict()
+    return _Left(checkpoint=before, facts={"receipt": told})
 
 
 def _check_merges(there: Attached) -> None:
@@ -176,25 +243,3 @@ def _training(config: Training, before: Checkpoint, there: Attached, seed: int) 
     drawn = draw_seed(seed, trainings(before))
     frozen = *config.frozen, *buffers
     return replace(config, seed=drawn, freeze=frozen)
-
-
-@torch.no_grad()
-def merged(there: Attached, tokens_BT: Tensor) -> tuple[Checkpoint, float]:
-    """The model with the adapter in its weights, and the largest difference of a logit to the adapter beside them.
-
-    Raises `MixwellError` where that is more than rounding: then a change was lost or misplaced.
-    """
-    model: Any = there.model.eval()
-    apart_BTV = model(tokens_BT).logits_BTV
-    there.merge()
-    together_BTV = model(tokens_BT).logits_BTV
-    away_BTV = apart_BTV - together_BTV
-    error = float(away_BTV.abs().max())
-    largest = float(apart_BTV.abs().max())
-    coarse = 100 if model.dtype in (torch.bfloat16, torch.float16) else 1
-    allowed = AGREE * coarse * max(largest, 1.0)
-    if not error <= allowed:
-        raise MixwellError(f"{there.method}: merged, a logit is {error:.3g} away from that with the adapter beside the "
-                           f"model, {allowed:.3g} at most were expected; the result was not kept.")
-    found: Checkpoint = model.to_checkpoint()
-    return found, error

@@ -1,0 +1,30 @@
+"""The rank that a size asks for, against counts worked out by hand."""
+
+import pytest
+
+from mixwell.adapters import flora, ia3, lora
+from mixwell.adapters.sizing import sized
+from mixwell.core.errors import MixwellError
+from tests.contracts._adapters import model
+
+
+def test_the_rank_is_that_of_the_nearest_size():
+    network = model()
+    each = 2 * (16 + 16)  # numbers of one rank at `out` of both layers
+    for wanted, rank in ((each, 1), (5 * each + 10, 5), (5 * each - 10, 5)):
+        found = sized(lora.LoRA, network, "out", lora.Config(alpha=3.0), wanted)
+        assert found == lora.Config(alpha=3.0, rank=rank)
+    both = sized(flora.FLoRA, network, "out", flora.Config(), 2 * (3 * 32 + 9))
+    assert (both.rank_in, both.rank_out) == (3, 3)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_size_that_no_rank_gives_is_refused():
+    network = model()
+    with pytest.raises(MixwellError, match="this adapter has rank 1 at the nearest, which trains 64"):
+        sized(lora.LoRA, network, "out", lora.Config(), 20)
+    with pytest.raises(MixwellError, match="has rank 16 at the nearest, which trains 1024"):
+        sized(lora.LoRA, network, "out", lora.Config(), 4000)
+    with pytest.raises(MixwellError, match="this adapter has one size only, which trains 32"):
+        sized(ia3.IA3, network, "out", ia3.Config(), 100)
+    assert sized(ia3.IA3, network, "out", ia3.Config(), 33) == ia3.Config()

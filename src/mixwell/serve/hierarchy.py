@@ -105,7 +105,8 @@ def hierarchy(ids: Sequence[int], whole: Law, small: Law, tiny: Law, config: Con
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Three laws that hang on the last token."""
-    tables = torch.rand(3, 8, 8, generator=generator, dtype=torch.float64).softmax(-1)
-    whole, small, tiny = ((lambda ids, table=table: table[ids[-1]]) for table in tables)
-    laws = {"whole": whole, "small": small, "tiny": tiny}
+    drawn = torch.rand(3, 8, 8, generator=generator, dtype=torch.float64)
+    laws = {}
+    for name, table in zip(("whole", "small", "tiny"), drawn.softmax(-1)):
+        laws[name] = lambda ids, table=table: table[ids[-1]]
     return {"ids": [3], **laws, "config": Config(drafts=3), "generator": generator}

@@ -88,11 +88,13 @@ def processors(counts_E: Sequence[int], size: int, config: Config) -> Split:
 
 def _split(many: list[int], near: list[int], counts_E: Sequence[int], size: int, config: Config) -> Split:
     """A split and its time."""
-    first = sum(seconds(config.many, counts_E[e], size, config.number_bytes) for e in many)
-    second = sum(seconds(config.near, counts_E[e], size, config.number_bytes) for e in near)
+    expert_bytes = size * config.number_bytes
+    first = [seconds(config.many, counts_E[e], size, config.number_bytes) for e in many]
+    second = [seconds(config.near, counts_E[e], size, config.number_bytes) for e in near]
     used = sum(count > 0 for count in counts_E)
-    drawn = used * size * config.number_bytes / config.shared if config.shared else 0.0
-    return Split(many, near, max(first, second, drawn))
+    drawn = used * expert_bytes / config.shared if config.shared else 0.0
+    longest = max(sum(first), sum(second), drawn)
+    return Split(many, near, longest)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

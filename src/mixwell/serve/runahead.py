@@ -130,8 +130,9 @@ def attention(query_RHD: Tensor, key_RHD: Tensor, value_RHD: Tensor, bounds: Seq
     values_CHD = passed_on(value_RHD, bounds, wire)
     rows_R1 = torch.arange(bounds[wire.rank], bounds[wire.rank + 1]).unsqueeze(1)
     seen_RC = torch.arange(len(keys_CHD)) <= rows_R1
-    heads = [part.transpose(0, 1) for part in (query_RHD, keys_CHD, values_CHD)]
-    return F.scaled_dot_product_attention(*heads, attn_mask=seen_RC).transpose(0, 1)
+    query, keys, values = (part.transpose(0, 1) for part in (query_RHD, keys_CHD, values_CHD))
+    mixed_HRD = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen_RC)
+    return mixed_HRD.transpose(0, 1)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

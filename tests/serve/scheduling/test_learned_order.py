@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mixwell.core.rng import generator
-from mixwell.serve.scheduling.learned_order import Config, LearnedOrder, Ranked, describe, example, labels, list_mle
+from mixwell.serve.scheduling.learned_order import Config, LearnedOrder, describe, example, labels, list_mle
+from mixwell.serve.scheduling.ranked import Ranked
 from mixwell.serve.scheduling.simulate import Job
 from mixwell.serve.scheduling.stall_free import Config as StepConfig
 

@@ -9,7 +9,11 @@ well. Against it: less than a tenth saved. Whether caches of real models differ 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
@@ -23,28 +27,37 @@ COST = {"whole": 1.0, "small": 0.15, "tiny": 0.05}
 
 
 def laws(draws: torch.Generator) -> dict[str, Law]:
-    """The three laws, of what follows the last token."""
+    """The three models."""
     scores_VV = torch.randn(VOCABULARY, VOCABULARY, generator=draws)
     found = {"whole": scores_VV}
     for name, spread in APART.items():
         found[name] = scores_VV + spread * torch.randn(scores_VV.shape, generator=draws)
     tables = {name: (SHARP * scores).softmax(-1) for name, scores in found.items()}
-    return {name: (lambda ids, table=table: table[ids[-1]]) for name, table in tables.items()}
+    return {name: partial(following, table) for name, table in tables.items()}
+
+
+def following(table_VV: Tensor, ids: Sequence[int]) -> Tensor:
+    """The law of what follows the last token."""
+    return table_VV[ids[-1]]
 
 
 def one_level(ids: list[int], whole: Law, drafting: Law, drafts: int, draws: torch.Generator) -> list[int]:
     """A turn of plain speculation."""
-    guesses, drafted = list(ids), []
+    guesses: list[int] = []
+    drafted = []
     for _ in range(drafts):
-        drafted.append(drafting(guesses))
-        guesses.append(draw(drafted[-1], draws))
+        law_V = drafting([*ids, *guesses])
+        drafted.append(law_V)
+        guesses.append(draw(law_V, draws))
     found: list[int] = []
-    for token, law_V in zip(guesses[len(ids) :], drafted):
-        token, held = verified(whole([*ids, *found]), law_V, token, draws)
+    for guess, law_V in zip(guesses, drafted):
+        wanted_V = whole([*ids, *found])
+        token, held = verified(wanted_V, law_V, guess, draws)
         found.append(token)
         if not held:
             return found
-    return [*found, draw(whole([*ids, *found]), draws)]
+    last_V = whole([*ids, *found])
+    return [*found, draw(last_V, draws)]
 
 
 def work(bench: Bench, seed: int, *, kind: str, drafts: int) -> float:

@@ -73,9 +73,15 @@ def line(text: Sequence[int], size: int) -> Guess:
 def passes(bench: Bench, seed: int, *, kind: str, length: int) -> float:
     """Passes a token over the windows of a seed; up to 32 seeds have others each."""
     tokens, _ = windows(bench.data, "train", ROWS * PARTS, WIDTH)
-    rows = tokens.view(-1, PARTS, ROWS, WIDTH)[:, seed % PARTS].flatten(0, 1).tolist()
-    count = sum(passes_of(text, (tree if kind == "tree" else line)(text, length)) for text in rows)
-    return count / (len(rows) * (WIDTH - 1))
+    parts = tokens.view(-1, PARTS, ROWS, WIDTH)
+    own = parts[:, seed % PARTS].flatten(0, 1)
+    guessing = tree if kind == "tree" else line
+    count = 0
+    for text in own.tolist():
+        guess = guessing(text, length)
+        count += passes_of(text, guess)
+    said = len(own) * (WIDTH - 1)
+    return count / said
 
 
 CLAIM = Claim(

@@ -4,7 +4,7 @@
     labels. Scores s of N requests with labels sorted downward (ties in random order) have the loss
         sum_i [log sum_{j >= i} exp(s_j) - s_i]                                                     (ListMLE)
     A step serves the S rows that come first by (priority, -score). A row that was idle for more than T steps has
-    priority for the next R steps in which it is served.
+    priority for the next R steps in which it is served (`scheduling.ranked`).
 **Shapes:** features [N, F], scores and lengths [N].
 **Reference:** Fu et al. 2024, Efficient LLM Scheduling by Learning to Rank (2408.15792), and the authors' code.
 **Differs:** the ranker is a network of one hidden layer on features that the caller gives (by `describe`: hashed
@@ -25,9 +25,6 @@ from torch import Tensor, nn
 
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
-from mixwell.serve.scheduling.simulate import Job, Plan
-from mixwell.serve.scheduling.stall_free import Config as StepConfig
-from mixwell.serve.scheduling.stall_free import StallFree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +54,9 @@ def list_mle(scores_N: Tensor, labels_N: Tensor, generator: torch.Generator) -> 
     shuffled_N = torch.randperm(len(scores_N), generator=generator)
     places_N = labels_N[shuffled_N].argsort(descending=True, stable=True)
     sorted_N = scores_N[shuffled_N][places_N]
-    behind_N = sorted_N.flip(0).logcumsumexp(0).flip(0)
-    return (behind_N - sorted_N).sum()
+    from_last_N = sorted_N.flip(0).logcumsumexp(0)
+    loss_N = from_last_N.flip(0) - sorted_N
+    return loss_N.sum()
 
 
 def describe(ids: Sequence[int], width: int) -> Tensor:
@@ -116,50 +114,9 @@ def _linear(inner: int, outer: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-class Ranked:
-    """Plans stall-free steps of the rows that rank first, none of which may starve."""
-
-    def __init__(self, steps: StepConfig, patience: int | None = None, spell: int = 100) -> None:
-        """patience: steps that a row may be idle before it has priority (none: for ever); spell: for so many steps."""
-        check_least_number("spell", spell)
-        if patience is not None:
-            check_least_number("patience", patience)
-        self.steps, self.patience, self.spell = steps, patience, spell
-        self.inner = StallFree(steps)
-        self.idle: dict[Job, int] = {}  # steps since a row was served
-        self.spells: dict[Job, int] = {}  # steps of its priority that a row has left
-
-    def plan(self, jobs: Sequence[Job]) -> Plan:
-        """The rows of a step and the tokens that each has read."""
-        ranked = sorted(jobs, key=self._rank)
-        plan = self.inner.plan(ranked)
-        served = {job for job, _ in plan}
-        self._count(jobs, served)
-        return plan
-
-    def _rank(self, job: Job) -> tuple[bool, float]:
-        return job not in self.spells, -job.score
-
-    def _count(self, jobs: Sequence[Job], served: set[Job]) -> None:
-        """Count who was idle, and the steps of those with priority; whoever is gone is forgotten."""
-        self.idle = {job: 0 if job in served else self.idle.get(job, 0) + 1 for job in jobs}
-        left = {job: self.spells[job] - (job in served) for job in jobs if job in self.spells}
-        self.spells = {job: steps for job, steps in left.items() if steps > 0}
-        if self.patience is None:
-            return
-        for job, steps in self.idle.items():
-            if steps > self.patience:
-                self.spells[job], self.idle[job] = self.spell, 0
-
-
-def check_least_number(name: str, value: int) -> None:
-    """Raise `ValueError` where a number of steps is below one."""
-    if value < 1:
-        raise ValueError(f"{name} is {value}; expected 1 or more")
-
-
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Requests whose lengths follow their first feature."""
     features_NF = torch.randn(24, 4, generator=generator)
-    lengths_N = (40 * features_NF[:, 0].exp()).round().long() + 1
+    long_N = 40 * features_NF[:, 0].exp()
+    lengths_N = long_N.ceil().long()
     return {"features_NF": features_NF, "lengths_N": lengths_N, "config": Config(hidden=4, epochs=2)}

@@ -20,7 +20,8 @@ from torch import Tensor
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
 from mixwell.core.rng import generator
-from mixwell.serve.scheduling.learned_order import Config, LearnedOrder, Ranked
+from mixwell.serve.scheduling.learned_order import Config, LearnedOrder
+from mixwell.serve.scheduling.ranked import Ranked
 from mixwell.serve.scheduling.simulate import Device, Job, Network, Policy, simulate
 from mixwell.serve.scheduling.stall_free import Config as StepConfig
 from mixwell.serve.scheduling.stall_free import StallFree
@@ -29,18 +30,23 @@ DEVICE = Device(flops=3e14, bandwidth=2e12)
 NETWORK = Network(weight_bytes=14e9, token_flops=14e9, position_bytes=524288.0)
 STEPS = StepConfig(budget=512, rows=16)
 TRAINED, SERVED, FEATURES, NOISE = 600, 300, 16, 1.0
+PROMPT = 20  # tokens
 
 
 def requests(seed: int) -> tuple[Tensor, Tensor]:
     """(features [N, F], lengths [N]) of all requests."""
     draws = generator(seed, "lengths")
     logs_N = 1.2 * torch.randn(TRAINED + SERVED, generator=draws)
-    noisy_N1 = (logs_N + NOISE * torch.randn(logs_N.shape, generator=draws)).unsqueeze(1)
-    direction_F = torch.nn.functional.normalize(torch.randn(FEATURES, generator=draws), dim=0)
+    noise_N = torch.randn(len(logs_N), generator=draws)
+    told_N = logs_N + NOISE * noise_N
+    drawn_F = torch.randn(FEATURES, generator=draws)
+    direction_F = torch.nn.functional.normalize(drawn_F, dim=0)
     others_NF = 2 * torch.randn(len(logs_N), FEATURES, generator=draws)
-    across_NF = others_NF - (others_NF @ direction_F).unsqueeze(1) * direction_F
-    lengths_N = (60 * logs_N.exp()).round().clamp(1, 2000).long()
-    return across_NF + noisy_N1 * direction_F, lengths_N
+    along_N = others_NF @ direction_F
+    moved_N = told_N - along_N
+    tokens_N = 60 * logs_N.exp()
+    lengths_N = tokens_N.round().clamp(1, 2000)
+    return others_NF + moved_N.outer(direction_F), lengths_N.long()
 
 
 def seconds_a_token(seed: int, lengths: Sequence[int], policy: Policy, scores: Sequence[float]) -> float:
@@ -48,18 +54,21 @@ def seconds_a_token(seed: int, lengths: Sequence[int], policy: Policy, scores: S
     draws = generator(seed, "arrivals")
     step_s = NETWORK.weight_bytes / DEVICE.bandwidth
     rate = 1.3 * STEPS.rows / (step_s * fmean(lengths))
-    arrivals = torch.empty(len(lengths), dtype=torch.float64).exponential_(rate, generator=draws).cumsum(0)
-    jobs = [Job(*each, score=score) for *each, score in zip(arrivals.tolist(), [20] * len(lengths), lengths, scores)]
+    gaps = torch.empty(len(lengths), dtype=torch.float64).exponential_(rate, generator=draws)
+    arrivals = gaps.cumsum(0).tolist()
+    jobs = [Job(arrival, PROMPT, length, score) for arrival, length, score in zip(arrivals, lengths, scores)]
     simulate(jobs, policy, DEVICE, NETWORK)
-    return fmean((job.told[-1] - job.arrival) / job.answer for job in jobs)
+    times = [(job.told[-1] - job.arrival) / job.answer for job in jobs]
+    return fmean(times)
 
 
 def regression(features_NF: Tensor, lengths_N: Tensor, asked_NF: Tensor) -> Tensor:
     """Minus the log of the lengths, as least squares foretell it."""
-    ones_N1 = torch.ones(len(features_NF), 1)
-    target_N1 = -lengths_N.log().unsqueeze(1)
-    fitted = torch.linalg.lstsq(torch.cat([features_NF, ones_N1], 1), target_N1).solution
-    return (torch.cat([asked_NF, torch.ones(len(asked_NF), 1)], 1) @ fitted).squeeze(1)
+    middle_F, target_N = features_NF.mean(0), -lengths_N.log()
+    away_N1 = (target_N - target_N.mean()).unsqueeze(1)
+    fitted_F1 = torch.linalg.lstsq(features_NF - middle_F, away_N1).solution
+    foretold_N1 = (asked_NF - middle_F) @ fitted_F1
+    return foretold_N1.squeeze(1)
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

@@ -84,8 +84,10 @@ class Residents:
 
     def expect(self, experts: Sequence[int]) -> None:
         """Begin to read experts that are likely to be asked for next; what was expected before is forgotten."""
-        wanted = [expert for expert in experts if expert not in self.kept]
-        self.coming = {expert: self.coming.get(expert) or self._started(expert) for expert in wanted}
+        before, self.coming = self.coming, {}
+        for expert in experts:
+            if expert not in self.kept:
+                self.coming[expert] = before.get(expert) or self._started(expert)
 
     def _started(self, expert: int) -> Future[Expert]:
         return self.reader.submit(self.fetch, self.layer, expert)
@@ -169,10 +171,18 @@ class Offload:
     def counts(self) -> Counter[str]:
         """Experts asked for, over all layers: `hits` in memory, `foreseen` read ahead, `misses` read while waited for.
         """
-        return sum((each.counts for each in self.residents.values()), Counter())
+        total: Counter[str] = Counter()
+        for residents in self.residents.values():
+            total += residents.counts
+        return total
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Sixteen experts of a layer."""
-    stack = torch.randn(16, 4, 3, generator=generator), torch.randn(16, 3, 2, generator=generator)
-    return {"fetch": lambda layer, expert: (stack[0][expert], stack[1][expert]), "config": Config(resident=2)}
+    gate_up = torch.randn(16, 4, 3, generator=generator)
+    down = torch.randn(16, 3, 2, generator=generator)
+
+    def fetch(layer: int, expert: int) -> Expert:
+        return gate_up[expert], down[expert]
+
+    return {"fetch": fetch, "config": Config(resident=2)}

@@ -69,7 +69,8 @@ def seconds(unit: Unit, rows: int, size: int, number_bytes: float) -> float:
 
 def crossover(config: Config) -> float:
     """Rows n* up to which the unit near memory is the faster one, where it is bound by operations."""
-    return config.number_bytes * config.near.flops / (2 * config.many.bandwidth)
+    near, many = config.near, config.many
+    return config.number_bytes * near.flops / (2 * many.bandwidth)
 
 
 @method(title="Experts split between two processors", paper="Duplex: A Device for Large Language Models with Mixture "
@@ -82,7 +83,10 @@ def processors(counts_E: Sequence[int], size: int, config: Config) -> Split:
     if any(count < 0 for count in counts_E):
         raise ValueError(f"counts are {list(counts_E)}; expected tokens of each expert, none below zero")
     busiest = sorted(range(len(counts_E)), key=lambda e: -counts_E[e])
-    splits = [_split(busiest[:k], busiest[k:], counts_E, size, config) for k in range(len(busiest) + 1)]
+    splits = []
+    for k in range(len(busiest) + 1):
+        split = _split(busiest[:k], busiest[k:], counts_E, size, config)
+        splits.append(split)
     return min(splits, key=lambda split: split.seconds)
 
 
@@ -99,5 +103,6 @@ def _split(many: list[int], near: list[int], counts_E: Sequence[int], size: int,
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Sixteen experts, some of them busy."""
-    counts = torch.randint(0, 12, (16,), generator=generator).pow(2)
-    return {"counts_E": counts.tolist(), "size": 4096 * 1024, "config": Config()}
+    drawn = torch.randint(0, 12, (16,), generator=generator)
+    counts = drawn.square().tolist()
+    return {"counts_E": counts, "size": 4096 * 1024, "config": Config()}

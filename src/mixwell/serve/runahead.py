@@ -52,7 +52,8 @@ class Config:
 
 def even(length: int, processes: int) -> list[int]:
     """Boundaries of even pieces."""
-    return [length * i // processes for i in range(processes + 1)]
+    places = range(processes + 1)
+    return [length * place // processes for place in places]
 
 
 def finish(bounds: Sequence[int], config: Config) -> float:

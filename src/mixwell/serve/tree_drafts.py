@@ -128,6 +128,11 @@ def tree_drafts(ids: Sequence[int], tree: Tree, law: Law, generator: torch.Gener
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A law that hangs on the last token, and a tree of three branches."""
-    table = torch.rand(8, 8, generator=generator, dtype=torch.float64).softmax(-1)
+    drawn = torch.rand(8, 8, generator=generator, dtype=torch.float64)
+    table = drawn.softmax(-1)
     tree = grown([(1, 2, 3), (1, 4), (5,)])
-    return {"ids": [3], "tree": tree, "law": lambda ids: table[ids[-1]], "generator": generator}
+
+    def law(ids: Sequence[int]) -> Tensor:
+        return table[ids[-1]]
+
+    return {"ids": [3], "tree": tree, "law": law, "generator": generator}

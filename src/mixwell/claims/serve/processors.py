@@ -24,7 +24,10 @@ CONFIG = Config()
 
 def alone(unit: Unit, counts: list[int]) -> float:
     """The whole layer on one processor."""
-    return sum(seconds(unit, count, SIZE, CONFIG.number_bytes) for count in counts)
+    total = 0.0
+    for count in counts:
+        total += seconds(unit, count, SIZE, CONFIG.number_bytes)
+    return total
 
 
 def times(shares_E: Tensor, draws: torch.Generator) -> tuple[float, float]:

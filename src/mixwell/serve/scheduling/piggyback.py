@@ -62,5 +62,6 @@ class Piggyback:
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A dozen requests."""
-    seed = int(torch.randint(0, 1000, (1,), generator=generator))
-    return {"jobs": traffic(12, 50.0, seed, prompt=(600.0, 0.8), answer=(8.0, 0.5), longest=4000)}
+    drawn = torch.randint(0, 1000, (1,), generator=generator)
+    jobs = traffic(12, 50.0, int(drawn), prompt=(600.0, 0.8), answer=(8.0, 0.5), longest=4000)
+    return {"jobs": jobs}

@@ -55,7 +55,8 @@ class Job:
     @property
     def kept(self) -> int:
         """Positions whose keys and values are there."""
-        return self.read + max(0, len(self.told) - 1)
+        said = max(0, len(self.told) - 1)  # the last token is not read yet
+        return self.read + said
 
     @property
     def over(self) -> bool:
@@ -114,7 +115,8 @@ def _advance(job: Job, count: int, now: float) -> None:
 
 def waits(job: Job) -> list[float]:
     """Seconds between the tokens of an answer."""
-    return [later - sooner for sooner, later in itertools.pairwise(job.told)]
+    pairs = itertools.pairwise(job.told)
+    return [later - sooner for sooner, later in pairs]
 
 
 def traffic(count: int, rate: float, seed: int, *, prompt: tuple[float, float], answer: tuple[float, float],

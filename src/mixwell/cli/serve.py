@@ -39,6 +39,10 @@ def serve(source: Annotated[Path, MODEL],
                                                                     "of what is free, at most]")] = None,
           draft: Annotated[str | None, typer.Option(help="Guess next tokens, verified in one pass, answers unchanged: "
                                                          "lookup (what the text said before) or jacobi.")] = None,
+          shortest_first: Annotated[bool, typer.Option("--shortest-first", help="Of the answers that wait, begin first "
+                                                       "those that will be short, as learnt from others.")] = False,
+          resident: Annotated[int | None, typer.Option(min=1, help="Experts of each layer that stay in memory; the "
+                                                                   "others wait on disk.  [default: all]")] = None,
           drain: Annotated[int, typer.Option(min=0, help="Seconds in which answers may end after SIGTERM.")] = 30,
           beside: Annotated[list[Path] | None, typer.Option(help="Another model to serve beside it, for "
                                                                  "comparison; may be said again.")] = None,
@@ -64,10 +68,12 @@ def serve(source: Annotated[Path, MODEL],
 
     size_bytes = None if cache_mib is None else cache_mib << 20
     limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
-                    draft=draft)
+                    draft=draft, shortest_first=shortest_first)
 
     def loaded(path: Path, called: str) -> tuple[LanguageModel, Settings]:
         model = load(path)
+        if resident is not None:
+            _spilled(model, resident)
         prepack_where_it_pays(model, WRITTEN)
         return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads())
 
@@ -78,6 +84,20 @@ def serve(source: Annotated[Path, MODEL],
                             timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",
                             server_header=False)
     _listen(uvicorn, config, settings.name)
+
+
+def _spilled(model: LanguageModel, resident: int) -> None:
+    """Let all but so many experts of each layer wait in a file that goes when the server ends."""
+    import atexit
+    import shutil
+    import tempfile
+
+    from mixwell.serve.offload import Config, Offload, spill
+
+    folder = tempfile.mkdtemp(prefix="mixwell-experts-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    fetch = spill(model, Path(folder) / "experts.safetensors")
+    Offload(model, fetch, Config(resident=resident))
 
 
 def _rules(host: str, api_key: str | None, insecure: bool) -> Rules:

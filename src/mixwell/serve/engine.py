@@ -18,6 +18,7 @@ from mixwell.serve import jacobi, lookup
 from mixwell.serve.blocks import BlockPool
 from mixwell.serve.choose import choose, likelihoods
 from mixwell.serve.loads import Loads
+from mixwell.serve.ordering import Order
 from mixwell.serve.packing import blocks_within, side_by_side
 from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
 from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
@@ -36,6 +37,7 @@ class Limits:
     max_rows: int = 32  # rows answered at once, at most step_tokens
     block: int = 16  # positions of a block of the cache
     draft: str | None = None  # what guesses next tokens, read at once: "jacobi" or "lookup"; the answers are the same
+    shortest_first: bool = False  # let rows in by how short their answers will be, learnt from the answers so far
     cache_bytes: int | None = None  # of keys and values; default a quarter of free memory, no more than max_rows fill
 
 
@@ -54,7 +56,8 @@ class Engine:
         count = self._blocks(limits)
         self.pool = BlockPool(count, limits.block)
         self.rows = self._rows(kept)
-        self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed)
+        self.order = Order() if limits.shortest_first else None
+        self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed, self.order)
         self.loads = Loads(len(model.layers))
         self.draft = _drafting(limits.draft, self.packed)
         self.steps = self.read_tokens = self.written_tokens = self.drafted = self.held = 0
@@ -109,6 +112,12 @@ class Engine:
         row.finished = True
         self.scheduler.release(row)
         self.rows.forget(row.number)
+
+    def _ended(self, row: Row) -> None:
+        """Let go of a row that ended by itself; its length is what an order learns from."""
+        self._over(row)
+        if self.order is not None:
+            self.order.learn(row)
 
     def fail(self, reason: str) -> list[Event]:
         """End all rows with an error."""
@@ -187,7 +196,7 @@ class Engine:
         self.written_tokens += 1
         if number in options.stop_ids:
             text = row.text.close()
-            self._over(row)
+            self._ended(row)
             return Event(row, text, finish="stop")
         row.ids.append(number)
         text = row.text.push(number)
@@ -195,7 +204,9 @@ class Engine:
         if finish is None and len(row.said) >= options.max_tokens:
             text += row.text.close()
             finish = "stop" if row.text.stopped else "length"
-        if finish:
+        if finish == "stop":
+            self._ended(row)
+        elif finish:
             self._over(row)
         return Event(row, text, (token,), finish=finish)
 

@@ -86,6 +86,8 @@ class Row:
         self.told: list[Token] = []  # the prompt's, while it is read
         self.finished = False
         self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts
+        self.waited = 0  # steps since it came in which it was not let in
+        self.score, self.scored = 0.0, 0  # how short its answer will be, and by which lesson
         self.generator = _generator(options.seed, draw)
 
     @property

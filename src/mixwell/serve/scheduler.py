@@ -1,7 +1,7 @@
 """Which rows go on in a step: all that are answering, then prompts in pieces, under a budget of tokens.
 
-After Sarathi-Serve (Agrawal et al. 2024, 2403.02310) and SARATHI (2308.16369): rows that answer are never held up by a
-long prompt, and prompts fill what the budget has left.
+The steps are those of `mixwell.serve.scheduling.stall_free`, under the memory that there is: rows that answer are never
+held up by a long prompt, and prompts fill what the budget has left.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from mixwell.serve.blocks import BlockPool, block_names
+from mixwell.serve.ordering import Order
 from mixwell.serve.request import Row
 
 
@@ -25,13 +26,16 @@ class Turn:
 class Scheduler:
     """Rows that wait, in the order in which they came, and rows that hold blocks."""
 
-    def __init__(self, pool: BlockPool, step_tokens: int, max_rows: int, pieces: bool = True) -> None:
+    def __init__(self, pool: BlockPool, step_tokens: int, max_rows: int, pieces: bool = True,
+                 order: Order | None = None) -> None:
         """step_tokens: ids read in a step at most. pieces: whether a prompt may be read in several steps, and its
-        beginning be shared; else it is read at once, however long."""
+        beginning be shared; else it is read at once, however long. order: who is let in next; default who came first.
+        """
         if not 1 <= max_rows <= step_tokens:
             raise ValueError(f"{max_rows} rows at once with {step_tokens} tokens a step; expected one row or more, and "
                              "a token for each of them")
         self.pool, self.step_tokens, self.max_rows, self.pieces = pool, step_tokens, max_rows, pieces
+        self.order = order
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []  # in the order in which they came
 
@@ -49,6 +53,8 @@ class Scheduler:
             if budget > 0 and row.left > 1:
                 turns.append(self._piece(row, budget))
                 budget -= turns[-1].count
+        if self.order is not None:
+            self.waiting = deque(self.order.sort(self.waiting))
         while budget > 0 and self._admits():
             turns.append(self._piece(self.running[-1], budget))
             budget -= turns[-1].count

@@ -72,7 +72,7 @@ class Serving:
 def _held(model: LanguageModel) -> int:
     """Bytes of a model's parameters and buffers, those that are shared counted once."""
     tensors = [*model.parameters(), *model.buffers()]
-    sizes = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    sizes = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if not tensor.is_meta}
     return sum(sizes.values())
 
 

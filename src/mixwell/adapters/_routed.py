@@ -96,6 +96,19 @@ def mixed_changes(x: Tensor, p_TE: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return product(rows, out_of)
 
 
+def of_instruction(ids_BS: Tensor, until: int | None, over_B: Tensor | None = None) -> Tensor:
+    """Which tokens are of the instruction, bool [B, S]: those up to the first `until`, with it.
+
+    Nothing more is of one in rows where `over_B` says that it has ended.
+    """
+    if until is None:
+        return torch.ones_like(ids_BS, dtype=torch.bool)
+    ends_BS = (ids_BS == until).long()
+    before_BS = ends_BS.cumsum(1) - ends_BS
+    own_BS = before_BS == 0
+    return own_BS if over_B is None else own_BS & ~over_B[:, None]
+
+
 def through(known: Sequence[Tensor], routing: Routing, expert: Callable[..., Tensor]) -> Tensor:
     """sum_k weights[t, k] expert(*rows_t, indices[t, k]): [T, D], of what is known of the tokens, [T, .] each.
 

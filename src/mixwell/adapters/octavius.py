@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.adapters._parts import check_rank, dropped, uniform
-from mixwell.adapters._routed import RoutedWeight, mixed_changes, own_router, report_losses
+from mixwell.adapters._routed import RoutedWeight, mixed_changes, of_instruction, own_router, report_losses
 from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
@@ -56,15 +56,6 @@ class Seen(NamedTuple):
     sum_BD: Tensor  # of its embeddings
     count_B: Tensor
     over_B: Tensor  # whether it has ended
-
-
-def of_instruction(ids_BS: Tensor, until: int | None, over_B: Tensor) -> Tensor:
-    """Which tokens are of the instruction, bool [B, S]: those up to the first `until`, with it."""
-    if until is None:
-        return torch.ones_like(ids_BS, dtype=torch.bool)
-    ends_BS = (ids_BS == until).long()
-    before_BS = ends_BS.cumsum(1) - ends_BS
-    return (before_BS == 0) & ~over_B[:, None]
 
 
 def means(x_BSD: Tensor, own_BS: Tensor, seen: Seen, causal: bool) -> tuple[Tensor, Seen]:

@@ -123,7 +123,7 @@ def test_the_start_is_the_base_but_for_what_heads_start_with():
     x_TD = torch.randn(6, 16, generator=fresh(3))
     mixer, own = there.adapters[NAME].target.owner, there.adapters[NAME]
     away = (mixer(x_TD, Context()).y_TD - own.base(x_TD, Context()).y_TD).abs().max()
-    assert 0 < away < 2e-3
+    assert 0 < away < 3e-3
     assert there.num_parameters == sum(p.numel() for p in there.adapters[NAME].writer.parameters())  # shared by layers
 
 

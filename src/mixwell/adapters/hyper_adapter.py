@@ -54,11 +54,9 @@ class Config:
     until: int | None = None  # id of the token that ends a row's instruction; None: all of the row is read
 
     def __post_init__(self) -> None:
-        check_least(self, num_tasks=1, rank=1, code=1, hidden=1)
+        check_least(self, num_tasks=1, rank=1, code=1, hidden=1, until=0)
         check_not_negative(self, "instances", "prototypes")
         check_above(self, temperature=0)
-        if self.until is not None and self.until < 0:
-            raise ValueError(f"until is {self.until}; expected the id of a token, 0 or more")
 
 
 def instance_loss(z_BH: Tensor, tasks_B: Tensor, temperature: float) -> Tensor:

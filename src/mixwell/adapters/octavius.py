@@ -44,10 +44,8 @@ class Config:
     router: Mapping[str, Any] = field(default_factory=lambda: {"method": "top_k", "k": 2})  # method and its options
 
     def __post_init__(self) -> None:
-        check_least(self, num_experts=1, rank=1)
+        check_least(self, num_experts=1, rank=1, until=0)
         check_rate(self, "dropout")
-        if self.until is not None and self.until < 0:
-            raise ValueError(f"until is {self.until}; expected the id of a token, 0 or more")
 
 
 class Seen(NamedTuple):

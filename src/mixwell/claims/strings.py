@@ -7,12 +7,15 @@ Legend: B rows, N letters of a string, T tokens of a row.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mixwell.claims.premise import Untestable
+from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
@@ -108,3 +111,16 @@ def right(network: Any, rows: Rows, *, labelled: bool = False) -> Tensor:
 def share_right(network: Any, rows: Rows, **options: Any) -> float:
     """Share of the answers that are right."""
     return float(right(network, rows, **options).float().mean())
+
+
+@functools.cache
+def base(seed: int, names: tuple[str, ...], *, steps: int = 250, letters: int = 3) -> Checkpoint:
+    """A decoder trained on tasks, each named by one word; `Untestable` where it answers under 40 % of them."""
+    draws = generator(seed, "known")
+    rows = (drawn(names, 32, draws, letters=letters) for _ in range(steps))
+    network = fitted(model(seed), rows, 1e-2)
+    known = share_right(network, drawn(names, 256, draws, letters=letters))
+    if known < 0.4:
+        raise Untestable(f"the base answers {known:.0%} of what it was trained on; expected 40 %")
+    found: Checkpoint = network.to_checkpoint()
+    return found

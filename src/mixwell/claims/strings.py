@@ -35,6 +35,8 @@ TASKS: Mapping[str, Task] = {
     "descend": lambda x: x.sort(1, descending=True).values,
 }
 
+KNOWN = ("copy", "next", "mirror")  # what `base` was trained on, each named by a word
+
 
 class Rows(NamedTuple):
     """Tokens [B, T], the first token of the answer, and the task of each row [B]."""
@@ -55,7 +57,7 @@ class Rows(NamedTuple):
         return Rows(self.tokens[chosen], self.answer, self.tasks[chosen])
 
 
-def drawn(names: Sequence[str], count: int, draws: torch.Generator, *, letters: int = 4,
+def drawn(names: Sequence[str], count: int, draws: torch.Generator, *, letters: int = 3,
           said: Callable[[Tensor, torch.Generator], Tensor] | None = None) -> Rows:
     """Rows of tasks in equal shares on average; `said` gives the words of their instructions, else one a task."""
     tasks = torch.randint(len(names), (count,), generator=draws)
@@ -86,7 +88,7 @@ def fitted(network: Any, batches: Iterable[Rows], lr: float, *, labelled: bool =
     """Train what asks for gradients, a step a batch, the rate falling to 0 in a line; handed back in evaluation."""
     rows = list(batches)
     moving = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(moving, lr=lr)
+    optimizer = torch.optim.Adam(moving, lr=lr, fused=True)
     network.train()
     for step, batch in enumerate(rows):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / len(rows))
@@ -114,13 +116,13 @@ def share_right(network: Any, rows: Rows, **options: Any) -> float:
 
 
 @functools.cache
-def base(seed: int, names: tuple[str, ...], *, steps: int = 250, letters: int = 3) -> Checkpoint:
-    """A decoder trained on tasks, each named by one word; `Untestable` where it answers under 40 % of them."""
+def base(seed: int) -> Checkpoint:
+    """A decoder trained on the tasks of `KNOWN`; `Untestable` where it answers under 70 % of them."""
     draws = generator(seed, "known")
-    rows = (drawn(names, 32, draws, letters=letters) for _ in range(steps))
+    rows = (drawn(KNOWN, 32, draws) for _ in range(250))
     network = fitted(model(seed), rows, 1e-2)
-    known = share_right(network, drawn(names, 256, draws, letters=letters))
-    if known < 0.4:
-        raise Untestable(f"the base answers {known:.0%} of what it was trained on; expected 40 %")
+    known = share_right(network, drawn(KNOWN, 256, draws))
+    if known < 0.7:
+        raise Untestable(f"the base answers {known:.0%} of what it was trained on; expected 70 %")
     found: Checkpoint = network.to_checkpoint()
     return found

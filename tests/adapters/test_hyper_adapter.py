@@ -91,7 +91,8 @@ def test_a_row_without_a_label_takes_the_nearest_task_and_keeps_it():
     with torch.no_grad():
         free = there.model(tokens).logits_BTV
         hook.remove()
-        z = [linear(writer.codes, linear(writer.reads, rows[:6].mean(0)).clamp_min(0)) for rows in seen[0].view(3, 17, 16)]
+        means = [rows[:6].mean(0) for rows in seen[0].view(3, 17, 16)]
+        z = [linear(writer.codes, linear(writer.reads, mean).clamp_min(0)) for mean in means]
         near = [max(range(3), key=lambda t, row=row: cosine(row, writer.prototypes[t])) for row in z]
         said = there.model(tokens, labels_B=torch.tensor(near)).logits_BTV
         torch.testing.assert_close(free, said)

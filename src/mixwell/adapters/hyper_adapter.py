@@ -3,7 +3,8 @@
 **Equation:** y = F(x) + U relu(V x + b) + c, F the frozen block; each of V, b, U, c is a linear head of
     h = norm(W_2 relu(W_1 [k_t; l])), k_t the task's prototype, l the layer's embedding.
     z = R_2 relu(R_1 mean x) of a row's instruction, x what comes into the first target; s = cos / temperature.
-    instance loss: -mean over rows i, then over rows p of i's task, of log(exp s(z_i, z_p) / sum_{a != i} exp s(z_i, z_a));
+    instance loss: minus the mean over rows i, and over rows p of i's task, of
+    log(exp s(z_i, z_p) / sum_{a != i} exp s(z_i, z_a));
     prototype loss: -s(z_i, k_own) + log sum_{other t} exp s(z_i, k_t), mean over rows.
     Rows without a label take the task whose prototype is nearest by cosine to z.
 **Shapes:** x [T, D]; V [R, D], U [D, R]; prototypes [N, H], layers [L, H]; heads of V and U [R D, H].
@@ -87,7 +88,9 @@ def prototype_loss(z_BH: Tensor, prototypes_NH: Tensor, tasks_B: Tensor, tempera
 
 def likeness(z_BH: Tensor, prototypes_NH: Tensor) -> Tensor:
     """Cosines of rows and prototypes [B, N]."""
-    return F.normalize(z_BH, dim=1) @ F.normalize(prototypes_NH, dim=1).T
+    rows = F.normalize(z_BH, dim=1)
+    prototypes = F.normalize(prototypes_NH, dim=1)
+    return rows @ prototypes.T
 
 
 class Map(nn.Module):
@@ -152,8 +155,10 @@ class HyperAdapter(LayerAdapter):
     @classmethod
     def build(cls, targets: Sequence[Target], config: Config, generator: torch.Generator) -> Sequence[Self]:
         """An adapter for each target, one writer for all."""
-        writer = Writer(config, len(targets), width_of(targets[0]), generator)
-        return [cls(target, config, generator, writer, place) for place, target in enumerate(targets)]
+        width = width_of(targets[0])
+        writer = Writer(config, len(targets), width, generator)
+        places = enumerate(targets)
+        return [cls(target, config, generator, writer, place) for place, target in places]
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator, writer: Writer | None = None,
                  place: int = 0) -> None:
@@ -247,7 +252,9 @@ def start_task(attached: Attached, tokens_BT: Tensor, task: int) -> int:
     found: list[Tensor] = []
 
     def keep(_: nn.Module, given: tuple[Any, ...]) -> None:
-        found.append(first.codes(given[0], given[1]))
+        x_TD, context = given
+        z_BH = first.codes(x_TD, context)
+        found.append(z_BH)
 
     hook = first.target.owner.register_forward_pre_hook(keep)
     try:

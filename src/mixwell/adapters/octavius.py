@@ -5,10 +5,10 @@
     causal: inside the instruction a token's m is the mean up to itself; behind it all tokens have the whole one's.
 **Shapes:** x [T, I], W [O, I]; A [E, R, I], B [E, O, R]; the router [E, D], once.
 **Reference:** Chen et al. 2023, Octavius (2311.02684), and its released code.
-**Differs:** which tokens are the instruction is told by the id that ends it (`until`); there, by the data. With `causal`
-    no token sees a later one, so every token may be learned from and text may come piece by piece; without, as there,
-    the instruction's own tokens see all of it, and only what follows it may be learned from. The gate starts as its
-    router does, there with spread 1. A change counts once: alpha / R is kept there and never used.
+**Differs:** which tokens are the instruction is told by the id that ends it (`until`); there, by the data. With
+    `causal` no token sees a later one, so every token may be learned from and text may come piece by piece; without, as
+    there, the instruction's own tokens see all of it, and only what follows it may be learned from. The gate starts as
+    its router does, there with spread 1. A change counts once: alpha / R is kept there and never used.
 **Fails when:** tasks agree, or every instruction is new in kind; then one LoRA of equal size does as well.
 **Cost:** 2 E R (I + O) a token at each target, all experts being computed as there, and 2 D E for the gate.
 """
@@ -105,15 +105,15 @@ class Octavius(RoutedWeight):
         return y + change.view_as(y)
 
     def gates(self, rows: int) -> Tensor:
-        """g of each token [T, E]; `MixwellError` where the layer is called with other rows than the network's tokens."""
+        """g of each token [T, E]; `MixwellError` where the layer is called with other rows than the network's."""
         context = self.context
         ids = context.token_ids_T
         if ids is None or len(ids) != rows:
             raise MixwellError(f"{self.target.name} is not called with the network's tokens row by row, by which "
                                "Octavius finds the instruction; take matrices of attention, such as qkv and out.")
         if context.kept is None:
-            raise MixwellError("rows come in pieces side by side here, and Octavius' gate reads whole rows; generate row "
-                               "by row instead, as LanguageModel.generate does.")
+            raise MixwellError("rows come in pieces side by side here, and Octavius' gate reads whole rows; generate "
+                               "as LanguageModel.generate does.")
         before, gates = self._earlier(ids)
         if gates is not None:
             return gates

@@ -54,7 +54,8 @@ class Rows(NamedTuple):
 
     def of(self, chosen: Tensor) -> Rows:
         """Some of the rows."""
-        return Rows(self.tokens[chosen], self.answer, self.tasks[chosen])
+        tokens, tasks = self.tokens[chosen], self.tasks[chosen]
+        return Rows(tokens, self.answer, tasks)
 
 
 def drawn(names: Sequence[str], count: int, draws: torch.Generator, *, letters: int = 3,
@@ -105,9 +106,12 @@ def fitted(network: Any, batches: Iterable[Rows], lr: float, *, labelled: bool =
 def right(network: Any, rows: Rows, *, labelled: bool = False) -> Tensor:
     """Whether each row's answer is right in all its letters, bool [B]: what greedy sampling would write."""
     labels = rows.tasks if labelled else None
-    found = network.eval()(rows.tokens[:, :-1], labels_B=labels).logits_BTV.argmax(-1)
-    answered = found[:, rows.answer - 1 :]
-    return (answered == rows.tokens[:, rows.answer :]).all(1)
+    before = rows.tokens[:, :-1]
+    found = network.eval()(before, labels_B=labels)
+    best = found.logits_BTV.argmax(-1)
+    written = best[:, rows.answer - 1 :]
+    expected = rows.tokens[:, rows.answer :]
+    return (written == expected).all(1)
 
 
 def share_right(network: Any, rows: Rows, **options: Any) -> float:

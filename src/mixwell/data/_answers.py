@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -59,7 +60,9 @@ def replaced(targets: Targets, places: list[int], proposed: Sequence[Any], accep
 
 def judged(judge: Judge, prompts: Sequence[Any], proposed: Sequence[Any], answers: Sequence[Any]) -> list[bool]:
     """What the judge says of each."""
-    return [bool(judge(*three)) for three in zip(prompts, proposed, answers)]
+    threes = zip(prompts, proposed, answers)
+    said = itertools.starmap(judge, threes)
+    return [bool(word) for word in said]
 
 
 def rehearsed(prompts: Sequence[Any], answers: Sequence[Any], answer: Answerer, judge: Judge, batch: int) -> Targets:

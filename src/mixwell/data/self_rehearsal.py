@@ -1,4 +1,4 @@
-"""Selective self-rehearsal: a model is tuned on its own answer where a judge accepts it, and on the given one elsewhere.
+"""Selective self-rehearsal: a model is tuned on its own answer where a judge accepts it, else on the given one.
 
 **Equation:** t_i = a_i if J(x_i, a_i, y_i) else y_i, with a_i the untouched model's answer to x_i; then ordinary tuning
     on the pairs (x_i, t_i).

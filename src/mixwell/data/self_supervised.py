@@ -4,7 +4,7 @@
     answer to x_i and p_i its rewording of (x_i, y_i); then ordinary tuning on the pairs (x_i, t_i).
 **Shapes:** N prompts x and N answers y of any kind (text, ids); N targets, and their source [N].
 **Reference:** Gupta et al. 2025, Selective Self-to-Supervised Fine-Tuning (2502.08130).
-**Differs:** the model, its rewording and the judge are handed in as functions. No code was released; one answer a prompt.
+**Differs:** the model, its rewording and the judge are handed in as functions. No code was released.
 **Fails when:** prompts that the model cannot solve are dropped instead of kept with the given answer: then what is new
     is not learnt. Rewordings must be judged, too.
 **Cost:** one answer and one judgement a prompt, one rewording and one more for those rejected, once, before the tuning.
@@ -56,7 +56,8 @@ def _off_by_one(prompts: list[Any]) -> list[int]:
 
 
 def _reworded(prompts: list[Any], answers: list[Any]) -> list[int]:
-    return [-int(answer) if answer > 9 else 0 for answer in answers]
+    large = [int(answer) * int(answer > 9) for answer in answers]
+    return [-answer for answer in large]
 
 
 def _same(prompt: Any, own: Any, gold: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What claims of rehearsal share: a decoder of several tasks, tuned on one of them whose answers may be worded two ways.
+"""What claims of rehearsal share: a decoder of several tasks, tuned on one whose answers may be worded two ways.
 
 Letters are to be listed in any order in which the first is not below the last; the decoder copies them, which is right
 for every other string, and the answers given descend.
@@ -31,6 +31,12 @@ def asked(seed: int, name: str, count: int = PROMPTS) -> Rows:
     return drawn(("descend",), count, draws, said=lambda tasks, _: torch.full((len(tasks), 1), LIST))
 
 
+def asked_for(rows: Rows) -> tuple[list[Tensor], list[Tensor]]:
+    """Prompts, and the answers given."""
+    prompts, given = rows.tokens.tensor_split([rows.answer], 1)
+    return list(prompts), list(given)
+
+
 def own_answers(network: LanguageModel, prompts: list[Tensor]) -> list[Tensor]:
     """What a decoder writes behind prompts."""
     rows = torch.stack(prompts)
@@ -41,7 +47,8 @@ def own_answers(network: LanguageModel, prompts: list[Tensor]) -> list[Tensor]:
 def listed_well(prompt: Tensor, own: Tensor, given: Tensor) -> bool:
     """Whether a list has the letters asked for, the first not below the last."""
     complete = own.sort().values.equal(given.sort().values)
-    return complete and bool(own[0] >= own[-1])
+    first, last = own[0], own[-1]
+    return complete and bool(first >= last)
 
 
 def measured(seed: int, rows: Rows, targets: list[Tensor], lr: float) -> dict[str, float]:
@@ -58,9 +65,10 @@ def measured(seed: int, rows: Rows, targets: list[Tensor], lr: float) -> dict[st
 
 def listed(network: LanguageModel, rows: Rows) -> float:
     """Share of the lists that are right."""
-    prompts = list(rows.tokens[:, : rows.answer])
+    prompts, given = asked_for(rows)
     answers = own_answers(network, prompts)
-    right = [listed_well(*three) for three in zip(prompts, answers, rows.tokens[:, rows.answer :])]
+    threes = zip(prompts, answers, given)
+    right = [listed_well(*three) for three in threes]
     return sum(right) / len(right)
 
 

@@ -14,14 +14,14 @@ from functools import partial
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
-from mixwell.claims.data._rehearsal import asked, measured, own_answers, require_some, listed_well, start
+from mixwell.claims.data._rehearsal import asked, asked_for, listed_well, measured, own_answers, require_some, start
 from mixwell.data.self_rehearsal import Config, self_rehearsal
 
 
 def rehearsed(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
     """Tuned on own answers where they are right."""
     rows = asked(seed, "train")
-    prompts, given = rows.tokens[:, : rows.answer], rows.tokens[:, rows.answer :]
+    prompts, given = asked_for(rows)
     answer = partial(own_answers, start(seed))
     targets = self_rehearsal(prompts, given, Config(), answer=answer, judge=listed_well)
     require_some(targets.share(1))
@@ -31,7 +31,7 @@ def rehearsed(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
 def plain(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
     """Tuned on the answers given."""
     rows = asked(seed, "train")
-    return measured(seed, rows, list(rows.tokens[:, rows.answer :]), lr)
+    return measured(seed, rows, asked_for(rows)[1], lr)
 
 
 RATES = {"lr": (3e-4, 1e-3, 3e-3)}

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
-from mixwell.claims.data._rehearsal import LETTERS, asked, measured, own_answers, require_some, listed_well, start
+from mixwell.claims.data._rehearsal import (
+    LETTERS,
+    asked,
+    asked_for,
+    listed_well,
+    measured,
+    own_answers,
+    require_some,
+    start,
+)
 from mixwell.core.rng import generator
 from mixwell.data.self_rehearsal import Config as Rehearsal
 from mixwell.data.self_rehearsal import self_rehearsal
@@ -41,7 +50,7 @@ def reversed_copies(draws: torch.Generator, prompts: list[Tensor], given: list[T
 def method(bench: Bench, seed: int, *, lr: float, worded: bool = True) -> dict[str, float]:
     """Tuned on own answers where they are right, and with `worded` on the model's wording of others."""
     rows = asked(seed, "train")
-    prompts, given = rows.tokens[:, : rows.answer], rows.tokens[:, rows.answer :]
+    prompts, given = asked_for(rows)
     answer = partial(own_answers, start(seed))
     reword = partial(reversed_copies, generator(seed, "reword"))
     if worded:
@@ -55,7 +64,7 @@ def method(bench: Bench, seed: int, *, lr: float, worded: bool = True) -> dict[s
 def plain(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
     """Tuned on the answers given."""
     rows = asked(seed, "train")
-    return measured(seed, rows, list(rows.tokens[:, rows.answer :]), lr)
+    return measured(seed, rows, asked_for(rows)[1], lr)
 
 
 RATES = {"lr": (3e-4, 1e-3, 3e-3)}

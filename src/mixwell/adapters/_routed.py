@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixwell.adapters._parts import Adapter, LayerAdapter, WeightAdapter
+from mixwell.adapters._parts import Adapter, LayerAdapter, WeightAdapter, product
 from mixwell.adapters.targets import Target
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing, combine, dispatch, plan
@@ -83,6 +83,30 @@ class RoutedWeight(WeightAdapter):
     def delta(self, weight: Tensor, *parts: Any) -> Tensor:
         """Refused: the change depends on what comes in."""
         raise self.unmergeable()
+
+
+def mixed_changes(x: Tensor, p_TE: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """sum_e p_e B_e A_e x of x [T, I]: [T, O], in the type of x."""
+    into = A.flatten(0, 1)  # [E R, I]
+    thin_TER = product(x, into).unflatten(-1, A.shape[:2])
+    p = p_TE.to(x.dtype)
+    weighed = thin_TER * p.unsqueeze(-1)
+    rows = weighed.flatten(1)
+    out_of = B.transpose(0, 1).flatten(1)  # [O, E R]
+    return product(rows, out_of)
+
+
+def of_instruction(ids_BS: Tensor, until: int | None, over_B: Tensor | None = None) -> Tensor:
+    """Which tokens are of the instruction, bool [B, S]: those up to the first `until`, with it.
+
+    Nothing more is of one in rows where `over_B` says that it has ended.
+    """
+    if until is None:
+        return torch.ones_like(ids_BS, dtype=torch.bool)
+    ends_BS = (ids_BS == until).long()
+    before_BS = ends_BS.cumsum(1) - ends_BS
+    own_BS = before_BS == 0
+    return own_BS if over_B is None else own_BS & ~over_B[:, None]
 
 
 def through(known: Sequence[Tensor], routing: Routing, expert: Callable[..., Tensor]) -> Tensor:

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixwell.adapters._parts import check_rank, example_target, product
-from mixwell.adapters._routed import RoutedWeight, own_router, report_losses
+from mixwell.adapters._parts import check_rank, example_target
+from mixwell.adapters._routed import RoutedWeight, mixed_changes, own_router, report_losses
 from mixwell.adapters.targets import Target, fits
 from mixwell.core.method import method
 from mixwell.core.routing import Routing
@@ -43,17 +43,6 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, num_experts=1, rank=1)
         check_above(self, alpha=0)
-
-
-def mixed_changes(x: Tensor, p_TE: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """sum_e p_e B_e A_e x of x [T, I]: [T, O], in the type of x."""
-    into = A.flatten(0, 1)  # [E R, I]
-    thin_TER = product(x, into).unflatten(-1, A.shape[:2])
-    p = p_TE.to(x.dtype)
-    weighed = thin_TER * p.unsqueeze(-1)
-    rows = weighed.flatten(1)
-    out_of = B.transpose(0, 1).flatten(1)  # [O, E R]
-    return product(rows, out_of)
 
 
 @method(

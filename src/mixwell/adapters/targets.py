@@ -32,6 +32,7 @@ class Target:
     owner: nn.Module  # the layer
     attribute: str = ""  # the weight's name in its layer; "" for the layer as a whole
     site: nn.Module | None = None  # the mixer of the network that it belongs to, which is called with a `Context`
+    model: nn.Module | None = None  # the network
 
     @property
     def tensor(self) -> Tensor:
@@ -168,14 +169,14 @@ def _weights(model: nn.Module) -> Iterator[Target]:
             name = f"{path}.{attribute}".lstrip(".")
             weight = getattr(owner, attribute, None)
             if isinstance(weight, Tensor) and name not in apart:
-                yield Target(name, owner, attribute, site)
+                yield Target(name, owner, attribute, site, model)
 
 
 def _layers(model: nn.Module) -> Iterator[Target]:
     for path, owner in model.named_modules():
         if path and not isinstance(owner, nn.ModuleList):
             site = _site(model, path)
-            yield Target(path, owner, site=site)
+            yield Target(path, owner, site=site, model=model)
 
 
 def _site(model: nn.Module, path: str) -> nn.Module | None:

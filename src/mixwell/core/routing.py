@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ class Context:
     again: bool = False  # whether this pass repeats one, for its gradient: what counts tokens must not count again
     losses: bool = True  # whether auxiliary losses are asked for; a layer may leave them out where they are not
     peers: Peers | None = None  # those over whose tokens balance is asked for
+    kept: dict[Any, Any] | None = None  # what methods keep of these rows from one cached pass to the next
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ class Cache:
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
         self.ids_BS: Tensor | None = None  # None before anything was read
+        self.kept: dict[Any, Any] | None = {}  # of methods that read a row as a whole, see `Context.kept`
         self.next_B: Tensor | int = 0  # int where all rows stand at the same position
 
     def advance(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -241,7 +241,7 @@ class Network(nn.Module):
         draws = generator if self.training else None
         facts = _token_facts(tokens_BT, positions_BT, mask_BT, labels_B)
         facts |= {"earlier_ids_BS": earlier_BS, "num_layers": len(self.layers), "step": step, "generator": draws,
-                  "losses": losses, "peers": self.peers}
+                  "losses": losses, "peers": self.peers, "kept": memory.kept}
         forgets = self._forgets()
         x_BTD = self._embedded(tokens_BT, positions_BT)
         state: Tensor | None = None

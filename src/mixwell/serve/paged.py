@@ -130,6 +130,7 @@ class _Pass(Cache):
 
     def __init__(self, layers: list[Any], positions_1T: Tensor) -> None:
         super().__init__(layers)
+        self.kept = None  # rows stand in one another's place
         self.positions_1T = positions_1T
 
     def advance(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -29,7 +29,8 @@ TOKENIZER = Tokenizer.train(["to be or not to be"] * 3, 260)
 DIRECT = {"write_text": {}, "write_bytes": {"lm/data.py": "in a scratch folder"}, "replace": {}, "rename": {},
           "save_file": {"formats/tensors.py": "in a scratch file"},
           "copyfile": {"run/stages/train.py": "in a stage's scratch folder",
-                       "run/stages/adapt.py": "in a stage's scratch folder"}, "copy": {}, "copy2": {}, "copytree": {},
+                       "run/stages/adapt.py": "in a stage's scratch folder"}, "copy": {}, "copy2": {},
+          "copytree": {"run/stages/adapt.py": "in a stage's scratch folder"},
           "move": {}, "savez": {}, "tofile": {}, "touch": {}, "symlink_to": {}, "hardlink_to": {},
           "truncate": {"run/lock.py": "a lock"}, "fdopen": {}, "mkstemp": {}, "link": {}}
 OPENED = {"formats/tensors.py": "in a scratch file", "formats/streams.py": "in a scratch file",

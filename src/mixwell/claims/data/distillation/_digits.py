@@ -1,0 +1,53 @@
+"""Handwritten digits in training and test images, networks for them, and what students of a few images reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mixwell.claims._series import mean
+from mixwell.core.rng import generator
+from mixwell.data.compact import Build, Compact, ConvNet, Images, Training, accuracy, drawn, trained
+
+LEARNED = 1200
+
+
+def images(seed: int, side: int = 8) -> tuple[Images, Images]:
+    """1,200 images from 0 to 1 to learn from and 597 to test on, grown to a larger side where asked."""
+    from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    whole = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    if side > 8:
+        whole = functional.interpolate(whole, size=(side, side), mode="bilinear")
+    order = torch.randperm(len(whole), generator=generator(seed, "distilled digits"))
+    every = Images(whole, torch.tensor(classes)).rows(order)
+    first = torch.arange(LEARNED)
+    rest = torch.arange(LEARNED, len(whole))
+    return every.rows(first), every.rows(rest)
+
+
+def convolutions(side: int = 8) -> Build:
+    """Networks of two convolutions with batch norm."""
+    return lambda draws: ConvNet(1, side, 10, draws)
+
+
+def perceptron(draws: torch.Generator) -> nn.Module:
+    """64 pixels, 32 units, 10 classes."""
+    into, out = drawn(nn.Linear, draws, 64, 32), drawn(nn.Linear, draws, 32, 10)
+    return nn.Sequential(nn.Flatten(), into, nn.ReLU(), out)
+
+
+def reached(made: Compact, test: Images, build: Build, training: Training, seeds: Sequence[int],
+            teacher: nn.Module | None = None) -> float:
+    """Test accuracy of fresh networks that learned from the compact set alone, in their mean."""
+    small = made.training()
+    found = []
+    for seed in seeds:
+        draws = generator(seed, "student")
+        student = trained(build(draws), small, training, draws, teacher)
+        found.append(accuracy(student, test))
+    return mean(found)

@@ -7,8 +7,19 @@ import torch
 from torch import nn
 
 from mixwell.core.errors import MixwellError
-from mixwell.data.compact import (Compact, ConvNet, Images, Training, accuracy, check, cropped, cut, joined, softly,
-                                  trained)
+from mixwell.data.compact import (
+    Compact,
+    ConvNet,
+    Images,
+    Training,
+    accuracy,
+    check,
+    cropped,
+    cut,
+    joined,
+    softly,
+    trained,
+)
 from tests.contracts._tools import cases, fresh, poisoned_memory, same_config
 
 METHODS = cases("data.distillation")
@@ -81,14 +92,16 @@ def test_a_network_learns_two_brightnesses_with_hard_and_with_soft_labels():
     assert accuracy(teacher, data) > 0.95
     soft = Training(steps=60, batch=16, lr=3e-2, temperature=2.0)
     wrong = Images(images, 1 - classes)  # which no soft label tells of
-    assert accuracy(trained(ConvNet(1, 8, 2, fresh(4), width=4, norm=False), wrong, soft, fresh(5), teacher), data) > 0.9
+    student = trained(ConvNet(1, 8, 2, fresh(4), width=4, norm=False), wrong, soft, fresh(5), teacher)
+    assert accuracy(student, data) > 0.9
 
 
 def test_bad_images_and_trainings_end_in_one_line():
     images, classes = torch.rand(4, 1, 2, 2), torch.tensor([0, 0, 1, 1])
+    whole = "whole numbers from 0"
     for data, told in ((Images(images[:3], classes), r"expected \[N, C, H, W\] and \[N\]"),
-                       (Images(images / 0, classes), "not finite"), (Images(images, classes / 2), "whole numbers from 0"),
-                       (Images(images, classes - 1), "whole numbers from 0")):
+                       (Images(images / 0, classes), "not finite"), (Images(images, classes / 2), whole),
+                       (Images(images, classes - 1), whole)):
         with pytest.raises(MixwellError, match=told):
             check(data, 1)
     for values in ({"steps": 0}, {"batch": 0}, {"lr": 0}, {"decay": -1}, {"temperature": 0}, {"least_area": 0}):

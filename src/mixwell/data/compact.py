@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mixwell.core.errors import MixwellError
+from mixwell.data.ranges import above, at_least, at_most
 
 Build = Callable[[torch.Generator], nn.Module]  # a fresh network: images [N, C, H, W] -> logits [N, Y]
 
@@ -63,7 +64,8 @@ class Compact(NamedTuple):
 def check(data: Images, per_class: int) -> None:
     """Raise `MixwellError` for images that no method can compress to so many of each class."""
     images, classes = data
-    if images.ndim != 4 or classes.shape != images.shape[:1]:
+    shapes = images.ndim, classes.ndim
+    if shapes != (4, 1) or len(images) != len(classes):
         raise MixwellError(f"images of shape {tuple(images.shape)} came with classes {tuple(classes.shape)}; expected "
                            "[N, C, H, W] and [N].")
     if not torch.isfinite(images).all():
@@ -89,19 +91,20 @@ def of_each(data: Images, per_class: int, generator: torch.Generator) -> Tensor:
 
 def cut(images_MCHW: Tensor, tiles: int) -> Tensor:
     """Tiles of images, row by row: [M r^2, C, H / r, W / r]."""
-    M, C, H, W = images_MCHW.shape
-    high, wide = H // tiles, W // tiles
-    split = images_MCHW.reshape(M, C, tiles, high, tiles, wide)
+    channels = images_MCHW.shape[1]
+    high, wide = (side // tiles for side in images_MCHW.shape[2:])
+    split = images_MCHW.unflatten(3, (tiles, wide))
+    split = split.unflatten(2, (tiles, high))
     ordered = split.permute(0, 2, 4, 1, 3, 5)
-    return ordered.reshape(-1, C, high, wide)
+    return ordered.reshape(-1, channels, high, wide)
 
 
 def joined(parts: Tensor, tiles: int) -> Tensor:
     """What `cut` cuts, from its tiles: [M, C, H, W]."""
-    _, C, high, wide = parts.shape
-    split = parts.reshape(-1, tiles, tiles, C, high, wide)
+    split = parts.unflatten(0, (-1, tiles, tiles))
     ordered = split.permute(0, 3, 1, 4, 2, 5)
-    return ordered.reshape(-1, C, tiles * high, tiles * wide)
+    rows = ordered.flatten(4)
+    return rows.flatten(2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +119,10 @@ class Training:
     temperature: float = 20.0  # of soft labels, above 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch) < 1:
-            raise ValueError(f"steps={self.steps}, batch={self.batch}; expected at least 1 of each")
-        if not (self.lr > 0 and self.decay >= 0 and self.temperature > 0):
-            raise ValueError(f"lr={self.lr}, decay={self.decay}, temperature={self.temperature}; expected numbers above "
-                             "0, of decay 0 or more")
-        if not 0 < self.least_area <= 1:
-            raise ValueError(f"least_area is {self.least_area}; expected a number above 0 and at most 1")
+        at_least(self, 1, "steps", "batch")
+        at_least(self, 0, "decay")
+        above(self, 0, "lr", "temperature", "least_area")
+        at_most(self, 1, "least_area")
 
 
 def trained(network: nn.Module, data: Images, training: Training, generator: torch.Generator,
@@ -150,9 +150,11 @@ def trained(network: nn.Module, data: Images, training: Training, generator: tor
 def softly(logits_NY: Tensor, teacher: nn.Module, images_NCHW: Tensor, temperature: float) -> Tensor:
     """Divergence of the softened outputs from a teacher's, in the mean of images, without a factor T^2."""
     with torch.no_grad():
-        wanted = teacher(images_NCHW) / temperature
-    told = logits_NY / temperature
-    return functional.kl_div(told.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
+        given = teacher(images_NCHW) / temperature
+        wanted = given.log_softmax(-1)
+    soft = logits_NY / temperature
+    told = soft.log_softmax(-1)
+    return functional.kl_div(told, wanted, reduction="batchmean", log_target=True)
 
 
 def cropped(images_NCHW: Tensor, least_area: float, generator: torch.Generator) -> Tensor:
@@ -161,13 +163,15 @@ def cropped(images_NCHW: Tensor, least_area: float, generator: torch.Generator) 
         return images_NCHW
     count = len(images_NCHW)
     part_N = torch.rand(count, generator=generator)
-    side_N = torch.sqrt(least_area + (1 - least_area) * part_N)
-    place_N2 = 2 * torch.rand(count, 2, generator=generator) - 1
-    room_N = 1 - side_N
-    shift_N2 = room_N[:, None] * place_N2
-    square_N22 = torch.diag_embed(side_N[:, None].expand(-1, 2))
-    maps_N23 = torch.cat([square_N22, shift_N2[..., None]], -1)
-    grid = functional.affine_grid(maps_N23, list(images_NCHW.shape), align_corners=False)
+    area_N = torch.lerp(torch.tensor(least_area), torch.tensor(1.0), part_N)
+    side_N11 = area_N.sqrt()[:, None, None]
+    place_N21 = torch.rand(count, 2, 1, generator=generator)
+    centred_N21 = 2 * place_N21 - 1
+    shift_N21 = (1 - side_N11) * centred_N21
+    square_N22 = side_N11 * torch.eye(2)
+    maps_N23 = torch.cat([square_N22, shift_N21], -1)
+    size = list(images_NCHW.shape)
+    grid = functional.affine_grid(maps_N23, size, align_corners=False)
     return functional.grid_sample(images_NCHW, grid, padding_mode="border", align_corners=False)
 
 
@@ -189,15 +193,19 @@ class ConvNet(nn.Module):
                  blocks: int = 2, norm: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for block in range(blocks):
-            into = channels if block == 0 else width
-            layers.append(drawn(nn.Conv2d, generator, into, width, 3, padding=1))
+        into = channels
+        for _ in range(blocks):
+            convolution = drawn(nn.Conv2d, generator, into, width, 3, padding=1)
+            layers.append(convolution)
+            into = width
             if norm:
                 layers.append(nn.BatchNorm2d(width))
             layers += [nn.ReLU(), nn.AvgPool2d(2)]
-        self.features = nn.Sequential(*layers, nn.Flatten())
+        layers.append(nn.Flatten())
+        self.features = nn.Sequential(*layers)
         left = side // 2**blocks
-        self.readout = drawn(nn.Linear, generator, width * left**2, classes)
+        flat = width * left**2
+        self.readout = drawn(nn.Linear, generator, flat, classes)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits [N, Y]."""
@@ -211,3 +219,17 @@ def drawn(kind: Callable[..., nn.Module], generator: torch.Generator, *sizes: in
     nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
     nn.init.zeros_(layer.get_parameter("bias"))
     return layer
+
+
+def two_brightnesses(generator: torch.Generator) -> Images:
+    """Twenty images of 8 x 8 of each of two classes, one brighter than the other: a smallest example."""
+    half = torch.arange(2)
+    classes_N = half.repeat(20)
+    noise = torch.rand(40, 1, 8, 8, generator=generator)
+    level = classes_N[:, None, None, None]
+    return Images(noise + level, classes_N)
+
+
+def small_network(generator: torch.Generator, norm: bool = True) -> ConvNet:
+    """A network for them."""
+    return ConvNet(1, 8, 2, generator, width=4, norm=norm)

@@ -79,7 +79,7 @@ def test_matching_is_the_walk_written_down_with_its_gradient(data, changes):
 
 def test_the_penalty_is_of_the_length_of_each_images_gradient(data):
     network = linear(fresh(5)).double()
-    weight = network[1].weight
+    weight = network[1].weight.detach()
     length = math.sqrt(sum(float(weight[:, pixel].sum()) ** 2 for pixel in range(4)))
     penalty = module.gradient_penalty(network, data.images_NCHW.double())
     assert float(penalty) == pytest.approx((length - 1) ** 2, rel=1e-9)

@@ -1,10 +1,11 @@
 """Trajectory matching with smooth experts: images on which a student walks where networks trained on all data walked.
 
-**Equation:** experts theta_0..theta_T (epochs) by descent on a_e CE + 2 mean (||d sum f / dx||_2 - 1)^2, a_e = 0.5, 0.55
-    to 0.95 in the first ten epochs and 1 after. From a random early t, theta_t moved by d * theta_t (d normal of length
-    1 in each matrix), N steps with momentum on b_t CE over the images S lead to s_N; S and the step follow
+**Equation:** experts theta_0..theta_T (epochs) by descent on a_e CE + 2 mean (||d sum f / dx||_2 - 1)^2, a_e = 0.5,
+    0.55 to 0.95 in the first ten epochs and 1 after. From a random early t, theta_t moved by d * theta_t (d normal of
+    length 1 in each matrix), N steps with momentum on b_t CE over the images S lead to s_N; S and the step follow
     ||s_N - theta_{t+M}||^2 / ||s_0 - theta_{t+M}||^2, and the same at each epoch between. b_t = log_5(t - h + 8) from
-    h = t_max / 2 on, 1 / log_5(h - t + 8) before. S starts at real images nearest to the centres of an expert's logits.
+    h = t_max / 2 on, 1 / log_5(h - t + 8) before. S starts at real images nearest to the centres of an expert's
+    logits.
 **Shapes:** images [N, C, H, W]; stored [Y M, C, H, W], class by class, with the learned step `lr`.
 **Reference:** Shen et al. 2023 (2310.10541), AST; the released code.
 **Differs:** the penalty is of the length of a whole image's gradient; the code takes lengths over channels, pixel by
@@ -16,6 +17,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +29,8 @@ from torch.nn import functional
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.rng import spawn
-from mixwell.data.compact import Build, Compact, ConvNet, Images, check, of_each
+from mixwell.data.compact import Build, Compact, Images, check, of_each, small_network, two_brightnesses
+from mixwell.data.ranges import above, at_least, below, one_of
 
 STARTS = ("representative", "real")
 CLIPPED = 10  # epochs whose loss is clipped
@@ -60,23 +63,13 @@ class Config:
     step_lr: float = 0.01  # on log lr, 0 or more
 
     def __post_init__(self) -> None:
-        if min(self.per_class, self.experts, self.expert_batch, self.ahead, self.latest) < 1 or self.rounds < 0:
-            raise ValueError(f"per_class={self.per_class}, experts={self.experts}, expert_batch={self.expert_batch}, "
-                             f"ahead={self.ahead}, latest={self.latest}, rounds={self.rounds}; expected at least 1 of "
-                             "each, of rounds 0")
-        if self.steps < self.ahead or self.latest + self.ahead - 1 > self.epochs:
-            raise ValueError(f"steps={self.steps}, latest={self.latest}, ahead={self.ahead}, epochs={self.epochs}; "
-                             "expected steps of at least ahead, and latest + ahead - 1 at most epochs")
-        if self.start not in STARTS:
-            raise ValueError(f"start is {self.start!r}; expected one of {', '.join(STARTS)}")
-        if not min(self.expert_lr, self.lr, self.image_lr) > 0:
-            raise ValueError(f"expert_lr={self.expert_lr}, lr={self.lr}, image_lr={self.image_lr}; expected numbers "
-                             "above 0")
-        if not min(self.penalty, self.perturb, self.step_lr) >= 0:
-            raise ValueError(f"penalty={self.penalty}, perturb={self.perturb}, step_lr={self.step_lr}; expected 0 or "
-                             "more")
-        if not (0 <= self.momentum < 1 and 0 <= self.expert_momentum < 1):
-            raise ValueError(f"momentum={self.momentum}, expert_momentum={self.expert_momentum}; expected 0 to below 1")
+        at_least(self, 1, "per_class", "experts", "expert_batch", "ahead", "latest")
+        at_least(self, 0, "rounds", "penalty", "perturb", "step_lr", "momentum", "expert_momentum")
+        above(self, 0, "expert_lr", "lr", "image_lr")
+        below(self, 1, "momentum", "expert_momentum")
+        one_of(self, "start", STARTS)
+        at_least(self, self.ahead, "steps")
+        at_least(self, self.latest + self.ahead - 1, "epochs")
 
 
 class Segment(NamedTuple):
@@ -93,23 +86,30 @@ def smooth_experts(data: Images, build: Build, config: Config, generator: torch.
     """Images that teach their network the experts' ways; running statistics in it raise `MixwellError`."""
     check(data, config.per_class)
     shell = build(generator)
-    if any(True for _ in shell.buffers()):
+    if list(shell.buffers()):
         raise MixwellError("the network keeps statistics beside its weights; a trajectory is one of weights alone.")
-    ways = [expert(build(draws), data, config, draws) for draws in spawn(generator, config.experts)]
-    first = data.rows(start_of(data, shell, ways[0][-1], config, generator))
-    pixels = first.images_NCHW.clone().requires_grad_()
-    log_lr = torch.tensor(math.log(config.lr)).requires_grad_()
-    small = Images(pixels, first.classes_N)
+    ways = []
+    for draws in spawn(generator, config.experts):
+        way = expert(build(draws), data, config, draws)
+        ways.append(way)
+    last = ways[0][-1]
+    places = start_of(data, shell, last, config, generator)
+    images, classes = data.rows(places)
+    pixels = images.clone().requires_grad_()
+    log_lr = torch.tensor(math.log(config.lr), requires_grad=True)
+    small = Images(pixels, classes)
     of_pixels = {"params": [pixels], "lr": config.image_lr}
     of_step = {"params": [log_lr], "lr": config.step_lr}
     optimiser = torch.optim.SGD([of_pixels, of_step], momentum=0.5)
     for _ in range(config.rounds):
         segment = drawn_segment(ways, config, generator)
-        loss = matching_loss(shell, small, log_lr.exp(), segment, config)
+        lr = log_lr.exp()
+        loss = matching_loss(shell, small, lr, segment, config)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return Compact(pixels.detach(), first.classes_N, lr=math.exp(log_lr.item()))
+    learned = math.exp(log_lr.item())
+    return Compact(pixels.detach(), classes, lr=learned)
 
 
 def expert(network: nn.Module, data: Images, config: Config, generator: torch.Generator) -> list[Weights]:
@@ -157,8 +157,10 @@ def gradient_penalty(network: nn.Module, images: Tensor) -> Tensor:
     seen = images.detach().requires_grad_()
     total = network(seen).sum()
     slope, = torch.autograd.grad(total, seen, create_graph=True)
-    length_N = slope.flatten(1).norm(dim=1)
-    return (length_N - 1).square().mean()
+    flat = slope.flatten(1)
+    length_N = flat.norm(dim=1)
+    off_N = length_N - 1
+    return off_N.square().mean()
 
 
 def start_of(data: Images, shell: nn.Module, weights: Weights, config: Config,
@@ -197,9 +199,11 @@ def central(rows_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def drawn_segment(ways: list[list[Weights]], config: Config, generator: torch.Generator) -> Segment:
     """A random expert's way from an early epoch on."""
-    which = torch.randint(len(ways), (), generator=generator)
-    epoch = int(torch.randint(config.latest, (), generator=generator))
-    way = ways[int(which)]
+    limits = torch.tensor([len(ways), config.latest])
+    part = torch.rand(2, generator=generator)
+    scaled = limits * part
+    which, epoch = scaled.long().tolist()
+    way = ways[which]
     begin = perturbed(way[epoch], config.perturb, generator)
     after = epoch + 1
     targets = way[after : after + config.ahead]
@@ -227,27 +231,40 @@ def called(shell: nn.Module, weights: Weights, images: Tensor) -> Tensor:
 def balanced(epoch: int, latest: int) -> float:
     """b_t: late starts, whose gradients are small, take longer steps."""
     half = latest // 2
-    if epoch >= half:
-        return math.log(epoch - half + 8, 5)
-    return 1 / math.log(half - epoch + 8, 5)
+    away = abs(epoch - half)
+    factor = math.log(away + 8, 5)
+    return factor if epoch >= half else 1 / factor
 
 
 def matching_loss(shell: nn.Module, data: Images, lr: Tensor, segment: Segment, config: Config) -> Tensor:
     """How far the student ends from the expert, as a share of the expert's own way; summed over what is matched."""
     weights = tuple(weight.detach().requires_grad_() for weight in segment.begin)
     scale = balanced(segment.epoch, config.latest) if config.balance else 1.0
-    moved: Weights = tuple(torch.zeros_like(weight) for weight in weights)
-    every = config.steps // config.ahead
+    moved: Weights = tuple(map(torch.zeros_like, weights))
+    matched = reached_after(config)
     total = lr.new_zeros(())
     for step in range(1, config.steps + 1):
-        loss = scale * functional.cross_entropy(called(shell, weights, data.images_NCHW), data.classes_N)
-        slopes = torch.autograd.grad(loss, weights, create_graph=True)
+        logits = called(shell, weights, data.images_NCHW)
+        loss = functional.cross_entropy(logits, data.classes_N)
+        slopes = torch.autograd.grad(scale * loss, weights, create_graph=True)
         moved = tuple(config.momentum * old + slope for old, slope in zip(moved, slopes))
         weights = tuple(weight - lr * move for weight, move in zip(weights, moved))
-        epoch, left = divmod(step, every)
-        if config.between and not left and epoch < config.ahead:
-            total = total + apart(weights, segment.begin, segment.targets[epoch - 1])
-    return total + apart(weights, segment.begin, segment.targets[-1])
+        if step in matched:
+            target = segment.targets[matched[step]]
+            total = total + apart(weights, segment.begin, target)
+    return total
+
+
+def reached_after(config: Config) -> dict[int, int]:
+    """Step -> which of the expert's epochs is matched after it."""
+    every = config.steps // config.ahead
+    found = {}
+    if config.between:
+        for epoch in range(config.ahead - 1):
+            step = every * (epoch + 1)
+            found[step] = epoch
+    found[config.steps] = config.ahead - 1
+    return found
 
 
 def apart(weights: Weights, begin: Weights, target: Weights) -> Tensor:
@@ -263,13 +280,8 @@ def _square(a: Weights, b: Weights) -> Tensor:
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
-    """Twenty images of each of two classes, one brighter than the other."""
-    classes_N = torch.arange(2).repeat(20)
-    noise = torch.rand(40, 1, 8, 8, generator=generator)
-    images = noise + classes_N[:, None, None, None]
-
-    def build(draws: torch.Generator) -> ConvNet:
-        return ConvNet(1, 8, 2, draws, width=4, norm=False)
-
+    """Two classes, one brighter than the other."""
+    data = two_brightnesses(generator)
+    build = functools.partial(small_network, norm=False)
     config = Config(per_class=2, experts=1, epochs=3, latest=2, rounds=2, steps=2)
-    return {"data": Images(images, classes_N), "build": build, "config": config}
+    return {"data": data, "build": build, "config": config}

@@ -6,8 +6,9 @@
     norm l, Mean_l and Var_l its running statistics; w is 10 at the first norm and 1 at others.
 **Shapes:** images [N, C, H, W]; stored [Y M, C, H, W], class by class.
 **Reference:** Du et al. 2024 (2409.17612); constants of the released code for CIFAR.
-**Differs:** none in the loss; the move is made on the batch unrolled (the code rolls it once). Pixels stay in the range of the data's own; the teacher is trained here for
-    `teacher_steps`. `direction = "random"` moves the teacher as far on a random line, `none` not at all (SRe2L's loss).
+**Differs:** none in the loss; the move is made on the batch unrolled (the code rolls it once). Pixels stay in the range
+    of the data's own; the teacher is trained here for `teacher_steps`. `direction = "random"` moves the teacher as far
+    on a random line, `none` not at all (SRe2L's loss).
 **Fails when:** the network has no batch norm; few steps from real images (diversity is then the start's).
 **Cost:** M (K + steps) forward and backward passes of one image of each class.
 """
@@ -26,7 +27,18 @@ from torch.nn import functional
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.data.compact import Build, Compact, ConvNet, Images, Training, check, of_each, trained
+from mixwell.data.compact import (
+    Build,
+    Compact,
+    Images,
+    Training,
+    check,
+    of_each,
+    small_network,
+    trained,
+    two_brightnesses,
+)
+from mixwell.data.ranges import above, at_least, one_of
 
 DIRECTIONS = ("directed", "random", "none")
 Norms = nn.BatchNorm1d | nn.BatchNorm2d
@@ -49,14 +61,10 @@ class Config:
     teacher_steps: int = 300  # at least 1
 
     def __post_init__(self) -> None:
-        if min(self.per_class, self.ascents, self.teacher_steps) < 1:
-            raise ValueError(f"per_class={self.per_class}, ascents={self.ascents}, teacher_steps={self.teacher_steps}; "
-                             "expected at least 1 of each")
-        if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction is {self.direction!r}; expected one of {', '.join(DIRECTIONS)}")
-        least = min(self.distance, self.steps, self.statistics, self.variance, self.first, self.shift)
-        if not (least >= 0 and self.lr > 0):
-            raise ValueError(f"{self}; expected an lr above 0 and no negative number")
+        at_least(self, 1, "per_class", "ascents", "teacher_steps")
+        at_least(self, 0, "distance", "steps", "statistics", "variance", "first", "shift")
+        above(self, 0, "lr")
+        one_of(self, "direction", DIRECTIONS)
 
 
 @method(title="Directed weight adjustment", year=2024,
@@ -69,12 +77,14 @@ def weight_adjustment(data: Images, build: Build, config: Config, generator: tor
     norms_of(teacher)
     places = of_each(data, config.per_class, generator)
     batches = places.reshape(data.count, config.per_class).T
-    limits = data.images_NCHW.aminmax()
+    low, high = data.images_NCHW.aminmax()
+    limits = low.item(), high.item()
     made = []
     for batch in batches:
         start = data.rows(batch)
         moved = adjusted(teacher, start, config, generator)
-        made.append(synthesised(moved, start, (float(limits.min), float(limits.max)), config, generator))
+        pixels = synthesised(moved, start, limits, config, generator)
+        made.append(pixels)
     images_YMCHW = torch.stack(made, 1)
     classes = torch.arange(data.count)
     return Compact(images_YMCHW.flatten(0, 1), classes.repeat_interleave(config.per_class))
@@ -108,8 +118,9 @@ def adjusted(teacher: nn.Module, start: Images, config: Config, generator: torch
 @torch.no_grad()
 def _step(weights: list[nn.Parameter], line: list[Tensor] | tuple[Tensor, ...], length: float) -> None:
     """Move all weights by `length` along one line."""
-    size = torch.stack([part.norm() for part in line]).norm()
-    scale = length / (size + 1e-12)
+    lengths = [part.norm() for part in line]
+    size = torch.stack(lengths).norm() + 1e-12
+    scale = length / size
     for weight, part in zip(weights, line):
         weight += scale * part
 
@@ -138,17 +149,22 @@ def synthesis_loss(teacher: nn.Module, images: Tensor, classes: Tensor, config: 
     with _entering(norms_of(teacher)) as entered:
         logits = teacher(images)
     off = images.new_zeros(())
-    for place, (norm, x) in enumerate(entered):
-        weight = config.first if place == 0 else 1.0
-        off = off + weight * mismatch(norm, x, config.variance)
-    return functional.cross_entropy(logits, classes) + config.statistics * off
+    weight = config.first
+    for norm, x in entered:
+        apart = mismatch(norm, x, config.variance)
+        off = off + weight * apart
+        weight = 1.0
+    wrong = functional.cross_entropy(logits, classes)
+    return wrong + config.statistics * off
 
 
 def mismatch(norm: Norms, x: Tensor, variance: float) -> Tensor:
     """Distance of means, and v times that of variances; lengths, not squares."""
-    over = [dim for dim in range(x.ndim) if dim != 1]
-    mean_off = x.mean(over) - norm.running_mean
-    var_off = x.var(over, correction=0) - norm.running_var
+    channels_first = x.transpose(0, 1)
+    rows = channels_first.flatten(1)
+    mean_off = rows.mean(1) - norm.running_mean
+    var = rows.var(1, correction=0)
+    var_off = var - norm.running_var
     return mean_off.norm() + variance * var_off.norm()
 
 
@@ -180,13 +196,7 @@ def spread(features_ND: Tensor, classes_N: Tensor) -> float:
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
-    """Twenty images of each of two classes, one brighter than the other."""
-    classes_N = torch.arange(2).repeat(20)
-    noise = torch.rand(40, 1, 8, 8, generator=generator)
-    images = noise + classes_N[:, None, None, None]
-
-    def build(draws: torch.Generator) -> ConvNet:
-        return ConvNet(1, 8, 2, draws, width=4)
-
+    """Two classes, one brighter than the other."""
+    data = two_brightnesses(generator)
     config = Config(per_class=2, steps=5, teacher_steps=10)
-    return {"data": Images(images, classes_N), "build": build, "config": config}
+    return {"data": data, "build": small_network, "config": config}

@@ -37,8 +37,10 @@ def convolutions(side: int = 8) -> Build:
 
 def perceptron(draws: torch.Generator) -> nn.Module:
     """64 pixels, 32 units, 10 classes."""
-    into, out = drawn(nn.Linear, draws, 64, 32), drawn(nn.Linear, draws, 32, 10)
-    return nn.Sequential(nn.Flatten(), into, nn.ReLU(), out)
+    flat, bent = nn.Flatten(), nn.ReLU()
+    into = drawn(nn.Linear, draws, 64, 32)
+    out = drawn(nn.Linear, draws, 32, 10)
+    return nn.Sequential(flat, into, bent, out)
 
 
 def reached(made: Compact, test: Images, build: Build, training: Training, seeds: Sequence[int],

@@ -2,10 +2,10 @@
 
 Paper: Rethinking Large-scale Dataset Compression: Shifting Focus From Labels to Images.
 Tried: handwritten digits grown to 16 x 16, five stored images a class, a network of two convolutions with batch norm,
-crops of half the area and more. Method: four easy images to each stored one. Baseline: as many random whole images.
-Beside: easy whole images, and synthetic ones by batch norm's statistics. Spread is the best less the worst of the four,
-students learning from hard labels or from a teacher's soft ones. Against it: collages no better than random images with
-hard labels, or a spread under soft labels that is not a third smaller.
+crops of half the area and more, all stored images in every step. Method: four easy images to each stored one. Baseline:
+as many random whole images. Beside: easy whole images, and synthetic ones by batch norm's statistics. Spread is the
+best less the worst of the four, students learning from hard labels or from a teacher's soft ones. Against it: collages
+no better than random images with hard labels, or a spread under soft labels that is not a third smaller.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLAIM = Claim("With hard labels collages of easy images teach most.", "test accu
               lower_is_better=False,
               provided=(Comparison(quantity="spread", method="soft", baseline="hard", at_least=1 / 3, relative=True),))
 SIDE, EACH = 16, 5
-STUDENT = Training(steps=120, least_area=0.5)
+STUDENT = Training(steps=120, batch=200, least_area=0.5)  # all images that are stored, in every step
 
 
 def sets(learned: Images, seed: int) -> dict[str, Compact]:

@@ -2,8 +2,8 @@
 
 Paper: Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment.
 Tried: handwritten digits, three images a class made in 100 steps from real ones, a network of two convolutions with
-batch norm; test accuracy of two students, and the mean distance of two images of a class in the features of a network of
-its own. Baseline: a teacher that stays. The statistics' weight is tuned, a hundred times the paper's since pixels go
+batch norm; test accuracy of two students, and the mean distance of two images of a class in the features of a network
+of its own. Baseline: a teacher that stays. The statistics' weight is tuned, a hundred times the paper's since pixels go
 from 0 to 1, and the move's length with it. Beside: a move as long on a random line. Against it: an accuracy that is no
 higher, or less diversity.
 """

@@ -33,8 +33,8 @@ class Images(NamedTuple):
         return Images(self.images_NCHW[places], self.classes_N[places])
 
     @property
-    def count(self) -> int:
-        """Classes Y, the largest label and one."""
+    def kinds(self) -> int:
+        """Classes Y: the largest label and one."""
         return int(self.classes_N.max()) + 1
 
 
@@ -82,7 +82,7 @@ def check(data: Images, per_class: int) -> None:
 def of_each(data: Images, per_class: int, generator: torch.Generator) -> Tensor:
     """Places of images drawn evenly in each class, none twice, class by class: [Y per_class]."""
     kept = []
-    for label in range(data.count):
+    for label in range(data.kinds):
         own = torch.nonzero(data.classes_N == label).flatten()
         order = torch.randperm(len(own), generator=generator)
         kept.append(own[order[:per_class]])

@@ -86,7 +86,7 @@ def scores(data: Images, build: Build, config: Config, generator: torch.Generato
 
 def el2n(data: Images, build: Build, config: Config, generator: torch.Generator) -> Tensor:
     """Length of the error of the predicted shares, in the mean of briefly trained networks: [N]."""
-    truth_NY = functional.one_hot(data.classes_N, data.count)
+    truth_NY = functional.one_hot(data.classes_N, data.kinds)
     brief = Training(steps=config.steps)
     found = []
     for draws in spawn(generator, config.networks):

@@ -171,7 +171,7 @@ def start_of(data: Images, shell: nn.Module, weights: Weights, config: Config,
     with torch.no_grad():
         logits_NY = called(shell, weights, data.images_NCHW)
     kept = []
-    for label in range(data.count):
+    for label in range(data.kinds):
         own = torch.nonzero(data.classes_N == label).flatten()
         near = central(logits_NY[own], config.per_class, generator)
         kept.append(own[near])

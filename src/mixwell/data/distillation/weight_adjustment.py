@@ -76,7 +76,7 @@ def weight_adjustment(data: Images, build: Build, config: Config, generator: tor
     teacher = trained(build(generator), data, training, generator)
     norms_of(teacher)
     places = of_each(data, config.per_class, generator)
-    batches = places.reshape(data.count, config.per_class).T
+    batches = places.reshape(data.kinds, config.per_class).T
     low, high = data.images_NCHW.aminmax()
     limits = low.item(), high.item()
     made = []
@@ -86,7 +86,7 @@ def weight_adjustment(data: Images, build: Build, config: Config, generator: tor
         pixels = synthesised(moved, start, limits, config, generator)
         made.append(pixels)
     images_YMCHW = torch.stack(made, 1)
-    classes = torch.arange(data.count)
+    classes = torch.arange(data.kinds)
     return Compact(images_YMCHW.flatten(0, 1), classes.repeat_interleave(config.per_class))
 
 
@@ -122,7 +122,7 @@ def _step(weights: list[nn.Parameter], line: list[Tensor] | tuple[Tensor, ...], 
     size = torch.stack(lengths).norm() + 1e-12
     scale = length / size
     for weight, part in zip(weights, line):
-        weight += scale * part
+        weight.add_(scale * part)
 
 
 def synthesised(teacher: nn.Module, start: Images, limits: tuple[float, float], config: Config,
@@ -160,11 +160,12 @@ def synthesis_loss(teacher: nn.Module, images: Tensor, classes: Tensor, config: 
 
 def mismatch(norm: Norms, x: Tensor, variance: float) -> Tensor:
     """Distance of means, and v times that of variances; lengths, not squares."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
     channels_first = x.transpose(0, 1)
     rows = channels_first.flatten(1)
-    mean_off = rows.mean(1) - norm.running_mean
-    var = rows.var(1, correction=0)
-    var_off = var - norm.running_var
+    mean_off = rows.mean(1) - mean
+    var_off = rows.var(1, correction=0) - var
     return mean_off.norm() + variance * var_off.norm()
 
 

@@ -32,7 +32,7 @@ def images(seed: int, side: int = 8) -> tuple[Images, Images]:
 
 def convolutions(side: int = 8) -> Build:
     """Networks of two convolutions with batch norm."""
-    return lambda draws: ConvNet(1, side, 10, draws)
+    return lambda draws: ConvNet(1, side, 10, draws, width=8)
 
 
 def perceptron(draws: torch.Generator) -> nn.Module:

@@ -1,8 +1,8 @@
 """A teacher moved away from each batch makes synthetic images that are more diverse and teach more.
 
 Paper: Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment.
-Tried: handwritten digits, three images a class made in 100 steps from real ones, a network of two convolutions with
-batch norm; test accuracy of two students, and the mean distance of two images of a class in the features of a network
+Tried: handwritten digits, two images a class made in 60 steps from real ones, a network of two convolutions with
+batch norm; test accuracy of a student, and the mean distance of two images of a class in the features of a network
 of its own. Baseline: a teacher that stays. The statistics' weight is tuned, a hundred times the paper's since pixels go
 from 0 to 1, and the move's length with it. Beside: a move as long on a random line. Against it: an accuracy that is no
 higher, or less diversity.
@@ -21,7 +21,7 @@ from mixwell.core.rng import generator
 from mixwell.data.compact import ConvNet, Training, trained
 from mixwell.data.distillation.weight_adjustment import Config, spread, weight_adjustment
 
-SIZES: dict[str, Any] = {"per_class": 3, "steps": 100, "lr": 0.05, "shift": 1, "teacher_steps": 150}
+SIZES: dict[str, Any] = {"per_class": 2, "steps": 60, "lr": 0.05, "shift": 1, "teacher_steps": 100}
 
 
 def measured(bench: Bench, seed: int, **options: Any) -> dict[str, float]:
@@ -31,11 +31,11 @@ def measured(bench: Bench, seed: int, **options: Any) -> dict[str, float]:
     config = Config(**{**SIZES, **options})
     made = weight_adjustment(learned, build, config, generator(seed, "weight adjustment"))
     draws = generator(seed, "judge")
-    judge = ConvNet(1, 8, 10, draws)
-    trained(judge, learned, Training(steps=150), draws)
+    judge = ConvNet(1, 8, 10, draws, width=8)
+    trained(judge, learned, Training(steps=100), draws)
     with torch.no_grad():
         features = judge.features(made.images_MCHW)
-    accuracy = reached(made, test, build, Training(steps=100), range(2))
+    accuracy = reached(made, test, build, Training(steps=80), [seed])
     return {"accuracy": accuracy, "diversity": spread(features, made.classes_M)}
 
 
@@ -45,4 +45,4 @@ CLAIM = Claim(
     lower_is_better=False, provided=(Comparison(quantity="diversity", lower_is_better=False),),
     sides={"method": Side(measured, grid=MOVED),
            "baseline": Side(measured, {"direction": "none"}, {"statistics": [0.3, 1.0, 3.0, 10.0]}),
-           "random": Side(measured, {"direction": "random"}, MOVED)})
+           "random": Side(measured, {"direction": "random", "statistics": 1.0, "distance": 0.3})})

@@ -2,9 +2,10 @@
 
 Paper: How much is a noisy image worth? Data Scaling Laws for Ambient Diffusion.
 Tried: 320 points of 16 normals (std 0.05) on a sphere of radius 1 in six dimensions, 32 of them clean, the others with
-noise of 0.4; a perceptron of two layers of 128, 500 steps; root of the energy distance between 1,000 samples and as many
-fresh points. Baseline: the 32 clean ones alone. Beside: all clean, and all noisy; learning rates tuned for each. Against
-it: an error that is not a tenth lower, one that is a quarter above that of all clean, or all noisy being no worse.
+noise of 0.4; a perceptron of two layers of 128, 500 steps; root of the energy distance between 1,000 samples and as
+many fresh points. Baseline: the 32 clean ones alone. Beside: all clean, and all noisy; learning rates tuned for each.
+Against it: an error that is not a tenth lower, one that is a quarter above that of all clean, or all noisy being no
+worse.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def sets(learned: Images, seed: int) -> dict[str, Compact]:
     for name, tiles, keep in (("collage", 2, "easiest"), ("easy", 1, "easiest"), ("random", 1, "any")):
         config = collages.Config(per_class=EACH, tiles=tiles, keep=keep, networks=1, steps=40)
         chosen[name] = collages.collages(learned, build, config, generator(seed, name))
-    config = weight_adjustment.Config(per_class=EACH, direction="none", steps=40, lr=0.05, statistics=1.0,
-                                      teacher_steps=60)
-    chosen["synthetic"] = weight_adjustment.weight_adjustment(learned, build, config, generator(seed, "synthetic"))
+    still = weight_adjustment.Config(per_class=EACH, direction="none", steps=40, lr=0.05, statistics=1.0,
+                                     teacher_steps=60)
+    chosen["synthetic"] = weight_adjustment.weight_adjustment(learned, build, still, generator(seed, "synthetic"))
     return chosen
 
 

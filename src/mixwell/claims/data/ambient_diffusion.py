@@ -26,19 +26,22 @@ CONFIG = Config(data_std=SCALE, most=10.0)
 
 def points(seed: int, count: int, draws: torch.Generator) -> Tensor:
     """Draws of the seed's mixture: [count, DIM]."""
-    centres = torch.randn(NORMALS, DIM, generator=generator(seed, "centres"))
+    fixed = generator(seed, "centres")
+    centres = torch.randn(NORMALS, DIM, generator=fixed)
     unit = nn.functional.normalize(centres)
     which = torch.randint(NORMALS, (count,), generator=draws)
     noise = torch.randn(count, DIM, generator=draws)
-    return unit[which] + 0.05 * noise
+    own = unit[which]
+    return own + 0.05 * noise
 
 
 def data(seed: int, clean: int, noisy: int) -> Noisy:
     """Clean points, and others that were noised once."""
     draws = generator(seed, "points")
-    every = points(seed, clean + noisy, draws)
-    level_N = torch.full((len(every),), NOISE)
-    level_N[:clean] = 0
+    count = clean + noisy
+    every = points(seed, count, draws)
+    place_N = torch.arange(count)
+    level_N = NOISE * (place_N >= clean)
     noise = torch.randn(every.shape, generator=draws)
     samples = every + beside(level_N, every) * noise
     return Noisy(samples, level_N)
@@ -49,10 +52,12 @@ class Network(nn.Module):
 
     def __init__(self, draws: torch.Generator) -> None:
         super().__init__()
-        first = drawn(nn.Linear, draws, DIM + 1, WIDTH)
+        into = DIM + 1
+        bent = nn.SiLU()
+        first = drawn(nn.Linear, draws, into, WIDTH)
         second = drawn(nn.Linear, draws, WIDTH, WIDTH)
         last = drawn(nn.Linear, draws, WIDTH, DIM)
-        self.layers = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
+        self.layers = nn.Sequential(first, bent, second, bent, last)
 
     def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         """What the preconditioning asks for."""
@@ -63,17 +68,19 @@ class Network(nn.Module):
 def measured(bench: Bench, seed: int, *, lr: float, clean: int = CLEAN, noisy: int = POINTS - CLEAN) -> float:
     """Root of the energy distance of what was learned."""
     given = data(seed, clean, noisy)
+    count = len(given.samples)
     draws = generator(seed, "ambient")
     denoiser = Preconditioned(Network(draws), SCALE)
     optimiser = torch.optim.Adam(denoiser.parameters(), lr=lr)
-    for step in range(STEPS):
-        optimiser.param_groups[0]["lr"] = lr * (1 - step / STEPS)
-        places = torch.randint(clean + noisy, (128,), generator=draws)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, STEPS)
+    for _ in range(STEPS):
+        places = torch.randint(count, (128,), generator=draws)
         batch = Noisy(given.samples[places], given.level_N[places])
         loss = ambient_diffusion(denoiser, batch, CONFIG, draws)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
     noise = torch.randn(TESTED, DIM, generator=draws)
     made = sampled(denoiser, noise, CONFIG)
     fresh = points(seed, TESTED, generator(seed, "fresh"))
@@ -82,10 +89,12 @@ def measured(bench: Bench, seed: int, *, lr: float, clean: int = CLEAN, noisy: i
 
 def distance(a: Tensor, b: Tensor) -> float:
     """Root of the energy distance, without pairs of a point with itself."""
-    between = torch.cdist(a, b).mean()
-    inside = torch.pdist(a).mean() + torch.pdist(b).mean()
-    energy = 2 * between - inside
-    return float(energy.clamp(min=0).sqrt())
+    between = torch.cdist(a, b)
+    of_a = torch.pdist(a)
+    of_b = torch.pdist(b)
+    energy = 2 * between.mean() - of_a.mean() - of_b.mean()
+    root = energy.clamp(min=0).sqrt()
+    return root.item()
 
 
 GRID = {"lr": [1e-3, 3e-3, 1e-2]}

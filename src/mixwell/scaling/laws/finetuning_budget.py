@@ -1,4 +1,4 @@
-"""Examples or preferences: how the error falls with supervised examples and preference pairs, and how to split a budget.
+"""Examples or preferences: how error falls with supervised examples and preference pairs, and how to split a budget.
 
 **Equation:** L(s, p) = E + A (1 + s / u)^(-a) (1 + w(s) p / v)^(-b), w(s) = (w0 + s / u) / (1 + s / u): what a pair is
     worth grows from w0 at a base model (a cold start where w0 is small) to 1. Under a budget B and costs c_s, c_p:
@@ -47,11 +47,14 @@ class FinetuningBudget(Law):
     def terms(self, runs: Runs, shape_Q: np.ndarray) -> np.ndarray:
         """log A - a log(1 + s / u) - b log(1 + w p / v), and log E."""
         u, v, w0 = shape_Q
-        examples, pairs = runs["s"] - 1, runs["p"] - 1
-        gained = 1 + examples / u
-        worth = (w0 + examples / u) / gained
-        told = 1 + worth * pairs / v
-        falling = {"A": 1.0, "a": -np.log(gained), "b": -np.log(told)}
+        examples = runs["s"] - 1
+        pairs = runs["p"] - 1
+        scaled = examples / u
+        worth = (w0 + scaled) / (1 + scaled)
+        told = worth * pairs / v
+        log_examples = np.log1p(scaled)
+        log_pairs = np.log1p(told)
+        falling = {"A": 1.0, "a": -log_examples, "b": -log_pairs}
         return self.linear(falling, {"E": 1.0})
 
     def flops_per_token(self, runs: Runs) -> np.ndarray:
@@ -62,14 +65,19 @@ class FinetuningBudget(Law):
 def of_counts(table: Mapping[str, Any], examples: str = "examples", pairs: str = "pairs") -> dict[str, np.ndarray]:
     """The table with the law's columns beside its own; counts that are missing or negative raise `MixwellError`."""
     found = {name: np.asarray(column) for name, column in table.items()}
-    for name, own in (("s", examples), ("p", pairs)):
-        if own not in table:
-            raise MixwellError(f"the table has no column {own!r}; it has {', '.join(table)}.")
-        count_N = np.asarray(table[own], dtype=np.float64)
-        if not (count_N >= 0).all():
-            raise MixwellError(f"column {own!r} holds a count below 0 or none.")
-        found[name] = count_N + 1
+    found["s"] = 1 + _counts(table, examples)
+    found["p"] = 1 + _counts(table, pairs)
     return found
+
+
+def _counts(table: Mapping[str, Any], name: str) -> np.ndarray:
+    if name not in table:
+        known = ", ".join(table)
+        raise MixwellError(f"the table has no column {name!r}; it has {known}.")
+    count_N = np.asarray(table[name], dtype=np.float64)
+    if not (count_N >= 0).all():
+        raise MixwellError(f"column {name!r} holds a count below 0 or none.")
+    return count_N
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +110,12 @@ def best_split(curve: Curve, budget: Budget, shares: int = 201) -> Split:
     left_F = budget.total - spent_F
     examples_F = _bought(spent_F, budget.example)
     pairs_F = _bought(left_F, budget.pair)
-    loss_F = curve.predict({"s": examples_F + 1, "p": pairs_F + 1})
-    best = int(loss_F.argmin())
-    return Split(float(share_F[best]), int(examples_F[best]), int(pairs_F[best]), float(loss_F[best]))
+    runs = of_counts({"examples": examples_F, "pairs": pairs_F})
+    loss_F = curve.predict(runs)
+    best = loss_F.argmin()
+    share, loss = share_F[best].item(), loss_F[best].item()
+    examples, pairs = int(examples_F[best]), int(pairs_F[best])
+    return Split(share, examples, pairs, loss)
 
 
 def _bought(money_F: np.ndarray, price: float) -> np.ndarray:

@@ -20,13 +20,15 @@ def images(seed: int, side: int = 8) -> tuple[Images, Images]:
     from sklearn.datasets import load_digits
 
     pixels, classes = load_digits(return_X_y=True)
-    whole = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    flat = torch.tensor(pixels / 16, dtype=torch.float32)
+    whole = flat.reshape(-1, 1, 8, 8)
     if side > 8:
         whole = functional.interpolate(whole, size=(side, side), mode="bilinear")
-    order = torch.randperm(len(whole), generator=generator(seed, "distilled digits"))
-    every = Images(whole, torch.tensor(classes)).rows(order)
-    first = torch.arange(LEARNED)
-    rest = torch.arange(LEARNED, len(whole))
+    every = Images(whole, torch.tensor(classes))
+    draws = generator(seed, "distilled digits")
+    count = len(whole)
+    order = torch.randperm(count, generator=draws)
+    first, rest = order.split([LEARNED, count - LEARNED])
     return every.rows(first), every.rows(rest)
 
 
@@ -37,7 +39,8 @@ def convolutions(side: int = 8) -> Build:
 
 def perceptron(draws: torch.Generator) -> nn.Module:
     """64 pixels, 32 units, 10 classes."""
-    flat, bent = nn.Flatten(), nn.ReLU()
+    flat = nn.Flatten()
+    bent = nn.ReLU()
     into = drawn(nn.Linear, draws, 64, 32)
     out = drawn(nn.Linear, draws, 32, 10)
     return nn.Sequential(flat, into, bent, out)

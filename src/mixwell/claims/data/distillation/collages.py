@@ -10,6 +10,8 @@ no better than random images with hard labels, or a spread under soft labels tha
 
 from __future__ import annotations
 
+from typing import Any
+
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison
 from mixwell.claims.data.distillation._digits import convolutions, images, reached
@@ -23,17 +25,20 @@ CLAIM = Claim("With hard labels collages of easy images teach most.", "test accu
 SIDE, EACH = 16, 4
 STUDENT = Training(steps=80, batch=160, lr=1e-2, least_area=0.5)  # all images that are stored, in every step
 
+CHOSEN: dict[str, dict[str, Any]] = {"collage": {}, "easy": {"tiles": 1}, "random": {"tiles": 1, "keep": "any"}}
+STILL = weight_adjustment.Config(per_class=EACH, direction="none", steps=40, lr=0.05, statistics=1.0, teacher_steps=60)
+
 
 def sets(learned: Images, seed: int) -> dict[str, Compact]:
     """Four ways to four images a class."""
     build = convolutions(SIDE)
     chosen = {}
-    for name, tiles, keep in (("collage", 2, "easiest"), ("easy", 1, "easiest"), ("random", 1, "any")):
-        config = collages.Config(per_class=EACH, tiles=tiles, keep=keep, networks=1, steps=40)
-        chosen[name] = collages.collages(learned, build, config, generator(seed, name))
-    still = weight_adjustment.Config(per_class=EACH, direction="none", steps=40, lr=0.05, statistics=1.0,
-                                     teacher_steps=60)
-    chosen["synthetic"] = weight_adjustment.weight_adjustment(learned, build, still, generator(seed, "synthetic"))
+    for name, options in CHOSEN.items():
+        config = collages.Config(per_class=EACH, networks=1, steps=40, **options)
+        draws = generator(seed, name)
+        chosen[name] = collages.collages(learned, build, config, draws)
+    draws = generator(seed, "synthetic")
+    chosen["synthetic"] = weight_adjustment.weight_adjustment(learned, build, STILL, draws)
     return chosen
 
 
@@ -43,13 +48,19 @@ def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     build = convolutions(SIDE)
     draws = generator(seed, "soft labels")
     teacher = trained(build(draws), learned, Training(steps=100), draws)
-    found = {}
+    hard, soft, found = {}, {}, {}
     for name, made in sets(learned, seed).items():
-        hard = reached(made, test, build, STUDENT, [seed])
-        soft = reached(made, test, build, STUDENT, [seed], teacher)
-        found[name] = {"accuracy": hard, "soft": soft}
-    hards = [one["accuracy"] for one in found.values()]
-    softs = [one["soft"] for one in found.values()]
-    found["hard"] = {"spread": max(hards) - min(hards)}
-    found["soft"] = {"spread": max(softs) - min(softs)}
-    return {"method": found["collage"], "baseline": found["random"], **found}
+        hard[name] = reached(made, test, build, STUDENT, [seed])
+        soft[name] = reached(made, test, build, STUDENT, [seed], teacher)
+        found[name] = {"accuracy": hard[name], "soft": soft[name]}
+    found["hard"] = {"spread": spread(hard)}
+    found["soft"] = {"spread": spread(soft)}
+    method = found.pop("collage")
+    baseline = found.pop("random")
+    return {"method": method, "baseline": baseline, **found}
+
+
+def spread(reached: dict[str, float]) -> float:
+    """The best less the worst."""
+    values = reached.values()
+    return max(values) - min(values)

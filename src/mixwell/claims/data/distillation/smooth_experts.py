@@ -27,8 +27,10 @@ def measured(bench: Bench, seed: int, **options: Any) -> float:
     """Accuracy of what learned from the images alone."""
     learned, test = images(seed)
     config = Config(**{**SIZES, **options})
-    made = smooth_experts(learned, perceptron, config, generator(seed, "smooth experts"))
-    return reached(made, test, perceptron, Training(steps=150), range(2))
+    draws = generator(seed, "smooth experts")
+    made = smooth_experts(learned, perceptron, config, draws)
+    training = Training(steps=150)
+    return reached(made, test, perceptron, training, range(2))
 
 
 GRID = {"image_lr": [0.3, 1.0, 3.0]}

@@ -29,8 +29,8 @@ def measured(bench: Bench, seed: int, **options: Any) -> dict[str, float]:
     learned, test = images(seed)
     build = convolutions()
     config = Config(**{**SIZES, **options})
-    made = weight_adjustment(learned, build, config, generator(seed, "weight adjustment"))
-    draws = generator(seed, "judge")
+    draws = generator(seed, "weight adjustment")
+    made = weight_adjustment(learned, build, config, draws)
     judge = ConvNet(1, 8, 10, draws, width=8)
     trained(judge, learned, Training(steps=100), draws)
     with torch.no_grad():

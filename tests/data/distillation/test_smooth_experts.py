@@ -82,7 +82,7 @@ def test_the_penalty_is_of_the_length_of_each_images_gradient(data):
     weight = network[1].weight.detach()
     length = math.sqrt(sum(float(weight[:, pixel].sum()) ** 2 for pixel in range(4)))
     penalty = module.gradient_penalty(network, data.images_NCHW.double())
-    assert float(penalty) == pytest.approx((length - 1) ** 2, rel=1e-9)
+    assert penalty.item() == pytest.approx((length - 1) ** 2, rel=1e-9)
     plain = nn.functional.cross_entropy(network(data.images_NCHW.double()), data.classes_N)
     wide = Images(data.images_NCHW.double(), data.classes_N)
     for epoch, share in ((0, 0.5), (1, 0.55), (9, 0.95), (10, 1.0), (30, 1.0)):

@@ -133,13 +133,12 @@ def measured(bench: Bench, seed: int, *, share: float, lr: float = 1e-3) -> dict
     for name, budget in BUDGETS.items():
         draws = generator(seed, "budget", name)
         writer = based(draws)
-        bought = questions(budget, draws)
+        asked, told = questions(budget, draws)
         examples = round(share * budget)
         if examples:
-            taught(writer, *(part[:examples] for part in bought), draws)
+            taught(writer, asked[:examples], told[:examples], draws)
         if examples < budget:
-            asked, told = (part[examples:] for part in bought)
-            preferred(writer, asked, told, lr, draws)
+            preferred(writer, asked[examples:], told[examples:], lr, draws)
         found[name] = matched(writer, draws)
     return found
 

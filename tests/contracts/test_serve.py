@@ -11,7 +11,7 @@ from tests.contracts._tools import fresh, same_config
 SERVED = [entry for entry in registry.entries() if entry.room == "serve"]
 DRAFTS = [pytest.param(e, id=e.name) for e in SERVED if hasattr(e.load(), "draft")]
 POLICIES = [pytest.param(e, id=e.name) for e in SERVED if hasattr(e.load(), "plan")]
-FUNCTIONS = [pytest.param(e, id=e.name) for e in SERVED if inspect.isfunction(e.load())]
+FUNCTIONS = [pytest.param(e, id=e.name) for e in SERVED if inspect.isfunction(e.load()) and e.family == "serve"]
 
 
 @pytest.mark.parametrize("entry", DRAFTS)

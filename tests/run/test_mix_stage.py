@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from mixwell.core import units
 from mixwell.core.errors import MixwellError
 from mixwell.data.predictor import rank_correlation
 from mixwell.lm.data import TokenData
+from mixwell.report import mixture as report_mixture
 from mixwell.report.data import data
 from mixwell.report.mixture import mixtures
 from mixwell.report.records import read_run
 from mixwell.run import engine
 from mixwell.run import recipe as recipes
-from mixwell.run.stages import mix
+from mixwell.run.stages import mix, proxies
 from tests.run.tiny import corpus
 
 RECIPE = """
@@ -97,15 +99,15 @@ def test_a_finished_mixture_is_taken_as_it_is(made):
 def test_a_killed_mixture_goes_on_with_the_proxies_that_are_done(made, tmp_path, monkeypatch):
     chosen, _, run = made
     calls = []
-    proxy = mix._proxy
+    proxy = proxies.proxy
 
-    def killed(job, data, weights, number):
+    def killed(shared, number, weights):
         calls.append(number)
         if number == 3 and calls.count(3) == 1:
             raise MixwellError("killed")
-        return proxy(job, data, weights, number)
+        return proxy(shared, number, weights)
 
-    monkeypatch.setattr(mix, "_proxy", killed)
+    monkeypatch.setattr(proxies, "proxy", killed)
     with pytest.raises(MixwellError, match="killed"):
         engine.run(chosen, tmp_path / "out")
     engine.run(chosen, tmp_path / "out")
@@ -120,7 +122,7 @@ def test_a_proxy_goes_on_from_no_damaged_state(made, tmp_path, monkeypatch):
     def killed(*given, **more):
         raise MixwellError("killed behind the training")
 
-    monkeypatch.setattr(mix, "evaluate", killed)
+    monkeypatch.setattr(proxies, "evaluate", killed)
     for _ in range(2):
         with pytest.raises(MixwellError, match="killed behind the training"):
             engine.run(chosen, tmp_path / "out")
@@ -140,12 +142,38 @@ def test_proxies_read_so_little_that_they_repeat_it_as_often(made):
     folder = next((out / "stages").glob("tokens-*")) / "shards"
     whole = TokenData.open(folder)
     config = {one.id: one for one in recipes.stages(chosen)}["chosen"].config
-    fewer = mix._read_by_proxies(whole, config)
+    shared = proxies.Proxies(model=out, shards=folder, work=out, training=config.train, share=mix.read_share(config),
+                             eval_tokens=10)
+    fewer = shared.data()
     for name in whole.domains:
         whole_epochs = config.tokens / whole.count(name, "train")
         assert config.train.tokens / fewer.count(name, "train") == pytest.approx(whole_epochs, rel=0.01)
         assert len(fewer.tokens(name, "train")) == fewer.count(name, "train")
         assert fewer.count(name, "held") == whole.count(name, "held")
+    assert mix.read_share(replace(config, same_repetition=False)) == mix.read_share(replace(config, tokens=None)) == 1
+
+
+def test_proxies_side_by_side_come_to_the_same_bits(made, tmp_path):
+    chosen, out, _ = made
+    config = {one.id: one for one in recipes.stages(chosen)}["chosen"].config
+    (shards,) = (out / "stages").glob("tokens-*/shards")
+    (model,) = (out / "stages").glob("model-*/model")
+    weights_ND = np.array([[0.3, 0.7], [0.9, 0.1]])
+    told = []
+    found = []
+    for workers in (1, 2):
+        shared = proxies.Proxies(model=model, shards=shards, work=tmp_path / str(workers), training=config.train,
+                                 share=0.5, eval_tokens=200)
+        found.append(proxies.losses(shared, weights_ND, workers, lambda share, words: told.append(share)))
+    np.testing.assert_array_equal(*found)
+    assert told == [0.5, 1.0] * 2 and found[0][0, 0] != found[0][1, 0]
+
+
+def test_as_many_proxies_are_asked_for_as_the_predictor_and_its_folds_need(tmp_path):
+    with pytest.raises(MixwellError, match="proxies is 10; expected at least 13"):
+        recipes.stages(recipe_in(tmp_path, method="law_and_trees"))
+    with pytest.raises(MixwellError, match="workers is -1"):
+        recipes.stages(recipe_in(tmp_path, more=", workers: -1"))
 
 
 def test_drawn_mixtures_are_shares_and_reach_corners_and_the_middle():
@@ -197,6 +225,23 @@ def test_only_trainings_on_the_same_text_are_set_against_the_prediction(made):
     (found,) = mixtures(changed)
     choice, own, _ = found["losses"]
     assert choice[3] == "on-chosen" and own[3] == "plain"
+    (verdict,) = found["judged"]
+    assert "0.00 % bits per byte from 1 seed, which says nothing" in verdict
+
+
+def test_a_choice_is_judged_over_seeds_against_both_other_mixtures():
+    def reached(gaps):
+        bits = {"a": 2.0, "b": 3.0}
+        return [SimpleNamespace(seed=seed, evaluation={"mean": 2 * (1 + gap / 100), "bits_per_byte": bits})
+                for seed, gap in enumerate(gaps)]
+
+    better, unclear = report_mixture.judged({"chosen": reached([0, 0.1, 0]), "natural": reached([2, 2.1, 2.2]),
+                                             "equal": reached([0.1, -0.1, 0.2])})
+    assert better.startswith("The choice against the text's own shares: −2.02 % bits per byte (−2.")
+    assert better.endswith("better.")
+    assert unclear.endswith("paired over 3 seeds): the seeds do not tell.")
+    (worse,) = report_mixture.judged({"chosen": reached([3, 3.1]), "natural": [], "equal": reached([0, 0])})
+    assert worse.endswith("worse.") and "equal shares: +3.05 %" in worse
 
 
 def test_the_report_says_what_was_predicted_and_what_was_achieved(made):
@@ -211,6 +256,9 @@ def test_the_report_says_what_was_predicted_and_what_was_achieved(made):
     assert choice[2].lstrip("−+") == f"{abs(change):.1f} %" and choice[2].startswith("−") == (change < 0)
     assert choice[4] == f"{trained.evaluation['mean']:.3f}"
     assert own[2] == "0.0 %" and own[4] == equal[4] == "–"
+    assert found["judged"] == [] and found["domains"][0][0] == "left"
+    left = {name: one["losses"]["left"] for name, one in predicted.items()}
+    assert found["domains"][0][3].lstrip("−+") == f"{abs(100 * (left['chosen'] / left['equal'] - 1)):.1f} %"
     page = (out / "report.html").read_text()
     assert 'id="mixture"' in page and choice[4] in page
     drawn = data(run)["drawn"]

@@ -30,6 +30,9 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
                                                          "[default: the first]")] = None,
             stage: Annotated[str | None, typer.Option(help="Whose model is judged.  [default: the last that trains on "
                                                            "what is varied]")] = None,
+            search: Annotated[str | None, typer.Option(metavar="METHOD", help="Train all variants in part and compare "
+                              "those that lead: one_rung, rising_bandits or deepening_hyperband.")] = None,
+            keep: Annotated[int, typer.Option(min=1, help="Variants that go on, with --search.")] = 3,
             out: Annotated[Path | None, typer.Option(help="Folder.  [default: runs/RECIPE-by-KEY]")] = None,
             dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run and its cost.")] = False,
             ) -> None:
@@ -43,6 +46,8 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
 
     `mixwell compare routers --vary model.router=top_k,sinkhorn,expert_choice --budget tokens=500k`
 
+    `mixwell compare my.yaml --vary train.lr=1e-3,2e-3,4e-3,8e-3 --search one_rung --keep 2` · two of four to the end
+
     `mixwell compare --vary model=path/to/a,path/to/b` · models that exist; nothing is trained
 
     `mixwell compare my.yaml --vary moe.num_experts=4,8 --vary moe.router.k=1,2 --seeds 5 --baseline 8,2`
@@ -51,11 +56,13 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     from mixwell import compare as lab_compare
     from mixwell.cli.progress import Bar
     from mixwell.compare import existing
+    from mixwell.compare.searching import Search
     from mixwell.compare.variants import parse_vary
     from mixwell.run import recipe
 
     console, chosen = Console(highlight=False), recipe.read(path, overrides)
     varied = parse_vary(vary or [])
+    sought = Search(method=search, keep=keep) if search else None
     models = existing.only_models(chosen if path else replace(chosen, stages=[]), varied, budget)
     if models:
         compare_models(console, models, chosen, baseline, out, dry_run)
@@ -66,7 +73,7 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
         for name, error in {t.variant: t.error for t in made.trials if t.error}.items():
             console.print(f"{name} cannot run, the rest goes on: {error}", markup=False, soft_wrap=True)
         if not dry_run:
-            page = lab_compare.run(made, bar)
+            page = lab_compare.run(made, bar, sought)
     if dry_run:
         show_plan(console, made)
         return
@@ -124,10 +131,14 @@ def show_results(console: Console, folder: Path) -> str:
     """Print the table and the answer; returns the variants without any result, as text."""
     from rich.table import Table
 
+    from mixwell.compare import searching
     from mixwell.compare import view as views
     from mixwell.compare.results import read
 
     found = read(folder)
+    searched = searching.statement(found.record.get("search", {}))
+    if searched:
+        console.print(searched, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("variant")
     for name in ("bits per byte", "difference", views.p_label(found)):

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixwell.compare import report
+from mixwell.compare import report, searching
+from mixwell.compare.searching import Search
 from mixwell.compare.variants import (
     Variant,
     ancestors,
@@ -198,7 +199,8 @@ def _check_seeds(made: Plan) -> None:
 
 def compare(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]], *,
             budget: Mapping[str, Any] | str | None = None, seeds: int | Sequence[int] = 3, baseline: str | None = None,
-            stage: str | None = None, out: str | Path | None = None, observer: Observer | None = None) -> Path:
+            stage: str | None = None, out: str | Path | None = None, observer: Observer | None = None,
+            search: Search | None = None) -> Path:
     """Train every variant from the same seeds under the same budget and return the path of the report.
 
     chosen: a recipe, its file, or None for the default one. vary: key path -> values; several keys make a grid.
@@ -206,18 +208,21 @@ def compare(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]
     `bytes`, at which the model's hidden width is chosen so that its weights just fit; none: what the recipe says.
     seeds: how many, counted from the recipe's own, or which. baseline: name of the variant that the others are held
     against (default: the first). stage: whose model is judged (default: the last that trains on what is varied).
-    out: folder, default `runs/<recipe>-by-<keys>`.
+    out: folder, default `runs/<recipe>-by-<keys>`. search: train all variants in part and compare the leaders alone.
 
     Stages that are there are taken; stopped at any moment, the same call goes on. A variant that fails is reported,
     and the rest goes on.
     """
     made = plan(chosen, vary, budget=budget, seeds=seeds, baseline=baseline, stage=stage, out=out,
                 progress=(observer or engine.Silent()).preparing)
-    return run(made, observer)
+    return run(made, observer, search)
 
 
-def run(made: Plan, observer: Observer | None = None) -> Path:
-    """Do what was planned and return the path of the report."""
+def run(made: Plan, observer: Observer | None = None, search: Search | None = None) -> Path:
+    """Do what was planned and return the path of the report.
+
+    search: how the variants that are compared are found among all of them; None compares all.
+    """
     observer = observer or engine.Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
     with engine.locked(made.out):
@@ -229,12 +234,16 @@ def run(made: Plan, observer: Observer | None = None) -> Path:
         observer.planned(listed)
         names = _Named(observer, {one.folder: one for one in listed})
         done: dict[Path, StageRecord] = {}
+        searched: dict[str, Any] = {}
         try:
+            if search is not None:
+                searched = _searched(made, search, done, names)
+                made = narrowed(made, searched["kept"])
             for trial in made.trials:
                 if trial.state == WAITING:
                     _attempt(trial, done, names, started)
         finally:  # Ctrl-C leaves a report of what is there
-            _write(made, started, time.perf_counter() - clock)
+            _write(made, started, time.perf_counter() - clock, searched)
             page = report.build(made.out)
     return page
 
@@ -259,6 +268,43 @@ def _attempt(trial: Trial, done: dict[Path, StageRecord], observer: Observer, st
         made = [done[planned.folder] for planned in trial.todo]
         seconds = time.perf_counter() - clock
         engine.write_record(_recipe(trial), trial.folder, trial.todo, made, started, seconds)
+
+
+def _searched(made: Plan, search: Search, done: dict[Path, StageRecord], observer: Observer) -> dict[str, Any]:
+    """Who leads when the variants are trained in part, with the first seed alone, as plain data."""
+    judged_kinds = {trial.todo[-1].stage.kind for trial in made.trials if trial.todo}
+    if judged_kinds != {"train"}:
+        raise MixwellError(f"--search stops trainings early, and {made.stage} is none; name one with --stage.")
+    first = made.seeds[0]
+    entrants = [trial for trial in made.trials if trial.seed == first and trial.todo]
+
+    def loss(entrant: int, share: float) -> dict[str, Any]:
+        trial = entrants[entrant]
+        *before, judged = trial.todo
+        for planned in before:
+            if planned.folder not in done:
+                done[planned.folder] = engine.finish(planned, _recipe(trial), trial.todo, observer)
+        if share < 1:
+            return engine.train_partly(judged, trial.todo, share, _recipe(trial).evaluate, observer)
+        begun = replace(judged, begun=judged.begun or judged.work.is_dir())
+        record = engine.finish(begun, _recipe(trial), trial.todo, observer)
+        done[judged.folder] = record
+        return {"tokens": record.result["tokens"], "mean": record.evaluation["mean"]}
+
+    names = {trial.variant: trial.todo[-1].evaluation_key for trial in entrants}
+    found = searching.search(search, names, loss, made.out / searching.FILE)
+    return {**found, "seed": first, "kept": searching.kept(found, search.keep, made.baseline)}
+
+
+def narrowed(made: Plan, kept: Sequence[str]) -> Plan:
+    """The plan of some of its variants; what was trained of them in part is gone on from."""
+    trials = []
+    for trial in made.trials:
+        if trial.variant in kept:
+            trial.todo = [replace(one, begun=one.begun or one.work.is_dir()) for one in trial.todo]
+            trials.append(trial)
+    variants = tuple(variant for variant in made.variants if variant.name in kept)
+    return replace(made, variants=variants, trials=tuple(trials))
 
 
 def _recipe(trial: Trial) -> Recipe:
@@ -299,7 +345,7 @@ def _written(variant: Variant) -> dict[str, Any]:
     return {path: recipes.value_at(variant.recipe, path) for path in variant.changes}
 
 
-def _write(made: Plan, started: datetime, wall_seconds: float) -> None:
+def _write(made: Plan, started: datetime, wall_seconds: float, searched: Mapping[str, Any]) -> None:
     """Write compare.json: what was compared and how each trial ended."""
     base = made.base
     listed = []
@@ -315,6 +361,7 @@ def _write(made: Plan, started: datetime, wall_seconds: float) -> None:
         "budget": dict(made.budget),
         "seeds": list(made.seeds),
         "variants": listed,
+        "search": dict(searched),
         "machine": machine.describe(machine.threads(base.threads)),
         "versions": machine.versions(),
         "started": started.isoformat(timespec="seconds"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mixwell.compare import searching
 from mixwell.compare import view as views
 from mixwell.compare.charts import curves, forest, loads
 from mixwell.compare.results import Comparison, read
@@ -13,7 +14,7 @@ from mixwell.report import plots
 from mixwell.report.page import facts, machine, render
 from mixwell.report.records import recipe_text
 
-TITLES = {"table": "Result", "curves": "Learning curves", "cost": "Cost", "domains": "By domain",
+TITLES = {"table": "Result", "search": "Search", "curves": "Learning curves", "cost": "Cost", "domains": "By domain",
           "loads": "Expert load", "settings": "Variants", "recipe": "Recipe", "machine": "Machine and versions"}
 
 
@@ -36,6 +37,7 @@ def contents(found: Comparison) -> dict[str, Any]:
     times = {"wall time of the last call": record["wall_seconds"]}
     sections: dict[str, Any] = {
         "table": views.table(found),
+        "search": searching.rows(record.get("search", {})),
         "curves": curves(found, colors),
         "cost": views.cost(found),
         "domains": views.domains(found),
@@ -48,6 +50,7 @@ def contents(found: Comparison) -> dict[str, Any]:
         "facts": facts(record["machine"], record["started"]),
         "lead": views.lead(found),
         "notes": views.notes(found),
+        "searched": searching.statement(record.get("search", {})),
         "forest": forest(found, colors),
         "p_label": views.p_label(found),
         "failures": views.failures(found),

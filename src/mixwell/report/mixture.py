@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from mixwell.core import units
 from mixwell.report.records import RunRecord, StageRecord, numbers
+from mixwell.report.statistics import Interval, interval
 
 SAME = 0.005  # how far two mixtures' weights may be from each other to be one
 NAMES = {"chosen": "the choice", "natural": "the text's own shares", "equal": "equal shares"}
@@ -26,8 +28,9 @@ def _one(run: RunRecord, stage: StageRecord) -> dict[str, Any]:
     sentence = (f"{result.get('proxies')} small trainings, {tokens} tokens together, each on other shares of the "
                 f"domains. Of trainings that it did not see, the predictor ({stage.config.get('method')}) orders the "
                 f"losses with a rank correlation of {_range(list(ranks.values()))}.")
+    reached = achieved(run, stage)
     return {"id": stage.id, "sentence": sentence, "table": result.get("table"), "weights": _weights(result, ranks),
-            "losses": _losses(run, stage)}
+            "losses": _losses(stage, reached), "domains": _domains(stage, reached), "judged": judged(reached)}
 
 
 def _range(values: Sequence[float]) -> str:
@@ -60,22 +63,82 @@ def _between(predicted: Mapping[str, Any], name: str) -> str:
     return f"{units.fixed(middle, 3)} ({reach})"
 
 
-def _losses(run: RunRecord, stage: StageRecord) -> list[list[str]]:
+def achieved(run: RunRecord, stage: StageRecord) -> dict[str, list[StageRecord]]:
+    """The trainings on each mixture of which losses were predicted, by the mixture's name."""
+    text = _text(run, stage)
+    trainings = [one for one in run.stages if one.kind == "train" and _text(run, one) == text]
+    found = {}
+    for name, one in stage.result["predicted"].items():
+        found[name] = _reached(trainings, name, one["weights"])
+    return found
+
+
+def _losses(stage: StageRecord, reached: Mapping[str, Sequence[StageRecord]]) -> list[list[str]]:
     """Each mixture's mean bits per byte, predicted of a proxy and reached by trainings, and both against own shares."""
     told = stage.result["predicted"]
     predicted = {name: fmean(one["losses"].values()) for name, one in told.items()}
-    text = _text(run, stage)
-    trainings = [one for one in run.stages if one.kind == "train" and _text(run, one) == text]
-    achieved = {}
-    for name, one in told.items():
-        achieved[name] = _reached(trainings, name, one["weights"])
+    means = {name: _scores(trained) for name, trained in reached.items()}
     rows = []
     for name, expected in predicted.items():
-        reached = achieved[name]
-        ids = ", ".join(reached) or units.ABSENT
+        ids = ", ".join(one.id for one in reached[name]) or units.ABSENT
         row = [NAMES[name], units.fixed(expected, 3), _less(expected, predicted["natural"])]
-        rows.append([*row, ids, _mean(reached), _less_of(reached, achieved["natural"])])
+        rows.append([*row, ids, _mean(means[name]), _less_of(means[name], means["natural"])])
     return rows
+
+
+def _scores(trained: Sequence[StageRecord]) -> dict[int, float]:
+    """Seed -> mean bits per byte."""
+    return {one.seed: one.evaluation["mean"] for one in trained}
+
+
+def judged(reached: Mapping[str, Sequence[StageRecord]]) -> list[str]:
+    """Whether trainings on the choice beat those on the other mixtures, paired by seed, a sentence each."""
+    own = _scores(reached["chosen"])
+    said = []
+    for name in ("natural", "equal"):
+        other = _scores(reached[name])
+        gains = [100 * (own[seed] / other[seed] - 1) for seed in own if seed in other]
+        if gains:
+            said.append(_verdict(NAMES[name], interval(gains)))
+    return said
+
+
+def _verdict(against: str, gain: Interval) -> str:
+    """`The choice against equal shares: -0.8 % bits per byte (-1.1 to -0.5 over 3 seeds): better.`"""
+    seeds = units.counted(gain.count, "seed")
+    middle = _signed(gain.mean, 2)
+    sentence = f"The choice against {against}: {middle} % bits per byte"
+    if math.isnan(gain.half):
+        return f"{sentence} from {seeds}, which says nothing of its scatter."
+    ends = f"{_signed(gain.low, 2)} to {_signed(gain.high, 2)}, paired over {seeds}"
+    if gain.high < 0:
+        return f"{sentence} ({ends}): better."
+    return f"{sentence} ({ends}): worse." if gain.low > 0 else f"{sentence} ({ends}): the seeds do not tell."
+
+
+def _signed(value: float, decimals: int) -> str:
+    sign = "+" if value > 0 else "−" if value < 0 else ""
+    size = units.fixed(abs(value), decimals)
+    return f"{sign}{size}"
+
+
+def _domains(stage: StageRecord, reached: Mapping[str, Sequence[StageRecord]]) -> list[list[str]]:
+    """Each domain's bits per byte on the choice against the other mixtures: predicted of proxies, and achieved."""
+    told = stage.result["predicted"]
+    rows = []
+    for domain in told["chosen"]["losses"]:
+        row = [domain]
+        for other in ("natural", "equal"):
+            expected = _less(told["chosen"]["losses"][domain], told[other]["losses"][domain])
+            own = _of_domain(reached["chosen"], domain)
+            row += [expected, _less_of(own, _of_domain(reached[other], domain))]
+        rows.append(row)
+    return rows
+
+
+def _of_domain(trained: Sequence[StageRecord], domain: str) -> dict[int, float]:
+    """Seed -> bits per byte of a domain."""
+    return {one.seed: one.evaluation["bits_per_byte"][domain] for one in trained}
 
 
 def _text(run: RunRecord, stage: StageRecord) -> list[str]:
@@ -84,13 +147,13 @@ def _text(run: RunRecord, stage: StageRecord) -> list[str]:
     return [one.id for one in known if one.kind == "tokens"]
 
 
-def _reached(trainings: Sequence[StageRecord], name: str, weights: Mapping[str, float]) -> dict[str, float]:
-    """Mean bits per byte of each training that read the domains by these weights, by id."""
-    found = {}
+def _reached(trainings: Sequence[StageRecord], name: str, weights: Mapping[str, float]) -> list[StageRecord]:
+    """The trainings that read the domains by these weights, and were evaluated."""
+    found = []
     for stage in trainings:
-        mean = stage.evaluation.get("mean")
-        if units.is_number(mean) and _is_of(stage, name, weights):
-            found[stage.id] = mean
+        known = units.is_number(stage.evaluation.get("mean"))
+        if known and _is_of(stage, name, weights):
+            found.append(stage)
     return found
 
 
@@ -103,14 +166,14 @@ def _is_of(stage: StageRecord, name: str, weights: Mapping[str, float]) -> bool:
     return max(apart) < SAME
 
 
-def _mean(reached: Mapping[str, float]) -> str:
+def _mean(reached: Mapping[int, float]) -> str:
     if not reached:
         return units.ABSENT
     mean = fmean(reached.values())
     return units.fixed(mean, 3)
 
 
-def _less_of(reached: Mapping[str, float], natural: Mapping[str, float]) -> str:
+def _less_of(reached: Mapping[int, float], natural: Mapping[int, float]) -> str:
     if not reached or not natural:
         return units.ABSENT
     return _less(fmean(reached.values()), fmean(natural.values()))
@@ -119,5 +182,4 @@ def _less_of(reached: Mapping[str, float], natural: Mapping[str, float]) -> str:
 def _less(value: float, natural: float) -> str:
     """The change against the text's own shares, signed."""
     change = 100 * (value / natural - 1)
-    sign = "+" if change > 0 else "−" if change < 0 else ""
-    return f"{sign}{units.fixed(abs(change), 1)} %"
+    return f"{_signed(change, 1)} %"

@@ -33,10 +33,11 @@ from mixwell.run.paths import WORK, stage_folders, work_folder
 from mixwell.run.planning import Planned, Prediction, check_out, default_folder, plan, plan_stages, redone
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages import KINDS, Job, model_folder
-from mixwell.run.stages.evaluate import weigh
+from mixwell.run.stages.evaluate import EvaluateConfig, weigh
+from mixwell.run.stages.train import run_partly
 
 __all__ = ["Observer", "Planned", "Prediction", "Silent", "check_out", "default_folder", "finish", "locked", "plan",
-           "plan_stages", "run", "sweep", "tidy", "write_record"]
+           "plan_stages", "run", "sweep", "tidy", "train_partly", "write_record"]
 
 
 def run(chosen: Recipe, out: str | Path | None = None, *, from_stage: str | None = None,
@@ -86,6 +87,23 @@ def finish(planned: Planned, chosen: Recipe, todo: Sequence[Planned], observer: 
     record = _with_evaluation(planned, chosen, folders, observer)
     observer.finished(planned, record)
     return record
+
+
+def train_partly(planned: Planned, todo: Sequence[Planned], share: float, weighed: EvaluateConfig,
+                 observer: Observer) -> dict[str, Any]:
+    """Carry a training of `todo` on to a share of its budget; its tokens and mean bits per byte there.
+
+    The folder must be `locked`, and the stages that it reads finished; `finish` goes on from there. Anything but a
+    training raises `MixwellError`.
+    """
+    stage = planned.stage
+    if stage.kind != "train":
+        raise MixwellError(f"stage {stage.id} is no training, which could stop early and go on.")
+    folders = {p.stage.id: p.folder for p in todo}
+    inputs = {role: folders[source] for role, source in stage.inputs.items()}
+    job = Job(stage=stage, folder=planned.folder, work=planned.work, inputs=inputs,
+              progress=lambda done, words: observer.advanced(planned, done, words))
+    return run_partly(job, share, weighed)
 
 
 def _bits(folder: Path) -> str:

@@ -38,6 +38,7 @@ class Problem(NamedTuple):
     weights_N: np.ndarray  # how much each run counts
     delta: float  # where Huber's loss turns from squares to absolute values
     in_logs: bool  # whether residuals are those of log L
+    pull_P: np.ndarray | None = None  # how hard each parameter is drawn to 0: half of it times its square is added
 
 
 class Solution(NamedTuple):
@@ -71,14 +72,18 @@ def huber(residual_N: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray]
 
 
 def objective(problem: Problem, theta_P: np.ndarray, shape_Q: np.ndarray) -> tuple[float, np.ndarray]:
-    """Weighted mean of Huber's loss, and its gradient with respect to theta: [P]."""
+    """Weighted mean of Huber's loss and what `pull_P` adds, and its gradient with respect to theta: [P]."""
     terms_NKP = problem.terms(shape_Q)
     log_terms_NK = terms_NKP @ theta_P
     predicted_N = _logsumexp(log_terms_NK)
     share_NK = np.exp(log_terms_NK - predicted_N[:, None])
     loss, pull_N = _pull(problem, predicted_N)
     pull_NK = pull_N[:, None] * share_NK
-    return loss, np.einsum("nk,nkp->p", pull_NK, terms_NKP)
+    slopes_P = np.einsum("nk,nkp->p", pull_NK, terms_NKP)
+    if problem.pull_P is None:
+        return loss, slopes_P
+    drawn_P = problem.pull_P * theta_P
+    return loss + 0.5 * float(drawn_P @ theta_P), slopes_P + drawn_P
 
 
 def _pull(problem: Problem, predicted_N: np.ndarray) -> tuple[float, np.ndarray]:

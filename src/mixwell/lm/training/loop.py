@@ -66,7 +66,7 @@ class TrainResult:
 
 def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | Path, *,
           weights: Mapping[str, float] | None = None, progress: Progress | None = None,
-          device: str | torch.device = "cpu", team: Alone | None = None) -> TrainResult:
+          device: str | torch.device = "cpu", team: Alone | None = None, until: float = 1.0) -> TrainResult:
     """Train `model` in place until the budget is used, going on from `folder` where a run was interrupted.
 
     model: a `LanguageModel`, or a module with its `loss`, `flops_per_token` and `cast`.
@@ -77,6 +77,7 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     team: the processes that train together, each of which calls this with the same arguments and a `folder` that all
     see; the first one writes. The numbers are those of one process up to rounding. Routers that choose among a batch,
     and capacities, see the tokens of their own process.
+    until: share of the budget at which it stops and saves, for another call to go on from; one that is further stays.
 
     A loss or gradient that is not finite raises `TrainingError`, a damaged state `DamagedState`. Ctrl-C and SIGTERM
     finish the step and save; then the one raises `KeyboardInterrupt`, the other ends the program. A second one does not
@@ -91,7 +92,7 @@ def train(model: nn.Module, data: TokenData, config: TrainConfig, folder: str | 
     settled = config.for_device(device)
     run = _Run(model.to(device), data, settled, Path(folder), weights, torch.device(device), team or Alone())
     try:
-        run.to_the_end(progress)
+        run.to(until, progress)
     finally:
         run.close()
     lines = read_lines(run.folder / METRICS) if run.team.leads else []
@@ -186,11 +187,11 @@ class _Run:
                 found[domain] = round(min(FIT_TOKENS, planned * share))
         return found
 
-    def to_the_end(self, progress: Progress | None) -> None:
+    def to(self, share: float, progress: Progress | None) -> None:
         self.model.train()
         self.model.checkpointing = self.config.checkpointing  # type: ignore[assignment]
         with postponed() as asked:
-            while self.fraction < 1.0:
+            while self.fraction < share:
                 before = self.fraction
                 info = self._one_step()
                 self._report(before)

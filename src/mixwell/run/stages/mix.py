@@ -7,33 +7,32 @@ stage, `train: {weights: ID}`, and reads its domains by the weights found.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from mixwell.core import disk, registry
+from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError, shown, suggest
-from mixwell.core.files import read_json, write_json
 from mixwell.core.machine import hold_memory
 from mixwell.data.optimum import best_weights, limited
-from mixwell.data.predictor import Mixture
+from mixwell.data.predictor import FOLDS, Mixture
 from mixwell.data.runs import MixingRuns
 from mixwell.data.sureness import rank_correlations
 from mixwell.lm.data import TokenData
-from mixwell.lm.evaluate import evaluate
-from mixwell.lm.model import LanguageModel
-from mixwell.lm.training.loop import train
-from mixwell.run.stages._parts import Job, read_model
-from mixwell.run.stages.train import Training, clear_damage, parse_train
+from mixwell.run.stages._parts import Job, model_folder
+from mixwell.run.stages.proxies import Proxies, losses
+from mixwell.run.stages.train import Training, parse_train
 
 TABLE = "proxies.parquet"
 FAMILY = "data.mixing"
 STRENGTHS = (1.0, 2.0, 4.0, 8.0)  # of the Dirichlet distributions, in turn: from corners to the middle
-LEAST_PROXIES = 10  # what the predictors need
+LEAST_PROXIES = 10
 EVALUATED = 20_000  # held-out tokens of each domain
 
 
@@ -50,10 +49,15 @@ class Mixing:
     epochs: float = 4.0  # how often that training may read a domain; with tokens
     same_repetition: bool = True  # proxies read so little of each domain that they repeat it as often; with tokens
     eval_tokens: int = EVALUATED  # held-out tokens of each domain that a proxy is judged by
+    workers: int = 0  # proxies that are trained at a time, with a thread each; 0 = as many as the run has threads
 
     def __post_init__(self) -> None:
-        if self.proxies < LEAST_PROXIES:
-            raise ValueError(f"proxies is {self.proxies}; expected at least {LEAST_PROXIES}")
+        least = least_proxies(self.method)
+        if self.proxies < least:
+            raise ValueError(f"proxies is {self.proxies}; expected at least {least}, of which four fifths are fitted "
+                             "to judge the rest")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; expected 0 or more")
         if self.tokens is not None and not self.tokens > 0:
             raise ValueError(f"tokens is {self.tokens}; expected a number above 0")
         if not self.epochs > 0:
@@ -64,7 +68,13 @@ class Mixing:
             raise ValueError("train has no tokens; expected a budget in tokens, such as train: {tokens: 60k}")
         if self.eval_tokens < 2:
             raise ValueError(f"eval_tokens is {self.eval_tokens}; expected at least 2")
-        registry.find(self.method, FAMILY)
+
+
+def least_proxies(method: str) -> int:
+    """How many the predictor and its folds need."""
+    predictor = registry.find(method, FAMILY).load()
+    folds = FOLDS / (FOLDS - 1)
+    return max(LEAST_PROXIES, math.ceil(folds * predictor.least_runs))
 
 
 def with_training(options: Mapping[str, Any], usual: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -83,27 +93,6 @@ def parse_mix(options: Mapping[str, Any], where: str) -> Mixing:
     return from_dict(Mixing, {**own, "train": settled}, where)
 
 
-class Fewer(TokenData):
-    """Token data of which only the beginning of each domain is trained on."""
-
-    def __init__(self, whole: TokenData, share: float, least: int) -> None:
-        super().__init__(whole.folder, whole._index)
-        self.share, self.least = share, least
-
-    def count(self, domain: str, split: str) -> int:
-        """Number of tokens that are left in a stream."""
-        there = super().count(domain, split)
-        if split != "train":
-            return there
-        asked = round(self.share * there)
-        return min(there, max(self.least, asked))
-
-    def tokens(self, domain: str, split: str) -> Any:
-        """What is left of a stream."""
-        left = self.count(domain, split)
-        return super().tokens(domain, split)[:left]
-
-
 def run_mix(job: Job) -> dict[str, Any]:
     """Train what is missing of the proxies, fit the predictor, and choose the weights."""
     hold_memory()
@@ -112,12 +101,12 @@ def run_mix(job: Job) -> dict[str, Any]:
     if len(whole.domains) < 2:
         raise MixwellError("the text has one domain; expected two or more to choose among.")
     _check_importance(config, whole.domains)
-    data = _read_by_proxies(whole, config)
     natural_D = _natural(whole)
     draws = np.random.default_rng(job.stage.seed)
     weights_ND = draw(config.proxies, natural_D, draws)
     limits_D = _limits(config, whole, weights_ND)  # of too little text tells now, not behind all proxies
-    losses_NM = _losses(job, data, weights_ND)
+    workers = config.workers or torch.get_num_threads()
+    losses_NM = losses(proxies(job), weights_ND, workers, job.progress)
     runs = MixingRuns(whole.domains, whole.domains, weights_ND, losses_NM)
     _write_table(job.folder / TABLE, runs)
     found = choose(runs, config, limits_D, natural_D, job.stage.seed)
@@ -134,14 +123,21 @@ def _check_importance(config: Mixing, domains: Sequence[str]) -> None:
             raise MixwellError(f"importance: unknown domain {name!r}.{near} The text has {known}.")
 
 
-def _read_by_proxies(whole: TokenData, config: Mixing) -> TokenData:
-    """The text, cut so that a proxy repeats it as often as the training that follows would."""
+def proxies(job: Job) -> Proxies:
+    """What all proxies share."""
+    config = job.stage.config
+    training = replace(config.train, seed=job.stage.seed)
+    return Proxies(model=model_folder(job.inputs["model"]), shards=job.inputs["tokens"] / "shards", work=job.work,
+                   training=training, share=read_share(config), eval_tokens=config.eval_tokens)
+
+
+def read_share(config: Mixing) -> float:
+    """How much of each domain proxies read, so that they repeat it as often as the training that follows would."""
     if config.tokens is None or not config.same_repetition:
-        return whole
+        return 1.0
     read = config.train.tokens
     assert read is not None  # checked by the config
-    share = min(1.0, read / config.tokens)
-    return Fewer(whole, share, config.train.seq_len + 1)
+    return min(1.0, read / config.tokens)
 
 
 def _natural(data: TokenData) -> np.ndarray:
@@ -169,35 +165,6 @@ def _limits(config: Mixing, data: TokenData, weights_ND: np.ndarray) -> np.ndarr
         return most_D
     there = {name: data.count(name, "train") for name in data.domains}
     return limited(data.domains, most_D, there, config.tokens, config.epochs)
-
-
-def _losses(job: Job, data: TokenData, weights_ND: np.ndarray) -> np.ndarray:
-    """Bits per byte of each proxy on each domain, [N, M]; those of a run that was killed are not trained again."""
-    job.work.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, weights_D in enumerate(weights_ND):
-        file = job.work / f"proxy-{number}.json"
-        if not file.is_file():
-            found = _proxy(job, data, dict(zip(data.domains, map(float, weights_D))), number)
-            write_json(file, found)
-        row = read_json(file)
-        rows.append([row[name] for name in data.domains])
-        job.progress((number + 1) / len(weights_ND), f"proxy {number + 1} of {len(weights_ND)}")
-    return np.array(rows)
-
-
-def _proxy(job: Job, data: TokenData, weights: Mapping[str, float], number: int) -> dict[str, float]:
-    """Train one proxy, from the same weights and in the same order as all others; its bits per byte by domain."""
-    config = job.stage.config
-    model = LanguageModel.from_checkpoint(read_model(job))
-    place = job.work / f"proxy-{number}"
-    options = replace(config.train, seed=job.stage.seed)
-    clear_damage(place)
-    train(model, data, options, place, weights=weights)
-    found = evaluate(model, data, max_tokens=config.eval_tokens, batch_size=options.batch_size,
-                     seq_len=options.seq_len)
-    disk.remove(place)
-    return found.bits_per_byte
 
 
 def choose(runs: MixingRuns, config: Mixing, limits_D: np.ndarray, natural_D: np.ndarray, seed: int) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mixwell.core import units
+from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError, shown
 from mixwell.core.files import digest, read_json, write_json
+from mixwell.lm.cleaning import Cleaner, Cleaning
 from mixwell.lm.documents import Document, Reader, size_bytes
 from mixwell.lm.splitting import Capped, Split, capped, split_apart, split_documents
 from mixwell.run import facts
@@ -31,6 +33,8 @@ class DataConfig:
     # document, body, or the only field with text
     text_field: str | None = None
     answers_only: bool = True  # of conversations, learn and weigh the answers alone
+    # what is dropped before the cap and the split: {near_copies: 0.8, quality: {}, language: en}
+    clean: Cleaning | None = None
 
     def __post_init__(self) -> None:
         if not self.domains:
@@ -45,7 +49,7 @@ class DataConfig:
             raise ValueError(f"validation names {shown(strange[0])}; expected names of domains: {names}")
 
 
-_READ = ("domains", "max_bytes", "text_field", "validation")  # options that decide what is read
+_READ = ("domains", "max_bytes", "text_field", "validation", "clean")  # options that decide what is read
 
 
 @dataclass(frozen=True)
@@ -67,27 +71,55 @@ def _collect(config: str, state: str) -> dict[str, Collected]:
     """
     options = json.loads(config)
     domains, most = options["domains"], options["max_bytes"]
+    cleaning = from_dict(Cleaning, options["clean"], "data.clean")
     if isinstance(domains, str):
         from mixwell.run import datasets
 
-        return {name: Collected(found, None) for name, found in datasets.load(domains, most).items()}
+        loaded = datasets.load(domains, most)
+        return {name: _cleaned(found, cleaning) for name, found in loaded.items()}
     wanted, own = options["text_field"], options["validation"] or {}
-    found = {name: _read(f"data.domains.{name}", spec, most, wanted) for name, spec in domains.items()}
+    found = {name: _read(f"data.domains.{name}", spec, most, wanted, cleaning) for name, spec in domains.items()}
     for name, spec in own.items():
-        held = _read(f"data.validation.{name}", spec, most, wanted)
+        held = _read(f"data.validation.{name}", spec, most, wanted, Cleaning())
         notices = [f"validation: {text}" for text in (*held.notices, *_cap_notices(held))]
         both = (*found[name].notices, *notices)
         found[name] = replace(found[name], validation=held.documents, notices=both)
     return found
 
 
-def _read(where: str, spec: str, max_bytes: int | None, text_field: str | None) -> Collected:
+def _read(where: str, spec: str, max_bytes: int | None, text_field: str | None, cleaning: Cleaning) -> Collected:
+    cleaner = Cleaner(cleaning)
     with _placed(where):
         reader = Reader(spec, text_field)
-        found = capped(reader, max_bytes)
-    counts = {**reader.counts, "copies": found.copies}
-    notices = (*reader.notices, *_copies(found))
+        found = capped(cleaner.clean(reader), max_bytes)
+        _require_some(found.documents, cleaner)
+    counts = {**reader.counts, "copies": found.copies, "dropped": dict(cleaner.dropped)}
+    notices = (*reader.notices, *_copies(found), *_dropped(cleaner))
     return Collected(found.documents, found.found_bytes, notices, counts)
+
+
+def _cleaned(documents: Iterable[Document], cleaning: Cleaning) -> Collected:
+    """Documents that were under the cap already."""
+    cleaner = Cleaner(cleaning)
+    kept = list(cleaner.clean(documents))
+    _require_some(kept, cleaner)
+    counts = {"dropped": dict(cleaner.dropped)} if cleaner.dropped else {}
+    return Collected(kept, None, tuple(_dropped(cleaner)), counts)
+
+
+def _require_some(kept: Sequence[Document], cleaner: Cleaner) -> None:
+    if not kept:
+        reasons = ", ".join(_dropped(cleaner))
+        raise MixwellError(f"data.clean leaves no document ({reasons}); ask for less.")
+
+
+def _dropped(cleaner: Cleaner) -> list[str]:
+    """`12 documents dropped: too few words`"""
+    lines = []
+    for reason, count in cleaner.dropped.items():
+        documents = units.counted(count, "document")
+        lines.append(f"{documents} dropped: {reason}")
+    return lines
 
 
 @contextmanager

@@ -15,11 +15,13 @@ from mixwell.core.files import digest
 from mixwell.core.machine import hold_memory
 from mixwell.lm import folder as folders
 from mixwell.lm.data import TokenData
+from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import METRICS, STATE, DamagedState, TrainConfig, saved, train
 from mixwell.parallel.launch import Crew
 from mixwell.parallel.team import Team
 from mixwell.run.stages._parts import Job, model_folder, read_model
+from mixwell.run.stages.evaluate import EvaluateConfig
 from mixwell.run.stages.models import describe
 
 FEW_EPOCHS = 4.0  # up to here repeated text is worth nearly as much as new text (Muennighoff et al., 2023)
@@ -62,8 +64,8 @@ def run_train(job: Job) -> dict[str, Any]:
     """Train in `job.work`, which outlives a kill; leave the model and the metrics in the stage's folder."""
     hold_memory()
     before = read_model(job)
-    weights = _weights(job)
-    config = replace(job.stage.config, seed=draw_seed(job.stage.seed, trainings(before)), weights=weights)
+    config = _settled(job, before)
+    weights = config.shares
     model = LanguageModel.from_checkpoint(before)
     data = TokenData.open(job.inputs["tokens"] / "shards")
     damage = clear_damage(job.work)
@@ -83,6 +85,27 @@ def run_train(job: Job) -> dict[str, Any]:
     return {**describe(model), **planned, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS,
             "notices": [*damage, *repeated(done.ledger, {name: data.count(name, "train") for name in data.domains})]}
+
+
+def run_partly(job: Job, share: float, weighed: EvaluateConfig) -> dict[str, Any]:
+    """Train up to a share of the budget in `job.work`, from where `run_train` goes on; how good the model is there."""
+    hold_memory()
+    before = read_model(job)
+    config = _settled(job, before)
+    model = LanguageModel.from_checkpoint(before)
+    data = TokenData.open(job.inputs["tokens"] / "shards")
+    clear_damage(job.work)
+    done = train(model, data, config, job.work, weights=config.shares, until=share,
+                 progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
+    found = evaluate(model, data, max_tokens=weighed.max_tokens, batch_size=weighed.batch_size,
+                     seq_len=weighed.seq_len)
+    return {"tokens": done.tokens, "mean": found.mean}
+
+
+def _settled(job: Job, before: Checkpoint) -> Training:
+    """The stage's config with the seed of its draws, and with weights as far as they were chosen by another stage."""
+    seed = draw_seed(job.stage.seed, trainings(before))
+    return replace(job.stage.config, seed=seed, weights=_weights(job))
 
 
 def _weights(job: Job) -> Mapping[str, float] | None:

@@ -60,7 +60,12 @@ class Order:
             return
         self.since = 0
         self.lessons += 1
-        features = torch.stack([found for found, _ in self.seen])
-        lengths = torch.tensor([length for _, length in self.seen])
+        self.ranker = self._taught()
+
+    def _taught(self) -> LearnedOrder:
+        """A ranker that knows the answers seen."""
+        features, lengths = zip(*self.seen)
         draws = rng.generator(self.lessons, "order")
-        self.ranker = LearnedOrder(FEATURES, Config(epochs=4), draws).fit(features, lengths, draws)
+        fresh = LearnedOrder(FEATURES, Config(epochs=4), draws)
+        features_NF = torch.stack(features)
+        return fresh.fit(features_NF, torch.tensor(lengths), draws)

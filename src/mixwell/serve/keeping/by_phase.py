@@ -75,8 +75,9 @@ class ByPhase(Rule):
 
     def prompt(self, weights_BGTS: Tensor, kept: Kept) -> Kept:
         """The prompt's heavy hitters and its last positions."""
-        config = self.config
-        places = best_and_last(weights_BGTS.sum(2), config.prompt - config.prompt_recent, config.prompt_recent)
+        recent = self.config.prompt_recent
+        best = self.config.prompt - recent
+        places = best_and_last(weights_BGTS.sum(2), best, recent)
         self.fixed, self.step = places.shape[-1], 0
         return kept.at(places)
 
@@ -88,10 +89,13 @@ class ByPhase(Rule):
             return kept
         answer_BGS = weights_BGS[..., self.fixed :]
         most = allowed(config, self.step)
-        chosen = best_and_last(answer_BGS, most - config.recent, config.recent)
+        best = most - config.recent
+        chosen = best_and_last(answer_BGS, best, config.recent)
         B, G, _ = chosen.shape
-        prompt = torch.arange(self.fixed).expand(B, G, -1)
-        places = torch.cat([prompt, chosen + self.fixed], -1)
+        fixed = torch.arange(self.fixed)
+        prompt = fixed.expand(B, G, -1)
+        behind = chosen + self.fixed
+        places = torch.cat([prompt, behind], -1)
         return kept.at(places)
 
 

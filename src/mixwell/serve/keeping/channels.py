@@ -158,23 +158,27 @@ class ChannelCache(KVCache):
     def _read(self) -> tuple[Tensor, Tensor]:
         """Keys, turned, and values [B, G, S, P] of the old positions."""
         assert self.old is not None
-        shape = self.mixer.kv_heads, self.mixer.width
-        parts = []
-        for codes, basis in zip(self.old, (self.basis.keys, self.basis.values)):
-            flat_BSC = codes @ basis.T
-            heads = flat_BSC.unflatten(-1, shape)
-            parts.append(heads.transpose(1, 2))
-        keys, values = parts
+        key_codes, value_codes = self.old
+        keys = self._heads(key_codes, self.basis.keys)
+        values = self._heads(value_codes, self.basis.values)
         return self._turned(keys, 1, 0), values
+
+    def _heads(self, codes_BSr: Tensor, basis_Cr: Tensor) -> Tensor:
+        """[B, G, S, P] of coordinates."""
+        flat_BSC = codes_BSr @ basis_Cr.T
+        by_position = flat_BSC.unflatten(-1, (self.mixer.kv_heads, self.mixer.width))
+        return by_position.transpose(1, 2)
 
     def _turned(self, k_BGSP: Tensor, way: int, first: int) -> Tensor:
         """Keys turned by their positions from `first` on, forth or back."""
         if not self.mixer.turned:
             return k_BGSP
-        places = torch.arange(first, first + k_BGSP.shape[2]).unsqueeze(0)
         config = self.mixer.config
-        angles = rotary_angles(places, self.mixer.width, config.rope_theta, config.rope_scaling)
-        return rotate(k_BGSP.transpose(1, 2), way * angles)
+        last = first + k_BGSP.shape[2]
+        places_S = torch.arange(first, last)
+        angles = rotary_angles(places_S.unsqueeze(0), self.mixer.width, config.rope_theta, config.rope_scaling)
+        by_position = k_BGSP.transpose(1, 2)
+        return rotate(by_position, way * angles)
 
 
 def _coded(rows_BGSP: Tensor, basis_Cr: Tensor) -> Tensor:

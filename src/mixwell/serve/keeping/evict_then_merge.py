@@ -74,9 +74,12 @@ def joined(centres: Kept, centre_scores: Tensor, others: Kept, other_scores: Ten
 
 def _weighed(own_BGCP: Tensor, own_scores: Tensor, more_BGMP: Tensor, more_scores: Tensor, into_BGM: Tensor) -> Tensor:
     """Sums by score over each centre and those that join it."""
-    start = own_BGCP * own_scores.unsqueeze(-1)
-    added = more_BGMP * more_scores.unsqueeze(-1)
-    index = into_BGM.unsqueeze(-1).expand_as(added)
+    own_weights = own_scores.unsqueeze(-1)
+    more_weights = more_scores.unsqueeze(-1)
+    start = own_BGCP * own_weights
+    added = more_BGMP * more_weights
+    into = into_BGM.unsqueeze(-1)
+    index = into.expand_as(added)
     return start.scatter_add(2, index, added)
 
 

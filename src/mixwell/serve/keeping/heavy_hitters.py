@@ -50,15 +50,16 @@ class HeavyHitters(Rule):
 
     def token(self, weights_BGS: Tensor, kept: Kept) -> Kept:
         """With the weights of one query more."""
-        B, G, _ = self.scores_BGS.shape
-        fresh = self.scores_BGS.new_zeros(B, G, 1)
-        before = torch.cat([self.scores_BGS, fresh], -1)
+        last_BG1 = self.scores_BGS[..., :1]
+        fresh_BG1 = torch.zeros_like(last_BG1)
+        before = torch.cat([self.scores_BGS, fresh_BG1], -1)
         self.scores_BGS = before + weights_BGS
         return self._cut(kept)
 
     def _cut(self, kept: Kept) -> Kept:
-        config = self.config
-        places = best_and_last(self.scores_BGS, config.budget - config.recent, config.recent)
+        recent = self.config.recent
+        best = self.config.budget - recent
+        places = best_and_last(self.scores_BGS, best, recent)
         self.scores_BGS = self.scores_BGS.gather(2, places)
         return kept.at(places)
 

@@ -33,7 +33,8 @@ class Kept(NamedTuple):
     def at(self, places_BGK: Tensor) -> Kept:
         """Those of some positions."""
         width = self.keys.shape[-1]
-        index = places_BGK.unsqueeze(-1).expand(*places_BGK.shape, width)
+        index_BGK1 = places_BGK.unsqueeze(-1)
+        index = index_BGK1.expand(-1, -1, -1, width)
         keys = self.keys.gather(2, index)
         values = self.values.gather(2, index)
         return Kept(keys, values)

@@ -42,10 +42,13 @@ class Config:
 def said(model: Network, cache: Any, logits_BV: Tensor, length: int) -> Tensor:
     """The likeliest continuation [B, length]; the cache is read on a copy."""
     own = copy.deepcopy(cache)
-    chosen = [logits_BV.argmax(-1)]
-    while len(chosen) < length:
-        logits_BV = model.next_logits(chosen[-1].unsqueeze(1), own)
-        chosen.append(logits_BV.argmax(-1))
+    last_B = logits_BV.argmax(-1)
+    chosen = [last_B]
+    for _ in range(length - 1):
+        last_B1 = last_B.unsqueeze(1)
+        logits_BV = model.next_logits(last_B1, own)
+        last_B = logits_BV.argmax(-1)
+        chosen.append(last_B)
     return torch.stack(chosen, 1)
 
 
@@ -66,14 +69,16 @@ def shared_context(model: Network, text_BT: Tensor, questions_BQL: Tensor, answe
     alone = config.mode == "requests"
     if alone:
         model.next_logits(text_BT, cache)
+    questions = list(questions_BQL.unbind(1))
+    if not alone:
+        questions[0] = torch.cat([text_BT, questions[0]], 1)
     shares = []
-    for place, (question_BL, answer_BA) in enumerate(zip(questions_BQL.unbind(1), answers_BQA.unbind(1))):
+    for question_BL, answer_BA in zip(questions, answers_BQA.unbind(1)):
         own = copy.deepcopy(cache) if alone else cache
-        first = not alone and place == 0
-        asked_BL = torch.cat([text_BT, question_BL], 1) if first else question_BL
-        logits_BV = model.next_logits(asked_BL, own)
+        logits_BV = model.next_logits(question_BL, own)
         found_BA = said(model, own, logits_BV, answer_BA.shape[1])
-        right_B = (found_BA == answer_BA).all(1)
+        same_BA = found_BA == answer_BA
+        right_B = same_BA.all(1)
         shares.append(right_B.double().mean())
     return torch.stack(shares)
 

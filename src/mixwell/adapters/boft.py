@@ -2,7 +2,7 @@
 
 **Equation:** y = s * (W Q^T x) + b, row vectors x Q = x F_m .. F_1; F_i = P_i blockdiag(C_1 .. C_n) P_i^T;
     C = (I - S)(I + S)^-1, S = (R - R^T) / 2. One factor (m = 1) and s = 1 is OFT.
-**Shapes:** W [O, I]; R [G, m, I / b, b, b], one set for each of G groups of rows of W; s [O]; of a stack with E in front.
+**Shapes:** W [O, I]; R [G, m, I / b, b, b], one set for each of G groups of rows of W; s [O]; a stack has E in front.
 **Reference:** Liu et al. 2023, BOFT (2311.06243), section 4; Qiu et al. 2023, OFT (2306.07280); PEFT's layers by the
     authors, whose order of factors, rows and blocks this is.
 **Differs:** more than one factor on a CPU as well, where PEFT falls back to one. Blocks are applied to x as they are,
@@ -148,8 +148,11 @@ class BOFT(WeightAdapter):
             rotations = [self._blocks(own) for own in R]
             moved = [turned(x, blocks) - x for blocks in rotations]
             changes = [product(change, part) for change, part in zip(moved, parts)]
-            y = y + torch.cat(changes, dim=-1)
-        return y if gain is None else y * gain.to(y.dtype)
+            together = torch.cat(changes, dim=-1)
+            y = y + together
+        if gain is None:
+            return y
+        return y * gain.to(y.dtype)
 
     def delta(self, weight: Tensor, R: Tensor, gain: Tensor | None = None) -> Tensor:
         """diag(s) W Q^T - W."""
@@ -157,9 +160,10 @@ class BOFT(WeightAdapter):
         rotations = [cayley(own, self.config.series) for own in R]
         changed = [_turned_weight(part, blocks) for part, blocks in zip(parts, rotations)]
         together = torch.cat(changed)
-        if gain is not None:
-            together = together * gain[:, None]
-        return together - weight
+        if gain is None:
+            return together - weight
+        scaled = gain[:, None] * together
+        return scaled - weight
 
 
 def _turned_weight(weight: Tensor, blocks: Tensor) -> Tensor:
@@ -176,8 +180,8 @@ def _check_widths(target: Target, config: Config, groups: tuple[int, ...]) -> No
         raise MixwellError(f"{target.name} has {target.inputs} inputs; {config.factors} factors of blocks of "
                            f"{config.block_size} ask for a multiple of {least}.")
     if sum(groups) != target.outputs:
-        raise MixwellError(f"groups: {target.name} has {target.outputs} rows, and {list(groups)} came; expected numbers "
-                           "that add up to them.")
+        raise MixwellError(f"groups: {target.name} has {target.outputs} rows, and {list(groups)} came; expected "
+                           "numbers that add up to them.")
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

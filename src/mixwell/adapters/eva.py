@@ -1,13 +1,13 @@
 """EVA: LoRA that starts along what its layers see of the new text, with ranks where that explains most.
 
-**Equation:** rows of A = the leading principal components of a layer's inputs, B = 0; of all layers' ratios of explained
-    variance, rank layers many in the mean, the largest are kept: a layer's rank is how many of its own are among them.
+**Equation:** rows of A = the leading principal components of a layer's inputs, B = 0; of all ratios of explained variance,
+    rank layers many in the mean, the largest are kept: a layer's rank is how many of its own are among them.
 **Shapes:** inputs [N, I] of each target; components [K, I], K = round(rank rho); A [R, I], R of each target its own.
 **Reference:** Paischer et al. 2024, EVA (2410.07170), algorithm 1; PEFT's implementation by the authors.
-**Differs:** the components of text seen so far are kept in float64 by the incremental analysis of Ross et al. 2008, with
+**Differs:** components are kept in float64 by the incremental analysis of Ross et al. 2008, with
     exact decompositions. Experts of a stack have one rank and one A at the start, from all that comes into the stack.
     Every token of the text counts. What it leaves is a LoRA with its pattern of ranks, and is saved as one.
-**Fails when:** the text that is looked at is not the text of the training; a budget of a few ranks goes to narrow inputs.
+**Fails when:** the text that is looked at is not that of the training; a budget of a few ranks goes to narrow inputs.
 **Cost:** passes over text until components stand still, and a decomposition of [N + K, I] of each target a pass.
 """
 
@@ -30,6 +30,7 @@ from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 
 LORA = "adapters.lora"
+TINY = 1e-300  # of a variance that is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +69,16 @@ class Components:
 
     def ratios(self) -> Tensor:
         """Share of the variance that each component explains [K]."""
-        return self.values_K.square() / self.spread_I.sum().clamp_min(1e-300)
+        whole = self.spread_I.sum()
+        own_K = self.values_K.square()
+        return own_K / whole.clamp_min(TINY)
 
 
 def none_yet(width: int) -> Components:
     """Before any row."""
     zeros = torch.zeros(width, dtype=torch.float64)
-    return Components(0, zeros, zeros, zeros[:0], torch.zeros(0, width, dtype=torch.float64))
+    none = zeros[:0]
+    return Components(0, zeros, zeros, none, zeros.expand(0, -1))
 
 
 def updated(seen: Components, rows_NI: Tensor, most: int) -> Components:
@@ -98,10 +102,11 @@ def updated(seen: Components, rows_NI: Tensor, most: int) -> Components:
 
 def shared_out(ratios: Mapping[str, Tensor], budget: int) -> dict[str, int]:
     """How many of the `budget` largest ratios are each target's."""
-    pairs = [(float(ratio), name) for name, own in ratios.items() for ratio in own]
+    pairs = [(ratio, name) for name, own in ratios.items() for ratio in own.tolist()]
     pairs.sort(key=lambda pair: -pair[0])
     found = dict.fromkeys(ratios, 0)
-    for _, name in pairs[:budget]:
+    best = pairs[:budget]
+    for _, name in best:
         found[name] += 1
     return found
 

@@ -54,12 +54,13 @@ def gates(labels: Tensor, config: Config) -> Tensor:
     return of_domain.repeat_interleave(config.tailors, dim=-1)
 
 
-def unit_factors(stack: tuple[int, ...], target: Target, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def unit_factors(target: Target, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random (U [..., O, count], V^T [..., count, I]) whose columns and rows are one long on average."""
-    outputs, inputs = target.outputs, target.inputs
-    U = normal((*stack, outputs, count), outputs**-0.5, generator)
-    Vh = normal((*stack, count, inputs), inputs**-0.5, generator)
-    return U, Vh
+    stack, outputs, inputs = target.stack, target.outputs, target.inputs
+    up = *stack, outputs, count
+    down = *stack, count, inputs
+    U = normal(up, outputs**-0.5, generator)
+    return U, normal(down, inputs**-0.5, generator)
 
 
 @method(
@@ -82,10 +83,10 @@ class KIND(WeightAdapter):
         super().__init__(target, config)
         check_rank(config.common + config.tailors, target)
         if target.stack and config.domains > 1:
-            raise MixwellError(f"{target.name} is a stack of experts, inside which the domains of tokens are not known; "
-                               "leave it out of targets, or set domains: 1.")
+            raise MixwellError(f"{target.name} is a stack of experts, inside which the domains of tokens are not "
+                               "known; leave it out of targets, or set domains: 1.")
         stack = target.stack
-        U, Vh = unit_factors(stack, target, config.common, generator)
+        U, Vh = unit_factors(target, config.common, generator)
         values = U, U.new_ones(*stack, config.common), Vh
         for name, value in zip(COMMON, values):
             if config.train == "all":
@@ -93,7 +94,7 @@ class KIND(WeightAdapter):
             else:
                 self.register_buffer(name, value)
         count = config.domains * config.tailors
-        U, Vh = unit_factors(stack, target, count, generator)
+        U, Vh = unit_factors(target, count, generator)
         self.tailor_U = nn.Parameter(U)
         self.tailor_s = nn.Parameter(U.new_ones(*stack, count))
         self.tailor_Vh = nn.Parameter(Vh)
@@ -128,8 +129,10 @@ class KIND(WeightAdapter):
     def after(self, x: Tensor, y: Tensor, weight: Any, U: Tensor, s: Tensor, Vh: Tensor, tailor_U: Tensor,
               tailor_s: Tensor, tailor_Vh: Tensor) -> Tensor:
         """U diag(g s) V^T x, each token with the tailors of its domain."""
-        common = product(x, Vh) * s.to(x.dtype)
-        own = product(x, tailor_Vh) * tailor_s.to(x.dtype)
+        sizes = s.to(x.dtype)
+        common = sizes * product(x, Vh)
+        own_sizes = tailor_s.to(x.dtype)
+        own = own_sizes * product(x, tailor_Vh)
         if self.config.domains > 1:
             own = own * self._gates(x)
         return product(common, U) + product(own, tailor_U)
@@ -149,8 +152,8 @@ class KIND(WeightAdapter):
     def delta(self, weight: Tensor, *parts: Tensor) -> Tensor:
         """U diag(s) V^T - W of one domain; `MixwellError` where there are several."""
         if self.config.domains > 1:
-            raise MixwellError(f"{self.target.name}: the change depends on the domain of the tokens, so no matrix holds "
-                               "it; take one domain's by for_domain.")
+            raise MixwellError(f"{self.target.name}: the change depends on the domain of the tokens, so no matrix "
+                               "holds it; take one domain's by for_domain.")
         return self.matrix(parts, 0) - weight
 
     def matrix(self, parts: tuple[Tensor, ...], domain: int | None) -> Tensor:

@@ -66,7 +66,7 @@ def edited(h: Tensor, R: Tensor, A: Tensor, b: Tensor, direct: bool) -> Tensor:
 
 
 def ends(first_B: Tensor, length_B: Tensor, width: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Which of `width` columns are the first f and which the last l of prompts that begin at columns first_B: [B, T]."""
+    """Which of `width` columns are the first f and which the last l of prompts that begin at columns first_B, [B, T]."""
     half_B = length_B // 2
     columns = torch.arange(width, device=first_B.device)
     place_BT = columns - first_B[:, None]
@@ -106,11 +106,13 @@ class LoReFT(LayerAdapter):
                 context: Context) -> Any:
         """What the layer gives, its states edited at the ends of the prompt."""
         y_BTD, *others = self.base(x_BTD, positions_BT, cache, mask_BT, context)
-        begins_BT = (positions_BT == 0).expand(y_BTD.shape[:2])
+        shape = y_BTD.shape[:2]
+        begins_BT = (positions_BT == 0).expand(shape)
         there_BT = torch.ones_like(begins_BT) if mask_BT is None else mask_BT
-        begins_B = (begins_BT & there_BT).any(1)
-        if bool(begins_B.any()):
-            y_BTD = self._edit(y_BTD, there_BT & begins_B[:, None])
+        first_BT = begins_BT & there_BT
+        begins_B1 = first_BT.any(1, keepdim=True)
+        if bool(begins_B1.any()):
+            y_BTD = self._edit(y_BTD, there_BT & begins_B1)
         return (y_BTD, *others)
 
     def _edit(self, h_BTD: Tensor, mask_BT: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ def diversifying(A: Tensor, B: Tensor) -> Tensor:
     count = len(A)
     first, second = torch.triu_indices(count, count, 1, device=A.device)
     between = A[first] @ A[second].mT
-    rows = B[first] @ between @ B[second].mT
+    left = B[first] @ between
+    rows = left @ B[second].mT
     return rows.abs().sum()
 
 
@@ -84,18 +85,22 @@ class PEGO(WeightAdapter):
 
     def after(self, x: Tensor, y: Tensor, weight: Any, A: Tensor, B: Tensor) -> Tensor:
         """W x + sum_i B_i A_i x; in training the penalty goes to the mixer."""
-        if self.training and self.context.losses and self.target.site is not None:
-            losses = self.losses(full(weight), A, B)
+        told = self.training and self.target.site is not None
+        if told and self.context.losses:
+            whole = full(weight)
+            losses = self.losses(whole, A, B)
             self.report(losses, self.weighed(losses))
-        together = A.flatten(0, 1), torch.cat(B.unbind(), dim=-1)
-        return y + product(x, *together)
+        down = A.flatten(0, 1)
+        up = torch.cat(B.unbind(), dim=-1)
+        return y + product(x, down, up)
 
     def losses(self, weight: Tensor, A: Tensor, B: Tensor) -> dict[str, Tensor]:
         """Both sums by name, before their coefficients."""
         scale = len(weight) ** 2 if self.config.mean else 1
-        preserve = preserving(weight.to(A.dtype), A, B)
-        diversify = diversifying(A, B)
-        return {"pego_preserve": preserve / scale, "pego_diversify": diversify / scale}
+        own = weight.to(A.dtype)
+        preserve = preserving(own, A, B) / scale
+        diversify = diversifying(A, B) / scale
+        return {"pego_preserve": preserve, "pego_diversify": diversify}
 
     def weighed(self, losses: Mapping[str, Tensor]) -> Tensor:
         """What is added to the loss."""

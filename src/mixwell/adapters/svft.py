@@ -52,9 +52,10 @@ def num_places(size: int, band: int) -> int:
 def banded(size: int, band: int) -> Places:
     """The places of a band."""
     at = torch.arange(size)
-    near = (at[:, None] - at).abs() <= band
-    rows, columns = near.nonzero(as_tuple=True)
-    return rows, columns
+    rows, columns = torch.cartesian_prod(at, at).unbind(1)
+    apart = rows - columns
+    near = apart.abs() <= band
+    return rows[near], columns[near]
 
 
 def drawn(size: int, count: int, generator: torch.Generator) -> Places:
@@ -70,9 +71,11 @@ def aligned(U: Tensor, Vh: Tensor, count: int) -> Places:
         found = U.T @ Vh.T
     else:
         found = U if U.shape[0] == U.shape[1] else Vh
-    order = found.flatten().topk(count).indices
+    largest = found.flatten().topk(count)
+    order = largest.indices
     size = found.shape[1]
-    return order // size, order % size
+    rows = order // size
+    return rows, order % size
 
 
 @method(
@@ -94,9 +97,11 @@ class SVFT(WeightAdapter):
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)
-        stack, size = target.stack, min(target.outputs, target.inputs)
+        stack = target.stack
+        size = min(target.outputs, target.inputs)
         if config.band >= size:
-            raise MixwellError(f"band is {config.band} at {target.name}, which has {size} singular values; choose less.")
+            raise MixwellError(f"band is {config.band} at {target.name}, which has {size} singular values; choose "
+                               "less.")
         count = num_places(size, config.band)
         std = (2 / count) ** 0.5 if config.start == "kaiming" else 0.0
         self.values = nn.Parameter(normal((*stack, count), std, generator))
@@ -128,8 +133,10 @@ class SVFT(WeightAdapter):
         """W x + U sigmoid(g) M V^T x."""
         seen = product(x, Vh)
         scaled = torch.sigmoid(gate) * values
-        terms = seen.index_select(-1, columns) * scaled.to(x.dtype)
-        core = torch.zeros_like(seen).index_add(-1, rows, terms)
+        factors = scaled.to(x.dtype)
+        terms = seen.index_select(-1, columns) * factors
+        nothing = torch.zeros_like(seen)
+        core = nothing.index_add(-1, rows, terms)
         return y + product(core, U)
 
     def delta(self, weight: Tensor, U: Tensor, Vh: Tensor, values: Tensor, rows: Tensor, columns: Tensor,

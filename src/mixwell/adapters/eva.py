@@ -1,7 +1,7 @@
 """EVA: LoRA that starts along what its layers see of the new text, with ranks where that explains most.
 
-**Equation:** rows of A = the leading principal components of a layer's inputs, B = 0; of all ratios of explained variance,
-    rank layers many in the mean, the largest are kept: a layer's rank is how many of its own are among them.
+**Equation:** rows of A = the leading principal components of a layer's inputs, B = 0; of all ratios of explained
+    variance the largest are kept, rank a layer in the mean: a layer's rank is how many of its own are among them.
 **Shapes:** inputs [N, I] of each target; components [K, I], K = round(rank rho); A [R, I], R of each target its own.
 **Reference:** Paischer et al. 2024, EVA (2410.07170), algorithm 1; PEFT's implementation by the authors.
 **Differs:** components are kept in float64 by the incremental analysis of Ross et al. 2008, with

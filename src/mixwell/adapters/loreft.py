@@ -66,7 +66,7 @@ def edited(h: Tensor, R: Tensor, A: Tensor, b: Tensor, direct: bool) -> Tensor:
 
 
 def ends(first_B: Tensor, length_B: Tensor, width: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Which of `width` columns are the first f and which the last l of prompts that begin at columns first_B, [B, T]."""
+    """Which of `width` columns are the first f and which the last l of prompts from columns first_B on, [B, T]."""
     half_B = length_B // 2
     columns = torch.arange(width, device=first_B.device)
     place_BT = columns - first_B[:, None]
@@ -161,7 +161,7 @@ def _width(target: Target) -> int:
     """D of a layer of a decoder."""
     for name, norm in target.owner.named_children():
         if name.endswith(("_norm", "_norm_after")):
-            width: int = norm.weight.shape[0]  # type: ignore[union-attr, index, assignment]
+            width: int = norm.weight.shape[0]  # type: ignore[index, assignment]
             return width
     raise MixwellError(f"{target.name} is no layer of a decoder, so it has no hidden states to edit; take layers.N.")
 

@@ -1,8 +1,8 @@
 """MoS: low-rank factors put together from shards of pools that all layers share.
 
 **Equation:** y = W x + (alpha / R) B A x; row j of A is the shards of places j l .. j l + l - 1 in the layer's list,
-    end to end, and column j of B likewise from a pool and a list of its own. A list: (R - p) l public shards, drawn once
-    without replacement, then the layer's own p l.
+    end to end, and column j of B likewise from a pool and a list of its own. A list: (R - p) l public shards, drawn
+    once without replacement, then the layer's own p l.
 **Shapes:** W [O, I]; pools [e L l, I / l] and [e L l, O / l] of the L matrices of one kind; lists [L, R l].
 **Reference:** Wang et al. 2024, MoS (2410.00938); Forence1999/MoS.
 **Differs:** every expert of a stack counts as a layer of its own. The lists are chosen at random and kept, as in the

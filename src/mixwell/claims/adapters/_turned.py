@@ -98,7 +98,7 @@ def nats(model: nn.Module, rows: Rows) -> float:
 @functools.cache
 def known(seed: int) -> dict[str, Tensor]:
     """What the net knows of upright digits; `Untestable` where that is little, or the turned ones need no adapting."""
-    upright, few, many = images(seed)
+    upright, _, many = images(seed)
     net = trained(Net(seed), upright, 150, 3e-3)
     if wrong(net, upright) > 0.02 or wrong(net, many) < 0.7:
         raise Untestable("the net does not read upright digits, or reads turned ones under other names")

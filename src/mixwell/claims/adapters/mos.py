@@ -1,8 +1,8 @@
 """MoS: at the numbers of a LoRA of rank one, factors put together from shared shards adapt better.
 
 Paper: MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with Mixture of Shards.
-Tried: a net of four equal hidden layers that reads digits, adapted to 200 turned ones under other names by MoS of rank 4
-with the numbers of rank 1 (four shards a vector), against LoRA of rank 1. Beside: LoRA of rank 4, four times the
+Tried: a net of four equal hidden layers that reads digits, adapted to 200 turned ones under other names by MoS of rank
+4 with the numbers of rank 1 (four shards a vector), against LoRA of rank 1. Beside: LoRA of rank 4, four times the
 numbers. Against it: an error that is no smaller than that of rank 1.
 """
 

@@ -8,6 +8,8 @@ the share of gains below 0.01. Against it: an error that is no smaller.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -24,7 +26,7 @@ def net(seed: int) -> nn.Sequential:
     """Random features."""
     parts: list[nn.Module] = []
     widths = [WIDTH, *(HIDDEN for _ in range(DEPTH))]
-    for inputs, outputs in zip(widths, widths[1:]):
+    for inputs, outputs in itertools.pairwise(widths):
         parts += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
     found = nn.Sequential(*parts, nn.Linear(HIDDEN, CLASSES))
     draws = generator(seed, "features")
@@ -39,7 +41,10 @@ def net(seed: int) -> nn.Sequential:
 def halves(seed: int) -> tuple[Rows, Rows]:
     """Digits to train on and to judge by."""
     upright, _, _ = images(seed)
-    return Rows(upright.x[:600], upright.y[:600]), Rows(upright.x[600:], upright.y[600:])
+    inks = upright.x.split(600)
+    names = upright.y.split(600)
+    first, second = map(Rows, inks, names)
+    return first, second
 
 
 def norms(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:

@@ -3,8 +3,8 @@
 Paper: S^{2}FT: Efficient, Scalable and Generalizable LLM Fine-tuning by Structured Sparsity.
 Tried: a small decoder that knows one domain of two-token rules, trained for 100 steps on another: slices of 2 of 8
 heads and 26 of 128 channels against LoRA of rank 2 on all matrices (1,344 numbers against 1,792), at rates of their
-own. Nats on the new domain. Beside: nats on the old one, and full training. Against it: nats on the new domain that are no lower
-than LoRA's.
+own. Nats on the new domain. Beside: nats on the old one, and full training. Against it: nats on the new domain that
+are no lower than LoRA's.
 """
 
 from __future__ import annotations

@@ -96,9 +96,21 @@ def known(seed: int) -> Checkpoint:
     return model.to_checkpoint()
 
 
+@functools.cache
+def worldly(seed: int, domains: int) -> Checkpoint:
+    """A decoder that has learnt the first of the domains, all at once."""
+    chains = [Chain(seed, domain) for domain in range(domains)]
+    model = fitted(fresh(seed), chains, FIRST, 1e-2, seed)
+    return model.to_checkpoint()
+
+
 def base(seed: int) -> LanguageModel:
     """A decoder that knows domain 0."""
-    checkpoint = known(seed)
+    return copied(known(seed))
+
+
+def copied(checkpoint: Checkpoint) -> LanguageModel:
+    """A model of its own."""
     tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
     return LanguageModel.from_checkpoint(checkpoint.derive(tensors=tensors))
 

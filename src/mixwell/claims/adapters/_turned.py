@@ -22,7 +22,7 @@ from mixwell.kernels.linear import Linear
 WIDTH, DEPTH, CLASSES = 64, 4, 10
 FEW = 200  # images to adapt on
 TARGETS = "re:layers.*"
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 ERROR = "share of turned digits under other names that are read wrongly"
 
 

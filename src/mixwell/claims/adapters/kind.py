@@ -13,19 +13,13 @@ import functools
 
 from mixwell.adapters.attached import Attached
 from mixwell.adapters.kind import inherit
-from mixwell.claims.adapters._chains import FIRST, NATS, Chain, fitted, fresh, nats
+from mixwell.claims.adapters._chains import FIRST, NATS, Chain, copied, fitted, fresh, nats, worldly
 from mixwell.claims.adapters._turned import attached
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.core.checkpoint import Checkpoint
 
 DOMAINS, STEPS = 3, 50
 OTHERS = ["embed", "norm", "head", "sequence_norm", "channel_norm"]
-
-
-def learnt(seed: int) -> list[Chain]:
-    """The domains of the first training."""
-    return [Chain(seed, domain) for domain in range(DOMAINS)]
 
 
 @functools.cache
@@ -34,16 +28,9 @@ def gated(seed: int) -> Attached:
     model = fresh(seed)
     there = attached(model, "kind", seed, "all-linear", {"trained": OTHERS}, common=20, tailors=4, domains=DOMAINS,
                      start="random")
-    fitted(model, learnt(seed), FIRST, 1e-2, seed, labelled=True)
+    chains = [Chain(seed, domain) for domain in range(DOMAINS)]
+    fitted(model, chains, FIRST, 1e-2, seed, labelled=True)
     return there
-
-
-@functools.cache
-def ungated(seed: int) -> Checkpoint:
-    """The same decoder without gates."""
-    model = fresh(seed)
-    found = fitted(model, learnt(seed), FIRST, 1e-2, seed)
-    return found.to_checkpoint()
 
 
 def tailored(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
@@ -60,8 +47,7 @@ def tailored(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
 
 def low_rank(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
     """Nats on the fourth domain with a LoRA."""
-    model = fresh(seed)
-    model.load_state_dict(dict(ungated(seed).tensors))
+    model = copied(worldly(seed, DOMAINS))
     there = attached(model, "lora", seed, "all-linear", rank=4, alpha=4.0)
     return _new(model, there.num_parameters, lr, seed)
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixwell.claims.adapters._turned import ERROR, adapted
+from mixwell.claims.adapters._turned import ERROR, RATES, adapted
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
 
 OWN_RATES = (1e-2, 3e-2, 1e-1, 3e-1)
-LORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def measure(bench: Bench, seed: int, *, lr: float, method: str, **options: Any) -> dict[str, float]:
@@ -27,5 +26,5 @@ CLAIM = Claim(
     "Half of the numbers of the smallest LoRA, between singular vectors, adapt as well.", ERROR, quantity="error",
     at_least=-0.02,
     sides={"method": Side(measure, {"method": "svft"}, {"lr": OWN_RATES}),
-           "baseline": Side(measure, {"method": "lora", "rank": 1, "alpha": 1.0}, {"lr": LORA_RATES}),
+           "baseline": Side(measure, {"method": "lora", "rank": 1, "alpha": 1.0}, {"lr": RATES}),
            "band of one": Side(measure, {"method": "svft", "band": 1}, {"lr": OWN_RATES})})

@@ -134,6 +134,11 @@ def test_the_tensors_of_another_say_the_ranks():
     assert torch.equal(logits(again.model), logits(first.model)) and again.config == first.config
 
 
+def test_its_size_is_known_before_any_text():
+    there = EVA.attach(model(), None, Config(rank=3), fresh(), begin=False)
+    assert {adapter.A.shape[-2] for adapter in there.adapters.values()} == {3}
+
+
 @pytest.mark.parametrize("options, message", [({"rank": 0}, "rank is 0"), ({"rho": 0.5}, r"rho is 0\.5"),
                                               ({"tau": 0.0}, "tau is 0"), ({"batches": 0}, "batches is 0"),
                                               ({"alpha": 0.0}, "alpha is 0")])

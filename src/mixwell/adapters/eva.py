@@ -218,6 +218,8 @@ class EVA:
             ranks = _held(there, known.held)
         elif known.text is not None:
             ranks, components = surveyed(model, there, known.text, config)
+        elif not known.begin:
+            ranks = {target.name: config.rank for target in there}  # the budget, before it is shared out
         else:
             raise MixwellError("EVA starts along what the layers see of a text; hand in text, windows of token ids.")
         kept = [target for target in there if ranks[target.name]]

@@ -26,20 +26,28 @@ class Chain:
     """Text whose next token hangs on the last two; a share of the pairs has rules of the domain's own."""
 
     def __init__(self, seed: int, domain: int, own: float = 0.5) -> None:
-        common = torch.randn(VOCAB, VOCAB, VOCAB, generator=generator(seed, "rules"))
+        pairs = VOCAB, VOCAB
+        shared = generator(seed, "rules")
+        common = torch.randn(*pairs, VOCAB, generator=shared)
         draws = generator(seed, "rules", domain)
-        other = torch.randn(VOCAB, VOCAB, VOCAB, generator=draws)
-        changed = torch.rand(VOCAB, VOCAB, 1, generator=draws) < own
+        other = torch.randn(*pairs, VOCAB, generator=draws)
+        drawn = torch.rand(*pairs, 1, generator=draws)
+        changed = drawn < own
         logits = torch.where(changed, other, common)
-        self.chances = torch.softmax(3 * logits, -1)
+        sharp = 3 * logits
+        self.chances = torch.softmax(sharp, -1)
 
     def __call__(self, rows: int, draws: torch.Generator) -> Tensor:
         """Windows [rows, LENGTH + 1]."""
         first = torch.randint(VOCAB, (rows, 2), generator=draws)
-        found = list(first.unbind(1))
-        for _ in range(LENGTH - 1):
-            chances = self.chances[found[-2], found[-1]]
-            found.append(torch.multinomial(chances, 1, generator=draws)[:, 0])
+        before, last = first.unbind(1)
+        found = [before, last]
+        more = LENGTH - 1
+        for _ in range(more):
+            chances = self.chances[before, last]
+            drawn = torch.multinomial(chances, 1, generator=draws)
+            before, last = last, drawn[:, 0]
+            found.append(last)
         return torch.stack(found, 1)
 
 
@@ -117,7 +125,8 @@ def copied(checkpoint: Checkpoint) -> LanguageModel:
 
 def both(model: LanguageModel, seed: int) -> dict[str, float]:
     """Nats on the old domain and on the new one."""
-    old, new = (Chain(seed, domain) for domain in (0, 1))
+    old = Chain(seed, 0)
+    new = Chain(seed, 1)
     before = nats(model, old, seed)
     after = nats(model, new, seed)
     return {"old": before, "new": after}

@@ -41,7 +41,7 @@ def measure(bench: Bench, seed: int, *, lr: float, method: str, **options: Any) 
     model = copied(worldly(seed, DOMAINS))
     targets = r"re:layers\.\d+" if method == "loreft" else "all-linear"
     there = attached(model, method, seed, targets, **options)
-    chains = [Chain(seed, domain) for domain in range(DOMAINS)]
+    chains = [Chain(seed, number) for number in range(DOMAINS)]
     draws = generator(seed, "prompts")
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
@@ -51,11 +51,18 @@ def measure(bench: Bench, seed: int, *, lr: float, method: str, **options: Any) 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    tokens, labels = windows(chains, 512, generator(seed, "held-out prompts"))
-    with torch.no_grad():
-        found = last_logits(model, tokens).argmax(-1)
-    wrong = (found != labels).float().mean()
-    return {"error": float(wrong), "numbers": float(there.num_parameters)}
+    error = wrong(model, chains, generator(seed, "held-out prompts"))
+    return {"error": error, "numbers": float(there.num_parameters)}
+
+
+@torch.no_grad()
+def wrong(model: LanguageModel, chains: list[Chain], draws: torch.Generator) -> float:
+    """Share of 512 windows that end with another domain's token."""
+    tokens, labels = windows(chains, 512, draws)
+    logits = last_logits(model, tokens)
+    found = logits.argmax(-1)
+    missed = (found != labels).float()
+    return float(missed.mean())
 
 
 EDITS = {"method": "loreft", "rank": 2, "first": 2, "last": 2, "tied": True}

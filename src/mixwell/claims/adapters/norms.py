@@ -29,13 +29,19 @@ def net(seed: int) -> nn.Sequential:
     for inputs, outputs in itertools.pairwise(widths):
         parts += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
     found = nn.Sequential(*parts, nn.Linear(HIDDEN, CLASSES))
-    draws = generator(seed, "features")
-    with torch.no_grad():
-        for part in found:
-            if isinstance(part, nn.Linear):
-                drawn = torch.randn(part.weight.shape, generator=draws)
-                part.weight.copy_(drawn * (2 / part.in_features) ** 0.5)
+    draw(found, generator(seed, "features"))
     return found
+
+
+@torch.no_grad()
+def draw(net: nn.Sequential, draws: torch.Generator) -> None:
+    """Normal weights of spread sqrt(2 / fan in)."""
+    linear = [part for part in net if isinstance(part, nn.Linear)]
+    for part in linear:
+        variance = 2 / part.in_features
+        drawn = torch.randn(part.weight.shape, generator=draws)
+        scaled = variance**0.5 * drawn
+        part.weight.copy_(scaled)
 
 
 def halves(seed: int) -> tuple[Rows, Rows]:
@@ -53,7 +59,9 @@ def norms(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
     there = attached(found, "norms", seed, "*", start="uniform")
     rows, others = halves(seed)
     trained(found, rows, STEPS, lr)
-    return {"error": wrong(found.eval(), others), "off": switched_off(there)}
+    found.eval()
+    error = wrong(found, others)
+    return {"error": error, "off": switched_off(there)}
 
 
 def entries(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:

@@ -21,25 +21,32 @@ from mixwell.claims.claim import Claim, Side
 from mixwell.claims.grids import RATES, finer
 
 ANGLES, FAR = (0, 15, 30), 60
+STEPS = 60
 
 
 def leant(x: Tensor, angle: float) -> Tensor:
     """Images [N, 64] turned by an angle in degrees."""
     from scipy.ndimage import rotate
 
-    upright = x.view(-1, 8, 8).numpy()
-    turned = rotate(upright, angle, axes=(1, 2), reshape=False, order=1)
-    return torch.from_numpy(turned).flatten(1)
+    upright = x.view(-1, 8, 8)
+    pixels = upright.numpy()
+    turned = rotate(pixels, angle, axes=(1, 2), reshape=False, order=1)
+    leaning = torch.from_numpy(turned)
+    return leaning.flatten(1)
 
 
 @functools.cache
 def domains(seed: int) -> tuple[Rows, Rows, Rows]:
     """Digits at the angles of the training: to train on and to choose by; and at the far one, to judge by."""
     upright, _, _ = images(seed)
-    inks, names = upright.x.split(300), upright.y.split(300)
+    inks = upright.x.split(300)
+    names = upright.y.split(300)
     first, second, third = map(Rows, inks, names)
-    far = Rows(leant(third.x, FAR), third.y)
-    return _all_angles(first), _all_angles(second), far
+    turned = leant(third.x, FAR)
+    far = Rows(turned, third.y)
+    near = _all_angles(first)
+    chosen_by = _all_angles(second)
+    return near, chosen_by, far
 
 
 def _all_angles(rows: Rows) -> Rows:
@@ -52,8 +59,10 @@ def measure(bench: Bench, seed: int, *, lr: float, coefficient: float = 0.0) -> 
     net = base(seed)
     there = attached(net, "pego", seed, penalty=coefficient, mean=True)
     rows, chosen_by, far = domains(seed)
-    trained(net, rows, 60, lr, (lambda: penalty(there)) if coefficient else (lambda: 0.0))
-    return {"far": wrong(net, far), "near": wrong(net, chosen_by)}
+    trained(net, rows, STEPS, lr, lambda: penalty(there) if coefficient else 0.0)
+    away = wrong(net, far)
+    near = wrong(net, chosen_by)
+    return {"far": away, "near": near}
 
 
 CLAIM = Claim(

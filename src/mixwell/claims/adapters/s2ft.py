@@ -26,8 +26,10 @@ def measure(bench: Bench, seed: int, *, lr: float, method: str = "", **options: 
     if method:
         targets = "all-linear" if method == "lora" else "*"
         numbers = attached(model, method, seed, targets, **options).num_parameters
-    fitted(model, [Chain(seed, 1)], STEPS, lr, seed + 1)
-    return {**both(model, seed), "numbers": float(numbers)}
+    new = Chain(seed, 1)
+    fitted(model, [new], STEPS, lr, seed + 1)
+    found = both(model, seed)
+    return {**found, "numbers": float(numbers)}
 
 
 GRID = {"lr": (3e-3, 1e-2, 3e-2)}

@@ -171,7 +171,7 @@ TAGS = {
     "experts.analysis": {"weights"},
     "merge": {"elementwise", "averages", "ordered", "base", "optional-base", "surveys", "overviews", "statistics",
               "checkpoints"},
-    "adapters": {"matrix", "experts", "mixture", "inexact-start"},
+    "adapters": {"matrix", "experts", "mixture", "inexact-start", "text"},
     "precision": {"codes", "nearest", "calibrated"},
     "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
     "scaling.laws": {"law", "budget"},

@@ -5,10 +5,12 @@ import torch
 
 from mixwell.adapters.in_turn import Config, InTurn, grouped
 from mixwell.adapters.turns import Turns
+from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.lm.training.loop import train
 from mixwell.lm.training.optimizer import decays
 from mixwell.lm.training.sampler import Sampler
+from mixwell.parallel.team import Alone
 from tests.contracts._adapters import TOKENS, model
 from tests.contracts._tools import fresh
 from tests.lm.tiny import DENSE, tiny_config, tiny_data, tiny_model
@@ -106,6 +108,16 @@ def test_gradients_are_there_for_the_group_alone(checkpointing):
         assert live == {name for name, _ in network.named_parameters() if name.startswith(start)}
     turns.close()
     assert all(p.requires_grad for p in network.parameters())
+
+
+def test_several_processes_are_refused(data, tmp_path):
+    class Two(Alone):
+        size = 2
+
+    network = dense()
+    InTurn.attach(network, None, Config(), fresh())
+    with pytest.raises(MixwellError, match="trained in turn, which one process can do; 2 came"):
+        train(network, data, tiny_config(**STEPS), tmp_path, team=Two())
 
 
 def test_groups_go_from_the_embeddings_up():

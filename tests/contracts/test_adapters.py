@@ -25,7 +25,8 @@ def attached(entry, sparse=None, seed=3):
     """The method beside a small model, a mixture where it goes with experts."""
     wanted = bool(entry.tags & {"experts", "mixture"}) if sparse is None else sparse
     network = model(wanted)
-    return entry.load().attach(network, None, config_of(entry), seeded(seed))
+    given = {"text": [TOKENS, TOKENS.flip(1)]} if "text" in entry.tags else {}
+    return entry.load().attach(network, None, config_of(entry), seeded(seed), **given)
 
 
 @pytest.mark.parametrize("entry", EXACT)

@@ -216,7 +216,7 @@ def _more(config, tensors):
     (_strange, "self_attn.z_proj.lora_A.weight has no place in this model; it would be dropped"),
     (_narrow, r"the file changes a matrix of \[48, 31\], this base has \[48, 32\]"),
     (_more, "model.layers.1.self_attn.q_proj is a target of this adapter and missing in its file"),
-    (lambda config, tensors: config.update(peft_type="VERA"), "peft_type is 'VERA'; LORA and IA3 are read"),
+    (lambda config, tensors: config.update(peft_type="VERA"), "peft_type is 'VERA'; LORA, IA3, BOFT, OFT, LN_TUNING"),
     (lambda config, tensors: config.update(lora_bias=True), "asks for lora_bias, which would change the result"),
     (lambda config, tensors: config.pop("lora_alpha"), "has no lora_alpha"),
     (lambda config, tensors: tensors.clear(), "adapts no module; expected lora_A and lora_B"),

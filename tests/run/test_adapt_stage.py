@@ -32,6 +32,7 @@ stages:
   - {id: beside, from: small, adapt: lora, merged: false, rank: 2, targets: [qkv, down_proj], steps: 2, lr: 1e-2}
   - {id: weighed, from: routed, evaluate: {max_tokens: 100}}
   - {id: said, from: beside, sample: {prompts: [ka], max_new_tokens: 4}}
+  - {id: along, from: moe, adapt: eva, rank: 2, steps: 1, lr: 1e-2}
 """
 
 
@@ -76,11 +77,21 @@ def test_parts_of_the_model_itself_are_trained(run):
     torch.testing.assert_close(there.model(tokens).logits_BTV, halved(tokens).logits_BTV)
 
 
+def test_a_start_along_the_runs_own_text_leaves_a_lora(run):
+    _, out = run
+    base, along = (mixwell.load(stage_folder(out, name) / "model") for name in ("moe", "along"))
+    there = files.load(stage_folder(out, "along") / adapt.FOLDER, base)
+    ranks = [adapter.A.shape[-2] for adapter in there.adapters.values()]
+    assert there.method == "adapters.lora" and sum(ranks) == 2 * len(ranks)
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(there.model(tokens).logits_BTV, along(tokens).logits_BTV)
+
+
 def test_the_report_plans_by_the_weights_given(run):
     _, out = run
     drawn = data(read_run(out))["drawn"]
-    assert drawn["head"] == ["tuned", "more", "whole", "halved", "turned", "routed", "beside"]
-    assert drawn["by_size"] == ["tuned", "whole", "halved", "turned", "routed", "beside"]
+    assert drawn["head"] == ["tuned", "more", "whole", "halved", "turned", "routed", "beside", "along"]
+    assert drawn["by_size"] == ["tuned", "whole", "halved", "turned", "routed", "beside", "along"]
     plans = {row[0]: row[2][1] for row in drawn["rows"]}
     assert "planned 75" in plans["left"] and "planned 25" in plans["right"]
 

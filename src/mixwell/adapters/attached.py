@@ -72,6 +72,7 @@ class Known:
 
     held: Mapping[str, Tensor] | None = None  # tensors that are loaded next, which say what was drawn or measured
     text: Iterable[Tensor] | None = None  # windows of token ids, int64 [B, T] each
+    begin: bool = True  # whether the start is computed, too
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def attach(method: Any, model: nn.Module, targets: Sequence[str] | str | None, c
     that are not finite.
     """
     draws = generator or rng.generator(0)
-    there: Standing = method.stands(model, targets, config, draws, Known(held, text))
+    there: Standing = method.stands(model, targets, config, draws, Known(held, text, begin))
     for adapter in there.adapters.values():
         if begin:
             adapter.begin()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 
 BIAS, WEIGHT = ".bias", ".weight"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,13 @@ class HalfFineTuning(Selection):
 def _units(target: Target) -> Iterable[Unit]:
     """The matrices of a weight."""
     layer, mixer = target.name.split(".")[1:3]
+    group = f"{mixer} {layer}"
     parts = fused(target)
+    if len(parts) == 1:
+        yield Unit(target.name, group=group)
+        return
     for rows in parts.values():
-        yield Unit(target.name, rows if len(parts) > 1 else None, f"{mixer} {layer}")
+        yield Unit(target.name, rows, group)
 
 
 def half_of(units: Sequence[Unit], generator: torch.Generator) -> list[Unit]:
@@ -87,10 +92,11 @@ def half_of(units: Sequence[Unit], generator: torch.Generator) -> list[Unit]:
     fewer = _rounded_down(groups, generator)
     found: list[Unit] = []
     for name, group in groups.items():
-        count = len(group) // 2 + (len(group) % 2 and name not in fewer)
-        order = torch.randperm(len(group), generator=generator, device=generator.device)
-        kept = sorted(order[:count].tolist())
-        found += [group[place] for place in kept]
+        odd = len(group) % 2
+        count = len(group) // 2
+        if odd and name not in fewer:
+            count += 1
+        found += _drawn(group, count, generator)
     return found
 
 
@@ -103,10 +109,16 @@ def _rounded_down(groups: dict[str, list[Unit]], generator: torch.Generator) -> 
             by_part.setdefault(part, []).append(name)
     found: set[str] = set()
     for odd in by_part.values():
-        order = torch.randperm(len(odd), generator=generator, device=generator.device)
-        half = order[: len(odd) // 2].tolist()
-        found.update(odd[place] for place in half)
+        half = _drawn(odd, len(odd) // 2, generator)
+        found.update(half)
     return found
+
+
+def _drawn(there: Sequence[T], count: int, generator: torch.Generator) -> list[T]:
+    """So many of them at random, in their order."""
+    order = torch.randperm(len(there), generator=generator, device=generator.device)
+    kept = order[:count].sort().values
+    return [there[place] for place in kept.tolist()]
 
 
 def _others(names: Sequence[str], units: Sequence[Unit]) -> list[str]:

@@ -114,7 +114,8 @@ class Slice(WeightAdapter):
         if self.axis == "columns":
             seen = x.index_select(-1, indices)
             return y + product(seen, moved)
-        return y.index_add(-1, indices, product(x, moved))
+        change = product(x, moved)
+        return y.index_add(-1, indices, change)
 
     def bias(self, bias: Tensor, weight: Any, entries: Tensor, indices: Tensor, shifts: Tensor | None = None) -> Tensor:
         """The bias with that of the rows in its place."""
@@ -242,8 +243,10 @@ def stacked(target: Target, indices: Tensor) -> Tensor:
 
 def norms_of(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Those of the named parameters that belong to norms: gains, and shifts where there are some."""
-    found: set[str] = set()
-    for path, module in model.named_modules():
+    found: set[int] = set()
+    for module in model.modules():
         if isinstance(module, NORMS):
-            found.update(f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False))
-    return [name for name in names if name in found]
+            own = module.parameters(recurse=False)
+            found.update(id(parameter) for parameter in own)
+    own_names = dict(model.named_parameters())
+    return [name for name in names if id(own_names[name]) in found]

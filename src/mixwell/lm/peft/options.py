@@ -11,16 +11,19 @@ from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.files import read_json
 from mixwell.lm.peft.places import BASE, CONFIG, PACKING
 
-KINDS = ("LORA", "IA3")
+KINDS = ("LORA", "IA3", "BOFT", "OFT", "LN_TUNING")
 UNKNOWN = ("lora_bias", "use_qalora", "use_bdlora", "layer_replication", "trainable_token_indices", "arrow_config",
-           "kasa_config", "velora_config", "alora_invocation_tokens", "monteclora_config")  # change the result
+           "kasa_config", "velora_config", "alora_invocation_tokens", "monteclora_config", "coft")  # change the result
 READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
         "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern",
-        "modules_to_save", "feedforward_modules", "init_lora_weights", "fan_in_fan_out", "bias")
+        "modules_to_save", "feedforward_modules", "init_lora_weights", "fan_in_fan_out", "bias", "boft_block_size",
+        "boft_block_num", "boft_n_butterfly_factor", "boft_dropout", "oft_block_size", "module_dropout", "block_share",
+        "use_cayley_neumann", "num_cayley_neumann_terms")
 # of the training, of other programs, or about the folder: the file's tensors mean the same whatever they say
 BESIDE = ("alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
-          "eva_config", "inference_mode", "init_ia3_weights", "loftq_config", "lora_ga_config", "megatron_config",
-          "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type")
+          "eps", "eva_config", "inference_mode", "init_ia3_weights", "init_weights", "loftq_config", "lora_ga_config",
+          "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
+          "task_type")
 KNOWN = frozenset((*READ, *BESIDE, *UNKNOWN, PACKING, BASE))
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts that take themselves out of the base
 ALL_LINEAR = "all-linear"  # in PEFT's words
@@ -32,7 +35,7 @@ def read_options(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in KINDS:
-        raise MixwellError(f"{path}: peft_type is {shown(kind)}; LORA and IA3 are read.")
+        raise MixwellError(f"{path}: peft_type is {shown(kind)}; {', '.join(KINDS)} are read.")
     found: dict[str, Any] = config
     _check_keys(found, path)
     if kind == "LORA":

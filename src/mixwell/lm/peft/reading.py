@@ -1,4 +1,4 @@
-"""PEFT adapter folders put beside a model: LoRA with its options, also on experts, and (IA)^3.
+"""PEFT adapter folders put beside a model: LoRA with its options, also on experts, (IA)^3, rotations, and norms.
 
 Modules that are one matrix here share one adapter: their A stand below each other, their B along the diagonal.
 
@@ -30,9 +30,12 @@ from mixwell.lm.model import LanguageModel
 from mixwell.lm.peft.experts import check_packing, unpacked
 from mixwell.lm.peft.options import alpha_at, check_targets, named, rank_at, read_options, targeted
 from mixwell.lm.peft.places import BASE, CONFIG, PACKING, PREFIX, TENSORS, WEIGHT, Place, module_of, places_of
+from mixwell.lm.peft.rotations import rotated, rotating
 from mixwell.lm.tokenizer import MAIN
 
-PARTS = {"LORA": "lora_A|lora_B|lora_magnitude_vector", "IA3": "ia3_l"}  # of a module, by the kind of adapter
+PARTS = {"LORA": "lora_A|lora_B|lora_magnitude_vector", "IA3": "ia3_l", "BOFT": "boft_R|boft_s", "OFT": "oft_R",
+         "LN_TUNING": "ln_tuning_layers"}  # of a module, by the kind of adapter
+NORMS = "LN_TUNING"
 PART = {kind: re.compile(rf"(?P<module>.+?)(?P<nest>(?:\.base_layer)*)\.(?P<part>{parts})(?:\.weight)?")
         for kind, parts in PARTS.items()}
 
@@ -67,9 +70,13 @@ def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None
     check_targets(config, map(module_of, places), places)
     modules, whole = _sorted_out(tensors, places, config, order, model)
     if not modules:
-        raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, or ia3_l, of one.")
+        raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, ia3_l, boft_R, "
+                           "oft_R or ln_tuning_layers, of one.")
     _check_complete(config, places, modules)
-    found = _attached(model, modules, _whole(model, whole, places), config)
+    if config["peft_type"] == NORMS:
+        found = _norms(model, modules, whole, places)
+    else:
+        found = _attached(model, modules, _whole(model, whole, places), config)
     if BASE in config and not other_base:
         _check_base(found, str(config[BASE]), folder)
     return found
@@ -115,11 +122,12 @@ def _sorted_out(tensors: Mapping[str, Tensor], places: Mapping[str, Place], conf
         if match is None or path not in targets:
             raise MixwellError(f"{name} has no place in this model; it would be dropped. The adapter was made for "
                                "another base, or by a method that is not read.")
-        scale = 1.0 if config["peft_type"] == "IA3" else alpha_at(config, path)
+        scale = alpha_at(config, path) if config["peft_type"] == "LORA" else 1.0
         held = modules.setdefault(path, Module(targets[path], path, scale))
         held.parts[match["part"]] = value
     for held in modules.values():
-        _complete(held, packing, config, model)
+        if config["peft_type"] in ("LORA", "IA3"):
+            _complete(held, packing, config, model)
     return list(modules.values()), whole
 
 
@@ -200,7 +208,8 @@ def _check_complete(config: Mapping[str, Any], places: Mapping[str, Place], modu
         chosen = name.endswith(WEIGHT) and targeted(path, targets)
         chosen = chosen or named(name, parameters)
         inside = place.expert is not None and any(path.startswith(f"{stack}.") for stack in fused)
-        if chosen and path not in there and not inside and not _is_vector(name):
+        of_norms = config["peft_type"] == NORMS
+        if chosen and path not in there and not inside and _is_vector(name) == of_norms:
             raise MixwellError(f"{path} is a target of this adapter and missing in its file; nothing was loaded.")
 
 
@@ -214,10 +223,10 @@ def _attached(model: LanguageModel, modules: list[Module], trained: Mapping[str,
     grouped: dict[str, list[Module]] = defaultdict(list)
     for held in modules:
         grouped[held.place.canonical].append(held)
-    joined = _factors if config["peft_type"] == "IA3" else _low_rank
+    name, joined = JOINED[config["peft_type"]]
     tensors: dict[str, Tensor] = {}
-    options: dict[str, Any] = {}
-    method = registry.find("adapters.ia3" if config["peft_type"] == "IA3" else "adapters.lora")
+    options = rotating(config) if joined is rotated else {}
+    method = registry.find(name)
     for canonical, held_here in grouped.items():
         weight = model.get_parameter(canonical).detach().float()
         own = joined(canonical, held_here, weight, options)
@@ -234,6 +243,19 @@ def _attached(model: LanguageModel, modules: list[Module], trained: Mapping[str,
     except MixwellError:
         found.detach()
         raise
+    return found
+
+
+def _norms(model: LanguageModel, modules: list[Module], whole: Mapping[str, Tensor],
+           places: Mapping[str, Place]) -> Attached:
+    """Norms trained as they are, and what else the file holds as a whole."""
+    own = {held.name + WEIGHT: held.parts["ln_tuning_layers"] for held in modules}
+    values = _whole(model, {**whole, **own}, places)
+    tensors = {f"{name}/": value for name, value in values.items()}
+    method = registry.find("adapters.norms")
+    config = method.module().Config()
+    found = attach(method.load(), model, None, config, begin=False, held=tensors)
+    found.load_tensors(tensors)
     return found
 
 
@@ -335,3 +357,8 @@ def _factors(canonical: str, modules: list[Module], weight: Tensor, options: dic
             raise MixwellError(f"{held.name}: the file has {len(factors)} factors, this base takes {len(rows)}.")
         found[place.rows] = factors if held.of_inputs else place.arranged(factors, 0)
     return {"factors": found}
+
+
+JOINED: Mapping[str, tuple[str, Any]] = {
+    "LORA": ("adapters.lora", _low_rank), "IA3": ("adapters.ia3", _factors), "BOFT": ("adapters.boft", rotated),
+    "OFT": ("adapters.boft", rotated)}  # kind -> method, and how modules are joined that are one tensor here

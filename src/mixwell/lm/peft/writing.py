@@ -1,4 +1,4 @@
-"""PEFT adapter folders made of adapters: LoRA with its options, also on experts, and (IA)^3.
+"""PEFT adapter folders made of adapters: LoRA with its options, also on experts, (IA)^3, rotations, and norms.
 
 Legend: E experts, O outputs, I inputs, R rank.
 """
@@ -22,9 +22,10 @@ from mixwell.formats.tensors import save_tensors
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.peft.experts import check_packing, packed
 from mixwell.lm.peft.places import BASE, CONFIG, PACKING, PREFIX, TENSORS, WEIGHT, Place, module_of, places_of
+from mixwell.lm.peft.rotations import Rotations
 
 Experts = Literal["fused", "apart"]
-LORA, IA3 = "adapters.lora", "adapters.ia3"
+LORA, IA3, BOFT, NORMS = "adapters.lora", "adapters.ia3", "adapters.boft", "adapters.norms"
 GATE_UP, DOWN = "gate_up_proj", "down_proj"  # parameters of a module of experts, in its own order
 
 
@@ -38,18 +39,20 @@ def write(attached: Attached, folder: str | Path, *, base: str = "", experts: Ex
     """
     check_packing(packing)
     model: Any = attached.model
-    if attached.method not in (LORA, IA3):
+    if attached.method not in (LORA, IA3, BOFT, NORMS):
         raise MixwellError(f"PEFT has no {attached.method}; save it by mixwell.adapters.files, or merge it.")
     if experts not in ("fused", "apart"):
         raise MixwellError(f"experts is {experts!r}; expected fused or apart.")
     places = _wanted(places_of(model), model, experts)
-    wanted = _LoRA(attached, packing) if attached.method == LORA else _IA3(attached)
+    wanted = _of_method(attached, packing)
     for canonical, adapter in attached.adapters.items():
         own = {name: place for name, place in places.items() if place.canonical == canonical}
         if not own:
             raise MixwellError(f"{canonical} has no place in a decoder of transformers; PEFT cannot hold its adapter.")
         wanted.add(canonical, adapter, own)
     saved = _saved(attached, places)
+    if attached.method == NORMS:
+        saved = wanted.taken(saved)
     modules = sorted(module_of(name) for name in saved)
     config = wanted.config() | {
         "base_model_name_or_path": base or None, "task_type": "CAUSAL_LM", "inference_mode": True,
@@ -59,6 +62,15 @@ def write(attached: Attached, folder: str | Path, *, base: str = "", experts: Ex
         write_json(scratch / CONFIG, dict(sorted(config.items())))
         save_tensors(scratch / TENSORS, tensors, {"format": "pt"})
     return Path(folder)
+
+
+def _of_method(attached: Attached, packing: str) -> Any:
+    """What gathers the tensors and the config of a file."""
+    if attached.method == LORA:
+        return _LoRA(attached, packing)
+    if attached.method == BOFT:
+        return Rotations(attached.config)
+    return _Norms() if attached.method == NORMS else _IA3(attached)
 
 
 def _wanted(places: Mapping[str, Place], model: LanguageModel, experts: Experts) -> dict[str, Place]:
@@ -189,3 +201,27 @@ class _IA3:
         """PEFT's, as far as it depends on the method."""
         return {"peft_type": "IA3", "target_modules": sorted(self.modules), "feedforward_modules": sorted(self.inputs),
                 "init_ia3_weights": True, "fan_in_fan_out": False}
+
+
+class _Norms:
+    """What a file of tuned norms holds: norms as they are, each a layer of PEFT's own."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.modules: list[str] = []
+
+    def taken(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the norms out of what is saved as a whole; the rest is PEFT's modules_to_save."""
+        rest: dict[str, Tensor] = {}
+        for name, value in saved.items():
+            if value.ndim > 1:
+                rest[name] = value
+                continue
+            path = module_of(name)
+            self.modules.append(path)
+            self.tensors[f"{path}.ln_tuning_layers{WEIGHT}"] = value
+        return rest
+
+    def config(self) -> dict[str, Any]:
+        """PEFT's, as far as it depends on the method."""
+        return {"peft_type": "LN_TUNING", "target_modules": sorted(self.modules)}

@@ -139,6 +139,9 @@ class _Run:
         self.frozen = Frozen(model, config.frozen)
         self.turns = getattr(model, "turns", None)  # of a model whose parts are trained in turn; see `adapters.turns`
         if self.turns is not None:
+            if team.size > 1:
+                raise MixwellError("the model's parts are trained in turn, which one process can do; "
+                                   f"{team.size} came.")
             self.turns.open()
         self.checkpointing = getattr(model, "checkpointing", False)  # as it was before this run
         self.optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,

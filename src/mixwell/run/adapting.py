@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from mixwell.adapters import files
 from mixwell.adapters.attached import Attached
+from mixwell.adapters.many import Many
 from mixwell.core import disk, machine, registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError, shown
 from mixwell.lm import adapted, peft, receipt
 from mixwell.lm.model import LanguageModel
+from mixwell.run.paths import find_adapter
 
 ROOM = "adapters"
 Layout = Literal["own", "peft", "unsloth", "stacks", "apart"]
@@ -173,3 +175,31 @@ def convert(method: str, work: Work, out: Path) -> dict[str, Any]:
                            "kept.")
     return {"layout": layout, "parameters_before": there.num_parameters, "parameters_after": again.num_parameters,
             "max_logit_error": error}
+
+
+def named(words: Sequence[str]) -> dict[str, str]:
+    """Name -> place of adapters given as `NAME=PLACE`, or as a place whose last part is the name.
+
+    A name that comes twice raises `MixwellError`.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, place = word.partition("=")
+        if not equals:
+            name, place = Path(word.rstrip("/")).name, word
+        if name in found or not name:
+            raise MixwellError(f"--adapter {shown(word)}: two adapters would be {shown(name)}; write NAME=FOLDER.")
+        found[name] = place
+    return found
+
+
+def put_many(model: LanguageModel, places: Mapping[str, str]) -> Many | None:
+    """The adapters in some folders beside one model, for rows to choose from; None where there are none."""
+    if not places:
+        return None
+    held = {}
+    for name, place in places.items():
+        there = adapted.put(find_adapter(place), model)
+        there.detach()
+        held[name] = there
+    return Many(model, held)

@@ -43,7 +43,8 @@ def test_a_merge_is_weighed_with_and_without(places):
     assert "merged against beside" in lines["merge error"] and "parameters" in lines["trained"]
     without, beside = (float(word) for word in lines["bits per byte"].split()[3:6:2])
     receipt = mixwell.load(folder / "merged").lineage[-1]["receipt"]
-    assert (without, beside) == pytest.approx((receipt["bits_per_byte_without"], receipt["bits_per_byte_with"]), abs=1e-4)
+    kept = receipt["bits_per_byte_without"], receipt["bits_per_byte_with"]
+    assert (without, beside) == pytest.approx(kept, abs=1e-4)
     assert beside - without == pytest.approx(receipt["bits_per_byte_change"], abs=2e-3)
 
 
@@ -74,14 +75,13 @@ def test_the_base_is_held_against_itself_with_the_adapter(places, tmp_path):
     assert twice.exit_code and "two adapters would be 'a'" in twice.output
 
 
-def test_an_adapter_is_written_in_another_layout(places, tmp_path):
+def test_an_adapter_is_written_anew_where_the_layout_holds_it(places, tmp_path):
     folder, _ = places
-    done = call("apply", "adapters.lora", "--in", folder / "base", "--adapter", folder / "mine", "--out",
-                tmp_path / "theirs", "layout=peft")
-    assert done.exit_code == 0 and "max_logit_error" in done.output, done.output
-    tokens = torch.arange(12)[None]
-    model = mixwell.load(folder / "base")
-    from mixwell.lm.adapted import put
-
-    put(tmp_path / "theirs", model)
-    torch.testing.assert_close(model(tokens).logits_BTV, mixwell.load(folder / "merged")(tokens).logits_BTV)
+    words = ["apply", "adapters.lora", "--in", folder / "base", "--adapter", folder / "mine", "--out", tmp_path / "out"]
+    done = call(*words, "layout=own")
+    assert done.exit_code == 0 and "max_logit_error    0" in done.output, done.output
+    first, second = (files.load(place, mixwell.load(folder / "base")) for place in (folder / "mine", tmp_path / "out"))
+    assert all(torch.equal(value, second.tensors()[name]) for name, value in first.tensors().items())
+    refused = call(*words[:-1], tmp_path / "theirs", "layout=peft")
+    assert refused.exit_code and "no decoder of transformers computes this model" in refused.output
+    assert not (tmp_path / "theirs").exists()

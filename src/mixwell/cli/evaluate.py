@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MODELS = typer.Argument(help="Model folders, files or ids, a stage's folder, or a run's stage such as runs/mine:moe. "
                              "The others are held against the first.", metavar="MODEL...")
 
+ADAPTER = typer.Option(metavar="[NAME=]FOLDER", help="Adapter to hold the one model against itself with: a folder, or "
+                                                     "the stage that made it; may be said again.")
+
 
 @one_line
 def evaluate(models: Annotated[list[str], MODELS],
@@ -28,8 +31,7 @@ def evaluate(models: Annotated[list[str], MODELS],
                                "bytes or tokens.  [default: bytes=256k]")] = None,
              seq_len: Annotated[int, typer.Option(help="Tokens that a model sees at once.")] = 256,
              batch_size: Annotated[int, typer.Option(help="Windows read together.")] = 16,
-             adapter: Annotated[list[str] | None, typer.Option(metavar="[NAME=]FOLDER", help="Adapter to hold the one "
-                                "model against itself with: a folder or the stage that made it; may be said again.")] = None,
+             adapter: Annotated[list[str] | None, ADAPTER] = None,
              out: Annotated[Path | None, typer.Option(help="Folder.  [default: runs/evaluate-MODELS]")] = None,
              download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Measure models that exist on the same text: bits per byte, differences with intervals, sizes and speed.

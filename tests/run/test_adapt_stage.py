@@ -7,7 +7,7 @@ import torch
 
 import mixwell
 from mixwell.adapters import files
-from mixwell.compare import variants
+from mixwell.compare.variants import judged_stage, variants
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.lm import folder as folders
@@ -162,7 +162,7 @@ def test_the_report_holds_adapters_beside_each_other(run):
     found = adapters(read_run(out))
     rows = {row[0]: dict(zip(found["head"], row)) for row in found["rows"]}
     before, after = (read_stage(stage_folder(out, name)).evaluation["bits_per_byte"] for name in ("tuned", "more"))
-    assert set(rows) == {"tuned", "more", "routed", "beside"} and rows["tuned"]["learning rate"] == "0.01"
+    assert set(rows) == {"tuned", "more", "routed", "beside"} and rows["tuned"]["learning rate"] == "0.010"
     apart = [after[name] - before[name] for name in ("left", "right")]
     assert float(rows["more"]["change there"].replace("−", "-")) == pytest.approx(sum(apart) / 2, abs=6e-4)
     assert rows["more"]["change elsewhere"] == "–"  # both domains were trained on
@@ -194,11 +194,10 @@ def test_minutes_and_comparisons_size_adaptations_too(run):
                                                                                                "steps": 3}}}
     assert sizing.budgeted(entries["lora"], {"tokens": 9}) == {"id": "a", "adapt": {"method": "lora", "tokens": 9}}
     assert sizing.budgeted(entries["below"], {"seconds": 1}) == {"id": "a", "adapt": {"method": "lora", "seconds": 1}}
-    found = variants.variants(chosen, {"tuned.adapt": ["lora", "ia3"]})
-    with pytest.raises(MixwellError):  # rank is no option of (IA)^3
-        variants.judged_stage(found, None, 1)
-    found = variants.variants(chosen, {"routed.num_adapters": [2, 3]})
-    assert variants.judged_stage(found, None, 1) == "routed"
+    with pytest.raises(MixwellError, match="unknown key 'rank'"):  # no option of (IA)^3
+        variants(chosen, {"tuned.adapt": ["lora", "ia3"]})
+    found = variants(chosen, {"routed.num_adapters": [2, 3]})
+    assert judged_stage(found, None, 1) == "routed"
 
 
 def test_no_other_stage_leaves_an_adapter_out(tmp_path):

@@ -68,6 +68,8 @@ def serve(source: Annotated[Path, MODEL],
     from mixwell.serve.app import Settings, build
     from mixwell.serve.engine import Limits
 
+    if adapter and resident is not None:
+        raise MixwellError("--adapter and --resident came: an adapter stands beside experts in memory; leave one out.")
     if rows > step_tokens:
         raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
 

@@ -206,7 +206,9 @@ def _batches(path: Path, name: str, batches: Iterator[Any]) -> Texts:
 
 def _turns(said: Any, role: str) -> list[Any]:
     """What one side says: a text, or messages as they are."""
-    return list(said) if isinstance(said, list) else [{"role": role, "content": said}]
+    if isinstance(said, list):
+        return list(said)
+    return [{"role": role, "content": said}]
 
 
 def _whole(text: str) -> str:

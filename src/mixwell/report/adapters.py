@@ -109,7 +109,7 @@ def _sentences(run: RunRecord, adapted: Sequence[Side]) -> list[str]:
     """How even the comparison is, and who learnt most and forgot least beyond what seeds do."""
     sizes = [figure(side.first.result, "trained_parameters") for side in adapted]
     tried = [len(side.first.result.get("rates") or [None]) for side in adapted]
-    found = []
+    found: list[str] = []
     if len(adapted) < 2:
         return found
     spread = max(sizes) / min(sizes) - 1

@@ -62,7 +62,7 @@ class Work:
 
     def put(self, **more: Any) -> Attached:
         """The adapter beside a model of the base's."""
-        model = LanguageModel.from_checkpoint(self.base)
+        model = LanguageModel.from_checkpoint(self.base, "fp32")
         text = None if self.bytes_V is None else self.tokens
         packing = self.options.packing
         return adapted.put(self.folder, model.eval(), packing=packing, text=text, **more)
@@ -106,7 +106,7 @@ def merge(method: str, work: Work) -> Checkpoint:
     trained = there.num_parameters
     own = work.record(method, there)
     bits = _bits(work, there)
-    done = adapted.merge(there, work.tokens_BT)
+    done = adapted.merge(there, work.base, work.tokens_BT)
     weighed = receipt.measure(work.base, done.checkpoint, work.tokens_BT, method, token_bytes_V=work.bytes_V)
     told = weighed.to_dict() | {"trained_parameters": trained, "merge_error": done.error, "changes": sizes,
                                 "without_change": adapted.without_change(sizes)}
@@ -144,7 +144,7 @@ def unmerge(method: str, work: Work) -> Checkpoint:
         raise MixwellError(f"{work.name} does not say that {work.folder} was merged into it, so taking that out would "
                            "give no base; name the merged model.")
     own = work.record(method, there)
-    before = adapted.taken_out(there)
+    before = adapted.taken_out(there, work.base)
     weighed = receipt.measure(work.base, before, work.tokens_BT, method, token_bytes_V=work.bytes_V)
     kept = replace(before, lineage=work.base.lineage, files=work.base.files)
     return kept.derive(record=own | {"receipt": weighed.to_dict()})

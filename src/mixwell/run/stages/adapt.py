@@ -180,7 +180,8 @@ def run_adapt(job: Job) -> dict[str, Any]:
     tried = _all_tried(job, before, data)
     best = min(tried, key=lambda one: one.loss)
     done, config = best.done, best.config
-    anew = LanguageModel.from_checkpoint(before)  # the training may have rounded the frozen weights
+    # anew: the training may have rounded the frozen weights; in float32: what merging rounds is told by the receipt
+    anew = LanguageModel.from_checkpoint(before, "fp32")
     exact = stage.config.attach(anew, stage.seed, begin=False, held=best.tensors)
     exact.load_tensors(best.tensors)
     merges = stage.config.merged
@@ -282,7 +283,7 @@ class _Left:
 def _merged(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tensor) -> _Left:
     """The adapter in its folder, and the model with it in the weights."""
     _save(job, exact)
-    done = adapted.merge(exact, tokens_BT)
+    done = adapted.merge(exact, before, tokens_BT)
     after = done.checkpoint
     weighed = receipt.measure(before, after, tokens_BT, job.stage.method)
     told = weighed.to_dict()

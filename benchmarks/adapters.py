@@ -46,10 +46,11 @@ Step = Callable[[], float]
 
 
 def write_base(folder: Path, layers: int) -> int:
-    """The base in a folder; returns its parameters."""
+    """The base in a folder, and beside it with int8 weights; returns its parameters."""
     arch = read_config(MODEL | {"num_hidden_layers": layers})
     model = LanguageModel(from_dict(ModelConfig, arch), generator(0))
     model.save(folder)
+    apply("precision.int8", model, out=folder.with_name("int8"))
     return model.num_parameters()
 
 
@@ -77,9 +78,7 @@ def stepping(parameters: list[Tensor], loss: Callable[[], Tensor], trained: bool
 def ours(folder: Path, full: bool, int8: bool = False) -> Step:
     """mixwell, with LoRA on the experts or all of it."""
     ids = text()
-    model = load(folder, "fp32").train()
-    if int8:
-        model = apply("precision.int8", model).train()
+    model = load(folder.with_name("int8") if int8 else folder, "fp32").train()
     if not full:
         LoRA.attach(model, ["gate_up_proj", "down_proj"], Config(rank=RANK, alpha=2.0 * RANK), generator(2))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

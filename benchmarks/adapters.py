@@ -3,8 +3,9 @@
     python benchmarks/adapters.py --threads 1 --save
 
 A step is forward, backward and AdamW on what is trained; full fine-tuning is measured without its optimiser, to its
-favour. All start from the same weights and are held to the same first loss, and so are the gradients of the adapters.
-Peak memory is that of a process of its own, less what it holds before the first step. Needs peft beside transformers.
+favour. All start from the same weights and are held to the same first loss. Peak memory is that of a process of its own
+over three steps, imports and loading included. Beside it: a token each of eight rows, by the base, through one adapter,
+and each row through its own. Needs peft beside transformers.
 """
 
 from __future__ import annotations
@@ -16,19 +17,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from _parts import measure, parser, start
+from _parts import measure, parser, plain, save, start
 from torch import Tensor
 
 from mixwell.adapters.lora import Config, LoRA
+from mixwell.adapters.many import NONE, Many
+from mixwell.core.config import from_dict
 from mixwell.core.rng import generator
+from mixwell.lm.config import ModelConfig
 from mixwell.lm.hf.config import read_config
 from mixwell.lm.model import LanguageModel, load
+from mixwell.run.apply import apply
+from mixwell.serve.paged import PagedRows, Piece, widths
 
 RANK, TOKENS, LEARNING_RATE = 8, 128, 1e-4
+ROWS, BLOCK = 8, 16  # of what is answered together, and positions of a block of its cache
 STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]  # in peft's words
 MODEL = {"model_type": "qwen3_moe", "vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 8,
          "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 512,
@@ -38,13 +46,11 @@ Step = Callable[[], float]
 
 
 def write_base(folder: Path, layers: int) -> int:
-    """The base in a folder; returns its parameters."""
+    """The base in a folder, and beside it with int8 weights; returns its parameters."""
     arch = read_config(MODEL | {"num_hidden_layers": layers})
-    from mixwell.core.config import from_dict
-    from mixwell.lm.config import ModelConfig
-
     model = LanguageModel(from_dict(ModelConfig, arch), generator(0))
     model.save(folder)
+    apply("precision.int8", model, out=folder.with_name("int8"))
     return model.num_parameters()
 
 
@@ -72,11 +78,7 @@ def stepping(parameters: list[Tensor], loss: Callable[[], Tensor], trained: bool
 def ours(folder: Path, full: bool, int8: bool = False) -> Step:
     """mixwell, with LoRA on the experts or all of it."""
     ids = text()
-    model = load(folder, "fp32").train()
-    if int8:
-        from mixwell.run.apply import apply
-
-        model = apply("precision.int8", model).train()
+    model = load(folder.with_name("int8") if int8 else folder, "fp32").train()
     if not full:
         LoRA.attach(model, ["gate_up_proj", "down_proj"], Config(rank=RANK, alpha=2.0 * RANK), generator(2))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -134,11 +136,40 @@ def measured_apart(name: str, folder: Path, options: argparse.Namespace) -> dict
     return found
 
 
+def many(folder: Path) -> dict[str, Step]:
+    """A token of each of eight rows: by the base alone, all through one adapter, each through its own."""
+    model = load(folder, "fp32").eval()
+    held = {}
+    for number in range(ROWS):
+        there = LoRA.attach(model, ["qkv", "out", "gate_up_proj", "down_proj"], Config(rank=RANK), generator(number))
+        there.detach()
+        held[str(number)] = there
+    kept = widths(model)
+    bare = PagedRows(load(folder, "fp32").eval(), ROWS, BLOCK, kept)
+    adapted = PagedRows(model, ROWS, BLOCK, kept, Many(model, held))
+    return {"base": reading(bare, [NONE] * ROWS), "one adapter": reading(adapted, [0] * ROWS),
+            "each its own": reading(adapted, list(range(ROWS)))}
+
+
+def reading(rows: PagedRows, numbers: list[int]) -> Step:
+    """A pass over one token of each row, with these adapters."""
+    pieces = [Piece([7 + row], 0, [row], 1, row, number) for row, number in enumerate(numbers)]
+
+    def step() -> float:
+        return float(rows.read(pieces)[0].logits_NV[0, 0])
+
+    return step
+
+
+def peft_version() -> str:
+    """Of the package beside which this is measured."""
+    return metadata.version("peft")
+
+
 def main() -> None:
     """Run, print, and save where asked."""
     options = parser(__doc__ or "")
     options.add_argument("--layers", type=int, default=MODEL["num_hidden_layers"])
-    options.add_argument("--of", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     options.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = options.parse_args()
@@ -148,14 +179,25 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "base"
-        write_base(folder, options.layers)
-        memories = {name: measured_apart(name, folder, options) for name in options.of}
-        steps = {name: CONTESTANTS[name](folder) for name in options.of}
+        parameters = write_base(folder, options.layers)
+        memories = {name: measured_apart(name, folder, options)["peak_bytes"] for name in CONTESTANTS}
+        steps = {name: make(folder) for name, make in CONTESTANTS.items()}
         losses = {name: step() for name, step in steps.items()}
-        timings = measure(steps, options.seconds, clock)
-    print(losses)
+        for name, loss in losses.items():
+            if abs(loss - losses["peft"]) > (0.1 if "int8" in name else 1e-3):
+                raise SystemExit(f"{name} starts at {loss:.4f} nats, peft at {losses['peft']:.4f}: two models")
+        timings = measure(steps, options.seconds, clock, least=3)
+        del steps
+        rows = measure(many(folder), options.seconds, clock)
+    peft_s = timings["peft"].median_s
     for name, timing in timings.items():
-        print(f"{name:24s}{timing.min_s:8.3f}{timing.median_s:8.3f}{memories[name]['peak_bytes'] / 1e9:8.2f} GB")
+        print(f"{name:24s}{timing.min_s:8.3f}{timing.median_s:8.3f} s, peft's is {peft_s / timing.median_s:.2f}x, "
+              f"{memories[name] / 1e9:.2f} GB")
+    for name, timing in rows.items():
+        print(f"eight rows, {name:14s}{1e3 * timing.min_s:8.1f}{1e3 * timing.median_s:8.1f} ms")
+    save("adapters", options, {
+        "parameters": parameters, "tokens": TOKENS, "rank": RANK, "rows": ROWS, "peft": peft_version(),
+        "first_losses_nats": losses, "peak_bytes": memories, "timings": plain(timings), "many": plain(rows)})
 
 
 if __name__ == "__main__":

@@ -165,6 +165,31 @@ def merging(found: Found) -> list[str]:
             *table(found, ["method"], ["s", "GB", "mergekit's time", "mergekit's GB"], rows), *commands(found)]
 
 
+def adapters(found: Found) -> list[str]:
+    """Training adapters on experts beside peft, and several adapters in one batch."""
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        steps, peaks = data["timings"], data["peak_bytes"]
+        for name, timing in steps.items():
+            over = steps["peft"]["median_s"] / timing["median_s"]
+            cells = [f"{timing['median_s']:.2f}", f"{over:.2f}x", f"{peaks[name] / 1e9:.2f}"]
+            rows.setdefault((name,), {})[kind] = cells
+    first = next(iter(found.values()))
+    beside = ", ".join(f"{KINDS[kind]} {_several(data)}" for kind, data in found.items())
+    return [f"**A training step with LoRA** (rank {first['rank']}) on all experts of a Qwen3-MoE of "
+            f"{first['parameters'] / 1e6:.0f} million parameters, {first['tokens']} tokens, in float32 beside peft "
+            f"{first['peft']}; `full` trains all parameters and has no optimiser's step. Peak memory of the process in "
+            "GB; medians. A token of each of "
+            f"{first['rows']} rows takes, with an adapter each, so much of the time with one for all: {beside}.", "",
+            *table(found, [""], ["s", "peft's time", "GB"], rows), *commands(found)]
+
+
+def _several(data: dict[str, Any]) -> str:
+    """Time of rows with adapters of their own over that of rows with one."""
+    each, one = (data["many"][name]["median_s"] for name in ("each its own", "one adapter"))
+    return f"{each / one:.2f}x"
+
+
 def em(found: Found) -> list[str]:
     """Gaussian mixtures beside scikit-learn and pomegranate."""
     versions = next(iter(found.values()))["versions"]
@@ -208,7 +233,7 @@ def _em_beside(data: dict[str, Any]) -> str:
 
 def figures() -> str:
     """The block between the markers."""
-    makers = train_step, moe_layer, transformers_experts, decode, merging, em
+    makers = train_step, moe_layer, transformers_experts, decode, merging, adapters, em
     blocks = [make(found) for make in makers if (found := of_kinds(make.__name__))]
     return "\n\n".join("\n".join(block) for block in blocks)
 

@@ -352,3 +352,26 @@ def test_without_pyarrow_columns_are_refused_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(MixwellError, match=r"a.parquet needs pyarrow, which is not installed: pip install"):
         read_domain(tmp_path / "a.parquet")
+
+
+ASKED = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+PAIRS = {
+    "a.jsonl": json.dumps({"prompt": "2 + 2?", "completion": "4"}) + "\n",
+    "b.jsonl": json.dumps({"prompt": ASKED[:1], "completion": ASKED[1:]}) + "\n",
+    "c.csv": "prompt,id,completion\n2 + 2?,7,4\n"}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_prompt_and_its_completion_are_a_conversation(tmp_path, name):
+    (tmp_path / name).write_text(PAIRS[name])
+    (found,) = read_domain(tmp_path / name)
+    assert Conversation.from_json(found.messages).messages == tuple(ASKED)
+
+
+def test_a_prompt_and_its_completion_come_from_columns_too(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"prompt": ["2 + 2?"], "completion": ["4"], "id": [1]}), tmp_path / "a.parquet")
+    (found,) = read_domain(tmp_path / "a.parquet")
+    assert Conversation.from_json(found.messages).messages == tuple(ASKED)

@@ -31,7 +31,7 @@ def test_the_page_is_whole_and_reaches_for_nothing(html):
     assert not re.search(r"(https?:)?//[a-z]|@import|url\(|fetch\(|XMLHttpRequest|import\(", html)
     assert len(html) < 300_000
     anchors = set(re.findall(r'href="#([^"]+)"', html))
-    assert anchors == set(report.TITLES) - {"mixture"} and anchors <= set(parsed.ids)
+    assert anchors == set(report.TITLES) - {"adapters", "mixture"} and anchors <= set(parsed.ids)
 
 
 def test_the_headline_tells_outcome_cost_and_what_to_do(html):
@@ -134,7 +134,7 @@ def test_missing_parts_are_left_out(tmp_path, left_out, section):
     entries = [(e, lines) for e, lines in fake_run.stages() if e.id not in left_out]
     html = page(tmp_path, entries)
     ids = set(balanced(html).ids)
-    assert not section & ids and (set(report.TITLES) - section) - ids <= {"data", "mixture"}
+    assert not section & ids and (set(report.TITLES) - section) - ids <= {"adapters", "data", "mixture"}
     for name in section:
         assert f'href="#{name}"' not in html
 

@@ -7,21 +7,23 @@ import torch
 
 import mixwell
 from mixwell.adapters import files
+from mixwell.compare.variants import judged_stage, variants
 from mixwell.core import registry
-from mixwell.core.errors import MixwellError
+from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.lm import folder as folders
 from mixwell.lm.training.freezing import check_trains
+from mixwell.report.adapters import adapters
 from mixwell.report.data import data
 from mixwell.report.records import read_run, read_stage
-from mixwell.run import engine, recipe
-from mixwell.run.stages import adapt
+from mixwell.run import engine, recipe, sizing
+from mixwell.run.stages import Job, adapt
 from mixwell.run.stages.train import Training
 from tests.run.tiny import recipe_with, stage_folder
 
 STAGES = """
 stages:
   - {id: moe, convert: upcycle, num_experts: 4, router: {method: loss_free_bias, k: 2}}
-  - {id: tuned, from: moe, adapt: lora, rank: 2, alpha: 4, tokens: 600, lr: 1e-2}
+  - {id: tuned, from: moe, adapt: lora, rank: 2, alpha: 4, tokens: 600, rates: [1e-5, 1e-2]}
   - {id: more, from: tuned, adapt: {method: ia3, steps: 2, targets: down_proj, trained: [sequence_norm],
                                          weights: {left: 3, right: 1}}}
   - {id: whole, from: tuned, train: {steps: 1}}
@@ -119,6 +121,8 @@ def test_what_a_router_remembers_is_frozen_with_the_base(run):
     ("{id: a, adapt: lora, tokens: 300, weights: mixed}", "a share for each domain, not a stage's choice"),
     ("{id: a, adapt: lora, steps: 1, parameters: 0}", "expected a whole number above 0, such as 20k, got 0"),
     ("{id: a, adapt: mixlora, steps: 1, merged: true}", "depends on what comes in, so it cannot be merged"),
+    ("{id: a, adapt: lora, steps: 1, lr: 1, rates: [2]}", "lr and rates came"),
+    ("{id: a, adapt: lora, steps: 1, rates: [2, 2]}", r"expected different numbers above 0, .* got \[2, 2\]"),
     ("{id: a, adapt: lora, steps: 1, merged: 3}", "expected true or false, got 3"),
     ("{id: a, adapt: lora, train: {steps: 1}}", "an adapter's training stands beside `adapt`"),
     ("{id: a, adapt: lora}", "no budget came")])
@@ -156,6 +160,57 @@ def test_a_size_chooses_the_rank(run):
     assert weighed.keys() == evaluated.keys()
 
 
+def test_the_better_rate_is_kept(run):
+    _, out = run
+    result = read_stage(stage_folder(out, "tuned")).result
+    first, second = result["rates"]
+    assert (first["lr"], second["lr"], result["lr"]) == (1e-5, 1e-2, 1e-2)
+    assert second["loss_nats"] < first["loss_nats"]
+
+
+def test_the_report_holds_adapters_beside_each_other(run):
+    _, out = run
+    found = adapters(read_run(out))
+    rows = {row[0]: dict(zip(found["head"], row)) for row in found["rows"]}
+    before, after = (read_stage(stage_folder(out, name)).evaluation["bits_per_byte"] for name in ("tuned", "more"))
+    assert {"tuned", "more", "routed", "beside"} <= set(rows) and rows["tuned"]["learning rate"] == "0.010"
+    apart = [after[name] - before[name] for name in ("left", "right")]
+    assert float(rows["more"]["change there"].replace("−", "-")) == pytest.approx(sum(apart) / 2, abs=6e-4)
+    assert rows["more"]["change elsewhere"] == "–"  # both domains were trained on
+    assert int(rows["routed"]["trained parameters"].replace("\u202f", "").replace(",", "")) == read_stage(
+        stage_folder(out, "routed")).result["trained_parameters"]
+    assert "unlike numbers of learning rates" in " ".join(found["sentences"])
+
+
+def test_a_rate_that_diverges_leaves_the_others(run, monkeypatch):
+    chosen, _ = run
+    stage = next(stage for stage in recipe.stages(chosen) if stage.id == "tuned")
+    job = Job(stage=stage, folder=None, work=None, inputs={}, progress=print)
+    monkeypatch.setattr(adapt, "_trained", _diverges)
+    assert adapt._all_tried(job, None, None) == [1e-5]
+    monkeypatch.setattr(adapt, "_trained", lambda *given: _diverges(*given[:3], 1.0))
+    with pytest.raises(TrainingError):
+        adapt._all_tried(job, None, None)
+
+
+def _diverges(job, before, data, rate):
+    if rate > 1e-3:
+        raise TrainingError("step 3: loss_nats is nan.")
+    return rate
+
+
+def test_minutes_and_comparisons_size_adaptations_too(run):
+    chosen, _ = run
+    entries = {"lora": {"id": "a", "adapt": "lora", "tokens": 600}, "below": {"id": "a", "adapt": {"method": "lora",
+                                                                                               "steps": 3}}}
+    assert sizing.budgeted(entries["lora"], {"tokens": 9}) == {"id": "a", "adapt": {"method": "lora", "tokens": 9}}
+    assert sizing.budgeted(entries["below"], {"seconds": 1}) == {"id": "a", "adapt": {"method": "lora", "seconds": 1}}
+    with pytest.raises(MixwellError, match="unknown key 'rank'"):  # no option of (IA)^3
+        variants(chosen, {"tuned.adapt": ["lora", "ia3"]})
+    found = variants(chosen, {"routed.num_adapters": [2, 3]})
+    assert judged_stage(found, None, 1) == "routed"
+
+
 def test_no_other_stage_leaves_an_adapter_out(tmp_path):
     kept = "stages:\n  - {id: a, adapt: lora, merged: false, steps: 1}\n  - {id: b, from: a, train: {steps: 1}}\n"
     with pytest.raises(MixwellError, match="'a' keeps its adapter beside the base, and only `evaluate` and `sample`"):
@@ -179,6 +234,7 @@ def test_defaults_of_trainings_hold_but_for_the_rate():
 
 def test_no_method_shares_an_option_with_the_training():
     """Both stand side by side in a recipe's entry."""
-    training = {option.name for option in fields(Training)} | {"targets", "trained", "method", "parameters", "merged"}
+    own = {"targets", "trained", "method", "parameters", "merged", "rates"}
+    training = {option.name for option in fields(Training)} | own
     for entry in registry.family("adapters"):
         assert not training & {option.name for option in fields(entry.module().Config)}, entry.name

@@ -90,7 +90,11 @@ def test_what_rounding_or_the_rule_took_is_not_had_back(tmp_path):
     half = LanguageModel.from_checkpoint(base(DENSE).to_checkpoint(), "bf16")
     folders.write(half.to_checkpoint(), tmp_path / "half")
     files.save(moved(LoRA.attach(half, "out", Config(rank=1), generator(3)), size=0.1), tmp_path / "thin")
-    mixwell.apply(MERGE, tmp_path / "half", adapter=tmp_path / "thin", out=tmp_path / "rounded", other_base=True)
+    mixwell.apply(MERGE, tmp_path / "half", adapter=tmp_path / "thin", out=tmp_path / "rounded")
+    stored = folders.read(tmp_path / "rounded").tensors["layers.0.sequence_mixer.out.weight"]
+    assert stored.dtype == torch.bfloat16
+    with pytest.raises(MixwellError, match="is bfloat16, whose rounding took digits of the base with it"):
+        mixwell.apply(MERGE, tmp_path / "rounded", adapter=tmp_path / "thin", unmerge=True)
 
 
 @pytest.mark.parametrize("came, layout", [("own", "peft"), ("fused", "unsloth"), ("old", "stacks"), ("old", "apart"),

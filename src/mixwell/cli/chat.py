@@ -37,6 +37,8 @@ def chat(source: Annotated[Path, MODEL],
          variables: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
                                                              help="Variable of the chat template, such as "
                                                                   "enable_thinking=false.")] = None,
+         adapter: Annotated[str | None, typer.Option(help="Adapter to put beside it: a folder, mixwell's or PEFT's, "
+                                                          "or the stage that made it.")] = None,
          download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Talk to a model. Its answers end by themselves, where its template and its settings say that they end.
 
@@ -45,6 +47,8 @@ def chat(source: Annotated[Path, MODEL],
     `mixwell chat path/to/model` · a conversation; an empty line or Ctrl-D ends it
 
     `mixwell chat runs/mine:tuned "What is a mixture of experts?"` · one answer
+
+    `mixwell chat path/to/base --adapter path/to/adapter`
     """
     from mixwell.kernels.packing import prepack_where_it_pays
     from mixwell.run.paths import load
@@ -53,7 +57,7 @@ def chat(source: Annotated[Path, MODEL],
     values: dict[str, Any] = {}
     for word in variables or []:
         override(values, word)
-    model = load(source)
+    model = load(source, adapter=adapter)
     options = _drawing(temperature, top_p, top_k, seed)
     said = [{"role": "system", "content": system}] if system else []
     written = packed_bytes = 0

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MODELS = typer.Argument(help="Model folders, files or ids, a stage's folder, or a run's stage such as runs/mine:moe. "
                              "The others are held against the first.", metavar="MODEL...")
 
+ADAPTER = typer.Option(metavar="[NAME=]FOLDER", help="Adapter to hold the one model against itself with: a folder, or "
+                                                     "the stage that made it; may be said again.")
+
 
 @one_line
 def evaluate(models: Annotated[list[str], MODELS],
@@ -28,6 +31,7 @@ def evaluate(models: Annotated[list[str], MODELS],
                                "bytes or tokens.  [default: bytes=256k]")] = None,
              seq_len: Annotated[int, typer.Option(help="Tokens that a model sees at once.")] = 256,
              batch_size: Annotated[int, typer.Option(help="Windows read together.")] = 16,
+             adapter: Annotated[list[str] | None, ADAPTER] = None,
              out: Annotated[Path | None, typer.Option(help="Folder.  [default: runs/evaluate-MODELS]")] = None,
              download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Measure models that exist on the same text: bits per byte, differences with intervals, sizes and speed.
@@ -38,17 +42,21 @@ def evaluate(models: Annotated[list[str], MODELS],
 
     `mixwell evaluate runs/mine:dense runs/mine:moe --data notes` · two stages of a run on text of your own
 
+    `mixwell evaluate path/to/base --adapter path/to/adapter --data notes` · the base beside itself with an adapter
+
     `mixwell evaluate SmolLM2-135M --data book.txt --budget bytes=1M --seq-len 1024`
     """
     from mixwell.cli.progress import Bar
     from mixwell.compare import existing, existing_page
     from mixwell.core.config import from_dict
+    from mixwell.run.adapting import named
     from mixwell.run.stages import EvaluateConfig
 
     console = Console(highlight=False)
     reading = from_dict(EvaluateConfig, {"seq_len": seq_len, "batch_size": batch_size}, "evaluate")
     with Bar(console) as bar:
-        page = existing.evaluate(models, data, budget=budget, reading=reading, out=out, progress=bar.preparing)
+        page = existing.evaluate(models, data, budget=budget, reading=reading, out=out, adapters=named(adapter or []),
+                                 progress=bar.preparing)
     show_found(console, existing_page.read(page.parent))
     console.print(f"report: {page}", soft_wrap=True)
 

@@ -44,6 +44,8 @@ def serve(source: Annotated[Path, MODEL],
           resident: Annotated[int | None, typer.Option(min=1, help="Experts of each layer that stay in memory; the "
                                                                    "others wait on disk.  [default: all]")] = None,
           drain: Annotated[int, typer.Option(min=0, help="Seconds in which answers may end after SIGTERM.")] = 30,
+          adapter: Annotated[list[str] | None, typer.Option(metavar="[NAME=]FOLDER", help="Adapter that clients choose "
+                                                            "by its name as `model`; may be said again.")] = None,
           beside: Annotated[list[Path] | None, typer.Option(help="Another model to serve beside it, for "
                                                                  "comparison; may be said again.")] = None,
           download: Annotated[bool, DOWNLOAD] = False) -> None:
@@ -53,16 +55,21 @@ def serve(source: Annotated[Path, MODEL],
 
     `mixwell serve runs/mine:tuned` · then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1
 
+    `mixwell serve path/to/base --adapter notes=runs/mine:tuned --adapter code` · a client's `model` names one
+
     `MIXWELL_API_KEY=... mixwell serve path/to/model --host 0.0.0.0` · for other machines
     """
     uvicorn = _server()
     rules = _rules(host, api_key, insecure)
     from mixwell.core.machine import threads
     from mixwell.kernels.packing import prepack_where_it_pays
+    from mixwell.run.adapting import named, put_many
     from mixwell.run.paths import load
     from mixwell.serve.app import Settings, build
     from mixwell.serve.engine import Limits
 
+    if adapter and resident is not None:
+        raise MixwellError("--adapter and --resident came: an adapter stands beside experts in memory; leave one out.")
     if rows > step_tokens:
         raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
 
@@ -70,15 +77,16 @@ def serve(source: Annotated[Path, MODEL],
     limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
                     draft=draft, shortest_first=shortest_first)
 
-    def loaded(path: Path, called: str) -> tuple[LanguageModel, Settings]:
+    def loaded(path: Path, called: str, adapters: list[str]) -> tuple[LanguageModel, Settings]:
         model = load(path)
+        many = put_many(model, named(adapters))
         if resident is not None:
             _spilled(model, resident)
         prepack_where_it_pays(model, WRITTEN)
-        return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads())
+        return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads(), adapters=many)
 
-    model, settings = loaded(source, name or _called(source))
-    others = [loaded(path, _called(path)) for path in beside or ()]
+    model, settings = loaded(source, name or _called(source), adapter or [])
+    others = [loaded(path, _called(path), []) for path in beside or ()]
     app = build(model, settings, rules, others)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain,
                             timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,44 +29,66 @@ from mixwell.lm.scoring import score
 from mixwell.lm.tokenizer import Tokenizer
 from mixwell.report.targets import check_folder
 from mixwell.run.costs import Progress
-from mixwell.run.paths import find_model, load
+from mixwell.run.paths import find_adapter, find_model, load
 from mixwell.run.recipe import Recipe
 from mixwell.run.stages.evaluate import EvaluateConfig
 
 
 def evaluate(models: Sequence[str | Path], data: str | Path | Text | None = None, *,
              budget: Mapping[str, Any] | str | None = None, reading: EvaluateConfig | None = None,
-             out: str | Path | None = None, progress: Progress = lambda words: None) -> Path:
+             out: str | Path | None = None, adapters: Mapping[str, str] | None = None,
+             progress: Progress = lambda words: None) -> Path:
     """Measure models that exist on the same text and return the path of the report.
 
     models: model folders, folders of stages, or `RUN:STAGE`; the others are held against the first. data: a file,
     folder or glob, all of which is read; none: held-out text of the standard library. budget: `bytes=1M` or
     `tokens=60k` of each domain, the latter by the tokenizer that makes most of them; whole documents but the last.
     reading: tokens that a model sees at once, and windows read together. out: folder, default
-    `runs/evaluate-<names>`. progress: hears what is done.
+    `runs/evaluate-<names>`. adapters: name -> place of adapters of the one model, which is then held against itself
+    with each beside it. progress: hears what is done.
 
     A model without a tokenizer, or a name that leads to no model, raises `MixwellError`.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
-    names = named(models)
-    folder = Path(out or default_folder(names))
+    sides = _sides(named(models), adapters or {})
+    folder = Path(out or default_folder(sides))
     check_folder(folder, own=(RECORD,))
     limits = parse_budget(budget)
     config = reading or EvaluateConfig()
-    places = {name: find_model(model) for name, model in names.items()}
-    tokenizers = {name: _tokenizer(model) for name, model in places.items()}
+    tokenizers = {name: _tokenizer(side.model) for name, side in sides.items()}
     torch.set_num_threads(machine.threads())
     progress("read the text")
     whole = data if isinstance(data, Text) else read(data, limits)
     whole = as_written(whole, tokenizers)
     text = within_tokens(whole, limits, list(tokenizers.values()))
     found = []
-    for name, model in places.items():
+    for name, side in sides.items():
         progress(f"{name} reads")
-        found.append(measured(name, model, tokenizers[name], text, config))
+        found.append(measured(name, side.model, tokenizers[name], text, config, side.adapter))
     wall = time.perf_counter() - clock
     sealed.write(folder / RECORD, _record(found, text, limits, config, started, wall))
     return existing_page.build(folder)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model's folder, and that of an adapter beside it."""
+
+    model: Path
+    adapter: Path | None = None
+
+
+def _sides(names: Mapping[str, str], adapters: Mapping[str, str]) -> dict[str, Side]:
+    """What is measured, by name: the models, or the one model and the same with each adapter."""
+    places = {name: Side(find_model(model)) for name, model in names.items()}
+    if not adapters:
+        return places
+    if len(places) > 1:
+        raise MixwellError(f"adapters stand beside one model; {len(places)} came ({', '.join(places)}).")
+    ((base, side),) = places.items()
+    for name, place in adapters.items():
+        places[f"{base}+{name}"] = Side(side.model, find_adapter(place))
+    return places
 
 
 def named(models: Sequence[str | Path]) -> dict[str, str]:
@@ -87,7 +109,7 @@ def named(models: Sequence[str | Path]) -> dict[str, str]:
     return found
 
 
-def default_folder(names: Mapping[str, str]) -> Path:
+def default_folder(names: Iterable[str]) -> Path:
     """`runs/evaluate-<names>`."""
     words = ["evaluate"]
     for name in names:
@@ -112,9 +134,11 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise MixwellError(f"{folder}: no tokenizer to read text with ({error})") from error
 
 
-def measured(name: str, folder: Path, tokenizer: Tokenizer, text: Text, config: EvaluateConfig) -> Measured:
+def measured(name: str, folder: Path, tokenizer: Tokenizer, text: Text, config: EvaluateConfig,
+             adapter: Path | None = None) -> Measured:
     """Read the text with one model, which is in memory only meanwhile."""
-    model = load(folder)
+    model = load(folder, adapter=adapter)
+    path = str(folder) if adapter is None else f"{folder}+{adapter}"
     bits, lost = {}, {}
     tokens, seconds = 0, 0.0
     for domain, documents in text.domains.items():
@@ -123,7 +147,7 @@ def measured(name: str, folder: Path, tokenizer: Tokenizer, text: Text, config: 
         lost[domain] = sum(not _given_back(tokenizer, document.text) for document in documents)
         tokens += found.tokens
         seconds += found.seconds
-    return Measured(name=name, path=str(folder), tokenizer=tokenizer.digest, tokens=tokens, seconds=seconds, bits=bits,
+    return Measured(name=name, path=path, tokenizer=tokenizer.digest, tokens=tokens, seconds=seconds, bits=bits,
                     lost=lost, **_sizes(model))
 
 

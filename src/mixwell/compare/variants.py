@@ -16,6 +16,7 @@ from mixwell.run import recipe as recipes
 from mixwell.run import sizing, yaml_data
 from mixwell.run.keys import stage_keys
 from mixwell.run.recipe import BUDGETS, Recipe
+from mixwell.run.sizing import TRAINING
 from mixwell.run.stages import KINDS, Stage
 
 UNITS = {"tokens": "tokens read", "flops": "FLOPs", "seconds": "seconds of training", "bytes": "bytes of weights"}
@@ -224,7 +225,7 @@ def _last_that_differs(models: Sequence[Stage], keys: Mapping[str, Mapping[str, 
         if len(own) < len(keys):
             continue
         differing.append(stage)
-        if stage.kind == "train":
+        if stage.kind in TRAINING:
             trained.append(stage)
     candidates = trained or differing or models
     return candidates[-1].id
@@ -246,7 +247,7 @@ def prepared(variant_recipe: Recipe, stage: str, budget: Mapping[str, float], se
     """
     line = ancestors(recipes.stages(variant_recipe), stage)
     names = {one.id for one in line}
-    trained = [one.id for one in line if one.kind == "train"]
+    trained = [one.id for one in line if one.kind in TRAINING]
     training = _training(budget)
     if training and not trained:
         raise MixwellError(f"--budget {next(iter(training))}: nothing is trained on the way to {stage}; leave it out.")

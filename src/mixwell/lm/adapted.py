@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mixwell.adapters import files
 from mixwell.adapters.attached import Attached
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
+from mixwell.formats.declared import form_of
 from mixwell.lm import peft
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.peft.places import CONFIG as PEFT
@@ -50,24 +51,34 @@ class Merged:
 
 
 @torch.no_grad()
-def merge(there: Attached, tokens_BT: Tensor) -> Merged:
-    """The model with the adapter in its weights; the two stay joined.
+def merge(there: Attached, before: Checkpoint, tokens_BT: Tensor) -> Merged:
+    """The model with the adapter in its weights, in the types in which the base `before` is stored; both stay joined.
 
-    Logits on `tokens_BT` that differ by more than rounding from those with the adapter beside the model raise
-    `MixwellError`: then a change was lost or misplaced.
+    The model of `there` computes in float32. Logits on `tokens_BT` that differ by more than its rounding from those
+    with the adapter beside it raise `MixwellError`: then a change was lost or misplaced.
     """
     model: Any = there.model.eval()
+    assert model.dtype == torch.float32
     apart_BTV = model(tokens_BT).logits_BTV
     there.merge()
     together_BTV = model(tokens_BT).logits_BTV
-    error = float((apart_BTV - together_BTV).abs().max())
+    away_BTV = apart_BTV - together_BTV
+    error = float(away_BTV.abs().max())
     largest = float(apart_BTV.abs().max())
-    coarse = 100 if model.dtype in (torch.bfloat16, torch.float16) else 1
-    allowed = AGREE * coarse * max(largest, 1.0)
+    allowed = AGREE * max(largest, 1.0)
     if not error <= allowed:
         raise MixwellError(f"{there.method}: merged, a logit is {error:.3g} away from that with the adapter beside the "
                            f"model, {allowed:.3g} at most were expected; the result was not kept.")
-    return Merged(checkpoint=model.to_checkpoint(), error=error)
+    return Merged(checkpoint=stored_as(model.to_checkpoint(), before), error=error)
+
+
+def stored_as(after: Checkpoint, before: Checkpoint) -> Checkpoint:
+    """The checkpoint with its tensors in the types of those that stand in the same places of another."""
+    tensors = {}
+    for name, value in after.tensors.items():
+        dtype = form_of(before.tensors, name).dtype
+        tensors[name] = value.to(dtype)
+    return replace(after, tensors=tensors)
 
 
 @torch.no_grad()
@@ -98,7 +109,7 @@ def without_change(sizes: dict[str, list[float]]) -> dict[str, list[int]]:
 
 
 @torch.no_grad()
-def taken_out(there: Attached) -> Checkpoint:
+def taken_out(there: Attached, merged: Checkpoint) -> Checkpoint:
     """The base of a merged model beside which the adapter was put: W - change, up to rounding.
 
     Raises `MixwellError` where the base cannot be had back so: weights of 16 bits, which rounded the change; a change
@@ -110,9 +121,9 @@ def taken_out(there: Attached) -> Checkpoint:
                            "the base itself.")
     changes = {}
     for name, adapter in there.adapters.items():
-        weight = adapter.target.tensor
-        if weight.dtype != torch.float32:
-            raise MixwellError(f"{name} is {str(weight.dtype).removeprefix('torch.')}, whose rounding took digits of "
+        dtype = form_of(merged.tensors, name).dtype
+        if dtype != torch.float32:
+            raise MixwellError(f"{name} is {str(dtype).removeprefix('torch.')}, whose rounding took digits of "
                                "the base with it; take the base itself.")
         changes[name] = adapter.delta_weight()
     for name, change in changes.items():

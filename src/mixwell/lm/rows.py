@@ -26,6 +26,7 @@ from mixwell.lm import encodings
 from mixwell.lm.conversation import Conversation
 
 TEXT_FIELDS = ("text", "content", "document", "body")  # looked for in this order where no field is named
+PROMPT, COMPLETION = "prompt", "completion"  # of a row that asks and answers in two fields
 HEAD_BYTES = 1 << 16  # looked at before a file is read whole
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
@@ -130,13 +131,12 @@ def _csv(path: Path, wanted: Wanted) -> Texts:
         rows = csv.reader(file, delimiter=delimiter)
         first = next(rows, [])
         name = _field(path, columns, _worded(columns, first), wanted)
-        place = columns.index(name)
         for number, row in enumerate(chain([first], rows), start=1):
             if len(row) > len(columns):
                 raise MixwellError(f"{path}, row {number}: {len(row)} cells under {len(columns)} columns; put quotes "
                                    f"around text that holds {delimiter!r}.")
             if row:
-                yield number, row[place] if place < len(row) else ""
+                yield number, _held(path, number, name, dict(zip(columns, row)))
 
 
 def _worded(columns: Sequence[str], first: Sequence[str]) -> list[str]:
@@ -191,7 +191,8 @@ def _columns(path: Path, schema: Any, wanted: Wanted) -> tuple[str, list[str]]:
     kinds = {column.name: str(column.type) for column in schema}
     texts = [name for name, kind in kinds.items() if kind.endswith(("string", "string_view"))]
     name = _field(path, schema.names, texts, wanted)
-    beside = [TOOLS] if TOOLS in kinds and name != TOOLS else []
+    wanted_too = [TOOLS, PROMPT] if name == COMPLETION else [TOOLS]
+    beside = [other for other in wanted_too if other in kinds and name != other]
     return name, [name, *beside]
 
 
@@ -201,6 +202,13 @@ def _batches(path: Path, name: str, batches: Iterator[Any]) -> Texts:
         for row in batch.to_pylist():
             number += 1
             yield number, _held(path, number, name, row)
+
+
+def _turns(said: Any, role: str) -> list[Any]:
+    """What one side says: a text, or messages as they are."""
+    if isinstance(said, list):
+        return list(said)
+    return [{"role": role, "content": said}]
 
 
 def _whole(text: str) -> str:
@@ -213,6 +221,8 @@ def _held(path: Path, number: int, field: str, row: Mapping[str, Any]) -> str | 
     value = row.get(field)
     if value is None:
         return ""
+    if field == COMPLETION and row.get(PROMPT) is not None:
+        value = [*_turns(row[PROMPT], "user"), *_turns(value, talk.ANSWERING)]
     if isinstance(value, str):
         return _whole(value)
     if not isinstance(value, list):
@@ -239,7 +249,7 @@ def _field(path: Path, names: Sequence[str], texts: Sequence[str], wanted: Wante
         looked_for: Sequence[str] = (wanted.field,)
         found = [wanted.field] if wanted.field in names else []
     else:
-        looked_for = (*TEXT_FIELDS, *talk.FIELDS)
+        looked_for = (*TEXT_FIELDS, *talk.FIELDS, f"{PROMPT} beside {COMPLETION}")
         found = _usual(names) or _only(texts, wanted)
     if found:
         return found[0]
@@ -254,6 +264,8 @@ def _usual(names: Sequence[str]) -> list[str]:
     lower = {name.lower(): name for name in reversed(names)}
     usual = (*talk.FIELDS, *TEXT_FIELDS)
     there = [name for name in usual if name in lower]
+    if PROMPT in names and COMPLETION in names:
+        there.append(COMPLETION)
     return [lower[name] for name in there]
 
 

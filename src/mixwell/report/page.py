@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from mixwell.core import files, units
 from mixwell.report import plots
+from mixwell.report.adapters import adapters
 from mixwell.report.data import data
 from mixwell.report.experts import expert_load
 from mixwell.report.headline import headline
@@ -24,7 +25,8 @@ from mixwell.report.receipts import receipts
 from mixwell.report.records import RunRecord, StageRecord, figure, read_run, recipe_text
 from mixwell.report.training import colors, loss, quality
 
-TITLES = {"loss": "Loss", "quality": "Bits per byte", "experts": "Expert load", "mixture": "Mixture", "data": "Data",
+TITLES = {"loss": "Loss", "quality": "Bits per byte", "adapters": "Adapters", "experts": "Expert load",
+          "mixture": "Mixture", "data": "Data",
           "receipts": "Receipts and sizes", "stages": "Stages", "lineage": "Lineage", "samples": "Samples",
           "recipe": "Recipe", "machine": "Machine and versions"}
 FORMS: Mapping[str, Callable[[Any], str]] = {  # figure of a stage -> its form
@@ -60,6 +62,7 @@ def contents(run: RunRecord) -> dict[str, Any]:
         "loss": loss(run, slot),
         "quality": quality(run, slot),
         "experts": expert_load(run),
+        "adapters": adapters(run),
         "mixture": mixtures(run),
         "data": data(run),
         "receipts": receipts(run),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from mixwell.adapters import files
 from mixwell.adapters.attached import Attached
+from mixwell.adapters.many import Many
 from mixwell.core import disk, machine, registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError, shown
 from mixwell.lm import adapted, peft, receipt
 from mixwell.lm.model import LanguageModel
+from mixwell.run.paths import find_adapter
 
 ROOM = "adapters"
 Layout = Literal["own", "peft", "unsloth", "stacks", "apart"]
@@ -60,7 +62,7 @@ class Work:
 
     def put(self, **more: Any) -> Attached:
         """The adapter beside a model of the base's."""
-        model = LanguageModel.from_checkpoint(self.base)
+        model = LanguageModel.from_checkpoint(self.base, "fp32")
         text = None if self.bytes_V is None else self.tokens
         packing = self.options.packing
         return adapted.put(self.folder, model.eval(), packing=packing, text=text, **more)
@@ -104,7 +106,7 @@ def merge(method: str, work: Work) -> Checkpoint:
     trained = there.num_parameters
     own = work.record(method, there)
     bits = _bits(work, there)
-    done = adapted.merge(there, work.tokens_BT)
+    done = adapted.merge(there, work.base, work.tokens_BT)
     weighed = receipt.measure(work.base, done.checkpoint, work.tokens_BT, method, token_bytes_V=work.bytes_V)
     told = weighed.to_dict() | {"trained_parameters": trained, "merge_error": done.error, "changes": sizes,
                                 "without_change": adapted.without_change(sizes)}
@@ -142,7 +144,7 @@ def unmerge(method: str, work: Work) -> Checkpoint:
         raise MixwellError(f"{work.name} does not say that {work.folder} was merged into it, so taking that out would "
                            "give no base; name the merged model.")
     own = work.record(method, there)
-    before = adapted.taken_out(there)
+    before = adapted.taken_out(there, work.base)
     weighed = receipt.measure(work.base, before, work.tokens_BT, method, token_bytes_V=work.bytes_V)
     kept = replace(before, lineage=work.base.lineage, files=work.base.files)
     return kept.derive(record=own | {"receipt": weighed.to_dict()})
@@ -173,3 +175,31 @@ def convert(method: str, work: Work, out: Path) -> dict[str, Any]:
                            "kept.")
     return {"layout": layout, "parameters_before": there.num_parameters, "parameters_after": again.num_parameters,
             "max_logit_error": error}
+
+
+def named(words: Sequence[str]) -> dict[str, str]:
+    """Name -> place of adapters given as `NAME=PLACE`, or as a place whose last part is the name.
+
+    A name that comes twice raises `MixwellError`.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, place = word.partition("=")
+        if not equals:
+            name, place = Path(word.rstrip("/")).name, word
+        if name in found or not name:
+            raise MixwellError(f"--adapter {shown(word)}: two adapters would be {shown(name)}; write NAME=FOLDER.")
+        found[name] = place
+    return found
+
+
+def put_many(model: LanguageModel, places: Mapping[str, str]) -> Many | None:
+    """The adapters in some folders beside one model, for rows to choose from; None where there are none."""
+    if not places:
+        return None
+    held = {}
+    for name, place in places.items():
+        there = adapted.put(find_adapter(place), model)
+        there.detach()
+        held[name] = there
+    return Many(model, held)

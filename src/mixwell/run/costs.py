@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mixwell.core import machine
@@ -334,7 +334,9 @@ def _train(costs: Costs, stage: Stage) -> Prediction:
 
 def _adapt(costs: Costs, stage: Stage) -> Prediction:
     """As the same training of the whole model: an adapter saves a third of the products at most."""
-    return _train(costs, rough.trained(stage))
+    once = _train(costs, rough.trained(stage))
+    count = rough.tries(stage)
+    return replace(once, seconds=once.seconds and count * once.seconds, flops=once.flops and count * once.flops)
 
 
 def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[str, float]) -> float:

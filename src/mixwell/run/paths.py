@@ -25,16 +25,22 @@ RUNS = Path("runs")  # where runs lie unless told otherwise
 WORK = ".work-"  # how the folder begins in which a stage that is not finished keeps what it needs to go on
 
 
-def load(path: str | Path, dtype: torch.dtype | str = "auto") -> LanguageModel:
+def load(path: str | Path, dtype: torch.dtype | str = "auto", *,
+         adapter: str | Path | None = None) -> LanguageModel:
     """The language model in a model folder, in a stage's folder, of a run's stage (`runs/mine:moe`), in a GGUF file, or
     of an id such as Qwen/Qwen3-0.6B whose model lies in the local Hugging Face cache.
 
     `mixwell.lm.model.load` says what is read and what `dtype` may be. A name that leads to no model raises
-    `MixwellError` with the nearest one.
+    `MixwellError` with the nearest one. adapter: one to put beside it, see `find_adapter`.
     """
     from mixwell.lm import model
 
-    return model.load(find_model(path), dtype)
+    found = model.load(find_model(path), dtype)
+    if adapter is not None:
+        from mixwell.lm.adapted import put
+
+        put(find_adapter(adapter), found)
+    return found
 
 
 def find_model(name: str | Path) -> Path:

@@ -78,6 +78,12 @@ def trained(stage: Stage) -> Stage:
     return stage if part is None else replace(stage, config=getattr(stage.config, part))
 
 
+def tries(stage: Stage) -> int:
+    """How often a stage trains: once for each learning rate that it tries."""
+    rates = getattr(stage.config, "rates", ())
+    return max(1, len(rates))
+
+
 @dataclass(frozen=True)
 class Rough:
     """Seconds of a run's stages."""

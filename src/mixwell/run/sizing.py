@@ -24,11 +24,13 @@ from mixwell.formats.plain import check, number
 from mixwell.run import recipe as recipes
 from mixwell.run.costs import Costs, Progress
 from mixwell.run.recipe import Recipe
+from mixwell.run.rough import trained, tries
 from mixwell.run.stages import KINDS, Stage
 from mixwell.run.stages.train import FEW_EPOCHS
 
 FILE = "size.json"
 SPARE = 0.75  # share of the minutes that is planned for: timing takes a tenth, and other programs want the machine too
+TRAINING = ("train", "adapt")  # verbs of entries that train
 LEAST_STEPS = 40  # of a training; fewer show nothing
 
 
@@ -91,7 +93,7 @@ def fit(chosen: Recipe, progress: Progress = lambda words: None) -> Size:
     text = costs.train_tokens()
     epochs_left = text / max(stated.values())
     factor, limit = _factor(chosen.minutes, fixed, training, epochs_left)
-    tokens = {name: _whole_steps(factor * stated[name], stage.config) for name, stage in trainings.items()}
+    tokens = {name: _whole_steps(factor * stated[name], trained(stage).config) for name, stage in trainings.items()}
     seconds = fixed + sum(tokens[name] * pace[name] for name in tokens)
     epochs = max(tokens.values()) / text
     return Size(minutes=chosen.minutes, seconds=seconds, tokens=tokens, epochs=epochs, limit=limit)
@@ -119,7 +121,8 @@ def _whole_steps(tokens: float, config: Any) -> int:
 
 
 def _seconds_per_token(costs: Costs, stage: Stage) -> float:
-    return costs.training(stage.inputs["model"], stage.config)["seconds_per_token"]
+    per_token: float = costs.training(stage.inputs["model"], trained(stage).config)["seconds_per_token"]
+    return per_token * tries(stage)
 
 
 def _fixed_seconds(costs: Costs, stages: tuple[Stage, ...], chosen: Recipe, trainings: set[str]) -> float:
@@ -143,15 +146,21 @@ def with_tokens(chosen: Recipe, tokens: Mapping[str, float]) -> Recipe:
 
 def budgeted(entry: Mapping[str, Any], budget: Mapping[str, float]) -> dict[str, Any]:
     """The entry of a training with this budget in the place of its own."""
-    options = _without_budget(_options(entry))
+    verb = _verb(entry)
+    options = _without_budget(_options(entry, verb))
     beside = _without_budget(entry)
-    return {**beside, "train": {**options, **budget}}
+    return {**beside, verb: {**options, **budget}}
 
 
-def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _verb(entry: Mapping[str, Any]) -> str:
+    """What trains in it; empty where nothing does."""
+    return next((verb for verb in TRAINING if verb in entry), "")
+
+
+def _options(entry: Mapping[str, Any], verb: str) -> dict[str, Any]:
     """The options below the verb of a training."""
     where = recipes.where_of(entry.get("id"))
-    return recipes.below("train", entry["train"], where)
+    return recipes.below(verb, entry[verb], where)
 
 
 def _without_budget(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,8 +172,9 @@ def _trainings(chosen: Recipe) -> dict[str, dict[str, Any]]:
     """Options of the entries that train, by id, with the recipe's defaults."""
     found = {}
     for entry in chosen.stages:
-        if isinstance(entry, Mapping) and "train" in entry:
-            own = {**{k: v for k, v in entry.items() if k not in ("id", "from", "train")}, **_options(entry)}
+        verb = _verb(entry) if isinstance(entry, Mapping) else ""
+        if verb:
+            own = {**{k: v for k, v in entry.items() if k not in ("id", "from", verb)}, **_options(entry, verb)}
             defaults = {} if recipes.BUDGET_KEYS & set(own) else chosen.train
             found[str(entry.get("id"))] = {**defaults, **own}
     return found

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -129,7 +130,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     serving = _house(request).find(body.model)
     asking = serving.asking
     prompt = await asyncio.to_thread(asking.conversation, body.messages, body.chat_template_kwargs)
-    options = asking.chat_options(body, prompt)
+    options = replace(asking.chat_options(body, prompt), adapter=serving.adapter)
     rows = asking.rows([prompt], options, body.n or 1)
     reply = ChatReply(serving.name, serving.spelling, [prompt], rows, False, _usage(body))
     return await _answered(request, serving, reply, rows, bool(body.stream))
@@ -140,7 +141,7 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
     serving = _house(request).find(body.model)
     asking = serving.asking
     prompts: list[Prompt] = await asyncio.to_thread(asking.prompts, body.prompt)
-    options = asking.completion_options(body)
+    options = replace(asking.completion_options(body), adapter=serving.adapter)
     rows = asking.rows(prompts, options, body.n or 1)
     reply = CompletionReply(serving.name, serving.spelling, prompts, rows, bool(body.echo), _usage(body))
     return await _answered(request, serving, reply, rows, bool(body.stream))

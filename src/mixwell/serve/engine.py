@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mixwell.adapters.many import Many
 from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
 from mixwell.serve import jacobi, lookup
@@ -19,7 +20,7 @@ from mixwell.serve.blocks import BlockPool
 from mixwell.serve.choose import choose, likelihoods
 from mixwell.serve.loads import Loads
 from mixwell.serve.ordering import Order
-from mixwell.serve.packing import blocks_within, side_by_side
+from mixwell.serve.packing import blocks_within, mixes_tokens, side_by_side
 from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
 from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
 from mixwell.serve.scheduler import Scheduler, Turn
@@ -44,13 +45,14 @@ class Limits:
 class Engine:
     """Continues rows of ids with a model, many at a time."""
 
-    def __init__(self, model: LanguageModel, limits: Limits = Limits()) -> None:
+    def __init__(self, model: LanguageModel, limits: Limits = Limits(), adapters: Many | None = None) -> None:
         if model.tokenizer is None:
             raise MixwellError("the model has no tokenizer; expected a folder with tokenizer.json.")
         self.model, self.tokenizer = model.eval(), model.tokenizer
         most = model.config.max_positions
         self.context = min(limits.context or most, most)
-        self.packed = side_by_side(model.config)
+        self.adapters = adapters  # which rows choose from
+        self.packed = side_by_side(model.config) and not mixes_tokens(model)
         kept = widths(model) if self.packed else []
         self.position_bytes = sum(width.size_bytes for width in kept)
         count = self._blocks(limits)
@@ -76,8 +78,8 @@ class Engine:
 
     def _rows(self, kept: list[Width]) -> PagedRows | SingleRows:
         if self.packed:
-            return PagedRows(self.model, self.pool.count, self.pool.size, kept)
-        return SingleRows(self.model)
+            return PagedRows(self.model, self.pool.count, self.pool.size, kept, self.adapters)
+        return SingleRows(self.model, self.adapters)
 
     @property
     def busy(self) -> bool:
@@ -228,7 +230,7 @@ def _piece(turn: Turn) -> Piece:
     all_asked = row.options.prompt_logprobs and not row.said
     ids = [*row.ids[row.computed : end], *turn.drafts]
     asked = turn.count if all_asked else 1 + len(turn.drafts)
-    return Piece(ids, row.computed, row.blocks, asked, row.number)
+    return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter)
 
 
 def _drafting(name: str | None, packed: bool) -> Callable[[], Drafter] | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from mixwell.core import registry
 from mixwell.kernels.memory import free_bytes
+from mixwell.kernels.packing import CHANGES
 from mixwell.lm.config import ROUTER_FAMILY, ModelConfig
 
 ON_KEYS_AND_VALUES = frozenset({"sequence.attention", "sequence.latent_attention"})
@@ -19,6 +22,17 @@ def side_by_side(config: ModelConfig) -> bool:
     layers = range(config.num_layers)
     return all(config.sequence(layer)[0].name in ON_KEYS_AND_VALUES and _tokenwise(*config.channel(layer))
                for layer in layers)
+
+
+def mixes_tokens(model: nn.Module) -> bool:
+    """Whether an adapter beside the model may look across the tokens of a pass: one whose change is no matrix."""
+    for layer in model.modules():
+        held: Any = layer._modules.get(CHANGES) or {}
+        for adapter in held.values():
+            found = getattr(adapter, "__mixwell__", None)
+            if found is not None and "matrix" not in found.tags:
+                return True
+    return False
 
 
 def _tokenwise(entry: registry.Entry, options: Any) -> bool:

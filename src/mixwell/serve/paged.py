@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixwell.adapters.many import NONE, Many
 from mixwell.core.routing import Routing
 from mixwell.kernels.cache import Attend
 from mixwell.lm.cache import Cache
@@ -31,6 +32,7 @@ class Piece:
     blocks: Sequence[int]
     asked: int = 1  # the last so many of them are asked what follows
     row: int = 0  # number of the row
+    adapter: int = NONE  # number of the adapter that the tokens go through
 
     @property
     def end(self) -> int:
@@ -142,8 +144,9 @@ class PagedRows:
     """The rows of a network in blocks, read piece by piece: pieces go through the network side by side, and rows with
     one beginning share its blocks."""
 
-    def __init__(self, model: Network, blocks: int, size: int, kept: Sequence[Width]) -> None:
-        self.model, self.size = model, size
+    def __init__(self, model: Network, blocks: int, size: int, kept: Sequence[Width],
+                 adapters: Many | None = None) -> None:
+        self.model, self.size, self.adapters = model, size, adapters
         with torch.inference_mode():
             self.layers = [_Layer(width, blocks * size) for width in kept]
 
@@ -158,6 +161,8 @@ class PagedRows:
         places = [place for span, piece in zip(spans, pieces) for place in _asked(span.tokens.stop, piece)]
         tokens_1T = torch.tensor([ids])
         memory = _Pass(self.layers, torch.tensor([positions]))
+        if self.adapters is not None:
+            self.adapters.choose(_numbers(pieces))
         logits, routings = self.model.read(tokens_1T, memory, torch.tensor(places, dtype=torch.int64))
         by_piece = logits.split([piece.asked for piece in pieces])
         return [Read(own, _experts(routings, span.tokens, len(ids))) for own, span in zip(by_piece, spans)]
@@ -179,8 +184,8 @@ class SingleRows:
     Nothing is shared between them, and a prompt is read whole, as `generate` reads it.
     """
 
-    def __init__(self, model: Network) -> None:
-        self.model = model
+    def __init__(self, model: Network, adapters: Many | None = None) -> None:
+        self.model, self.adapters = model, adapters
         self.caches: dict[int, Cache] = {}
 
     def read(self, pieces: Sequence[Piece]) -> list[Read]:
@@ -194,12 +199,22 @@ class SingleRows:
         count = len(piece.ids)
         tokens_1T = torch.tensor([list(piece.ids)])
         places = torch.tensor(_asked(count, piece), dtype=torch.int64)
+        if self.adapters is not None:
+            self.adapters.choose(_numbers([piece]))
         logits, routings = self.model.read(tokens_1T, self.caches[piece.row], places)
         return Read(logits, _experts(routings, slice(0, count), count))
 
     def forget(self, row: int) -> None:
         """The row is over."""
         self.caches.pop(row, None)
+
+
+def _numbers(pieces: Sequence[Piece]) -> Tensor:
+    """The adapter of each token of a pass."""
+    found: list[int] = []
+    for piece in pieces:
+        found += [piece.adapter] * len(piece.ids)
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def _asked(end: int, piece: Piece) -> list[int]:

@@ -36,6 +36,7 @@ class Options:
     prompt_logprobs: bool = False  # the same of the prompt
     experts: bool = False  # which experts each token came from
     label: str = ""  # under which its load of experts is counted
+    adapter: int = -1  # number of the adapter that its tokens go through; -1 is none
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ class Row:
     def left(self) -> int:
         """Ids that the network has not read."""
         return len(self.ids) - self.computed
+
+    @property
+    def variant(self) -> str:
+        """What decides its keys and values beside its ids: rows of different adapters share no blocks."""
+        number = self.options.adapter
+        return "" if number < 0 else f"adapter {number}"
 
     @property
     def said(self) -> list[int]:

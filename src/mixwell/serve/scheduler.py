@@ -140,7 +140,7 @@ class Scheduler:
         if not self.pieces or row.options.prompt_logprobs:
             return []
         size = self.pool.size
-        row.names = block_names(row.ids, size, known=row.names)
+        row.names = block_names(row.ids, size, row.variant, row.names)
         most = (len(row.ids) - 1) // size
         return self.pool.find(row.names[:most])
 
@@ -150,7 +150,8 @@ class Scheduler:
         full = row.computed // self.pool.size
         if not self.pieces or full == row.named:
             return
-        row.names = block_names(row.ids[: full * self.pool.size], self.pool.size, known=row.names[:full])
+        known = row.names[:full]
+        row.names = block_names(row.ids[: full * self.pool.size], self.pool.size, row.variant, known)
         for place in range(row.named, full):
             self.pool.name(row.blocks[place], row.names[place])
         row.named = full

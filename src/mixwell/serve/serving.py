@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from mixwell.adapters.many import NONE, Many
 from mixwell.core.errors import MixwellError, shown
 from mixwell.lm.model import LanguageModel
 from mixwell.serve.answers import Reply
@@ -28,27 +30,44 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     most_waiting: int = 64  # answers that may wait beside those under way
     threads: int | None = None  # that the engine computes with; default torch's
+    adapters: Many | None = None  # beside the model: clients choose one by its name
 
 
 class Serving:
     """A model with what answers for it."""
 
     meters: Meters  # of its answers, given by the house it stands in
+    adapter = NONE  # number of the adapter that its rows go through
+    parent: str | None = None  # the model that it is an adapter of
 
     def __init__(self, model: LanguageModel, settings: Settings) -> None:
         self.name, self.model = settings.name, model
+        self.adapters = settings.adapters
         self.created = int(time.time())
-        self.engine = Engine(model, settings.limits)
+        self.engine = Engine(model, settings.limits, settings.adapters)
         self.worker = Worker(self.engine, settings.most_waiting, settings.threads)
         self.asking = Asking(model, self.engine.context)
         self.spelling = Spelling(self.engine.tokenizer)
         self.weights_bytes = _held(model)
 
+    def adapted(self) -> list[Serving]:
+        """The model with each of its adapters, under the adapter's name; engine and worker are the model's."""
+        found = []
+        names = [] if self.adapters is None else self.adapters.names
+        for number, name in enumerate(names):
+            one = copy.copy(self)
+            one.name, one.adapter, one.parent = name, number, self.name
+            found.append(one)
+        return found
+
     def card(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
         chat = self.asking.tokenizer.chat_template is not None
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "mixwell",
-                "max_model_len": self.engine.context, "chat": chat}
+        found = {"id": self.name, "object": "model", "created": self.created, "owned_by": "mixwell",
+                 "max_model_len": self.engine.context, "chat": chat}
+        if self.parent is not None:
+            found["parent"] = self.parent
+        return found
 
     async def events(self, reply: Reply, answers: Answers) -> AsyncIterator[Event]:
         """The events of a reply, counted."""
@@ -77,13 +96,18 @@ def _held(model: LanguageModel) -> int:
 
 
 class House:
-    """The models that a server answers with; the first one where a request names none."""
+    """The models that a server answers with, those with adapters among them; the first one where a request names none.
+    """
 
     def __init__(self, servings: Sequence[Serving]) -> None:
-        self.servings = {serving.name: serving for serving in servings}
-        if len(self.servings) < len(servings):
+        self.own = list(servings)
+        every = list(servings)
+        for serving in servings:
+            every += serving.adapted()
+        self.servings = {serving.name: serving for serving in every}
+        if len(self.servings) < len(every):
             raise MixwellError("two models are served under one name; name one of them otherwise.")
-        workers = {name: serving.worker for name, serving in self.servings.items()}
+        workers = {serving.name: serving.worker for serving in servings}
         self.metrics = Metrics(workers)
         for name, serving in self.servings.items():
             serving.meters = self.metrics.of(name)
@@ -101,10 +125,10 @@ class House:
 
     def start(self) -> None:
         """Begin to answer."""
-        for serving in self.servings.values():
+        for serving in self.own:
             serving.worker.start()
 
     async def stop(self) -> None:
         """End what is under way."""
-        for serving in self.servings.values():
+        for serving in self.own:
             await serving.worker.stop()

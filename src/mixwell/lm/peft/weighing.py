@@ -53,8 +53,9 @@ def settled_packing(folder: str | Path, model: LanguageModel, packing: str | Non
         return said
     if text is None:
         raise MixwellError(f"{folder} does not say in which order its experts lie, and both orders in use have the "
-                           f"same shapes; name packing={' or packing='.join(FLAT)} (Unsloth before 2026-09-17), or "
-                           "give text of the kind that it was trained on (--text), and the loss tells.")
+                           "same shapes. `mixwell apply adapters.lora --in BASE --adapter IT --out OWN layout=own` "
+                           "writes it down, with packing=peft or packing=expert_first (Unsloth before 2026-09-17), or "
+                           "with --text of the kind that it was trained on, and the loss tells.")
     return _told_by_loss(folder, model, text())
 
 

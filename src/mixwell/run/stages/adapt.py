@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,16 +17,17 @@ from mixwell.adapters.sizing import sized
 from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict
-from mixwell.core.errors import MixwellError, shown, suggest
+from mixwell.core.errors import MixwellError, TrainingError, shown, suggest
 from mixwell.core.machine import hold_memory
 from mixwell.core.rng import generator
+from mixwell.formats.tensors import size_bytes
 from mixwell.kernels.packing import CHANGES
 from mixwell.lm import adapted, receipt
 from mixwell.lm import folder as folders
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.config import BUDGETS
-from mixwell.lm.training.loop import METRICS, train
+from mixwell.lm.training.loop import METRICS, TrainResult, train
 from mixwell.lm.training.sampler import Sampler
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.convert import held_out
@@ -46,6 +48,7 @@ class Adaptation:
     targets: tuple[str, ...] | None = None  # patterns of weights; None = the method's own
     trained: tuple[str, ...] = ()  # patterns of parameters that are trained as they are, such as norms
     parameters: int | None = None  # trained numbers that the rank is chosen for; None = the rank stands
+    rates: tuple[float, ...] = ()  # learning rates that are tried; the best by its loss in training is kept
     merged: bool = True  # whether the stage's model has the adapter in its weights, or beside them
 
     @property
@@ -75,15 +78,16 @@ def parse_adapt(options: Mapping[str, Any], where: str) -> Adaptation:
     targets = _patterns(rest.pop("targets", None), f"{where}.targets")
     trained = _patterns(rest.pop("trained", ()), f"{where}.trained")
     parameters = _size(rest.pop("parameters", None), f"{where}.parameters")
+    rates = _rates(rest, where)
     merged = _is_merged(rest.pop("merged", None), entry, f"{where}.merged")
     names = [option.name for option in fields(entry.module().Config)]
     own = {name: rest.pop(name) for name in names if name in rest}
-    _check_keys(rest, ["targets", "trained", "parameters", "merged", *names], where)
+    _check_keys(rest, ["targets", "trained", "parameters", "rates", "merged", *names], where)
     training = parse_train(rest, where)
     if isinstance(training.weights, str):
         raise MixwellError(f"{where}.weights: an adaptation takes a share for each domain, not a stage's choice.")
     made = Adaptation(method=entry.name, options=own, training=training, targets=targets, trained=trained or (),
-                      parameters=parameters, merged=merged)
+                      parameters=parameters, rates=rates, merged=merged)
     from_dict(entry.module().Config, own, where)
     return made
 
@@ -112,6 +116,26 @@ def _size(given: Any, where: str) -> int | None:
     if not whole or given < 1:
         raise MixwellError(f"{where}: expected a whole number above 0, such as 20k, got {shown(given)}.")
     return given
+
+
+def _rates(rest: dict[str, Any], where: str) -> tuple[float, ...]:
+    """The learning rates to try, taken out of the options."""
+    given = rest.pop("rates", None)
+    if given is None:
+        return ()
+    if "lr" in rest:
+        raise MixwellError(f"{where}: lr and rates came; give one rate, or those to try.")
+    found = from_dict(_Rates, {"rates": given}, where).rates
+    wrong = [rate for rate in found if not 0 < rate < math.inf]
+    if wrong or not found or len(set(found)) < len(found):
+        raise MixwellError(f"{where}.rates: expected different numbers above 0, such as [1e-3, 3e-3], got "
+                           f"{shown(given)}.")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rates:
+    rates: tuple[float, ...]
 
 
 def _is_merged(given: Any, entry: registry.Entry, where: str) -> bool:
@@ -153,32 +177,30 @@ def run_adapt(job: Job) -> dict[str, Any]:
     stage = job.stage
     before = read_model(job)
     data = TokenData.open(job.inputs["tokens"] / "shards")
-    beside = stage.config.attach(LanguageModel.from_checkpoint(before), stage.seed,
-                                 text=_windows(data, stage.config.training, stage.seed))
-    if stage.config.merged:
-        _check_merges(beside)
-    config = _training(stage.config.training, before, beside, stage.seed)
-    damage = clear_damage(job.work)
-    done = train(beside.model, data, config, job.work, weights=config.shares,
-                 progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
-    anew = LanguageModel.from_checkpoint(before)  # the training may have rounded the frozen weights
-    exact = stage.config.attach(anew, stage.seed, begin=False, held=beside.tensors())
-    exact.load_tensors(beside.tensors())
+    tried = _all_tried(job, before, data)
+    best = min(tried, key=lambda one: one.loss)
+    done, config = best.done, best.config
+    # anew: the training may have rounded the frozen weights; in float32: what merging rounds is told by the receipt
+    anew = LanguageModel.from_checkpoint(before, "fp32")
+    exact = stage.config.attach(anew, stage.seed, begin=False, held=best.tensors)
+    exact.load_tensors(best.tensors)
     merges = stage.config.merged
     own = exact.tensors()
-    facts = {"trained_parameters": exact.num_parameters, "merged": merges, "adapter_digest": files.digest(own)}
+    facts = {"trained_parameters": exact.num_parameters, "merged": merges, "adapter_digest": files.digest(own),
+             "adapter_bytes": size_bytes(own)}
     finish = _merged if merges else _kept_beside
     tokens_BT = held_out(data)
     left = finish(job, before, exact, tokens_BT)
-    facts |= left.facts | told(config.shares)
+    facts |= left.facts | told(config.shares) | _told_rates(tried)
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **facts)
     kept = replace(left.checkpoint, lineage=before.lineage, files=before.files)
     model = job.folder / "model"
     folders.write(kept.derive(record=record), model)
     if not merges:
         shutil.copytree(job.folder / FOLDER, model / folders.BESIDE)
-    shutil.copyfile(job.work / METRICS, job.folder / METRICS)
+    shutil.copyfile(best.folder / METRICS, job.folder / METRICS)
     there = {name: data.count(name, "train") for name in data.domains}
+    damage = [notice for one in tried for notice in one.damage]
     notices = [*damage, *repeated(done.ledger, there)]
     return {**describe(anew), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS, "notices": notices}
@@ -192,6 +214,65 @@ def _windows(data: TokenData, config: Training, seed: int) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """A training at one rate: the adapter that came of it, and the mean loss of the second half of its steps."""
+
+    config: Training
+    folder: Path
+    tensors: dict[str, Tensor]
+    done: TrainResult
+    loss: float
+    damage: list[str]
+
+
+def _all_tried(job: Job, before: Checkpoint, data: TokenData) -> list[_Tried]:
+    """The trainings that ended, one for each rate; a rate too large is left out as long as another one serves."""
+    rates = job.stage.config.rates
+    if not rates:
+        return [_trained(job, before, data, None)]
+    found: list[_Tried] = []
+    for number, rate in enumerate(rates, start=1):
+        try:
+            found.append(_trained(job, before, data, rate))
+        except TrainingError:
+            if number == len(rates) and not found:
+                raise
+    return found
+
+
+def _trained(job: Job, before: Checkpoint, data: TokenData, rate: float | None) -> _Tried:
+    """Train the adapter from its start, at a rate of those that are tried or (None) at the training's own."""
+    stage = job.stage
+    text = _windows(data, stage.config.training, stage.seed)
+    beside = stage.config.attach(LanguageModel.from_checkpoint(before), stage.seed, text=text)
+    if stage.config.merged:
+        _check_merges(beside)
+    config = _training(stage.config.training, before, beside, stage.seed)
+    folder = job.work
+    if rate is not None:
+        config = replace(config, lr=rate)
+        folder = folder / f"rate-{rate:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+    damage = clear_damage(folder)
+    done = train(beside.model, data, config, folder, weights=config.shares,
+                 progress=lambda step, share, info: job.progress(share, f"loss {info['loss_nats']:.3f}"))
+    own = {name: value.clone() for name, value in beside.tensors().items()}
+    losses = [line["loss_nats"] for line in done.metrics]
+    later = losses[len(losses) // 2 :]
+    loss = math.fsum(later) / len(later)
+    return _Tried(config=config, folder=folder, tensors=own, done=done, loss=loss, damage=damage)
+
+
+def _told_rates(tried: Sequence[_Tried]) -> dict[str, Any]:
+    """What came of each rate, where several were tried."""
+    if len(tried) < 2:
+        return {}
+    rates = [{"lr": one.config.lr, "loss_nats": one.loss, "seconds": one.done.seconds} for one in tried]
+    best = min(tried, key=lambda one: one.loss)
+    return {"rates": rates, "lr": best.config.lr}
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Left:
     """What a stage leaves: the weights of its model, and what its record says of them."""
 
@@ -202,7 +283,7 @@ class _Left:
 def _merged(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tensor) -> _Left:
     """The adapter in its folder, and the model with it in the weights."""
     _save(job, exact)
-    done = adapted.merge(exact, tokens_BT)
+    done = adapted.merge(exact, before, tokens_BT)
     after = done.checkpoint
     weighed = receipt.measure(before, after, tokens_BT, job.stage.method)
     told = weighed.to_dict()

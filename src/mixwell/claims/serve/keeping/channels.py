@@ -3,9 +3,9 @@
 Paper: CSKV: Training-Efficient Channel Shrinking for KV Cache in Long-Context Scenarios.
 Tried: a small model that looks up values by keys; 400 texts of 32 positions and four questions, each behind a copy of
 the text; all but its last position shrunk to an eighth of the channels of keys and a quarter of those of values. Share
-of right answers with subspaces of other texts' keys and values, which are where the paper's training ends, against those of the
-weights alone. Beside: those of the weights scaled by inputs, the paper's start. The whole cache answers nine of ten,
-else nothing is tried. Against it: no gain.
+of right answers with subspaces of other texts' keys and values, which are where the paper's training ends, against
+those of the weights alone. Beside: those of the weights scaled by inputs, the paper's start. The whole cache answers
+nine of ten, else nothing is tried. Against it: no gain.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
+from mixwell.kernels.packing import CHANGES
 from mixwell.serve.offload import Config, Offload, Residents, example, spill
 from tests.serve.conftest import MOE, engine, row, small_model
 
@@ -100,6 +101,10 @@ def test_a_model_without_experts_is_refused(tmp_path):
     model = small_model(channel_mixer={"method": "experts.layers.swiglu", "hidden_dim": 8})
     with pytest.raises(MixwellError, match="no sparse mixture"):
         Offload(model, lambda layer, expert: None, Config())
+    beside = small_model(channel_mixer=WIDE)
+    beside.layers[0].channel_mixer.add_module(CHANGES, torch.nn.ModuleDict({"down_proj": torch.nn.Identity()}))
+    with pytest.raises(MixwellError, match="merge the adapter first"):
+        Offload(beside, lambda layer, expert: None, Config())
     with pytest.raises(ValueError, match="resident is 0"):
         Config(resident=0)
     assert Config(foreseen=1).foreseen == 1

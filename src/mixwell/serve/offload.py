@@ -33,6 +33,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.formats.tensors import save_tensors
 from mixwell.kernels.experts import mlp
+from mixwell.kernels.packing import CHANGES
 from mixwell.lm.model import LanguageModel
 from mixwell.mixing import check_least
 
@@ -150,6 +151,9 @@ class Offload:
 
     def _take(self, number: int, mixer: Any, fetch: Fetch) -> None:
         """Let one layer ask for its experts, and free what it holds of them."""
+        if mixer._modules.get(CHANGES):
+            raise MixwellError(f"layer {number} has an adapter beside its experts, which have to be in memory for it; "
+                               "merge the adapter first.")
         residents = Residents(number, fetch, self.config.resident, self.reader)
         self.residents[number] = residents
         mixer.spread = residents.run

@@ -1,4 +1,4 @@
-"""Light-PEFT: early in a tuning, masks and gradients tell which heads, neurons, adapters and ranks can go; then they go.
+"""Light-PEFT: early in a tuning, masks and gradients tell which heads, units, adapters and ranks can go; they go.
 
 **Equation:** y = (W + s B A)(c * x), s = alpha / R; c, from 1, a number for each head before a layer's `out`, for each
     hidden unit before its `down_proj`, and 1 elsewhere; loss + penalty sum |c|.
@@ -278,8 +278,8 @@ def _heads_kept(attached: Attached, config: Config) -> dict[int, Kept]:
 def _check_attention(mixer: Any, layer: int) -> None:
     plain = type(mixer).__name__ == "Attention" and getattr(mixer, "sinks", None) is None
     if not plain or mixer.config.qk_norm == "full":
-        raise MixwellError(f"layer {layer} has heads that are not cut: {type(mixer).__name__} with sinks, a norm over all "
-                           "heads, or another kind; leave `out` out of targets.")
+        raise MixwellError(f"layer {layer} has heads that are not cut: {type(mixer).__name__} with sinks, a norm over "
+                           "all heads, or another kind; leave `out` out of targets.")
 
 
 def _units_kept(attached: Attached, config: Config) -> dict[int, Tensor]:

@@ -43,7 +43,7 @@ def mixture(**options):
 
 
 def test_each_region_finds_its_instruction_and_queries_go_there():
-    found, rows, queries, asked = mixture()
+    found, _, queries, asked = mixture()
     assert len(found.centres_KD) == 3
     for expert, (centre, own) in enumerate(zip(found.centres_KD, found.demos_Km.tolist())):
         there = int((HEAPS + 1 - centre).square().sum(1).argmin())

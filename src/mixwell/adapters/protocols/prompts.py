@@ -1,7 +1,7 @@
 """Mixture of prompts: demonstrations in clusters, each with its own instruction; a query goes to the nearest.
 
-**Equation:** k-means of the demonstrations' embeddings for k = 2..`most`, k = argmin inertia_k / inertia_1 + `penalty` k;
-    an expert has `demos` of its cluster, drawn from a larger one, a smaller one repeated;
+**Equation:** k-means of the demonstrations' embeddings for k = 2..`most`, k = argmin inertia_k / inertia_1 +
+    `penalty` k; an expert has `demos` of its cluster, drawn from a larger one, a smaller one repeated;
     instructions: proposed from the demonstrations of all other experts, the `candidates` best by score without
     demonstrations, and the empty one; an expert takes the one that scores best with its demonstrations on the
     `queries` whose embeddings are nearest by cosine to them. A query goes to the centre nearest in distance.

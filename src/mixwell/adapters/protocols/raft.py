@@ -97,8 +97,8 @@ def raft(prompts: Sequence[Any], config: Config, generator: torch.Generator, *, 
     count, samples = config.asked
     needed = config.rounds * count
     if len(prompts) < needed:
-        raise MixwellError(f"{len(prompts)} prompts came, and {config.rounds} rounds of {count} use {needed}, each once."
-                           " Give more, or lower rounds or prompts.")
+        raise MixwellError(f"{len(prompts)} prompts came, and {config.rounds} rounds of {count} use {needed}, each "
+                           "once; give more, or ask less of a round.")
     order = torch.randperm(len(prompts), generator=generator).tolist()
     first: list[float] = []
     kept: list[float] = []

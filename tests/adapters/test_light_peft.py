@@ -32,10 +32,11 @@ def test_a_mask_stands_before_out_by_heads_and_before_down_proj_by_units():
     assert there.adapters["layers.0.sequence_mixer.qkv.weight"].mask is None
     for name in (OUT, DOWN):
         own = there.adapters[name]
+        A, B = own.A.detach(), own.B.detach()
         W, c = own.target.tensor.detach(), own.mask.detach().repeat_interleave(4 if name == OUT else 1)
-        expected = [[(W[o, i] + 2 * sum(own.B[o, r] * own.A[r, i] for r in range(4))) * c[i] - W[o, i]
+        expected = [[(W[o, i] + 2 * sum(B[o, r] * A[r, i] for r in range(4))) * c[i] - W[o, i]
                      for i in range(W.shape[1])] for o in range(W.shape[0])]
-        torch.testing.assert_close(own.delta_weight(), torch.tensor(expected).detach())
+        torch.testing.assert_close(own.delta_weight(), torch.tensor(expected))
 
 
 def test_the_penalty_is_an_output_in_training():

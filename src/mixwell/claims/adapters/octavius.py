@@ -37,7 +37,8 @@ def words(tasks_B: Tensor, draws: torch.Generator) -> Tensor:
     chances = torch.ones(len(tasks_B), OWN)
     chosen = torch.multinomial(chances, SAID, generator=draws)
     first = 4 * tasks_B[:, None]
-    return WORDS + (first + chosen) % 16
+    places = (first + chosen) % 16
+    return WORDS + places
 
 
 def some(names: tuple[str, ...], count: int, draws: torch.Generator) -> Rows:
@@ -49,8 +50,10 @@ def some(names: tuple[str, ...], count: int, draws: torch.Generator) -> Rows:
 def base(seed: int) -> Checkpoint:
     """The decoder that both sides start from; `Untestable` where it has not learnt its tasks."""
     draws = generator(seed, "known")
-    network = fitted(model(seed), (some(TRAINED, BATCH, draws) for _ in range(PRETRAINED)), 1e-2)
-    known = share_right(network, some(TRAINED, 256, draws))
+    batches = (some(TRAINED, BATCH, draws) for _ in range(PRETRAINED))
+    network = fitted(model(seed), batches, 1e-2)
+    test = some(TRAINED, 256, draws)
+    known = share_right(network, test)
     if known < 0.4:
         raise Untestable(f"the base answers {known:.0%} of what it was trained on; expected 40 %")
     return network.to_checkpoint()
@@ -61,7 +64,8 @@ def measure(bench: Bench, seed: int, *, lr: float, method: Any, config: Any) -> 
     network = LanguageModel.from_checkpoint(base(seed))
     there = attach(method, network, ["qkv", "out"], config, generator(seed, "adapter"))
     draws = generator(seed, "new")
-    fitted(network, (some(NEW, BATCH, draws) for _ in range(STEPS)), lr)
+    batches = (some(NEW, BATCH, draws) for _ in range(STEPS))
+    fitted(network, batches, lr)
     rows = some(NEW, 512, draws)
     found = {"accuracy": share_right(network, rows)}
     if method is octavius.Octavius:
@@ -74,19 +78,26 @@ def told(there: Attached, rows: Rows) -> float:
     """Mutual information of task and strongest expert over the tasks' entropy."""
     first = next(iter(there.adapters.values()))
     there.model(rows.tokens)
-    *_, gates_TE = first.context.kept[first.router]
-    gates_BSE = gates_TE.view(*rows.tokens.shape, -1)
-    strongest = gates_BSE[:, -1].argmax(-1)
-    return shared(rows.tasks, strongest, len(NEW), gates_TE.shape[-1])
+    kept = first.context.kept
+    *_, gates_TE = kept[first.router]
+    experts = gates_TE.shape[-1]
+    gates_BSE = gates_TE.view(*rows.tokens.shape, experts)
+    last = gates_BSE[:, -1]
+    strongest = last.argmax(-1)
+    return shared(rows.tasks, strongest, len(NEW), experts)
 
 
 def shared(tasks_B: Tensor, experts_B: Tensor, tasks: int, experts: int) -> float:
     """Mutual information over the first one's entropy."""
     places = tasks_B * experts + experts_B
-    joint = torch.bincount(places, minlength=tasks * experts).view(tasks, experts) / len(places)
+    counts = torch.bincount(places, minlength=tasks * experts)
+    shares = counts / len(places)
+    joint = shares.view(tasks, experts)
     apart = joint.sum(1, keepdim=True) * joint.sum(0)
     there = joint > 0
-    nats = (joint[there] * (joint[there] / apart[there]).log()).sum()
+    own, alone = joint[there], apart[there]
+    logs = (own / alone).log()
+    nats = own @ logs
     return float(nats) / math.log(tasks)
 
 

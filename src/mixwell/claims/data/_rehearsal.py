@@ -55,11 +55,15 @@ def measured(seed: int, rows: Rows, targets: list[Tensor], lr: float) -> dict[st
     """Shares right on the old tasks and on lists, and their mean, after tuning on these targets."""
     network = start(seed)
     prompts = rows.tokens[:, : rows.answer]
-    own = Rows(torch.cat((prompts, torch.stack(targets)), 1), rows.answer, rows.tasks)
-    fitted(network, _batches(own, generator(seed, "batches")), lr)
-    old = drawn(KNOWN, 512, generator(seed, "old"))
-    old = old.of(old.tasks > 0)
-    kept, new = share_right(network, old), listed(network, asked(seed, "test"))
+    answers = torch.stack(targets)
+    tokens = torch.cat((prompts, answers), 1)
+    own = Rows(tokens, rows.answer, rows.tasks)
+    batches = _batches(own, generator(seed, "batches"))
+    fitted(network, batches, lr)
+    every = drawn(KNOWN, 512, generator(seed, "old"))
+    old = every.of(every.tasks > 0)
+    kept = share_right(network, old)
+    new = listed(network, asked(seed, "test"))
     return {"old": kept, "new": new, "mean": (kept + new) / 2}
 
 

@@ -104,9 +104,14 @@ def _check_keys(rest: Mapping[str, Any], own: Sequence[str], where: str) -> None
 
 def _entry(name: Any, where: str) -> registry.Entry:
     if not isinstance(name, str):
-        known = ", ".join(entry.name.rpartition(".")[2] for entry in registry.family(ROOM))
+        own = [entry.name for entry in registry.family(ROOM) if entry.family == ROOM]
+        known = ", ".join(full.rpartition(".")[2] for full in own)
         raise MixwellError(f"{where}: name a method, such as `adapt: lora`. Known: {known}.")
-    return registry.find(name, within=ROOM)
+    entry = registry.find(name, within=ROOM)
+    if entry.family != ROOM:
+        raise MixwellError(f"{where}: {entry.name} is a way to go about adapting and no adapter; call it in "
+                           "Python.")
+    return entry
 
 
 def _size(given: Any, where: str) -> int | None:

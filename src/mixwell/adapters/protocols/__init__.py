@@ -1,0 +1,1 @@
+"""Ways to adapt that are more than an adapter: whose text, whose model, in what order."""

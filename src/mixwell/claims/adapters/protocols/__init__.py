@@ -1,0 +1,1 @@
+"""Claims of protocols of adapting."""

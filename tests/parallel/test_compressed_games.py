@@ -1,4 +1,4 @@
-"""Compressed steps follow their recursion, reach the saddle where naive compression does not, and count what they send."""
+"""Compressed steps follow their recursion, reach saddles where naive compression stalls, and count what they send."""
 
 import pytest
 import torch

@@ -5,7 +5,7 @@
     and lasts T(k), until k gradients have come. k* = argmax G(k) / T(k). Over the last steps: V is the sample variance
     of the gradients that came, |grad F|^2 = max(|g|^2 - V / k, 0) of their mean g, L what the fall of the loss leaves:
     loss - loss' = eta |grad F|^2 - L eta^2 |g|^2 / 2; T(k) the mean of the k-th arrival, made to rise with k.
-    Where no k promises a gain, or the loss rose, all are waited for.
+    Where no k promises a gain, or the loss rose over these steps, all are waited for.
 **Shapes:** gradients [K, D] of the K workers that came; arrivals in seconds [K]; delays [R, W] of R steps, W workers.
 **Reference:** Xu, Neglia and Sebastianelli 2020 (2004.14696), sections 3 and 4.
 **Differs:** formulas as recalled. Workers that are not waited for stop and begin anew with the next step (the paper's
@@ -29,7 +29,7 @@ from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
 
 FEWEST = 2  # workers that are waited for
-Batches = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (weights, step) -> each worker's loss [W] and gradient [W, D]
+Batches = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (weights, step) -> losses [W], gradients [W, D]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,11 @@ def seen(losses_K: Tensor, grads_KD: Tensor) -> Seen:
 
 
 def curvature(before: Seen, loss: float, step: float) -> float:
-    """L from what the loss fell by after a step, 0 at least."""
+    """L from what the loss fell by after a step; noise may make it negative, and means over steps less so."""
     if not before.mean_square:
         return 0.0
     missed = step * before.square - (before.loss - loss)
-    return max(0.0, 2 * missed / (step * step * before.mean_square))
+    return 2 * missed / (step * step * before.mean_square)
 
 
 def gains(square: float, variance: float, curve: float, step: float, workers: int) -> Tensor:
@@ -120,15 +120,21 @@ class Chooser:
 
     def next(self) -> int:
         """How many to wait for in the coming step."""
-        rose = len(self.steps) > 1 and self.steps[-1].loss > self.steps[-2].loss
-        if not self.curves or rose:
+        if not self.curves or self.rising():
             return self.workers
         square = _mean([one.square for one in self.steps])
         variance = _mean([one.variance for one in self.steps])
-        gain_W = gains(square, variance, _mean(self.curves), self.config.step, self.workers)
+        curve = max(0.0, _mean(self.curves))
+        gain_W = gains(square, variance, curve, self.config.step, self.workers)
         rate_W = gain_W / self.durations()
         best = int(rate_W[FEWEST - 1 :].argmax()) + FEWEST
         return best if gain_W[best - 1] > 0 else self.workers
+
+    def rising(self) -> bool:
+        """Whether the losses of the later half of the steps that are remembered are above those of the earlier."""
+        losses = [one.loss for one in self.steps]
+        half = len(losses) // 2
+        return half > 0 and _mean(losses[-half:]) > _mean(losses[:half])
 
     def durations(self) -> Tensor:
         """T(k) for k = 1 .. W [W]."""

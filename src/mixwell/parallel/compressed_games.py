@@ -1,6 +1,6 @@
 """Saddle points over workers that send compressed differences to a point that all know (MASHA1, MASHA2).
 
-**Equation:** F = mean_m F_m; of a saddle f(x, y): z = (x, y), F = (df/dx, -df/dy). w is the point that all know. A step:
+**Equation:** F = mean_m F_m; of a saddle f(x, y): z = (x, y), F = (df/dx, -df/dy). All know the point w. A step:
     half = tau z + (1 - tau) w - g F(w);
     MASHA1: z = half - g Q0(mean_m Q(F_m(half) - F_m(w))), Q unbiased: k entries by chance, D / k times as large;
     MASHA2: s_m = C(g (F_m(half) - F_m(w)) + e_m), e_m keeps what C leaves out; z = half - C0(mean_m s_m + e_0),

@@ -1,6 +1,7 @@
 """Compressed gradients whose error is fed back by a chosen strength (EControl).
 
-**Equation:** client i keeps h_i, what the server knows of its gradient, and e_i, what it owes; both start at 0. A round:
+**Equation:** client i keeps h_i, what the server knows of its gradient, and e_i, what it owes; both start at 0.
+    Each round:
     d_i = C(eta e_i + g_i - h_i),  h_i += d_i,  e_i += g_i - h_i,  x -= gamma mean_i h_i,
     C the k largest entries and g_i a gradient at x, of a minibatch as well. eta = 0 is EF21.
 **Shapes:** x [D]; g, h, e [C, D] of C clients.

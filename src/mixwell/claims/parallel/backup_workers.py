@@ -4,8 +4,8 @@ Paper: Dynamic backup workers for parallel machine learning.
 Tried: softmax regression on the digits over 16 workers with batches of 16, delays exponential with mean 1 s, from a
 third of the run on four times as long for half of the workers; seconds until the loss on all rows is 0.4. Against the
 best of three fixed numbers (4, 8, 16), with three steps each; for the chosen number three steps and three memories.
-Beside it: all workers. Against it: more than a tenth longer than the best fixed number. The paper's gain of up to a
-factor of three, over fixed numbers on its own workloads, is not asked for.
+Beside it: all workers at step 1. Against it: more than a tenth longer than the best fixed number. The paper's gain of
+up to a factor of three, over fixed numbers on its own workloads, is not asked for.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from torch.nn.functional import cross_entropy, one_hot, softmax
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.grids import finer
 from mixwell.core.rng import generator
 from mixwell.parallel.backup_workers import Config, trained
 
-WORKERS, BATCH, STEPS, CLASSES = 16, 16, 160, 10
+WORKERS, BATCH, STEPS, CLASSES = 16, 16, 120, 10
 TARGET_NATS = 0.4
 SLOWER = 4.0  # times as long, of every other worker
 
@@ -75,10 +74,10 @@ def softmax_regression(weights_DC: Tensor, rows_WBD: Tensor, labels_WB: Tensor) 
     return losses_WB.mean(1), grads_WDC.flatten(1)
 
 
-RATES = (0.3, 1.0, 3.0)
+RATES = (0.1, 0.3, 1.0)
 CLAIM = Claim(
     "A number of workers that is chosen each step is at most a tenth slower than the best fixed one.",
     "seconds to the loss", relative=True, at_least=-0.1,
     sides={"method": Side(seconds, {}, {"lr": RATES, "memory": (3, 5, 10)}),
            "baseline": Side(seconds, {}, {"lr": RATES, "waited": (4, 8, 16)}),
-           "all": Side(seconds, {"waited": WORKERS}, {"lr": finer((0.1, 5.0), 9)})})
+           "all, step 1": Side(seconds, {"waited": WORKERS, "lr": 1.0})})

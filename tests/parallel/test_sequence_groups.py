@@ -65,7 +65,7 @@ def test_every_sequence_has_its_place_and_its_room():
 def test_unequal_groups_pay_where_links_between_nodes_are_slow():
     """A sequence that needs a whole cluster's half beside short ones, which equal groups would drag over slow links."""
     config = Config(workers=8, node=2, capacity=1000, bias_s=0.0, token_bytes=1e7, between_bytes_per_s=1e9, gap=0.0)
-    lengths = [2100, *[150] * 30]
+    lengths = [2100, *[150] * 24]
     found = solved(lengths, config)
     assert sorted(found.sizes)[-1] == 4 and min(found.sizes) < 4
     assert found.seconds < 0.8 * best_equal(lengths, config).seconds

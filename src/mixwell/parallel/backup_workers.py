@@ -58,11 +58,14 @@ def seen(losses_K: Tensor, grads_KD: Tensor) -> Seen:
     """What the gradients that came show."""
     count = len(grads_KD)
     mean_D = grads_KD.mean(0)
+    gaps_KD = grads_KD - mean_D
+    others = max(count - 1, 1)
+    variance = float(gaps_KD.square().sum()) / others
     mean_square = float(mean_D.square().sum())
-    spread = (grads_KD - mean_D).square().sum()
-    variance = float(spread) / max(count - 1, 1)
-    square = max(mean_square - variance / count, 0.0)
-    return Seen(float(losses_K.mean()), variance, square, mean_square)
+    noise = variance / count
+    square = max(mean_square - noise, 0.0)
+    loss = float(losses_K.mean())
+    return Seen(loss, variance, square, mean_square)
 
 
 def curvature(before: Seen, loss: float, step: float) -> float:
@@ -88,8 +91,9 @@ def rising(values_W: Tensor) -> Tensor:
         blocks.append((value, 1))
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
             (first, size), (second, more) = blocks[-2:]
-            joined = (first * size + second * more) / (size + more)
-            blocks[-2:] = [(joined, size + more)]
+            both = size + more
+            total = first * size + second * more
+            blocks[-2:] = [(total / both, both)]
     means = [mean for mean, size in blocks for _ in range(size)]
     return torch.tensor(means, dtype=torch.float64)
 
@@ -113,7 +117,9 @@ class Chooser:
         """Take in a step: what the workers that came found, and when."""
         found = seen(losses_K, grads_KD)
         if self.steps:
-            self.curves.append(curvature(self.steps[-1], found.loss, self.config.step))
+            before = self.steps[-1]
+            curve = curvature(before, found.loss, self.config.step)
+            self.curves.append(curve)
         self.steps.append(found)
         for place, seconds in enumerate(arrivals_K.tolist()):
             self.arrivals[place].append(seconds)
@@ -122,13 +128,15 @@ class Chooser:
         """How many to wait for in the coming step."""
         if not self.curves or self.rising():
             return self.workers
-        square = _mean([one.square for one in self.steps])
-        variance = _mean([one.variance for one in self.steps])
+        squares = [one.square for one in self.steps]
+        variances = [one.variance for one in self.steps]
         curve = max(0.0, _mean(self.curves))
-        gain_W = gains(square, variance, curve, self.config.step, self.workers)
+        gain_W = gains(_mean(squares), _mean(variances), curve, self.config.step, self.workers)
         rate_W = gain_W / self.durations()
-        best = int(rate_W[FEWEST - 1 :].argmax()) + FEWEST
-        return best if gain_W[best - 1] > 0 else self.workers
+        rate_W[: FEWEST - 1] = -torch.inf
+        best = int(rate_W.argmax())
+        promised = gain_W[best] > 0
+        return best + 1 if promised else self.workers
 
     def rising(self) -> bool:
         """Whether the losses of the later half of the steps that are remembered are above those of the earlier."""
@@ -163,21 +171,23 @@ def trained(weights_D: Tensor, batches: Batches, delays_RW: Tensor, config: Conf
     """As many steps as there are rows of delays, of any model: `batches` gives losses and gradients of all workers."""
     workers = delays_RW.shape[1]
     chooser = Chooser(config, workers)
-    losses, waited, ends = [], [], []
-    clock = 0.0
+    losses, waited, lasts = [], [], []
     for number, delays_W in enumerate(delays_RW):
         k = config.waited or chooser.next()
-        arrivals_K, came_K = delays_W.sort(stable=True)
-        first_K = came_K[:k]
+        arrivals_W, order_W = delays_W.sort(stable=True)
+        first_K = order_W[:k]
         losses_W, grads_WD = batches(weights_D, number)
-        chooser.note(losses_W[first_K], grads_WD[first_K], arrivals_K[:k])
-        weights_D = weights_D - config.step * grads_WD[first_K].mean(0)
-        clock += float(arrivals_K[k - 1])
-        losses.append(losses_W[first_K].mean())
+        losses_K = losses_W[first_K]
+        grads_KD = grads_WD[first_K]
+        chooser.note(losses_K, grads_KD, arrivals_W[:k])
+        step_D = config.step * grads_KD.mean(0)
+        weights_D = weights_D - step_D
+        losses.append(losses_K.mean())
         waited.append(k)
-        ends.append(clock)
-    seconds_R = torch.tensor(ends, dtype=torch.float64)
-    return Found(weights_D, torch.stack(losses), torch.tensor(waited), seconds_R)
+        lasts.append(arrivals_W[k - 1])
+    losses_R = torch.stack(losses)
+    seconds_R = torch.stack(lasts).double().cumsum(0)
+    return Found(weights_D, losses_R, torch.tensor(waited), seconds_R)
 
 
 @method(
@@ -199,8 +209,9 @@ def backup_workers(weights_D: Tensor, rows_RWBD: Tensor, targets_RWB: Tensor, de
     def batches(point_D: Tensor, number: int) -> tuple[Tensor, Tensor]:
         rows_WBD = rows_RWBD[number]
         gaps_WB = rows_WBD @ point_D - targets_RWB[number]
-        grads_WD = (gaps_WB.unsqueeze(1) @ rows_WBD).squeeze(1)
-        return gaps_WB.square().mean(1) / 2, grads_WD / gaps_WB.shape[1]
+        halves_WB = gaps_WB.square() / 2
+        pulls_WBD = gaps_WB.unsqueeze(2) * rows_WBD
+        return halves_WB.mean(1), pulls_WBD.mean(1)
 
     return trained(weights_D, batches, delays_RW, config)
 

@@ -44,8 +44,9 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, keep=1, steps=0)
         check_above(self, step=0)
-        if self.stay is not None and not 0 <= self.stay < 1:
-            raise ValueError(f"stay is {self.stay}; expected a chance from 0 up to, not including, 1")
+        chance = 0.0 if self.stay is None else self.stay
+        if not 0 <= chance < 1:
+            raise ValueError(f"stay is {chance}; expected a chance from 0 up to, not including, 1")
 
 
 class State(NamedTuple):
@@ -69,9 +70,11 @@ def advanced(state: State, operator: Operator, config: Config, generator: torch.
     """The state after a step."""
     width = len(state.z_D)
     stay = 1 - config.keep / width if config.stay is None else config.stay
-    between_D = stay * state.z_D + (1 - stay) * state.w_D
-    half_D = between_D - config.step * state.at_w_MD.mean(0)
-    gap_MD = config.step * (operator(half_D) - state.at_w_MD)
+    between_D = torch.lerp(state.w_D, state.z_D, stay)
+    known_D = state.at_w_MD.mean(0)
+    half_D = between_D - config.step * known_D
+    change_MD = operator(half_D) - state.at_w_MD
+    gap_MD = config.step * change_MD
     moved_D, owed_MD, owed_D = _answer(gap_MD, state, config, generator)
     z_D = half_D - moved_D
     sent = state.sent + config.keep
@@ -83,19 +86,23 @@ def advanced(state: State, operator: Operator, config: Config, generator: torch.
 def _answer(gap_MD: Tensor, state: State, config: Config,
             generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     """(what the server answers [D], what the workers owe, what it owes itself)."""
+    keep = config.keep
     if not config.feedback:
-        mean_D = rand_k(gap_MD, config.keep, generator).mean(0)
-        answer_D = rand_k(mean_D.unsqueeze(0), config.keep, generator)[0] if config.both else mean_D
-        return answer_D, state.owed_MD, state.owed_D
+        told_MD = rand_k(gap_MD, keep, generator)
+        answer_1D = told_MD.mean(0, keepdim=True)
+        if config.both:
+            answer_1D = rand_k(answer_1D, keep, generator)
+        return answer_1D[0], state.owed_MD, state.owed_D
     due_MD = gap_MD + state.owed_MD
-    sent_MD = top_k(due_MD, config.keep)
+    sent_MD = top_k(due_MD, keep)
     owed_MD = due_MD - sent_MD
-    mean_D = sent_MD.mean(0)
+    mean_1D = sent_MD.mean(0, keepdim=True)
     if not config.both:
-        return mean_D, owed_MD, state.owed_D
-    due_D = mean_D + state.owed_D
-    answer_D = top_k(due_D.unsqueeze(0), config.keep)[0]
-    return answer_D, owed_MD, due_D - answer_D
+        return mean_1D[0], owed_MD, state.owed_D
+    due_1D = mean_1D + state.owed_D
+    answer_1D = top_k(due_1D, keep)
+    left_1D = due_1D - answer_1D
+    return answer_1D[0], owed_MD, left_1D[0]
 
 
 class Found(NamedTuple):

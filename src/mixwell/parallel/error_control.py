@@ -62,9 +62,12 @@ def opened(clients: int, like_D: Tensor) -> Ledger:
 
 def controlled(ledger: Ledger, grads_CD: Tensor, config: Config) -> Ledger:
     """The ledger after a round; the mean of its `known_CD` is the direction of the step."""
-    asked_CD = config.strength * ledger.owed_CD + grads_CD - ledger.known_CD
-    known_CD = ledger.known_CD + top_k(asked_CD, config.keep)
-    owed_CD = ledger.owed_CD + grads_CD - known_CD
+    news_CD = grads_CD - ledger.known_CD
+    asked_CD = news_CD + config.strength * ledger.owed_CD
+    sent_CD = top_k(asked_CD, config.keep)
+    known_CD = ledger.known_CD + sent_CD
+    missed_CD = grads_CD - known_CD
+    owed_CD = ledger.owed_CD + missed_CD
     return Ledger(known_CD, owed_CD)
 
 

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -75,18 +76,21 @@ class Groups(NamedTuple):
 
 def sequence_s(length: float, size: int, config: Config) -> float:
     """Seconds of a sequence in a group of so many workers."""
-    rate = config.inside_bytes_per_s if size <= config.node else config.between_bytes_per_s
-    computing = config.square_s * length * length + config.token_s * length
-    sending = config.token_bytes * length / rate if size > 1 else 0.0
-    return (computing + sending) / size
+    within = size <= config.node
+    rate = config.inside_bytes_per_s if within else config.between_bytes_per_s
+    token_s = config.token_s + config.square_s * length
+    if size > 1:
+        token_s += config.token_bytes / rate
+    return length * token_s / size
 
 
 def pass_s(lengths: Sequence[int], group: Sequence[int], sizes: Sequence[int], config: Config) -> float:
     """Seconds of the slowest group."""
-    taken = [config.bias_s if number in group else 0.0 for number in range(len(sizes))]
+    taken = dict.fromkeys(group, config.bias_s)
     for length, number in zip(lengths, group):
-        taken[number] += sequence_s(length, sizes[number], config)
-    return max(taken)
+        size = sizes[number]
+        taken[number] += sequence_s(length, size, config)
+    return max(taken.values())
 
 
 def packed(lengths: Sequence[int], sizes: Sequence[int], config: Config) -> list[int] | None:
@@ -95,16 +99,25 @@ def packed(lengths: Sequence[int], sizes: Sequence[int], config: Config) -> list
     room = [config.capacity * size for size in sizes]
     taken = [0.0] * len(sizes)
     found = [0] * len(lengths)
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+    for place in longest_first(lengths):
         length = lengths[place]
-        open_ = [number for number in range(len(sizes)) if room[number] >= length]
-        if not open_:
+        ends = {}
+        for number, size in enumerate(sizes):
+            if room[number] >= length:
+                ends[number] = taken[number] + sequence_s(length, size, config)
+        if not ends:
             return None
-        ends = {number: taken[number] + sequence_s(length, sizes[number], config) for number in open_}
         chosen = min(ends, key=ends.__getitem__)
-        found[place], taken[chosen] = chosen, ends[chosen]
+        found[place] = chosen
+        taken[chosen] = ends[chosen]
         room[chosen] -= length
     return found
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Places by length."""
+    places = range(len(lengths))
+    return sorted(places, key=lambda place: -lengths[place])
 
 
 def equal_groups(lengths: Sequence[int], size: int, config: Config) -> Groups | None:
@@ -126,10 +139,12 @@ def best_equal(lengths: Sequence[int], config: Config) -> Groups | None:
 
 def bucketed(lengths: Sequence[int], most: int) -> tuple[list[int], list[list[int]]]:
     """(the longest of each bucket, the places of its sequences), with the fewest tokens that are counted too much."""
-    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
-    ends = _cuts([lengths[place] for place in order], min(most, len(order)))
-    places = [order[first:end] for first, end in itertools.pairwise([0, *ends])]
-    tops = [lengths[own[-1]] for own in places]
+    order = longest_first(lengths)[::-1]
+    rising = [lengths[place] for place in order]
+    buckets = min(most, len(order))
+    edges = [0, *_cuts(rising, buckets)]
+    places = [order[first:end] for first, end in itertools.pairwise(edges)]
+    tops = [rising[end - 1] for end in edges[1:]]
     return tops, places
 
 
@@ -158,18 +173,19 @@ def solved(lengths: Sequence[int], config: Config) -> Groups | None:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     tops, places = bucketed(lengths, config.buckets)
+    counts = [len(own) for own in places]
     sizes = [size for size in config.sizes for _ in range(config.workers // size)]
-    rows, lows, highs = _program(tops, [len(own) for own in places], sizes, config)
-    cells, groups = len(tops) * len(sizes), len(sizes)
-    whole = np.array([1] * (cells + groups) + [0])
-    bounds = Bounds(0, [np.inf] * cells + [1] * groups + [np.inf])
-    cost = np.array([0.0] * (cells + groups) + [1.0])
-    found = milp(cost, integrality=whole, bounds=bounds, constraints=LinearConstraint(rows, lows, highs),
-                 options={"mip_rel_gap": config.gap, "node_limit": config.nodes_searched})
+    constraint = LinearConstraint(*_program(tops, counts, sizes, config))
+    groups = len(sizes)
+    cells = len(tops) * groups
+    whole = np.append(np.ones(cells + groups), 0)
+    highest = np.repeat([np.inf, 1, np.inf], [cells, groups, 1])
+    limits = {"mip_rel_gap": config.gap, "node_limit": config.nodes_searched}
+    found = milp(1 - whole, integrality=whole, bounds=Bounds(0, highest), constraints=constraint, options=limits)
     if found.x is None:
         return None
-    counts_LG = np.rint(found.x[:cells]).astype(int).reshape(len(tops), groups)
-    group = _dealt(counts_LG, places)
+    counts_LG = np.rint(found.x[:cells]).reshape(-1, groups)
+    group = _dealt(counts_LG.astype(int), places)
     return _used(lengths, group, sizes, config)
 
 
@@ -239,10 +255,10 @@ def assigned(lengths: Sequence[int], config: Config) -> list[Groups]:
     whole = config.workers * config.capacity
     if max(lengths) > whole:
         raise ValueError(f"a sequence has {max(lengths)} tokens; {config.workers} workers hold {whole}")
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    fewest = -(-sum(lengths) // whole)
+    order = longest_first(lengths)
+    fewest = math.ceil(sum(lengths) / whole)
     for count in range(fewest, len(order) + 1):
-        cut = [sorted(order[first::count]) for first in range(count)]
+        cut = [order[first::count] for first in range(count)]
         found = [_pass(own, lengths, config) for own in cut]
         there = [one for one in found if one is not None]
         if len(there) == count:
@@ -275,20 +291,25 @@ class Found(NamedTuple):
 )
 def sequence_groups(lengths_S: Tensor, config: Config) -> Found:
     """Where each sequence of a batch goes, from their lengths in tokens; see `assigned`."""
-    lengths = [int(length) for length in lengths_S.tolist()]
-    passes, groups, sizes = (torch.zeros(len(lengths), dtype=torch.int64) for _ in range(3))
-    found = assigned(lengths, config)
-    for number, one in enumerate(found):
+    lengths = lengths_S.long().tolist()
+    pass_S = torch.zeros_like(lengths_S)
+    group_S = torch.zeros_like(lengths_S)
+    size_S = torch.zeros_like(lengths_S)
+    seconds = torch.zeros((), dtype=torch.float64)
+    for number, one in enumerate(assigned(lengths, config)):
         own = torch.tensor(one.places)
         group = torch.tensor(one.group)
-        passes[own] = number
-        groups[own] = group
-        sizes[own] = torch.tensor(one.sizes)[group]
-    seconds = sum(one.seconds for one in found)
-    return Found(passes, groups, sizes, torch.tensor(seconds, dtype=torch.float64))
+        sizes = torch.tensor(one.sizes)
+        pass_S[own] = number
+        group_S[own] = group
+        size_S[own] = sizes[group]
+        seconds += one.seconds
+    return Found(pass_S, group_S, size_S, seconds)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """Twelve sequences, most of them short, for eight workers on nodes of four."""
-    lengths = torch.randn(12, generator=generator).mul(1.2).add(7).exp().clamp(64, 30_000)
-    return {"lengths_S": lengths.long(), "config": Config(workers=8, node=4, capacity=8192)}
+    logs = 7 + 1.2 * torch.randn(12, generator=generator)
+    lengths = logs.exp().clamp(64, 30_000)
+    config = Config(workers=8, node=4, capacity=8192)
+    return {"lengths_S": lengths.long(), "config": config}

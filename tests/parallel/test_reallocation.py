@@ -8,23 +8,9 @@ import pytest
 import torch
 
 from mixwell.core.rng import generator
+from mixwell.parallel.calls import Call, Layout, Model, Problem, call_s, layouts, makespan, move_s
 from mixwell.parallel.cluster import Cluster, Device, Link
-from mixwell.parallel.reallocation import (
-    Call,
-    Config,
-    Layout,
-    Model,
-    Problem,
-    best_uniform,
-    call_s,
-    example,
-    layouts,
-    makespan,
-    move_s,
-    reallocation,
-    rows_of,
-    search,
-)
+from mixwell.parallel.reallocation import Config, best_uniform, example, reallocation, rows_of, search
 
 DEVICE = Device(flops_per_s=2e14, memory_bytes=8e10, memory_bytes_per_s=2e12, efficiency=0.5)
 CLUSTER = Cluster(device=DEVICE, inside=Link(latency_s=1e-6, bytes_per_s=1e11), devices=2, nodes=2,

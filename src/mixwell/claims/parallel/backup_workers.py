@@ -39,9 +39,11 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def delays(seed: int) -> Tensor:
     """Seconds of every worker in every step [R, W]."""
-    draws = torch.rand(STEPS, WORKERS, generator=generator(seed, "delays"), dtype=torch.float64)
-    found_RW = -draws.log()
-    found_RW[STEPS // 3 :, ::2] *= SLOWER
+    source = generator(seed, "delays")
+    draws_RW = torch.rand(STEPS, WORKERS, generator=source, dtype=torch.float64)
+    found_RW = -draws_RW.log()
+    third = STEPS // 3
+    found_RW[third:, ::2] *= SLOWER
     return found_RW
 
 
@@ -53,24 +55,33 @@ def seconds(bench: Bench, seed: int, *, lr: float, memory: int = 5, waited: int 
 
     def batches(weights_P: Tensor, number: int) -> tuple[Tensor, Tensor]:
         weights_DC = weights_P.view(-1, CLASSES)
-        losses.append(float(cross_entropy(rows_ND @ weights_DC, labels_N)))
+        logits_NC = rows_ND @ weights_DC
+        whole = cross_entropy(logits_NC, labels_N)
+        losses.append(float(whole))
         places_WB = torch.randint(len(labels_N), (WORKERS, BATCH), generator=draws)
-        return softmax_regression(weights_DC, rows_ND[places_WB], labels_N[places_WB])
+        rows_WBD = rows_ND[places_WB]
+        return softmax_regression(weights_DC, rows_WBD, labels_N[places_WB])
 
-    start_P = torch.zeros(rows_ND.shape[1] * CLASSES, dtype=torch.float64)
-    found = trained(start_P, batches, delays(seed), Config(step=lr, memory=memory, waited=waited))
+    config = Config(step=lr, memory=memory, waited=waited)
+    width = rows_ND.shape[1]
+    start_P = torch.zeros(width * CLASSES, dtype=torch.float64)
+    found = trained(start_P, batches, delays(seed), config)
+    seconds = found.seconds_R.tolist()
     there = [number for number, loss in enumerate(losses) if loss <= TARGET_NATS]
     if not there:
-        return 2 * float(found.seconds_R[-1])
-    return float(found.seconds_R[there[0] - 1])
+        return 2 * seconds[-1]
+    first = there[0]
+    return seconds[first - 1]
 
 
 def softmax_regression(weights_DC: Tensor, rows_WBD: Tensor, labels_WB: Tensor) -> tuple[Tensor, Tensor]:
     """Each worker's loss [W] and gradient [W, D C]."""
     logits_WBC = rows_WBD @ weights_DC
     losses_WB = cross_entropy(logits_WBC.mT, labels_WB, reduction="none")
-    gaps_WBC = softmax(logits_WBC, -1) - one_hot(labels_WB, CLASSES)
-    grads_WDC = rows_WBD.mT @ gaps_WBC / BATCH
+    chances_WBC = softmax(logits_WBC, -1)
+    gaps_WBC = chances_WBC - one_hot(labels_WB, CLASSES)
+    sums_WDC = rows_WBD.mT @ gaps_WBC
+    grads_WDC = sums_WDC / BATCH
     return losses_WB.mean(1), grads_WDC.flatten(1)
 
 

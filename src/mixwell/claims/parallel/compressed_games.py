@@ -26,15 +26,17 @@ MOST, NEAR = 8_000.0, 1e-3  # numbers sent by a worker; the distance that is to 
 def game(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Slopes [M, D, D] and shifts [M, D] of the workers' operators, and the saddle [D]."""
     draws = generator(seed, "game")
-    common = torch.randn(HALF, HALF, generator=draws, dtype=torch.float64)
-    own = torch.randn(WORKERS, HALF, HALF, generator=draws, dtype=torch.float64)
-    couple = (common + own) / HALF**0.5 / 2
-    curve = CURVE * torch.eye(HALF, dtype=torch.float64).expand_as(own)
+    own = torch.randn(WORKERS + 1, HALF, HALF, generator=draws).double()
+    both = own[1:] + own[:1]  # a worker's own, and one that all share
+    couple = both / (2 * HALF**0.5)
+    identity = torch.eye(HALF).double()
+    curve = CURVE * identity.expand_as(couple)
     upper = torch.cat([curve, couple], dim=2)
     lower = torch.cat([-couple.mT, curve], dim=2)
     slope_MDD = torch.cat([upper, lower], dim=1)
-    shift_MD = torch.randn(WORKERS, 2 * HALF, generator=draws, dtype=torch.float64)
-    saddle_D = torch.linalg.solve(slope_MDD.mean(0), -shift_MD.mean(0))
+    shift_MD = torch.randn(WORKERS, 2 * HALF, generator=draws).double()
+    mean_DD = slope_MDD.mean(0)
+    saddle_D = torch.linalg.solve(mean_DD, -shift_MD.mean(0))
     return slope_MDD, shift_MD, saddle_D
 
 

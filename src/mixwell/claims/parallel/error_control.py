@@ -30,28 +30,37 @@ def table() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_breast_cancer
 
     rows, labels = load_breast_cancer(return_X_y=True)
-    order = labels.argsort(kind="stable")[: len(labels) // CLIENTS * CLIENTS]
+    left_over = len(labels) % CLIENTS
+    order = labels.argsort(kind="stable")[left_over:]
     x_ND = torch.from_numpy(rows[order])
-    x_ND = (x_ND - x_ND.mean(0)) / x_ND.std(0)
-    ones_N1 = torch.ones(len(x_ND), 1, dtype=torch.float64)
-    signs_N = torch.from_numpy(2.0 * labels[order] - 1)
-    return torch.cat([x_ND, ones_N1], 1).reshape(CLIENTS, -1, 31), signs_N.reshape(CLIENTS, -1)
+    gaps_ND = x_ND - x_ND.mean(0)
+    scaled_ND = gaps_ND / x_ND.std(0)
+    ones_N1 = torch.ones_like(scaled_ND[:, :1])
+    rows_ND = torch.cat([scaled_ND, ones_N1], 1)
+    labels_N = torch.from_numpy(labels[order])
+    signs_N = 2.0 * labels_N - 1
+    return rows_ND.view(CLIENTS, -1, 31), signs_N.view(CLIENTS, -1)
 
 
 def gradients(x_D: Tensor, rows_CND: Tensor, signs_CN: Tensor) -> Tensor:
     """Of the clients' logistic losses [C, D]."""
-    margins_CN = signs_CN * (rows_CND @ x_D)
-    pull_CN = -signs_CN * torch.sigmoid(-margins_CN)
-    means_CD = (pull_CN.unsqueeze(1) @ rows_CND).squeeze(1) / signs_CN.shape[1]
+    scores_CN = rows_CND @ x_D
+    wrong_CN = torch.sigmoid(-signs_CN * scores_CN)
+    pull_CN = -signs_CN * wrong_CN
+    pulls_CND = pull_CN.unsqueeze(2) * rows_CND
+    means_CD = pulls_CND.mean(1)
     return means_CD + DECAY * x_D
 
 
 def batch(draws: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of each client by chance."""
     rows_CND, signs_CN = table()
-    places_CB = torch.randint(signs_CN.shape[1], (CLIENTS, BATCH), generator=draws)
-    each = torch.arange(CLIENTS).unsqueeze(1)
-    return rows_CND[each, places_CB], signs_CN[each, places_CB]
+    count = signs_CN.shape[1]
+    places_CB = torch.randint(count, (CLIENTS, BATCH), generator=draws)
+    each_C1 = torch.arange(CLIENTS).unsqueeze(1)
+    rows_CBD = rows_CND[each_C1, places_CB]
+    signs_CB = signs_CN[each_C1, places_CB]
+    return rows_CBD, signs_CB
 
 
 def ended(bench: Bench, seed: int, *, lr: float, strength: float) -> float:
@@ -87,8 +96,11 @@ def plain_feedback(bench: Bench, seed: int, *, lr: float) -> float:
 
 def squared(x_D: Tensor) -> Tensor:
     """Squared norm of the gradient over all rows, infinite where it is no number."""
-    found = gradients(x_D, *table()).mean(0).square().sum()
-    return torch.nan_to_num(found, nan=torch.inf).clamp(max=1e6)
+    rows_CND, signs_CN = table()
+    whole_D = gradients(x_D, rows_CND, signs_CN).mean(0)
+    found = whole_D.square().sum()
+    known = torch.nan_to_num(found, nan=torch.inf)
+    return known.clamp(max=1e6)
 
 
 STEPS = finer((0.01, 1.0), 9)

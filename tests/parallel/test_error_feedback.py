@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mixwell.core.rng import generator
-from mixwell.parallel.error_feedback import Config, error_feedback, example, step_size, top_k
+from mixwell.parallel.error_feedback import Config, error_feedback, example, step_size
+from mixwell.parallel.sparse import top_k
 
 
 def problem():

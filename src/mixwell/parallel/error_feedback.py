@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.mixing import check_least
+from mixwell.parallel.sparse import top_k
 
 MEANS = ("arithmetic", "quadratic")
 
@@ -51,16 +52,6 @@ class Found(NamedTuple):
 
     x_D: Tensor
     known_CD: Tensor
-
-
-def top_k(rows_CD: Tensor, keep: int) -> Tensor:
-    """Each row's `keep` largest entries by size, the others 0: [C, D]."""
-    width = rows_CD.shape[1]
-    if not 1 <= keep <= width:
-        raise ValueError(f"keep is {keep} of {width} entries; expected 1 to {width}")
-    places_CK = rows_CD.abs().topk(keep, dim=1).indices
-    kept_CK = rows_CD.gather(1, places_CK)
-    return torch.zeros_like(rows_CD).scatter(1, places_CK, kept_CK)
 
 
 def step_size(smooth_C: Tensor, smooth: float, share: float, mean: str) -> float:

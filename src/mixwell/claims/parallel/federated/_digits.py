@@ -18,7 +18,6 @@ from mixwell.parallel.federated.simulation import Federated
 
 TRAINING, SIDE, HIDDEN = 1200, 8, 32
 RATES = (0.03, 0.1, 0.3)  # learning rates of small nets under plain descent
-WIDE = (0.01, 0.03, 0.06, 0.1, 0.2, 0.5)  # where the other side has a coefficient to try, too
 
 
 def digits(seed: int) -> tuple[Table, Table]:
@@ -26,10 +25,11 @@ def digits(seed: int) -> tuple[Table, Table]:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    draws = generator(seed, "digits")
-    order = torch.randperm(len(found.target), generator=draws)
     ink = torch.tensor(found.data, dtype=torch.float32)
-    rows = Table(ink / 16, torch.tensor(found.target))
+    labels = torch.tensor(found.target)
+    rows = Table(ink / 16, labels)
+    draws = generator(seed, "digits")
+    order = torch.randperm(len(rows), generator=draws)
     first, last = order.tensor_split([TRAINING])
     return rows.of(first), rows.of(last)
 
@@ -39,8 +39,38 @@ def turned(rows: Table, quarters: Tensor) -> Table:
     images = rows.x.view(-1, SIDE, SIDE)
     every = [images.rot90(number, (1, 2)) for number in range(4)]
     stacked = torch.stack(every)
-    own = stacked[quarters, torch.arange(len(rows))]
+    places = torch.arange(len(rows))
+    own = stacked[quarters, places]
     return Table(own.flatten(1), rows.y)
+
+
+def quarter(rows: Table) -> Table:
+    """All of them turned by one quarter."""
+    ones = torch.ones_like(rows.y)
+    return turned(rows, ones)
+
+
+def mixed(rows: Table, share: Tensor, *keys: int | str) -> Table:
+    """Rows turned by 0, 1, ... quarters in such shares, as drawn by keys."""
+    draws = generator(*keys)
+    quarters = torch.multinomial(share, len(rows), replacement=True, generator=draws)
+    return turned(rows, quarters)
+
+
+def shares(clients: int, kinds: int, alpha: float, *keys: int | str) -> Tensor:
+    """Each client's shares [C, K] of kinds, from Dirichlet(alpha)."""
+    draws = generator(*keys)
+    alphas = torch.full((clients, kinds), alpha, dtype=torch.float64)
+    drawn = torch._standard_gamma(alphas, generator=draws)
+    drawn = drawn.clamp_min(1e-6)
+    total = drawn.sum(1, keepdim=True)
+    return drawn / total
+
+
+def drawn(draws: torch.Generator, *shape: int) -> Tensor:
+    """Normal draws of spread 1 / sqrt(fan in)."""
+    normal = torch.randn(shape, generator=draws)
+    return shape[-1] ** -0.5 * normal
 
 
 def dealt(rows: Table, clients: int, alpha: float, seed: int) -> list[Client]:
@@ -54,17 +84,22 @@ def net(seed: int, classes: int = 10) -> dict[str, Tensor]:
     """A fresh net of one hidden layer."""
     draws = generator(seed, "net")
     found = {}
-    for name, fan_out, fan_in in (("first", HIDDEN, SIDE * SIDE), ("last", classes, HIDDEN)):
-        weight = torch.randn(fan_out, fan_in, generator=draws)
-        found[f"{name}.weight"] = (2 / fan_in) ** 0.5 * weight
-        found[f"{name}.bias"] = torch.zeros(fan_out)
+    for name, *shape in (("first", HIDDEN, SIDE * SIDE), ("last", classes, HIDDEN)):
+        weight = drawn(draws, *shape)
+        found[f"{name}.weight"] = 2**0.5 * weight
+        found[f"{name}.bias"] = torch.zeros(shape[0])
     return found
 
 
 def answer(tensors: Tensors, x: Tensor) -> Tensor:
     """Logits [N, C]."""
-    hidden = F.linear(x, tensors["first.weight"], tensors["first.bias"])
-    return F.linear(hidden.relu(), tensors["last.weight"], tensors["last.bias"])
+    for layer in ("first", "last"):
+        weight = tensors[f"{layer}.weight"]
+        bias = tensors[f"{layer}.bias"]
+        x = F.linear(x, weight, bias)
+        if layer == "first":
+            x = x.relu()
+    return x
 
 
 def losses(tensors: Tensors, rows: Table) -> Tensor:

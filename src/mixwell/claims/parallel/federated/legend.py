@@ -1,15 +1,15 @@
-"""LEGEND: depths by a device's pace and ranks that rise reach an accuracy in less time than equal adapters everywhere.
+"""LEGEND: depths by a device's pace and ranks that rise learn in two thirds of the time what equal adapters learn.
 
 Paper: Adaptive Parameter-Efficient Federated Fine-Tuning on Heterogeneous Devices.
-Tried: a net of six residual layers trained on upright digits, then tuned by adapters on digits turned by 90 degrees,
-dealt out to eight clients by Dirichlet(0.5) whose devices differ sixfold; simulated seconds until nine tenths of
-held-out digits of the accuracy asked for are right, the whole time where they never are. Beside: depths with equal
-ranks. Against it: less than a fifth of the time of rank 4 in all layers saved, at rates tuned alike. Untestable where
-that baseline never gets there.
+Tried: a net of four residual layers trained on upright digits, then tuned by adapters on digits turned by 90 degrees,
+dealt out by Dirichlet(0.5) to six clients whose devices differ sixfold; accuracy on held-out turned digits after 60
+simulated seconds, and of rank 4 in all layers after 90. Beside: equal adapters after 60 seconds. Against it: an
+accuracy more than a point below that of equal adapters, rates tuned alike.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,40 +17,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixwell.claims.bench import Bench
-from mixwell.claims.claim import Claim, Side, Untestable
-from mixwell.claims.parallel.federated._digits import dealt, digits, right, turned
+from mixwell.claims.claim import Claim, Side
+from mixwell.claims.parallel.federated._digits import dealt, digits, drawn, quarter, right
 from mixwell.core.rng import generator
-from mixwell.parallel.federated.clients import Table, Tensors, batches
+from mixwell.parallel.federated.clients import Client, Table, Tensors, batches
 from mixwell.parallel.federated.learning import Task, descended
 from mixwell.parallel.federated.legend import Config, Device, Legend, rising_ranks
-from mixwell.parallel.federated.simulation import Setting, Turn, simulate
+from mixwell.parallel.federated.simulation import Outcome, Setting, simulate
 
-LAYERS, WIDTH, BUDGET, ROUNDS = 6, 32, 24, 25
-ASKED = 0.75  # of held-out digits right
+LAYERS, WIDTH, BUDGET, CLIENTS = 4, 32, 16, 6
+SLOWEST = 6  # times as slow as the fastest
 
 
 def fresh(seed: int) -> dict[str, Tensor]:
     """A residual net."""
     draws = generator(seed, "net")
-
-    def drawn(*shape: int) -> Tensor:
-        return shape[-1] ** -0.5 * torch.randn(shape, generator=draws)
-
-    found = {"embed": drawn(WIDTH, 64), "head": drawn(10, WIDTH)}
+    found = {"embed": drawn(draws, WIDTH, 64), "head": drawn(draws, 10, WIDTH)}
     for layer in range(LAYERS):
-        found[f"layers.{layer}.weight"] = drawn(WIDTH, WIDTH)
+        found[f"layers.{layer}.weight"] = drawn(draws, WIDTH, WIDTH)
     return found
 
 
 def answer(base: Tensors, adapters: Tensors, x: Tensor) -> Tensor:
     """Logits of the net with what adapters there are."""
-    h = x @ base["embed"].T
+    h = F.linear(x, base["embed"])
     for layer in range(LAYERS):
-        weight = base[f"layers.{layer}.weight"]
+        place = f"layers.{layer}"
+        weight = base[f"{place}.weight"]
         if adapters:
-            change = adapters[f"layers.{layer}.B"] @ adapters[f"layers.{layer}.A"]
-            weight = weight + change
-        h = h + F.linear(h, weight).tanh() / LAYERS
+            A, B = adapters[f"{place}.A"], adapters[f"{place}.B"]
+            weight = weight + B @ A
+        change = F.linear(h, weight).tanh()
+        h = h + change / LAYERS
     return F.linear(h, base["head"])
 
 
@@ -59,48 +57,64 @@ def started(ranks: list[int], seed: int) -> dict[str, Tensor]:
     draws = generator(seed, "adapters")
     found = {}
     for layer, rank in enumerate(ranks):
-        drawn = torch.randn(rank, WIDTH, generator=draws)
-        found[f"layers.{layer}.A"] = WIDTH**-0.5 * drawn
-        found[f"layers.{layer}.B"] = torch.zeros(WIDTH, rank)
+        place = f"layers.{layer}"
+        found[f"{place}.A"] = drawn(draws, rank, WIDTH)
+        found[f"{place}.B"] = torch.zeros(WIDTH, rank)
     return found
 
 
-def pretrained(rows: Table, seed: int) -> Tensors:
+@cache
+def pretrained(seed: int) -> Tensors:
     """The net after steps on upright digits."""
-    parts = batches(rows, 64, 200, generator(seed, "before"))
-    return descended(lambda base, part: F.cross_entropy(answer(base, {}, part.x), part.y), fresh(seed), parts, 0.2)
+    rows, _ = digits(seed)
+
+    def loss(base: Tensors, part: Table) -> Tensor:
+        said = answer(base, {}, part.x)
+        return F.cross_entropy(said, part.y)
+
+    draws = generator(seed, "before")
+    parts = batches(rows, 64, 150, draws)
+    return descended(loss, fresh(seed), parts, 0.2)
 
 
-def measure(bench: Bench, seed: int, *, rise: float, **options: Any) -> float:
-    """Simulated seconds until so many are right."""
+def within(own: Legend, clients: list[Client], seconds: float, seed: int) -> Tensors:
+    """The state after the last round that ends in time."""
+    setting = Setting(rounds=1, seed=seed)
+    found: Outcome | None = None
+    while True:
+        after = simulate(own, clients, setting, after=found)
+        if after.seconds > seconds:
+            return found.state if found else after.state
+        found = after
+
+
+def measure(bench: Bench, seed: int, *, rise: float, seconds: float, **options: Any) -> float:
+    """Accuracy on turned digits after so many simulated seconds."""
     train, test = digits(seed)
-    base = pretrained(train, seed)
-    train, test = (turned(rows, torch.ones_like(rows.y)) for rows in (train, test))
-    clients = dealt(train, 8, 0.5, seed)
-    devices = [Device(0.01 * (1 + 5 * number / 7), 2e5) for number in range(8)]
-    ranks = rising_ranks(LAYERS, BUDGET, rise)
+    base = pretrained(seed)
 
     def loss(adapters: Tensors, rows: Table) -> Tensor:
-        return F.cross_entropy(answer(base, adapters, rows.x), rows.y)
+        said = answer(base, adapters, rows.x)
+        return F.cross_entropy(said, rows.y)
 
-    own = Legend(Task(started(ranks, seed), loss), Config(steps=8, **options), devices)
-    reached: list[int] = []
+    ranks = rising_ranks(LAYERS, BUDGET, rise)
+    task = Task(started(ranks, seed), loss)
+    slower = torch.linspace(1, SLOWEST, CLIENTS)
+    devices = [Device(0.01 * times, 2e5) for times in slower.tolist()]
+    config = Config(steps=6, **options)
+    own = Legend(task, config, devices)
+    clients = dealt(quarter(train), CLIENTS, 0.5, seed)
+    state = within(own, clients, seconds, seed)
+    turned = quarter(test)
+    said = answer(base, state, turned.x)
+    return right(said, turned.y)
 
-    def watch(turn: Turn, state: Tensors) -> None:
-        if right(answer(base, state, test.x), test.y) >= ASKED:
-            reached.append(turn.number)
 
-    ledger = simulate(own, clients, Setting(rounds=ROUNDS, seed=seed), watch).ledger
-    if not reached and options.get("even"):
-        raise Untestable("equal adapters in all layers never get so many digits right")
-    rounds = 1 + min(reached, default=ROUNDS - 1)
-    return sum(one.seconds for one in ledger[:rounds])
-
-
-RATES = {"lr": (0.3, 0.6, 1.0)}
+RATES = {"lr": (0.3, 0.6, 1.2)}
+EQUAL = {"rise": 0.0, "even": True}
 CLAIM = Claim(
-    "Depths by pace and rising ranks save a fifth of the time to an accuracy.", "simulated seconds", at_least=0.2,
-    relative=True,
-    sides={"method": Side(measure, {"rise": 1.0}, RATES),
-           "baseline": Side(measure, {"rise": 0.0, "even": True}, RATES),
-           "equal ranks": Side(measure, {"rise": 0.0}, RATES)})
+    "Depths by pace and rising ranks learn as much in two thirds of the time.", "accuracy on turned digits",
+    lower_is_better=False, at_least=-0.01,
+    sides={"method": Side(measure, {"rise": 1.0, "seconds": 60}, RATES),
+           "baseline": Side(measure, {**EQUAL, "seconds": 90}, RATES),
+           "equal adapters, 60 s": Side(measure, {**EQUAL, "seconds": 60}, RATES)})

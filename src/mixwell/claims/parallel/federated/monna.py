@@ -2,16 +2,15 @@
 
 Paper: Robust Collaborative Learning with Linear Gradient Overhead.
 Tried: ten peers with the digits dealt out by Dirichlet(1), three of whom say the honest mean less one and a half
-deviations; 120 rounds; mean accuracy of the honest peers' nets on held-out digits. Beside: nobody lies, and the mean of
-all models under the same lies. Against it: an accuracy less than two points above that of the same peers without
-momentum, or more than five points below where nobody lies.
+deviations; 80 rounds; mean accuracy of the honest peers' nets on held-out digits. Against it: an accuracy less than two
+points above that of the same peers without momentum, or more than five points below where nobody lies.
 """
 
 from __future__ import annotations
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.parallel.federated._digits import WIDE, accuracy, dealt, digits, mean, method, task
+from mixwell.claims.parallel.federated._digits import accuracy, dealt, digits, mean, method, task
 from mixwell.parallel.federated.learning import unstacked
 from mixwell.parallel.federated.simulation import Setting, simulate
 
@@ -23,20 +22,20 @@ def measure(bench: Bench, seed: int, *, lr: float, momentum: float = 0.0, faulty
     """Mean accuracy of the seven who are honest."""
     train, test = digits(seed)
     clients = dealt(train, PEERS, 1.0, seed)
-    peers = method("monna", task(seed), lr=lr, momentum=momentum, faulty=faulty)
-    setting = Setting(rounds=120, liars=liars, attack="little", factor=1.5, seed=seed)
+    options = {"lr": lr, "momentum": momentum, "faulty": faulty}
+    peers = method("monna", task(seed), **options)
+    setting = Setting(rounds=80, liars=liars, attack="little", factor=1.5, seed=seed)
     state = simulate(peers, clients, setting).state
-    nets = unstacked(state)[: PEERS - LIARS]
-    return mean([accuracy(net, test) for net in nets])
+    honest = unstacked(state)[: PEERS - LIARS]
+    right = [accuracy(net, test) for net in honest]
+    return mean(right)
 
 
-RATES = (0.3, 0.75, 2.0)
-MOMENTA = (0.9, 0.99)
+RATES = (0.75, 1.5, 3.0)
 CLAIM = Claim(
     "Momentum keeps nearest-neighbour averaging accurate under little lies.", "accuracy on held-out digits",
     lower_is_better=False, at_least=0.02,
     provided=(Comparison(baseline="nobody lies", lower_is_better=False, at_least=-0.05),),
-    sides={"method": Side(measure, {}, {"lr": RATES, "momentum": MOMENTA}),
-           "baseline": Side(measure, {}, {"lr": (*WIDE[2:], 1.0, 2.0)}),
-           "nobody lies": Side(measure, {"liars": 0, "faulty": 0}, {"lr": RATES, "momentum": MOMENTA}),
-           "mean": Side(measure, {"faulty": 0}, {"lr": RATES, "momentum": MOMENTA})})
+    sides={"method": Side(measure, {"momentum": 0.9}, {"lr": RATES}),
+           "baseline": Side(measure, {}, {"lr": (0.3, 0.6, 1.2)}),
+           "nobody lies": Side(measure, {"momentum": 0.9, "liars": 0, "faulty": 0}, {"lr": RATES})})

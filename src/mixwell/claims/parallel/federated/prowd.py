@@ -1,10 +1,9 @@
 """ProWD: where clients train in 2 to 32 bits, lifting and choosing weights beats the mean of what all send.
 
 Paper: Bitwidth Heterogeneous Federated Learning with Progressive Weight Dequantization.
-Tried: ten clients of 2, 2, 2, 4, 4, 4, 8, 8, 32 and 32 bits, the digits dealt out by Dirichlet(0.3), 25 rounds;
-accuracy of the server's net on held-out digits. Beside: matrices brought to the size of the best known in the network's
-place. Against it: an accuracy that is no higher than that of the plain mean, or than that of a mean over the clients of
-32 bits alone.
+Tried: ten clients of 2, 2, 2, 4, 4, 4, 8, 8, 32 and 32 bits, the digits dealt out by Dirichlet(0.3), 15 rounds;
+accuracy of the server's net on held-out digits. Against it: an accuracy that is no higher than that of the plain mean,
+or than that of a mean over the clients of 32 bits alone.
 """
 
 from __future__ import annotations
@@ -25,23 +24,22 @@ def measure(bench: Bench, seed: int, *, alone: bool = False, **options: Any) -> 
     """Accuracy of the server's net."""
     train, test = digits(seed)
     clients = dealt(train, len(BITS), 0.3, seed)
-    bits = BITS
+    bits: tuple[int, ...] = BITS
     if alone:
         kept = [clients[place].rows for place in WHOLE]
         clients = [Client(number, rows) for number, rows in enumerate(kept)]
         bits = (32,)
     own = method("prowd", task(seed), bits=bits, steps=8, server_steps=15, **options)
-    state = simulate(own, clients, Setting(rounds=25, seed=seed)).state
-    return accuracy(state, test)
+    setting = Setting(rounds=15, seed=seed)
+    found = simulate(own, clients, setting)
+    return accuracy(found.state, test)
 
 
-GRID = {"lr": (0.1, 0.2, 0.4), "agreement": (1.0, 3.0)}
-RATES = {"lr": (0.03, 0.06, 0.1, 0.2, 0.4, 0.8)}
+RATES = {"lr": (0.2, 0.4, 0.8)}
 CLAIM = Claim(
     "Lifting few-bit weights and choosing among them beats their mean.", "accuracy on held-out digits",
     lower_is_better=False,
     provided=(Comparison(baseline="32 bits alone", lower_is_better=False),),
-    sides={"method": Side(measure, {}, GRID),
+    sides={"method": Side(measure, {}, RATES),
            "baseline": Side(measure, {"lift": "none", "agreement": 0.0}, RATES),
-           "scale": Side(measure, {"lift": "scale"}, GRID),
            "32 bits alone": Side(measure, {"alone": True}, RATES)})

@@ -74,5 +74,5 @@ RATES = {"lr": (0.1, 0.2, 0.4)}
 CLAIM = Claim(
     "Blends of cluster models serve clients of drifting mixtures better than one model.",
     "accuracy on digits turned in each client's shares", lower_is_better=False,
-    sides={"method": Side(measure, {"name": "client_driven"}, RATES),
-           "baseline": Side(measure, {"name": "fed_avg"}, RATES)})
+    sides={"method": Side(measure, {"name": "client_driven"}, {**RATES, "refine": (0.5, 1.0)}),
+           "baseline": Side(measure, {"name": "fed_avg"}, {**RATES, "server_lr": (0.7, 1.0)})})

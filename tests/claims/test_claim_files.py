@@ -22,7 +22,7 @@ SAVED = ROOT / "docs" / "evidence"
 EVIDENCE = evidence.read(SAVED)
 ROOMS = ("experts", "sequence", "convert", "precision", "density")
 METHODS = [entry for room in ROOMS for entry in registry.family(room)]
-PAPERS = ("scaling.laws", "data.mixing")  # families in which textbook matter has no claim
+PAPERS = ("scaling.laws", "data.mixing", "parallel.federated")  # families in which textbook matter has no claim
 METHODS += [entry for family in PAPERS for entry in registry.family(family) if entry.papers]
 TRIED = claims.names()
 CLAIMS = [pytest.param(name, id=name) for name in TRIED]

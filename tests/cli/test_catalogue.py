@@ -119,6 +119,7 @@ def imported(path, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["experts.routers.mine", "experts.overflow.mine", "sequence.mine", "convert.mine",
+                                  "parallel.federated.mine",
                                   "density.values.mine", "density.robust.mine", "density.mixtures.mine"])
 def test_what_new_writes_fails_until_it_is_written(checkout, name, monkeypatch, generator):
     assert call("new", name, "--root", str(checkout)).exit_code == 0
@@ -159,6 +160,7 @@ FILLED = {
     "convert": (["return checkpoint.derive(tensors=dict(checkpoint.tensors))"], ""),
     "precision": (["return checkpoint.derive(tensors=dict(checkpoint.tensors))"], ""),
     "adapters": (["return y + (x @ A.T).sum(-1, keepdim=True)", "return A.sum(0).expand_as(weight)"], ""),
+    "parallel.federated": (["return super().answer(client, message, memory, turn)"], ""),
     "scaling.laws": (["return self.linear({'A': 1.0, 'k': -np.log(runs['x'])})"], ""),
     "data.mixing": (["slopes_D = np.linalg.lstsq(runs.weights_ND, runs.losses_NM[:, target])[0]; "
                      "return lambda weights_ND, steps_N=None: weights_ND @ slopes_D"], ""),

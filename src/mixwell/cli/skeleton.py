@@ -63,6 +63,10 @@ SELECTOR = Form("selector", f"return ENTRY.load()(**values, generator={DRAWN}).i
 CONVERSION = Form("conversion", "return dict(ENTRY.load()(**values).tensors)")
 ADAPTER = Form("adapter", '''made = ENTRY.load()(values["target"], values["config"], generator)
     return made.delta_weight()''')
+FEDERATED = Form("federated", '''clients = values.pop("clients")
+    method = ENTRY.load()(**values)
+    return simulate(method, clients, Setting(rounds=1)).state["weight"]''',
+                 "\nfrom mixwell.parallel.federated.simulation import Setting, simulate")
 FORMS = {
     "experts.routers": ROUTER,
     "experts.layers": LAYER,
@@ -73,6 +77,7 @@ FORMS = {
     "convert": CONVERSION,
     "precision": CONVERSION,
     "adapters": ADAPTER,
+    "parallel.federated": FEDERATED,
     "scaling.laws": LAW,
     "data.mixing": PREDICTOR,
     "data.online": RULE,

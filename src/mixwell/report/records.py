@@ -34,7 +34,7 @@ from mixwell.report.digests import FileDigest
 
 RUN, STAGE, RECIPE = "run.json", "stage.json", "recipe.yaml"
 # kinds of stages that leave a model behind
-MODEL_KINDS = ("build", "load", "train", "adapt", "convert", "compress", "merge")
+MODEL_KINDS = ("build", "load", "train", "adapt", "federate", "convert", "compress", "merge")
 AGAIN = "run the recipe again"
 BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # what YAML's writer leaves bare and its reader takes for space
 R = TypeVar("R")

@@ -339,6 +339,16 @@ def _adapt(costs: Costs, stage: Stage) -> Prediction:
     return replace(once, seconds=once.seconds and count * once.seconds, flops=once.flops and count * once.flops)
 
 
+def _federate(costs: Costs, stage: Stage) -> Prediction:
+    """As many tokens read three times: forward, and backward for twice as long."""
+    config = stage.config
+    found = costs.reading(stage.inputs["model"], config.batch_size, config.dealing.seq_len)
+    tokens = config.tokens
+    seconds = 3 * tokens * found["seconds_per_token"]
+    flops = 3 * tokens * found["flops_per_token"]
+    return Prediction(tokens=tokens, flops=flops, seconds=seconds)
+
+
 def _epochs(tokens: float, weights: Mapping[str, float] | None, there: Mapping[str, float]) -> float:
     """Times that a training of so many tokens reads the domain it repeats most."""
     shares = weights or there
@@ -381,6 +391,6 @@ def _sample(costs: Costs, stage: Stage) -> Prediction:
 
 PREDICTIONS: dict[str, Callable[[Costs, Stage], Prediction]] = {
     "data": _nothing, "tokenizer": _tokenizer, "tokens": _tokens, "build": _model, "load": _model, "train": _train,
-    "adapt": _adapt,
+    "adapt": _adapt, "federate": _federate,
     "mix": _mix, "convert": _convert, "compress": _convert, "merge": _merge, "evaluate": _evaluate, "sample": _sample,
 }

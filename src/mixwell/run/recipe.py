@@ -440,7 +440,7 @@ def _entry(recipe: Recipe, found: Mapping[str, Stage], entry: Any, place: str) -
     if not isinstance(side, str):
         raise MixwellError(f"{where}.side: expected a name, got {shown(side)}.")
     config = _config(name, method, options, f"{where}.{name}")
-    if kind.many or name == "adapt":
+    if kind.many or name in ("adapt", "federate"):
         method = config.method
     inputs = inputs_of(kind, entry, found, where)
     if name == "train":

@@ -113,6 +113,12 @@ class Rough:
         size = weight_bytes(self.shapes[stage.id])
         return DRAWING * size / self.pace.bytes
 
+    def federating_s(self, stage: Stage) -> float:
+        """Of all clients' steps, backward twice as long as forward."""
+        config = stage.config
+        length = config.dealing.seq_len
+        return 3 * self.reading_s(stage.inputs["model"], config.tokens, length, config.batch_size)
+
     def converting_s(self, stage: Stage) -> float:
         """Of a conversion and its receipt."""
         before = stage.inputs["model"]
@@ -193,6 +199,7 @@ WORK: dict[str, Callable[[Rough, Stage], float]] = {
     "train": Rough.training_s,
     "mix": Rough.mixing_s,
     "adapt": lambda rough, stage: rough.training_s(trained(stage)),
+    "federate": Rough.federating_s,
     "convert": Rough.converting_s,
     "compress": Rough.converting_s,
     "merge": Rough.merging_s,

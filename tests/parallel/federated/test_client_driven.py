@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.parallel.federated.client_driven import ClientDriven, Config, told_by_distance, told_by_update
 from mixwell.parallel.federated.clients import Client, Table
@@ -103,6 +104,12 @@ def test_one_cluster_is_a_running_mean(world):
         model = added(model, gradient(model, clients[0].rows.x.tolist(), clients[0].rows.y.tolist()), -0.2)
     own = {name: found.state[f"centre.{name}"][0] for name in ("weight", "bias")}
     assert numbers(plain(own)) == pytest.approx(numbers(model), rel=1e-9)
+
+
+def test_there_is_no_single_model(world):
+    method = ClientDriven(world[0], CONFIG)
+    with pytest.raises(MixwellError, match="ClientDriven leaves no single model; read its state"):
+        method.model(method.start(world[1], generator(0)))
 
 
 def test_refusals():

@@ -76,7 +76,7 @@ def test_random_order_keeps_its_rows_and_is_not_by_loss():
 def test_all_rows_from_the_start_are_federated_averaging_to_the_bit(world, clients_too):
     task, clients = world
     options = {"lr": 0.2, "steps": 3, "batch_size": 5, "aggregation": Aggregation(rule="median")}
-    full = Curriculum(task, Config(first=1.0, clients=clients_too, **options))
+    full = Curriculum(task, Config(first=1.0, rank_clients=clients_too, **options))
     found = simulate(full, clients, Setting(rounds=3)).state
     plain = simulate(FedAvg(task, Plain(**options)), clients, Setting(rounds=3)).state
     assert all(torch.equal(found[name], plain[name]) for name in plain)
@@ -92,7 +92,7 @@ def test_clients_come_by_the_losses_that_they_told(world):
         x = x + 0.1 * torch.randn(30, 4, generator=draws, dtype=torch.float64)
         wrong = (torch.arange(30) % 6 < number).long()
         clients.append(Client(number, Table(x, (torch.arange(30) + wrong) % 3)))
-    config = Config(clients=True, first=0.5, until=1.0, lr=0.5, steps=5)
+    config = Config(rank_clients=True, first=0.5, until=1.0, lr=0.5, steps=5)
     found = simulate(Curriculum(task, config), clients, Setting(rounds=12))
     asked = [one.asked for one in found.ledger]
     assert [len(one) for one in asked] == [math.ceil(6 * (0.5 + 0.5 * t / 12) - 1e-9) for t in range(12)]

@@ -7,6 +7,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.parallel.federated.aggregation import TooFew
 from mixwell.parallel.federated.clients import Client, Table
+from mixwell.parallel.federated.monna import Config, MoNNA
 from mixwell.parallel.federated.simulation import Answer, Federated, Setting, simulate
 
 CLIENTS = [Client(number, Table(torch.zeros(number + 1), torch.zeros(number + 1))) for number in range(6)]
@@ -100,6 +101,19 @@ def test_a_round_with_too_few_answers_counts_for_nothing_and_no_round_at_all_is_
     assert found.state["heard"].sum() == sum(len(one.answered) for one in counted)
     with pytest.raises(TooFew, match="3 answers came"):
         simulate(Careful(), CLIENTS, Setting(rounds=3, share=0.5))
+
+
+def test_rounds_go_on_from_what_earlier_ones_left(world):
+    task, clients = world
+    method = MoNNA(task, Config(batch_size=4, momentum=0.5, decay_every=2))
+    whole = simulate(method, clients, Setting(rounds=5, share=0.8))
+    first = simulate(method, clients, Setting(rounds=3, share=0.8))
+    rest = simulate(method, clients, Setting(rounds=2, share=0.8), after=first)
+    assert len(first.ledger) == 3 and rest.ledger == whole.ledger
+    for name, tensor in whole.state.items():
+        assert torch.equal(rest.state[name], tensor)
+    for own, memory in whole.memories.items():
+        assert torch.equal(rest.memories[own]["weight"], memory["weight"])
 
 
 def test_draws_hang_on_seed_round_and_keys_alone():

@@ -55,7 +55,7 @@ class Config(Learning):
     pace: Literal["linear", "quadratic", "root", "log", "exp", "step"] = "linear"  # h
     first: float = 0.2  # b, share of the rows at the start, up to 1
     until: float = 0.8  # a, share of the rounds after which all rows are there, up to 1
-    clients: bool = False  # whether clients, too, are asked in that order and at that pace
+    rank_clients: bool = False  # whether clients, too, are asked in that order and at that pace
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,14 +81,14 @@ def share_at(turn: Turn, config: Config) -> float:
     tags={"rules"},
 )
 class Curriculum(Averaging):
-    """See the module's card. With `clients` the state holds the losses that clients `told`."""
+    """See the module's card. With `rank_clients` the state holds the losses that clients `told`."""
 
     config: Config
 
     def start(self, clients: Sequence[Client], generator: torch.Generator) -> Tensors:
         """The task's tensors."""
         state = dict(super().start(clients, generator))
-        if self.config.clients:
+        if self.config.rank_clients:
             count = len(clients)
             state[TOLD] = torch.full((count,), -1.0, dtype=torch.float64)
         return state
@@ -96,7 +96,7 @@ class Curriculum(Averaging):
     def asked(self, state: Tensors, drawn: Sequence[Client], everyone: Sequence[Client], turn: Turn,
               ) -> Sequence[Client]:
         """Of those drawn the first by their order, so many as the pace allows."""
-        if not self.config.clients:
+        if not self.config.rank_clients:
             return drawn
         share = share_at(turn, self.config)
         count = counted(share, len(drawn))
@@ -133,14 +133,14 @@ class Curriculum(Averaging):
             places = self.ranked(losses_N, turn, client.number)[:count]
             learner = replace(client, rows=rows.of(places))
         found = super().answer(learner, message, memory, turn)
-        told = {TOLD: losses_N.mean()} if self.config.clients else {}
+        told = {TOLD: losses_N.mean()} if self.config.rank_clients else {}
         return replace(found, weight=len(rows), tensors={**found.tensors, **told})
 
     def merged(self, state: Tensors, answers: Answers, turn: Turn) -> Tensors:
         """A step along the combined change, and the losses told."""
         model = dict(state)
         model.pop(TOLD, None)
-        if not self.config.clients:
+        if not self.config.rank_clients:
             return super().merged(model, answers, turn)
         steps, told = {}, state[TOLD].clone()
         for own, answer in answers.items():

@@ -112,6 +112,10 @@ class FedAMD(Federated):
         g = self.alike(anchored)
         return x | prefixed("g", g)
 
+    def model(self, state: Tensors) -> Tensors:
+        """x."""
+        return below("x", state)
+
     def answer(self, client: Client, message: Tensors, memory: Tensors, turn: Turn) -> Answer:
         """An anchor's gradient, or how far a miner went."""
         config, rows = self.config, client.rows

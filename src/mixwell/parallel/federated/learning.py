@@ -175,6 +175,10 @@ class Averaging(Federated):
         """The task's tensors."""
         return dict(self.task.start)
 
+    def model(self, state: Tensors) -> Tensors:
+        """The task's tensors as they are now."""
+        return {name: state[name] for name in self.task.start}
+
     def answer(self, client: Client, message: Tensors, memory: Tensors, turn: Turn) -> Answer:
         """The change after the client's steps."""
         config, rows = self.config, client.rows

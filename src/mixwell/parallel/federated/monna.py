@@ -99,6 +99,10 @@ class MoNNA(Federated):
         own = client.number
         return {name: stack[own] for name, stack in state.items()}
 
+    def model(self, state: Tensors) -> Tensors:
+        """The mean of the peers' models."""
+        return averages(state)
+
     def before(self, state: Tensors, client: Client, turn: Turn) -> Tensors:
         """Where the peers stood, in the mean."""
         return averages(state)

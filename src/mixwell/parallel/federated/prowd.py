@@ -191,6 +191,10 @@ class ProWD(Federated):
         """The task's tensors."""
         return dict(self.task.start)
 
+    def model(self, state: Tensors) -> Tensors:
+        """The state."""
+        return state
+
     def message(self, state: Tensors, client: Client, turn: Turn) -> Tensors:
         """The model at the client's width."""
         return packed(state, self.config.bits_of(client.number))

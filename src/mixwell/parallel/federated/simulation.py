@@ -107,6 +107,11 @@ class Federated(ABC):
     def merged(self, state: Tensors, answers: Answers, turn: Turn) -> Tensors:
         """The state after a round with these answers, one at least."""
 
+    def model(self, state: Tensors) -> Tensors:
+        """The one model that the state comes to; raises `MixwellError` where the method keeps several."""
+        name = type(self).__name__
+        raise MixwellError(f"{name} leaves no single model; read its state.")
+
     def before(self, state: Tensors, client: Client, turn: Turn) -> Tensors:
         """What an answer would be where nothing was learnt, by name; zeros where it is not said."""
         return {}

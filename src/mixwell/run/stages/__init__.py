@@ -1,6 +1,6 @@
 """The kinds of stages, as a table: a recipe names one by its verb, the engine runs its row."""
 
-from mixwell.run.stages import adapt, convert, evaluate, merge, mix, models, text, tokens, train
+from mixwell.run.stages import adapt, convert, evaluate, federate, merge, mix, models, text, tokens, train
 from mixwell.run.stages._parts import Job, Kind, Stage, model_folder, parser
 from mixwell.run.stages.evaluate import EvaluateConfig
 
@@ -27,6 +27,8 @@ KINDS: dict[str, Kind] = {
                   roles=_ALL, evaluated=True),
     "adapt": Kind(parse=adapt.parse_adapt, run=adapt.run_adapt, keeps_shape=True, rooms=("adapters", *_MODEL),
                   roles=_ALL, bare="method", evaluated=True),
+    "federate": Kind(parse=federate.parse_federate, run=federate.run_federate, keeps_shape=True,
+                     rooms=("parallel", *_MODEL), roles=_ALL, bare="method", evaluated=True),
     "convert": Kind(run=convert.run_convert, shape=convert.convert_shape, rooms=("convert", *_MODEL),
                     roles=_ALL, family="convert", bare="method", evaluated=True,
                     fingerprint=convert.convert_fingerprint),

@@ -55,6 +55,7 @@ def test_dry_run_and_report(ran, tmp_path):
     (["compare"], "expected what to vary"),
     (["compare", "--vary", "moe.router"], "expected KEY=VALUE,VALUE"),
     (["compare", "--vary", "k=1,2", "--vary", "k=1,3"], "stands twice"),
+    (["compare", "--vary", "train.lr=1e-3,2e-3", "--search", "asynchronous_gp"], "which need no features"),
     (["compare", "--vary", "moe.router=[a"], "not YAML"),
     (["compare", "routers", "--vary", "model.router=top_k,sinkhrn"], "Did you mean 'sinkhorn'?"),
     (["compare", "--vary", "moe.num_experts=2,4", "--seeds", "x"], "--seeds"),

@@ -102,6 +102,16 @@ def test_columns_that_are_not_there_are_named(runs):
     assert "expected COLUMN=NAME" in call("scale", runs, "--rename", "n").stderr
 
 
+def test_widths_are_checked_and_shown(tmp_path):
+    page, written = tmp_path / "check.html", tmp_path / "check.json"
+    found = call("scale", "--coordinates", "16,32", "--report", page, "--json", written)
+    assert found.exit_code == 0, found.output
+    assert json.loads(written.read_text())["widths"] == [16, 32] and page.is_file()
+    assert "maximal update: " in found.stdout and "layers.1.channel_mixer" in found.stdout
+    wrong = call("scale", "--coordinates", "64")
+    assert wrong.exit_code == 2 and "expected two or more" in wrong.stderr
+
+
 @pytest.fixture
 def proxies(tmp_path):
     runs = example(np.random.default_rng(0))["runs"]

@@ -58,11 +58,12 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     from mixwell.compare import existing
     from mixwell.compare.searching import Search
     from mixwell.compare.variants import parse_vary
+    from mixwell.core.config import from_dict
     from mixwell.run import recipe
 
     console, chosen = Console(highlight=False), recipe.read(path, overrides)
     varied = parse_vary(vary or [])
-    sought = Search(method=search, keep=keep) if search else None
+    sought = from_dict(Search, {"method": search, "keep": keep}, "--search") if search else None
     models = existing.only_models(chosen if path else replace(chosen, stages=[]), varied, budget)
     if models:
         compare_models(console, models, chosen, baseline, out, dry_run)

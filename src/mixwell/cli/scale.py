@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mixwell.cli.amounts import amounts, columns
+from mixwell.cli.amounts import amounts, columns, numbers
 from mixwell.cli.errors import one_line
 from mixwell.cli.written import check_writable, written
 from mixwell.core import units
@@ -37,6 +37,8 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
                                                            "law may be, such as e=1,2,4,8.")] = None,
           at: Annotated[list[str] | None, typer.Option(metavar="COLUMN=A,B,...", help="Models whose loss is predicted, "
                                                        "such as --at n=7G --at d=1T.")] = None,
+          coordinates: Annotated[str, typer.Option(metavar="WIDTHS", help="Instead of a law, the coordinate check: how "
+                                                   "activations move with width, such as 64,128,256,512.")] = "",
           draws: Annotated[int, typer.Option(min=20, help="Bootstrap draws for the intervals.")] = 200,
           seed: Annotated[int, typer.Option(min=0, help="Of starts and draws.")] = 0,
           report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML report: the law's lines with "
@@ -48,11 +50,16 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
 
     `mixwell scale runs.csv --law chinchilla --budget flops=1e21` · size and tokens for that budget
 
+    `mixwell scale --coordinates 64,128,256,512 --report check.html` · does a learning rate carry over to wider models?
+
     `mixwell scale --law joint_moe --budget flops=1e22,memory=80G --choose e=1,2,4,8,16` · by the published law
     """
     import numpy as np
 
     check_writable(report, json)
+    if coordinates:
+        check_coordinates(Console(highlight=False), coordinates, report, json)
+        return
     if report is not None and table is None:
         raise MixwellError("--report: a published law has no runs to show; give a table of runs.")
     console = Console(highlight=False)
@@ -75,6 +82,28 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
         from mixwell.report import scale_page
 
         written(console, report, scale_page.page(found, table.name if table else law))
+    if json is not None:
+        written(console, json, found)
+
+
+def check_coordinates(console: Console, widths: str, report: Path | None, json: Path | None) -> None:
+    """Train small models of several widths for a few steps, and say whose activations grow."""
+    from mixwell.core.config import from_dict
+    from mixwell.lm.widths import MAXIMAL, STANDARD, Check
+    from mixwell.lm.widths import coordinates as checked
+    from mixwell.report import coordinates_page
+
+    asked = numbers(widths, "--coordinates")
+    check = from_dict(Check, {"widths": tuple(map(int, asked))}, "--coordinates")
+    found = checked(check)
+    console.print("exponents of width at the start and once trained:")
+    for name, cells in coordinates_page.exponents(found):
+        texts = [text for text, _ in cells]
+        console.print(f"  {name:<24} {texts[0]:>6} {texts[1]:>6}   {texts[2]:>6} {texts[3]:>6}")
+    for parametrisation in (STANDARD, MAXIMAL):
+        console.print(coordinates_page.verdict(found, parametrisation), soft_wrap=True)
+    if report is not None:
+        written(console, report, coordinates_page.page(found))
     if json is not None:
         written(console, json, found)
 

@@ -65,11 +65,12 @@ def record(fitted: Mixture, errors_NM: np.ndarray, found: Optimum, importance: M
 def _told(fitted: Mixture, errors_NM: np.ndarray, weights_D: np.ndarray) -> dict[str, Any]:
     """Weights, and the losses that are predicted of them with the ends of their intervals."""
     runs = fitted.runs
-    losses_NM = fitted.predict(weights_D)
-    low_NM, high_NM = fitted.interval(weights_D, errors_NM)
-    ends = {"losses": losses_NM[0], "low": low_NM[0], "high": high_NM[0]}
-    values = {name: _named(runs.targets, values_M) for name, values_M in ends.items()}
-    return {"weights": _named(runs.domains, weights_D), **values}
+    (losses_M,) = fitted.predict(weights_D)
+    (low_M,), (high_M,) = fitted.interval(weights_D, errors_NM)
+    found = {"weights": _named(runs.domains, weights_D)}
+    for name, values_M in {"losses": losses_M, "low": low_M, "high": high_M}.items():
+        found[name] = _named(runs.targets, values_M)
+    return found
 
 
 def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

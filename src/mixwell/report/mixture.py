@@ -80,9 +80,13 @@ def _losses(stage: StageRecord, reached: Mapping[str, Sequence[StageRecord]]) ->
     means = {name: _scores(trained) for name, trained in reached.items()}
     rows = []
     for name, expected in predicted.items():
-        ids = ", ".join(one.id for one in reached[name]) or units.ABSENT
-        row = [NAMES[name], units.fixed(expected, 3), _less(expected, predicted["natural"])]
-        rows.append([*row, ids, _mean(means[name]), _less_of(means[name], means["natural"])])
+        ids = [one.id for one in reached[name]]
+        trainings = ", ".join(ids) or units.ABSENT
+        told_by = units.fixed(expected, 3)
+        told_less = _less(expected, predicted["natural"])
+        own = means[name]
+        less = _less_of(own, means["natural"])
+        rows.append([NAMES[name], told_by, told_less, trainings, _mean(own), less])
     return rows
 
 
@@ -110,10 +114,14 @@ def _verdict(against: str, gain: Interval) -> str:
     sentence = f"The choice against {against}: {middle} % bits per byte"
     if math.isnan(gain.half):
         return f"{sentence} from {seeds}, which says nothing of its scatter."
-    ends = f"{_signed(gain.low, 2)} to {_signed(gain.high, 2)}, paired over {seeds}"
+    low = _signed(gain.low, 2)
+    high = _signed(gain.high, 2)
+    outcome = "the seeds do not tell"
     if gain.high < 0:
-        return f"{sentence} ({ends}): better."
-    return f"{sentence} ({ends}): worse." if gain.low > 0 else f"{sentence} ({ends}): the seeds do not tell."
+        outcome = "better"
+    if gain.low > 0:
+        outcome = "worse"
+    return f"{sentence} ({low} to {high}, paired over {seeds}): {outcome}."
 
 
 def _signed(value: float, decimals: int) -> str:

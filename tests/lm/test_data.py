@@ -87,7 +87,7 @@ def test_writing_again_replaces_and_damage_is_named(tmp_path, tokenizer):
     with pytest.raises(MixwellError, match=r"has None bytes"):
         TokenData.open(folder)
     (folder / "index.json").write_text('{"format": 99}')
-    with pytest.raises(MixwellError, match=r"index.json is not a token index of format 2"):
+    with pytest.raises(MixwellError, match=r"index.json is not a token index of format 3"):
         TokenData.open(folder)
     with pytest.raises(MixwellError, match="no domains"):
         write_shards(folder, {}, tokenizer)

@@ -169,7 +169,7 @@ def test_masks_of_another_length_are_named(data, tmp_path):
     (folder / "00.train.mask.bin").write_bytes(b"\1")
     with pytest.raises(MixwellError, match=r"00.train.mask.bin has 1 bytes, \d+ expected"):
         TokenData.open(folder)
-    assert json.loads((folder / "index.json").read_text())["format"] == 2
+    assert json.loads((folder / "index.json").read_text())["format"] == 3
 
 
 def test_a_prompt_is_what_comes_before_an_answer_in_the_stream(data):

@@ -173,11 +173,11 @@ def test_the_report_holds_adapters_beside_each_other(run):
     found = adapters(read_run(out))
     rows = {row[0]: dict(zip(found["head"], row)) for row in found["rows"]}
     before, after = (read_stage(stage_folder(out, name)).evaluation["bits_per_byte"] for name in ("tuned", "more"))
-    assert {"tuned", "more", "routed", "beside"} <= set(rows) and rows["tuned"]["learning rate"] == "0.010"
+    assert {"tuned", "more", "routed", "beside"} <= set(rows) and rows["tuned"]["rate"] == "0.010"
     apart = [after[name] - before[name] for name in ("left", "right")]
     assert float(rows["more"]["change there"].replace("−", "-")) == pytest.approx(sum(apart) / 2, abs=6e-4)
-    assert rows["more"]["change elsewhere"] == "–"  # both domains were trained on
-    assert int(rows["routed"]["trained parameters"].replace("\u202f", "").replace(",", "")) == read_stage(
+    assert rows["more"]["elsewhere"] == "–"  # both domains were trained on
+    assert int(rows["routed"]["trained"].replace("\u202f", "").replace(",", "")) == read_stage(
         stage_folder(out, "routed")).result["trained_parameters"]
     assert "unlike numbers of learning rates" in " ".join(found["sentences"])
 

@@ -1,7 +1,8 @@
 """Tokens on disk: the documents of every domain, to train on and held out, as memory-mapped streams.
 
 A token folder holds raw little-endian `.bin` files and one `index.json`; nothing in it is unpickled. A stream may have
-a mask beside it, a byte a token: 1 where the loss counts that token, 0 where it is only read (a question, say).
+marks beside it, a byte a token: the first bit says that the loss counts the token (not where it is only read, as a
+question is), the second that a document ends with it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ INDEX = "index.json"
 TOKEN_BYTES = "token_bytes.bin"
 DTYPES = ("<u2", "<u4")
 SPLITS = ("train", "held")
-FORMAT = 2
+FORMAT = 3
+COUNTS, ENDS = 1, 2  # bits of a mark
 
 
 def write_shards(folder: str | Path, domains: Mapping[str, Split], tokenizer: Tokenizer,
@@ -64,7 +66,9 @@ def _write_stream(path: Path, documents: Sequence[Document], encoder: Encoder, d
             ids = np.asarray(found.ids, dtype)
             counts = np.asarray(found.counts, np.uint8)
             file.write(ids.tobytes())
-            beside.write(counts.tobytes() if masked else b"")
+            marks = counts.copy()
+            marks[-1:] |= ENDS
+            beside.write(marks.tobytes() if masked else b"")
             tokens += len(ids)
             size += found.size
             token_bytes += int(encoder.tokenizer.token_bytes_V[ids].sum())
@@ -110,17 +114,31 @@ class TokenData:
         entry = self._entry(domain, split)
         return self._map(entry["file"], self._index["dtype"])
 
-    def mask(self, domain: str, split: str) -> np.memmap | None:
-        """Which tokens of a stream the loss counts, uint8, read-only; None where it counts all."""
+    def mask(self, domain: str, split: str) -> np.ndarray | None:
+        """Which tokens of a stream the loss counts, uint8; None where it counts all."""
+        marks = self._marks(domain, split)
+        return None if marks is None else marks & COUNTS
+
+    def _marks(self, domain: str, split: str) -> np.memmap | None:
         name = self._entry(domain, split)["mask"]
         return None if name is None else self._map(name, "u1")
+
+    def ends(self, domain: str, split: str) -> np.ndarray:
+        """The place behind the last token of each document of a stream, int64, rising."""
+        marks = self._marks(domain, split)
+        if marks is None:
+            last = self.tokens(domain, split) == self.eos_id
+        else:
+            last = marks & ENDS
+        return np.flatnonzero(last) + 1
 
     def labels(self, domain: str, split: str, start: int, stop: int) -> np.ndarray:
         """Tokens from `start` up to `stop` as targets, int64: those that do not count are `IGNORED`."""
         ids = self.tokens(domain, split)[start:stop].astype(np.int64)
-        mask = self.mask(domain, split)
-        if mask is not None:
-            ids[mask[start:stop] == 0] = IGNORED
+        marks = self._marks(domain, split)
+        if marks is not None:
+            counts = marks[start:stop] & COUNTS
+            ids[counts == 0] = IGNORED
         return ids
 
     def count(self, domain: str, split: str) -> int:

@@ -11,8 +11,7 @@ from mixwell.report.records import RunRecord, StageRecord, figure, numbers
 from mixwell.report.sides import Side, sides
 from mixwell.report.statistics import Interval, interval
 
-HEAD = ["adapter", "trained parameters", "file", "seconds", "learning rate", "on its text", "change there",
-        "change elsewhere"]
+HEAD = ["adapter", "trained", "file", "time", "rate", "on its text", "change there", "elsewhere"]
 
 
 def adapters(run: RunRecord) -> dict[str, Any]:

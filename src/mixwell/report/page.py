@@ -25,7 +25,7 @@ from mixwell.report.receipts import receipts
 from mixwell.report.records import RunRecord, StageRecord, figure, read_run, recipe_text
 from mixwell.report.training import colors, loss, quality
 
-TITLES = {"loss": "Loss", "quality": "Bits per byte", "adapters": "Adapters", "experts": "Expert load",
+TITLES = {"adapters": "Adapters", "loss": "Loss", "quality": "Bits per byte", "experts": "Expert load",
           "mixture": "Mixture", "data": "Data",
           "receipts": "Receipts and sizes", "stages": "Stages", "lineage": "Lineage", "samples": "Samples",
           "recipe": "Recipe", "machine": "Machine and versions"}
@@ -59,10 +59,10 @@ def contents(run: RunRecord) -> dict[str, Any]:
     slot = colors(run)
     times = {"time in all stages": run.seconds, "wall time of the last call": run.wall_seconds}
     sections: dict[str, Any] = {
+        "adapters": adapters(run),
         "loss": loss(run, slot),
         "quality": quality(run, slot),
         "experts": expert_load(run),
-        "adapters": adapters(run),
         "mixture": mixtures(run),
         "data": data(run),
         "receipts": receipts(run),

@@ -29,6 +29,8 @@ class TrainConfig:
     seconds: float | None = None  # wall time of the steps; evaluating and saving do not count
     batch_size: int = 16  # windows per step, over all micro-batches
     seq_len: int = 128  # tokens per window
+    # apart: no token attends to another document; whole documents are packed into windows, longer ones read in pieces
+    documents: Literal["joined", "apart"] = "joined"
     accumulate: int = 1  # micro-batches per step (gradient accumulation): batch_size stays, memory falls; divides it
     checkpointing: bool = False  # keep no activations inside layers, compute them again backward: memory for time
     # name patterns such as "embed*" or "layers.0.*" of what is not trained; in bf16 it is rounded like all else
@@ -70,6 +72,7 @@ class TrainConfig:
         _require(self, "decay", 0 <= self.decay <= left, f"0 to {left:g}, what warmup leaves")
         _require(self, "betas", fading, "two numbers from 0 up to, not including, 1")
         _require(self, "decay_shape", self.decay_shape in get_args(Shape), "linear or 1-sqrt")
+        _require(self, "documents", self.documents in ("joined", "apart"), "joined or apart")
         _require(self, "dtype", self.dtype in ("auto", *get_args(DType)), "auto, bf16 or fp32")
 
     def _check_budget(self) -> None:

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mixwell.lm.evaluate import evaluate
 from mixwell.lm.network import IGNORED
 from mixwell.lm.training import state as train_state
 from mixwell.lm.training.config import TrainConfig
+from mixwell.lm.training.documents import taken_apart
 from mixwell.lm.training.freezing import Frozen, check_trains
 from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, kept_lines, read_lines
 from mixwell.lm.training.optimizer import MasterAdamW
@@ -119,8 +121,12 @@ class _Run:
                  weights: Mapping[str, float] | None, device: torch.device, team: Alone) -> None:
         self.model, self.data, self.config, self.folder, self.device = model, data, config, folder, device
         self.team = team
+        apart = config.documents == "apart"
+        if apart and team.size > 1:
+            raise MixwellError("documents: apart makes micro-batches of unlike numbers, which several processes cannot "
+                               "share; train in one, or leave it out.")
         self.sampler = Sampler(data, weights, config.batch_size, config.seq_len, config.seed, rank=team.rank,
-                               world_size=team.size)
+                               world_size=team.size, apart=apart)
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
         self.window = Window()
         self.step_tokens = config.step_tokens
@@ -262,8 +268,10 @@ class _Run:
         seen: list[list[Routing | None]] = []
         parts = list(self._micro_batches())
         shares = self.team.size * len(parts)
-        for (tokens_BT, targets_BT, domains_B), share in zip(parts, _divisors(parts, self.team)):
-            loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws)  # type: ignore[operator]
+        for (tokens_BT, targets_BT, domains_B, *mask), share in zip(parts, _divisors(parts, self.team)):
+            padded = {"mask_BT": mask[0]} if mask else {}
+            loss = self.model.loss(tokens_BT, targets_BT, labels_B=domains_B, step=self.step, generator=draws,  # type: ignore[operator]
+                                   **padded)
             nats = loss.nats / share
             total = nats if loss.aux is None else nats + loss.aux / shares
             total.backward()
@@ -280,11 +288,16 @@ class _Run:
         return dict(zip([*sums, "grad_norm"], values)), seen
 
     def _micro_batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """(tokens, targets, domains) of the parts of the next batch."""
+        """(tokens, targets, domains) of the parts of the next batch; with a mask where documents are kept apart."""
         batch = self.sampler.batch()
-        columns = (batch.tokens_BT, batch.targets_BT, batch.domains_B)
+        columns = [batch.tokens_BT, batch.targets_BT, batch.domains_B]
+        if batch.documents_BT is not None:
+            columns.append(batch.documents_BT)
         there = [column.to(self.device) for column in columns]
-        return zip(*(column.chunk(self.config.accumulate) for column in there))
+        parts = zip(*(column.chunk(self.config.accumulate) for column in there))
+        if batch.documents_BT is None:
+            return parts
+        return chain.from_iterable(taken_apart(*part) for part in parts)
 
     def _log_due(self, before: float) -> bool:
         """Whether the step that began at the share `before` of the budget is one of those that are written down."""
@@ -395,7 +408,7 @@ def _divisors(parts: list[tuple[Tensor, ...]], team: Alone) -> list[float]:
 
     Parts with fewer targets that count weigh less.
     """
-    counts = [int((targets_BT != IGNORED).sum()) for _, targets_BT, _ in parts]
+    counts = [int((targets_BT != IGNORED).sum()) for _, targets_BT, *_ in parts]
     everywhere = team.total(torch.tensor(sum(counts)))
     whole = max(int(everywhere), 1)
     return [whole / max(count, 1) for count in counts]

@@ -21,6 +21,8 @@ from torch import Tensor
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.core.rng import generator
 from mixwell.lm.data import TokenData
+from mixwell.lm.network import IGNORED
+from mixwell.lm.training.documents import NOBODYS, windows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Batch:
     tokens_BT: Tensor  # int64
     targets_BT: Tensor  # int64; -100 where the loss does not count
     domains_B: Tensor  # int64; place in `TokenData.domains`
+    documents_BT: Tensor | None = None  # int64; the document of each token, where documents are kept apart
 
 
 class Sampler:
@@ -37,28 +40,38 @@ class Sampler:
 
     weights: share of the windows by domain (any positive scale; 0 leaves a domain out); None takes each domain in
     proportion to its tokens. With `world_size` N, rank r reads rows r, r + N, ... of the batch that one worker would
-    read, and every rank keeps the same state.
+    read, and every rank keeps the same state. apart: windows of whole documents, see `documents.windows_of`.
     """
 
     def __init__(self, data: TokenData, weights: Mapping[str, float] | None, batch_size: int, seq_len: int,
-                 seed: int, *, rank: int = 0, world_size: int = 1) -> None:
+                 seed: int, *, rank: int = 0, world_size: int = 1, apart: bool = False) -> None:
         if batch_size < 1 or seq_len < 1:
             raise MixwellError(f"batch_size {batch_size} and seq_len {seq_len}: expected at least 1.")
         if not 0 <= rank < world_size or batch_size % world_size:
             raise MixwellError(f"rank {rank} of {world_size} with batch_size {batch_size}: expected a rank below the "
                                "number of workers, and a batch_size that they divide.")
         self.data, self.batch_size, self.seq_len, self.seed = data, batch_size, seq_len, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.apart = rank, world_size, apart
         self.weights = _shares(data, weights)
         read = [domain for domain, share in self.weights.items() if share]
-        self._places = {domain: _places(data, domain, seq_len) for domain in read}
+        self._spans = {domain: _spans(data, domain, seq_len) for domain in read} if apart else {}
+        self._ends = {domain: data.ends(domain, "train") for domain in self._spans}
+        self._places = {domain: self._where(domain) for domain in read}
         self._windows = {domain: len(places) for domain, places in self._places.items()}
         self._streams = {domain: data.tokens(domain, "train") for domain in read}
         self._drawn = dict.fromkeys(read, 0)
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # of the epoch each domain is in
 
+    def _where(self, domain: str) -> Sequence[int] | np.ndarray:
+        """The windows of a domain by number."""
+        if self.apart:
+            return range(len(self._spans[domain]))
+        return _places(self.data, domain, self.seq_len)
+
     def batch(self) -> Batch:
         """The next batch: this rank's rows of it."""
+        if self.apart:
+            return self._batch_apart()
         rows, targets, domains = [], [], []
         for row in range(self.batch_size):
             domain, start = self._next()
@@ -73,8 +86,29 @@ class Sampler:
         labels = np.stack(targets)
         return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.tensor(domains))
 
+    def _batch_apart(self) -> Batch:
+        """The next batch, of windows that hold whole documents and are filled up behind them."""
+        rows, targets, domains, documents = [], [], [], []
+        for row in range(self.batch_size):
+            domain, number = self._next()
+            if row % self.world_size != self.rank:
+                continue
+            first, last = self._spans[domain][number].tolist()
+            ids = self._streams[domain][first : last - 1].astype(np.int64)
+            labels = self.data.labels(domain, "train", first + 1, last)
+            places = np.arange(first, last)
+            owners = np.searchsorted(self._ends[domain], places, side="right")
+            labels[owners[1:] != owners[:-1]] = IGNORED
+            missing = (0, self.seq_len - len(ids))
+            rows.append(np.pad(ids, missing))
+            targets.append(np.pad(labels, missing, constant_values=IGNORED))
+            documents.append(np.pad(owners[:-1], missing, constant_values=NOBODYS))
+            domains.append(self.data.domains.index(domain))
+        tokens_BT, targets_BT, documents_BT = (torch.from_numpy(np.stack(part)) for part in (rows, targets, documents))
+        return Batch(tokens_BT, targets_BT, torch.tensor(domains), documents_BT)
+
     def _next(self) -> tuple[str, int]:
-        """The next window: its domain and where it starts."""
+        """The next window: its domain, and where it starts or (apart) its number."""
         total = sum(self._drawn.values()) + 1
 
         def behind(domain: str) -> float:
@@ -85,7 +119,7 @@ class Sampler:
         self._drawn[domain] += 1
         drawn = int(self._order(domain, epoch)[place])
         window = int(self._places[domain][drawn])
-        return domain, window * self.seq_len
+        return domain, window if self.apart else window * self.seq_len
 
     def _order(self, domain: str, epoch: int) -> np.ndarray:
         found = self._orders.get(domain)
@@ -135,6 +169,7 @@ class Sampler:
             "seq_len": self.seq_len,
             "weights": self.weights,
             "windows": self._windows,
+            **({"apart": True} if self.apart else {}),
         }
 
 
@@ -165,6 +200,20 @@ def _places(data: TokenData, domain: str, seq_len: int) -> Sequence[int] | np.nd
         raise MixwellError(f"domain {domain!r} holds nothing to learn from: no token of it counts in the loss. Give it "
                            "conversations with answers, or set data.answers_only: false.")
     return np.flatnonzero(counting)
+
+
+def _spans(data: TokenData, domain: str, seq_len: int) -> np.ndarray:
+    """The windows of whole documents that hold a target that counts, [W, 2]."""
+    found = windows_of(data.ends(domain, "train"), seq_len)
+    mask = data.mask(domain, "train")
+    if mask is not None:
+        before = np.concatenate(([0], mask.cumsum(dtype=np.int64)))
+        counted = before[found[:, 1]] - before[found[:, 0] + 1]
+        found = found[counted > 0]
+    if not len(found):
+        raise MixwellError(f"domain {domain!r} holds no document with something to learn from; expected two tokens or "
+                           "more, of conversations an answer.")
+    return found
 
 
 def _num_windows(data: TokenData, domain: str, seq_len: int) -> int:

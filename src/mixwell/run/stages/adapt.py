@@ -32,7 +32,7 @@ from mixwell.lm.training.sampler import Sampler
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.convert import held_out
 from mixwell.run.stages.models import describe
-from mixwell.run.stages.train import Training, clear_damage, draw_seed, parse_train, repeated, told, trainings
+from mixwell.run.stages.train import Training, clear_damage, cut, draw_seed, parse_train, repeated, told, trainings
 
 ROOM, MATRIX = "adapters", "matrix"
 FOLDER = folders.BESIDE  # of the adapter by itself, beside the model that it was merged into
@@ -206,7 +206,7 @@ def run_adapt(job: Job) -> dict[str, Any]:
     shutil.copyfile(best.folder / METRICS, job.folder / METRICS)
     there = {name: data.count(name, "train") for name in data.domains}
     damage = [notice for one in tried for notice in one.damage]
-    notices = [*damage, *repeated(done.ledger, there)]
+    notices = [*damage, *repeated(done.ledger, there), *cut(data, config, done.ledger)]
     return {**describe(anew), **facts, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS, "notices": notices}
 

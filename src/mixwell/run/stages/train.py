@@ -17,6 +17,7 @@ from mixwell.lm import folder as folders
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.training.documents import count_cut
 from mixwell.lm.training.loop import METRICS, STATE, DamagedState, TrainConfig, saved, train
 from mixwell.parallel.launch import Crew
 from mixwell.parallel.team import Team
@@ -84,7 +85,8 @@ def run_train(job: Job) -> dict[str, Any]:
     shutil.copyfile(job.work / METRICS, job.folder / METRICS)
     return {**describe(model), **planned, "tokens": done.tokens, "flops": done.flops, "seconds": done.seconds,
             "ledger": done.ledger, "final_loss": done.metrics[-1]["loss_nats"], "metrics": METRICS,
-            "notices": [*damage, *repeated(done.ledger, {name: data.count(name, "train") for name in data.domains})]}
+            "notices": [*damage, *repeated(done.ledger, {name: data.count(name, "train") for name in data.domains}),
+                        *cut(data, config, done.ledger)]}
 
 
 def run_partly(job: Job, share: float, weighed: EvaluateConfig) -> dict[str, Any]:
@@ -165,6 +167,20 @@ def clear_damage(work: Path) -> list[str]:
         disk.remove(work / STATE)
         return [f"The training was started afresh: {damage.__cause__}"]
     return []
+
+
+def cut(data: TokenData, config: TrainConfig, read: Mapping[str, float]) -> list[str]:
+    """A sentence on each domain that was read whose documents are kept apart and do not all fit into a window."""
+    if config.documents != "apart":
+        return []
+    lines = []
+    for name in data.domains:
+        ends = data.ends(name, "train")
+        count = count_cut(ends, config.seq_len)
+        if count and read.get(name):
+            lines.append(f"{name}: {count} of {len(ends)} documents are longer than train.seq_len, {config.seq_len} "
+                         "tokens, and are read in pieces.")
+    return lines
 
 
 def most_repeated(read: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, float]:

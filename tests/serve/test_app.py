@@ -167,7 +167,7 @@ def test_texts_become_ids_and_back(client, model):
     (CHAT, {"n": 99}, 400, "n:"), (CHAT, {"stop": [""]}, 400, "stop"), (CHAT, {"stop": ["a"] * 99}, 400, "stop"),
     (CHAT, {"top_logprobs": 3}, 400, "logprobs: true"), (CHAT, {"model": "other"}, 404, "expected 'tiny'"),
     (CHAT, {"tools": [{"type": "function"}]}, 400, "tools"), (CHAT, {"max_tokens": 99}, 400, "context of 96"),
-    (CHAT, {"response_format": {"type": "json_object"}}, 400, "response_format"),
+    (CHAT, {"response_format": {"type": "xml"}}, 400, "response_format"),
     (CHAT, {"chat_template_kwargs": {"messages": []}}, 400, "server's own"),
     (CHAT, {"logit_bias": {"x": 1}}, 400, "logit_bias"), (CHAT, {"seed": 2**70}, 400, "seed"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "more than text"),

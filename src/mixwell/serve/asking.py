@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel
+
 from mixwell.core.errors import MixwellError
 from mixwell.lm.answering import USUAL
 from mixwell.lm.chat import Chat
@@ -15,6 +17,7 @@ from mixwell.lm.conversation import conversation
 from mixwell.lm.generate import check_options
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.streaming import Text
+from mixwell.serve.constrained import Constraints, grammar_of
 from mixwell.serve.request import Options, Row, check_ids
 from mixwell.serve.schemas import MOST_PROMPTS, ChatRequest, CompletionRequest, Sampling
 
@@ -41,6 +44,7 @@ class Asking:
         self.settings, self.usual = model.generation, _usual(model)
         known = range(model.config.vocab_size)  # a folder may name others, such as -1 for none
         self.stop_ids = frozenset(number for number in model.stop_ids if number in known)
+        self.constraints = Constraints(model.tokenizer, model.config.vocab_size, sorted(self.stop_ids))
 
     @cached_property
     def chat(self) -> Chat:
@@ -99,9 +103,23 @@ class Asking:
         ends = frozenset() if asked.ignore_eos else self.stop_ids
         drawing = self._drawing(asked)
         return Options(max_tokens=most, stop=tuple(stops), stop_ids=ends, logprobs=logprobs, seed=asked.seed,
+                       grammar=self._grammar(asked),
                        prompt_logprobs=prompt_logprobs, logit_bias=self._bias(asked), min_tokens=asked.min_tokens or 0,
                        presence_penalty=asked.presence_penalty or 0.0, experts=bool(asked.return_experts),
                        frequency_penalty=asked.frequency_penalty or 0.0, label=asked.label or "", **drawing)
+
+    def _grammar(self, asked: Sampling) -> str | None:
+        """The grammar of the form that is asked for."""
+        wanted = _plain(asked.response_format)
+        structured = _plain(asked.structured_outputs)
+        found = grammar_of(wanted, structured)
+        if found is None:
+            return None
+        for name in ("min_tokens", "ignore_eos"):
+            if getattr(asked, name):
+                raise MixwellError(f"{name} came with a form of the answer, which decides where that ends; leave one "
+                                   "out.")
+        return self.constraints.check(found)
 
     def _drawing(self, asked: Sampling) -> dict[str, Any]:
         """What the request says of drawing, else the model's folder, else the usual."""
@@ -128,8 +146,15 @@ class Asking:
         for place, prompt in enumerate(prompts):
             for draw in range(n):
                 text = Text(self.tokenizer, options.stop)
-                found.append(Row(prompt.ids, options, text, place * n + draw, draw))
+                row = Row(prompt.ids, options, text, place * n + draw, draw)
+                if options.grammar is not None:
+                    row.constraint = self.constraints.begin(options.grammar)
+                found.append(row)
         return found
+
+
+def _plain(asked: BaseModel | None) -> dict[str, Any] | None:
+    return None if asked is None else asked.model_dump(by_alias=True)
 
 
 def _usual(model: LanguageModel) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def _adjusted(logits_V: Tensor, row: Row) -> Tensor:
     if options.stop_ids and len(said) < options.min_tokens:
         ends = torch.tensor(sorted(options.stop_ids))
         logits = logits.index_fill(0, ends, -torch.inf)
+    if row.constraint is not None:
+        logits = row.constraint.allowed(logits)
     return logits
 
 

@@ -194,6 +194,8 @@ class Engine:
         options = row.options
         logits_V = read.logits_NV[place]
         number = choose(logits_V, row)
+        if row.constraint is not None:
+            row.constraint.take(number)
         token = _token(row, number, logits_V, read.experts, place)
         self.written_tokens += 1
         if number in options.stop_ids:
@@ -203,6 +205,9 @@ class Engine:
         row.ids.append(number)
         text = row.text.push(number)
         finish = "stop" if row.text.stopped else None
+        if finish is None and row.constraint is not None and row.constraint.over:
+            text += row.text.close()
+            finish = "stop"
         if finish is None and len(row.said) >= options.max_tokens:
             text += row.text.close()
             finish = "stop" if row.text.stopped else "length"

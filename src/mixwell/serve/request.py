@@ -13,6 +13,7 @@ from mixwell.core import rng
 from mixwell.core.errors import MixwellError
 from mixwell.lm.streaming import Text
 from mixwell.serve.blocks import Name
+from mixwell.serve.constrained import Constraint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Options:
     experts: bool = False  # which experts each token came from
     label: str = ""  # under which its load of experts is counted
     adapter: int = -1  # number of the adapter that its tokens go through; -1 is none
+    grammar: str | None = None  # of the form that the answer has; None: any text
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Row:
         self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts
         self.waited = 0  # steps since it came in which it was not let in
         self.score, self.scored = 0.0, 0  # how short its answer will be, and by which lesson
+        self.constraint: Constraint | None = None  # what may follow, where the answer's form is given
         self.generator = _generator(options.seed, draw)
 
     @property

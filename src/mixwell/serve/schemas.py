@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_PROMPTS, MOST_MESSAGES = 16, 16, 256, 128, 4096
+MOST_CHOICES = 1024
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Ids = list[Annotated[int, Field(ge=0, strict=True)]]
 
@@ -15,6 +16,33 @@ class StreamOptions(BaseModel):
     """What a stream tells beside the text."""
 
     include_usage: bool = False
+
+
+class NamedSchema(BaseModel):
+    """A JSON schema with a name."""
+
+    name: Annotated[str, Field(max_length=64)] | None = None
+    description: Annotated[str, Field(max_length=4096)] | None = None
+    strict: bool | None = None  # an answer always follows the schema
+    schema_: Annotated[dict[str, Any] | bool | None, Field(alias="schema")] = None
+
+
+class ResponseFormat(BaseModel):
+    """Text, freely written; any JSON object; or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
+class Structured(BaseModel):
+    """The form of an answer, one of these."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_: Annotated[dict[str, Any] | bool | None, Field(alias="json")] = None  # a schema
+    regex: str | None = None
+    choice: Annotated[list[Stop], Field(min_length=1, max_length=MOST_CHOICES)] | None = None
+    grammar: str | None = None  # in Lark's language
 
 
 class Sampling(BaseModel):
@@ -41,12 +69,8 @@ class Sampling(BaseModel):
     stream_options: StreamOptions | None = None
     return_experts: bool | None = None  # which experts each token came from, layer by layer
     label: Annotated[str, Field(max_length=64)] | None = None  # under which the load of experts is counted
-
-
-class ResponseFormat(BaseModel):
-    """Text, freely written."""
-
-    type: Literal["text"]
+    response_format: ResponseFormat | None = None
+    structured_outputs: Structured | None = None
 
 
 class ChatRequest(Sampling):
@@ -57,7 +81,6 @@ class ChatRequest(Sampling):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     add_generation_prompt: Literal[True] | None = None
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None

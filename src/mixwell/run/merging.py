@@ -211,7 +211,9 @@ def joined(models: Sequence[Source], first: Source) -> dict[str, Any]:
 @torch.no_grad()
 def receipts(recipe: Recipe, parents: Sequence[Source], after: Checkpoint, tokens_BT: Tensor) -> dict[str, Any]:
     """The merge weighed against each parent, by name."""
-    from mixwell.lm import receipt  # evaluation and what it reads text with, which a merge without a look has no use for
+    from mixwell.lm import (
+        receipt,  # evaluation and what it reads text with, which a merge without a look has no use for
+    )
 
     found = {}
     for parent in parents:

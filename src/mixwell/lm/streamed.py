@@ -42,7 +42,7 @@ def streamed(checkpoint: Checkpoint) -> LanguageModel:
 
 def _coming(model: nn.Module) -> dict[str, Tensor]:
     """The matrices and stacks of layers, by name."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         inside = name.startswith(LAYERS) and ROUTER not in name
         if inside and parameter.ndim > 1:

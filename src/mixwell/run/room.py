@@ -21,7 +21,8 @@ from mixwell.lm.weights import GIB, check_memory
 from mixwell.run.shapes import as_meta
 from mixwell.run.stages.convert import ROWS, SKETCHED, read_other
 
-COUNTED = ("num_experts", "blocks", "hidden_dim")  # options that say how many rows there will be, one at least of each
+COUNTED = ("num_experts", "blocks", "hidden_dim")  # options that say how many hidden units there will be at least
+ROWS_A_UNIT = 3  # gate, up, down
 
 
 def check_room(entry: Entry, before: Checkpoint, config: Any, out: str | Path | None = None) -> None:
@@ -44,13 +45,15 @@ def check_room(entry: Entry, before: Checkpoint, config: Any, out: str | Path | 
 
 
 def _check_counts(entry: Entry, before: Checkpoint, config: Any) -> None:
-    """A row of numbers for each of so many takes memory, whatever else they have."""
+    """A hidden unit for each of so many takes memory, whatever else they have."""
     width = int(before.arch["dim"])
-    row = width * torch.float32.itemsize
+    layers = getattr(config, "layers", None) or range(int(before.arch["num_layers"]))
+    rows = ROWS_A_UNIT * len(layers)
+    each = rows * width * torch.float32.itemsize
     for option in COUNTED:
         count = getattr(config, option, None)
         if type(count) is int:
-            check_memory(count * row, f"{entry.name}: {option} = {count}, a row of {width} numbers for each,")
+            check_memory(count * each, f"{entry.name}: {option} = {count}, {rows} rows of {width} numbers for each,")
 
 
 def sketch(entry: Entry, before: Checkpoint, config: Any) -> Checkpoint | None:

@@ -77,7 +77,7 @@ def attention_experts(checkpoint: Checkpoint, config: Config, generator: torch.G
         specs[layer] = _routed(spec, config)
     alike = all(spec == specs[0] for spec in specs)
     arch = {**checkpoint.arch, "sequence_mixer": specs[0] if alike else specs, "architecture": "auto"}
-    account = {"used": [], "dropped": {}}
+    account: dict[str, Any] = {"used": [], "dropped": {}}
     return checkpoint.derive(arch=arch, tensors={**checkpoint.tensors, **made}, record={ACCOUNT: account})
 
 

@@ -143,8 +143,8 @@ def random(sizes: Iterable[Tensor], count: int, trim: Trim, generator: torch.Gen
     for piece in sizes:
         end = start + len(piece)
         kept = found.kept[start:end]
-        draws = bits.random_raw((len(piece) + 1) // 2)
-        np.less(draws.view(np.uint32)[: len(piece)], limit, out=kept.numpy())
+        draws = drawn(bits, len(piece))
+        np.less(draws, limit, out=kept.numpy())
         if trim.rescale:
             before += float(piece.sum())
             piece *= _counted(kept)
@@ -153,6 +153,13 @@ def random(sizes: Iterable[Tensor], count: int, trim: Trim, generator: torch.Gen
     if trim.rescale:
         found.factor = _factor(before, left)
     return found
+
+
+def drawn(bits: np.random.SFC64, count: int) -> np.ndarray:
+    """So many whole numbers below 2^32."""
+    pairs = (count + 1) // 2
+    words = bits.random_raw(pairs).view(np.uint32)
+    return words[:count]
 
 
 def _seed(generator: torch.Generator) -> int:

@@ -55,11 +55,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_above(self, num_heads=0, num_kv_heads=0, head_dim=0, rope_theta=0, scale=0)
-        if self.num_heads % self.groups:
-            raise ValueError(f"num_kv_heads = {self.groups} does not divide num_heads = {self.num_heads}; choose a "
-                             "divisor")
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}; rotary positions turn pairs, so choose an even number")
+        groups = self.groups
+        if self.num_heads % groups:
+            raise ValueError(f"num_kv_heads = {groups} does not divide num_heads = {self.num_heads}; choose a divisor")
+        width = self.head_dim
+        if width is not None and width % 2:
+            raise ValueError(f"head_dim is {width}; rotary positions turn pairs, so choose an even number")
         check_rope_scaling(self.rope_scaling)
 
     @property
@@ -79,16 +80,17 @@ class AttentionExperts(SequenceMixer):
 
     def __init__(self, dim: int, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        self.heads, self.groups = config.num_heads, config.groups
-        self.width = config.head_dim or dim // config.num_heads
-        if config.head_dim is None and (dim % config.num_heads or self.width % 2):
-            raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
-                             "choose other numbers or give head_dim")
+        self.dim = dim
+        self.config = config
+        self.heads = config.num_heads
+        self.groups = config.groups
+        self.width = _head_width(dim, config)
         _check_router(config.router)
-        rows = (self.heads + 2 * self.groups) * self.width
+        q_rows = self.heads * self.width
+        kv_rows = self.groups * self.width
+        rows = q_rows + 2 * kv_rows
         self.qkv = Linear(dim, rows, config.bias, generator)
-        self.out = Linear(self.heads * self.width, dim, config.bias, generator)
+        self.out = Linear(q_rows, dim, config.bias, generator)
         self.router = build_router(config.router, dim, self.groups, generator)
         self.rules = build_balance(config.balance)
         self.scale = float(self.groups) if config.scale is None else config.scale
@@ -100,51 +102,75 @@ class AttentionExperts(SequenceMixer):
     def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None,
                 mask_BT: Tensor | None = None, context: Context | None = None) -> SequenceMixed:
         """[B, T, D] -> [B, T, D]; see `SequenceMixer`. Losses are named `heads.` and the rule."""
-        B, T, _ = x_BTD.shape
         if positions_BT is None:
             positions_BT = positions_after(cache, x_BTD)
+        shape = x_BTD.shape[:2]
         if context is None:
             mask_T = None if mask_BT is None else mask_BT.flatten()
-            context = Context(batch_shape=(B, T), mask_T=mask_T)
-        routing = self.router(x_BTD.flatten(0, 1), context)
+            context = Context(batch_shape=shape, mask_T=mask_T)
+        x_TD = x_BTD.flatten(0, 1)
+        routing = self.router(x_TD, context)
         weights_TG, there_TG = spread(routing, self.groups)
-        there_BGT1 = there_TG.view(B, T, self.groups, 1).transpose(1, 2)
-        y_BHTP = self._attended(x_BTD, positions_BT, cache, mask_BT, there_BGT1)
+        there_BTG = there_TG.unflatten(0, shape)
+        found_BTHP = self._attended(x_BTD, positions_BT, cache, mask_BT, there_BTG)
         each = self.heads // self.groups
-        share_TH = (self.scale * weights_TG).repeat_interleave(each, 1).to(y_BHTP.dtype)
-        by_token = y_BHTP.transpose(1, 2) * share_TH.view(B, T, self.heads, 1)
+        share_TH = weights_TG.repeat_interleave(each, 1)
+        share_BTH = share_TH.unflatten(0, shape)
+        scaled = self.scale * share_BTH.to(found_BTHP.dtype)
+        by_token = found_BTHP * scaled.unsqueeze(-1)
         losses, aux = apply_balance(self.rules, routing, context)
         named = {f"heads.{name}": loss for name, loss in losses.items()}
         y_BTD = self.out(by_token.flatten(2))
         return SequenceMixed(y_BTD, routing, named, aux)
 
     def _attended(self, x_BTD: Tensor, positions_BT: Tensor, cache: KVCache | None, mask_BT: Tensor | None,
-                  there_BGT1: Tensor) -> Tensor:
-        """What each head finds among the tokens of its group [B, H, T, P]; the cache is read and extended."""
+                  there_BTG: Tensor) -> Tensor:
+        """What each head finds among the tokens of its group [B, T, H, P]; the cache is read and extended."""
+        q, k, v = self._turned(x_BTD, positions_BT)
+        factor = self.width**-0.5
+        there_BGT = there_BTG.transpose(1, 2)
+        gone = 1.0 - there_BGT.to(k.dtype)
+        keys = torch.cat((k, gone.unsqueeze(-1)), -1)
+        beyond = torch.full_like(q[..., :1], -FAR / factor)
+        asking = torch.cat((q, beyond), -1)
+        keep = mask_BT
+        if cache is not None:
+            keys, v, keep = cache.append(keys, v, mask_BT)
+        found_BHTP = attend_scored(asking, keys, v, factor, keep_BS=keep)
+        return found_BHTP.transpose(1, 2)
+
+    def _turned(self, x_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, P], keys and values [B, G, T, P], turned by their positions."""
         c = self.config
-        heads = self.qkv(x_BTD).unflatten(-1, (-1, self.width))
+        rows = self.qkv(x_BTD)
+        heads = rows.unflatten(-1, (-1, self.width))
         q, k, v = heads.split((self.heads, self.groups, self.groups), 2)
         angles = rotary_angles(positions_BT, self.width, c.rope_theta, c.rope_scaling)
-        stretch = attention_factor(c.rope_scaling) ** 2  # of turned queries and turned keys, laid on the queries
-        q, k = rotate(q * stretch, angles), rotate(k, angles)
-        factor = self.width**-0.5
-        gone_BGT1 = 1.0 - there_BGT1.to(k.dtype)
-        k = torch.cat((k, gone_BGT1), -1)
-        below = q.new_full((*q.shape[:-1], 1), -FAR / factor)
-        q = torch.cat((q, below), -1)
-        v, keep = v.transpose(1, 2), mask_BT
-        if cache is not None:
-            k, v, keep = cache.append(k, v, mask_BT)
-        return attend_scored(q, k, v, factor, keep_BS=keep)
+        stretch = attention_factor(c.rope_scaling)
+        q = q * stretch**2  # of turned queries and turned keys, laid on the queries
+        return rotate(q, angles), rotate(k, angles), v.transpose(1, 2)
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward FLOPs per token, averaged over a row of `context_length` tokens; all groups are computed."""
         into = self.qkv.weight.numel()
         back = self.out.weight.numel()
         routed = self.dim * self.groups
-        maps = 2.0 * (into + back + routed)
+        maps = into + back + routed
         seen = (context_length + 1) / 2
-        return maps + 4.0 * self.heads * self.width * seen
+        rows = self.heads * self.width
+        products = maps + 2.0 * rows * seen
+        return 2.0 * products
+
+
+def _head_width(dim: int, config: Config) -> int:
+    """P: `head_dim`, or D / H where that is a whole even number; else `ValueError`."""
+    if config.head_dim is not None:
+        return config.head_dim
+    width, rest = divmod(dim, config.num_heads)
+    if rest or width % 2:
+        raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
+                         "choose other numbers or give head_dim")
+    return width
 
 
 def spread(routing: Routing, groups: int) -> tuple[Tensor, Tensor]:
@@ -152,9 +178,10 @@ def spread(routing: Routing, groups: int) -> tuple[Tensor, Tensor]:
     chosen = routing.indices_TK >= 0
     place = routing.indices_TK.clamp_min(0)
     weights = torch.where(chosen, routing.weights_TK, 0.0)
-    zeros = weights.new_zeros(len(weights), groups)
-    weights_TG = zeros.scatter_add(1, place, weights)
-    counts_TG = zeros.detach().scatter_add(1, place, chosen.to(zeros.dtype))
+    nowhere = weights.new_zeros(len(weights), groups)
+    weights_TG = nowhere.scatter_add(1, place, weights)
+    ones = chosen.to(nowhere.dtype)
+    counts_TG = nowhere.scatter_add(1, place, ones)
     return weights_TG, counts_TG > 0
 
 

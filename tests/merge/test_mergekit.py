@@ -3,6 +3,7 @@
 import json
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,11 @@ CLOSE_VOTES = {"ties, sum": 14}  # where the changes' sum is nearly zero, and it
 RENAMED = {"lambda": "scale"}
 
 
+def words(bits, count):
+    """The table of draws as whole numbers."""
+    return (uniform(count).double().numpy() * 2**32).astype(np.uint32)
+
+
 def ours(case, dtype):
     name, shared, own, has_base, count = CASES[case]
     entry, row = method_of(name)
@@ -28,7 +34,8 @@ def ours(case, dtype):
     base, models = tensors(count)
     ground = Model({"w": base.to(dtype)}, "base") if has_base else None
     given = [Model({"w": tensor.to(dtype)}, f"model {place}") for place, tensor in enumerate(models)]
-    with mock.patch("torch.rand", lambda *shape, generator: uniform(*shape)):
+    with (mock.patch("torch.rand", lambda *shape, generator: uniform(*shape)),
+          mock.patch("mixwell.merge._sparsify.drawn", words)):
         return merged(entry.name, given, ground, config)["w"]
 
 

@@ -8,7 +8,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator as seeded
 from mixwell.core.rng import spawn
 from mixwell.merge._order import at_rank
-from mixwell.merge._sparsify import SPARSIFIERS, Trim, decided, probabilities
+from mixwell.merge._sparsify import Trim, decided, probabilities
 from mixwell.merge.merging import Model, merged
 from mixwell.merge.naming import method_of
 from mixwell.merge.task_arithmetic import ROWS, Config, task_arithmetic
@@ -21,7 +21,8 @@ def fine_tunes(generator, count=3, shape=(6, 8)):
 
 def kept(sparsify, delta, generator, *, density, gamma=0.0, epsilon=0.0, rescale=False):
     trim = Trim(density, gamma, epsilon, rescale)
-    return decided(delta.abs(), sparsify, trim, generator).of(delta.clone())
+    base = torch.zeros_like(delta)
+    return decided([delta], 0, base, sparsify, trim, generator).of(delta.clone())
 
 
 def test_magnitude_keeps_the_largest(generator):
@@ -59,14 +60,18 @@ def test_draws_of_a_tensor_in_pieces_are_those_of_one_go(rescale, generator):
     base, tuned = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
     config = Config(sparsify="random", rescale=rescale, density=0.3)
     found = merged("task_arithmetic", [Model({"w": tuned}, "tuned")], Model({"w": base}, "base"), config, seed=4)["w"]
-    (draws,) = spawn(seeded(4, "merge.task_arithmetic", "w"), 1)
-    delta = tuned - base
-    kept = delta * (torch.rand(shape, generator=draws) < 0.3)
-    factor = delta.abs().sum() / kept.abs().sum() if rescale else 1.0
-    torch.testing.assert_close(found, base + factor * kept, rtol=1e-5, atol=1e-5)
+    whole = task_arithmetic([tuned], base, config, seeded(4, "merge.task_arithmetic", "w"))
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+    delta, change = tuned - base, found - base
+    held = change.abs() > 1e-6
+    assert float(held.float().mean()) == pytest.approx(0.3, abs=0.01)
+    factor = delta.abs().sum() / delta[held].abs().sum() if rescale else 1.0
+    torch.testing.assert_close(change[held], factor * delta[held], rtol=1e-4, atol=1e-5)
+    rows = held.float()
+    assert float((rows[:, ::2] * rows[:, 1::2]).mean()) == pytest.approx(0.09, abs=0.01)  # two of one draw are apart
 
 
-@pytest.mark.parametrize("sparsify", SPARSIFIERS)
+@pytest.mark.parametrize("sparsify", ["magnitude", "outliers", "random", "ranked"])
 def test_rescaling_restores_the_sum_of_sizes(sparsify, generator):
     delta = torch.randn(6, 8, generator=generator)
     found = kept(sparsify, delta, generator, density=0.5, gamma=0.1, epsilon=0.2, rescale=True)

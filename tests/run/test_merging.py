@@ -195,14 +195,14 @@ def test_a_merge_that_is_cut_anywhere_leaves_no_folder_or_the_whole_one(models, 
 
 def test_a_killed_merge_leaves_nothing_and_a_second_start_completes(models, tmp_path, monkeypatch):
     counts = itertools.count()
-    made = merging.Merged.__getitem__
+    made = merging.Merged.pieces
 
     def killed(self, name):
         if next(counts) == 5:
             raise KeyboardInterrupt
         return made(self, name)
 
-    monkeypatch.setattr(merging.Merged, "__getitem__", killed)
+    monkeypatch.setattr(merging.Merged, "pieces", killed)
     with pytest.raises(KeyboardInterrupt):
         merge("linear", [models / "a", models / "b"], options={}, out=tmp_path / "m", weigh=False)
     assert not list(tmp_path.iterdir())

@@ -211,9 +211,11 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     elif method.startswith("adapters."):
         show_adapted(console, method, _only(source, method), adapter, values, target, text, seed)
     else:
-        from mixwell.run.apply import apply as run_method
+        from mixwell.run.apply import convert
 
-        done = run_method(method, _only(source, method), out=target, text=text, seed=seed, base=base, **values)
+        if base is not None or adapter is not None:
+            raise MixwellError(f"{method} takes one model; --base goes with a merge, --adapter with adapters.*.")
+        done = convert(method, _only(source, method), options=values, out=target, text=text, seed=seed)
         show_receipt(console, done.lineage[-1]["receipt"])
     if text is None:
         console.print("measured on random tokens: the losses say how alike the two are, not how good; to know that, "

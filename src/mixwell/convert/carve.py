@@ -13,7 +13,8 @@
     sections 3.1-3.2; Pei et al. 2025, CMoE (2502.04416), sections 4.1-4.2.
 **Differs:** clusters get their places by choice in turn and swaps of pairs, not by an exact assignment. Centroids
     that start a router are centred and scaled to logits of spread 1. K_a is F / 64, at least 1, not 10 of 11008.
-    Statistics keep 2048 tokens a layer. LLaMA-MoE v2's attention experts are not made: feed-forward blocks only.
+    Statistics keep 2048 tokens a layer. Feed-forward blocks only; `convert.attention_experts` makes
+    those of LLaMA-MoE v2's attention.
 **Fails when:** few experts are active and nothing is trained after: most of the block is then missing.
 **Cost:** one pass over the text (two with importance or gradient); N^2 C for the clusters of N units.
 """

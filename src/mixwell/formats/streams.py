@@ -38,6 +38,14 @@ class Ranged(Protocol):
         """The checksum that was written with a tensor, where one was."""
 
 
+@runtime_checkable
+class Pieced(Protocol):
+    """Tensors that can be made by the piece."""
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor's entries in order, `PIECE_BYTES` of them at a time, the last fewer; each is lost to the next."""
+
+
 class Ranges:
     """Ranges of the tensors of one file, whose header was checked."""
 
@@ -148,6 +156,8 @@ def _entries(names: Iterable[str], tensors: Mapping[str, Tensor]) -> Iterator[tu
 
 def _write_tensor(file: BinaryIO, name: str, tensors: Mapping[str, Tensor]) -> int:
     """Write one tensor, which must be what was said of it; returns its checksum."""
+    if isinstance(tensors, Pieced):
+        return _write_pieces(file, name, tensors)
     tensor = tensors[name].detach().contiguous().cpu()
     said = form_of(tensors, name)
     made = Form(tensor.dtype, tuple(tensor.shape))
@@ -156,3 +166,18 @@ def _write_tensor(file: BinaryIO, name: str, tensors: Mapping[str, Tensor]) -> i
     raw = tensor.reshape(-1).view(torch.uint8)
     file.write(raw.numpy().data)
     return sums.of(tensor)
+
+
+def _write_pieces(file: BinaryIO, name: str, tensors: Any) -> int:
+    """As `_write_tensor`, of a tensor that is never whole."""
+    said = form_of(tensors, name)
+    total = sums.Sum(torch.empty(said.shape, dtype=said.dtype, device="meta"))
+    written = 0
+    for piece in tensors.pieces(name):
+        raw = piece.view(torch.uint8)
+        file.write(raw.numpy().data)
+        total.add(piece)
+        written += raw.numel()
+    if written != said.size_bytes:
+        raise MixwellError(f"{name} came out as {written} bytes; expected {said}, {said.size_bytes} bytes.")
+    return total.value

@@ -16,6 +16,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.formats.tensors import size_bytes
 from mixwell.lm.evaluate import add_loads, load_shares
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.streamed import streamed
 from mixwell.lm.student import quantile
 
 
@@ -82,9 +83,13 @@ def measure(before: Checkpoint, after: Checkpoint, tokens_BT: Tensor, method: st
     not hold, an adapter, beside the model after. A model whose logits are not finite
     raises `MixwellError`: nothing can be said of it.
     """
-    old, new = _Side(before, f"{method}: the model before"), _Side(after, f"{method}: the model after")
-    if beside is not None:
-        beside(new.model)
+    old = _Side(streamed(before), f"{method}: the model before")
+    if beside is None:
+        model = streamed(after)
+    else:
+        model = LanguageModel.from_checkpoint(after, dtype=torch.float32).eval()
+        beside(model)
+    new = _Side(model, f"{method}: the model after")
     error, kl = 0.0, 0.0
     for batch in tokens_BT.split(rows):
         first_BTV, second_BTV = old.read(batch), new.read(batch)
@@ -159,9 +164,8 @@ def _log_shares(logits_BTV: Tensor) -> Tensor:
 class _Side:
     """A model on one side of the conversion, and its sums over the batches read."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self.name = name
-        self.model = LanguageModel.from_checkpoint(checkpoint, dtype=torch.float32).eval()
+    def __init__(self, model: LanguageModel, name: str) -> None:
+        self.name, self.model = name, model
         self.nats = 0.0
         self.windows: list[float] = []  # nats of each
         self.load: dict[int, Tensor] = {}

@@ -7,7 +7,7 @@ One in fewer bits is packed codes under the name, and its parts beside (`kernels
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from mixwell.lm.network import Network
 DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
           "fp64": torch.float64, "float64": torch.float64}
 GIB = 2**30
+BITS = ".bits"  # of a weight in codes: how many each of its rows has
 SCALE = ".scale"  # companion of an int8 tensor: weight = int8 * scale, float32 [..., rows, 1]
 
 N = TypeVar("N", bound=Network)
@@ -191,6 +192,22 @@ def fill(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype | s
         scale = _checked(tensors, companion, declared) if companion in declared else None
         _place(network, name, _checked(tensors, name, declared), scale, compute)
     network.cast(compute)
+
+
+def fill_some(network: Network, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Put the tensors of these names into a `skeleton`, in float32; no compressed ones are among them.
+
+    What is wrong with one raises `MixwellError`, and so does a name that the network or the tensors lack.
+    """
+    declared = declare(network, tensors)
+    for name in names:
+        tensor = _checked(tensors, name, declared)
+        _place(network, name, _floats(tensor), None, torch.float32)
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """The tensor in float32, whole numbers as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _checked(tensors: Mapping[str, Tensor], name: str, declared: Mapping[str, Declared]) -> Tensor:

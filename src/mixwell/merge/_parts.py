@@ -60,8 +60,9 @@ def needed(base: Tensor | None) -> Tensor:
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """sum_i w_i x_i; the tensors are looked at one by one."""
-    total = torch.zeros_like(tensors[0])
-    for place, weight in enumerate(weights):
+    first, *others = weights
+    total = first * tensors[0]
+    for place, weight in enumerate(others, start=1):
         total += weight * tensors[place]  # a fused product would not round it: opposite ones would not cancel
     return total
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixwell.merge._order import at_rank
+from mixwell.merge.reading import pieces_of
 
+WORDS = 2**32
 SMALL = 1e-7  # sums of |d| that nothing is divided by
 
 
@@ -71,9 +73,14 @@ class Stored:
         """The changes that the next part of the mask names."""
         start = self.place
         self.place += delta.numel()
-        kept = self.kept[start : self.place]
+        kept = _counted(self.kept[start : self.place])
         delta *= kept.view(delta.shape)
         return _scaled(delta, self.factor)
+
+
+def _counted(kept: Tensor) -> Tensor:
+    """A mask as 0 and 1: products with bool are several times slower."""
+    return kept.view(torch.uint8)
 
 
 def _scaled(delta: Tensor, factor: float) -> Tensor:
@@ -124,9 +131,40 @@ def outliers(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
     return _span(sizes, start, count, trim.rescale)
 
 
-def random(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
-    """Each entry with the probability `density`."""
-    return _drawn(sizes, trim.density, trim, generator)
+def random(sizes: Iterable[Tensor], count: int, trim: Trim, generator: torch.Generator) -> Kept:
+    """Each of `count` entries with the probability `density`; their |d| come in pieces.
+
+    32 bits decide about an entry, two entries a draw, so that pieces of any even length meet the same draws.
+    """
+    bits = np.random.SFC64(_seed(generator))
+    limit = np.uint32(min(round(trim.density * WORDS), WORDS - 1))
+    found = Stored(torch.empty(count, dtype=torch.bool))
+    start, before, left = 0, 0.0, 0.0
+    for piece in sizes:
+        end = start + len(piece)
+        kept = found.kept[start:end]
+        draws = drawn(bits, len(piece))
+        np.less(draws, limit, out=kept.numpy())
+        if trim.rescale:
+            before += float(piece.sum())
+            piece *= _counted(kept)
+            left += float(piece.sum())
+        start = end
+    if trim.rescale:
+        found.factor = _factor(before, left)
+    return found
+
+
+def drawn(bits: np.random.SFC64, count: int) -> np.ndarray:
+    """So many whole numbers below 2^32."""
+    pairs = (count + 1) // 2
+    words = bits.random_raw(pairs).view(np.uint32)
+    return words[:count]
+
+
+def _seed(generator: torch.Generator) -> int:
+    drawn = torch.randint(0, 2**62, (), generator=generator)
+    return int(drawn)
 
 
 def probabilities(sizes: Tensor, trim: Trim) -> Tensor:
@@ -146,26 +184,35 @@ def probabilities(sizes: Tensor, trim: Trim) -> Tensor:
 def ranked(sizes: Tensor, trim: Trim, generator: torch.Generator) -> Kept:
     """Large |d| with a higher probability than small ones of their row, the second axis."""
     rows = sizes.unsqueeze(0) if sizes.ndim < 2 else sizes
-    return _drawn(rows, probabilities(rows, trim), trim, generator)
-
-
-def _drawn(sizes: Tensor, shares: Tensor | float, trim: Trim, generator: torch.Generator) -> Stored:
-    """Each entry with the probability that `shares` gives it."""
-    draws = torch.rand(sizes.shape, generator=generator)
-    kept = draws < shares
+    draws = torch.rand(rows.shape, generator=generator)
+    kept = draws < probabilities(rows, trim)
     found = Stored(kept.view(-1))
     if trim.rescale:
-        left = sizes * kept
-        found.factor = _factor(float(sizes.sum()), float(left.sum()))
+        left = rows * kept
+        found.factor = _factor(float(rows.sum()), float(left.sum()))
     return found
 
 
 SPARSIFIERS: dict[str, Callable[[Tensor, Trim, torch.Generator], Kept]] = {
-    "magnitude": magnitude, "outliers": outliers, "random": random, "ranked": ranked}
+    "magnitude": magnitude, "outliers": outliers, "ranked": ranked}
 
 
-def decided(sizes: Tensor, sparsify: str, trim: Trim, generator: torch.Generator) -> Kept:
-    """What is kept of changes of these `sizes` |d|, which are lost on the way."""
+def decided(tensors: Sequence[Tensor], place: int, base: Tensor, sparsify: str, trim: Trim,
+            generator: torch.Generator) -> Kept:
+    """What is kept of the changes of one of the tensors."""
     if trim.density <= 0 and sparsify != "magnitude":
         return Span(math.inf, math.inf)
-    return SPARSIFIERS[sparsify](sizes, trim, generator)
+    if sparsify == "random":
+        return random(_sizes(tensors, place, base), base.numel(), trim, generator)
+    sizes = tensors[place] - base
+    return SPARSIFIERS[sparsify](sizes.abs_(), trim, generator)
+
+
+def _sizes(tensors: Sequence[Tensor], place: int, base: Tensor) -> Iterator[Tensor]:
+    """|d| piece by piece."""
+    ground, start = base.reshape(-1), 0
+    for piece in pieces_of(tensors, place):
+        end = start + len(piece)
+        change = piece - ground[start:end]
+        yield change.abs_()
+        start = end

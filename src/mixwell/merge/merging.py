@@ -23,7 +23,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.formats.declared import FLOATING, Form, Fresh
 from mixwell.merge.overview import Parts, Pieces
-from mixwell.merge.reading import Place
+from mixwell.merge.reading import Place, Wholes, piece_entries
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,26 @@ class Merged(Fresh):
             yield from _parts(job)
 
     def __getitem__(self, name: str) -> Tensor:
+        form = self._jobs[name].form
+        made = torch.empty(form.shape, dtype=form.dtype)
+        room = made.view(-1)
+        start = 0
+        for piece in self.pieces(name):
+            end = start + piece.numel()
+            room[start:end] = piece
+            start = end
+        return made
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor's entries in order, as many at a time as a checksum of it takes; each piece is lost to the next."""
         job = self._jobs[name]
         draws = generator(self._seed, job.rule.entry.name, name)
         with in_words(f"{job.rule.entry.name}, {name}"):
-            return _pieced(job, draws, self._overview) if _divides(job) else _whole(job, draws)
+            if _divides(job):
+                made = _pieced(job, draws, self._overview)
+            else:
+                made = iter([_whole(job, draws).view(-1)])
+            yield from _regrouped(made, piece_entries(job.form))
 
     def form(self, name: str) -> Form:
         """Type and shape of a tensor, without making it."""
@@ -155,21 +171,6 @@ def in_words(where: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise MixwellError(f"{where}: {error}.") from error
-
-
-class Wholes(Sequence[Tensor]):
-    """Whole tensors in float32 or better, each read when it is looked at."""
-
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [place.whole() for place in self._places[index]]
-        return self._places[index].whole()
 
 
 def _divides(job: Job) -> bool:
@@ -190,17 +191,28 @@ def _whole(job: Job, draws: torch.Generator) -> Tensor:
     return stored.contiguous().view(job.form.shape)
 
 
-def _pieced(job: Job, draws: torch.Generator, overview: Any) -> Tensor:
-    """The rule applied piece by piece."""
+def _pieced(job: Job, draws: torch.Generator, overview: Any) -> Iterator[Tensor]:
+    """What the rule makes of each piece, in the result's type."""
     known = _surveyed(job, draws) if overview is None else overview
-    merged = torch.empty(job.form.shape, dtype=job.form.dtype)
-    length = job.places[0].entries
-    targets = merged.view(-1).split(length)
-    pairs = zip(targets, _parts(job), strict=True)
-    for target, (parts, base) in pairs:
+    for parts, base in _parts(job):
         piece = job.rule(parts, base, job.config, draws, known)
-        target.copy_(piece)
-    return merged
+        yield piece.to(job.form.dtype)
+
+
+def _regrouped(pieces: Iterable[Tensor], length: int) -> Iterator[Tensor]:
+    """The same entries, `length` at a time: types of other widths come in other lengths."""
+    kept: list[Tensor] = []
+    for piece in pieces:
+        for part in piece.split(length):
+            if not kept and len(part) == length:
+                yield part
+                continue
+            kept.append(part.clone())
+            if sum(map(len, kept)) == length:
+                yield torch.cat(kept)
+                kept = []
+    if kept:
+        yield torch.cat(kept)
 
 
 def _parts(job: Job) -> Iterator[Parts]:

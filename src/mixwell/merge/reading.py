@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,13 +35,13 @@ class Place:
     @property
     def entries(self) -> int:
         """Of a piece: as many as a checksum takes."""
-        return _entries(self._stored())
+        return piece_entries(self._stored())
 
     def whole(self) -> Tensor:
         """The tensor, not to be written into; what is wrong with it raises `MixwellError`."""
         stored = self._stored()
         room = torch.empty(stored.shape, dtype=_wide(stored.dtype))
-        targets = room.view(-1).split(_entries(stored))
+        targets = room.view(-1).split(piece_entries(stored))
         for piece, target in zip(self._read(), targets, strict=True):
             target.copy_(piece)
         return room if self.prepared is None else self.prepared(room)
@@ -52,7 +53,7 @@ class Place:
                 yield piece.to(_wide(piece.dtype))
             return
         whole = self.whole().reshape(-1)
-        yield from whole.split(_entries(self._stored()))
+        yield from whole.split(piece_entries(self._stored()))
 
     def _stored(self) -> Form:
         return form_of(self.tensors, self.name)
@@ -71,7 +72,7 @@ class Place:
 
     def _raw_pieces(self, stored: Form) -> Iterator[Tensor]:
         """From the file without a look at the rest of it, where it lies in one."""
-        size = _entries(stored)
+        size = piece_entries(stored)
         if not isinstance(self.tensors, Ranged):
             tensor = self.tensors[self.name].detach()
             yield from tensor.reshape(-1).split(size)
@@ -102,13 +103,39 @@ class Place:
                            "damaged, or the training that made it had failed.")
 
 
+class Wholes(Sequence[Tensor]):
+    """Whole tensors in float32 or better, each read when it is looked at."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [place.whole() for place in self._places[index]]
+        return self._places[index].whole()
+
+    def pieces(self, index: int) -> Iterator[Tensor]:
+        """The entries of one in order; each piece is lost to the next."""
+        return self._places[index].pieces()
+
+
+def pieces_of(tensors: Sequence[Tensor], index: int) -> Iterator[Tensor]:
+    """The entries of one of the tensors in order, in pieces, without making it whole where it is read."""
+    if isinstance(tensors, Wholes):
+        return tensors.pieces(index)
+    return iter([tensors[index].reshape(-1)])
+
+
 def _wide(dtype: torch.dtype | None) -> torch.dtype:
     """float32, or float64 where it is that."""
     assert dtype is not None
     return torch.promote_types(dtype, torch.float32)
 
 
-def _entries(form: Form) -> int:
-    """Of a piece: what checksums are taken of in one go."""
+def piece_entries(form: Form) -> int:
+    """Of a piece: what checksums of a tensor of that type are taken of in one go."""
     assert form.dtype is not None
     return PIECE_BYTES // form.dtype.itemsize

@@ -77,9 +77,7 @@ def survey(tensors: Sequence[Tensor], base: Tensor | None, config: Config, gener
         if config.sparsify == "none" or trim.density >= 1:
             found.append(Everything())
             continue
-        sizes = tensors[place] - needed(base)
-        sizes.abs_()
-        kept = decided(sizes, config.sparsify, trim, draws)
+        kept = decided(tensors, place, needed(base), config.sparsify, trim, draws)
         found.append(kept)
     return found
 

@@ -35,6 +35,7 @@ from mixwell.run.merging import (
 )
 from mixwell.run.merging_factors import is_adapter
 from mixwell.run.paths import find_adapter, find_model
+from mixwell.run.room import check_room
 from mixwell.run.stages.convert import LENGTH, ROWS, converted, read_other
 
 ROOMS = ("convert", "precision")  # whose methods turn one checkpoint into another
@@ -65,6 +66,13 @@ def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None =
         return LanguageModel.from_checkpoint(after)
     if adapter is not None:
         raise MixwellError(f"{name} takes no adapter; adapters.lora and its kind merge one into a model.")
+    after = convert(name, model, out=out, text=text, seed=seed, options=options)
+    return LanguageModel.from_checkpoint(after)
+
+
+def convert(name: str, model: Given, *, options: Mapping[str, Any], out: str | Path | None = None,
+            text: str | Path | None = None, seed: int = 0) -> Checkpoint:
+    """As `apply` with a method of `ROOMS`; gives the checkpoint, which lies in the folder `out` where one is named."""
     entry = registry.find(name) if "." in name else _short(name)
     if entry.room not in ROOMS:
         raise MixwellError(f"{entry.name} turns no checkpoint into another; expected a method of {' or '.join(ROOMS)}.")
@@ -75,6 +83,7 @@ def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None =
     needs = asked(entry.module(), config)
     if needs.tokens and text is None:
         raise MixwellError(f"{entry.name} looks at text with these options; name some (--text FILE, or text=...).")
+    check_room(entry, before, config, out)
     given = _given(text, needs.tokens, before, seed)
     tokens_BT = given.tokens_BT
     after, receipt = converted(before, entry.name, config, seed, tokens_BT, given.calibration, given.bytes_V)
@@ -86,7 +95,7 @@ def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None =
         "versions": machine.versions(), "receipt": receipt.to_dict()})
     if out is not None:
         folders.write(after, out)
-    return LanguageModel.from_checkpoint(after)
+    return after
 
 
 def adapt(name: str, model: Given, adapter: str | Path | None, *, options: Mapping[str, Any],

@@ -17,9 +17,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.formats.declared import floating
 from mixwell.lm import folder as folders
-from mixwell.lm import receipt
 from mixwell.lm.hf.writing import comparable
-from mixwell.lm.model import LanguageModel
 from mixwell.lm.tokenizer import MAIN, Tokenizer
 from mixwell.merge.merging import Model, Rule, agreed, in_words, merged, places_of, same_names
 from mixwell.merge.naming import method_of
@@ -146,6 +144,8 @@ class Reading(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
+        from mixwell.lm.model import LanguageModel  # which answers chats, too, and so reads templates
+
         self.model = LanguageModel.from_checkpoint(checkpoint, dtype=torch.float32).eval()
 
     def forward(self, tokens_T: Tensor) -> Tensor:
@@ -211,6 +211,10 @@ def joined(models: Sequence[Source], first: Source) -> dict[str, Any]:
 @torch.no_grad()
 def receipts(recipe: Recipe, parents: Sequence[Source], after: Checkpoint, tokens_BT: Tensor) -> dict[str, Any]:
     """The merge weighed against each parent, by name."""
+    from mixwell.lm import (
+        receipt,  # evaluation and what it reads text with, which a merge without a look has no use for
+    )
+
     found = {}
     for parent in parents:
         weighed = receipt.measure(parent.checkpoint, after, tokens_BT, recipe.entry.name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
@@ -48,19 +50,33 @@ def _shape(stage: Stage, before: Shape | None, vocab_size: int) -> Shape:
 
     def sketch() -> Checkpoint:
         start = before.sketch() if before else None
-        found = _as_meta(lambda: shaped(stage, start, vocab_size))
+        found = as_meta(lambda: shaped(stage, start, vocab_size))
         return make() if found is None else found
 
     return Shape(key, functools.cache(make), functools.cache(sketch))
 
 
-def _as_meta(make: Callable[[], Checkpoint]) -> Checkpoint | None:
+def as_meta(make: Callable[[], Checkpoint]) -> Checkpoint | None:
     """The checkpoint with shapes and without numbers; None where it cannot be made that way."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             found = make()
     except MixwellError:
         raise
     except Exception:  # what asks for numbers fails on tensors without any, each operation in its own way
         return None
     return found
+
+
+class _Undrawn(TorchFunctionMode):
+    """Numbers that are drawn need no generator where they have none."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None,
+                           ) -> Any:
+        given = dict(kwargs or {})
+        if function in _DRAWS and given.get("device") is None:
+            given.pop("generator", None)
+        return function(*args, **given)
+
+
+_DRAWS = {torch.rand, torch.randn, torch.randint, torch.randperm}

@@ -79,7 +79,9 @@ def _python(entry: Entry, needed: list[str]) -> Iterator[str]:
     if entry.family == "adapters":
         yield f"{entry.object_name}.attach(model, None, {made}, generator)"
         return
-    given = ", ".join(made if name == "config" else name for name in _required(entry))
+    named = _only_named(entry)
+    parts = [made if name == "config" else name for name in _required(entry)]
+    given = ", ".join(f"{part}={part}" if part in named else part for part in parts)
     yield f"{entry.object_name}({given}){'.fit(X)' if FITS in entry.tags else ''}"
 
 
@@ -134,6 +136,14 @@ def _required(entry: Entry) -> list[str]:
         return [name for name, _, default in _parameters(entry, found) if default is None or name == "config"]
     assert found is not None
     return [name for name, _, default in _arguments(found) if default is None or name == "config"]
+
+
+def _only_named(entry: Entry) -> set[str]:
+    """Arguments of a function that are given by name alone."""
+    found = _object(entry)
+    if not isinstance(found, ast.FunctionDef):
+        return set()
+    return {argument.arg for argument in found.args.kwonlyargs}
 
 
 def _parameters(entry: Entry, found: ast.ClassDef) -> list[tuple[str, str, str | None]]:

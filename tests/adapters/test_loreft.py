@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixwell.adapters.loreft import Config, LoReFT, ends, orthonormal, prompts
+from mixwell.adapters.loreft import Config, LoReFT, ends, orthonormal, prompt_lengths, prompts
 from mixwell.core.errors import MixwellError
 from mixwell.kernels.linear import Linear
 from tests.contracts._adapters import TOKENS, logits, model, moved
@@ -100,6 +100,11 @@ def test_answers_behind_prompts_are_not_edited():
         torch.testing.assert_close(cut[row, :length], alone[0])
     assert not torch.allclose(whole, cut)
     torch.testing.assert_close(there.model(TOKENS).logits_BTV, whole)
+
+
+def test_the_prompt_ends_where_the_answer_is_foretold():
+    targets = torch.tensor([[-100, -100, 5, 6], [3, 4, -100, -100], [-100, -100, -100, -100]])
+    assert prompt_lengths(targets).tolist() == [3, 1, 4]
 
 
 def test_decoding_token_by_token_edits_the_prompt_alone():

@@ -19,8 +19,8 @@ ENTRIES = registry.entries()
 VALUES = {"num_heads": "4", "vocab_size": "2048", "sizes": "[1, 1, 1, 1, 1, 1, 1, 1]", "num_keys": "64",
           "members": "[0, 1, 2, 3, 4, 5, 6, 7]"}
 BY_VALUE = "experts.layers.stratified"  # its constructor computes with a tensor, so that no recipe can check its shape
-IN_RECIPES = [e for e in ENTRIES if e.family in usage.RECIPES and e.family not in ("convert", "precision", "merge")
-              and e.name != BY_VALUE]
+APART = ("adapters", "convert", "precision", "merge")  # whose recipes have stages
+IN_RECIPES = [e for e in ENTRIES if e.family in usage.RECIPES and e.family not in APART and e.name != BY_VALUE]
 
 
 def names(entry):
@@ -44,7 +44,11 @@ def test_the_call_is_one_that_binds(entry):
         return
     call = ast.parse(lines[-1], mode="eval").body
     call = call.func.value if lines[-1].endswith(".fit(X)") else call
-    bound = inspect.signature(entry.load()).bind(*[object()] * len(call.args))
+    called = entry.load()
+    if isinstance(call.func, ast.Attribute):
+        called = getattr(called, call.func.attr)
+    bound = inspect.signature(called).bind(
+        *[object()] * len(call.args), **{word.arg: object() for word in call.keywords})
     bound_config = [name for name in bound.arguments if name == "config"]
     written = [ast.unparse(a).startswith("Config(") for a in call.args]
     assert sum(written) == len(bound_config)
@@ -66,6 +70,12 @@ def test_the_recipe_is_one_that_names_the_method(entry, tmp_path):
     chosen = recipe.read(tmp_path / "r.yaml")
     model = next(s for s in recipe.stages(chosen) if s.id == "model").config.model(2048)
     assert entry.name.rpartition(".")[2] in str(to_dict(model)), yaml.safe_load(line)
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.family == "adapters"], ids=lambda e: e.name)
+def test_an_adapter_has_a_recipe(entry, tmp_path):
+    (tmp_path / "r.yaml").write_text(dict(usage.usage(entry))["recipe"])
+    assert recipe.stages(recipe.read(tmp_path / "r.yaml"))[-1].config.method == entry.name
 
 
 @pytest.mark.parametrize("name", ["convert.upcycle", "precision.int8"])

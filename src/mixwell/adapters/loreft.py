@@ -147,6 +147,18 @@ def prompts(there: Attached, lengths_B: Tensor) -> Iterator[None]:
             adapter.lengths_B = None
 
 
+def prompt_lengths(targets_BT: Tensor, ignored: int = -100) -> Tensor:
+    """Tokens of each row up to the first whose successor counts, int64 [B]; whole rows where no target does.
+
+    targets_BT: the token behind each one, `ignored` where it is no part of the answer.
+    """
+    counts_BT = targets_BT != ignored
+    first_B = counts_BT.int().argmax(1)
+    answered_B = counts_BT.any(1)
+    whole = targets_BT.shape[1]
+    return torch.where(answered_B, first_B + 1, whole)
+
+
 def _check_lengths(lengths_B: Tensor, length_B: Tensor) -> None:
     """Raise `MixwellError` for prompts that do not fit the rows."""
     if lengths_B.shape != length_B.shape:

@@ -15,6 +15,7 @@ RECIPES = {  # family -> the entry of a recipe that names a method of it
     "experts.balance": "model: {{num_experts: 8, balance: {{{name}: 0.01}}}}",
     "experts.overflow": "model: {{num_experts: 8, capacity_factor: 1.25, overflow: {{method: {name}{options}}}}}",
     "sequence": "model: {{sequence_mixer: {{method: {full}{options}}}}}",
+    "adapters": "stages: [{{id: base, train: {{tokens: 1M}}}}, {{id: tuned, adapt: {name}{options}, tokens: 1M}}]",
     "convert": "stages: [{{id: new, convert: {name}{options}}}]",
     "precision": "stages: [{{id: small, compress: {name}{options}}}]",
     "merge": "stages: [{{id: a, train: {{tokens: 1M}}}}, {{id: b, train: {{tokens: 1M}}}}, "
@@ -75,7 +76,12 @@ def _python(entry: Entry, needed: list[str]) -> Iterator[str]:
     names = ["Config", entry.object_name] if apart else [entry.object_name]
     yield f"from mixwell.{entry.name} import {', '.join(names)}"
     made = f"Config({', '.join(f'{name}=...' for name in needed)})"
-    given = ", ".join(made if name == "config" else name for name in _required(entry))
+    if entry.family == "adapters":
+        yield f"{entry.object_name}.attach(model, None, {made}, generator)"
+        return
+    named = _only_named(entry)
+    parts = [made if name == "config" else name for name in _required(entry)]
+    given = ", ".join(f"{part}={part}" if part in named else part for part in parts)
     yield f"{entry.object_name}({given}){'.fit(X)' if FITS in entry.tags else ''}"
 
 
@@ -130,6 +136,14 @@ def _required(entry: Entry) -> list[str]:
         return [name for name, _, default in _parameters(entry, found) if default is None or name == "config"]
     assert found is not None
     return [name for name, _, default in _arguments(found) if default is None or name == "config"]
+
+
+def _only_named(entry: Entry) -> set[str]:
+    """Arguments of a function that are given by name alone."""
+    found = _object(entry)
+    if not isinstance(found, ast.FunctionDef):
+        return set()
+    return {argument.arg for argument in found.args.kwonlyargs}
 
 
 def _parameters(entry: Entry, found: ast.ClassDef) -> list[tuple[str, str, str | None]]:

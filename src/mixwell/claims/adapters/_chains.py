@@ -15,8 +15,8 @@ from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
 
-VOCAB, LENGTH, ROWS = 12, 32, 16
-FIRST = 300  # steps of the first training
+VOCAB, LENGTH, ROWS = 8, 24, 16
+FIRST = 150  # steps of the first training
 RATES = (1e-3, 3e-3, 1e-2)
 NATS = "nats a token of held-out text"
 Draw = Callable[[int, torch.Generator], Tensor]

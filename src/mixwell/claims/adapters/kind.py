@@ -2,7 +2,7 @@
 
 Paper: KIND: Knowledge Integration and Diversion in Diffusion Models.
 Tried: a small decoder trained on three domains of two-token rules, its matrices as 20 common components and 4 for each
-domain, or as they are; then 50 steps on a fourth domain: fresh tailors beside the frozen common components, against a
+domain, or as they are; then 40 steps on a fourth domain: fresh tailors beside the frozen common components, against a
 LoRA of as many numbers beside the ungated model, at rates of their own. Against it: nats on the new domain that are no
 lower.
 """
@@ -18,7 +18,7 @@ from mixwell.claims.adapters._turned import attached
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
 
-DOMAINS, STEPS = 3, 50
+DOMAINS, STEPS = 3, 40
 OTHERS = ["embed", "norm", "head", "sequence_norm", "channel_norm"]
 
 

@@ -44,7 +44,8 @@ def test_the_call_is_one_that_binds(entry):
         return
     call = ast.parse(lines[-1], mode="eval").body
     call = call.func.value if lines[-1].endswith(".fit(X)") else call
-    bound = inspect.signature(entry.load()).bind(*[object()] * len(call.args))
+    named = {word.arg: object() for word in call.keywords}
+    bound = inspect.signature(entry.load()).bind(*[object()] * len(call.args), **named)
     bound_config = [name for name in bound.arguments if name == "config"]
     written = [ast.unparse(a).startswith("Config(") for a in call.args]
     assert sum(written) == len(bound_config)

@@ -129,7 +129,9 @@ def _required(entry: Entry) -> list[str]:
     if isinstance(found, ast.ClassDef):
         return [name for name, _, default in _parameters(entry, found) if default is None or name == "config"]
     assert found is not None
-    return [name for name, _, default in _arguments(found) if default is None or name == "config"]
+    by_name = {argument.arg for argument in found.args.kwonlyargs}
+    wanted = [name for name, _, default in _arguments(found) if default is None or name == "config"]
+    return [f"{name}={name}" if name in by_name else name for name in wanted]
 
 
 def _parameters(entry: Entry, found: ast.ClassDef) -> list[tuple[str, str, str | None]]:

@@ -47,8 +47,8 @@ def test_the_call_is_one_that_binds(entry):
     called = entry.load()
     if isinstance(call.func, ast.Attribute):
         called = getattr(called, call.func.attr)
-    bound = inspect.signature(called).bind(
-        *[object()] * len(call.args), **{word.arg: object() for word in call.keywords})
+    named = {word.arg: object() for word in call.keywords}
+    bound = inspect.signature(called).bind(*[object()] * len(call.args), **named)
     bound_config = [name for name in bound.arguments if name == "config"]
     written = [ast.unparse(a).startswith("Config(") for a in call.args]
     assert sum(written) == len(bound_config)

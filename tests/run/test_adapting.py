@@ -12,6 +12,8 @@ from mixwell.adapters.ia3 import Config as Factors
 from mixwell.adapters.lora import Config, LoRA
 from mixwell.adapters.mixlora import Config as Routed
 from mixwell.adapters.mixlora import MixLoRA
+from mixwell.adapters.s2ft import S2FT
+from mixwell.adapters.s2ft import Config as Slices
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.formats.tensors import open_file, save_tensors
@@ -187,3 +189,15 @@ def test_a_routed_adapter_is_not_merged(tmp_path):
     files.save(there, tmp_path / "routed")
     with pytest.raises(MixwellError, match="depends on what comes in, so no matrix holds it"):
         mixwell.apply("adapters.mixlora", tmp_path / "base", adapter=tmp_path / "routed")
+
+
+def test_new_numbers_in_the_place_of_old_ones_merge_and_are_not_taken_out(tmp_path):
+    model = base(DENSE)
+    folders.write(model.to_checkpoint(), tmp_path / "base")
+    there = moved(S2FT.attach(model, None, Slices(out=0.5, down=0.2), generator(3)), size=0.1)
+    expected = logits(model)
+    files.save(there, tmp_path / "slices")
+    mixwell.apply("adapters.s2ft", tmp_path / "base", adapter=tmp_path / "slices", out=tmp_path / "merged")
+    torch.testing.assert_close(logits(mixwell.load(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(MixwellError, match=r"take the base itself"):
+        mixwell.apply("adapters.s2ft", tmp_path / "merged", adapter=tmp_path / "slices", unmerge=True)

@@ -195,7 +195,7 @@ def test_every_kind_resolves_its_inputs():
 def test_embedded_recipes_go_by_their_bare_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recipe.read("black_mamba").name == recipe.read(recipe.DEFAULT.with_name("black_mamba.yaml")).name
-    with pytest.raises(MixwellError, match=r"one of black_mamba, .*Did you mean 'black_mamba'"):
+    with pytest.raises(MixwellError, match=r"one of adapters, black_mamba, .*Did you mean 'black_mamba'"):
         recipe.read("blackmamba")
     (tmp_path / "black_mamba").write_text("name: own\nstages: []\n")
     assert recipe._embedded(Path("black_mamba")) == Path("black_mamba")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mixwell.adapters._parts import Bound, WeightAdapter
 from mixwell.adapters.attached import Attached
 from mixwell.core.errors import MixwellError
-from mixwell.core.method import card
 from mixwell.core.routing import Routing, plan
 from mixwell.kernels.packing import CHANGES
 
@@ -73,7 +72,8 @@ def _checked(name: str, there: Attached) -> Mapping[str, Any]:
         if not isinstance(adapter, WeightAdapter):
             raise MixwellError(f"{name}: {there.method} stands in the place of {target}, so it cannot be one of "
                                "several; serve its model by itself.")
-        if "matrix" not in card(type(adapter)).tags:
+        found = getattr(adapter, "__mixwell__", None)
+        if found is not None and "matrix" not in found.tags:
             raise adapter.unmergeable()
         _check_bias(name, adapter)
         _check_router(name, adapter)

@@ -126,6 +126,9 @@ def taken_out(there: Attached, merged: Checkpoint) -> Checkpoint:
             raise MixwellError(f"{name} is {str(dtype).removeprefix('torch.')}, whose rounding took digits of "
                                "the base with it; take the base itself.")
         changes[name] = adapter.delta_weight()
+    if not any(bool(change.any()) for change in changes.values()):
+        raise MixwellError(f"{there.method} holds the new numbers, not how far they are from the base's, so nothing "
+                           "can be taken out; take the base itself.")
     for name, change in changes.items():
         adapter = there.adapters[name]
         adapter.target.tensor.sub_(change)

@@ -59,7 +59,7 @@ def test_worth_is_the_share_of_the_result_and_the_gradients_product():
         seen.clear()
         backward(there)
         x, y = seen[0]
-        rows = [float((2 * own.B @ (own.A @ (own.mask * row))).norm() / out.norm()) for row, out in zip(x, y)]
+        rows = [((2 * own.B @ (own.A @ (own.mask * row))).norm() / out.norm()).item() for row, out in zip(x, y)]
         expected += sum(rows) / len(rows) / 2
         for r in range(4):
             into = [float(own.A[r, i] * own.A.grad[r, i]) for i in range(24)]

@@ -3,8 +3,8 @@
 Paper: Mixture-of-Experts Meets Instruction Tuning:A Winning Combination for Large Language Models; on the method moe.
 Tried: decoders of two layers trained on copied strings, one with a dense block of width 32, one with eight experts of
 32, one a token; tuned to a task that none has seen on 64 examples, at once or behind 100 steps of four instructed
-tasks. What the stage takes off the loss, in nats a letter of held-out answers; the tuning's rate is chosen. Beside: with the
-router frozen in both. Against it: a gain of the mixture's that is no larger.
+tasks. What the stage takes off the loss, in nats a letter of held-out answers; the tuning's rate is chosen. Beside:
+with the router frozen in both. Against it: a gain of the mixture's that is no larger.
 """
 
 from __future__ import annotations

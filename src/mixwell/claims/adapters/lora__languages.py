@@ -57,10 +57,14 @@ def spelling(seed: int) -> Tensor:
 
 def written(seed: int, symbols: Tensor, extended: bool) -> Rows:
     """Rows of the new language, one token a symbol or two; the first symbol is given."""
+    first = symbols[:, 0]
     if extended:
-        return Rows(WORDS + symbols, 1, symbols[:, 0])
-    letters = spelling(seed)[symbols]
-    return Rows(letters.flatten(1), 2, symbols[:, 0])
+        tokens = WORDS + symbols
+        return Rows(tokens, 1, first)
+    pairs = spelling(seed)
+    letters = pairs[symbols]
+    tokens = letters.flatten(1)
+    return Rows(tokens, 2, first)
 
 
 def old_rows(seed: int, count: int, draws: torch.Generator) -> Rows:
@@ -94,8 +98,10 @@ def batches(seed: int, extended: bool) -> Iterator[Rows]:
 def nats(network: Any, rows: Rows) -> float:
     """Cross-entropy of a row behind its first symbol, mean over symbols."""
     before = rows.tokens[:, :-1]
-    found = network.eval().loss(before, rows.targets)
-    predicted = rows.tokens.shape[1] - rows.answer
+    network.eval()
+    found = network.loss(before, rows.targets)
+    length = before.shape[1]
+    predicted = length + 1 - rows.answer
     a_symbol = predicted / (LENGTH - 1)
     return float(found.nats) * a_symbol
 

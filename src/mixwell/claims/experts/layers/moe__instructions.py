@@ -32,12 +32,16 @@ BLOCKS = {"dense": DENSE, "sparse": SPARSE}
 
 def anything(tasks_B: Tensor, draws: torch.Generator) -> Tensor:
     """A word that says nothing of the task [B, 1]."""
-    return WORDS + torch.randint(8, (len(tasks_B), 1), generator=draws)
+    count = len(tasks_B)
+    words = torch.randint(8, (count, 1), generator=draws)
+    return WORDS + words
 
 
 def held(tasks_B: Tensor, draws: torch.Generator) -> Tensor:
     """The word of the task that is held out [B, 1]."""
-    return torch.full((len(tasks_B), 1), WORDS + len(STAGE))
+    word = WORDS + len(STAGE)
+    count = len(tasks_B)
+    return torch.full((count, 1), word)
 
 
 def frozen(network: LanguageModel, freeze: bool) -> LanguageModel:

@@ -59,11 +59,11 @@ def test_worth_is_the_share_of_the_result_and_the_gradients_product():
         seen.clear()
         backward(there)
         x, y = seen[0]
-        rows = [float((2 * own.B @ (own.A @ (own.mask * row))).norm() / out.norm()) for row, out in zip(x, y)]
+        rows = [((2 * own.B @ (own.A @ (own.mask * row))).norm() / out.norm()).item() for row, out in zip(x, y)]
         expected += sum(rows) / len(rows) / 2
         for r in range(4):
-            into = [float(own.A[r, i] * own.A.grad[r, i]) for i in range(24)]
-            out = [float(own.B[o, r] * own.B.grad[o, r]) for o in range(16)]
+            into = (own.A * own.A.grad)[r].tolist()
+            out = (own.B * own.B.grad)[:, r].tolist()
             ranks[r] += (abs(sum(into) / 24) + abs(sum(out) / 16)) / 2
         importance.observe()
         with torch.no_grad():

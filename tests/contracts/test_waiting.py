@@ -63,7 +63,8 @@ def test_every_method_stands_under_a_contract():
     """A family's suite finds its methods by the registry; here are those that have no family."""
     suites = {"experts.routers", "experts.layers", "experts.balance", "experts.overflow", "experts.analysis",
               "scaling.laws", "scaling.search", "data.mixing", "data.online", "data.selection", "data.distillation",
-              "merge.outputs", "merge.composition", "parallel.federated", "adapters.protocols", *FAMILIES}
+              "merge.outputs", "merge.composition", "parallel.federated", "adapters.protocols", "serve.keeping",
+              "serve.scheduling", *FAMILIES}
     waiting = {p.values[0].name for p in WAITING}
     apart = [e.name for e in registry.entries()
              if e.family not in suites and e.room != "density" and e.name not in waiting]

@@ -120,6 +120,7 @@ def test_what_a_router_remembers_is_frozen_with_the_base(run):
     ("{id: a, adapt: lora, tokens: 300, targets: 3}", "expected a pattern of names, or a list of them, got 3"),
     ("{id: a, adapt: lora, tokens: 300, weights: mixed}", "a share for each domain, not a stage's choice"),
     ("{id: a, adapt: lora, steps: 1, parameters: 0}", "expected a whole number above 0, such as 20k, got 0"),
+    ("{id: a, adapt: protocols.raft, steps: 1}", "raft is a way to go about adapting and no adapter"),
     ("{id: a, adapt: mixlora, steps: 1, merged: true}", "depends on what comes in, so it cannot be merged"),
     ("{id: a, adapt: lora, steps: 1, lr: 1, rates: [2]}", "lr and rates came"),
     ("{id: a, adapt: lora, steps: 1, rates: [2, 2]}", r"expected different numbers above 0, .* got \[2, 2\]"),

@@ -97,6 +97,8 @@ def test_what_cannot_be_is_refused():
         raft(PROMPTS, Config(), fresh(), draw=drawn, reward=reward, learn=print)
     with pytest.raises(MixwellError, match="a reward is not finite"):
         raft(PROMPTS, Config(rounds=1, prompts=1), fresh(), draw=drawn, reward=lambda *_: float("nan"), learn=print)
+    with pytest.raises(MixwellError, match="samples came for 2 of 1 prompts"):
+        raft(PROMPTS, Config(rounds=1, prompts=1), fresh(), draw=lambda *_: [[1], [2]], reward=reward, learn=print)
     for options, message in (({"share": 1.5}, r"share is 1\.5"), ({"rounds": 0}, "rounds is 0")):
         with pytest.raises(ValueError, match=message):
             Config(**options)

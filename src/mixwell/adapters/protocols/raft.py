@@ -73,7 +73,11 @@ def ranked(rewards_MK: Tensor, config: Config) -> list[tuple[int, int]]:
 
 
 def rewards_of(prompts: Sequence[Any], samples: Sequence[Sequence[Any]], reward: Reward) -> Tensor:
-    """Rewards [M, K], float64; `MixwellError` for one that is not finite."""
+    """Rewards [M, K], float64; `MixwellError` for one that is not finite, and for samples that are missing."""
+    counts = {len(own) for own in samples}
+    if len(samples) != len(prompts) or len(counts) != 1:
+        raise MixwellError(f"samples came for {len(samples)} of {len(prompts)} prompts, {sorted(counts)} of each; "
+                           "expected as many of every prompt.")
     rows = []
     for prompt, own in zip(prompts, samples):
         rows.append([float(reward(prompt, one)) for one in own])

@@ -9,6 +9,7 @@ drawn at random. Cross-entropy of answers in nats. Beside: LoRA uncut. Against i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -34,12 +35,13 @@ def batches(seed: int, name: str, count: int) -> Iterator[Rows]:
 
 def estimated(there: Attached, seed: int, lr: float) -> Importance:
     """The first phase, its second half observed."""
-    fitted(there.model, batches(seed, "first", FIRST), lr)
+    model: Any = there.model
+    fitted(model, batches(seed, "first", FIRST), lr)
     importance = Importance(there)
-    there.model.train()
     for rows in batches(seed, "observed", FIRST // 4):
-        loss = there.model.loss(rows.tokens[:, :-1], rows.targets)
-        there.model.zero_grad()
+        read = rows.tokens[:, :-1]
+        loss = model.loss(read, rows.targets)
+        model.zero_grad()
         loss.nats.backward()
         importance.observe()
     importance.close()
@@ -49,11 +51,16 @@ def estimated(there: Attached, seed: int, lr: float) -> Importance:
 @torch.no_grad()
 def forget(there: Attached, importance: Importance, draws: torch.Generator) -> None:
     """Put chance in the place of what was learnt of worth."""
+    modules, ranks = importance._modules, importance._ranks
     for name, adapter in there.adapters.items():
-        importance._modules[name] = float(torch.rand((), generator=draws))
-        importance._ranks[name] = torch.rand(adapter.config.rank, generator=draws)
-        if adapter.mask is not None:
-            adapter.mask.copy_(torch.rand(adapter.mask.shape, generator=draws))
+        rank = adapter.config.rank
+        drawn_worth = torch.rand((), generator=draws)
+        modules[name] = float(drawn_worth)
+        ranks[name] = torch.rand(rank, generator=draws)
+        mask = adapter.mask
+        if mask is not None:
+            numbers = torch.rand(mask.shape, generator=draws)
+            mask.copy_(numbers)
 
 
 def tuned(bench: Bench, seed: int, *, lr: float, how: str) -> float:

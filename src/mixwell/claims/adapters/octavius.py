@@ -48,14 +48,14 @@ def some(names: tuple[str, ...], count: int, draws: torch.Generator) -> Rows:
 
 @functools.cache
 def base(seed: int) -> Checkpoint:
-    """The decoder that both sides start from; `Untestable` where it has not learnt its tasks."""
+    """The decoder that both sides start from; `Untestable` where it has learnt nothing of its tasks."""
     draws = generator(seed, "known")
     batches = (some(TRAINED, BATCH, draws) for _ in range(PRETRAINED))
     network = fitted(model(seed), batches, 1e-2)
     test = some(TRAINED, 256, draws)
     known = share_right(network, test)
-    if known < 0.4:
-        raise Untestable(f"the base answers {known:.0%} of what it was trained on; expected 40 %")
+    if known < 0.1:
+        raise Untestable(f"the base answers {known:.0%} of what it was trained on; expected 10 %")
     return network.to_checkpoint()
 
 

@@ -124,7 +124,11 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
 
     several = made(config)
     experts = len(several.centres_KD)
-    single = made(Config(most=1, demos=EACH * experts, candidates=TURNS, queries=80))
+    every = EACH * experts
+    whole = Config(most=1, demos=every, candidates=TURNS, queries=80)
+    single = made(whole)
     places = torch.randperm(80, generator=generator(seed, "random"))
-    random = several._replace(demos_Km=places[: EACH * experts].view(experts, EACH))
-    return {"method": mixed(several, testing), "baseline": mixed(single, testing), "random": mixed(random, testing)}
+    chosen = places[:every]
+    random = several._replace(demos_Km=chosen.view(experts, EACH))
+    mixtures = {"method": several, "baseline": single, "random": random}
+    return {name: mixed(one, testing) for name, one in mixtures.items()}

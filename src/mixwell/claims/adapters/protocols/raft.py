@@ -49,11 +49,14 @@ def unsaid(tasks_B: Tensor, draws: torch.Generator) -> Tensor:
 def rewarded(bench: Bench, seed: int, *, rounds: int, lr: float) -> float:
     """Mean reward of fresh samples behind so many rounds, all of them on as many prompts in sum."""
     network = LanguageModel.from_checkpoint(base(seed))
-    attach(lora.LoRA, network, None, lora.Config(rank=8, alpha=16.0), generator(seed, "adapter"))
-    decoder = Decoder(network, LENGTH, generator(seed, "samples"), lr=lr, epochs=4, batch=8)
+    config_of = lora.Config(rank=8, alpha=16.0)
+    attach(lora.LoRA, network, None, config_of, generator(seed, "adapter"))
+    draws = generator(seed, "samples")
+    decoder = Decoder(network, LENGTH, draws, lr=lr, epochs=4, batch=8)
     if rounds:
-        config = Config(rounds=rounds, prompts=ROUNDS * PROMPTS // rounds)
-        prompts = asked(seed, "prompts", ROUNDS * PROMPTS)
+        count = ROUNDS * PROMPTS
+        config = Config(rounds=rounds, prompts=count // rounds)
+        prompts = asked(seed, "prompts", count)
         raft(prompts, config, generator(seed, "order"), draw=decoder.draw, reward=low, learn=decoder.learn)
     fresh = asked(seed, "fresh", 256)
     samples = decoder.draw(fresh, 1)

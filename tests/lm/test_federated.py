@@ -37,7 +37,7 @@ class Text:
         return len(self.tokens(domain, split))
 
 
-DEALING = Dealing(clients=3, alpha=1.0, seq_len=8, max_windows=20)
+DEALING = Dealing(clients=3, alpha=1.0, seq_len=8, max_windows=8)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_windows_follow_each_other_and_know_their_domain():
     few, _ = windows(Text(), 8, 4)
     assert len(few) == 8 and torch.equal(few.x[:4], rows.x[:4])
     clients = dealt(Text(), DEALING, 0)
-    assert sum(len(client.rows) for client in clients) == 40 and len(clients) == 3
+    assert sum(len(client.rows) for client in clients) == 16 and len(clients) == 3
 
 
 def test_one_client_is_plain_descent(model):
@@ -87,18 +87,18 @@ def test_rounds_teach_by_every_method(model, name):
     options = {"fed_amd": {"lr": 0.5, "anchor": 0.3}, "monna": {"lr": 1.0, "momentum": 0.5},
                "prowd": {"bits": (8, 32), "lr": 0.5, "server_steps": 2}}.get(name, {"lr": 0.5})
     if name != "monna":
-        options["steps"] = 4
+        options["steps"] = 3
     before = nats(model)
-    found = federate(model, Text(), name, options, dealing=DEALING, setting=Setting(rounds=5))
+    found = federate(model, Text(), name, options, dealing=DEALING, setting=Setting(rounds=4))
     assert nats(model) < before - 0.05 and not model.training
-    assert found.down_bytes > 0 and found.up_bytes > 0 and len(found.ledger) == 5
+    assert found.down_bytes > 0 and found.up_bytes > 0 and len(found.ledger) == 4
 
 
 def test_a_median_stands_lies(model):
     options = {"lr": 0.5, "steps": 4, "aggregation": {"rule": "median", "faulty": 1}}
     before = nats(model)
     federate(model, Text(), options=options, dealing=DEALING,
-             setting=Setting(rounds=5, liars=1, attack="opposite", factor=20.0))
+             setting=Setting(rounds=4, liars=1, attack="opposite", factor=20.0))
     assert nats(model) < before
 
 

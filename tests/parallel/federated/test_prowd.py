@@ -114,7 +114,7 @@ def test_lifted_weights_are_nearer_than_codes_where_weights_have_a_pattern():
     draws = generator(2)
     pattern = torch.tensor([1.0, 0.5, -0.5, -1.0]).repeat(4)
     matrix = torch.randn(64, 1, generator=draws) * pattern + 0.05 * torch.randn(64, 16, generator=draws)
-    made = Dequantiser(Config(block=16, hidden=32, server_steps=200), generator(3), torch.float32)
+    made = Dequantiser(Config(block=16, hidden=32, server_steps=120), generator(3), torch.float32)
     codes = nearest(matrix, 2)
     before = made(codes, 2, size_of(matrix))
     torch.testing.assert_close(before, codes)  # phi starts as no change

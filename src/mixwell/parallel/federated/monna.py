@@ -4,7 +4,7 @@
     the n models heard, its own among them, the n - f nearest to theta_i' (Euclidean, over all numbers) are averaged:
     theta_i = their mean. lr_t = lr / (1 + floor(t / decay_every)).
 **Shapes:** tensors by name, a stack [C, ...] of all peers' models in the state.
-**Reference:** Farhadkhani et al. 2023 (2210.00237), algorithm 1; the released code's `cva` aggregator.
+**Reference:** Farhadkhani et al. 2023 (2209.10931), algorithm 1; the released code's `cva` aggregator.
 **Differs:** everybody hears everybody who answers and keeps all but f of them; the released simulation lets each hear n
     - f and keep n - 2f. Liars are the runner's, who know what the honest say, and tell all peers the same.
 **Fails when:** liars are as near as honest peers of other data: f of them must be few against the spread that

@@ -121,7 +121,7 @@ def test_the_number_of_models_and_the_base_are_checked(entry):
         with pytest.raises(MixwellError, match=f"{count} models beside the base; expected {allowed.start}"):
             merged(entry.name, wrong, base, values["config"])
     if "base" in entry.tags:
-        with pytest.raises(MixwellError, match="beyond a base; name it"):
+        with pytest.raises(MixwellError, match="beyond a base; name the model"):
             merged(entry.name, models, None, values["config"])
     elif "optional-base" in entry.tags:
         without = lazily(entry, {**values, "base": None})

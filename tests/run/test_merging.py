@@ -93,6 +93,16 @@ def test_other_architectures_are_named(models, tmp_path, changes, words):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
 
 
+@pytest.mark.parametrize(("name", "base", "words"), [
+    ("ties", None, r"^merge\.ties merges what .*--base FOLDER"),
+    ("della", "base", r"^merge\.della, .*density"),
+])
+def test_a_row_of_a_method_is_called_by_its_own_name(models, name, base, words):
+    ground = None if base is None else models / base
+    with pytest.raises(MixwellError, match=words):
+        dict(merge(name, [models / "a"], base=ground, options={"density": 0.05}, weigh=False).tensors)
+
+
 def damaged(models, tmp_path, change):
     """A copy of a model with its tensors changed by another program."""
     path = tmp_path / "other"

@@ -226,3 +226,21 @@ def test_the_command_merges_adapters_and_keeps_them_apart_from_models(folders, t
         assert target.exists() == (code == 0)
     with pytest.raises(MixwellError, match="is a PEFT adapter"):
         mixwell.apply("merge.linear", [folders / "one", folders / "two"])
+
+
+def test_adapters_are_experts_beside_their_base(tmp_path):
+    whole = base()
+    whole.save(tmp_path / "base")
+    one, _ = adapter(tmp_path / "lora", ONE, pairs((UP, 2, 32, 48)))
+    config = json.loads((one / "adapter_config.json").read_text()) | {"target_modules": ["layers.0.mlp.up_proj"]}
+    (one / "adapter_config.json").write_text(json.dumps(config))
+    named = f"{tmp_path / 'base'}+{one}"
+    experts = [{"source_model": str(tmp_path / "base")}, {"source_model": named}]
+    mixed = mixwell.apply("convert.mixture_of_models", tmp_path / "base", out=tmp_path / "m", experts=experts,
+                          gate_mode="even", experts_per_token=1)
+    up = mixed.state_dict()["layers.0.channel_mixer.gate_up_proj"][:, 48:].double()
+    tensors = open_file(one / "adapter_model.safetensors")
+    key = f"base_model.model.model.layers.0.{UP}.lora_"
+    change = 3.0 * tensors[f"{key}B.weight"].double() @ tensors[f"{key}A.weight"].double()
+    torch.testing.assert_close(up[1] - up[0], change, atol=2e-6, rtol=1e-5)
+    assert mixed.lineage[-1]["inputs"][2] == named

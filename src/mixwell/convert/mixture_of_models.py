@@ -8,8 +8,9 @@
 **Shapes:** gate_up_proj [2 F, D] of each model -> [E, 2 F, D]; router.weight [E, D].
 **Reference:** Lee et al. 2024, Flexible and Effective Mixing of Large Language Models into a Mixture of Domain Experts
     (2408.17280), section 3; mergekit-moe 0.1.5, whose YAML `config` reads.
-**Differs:** feed-forward blocks only: no attention experts, no adapters, no expert that is always on but mergekit's
-    `shared_experts`. The mean over prompts weighs each prompt alike, without padding.
+**Differs:** feed-forward blocks only: no experts of the maps of attention, no expert that is always on but mergekit's
+    `shared_experts`. An adapter is an expert as `BASE+ADAPTER`, in the base's weights. The mean over
+    prompts weighs each prompt alike, without padding.
 **Fails when:** hidden rows are used as they are: they come from states before the norm, the router reads states behind
     it; `normed` takes these.
 **Cost:** the blocks of all models; a pass of the base model for each prompt.
@@ -56,7 +57,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Expert:
     """One model that becomes an expert of every layer."""
 
-    source_model: str  # folder, or a run's stage
+    source_model: str  # folder, a run's stage, or BASE+ADAPTER for a base with an adapter in its weights
     positive_prompts: tuple[str, ...] = ()  # texts that it is for
     negative_prompts: tuple[str, ...] = ()  # texts that it is not for
     noise_scale: float | None = None  # standard deviation of noise on its weights

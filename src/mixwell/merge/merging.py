@@ -31,17 +31,25 @@ class Rule:
     """A method of merging weights, with what it declares."""
 
     entry: registry.Entry
+    called: str = ""  # what the user called it: a row of the method, ties say; default the method's own name
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        short = self.called.removeprefix("merge.")
+        return f"merge.{short}" if short else self.entry.name
 
     def check(self, count: int, has_base: bool) -> None:
         """Raise `MixwellError` where the method takes another number of models, or needs a base, or takes none."""
-        name, tags = self.entry.name, self.entry.tags
+        name, tags = self.name, self.entry.tags
         allowed = self.entry.module().MODELS
         if count not in allowed:
             least, most = allowed.start, allowed.stop - 1
             expected = f"{least}" if least == most else f"{least} to {most}"
             raise MixwellError(f"{name}: {count} models beside the base; expected {expected}.")
         if "base" in tags and not has_base:
-            raise MixwellError(f"{name} merges what models learned beyond a base; name it (base).")
+            raise MixwellError(f"{name} merges what models learned beyond a base; name the model that they were tuned "
+                               "from (--base FOLDER; base: in a recipe, base= in Python).")
         if has_base and tags.isdisjoint(("base", "optional-base")):
             raise MixwellError(f"{name} takes no base; leave it out, or give it as one of the models.")
 
@@ -150,7 +158,7 @@ class Merged(Fresh):
         """A tensor's entries in order, as many at a time as a checksum of it takes; each piece is lost to the next."""
         job = self._jobs[name]
         draws = generator(self._seed, job.rule.entry.name, name)
-        with in_words(f"{job.rule.entry.name}, {name}"):
+        with in_words(f"{job.rule.name}, {name}"):
             if _divides(job):
                 made = _pieced(job, draws, self._overview)
             else:
@@ -262,14 +270,14 @@ def check_names(first: Model, other: Model) -> None:
 
 
 def merged(name: str, models: Sequence[Model], base: Model | None, config: Any, seed: int = 0,
-           dtype: torch.dtype | None = None) -> Merged:
-    """The merge of all tensors of `models` by the method `name`, in one setting.
+           dtype: torch.dtype | None = None, called: str = "") -> Merged:
+    """The merge of all tensors of `models` by the method `name`, in one setting; `called` in errors, where given.
 
     dtype: of the result, whose models may then be of several; None: that of the models. Other names, shapes, types, or
     another number of models than the method takes raise `MixwellError`; numbers that are not finite do so when they are
     read.
     """
-    rule = Rule(registry.find(name, within="merge"))
+    rule = Rule(registry.find(name, within="merge"), called or name)
     rule.check(len(models), base is not None)
     everyone = [*models]
     if base is not None:

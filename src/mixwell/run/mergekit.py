@@ -160,7 +160,7 @@ class FileMerge:
         named = where.slice.base_model
         base = self.base if named is None else reference(named)
         models, ground = self._sorted(parts, base)
-        rule = Rule(self.entry)
+        rule = Rule(self.entry, self.file.merge_method)
         rule.check(len(models), ground is not None)
         options = self._options(name, where, [part for part, _ in models])
         place = f"{self.file.merge_method}, {name}"

@@ -90,13 +90,13 @@ def merge_checkpoints(recipe: Recipe, models: Sequence[Source], base: Source | N
     everyone = [*models] if base is None else [*models, base]
     check_alike(everyone)
     first = base or models[0]
-    Rule(recipe.entry).check(len(models), base is not None)
+    Rule(recipe.entry, recipe.name).check(len(models), base is not None)
     if not recipe.entry.tags.isdisjoint(WHOLE):
         return _of_whole(recipe, models, seed, text_BT)
     model_type = folders.folder_type(first.checkpoint)
     views = [_view(source, model_type) for source in models]
     ground_view = None if base is None else _view(base, model_type)
-    tensors = merged(recipe.entry.name, views, ground_view, recipe.config, seed, recipe.dtype)
+    tensors = merged(recipe.entry.name, views, ground_view, recipe.config, seed, recipe.dtype, recipe.name)
     return folders.from_written(tensors, first.checkpoint, model_type, "the merge")
 
 

@@ -114,7 +114,7 @@ def _check_rule(recipe: Recipe, count: int) -> None:
         raise MixwellError(f"{entry.name} looks at whole models. {REMEDY}")
     grounded = "base" in entry.tags
     others = count - 1 if _starts(recipe) else count
-    rule = Rule(entry)
+    rule = Rule(entry, recipe.name)
     rule.check(others, grounded)
 
 
@@ -351,7 +351,7 @@ def _by_rule(recipe: Recipe, changes: Sequence[Mapping[str, Tensor]], forms: Map
     elif "base" in recipe.entry.tags:
         nothing = Products({}, forms)
         ground = Model(nothing, "the base")
-    return merged(recipe.entry.name, models, ground, recipe.config, seed, torch.float32)
+    return merged(recipe.entry.name, models, ground, recipe.config, seed, torch.float32, recipe.name)
 
 
 def _apart(recipe: Recipe, adapters: Sequence[Adapter], rank: int | None,

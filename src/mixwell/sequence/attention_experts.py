@@ -104,7 +104,8 @@ class AttentionExperts(SequenceMixer):
         """[B, T, D] -> [B, T, D]; see `SequenceMixer`. Losses are named `heads.` and the rule."""
         if positions_BT is None:
             positions_BT = positions_after(cache, x_BTD)
-        shape = x_BTD.shape[:2]
+        B, T, _ = x_BTD.shape
+        shape = B, T
         if context is None:
             mask_T = None if mask_BT is None else mask_BT.flatten()
             context = Context(batch_shape=shape, mask_T=mask_T)

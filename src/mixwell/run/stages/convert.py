@@ -15,14 +15,14 @@ from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.files import digest
 from mixwell.core.rng import generator
+from mixwell.lm import adapted, receipt
 from mixwell.lm import folder as folders
-from mixwell.lm import receipt
 from mixwell.lm.calibration import TextCalibration, random_calibration
 from mixwell.lm.conversion import account_of, convert
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.receipt import Receipt
-from mixwell.run.paths import find_model
+from mixwell.run.paths import find_adapter, find_model
 from mixwell.run.stages._parts import Job, Stage, read_model
 from mixwell.run.stages.models import describe, folder_digest
 
@@ -77,15 +77,35 @@ def _spread(stream: np.ndarray, count: int, length: int) -> Tensor:
 
 
 def read_other(name: str) -> Checkpoint:
-    """Another model that a conversion reads."""
-    return folders.read(find_model(name))
+    """Another model that a conversion reads; `BASE+ADAPTER` is a base with an adapter in its weights."""
+    base, adapter = _parts_of(name)
+    before = folders.read(find_model(base))
+    if adapter is None:
+        return before
+    model = LanguageModel.from_checkpoint(before, "fp32")
+    there = adapted.put(find_adapter(adapter), model.eval())
+    tokens_BT = torch.arange(SKETCHED).unsqueeze(0)
+    seen_BT = tokens_BT % int(before.arch["vocab_size"])
+    return adapted.merge(there, before, seen_BT).checkpoint
+
+
+def _parts_of(name: str) -> tuple[str, str | None]:
+    """A model's name, and that of the adapter that goes into it."""
+    base, plus, adapter = name.partition("+")
+    if not plus or Path(name).exists():
+        return name, None
+    return base, adapter
 
 
 def convert_fingerprint(stage: Stage) -> str:
     """Digest of the other models and the files that the conversion reads."""
     needs = _needs(stage)
-    read = [find_model(name) for name in needs.models]
-    read += [Path(name) for name in needs.files]
+    read = [Path(name) for name in needs.files]
+    for name in needs.models:
+        base, adapter = _parts_of(name)
+        read.append(find_model(base))
+        if adapter is not None:
+            read.append(find_adapter(adapter))
     found = [folder_digest(path) for path in read]
     if not found:
         return ""

@@ -102,7 +102,8 @@ def test_patience_ends_training_and_cells_beside_are_all_learned_from():
 def test_refusals():
     index, value = cells(8)
     for wrong, told in ((Cells(index[:, :2], value), "for 3 modes; expected a row"),
-                        (Cells(index, value[:5]), "5 values"), (Cells(index + 3, value), "lies outside a tensor of 5 x 4 x 3"),
+                        (Cells(index, value[:5]), "5 values"),
+                        (Cells(index + 3, value), "lies outside a tensor of 5 x 4 x 3"),
                         (Cells(index, value / 0), "not finite")):
         with pytest.raises(MixwellError, match=told):
             tensor_augmentation(wrong, SIZES, CONFIG, fresh())

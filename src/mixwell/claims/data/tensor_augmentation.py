@@ -1,10 +1,10 @@
 """Cells added where entities have influence help a network complete a tensor more than cells added anywhere.
 
 Paper: Influence-guided Data Augmentation for Neural Tensor Completion.
-Tried: a tensor of 30 x 30 x 30 and rank 3, 2,000 cells known with noise of 0.1, entities by a power law of 0.7; test
-error on 4,000 cells of the same law as a root mean square, over the deviation of the values. Baseline: as many cells
-drawn evenly, told by the same first network. The share that is added is tuned for both. Beside: none added. Against it:
-an error that is no lower than the baseline's, or than none's.
+Tried: a tensor of 30 x 30 x 30, a sum of three products of factors from 0 to 1, of which 1,000 cells are known with
+noise of 0.1, entities by a power law of 0.7; test error on 4,000 cells of the same law as a root mean square, over the
+deviation of the values. Baseline: as many cells drawn evenly, told by the same first network. The share that is added
+is tuned for both. Beside: none added. Against it: an error that is no lower than the baseline's, or than none's.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from mixwell.claims.claim import Claim, Comparison, Side, Untestable
 from mixwell.core.rng import generator
 from mixwell.data.tensor_augmentation import Cells, Config, fitted, square_error, tensor_augmentation
 
-SIDE, RANK, KNOWN, TESTED, POWER = 30, 3, 2000, 4000, 0.7
+SIDE, RANK, KNOWN, TESTED, POWER = 30, 3, 1000, 4000, 0.7
 SIZES = (SIDE, SIDE, SIDE)
 NETWORK: dict[str, Any] = {"embedding": 12, "hidden": (64, 32), "batch": 128, "lr": 3e-3, "epochs": 40, "patience": 6}
 
 
 def tensor(draws: torch.Generator) -> Tensor:
-    """All values, of deviation 1."""
-    factors = torch.randn(3, SIDE, RANK, generator=draws)
+    """All values, of mean 0 and deviation 1."""
+    factors = torch.rand(3, SIDE, RANK, generator=draws)
     values = torch.einsum("ir,jr,kr->ijk", *factors)
-    return values / values.std()
+    centred = values - values.mean()
+    return centred / values.std()
 
 
 def cells(values: Tensor, count: int, noise: float, draws: torch.Generator) -> Cells:

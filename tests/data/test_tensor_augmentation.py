@@ -73,16 +73,16 @@ def test_new_cells_follow_importance_and_hold_what_the_network_tells():
     assert drawn[:, 0].unique().tolist() == [1] and float(drawn[:, 1].double().mean()) == pytest.approx(0.75, abs=0.03)
     data = cells()
     made = tensor_augmentation(data, SIZES, CONFIG, fresh(5))
-    assert made.index.shape == (64 + 24, 3) and torch.equal(made.index[:64], data.index_CM)
-    assert torch.equal(made.value[:64], data.value_C)
+    assert made.cells.shape == (64 + 24, 3) and torch.equal(made.cells[:64], data.index_CM)
+    assert torch.equal(made.values[:64], data.value_C)
     assert [float(part.sum()) for part in made.importance.split(SIZES)] == pytest.approx([1, 1, 1])
     learned, held = module.split(data, 0.25, draws := fresh(5))
     network, _ = module.traced(learned, held, SIZES, CONFIG, draws)
-    torch.testing.assert_close(made.value[64:], network(made.index[64:]).detach())
+    torch.testing.assert_close(made.values[64:], network(made.cells[64:]).detach())
     even = tensor_augmentation(data, SIZES, dataclasses.replace(CONFIG, guided=False, added=1.0), fresh(5))
-    assert len(even.value) == 64 + 48 and even.importance[:5].tolist() == pytest.approx([0.2] * 5)
+    assert len(even.values) == 64 + 48 and even.importance[:5].tolist() == pytest.approx([0.2] * 5)
     none = tensor_augmentation(data, SIZES, dataclasses.replace(CONFIG, added=0.0), fresh(5))
-    assert torch.equal(none.value, data.value_C)
+    assert torch.equal(none.values, data.value_C)
 
 
 def test_patience_ends_training_and_cells_beside_are_all_learned_from():

@@ -93,8 +93,8 @@ class Completion(nn.Module):
 class Augmented(NamedTuple):
     """Learned and new cells together, the new ones last, and what each entity of each mode was drawn by."""
 
-    index: Tensor  # [C + A, M]
-    value: Tensor  # [C + A]
+    cells: Tensor  # [C + A, M]
+    values: Tensor  # [C + A]
     importance: Tensor  # [sum of the modes' sizes], of sum 1 in each mode
 
 

@@ -207,7 +207,7 @@ def listed(inside: Space, halves: bool = False) -> tuple[np.ndarray, list[Blocks
 
 
 def grams(every: Sequence[Blocks], longest: int = 4, least: int = 3) -> np.ndarray:
-    """Counts of the rows of 1 to `longest` methods that occur `least` times in all, and the number of blocks: [N, F]."""
+    """Counts of the rows of 1 to `longest` methods that occur `least` times in all, and of the blocks: [N, F]."""
     counted = [_counted(blocks, longest) for blocks in every]
     total: Counter[tuple[str, ...]] = Counter()
     for own in counted:

@@ -2,9 +2,9 @@
 
 Paper: DeepArchitect: Automatically Designing and Training Deep Architectures.
 Tried: 96 small networks on digits, a grid of eight learning rates, four starts and three decays, six epochs each;
-validation error of the best of 24 that are asked, in the mean of 60 searches over the same table. Method: walks, options
-decided by halves. Baseline: random. Beside: the surrogate, on the same decisions. Against it: an error that is no lower,
-or the surrogate's being no lower than random search's.
+validation error of the best of 24 that are asked, in the mean of 60 searches over the same table. Method: walks,
+options decided by halves. Baseline: random. Beside: the surrogate, on the same decisions. Against it: an error that is
+no lower, or the surrogate's being no lower than random search's.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Paper: 360Zhinao Technical Report.
 Tried: 3,000 sentences of ten words whose shares fall as 1/i^1.1 over 3,000 words, a twentieth of them repeated up to
-256 times; word counts of 4,000 sentences drawn from the copies that stay, smoothed; cross-entropy on 3,000 fresh sentences.
-Baseline: all copies. Beside: one of each. Against it: a loss that is no lower than with all, or 0.5 % above that with
-one.
+256 times; word counts of 4,000 sentences drawn from the copies that stay, smoothed; cross-entropy on 3,000 fresh
+sentences. Baseline: all copies. Beside: one of each. Against it: a loss that is no lower than with all, or 0.5 % above
+that with one.
 """
 
 from __future__ import annotations

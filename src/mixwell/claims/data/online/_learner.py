@@ -1,4 +1,4 @@
-"""A learner whose loss on each domain falls by a power of what it saw of that domain, one of which cannot be learned."""
+"""A learner whose loss on each domain falls by a power of what it saw of it; one may be beyond learning."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from mixwell.claims.data.online._learner import DOMAINS, NOISE, STEPS, TOKENS, t
 from mixwell.data.online.doremi import Config, DoReMi
 from mixwell.data.rule import Online
 
-CLAIM = Claim("A reference keeps weight from what cannot be learned.", "weight of the noise", at_least=0.5, relative=True,
-              provided=(Comparison(baseline=0.2),))
+CLAIM = Claim("A reference keeps weight from what cannot be learned.", "weight of the noise", at_least=0.5,
+              relative=True, provided=(Comparison(baseline=0.2),))
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 Paper: Efficient Online Data Mixing For Language Model Pre-Training.
 Tried: five domains whose losses fall by powers of the tokens seen, all of which can be learned, 400 steps of 64 tokens;
-the mean of the five losses at the end. Baseline: even weights. Beside: both where the fifth domain is noise. Against it:
-a loss that is no lower.
+the mean of the five losses at the end. Baseline: even weights. Beside: both where the fifth domain is noise. Against
+it: a loss that is no lower.
 """
 
 from __future__ import annotations

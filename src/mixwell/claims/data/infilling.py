@@ -57,12 +57,23 @@ def counted(documents: Texts, signs: int) -> np.ndarray:
 def loss(counts: np.ndarray, documents: Texts) -> float:
     """Nats a sign: triples backed off to pairs, these to single signs, these to all alike."""
     plain = counts[:SIGNS, :SIGNS, :SIGNS]
-    single = (plain.sum((0, 1)) + 1) / (plain.sum() + SIGNS)
     pairs = plain.sum(0)
-    of_pairs = (pairs + 5 * single) / (pairs.sum(1, keepdims=True) + 5)
-    of_triples = (plain + 5 * of_pairs) / (plain.sum(2, keepdims=True) + 5)
-    told = [np.log(of_triples[text[:-2], text[1:-1], text[2:]]) for text in documents]
+    even = np.full(SIGNS, 1 / SIGNS)
+    single = backed(pairs.sum(0), even)
+    of_pairs = backed(pairs, single)
+    of_triples = backed(plain, of_pairs)
+    told = []
+    for text in documents:
+        share = of_triples[text[:-2], text[1:-1], text[2:]]
+        told.append(np.log(share))
     return -float(np.concatenate(told).mean())
+
+
+def backed(counts: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """Shares by counts, and five more by what is told without the first sign."""
+    total = counts.sum(-1, keepdims=True) + 5
+    raised = counts + 5 * without
+    return raised / total
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

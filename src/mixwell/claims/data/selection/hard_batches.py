@@ -53,8 +53,12 @@ def measured(bench: Bench, seed: int, *, share: float, lr: float) -> float:
 
 def balanced(right_N: torch.Tensor, y_N: torch.Tensor) -> float:
     """Mean over the classes of the share that is told wrongly."""
-    shares = [right_N[y_N == label].double().mean() for label in range(10)]
-    return 1 - torch.stack(shares).mean().item()
+    shares = []
+    for label in range(10):
+        own = right_N[y_N == label].double()
+        shares.append(own.mean())
+    share = torch.stack(shares).mean()
+    return 1 - share.item()
 
 
 GRID = {"lr": [0.1, 0.3, 1.0]}

@@ -1,0 +1,1 @@
+"""Claims of rules that choose domains while a model trains."""

@@ -245,6 +245,46 @@ def test_a_missing_router_or_expert_is_refused(tmp_path):
         peft.read(folder, base(SPARSE))
 
 
+def test_a_gate_that_the_config_promises_and_the_file_lacks_is_refused(tmp_path):
+    gates = {f"base_model.model.model.layers.{layer}.mlp.gate.weight": (4, 32) for layer in range(2)}
+    linear = pairs(("self_attn.q_proj", 2, 32, 32))
+    config = LORA | {"target_modules": ["layers.0.self_attn.q_proj"], "modules_to_save": ["gate"]}
+    folder, tensors = adapter(tmp_path / "whole", config, linear | gates)
+    there = peft.read(folder, base(SPARSE))
+    assert sorted(there.trained) == [f"layers.{layer}.channel_mixer.router.weight" for layer in range(2)]
+    name = "base_model.model.model.layers.1.mlp.gate.weight"
+    torch.testing.assert_close(there.trained["layers.1.channel_mixer.router.weight"], tensors[name])
+    del gates[name]
+    folder, _ = adapter(tmp_path / "less", config, linear | gates)
+    with pytest.raises(MixwellError, match=r"mlp.gate.weight is named in modules_to_save \(gate\) and missing"):
+        peft.read(folder, base(SPARSE))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"use_frobnication": True}, "unknown key 'use_frobnication'.*It may change the result; take it out"),
+    ({"r": 0}, "r is 0; expected a whole number, 1 or more"), ({"r": "8"}, "r is '8'; expected a whole number"),
+    ({"r": 4}, "tensors have rank 2, its config says 4; the two do not belong together"),
+    ({"lora_alpha": -1}, "lora_alpha is -1; expected a number above 0"),
+    ({"rank_pattern": {"v_proj": 1.5}}, "v_proj is 1.5; expected a whole number"),
+    ({"target_modules": ["q_proj", "v_prj"]}, "'v_prj' names nothing in this model. Did you mean 'v_proj'"),
+    ({"target_modules": "model.encoder.*"}, "'model.encoder.*' names nothing in this model"),
+    ({"target_parameters": ["experts.gate"]}, "target_parameters: 'experts.gate' names nothing"),
+    ({"init_lora_weights": "pissa_niter_4"}, "took the start out of the base's own weights")])
+def test_a_config_that_does_not_say_what_the_file_holds_is_refused(change, message, tmp_path):
+    folder, _ = adapter(tmp_path / "theirs", LINEAR_CONFIG | change, LINEAR)
+    with pytest.raises(MixwellError, match=message):
+        peft.read(folder, base())
+    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(LINEAR_CONFIG | {"not_yet_known": None}))
+    peft.read(folder, base())  # a key that says nothing changes nothing
+
+
+def test_a_rank_above_the_width_is_refused(tmp_path):
+    wide = pairs(("self_attn.v_proj", 17, 32, 16))
+    folder, _ = adapter(tmp_path / "wide", LORA | {"r": 17, "target_modules": ["layers.0.self_attn.v_proj"]}, wide)
+    with pytest.raises(MixwellError, match="rank 17 is more than a matrix of 16 x 32 can have; expected 16 at most"):
+        peft.read(folder, base())
+
+
 def test_a_part_that_belongs_to_another_kind_of_adapter_is_refused(tmp_path):
     factors = {f"{LAYER}mlp.up_proj.ia3_l": (48, 1)}
     both = adapter(tmp_path / "both", LINEAR_CONFIG, LINEAR | factors)[0]

@@ -73,6 +73,7 @@ def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None
         raise MixwellError(f"{folder / TENSORS} adapts no module; expected lora_A and lora_B, ia3_l, boft_R, "
                            "oft_R or ln_tuning_layers, of one.")
     _check_complete(config, places, modules)
+    _check_saved(config, places, whole)
     if config["peft_type"] == NORMS:
         found = _norms(model, modules, whole, places)
     else:
@@ -211,6 +212,16 @@ def _check_complete(config: Mapping[str, Any], places: Mapping[str, Place], modu
         of_norms = config["peft_type"] == NORMS
         if chosen and path not in there and not inside and _is_vector(name) == of_norms:
             raise MixwellError(f"{path} is a target of this adapter and missing in its file; nothing was loaded.")
+
+
+def _check_saved(config: Mapping[str, Any], places: Mapping[str, Place], whole: Mapping[str, Tensor]) -> None:
+    """Refuse a file without a module that its config says it holds whole: a router's gate, say."""
+    for wanted in config.get("modules_to_save") or ():
+        weights = [name for name in places if name.endswith(WEIGHT) and named(module_of(name), [wanted])]
+        missing = [name for name in weights if name not in whole]
+        if missing:
+            raise MixwellError(f"{missing[0]} is named in modules_to_save ({wanted}) and missing in the file; nothing "
+                               "was loaded.")
 
 
 def _is_vector(name: str) -> bool:

@@ -5,7 +5,7 @@ import pytest
 
 from mixwell.core.errors import MixwellError
 from mixwell.data.mixing import bivariate_law, exponential_law, law_and_trees, regression
-from mixwell.data.optimum import Search, best_weights, capped, caps
+from mixwell.data.optimum import Search, best_weights, capped, caps, steadied
 from mixwell.data.runs import read_runs
 
 
@@ -129,3 +129,22 @@ def test_a_domain_without_tokens_and_too_few_runs_get_one_line():
         exponential_law.ExponentialLaw().fit(read_runs(table))
     with pytest.raises(MixwellError, match="3 runs came; expected at least 10"):
         law_and_trees.LawAndTrees().fit(read_runs(table))
+
+
+def test_the_choice_goes_no_further_from_a_safe_mixture_than_the_runs_bear_out():
+    runs = exponential_law.example(fresh())["runs"]
+    fitted = exponential_law.ExponentialLaw().fit(runs)
+    best = best_weights(fitted, {"docs": 1.0}, caps_D=np.ones(4), search=Search(samples=500, kept=50))
+    equal_D = np.full(4, 0.25)
+    places = []
+    for error in (0.0, 0.05, 0.3, 3.0):
+        errors_NM = np.full_like(runs.losses_NM, error)
+        found = steadied(fitted, best, equal_D, errors_NM, importance={"docs": 1.0})
+        slack = error / np.sqrt(len(errors_NM))
+        assert np.log(found.losses_M[1] / best.losses_M[1]) <= slack + 1e-12
+        assert found.losses_M == pytest.approx(fitted.predict(found.weights_D)[0])
+        places.append(found.weights_D[1])
+    assert places[0] == best.weights_D[1] > places[1] > places[2] > places[3] == 0.25
+    errors_NM = np.full_like(runs.losses_NM, 3.0)
+    exact = steadied(fitted, best, equal_D, errors_NM, within=0.0, importance={"docs": 1.0})
+    assert exact.weights_D == pytest.approx(best.weights_D)

@@ -29,14 +29,15 @@ model: {{dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 16}}
 train: {{batch_size: 4, seq_len: 32, lr: 1e-2, dtype: fp32}}
 evaluate: {{max_tokens: 200, batch_size: 4, seq_len: 32}}
 stages:
-  - {{id: chosen, mix: {{proxies: 10, method: {method}, train: {{tokens: 512}}, eval_tokens: 400{more}}}}}
+  - id: chosen
+    mix: {{proxies: 10, method: {method}, train: {{tokens: 512}}, eval_tokens: 400, steady: {steady}{more}}}
   - {{id: on-chosen, train: {{tokens: 1280, weights: chosen}}}}
 """
 
 
-def recipe_in(folder, method="exponential_law", more=""):
+def recipe_in(folder, method="exponential_law", more="", steady=0):
     path = folder / "mixed.yaml"
-    path.write_text(RECIPE.format(folder=folder, method=method, more=more))
+    path.write_text(RECIPE.format(folder=folder, method=method, more=more, steady=steady))
     return recipes.read(path)
 
 
@@ -172,6 +173,8 @@ def test_proxies_side_by_side_come_to_the_same_bits(made, tmp_path):
 def test_as_many_proxies_are_asked_for_as_the_predictor_and_its_folds_need(tmp_path):
     with pytest.raises(MixwellError, match="proxies is 10; expected at least 13"):
         recipes.stages(recipe_in(tmp_path, method="law_and_trees"))
+    with pytest.raises(MixwellError, match="steady is -1"):
+        recipes.stages(recipe_in(tmp_path, steady=-1))
     with pytest.raises(MixwellError, match="workers is -1"):
         recipes.stages(recipe_in(tmp_path, more=", workers: -1"))
 

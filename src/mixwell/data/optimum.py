@@ -16,6 +16,7 @@ from mixwell.data.predictor import Mixture
 
 AT_ONCE = 20_000  # mixtures predicted together
 NEARER = 8.0  # how much a round's Dirichlet is stronger than the one before
+WAY = 101  # mixtures looked at between a safe one and the best
 LEAST = 1e-6  # of a domain's share of a Dirichlet
 
 
@@ -148,3 +149,25 @@ def _scores(fitted: Mixture, weights_SD: np.ndarray, wanted_M: np.ndarray) -> np
             losses_S = model(weights_SD[part], None)
             total_S[part] += importance * losses_S
     return total_S
+
+
+def steadied(fitted: Mixture, found: Optimum, safe_D: np.ndarray, errors_NM: np.ndarray, within: float = 1.0,
+             importance: Mapping[str, float] | None = None) -> Optimum:
+    """The mixture nearest to a safe one, on the way to the best, that is as good as the best by what the runs tell.
+
+    Where losses are level around the best, its exact place is noise, and often a corner. As good is a predicted mean
+    loss above the least by no more than `within` standard errors of the runs' mean; 0 leaves the best as it is.
+    errors_NM: of `Mixture.out_of_fold`. safe_D: within the caps.
+    """
+    wanted_M = shares_of(fitted, importance)
+    error_N = errors_NM @ wanted_M
+    count = len(error_N)
+    slack = within * np.sqrt(np.mean(error_N**2) / count)
+    step_S = np.linspace(0.0, 1.0, WAY)[:, None]
+    apart_D = found.weights_D - safe_D
+    way_SD = safe_D + step_S * apart_D
+    log_S = np.log(_scores(fitted, way_SD, wanted_M))
+    good_S = log_S <= log_S[-1] + slack
+    place = int(good_S.argmax())
+    (losses_M,) = fitted.predict(way_SD[place])
+    return Optimum(way_SD[place], losses_M, found.caps_D)

@@ -14,6 +14,7 @@ import numpy as np
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.scaling.runs import columns_of, read
 
+TOGETHER = 5e-3  # of the largest singular value: what rounding to three digits leaves of domains that are tied
 OFF = 0.02  # how far a run's weights may be from a sum of 1: what rounding to three digits leaves
 
 
@@ -49,8 +50,8 @@ def read_runs(weights: Any, losses: Any = None, *, weight_prefix: str = "weight.
     """Runs from one table, or from two with the same rows: columns that begin with a prefix, named by the rest.
 
     steps: the column (beside the weights) of training steps. Weights that are negative or do not sum to 1 (within
-    0.02), losses that are not above 0, values that are not finite, a domain that no run trains on, and tables without
-    such columns raise `MixwellError`.
+    0.02), losses that are not above 0, values that are not finite, a domain that no run trains on, domains that vary
+    together in all runs, and tables without such columns raise `MixwellError`.
     """
     losses = weights if losses is None else losses
     domains = _named(weights, weight_prefix)
@@ -66,6 +67,8 @@ def read_runs(weights: Any, losses: Any = None, *, weight_prefix: str = "weight.
     measures = tuple(targets.values())
     runs = MixingRuns(names, measures, weights_ND, losses_NM, steps_N)
     check(runs)
+    if len(weights_ND) > len(names):
+        check_apart(runs)
     return runs
 
 
@@ -99,3 +102,33 @@ def check(runs: MixingRuns) -> None:
     for name, most in zip(runs.domains, most_D):
         if most == 0:
             raise MixwellError(f"no run trains on {name!r}: what it does cannot be told. Add runs, or leave it out.")
+
+
+def check_apart(runs: MixingRuns) -> None:
+    """Raise `MixwellError` where no run tells some domains apart: a share that never changes, or that others settle."""
+    total_N1 = runs.weights_ND.sum(1, keepdims=True)
+    shares_ND = runs.weights_ND / total_N1
+    spread_D = shares_ND.std(0)
+    for name, spread in zip(runs.domains, spread_D):
+        if spread < 1e-9:
+            raise MixwellError(f"the weight of {name!r} is the same in every run; what it does cannot be told. Add "
+                               "runs in which it differs, or leave it out.")
+    centred_ND = shares_ND - shares_ND.mean(0)
+    _, sizes, directions = np.linalg.svd(centred_ND / spread_D, full_matrices=False)
+    still = sizes <= TOGETHER * sizes[0]
+    if still.sum() > 1:  # one is the sum of all, which is 1
+        names = ", ".join(_tied(runs.domains, directions[still], spread_D))
+        count = len(shares_ND)
+        raise MixwellError(f"the weights of {names} vary together in all {count} runs; what each does cannot be told. "
+                           "Add runs in which they vary apart, or make one domain of them.")
+
+
+def _tied(domains: Sequence[str], still_KD: np.ndarray, spread_D: np.ndarray) -> list[str]:
+    """The domains of a tie beside the sum: what directions without spread have besides that of the sum."""
+    sum_D = spread_D / np.linalg.norm(spread_D)
+    along_K = still_KD @ sum_D
+    beside_KD = still_KD - np.outer(along_K, sum_D)
+    _, _, found = np.linalg.svd(beside_KD)
+    size_D = np.abs(found[0])
+    least = 0.3 * size_D.max()
+    return [name for name, size in zip(domains, size_D) if size > least]

@@ -73,3 +73,16 @@ def test_full_smoothing_stays_even_and_refusals():
     for values in ({"step_size": 0}, {"smoothing": 0}, {"vocab_size": 1}):
         with pytest.raises(ValueError, match="expected"):
             doremi.Config(**values)
+
+
+def test_smoothing_keeps_every_domain_in_where_one_excess_stays_highest():
+    found = {}
+    for smoothing in (1e-4, 0.2):
+        rule = doremi.DoReMi(4, doremi.Config(smoothing=smoothing))
+        state = rule.start()
+        for _ in range(60):
+            batch = Batch(np.arange(4), np.array([9.0, 1.0, 1.0, 1.0]), np.zeros(4))
+            state = rule.update(state, batch)
+        found[smoothing] = rule.result(state)
+    assert found[1e-4].max() > 0.95, "collapsed"
+    assert found[0.2].min() >= 0.2 / 4 and found[0.2].sum() == pytest.approx(1)

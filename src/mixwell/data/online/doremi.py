@@ -7,7 +7,9 @@
 **Shapes:** per token domain, loss and reference loss [T]; alpha, lambda [D].
 **Reference:** Xie et al. 2023 (2305.10429), algorithm 1.
 **Differs:** eps is 1e-4 as in the released code (the paper's is 1e-3). A domain that a batch lacks keeps its last
-    lambda, at first log(vocab_size), as there. Iterating (the result trains the next reference) is the user's.
+    lambda, at first log(vocab_size), as there; a larger `smoothing` is the least share of the even mixture that every
+    domain keeps, so that the weights do not collapse to one. Iterating (the result trains the next reference) is the
+    user's.
 **Fails when:** the reference is much weaker than the proxy: every excess is 0 and alpha stays. The last alpha is not
     the answer: read `result`.
 **Cost:** O(T + D) a step, beside the forward pass of the reference.

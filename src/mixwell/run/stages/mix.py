@@ -20,7 +20,7 @@ from mixwell.core import registry
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.machine import hold_memory
-from mixwell.data.optimum import best_weights, limited
+from mixwell.data.optimum import best_weights, capped, limited, steadied
 from mixwell.data.predictor import FOLDS, Mixture
 from mixwell.data.runs import MixingRuns
 from mixwell.data.sureness import rank_correlations
@@ -49,6 +49,7 @@ class Mixing:
     epochs: float = 4.0  # how often that training may read a domain; with tokens
     same_repetition: bool = True  # proxies read so little of each domain that they repeat it as often; with tokens
     eval_tokens: int = EVALUATED  # held-out tokens of each domain that a proxy is judged by
+    steady: float = 1.0  # standard errors within which mixtures are level, and one nearer to a safe one is taken
     workers: int = 0  # proxies that are trained at a time, with a thread each; 0 = as many as the run has threads
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ class Mixing:
         if self.proxies < least:
             raise ValueError(f"proxies is {self.proxies}; expected at least {least}, of which four fifths are fitted "
                              "to judge the rest")
+        if not self.steady >= 0:
+            raise ValueError(f"steady is {self.steady}; expected 0 or more")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; expected 0 or more")
         if self.tokens is not None and not self.tokens > 0:
@@ -172,13 +175,24 @@ def choose(runs: MixingRuns, config: Mixing, limits_D: np.ndarray, natural_D: np
     predictor = registry.find(config.method, FAMILY).load()()
     fitted = predictor.fit(runs, np.random.default_rng(seed))
     errors_NM = fitted.out_of_fold(np.random.default_rng(seed))
-    best = best_weights(fitted, config.importance, prior_D=natural_D, caps_D=limits_D,
-                        generator=np.random.default_rng(seed))
+    least = best_weights(fitted, config.importance, prior_D=natural_D, caps_D=limits_D,
+                         generator=np.random.default_rng(seed))
+    safe_D = _safe(runs, config, limits_D)
+    best = steadied(fitted, least, safe_D, errors_NM, config.steady, config.importance)
     mixtures = {"chosen": best.weights_D, "natural": natural_D, "equal": np.full_like(natural_D, 1 / len(natural_D))}
     predicted = {name: _predicted(fitted, errors_NM, weights_D) for name, weights_D in mixtures.items()}
     return {
         "weights": _by_name(runs.domains, best.weights_D), "caps": _by_name(runs.domains, limits_D),
         "rank_correlations": rank_correlations(runs, errors_NM), "predicted": predicted}
+
+
+def _safe(runs: MixingRuns, config: Mixing, limits_D: np.ndarray) -> np.ndarray:
+    """The text's own shares or equal ones, whichever came to the lower loss as a proxy, under the limits: [D]."""
+    importance = config.importance or dict.fromkeys(runs.targets, 1.0)
+    wanted_M = [importance.get(name, 0.0) for name in runs.targets]
+    first_two = runs.losses_NM[:2] @ wanted_M
+    better = int(first_two.argmin())
+    return capped(runs.weights_ND[better : better + 1], limits_D)[0]
 
 
 def _predicted(fitted: Mixture, errors_NM: np.ndarray, weights_D: np.ndarray) -> dict[str, Any]:

@@ -107,15 +107,15 @@ def test_adapters_and_proxies_count_as_trainings(tmp_path, monkeypatch):
     path.write_text(head + """stages:
   - {id: plain, from: model, train: {tokens: 600}}
   - {id: tuned, from: model, adapt: lora, rank: 2, tokens: 600, batch_size: 2}
-  - {id: chosen, mix: {proxies: 10, train: {tokens: 600, batch_size: 8, accumulate: 2}}}
+  - {id: chosen, mix: {proxies: 13, train: {tokens: 600, batch_size: 8, accumulate: 2}}}
 """)
     stages = {stage.id: stage for stage in recipe.stages(recipe.read(path))}
     costs = Costs(tuple(stages.values()), 1)
     assert costs.measurements == 2 * 3 + 1, "trained and read with, in three sizes of batch; a model made"
     took = {name: costs.rough.of(stages[name]) for name in ("plain", "tuned", "chosen")}
-    assert took["chosen"] == pytest.approx(10 * took["plain"]) and took["tuned"] == pytest.approx(took["plain"])
+    assert took["chosen"] == pytest.approx(13 * took["plain"]) and took["tuned"] == pytest.approx(took["plain"])
     monkeypatch.setattr(rough, "LAYER_S", 1.0)
-    assert costs.rough.of(stages["chosen"]) == pytest.approx(10 * costs.rough.of(stages["plain"])), "rows of 4 in both"
+    assert costs.rough.of(stages["chosen"]) == pytest.approx(13 * costs.rough.of(stages["plain"])), "rows of 4 in both"
 
 
 def test_evaluations_are_work_and_what_is_there_is_none(stages, monkeypatch):

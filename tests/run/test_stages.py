@@ -277,6 +277,6 @@ def test_apply_keeps_no_result_that_breaks_its_promise(tmp_path, folder):
 
 def test_the_table_says_which_kinds_are_evaluated():
     assert {n for n, k in KINDS.items() if k.evaluated} == {
-        "load", "train", "adapt", "convert", "compress", "merge"}
+        "load", "train", "adapt", "federate", "convert", "compress", "merge"}
     assert {n for n, k in KINDS.items() if k.makes_model} == {
-        "build", "load", "train", "adapt", "convert", "compress", "merge"}
+        "build", "load", "train", "adapt", "federate", "convert", "compress", "merge"}

@@ -8,8 +8,8 @@ import torch
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError
 from mixwell.serve.keeping.rules import Rule, keeping
+from tests.contracts._keeping import prompt, small
 from tests.contracts._tools import fresh, same_config
-from tests.serve.keeping.conftest import prompt, small
 
 FOUND = [entry for entry in registry.entries() if entry.family == "serve.keeping"]
 RULES = [pytest.param(e, id=e.name) for e in FOUND if inspect.isclass(e.load()) and issubclass(e.load(), Rule)]

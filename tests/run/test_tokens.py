@@ -68,7 +68,7 @@ def test_a_tokenizer_trained_on_conversations_has_their_tokens_and_template(run)
     assert counted["train"] == data.counted("talk", "train") < tokens["train_tokens"] / 2
     assert (results["tokens"]["lost"]["talk"]["changed"], results["tokens"]["notices"]) == (0, [])
     assert results["data"]["domains"]["talk"]["read"] == {"files": 1, "documents": 40, "files_passed_over": {},
-                                                          "rows_passed_over": {}, "copies": 0}
+                                                          "rows_passed_over": {}, "copies": 0, "dropped": {}}
 
 
 def test_the_finished_model_carries_the_template_and_where_answers_end(run):

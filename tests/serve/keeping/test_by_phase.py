@@ -6,7 +6,8 @@ import torch
 from mixwell.core.rng import generator
 from mixwell.serve.keeping.by_phase import ByPhase, Config, allowed, example
 from mixwell.serve.keeping.rules import Kept
-from tests.serve.keeping.conftest import places_of, prompt
+from tests.contracts._keeping import prompt
+from tests.serve.keeping.conftest import places_of
 
 SIZES = {"prompt": 5, "prompt_recent": 2, "answer": 5, "recent": 2, "longest": 14}
 

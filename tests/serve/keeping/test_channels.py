@@ -6,7 +6,7 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.serve.keeping.channels import Config, channels, example, leading, left_out, read
-from tests.serve.keeping.conftest import small
+from tests.contracts._keeping import small
 
 
 @pytest.mark.parametrize("basis", ["text", "scaled", "weights"])

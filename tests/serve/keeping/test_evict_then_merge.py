@@ -8,7 +8,8 @@ import torch
 from mixwell.core.rng import generator
 from mixwell.serve.keeping.evict_then_merge import Config, EvictThenMerge, example, joined, scores
 from mixwell.serve.keeping.rules import Kept
-from tests.serve.keeping.conftest import places_of, prompt
+from tests.contracts._keeping import prompt
+from tests.serve.keeping.conftest import places_of
 
 
 def by_hand(weights, keys, values, config):

@@ -6,7 +6,8 @@ import torch
 from mixwell.core.rng import generator
 from mixwell.serve.keeping.heavy_hitters import Config, HeavyHitters, example
 from mixwell.serve.keeping.rules import Kept
-from tests.serve.keeping.conftest import places_of, prompt
+from tests.contracts._keeping import prompt
+from tests.serve.keeping.conftest import places_of
 
 
 def best(scores, count, recent):

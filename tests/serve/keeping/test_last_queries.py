@@ -4,7 +4,8 @@ import pytest
 
 from mixwell.core.rng import generator
 from mixwell.serve.keeping.last_queries import Config, LastQueries, example
-from tests.serve.keeping.conftest import places_of, prompt
+from tests.contracts._keeping import prompt
+from tests.serve.keeping.conftest import places_of
 
 
 @pytest.mark.parametrize("pool", [1, 3, 5])

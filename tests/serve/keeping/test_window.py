@@ -4,7 +4,8 @@ import pytest
 
 from mixwell.core.rng import generator
 from mixwell.serve.keeping.window import Config, Window, example
-from tests.serve.keeping.conftest import places_of, prompt
+from tests.contracts._keeping import prompt
+from tests.serve.keeping.conftest import places_of
 
 
 def test_the_first_and_the_last_stay():

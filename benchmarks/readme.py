@@ -165,6 +165,24 @@ def merging(found: Found) -> list[str]:
             *table(found, ["method"], ["s", "GB", "mergekit's time", "mergekit's GB"], rows), *commands(found)]
 
 
+def conversions(found: Found) -> list[str]:
+    """The recipe's stages by domain, on the first kind of machine that ran it."""
+    kind, data = next(iter(found.items()))
+    stages = data["stages"]
+    domains = list(stages[0]["bits_per_byte"])
+    minutes = data["seconds"] / 60
+    lines = [f"**A model's life** (`mixwell run conversions`, {minutes:.1f} minutes here): bits per byte of held-out "
+             "text by domain after each stage, and millions of parameters, in all and for a token.", "",
+             "| stage | " + " | ".join(domains) + " | mean | parameters | active |",
+             "|---" * (len(domains) + 4) + "|"]
+    for stage in stages:
+        bits = [f"{stage['bits_per_byte'][name]:.3f}" for name in domains]
+        sizes = [f"{stage[name] / 1e6:.2f}" for name in ("parameters", "active_parameters")]
+        cells = [stage["id"], *bits, f"{stage['mean']:.3f}", *sizes]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *commands({kind: data})]
+
+
 def adapters(found: Found) -> list[str]:
     """Training adapters on experts beside peft, and several adapters in one batch."""
     rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -233,7 +251,7 @@ def _em_beside(data: dict[str, Any]) -> str:
 
 def figures() -> str:
     """The block between the markers."""
-    makers = train_step, moe_layer, transformers_experts, decode, merging, adapters, em
+    makers = train_step, moe_layer, transformers_experts, decode, merging, conversions, adapters, em
     blocks = [make(found) for make in makers if (found := of_kinds(make.__name__))]
     return "\n\n".join("\n".join(block) for block in blocks)
 

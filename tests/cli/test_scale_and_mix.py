@@ -12,7 +12,7 @@ from mixwell.cli import amounts
 from mixwell.cli.main import app
 from mixwell.core.errors import MixwellError
 from mixwell.data.mixing.exponential_law import example
-from mixwell.report import mix_page
+from mixwell.report import mix_page, scale_page
 from mixwell.scaling.laws.chinchilla import Chinchilla, grid
 
 
@@ -67,6 +67,13 @@ def test_a_law_has_a_page_with_its_figures(runs, tmp_path):
     np.testing.assert_allclose(np.log(line["brought"]) - np.log(drawn.predict({"n": line["runs"], "d": others})),
                                data["fit"]["residuals"])
     assert all(low <= loss <= high for low, loss, high in zip(line["low"], line["loss"], line["high"]))
+
+
+def test_a_page_tells_where_the_range_decided():
+    best = {"columns": {"n": 1e12, "d": 1e9}, "loss": 2.0, "interval": {}}
+    data = {"fit": {"largest_left_out": None, "why_not": "too few."}}
+    edge, inside = (scale_page.points({**data, "best": {**best, "at_edge": at_edge}}) for at_edge in (True, False))
+    assert "the range decides, not the law" in edge[2] and len(inside) == 2
 
 
 def test_a_report_needs_runs_and_a_place(runs, tmp_path):

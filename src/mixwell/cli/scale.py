@@ -214,7 +214,8 @@ def show_best(console: Console, curve: Curve, sample: list[Fit], limits: Budget,
     console.print(f"  {units.si(found.total_parameters)} parameters in all")
     if found.at_edge:
         console.print("  that size is an end of the range that was tried: the range decides, not the law")
-    data = {"columns": found.columns, "loss": found.loss, "total_parameters": found.total_parameters, "interval": reach}
+    data = {"columns": found.columns, "loss": found.loss, "total_parameters": found.total_parameters,
+            "at_edge": found.at_edge, "interval": reach}
     return data | (_next(console, sample[0].law, curve, found, choices) if sample else {})
 
 

@@ -96,6 +96,8 @@ def test_a_published_law_needs_no_table():
     (["--budget", "flop=1e21"], "unknown 'flop'"),
     (["--budget", "flops=much"], "expected a number such as 7G"),
     (["--law", "joint_moe", "--budget", "flops=1e20"], "choices for 'e' are missing"),
+    (["--coordinates", "16,32", "--budget", "flops=1e21"], "leave out the table, --rename, --budget"),
+    (["--coordinates", "16,32.5"], "expected a whole number, got 32.5"),
     (["--at", "n"], "expected COLUMN=A,B"),
     (["--at", "n=7G"], "the runs have no column 'd'")])
 def test_what_scale_cannot_do_ends_in_one_line(words, message):

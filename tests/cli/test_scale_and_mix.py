@@ -12,7 +12,7 @@ from mixwell.cli import amounts
 from mixwell.cli.main import app
 from mixwell.core.errors import MixwellError
 from mixwell.data.mixing.exponential_law import example
-from mixwell.report import mix_page
+from mixwell.report import mix_page, scale_page
 from mixwell.scaling.laws.chinchilla import Chinchilla, grid
 
 
@@ -69,6 +69,13 @@ def test_a_law_has_a_page_with_its_figures(runs, tmp_path):
     assert all(low <= loss <= high for low, loss, high in zip(line["low"], line["loss"], line["high"]))
 
 
+def test_a_page_tells_where_the_range_decided():
+    best = {"columns": {"n": 1e12, "d": 1e9}, "loss": 2.0, "interval": {}}
+    data = {"fit": {"largest_left_out": None, "why_not": "too few."}}
+    edge, inside = (scale_page.points({**data, "best": {**best, "at_edge": at_edge}}) for at_edge in (True, False))
+    assert "the range decides, not the law" in edge[2] and len(inside) == 2
+
+
 def test_a_report_needs_runs_and_a_place(runs, tmp_path):
     found = call("scale", "--at", "n=7G", "--at", "d=1T", "--report", tmp_path / "x.html")
     assert found.exit_code == 2 and "give a table of runs" in found.stderr
@@ -89,6 +96,8 @@ def test_a_published_law_needs_no_table():
     (["--budget", "flop=1e21"], "unknown 'flop'"),
     (["--budget", "flops=much"], "expected a number such as 7G"),
     (["--law", "joint_moe", "--budget", "flops=1e20"], "choices for 'e' are missing"),
+    (["--coordinates", "16,32", "--budget", "flops=1e21"], "leave out the table, --rename, --budget"),
+    (["--coordinates", "16,32.5"], "expected a whole number, got 32.5"),
     (["--at", "n"], "expected COLUMN=A,B"),
     (["--at", "n=7G"], "the runs have no column 'd'")])
 def test_what_scale_cannot_do_ends_in_one_line(words, message):

@@ -132,6 +132,8 @@ def test_a_variant_that_diverges_is_last(tmp_path):
     rows = dict(searching.rows({**found, "kept": ["b"]}))
     assert rows["a"][1][0] == "–" and rows["a"][2][0] == "no"
     assert read_json(tmp_path / "s")["a 1/9"]["error"] == "diverged"
+    again = searching.search(Search(keep=1), {"a": "a", "b": "b"}, loss, tmp_path / "s")  # what broke it is mended
+    assert searching.kept(again, 1, "a") == ["a"] and "error" not in read_json(tmp_path / "s")["a 1/9"]
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -64,6 +64,8 @@ def test_predictors_stand_beside_each_other_on_the_same_folds():
     assert found["exponential_law"] == score(runs, errors_NM)
     square = np.mean([[error**2 for error in row] for row in errors_NM])
     assert found["exponential_law"].error == pytest.approx(square**0.5)
+    full = "data.mixing.bivariate_law"
+    assert list(cross_validated(runs, ["exponential_law", "bivariate_law"], but=full)) == ["exponential_law"]
     corner = MixingRuns(runs.domains, ("sum",), np.eye(4)[np.arange(24) % 4], runs.losses_NM[:, :1])
     assert "no domain that is trained on" in cross_validated(corner, ["bivariate_law"])["bivariate_law"].refused
 

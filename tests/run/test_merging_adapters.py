@@ -172,6 +172,10 @@ def test_what_does_not_go_together_is_refused_in_a_line(folders, tmp_path):
     ({"target_parameters": ["x"]}, "target_parameters"),
     ({"r": "2"}, "r is '2'"),
     ({"bias": "all"}, "bias is 'all'"),
+    ({"init_lora_weights": "pissa_niter_4"}, "took the start out of the base's own weights"),
+    ({"lora_bias": True}, "lora_bias"),
+    ({"alpha_pattern": {"q_proj": "2"}}, "q_proj is '2'"),
+    ({"lora_alphas": 4}, "Did you mean 'lora_alpha'"),
 ])
 def test_configs_that_ask_for_more_than_products_are_refused(folders, tmp_path, change, words):
     shapes = pairs((Q, 2, 32, 32))

@@ -232,12 +232,33 @@ def test_only_trainings_on_the_same_text_are_set_against_the_prediction(made):
     assert "0.00 % bits per byte from 1 seed, which says nothing" in verdict
 
 
-def test_a_choice_is_judged_over_seeds_against_both_other_mixtures():
-    def reached(gaps):
-        bits = {"a": 2.0, "b": 3.0}
-        return [SimpleNamespace(seed=seed, evaluation={"mean": 2 * (1 + gap / 100), "bits_per_byte": bits})
-                for seed, gap in enumerate(gaps)]
+def reached(gaps, size=100, name="x"):
+    bits = {"a": 2.0, "b": 3.0}
+    return [SimpleNamespace(seed=seed, id=name, result={"parameters": size},
+                            evaluation={"mean": 2 * (1 + gap / 100), "bits_per_byte": bits})
+            for seed, gap in enumerate(gaps)]
 
+
+def test_models_of_several_sizes_are_each_judged_by_themselves():
+    chosen = [*reached([0, 0.1], 100, "narrow"), *reached([-20, -20.1], 900, "wide")]
+    natural = [*reached([-10, -10.1], 900), *reached([2, 2.1], 100)]  # the wide one first
+    narrow, wide = report_mixture.judged({"chosen": chosen, "natural": natural, "equal": reached([5], 300)})
+    assert "own shares (narrow): −1.96 %" in narrow and narrow.endswith("better.")
+    assert "own shares (wide): −11.1" in wide and "paired over 2 seeds" in wide
+    again = report_mixture.judged({"chosen": [*reached([0]), *reached([4])], "natural": reached([2]), "equal": []})
+    assert len(again) == 1 and "−1.96 %" in again[0]
+
+
+def test_all_trainings_on_a_mixture_count_in_its_mean(made):
+    _, _, run = made
+    trained = stage(run, "on-chosen")
+    wide = replace(trained, id="wide", evaluation={**trained.evaluation, "mean": trained.evaluation["mean"] - 1})
+    (found,) = mixtures(replace(run, stages=(*run.stages, wide)))
+    choice, _, _ = found["losses"]
+    assert choice[3:5] == ["on-chosen, wide", f"{trained.evaluation['mean'] - 0.5:.3f}"]
+
+
+def test_a_choice_is_judged_over_seeds_against_both_other_mixtures():
     better, unclear = report_mixture.judged({"chosen": reached([0, 0.1, 0]), "natural": reached([2, 2.1, 2.2]),
                                              "equal": reached([0.1, -0.1, 0.2])})
     assert better.startswith("The choice against the text's own shares: −2.02 % bits per byte (−2.")

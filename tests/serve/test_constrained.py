@@ -8,7 +8,9 @@ import torch
 from starlette.testclient import TestClient
 
 from mixwell.core.errors import MixwellError
+from mixwell.serve.asking import Asking
 from mixwell.serve.constrained import Constraints, grammar_of, of_choice, of_lark, of_regex, of_schema
+from mixwell.serve.request import Options
 from tests.serve.conftest import small_model
 from tests.serve.test_app import CHAT, COMPLETE, SAID, served
 
@@ -65,6 +67,21 @@ def test_several_rows_and_drafts_follow_their_own(model):
             answers.append([choice["message"]["content"] for choice in found.json()["choices"]])
     assert answers[0] == answers[1]
     assert all(json.loads(text)["kind"] in ("moe", "dense") for text in answers[0])
+
+
+def test_a_form_is_read_once_for_all_rows(model, monkeypatch):
+    begun = []
+    usual = Constraints.begin
+    monkeypatch.setattr(Constraints, "begin", lambda self, grammar: begun.append(grammar) or usual(self, grammar))
+    asking = Asking(model, 64)
+    options = Options(max_tokens=5, grammar=of_choice(["ab", "cd"]))
+    row, other, *_ = asking.rows(asking.prompts("a") * 2, options, 3)
+    first = asking.tokenizer.encode("a")[0]
+    row.constraint.take(first)
+    assert len(begun) == 1
+    logits_V = torch.zeros(model.config.vocab_size)
+    assert torch.isfinite(other.constraint.allowed(logits_V)[first])
+    assert not torch.isfinite(row.constraint.allowed(logits_V)[first])
 
 
 def test_an_answer_that_ends_early_is_the_beginning_of_one(client):

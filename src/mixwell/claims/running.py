@@ -16,6 +16,7 @@ from pathlib import Path
 from mixwell.claims import evidence, sources, work
 from mixwell.claims.record import Record, Task, Trial, Try
 from mixwell.core.errors import MixwellError
+from mixwell.run.workers import prepare
 
 BUDGET_S = 120.0  # of one seed
 
@@ -133,7 +134,7 @@ def _pool(given: Executor | None, jobs: int) -> Iterator[Executor]:
     usual = {name: os.environ.get(name) for name in work.THREADS}
     os.environ.update(dict.fromkeys(work.THREADS, "1"))
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, work.prepare)
+    pool = ProcessPoolExecutor(jobs, context, prepare)
     try:
         yield pool
     finally:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,22 +38,6 @@ def load(name: str) -> Claim:
     if not claim.sides and not hasattr(module, "trial"):
         raise MixwellError(f"claims/{name.replace('.', '/')}.py has neither sides nor a trial(bench, seed).")
     return claim
-
-
-def prepare() -> None:
-    """Start a worker: one thread, and an end with the process that started it."""
-    import torch
-
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        watch = threading.Thread(target=_end_with, args=(parent,), daemon=True)
-        watch.start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def do(task: Task, folder: str) -> Done:

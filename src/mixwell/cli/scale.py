@@ -58,6 +58,9 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
 
     check_writable(report, json)
     if coordinates:
+        if table is not None or rename or budget or choose or at:
+            raise MixwellError("--coordinates trains models of its own; leave out the table, --rename, --budget, "
+                               "--choose and --at, which a law has.")
         check_coordinates(Console(highlight=False), coordinates, report, json)
         return
     if report is not None and table is None:
@@ -94,7 +97,8 @@ def check_coordinates(console: Console, widths: str, report: Path | None, json: 
     from mixwell.report import coordinates_page
 
     asked = numbers(widths, "--coordinates")
-    check = from_dict(Check, {"widths": tuple(map(int, asked))}, "--coordinates")
+    whole = [int(width) if width.is_integer() else width for width in asked]
+    check = from_dict(Check, {"widths": whole}, "--coordinates")
     found = checked(check)
     console.print("exponents of width at the start and once trained:")
     for name, cells in coordinates_page.exponents(found):
@@ -214,7 +218,8 @@ def show_best(console: Console, curve: Curve, sample: list[Fit], limits: Budget,
     console.print(f"  {units.si(found.total_parameters)} parameters in all")
     if found.at_edge:
         console.print("  that size is an end of the range that was tried: the range decides, not the law")
-    data = {"columns": found.columns, "loss": found.loss, "total_parameters": found.total_parameters, "interval": reach}
+    data = {"columns": found.columns, "loss": found.loss, "total_parameters": found.total_parameters,
+            "at_edge": found.at_edge, "interval": reach}
     return data | (_next(console, sample[0].law, curve, found, choices) if sample else {})
 
 

@@ -82,7 +82,7 @@ def search(asked: Search, entrants: Mapping[str, str], loss: Loss, file: Path) -
     names, keys = list(entrants), list(entrants.values())
     module = registry.find(asked.method, FAMILY).module()
     config, parts = CONFIGS[asked.method](module, asked, len(names))
-    known: Losses = read_json(file) if file.is_file() else {}
+    known = _known(file)
 
     def evaluate(entrant: int, part: int) -> float:
         key = f"{keys[entrant]} {part}/{parts}"
@@ -100,6 +100,14 @@ def search(asked: Search, entrants: Mapping[str, str], loss: Loss, file: Path) -
         last = known.get(f"{key} {part}/{parts}", {"tokens": 0, "mean": None})
         rows.append({"name": name, "share": part / parts, "tokens": last["tokens"], "mean": last["mean"]})
     return {"method": asked.method, "parts": parts, "spent": found.spent, "variants": rows}
+
+
+def _known(file: Path) -> Losses:
+    """What was asked before; what could not be trained then is asked anew, as its hindrance may be gone."""
+    if not file.is_file():
+        return {}
+    before: Losses = read_json(file)
+    return {key: one for key, one in before.items() if "error" not in one}
 
 
 def _tried(loss: Loss, entrant: int, share: float) -> dict[str, Any]:

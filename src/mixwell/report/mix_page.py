@@ -83,9 +83,9 @@ def trusted(fitted: Mixture, errors_NM: np.ndarray, found: Optimum, importance: 
     runs = fitted.runs
     low_D, high_D = weight_intervals(fitted, importance, found.caps_D, np.random.default_rng(seed))
     scores = {method: score(runs, errors_NM)}
-    for name, one in cross_validated(runs, seed=seed).items():
+    for name, one in cross_validated(runs, seed=seed, but=method).items():
         short = name.rpartition(".")[2]
-        scores.setdefault(short, one)
+        scores[short] = one
     return {
         "weights_low": _named(runs.domains, low_D),
         "weights_high": _named(runs.domains, high_D),

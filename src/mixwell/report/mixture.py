@@ -13,6 +13,7 @@ from mixwell.report.statistics import Interval, interval
 
 SAME = 0.005  # how far two mixtures' weights may be from each other to be one
 NAMES = {"chosen": "the choice", "natural": "the text's own shares", "equal": "equal shares"}
+Setting = tuple[Any, int]  # parameters of a model, and which of the trainings of one seed it is
 
 
 def mixtures(run: RunRecord) -> list[dict[str, Any]]:
@@ -77,7 +78,7 @@ def _losses(stage: StageRecord, reached: Mapping[str, Sequence[StageRecord]]) ->
     """Each mixture's mean bits per byte, predicted of a proxy and reached by trainings, and both against own shares."""
     told = stage.result["predicted"]
     predicted = {name: fmean(one["losses"].values()) for name, one in told.items()}
-    means = {name: _scores(trained) for name, trained in reached.items()}
+    means = {name: _means(trained) for name, trained in reached.items()}
     rows = []
     for name, expected in predicted.items():
         ids = [one.id for one in reached[name]]
@@ -90,21 +91,50 @@ def _losses(stage: StageRecord, reached: Mapping[str, Sequence[StageRecord]]) ->
     return rows
 
 
-def _scores(trained: Sequence[StageRecord]) -> dict[int, float]:
-    """Seed -> mean bits per byte."""
-    return {one.seed: one.evaluation["mean"] for one in trained}
+def _means(trained: Sequence[StageRecord]) -> list[float]:
+    """Mean bits per byte of each training."""
+    return [one.evaluation["mean"] for one in trained]
 
 
 def judged(reached: Mapping[str, Sequence[StageRecord]]) -> list[str]:
-    """Whether trainings on the choice beat those on the other mixtures, paired by seed, a sentence each."""
-    own = _scores(reached["chosen"])
+    """Whether trainings on the choice beat those on the other mixtures, paired by seed, a sentence each.
+
+    Models of several sizes are judged each by itself, and named.
+    """
+    own = _settings(reached["chosen"])
     said = []
     for name in ("natural", "equal"):
-        other = _scores(reached[name])
-        gains = [100 * (own[seed] / other[seed] - 1) for seed in own if seed in other]
-        if gains:
-            said.append(_verdict(NAMES[name], interval(gains)))
+        others = _settings(reached[name])
+        for setting, trained in own.items():
+            gains = _gains(trained, others.get(setting, {}))
+            if gains:
+                first = next(iter(trained.values()))
+                which = f" ({first.id})" if len(own) > 1 else ""
+                said.append(_verdict(f"{NAMES[name]}{which}", interval(gains)))
     return said
+
+
+def _settings(trained: Sequence[StageRecord]) -> dict[Setting, dict[int, StageRecord]]:
+    """Seed -> training, for each size of model; what one seed trains more often at a size stands apart, by its order.
+    """
+    found: dict[Setting, dict[int, StageRecord]] = {}
+    for one in trained:
+        size = one.result.get("parameters")
+        turn = 0
+        while one.seed in found.get((size, turn), {}):
+            turn += 1
+        found.setdefault((size, turn), {})[one.seed] = one
+    return found
+
+
+def _gains(own: Mapping[int, StageRecord], other: Mapping[int, StageRecord]) -> list[float]:
+    """By how many percent bits per byte change, of each seed that both have."""
+    found = []
+    for seed in own:
+        if seed in other:
+            ours, theirs = _means([own[seed], other[seed]])
+            found.append(100 * (ours / theirs - 1))
+    return found
 
 
 def _verdict(against: str, gain: Interval) -> str:
@@ -144,9 +174,9 @@ def _domains(stage: StageRecord, reached: Mapping[str, Sequence[StageRecord]]) -
     return rows
 
 
-def _of_domain(trained: Sequence[StageRecord], domain: str) -> dict[int, float]:
-    """Seed -> bits per byte of a domain."""
-    return {one.seed: one.evaluation["bits_per_byte"][domain] for one in trained}
+def _of_domain(trained: Sequence[StageRecord], domain: str) -> list[float]:
+    """Bits per byte of a domain, of each training."""
+    return [one.evaluation["bits_per_byte"][domain] for one in trained]
 
 
 def _text(run: RunRecord, stage: StageRecord) -> list[str]:
@@ -174,17 +204,17 @@ def _is_of(stage: StageRecord, name: str, weights: Mapping[str, float]) -> bool:
     return max(apart) < SAME
 
 
-def _mean(reached: Mapping[int, float]) -> str:
+def _mean(reached: Sequence[float]) -> str:
     if not reached:
         return units.ABSENT
-    mean = fmean(reached.values())
+    mean = fmean(reached)
     return units.fixed(mean, 3)
 
 
-def _less_of(reached: Mapping[int, float], natural: Mapping[int, float]) -> str:
+def _less_of(reached: Sequence[float], natural: Sequence[float]) -> str:
     if not reached or not natural:
         return units.ABSENT
-    return _less(fmean(reached.values()), fmean(natural.values()))
+    return _less(fmean(reached), fmean(natural))
 
 
 def _less(value: float, natural: float) -> str:

@@ -63,10 +63,11 @@ def parameters(fit: Fit, sample: Sequence[Fit]) -> dict[str, dict[str, float]]:
 def reach(fit: Fit, draws: int, seed: int = 0) -> dict[str, Any]:
     """What a fit without the largest runs makes of these: error, and how many its intervals hold; or why it cannot."""
     try:
-        error = fit.largest_left_out(SHARE)
+        smaller, left_out = fit.without_largest(SHARE)
     except MixwellError as why:
         return {"largest_left_out": None, "why_not": str(why)}
-    smaller, left_out = fit.without_largest(SHARE)
+    ratio_H = smaller.predict(left_out.runs) / left_out.losses_N
+    error = float(np.sqrt(np.mean(np.log(ratio_H) ** 2)))
     sample = smaller.bootstrap(draws, np.random.default_rng(seed))
     low_H, high_H = smaller.interval(left_out.runs, sample)
     inside_H = (low_H <= left_out.losses_N) & (left_out.losses_N <= high_H)
@@ -146,6 +147,8 @@ def _budget(best: Mapping[str, Any]) -> list[str]:
     model = _in_words(best["columns"])
     loss = _loss(best["loss"])
     said = [f"Best under the budget: {model}, for a loss of {loss}."]
+    if best["at_edge"]:
+        said.append("That size is an end of the range that was tried: the range decides, not the law.")
     following = best.get("next_run")
     if following:
         run = _in_words(following)

@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import MixwellError, shown
-from mixwell.core.files import read_json, whole_folder, write_json, write_text
+from mixwell.core.files import whole_folder, write_json, write_text
 from mixwell.formats.declared import finite
 from mixwell.formats.tensors import LazyTensors, open_file, save_tensors
 from mixwell.lm.peft.experts import check_packing, packed, unpacked
+from mixwell.lm.peft.options import alpha_at, rank_at, read_options
 from mixwell.lm.peft.places import BASE, CONFIG, PACKING, PREFIX, TENSORS
 
 CARD = "README.md"
 REMEDY = "Merge each adapter into its base, and then the models."
-PLAIN = {"bias": ("none",), "use_dora": (), "modules_to_save": (), "lora_bias": (), "layer_replication": (),
-         "trainable_token_indices": (), "use_qalora": (), "use_bdlora": (), "arrow_config": (), "kasa_config": (),
-         "velora_config": (), "alora_invocation_tokens": (), "monteclora_config": ()}  # what may stand there
+PLAIN = {"bias": ("none",), "use_dora": (), "modules_to_save": ()}  # what may stand there
 USUAL = {"bias": "none", "lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "init_lora_weights": True,
          "inference_mode": True, "modules_to_save": None}
 SAME = ("task_type", "fan_in_fan_out", "base_model_name_or_path", BASE)  # keys that a merge takes over
@@ -102,10 +101,10 @@ def read(folder: str | Path) -> Adapter:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, once nothing in it asks for more than products of factors."""
+    """adapter_config.json, once nothing in it asks for more than products of factors beside the base as it is."""
     path = folder / CONFIG
-    config = read_json(path)
-    kind = config.get("peft_type") if isinstance(config, dict) else None
+    config = read_options(folder)
+    kind = config["peft_type"]
     if kind != "LORA":
         raise MixwellError(f"{path}: peft_type is {shown(kind)}; adapters of the kind LORA are merged.")
     for key, allowed in PLAIN.items():
@@ -118,18 +117,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if patterned and parameters:
         raise MixwellError(f"{path}: ranks or alphas by pattern beside target_parameters; which holds for the experts "
                            f"cannot be told without the base. {REMEDY}")
-    _check_numbers(config, path)
-    found: dict[str, Any] = config
-    return found
-
-
-def _check_numbers(config: Mapping[str, Any], path: Path) -> None:
-    rank = config.get("r")
-    alpha = config.get("lora_alpha")
-    known = isinstance(alpha, (int, float))
-    if known and type(rank) is int and rank > 0:
-        return
-    raise MixwellError(f"{path}: r is {shown(rank)} and lora_alpha {shown(alpha)}; expected numbers.")
+    return config
 
 
 def _halves(tensors: LazyTensors, folder: Path) -> Iterator[tuple[tuple[str, str], Tensor]]:
@@ -168,7 +156,7 @@ def _change(module: str, halves: Mapping[tuple[str, str], Tensor], config: Mappi
 
 def _by_expert(A: Tensor, B: Tensor, config: Mapping[str, Any], where: str) -> tuple[Tensor, Tensor]:
     """A [E, R, I] and B [E, O, R] where a module holds more ranks than the config's, one expert after the other."""
-    rank = int(config["r"])
+    rank = rank_at(config, where)
     experts, rest = divmod(len(A), rank)
     if rest:
         raise MixwellError(f"{where} has {len(A)} rows in lora_A; expected a multiple of r, {rank}.")
@@ -181,14 +169,8 @@ def _by_expert(A: Tensor, B: Tensor, config: Mapping[str, Any], where: str) -> t
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / R, or over its root."""
-    alpha = float(config["lora_alpha"])
-    patterns = config.get("alpha_pattern") or {}
-    for pattern, own in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = float(own)
-            break
     divisor = math.sqrt(rank) if config.get("use_rslora") else rank
-    return alpha / divisor
+    return alpha_at(config, module) / divisor
 
 
 def write(folder: str | Path, changes: Mapping[str, Change], like: Adapter, dtype: torch.dtype, about: str) -> Path:

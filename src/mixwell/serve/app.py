@@ -132,7 +132,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     prompt = await asyncio.to_thread(asking.conversation, body.messages, body.chat_template_kwargs)
     drawn = await asyncio.to_thread(asking.chat_options, body, prompt)  # a form of the answer is worked out
     options = replace(drawn, adapter=serving.adapter)
-    rows = asking.rows([prompt], options, body.n or 1)
+    rows = await asyncio.to_thread(asking.rows, [prompt], options, body.n or 1)
     reply = ChatReply(serving.name, serving.spelling, [prompt], rows, False, _usage(body))
     return await _answered(request, serving, reply, rows, bool(body.stream))
 
@@ -144,7 +144,7 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
     prompts: list[Prompt] = await asyncio.to_thread(asking.prompts, body.prompt)
     drawn = await asyncio.to_thread(asking.completion_options, body)
     options = replace(drawn, adapter=serving.adapter)
-    rows = asking.rows(prompts, options, body.n or 1)
+    rows = await asyncio.to_thread(asking.rows, prompts, options, body.n or 1)
     reply = CompletionReply(serving.name, serving.spelling, prompts, rows, bool(body.echo), _usage(body))
     return await _answered(request, serving, reply, rows, bool(body.stream))
 

@@ -142,13 +142,14 @@ class Asking:
 
     def rows(self, prompts: Sequence[Prompt], options: Options, n: int) -> list[Row]:
         """n rows of each prompt, one after the other; of those with a seed each draws otherwise than the others."""
+        form = None if options.grammar is None else self.constraints.begin(options.grammar)  # read once for all rows
         found = []
         for place, prompt in enumerate(prompts):
             for draw in range(n):
                 text = Text(self.tokenizer, options.stop)
                 row = Row(prompt.ids, options, text, place * n + draw, draw)
-                if options.grammar is not None:
-                    row.constraint = self.constraints.begin(options.grammar)
+                if form is not None:
+                    row.constraint = form.copy()
                 found.append(row)
         return found
 

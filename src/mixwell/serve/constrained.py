@@ -67,6 +67,10 @@ class Constraint:
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
+    def copy(self) -> Constraint:
+        """Another row's, as far on as this one."""
+        return Constraint(self._matcher.deep_copy())
+
     def allowed(self, logits_V: Tensor) -> Tensor:
         """The logits, minus infinity where the form does not go on."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)

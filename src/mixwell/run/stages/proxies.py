@@ -7,8 +7,6 @@ not hang on how many are trained at once. Each leaves a file; those of a run tha
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from mixwell.lm.evaluate import evaluate
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.training.loop import train
 from mixwell.run.stages.train import Training, clear_damage
+from mixwell.run.workers import prepare
 
 Told = Callable[[float, str], None]  # share done, a few words
 
@@ -117,20 +116,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(usual)
-
-
-def prepare() -> None:
-    """Start a process of proxies: one thread, and an end with the process that started it."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        watch = threading.Thread(target=_end_with, args=(parent,), daemon=True)
-        watch.start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def proxy(proxies: Proxies, number: int, weights: Mapping[str, float]) -> None:

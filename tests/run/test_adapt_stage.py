@@ -11,6 +11,7 @@ from mixwell.compare.variants import judged_stage, variants
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.lm import folder as folders
+from mixwell.lm.data import TokenData
 from mixwell.lm.training.freezing import check_trains
 from mixwell.lm.training.loop import TrainResult
 from mixwell.report.adapters import adapters
@@ -18,6 +19,7 @@ from mixwell.report.data import data
 from mixwell.report.records import read_run, read_stage
 from mixwell.run import engine, recipe, sizing
 from mixwell.run.stages import Job, adapt
+from mixwell.run.stages.convert import held_out
 from mixwell.run.stages.train import Training
 from tests.run.tiny import recipe_with, stage_folder
 
@@ -151,6 +153,29 @@ def test_what_is_not_merged_stands_beside_the_base(name, run):
     assert record.result["receipt"]["max_logit_error"] > 0 and record.evaluation["bits_per_byte"]
     with pytest.raises(MixwellError, match="holds a model and an adapter beside it"):
         folders.read(stage / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["{method: becotta, num_domains: 2, rank: 2}",
+                                   "{method: kind, common: 4, tailors: 2, domains: 2, merged: false}"])
+def test_what_goes_by_domain_is_weighed_with_the_domains_of_its_text(stage, tmp_path):
+    chosen = recipe.read(recipe_with(tmp_path, f"stages:\n  - {{id: a, adapt: {stage}, steps: 2, lr: 1e-2}}\n"))
+    engine.run(chosen, tmp_path / "run")
+    record = read_stage(stage_folder(tmp_path / "run", "a"))
+    weighed = record.result["receipt"]["loss_after_nats"]
+    data = TokenData.open(stage_folder(tmp_path / "run", "tokens") / "shards")
+    tokens = held_out(data)
+    domains = [row % 2 for row in range(len(tokens))]
+    model = mixwell.load(stage_folder(tmp_path / "run", "a") / "model").eval()
+    found = model.loss(tokens[:, :-1], tokens[:, 1:], labels_B=torch.tensor(domains))
+    assert weighed == pytest.approx(found.nats.item(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_merge_that_cannot_be_says_so_before_the_training(tmp_path):
+    kept = "stages:\n  - {id: a, adapt: {method: kind, common: 4, tailors: 2, domains: 2}, steps: 2}\n"
+    with pytest.raises(MixwellError, match=r"depends on the domain of the tokens.*`merged: false` keeps the adapter"):
+        engine.run(recipe.read(recipe_with(tmp_path, kept)), tmp_path / "run")
 
 
 def test_a_size_chooses_the_rank(run):

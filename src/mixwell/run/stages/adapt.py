@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixwell.adapters import files
@@ -200,9 +201,11 @@ def run_adapt(job: Job) -> dict[str, Any]:
     own = exact.tensors()
     facts = {"trained_parameters": exact.num_parameters, "merged": merges, "adapter_digest": files.digest(own),
              "adapter_bytes": size_bytes(own)}
-    finish = _merged if merges else _kept_beside
     tokens_BT = held_out(data)
-    left = finish(job, before, exact, tokens_BT)
+    if merges:
+        left = _merged(job, before, exact, tokens_BT)
+    else:
+        left = _kept_beside(job, before, exact, tokens_BT, _labels(data, tokens_BT))
     facts |= left.facts | told(config.shares) | _told_rates(adaptation.rates, tried)
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **facts)
     kept = replace(left.checkpoint, lineage=before.lineage, files=before.files)
@@ -310,7 +313,13 @@ def _save(job: Job, there: Attached) -> Path:
     return files.save(there, folder, base)
 
 
-def _kept_beside(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tensor) -> _Left:
+def _labels(data: TokenData, tokens_BT: Tensor) -> Tensor:
+    """The domain of each of the windows that `held_out` gives, [B]."""
+    rows = torch.arange(len(tokens_BT))
+    return rows % len(data.domains)
+
+
+def _kept_beside(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tensor, labels_B: Tensor) -> _Left:
     """The adapter in its folder, and the base as it is."""
     folder = _save(job, exact)
     method = job.stage.method
@@ -318,14 +327,17 @@ def _kept_beside(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tenso
     def put(model: LanguageModel) -> None:
         files.load(folder, model, other_base=True)
 
-    weighed = receipt.measure(before, before, tokens_BT, method, beside=put)
+    weighed = receipt.measure(before, before, tokens_BT, method, beside=put, labels_B=labels_B)
     told = weighed.to_dict()
     return _Left(checkpoint=before, facts={"receipt": told})
 
 
 def _check_merges(there: Attached) -> None:
     """Refuse now what would be refused after the training: a quantised weight, say."""
-    there.merge()
+    try:
+        there.merge()
+    except MixwellError as error:
+        raise MixwellError(f"{error} `merged: false` keeps the adapter beside the model.") from error
     there.unmerge()
 
 

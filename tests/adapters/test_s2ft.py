@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mixwell.adapters import files
 from mixwell.adapters.s2ft import S2FT, Config
 from mixwell.adapters.selected import Entries, Slice
 from mixwell.adapters.targets import find
@@ -121,6 +122,15 @@ def test_no_drawn_part_of_a_layer_no_slice():
 def test_refuses_what_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         Config(**options)
+
+
+def test_channels_that_another_base_lacks_are_refused(tmp_path):
+    there = moved(S2FT.attach(model(), None, Config(out=0.0, down=0.0, up=0.9), fresh(3)))
+    files.save(there, tmp_path / "saved")
+    narrow = model(channel_mixer={"method": "swiglu", "hidden_dim": 12})
+    with pytest.raises(MixwellError, match=r"gate_up_proj has 24 rows, and number [234]\d was chosen"):
+        files.load(tmp_path / "saved", narrow, other_base=True)
+    assert torch.isfinite(logits(narrow)).all()
 
 
 def test_refuses_a_share_of_what_is_not_there():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixwell.adapters import flora, ia3, lora
+from mixwell.adapters import flora, ia3, lora, mos
 from mixwell.adapters.sizing import sized
 from mixwell.core.errors import MixwellError
 from tests.contracts._adapters import model
@@ -28,3 +28,21 @@ def test_a_size_that_no_rank_gives_is_refused():
     with pytest.raises(MixwellError, match="this adapter has one size only, which trains 32"):
         sized(ia3.IA3, network, "out", ia3.Config(), 100)
     assert sized(ia3.IA3, network, "out", ia3.Config(), 33) == ia3.Config()
+
+
+def test_what_is_trained_as_it_is_counts():
+    network = model()
+    norms = 2 * 16  # gains before attention of both layers
+    found = sized(lora.LoRA, network, "out", lora.Config(), 3 * 64 + norms, ["sequence_norm"])
+    assert found.rank == 3
+    with pytest.raises(MixwellError, match=rf"has rank 1 at the nearest, which trains {64 + norms}"):
+        sized(lora.LoRA, network, "out", lora.Config(), 64, ["sequence_norm"])
+
+
+def test_a_budget_is_the_size():
+    network = model()
+    config = mos.Config(rank=4, budget=3)
+    each = 2 * 3 * (16 + 16)  # the pools of `out` are those of rank 3 at both layers
+    assert sized(mos.MoS, network, "out", config, each) == config
+    with pytest.raises(MixwellError, match=rf"is as large as its budget says, which trains {each}"):
+        sized(mos.MoS, network, "out", config, 2 * each)

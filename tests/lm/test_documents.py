@@ -358,7 +358,8 @@ ASKED = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content":
 PAIRS = {
     "a.jsonl": json.dumps({"prompt": "2 + 2?", "completion": "4"}) + "\n",
     "b.jsonl": json.dumps({"prompt": ASKED[:1], "completion": ASKED[1:]}) + "\n",
-    "c.csv": "prompt,id,completion\n2 + 2?,7,4\n"}
+    "c.csv": "prompt,id,completion\n2 + 2?,7,4\n",
+    "d.csv": "Completion,prompt,completion\n5,2 + 2?,4\n"}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -366,6 +367,12 @@ def test_a_prompt_and_its_completion_are_a_conversation(tmp_path, name):
     (tmp_path / name).write_text(PAIRS[name])
     (found,) = read_domain(tmp_path / name)
     assert Conversation.from_json(found.messages).messages == tuple(ASKED)
+
+
+def test_of_columns_of_one_name_the_first_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("text,text\none,two\n")
+    (found,) = read_domain(tmp_path / "a.csv")
+    assert found.text == "one"
 
 
 def test_a_prompt_and_its_completion_come_from_columns_too(tmp_path):

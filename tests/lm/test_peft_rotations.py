@@ -132,6 +132,17 @@ def test_what_peft_cannot_hold_is_refused(case, message, tmp_path):
         peft.write(moved(case()), tmp_path / "ours")
 
 
+@pytest.mark.parametrize("shape, message", [
+    ((40, 1), "mlp.up_proj: the file scales 40 outputs, this base has 48"), (None, "mlp.up_proj.boft_s is missing")])
+def test_gains_of_another_base_and_missing_ones_are_refused(shape, message, tmp_path):
+    shapes = blocks() | {f"{LAYER}mlp.up_proj.boft_s": shape}
+    folder, _ = adapter(tmp_path / "theirs", BLOCKS, {name: own for name, own in shapes.items() if own})
+    model = base()
+    with pytest.raises(MixwellError, match=message):
+        peft.read(folder, model)
+    assert torch.equal(logits(model), logits(base()))
+
+
 @pytest.mark.parametrize("changes, shapes, message", [
     ({"coft": True}, triangles(), "asks for coft"),
     ({}, dict.fromkeys(triangles(), (12, 6)), "turns 48 inputs, this base has 32"),

@@ -11,12 +11,15 @@ from mixwell.compare.variants import judged_stage, variants
 from mixwell.core import registry
 from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.lm import folder as folders
+from mixwell.lm.data import TokenData
 from mixwell.lm.training.freezing import check_trains
+from mixwell.lm.training.loop import TrainResult
 from mixwell.report.adapters import adapters
 from mixwell.report.data import data
 from mixwell.report.records import read_run, read_stage
 from mixwell.run import engine, recipe, sizing
 from mixwell.run.stages import Job, adapt
+from mixwell.run.stages.convert import held_out
 from mixwell.run.stages.train import Training
 from tests.run.tiny import recipe_with, stage_folder
 
@@ -27,7 +30,7 @@ stages:
   - {id: more, from: tuned, adapt: {method: ia3, steps: 2, targets: down_proj, trained: [sequence_norm],
                                          weights: {left: 3, right: 1}}}
   - {id: whole, from: tuned, train: {steps: 1}}
-  - {id: halved, from: moe, adapt: half, steps: 2, lr: 1e-2}
+  - {id: halved, from: moe, adapt: half, steps: 2, rates: [2e-2]}
   - {id: turned, from: moe, adapt: {method: in_turn, targets: "layers.*"}, steps: 1, lr: 1e-2}
   - {id: small, from: moe, compress: int8}
   - {id: routed, from: moe, adapt: perft, num_adapters: 2, parameters: 1k, steps: 2, lr: 1e-2}
@@ -152,6 +155,29 @@ def test_what_is_not_merged_stands_beside_the_base(name, run):
         folders.read(stage / "model")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["{method: becotta, num_domains: 2, rank: 2}",
+                                   "{method: kind, common: 4, tailors: 2, domains: 2, merged: false}"])
+def test_what_goes_by_domain_is_weighed_with_the_domains_of_its_text(stage, tmp_path):
+    chosen = recipe.read(recipe_with(tmp_path, f"stages:\n  - {{id: a, adapt: {stage}, steps: 2, lr: 1e-2}}\n"))
+    engine.run(chosen, tmp_path / "run")
+    record = read_stage(stage_folder(tmp_path / "run", "a"))
+    weighed = record.result["receipt"]["loss_after_nats"]
+    data = TokenData.open(stage_folder(tmp_path / "run", "tokens") / "shards")
+    tokens = held_out(data)
+    domains = [row % 2 for row in range(len(tokens))]
+    model = mixwell.load(stage_folder(tmp_path / "run", "a") / "model").eval()
+    found = model.loss(tokens[:, :-1], tokens[:, 1:], labels_B=torch.tensor(domains))
+    assert weighed == pytest.approx(found.nats.item(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_merge_that_cannot_be_says_so_before_the_training(tmp_path):
+    kept = "stages:\n  - {id: a, adapt: {method: kind, common: 4, tailors: 2, domains: 2}, steps: 2}\n"
+    with pytest.raises(MixwellError, match=r"depends on the domain of the tokens.*`merged: false` keeps the adapter"):
+        engine.run(recipe.read(recipe_with(tmp_path, kept)), tmp_path / "run")
+
+
 def test_a_size_chooses_the_rank(run):
     _, out = run
     found = read_stage(stage_folder(out, "routed")).result["trained_parameters"]
@@ -169,6 +195,15 @@ def test_the_better_rate_is_kept(run):
     assert second["loss_nats"] < first["loss_nats"]
 
 
+def test_a_rate_alone_is_told_and_one_that_diverged_as_well():
+    done = TrainResult(None, [], {}, 0, 0.0, 2.0)
+    one = adapt._Tried(config=Training(steps=1, lr=1e-2), folder=None, tensors={}, done=done, loss=3.0, damage=[])
+    ended = {"lr": 1e-2, "loss_nats": 3.0, "seconds": 2.0}
+    assert adapt._told_rates((1e-2,), [one]) == {"rates": [ended], "lr": 1e-2}
+    assert adapt._told_rates((1e-2, 9.0), [one]) == {"rates": [ended, {"lr": 9.0, "loss_nats": None}], "lr": 1e-2}
+    assert adapt._told_rates((), [one]) == {}
+
+
 def test_the_report_holds_adapters_beside_each_other(run):
     _, out = run
     found = adapters(read_run(out))
@@ -180,7 +215,9 @@ def test_the_report_holds_adapters_beside_each_other(run):
     assert rows["more"]["elsewhere"] == "–"  # both domains were trained on
     assert int(rows["routed"]["trained"].replace("\u202f", "").replace(",", "")) == read_stage(
         stage_folder(out, "routed")).result["trained_parameters"]
-    assert "unlike numbers of learning rates" in " ".join(found["sentences"])
+    said = " ".join(found["sentences"])
+    assert "unlike numbers of learning rates" in said and "On its text" in said
+    assert rows["halved"]["rate"] == "0.020" and "On the rest" not in said  # no domain was left out
 
 
 def test_a_rate_that_diverges_leaves_the_others(run, monkeypatch):
@@ -188,13 +225,13 @@ def test_a_rate_that_diverges_leaves_the_others(run, monkeypatch):
     stage = next(stage for stage in recipe.stages(chosen) if stage.id == "tuned")
     job = Job(stage=stage, folder=None, work=None, inputs={}, progress=print)
     monkeypatch.setattr(adapt, "_trained", _diverges)
-    assert adapt._all_tried(job, None, None) == [1e-5]
-    monkeypatch.setattr(adapt, "_trained", lambda *given: _diverges(*given[:3], 1.0))
+    assert adapt._all_tried(job, stage.config, None, None) == [1e-5]
+    monkeypatch.setattr(adapt, "_trained", lambda *given: _diverges(*given[:4], 1.0))
     with pytest.raises(TrainingError):
-        adapt._all_tried(job, None, None)
+        adapt._all_tried(job, stage.config, None, None)
 
 
-def _diverges(job, before, data, rate):
+def _diverges(job, adaptation, before, data, rate):
     if rate > 1e-3:
         raise TrainingError("step 3: loss_nats is nan.")
     return rate

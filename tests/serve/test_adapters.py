@@ -6,8 +6,12 @@ from starlette.testclient import TestClient
 
 from mixwell.adapters.ia3 import IA3
 from mixwell.adapters.ia3 import Config as Factors
+from mixwell.adapters.kind import KIND
+from mixwell.adapters.kind import Config as Domains
 from mixwell.adapters.lora import Config, LoRA
 from mixwell.adapters.many import NONE, Many
+from mixwell.adapters.molora import Config as Mixed
+from mixwell.adapters.molora import MoLoRA
 from mixwell.adapters.perft import PERFT
 from mixwell.adapters.perft import Config as Routed
 from mixwell.adapters.ssf import SSF
@@ -105,6 +109,10 @@ def test_adapters_that_rows_cannot_choose_are_refused():
     thin, routed = Config(rank=1), Routed(num_adapters=2, rank=1)
     many(lambda model: PERFT.attach(model, None, routed, generator(1)), "serve its model by itself")
     many(lambda model: LoRA.attach(model, "out", thin, generator(1), trained=["norm"]), "brings whole parameters")
+    gated = Mixed(num_experts=2, rank=1)
+    many(lambda model: MoLoRA.attach(model, "out", gated, generator(1)), "depends on what comes in")
+    domains = Domains(common=2, tailors=1, domains=2)
+    many(lambda model: KIND.attach(model, "out", domains, generator(1)), "depends on the domain of the tokens")
     many(lambda model: SSF.attach(model, "qkv", Shifted(), generator(1)), "changes the bias beside")
     there = LoRA.attach(model, "out", thin, generator(1))
     other = LoRA.attach(model, "qkv", thin, generator(1))

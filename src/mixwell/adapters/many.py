@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -72,11 +73,10 @@ def _checked(name: str, there: Attached) -> Mapping[str, Any]:
         if not isinstance(adapter, WeightAdapter):
             raise MixwellError(f"{name}: {there.method} stands in the place of {target}, so it cannot be one of "
                                "several; serve its model by itself.")
-        found = getattr(adapter, "__mixwell__", None)
-        if found is not None and "matrix" not in found.tags:
-            raise adapter.unmergeable()
         _check_bias(name, adapter)
         _check_router(name, adapter)
+    for adapter in islice(there.adapters.values(), 1):
+        adapter.delta_weight()  # one that no matrix holds asks for more of a token than its row: its domain, say
     return there.adapters
 
 

@@ -68,6 +68,7 @@ class Slice(WeightAdapter):
         self.axis = chosen.axis
         self.dim = AXES[chosen.axis]
         indices = chosen.indices.to(target.tensor.device)
+        self._check_inside(indices)
         self.register_buffer(chosen.axis, indices.clone())
         shape = list(target.shape)
         shape[self.dim] = indices.shape[-1]
@@ -75,6 +76,14 @@ class Slice(WeightAdapter):
         self.register_parameter("shifts", None)
         if chosen.axis == "rows" and self._bias() is not None:
             self.shifts = nn.Parameter(torch.zeros(indices.shape, device=indices.device))
+
+    def _check_inside(self, indices: Tensor) -> None:
+        """Raise `MixwellError` for rows or columns that the weight has not."""
+        name, most = self.target.name, self.target.shape[self.dim]
+        outside = indices[(indices < 0) | (indices >= most)]
+        for first in outside.flatten()[:1].tolist():
+            raise MixwellError(f"{name} has {most} {self.axis}, and number {first} was chosen; the adapter was made "
+                               "for another base.")
 
     @property
     def indices(self) -> Tensor:
@@ -104,7 +113,8 @@ class Slice(WeightAdapter):
 
     def _moved(self, weight: Any, entries: Tensor, indices: Tensor) -> Tensor:
         """How far the numbers are from the weight's own; 0 exactly where nothing was trained."""
-        own = full(weight).index_select(self.dim, indices)
+        plain = weight.detach() if isinstance(weight, Tensor) else full(weight)
+        own = plain.index_select(self.dim, indices)  # before it is widened: the weight may be large
         return entries - own.to(entries.dtype)
 
     def after(self, x: Tensor, y: Tensor, weight: Any, entries: Tensor, indices: Tensor,

@@ -75,13 +75,14 @@ class Receipt:
 @torch.no_grad()
 def measure(before: Checkpoint, after: Checkpoint, tokens_BT: Tensor, method: str,
             promises: Mapping[str, float] | None = None, *, rows: int = 4,
-            token_bytes_V: Tensor | None = None, beside: Callable[[LanguageModel], None] | None = None) -> Receipt:
+            token_bytes_V: Tensor | None = None, beside: Callable[[LanguageModel], None] | None = None,
+            labels_B: Tensor | None = None) -> Receipt:
     """Weigh a conversion on `tokens_BT` (int64 [B, T], T at least 2), `rows` sequences at a time.
 
     The loss is the mean cross-entropy of each next token in nats; loads are shares of slots by expert and layer.
     token_bytes_V: the bytes that each token stands for, where the tokens are text. beside: puts what a checkpoint does
-    not hold, an adapter, beside the model after. A model whose logits are not finite
-    raises `MixwellError`: nothing can be said of it.
+    not hold, an adapter, beside the model after. labels_B: the domain of each row, where it is known. A model whose
+    logits are not finite raises `MixwellError`: nothing can be said of it.
     """
     old = _Side(streamed(before), f"{method}: the model before")
     if beside is None:
@@ -91,8 +92,10 @@ def measure(before: Checkpoint, after: Checkpoint, tokens_BT: Tensor, method: st
         beside(model)
     new = _Side(model, f"{method}: the model after")
     error, kl = 0.0, 0.0
-    for batch in tokens_BT.split(rows):
-        first_BTV, second_BTV = old.read(batch), new.read(batch)
+    parts = tokens_BT.split(rows)
+    labels = [None] * len(parts) if labels_B is None else labels_B.split(rows)
+    for batch, own in zip(parts, labels):
+        first_BTV, second_BTV = old.read(batch, own), new.read(batch, own)
         apart = (first_BTV - second_BTV).abs()
         error = max(error, float(apart.max()))
         first, second = _log_shares(first_BTV), _log_shares(second_BTV)
@@ -170,9 +173,9 @@ class _Side:
         self.windows: list[float] = []  # nats of each
         self.load: dict[int, Tensor] = {}
 
-    def read(self, tokens_BT: Tensor) -> Tensor:
+    def read(self, tokens_BT: Tensor, labels_B: Tensor | None) -> Tensor:
         """Logits [B, T, V], all finite; counts where the tokens go."""
-        output = self.model(tokens_BT)
+        output = self.model(tokens_BT, labels_B=labels_B)
         if not bool(output.logits_BTV.isfinite().all()):
             raise MixwellError(f"{self.name} gives logits that are not finite; it cannot be weighed.")
         add_loads(self.load, output.routings)

@@ -136,7 +136,8 @@ def _csv(path: Path, wanted: Wanted) -> Texts:
                 raise MixwellError(f"{path}, row {number}: {len(row)} cells under {len(columns)} columns; put quotes "
                                    f"around text that holds {delimiter!r}.")
             if row:
-                yield number, _held(path, number, name, dict(zip(columns, row)))
+                cells = [*zip(columns, row)]
+                yield number, _held(path, number, name, dict(reversed(cells)))  # of a name that comes twice the first
 
 
 def _worded(columns: Sequence[str], first: Sequence[str]) -> list[str]:
@@ -263,10 +264,10 @@ def _usual(names: Sequence[str]) -> list[str]:
     """The names that a field with messages or text goes by, the likeliest first."""
     lower = {name.lower(): name for name in reversed(names)}
     usual = (*talk.FIELDS, *TEXT_FIELDS)
-    there = [name for name in usual if name in lower]
+    there = [lower[name] for name in usual if name in lower]
     if PROMPT in names and COMPLETION in names:
         there.append(COMPLETION)
-    return [lower[name] for name in there]
+    return there
 
 
 def _only(texts: Sequence[str], wanted: Wanted) -> list[str]:

@@ -123,12 +123,21 @@ def _tries(tried: Sequence[int]) -> str:
     if len(set(tried)) > 1:
         return "They tried unlike numbers of learning rates, so the comparison is not even."
     count = tried[0]
+    if count < 2:
+        return "Each was trained at one learning rate."
     return f"Each tried {units.counted(count, 'learning rate')} and kept that of the lowest loss in training."
 
 
 def _first(run: RunRecord, adapted: Sequence[Side], place: int, what: str, where: str) -> list[str]:
-    """Who stands first by a change, where its interval over paired seeds lies apart from the second's."""
-    ranked = sorted(adapted, key=lambda side: changes(run, side)[place].mean)
+    """Who stands first by a change, where its interval over paired seeds lies apart from the second's.
+
+    Nothing where fewer than two changes are known: nothing was evaluated, or all domains were trained on.
+    """
+    means = {side.name: changes(run, side)[place].mean for side in adapted}
+    known = [side for side in adapted if math.isfinite(means[side.name])]
+    ranked = sorted(known, key=lambda side: means[side.name])
+    if len(ranked) < 2:
+        return []
     best, second = ranked[:2]
     apart = _paired(best, second, place)
     if apart.count > 1 and apart.high < 0:

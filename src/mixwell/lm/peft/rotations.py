@@ -106,9 +106,14 @@ def _gain(modules: Sequence[Any], outputs: int) -> Tensor:
     found = torch.ones(outputs)
     for held in modules:
         place: Place = held.place
-        if "boft_s" in held.parts:
-            own = held.parts["boft_s"].flatten()
-            found[place.rows] = place.arranged(own, 0)
+        if "boft_s" not in held.parts:
+            raise MixwellError(f"{held.name}.boft_s is missing in the file; nothing was loaded.")
+        own = held.parts["boft_s"].flatten()
+        rows = found[place.rows]
+        if len(own) != len(rows):
+            raise MixwellError(f"{held.name}: the file scales {len(own)} outputs, this base has {len(rows)}; the "
+                               "adapter was made for another base.")
+        found[place.rows] = place.arranged(own, 0)
     return found
 
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mixwell.adapters import files
 from mixwell.adapters.attached import Attached, attach
 from mixwell.adapters.sizing import sized
 from mixwell.core import registry
 from mixwell.core.checkpoint import Checkpoint
-from mixwell.core.config import from_dict
+from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, TrainingError, shown, suggest
 from mixwell.core.machine import hold_memory
 from mixwell.core.rng import generator
@@ -57,18 +58,24 @@ class Adaptation:
         own = registry.find(self.method).module().Config
         return from_dict(own, self.options, self.method)
 
+    def settled(self, before: Checkpoint) -> Adaptation:
+        """The same with the rank that its size asks for beside a base."""
+        if self.parameters is None:
+            return self
+        method = registry.find(self.method).load()
+        model = LanguageModel.from_checkpoint(before)
+        config = sized(method, model, self.targets, self.config, self.parameters, self.trained)
+        return replace(self, options=to_dict(config), parameters=None)
+
     def attach(self, model: LanguageModel, seed: int, begin: bool = True, **known: Any) -> Attached:
-        """Put the adapter beside a model, at its start or (not `begin`) for tensors that are loaded.
+        """Put the adapter, its size settled, beside a model, at its start or (not `begin`) for tensors that are loaded.
 
         known: what else `adapters.attached.attach` may know, such as the text that a method looks at.
         """
+        assert self.parameters is None
         method = registry.find(self.method).load()
         draws = generator(seed, self.method)
-        config = self.config
-        if self.parameters is not None:
-            config = sized(method, model, self.targets, config, self.parameters)
-        return attach(method, model, self.targets, config, draws, trained=self.trained, begin=begin,
-                      **known)
+        return attach(method, model, self.targets, self.config, draws, trained=self.trained, begin=begin, **known)
 
 
 def parse_adapt(options: Mapping[str, Any], where: str) -> Adaptation:
@@ -182,21 +189,24 @@ def run_adapt(job: Job) -> dict[str, Any]:
     stage = job.stage
     before = read_model(job)
     data = TokenData.open(job.inputs["tokens"] / "shards")
-    tried = _all_tried(job, before, data)
+    adaptation = stage.config.settled(before)
+    tried = _all_tried(job, adaptation, before, data)
     best = min(tried, key=lambda one: one.loss)
     done, config = best.done, best.config
     # anew: the training may have rounded the frozen weights; in float32: what merging rounds is told by the receipt
     anew = LanguageModel.from_checkpoint(before, "fp32")
-    exact = stage.config.attach(anew, stage.seed, begin=False, held=best.tensors)
+    exact = adaptation.attach(anew, stage.seed, begin=False, held=best.tensors)
     exact.load_tensors(best.tensors)
-    merges = stage.config.merged
+    merges = adaptation.merged
     own = exact.tensors()
     facts = {"trained_parameters": exact.num_parameters, "merged": merges, "adapter_digest": files.digest(own),
              "adapter_bytes": size_bytes(own)}
-    finish = _merged if merges else _kept_beside
     tokens_BT = held_out(data)
-    left = finish(job, before, exact, tokens_BT)
-    facts |= left.facts | told(config.shares) | _told_rates(tried)
+    if merges:
+        left = _merged(job, before, exact, tokens_BT)
+    else:
+        left = _kept_beside(job, before, exact, tokens_BT, _labels(data, tokens_BT))
+    facts |= left.facts | told(config.shares) | _told_rates(adaptation.rates, tried)
     record = job.record(tokens=done.tokens, ledger=done.ledger, draw_seed=config.seed, **facts)
     kept = replace(left.checkpoint, lineage=before.lineage, files=before.files)
     model = job.folder / "model"
@@ -230,29 +240,29 @@ class _Tried:
     damage: list[str]
 
 
-def _all_tried(job: Job, before: Checkpoint, data: TokenData) -> list[_Tried]:
+def _all_tried(job: Job, adaptation: Adaptation, before: Checkpoint, data: TokenData) -> list[_Tried]:
     """The trainings that ended, one for each rate; a rate too large is left out as long as another one serves."""
-    rates = job.stage.config.rates
+    rates = adaptation.rates
     if not rates:
-        return [_trained(job, before, data, None)]
+        return [_trained(job, adaptation, before, data, None)]
     found: list[_Tried] = []
     for number, rate in enumerate(rates, start=1):
         try:
-            found.append(_trained(job, before, data, rate))
+            found.append(_trained(job, adaptation, before, data, rate))
         except TrainingError:
             if number == len(rates) and not found:
                 raise
     return found
 
 
-def _trained(job: Job, before: Checkpoint, data: TokenData, rate: float | None) -> _Tried:
+def _trained(job: Job, adaptation: Adaptation, before: Checkpoint, data: TokenData, rate: float | None) -> _Tried:
     """Train the adapter from its start, at a rate of those that are tried or (None) at the training's own."""
-    stage = job.stage
-    text = _windows(data, stage.config.training, stage.seed)
-    beside = stage.config.attach(LanguageModel.from_checkpoint(before), stage.seed, text=text)
-    if stage.config.merged:
+    seed = job.stage.seed
+    text = _windows(data, adaptation.training, seed)
+    beside = adaptation.attach(LanguageModel.from_checkpoint(before), seed, text=text)
+    if adaptation.merged:
         _check_merges(beside)
-    config = _training(stage.config.training, before, beside, stage.seed)
+    config = _training(adaptation.training, before, beside, seed)
     folder = job.work
     if rate is not None:
         config = replace(config, lr=rate)
@@ -265,16 +275,18 @@ def _trained(job: Job, before: Checkpoint, data: TokenData, rate: float | None) 
     losses = [line["loss_nats"] for line in done.metrics]
     later = losses[len(losses) // 2 :]
     loss = math.fsum(later) / len(later)
-    return _Tried(config=config, folder=folder, tensors=own, done=done, loss=loss, damage=damage)
+    kept = replace(done, model=nn.Identity())  # else the base would be held once for each rate
+    return _Tried(config=config, folder=folder, tensors=own, done=kept, loss=loss, damage=damage)
 
 
-def _told_rates(tried: Sequence[_Tried]) -> dict[str, Any]:
-    """What came of each rate, where several were tried."""
-    if len(tried) < 2:
+def _told_rates(rates: Sequence[float], tried: Sequence[_Tried]) -> dict[str, Any]:
+    """What came of each rate that was to be tried; one that was too large has no loss."""
+    if not rates:
         return {}
-    rates = [{"lr": one.config.lr, "loss_nats": one.loss, "seconds": one.done.seconds} for one in tried]
+    ended = {one.config.lr: {"loss_nats": one.loss, "seconds": one.done.seconds} for one in tried}
+    lines = [{"lr": rate, **ended.get(rate, {"loss_nats": None})} for rate in rates]
     best = min(tried, key=lambda one: one.loss)
-    return {"rates": rates, "lr": best.config.lr}
+    return {"rates": lines, "lr": best.config.lr}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +313,13 @@ def _save(job: Job, there: Attached) -> Path:
     return files.save(there, folder, base)
 
 
-def _kept_beside(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tensor) -> _Left:
+def _labels(data: TokenData, tokens_BT: Tensor) -> Tensor:
+    """The domain of each of the windows that `held_out` gives, [B]."""
+    rows = torch.arange(len(tokens_BT))
+    return rows % len(data.domains)
+
+
+def _kept_beside(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tensor, labels_B: Tensor) -> _Left:
     """The adapter in its folder, and the base as it is."""
     folder = _save(job, exact)
     method = job.stage.method
@@ -309,14 +327,17 @@ def _kept_beside(job: Job, before: Checkpoint, exact: Attached, tokens_BT: Tenso
     def put(model: LanguageModel) -> None:
         files.load(folder, model, other_base=True)
 
-    weighed = receipt.measure(before, before, tokens_BT, method, beside=put)
+    weighed = receipt.measure(before, before, tokens_BT, method, beside=put, labels_B=labels_B)
     told = weighed.to_dict()
     return _Left(checkpoint=before, facts={"receipt": told})
 
 
 def _check_merges(there: Attached) -> None:
     """Refuse now what would be refused after the training: a quantised weight, say."""
-    there.merge()
+    try:
+        there.merge()
+    except MixwellError as error:
+        raise MixwellError(f"{error} `merged: false` keeps the adapter beside the model.") from error
     there.unmerge()
 
 

@@ -155,17 +155,10 @@ class Simulation:
         return Part(times * once, calls)
 
     @property
-    def _again(self) -> bool:
-        """Whether a layer's inside is computed a second time."""
-        return self.work.checkpointing or self.spread.pipeline > 1
-
-    @property
     def _backward_passes(self) -> float:
         """Forward passes that a backward pass is worth; a pipeline computes all but the last micro-batch again."""
-        if not self._again:
-            return 2.0
-        if self.work.checkpointing:
-            return 3.0
+        if self.work.checkpointing or self.spread.pipeline == 1:
+            return self.work.passes - 1.0
         return 3.0 - 1.0 / self.spread.micro_batches
 
     def _passed_on(self, number: int, backward: bool) -> Iterator[Call]:

@@ -1,5 +1,7 @@
 """`mixwell plan`: a table, a reason and a command; clear words for what cannot be planned."""
 
+import shlex
+
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -47,6 +49,19 @@ def test_a_measured_one(folder, monkeypatch):
     code, said = plan(folder, "--measure", 2, "--save", folder / "here.yaml")
     assert code == 0 and "here.yaml" in said, said
     assert plan(folder, "--cluster", folder / "here.yaml")[1].splitlines()[:4] == said.splitlines()[1:5]
+
+
+def test_the_command_trains_what_was_planned(folder):
+    """With the changes of the recipe that the plan was made for, and with a place where several nodes meet."""
+    many = {**CLUSTER, "nodes": 2, "between": {"latency_s": 1e-4, "bytes_per_s": "1G"}}
+    (folder / "many.yaml").write_text(yaml.safe_dump(many))
+    code, said = plan(folder, "train.batch_size=16", "train.dtype=fp32", "--cluster", folder / "many.yaml")
+    command = shlex.split(said.splitlines()[-1].partition("step): ")[2])
+    assert code == 0, said
+    assert command[:7] == ["torchrun", "--nnodes", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "HOST:29500"]
+    assert command[7:12] == ["--nproc_per_node", "4", "-m", "mixwell", "run"]
+    assert command[12:15] == [str(folder / "recipe.yaml"), "train.batch_size=16", "train.dtype=fp32"]
+    assert command[15].startswith("parallel.expert=")
 
 
 @pytest.mark.parametrize("words, line", [

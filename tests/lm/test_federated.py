@@ -11,7 +11,6 @@ from mixwell.lm.config import ModelConfig
 from mixwell.lm.federated import METHODS, Dealing, dealt, federate, task_of, windows
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.network import IGNORED
-from mixwell.parallel.federated.clients import Table
 from mixwell.parallel.federated.learning import row_losses
 from mixwell.parallel.federated.simulation import Setting
 
@@ -46,28 +45,28 @@ def model():
 
 
 def nats(model):
-    rows, _ = windows(Text(), 8)
+    rows = windows(Text(), 8)
     with torch.no_grad():
         return float(model.loss(rows.x, rows.y).nats)
 
 
 def test_windows_follow_each_other_and_know_their_domain():
-    rows, domains = windows(Text(), 8)
-    assert rows.x.shape == rows.y.shape == (50 + 25, 8) and domains.bincount().tolist() == [50, 25]
+    rows = windows(Text(), 8)
+    assert rows.x.shape == rows.y.shape == (50 + 25, 8) and rows.domains.bincount().tolist() == [50, 25]
     assert rows.x[0].tolist() == list(range(8)) and rows.x[1, 0] == 8
     assert rows.y[0].tolist() == [1, 2, IGNORED, 4, 5, 6, 7, 8]
-    few, _ = windows(Text(), 8, 4)
+    few = windows(Text(), 8, 4)
     assert len(few) == 8 and torch.equal(few.x[:4], rows.x[:4])
     clients = dealt(Text(), DEALING, 0)
     assert sum(len(client.rows) for client in clients) == 16 and len(clients) == 3
 
 
 def test_one_client_is_plain_descent(model):
-    rows, _ = windows(Text(), 8)
+    rows = windows(Text(), 8)
     task = task_of(model)
     with torch.no_grad():
         single = [float(model.loss(rows.x[i:i + 1], rows.y[i:i + 1]).nats) for i in range(3)]
-    found = row_losses(task, task.start, Table(rows.x[:3], rows.y[:3]))
+    found = row_losses(task, task.start, rows.of(torch.arange(3)))
     assert found.tolist() == pytest.approx(single, rel=1e-5)
     twin = LanguageModel(from_dict(ModelConfig, ARCH), generator(0))
     federate(model, Text(), options={"lr": 0.3, "steps": 2, "batch_size": 1000}, setting=Setting(rounds=1),
@@ -92,6 +91,22 @@ def test_rounds_teach_by_every_method(model, name):
     found = federate(model, Text(), name, options, dealing=DEALING, setting=Setting(rounds=4))
     assert nats(model) < before - 0.05 and not model.training
     assert found.down_bytes > 0 and found.up_bytes > 0 and len(found.ledger) == 4
+
+
+@pytest.mark.parametrize("name", ["fed_avg", "curriculum"])
+@pytest.mark.parametrize("router", [
+    {"method": "noisy_top_k", "k": 1}, {"method": "conditioned", "k": 1, "condition": "label", "labels": 2}])
+def test_routers_that_draw_or_ask_for_the_domain_are_trained_alike_by_one_seed(name, router):
+    arch = {**ARCH, "channel_mixer": {**ARCH["channel_mixer"], "router": router}}
+
+    def trained(seed):
+        model = LanguageModel(from_dict(ModelConfig, arch), generator(0))
+        setting = Setting(rounds=2, seed=seed)
+        federate(model, Text(), name, {"lr": 0.5, "steps": 2, "batch_size": 2}, dealing=DEALING, setting=setting)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    first = trained(0)
+    assert first.isfinite().all() and torch.equal(first, trained(0)) and not torch.equal(first, trained(1))
 
 
 def test_a_median_stands_lies(model):

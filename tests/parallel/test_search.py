@@ -56,3 +56,6 @@ def test_no_layout_at_all():
     odd = dataclasses.replace(CLUSTER, devices=7, nodes=1)
     with pytest.raises(MixwellError, match="no layout of 7 processes holds this training: 16 rows in 7 parts"):
         search(WORK, odd)
+    alone = dataclasses.replace(WORK, kv_heads=1, layers=WORK.layers[:1], length=2, rows=24, accumulate=4)
+    with pytest.raises(MixwellError, match="no layout of 8 processes holds this training: 24 rows in 32 parts"):
+        search(alone, CLUSTER)

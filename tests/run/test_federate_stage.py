@@ -7,6 +7,7 @@ import mixwell
 from mixwell.core.errors import MixwellError
 from mixwell.report.records import read_stage
 from mixwell.run import engine, recipe
+from mixwell.run.stages.federate import parse_federate
 from tests.run.tiny import recipe_with, stage_folder
 
 STAGES = """
@@ -43,6 +44,23 @@ def test_a_stage_leaves_the_model_and_tells_what_was_sent(run):
     assert all(planned.cached for planned in engine.plan(chosen, out))
 
 
+def test_rounds_in_which_nobody_answers_are_told(tmp_path):
+    stage = "{id: lone, federate: fed_avg, clients: 1, seq_len: 16, max_windows: 4, rounds: 1, steps: 1, leave: 0.999}"
+    engine.run(recipe.read(recipe_with(tmp_path, f"stages: [{stage}]")), tmp_path / "run")
+    found = read_stage(stage_folder(tmp_path / "run", "lone")).result
+    assert (found["rounds"], found["rounds_counted"], found["answers"]) == (1, 0, 0)
+    (notice,) = found["notices"]
+    assert notice.startswith("In 1 round nobody answered")
+
+
+def test_as_many_tokens_are_planned_as_clients_are_asked():
+    """0.28 of 25 clients are 7, though their product is above it in floating point."""
+    world = {"clients": 25, "share": 0.28, "rounds": 2}
+    learning = {"method": "fed_avg", "steps": 3, "batch_size": 4, "seq_len": 8}
+    assert 0.28 * 25 > 7
+    assert parse_federate({**world, **learning}, "f").tokens == 2 * 7 * 3 * 4 * 8
+
+
 def test_rounds_with_too_few_answers_are_told(run):
     record = read_stage(stage_folder(run[1], "alone"))
     found = record.result
@@ -56,6 +74,7 @@ def test_rounds_with_too_few_answers_are_told(run):
     ("{id: f, federate: fed_avg, cliets: 3}", "unknown key 'cliets'. Did you mean 'clients'"),
     ("{id: f, federate: fed_avg, clients: 0}", "clients is 0"),
     ("{id: f, federate: fed_avg, rounds: -1}", "rounds is -1"),
+    ("{id: f, federate: fed_avg, clients: 3, liars: 3}", "federate: liars is 3 of 3 clients; expected an honest one"),
     ("{id: f, federate: curriculum, first: 2}", "first=2.*expected at most 1")])
 def test_what_cannot_be_is_told_before_anything_runs(tmp_path, entry, message):
     with pytest.raises(MixwellError, match=message):

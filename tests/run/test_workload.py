@@ -6,7 +6,9 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
+from mixwell.parallel.simulate import estimate
 from mixwell.parallel.wire import in_threads
+from mixwell.parallel.workload import Spread
 from mixwell.run import clusters, measuring, recipe
 from mixwell.run.stages.train import Training
 from mixwell.run.workload import Step, step_of, work_of
@@ -73,6 +75,23 @@ def test_a_measured_machine():
     assert min(one.values()) > 0
     with pytest.raises(MixwellError, match="--measure: 1 processes came; expected 2 to 64"):
         measuring.measure(1, step)
+
+
+def test_a_machine_measured_with_insides_computed_again_is_as_fast():
+    """Such a step is worth four forward passes in the measurement as in the prediction."""
+    config = Training(steps=1, batch_size=8, seq_len=16, dtype="fp32", checkpointing=True)
+    work = work_of(ARCH, config)
+    forward_s, layer_s = 2e-4, 3e-4
+    fixed_s = 4 * len(work.layers) * layer_s
+    update = 36 * work.weights / 2e10
+    figures = {"fp32_gflops": 1000.0, "bf16_gflops": 9.0, "memory_gbps": 20.0, "latency_s": 1e-5, "bytes_per_s": 1e8,
+               "few_s": 2 * 4 * forward_s + fixed_s + update, "many_s": 4 * 4 * forward_s + fixed_s + update}
+    found = measuring.cluster_of(figures, 2, Step(work=work, arch=ARCH, config=config, processes=2))
+    flops = 16 * (sum(layer.flops for layer in work.layers) + work.head_flops)
+    assert found.device.efficiency == pytest.approx(flops / forward_s / 1e12)
+    assert found.device.layer_s == pytest.approx(layer_s)
+    step = estimate(work, Spread(data=2), found)
+    assert step.computing_s == pytest.approx(figures["many_s"])
 
 
 def test_cluster_files(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN = 8  # layouts
 WIDE = 120  # columns where no terminal says
+MEETING = "--rdzv_backend c10d --rdzv_endpoint HOST:29500"  # where the nodes' processes find each other
 
 
 @one_line(stopped="stopped; nothing was changed")
@@ -62,7 +64,8 @@ def plan(words: Annotated[list[str] | None, RECIPE] = None,
     tried = search(step.work, described)
     show(console, tried)
     console.print(reason(tried, described), markup=False, soft_wrap=True)
-    console.print(how_to_train(tried, described, path), markup=False, soft_wrap=True)
+    named = [] if path is None else [str(path)]
+    console.print(how_to_train(tried, described, [*named, *overrides]), markup=False, soft_wrap=True)
 
 
 def described_and_step(console: Console, chosen: object, file: Path | None, processes: int | None,
@@ -106,8 +109,8 @@ def show(console: Console, tried: list[Tried]) -> None:
         console.print(f"and {left} more")
 
 
-def how_to_train(tried: list[Tried], described: Cluster, path: Path | None) -> str:
-    """The command for the best layout in which a recipe trains."""
+def how_to_train(tried: list[Tried], described: Cluster, words: list[str]) -> str:
+    """The command for the best layout in which the recipe of these words trains."""
     from mixwell.core.units import seconds
     from mixwell.parallel.search import trainable
 
@@ -115,8 +118,7 @@ def how_to_train(tried: list[Tried], described: Cluster, path: Path | None) -> s
     if best is None:
         return "mixwell run trains over data and experts, and no such layout fits."
     spread = best.spread
-    named = [] if path is None else [str(path)]
-    words = " ".join([*named, f"parallel.expert={spread.expert}"])
-    nodes = f"--nnodes {described.nodes} " if described.nodes > 1 else ""
-    command = f"torchrun {nodes}--nproc_per_node {described.devices} -m mixwell run {words}"
+    told = shlex.join([*words, f"parallel.expert={spread.expert}"])
+    nodes = f"--nnodes {described.nodes} {MEETING} " if described.nodes > 1 else ""
+    command = f"torchrun {nodes}--nproc_per_node {described.devices} -m mixwell run {told}"
     return f"to train so ({spread.words()}, {seconds(best.found.seconds)} a step): {command}"

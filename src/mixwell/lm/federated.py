@@ -43,49 +43,63 @@ class Dealing:
         check_above(self, alpha=0)
 
 
-class _Reading(nn.Module):
-    """A model's loss as a call, so that tensors can stand in for its parameters."""
+@dataclass(frozen=True, eq=False)
+class Windows(Table):
+    """Windows x [N, S], the tokens y [N, S] that follow, and the place [N] of each one's domain."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    domains: Tensor
+
+    def of(self, places_N: Tensor) -> Windows:
+        """Some of the windows."""
+        own = super().of(places_N)
+        return Windows(own.x, own.y, self.domains[places_N])
+
+
+class _Reading(nn.Module):
+    """A model's loss as a call, so that tensors can stand in for its parameters; its routers draw in one stream."""
+
+    def __init__(self, model: LanguageModel, draws: torch.Generator | None = None) -> None:
         super().__init__()
         self.model = model
+        self.draws = draws
 
-    def forward(self, rows: Table, each: bool) -> Tensor:
+    def forward(self, rows: Windows, each: bool) -> Tensor:
         if each:
             return self._by_row(rows)
-        found = self.model.loss(rows.x, rows.y)
+        found = self.model.loss(rows.x, rows.y, labels_B=rows.domains, generator=self.draws)
         return found.nats if found.aux is None else found.nats + found.aux
 
-    def _by_row(self, rows: Table) -> Tensor:
-        nats_NS = self.model.token_nats(rows.x, rows.y.clamp_min(0))
+    def _by_row(self, rows: Windows) -> Tensor:
+        nats_NS = self.model.token_nats(rows.x, rows.y.clamp_min(0), rows.domains, self.draws)
         counts_NS = rows.y != IGNORED
         total_N = (nats_NS * counts_NS).sum(1)
         return total_N / counts_NS.sum(1).clamp_min(1)
 
 
-def task_of(model: LanguageModel) -> Task:
+def task_of(model: LanguageModel, seed: int = 0) -> Task:
     """What clients learn: the model's parameters, the loss with its auxiliary losses, and each window's mean nats.
 
-    Raises `MixwellError` for a model whose weights are not all floating-point numbers that may be trained.
+    seed: of the routers that draw. Raises `MixwellError` for a model whose weights are not all floating-point numbers
+    that may be trained.
     """
-    reading = _Reading(model)
+    reading = _Reading(model, generator(seed, "routers"))
     start = {name: parameter.detach().clone() for name, parameter in reading.named_parameters()}
     packed = [name for name, tensor in start.items() if not tensor.is_floating_point()]
     if packed:
         first = packed[0].removeprefix("model.")
         raise MixwellError(f"{first} holds codes; expected a model whose weights are numbers that can be trained.")
 
-    def loss(tensors: Tensors, rows: Table) -> Tensor:
+    def loss(tensors: Tensors, rows: Windows) -> Tensor:
         return torch.func.functional_call(reading, dict(tensors), (rows, False))
 
-    def losses(tensors: Tensors, rows: Table) -> Tensor:
+    def losses(tensors: Tensors, rows: Windows) -> Tensor:
         return torch.func.functional_call(reading, dict(tensors), (rows, True))
 
     return Task(start, loss, losses)
 
 
-def windows(data: TokenData, seq_len: int, most: int | None = None) -> tuple[Table, Tensor]:
-    """Training windows [N, S] with the tokens that follow, and the place [N] of each one's domain.
+def windows(data: TokenData, seq_len: int, most: int | None = None) -> Windows:
+    """Training windows of `seq_len` tokens, the first `most` of each domain.
 
     Raises `MixwellError` where a domain holds no window.
     """
@@ -103,14 +117,14 @@ def windows(data: TokenData, seq_len: int, most: int | None = None) -> tuple[Tab
         domains += [place] * kept
     x_NS = torch.from_numpy(np.concatenate(rows))
     y_NS = torch.from_numpy(np.concatenate(labels))
-    return Table(x_NS, y_NS), torch.tensor(domains)
+    return Windows(x_NS, y_NS, torch.tensor(domains))
 
 
 def dealt(data: TokenData, dealing: Dealing, seed: int) -> list[Client]:
     """Clients with windows of text, each domain's shared out by a Dirichlet draw."""
-    rows, domains_N = windows(data, dealing.seq_len, dealing.max_windows)
+    rows = windows(data, dealing.seq_len, dealing.max_windows)
     draws = generator(seed, "clients")
-    parts = by_dirichlet(domains_N, dealing.clients, dealing.alpha, draws)
+    parts = by_dirichlet(rows.domains, dealing.clients, dealing.alpha, draws)
     return clients_of(rows, parts)
 
 
@@ -137,7 +151,7 @@ def federate(model: LanguageModel, data: TokenData, method: str = "fed_avg", opt
     """
     world = setting or Setting()
     entry, config = method_of(method, options or {})
-    task = task_of(model)
+    task = task_of(model, world.seed)
     learner: Federated = entry.load()(task, config)
     model.train()
     found = simulate(learner, dealt(data, dealing or Dealing(), world.seed), world, watch)

@@ -207,9 +207,10 @@ class Network(nn.Module):
         return Loss(nats, trunk.aux, trunk.losses, trunk.routings)
 
     @torch.no_grad()
-    def token_nats(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def token_nats(self, tokens_BT: Tensor, targets_BT: Tensor, labels_B: Tensor | None = None,
+                   generator: torch.Generator | None = None) -> Tensor:
         """Cross-entropy in nats of each target, float32 [B, T], without gradient."""
-        trunk = self._trunk(tokens_BT, None, None, None, losses=False)
+        trunk = self._trunk(tokens_BT, None, None, labels_B, generator=generator, losses=False)
         rows_TD = trunk.states_BTD.flatten(0, 1)
         targets_T = targets_BT.flatten()
         nats_T = row_nats(rows_TD, self.head_weight, targets_T, self.config.logit_softcap)

@@ -57,7 +57,7 @@ def search(work: Work, cluster: Cluster) -> list[Tried]:
         found = estimate(work, spread, cluster)
         tried.append(Tried(spread, found, fits(found, cluster.device)))
     if not tried:
-        plain = Spread(data=cluster.processes)
+        plain = Spread(data=cluster.processes, micro_batches=work.accumulate)
         raise MixwellError(f"no layout of {cluster.processes} processes holds this training: {misfit(work, plain)} "
                            "cannot be shared out evenly. Change train.batch_size, or plan for another number.")
     return sorted(tried, key=_order)

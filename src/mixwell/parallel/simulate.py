@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mixwell.parallel.cluster import Cluster, Device, Link
@@ -113,6 +113,7 @@ class Simulation:
         self.tokens = whole / parts  # of a micro-batch, in one process
         self.row_bytes = self.tokens * token_bytes
         self.stages = _cut(work.layers, spread.pipeline)
+        self.alike = list(map(Counter, self.stages))  # how often each layer comes in a stage
 
     def estimate(self) -> Estimate:
         """What a step takes."""
@@ -138,9 +139,9 @@ class Simulation:
         layers = self.stages[number]
         calls: list[Call] = []
         flops = 0.0
-        for layer in layers:
-            flops += layer.flops
-            calls += self._layer_calls(layer, backward)
+        for layer, count in self.alike[number].items():
+            flops += count * layer.flops
+            calls += _times(count, self._layer_calls(layer, backward))
         if number == len(self.stages) - 1:
             flops += self.work.head_flops
         calls += self._passed_on(number, backward)
@@ -155,17 +156,10 @@ class Simulation:
         return Part(times * once, calls)
 
     @property
-    def _again(self) -> bool:
-        """Whether a layer's inside is computed a second time."""
-        return self.work.checkpointing or self.spread.pipeline > 1
-
-    @property
     def _backward_passes(self) -> float:
         """Forward passes that a backward pass is worth; a pipeline computes all but the last micro-batch again."""
-        if not self._again:
-            return 2.0
-        if self.work.checkpointing:
-            return 3.0
+        if self.work.checkpointing or self.spread.pipeline == 1:
+            return self.work.passes - 1.0
         return 3.0 - 1.0 / self.spread.micro_batches
 
     def _passed_on(self, number: int, backward: bool) -> Iterator[Call]:
@@ -277,9 +271,9 @@ class Simulation:
         if self.work.experts:
             yield from self.groups.expert.call("total", 4.0)
         yield from same.call("gather", 8.0, 2.0)
-        for layer in self.stages[number]:
+        for layer, count in self.alike[number].items():
             if layer.experts:
-                yield from self._routing_calls(layer, self.spread.micro_batches)
+                yield from self._routing_calls(layer, count * self.spread.micro_batches)
 
     def _memory(self, number: int) -> float:
         """Bytes of a stage in one process: weights with their state, what is kept of tokens, a bucket."""
@@ -346,8 +340,12 @@ def _joined(one: Part, other: Part) -> Part:
 
 
 def _repeated(one: Part, times: int) -> Part:
-    calls = [call._replace(times=times * call.times) for call in one.calls]
-    return Part(times * one.computing_s, calls)
+    return Part(times * one.computing_s, _times(times, one.calls))
+
+
+def _times(count: int, calls: Iterable[Call]) -> list[Call]:
+    """Calls that are made so often."""
+    return [call._replace(times=count * call.times) for call in calls]
 
 
 def _cut(layers: Sequence[LayerWork], stages: int) -> list[tuple[LayerWork, ...]]:

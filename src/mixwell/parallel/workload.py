@@ -66,6 +66,11 @@ class Work:
         """Of one parameter in training: itself, gradient, moments, and a copy in the type that is computed in."""
         return FP32_STATE if self.number_bytes == 4 else LOW_STATE
 
+    @property
+    def passes(self) -> float:
+        """Forward passes that a row's way both ways is worth: a backward pass is two, and an inside may run again."""
+        return 4.0 if self.checkpointing else 3.0
+
     @cached_property
     def experts(self) -> tuple[int, ...]:
         """The different numbers of experts of layers that have some."""

@@ -72,9 +72,10 @@ def cluster_of(found: Mapping[str, float], processes: int, step: Step) -> Cluste
     row_s = max((found["many_s"] - found["few_s"]) / (many - few), 1e-9)
     rest = found["few_s"] - few * row_s - update
     forward = sum(layer.flops for layer in step.work.layers) + step.work.head_flops
-    row_flops = 3.0 * step.work.length * forward
+    passes = step.work.passes
+    row_flops = passes * step.work.length * forward
     rate = 1e9 * max(found["fp32_gflops"], found["bf16_gflops"] if step.work.number_bytes == 2 else 0.0)
-    layer_s = max(rest, 0.0) / 3.0 / len(step.work.layers)
+    layer_s = max(rest, 0.0) / passes / len(step.work.layers)
     efficiency = min(1.0, row_flops / row_s / rate)
     device = Device(flops_per_s=rate, memory_bytes=machine.memory_bytes() / processes, memory_bytes_per_s=bandwidth,
                     efficiency=efficiency, layer_s=layer_s)

@@ -1,6 +1,7 @@
 """Mixtures of tables that stay with their owners: as good as pooled fits, weights of each table, bad tables told."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -62,3 +63,26 @@ def test_refusals(tables):
         fit_tables([np.zeros(4)], 2)
     with pytest.raises(MixwellError, match="n_init is 0"):
         fit_tables(tables, 2, n_init=0)
+    with pytest.raises(MixwellError, match="rounds is -1; expected at least 1 and 0"):
+        fit_tables(tables, 2, rounds=-1)
+    with pytest.raises(MixwellError, match=r"table 0 has the shape \(3, 0\); expected rows and columns"):
+        fit_tables([np.zeros((3, 0))], 2)
+    with pytest.raises(MixwellError, match="table 1 holds what is no number"):
+        fit_tables([tables[0], [["a", "b"]]], 2)
+
+
+def test_frames_are_tables_whose_columns_have_names(tables):
+    frames = [pd.DataFrame(table, columns=["a", "b"]) for table in tables]
+    found, plain = fit_tables(frames, 2, rounds=3, n_init=1), fit_tables(tables, 2, rounds=3, n_init=1)
+    assert found.log_likelihood == plain.log_likelihood
+    with pytest.raises(MixwellError, match=r"columns \['a', 'b'\] and \['b', 'a'\] came; expected the same"):
+        fit_tables([frames[0], frames[1][["b", "a"]]], 2)
+
+
+@pytest.mark.parametrize("far, reg_covar, rounds", [(1e8, 1e-6, 1), (0.0, 0.0, 50)])
+def test_components_without_a_density_are_told_in_a_line(far, reg_covar, rounds):
+    """Columns whose size leaves no digits for their spread, and a component that shrinks to rows that are alike."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(0, 1, (20, 2)), np.full((5, 2), 50.0)]) + far
+    with pytest.raises(MixwellError, match=r"a component has no density.*raise reg_covar"):
+        fit_tables([rows], 4, rounds=rounds, reg_covar=reg_covar)

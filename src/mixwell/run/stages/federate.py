@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from mixwell.core import units
 from mixwell.core.config import from_dict
 from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.machine import hold_memory
@@ -14,7 +14,7 @@ from mixwell.lm import folder as folders
 from mixwell.lm.data import TokenData
 from mixwell.lm.federated import METHODS, Dealing, federate, method_of
 from mixwell.lm.model import LanguageModel
-from mixwell.parallel.federated.clients import Tensors
+from mixwell.parallel.federated.clients import Tensors, counted
 from mixwell.parallel.federated.simulation import Setting, Turn
 from mixwell.run.stages._parts import Job, read_model
 from mixwell.run.stages.models import describe
@@ -37,7 +37,7 @@ class Federation:
     @property
     def tokens(self) -> int:
         """That clients train on in all rounds, where nobody leaves."""
-        asked = math.ceil(self.setting.share * self.dealing.clients)
+        asked = counted(self.setting.share, self.dealing.clients)
         steps = self.setting.rounds * asked * int(self._option("steps", 1))
         return steps * self.batch_size * self.dealing.seq_len
 
@@ -62,6 +62,9 @@ def parse_federate(options: Mapping[str, Any], where: str) -> Federation:
         known = [*_names(config), *_names(Dealing), *world]
         raise MixwellError(f"{where}: unknown key {shown(key)}.{suggest(key, known)} Known keys: {', '.join(known)}.")
     method_of(entry.name, own, where)
+    clients, liars = dealing.clients, setting.liars
+    if liars >= clients:
+        raise MixwellError(f"{where}: liars is {liars} of {clients} clients; expected an honest one.")
     return Federation(method=entry.name, options=own, dealing=dealing, setting=setting)
 
 
@@ -89,17 +92,18 @@ def run_federate(job: Job) -> dict[str, Any]:
 
     found = federate(model, data, config.method, config.options, dealing=config.dealing, setting=setting, watch=watch)
     answers = [len(one.answered) for one in found.ledger]
-    counted = sum(one.counted for one in found.ledger)
+    learnt = sum(one.counted and bool(one.answered) for one in found.ledger)
     facts = {"down_bytes": found.down_bytes, "up_bytes": found.up_bytes, "rounds": len(answers),
-             "rounds_counted": counted, "answers": sum(answers)}
+             "rounds_counted": learnt, "answers": sum(answers)}
     record = job.record(**facts)
     after = replace(model.to_checkpoint(), lineage=before.lineage, files=before.files)
     folders.write(after.derive(record=record), job.folder / "model")
-    return {**describe(model), **facts, "notices": _notices(len(answers) - counted)}
+    return {**describe(model), **facts, "notices": _notices(len(answers) - learnt)}
 
 
 def _notices(idle: int) -> list[str]:
     """What is to be said of rounds in which nothing was learnt."""
     if not idle:
         return []
-    return [f"In {idle} rounds too few clients answered to tell lies from the truth; nothing was learnt in them."]
+    return [f"In {units.counted(idle, 'round')} nobody answered, or too few to tell lies from the truth; nothing was "
+            "learnt there."]

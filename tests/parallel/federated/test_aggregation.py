@@ -72,8 +72,25 @@ def test_equal_answers_give_themselves_and_order_does_not_count(rows, rule, mixi
 def test_refusals(rows):
     with pytest.raises(ValueError, match="faulty is -1; expected 0 or more"):
         Aggregation(faulty=-1)
-    for rule, faulty, least in (("trimmed_mean", 4, 9), ("krum", 5, 8), ("median", 4, 9), ("geometric_median", 4, 9)):
+    for rule, faulty, least in (("trimmed_mean", 4, 9), ("krum", 3, 9), ("median", 4, 9), ("geometric_median", 4, 9)):
         with pytest.raises(TooFew, match=f"7 answers came where {faulty} may be lies; expected at least {least}"):
             combined(rows, torch.ones(7), Aggregation(rule=rule, faulty=faulty))
     with pytest.raises(TooFew, match="7 answers came where 7 may be lies; expected at least 8"):
         nearest_mixing(rows, 7)
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum", "geometric_median"])
+@pytest.mark.parametrize("said", [math.nan, math.inf, -math.inf])
+def test_a_client_that_diverged_counts_as_a_lie(rows, rule, mixing, said):
+    rows[3] = said
+    found = combined(rows, torch.ones(7), Aggregation(rule=rule, faulty=1, mixing=mixing))
+    others = rows[[0, 1, 2, 4, 5, 6]]
+    assert (others.min(0).values <= found).all() and (found <= others.max(0).values).all()
+
+
+def test_equal_lies_are_not_krums_choice(rows):
+    lies = torch.full((2, 3), 100.0, dtype=torch.float64)
+    assert krum(torch.cat([rows[:5], lies]), 2).abs().max() < 100
+    with pytest.raises(TooFew, match="5 answers came where 2 may be lies; expected at least 7"):
+        krum(torch.cat([rows[:3], lies]), 2)

@@ -76,19 +76,25 @@ def trimmed_mean(rows_CP: Tensor, faulty: int) -> Tensor:
 
 
 def krum(rows_CP: Tensor, faulty: int) -> Tensor:
-    """The row whose n - f - 2 nearest others lie nearest, by the sum of squared distances."""
-    require(rows_CP, faulty + 3, faulty)
+    """The row whose n - f - 2 nearest others lie nearest, by the sum of squared distances.
+
+    Of fewer than 2 f + 3 rows f equal lies would be nearest to each other. A row that is not finite is never chosen.
+    """
+    require(rows_CP, 2 * faulty + 3, faulty)
     square_CC = distances(rows_CP).square()
     nearest_CC = square_CC.sort(1).values
     kept = len(rows_CP) - faulty - 1  # itself, at distance 0, among them
-    score_C = nearest_CC[:, :kept].sum(1)
+    score_C = nearest_CC[:, :kept].sum(1).nan_to_num(nan=torch.inf)
     best = score_C.argmin()
     return rows_CP[best]
 
 
 def geometric_median(rows_CP: Tensor, faulty: int = 0) -> Tensor:
-    """The point whose distances to the rows have the smallest sum (Weiszfeld's iteration)."""
+    """The point whose distances to the rows have the smallest sum (Weiszfeld's iteration); rows not finite are lies."""
     require(rows_CP, 2 * faulty + 1, faulty)
+    finite_C = rows_CP.isfinite().all(1)
+    rows_CP = rows_CP[finite_C]
+    require(rows_CP, faulty + 1, faulty)
     point_P = median(rows_CP)
     spread = float(distances(rows_CP).max())
     near = max(NEAR * spread, torch.finfo(rows_CP.dtype).tiny)

@@ -82,8 +82,8 @@ def three(monkeypatch):
     from mixwell.claims.record import Record, Task, Trial
     from mixwell.claims.work import Done
 
-    def run(chosen, folder, *, jobs, until, report):
-        assert jobs == 3 and until < float("inf")
+    def run(chosen, folder, *, jobs, until, report, pool):
+        assert pool is None and jobs == 3 and until < float("inf")
         good, broken, slow = chosen
         for seed in range(8):
             task = Task(good.name, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -12,6 +13,7 @@ from mixwell.report.records import RunRecord, StageRecord, numbers
 from mixwell.report.statistics import Interval, interval
 
 SAME = 0.005  # how far two mixtures' weights may be from each other to be one
+SEED = re.compile(r"-s\d+$")  # ends the name of one of a stage's seeds
 NAMES = {"chosen": "the choice", "natural": "the text's own shares", "equal": "equal shares"}
 Setting = tuple[Any, int]  # parameters of a model, and which of the trainings of one seed it is
 
@@ -81,14 +83,19 @@ def _losses(stage: StageRecord, reached: Mapping[str, Sequence[StageRecord]]) ->
     means = {name: _means(trained) for name, trained in reached.items()}
     rows = []
     for name, expected in predicted.items():
-        ids = [one.id for one in reached[name]]
-        trainings = ", ".join(ids) or units.ABSENT
+        trainings = ", ".join(_named(reached[name])) or units.ABSENT
         told_by = units.fixed(expected, 3)
         told_less = _less(expected, predicted["natural"])
         own = means[name]
         less = _less_of(own, means["natural"])
         rows.append([NAMES[name], told_by, told_less, trainings, _mean(own), less])
     return rows
+
+
+def _named(trained: Sequence[StageRecord]) -> list[str]:
+    """Names of trainings, those of one stage's seeds once."""
+    names = [SEED.sub("", one.id) for one in trained]
+    return list(dict.fromkeys(names))
 
 
 def _means(trained: Sequence[StageRecord]) -> list[float]:
@@ -104,6 +111,9 @@ def judged(reached: Mapping[str, Sequence[StageRecord]]) -> list[str]:
     own = _settings(reached["chosen"])
     said = []
     for name in ("natural", "equal"):
+        if reached[name] and reached[name] == reached["chosen"]:
+            said.append(f"The choice is {NAMES[name]}: there is nothing to judge.")
+            continue
         others = _settings(reached[name])
         for setting, trained in own.items():
             gains = _gains(trained, others.get(setting, {}))

@@ -269,7 +269,9 @@ def test_a_choice_is_judged_over_seeds_against_both_other_mixtures():
 
 
 def test_a_choice_that_is_equal_shares_is_judged_against_the_texts_own_alone():
-    even = [replace(one, id=f"on-equal-s{seed}") for seed, one in enumerate(reached([0, 0.1]))]
+    even = reached([0, 0.1])
+    for seed, one in enumerate(even):
+        one.id = f"on-equal-s{seed}"
     own, level = report_mixture.judged({"chosen": even, "natural": reached([2, 2.1]), "equal": list(even)})
     assert "own shares" in own and level == "The choice is equal shares: there is nothing to judge."
     assert report_mixture._named(even) == ["on-equal"]

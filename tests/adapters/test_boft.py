@@ -130,7 +130,8 @@ def test_refuses_options_that_cannot_be(options, message):
 @pytest.mark.parametrize("options, message", [
     ({"block_size": 3}, "has 8 inputs; 1 factors of blocks of 3 ask for a multiple of 3"),
     ({"block_size": 4, "factors": 3}, "a multiple of 16"),
-    ({"groups": {"weight": (2, 2)}}, r"has 5 rows, and \[2, 2\] came")])
-def test_refuses_what_does_not_divide_the_matrix(options, message):
+    ({"groups": {"weight": (2, 2)}}, r"has 5 rows, and \[2, 2\] came"),
+    ({"groups": {"qvk": (2, 3)}}, "groups: nothing that is adapted fits 'qvk'")])
+def test_refuses_what_does_not_divide_the_matrix_or_fits_none(options, message):
     with pytest.raises(MixwellError, match=message):
         beside(Config(**options))

@@ -147,6 +147,13 @@ def test_refuses_options_that_cannot_be(options, message):
         Config(**options)
 
 
+def test_refuses_to_start_along_a_text_that_is_empty():
+    network = model()
+    with pytest.raises(MixwellError, match="EVA looked at no window"):
+        EVA.attach(network, None, Config(rank=2), fresh(), text=iter(()))
+    assert EVA.attach(network, None, Config(rank=2), fresh(), text=[TOKENS]).num_parameters  # nothing was left there
+
+
 def test_refuses_to_start_without_text():
     with pytest.raises(MixwellError, match="hand in text, windows of token ids"):
         EVA.attach(model(), None, Config(), fresh())

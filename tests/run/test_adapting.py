@@ -132,6 +132,28 @@ def test_an_order_that_nobody_says_is_asked_for(places, tmp_path):
     torch.testing.assert_close(logits(put(plain, mixwell.load(folder / "base")).model), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["own", "fused", "apart"])
+def test_beside_another_base_it_stands_where_that_is_meant_alone(layout, places):
+    folder, _ = places
+    model = mixwell.load(folder / "base")
+    with torch.no_grad():
+        model.norm.weight += 1
+    with pytest.raises(MixwellError, match="was made for another base"):
+        put(folder / layout, model)
+    assert not any("adapters" in name for name in model.state_dict())  # nothing was left there
+    assert put(folder / layout, model, other_base=True).num_parameters
+
+
+def test_a_model_without_experts_has_no_orders_to_compare(tmp_path, monkeypatch):
+    there = moved(LoRA.attach(base(DENSE), "out", Config(rank=2), generator(3)), size=0.1)
+    peft.write(there, tmp_path / "said")
+    bare = _forget(tmp_path / "said", tmp_path / "bare")
+    monkeypatch.setattr("mixwell.lm.peft.weighing.read", lambda *_, **__: pytest.fail("it was read to be compared"))
+    model = base(DENSE)
+    put(bare, model)
+    torch.testing.assert_close(logits(model), logits(there.model), rtol=1e-5, atol=1e-5)
+
+
 def test_the_loss_on_text_of_its_kind_tells_the_order(tmp_path):
     model = base(SPARSE)
     folders.write(model.to_checkpoint(), tmp_path / "base")

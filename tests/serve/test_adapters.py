@@ -142,5 +142,17 @@ def test_one_token_and_one_group_take_the_short_way(both):
     expected = lora.scale * x @ lora.A.T.double() @ lora.B.T.double()
     torch.testing.assert_close(change.after(x, y, None), expected, rtol=1e-5, atol=1e-6)
     many.choose(torch.tensor([NONE]))
-    untouched = change.__class__(change.bounds, torch.tensor([NONE]))
+    untouched = model.layers[0].sequence_mixer.out._modules["adapters"]["weight"].bound()
     assert torch.equal(untouched.after(x, y, None), y)
+
+
+def test_rows_are_sorted_out_once_a_pass_whatever_the_number_of_weights(both, monkeypatch):
+    model, many = both
+    found = []
+    monkeypatch.setattr("mixwell.adapters.many._rows_of", lambda numbers, number: found.append(number) or slice(1))
+    many.choose(torch.tensor([0, NONE, 1]))
+    mixer = model.layers[0].sequence_mixer
+    x = torch.randn(1, 3, 16, dtype=torch.float64, generator=generator(4))
+    for layer in (mixer.qkv, mixer.out, mixer.out):
+        layer(x)
+    assert found == [0, 1]

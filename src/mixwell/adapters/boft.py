@@ -14,15 +14,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from mixwell.adapters._parts import WeightAdapter, example_target, full, product
-from mixwell.adapters.targets import Target, first_fit
+from mixwell.adapters.targets import Target, check_fits, first_fit
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.mixing import check_least, check_rate
@@ -107,6 +107,12 @@ class BOFT(WeightAdapter):
     targets = ("all-linear",)
     config: Config
     gain: Tensor | None
+
+    @classmethod
+    def build(cls, targets: Sequence[Target], config: Config, generator: torch.Generator) -> Sequence[Self]:
+        """An adapter for each target; a pattern of groups that fits none of them raises `MixwellError`."""
+        check_fits("groups", config.groups, [target.name for target in targets])
+        return super().build(targets, config, generator)
 
     def __init__(self, target: Target, config: Config, generator: torch.Generator) -> None:
         super().__init__(target, config)

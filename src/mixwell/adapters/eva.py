@@ -180,6 +180,9 @@ def _followed(model: nn.Module, watches: Mapping[str, _Watch], text: Iterable[Te
         ranks = shared_out(ratios, config.rank * len(watches))
         if all(still[name] >= rank for name, rank in ranks.items()):
             break
+    if not all(seen.rows for seen in found.values()):
+        raise MixwellError("EVA looked at no window, so it has nothing to start along; hand in text that is not empty "
+                           "and was not read to its end before.")
     return ranks, found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -29,7 +30,7 @@ class Many:
         """adapters: by name; each was attached to `model` and detached. What cannot be told by token raises
         `MixwellError`: a change of activations or routing, of a bias, or parameters trained as they are."""
         self.names = list(adapters)
-        self.numbers_T = torch.tensor([NONE])
+        self.rows = Rows(torch.tensor([NONE]))
         self.sites: dict[int, Site] = {}  # of layers with stacks
         targets: dict[str, list[Any]] = {}
         for number, (name, there) in enumerate(adapters.items()):
@@ -42,7 +43,7 @@ class Many:
 
     def choose(self, numbers_T: Tensor) -> None:
         """The adapter of each token of the next pass by its place among `names`, int64 [T]; -1 is none."""
-        self.numbers_T = numbers_T
+        self.rows = Rows(numbers_T)
 
     def _put(self, adapters: Sequence[WeightAdapter | None]) -> None:
         target = next(adapter.target for adapter in adapters if adapter is not None)
@@ -97,26 +98,55 @@ def _check_router(name: str, adapter: WeightAdapter) -> None:
                            "tokens of its rows; merge it into a model of its own.")
 
 
+ALL = slice(None)
+
+
+class Rows:
+    """The adapter of each row of a product: worked out once, and asked at every weight that the rows come to."""
+
+    def __init__(self, numbers_T: Tensor) -> None:
+        self.numbers_T = numbers_T
+
+    @cached_property
+    def groups(self) -> list[tuple[int, Any]]:
+        """(an adapter's number, which rows are its), without those of the base alone."""
+        numbers = self.numbers_T.tolist()
+        there = sorted(set(numbers) - {NONE})
+        return [(number, _rows_of(numbers, number)) for number in there]
+
+
+def _rows_of(numbers: Sequence[int], number: int) -> Any:
+    """The places of a number: a slice where they follow each other."""
+    places = [place for place, own in enumerate(numbers) if own == number]
+    if len(places) == len(numbers):
+        return ALL
+    first, last = places[0], places[-1]
+    if last - first + 1 == len(places):
+        return slice(first, last + 1)
+    return torch.tensor(places)
+
+
 class Site:
-    """The rows of one mixture's pass: the adapter of each, sorted by expert."""
+    """The rows of one mixture's pass, sorted by expert."""
 
     def __init__(self, many: Many) -> None:
         self.many = many
         self._routing: Routing | None = None
-        self._rows: list[Tensor] | None = None
+        self._rows: list[Rows] | None = None
 
     def note(self, module: nn.Module, arguments: Any, routing: Routing) -> None:
         """A hook behind the router."""
         self._routing, self._rows = routing, None
 
     @property
-    def numbers_E(self) -> list[Tensor]:
-        """By expert: the adapter of each of its rows."""
+    def rows_E(self) -> list[Rows]:
+        """By expert: its rows."""
         if self._rows is None:
             assert self._routing is not None
             order = plan(self._routing.indices_TK, self._routing.num_experts)
-            numbers_N = self.many.numbers_T[order.tokens_N]
-            self._rows = list(numbers_N.split(order.counts_E.tolist()))
+            numbers_N = self.many.rows.numbers_T[order.tokens_N]
+            parts = numbers_N.split(order.counts_E.tolist())
+            self._rows = [Rows(part) for part in parts]
         return self._rows
 
 
@@ -133,7 +163,7 @@ class _Beside(nn.Module):
         """The change that stands around a product of the pass in progress."""
         if self.site is not None:
             return ByExpert(self.bounds, self.site)
-        return ByRow(self.bounds, self.many.numbers_T)
+        return ByRow(self.bounds, self.many.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +171,7 @@ class ByRow:
     """A change of a matrix whose rows have adapters of their own."""
 
     bounds: tuple[Bound | None, ...]  # by number
-    numbers_T: Tensor  # of each row; NONE for the base
+    rows: Rows
     requires_grad = False
 
     @property
@@ -174,40 +204,21 @@ class ByRow:
 
     def __getitem__(self, expert: int | None) -> ByRow:
         bounds = tuple(None if bound is None else bound[expert] for bound in self.bounds)
-        return ByRow(bounds, self.numbers_T)
+        return ByRow(bounds, self.rows)
 
     def unbind(self) -> list[ByRow]:
         """Of a stack of one."""
         return [self[0]]
 
     def _groups(self) -> list[tuple[Bound, Any]]:
-        """The adapters that have rows, and which."""
-        numbers = self.numbers_T.tolist()
-        found = []
-        for number in sorted(set(numbers)):
-            bound = None if number == NONE else self.bounds[number]
-            if bound is not None:
-                found.append((bound, _rows_of(numbers, number)))
-        return found
-
-
-ALL = slice(None)
+        """The adapters here that have rows, and which."""
+        there = [(self.bounds[number], rows) for number, rows in self.rows.groups]
+        return [(bound, rows) for bound, rows in there if bound is not None]
 
 
 def _one_maps(bounds: Sequence[Bound | None]) -> bool:
     there = [bound for bound in bounds if bound is not None]
     return any(bound.maps_input for bound in there)
-
-
-def _rows_of(numbers: Sequence[int], number: int) -> Any:
-    """The places of a number: a slice where they follow each other."""
-    places = [place for place, own in enumerate(numbers) if own == number]
-    if len(places) == len(numbers):
-        return ALL
-    first, last = places[0], places[-1]
-    if last - first + 1 == len(places):
-        return slice(first, last + 1)
-    return torch.tensor(places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,11 +247,11 @@ class ByExpert:
         return bias
 
     def __getitem__(self, expert: int) -> ByRow:
-        numbers_T = self.site.numbers_E[expert]
+        rows = self.site.rows_E[expert]
         bounds = tuple(None if bound is None else bound[expert] for bound in self.bounds)
-        return ByRow(bounds, numbers_T)
+        return ByRow(bounds, rows)
 
     def unbind(self) -> list[ByRow]:
         """The experts' changes."""
-        experts = range(len(self.site.numbers_E))
+        experts = range(len(self.site.rows_E))
         return [self[expert] for expert in experts]

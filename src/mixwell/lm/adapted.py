@@ -37,7 +37,7 @@ def put(folder: str | Path, model: LanguageModel, *, packing: str | None = None,
             raise MixwellError(f"{folder} says itself how its experts lie; leave packing out.")
         return files.load(folder, model, other_base=other_base)
     if (folder / PEFT).is_file():
-        order = peft.settled_packing(folder, model, packing, text)
+        order = peft.settled_packing(folder, model, packing, text, other_base=other_base)
         return peft.read(folder, model, packing=order, other_base=other_base)
     raise MixwellError(f"{folder} holds no adapter; expected {files.FILE} (mixwell) or {PEFT} (PEFT).")
 

@@ -53,6 +53,14 @@ def test_the_adapter_is_frozen_and_the_model_trained_with_it_in_place(norms):
     assert not torch.allclose(with_it, logits(there.model))  # it was in place
 
 
+def test_norms_behind_the_mixers_are_left_as_they_are_too():
+    there = lora.LoRA.attach(model(norm_place="around"), None, lora.Config(rank=2), fresh())
+    free = turn(there)
+    behind = {f"layers.{i}.{mixer}_norm_after.weight" for i in range(2) for mixer in ("sequence", "channel")}
+    assert behind <= dict(there.model.named_parameters()).keys() and not [name for name in free if "norm" in name]
+    assert behind <= set(turn(there, norms=True))
+
+
 def test_beside_a_matrix_change_the_model_moves_as_the_merged_one_does():
     there = moved(lora.LoRA.attach(model(), None, lora.Config(rank=2), fresh()))
     merged = moved(lora.LoRA.attach(model(), None, lora.Config(rank=2), fresh()))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mixwell.adapters.attached import Attached
+from mixwell.adapters.selected import norms_of
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.kernels.packing import CHANGES
@@ -71,15 +72,12 @@ def turn(attached: Attached, norms: bool = False) -> list[str]:
     """
     if attached.merged:
         raise MixwellError("the adapter is merged, and what is frozen must stand beside the model; unmerge it.")
-    free = []
-    for name, parameter in attached.model.named_parameters():
-        parts = name.split(".")
-        norm = any(part.endswith("norm") for part in parts)
-        beside = CHANGES in parts
-        own = not beside and (norms or not norm) and parameter.is_floating_point()
-        parameter.requires_grad_(own)
-        if own:
-            free.append(name)
+    parameters = dict(attached.model.named_parameters())
+    own = [name for name in parameters if CHANGES not in name.split(".")]
+    still = [] if norms else norms_of(attached.model, own)
+    free = [name for name in own if name not in still and parameters[name].is_floating_point()]
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in free)
     return free
 
 

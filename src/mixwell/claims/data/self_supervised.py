@@ -28,9 +28,8 @@ from mixwell.claims.data._rehearsal import (
     require_some,
     start,
 )
+from mixwell.claims.data.self_rehearsal import RATES, plain, rehearsed
 from mixwell.core.rng import generator
-from mixwell.data.self_rehearsal import Config as Rehearsal
-from mixwell.data.self_rehearsal import self_rehearsal
 from mixwell.data.self_supervised import Config, self_supervised
 
 FAILS = 0.2
@@ -47,29 +46,19 @@ def reversed_copies(draws: torch.Generator, prompts: list[Tensor], given: list[T
     return found
 
 
-def method(bench: Bench, seed: int, *, lr: float, worded: bool = True) -> dict[str, float]:
-    """Tuned on own answers where they are right, and with `worded` on the model's wording of others."""
+def method(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
+    """Tuned on own answers where they are right, and on the model's wording of others."""
     rows = asked(seed, "train")
     prompts, given = asked_for(rows)
     answer = partial(own_answers, start(seed))
     reword = partial(reversed_copies, generator(seed, "reword"))
-    if worded:
-        targets = self_supervised(prompts, given, Config(), answer=answer, reword=reword, judge=listed_well)
-    else:
-        targets = self_rehearsal(prompts, given, Rehearsal(), answer=answer, judge=listed_well)
+    targets = self_supervised(prompts, given, Config(), answer=answer, reword=reword, judge=listed_well)
     require_some(targets.share(1))
     return measured(seed, rows, targets.answers, lr)
 
 
-def plain(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
-    """Tuned on the answers given."""
-    rows = asked(seed, "train")
-    return measured(seed, rows, asked_for(rows)[1], lr)
-
-
-RATES = {"lr": (3e-4, 1e-3, 3e-3)}
 CLAIM = Claim("Tuning on a model's own right answers and wordings keeps more of what it could.",
               "share of answers that are right", quantity="old", lower_is_better=False, tuned_by="mean",
               provided=(no_worse("new", 0.02, relative=False, lower_is_better=False),),
               sides={"method": Side(method, {}, RATES), "baseline": Side(plain, {}, RATES),
-                     "self-rehearsal": Side(method, {"worded": False}, RATES)})
+                     "self-rehearsal": Side(rehearsed, {}, RATES)})

@@ -19,15 +19,16 @@ CLEAR_NATS = 0.005  # a token: by so much the right order is better than the oth
 
 
 @torch.no_grad()
-def weigh_packings(folder: str | Path, model: LanguageModel, tokens_BT: Tensor) -> dict[str, float]:
+def weigh_packings(folder: str | Path, model: LanguageModel, tokens_BT: Tensor, *,
+                   other_base: bool = False) -> dict[str, float]:
     """The loss in nats a token of `model` with the adapter in a folder, by each order of its experts.
 
     tokens_BT: text of the kind that the adapter was trained on. The lower loss is the order of the file; two that are
-    close say that the text is not of that kind.
+    close say that the text is not of that kind. other_base: see `mixwell.lm.peft.read`.
     """
     found: dict[str, float] = {}
     for packing in FLAT:
-        there = read(folder, model, packing=packing)
+        there = read(folder, model, packing=packing, other_base=other_base)
         try:
             found[packing] = _nats(model, tokens_BT)
         finally:
@@ -41,11 +42,12 @@ def _nats(model: LanguageModel, tokens_BT: Tensor) -> float:
 
 
 def settled_packing(folder: str | Path, model: LanguageModel, packing: str | None = None,
-                    text: Callable[[], Tensor] | None = None) -> str | None:
+                    text: Callable[[], Tensor] | None = None, *, other_base: bool = False) -> str | None:
     """The order of the experts in a folder: the one named, else as the file says, else as the loss on `text` tells.
 
-    text: gives tokens [B, T] of the kind that the adapter was trained on. A file whose order is not said, would matter,
-    and cannot be told raises `MixwellError`: the wrong one gives fluent nonsense.
+    text: gives tokens [B, T] of the kind that the adapter was trained on. other_base: see `mixwell.lm.peft.read`. A
+    file whose order is not said, would matter, and cannot be told raises `MixwellError`: the wrong one gives fluent
+    nonsense.
     """
     folder = Path(folder)
     said = packing or read_options(folder).get(PACKING)
@@ -56,26 +58,28 @@ def settled_packing(folder: str | Path, model: LanguageModel, packing: str | Non
                            "same shapes. `mixwell apply adapters.lora --in BASE --adapter IT --out OWN layout=own` "
                            "writes it down, with packing=peft or packing=expert_first (Unsloth before 2026-09-17), or "
                            "with --text of the kind that it was trained on, and the loss tells.")
-    return _told_by_loss(folder, model, text())
+    return _told_by_loss(folder, model, text(), other_base)
 
 
 def _is_one_order(folder: Path, model: LanguageModel) -> bool:
-    """Whether the flat orders give the same adapter."""
+    """Whether the flat orders give the same adapter: none is read where the model has no stack that they differ in."""
+    if all(value.ndim < 3 for value in model.state_dict().values()):
+        return True
     first, second = (_tensors(folder, model, packing) for packing in FLAT)
     apart = [name for name in first if not torch.equal(first[name], second[name])]
     return not apart
 
 
 def _tensors(folder: Path, model: LanguageModel, packing: str) -> dict[str, Tensor]:
-    there = read(folder, model, packing=packing)
+    there = read(folder, model, packing=packing, other_base=True)  # the orders are compared, whatever the base
     found = there.tensors()
     there.detach()
     return found
 
 
 @torch.no_grad()
-def _told_by_loss(folder: Path, model: LanguageModel, tokens_BT: Tensor) -> str:
-    losses = weigh_packings(folder, model, tokens_BT)
+def _told_by_loss(folder: Path, model: LanguageModel, tokens_BT: Tensor, other_base: bool) -> str:
+    losses = weigh_packings(folder, model, tokens_BT, other_base=other_base)
     bare = _nats(model, tokens_BT)
     best, other = sorted(losses, key=losses.__getitem__)
     told = ", ".join(f"{name} {nats:.4f}" for name, nats in losses.items())

@@ -1,26 +1,12 @@
-"""Numbers as people write them on a command line: `7G`, `1e21`, `flops=1e21,memory=80G`, `e=1,2,4`."""
+"""Several numbers on a command line: `1,2,4`, `flops=1e21,memory=80G`, `e=1,2,4`."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Collection, Sequence
 
 from mixwell.core import units
 from mixwell.core.errors import MixwellError, shown, suggest
-
-NUMBER = re.compile(r"([-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)\s*([a-zA-Z]?)")
-
-
-def number(text: str, where: str) -> float:
-    """A finite number, with k, M, G (or B), T or P for thousands to 10^15; anything else raises `MixwellError`."""
-    match = NUMBER.fullmatch(text.strip())
-    if match is None or match[2] not in units.SUFFIXES:
-        raise MixwellError(f"{where}: expected a number such as 7G or 1e21, got {shown(text)}.")
-    found = float(match[1]) * units.SUFFIXES[match[2]]
-    if not math.isfinite(found):
-        raise MixwellError(f"{where}: {shown(text)} is too large.")
-    return found
+from mixwell.formats.amounts import number
 
 
 def numbers(text: str, where: str) -> list[float]:

@@ -99,6 +99,10 @@ def test_a_published_law_needs_no_table():
     (["--law", "joint_moe", "--budget", "flops=1e20"], "choices for 'e' are missing"),
     (["--coordinates", "16,32", "--budget", "flops=1e21"], "leave out the table, --rename, --budget"),
     (["--coordinates", "16,32.5"], "expected a whole number, got 32.5"),
+    (["--budget", "flops=0"], "--budget: flops is 0.0; expected a number above 0"),
+    (["--budget", "flops=1e21", "--choose", "e=1,2"], "--choose: unknown 'e'. Known: none"),
+    (["--law", "joint_moe", "--choose", "e=1,2"], "add --budget"),
+    (["--at", "n=1G", "--at", "d=1T", "--at", "dd=1"], "--at: unknown 'dd'. Did you mean 'd'"),
     (["--at", "n"], "expected COLUMN=A,B"),
     (["--at", "n=7G"], "the runs have no column 'd'")])
 def test_what_scale_cannot_do_ends_in_one_line(words, message):

@@ -18,18 +18,25 @@ def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:
     """`flops=1e21,memory=80G` as numbers by name; unknown names raise `MixwellError`."""
     found = {}
     for name, value in units.pairs(text).items():
-        if name not in known:
-            raise MixwellError(f"{where}: unknown {shown(name)}.{suggest(name, known)} Known: {', '.join(known)}.")
+        _check_known(name, known, where)
         found[name] = number(value, f"{where} {name}")
     return found
 
 
-def columns(words: Sequence[str], where: str) -> dict[str, list[float]]:
-    """`e=1,2,4` each, as numbers by name."""
+def columns(words: Sequence[str], known: Collection[str], where: str) -> dict[str, list[float]]:
+    """`e=1,2,4` each, as numbers by name; unknown names raise `MixwellError`."""
     found = {}
     for word in words:
-        name, separator, values = word.partition("=")
+        column, separator, values = word.partition("=")
         if not separator:
             raise MixwellError(f"{where}: expected COLUMN=A,B,..., such as e=1,2,4, got {shown(word)}.")
-        found[name.strip()] = numbers(values, f"{where} {name.strip()}")
+        name = column.strip()
+        _check_known(name, known, where)
+        found[name] = numbers(values, f"{where} {name}")
     return found
+
+
+def _check_known(name: str, known: Collection[str], where: str) -> None:
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise MixwellError(f"{where}: unknown {shown(name)}.{suggest(name, known)} Known: {there}.")

@@ -56,6 +56,8 @@ def test_dry_run_and_report(ran, tmp_path):
     (["compare", "--vary", "moe.router"], "expected KEY=VALUE,VALUE"),
     (["compare", "--vary", "k=1,2", "--vary", "k=1,3"], "stands twice"),
     (["compare", "--vary", "train.lr=1e-3,2e-3", "--search", "asynchronous_gp"], "which need no features"),
+    (["compare", "--vary", "train.lr=1e-3,2e-3", "--keep", "1"], "add --search METHOD"),
+    (["compare", "--vary", "model=a,b", "--search", "one_rung"], "these models exist already"),
     (["compare", "--vary", "moe.router=[a"], "not YAML"),
     (["compare", "routers", "--vary", "model.router=top_k,sinkhrn"], "Did you mean 'sinkhorn'?"),
     (["compare", "--vary", "moe.num_experts=2,4", "--seeds", "x"], "--seeds"),

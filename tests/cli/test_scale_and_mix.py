@@ -12,6 +12,7 @@ from mixwell.cli import amounts
 from mixwell.cli.main import app
 from mixwell.core.errors import MixwellError
 from mixwell.data.mixing.exponential_law import example
+from mixwell.formats.amounts import number
 from mixwell.report import mix_page, scale_page
 from mixwell.scaling.laws.chinchilla import Chinchilla, grid
 
@@ -98,6 +99,10 @@ def test_a_published_law_needs_no_table():
     (["--law", "joint_moe", "--budget", "flops=1e20"], "choices for 'e' are missing"),
     (["--coordinates", "16,32", "--budget", "flops=1e21"], "leave out the table, --rename, --budget"),
     (["--coordinates", "16,32.5"], "expected a whole number, got 32.5"),
+    (["--budget", "flops=0"], "--budget: flops is 0.0; expected a number above 0"),
+    (["--budget", "flops=1e21", "--choose", "e=1,2"], "--choose: unknown 'e'. Known: none"),
+    (["--law", "joint_moe", "--choose", "e=1,2"], "add --budget"),
+    (["--at", "n=1G", "--at", "d=1T", "--at", "dd=1"], "--at: unknown 'dd'. Did you mean 'd'"),
     (["--at", "n"], "expected COLUMN=A,B"),
     (["--at", "n=7G"], "the runs have no column 'd'")])
 def test_what_scale_cannot_do_ends_in_one_line(words, message):
@@ -177,8 +182,8 @@ def test_what_mix_cannot_do_ends_in_one_line(proxies, words, message):
 
 def test_numbers_are_read_as_people_write_them():
     assert amounts.numbers("7G,1e3, 2.5k", "here") == [7e9, 1e3, 2500.0]
-    assert amounts.number("8B", "here") == 8e9
+    assert number("8B", "here") == 8e9
     with pytest.raises(MixwellError, match="here: expected a number such as 7G or 1e21, got '7X'"):
-        amounts.number("7X", "here")
+        number("7X", "here")
     with pytest.raises(MixwellError, match="is too large"):
-        amounts.number("1e308T", "here")
+        number("1e308T", "here")

@@ -108,6 +108,8 @@ def test_cluster_files(tmp_path):
                             ("devices: 8", "device_s: 8", "unknown key 'device_s'. Did you mean 'devices'"),
                             ("between", "betwixt", "unknown key 'betwixt'"),
                             ("400T", ".inf", "inf came; expected a finite number"),
+                            ("400T", "1e308T", "flops_per_s: '1e308T' is too large"),
+                            ("400T", "-4T", "flops_per_s is -4.*above 0"),
                             ("400T", "-4", "flops_per_s is -4.*above 0"),
                             ("nodes: 2", "nodes: many", "nodes: expected a number")]:
         path.write_text(text.replace(old, new))

@@ -1,26 +1,12 @@
-"""Numbers as people write them on a command line: `7G`, `1e21`, `flops=1e21,memory=80G`, `e=1,2,4`."""
+"""Several numbers on a command line: `1,2,4`, `flops=1e21,memory=80G`, `e=1,2,4`."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Collection, Sequence
 
 from mixwell.core import units
 from mixwell.core.errors import MixwellError, shown, suggest
-
-NUMBER = re.compile(r"([-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)\s*([a-zA-Z]?)")
-
-
-def number(text: str, where: str) -> float:
-    """A finite number, with k, M, G (or B), T or P for thousands to 10^15; anything else raises `MixwellError`."""
-    match = NUMBER.fullmatch(text.strip())
-    if match is None or match[2] not in units.SUFFIXES:
-        raise MixwellError(f"{where}: expected a number such as 7G or 1e21, got {shown(text)}.")
-    found = float(match[1]) * units.SUFFIXES[match[2]]
-    if not math.isfinite(found):
-        raise MixwellError(f"{where}: {shown(text)} is too large.")
-    return found
+from mixwell.formats.amounts import number
 
 
 def numbers(text: str, where: str) -> list[float]:
@@ -32,18 +18,25 @@ def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:
     """`flops=1e21,memory=80G` as numbers by name; unknown names raise `MixwellError`."""
     found = {}
     for name, value in units.pairs(text).items():
-        if name not in known:
-            raise MixwellError(f"{where}: unknown {shown(name)}.{suggest(name, known)} Known: {', '.join(known)}.")
+        _check_known(name, known, where)
         found[name] = number(value, f"{where} {name}")
     return found
 
 
-def columns(words: Sequence[str], where: str) -> dict[str, list[float]]:
-    """`e=1,2,4` each, as numbers by name."""
+def columns(words: Sequence[str], known: Collection[str], where: str) -> dict[str, list[float]]:
+    """`e=1,2,4` each, as numbers by name; unknown names raise `MixwellError`."""
     found = {}
     for word in words:
-        name, separator, values = word.partition("=")
+        column, separator, values = word.partition("=")
         if not separator:
             raise MixwellError(f"{where}: expected COLUMN=A,B,..., such as e=1,2,4, got {shown(word)}.")
-        found[name.strip()] = numbers(values, f"{where} {name.strip()}")
+        name = column.strip()
+        _check_known(name, known, where)
+        found[name] = numbers(values, f"{where} {name}")
     return found
+
+
+def _check_known(name: str, known: Collection[str], where: str) -> None:
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise MixwellError(f"{where}: unknown {shown(name)}.{suggest(name, known)} Known: {there}.")

@@ -15,6 +15,7 @@ from mixwell.core.errors import MixwellError, suggest
 
 if TYPE_CHECKING:
     from mixwell.compare import Plan
+    from mixwell.compare.searching import Search
     from mixwell.run.recipe import Recipe
 
 
@@ -32,7 +33,8 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
                                                            "what is varied]")] = None,
             search: Annotated[str | None, typer.Option(metavar="METHOD", help="Train all variants in part and compare "
                               "those that lead: one_rung, rising_bandits or deepening_hyperband.")] = None,
-            keep: Annotated[int, typer.Option(min=1, help="Variants that go on, with --search.")] = 3,
+            keep: Annotated[int | None, typer.Option(min=1, help="Variants that go on, with --search.  "
+                                                     "[default: 3]")] = None,
             out: Annotated[Path | None, typer.Option(help="Folder.  [default: runs/RECIPE-by-KEY]")] = None,
             dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run and its cost.")] = False,
             ) -> None:
@@ -56,15 +58,15 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     from mixwell import compare as lab_compare
     from mixwell.cli.progress import Bar
     from mixwell.compare import existing
-    from mixwell.compare.searching import Search
     from mixwell.compare.variants import parse_vary
-    from mixwell.core.config import from_dict
     from mixwell.run import recipe
 
     console, chosen = Console(highlight=False), recipe.read(path, overrides)
     varied = parse_vary(vary or [])
-    sought = from_dict(Search, {"method": search, "keep": keep}, "--search") if search else None
+    sought = _sought(search, keep)
     models = existing.only_models(chosen if path else replace(chosen, stages=[]), varied, budget)
+    if models and sought is not None:
+        raise MixwellError("--search trains variants in part, and these models exist already; leave it out.")
     if models:
         compare_models(console, models, chosen, baseline, out, dry_run)
         return
@@ -82,6 +84,19 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     console.print(f"report: {page}", soft_wrap=True)
     if missing:
         tell(f"error: {missing} failed; the report says why", FAILED)
+
+
+def _sought(method: str | None, keep: int | None) -> Search | None:
+    """The search asked for; None for a comparison of all."""
+    from mixwell.compare.searching import Search
+    from mixwell.core.config import from_dict
+
+    if method is None:
+        if keep is not None:
+            raise MixwellError("--keep says how many variants a search keeps; add --search METHOD, or leave it out.")
+        return None
+    asked = {"method": method} if keep is None else {"method": method, "keep": keep}
+    return from_dict(Search, asked, "--search")
 
 
 def compare_models(console: Console, models: list[str], chosen: Recipe, baseline: str | None, out: Path | None,

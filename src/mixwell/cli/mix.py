@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mixwell.cli.amounts import number
 from mixwell.cli.errors import one_line
 from mixwell.cli.written import check_writable, written
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
+from mixwell.formats.amounts import number
 
 FAMILY, DEFAULT = "data.mixing", "law_and_trees"
 

@@ -68,8 +68,12 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
     console = Console(highlight=False)
     found: dict[str, Any] = {"law": law}
     own = _law(law)
-    choices = columns(choose or [], "--choose")
+    free = [name for name in own.columns if name not in ("n", "d")]
+    choices = columns(choose or [], free, "--choose")
+    asked = columns(at or [], own.columns, "--at")
     limits = _budget(budget)
+    if choices and limits is None:
+        raise MixwellError("--choose says what the best model under a budget may be; add --budget, or leave it out.")
     if table is None:
         curve, sample = _published(own, law), []
     else:
@@ -77,8 +81,8 @@ def scale(table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file
         sample = fit.bootstrap(draws, np.random.default_rng(seed))
         found["fit"] = show_fit(console, law, fit, sample)
         curve = fit
-    if at:
-        found["predicted"] = show_predictions(console, curve, sample, columns(at, "--at"))
+    if asked:
+        found["predicted"] = show_predictions(console, curve, sample, asked)
     if limits is not None:
         found["best"] = show_best(console, curve, sample, limits, choices)
     if report is not None:
@@ -147,6 +151,7 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _budget(text: str) -> Budget | None:
+    from mixwell.core.config import from_dict
     from mixwell.scaling.budget import Budget
 
     given = amounts(text, LIMITS, "--budget")
@@ -156,7 +161,7 @@ def _budget(text: str) -> Budget | None:
         raise MixwellError("--budget: flops is missing; expected flops=1e21, say, and memory=80G beside it where it "
                            "counts.")
     fields = {LIMITS[name]: value for name, value in given.items()}
-    return Budget(**fields)
+    return from_dict(Budget, fields, "--budget")
 
 
 def show_fit(console: Console, name: str, fit: Fit, sample: list[Fit]) -> dict[str, Any]:

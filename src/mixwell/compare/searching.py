@@ -18,6 +18,8 @@ import numpy as np
 from mixwell.core import registry, units
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import read_json, write_json
+from mixwell.mixing import check_least
+from mixwell.report.findings import Row
 from mixwell.report.words import listed
 from mixwell.scaling.trials import Trials
 
@@ -40,10 +42,7 @@ class Search:
         registry.find(self.method, FAMILY)
         if self.method not in CONFIGS:
             raise ValueError(f"method is {self.method!r}; expected one of {', '.join(CONFIGS)}, which need no features")
-        if self.keep < 1:
-            raise ValueError(f"keep is {self.keep}; expected at least 1")
-        if self.parts < 2:
-            raise ValueError(f"parts is {self.parts}; expected at least 2")
+        check_least(self, keep=1, parts=2)
 
 
 def _one_rung(module: Any, search: Search, count: int) -> tuple[Any, int]:
@@ -140,7 +139,7 @@ def statement(found: Mapping[str, Any]) -> str:
             f"comparison.{rest}")
 
 
-def rows(found: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def rows(found: Mapping[str, Any]) -> list[Row]:
     """Variant, share of its budget that it was trained for, bits per byte there, whether it went on."""
     table = []
     for row in sorted(found.get("variants", ()), key=_rank):

@@ -18,6 +18,7 @@ from typing import Any
 
 from mixwell.core.errors import MixwellError, suggest
 from mixwell.lm.documents import Document
+from mixwell.mixing import check_not_negative
 
 SIGNATURE = 128  # hashes of a signature: an estimated likeness is off by 0.04 (one deviation)
 SHINGLE = 5  # words that are compared together
@@ -72,8 +73,7 @@ class Quality:
             share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; expected a share from 0 to 1")
-        if not self.max_symbols >= 0:
-            raise ValueError(f"max_symbols is {self.max_symbols}; expected 0 or more")
+        check_not_negative(self, "max_symbols")
 
 
 @dataclass(frozen=True, kw_only=True)

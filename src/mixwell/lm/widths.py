@@ -24,6 +24,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.network import Network
+from mixwell.mixing import check_above, check_least
 from mixwell.scaling.feature_learning import slope
 
 STANDARD, MAXIMAL = "standard", "maximal update"
@@ -57,12 +58,8 @@ class Check:
         rising = sorted(set(self.widths))
         if list(self.widths) != rising or len(rising) < 2 or rising[0] < 1:
             raise ValueError(f"widths are {self.widths}; expected two or more, each above the one before")
-        if self.steps < LEAST_STEPS:
-            raise ValueError(f"steps is {self.steps}; expected at least {LEAST_STEPS}")
-        for name in ("lr", "seeds", "most"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; expected above 0")
+        check_least(self, steps=LEAST_STEPS)
+        check_above(self, lr=0, seeds=0, most=0)
 
 
 def decoder(width: int) -> ModelConfig:

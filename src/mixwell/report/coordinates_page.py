@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import torch
 from markupsafe import Markup
 
-from mixwell.core import machine, units
+from mixwell.core import units
 from mixwell.lm.widths import MAXIMAL, STANDARD, grown
-from mixwell.report import plots
-from mixwell.report.page import facts, render
-from mixwell.report.page import machine as about_machine
+from mixwell.report import findings, plots
+from mixwell.report.findings import Row
 from mixwell.report.words import listed
 
-Row = tuple[str, list[tuple[str, str]]]
 TITLES = {"exponents": "Exponents of width", "sizes": "Sizes over width, after the last step",
           "machine": "Machine and versions"}
 
@@ -66,17 +62,12 @@ def _chart(found: Mapping[str, Any], parametrisation: str) -> Markup:
 
 def page(found: Mapping[str, Any]) -> str:
     """The report as HTML."""
-    computer = machine.describe(torch.get_num_threads())
-    now = datetime.now(UTC).isoformat()
     both = STANDARD, MAXIMAL
     charts = [(name, _chart(found, name)) for name in both]
-    about = about_machine(computer, {}, "", now, {})
-    head = facts(computer, now)
-    toc = list(TITLES.items())
     said = [verdict(found, name) for name in both]
-    table = exponents(found)
-    return render("coordinates.html", title="The coordinate check", facts=head, lead=_lead(found), points=said, toc=toc,
-                  titles=TITLES, exponents=table, sizes=charts, machine=about)
+    sections = {"exponents": exponents(found), "sizes": charts}
+    return findings.page("coordinates.html", TITLES, sections, title="The coordinate check", lead=_lead(found),
+                         points=said)
 
 
 def _lead(found: Mapping[str, Any]) -> str:

@@ -8,15 +8,13 @@ Legend: N runs, D domains, M targets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from markupsafe import Markup
 
-from mixwell.core import machine, units
+from mixwell.core import units
 from mixwell.core.errors import MixwellError
 from mixwell.data.optimum import Optimum, shares_of
 from mixwell.data.predictor import Mixture
@@ -29,12 +27,10 @@ from mixwell.data.sureness import (
     score,
     weight_intervals,
 )
-from mixwell.report import plots, scatter
-from mixwell.report.page import facts, render
-from mixwell.report.page import machine as about_machine
+from mixwell.report import findings, plots, scatter
+from mixwell.report.findings import Row
 from mixwell.report.words import listed
 
-Row = tuple[str, list[tuple[str, str]]]  # a table's row: its name, and texts with what stands small below them
 FIRST = 10  # runs of least loss that are listed
 AT_CAP = 0.98  # of a cap: a weight from here on is held by it
 CHOSEN, EVEN, MEAN = "the choice", "equal shares", "mean of the runs"
@@ -111,18 +107,16 @@ def _tried(weights_ND: np.ndarray, losses_NM: np.ndarray, errors_NM: np.ndarray)
 
 def page(data: Mapping[str, Any], title: str) -> str:
     """The report as HTML, from what `record` and `trusted` say."""
-    computer = machine.describe(torch.get_num_threads())
-    now = datetime.now(UTC).isoformat()
     sections: dict[str, Any] = {
         "weights": weights(data),
+        "chart": _shares(data),
         "losses": losses(data),
         "observed": observed(data),
         "trust": scores(data["cross_validation"]),
-        "runs": best_runs(data),
-        "machine": about_machine(computer, {}, "", now, {})}
-    return render("mix.html", title=f"{title}: a mixture of {units.counted(len(data['weights']), 'domain')}",
-                  facts=facts(computer, now, more=data["method"]), lead=lead(data), points=points(data),
-                  toc=list(TITLES.items()), titles=TITLES, chart=_shares(data), **sections)
+        "runs": best_runs(data)}
+    domains = units.counted(len(data["weights"]), "domain")
+    return findings.page("mix.html", TITLES, sections, title=f"{title}: a mixture of {domains}", lead=lead(data),
+                         points=points(data), more=data["method"])
 
 
 def lead(data: Mapping[str, Any]) -> str:

@@ -8,22 +8,18 @@ Legend: N runs, P points of a line, B bootstrap draws.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import torch
 from markupsafe import Markup
 
-from mixwell.core import machine, units
+from mixwell.core import units
 from mixwell.core.errors import MixwellError
-from mixwell.report import plots, scatter
+from mixwell.report import findings, plots, scatter
 from mixwell.report.axes import Axes, framed
-from mixwell.report.page import facts, render
-from mixwell.report.page import machine as about_machine
+from mixwell.report.findings import Row
 from mixwell.scaling.law import Fit
 
-Row = tuple[str, list[tuple[str, str]]]
 SHARE = 0.2  # of the runs, the largest, that are left out to see how far the law reaches
 POINTS = 40  # of a line
 LEVEL = 0.95
@@ -101,20 +97,16 @@ def _middle(values_N: np.ndarray) -> float:
 def page(data: Mapping[str, Any], title: str) -> str:
     """The report as HTML, from what `mixwell scale` gathered."""
     fit = data["fit"]
-    computer = machine.describe(torch.get_num_threads())
-    now = datetime.now(UTC).isoformat()
     sections: dict[str, Any] = {
         "parameters": _parameters(fit),
         "curves": [(name, _curve_chart(name, line)) for name, line in fit["curves"].items()],
         "agreement": _agreement(fit),
         "residuals": _residuals(fit),
         "best": _best(data.get("best", {})),
-        "predicted": _predicted(data.get("predicted", [])),
-        "machine": about_machine(computer, {}, "", now, {})}
-    toc = [(name, words) for name, words in TITLES.items() if sections[name]]
+        "predicted": _predicted(data.get("predicted", []))}
     count = units.counted(len(fit["observed"]), "run")
-    return render("scale.html", title=f"{title}: {fit['law']}", facts=facts(computer, now, more=count),
-                  lead=lead(fit), points=points(data), toc=toc, titles=TITLES, **sections)
+    return findings.page("scale.html", TITLES, sections, title=f"{title}: {fit['law']}", lead=lead(fit),
+                         points=points(data), more=count)
 
 
 def lead(fit: Mapping[str, Any]) -> str:

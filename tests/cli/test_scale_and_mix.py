@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from mixwell.cli import amounts
 from mixwell.cli.main import app
+from mixwell.core import units
 from mixwell.core.errors import MixwellError
 from mixwell.data.mixing.exponential_law import example
 from mixwell.report import mix_page, scale_page
@@ -177,8 +178,8 @@ def test_what_mix_cannot_do_ends_in_one_line(proxies, words, message):
 
 def test_numbers_are_read_as_people_write_them():
     assert amounts.numbers("7G,1e3, 2.5k", "here") == [7e9, 1e3, 2500.0]
-    assert amounts.number("8B", "here") == 8e9
+    assert units.amount("8B", "here") == 8e9
     with pytest.raises(MixwellError, match="here: expected a number such as 7G or 1e21, got '7X'"):
-        amounts.number("7X", "here")
+        units.amount("7X", "here")
     with pytest.raises(MixwellError, match="is too large"):
-        amounts.number("1e308T", "here")
+        units.amount("1e308T", "here")

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Collection, Sequence
 
 from mixwell.core import units
 from mixwell.core.errors import MixwellError, shown, suggest
 
-NUMBER = re.compile(r"([-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)\s*([a-zA-Z]?)")
-
-
-def number(text: str, where: str) -> float:
-    """A finite number, with k, M, G (or B), T or P for thousands to 10^15; anything else raises `MixwellError`."""
-    match = NUMBER.fullmatch(text.strip())
-    if match is None or match[2] not in units.SUFFIXES:
-        raise MixwellError(f"{where}: expected a number such as 7G or 1e21, got {shown(text)}.")
-    found = float(match[1]) * units.SUFFIXES[match[2]]
-    if not math.isfinite(found):
-        raise MixwellError(f"{where}: {shown(text)} is too large.")
-    return found
-
 
 def numbers(text: str, where: str) -> list[float]:
     """`1,2,4` as numbers; at least one."""
-    return [number(part, where) for part in text.split(",")]
+    return [units.amount(part, where) for part in text.split(",")]
 
 
 def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:
@@ -34,7 +19,7 @@ def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:
     for name, value in units.pairs(text).items():
         if name not in known:
             raise MixwellError(f"{where}: unknown {shown(name)}.{suggest(name, known)} Known: {', '.join(known)}.")
-        found[name] = number(value, f"{where} {name}")
+        found[name] = units.amount(value, f"{where} {name}")
     return found
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mixwell.cli.amounts import number
 from mixwell.cli.errors import one_line
 from mixwell.cli.written import check_writable, written
 from mixwell.core import units
@@ -64,7 +63,7 @@ def mix(runs: Annotated[Path, typer.Argument(help="CSV or Parquet file, one row 
         table = table.of(importance)
     fitted = predictor.fit(table, np.random.default_rng(seed))
     errors_NM = fitted.out_of_fold(np.random.default_rng(seed))
-    limits_D = caps(fitted, have or None, number(tokens, "--tokens") if tokens else None, epochs, beyond)
+    limits_D = caps(fitted, have or None, units.amount(tokens, "--tokens") if tokens else None, epochs, beyond)
     found = best_weights(fitted, importance, caps_D=limits_D, generator=np.random.default_rng(seed))
     data = mix_page.record(fitted, errors_NM, found, importance, method)
     show_mixture(console, data)
@@ -90,7 +89,7 @@ def _named(words: list[str], where: str, default: float | None) -> dict[str, flo
         name, separator, value = word.partition("=")
         if not separator and default is None:
             raise MixwellError(f"{where}: expected NAME=NUMBER, got {word!r}.")
-        found[name] = number(value, f"{where} {name}") if separator else float(default or 0.0)
+        found[name] = units.amount(value, f"{where} {name}") if separator else float(default or 0.0)
     return found
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, TypeGuard
+
+from mixwell.core.errors import MixwellError, shown
 
 THIN = "\u202f"  # narrow no-break space
 ABSENT = "–"
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}  # as people write them
+_AMOUNT = re.compile(r"([-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)\s*([a-zA-Z]?)")
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -18,6 +22,17 @@ def pairs(text: str) -> dict[str, str]:
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         found[name.strip()] = value.strip()
+    return found
+
+
+def amount(text: str, where: str) -> float:
+    """A finite number, with k, M, G (or B), T or P for thousands to 10^15; anything else raises `MixwellError`."""
+    match = _AMOUNT.fullmatch(text.strip())
+    if match is None or match[2] not in SUFFIXES:
+        raise MixwellError(f"{where}: expected a number such as 7G or 1e21, got {shown(text)}.")
+    found = float(match[1]) * SUFFIXES[match[2]]
+    if not math.isfinite(found):
+        raise MixwellError(f"{where}: {shown(text)} is too large.")
     return found
 
 

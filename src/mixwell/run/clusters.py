@@ -10,20 +10,18 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mixwell.core import units
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError, shown
 from mixwell.core.files import write_text
-from mixwell.core.units import SUFFIXES
 from mixwell.parallel.cluster import Cluster
 from mixwell.run import yaml_data
 
-NUMBER = re.compile(r"(\d+\.?\d*(?:[eE][-+]?\d+)?)\s*([a-zA-Z]?)")
 WORDS = ("about",)  # keys whose value is text
 
 
@@ -53,8 +51,5 @@ def _numbers(data: Any, where: str, key: str = "") -> Any:
         raise MixwellError(f"{where}: {data} came; expected a finite number.")
     if not isinstance(data, str) or key in WORDS:
         return data
-    match = NUMBER.fullmatch(data.strip())
-    if match is None or match[2] not in SUFFIXES:
-        raise MixwellError(f"{where}: expected a number such as 400T or 3e-6, got {shown(data)}.")
-    found = float(match[1]) * SUFFIXES[match[2]]
+    found = units.amount(data, where)
     return int(found) if found.is_integer() else found

@@ -68,6 +68,7 @@ def test_the_command_trains_what_was_planned(folder):
     ((), "give one of --cluster FILE and --measure N"),
     (("--measure", 2, "--cluster", "a"), "give one of --cluster FILE and --measure N"),
     (("--cluster", "a", "--save", "b"), "give --measure N with it"),
+    (("--measure", 2, "--save", "."), "is a folder; expected a file to write"),
     (("--measure", 1), "1 processes came; expected 2 to 64"),
     (("--cluster", "nowhere.yaml"), "there is no file nowhere.yaml")])
 def test_refusals(folder, words, line):

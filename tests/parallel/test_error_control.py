@@ -5,7 +5,7 @@ import torch
 
 from mixwell.core.rng import generator
 from mixwell.parallel.error_control import Config, Ledger, controlled, error_control, example, opened
-from mixwell.parallel.sparse import top_k
+from tests.parallel._stalling import check_that_naive_compression_stalls, quadratics
 
 
 def problem(noise=None):
@@ -56,15 +56,10 @@ def test_what_is_known_and_owed_is_all_that_was():
 
 
 def test_it_converges_where_naive_compression_stalls():
-    curves = torch.stack([torch.diag(torch.tensor(row)) for row in ([1.0, 2, 1], [2, 1, 1], [1, 1, 6])]).double()
-    slopes = torch.tensor([[9.0, 0, 1], [-9, 0, 1], [0, 9, 1]]).double()
-    best = torch.linalg.solve(curves.mean(0), slopes.mean(0))
+    curves, slopes, best = quadratics()
     found = error_control(torch.zeros(3).double(), curves, slopes, torch.zeros(600, 3, 3), Config(step=0.05))
     torch.testing.assert_close(found.x_D, best, rtol=0, atol=1e-6)
-    naive = torch.zeros(3).double()
-    for _ in range(600):
-        naive = naive - 0.05 * top_k(curves @ naive - slopes, 1).mean(0)
-    assert (naive - best).abs().max() > 0.05
+    check_that_naive_compression_stalls()
 
 
 def test_refusals():

@@ -119,6 +119,8 @@ def test_what_cannot_be():
     assert misfit(MIXED, Spread(expert=16)).startswith("(8,) experts over 16")
     assert misfit(dataclasses.replace(WORK, accumulate=2), Spread(data=2)) == "2 micro-batches"
     assert not misfit(MIXED, Spread(data=2, expert=2))
+    odd = dataclasses.replace(WORK, length=127)
+    assert not misfit(odd, Spread(data=2)) and misfit(odd, Spread(sequence=2)) == "127 tokens in 4 pieces"
     assert fits(estimate(WORK, Spread(data=4), CLUSTER), DEVICE)
     with pytest.raises(ValueError, match="2 nodes and no link between them"):
         Cluster(device=DEVICE, inside=INSIDE, devices=4, nodes=2)

@@ -5,7 +5,7 @@ import torch
 
 from mixwell.core.rng import generator
 from mixwell.serve.hierarchy import Config, example, hierarchy, inner, kept_places
-from mixwell.serve.speculation import residual, verified
+from mixwell.serve.speculation import agreeing, residual, verified
 
 V = 4
 
@@ -89,3 +89,8 @@ def test_the_small_cache_keeps_the_first_chunk_and_those_that_the_query_looks_fo
     assert kept_places(query, keys[:18], Config(chunk=4, budget=400)).tolist() == list(range(18))
     with pytest.raises(ValueError, match="a chunk of 8 positions"):
         Config(budget=7)
+
+
+def test_drafts_agree_up_to_the_first_that_is_wrong():
+    for drafts, told, count in (([1, 2, 3], [1, 2, 3, 4], 3), ([1, 2, 3], [1, 9, 3], 1), ([5], [1], 0), ([], [1], 0)):
+        assert agreeing(drafts, told) == count

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mixwell.cli.errors import one_line
 from mixwell.cli.runs import RECIPE, split_words
+from mixwell.cli.written import check_writable
 from mixwell.core.errors import MixwellError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def plan(words: Annotated[list[str] | None, RECIPE] = None,
         raise MixwellError("give one of --cluster FILE and --measure N.")
     if save is not None and measure is None:
         raise MixwellError("--save writes what --measure found; give --measure N with it.")
+    check_writable(save)
     from mixwell.parallel.search import reason, search
     from mixwell.run import recipe
 

@@ -152,7 +152,7 @@ def misfit(work: Work, spread: Spread) -> str:
         return "no experts to spread"
     if work.kv_heads % spread.tensor:
         return f"{work.kv_heads} heads of keys over {spread.tensor} processes"
-    if work.length % (2 * spread.sequence):
+    if spread.sequence > 1 and work.length % (2 * spread.sequence):
         return f"{work.length} tokens in {2 * spread.sequence} pieces"
     if len(work.layers) < spread.pipeline:
         return f"{len(work.layers)} layers in {spread.pipeline} stages"

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.mixing import check_least
-from mixwell.serve.speculation import Law, draw, verified
+from mixwell.serve.speculation import Law, draw, read_at_once, verified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +90,7 @@ def hierarchy(ids: Sequence[int], whole: Law, small: Law, tiny: Law, config: Con
               generator: torch.Generator) -> Passes:
     """One turn: at least one token, each distributed as `whole` has it, and what it took."""
     tokens, laws, passes = inner(ids, small, tiny, config.drafts, generator)
-    found: list[int] = []
-    for token, drafted_V in zip(tokens, laws):
-        wanted_V = whole([*ids, *found])
-        token, held = verified(wanted_V, drafted_V, token, generator)
-        found.append(token)
-        if not held:
-            break
-    else:
-        wanted_V = whole([*ids, *found])
-        found.append(draw(wanted_V, generator))
+    found = read_at_once(ids, whole, tokens, laws, generator)
     return Passes(found, 1, passes, passes)
 
 

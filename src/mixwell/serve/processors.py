@@ -11,7 +11,7 @@
     draw from memory at once is held to `shared` bytes a second, where one is given: the split is then the best of those
     whose traffic fits into that time.
 **Fails when:** tokens are spread evenly over experts: then the split gains little over a choice for the layer.
-**Cost:** O(E log E).
+**Cost:** O(E^2): each of the E + 1 splits is summed.
 """
 
 from __future__ import annotations

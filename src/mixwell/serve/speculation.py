@@ -31,3 +31,27 @@ def verified(wanted_V: Tensor, drafted_V: Tensor, token: int, generator: torch.G
     if chance * drafted_V[token] < wanted_V[token]:
         return token, True
     return draw(residual(wanted_V, drafted_V), generator), False
+
+
+def read_at_once(ids: Sequence[int], whole: Law, drafts: Sequence[int], laws: Sequence[Tensor],
+                 generator: torch.Generator) -> list[int]:
+    """The tokens of one pass of `whole` over drafts of these laws: those that hold, and the model's own behind them."""
+    found: list[int] = []
+    for draft, drafted_V in zip(drafts, laws):
+        wanted_V = whole([*ids, *found])
+        token, held = verified(wanted_V, drafted_V, draft, generator)
+        found.append(token)
+        if not held:
+            return found
+    last_V = whole([*ids, *found])
+    return [*found, draw(last_V, generator)]
+
+
+def agreeing(drafts: Sequence[int], told: Sequence[int]) -> int:
+    """How many drafts are right before the first that is not."""
+    count = 0
+    for draft, token in zip(drafts, told):
+        if draft != token:
+            break
+        count += 1
+    return count

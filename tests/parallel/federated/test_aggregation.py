@@ -56,7 +56,8 @@ def test_the_geometric_median_has_the_smallest_sum_of_distances(rows):
 @pytest.mark.parametrize("mixing", [False, True])
 @pytest.mark.parametrize("rule", ["mean", "median", "trimmed_mean", "krum", "geometric_median"])
 def test_equal_answers_give_themselves_and_order_does_not_count(rows, rule, mixing):
-    config = Aggregation(rule=rule, faulty=1, mixing=mixing)
+    heeded = mixing or rule != "mean"
+    config = Aggregation(rule=rule, faulty=int(heeded), mixing=mixing)
     ones = torch.ones(7)
     same = rows[:1].repeat(7, 1)
     torch.testing.assert_close(combined(same, ones, config), rows[0])
@@ -72,6 +73,8 @@ def test_equal_answers_give_themselves_and_order_does_not_count(rows, rule, mixi
 def test_refusals(rows):
     with pytest.raises(ValueError, match="faulty is -1; expected 0 or more"):
         Aggregation(faulty=-1)
+    with pytest.raises(ValueError, match="faulty is 2 and rule is 'mean', which takes every answer as it is; choose"):
+        Aggregation(faulty=2)
     for rule, faulty, least in (("trimmed_mean", 4, 9), ("krum", 3, 9), ("median", 4, 9), ("geometric_median", 4, 9)):
         with pytest.raises(TooFew, match=f"7 answers came where {faulty} may be lies; expected at least {least}"):
             combined(rows, torch.ones(7), Aggregation(rule=rule, faulty=faulty))

@@ -19,7 +19,7 @@ from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
 from mixwell.core.rng import generator
 from mixwell.serve.hierarchy import Config, hierarchy
-from mixwell.serve.speculation import Law, draw, verified
+from mixwell.serve.speculation import Law, draw, read_at_once
 
 VOCABULARY, TOKENS, SHARP = 32, 600, 2.5
 APART = {"small": 0.15, "tiny": 0.8}  # spread of what is added to the model's scores, theirs being 1
@@ -49,15 +49,7 @@ def one_level(ids: list[int], whole: Law, drafting: Law, drafts: int, draws: tor
         law_V = drafting([*ids, *guesses])
         drafted.append(law_V)
         guesses.append(draw(law_V, draws))
-    found: list[int] = []
-    for guess, law_V in zip(guesses, drafted):
-        wanted_V = whole([*ids, *found])
-        token, held = verified(wanted_V, law_V, guess, draws)
-        found.append(token)
-        if not held:
-            return found
-    last_V = whole([*ids, *found])
-    return [*found, draw(last_V, draws)]
+    return read_at_once(ids, whole, guesses, drafted, draws)
 
 
 def work(bench: Bench, seed: int, *, kind: str, drafts: int) -> float:

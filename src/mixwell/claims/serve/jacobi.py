@@ -22,6 +22,7 @@ from mixwell.serve.jacobi import Config, Jacobi
 from mixwell.serve.lookup import Config as LookupConfig
 from mixwell.serve.lookup import Lookup
 from mixwell.serve.request import Drafter
+from mixwell.serve.speculation import agreeing
 
 WRITTEN, READ, ROWS = 32, 32, 12  # tokens of a continuation and of its prompt, prompts of each domain
 VARIED = 0.5  # share of distinct 4-grams below which a text is a loop
@@ -36,16 +37,6 @@ def predicted(model: LanguageModel, ids: Sequence[int], count: int) -> list[int]
         logits_NV, _ = model.read(tokens_1T, cache, places)
     best_N = logits_NV.argmax(-1)
     return best_N.tolist()
-
-
-def agreeing(guesses: Sequence[int], found: Sequence[int]) -> int:
-    """How many guesses are right before the first that is not."""
-    count = 0
-    for guess, told in zip(guesses, found):
-        if guess != told:
-            break
-        count += 1
-    return count
 
 
 def continued(model: LanguageModel, prompt: Sequence[int], drafter: Drafter | None) -> tuple[list[int], int]:

@@ -15,21 +15,12 @@ from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
 from mixwell.claims.trunk import windows
 from mixwell.serve.lookup import continuation
+from mixwell.serve.speculation import agreeing
 from mixwell.serve.tree_drafts import Grams
 
 NODES, WIDTH, ROWS, PARTS = 24, 1000, 2, 32
 
 Guess = Callable[[int], list[Sequence[int]]]  # branches of what follows, by how many tokens are said
-
-
-def agreeing(branch: Sequence[int], following: Sequence[int]) -> int:
-    """How many of a branch's tokens are right before the first that is not."""
-    count = 0
-    for guess, told in zip(branch, following):
-        if guess != told:
-            break
-        count += 1
-    return count
 
 
 def passes_of(text: Sequence[int], guess: Guess) -> int:

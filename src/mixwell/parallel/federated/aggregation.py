@@ -34,6 +34,9 @@ class Aggregation:
     def __post_init__(self) -> None:
         if self.faulty < 0:
             raise ValueError(f"faulty is {self.faulty}; expected 0 or more clients")
+        if self.rule == "mean" and self.faulty and not self.mixing:
+            raise ValueError(f"faulty is {self.faulty} and rule is 'mean', which takes every answer as it is; choose "
+                             f"another rule ({', '.join(RULES)}), or set mixing")
 
 
 def combined(rows_CP: Tensor, weights_C: Tensor, config: Aggregation) -> Tensor:

@@ -46,3 +46,15 @@ def test_a_budget_is_the_size():
     assert sized(mos.MoS, network, "out", config, each) == config
     with pytest.raises(MixwellError, match=rf"is as large as its budget says, which trains {each}"):
         sized(mos.MoS, network, "out", config, 2 * each)
+
+
+def test_no_rank_is_looked_at_twice(monkeypatch):
+    seen = []
+
+    def counted(method, model, targets, config, trained):
+        seen.append(config.rank)
+        return 64 * config.rank
+
+    monkeypatch.setattr("mixwell.adapters.sizing._count", counted)
+    assert sized(lora.LoRA, model(), "out", lora.Config(), 64 * 5 + 10).rank == 5
+    assert len(seen) == len(set(seen)) > 5

@@ -341,23 +341,31 @@ def _published(arch, folder):
     return theirs.PeftModel.from_pretrained(model, folder / "adapter").eval()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_peft_itself_gives_the_same_logits_of_ours(case, tmp_path):
+def written_for_peft(arch, attach, folder):
+    """Hold the logits of an adapter to those that PEFT itself gives of what is written of it."""
     pytest.importorskip("peft")
-    arch, attach = CASES[case]
     there = moved(attach(base(arch)), size=0.2)
-    peft.write(there, tmp_path / "adapter")
-    theirs = _published(arch, tmp_path)
+    peft.write(there, folder / "adapter")
+    theirs = _published(arch, folder)
     with torch.no_grad():
         torch.testing.assert_close(logits(there.model), theirs(TOKENS).logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["linear", "experts"])
-def test_peft_itself_gives_what_is_written_here(name, tmp_path):
+def given_by_peft(config, shapes, arch, figures, folder):
+    """Hold figures of the last token of each row to those that PEFT itself gives."""
     pytest.importorskip("peft")
-    config, shapes, arch = FOLDERS[name]
-    adapter(tmp_path / "adapter", config, shapes)
-    theirs = _published(arch, tmp_path)
+    adapter(folder / "adapter", config, shapes)
+    theirs = _published(arch, folder)
     with torch.no_grad():
         found = theirs(TOKENS).logits[:, -1, :4]
-    torch.testing.assert_close(found, torch.tensor(PUBLISHED[name]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, torch.tensor(figures), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_peft_itself_gives_the_same_logits_of_ours(case, tmp_path):
+    written_for_peft(*CASES[case], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["linear", "experts"])
+def test_peft_itself_gives_what_is_written_here(name, tmp_path):
+    given_by_peft(*FOLDERS[name], PUBLISHED[name], tmp_path)

@@ -13,7 +13,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator as seeded
 from mixwell.lm import peft
 from tests.contracts._adapters import moved
-from tests.lm.test_peft import DENSE, LAYER, SPARSE, TOKENS, _published, adapter, base, logits
+from tests.lm.test_peft import DENSE, LAYER, SPARSE, TOKENS, adapter, base, given_by_peft, logits, written_for_peft
 
 TARGETS = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (32, 16), "mlp.up_proj": (32, 48),
            "mlp.down_proj": (48, 32)}  # inputs, outputs
@@ -158,20 +158,9 @@ def test_what_cannot_be_read_is_refused(changes, shapes, message, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_peft_itself_gives_the_same_logits_of_ours(case, tmp_path):
-    pytest.importorskip("peft")
-    arch, attach = CASES[case]
-    there = moved(attach(base(arch)), size=0.2)
-    peft.write(there, tmp_path / "adapter")
-    theirs = _published(arch, tmp_path)
-    with torch.no_grad():
-        torch.testing.assert_close(logits(there.model), theirs(TOKENS).logits, rtol=1e-5, atol=1e-5)
+    written_for_peft(*CASES[case], tmp_path)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_peft_itself_gives_what_is_written_here(name, tmp_path):
-    pytest.importorskip("peft")
-    adapter(tmp_path / "adapter", *FOLDERS[name])
-    theirs = _published(DENSE, tmp_path)
-    with torch.no_grad():
-        found = theirs(TOKENS).logits[:, -1, :4]
-    torch.testing.assert_close(found, torch.tensor(PUBLISHED[name]), rtol=1e-4, atol=1e-5)
+    given_by_peft(*FOLDERS[name], DENSE, PUBLISHED[name], tmp_path)

@@ -22,6 +22,7 @@ from mixwell.lm import peft
 from mixwell.lm.adapted import put
 from mixwell.lm.model import LanguageModel
 from mixwell.run import apply as applying
+from mixwell.run.adapting import put_many
 from tests.contracts._adapters import moved
 from tests.lm.test_peft import DENSE, SPARSE, TOKENS, base, logits
 
@@ -142,6 +143,22 @@ def test_beside_another_base_it_stands_where_that_is_meant_alone(layout, places)
         put(folder / layout, model)
     assert not any("adapters" in name for name in model.state_dict())  # nothing was left there
     assert put(folder / layout, model, other_base=True).num_parameters
+
+
+def test_several_are_put_beside_a_base_whose_numbers_are_counted_once(places, monkeypatch):
+    folder, _ = places
+    counted = []
+    digest = files.digest
+    monkeypatch.setattr(files, "digest", lambda tensors: counted.append(len(tensors)) or digest(tensors))
+    layouts = {name: str(folder / name) for name in ("own", "fused", "apart")}
+    model = mixwell.load(folder / "base")
+    assert put_many(model, layouts).names == list(layouts) and len(counted) == 1
+    other = mixwell.load(folder / "base")
+    with torch.no_grad():
+        other.norm.weight += 1
+    for name, place in layouts.items():
+        with pytest.raises(MixwellError, match="was made for another base"):
+            put_many(other, {name: place})
 
 
 def test_a_model_without_experts_has_no_orders_to_compare(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ the tensors by `<target>/<part>`. Those of a stack of experts have the expert fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def base_digest(attached: Attached) -> str:
+    """`digest` of the base beside which an adapter stands."""
+    return digest(attached.base_tensors())
+
+
 def save(attached: Attached, folder: str | Path, base: str = "") -> Path:
     """Write the adapter to a folder, whole or not at all; `base` names the model that it belongs to, for readers."""
     own = attached.tensors()
@@ -48,7 +53,7 @@ def save(attached: Attached, folder: str | Path, base: str = "") -> Path:
         "config": to_dict(attached.config),
         "targets": list(attached.adapters),
         "trained": list(attached.trained),
-        "base": {"name": base, "digest": digest(attached.base_tensors())},
+        "base": {"name": base, "digest": base_digest(attached)},
         "experts": PACKING,
         "versions": machine.versions(),
     }
@@ -58,8 +63,9 @@ def save(attached: Attached, folder: str | Path, base: str = "") -> Path:
     return Path(folder)
 
 
-def load(folder: str | Path, model: nn.Module, *, other_base: bool = False) -> Attached:
-    """Put the adapter in a folder beside `model`.
+def load(folder: str | Path, model: nn.Module, *, other_base: bool = False,
+         base_digest: Callable[[Attached], str] = base_digest) -> Attached:
+    """Put the adapter in a folder beside `model`; base_digest: may count the model's numbers once for many adapters.
 
     A file that is damaged, a target or a shape that the model has not, and a base with other numbers than the one that
     the adapter was trained beside raise `MixwellError`; the last only without `other_base`.
@@ -72,7 +78,7 @@ def load(folder: str | Path, model: nn.Module, *, other_base: bool = False) -> A
     found = attach(entry.load(), model, content["targets"], config, trained=content["trained"], begin=False, held=held)
     try:
         if not other_base:
-            _check_base(found, content["base"], folder)
+            _check_base(content["base"], base_digest(found), folder)
         found.load_tensors(held)
     except MixwellError:
         found.detach()
@@ -80,8 +86,7 @@ def load(folder: str | Path, model: nn.Module, *, other_base: bool = False) -> A
     return found
 
 
-def _check_base(attached: Attached, base: Mapping[str, Any], folder: Path) -> None:
-    own = digest(attached.base_tensors())
+def _check_base(base: Mapping[str, Any], own: str, folder: Path) -> None:
     if own != base["digest"]:
         there, named = base["digest"], base["name"] or "unnamed"
         raise MixwellError(f"{folder} was made for another base ({named}): the weights' digest there is {there[:12]}, "

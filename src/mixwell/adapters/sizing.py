@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -33,16 +34,17 @@ def sized(method: Any, model: nn.Module, targets: Sequence[str] | str | None, co
         why = f"is as large as its {BUDGET} says" if names else "has one size only"
         _check_near(count(config), wanted, why)
         return config
+    tried = functools.cache(lambda rank: _tried(count, config, names, rank))  # each is a look at the whole model
     low, high = 1, MOST
     while low < high:  # the smallest rank that has as many or more
         middle = (low + high) // 2
-        there = _tried(count, config, names, middle)
+        there = tried(middle)
         if there is None or there >= wanted:
             high = middle
         else:
             low = middle + 1
     near = [rank for rank in (low - 1, low) if rank >= 1]
-    counts = {rank: _tried(count, config, names, rank) for rank in near}
+    counts = {rank: tried(rank) for rank in near}
     possible = {rank: size for rank, size in counts.items() if size is not None}
     best = min(possible, key=lambda rank: abs(possible[rank] - wanted), default=None)
     if best is None:

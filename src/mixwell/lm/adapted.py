@@ -24,21 +24,21 @@ Text = Callable[[], Tensor]  # gives tokens [B, T] of the kind that an adapter w
 
 
 def put(folder: str | Path, model: LanguageModel, *, packing: str | None = None, text: Text | None = None,
-        other_base: bool = False) -> Attached:
+        other_base: bool = False, base_digest: Callable[[Attached], str] = files.base_digest) -> Attached:
     """Put the adapter in a folder of mixwell's or of PEFT's beside `model`.
 
     packing, text: of PEFT's fused experts, see `mixwell.lm.peft.settled_packing`. other_base: whether it may stand
-    beside other numbers than the file says that it was trained beside. What does not fit raises `MixwellError`, and
-    nothing is attached.
+    beside other numbers than the file says that it was trained beside. base_digest: may count the model's numbers
+    once for many adapters. What does not fit raises `MixwellError`, and nothing is attached.
     """
     folder = Path(folder)
     if (folder / files.FILE).is_file():
         if packing is not None:
             raise MixwellError(f"{folder} says itself how its experts lie; leave packing out.")
-        return files.load(folder, model, other_base=other_base)
+        return files.load(folder, model, other_base=other_base, base_digest=base_digest)
     if (folder / PEFT).is_file():
         order = peft.settled_packing(folder, model, packing, text, other_base=other_base)
-        return peft.read(folder, model, packing=order, other_base=other_base)
+        return peft.read(folder, model, packing=order, other_base=other_base, base_digest=base_digest)
     raise MixwellError(f"{folder} holds no adapter; expected {files.FILE} (mixwell) or {PEFT} (PEFT).")
 
 

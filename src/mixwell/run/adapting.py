@@ -198,8 +198,15 @@ def put_many(model: LanguageModel, places: Mapping[str, str]) -> Many | None:
     if not places:
         return None
     held = {}
+    counted: list[str] = []
+
+    def base_digest(there: Attached) -> str:
+        if not counted:
+            counted.append(files.base_digest(there))
+        return counted[0]
+
     for name, place in places.items():
-        there = adapted.put(find_adapter(place), model)
+        there = adapted.put(find_adapter(place), model, base_digest=base_digest)
         there.detach()
         held[name] = there
     return Many(model, held)

@@ -43,6 +43,23 @@ class SequenceMixer(nn.Module):
         raise NotImplementedError
 
 
+def head_width(dim: int, num_heads: int, head_dim: int | None) -> int:
+    """P: `head_dim`, or D / H where that is a whole even number; else `ValueError`."""
+    if head_dim is not None:
+        return head_dim
+    width, rest = divmod(dim, num_heads)
+    if rest or width % 2:
+        raise ValueError(f"num_heads = {num_heads} does not divide dim = {dim} into heads of even width; choose other "
+                         "numbers or give head_dim")
+    return width
+
+
+def context_of(x_BTD: Tensor, mask_BT: Tensor | None) -> Context:
+    """What shape and mask alone say of the tokens."""
+    B, T, _ = x_BTD.shape
+    return Context(batch_shape=(B, T), mask_T=None if mask_BT is None else mask_BT.flatten())
+
+
 def positions_after(cache: KVCache | None, x_BTD: Tensor) -> Tensor:
     """Positions [1, T] of tokens that follow those in the cache, from 0 without one."""
     length = x_BTD.shape[1]

@@ -1,15 +1,32 @@
-"""What sequence mixers share that treat tokens differently: maps in copies.
+"""What sequence mixers share that treat tokens differently: maps in copies, and routers that look at no other token.
 
 Legend: M copies, N rows sorted by copy, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from mixwell.core import registry
+from mixwell.core.errors import MixwellError
 from mixwell.core.rng import normal
 from mixwell.kernels.linear import linear
+
+ROUTERS = "experts.routers"
+
+
+def causal_router(spec: Mapping[str, Any]) -> registry.Entry:
+    """The router that a spec names; `MixwellError` for one that looks at other tokens: it would look at later ones."""
+    name = str(spec.get("method", "top_k"))
+    entry = registry.find(name, ROUTERS)
+    if "batch-invariant" not in entry.tags:
+        raise MixwellError(f"router {entry.name} looks at other tokens, later ones too; a causal mixer needs one that "
+                           "routes each token by itself, such as top_k.")
+    return entry
 
 
 class StackedLinear(nn.Module):

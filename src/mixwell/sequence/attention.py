@@ -33,7 +33,7 @@ from mixwell.kernels.norm import Kind, build_norm
 from mixwell.kernels.rope import attention_factor, check_rope_scaling
 from mixwell.kernels.rotary import rotary_angles, rotate, rotate_one, split_rotate, turns_one
 from mixwell.mixing import SequenceMixed, check_above
-from mixwell.sequence._parts import SequenceMixer, positions_after
+from mixwell.sequence._parts import SequenceMixer, head_width, positions_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +71,6 @@ class Config:
         check_rope_scaling(self.rope_scaling)
 
 
-def head_width(dim: int, config: Config) -> int:
-    """P: `head_dim`, or D / H where that is a whole even number; else `ValueError`."""
-    if config.head_dim is not None:
-        return config.head_dim
-    if dim % config.num_heads or dim // config.num_heads % 2:
-        raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
-                         "choose other numbers or give head_dim")
-    return dim // config.num_heads
-
-
 @method(
     title="Causal attention",
     paper=("Attention Is All You Need", "RoFormer: Enhanced Transformer with Rotary Position Embedding",
@@ -97,7 +87,7 @@ class Attention(SequenceMixer):
         self.config = config
         self.heads = config.num_heads
         self.kv_heads = config.num_kv_heads or config.num_heads
-        self.width = head_width(dim, config)
+        self.width = head_width(dim, config.num_heads, config.head_dim)
         q_rows = self.heads * self.width
         kv_rows = self.kv_heads * self.width
         all_rows = q_rows + 2 * kv_rows

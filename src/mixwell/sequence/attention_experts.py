@@ -23,8 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.core import registry
-from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Routing
 from mixwell.kernels.attention import attend_scored
@@ -33,9 +31,9 @@ from mixwell.kernels.linear import Linear
 from mixwell.kernels.rope import attention_factor, check_rope_scaling
 from mixwell.kernels.rotary import rotary_angles, rotate
 from mixwell.mixing import SequenceMixed, apply_balance, build_balance, build_router, check_above
-from mixwell.sequence._parts import SequenceMixer, positions_after
+from mixwell.sequence._parts import SequenceMixer, context_of, head_width, positions_after
+from mixwell.sequence._routed import causal_router
 
-ROUTERS = "experts.routers"
 FAR = 2.0**14  # what the score of a key that is not there lies below all others
 
 
@@ -84,8 +82,8 @@ class AttentionExperts(SequenceMixer):
         self.config = config
         self.heads = config.num_heads
         self.groups = config.groups
-        self.width = _head_width(dim, config)
-        _check_router(config.router)
+        self.width = head_width(dim, config.num_heads, config.head_dim)
+        causal_router(config.router)  # it refuses others
         q_rows = self.heads * self.width
         kv_rows = self.groups * self.width
         rows = q_rows + 2 * kv_rows
@@ -104,11 +102,9 @@ class AttentionExperts(SequenceMixer):
         """[B, T, D] -> [B, T, D]; see `SequenceMixer`. Losses are named `heads.` and the rule."""
         if positions_BT is None:
             positions_BT = positions_after(cache, x_BTD)
-        B, T, _ = x_BTD.shape
-        shape = B, T
+        shape = x_BTD.shape[:2]
         if context is None:
-            mask_T = None if mask_BT is None else mask_BT.flatten()
-            context = Context(batch_shape=shape, mask_T=mask_T)
+            context = context_of(x_BTD, mask_BT)
         x_TD = x_BTD.flatten(0, 1)
         routing = self.router(x_TD, context)
         weights_TG, there_TG = spread(routing, self.groups)
@@ -163,17 +159,6 @@ class AttentionExperts(SequenceMixer):
         return 2.0 * products
 
 
-def _head_width(dim: int, config: Config) -> int:
-    """P: `head_dim`, or D / H where that is a whole even number; else `ValueError`."""
-    if config.head_dim is not None:
-        return config.head_dim
-    width, rest = divmod(dim, config.num_heads)
-    if rest or width % 2:
-        raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
-                         "choose other numbers or give head_dim")
-    return width
-
-
 def spread(routing: Routing, groups: int) -> tuple[Tensor, Tensor]:
     """(weights, whether a token is routed there) of every token and group [T, G]."""
     chosen = routing.indices_TK >= 0
@@ -184,14 +169,6 @@ def spread(routing: Routing, groups: int) -> tuple[Tensor, Tensor]:
     ones = chosen.to(nowhere.dtype)
     counts_TG = nowhere.scatter_add(1, place, ones)
     return weights_TG, counts_TG > 0
-
-
-def _check_router(spec: Mapping[str, Any]) -> None:
-    """Raise `MixwellError` for a router that looks at other tokens: it would look at later ones, too."""
-    entry = registry.find(str(spec.get("method", "top_k")), ROUTERS)
-    if "batch-invariant" not in entry.tags:
-        raise MixwellError(f"router {entry.name} looks at other tokens, later ones too; a causal mixer needs one that "
-                           "routes each token by itself, such as top_k.")
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -23,9 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixwell.core import registry
 from mixwell.core.config import from_dict
-from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.routing import Context, Plan, Routing, combine, dispatch, plan
 from mixwell.kernels.attention import attend
@@ -34,10 +32,8 @@ from mixwell.kernels.linear import Linear
 from mixwell.kernels.rope import attention_factor, check_rope_scaling
 from mixwell.kernels.rotary import rotary_angles, rotate
 from mixwell.mixing import SequenceMixed, apply_balance, build_balance, check_above
-from mixwell.sequence._parts import SequenceMixer, positions_after
-from mixwell.sequence._routed import StackedLinear
-
-ROUTERS, BALANCE = "experts.routers", "experts.balance"
+from mixwell.sequence._parts import SequenceMixer, context_of, head_width, positions_after
+from mixwell.sequence._routed import StackedLinear, causal_router
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,28 +64,13 @@ class Config:
         check_rope_scaling(self.rope_scaling)
 
 
-def head_width(dim: int, config: Config) -> int:
-    """P: `head_dim`, or D / K where that is a whole even number; else `ValueError`."""
-    if config.head_dim:
-        return config.head_dim
-    width, rest = divmod(dim, config.num_heads)
-    if rest or width % 2:
-        raise ValueError(f"num_heads = {config.num_heads} does not divide dim = {dim} into heads of even width; "
-                         "choose other numbers or give head_dim")
-    return width
-
-
 def build_router(config: Config, dim: int, generator: torch.Generator | None) -> nn.Module:
     """The router of the config, with k = K where it has a k.
 
     Raises `MixwellError` for one that looks at other tokens.
     """
-    options = dict(config.router)
-    name = str(options.pop("method", "top_k"))
-    entry = registry.find(name, ROUTERS)
-    if "batch-invariant" not in entry.tags:
-        raise MixwellError(f"router {entry.name} looks at other tokens, later ones too; a causal mixer needs one that "
-                           "routes each token by itself, such as top_k.")
+    entry = causal_router(config.router)
+    options = {name: value for name, value in config.router.items() if name != "method"}
     kind = entry.module().Config
     known = {f.name for f in fields(kind)}
     defaults = {"k": config.num_heads, "renormalise": False}
@@ -113,7 +94,7 @@ class MixtureOfAttentionHeads(SequenceMixer):
         super().__init__()
         self.dim = dim
         self.config = config
-        self.width = head_width(dim, config)
+        self.width = head_width(dim, config.num_heads, config.head_dim)
         experts = config.num_experts
         self.router = build_router(config, dim, generator)
         self.rules = build_balance(config.balance)
@@ -131,7 +112,7 @@ class MixtureOfAttentionHeads(SequenceMixer):
         if positions_BT is None:
             positions_BT = positions_after(cache, x_BTD)
         if context is None:
-            context = self._context(x_BTD, mask_BT)
+            context = context_of(x_BTD, mask_BT)
         x_TD = x_BTD.flatten(0, 1)
         routing = self.router(x_TD, context)
         order = plan(routing.indices_TK, self.config.num_experts)
@@ -147,11 +128,6 @@ class MixtureOfAttentionHeads(SequenceMixer):
         named = {f"heads.{name}": loss for name, loss in losses.items()}
         y_BTD = y_TD.view_as(x_BTD)
         return SequenceMixed(y_BTD, routing, named, aux)
-
-    def _context(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Context:
-        """What the mask alone says of the tokens."""
-        B, T, _ = x_BTD.shape
-        return Context(batch_shape=(B, T), mask_T=None if mask_BT is None else mask_BT.flatten())
 
     def _queries(self, x_TD: Tensor, order: Plan) -> Tensor:
         """[T, K, P], one query for each slot; an empty one asks with zeros."""

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,14 @@ class Module:
 
 
 def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None,
-         other_base: bool = False) -> Attached:
+         other_base: bool = False, base_digest: Callable[[Attached], str] = files.base_digest) -> Attached:
     """Put the adapter in a PEFT folder beside `model`; it can be trained on, merged or saved in either form.
 
     packing: the order of experts in B, "peft" or "expert_first" (Unsloth before 2026-09-17), or "stacks"; None takes
     what the file says of itself, else PEFT's; `settled_packing` asks, or tells by the loss. An option or a tensor that
     is not understood, a target that the file lacks, and an adapter of another base raise `MixwellError`; nothing is
-    attached. other_base: whether the base that the file names by digest may be another.
+    attached. other_base: whether the base that the file names by digest may be another. base_digest: may count
+    the model's numbers once for many adapters.
     """
     folder = Path(folder)
     config = read_options(folder)
@@ -79,12 +80,11 @@ def read(folder: str | Path, model: LanguageModel, *, packing: str | None = None
     else:
         found = _attached(model, modules, _whole(model, whole, places), config)
     if BASE in config and not other_base:
-        _check_base(found, str(config[BASE]), folder)
+        _check_base(found, str(config[BASE]), base_digest(found), folder)
     return found
 
 
-def _check_base(found: Attached, there: str, folder: Path) -> None:
-    own = files.digest(found.base_tensors())
+def _check_base(found: Attached, there: str, own: str, folder: Path) -> None:
     if own == there:
         return
     found.detach()

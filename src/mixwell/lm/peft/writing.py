@@ -56,7 +56,7 @@ def write(attached: Attached, folder: str | Path, *, base: str = "", experts: Ex
     modules = sorted(module_of(name) for name in saved)
     config = wanted.config() | {
         "base_model_name_or_path": base or None, "task_type": "CAUSAL_LM", "inference_mode": True,
-        "modules_to_save": modules or None, BASE: files.digest(attached.base_tensors())}
+        "modules_to_save": modules or None, BASE: files.base_digest(attached)}
     tensors = {PREFIX + name: value.contiguous() for name, value in (wanted.tensors | saved).items()}
     with whole_folder(folder) as scratch:
         write_json(scratch / CONFIG, dict(sorted(config.items())))

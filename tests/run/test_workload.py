@@ -104,7 +104,7 @@ def test_cluster_files(tmp_path):
     assert found.device.flops_per_s == 4e14 and found.processes == 16 and found.inside.latency_s == 3e-6
     clusters.write(tmp_path / "again.yaml", found)
     assert clusters.read(tmp_path / "again.yaml") == found
-    for old, new, words in [("400T", "400Q", "flops_per_s: expected a number such as 7G or 1e21, got '400Q'"),
+    for old, new, words in [("400T", "400Q", "flops_per_s: expected a number such as 400T or 3e-6, got '400Q'"),
                             ("devices: 8", "device_s: 8", "unknown key 'device_s'. Did you mean 'devices'"),
                             ("between", "betwixt", "unknown key 'betwixt'"),
                             ("400T", ".inf", "inf came; expected a finite number"),

@@ -11,7 +11,7 @@ from mixwell.formats.amounts import number
 
 def numbers(text: str, where: str) -> list[float]:
     """`1,2,4` as numbers; at least one."""
-    return [units.amount(part, where) for part in text.split(",")]
+    return [number(part, where) for part in text.split(",")]
 
 
 def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:

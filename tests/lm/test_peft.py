@@ -269,7 +269,13 @@ def test_a_gate_that_the_config_promises_and_the_file_lacks_is_refused(tmp_path)
     ({"target_modules": ["q_proj", "v_prj"]}, "'v_prj' names nothing in this model. Did you mean 'v_proj'"),
     ({"target_modules": "model.encoder.*"}, "'model.encoder.*' names nothing in this model"),
     ({"target_parameters": ["experts.gate"]}, "target_parameters: 'experts.gate' names nothing"),
-    ({"init_lora_weights": "pissa_niter_4"}, "took the start out of the base's own weights")])
+    ({"init_lora_weights": "pissa_niter_4"}, "took the start out of the base's own weights"),
+    ({"rank_pattern": {"*.v_proj": 3}}, r"'\*.v_proj' is no regular expression \(nothing to repeat"),
+    ({"target_modules": "(q_proj"}, r"'\(q_proj' is no regular expression"),
+    ({"target_modules": 3}, "target_modules is 3; expected text or a list, each text or null"),
+    ({"modules_to_save": "norm"}, "modules_to_save is 'norm'; expected a list"),
+    ({"alpha_pattern": [6]}, r"alpha_pattern is \[6\]; expected keys and values"),
+    ({"lora_dropout": "0.1"}, "lora_dropout is '0.1'; expected a number at least 0")])
 def test_a_config_that_does_not_say_what_the_file_holds_is_refused(change, message, tmp_path):
     folder, _ = adapter(tmp_path / "theirs", LINEAR_CONFIG | change, LINEAR)
     with pytest.raises(MixwellError, match=message):

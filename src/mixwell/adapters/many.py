@@ -212,8 +212,12 @@ class ByRow:
 
     def _groups(self) -> list[tuple[Bound, Any]]:
         """The adapters here that have rows, and which."""
-        there = [(self.bounds[number], rows) for number, rows in self.rows.groups]
-        return [(bound, rows) for bound, rows in there if bound is not None]
+        found = []
+        for number, rows in self.rows.groups:
+            bound = self.bounds[number]
+            if bound is not None:
+                found.append((bound, rows))
+        return found
 
 
 def _one_maps(bounds: Sequence[Bound | None]) -> bool:

@@ -66,8 +66,9 @@ class Config:
         width = self.head_dim
         if width is not None and width % 2:
             raise ValueError(f"head_dim is {width}; rotary positions turn pairs, so choose an even number")
-        if self.rotary_dim is not None and self.rotary_dim % 2:
-            raise ValueError(f"rotary_dim is {self.rotary_dim}; rotary positions turn pairs, so choose an even number")
+        turned = self.rotary_dim
+        if turned is not None and turned % 2:
+            raise ValueError(f"rotary_dim is {turned}; rotary positions turn pairs, so choose an even number")
         check_rope_scaling(self.rope_scaling)
 
 

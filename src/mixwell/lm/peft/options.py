@@ -9,6 +9,7 @@ from typing import Any
 
 from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.core.files import read_json
+from mixwell.formats.plain import Schema, check_object, either, mapping, number, optional, sequence, text, whole
 from mixwell.lm.peft.places import BASE, CONFIG, PACKING
 
 KINDS = ("LORA", "IA3", "BOFT", "OFT", "LN_TUNING")
@@ -27,6 +28,14 @@ BESIDE = ("alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", 
 KNOWN = frozenset((*READ, *BESIDE, *UNKNOWN, PACKING, BASE))
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts that take themselves out of the base
 ALL_LINEAR = "all-linear"  # in PEFT's words
+EXPRESSIONS = "target_modules", "feedforward_modules"  # lists of names, or one regular expression
+PATTERNS = "rank_pattern", "alpha_pattern"  # whose keys are regular expressions
+RATES = "lora_dropout", "boft_dropout", "module_dropout"
+SCHEMA: Schema = {
+    **dict.fromkeys(EXPRESSIONS, optional(either(text(), sequence(text())))),
+    **dict.fromkeys(("target_parameters", "modules_to_save"), optional(sequence(text()))),
+    **dict.fromkeys(PATTERNS, optional(mapping())), **dict.fromkeys(RATES, optional(number(0, 1))),
+    "num_cayley_neumann_terms": whole(0, 1000), PACKING: optional(text())}
 
 
 def read_options(folder: Path) -> dict[str, Any]:
@@ -38,6 +47,8 @@ def read_options(folder: Path) -> dict[str, Any]:
         raise MixwellError(f"{path}: peft_type is {shown(kind)}; {', '.join(KINDS)} are read.")
     found: dict[str, Any] = config
     _check_keys(found, path)
+    check_object(found, SCHEMA, str(path))
+    _check_expressions(found, path)
     if kind == "LORA":
         _check_low_rank(found, path)
     return found
@@ -55,6 +66,17 @@ def _check_keys(config: Mapping[str, Any], path: Path) -> None:
         raise MixwellError(f"{path} asks for {', '.join(asked)}, which would change the result and is not understood.")
 
 
+def _check_expressions(config: Mapping[str, Any], path: Path) -> None:
+    """What is read as a regular expression must be one."""
+    alone = [config[key] for key in EXPRESSIONS if isinstance(config.get(key), str)]
+    keys = [pattern for key in PATTERNS for pattern in config.get(key) or ()]
+    for expression in (*alone, *keys):
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise MixwellError(f"{path}: {shown(expression)} is no regular expression ({error}).") from error
+
+
 def _check_low_rank(config: Mapping[str, Any], path: Path) -> None:
     if "lora_alpha" not in config:
         raise MixwellError(f"{path} has no lora_alpha, so how much the change counts is not known.")
@@ -64,8 +86,8 @@ def _check_low_rank(config: Mapping[str, Any], path: Path) -> None:
             raise MixwellError(f"{path}: {name} is {shown(alpha)}; expected a number above 0.")
     ranks = {"r": config.get("r", 8), **(config.get("rank_pattern") or {})}
     for name, rank in ranks.items():
-        whole = isinstance(rank, int) and _is_number(rank)
-        if not whole or rank < 1:
+        counted = isinstance(rank, int) and _is_number(rank)
+        if not counted or rank < 1:
             raise MixwellError(f"{path}: {name} is {shown(rank)}; expected a whole number, 1 or more.")
     start = str(config.get("init_lora_weights"))
     if start.startswith(CHANGED_BASES):

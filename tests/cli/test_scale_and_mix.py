@@ -174,6 +174,8 @@ def test_a_mixture_has_a_page_with_its_figures(proxies, tmp_path, monkeypatch):
 @pytest.mark.parametrize("words, message", [
     (["--target", "cod"], "unknown target 'cod'"), (["--method", "x"], "unknown data.mixing method 'x'"),
     (["--available", "code"], "expected NAME=NUMBER"), (["--available", "code=1M"], "give tokens, too"),
+    (["--available", "cod=1M", "--tokens", "1M"], "--available: unknown 'cod'. Did you mean 'code'"),
+    (["--tokens", "1M"], "--tokens counts beside --available"),
     (["--weight-prefix", "w_"], "no column begins with 'w_'")])
 def test_what_mix_cannot_do_ends_in_one_line(proxies, words, message):
     found = call("mix", proxies, *(words if "--method" in words else ["--method", "exponential_law", *words]))

@@ -18,7 +18,7 @@ def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:
     """`flops=1e21,memory=80G` as numbers by name; unknown names raise `MixwellError`."""
     found = {}
     for name, value in units.pairs(text).items():
-        _check_known(name, known, where)
+        check_known(name, known, where)
         found[name] = number(value, f"{where} {name}")
     return found
 
@@ -31,12 +31,13 @@ def columns(words: Sequence[str], known: Collection[str], where: str) -> dict[st
         if not separator:
             raise MixwellError(f"{where}: expected COLUMN=A,B,..., such as e=1,2,4, got {shown(word)}.")
         name = column.strip()
-        _check_known(name, known, where)
+        check_known(name, known, where)
         found[name] = numbers(values, f"{where} {name}")
     return found
 
 
-def _check_known(name: str, known: Collection[str], where: str) -> None:
+def check_known(name: str, known: Collection[str], where: str) -> None:
+    """Raise `MixwellError` for a name that is none of those known."""
     if name not in known:
         there = ", ".join(known) or "none"
         raise MixwellError(f"{where}: unknown {shown(name)}.{suggest(name, known)} Known: {there}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mixwell.cli.amounts import check_known
 from mixwell.cli.errors import one_line
 from mixwell.cli.written import check_writable, written
 from mixwell.core import units
@@ -58,7 +59,9 @@ def mix(runs: Annotated[Path, typer.Argument(help="CSV or Parquet file, one row 
     console = Console(highlight=False)
     table = _runs(runs, losses, weight_prefix, loss_prefix)
     importance = _named(target or [], "--target", 1.0) or None
-    have = _named(available or [], "--available", None)
+    have = _available(available or [], table.domains)
+    if tokens and not have:
+        raise MixwellError("--tokens counts beside --available alone; say what each domain has, or leave it out.")
     predictor = registry.find(method, FAMILY).load()()
     if importance:
         table = table.of(importance)
@@ -91,6 +94,14 @@ def _named(words: list[str], where: str, default: float | None) -> dict[str, flo
         if not separator and default is None:
             raise MixwellError(f"{where}: expected NAME=NUMBER, got {word!r}.")
         found[name] = number(value, f"{where} {name}") if separator else float(default or 0.0)
+    return found
+
+
+def _available(words: list[str], domains: Sequence[str]) -> dict[str, float]:
+    """Tokens by domain; one that the runs have not raises `MixwellError`."""
+    found = _named(words, "--available", None)
+    for name in found:
+        check_known(name, domains, "--available")
     return found
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.data.ranges import above, at_least
+from mixwell.mixing import check_above, check_least
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # noisy samples [N, ...], sigma [N] -> clean ones
 
@@ -47,9 +47,9 @@ class Config:
     bend: float = 7.0  # rho: how much steps gather at small sigma, above 0
 
     def __post_init__(self) -> None:
-        above(self, 0, "log_std", "data_std", "least", "bend")
-        at_least(self, 2, "steps")
-        above(self, self.least, "most")
+        check_above(self, log_std=0, data_std=0, least=0, bend=0)
+        check_least(self, steps=2)
+        check_above(self, most=self.least)
 
 
 class Noisy(NamedTuple):

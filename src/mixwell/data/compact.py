@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mixwell.core.errors import MixwellError
-from mixwell.data.ranges import above, at_least, at_most
+from mixwell.mixing import check_above, check_least, check_most
 
 Build = Callable[[torch.Generator], nn.Module]  # a fresh network: images [N, C, H, W] -> logits [N, Y]
 
@@ -119,10 +119,9 @@ class Training:
     temperature: float = 20.0  # of soft labels, above 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch")
-        at_least(self, 0, "decay")
-        above(self, 0, "lr", "temperature", "least_area")
-        at_most(self, 1, "least_area")
+        check_least(self, steps=1, batch=1, decay=0)
+        check_above(self, lr=0, temperature=0, least_area=0)
+        check_most(self, least_area=1)
 
 
 def trained(network: nn.Module, data: Images, training: Training, generator: torch.Generator,

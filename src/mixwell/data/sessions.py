@@ -24,8 +24,8 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.data.ranges import above, at_least, below
 from mixwell.data.waves import Sounds, check, levelled, placed
+from mixwell.mixing import check_above, check_below, check_least, check_most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,13 @@ class Config:
     least_dominance: float = 0.05  # of a speaker, 0 or more
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "length")
-        above(self, 0, "silence", "overlap", "gap_variance", "words_k", "words_p")
-        below(self, 1, "silence", "overlap")
-        at_least(self, 0, "turn", "dominance_std", "least_dominance", "silence_variance", "overlap_variance")
-        below(self, 1 + 1e-12, "turn", "words_p")
+        check_least(self, length=1, turn=0, dominance_std=0, least_dominance=0, silence_variance=0, overlap_variance=0)
+        check_above(self, silence=0, overlap=0, gap_variance=0, words_k=0, words_p=0)
+        check_below(self, silence=1, overlap=1)
+        check_most(self, turn=1, words_p=1)
         for name in ("silence", "overlap"):
             mean = getattr(self, name)
-            below(self, mean * (1 - mean), f"{name}_variance")
+            check_below(self, **{f"{name}_variance": mean * (1 - mean)})
 
 
 class Session(NamedTuple):

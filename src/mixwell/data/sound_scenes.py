@@ -24,8 +24,8 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.data.ranges import at_least, at_most
 from mixwell.data.waves import Sounds, check, factor, levelled, placed
+from mixwell.mixing import check_least, check_most
 
 TIMES = ("once", "twice", "three times", "four times", "five times")
 LOUD = ("softly", "moderately", "loudly")  # thirds of the range of decibels
@@ -45,12 +45,8 @@ class Config:
     quietest: float = -12.0  # d: decibels, -30 to 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "events", "repeats")
-        at_most(self, len(TIMES), "repeats")
-        at_least(self, 0, "gap", "between", "together")
-        at_most(self, 1, "together")
-        at_least(self, -30, "quietest")
-        at_most(self, 0, "quietest")
+        check_least(self, events=1, repeats=1, gap=0, between=0, together=0, quietest=-30)
+        check_most(self, repeats=len(TIMES), together=1, quietest=0)
 
 
 class Library(NamedTuple):

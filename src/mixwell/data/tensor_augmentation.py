@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.data.compact import drawn
-from mixwell.data.ranges import above, at_least, below
+from mixwell.mixing import check_above, check_below, check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,9 @@ class Config:
     guided: bool = True  # by influence; else every entity is drawn alike
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "embedding", "batch", "epochs", "patience")
-        at_least(self, 0, "added")
-        above(self, 0, "lr", "held")
-        below(self, 1, "held")
+        check_least(self, embedding=1, batch=1, epochs=1, patience=1, added=0)
+        check_above(self, lr=0, held=0)
+        check_below(self, held=1)
         least = min(self.hidden, default=0)
         if least < 1:
             raise ValueError(f"hidden is {self.hidden}; expected at least one layer of 1 or more")

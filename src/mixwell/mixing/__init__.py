@@ -14,10 +14,19 @@ from mixwell.mixing.choice import (
     to_slots,
 )
 from mixwell.mixing.mixed import Mixed, SequenceMixed
-from mixwell.mixing.parameters import check_above, check_least, check_not_negative, check_rate, normal_parameter
+from mixwell.mixing.parameters import (
+    check_above,
+    check_below,
+    check_least,
+    check_most,
+    check_not_negative,
+    check_one_of,
+    check_rate,
+    normal_parameter,
+)
 from mixwell.mixing.router import Router
 
 __all__ = ["BalanceRule", "Mixed", "Router", "SequenceMixed", "apply_balance", "build_balance", "build_dropout",
-           "build_overflow", "build_router", "check_above", "check_choice", "check_k", "check_least",
-           "check_not_negative", "check_rate", "default_balance", "empty", "normal_parameter", "normalised",
-           "renormalises", "select", "softmax_top_k", "to_slots"]
+           "build_overflow", "build_router", "check_above", "check_below", "check_choice", "check_k", "check_least",
+           "check_most", "check_not_negative", "check_one_of", "check_rate", "default_balance", "empty",
+           "normal_parameter", "normalised", "renormalises", "select", "softmax_top_k", "to_slots"]

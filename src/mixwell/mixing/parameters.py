@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,23 +17,46 @@ def normal_parameter(shape: tuple[int, ...], generator: torch.Generator | None, 
 
 
 def check_least(config: Any, **least: float) -> None:
-    """Raise `ValueError` for a field of `config` below its least value; a field that is None is left alone."""
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value is None:
-            continue
-        if value < bound:
+    """Raise `ValueError` for a field of `config` below its least value, or NaN; None is left alone."""
+    for name, value, bound in _given(config, least):
+        if not value >= bound:
             raise ValueError(f"{name} is {value}; expected at least {bound}")
+
+
+def check_most(config: Any, **most: float) -> None:
+    """Raise `ValueError` for a field of `config` above its largest value, or NaN; None is left alone."""
+    for name, value, bound in _given(config, most):
+        if not value <= bound:
+            raise ValueError(f"{name} is {value}; expected at most {bound:g}")
 
 
 def check_above(config: Any, **bounds: float) -> None:
     """Raise `ValueError` for a field of `config` that is not above its bound (NaN is not); None is left alone."""
-    for name, bound in bounds.items():
-        value = getattr(config, name)
-        if value is None:
-            continue
+    for name, value, bound in _given(config, bounds):
         if not value > bound:
             raise ValueError(f"{name} is {value}; expected a number above {bound}")
+
+
+def check_below(config: Any, **bounds: float) -> None:
+    """Raise `ValueError` for a field of `config` that is not below its bound (NaN is not); None is left alone."""
+    for name, value, bound in _given(config, bounds):
+        if not value < bound:
+            raise ValueError(f"{name} is {value}; expected a number below {bound:g}")
+
+
+def check_one_of(config: Any, **choices: Sequence[str]) -> None:
+    """Raise `ValueError` for a field of `config` that is none of its choices."""
+    for name, value, known in _given(config, choices):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+
+
+def _given(config: Any, bounds: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and bound of the fields that are not None."""
+    for name, bound in bounds.items():
+        value = getattr(config, name)
+        if value is not None:
+            yield name, value, bound
 
 
 def check_not_negative(config: Any, *names: str) -> None:

@@ -36,7 +36,7 @@ from mixwell.data.compact import (
     trained,
     two_brightnesses,
 )
-from mixwell.data.ranges import at_least, one_of
+from mixwell.mixing import check_least, check_one_of
 
 ORDERS = ("easiest", "hardest", "any")
 
@@ -52,8 +52,8 @@ class Config:
     steps: int = 60  # of each network's short training, at least 1
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "per_class", "tiles", "networks", "steps")
-        one_of(self, "keep", ORDERS)
+        check_least(self, per_class=1, tiles=1, networks=1, steps=1)
+        check_one_of(self, keep=ORDERS)
 
 
 @method(title="Collages of easy images (prune, combine, augment)", year=2025,

@@ -30,7 +30,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.core.rng import spawn
 from mixwell.data.compact import Build, Compact, Images, check, of_each, small_network, two_brightnesses
-from mixwell.data.ranges import above, at_least, below, one_of
+from mixwell.mixing import check_above, check_below, check_least, check_one_of
 
 STARTS = ("representative", "real")
 CLIPPED = 10  # epochs whose loss is clipped
@@ -63,13 +63,12 @@ class Config:
     step_lr: float = 0.01  # on log lr, 0 or more
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "per_class", "experts", "expert_batch", "ahead", "latest")
-        at_least(self, 0, "rounds", "penalty", "perturb", "step_lr", "momentum", "expert_momentum")
-        above(self, 0, "expert_lr", "lr", "image_lr")
-        below(self, 1, "momentum", "expert_momentum")
-        one_of(self, "start", STARTS)
-        at_least(self, self.ahead, "steps")
-        at_least(self, self.latest + self.ahead - 1, "epochs")
+        check_least(self, per_class=1, experts=1, expert_batch=1, ahead=1, latest=1)
+        check_least(self, rounds=0, penalty=0, perturb=0, step_lr=0, momentum=0, expert_momentum=0)
+        check_above(self, expert_lr=0, lr=0, image_lr=0)
+        check_below(self, momentum=1, expert_momentum=1)
+        check_one_of(self, start=STARTS)
+        check_least(self, steps=self.ahead, epochs=self.latest + self.ahead - 1)
 
 
 class Segment(NamedTuple):

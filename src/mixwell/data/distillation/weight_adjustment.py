@@ -38,7 +38,7 @@ from mixwell.data.compact import (
     trained,
     two_brightnesses,
 )
-from mixwell.data.ranges import above, at_least, one_of
+from mixwell.mixing import check_above, check_least, check_one_of
 
 DIRECTIONS = ("directed", "random", "none")
 Norms = nn.BatchNorm1d | nn.BatchNorm2d
@@ -61,10 +61,10 @@ class Config:
     teacher_steps: int = 300  # at least 1
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "per_class", "ascents", "teacher_steps")
-        at_least(self, 0, "distance", "steps", "statistics", "variance", "first", "shift")
-        above(self, 0, "lr")
-        one_of(self, "direction", DIRECTIONS)
+        check_least(self, per_class=1, ascents=1, teacher_steps=1)
+        check_least(self, distance=0, steps=0, statistics=0, variance=0, first=0, shift=0)
+        check_above(self, lr=0)
+        check_one_of(self, direction=DIRECTIONS)
 
 
 @method(title="Directed weight adjustment", year=2024,

@@ -57,7 +57,7 @@ def test_a_method_that_never_hears_enough_is_refused(tmp_path):
     """With four clients and one that may lie three have to answer; in these two rounds they never do."""
     world = "clients: 4, seq_len: 16, max_windows: 8, rounds: 2, leave: 0.6, faulty: 1"
     stage = f"{{id: few, federate: monna, {world}}}"
-    with pytest.raises(MixwellError, match="answers? came where 1 may be lies; expected at least 3"):
+    with pytest.raises(MixwellError, match=r"answers? came where 1 may be lies; expected at least 3"):
         engine.run(recipe.read(recipe_with(tmp_path, f"stages: [{stage}]")), tmp_path / "run")
 
 

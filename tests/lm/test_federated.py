@@ -117,6 +117,14 @@ def test_a_median_stands_lies(model):
     assert nats(model) < before
 
 
+def test_a_model_that_learnt_nothing_is_left_as_it_was(model):
+    before = [parameter.clone() for parameter in model.eval().parameters()]
+    options = {"aggregation": {"rule": "krum", "faulty": 40}, "steps": 1}
+    with pytest.raises(MixwellError, match="answers came where 40 may be lies; expected at least 83"):
+        federate(model, Text(), options=options, dealing=DEALING, setting=Setting(rounds=1))
+    assert not model.training and all(map(torch.equal, before, model.parameters()))
+
+
 def test_refusals(model):
     with pytest.raises(MixwellError, match=r"fed_gmm is no method for a whole language model; expected one of fed_avg"):
         federate(model, Text(), "fed_gmm")

@@ -14,7 +14,7 @@ STAGES = """
 stages:
   - {id: shared, federate: fed_avg, clients: 3, alpha: 1, seq_len: 16, max_windows: 8, rounds: 2, steps: 2, lr: 0.5,
      batch_size: 4, aggregation: {rule: median}}
-  - {id: alone, from: shared, federate: {method: monna, clients: 3, seq_len: 16, rounds: 2, leave: 0.3, faulty: 1,
+  - {id: alone, from: shared, federate: {method: monna, clients: 4, seq_len: 16, rounds: 3, leave: 0.3, faulty: 1,
                                          max_windows: 8}}
 """
 
@@ -53,6 +53,14 @@ def test_rounds_in_which_nobody_answers_are_told(tmp_path):
     assert notice.startswith("In 1 round nobody answered")
 
 
+def test_a_method_that_never_hears_enough_is_refused(tmp_path):
+    """With four clients and one that may lie three have to answer; in these two rounds they never do."""
+    world = "clients: 4, seq_len: 16, max_windows: 8, rounds: 2, leave: 0.6, faulty: 1"
+    stage = f"{{id: few, federate: monna, {world}}}"
+    with pytest.raises(MixwellError, match=r"answers? came where 1 may be lies; expected at least 3"):
+        engine.run(recipe.read(recipe_with(tmp_path, f"stages: [{stage}]")), tmp_path / "run")
+
+
 def test_as_many_tokens_are_planned_as_clients_are_asked():
     """0.28 of 25 clients are 7, though their product is above it in floating point."""
     world = {"clients": 25, "share": 0.28, "rounds": 2}
@@ -64,8 +72,9 @@ def test_as_many_tokens_are_planned_as_clients_are_asked():
 def test_rounds_with_too_few_answers_are_told(run):
     record = read_stage(stage_folder(run[1], "alone"))
     found = record.result
-    assert found["rounds_counted"] <= found["rounds"] == 2
-    assert bool(found["notices"]) == (found["rounds_counted"] < 2)
+    assert (found["rounds"], found["rounds_counted"]) == (3, 1)
+    (notice,) = found["notices"]
+    assert notice.startswith("In 2 rounds nobody answered, or too few")
 
 
 @pytest.mark.parametrize("entry, message", [

@@ -153,11 +153,14 @@ def federate(model: LanguageModel, data: TokenData, method: str = "fed_avg", opt
     entry, config = method_of(method, options or {})
     task = task_of(model, world.seed)
     learner: Federated = entry.load()(task, config)
+    clients = dealt(data, dealing or Dealing(), world.seed)
     model.train()
-    found = simulate(learner, dealt(data, dealing or Dealing(), world.seed), world, watch)
+    try:
+        found = simulate(learner, clients, world, watch)
+    finally:
+        model.eval()
     learnt = learner.model(found.state)
     with torch.no_grad():
         for name, parameter in _Reading(model).named_parameters():
             parameter.copy_(learnt[name])
-    model.eval()
     return found

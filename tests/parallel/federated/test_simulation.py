@@ -101,6 +101,12 @@ def test_a_round_with_too_few_answers_counts_for_nothing_and_no_round_at_all_is_
     assert found.state["heard"].sum() == sum(len(one.answered) for one in counted)
     with pytest.raises(TooFew, match="3 answers came"):
         simulate(Careful(), CLIENTS, Setting(rounds=3, share=0.5))
+    silent = Setting(rounds=3, leave=0.8, seed=2)
+    heard = simulate(Counting(), CLIENTS, silent).ledger
+    assert [len(one.answered) for one in heard] == [0, 2, 0]
+    assert [one.counted for one in heard] == [False, True, False]
+    with pytest.raises(TooFew, match="2 answers came"):
+        simulate(Careful(), CLIENTS, silent)
 
 
 def test_rounds_go_on_from_what_earlier_ones_left(world):

@@ -5,7 +5,6 @@ The same seed gives the same bits: what a client draws hangs on the seed, the ro
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from mixwell.core.rng import generator
 from mixwell.mixing import check_least, check_not_negative, check_rate
 from mixwell.parallel.federated.aggregation import TooFew
 from mixwell.parallel.federated.attacks import ATTACKS, Attack
-from mixwell.parallel.federated.clients import Client, Tensors, size_bytes
+from mixwell.parallel.federated.clients import Client, Tensors, counted, size_bytes
 
 Watch = Callable[["Turn", Tensors], None]
 
@@ -126,7 +125,7 @@ class Traffic:
     down_bytes: int  # to clients
     up_bytes: int  # from clients
     seconds: float  # of the slowest who answered, where the method knows
-    counted: bool = True  # False where too few answered to tell lies from the truth, and nothing was learnt
+    counted: bool = True  # False where nobody answered, or too few to tell lies from the truth: nothing was learnt
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +165,7 @@ def simulate(method: Federated, clients: Sequence[Client], setting: Setting, wat
         draws = generator(setting.seed, "start")
         after = Outcome(method.start(clients, draws), {}, ())
     state, memories, ledger = after.state, dict(after.memories), list(after.ledger)
-    few = None
+    few: TooFew | None = None
     first = len(ledger)
     last = first + setting.rounds
     for number in range(first, last):
@@ -176,9 +175,11 @@ def simulate(method: Federated, clients: Sequence[Client], setting: Setting, wat
         messages = {own.number: method.message(state, own, turn) for own in asked}
         answers = _answers(method, asked, messages, memories, setting, turn)
         answers = _with_lies(method, state, clients, answers, setting, turn)
-        state, few = _merged(method, state, answers, turn)
+        state, error = _merged(method, state, answers, turn)
+        few = error or few
         memories |= {own: answer.memory for own, answer in answers.items()}
-        cost = _traffic(method, messages, answers, few is None)
+        learnt = bool(answers) and error is None
+        cost = _traffic(method, messages, answers, learnt)
         ledger.append(cost)
         if watch is not None:
             watch(turn, state)
@@ -200,8 +201,7 @@ def _check(clients: Sequence[Client], setting: Setting) -> None:
 
 def _drawn(clients: Sequence[Client], setting: Setting, turn: Turn) -> list[Client]:
     """The clients that are asked, in their order."""
-    wanted = setting.share * len(clients)
-    count = math.ceil(wanted - 1e-9)
+    count = counted(setting.share, len(clients))
     if count == len(clients):
         return list(clients)
     draws = turn.draws("asked")
@@ -265,7 +265,7 @@ def _merged(method: Federated, state: Tensors, answers: Answers, turn: Turn) -> 
         return state, error
 
 
-def _traffic(method: Federated, messages: Mapping[int, Tensors], answers: Answers, counted: bool) -> Traffic:
+def _traffic(method: Federated, messages: Mapping[int, Tensors], answers: Answers, learnt: bool) -> Traffic:
     said = list(answers.values())
     down = sum(map(size_bytes, messages.values()))
     up = sum(size_bytes(answer.tensors) for answer in said)
@@ -277,4 +277,4 @@ def _traffic(method: Federated, messages: Mapping[int, Tensors], answers: Answer
     times = [answer.seconds for answer in said]
     slowest = max(times, default=0.0)
     asked, answered = tuple(messages), tuple(answers)
-    return Traffic(asked, answered, down, up, slowest, counted)
+    return Traffic(asked, answered, down, up, slowest, learnt)

@@ -92,7 +92,7 @@ def run_federate(job: Job) -> dict[str, Any]:
 
     found = federate(model, data, config.method, config.options, dealing=config.dealing, setting=setting, watch=watch)
     answers = [len(one.answered) for one in found.ledger]
-    learnt = sum(one.counted and bool(one.answered) for one in found.ledger)
+    learnt = sum(one.counted for one in found.ledger)
     facts = {"down_bytes": found.down_bytes, "up_bytes": found.up_bytes, "rounds": len(answers),
              "rounds_counted": learnt, "answers": sum(answers)}
     record = job.record(**facts)

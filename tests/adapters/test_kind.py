@@ -64,6 +64,9 @@ def test_the_weights_of_a_domain_make_the_model_that_it_sees():
     moved(there)
     expected = there.model(TOKENS[:1], labels_B=LABELS[:1]).logits_BTV.detach()
     found, common = for_domain(there, 2), for_domain(there)
+    for outside in (3, -1):
+        with pytest.raises(MixwellError, match=f"domain is {outside}; KIND knows the domains 0 to 2"):
+            for_domain(there, outside)
     network = model()
     for name, weight in found.items():
         assert torch.linalg.matrix_rank(common[name]) == 3 and torch.linalg.matrix_rank(weight) == 5

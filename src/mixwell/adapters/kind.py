@@ -170,9 +170,15 @@ class KIND(WeightAdapter):
 
 @torch.no_grad()
 def for_domain(there: Attached, domain: int | None = None) -> dict[str, Tensor]:
-    """The weights that a domain sees, by target; with None those of the common components alone."""
+    """The weights that a domain sees, by target; with None those of the common components alone.
+
+    Raises `MixwellError` for a domain that there are no tailors for.
+    """
     found: dict[str, Tensor] = {}
     for name, adapter in there.adapters.items():
+        domains = adapter.config.domains
+        if domain is not None and not 0 <= domain < domains:
+            raise MixwellError(f"domain is {domain}; KIND knows the domains 0 to {domains - 1}.")
         parts = adapter.bound().parts
         if adapter.target.stack:
             own = [adapter.matrix(bound.parts, domain) for bound in adapter.bound().unbind()]

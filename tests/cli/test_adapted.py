@@ -82,6 +82,11 @@ def test_an_adapter_is_written_anew_where_the_layout_holds_it(places, tmp_path):
     assert done.exit_code == 0 and "max_logit_error    0" in done.output, done.output
     first, second = (files.load(place, mixwell.load(folder / "base")) for place in (folder / "mine", tmp_path / "out"))
     assert all(torch.equal(value, second.tensors()[name]) for name, value in first.tensors().items())
+    based = call(*words[:-1], tmp_path / "based", "--base", folder / "base")
+    assert based.exit_code and "adapters.lora takes no --base" in based.output and not (tmp_path / "based").exists()
+    merge = call("apply", "merge.linear", "--in", folder / "base", "--in", folder / "base", "--adapter",
+                 folder / "mine", "--out", tmp_path / "based")
+    assert merge.exit_code and "merge.linear takes no --adapter" in merge.output
     refused = call(*words[:-1], tmp_path / "theirs", "layout=peft")
     assert refused.exit_code and "no decoder of transformers computes this model" in refused.output
     assert not (tmp_path / "theirs").exists()

@@ -9,8 +9,11 @@ import torch
 from torch.nn import functional as F
 
 import mixwell
+from mixwell.adapters.lora import Config as LoraConfig
+from mixwell.adapters.lora import LoRA
 from mixwell.core.config import from_dict, to_dict
 from mixwell.core.errors import MixwellError
+from mixwell.core.rng import generator
 from mixwell.kernels.embed import ROWS, embed, mean_nats, row_nats
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
@@ -220,6 +223,10 @@ def test_parameters_and_flops_follow_their_formulas():
     rest = 2 * V * D + D + 2 * (2 * D + 4 * D * D + E * D)
     assert model.num_parameters() == rest + 2 * E * 3 * D * width
     assert model.num_parameters(active=True) == rest + 2 * k * 3 * D * width
+    LoRA.attach(model, ["gate_up_proj", "down_proj"], LoraConfig(rank=1), generator(1))
+    thin = 2 * E * (D + 2 * width + width + D)
+    assert model.num_parameters() == rest + 2 * E * 3 * D * width + thin
+    assert model.num_parameters(active=True) == rest + 2 * k * 3 * D * width + thin
     attention = 2 * 4 * D * D + 4 * D * (S + 1) / 2
     assert model.flops_per_token(S) == 2 * (attention + 6 * k * D * width + 2 * D * E) + 2 * V * D
 

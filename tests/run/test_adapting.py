@@ -21,6 +21,7 @@ from mixwell.lm import folder as folders
 from mixwell.lm import peft
 from mixwell.lm.adapted import put
 from mixwell.lm.model import LanguageModel
+from mixwell.run import adapting
 from mixwell.run import apply as applying
 from mixwell.run.adapting import put_many
 from tests.contracts._adapters import moved
@@ -110,6 +111,26 @@ def test_every_layout_is_read_as_the_same_adapter(came, layout, places, tmp_path
     first = put(folder / "own", mixwell.load(folder / "base")).tensors()
     assert all(torch.equal(value, first[name]) for name, value in again.tensors().items())
     assert done["parameters_before"] == done["parameters_after"] and done["max_logit_error"] < 1e-5
+
+
+def test_a_base_of_sixteen_bits_is_weighed_in_the_type_in_which_its_adapter_came(tmp_path):
+    half = LanguageModel.from_checkpoint(base(DENSE).to_checkpoint(), "bf16")
+    stored = half.to_checkpoint()
+    folders.write(stored, tmp_path / "half")
+    files.save(moved(LoRA.attach(half, "out", Config(rank=1), generator(3)), size=0.1), tmp_path / "thin")
+    for layout in ("own", "peft"):
+        done = applying.convert_adapter(MERGE, tmp_path / "half", tmp_path / "thin", options={"layout": layout},
+                                        out=tmp_path / layout)
+        assert done["max_logit_error"] < 1e-5
+    model = LanguageModel.from_checkpoint(stored, "fp32").eval()
+    work = adapting.Work(base=stored, name="half", folder=tmp_path / "thin", tokens_BT=TOKENS,
+                         bytes_V=torch.ones(half.config.vocab_size), options=adapting.Options())
+    there = work.put(other_base=True)
+    for adapter in there.adapters.values():
+        adapter.B.data.zero_()
+    bits = adapting._bits(work, there)
+    wanted = adapting.bits_per_byte(model, TOKENS, work.bytes_V)
+    assert bits["bits_per_byte_without"] == bits["bits_per_byte_with"] == wanted
 
 
 def test_stacks_are_three_dimensional_with_the_expert_first(places, tmp_path):
@@ -218,6 +239,8 @@ def test_no_adapter_and_what_is_none_are_one_line(places):
         mixwell.apply(MERGE, folder / "base", adapter=folder / "base")
     with pytest.raises(MixwellError, match=r"is not a folder. Did you mean 'fused'"):
         mixwell.apply(MERGE, folder / "base", adapter=folder / "fusedd")
+    with pytest.raises(MixwellError, match=r"merge.linear takes no adapter"):
+        mixwell.apply("merge.linear", [folder / "base"] * 2, adapter=folder / "own")
     with pytest.raises(MixwellError, match=r"convert.upcycle takes no adapter"):
         mixwell.apply("convert.upcycle", folder / "base", adapter=folder / "own")
 

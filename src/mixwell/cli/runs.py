@@ -185,6 +185,10 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     """
     from mixwell.run.recipe import override
 
+    if base is not None and not method.startswith("merge."):
+        raise MixwellError(f"{method} takes no --base, which goes with a merge.")
+    if adapter is not None and not method.startswith("adapters."):
+        raise MixwellError(f"{method} takes no --adapter, which goes with adapters.*.")
     values: dict[str, Any] = {}
     for option in options or []:
         override(values, option)
@@ -213,8 +217,6 @@ def apply(method: Annotated[str, typer.Argument(help="Name of the method, such a
     else:
         from mixwell.run.apply import convert
 
-        if base is not None or adapter is not None:
-            raise MixwellError(f"{method} takes one model; --base goes with a merge, --adapter with adapters.*.")
         done = convert(method, _only(source, method), options=values, out=target, text=text, seed=seed)
         show_receipt(console, done.lineage[-1]["receipt"])
     if text is None:

@@ -20,7 +20,7 @@ from mixwell.kernels.codes import width_of
 from mixwell.kernels.embed import embed, mean_nats, row_nats, softcapped
 from mixwell.kernels.linear import Linear, linear, plain
 from mixwell.kernels.norm import build_norm, wide
-from mixwell.kernels.packing import weight_of
+from mixwell.kernels.packing import CHANGES, weight_of
 from mixwell.lm import again
 from mixwell.lm.cache import Cache
 from mixwell.lm.config import ModelConfig
@@ -292,7 +292,10 @@ class Network(nn.Module):
         return layers + head
 
     def num_parameters(self, active: bool = False) -> int:
-        """Number of parameters; with `active`, of each channel mixer only those that a token's products touch."""
+        """Number of parameters; with `active`, of each channel mixer only those that a token's products touch.
+
+        Of adapters beside it all count as active.
+        """
         total = _numbers(self)
         if not active:
             return total
@@ -340,7 +343,9 @@ def _gathered(parts: list[Any]) -> tuple[dict[str, Tensor], Tensor | None]:
 
 def _idle(mixer: Any) -> int:
     """Parameters of a channel mixer that a token does not touch: each one touched takes two FLOPs."""
-    total = _numbers(mixer)
+    held = [layer._modules[CHANGES] for layer in mixer.modules() if CHANGES in layer._modules]
+    beside = _numbers(nn.ModuleList(held))  # adapters, whose products `flops_per_token` does not count
+    total = _numbers(mixer) - beside
     touched = round(mixer.flops_per_token() / 2)
     return max(0, total - touched)
 

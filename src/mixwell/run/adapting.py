@@ -120,7 +120,7 @@ def _bits(work: Work, there: Attached) -> dict[str, float]:
     """Bits per byte of the base alone and with the adapter beside it; nothing where the tokens stand for no text."""
     if work.bytes_V is None:
         return {}
-    bare = LanguageModel.from_checkpoint(work.base).eval()
+    bare = LanguageModel.from_checkpoint(work.base, "fp32").eval()  # as the one with the adapter computes
     sides = {"bits_per_byte_without": bare, "bits_per_byte_with": there.model}
     return {name: bits_per_byte(model, work.tokens_BT, work.bytes_V) for name, model in sides.items()}
 
@@ -164,7 +164,7 @@ def convert(method: str, work: Work, out: Path) -> dict[str, Any]:
         files.save(there, out, work.name)
     else:
         peft.write(there, out, base=work.name, **WRITTEN[str(layout)])
-    again = adapted.put(out, LanguageModel.from_checkpoint(work.base).eval())
+    again = adapted.put(out, LanguageModel.from_checkpoint(work.base, "fp32").eval())
     found_BTV = again.model(work.tokens_BT).logits_BTV
     away_BTV = found_BTV - expected_BTV
     error = float(away_BTV.abs().max())

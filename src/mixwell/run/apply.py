@@ -55,6 +55,8 @@ def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None =
     raises `MixwellError` and writes nothing. The receipt is in the last record of the result's `lineage`.
     out: folder to write the result to. seed: of methods that draw. options: fields of the method's `Config`.
     """
+    if adapter is not None and not name.startswith(f"{adapting.ROOM}."):
+        raise MixwellError(f"{name} takes no adapter; adapters.lora and its kind merge one into a model.")
     if name.startswith("merge."):
         after = merge(name, [model] if isinstance(model, Given) else model, base=base, out=out, text=text, seed=seed,
                       options=options)
@@ -64,8 +66,6 @@ def apply(name: str, model: Given | Sequence[Given], *, out: str | Path | None =
     if name.startswith(f"{adapting.ROOM}."):
         after = adapt(name, model, adapter, out=out, text=text, seed=seed, options=options)
         return LanguageModel.from_checkpoint(after)
-    if adapter is not None:
-        raise MixwellError(f"{name} takes no adapter; adapters.lora and its kind merge one into a model.")
     after = convert(name, model, out=out, text=text, seed=seed, options=options)
     return LanguageModel.from_checkpoint(after)
 

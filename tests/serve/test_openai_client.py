@@ -31,6 +31,13 @@ def test_the_client_reads_what_is_answered(client):
     assert text.choices[0].text.startswith("say") and text.choices[0].logprobs.text_offset[0] == 0
 
 
+def test_the_client_reads_vectors(client):
+    found = client.embeddings.create(model="tiny", input=["say", "hello"])  # it asks for base64
+    plain = client.embeddings.create(model="tiny", input=["say", "hello"], encoding_format="float")
+    for one, other in zip(found.data, plain.data):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+
+
 def test_the_client_understands_refusals(client):
     with pytest.raises(openai.NotFoundError, match="not served here"):
         client.chat.completions.create(model="other", messages=SAID)

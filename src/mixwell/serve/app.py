@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+import struct
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,8 +26,16 @@ from mixwell.serve.answers import ChatReply, CompletionReply, Reply
 from mixwell.serve.asking import Prompt, check_text
 from mixwell.serve.guard import Guard, Rules, error_body
 from mixwell.serve.page import add_page
-from mixwell.serve.request import Event, Row
-from mixwell.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Sampling, TokenizeRequest
+from mixwell.serve.request import Event, Options, Row
+from mixwell.serve.schemas import (
+    MOST_TEXTS,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    Sampling,
+    TokenizeRequest,
+)
 from mixwell.serve.serving import House, Serving, Settings
 from mixwell.serve.worker import FAULT, Answers, Busy
 
@@ -64,6 +74,7 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/v1/experts")(experts)
     app.post("/v1/chat/completions", response_model=None)(chat)
     app.post("/v1/completions", response_model=None)(complete)
+    app.post("/v1/embeddings", response_model=None)(embed)
     app.post("/tokenize")(tokenize)
     app.post("/detokenize")(detokenize)
 
@@ -149,6 +160,34 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
     return await _answered(request, serving, reply, rows, bool(body.stream))
 
 
+async def embed(request: Request, body: EmbeddingRequest) -> Response:
+    """Vectors of texts, of length 1."""
+    serving = _house(request).find(body.model)
+    width = serving.model.config.dim
+    if body.dimensions not in (None, width):
+        raise MixwellError(f"dimensions is {body.dimensions}; the vectors of this model have {width}, leave it out.")
+    prompts = await asyncio.to_thread(serving.asking.prompts, body.input, MOST_TEXTS)
+    options = Options(max_tokens=0, pooling=body.pooling, adapter=serving.adapter)
+    rows = serving.asking.rows(prompts, options, 1)
+    return await _while_there(request, _embedded(serving, rows, body.encoding_format == "base64"))
+
+
+async def _embedded(serving: Serving, rows: list[Row], packed: bool) -> dict[str, Any]:
+    vectors = await serving.vectors(rows)
+    numbered = enumerate(vectors)
+    data = [{"object": "embedding", "index": place, "embedding": _packed(vector) if packed else vector}
+            for place, vector in numbered]
+    read = sum(len(row.prompt) for row in rows)
+    usage = {"prompt_tokens": read, "total_tokens": read}
+    return {"object": "list", "data": data, "model": serving.name, "usage": usage}
+
+
+def _packed(vector: Sequence[float]) -> str:
+    """Little-endian float32 numbers in base64, as OpenAI's client asks for them."""
+    data = struct.pack(f"<{len(vector)}f", *vector)
+    return base64.b64encode(data).decode()
+
+
 def _usage(body: Sampling) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
@@ -158,7 +197,15 @@ async def _answered(request: Request, serving: Serving, reply: Reply, rows: list
     if streamed:
         lines = _lines(reply, serving, answers)
         return StreamingResponse(lines, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-    work = asyncio.create_task(_whole(reply, serving, answers))
+    try:
+        return await _while_there(request, _whole(reply, serving, answers))
+    finally:
+        answers.cancel()
+
+
+async def _while_there(request: Request, making: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+    """What is being made, unless the client leaves before."""
+    work = asyncio.create_task(making)
     gone = asyncio.create_task(_leaving(request))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -168,7 +215,6 @@ async def _answered(request: Request, serving: Serving, reply: Reply, rows: list
     finally:
         for task in (work, gone):
             task.cancel()
-        answers.cancel()
 
 
 async def _leaving(request: Request) -> None:

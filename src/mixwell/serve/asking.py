@@ -62,15 +62,15 @@ class Asking:
         ids = self.chat.prompt(conversation(messages), **(variables or {}))
         return Prompt("", ids)
 
-    def prompts(self, given: Any) -> list[Prompt]:
-        """The prompts of a completion: a text, ids, or several of either."""
+    def prompts(self, given: Any, most: int = MOST_PROMPTS) -> list[Prompt]:
+        """The prompts that a request has: a text, ids, or several of either, `most` at most."""
         check_text(given)
         if isinstance(given, str):
             return [self._text(given)]
         if given and isinstance(given[0], int):
             return [self._ids(given)]
-        if len(given) > MOST_PROMPTS:
-            raise MixwellError(f"the request has {len(given)} prompts; expected {MOST_PROMPTS} at most.")
+        if len(given) > most:
+            raise MixwellError(f"the request has {len(given)} prompts; expected {most} at most.")
         return [self._text(one) if isinstance(one, str) else self._ids(one) for one in given]
 
     def _text(self, text: str) -> Prompt:

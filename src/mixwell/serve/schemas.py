@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mixwell.serve.vectors import Pooling
+
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_PROMPTS, MOST_MESSAGES = 16, 16, 256, 128, 4096
 MOST_CHOICES = 1024
+MOST_TEXTS = 2048  # whose vectors are asked for at once
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Ids = list[Annotated[int, Field(ge=0, strict=True)]]
 
@@ -92,6 +95,16 @@ class CompletionRequest(Sampling):
     prompt: str | Annotated[list[str] | Ids | list[Ids], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
+
+
+class EmbeddingRequest(BaseModel):
+    """POST /v1/embeddings."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    input: str | Annotated[list[str] | Ids | list[Ids], Field(min_length=1)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    pooling: Pooling = "mean"  # of the states behind all tokens the mean, or the last one's
 
 
 class TokenizeRequest(BaseModel):

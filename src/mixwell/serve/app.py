@@ -37,6 +37,7 @@ from mixwell.serve.schemas import (
     TokenizeRequest,
 )
 from mixwell.serve.serving import House, Serving, Settings
+from mixwell.serve.tools import Calls
 from mixwell.serve.worker import FAULT, Answers, Busy
 
 LOG = logging.getLogger("mixwell.serve")
@@ -140,11 +141,13 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     """An answer in a conversation."""
     serving = _house(request).find(body.model)
     asking = serving.asking
-    prompt = await asyncio.to_thread(asking.conversation, body.messages, body.chat_template_kwargs)
+    tools = asking.callable(body)
+    prompt = await asyncio.to_thread(asking.conversation, body.messages, body.chat_template_kwargs, tools)
     drawn = await asyncio.to_thread(asking.chat_options, body, prompt)  # a form of the answer is worked out
     options = replace(drawn, adapter=serving.adapter)
     rows = await asyncio.to_thread(asking.rows, [prompt], options, body.n or 1)
-    reply = ChatReply(serving.name, serving.spelling, [prompt], rows, False, _usage(body))
+    calls = [Calls(asking.tool_form, [tool.function.name for tool in tools]) for _ in rows] if tools else []
+    reply = ChatReply(serving.name, serving.spelling, [prompt], rows, _usage(body), calls)
     return await _answered(request, serving, reply, rows, bool(body.stream))
 
 

@@ -14,6 +14,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.lm.streaming import Text
 from mixwell.serve.blocks import Name
 from mixwell.serve.constrained import Constraint
+from mixwell.serve.tools import Call
 from mixwell.serve.vectors import Pooled, Pooling
 
 
@@ -63,6 +64,7 @@ class Event:
     prompt: tuple[Token, ...] = ()  # of the prompt, where asked
     finish: str | None = None  # "stop", "length" or "error"
     error: str = ""
+    calls: tuple[Call, ...] = ()  # of tools, once they are complete
     vector: tuple[float, ...] = ()  # of the prompt, where asked
 
 

@@ -74,7 +74,7 @@ class Serving:
         async for event in answers:
             for _ in event.tokens:
                 self._count(reply)
-            yield event
+            yield reply.read(event)
         self.meters.whole.observe(time.monotonic() - reply.clock.asked)
         self.meters.prompt_tokens.inc(reply.usage()["prompt_tokens"])
 

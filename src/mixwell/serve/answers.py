@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from mixwell.serve.asking import Prompt
+from mixwell.serve.guard import error_body
 from mixwell.serve.request import Event, Row, Token
 from mixwell.serve.text import Places, Spelling
 from mixwell.serve.tools import Call, Calls
@@ -61,6 +62,7 @@ class Reply(ABC):
     object: str
     chunk: str
     prefix: str
+    ending_line = "data: [DONE]\n\n"  # of a stream
 
     def __init__(self, model: str, spelling: Spelling, prompts: Sequence[Prompt], rows: Sequence[Row], echo: bool,
                  usage: bool) -> None:
@@ -114,6 +116,10 @@ class Reply(ABC):
         if self.usage_wanted:
             last = self._head(self.chunk) | {"choices": []}
             yield last | self._account()
+
+    def failure(self, message: str) -> Json:
+        """What a stream tells when the answer broke."""
+        return error_body(500, message)
 
     def _account(self) -> Json:
         return {"usage": self.usage(), "timings": self.timings()}

@@ -27,6 +27,7 @@ from mixwell.serve.asking import Prompt, check_text
 from mixwell.serve.guard import Guard, Rules, error_body
 from mixwell.serve.page import add_page
 from mixwell.serve.request import Event, Options, Row
+from mixwell.serve.responses import ResponseReply, ResponseRequest, as_chat
 from mixwell.serve.schemas import (
     MOST_TEXTS,
     ChatRequest,
@@ -74,6 +75,7 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/v1/models/{name:path}")(model_card)
     app.get("/v1/experts")(experts)
     app.post("/v1/chat/completions", response_model=None)(chat)
+    app.post("/v1/responses", response_model=None)(respond)
     app.post("/v1/completions", response_model=None)(complete)
     app.post("/v1/embeddings", response_model=None)(embed)
     app.post("/tokenize")(tokenize)
@@ -140,15 +142,29 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any
 async def chat(request: Request, body: ChatRequest) -> Response:
     """An answer in a conversation."""
     serving = _house(request).find(body.model)
+    prompt, rows, calls = await _asked(serving, body)
+    reply = ChatReply(serving.name, serving.spelling, [prompt], rows, _usage(body), calls)
+    return await _answered(request, serving, reply, rows, bool(body.stream))
+
+
+async def respond(request: Request, body: ResponseRequest) -> Response:
+    """An answer in a conversation, as a response."""
+    serving = _house(request).find(body.model)
+    prompt, rows, calls = await _asked(serving, as_chat(body))
+    reply = ResponseReply(serving.name, serving.spelling, prompt, rows[0], calls, body)
+    return await _answered(request, serving, reply, rows, bool(body.stream))
+
+
+async def _asked(serving: Serving, body: ChatRequest) -> tuple[Prompt, list[Row], list[Calls]]:
+    """The prompt of a conversation, the rows that answer it, and what tells calls of tools from text in each."""
     asking = serving.asking
     tools = asking.callable(body)
     prompt = await asyncio.to_thread(asking.conversation, body.messages, body.chat_template_kwargs, tools)
     drawn = await asyncio.to_thread(asking.chat_options, body, prompt)  # a form of the answer is worked out
     options = replace(drawn, adapter=serving.adapter)
     rows = await asyncio.to_thread(asking.rows, [prompt], options, body.n or 1)
-    calls = [Calls(asking.tool_form, [tool.function.name for tool in tools]) for _ in rows] if tools else []
-    reply = ChatReply(serving.name, serving.spelling, [prompt], rows, _usage(body), calls)
-    return await _answered(request, serving, reply, rows, bool(body.stream))
+    names = [tool.function.name for tool in tools]
+    return prompt, rows, [Calls(asking.tool_form, names) for _ in rows if names]
 
 
 async def complete(request: Request, body: CompletionRequest) -> Response:
@@ -244,14 +260,14 @@ async def _lines(reply: Reply, serving: Serving, answers: Answers) -> AsyncItera
                 yield ": ping\n\n"
                 continue
             if event.finish == "error":
-                yield _line(error_body(500, event.error))
+                yield _line(reply.failure(event.error))
                 return
             for chunk in reply.chunks(event):
                 yield _line(chunk)
             reply.add(event)
         for chunk in reply.ending():
             yield _line(chunk)
-        yield "data: [DONE]\n\n"
+        yield reply.ending_line
     finally:
         answers.cancel()
 
@@ -276,7 +292,8 @@ async def _with_pings(events: AsyncIterator[Event]) -> AsyncIterator[Event | Non
 
 def _line(value: dict[str, Any]) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n"
+    named = f"event: {value['type']}\n" if "type" in value else ""
+    return f"{named}data: {text}\n\n"
 
 
 def _add_errors(app: FastAPI) -> None:

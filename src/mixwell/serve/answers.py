@@ -259,7 +259,8 @@ class ChatReply(Reply):
 
 def _call(call: Call) -> Json:
     """A call of a tool."""
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 class CompletionReply(Reply):

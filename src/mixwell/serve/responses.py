@@ -201,16 +201,22 @@ class ResponseReply(ChatReply):
         self.told += 1
         return found
 
+    @property
+    def _index(self) -> int:
+        """Of the last item."""
+        return len(self.items) - 1
+
     def _at(self) -> Json:
         """Where the last item stands."""
-        return {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1}
+        last = self.items[-1]
+        return {"item_id": last["id"], "output_index": self._index}
 
     def _said(self, text: str) -> Iterator[Json]:
         """Go on with a message, which begins where none was open."""
         if not self._open():
             message = {"id": f"msg_{uuid4().hex}", "type": "message", "status": "in_progress", "role": "assistant"}
             self.items.append({**message, "content": []})
-            yield self._event("output_item.added", output_index=len(self.items) - 1, item=self.items[-1])
+            yield self._event("output_item.added", output_index=self._index, item=self.items[-1])
             part = _part("")
             yield self._event("content_part.added", **self._at(), content_index=0, part=part)
             self.items[-1] = {**message, "content": [part]}
@@ -219,7 +225,8 @@ class ResponseReply(ChatReply):
         yield self._event("output_text.delta", **self._at(), content_index=0, delta=text, logprobs=[])
 
     def _open(self) -> bool:
-        return bool(self.items) and self.items[-1]["status"] == "in_progress"
+        *_, last = [{}, *self.items]
+        return last.get("status") == "in_progress"
 
     def _closed(self) -> Iterator[Json]:
         """The end of a message that is open."""
@@ -231,7 +238,7 @@ class ResponseReply(ChatReply):
         place = {**self._at(), "content_index": 0}
         yield self._event("output_text.done", **place, text=part["text"], logprobs=[])
         yield self._event("content_part.done", **place, part=part)
-        yield self._event("output_item.done", output_index=len(self.items) - 1, item=self.items[-1])
+        yield self._event("output_item.done", output_index=self._index, item=self.items[-1])
 
     def _called(self, call: Call) -> Iterator[Json]:
         """A call, from beginning to end; what was said before it ends."""
@@ -239,10 +246,11 @@ class ResponseReply(ChatReply):
         item: Json = {"id": f"fc_{uuid4().hex}", "type": "function_call", "call_id": call.id, "name": call.name}
         self.items.append({**item, "arguments": call.arguments, "status": "completed"})
         started = {**item, "arguments": "", "status": "in_progress"}
-        yield self._event("output_item.added", output_index=len(self.items) - 1, item=started)
-        yield self._event("function_call_arguments.delta", **self._at(), delta=call.arguments)
-        yield self._event("function_call_arguments.done", **self._at(), name=call.name, arguments=call.arguments)
-        yield self._event("output_item.done", output_index=len(self.items) - 1, item=self.items[-1])
+        yield self._event("output_item.added", output_index=self._index, item=started)
+        place = self._at()
+        yield self._event("function_call_arguments.delta", **place, delta=call.arguments)
+        yield self._event("function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+        yield self._event("output_item.done", output_index=self._index, item=self.items[-1])
 
 
 def _part(text: str) -> Json:

@@ -29,7 +29,9 @@ class Form:
 
     def before(self, name: str) -> str:
         """What stands before the arguments of a call."""
-        return f'{self.begin}{{"name": {json.dumps(name)}, "{self.arguments}": '
+        quoted = json.dumps(name)
+        named = f'{{"name": {quoted}, '
+        return f'{self.begin}{named}"{self.arguments}": '
 
     @property
     def after(self) -> str:

@@ -34,6 +34,7 @@ from mixwell.serve.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    Refusal,
     Sampling,
     TokenizeRequest,
 )
@@ -45,6 +46,7 @@ LOG = logging.getLogger("mixwell.serve")
 AGAIN_S = 1  # seconds after which a client that found the queue full may ask again
 NO_OBJECT = ("model_attributes_type", "missing")  # what the body's reader calls anything but an object
 NEEDED = "the body is no JSON object; send one with the header Content-Type: application/json."
+REFUSALS: dict[int | str, dict[str, Any]] = {kind: {"model": Refusal} for kind in ("4XX", "5XX")}
 PING_S = 15.0  # silence after which a stream says that it is still there
 
 
@@ -60,7 +62,8 @@ def build(model: LanguageModel, settings: Settings, rules: Rules,
         yield
         await house.stop()
 
-    app = FastAPI(title="mixwell", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mixwell", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+                  responses=REFUSALS)
     app.state.house = house
     _add_routes(app)
     _add_errors(app)
@@ -70,7 +73,7 @@ def build(model: LanguageModel, settings: Settings, rules: Rules,
 def _add_routes(app: FastAPI) -> None:
     add_page(app)
     app.get("/health")(health)
-    app.get("/metrics")(metrics)
+    app.get("/metrics", response_class=PlainTextResponse)(metrics)
     app.get("/v1/models")(models)
     app.get("/v1/models/{name:path}")(model_card)
     app.get("/v1/experts")(experts)

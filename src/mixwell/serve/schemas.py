@@ -15,6 +15,21 @@ Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Ids = list[Annotated[int, Field(ge=0, strict=True)]]
 
 
+class Fault(BaseModel):
+    """What is wrong, in one line."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
+class Refusal(BaseModel):
+    """The body of every answer that is none."""
+
+    error: Fault
+
+
 class StreamOptions(BaseModel):
     """What a stream tells beside the text."""
 

@@ -16,11 +16,12 @@ ATTENTION = {"method": "sequence.attention"}
 LATENT = {"method": "sequence.latent_attention", "kv_rank": 6, "nope_dim": 4, "rope_dim": 4, "value_dim": 6}
 
 
-def small_model(sequence_mixer=ATTENTION, channel_mixer=MOE, dtype=torch.float64, **options):
+def small_model(sequence_mixer=ATTENTION, channel_mixer=MOE, dtype=torch.float64, max_positions=96, **options):
     """Two layers; the float64 makes sums of another order agree to many digits."""
     tokenizer = byte_level("thinking")
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, dim=16, num_layers=2, num_heads=2, max_positions=96,
-                         sequence_mixer=sequence_mixer, channel_mixer=channel_mixer, **options)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, dim=16, num_layers=2, num_heads=2,
+                         max_positions=max_positions, sequence_mixer=sequence_mixer, channel_mixer=channel_mixer,
+                         **options)
     model = LanguageModel(config, generator(3))
     with torch.no_grad():  # answers that hang on their prompts, rather than on the last token alone
         for parameter in model.parameters():

@@ -371,3 +371,12 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(client):
             refused = client.post(path, content=body, headers={"content-type": "application/json"})
             assert refused.status_code == 400 and refused.json()["error"]["type"] == "invalid_request_error"
     assert client.get("/v1/experts").status_code == 200
+
+
+def test_the_interface_says_what_is_answered(client):
+    """Refusals have OpenAI's shape and its statuses, in the description that clients are made from, too."""
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize"} <= set(paths)
+    for operations in paths.values():
+        for operation in operations.values():
+            assert set(operation["responses"]) == {"200", "4XX", "5XX"}

@@ -185,7 +185,7 @@ class Network(nn.Module):
         read and extended; step and generator reach routers with a schedule or with draws (in training only).
         """
         trunk = self._trunk(tokens_BT, cache, mask_BT, labels_B, step, generator)
-        logits_BTV = self._logits(trunk.states_BTD)
+        logits_BTV = self.logits_of(trunk.states_BTD)
         return Output(logits_BTV, trunk.routings, trunk.losses, trunk.aux)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, *, mask_BT: Tensor | None = None,
@@ -221,17 +221,24 @@ class Network(nn.Module):
         """Logits of the token after the last one, float32 [B, V]; `cache` is read and extended."""
         trunk = self._trunk(tokens_BT, cache, mask_BT, labels_B, losses=False)
         last_BD = trunk.states_BTD[:, -1]
-        return self._logits(last_BD)
+        return self.logits_of(last_BD)
 
     def read(self, tokens_BT: Tensor, cache: Cache, places_N: Tensor) -> tuple[Tensor, list[Routing | None]]:
         """Logits [N, V] behind the tokens at `places_N` of the B * T, float32, and each layer's routing of all tokens.
 
         `cache` is read and extended.
         """
+        asked_ND, routings = self.states(tokens_BT, cache, places_N)
+        return self.logits_of(asked_ND), routings
+
+    def states(self, tokens_BT: Tensor, cache: Cache, places_N: Tensor) -> tuple[Tensor, list[Routing | None]]:
+        """What the head is given at `places_N` of the B * T tokens [N, D], and each layer's routing of all tokens.
+
+        `cache` is read and extended.
+        """
         trunk = self._trunk(tokens_BT, cache, None, None, losses=False)
         states_TD = trunk.states_BTD.flatten(0, 1)
-        asked_ND = states_TD.index_select(0, places_N)
-        return self._logits(asked_ND), trunk.routings
+        return states_TD.index_select(0, places_N), trunk.routings
 
     def _trunk(self, tokens_BT: Tensor, cache: Cache | None, mask_BT: Tensor | None, labels_B: Tensor | None,
                step: int = 0, generator: torch.Generator | None = None, losses: bool = True) -> _Trunk:
@@ -277,7 +284,8 @@ class Network(nn.Module):
     def _forgets(self) -> bool:
         return self.checkpointing and self.training and torch.is_grad_enabled()
 
-    def _logits(self, h: Tensor) -> Tensor:
+    def logits_of(self, h: Tensor) -> Tensor:
+        """Logits [..., V], float32 or wider, of `states` [..., D]."""
         logits = linear(h, self.embed.weight) if self.config.tie_embeddings else self.head(h)
         logits = wide(logits)
         return softcapped(logits, self.config.logit_softcap)

@@ -53,13 +53,13 @@ class Text:
             end = min(found)
             self.stopped, self._held = True, ""
             return text[:end]
-        overlaps = [_overlap(text, stop) for stop in self.stops]
+        overlaps = [overlap(text, stop) for stop in self.stops]
         sure = len(text) - max(overlaps, default=0)
         self._held = text[sure:]
         return text[:sure]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` with which `stop` begins."""
     most = min(len(text), len(stop) - 1)
     for length in range(most, 0, -1):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
 from mixwell.serve.asking import Prompt
+from mixwell.serve.guard import error_body
 from mixwell.serve.request import Event, Row, Token
 from mixwell.serve.text import Places, Spelling
+from mixwell.serve.tools import Call, Calls
 
 Json = dict[str, Any]
 
@@ -23,6 +25,7 @@ class Choice:
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     prompt: list[Token] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     finish: str | None = None
     begun: bool = False  # whether a stream told anything of it
     places: Places = field(default_factory=Places)  # where the tokens told so far end
@@ -32,6 +35,7 @@ class Choice:
         self.text += event.text
         self.tokens += event.tokens
         self.prompt += event.prompt
+        self.calls += event.calls
         self.finish = event.finish or self.finish
 
 
@@ -58,6 +62,7 @@ class Reply(ABC):
     object: str
     chunk: str
     prefix: str
+    ending_line = "data: [DONE]\n\n"  # of a stream
 
     def __init__(self, model: str, spelling: Spelling, prompts: Sequence[Prompt], rows: Sequence[Row], echo: bool,
                  usage: bool) -> None:
@@ -67,6 +72,10 @@ class Reply(ABC):
         self.created = int(time.time())
         self.choices = [Choice() for _ in rows]
         self.clock = Clock()
+
+    def read(self, event: Event) -> Event:
+        """An event as it is told, what stands for something else than text taken out."""
+        return event
 
     def add(self, event: Event) -> None:
         """Take in what is new."""
@@ -94,7 +103,7 @@ class Reply(ABC):
         """Whether a client sees anything of an event: a character that is not whole yet waits."""
         options = event.row.options
         detailed = options.experts or options.logprobs is not None
-        if event.text or (detailed and (event.tokens or event.prompt)):
+        if event.text or event.calls or (detailed and (event.tokens or event.prompt)):
             return True
         return self.echo and not choice.begun
 
@@ -107,6 +116,10 @@ class Reply(ABC):
         if self.usage_wanted:
             last = self._head(self.chunk) | {"choices": []}
             yield last | self._account()
+
+    def failure(self, message: str) -> Json:
+        """What a stream tells when the answer broke."""
+        return error_body(500, message)
 
     def _account(self) -> Json:
         return {"usage": self.usage(), "timings": self.timings()}
@@ -178,20 +191,48 @@ class ChatReply(Reply):
 
     object, chunk, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
+    def __init__(self, model: str, spelling: Spelling, prompts: Sequence[Prompt], rows: Sequence[Row], usage: bool,
+                 calls: Sequence[Calls] = ()) -> None:
+        """calls: what tells calls of tools from text, one for each row; none where no tool may be called."""
+        super().__init__(model, spelling, prompts, rows, False, usage)
+        self.calls = calls
+
+    def read(self, event: Event) -> Event:
+        """The event with calls of tools in the place of their text."""
+        if not self.calls:
+            return event
+        calls = self.calls[event.row.tag]
+        text, made = calls.push(event.text)
+        finish = event.finish
+        if finish:
+            rest, last = calls.close()
+            text, made = text + rest, made + last
+        if finish == "stop" and calls.made:
+            finish = "tool_calls"
+        return replace(event, text=text, calls=tuple(made), finish=finish)
+
     def beginning(self) -> Iterator[Json]:
         """Each choice says whose it is."""
         for index in range(len(self.choices)):
             yield self._chunk([self._bare(index, {"role": "assistant", "content": ""})])
 
     def _choice(self, index: int, choice: Choice) -> Json:
-        message = {"role": "assistant", "content": choice.text}
+        message: Json = {"role": "assistant", "content": choice.text}
+        if choice.calls:
+            message["content"] = choice.text or None
+            message["tool_calls"] = [_call(call) for call in choice.calls]
         found: Json = {"index": index, "message": message}
         found["logprobs"] = self._logprobs(index, choice.tokens)
         found["finish_reason"] = choice.finish
         return self._with_experts(found, choice.tokens)
 
     def _delta(self, index: int, event: Event, first: bool) -> Json:
-        found = self._bare(index, {"content": event.text})
+        delta: Json = {"content": event.text} if event.text or not event.calls else {}
+        if event.calls:
+            before = len(self.choices[index].calls)
+            numbered = enumerate(event.calls, start=before)
+            delta["tool_calls"] = [{"index": place} | _call(call) for place, call in numbered]
+        found = self._bare(index, delta)
         found["logprobs"] = self._logprobs(index, event.tokens)
         return self._with_experts(found, event.tokens)
 
@@ -214,6 +255,12 @@ class ChatReply(Reply):
     def _entry(self, number: int, logprob: float | None) -> Json:
         data = self.spelling.bytes_of(number)
         return {"token": self.spelling.text(number), "logprob": logprob, "bytes": list(data)}
+
+
+def _call(call: Call) -> Json:
+    """A call of a tool."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 class CompletionReply(Reply):

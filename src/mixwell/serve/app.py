@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+import struct
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,15 +26,27 @@ from mixwell.serve.answers import ChatReply, CompletionReply, Reply
 from mixwell.serve.asking import Prompt, check_text
 from mixwell.serve.guard import Guard, Rules, error_body
 from mixwell.serve.page import add_page
-from mixwell.serve.request import Event, Row
-from mixwell.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Sampling, TokenizeRequest
+from mixwell.serve.request import Event, Options, Row
+from mixwell.serve.responses import ResponseReply, ResponseRequest, as_chat
+from mixwell.serve.schemas import (
+    MOST_TEXTS,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    Refusal,
+    Sampling,
+    TokenizeRequest,
+)
 from mixwell.serve.serving import House, Serving, Settings
+from mixwell.serve.tools import Calls
 from mixwell.serve.worker import FAULT, Answers, Busy
 
 LOG = logging.getLogger("mixwell.serve")
 AGAIN_S = 1  # seconds after which a client that found the queue full may ask again
 NO_OBJECT = ("model_attributes_type", "missing")  # what the body's reader calls anything but an object
 NEEDED = "the body is no JSON object; send one with the header Content-Type: application/json."
+REFUSALS: dict[int | str, dict[str, Any]] = {kind: {"model": Refusal} for kind in ("4XX", "5XX")}
 PING_S = 15.0  # silence after which a stream says that it is still there
 
 
@@ -48,7 +62,8 @@ def build(model: LanguageModel, settings: Settings, rules: Rules,
         yield
         await house.stop()
 
-    app = FastAPI(title="mixwell", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mixwell", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+                  responses=REFUSALS)
     app.state.house = house
     _add_routes(app)
     _add_errors(app)
@@ -58,12 +73,14 @@ def build(model: LanguageModel, settings: Settings, rules: Rules,
 def _add_routes(app: FastAPI) -> None:
     add_page(app)
     app.get("/health")(health)
-    app.get("/metrics")(metrics)
+    app.get("/metrics", response_class=PlainTextResponse)(metrics)
     app.get("/v1/models")(models)
     app.get("/v1/models/{name:path}")(model_card)
     app.get("/v1/experts")(experts)
     app.post("/v1/chat/completions", response_model=None)(chat)
+    app.post("/v1/responses", response_model=None)(respond)
     app.post("/v1/completions", response_model=None)(complete)
+    app.post("/v1/embeddings", response_model=None)(embed)
     app.post("/tokenize")(tokenize)
     app.post("/detokenize")(detokenize)
 
@@ -128,13 +145,29 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any
 async def chat(request: Request, body: ChatRequest) -> Response:
     """An answer in a conversation."""
     serving = _house(request).find(body.model)
+    prompt, rows, calls = await _asked(serving, body)
+    reply = ChatReply(serving.name, serving.spelling, [prompt], rows, _usage(body), calls)
+    return await _answered(request, serving, reply, rows, bool(body.stream))
+
+
+async def respond(request: Request, body: ResponseRequest) -> Response:
+    """An answer in a conversation, as a response."""
+    serving = _house(request).find(body.model)
+    prompt, rows, calls = await _asked(serving, as_chat(body))
+    reply = ResponseReply(serving.name, serving.spelling, prompt, rows[0], calls, body)
+    return await _answered(request, serving, reply, rows, bool(body.stream))
+
+
+async def _asked(serving: Serving, body: ChatRequest) -> tuple[Prompt, list[Row], list[Calls]]:
+    """The prompt of a conversation, the rows that answer it, and what tells calls of tools from text in each."""
     asking = serving.asking
-    prompt = await asyncio.to_thread(asking.conversation, body.messages, body.chat_template_kwargs)
+    tools = asking.callable(body)
+    prompt = await asyncio.to_thread(asking.conversation, body.messages, body.chat_template_kwargs, tools)
     drawn = await asyncio.to_thread(asking.chat_options, body, prompt)  # a form of the answer is worked out
     options = replace(drawn, adapter=serving.adapter)
     rows = await asyncio.to_thread(asking.rows, [prompt], options, body.n or 1)
-    reply = ChatReply(serving.name, serving.spelling, [prompt], rows, False, _usage(body))
-    return await _answered(request, serving, reply, rows, bool(body.stream))
+    names = [tool.function.name for tool in tools]
+    return prompt, rows, [Calls(asking.tool_form, names) for _ in rows if names]
 
 
 async def complete(request: Request, body: CompletionRequest) -> Response:
@@ -149,6 +182,34 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
     return await _answered(request, serving, reply, rows, bool(body.stream))
 
 
+async def embed(request: Request, body: EmbeddingRequest) -> Response:
+    """Vectors of texts, of length 1."""
+    serving = _house(request).find(body.model)
+    width = serving.model.config.dim
+    if body.dimensions not in (None, width):
+        raise MixwellError(f"dimensions is {body.dimensions}; the vectors of this model have {width}, leave it out.")
+    prompts = await asyncio.to_thread(serving.asking.prompts, body.input, MOST_TEXTS)
+    options = Options(max_tokens=0, pooling=body.pooling, adapter=serving.adapter)
+    rows = serving.asking.rows(prompts, options, 1)
+    return await _while_there(request, _embedded(serving, rows, body.encoding_format == "base64"))
+
+
+async def _embedded(serving: Serving, rows: list[Row], packed: bool) -> dict[str, Any]:
+    vectors = await serving.vectors(rows)
+    numbered = enumerate(vectors)
+    data = [{"object": "embedding", "index": place, "embedding": _packed(vector) if packed else vector}
+            for place, vector in numbered]
+    read = sum(len(row.prompt) for row in rows)
+    usage = {"prompt_tokens": read, "total_tokens": read}
+    return {"object": "list", "data": data, "model": serving.name, "usage": usage}
+
+
+def _packed(vector: Sequence[float]) -> str:
+    """Little-endian float32 numbers in base64, as OpenAI's client asks for them."""
+    data = struct.pack(f"<{len(vector)}f", *vector)
+    return base64.b64encode(data).decode()
+
+
 def _usage(body: Sampling) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
@@ -158,7 +219,15 @@ async def _answered(request: Request, serving: Serving, reply: Reply, rows: list
     if streamed:
         lines = _lines(reply, serving, answers)
         return StreamingResponse(lines, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-    work = asyncio.create_task(_whole(reply, serving, answers))
+    try:
+        return await _while_there(request, _whole(reply, serving, answers))
+    finally:
+        answers.cancel()
+
+
+async def _while_there(request: Request, making: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+    """What is being made, unless the client leaves before."""
+    work = asyncio.create_task(making)
     gone = asyncio.create_task(_leaving(request))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -168,7 +237,6 @@ async def _answered(request: Request, serving: Serving, reply: Reply, rows: list
     finally:
         for task in (work, gone):
             task.cancel()
-        answers.cancel()
 
 
 async def _leaving(request: Request) -> None:
@@ -195,14 +263,14 @@ async def _lines(reply: Reply, serving: Serving, answers: Answers) -> AsyncItera
                 yield ": ping\n\n"
                 continue
             if event.finish == "error":
-                yield _line(error_body(500, event.error))
+                yield _line(reply.failure(event.error))
                 return
             for chunk in reply.chunks(event):
                 yield _line(chunk)
             reply.add(event)
         for chunk in reply.ending():
             yield _line(chunk)
-        yield "data: [DONE]\n\n"
+        yield reply.ending_line
     finally:
         answers.cancel()
 
@@ -227,7 +295,8 @@ async def _with_pings(events: AsyncIterator[Event]) -> AsyncIterator[Event | Non
 
 def _line(value: dict[str, Any]) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n"
+    named = f"event: {value['type']}\n" if "type" in value else ""
+    return f"{named}data: {text}\n\n"
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -19,7 +19,8 @@ from mixwell.lm.model import LanguageModel
 from mixwell.lm.streaming import Text
 from mixwell.serve.constrained import Constraints, grammar_of
 from mixwell.serve.request import Options, Row, check_ids
-from mixwell.serve.schemas import MOST_PROMPTS, ChatRequest, CompletionRequest, Sampling
+from mixwell.serve.schemas import MOST_PROMPTS, ChatRequest, CompletionRequest, NamedTool, Sampling, ToolEntry
+from mixwell.serve.tools import NOTHING, Form, Tool, as_templates_expect, calling, form_of
 
 TEMPLATES_OWN = frozenset({"messages", "tools", "add_generation_prompt", "source", "today", "answer_begins",
                            "answer_ends"})  # names that a request may not set for the template
@@ -51,26 +52,34 @@ class Asking:
         """The model's chat template; `MixwellError` where it has none."""
         return Chat(self.tokenizer)
 
-    def conversation(self, messages: Sequence[Any], variables: dict[str, Any] | None = None) -> Prompt:
-        """The prompt that a conversation makes."""
+    @cached_property
+    def tool_form(self) -> Form:
+        """How the model's chat template writes calls of tools; `MixwellError` where it knows none."""
+        return form_of(self.chat.source)
+
+    def conversation(self, messages: Sequence[Any], variables: dict[str, Any] | None = None,
+                     tools: Sequence[ToolEntry] = ()) -> Prompt:
+        """The prompt that a conversation makes in which these tools may be called."""
         check_text({"messages": messages, "chat_template_kwargs": variables})
         taken = TEMPLATES_OWN.intersection(variables or {})
         if taken:
             raise MixwellError(f"chat_template_kwargs sets {min(taken)}, which is the server's own; leave it out.")
-        if any(message.get("tool_calls") for message in messages):
-            raise MixwellError("messages call tools, which this server does not; leave tool_calls out.")
-        ids = self.chat.prompt(conversation(messages), **(variables or {}))
+        if tools or any(message.get("tool_calls") for message in messages):
+            form_of(self.chat.source)  # refuses where it knows none
+        said = list(as_templates_expect(messages))
+        told = [tool.model_dump(exclude_none=True) for tool in tools]
+        ids = self.chat.prompt(conversation(said, told), **(variables or {}))
         return Prompt("", ids)
 
-    def prompts(self, given: Any) -> list[Prompt]:
-        """The prompts of a completion: a text, ids, or several of either."""
+    def prompts(self, given: Any, most: int = MOST_PROMPTS) -> list[Prompt]:
+        """The prompts that a request has: a text, ids, or several of either, `most` at most."""
         check_text(given)
         if isinstance(given, str):
             return [self._text(given)]
         if given and isinstance(given[0], int):
             return [self._ids(given)]
-        if len(given) > MOST_PROMPTS:
-            raise MixwellError(f"the request has {len(given)} prompts; expected {MOST_PROMPTS} at most.")
+        if len(given) > most:
+            raise MixwellError(f"the request has {len(given)} prompts; expected {most} at most.")
         return [self._text(one) if isinstance(one, str) else self._ids(one) for one in given]
 
     def _text(self, text: str) -> Prompt:
@@ -88,7 +97,25 @@ class Asking:
         usual = self.settings.max_new_tokens or USUAL
         most = asked.max_completion_tokens or asked.max_tokens or max(1, min(usual, room))
         told = (asked.top_logprobs or 0) if asked.logprobs else None
-        return self._options(asked, most, told)
+        return self._options(asked, most, told, calls=self._calling(asked))
+
+    def callable(self, asked: ChatRequest) -> list[ToolEntry]:
+        """The tools that an answer may call."""
+        return [] if asked.tool_choice == "none" else asked.tools or []
+
+    def _calling(self, asked: ChatRequest) -> str | None:
+        """The grammar of an answer that may call tools."""
+        choice = asked.tool_choice
+        tools = [Tool(entry.function.name, entry.function.parameters or NOTHING) for entry in self.callable(asked)]
+        if isinstance(choice, NamedTool):
+            tools = [tool for tool in tools if tool.name == choice.function.name]
+        forced = choice == "required" or isinstance(choice, NamedTool)
+        if not tools:
+            if forced:
+                raise MixwellError("tool_choice asks for a tool that is not among tools; add it there.")
+            return None
+        several = asked.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
+        return calling(tools, self.tool_form, forced, several)
 
     def completion_options(self, asked: CompletionRequest) -> Options:
         """How a completion is drawn."""
@@ -98,21 +125,25 @@ class Asking:
         both = bool(asked.echo) and asked.logprobs is not None
         return self._options(asked, most, asked.logprobs, both)
 
-    def _options(self, asked: Sampling, most: int, logprobs: int | None, prompt_logprobs: bool = False) -> Options:
+    def _options(self, asked: Sampling, most: int, logprobs: int | None, prompt_logprobs: bool = False,
+                 calls: str | None = None) -> Options:
         stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
         ends = frozenset() if asked.ignore_eos else self.stop_ids
         drawing = self._drawing(asked)
         return Options(max_tokens=most, stop=tuple(stops), stop_ids=ends, logprobs=logprobs, seed=asked.seed,
-                       grammar=self._grammar(asked),
+                       grammar=self._grammar(asked, calls),
                        prompt_logprobs=prompt_logprobs, logit_bias=self._bias(asked), min_tokens=asked.min_tokens or 0,
                        presence_penalty=asked.presence_penalty or 0.0, experts=bool(asked.return_experts),
                        frequency_penalty=asked.frequency_penalty or 0.0, label=asked.label or "", **drawing)
 
-    def _grammar(self, asked: Sampling) -> str | None:
-        """The grammar of the form that is asked for."""
+    def _grammar(self, asked: Sampling, calls: str | None) -> str | None:
+        """The grammar of the form that is asked for, or of an answer that may call tools."""
         wanted = _plain(asked.response_format)
         structured = _plain(asked.structured_outputs)
-        found = grammar_of(wanted, structured)
+        formed = grammar_of(wanted, structured)
+        if formed is not None and calls is not None:
+            raise MixwellError("the request asks for a form of the answer and for tools; leave one out.")
+        found = formed or calls
         if found is None:
             return None
         for name in ("min_tokens", "ignore_eos"):

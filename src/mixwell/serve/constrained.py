@@ -54,6 +54,19 @@ def of_lark(grammar: str) -> str:
     return str(_library().LLMatcher.grammar_from_lark(_bounded(grammar)))
 
 
+def tagged(tags: Sequence[tuple[str, str, Mapping[str, Any], str]]) -> str:
+    """The grammar of text in which a trigger decides what follows: the rest of a beginning, JSON by a schema, an end.
+
+    tags: (trigger, the beginning, the schema, the end).
+    """
+    found = []
+    for trigger, begin, schema, end in tags:
+        made = _library().StructTag(trigger=trigger, begin=begin, grammar=dict(schema), end=end)
+        found.append(made)
+    lark = _library().StructTag.to_grammar(found, assume_special=False)
+    return of_lark(lark)
+
+
 def _bounded(text: str) -> str:
     size = len(text.encode())
     if size > MOST_BYTES:

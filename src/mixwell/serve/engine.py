@@ -158,7 +158,13 @@ class Engine:
         row = turn.row
         if row.options.prompt_logprobs and not row.said:
             row.told += _prompt_tokens(row, piece, read.logits_NV)
+        if row.pooled is not None:
+            row.pooled.add(read.states_ND)
         if row.left:
+            return
+        if row.pooled is not None:
+            self._over(row)
+            yield Event(row, vector=row.pooled.vector(), finish="stop")
             return
         prompt = () if row.said else tuple(row.told)
         if row.options.max_tokens == 0:
@@ -232,10 +238,11 @@ def _piece(turn: Turn) -> Piece:
     """The ids that a row has read in its turn."""
     row = turn.row
     end = row.computed + turn.count
-    all_asked = row.options.prompt_logprobs and not row.said
+    felt = row.pooled is not None
+    all_asked = felt or (row.options.prompt_logprobs and not row.said)
     ids = [*row.ids[row.computed : end], *turn.drafts]
     asked = turn.count if all_asked else 1 + len(turn.drafts)
-    return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter)
+    return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter, felt)
 
 
 def _drafting(name: str | None, packed: bool) -> Callable[[], Drafter] | None:

@@ -9,7 +9,7 @@ Legend: T tokens of the pass, S positions of a row so far, G key/value heads, P 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Piece:
     asked: int = 1  # the last so many of them are asked what follows
     row: int = 0  # number of the row
     adapter: int = NONE  # number of the adapter that the tokens go through
+    felt: bool = False  # whether what the head is given is wanted of those asked, in the place of logits
 
     @property
     def end(self) -> int:
@@ -78,8 +79,9 @@ def widths(model: Network) -> list[Width]:
 class Read:
     """What a network says to a piece."""
 
-    logits_NV: Tensor  # behind the tokens that were asked, float32
+    logits_NV: Tensor  # behind the tokens that were asked, float32; none of a piece that is felt
     experts: list[Tensor | None]  # one a layer: experts of the piece's tokens [T, K], -1 for none
+    states_ND: Tensor  # what the head is given of the tokens that were asked
 
 
 class _Layer:
@@ -163,9 +165,10 @@ class PagedRows:
         memory = _Pass(self.layers, torch.tensor([positions]))
         if self.adapters is not None:
             self.adapters.choose(_numbers(pieces))
-        logits, routings = self.model.read(tokens_1T, memory, torch.tensor(places, dtype=torch.int64))
-        by_piece = logits.split([piece.asked for piece in pieces])
-        return [Read(own, _experts(routings, span.tokens, len(ids))) for own, span in zip(by_piece, spans)]
+        states_ND, routings = self.model.states(tokens_1T, memory, torch.tensor(places, dtype=torch.int64))
+        by_piece = _split(self.model, states_ND, pieces)
+        return [Read(logits, _experts(routings, span.tokens, len(ids)), states)
+                for (logits, states), span in zip(by_piece, spans)]
 
     def _spans(self, pieces: Sequence[Piece]) -> list[_Span]:
         spans, first = [], 0
@@ -201,8 +204,9 @@ class SingleRows:
         places = torch.tensor(_asked(count, piece), dtype=torch.int64)
         if self.adapters is not None:
             self.adapters.choose(_numbers([piece]))
-        logits, routings = self.model.read(tokens_1T, self.caches[piece.row], places)
-        return Read(logits, _experts(routings, slice(0, count), count))
+        found_ND, routings = self.model.states(tokens_1T, self.caches[piece.row], places)
+        ((logits, states),) = _split(self.model, found_ND, [piece])
+        return Read(logits, _experts(routings, slice(0, count), count), states)
 
     def forget(self, row: int) -> None:
         """The row is over."""
@@ -215,6 +219,18 @@ def _numbers(pieces: Sequence[Piece]) -> Tensor:
     for piece in pieces:
         found += [piece.adapter] * len(piece.ids)
     return torch.tensor(found, dtype=torch.int64)
+
+
+def _split(model: Network, states_ND: Tensor, pieces: Sequence[Piece]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and states of each piece; the head is not run for those that are felt."""
+    spoken_ND = states_ND
+    if any(piece.felt for piece in pieces):
+        spoken = [not piece.felt for piece in pieces for _ in range(piece.asked)]
+        spoken_ND = states_ND[torch.tensor(spoken)]
+    logits_NV = model.logits_of(spoken_ND)
+    sizes = [0 if piece.felt else piece.asked for piece in pieces]
+    states = states_ND.split([piece.asked for piece in pieces])
+    return zip(logits_NV.split(sizes), states)
 
 
 def _asked(end: int, piece: Piece) -> list[int]:

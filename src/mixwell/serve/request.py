@@ -14,6 +14,8 @@ from mixwell.core.errors import MixwellError
 from mixwell.lm.streaming import Text
 from mixwell.serve.blocks import Name
 from mixwell.serve.constrained import Constraint
+from mixwell.serve.tools import Call
+from mixwell.serve.vectors import Pooled, Pooling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class Options:
     label: str = ""  # under which its load of experts is counted
     adapter: int = -1  # number of the adapter that its tokens go through; -1 is none
     grammar: str | None = None  # of the form that the answer has; None: any text
+    pooling: Pooling | None = None  # of the prompt's states: its vector is wanted in the place of an answer
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Event:
     prompt: tuple[Token, ...] = ()  # of the prompt, where asked
     finish: str | None = None  # "stop", "length" or "error"
     error: str = ""
+    calls: tuple[Call, ...] = ()  # of tools, once they are complete
+    vector: tuple[float, ...] = ()  # of the prompt, where asked
 
 
 class Drafter(Protocol):
@@ -87,12 +92,20 @@ class Row:
         self.named = 0  # blocks that the pool knows by name
         self.cached: int | None = None  # prompt tokens that were found rather than read, once the row was let in
         self.told: list[Token] = []  # the prompt's, while it is read
+        self.pooled = None if options.pooling is None else Pooled(options.pooling)
         self.finished = False
         self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts
         self.waited = 0  # steps since it came in which it was not let in
         self.score, self.scored = 0.0, 0  # how short its answer will be, and by which lesson
         self.constraint: Constraint | None = None  # what may follow, where the answer's form is given
         self.generator = _generator(options.seed, draw)
+
+    def begin_again(self) -> None:
+        """Forget what was read; what was said stays said."""
+        self.computed = self.named = 0
+        self.told.clear()
+        if self.pooled is not None:
+            self.pooled.clear()
 
     @property
     def left(self) -> int:

@@ -103,8 +103,7 @@ class Scheduler:
     def _sent_back(self, row: Row) -> None:
         """Let a row wait again, before all that came after it; what it said stays said and is read anew."""
         self.release(row)
-        row.computed = row.named = 0
-        row.told.clear()
+        row.begin_again()
         self.waiting.appendleft(row)
 
     def _admits(self) -> bool:
@@ -137,7 +136,7 @@ class Scheduler:
 
     def _shared(self, row: Row) -> list[int]:
         """Blocks that hold the row's beginning; the last id is always read, for what it says of the next."""
-        if not self.pieces or row.options.prompt_logprobs:
+        if not self.pieces or row.options.prompt_logprobs or row.pooled is not None:
             return []
         size = self.pool.size
         row.names = block_names(row.ids, size, row.variant, row.names)

@@ -6,10 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mixwell.serve.vectors import Pooling
+
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_PROMPTS, MOST_MESSAGES = 16, 16, 256, 128, 4096
-MOST_CHOICES = 1024
+MOST_CHOICES, MOST_TOOLS = 1024, 128
+MOST_TEXTS = 2048  # whose vectors are asked for at once
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Ids = list[Annotated[int, Field(ge=0, strict=True)]]
+
+
+class Fault(BaseModel):
+    """What is wrong, in one line."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
+class Refusal(BaseModel):
+    """The body of every answer that is none."""
+
+    error: Fault
 
 
 class StreamOptions(BaseModel):
@@ -73,6 +91,35 @@ class Sampling(BaseModel):
     structured_outputs: Structured | None = None
 
 
+class Function(BaseModel):
+    """What may be called."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: Annotated[str, Field(max_length=16_384)] | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema
+    strict: bool | None = None  # arguments always follow their schema
+
+
+class ToolEntry(BaseModel):
+    """A tool, of which functions are the only kind."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    """A function by its name."""
+
+    name: Annotated[str, Field(max_length=64)]
+
+
+class NamedTool(BaseModel):
+    """The tool that is to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
@@ -81,7 +128,9 @@ class ChatRequest(Sampling):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[list[ToolEntry], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: Literal[True] | None = None
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
 
@@ -92,6 +141,16 @@ class CompletionRequest(Sampling):
     prompt: str | Annotated[list[str] | Ids | list[Ids], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
+
+
+class EmbeddingRequest(BaseModel):
+    """POST /v1/embeddings."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    input: str | Annotated[list[str] | Ids | list[Ids], Field(min_length=1)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    pooling: Pooling = "mean"  # of the states behind all tokens the mean, or the last one's
 
 
 class TokenizeRequest(BaseModel):

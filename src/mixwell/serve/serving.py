@@ -17,7 +17,7 @@ from mixwell.serve.answers import Reply
 from mixwell.serve.asking import Asking
 from mixwell.serve.engine import Engine, Limits
 from mixwell.serve.metrics import Meters, Metrics
-from mixwell.serve.request import Event
+from mixwell.serve.request import Event, Row
 from mixwell.serve.text import Spelling
 from mixwell.serve.worker import Answers, Worker
 
@@ -74,9 +74,27 @@ class Serving:
         async for event in answers:
             for _ in event.tokens:
                 self._count(reply)
-            yield event
+            yield reply.read(event)
         self.meters.whole.observe(time.monotonic() - reply.clock.asked)
         self.meters.prompt_tokens.inc(reply.usage()["prompt_tokens"])
+
+    async def vectors(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        """The vectors of rows that ask for them, so many at a time as the engine reads at once."""
+        for row in rows:
+            self.engine.check(row)
+        found: dict[Row, tuple[float, ...]] = {}
+        most = self.engine.scheduler.max_rows
+        for start in range(0, len(rows), most):
+            answers = self.worker.submit(rows[start : start + most])
+            try:
+                async for event in answers:
+                    if event.finish == "error":
+                        raise HTTPException(500, event.error)
+                    found[event.row] = event.vector
+                    self.meters.prompt_tokens.inc(len(event.row.prompt))
+            finally:
+                answers.cancel()
+        return [found[row] for row in rows]
 
     def _count(self, reply: Reply) -> None:
         """One token more."""

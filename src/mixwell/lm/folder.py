@@ -22,13 +22,15 @@ from mixwell.formats.plain import read_object
 from mixwell.formats.streams import selected
 from mixwell.formats.tensors import LazyTensors, open_folder, save_shards
 from mixwell.lm import older_tokenizer, schemas, weights
+from mixwell.lm.compressed.reading import Coded, Unpacked
+from mixwell.lm.compressed.scheme import read_scheme
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.gguf.header import is_gguf
 from mixwell.lm.gguf.reading import GgufFile, HuggingFaceView, hugging_face_config
 from mixwell.lm.gguf.tokenizer import tokenizer_files
 from mixwell.lm.hf.config import read_config
 from mixwell.lm.hf.forms import EXPERT_COUNTS
-from mixwell.lm.hf.tensors import Gathered, Scattered, check_names, file_shapes, recipes
+from mixwell.lm.hf.tensors import Gathered, Recipe, Scattered, check_names, file_shapes, recipes
 from mixwell.lm.hf.writing import comparable, model_type_of, write_config
 from mixwell.lm.network import Network
 
@@ -187,11 +189,24 @@ def _own(config: Mapping[str, Any], stored: LazyTensors, folder: Path) -> tuple[
 
 def _from_hugging_face(config: Mapping[str, Any], tensors: Mapping[str, Tensor],
                        folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    where = str(folder)
-    arch = read_config(config, str(folder / CONFIG))
+    where, place = str(folder), str(folder / CONFIG)
+    scheme = read_scheme(config, place)
+    if scheme is None:
+        arch = read_config(config, place)
+        table = _table(arch, tensors, where)
+        return arch, Gathered(tensors, table, where)
+    whole = {key: value for key, value in config.items() if key != "quantization_config"}
+    arch = read_config(whole, place)
+    unpacked = Unpacked(tensors, scheme, where)
+    table = _table(arch, unpacked, where)
+    return arch, Coded(unpacked, table, scheme, where)
+
+
+def _table(arch: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> dict[str, Recipe]:
+    """How each canonical tensor is made of those in the folder, once they are the ones that it takes."""
     table = recipes(arch, arch["architecture"], shapes(arch), set(tensors))
     check_names(table, tensors, where, arch)
-    return arch, Gathered(tensors, table, where)
+    return table
 
 
 def _from_gguf(path: Path) -> Checkpoint:
@@ -301,8 +316,15 @@ def write(checkpoint: Checkpoint, path: str | Path, *, shard_bytes: int = 4 * 2*
     arch = dict(checkpoint.arch) | {"architecture": architecture}
     tensors = written_tensors(checkpoint, model_type, fused_experts)
     config = _own_config(arch) if model_type == OWN else write_config(arch, model_type)
+    return place(checkpoint, path, arch, config, tensors, shard_bytes=shard_bytes, notes=notes)
+
+
+def place(checkpoint: Checkpoint, path: str | Path, arch: Mapping[str, Any], config: Mapping[str, Any],
+          tensors: Mapping[str, Tensor], *, shard_bytes: int = 4 * 2**30,
+          notes: Mapping[str, str] | None = None) -> Path:
+    """As `write`, with the architecture, the config.json and the tensors that are to lie there."""
     stored = form_of(checkpoint.tensors, "embed.weight").dtype
-    config["dtype"] = str(stored).removeprefix("torch.")
+    config = {**config, "dtype": str(stored).removeprefix("torch.")}
     record = _new_record(arch, checkpoint)
     with whole_folder(path) as folder:
         write_json(folder / CONFIG, config)

@@ -13,6 +13,7 @@ import torch
 from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
 from mixwell.serve.packing import mixes_tokens, side_by_side
+from mixwell.serve.speculation import agreeing
 
 WIDTH = 4  # guesses at most
 AT_ONCE = 256  # ids that the smaller model reads in a step at most: a long prompt holds nobody up
@@ -60,8 +61,8 @@ class Smaller:
 
     def _go_back(self, ids: Sequence[int]) -> None:
         """Forget what was read beyond the ids, the last of which is read anew for what it says of the next."""
-        most = min(len(self.read), len(ids) - 1)
-        agreed = next((place for place in range(most) if self.read[place] != ids[place]), most)
+        before = len(ids) - 1
+        agreed = agreeing(self.read, ids[:before])
         del self.read[agreed:]
         self.cache.go_back(torch.tensor([self.read], dtype=torch.int64))
 

@@ -3,6 +3,10 @@
 import pytest
 
 from mixwell.core.errors import MixwellError
+from mixwell.lm.model import LanguageModel
+from mixwell.serve.engine import Engine, Limits
+from mixwell.serve.smaller import Smaller
+from tests.lm.templates import byte_level
 from tests.serve.conftest import engine, finish, row, small_model
 
 
@@ -49,3 +53,50 @@ def test_drafts_are_refused_where_they_cannot_be(model):
         engine(model, draft="medusa")
     with pytest.raises(MixwellError, match="can go back"):
         engine(small_model({"method": "sequence.mamba"}), draft="jacobi")
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 4}])
+def test_a_smaller_model_drafts_what_the_model_verifies(model, options):
+    """The model itself as its drafter is always right where the likeliest is taken; another one changes no answer."""
+    prompts = [[1, 5, 9, 1, 5, 9, 1, 5], [7, 7, 7, 7], list(range(20))]
+
+    def rows():
+        return [row(model, prompt, most=15, **options) for prompt in prompts]
+
+    plain, _ = said(model, rows(), max_rows=3, step_tokens=32)
+    other = small_model({"method": "sequence.latent_attention", "kv_rank": 6, "nope_dim": 4, "rope_dim": 4,
+                         "value_dim": 6})
+    for smaller in (model, other):
+        found = Engine(model, Limits(step_tokens=32, max_rows=3, block=4), smaller=smaller)
+        answers = rows()
+        finish(found, answers)
+        assert [one.said for one in answers] == [ids for ids, _ in plain]
+        facts = found.facts()
+        assert facts["drafted_tokens"] > 0
+        if smaller is model and not options:
+            assert facts["drafted_held"] == facts["drafted_tokens"] == 3 * (15 - 1 - 3)
+
+
+def test_a_drafter_goes_back_to_where_it_was_right(model):
+    """Against a drafter that reads each row anew, whatever the row became."""
+    drafter = Smaller(model, width=3)
+    for ids in ([1, 2, 3], [1, 2, 3, 9, 9], [1, 2, 3, 9, 4, 4], [1, 2], [8, 2, 5], [8, 2, 5]):
+        assert drafter.draft(ids, 1, 30) == Smaller(model, width=3).draft(ids, 1, 30)
+    assert drafter.draft([8, 2], 1, 3) == Smaller(model, width=1).draft([8, 2], 1, 3) and not drafter.draft([8], 2, 3)
+    slow = Smaller(model, width=3, at_once=2)
+    found = [slow.draft([1, 2, 3, 9, 9], 1, 30) for _ in range(3)]
+    assert found == [[], [], Smaller(model, width=3).draft([1, 2, 3, 9, 9], 1, 30)]
+    assert not slow.draft(list(range(95)), 1, 30)  # beyond its positions
+
+
+def test_a_model_that_cannot_draft_is_refused(model):
+    other = small_model({"method": "sequence.mamba"})
+    with pytest.raises(MixwellError, match="cannot go back; take another"):
+        Engine(model, smaller=other)
+    other.tokenizer = byte_level("chatml")
+    with pytest.raises(MixwellError, match="has other tokens"):
+        Engine(model, smaller=other)
+    with pytest.raises(MixwellError, match="no tokenizer"):
+        Engine(model, smaller=LanguageModel(model.config))
+    with pytest.raises(MixwellError, match="leave one out"):
+        Engine(model, Limits(draft="lookup"), smaller=model)

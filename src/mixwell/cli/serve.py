@@ -38,7 +38,8 @@ def serve(source: Annotated[Path, MODEL],
           cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter "
                                                                     "of what is free, at most]")] = None,
           draft: Annotated[str | None, typer.Option(help="Guess next tokens, verified in one pass, answers unchanged: "
-                                                         "lookup (what the text said before) or jacobi.")] = None,
+                                                         "lookup (what the text said before), jacobi, or the "
+                                                         "folder of a smaller model of the same tokens.")] = None,
           shortest_first: Annotated[bool, typer.Option("--shortest-first", help="Of the answers that wait, begin first "
                                                        "those that will be short, as learnt from others.")] = False,
           resident: Annotated[int | None, typer.Option(min=1, help="Experts of each layer that stay in memory; the "
@@ -55,6 +56,8 @@ def serve(source: Annotated[Path, MODEL],
 
     `mixwell serve runs/mine:tuned` · then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1
 
+    `mixwell serve path/to/model --draft path/to/its/smaller/part` · the same answers in fewer passes
+
     `mixwell serve path/to/base --adapter notes=runs/mine:tuned --adapter code` · a client's `model` names one
 
     `MIXWELL_API_KEY=... mixwell serve path/to/model --host 0.0.0.0` · for other machines
@@ -66,16 +69,18 @@ def serve(source: Annotated[Path, MODEL],
     from mixwell.run.adapting import named, put_many
     from mixwell.run.paths import load
     from mixwell.serve.app import Settings, build
-    from mixwell.serve.engine import Limits
+    from mixwell.serve.engine import DRAFTERS, Limits
 
     if adapter and resident is not None:
         raise MixwellError("--adapter and --resident came: an adapter stands beside experts in memory; leave one out.")
     if rows > step_tokens:
         raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
 
+    named_draft = draft is None or draft in DRAFTERS
+    smaller = None if named_draft else _smaller(Path(str(draft)))
     size_bytes = None if cache_mib is None else cache_mib << 20
     limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
-                    draft=draft, shortest_first=shortest_first)
+                    draft=draft if named_draft else None, shortest_first=shortest_first)
 
     def loaded(path: Path, called: str, adapters: list[str]) -> tuple[LanguageModel, Settings]:
         model = load(path)
@@ -83,7 +88,8 @@ def serve(source: Annotated[Path, MODEL],
         if resident is not None:
             _spilled(model, resident)
         prepack_where_it_pays(model, WRITTEN)
-        return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads(), adapters=many)
+        return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads(), adapters=many,
+                               smaller=smaller)
 
     model, settings = loaded(source, name or _called(source), adapter or [])
     others = [loaded(path, _called(path), []) for path in beside or ()]
@@ -92,6 +98,16 @@ def serve(source: Annotated[Path, MODEL],
                             timeout_keep_alive=5, limit_concurrency=4 * (rows + queue) + 64, lifespan="on",
                             server_header=False)
     _listen(uvicorn, config, settings.name)
+
+
+def _smaller(path: Path) -> LanguageModel:
+    """The model that drafts."""
+    from mixwell.kernels.packing import prepack_where_it_pays
+    from mixwell.run.paths import load
+
+    model = load(path)
+    prepack_where_it_pays(model, WRITTEN)
+    return model
 
 
 def _spilled(model: LanguageModel, resident: int) -> None:

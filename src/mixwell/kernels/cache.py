@@ -39,6 +39,12 @@ class KVCache:
         keys, values = (t[:, :, :end] for t in (self._keys, self._values))
         return keys, values, self._keep
 
+    def go_back(self, length: int) -> None:
+        """Forget the positions behind the first `length`."""
+        self.length = length
+        if self._keep is not None:
+            self._keep = self._keep[:, :length]
+
     def attended(self, k_BGTP: Tensor, v_BGTP: Tensor, mask_BT: Tensor | None, attend: Attend) -> Tensor:
         """Add T positions; returns what `attend` finds for all of them. Other caches may ask it row by row."""
         keys, values, keep = self.append(k_BGTP, v_BGTP, mask_BT)

@@ -35,6 +35,13 @@ class Cache:
         places_BT = (counts_BT - 1).clamp_min(0)
         return places_BT + start_B.unsqueeze(1)
 
+    def go_back(self, ids_BS: Tensor) -> None:
+        """Forget all that was read behind `ids_BS`, the first ids of the rows. Layers keep keys and values alone."""
+        for layer in self.layers:
+            layer.go_back(ids_BS.shape[1])
+        self.next_B = ids_BS.shape[1]
+        self.ids_BS = ids_BS[:, -HISTORY:]
+
     def _advance_all(self, length: int, device: torch.device) -> Tensor:
         """Positions of `length` tokens in every row."""
         start = self.next_B

@@ -74,12 +74,19 @@ def space(plain: Any) -> Space:
     if "method" in plain:
         return Block(_values(plain))
     if "or" in plain:
-        return Either(_spaces(plain["or"]))
+        return Either(_either(plain["or"]))
     if "optional" in plain:
         nothing = After(())
         there = space(plain["optional"])
         return Either((nothing, there))
     return _repeated(plain)
+
+
+def _either(plain: Any) -> tuple[Space, ...]:
+    """What is chosen from; `MixwellError` for nothing."""
+    if not isinstance(plain, list) or not plain:
+        raise MixwellError(f"`or` is {plain!r}; expected a list of one space or more.")
+    return _spaces(plain)
 
 
 def _spaces(plain: Sequence[Any]) -> tuple[Space, ...]:

@@ -24,6 +24,7 @@ from mixwell.serve.packing import blocks_within, mixes_tokens, side_by_side
 from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
 from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
 from mixwell.serve.scheduler import Scheduler, Turn
+from mixwell.serve.smaller import Smaller, check_smaller
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
                                               "lookup": lambda: lookup.Lookup(lookup.Config())}
@@ -45,13 +46,15 @@ class Limits:
 class Engine:
     """Continues rows of ids with a model, many at a time."""
 
-    def __init__(self, model: LanguageModel, limits: Limits = Limits(), adapters: Many | None = None) -> None:
+    def __init__(self, model: LanguageModel, limits: Limits = Limits(), adapters: Many | None = None,
+                 smaller: LanguageModel | None = None) -> None:
+        """adapters: beside the model, which rows choose from. smaller: a model that drafts for this one."""
         if model.tokenizer is None:
             raise MixwellError("the model has no tokenizer; expected a folder with tokenizer.json.")
         self.model, self.tokenizer = model.eval(), model.tokenizer
         most = model.config.max_positions
         self.context = min(limits.context or most, most)
-        self.adapters = adapters  # which rows choose from
+        self.adapters = adapters
         self.packed = side_by_side(model.config) and not mixes_tokens(model)
         kept = widths(model) if self.packed else []
         self.position_bytes = sum(width.size_bytes for width in kept)
@@ -61,7 +64,7 @@ class Engine:
         self.order = Order() if limits.shortest_first else None
         self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed, self.order)
         self.loads = Loads(len(model.layers))
-        self.draft = _drafting(limits.draft, self.packed)
+        self.draft = _drafting(model, limits.draft, smaller, self.packed)
         self.steps = self.read_tokens = self.written_tokens = self.drafted = self.held = 0
         self._count = 0
 
@@ -245,16 +248,22 @@ def _piece(turn: Turn) -> Piece:
     return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter, felt)
 
 
-def _drafting(name: str | None, packed: bool) -> Callable[[], Drafter] | None:
+def _drafting(model: LanguageModel, name: str | None, smaller: LanguageModel | None,
+              packed: bool) -> Callable[[], Drafter] | None:
     """What makes a new row's drafter."""
-    if name is None:
+    if name is None and smaller is None:
         return None
-    if name not in DRAFTERS:
+    if name is not None and name not in DRAFTERS:
         raise MixwellError(f"draft is {name!r}; expected {' or '.join(DRAFTERS)}.")
+    if name is not None and smaller is not None:
+        raise MixwellError(f"draft is {name!r}, and a smaller model came to draft; leave one out.")
     if not packed:
         raise MixwellError("drafts need a cache that can go back, which this model's layers do not keep; leave draft "
                            "out.")
-    return DRAFTERS[name]
+    if smaller is None:
+        return DRAFTERS[str(name)]
+    check_smaller(model, smaller)
+    return lambda: Smaller(smaller.eval())
 
 
 def _prompt_tokens(row: Row, piece: Piece, logits_NV: Tensor) -> Iterator[Token]:

@@ -31,6 +31,7 @@ class Settings:
     most_waiting: int = 64  # answers that may wait beside those under way
     threads: int | None = None  # that the engine computes with; default torch's
     adapters: Many | None = None  # beside the model: clients choose one by its name
+    smaller: LanguageModel | None = None  # a model that drafts for it
 
 
 class Serving:
@@ -44,7 +45,7 @@ class Serving:
         self.name, self.model = settings.name, model
         self.adapters = settings.adapters
         self.created = int(time.time())
-        self.engine = Engine(model, settings.limits, settings.adapters)
+        self.engine = Engine(model, settings.limits, settings.adapters, settings.smaller)
         self.worker = Worker(self.engine, settings.most_waiting, settings.threads)
         self.asking = Asking(model, self.engine.context)
         self.spelling = Spelling(self.engine.tokenizer)

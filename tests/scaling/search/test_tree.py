@@ -112,6 +112,7 @@ def test_a_space_in_plain_data_is_searched_and_gives_blocks():
 def test_refusals():
     for plain, message in ((3, "3 is no space"), ({"times": 2}, "is no space"), ({"repeat": DENSE}, "with `times`"),
                            ({"repeat": DENSE, "times": -1}, "times is -1; expected whole numbers"),
+                           ({"or": []}, "`or` is .*; expected a list"), ({"or": DENSE}, "`or` is .*; expected a list"),
                            ({"method": "a", "n": []}, "option 'n' has no values")):
         with pytest.raises(MixwellError, match=message):
             spaces.space(plain)

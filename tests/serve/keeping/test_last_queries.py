@@ -17,11 +17,15 @@ def test_the_last_queries_decide(pool):
     for g in range(2):
         looked = [sum(float(weights[0, g, i, j]) for i in (11, 12, 13)) for j in range(14)]
         half = pool // 2
-        pooled = [max(looked[max(0, j - half) : j + half + 1]) for j in range(14)]
-        limit = sorted(pooled[:11], reverse=True)[3]
+        pooled = [max(looked[max(0, j - half) : min(j + half + 1, 11)]) for j in range(11)]
+        limit = sorted(pooled, reverse=True)[3]
         assert found[g][4:] == [11, 12, 13]
         assert all(pooled[place] >= limit for place in found[g][:4])
         assert len(set(found[g])) == 7
+    # their own positions, at which they look most, lift none of those before them
+    own = weights.clone()
+    own[..., 11:] = 100
+    assert places_of(rule.prompt(own, whole), whole) == found
     assert rule.token(weights[:, :, 0], kept) is kept
     assert example(generator(0))["config"].pool == 3
 

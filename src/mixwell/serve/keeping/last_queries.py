@@ -1,8 +1,8 @@
 """What the prompt's last queries look at: a choice made once, before the answer.
 
-**Equation:** s_j = sum over the prompt's last w queries of the weights with which they look at j, the largest over the
-    `pool` positions around j. The last w positions and the b - w others with the largest s stay; what is answered is
-    kept whole.
+**Equation:** s_j = sum over the prompt's last w queries of the weights with which they look at j, j before them, the
+    largest over the `pool` such positions around j. The last w positions and the b - w others with the largest s stay;
+    what is answered is kept whole.
 **Shapes:** keys and values [B, G, S, P]; s [B, G, S].
 **Reference:** Li et al. 2024, SnapKV (2404.14469), section 4.
 **Differs:** heads that share keys share their choice, by the mean of their weights.
@@ -51,6 +51,7 @@ class LastQueries(Rule):
         """By the weights of the last queries."""
         config = self.config
         looked_BGS = weights_BGTS[:, :, -config.queries :].sum(2)
+        looked_BGS[..., -config.queries :] = 0  # they look at themselves most, and stay anyway
         scores_BGS = F.max_pool1d(looked_BGS, config.pool, stride=1, padding=config.pool // 2)
         places = best_and_last(scores_BGS, config.budget - config.queries, config.queries)
         return kept.at(places)

@@ -11,7 +11,8 @@
     behind it. Their code raises eps to alpha by a slip; the paper's gamma is meant here.
 **Fails when:** all experts are chosen alike: what is left are the errors. The router is not trained: shares of a fresh
     one say nothing of what matters. An expert that no token of the text visits gets the fewest bits.
-**Cost:** one pass of the text, with a product a matrix and width; bits as budgeted, with 16 / G for scales.
+**Cost:** one pass of the text, and second moments I^2 of every matrix's inputs in memory; bits as budgeted, with 16 / G
+    for scales.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mixwell.mixing import check_not_negative
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision import bits
 from mixwell.precision._parts import quantised_example
+from mixwell.precision._statistics import output_error, second_moments
 from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, names_of, part, places_of
 
 
@@ -71,36 +73,21 @@ def importances(counts_E: Tensor, gates_E: Tensor, tokens: int, config: Config) 
 
 def errors(checkpoint: Checkpoint, places: Sequence[Place], calibration: Inputs, config: Config) -> Tensor:
     """eps [U, B] of every matrix and width, float64; 0 where the matrix gives nothing but zeros."""
-    wrong_UB = torch.zeros(len(places), len(config.widths), dtype=torch.float64)
-    right_U = torch.zeros(len(places), dtype=torch.float64)
-    for batch in calibration.inputs(checkpoint, names_of(places)):
-        for unit, place in enumerate(places):
-            weight = part(checkpoint.tensors, place).float()
-            x_TI = _input(batch[place[0]], place[1])
-            right_U[unit] += _power(x_TI, weight)
-            wrong_UB[unit] += _powers(x_TI, weight, config)
-    share_UB = wrong_UB / right_U[:, None]
-    return share_UB.nan_to_num(0.0).sqrt()
+    moments = second_moments(checkpoint, names_of(places), calibration)
+    rows = []
+    for name, expert in places:
+        weight = part(checkpoint.tensors, (name, expert)).double()
+        own = _of_matrix(moments[name], expert)
+        right = output_error(weight, own)
+        wrong = [output_error(at_width(weight, width, config) - weight, own) for width in config.widths]
+        rows.append([error / right if right else 0.0 for error in wrong])
+    return torch.tensor(rows, dtype=torch.float64).sqrt()
 
 
-def _input(x: Tensor, expert: int | None) -> Tensor:
-    """What a matrix is multiplied with: a stack's experts share it, or have one each."""
-    apart = expert is not None and x.ndim == 3
-    return x[expert] if apart else x
-
-
-def _powers(x_TI: Tensor, weight: Tensor, config: Config) -> Tensor:
-    """Squared errors [B] of the outputs at each width."""
-    found = []
-    for width in config.widths:
-        change = at_width(weight, width, config) - weight
-        found.append(_power(x_TI, change.float()))
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _power(x_TI: Tensor, matrix: Tensor) -> float:
-    outputs = x_TI @ matrix.mT
-    return float(outputs.double().square().sum())
+def _of_matrix(moments: Tensor, expert: int | None) -> Tensor:
+    """The moments of what a matrix is multiplied with: a stack's experts share them, or have their own."""
+    apart = expert is not None and moments.ndim == 3
+    return moments[expert] if apart else moments
 
 
 def _importance(places: Sequence[Place], checkpoint: Checkpoint, calibration: Inputs, config: Config) -> Tensor:

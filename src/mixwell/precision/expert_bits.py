@@ -75,13 +75,23 @@ def errors(checkpoint: Checkpoint, places: Sequence[Place], calibration: Inputs,
     """eps [U, B] of every matrix and width, float64; 0 where the matrix gives nothing but zeros."""
     moments = second_moments(checkpoint, names_of(places), calibration)
     rows = []
-    for name, expert in places:
-        weight = part(checkpoint.tensors, (name, expert)).double()
-        own = _of_matrix(moments[name], expert)
-        right = output_error(weight, own)
-        wrong = [output_error(at_width(weight, width, config) - weight, own) for width in config.widths]
-        rows.append([error / right if right else 0.0 for error in wrong])
-    return torch.tensor(rows, dtype=torch.float64).sqrt()
+    for place in places:
+        weight = part(checkpoint.tensors, place)
+        own = _of_matrix(moments[place[0]], place[1])
+        rows.append(_relative(weight.double(), own, config))
+    share_UB = torch.tensor(rows, dtype=torch.float64)
+    return share_UB.sqrt()
+
+
+def _relative(weight: Tensor, moments: Tensor, config: Config) -> list[float]:
+    """Squared error of the outputs over their squares, at each width."""
+    right = output_error(weight, moments)
+    found = []
+    for width in config.widths:
+        change = at_width(weight, width, config) - weight
+        wrong = output_error(change, moments)
+        found.append(wrong / right if right else 0.0)
+    return found
 
 
 def _of_matrix(moments: Tensor, expert: int | None) -> Tensor:

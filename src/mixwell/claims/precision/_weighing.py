@@ -47,4 +47,5 @@ def weighed(bench: Bench, before: Checkpoint, after: Checkpoint, method: str) ->
 def mixed(bench: Bench, before: Checkpoint, seed: int, method: str, **options: Any) -> dict[str, float]:
     """As `rounded`, by a method that gives each matrix 2, 3 or 4 bits of its own, 3 on average."""
     budget: dict[str, Any] = {"widths": (2, 3, 4), "bits_per_weight": 3.0, "group_size": 32}
-    return rounded(bench, before, seed, method, **{**budget, **options})
+    settings = budget | options
+    return rounded(bench, before, seed, method, **settings)

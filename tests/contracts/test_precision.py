@@ -1,13 +1,17 @@
 """What every method that stores weights in few bits promises."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
+from mixwell.formats.tensors import size_bytes
 from mixwell.kernels.codes import parts_of, plain_weight, real_scale
 from mixwell.lm.conversion import account_of, convert
 from mixwell.lm.model import LanguageModel, load
+from mixwell.precision.bits import best_widths
 from tests.contracts._conversions import VOCAB, calibration, whole
 from tests.contracts._tools import cases, fresh
 
@@ -124,6 +128,71 @@ def test_receipt_lists_the_tokens_of_each_expert(results, entry):
     told = account_of(source, result)["calibration"]
     assert told["tokens_shown_to_every_expert"] == 72
     assert sum(told["tokens_routed_by_expert"]["0"]) == 2 * 72
+
+
+BUDGETED = [e for e in ENTRIES if "budgeted" in e.values[0].tags]
+
+
+def mean_bits(source, result):
+    """Bits of the codes over all numbers in codes."""
+    names = coded_names(result)
+    total = sum(int(result.tensors[f"{name}.bits"].sum()) * source.tensors[name].shape[-1] for name in names)
+    return total / sum(source.tensors[name].numel() for name in names)
+
+
+def within(entry, **changes):
+    values = entry.module().example(fresh())
+    config = dataclasses.replace(values["config"], **changes)
+    source = whole(values["checkpoint"])
+    return source, convert(entry, source, config, fresh(1), calibration())
+
+
+@pytest.mark.parametrize("entry", BUDGETED)
+def test_keeps_its_budget_of_bits_and_says_which(entry):
+    source, result = within(entry, widths=(2, 4, 8), bits_per_weight=3.5)
+    assert 2.5 < mean_bits(source, result) <= 3.5
+    told = result.lineage[-1]["bits"]
+    for name, own in told.items():
+        rows = result.tensors[f"{name}.bits"].reshape(len(own), -1)
+        assert [row.unique().tolist() for row in rows] == [[width] for width in own]
+    assert len({width for own in told.values() for width in own}) > 1
+
+
+@pytest.mark.parametrize("entry", BUDGETED)
+def test_keeps_its_budget_of_bytes(entry):
+    limit = 3210
+    result = within(entry, widths=(2, 4, 8), max_bytes=limit)[1]
+    smallest = within(entry, widths=(2,))[1]
+    assert size_bytes(smallest.tensors) < size_bytes(result.tensors) <= limit
+    with pytest.raises(MixwellError, match="max_bytes is 900; scales and what stays whole take"):
+        within(entry, max_bytes=900)
+    with pytest.raises(MixwellError, match=r"max_bytes: the budget is .*; the smallest widths take"):
+        within(entry, widths=(8,), bits_per_weight=8, max_bytes=limit)
+
+
+@pytest.mark.parametrize("entry", BUDGETED)
+def test_budgets_that_are_none(entry):
+    for change, message in ({"bits_per_weight": 1}, "bits_per_weight is 1; expected at least 2"), (
+            {"widths": (1,)}, r"widths is \(1,\)"), ({"max_bytes": -1}, "max_bytes is -1"), ({"tokens": 0}, "tokens"):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(entry.module().example(fresh())["config"], **change)
+
+
+@pytest.mark.parametrize("entry", [e for e in BUDGETED if hasattr(e.values[0].module(), "sensitivities")])
+def test_more_bits_do_no_more_harm(entry):
+    """The widths chosen are those that the harms told, and the harm falls as the budget grows."""
+    values = entry.module().example(fresh())
+    source = whole(values["checkpoint"])
+    found = entry.module().sensitivities(source, values["config"], fresh(1), calibration())
+    assert found.harm_UB.shape == (len(found.places), len(values["config"].widths))
+    assert bool((found.harm_UB.isfinite()).all())
+    harms = []
+    for budget in (2.0, 3.0, 5.0, 8.0):
+        config = dataclasses.replace(values["config"], bits_per_weight=budget)
+        widths = best_widths(source, found, config)
+        places = [config.widths.index(width) for width in widths]
+        harms.append(float(found.harm_UB[range(len(places)), places].sum()))
+    assert harms == sorted(harms, reverse=True) and harms[0] > harms[-1]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -76,6 +76,14 @@ class TextCalibration:
         known, loads = self._loads
         return loads if known is checkpoint else met.routed(self._running(checkpoint), self.batches)
 
+    def gates(self, checkpoint: Checkpoint) -> dict[int, Tensor]:
+        """Of each layer with a router, what the weights that it gave each expert sum up to, float64 [E]."""
+        return met.gates(self._running(checkpoint), self.batches)
+
+    def over(self, tokens_NS: Tensor) -> TextCalibration:
+        """The same over other windows, of no domain."""
+        return TextCalibration(tokens_NS, models=self._models)
+
     def slopes(self, checkpoint: Checkpoint, at: Mapping[str, Tensor], *, rows: int = 0) -> Iterator[dict[str, Tensor]]:
         """Gradients of the mean cross-entropy by the tensors `at`, for each `rows` windows or for all."""
         tokens_NS = torch.cat(list(self.batches))

@@ -93,6 +93,19 @@ def routed(model: LanguageModel, batches: Sequence[Tensor]) -> dict[int, Tensor]
     return loads
 
 
+@torch.no_grad()
+def gates(model: LanguageModel, batches: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Of each layer with a router, what the weights that it gave each expert sum up to, float64 [E]."""
+    sums: dict[int, Tensor] = {}
+    for tokens_BS in batches:
+        for layer, routing in enumerate(model(tokens_BS).routings):
+            if routing is None:
+                continue
+            own_E = routing.dense_TE().double().sum(0)
+            sums[layer] = sums.get(layer, 0) + own_E
+    return sums
+
+
 def slopes(checkpoint: Checkpoint, at: Mapping[str, Tensor], tokens_NS: Tensor,
            rows: int) -> Iterator[dict[str, Tensor]]:
     """Gradients of the mean cross-entropy by the tensors `at` in float64, for each `rows` windows or for all."""

@@ -1,6 +1,6 @@
 """What a method that makes one checkpoint of another may ask for, and what weights meet over calibration text.
 
-Legend: T tokens of a batch, I input width, E experts.
+Legend: T tokens of a batch, I input width, E experts, B rows, S positions of a row, N windows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,6 +40,18 @@ class Inputs(Protocol):
 
     def routed(self, checkpoint: Checkpoint) -> Mapping[int, Tensor]:
         """Of each layer with a router, how many tokens it sent to each expert, int64 [E]."""
+        ...
+
+    def gates(self, checkpoint: Checkpoint) -> Mapping[int, Tensor]:
+        """Of each layer with a router, what the weights that it gave each expert sum up to, float64 [E]."""
+        ...
+
+    def logits(self, checkpoint: Checkpoint, tokens_BS: Tensor, moving: Mapping[str, Tensor]) -> Tensor:
+        """Logits [B, S, V] of the model with the tensors `moving` in their places, with a gradient by these."""
+        ...
+
+    def over(self, tokens_NS: Tensor) -> Inputs:
+        """The same over other windows of token ids."""
         ...
 
     def slopes(self, checkpoint: Checkpoint, at: Mapping[str, Tensor], *, rows: int = 0,

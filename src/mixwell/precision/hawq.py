@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,47 +24,25 @@ from torch import Tensor
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
-from mixwell.mixing import check_above, check_least
+from mixwell.mixing import check_least
 from mixwell.mixing.calibration import Inputs, Needs
-from mixwell.precision._allocation import allocate
-from mixwell.precision._parts import (
-    Coded,
-    chosen,
-    group_width,
-    joined,
-    matrices,
-    named,
-    nearest,
-    quantised_example,
-    rounded,
-    with_codes,
-)
-from mixwell.precision._statistics import calibrated
+from mixwell.precision import bits
+from mixwell.precision._parts import quantised_example
+from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, names_of, part, places_of
 
 NUDGE = 1e-5  # of the differences, beside weights of some hundredths to some units
-Place = tuple[str, int | None]  # a weight's name, and the expert where it is a stack
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Budget):
     """Options of HAWQ."""
 
-    bits_per_weight: float = 4.0  # the budget: mean bits of codes, scales apart
-    widths: tuple[int, ...] = (2, 3, 4, 8)  # to choose from, each 2 to 8
     measure: Literal["trace", "eigenvalue"] = "trace"  # of the curvature: V2's, V1's
     draws: int = 16  # of v for the trace; steps of power iteration at most
-    group_size: int = 64  # numbers of a row that share a scale; 0: the whole row
-    tokens: int = 4096  # of calibration text
-    max_kl_nats: float = 1.0  # promised: mean KL per token of the logits before and after, above 0
 
     def __post_init__(self) -> None:
-        check_least(self, tokens=1, draws=1, group_size=0)
-        check_above(self, max_kl_nats=0)
-        if not self.widths or not all(2 <= width <= 8 for width in self.widths):
-            raise ValueError(f"widths is {self.widths}; expected some of 2 to 8")
-        if self.bits_per_weight < min(self.widths):
-            raise ValueError(f"bits_per_weight is {self.bits_per_weight}; expected at least {min(self.widths)}, the "
-                             "smallest of widths")
+        super().__post_init__()
+        check_least(self, draws=1)
 
 
 def needs(config: Config) -> Needs:
@@ -103,7 +81,7 @@ class Curvature:
         return next(iter(found))
 
 
-def traces(curvature: Curvature, places: list[Place], draws: int, generator: torch.Generator) -> Tensor:
+def traces(curvature: Curvature, places: Sequence[Place], draws: int, generator: torch.Generator) -> Tensor:
     """Tr(H_u) of each matrix [U], by Hutchinson; what one draw says of another matrix has mean zero."""
     total_U = torch.zeros(len(places), dtype=torch.float64)
     for _ in range(draws):
@@ -120,13 +98,8 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     return coins.double() * 2 - 1
 
 
-def _part(tensors: Mapping[str, Tensor], place: Place) -> Tensor:
-    name, expert = place
-    return tensors[name] if expert is None else tensors[name][expert]
-
-
 def _dot(one: Mapping[str, Tensor], other: Mapping[str, Tensor], place: Place) -> float:
-    products = _part(one, place) * _part(other, place)
+    products = part(one, place) * part(other, place)
     return float(products.sum())
 
 
@@ -139,7 +112,7 @@ def largest_eigenvalue(curvature: Curvature, place: Place, steps: int, generator
     own /= own.norm()
     value = 0.0
     for _ in range(steps):
-        product = _part(curvature.times({name: vector}), place)
+        product = part(curvature.times({name: vector}), place)
         before, value = value, float((own * product).sum())
         length = product.norm()
         if not float(length) or abs(value - before) < 1e-3 * (abs(before) + 1e-6):
@@ -148,7 +121,7 @@ def largest_eigenvalue(curvature: Curvature, place: Place, steps: int, generator
     return value
 
 
-def curvatures(curvature: Curvature, places: list[Place], config: Config, generator: torch.Generator) -> Tensor:
+def curvatures(curvature: Curvature, places: Sequence[Place], config: Config, generator: torch.Generator) -> Tensor:
     """How much the loss bends at each matrix [U], at least 0."""
     if config.measure == "trace":
         return traces(curvature, places, config.draws, generator).clamp_min(0)
@@ -169,28 +142,23 @@ def harms(weights: list[Tensor], bends_U: Tensor, config: Config) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _squared_error(weight: Tensor, bits: int, config: Config) -> float:
-    change = rounded(weight, bits, config.group_size, True) - weight.double()
+def _squared_error(weight: Tensor, width: int, config: Config) -> float:
+    change = at_width(weight, width, config) - weight.double()
     squares = change.square()
     return float(squares.sum())
 
 
-def _chosen_bits(checkpoint: Checkpoint, places: list[Place], bends_U: Tensor, config: Config) -> list[int]:
-    weights = [_part(checkpoint.tensors, place) for place in places]
+def sensitivities(checkpoint: Checkpoint, config: Config, generator: torch.Generator,
+                  calibration: Inputs) -> Sensitivities:
+    """Omega of every matrix and width. Raises `MixwellError` where nothing of the text bends the loss."""
+    places = places_of(checkpoint, config)
+    curvature = Curvature(checkpoint, names_of(places), calibration)
+    bends_U = curvatures(curvature, places, config, generator)
+    if not bool((bends_U > 0).any()):
+        raise MixwellError("the loss bends at no matrix; hand in a trained model, or more text (tokens).")
+    weights = [part(checkpoint.tensors, place) for place in places]
     harm_UB = harms(weights, bends_U, config)
-    counts_U = torch.tensor([weight.numel() for weight in weights], dtype=torch.float64)
-    widths_B = torch.tensor(config.widths, dtype=torch.float64)
-    size_UB = counts_U[:, None] * widths_B
-    budget = config.bits_per_weight * float(counts_U.sum())
-    choice = allocate(harm_UB, size_UB, budget)
-    return [config.widths[place] for place in choice]
-
-
-def _encoded(weight: Tensor, bits: list[int], config: Config) -> Coded:
-    """A matrix, or a stack with the bits of each expert."""
-    each = zip(matrices(weight), bits)
-    parts = [nearest(own, width, config.group_size, True) for (_, own), width in each]
-    return joined(weight, parts)
+    return bits.sensitivities(checkpoint, places, harm_UB, calibration)
 
 
 @method(
@@ -198,32 +166,15 @@ def _encoded(weight: Tensor, bits: list[int], config: Config) -> Coded:
     paper=("HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks",
            "HAWQ: Hessian AWare Quantization of Neural Networks with Mixed-Precision"),
     year=2019,
-    tags={"codes", "calibrated"},
+    tags={"codes", "calibrated", "budgeted"},
 )
 def hawq(checkpoint: Checkpoint, config: Config, generator: torch.Generator, calibration: Inputs) -> Checkpoint:
     """A checkpoint whose matrices, experts apart, have bits by their curvature. `generator` draws directions.
 
     Raises `MixwellError` where nothing of the text bends the loss, and as `precision.integers`.
     """
-    names = chosen(checkpoint, False)
-    for name in names:
-        named(name, group_width, checkpoint.tensors[name], config.group_size)  # before the curvature is paid for
-    places = [(name, expert) for name in names for expert, _ in matrices(checkpoint.tensors[name])]
-    curvature = Curvature(checkpoint, names, calibration)
-    bends_U = curvatures(curvature, places, config, generator)
-    if not bool((bends_U > 0).any()):
-        raise MixwellError("the loss bends at no matrix; hand in a trained model, or more text (tokens).")
-    bits = named("bits_per_weight", _chosen_bits, checkpoint, places, bends_U, config)
-    by_name: dict[str, list[int]] = {name: [] for name in names}
-    for (name, _), width in zip(places, bits):
-        by_name[name].append(width)
-    made = {}
-    for name, own in by_name.items():
-        weight = checkpoint.tensors[name]
-        made[name] = _encoded(weight, own, config)
-    record = calibrated(checkpoint, calibration)
-    record["bits"] = by_name
-    return with_codes(checkpoint, made, record=record)
+    found = sensitivities(checkpoint, config, generator, calibration)
+    return bits.allotted(checkpoint, found, config)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -42,3 +42,10 @@ def weighed(bench: Bench, before: Checkpoint, after: Checkpoint, method: str) ->
     receipt = measure(before, after, windows, f"precision.{method}")
     rise = receipt.loss_after_nats - receipt.loss_before_nats
     return {"KL": receipt.kl_nats, "rise": rise}
+
+
+def mixed(bench: Bench, before: Checkpoint, seed: int, method: str, **options: Any) -> dict[str, float]:
+    """As `rounded`, by a method that gives each matrix 2, 3 or 4 bits of its own, 3 on average."""
+    budget: dict[str, Any] = {"widths": (2, 3, 4), "bits_per_weight": 3.0, "group_size": 32}
+    settings = budget | options
+    return rounded(bench, before, seed, method, **settings)

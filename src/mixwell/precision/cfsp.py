@@ -29,7 +29,7 @@ from mixwell.mixing import check_least
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision._parts import quantised_example
 from mixwell.precision._statistics import Statistic, gathered
-from mixwell.precision.cutting import best, blocks, cosines, cut, each_matrix, kept_units, widths
+from mixwell.precision.cutting import best, blocks, cosines, cut, each_matrix, kept_units, staying
 
 PUBLISHED = 131_072 / 1e4  # tokens that they sum over, over the constant that they divide by
 SLACK = 1.05  # how far below everything the widest layer stays
@@ -87,12 +87,13 @@ def kept_shares(importance_L: Tensor, share: float, spread: float) -> Tensor:
 
 def scores(gate_up: Tensor, down: Tensor, norm_F: Tensor, config: Config) -> Tensor:
     """The score of each unit of a block: gate above up [2 F, D], down [D, F], norms of its activations [F]."""
-    gate, up = gate_up.double().abs().chunk(2)
-    weighed = down.double().abs() * norm_F**config.weighted
+    sizes = gate_up.double().abs()
+    gate, up = sizes.chunk(2)
+    louder_F = norm_F**config.weighted
+    weighed_DF = down.double().abs() * louder_F
     over = 1 if config.normaliser == "units" else 0
-    total_DF = torch.zeros_like(weighed)
-    for part_DF in (weighed, up.T, gate.T):
-        total_DF += _shared_out(part_DF, over)
+    parts = [_shared_out(part_DF, over) for part_DF in (weighed_DF, up.T, gate.T)]
+    total_DF = torch.stack(parts).sum(0)
     return total_DF.mean(0) * norm_F**config.activation
 
 
@@ -122,15 +123,16 @@ def cfsp(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cal
     found = blocks(checkpoint, "CFSP")
     turned_L = importance(cosines(checkpoint, calibration))
     kept_L = kept_shares(turned_L, config.share, config.spread).tolist()
-    (energy,) = gathered(checkpoint, [block.down for block in found], calibration, ENERGY)
-    full = [block.width(checkpoint) for block in found]
-    staying = widths(full, [kept_L[block.layer] for block in found], config.multiple)
+    names = [block.down for block in found]
+    (energy,) = gathered(checkpoint, names, calibration, ENERGY)
+    scored = partial(scores, config=config)
     made = {}
-    for block, width in zip(found, staying):
+    for block, width in staying(checkpoint, found, kept_L, config.multiple).items():
         weights = block.weights(checkpoint)
         norms = energy[block.down].sqrt()
-        score = each_matrix(partial(scores, config=config), *weights, norms)
-        made[block] = kept_units(weights, best(score, width))
+        score = each_matrix(scored, *weights, norms)
+        kept = best(score, width)
+        made[block] = kept_units(weights, kept)
     return cut(checkpoint, made, calibration)
 
 

@@ -19,10 +19,9 @@ from torch.nn.functional import cosine_similarity
 from mixwell.core.checkpoint import Checkpoint, channel_mixers, with_channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.mixing.calibration import Inputs
-from mixwell.precision._parts import matrices
 from mixwell.precision._statistics import calibrated
 
-DENSE, SPARSE = "experts.layers.swiglu", "experts.layers.moe"
+KINDS = ("swiglu", "moe")  # of experts.layers
 Weights = tuple[Tensor, Tensor]  # gate above up [.., 2 F, D], down [.., D, F]
 PLAIN = {"activation": "silu", "gated": True, "bias": False, "clamp": None}  # what is cut knows no other blocks
 
@@ -82,9 +81,9 @@ def refuse_quantised(checkpoint: Checkpoint, names: Sequence[str], doing: str) -
 
 def _check_plain(spec: Mapping[str, Any], layer: int, doing: str) -> None:
     method = str(spec.get("method"))
-    known = [name for name in (DENSE, SPARSE) if method in (name, name.rpartition(".")[2])]
-    if not known:
-        raise MixwellError(f"layer {layer} is {method}; {doing} cuts {DENSE} and {SPARSE} only.")
+    short = method.rpartition(".")[2]
+    if short not in KINDS:
+        raise MixwellError(f"layer {layer} is {method}; {doing} cuts experts.layers.swiglu and moe only.")
     for option, value in PLAIN.items():
         found = spec.get(option, value)
         if found != value:
@@ -115,7 +114,10 @@ def each_matrix(work: Callable[..., Tensor], *given: Tensor) -> Tensor:
     first, *rest = given
     if first.ndim == 2:
         return work(*given)
-    found = [work(own, *(other[expert] for other in rest)) for expert, own in matrices(first)]
+    found = []
+    for expert, own in enumerate(first):
+        beside = [other[expert] for other in rest]
+        found.append(work(own, *beside))
     return torch.stack(found)
 
 
@@ -129,45 +131,56 @@ def widths(full: Sequence[int], shares: Sequence[float], multiple: int) -> list[
     if narrow < multiple:
         raise MixwellError(f"a block is {narrow} units wide; expected multiple = {narrow} or less.")
     wanted = [wide * share / multiple for wide, share in zip(full, shares)]
-    most = [wide // multiple for wide in full]
     steps = [max(1, int(one)) for one in wanted]
     left = round(sum(wanted)) - sum(steps)
-    short = [one - step for one, step in zip(wanted, steps)]
-    neediest = sorted(range(len(full)), key=lambda place: -short[place])
+    short = [step - one for one, step in zip(wanted, steps)]
+    neediest = sorted(range(len(full)), key=short.__getitem__)
     for place in neediest[: max(0, left)]:
         steps[place] += 1
-    return [_whole(*sizes, multiple) for sizes in zip(full, shares, steps, most)]
+    each = zip(full, shares, steps)
+    return [_whole(*sizes, multiple) for sizes in each]
 
 
-def _whole(full: int, share: float, steps: int, most: int, multiple: int) -> int:
+def _whole(full: int, share: float, steps: int, multiple: int) -> int:
+    most = full // multiple
     return full if share >= 1 else min(steps, most) * multiple
+
+
+def staying(checkpoint: Checkpoint, found: Sequence[Block], kept_L: Sequence[float], multiple: int) -> dict[Block, int]:
+    """The width of each block of which its layer's share stays; see `widths`."""
+    full = [block.width(checkpoint) for block in found]
+    shares = [kept_L[block.layer] for block in found]
+    return dict(zip(found, widths(full, shares, multiple)))
 
 
 def cosines(checkpoint: Checkpoint, calibration: Inputs) -> Tensor:
     """Cosine of what each layer reads and leaves of every token's residual stream, float64 [L, T]."""
     found = []
     for streams in calibration.streams(checkpoint):
-        rows = [cosine_similarity(before.double(), after.double(), -1) for before, after in pairwise(streams)]
+        wide = [stream.double() for stream in streams]
+        rows = [cosine_similarity(before, after, -1) for before, after in pairwise(wide)]
         found.append(torch.stack(rows))
-    return torch.cat(found, 1).clamp(-1, 1)
+    cosines_LT = torch.cat(found, 1)
+    return cosines_LT.clamp(-1, 1)
 
 
 def cut(checkpoint: Checkpoint, made: Mapping[Block, Weights], calibration: Inputs, *,
         others: Mapping[str, Tensor] | None = None, sequence_mixers: Sequence[Mapping[str, Any]] | None = None,
         ) -> Checkpoint:
     """The checkpoint with these blocks in place of its own, and other tensors and sequence mixers where given."""
-    tensors = {**checkpoint.tensors, **(others or {})}
+    changed = dict(others or {})
     specs = channel_mixers(checkpoint.arch)
-    used = list(others or ())
     for block, (gate_up, down) in made.items():
-        tensors |= {block.gate_up: gate_up.contiguous(), block.down: down.contiguous()}
-        used += [block.gate_up, block.down]
-        specs[block.layer] = _narrowed(specs[block.layer], block, down.shape[-1])
+        changed[block.gate_up] = gate_up.contiguous()
+        changed[block.down] = down.contiguous()
+        spec = specs[block.layer]
+        specs[block.layer] = _narrowed(spec, block, down.shape[-1])
     arch = with_channel_mixers(checkpoint.arch, specs)
     if sequence_mixers is not None:
         arch["sequence_mixer"] = [dict(spec) for spec in sequence_mixers]
     record = calibrated(checkpoint, calibration)
-    record["account"]["used"] = used
+    record["account"]["used"] = list(changed)
+    tensors = {**checkpoint.tensors, **changed}
     return checkpoint.derive(arch=arch, tensors=tensors, record=record)
 
 

@@ -42,11 +42,14 @@ from mixwell.precision.cutting import (
     each_matrix,
     kept_units,
     refuse_quantised,
-    widths,
+    staying,
 )
 
+ORIGINAL = "original_max_position_embeddings"
 JITTER = 1e-6  # of the mean diagonal, added to what is inverted
 CPU = torch.device("cpu")
+PLAIN = {"qk_norm": "none", "clip_qkv": None, "rotary_dim": None}  # nothing stands between the maps and the scores
+BLOCKS_ALONE = "; attention=false cuts feed-forward blocks alone."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,8 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, share=0, multiple=1, tokens=1)
         check_above(self, temperature=0, ridge=0)
-        if not self.share < 1 or not self.share <= self.most < 1:
+        ordered = self.share <= self.most < 1
+        if not ordered:
             raise ValueError(f"share is {self.share} and most {self.most}; expected 0 <= share <= most < 1")
 
 
@@ -102,17 +106,24 @@ def leverage(C: Tensor, ridge: float) -> Tensor:
     level = ridge * C.diagonal().mean()
     if not float(level) > 0:  # no unit ever moves
         return torch.zeros(len(C), dtype=C.dtype)
-    eye = torch.eye(len(C), dtype=C.dtype)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(C + level * eye))
+    factor = torch.linalg.cholesky(_raised(C, level))
+    inverse = torch.cholesky_inverse(factor)
     return 1 - level * inverse.diagonal()
+
+
+def _raised(C: Tensor, level: Tensor) -> Tensor:
+    """C with `level` added to its diagonal."""
+    raised = C.clone()
+    raised.diagonal().add_(level)
+    return raised
 
 
 def nystrom(down: Tensor, C: Tensor, kept: Tensor) -> Tensor:
     """The down map [D, n] that makes of the units kept what [D, F] makes of all, as nearly as may be."""
     across = C[:, kept]
     inside = across[kept]
-    level = JITTER * inside.diagonal().mean().clamp_min(JITTER)
-    solid = inside + level * torch.eye(len(kept), dtype=C.dtype)
+    mean = inside.diagonal().mean()
+    solid = _raised(inside, JITTER * mean.clamp_min(JITTER))
     wanted = down.double() @ across
     found = torch.linalg.solve(solid, wanted.T)
     return found.T.to(down.dtype)
@@ -149,9 +160,9 @@ class Heads(NamedTuple):
 def sequence_specs(arch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The sequence mixer's options of each layer."""
     given = arch.get("sequence_mixer", {"method": "sequence.attention"})
-    if isinstance(given, Mapping):
-        return [dict(given) for _ in range(int(arch["num_layers"]))]
-    return [dict(spec) for spec in given]
+    layers = int(arch["num_layers"])
+    each = [given] * layers if isinstance(given, Mapping) else given
+    return [dict(spec) for spec in each]
 
 
 def attentions(checkpoint: Checkpoint) -> list[Heads]:
@@ -170,25 +181,28 @@ def attentions(checkpoint: Checkpoint) -> list[Heads]:
 
 
 def _check_attention(spec: Mapping[str, Any], layer: int) -> None:
-    end = "; attention=false cuts feed-forward blocks alone."
-    if str(spec["method"]).rpartition(".")[2] != "attention":
-        raise MixwellError(f"layer {layer} mixes positions by {spec['method']}; MoDeGPT cuts sequence.attention{end}")
-    for option, plain in (("qk_norm", "none"), ("clip_qkv", None), ("rotary_dim", None)):
+    method = str(spec["method"])
+    if method.rpartition(".")[2] != "attention":
+        raise MixwellError(f"layer {layer} mixes positions by {method}; MoDeGPT cuts sequence.attention{BLOCKS_ALONE}")
+    for option, plain in PLAIN.items():
         found = spec.get(option, plain)
         if found != plain:
-            raise MixwellError(f"layer {layer} has {option} = {found!r}; MoDeGPT takes {plain!r} only{end}")
-    if (spec.get("rope_scaling") or {}).get("type") == "dynamic":
+            raise MixwellError(f"layer {layer} has {option} = {found!r}; MoDeGPT takes {plain!r} only{BLOCKS_ALONE}")
+    scaling = spec.get("rope_scaling") or {}
+    if scaling.get("type") == "dynamic":
         raise MixwellError(f"layer {layer} has rope_scaling that changes its base with the length, which no choice of "
-                           f"pairs keeps{end}")
+                           f"pairs keeps{BLOCKS_ALONE}")
 
 
 def pair_scores(grams: Tensor, heads: Heads) -> Tensor:
     """What each pair of channels carries over all heads [P / 2]; second moments of q, k and v, [H + 2 G, P, P]."""
-    q_HP, k_GP, _ = heads.split(grams.diagonal(dim1=-2, dim2=-1).flatten())
-    keys_HP = k_GP.repeat_interleave(heads.heads // heads.shared, 0)
-    carried_P = (q_HP * keys_HP).sum(0)
-    first, second = carried_P.chunk(2)
-    return first + second
+    powers = grams.diagonal(dim1=-2, dim2=-1)
+    q_HP, k_GP, _ = heads.split(powers.flatten())
+    times = heads.heads // heads.shared
+    keys_HP = k_GP.repeat_interleave(times, 0)
+    carried_HP = q_HP * keys_HP
+    by_half = carried_HP.unflatten(1, (2, -1))
+    return by_half.sum((0, 1))
 
 
 def value_output(gram: Tensor, out: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -197,57 +211,74 @@ def value_output(gram: Tensor, out: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     No other pair of this rank loses less of out^T v in the mean square.
     """
     powers, turned = torch.linalg.eigh(gram)
-    least = JITTER * powers.amax().clamp_min(JITTER)
-    roots = powers.clamp_min(least).sqrt()
-    inner = (roots[:, None] * turned.T) @ out
-    left, size, right = torch.linalg.svd(inner, full_matrices=False)
-    back = left[:, :rank].T / roots
-    return back @ turned.T, size[:rank, None] * right[:rank]
+    largest = powers.amax().clamp_min(JITTER)
+    roots = powers.clamp_min(JITTER * largest).sqrt()
+    white = torch.diag(roots) @ turned.T
+    left, size, right = torch.linalg.svd(white @ out, full_matrices=False)
+    kept = slice(rank)
+    back = left.T[kept] / roots
+    scaled = torch.diag(size[kept])
+    return back @ turned.T, scaled @ right[kept]
 
 
 def kept_rotation(heads: Heads, kept: Tensor) -> dict[str, Any] | None:
     """The `rope_scaling` under which a head as narrow as the pairs kept turns as these did."""
-    theta = float(heads.spec.get("rope_theta", 10000.0))
+    theta = heads.spec.get("rope_theta", 10000.0)
     scaling = heads.spec.get("rope_scaling")
-    width = 2 * len(kept)
-    plain = frequencies(width, theta, None, 0, CPU).double()
-    original = int((scaling or {}).get("original_max_position_embeddings", heads.spec.get("max_positions", 2048)))
+    plain = _turns(2 * len(kept), theta, None, 0)
+    usual = heads.spec.get("max_positions", 2048)
+    original = (scaling or {}).get(ORIGINAL, usual)
     factors = {}
     for name, length in (("short_factor", 0), ("long_factor", original + 1)):
-        turns = frequencies(heads.width, theta, scaling_key(scaling), length, CPU).double()
-        factors[name] = (plain / turns[kept]).tolist()
-    return {"type": "longrope", **factors, "factor": 1.0, "original_max_position_embeddings": original,
-            "attention_factor": attention_factor(scaling)}
+        turns = _turns(heads.width, theta, scaling, length)
+        apart = plain / turns[kept]
+        factors[name] = apart.tolist()
+    loudness = attention_factor(scaling)
+    return {"type": "longrope", **factors, "factor": 1.0, ORIGINAL: original, "attention_factor": loudness}
+
+
+def _turns(width: int, theta: float, scaling: Mapping[str, Any] | None, length: int) -> Tensor:
+    """Radians a position of each pair, float64."""
+    key = scaling_key(scaling)
+    return frequencies(width, float(theta), key, length, CPU).double()
 
 
 def narrowed_heads(checkpoint: Checkpoint, heads: Heads, grams: Tensor, width: int) -> dict[str, Tensor]:
     """The tensors of a layer's attention, its heads so wide; and `kept`, the pairs that stay."""
-    start, half = heads.start, heads.width // 2
-    kept = best(pair_scores(grams, heads), width // 2)
-    channels = torch.cat([kept, kept + half])
-    *_, grams_GPP = grams.split([heads.heads, heads.shared, heads.shared])
-    out = checkpoint.tensors[f"{start}out.weight"]
-    by_value = out.double().T.unflatten(0, (heads.shared, -1, heads.width))  # [G, n, P, D]
+    out_name = f"{heads.start}out.weight"
+    carried = pair_scores(grams, heads)
+    kept = best(carried, width // 2)
+    channels = torch.cat([kept, kept + heads.width // 2])
+    backs, out = _values(grams[-heads.shared :], checkpoint.tensors[out_name], heads, width)
+    made = {out_name: out, "kept": kept}
+    for part in ("weight", "bias"):
+        name = f"{heads.start}qkv.{part}"
+        if name in checkpoint.tensors:
+            made[name] = _rows(checkpoint.tensors[name], heads, channels, backs)
+    return made
+
+
+def _values(grams_GPP: Tensor, out: Tensor, heads: Heads, width: int) -> tuple[list[Tensor], Tensor]:
+    """B of each group of heads that share values, and the output map [D, H r]."""
+    rows = out.double().T
+    by_value = rows.unflatten(0, (heads.shared, -1, heads.width))  # [G, n, P, D]
     backs, outs = [], []
     for gram, maps in zip(grams_GPP, by_value):
         beside = torch.cat(tuple(maps), 1)  # [P, n D]
         back, left = value_output(gram, beside, width)
         backs.append(back)
         outs += left.chunk(len(maps), 1)
-    made = {f"{start}out.weight": torch.cat(outs).T.to(out.dtype), "kept": kept}
-    for name in (f"{start}qkv.weight", f"{start}qkv.bias"):
-        if name in checkpoint.tensors:
-            made[name] = _rows(checkpoint.tensors[name], heads, channels, backs)
-    return made
+    together = torch.cat(outs)
+    return backs, together.T.to(out.dtype)
 
 
 def _rows(rows: Tensor, heads: Heads, channels: Tensor, backs: Sequence[Tensor]) -> Tensor:
     """Rows of queries and keys that stay, and the values' mapped by B: a weight, or a bias."""
     *turned, v = heads.split(rows)
     values = [back @ own.double() for back, own in zip(backs, v)]
+    narrow = torch.stack(values)
     parts = [own[:, channels] for own in turned]
-    parts.append(torch.stack(values).to(rows.dtype))
-    whole = torch.cat(parts)
+    whole = torch.cat([*parts, narrow.to(rows.dtype)])
     return whole.flatten(0, 1)
 
 
@@ -263,17 +294,22 @@ def second_moments(checkpoint: Checkpoint, found: Sequence[Block], heads: Sequen
             place = name.removesuffix(".weight")
             h = x.double()
             if place in widths_of:
-                h = _projected(checkpoint, place, h).unflatten(1, (-1, widths_of[place])).transpose(0, 1)
+                h = _projected(checkpoint, place, h, widths_of[place])
             own = h.mT @ h
-            total[name] = total[name] + own if name in total else own
+            total[name] = total.get(name, 0) + own
         tokens += h.shape[-2]
     return {name: value / tokens for name, value in total.items()}
 
 
-def _projected(checkpoint: Checkpoint, place: str, x_TD: Tensor) -> Tensor:
-    y = x_TD @ checkpoint.tensors[f"{place}.weight"].double().T
+def _projected(checkpoint: Checkpoint, place: str, x_TD: Tensor, width: int) -> Tensor:
+    """Queries, keys and values of each head [H + 2 G, T, P]."""
+    weight = checkpoint.tensors[f"{place}.weight"]
     bias = checkpoint.tensors.get(f"{place}.bias")
-    return y if bias is None else y + bias.double()
+    y_TR = x_TD @ weight.double().T
+    if bias is not None:
+        y_TR = y_TR + bias.double()
+    by_head = y_TR.unflatten(1, (-1, width))
+    return by_head.transpose(0, 1)
 
 
 @method(title="MoDeGPT: pairs of matrices made narrower together",
@@ -286,15 +322,15 @@ def modegpt(checkpoint: Checkpoint, config: Config, generator: torch.Generator, 
     """
     found = blocks(checkpoint, "MoDeGPT")
     heads = attentions(checkpoint) if config.attention else []
-    influence_L = 1 - cosines(checkpoint, calibration).mean(1)
-    kept_L = (1 - lost_shares(influence_L, config)).tolist()
+    same_L = cosines(checkpoint, calibration).mean(1)
+    lost_L = lost_shares(1 - same_L, config)
+    kept_L = (1 - lost_L).tolist()
     moments = second_moments(checkpoint, found, heads, calibration)
-    full = [block.width(checkpoint) for block in found]
-    staying = widths(full, [kept_L[block.layer] for block in found], config.multiple)
     made = {}
-    for block, width in zip(found, staying):
-        if width < block.width(checkpoint):
-            made[block] = narrowed(block.weights(checkpoint), moments[block.down], width, config.ridge)
+    for block, width in staying(checkpoint, found, kept_L, config.multiple).items():
+        weights = block.weights(checkpoint)
+        if width < weights[1].shape[-1]:
+            made[block] = narrowed(weights, moments[block.down], width, config.ridge)
     others, specs = cut_heads(checkpoint, heads, moments, kept_L)
     return cut(checkpoint, made, calibration, others=others, sequence_mixers=specs)
 
@@ -305,11 +341,14 @@ def cut_heads(checkpoint: Checkpoint, heads: Sequence[Heads], moments: Mapping[s
     others: dict[str, Tensor] = {}
     specs = sequence_specs(checkpoint.arch)
     for one in heads:
-        width = 2 * max(1, round(one.width * kept_L[one.layer] / 2))
+        pairs = max(1, round(one.width * kept_L[one.layer] / 2))
+        width = 2 * pairs
         if width >= one.width:
             continue
-        made = narrowed_heads(checkpoint, one, moments[f"{one.start}qkv.weight"], width)
-        rotation = kept_rotation(one, made.pop("kept"))
+        grams = moments[f"{one.start}qkv.weight"]
+        made = narrowed_heads(checkpoint, one, grams, width)
+        kept = made.pop("kept")
+        rotation = kept_rotation(one, kept)
         scale = one.spec.get("score_scale") or one.width**-0.5
         others |= made
         specs[one.layer] |= {"head_dim": width, "rope_scaling": rotation, "score_scale": scale}
@@ -319,6 +358,7 @@ def cut_heads(checkpoint: Checkpoint, heads: Sequence[Heads], moments: Mapping[s
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A model of one layer with attention and a mixture, all half as wide."""
     source = whole_example(generator)
-    arch = {**source.arch, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "vocab_size": 13}
+    heads = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 4}
+    arch = {**source.arch, **heads, "vocab_size": 13}
     config = Config(share=0.5, multiple=2, tokens=72)
     return {"checkpoint": source.derive(arch=arch), "config": config, "generator": generator}

@@ -17,7 +17,7 @@ from mixwell.core.rng import generator
 from mixwell.lm.calibration import TextCalibration
 from mixwell.lm.conversion import convert
 from mixwell.lm.receipt import measure
-from mixwell.precision.cutting import Block, Weights, best, blocks, cut, kept_units, widths
+from mixwell.precision.cutting import Block, Weights, best, blocks, cut, kept_units, staying
 from mixwell.run.stages.convert import held_out, training_windows
 
 CALIBRATION, WINDOW = 4096, 64  # tokens looked at, and of a window of them
@@ -42,9 +42,10 @@ def made(bench: Bench, before: Checkpoint, seed: int, method: str, **options: An
 def loudness(block: Block, weights: Weights) -> Tensor:
     """The product of a unit's norms in the three maps [.., F]."""
     gate_up, down = weights
-    gate, up = gate_up.double().chunk(2, -2)
-    into = gate.norm(dim=-1) * up.norm(dim=-1)
-    return into * down.double().norm(dim=-2)
+    into = gate_up.double().norm(dim=-1)
+    gate, up = into.chunk(2, -1)
+    out = down.double().norm(dim=-2)
+    return gate * up * out
 
 
 def at_random(seed: int) -> Score:
@@ -61,13 +62,14 @@ def at_random(seed: int) -> Score:
 def evenly(bench: Bench, before: Checkpoint, share: float, multiple: int, score: Score) -> Checkpoint:
     """The model with the same share of every block gone, its units of least score."""
     found = blocks(before, "a cut")
-    full = [block.width(before) for block in found]
-    staying = widths(full, [1 - share] * len(full), multiple)
-    kept = {}
-    for block, width in zip(found, staying):
+    shares = [1 - share] * before.arch["num_layers"]
+    narrow = {}
+    for block, width in staying(before, found, shares, multiple).items():
         weights = block.weights(before)
-        kept[block] = kept_units(weights, best(score(block, weights), width))
-    return cut(before, kept, looked_at(bench))
+        scores = score(block, weights)
+        kept = best(scores, width)
+        narrow[block] = kept_units(weights, kept)
+    return cut(before, narrow, looked_at(bench))
 
 
 def told(bench: Bench, before: Checkpoint, sides: dict[str, Checkpoint]) -> dict[str, dict[str, float]]:

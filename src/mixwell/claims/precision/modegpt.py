@@ -37,17 +37,21 @@ def _by_weights(bench: Bench, before: Checkpoint) -> Checkpoint:
     narrow = evenly(bench, before, SHARE, MULTIPLE, loudness)
     heads = attentions(narrow)
     moments = {f"{one.start}qkv.weight": _of_weights(narrow, one) for one in heads}
-    others, specs = cut_heads(narrow, heads, moments, [1 - SHARE] * len(heads))
+    shares = [1 - SHARE] * len(heads)
+    others, specs = cut_heads(narrow, heads, moments, shares)
     tensors = {**narrow.tensors, **others}
-    return narrow.derive(arch={**narrow.arch, "sequence_mixer": specs}, tensors=tensors)
+    arch = {**narrow.arch, "sequence_mixer": specs}
+    return narrow.derive(arch=arch, tensors=tensors)
 
 
 def _same_units(bench: Bench, before: Checkpoint) -> Checkpoint:
     """The units that MoDeGPT keeps, their down map as it was."""
 
     def score(block: Block, weights: Weights) -> Tensor:
-        found = second_moments(before, [block], [], looked_at(bench))
-        return each_matrix(partial(leverage, ridge=RIDGE), found[block.down])
+        text = looked_at(bench)
+        found = second_moments(before, [block], [], text)
+        scored = partial(leverage, ridge=RIDGE)
+        return each_matrix(scored, found[block.down])
 
     return evenly(bench, before, SHARE, MULTIPLE, score)
 

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from mixwell.mixing import check_least
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision._parts import quantised_example
 from mixwell.precision._statistics import Statistic, gathered
-from mixwell.precision.cutting import best, blocks, cosines, cut, each_matrix, kept_units, staying
+from mixwell.precision.cutting import Block, best, blocks, cosines, cut, each_matrix, kept_units, staying
 
 PUBLISHED = 131_072 / 1e4  # tokens that they sum over, over the constant that they divide by
 SLACK = 1.05  # how far below everything the widest layer stays
@@ -111,6 +112,13 @@ def _energies(x: Tensor) -> Tensor:
 ENERGY = Statistic(_energies, torch.add)
 
 
+def activation_norms(checkpoint: Checkpoint, found: Sequence[Block], calibration: Inputs) -> dict[Block, Tensor]:
+    """n of each unit [F] or [E, F]: the root of the sum of its squared activations over the text."""
+    names = [block.down for block in found]
+    (energy,) = gathered(checkpoint, names, calibration, ENERGY)
+    return {block: energy[block.down].sqrt() for block in found}
+
+
 @method(title="CFSP: hidden units cut by activations of layers and of units",
         paper="CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine Activation Information",
         year=2024, tags={"narrower"})
@@ -123,14 +131,12 @@ def cfsp(checkpoint: Checkpoint, config: Config, generator: torch.Generator, cal
     found = blocks(checkpoint, "CFSP")
     turned_L = importance(cosines(checkpoint, calibration))
     kept_L = kept_shares(turned_L, config.share, config.spread).tolist()
-    names = [block.down for block in found]
-    (energy,) = gathered(checkpoint, names, calibration, ENERGY)
+    norms = activation_norms(checkpoint, found, calibration)
     scored = partial(scores, config=config)
     made = {}
     for block, width in staying(checkpoint, found, kept_L, config.multiple).items():
         weights = block.weights(checkpoint)
-        norms = energy[block.down].sqrt()
-        score = each_matrix(scored, *weights, norms)
+        score = each_matrix(scored, *weights, norms[block])
         kept = best(score, width)
         made[block] = kept_units(weights, kept)
     return cut(checkpoint, made, calibration)

@@ -158,7 +158,8 @@ def cosines(checkpoint: Checkpoint, calibration: Inputs) -> Tensor:
     found = []
     for streams in calibration.streams(checkpoint):
         wide = [stream.double() for stream in streams]
-        rows = [cosine_similarity(before, after, -1) for before, after in pairwise(wide)]
+        pairs = pairwise(wide)
+        rows = [cosine_similarity(before, after, -1) for before, after in pairs]
         found.append(torch.stack(rows))
     cosines_LT = torch.cat(found, 1)
     return cosines_LT.clamp(-1, 1)
@@ -174,7 +175,8 @@ def cut(checkpoint: Checkpoint, made: Mapping[Block, Weights], calibration: Inpu
         changed[block.gate_up] = gate_up.contiguous()
         changed[block.down] = down.contiguous()
         spec = specs[block.layer]
-        specs[block.layer] = _narrowed(spec, block, down.shape[-1])
+        width = down.shape[-1]
+        specs[block.layer] = _narrowed(spec, block, width)
     arch = with_channel_mixers(checkpoint.arch, specs)
     if sequence_mixers is not None:
         arch["sequence_mixer"] = [dict(spec) for spec in sequence_mixers]

@@ -103,7 +103,8 @@ def lost_shares(influence_L: Tensor, config: Config) -> Tensor:
 
 def leverage(C: Tensor, ridge: float) -> Tensor:
     """[C (C + l I)^-1]_ff of each unit [F], l being `ridge` times C's mean diagonal."""
-    level = ridge * C.diagonal().mean()
+    mean = C.diagonal().mean()
+    level = ridge * mean
     if not float(level) > 0:  # no unit ever moves
         return torch.zeros(len(C), dtype=C.dtype)
     factor = torch.linalg.cholesky(_raised(C, level))
@@ -124,7 +125,8 @@ def nystrom(down: Tensor, C: Tensor, kept: Tensor) -> Tensor:
     inside = across[kept]
     mean = inside.diagonal().mean()
     solid = _raised(inside, JITTER * mean.clamp_min(JITTER))
-    wanted = down.double() @ across
+    wide = down.double()
+    wanted = wide @ across
     found = torch.linalg.solve(solid, wanted.T)
     return found.T.to(down.dtype)
 
@@ -201,8 +203,9 @@ def pair_scores(grams: Tensor, heads: Heads) -> Tensor:
     times = heads.heads // heads.shared
     keys_HP = k_GP.repeat_interleave(times, 0)
     carried_HP = q_HP * keys_HP
-    by_half = carried_HP.unflatten(1, (2, -1))
-    return by_half.sum((0, 1))
+    carried_P = carried_HP.sum(0)
+    by_half = carried_P.unflatten(0, (2, -1))
+    return by_half.sum(0)
 
 
 def value_output(gram: Tensor, out: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -262,12 +265,13 @@ def _values(grams_GPP: Tensor, out: Tensor, heads: Heads, width: int) -> tuple[l
     """B of each group of heads that share values, and the output map [D, H r]."""
     rows = out.double().T
     by_value = rows.unflatten(0, (heads.shared, -1, heads.width))  # [G, n, P, D]
-    backs, outs = [], []
-    for gram, maps in zip(grams_GPP, by_value):
-        beside = torch.cat(tuple(maps), 1)  # [P, n D]
-        back, left = value_output(gram, beside, width)
+    beside = by_value.transpose(1, 2).flatten(2)  # [G, P, n D]
+    backs: list[Tensor] = []
+    outs: list[Tensor] = []
+    for gram, maps in zip(grams_GPP, beside):
+        back, left = value_output(gram, maps, width)
         backs.append(back)
-        outs += left.chunk(len(maps), 1)
+        outs += left.split(len(out), 1)
     together = torch.cat(outs)
     return backs, together.T.to(out.dtype)
 
@@ -305,7 +309,8 @@ def _projected(checkpoint: Checkpoint, place: str, x_TD: Tensor, width: int) -> 
     """Queries, keys and values of each head [H + 2 G, T, P]."""
     weight = checkpoint.tensors[f"{place}.weight"]
     bias = checkpoint.tensors.get(f"{place}.bias")
-    y_TR = x_TD @ weight.double().T
+    wide = weight.double()
+    y_TR = x_TD @ wide.T
     if bias is not None:
         y_TR = y_TR + bias.double()
     by_head = y_TR.unflatten(1, (-1, width))
@@ -360,5 +365,6 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     source = whole_example(generator)
     heads = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 4}
     arch = {**source.arch, **heads, "vocab_size": 13}
+    whole = source.derive(arch=arch)
     config = Config(share=0.5, multiple=2, tokens=72)
-    return {"checkpoint": source.derive(arch=arch), "config": config, "generator": generator}
+    return {"checkpoint": whole, "config": config, "generator": generator}

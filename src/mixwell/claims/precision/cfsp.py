@@ -15,8 +15,7 @@ from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
 from mixwell.claims.precision._narrowing import at_random, evenly, looked_at, made, told
 from mixwell.core.checkpoint import Checkpoint
-from mixwell.precision._statistics import gathered
-from mixwell.precision.cfsp import ENERGY
+from mixwell.precision.cfsp import activation_norms
 from mixwell.precision.cutting import Block, Weights, blocks
 
 CLAIM = Claim("CFSP stays closer than an even cut by Wanda's score.", "mean KL in nats a token", quantity="KL")
@@ -31,12 +30,12 @@ def _start(bench: Bench, seed: int) -> Checkpoint:
 
 def _wanda(bench: Bench, before: Checkpoint) -> Checkpoint:
     """|W_down| times the norm of its inputs, the mean over a unit's column."""
-    names = [block.down for block in blocks(before, "Wanda")]
-    (energy,) = gathered(before, names, looked_at(bench), ENERGY)
+    found = blocks(before, "Wanda")
+    norms = activation_norms(before, found, looked_at(bench))
 
     def score(block: Block, weights: Weights) -> Tensor:
         sizes = weights[1].double().abs()
-        return sizes.mean(-2) * energy[block.down].sqrt()
+        return sizes.mean(-2) * norms[block]
 
     return evenly(bench, before, SHARE, MULTIPLE, score)
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from mixwell.core.checkpoint import Checkpoint
+from mixwell.core import registry
+from mixwell.core.checkpoint import Checkpoint, channel_mixers
 from mixwell.core.errors import MixwellError
 from mixwell.formats.tensors import size_bytes
 from mixwell.kernels.codes import parts_of, plain_weight, real_scale
@@ -209,3 +210,34 @@ def test_refusals(entry):
         entry.load()(narrow, config, fresh(1), *([calibration()] if hasattr(entry.module(), "needs") else []))
     with pytest.raises(ValueError, match="above 0"):
         type(config)(max_kl_nats=0.0)
+
+
+NARROWER = [e for e in cases("precision") if "narrower" in e.values[0].tags]
+
+
+@pytest.mark.parametrize("entry", NARROWER)
+def test_a_narrower_model_loads_decodes_and_has_experts_of_one_width(results, entry, tmp_path):
+    source, result = cached(results, entry)
+    model = LanguageModel.from_checkpoint(result)
+    again = load(model.save(tmp_path / "m"))
+    tokens = torch.randint(0, VOCAB, (2, 9), generator=fresh(3))
+    assert torch.equal(model(tokens).logits_BTV, again(tokens).logits_BTV)
+    whole_model = LanguageModel.from_checkpoint(source)
+    assert model.num_parameters() < whole_model.num_parameters()
+    cache = model.new_cache()
+    steps = [model(tokens[:, i : i + 1], cache=cache).logits_BTV for i in range(9)]
+    torch.testing.assert_close(torch.cat(steps, 1), model(tokens).logits_BTV, rtol=1e-4, atol=1e-5)
+    for layer, spec in enumerate(channel_mixers(result.arch)):
+        wide = result.tensors[f"layers.{layer}.channel_mixer.down_proj"].shape
+        assert wide[-1] == spec["hidden_dim"] and wide[0] == spec["num_experts"]
+    assert account_of(source, result)["calibration"]["tokens_shown_to_every_expert"] == 72
+
+
+@pytest.mark.parametrize("entry", NARROWER)
+def test_what_is_quantised_is_not_cut(entry):
+    config = entry.module().example(fresh())["config"]
+    source = whole(entry.module().example(fresh())["checkpoint"])
+    few = registry.find("precision.integers")
+    coded = convert(few, source, few.module().Config(group_size=8), fresh())
+    with pytest.raises(MixwellError, match="is quantised"):
+        convert(entry, coded, config, fresh(1), calibration())

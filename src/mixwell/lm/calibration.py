@@ -49,6 +49,13 @@ class TextCalibration:
         for tokens_BS, labels_B in zip(self.batches, self.labels):
             yield watched.read(tokens_BS, labels_B, gradients)
 
+    def streams(self, checkpoint: Checkpoint) -> Iterator[list[Tensor]]:
+        """Of each batch, the residual stream [T, D] that each layer reads, and what the last one leaves."""
+        watched = _Watched(checkpoint)
+        for tokens_BS, labels_B in zip(self.batches, self.labels):
+            watched.read(tokens_BS, labels_B, gradients=False)
+            yield [*watched.streams, watched.left_TD]
+
     def logits(self, checkpoint: Checkpoint, tokens_BS: Tensor, moving: Mapping[str, Tensor]) -> Tensor:
         """Logits [B, S, V] of the model with the tensors `moving` in their places, with a gradient by these."""
         placed = {name: value.float() for name, value in moving.items()}
@@ -120,6 +127,8 @@ class _Watched:
         self.inputs: list[Tensor] = []
         self.mixed: list[Mixed] = []
         self.streams: list[Tensor] = []  # what each layer read of the last batch [T, D]
+        self.left_TD = torch.zeros(0)  # and what the last one left
+        self.model.norm.register_forward_pre_hook(self._keep_last)
         for layer in self.model.layers:
             layer.register_forward_pre_hook(self._keep_stream)
             layer.channel_mixer.register_forward_hook(self._keep)
@@ -131,6 +140,10 @@ class _Watched:
     def _keep_stream(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
         x_BSD = given[0].detach()
         self.streams.append(x_BSD.flatten(0, 1))
+
+    def _keep_last(self, norm: nn.Module, given: tuple[Any, ...]) -> None:
+        x_BSD = given[0].detach()
+        self.left_TD = x_BSD.flatten(0, 1)
 
     def read(self, tokens_BS: Tensor, labels_B: Tensor, gradients: bool) -> list[Seen]:
         """What every layer saw of one batch; its own records are emptied again."""

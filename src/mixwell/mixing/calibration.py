@@ -54,6 +54,10 @@ class Inputs(Protocol):
         """The same over other windows of token ids."""
         ...
 
+    def streams(self, checkpoint: Checkpoint) -> Iterator[Sequence[Tensor]]:
+        """Of each batch, the residual stream [T, D] that each layer reads, float32, and what the last one leaves."""
+        ...
+
     def slopes(self, checkpoint: Checkpoint, at: Mapping[str, Tensor], *, rows: int = 0,
                ) -> Iterator[Mapping[str, Tensor]]:
         """Gradients of the mean cross-entropy in nats by the tensors `at`, which stand in their places, float64.

@@ -88,7 +88,7 @@ def test_what_entries_tell_core_modes_and_noise_by_loops():
 
 
 def test_the_bound_is_below_the_evidence_and_touches_it_where_the_core_is_known():
-    """Without noise in the core, one mode and a noise that is known make a Gaussian process, whose evidence is exact."""
+    """A core and a noise that are known make a Gaussian process of one mode, whose evidence is exact."""
     x = np.array([0.0, 0.2, 0.5, 1.1])
     y = np.array([0.3, -0.2, 0.9, 0.1])
     config = tucker.Config(rank=1, length=0.4, noise_shape=1e9, noise_rate=1e8)  # precision 10
@@ -137,6 +137,7 @@ def test_options():
     one = FunctionalTucker(rank=1, max_iter=3, random_state=0, noise_shape=1.0, noise_rate=0.5).fit(*few)
     assert more.lower_bounds_[-1] >= one.lower_bounds_[-1]
     for options, words in [({"rank": 0}, "rank is 0"), ({"kernel": "rbf"}, "kernel is 'rbf'"), ({"tol": -1}, "tol is"),
-                           ({"length": (1.0, 0.0)}, r"length is \(1.0, 0.0\)"), ({"length": [1.0] * 3}, "3 values for 2")]:
+                           ({"length": (1.0, 0.0)}, r"length is \(1.0, 0.0\)"),
+                           ({"length": [1.0] * 3}, "3 values for 2")]:
         with pytest.raises(ValueError, match=words):
             FunctionalTucker(**options).fit(*few)

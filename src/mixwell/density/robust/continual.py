@@ -1,12 +1,11 @@
 """The largest of many running sums, released after every row of a stream, so that no single row is betrayed.
 
 **Equation:** rows x_t in [0, 1]^D; after each, S_tj = sum_s<=t x_sj: MaxSum releases max_j S_tj, SumSelect argmax_j
-S_tj.
-Streams that differ in one row give releases that are (epsilon, delta)-indistinguishable. "tree": every column has a
-noisy sum for each dyadic stretch of rows, and S_t is read from at most L = floor(log2 T) + 1 of them; a row enters L
-D sums, so noise is Laplace of scale D L / epsilon, or normal of variance D L / (2 rho). "recompute": the answer is renewed
-every B rows and stands in between; each of n = floor(T / B) renewals spends 1 / n of the privacy on a sum that a row
-moves by 1 (scale n / epsilon, or variance n / (2 rho)), or on an exponential mechanism over columns. rho is the
+S_tj. Streams that differ in one row give releases that are (epsilon, delta)-indistinguishable. "tree": every column has
+a noisy sum for each dyadic stretch of rows, and S_t is read from at most L = floor(log2 T) + 1 of them; a row enters L
+D sums, so noise is Laplace of scale D L / epsilon, or normal of variance D L / (2 rho). "recompute": the answer is
+renewed every B rows and stands in between; each of n = floor(T / B) renewals spends 1 / n of the privacy on a sum that
+a row moves by 1 (scale n / epsilon, or variance n / (2 rho)), or on an exponential mechanism over columns. rho is the
 zero-concentrated privacy within (epsilon, delta): epsilon = rho + 2 sqrt(rho log(1 / delta)).
 
 **Shapes:** x (T, D); answers (T,): values of MaxSum, or columns of SumSelect.

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from mixwell.core.method import method
 from mixwell.core.rng import generator as seeded
-from mixwell.density._gaussian import Array, log_diagonal, symmetric
+from mixwell.density._gaussian import Array, log_diagonal, outer, symmetric
 from mixwell.density._options import Configured
 from mixwell.density._training import descend
 from mixwell.density.clustering._networks import Perceptron, linear
@@ -93,19 +93,23 @@ def doubly_stochastic(score_NN: Tensor, iterations: int) -> Tensor:
 def coding_rate(moment_DD: Tensor, eps: float) -> Tensor:
     """log det(I + d / eps^2 moment) / 2, in nats, of second moments (..., d, d)."""
     d = moment_DD.shape[-1]
+    scale = d / eps**2
     eye_DD = torch.eye(d, dtype=moment_DD.dtype)
-    root_DD = torch.linalg.cholesky(eye_DD + d / eps**2 * moment_DD)
+    coded_DD = eye_DD + scale * moment_DD
+    root_DD = torch.linalg.cholesky(coded_DD)
     return log_diagonal(root_DD)
 
 
 def rates(z_ND: Tensor, pi_NN: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """R(Z), and R_c(Z | Pi) with a group for every row of Pi."""
     N, D = z_ND.shape
-    outer_NDD = z_ND[:, :, None] * z_ND[:, None, :]
-    whole = coding_rate(outer_NDD.mean(0), eps)
-    within_NV = pi_NN @ outer_NDD.flatten(1)
-    within = coding_rate(within_NV.view(N, D, D), eps)
-    return whole, within.mean()
+    square_NDD = outer(z_ND, z_ND)
+    moment_DD = square_NDD.mean(0)
+    whole = coding_rate(moment_DD, eps)
+    within_NV = pi_NN @ square_NDD.flatten(1)
+    within_NDD = within_NV.view(N, D, D)
+    within_N = coding_rate(within_NDD, eps)
+    return whole, within_N.mean()
 
 
 class Features(nn.Module):
@@ -142,13 +146,16 @@ class Losses:
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """z and c of rows drawn without replacement, and how well z agrees with that of a noisy copy."""
-        order_N = torch.randperm(len(self.x_NX), generator=self.draws)
-        x_BX = self.x_NX[order_N[: self.config.batch_size]]
-        noise_BX = torch.randn(x_BX.shape, generator=self.draws, dtype=x_BX.dtype)
+        config, draws = self.config, self.draws
+        order_N = torch.randperm(len(self.x_NX), generator=draws)
+        chosen_B = order_N[: config.batch_size]
+        x_BX = self.x_NX[chosen_B]
+        noise_BX = torch.randn(x_BX.shape, generator=draws, dtype=x_BX.dtype)
+        noisy_BX = x_BX + config.jitter * noise_BX
         z_BD, c_BD = self.net(x_BX)
-        other_BD, _ = self.net(x_BX + self.config.jitter * noise_BX)
-        agreed = (z_BD * other_BD).sum(1).mean()
-        return z_BD, c_BD, self.config.agreement * agreed
+        other_BD, _ = self.net(noisy_BX)
+        agreed_B = (z_BD * other_BD).sum(1)
+        return z_BD, c_BD, config.agreement * agreed_B.mean()
 
     def first(self) -> Tensor:
         """-R(Z) and the disagreement; the other head learns nothing."""
@@ -171,21 +178,25 @@ class ManifoldClustering(Configured, ClusterMixin, BaseEstimator, config=Config)
     def fit(self, X: Any, y: Any = None) -> ManifoldClustering:
         """Fit to rows X (N, D); returns self. `ValueError` for values that are not finite, or too few rows."""
         config = self._config()
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=max(2, config.n_clusters))
+        fewest = max(2, config.n_clusters)
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=fewest)
         rng = check_random_state(config.random_state)
-        draws = seeded(int(rng.randint(2**31)))
+        seed, start = rng.randint(2**31, size=2).tolist()
+        draws = seeded(seed)
         self.mean_ = X.mean(0)
         self.scale_ = float(np.sqrt(X.var(0).mean())) or 1.0  # one for all columns, so that distances keep their shape
         x_NX = self._standard(X)
         self._net = Features(X.shape[1], config, draws)
         losses = Losses(self._net, x_NX, config, draws)
         self.start_losses_ = self._descend(losses.first, config.start_steps, config)
-        self._net.c_head.load_state_dict(self._net.z_head.state_dict())
+        trained = self._net.z_head.state_dict()
+        self._net.c_head.load_state_dict(trained)
         self.losses_ = self._descend(losses.second, config.steps, config)
         with torch.no_grad():
             _, c_ND = self._net(x_NX)
-            self.membership_ = symmetric(membership(c_ND, config).numpy())
-        spectral = SpectralClustering(config.n_clusters, affinity="precomputed", random_state=rng.randint(2**31))
+            pi_NN = membership(c_ND, config)
+        self.membership_ = symmetric(pi_NN.numpy())
+        spectral = SpectralClustering(config.n_clusters, affinity="precomputed", random_state=start)
         self.labels_ = spectral.fit(self.membership_).labels_
         return self
 
@@ -211,5 +222,11 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     circle_N2 = torch.stack([angle_N.cos(), angle_N.sin()], 1)
     radius_N1 = 1.0 + torch.arange(40)[:, None] % 2
     x_N2 = radius_N1 * circle_N2
-    estimator = ManifoldClustering(hidden_dim=8, feature_dim=3, start_steps=5, steps=5, random_state=0)
+    estimator = ManifoldClustering(
+        hidden_dim=8,
+        feature_dim=3,
+        start_steps=5,
+        steps=5,
+        random_state=0,
+    )
     return {"estimator": estimator, "X": x_N2.numpy()}

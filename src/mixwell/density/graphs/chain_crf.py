@@ -59,10 +59,10 @@ class Config:
                 raise ValueError(f"{name} is {value}; expected above 0")
         if self.tol < 0:
             raise ValueError(f"tol is {self.tol}; expected 0 or more")
-        for name, known in {"solver": ("lbfgs", "sgd"), "decode": ("path", "row")}.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; expected {known[0]!r} or {known[1]!r}")
+        if self.solver not in ("lbfgs", "sgd"):
+            raise ValueError(f"solver is {self.solver!r}; expected 'lbfgs' or 'sgd'")
+        if self.decode not in ("path", "row"):
+            raise ValueError(f"decode is {self.decode!r}; expected 'path' or 'row'")
 
 
 class Weights(NamedTuple):
@@ -145,7 +145,8 @@ def likeliest(start_K: Array, transitions_KK: Array, unary_TK: Array) -> Array:
     path_T = np.empty(T, dtype=int)
     path_T[-1] = best_K.argmax()
     for t in range(T - 1, 0, -1):
-        path_T[t - 1] = came_TK[t, path_T[t]]
+        label = path_T[t]
+        path_T[t - 1] = came_TK[t, label]
     return path_T
 
 
@@ -153,7 +154,8 @@ class Sequences:
     """Rows of features with the places (B, T) that they have in sequences of unequal lengths."""
 
     def __init__(self, X: Any, lengths: Array) -> None:
-        self.X, self.lengths = X, lengths
+        self.X = X
+        self.lengths = lengths
         places_T = np.arange(lengths.max())
         self.inside_BT = places_T < lengths[:, None]
         ends_B = np.cumsum(lengths)
@@ -161,8 +163,11 @@ class Sequences:
 
     def unary(self, weights: Weights) -> tuple[Array, Array]:
         """Scores of labels, row by row (N, K), and laid out in sequences (B, T, K), zero beyond their ends."""
-        scores_NK = self.X @ weights.coef_KF.T + weights.intercept_K
-        unary_BTK = np.zeros((*self.inside_BT.shape, scores_NK.shape[1]))
+        seen_NK = self.X @ weights.coef_KF.T
+        scores_NK = seen_NK + weights.intercept_K
+        _, K = scores_NK.shape
+        laid_out = *self.inside_BT.shape, K
+        unary_BTK = np.zeros(laid_out)
         unary_BTK[self.inside_BT] = scores_NK
         return scores_NK, unary_BTK
 
@@ -185,15 +190,18 @@ class Sequences:
         first_B = codes_N[self.first_B]
         row_N[self.first_B] += weights.start_K[first_B]
         to_M = self.moved()
-        before_M, after_M = codes_N[to_M - 1], codes_N[to_M]
+        before_M = codes_N[to_M - 1]
+        after_M = codes_N[to_M]
         row_N[to_M] += weights.transitions_KK[before_M, after_M]
         return np.add.reduceat(row_N, self.first_B)
 
     def each(self) -> Iterator[tuple[Sequences, slice]]:
         """Every sequence alone, and its rows."""
-        starts, lengths = self.first_B.tolist(), self.lengths.tolist()
-        for first, length in zip(starts, lengths):
-            rows = slice(first, first + length)
+        end = 0
+        for length in self.lengths.tolist():
+            first = end
+            end = first + length
+            rows = slice(first, end)
             own = self.X[rows]
             only_1 = np.array([length])
             yield Sequences(own, only_1), rows
@@ -204,11 +212,14 @@ def climb(sequences: Sequences, codes_N: Array, weights: Weights) -> tuple[float
     K = len(weights.start_K)
     found = sequences.posterior(weights)
     observed_NK = np.eye(K)[codes_N]
-    left_NK = observed_NK - found.label_BTK[sequences.inside_BT]
+    expected_NK = found.label_BTK[sequences.inside_BT]
+    left_NK = observed_NK - expected_NK
     coef_FK = sequences.X.T @ left_NK
-    first_BK = observed_NK[sequences.first_B] - found.label_BTK[:, 0]
+    first_BK = left_NK[sequences.first_B]
     to_M = sequences.moved()
-    pairs_KK = observed_NK[to_M - 1].T @ observed_NK[to_M]
+    before_MK = observed_NK[to_M - 1]
+    after_MK = observed_NK[to_M]
+    pairs_KK = before_MK.T @ after_MK
     moves_KK = pairs_KK - found.pair_KK
     slope = Weights(coef_FK.T, left_NK.sum(0), first_BK.sum(0), moves_KK)
     scores_B = sequences.path_scores(weights, codes_N)
@@ -232,9 +243,14 @@ class ChainCRF(Configured, ClassifierMixin, BaseEstimator, config=Config):
         self.classes_, codes_N = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class, {self.classes_[0]!r}; expected two or more")
-        solve = self._by_lbfgs if config.solver == "lbfgs" else self._by_sgd
+        solve = self._by_sgd
+        if config.solver == "lbfgs":
+            solve = self._by_lbfgs
         weights = solve(config, sequences, codes_N)
-        self.coef_, self.intercept_, self.start_, self.transitions_ = weights
+        self.coef_ = weights.coef_KF
+        self.intercept_ = weights.intercept_K
+        self.start_ = weights.start_K
+        self.transitions_ = weights.transitions_KK
         return self
 
     def _by_lbfgs(self, config: Config, sequences: Sequences, codes_N: Array) -> Weights:
@@ -243,7 +259,8 @@ class ChainCRF(Configured, ClassifierMixin, BaseEstimator, config=Config):
         self.log_posteriors_ = []
 
         def loss(flat: Array) -> tuple[float, Array]:
-            total, slope = climb(sequences, codes_N, _unpacked(flat, zero))
+            weights = _unpacked(flat, zero)
+            total, slope = climb(sequences, codes_N, weights)
             pull = flat / config.variance
             penalty = 0.5 * float(flat @ pull)
             uphill = _packed(slope) - pull
@@ -272,18 +289,22 @@ class ChainCRF(Configured, ClassifierMixin, BaseEstimator, config=Config):
         zero = _zeros(len(self.classes_), sequences.X.shape[1])
         flat = _packed(zero)
         decay = 1 / (B * config.variance)
-        self.log_posteriors_, step = [], 0
+        self.log_posteriors_ = []
+        step = 0
         for _ in range(config.max_iter):
             total = 0.0
             for place in rng.permutation(B):
-                value, slope = climb(*alone[place], _unpacked(flat, zero))
-                rate = config.lr / (1 + config.lr * decay * step)
+                own, codes_T = alone[place]
+                weights = _unpacked(flat, zero)
+                value, slope = climb(own, codes_T, weights)
+                slowed = 1 + config.lr * decay * step
                 uphill = _packed(slope) - decay * flat
-                flat = flat + rate * uphill
+                flat = flat + config.lr / slowed * uphill
                 total += value
                 step += 1
-            penalty = flat @ flat / (2 * config.variance)
-            self.log_posteriors_.append((total - penalty) / N)
+            penalty = 0.5 * decay * B * flat @ flat
+            height = total - penalty
+            self.log_posteriors_.append(height / N)
         self.n_iter_ = config.max_iter
         return _unpacked(flat, zero)
 
@@ -315,7 +336,9 @@ class ChainCRF(Configured, ClassifierMixin, BaseEstimator, config=Config):
         """log p(y | x) of every sequence (B,), in nats; `ValueError` for labels that were not seen in `fit`."""
         sequences = self._sequences(X, lengths)
         y_N = np.asarray(y)
-        codes_N = np.searchsorted(self.classes_, y_N).clip(max=len(self.classes_) - 1)
+        place_N = np.searchsorted(self.classes_, y_N)
+        last = len(self.classes_) - 1
+        codes_N = np.minimum(place_N, last)
         unknown_N = self.classes_[codes_N] != y_N
         if unknown_N.any():
             first = y_N[unknown_N].tolist()[0]
@@ -361,4 +384,9 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     label_N = torch.arange(80) // 4 % 2
     noise_N2 = torch.randn(80, 2, generator=generator, dtype=torch.float64)
     x_N2 = noise_N2 + label_N[:, None]
-    return {"estimator": ChainCRF(), "X": x_N2.numpy(), "y": label_N.numpy(), "lengths": [8] * 10}
+    return {
+        "estimator": ChainCRF(),
+        "X": x_N2.numpy(),
+        "y": label_N.numpy(),
+        "lengths": [8] * 10,
+    }

@@ -69,10 +69,13 @@ def smooth(steps_: Steps, precision_URR: Array, pull_UR: Array) -> Smoothed:
     mean_UX, cov_UXX, log_mass = _forward(steps_, known_UXX, pull_UX)
     later_UXX, later_UX = _backward(steps_, known_UXX, pull_UX)
     cov_UXX = _tightened(cov_UXX, later_UXX)
-    gap_UX = later_UX - np.einsum("uxy,uy->ux", later_UXX, mean_UX)
-    mean_UX = mean_UX + np.einsum("uxy,uy->ux", cov_UXX, gap_UX)
+    met_UX = np.einsum("uxy,uy->ux", later_UXX, mean_UX)
+    gap_UX = later_UX - met_UX
+    shift_UX = np.einsum("uxy,uy->ux", cov_UXX, gap_UX)
+    mean_UX = mean_UX + shift_UX
+    mean_UR = mean_UX @ read_RX.T
     cov_URR = read_RX @ cov_UXX @ read_RX.T
-    return Smoothed(mean_UX @ read_RX.T, symmetric(cov_URR), log_mass)
+    return Smoothed(mean_UR, symmetric(cov_URR), log_mass)
 
 
 def _tightened(cov: Array, precision: Array) -> Array:
@@ -95,13 +98,15 @@ def _forward(steps_: Steps, known_UXX: Array, pull_UX: Array) -> tuple[Array, Ar
         met_X = known_XX @ mean_X
         gap_X = pull_X - met_X
         ratio_XX = eye_XX + cov_XX @ known_XX
-        cov_XX = symmetric(np.linalg.solve(ratio_XX, cov_XX))
+        tight_XX = np.linalg.solve(ratio_XX, cov_XX)
+        cov_XX = symmetric(tight_XX)
         shift_X = cov_XX @ gap_X
         _, log_det = np.linalg.slogdet(ratio_XX)
-        log_mass += (pull_X - 0.5 * met_X) @ mean_X
-        log_mass += 0.5 * (gap_X @ shift_X - log_det)
+        drawn_X = pull_X + gap_X
+        log_mass += 0.5 * (drawn_X @ mean_X + gap_X @ shift_X - log_det)
         mean_X = mean_X + shift_X
-        mean_UX[u], cov_UXX[u] = mean_X, cov_XX
+        mean_UX[u] = mean_X
+        cov_UXX[u] = cov_XX
     return mean_UX, cov_UXX, float(log_mass)
 
 

@@ -39,8 +39,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
-from mixwell.density._ascent import ascend, highest
-from mixwell.density._gaussian import LOG_2PI, Array, outer, symmetric
+from mixwell.density._ascent import Run, ascend, highest
+from mixwell.density._gaussian import LOG_2PI, Array, divergence, outer, symmetric
 from mixwell.density._options import Configured
 from mixwell.density.processes._matern import KERNELS, Smoothed, second, smooth, steps
 
@@ -136,9 +136,12 @@ class Entries:
 
     def __init__(self, X: Array, y_N: Array) -> None:
         self.y_N = y_N
-        found = [np.unique(column, return_inverse=True) for column in X.T]
-        self.places = [place_U for place_U, _ in found]
-        self.at = [at_N for _, at_N in found]
+        self.places = []
+        self.at = []
+        for column_N in X.T:
+            place_U, at_N = np.unique(column_N, return_inverse=True)
+            self.places.append(place_U)
+            self.at.append(at_N)
 
     def moments(self, modes: Sequence[Mode], without: int | None = None) -> tuple[Array, Array]:
         """E[z] (N, P) and E[z z'] (N, P, P) of the product of all modes but one."""
@@ -166,15 +169,29 @@ class Entries:
 
 def improve(entries: Entries, state: State, config: Config) -> tuple[State, float]:
     """Core, modes and noise in turn; the bound after them, in nats an entry."""
-    state = replace(state, core=update_core(entries, state, config))
-    for k in range(len(state.modes)):
-        modes = list(state.modes)
+    core = update_core(entries, state, config)
+    state = replace(state, core=core)
+    modes = list(state.modes)
+    for k in range(len(modes)):
         modes[k] = update_mode(entries, state, k, config)
         state = replace(state, modes=tuple(modes))
     N = len(entries.y_N)
-    missed = entries.misses(state)
-    state = replace(state, shape=config.noise_shape + N / 2, rate=config.noise_rate + missed / 2)
-    return state, bound(state, config, N) / N
+    shape = config.noise_shape + N / 2
+    rate = config.noise_rate + entries.misses(state) / 2
+    state = replace(state, shape=shape, rate=rate)
+    height = bound(state, config, N)
+    return state, height / N
+
+
+def climbed(entries: Entries, start: State, config: Config) -> Run[State]:
+    """What becomes of a start."""
+    return ascend(
+        lambda state: improve(entries, state, config),
+        start,
+        tol=config.tol,
+        max_iter=config.max_iter,
+        ahead=True,
+    )
 
 
 def update_core(entries: Entries, state: State, config: Config) -> Core:
@@ -182,14 +199,18 @@ def update_core(entries: Entries, state: State, config: Config) -> Core:
     z_NP, z_NPP = entries.moments(state.modes)
     tau = state.shape / state.rate
     P = z_NP.shape[1]
-    precision_PP = np.eye(P) / config.core_variance + tau * z_NPP.sum(0)
-    cov_PP = symmetric(np.linalg.inv(precision_PP))
-    mean_P = tau * cov_PP @ (entries.y_N @ z_NP)
+    told_PP = tau * z_NPP.sum(0)
+    told_P = tau * entries.y_N @ z_NP
+    precision_PP = told_PP + np.eye(P) / config.core_variance
+    cov_PP = np.linalg.inv(precision_PP)
+    cov_PP = symmetric(cov_PP)
+    mean_P = cov_PP @ told_P
     second_PP = cov_PP + outer(mean_P, mean_P)
     _, log_det = np.linalg.slogdet(precision_PP)
     square = np.trace(second_PP) / config.core_variance
     log_ratio = P * math.log(config.core_variance) + log_det
-    return Core(mean_P, second_PP, 0.5 * float(square - P + log_ratio))
+    apart = divergence(square, log_ratio, P)
+    return Core(mean_P, second_PP, float(apart))
 
 
 def update_mode(entries: Entries, state: State, k: int, config: Config) -> Mode:
@@ -207,9 +228,10 @@ def known(mode: Mode, precision_URR: Array, pull_UR: Array, config: Config) -> M
     """A mode smoothed by what is known at its places."""
     found = smoothed(mode.place_U, mode.length, precision_URR, pull_UR, config)
     second_URR = second(found.mean_UR, found.cov_URR)
-    told = (pull_UR * found.mean_UR).sum() - 0.5 * (precision_URR * second_URR).sum()
-    divergence = float(told - found.log_mass)
-    return Mode(mode.place_U, mode.length, precision_URR, pull_UR, found.mean_UR, second_URR, divergence)
+    pulled = (pull_UR * found.mean_UR).sum()
+    held = 0.5 * (precision_URR * second_URR).sum()
+    apart = float(pulled - held - found.log_mass)
+    return Mode(mode.place_U, mode.length, precision_URR, pull_UR, found.mean_UR, second_URR, apart)
 
 
 def smoothed(place_U: Array, length: float, precision_URR: Array, pull_UR: Array, config: Config) -> Smoothed:
@@ -244,12 +266,11 @@ class FunctionalTucker(Configured, RegressorMixin, BaseEstimator, config=Config)
         lengths = _lengths(config, X.shape[1])
         self.mean_ = float(y.mean())
         self.scale_ = float(y.std()) or 1.0
-        entries = Entries(X, (y - self.mean_) / self.scale_)
+        centred_N = y - self.mean_
+        entries = Entries(X, centred_N / self.scale_)
         rng = check_random_state(config.random_state)
         starts = [first(entries, lengths, config, rng) for _ in range(config.n_init)]
-        runs = [ascend(lambda state: improve(entries, state, config), start, tol=config.tol, max_iter=config.max_iter,
-                       ahead=True) for start in starts]
-        run = highest(runs)
+        run = highest([climbed(entries, start, config) for start in starts])
         self._state: State = run.state
         self.lower_bounds_ = run.bounds
         self.converged_ = run.converged
@@ -262,13 +283,15 @@ class FunctionalTucker(Configured, RegressorMixin, BaseEstimator, config=Config)
         check_is_fitted(self)
         config, own = self._config(), self._state.modes[mode]
         wanted_M = np.asarray(places, dtype=np.float64)
-        place_U, at_M = np.unique(np.concatenate([own.place_U, wanted_M]), return_inverse=True)
-        old_V = at_M[: len(own.place_U)]
-        precision_URR = np.zeros((len(place_U), config.rank, config.rank))
-        pull_UR = np.zeros((len(place_U), config.rank))
-        precision_URR[old_V], pull_UR[old_V] = own.precision_URR, own.pull_UR
+        both = np.concatenate([own.place_U, wanted_M])
+        place_U, at_B = np.unique(both, return_inverse=True)
+        old_V, new_M = np.split(at_B, [len(own.place_U)])
+        U, R = len(place_U), config.rank
+        precision_URR = np.zeros((U, R, R))
+        pull_UR = np.zeros((U, R))
+        precision_URR[old_V] = own.precision_URR
+        pull_UR[old_V] = own.pull_UR
         found = smoothed(place_U, own.length, precision_URR, pull_UR, config)
-        new_M = at_M[len(own.place_U) :]
         return found.mean_UR[new_M], found.cov_URR[new_M]
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -279,15 +302,19 @@ class FunctionalTucker(Configured, RegressorMixin, BaseEstimator, config=Config)
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         found = [self.functions(k, column) for k, column in enumerate(X.T)]
-        z_MP = product([mean for mean, _ in found], len(X), 1)
+        M = len(X)
         core = self._state.core
-        mean_M = z_MP @ core.mean_P
+        means = [mean_MR for mean_MR, _ in found]
+        mean_M = product(means, M, 1) @ core.mean_P
+        predicted_M = self.mean_ + self.scale_ * mean_M
         if not return_std:
-            return self.mean_ + self.scale_ * mean_M
-        z_MPP = product([second(mean, cov) for mean, cov in found], len(X), 2)
+            return predicted_M
+        squares = [second(mean_MR, cov_MRR) for mean_MR, cov_MRR in found]
+        z_MPP = product(squares, M, 2)
         square_M = np.tensordot(z_MPP, core.second_PP)
-        variance_M = np.maximum(square_M - mean_M**2, 0)
-        return self.mean_ + self.scale_ * mean_M, self.scale_ * np.sqrt(variance_M)
+        variance_M = square_M - mean_M**2
+        std_M = np.sqrt(np.maximum(variance_M, 0))
+        return predicted_M, self.scale_ * std_M
 
 
 def first(entries: Entries, lengths: list[float], config: Config, rng: np.random.RandomState) -> State:

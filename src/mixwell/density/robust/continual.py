@@ -51,11 +51,10 @@ class Config:
     failure: float = 0.05  # chance with which errors may exceed the bound that chooses
 
     def __post_init__(self) -> None:
-        known = {"query": ("max", "argmax"), "mechanism": ("auto", "tree", "recompute")}
-        for name, options in known.items():
-            value = getattr(self, name)
-            if value not in options:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}")
+        if self.query not in ("max", "argmax"):
+            raise ValueError(f"query is {self.query!r}; expected 'max' or 'argmax'")
+        if self.mechanism not in ("auto", "tree", "recompute"):
+            raise ValueError(f"mechanism is {self.mechanism!r}; expected 'auto', 'tree' or 'recompute'")
         if self.epsilon <= 0:
             raise ValueError(f"epsilon is {self.epsilon}; expected above 0")
         if not 0 <= self.delta < 1:
@@ -152,11 +151,14 @@ def tree_bound(config: Config, rows: int, columns: int) -> float:
 def recompute_bound(config: Config, rows: int, columns: int, every: int) -> float:
     """The largest error of answers that are renewed every so many rows, but for a chance of `failure`."""
     renewals = rows // every
-    stale = float(min(every - 1, rows) if renewals else rows)
-    if renewals == 0 or math.isinf(config.epsilon):
+    if renewals == 0:
+        return float(rows)
+    stale = float(every - 1)
+    if math.isinf(config.epsilon):
         return stale
     if config.query == "max":
-        return stale + tail(config, noise_scale(config, renewals), 1, renewals)
+        scale = noise_scale(config, renewals)
+        return stale + tail(config, scale, 1, renewals)
     log_odds = math.log(columns * renewals / config.failure)
     return stale + 2 * log_odds / choice_epsilon(config, renewals)
 
@@ -202,11 +204,12 @@ def continual_max(x_TD: Tensor, config: Config | None = None, generator: torch.G
 def _by_tree(x_TD: Tensor, config: Config, draws: torch.Generator) -> Iterable[Tensor]:
     """An answer a row, from noisy sums of all columns."""
     rows, columns = x_TD.shape
-    scale = noise_scale(config, levels(rows), columns)
+    deep = levels(rows)
+    scale = noise_scale(config, deep, columns)
     counter = Counter(lambda count: scale * _noise(count, config, draws))
     for row_D in x_TD:
         sums_D = counter.add(row_D)
-        yield sums_D.max() if config.query == "max" else sums_D.argmax()
+        yield _answer(sums_D, config)
 
 
 def _by_renewal(x_TD: Tensor, every: int, config: Config, draws: torch.Generator) -> Iterable[Tensor]:
@@ -214,7 +217,7 @@ def _by_renewal(x_TD: Tensor, every: int, config: Config, draws: torch.Generator
     rows, columns = x_TD.shape
     renewals = rows // every
     sums_D = torch.zeros(columns, dtype=torch.float64)
-    answer = sums_D.max() if config.query == "max" else sums_D.argmax()
+    answer = _answer(sums_D, config)
     for t, row_D in enumerate(x_TD, 1):
         sums_D = sums_D + row_D
         if t % every == 0:
@@ -222,14 +225,21 @@ def _by_renewal(x_TD: Tensor, every: int, config: Config, draws: torch.Generator
         yield answer
 
 
+def _answer(sums_D: Tensor, config: Config) -> Tensor:
+    """The largest sum, or its column."""
+    return sums_D.max() if config.query == "max" else sums_D.argmax()
+
+
 def _renewed(sums_D: Tensor, renewals: int, config: Config, draws: torch.Generator) -> Tensor:
     """One private maximum, or its column by the exponential mechanism, which is the largest sum with Gumbel noise."""
     if config.query == "max":
         (noise,) = _noise(1, config, draws)
         return sums_D.max() + noise_scale(config, renewals) * noise
-    gumbel_D = -_exponential(len(sums_D), draws).log()
+    exponential_D = _exponential(len(sums_D), draws)
+    gumbel_D = -exponential_D.log()
     width = 2 / choice_epsilon(config, renewals)
-    return (sums_D + width * gumbel_D).argmax()
+    noisy_D = sums_D + width * gumbel_D
+    return noisy_D.argmax()
 
 
 def _noise(count: int, config: Config, draws: torch.Generator) -> Tensor:

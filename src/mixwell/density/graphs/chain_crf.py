@@ -256,7 +256,7 @@ class ChainCRF(Configured, ClassifierMixin, BaseEstimator, config=Config):
     def _by_lbfgs(self, config: Config, sequences: Sequences, codes_N: Array) -> Weights:
         zero = _zeros(len(self.classes_), sequences.X.shape[1])
         N = len(codes_N)
-        self.log_posteriors_ = []
+        self.log_posteriors_: list[float] = []
 
         def loss(flat: Array) -> tuple[float, Array]:
             weights = _unpacked(flat, zero)

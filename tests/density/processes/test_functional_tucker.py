@@ -109,7 +109,7 @@ def entries_of(rng, n, noise=0.03):
 
 
 X, Y, _ = entries_of(np.random.default_rng(1), 150)
-MODEL = FunctionalTucker(rank=2, length=(0.5, 0.6), max_iter=25, random_state=0).fit(X, Y)
+MODEL = FunctionalTucker(rank=2, length=(0.5, 0.6), max_iter=25, n_init=1, random_state=0).fit(X, Y)
 
 
 def test_indexes_never_seen_are_predicted_and_the_noise_is_found():
@@ -134,9 +134,26 @@ def test_options():
                              random_state=0).fit(*few)
     assert np.isfinite(rough.predict(X[:3])).all()
     more = FunctionalTucker(rank=1, n_init=3, max_iter=3, random_state=0, noise_shape=1.0, noise_rate=0.5).fit(*few)
-    one = FunctionalTucker(rank=1, max_iter=3, random_state=0, noise_shape=1.0, noise_rate=0.5).fit(*few)
+    one = FunctionalTucker(rank=1, n_init=1, max_iter=3, random_state=0, noise_shape=1.0, noise_rate=0.5).fit(*few)
     assert more.lower_bounds_[-1] >= one.lower_bounds_[-1]
+
+
+def test_the_noise_is_held_at_first():
+    config = tucker.Config(held_steps=2, max_iter=1, length=0.5)
+    entries = tucker.Entries(X[:30], (Y[:30] - Y.mean()) / Y.std())
+    start = tucker.first(entries, [0.5, 0.5], config, np.random.RandomState(0))
+    assert start.rate / start.shape == tucker.HELD
+    by_hand = tucker.update_means(entries, tucker.update_means(entries, start, config), config)
+    assert (by_hand.shape, by_hand.rate) == (start.shape, start.rate)
+    wanted, height = tucker.improve(entries, by_hand, config)
+    run = tucker.climbed(entries, start, config)
+    assert run.bounds == [height] and run.state.rate == wanted.rate != start.rate
+
+
+def test_options_out_of_range():
+    few = X[:40], Y[:40]
     for options, words in [({"rank": 0}, "rank is 0"), ({"kernel": "rbf"}, "kernel is 'rbf'"), ({"tol": -1}, "tol is"),
+                           ({"held_steps": -1}, "held_steps is"),
                            ({"length": (1.0, 0.0)}, r"length is \(1.0, 0.0\)"),
                            ({"length": [1.0] * 3}, "3 values for 2")]:
         with pytest.raises(ValueError, match=words):

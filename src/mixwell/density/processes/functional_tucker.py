@@ -15,8 +15,8 @@ Tensor Data, ICLR, arXiv:2311.04829.
 **Differs:** modes, core and noise are updated in turn, whole and undamped. That is coordinate ascent on a mean-field
 bound, whose fixed points are those of the paper's damped messages. New indexes join the chain as places where nothing
 is known, before, between or after the others; the authors' code interpolates between two smoothed neighbours, leaves
-the core's covariance out of E[a a'] and adds a second prior. y is standardised, the noise's prior is vague, and
-functions start as random cosines of the kernel's spectrum.
+the core's covariance out of E[a a'] and adds a second prior. y is standardised, the noise's prior is vague, functions
+start as random cosines of the kernel's spectrum, and the noise is held at a hundredth of y's variance for `held_steps`.
 
 **Fails when:** K or R is large (R^2K numbers an entry); few entries share or neighbour an index; the bound has many
 optima (raise `n_init`).
@@ -44,6 +44,8 @@ from mixwell.density._gaussian import LOG_2PI, Array, divergence, outer, symmetr
 from mixwell.density._options import Configured
 from mixwell.density.processes._matern import KERNELS, Smoothed, second, smooth, steps
 
+HELD = 0.01  # variance of the noise at first, as a share of the values'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -56,7 +58,8 @@ class Config:
     core_variance: float = 1.0
     noise_shape: float = 1e-3  # of the noise's precision, y in standard deviations
     noise_rate: float = 1e-3
-    n_init: int = 1  # starts; the one with the highest bound is kept
+    held_steps: int = 10  # steps before the noise is fitted, which keep a start from calling everything noise
+    n_init: int = 3  # starts; the one with the highest bound is kept
     max_iter: int = 100
     tol: float = 1e-5  # stop when a step gains less, in nats an entry
     random_state: Any = None  # of the starts
@@ -70,6 +73,8 @@ class Config:
             value = getattr(self, name)
             if np.min(value) <= 0:
                 raise ValueError(f"{name} is {value}; expected above 0")
+        if self.held_steps < 0:
+            raise ValueError(f"held_steps is {self.held_steps}; expected 0 or more")
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel is {self.kernel!r}; expected 'matern12' or 'matern32'")
         if self.tol < 0:
@@ -167,14 +172,20 @@ class Entries:
         return float(self.y_N @ self.y_N - 2 * cross + squares)
 
 
-def improve(entries: Entries, state: State, config: Config) -> tuple[State, float]:
-    """Core, modes and noise in turn; the bound after them, in nats an entry."""
+def update_means(entries: Entries, state: State, config: Config) -> State:
+    """The core and the modes in turn, the noise as it is."""
     core = update_core(entries, state, config)
     state = replace(state, core=core)
     modes = list(state.modes)
     for k in range(len(modes)):
         modes[k] = update_mode(entries, state, k, config)
         state = replace(state, modes=tuple(modes))
+    return state
+
+
+def improve(entries: Entries, state: State, config: Config) -> tuple[State, float]:
+    """Core, modes and noise in turn; the bound after them, in nats an entry."""
+    state = update_means(entries, state, config)
     N = len(entries.y_N)
     shape = config.noise_shape + N / 2
     rate = config.noise_rate + entries.misses(state) / 2
@@ -184,7 +195,9 @@ def improve(entries: Entries, state: State, config: Config) -> tuple[State, floa
 
 
 def climbed(entries: Entries, start: State, config: Config) -> Run[State]:
-    """What becomes of a start."""
+    """What becomes of a start, the noise held small at first."""
+    for _ in range(config.held_steps):
+        start = update_means(entries, start, config)
     return ascend(
         lambda state: improve(entries, state, config),
         start,
@@ -318,7 +331,7 @@ class FunctionalTucker(Configured, RegressorMixin, BaseEstimator, config=Config)
 
 
 def first(entries: Entries, lengths: list[float], config: Config, rng: np.random.RandomState) -> State:
-    """Random cosines of the kernel's spectrum for functions, noise of half the values' variance, no core yet."""
+    """Random cosines of the kernel's spectrum for functions, little noise, no core yet."""
     R = config.rank
     freedom = 1 if config.kernel == "matern12" else 3  # the spectrum is Student's t
     modes = []
@@ -332,7 +345,7 @@ def first(entries: Entries, lengths: list[float], config: Config, rng: np.random
         modes.append(Mode(place_U, length, nothing_URR, np.zeros_like(mean_UR), mean_UR, second_URR))
     P = R ** len(modes)
     nothing = Core(np.zeros(P), np.zeros((P, P)))
-    return State(tuple(modes), nothing, 1.0, 0.5)
+    return State(tuple(modes), nothing, 1.0, HELD)
 
 
 def _lengths(config: Config, K: int) -> list[float]:
@@ -350,5 +363,5 @@ def example(generator: torch.Generator) -> dict[str, Any]:
     first_N, second_N = x_N2.T
     wave_N = torch.sin(4 * first_N) * torch.cos(5 * second_N)
     y_N = wave_N + 0.05 * noise_N
-    estimator = FunctionalTucker(rank=1, max_iter=8, random_state=0)
+    estimator = FunctionalTucker(rank=1, n_init=1, max_iter=8, random_state=0)
     return {"estimator": estimator, "X": x_N2.numpy(), "y": y_N.numpy()}

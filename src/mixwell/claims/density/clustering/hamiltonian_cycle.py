@@ -30,15 +30,18 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     images = load_digits().data
     chosen = rng.choice(len(images), ROWS, replace=False)
-    noise = rng.uniform(0, 16, (NOISE, images.shape[1]))
-    return np.vstack([images[chosen], noise]), np.arange(ROWS + NOISE) >= ROWS
+    noise = rng.uniform(0, 16, (NOISE, 64))
+    x = np.vstack([images[chosen], noise])
+    place = np.arange(len(x))
+    return x, place >= ROWS
 
 
 def beside(means: np.ndarray, order: np.ndarray) -> float:
     """Mean distance between the means of neighbours on the circle."""
-    after = np.roll(order, -1)
-    gap = means[order] - means[after]
-    return float(np.linalg.norm(gap, axis=1).mean())
+    here = means[order]
+    after = np.roll(here, -1, axis=0)
+    gap = np.linalg.norm(here - after, axis=1)
+    return float(gap.mean())
 
 
 def seen(noise: np.ndarray, points: np.ndarray) -> float:
@@ -64,13 +67,25 @@ def by_entropy(x: np.ndarray, noise: np.ndarray, seed: int) -> float:
 def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     """The cycle, the clusters as they are numbered, and a mixture's entropy."""
     x, noise = draw(seed)
-    model = HamiltonianClustering(n_clusters=CLUSTERS, random_state=seed).fit(x)
+    model = HamiltonianClustering(n_clusters=CLUSTERS, random_state=seed)
+    model.fit(x)
     resp = model.predict_proba(x)
-    means = resp.T @ x / resp.sum(0)[:, None]
+    size = resp.sum(0)
+    means = resp.T @ x / size[:, None]
     numbered = np.arange(CLUSTERS)
-    angle = 2 * np.pi * numbered / CLUSTERS
-    even = np.stack([np.cos(angle), np.sin(angle)], 1)
-    plain = drawn(resp, even, 1.0)
-    return {"method": {"distance": beside(means, model.order_), "noise": seen(noise, model.embedding_)},
-            "baseline": {"distance": beside(means, numbered), "noise": seen(noise, plain)},
-            "mixture": {"noise": by_entropy(x, noise, seed)}}
+    plain = drawn(resp, even(), 1.0)
+    ours, theirs, other = {}, {}, {}
+    along = model.order_
+    ours["distance"] = beside(means, along)
+    theirs["distance"] = beside(means, numbered)
+    ours["noise"] = seen(noise, model.embedding_)
+    theirs["noise"] = seen(noise, plain)
+    other["noise"] = by_entropy(x, noise, seed)
+    return {"method": ours, "baseline": theirs, "mixture": other}
+
+
+def even() -> np.ndarray:
+    """Anchors (K, 2) at equal angles."""
+    share = np.arange(CLUSTERS) / CLUSTERS
+    angle = 2 * np.pi * share
+    return np.stack([np.cos(angle), np.sin(angle)], 1)

@@ -25,12 +25,17 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(CURVES):
-        angle = rng.uniform(0, 2 * np.pi, ROWS)
-        waves = [np.cos(angle) - 1, np.sin(angle), np.cos(2 * angle) - 1, np.sin(2 * angle)]
-        turned = rng.normal(size=(4, COLUMNS)) / np.sqrt(COLUMNS)
-        rows.append(np.stack(waves, 1) @ turned)
-    noise = 0.02 * rng.normal(size=(CURVES * ROWS, COLUMNS))
-    return np.vstack(rows) + noise, np.repeat(np.arange(CURVES), ROWS)
+        once = rng.uniform(0, 2 * np.pi, ROWS)
+        angle = np.stack([once, 2 * once], 1)
+        away = np.cos(angle) - 1  # all curves pass zero
+        waves = np.hstack([away, np.sin(angle)])
+        root = rng.normal(size=(4, COLUMNS))
+        turned = root / np.sqrt(COLUMNS)
+        rows.append(waves @ turned)
+    clean = np.vstack(rows)
+    noise = rng.normal(size=clean.shape)
+    label = np.repeat(np.arange(CURVES), ROWS)
+    return clean + 0.02 * noise, label
 
 
 def by_rates(bench: Bench, seed: int, *, eta: float, jitter: float) -> float:

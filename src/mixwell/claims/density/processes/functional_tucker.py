@@ -10,6 +10,8 @@ kernel, a length for each mode and noise, by maximum likelihood. Against it: an 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mixwell.claims.bench import Bench
@@ -18,6 +20,7 @@ from mixwell.claims.density._data import quietly
 from mixwell.density.processes.functional_tucker import FunctionalTucker
 
 ROWS, FRESH, MODES, RANK = 150, 500, 3, 2
+START: dict[str, Any] = {"n_init": 2, "max_iter": 30}
 APART = 1e-3  # a length at which neighbouring bins know nothing of each other
 
 
@@ -25,36 +28,46 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Places (N, 3) and values (N,) without noise."""
     rng = np.random.default_rng(seed)
     place = rng.random((ROWS + FRESH, MODES))
-    core = rng.normal(size=(RANK,) * MODES)
-    frequency = rng.uniform(0.5, 1.5, (MODES, RANK))
-    phase = rng.uniform(0, 2 * np.pi, (MODES, RANK))
-    angle = 2 * np.pi * place[:, :, None] * frequency + phase
-    one, two, three = np.sin(angle).transpose(1, 0, 2)
-    return place, np.einsum("abc,na,nb,nc->n", core, one, two, three)
+    core = rng.normal(size=(RANK, RANK, RANK))
+    waves = []
+    for column in place.T:
+        frequency = rng.uniform(0.5, 1.5, RANK)
+        phase = rng.random(RANK)
+        turns = column[:, None] * frequency + phase
+        angle = 2 * np.pi * turns
+        waves.append(np.sin(angle))
+    value = np.einsum("abc,na,nb,nc->n", core, *waves)
+    return place, value
 
 
-def error(model: object, place: np.ndarray, value: np.ndarray, seed: int) -> float:
+def error(model: Any, place: np.ndarray, value: np.ndarray, seed: int) -> float:
     """Root mean squared error at fresh places, over the values' standard deviation."""
-    noise = np.random.default_rng(seed + 1000).normal(size=ROWS)
-    noisy = value[:ROWS] + 0.05 * value.std() * noise
+    rng = np.random.default_rng(seed + 1000)
+    noise = rng.normal(size=ROWS)
+    known, wanted = np.split(value, [ROWS])
+    seen, fresh = np.split(place, [ROWS])
+    noisy = known + 0.05 * value.std() * noise
     with quietly():
-        found = model.fit(place[:ROWS], noisy).predict(place[ROWS:])  # type: ignore[attr-defined]
-    gap = found - value[ROWS:]
-    return float(np.sqrt(np.mean(gap**2)) / value[ROWS:].std())
+        model.fit(seen, noisy)
+    gap = model.predict(fresh) - wanted
+    error_ = np.sqrt(np.mean(gap**2))
+    return float(error_ / wanted.std())
 
 
 def by_functions(bench: Bench, seed: int, *, length: float) -> float:
     """The error with indexes as they are."""
     place, value = draw(seed)
-    model = FunctionalTucker(rank=RANK, length=length, n_init=2, max_iter=30, random_state=seed)
+    model = FunctionalTucker(rank=RANK, length=length, **START, random_state=seed)
     return error(model, place, value, seed)
 
 
 def by_bins(bench: Bench, seed: int, *, bins: int) -> float:
     """The error with every index rounded to the middle of its bin."""
     place, value = draw(seed)
-    middle = (np.floor(place * bins) + 0.5) / bins
-    model = FunctionalTucker(rank=RANK, kernel="matern12", length=APART, n_init=2, max_iter=30, random_state=seed)
+    scaled = place * bins
+    middle = np.floor(scaled) + 0.5
+    middle = middle / bins
+    model = FunctionalTucker(rank=RANK, kernel="matern12", length=APART, **START, random_state=seed)
     return error(model, middle, value, seed)
 
 

@@ -34,7 +34,8 @@ def error(mechanism: Literal["tree", "recompute"], size: tuple[int, int], draws:
     coins = torch.rand(size, generator=draws)
     bits = (coins < 0.5).double()
     bits[:, 0] = 1.0
-    found = continual_max(bits, Config(mechanism=mechanism), draws)
+    config = Config(mechanism=mechanism)
+    found = continual_max(bits, config, draws)
     sums = bits.cumsum(0).amax(1)
     gap = found.answers_T - sums
     return float(gap.abs().max())
@@ -47,7 +48,13 @@ def trial(bench: Bench, seed: int) -> dict[str, float | dict[str, float]]:
     for rows in ROWS:
         runs = [error("recompute", (rows, 2), draws) for _ in range(RUNS)]
         errors.append(mean(runs))
-    slope = float(np.polyfit(np.log(ROWS), np.log(errors), 1)[0])
-    ours = {"wide": error("recompute", WIDE, draws), "long": error("tree", LONG, draws)}
-    theirs = {"wide": error("tree", WIDE, draws), "long": error("recompute", LONG, draws)}
-    return {"method": {"distance": abs(slope - 1 / 3), **ours}, "baseline": theirs, "slope": slope}
+    log_rows, log_errors = np.log(ROWS), np.log(errors)
+    slope, _ = np.polyfit(log_rows, log_errors, 1)
+    slope = float(slope)
+    ours = {"distance": abs(slope - 1 / 3)}
+    theirs = {}
+    ours["wide"] = error("recompute", WIDE, draws)
+    ours["long"] = error("tree", LONG, draws)
+    theirs["wide"] = error("tree", WIDE, draws)
+    theirs["long"] = error("recompute", LONG, draws)
+    return {"method": ours, "baseline": theirs, "slope": slope}

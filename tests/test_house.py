@@ -120,7 +120,7 @@ METHODS = [pytest.param(e, id=e.name) for e in registry.entries()]
 
 # Families of density from the lowest: a method may name methods of its own family and of lower ones.
 DENSITY = {"values": 0, "mixtures": 1, "selection": 2} | dict.fromkeys(
-    ("regression", "clustering", "latent", "processes", "circuits", "robust", "networks"), 3)
+    ("regression", "clustering", "latent", "processes", "graphs", "circuits", "robust", "networks"), 3)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "density").glob("*/**/*.py")), ids=lambda p: "/".join(p.parts[-2:]))

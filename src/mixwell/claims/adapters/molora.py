@@ -3,8 +3,8 @@
 Paper: Pushing Mixture of Experts to the Limit: Extremely Parameter Efficient MoE for Instruction Tuning.
 Tried: a decoder that knows three tasks on strings, frozen, and adapted to moving letters on by four distances, each
 named by a word: eight vectors of factors at each matrix, mixed token by token, against one vector at each, which is
-(IA)^3. Beside: MoLoRA, eight low-rank changes of rank 1, and a LoRA of rank 8. Rates of their own. Cross-entropy of answers to new strings.
-Against it: one that is no lower than that of (IA)^3.
+(IA)^3. Beside: MoLoRA, eight low-rank changes of rank 1, and a LoRA of rank 8. Rates of their own. Cross-entropy of
+answers to new strings. Against it: one that is no lower than that of (IA)^3.
 """
 
 from __future__ import annotations

@@ -28,8 +28,10 @@ def mixture(seed: int) -> Checkpoint:
     """A mixture of four experts that knows the tasks of `KNOWN`; `Untestable` where it answers under 70 % of them."""
     draws = generator(seed, "known")
     rows = (drawn(KNOWN, BATCH, draws) for _ in range(KNOWING))
-    network = fitted(model(seed, channel_mixer=MIXTURE), rows, 1e-2)
-    known = share_right(network, drawn(KNOWN, 256, draws))
+    begun = model(seed, channel_mixer=MIXTURE)
+    network = fitted(begun, rows, 1e-2)
+    test = drawn(KNOWN, 256, draws)
+    known = share_right(network, test)
     if known < 0.7:
         raise Untestable(f"the base answers {known:.0%} of what it was trained on; expected 70 %")
     found: Checkpoint = network.to_checkpoint()
@@ -41,8 +43,10 @@ def gone_on(count: int, draws: torch.Generator) -> Rows:
     tasks = torch.randint(len(NEW), (count,), generator=draws)
     x = torch.randint(LETTERS, (count, 3), generator=draws)
     steps = torch.tensor(NEW)
-    y = (x + steps[tasks, None]) % LETTERS
-    words = WORDS + len(KNOWN) + tasks
+    moved = x + steps[tasks, None]
+    y = moved % LETTERS
+    unseen = WORDS + len(KNOWN)
+    words = unseen + tasks
     return joined(words[:, None], x, y, tasks)
 
 
@@ -55,4 +59,7 @@ def learnt(before: Checkpoint, seed: int, method: Any, config: Any, targets: Seq
     batches: list[Rows] = [gone_on(BATCH, draws) for _ in range(STEPS)]
     fitted(network, batches, lr)
     test = gone_on(512, draws)
-    return {"nats": nats(network, test), "right": share_right(network, test), "numbers": float(there.num_parameters)}
+    found = {"nats": nats(network, test)}
+    found["right"] = share_right(network, test)
+    found["numbers"] = float(there.num_parameters)
+    return found

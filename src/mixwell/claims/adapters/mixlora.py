@@ -28,7 +28,8 @@ def mixed(bench: Bench, seed: int, *, lr: float, balance: float) -> dict[str, fl
 
 def plain(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
     """Loss with one change of each matrix."""
-    return learnt(base(seed), seed, lora.LoRA, lora.Config(rank=8, alpha=16.0), ["gate_up_proj", "down_proj"], lr)
+    config = lora.Config(rank=8, alpha=16.0)
+    return learnt(base(seed), seed, lora.LoRA, config, ["gate_up_proj", "down_proj"], lr)
 
 
 CLAIM = Claim("Low-rank experts behind a router beat one LoRA of as many numbers on tasks that conflict.", NATS,

@@ -28,15 +28,17 @@ def sparsely(network: LanguageModel, few: Rows, lr: float, seed: int) -> Languag
     """Train on the few examples; each pass draws the modules of its blocks."""
     moving = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(moving, lr=lr, fused=True)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     draws = generator(seed, "batches")
     network.train()
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / STEPS)
-        batch = few.of(torch.randint(len(few.tasks), (BATCH,), generator=draws))
+    for _ in range(STEPS):
+        chosen = torch.randint(len(few.tasks), (BATCH,), generator=draws)
+        batch = few.of(chosen)
         loss = network.loss(batch.tokens[:, :-1], batch.targets, generator=draws)
         optimizer.zero_grad()
         loss.nats.backward()
         optimizer.step()
+        falling.step()
     return network.eval()
 
 
@@ -47,7 +49,8 @@ def measure(bench: Bench, seed: int, *, lr: float, modules: int) -> float:
     attach(mosa.MoSA, network, None, config, generator(seed, "adapter"))
     few = gone_on(FEW, generator(seed, "few"))
     sparsely(network, few, lr, seed)
-    return nats(network, gone_on(512, generator(seed, "test")))
+    test = gone_on(512, generator(seed, "test"))
+    return nats(network, test)
 
 
 GRID = {"lr": (1e-3, 3e-3, 1e-2, 3e-2)}

@@ -8,6 +8,8 @@ alone. Share of 697 others that are read wrongly. Against it: an error that is n
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from mixwell.claims.adapters._turned import RATES, Rows, attached, base, images, trained, wrong
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
@@ -18,11 +20,19 @@ FULL_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 def exchanged(seed: int) -> tuple[Rows, Rows]:
     """Images with ink and paper exchanged, of half the contrast: few to adapt on, and others to judge by."""
-    _, *turned = images(seed)
-    upright = [rows.x.view(-1, 8, 8).rot90(-1, (1, 2)) for rows in turned]
-    pale = [0.75 - 0.5 * image.flatten(1) for image in upright]
-    few, many = (Rows(image, rows.y) for image, rows in zip(pale, turned))
-    return Rows(few.x[:FEW], few.y[:FEW]), many
+    _, few, many = images(seed)
+    names = few.y[:FEW]
+    learnt_from = _exchanged(few.x[:FEW])
+    others = _exchanged(many.x)
+    return Rows(learnt_from, names), Rows(others, many.y)
+
+
+def _exchanged(turned: Tensor) -> Tensor:
+    """Upright again, and exchanged."""
+    square = turned.view(-1, 8, 8)
+    upright = square.rot90(-1, (1, 2))
+    pale = 0.75 - 0.5 * upright
+    return pale.flatten(1)
 
 
 def measure(bench: Bench, seed: int, *, lr: float, trained_part: str) -> float:

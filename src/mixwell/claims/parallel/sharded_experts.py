@@ -10,6 +10,7 @@ no lower.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 import torch
@@ -32,45 +33,52 @@ CLAIM = Claim("Copies placed by the last step's load balance workers better than
 def loads(seed: int) -> Iterator[Tensor]:
     """Tokens that each worker sends to each expert, int64 [W, E], step by step."""
     draws = generator(seed, "loads")
-    ranks = torch.arange(1, EXPERTS + 1, dtype=torch.float64)
+    ranks = torch.arange(EXPERTS) + 1.0
     popular = -ranks.log()
-    drift = torch.zeros(EXPERTS, dtype=torch.float64)
+    drift = torch.zeros(EXPERTS)
     order = torch.arange(EXPERTS)
     for step in range(STEPS):
         if step % DOMAIN == 0:
             order = torch.randperm(EXPERTS, generator=draws)
-        drift = 0.98 * drift + 0.1 * torch.randn(EXPERTS, generator=draws, dtype=torch.float64)
-        chances = (popular[order] + drift).softmax(0)
-        own = chances.expand(WORKERS, -1)
-        drawn = torch.multinomial(own, TOKENS, replacement=True, generator=draws)
-        counts = [torch.bincount(row, minlength=EXPERTS) for row in drawn]
-        yield torch.stack(counts)
+        drift *= 0.98
+        moved = torch.randn(EXPERTS, generator=draws)
+        drift += 0.1 * moved
+        wanted = popular[order] + drift
+        yield sent(wanted.softmax(0), draws)
+
+
+def sent(chances_E: Tensor, draws: torch.Generator) -> Tensor:
+    """Tokens that each worker sends to each expert, int64 [W, E]."""
+    own = chances_E.expand(WORKERS, -1)
+    drawn = torch.multinomial(own, TOKENS, replacement=True, generator=draws)
+    counts = [torch.bincount(row, minlength=EXPERTS) for row in drawn]
+    return torch.stack(counts)
 
 
 def busiest(counts_WE: Tensor, there_WE: Tensor) -> float:
     """The busiest worker's tokens over the mean."""
     goes_WE = destinations(counts_WE, there_WE)
-    taken_W = torch.zeros(WORKERS, dtype=torch.int64)
-    taken_W.index_add_(0, goes_WE.flatten(), counts_WE.flatten())
-    return float(taken_W.max() / taken_W.double().mean())
+    places = goes_WE.flatten()
+    tokens = counts_WE.flatten()
+    taken_W = torch.bincount(places, tokens)
+    most = taken_W.max()
+    return float(most) / TOKENS
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """The mean over steps of each side."""
-    even = torch.ones(EXPERTS)
-    last = seen = even.double()
-    standing = none = placed(even, WORKERS, EXPERTS // WORKERS)
-    total = dict.fromkeys(("method", "baseline", "no copies", "foretold"), 0.0)
-    weighed = 0
+    even = torch.ones(EXPERTS).double()
+    none = placed(even, WORKERS, EXPERTS // WORKERS)
+    standing, seen, last = none, even, even
+    found: dict[str, list[float]] = {"method": [], "baseline": [], "no copies": [], "foretold": []}
     for step, counts_WE in enumerate(loads(seed)):
         load_E = counts_WE.sum(0).double()
         if step % STANDING == 0:
-            standing, seen = placed(seen, WORKERS, SLOTS), torch.zeros(EXPERTS).double()
+            standing = placed(seen, WORKERS, SLOTS)
+            seen = torch.zeros_like(even)
         if step % EVERY == 0:
-            weighed += 1
-            sides = {"method": placed(last, WORKERS, SLOTS), "baseline": standing, "no copies": none,
-                     "foretold": placed(load_E, WORKERS, SLOTS)}
-            for name, there_WE in sides.items():
-                total[name] += busiest(counts_WE, there_WE)
+            plans = [placed(last, WORKERS, SLOTS), standing, none, placed(load_E, WORKERS, SLOTS)]
+            for ratios, there_WE in zip(found.values(), plans):
+                ratios.append(busiest(counts_WE, there_WE))
         seen, last = seen + load_E, load_E
-    return {name: value / weighed for name, value in total.items()}
+    return {name: statistics.fmean(ratios) for name, ratios in found.items()}

@@ -157,9 +157,26 @@ def _declare_coded(name: str, empty: Tensor, stored: Mapping[str, Tensor], where
         "zero": Declared((*rows, groups), integers),
         "table": Declared((*lead, 2 ** int(bits.max()))),
         "input_bits": Declared((1,), integers, positive=True),
+        "codebooks": Declared((*lead, *_codebooks(name, width, bits, stored, where))),
     }
     found = {f"{name}.{part}": known[part] for part, _ in codes.parts_of(stored, name)}
     return {name: Declared((whole,), integers), **found}
+
+
+def _codebooks(name: str, width: int, bits: Tensor, stored: Mapping[str, Tensor], where: str) -> tuple[int, ...]:
+    """Books, words and numbers of a word beside a coded weight; nothing where there are none."""
+    companion = f"{name}.codebooks"
+    if companion not in stored:
+        return ()
+    found = form_of(stored, companion)
+    books, words, numbers = found.shape[-3:] if len(found.shape) >= 3 else (0, 0, 0)
+    each = words.bit_length() - 1
+    whole = 1 <= each <= codes.BYTE and words == 2**each and numbers > 0 and width % numbers == 0
+    alone = not {f"{name}.zero", f"{name}.table"} & set(stored)
+    if not whole or not alone or bool((bits * numbers != books * each).any()):
+        raise MixwellError(f"{where}: {companion} is {found}; expected books of 2^B words of d numbers that make "
+                           f"{int(bits.max())} bits in rows of {width}, without zero points or tables.")
+    return books, words, numbers
 
 
 def _groups(name: str, width: int, stored: Mapping[str, Tensor], where: str) -> int:

@@ -207,10 +207,12 @@ def searched(found: Additive, weight: Tensor, moments_II: Tensor, beam: int, gen
     left = weight - found.weight()
     outputs = left @ moments_II
     errors_O = (left * outputs).sum(1)
-    paths = Paths(found.codes_OJM[None], left[None], errors_O[None])
-    order = torch.randperm(found.codes_OJM.shape[1], generator=generator)
+    one = (part.unsqueeze(0) for part in (found.codes_OJM, left, errors_O))
+    paths = Paths(*one)
+    _, pieces, books = found.codes_OJM.shape
+    order = torch.randperm(pieces, generator=generator)
     for piece in order.tolist():
-        for book in range(len(found.books_MKd)):
+        for book in range(books):
             paths = _extended(paths, found, moments_II, piece, book, beam)
     best_O = paths.error_PO.argmin(0)
     codes, _ = paths.kept(best_O[None])

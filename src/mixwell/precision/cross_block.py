@@ -278,14 +278,17 @@ def learn_all(checkpoint: Checkpoint, weights: Mapping[str, Learned], config: Co
     """Every window in turn, each behind what was rounded before."""
     nothing: list[Tensor | None] = [None] * len(calibration.batches)
     streams = Streams(checkpoint, calibration, nothing, nothing)
+    count = int(checkpoint.arch["num_layers"])
     reached = 0
-    for layers in windows(int(checkpoint.arch["num_layers"]), config):
+    for layers in windows(count, config):
         done = range(reached, layers.start)
-        if done:
-            final = {name: learned.final() for name, learned in inside(weights, done).items()}
+        behind = inside(weights, done)
+        if behind:
+            final = {name: learned.final() for name, learned in behind.items()}
             streams = streams.moved(done, final)
         reached = layers.start
-        learn(inside(weights, layers), streams, layers, config)
+        own = inside(weights, layers)
+        learn(own, streams, layers, config)
 
 
 @method(title="CBQ: rounding learned in windows of layers that overlap",
@@ -295,13 +298,16 @@ def cross_block(checkpoint: Checkpoint, config: Config, generator: torch.Generat
 
     Raises `MixwellError` as `precision.integers`, and where a layer hands its router's state on.
     """
-    names = chosen(checkpoint, False)
-    weights = {name: named(name, opened, checkpoint.tensors[name], config, generator) for name in names}
+    weights = {}
+    for name in chosen(checkpoint, False):
+        weight = checkpoint.tensors[name]
+        weights[name] = named(name, opened, weight, config, generator)
     with torch.enable_grad():
         learn_all(checkpoint, weights, config, calibration)
     with torch.no_grad():
         made = {name: learned.coded() for name, learned in weights.items()}
-    return with_codes(checkpoint, made, calibrated(checkpoint, calibration))
+    record = calibrated(checkpoint, calibration)
+    return with_codes(checkpoint, made, record)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """CBQ: rounding learned in windows of layers leaves predictions closer than layer by layer.
 
 Paper: CBQ: Cross-Block Quantization for Large Language Models.
-Tried: the bench's mixture of two layers after 150,000 tokens, weighed on sixteen held-out windows; two bits in groups of
-32, both layers in one window against one layer at a time, as many steps over all. Beside: rounding to nearest. Windows
-that overlap are not tried.
+Tried: the bench's mixture of two layers after 150,000 tokens, weighed on sixteen held-out windows; two bits in groups
+of 32, both layers in one window against one layer at a time, as many steps over all. Beside: rounding to nearest.
+Windows that overlap are not tried.
 Against it: a mean KL that is no lower.
 """
 

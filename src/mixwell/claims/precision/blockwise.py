@@ -1,4 +1,4 @@
-"""BCT: a power of two a block loses less of outputs than a scale a tensor, at an eighth of the size and without training.
+"""BCT: a power of two a block loses less than a scale a tensor, at an eighth of the size and without training.
 
 Paper: Blockwise Compression of Transformer-based Models without Retraining.
 Tried: a matrix of 256 x 256 normal numbers with four channels 30 times as large, whose inputs are as much smaller, 2000

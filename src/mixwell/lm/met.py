@@ -125,7 +125,7 @@ def through(model: LanguageModel, tokens_BS: Tensor, x_BSD: Tensor | None, layer
     """The residual stream behind some layers, from what comes into the first of them or from the tokens on."""
     B, S = tokens_BS.shape
     positions_BS = torch.arange(S, device=tokens_BS.device).unsqueeze(0)
-    facts = {"batch_shape": (B, S), "token_ids_T": tokens_BS.flatten(), "num_layers": len(model.layers)}
+    facts: dict[str, Any] = {"batch_shape": (B, S), "token_ids_T": tokens_BS.flatten(), "num_layers": len(model.layers)}
     facts["positions_T"] = positions_BS.expand(B, S).flatten()
     if x_BSD is None:
         x_BSD = model._embedded(tokens_BS, positions_BS)

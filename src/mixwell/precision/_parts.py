@@ -15,11 +15,10 @@ from torch import Tensor
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.formats.declared import FLOATING
-from mixwell.kernels.codes import BYTE, CodedWeight, coded, joined_codes, joined_words, real_scale
+from mixwell.kernels.codes import BESIDE, BYTE, CodedWeight, coded, joined_codes, joined_words, real_scale
 
 WEIGHTS = ("gate_up_proj", "down_proj", "qkv.weight", "out.weight")  # endings of the names that are quantised
 HEAD = "head.weight"
-BESIDE = ("bits", "scale", "zero", "table", "codebooks")  # tensors that a weight's codes come with
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,11 +32,13 @@ class Coded:
     table: Tensor | None = None  # [..., 2^bits]
     input_bits: int = 0
     codebooks: Tensor | None = None  # [..., M, 2^B, d]
+    order: Tensor | None = None  # int32 [..., I], of the columns that the codes stand for
+    block_bits: Tensor | None = None  # uint8 [..., N], of the inputs' blocks in that order
 
     def stored(self, name: str) -> dict[str, Tensor]:
         """The tensors of a checkpoint that it is, packed."""
         found = {name: self._packed()}
-        for part in BESIDE:
+        for part in ("bits", *BESIDE):
             value: Tensor | None = getattr(self, part)
             if value is not None:
                 found[f"{name}.{part}"] = value.contiguous()
@@ -260,7 +261,7 @@ def joined(weight: Tensor, parts: list[Coded]) -> Coded:
 
 def _stacked(parts: list[Coded]) -> Coded:
     found: dict[str, Any] = {"input_bits": parts[0].input_bits}
-    for name in ("codes", *BESIDE):
+    for name in ("codes", "bits", *BESIDE):
         values = [getattr(part, name) for part in parts]
         there = values[0] is not None
         found[name] = torch.stack(values) if there else None

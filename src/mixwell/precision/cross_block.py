@@ -242,7 +242,7 @@ class Streams:
 
 def inside(names: Mapping[str, Learned], layers: range) -> dict[str, Learned]:
     """The weights of some layers."""
-    found = {}
+    found: dict[str, Learned] = {}
     for layer in layers:
         start_ = f"layers.{layer}."
         found |= {name: learned for name, learned in names.items() if name.startswith(start_)}

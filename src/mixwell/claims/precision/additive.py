@@ -11,45 +11,30 @@ Against it: a share of the outputs' squares lost that is no lower on held-out ro
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
+from mixwell.claims.precision._layers import falling, lost, moments
 from mixwell.core.rng import generator
 from mixwell.precision import additive, gptq, integers
-from mixwell.precision._parts import Coded
-from mixwell.precision._statistics import output_error
 
 CLAIM = Claim("Sums of words at two bits are closer than GPTQ's integers.", "share of the outputs' squares lost")
 WIDTH, ROWS = 128, 1000
-
-
-def inputs(draws: torch.Generator) -> Tensor:
-    """Rows [2 ROWS, WIDTH] whose variances fall as 1 / k along random directions."""
-    mixing = torch.randn(WIDTH, WIDTH, generator=draws, dtype=torch.float64)
-    turned, _ = torch.linalg.qr(mixing)
-    rows = torch.randn(2 * ROWS, WIDTH, generator=draws, dtype=torch.float64)
-    sizes = torch.arange(1, WIDTH + 1).rsqrt()
-    return (rows * sizes) @ turned
+WORDS = additive.Config(code_bits=4, piece=4, rounds=4)
+CARRIED, NEAREST = gptq.Config(bits=2), integers.Config(bits=2)
+FIRST = additive.Config(code_bits=4, piece=4, rounds=0)
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """The share that each side loses."""
     draws = generator(seed, "additive")
     weight = torch.randn(WIDTH, WIDTH, generator=draws)
-    seen, held = inputs(draws).chunk(2)
-    moments, fresh = seen.T @ seen / ROWS, held.T @ held / ROWS
-    words = additive.Config(code_bits=4, piece=4, rounds=4)
-    first = additive.Config(code_bits=4, piece=4, rounds=0)
-    whole = output_error(weight, fresh)
-
-    def lost(coded: Coded) -> float:
-        change = coded.weight().dequantised(torch.float64) - weight
-        return output_error(change, fresh) / whole
-
-    return {
-        "method": lost(additive.encode(weight, moments, words, draws)),
-        "baseline": lost(gptq.encode(weight, moments, gptq.Config(bits=2))),
-        "nearest": lost(integers.encode(weight, integers.Config(bits=2))),
-        "before": lost(additive.encode(weight, moments, first, draws)),
-    }
+    rows = falling(draws, 2 * ROWS, WIDTH)
+    halves = rows.chunk(2)
+    seen, held = map(moments, halves)
+    coded = {}
+    coded["method"] = additive.encode(weight, seen, WORDS, draws)
+    coded["baseline"] = gptq.encode(weight, seen, CARRIED)
+    coded["nearest"] = integers.encode(weight, NEAREST)
+    coded["before"] = additive.encode(weight, seen, FIRST, draws)
+    return {side: lost(own, weight, held) for side, own in coded.items()}

@@ -10,11 +10,14 @@ Against it: a share of the outputs' squares lost that is no lower.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
+from mixwell.claims.precision._layers import moments, plain, squares
 from mixwell.core.rng import generator
 from mixwell.precision import blockwise, integers
 
@@ -25,7 +28,15 @@ WIDTH, ROWS, LARGER = 256, 2000, 30.0
 def one_scale(weight: Tensor) -> Tensor:
     """Four bits, one scale for all numbers."""
     step = weight.abs().max() / 7
-    return (weight / step).round() * step
+    steps = (weight / step).round()
+    return steps * step
+
+
+def in_blocks(weight: Tensor, **options: Any) -> Tensor:
+    """Four bits in blocks."""
+    config = blockwise.Config(**options)
+    coded = blockwise.encode(weight, config)
+    return plain(coded)
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:
@@ -33,23 +44,17 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
     draws = generator(seed, "blockwise")
     weight = torch.randn(WIDTH, WIDTH, generator=draws)
     x = torch.randn(ROWS, WIDTH, generator=draws)
-    apart = torch.randperm(WIDTH, generator=draws)[:4]
+    order = torch.randperm(WIDTH, generator=draws)
+    apart = order[:4]
     weight[:, apart] *= LARGER
     x[:, apart] /= LARGER
-    whole = x @ weight.T
-
-    def lost(rounded: Tensor) -> float:
-        change = x @ (rounded - weight).T
-        return float(change.square().sum() / whole.square().sum())
-
-    def in_blocks(rows: int, size: int) -> float:
-        coded = blockwise.encode(weight, blockwise.Config(rows=rows, group_size=size))
-        return lost(coded.weight().dequantised(torch.float32))
-
+    seen = moments(x)
     by_row = integers.encode(weight, integers.Config(group_size=0))
-    return {
-        "method": in_blocks(16, 64),
-        "baseline": lost(one_scale(weight)),
-        "rows": lost(by_row.weight().dequantised(torch.float32)),
-        "small": in_blocks(1, 32),
+    sides = {
+        "method": in_blocks(weight, rows=16, group_size=64),
+        "baseline": one_scale(weight),
+        "rows": plain(by_row),
+        "small": in_blocks(weight, rows=1, group_size=32),
     }
+    whole = squares(weight, seen)
+    return {side: squares(rounded - weight, seen) / whole for side, rounded in sides.items()}

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
+from mixwell.claims.precision._layers import lost, moments
 from mixwell.core.rng import generator
 from mixwell.precision import gptq, joint_codebooks, learned_rounding
-from mixwell.precision._parts import Coded
-from mixwell.precision._statistics import output_error
 
 ROWS, SEEN, STEPS = 128, 897, 300
 
@@ -29,39 +28,39 @@ def layer(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     draws = generator(seed, "joint_codebooks")
-    images = torch.from_numpy(load_digits().data).double() / 16
-    order = torch.randperm(len(images), generator=draws)
-    seen, held = images[order[:SEEN]], images[order[SEEN:]]
-    weight = torch.randn(ROWS, images.shape[1], generator=draws)
-    return weight, seen.T @ seen / len(seen), held.T @ held / len(held)
-
-
-def lost(coded: Coded, weight: Tensor, held: Tensor) -> float:
-    """The share of the outputs' squares that is lost."""
-    change = coded.weight().dequantised(torch.float64) - weight
-    return output_error(change, held) / output_error(weight, held)
+    images = torch.from_numpy(load_digits().data)
+    count, width = images.shape
+    order = torch.randperm(count, generator=draws)
+    mixed = images[order]
+    seen, held = mixed.tensor_split([SEEN])
+    weight = torch.randn(ROWS, width, generator=draws)
+    return weight, moments(seen), moments(held)
 
 
 def together(bench: Bench, seed: int, **options: Any) -> float:
     """Words and mappings."""
     weight, seen, held = layer(seed)
     config = joint_codebooks.Config(bits=2, **options)
-    coded = joint_codebooks.encode(weight, seen, config, generator(seed, "words"))
+    draws = generator(seed, "words")
+    coded = joint_codebooks.encode(weight, seen, config, draws)
     return lost(coded, weight, held)
 
 
 def on_a_grid(bench: Bench, seed: int, **options: Any) -> float:
     """Learned rounding."""
     weight, seen, held = layer(seed)
-    config = learned_rounding.Config(bits=2, group_size=0, steps=STEPS, **options)
-    return lost(learned_rounding.encode(weight, seen, config), weight, held)
+    given = {"bits": 2, "group_size": 0, "steps": STEPS}
+    config = learned_rounding.Config(**given, **options)
+    coded = learned_rounding.encode(weight, seen, config)
+    return lost(coded, weight, held)
 
 
 def carried(bench: Bench, seed: int) -> float:
     """GPTQ."""
     weight, seen, held = layer(seed)
     config = gptq.Config(bits=2, group_size=0)
-    return lost(gptq.encode(weight, seen, config), weight, held)
+    coded = gptq.encode(weight, seen, config)
+    return lost(coded, weight, held)
 
 
 CLAIM = Claim(

@@ -48,5 +48,6 @@ def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     apart = order[:APART]
     x[:, apart] *= LARGER
     seen, held = x.chunk(2)
-    sides = {"method": {}, "baseline": {"high": 4}, "as they come": {"permute": False}, "eight": {"low": 8}}
+    sides: dict[str, dict[str, Any]] = {"method": {}, "baseline": {"high": 4}}
+    sides |= {"as they come": {"permute": False}, "eight": {"low": 8}}
     return {name: side(weight, seen, held, **options) for name, options in sides.items()}

@@ -29,7 +29,7 @@ def test_layout_is_the_one_that_is_documented():
     one = sum((value >> 2) << place for place, value in enumerate(range(8)))
     assert pack_codes(codes, 3).tolist() == [[*two, one]]
     with pytest.raises(ValueError, match="rows of 6 codes; expected a multiple of 8"):
-        pack_codes(torch.zeros(1, 6, dtype=torch.uint8), 4)
+        pack_codes(torch.zeros(1, 6, dtype=torch.uint8), 3)
 
 
 def mixed(generator, experts=3):

@@ -6,17 +6,14 @@ import pytest
 import torch
 
 from mixwell.precision._parts import grid_of, grouped, nearest
+from mixwell.precision._rounding import beta_at, share_up, start, undecided
 from mixwell.precision._statistics import output_error
 from mixwell.precision.learned_rounding import (
     Config,
-    beta_at,
     encode,
     encode_all,
     learn,
     promises,
-    share_up,
-    start,
-    undecided,
 )
 
 
@@ -37,9 +34,8 @@ def test_starts_at_the_fraction_and_ends_at_the_sides():
 
 
 def test_beta_falls_behind_the_warm_up():
-    config = Config(steps=10, warm_up=0.2)
-    assert beta_at(1, config) is None
-    assert beta_at(2, config) == 20 and beta_at(6, config) == pytest.approx(11)
+    assert beta_at(1, 10, 0.2) is None
+    assert beta_at(2, 10, 0.2) == 20 and beta_at(6, 10, 0.2) == pytest.approx(11)
 
 
 def test_one_step_goes_against_the_gradient_of_a_loop(generator):

@@ -1,10 +1,15 @@
 """Weights in few bits: codes of 1 to 8 bits, packed, with a scale for each group of numbers in a row.
 
     w[r, i] = scale[r, g] (code[r, i] - zero[r, g])     or     scale[r, g] table[code[r, i]],     g = i // G
+    w[r, i] = scale[r, g] sum_m codebooks[m, code[r, i // d, m], i % d]
 
 A stored weight X is the packed codes [bytes] under its own name and its `PARTS` beside: X.bits [..., O], of each row;
 X.scale [..., O, I / G], floating or the exponent of a power of two (uint8, 2^(s - 127)); X.zero [..., O, I / G], uint8,
 2^(bits - 1) where there is none; X.table [..., 2^bits]; X.input_bits [1], where the inputs are rounded, too.
+X.codebooks [..., M, 2^B, d], where d numbers are the sum of M words of 2^B each: then bits is M B / d, and the values
+that are packed are a row's words of B bits, those of the same d numbers side by side.
+X.order int32 [..., I], where a row is kept with its numbers in another order: value i stands for column order[i].
+X.block_bits uint8 [..., N], where the inputs, in that order and cut in N blocks, are rounded block by block.
 The rows of a matrix lie together by their bits, those with fewest first, each in order; the matrices of a stack one
 behind the other. A row's code is cut into planes of 4, 2 and 1 bits, lowest bits first (8 bits: one plane); byte j of
 a plane of p bits holds the values j, j + n, j + 2 n, ... with n = p I / 8, the first in the lowest bits.
@@ -22,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PARTS = ("bits", "scale", "zero", "table", "input_bits")  # names behind a coded weight's own
+BESIDE = ("scale", "zero", "table", "codebooks", "order", "block_bits")  # parts that a stack has for each expert
+PARTS = ("bits", "input_bits", *BESIDE)  # names behind a coded weight's own
 BYTE = 8
 E8M0_BIAS = 127  # of scales that are exponents
 
@@ -35,10 +41,11 @@ def planes(bits: int) -> tuple[int, ...]:
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Codes uint8 [..., I] below 2^bits as bytes [..., I bits / 8]; I must be a multiple of 8."""
+    """Codes uint8 [..., I] below 2^bits as bytes [..., I bits / 8]; the last plane of a row must fill its bytes."""
     width = codes.shape[-1]
-    if width % BYTE:
-        raise ValueError(f"rows of {width} codes; expected a multiple of {BYTE}")
+    least = BYTE // planes(bits)[-1]
+    if width % least:
+        raise ValueError(f"rows of {width} codes; expected a multiple of {least}")
     packed, shift = [], 0
     for plane in planes(bits):
         mask = 2**plane - 1
@@ -108,6 +115,12 @@ def blocks_of(bits: Tensor, width: int) -> tuple[tuple[Block, ...], ...]:
     return tuple(found)
 
 
+def joined_words(codes: Tensor, width: int) -> Tensor:
+    """Words [..., O, N] of `width` bits as the bytes of a stored weight with codebooks."""
+    packed = pack_codes(codes, width)
+    return packed.flatten()
+
+
 def joined_codes(codes: Tensor, bits: Tensor) -> Tensor:
     """Codes [..., O, I] of rows that have `bits` [..., O] as the bytes of a stored weight."""
     matrices = codes.reshape(-1, *codes.shape[-2:])
@@ -141,6 +154,27 @@ def rounded_inputs(x: Tensor, bits: int) -> Tensor:
     return steps * step
 
 
+def rounded_blocks(x: Tensor, bits_N: Tensor) -> Tensor:
+    """Each row of x [..., D], cut in N blocks, rounded block by block to so many bits; see `rounded_inputs`."""
+    blocks = x.unflatten(-1, (len(bits_N), -1))
+    moved = torch.empty_like(blocks)
+    for bits in bits_N.unique().tolist():
+        same_N = bits_N == bits
+        moved[..., same_N, :] = rounded_inputs(blocks[..., same_N, :], bits)
+    return moved.flatten(-2)
+
+
+def summed_words(codebooks: Tensor, codes: Tensor) -> Tensor:
+    """The sum of M words for each d numbers: codebooks [M, 2^B, d], codes [O, I M / d] -> [O, I]."""
+    count = codebooks.shape[0]
+    total: Any = 0
+    for m, words in enumerate(codebooks):
+        own = codes[:, m::count]
+        total = total + words[own]
+    whole: Tensor = total
+    return whole.flatten(-2)
+
+
 @dataclass(frozen=True, eq=False)
 class CodedWeight:
     """A weight [O, I], or a stack [E, O, I], kept as codes; it is made plain one matrix at a time, where it is used."""
@@ -152,6 +186,9 @@ class CodedWeight:
     zero: Tensor | None = None
     table: Tensor | None = None
     input_bits: int = 0  # 0: the inputs stay as they are
+    codebooks: Tensor | None = None
+    order: Tensor | None = None
+    block_bits: Tensor | None = None
 
     @property
     def requires_grad(self) -> bool:
@@ -163,10 +200,11 @@ class CodedWeight:
             blocks, shape = self.blocks, torch.Size((1, *self.shape))
         else:
             blocks, shape = (self.blocks[expert],), self.shape[1:]
-        zero = None if self.zero is None else self.zero[expert]
-        table = None if self.table is None else self.table[expert]
-        scale = self.scale[expert]
-        return CodedWeight(self.codes, blocks, shape, scale, zero, table, self.input_bits)
+        parts: dict[str, Any] = {}
+        for name in BESIDE:
+            part = getattr(self, name)
+            parts[name] = None if part is None else part[expert]
+        return CodedWeight(self.codes, blocks, shape, input_bits=self.input_bits, **parts)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight as a plain tensor."""
@@ -178,27 +216,38 @@ class CodedWeight:
         wide = torch.promote_types(dtype, torch.float32)
         if len(blocks) == 1:
             rows = self._rows(blocks[0], wide)
-            return rows.to(dtype)
+            return self._in_place(rows.to(dtype))
         whole = self.scale.new_zeros(self.shape, dtype=wide)
         for block in blocks:
             whole[block.rows] = self._rows(block, wide)
-        return whole.to(dtype)
+        return self._in_place(whole.to(dtype))
+
+    def _in_place(self, rows: Tensor) -> Tensor:
+        """Rows with every number in its own column."""
+        if self.order is None:
+            return rows
+        back = self.order.argsort()
+        return rows[:, back]
 
     def _rows(self, block: Block, dtype: torch.dtype) -> Tensor:
         """The rows of a block as numbers."""
         bytes_each = self.shape[-1] * block.bits // BYTE
         own = self.codes[block.start : block.stop]
         packed = own.view(-1, bytes_each)
-        codes = unpack_codes(packed, block.bits)
-        levels = self._levels(codes, block, dtype)
+        levels = self._levels(packed, block, dtype)
         scale = real_scale(_picked(self.scale, block))
         step = scale.to(dtype).unsqueeze(-1)
         grouped = levels.unflatten(-1, (scale.shape[-1], -1))
         whole = grouped * step
         return whole.flatten(-2)
 
-    def _levels(self, codes: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
+    def _levels(self, packed: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
         """What the codes stand for before the scale."""
+        if self.codebooks is not None:
+            words = self.codebooks.shape[-2]
+            codes = unpack_codes(packed, words.bit_length() - 1)
+            return summed_words(self.codebooks.to(dtype), codes.int())
+        codes = unpack_codes(packed, block.bits)
         if self.table is not None:
             return self.table.to(dtype)[codes.int()]
         numbers = codes.to(dtype)
@@ -218,11 +267,20 @@ class CodedWeight:
 
     def inputs(self, x: Tensor) -> Tensor:
         """What is multiplied of x [..., I]; a gradient passes straight through the rounding."""
-        if not self.input_bits:
+        if not self.input_bits and self.block_bits is None:
             return x
         still = x.detach()
-        moved = rounded_inputs(still, self.input_bits)
+        moved = self._rounded(still)
         return x + (moved - still) if x.requires_grad else moved
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        if self.block_bits is None:
+            return rounded_inputs(x, self.input_bits)
+        if self.order is None:
+            return rounded_blocks(x, self.block_bits)
+        back = self.order.argsort()
+        moved = rounded_blocks(x[..., self.order], self.block_bits)
+        return moved[..., back]
 
 
 def _picked(part: Tensor, block: Block) -> Tensor:
@@ -238,7 +296,8 @@ def coded(codes: Tensor, parts: Mapping[str, Tensor],
     shape = torch.Size((*bits.shape, width))
     rounding = parts.get("input_bits")
     input_bits = 0 if rounding is None else int(rounding)
-    return CodedWeight(codes, own, shape, parts["scale"], parts.get("zero"), parts.get("table"), input_bits)
+    beside: dict[str, Any] = {name: parts.get(name) for name in BESIDE}
+    return CodedWeight(codes, own, shape, input_bits=input_bits, **beside)
 
 
 def width_of(codes: Tensor, bits: Tensor) -> int:

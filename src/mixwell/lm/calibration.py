@@ -96,6 +96,11 @@ class TextCalibration:
         tokens_NS = torch.cat(list(self.batches))
         return met.slopes(checkpoint, at, tokens_NS, rows)
 
+    def through(self, checkpoint: Checkpoint, tokens_BS: Tensor, x_BSD: Tensor | None, layers: Sequence[int],
+                moving: Mapping[str, Tensor]) -> Tensor:
+        """What the residual stream is behind some layers, with the tensors `moving` in their places."""
+        return met.through(self._running(checkpoint), tokens_BS, x_BSD, layers, moving)
+
     def model(self, name: str) -> Checkpoint:
         """The model that `name` leads to."""
         if self._models is None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
+from mixwell.core.routing import Context
 from mixwell.kernels.experts import by_expert, swiglu
 from mixwell.kernels.linear import Linear, linear
 from mixwell.kernels.packing import weight_of
@@ -117,3 +118,25 @@ def slopes(checkpoint: Checkpoint, at: Mapping[str, Tensor], tokens_NS: Tensor,
         nats = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
         grads = torch.autograd.grad(nats, list(placed.values()))
         yield dict(zip(placed, grads))
+
+
+def through(model: LanguageModel, tokens_BS: Tensor, x_BSD: Tensor | None, layers: Sequence[int],
+            moving: Mapping[str, Tensor]) -> Tensor:
+    """The residual stream behind some layers, from what comes into the first of them or from the tokens on."""
+    B, S = tokens_BS.shape
+    positions_BS = torch.arange(S, device=tokens_BS.device).unsqueeze(0)
+    facts: dict[str, Any] = {"batch_shape": (B, S), "token_ids_T": tokens_BS.flatten(), "num_layers": len(model.layers)}
+    facts["positions_T"] = positions_BS.expand(B, S).flatten()
+    if x_BSD is None:
+        x_BSD = model._embedded(tokens_BS, positions_BS)
+    for number in layers:
+        start = f"layers.{number}."
+        own = {name.removeprefix(start): value.float() for name, value in moving.items() if name.startswith(start)}
+        context = Context(layer=number, losses=False, **facts)
+        given = (x_BSD, positions_BS, None, None, context)
+        x_BSD, _, mixed = functional_call(model.layers[number], own, given)
+        if mixed.routing is not None and mixed.routing.state is not None:
+            raise MixwellError(f"layer {number} hands a state on to the next layer's router; its layers do not run by "
+                               "themselves. Take a method that looks at one matrix at a time, such as precision.gptq.")
+    assert x_BSD is not None
+    return x_BSD

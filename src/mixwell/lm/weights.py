@@ -157,9 +157,40 @@ def _declare_coded(name: str, empty: Tensor, stored: Mapping[str, Tensor], where
         "zero": Declared((*rows, groups), integers),
         "table": Declared((*lead, 2 ** int(bits.max()))),
         "input_bits": Declared((1,), integers, positive=True),
+        "codebooks": Declared((*lead, *_codebooks(name, width, bits, stored, where))),
+        "order": Declared((*lead, width), frozenset({torch.int32})),
+        "block_bits": Declared((*lead, _input_blocks(name, width, stored, where)), integers, positive=True),
     }
     found = {f"{name}.{part}": known[part] for part, _ in codes.parts_of(stored, name)}
     return {name: Declared((whole,), integers), **found}
+
+
+def _codebooks(name: str, width: int, bits: Tensor, stored: Mapping[str, Tensor], where: str) -> tuple[int, ...]:
+    """Books, words and numbers of a word beside a coded weight; nothing where there are none."""
+    companion = f"{name}.codebooks"
+    if companion not in stored:
+        return ()
+    found = form_of(stored, companion)
+    books, words, numbers = found.shape[-3:] if len(found.shape) >= 3 else (0, 0, 0)
+    each = words.bit_length() - 1
+    whole = 1 <= each <= codes.BYTE and words == 2**each and numbers > 0 and width % numbers == 0
+    alone = not {f"{name}.zero", f"{name}.table"} & set(stored)
+    if not whole or not alone or bool((bits * numbers != books * each).any()):
+        raise MixwellError(f"{where}: {companion} is {found}; expected books of 2^B words of d numbers that make "
+                           f"{int(bits.max())} bits in rows of {width}, without zero points or tables.")
+    return books, words, numbers
+
+
+def _input_blocks(name: str, width: int, stored: Mapping[str, Tensor], where: str) -> int:
+    """Blocks of the inputs of a coded weight; 0 where they are not rounded in blocks."""
+    companion = f"{name}.block_bits"
+    if companion not in stored:
+        return 0
+    shape = form_of(stored, companion).shape
+    blocks = shape[-1] if shape else 0
+    if not blocks or width % blocks:
+        raise MixwellError(f"{where}: {companion} has {blocks} blocks in rows of {width}; expected a divisor.")
+    return blocks
 
 
 def _groups(name: str, width: int, stored: Mapping[str, Tensor], where: str) -> int:
@@ -279,14 +310,23 @@ def _place_coded(network: Network, name: str, tensors: Mapping[str, Tensor], dec
 
 def _check_part(name: str, part: str, value: Tensor) -> None:
     """Refuse integers that stand for no finite number: of exponents, and of a width to round to."""
+    if part == "order":
+        _check_order(name, value)
     if value.dtype != torch.uint8:
         return
     largest = int(value.max())
     if part == "scale" and largest > 2 * codes.E8M0_BIAS:
         raise MixwellError(f"{name} holds the exponent {largest}, which stands for no number; the file is damaged, "
                            "copy it again.")
-    if part == "input_bits" and not 2 <= largest <= codes.BYTE:
+    if part in ("input_bits", "block_bits") and not (int(value.min()) >= 2 and largest <= codes.BYTE):
         raise MixwellError(f"{name} is {largest}; expected 2 to {codes.BYTE}. The file is damaged, copy it again.")
+
+
+def _check_order(name: str, value: Tensor) -> None:
+    columns = torch.arange(value.shape[-1], dtype=value.dtype, device=value.device)
+    ordered, _ = value.sort(-1)
+    if not bool((ordered == columns).all()):
+        raise MixwellError(f"{name} does not name every column once; the file is damaged, copy it again.")
 
 
 def _add_scale(owner: nn.Module, attribute: str, scale: Tensor, dtype: torch.dtype) -> None:

@@ -65,3 +65,12 @@ class Inputs(Protocol):
         One for each `rows` windows of the text, 0 one for all of it.
         """
         ...
+
+    def through(self, checkpoint: Checkpoint, tokens_BS: Tensor, x_BSD: Tensor | None, layers: Sequence[int],
+                moving: Mapping[str, Tensor]) -> Tensor:
+        """What the residual stream [B, S, D] is behind these layers, x being what comes into the first of them.
+
+        Without x, from the tokens on. Tensors `moving` stand in their places; a gradient comes by them. Raises
+        `MixwellError` where a router reads another layer's state, so that layers do not run by themselves.
+        """
+        ...

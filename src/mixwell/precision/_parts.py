@@ -15,7 +15,7 @@ from torch import Tensor
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
 from mixwell.formats.declared import FLOATING
-from mixwell.kernels.codes import BYTE, CodedWeight, coded, joined_codes, real_scale
+from mixwell.kernels.codes import BESIDE, BYTE, CodedWeight, coded, joined_codes, joined_words, real_scale
 
 WEIGHTS = ("gate_up_proj", "down_proj", "qkv.weight", "out.weight")  # endings of the names that are quantised
 HEAD = "head.weight"
@@ -25,17 +25,20 @@ HEAD = "head.weight"
 class Coded:
     """A weight [..., O, I] as codes that are not packed yet; see `kernels.codes` for the parts."""
 
-    codes: Tensor  # uint8 [..., O, I]
+    codes: Tensor  # uint8 [..., O, I]; of words [..., O, I M / d] where there are codebooks
     bits: Tensor  # uint8 [..., O]
     scale: Tensor  # [..., O, C]
     zero: Tensor | None = None  # uint8 [..., O, C]
     table: Tensor | None = None  # [..., 2^bits]
     input_bits: int = 0
+    codebooks: Tensor | None = None  # [..., M, 2^B, d]
+    order: Tensor | None = None  # int32 [..., I], of the columns that the codes stand for
+    block_bits: Tensor | None = None  # uint8 [..., N], of the inputs' blocks in that order
 
     def stored(self, name: str) -> dict[str, Tensor]:
         """The tensors of a checkpoint that it is, packed."""
-        found = {name: joined_codes(self.codes, self.bits)}
-        for part in ("bits", "scale", "zero", "table"):
+        found = {name: self._packed()}
+        for part in ("bits", *BESIDE):
             value: Tensor | None = getattr(self, part)
             if value is not None:
                 found[f"{name}.{part}"] = value.contiguous()
@@ -43,6 +46,12 @@ class Coded:
             rounding = torch.tensor([self.input_bits])
             found[f"{name}.input_bits"] = rounding.to(torch.uint8)
         return found
+
+    def _packed(self) -> Tensor:
+        if self.codebooks is None:
+            return joined_codes(self.codes, self.bits)
+        words = self.codebooks.shape[-2]
+        return joined_words(self.codes, words.bit_length() - 1)
 
     def weight(self) -> CodedWeight:
         """The weight as it will be computed with."""
@@ -252,7 +261,7 @@ def joined(weight: Tensor, parts: list[Coded]) -> Coded:
 
 def _stacked(parts: list[Coded]) -> Coded:
     found: dict[str, Any] = {"input_bits": parts[0].input_bits}
-    for name in ("codes", "bits", "scale", "zero", "table"):
+    for name in ("codes", "bits", *BESIDE):
         values = [getattr(part, name) for part in parts]
         there = values[0] is not None
         found[name] = torch.stack(values) if there else None

@@ -39,10 +39,8 @@ from mixwell.precision._parts import (
     quantised_example,
     top,
 )
+from mixwell.precision._rounding import beta_at, share_up, start, undecided
 from mixwell.precision._statistics import by_moments
-
-STRETCH, BELOW = 1.2, 0.1  # zeta - gamma and -gamma
-FIRST, LAST = 20.0, 2.0  # beta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,33 +74,6 @@ def promises(config: Config) -> dict[str, float]:
     return {"kl_nats": config.max_kl_nats}
 
 
-def share_up(V: Tensor) -> Tensor:
-    """h(V), how far up each weight goes, 0 to 1."""
-    stretched = STRETCH * V.sigmoid() - BELOW
-    return stretched.clamp(0, 1)
-
-
-def start(fraction: Tensor) -> Tensor:
-    """The V at which h is the fraction of a step that is left above the floor."""
-    share = (fraction + BELOW) / STRETCH
-    return torch.logit(share)
-
-
-def undecided(h: Tensor, beta: float) -> Tensor:
-    """Sum of 1 - |2 h - 1|^beta: 0 where each weight goes all the way up or stays."""
-    sides = (2 * h - 1).abs()
-    return (1 - sides**beta).sum()
-
-
-def beta_at(step: int, config: Config) -> float | None:
-    """The exponent at a step; None while warming up."""
-    waiting = config.warm_up * config.steps
-    if step < waiting:
-        return None
-    done = (step - waiting) / (config.steps - waiting)
-    return FIRST + done * (LAST - FIRST)
-
-
 def learn(groups: Tensor, grid: Grid, moments_II: Tensor, config: Config) -> Tensor:
     """V of a matrix in groups [O, C, G] on its grid, after descent."""
     scale = grid.real.unsqueeze(-1)
@@ -117,7 +88,7 @@ def learn(groups: Tensor, grid: Grid, moments_II: Tensor, config: Config) -> Ten
         change = (rounded * scale - groups).flatten(-2)
         outputs = change @ moments_II
         loss = (outputs * change).sum()
-        beta = beta_at(step, config)
+        beta = beta_at(step, config.steps, config.warm_up)
         if beta is not None:
             loss = loss + config.weight * unit * undecided(h, beta)
         (V.grad,) = torch.autograd.grad(loss, [V])

@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 import mixwell
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
+from mixwell.kernels.codes import real_scale
 from mixwell.lm import folder as folders
 from mixwell.lm.compressed.packing import packed, unpacked, words_of
 from mixwell.lm.compressed.writing import write_compressed
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.model import LanguageModel
-from mixwell.precision import half, int8, integers, mxfp4, nf4
+from mixwell.precision import blockwise, half, int8, integers, mxfp4, nf4
 
 TOKENS = torch.arange(16).view(2, 8) % 13
 MIXTURE = {"method": "moe", "num_experts": 3, "hidden_dim": 16, "router": {"method": "top_k", "k": 2}}
@@ -38,6 +39,13 @@ def source():
 def small(source, way):
     method, config = WAYS[way]
     return method(source, config, generator(0))
+
+
+def with_part(source, part):
+    """Whole-number codes beside which a part stands that makes them something else."""
+    made = small(source, "w4")
+    name = f"layers.0.channel_mixer.down_proj.{part}"
+    return made.derive(tensors={**made.tensors, name: torch.zeros(3, 16, dtype=torch.int32)})
 
 
 def logits(checkpoint):
@@ -73,6 +81,16 @@ def test_both_ways_keep_every_code(source, way, tmp_path):
         assert torch.equal(read.to(value.dtype), value), name
         form = after.tensors.form(name)
         assert (form.dtype, form.shape) == (read.dtype, tuple(read.shape)), name
+    assert torch.equal(logits(after), logits(before))
+
+
+def test_scales_that_are_powers_of_two_are_written_as_numbers(source, tmp_path):
+    config = blockwise.Config(group_size=8, rows=0, others=0, input_bits=0)
+    before = blockwise.blockwise(source, config, generator(0))
+    name = "layers.0.channel_mixer.down_proj"
+    assert before.tensors[f"{name}.scale"].dtype == torch.uint8
+    after = folders.read(write_compressed(before, tmp_path / "out"))
+    assert torch.equal(after.tensors[f"{name}.scale"], real_scale(before.tensors[f"{name}.scale"]))
     assert torch.equal(logits(after), logits(before))
 
 
@@ -195,6 +213,8 @@ def test_groups_that_differ_and_codes_of_too_many_bits_are_refused(source, tmp_p
     (lambda c: half.half(c, half.Config(), generator(0)), "the model's weights are whole"),
     (lambda c: nf4.nf4(c, nf4.Config(group_size=8), generator(0)), "codes into a table"),
     (lambda c: mxfp4.mxfp4(c, mxfp4.Config(group_size=8), generator(0)), "codes into a table"),
+    *((lambda c, part=part: with_part(c, part), words) for part, words in (
+        ("codebooks", "sums of words"), ("order", "an order of its own"), ("block_bits", "block by block"))),
     (lambda c: integers.integers(c, integers.Config(group_size=8), generator(0)).derive(
         arch={**c.arch, "channel_mixer": {**MIXTURE, "method": "experts.layers.soft_moe"}}), "no Hugging Face decoder"),
 ])

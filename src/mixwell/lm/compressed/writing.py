@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.errors import MixwellError
-from mixwell.formats.declared import Form, Lazy, form_of
-from mixwell.kernels.codes import BYTE, CodedWeight, coded, parts_of, unpack_codes, width_of
+from mixwell.formats.declared import FLOATING, Form, Lazy, form_of
+from mixwell.kernels.codes import BYTE, CodedWeight, coded, parts_of, real_scale, unpack_codes, width_of
 from mixwell.lm import folder as folders
 from mixwell.lm.compressed.packing import packed, words_of
 from mixwell.lm.compressed.reading import SCALE, SHAPE, WEIGHT, ZERO, signed
@@ -24,6 +24,8 @@ from mixwell.lm.hf.tensors import Recipe, Scattered, recipes
 from mixwell.lm.hf.writing import model_type_of, write_config
 
 HEAD = "head.weight"
+OTHERS = {"table": "codes into a table", "codebooks": "sums of words", "order": "columns in an order of its own",
+          "block_bits": "codes whose inputs are rounded block by block"}  # parts that make a weight another kind
 _WAY = "`mixwell apply precision.integers --in MODEL --out SMALL bits=4 group_size=128`, say"
 
 
@@ -32,7 +34,8 @@ def write_compressed(checkpoint: Checkpoint, path: str | Path) -> Path:
 
     Weights alone in codes are packed ("pack-quantized"); where inputs are rounded, too, each code takes a byte
     ("int-quantized"). Tokenizer and lineage come along. A model that no Hugging Face decoder computes, one that is not
-    quantised, codes into a table, and codes of several widths raise `MixwellError`; nothing is written then.
+    quantised, codes that are no whole numbers, and codes of several widths raise `MixwellError`, and nothing is
+    written.
     """
     model_type = model_type_of(checkpoint.arch)
     if model_type == folders.OWN:
@@ -73,9 +76,10 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Weight]:
 
 
 def _coded(tensors: Mapping[str, Tensor], name: str) -> Weight:
-    if f"{name}.table" in tensors:
-        raise MixwellError(f"{name} is kept as codes into a table, which {METHOD} has no form for here; quantise the "
-                           f"model to whole numbers: {_WAY}.")
+    for part, kind in OTHERS.items():
+        if f"{name}.{part}" in tensors:
+            raise MixwellError(f"{name} is kept as {kind}, which {METHOD} has no form for here; quantise the model to "
+                               f"whole numbers: {_WAY}.")
     parts = dict(parts_of(tensors, name))
     bits = parts["bits"].unique().tolist()
     if len(bits) > 1:
@@ -180,9 +184,10 @@ class Compressed(Lazy):
 
     def _scale_dtype(self, name: str) -> torch.dtype:
         """At least the model's own type, in which others take the product."""
-        own = form_of(self._tensors, f"{name}.scale")
+        own = form_of(self._tensors, f"{name}.scale").dtype
         model = form_of(self._tensors, "embed.weight")
-        return torch.promote_types(own.dtype, model.dtype)  # type: ignore[arg-type]  # floating, both
+        wide = own if own in FLOATING else torch.float32  # a power of two
+        return torch.promote_types(wide, model.dtype)  # type: ignore[arg-type]  # floating, both
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._parts:
@@ -214,7 +219,7 @@ class Compressed(Lazy):
         stored, order = self._tensors[name], self._table[name].order
         parts = dict(parts_of(self._tensors, name))
         codes = _codes(coded(stored, parts)) if "bits" in parts else _unsigned(stored)
-        found = {WEIGHT: codes, SCALE: parts["scale"]}
+        found = {WEIGHT: codes, SCALE: _floating(parts["scale"])}
         if "zero" in parts:
             found[ZERO] = parts["zero"]
         stacks = {part: _stack(value) for part, value in found.items()}
@@ -223,6 +228,11 @@ class Compressed(Lazy):
         places = range(len(order))
         back = sorted(places, key=order.__getitem__)
         return {part: value[:, back] for part, value in stacks.items()}
+
+
+def _floating(scale: Tensor) -> Tensor:
+    """A scale as it is, or what the exponent of a power of two stands for."""
+    return scale if scale.dtype in FLOATING else real_scale(scale)
 
 
 def _stack(value: Tensor) -> Tensor:

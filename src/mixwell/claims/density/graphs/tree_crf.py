@@ -10,7 +10,7 @@ it: a share that is no smaller.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ def wrong(bench: Bench, seed: int, *, order: str, lr: float) -> float:
     with torch.no_grad():
         arcs, siblings = model.scores(test.word_BN)
     second = siblings if order == "second" else None
-    by = "score" if order == "word" else "marginals"
+    by: Literal["score", "marginals"] = "score" if order == "word" else "marginals"
     found = likeliest_trees(arcs, second, by=by)
     missed = found[:, 1:] != test.heads_BN[:, 1:]
     return float(missed.double().mean())

@@ -37,6 +37,9 @@ def serve(source: Annotated[Path, MODEL],
           queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are turned away.")] = 64,
           cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter "
                                                                     "of what is free, at most]")] = None,
+          cache_bits: Annotated[int | None, typer.Option(help="Bits of each number of keys and values, 8 or 4: more "
+                                                              "and longer answers in the same memory.  [default: as "
+                                                              "they are]")] = None,
           draft: Annotated[str | None, typer.Option(help="Guess next tokens, verified in one pass, answers unchanged: "
                                                          "lookup (what the text said before), jacobi, or the "
                                                          "folder of a smaller model of the same tokens.")] = None,
@@ -80,7 +83,7 @@ def serve(source: Annotated[Path, MODEL],
     smaller = None if named_draft else _smaller(Path(str(draft)))
     size_bytes = None if cache_mib is None else cache_mib << 20
     limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
-                    draft=draft if named_draft else None, shortest_first=shortest_first)
+                    cache_bits=cache_bits, draft=draft if named_draft else None, shortest_first=shortest_first)
 
     def loaded(path: Path, called: str, adapters: list[str]) -> tuple[LanguageModel, Settings]:
         model = load(path)

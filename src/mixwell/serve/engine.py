@@ -25,6 +25,7 @@ from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, width
 from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
 from mixwell.serve.scheduler import Scheduler, Turn
 from mixwell.serve.smaller import Smaller, check_smaller
+from mixwell.serve.store import BITS
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
                                               "lookup": lambda: lookup.Lookup(lookup.Config())}
@@ -40,6 +41,7 @@ class Limits:
     block: int = 16  # positions of a block of the cache
     draft: str | None = None  # what guesses next tokens, read at once: "jacobi" or "lookup"; the answers are the same
     shortest_first: bool = False  # let rows in by how short their answers will be, learnt from the answers so far
+    cache_bits: int | None = None  # of each number of keys and values, 8 or 4; None: as they are
     cache_bytes: int | None = None  # of keys and values; default a quarter of free memory, no more than max_rows fill
 
 
@@ -57,10 +59,11 @@ class Engine:
         self.adapters = adapters
         self.packed = side_by_side(model.config) and not mixes_tokens(model)
         kept = widths(model) if self.packed else []
-        self.position_bytes = sum(width.size_bytes for width in kept)
+        _check_cache_bits(limits.cache_bits, self.packed)
+        self.position_bytes = sum(width.size_bytes(limits.cache_bits) for width in kept)
         count = self._blocks(limits)
         self.pool = BlockPool(count, limits.block)
-        self.rows = self._rows(kept)
+        self.rows = self._rows(kept, limits.cache_bits)
         self.order = Order() if limits.shortest_first else None
         self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed, self.order)
         self.loads = Loads(len(model.layers))
@@ -79,9 +82,9 @@ class Engine:
                                f"{count * block_bytes / 2**20:.0f} are there; give it more, or a shorter context.")
         return count
 
-    def _rows(self, kept: list[Width]) -> PagedRows | SingleRows:
+    def _rows(self, kept: list[Width], bits: int | None) -> PagedRows | SingleRows:
         if self.packed:
-            return PagedRows(self.model, self.pool.count, self.pool.size, kept, self.adapters)
+            return PagedRows(self.model, self.pool.count, self.pool.size, kept, self.adapters, bits)
         return SingleRows(self.model, self.adapters)
 
     @property
@@ -235,6 +238,15 @@ class Engine:
                 "cache_used_bytes": pool.used * block_bytes, "steps": self.steps, "prompt_tokens": self.read_tokens,
                 "generated_tokens": self.written_tokens, "drafted_tokens": self.drafted,
                 "drafted_held": self.held}
+
+
+def _check_cache_bits(bits: int | None, packed: bool) -> None:
+    if bits is None:
+        return
+    if bits not in BITS:
+        raise MixwellError(f"cache_bits is {bits}; expected {' or '.join(map(str, BITS))}.")
+    if not packed:
+        raise MixwellError("this model's layers keep more than keys and values; leave cache_bits out.")
 
 
 def _piece(turn: Turn) -> Piece:

@@ -8,7 +8,6 @@ Legend: T tokens of the pass, S positions of a row so far, G key/value heads, P 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from mixwell.core.routing import Routing
 from mixwell.kernels.cache import Attend
 from mixwell.lm.cache import Cache
 from mixwell.lm.network import Network
+from mixwell.serve.store import Plain, Rounded, bytes_of
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Width:
     values: tuple[int, int]
     dtype: torch.dtype
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of one position."""
-        numbers = math.prod(self.keys) + math.prod(self.values)
-        return numbers * self.dtype.itemsize
+    def size_bytes(self, bits: int | None = None) -> int:
+        """Bytes of one position, of which each number is kept in so many bits; None: as it is."""
+        keys = bytes_of(self.keys, self.dtype, bits)
+        values = bytes_of(self.values, self.dtype, bits)
+        return keys + values
 
 
 class _Measure:
@@ -87,10 +87,9 @@ class Read:
 class _Layer:
     """One layer's keys and values [G, slots, P], a slot a position; `spans` says where the pass's pieces lie."""
 
-    def __init__(self, width: Width, slots: int) -> None:
-        (G, P), (_, V) = width.keys, width.values
-        self.keys = torch.empty(G, slots, P, dtype=width.dtype)
-        self.values = torch.empty(G, slots, V, dtype=width.dtype)
+    def __init__(self, width: Width, slots: int, bits: int | None) -> None:
+        self.keys = _store(width.keys, slots, width.dtype, bits)
+        self.values = _store(width.values, slots, width.dtype, bits)
         self.spans: list[_Span] = []
 
     def attended(self, k_BGTP: Tensor, v_BGTP: Tensor, mask_BT: Tensor | None, attend: Attend) -> Tensor:
@@ -101,6 +100,12 @@ class _Layer:
             values = span.extended(self.values, v_BGTP)
             found.append(attend(span.tokens, keys, values, None))
         return torch.cat(found, 2) if len(found) > 1 else found[0]
+
+
+def _store(shape: tuple[int, int], slots: int, dtype: torch.dtype, bits: int | None) -> Plain | Rounded:
+    G, P = shape
+    whole = G, slots, P
+    return Plain(whole, dtype) if bits is None else Rounded(whole, dtype, bits)
 
 
 class _Span:
@@ -118,15 +123,15 @@ class _Span:
             slots = starts + torch.arange(size)
             self.slots = slots.flatten()[: self.end]
 
-    def extended(self, held_GSP: Tensor, new_1GTP: Tensor) -> Tensor:
+    def extended(self, held: Plain | Rounded, new_1GTP: Tensor) -> Tensor:
         """The row's positions [1, G, S, P], the new ones written among those held."""
         new_GTP = new_1GTP[0, :, self.tokens]
         if self.run:
-            row = held_GSP[:, self.offset : self.offset + self.end]
-            row[:, self.start :] = new_GTP
-            return row.unsqueeze(0)
-        held_GSP.index_copy_(1, self.slots[self.start :], new_GTP)
-        return held_GSP.index_select(1, self.slots).unsqueeze(0)
+            end = self.offset + self.end
+            held.put(slice(self.offset + self.start, end), new_GTP)
+            return held.get(slice(self.offset, end)).unsqueeze(0)
+        held.put(self.slots[self.start :], new_GTP)
+        return held.get(self.slots).unsqueeze(0)
 
 
 class _Pass(Cache):
@@ -147,10 +152,11 @@ class PagedRows:
     one beginning share its blocks."""
 
     def __init__(self, model: Network, blocks: int, size: int, kept: Sequence[Width],
-                 adapters: Many | None = None) -> None:
+                 adapters: Many | None = None, bits: int | None = None) -> None:
+        """bits: of each number that is kept, 8 or 4; None: as they are."""
         self.model, self.size, self.adapters = model, size, adapters
         with torch.inference_mode():
-            self.layers = [_Layer(width, blocks * size) for width in kept]
+            self.layers = [_Layer(width, blocks * size, bits) for width in kept]
 
     @torch.inference_mode()
     def read(self, pieces: Sequence[Piece]) -> list[Read]:

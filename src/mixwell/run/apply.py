@@ -74,7 +74,7 @@ def convert(name: str, model: Given, *, options: Mapping[str, Any], out: str | P
             text: str | Path | None = None, seed: int = 0) -> Checkpoint:
     """As `apply` with a method of `ROOMS`; gives the checkpoint, which lies in the folder `out` where one is named."""
     entry = registry.find(name) if "." in name else _short(name)
-    if entry.room not in ROOMS:
+    if entry.room not in ROOMS or not hasattr(entry.module(), "promises"):
         raise MixwellError(f"{entry.name} turns no checkpoint into another; expected a method of {' or '.join(ROOMS)}.")
     if out is not None:
         check_folder(out)

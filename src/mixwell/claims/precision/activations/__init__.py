@@ -1,0 +1,1 @@
+"""Claims of what is rounded as it is computed."""

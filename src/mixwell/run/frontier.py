@@ -232,13 +232,15 @@ def page(name: str, points: Sequence[Point], model: str, text: str) -> str:
     lines = [_line(method, points, slot) for slot, method in enumerate(methods)]
     curve = line_chart(lines, x_label="MB of tensors", y_label="bits per byte, text that nobody looked at")
     every = [(title(point), _cells(point)) for point in points]
-    best = [_row(point, model, text) for point in points if point.best]
+    chosen = sorted((point for point in points if point.best), key=_both)
+    best = [(title(point), _cells(point)) for point in chosen]
+    made = [(title(point), command(point, model, text)) for point in chosen if point.method]
     computer = machine.describe(torch.get_num_threads())
     now = datetime.now(UTC).isoformat()
     toc = [("curve", "Size against loss"), ("best", "What none beats"), ("all", "Every size"),
            ("machine", "Machine and versions")]
     return render("frontier.html", title=name, facts=facts(computer, now), toc=toc, lead=lead(points), curve=curve,
-                  best=best, every=every, model=model, text=text, machine=list(machine.versions().items()))
+                  best=best, made=made, every=every, model=model, text=text, machine=list(machine.versions().items()))
 
 
 def _line(name: str, points: Sequence[Point], slot: int) -> Series:
@@ -246,12 +248,6 @@ def _line(name: str, points: Sequence[Point], slot: int) -> Series:
     own.sort(key=lambda point: point.bytes)
     megabytes = [point.bytes / MB for point in own]
     return Series(name=name, x=megabytes, y=[point.bits_per_byte for point in own], slot=slot)
-
-
-def _row(point: Point, model: str, text: str) -> tuple[str, list[tuple[str, str]]]:
-    cells = _cells(point)
-    how = command(point, model, text)
-    return title(point), [*cells, (how, "")]
 
 
 def title(point: Point) -> str:
@@ -291,7 +287,7 @@ def lead(points: Sequence[Point]) -> str:
     same = [point for point in smaller if point.gap.low <= 0]
     if not same:
         return "Every size costs bits per byte that this text can tell."
-    least = min(same, key=lambda point: point.bytes)
+    least = min(same, key=_both)
     share = least.bytes / whole.bytes
     size = units.si(least.bytes, "B")
     mean, between = _ends(least.gap)

@@ -41,6 +41,7 @@ OWN = {
     "networks.pretraining": {"latent": GaussianMixture(8, max_iter=1, random_state=0)},
     "regression.joint": {"mixture": GaussianMixture(1)},
     "regression.lasso": {"penalty": 1e-3},
+    "regression.mixture": {"n_components": 1},
 }
 MORE = [pytest.param(GaussianMixture(2, covariance_type="diag", random_state=0), id="mixtures.gaussian, diagonal"),
         pytest.param(PretrainedPredictor(task="regression", latent=PCA()), id="networks.pretraining, regression")]

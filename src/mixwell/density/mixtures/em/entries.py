@@ -5,8 +5,10 @@ B rows of a piece, D columns, V entries of a piece, M statistics, S starts, K co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +16,30 @@ from torch import Tensor
 
 from mixwell.density._gaussian import log_positive
 from mixwell.density.mixtures.em.exponential import Sums
+from mixwell.density.mixtures.em.loop import Params
+from mixwell.density.mixtures.em.sparse import with_entries
 
-if TYPE_CHECKING:
-    from mixwell.density.mixtures.em.columns import ColumnFamily, ExponentialColumns
-    from mixwell.density.mixtures.em.loop import Params
+
+class OfColumns(Protocol):
+    """What is asked of a family of columns of any form."""
+
+    columns: int
+
+    def log_density(self, x: Tensor, params: Params) -> Tensor:
+        """Log densities (S, K, D, B) of values (D, B) or (V,) under parameters (S, K, D, 1)."""
+
+    def statistics(self, x: Tensor, params: Params | None) -> Sequence[Tensor]:
+        """What is summed of values: as many (..., D, B) or (..., V) as the M step wants."""
+
+
+class OfStatistics(Protocol):
+    """What is asked of an exponential family of columns."""
+
+    def transforms(self, x_DB: Tensor) -> Sequence[Tensor]:
+        """Statistics (D, B) of values."""
+
+    def log_base(self, x_DB: Tensor) -> Tensor:
+        """Log base measure (D, B)."""
 
 
 @dataclass
@@ -43,15 +65,26 @@ class Entries:
 class EntryKernel:
     """For columns of any form: every entry's difference to a zero in its place."""
 
-    def __init__(self, family: ColumnFamily, params: Params | None) -> None:
+    def __init__(self, family: OfColumns, params: Params | None) -> None:
         self.family = family
         self.zero = torch.zeros(1, dtype=torch.float64)
         self.columns_last: Params | None = None
         if params is not None:
             self.columns_last = {name: value[..., None] for name, value in params.items() if name != "weights"}
             self.log_weights_SK = log_positive(params["weights"])
-            log_zero_SKD1 = family.log_density(self.zero, self.columns_last)
-            self.log_zero_SKD = log_zero_SKD1[..., 0]
+
+    @cached_property
+    def log_zero_SKD(self) -> Tensor:
+        """Log densities of zeros."""
+        assert self.columns_last is not None
+        log_SKD1 = self.family.log_density(self.zero, self.columns_last)
+        return log_SKD1[..., 0]
+
+    @cached_property
+    def of_zeros(self) -> list[Tensor]:
+        """The statistics of zeros (..., D), or one number for all columns."""
+        statistics = self.family.statistics(self.zero, self.columns_last)
+        return [value[..., 0] for value in statistics]
 
     def _own(self, state: Entries) -> Params | None:
         """Parameters (S, K, V, 1) of the entries' columns."""
@@ -65,8 +98,8 @@ class EntryKernel:
         assert own is not None
         log_SKV1 = self.family.log_density(state.value_V[:, None], own)
         gain_SKV = log_SKV1[..., 0] - self.log_zero_SKD[..., state.column_V]
-        S, K, _ = gain_SKV.shape
-        gain_SKB = gain_SKV.new_zeros(S, K, state.rows)
+        starts = gain_SKV.shape[:2]
+        gain_SKB = gain_SKV.new_zeros(*starts, state.rows)
         gain_SKB.index_add_(2, state.row_V, gain_SKV)
         constant_SK = self.log_zero_SKD.sum(-1) + self.log_weights_SK
         return gain_SKB + constant_SK[..., None]
@@ -77,11 +110,11 @@ class EntryKernel:
         count_SK1 = resp_SKB.sum(-1, keepdim=True)
         weight_SKV = resp_SKB[:, :, state.row_V]
         of_entries = self.family.statistics(state.value_V[:, None], self._own(state))
-        of_zeros = self.family.statistics(self.zero, self.columns_last)
         sums = []
-        for entry, zero in zip(of_entries, of_zeros):
-            zero_SKD = zero[..., 0].expand(*count_SK1.shape[:2], self.family.columns)
-            gain_SKV = weight_SKV * (entry[..., 0] - zero_SKD[..., state.column_V])
+        for entry, zero in zip(of_entries, self.of_zeros):
+            zero_SKD = zero.expand(*count_SK1.shape[:2], self.family.columns)
+            over_SKV = entry[..., 0] - zero_SKD[..., state.column_V]
+            gain_SKV = weight_SKV * over_SKV
             total_SKD = count_SK1 * zero_SKD
             sums.append(total_SKD.index_add(2, state.column_V, gain_SKV))
         return torch.stack(sums)
@@ -96,17 +129,17 @@ class Products:
     base_B: Tensor  # log base measures
 
     @classmethod
-    def of(cls, family: ExponentialColumns, entries: Any) -> Products:
+    def of(cls, family: OfStatistics, entries: Any) -> Products:
         """Of a SciPy matrix in CSR form."""
         B, D = entries.shape
         zero_11 = torch.zeros(1, 1, dtype=torch.float64)
         value_1V = torch.from_numpy(entries.data.astype(np.float64))[None]
         of_zero_M = torch.cat([part.reshape(1) for part in family.transforms(zero_11)])
         gains = [part[0] - zero for part, zero in zip(family.transforms(value_1V), of_zero_M)]
-        parts = [_with(entries, gain_V) for gain_V in gains]
+        parts = [with_entries(entries, gain_V.numpy()) for gain_V in gains]
         base_of_zero = family.log_base(zero_11)[0]
         base_V = family.log_base(value_1V)[0] - base_of_zero
-        sums = _with(entries, base_V).sum(1)
+        sums = with_entries(entries, base_V.numpy()).sum(1)
         base_B = torch.from_numpy(np.asarray(sums).reshape(B))
         return cls(parts, of_zero_M, base_B + D * base_of_zero)
 
@@ -134,8 +167,3 @@ class Products:
             gain_SKD = torch.from_numpy(total_DC).T.reshape(S, K, -1)
             totals.append(gain_SKD + zero * seen_SKD)
         return Sums(count_SK, torch.cat([*totals, seen_SKD], -1))
-
-
-def _with(entries: Any, value_V: Tensor) -> Any:
-    """A matrix with other entries in the same places."""
-    return type(entries)((value_V.numpy(), entries.indices, entries.indptr), shape=entries.shape)

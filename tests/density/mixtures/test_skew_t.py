@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.stats as st
 import torch
-from scipy.integrate import quad
 from scipy.special import digamma
 
 from mixwell.density import SkewNormalMixture, SkewTMixture
@@ -35,22 +34,17 @@ def groups(rows=60):
 
 
 def expected(gap, slope, rest, dof):
-    """E of c, log c, c u and c u^2 given a value, by quadrature over c."""
+    """E of c, log c, c u and c u^2 given a value, summed over log c."""
     whole = rest + slope**2
     mean, variance, alpha, beta = slope * gap / whole, rest / whole, (dof + 1) / 2, (dof + gap**2 / whole) / 2
 
-    def inside(c, of):
-        root = np.sqrt(c)
-        ratio = np.exp(st.norm.logpdf(root * mean / variance**0.5) - st.norm.logcdf(root * mean / variance**0.5))
-        u = mean + np.sqrt(variance / c) * ratio
-        uu = mean**2 + variance / c + mean * np.sqrt(variance / c) * ratio
-        weight = c ** (alpha - 1) * np.exp(-beta * c) * st.norm.cdf(root * mean / variance**0.5)
-        return weight * of(c, u, uu)
-
-    forms = [lambda c, u, uu: 1, lambda c, u, uu: c, lambda c, u, uu: np.log(c), lambda c, u, uu: c * u,
-             lambda c, u, uu: c * uu]
-    total, *parts = (quad(inside, 0, np.inf, args=(of,), epsabs=0, epsrel=1e-10, limit=200)[0] for of in forms)
-    return np.array(parts) / total
+    log_c = np.linspace(-14, 5, 3001)
+    c = np.exp(log_c)
+    lean = np.sqrt(c) * mean / variance**0.5
+    ratio = np.sqrt(variance / c) * np.exp(st.norm.logpdf(lean) - st.norm.logcdf(lean))
+    u, uu = mean + ratio, mean**2 + variance / c + mean * ratio
+    weight = c**alpha * np.exp(-beta * c) * st.norm.cdf(lean)
+    return np.array([weight @ value for value in (c, log_c, c * u, c * uu)]) / weight.sum()
 
 
 @pytest.mark.parametrize(("gap", "slope", "rest", "dof"), [(1.3, 0.8, 0.5, 4.0), (-2.5, 1.5, 0.2, 2.5),
@@ -97,13 +91,13 @@ def step(w, x, location, scale, skew, dof):
 
 
 def test_heavy_skewed_groups_are_found_and_the_likelihood_never_falls():
-    x = np.column_stack([drawn(1500, 3, 2, 4, 4, 0), drawn(1500, -1, 1, -2, 8, 1)])
-    model = SkewTMixture(1, tol=1e-5, max_iter=60).fit(x)
+    x = np.column_stack([drawn(1000, 3, 2, 4, 4, 0), drawn(1000, -1, 1, -2, 8, 1)])
+    model = SkewTMixture(1, tol=1e-5, max_iter=40).fit(x)
     assert np.diff(model.lower_bounds_).min() > -1e-10
     truth = log(x[:, 0], 3, 2, 4, 4).mean() + log(x[:, 1], -1, 1, -2, 8).mean()
-    assert truth - 1e-3 < model.score(x) < truth + 0.01
-    assert model.score(x) > SkewNormalMixture(1, max_iter=60).fit(x).score(x) + 0.05
-    np.testing.assert_allclose(model.dofs_, [[4, 8]], rtol=0.4)
+    assert truth - 1e-3 < model.score(x) < truth + 0.02
+    assert model.score(x) > SkewNormalMixture(1, max_iter=40).fit(x).score(x) + 0.05
+    np.testing.assert_allclose(model.dofs_, [[4, 8]], rtol=0.5)
     assert model._n_parameters() == 8
 
 
@@ -112,7 +106,8 @@ def test_many_degrees_of_freedom_are_the_skew_normal():
     plain = SkewNormalMixture(2, random_state=0, max_iter=5, tol=0).fit(x)
     model = SkewTMixture(2, random_state=0, max_iter=5, tol=0, dof_init=1e6).fit(x)
     first = SkewTMixture(2, random_state=0, max_iter=0, dof_init=1e6).fit(x)
-    np.testing.assert_allclose(first.score(x), SkewNormalMixture(2, random_state=0, max_iter=0).fit(x).score(x), rtol=1e-4)
+    bare = SkewNormalMixture(2, random_state=0, max_iter=0).fit(x)
+    np.testing.assert_allclose(first.score(x), bare.score(x), rtol=1e-4)
     assert model.score(x) > plain.score(x) and (model.dofs_ <= 1000).all()
 
 
@@ -138,7 +133,7 @@ def test_what_is_held_stays_and_the_rest_climbs():
         model.set_params(warm_start=True, max_iter=5, tol=0, fixed=held).fit(x)
         np.testing.assert_allclose(getattr(model, f"{held}_"), before, rtol=1e-12)
         assert np.diff(model.lower_bounds_).min() > -1e-10 and model._n_parameters() == 13
-    assert SkewTMixture(2, random_state=0, min_dof=7.0, max_iter=5).fit(x).dofs_.min() == pytest.approx(7.0)
+    assert SkewTMixture(2, random_state=0, min_dof=9.0, max_iter=5).fit(x).dofs_.min() == pytest.approx(9.0)
 
 
 def test_far_tails_have_a_logarithm():

@@ -51,19 +51,23 @@ STEP = 1e-4  # of the difference in alpha, as a share
 def log_t(z: Tensor, dof: Tensor) -> Tensor:
     """Log density of a t variable."""
     half = 0.5 * (dof + 1)
-    scale = torch.lgamma(half) - torch.lgamma(0.5 * dof) - 0.5 * torch.log(math.pi * dof)
-    return scale - half * torch.log1p(z**2 / dof)
+    gammas = torch.lgamma(half) - torch.lgamma(0.5 * dof)
+    log_scale = 0.5 * torch.log(math.pi * dof)
+    fall = half * torch.log1p(z**2 / dof)
+    return gammas - log_scale - fall
 
 
 def log_t_below(z: Tensor, dof: Tensor) -> Tensor:
     """Log probability that a t variable lies below z."""
     z, dof = torch.broadcast_tensors(z, dof)
-    found = torch.from_numpy(np.asarray(stdtr(dof.cpu().numpy(), z.cpu().numpy())))
-    below = found.to(z.device)
+    found = stdtr(dof.cpu().numpy(), z.cpu().numpy())
+    below = torch.as_tensor(found).to(z.device)
+    near = below.clamp(min=SMALLEST).log()
     far = z.clamp(max=-1.0)
-    spread = 0.5 * (dof + 1) * torch.log1p(dof / far**2)
-    tail = log_t(far, dof) + torch.log(-far / dof) + spread
-    return torch.where(below > SMALLEST, below.clamp(min=SMALLEST).log(), tail)
+    half = 0.5 * (dof + 1)
+    spread = half * torch.log1p(dof / far**2)
+    tail = log_t(far, dof) + torch.log(-far / dof)
+    return torch.where(below > SMALLEST, near, tail + spread)
 
 
 class Hidden(NamedTuple):
@@ -107,8 +111,10 @@ class Hidden(NamedTuple):
         spread = torch.log1p(0.5 * self.leaning**2 / self.beta)
         above = self.alpha + 0.5
         gammas = torch.lgamma(above) - torch.lgamma(self.alpha)
-        log_ratio = gammas - 0.5 * torch.log(2 * math.pi * self.beta) - above * spread - self.log_half
-        return self.variance.sqrt() * log_ratio.exp()
+        log_scale = 0.5 * torch.log(2 * math.pi * self.beta)
+        log_top = gammas - log_scale - above * spread
+        ratio = torch.exp(log_top - self.log_half)
+        return self.variance.sqrt() * ratio
 
 
 def log_half(leaning: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

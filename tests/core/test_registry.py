@@ -1,5 +1,6 @@
 """The registry: names are paths, headers are read without importing, near names are suggested."""
 
+import importlib
 import subprocess
 import sys
 
@@ -58,3 +59,10 @@ def test_a_broken_header_is_named(tmp_path, header, message):
     path.write_text("'''Card.'''\n" + header)
     with pytest.raises(MixwellError, match=message):
         registry._read(path, "broken")
+
+
+def test_a_room_offers_all_of_its_names_to_import_star():
+    density = importlib.import_module("mixwell.density")
+    assert {"GaussianMixture", "RegressionMixture"} <= set(density.__all__) <= set(dir(density))
+    for name in density.__all__:
+        assert sum(entry.object_name == name for entry in registry.family("density")) == 1

@@ -98,8 +98,9 @@ class PositiveMixture(ColumnMixture):
 
 
 class CountMixture(ColumnMixture):
-    """A mixture over numbers from zero on, most of them counts."""
+    """A mixture over numbers from zero on, most of them counts; sparse tables are walked by their entries."""
 
+    _sparse = True
     _support: ClassVar[str] = "counts"  # in an error's words
 
     def _check_input(self, rows: Rows) -> None:
@@ -117,12 +118,11 @@ class CountMixture(ColumnMixture):
 
 def refuse_where(rows: Rows, wrong: Callable[[Tensor], Tensor], what: str, expected: str) -> None:
     """`ValueError` that names the first value for which `wrong` holds, if there is one."""
-    for start, chunk in rows.chunks():
-        wrong_BD = wrong(chunk)
-        if bool(wrong_BD.any()):
-            row, column = wrong_BD.nonzero()[0].tolist()
-            name = column_name(rows.names, column)
-            raise ValueError(f"{what}: row {start + row}, column {name}; {expected}.")
+    place = rows.first_where(wrong)
+    if place is not None:
+        row, column = place
+        name = column_name(rows.names, column)
+        raise ValueError(f"{what}: row {row}, column {name}; {expected}.")
 
 
 def draw_counts(rng: np.random.RandomState, rates_ND: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from mixwell.density.mixtures.em.loop import Family, Fixed, Params, Run, best, c
 from mixwell.density.mixtures.em.online import Online, epochs
 from mixwell.density.mixtures.em.processes import Alone, Group
 from mixwell.density.mixtures.em.progress import Progress
-from mixwell.density.mixtures.em.rows import ArrayRows, Rows, locate_infinite
+from mixwell.density.mixtures.em.rows import Rows, locate_infinite
 from mixwell.density.mixtures.em.starts import METHODS, assignment, starting_rows
 from mixwell.density.mixtures.em.workers import Workers
 
@@ -305,13 +305,12 @@ class MixtureEstimator(Scores):
                         rng: np.random.RandomState) -> Params:
         """Parameters of one start from some of the rows, by `init_params`."""
         K = self.n_components
-        x_ND, weights_N = starting_rows(rows, weights_N, self.init_size, K, rng)
-        few_ND, assign, weights_N = assignment(self.init_params, x_ND, weights_N, K, self._start_points, rng)
-        few = ArrayRows(few_ND)
+        first, weights_N = starting_rows(rows, weights_N, self.init_size, K, rng)
+        few, assign, weights_N = assignment(self.init_params, first, weights_N, K, self._start_points, rng)
         params, _ = step(workers, family, few, weights_N, None, assign, K)
         if self.init_params in ("k-means++", "random_from_data"):  # each point stands for itself alone
             weights_SK = params["weights"]
-            params["weights"] = weights_SK * K / len(x_ND)
+            params["weights"] = weights_SK * K / first.n_rows
         return params
 
     @available_if(lambda self: self._averages)

@@ -33,6 +33,7 @@ class Scores(DensityMixin, Configured):
     """The half of a mixture estimator that reads its fitted attributes."""
 
     _allow_nan = False
+    _sparse = False  # whether SciPy's sparse tables are taken
 
     @abstractmethod
     def _scoring(self, dtype: torch.dtype, device: torch.device) -> tuple[Family, Params]:
@@ -54,7 +55,7 @@ class Scores(DensityMixin, Configured):
         return x_BD
 
     def _open(self, X: Any, *, reset: bool) -> Rows:
-        return open_input(self, X, reset=reset, allow_nan=self._allow_nan)
+        return open_input(self, X, reset=reset, allow_nan=self._allow_nan, sparse=self._sparse)
 
     def score_samples(self, X: Any) -> Any:
         """Log density of every row (N,), in nats; an error before `fit`."""
@@ -198,4 +199,5 @@ class Scores(DensityMixin, Configured):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self._allow_nan
+        tags.input_tags.sparse = self._sparse
         return tags

@@ -167,14 +167,14 @@ class SkewNormalMixture(ColumnMixture, config=Config):
         skew, scale = own["skews"], own["scales"] * frame.scale_D
         root = scale / (1 + skew**2).sqrt()
         location = (own["locations"] - frame.shift_D) * frame.scale_D
-        return {"weights": own["weights"], "locations": location, "slopes": skew * root, "variances": root**2}
+        return own | {"locations": location, "slopes": skew * root, "variances": root**2}
 
     def _publish(self, family: SkewNormal, params: Params, like: Any) -> None:  # type: ignore[override]
         frame = family.frame
         slope, rest = params["slopes"], params["variances"]
         location = params["locations"] / frame.scale_D + frame.shift_D
         whole = (rest + slope**2).sqrt()
-        found = {"weights": params["weights"], "locations": location}
+        found = params | {"locations": location}
         found["scales"] = whole / frame.scale_D
         found["skews"] = slope / rest.sqrt()
         super()._publish(family, found, like)

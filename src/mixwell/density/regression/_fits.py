@@ -5,8 +5,11 @@ N rows, P columns of a design (the first is the intercept), Q responses, C class
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
 from sklearn.cluster import KMeans
 
 from mixwell.density._gaussian import Array
@@ -100,8 +103,28 @@ def raise_eigenvalues(matrix: Array, floor: float) -> Array:
     return scaled @ vectors.T
 
 
+class Link(NamedTuple):
+    """How a target's log density depends on a row's linear predictor, both (N,)."""
+
+    kernel: Callable[[Array, Array], Array]  # of target and predictor: the log density but for what the latter leaves
+    slope: Callable[[Array, Array], Array]  # its first derivative in the predictor
+    curvature: Callable[[Array, Array], Array]  # its second, negated; above zero
+
+
+POISSON = Link(lambda y, eta: y * eta - np.exp(eta), lambda y, eta: y - np.exp(eta), lambda y, eta: np.exp(eta))
+BERNOULLI = Link(lambda y, eta: y * eta - np.logaddexp(0, eta), lambda y, eta: y - expit(eta),
+                 lambda y, eta: expit(eta) * expit(-eta))
+GAMMA = Link(lambda y, eta: -y * np.exp(-eta) - eta, lambda y, eta: y * np.exp(-eta) - 1,
+             lambda y, eta: y * np.exp(-eta))  # for a shape of one, which does not move the best coefficients
+
+
 def poisson_fit(h_NP: Array, y_N: Array, weight_N: Array, b_P: Array, ridge: float, steps: int = 20) -> Array:
-    """Weighted Poisson regression with a log link, by Newton steps halved until they ascend."""
+    """Weighted Poisson regression with a log link."""
+    return link_fit(POISSON, h_NP, y_N, weight_N, b_P, ridge, steps)
+
+
+def link_fit(link: Link, h_NP: Array, y_N: Array, weight_N: Array, b_P: Array, ridge: float, steps: int = 20) -> Array:
+    """Weighted regression through a link, by Newton steps halved until they ascend."""
     penalised_P = _free_intercept(len(b_P), ridge)
 
     def objective(b_P: Array) -> float:
@@ -109,15 +132,15 @@ def poisson_fit(h_NP: Array, y_N: Array, weight_N: Array, b_P: Array, ridge: flo
         square = (penalised_P * b_P**2).sum()
         penalty = 0.5 * square
         with np.errstate(over="ignore"):  # a step that overshoots is halved
-            log_N = y_N * eta_N - np.exp(eta_N)
+            log_N = link.kernel(y_N, eta_N)
             return float(weight_N @ log_N - penalty)
 
     value = objective(b_P)
     for _ in range(steps):
-        rate_N = np.exp(h_NP @ b_P)
-        rest_N = weight_N * (y_N - rate_N)
+        eta_N = h_NP @ b_P
+        rest_N = weight_N * link.slope(y_N, eta_N)
         gradient_P = h_NP.T @ rest_N - penalised_P * b_P
-        weighted_NP = h_NP * (weight_N * rate_N)[:, None]
+        weighted_NP = h_NP * (weight_N * link.curvature(y_N, eta_N))[:, None]
         hessian = weighted_NP.T @ h_NP + np.diag(penalised_P)
         _lift_diagonal(hessian)
         direction_P = np.linalg.solve(hessian, gradient_P)

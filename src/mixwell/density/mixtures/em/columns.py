@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from mixwell.density._gaussian import TINY, log_positive
-from mixwell.density.mixtures.em.exponential import ExponentialFamily, Sums, share
+from mixwell.density.mixtures.em.entries import Entries, EntryKernel, Products
+from mixwell.density.mixtures.em.exponential import ExponentialFamily, ExponentialKernel, Sums, share
 from mixwell.density.mixtures.em.kernels import PIECE_BYTES, rows_in_cache
 from mixwell.density.mixtures.em.loop import Family, Params, Tally, with_fixed
 from mixwell.density.mixtures.em.rows import Piece
@@ -48,6 +49,9 @@ class ExponentialColumns(ExponentialFamily):
         """Log base measure (D, B)."""
         return torch.zeros_like(x_DB)
 
+    def kernel(self, params: Params | None, level: Any) -> ExponentialKernel:
+        return ProductKernel(self, params)
+
     def features(self, x_BD: Tensor) -> Tensor:
         x_DB, seen_DB = whole(x_BD, self.harmless)
         statistics = self.transforms(x_DB)
@@ -70,6 +74,29 @@ class ExponentialColumns(ExponentialFamily):
         means = [mean_of(total_SKD, seen_SKD) for total_SKD in totals]
         new = self.estimate(means, params)
         return kept_unseen(new, params, seen_SKD)
+
+
+class ProductKernel(ExponentialKernel):
+    """Rows of a sparse table are multiplied as they are."""
+
+    family: ExponentialColumns
+
+    def state(self, piece: Piece) -> Any:
+        if piece.entries is None:
+            return super().state(piece)
+        return Products.of(self.family, piece.entries)
+
+    def joint(self, piece: Piece) -> tuple[Any, Tensor]:
+        if piece.entries is None:
+            return super().joint(piece)
+        state = self.state(piece)
+        log_SKB = state.joint(self.natural_SKP)
+        return state, log_SKB + self.constant_SK1
+
+    def tally(self, state: Any, resp_SKB: Tensor) -> Sums:
+        if isinstance(state, Tensor):
+            return super().tally(state, resp_SKB)
+        return state.sums(resp_SKB)
 
 
 def mean_of(total_SKD: Tensor, seen_SKD: Tensor) -> Tensor:
@@ -214,17 +241,18 @@ class ColumnKernel:
 
     def __init__(self, family: ColumnFamily, params: Params | None) -> None:
         self.family, self.params = family, params
-        self.columns_last: Params | None = None
-        if params is not None:
-            self.columns_last = {name: value[..., None] for name, value in params.items() if name != "weights"}
+        self.entries = EntryKernel(family, params)
+        self.columns_last = self.entries.columns_last
 
     def rows(self, starts_times_components: int) -> int:
         """Rows of a piece."""
         values = self.family.columns * starts_times_components
         return rows_in_cache(8 * values, 4 * PIECE_BYTES)
 
-    def state(self, piece: Piece) -> Values | Counts:
+    def state(self, piece: Piece) -> Values | Counts | Entries:
         """The values of a piece."""
+        if piece.entries is not None:
+            return Entries.of(piece.entries)
         x_DB, seen_DB = whole(piece.x_BD, self.family.harmless)
         if not self.family.tables:
             return Values(x_DB, seen_DB)
@@ -237,18 +265,23 @@ class ColumnKernel:
             place_DB = place_DB.masked_fill(~seen_DB, size)
         return Counts(place_DB.T, size)
 
-    def joint(self, piece: Piece) -> tuple[Values | Counts, Tensor]:
+    def joint(self, piece: Piece) -> tuple[Values | Counts | Entries, Tensor]:
         """The values, and log weight plus log density (S, K, B)."""
         assert self.params is not None and self.columns_last is not None
         state = self.state(piece)
+        if isinstance(state, Entries):
+            return state, self.entries.joint(state)
         log_SKD = self.family.log_density(state.arguments, self.columns_last)
         log_weights_SK = log_positive(self.params["weights"])
         return state, state.joint(log_SKD) + log_weights_SK[..., None]
 
-    def tally(self, state: Values | Counts, resp_SKB: Tensor) -> ColumnSums:
+    def tally(self, state: Values | Counts | Entries, resp_SKB: Tensor) -> ColumnSums:
         """Weighted sums of the statistics."""
+        count_SK = resp_SKB.sum(-1).double()
+        if isinstance(state, Entries):
+            seen_SKD = count_SK[..., None].expand(-1, -1, self.family.columns)
+            return ColumnSums(count_SK, seen_SKD, self.entries.sums(state, resp_SKB))
         weight_SKD = state.weights(resp_SKB)
         statistics = self.family.statistics(state.arguments, self.columns_last)
         sums = [(weight_SKD * value).sum(-1) for value in statistics]
-        count_SK = resp_SKB.sum(-1).double()
         return ColumnSums(count_SK, weight_SKD.sum(-1), torch.stack(sums))

@@ -9,24 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from mixwell.density.mixtures.em.processes import Alone
 from mixwell.density.mixtures.em.rows import ArrayRows, Rows, open_rows, tensor_rows
+from mixwell.density.mixtures.em.sparse import SparseRows
 
 
-def open_input(model: Any, X: Any, *, reset: bool, allow_nan: bool) -> Rows:
+def open_input(model: Any, X: Any, *, reset: bool, allow_nan: bool, sparse: bool = False) -> Rows:
     """Rows of an array, a table, a tensor or files; `ValueError` where `model` cannot be fitted to, or read, them.
 
-    reset: note the columns on the estimator `model`, as a fit does, instead of comparing them.
+    reset: note the columns on the estimator `model`, as a fit does, instead of comparing them. sparse: whether a sparse
+    table is taken as it is, an entry that is not there being zero.
     """
     least = 2 if reset else 1
     rows = open_rows(X)
     if rows is None and isinstance(X, Tensor):
         rows = tensor_rows(X, allow_nan)
     if rows is None:
-        return _open_array(model, X, least, reset, allow_nan)
+        return _open_array(model, X, least, reset, allow_nan, sparse)
     rows.allow_nan = allow_nan
     note_columns(model, rows, reset)
     if rows.n_rows < least:
@@ -35,11 +38,15 @@ def open_input(model: Any, X: Any, *, reset: bool, allow_nan: bool) -> Rows:
     return rows
 
 
-def _open_array(model: Any, X: Any, least: int, reset: bool, allow_nan: bool) -> Rows:
+def _open_array(model: Any, X: Any, least: int, reset: bool, allow_nan: bool, sparse: bool) -> Rows:
     """Rows of what scikit-learn takes for a table."""
-    finite: Any = "allow-nan" if allow_nan else True
+    as_entries = sparse and issparse(X)
+    finite: Any = "allow-nan" if allow_nan and not as_entries else True
+    kinds = "csr" if as_entries else False
     x_ND = validate_data(model, X, dtype=[np.float64, np.float32], ensure_min_samples=least, ensure_all_finite=finite,
-                         reset=reset)
+                         reset=reset, accept_sparse=kinds)
+    if as_entries:
+        return SparseRows(x_ND)
     names = getattr(model, "feature_names_in_", None)
     if names is not None:
         names = list(names)

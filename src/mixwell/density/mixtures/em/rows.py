@@ -27,12 +27,14 @@ READ_ROWS = 1 << 17  # rows read from disk at a time: large enough to be fast, 6
 class Piece:
     """Some rows: `x_BD`, where they stand in the whole, and which columns they have (None = all of them).
 
-    `observed_PD` holds P patterns of observed columns; rows come in pattern order, the same number for each.
+    `observed_PD` holds P patterns of observed columns; rows come in pattern order, the same number for each. `entries`
+    holds the rows of a sparse table (SciPy's CSR), of which `x_BD` then has no columns.
     """
 
     x_BD: Tensor
     index: slice | Tensor
     observed_PD: Tensor | None = None
+    entries: Any = None
 
 
 class Rows:
@@ -76,6 +78,15 @@ class Rows:
     def batch(self, x_BD: Tensor) -> Rows:
         """Some of the rows, as rows of the same kind."""
         return ArrayRows(x_BD)
+
+    def first_where(self, wrong: Callable[[Tensor], Tensor]) -> tuple[int, int] | None:
+        """Row and column of the first value for which `wrong` holds."""
+        for start, chunk in self.chunks():
+            places = wrong(chunk).nonzero()
+            if len(places):
+                row, column = places[0].tolist()
+                return start + row, column
+        return None
 
     @property
     def streamed(self) -> bool:
@@ -181,7 +192,7 @@ class ArrayRows(Rows):
         if isinstance(x, Tensor):
             self.dtype, self.device = x.dtype, x.device
         else:
-            self.dtype = _type_of(x)
+            self.dtype = type_of(x)
         self._groups: list[tuple[Tensor, Tensor]] | None = None
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
@@ -217,7 +228,7 @@ class ArrayRows(Rows):
         return all(stride >= 0 and stride % x.itemsize == 0 for stride in x.strides)
 
 
-def _type_of(x: np.ndarray) -> torch.dtype:
+def type_of(x: np.ndarray) -> torch.dtype:
     """The type that an array's numbers are computed in."""
     return torch.float32 if x.dtype == np.float32 else torch.float64
 
@@ -266,7 +277,7 @@ class MemmapRows(StreamRows):
         into_the_map = x.ctypes.data - mapped.ctypes.data  # more than the header where x is a slice
         self._offset = mapped_from + into_the_map
         self.n_rows, self.n_columns = x.shape
-        self.dtype = _type_of(x)
+        self.dtype = type_of(x)
 
     def read(self) -> Iterator[tuple[int, Tensor]]:
         columns = self.n_columns

@@ -6,7 +6,7 @@ N rows, B rows of a piece, D columns, K components.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from torch import Tensor
 
 from mixwell.density.mixtures.em.loop import Assign
-from mixwell.density.mixtures.em.rows import Piece, Rows, column_name, imputed
+from mixwell.density.mixtures.em.rows import ArrayRows, Piece, Rows, column_name, imputed
+from mixwell.density.mixtures.em.sparse import SparseRows
 
 STREAM_ROWS = 50_000  # rows of a stream that the start is computed from
 METHODS = ("kmeans", "random", "random_from_data", "k-means++")
@@ -24,29 +25,30 @@ Points = Callable[[np.ndarray], np.ndarray]  # coordinates of rows in which k-me
 class Assigned(NamedTuple):
     """Rows to start from, their responsibilities and their weights."""
 
-    x_ND: Tensor
+    rows: Rows
     assign: Assign
     weights_N: Tensor | None
 
 
 def starting_rows(rows: Rows, weights_N: Tensor | None, size: int | None, least: int,
-                  rng: np.random.RandomState) -> tuple[Tensor, Tensor | None]:
+                  rng: np.random.RandomState) -> tuple[Rows, Tensor | None]:
     """Rows (imputed) and weights to compute a start from: all, or `size` random ones, `least` or more.
 
     Raises a `ValueError` where a column has no value in them.
     """
     if size is None and rows.streamed:
         size = STREAM_ROWS
-    if size is None or size >= rows.n_rows:
-        x_ND = torch.cat([chunk for _, chunk in rows.chunks()])
-    else:
+    chosen = None
+    if size is not None and size < rows.n_rows:
         drawn = rng.choice(rows.n_rows, max(size, least), replace=False)
         chosen = np.sort(drawn)
-        x_ND = rows.take(chosen)
         if weights_N is not None:
             weights_N = weights_N[torch.as_tensor(chosen)]
+    if isinstance(rows, SparseRows):
+        return rows if chosen is None else rows.some(chosen), weights_N
+    x_ND = torch.cat([chunk for _, chunk in rows.chunks()]) if chosen is None else rows.take(chosen)
     _refuse_empty_columns(x_ND, rows)
-    return imputed(x_ND), weights_N
+    return ArrayRows(imputed(x_ND)), weights_N
 
 
 def _refuse_empty_columns(x_ND: Tensor, rows: Rows) -> None:
@@ -58,7 +60,7 @@ def _refuse_empty_columns(x_ND: Tensor, rows: Rows) -> None:
                          "starting values.")
 
 
-def assignment(method: str, x_ND: Tensor, weights_N: Tensor | None, K: int, points: Points,
+def assignment(method: str, rows: Rows, weights_N: Tensor | None, K: int, points: Points,
                rng: np.random.RandomState) -> Assigned:
     """Responsibilities by one of `METHODS`: clusters, random shares, or single rows that stand for a component each.
 
@@ -66,19 +68,35 @@ def assignment(method: str, x_ND: Tensor, weights_N: Tensor | None, K: int, poin
     """
     weight_N = None if weights_N is None else weights_N.cpu().numpy()
     if method == "kmeans":
-        places = points(x_ND.cpu().numpy())
+        places = points(_as_numbers(rows))
         clusters = KMeans(n_clusters=K, n_init=1, random_state=rng).fit(places, sample_weight=weight_N)
-        return Assigned(x_ND, _by_label(clusters.labels_, K), weights_N)
+        return Assigned(rows, _by_label(clusters.labels_, K), weights_N)
     if method == "random":
-        shares_NK = rng.uniform(size=(len(x_ND), K))
-        return Assigned(x_ND, _by_share(shares_NK), weights_N)
+        shares_NK = rng.uniform(size=(rows.n_rows, K))
+        return Assigned(rows, _by_share(shares_NK), weights_N)
     if method == "random_from_data":
-        index_K = _random_rows(len(x_ND), weight_N, K, rng)
+        index_K = _random_rows(rows.n_rows, weight_N, K, rng)
     else:
-        places = points(x_ND.cpu().numpy())
+        places = points(_as_numbers(rows))
         _, index_K = kmeans_plusplus(places, K, random_state=rng, sample_weight=weight_N)
+    return Assigned(_few(rows, index_K), _by_label(np.arange(K), K), None)
+
+
+def _as_numbers(rows: Rows) -> Any:
+    """All rows at once, as an array, or a sparse table as it is."""
+    if isinstance(rows, SparseRows):
+        return rows.x
+    _, x_ND = next(rows.chunks())
+    return x_ND.cpu().numpy()
+
+
+def _few(rows: Rows, index_K: np.ndarray) -> Rows:
+    """Some rows in the order of an index."""
+    if isinstance(rows, SparseRows):
+        return rows.some(index_K)
+    _, x_ND = next(rows.chunks())
     chosen_K = torch.as_tensor(index_K, device=x_ND.device)
-    return Assigned(x_ND[chosen_K], _by_label(np.arange(K), K), None)
+    return ArrayRows(x_ND[chosen_K])
 
 
 def _by_label(labels: np.ndarray, K: int) -> Assign:

@@ -130,11 +130,10 @@ def test_far_outside_nothing_is_known_but_the_mean():
 
 def test_options():
     few = X[:40], Y[:40]
-    rough = FunctionalTucker(rank=1, kernel="matern12", variance=2.0, core_variance=3.0, max_iter=3, tol=1e-3,
-                             random_state=0).fit(*few)
+    short = {"rank": 1, "held_steps": 1, "max_iter": 2, "random_state": 0}
+    rough = FunctionalTucker(**short, kernel="matern12", variance=2.0, core_variance=3.0, tol=1e-3, n_init=1).fit(*few)
     assert np.isfinite(rough.predict(X[:3])).all()
-    more = FunctionalTucker(rank=1, n_init=3, max_iter=3, random_state=0, noise_shape=1.0, noise_rate=0.5).fit(*few)
-    one = FunctionalTucker(rank=1, n_init=1, max_iter=3, random_state=0, noise_shape=1.0, noise_rate=0.5).fit(*few)
+    more, one = (FunctionalTucker(**short, n_init=n, noise_shape=1.0, noise_rate=0.5).fit(*few) for n in (3, 1))
     assert more.lower_bounds_[-1] >= one.lower_bounds_[-1]
 
 

@@ -102,12 +102,13 @@ def test_without_likelihoods_nothing_is_tilted():
 
 def test_the_slope_passes_states_that_cannot_lead_on():
     table = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.2, 0.3, 0.5]], dtype=torch.float64)
-    seen = torch.tensor([-torch.inf, 0.0, 0.0], dtype=torch.float64)
+    seen = torch.tensor([-torch.inf, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     start = START.clone().requires_grad_()
     found = smooth_by_optics(chain(Step(table), Step(table)), start, seen)
     found.log_likelihood.backward()
     assert found.start_X[0] == 0 and not any(m.isnan().any() for m in found.measures)
     assert start.grad.isfinite().all() and float(start.grad[0]) == 0
+    assert seen.grad.isfinite().all() and float(seen.grad[0]) == 0
     assert torch.autograd.gradcheck(lambda t, e: smooth_by_optics(Step(table), t / t.sum(), e)[:2],
                                     (START.clone().requires_grad_(), h(3).log().requires_grad_()))
 

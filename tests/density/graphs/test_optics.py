@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from mixwell.density.graphs.optics import Beside, Copy, Stay, Step, Then, brackets, chain, smooth_by_optics, watched
+from mixwell.density.graphs.optics import (
+    Beside,
+    Config,
+    Copy,
+    Stay,
+    Step,
+    Then,
+    brackets,
+    chain,
+    smooth_by_optics,
+    watched,
+)
 
 DRAWS = torch.Generator().manual_seed(0)
 
@@ -111,6 +122,20 @@ def test_the_slope_passes_states_that_cannot_lead_on():
     assert seen.grad.isfinite().all() and float(seen.grad[0]) == 0
     assert torch.autograd.gradcheck(lambda t, e: smooth_by_optics(Step(table), t / t.sum(), e)[:2],
                                     (START.clone().requires_grad_(), h(3).log().requires_grad_()))
+
+
+def test_a_model_cut_in_two_goes_on_from_what_its_first_half_says():
+    """The first half's measure times its likelihood is a start of any sum, and only where that is allowed."""
+    first, second, end = kernel(3, 3), kernel(3, 2), h(2)
+    whole = smooth_by_optics(chain(Step(first), Step(second)), START, end.log())
+    half = 0.5 * (START @ first)
+    found = smooth_by_optics(Step(second), half, end.log(), Config(tol=float("inf")))
+    assert float(found.log_likelihood) == pytest.approx(float(whole.log_likelihood) + math.log(0.5))
+    np.testing.assert_allclose(found.measures[0].numpy(), whole.measures[1].numpy(), atol=1e-12)
+    with pytest.raises(ValueError, match="no probability of sum one"):
+        smooth_by_optics(Step(second), half, end.log())
+    with pytest.raises(ValueError, match="tol is -1"):
+        Config(tol=-1.0)
 
 
 @pytest.mark.parametrize(("make", "words"), [

@@ -35,6 +35,17 @@ from mixwell.density._gaussian import log_weights
 Backward = tuple[Any, Any]  # what is kept for the way forward, and log h before
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a start may be; `ValueError` for a value out of range."""
+
+    tol: float = 1e-4  # by how much the start's sum may differ from one; infinite: any measure, as of a model cut in two
+
+    def __post_init__(self) -> None:
+        if self.tol < 0:
+            raise ValueError(f"tol is {self.tol}; expected 0 or more")
+
+
 class Optic(Protocol):
     """A part of a model that smooths: backward with log h, forward with a measure and with what was kept."""
 
@@ -181,11 +192,15 @@ def watched(steps: list[Optic], emissions: list[Optic]) -> Optic:
 
 @method(title="Smoothing by composed optics", year=2023, tags={"value", "differentiable"},
         paper="Compositionality in algorithms for smoothing")
-def smooth_by_optics(optic: Optic, start_X: Tensor, log_h: Any) -> Smoothed:
+def smooth_by_optics(optic: Optic, start_X: Tensor, log_h: Any, config: Config | None = None) -> Smoothed:
     """Likelihood and posteriors of a model from a start (X,), given log h at its ends; see the card.
 
-    `ValueError` where parts do not fit each other, or what is seen is impossible.
+    `ValueError` where parts do not fit each other, the start is no probability, or what is seen is impossible.
     """
+    config = config or Config()
+    off = float((start_X.detach().sum() - 1).abs())
+    if off > config.tol or bool((start_X < 0).any()):
+        raise ValueError(f"the start {start_X.tolist()} is no probability of sum one")
     kept, log_before_X = optic.backward(log_h)
     if not isinstance(log_before_X, Tensor) or log_before_X.shape != start_X.shape:
         raise ValueError(f"the model starts from {_form(log_before_X)}, the start is {_form(start_X)}")

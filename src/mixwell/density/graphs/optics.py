@@ -39,7 +39,7 @@ Backward = tuple[Any, Any]  # what is kept for the way forward, and log h before
 class Config:
     """What a start may be; `ValueError` for a value out of range."""
 
-    tol: float = 1e-4  # by how much the start's sum may differ from one; infinite: any measure, as of a model cut in two
+    tol: float = 1e-4  # by how much the start's sum may differ from one; infinite: any measure, of a model cut in two
 
     def __post_init__(self) -> None:
         if self.tol < 0:

@@ -44,6 +44,8 @@ OWN = {
     "selection.components": {"estimator": SMALL, "n_components": (1, 2)},
     "robust.private": {"estimator": SMALL, "n_components": 1, "epsilon": math.inf, "n_blocks": 5},
     "networks.pretraining": {"latent": GaussianMixture(8, max_iter=1, random_state=0)},
+    "clustering.manifold": {"start_steps": 1},
+    "clustering.hamiltonian_cycle": {"start_steps": 1, "n_clusters": 3},
     "regression.joint": {"mixture": GaussianMixture(1)},
     "regression.lasso": {"penalty": 1e-3},
     "regression.mixture": {"n_components": 1},

@@ -132,7 +132,7 @@ def test_the_second_loss_agrees_with_a_loop():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"n_clusters": 1}, "n_clusters is 1"), ({"latent_dim": 0}, "latent_dim is 0"), ({"locality": -1}, "locality is"),
+    ({"n_clusters": 0}, "n_clusters is 0"), ({"latent_dim": 0}, "latent_dim is 0"), ({"locality": -1}, "locality is"),
     ({"temperature": 0.0}, "temperature is 0.0"), ({"lr": 0.0}, "lr is 0.0"), ({"n_neighbors": 200}, "minimum of 201")])
 def test_refuses(options, words):
     with pytest.raises(ValueError, match=words):

@@ -121,6 +121,19 @@ def test_indexes_never_seen_are_predicted_and_the_noise_is_found():
     assert np.diff(MODEL.lower_bounds_).min() > -1e-9
 
 
+def test_deviations_are_those_of_draws_from_the_posterior():
+    rng, place = np.random.default_rng(3), X[:1] + 0.01
+    core = MODEL._state.core
+    cov = core.second_PP - np.outer(core.mean_P, core.mean_P)
+    w = rng.multivariate_normal(core.mean_P, cov, 20_000).reshape(-1, 2, 2)
+    mean, spread = zip(*(MODEL.functions(k, place[:, k]) for k in range(2)))
+    u, v = (rng.multivariate_normal(m[0], c[0], 20_000) for m, c in zip(mean, spread))
+    drawn = MODEL.mean_ + MODEL.scale_ * np.einsum("nab,na,nb->n", w, u, v)
+    found, std = MODEL.predict(place, return_std=True)
+    assert found[0] == pytest.approx(drawn.mean(), abs=5 * drawn.std() / 141)
+    assert std[0] == pytest.approx(drawn.std(), rel=0.05)
+
+
 def test_far_outside_nothing_is_known_but_the_mean():
     mean, std = MODEL.predict([[50.0, -40.0]], return_std=True)
     assert mean[0] == pytest.approx(MODEL.mean_, abs=1e-6) and std[0] > Y.std() / 3
@@ -130,11 +143,10 @@ def test_far_outside_nothing_is_known_but_the_mean():
 
 def test_options():
     few = X[:40], Y[:40]
-    rough = FunctionalTucker(rank=1, kernel="matern12", variance=2.0, core_variance=3.0, max_iter=3, tol=1e-3,
-                             random_state=0).fit(*few)
+    short = {"rank": 1, "held_steps": 1, "max_iter": 2, "random_state": 0}
+    rough = FunctionalTucker(**short, kernel="matern12", variance=2.0, core_variance=3.0, tol=1e-3, n_init=1).fit(*few)
     assert np.isfinite(rough.predict(X[:3])).all()
-    more = FunctionalTucker(rank=1, n_init=3, max_iter=3, random_state=0, noise_shape=1.0, noise_rate=0.5).fit(*few)
-    one = FunctionalTucker(rank=1, n_init=1, max_iter=3, random_state=0, noise_shape=1.0, noise_rate=0.5).fit(*few)
+    more, one = (FunctionalTucker(**short, n_init=n, noise_shape=1.0, noise_rate=0.5).fit(*few) for n in (3, 1))
     assert more.lower_bounds_[-1] >= one.lower_bounds_[-1]
 
 

@@ -113,6 +113,12 @@ def test_renewal_wins_with_many_columns_and_the_tree_with_few():
     assert continual.plan(Config(epsilon=1e-6), 50, 10)[1:] == (51, 50.0)  # no renewal at all: wrong by all there is
 
 
+def test_noise_without_a_generator_cannot_be_foreseen():
+    one, other = (continual_max(BITS, Config(mechanism="tree")).answers_T for _ in range(2))
+    assert not torch.equal(one, other)
+    assert torch.equal(*(continual_max(BITS, Config(), fresh(3)).answers_T for _ in range(2)))
+
+
 def test_answers_stand_between_renewals():
     config = Config(mechanism="recompute", every=10, epsilon=5.0)
     answers, every, _ = continual_max(BITS, config, fresh())

@@ -16,7 +16,8 @@ arXiv:2302.04694.
 the paper's are here: its joins of subgraphs are, as sets of two, of three and grown from two. Cuts are of integers,
 rounded against the certificate. What is not settled is joined greedily, which is no optimum.
 
-**Fails when:** costs of both signs balance: nothing is settled. N is beyond some fifty with triples.
+**Fails when:** costs of both signs balance: nothing is settled. N is beyond some fifty with triples, or a hundred
+without (N^3 numbers are kept either way).
 
 **Cost:** O(N^2) maximum flows of N^2 edges a round for pairs, as many again for each positive triple.
 """

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
@@ -65,9 +65,7 @@ class Config:
     random_state: Any = None
 
     def __post_init__(self) -> None:
-        if self.n_clusters < 2:
-            raise ValueError(f"n_clusters is {self.n_clusters}; expected 2 or more")
-        for name in ("latent_dim", "hidden_dim", "n_neighbors", "batch_size"):
+        for name in ("n_clusters", "latent_dim", "hidden_dim", "n_neighbors", "batch_size"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
@@ -290,9 +288,9 @@ class Losses:
         return loss - self.config.locality * agreed_B.mean()
 
 
-@method(title="Clusters on a Hamiltonian cycle", year=2023, tags={"estimator", "responsibilities"},
+@method(title="Clusters on a Hamiltonian cycle", year=2023, tags={"estimator", "responsibilities", "sklearn"},
         paper="High-dimensional Clustering onto Hamiltonian Cycle")
-class HamiltonianClustering(Configured, ClusterMixin, BaseEstimator, config=Config):
+class HamiltonianClustering(Configured, ClusterMixin, TransformerMixin, BaseEstimator, config=Config):
     """Soft clusters by an autoencoder, drawn inside a circle; see the card, `map_on_circle` and `Config`."""
 
     def fit(self, X: Any, y: Any = None) -> HamiltonianClustering:

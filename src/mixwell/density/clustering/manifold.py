@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.cluster import SpectralClustering
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -170,9 +170,9 @@ class Losses:
         return self.config.gamma * within - whole - agreed
 
 
-@method(title="Manifold linearising and clustering", year=2023, tags={"estimator"},
+@method(title="Manifold linearising and clustering", year=2023, tags={"estimator", "sklearn"},
         paper="Unsupervised Manifold Linearizing and Clustering")
-class ManifoldClustering(Configured, ClusterMixin, BaseEstimator, config=Config):
+class ManifoldClustering(Configured, ClusterMixin, TransformerMixin, BaseEstimator, config=Config):
     """Clusters of rows on curved manifolds, and features in which each is nearly flat; see the card and `Config`."""
 
     def fit(self, X: Any, y: Any = None) -> ManifoldClustering:

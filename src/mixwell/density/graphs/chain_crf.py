@@ -33,6 +33,7 @@ from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixwell.core.method import method
@@ -232,13 +233,19 @@ def climb(sequences: Sequences, codes_N: Array, weights: Weights) -> tuple[float
 class ChainCRF(Configured, ClassifierMixin, BaseEstimator, config=Config):
     """Conditional random field over sequences of rows; see the card and `Config`."""
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     def fit(self, X: Any, y: Any, lengths: Any = None) -> ChainCRF:
         """Fit to rows X (N, F) with labels y (N,) of sequences of `lengths` (None: one sequence); returns self.
 
-        `ValueError` for rows, labels or lengths that do not match, or fewer than two classes.
+        `ValueError` for rows, labels or lengths that do not match, labels that are no classes, or fewer than two.
         """
         config = self._config()
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
+        check_classification_targets(y)
         sequences = Sequences(X, _lengths(lengths, X.shape[0]))
         self.classes_, codes_N = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:

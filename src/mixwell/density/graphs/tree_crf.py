@@ -84,8 +84,7 @@ class Spans:
         self.between.append(between)
         rightward_BM = self._rightward(width, M, first_M)
         self.right_arcs.append(rightward_BM)
-        leftward_BM = self._leftward(width, M)
-        leftward_BM = leftward_BM.masked_fill(first_M, MASKED)  # nothing is above the root
+        leftward_BM = self._leftward(width, M)  # those onto the root are read nowhere
         self.left_arcs.append(leftward_BM)
         right_BM = self._joined(self.right_arcs, self.right, width, range(1, width + 1))
         self.right.append(right_BM)

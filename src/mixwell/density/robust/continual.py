@@ -34,7 +34,6 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.core.rng import generator as seeded
 
 Draw = Callable[[int], Tensor]
 
@@ -182,7 +181,8 @@ def plan(config: Config, rows: int, columns: int) -> tuple[str, int, float]:
 def continual_max(x_TD: Tensor, config: Config | None = None, generator: torch.Generator | None = None) -> Release:
     """Private answers after every row of a stream x (T, D), whose entries lie between 0 and 1.
 
-    Without a generator the noise is drawn from seed 0, which is no privacy. `ValueError` for entries outside.
+    Without a generator the noise comes from the system's own entropy; a seed that others know hides nothing.
+    `ValueError` for entries outside.
     """
     config = config or Config()
     x_TD = torch.as_tensor(x_TD).double()
@@ -191,7 +191,7 @@ def continual_max(x_TD: Tensor, config: Config | None = None, generator: torch.G
     inside = (x_TD >= 0) & (x_TD <= 1)
     if not inside.all():
         raise ValueError("x holds values outside 0 to 1; scale each column by what it may be at most")
-    draws = seeded(0) if generator is None else generator
+    draws = generator or _unforeseen()
     rows, columns = x_TD.shape
     mechanism, every, bound = plan(config, rows, columns)
     if mechanism == "tree":
@@ -199,6 +199,13 @@ def continual_max(x_TD: Tensor, config: Config | None = None, generator: torch.G
     else:
         answers = _by_renewal(x_TD, every, config, draws)
     return Release(torch.stack(list(answers)), every, bound)
+
+
+def _unforeseen() -> torch.Generator:
+    """A generator that nobody knows the seed of."""
+    draws = torch.Generator()
+    draws.seed()
+    return draws
 
 
 def _by_tree(x_TD: Tensor, config: Config, draws: torch.Generator) -> Iterable[Tensor]:

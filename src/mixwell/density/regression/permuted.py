@@ -11,7 +11,7 @@ named); then assignment and fit alternate until pi stays (maximum likelihood), o
 
 **Reference:** Fang, Li (2022), Regression with Label Permutation in Generalized Linear Model, arXiv:2206.11775.
 
-**Differs:** written from the abstract; the steps are derived here. Gaussian responses have a noise variance each, fitted
+**Differs:** written from the abstract; steps are derived here. Gaussian responses have a noise variance each, fitted
 in the same ascent, so that their units do not count. A ridge on slopes is part of what ascends, and so is a price for
 moved rows where one is set: the prior that most rows are in place.
 
@@ -110,7 +110,7 @@ def _fit_poisson(h_NP: Array, y_N: Array, ridge: float) -> Array:
 
 
 def _fit_logistic(h_NP: Array, y_N: Array, ridge: float) -> Array:
-    """As two classes of opposite coefficients, each half of the slopes: twice the ridge on both is the ridge on them."""
+    """As two classes of opposite coefficients, each half the slopes; twice the ridge on both is the ridge on those."""
     both_NC = np.stack([1 - y_N, y_N], 1)
     P = h_NP.shape[1]
     zeros_CP = np.zeros((2, P))
@@ -185,8 +185,8 @@ class PermutedRegression(RegressorMixin, Configured, config=Config):
     """Generalised linear model of responses whose rows may be out of order; see the module's card.
 
     After `fit`: `permutation_` (row i of X belongs to row `permutation_[i]` of y), `coef_`, `intercept_`, `noise_` (Q,)
-    variances (ones but for gaussian), `log_likelihoods_` (nats in all less what ridge and moves cost, one a fit, none below the one
-    before), `n_iter_`.
+    variances (ones but for gaussian), `log_likelihoods_` (nats in all less what ridge and moves cost, one a fit, none
+    below the one before), `n_iter_`.
     """
 
     def fit(self, X: Any, y: Any, known: Any = None) -> PermutedRegression:
@@ -199,6 +199,7 @@ class PermutedRegression(RegressorMixin, Configured, config=Config):
         h_NP, y_NQ = self._read(X, y)
         known_N = _mask(known, len(y_NQ))
         fitted_N = known_N if known_N.any() else ~known_N
+        _check_seen(y_NQ[fitted_N])
         spread_Q = np.nanvar(y_NQ, axis=0)
         self._floor_Q = 1e-10 * spread_Q + 1e-300
         found = self._fit_pairs(h_NP[fitted_N], y_NQ[fitted_N])
@@ -222,11 +223,6 @@ class PermutedRegression(RegressorMixin, Configured, config=Config):
         return self
 
     def _fit_pairs(self, h_NP: Array, y_NQ: Array) -> Coefficients:
-        unseen_Q = np.isnan(y_NQ).all(0)
-        if unseen_Q.any():
-            first = unseen_Q.argmax()
-            raise ValueError(f"response {first} is missing in all {len(y_NQ)} rows of the fit; drop it, or name more "
-                             "rows as known")
         config = self._config()
         return fit_columns(h_NP, y_NQ, config.family, config.ridge, self._floor_Q)
 
@@ -286,6 +282,14 @@ class PermutedRegression(RegressorMixin, Configured, config=Config):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def _check_seen(y_NQ: Array) -> None:
+    unseen_Q = np.isnan(y_NQ).all(0)
+    if unseen_Q.any():
+        first = unseen_Q.argmax()
+        raise ValueError(f"response {first} is missing in all {len(y_NQ)} rows of the fit; drop it, or name more rows "
+                         "as known")
 
 
 def _mask(known: Any, rows: int) -> Array:

@@ -95,7 +95,7 @@ def test_em_climbs_and_finds_the_courses_with_their_length_scales(noise):
     a, b = CCA(2, max_iter=2000).fit(model.factors_, x).transform(model.factors_, x)
     assert min(np.corrcoef(a[:, k], b[:, k])[0, 1] for k in range(2)) > 0.93
     short, long = sorted(model.length_scales_)
-    assert 1.4 < short < 2.8 and 5.5 < long < 11
+    assert 1.4 < short < 2.8 and 4 < long < 11
     assert len(set(np.round(model.noise_[0], 12))) == (1 if noise == "subject" else 6)
     assert 0.7 < np.mean(model.noise_) < 1.3 and model.factor_variances_.shape == (80, 2)
     assert model.score(seen) * 80 >= model.log_likelihoods_[-1] - 1e-6

@@ -10,7 +10,7 @@ and psi in closed form, l_k by a search along tr(K_k^-1 E[x_k x_k^T]) + log |K_k
 In code N = sum Q_m.
 
 **Reference:** Ebrahimi, Calarco, Campbell, Hawco, Voineskos, Khisti (2020), Time-Resolved fMRI Shared Response Model
-using Gaussian Process Factor Analysis, arXiv:2006.05572; Yu et al. (2009), Gaussian-process factor analysis, for the EM.
+using Gaussian Process Factor Analysis, arXiv:2006.05572; Yu et al. (2009), Gaussian-process factor analysis, for EM.
 
 **Differs:** the courses are integrated out (exact EM, whose likelihood never falls), where the released code takes the
 mode of courses and loadings together, which shrinks both. Loadings have no prior. Noise is by subject or by channel,

@@ -262,9 +262,11 @@ class SharedFactors(Configured, config=Config):
         self.noise_ = np.split(noise_N, cuts)
 
     def _model(self, subjects: list[int]) -> Model:
-        parts = (self.loadings_, self.levels_, self.noise_)
-        joined = [np.concatenate([values[m] for m in subjects]) for values in parts]
-        return Model(*joined, self.length_scales_)
+        loadings_NK, level_N, noise_N = (
+            np.concatenate([values[m] for m in subjects])
+            for values in (self.loadings_, self.levels_, self.noise_)
+        )
+        return Model(loadings_NK, level_N, noise_N, self.length_scales_)
 
     def _seen(self, Y: Any, times: Any, subjects: Any) -> Courses:
         check_is_fitted(self)

@@ -80,8 +80,11 @@ def tree(seen: dict[int, float]) -> Any:
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Errors of three ways with as many paths."""
     method = find("density.processes.guided")
-    sides = {"method": {"resample": 0.5}, "baseline": {"proposal": "forward", "resample": 0.5},
-             "no new draws": {"proposal": "forward"}}
+    sides: dict[str, dict[str, Any]] = {
+        "method": {"resample": 0.5},
+        "baseline": {"proposal": "forward", "resample": 0.5},
+        "no new draws": {"proposal": "forward"},
+    }
     rng = np.random.default_rng(seed)
     seen = observed(rng)
     exact, chain = on_a_grid(seen), tree(seen)

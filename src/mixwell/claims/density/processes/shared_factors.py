@@ -1,7 +1,7 @@
 """Shared Gaussian-process factors: noisy recordings of several subjects give away the courses behind them.
 
 Paper: Time-Resolved fMRI Shared Response Model using Gaussian Process Factor Analysis.
-Tried: four subjects of 20 channels and 150 times, three courses of length scales 3, 6 and 12 with loadings of their
+Tried: three subjects of 20 channels and 100 times, three courses of length scales 3, 6 and 12 with loadings of their
 own, signal a tenth of the noise's variance; mean squared correlation of the true courses with the best mix of those
 found (R^2), against factor analysis of all channels smoothed beforehand, the width of smoothing (0 among them) chosen
 on the tuning seed like the method's first length scale. Against it: an R^2 that is no higher.
@@ -16,7 +16,7 @@ from mixwell.claims.claim import Claim, Side
 from mixwell.claims.density._data import quietly
 from mixwell.core.registry import find
 
-TIMES, CHANNELS, SUBJECTS = 150, 20, 4
+TIMES, CHANNELS, SUBJECTS = 100, 20, 3
 SCALES = (3.0, 6.0, 12.0)
 SIGNAL = 0.1  # variance of signal over variance of noise
 Array = np.ndarray
@@ -54,7 +54,7 @@ def by_processes(bench: Bench, seed: int, *, length_scale: float) -> float:
     """R^2 of shared Gaussian-process factors."""
     x, recordings = recorded(seed)
     estimator = find("density.processes.shared_factors").load()
-    model = estimator(n_factors=3, length_scale=length_scale, max_iter=40)
+    model = estimator(n_factors=3, length_scale=length_scale, max_iter=25)
     model.fit(recordings)
     return explained(model.factors_, x)
 

@@ -338,6 +338,7 @@ class AdditiveMixture(Configured, config=Config):
         moved_N = found_N - x_ND.shape[1] * self._scale.log()
         return moved_N.numpy()
 
+    @torch.no_grad()
     def _estimated(self, x_ND: Tensor, draws: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         ratios = []

@@ -20,7 +20,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.formats.tensors import size_bytes
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs
-from mixwell.precision._allocation import allocate
+from mixwell.precision._allocation import allocate, check_budget
 from mixwell.precision._parts import (
     Coded,
     chosen,
@@ -69,12 +69,19 @@ class Sensitivities:
 
 
 def places_of(checkpoint: Checkpoint, config: Budget) -> list[Place]:
-    """The matrices to quantise. Raises `MixwellError` where one cannot be, before anything is paid for."""
+    """The matrices to quantise.
+
+    Raises `MixwellError` where one cannot be, or the budget holds not even the smallest widths: before anything is
+    paid for.
+    """
     found: list[Place] = []
     for name in chosen(checkpoint, False):
         weight = checkpoint.tensors[name]
         named(name, group_width, weight, config.group_size)
         found += [(name, expert) for expert, _ in matrices(weight)]
+    size_UB = sizes(checkpoint, found, config.widths)
+    budget = room(checkpoint, found, config)
+    named(limiting(config), check_budget, size_UB, budget)
     return found
 
 
@@ -138,9 +145,13 @@ def best_widths(checkpoint: Checkpoint, found: Sensitivities, config: Budget) ->
     """The width of each matrix [U], of least harm within the budget."""
     size_UB = sizes(checkpoint, found.places, config.widths)
     budget = room(checkpoint, found.places, config)
-    where = "max_bytes" if config.max_bytes else "bits_per_weight"
-    choice = named(where, allocate, found.harm_UB, size_UB, budget)
+    choice = named(limiting(config), allocate, found.harm_UB, size_UB, budget)
     return [config.widths[place] for place in choice]
+
+
+def limiting(config: Budget) -> str:
+    """The option that says how large the result may be."""
+    return "max_bytes" if config.max_bytes else "bits_per_weight"
 
 
 def allotted(checkpoint: Checkpoint, found: Sensitivities, config: Budget) -> Checkpoint:

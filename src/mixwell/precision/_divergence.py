@@ -1,0 +1,80 @@
+"""What a model says with one matrix of it changed: KL by place and width, and text that the model writes itself.
+
+Legend: N windows, S positions, V vocabulary, U matrices, B widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mixwell.core.checkpoint import Checkpoint
+from mixwell.core.errors import MixwellError
+from mixwell.mixing.calibration import Inputs
+from mixwell.precision.bits import Place
+
+LENGTH = 64  # tokens of a window that the model writes, at most
+
+Changed = Callable[[Place, int], Tensor]  # the matrix [O, I] at a place, at a width
+
+
+@torch.no_grad()
+def divergences(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int], changed: Changed,
+                calibration: Inputs) -> Tensor:
+    """Mean KL(model || model with one matrix at one width) in nats a token, float64 [U, B]."""
+    total_UB = torch.zeros(len(places), len(widths), dtype=torch.float64)
+    tokens = 0
+    for batch in calibration.batches:
+        tokens += batch.numel()
+        whole = log_shares(checkpoint, batch, {}, calibration)
+        for unit, place in enumerate(places):
+            for column, width in enumerate(widths):
+                moved = in_place(checkpoint, place, changed(place, width))
+                other = log_shares(checkpoint, batch, moved, calibration)
+                total_UB[unit, column] += kl(whole, other)
+    return (total_UB / tokens).clamp_min(0)
+
+
+def log_shares(checkpoint: Checkpoint, tokens_BS: Tensor, moved: Mapping[str, Tensor], calibration: Inputs) -> Tensor:
+    """Log probabilities [B, S, V] of the model with tensors in their places."""
+    logits_BSV = calibration.logits(checkpoint, tokens_BS, moved)
+    return logits_BSV.float().log_softmax(-1)
+
+
+def kl(whole: Tensor, other: Tensor) -> float:
+    """Sum over tokens of KL(whole || other), of log probabilities."""
+    return float(F.kl_div(other, whole, log_target=True, reduction="sum"))
+
+
+def in_place(checkpoint: Checkpoint, place: Place, matrix: Tensor) -> dict[str, Tensor]:
+    """The weight that a matrix is of, with it in its place."""
+    name, expert = place
+    if expert is None:
+        return {name: matrix}
+    stack = checkpoint.tensors[name].clone()
+    stack[expert] = matrix.to(stack.dtype)
+    return {name: stack}
+
+
+@torch.no_grad()
+def own_text(checkpoint: Checkpoint, tokens: int, calibration: Inputs | None, generator: torch.Generator) -> Inputs:
+    """As `calibration`, over text that the model writes, so many tokens or a few more.
+
+    Each window begins with a token drawn evenly; the others are drawn from the model's own shares. Raises
+    `MixwellError` without a calibration, which is what runs the model.
+    """
+    if calibration is None:
+        raise MixwellError("the model must be run to write its own text; hand in a calibration, whatever its text.")
+    vocab, most = int(checkpoint.arch["vocab_size"]), int(checkpoint.arch.get("max_positions", LENGTH))
+    longest = min(LENGTH, most)
+    rows = -(-tokens // longest)
+    length = -(-tokens // rows)
+    written_NS = torch.randint(0, vocab, (rows, 1), generator=generator)
+    for _ in range(length - 1):
+        shares_NSV = log_shares(checkpoint, written_NS, {}, calibration).exp()
+        next_N1 = torch.multinomial(shares_NSV[:, -1], 1, generator=generator)
+        written_NS = torch.cat([written_NS, next_N1], 1)
+    return calibration.over(written_NS)

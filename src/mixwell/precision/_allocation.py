@@ -31,15 +31,21 @@ def allocate(harm_UB: Tensor, size_UB: Tensor, budget: float, also: Sequence[Lim
     one_each = np.kron(np.eye(units), np.ones(widths))
     constraints = [LinearConstraint(one_each, 1, 1)]
     for amount_UB, limit in ((size_UB, budget), *also):
-        total = amount_UB.double().numpy().reshape(1, -1)
-        constraints.append(LinearConstraint(total / limit, -np.inf, 1 + 1e-12))
+        constraints.append(_at_most(amount_UB, limit))
     options = {"mip_rel_gap": 0.0}
-    found = milp(cost, integrality=np.ones(units * widths), bounds=Bounds(0, 1), constraints=constraints,
-                 options=options)
+    whole = np.ones(units * widths)
+    bounds = Bounds(0, 1)
+    found = milp(cost, integrality=whole, bounds=bounds, constraints=constraints, options=options)
     if found.x is None:
         raise ValueError(f"the solver found no widths: {found.message}")
     chosen = found.x.reshape(units, widths)
     return chosen.argmax(1).tolist()
+
+
+def _at_most(amount_UB: Tensor, limit: float) -> LinearConstraint:
+    total = amount_UB.double().numpy()
+    row = total.reshape(1, -1) / limit
+    return LinearConstraint(row, -np.inf, 1 + 1e-12)
 
 
 def check_budget(size_UB: Tensor, budget: float) -> None:
@@ -82,12 +88,15 @@ def frontier(harm_UB: Tensor, size_UB: Tensor, finest: int = FINEST) -> list[Mix
 
 def _steps(size_UB: np.ndarray, finest: int) -> np.ndarray:
     """Sizes above each part's least in whole steps, int64."""
-    above_UB = np.ceil(size_UB - size_UB.min(1, keepdims=True)).astype(np.int64)
-    unit = math.gcd(*above_UB.ravel().tolist()) or 1
-    whole = int(above_UB.max(1).sum())
-    coarser = max(1, math.ceil(whole / unit / finest))
-    step = unit * coarser
-    return -(-above_UB // step)
+    least_U1 = size_UB.min(1, keepdims=True)
+    above_UB = np.ceil(size_UB - least_U1)
+    whole_UB = above_UB.astype(np.int64)
+    every = whole_UB.ravel().tolist()
+    unit = math.gcd(*every) or 1
+    most = int(whole_UB.max(1).sum())
+    coarser = math.ceil(most / unit / finest)
+    step = unit * max(1, coarser)
+    return -(-whole_UB // step)
 
 
 def _extended(best_S: np.ndarray, steps_B: np.ndarray, harm_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,9 +124,9 @@ def _traced(taken: np.ndarray, steps_UB: np.ndarray, place: int) -> tuple[int, .
 
 def _mix(choice: tuple[int, ...], size_UB: np.ndarray, harm_UB: np.ndarray) -> Mix:
     rows = np.arange(len(choice))
-    size = float(size_UB[rows, choice].sum())
-    harm = float(harm_UB[rows, choice].sum())
-    return Mix(size, harm, choice)
+    sizes, harms = size_UB[rows, choice], harm_UB[rows, choice]
+    size, harm = sizes.sum(), harms.sum()
+    return Mix(float(size), float(harm), choice)
 
 
 def _unbeaten(found: list[Mix]) -> list[Mix]:

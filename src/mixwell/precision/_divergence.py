@@ -68,7 +68,9 @@ def own_text(checkpoint: Checkpoint, tokens: int, calibration: Inputs | None, ge
     """
     if calibration is None:
         raise MixwellError("the model must be run to write its own text; hand in a calibration, whatever its text.")
-    vocab, most = int(checkpoint.arch["vocab_size"]), int(checkpoint.arch.get("max_positions", LENGTH))
+    arch = checkpoint.arch
+    vocab = int(arch["vocab_size"])
+    most = int(arch.get("max_positions", LENGTH))
     longest = min(LENGTH, most)
     rows = -(-tokens // longest)
     length = -(-tokens // rows)

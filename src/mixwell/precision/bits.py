@@ -111,7 +111,10 @@ def sensitivities(checkpoint: Checkpoint, places: Sequence[Place], harm_UB: Tens
 
 def sizes(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int]) -> Tensor:
     """Bits of the codes [U, B] of each matrix at each width, float64."""
-    counts = [part(checkpoint.tensors, place).numel() for place in places]
+    counts = []
+    for place in places:
+        weight = part(checkpoint.tensors, place)
+        counts.append(weight.numel())
     counts_U = torch.tensor(counts, dtype=torch.float64)
     widths_B = torch.tensor(widths, dtype=torch.float64)
     return counts_U[:, None] * widths_B
@@ -143,10 +146,12 @@ def _bytes_beside(checkpoint: Checkpoint, places: Sequence[Place], config: Budge
 
 def best_widths(checkpoint: Checkpoint, found: Sensitivities, config: Budget) -> list[int]:
     """The width of each matrix [U], of least harm within the budget."""
-    size_UB = sizes(checkpoint, found.places, config.widths)
-    budget = room(checkpoint, found.places, config)
-    choice = named(limiting(config), allocate, found.harm_UB, size_UB, budget)
-    return [config.widths[place] for place in choice]
+    places, widths = found.places, config.widths
+    size_UB = sizes(checkpoint, places, widths)
+    budget = room(checkpoint, places, config)
+    where = limiting(config)
+    choice = named(where, allocate, found.harm_UB, size_UB, budget)
+    return [widths[place] for place in choice]
 
 
 def limiting(config: Budget) -> str:
@@ -175,7 +180,8 @@ def by_weight(places: Sequence[Place], values: Sequence[Any]) -> dict[str, list[
     """What belongs to matrices [U], by weight: one of a plain one, E of a stack."""
     found: dict[str, list[Any]] = {}
     for (name, _), value in zip(places, values):
-        found.setdefault(name, []).append(value)
+        own = found.setdefault(name, [])
+        own.append(value)
     return found
 
 

@@ -90,14 +90,17 @@ def sensitivities(checkpoint: Checkpoint, config: Config, generator: torch.Gener
     written = own_text(checkpoint, config.tokens, calibration, generator)
     total_UB = torch.zeros(len(places), len(config.widths), dtype=torch.float64)
     for _ in range(config.masks):
-        seeds = torch.randint(0, 2**31, (len(places),), generator=generator).tolist()
-        changed = _masked_at(checkpoint, dict(zip(places, seeds)), config)
-        total_UB += divergences(checkpoint, places, config.widths, changed, written)
+        drawn_U = torch.randint(0, 2**31, (len(places),), generator=generator)
+        seeds = dict(zip(places, drawn_U.tolist()))
+        changed = _masked_at(checkpoint, seeds, config)
+        own_UB = divergences(checkpoint, places, config.widths, changed, written)
+        total_UB += own_UB
     time_UB = torch.zeros_like(total_UB)
     if config.beta or config.max_time:
         time_UB = times(checkpoint, places, config, written)
     record = calibrated(checkpoint, written)
-    return Measured(places=places, harm_UB=total_UB / config.masks, record=record, time_UB=time_UB)
+    mean_UB = total_UB / config.masks
+    return Measured(places=places, harm_UB=mean_UB, record=record, time_UB=time_UB)
 
 
 def _masked_at(checkpoint: Checkpoint, seeds: Mapping[Place, int], config: Config) -> Changed:
@@ -151,18 +154,27 @@ def chances(checkpoint: Checkpoint, places: Sequence[Place], rows: int, calibrat
     tokens = sum(batch.numel() for batch in calibration.batches)
     routed = calibration.routed(checkpoint)
     found = []
-    for name, expert in places:
-        counts_E = routed.get(int(name.split(".")[1]), torch.empty(0))
-        known = expert is not None and len(counts_E) == len(checkpoint.tensors[name])
-        visits = float(counts_E[expert]) if known else tokens
-        missed = max(1 - visits / tokens, 0.0)
+    for place in places:
+        share = _visits(checkpoint, place, routed, tokens) / tokens
+        missed = max(1 - share, 0.0)
         found.append(1 - missed**rows)
     return torch.tensor(found, dtype=torch.float64)
 
 
+def _visits(checkpoint: Checkpoint, place: Place, routed: Mapping[int, Tensor], tokens: int) -> float:
+    """How many of the tokens a matrix is multiplied with."""
+    name, expert = place
+    layer = int(name.split(".")[1])
+    counts_E = routed.get(layer)
+    if expert is None or counts_E is None or len(counts_E) != len(checkpoint.tensors[name]):
+        return tokens
+    return float(counts_E[expert])
+
+
 def solved(omega_UB: Tensor, time_UB: Tensor, size_UB: Tensor, budget: float, config: Config) -> list[int]:
     """The places in B [U] of the program, of sensitivities, seconds and sizes."""
-    cost_UB = config.alpha * _normed(omega_UB) + config.beta * _normed(time_UB)
+    harm_UB, slow_UB = _normed(omega_UB), _normed(time_UB)
+    cost_UB = config.alpha * harm_UB + config.beta * slow_UB
     also: list[Limit] = []
     if config.max_time:
         widest = config.widths.index(max(config.widths))
@@ -181,11 +193,13 @@ def settle(checkpoint: Checkpoint, found: Measured, config: Config) -> Checkpoin
     """The checkpoint with the bits of the program; the lineage says how long a pass should then take."""
     size_UB = bits.sizes(checkpoint, found.places, config.widths)
     budget = bits.room(checkpoint, found.places, config)
-    choice = named(bits.limiting(config), solved, found.harm_UB, found.time_UB, size_UB, budget, config)
+    where = bits.limiting(config)
+    choice = named(where, solved, found.harm_UB, found.time_UB, size_UB, budget, config)
     widths = [config.widths[place] for place in choice]
-    taken = found.time_UB[range(len(choice)), choice]
-    record = {**found.record, "expected_seconds": float(taken.sum())}
-    told = replace(found, record=record)
+    units = range(len(choice))
+    taken_U = found.time_UB[units, choice]
+    seconds = {"expected_seconds": float(taken_U.sum())}
+    told = replace(found, record={**found.record, **seconds})
     return bits.in_widths(checkpoint, told, widths, config)
 
 

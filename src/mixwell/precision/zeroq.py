@@ -65,11 +65,14 @@ def mismatch(x: Tensor, mean_C: Tensor, std_C: Tensor, per_image: bool = True) -
     if per_image and x.ndim < 3:
         raise ValueError(f"x is {list(x.shape)}: an image without positions has no statistics; per_image=False takes "
                          "those of the batch")
-    over = tuple(range(2, x.ndim)) if per_image else (0, *range(2, x.ndim))
+    positions = range(2, x.ndim)
+    over = tuple(positions) if per_image else (0, *positions)
     own_mean = x.mean(over)
     variance = x.var(over, correction=0)
     own_std = (variance + TINY).sqrt()
-    apart = (own_mean - mean_C).square() + (own_std - std_C).square()
+    moved = (own_mean - mean_C).square()
+    widened = (own_std - std_C).square()
+    apart = moved + widened
     return apart.sum(-1).mean()
 
 
@@ -148,9 +151,12 @@ def settle(checkpoint: Checkpoint, found: Sensitivities, config: Config) -> Chec
     size_UB = bits.sizes(checkpoint, found.places, config.widths)
     budget = bits.room(checkpoint, found.places, config)
     mixes = frontier(found.harm_UB, size_UB, config.finest)
-    best = named(bits.limiting(config), within, mixes, budget)
+    where = bits.limiting(config)
+    best = named(where, within, mixes, budget)
     every = -(-len(mixes) // SHOWN)
-    curve = [{"bits": mix.size, "harm": mix.harm} for mix in mixes[::every]]
+    curve = []
+    for mix in mixes[::every]:
+        curve.append({"bits": mix.size, "harm": mix.harm})
     told = replace(found, record={**found.record, "frontier": curve})
     widths = [config.widths[place] for place in best.choice]
     return bits.in_widths(checkpoint, told, widths, config)

@@ -5,7 +5,7 @@ Legend: N windows, S positions, V vocabulary, U matrices, B widths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,34 +19,47 @@ from mixwell.precision.bits import Place
 LENGTH = 64  # tokens of a window that the model writes, at most
 
 Changed = Callable[[Place, int], Tensor]  # the matrix [O, I] at a place, at a width
+Measure = Callable[[Place, Tensor, Tensor], float]  # of logits [B, S, V] before and after, by the place changed
 
 
 @torch.no_grad()
-def divergences(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int], changed: Changed,
-                calibration: Inputs) -> Tensor:
-    """Mean KL(model || model with one matrix at one width) in nats a token, float64 [U, B]."""
+def summed(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int], changed: Changed,
+           calibration: Inputs, measure: Measure) -> Tensor:
+    """A measure of the model against itself with one matrix at one width, summed over the text: float64 [U, B]."""
     total_UB = torch.zeros(len(places), len(widths), dtype=torch.float64)
-    tokens = 0
     for batch in calibration.batches:
-        tokens += batch.numel()
-        whole = log_shares(checkpoint, batch, {}, calibration)
+        whole = calibration.logits(checkpoint, batch, {})
         for unit, place in enumerate(places):
             for column, width in enumerate(widths):
                 moved = in_place(checkpoint, place, changed(place, width))
-                other = log_shares(checkpoint, batch, moved, calibration)
-                total_UB[unit, column] += kl(whole, other)
-    return (total_UB / tokens).clamp_min(0)
+                other = calibration.logits(checkpoint, batch, moved)
+                total_UB[unit, column] += measure(place, whole, other)
+    return total_UB
 
 
-def log_shares(checkpoint: Checkpoint, tokens_BS: Tensor, moved: Mapping[str, Tensor], calibration: Inputs) -> Tensor:
-    """Log probabilities [B, S, V] of the model with tensors in their places."""
-    logits_BSV = calibration.logits(checkpoint, tokens_BS, moved)
-    return logits_BSV.float().log_softmax(-1)
+def divergences(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int], changed: Changed,
+                calibration: Inputs) -> Tensor:
+    """Mean KL(model || model with one matrix at one width) in nats a token, float64 [U, B]."""
+    total_UB = summed(checkpoint, places, widths, changed, calibration, _kl_at)
+    mean_UB = total_UB / tokens_of(calibration)
+    return mean_UB.clamp_min(0)
+
+
+def tokens_of(calibration: Inputs) -> int:
+    """How many tokens the text has."""
+    return sum(batch.numel() for batch in calibration.batches)
+
+
+def _kl_at(place: Place, whole: Tensor, other: Tensor) -> float:
+    return kl(whole, other)
 
 
 def kl(whole: Tensor, other: Tensor) -> float:
-    """Sum over tokens of KL(whole || other), of log probabilities."""
-    return float(F.kl_div(other, whole, log_target=True, reduction="sum"))
+    """Sum over tokens of KL(whole || other), of logits."""
+    first = whole.float().log_softmax(-1)
+    second = other.float().log_softmax(-1)
+    total = F.kl_div(second, first, log_target=True, reduction="sum")
+    return float(total)
 
 
 def in_place(checkpoint: Checkpoint, place: Place, matrix: Tensor) -> dict[str, Tensor]:
@@ -76,7 +89,8 @@ def own_text(checkpoint: Checkpoint, tokens: int, calibration: Inputs | None, ge
     length = -(-tokens // rows)
     written_NS = torch.randint(0, vocab, (rows, 1), generator=generator)
     for _ in range(length - 1):
-        shares_NSV = log_shares(checkpoint, written_NS, {}, calibration).exp()
-        next_N1 = torch.multinomial(shares_NSV[:, -1], 1, generator=generator)
+        last_NV = calibration.logits(checkpoint, written_NS, {})[:, -1]
+        shares_NV = last_NV.float().softmax(-1)
+        next_N1 = torch.multinomial(shares_NV, 1, generator=generator)
         written_NS = torch.cat([written_NS, next_N1], 1)
     return calibration.over(written_NS)

@@ -26,7 +26,8 @@ def other(name):
 
 def run(entry, complete=False):
     values = entry.module().example(fresh())
-    source = whole(values["checkpoint"]) if complete or asked_of(entry).tokens else values["checkpoint"]
+    runs = complete or hasattr(entry.module(), "needs")
+    source = whole(values["checkpoint"]) if runs else values["checkpoint"]
     text = calibration(models=other)
     return source, convert(entry, source, values["config"], fresh(1), text)
 

@@ -163,8 +163,7 @@ def test_keeps_its_budget_of_bits_and_says_which(entry):
 def test_keeps_its_budget_of_bytes(entry):
     limit = 3210
     result = within(entry, widths=(2, 4, 8), max_bytes=limit)[1]
-    smallest = within(entry, widths=(2,))[1]
-    assert size_bytes(smallest.tensors) < size_bytes(result.tensors) <= limit
+    assert 0.9 * limit < size_bytes(result.tensors) <= limit
     with pytest.raises(MixwellError, match="max_bytes is 900; scales and what stays whole take"):
         within(entry, max_bytes=900)
     with pytest.raises(MixwellError, match=r"max_bytes: the budget is .*; the smallest widths take"):

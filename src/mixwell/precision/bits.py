@@ -20,7 +20,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.formats.tensors import size_bytes
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs
-from mixwell.precision._allocation import allocate
+from mixwell.precision._allocation import allocate, check_budget
 from mixwell.precision._parts import (
     Coded,
     chosen,
@@ -69,12 +69,19 @@ class Sensitivities:
 
 
 def places_of(checkpoint: Checkpoint, config: Budget) -> list[Place]:
-    """The matrices to quantise. Raises `MixwellError` where one cannot be, before anything is paid for."""
+    """The matrices to quantise.
+
+    Raises `MixwellError` where one cannot be, or the budget holds not even the smallest widths: before anything is
+    paid for.
+    """
     found: list[Place] = []
     for name in chosen(checkpoint, False):
         weight = checkpoint.tensors[name]
         named(name, group_width, weight, config.group_size)
         found += [(name, expert) for expert, _ in matrices(weight)]
+    size_UB = sizes(checkpoint, found, config.widths)
+    budget = room(checkpoint, found, config)
+    named(limiting(config), check_budget, size_UB, budget)
     return found
 
 
@@ -104,7 +111,10 @@ def sensitivities(checkpoint: Checkpoint, places: Sequence[Place], harm_UB: Tens
 
 def sizes(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int]) -> Tensor:
     """Bits of the codes [U, B] of each matrix at each width, float64."""
-    counts = [part(checkpoint.tensors, place).numel() for place in places]
+    counts = []
+    for place in places:
+        weight = part(checkpoint.tensors, place)
+        counts.append(weight.numel())
     counts_U = torch.tensor(counts, dtype=torch.float64)
     widths_B = torch.tensor(widths, dtype=torch.float64)
     return counts_U[:, None] * widths_B
@@ -136,11 +146,17 @@ def _bytes_beside(checkpoint: Checkpoint, places: Sequence[Place], config: Budge
 
 def best_widths(checkpoint: Checkpoint, found: Sensitivities, config: Budget) -> list[int]:
     """The width of each matrix [U], of least harm within the budget."""
-    size_UB = sizes(checkpoint, found.places, config.widths)
-    budget = room(checkpoint, found.places, config)
-    where = "max_bytes" if config.max_bytes else "bits_per_weight"
+    places, widths = found.places, config.widths
+    size_UB = sizes(checkpoint, places, widths)
+    budget = room(checkpoint, places, config)
+    where = limiting(config)
     choice = named(where, allocate, found.harm_UB, size_UB, budget)
-    return [config.widths[place] for place in choice]
+    return [widths[place] for place in choice]
+
+
+def limiting(config: Budget) -> str:
+    """The option that says how large the result may be."""
+    return "max_bytes" if config.max_bytes else "bits_per_weight"
 
 
 def allotted(checkpoint: Checkpoint, found: Sensitivities, config: Budget) -> Checkpoint:
@@ -164,7 +180,8 @@ def by_weight(places: Sequence[Place], values: Sequence[Any]) -> dict[str, list[
     """What belongs to matrices [U], by weight: one of a plain one, E of a stack."""
     found: dict[str, list[Any]] = {}
     for (name, _), value in zip(places, values):
-        found.setdefault(name, []).append(value)
+        own = found.setdefault(name, [])
+        own.append(value)
     return found
 
 

@@ -109,7 +109,8 @@ def _importance(places: Sequence[Place], checkpoint: Checkpoint, calibration: In
         by_layer[layer] = importances(counts_E, gates[layer], tokens, config)
     found = []
     for name, expert in places:
-        own = 1.0 if expert is None else _of_expert(name, expert, len(checkpoint.tensors[name]), by_layer)
+        count = len(checkpoint.tensors[name])
+        own = 1.0 if expert is None else _of_expert(name, expert, count, by_layer)
         found.append(own)
     return torch.tensor(found, dtype=torch.float64)
 

@@ -155,7 +155,8 @@ def sizes(entry: Entry, options: Mapping[str, Any], before: Checkpoint, calibrat
             continue
         if harm is None:
             harm = entry.module().sensitivities(before, config, draws, calibration)
-        after = allotted(before, harm, config)
+        settle = getattr(entry.module(), "settle", allotted)
+        after = settle(before, harm, config)
         check_accounted(before, after, entry.name)
         check_filled(before, after, entry.name)
         yield Made(value, asked, after)

@@ -49,3 +49,11 @@ def mixed(bench: Bench, before: Checkpoint, seed: int, method: str, **options: A
     budget: dict[str, Any] = {"widths": (2, 3, 4), "bits_per_weight": 3.0, "group_size": 32}
     settings = budget | options
     return rounded(bench, before, seed, method, **settings)
+
+
+def against_equal(bench: Bench, before: Checkpoint, seed: int, method: str,
+                  **options: Any) -> dict[str, dict[str, float]]:
+    """Bits by the method against 3 bits everywhere, both `rounded`."""
+    mine = mixed(bench, before, seed, method, **options)
+    equal = rounded(bench, before, seed, "integers", bits=3, group_size=32)
+    return {"method": mine, "baseline": equal}

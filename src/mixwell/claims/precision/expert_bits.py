@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.precision._weighing import mixed, rounded, trained
+from mixwell.claims.precision._weighing import against_equal, mixed, trained
 
 CLAIM = Claim("Bits by routing and error are closer than the same bits everywhere.", "mean KL in nats a token",
               quantity="KL")
 
 
 def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
-    """KL and rise of the loss of all four."""
+    """KL and rise of the loss of all three."""
     before = trained(bench, seed)
-    baseline = rounded(bench, before, seed, "integers", bits=3, group_size=32)
-    method = mixed(bench, before, seed, "expert_bits")
-    errors = mixed(bench, before, seed, "expert_bits", alpha=0.0, beta=0.0)
-    return {"method": method, "baseline": baseline, "errors alone": errors}
+    sides = against_equal(bench, before, seed, "expert_bits")
+    sides["errors alone"] = mixed(bench, before, seed, "expert_bits", alpha=0.0, beta=0.0)
+    return sides

@@ -142,7 +142,7 @@ class SkewNormalMixture(ColumnMixture, config=Config):
         "reg_covar": [Interval(Real, 0.0, None, closed="neither")],
     }
     _attributes: ClassVar[dict[str, str]] = {"locations": "locations_", "scales": "scales_", "skews": "skews_"}
-    _fixable = ("weights", "locations")
+    _fixable: tuple[str, ...] = ("weights", "locations")
     _averages = False
 
     def _build_family(self, rows: Rows, weights_N: Tensor | None) -> SkewNormal:

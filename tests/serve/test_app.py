@@ -373,6 +373,26 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(client):
     assert client.get("/v1/experts").status_code == 200
 
 
+def test_the_token_that_ends_an_answer_has_a_logprob(client, model):
+    """Evaluators score a context by all logprobs but the last, which they take to be the one token asked for."""
+    end = min(model.stop_ids)
+    prompt = model.tokenizer.prompt("say hello")
+    options = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 1, "ignore_eos": False,
+               "logit_bias": {str(end): 100}}
+    whole = ask(client, COMPLETE, **options).json()
+    (choice,) = whole["choices"]
+    told = choice["logprobs"]["token_logprobs"]
+    assert choice["finish_reason"] == "stop" and choice["text"] == model.tokenizer.decode(prompt)
+    assert len(told) == len(prompt) + 1 and whole["usage"]["completion_tokens"] == 0
+    plain = ask(client, COMPLETE, prompt=prompt, echo=True, logprobs=1, max_tokens=0).json()
+    assert told[:-1] == pytest.approx(plain["choices"][0]["logprobs"]["token_logprobs"], nan_ok=True)
+    chunks = stream(ask(client, COMPLETE, **options, stream=True))
+    pieces = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
+    assert [value for piece in pieces for value in piece["token_logprobs"]] == pytest.approx(told)
+    (quiet,) = ask(client, COMPLETE, **{**options, "logprobs": None}).json()["choices"]
+    assert quiet["logprobs"] is None and quiet["finish_reason"] == "stop"
+
+
 def test_the_interface_says_what_is_answered(client):
     """Refusals have OpenAI's shape and its statuses, in the description that clients are made from, too."""
     paths = client.get("/openapi.json").json()["paths"]

@@ -26,6 +26,7 @@ class Choice:
     tokens: list[Token] = field(default_factory=list)
     prompt: list[Token] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    end: Token | None = None
     finish: str | None = None
     begun: bool = False  # whether a stream told anything of it
     places: Places = field(default_factory=Places)  # where the tokens told so far end
@@ -36,6 +37,7 @@ class Choice:
         self.tokens += event.tokens
         self.prompt += event.prompt
         self.calls += event.calls
+        self.end = event.end or self.end
         self.finish = event.finish or self.finish
 
 
@@ -97,7 +99,7 @@ class Reply(ABC):
             yield self._chunk([self._delta(index, event, first=not choice.begun)])
             choice.begun = True
         if event.finish:
-            yield self._chunk([self._end(index, event.finish)])
+            yield self._chunk([self._end(index, event)])
 
     def _tells(self, event: Event, choice: Choice) -> bool:
         """Whether a client sees anything of an event: a character that is not whole yet waits."""
@@ -182,7 +184,7 @@ class Reply(ABC):
         """A choice of a chunk: what is new; `first` where nothing came before."""
 
     @abstractmethod
-    def _end(self, index: int, finish: str) -> Json:
+    def _end(self, index: int, event: Event) -> Json:
         """The last choice of a chunk."""
 
 
@@ -236,8 +238,8 @@ class ChatReply(Reply):
         found["logprobs"] = self._logprobs(index, event.tokens)
         return self._with_experts(found, event.tokens)
 
-    def _end(self, index: int, finish: str) -> Json:
-        return self._bare(index, {}) | {"finish_reason": finish}
+    def _end(self, index: int, event: Event) -> Json:
+        return self._bare(index, {}) | {"finish_reason": event.finish}
 
     def _bare(self, index: int, delta: Json) -> Json:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -277,7 +279,8 @@ class CompletionReply(Reply):
 
     def _choice(self, index: int, choice: Choice) -> Json:
         text = self._prompt(index) + choice.text
-        tokens = [*choice.prompt, *choice.tokens]
+        ends = [choice.end] if choice.end else []  # evaluators count on a last token whatever it is
+        tokens = [*choice.prompt, *choice.tokens, *ends]
         found: Json = {"index": index, "text": text}
         found["logprobs"] = self._logprobs(index, tokens)
         found["finish_reason"] = choice.finish
@@ -290,8 +293,9 @@ class CompletionReply(Reply):
         found["logprobs"] = self._logprobs(index, tokens)
         return self._with_experts(found, event.tokens)
 
-    def _end(self, index: int, finish: str) -> Json:
-        return {"index": index, "text": "", "logprobs": None, "finish_reason": finish}
+    def _end(self, index: int, event: Event) -> Json:
+        logprobs = self._logprobs(index, [event.end]) if event.end else None
+        return {"index": index, "text": "", "logprobs": logprobs, "finish_reason": event.finish}
 
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> Json | None:
         """What is told of tokens, once: their places go on from those told before."""

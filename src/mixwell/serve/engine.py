@@ -213,7 +213,7 @@ class Engine:
         if number in options.stop_ids:
             text = row.text.close()
             self._ended(row)
-            return Event(row, text, finish="stop")
+            return Event(row, text, finish="stop", end=token)
         row.ids.append(number)
         text = row.text.push(number)
         finish = "stop" if row.text.stopped else None

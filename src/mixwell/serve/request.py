@@ -64,6 +64,7 @@ class Event:
     prompt: tuple[Token, ...] = ()  # of the prompt, where asked
     finish: str | None = None  # "stop", "length" or "error"
     error: str = ""
+    end: Token | None = None  # at which the answer ended, itself left out
     calls: tuple[Call, ...] = ()  # of tools, once they are complete
     vector: tuple[float, ...] = ()  # of the prompt, where asked
 

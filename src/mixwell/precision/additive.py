@@ -303,5 +303,5 @@ def additive(checkpoint: Checkpoint, config: Config, generator: torch.Generator,
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """One layer's mixture."""
-    config = Config(code_bits=4, piece=4, rounds=2, steps=4, clustering=4, tokens=72)
+    config = Config(code_bits=4, piece=4, rounds=1, steps=3, clustering=2, tokens=72)
     return {"checkpoint": quantised_example(generator), "config": config, "generator": generator}

@@ -312,5 +312,5 @@ def cross_block(checkpoint: Checkpoint, config: Config, generator: torch.Generat
 
 def example(generator: torch.Generator) -> dict[str, Any]:
     """A model of one layer with attention and a mixture."""
-    config = Config(group_size=8, tokens=72, steps=4)
+    config = Config(group_size=8, tokens=72, steps=2)
     return {"checkpoint": whole_example(generator), "config": config, "generator": generator}

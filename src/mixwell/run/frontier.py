@@ -102,7 +102,7 @@ def frontier(methods: Sequence[str], model: Given, *, text: str | Path, bits: Se
 
 def _entry(name: str) -> Entry:
     entry = registry.find(name)
-    if entry.room != "precision":
+    if entry.room != "precision" or not hasattr(entry.module(), "promises"):
         raise MixwellError(f"{entry.name} makes no model smaller by bits; expected methods of `mixwell list "
                            "precision`.")
     return entry

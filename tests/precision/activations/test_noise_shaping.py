@@ -67,7 +67,7 @@ def test_the_wider_the_block_the_closer_to_unrounded_features(generator):
     errors = {}
     for block in (7, 63):
         for scheme in ("first", "second", "sign"):
-            config = Config(features=128, block=block, scheme=scheme)
+            config = Config(features=48, block=block, scheme=scheme)
             z = waves(x, *drawn(3, config, fresh(1)))
             ours, theirs = condensed(shaped(z, config)[0], config), condensed(z, config)
             errors[scheme, block] = float((ours @ ours.T - theirs @ theirs.T).abs().max())

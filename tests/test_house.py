@@ -172,7 +172,7 @@ TAGS = {
     "merge": {"elementwise", "averages", "ordered", "base", "optional-base", "surveys", "overviews", "statistics",
               "checkpoints"},
     "adapters": {"matrix", "experts", "mixture", "inexact-start", "text"},
-    "precision": {"budgeted", "codes", "nearest", "calibrated", "narrower"},
+    "precision": {"budgeted", "codes", "nearest", "calibrated", "narrower", "zeros"},
     "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
     "scaling.laws": {"law", "budget"},
     "data.mixing": {"own"},

@@ -88,3 +88,13 @@ def test_a_format_gives_back_what_went_in_and_computes_with_it(entry):
     x = torch.randn(4, before.shape[1], generator=fresh(1))
     torch.testing.assert_close(stored.product(x), x @ dense.float().T, rtol=1e-5, atol=1e-4)
     assert stored.size_bytes < dense.nbytes
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if "search" in e.values[0].tags])
+def test_a_search_repeats_and_never_ends_with_worse_than_it_met(entry):
+    with poisoned_memory():
+        found = entry.load()(**entry.module().example(fresh()))
+    assert found == entry.load()(**entry.module().example(fresh()))
+    ends = {"energy": min, "flops": max}
+    name = next(name for name in ends if hasattr(found, name))
+    assert ends[name](found.history) in (found.history[-1], getattr(found, name))

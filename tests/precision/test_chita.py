@@ -147,7 +147,7 @@ def test_stages_take_gradients_of_the_model_pruned_so_far(generator, monkeypatch
         return gradients(now, names, *rest)
 
     monkeypatch.setattr(module, "gradients", watched)
-    after = chita(checkpoint, Config(share=0.6, stages=3, schedule="linear", first_order=False, ridge=1e-3), generator,
+    after = chita(checkpoint, Config(share=0.6, stages=3, schedule="linear", first_order=True, ridge=1e-3), generator,
                   text)
     assert met == pytest.approx([0.0, 0.1, 0.35], abs=1e-3)
     plain = chita(checkpoint, Config(share=0.6, ridge=1e-3), generator, text)

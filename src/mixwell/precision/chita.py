@@ -10,9 +10,9 @@
 **Differs:** one row of G a window of text, whose gradient is a mean over tokens. No blocks of layers: the whole model
     at once. The ridge is a share of the mean curvature. Every support is solved, where they do it at last; it begins
     with the largest weights or those of largest w^2 Q'', whichever is better. What was pruned may return.
-**Fails when:** windows are few beside the weights that stay: then the rest makes good whatever goes, and magnitude alone
-    decides (thousands of rows for millions of weights). An expert meets none of the windows: its weights go first, and a mixture with an expert of zeros is
-    refused. Past some 90 %, where a quadratic says little.
+**Fails when:** windows are few beside the weights that stay: those then make good whatever goes, and magnitude alone
+    decides (thousands of rows for a million weights). An expert that no window meets loses its weights first, and a
+    mixture with an expert of zeros is refused. Past some 90 %, where a quadratic says little.
 **Cost:** N gradients a stage, O(N P) a step, 16 N P bytes; P^2 never.
 """
 
@@ -50,10 +50,10 @@ class Config:
     """Options of CHITA."""
 
     share: float = 0.5  # of the weights of attention and feed-forward blocks that go, above 0 and below 1
-    ridge: float = 0.1  # what holds weights near their start, as a share of the mean curvature, above 0
+    ridge: float = 10.0  # what holds weights near their start, as a share of the mean curvature, above 0
     stages: int = 1  # in which sparsity rises from a tenth, with gradients taken anew, at least 1
     schedule: Schedule = "exponential"  # of the share that stays; polynomial: the cubic one
-    first_order: bool = True  # with the gradient's own mean, which is zero at a minimum
+    first_order: bool = False  # with the gradient's mean, which is zero at a minimum and noise where windows are few
     rows: int = 1  # windows of text whose mean gradient is one row of G, at least 1
     tokens: int = 16_384  # of calibration text
 
@@ -92,7 +92,9 @@ class Problem(NamedTuple):
         moved = w - self.start
         curved = missed.dot(missed) / 2
         held = self.ridge * moved.dot(moved)
-        return float(curved + held + self.linear.dot(w))
+        total = curved + held
+        total += self.linear.dot(w)
+        return float(total)
 
     def slope(self, w: Tensor) -> Tensor:
         """dQ/dw [P]."""
@@ -175,8 +177,9 @@ def solved(problem: Problem, support: Tensor) -> Tensor:
     """The vector on this support [P] of least Q, by a system of N equations."""
     G = problem.gradients[:, support]
     level = 2 * problem.ridge
-    held = problem.start.masked_fill(~support, 0)[support]
-    missing = problem.gradients @ problem.start - G @ held
+    held = problem.start[support]
+    everything = problem.gradients @ problem.start
+    missing = everything - G @ held
     wanted = missing @ G - problem.linear[support]
     small = G @ G.T
     small.diagonal().add_(level)
@@ -222,12 +225,14 @@ def sparsities(config: Config) -> list[float]:
 
 
 def _between(first: float, last: float, x: float, schedule: Schedule) -> float:
+    y = 1 - x
     if schedule == "linear":
-        return first + (last - first) * x
+        return y * first + x * last
     if schedule == "polynomial":
-        return last + (first - last) * (1 - x) ** CUBIC
-    left = (1 - first) ** (1 - x) * (1 - last) ** x
-    return 1 - left
+        return last - (last - first) * y**CUBIC
+    at_first = (1 - first) ** y
+    at_last = (1 - last) ** x
+    return 1 - at_first * at_last
 
 
 def flattened(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -251,13 +256,24 @@ def gradients(checkpoint: Checkpoint, names: Sequence[str], calibration: Inputs,
     return torch.stack(found)
 
 
+def quadratic(G: Tensor, start: Tensor, config: Config) -> Problem:
+    """The quadratic of gradients [N, P] at `start` [P]."""
+    bends = G.square().sum(0)
+    ridge = config.ridge * float(bends.mean()) / 2
+    linear = G.sum(0) if config.first_order else torch.zeros_like(start)
+    return Problem(G, start, ridge, linear)
+
+
 def placed(checkpoint: Checkpoint, names: Sequence[str], w: Tensor) -> Checkpoint:
     """The checkpoint with these weights from `w` [P], in their own types."""
     tensors = dict(checkpoint.tensors)
-    sizes = [tensors[name].numel() for name in names]
-    for name, part in zip(names, w.split(sizes)):
+    begin = 0
+    for name in names:
         own = tensors[name]
-        tensors[name] = part.view(own.shape).to(own.dtype)
+        end = begin + own.numel()
+        part = w[begin:end].view(own.shape)
+        tensors[name] = part.to(own.dtype)
+        begin = end
     return checkpoint.derive(tensors=tensors)
 
 
@@ -273,11 +289,9 @@ def chita(checkpoint: Checkpoint, config: Config, generator: torch.Generator, ca
     for gone in sparsities(config):
         start = flattened(now.tensors, names)
         G = gradients(now, names, calibration, config.rows)
-        linear = G.sum(0) if config.first_order else torch.zeros_like(start)
-        bent = G.square().sum(0).mean()
-        ridge = config.ridge * float(bent) / 2
+        problem = quadratic(G, start, config)
         left = len(start) - round(gone * len(start))
-        w = sparse(Problem(G, start, ridge, linear), max(1, left))
+        w = sparse(problem, max(1, left))
         now = placed(now, names, w)
     record = calibrated(checkpoint, calibration)
     record["account"]["used"] = names

@@ -44,10 +44,12 @@ class Config:
 
 def places(device: torch.device | None = None) -> Tensor:
     """The place of each number of a tile, int64 [128, 64]."""
-    row = torch.arange(ROWS, device=device)[:, None]
+    row = torch.arange(ROWS, device=device)
     column = torch.arange(COLUMNS, device=device)
-    turned = column ^ (8 * (row % 8))
-    return COLUMNS * row + turned
+    swap = 8 * (row % 8)
+    turned = column ^ swap.unsqueeze(1)
+    start = COLUMNS * row
+    return start.unsqueeze(1) + turned
 
 
 class Tiled(NamedTuple):
@@ -92,15 +94,17 @@ class Tiled(NamedTuple):
 
     def product(self, x: Tensor) -> Tensor:
         """x [.., K] times the weight's transpose, float32 [.., M]; one tile is dense at a time."""
-        spans = [torch.zeros(*x.shape[:-1], self.shape[0], device=x.device) for _ in range(self.split_k)]
+        rows = self.shape[0]
+        spans = x.new_zeros(self.split_k, *x.shape[:-1], rows, dtype=torch.float32)
         seen = x.float().split(COLUMNS, -1)
         for number in range(self.count):
             strip, place = divmod(number, self.across)
             span = place * self.split_k // self.across
-            own = spans[span].split(ROWS, -1)[strip]
+            strips = spans[span].split(ROWS, -1)
             tile = self.tile(number).float()
+            own = strips[strip]
             own += seen[place] @ tile.T
-        return torch.stack(spans).sum(0)
+        return spans.sum(0)
 
 
 def entries_of(tile: Tensor) -> Tensor:
@@ -110,7 +114,8 @@ def entries_of(tile: Tensor) -> Tensor:
     there = flat.nonzero().flatten()
     empty = (flat == 0).nonzero().flatten()
     short = -len(there) % FOUR
-    listed = torch.cat([there, empty[:short]])
+    filling = empty[:short]
+    listed = torch.cat([there, filling])
     below = flat[listed].view(torch.int16)
     above = where[listed] << SIXTEEN  # a place is below 2^13, so that no sign is touched
     bits = above | (below.long() & LOW)
@@ -126,7 +131,8 @@ def size_bytes(nonzeros_padded: int, shape: tuple[int, int]) -> int:
 
 def beside(weight: Tensor) -> dict[str, int]:
     """Bytes of a weight [M, K] in float16, dense, as a bitmask with values, and as rows with int32 columns (CSR)."""
-    count, rows = weight.numel(), len(weight)
+    count = weight.numel()
+    rows = len(weight)
     there = int(weight.count_nonzero())
     mask = -(-count // 8)
     bitmask = HALF * there + mask
@@ -173,8 +179,9 @@ def sizes(checkpoint: Checkpoint) -> Mapping[str, dict[str, int]]:
         matrix = tensor.ndim in (2, 3) and tensor.is_floating_point()
         if not matrix or not fits(tensor):
             continue
-        experts = {f"{name}.{number}": own for number, own in enumerate(tensor)} if tensor.ndim == 3 else {name: tensor}
-        for label, own in experts.items():
+        stack = tensor.ndim == 3
+        for number, own in enumerate(tensor if stack else [tensor]):
+            label = f"{name}.{number}" if stack else name
             stored = flash_llm(own, Config())
             found[label] = {"tiled": stored.size_bytes, **beside(own)}
     return found

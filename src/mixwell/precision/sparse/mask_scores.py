@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mixwell.core.errors import MixwellError
 from mixwell.core.method import method
 from mixwell.mixing import check_above, check_least
-from mixwell.precision.sparse.sparsifier import Sparsifier, largest_of_all, sparsifier_example
+from mixwell.precision.sparse.sparsifier import Sparsifier, largest_share, sparsifier_example
 
 CUBIC = 3
 
@@ -58,20 +58,25 @@ def kept_share(done: float, config: Config) -> float:
 
 def local_shares(scores: list[Tensor], share: float, temperature: float) -> list[float]:
     """The share of each matrix, in proportion to its mean sigmoid; of all weights together `share` stay."""
-    sizes = torch.tensor([float(own.numel()) for own in scores], dtype=torch.float64)
-    means = [(own.detach().double() / temperature).sigmoid().mean() for own in scores]
-    asked = torch.stack(means)
-    left, found = share * sizes.sum(), torch.zeros_like(sizes)
-    open_ = torch.ones_like(sizes, dtype=torch.bool)
-    while bool(open_.any()):
-        level = left / (sizes * asked)[open_].sum()
-        found[open_] = (level * asked)[open_]
-        over = open_ & (found > 1)
+    counts = [float(own.numel()) for own in scores]
+    sizes = torch.tensor(counts, dtype=torch.float64)
+    asked = torch.stack([_opened(own, temperature) for own in scores])
+    whole = torch.zeros_like(sizes, dtype=torch.bool)  # matrices that all stay
+    while True:
+        taken = sizes[whole].sum()
+        rest = (sizes * asked)[~whole].sum()
+        level = (share * sizes.sum() - taken) / rest
+        found = (level * asked).masked_fill(whole, 1.0)
+        over = found > 1
         if not bool(over.any()):
-            break
-        found[over] = 1.0
-        left, open_ = left - sizes[over].sum(), open_ & ~over
-    return found.tolist()
+            return found.tolist()
+        whole = whole | over
+
+
+def _opened(scores: Tensor, temperature: float) -> Tensor:
+    """The mean sigmoid of a matrix's scores."""
+    wide = scores.detach().double()
+    return (wide / temperature).sigmoid().mean()
 
 
 class _Read(torch.autograd.Function):
@@ -94,11 +99,11 @@ class _Masked(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.zeros_like(weight))
-        self.kept = weight.numel()
+        self.share = 1.0  # that is read, of each matrix of a stack
 
     def mask(self) -> Tensor:
         """1 where the weight is read."""
-        return largest_of_all(self.scores, self.kept)
+        return largest_share(self.scores, self.share)
 
     def forward(self, weight: Tensor) -> Tensor:
         found: Tensor = _Read.apply(weight, self.scores, self.mask())  # type: ignore[no-untyped-call]
@@ -132,7 +137,7 @@ class MaskScores(Sparsifier):
         if self.config.shares == "local":
             shares = local_shares(list(scores), share, self.config.temperature)
         for form, own in zip(self.forms, shares):
-            form.kept = max(1, round(own * form.scores.numel()))
+            form.share = own
 
     def losses(self) -> dict[str, Tensor]:
         """The pressure on the scores."""
@@ -155,9 +160,10 @@ def packed(mask: Tensor) -> Tensor:
     """A mask in bits, uint8 [numel / 8 rounded up]."""
     bits = mask.flatten().to(torch.uint8)
     short = -len(bits) % 8
-    padded = torch.cat([bits, bits.new_zeros(short)]).view(-1, 8)
+    padded = torch.cat([bits, bits.new_zeros(short)])
     places = 2 ** torch.arange(8)
-    return (padded * places).sum(1).to(torch.uint8)
+    bytes_ = (padded.view(-1, 8) * places).sum(1)
+    return bytes_.to(torch.uint8)
 
 
 def unpacked(bits: Tensor, shape: tuple[int, ...]) -> Tensor:

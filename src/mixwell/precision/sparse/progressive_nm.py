@@ -41,7 +41,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_above(self, span=0, rate=0)
-        if not 1 <= self.kept < self.group:
+        ordered = 1 <= self.kept < self.group
+        if not ordered:
             raise ValueError(f"kept is {self.kept} of {self.group}; expected 1 <= kept < group")
         if self.span > 1:
             raise ValueError(f"span is {self.span}; expected above 0, up to 1")

@@ -112,10 +112,21 @@ def largest_of_groups(weight: Tensor, kept: int, group: int) -> Tensor:
 
 def largest_of_all(scores: Tensor, kept: int) -> Tensor:
     """1 at the `kept` largest of a matrix, else 0; of equal ones the first."""
-    order = scores.detach().flatten().argsort(descending=True, stable=True)
-    mask = torch.zeros_like(order, dtype=scores.dtype)
-    mask[order[:kept]] = 1
+    flat = scores.detach().flatten()
+    order = flat.argsort(descending=True, stable=True)
+    first = order[:kept]
+    mask = torch.zeros_like(flat)
+    mask[first] = 1
     return mask.view(scores.shape)
+
+
+def largest_share(scores: Tensor, share: float) -> Tensor:
+    """1 at this share of the largest of a matrix, or of each matrix of a stack; one at least."""
+    if scores.ndim > 2:
+        each = [largest_share(own, share) for own in scores]
+        return torch.stack(each)
+    kept = round(share * scores.numel())
+    return largest_of_all(scores, max(1, kept))
 
 
 def network(generator: torch.Generator) -> nn.Sequential:
@@ -138,5 +149,5 @@ def sparsifier_example(generator: torch.Generator, config: Any) -> dict[str, Any
     """A small network, and eight rows with the class of each."""
     model = network(generator)
     x = torch.randn(8, 8, generator=generator)
-    y = torch.randint(0, 4, (8,), generator=generator)
+    y = torch.arange(8) % 4
     return {"model": model, "config": config, "generator": generator, "x": x, "y": y}

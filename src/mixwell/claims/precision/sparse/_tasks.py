@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ def digits(seed: int) -> Task:
     return Task(x[:1200], y[:1200], x[1200:], y[1200:])
 
 
-def learn(model: nn.Module, trained: list[nn.Parameter], task: Task, seed: int, *, steps: int, lr: float,
+def learn(model: nn.Module, trained: Iterable[nn.Parameter], task: Task, seed: int, *, steps: int, lr: float,
           step: Step = nothing, batch: int = 64) -> None:
     """Train by Adam, its rate falling to zero by a cosine; `step` is asked before every one."""
     draws = generator(seed, "order")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.sparse._tasks import Task, digits, error, learn, nothing
+from mixwell.claims.precision.sparse._tasks import Task, digits, error, learn
 from mixwell.core.rng import generator
 from mixwell.precision.sparse.mask_scores import Config, MaskScores
 from mixwell.precision.sparse.sparsifier import drawn, largest_of_all
@@ -34,9 +34,11 @@ def _half(task: Task, upper: bool) -> Task:
 
 def _before(seed: int, task: Task) -> nn.Sequential:
     """A network that has learnt the lower digits."""
-    model = drawn(WIDTHS, generator(seed, "model"))
-    body = [*model[0].parameters(), *model[2].parameters()]
-    learn(model, body, _half(task, upper=False), seed, steps=STEPS, lr=2e-3)
+    draws = generator(seed, "model")
+    model = drawn(WIDTHS, draws)
+    lower = _half(task, upper=False)
+    body = model[:3].parameters()
+    learn(model, body, lower, seed, steps=STEPS, lr=2e-3)
     return model
 
 
@@ -61,9 +63,10 @@ def tuned(bench: Bench, seed: int, lr: float) -> float:
     model = _before(seed, task)
     for place in (0, 2):
         _keep_largest(model[place])
-    body = [*model[0].parameters(), *model[2].parameters()]
-    learn(model, body, _half(task, upper=True), seed + 1, steps=STEPS, lr=lr, step=nothing)
-    return error(model, _half(task, upper=True))
+    upper = _half(task, upper=True)
+    body = model[:3].parameters()
+    learn(model, body, upper, seed + 1, steps=STEPS, lr=lr)
+    return error(model, upper)
 
 
 @torch.no_grad()

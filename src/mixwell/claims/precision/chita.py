@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.sparse._tasks import Task, digits, error, learn
+from mixwell.claims.precision._tasks import Task, digits, error, learn
 from mixwell.core.rng import generator
 from mixwell.precision.chita import Config, quadratic, sparse, sparsities, top_k
 from mixwell.precision.sparse.sparsifier import drawn

@@ -16,7 +16,7 @@ from torch import nn
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.precision.sparse._tasks import Task, digits, error, learn
+from mixwell.claims.precision._tasks import Task, digits, error, learn
 from mixwell.core.rng import generator
 from mixwell.precision.sparse.activations import Config, activations, replace
 from mixwell.precision.sparse.sparsifier import drawn, largest_of_all

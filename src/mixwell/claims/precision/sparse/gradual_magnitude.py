@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.sparse._tasks import error, learn, teacher
+from mixwell.claims.precision._tasks import error, learn, teacher
 from mixwell.core.rng import generator
 from mixwell.precision.sparse.gradual_magnitude import Config, GradualMagnitude
 from mixwell.precision.sparse.sparsifier import drawn

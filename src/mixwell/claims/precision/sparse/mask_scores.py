@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.sparse._tasks import Task, digits, error, learn
+from mixwell.claims.precision._tasks import Task, digits, error, learn
 from mixwell.core.rng import generator
 from mixwell.precision.sparse.mask_scores import Config, MaskScores
 from mixwell.precision.sparse.sparsifier import drawn, largest_of_all

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.sparse._tasks import error, learn, teacher
+from mixwell.claims.precision._tasks import error, learn, teacher
 from mixwell.core.rng import generator
 from mixwell.precision.sparse.progressive_nm import Config, ProgressiveNM
 from mixwell.precision.sparse.sparsifier import drawn

@@ -77,14 +77,14 @@ class Tiled(NamedTuple):
 
     def dense(self) -> Tensor:
         """The weight, float16 [M, K]."""
-        tiles = [self.tile(number) for number in range(self.count)]
+        tiles = [self.tile(number) for number in range(self.tiles)]
         grid = torch.stack(tiles).unflatten(0, (-1, self.across))
         side_by_side = grid.transpose(1, 2)
         return side_by_side.reshape(self.shape)
 
     @property
-    def count(self) -> int:
-        """Tiles."""
+    def tiles(self) -> int:
+        """How many there are."""
         return len(self.offsets) - 2
 
     @property
@@ -97,7 +97,7 @@ class Tiled(NamedTuple):
         rows = self.shape[0]
         spans = x.new_zeros(self.split_k, *x.shape[:-1], rows, dtype=torch.float32)
         seen = x.float().split(COLUMNS, -1)
-        for number in range(self.count):
+        for number in range(self.tiles):
             strip, place = divmod(number, self.across)
             span = place * self.split_k // self.across
             strips = spans[span].split(ROWS, -1)

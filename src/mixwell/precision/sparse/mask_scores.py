@@ -88,7 +88,7 @@ class _Read(torch.autograd.Function):
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         (weight,) = ctx.saved_tensors
         return None, grad * weight, None
 
@@ -106,7 +106,7 @@ class _Masked(nn.Module):
         return largest_share(self.scores, self.share)
 
     def forward(self, weight: Tensor) -> Tensor:
-        found: Tensor = _Read.apply(weight, self.scores, self.mask())  # type: ignore[no-untyped-call]
+        found: Tensor = _Read.apply(weight, self.scores, self.mask())
         return found
 
 

@@ -85,13 +85,13 @@ class _Straight(torch.autograd.Function):
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
 def straight(weight: Tensor, mask: Tensor) -> Tensor:
     """`weight` times `mask`; the gradient passes unscaled."""
-    found: Tensor = _Straight.apply(weight, mask)  # type: ignore[no-untyped-call]
+    found: Tensor = _Straight.apply(weight, mask)
     return found
 
 

@@ -19,18 +19,18 @@ from mixwell.precision.sparse.progressive_nm import Config, ProgressiveNM
 from mixwell.precision.sparse.sparsifier import drawn
 
 WIDTHS, STEPS = (64, 256, 256, 20), 300
-PATTERN = {"kept": 1, "group": 16}
+KEPT, GROUP = 1, 16
 RATES = (1e-3, 3e-3, 1e-2)
 
 
 def fading(bench: Bench, seed: int, lr: float, span: float) -> float:
     """Error of a network whose mask fades in."""
-    return _trained(seed, lr, Config(**PATTERN, span=span), 0.0)
+    return _trained(seed, lr, Config(kept=KEPT, group=GROUP, span=span), 0.0)
 
 
 def decaying(bench: Bench, seed: int, lr: float, decay: float) -> float:
     """Error under SR-STE: the hard mask from the first step on, what is outside decaying."""
-    return _trained(seed, lr, Config(**PATTERN, span=1e-9), decay)
+    return _trained(seed, lr, Config(kept=KEPT, group=GROUP, span=1e-9), decay)
 
 
 def _trained(seed: int, lr: float, config: Config, decay: float) -> float:

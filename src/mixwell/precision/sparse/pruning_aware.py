@@ -139,9 +139,8 @@ class PruningAware:
         """m [D]."""
         if self.fixed is not None:
             return self.fixed
-        theta = self.theta
-        if self.done >= self.config.held:
-            theta = theta.detach()
+        moving = self.done < self.config.held
+        theta = self.theta if moving else self.theta.detach()
         opened = torch.sigmoid(self.sharpness() * theta)
         return opened + max(HALF - self.done, 0.0)
 

@@ -240,3 +240,15 @@ def test_what_is_quantised_is_not_cut(entry):
     coded = convert(few, source, few.module().Config(group_size=8), fresh())
     with pytest.raises(MixwellError, match="is quantised"):
         convert(entry, coded, config, fresh(1), calibration())
+
+
+@pytest.mark.parametrize("entry", [e for e in cases("precision") if "zeros" in e.values[0].tags])
+def test_the_share_that_was_asked_for_is_zero_and_only_weights_of_blocks_are(results, entry):
+    source, result = cached(results, entry)
+    names = {name for name in source.tensors
+             if name.startswith("layers.") and "norm" not in name and "router" not in name}
+    gone = sum(int((result.tensors[name] == 0).sum()) for name in names)
+    config = entry.module().example(fresh())["config"]
+    assert gone == round(config.share * sum(source.tensors[name].numel() for name in names))
+    assert all(torch.equal(result.tensors[name], source.tensors[name]) for name in source.tensors.keys() - names)
+    assert not any(torch.equal(result.tensors[name], source.tensors[name]) for name in names)

@@ -84,7 +84,7 @@ def test_an_expert_without_tokens_is_harmless(generator):
 def test_refuses(generator):
     with pytest.raises(ValueError, match="num_experts is 0"):
         Config(hidden_dim=4, structure=LOW, num_experts=0)
-    with pytest.raises(MixwellError, match="unknown precision.structured method"):
+    with pytest.raises(MixwellError, match=r"unknown precision\.structured method"):
         StructuredBlocks(6, Config(hidden_dim=4, structure={"method": "low_rnak"}), generator)
     with pytest.raises(MixwellError, match=r"structure precision.structured.low_rank: rank is 5"):
         StructuredBlocks(6, Config(hidden_dim=4, structure={"method": "low_rank", "rank": 5}), generator)

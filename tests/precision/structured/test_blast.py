@@ -58,7 +58,8 @@ def slow_round(W, B, C, D, rate, delta):
 
 def test_a_round_is_three_preconditioned_steps_each_from_a_fresh_gradient(generator):
     W = torch.randn(6, 8, generator=generator, dtype=torch.float64)
-    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3, 4), (2, 4, 4), (4, 2, 2))]
+    shapes = (2, 3, 4), (2, 4, 4), (4, 2, 2)
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     found = _round(in_blocks(W, 2), Factors(*drawn), 0.3, Config(rank=4, delta=0.2))
     for one, other in zip(found, slow_round(in_blocks(W, 2), *drawn, 0.3, 0.2)):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)

@@ -12,7 +12,7 @@ from tests.contracts._tools import fresh
 
 def entry(P, Q, row, column, r):
     """W[(c, d), (a, b)] = sum_s Q[c, (a, s), d] P[a, b, (c, s)]."""
-    (m2, m1, _), (n1, _, n2) = P.shape, Q.shape
+    m1, n2 = P.shape[1], Q.shape[2]
     (c, d), (a, b) = divmod(row, n2), divmod(column, m1)
     return sum(Q[c, a * r + s, d] * P[a, b, c * r + s] for s in range(r))
 

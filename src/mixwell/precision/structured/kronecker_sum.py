@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.core.method import method
@@ -116,6 +116,8 @@ class KroneckerSum(Structured):
         channels = columns // area
         if config.algebra == "hamilton":
             self.register_buffer("algebra", hamilton())
+        elif n == 1:
+            self.algebra = nn.Parameter(torch.ones(1, 1, 1))
         else:
             self.algebra = normal_parameter((n, n, n), generator, n**-0.5)
         entry = self.own_std(std)

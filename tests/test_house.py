@@ -173,6 +173,7 @@ TAGS = {
               "checkpoints"},
     "adapters": {"matrix", "experts", "mixture", "inexact-start", "text"},
     "precision": {"budgeted", "codes", "nearest", "calibrated", "narrower"},
+    "precision.structured": {"factorises"},
     "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
     "scaling.laws": {"law", "budget"},
     "data.mixing": {"own"},

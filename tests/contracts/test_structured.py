@@ -85,7 +85,7 @@ def test_stands_in_models_trains_every_number_and_is_kept(entry, tmp_path):
     assert all(name.endswith(fixed) for name in untouched) if fixed else not untouched
     made.after_step([loss.routings])
     made.eval().save(tmp_path / "m")
-    again = LanguageModel.from_checkpoint(made.to_checkpoint())
+    again = LanguageModel.from_checkpoint(made.to_checkpoint()).eval()
     assert torch.equal(made(tokens).logits_BTV, again(tokens).logits_BTV)
     assert again.num_parameters() == made.num_parameters() >= made.num_parameters(active=True)
     low = made.cast(torch.bfloat16)(tokens).logits_BTV

@@ -27,11 +27,13 @@ def digits(seed: int, training: int = TRAINING) -> Digits:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    ink = torch.tensor(found.data, dtype=torch.float32) / 16
+    ink = torch.tensor(found.data, dtype=torch.float32)
+    ink = ink / 16
     label = torch.tensor(found.target)
     draws = generator(seed, "split")
     order = torch.randperm(len(label), generator=draws)
-    first, rest = order[:training], order[TRAINING:]
+    first = order[:training]
+    rest = order[TRAINING:]
     return ink[first], label[first], ink[rest], label[rest]
 
 
@@ -47,12 +49,13 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores [N, 10] of images [N, 64]."""
-        last = len(self.maps) - 1
+        count = len(self.maps)
         for place, (one, bias) in enumerate(zip(self.maps, self.biases)):
-            context = Context(layer=place, num_layers=len(self.maps), step=self.step, generator=self.draws)
-            x = one(x, context) + bias
-            if place < last:
+            if place:
                 x = x.relu()
+            context = Context(layer=place, num_layers=count, step=self.step, generator=self.draws)
+            x = one(x, context)
+            x = x + bias
         return x
 
     def penalty(self) -> Tensor:

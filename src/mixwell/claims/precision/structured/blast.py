@@ -36,7 +36,8 @@ CLAIM = Claim("Half the numbers hold more of a trained matrix as BLAST than as l
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Errors of all sides."""
     data = digits(seed)
-    trained = descend(net(seed, SIZES, WHOLE), data, seed, steps=300, lr=2e-3)
+    model = net(seed, SIZES, WHOLE)
+    trained = descend(model, data, seed, steps=300, lr=2e-3)
     weights = [trained.maps[place].weight.detach() for place in (1, 2)]
     found = {name: _mean(weights, seed, spec) for name, spec in SIDES.items()}
     plain = []

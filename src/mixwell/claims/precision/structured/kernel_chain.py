@@ -36,17 +36,22 @@ def waves(seed: int, name: str, count: int) -> tuple[Tensor, Tensor]:
     now = torch.zeros(count, CELLS, CELLS)
     for _ in range(BUMPS):
         x, y = torch.rand(2, count, 1, 1, generator=draws)
-        away = (line[:, None] - x).square() + (line - y).square()
+        across = line[:, None] - x
+        along = line - y
+        away = across.square() + along.square()
         height = torch.randn(count, 1, 1, generator=draws)
-        now = now + height * torch.exp(-60 * away)
+        bump = torch.exp(-60 * away)
+        now = now + height * bump
     frames = [now]
     before = now
     for _ in range(3 * APART):
         before, now = now, _later(before, now)
         frames.append(now)
     start = int(torch.randint(APART + 1, (1,), generator=draws))
-    first, second, third = frames[start], frames[start + APART], frames[start + 2 * APART]
-    return torch.stack([first, second], 1), (third - second)[:, None]
+    first, second, third = frames[start::APART][:3]
+    seen = torch.stack([first, second], 1)
+    ahead = third - second
+    return seen, ahead.unsqueeze(1)
 
 
 def _later(before: Tensor, now: Tensor) -> Tensor:
@@ -68,15 +73,21 @@ class Surrogate(nn.Module):
         self.biases = nn.ParameterList()
         for outputs, inputs in ((channels, 2), (channels, channels), (1, channels)):
             columns = inputs * KERNEL**2
-            made = build_structured(spec, [(outputs, columns)], draws, (2 / columns) ** 0.5)
+            shape = outputs, columns
+            std = (2 / columns) ** 0.5
+            made = build_structured(spec, [shape], draws, std)
             self.maps.append(made[0])
-            self.biases.append(torch.zeros(outputs, 1, 1))
+            bias = torch.zeros(outputs, 1, 1)
+            self.biases.append(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """The increment [B, 1, S, S]."""
+        margin = KERNEL // 2
         for place, (one, bias) in enumerate(zip(self.maps, self.biases)):
-            x = one.convolve(x, padding=KERNEL // 2) + bias
-            x = x if place == 2 else x.relu()
+            if place:
+                x = x.relu()
+            x = one.convolve(x, padding=margin)
+            x = x + bias
         return x
 
 

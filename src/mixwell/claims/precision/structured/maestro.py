@@ -54,7 +54,8 @@ def ordered(bench: Bench, seed: int, *, lr: float, penalty: float) -> dict[str, 
 def usual(bench: Bench, seed: int, *, lr: float) -> dict[str, float]:
     """Accuracy of a dense net, its maps cut to their leading singular parts, and whole."""
     data = digits(seed)
-    trained = descend(net(seed, SIZES, WHOLE), data, seed, steps=STEPS, lr=lr)
+    model = net(seed, SIZES, WHOLE)
+    trained = descend(model, data, seed, steps=STEPS, lr=lr)
     whole = accuracy(trained, data)
     _cut(trained)
     return {"cut": accuracy(trained, data), "whole": whole}
@@ -70,7 +71,8 @@ def _cut(model: Net) -> None:
     low_rank = registry.find("low_rank", "precision.structured")
     draws = torch.Generator()
     for one in list(model.maps)[:2]:
-        rank = _kept(min(one.weight.shape))
+        smaller = min(one.weight.shape)
+        rank = _kept(smaller)
         config = low_rank.module().Config(rank=rank)
         cut = low_rank.load().from_dense(one.weight, config, draws)
         one.weight.copy_(cut.dense())

@@ -28,12 +28,10 @@ def problem(seed: int, scattered: bool) -> Problem:
     """X [N, I], y [N] and the weights [I]."""
     draws = generator(seed, "runs", str(scattered))
     w = torch.zeros(COLUMNS, dtype=torch.float64)
-    places = torch.randperm(COLUMNS, generator=draws)[: RUNS * LONG]
+    places = torch.randperm(COLUMNS, generator=draws)
+    places = places[: RUNS * LONG]
     if not scattered:
-        block = COLUMNS // RUNS
-        offsets = torch.randint(block - LONG, (RUNS, 1), generator=draws)
-        starts = offsets + block * torch.arange(RUNS)[:, None]
-        places = (starts + torch.arange(LONG)).flatten()
+        places = _in_runs(draws)
     values = torch.randn(len(places), generator=draws, dtype=torch.float64)
     w[places] = values.sign()
     X = torch.randn(ROWS, COLUMNS, generator=draws, dtype=torch.float64)
@@ -43,12 +41,24 @@ def problem(seed: int, scattered: bool) -> Problem:
     return X, clean + quiet * noise, w
 
 
+def _in_runs(draws: torch.Generator) -> Tensor:
+    """Places of as many runs, each somewhere in its part of the columns."""
+    block = COLUMNS // RUNS
+    offsets = torch.randint(block - LONG, (RUNS,), generator=draws)
+    starts = offsets + block * torch.arange(RUNS)
+    places = starts[:, None] + torch.arange(LONG)
+    return places.flatten()
+
+
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Errors of both priors on runs and on scattered weights, and of the lasso."""
     runs = problem(seed, False)
     scattered = problem(seed, True)
-    return {"method": _error(runs, True), "baseline": _error(runs, False), "lasso": _lasso(runs),
-            "chain, scattered": _error(scattered, True), "independent, scattered": _error(scattered, False)}
+    found = {"method": _error(runs, True), "baseline": _error(runs, False)}
+    found["lasso"] = _lasso(runs)
+    found["chain, scattered"] = _error(scattered, True)
+    found["independent, scattered"] = _error(scattered, False)
+    return found
 
 
 def _error(given: Problem, chain: bool) -> float:

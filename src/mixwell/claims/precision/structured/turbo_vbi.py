@@ -45,8 +45,10 @@ def _in_runs(draws: torch.Generator) -> Tensor:
     """Places of as many runs, each somewhere in its part of the columns."""
     block = COLUMNS // RUNS
     offsets = torch.randint(block - LONG, (RUNS,), generator=draws)
-    starts = offsets + block * torch.arange(RUNS)
-    places = starts[:, None] + torch.arange(LONG)
+    parts = torch.arange(RUNS)
+    starts = offsets + block * parts
+    along = torch.arange(LONG)
+    places = starts[:, None] + along
     return places.flatten()
 
 

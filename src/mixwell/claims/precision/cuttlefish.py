@@ -23,13 +23,15 @@ from mixwell.precision.cuttlefish import Config, StableRanks, settled_rank
 SIZES = (64, 128, 128, 128, 10)
 WIDE = (0, 1, 2)  # numbers of the maps that may change
 EPOCHS, STEPS, WINDOW = 30, 25, 8
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
+DECAY = 3e-4  # of a map's squared norm, before the switch and after
+DECAYED = {**WHOLE, "decay": DECAY}
 
 
 def measure(bench: Bench, seed: int, *, lr: float, ranks: str = "own") -> dict[str, float]:
     """Accuracy, and the share of the dense net's numbers that is left; ranks: own, one, or dense for no switch."""
     data = digits(seed)
-    model = net(seed, SIZES, WHOLE)
+    model = net(seed, SIZES, [DECAYED, DECAYED, DECAYED, WHOLE])
     watch = StableRanks(WINDOW)
     whole = model.numbers()
     switched = ranks == "dense"
@@ -58,7 +60,7 @@ def _switch(model: Net, ranks: str) -> None:
     method: Any = registry.find("low_rank", "precision.structured")
     draws = torch.Generator()
     for place, weight, rank in zip(WIDE, weights, own):
-        config = method.module().Config(rank=rank)
+        config = method.module().Config(rank=rank, decay=DECAY)
         made = method.load().from_dense(weight, config, draws)
         model.maps[place] = made
 

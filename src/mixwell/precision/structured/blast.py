@@ -187,7 +187,8 @@ class Blast(Structured):
     @classmethod
     def from_dense(cls, weight: Tensor, config: Config, generator: torch.Generator) -> Self:
         """What the descent finds; a matrix of zeros raises `ValueError`."""
-        made = cls(*weight.shape, config, generator)
+        rows, columns = weight.shape
+        made = cls(rows, columns, config, generator)
         if not bool(weight.any()):
             raise ValueError("the matrix is nothing but zeros; expected one that was trained")
         found = factorise(weight, config, generator)

@@ -96,6 +96,7 @@ class BlockTensorTrain(Structured):
 
     factorises = True
     config: Config
+    first: nn.Parameter
 
     def __init__(self, rows: int, columns: int, config: Config, generator: torch.Generator | None = None,
                  std: float | None = None) -> None:
@@ -128,7 +129,8 @@ class BlockTensorTrain(Structured):
     @classmethod
     def from_dense(cls, weight: Tensor, config: Config, generator: torch.Generator) -> Self:
         """The nearest block tensor train of that rank; with `norm`, gains make up for what it cuts."""
-        made = cls(*weight.shape, config, generator)
+        rows, columns = weight.shape
+        made = cls(rows, columns, config, generator)
         factors = nearest(weight.double(), config.rank)
         with torch.no_grad():
             for name, factor, rate in zip(NAMES, factors, made.rates):

@@ -128,7 +128,8 @@ class KroneckerSum(Structured):
         """The nearest sum of so many products; a convolution's kernel raises `ValueError`."""
         if config.kernel:
             raise ValueError(f"kernel is {config.kernel}; a kernel is factorised by no rule here, only a matrix is")
-        made = cls(*weight.shape, config, generator)
+        rows, columns = weight.shape
+        made = cls(rows, columns, config, generator)
         wide = weight.double()
         with torch.no_grad():
             if config.algebra == "hamilton":

@@ -101,7 +101,8 @@ class LowRank(Structured):
     @classmethod
     def from_dense(cls, weight: Tensor, config: Config, generator: torch.Generator) -> Self:
         """The nearest matrix of that rank."""
-        made = cls(*weight.shape, config, generator)
+        rows, columns = weight.shape
+        made = cls(rows, columns, config, generator)
         with torch.no_grad():
             if made.right is None:
                 made.weight.copy_(weight)

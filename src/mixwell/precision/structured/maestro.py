@@ -131,7 +131,8 @@ class Maestro(Structured):
     @classmethod
     def from_dense(cls, weight: Tensor, config: Config, generator: torch.Generator) -> Self:
         """The leading singular parts in their order."""
-        made = cls(*weight.shape, config, generator)
+        rows, columns = weight.shape
+        made = cls(rows, columns, config, generator)
         left, right = halves(weight.double(), made.rank)
         with torch.no_grad():
             made.weight.copy_(left)

@@ -178,6 +178,7 @@ class TurboPosterior(Structured):
     precision: Tensor
     support: Tensor
     steps: Tensor
+    unit: Tensor  # the dense start's std
 
     def __init__(self, rows: int, columns: int, config: Config, generator: torch.Generator | None = None,
                  std: float | None = None) -> None:

@@ -42,7 +42,7 @@ class Net(nn.Module):
 
     def __init__(self, maps: Sequence[Structured], seed: int) -> None:
         super().__init__()
-        self.maps = nn.ModuleList(maps)
+        self.maps: Any = nn.ModuleList(maps)
         self.biases = nn.ParameterList(torch.zeros(one.rows) for one in maps)
         self.draws = generator(seed, "noise")  # of maps that draw in training
         self.step = 0

@@ -15,7 +15,7 @@ import torch
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side, no_worse
-from mixwell.claims.precision.structured._digits import WHOLE, Net, accuracy, descend, digits, net
+from mixwell.claims.precision._digit_nets import WHOLE, Net, accuracy, descend, digits, net
 from mixwell.claims.premise import Untestable
 from mixwell.core import registry
 from mixwell.precision.cuttlefish import Config, StableRanks, settled_rank
@@ -23,7 +23,7 @@ from mixwell.precision.cuttlefish import Config, StableRanks, settled_rank
 SIZES = (64, 128, 128, 128, 10)
 WIDE = (0, 1, 2)  # numbers of the maps that may change
 EPOCHS, STEPS, WINDOW = 30, 25, 8
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (8e-3, 1e-2, 1.3e-2)
 DECAY = 3e-4  # of a map's squared norm, before the switch and after
 DECAYED = {**WHOLE, "decay": DECAY}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.precision.structured._digits import WHOLE, descend, digits, net
+from mixwell.claims.precision._digit_nets import WHOLE, descend, digits, net
 from mixwell.core.rng import generator
 from mixwell.mixing.structured import structure
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.structured._digits import accuracy, descend, digits
+from mixwell.claims.precision._digit_nets import accuracy, descend, digits
 from mixwell.core.rng import generator
 from mixwell.mixing import build_structured
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side, no_worse
 from mixwell.claims.grids import finer
-from mixwell.claims.precision.structured._digits import WHOLE, Net, accuracy, descend, digits, net
+from mixwell.claims.precision._digit_nets import WHOLE, Net, accuracy, descend, digits, net
 from mixwell.core import registry
 from mixwell.precision.structured.maestro import distilled_loss, drawn_pair
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.structured._digits import WHOLE, accuracy, descend, digits, net
+from mixwell.claims.precision._digit_nets import WHOLE, accuracy, descend, digits, net
 
 WIDE, SMALL = (64, 256, 256, 10), (64, 10, 10, 10)
 SHARED = {"method": "parameter_sharing", "ratio": 0.01}

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.structured._digits import TRAINING, WHOLE, accuracy, descend, digits, net
+from mixwell.claims.precision._digit_nets import TRAINING, WHOLE, accuracy, descend, digits, net
 
 SIZES = (64, 128, 128, 10)
 STEPS = 400

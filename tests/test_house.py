@@ -174,6 +174,7 @@ TAGS = {
     "adapters": {"matrix", "experts", "mixture", "inexact-start", "text"},
     "precision": {"budgeted", "codes", "nearest", "calibrated", "narrower", "zeros"},
     "precision.sparse": {"weights", "static", "format", "search"},
+    "precision.structured": {"factorises"},
     "sequence": {"recurrent", "positions", "router", "estimated-gradient"},
     "scaling.laws": {"law", "budget"},
     "data.mixing": {"own"},

@@ -17,7 +17,7 @@ from mixwell.run import recipe
 
 ENTRIES = registry.entries()
 VALUES = {"num_heads": "4", "vocab_size": "2048", "sizes": "[1, 1, 1, 1, 1, 1, 1, 1]", "num_keys": "64",
-          "members": "[0, 1, 2, 3, 4, 5, 6, 7]"}
+          "members": "[0, 1, 2, 3, 4, 5, 6, 7]", "structure": "{method: low_rank, rank: 16}"}
 BY_VALUE = "experts.layers.stratified"  # its constructor computes with a tensor, so that no recipe can check its shape
 APART = ("adapters", "convert", "precision", "merge")  # whose recipes have stages
 IN_RECIPES = [e for e in ENTRIES if e.family in usage.RECIPES and e.family not in APART and e.name != BY_VALUE]

@@ -18,6 +18,8 @@ RECIPES = {  # family -> the entry of a recipe that names a method of it
     "adapters": "stages: [{{id: base, train: {{tokens: 1M}}}}, {{id: tuned, adapt: {name}{options}, tokens: 1M}}]",
     "convert": "stages: [{{id: new, convert: {name}{options}}}]",
     "precision": "stages: [{{id: small, compress: {name}{options}}}]",
+    "precision.structured": "model: {{dim: 288, channel_mixer: {{method: experts.layers.structured, hidden_dim: 1152, "
+                            "structure: {{method: {name}{options}}}}}}}",
     "merge": "stages: [{{id: a, train: {{tokens: 1M}}}}, {{id: b, train: {{tokens: 1M}}}}, "
              "{{id: both, from: [a, b], merge: {name}{options}}}]",
 }

@@ -25,8 +25,10 @@ from mixwell.mixing.parameters import (
     normal_parameter,
 )
 from mixwell.mixing.router import Router
+from mixwell.mixing.structured import Structured, build_structured
 
-__all__ = ["BalanceRule", "Mixed", "Router", "SequenceMixed", "apply_balance", "build_balance", "build_dropout",
-           "build_overflow", "build_router", "check_above", "check_below", "check_choice", "check_k", "check_least",
-           "check_most", "check_not_negative", "check_one_of", "check_rate", "default_balance", "empty",
-           "normal_parameter", "normalised", "renormalises", "select", "softmax_top_k", "to_slots"]
+__all__ = ["BalanceRule", "Mixed", "Router", "SequenceMixed", "Structured", "apply_balance", "build_balance",
+           "build_dropout", "build_overflow", "build_router", "build_structured", "check_above", "check_below",
+           "check_choice", "check_k", "check_least", "check_most", "check_not_negative", "check_one_of", "check_rate",
+           "default_balance", "empty", "normal_parameter", "normalised", "renormalises", "select", "softmax_top_k",
+           "to_slots"]

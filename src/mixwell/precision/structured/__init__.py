@@ -1,0 +1,1 @@
+"""Structured matrices in the place of dense linear maps. The contract is `mixing.structured.Structured`."""

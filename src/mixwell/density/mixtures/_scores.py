@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from mixwell.core.files import write_bytes
 from mixwell.density._options import Configured
+from mixwell.density.mixtures.em.exported import Graph
 from mixwell.density.mixtures.em.inputs import checked_weights, open_input
 from mixwell.density.mixtures.em.loop import Family, Params
 from mixwell.density.mixtures.em.rows import Rows
@@ -78,6 +81,23 @@ class Scores(DensityMixin, Configured):
     def predict_proba(self, X: Any) -> Any:
         """Responsibilities (N, K); an error before `fit`."""
         return self._emit(self._responsibilities(self._rows(X)), X)
+
+    def to_onnx(self, path: str | Path) -> Path:
+        """Write an ONNX model with the input `X` (N, D) and the outputs `labels` (N,) and `responsibilities` (N, K).
+
+        All of them are in float64; rows lack no value. Raises a `ValueError` for a mixture that has no such form, a
+        `MixwellError` where the onnx package is not there, a `NotFittedError` before a fit.
+        """
+        check_is_fitted(self)
+        graph = Graph()
+        log_joint_KN = self._log_joint_graph(graph)
+        model = graph.serialised(log_joint_KN, self.n_features_in_)
+        return write_bytes(path, model)
+
+    def _log_joint_graph(self, graph: Graph) -> str:
+        """Log weights plus log densities (K, N) of the rows, up to what all components share."""
+        raise ValueError(f"{type(self).__name__} has no ONNX form; expected a GaussianMixture, StudentTMixture, "
+                         "PoissonMixture or ExponentialMixture.")
 
     def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
         """Rows (n_samples, D) drawn from the mixture, grouped by component, and their components (n_samples,).

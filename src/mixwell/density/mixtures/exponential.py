@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._gaussian import TINY
-from mixwell.density.mixtures._columns import CountMixture
+from mixwell.density.mixtures._graphs import LinearMixture
 from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures.em.columns import ExponentialColumns
 from mixwell.density.mixtures.em.loop import Params
@@ -49,7 +49,7 @@ class Exponential(ExponentialColumns):
 
 
 @method(title="Exponential mixture", year=1982, tags={"estimator", "mixture", "missing", "online", "positive"})
-class ExponentialMixture(CountMixture, config=MixtureConfig):
+class ExponentialMixture(LinearMixture, config=MixtureConfig):
     """Mixture of independent exponential variables; NaN marks a missing one. Parameters as `GaussianMixture`'s."""
 
     _attributes: ClassVar[dict[str, str]] = {"scales": "scales_"}

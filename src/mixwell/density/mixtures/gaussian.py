@@ -33,12 +33,13 @@ from typing import Any
 import torch
 
 from mixwell.core.method import method
-from mixwell.density.mixtures._normal import NormalConfig, NormalMixture
+from mixwell.density.mixtures._graphs import EllipticalMixture
+from mixwell.density.mixtures._normal import NormalConfig
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
 @method(title="Gaussian mixture", year=1977, tags={"estimator", "mixture", "missing", "online"})
-class GaussianMixture(NormalMixture, config=NormalConfig):
+class GaussianMixture(EllipticalMixture, config=NormalConfig):
     """Gaussian mixture with scikit-learn's interface: same parameters, defaults, attributes, warnings and errors.
 
     Parameters beyond scikit-learn's: `covariance_type` may be one of mclust's fourteen models, "EII" to "VVV";

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from mixwell.core.method import method
-from mixwell.density.mixtures._columns import CountMixture, draw_counts
+from mixwell.density.mixtures._columns import draw_counts
+from mixwell.density.mixtures._graphs import LinearMixture
 from mixwell.density.mixtures._parts import MixtureConfig
 from mixwell.density.mixtures.em.columns import ExponentialColumns
 from mixwell.density.mixtures.em.loop import Params
@@ -55,7 +56,7 @@ class Poisson(ExponentialColumns):
 
 
 @method(title="Poisson mixture", year=2005, tags={"estimator", "mixture", "missing", "online", "counts"})
-class PoissonMixture(CountMixture, config=MixtureConfig):
+class PoissonMixture(LinearMixture, config=MixtureConfig):
     """Mixture of independent Poisson counts; NaN marks a missing count. Parameters as `GaussianMixture`'s."""
 
     _attributes: ClassVar[dict[str, str]] = {"rates": "rates_"}

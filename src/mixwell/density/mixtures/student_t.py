@@ -27,13 +27,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import gammaln
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from mixwell.core.method import method
 from mixwell.density._gaussian import LOG_2PI, log_diagonal, log_positive
-from mixwell.density.mixtures._normal import NormalConfig, NormalMixture
+from mixwell.density.mixtures._graphs import EllipticalMixture
+from mixwell.density.mixtures._normal import NormalConfig
 from mixwell.density.mixtures._scores import as_array
+from mixwell.density.mixtures.em.exported import Graph
 from mixwell.density.mixtures.em.gaussian import Gaussian, GaussianKernel, Level
 from mixwell.density.mixtures.em.kernels import MATRICES, Moments
 from mixwell.density.mixtures.em.loop import Params, Tally
@@ -187,11 +190,11 @@ class Config(NormalConfig):
 
 
 @method(title="Student-t mixture", year=2000, tags={"estimator", "mixture", "missing", "online"})
-class StudentTMixture(NormalMixture, config=Config):
+class StudentTMixture(EllipticalMixture, config=Config):
     """Mixture of t distributions. `fixed` also knows "dofs"; options in `Config`, others as `GaussianMixture`'s."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **NormalMixture._parameter_constraints,
+        **EllipticalMixture._parameter_constraints,
         "dof_init": [Interval(Real, 0.0, None, closed="neither")],
         "min_dof": [Interval(Real, 0.0, LARGEST_DOF, closed="neither")],
     }
@@ -214,6 +217,16 @@ class StudentTMixture(NormalMixture, config=Config):
     def _publish(self, family: Gaussian, params: Params, like: Any) -> None:  # type: ignore[override]
         super()._publish(family, params, like)
         self.dofs_ = self._emit(params["dofs"].to(self._dtype), like)
+
+    def _profile_graph(self, graph: Graph, distance: str, constant_K: np.ndarray) -> str:
+        D = self.n_features_in_
+        dofs_K = as_array(self.dofs_).astype(float)
+        half_K = 0.5 * (dofs_K + D)
+        ratio = graph.scaled(distance, 1 / dofs_K, np.ones_like(dofs_K))
+        log_ratio = graph.add("Log", ratio)
+        gammas_K = gammaln(half_K) - gammaln(0.5 * dofs_K)
+        log_scale_K = 0.5 * D * np.log(dofs_K)
+        return graph.scaled(log_ratio, -half_K, constant_K + gammas_K - log_scale_K)
 
     def _n_parameters(self) -> int:
         own = {"dofs": len(self.dofs_)}

@@ -286,7 +286,6 @@ class FunctionalTucker(Configured, RegressorMixin, BaseEstimator, config=Config)
         run = highest([climbed(entries, start, config) for start in starts])
         self._state: State = run.state
         self.lower_bounds_ = run.bounds
-        self.n_iter_ = len(run.bounds)
         self.converged_ = run.converged
         self.core_ = run.state.core.mean_P.reshape((config.rank,) * X.shape[1])
         self.noise_std_ = self.scale_ * math.sqrt(run.state.rate / run.state.shape)

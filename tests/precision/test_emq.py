@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mixwell.core.errors import MixwellError
-from mixwell.precision._proxies import GENES, SNIP, TRACE, Bank, Evolution, Known, evolved, scores, unlike, words
 from mixwell.precision.bits import at_width, places_of
 from mixwell.precision.emq import Config, counted, emq, example, gradients, known, promises, sensitivities, tried
+from mixwell.precision.proxies import GENES, SNIP, TRACE, Bank, Evolution, Known, evolved, scores, unlike, words
 from tests.contracts._conversions import calibration
 from tests.precision.test_ohq import nats_apart, outspoken
 

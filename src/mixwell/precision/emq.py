@@ -35,9 +35,9 @@ from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision import bits
 from mixwell.precision._divergence import kl, tokens_of
 from mixwell.precision._parts import named, quantised_example
-from mixwell.precision._proxies import INPUTS, Bank, Evolution, Known, evolved, scores, words
 from mixwell.precision._statistics import Statistic, gathered
 from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, by_weight, names_of, part, places_of
+from mixwell.precision.proxies import INPUTS, Bank, Evolution, Known, evolved, scores, words
 
 FEWEST = 6  # mixes of a bank, half of which are for the check
 

@@ -13,9 +13,9 @@ from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
 from mixwell.claims.precision._weighing import trained
 from mixwell.core.rng import generator
-from mixwell.precision._proxies import SNIP, TRACE, Evolution, evolved, scores
 from mixwell.precision.bits import places_of
 from mixwell.precision.emq import Config, known, tried
+from mixwell.precision.proxies import SNIP, TRACE, Evolution, evolved, scores
 from mixwell.run.stages.convert import training_windows
 
 CLAIM = Claim("Evolved proxies rank mixes better than trace and SNIP.", "Spearman's correlation with the quality",

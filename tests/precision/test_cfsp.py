@@ -28,6 +28,19 @@ def test_importance_is_the_mean_angle_between_what_a_layer_reads_and_leaves(gene
     torch.testing.assert_close(found, total / count)
 
 
+def test_streams_begin_with_the_embedding_and_end_before_the_last_norm(generator):
+    checkpoint, text = dense_model(generator), calibration(rows=2)
+    (streams,) = text.streams(checkpoint)
+    (tokens,) = text.batches
+    embedded = checkpoint.tensors["embed.weight"][tokens.flatten()]
+    torch.testing.assert_close(streams[0], embedded)
+    last = streams[-1].double()
+    normed = last / (last.square().mean(-1, keepdim=True) + 1e-5).sqrt() * checkpoint.tensors["norm.weight"]
+    found = normed @ checkpoint.tensors["head.weight"].double().T
+    torch.testing.assert_close(found, logits(checkpoint, tokens).flatten(0, 1), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(streams[0], streams[1])
+
+
 @pytest.mark.parametrize("share, spread", [(0.3, 1.0), (0.5, 40.0), (0.1, 40.0)])
 def test_shares_are_the_sigmoids_over_their_mean_and_leave_no_layer_whole(share, spread):
     turned = [0.12, 0.05, 0.31, 0.07]

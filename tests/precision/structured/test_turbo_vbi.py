@@ -95,7 +95,7 @@ def test_regression_finds_runs_that_an_independent_prior_misses():
     for seed in (0, 2):
         X, y, w = problem(torch.Generator().manual_seed(seed))
         for chain in errors:
-            fit = regression(X, y, Config(start=0.03, stop=0.17, chain=chain, rounds=30))
+            fit = regression(X, y, Config(start=0.03, stop=0.17, chain=chain, rounds=30, warm=100))
             errors[chain] += float((fit.mean - w).square().sum())
     assert errors[True] < 0.6 * errors[False]
 

@@ -19,8 +19,8 @@ Mixture Estimation and Model-Based Clustering (`shrinkage`).
 
 **Differs:** a component that no row belongs to keeps its mean and covariance (weight 0). A step whose covariances are
 too narrow for float32 or for expanded squares is computed again in float64, or about the components' own means. With
-`shrinkage` the priors are N(mean of the data, Sigma / shrinkage) and an inverse Wishart of D + 2 degrees of freedom whose
-scale is the columns' variances over K^(2 / D), where mclust takes their covariance, or one number for all columns.
+`shrinkage` the priors are N(mean of the data, Sigma / shrinkage) and an inverse Wishart of D + 2 degrees of freedom,
+whose scale is the columns' variances over K^(2 / D), where mclust takes their covariance, or one number for all.
 
 **Fails when:** `reg_covar` is 0 and a component collapses onto fewer than D + 1 distinct points (`ValueError`); online
 EM sums squares about one origin, so components narrower than 1e-6 of the data's spread lose digits there.

@@ -519,3 +519,12 @@ def test_columns_beyond_the_quadratic_features(kind, columns):
     options = {"covariance_type": kind, "reg_covar": 0.5, "max_iter": 1, "random_state": 0}
     ours, theirs = GaussianMixture(1, **options).fit(x), Reference(1, **options).fit(x)
     np.testing.assert_allclose(ours.score_samples(x), theirs.score_samples(x), rtol=1e-6)
+
+
+def test_shrinkage_draws_means_to_the_middle_and_none_is_plain_em():
+    x = np.vstack([np.random.default_rng(0).normal(m, 1, (30, 2)) for m in (-4, 4)])
+    plain = GaussianMixture(2, random_state=0).fit(x)
+    none = GaussianMixture(2, random_state=0, shrinkage=0.0).fit(x)
+    some = GaussianMixture(2, random_state=0, shrinkage=10.0).fit(x)
+    np.testing.assert_array_equal(none.means_, plain.means_)
+    assert np.abs(some.means_ - x.mean(0)).max() < 0.8 * np.abs(plain.means_ - x.mean(0)).max()

@@ -14,10 +14,13 @@ Jordan (1994), Supervised Learning from Incomplete Data via an EM Approach (miss
 On-line Expectation-Maximization Algorithm for Latent Data Models, arXiv:0712.4273 (`partial_fit`, `batch_size`);
 Celeux, Govaert (1995), Gaussian Parsimonious Clustering Models (the models with three letters);
 Flury, Gautschi (1986), An Algorithm for Simultaneous Orthogonal Transformation of Several Positive Definite Symmetric
-Matrices to Nearly Diagonal Form (rotations of EVE and VVE).
+Matrices to Nearly Diagonal Form (rotations of EVE and VVE); Fraley, Raftery (2007), Bayesian Regularization for Normal
+Mixture Estimation and Model-Based Clustering (`shrinkage`).
 
 **Differs:** a component that no row belongs to keeps its mean and covariance (weight 0). A step whose covariances are
-too narrow for float32 or for expanded squares is computed again in float64, or about the components' own means.
+too narrow for float32 or for expanded squares is computed again in float64, or about the components' own means. With
+`shrinkage` the priors are N(mean of the data, Sigma / shrinkage) and an inverse Wishart of D + 2 degrees of freedom,
+whose scale is the columns' variances over K^(2 / D), where mclust takes their covariance, or one number for all.
 
 **Fails when:** `reg_covar` is 0 and a component collapses onto fewer than D + 1 distinct points (`ValueError`); online
 EM sums squares about one origin, so components narrower than 1e-6 of the data's spread lose digits there.
@@ -28,27 +31,57 @@ pattern of missing values adds O(K D^3).
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
+from sklearn.utils._param_validation import Interval
 
 from mixwell.core.method import method
 from mixwell.density.mixtures._graphs import EllipticalMixture
 from mixwell.density.mixtures._normal import NormalConfig
+from mixwell.density.mixtures.em.gaussian import Gaussian
+from mixwell.density.mixtures.em.models import MODELS
+from mixwell.density.mixtures.em.penalised import PenalisedGaussian
 from mixwell.density.values.gaussian_mixture import GaussianMixtureDensity
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config(NormalConfig):
+    """Options beside those of mixtures with means and covariances."""
+
+    shrinkage: float = 0.0  # rows that priors on means are worth; above 0 covariances have priors, too
+
+
 @method(title="Gaussian mixture", year=1977, tags={"estimator", "mixture", "missing", "online"})
-class GaussianMixture(EllipticalMixture, config=NormalConfig):
+class GaussianMixture(EllipticalMixture, config=Config):
     """Gaussian mixture with scikit-learn's interface: same parameters, defaults, attributes, warnings and errors.
 
     Parameters beyond scikit-learn's: `covariance_type` may be one of mclust's fourteen models, "EII" to "VVV";
     `reg_covar` may be "scale" (1e-6 of each column's variance); `fixed` names what
     is held at its starting value ("weights", "means", "covariances"); `batch_size` fits by online EM over batches of
     that many rows, with `learning_decay` and `learning_offset` (see `partial_fit`); `init_size` computes the start
-    from that many random rows. `fit` takes `sample_weight`; NaN marks a missing value (exact EM over what was
-    observed); X may be a tensor, a memory map or Parquet files (see `fit`).
+    from that many random rows; `shrinkage` above 0 (mclust: 0.01) fits the mode under conjugate priors, so that no
+    component collapses, and `lower_bound_` then holds the log prior up to a constant. `fit` takes
+    `sample_weight`; NaN marks a missing value (exact EM over what was observed); X may be a tensor, a memory map or
+    Parquet files (see `fit`).
     """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **EllipticalMixture._parameter_constraints,
+        "shrinkage": [Interval(Real, 0.0, None, closed="left")],
+    }
+
+    def _make_family(self, *arguments: Any) -> Gaussian:
+        if not self.shrinkage:
+            return super()._make_family(*arguments)
+        if self.covariance_type in MODELS:
+            raise ValueError(f"shrinkage={self.shrinkage} with covariance_type={self.covariance_type!r}; priors are "
+                             "for 'full', 'tied', 'diag', 'spherical', and VVV, EEE, VVI, VII.")
+        family = PenalisedGaussian(*arguments)
+        family.begin(self.shrinkage, self.n_components)
+        return family
 
     def as_density(self) -> GaussianMixtureDensity:
         """The fitted mixture as a value that can be multiplied, conditioned, reduced and compared."""

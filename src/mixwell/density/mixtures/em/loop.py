@@ -42,6 +42,10 @@ class Family(ABC):
         """The way whose statistics can be averaged over batches."""
         return None
 
+    def log_prior(self, params: Params) -> Tensor | float:
+        """Log prior density (S,) of parameters, up to a constant, in nats."""
+        return 0.0
+
     @abstractmethod
     def kernel(self, params: Params | None, level: Any) -> Any:
         """An object with `rows(S * K)`, `joint(piece) -> (state, log_joint_SKB)` and `tally(state, resp_SKB)`."""
@@ -124,7 +128,10 @@ def step(workers: Workers, family: Family, rows: Rows, weights_N: Tensor | None,
         pieces = rows.pieces(kernel.rows(batch))
         tally = expect(workers, kernel, pieces, weights_N, assign).over(rows.processes)
         new = family.maximise(tally, params, level)
-        bound_S = tally.log_likelihood_S / tally.weight
+        bound_S = tally.log_likelihood_S
+        if params is not None:
+            bound_S = bound_S + family.log_prior(params)
+        bound_S = bound_S / tally.weight
         if family.trusts(new, level):
             return new, bound_S
         if assign is not None:

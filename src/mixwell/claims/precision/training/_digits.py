@@ -1,0 +1,126 @@
+"""What the claims of this family share: scikit-learn's digits, and nets whose products a method takes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixwell.core import registry
+from mixwell.core.config import from_dict
+from mixwell.core.rng import generator
+
+TRAIN, CLASSES = 1200, 10
+Map = Callable[[Tensor, Tensor], Tensor]
+
+
+class Digits(NamedTuple):
+    """Images [N, 64] from -1 to 1 with their classes; the last 597 are held out."""
+
+    x: Tensor
+    y: Tensor
+    held_x: Tensor
+    held_y: Tensor
+
+
+@functools.cache
+def digits() -> Digits:
+    """The data set, in one drawn order."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    order = torch.randperm(len(found.target), generator=generator(0, "digits"))
+    x = torch.tensor(found.data, dtype=torch.float32)[order] / 8 - 1
+    y = torch.tensor(found.target)[order]
+    return Digits(x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:])
+
+
+def plain(x: Tensor, weight: Tensor) -> Tensor:
+    """The product in float32."""
+    return F.linear(x, weight)
+
+
+class Net(nn.Module):
+    """Layers of rectified products, the last one without."""
+
+    def __init__(self, widths: Sequence[int], seed: int, arithmetic: str = "", **options: Any) -> None:
+        super().__init__()
+        draws = generator(seed, "net")
+        shapes = list(zip(widths[1:], widths))
+        self.weights = nn.ParameterList(torch.randn(shape, generator=draws) * (2 / shape[1]) ** 0.5 for shape in shapes)
+        self.biases = nn.ParameterList(torch.zeros(shape[0]) for shape in shapes)
+        self.products = nn.ModuleList(product_of(arithmetic, shape, draws, **options) for shape in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, classes]."""
+        last = len(self.weights) - 1
+        for place, (take, weight, bias) in enumerate(zip(self.products, self.weights, self.biases)):
+            y = take(x, weight) + bias
+            x = y if place == last else y.relu()
+        return x
+
+
+class Plain(nn.Module):
+    """The product in float32 as a module."""
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x W^T."""
+        return plain(x, weight)
+
+
+def product_of(arithmetic: str, shape: tuple[int, int], draws: torch.Generator, **options: Any) -> nn.Module:
+    """A product by name, the plain one by none."""
+    if not arithmetic:
+        return Plain()
+    entry = registry.find(arithmetic, "precision.training")
+    config = from_dict(entry.module().Config, options)
+    made: nn.Module = entry.load()(shape, config, draws)
+    return made
+
+
+def batches(seed: int, steps: int, size: int) -> list[Tensor]:
+    """Rows of each step, drawn anew."""
+    draws = generator(seed, "batches")
+    return [torch.randint(TRAIN, (size,), generator=draws) for _ in range(steps)]
+
+
+def rate(lr: float, step: int, steps: int) -> float:
+    """A learning rate that falls to 0 along a line over the second half."""
+    left = 2 * (steps - step) / steps
+    return lr * min(1.0, left)
+
+
+def trained(net: nn.Module, seed: int, lr: float, steps: int, step_of: Callable[[float], None], size: int = 64) -> None:
+    """Train a net; `step_of(lr)` moves it once its gradients are there."""
+    found = digits()
+    net.train()
+    for step, rows in enumerate(batches(seed, steps, size)):
+        loss = F.cross_entropy(net(found.x[rows]), found.y[rows])
+        loss.backward()
+        step_of(rate(lr, step, steps))
+
+
+def adam(net: nn.Module) -> Callable[[float], None]:
+    """A step of Adam in float32."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=1.0)
+
+    def move(lr: float) -> None:
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return move
+
+
+@torch.no_grad()
+def weighed(net: nn.Module) -> dict[str, float]:
+    """Held-out loss in nats and accuracy."""
+    found = digits()
+    logits = net.eval()(found.held_x)
+    right = logits.argmax(-1) == found.held_y
+    loss = F.cross_entropy(logits, found.held_y)
+    return {"loss": float(loss), "accuracy": float(right.float().mean())}

@@ -1,0 +1,77 @@
+"""Munit scaling: eight-bit products without any scale at the quality of the same net in float32.
+
+Paper: μnit Scaling: Simple and Scalable FP8 LLM Training.
+Tried: digits, a stream of 96 with two residual branches of two products (GELU, norm at the end, tau 0.4), first and
+last product in float32 as in the paper, 200 steps of Adam on 256 images: hidden products in eight bits against float32;
+the learning rate is tuned for all sides. Against it: more than half a point of accuracy lost. Beside: a usual start (He,
+norm before the branch) with products cast without scales, whose accuracy has to be behind.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixwell.claims.bench import Bench
+from mixwell.claims.claim import Claim, Comparison, Side
+from mixwell.claims.precision.training._digits import adam, product_of, trained, weighed
+from mixwell.core.rng import generator
+from mixwell.precision.training.unit_scaling import multiplier, residual
+
+WIDTH, BRANCHES, TAU, STEPS, SIZE = 96, 2, 0.4, 200, 256
+RATES = (0.01, 0.03, 0.1)
+USUAL_RATES = (0.0003, 0.001, 0.003)
+Start = Literal["unit", "usual"]
+
+
+class Stream(nn.Module):
+    """A residual net of one of two starts."""
+
+    def __init__(self, start: Start, eight_bits: bool, seed: int) -> None:
+        super().__init__()
+        draws = generator(seed, "stream")
+        self.start = start
+        shape = (WIDTH, WIDTH)
+        spread = 1.0 if start == "unit" else (2 / WIDTH) ** 0.5
+        self.into = nn.Parameter(torch.randn(WIDTH, 64, generator=draws))
+        self.hidden = nn.ParameterList(torch.randn(shape, generator=draws) * spread for _ in range(2 * BRANCHES))
+        self.head = nn.Parameter(torch.randn(10, WIDTH, generator=draws))
+        name, options = ("unit_scaling", {"eight_bits": eight_bits}) if start == "unit" else (
+            "float8" if eight_bits else "", {"scaled": False} if eight_bits else {})
+        self.take = product_of(name, shape, draws, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, 10]."""
+        h = F.linear(x, self.into) * multiplier(64)
+        pairs = zip(self.hidden[::2], self.hidden[1::2])
+        for up, down in pairs:
+            h = self._behind(h, up, down)
+        normed = F.layer_norm(h, (WIDTH,))
+        return F.linear(normed, self.head) * multiplier(WIDTH, "head" if self.start == "unit" else "hidden")
+
+    def _behind(self, h: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        if self.start == "unit":
+            inner = F.gelu(self.take(h, up))
+            return residual(h, self.take(inner, down), TAU)
+        normed = F.layer_norm(h, (WIDTH,))
+        inner = F.gelu(self.take(normed, up))
+        return h + self.take(inner, down)
+
+
+def quality(bench: Bench, seed: int, *, lr: float, start: Start, eight_bits: bool) -> dict[str, float]:
+    """Held-out loss and accuracy."""
+    net = Stream(start, eight_bits, seed)
+    trained(net, seed, lr, STEPS, adam(net), SIZE)
+    return weighed(net)
+
+
+CLAIM = Claim(
+    "Munit scaling in eight bits loses less than half a point of accuracy.", "held-out accuracy", quantity="accuracy",
+    lower_is_better=False, at_least=-0.005,
+    provided=(Comparison(quantity="accuracy", baseline="usual start, cast", lower_is_better=False),),
+    sides={"method": Side(quality, {"start": "unit", "eight_bits": True}, {"lr": RATES}),
+           "baseline": Side(quality, {"start": "unit", "eight_bits": False}, {"lr": RATES}),
+           "usual start, cast": Side(quality, {"start": "usual", "eight_bits": True}, {"lr": USUAL_RATES})})

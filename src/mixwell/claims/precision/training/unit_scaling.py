@@ -23,7 +23,7 @@ from mixwell.precision.training.unit_scaling import multiplier, residual
 
 WIDTH, BRANCHES, TAU, STEPS, SIZE = 96, 2, 0.4, 200, 256
 RATES = (0.01, 0.03, 0.1)
-USUAL_RATES = (0.0003, 0.001, 0.003)
+USUAL_RATES = (0.001, 0.003, 0.01)
 Start = Literal["unit", "usual"]
 
 

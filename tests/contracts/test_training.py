@@ -63,7 +63,12 @@ MIXTURE = {"method": "moe", "num_experts": 3, "hidden_dim": 8, "router": {"metho
 @pytest.fixture(scope="module")
 def model():
     config = ModelConfig(vocab_size=13, dim=16, num_layers=1, num_heads=2, channel_mixer=MIXTURE)
-    return LanguageModel(config, fresh(2))
+    made = LanguageModel(config, fresh(2))
+    with torch.no_grad():
+        for parameter in made.layers.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(50)  # to a spread of one, as fixed multipliers ask for
+    return made
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

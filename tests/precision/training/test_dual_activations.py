@@ -22,7 +22,8 @@ def test_means_of_blocks_the_last_ones_shorter():
     assert low.shape == (1, 1, 3, 2)
     for i in range(3):
         for j in range(2):
-            part = [maps[0, 0, r, c].item() for r in range(2 * i, min(2 * i + 2, 5)) for c in range(2 * j, min(2 * j + 2, 3))]
+            rows, columns = range(2 * i, min(2 * i + 2, 5)), range(2 * j, min(2 * j + 2, 3))
+            part = [maps[0, 0, r, c].item() for r in rows for c in columns]
             assert low[0, 0, i, j].item() == pytest.approx(sum(part) / len(part), rel=1e-5)
     whole = spread(low, 5, 3, 2)
     assert whole.shape == maps.shape and whole[0, 0, 4, 2] == low[0, 0, 2, 1]

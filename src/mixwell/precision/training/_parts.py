@@ -45,7 +45,9 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return (grad if ctx.back is None else ctx.back(grad)), None, None
+        if ctx.back is not None:
+            grad = ctx.back(grad)
+        return grad, None, None
 
 
 def cast(value: Tensor, forth: Cast | None = None, back: Cast | None = None) -> Tensor:
@@ -82,6 +84,8 @@ def sign(value: Tensor) -> Tensor:
 
 def product_example(generator: torch.Generator, config: Any) -> dict[str, Any]:
     """A weight [6, 8] and two rows of five positions."""
+    shape = (6, 8)
     x = torch.randn(2, 5, 8, generator=generator)
-    weight = torch.randn(6, 8, generator=generator) * 0.3
-    return {"shape": (6, 8), "config": config, "generator": generator, "x": x, "weight": weight}
+    drawn = torch.randn(shape, generator=generator)
+    weight = 0.3 * drawn
+    return {"shape": shape, "config": config, "generator": generator, "x": x, "weight": weight}

@@ -44,7 +44,10 @@ class Change:
         return bias
 
     def __getitem__(self, expert: int | None) -> Change:
-        return self if expert is None else Change([self._products[expert]])
+        if expert is None:
+            return self
+        own = self._products[expert]
+        return Change([own])
 
     def unbind(self) -> list[Change]:
         """Of each expert."""
@@ -67,8 +70,8 @@ def attach(model: nn.Module, name: str, options: Mapping[str, Any] | None = None
            generator: torch.Generator | None = None) -> int:
     """Take every product of the model's blocks as the method `name` of this family does; returns how many matrices.
 
-    Heads, embeddings, routers and norms stay as they are. A weight that is not float32, one that has something beside it
-    already, and a model without any raise `MixwellError`, and nothing is attached.
+    Heads, embeddings, routers and norms stay as they are. A weight that is not float32, one that has something beside
+    it already, and a model without any raise `MixwellError`, and nothing is attached.
     """
     entry = registry.find(name, FAMILY)
     config = from_dict(entry.module().Config, dict(options or {}), entry.name)
@@ -78,11 +81,12 @@ def attach(model: nn.Module, name: str, options: Mapping[str, Any] | None = None
         raise MixwellError("the model has no product that could be taken in few bits.")
     for path, layer, weight in places:
         _check(path, layer, getattr(layer, weight))
-    count = 0
+    count, build = 0, entry.load()
     for _, layer, weight in places:
         matrices = getattr(layer, weight)
         stack = matrices if matrices.ndim == 3 else matrices.unsqueeze(0)
-        products = [entry.load()(tuple(matrix.shape), config, draws) for matrix in stack]
+        shape = tuple(stack.shape[1:])
+        products = [build(shape, config, draws) for _ in stack]
         held = layer._modules.setdefault(CHANGES, nn.ModuleDict())
         held[weight] = Beside(products)  # type: ignore[index]
         count += len(products)

@@ -63,24 +63,28 @@ class Kept(NamedTuple):
 
     def restored(self) -> Tensor:
         """The maps that they stand for, float32."""
-        *lead, height, width = self.shape
+        *_, height, width = self.shape
         codes = unpack_codes(self.codes, self.config.bits)
         places = height * width
-        rest = codes[..., :places].float() * self.step.float() + self.least.float()
+        steps = codes[..., :places].float()
+        rest = steps * self.step.float() + self.least.float()
         maps = rest.view(self.shape)
-        return maps if self.low is None else maps + spread(self.low.float(), height, width, self.config.block)
+        if self.low is None:
+            return maps
+        return maps + spread(self.low, height, width, self.config.block)
 
 
 def means(maps: Tensor, block: int) -> Tensor:
     """Of each block of maps [B, C, H, W]; the last of a row or column may be shorter."""
-    *_, height, width = maps.shape
-    size = min(block, height), min(block, width)
+    sides = maps.shape[-2:]
+    size = [min(block, side) for side in sides]
     return F.avg_pool2d(maps, size, size, ceil_mode=True, count_include_pad=False)
 
 
 def spread(low: Tensor, height: int, width: int, block: int) -> Tensor:
     """Each block's number at all its places: [B, C, h, w] -> [B, C, H, W]."""
-    tall = low.repeat_interleave(min(block, height), -2)
+    wide = low.float()
+    tall = wide.repeat_interleave(min(block, height), -2)
     whole = tall.repeat_interleave(min(block, width), -1)
     return whole[..., :height, :width]
 
@@ -92,19 +96,27 @@ def kept(maps: Tensor, config: Config, generator: torch.Generator | None = None)
     rest = maps.float()
     if config.block:
         low = means(rest, config.block).to(torch.bfloat16)
-        rest = rest - spread(low.float(), height, width, config.block)
+        rest = rest - spread(low, height, width, config.block)
     flat = rest.flatten(-2)
     least = flat.amin(-1, keepdim=True).to(torch.bfloat16)
-    span = flat.amax(-1, keepdim=True) - least.float() + LEAST
+    above = flat - least.float()
+    span = above.amax(-1, keepdim=True) + LEAST
     most = 2**config.bits - 1
     step = (span / most).to(torch.bfloat16)
-    steps = (flat - least.float()) / step.float()
+    steps = above / step.float()
     if config.stochastic:
-        steps = steps + torch.rand(flat.shape, generator=generator) - 0.5
-    codes = steps.round().clamp(0, most).to(torch.uint8)
-    missing = -codes.shape[-1] % BYTE
-    packed = pack_codes(F.pad(codes, (0, missing)), config.bits)
+        chance = torch.rand(flat.shape, generator=generator)
+        steps = steps + (chance - 0.5)
+    codes = steps.round().clamp(0, most)
+    packed = _packed(codes.to(torch.uint8), config.bits)
     return Kept(low, packed, least, step, maps.shape, config)
+
+
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """Codes of whole maps, filled up to a multiple of eight."""
+    missing = -codes.shape[-1] % BYTE
+    filled = F.pad(codes, (0, missing))
+    return pack_codes(filled, bits)
 
 
 class _Linear(torch.autograd.Function):
@@ -112,9 +124,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, config: Config, generator: torch.Generator) -> Tensor:
-        rows = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x.view(1, 1, -1)
-        channels = rows.transpose(-1, -2)
-        ctx.kept = kept(channels.unsqueeze(-2), config, generator)
+        maps = _as_maps(x)
+        ctx.kept = kept(maps, config, generator)
         ctx.save_for_backward(weight)
         return F.linear(x, weight)
 
@@ -122,10 +133,21 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (weight,) = ctx.saved_tensors
+        outputs, inputs = weight.shape
         channels = ctx.kept.restored().squeeze(-2)
-        rows = channels.transpose(-1, -2).reshape(-1, weight.shape[-1])
-        slope = grad.reshape(-1, weight.shape[0])
-        return grad @ weight, slope.T @ rows.to(grad.dtype), None, None
+        positions = channels.transpose(-1, -2)
+        rows = positions.reshape(-1, inputs)
+        slope = grad.reshape(-1, outputs)
+        slope_w = slope.T @ rows.to(grad.dtype)
+        return grad @ weight, slope_w, None, None
+
+
+def _as_maps(x: Tensor) -> Tensor:
+    """[..., T, D] as maps [B, D, 1, T]."""
+    positions = x if x.ndim > 1 else x.unsqueeze(0)
+    rows = positions.reshape(-1, *positions.shape[-2:])
+    channels = rows.transpose(-1, -2)
+    return channels.unsqueeze(-2)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -134,7 +156,8 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, config: Config,
                 generator: torch.Generator) -> Tensor:
-        ctx.kept, ctx.form = kept(x, config, generator), (stride, padding)
+        ctx.kept = kept(x, config, generator)
+        ctx.form = stride, padding
         ctx.save_for_backward(weight)
         return F.conv2d(x, weight, None, stride, padding)
 

@@ -45,11 +45,14 @@ class Config:
 
 def scale_of(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The power of two that brings the largest magnitude under `dtype`'s; 1 for a tensor of zeros or not finite."""
-    largest = value.abs().max().float()
+    largest = value.abs().max()
     most = torch.finfo(dtype).max
-    power = (most / largest).log2().floor()
+    room = most / largest.float()
+    power = room.log2().floor()
+    scale = power.clamp(-126, 126).exp2()
     sound = largest.isfinite() & (largest > 0)
-    return torch.where(sound, power.clamp(-126, 126).exp2(), torch.ones_like(power))
+    one = torch.ones_like(scale)
+    return torch.where(sound, scale, one)
 
 
 class Stored(NamedTuple):
@@ -65,7 +68,8 @@ class Stored(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """Bytes of the numbers."""
-        return self.numbers.numel() * self.numbers.element_size()
+        width = self.numbers.element_size()
+        return self.numbers.numel() * width
 
 
 def stored(value: Tensor, dtype: torch.dtype, scaled: bool = True, scale: Tensor | None = None) -> Stored:
@@ -110,15 +114,18 @@ class Kept(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """Bytes of master and moments."""
-        return self.master.size_bytes + self.first.size_bytes + self.second.size_bytes
+        parts = self.master, self.first, self.second
+        return sum(part.size_bytes for part in parts)
 
 
 def started(weight: Tensor, config: Config) -> Kept:
     """The state before the first step."""
     zeros = torch.zeros_like(weight)
-    second = HALF if config.second == "float16" else E4M3
-    return Kept(stored(weight, HALF, config.scaled), stored(zeros, E4M3, config.scaled),
-                stored(zeros, second, config.scaled), 0)
+    master = stored(weight, HALF, config.scaled)
+    first = stored(zeros, E4M3, config.scaled)
+    form = HALF if config.second == "float16" else E4M3
+    second = stored(zeros, form, config.scaled)
+    return Kept(master, first, second, 0)
 
 
 def adamw(kept: Kept, grad: Tensor, config: Config, *, lr: float, betas: tuple[float, float] = (0.9, 0.95),
@@ -127,23 +134,34 @@ def adamw(kept: Kept, grad: Tensor, config: Config, *, lr: float, betas: tuple[f
     beta1, beta2 = betas
     step = kept.step + 1
     slope = rounded(grad.float(), E4M3, config.scaled)
-    first = beta1 * kept.first.plain() + (1 - beta1) * slope
-    second = beta2 * kept.second.plain() + (1 - beta2) * slope.square()
+    first = torch.lerp(kept.first.plain(), slope, 1 - beta1)
+    second = torch.lerp(kept.second.plain(), slope.square(), 1 - beta2)
     even = second / (1 - beta2**step)
     size = even.sqrt() + eps
-    move = first / (1 - beta1**step) / size
-    pulled = kept.master.plain() * (1 - lr * weight_decay)
-    master = pulled - lr * move
-    return Kept(stored(master, HALF, config.scaled), stored(first, E4M3, config.scaled),
-                stored(second, kept.second.numbers.dtype, config.scaled), step)
+    heading = first / (1 - beta1**step)
+    left = 1 - lr * weight_decay
+    pulled = kept.master.plain() * left
+    master = pulled - lr * heading / size
+    return _rounded(kept, (master, first, second), step, config.scaled)
+
+
+def _rounded(kept: Kept, values: Sequence[Tensor], step: int, scaled: bool) -> Kept:
+    """Master and moments in the types that they are kept in."""
+    forms = [part.numbers.dtype for part in (kept.master, kept.first, kept.second)]
+    parts = [stored(value, form, scaled) for value, form in zip(values, forms)]
+    return Kept(*parts, step)
 
 
 class Float8AdamW:
     """AdamW over named parameters whose state is `Kept`; parameters are float32 copies of their float16 masters."""
 
     def __init__(self, parameters: Mapping[str, Tensor], config: Config, **options: Any) -> None:
-        self.parameters, self.config, self.options = dict(parameters), config, options
-        self.kept = {name: started(value.detach(), config) for name, value in self.parameters.items()}
+        self.parameters = dict(parameters)
+        self.config, self.options = config, options
+        self.kept: dict[str, Kept] = {}
+        for name, value in parameters.items():
+            start = value.detach()
+            self.kept[name] = started(start, config)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -158,9 +176,9 @@ class Float8AdamW:
 
     def bytes_per_parameter(self) -> float:
         """Of master, moments and an eight-bit gradient."""
-        count = sum(value.numel() for value in self.parameters.values())
-        held = sum(kept.size_bytes for kept in self.kept.values())
-        return held / count + 1
+        sizes = [kept.size_bytes for kept in self.kept.values()]
+        counts = [value.numel() for value in self.parameters.values()]
+        return sum(sizes) / sum(counts) + 1
 
 
 @method(title="Training in eight-bit floats", paper="FP8-LM: Training FP8 Large Language Models", year=2023)

@@ -8,8 +8,8 @@
 **Reference:** Narayan et al. 2025 (2502.05967), section 3.
 **Differs:** none in the product; emulated: numbers are those of eight bits, products are taken in float32. The paper's
     optimiser is Lion; any will do here.
-**Fails when:** weights are not of variance one: what starts at 0.02 falls into E4M3's lowest numbers, and gradients of a
-    mean over many tokens into E5M2's.
+**Fails when:** weights are not of variance one: what starts at 0.02 falls into E4M3's lowest numbers, and gradients of
+    a mean over many tokens into E5M2's.
 **Cost:** two casts an operand and one multiplication: no pass over a tensor for its maximum.
 """
 
@@ -43,7 +43,9 @@ class Config:
 
 def multiplier(inputs: int, place: str = "hidden") -> float:
     """a of a layer with so many inputs."""
-    return 1 / inputs if place == "head" else inputs**-0.5
+    if place == "head":
+        return 1 / inputs
+    return inputs**-0.5
 
 
 def unit_weight(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -55,8 +57,10 @@ def residual(h: Tensor, branch: Tensor, tau: float) -> Tensor:
     """The stream behind a branch f(h) [..., D]: both keep variance one. Raises ValueError for a tau not in 0 to 1."""
     if not 0 <= tau <= 1:
         raise ValueError(f"tau is {tau}; expected 0 to 1")
-    normed = F.layer_norm(branch, branch.shape[-1:])
-    return (1 - tau) ** 0.5 * h + tau**0.5 * normed
+    width = branch.shape[-1:]
+    normed = F.layer_norm(branch, width)
+    old, new = (1 - tau) ** 0.5, tau**0.5
+    return old * h + new * normed
 
 
 def hidden_rate(lr: float, base_width: int, width: int) -> float:
@@ -73,13 +77,15 @@ class UnitScaling(Product):
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """[..., D] -> [..., M]."""
-        a = multiplier(weight.shape[-1], self.config.place)
+        inputs = weight.shape[-1]
+        a = multiplier(inputs, self.config.place)
         if not self.config.eight_bits:
             return F.linear(x, weight) * a
-        narrow, wide = partial(saturated, dtype=E4M3), partial(saturated, dtype=E5M2)
+        narrow = partial(saturated, dtype=E4M3)
         moved, kept = cast(x, narrow), cast(weight, narrow)
-        whole = F.linear(moved, kept) * a
-        return cast(whole, None, wide)
+        whole = F.linear(moved, kept)
+        wide = partial(saturated, dtype=E5M2)
+        return cast(whole * a, None, wide)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,6 @@ from mixwell.core.config import from_dict
 from mixwell.core.rng import generator
 
 TRAIN, CLASSES = 1200, 10
-Map = Callable[[Tensor, Tensor], Tensor]
 
 
 class Digits(NamedTuple):
@@ -33,15 +34,20 @@ def digits() -> Digits:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    order = torch.randperm(len(found.target), generator=generator(0, "digits"))
-    x = torch.tensor(found.data, dtype=torch.float32)[order] / 8 - 1
-    y = torch.tensor(found.target)[order]
+    draws = generator(0, "digits")
+    order = torch.randperm(len(found.target), generator=draws)
+    points = torch.tensor(found.data, dtype=torch.float32)
+    x = points[order] / 8 - 1
+    classes = torch.tensor(found.target)
+    y = classes[order]
     return Digits(x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:])
 
 
-def plain(x: Tensor, weight: Tensor) -> Tensor:
-    """The product in float32."""
-    return F.linear(x, weight)
+def drawn(shape: tuple[int, ...], draws: torch.Generator, gain: float = 1.0) -> Tensor:
+    """Normal numbers with variance `gain` over a row's inputs."""
+    inputs = math.prod(shape[1:])
+    values = torch.randn(shape, generator=draws)
+    return values * (gain / inputs) ** 0.5
 
 
 class Net(nn.Module):
@@ -50,10 +56,14 @@ class Net(nn.Module):
     def __init__(self, widths: Sequence[int], seed: int, arithmetic: str = "", **options: Any) -> None:
         super().__init__()
         draws = generator(seed, "net")
-        shapes = list(zip(widths[1:], widths))
-        self.weights = nn.ParameterList(torch.randn(shape, generator=draws) * (2 / shape[1]) ** 0.5 for shape in shapes)
-        self.biases = nn.ParameterList(torch.zeros(shape[0]) for shape in shapes)
-        self.products = nn.ModuleList(product_of(arithmetic, shape, draws, **options) for shape in shapes)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.products = nn.ModuleList()
+        for inputs, outputs in itertools.pairwise(widths):
+            shape = outputs, inputs
+            self.weights.append(drawn(shape, draws, 2.0))
+            self.biases.append(torch.zeros(outputs))
+            take = product_of(arithmetic, shape, draws, **options)
+            self.products.append(take)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes]."""
@@ -69,7 +79,7 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """x W^T."""
-        return plain(x, weight)
+        return F.linear(x, weight)
 
 
 def product_of(arithmetic: str, shape: tuple[int, int], draws: torch.Generator, **options: Any) -> nn.Module:

@@ -9,13 +9,12 @@ against which the split has to have the lower loss.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.precision.training._digits import adam, trained, weighed
+from mixwell.claims.precision.training._digits import adam, drawn, trained, weighed
 from mixwell.core.rng import generator
 from mixwell.precision.training.dual_activations import Config, conv2d, kept
 
@@ -30,10 +29,11 @@ class Convolutions(nn.Module):
         super().__init__()
         draws = generator(seed, "convolutions")
         self.config, self.draws = config, generator(seed, "rounding")
-        shapes = [(CHANNELS, inputs, 3, 3) for inputs in (1, CHANNELS, CHANNELS)]
-        kernels = [torch.randn(shape, generator=draws) * (2 / (9 * shape[1])) ** 0.5 for shape in shapes]
-        self.kernels = nn.ParameterList(kernels)
-        self.head = nn.Parameter(torch.randn(10, CHANNELS * 16, generator=draws) * (CHANNELS * 16) ** -0.5)
+        self.kernels = nn.ParameterList()
+        for inputs in (1, CHANNELS, CHANNELS):
+            kernel = drawn((CHANNELS, inputs, 3, 3), draws, 2.0)
+            self.kernels.append(kernel)
+        self.head = nn.Parameter(drawn((10, CHANNELS * 16), draws))
         self.shares: list[float] = []  # of the bytes of float32 that were kept
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,16 +49,19 @@ class Convolutions(nn.Module):
         if self.config is None or not compressed or not self.training:
             return F.conv2d(maps, kernel, None, 1, 1)
         if not self.shares:
+            found = kept(maps.detach(), self.config, self.draws)
             whole = maps.numel() * maps.element_size()
-            self.shares.append(kept(maps.detach(), self.config, self.draws).size_bytes / whole)
+            self.shares.append(found.size_bytes / whole)
         return conv2d(maps, kernel, self.config, self.draws, 1, 1)
 
 
 def quality(bench: Bench, seed: int, *, lr: float, block: int | None) -> dict[str, float]:
     """Held-out loss and accuracy, and the share of bytes kept; without a block activations are exact."""
-    net = Convolutions(seed, None if block is None else Config(block=block))
+    config = None if block is None else Config(block=block)
+    net = Convolutions(seed, config)
     trained(net, seed, lr, STEPS, adam(net), SIZE)
-    return {**weighed(net), "share": net.shares[0] if net.shares else 1.0}
+    share = net.shares[0] if net.shares else 1.0
+    return {**weighed(net), "share": share}
 
 
 CLAIM = Claim(

@@ -106,7 +106,7 @@ def test_attention_against_a_loop(rank, causal):
                     score += q_m * k_p + q_p * k_m + q_p * k_p
                 scores.append(score / math.sqrt(3))
             total = sum(math.exp(score) for score in scores)
-            a = layer.share.size.item()
+            a = layer.sizes[3].size.item()
             for u, score in enumerate(scores):
                 p = a * min(max(round(math.exp(score) / total / a), 0), 1)
                 for i in own:

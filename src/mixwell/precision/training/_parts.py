@@ -86,6 +86,8 @@ def product_example(generator: torch.Generator, config: Any) -> dict[str, Any]:
     """A weight [6, 8] and two rows of five positions."""
     shape = (6, 8)
     x = torch.randn(2, 5, 8, generator=generator)
-    drawn = torch.randn(shape, generator=generator)
-    weight = 0.3 * drawn
-    return {"shape": shape, "config": config, "generator": generator, "x": x, "weight": weight}
+    weight = torch.randn(shape, generator=generator)
+    values: dict[str, Any] = {"shape": shape, "config": config}
+    values |= {"generator": generator, "x": x}
+    values["weight"] = weight
+    return values

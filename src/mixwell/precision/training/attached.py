@@ -66,29 +66,30 @@ class Beside(nn.Module):
         return Change(list(self.products))
 
 
-def attach(model: nn.Module, name: str, options: Mapping[str, Any] | None = None,
+def attach(model: nn.Module, method: str, options: Mapping[str, Any] | None = None,
            generator: torch.Generator | None = None) -> int:
-    """Take every product of the model's blocks as the method `name` of this family does; returns how many matrices.
+    """Take every product of the model's blocks as `method` of this family does; returns how many matrices.
 
     Heads, embeddings, routers and norms stay as they are. A weight that is not float32, one that has something beside
     it already, and a model without any raise `MixwellError`, and nothing is attached.
     """
-    entry = registry.find(name, FAMILY)
+    entry = registry.find(method, FAMILY)
     config = from_dict(entry.module().Config, dict(options or {}), entry.name)
     draws = generator or torch.Generator().manual_seed(0)
     places = list(_places(model))
     if not places:
         raise MixwellError("the model has no product that could be taken in few bits.")
-    for path, layer, weight in places:
-        _check(path, layer, getattr(layer, weight))
+    for path, layer, name in places:
+        weight = getattr(layer, name)
+        _check(path, layer, weight)
     count, build = 0, entry.load()
-    for _, layer, weight in places:
-        matrices = getattr(layer, weight)
+    for _, layer, name in places:
+        matrices = getattr(layer, name)
         stack = matrices if matrices.ndim == 3 else matrices.unsqueeze(0)
         shape = tuple(stack.shape[1:])
         products = [build(shape, config, draws) for _ in stack]
         held = layer._modules.setdefault(CHANGES, nn.ModuleDict())
-        held[weight] = Beside(products)  # type: ignore[index]
+        held[name] = Beside(products)  # type: ignore[index]
         count += len(products)
     return count
 
@@ -97,17 +98,19 @@ def detach(model: nn.Module) -> None:
     """Take away what `attach` put there."""
     for layer in model.modules():
         held: Any = layer._modules.get(CHANGES) or {}
-        if any(isinstance(beside, Beside) for beside in held.values()):
+        beside = list(held.values())
+        if beside and isinstance(beside[0], Beside):
             del layer._modules[CHANGES]
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Path, layer and attribute of every weight of the blocks that a layer's product reads."""
     for path, layer in model.named_modules():
-        inside = path.startswith("layers.")
-        names: Sequence[str] = getattr(layer, "packable", ()) if inside else ()
+        if not path.startswith("layers."):
+            continue
+        names: Sequence[str] = getattr(layer, "packable", ())
         for name in names:
-            if isinstance(getattr(layer, name, None), nn.Parameter):
+            if name in layer._parameters:
                 yield f"{path}.{name}", layer, name
 
 

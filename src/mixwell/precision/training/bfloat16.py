@@ -45,14 +45,19 @@ def rounded(value: Tensor, rounding: str = "nearest") -> Tensor:
     if rounding == "float16":
         half = value.to(torch.float16)
         return half.to(value.dtype)
-    bits = value.float().contiguous().view(torch.int32)
-    odd = (bits >> 16) & 1
+    wide = value.float().contiguous()
+    bits = wide.view(torch.int32)
+    moved = bits
+    if rounding == "nearest":
+        odd = (bits >> 16) & 1
+        moved = bits + odd + _HALF
     special = (bits & _EXPONENT) == _EXPONENT
-    moved = bits + odd + _HALF if rounding == "nearest" else bits
     kept = torch.where(special, bits, moved)
-    quiet = torch.where(value.isnan(), kept | _QUIET, kept)  # a payload in the lower half alone would turn infinite
-    cut = quiet & _HIGH
-    return cut.view(torch.float32).to(value.dtype)
+    quiet = kept | _QUIET  # of a NaN, whose payload in the lower half alone would turn infinite
+    sound = torch.where(value.isnan(), quiet, kept)
+    cut = sound & _HIGH
+    found = cut.view(torch.float32)
+    return found.to(value.dtype)
 
 
 @method(title="Training in bfloat16, emulated", paper="A Study of BFLOAT16 for Deep Learning Training", year=2019)

@@ -55,7 +55,8 @@ def _fourier(x: Tensor) -> Tensor:
     total = torch.zeros_like(x)
     for term in range(TERMS):
         odd = 2 * term + 1
-        total = total + (odd * FREQUENCY * x).sin() / odd
+        wave = (odd * FREQUENCY * x).sin()
+        total = total + wave / odd
     return 4 / math.pi * total
 
 
@@ -113,9 +114,9 @@ def revived(weight: Tensor, tau: float) -> Tensor:
     deviation = weight.std(-1, keepdim=True)
     spread = deviation / (2 * math.sqrt(2))
     even = weight / (spread + SMALL)
-    sizes = even.detach().abs()
     share = -math.log(2 - 2 * tau)
-    most = share * sizes.mean(-1, keepdim=True)
+    sizes = row_means(even)
+    most = share * sizes.unsqueeze(-1)
     below = torch.minimum(even, most)
     return torch.maximum(below, -most)
 
@@ -123,13 +124,18 @@ def revived(weight: Tensor, tau: float) -> Tensor:
 def by_bits(x: Tensor, weight: Tensor) -> Tensor:
     """The product of signs [N, M] of x [N, D] and a weight [M, D] by exclusive or and count of bits, int64."""
     inputs = x.shape[-1]
-    above, over = (x >= 0).numpy(), (weight >= 0).numpy()
-    rows = np.packbits(above, axis=-1)
-    columns = np.packbits(over, axis=-1)
+    rows = _bits(x)
+    columns = _bits(weight)
     unlike = np.expand_dims(rows, 1) ^ columns
     ones = np.unpackbits(unlike, axis=-1)
     counts = ones.sum(-1, dtype=np.int64)
-    return torch.from_numpy(inputs - 2 * counts)
+    products = inputs - 2 * counts
+    return torch.from_numpy(products)
+
+
+def _bits(value: Tensor) -> Any:
+    above = value >= 0
+    return np.packbits(above.numpy(), axis=-1)
 
 
 @method(title="Binary products by the operators of a benchmark",

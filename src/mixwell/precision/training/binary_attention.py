@@ -59,11 +59,13 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The size, its gradient over the root of the numbers in x."""
-        if not self.ready and x.numel():
+        count = x.numel()
+        if count and not self.ready:
             self._start(x)
-        share = 1 / max(x.numel(), 1) ** 0.5
-        slow = self.size * share
-        return slow + (self.size - slow).detach()
+        root = max(count, 1) ** 0.5
+        slow = self.size / root
+        rest = self.size - slow
+        return slow + rest.detach()
 
 
 def binary_weight(weight: Tensor) -> Tensor:
@@ -108,35 +110,43 @@ class BinaryAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"dim is {dim}; expected a multiple of {num_heads} heads")
         self.num_heads, self.config, self.causal = num_heads, config, causal
-        shape = (dim, dim)
-        self.weights, self.maps = nn.ParameterList(), nn.ModuleList()
-        for _ in range(4):  # queries, keys, values and what comes out
-            self.weights.append(_drawn(dim, dim, generator))
-            self.maps.append(BinaryMap(shape, config, generator))
-        self.sizes = nn.ModuleList([Scale(2.0), Scale(2.0), Scale(2.0)])
-        self.share = Scale(4.0)
-        self.parts = [config.rank] * 4 + [1] if config.rank else []
-        rows = sum(self.parts)
-        self.estimates = nn.Parameter(_drawn(rows, dim, generator))
+        self.weights = nn.ParameterList()
+        self.maps = nn.ModuleList()
+        self.sizes = nn.ModuleList()
+        for _ in range(4):  # queries, keys, values and what comes out, whose size is that of attention's weights
+            drawn = _drawn(dim, dim, generator)
+            self.weights.append(drawn)
+            own = BinaryMap((dim, dim), config, generator)
+            self.maps.append(own)
+        for factor in (2.0, 2.0, 2.0, 4.0):
+            size = Scale(factor)
+            self.sizes.append(size)
+        ranks = [config.rank] * 4
+        self.parts = [*ranks, 1] if config.rank else []
+        estimates = _drawn(sum(self.parts), dim, generator)
+        self.estimates = nn.Parameter(estimates)
 
     def forward(self, x: Tensor) -> Tensor:
         """The mixed tokens."""
-        q, k, v = (self._heads(x, place) for place in range(3))
+        q, k, v = self._heads(x, 0), self._heads(x, 1), self._heads(x, 2)
         scores = q @ k.mT
         if self.parts:
             found = F.linear(x, self.estimates)
             *estimates, v_p = found.split(self.parts, -1)
             scores = estimated(scores, *estimates)
             v = v + v_p.unsqueeze(1)
-        kept = self._shares(scores / q.shape[-1] ** 0.5)
+        root = q.shape[-1] ** 0.5
+        kept = self._shares(scores / root)
         mixed = kept @ v
-        tokens = mixed.transpose(1, 2)
-        result: Tensor = self.maps[3](tokens.flatten(-2), self.weights[3])
+        heads = mixed.transpose(1, 2)
+        tokens = heads.flatten(-2)
+        result: Tensor = self.maps[3](tokens, self.weights[3])
         return result
 
     def _heads(self, x: Tensor, place: int) -> Tensor:
         """Queries, keys or values [B, H, T, d] in one bit."""
-        whole = self.maps[place](x, self.weights[place])
+        weight = self.weights[place]
+        whole = self.maps[place](x, weight)
         split = whole.unflatten(-1, (self.num_heads, -1))
         heads = split.transpose(1, 2)
         size = self.sizes[place](heads)
@@ -149,7 +159,7 @@ class BinaryAttention(nn.Module):
             later = torch.ones(positions, positions, dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(later.triu(1), -torch.inf)
         shares = scores.softmax(-1)
-        size = self.share(shares)
+        size = self.sizes[3](shares)
         return scaled_share(shares, size)
 
 

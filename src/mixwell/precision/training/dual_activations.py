@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from mixwell.core.method import method
 from mixwell.kernels.codes import BYTE, pack_codes, unpack_codes
@@ -59,15 +60,16 @@ class Kept(NamedTuple):
         parts = [self.codes, self.least, self.step]
         if self.low is not None:
             parts.append(self.low)
-        return sum(part.numel() * part.element_size() for part in parts)
+        return sum(part.nbytes for part in parts)
 
     def restored(self) -> Tensor:
         """The maps that they stand for, float32."""
         *_, height, width = self.shape
         codes = unpack_codes(self.codes, self.config.bits)
         places = height * width
-        steps = codes[..., :places].float()
-        rest = steps * self.step.float() + self.least.float()
+        own = codes[..., :places]
+        steps = own.float() * self.step
+        rest = steps + self.least
         maps = rest.view(self.shape)
         if self.low is None:
             return maps
@@ -84,9 +86,11 @@ def means(maps: Tensor, block: int) -> Tensor:
 def spread(low: Tensor, height: int, width: int, block: int) -> Tensor:
     """Each block's number at all its places: [B, C, h, w] -> [B, C, H, W]."""
     wide = low.float()
-    tall = wide.repeat_interleave(min(block, height), -2)
-    whole = tall.repeat_interleave(min(block, width), -1)
-    return whole[..., :height, :width]
+    down, across = min(block, height), min(block, width)
+    tall = wide.repeat_interleave(down, -2)
+    whole = tall.repeat_interleave(across, -1)
+    cut = whole[..., :height, :]
+    return cut[..., :width]
 
 
 def kept(maps: Tensor, config: Config, generator: torch.Generator | None = None) -> Kept:
@@ -138,16 +142,19 @@ class _Linear(torch.autograd.Function):
         positions = channels.transpose(-1, -2)
         rows = positions.reshape(-1, inputs)
         slope = grad.reshape(-1, outputs)
-        slope_w = slope.T @ rows.to(grad.dtype)
+        kept_rows = rows.to(grad.dtype)
+        slope_w = slope.T @ kept_rows
         return grad @ weight, slope_w, None, None
 
 
 def _as_maps(x: Tensor) -> Tensor:
     """[..., T, D] as maps [B, D, 1, T]."""
-    positions = x if x.ndim > 1 else x.unsqueeze(0)
-    rows = positions.reshape(-1, *positions.shape[-2:])
-    channels = rows.transpose(-1, -2)
-    return channels.unsqueeze(-2)
+    if x.ndim == 1:
+        return _as_maps(x.unsqueeze(0))
+    channels = x.transpose(-1, -2)
+    maps = channels.unsqueeze(-2)
+    lead = maps.shape[-3:]
+    return maps.reshape(-1, *lead)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -166,8 +173,8 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (weight,) = ctx.saved_tensors
         maps = ctx.kept.restored().to(grad.dtype)
-        slope_x = torch.nn.grad.conv2d_input(maps.shape, weight, grad, *ctx.form)
-        slope_w = torch.nn.grad.conv2d_weight(maps, weight.shape, grad, *ctx.form)
+        slope_x = conv2d_input(maps.shape, weight, grad, *ctx.form)
+        slope_w = conv2d_weight(maps, weight.shape, grad, *ctx.form)
         return slope_x, slope_w, None, None, None, None
 
 

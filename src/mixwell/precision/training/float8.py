@@ -77,9 +77,10 @@ def stored(value: Tensor, dtype: torch.dtype, scaled: bool = True, scale: Tensor
     ones = torch.ones((), device=value.device)
     if scale is None:
         scale = scale_of(value, dtype) if scaled else ones
-    most = torch.finfo(dtype).max
-    moved = (value.float() * scale).clamp(-most, most)
-    return Stored(moved.to(dtype), scale)
+    moved = value.float() * scale
+    kept = saturated(moved, dtype)
+    numbers = kept.to(dtype)
+    return Stored(numbers, scale)
 
 
 def rounded(value: Tensor, dtype: torch.dtype, scaled: bool = True) -> Tensor:
@@ -93,13 +94,13 @@ def summed(parts: Sequence[Tensor]) -> Stored:
     """The mean of the gradients of several processes, each in E4M3 by one common scale, added in E4M3."""
     world = len(parts)
     shares = [part.float() / world for part in parts]
-    whole = torch.stack([share.abs().max() for share in shares])
-    common = scale_of(whole, E4M3) / world**0.5
+    scale = scale_of(torch.stack(shares), E4M3)
+    common = scale / world**0.5
     total = stored(shares[0], E4M3, scale=common)
     for share in shares[1:]:
         other = stored(share, E4M3, scale=common)
-        added = total.numbers.float() + other.numbers.float()
-        total = Stored(saturated(added, E4M3).to(E4M3), common)
+        added = total.plain() + other.plain()
+        total = stored(added, E4M3, scale=common)
     return total
 
 
@@ -122,9 +123,9 @@ def started(weight: Tensor, config: Config) -> Kept:
     """The state before the first step."""
     zeros = torch.zeros_like(weight)
     master = stored(weight, HALF, config.scaled)
-    first = stored(zeros, E4M3, config.scaled)
+    first = stored(zeros, E4M3)
     form = HALF if config.second == "float16" else E4M3
-    second = stored(zeros, form, config.scaled)
+    second = stored(zeros, form)
     return Kept(master, first, second, 0)
 
 
@@ -141,7 +142,8 @@ def adamw(kept: Kept, grad: Tensor, config: Config, *, lr: float, betas: tuple[f
     heading = first / (1 - beta1**step)
     left = 1 - lr * weight_decay
     pulled = kept.master.plain() * left
-    master = pulled - lr * heading / size
+    move = heading / size
+    master = pulled - lr * move
     return _rounded(kept, (master, first, second), step, config.scaled)
 
 

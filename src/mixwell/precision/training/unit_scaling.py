@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -59,8 +60,8 @@ def residual(h: Tensor, branch: Tensor, tau: float) -> Tensor:
         raise ValueError(f"tau is {tau}; expected 0 to 1")
     width = branch.shape[-1:]
     normed = F.layer_norm(branch, width)
-    old, new = (1 - tau) ** 0.5, tau**0.5
-    return old * h + new * normed
+    stays = math.sqrt(1 - tau) * h
+    return stays + math.sqrt(tau) * normed
 
 
 def hidden_rate(lr: float, base_width: int, width: int) -> float:

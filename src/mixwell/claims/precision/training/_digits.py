@@ -37,10 +37,10 @@ def digits() -> Digits:
     draws = generator(0, "digits")
     order = torch.randperm(len(found.target), generator=draws)
     points = torch.tensor(found.data, dtype=torch.float32)
-    x = points[order] / 8 - 1
     classes = torch.tensor(found.target)
-    y = classes[order]
-    return Digits(x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:])
+    seen, held = order[:TRAIN], order[TRAIN:]
+    x = points / 8 - 1
+    return Digits(x[seen], classes[seen], x[held], classes[held])
 
 
 def drawn(shape: tuple[int, ...], draws: torch.Generator, gain: float = 1.0) -> Tensor:
@@ -67,11 +67,12 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes]."""
-        last = len(self.weights) - 1
-        for place, (take, weight, bias) in enumerate(zip(self.products, self.weights, self.biases)):
+        layers = zip(self.products, self.weights, self.biases)
+        y = x
+        for take, weight, bias in layers:
             y = take(x, weight) + bias
-            x = y if place == last else y.relu()
-        return x
+            x = y.relu()
+        return y
 
 
 class Plain(nn.Module):
@@ -109,9 +110,11 @@ def trained(net: nn.Module, seed: int, lr: float, steps: int, step_of: Callable[
     found = digits()
     net.train()
     for step, rows in enumerate(batches(seed, steps, size)):
-        loss = F.cross_entropy(net(found.x[rows]), found.y[rows])
+        logits = net(found.x[rows])
+        loss = F.cross_entropy(logits, found.y[rows])
         loss.backward()
-        step_of(rate(lr, step, steps))
+        now = rate(lr, step, steps)
+        step_of(now)
 
 
 def adam(net: nn.Module) -> Callable[[float], None]:
@@ -130,7 +133,9 @@ def adam(net: nn.Module) -> Callable[[float], None]:
 def weighed(net: nn.Module) -> dict[str, float]:
     """Held-out loss in nats and accuracy."""
     found = digits()
-    logits = net.eval()(found.held_x)
-    right = logits.argmax(-1) == found.held_y
+    net.eval()
+    logits = net(found.held_x)
     loss = F.cross_entropy(logits, found.held_y)
-    return {"loss": float(loss), "accuracy": float(right.float().mean())}
+    right = logits.argmax(-1) == found.held_y
+    share = right.float().mean()
+    return {"loss": float(loss), "accuracy": float(share)}

@@ -34,10 +34,10 @@ class Middle(nn.Module):
         """Logits [N, 10]."""
         first, middle, last = self.net.weights
         before, behind, end = self.net.biases
-        h = F.linear(x, first) + before
-        h = self.take(h, middle) + behind
-        kept = h.clamp(-1, 1)
-        return F.linear(kept, last) + end
+        h = F.linear(x, first, before)
+        binary = self.take(h, middle)
+        kept = (binary + behind).clamp(-1, 1)
+        return F.linear(kept, last, end)
 
 
 def quality(bench: Bench, seed: int, *, lr: float, operator: str) -> dict[str, float]:

@@ -36,18 +36,23 @@ class Transformer(nn.Module):
         for _ in range(LAYERS):
             mixer = BinaryAttention(WIDTH, 2, config, draws, causal=False)
             self.mixers.append(mixer)
-            self.maps.append(BinaryMap(shape, config, draws))
-            self.weights.append(drawn(shape, draws))
+            block = BinaryMap(shape, config, draws)
+            self.maps.append(block)
+            weight = drawn(shape, draws)
+            self.weights.append(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, 10]."""
         rows = x.view(-1, 8, 8)
         h = F.linear(rows, self.embed) + self.places
-        for mixer, take, weight in zip(self.mixers, self.maps, self.weights):
-            h = h + mixer(_normed(h))
-            h = h + take(_normed(h), weight)
-        pooled = h.mean(1)
-        return F.linear(_normed(pooled), self.head)
+        layers = zip(self.mixers, self.maps, self.weights)
+        for mixer, take, weight in layers:
+            normed = _normed(h)
+            h = h + mixer(normed)
+            inner = _normed(h)
+            h = h + take(inner, weight)
+        pooled = _normed(h.mean(1))
+        return F.linear(pooled, self.head)
 
 
 def _normed(h: Tensor) -> Tensor:

@@ -39,19 +39,23 @@ class Convolutions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, 10]."""
         images = x.view(-1, 1, 8, 8)
-        maps = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=True)
-        for place, kernel in enumerate(self.kernels):
-            maps = self._convolved(maps, kernel, place > 0).relu()
+        drawn_large = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=True)
+        first, *others = self.kernels
+        maps = F.conv2d(drawn_large, first, padding=1).relu()
+        for kernel in others:
+            linear = self._convolved(maps, kernel)
+            maps = linear.relu()
         pooled = F.adaptive_avg_pool2d(maps, 4)
-        return F.linear(pooled.flatten(1), self.head)
+        flat = pooled.flatten(1)
+        return F.linear(flat, self.head)
 
-    def _convolved(self, maps: Tensor, kernel: Tensor, compressed: bool) -> Tensor:
-        if self.config is None or not compressed or not self.training:
-            return F.conv2d(maps, kernel, None, 1, 1)
+    def _convolved(self, maps: Tensor, kernel: Tensor) -> Tensor:
+        if self.config is None or not self.training:
+            return F.conv2d(maps, kernel, padding=1)
         if not self.shares:
             found = kept(maps.detach(), self.config, self.draws)
-            whole = maps.numel() * maps.element_size()
-            self.shares.append(found.size_bytes / whole)
+            share = found.size_bytes / maps.nbytes
+            self.shares.append(share)
         return conv2d(maps, kernel, self.config, self.draws, 1, 1)
 
 

@@ -37,8 +37,10 @@ class Stream(nn.Module):
         gain = WIDTH if start == "unit" else 2.0
         hidden = [drawn(shape, draws, gain) for _ in range(2 * BRANCHES)]
         self.hidden = nn.ParameterList(hidden)
-        self.into = nn.Parameter(drawn((WIDTH, 64), draws, 64))
-        self.head = nn.Parameter(drawn((10, WIDTH), draws, WIDTH))
+        into = drawn((WIDTH, 64), draws, 64)
+        self.into = nn.Parameter(into)
+        head = drawn((10, WIDTH), draws, WIDTH)
+        self.head = nn.Parameter(head)
         name, option = ("unit_scaling", "eight_bits") if start == "unit" else ("float8", "scaled")
         on = eight_bits and start == "unit"  # the usual start is cast without scales
         self.take = product_of(name, shape, draws, **{option: on})
@@ -55,12 +57,12 @@ class Stream(nn.Module):
         return logits * multiplier(WIDTH, place)
 
     def _behind(self, h: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        if self.start == "unit":
-            inner = F.gelu(self.take(h, up))
-            return residual(h, self.take(inner, down), TAU)
-        normed = F.layer_norm(h, (WIDTH,))
-        inner = F.gelu(self.take(normed, up))
-        return h + self.take(inner, down)
+        unit = self.start == "unit"
+        read = h if unit else F.layer_norm(h, (WIDTH,))
+        hidden = self.take(read, up)
+        inner = F.gelu(hidden)
+        branch = self.take(inner, down)
+        return residual(h, branch, TAU) if unit else h + branch
 
 
 def quality(bench: Bench, seed: int, *, lr: float, start: Start, eight_bits: bool) -> dict[str, float]:

@@ -37,10 +37,14 @@ def digits() -> Digits:
     draws = generator(0, "digits")
     order = torch.randperm(len(found.target), generator=draws)
     points = torch.tensor(found.data, dtype=torch.float32)
+    even = points / 8 - 1
+    x = even[order]
     classes = torch.tensor(found.target)
-    seen, held = order[:TRAIN], order[TRAIN:]
-    x = points / 8 - 1
-    return Digits(x[seen], classes[seen], x[held], classes[held])
+    y = classes[order]
+    others = len(y) - TRAIN
+    seen_x, held_x = x.split([TRAIN, others])
+    seen_y, held_y = y.split([TRAIN, others])
+    return Digits(seen_x, seen_y, held_x, held_y)
 
 
 def drawn(shape: tuple[int, ...], draws: torch.Generator, gain: float = 1.0) -> Tensor:

@@ -36,7 +36,8 @@ class Middle(nn.Module):
         before, behind, end = self.net.biases
         h = F.linear(x, first, before)
         binary = self.take(h, middle)
-        kept = (binary + behind).clamp(-1, 1)
+        moved = binary + behind
+        kept = moved.clamp(-1, 1)
         return F.linear(kept, last, end)
 
 

@@ -31,9 +31,11 @@ class Convolutions(nn.Module):
         self.config, self.draws = config, generator(seed, "rounding")
         self.kernels = nn.ParameterList()
         for inputs in (1, CHANNELS, CHANNELS):
-            kernel = drawn((CHANNELS, inputs, 3, 3), draws, 2.0)
+            shape = CHANNELS, inputs, 3, 3
+            kernel = drawn(shape, draws, 2.0)
             self.kernels.append(kernel)
-        self.head = nn.Parameter(drawn((10, CHANNELS * 16), draws))
+        head = drawn((10, CHANNELS * 16), draws)
+        self.head = nn.Parameter(head)
         self.shares: list[float] = []  # of the bytes of float32 that were kept
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,9 +65,11 @@ def quality(bench: Bench, seed: int, *, lr: float, block: int | None) -> dict[st
     """Held-out loss and accuracy, and the share of bytes kept; without a block activations are exact."""
     config = None if block is None else Config(block=block)
     net = Convolutions(seed, config)
-    trained(net, seed, lr, STEPS, adam(net), SIZE)
-    share = net.shares[0] if net.shares else 1.0
-    return {**weighed(net), "share": share}
+    move = adam(net)
+    trained(net, seed, lr, STEPS, move, SIZE)
+    shares = net.shares or [1.0]
+    found = weighed(net)
+    return {**found, "share": shares[0]}
 
 
 CLAIM = Claim(

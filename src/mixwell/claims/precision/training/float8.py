@@ -22,10 +22,13 @@ def quality(bench: Bench, seed: int, *, lr: float, recipe: bool, scaled: bool = 
     """Held-out loss and accuracy."""
     if not recipe:
         net = Net(WIDTHS, seed)
-        trained(net, seed, lr, STEPS, adam(net), SIZE)
+        move = adam(net)
+        trained(net, seed, lr, STEPS, move, SIZE)
         return weighed(net)
     net = Net(WIDTHS, seed, "float8", scaled=scaled)
-    optimizer = Float8AdamW(dict(net.named_parameters()), Config(scaled=scaled), betas=(0.9, 0.999))
+    own = dict(net.named_parameters())
+    config = Config(scaled=scaled)
+    optimizer = Float8AdamW(own, config, betas=(0.9, 0.999))
     trained(net, seed, lr, STEPS, optimizer.step, SIZE)
     return weighed(net)
 

@@ -35,8 +35,10 @@ class Stream(nn.Module):
         self.start = start
         shape = (WIDTH, WIDTH)
         gain = WIDTH if start == "unit" else 2.0
-        hidden = [drawn(shape, draws, gain) for _ in range(2 * BRANCHES)]
-        self.hidden = nn.ParameterList(hidden)
+        self.hidden = nn.ParameterList()
+        for _ in range(2 * BRANCHES):
+            weight = drawn(shape, draws, gain)
+            self.hidden.append(weight)
         into = drawn((WIDTH, 64), draws, 64)
         self.into = nn.Parameter(into)
         head = drawn((10, WIDTH), draws, WIDTH)
@@ -47,14 +49,16 @@ class Stream(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, 10]."""
-        h = F.linear(x, self.into) * multiplier(64)
-        pairs = zip(self.hidden[::2], self.hidden[1::2])
-        for up, down in pairs:
-            h = self._behind(h, up, down)
+        read = F.linear(x, self.into)
+        h = read * multiplier(64)
+        hidden = iter(self.hidden)
+        for up in hidden:
+            h = self._behind(h, up, next(hidden))
         normed = F.layer_norm(h, (WIDTH,))
         logits = F.linear(normed, self.head)
         place = "head" if self.start == "unit" else "hidden"
-        return logits * multiplier(WIDTH, place)
+        scale = multiplier(WIDTH, place)
+        return logits * scale
 
     def _behind(self, h: Tensor, up: Tensor, down: Tensor) -> Tensor:
         unit = self.start == "unit"

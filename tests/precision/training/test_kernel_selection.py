@@ -81,7 +81,10 @@ def test_gradients_of_weights_and_preferences():
     soft = sinkhorn(X / 0.5, 10)
     words = module.words().detach()
     chosen = nearest(weight.view(2, 2, 3), words)
-    total = sum((soft[:, chosen[i, j]] @ patterns(3).double() * dy.view(2, 2, 3)[i, j]).sum() for i in (0, 1) for j in (0, 1))
+    pulls, total = dy.view(2, 2, 3), 0.0
+    for i, j in itertools.product((0, 1), (0, 1)):
+        blend = soft[:, chosen[i, j]] @ patterns(3).double()
+        total = total + (blend * pulls[i, j]).sum()
     (expected,) = torch.autograd.grad(total, X)
     torch.testing.assert_close(dX, expected.float(), rtol=1e-3, atol=1e-6)
 

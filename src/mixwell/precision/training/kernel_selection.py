@@ -3,10 +3,10 @@
 **Equation:** B [2^L, L] all sign patterns of L weights. P = Sinkhorn((X + G) / tau), G Gumbel noise in training; hard
     P = argmax of <P', P> over permutations P'; the codewords are U = (first n columns of P)^T B. Straight through: U is
     the hard one's forward, the soft one's backward. Each piece w of L weights becomes the u of U with the largest
-    w . u (the nearest); its gradient goes to w where |w| <= 1 and to that u. y = alpha (sign(x) W^T), alpha = mean |w| of
-    a row.
+    w . u (the nearest); its gradient goes to w where |w| <= 1 and to that u. y = alpha (sign(x) W^T), alpha = mean |w|
+    of a row.
 **Shapes:** x [..., D], w [M, D], D a multiple of L: an unfolded 3 x 3 convolution has L = 9; X [2^L, 2^L].
-**Reference:** Wang et al. 2023 (2303.14470), sections 3 and 4; patterns and scales as in its authors' earlier code (SNN).
+**Reference:** Wang et al. 2023 (2303.14470), sections 3 and 4; patterns and scales as in the authors' earlier SNN.
 **Differs:** the permutation is sought anew every `every` steps and stays between, its soft form is taken each step;
     inputs are signs with the clipped slope.
 **Fails when:** tau is far below 0.1: no gradient reaches X; n is 2^L: nothing is left to select, and it is a plain

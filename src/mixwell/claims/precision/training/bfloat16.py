@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
+from mixwell.claims._digits import Net, adam, trained, weighed
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.precision.training._digits import Net, adam, trained, weighed
 from mixwell.precision.training.bfloat16 import rounded
 
 WIDTHS, STEPS = (64, 128, 64, 10), 500

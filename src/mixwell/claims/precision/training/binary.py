@@ -11,9 +11,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixwell.claims._digits import Net, adam, product_of, trained, weighed
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.training._digits import Net, adam, product_of, trained, weighed
 from mixwell.core.rng import generator
 
 WIDTHS, STEPS = (64, 128, 128, 10), 300

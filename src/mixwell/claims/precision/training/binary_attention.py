@@ -11,9 +11,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixwell.claims._digits import adam, drawn, trained, weighed
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.training._digits import adam, drawn, trained, weighed
 from mixwell.core.rng import generator
 from mixwell.precision.training.binary_attention import BinaryAttention, BinaryMap, Config
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixwell.claims._digits import adam, drawn, trained, weighed
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.precision.training._digits import adam, drawn, trained, weighed
 from mixwell.core.rng import generator
 from mixwell.precision.training.dual_activations import Config, conv2d, kept
 

@@ -9,9 +9,9 @@ accuracy lost. That eight bits are felt is shown by the recipe without scales, w
 
 from __future__ import annotations
 
+from mixwell.claims._digits import Net, adam, trained, weighed
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.precision.training._digits import Net, adam, trained, weighed
 from mixwell.precision.training.float8 import Config, Float8AdamW
 
 WIDTHS, STEPS, SIZE = (64, 128, 64, 10), 300, 512

@@ -2,9 +2,9 @@
 
 Paper: Compacting Binary Neural Networks by Sparse Kernel Selection.
 Tried: digits, 8 channels of 3 by 3 in float32, then 16 of binary kernels from 16 of the 512 patterns, a head in
-float32, 100 steps of Adam on 32 images: patterns learned by permutation against patterns drawn once; the learning rate
-is tuned for both. Against it: held-out loss that is no lower. Beside: the patterns that are most frequent in a net whose
-kernels were free for as many steps, which a user would try first.
+float32, 100 steps of Adam on 32 images: patterns learned by permutation against patterns drawn once; the learning
+rate is tuned for both. Against it: held-out loss that is no lower. Beside: the patterns that are most frequent in a net
+whose kernels were free for as many steps, which a user would try first.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixwell.claims._digits import adam, drawn, trained, weighed
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Side
-from mixwell.claims.precision.training._digits import adam, drawn, trained, weighed
 from mixwell.core.rng import generator
 from mixwell.precision.training.binary import Binary
 from mixwell.precision.training.binary import Config as Free

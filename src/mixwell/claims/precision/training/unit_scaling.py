@@ -14,9 +14,9 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixwell.claims._digits import adam, drawn, product_of, trained, weighed
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.claims.precision.training._digits import adam, drawn, product_of, trained, weighed
 from mixwell.core.rng import generator
 from mixwell.precision.training.unit_scaling import multiplier, residual
 

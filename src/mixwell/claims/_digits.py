@@ -1,4 +1,4 @@
-"""What the claims of this family share: scikit-learn's digits, and nets whose products a method takes."""
+"""What claims on small images share: scikit-learn's digits, and nets whose products a method takes."""
 
 from __future__ import annotations
 

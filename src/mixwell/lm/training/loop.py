@@ -415,6 +415,7 @@ def _take_products(model: nn.Module, arithmetic: str) -> None:
     if entry.load().learns:
         raise MixwellError(f"{entry.name} has parameters of its own, which a model would be saved without; expected a "
                            "method without, such as float8 or bfloat16.")
+    model.cast(torch.float32)  # type: ignore[operator]
     attached.attach(model, arithmetic)
 
 

@@ -52,7 +52,7 @@ class _Cast(torch.autograd.Function):
 
 def cast(value: Tensor, forth: Cast | None = None, back: Cast | None = None) -> Tensor:
     """The value rounded by `forth`; a gradient passes straight through and is rounded by `back`."""
-    found: Tensor = _Cast.apply(value, forth, back)  # type: ignore[no-untyped-call]
+    found: Tensor = _Cast.apply(value, forth, back)
     return found
 
 

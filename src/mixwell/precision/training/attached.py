@@ -88,8 +88,8 @@ def attach(model: nn.Module, method: str, options: Mapping[str, Any] | None = No
         stack = matrices if matrices.ndim == 3 else matrices.unsqueeze(0)
         shape = tuple(stack.shape[1:])
         products = [build(shape, config, draws) for _ in stack]
-        held = layer._modules.setdefault(CHANGES, nn.ModuleDict())
-        held[name] = Beside(products)  # type: ignore[index]
+        held: Any = layer._modules.setdefault(CHANGES, nn.ModuleDict())
+        held[name] = Beside(products)
         count += len(products)
     return count
 

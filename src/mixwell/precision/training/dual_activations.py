@@ -181,7 +181,7 @@ class _Conv2d(torch.autograd.Function):
 def conv2d(x: Tensor, weight: Tensor, config: Config, generator: torch.Generator, stride: int = 1,
            padding: int = 0) -> Tensor:
     """The convolution of maps [B, C, H, W] with kernels [M, C, k, k], whose weight gradient is DIVISION's."""
-    result: Tensor = _Conv2d.apply(x, weight, stride, padding, config, generator)  # type: ignore[no-untyped-call]
+    result: Tensor = _Conv2d.apply(x, weight, stride, padding, config, generator)
     return result
 
 
@@ -198,7 +198,7 @@ class DualActivations(Product):
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """[..., T, D] -> [..., T, M]."""
-        result: Tensor = _Linear.apply(x, weight, self.config, self.generator)  # type: ignore[no-untyped-call]
+        result: Tensor = _Linear.apply(x, weight, self.config, self.generator)
         return result
 
 

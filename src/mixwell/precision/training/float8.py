@@ -150,8 +150,8 @@ def adamw(kept: Kept, grad: Tensor, config: Config, *, lr: float, betas: tuple[f
 def _rounded(kept: Kept, values: Sequence[Tensor], step: int, scaled: bool) -> Kept:
     """Master and moments in the types that they are kept in."""
     forms = [part.numbers.dtype for part in (kept.master, kept.first, kept.second)]
-    parts = [stored(value, form, scaled) for value, form in zip(values, forms)]
-    return Kept(*parts, step)
+    master, first, second = (stored(value, form, scaled) for value, form in zip(values, forms))
+    return Kept(master, first, second, step)
 
 
 class Float8AdamW:

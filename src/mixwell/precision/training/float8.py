@@ -144,14 +144,14 @@ def adamw(kept: Kept, grad: Tensor, config: Config, *, lr: float, betas: tuple[f
     pulled = kept.master.plain() * left
     move = heading / size
     master = pulled - lr * move
-    return _rounded(kept, (master, first, second), step, config.scaled)
+    again = partial(_alike, scaled=config.scaled)
+    return Kept(again(kept.master, master), again(kept.first, first), again(kept.second, second), step)
 
 
-def _rounded(kept: Kept, values: Sequence[Tensor], step: int, scaled: bool) -> Kept:
-    """Master and moments in the types that they are kept in."""
-    forms = [part.numbers.dtype for part in (kept.master, kept.first, kept.second)]
-    master, first, second = (stored(value, form, scaled) for value, form in zip(values, forms))
-    return Kept(master, first, second, step)
+def _alike(old: Stored, value: Tensor, scaled: bool) -> Stored:
+    """A value in the type that its old one is kept in."""
+    form = old.numbers.dtype
+    return stored(value, form, scaled)
 
 
 class Float8AdamW:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import mixwell
 from mixwell.core.errors import MixwellError
 from mixwell.kernels.packing import CHANGES
 from mixwell.lm.training.loop import train
@@ -34,3 +35,8 @@ def test_what_cannot_be_is_refused(data, tmp_path):
         tiny_config(arithmetic="float8", dtype="bf16")
     with pytest.raises(MixwellError, match="float9"):
         trained(data, tmp_path / "a", arithmetic="float9")
+
+
+def test_it_is_no_conversion(tmp_path):
+    with pytest.raises(MixwellError, match=r"float8 turns no checkpoint into another"):
+        mixwell.apply("precision.training.float8", tiny_model(), out=tmp_path / "new")

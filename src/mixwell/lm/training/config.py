@@ -47,6 +47,7 @@ class TrainConfig:
     # of the matrices and their products; norms, routers and the optimizer stay fp32. auto: bf16 where products in
     # it are faster here, else fp32
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    arithmetic: str = ""  # a method of `precision.training` that takes the blocks' products, emulated; dtype is fp32
     log_every: int = 0  # steps between lines of metrics; 0 = 10, fewer where that would leave a curve few points
     save_every: int = 0  # steps between saved states; 0 = by time only
     save_every_s: float = 60.0  # seconds between saved states; 0 = by steps only
@@ -74,6 +75,7 @@ class TrainConfig:
         _require(self, "decay_shape", self.decay_shape in get_args(Shape), "linear or 1-sqrt")
         _require(self, "documents", self.documents in ("joined", "apart"), "joined or apart")
         _require(self, "dtype", self.dtype in ("auto", *get_args(DType)), "auto, bf16 or fp32")
+        _require(self, "dtype", not self.arithmetic or self.dtype == "fp32", "fp32 with an arithmetic of its own")
 
     def _check_budget(self) -> None:
         given = {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixwell.core import registry
 from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.interrupts import postponed
 from mixwell.core.rng import generator
@@ -38,6 +39,7 @@ from mixwell.lm.training.metrics import LOSSES, MetricsFile, Window, kept_lines,
 from mixwell.lm.training.optimizer import MasterAdamW
 from mixwell.lm.training.sampler import Sampler
 from mixwell.parallel.team import Alone
+from mixwell.precision.training import attached
 
 METRICS = "metrics.jsonl"
 FIT_TOKENS = 1_000_000  # of a domain: enough to count how often ids occur
@@ -150,6 +152,8 @@ class _Run:
                                    f"{team.size} came.")
             self.turns.open()
         self.checkpointing = getattr(model, "checkpointing", False)  # as it was before this run
+        if config.arithmetic:
+            _take_products(model, config.arithmetic)
         self.optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
                                      weight_decay=config.weight_decay)
         if found is not None:
@@ -393,6 +397,8 @@ class _Run:
 
     def close(self) -> None:
         self.optimizer.release()
+        if self.config.arithmetic:
+            attached.detach(self.model)
         if self.turns is not None:
             self.turns.close()
         self.frozen.release()
@@ -401,6 +407,16 @@ class _Run:
             self.metrics.close()
         if self.board is not None:
             self.board.close()
+
+
+def _take_products(model: nn.Module, arithmetic: str) -> None:
+    """Let a method of `precision.training` take the products; one that learns is a layer's own matter."""
+    entry = registry.find(arithmetic, attached.FAMILY)
+    if entry.load().learns:
+        raise MixwellError(f"{entry.name} has parameters of its own, which a model would be saved without; expected a "
+                           "method without, such as float8 or bfloat16.")
+    model.cast(torch.float32)  # type: ignore[operator]
+    attached.attach(model, arithmetic)
 
 
 def _divisors(parts: list[tuple[Tensor, ...]], team: Alone) -> list[float]:

@@ -1,0 +1,1 @@
+"""Training in few bits: how the product of a linear map is taken forward and backward (`_parts.Product`)."""

@@ -96,6 +96,13 @@ def test_groups_are_found_and_drawn():
     assert abs(sides[0] - sides[1]) > 4
 
 
+def test_the_state_decides_all_draws():
+    options = {"rounds": 1, "gan_steps": 2, "e_steps": 2, "batch": 8, "hidden": 4}
+    x = torch.randn(20, 2, generator=draws(6)).double().numpy()
+    one, same, other = (AdversarialMixture(random_state=s, **options).fit(x).predict_proba(x) for s in (3, 3, 4))
+    assert (one == same).all() and (one != other).any()
+
+
 def test_refuses():
     for wrong in ({"n_components": 0}, {"rounds": 0}, {"gan_steps": 0}, {"e_steps": 0}, {"batch": 0}, {"hidden": 0},
                   {"noise_dim": 0}, {"lr": 0.0}):

@@ -51,8 +51,9 @@ def test_the_call_is_one_that_binds(entry):
     bound = inspect.signature(called).bind(*[object()] * len(call.args), **named)
     bound_config = [name for name in bound.arguments if name == "config"]
     written = [ast.unparse(a).startswith("Config(") for a in call.args]
-    assert sum(written) == len(bound_config)
-    if bound_config:
+    by_name = [ast.unparse(word.value).startswith("Config(") for word in call.keywords if word.arg == "config"]
+    assert sum(written) + sum(by_name) == len(bound_config)
+    if sum(written):
         assert list(bound.arguments).index("config") == written.index(True)
     scope = {}
     exec(lines[0], scope)

@@ -114,6 +114,17 @@ def test_what_lies_in_the_folder(source, tmp_path):
     assert bool(((plain - up).abs() <= step * 0.51).all()) and not torch.equal(plain, up)
 
 
+def test_a_head_that_is_the_embedding_is_left_alone(tmp_path):
+    """It has no matrix of its own in the folder, and is a linear map to others all the same."""
+    config = ModelConfig(vocab_size=13, dim=16, num_layers=1, num_heads=2, tie_embeddings=True, channel_mixer=MIXTURE)
+    tied = LanguageModel(config, generator(3)).to_checkpoint()
+    folder = write_compressed(small(tied, "w4"), tmp_path / "out")
+    said = json.loads((folder / "config.json").read_text())
+    assert said["tie_word_embeddings"] and "lm_head" in said["quantization_config"]["ignore"]
+    assert not any(name.startswith("lm_head") for name in load_file(folder / "model.safetensors"))
+    assert torch.equal(logits(folders.read(folder)), logits(small(tied, "w4")))
+
+
 def test_rounded_inputs_take_a_byte_a_code(source, tmp_path):
     folder = write_compressed(small(source, "w8a8"), tmp_path / "out")
     said = json.loads((folder / "config.json").read_text())["quantization_config"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def _python(entry: Entry, needed: list[str]) -> Iterator[str]:
         return
     named = _only_named(entry)
     parts = [made if name == "config" else name for name in _required(entry)]
-    given = ", ".join(f"{part}={part}" if part in named else part for part in parts)
+    words = ["config" if part == made else part for part in parts]
+    given = ", ".join(f"{word}={part}" if word in named else part for word, part in zip(words, parts))
     yield f"{entry.object_name}({given}){'.fit(X)' if FITS in entry.tags else ''}"
 
 
@@ -141,11 +143,14 @@ def _required(entry: Entry) -> list[str]:
 
 
 def _only_named(entry: Entry) -> set[str]:
-    """Arguments of a function that are given by name alone."""
+    """Arguments of a function that are given by name: those that it asks so, and a config behind what is left out."""
     found = _object(entry)
     if not isinstance(found, ast.FunctionDef):
         return set()
-    return {argument.arg for argument in found.args.kwonlyargs}
+    named = {argument.arg for argument in found.args.kwonlyargs}
+    before = itertools.takewhile(lambda one: one[0] != "config", _arguments(found))
+    skipped = any(default is not None for _, _, default in before)
+    return named | {"config"} if skipped else named
 
 
 def _parameters(entry: Entry, found: ast.ClassDef) -> list[tuple[str, str, str | None]]:
@@ -167,14 +172,17 @@ def _constructors(path: Path, found: ast.ClassDef) -> Iterator[list[tuple[str, s
 
 
 def _defined(path: Path, name: str) -> tuple[Path, ast.ClassDef | None]:
-    """The class that `name` means in a file: its own, or one that it imports from mixwell."""
+    """The class that `name` means in a file: its own, one that it imports from mixwell, or one of such a module."""
+    module, _, own = name.rpartition(".")
+    sought = module or own
     tree = _tree(path)
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module is not None]
-    source = next((node.module for node in imports if name in [alias.name for alias in node.names]), None)
+    source = next((node.module for node in imports if sought in [alias.name for alias in node.names]), None)
     if source is None:
         return path, _class(tree, name)
-    place = ROOT.parent.joinpath(*str(source).split(".")).with_suffix(".py")
-    return place, _class(_tree(place), name) if place.is_file() else None
+    parts = str(source).split(".") + ([module] if module else [])
+    place = ROOT.parent.joinpath(*parts).with_suffix(".py")
+    return place, _class(_tree(place), own) if place.is_file() else None
 
 
 def _arguments(function: ast.FunctionDef) -> list[tuple[str, str, str | None]]:

@@ -160,7 +160,7 @@ class Compressed(Lazy):
             inside = canonical == HEAD or canonical.startswith("layers.")  # embeddings are no linear maps
             if inside and canonical not in self._weights and len(recipe.part_shape(0)) == 2:
                 found += [part.removesuffix(WEIGHT) for names in recipe.names for part in names]
-        return found
+        return found if HEAD in self._table else [*found, "lm_head"]  # tied: no matrix of its own
 
     def form(self, name: str) -> Form:
         """Type and shape of a tensor."""

@@ -116,7 +116,7 @@ def test_layers_one_behind_the_other_are_the_model(model):
     first = text.through(model, tokens, None, range(1), {})
     last = text.through(model, tokens, first, range(1, running.config.num_layers), {})
     with torch.no_grad():
-        torch.testing.assert_close(running._logits(running.norm(last)), running(tokens).logits_BTV)
+        torch.testing.assert_close(running.logits_of(running.norm(last)), running(tokens).logits_BTV)
     name = "layers.1.channel_mixer.down_proj"
     moved = text.through(model, tokens, first, range(1, 2), {name: model.tensors[name] * 2})
     other = model.derive(tensors={**model.tensors, name: model.tensors[name] * 2})

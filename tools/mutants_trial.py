@@ -89,7 +89,7 @@ def put(path: Path, tree: ast.Module) -> bool:
 
 def _functions(path: Path) -> list[FunctionType]:
     gc.unfreeze()  # what the tests froze is not listed
-    alive = [thing for thing in gc.get_objects() if isinstance(thing, FunctionType)]
+    alive = [thing for thing in gc.get_objects() if type(thing) is FunctionType]  # proxies answer isinstance by loading
     return [function for function in alive if function.__code__.co_filename == str(path)]
 
 

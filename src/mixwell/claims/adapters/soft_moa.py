@@ -22,7 +22,6 @@ from mixwell.claims.strings import Rows, base, fitted
 from mixwell.core.rng import generator
 from mixwell.lm.model import LanguageModel
 
-
 STEPS = 400
 
 

@@ -77,6 +77,7 @@ def test_sigterm_lets_answers_end_and_then_the_server(folder):
 def test_what_cannot_be_served_is_one_line(folder, monkeypatch):
     for words, said in ((("--host", "0.0.0.0"), "set a key (MIXWELL_API_KEY or --api-key), or say --insecure"),
                         (("--api-key", " "), "the key is empty"),
+                        (("--draft", "lokup"), "--draft is neither lookup nor jacobi, and no model: lokup is not"),
                         (("--rows", "9", "--step-tokens", "8"), "each row takes a token a step")):
         ended = call(folder, *words)
         assert ended.exit_code == 2 and said in ended.stderr and ended.stderr.count("\n") == 1
@@ -88,6 +89,19 @@ def test_what_cannot_be_served_is_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     ended = call(folder)
     assert ended.exit_code == 2 and "pip install 'mixwell[serve]'" in ended.stderr
+
+
+def test_a_drafter_is_for_the_model_that_it_was_given_for(folder, tmp_path, monkeypatch):
+    """Models beside it may have other tokens."""
+    made = []
+    monkeypatch.setattr("mixwell.serve.app.build", lambda model, settings, rules, beside: made.append([
+        settings, *[own for _, own in beside]]))
+    monkeypatch.setattr("mixwell.cli.serve._listen", lambda *_: None)
+    assert call(folder, "--draft", folder, "--beside", folder).exit_code == 0
+    assert call(folder, "--draft", "lookup", "--beside", folder).exit_code == 0
+    (served, beside), named = made
+    assert served.smaller is not None and beside.smaller is None and served.limits.draft is None
+    assert [own.limits.draft for own in named] == ["lookup", "lookup"]
 
 
 def test_a_model_is_called_as_its_folder_wherever_one_stands(folder, monkeypatch):

@@ -79,13 +79,13 @@ def serve(source: Annotated[Path, MODEL],
     if rows > step_tokens:
         raise MixwellError(f"--rows {rows} are more than --step-tokens {step_tokens}; each row takes a token a step.")
 
-    named_draft = draft is None or draft in DRAFTERS
-    smaller = None if named_draft else _smaller(Path(str(draft)))
+    smaller = None if draft is None or draft in DRAFTERS else _smaller(draft)
     size_bytes = None if cache_mib is None else cache_mib << 20
     limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
-                    cache_bits=cache_bits, draft=draft if named_draft else None, shortest_first=shortest_first)
+                    cache_bits=cache_bits, draft=None if smaller else draft, shortest_first=shortest_first)
 
-    def loaded(path: Path, called: str, adapters: list[str]) -> tuple[LanguageModel, Settings]:
+    def loaded(path: Path, called: str, adapters: list[str],
+               smaller: LanguageModel | None = None) -> tuple[LanguageModel, Settings]:
         model = load(path)
         many = put_many(model, named(adapters))
         if resident is not None:
@@ -94,7 +94,7 @@ def serve(source: Annotated[Path, MODEL],
         return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads(), adapters=many,
                                smaller=smaller)
 
-    model, settings = loaded(source, name or _called(source), adapter or [])
+    model, settings = loaded(source, name or _called(source), adapter or [], smaller)
     others = [loaded(path, _called(path), []) for path in beside or ()]
     app = build(model, settings, rules, others)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain,
@@ -103,12 +103,15 @@ def serve(source: Annotated[Path, MODEL],
     _listen(uvicorn, config, settings.name)
 
 
-def _smaller(path: Path) -> LanguageModel:
-    """The model that drafts."""
+def _smaller(draft: str) -> LanguageModel:
+    """The model that drafts for the one that is served, not for those beside it."""
     from mixwell.kernels.packing import prepack_where_it_pays
     from mixwell.run.paths import load
 
-    model = load(path)
+    try:
+        model = load(Path(draft))
+    except MixwellError as error:
+        raise MixwellError(f"--draft is neither lookup nor jacobi, and no model: {error}") from error
     prepack_where_it_pays(model, WRITTEN)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,6 @@ class Reply(ABC):
     object: str
     chunk: str
     prefix: str
-    ending_line = "data: [DONE]\n\n"  # of a stream
 
     def __init__(self, model: str, spelling: Spelling, prompts: Sequence[Prompt], rows: Sequence[Row], echo: bool,
                  usage: bool) -> None:
@@ -118,6 +118,15 @@ class Reply(ABC):
         if self.usage_wanted:
             last = self._head(self.chunk) | {"choices": []}
             yield last | self._account()
+
+    def line(self, chunk: Json) -> str:
+        """A chunk as a stream has it."""
+        text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
+        return f"data: {text}\n\n"
+
+    def ended(self) -> str:
+        """What a stream closes with."""
+        return "data: [DONE]\n\n"
 
     def failure(self, message: str) -> Json:
         """What a stream tells when the answer broke."""

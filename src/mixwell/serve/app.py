@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 import struct
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -190,7 +189,7 @@ async def embed(request: Request, body: EmbeddingRequest) -> Response:
         raise MixwellError(f"dimensions is {body.dimensions}; the vectors of this model have {width}, leave it out.")
     prompts = await asyncio.to_thread(serving.asking.prompts, body.input, MOST_TEXTS)
     options = Options(max_tokens=0, pooling=body.pooling, adapter=serving.adapter)
-    rows = serving.asking.rows(prompts, options, 1)
+    rows = await asyncio.to_thread(serving.asking.rows, prompts, options, 1)
     return await _while_there(request, _embedded(serving, rows, body.encoding_format == "base64"))
 
 
@@ -257,20 +256,20 @@ async def _lines(reply: Reply, serving: Serving, answers: Answers) -> AsyncItera
     """The lines of a stream of events, the last of which says that it is over."""
     try:
         for chunk in reply.beginning():
-            yield _line(chunk)
+            yield reply.line(chunk)
         async for event in _with_pings(serving.events(reply, answers)):
             if event is None:
                 yield ": ping\n\n"
                 continue
             if event.finish == "error":
-                yield _line(reply.failure(event.error))
+                yield reply.line(reply.failure(event.error))
                 return
             for chunk in reply.chunks(event):
-                yield _line(chunk)
+                yield reply.line(chunk)
             reply.add(event)
         for chunk in reply.ending():
-            yield _line(chunk)
-        yield reply.ending_line
+            yield reply.line(chunk)
+        yield reply.ended()
     finally:
         answers.cancel()
 
@@ -291,12 +290,6 @@ async def _with_pings(events: AsyncIterator[Event]) -> AsyncIterator[Event | Non
             following = asyncio.ensure_future(anext(events, None))
     finally:
         following.cancel()
-
-
-def _line(value: dict[str, Any]) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    named = f"event: {value['type']}\n" if "type" in value else ""
-    return f"{named}data: {text}\n\n"
 
 
 def _add_errors(app: FastAPI) -> None:

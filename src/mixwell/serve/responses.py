@@ -129,8 +129,6 @@ class ResponseReply(ChatReply):
     """An answer as a response: items, in the order in which they came."""
 
     object, prefix = "response", "resp"
-    ending_line = ""  # a stream ends with the event that says so
-
     def __init__(self, model: str, spelling: Spelling, prompt: Prompt, row: Row, calls: Sequence[Calls],
                  asked: ResponseRequest) -> None:
         super().__init__(model, spelling, [prompt], [row], False, calls)
@@ -180,6 +178,15 @@ class ResponseReply(ChatReply):
                           "output_tokens": usage["completion_tokens"],
                           "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": usage["total_tokens"]}
         return found
+
+    def line(self, chunk: Json) -> str:
+        """An event with its name."""
+        kind = chunk["type"]
+        return f"event: {kind}\n{super().line(chunk)}"
+
+    def ended(self) -> str:
+        """Nothing: the last event says that it is the last."""
+        return ""
 
     def failure(self, message: str) -> Json:
         """What a stream tells when the answer broke."""

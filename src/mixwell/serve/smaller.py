@@ -61,8 +61,10 @@ class Smaller:
 
     def _go_back(self, ids: Sequence[int]) -> None:
         """Forget what was read beyond the ids, the last of which is read anew for what it says of the next."""
-        before = len(ids) - 1
-        agreed = agreeing(self.read, ids[:before])
+        before = list(ids[:-1])
+        if before[: len(self.read)] == self.read:  # all guesses held: nothing is to be forgotten
+            return
+        agreed = agreeing(self.read, before)
         del self.read[agreed:]
         self.cache.go_back(torch.tensor([self.read], dtype=torch.int64))
 

@@ -51,3 +51,13 @@ def test_codes_without_a_scale_or_of_another_length_are_refused(checkpoints):
     shorter = {**checkpoint.tensors, NAME: checkpoint.tensors[NAME][:-1]}
     with pytest.raises(MixwellError, match=r"down_proj has shape \[191\]; expected \[192\]"):
         LanguageModel.from_checkpoint(checkpoint.derive(tensors=shorter))
+
+
+def test_books_are_counted_past_a_byte(checkpoints):
+    """272 bits of words are no 16 bits of numbers, though both are 16 in a byte."""
+    tensors = dict(checkpoints["integers"].tensors)
+    del tensors[f"{NAME}.zero"]
+    rows = torch.full((3, 16), 2, dtype=torch.uint8)
+    wrong = {NAME: tensors[NAME][: 3 * 16 * 2], f"{NAME}.bits": rows, f"{NAME}.codebooks": torch.zeros(3, 34, 256, 8)}
+    with pytest.raises(MixwellError, match=r"codebooks is .* expected books of"):
+        LanguageModel.from_checkpoint(checkpoints["integers"].derive(tensors={**tensors, **wrong}))

@@ -175,7 +175,8 @@ def _codebooks(name: str, width: int, bits: Tensor, stored: Mapping[str, Tensor]
     each = words.bit_length() - 1
     whole = 1 <= each <= codes.BYTE and words == 2**each and numbers > 0 and width % numbers == 0
     alone = not {f"{name}.zero", f"{name}.table"} & set(stored)
-    if not whole or not alone or bool((bits * numbers != books * each).any()):
+    spent = bits.int() * numbers  # in bytes it would wrap around
+    if not whole or not alone or bool((spent != books * each).any()):
         raise MixwellError(f"{where}: {companion} is {found}; expected books of 2^B words of d numbers that make "
                            f"{int(bits.max())} bits in rows of {width}, without zero points or tables.")
     return books, words, numbers
@@ -314,12 +315,13 @@ def _check_part(name: str, part: str, value: Tensor) -> None:
         _check_order(name, value)
     if value.dtype != torch.uint8:
         return
-    largest = int(value.max())
+    least, largest = int(value.min()), int(value.max())
     if part == "scale" and largest > 2 * codes.E8M0_BIAS:
         raise MixwellError(f"{name} holds the exponent {largest}, which stands for no number; the file is damaged, "
                            "copy it again.")
-    if part in ("input_bits", "block_bits") and not (int(value.min()) >= 2 and largest <= codes.BYTE):
-        raise MixwellError(f"{name} is {largest}; expected 2 to {codes.BYTE}. The file is damaged, copy it again.")
+    if part in ("input_bits", "block_bits") and not 2 <= least <= largest <= codes.BYTE:
+        found = least if least == largest else f"{least} to {largest}"
+        raise MixwellError(f"{name} is {found}; expected 2 to {codes.BYTE}. The file is damaged, copy it again.")
 
 
 def _check_order(name: str, value: Tensor) -> None:

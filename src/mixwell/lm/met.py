@@ -21,6 +21,7 @@ from mixwell.kernels.linear import Linear, linear
 from mixwell.kernels.packing import weight_of
 from mixwell.lm.evaluate import add_loads
 from mixwell.lm.model import LanguageModel
+from mixwell.lm.network import token_facts
 
 WIDE = torch.float64
 
@@ -123,10 +124,10 @@ def slopes(checkpoint: Checkpoint, at: Mapping[str, Tensor], tokens_NS: Tensor,
 def through(model: LanguageModel, tokens_BS: Tensor, x_BSD: Tensor | None, layers: Sequence[int],
             moving: Mapping[str, Tensor]) -> Tensor:
     """The residual stream behind some layers, from what comes into the first of them or from the tokens on."""
-    B, S = tokens_BS.shape
-    positions_BS = torch.arange(S, device=tokens_BS.device).unsqueeze(0)
-    facts: dict[str, Any] = {"batch_shape": (B, S), "token_ids_T": tokens_BS.flatten(), "num_layers": len(model.layers)}
-    facts["positions_T"] = positions_BS.expand(B, S).flatten()
+    length = tokens_BS.shape[1]
+    positions_BS = torch.arange(length, device=tokens_BS.device).unsqueeze(0)
+    facts = token_facts(tokens_BS, positions_BS, None, None)
+    facts["num_layers"] = len(model.layers)
     if x_BSD is None:
         x_BSD = model._embedded(tokens_BS, positions_BS)
     for number in layers:

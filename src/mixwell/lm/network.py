@@ -247,7 +247,7 @@ class Network(nn.Module):
         earlier_BS = memory.ids_BS
         positions_BT = memory.advance(tokens_BT, mask_BT)
         draws = generator if self.training else None
-        facts = _token_facts(tokens_BT, positions_BT, mask_BT, labels_B)
+        facts = token_facts(tokens_BT, positions_BT, mask_BT, labels_B)
         facts |= {"earlier_ids_BS": earlier_BS, "num_layers": len(self.layers), "step": step, "generator": draws,
                   "losses": losses, "peers": self.peers, "kept": memory.kept}
         forgets = self._forgets()
@@ -311,7 +311,7 @@ class Network(nn.Module):
         return total - idle
 
 
-def _token_facts(tokens_BT: Tensor, positions_BT: Tensor, mask_BT: Tensor | None,
+def token_facts(tokens_BT: Tensor, positions_BT: Tensor, mask_BT: Tensor | None,
                  labels_B: Tensor | None) -> dict[str, Any]:
     """What `Context` says of the tokens themselves, row-major [B * T]."""
     B, T = tokens_BT.shape

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mixwell.precision.bits import at_width, part
+from mixwell.precision._divergence import of_mixes
+from mixwell.precision.bits import at_width, at_widths, part
 from mixwell.precision.mixdq import (
     Config,
     Decoupled,
@@ -15,10 +16,10 @@ from mixwell.precision.mixdq import (
     example,
     mixdq,
     mixes,
-    output_error,
     promises,
     rounded_but_first,
     sensitivities,
+    squared_error,
 )
 from tests.contracts._conversions import calibration, logits
 from tests.precision.test_ohq import nats_apart, outspoken
@@ -128,7 +129,8 @@ def test_the_pick_is_the_one_whose_output_is_closest(checkpoint, text, monkeypat
     assert told["squared_error"] == pytest.approx(min(errors), rel=1e-3)
     widths = [config.widths[column] for column in family[errors.index(min(errors))]]
     assert [width for own in told["bits"].values() for width in own] == widths
-    assert output_error(checkpoint, found.places, widths, text, config) == pytest.approx(min(errors), rel=1e-3)
+    moved = at_widths(checkpoint, found.places, widths, config)
+    assert of_mixes(checkpoint, [moved], text, squared_error) == pytest.approx([min(errors)], rel=1e-3)
 
 
 def test_a_large_first_token_costs_the_others_nothing(generator):

@@ -5,7 +5,7 @@ Legend: N windows, S positions, V vocabulary, U matrices, B widths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,25 @@ def summed(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int
                 other = calibration.logits(checkpoint, batch, moved)
                 total_UB[unit, column] += measure(place, whole, other)
     return total_UB
+
+
+@torch.no_grad()
+def of_mixes(checkpoint: Checkpoint, mixes: Iterable[Mapping[str, Tensor]], calibration: Inputs,
+             measure: Callable[[Tensor, Tensor], float]) -> list[float]:
+    """A measure of the model against itself with each mix of weights in their places, a token; see `summed`.
+
+    The model's own logits over all of the text are in memory meanwhile.
+    """
+    wholes = [calibration.logits(checkpoint, batch, {}) for batch in calibration.batches]
+    tokens = tokens_of(calibration)
+    found = []
+    for moved in mixes:
+        total = 0.0
+        for batch, whole in zip(calibration.batches, wholes):
+            other = calibration.logits(checkpoint, batch, moved)
+            total += measure(whole, other)
+        found.append(total / tokens)
+    return found
 
 
 def divergences(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int], changed: Changed,

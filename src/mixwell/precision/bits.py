@@ -102,6 +102,20 @@ def at_width(weight: Tensor, width: int, config: Budget) -> Tensor:
     return rounded(weight, width, config.group_size, True)
 
 
+def at_widths(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int],
+              config: Budget) -> dict[str, Tensor]:
+    """Every weight with each of its matrices rounded to its width [U], float64."""
+    each = []
+    for place, width in zip(places, widths):
+        weight = part(checkpoint.tensors, place)
+        each.append(at_width(weight, width, config))
+    found = {}
+    for name, own in by_weight(places, each).items():
+        whole = torch.stack(own)
+        found[name] = whole.view_as(checkpoint.tensors[name])
+    return found
+
+
 def sensitivities(checkpoint: Checkpoint, places: Sequence[Place], harm_UB: Tensor,
                   calibration: Inputs) -> Sensitivities:
     """Harms with the record of the calibration that they come from."""

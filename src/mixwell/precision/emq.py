@@ -33,10 +33,10 @@ from mixwell.core.method import method
 from mixwell.mixing import check_least
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision import bits
-from mixwell.precision._divergence import kl, tokens_of
+from mixwell.precision._divergence import kl, of_mixes, tokens_of
 from mixwell.precision._parts import named, quantised_example
 from mixwell.precision._statistics import Statistic, gathered
-from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, by_weight, names_of, part, places_of
+from mixwell.precision.bits import Budget, Place, Sensitivities, at_widths, names_of, part, places_of
 from mixwell.precision.proxies import INPUTS, Bank, Evolution, Known, evolved, scores, words
 
 FEWEST = 6  # mixes of a bank, half of which are for the check
@@ -128,13 +128,11 @@ def tried(checkpoint: Checkpoint, places: Sequence[Place], calibration: Inputs, 
     """Mixes drawn evenly, and minus the KL in nats a token of each."""
     shape = config.bank, len(places)
     drawn_MU = torch.randint(0, len(config.widths), shape, generator=generator)
-    quality = []
-    for drawn_U in drawn_MU:
-        nats = _divergence(checkpoint, places, drawn_U, calibration, config)
-        quality.append(-nats)
-    quality_M = torch.tensor(quality, dtype=torch.float64)
+    mixes = (_mixed(checkpoint, places, drawn_U, config) for drawn_U in drawn_MU)
+    nats = of_mixes(checkpoint, mixes, calibration, kl)
+    nats_M = torch.tensor(nats, dtype=torch.float64)
     values_B = counted(config)
-    return Bank(values_B[drawn_MU], quality_M)
+    return Bank(values_B[drawn_MU], -nats_M)
 
 
 def counted(config: Config) -> Tensor:
@@ -143,24 +141,10 @@ def counted(config: Config) -> Tensor:
     return widths_B if config.curve == "bits" else -(4.0**-widths_B)
 
 
-@torch.no_grad()
-def _divergence(checkpoint: Checkpoint, places: Sequence[Place], drawn_U: Tensor, calibration: Inputs,
-                config: Config) -> float:
-    """Mean KL of the model with all matrices at their widths."""
-    each = []
-    for place, column in zip(places, drawn_U.tolist()):
-        weight = part(checkpoint.tensors, place)
-        each.append(at_width(weight, config.widths[column], config))
-    moved = {}
-    for name, own in by_weight(places, each).items():
-        stacked = torch.stack(own)
-        moved[name] = stacked.view_as(checkpoint.tensors[name])
-    total = 0.0
-    for batch in calibration.batches:
-        whole = calibration.logits(checkpoint, batch, {})
-        other = calibration.logits(checkpoint, batch, moved)
-        total += kl(whole, other)
-    return total / tokens_of(calibration)
+def _mixed(checkpoint: Checkpoint, places: Sequence[Place], drawn_U: Tensor, config: Config) -> dict[str, Tensor]:
+    """All weights at the widths drawn."""
+    widths = [config.widths[column] for column in drawn_U.tolist()]
+    return at_widths(checkpoint, places, widths, config)
 
 
 def sensitivities(checkpoint: Checkpoint, config: Config, generator: torch.Generator,

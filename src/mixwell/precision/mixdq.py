@@ -18,7 +18,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,10 +31,10 @@ from mixwell.mixing import check_above, check_least, check_not_negative
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision import bits
 from mixwell.precision._allocation import allocate
-from mixwell.precision._divergence import kl, summed, tokens_of
+from mixwell.precision._divergence import kl, of_mixes, summed, tokens_of
 from mixwell.precision._parts import quantised_example
 from mixwell.precision._statistics import calibrated
-from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, by_weight, part, places_of
+from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, at_widths, part, places_of
 
 CONTENT = ".channel_mixer."
 EXACT = 1e-12  # share of a budget that rounding of a product may take
@@ -173,42 +173,13 @@ def settle(checkpoint: Checkpoint, found: Decoupled, config: Config) -> Checkpoi
     counts_U = counts_U1.squeeze(-1)
     target = bits.room(checkpoint, places, config) / float(counts_U.sum())
     family = mixes(found, size_UB, counts_U, target, config)
-    tried = []
-    for choice in family:
-        widths = [config.widths[place] for place in choice]
-        error = output_error(checkpoint, places, widths, found.calibration, config)
-        tried.append((error, widths))
-    error, widths = min(tried, key=lambda one: one[0])
+    each = [[config.widths[place] for place in choice] for choice in family]
+    rounded = (at_widths(checkpoint, places, widths, config) for widths in each)
+    errors = of_mixes(checkpoint, rounded, found.calibration, squared_error)
+    error, widths = min(zip(errors, each), key=lambda one: one[0])
     picked = {"family": len(family), "squared_error": error}
     told = replace(found, record={**found.record, **picked})
     return bits.in_widths(checkpoint, told, widths, config)
-
-
-@torch.no_grad()
-def output_error(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int], calibration: Inputs,
-                 config: Config) -> float:
-    """Mean squared error of a token's logits with all matrices at their widths [U]."""
-    moved = _rounded(checkpoint, places, widths, config)
-    total = 0.0
-    for batch in calibration.batches:
-        whole = calibration.logits(checkpoint, batch, {})
-        other = calibration.logits(checkpoint, batch, moved)
-        total += squared_error(whole, other)
-    return total / tokens_of(calibration)
-
-
-def _rounded(checkpoint: Checkpoint, places: Sequence[Place], widths: Sequence[int],
-             config: Config) -> Mapping[str, Tensor]:
-    """Every weight with its matrices rounded."""
-    each = []
-    for place, width in zip(places, widths):
-        weight = part(checkpoint.tensors, place)
-        each.append(at_width(weight, width, config))
-    found = {}
-    for name, own in by_weight(places, each).items():
-        plain = checkpoint.tensors[name].ndim == 2
-        found[name] = own[0] if plain else torch.stack(own)
-    return found
 
 
 def rounded_but_first(x_BSD: Tensor, bits: int, keep: int = 1) -> Tensor:

@@ -97,6 +97,13 @@ def part(tensors: Mapping[str, Tensor], place: Place) -> Tensor:
     return tensors[name] if expert is None else tensors[name][expert]
 
 
+def of_inputs(facts: Mapping[str, Tensor], place: Place, ndim: int) -> Tensor:
+    """What is known of a matrix's inputs, in `ndim` dimensions: a stack's experts share it, or have their own."""
+    name, expert = place
+    own = facts[name]
+    return own if own.ndim == ndim else own[expert]
+
+
 def at_width(weight: Tensor, width: int, config: Budget) -> Tensor:
     """A matrix rounded to so many bits, float64."""
     return rounded(weight, width, config.group_size, True)

@@ -36,7 +36,7 @@ from mixwell.precision import bits
 from mixwell.precision._divergence import kl, of_mixes, tokens_of
 from mixwell.precision._parts import named, quantised_example
 from mixwell.precision._statistics import Statistic, gathered
-from mixwell.precision.bits import Budget, Place, Sensitivities, at_widths, names_of, part, places_of
+from mixwell.precision.bits import Budget, Place, Sensitivities, at_widths, names_of, of_inputs, part, places_of
 from mixwell.precision.proxies import INPUTS, Bank, Evolution, Known, evolved, scores, words
 
 FEWEST = 6  # mixes of a bank, half of which are for the check
@@ -89,7 +89,8 @@ def known(checkpoint: Checkpoint, places: Sequence[Place], calibration: Inputs, 
     counts = []
     for place in places:
         weight, slope = part(checkpoint.tensors, place).double(), part(mean, place)
-        size = (_inputs(power, place) / tokens).sqrt()
+        power_I = of_inputs(power, place, 1)
+        size = (power_I / tokens).sqrt()
         whole = {"weight": weight, "gradient": slope, "product": weight * slope}
         whole["curvature"] = part(square, place)
         whole["activation"] = size.expand_as(weight)
@@ -99,13 +100,6 @@ def known(checkpoint: Checkpoint, places: Sequence[Place], calibration: Inputs, 
             found[name].append(matrix.flatten()[some])
         counts.append(weight.numel())
     return Known(found, counts)
-
-
-def _inputs(power: dict[str, Tensor], place: Place) -> Tensor:
-    """Squares [I] of what a matrix is multiplied with: a stack's experts share them, or have their own."""
-    name, expert = place
-    own = power[name]
-    return own if expert is None or own.ndim == 1 else own[expert]
 
 
 def gradients(checkpoint: Checkpoint, names: Sequence[str],

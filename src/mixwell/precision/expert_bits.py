@@ -11,8 +11,8 @@
     behind it. Their code raises eps to alpha by a slip; the paper's gamma is meant here.
 **Fails when:** all experts are chosen alike: what is left are the errors. The router is not trained: shares of a fresh
     one say nothing of what matters. An expert that no token of the text visits gets the fewest bits.
-**Cost:** one pass of the text, and second moments I^2 of every matrix's inputs in memory; bits as budgeted, with 16 / G
-    for scales.
+**Cost:** two passes of the text, and second moments I^2 of every matrix's inputs in memory; bits as budgeted, with
+    16 / G for scales.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from mixwell.core.method import method
 from mixwell.mixing import check_not_negative
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision import bits
+from mixwell.precision._divergence import tokens_of
 from mixwell.precision._parts import quantised_example
 from mixwell.precision._statistics import output_error, second_moments
-from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, names_of, part, places_of
+from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, names_of, of_inputs, part, places_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def errors(checkpoint: Checkpoint, places: Sequence[Place], calibration: Inputs,
     rows = []
     for place in places:
         weight = part(checkpoint.tensors, place)
-        own = _of_matrix(moments[place[0]], place[1])
+        own = of_inputs(moments, place, 2)
         rows.append(_relative(weight.double(), own, config))
     share_UB = torch.tensor(rows, dtype=torch.float64)
     return share_UB.sqrt()
@@ -94,15 +95,9 @@ def _relative(weight: Tensor, moments: Tensor, config: Config) -> list[float]:
     return found
 
 
-def _of_matrix(moments: Tensor, expert: int | None) -> Tensor:
-    """The moments of what a matrix is multiplied with: a stack's experts share them, or have their own."""
-    apart = expert is not None and moments.ndim == 3
-    return moments[expert] if apart else moments
-
-
 def _importance(places: Sequence[Place], checkpoint: Checkpoint, calibration: Inputs, config: Config) -> Tensor:
     """imp [U] of every matrix."""
-    tokens = sum(batch.numel() for batch in calibration.batches)
+    tokens = tokens_of(calibration)
     gates = calibration.gates(checkpoint)
     by_layer = {}
     for layer, counts_E in calibration.routed(checkpoint).items():

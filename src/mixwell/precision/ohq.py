@@ -31,7 +31,7 @@ from mixwell.mixing import check_least, check_not_negative
 from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision import bits
 from mixwell.precision._allocation import Limit, allocate
-from mixwell.precision._divergence import Changed, divergences, own_text
+from mixwell.precision._divergence import Changed, divergences, own_text, tokens_of
 from mixwell.precision._parts import named, nearest, quantised_example
 from mixwell.precision._statistics import calibrated
 from mixwell.precision.bits import Budget, Place, Sensitivities, at_width, part, places_of
@@ -151,7 +151,7 @@ def _timed(weight: Tensor, config: Config) -> Tensor:
 
 def chances(checkpoint: Checkpoint, places: Sequence[Place], rows: int, calibration: Inputs) -> Tensor:
     """How probable it is that a pass of `rows` tokens needs each matrix [U]: 1 but for routed experts."""
-    tokens = sum(batch.numel() for batch in calibration.batches)
+    tokens = tokens_of(calibration)
     routed = calibration.routed(checkpoint)
     found = []
     for place in places:

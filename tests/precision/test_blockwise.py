@@ -39,6 +39,7 @@ def test_other_tensors_are_rounded_in_runs(generator):
         s = shift(max(abs(v) for v in flat[start : start + 8]), 6)
         assert back[start : start + 8] == [round(v * 2.0**s) * 2.0**-s for v in flat[start : start + 8]]
     assert found.dtype == torch.bfloat16 and found.shape == tensor.shape
+    assert rounded_runs(torch.tensor(0.3), 8, 6) == 0.296875
 
 
 @pytest.mark.parametrize("other", [0, 8])
@@ -74,3 +75,10 @@ def test_refusals():
     for wrong in ({"others": 1}, {"bits": 9}, {"rows": -1}, {"input_bits": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Config(**wrong)
+
+
+def test_a_single_number_is_a_run_of_its_own(generator):
+    source = whole_example(generator)
+    more = source.derive(tensors={**source.tensors, "layers.0.channel_mixer.router.bias": torch.tensor(0.3)})
+    done = blockwise(more, Config(group_size=0), generator)
+    assert float(done.tensors["layers.0.channel_mixer.router.bias"]) == 77 / 256

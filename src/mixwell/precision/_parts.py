@@ -5,8 +5,9 @@ Legend: O rows, I width, G width of a group, C groups of a row, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -257,6 +258,13 @@ def matrices(weight: Tensor) -> Iterator[tuple[int | None, Tensor]]:
 def joined(weight: Tensor, parts: list[Coded]) -> Coded:
     """The codes of a weight's `matrices` as those of the weight."""
     return parts[0] if weight.ndim == 2 else _stacked(parts)
+
+
+def each_coded(weight: Tensor, facts: Tensor, ndim: int, encode: Callable[[Tensor, Tensor], Coded]) -> Coded:
+    """The codes of a matrix, or of each expert of a stack, by facts of inputs: in `ndim` dimensions all experts'."""
+    each: Iterable[Tensor] = repeat(facts) if facts.ndim == ndim else facts
+    parts = [encode(matrix, own) for (_, matrix), own in zip(matrices(weight), each)]
+    return joined(weight, parts)
 
 
 def _stacked(parts: list[Coded]) -> Coded:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import repeat
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +33,7 @@ from mixwell.mixing.calibration import Inputs, Needs
 from mixwell.precision._parts import (
     Coded,
     chosen,
-    joined,
-    matrices,
+    each_coded,
     positive,
     quantised_example,
     row_bits,
@@ -276,9 +275,7 @@ def encode(weight: Tensor, moments_II: Tensor, config: Config, generator: torch.
 
 def encode_all(weight: Tensor, moments: Tensor, config: Config, generator: torch.Generator) -> Coded:
     """The codes of a matrix, or of each expert of a stack; moments [I, I] are all experts', [E, I, I] one for each."""
-    each = repeat(moments) if moments.ndim == 2 else moments
-    parts = [encode(matrix, own, config, generator) for (_, matrix), own in zip(matrices(weight), each)]
-    return joined(weight, parts)
+    return each_coded(weight, moments, 2, partial(encode, config=config, generator=generator))
 
 
 def bits_per_weight(config: Config, rows: int, width: int) -> float:

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.method import method
-from mixwell.kernels.codes import BYTE, E8M0_BIAS, real_scale
+from mixwell.kernels.codes import BYTE, E8M0_BIAS
 from mixwell.mixing import check_above, check_least
 from mixwell.precision._parts import (
     Coded,
@@ -99,14 +100,13 @@ def encode(weight: Tensor, config: Config) -> Coded:
 
 def rounded_runs(tensor: Tensor, length: int, bits: int) -> Tensor:
     """A tensor with every run of so many numbers rounded; the last run may be shorter."""
-    most = top(bits)
-    done = []
-    for run in tensor.double().flatten().split(length):
-        largest = run.abs().amax()
-        step = real_scale(exponents(largest, bits)).double()
-        steps = (run / step).round().clamp(-most, most)
-        done.append(steps * step)
-    return torch.cat(done).view_as(tensor).to(tensor.dtype)
+    numbers = tensor.double().flatten()
+    missing = -len(numbers) % length
+    runs = F.pad(numbers, (0, missing)).unflatten(0, (-1, length))
+    largest = runs.abs().amax(-1)
+    grid = Grid(exponents(largest, bits), None, bits)
+    rounded = grid.nearest(runs).flatten()
+    return rounded[: len(numbers)].view_as(tensor).to(tensor.dtype)
 
 
 def others(tensors: Mapping[str, Tensor], coded: set[str], config: Config) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ def others(tensors: Mapping[str, Tensor], coded: set[str], config: Config) -> di
     for name, tensor in tensors.items():
         if name in coded or not tensor.is_floating_point() or not tensor.numel():
             continue
-        width = config.group_size or tensor.shape[-1]
+        width = config.group_size or tensor.shape[-1:].numel()
         length = width * max(1, config.rows)
         made[name] = rounded_runs(tensor, length, config.others)
     return made

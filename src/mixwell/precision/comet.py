@@ -14,9 +14,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import repeat
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,9 +29,8 @@ from mixwell.precision._parts import (
     Coded,
     check_bits,
     chosen,
+    each_coded,
     group_width,
-    joined,
-    matrices,
     named,
     nearest,
     quantised_example,
@@ -95,12 +93,7 @@ def encode(weight: Tensor, largest_I: Tensor, config: Config) -> Coded:
 
 def encode_all(weight: Tensor, largest: Tensor, config: Config) -> Coded:
     """The codes of a matrix, or of each expert of a stack; largest [I] are all experts', [E, I] one for each."""
-    each: Iterable[Tensor] = repeat(largest) if largest.ndim == 1 else largest
-    parts = []
-    for (_, matrix), own in zip(matrices(weight), each):
-        coded = encode(matrix, own, config)
-        parts.append(coded)
-    return joined(weight, parts)
+    return each_coded(weight, largest, 1, partial(encode, config=config))
 
 
 def shares(made: dict[str, Coded], low: int) -> dict[str, float]:

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from mixwell.core.method import method
 from mixwell.kernels.codes import BYTE
 from mixwell.mixing import check_above, check_least
 from mixwell.mixing.calibration import Inputs, Needs
-from mixwell.precision._parts import Coded, by_table, chosen, joined, matrices, positive, quantised_example
+from mixwell.precision._parts import Coded, by_table, chosen, each_coded, positive, quantised_example
 from mixwell.precision._statistics import by_moments
 from mixwell.precision._words import clustered, means, nearest_words
 
@@ -172,12 +172,7 @@ def encode(weight: Tensor, moments_II: Tensor, config: Config, generator: torch.
 
 def encode_all(weight: Tensor, moments: Tensor, config: Config, generator: torch.Generator) -> Coded:
     """The codes of a matrix, or of each expert of a stack; moments [I, I] are all experts', [E, I, I] one for each."""
-    each = repeat(moments) if moments.ndim == 2 else moments
-    parts = []
-    for (_, matrix), own in zip(matrices(weight), each):
-        coded = encode(matrix, own, config, generator)
-        parts.append(coded)
-    return joined(weight, parts)
+    return each_coded(weight, moments, 2, partial(encode, config=config, generator=generator))
 
 
 @method(title="JLCM: words and mappings learned together",

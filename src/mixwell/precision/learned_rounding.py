@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,10 +31,9 @@ from mixwell.precision._parts import (
     Grid,
     check_bits,
     chosen,
+    each_coded,
     grid_of,
     grouped,
-    joined,
-    matrices,
     on_grid,
     quantised_example,
     top,
@@ -113,9 +112,7 @@ def encode(weight: Tensor, moments_II: Tensor, config: Config) -> Coded:
 
 def encode_all(weight: Tensor, moments: Tensor, config: Config) -> Coded:
     """The codes of a matrix, or of each expert of a stack; moments [I, I] are all experts', [E, I, I] one for each."""
-    each = repeat(moments) if moments.ndim == 2 else moments
-    parts = [encode(matrix, own, config) for (_, matrix), own in zip(matrices(weight), each)]
-    return joined(weight, parts)
+    return each_coded(weight, moments, 2, partial(encode, config=config))
 
 
 @method(title="Learned rounding", paper="Gradient-Based Post-Training Quantization: Challenging the Status Quo",

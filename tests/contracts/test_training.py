@@ -52,6 +52,15 @@ def test_a_gradient_reaches_inputs_weight_and_own_parameters(entry):
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
+def test_no_rows_are_a_product_of_none(entry):
+    module, x, weight = built(entry)
+    none = x[0, :0].requires_grad_()
+    y = module(none, weight.requires_grad_())
+    dx, dw = torch.autograd.grad(y.sum(), (none, weight))
+    assert y.shape == (0, module.shape[0]) and dx.shape == none.shape and not dw.any()
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_says_whether_it_learns(entry):
     module, _, _ = built(entry)
     assert bool(list(module.parameters())) == entry.load().learns

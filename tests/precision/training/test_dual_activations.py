@@ -101,6 +101,16 @@ def test_a_convolution_is_exact_but_for_the_weights_gradient():
     assert not torch.equal(dw, want_w)
 
 
+def test_a_pass_without_gradients_draws_nothing():
+    module, x = DualActivations((3, 4), Config(block=3), fresh()), torch.randn(9, 4, generator=fresh(4))
+    before = module.generator.get_state()
+    with torch.no_grad():
+        module(x, torch.ones(3, 4))
+    assert torch.equal(module.generator.get_state(), before)
+    module(x, torch.ones(3, 4, requires_grad=True))
+    assert not torch.equal(module.generator.get_state(), before)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="bits is 9; expected at most 8"):
         Config(bits=9)

@@ -152,8 +152,9 @@ class _Run:
                                    f"{team.size} came.")
             self.turns.open()
         self.checkpointing = getattr(model, "checkpointing", False)  # as it was before this run
+        self.rounding = torch.Generator(device)  # of products in few bits that draw
         if config.arithmetic:
-            _take_products(model, config.arithmetic)
+            _take_products(model, config.arithmetic, self.rounding)
         self.optimizer = MasterAdamW(model, dtype=config.settled_dtype, betas=config.betas, eps=config.eps,
                                      weight_decay=config.weight_decay)
         if found is not None:
@@ -268,6 +269,9 @@ class _Run:
     def _backward(self) -> tuple[dict[str, float], list[list[Routing | None]]]:
         """Gradients of the next batch; its mean values by name, and the routings of each forward pass."""
         draws = generator(self.config.seed, "train", self.step, device=self.device)
+        if self.config.arithmetic:
+            own = generator(self.config.seed, "products", self.step)
+            self.rounding.manual_seed(own.initial_seed())
         sums: dict[str, Tensor] = {}
         seen: list[list[Routing | None]] = []
         parts = list(self._micro_batches())
@@ -409,14 +413,14 @@ class _Run:
             self.board.close()
 
 
-def _take_products(model: nn.Module, arithmetic: str) -> None:
+def _take_products(model: nn.Module, arithmetic: str, draws: torch.Generator) -> None:
     """Let a method of `precision.training` take the products; one that learns is a layer's own matter."""
     entry = registry.find(arithmetic, attached.FAMILY)
     if entry.load().learns:
         raise MixwellError(f"{entry.name} has parameters of its own, which a model would be saved without; expected a "
                            "method without, such as float8 or bfloat16.")
     model.cast(torch.float32)  # type: ignore[operator]
-    attached.attach(model, arithmetic)
+    attached.attach(model, arithmetic, generator=draws)
 
 
 def _divisors(parts: list[tuple[Tensor, ...]], team: Alone) -> list[float]:

@@ -109,7 +109,7 @@ def kept(maps: Tensor, config: Config, generator: torch.Generator | None = None)
     step = (span / most).to(torch.bfloat16)
     steps = above / step.float()
     if config.stochastic:
-        chance = torch.rand(flat.shape, generator=generator)
+        chance = torch.rand(flat.shape, generator=generator, device=flat.device)
         steps = steps + (chance - 0.5)
     codes = steps.round().clamp(0, most)
     packed = _packed(codes.to(torch.uint8), config.bits)
@@ -197,7 +197,9 @@ class DualActivations(Product):
         self.generator = generator
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """[..., T, D] -> [..., T, M]."""
+        """[..., T, D] -> [..., T, M]; nothing is kept, nor drawn, where no gradient will be asked for."""
+        if not (torch.is_grad_enabled() and x.numel()):
+            return F.linear(x, weight)
         result: Tensor = _Linear.apply(x, weight, self.config, self.generator)
         return result
 

@@ -44,7 +44,9 @@ class Config:
 
 
 def scale_of(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The power of two that brings the largest magnitude under `dtype`'s; 1 for a tensor of zeros or not finite."""
+    """The power of two that brings the largest magnitude under `dtype`'s; 1 for one empty, of zeros or not finite."""
+    if not value.numel():  # the rows of an expert that nobody chose
+        return torch.ones((), device=value.device)
     largest = value.abs().max()
     most = torch.finfo(dtype).max
     room = most / largest.float()

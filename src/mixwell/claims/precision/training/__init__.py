@@ -1,1 +1,1 @@
-"""Claims of the family serve.keeping."""
+"""Claims on training in few bits."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from mixwell.core.rng import normal
+from mixwell.mixing import Structured
 
 
 def halves(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -57,6 +59,28 @@ def each_rank(ranks: Sequence[int] | None, rank: int, count: int) -> list[int]:
     if len(ranks) != count:
         raise ValueError(f"ranks lists {len(ranks)} for {count} matrices of a layer; give one for each, or rank alone")
     return list(ranks)
+
+
+class Ranked(Structured):
+    """A matrix whose config has its `rank`, and `ranks` for those of a layer in turn."""
+
+    @classmethod
+    def build(cls, shapes: Sequence[tuple[int, int]], config: Any, generator: torch.Generator | None,
+              std: float | None) -> list[Self]:
+        """The matrices of one layer, each with its rank."""
+        ranks = each_rank(config.ranks, config.rank, len(shapes))
+        made = []
+        for (rows, columns), rank in zip(shapes, ranks):
+            own = replace(config, rank=rank, ranks=None)
+            made.append(cls(rows, columns, own, generator, std))
+        return made
+
+
+def in_blocks(weight: Tensor, count: int) -> Tensor:
+    """The blocks [n, n, p, q] of a matrix [n p, n q]."""
+    rows, columns = weight.shape
+    grid = weight.view(count, rows // count, count, columns // count)
+    return grid.transpose(1, 2)
 
 
 def even_factors(size: int) -> tuple[int, int]:

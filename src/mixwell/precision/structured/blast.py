@@ -24,7 +24,7 @@ from mixwell.core.method import method
 from mixwell.core.rng import normal
 from mixwell.core.routing import Context
 from mixwell.mixing import Structured, check_above, check_least, check_not_negative, normal_parameter
-from mixwell.precision.structured._parts import structured_example, uniform
+from mixwell.precision.structured._parts import in_blocks, structured_example, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,6 @@ def product(x: Tensor, factors: Factors) -> Tensor:
     y = torch.bmm(mixed, left.mT)
     y = y.transpose(0, 1)
     return y.flatten(1)
-
-
-def in_blocks(weight: Tensor, blocks: int) -> Tensor:
-    """The blocks [b, b, p, q] of a matrix [b p, b q]."""
-    rows, columns = weight.shape
-    grid = weight.view(blocks, rows // blocks, blocks, columns // blocks)
-    return grid.transpose(1, 2)
 
 
 def factorise(weight: Tensor, config: Config, generator: torch.Generator) -> Factors:

@@ -26,7 +26,7 @@ from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.kernels.linear import linear
 from mixwell.mixing import Structured, check_least, normal_parameter
-from mixwell.precision.structured._parts import structured_example
+from mixwell.precision.structured._parts import in_blocks, structured_example
 
 HAMILTON = 4  # its dimensions
 # sign and number of the part in each place of the matrix that w + x i + y j + z k multiplies by
@@ -66,7 +66,7 @@ def kronecker_sum(algebra: Tensor, parts: Tensor) -> Tensor:
 
 def nearest(weight: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     """(A, F) of the nearest sum of n products to a matrix [n o, n c]: the leading parts of its blocks side by side."""
-    grid = _grid(weight, terms)
+    grid = in_blocks(weight, terms)
     shape = grid.shape[2:]
     blocks = grid.flatten(2).flatten(0, 1)
     U, S, Vh = torch.linalg.svd(blocks, full_matrices=False)
@@ -78,16 +78,9 @@ def nearest(weight: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     return algebra.reshape(terms, terms, terms), parts.view(terms, *shape)
 
 
-def _grid(weight: Tensor, terms: int) -> Tensor:
-    """The blocks [n, n, o, c] of a matrix [n o, n c]."""
-    rows, columns = weight.shape
-    grid = weight.view(terms, rows // terms, terms, columns // terms)
-    return grid.transpose(1, 2)
-
-
 def fitted(weight: Tensor, algebra: Tensor) -> Tensor:
     """F of the nearest sum with the quaternions' algebra, whose matrices are orthogonal to each other."""
-    grid = _grid(weight, HAMILTON)
+    grid = in_blocks(weight, HAMILTON)
     along = torch.einsum("ipq,pqoc->ioc", algebra, grid)
     return along / HAMILTON
 

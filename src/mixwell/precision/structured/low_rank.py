@@ -12,8 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
@@ -22,11 +21,11 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.core.routing import Context
 from mixwell.kernels.linear import linear
-from mixwell.mixing import Structured, check_least, check_not_negative, normal_parameter
+from mixwell.mixing import check_least, check_not_negative, normal_parameter
 from mixwell.precision.structured._parts import (
+    Ranked,
     check_rank,
     drawn_halves,
-    each_rank,
     halves,
     parameter,
     structured_example,
@@ -40,7 +39,7 @@ class Config:
     rank: int = 0  # R, at least 1; 0 keeps the matrix whole
     ranks: tuple[int, ...] | None = None  # of each matrix of a layer in turn (gate, up, out of each expert)
     start: Literal["spectral", "normal"] = "spectral"  # the leading part of a dense start, or factors of its variance
-    decay: float = 0.0  # d: of the product's squared norm, in place of decay of the factors; 0 or more
+    decay: float = 0.0  # d: of the product's squared norm, 0 or more; an optimiser's own decay goes on beside it
 
     def __post_init__(self) -> None:
         check_least(self, rank=0)
@@ -63,7 +62,7 @@ def squared_norm(left: Tensor, right: Tensor) -> Tensor:
     year=2024,
     tags={"factorises"},
 )
-class LowRank(Structured):
+class LowRank(Ranked):
     """Two factors of low rank; see the module's card."""
 
     factorises = True
@@ -86,17 +85,6 @@ class LowRank(Structured):
             each = (entry / rank**0.5) ** 0.5
             self.weight = normal_parameter((rows, rank), generator, each)
             self.right = normal_parameter((rank, columns), generator, each)
-
-    @classmethod
-    def build(cls, shapes: Sequence[tuple[int, int]], config: Config, generator: torch.Generator | None,
-              std: float | None) -> list[Self]:
-        """The matrices of one layer, each with its rank."""
-        ranks = each_rank(config.ranks, config.rank, len(shapes))
-        made = []
-        for (rows, columns), rank in zip(shapes, ranks):
-            own = replace(config, rank=rank, ranks=None)
-            made.append(cls(rows, columns, own, generator, std))
-        return made
 
     @classmethod
     def from_dense(cls, weight: Tensor, config: Config, generator: torch.Generator) -> Self:

@@ -10,6 +10,7 @@
     that follows it, for a training loop that calls the model twice. Columns are looked at every `every` steps, not
     after each epoch.
 **Fails when:** singular values are equal: their order is then nobody's. Few steps for many pairs: columns go unseen.
+    Matrices of unlike rank: each reads a list of its own length, so that two or none may be cut in a step.
 **Cost:** 2 R (O + I) FLOPs a row; `cut` needs no training.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -28,11 +29,11 @@ from mixwell.core.method import method
 from mixwell.core.rng import generator as seeded
 from mixwell.core.routing import Context
 from mixwell.kernels.linear import linear
-from mixwell.mixing import Structured, check_least, check_not_negative
+from mixwell.mixing import check_least, check_not_negative
 from mixwell.precision.structured._parts import (
+    Ranked,
     check_rank,
     drawn_halves,
-    each_rank,
     halves,
     parameter,
     structured_example,
@@ -96,7 +97,7 @@ def distilled_loss(run: Callable[[], Tensor], matrices: Sequence[Maestro], chose
     year=2023,
     tags={"factorises"},
 )
-class Maestro(Structured):
+class Maestro(Ranked):
     """Ordered factors; see the module's card."""
 
     factorises = True
@@ -116,17 +117,6 @@ class Maestro(Structured):
         none = torch.zeros((), dtype=torch.int64)
         self.register_buffer("steps", none)
         self.limit: int | None = None  # columns that a pass takes, where somebody set them
-
-    @classmethod
-    def build(cls, shapes: Sequence[tuple[int, int]], config: Config, generator: torch.Generator | None,
-              std: float | None) -> list[Self]:
-        """The matrices of one layer, each with its rank."""
-        ranks = each_rank(config.ranks, config.rank, len(shapes))
-        made = []
-        for (rows, columns), rank in zip(shapes, ranks):
-            own = replace(config, rank=rank, ranks=None)
-            made.append(cls(rows, columns, own, generator, std))
-        return made
 
     @classmethod
     def from_dense(cls, weight: Tensor, config: Config, generator: torch.Generator) -> Self:

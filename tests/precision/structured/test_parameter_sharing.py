@@ -88,6 +88,22 @@ def test_a_step_moves_the_matrices_by_the_mean_gradient_of_each_numbers_uses():
     torch.testing.assert_close(torch.cat([f.flatten() for f in found]), expected, rtol=2e-3, atol=1e-6)
 
 
+def test_the_divisor_is_made_once_and_anew_where_lambda_changes(monkeypatch):
+    def slope(made):
+        (found,) = torch.autograd.grad(made[1].dense().square().sum(), made[0].array)
+        return found
+
+    made, other = (ParameterSharing.build(SHAPES, Config(ratio=0.3), fresh(1), 0.5) for _ in range(2))
+    made[0].dense(), slope(made)
+    with monkeypatch.context() as patched:
+        patched.setattr(made[0].group, "_summed", None)
+        slope(made)
+    for matrices in (made, other):
+        with torch.no_grad():
+            matrices[2].weight.mul_(3)
+    assert torch.equal(slope(made), slope(other))
+
+
 def test_the_arrays_scale_does_not_count_with_the_division_and_does_without():
     small, large = (torch.cat([f.flatten() for f in stepped(bound)[0]]) for bound in (0.01, 1.0))
     torch.testing.assert_close(small, large, rtol=5e-3, atol=1e-5)

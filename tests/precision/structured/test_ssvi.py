@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context
+from mixwell.parallel.team import Alone
 from mixwell.precision.structured.ssvi import (
     Config,
     SparsePosterior,
@@ -118,6 +119,10 @@ def test_what_comes_starts_at_zero_with_the_mean_spread(generator):
 def test_refuses(generator):
     with pytest.raises(MixwellError, match=r"draws in training; give Context\(generator=...\)"):
         SparsePosterior(4, 6, Config(), generator).train()(torch.ones(1, 6), Context())
+    several = Context(generator=generator, peers=Alone())
+    with pytest.raises(MixwellError, match="gradients of its own process; train in one, or set drop: 0"):
+        SparsePosterior(4, 6, Config(), generator).train()(torch.ones(1, 6), several)
+    SparsePosterior(4, 6, Config(drop=0.0), generator).train()(torch.ones(1, 6), several)
     with pytest.raises(ValueError, match="density is 2"):
         Config(density=2)
     with pytest.raises(ValueError, match="prior_std is 0"):

@@ -104,6 +104,9 @@ def test_the_assignment_waits_its_steps():
         module.preference.copy_(-5 * module.preference)
     module.words(), module.words()
     assert torch.equal(module.rows, first)
+    module.eval().words()  # a look in between moves nothing
+    module.train()
+    assert torch.equal(module.rows, first)
     module.words()
     assert not torch.equal(module.rows, first)
 

@@ -153,6 +153,8 @@ class _Group:
     def __init__(self) -> None:
         self.members: list[Any] = []
         self.size = 0
+        self._known: tuple[Any, ...] = ()  # the hash, device and lambdas that `_divided` was made with
+        self._divided = torch.empty(0)
 
     @property
     def owner(self) -> Any:
@@ -186,7 +188,15 @@ class _Group:
 
     @torch.no_grad()
     def _divisor(self) -> Tensor:
-        """(sum of the uses' lambda)^2 / uses of each number of the array."""
+        """(sum of the uses' lambda)^2 / uses of each number; made once for a hash, lambdas and a device."""
+        hashed = self.owner.hashed
+        scales = torch.cat([member.weight for member in self.members])
+        known = hashed.tolist(), scales.tolist(), hashed.device
+        if known != self._known:
+            self._known, self._divided = known, self._summed()
+        return self._divided
+
+    def _summed(self) -> Tensor:
         array = self.owner.array
         total = torch.zeros_like(array, dtype=torch.float32)
         uses = torch.zeros_like(total)

@@ -139,10 +139,13 @@ class SparsePosterior(Structured):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """[..., I] -> [..., O]: drawn in training and inside `sampled`, else by the mean of W.
 
-        Training without a generator in the context raises `MixwellError`.
+        Training without a generator in the context, and in several processes, raises `MixwellError`.
         """
         if not self.training:
             return linear(x, self.dense().to(x.dtype))
+        if context.peers is not None and self.config.drop:
+            raise MixwellError("SparsePosterior exchanges weights by the gradients of its own process; train in one, "
+                               "or set drop: 0.")
         if context.generator is None:
             raise MixwellError("SparsePosterior draws in training; give Context(generator=...), or call eval().")
         return self.sampled(x, context.generator)

@@ -141,14 +141,20 @@ class KernelSelection(Product):
         noise: Tensor | float = self._noise() if self.training else 0.0
         logits = (self.preference + noise) / self.config.tau
         soft = sinkhorn(logits, self.config.rounds)
-        if not self.training or int(self.step) % self.config.every == 0:
-            self.rows.copy_(assigned(soft))
-        if self.training:
-            self.step.add_(1)
         count = self.config.words
-        hard = self.book[self.rows[:count]]
+        rows = self._settled(soft)[:count]
+        hard = self.book[rows]
         blend = soft[:, :count].T @ self.book
         return hard + (blend - blend.detach())
+
+    def _settled(self, soft: Tensor) -> Tensor:
+        """The rows of the permutation: in training those that stay between assignments, else the best now."""
+        if not self.training:
+            return assigned(soft)
+        if int(self.step) % self.config.every == 0:
+            self.rows.copy_(assigned(soft))
+        self.step.add_(1)
+        return self.rows
 
     def _noise(self) -> Tensor:
         """Gumbel draws over the temperature's own scale."""

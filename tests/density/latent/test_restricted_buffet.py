@@ -54,6 +54,16 @@ def test_the_cut_intensity_has_the_mass_that_rows_would_see(c, s):
     assert expected_features(2.0, c, s, rounds_for(2.0, c, s, 12)) == pytest.approx(12)
 
 
+def test_features_that_only_very_many_rows_take():
+    """Against R^s, which Gamma(R + c + s) / Gamma(R + c) becomes."""
+    c, s, mass = 1.0, 0.05, 1.0  # R is 5.6e13
+    log_rounds = np.log(rounds_for(mass, c, s, 80))
+    first = gamma(1 + c) / gamma(c + s)
+    assert mass / s * (first * np.exp(s * log_rounds) - c) == pytest.approx(80, rel=1e-9)
+    with pytest.raises(ValueError, match="n_features is 10, more than any rows take"):
+        rounds_for(0.02, c, 0.0, 10)
+
+
 def test_codes_of_rows_with_known_loadings_follow_their_posterior():
     """Flips and swaps of many equal rows against all codes of one."""
     rng = np.random.RandomState(0)

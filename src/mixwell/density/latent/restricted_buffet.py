@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.special import digamma, expit, gammaln, logsumexp
+from scipy.special import betaln, digamma, expit, gammaln, logsumexp
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted
 
@@ -107,7 +107,7 @@ def expected_features(mass: float, concentration: float, stability: float, round
     if s == 0:
         sums = digamma(end) - digamma(c)
         return float(mass * c * sums)
-    log_last = gammaln(end + s) - gammaln(end)
+    log_last = gammaln(s) - betaln(end, s)  # of Gamma(end + s) / Gamma(end): their own lack digits where end is large
     log_first = gammaln(1 + c) - gammaln(c + s)
     ratio = np.exp(log_first + log_last)
     each = mass / s
@@ -115,8 +115,7 @@ def expected_features(mass: float, concentration: float, stability: float, round
 
 
 def rounds_for(mass: float, concentration: float, stability: float, features: int) -> float:
-    """R such that as many features are expected."""
-
+    """R such that as many features are expected; `ValueError` where no R gets that far."""
     def excess(log_rounds: float) -> float:
         rounds = np.exp(log_rounds)
         return expected_features(mass, concentration, stability, rounds) - features
@@ -124,6 +123,8 @@ def rounds_for(mass: float, concentration: float, stability: float, features: in
     low, high = -20.0, 1.0
     while excess(high) < 0 and high < 300:
         high += 2
+    if excess(high) < 0:
+        raise ValueError(f"n_features is {features}, more than any rows take; expected fewer, or a mass above {mass}")
     return float(np.exp(brentq(excess, low, high)))
 
 
@@ -278,9 +279,8 @@ def sweep(x_ND: Array, state: State, prior: Prior, rng: np.random.RandomState) -
 def log_poisson(x_ND: Array, state: State) -> Array:
     """Log probabilities (N, D) of counts."""
     rate_ND = rates(state)
-    log_ND = np.log(rate_ND)
     factorial_ND = gammaln(x_ND + 1)
-    return x_ND * log_ND - rate_ND - factorial_ND
+    return x_ND * np.log(rate_ND) - rate_ND - factorial_ND
 
 
 def rates(state: State) -> Array:

@@ -10,7 +10,8 @@ from scipy.optimize import approx_fprime
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from mixwell.density.graphs.chain_crf import ChainCRF, Sequences, Weights, climb, likeliest
+from mixwell.density.chains import likeliest_path
+from mixwell.density.graphs.chain_crf import ChainCRF, Sequences, Weights, climb
 
 RNG = np.random.default_rng(0)
 LENGTHS = np.array([4, 1, 3])
@@ -59,8 +60,10 @@ def test_marginals_and_partition_are_those_of_all_paths():
 
 def test_the_likeliest_path_is_the_best_of_all():
     for x, _ in sequences():
-        paths, p, _ = enumerated(W, x)
-        assert tuple(likeliest(W.start_K, W.transitions_KK, x @ W.coef_KF.T + W.intercept_K)) == paths[p.argmax()]
+        paths, p, log_partition = enumerated(W, x)
+        value, path = likeliest_path(W.start_K, W.transitions_KK, x @ W.coef_KF.T + W.intercept_K)
+        assert tuple(path) == paths[p.argmax()]
+        assert value == pytest.approx(np.log(p.max()) + log_partition)
 
 
 def test_log_likelihood_and_its_gradient():
@@ -157,5 +160,8 @@ def test_refuses():
         ChainCRF().fit(X, np.zeros(8))
     with pytest.raises(ValueError, match="label 'maybe' was not seen"):
         MODEL.log_likelihood(TEST[0], ["maybe"] * len(TEST[1]), TEST[2])
+    for wrong in (TEST[1][:-1], np.r_[TEST[1], TEST[1][:1]]):
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            MODEL.log_likelihood(TEST[0], wrong, TEST[2])
     with pytest.warns(ConvergenceWarning, match="did not converge"):
         ChainCRF(max_iter=1).fit(*TRAIN)

@@ -14,7 +14,8 @@ from mixwell.density import (
     PoissonMixture,
     ProductMixture,
 )
-from mixwell.density.mixtures.hidden_markov import smooth, viterbi
+from mixwell.density.chains import likeliest_path
+from mixwell.density.mixtures.hidden_markov import smooth
 from mixwell.density.mixtures.product import Block
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -74,7 +75,7 @@ def test_sums_are_those_over_all_paths():
     assert found.log_likelihood == pytest.approx(np.log(total), abs=1e-12)
     np.testing.assert_allclose(np.exp(found.log_gamma_TK), gamma_TK / total, atol=1e-12)
     np.testing.assert_allclose(found.moves_KK, moves_KK / total, atol=1e-12)
-    value, path_T = viterbi(*logs)
+    value, path_T = likeliest_path(*logs)
     assert value == pytest.approx(np.log(best[0])) and tuple(path_T) == best[1]
 
 

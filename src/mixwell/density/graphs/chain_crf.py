@@ -34,11 +34,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from mixwell.core.method import method
 from mixwell.density._gaussian import Array, log_positive
 from mixwell.density._options import Configured
+from mixwell.density.chains import likeliest_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +133,6 @@ def posterior(start_K: Array, transitions_KK: Array, unary_BTK: Array, inside_BT
     together_KK = np.einsum("bti,btj->ij", from_BTK, to_BTK)
     pair_KK = together_KK * np.exp(transitions_KK)
     return Posterior(log_partition_B, label_BTK, pair_KK)
-
-
-def likeliest(start_K: Array, transitions_KK: Array, unary_TK: Array) -> Array:
-    """The path (T,) with the highest score."""
-    T, K = unary_TK.shape
-    came_TK = np.zeros((T, K), dtype=int)
-    best_K = start_K + unary_TK[0]
-    for t in range(1, T):
-        reached_KK = best_K[:, None] + transitions_KK
-        came_TK[t] = reached_KK.argmax(0)
-        best_K = reached_KK.max(0) + unary_TK[t]
-    path_T = np.empty(T, dtype=int)
-    path_T[-1] = best_K.argmax()
-    for t in range(T - 1, 0, -1):
-        label = path_T[t]
-        path_T[t - 1] = came_TK[t, label]
-    return path_T
 
 
 class Sequences:
@@ -335,14 +319,15 @@ class ChainCRF(Configured, ClassifierMixin, BaseEstimator, config=Config):
             return self.classes_[self.predict_proba(X, lengths).argmax(1)]
         sequences = self._sequences(X, lengths)
         scores_NK, _ = sequences.unary(self._weights())
-        paths = [likeliest(self.start_, self.transitions_, scores_NK[rows]) for _, rows in sequences.each()]
-        codes_N = np.concatenate(paths)
+        found = [likeliest_path(self.start_, self.transitions_, scores_NK[rows]) for _, rows in sequences.each()]
+        codes_N = np.concatenate([path_T for _, path_T in found])
         return self.classes_[codes_N]
 
     def log_likelihood(self, X: Any, y: Any, lengths: Any = None) -> Array:
-        """log p(y | x) of every sequence (B,), in nats; `ValueError` for labels that were not seen in `fit`."""
+        """log p(y | x) of every sequence (B,), in nats; `ValueError` for labels not seen in `fit`, or not one a row."""
         sequences = self._sequences(X, lengths)
-        y_N = np.asarray(y)
+        y_N = column_or_1d(y)
+        check_consistent_length(sequences.X, y_N)
         place_N = np.searchsorted(self.classes_, y_N)
         last = len(self.classes_) - 1
         codes_N = np.minimum(place_N, last)

@@ -38,6 +38,7 @@ from mixwell.density._ascent import ascend
 from mixwell.density._covariances import as_full
 from mixwell.density._gaussian import Array
 from mixwell.density._options import Configured
+from mixwell.density.chains import likeliest_path
 from mixwell.density.mixtures._parts import MixtureEstimator
 from mixwell.density.mixtures._scores import as_array
 from mixwell.density.mixtures.em.assigned import Emission
@@ -109,22 +110,6 @@ def smooth(log_start_K: Array, log_step_KK: Array, log_emit_TK: Array) -> Smooth
     log_pairs_TKK = log_alpha_TK[:-1, :, None] + log_ahead_TK[:, None]
     moves_KK = np.exp(log_pairs_TKK + log_step_KK).sum(0)
     return Smoothed(float(total), log_alpha_TK + log_beta_TK - total, moves_KK)
-
-
-def viterbi(log_start_K: Array, log_step_KK: Array, log_emit_TK: Array) -> tuple[float, Array]:
-    """log p(x, z) of the most probable path, and the path (T,)."""
-    T, K = log_emit_TK.shape
-    came_TK = np.zeros((T, K), dtype=int)
-    best_K = log_start_K + log_emit_TK[0]
-    for t in range(1, T):
-        reached_KK = best_K[:, None] + log_step_KK
-        came_TK[t] = reached_KK.argmax(0)
-        best_K = reached_KK.max(0) + log_emit_TK[t]
-    path_T = np.empty(T, dtype=int)
-    path_T[-1] = best_K.argmax()
-    for t in range(T - 1, 0, -1):
-        path_T[t - 1] = came_TK[t, path_T[t]]
-    return float(best_K.max()), path_T
 
 
 @method(title="Hidden Markov model", year=1989, tags={"estimator", "em"})
@@ -213,7 +198,7 @@ class HiddenMarkovModel(Configured, BaseEstimator, config=Config):
         """log p(x, z) of the most probable paths together, and their states (N,); an error before `fit`."""
         log_emit_NK, bounds = self._emissions(X, lengths)
         chain = self._chain()
-        found = [viterbi(*chain, log_emit_NK[own]) for own in bounds]
+        found = [likeliest_path(*chain, log_emit_NK[own]) for own in bounds]
         total = sum(value for value, _ in found)
         return total, np.concatenate([path_T for _, path_T in found])
 

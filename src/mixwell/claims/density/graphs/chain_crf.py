@@ -16,7 +16,8 @@ import numpy as np
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison, Side
-from mixwell.density.graphs.chain_crf import ChainCRF, likeliest
+from mixwell.density.chains import likeliest_path
+from mixwell.density.graphs.chain_crf import ChainCRF
 
 TAGS, WORDS, LENGTH, TRAINED, TESTED = 5, 20, 15, 100, 200
 PENALTIES = (0.1, 0.3, 1.0, 10.0, 100.0)
@@ -106,7 +107,7 @@ def by_counting(bench: Bench, seed: int, *, count: float) -> float:
     scores = test @ log_odds.T + none
     log_first, log_move = counted(label[:TRAINED], count)
     laid_out = scores.reshape(TESTED, LENGTH, TAGS)
-    paths = [likeliest(log_first, log_move, one) for one in laid_out]
+    paths = [likeliest_path(log_first, log_move, one)[1] for one in laid_out]
     wrong = np.array(paths) != label[TRAINED:]
     return float(wrong.mean())
 

@@ -130,7 +130,8 @@ def test_refuses():
         Config(conditions=("luck",))
     with pytest.raises(ValueError, match="not finite and symmetric"):
         correlation_clustering(np.array([[0, 1.0], [2.0, 0]]))
-    with pytest.raises(ValueError, match="not finite and symmetric"):
-        correlation_clustering(np.array([[0, np.nan], [np.nan, 0]]))
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="not finite and symmetric"):
+            correlation_clustering(np.array([[0, value], [value, 0]]))
     with pytest.raises(ValueError, match=r"shapes \(2, 2\) and \(3, 3, 3\)"):
         correlation_clustering(np.zeros((2, 2)), np.zeros((3, 3, 3)))

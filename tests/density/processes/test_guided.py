@@ -190,6 +190,7 @@ def test_refuses():
             ([-1, 1], [None, step], [None, seen], "the parent of node 1 is 1"),
             ([-1, 0], [None, None], [None, seen], "node 1 has no kernel"),
             ([-1, 0], [None, step], [None, None], "no node has a likelihood"),
+            ([], [], [], "no node has a likelihood"),
             ([-1, 0], [None], [None, seen], "lengths")):
         with pytest.raises(ValueError, match=words):
             Tree(parents, kernels, likelihoods)
@@ -201,6 +202,16 @@ def test_refuses():
     for wrong in ({"paths": 0}, {"resample": 2.0}, {"proposal": "backward"}):
         with pytest.raises(ValueError, match="expected"):
             Config(**wrong)
+
+
+def test_messages_of_other_kinds_need_no_hash():
+    class Plain(Scores):
+        __hash__ = None
+
+    step, seen = Table(TABLES[0]), SEEN[0].log()
+    found = [guided_paths(Tree([-1, 0], [None, step], [None, kind(seen)]), torch.tensor(0), draws(), Config(paths=5))
+             for kind in (Plain, Scores)]
+    assert found[0].log_likelihood == found[1].log_likelihood
 
 
 def test_example_runs():

@@ -267,9 +267,10 @@ def _costs(pair_NN: Any, triple_NNN: Any) -> Costs:
     triple = np.zeros((N, N, N)) if triple_NNN is None else _copied(triple_NNN)
     if pair.shape != (N, N) or triple.shape != (N, N, N):
         raise ValueError(f"costs have shapes {pair.shape} and {triple.shape}; expected (N, N) and (N, N, N)")
+    finite = np.isfinite(pair).all() and np.isfinite(triple).all()
     turned = (triple.transpose(1, 0, 2), triple.transpose(0, 2, 1))
     equal = np.allclose(pair, pair.T) and all(np.allclose(triple, other) for other in turned)
-    if not equal:
+    if not (finite and equal):
         raise ValueError("costs are not finite and symmetric; give every order of a pair or triple its cost")
     return cleared(pair, triple)
 

@@ -91,10 +91,10 @@ class Tree:
             if not earlier:
                 raise ValueError(f"the parent of node {node} is {parent}; expected -1 of node 0, an earlier node of "
                                  "others")
-        if None in self.kernels[1:]:
-            without = self.kernels.index(None, 1)
-            raise ValueError(f"node {without} has no kernel; only the root goes without")
-        if set(self.likelihoods) == {None}:
+        without = [node for node, kernel in enumerate(self.kernels) if node and kernel is None]
+        if without:
+            raise ValueError(f"node {without[0]} has no kernel; only the root goes without")
+        if all(likelihood is None for likelihood in self.likelihoods):
             raise ValueError("no node has a likelihood; expected one or more")
 
 

@@ -231,7 +231,8 @@ class RegressionMixture(RegressorMixin, Configured, config=Config):
     def log_likelihood(self, X: Any, y: Any, groups: Any = None, Z: Any = None) -> Array:
         """log p(y | x, z) of every row (N,), or of groups in the order of sorted labels (G,), in nats.
 
-        A row that lacks a value says nothing, and counts as zero; raises as `fit`.
+        A row that lacks a value of X or y says nothing, and counts as zero; NaN where one of Z is missing. Raises as
+        `fit`.
         """
         log_GK, _ = self._log_joint(X, y, groups, Z)
         return logsumexp(log_GK, axis=1)

@@ -37,10 +37,11 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 from mixwell.core.method import method
 from mixwell.density._gaussian import Array, log_normal
 from mixwell.density._options import Configured
-from mixwell.density.regression._fits import poisson_fit, softmax_fit
-from mixwell.density.regression._parts import check_at_least_one, with_intercept
+from mixwell.density.regression._fits import BERNOULLI, POISSON, link_fit
+from mixwell.density.regression._parts import check_at_least_one, ridge_penalty, with_intercept
 
 FAMILIES = ("gaussian", "poisson", "logistic")
+LINKS = {"poisson": POISSON, "logistic": BERNOULLI}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,26 +98,16 @@ def fit_columns(h_NP: Array, y_NQ: Array, family: str, ridge: float, floor_Q: Ar
 def _fit_column(h_NP: Array, y_N: Array, family: str, ridge: float, floor: float) -> tuple[Array, float]:
     if family == "gaussian":
         return _fit_gaussian(h_NP, y_N, ridge, floor)
-    fit = _fit_poisson if family == "poisson" else _fit_logistic
-    return fit(h_NP, y_N, ridge), 1.0
+    return _fit_linked(h_NP, y_N, family, ridge), 1.0
 
 
-def _fit_poisson(h_NP: Array, y_N: Array, ridge: float) -> Array:
+def _fit_linked(h_NP: Array, y_N: Array, family: str, ridge: float) -> Array:
     ones_N = np.ones_like(y_N)
     first_P = np.zeros_like(h_NP[0])
-    level = y_N.mean() + 1e-6
-    first_P[0] = np.log(level)
-    return poisson_fit(h_NP, y_N, ones_N, first_P, ridge, steps=50)
-
-
-def _fit_logistic(h_NP: Array, y_N: Array, ridge: float) -> Array:
-    """As two classes of opposite coefficients, each half the slopes; twice the ridge on both is the ridge on those."""
-    both_NC = np.stack([1 - y_N, y_N], 1)
-    P = h_NP.shape[1]
-    zeros_CP = np.zeros((2, P))
-    w_CP = softmax_fit(h_NP, both_NC, zeros_CP, 2 * ridge, steps=50)
-    less_P, more_P = w_CP
-    return more_P - less_P
+    if family == "poisson":
+        level = y_N.mean() + 1e-6
+        first_P[0] = np.log(level)
+    return link_fit(LINKS[family], h_NP, y_N, ones_N, first_P, ridge, steps=50)
 
 
 def _fit_gaussian(h_NP: Array, y_N: Array, ridge: float, floor: float) -> tuple[Array, float]:
@@ -304,8 +295,8 @@ def _mask(known: Any, rows: int) -> Array:
 def _bound(h_NP: Array, y_NQ: Array, found: Coefficients, config: Config) -> float:
     """Log likelihood of paired rows less the ridge's penalty, in nats."""
     likelihood_N = log_likelihood(h_NP, y_NQ, found, config.family)
-    squares = (found.b_PQ[1:] ** 2).sum()
-    return float(likelihood_N.sum() - 0.5 * config.ridge * squares)
+    penalty = ridge_penalty(found.b_PQ.T, config.ridge)
+    return float(likelihood_N.sum() - penalty)
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -78,8 +78,9 @@ def frontier(methods: Sequence[str], model: Given, *, text: str | Path, bits: Se
     most. options: further fields of the methods' configs, each for those that have it. out: folder for the report
     `frontier.html` and its figures. progress: called with each point. The first point is the model as it came.
     """
-    entries = [_entry(name) for name in methods]
+    entries = [_entry(name) for name in dict.fromkeys(methods)]
     given = _options(entries, options or {})
+    _check_bits(entries, bits)
     if out is not None:
         check_folder(out)
     source = source_of(model, "the model")
@@ -118,6 +119,16 @@ def _options(entries: Sequence[Entry], options: Mapping[str, Any]) -> list[dict[
         if name not in known:
             raise MixwellError(f"no method here has an option {name}; `mixwell show {entries[0].name}` lists them.")
     return [_own(options, names) for names in fields]
+
+
+def _check_bits(entries: Sequence[Entry], bits: Sequence[float]) -> None:
+    """Raises `MixwellError` for what is no size, and for a method that none of `bits` is a size of."""
+    for value in bits:
+        if not 0 < value < math.inf:
+            raise MixwellError(f"{value:g} bits is no size; expected numbers above 0 such as 2,3,4.")
+    for entry in entries:
+        if not _settings(_fields(entry), bits):
+            raise MixwellError(f"{entry.name} has whole numbers of bits, and --bits names none; add one.")
 
 
 def _fields(entry: Entry) -> set[str]:
@@ -285,7 +296,7 @@ def command(point: Point, model: str, text: str) -> str:
 def lead(points: Sequence[Point]) -> str:
     """In a sentence, the smallest size whose loss cannot be told from the model's own."""
     whole, *smaller = points
-    same = [point for point in smaller if point.gap.low <= 0]
+    same = [point for point in smaller if point.gap.low <= 0 and point.bytes < whole.bytes]
     if not same:
         return "Every size costs bits per byte that this text can tell."
     least = min(same, key=_both)

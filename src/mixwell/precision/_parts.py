@@ -263,7 +263,10 @@ def joined(weight: Tensor, parts: list[Coded]) -> Coded:
 def each_coded(weight: Tensor, facts: Tensor, ndim: int, encode: Callable[[Tensor, Tensor], Coded]) -> Coded:
     """The codes of a matrix, or of each expert of a stack, by facts of inputs: in `ndim` dimensions all experts'."""
     each: Iterable[Tensor] = repeat(facts) if facts.ndim == ndim else facts
-    parts = [encode(matrix, own) for (_, matrix), own in zip(matrices(weight), each)]
+    parts = []
+    for (_, matrix), own in zip(matrices(weight), each):
+        coded = encode(matrix, own)
+        parts.append(coded)
     return joined(weight, parts)
 
 

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixwell.precision._statistics import output_error
-
 
 def plain(coded: Any) -> Tensor:
     """The numbers that codes stand for, float64."""
@@ -17,11 +15,19 @@ def plain(coded: Any) -> Tensor:
     return found
 
 
+def squares(change: Tensor, moments_II: Tensor) -> float:
+    """tr(D H D^T)."""
+    wide = change.double()
+    outputs = wide @ moments_II
+    products = outputs * wide
+    return float(products.sum())
+
+
 def lost(coded: Any, weight: Tensor, moments_II: Tensor) -> float:
     """The share of the outputs' squares that codes lose over inputs with these second moments."""
     change = plain(coded) - weight
-    whole = output_error(weight, moments_II)
-    return output_error(change, moments_II) / whole
+    whole = squares(weight, moments_II)
+    return squares(change, moments_II) / whole
 
 
 def moments(rows: Tensor) -> Tensor:

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.precision._layers import moments, plain
+from mixwell.claims.precision._layers import moments, plain, squares
 from mixwell.core.rng import generator
 from mixwell.precision import blockwise, integers
-from mixwell.precision._statistics import output_error
 
 CLAIM = Claim("A power of two a block loses less than a scale a tensor.", "share of the outputs' squares lost")
 WIDTH, ROWS, LARGER = 256, 2000, 30.0
@@ -57,5 +56,5 @@ def trial(bench: Bench, seed: int) -> dict[str, float]:
         "rows": plain(by_row),
         "small": in_blocks(weight, rows=1, group_size=32),
     }
-    whole = output_error(weight, seen)
-    return {side: output_error(rounded - weight, seen) / whole for side, rounded in sides.items()}
+    whole = squares(weight, seen)
+    return {side: squares(rounded - weight, seen) / whole for side, rounded in sides.items()}

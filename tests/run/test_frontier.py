@@ -102,6 +102,8 @@ def test_words():
     near = point(300, 2.01, gap=(0.01, 0.02), group_size=32, widths=[2, 3])
     far = point(200, 2.5, gap=(0.5, 0.1))
     assert lead([whole, far]) == "Every size costs bits per byte that this text can tell."
+    larger = point(1100, 2.0, gap=(0.0, 0.1))
+    assert lead([whole, larger, far]) == lead([whole, far])
     assert lead([whole, near, far]).startswith("precision.integers, 4 bits: 300\u202fB, 30% of the model")
     better = point(300, 2.005, method="precision.gptq", gap=(0.005, 0.02))
     assert lead([whole, near, better]).startswith("precision.gptq, 4 bits: 300")
@@ -132,7 +134,10 @@ def test_command_and_refusals(root, tmp_path):
     assert done.exit_code == 0, done.output
     assert "precision.integers, 8 bits:" in done.stdout and "written:" in done.stdout
     wrong = CliRunner().invoke(app, [*map(str, words[:-3]), "two", "--out", str(tmp_path / "b")])
-    assert wrong.exit_code and "expected numbers such as 2,3,4, got 'two'" in wrong.output
+    assert wrong.exit_code and "--bits: expected a number such as 2 or 2.5, got 'two'" in wrong.output
+    for bits, message in (([0.0], "0 bits is no size"), ([math.inf], "inf bits is no size"), ([2.5], "none; add one")):
+        with pytest.raises(MixwellError, match=message):
+            frontier(["precision.integers"], root / "moe", text=root / "text", bits=bits)
     for methods, options, message in ((["merge.linear"], {}, "makes no model smaller by bits"),
                                       (["precision.hawq"], {"bits_per_weight": 3}, "is what is varied"),
                                       (["precision.hawq"], {"rank": 3}, "no method here has an option rank")):

@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 
 from mixwell.core import units
 from mixwell.core.errors import MixwellError, shown, suggest
-from mixwell.formats.amounts import number
+from mixwell.formats.amounts import SUCH_AS, number
 
 
-def numbers(text: str, where: str) -> list[float]:
+def numbers(text: str, where: str, such_as: str = SUCH_AS) -> list[float]:
     """`1,2,4` as numbers; at least one."""
-    return [number(part, where) for part in text.split(",")]
+    return [number(part, where, such_as) for part in text.split(",")]
 
 
 def amounts(text: str, known: Collection[str], where: str) -> dict[str, float]:

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from mixwell.cli import completion
+from mixwell.cli.amounts import numbers
 from mixwell.cli.download import DOWNLOAD
 from mixwell.cli.errors import one_line
-from mixwell.core.errors import MixwellError
 
 
 @one_line
@@ -58,14 +58,8 @@ def frontier(words: Annotated[list[str] | None, typer.Argument(
         loss = units.fixed(point.bits_per_byte, 4)
         console.print(f"{title(point)}: {size}, {loss} bits per byte", soft_wrap=True)
 
-    found = weigh(methods or METHODS, source, text=text, bits=_numbers(bits), tokens=tokens, out=target, seed=seed,
+    wanted = numbers(bits, "--bits", "2 or 2.5")
+    found = weigh(methods or METHODS, source, text=text, bits=wanted, tokens=tokens, out=target, seed=seed,
                   options=values, progress=tell)
     console.print(lead(found), soft_wrap=True)
     console.print(f"written: {target / REPORT}", soft_wrap=True)
-
-
-def _numbers(words: str) -> list[float]:
-    try:
-        return [float(word) for word in words.split(",")]
-    except ValueError:
-        raise MixwellError(f"--bits: expected numbers such as 2,3,4, got {words!r}.") from None

@@ -8,10 +8,11 @@ import re
 from mixwell.core.errors import MixwellError, shown
 from mixwell.core.units import SUFFIXES
 
+SUCH_AS = "7G or 1e21"
 _NUMBER = re.compile(r"([-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)\s*([a-zA-Z]?)")
 
 
-def number(text: str, where: str, such_as: str = "7G or 1e21") -> float:
+def number(text: str, where: str, such_as: str = SUCH_AS) -> float:
     """A finite number, with k, M, G (or B), T or P for thousands to 10^15; anything else raises `MixwellError`."""
     match = _NUMBER.fullmatch(text.strip())
     if match is None or match[2] not in SUFFIXES:

@@ -10,11 +10,10 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from mixwell.core import files, machine, registry, units
@@ -27,7 +26,7 @@ from mixwell.formats.tensors import size_bytes
 from mixwell.lm.calibration import TextCalibration
 from mixwell.lm.conversion import check_accounted, check_filled, convert
 from mixwell.precision.bits import allotted
-from mixwell.report.page import facts, render
+from mixwell.report import findings
 from mixwell.report.plots import Series, line_chart
 from mixwell.report.statistics import Interval, interval
 from mixwell.report.targets import check_folder
@@ -40,6 +39,8 @@ METHODS = ("precision.integers", "precision.expert_bits")
 BITS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 MEAN, SAME = "bits_per_weight", "bits"  # options that say how many bits: on average, of each
 MB = 1e6
+TITLES = {"curve": "Size against loss", "best": "Sizes that none beats", "all": "Every size",
+          "machine": "Machine and versions"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,19 +241,29 @@ def _write(points: Sequence[Point], out: Path, model: str, text: str) -> None:
 
 def page(name: str, points: Sequence[Point], model: str, text: str) -> str:
     """The report: the curve of every method, the points that none beats with the command of each, and all figures."""
+    chosen = sorted((point for point in points if point.best), key=_both)
+    made = [(title(point), command(point, model, text)) for point in chosen if point.method]
+    sections = {
+        "curve": _curve(points),
+        "best": _rows(chosen),
+        "made": made,
+        "all": _rows(points),
+        "model": model,
+        "text": text}
+    best, every = len(chosen), units.counted(len(points), "size")
+    told = [f"{best} of {every} are beaten by none: no other is as small and better, or smaller and as good."]
+    return findings.page("frontier.html", TITLES, sections, title=f"{name}: size against loss", lead=lead(points),
+                         points=told)
+
+
+def _rows(points: Sequence[Point]) -> list[findings.Row]:
+    return [(title(point), _cells(point)) for point in points]
+
+
+def _curve(points: Sequence[Point]) -> Markup:
     methods = list(dict.fromkeys(point.method for point in points if point.method))
     lines = [_line(method, points, slot) for slot, method in enumerate(methods)]
-    curve = line_chart(lines, x_label="MB of tensors", y_label="bits per byte, text that nobody looked at")
-    every = [(title(point), _cells(point)) for point in points]
-    chosen = sorted((point for point in points if point.best), key=_both)
-    best = [(title(point), _cells(point)) for point in chosen]
-    made = [(title(point), command(point, model, text)) for point in chosen if point.method]
-    computer = machine.describe(torch.get_num_threads())
-    now = datetime.now(UTC).isoformat()
-    toc = [("curve", "Size against loss"), ("best", "What none beats"), ("all", "Every size"),
-           ("machine", "Machine and versions")]
-    return render("frontier.html", title=name, facts=facts(computer, now), toc=toc, lead=lead(points), curve=curve,
-                  best=best, made=made, every=every, model=model, text=text, machine=list(machine.versions().items()))
+    return line_chart(lines, x_label="MB of tensors", y_label="bits per byte, text that nobody looked at")
 
 
 def _line(name: str, points: Sequence[Point], slot: int) -> Series:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -92,11 +93,20 @@ _SHARED = {f.name for f in fields(ModelConfig)} - {"sequence_mixer", "channel_mi
 def expanded(arch: Mapping[str, Any]) -> dict[str, Any]:
     """`arch` with every default written out and one mixer entry a layer: equal models give equal data."""
     config = from_dict(ModelConfig, arch)
-    layers = range(config.num_layers)
     plain = to_dict(config)
-    plain["sequence_mixer"] = [_expanded_mixer(*config.sequence(layer)) for layer in layers]
-    plain["channel_mixer"] = [_expanded_mixer(*config.channel(layer)) for layer in layers]
+    plain["sequence_mixer"] = _expanded_layers(config, config.sequence_mixer, config.sequence)
+    plain["channel_mixer"] = _expanded_layers(config, config.channel_mixer, config.channel)
     return plain
+
+
+def _expanded_layers(config: ModelConfig, spec: Any,
+                     mixer: Callable[[int], tuple[registry.Entry, Any]]) -> list[dict[str, Any]]:
+    """An entry a layer, each data of its own; layers that one entry speaks for are alike."""
+    layers = range(config.num_layers)
+    if not isinstance(spec, Mapping):
+        return [_expanded_mixer(*mixer(layer)) for layer in layers]
+    first = _expanded_mixer(*mixer(0))
+    return [deepcopy(first) for _ in layers]
 
 
 def _expanded_mixer(entry: registry.Entry, config: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from torch import Tensor
 BLOCK = 32  # numbers that share a scale
 LARGEST = 65504.0  # of float16
 _BELOW_HALF = torch.tensor(0.49999997)
-_ALL_BUT_SIGN = 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,12 @@ def _nudged(x: Tensor) -> Tensor:
     return x.add_(half)
 
 
-def _largest(x_NB: Tensor) -> Tensor:
-    """Largest magnitude of each block [N, 1]; without their sign, floats are in the order of their bits."""
-    bits_NB = x_NB.view(torch.int32).bitwise_and(_ALL_BUT_SIGN)
-    return bits_NB.amax(1, keepdim=True).view(torch.float32)
-
-
 def _q8_0(x_NB: Tensor) -> Tensor:
-    step_N1 = _largest(x_NB).div_(127)
+    sizes_NB = x_NB.abs()
+    step_N1 = sizes_NB.amax(1, keepdim=True).div_(127)
     inverse_N1 = _inverse(step_N1)
-    scaled_NB = _nudged(x_NB * inverse_N1)
+    torch.mul(x_NB, inverse_N1, out=sizes_NB)  # in the memory of the sizes, which the cache still holds
+    scaled_NB = _nudged(sizes_NB)
     count = len(x_NB)
     out = torch.empty(count, 2 + BLOCK, dtype=torch.uint8)
     halved = _half(step_N1)

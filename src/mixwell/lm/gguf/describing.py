@@ -28,12 +28,11 @@ def written_as(arch: Mapping[str, Any]) -> tuple[str, Architecture]:
     raise MixwellError(f"{kind} cannot be written as GGUF; written are {', '.join(WRITTEN)}.")
 
 
-def metadata_of(arch: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata that say what the model is, and which the reader takes for the same one.
+def metadata_of(arch: Mapping[str, Any], name: str, what: Architecture) -> dict[str, Any]:
+    """The metadata that say what the model is, and which the reader takes for the same one; name, what: `written_as`.
 
     An option that they cannot say raises `MixwellError`, which names it.
     """
-    name, what = written_as(arch)
     config = write_config(arch, what.model_type)
     _check_norms(name, config)
     own = {key: config.get(source) for key, source in {**KEYS, **what.keys}.items()}

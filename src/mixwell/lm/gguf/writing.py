@@ -21,7 +21,7 @@ from mixwell.lm.gguf.words import words_of
 
 _NUMBERS = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}
 _TEXT, _ARRAY = 8, 9
-PIECE = 2**17  # numbers that are encoded at a time: they and their codes stay in a processor's cache
+PIECE = 2**18  # numbers that are encoded at a time: what is made of them on the way stays small
 MATRICES_OF_ENDS = ("token_embd.weight", "output.weight")  # of files in four bits these have eight
 
 
@@ -34,9 +34,10 @@ def write_gguf(checkpoint: Checkpoint, path: str | Path, kind: str = "q8_0", nam
     """
     chosen = _kind(kind)
     arch, tensors = checkpoint.arch, checkpoint.tensors
-    table = pieces(tensors, arch, written_as(arch)[1])
+    family, what = written_as(arch)
+    table = pieces(tensors, arch, what)
     kinds = {target: _kind_of(target, piece, kind) for target, piece in table.items()}
-    metadata = metadata_of(arch) | words_of(checkpoint.files, arch["vocab_size"])
+    metadata = metadata_of(arch, family, what) | words_of(checkpoint.files, arch["vocab_size"])
     metadata |= {"general.name": name or Path(path).stem, "general.file_type": chosen.file_type,
                  "general.quantization_version": 2}
     with whole_file(path) as scratch, open(scratch, "wb") as file:

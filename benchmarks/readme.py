@@ -216,7 +216,7 @@ def gguf_export(found: Found) -> list[str]:
             rows.setdefault((name,), {})[kind] = [f"{row['ours_s']:.2f}", f"{row['times_quicker']:.1f}x"]
     first = next(iter(found.values()))
     return [f"**Export to GGUF** of {first['parameters'] / 1e6:.0f} million parameters that lie in memory, beside "
-            "package gguf's own quantiser and writer; the same bytes; the least time of a few:", "",
+            "package gguf's own quantiser and writer; the least time of a few:", "",
             *table(found, ["type"], ["s", "package gguf's time"], rows), *commands(found)]
 
 

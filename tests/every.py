@@ -1,4 +1,4 @@
-"""One test of a whole catalogue: thousands of looks of a moment each, which pytest would take longer to start than do."""
+"""One test of a whole catalogue: looks of a moment each, so many that to start tests would take longer."""
 
 import functools
 

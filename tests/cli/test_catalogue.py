@@ -245,7 +245,7 @@ def test_what_new_writes_passes_its_familys_suite_once_filled_in(tmp_path):
     slow = "test_density_sklearn.py"  # scikit-learn's own checks take longer than all the rest
     suites = [str(path) for path in (tmp_path / "tests" / "contracts").glob("test_*.py") if path.name != slow]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-vv", "-n", "0", "-k", "mine_", *suites],
+        [sys.executable, "-m", "pytest", "-vv", "-n", "0", "--assert=plain", "-k", "mine_", *suites],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "src")}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     for name in names.values():

@@ -28,6 +28,8 @@ RECIPE = {
     "evaluate": {"max_tokens": 512, "batch_size": 4, "seq_len": 8},
     "stages": [{"id": "first", "train": {"steps": 6}}, {"id": "second", "from": "first", "train": {"steps": 4}}],
 }
+if not hasattr(os, "fork"):
+    pytest.skip("splits processes off", allow_module_level=True)
 TIMEOUT = 240  # for all of it, on a machine that is busy with other things
 
 
@@ -51,18 +53,41 @@ def folder(tmp_path_factory):
     return folder
 
 
+def split_off(place, words, said):
+    """The id of a process that runs the command, without importing all of it again; what it says goes to two files."""
+    child = os.fork()
+    if not child:
+        os.environ.update(place)
+        try:
+            with open(f"{said}.out", "w") as sys.stdout, open(f"{said}.err", "w") as sys.stderr:
+                app(words)
+        except SystemExit as ended:
+            os._exit(ended.code or 0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def code_of(process):
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
 @pytest.fixture(scope="module")
 def runs(folder):
     """The run of one process, which is this one, and that of two over which the experts are spread."""
-    command = [sys.executable, "-m", "mixwell", "run", "recipe.yaml", "--out", "two", "parallel.expert=2"]
-    crew = [subprocess.Popen(command, env=os.environ | place, cwd=folder, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True) for place in places(2)]
+    words = ["run", "recipe.yaml", "--out", "two", "parallel.expert=2"]
+    first, second = places(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        leader = subprocess.Popen([sys.executable, "-m", "mixwell", *words], env=os.environ | first,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        other = split_off(second, words, "other")
         done = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "one"])
     assert done.exit_code == 0, done.output
-    said = [process.communicate(timeout=TIMEOUT) for process in crew]
-    assert [process.returncode for process in crew] == [0, 0], said
+    said = [leader.communicate(timeout=TIMEOUT)]
+    ended = leader.returncode, code_of(other)
+    said.append(tuple((folder / f"other.{stream}").read_text() for stream in ("out", "err")))
+    assert ended == (0, 0), said
     return read_run(folder / "one"), read_run(folder / "two"), said
 
 
@@ -87,25 +112,9 @@ def test_the_first_process_speaks_for_all(runs):
     assert "report:" in said[0][0] and said[1] == ("", "")
 
 
-def split_off(place, words, said):
-    """The id of a process that runs the command, without importing all of it again; its complaints go to a file."""
-    child = os.fork()
-    if not child:
-        os.environ.update(place)
-        try:
-            with open(os.devnull, "w") as sys.stdout, open(said, "w") as sys.stderr:
-                app(words)
-        except SystemExit as ended:
-            os._exit(ended.code)
-        finally:
-            os._exit(1)
-    return child
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="splits processes off")
 def test_a_process_that_dies_ends_the_other_with_its_own_message(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
-    states, said = tmp_path / "dead" / "stages", tmp_path / "said"
+    states, said = tmp_path / "dead" / "stages", tmp_path / "said.err"
     words = ["run", "recipe.yaml", "--out", str(tmp_path / "dead"), "parallel.expert=2",
              "stages.first.train.steps=1M", "train.save_every=2"]
     crew = [split_off(place, words, tmp_path / name) for name, place in zip(("said", "unheard"), places(2))]
@@ -115,14 +124,13 @@ def test_a_process_that_dies_ends_the_other_with_its_own_message(folder, tmp_pat
             assert time.monotonic() < deadline and not os.waitpid(crew[0], os.WNOHANG)[0], said.read_text()
             time.sleep(0.05)
         os.kill(crew[1], signal.SIGKILL)
-        ended = os.waitstatus_to_exitcode(os.waitpid(crew.pop(0), 0)[1])
-        assert ended == 2 and said.read_text().startswith(
+        assert code_of(crew.pop(0)) == 2 and said.read_text().startswith(
             "error: stage first: process 0 of 2 got no answer from another, which has ended or fell silent")
         assert not list(states.glob("first-*")), "nothing half-written"
     finally:
         for process in crew:
             os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+            code_of(process)
 
 
 def test_a_process_that_never_comes_is_waited_for_so_long(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from mixwell.cli import usage
 from mixwell.core import registry
 from mixwell.rooms import LEVELS
+from tests.every import every
 
 ROOT = Path(registry.ROOT)
 TESTS = Path(__file__).parent
@@ -49,7 +50,7 @@ def room(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent != ROOT], ids=lambda p: str(p.relative_to(ROOT)))
+@every([p for p in FILES if p.parent != ROOT], str)
 def test_imports_go_down_and_never_sideways(path):
     own = room(path)
     assert own in LEVELS, f"{own} is no room of the house"
@@ -115,7 +116,7 @@ def test_a_circle_of_modules_is_found():
     assert "mixwell.lm.model" in imported_modules()["mixwell.run.paths"]  # inside a function and for type checkers
 
 
-METHODS = [pytest.param(e, id=e.name) for e in registry.entries()]
+METHODS = registry.entries()
 
 
 # Families of density from the lowest: a method may name methods of its own family and of lower ones.
@@ -123,7 +124,7 @@ DENSITY = {"values": 0, "mixtures": 1, "selection": 2} | dict.fromkeys(
     ("regression", "clustering", "latent", "processes", "graphs", "circuits", "robust", "networks"), 3)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "density").glob("*/**/*.py")), ids=lambda p: "/".join(p.parts[-2:]))
+@every(sorted((ROOT / "density").glob("*/**/*.py")), str)
 def test_families_of_density_name_lower_families_openly(path):
     own = path.relative_to(ROOT / "density").parts[0]
     methods = {f"mixwell.{e.name}" for e in registry.family("density")}
@@ -143,14 +144,14 @@ def test_methods_of_density_name_each_other_in_no_circle():
         named = {own: others for own, others in named.items() if own not in free}
 
 
-@pytest.mark.parametrize("entry", [p for p in METHODS if p.values[0].room != "density"])
+@every([entry for entry in METHODS if entry.room != "density"])
 def test_a_method_imports_no_other_method(entry):
     others = {f"mixwell.{e.name}" for e in registry.entries() if e.room == entry.room} - {f"mixwell.{entry.name}"}
     for name in imports(entry.path):
         assert name not in others and name.rpartition(".")[0] not in others, f"imports the method {name}"
 
 
-@pytest.mark.parametrize("entry", METHODS)
+@every(METHODS)
 def test_a_card_is_complete(entry):
     text = entry.card_text()
     for section in SECTIONS:
@@ -184,7 +185,7 @@ TAGS = {
 SUITES = {"scaling.laws": "scaling"}
 
 
-@pytest.mark.parametrize("entry", [p for p in METHODS if p.values[0].room != "density"])
+@every([entry for entry in METHODS if entry.room != "density"])
 def test_a_method_has_no_tag_that_no_suite_reads(entry):
     assert entry.tags <= TAGS.get(entry.family, set())
 
@@ -196,7 +197,7 @@ def test_every_tag_is_read_by_its_suite(family):
     assert TAGS[family] <= set().union(*(e.tags for e in registry.family(family)))
 
 
-@pytest.mark.parametrize("entry", METHODS)
+@every(METHODS)
 def test_a_method_has_a_test_file_of_its_own(entry):
     name = entry.name.rpartition(".")[2]
     expected = TESTS.joinpath(*entry.name.split(".")[:-1], f"test_{name}.py")
@@ -210,7 +211,7 @@ def own_options(entry):
     return [name for name in fields if name != "_"]  # from there on by keyword
 
 
-@pytest.mark.parametrize("entry", [p for p in METHODS if own_options(p.values[0])])
+@every([entry for entry in METHODS if own_options(entry)])
 def test_a_method_sets_every_option_of_its_own_in_its_test(entry):
     name = entry.name.rpartition(".")[2]
     text = TESTS.joinpath(*entry.name.split(".")[:-1], f"test_{name}.py").read_text()

@@ -16,6 +16,7 @@ from mixwell.claims.claim import Claim
 from mixwell.claims.experts._synthetic import BALANCED, FINE, TOP1, Clusters, Families, fixed, on_clusters
 from mixwell.claims.record import TUNING_SEED, Record
 from mixwell.core import registry
+from tests.every import every
 
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "docs" / "evidence"
@@ -25,14 +26,13 @@ METHODS = [entry for room in ROOMS for entry in registry.family(room)]
 PAPERS = ("scaling.laws", "data.mixing", "parallel.federated")  # families in which textbook matter has no claim
 METHODS += [entry for family in PAPERS for entry in registry.family(family) if entry.papers]
 TRIED = claims.names()
-CLAIMS = [pytest.param(name, id=name) for name in TRIED]
 
 
 def docstring(name):
     return " ".join((importlib.import_module(f"mixwell.claims.{name}").__doc__ or "").split())
 
 
-@pytest.mark.parametrize("entry", [pytest.param(e, id=e.name) for e in METHODS])
+@every(METHODS)
 def test_a_method_has_a_claim_that_names_a_paper_of_its_own(entry):
     text = docstring(entry.name)
     known = set(entry.papers) | STUDIES.get(entry.name, set())
@@ -48,7 +48,7 @@ STUDIES = {"experts.analysis.co_activation": {
     "Configurable Foundation Models: Building LLMs from a Modular Perspective"}}
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@every(TRIED, str)
 def test_a_claim_says_what_is_tried_and_what_would_count_against_it(name):
     module = importlib.import_module(f"mixwell.claims.{name}")
     text = docstring(name)
@@ -59,7 +59,7 @@ def test_a_claim_says_what_is_tried_and_what_would_count_against_it(name):
     assert isinstance(work.load(name), Claim)
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@every(TRIED, str)
 def test_what_the_evidence_says_is_what_its_numbers_say(name):
     saved = EVIDENCE.get(name, {"before": {}, "outcome": "to be run"})
     if "before" in saved:

@@ -14,6 +14,7 @@ from mixwell.cli import completion, usage
 from mixwell.core import registry
 from mixwell.core.config import to_dict
 from mixwell.run import recipe
+from tests.every import every
 
 ENTRIES = registry.entries()
 VALUES = {"num_heads": "4", "vocab_size": "2048", "sizes": "[1, 1, 1, 1, 1, 1, 1, 1]", "num_keys": "64",
@@ -27,7 +28,7 @@ def names(entry):
     return [line.partition(":")[0].partition(" =")[0] for line in usage.options(entry)]
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+@every(ENTRIES)
 def test_options_are_those_that_python_sees(entry):
     config = getattr(entry.load(), "_config_class", getattr(entry.module(), "Config", None))
     if config is not None:
@@ -36,7 +37,7 @@ def test_options_are_those_that_python_sees(entry):
         assert names(entry) == list(inspect.signature(entry.load()).parameters)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+@every(ENTRIES)
 def test_the_call_is_one_that_binds(entry):
     lines = [line for where, line in usage.usage(entry) if where == "python"]
     if entry.family in usage.COMMANDS:

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t
 
 from mixwell.core.errors import MixwellError
-from mixwell.data.mixing.exponential_law import ExponentialLaw, example
+from mixwell.data.mixing.exponential_law import Config, ExponentialLaw, example
 from mixwell.data.optimum import caps
 from mixwell.data.predictor import rank_correlation
 from mixwell.data.runs import MixingRuns
@@ -17,6 +17,8 @@ from mixwell.data.sureness import (
     score,
     weight_intervals,
 )
+
+QUICK = ExponentialLaw(Config(starts=2))
 
 
 def fresh(seed=0):
@@ -40,7 +42,7 @@ def test_the_jackknife_of_a_mean_is_its_textbook_interval():
 def test_weights_are_surer_where_losses_scatter_less():
     widths = []
     for noise in (1e-4, 0.02):
-        fitted = ExponentialLaw().fit(noisy(noise, seed=2))
+        fitted = QUICK.fit(noisy(noise, seed=2))
         caps_D = caps(fitted)
         low_D, high_D = weight_intervals(fitted, None, caps_D, fresh())
         assert (low_D >= 0).all() and (low_D <= high_D).all() and (high_D <= caps_D).all()
@@ -51,7 +53,7 @@ def test_weights_are_surer_where_losses_scatter_less():
 
 
 def test_intervals_cover_about_as_often_as_they_promise():
-    fitted = ExponentialLaw().fit(noisy(0.02))
+    fitted = QUICK.fit(noisy(0.02))
     found = coverage(fitted, fresh(), level=0.8)
     assert found.tried == 2 * 10 * 4 and 0.65 < found.share < 0.97
     assert coverage(fitted, fresh(), level=0.3).share < found.share - 0.2

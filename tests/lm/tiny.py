@@ -1,16 +1,6 @@
-"""The smallest language model and token data that training can be tried on.
+"""The smallest language model and token data that training can be tried on."""
 
-Run as a program with a token folder, it reads lines of a folder, a number of steps and a step to wait at for ever (0:
-none), trains there in a forked process (so that many runs pay for one import), and prints that process's id and, when
-it has ended, its exit code.
-"""
-
-import os
-import signal
-import sys
 from pathlib import Path
-
-import torch
 
 from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
@@ -52,29 +42,3 @@ def tiny_config(**options) -> TrainConfig:
 def run(data: TokenData, folder: Path, **options) -> TrainResult:
     """Train the tiny model."""
     return train(tiny_model(), data, tiny_config(**options), folder)
-
-
-def serve(data: TokenData) -> None:
-    """Train what standard input asks for, one after the other."""
-    for line in sys.stdin:
-        folder, steps, last = line.rstrip("\n").split("\t")
-        child = os.fork()
-        if not child:
-            train(tiny_model(), data, tiny_config(tokens=32 * int(steps)), Path(folder), progress=waiting_at(int(last)))
-            os._exit(0)
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-def waiting_at(last: int):
-    """A callback that waits for ever at that step."""
-    def progress(step, share, info):
-        if step == last:
-            signal.pause()
-
-    return progress
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    serve(TokenData.open(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from mixwell.cli.main import app
 from mixwell.core.errors import MixwellError
 from mixwell.parallel import launch
 from mixwell.parallel.team import Layout
@@ -25,23 +28,19 @@ RECIPE = {
     "evaluate": {"max_tokens": 512, "batch_size": 4, "seq_len": 8},
     "stages": [{"id": "first", "train": {"steps": 6}}, {"id": "second", "from": "first", "train": {"steps": 4}}],
 }
+if not hasattr(os, "fork"):
+    pytest.skip("splits processes off", allow_module_level=True)
 TIMEOUT = 240  # for all of it, on a machine that is busy with other things
 
 
-def start(folder, out, size, *words):
-    """The processes of a run."""
+def places(size):
+    """What torchrun tells each process of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    crew = []
     for rank in range(size):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-               "OMP_NUM_THREADS": 1}
-        env = os.environ | {name: str(value) for name, value in own.items()}
-        crew.append(subprocess.Popen(
-            [sys.executable, "-m", "mixwell", "run", "recipe.yaml", "--out", str(out), *words], env=env, cwd=folder,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    return crew
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        yield {name: str(value) for name, value in own.items()}
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +53,41 @@ def folder(tmp_path_factory):
     return folder
 
 
+def split_off(place, words, said):
+    """The id of a process that runs the command, without importing all of it again; what it says goes to two files."""
+    child = os.fork()
+    if not child:
+        os.environ.update(place)
+        try:
+            with open(f"{said}.out", "w") as sys.stdout, open(f"{said}.err", "w") as sys.stderr:
+                app(words)
+        except SystemExit as ended:
+            os._exit(ended.code or 0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def code_of(process):
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
 @pytest.fixture(scope="module")
 def runs(folder):
-    """The run of one process, and that of two over which the experts are spread."""
-    both = [start(folder, "one", 1), start(folder, "two", 2, "parallel.expert=2")]
-    said = [[process.communicate(timeout=TIMEOUT) for process in crew] for crew in both]
-    codes = [[process.returncode for process in crew] for crew in both]
-    assert codes == [[0], [0, 0]], said
+    """The run of one process, which is this one, and that of two over which the experts are spread."""
+    words = ["run", "recipe.yaml", "--out", "two", "parallel.expert=2"]
+    first, second = places(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        leader = subprocess.Popen([sys.executable, "-m", "mixwell", *words], env=os.environ | first,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        other = split_off(second, words, "other")
+        done = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "one"])
+    assert done.exit_code == 0, done.output
+    said = [leader.communicate(timeout=TIMEOUT)]
+    ended = leader.returncode, code_of(other)
+    said.append(tuple((folder / f"other.{stream}").read_text() for stream in ("out", "err")))
+    assert ended == (0, 0), said
     return read_run(folder / "one"), read_run(folder / "two"), said
 
 
@@ -82,27 +109,28 @@ def test_two_processes_make_the_run_of_one(runs, stage):
 
 def test_the_first_process_speaks_for_all(runs):
     _, _, said = runs
-    assert "report:" in said[1][0][0] and said[1][1] == ("", "")
+    assert "report:" in said[0][0] and said[1] == ("", "")
 
 
-def test_a_process_that_dies_ends_the_other_with_its_own_message(folder):
-    crew = start(folder, "dead", 2, "stages.first.train.steps=1M", "train.save_every=2")
+def test_a_process_that_dies_ends_the_other_with_its_own_message(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    states, said = tmp_path / "dead" / "stages", tmp_path / "said.err"
+    words = ["run", "recipe.yaml", "--out", str(tmp_path / "dead"), "parallel.expert=2",
+             "stages.first.train.steps=1M", "train.save_every=2"]
+    crew = [split_off(place, words, tmp_path / name) for name, place in zip(("said", "unheard"), places(2))]
     try:
-        states = folder / "dead" / "stages"
         deadline = time.monotonic() + TIMEOUT
         while not list(states.glob(".work-*/state/state.json")):
-            assert time.monotonic() < deadline and crew[0].poll() is None, crew[0].communicate()
-            time.sleep(0.1)
-        crew[1].kill()
-        _, said = crew[0].communicate(timeout=TIMEOUT)
-        assert crew[0].returncode == 2
-        assert said.startswith("error: stage first: process 0 of 2 got no answer from another, which has ended or fell "
-                               "silent"), said
+            assert time.monotonic() < deadline and not os.waitpid(crew[0], os.WNOHANG)[0], said.read_text()
+            time.sleep(0.05)
+        os.kill(crew[1], signal.SIGKILL)
+        assert code_of(crew.pop(0)) == 2 and said.read_text().startswith(
+            "error: stage first: process 0 of 2 got no answer from another, which has ended or fell silent")
         assert not list(states.glob("first-*")), "nothing half-written"
     finally:
         for process in crew:
-            process.kill()
-            process.communicate()
+            os.kill(process, signal.SIGKILL)
+            code_of(process)
 
 
 def test_a_process_that_never_comes_is_waited_for_so_long(monkeypatch):

@@ -1,5 +1,6 @@
 """Several workers train the model that one trains: the same numbers up to rounding, whatever lies where."""
 
+import functools
 import json
 
 import pytest
@@ -42,6 +43,18 @@ def trained(data, folder, size=1, expert=1, mixer=EXPERTS, **options):
     return in_threads(size, work)
 
 
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """What one worker makes of it, once for all that are held against it."""
+    @functools.cache
+    def made(mixer):
+        mixers = {"experts": EXPERTS, "biased": BIASED}
+        (whole,) = trained(data, tmp_path_factory.mktemp("one"), mixer=mixers[mixer])
+        return whole
+
+    return made
+
+
 def close(one, other):
     """Sums in another order differ in the last digit, which AdamW divides by the root of a tiny second moment."""
     for (name, a), (_, b) in zip(one.model.named_parameters(), other.model.named_parameters()):
@@ -54,8 +67,8 @@ def close(one, other):
 
 
 @pytest.mark.parametrize("size, expert", [(2, 1), (2, 2), (4, 2), (4, 4)])
-def test_many_workers_are_one(data, tmp_path, size, expert):
-    (whole,) = trained(data, tmp_path / "one")
+def test_many_workers_are_one(data, alone, tmp_path, size, expert):
+    whole = alone("experts")
     found = trained(data, tmp_path / "many", size, expert)
     close(whole, found[0])
     assert all(result.ledger == whole.ledger for result in found)
@@ -75,8 +88,8 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("before, after", [((2, 2), (1, 1)), ((1, 1), (2, 2)), ((4, 2), (2, 1))])
-def test_a_killed_run_goes_on_with_another_number_of_workers(data, tmp_path, before, after):
-    (whole,) = trained(data, tmp_path / "one", mixer=BIASED)
+def test_a_killed_run_goes_on_with_another_number_of_workers(data, alone, tmp_path, before, after):
+    whole = alone("biased")
 
     def stop(step, share, info):
         if step == 7:

@@ -1,6 +1,7 @@
 """The mixing stage: proxies, the weights that they speak for, and the training that takes them."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -154,7 +155,9 @@ def test_proxies_read_so_little_that_they_repeat_it_as_often(made):
     assert mix.read_share(replace(config, same_repetition=False)) == mix.read_share(replace(config, tokens=None)) == 1
 
 
-def test_proxies_side_by_side_come_to_the_same_bits(made, tmp_path):
+def test_proxies_side_by_side_come_to_the_same_bits(made, tmp_path, monkeypatch):
+    fork = multiprocessing.get_context("fork")  # all is imported already: no process starts from nothing
+    monkeypatch.setattr(proxies.multiprocessing, "get_context", lambda kind: fork)
     chosen, out, _ = made
     config = {one.id: one for one in recipes.stages(chosen)}["chosen"].config
     (shards,) = (out / "stages").glob("tokens-*/shards")

@@ -1,6 +1,7 @@
 """A run killed at random moments and started again ends with the weights of one that was left alone."""
 
 import hashlib
+import importlib
 import json
 import multiprocessing
 import random
@@ -40,8 +41,9 @@ def go(recipe_file, out, pipe):
 @pytest.fixture(scope="module")
 def start():
     """Starts processes that have the engine imported already, so that a kill lands in the run and not in an import."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mixwell.run.engine", "mixwell.report.page"])
+    for module in ("mixwell.run.engine", "mixwell.report.page"):
+        importlib.import_module(module)
+    context = multiprocessing.get_context("fork")
 
     def process(recipe_file, out):
         mine, theirs = context.Pipe(duplex=False)
@@ -97,11 +99,11 @@ def _surroundings(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_five_kills_change_no_bit(tmp_path, start):
-    file = tiny.recipe_file(tmp_path / "recipe", tokens=6000)
+    file = tiny.recipe_file(tmp_path / "recipe", tokens=4000)
     alone, pipe = start(file, tmp_path / "alone")
     whole = beats(pipe)
     alone.join()
-    assert alone.exitcode == 0 and whole > 100
+    assert alone.exitcode == 0 and whole > 80
 
     draws, killed, places, number = random.Random(0), 0, set(), 0
     out = tmp_path / "killed-0"

@@ -1,40 +1,13 @@
 """Two processes with half of the rows each end with the model that one process finds on all of them."""
 
-import json
-import subprocess
-import sys
+import multiprocessing
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from mixwell.core.errors import MixwellError
 from mixwell.density import CategoricalMixture, GaussianMixture, PoissonMixture, StudentTMixture
-
-SCRIPT = """
-import json, sys, warnings
-import numpy as np, torch
-import torch.distributed as dist
-from tests.density.mixtures.test_distributed_fit import cases
-from mixwell.density import GaussianMixture
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-warnings.simplefilter("ignore")
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-found = {}
-for name, (model, x, weight) in cases().items():
-    own = slice(0, 90) if rank == 0 else slice(90, None)
-    model.fit_distributed(x[own], sample_weight=None if weight is None else weight[own])
-    found[name] = [model.weights_.tolist(), model.lower_bounds_, getattr(model, "means_", model.weights_).tolist()]
-_, x, _ = cases()["full"]
-bad = np.where(np.arange(3) == 1, np.inf, x[:6])
-for name, own in (("infinity", bad if rank == 1 else x), ("columns", x[:, :2] if rank == 1 else x)):
-    try:
-        GaussianMixture(2).fit_distributed(own)
-    except Exception as error:
-        found[name] = f"{type(error).__name__}: {error}"
-print(json.dumps(found))
-"""
 
 
 def cases():
@@ -54,12 +27,38 @@ def cases():
             "counts": (from_first, rng.poisson(np.where(np.arange(240) % 2, 3.0, 9.0)[:, None], (240, 2)) + 0.0, None)}
 
 
+def fitted(rank, folder, to):
+    """What one process of two finds with its rows, and how it refuses rows that do not go together."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {}
+    for name, (model, x, weight) in cases().items():
+        own = slice(0, 90) if rank == 0 else slice(90, None)
+        model.fit_distributed(x[own], sample_weight=None if weight is None else weight[own])
+        found[name] = [model.weights_.tolist(), model.lower_bounds_, getattr(model, "means_", model.weights_).tolist()]
+    _, x, _ = cases()["full"]
+    bad = np.where(np.arange(3) == 1, np.inf, x[:6])
+    for name, own in (("infinity", bad if rank == 1 else x), ("columns", x[:, :2] if rank == 1 else x)):
+        with pytest.raises((MixwellError, ValueError)) as refused:
+            GaussianMixture(2).fit_distributed(own)
+        found[name] = f"{refused.type.__name__}: {refused.value}"
+    to.send(found)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs fork")
     folder = tmp_path_factory.mktemp("meet")
-    crew = [subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), str(folder)], stdout=subprocess.PIPE, text=True)
-            for rank in range(2)]
-    return [json.loads(process.communicate(timeout=600)[0]) for process in crew]
+    context = multiprocessing.get_context("fork")  # all is imported already: no process starts from nothing
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    crew = [context.Process(target=fitted, args=(rank, folder, to)) for rank, (_, to) in enumerate(pipes)]
+    for process, (_, to) in zip(crew, pipes):
+        process.start()
+        to.close()
+    told = [ours.recv() for ours, _ in pipes]
+    for process in crew:
+        process.join()
+    return told
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -8,10 +8,12 @@ and that is told; an error that the task itself raises is its result and comes b
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +27,25 @@ Tell = Callable[[str], None]
 Result = TypeVar("Result")
 
 
-def alone(threads: int, place: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The task, computed with so many threads, in that folder where there is one."""
+def alone(threads: int, place: str, function: Callable[..., Any], *packed: bytes) -> bytes:
+    """What the task gives, computed with so many threads, in that folder where there is one.
+
+    Arguments and result are packed, for arrays that Ray packs itself arrive where nobody may write.
+    """
     import torch
 
     torch.set_num_threads(threads)
     if Path(place).is_dir():
         os.chdir(place)
-    return function(*arguments)
+    arguments = map(pickle.loads, packed)
+    return pickle.dumps(function(*arguments))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A value that lies on the cluster, where many tasks read it."""
+
+    reference: Any
 
 
 def results(pool: Executor | None, function: Callable[..., Result], trials: Iterable[Any], *shared: Any,
@@ -62,9 +75,10 @@ class RayPool(Executor):
         found = self.ray.cluster_resources().get("CPU", 1.0)
         return max(1, int(found) // self.threads)
 
-    def put(self, value: Any) -> Any:
+    def put(self, value: Any) -> Sent:
         """What stands for a value that many tasks read, and that is sent once."""
-        return self.ray.put(value)
+        packed = pickle.dumps(value)
+        return Sent(self.ray.put(packed))
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """Begin a task; arguments by name are not taken."""
@@ -76,12 +90,13 @@ class RayPool(Executor):
         return done
 
     def _begin(self, done: Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...], left: int) -> None:
-        reference = self._task.remote(self.threads, self._place, function, *arguments)
+        packed = [one.reference if isinstance(one, Sent) else pickle.dumps(one) for one in arguments]
+        reference = self._task.remote(self.threads, self._place, function, *packed)
 
         def end(came: Future[Any]) -> None:
             error = came.exception()
             if error is None:
-                done.set_result(came.result())
+                done.set_result(pickle.loads(came.result()))
             elif isinstance(error, self.ray.exceptions.RayTaskError):
                 done.set_exception(own_error(error))
             elif left:

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from mixwell.core.errors import MixwellError, ToldElsewhere
+from mixwell.core.errors import MixwellError
 from mixwell.core.interrupts import Terminate
 
 FAILED = 2
@@ -34,8 +34,6 @@ def one_line(command: Callable[..., Any] | None = None, *,
         usual = signal.signal(signal.SIGTERM, terminate)
         try:
             return command(*args, **kwargs)
-        except ToldElsewhere as error:
-            raise typer.Exit(FAILED) from error
         except MixwellError as error:
             tell(f"error: {' '.join(str(error).split())}", FAILED)
         except KeyboardInterrupt:

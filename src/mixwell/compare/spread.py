@@ -38,7 +38,8 @@ class Piece:
 
 def make(piece: Piece) -> StageRecord:
     """Make the stage, wherever this runs."""
-    return engine.finish(piece.planned, piece.recipe, piece.todo, engine.Silent())
+    silent = engine.Silent()
+    return engine.finish(piece.planned, piece.recipe, piece.todo, silent)
 
 
 def made(pieces: Sequence[Piece], pool: Executor, observer: Observer,

@@ -43,10 +43,6 @@ def _spelt(letter: str) -> str:
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of writing, half characters, ends of lines
 
 
-class ToldElsewhere(MixwellError):
-    """Another process of the run has told already why all of them end."""
-
-
 class TrainingError(MixwellError):
     """A run cannot go on (a loss that is not a number, say); what was finished before stays on disk."""
 

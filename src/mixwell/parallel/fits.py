@@ -6,8 +6,8 @@ step needs (`fit_distributed`), over gloo. All end with the same model, that of 
 
 from __future__ import annotations
 
+import copy
 import itertools
-import pickle
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -38,17 +38,16 @@ class Worker:
             port = free.getsockname()[1]
         return f"tcp://{host}:{port}"
 
-    def fit(self, packed: bytes, place: str) -> bytes:
-        """The estimator fitted to the rows of all workers, packed as it came (see `pools.alone`)."""
+    def fit(self, estimator: Any, place: str) -> Any:
+        """A copy of the estimator fitted to the rows of all workers (see `pools.alone`)."""
         import torch.distributed as dist
 
         dist.init_process_group("gloo", init_method=place, rank=self.rank, world_size=self.size,
                                 timeout=timedelta(seconds=LONGEST_S))
         try:
-            fitted = pickle.loads(packed).fit_distributed(self.shards)
+            return copy.deepcopy(estimator).fit_distributed(self.shards)
         finally:
             dist.destroy_process_group()
-        return pickle.dumps(fitted)
 
 
 def fit_on_ray(estimator: Any, shards: str | Path | Sequence[str | Path], *, address: str = "auto", workers: int = 2,
@@ -101,14 +100,15 @@ def _fitted(ray: Any, estimator: Any, parts: Sequence[Sequence[str]], threads: i
 
 
 def _crew(ray: Any, parts: Sequence[Sequence[str]], threads: int) -> list[Any]:
-    actor = ray.remote(num_cpus=threads, max_restarts=0)(Worker)
-    return [actor.remote(own, rank, len(parts), threads) for rank, own in enumerate(parts)]
+    described = ray.remote(num_cpus=threads, max_restarts=0)
+    actor, size = described(Worker), len(parts)
+    return [actor.remote(own, rank, size, threads) for rank, own in enumerate(parts)]
 
 
 def _together(ray: Any, crew: Sequence[Any], estimator: Any) -> Any:
     """What the first worker ends with. A worker that was lost counts before what the others say of that."""
     place = ray.get(crew[0].meeting.remote())
-    sent = ray.put(pickle.dumps(estimator))
+    sent = ray.put(estimator)
     waiting = [worker.fit.remote(sent, place) for worker in crew]
     errors: list[BaseException] = []
     ends = [_end(ray, one, errors) for one in waiting]
@@ -116,7 +116,7 @@ def _together(ray: Any, crew: Sequence[Any], estimator: Any) -> Any:
     own = [error for error in errors if not _of_others(error)]
     for error in [*lost, *own, *errors]:
         raise error if error in lost else own_error(error)
-    return pickle.loads(ends[0])
+    return copy.deepcopy(ends[0])
 
 
 def _end(ray: Any, reference: Any, errors: list[BaseException]) -> Any:
@@ -129,7 +129,9 @@ def _end(ray: Any, reference: Any, errors: list[BaseException]) -> Any:
 
 def _of_others(error: BaseException) -> bool:
     """Whether a worker only says that another could not go on."""
-    return "could not use its rows" in str(own_error(error)) or isinstance(own_error(error), RuntimeError)
+    own = own_error(error)
+    lost_touch = isinstance(own, RuntimeError)
+    return lost_touch or "could not use its rows" in str(own)
 
 
 def _dismiss(ray: Any, crew: Sequence[Any]) -> None:

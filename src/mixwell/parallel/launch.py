@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mixwell.core.errors import MixwellError, ToldElsewhere
+from mixwell.core.errors import MixwellError
 from mixwell.parallel.team import Layout, Team
 from mixwell.parallel.wire import LostWorker, ProcessWire
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the environment
 WAITING = timedelta(days=7)  # for orders: the first process may do alone what takes it hours
 LAYOUT, TOLD = "mixwell/layout", "mixwell/told"  # keys of the store that all processes see
+SILENT = 2  # exit status of a process that ends after another has said why
 LOOK_S = 0.1  # between two looks whether the first process has come
 
 
@@ -74,7 +75,7 @@ def crew(layout: Layout | None) -> Iterator[Crew | None]:
     """The processes of torchrun in that layout; None where there is one process.
 
     layout: None takes what the first process was given. Raises `MixwellError` where it does not fit their number, and
-    `ToldElsewhere` for what ends this process after another has said why.
+    `SystemExit` for what ends this process after another has said why.
     """
     if processes() == 1:
         if layout is not None:
@@ -91,11 +92,11 @@ def crew(layout: Layout | None) -> Iterator[Crew | None]:
     except KeyboardInterrupt as stop:
         if found.leads and found.tells():
             raise
-        raise ToldElsewhere("stopped") from stop
+        raise SystemExit(SILENT) from stop
     except Exception as error:
         if found.tells() or not isinstance(error, MixwellError):
             raise
-        raise ToldElsewhere(str(error)) from error
+        raise SystemExit(SILENT) from error
     finally:
         dist.destroy_process_group()
 

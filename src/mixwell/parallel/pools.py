@@ -7,8 +7,8 @@ and that is told; an error that the task itself raises is its result and comes b
 
 from __future__ import annotations
 
+import copy
 import os
-import pickle
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -27,18 +27,18 @@ Tell = Callable[[str], None]
 Result = TypeVar("Result")
 
 
-def alone(threads: int, place: str, function: Callable[..., Any], *packed: bytes) -> bytes:
+def alone(threads: int, place: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """What the task gives, computed with so many threads, in that folder where there is one.
 
-    Arguments and result are packed, for arrays that Ray packs itself arrive where nobody may write.
+    The arguments are copied: arrays arrive in memory that several tasks read and none may write.
     """
     import torch
 
     torch.set_num_threads(threads)
     if Path(place).is_dir():
         os.chdir(place)
-    arguments = map(pickle.loads, packed)
-    return pickle.dumps(function(*arguments))
+    own = copy.deepcopy(arguments)
+    return function(*own)
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class RayPool(Executor):
 
     def put(self, value: Any) -> Sent:
         """What stands for a value that many tasks read, and that is sent once."""
-        packed = pickle.dumps(value)
-        return Sent(self.ray.put(packed))
+        reference = self.ray.put(value)
+        return Sent(reference)
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """Begin a task; arguments by name are not taken."""
@@ -90,13 +90,13 @@ class RayPool(Executor):
         return done
 
     def _begin(self, done: Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...], left: int) -> None:
-        packed = [one.reference if isinstance(one, Sent) else pickle.dumps(one) for one in arguments]
-        reference = self._task.remote(self.threads, self._place, function, *packed)
+        given = [one.reference if isinstance(one, Sent) else one for one in arguments]
+        reference = self._task.remote(self.threads, self._place, function, *given)
 
         def end(came: Future[Any]) -> None:
             error = came.exception()
             if error is None:
-                done.set_result(pickle.loads(came.result()))
+                done.set_result(copy.deepcopy(came.result()))
             elif isinstance(error, self.ray.exceptions.RayTaskError):
                 done.set_exception(own_error(error))
             elif left:

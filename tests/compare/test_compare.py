@@ -12,7 +12,9 @@ from mixwell.compare import view as views
 from mixwell.compare.variants import label, parse_budget, parse_vary
 from mixwell.core import disk
 from mixwell.core.errors import MixwellError
+from mixwell.parallel.pools import RayPool
 from mixwell.run import engine, recipe
+from tests.parallel.test_pools import Cluster
 from tests.report.pages import text_of
 from tests.run import tiny
 
@@ -50,6 +52,17 @@ def ran(chosen, tmp_path_factory):
     out, told = tmp_path_factory.mktemp("out"), Told()
     compare.compare(chosen, ROUTERS, budget="tokens=600", seeds=3, out=out, observer=told)
     return out, told
+
+
+def test_trials_spread_over_a_pool_give_the_same_numbers(chosen, ran, tmp_path):
+    """Stages as tasks, each once; a variant that fails fails alone."""
+    made = compare.plan(chosen, ROUTERS, budget="tokens=600", seeds=1, out=tmp_path, predict=False)
+    told = Told()
+    compare.run(made, told, pool=RayPool(Cluster(), 1, print))
+    here, there = results.read(ran[0]), results.read(tmp_path)
+    scores = [{one.name: one.scores[0] for one in found.results if one.trials} for found in (here, there)]
+    assert scores[0] == scores[1] and set(scores[1]) == {"top_k", "sinkhorn"}
+    assert len(told.made) == len(set(told.made))
 
 
 def test_vary_is_read_as_yaml_values():

@@ -41,6 +41,12 @@ class Task:
     setting: dict[str, Any] = field(default_factory=dict)
     chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def words(self) -> str:
+        """What it is called where it goes wrong."""
+        part = f"a setting of the {self.side}" if self.side else f"seed {self.seed}"
+        return f"{self.claim}, {part}"
+
 
 @dataclass
 class Record:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mixwell.cli.errors import FAILED, one_line, tell
-from mixwell.cli.pools import pool_of
+from mixwell.cli.pools import RAY, pool_of
 from mixwell.report.targets import check_file
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def claims(names: Annotated[list[str] | None, typer.Argument(
            save: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the evidence.")] = EVIDENCE,
            minutes: Annotated[float | None, typer.Option(help="Start nothing more after so long.", min=0)] = None,
            jobs: Annotated[int | None, typer.Option(help="Seeds at a time.  [default: one a core]", min=1)] = None,
-           ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Try on a Ray cluster (mixwell[ray]): "
-                                                   "local, auto, or ray://host:10001.  "
-                                                   "[default: this machine's processes]")] = None,
+           ray: Annotated[str | None, RAY] = None,
            only_list: Annotated[bool, typer.Option("--list", help="Only list the claims and how they stand.")] = False,
            only_write: Annotated[bool, typer.Option(
                "--write", help="Only write the tables of DIR and of README.md from the evidence.")] = False) -> None:

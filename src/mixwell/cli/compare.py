@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from mixwell.cli.errors import FAILED, one_line, tell
+from mixwell.cli.pools import RAY, pool_of
 from mixwell.cli.runs import RECIPE, split_words
 from mixwell.core.errors import MixwellError, suggest
 
@@ -36,6 +37,7 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
             keep: Annotated[int | None, typer.Option(min=1, help="Variants that go on, with --search.  "
                                                      "[default: 3]")] = None,
             out: Annotated[Path | None, typer.Option(help="Folder.  [default: runs/RECIPE-by-KEY]")] = None,
+            ray: Annotated[str | None, RAY] = None,
             dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run and its cost.")] = False,
             ) -> None:
     """Compare variants of a recipe under the same budget and seeds, in one report.
@@ -59,12 +61,14 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     from mixwell.cli.progress import Bar
     from mixwell.compare import existing
     from mixwell.compare.variants import parse_vary
+    from mixwell.core import machine
     from mixwell.run import recipe
 
     console, chosen = Console(highlight=False), recipe.read(path, overrides)
     varied = parse_vary(vary or [])
     sought = _sought(search, keep)
     models = existing.only_models(chosen if path else replace(chosen, stages=[]), varied, budget)
+    _check_spread(ray, models, sought)
     if models and sought is not None:
         raise MixwellError("--search trains variants in part, and these models exist already; leave it out.")
     if models:
@@ -76,7 +80,8 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
         for name, error in {t.variant: t.error for t in made.trials if t.error}.items():
             console.print(f"{name} cannot run, the rest goes on: {error}", markup=False, soft_wrap=True)
         if not dry_run:
-            page = lab_compare.run(made, bar, sought)
+            with pool_of(ray, console, machine.threads(made.base.threads)) as pool:
+                page = lab_compare.run(made, bar, sought, pool)
     if dry_run:
         show_plan(console, made)
         return
@@ -84,6 +89,15 @@ def compare(words: Annotated[list[str] | None, RECIPE] = None,
     console.print(f"report: {page}", soft_wrap=True)
     if missing:
         tell(f"error: {missing} failed; the report says why", FAILED)
+
+
+def _check_spread(ray: str | None, models: list[str], sought: Search | None) -> None:
+    """Refuse `--ray` where there are no trainings beside each other."""
+    if ray is not None and models:
+        raise MixwellError("--ray spreads trainings, and these models exist already; leave it out.")
+    if ray is not None and sought is not None:
+        raise MixwellError("--search trains one variant after another, as what it found decides; leave out --ray or "
+                           "--search.")
 
 
 def _sought(method: str | None, keep: int | None) -> Search | None:

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from mixwell.cli.errors import STOPPED, one_line, tell
+from mixwell.cli.pools import RAY, pool_of
 from mixwell.core.errors import MixwellError, on_one_line
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def fit(data: Annotated[Path | None, typer.Argument(help="A table: CSV and other
                                                      "model instead.")] = None,
         unknown: Annotated[str, typer.Option(help="With --predict, what a category that the model does not know is "
                                                   "taken for: error or missing.")] = "error",
+        ray: Annotated[str | None, RAY] = None,
         json: Annotated[bool, typer.Option("--json", help="Print what the report says as JSON, and nothing "
                                            "else.")] = False,
         out: Annotated[Path | None, typer.Option(help="Folder to write; with --predict a new Parquet file.  [default: "
@@ -86,6 +88,8 @@ def fit(data: Annotated[Path | None, typer.Argument(help="A table: CSV and other
     console = Console(highlight=False, stderr=json)
     form = parse_form(delimiter, decimal, thousands, encoding, missing, header, skip_rows)
     if predict is not None:
+        if ray is not None:
+            raise MixwellError("--predict fits nothing; leave --ray out.")
         label(console, predict, data, out, unknown, form)
         return
     from mixwell import tables as lab_fit
@@ -95,9 +99,9 @@ def fit(data: Annotated[Path | None, typer.Argument(help="A table: CSV and other
     target = out or Path("runs") / ("fit-" + re.sub(r"[^\w.-]+", "-", ready.table.name))
     show_columns(console, ready)
     numbers = None if components is None else parse_components(components)
-    with progress(console) as show:
+    with pool_of(ray, console, threads=None) as pool, progress(console) as show:
         fitted = lab_fit.fit(ready, components=numbers, family=family, criterion=criterion, starts=starts, folds=folds,
-                             seed=seed, out=target, progress=show)
+                             seed=seed, out=target, progress=show, pool=pool)
     if json:
         sys.stdout.write((target / "report.json").read_text(encoding="utf-8"))
     show_result(console, fitted)

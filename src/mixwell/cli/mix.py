@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mixwell.cli.amounts import check_known
 from mixwell.cli.errors import one_line
+from mixwell.cli.pools import RAY, pool_of
 from mixwell.cli.written import check_writable, written
 from mixwell.core import units
 from mixwell.core.errors import MixwellError
@@ -38,7 +39,8 @@ def mix(runs: Annotated[Path, typer.Argument(help="CSV or Parquet file, one row 
         seed: Annotated[int, typer.Option(min=0, help="Of fits, folds and simulated mixtures.")] = 42,
         report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML report, with intervals of the "
                                                     "weights, coverage and the other predictors.")] = None,
-        json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it as JSON.")] = None) -> None:
+        json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it as JSON.")] = None,
+        ray: Annotated[str | None, RAY] = None) -> None:
     """Choose the mixture of domains to train on, by what small runs on other mixtures came to.
 
     **Examples**
@@ -56,6 +58,8 @@ def mix(runs: Annotated[Path, typer.Argument(help="CSV or Parquet file, one row 
     from mixwell.report import mix_page
 
     check_writable(report, json)
+    if ray is not None and report is None:
+        raise MixwellError("--ray spreads the many fits of --report; name a file for it, or leave --ray out.")
     console = Console(highlight=False)
     table = _runs(runs, losses, weight_prefix, loss_prefix)
     importance = _named(target or [], "--target", 1.0) or None
@@ -72,7 +76,8 @@ def mix(runs: Annotated[Path, typer.Argument(help="CSV or Parquet file, one row 
     data = mix_page.record(fitted, errors_NM, found, importance, method)
     show_mixture(console, data)
     if report is not None:
-        data |= mix_page.trusted(fitted, errors_NM, found, importance, method, seed)
+        with pool_of(ray, console, threads=None) as pool:
+            data |= mix_page.trusted(fitted, errors_NM, found, importance, method, seed, pool)
         written(console, report, mix_page.page(data, runs.name))
     if json is not None:
         written(console, json, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from mixwell.cli import completion
 from mixwell.cli.download import DOWNLOAD
-from mixwell.cli.errors import FAILED, one_line, tell
+from mixwell.cli.errors import FAILED, STOPPED, one_line, tell
 from mixwell.cli.merged import are_adapters, show_merged
 from mixwell.core.errors import MixwellError
 
@@ -33,6 +34,8 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
                                                            "budgets of its trainings are scaled to it.  "
                                                            "[default: as the recipe says]")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run and its cost.")] = False,
+        processes: Annotated[int, typer.Option(min=1, help="Train with so many processes of this machine; for several "
+                                               "machines see torchrun.")] = 1,
         download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Run a recipe: text to tokens to model to mixture of experts, and a report.
 
@@ -48,14 +51,17 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
 
     `mixwell run my.yaml --from moe` · do the stage `moe` and those after it again
 
-    `torchrun --nproc_per_node 4 -m mixwell run my.yaml parallel.expert=2` · train with four processes
+    `mixwell run my.yaml --processes 4 parallel.expert=2` · train with four processes
     """
     path, overrides = split_words(words or [])
+    if processes > 1 and "RANK" not in os.environ and not dry_run:
+        start_all(processes)
+        return
     if minutes is not None:
         overrides.append(f"minutes={minutes}")
     if os.environ.get("RANK", "0") != "0":
         if not dry_run:
-            help_with(path, overrides)
+            help_with()
         return
     from mixwell.cli.progress import Bar
 
@@ -78,16 +84,29 @@ def run(words: Annotated[list[str] | None, RECIPE] = None,
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
-def help_with(path: Path | None, overrides: list[str]) -> None:
-    """Train beside the first process of torchrun, for as long as it asks for it; it does all the rest and says so."""
+def start_all(processes: int) -> None:
+    """Begin the same command in so many processes, and end as they do."""
+    from mixwell.parallel.start import start
+
+    try:
+        failed = start(processes, sys.argv[1:])
+    except KeyboardInterrupt as stop:  # the first process has said so
+        raise typer.Exit(STOPPED) from stop
+    if failed:
+        raise typer.Exit(failed)
+
+
+def help_with() -> None:
+    """Train beside the first process, for as long as it asks for it; it reads the recipe, does the rest and says so."""
     from mixwell.parallel.launch import crew
-    from mixwell.run import recipe
     from mixwell.run.stages.train import follow
 
-    chosen = recipe.read(path, overrides)
-    with crew(chosen.parallel) as found:
-        if found is not None:
-            follow(found)
+    try:
+        with crew(None) as found:
+            if found is not None:
+                follow(found)
+    except KeyboardInterrupt as stop:  # the first process, or one that failed, says why
+        raise typer.Exit(STOPPED) from stop
 
 
 def split_words(words: list[str]) -> tuple[Path | None, list[str]]:

@@ -11,12 +11,13 @@ import errno
 import re
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixwell.compare import report, searching
+from mixwell.compare import report, searching, spread
 from mixwell.compare.searching import Search
 from mixwell.compare.variants import (
     Variant,
@@ -218,10 +219,12 @@ def compare(chosen: Recipe | str | Path | None, vary: Mapping[str, Sequence[Any]
     return run(made, observer, search)
 
 
-def run(made: Plan, observer: Observer | None = None, search: Search | None = None) -> Path:
+def run(made: Plan, observer: Observer | None = None, search: Search | None = None,
+        pool: Executor | None = None) -> Path:
     """Do what was planned and return the path of the report.
 
-    search: how the variants that are compared are found among all of them; None compares all.
+    search: how the variants that are compared are found among all of them; None compares all. pool: where stages are
+    made (`parallel.pools.ray_pool`, which must see the folder); without one here, one after the other.
     """
     observer = observer or engine.Silent()
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -239,9 +242,11 @@ def run(made: Plan, observer: Observer | None = None, search: Search | None = No
             if search is not None:
                 searched = _searched(made, search, done, names)
                 made = narrowed(made, searched["kept"])
-            for trial in made.trials:
-                if trial.state == WAITING:
-                    _attempt(trial, done, names, started)
+            waiting = [trial for trial in made.trials if trial.state == WAITING]
+            if pool is not None:
+                _spread(waiting, done, names, started, pool)
+            for trial in waiting if pool is None else ():
+                _attempt(trial, done, names, started)
         finally:  # Ctrl-C leaves a report of what is there
             _write(made, started, time.perf_counter() - clock, searched)
             page = report.build(made.out)
@@ -255,19 +260,49 @@ def _attempt(trial: Trial, done: dict[Path, StageRecord], observer: Observer, st
         for planned in trial.todo:
             if planned.folder not in done:
                 done[planned.folder] = engine.finish(planned, _recipe(trial), trial.todo, observer)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        trial.state, trial.error = FAILED, str(error)
-    except Exception as error:  # one broken variant must not take the others' measurements with it
-        kind = "" if isinstance(error, MixwellError) else f"{type(error).__name__}: "
-        trial.state, trial.error = FAILED, kind + " ".join(str(error).split())
+    except Exception as error:
+        _fail(trial, error)
     else:
-        trial.state = FINISHED
-        trial.folder.mkdir(parents=True, exist_ok=True)
-        made = [done[planned.folder] for planned in trial.todo]
-        seconds = time.perf_counter() - clock
-        engine.write_record(_recipe(trial), trial.folder, trial.todo, made, started, seconds)
+        _conclude(trial, done, started, time.perf_counter() - clock)
+
+
+def _fail(trial: Trial, error: BaseException) -> None:
+    """Keep what went wrong with its trial: one broken variant must not take the others' measurements with it."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        trial.state, trial.error = FAILED, str(error)
+        return
+    kind = "" if isinstance(error, MixwellError) else f"{type(error).__name__}: "
+    trial.state, trial.error = FAILED, kind + " ".join(str(error).split())
+
+
+def _conclude(trial: Trial, done: Mapping[Path, StageRecord], started: datetime, seconds: float) -> None:
+    """Write down a trial whose stages are all there."""
+    trial.state = FINISHED
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    made = [done[planned.folder] for planned in trial.todo]
+    engine.write_record(_recipe(trial), trial.folder, trial.todo, made, started, seconds)
+
+
+def _spread(trials: Sequence[Trial], done: dict[Path, StageRecord], observer: Observer, started: datetime,
+            pool: Executor) -> None:
+    """Run the trials at once; see `_attempt`."""
+    clock = time.perf_counter()
+    pieces = []
+    for trial in trials:
+        words = f"{trial.variant}, seed {trial.seed}"
+        pieces += [spread.Piece(planned=planned, recipe=_recipe(trial), todo=trial.todo,
+                                words=f"{words}, stage {planned.stage.id}") for planned in trial.todo]
+    for piece, found in spread.made(pieces, pool, observer):
+        users = [trial for trial in trials if any(one.folder == piece.folder for one in trial.todo)]
+        if isinstance(found, StageRecord):
+            done[piece.folder] = found
+        for trial in users:
+            if not isinstance(found, StageRecord):
+                _fail(trial, found)
+            elif all(one.folder in done for one in trial.todo):
+                _conclude(trial, done, started, time.perf_counter() - clock)
 
 
 def _searched(made: Plan, search: Search, done: dict[Path, StageRecord], observer: Observer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Legend: N runs, D domains, M targets, G groups of runs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from statistics import median
 
@@ -116,21 +117,24 @@ class Score:
 
 
 def cross_validated(runs: MixingRuns, names: Iterable[str] | None = None, seed: int = 42,
-                    but: str | None = None) -> dict[str, Score]:
-    """Every predictor of data.mixing (or those named), by the same folds. but: one whose score is known already."""
+                    but: str | None = None, pool: Executor | None = None) -> dict[str, Score]:
+    """Every predictor of data.mixing (or those named), by the same folds. but: one whose score is known already.
+
+    pool: where predictors are fitted; None: here, one after the other.
+    """
     if names is None:
         names = [entry.name for entry in registry.family(FAMILY)]
     left_out = None if but is None else registry.find(but, FAMILY)
-    found = {}
-    for name in names:
-        entry = registry.find(name, FAMILY)
-        if entry != left_out:
-            found[name] = _scored(runs, entry, seed)
-    return found
+    tried = [name for name in names if registry.find(name, FAMILY) != left_out]
+    if pool is None:
+        return {name: scored(name, runs, seed) for name in tried}
+    waiting = {name: pool.submit(scored, name, runs, seed) for name in tried}
+    return {name: one.result() for name, one in waiting.items()}
 
 
-def _scored(runs: MixingRuns, entry: registry.Entry, seed: int) -> Score:
-    predictor = entry.load()()
+def scored(name: str, runs: MixingRuns, seed: int) -> Score:
+    """A predictor of data.mixing on runs that it did not see."""
+    predictor = registry.find(name, FAMILY).load()()
     try:
         fitted = predictor.fit(runs, np.random.default_rng(seed))
         errors_NM = fitted.out_of_fold(np.random.default_rng(seed))

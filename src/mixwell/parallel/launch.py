@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -13,11 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mixwell.core.errors import MixwellError
 from mixwell.parallel.team import Layout, Team
 from mixwell.parallel.wire import LostWorker, ProcessWire
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the environment
 WAITING = timedelta(days=7)  # for orders: the first process may do alone what takes it hours
+LAYOUT, TOLD = "mixwell/layout", "mixwell/told"  # keys of the store that all processes see
+SILENT = 2  # exit status of a process that ends after another has said why
+LOOK_S = 0.1  # between two looks whether the first process has come
 
 
 def processes() -> int:
@@ -29,9 +35,9 @@ def processes() -> int:
 class Crew:
     """The processes of a run: the first one does what a run does, and calls the others to train with it."""
 
-    def __init__(self, team: Team, orders: Any) -> None:
+    def __init__(self, team: Team, orders: Any, store: Any) -> None:
         self.team = team
-        self._orders = orders
+        self._orders, self._store = orders, store
 
     @property
     def leads(self) -> bool:
@@ -50,6 +56,14 @@ class Crew:
         text = self._broadcast(torch.zeros(int(length), dtype=torch.uint8))
         return json.loads(bytes(text.tolist()))
 
+    def tells(self) -> bool:
+        """Whether this process is the first to say why all end; of many that fail, one speaks."""
+        own = str(self.team.rank)
+        try:
+            return self._store.compare_set(TOLD, "", own) == own.encode()
+        except RuntimeError:  # the process that kept the store has ended
+            return True
+
     def _broadcast(self, tensor: Tensor) -> Tensor:
         with self.team.world.told():
             dist.broadcast(tensor, src=0, group=self._orders)
@@ -57,28 +71,76 @@ class Crew:
 
 
 @contextmanager
-def crew(layout: Layout) -> Iterator[Crew | None]:
+def crew(layout: Layout | None) -> Iterator[Crew | None]:
     """The processes of torchrun in that layout; None where there is one process.
 
-    Raises `MixwellError` where the layout does not fit their number.
+    layout: None takes what the first process was given. Raises `MixwellError` where it does not fit their number, and
+    `SystemExit` for what ends this process after another has said why.
     """
-    settled = layout.over(processes())
     if processes() == 1:
+        if layout is not None:
+            layout.over(1)
         yield None
         return
-    both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    settled = None if layout is None else layout.over(processes())
+    store, settled = _met(settled)
+    found = _joined(store, settled)
     try:
-        dist.init_process_group(both, timeout=timedelta(seconds=layout.timeout_s))
-    except dist.DistStoreError as error:
-        raise LostWorker(f"not all of {processes()} processes came within {layout.timeout_s:g} s; what another said "
-                         "tells why, or parallel.timeout_s gives them longer.") from error
-    try:
-        found = Crew(team_of(settled), dist.new_group(backend="gloo", timeout=WAITING))
         yield found
         if found.leads:
             found.order(None)
+    except KeyboardInterrupt as stop:
+        if found.leads and found.tells():
+            raise
+        raise SystemExit(SILENT) from stop
+    except Exception as error:
+        if found.tells() or not isinstance(error, MixwellError):
+            raise
+        raise SystemExit(SILENT) from error
     finally:
         dist.destroy_process_group()
+
+
+def _met(layout: Layout | None) -> tuple[Any, Layout]:
+    """The store that all processes see, and the layout: this process's own, or that of the first."""
+    longest = Layout().timeout_s if layout is None else layout.timeout_s
+    try:
+        meeting = dist.rendezvous("env://", timeout=timedelta(seconds=longest))
+        store, rank, _ = next(meeting)
+    except dist.DistStoreError as error:
+        raise _absent(longest) from error
+    if layout is None:
+        told = _heard(store, longest)
+        return store, Layout(**told)
+    if rank == 0:
+        store.set(LAYOUT, json.dumps(asdict(layout)))
+    return store, layout
+
+
+def _heard(store: Any, longest_s: float) -> dict[str, Any]:
+    """The layout that the first process lays down. Looked for in turns, so that a signal ends the wait."""
+    until = time.monotonic() + longest_s
+    while not store.check([LAYOUT]):
+        if time.monotonic() > until:
+            raise _absent(longest_s)
+        time.sleep(LOOK_S)
+    return dict(json.loads(store.get(LAYOUT)))
+
+
+def _joined(store: Any, layout: Layout) -> Crew:
+    both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    rank = int(os.environ["RANK"])
+    try:
+        dist.init_process_group(both, store=store, rank=rank, world_size=processes(),
+                                timeout=timedelta(seconds=layout.timeout_s))
+    except dist.DistStoreError as error:
+        raise _absent(layout.timeout_s) from error
+    return Crew(team_of(layout), dist.new_group(backend="gloo", timeout=WAITING), store)
+
+
+def _absent(longest_s: float) -> LostWorker:
+    return LostWorker(f"not all of {processes()} processes came within {longest_s:g} s; what another said tells why, "
+                      "or parallel.timeout_s gives them longer.")
 
 
 def team_of(layout: Layout) -> Team:

@@ -112,7 +112,7 @@ class ProcessWire(Wire):
         try:
             yield
         except RuntimeError as error:
-            cause = str(error).splitlines()[0]
+            cause = str(error).splitlines()[0].partition(". ")[0]
             raise LostWorker(f"process {self.rank} of {self.size} got no answer from another, which has ended or fell "
                              f"silent; what that one said before tells why ({cause}).") from error
 

@@ -8,6 +8,7 @@ Legend: N runs, D domains, M targets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from statistics import median
 from typing import Any
 
@@ -74,12 +75,12 @@ def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
 
 
 def trusted(fitted: Mixture, errors_NM: np.ndarray, found: Optimum, importance: Mapping[str, float] | None,
-            method: str, seed: int) -> dict[str, Any]:
-    """What tells how far `record` can be trusted, as plain data: it takes many fits."""
+            method: str, seed: int, pool: Executor | None = None) -> dict[str, Any]:
+    """What tells how far `record` can be trusted, as plain data: it takes many fits, in `pool` where there is one."""
     runs = fitted.runs
     low_D, high_D = weight_intervals(fitted, importance, found.caps_D, np.random.default_rng(seed))
     scores = {method: score(runs, errors_NM)}
-    for name, one in cross_validated(runs, seed=seed, but=method).items():
+    for name, one in cross_validated(runs, seed=seed, but=method, pool=pool).items():
         short = name.rpartition(".")[2]
         scores[short] = one
     return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,8 @@ WRITING = "write the report; Ctrl-C again ends without it"
 def fit(table: Any = None, *, components: Iterable[int] | None = None, family: str = "auto", criterion: str = "bic",
         columns: Mapping[str, str] | None = None, only: Sequence[str] | None = None, against: str | None = None,
         weights: str | None = None, form: Form | None = None, starts: int = 4, folds: int = 5, seed: int = 0,
-        out: str | Path | None = None, progress: Progress | None = None) -> FittedMixture:
+        out: str | Path | None = None, progress: Progress | None = None,
+        pool: Executor | None = None) -> FittedMixture:
     """Fit mixtures to a table and keep the best.
 
     table: a path (CSV, Parquet, a folder of them), a DataFrame, a mapping of columns or an array, what `prepare`
@@ -49,7 +51,8 @@ def fit(table: Any = None, *, components: Iterable[int] | None = None, family: s
     category, skip). only: the columns that take part. against: a column that is left out and set against the components
     in the report. weights: a column of weights; whole numbers are frequencies, others survey weights. form: how the
     file is written, where it is to be told. out: folder for model, labels and report; it appears whole or not at all.
-    progress: called before every fit with fits done, fits in all, and what comes next.
+    progress: called before every fit with fits done, fits in all, and what comes next. pool: where fits are made
+    (`parallel.pools.ray_pool`); without one here, one after the other, to the same numbers.
 
     Ctrl-C ends the search and keeps the best so far (`choice.stopped`); while the folder is written, only the
     second one interrupts. What is wrong with the table raises `MixwellError`, which names column and row.
@@ -69,7 +72,7 @@ def fit(table: Any = None, *, components: Iterable[int] | None = None, family: s
     taken_N, each_N = _weighted(ready, len(x_ND))
     model, choice = choose_mixture(x_ND[taken_N], ready.columns, components=components, families=families,
                                    criterion=criterion, folds=folds, starts=starts, seed=seed, weights_N=each_N,
-                                   progress=progress)
+                                   progress=progress, pool=pool)
     total = float(len(x_ND)) if each_N is None else float(each_N.sum())
     words = f"{ready.weights.column}: {ready.weights.note}" if ready.weights else ""
     fitted = FittedMixture(columns=tuple(ready.columns), estimator=model, choice=choice, source=ready.table.name,

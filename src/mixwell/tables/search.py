@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.machine import memory_bytes
 from mixwell.core.units import counted, si
 from mixwell.density.mixtures.product import ProductMixture
+from mixwell.parallel.pools import results
 from mixwell.tables.candidates import Candidate, Choice, Progress, blocks_of, counts_of
 from mixwell.tables.columns import Column, used
 from mixwell.tables.kinds import NUMERIC
@@ -83,6 +85,7 @@ class Search:
     starts: int = 4
     seed: int = 0
     progress: Progress | None = None
+    pool: Executor | None = None  # where fits are made; None: here, one after the other
 
     def __post_init__(self) -> None:
         self.plan: list[Candidate] = []
@@ -92,9 +95,12 @@ class Search:
     def run(self, plan: Iterable[Candidate]) -> None:
         """Fit what is planned, in order."""
         self.plan += plan
-        for candidate in self.plan[len(self.tried) :]:
+        ahead = self.plan[len(self.tried) :]
+        asked = self.criterion, self.folds, self.starts, self.seed
+        found = results(self.pool, weighed, ahead, self.rows, *asked)
+        for candidate in ahead:
             self._tell(f"{candidate.words}, {counted(candidate.n_components, 'component')}")
-            self._judge(*self._fit(candidate))
+            self._judge(*next(found))
 
     def _tell(self, words: str) -> None:
         if self.progress:
@@ -103,12 +109,6 @@ class Search:
     def done(self) -> None:
         """Say that nothing comes any more."""
         self._tell("done")
-
-    def _fit(self, candidate: Candidate) -> tuple[Candidate, ProductMixture | None]:
-        found, model = _try(self.rows, candidate, self.starts, self.seed)
-        if self.criterion == "cv" and not found.refused:
-            found = _held_out(found, self.rows, self.folds, self.starts, self.seed)
-        return found, model
 
     def _judge(self, candidate: Candidate, model: ProductMixture | None) -> None:
         self.tried.append(candidate)
@@ -136,8 +136,8 @@ class Search:
 
 def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: Iterable[int] | None = None,
                    families: Sequence[str], criterion: str = "bic", folds: int = 5, starts: int = 4, seed: int = 0,
-                   weights_N: np.ndarray | None = None,
-                   progress: Progress | None = None) -> tuple[ProductMixture, Choice]:
+                   weights_N: np.ndarray | None = None, progress: Progress | None = None,
+                   pool: Executor | None = None) -> tuple[ProductMixture, Choice]:
     """Fit all candidates to encoded rows (N, D) and keep the best. Ctrl-C ends the search once one is there.
 
     components: the numbers to try; None: 1 to 8, and more as long as the largest is the best.
@@ -152,7 +152,7 @@ def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: I
         notes.append(f"More than {possible[-1]} components were not tried: there are {len(x_ND)} rows.")
     forms = [(family, counts) for family in families for counts in counts_of(columns)]
     search = Search(rows=Rows(x_ND, columns, weights_N), criterion=criterion, folds=folds, starts=starts, seed=seed,
-                    progress=progress)
+                    progress=progress, pool=pool)
     try:
         search.run(_planned(possible, forms))
         if components is None:
@@ -188,6 +188,15 @@ def _extended(search: Search) -> list[str]:
     if largest == first:
         return []
     return [f"Up to {largest} components were tried, since of 1 to {first} the largest number was the best."]
+
+
+def weighed(candidate: Candidate, rows: Rows, criterion: str, folds: int, starts: int,
+            seed: int) -> tuple[Candidate, ProductMixture | None]:
+    """The candidate fitted and judged, and its model where there is one."""
+    found, model = _try(rows, candidate, starts, seed)
+    if criterion == "cv" and not found.refused:
+        found = _held_out(found, rows, folds, starts, seed)
+    return found, model
 
 
 def _fitted(rows: Rows, candidate: Candidate, starts: int, seed: int) -> ProductMixture:

@@ -11,6 +11,7 @@ from typing import Any
 from mixwell.core import disk, units
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.config import from_dict, to_dict
+from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest
 from mixwell.core.machine import hold_memory
 from mixwell.lm import folder as folders
@@ -131,6 +132,7 @@ class Together:
     model: str  # folder
     shards: str  # folder
     work: str  # folder
+    stage: str  # id
     config: Training
 
     @classmethod
@@ -139,7 +141,7 @@ class Together:
         model = model_folder(job.inputs["model"])
         shards = job.inputs["tokens"] / "shards"
         return cls(model=str(model.resolve()), shards=str(shards.resolve()), work=str(job.work.resolve()),
-                   config=config)
+                   stage=job.stage.id, config=config)
 
     def plain(self) -> dict[str, Any]:
         """As plain data."""
@@ -156,7 +158,11 @@ class Together:
 def follow(crew: Crew) -> None:
     """Do what the first process orders until it lets go."""
     while (order := crew.wait()) is not None:
-        from_dict(Together, order).train(crew.team)
+        together = from_dict(Together, order)
+        try:
+            together.train(crew.team)
+        except MixwellError as error:
+            raise type(error)(f"stage {together.stage}: {error}") from error
 
 
 def clear_damage(work: Path) -> list[str]:

@@ -100,6 +100,11 @@ class Block(NamedTuple):
     start: int  # of their bytes among all
     stop: int
 
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """Widths of the planes of a code, lowest bits first."""
+        return planes(self.bits)
+
 
 def blocks_of(bits: Tensor, width: int) -> tuple[tuple[Block, ...], ...]:
     """Where the codes of each matrix lie; bits uint8 [O] of one matrix or [E, O] of a stack, in rows of `width`."""
@@ -266,7 +271,7 @@ class CodedWeight:
         moved = self.inputs(x)
         rows_ND = moved.reshape(-1, moved.shape[-1])
         y = self._product(rows_ND)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], self.shape[0])
 
     def _product(self, x_ND: Tensor) -> Tensor:
         """Few rows with the codes as they are, many with the weight made plain for them."""

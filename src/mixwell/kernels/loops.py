@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba import config, float32, int32, njit, prange, set_num_threads
+from numba import config, float32, int32, njit
 
 from mixwell.kernels.vectors import (
     LANES,
@@ -127,7 +127,10 @@ def _numbers(form: Any, place: Any, planes: Any, j: Any, middle: Any) -> Any:
 @inner
 def _row(place: Any, number: Any) -> Any:
     """Which row of the matrix the codes of a number stand for."""
-    return integer_at(place.rows + 8 * number) if place.rows else number
+    if not place.rows:
+        return number
+    where = 8 * number
+    return integer_at(place.rows + where)
 
 
 @inner
@@ -142,7 +145,9 @@ def _scale(form: Any, place: Any, index: Any) -> Any:
 @inner
 def _middle(form: Any, place: Any, index: Any) -> Any:
     """What is taken off the codes of a group."""
-    return byte_at(place.zero + index) if place.zero else int32(1 << (form.bits - 1))
+    if place.zero:
+        return byte_at(place.zero + index)
+    return int32(1 << (form.bits - 1))
 
 
 @inner
@@ -347,22 +352,6 @@ def expert_sum(into: Any, into_place: Any, into_step: Any, out: Any, out_place: 
         weight = float_at(weights + 4 * k)
         for r in range(outputs):
             put(y + 4 * r, float_at(y + 4 * r) + weight * float_at(one + 4 * r))
-
-
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
-def shared_products(form: Any, place: Any, rows: Any, x: Any, count: Any, y: Any, outputs: Any, held: Any,
-                    parts: Any) -> None:
-    """`products` with all coded rows, shared out among threads; `held` holds a row for each."""
-    for part in prange(parts):
-        start, stop = rows * part // parts, rows * (part + 1) // parts
-        products(form, place, start, stop, x, count, y, outputs, held + 4 * part * form.width)
-
-
-def threads(wanted: int) -> int:
-    """Sets numba to as many threads, or to the most that it has, and tells how many that is."""
-    count = min(wanted, config.NUMBA_NUM_THREADS)
-    set_num_threads(count)
-    return count
 
 
 def target() -> str:

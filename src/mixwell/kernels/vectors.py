@@ -1,6 +1,6 @@
 """Sixteen numbers at once, for loops that numba compiles: LLVM's own vectors, which it maps to what the processor has.
 
-A function here stands for an instruction or two inside a compiled loop; addresses are plain integers. Without numba
+A function here stands for an instruction or a few inside a compiled loop; addresses are plain integers. Without numba
 this module cannot be imported.
 """
 
@@ -15,9 +15,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
-_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
-_FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
-Code = tuple[Any, Callable[..., Any]]  # a signature, and what writes the instructions
+_FLOAT, _BYTE, _HALF, _INT, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_FLOATS, _BYTES, _HALVES, _INTS, _LONGS = (ir.VectorType(kind, LANES) for kind in (_FLOAT, _BYTE, _HALF, _INT, _LONG))
+_FLAGS = ir.VectorType(ir.IntType(1), LANES)
+_FIRST = ir.Constant(_INTS, [0] * LANES)
+
+Writer = Callable[[Any, Any, Any, Any], Any]  # (context, builder, signature, values) -> the result's value
+Code = tuple[Any, Writer]  # a signature, and what writes the instructions
 
 
 class Floats(types.Type):
@@ -47,116 +51,151 @@ class _IntsModel(models.PrimitiveModel):
 
 
 floats, ints = Floats(), Ints()
+address, integer, number = types.int64, types.int32, types.float32
 
 
-def _read(builder: Any, address: Any, kind: Any, align: int) -> Any:
-    pointer = builder.inttoptr(address, kind.as_pointer())
+def _same(value: int) -> Any:
+    """An integer in every lane."""
+    return ir.Constant(_INTS, [value] * LANES)
+
+
+def _read(builder: Any, place: Any, kind: Any, align: int) -> Any:
+    pointer = builder.inttoptr(place, kind.as_pointer())
     return builder.load(pointer, align=align)
+
+
+def _write(context: Any, builder: Any, place: Any, value: Any, align: int) -> Any:
+    kind = value.type.as_pointer()
+    pointer = builder.inttoptr(place, kind)
+    builder.store(value, pointer, align=align)
+    return context.get_dummy_value()
+
+
+def _wide(builder: Any, place: Any) -> Any:
+    """Sixteen bytes as int32."""
+    narrow = _read(builder, place, _BYTES, 1)
+    return builder.zext(narrow, _INTS)
 
 
 def _all(builder: Any, value: Any, kind: Any) -> Any:
     """A value in every lane."""
     nothing = ir.Constant(kind, ir.Undefined)
     one = builder.insert_element(nothing, value, _INT(0))
-    return builder.shuffle_vector(one, nothing, ir.Constant(_INTS, [0] * LANES))
+    return builder.shuffle_vector(one, nothing, _FIRST)
 
 
 def _named(builder: Any, name: str, result: Any, *given: Any) -> Any:
     """A function of LLVM's own."""
-    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, given), name)
+    signature = ir.FunctionType(result, given)
+    return cgutils.get_or_insert_function(builder.module, signature, name)
+
+
+def _reading(kind: Any, align: int) -> Writer:
+    """What writes that a value of a kind is read."""
+
+    def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return _read(builder, given[0], kind, align)
+
+    return write
+
+
+def _storing(align: int) -> Writer:
+    """What writes that a value is stored."""
+
+    def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place, value = given
+        return _write(context, builder, place, value, align)
+
+    return write
 
 
 @intrinsic
 def zeros(context: Any) -> Code:
     """Sixteen zeros."""
-    return floats(), lambda context, builder, signature, given: ir.Constant(_FLOATS, None)
-
-
-@intrinsic
-def load(context: Any, address: Any) -> Code:
-    """Sixteen float32 at an address."""
-    return floats(types.int64), lambda context, builder, signature, given: _read(builder, given[0], _FLOATS, 4)
-
-
-@intrinsic
-def store(context: Any, address: Any, values: Any) -> Code:
-    """Writes sixteen float32."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        pointer = builder.inttoptr(given[0], _FLOATS.as_pointer())
-        builder.store(given[1], pointer, align=4)
-        return context.get_dummy_value()
+        return ir.Constant(_FLOATS, None)
 
-    return types.void(types.int64, floats), write
+    return floats(), write
 
 
 @intrinsic
-def store_bfloat16(context: Any, address: Any, values: Any) -> Code:
+def load(context: Any, place: Any) -> Code:
+    """Sixteen float32."""
+    return floats(address), _reading(_FLOATS, 4)
+
+
+@intrinsic
+def store(context: Any, place: Any, values: Any) -> Code:
+    """Writes sixteen float32."""
+    return types.void(address, floats), _storing(4)
+
+
+@intrinsic
+def store_bfloat16(context: Any, place: Any, values: Any) -> Code:
     """Writes sixteen numbers rounded to bfloat16, ties to even."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        raw = builder.bitcast(given[1], _INTS)
-        sixteen = ir.Constant(_INTS, [16] * LANES)
-        odd = builder.and_(builder.lshr(raw, sixteen), ir.Constant(_INTS, [1] * LANES))
-        moved = builder.add(builder.add(raw, ir.Constant(_INTS, [0x7FFF] * LANES)), odd)
-        halves = ir.VectorType(ir.IntType(16), LANES)
-        rounded = builder.trunc(builder.lshr(moved, sixteen), halves)
-        builder.store(rounded, builder.inttoptr(given[0], halves.as_pointer()), align=2)
-        return context.get_dummy_value()
+        place, values = given
+        raw = builder.bitcast(values, _INTS)
+        upper = builder.lshr(raw, _same(16))
+        odd = builder.and_(upper, _same(1))
+        almost_half = builder.add(odd, _same(0x7FFF))
+        moved = builder.add(raw, almost_half)
+        rounded = builder.lshr(moved, _same(16))
+        halves = builder.trunc(rounded, _HALVES)
+        return _write(context, builder, place, halves, 2)
 
-    return types.void(types.int64, floats), write
+    return types.void(address, floats), write
 
 
 @intrinsic
-def fields(context: Any, address: Any, shift: Any, mask: Any) -> Code:
-    """(byte >> shift) & mask of sixteen bytes."""
+def numbers(context: Any, place: Any) -> Code:
+    """Sixteen bytes as float32."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        moved = builder.lshr(_wide(builder, given[0]), _all(builder, given[1], _INTS))
-        return builder.and_(moved, _all(builder, given[2], _INTS))
+        wide = _wide(builder, given[0])
+        return builder.sitofp(wide, _FLOATS)
 
-    return ints(types.int64, types.int32, types.int32), write
-
-
-def _wide(builder: Any, address: Any) -> Any:
-    """Sixteen bytes as int32."""
-    narrow = _read(builder, address, ir.VectorType(ir.IntType(8), LANES), 1)
-    return builder.zext(narrow, _INTS)
+    return floats(address), write
 
 
 @intrinsic
-def numbers(context: Any, address: Any) -> Code:
-    """Sixteen bytes as float32."""
-    return floats(types.int64), lambda context, builder, signature, given: builder.sitofp(
-        _wide(builder, given[0]), _FLOATS)
-
-
-@intrinsic
-def low_numbers(context: Any, address: Any) -> Code:
+def low_numbers(context: Any, place: Any) -> Code:
     """The low four bits of sixteen bytes as float32."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        low = builder.and_(_wide(builder, given[0]), ir.Constant(_INTS, [15] * LANES))
+        wide = _wide(builder, given[0])
+        low = builder.and_(wide, _same(15))
         return builder.sitofp(low, _FLOATS)
 
-    return floats(types.int64), write
+    return floats(address), write
 
 
 @intrinsic
-def high_numbers(context: Any, address: Any) -> Code:
+def high_numbers(context: Any, place: Any) -> Code:
     """The high four bits of sixteen bytes as float32."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        high = builder.lshr(_wide(builder, given[0]), ir.Constant(_INTS, [4] * LANES))
+        wide = _wide(builder, given[0])
+        high = builder.lshr(wide, _same(4))
         return builder.sitofp(high, _FLOATS)
 
-    return floats(types.int64), write
+    return floats(address), write
 
 
 @intrinsic
-def added(context: Any, a: Any, b: Any) -> Code:
-    """a + b."""
-    return floats(floats, floats), lambda context, builder, signature, given: builder.fadd(given[0], given[1])
+def fields(context: Any, place: Any, shift: Any, mask: Any) -> Code:
+    """(byte >> shift) & mask of sixteen bytes."""
+
+    def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place, shift, mask = given
+        wide = _wide(builder, place)
+        shifts, masks = (_all(builder, value, _INTS) for value in (shift, mask))
+        moved = builder.lshr(wide, shifts)
+        return builder.and_(moved, masks)
+
+    return ints(address, integer, integer), write
 
 
 @intrinsic
@@ -164,10 +203,12 @@ def joined(context: Any, low: Any, high: Any, shift: Any) -> Code:
     """low | high << shift."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        moved = builder.shl(given[1], _all(builder, given[2], _INTS))
-        return builder.or_(given[0], moved)
+        low, high, shift = given
+        shifts = _all(builder, shift, _INTS)
+        moved = builder.shl(high, shifts)
+        return builder.or_(low, moved)
 
-    return ints(ints, ints, types.int32), write
+    return ints(ints, ints, integer), write
 
 
 @intrinsic
@@ -175,28 +216,31 @@ def above(context: Any, values: Any, middle: Any) -> Code:
     """values - middle, as float32."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        moved = builder.sub(given[0], _all(builder, given[1], _INTS))
+        values, middle = given
+        middles = _all(builder, middle, _INTS)
+        moved = builder.sub(values, middles)
         return builder.sitofp(moved, _FLOATS)
 
-    return floats(ints, types.int32), write
+    return floats(ints, integer), write
 
 
 @intrinsic
 def looked_up(context: Any, table: Any, indices: Any) -> Code:
-    """The float32 at each index of the table at an address."""
+    """The float32 at each index of a table."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        wide = builder.zext(given[1], ir.VectorType(ir.IntType(64), LANES))
-        bytes_each = builder.shl(wide, ir.Constant(wide.type, [2] * LANES))
-        nothing = ir.Constant(wide.type, ir.Undefined)
-        one = builder.insert_element(nothing, given[0], _INT(0))
-        base = builder.shuffle_vector(one, nothing, ir.Constant(_INTS, [0] * LANES))
-        pointers = builder.inttoptr(builder.add(base, bytes_each), ir.VectorType(_FLOAT.as_pointer(), LANES))
-        flags = ir.VectorType(ir.IntType(1), LANES)
-        gather = _named(builder, "llvm.masked.gather.v16f32.v16p0", _FLOATS, pointers.type, _INT, flags, _FLOATS)
-        return builder.call(gather, [pointers, _INT(4), ir.Constant(flags, [1] * LANES), ir.Constant(_FLOATS, None)])
+        table, indices = given
+        longs = builder.zext(indices, _LONGS)
+        two = ir.Constant(_LONGS, [2] * LANES)
+        steps = builder.shl(longs, two)
+        places = builder.add(_all(builder, table, _LONGS), steps)
+        pointers = builder.inttoptr(places, ir.VectorType(_FLOAT.as_pointer(), LANES))
+        gather = _named(builder, "llvm.masked.gather.v16f32.v16p0", _FLOATS, pointers.type, _INT, _FLAGS, _FLOATS)
+        everywhere = ir.Constant(_FLAGS, [1] * LANES)
+        nothing = ir.Constant(_FLOATS, None)
+        return builder.call(gather, [pointers, _INT(4), everywhere, nothing])
 
-    return floats(types.int64, ints), write
+    return floats(address, ints), write
 
 
 @intrinsic
@@ -204,9 +248,21 @@ def fma(context: Any, a: Any, b: Any, c: Any) -> Code:
     """a b + c, rounded once."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.call(_named(builder, "llvm.fma.v16f32", _FLOATS, _FLOATS, _FLOATS, _FLOATS), given)
+        function = _named(builder, "llvm.fma.v16f32", _FLOATS, _FLOATS, _FLOATS, _FLOATS)
+        return builder.call(function, given)
 
     return floats(floats, floats, floats), write
+
+
+@intrinsic
+def added(context: Any, a: Any, b: Any) -> Code:
+    """a + b."""
+
+    def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        a, b = given
+        return builder.fadd(a, b)
+
+    return floats(floats, floats), write
 
 
 @intrinsic
@@ -214,15 +270,21 @@ def scaled(context: Any, values: Any, factor: Any) -> Code:
     """values times one factor."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.fmul(given[0], _all(builder, given[1], _FLOATS))
+        values, factor = given
+        factors = _all(builder, factor, _FLOATS)
+        return builder.fmul(values, factors)
 
-    return floats(floats, types.float32), write
+    return floats(floats, number), write
 
 
 @intrinsic
 def spread(context: Any, value: Any) -> Code:
     """A number in every lane."""
-    return floats(types.float32), lambda context, builder, signature, given: _all(builder, given[0], _FLOATS)
+
+    def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return _all(builder, given[0], _FLOATS)
+
+    return floats(number), write
 
 
 @intrinsic
@@ -231,65 +293,63 @@ def total(context: Any, values: Any) -> Code:
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         reduce = _named(builder, "llvm.vector.reduce.fadd.v16f32", _FLOAT, _FLOAT, _FLOATS)
-        return builder.call(reduce, [_FLOAT(0.0), given[0]], fastmath=("reassoc",))
+        return builder.call(reduce, [_FLOAT(0.0), *given], fastmath=("reassoc",))
 
-    return types.float32(floats), write
-
-
-@intrinsic
-def float_at(context: Any, address: Any) -> Code:
-    """The float32 at an address."""
-    return types.float32(types.int64), lambda context, builder, signature, given: _read(builder, given[0], _FLOAT, 4)
+    return number(floats), write
 
 
 @intrinsic
-def bfloat16_at(context: Any, address: Any) -> Code:
-    """The bfloat16 at an address."""
+def float_at(context: Any, place: Any) -> Code:
+    """A float32."""
+    return number(address), _reading(_FLOAT, 4)
+
+
+@intrinsic
+def integer_at(context: Any, place: Any) -> Code:
+    """An int64."""
+    return address(address), _reading(_LONG, 8)
+
+
+@intrinsic
+def bfloat16_at(context: Any, place: Any) -> Code:
+    """A bfloat16."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        half = _read(builder, given[0], ir.IntType(16), 2)
-        raw = builder.shl(builder.zext(half, _INT), _INT(16))
+        half = _read(builder, given[0], _HALF, 2)
+        wide = builder.zext(half, _INT)
+        raw = builder.shl(wide, _INT(16))
         return builder.bitcast(raw, _FLOAT)
 
-    return types.float32(types.int64), write
+    return number(address), write
 
 
 @intrinsic
-def power_at(context: Any, address: Any) -> Code:
-    """2^(e - 127) of the byte e at an address; 2^-127, which float32 writes without an exponent, for 0."""
+def power_at(context: Any, place: Any) -> Code:
+    """2^(e - 127) of a byte e; 2^-127, which float32 writes without an exponent, for 0."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        exponent = builder.zext(_read(builder, given[0], ir.IntType(8), 1), _INT)
+        byte = _read(builder, given[0], _BYTE, 1)
+        exponent = builder.zext(byte, _INT)
         raw = builder.shl(exponent, _INT(23))
         least = builder.icmp_signed("==", exponent, _INT(0))
-        return builder.bitcast(builder.select(least, _INT(1 << 22), raw), _FLOAT)
+        chosen = builder.select(least, _INT(1 << 22), raw)
+        return builder.bitcast(chosen, _FLOAT)
 
-    return types.float32(types.int64), write
+    return number(address), write
 
 
 @intrinsic
-def byte_at(context: Any, address: Any) -> Code:
-    """The byte at an address."""
+def byte_at(context: Any, place: Any) -> Code:
+    """A byte as int32."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.zext(_read(builder, given[0], ir.IntType(8), 1), _INT)
+        byte = _read(builder, given[0], _BYTE, 1)
+        return builder.zext(byte, _INT)
 
-    return types.int32(types.int64), write
-
-
-@intrinsic
-def integer_at(context: Any, address: Any) -> Code:
-    """The int64 at an address."""
-    return types.int64(types.int64), lambda context, builder, signature, given: _read(
-        builder, given[0], ir.IntType(64), 8)
+    return integer(address), write
 
 
 @intrinsic
-def put(context: Any, address: Any, value: Any) -> Code:
+def put(context: Any, place: Any, value: Any) -> Code:
     """Writes one float32."""
-
-    def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        builder.store(given[1], builder.inttoptr(given[0], _FLOAT.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32), write
+    return types.void(address, number), _storing(4)

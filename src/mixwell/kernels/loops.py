@@ -276,16 +276,25 @@ def row_sums(form: Any, place: Any, start: Any, stop: Any, x: Any, y: Any, held:
 def _sums_of_four(weight: Any, x: Any, width: Any, y: Any, stride: Any) -> None:
     """The products of a plain row with four rows at x, written `stride` numbers apart."""
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
-    for j in range(0, 4 * width, 4 * LANES):
+    step = 4 * width
+    for j in range(0, step, 4 * LANES):
         w = load(weight + j)
-        a = fma(w, load(x + j), a)
-        b = fma(w, load(x + 4 * width + j), b)
-        c = fma(w, load(x + 8 * width + j), c)
-        d = fma(w, load(x + 12 * width + j), d)
+        place = x + j
+        a = fma(w, load(place), a)
+        place += step
+        b = fma(w, load(place), b)
+        place += step
+        c = fma(w, load(place), c)
+        place += step
+        d = fma(w, load(place), d)
+    apart = 4 * stride
     put(y, total(a))
-    put(y + 4 * stride, total(b))
-    put(y + 8 * stride, total(c))
-    put(y + 12 * stride, total(d))
+    y += apart
+    put(y, total(b))
+    y += apart
+    put(y, total(c))
+    y += apart
+    put(y, total(d))
 
 
 @inner
@@ -326,10 +335,12 @@ def _moved(place: Any, step: Any, expert: Any) -> Any:
 @inner
 def _swiglu(gate_up: Any, hidden: Any) -> None:
     """silu(gate) up, written over gate."""
-    for f in range(hidden):
-        gate = float_at(gate_up + 4 * f)
-        up = float_at(gate_up + 4 * (hidden + f))
-        put(gate_up + 4 * f, gate / (float32(1) + math.exp(-gate)) * up)
+    between = 4 * hidden
+    for place in range(gate_up, gate_up + between, 4):
+        gate = float_at(place)
+        up = float_at(place + between)
+        silu = gate / (float32(1) + math.exp(-gate))
+        put(place, silu * up)
 
 
 @outer
@@ -340,18 +351,23 @@ def expert_sum(into: Any, into_place: Any, into_step: Any, out: Any, out_place: 
     experts int64, weights float32; `gate_up` holds 2 F + O numbers and is written over.
     """
     one = gate_up + 8 * out.width
-    for r in range(outputs):
-        put(y + 4 * r, float32(0))
+    end = 4 * outputs
+    for r in range(0, end, 4):
+        put(y + r, float32(0))
     for k in range(count):
         expert = integer_at(experts + 8 * k)
         if expert < 0:
             continue
-        row_sums(into, _moved(into_place, into_step, expert), 0, 2 * out.width, x, gate_up, held)
+        here = _moved(into_place, into_step, expert)
+        row_sums(into, here, 0, 2 * out.width, x, gate_up, held)
         _swiglu(gate_up, out.width)
-        row_sums(out, _moved(out_place, out_step, expert), 0, outputs, gate_up, one, held)
+        there = _moved(out_place, out_step, expert)
+        row_sums(out, there, 0, outputs, gate_up, one, held)
         weight = float_at(weights + 4 * k)
-        for r in range(outputs):
-            put(y + 4 * r, float_at(y + 4 * r) + weight * float_at(one + 4 * r))
+        for r in range(0, end, 4):
+            so_far = float_at(y + r)
+            part = float_at(one + r)
+            put(y + r, so_far + weight * part)
 
 
 def target() -> str:

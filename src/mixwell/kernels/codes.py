@@ -27,6 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixwell.kernels import straight
+from mixwell.kernels.probe import choices
+from mixwell.kernels.products import through
+
 BESIDE = ("scale", "zero", "table", "codebooks", "order", "block_bits")  # parts that a stack has for each expert
 PARTS = ("bits", "input_bits", *BESIDE)  # names behind a coded weight's own
 BYTE = 8
@@ -95,6 +99,11 @@ class Block(NamedTuple):
     rows: Tensor | None  # which, None for all
     start: int  # of their bytes among all
     stop: int
+
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """Widths of the planes of a code, lowest bits first."""
+        return planes(self.bits)
 
 
 def blocks_of(bits: Tensor, width: int) -> tuple[tuple[Block, ...], ...]:
@@ -209,6 +218,9 @@ class CodedWeight:
             experts = range(self.shape[0])
             matrices = [self[e].dequantised(dtype) for e in experts]
             return torch.stack(matrices)
+        found = straight.dequantised(self, dtype)
+        if found is not None:
+            return self._in_place(found)
         (blocks,) = self.blocks
         wide = torch.promote_types(dtype, torch.float32)
         if len(blocks) == 1:
@@ -256,8 +268,22 @@ class CodedWeight:
 
     def linear(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]; rounded inputs are multiplied as the numbers that they stand for."""
-        weight = self.dequantised(x.dtype)
-        return F.linear(self.inputs(x), weight)
+        moved = self.inputs(x)
+        rows_ND = moved.reshape(-1, moved.shape[-1])
+        y = self._product(rows_ND)
+        return y.view(*x.shape[:-1], self.shape[0])
+
+    def _product(self, x_ND: Tensor) -> Tensor:
+        """Few rows with the codes as they are, many with the weight made plain for them."""
+        sorted_ND = x_ND if self.order is None else x_ND.index_select(-1, self.order)
+        found = straight.product(self, sorted_ND)
+        if found is not None:
+            return found
+        weight = self.dequantised(x_ND.dtype)
+        if not x_ND.is_cpu or x_ND.dtype != torch.float32:
+            return F.linear(x_ND, weight)
+        library = choices().library("nt", x_ND.shape[0], weight.numel())
+        return through(library, x_ND, weight)
 
     def inputs(self, x: Tensor) -> Tensor:
         """What is multiplied of x [..., I]; a gradient passes straight through the rounding."""

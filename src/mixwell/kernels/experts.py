@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mixwell.kernels import straight
 from mixwell.kernels.adapted import AdaptedWeight, bare
+from mixwell.kernels.codes import CodedWeight
 from mixwell.kernels.expert_rows import Through, grouped, spans_of, through_experts
 from mixwell.kernels.linear import (
     Weight,
@@ -107,6 +109,10 @@ def one_token_mlp(x_1D: Tensor, weights_1K: Tensor, experts: Sequence[int], gate
     chosen = [e for e in experts if e >= 0]
     if not chosen:
         return torch.zeros_like(x_1D)
+    if isinstance(gate_up_proj, CodedWeight) and isinstance(down_proj, CodedWeight):
+        found = straight.expert_sum(x_1D, weights_1K, list(experts), gate_up_proj, down_proj)
+        if found is not None:
+            return found
     gate_up = [times(x_1D, gate_up_proj[e]) for e in chosen]
     hidden = _swiglu(torch.cat(gate_up))
     outputs = [times(h_1F, down_proj[e]) for h_1F, e in zip(hidden.split(1), chosen)]

@@ -248,15 +248,18 @@ def _own(layer: nn.Module, name: str) -> Tensor | Int8Weight | CodedWeight:
 
 def _coded(layer: nn.Module, name: str, codes: Tensor) -> CodedWeight:
     """A coded weight; where its rows lie is found once."""
+    known: dict[str, CodedWeight] = layer.__dict__.setdefault(CODED, {})
+    found = known.get(name)
+    scale = layer._buffers[f"{name}_scale"]  # another tensor once the layer was moved
+    if found is not None and found.codes is codes and found.scale is scale:
+        return found
     parts: dict[str, Tensor] = {}
     for part in PARTS:
         value = layer._buffers.get(f"{name}_{part}")
         if value is not None:
             parts[part] = value
-    known = layer.__dict__.setdefault(CODED, {})
-    weight = coded(codes, parts, known.get(name))
-    known[name] = weight.blocks
-    return weight
+    known[name] = made = coded(codes, parts)
+    return made
 
 
 def _served(layer: nn.Module, name: str, own: Tensor | Int8Weight | CodedWeight,

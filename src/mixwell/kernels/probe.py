@@ -102,15 +102,15 @@ def measure_products() -> dict[str, Any]:
         ring = _Ring(*WIDTHS["large"])
         for rows in ROWS:
             if rows <= FEW:
-                few = _fastest(ring.calls(rows, PLAIN))
+                few = fastest(ring.calls(rows, PLAIN))
                 plain |= {_key(kind, rows, "large"): few for kind in _FORWARD}
         exact, half = [], []
         for rows in ROWS:
             plainest = plain[_key("nt", rows, "large")]
             calls = ring.calls(rows, (plainest, *PACKED))
-            half.append(_fastest(calls))
+            half.append(fastest(calls))
             calls.pop("fp16", None)
-            exact.append(_fastest(calls))
+            exact.append(fastest(calls))
         int8_rows = {str(dtype): _int8_rows(dtype) for dtype in INT8_TYPES}
     return {"plain": plain, "exact": exact, "half": half, "int8_rows": int8_rows}
 
@@ -122,7 +122,7 @@ def _measure_plain() -> dict[str, str]:
         cold = kind in _FORWARD and rows <= FEW and size == "large"
         if not cold:
             calls = _plain_calls(kind, rows, *WIDTHS[size])
-            found[_key(kind, rows, size)] = _fastest(calls)
+            found[_key(kind, rows, size)] = fastest(calls)
     return found
 
 
@@ -136,7 +136,7 @@ def _int8_rows(dtype: torch.dtype) -> int:
         x = torch.ones(rows, inputs, dtype=dtype)
         calls = {"wide": functools.partial(_wide_int8, x, weight),
                  "int8": functools.partial(torch._weight_int8pack_mm, x, weight, scale)}
-        if not int8_works(dtype) or _fastest(calls) == "wide":
+        if not int8_works(dtype) or fastest(calls) == "wide":
             break
         most = above - 1
     return most
@@ -186,7 +186,7 @@ class _Ring:
         return self.products[name](x, weights[turn])
 
 
-def _fastest(calls: Mapping[str, Call], turns: int = 6) -> str:
+def fastest(calls: Mapping[str, Call], turns: int = 6) -> str:
     """The name of the fastest call; the first, unless another is faster by more than the noise."""
     first_s = {name: _seconds(call) for name, call in calls.items()}  # may compile a shape: counts for nothing
     repeats = {name: max(1, min(4, int(_SHORT_S / seconds))) for name, seconds in first_s.items()}

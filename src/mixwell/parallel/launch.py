@@ -145,6 +145,10 @@ def _absent(longest_s: float) -> LostWorker:
 
 def team_of(layout: Layout) -> Team:
     """The team of this process: neighbours hold different experts, those `expert` apart the same."""
+    if layout.shard:
+        from mixwell.parallel.shards import Sharded  # which takes a second to load
+
+        return Sharded(ProcessWire())
     size, expert = dist.get_world_size(), layout.expert
     blocks = [range(start, start + expert) for start in range(0, size, expert)]
     strides = [range(start, size, expert) for start in range(expert)]

@@ -94,7 +94,6 @@ def trained(rank: int, size: int, port: int, spread: Spread, arch: dict[str, Any
 
         train(model, TokenData.open(Path(data)), config, out, team=team, progress=note)
         if rank:
-            found.wait()
             return
         steps = [after - before for before, after in itertools.pairwise(times[1:])]
         grown = machine.peak_bytes() - rest + weights

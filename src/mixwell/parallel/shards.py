@@ -38,10 +38,10 @@ class Sharded(Team):
     def fitting(self, model: nn.Module) -> Sharded:
         return self
 
-    def attach(self, model: nn.Module) -> nn.Module:
-        if getattr(model, "dtype", torch.float32) != torch.float32:
-            raise MixwellError(f"parallel: shard=true with a model in {model.dtype}; expected float32. Set train.dtype "
-                               "to fp32.")
+    def attach(self, model: nn.Module, dtype: str = "fp32") -> nn.Module:
+        if dtype != "fp32":
+            raise MixwellError(f"parallel: shard=true computes in fp32, and {dtype} is asked for; set train.dtype to "
+                               "fp32, or train without shard.")
         twin = _twin(model)
         twin.peers = self  # type: ignore[assignment]
         _watch_outputs()

@@ -18,7 +18,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing
 from mixwell.parallel.expert_parallel import own_experts, spread
 from mixwell.parallel.moves import everyone
-from mixwell.parallel.wire import Wire
+from mixwell.parallel.wire import ProcessWire, Wire
 
 BUCKET_BYTES = 32 << 20  # of gradients that are summed in one call
 SPREAD = ("gate_up_proj", "down_proj", "gate_up_bias", "down_bias")  # of a mixture, its first axis the experts
@@ -63,8 +63,11 @@ class Alone:
         """Whether this process writes what is written."""
         return self.rank == 0
 
-    def attach(self, model: nn.Module) -> nn.Module:
-        """The model to train: this one, or one that holds a part of it; its balance losses see the tokens of all."""
+    def attach(self, model: nn.Module, dtype: str = "fp32") -> nn.Module:
+        """The model to train: this one, or one that holds a part of it; its balance losses see the tokens of all.
+
+        dtype: the type that it is going to compute in, fp32 or bf16.
+        """
         return model
 
     def release(self, model: nn.Module, used: nn.Module) -> None:
@@ -125,7 +128,7 @@ class Team(Alone):
         mixed = next(_mixtures(model), None) is not None
         return self if mixed else Team(self.world, self.experts, self.copies, spreads=False)
 
-    def attach(self, model: nn.Module) -> nn.Module:
+    def attach(self, model: nn.Module, dtype: str = "fp32") -> nn.Module:
         model.peers = self  # type: ignore[assignment]
         if not self.spreads:
             return model
@@ -231,13 +234,13 @@ class Team(Alone):
 
     @property
     def keeps_parts(self) -> bool:
-        return bool(self._spread)
+        return bool(self._spread) and isinstance(self.world, ProcessWire)  # threads share one memory
 
     def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = dict(tensors)
+        found = {}
         for name, tensor in tensors.items():
-            if self._is_spread(name, tensor):
-                found[name] = self._as_part(tensor)
+            apart = self.keeps_parts and self._is_spread(name, tensor)
+            found[name] = self._as_part(tensor) if apart else self._joined(name, tensor)
         return found
 
     def _as_part(self, tensor: Tensor) -> Tensor:

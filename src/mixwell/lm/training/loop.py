@@ -144,7 +144,7 @@ class _Run:
         if getattr(model, "needs_tokens", False):
             text = _train_tokens(data, self._tokens_to_read())
             model.fit_tokens(text, generator(config.seed, "fit_tokens"))  # type: ignore[operator]
-        self.given, model = model, team.attach(model)
+        self.given, model = model, team.attach(model, config.settled_dtype)
         self.model = model
         self.frozen = Frozen(model, config.frozen)
         self.turns = getattr(model, "turns", None)  # of a model whose parts are trained in turn; see `adapters.turns`

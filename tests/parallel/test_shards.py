@@ -1,6 +1,8 @@
 """Two processes that hold a part each: the numbers of one process, and states that any number goes on from."""
 
 import json
+import os
+import traceback
 
 import pytest
 import torch

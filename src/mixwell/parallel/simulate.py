@@ -288,15 +288,14 @@ class Simulation:
         training = kept * self.work.number_bytes
         if sharing > 1:
             training += 2.0 * min(BUCKET_BYTES, 4.0 * held)
-        saving = self._gathered_state(layers)
+        saving = self._packed_state(held)
         return whole + max(training, saving)
 
-    def _gathered_state(self, layers: Sequence[LayerWork]) -> float:
-        """What the first process holds of other processes' experts while it saves: weights and moments of all."""
-        if self.spread.expert == 1:
-            return 0.0
-        experts = sum(layer.expert_weights for layer in layers)
-        return SAVED_BYTES * experts
+    def _packed_state(self, held: float) -> float:
+        """What is packed before it is written where each process writes its part; a copy writes as it goes."""
+        if self.spread.sharded:
+            return SAVED_BYTES * held / self.groups.same.size
+        return SAVED_BYTES * held if self.spread.expert > 1 else 0.0
 
     def _kept(self, number: int) -> float:
         """Numbers that a token of a micro-batch leaves behind in a stage."""

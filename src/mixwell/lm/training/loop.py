@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixwell.core import disk, registry
+from mixwell.core import registry
 from mixwell.core.errors import MixwellError, TrainingError
 from mixwell.core.interrupts import postponed
 from mixwell.core.rng import generator
@@ -359,7 +359,7 @@ class _Run:
             tensors[f"buffer.{name}"] = buffer
         self.saved_step, self.saved_at = self.step, time.monotonic()
         if self.team.keeps_parts:
-            self._write_parts(tensors)
+            parts.write_together(self.team, train_state.place_of(self.folder / STATE, self.step), tensors)
         if self.metrics is None:
             return
         lines = self.metrics.sync()
@@ -375,13 +375,6 @@ class _Run:
             train_state.seal_parts(self.folder / STATE, self.step, values)
         else:
             train_state.save(self.folder / STATE, self.step, tensors, values)
-
-    def _write_parts(self, tensors: Mapping[str, Tensor]) -> None:
-        place = train_state.place_of(self.folder / STATE, self.step)
-        if self.team.leads:
-            disk.remove(place)  # what a kill left of it
-        self.team.check_same("the step that is saved", self.step)  # nobody writes before that is done
-        parts.write(place, tensors)
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         if values.get("choices") not in (None, self._choices()):

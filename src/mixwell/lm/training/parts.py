@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixwell.core import disk
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest_file
+from mixwell.parallel.team import Alone
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -25,6 +27,14 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
     writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     checkpoint.save(dict(tensors), storage_writer=writer)
+
+
+def write_together(team: Alone, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """`write` by all processes of a team; what a kill left in the folder is taken away first."""
+    if team.leads:
+        disk.remove(folder)
+    team.most(0.0)  # nobody writes before that is done
+    write(folder, tensors)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ and trained in. The same for bytes sent, which the wires count, and for the memo
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import multiprocessing
@@ -79,6 +80,8 @@ def trained(rank: int, size: int, port: int, spread: Spread, arch: dict[str, Any
     own = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in own.items()})
     torch.set_num_threads(1)
+    importlib.import_module("torch.distributed.checkpoint")  # what it takes in memory is no model's
+    importlib.import_module("mixwell.parallel.shards")
     config = TrainConfig(steps=STEPS, batch_size=16, seq_len=LENGTH, dtype="fp32", save_every_s=0.0)
     model = LanguageModel(from_dict(ModelConfig, arch), generator(0))
     machine.reset_peak()

@@ -9,8 +9,10 @@ holds none meanwhile.
 from __future__ import annotations
 
 import copy
+import ctypes
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from mixwell.core.routing import Context, Routing
 from mixwell.parallel.team import Team, own_part
 from mixwell.parallel.wire import Wire
 
+MMAP_THRESHOLD, LARGE_BYTES = -3, 1 << 20  # glibc's name of the option; blocks from here on
 READS = ("loss", "token_nats")  # of a model, beside `forward`, that compute with its parameters
 
 
@@ -42,6 +45,7 @@ class Sharded(Team):
         if dtype != "fp32":
             raise MixwellError(f"parallel: shard=true computes in fp32, and {dtype} is asked for; set train.dtype to "
                                "fp32, or train without shard.")
+        _return_memory()
         twin = _twin(model)
         twin.peers = self  # type: ignore[assignment]
         _watch_outputs()
@@ -124,6 +128,15 @@ def _twin(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     return copy.deepcopy(model, memo)
+
+
+def _return_memory() -> None:
+    """Have large blocks go back to the system when they are freed, where the C library can be told so.
+
+    Layers are gathered and let go all the time, and what a heap keeps between them is as much as sharding saves.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _parts(model: nn.Module) -> Iterator[FSDPModule]:

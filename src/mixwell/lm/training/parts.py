@@ -20,13 +20,26 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest_file
 from mixwell.parallel.team import Alone
 
+FILE_BYTES = 32 << 20  # of whole tensors about, in the files of all processes together
+
 
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors, DTensors those that lie spread; every process calls this, and returns when its file is there."""
     from torch.distributed import checkpoint
 
-    writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    places = _files(tensors)
+    writer = checkpoint.HuggingFaceStorageWriter(str(folder), places, save_distributed=True)
     checkpoint.save(dict(tensors), storage_writer=writer)
+
+
+def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The number of the file of each tensor, from 1: a process packs a file in memory before it writes it."""
+    found: dict[str, int] = {}
+    reached = 0
+    for name, tensor in tensors.items():
+        found[name] = 1 + reached // FILE_BYTES
+        reached += tensor.numel() * tensor.element_size()
+    return found
 
 
 def write_together(team: Alone, folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -4,11 +4,14 @@ For each number of processes the machine is measured once (`run.measuring`), the
 and trained in. The same for bytes sent, which the wires count, and for the memory that a process comes to need.
 
     python benchmarks/plan.py --save
+    python benchmarks/plan.py --save --model dense --processes 2     # a piece; what the file holds of others stays
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import json
 import multiprocessing
 import os
 import socket
@@ -20,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _parts import parser, save
+from _parts import RESULTS, kind, parser, save
 
 from mixwell.core import machine
 from mixwell.core.config import from_dict
@@ -77,6 +80,8 @@ def trained(rank: int, size: int, port: int, spread: Spread, arch: dict[str, Any
     own = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in own.items()})
     torch.set_num_threads(1)
+    importlib.import_module("torch.distributed.checkpoint")  # what it takes in memory is no model's
+    importlib.import_module("mixwell.parallel.shards")
     config = TrainConfig(steps=STEPS, batch_size=16, seq_len=LENGTH, dtype="fp32", save_every_s=0.0)
     model = LanguageModel(from_dict(ModelConfig, arch), generator(0))
     machine.reset_peak()
@@ -84,7 +89,7 @@ def trained(rank: int, size: int, port: int, spread: Spread, arch: dict[str, Any
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     times: list[float] = []
     sent: list[int] = []
-    with crew(Layout(expert=spread.expert)) as found:
+    with crew(Layout(expert=spread.expert, shard=spread.sharded)) as found:
         assert found is not None
         team = found.team.fitting(model)
 
@@ -94,7 +99,6 @@ def trained(rank: int, size: int, port: int, spread: Spread, arch: dict[str, Any
 
         train(model, TokenData.open(Path(data)), config, out, team=team, progress=note)
         if rank:
-            found.wait()
             return
         steps = [after - before for before, after in itertools.pairwise(times[1:])]
         grown = machine.peak_bytes() - rest + weights
@@ -120,33 +124,51 @@ def measured(spread: Spread, arch: dict[str, Any], data: Path) -> dict[str, floa
         return there.get()
 
 
+def rows_of(name: str, size: int, data: Path) -> list[dict[str, Any]]:
+    """Each layout in which a model trains over so many processes, as planned and as measured."""
+    step = step_of(MODELS[name], size)
+    cluster = measure(size, step)
+    rows = []
+    for spread in [one for one in layouts(step.work, size) if one.trains]:
+        told = estimate(step.work, spread, cluster)
+        found = measured(spread, step.arch, data)
+        row = {"model": name, "processes": size, "layout": spread.words(),
+               "predicted_s": told.seconds, "measured_s": found["seconds"],
+               "predicted_memory": told.memory_bytes, "measured_memory": found["memory"]}
+        if not spread.sharded:  # torch sends for shards, past the wires that count
+            row |= {"predicted_sent": told.sent, "measured_sent": found["sent"]}
+        kinds = [what for what in ("s", "sent", "memory") if f"measured_{what}" in row]
+        row |= {f"{what}_error": row[f"predicted_{what}"] / row[f"measured_{what}"] - 1 for what in kinds}
+        rows.append(row)
+        errors = ", ".join(f"{what} {row[f'{what}_error']:+.0%}" for what in kinds)
+        print(f"{name:8s} {row['layout']:16s} predicted {1e3 * told.seconds:6.0f} ms, measured "
+              f"{1e3 * found['seconds']:6.0f} ms; {errors}; {found['memory'] / 1e6:.0f} MB", flush=True)
+    return rows
+
+
+def others(name: str, size: int) -> list[dict[str, Any]]:
+    """What the file holds of other models and numbers of processes."""
+    path = RESULTS / f"plan-{kind()}.json"
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in kept if (row["model"], row["processes"]) != (name, size)]
+
+
 def main() -> None:
     """Run, print, and save where asked."""
-    options = parser(__doc__ or "").parse_args()
-    rows = []
+    options = parser(__doc__ or "")
+    options.add_argument("--model", choices=sorted(MODELS), nargs="+", default=list(MODELS))
+    options.add_argument("--processes", type=int, nargs="+", default=SIZES)
+    asked = options.parse_args()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "tokens"
         text(data)
-        for name, mixer in MODELS.items():
-            for size in SIZES:
-                step = step_of(mixer, size)
-                cluster = measure(size, step)
-                for spread in [one for one in layouts(step.work, size) if one.trains]:
-                    told = estimate(step.work, spread, cluster)
-                    found = measured(spread, step.arch, data)
-                    row = {"model": name, "processes": size, "layout": spread.words(),
-                           "predicted_s": told.seconds, "measured_s": found["seconds"],
-                           "predicted_sent": told.sent, "measured_sent": found["sent"],
-                           "predicted_memory": told.memory_bytes, "measured_memory": found["memory"]}
-                    row |= {f"{what}_error": row[f"predicted_{what}"] / row[f"measured_{what}"] - 1
-                            for what in ("s", "sent", "memory")}
-                    rows.append(row)
-                    print(f"{name:8s} {row['layout']:16s} predicted {1e3 * told.seconds:6.0f} ms, measured "
-                          f"{1e3 * found['seconds']:6.0f} ms: {row['s_error']:+.0%}; sent {row['sent_error']:+.0%}, "
-                          f"memory {row['memory_error']:+.0%}", flush=True)
-    worst = max(abs(row["s_error"]) for row in rows)
-    print(f"largest error of seconds: {worst:.0%}")
-    save("plan", options, {"steps": STEPS, "rows": rows, "largest_error_of_seconds": worst})
+        for name, size in itertools.product(asked.model, asked.processes):
+            rows += rows_of(name, size, data)
+            worst = max(abs(row["s_error"]) for row in [*others(name, size), *rows])
+            print(f"largest error of seconds: {worst:.0%}")
+            kept = [row for row in others(name, size) if row not in rows]
+            save("plan", asked, {"steps": STEPS, "rows": [*kept, *rows], "largest_error_of_seconds": worst})
 
 
 if __name__ == "__main__":

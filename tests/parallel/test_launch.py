@@ -9,13 +9,15 @@ import sys
 import time
 
 import pytest
+import torch.distributed as dist
 import yaml
 from typer.testing import CliRunner
 
 from mixwell.cli.main import app
 from mixwell.core.errors import MixwellError
 from mixwell.parallel import launch
-from mixwell.parallel.team import Layout
+from mixwell.parallel.start import start as begin
+from mixwell.parallel.team import Alone, Layout
 from mixwell.parallel.wire import LostWorker
 from mixwell.report.records import read_run
 
@@ -110,6 +112,26 @@ def test_two_processes_make_the_run_of_one(runs, stage):
 def test_the_first_process_speaks_for_all(runs):
     _, _, said = runs
     assert "report:" in said[0][0] and said[1] == ("", "")
+
+
+def test_of_many_that_fail_one_speaks():
+    class Gone:
+        def compare_set(self, *words):
+            raise RuntimeError("the connection was closed")
+
+    class Other(Alone):
+        rank = 1
+
+    store = dist.HashStore()
+    assert launch.Crew(Other(), None, store).tells() and not launch.Crew(Alone(), None, store).tells()
+    assert launch.Crew(Alone(), None, Gone()).tells(), "somebody has to"
+
+
+def test_processes_of_one_machine_end_without_a_trace(capfd, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert begin(2, ["run", "--nonsense"]) == 2
+    said = capfd.readouterr().err
+    assert said.count("No such option: --nonsense") in (1, 2) and "Traceback" not in said and "torch" not in said
 
 
 def test_a_process_that_dies_ends_the_other_with_its_own_message(folder, tmp_path, monkeypatch):

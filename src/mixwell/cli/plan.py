@@ -118,9 +118,10 @@ def how_to_train(tried: list[Tried], described: Cluster, words: list[str]) -> st
 
     best = trainable(tried)
     if best is None:
-        return "mixwell run trains over data and experts, and no such layout fits."
+        return "mixwell run trains over data, experts and shards, and no such layout fits."
     spread = best.spread
-    told = shlex.join([*words, f"parallel.expert={spread.expert}"])
+    key = "parallel.shard=true" if spread.sharded else f"parallel.expert={spread.expert}"
+    told = shlex.join([*words, key])
     nodes = f"--nnodes {described.nodes} {MEETING} " if described.nodes > 1 else ""
     command = f"torchrun {nodes}--nproc_per_node {described.devices} -m mixwell run {told}"
     return f"to train so ({spread.words()}, {seconds(best.found.seconds)} a step): {command}"

@@ -38,6 +38,7 @@ class Crew:
     def __init__(self, team: Team, orders: Any, store: Any) -> None:
         self.team = team
         self._orders, self._store = orders, store
+        self._free = False  # whether the first process has let this one go
 
     @property
     def leads(self) -> bool:
@@ -54,7 +55,16 @@ class Crew:
         """The next order of the first process."""
         length = self._broadcast(torch.zeros(1, dtype=torch.int64))
         text = self._broadcast(torch.zeros(int(length), dtype=torch.uint8))
-        return json.loads(bytes(text.tolist()))
+        order = json.loads(bytes(text.tolist()))
+        self._free = order is None
+        return order
+
+    def part(self) -> None:
+        """End together: the first process lets the others go, which wait for that."""
+        if self.leads:
+            self.order(None)
+        elif not self._free:
+            self.wait()
 
     def tells(self) -> bool:
         """Whether this process is the first to say why all end; of many that fail, one speaks."""
@@ -87,8 +97,7 @@ def crew(layout: Layout | None) -> Iterator[Crew | None]:
     found = _joined(store, settled)
     try:
         yield found
-        if found.leads:
-            found.order(None)
+        found.part()
     except KeyboardInterrupt as stop:
         if found.leads and found.tells():
             raise
@@ -145,6 +154,10 @@ def _absent(longest_s: float) -> LostWorker:
 
 def team_of(layout: Layout) -> Team:
     """The team of this process: neighbours hold different experts, those `expert` apart the same."""
+    if layout.shard:
+        from mixwell.parallel.shards import Sharded  # which takes a second to load
+
+        return Sharded(ProcessWire())
     size, expert = dist.get_world_size(), layout.expert
     blocks = [range(start, start + expert) for start in range(0, size, expert)]
     strides = [range(start, size, expert) for start in range(expert)]

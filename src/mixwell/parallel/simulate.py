@@ -21,7 +21,7 @@ from mixwell.parallel.workload import LayerWork, Spread, Work
 
 MESSAGES = {"exchange": 1, "gather": 1, "total": 2}  # one after another, for each other worker of a call
 UPDATE_BYTES = 36  # read and written for each parameter: its norm, then AdamW's step
-SAVED_BYTES = 12  # of a parameter, in a state that is saved
+SHARDING_BYTES = 24  # of each parameter that is gathered twice and whose gradient is scattered, to lay them in a row
 PASS = "pass"  # rows to the next stage of a pipeline, all of which leave
 
 
@@ -235,9 +235,10 @@ class Simulation:
         calls += self._gradient_calls(shared, self.groups.same)
         calls += self._gradient_calls(own, self.groups.copies)
         calls += self._figure_calls(number)
+        moved = UPDATE_BYTES * held
         if self.spread.sharded:
-            held /= self.groups.same.size
-        return Part(UPDATE_BYTES * held / self.device.memory_bytes_per_s, calls)
+            moved = moved / self.groups.same.size + SHARDING_BYTES * held
+        return Part(moved / self.device.memory_bytes_per_s, calls)
 
     def _weights(self, number: int) -> tuple[float, float]:
         """Of a stage in one process: those that all of its block share, and those of its own experts."""
@@ -288,15 +289,7 @@ class Simulation:
         training = kept * self.work.number_bytes
         if sharing > 1:
             training += 2.0 * min(BUCKET_BYTES, 4.0 * held)
-        saving = self._gathered_state(layers)
-        return whole + max(training, saving)
-
-    def _gathered_state(self, layers: Sequence[LayerWork]) -> float:
-        """What the first process holds of other processes' experts while it saves: weights and moments of all."""
-        if self.spread.expert == 1:
-            return 0.0
-        experts = sum(layer.expert_weights for layer in layers)
-        return SAVED_BYTES * experts
+        return whole + training
 
     def _kept(self, number: int) -> float:
         """Numbers that a token of a micro-batch leaves behind in a stage."""

@@ -36,4 +36,6 @@ def start(processes: int, words: Sequence[str]) -> int:
         return first.exitcode if first.exitcode > 0 else 1
     except SignalException as stop:
         raise KeyboardInterrupt from stop
+    finally:
+        logging.disable(logging.NOTSET)
     return 0

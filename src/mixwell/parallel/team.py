@@ -18,7 +18,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.core.routing import Context, Routing
 from mixwell.parallel.expert_parallel import own_experts, spread
 from mixwell.parallel.moves import everyone
-from mixwell.parallel.wire import Wire
+from mixwell.parallel.wire import ProcessWire, Wire
 
 BUCKET_BYTES = 32 << 20  # of gradients that are summed in one call
 SPREAD = ("gate_up_proj", "down_proj", "gate_up_bias", "down_bias")  # of a mixture, its first axis the experts
@@ -30,11 +30,14 @@ class Layout:
 
     data: int | None = None  # copies of each expert; default: what `expert` leaves of the processes
     expert: int = 1  # processes over which the experts of a mixture are spread
+    shard: bool = False  # whether each process keeps a part of every parameter alone
     timeout_s: float = 300.0  # that a process waits for the others before it ends with a message
 
     def __post_init__(self) -> None:
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s is {self.timeout_s}; expected a number above 0")
+        if self.shard and self.expert > 1:
+            raise ValueError(f"shard with expert={self.expert}; expected one of them: shards are spread already")
         for name in ("data", "expert"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -60,11 +63,15 @@ class Alone:
         """Whether this process writes what is written."""
         return self.rank == 0
 
-    def attach(self, model: nn.Module) -> None:
-        """Spread the model's experts, and let its balance losses see the tokens of all."""
+    def attach(self, model: nn.Module, dtype: str = "fp32") -> nn.Module:
+        """The model to train: this one, or one that holds a part of it; its balance losses see the tokens of all.
 
-    def release(self, model: nn.Module) -> None:
-        """Give the model all its experts back, and to every process the same."""
+        dtype: the type that it is going to compute in, fp32 or bf16.
+        """
+        return model
+
+    def release(self, model: nn.Module, used: nn.Module) -> None:
+        """Give the model all that `used`, which `attach` gave, has learnt, and to every process the same."""
 
     def total(self, values: Tensor) -> Tensor:
         """Sums over the processes."""
@@ -87,12 +94,17 @@ class Alone:
         norms = torch._foreach_norm(list(grads.values()))
         return torch.stack(norms).norm()
 
-    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by `...parameter`, with all experts of those that are spread."""
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether this process holds a part alone of the parameters and of what is kept of them."""
+        return False
+
+    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by `...parameter`, as DTensors where each process holds a part."""
         return dict(tensors)
 
     def own(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What `whole` gave, with this process's experts alone."""
+        """This process's part of whole tensors by `...parameter`."""
         return tensors
 
     def seen(self, routings: Sequence[Sequence[Routing | None]]) -> list[list[Routing | None]]:
@@ -109,22 +121,24 @@ class Team(Alone):
         self.rank, self.size = world.rank, world.size
         self.spreads = spreads and experts.size > 1
         self._spread: set[str] = set()
+        self._made: Any = None  # the mesh of copies and experts, once it is asked for
 
     def fitting(self, model: nn.Module) -> Team:
         """The team for a model: where it has no mixture to spread, its rows alone are shared out."""
         mixed = next(_mixtures(model), None) is not None
         return self if mixed else Team(self.world, self.experts, self.copies, spreads=False)
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: nn.Module, dtype: str = "fp32") -> nn.Module:
         model.peers = self  # type: ignore[assignment]
         if not self.spreads:
-            return
+            return model
         found = list(_mixtures(model))
         if not found:
             raise MixwellError(f"parallel: expert={self.experts.size}, and the model has no mixture whose experts "
                                "could be spread; leave expert out.")
         for name, layer in found:
             self._take_own(name, layer)
+        return model
 
     def _take_own(self, name: str, layer: Any) -> None:
         for part, parameter in _stacks(layer):
@@ -136,7 +150,7 @@ class Team(Alone):
             self._spread.add(f"{name}.{part}")
         layer.spread = lambda rows, counts, run: spread(rows, counts, self.experts, run)
 
-    def release(self, model: nn.Module) -> None:
+    def release(self, model: nn.Module, used: nn.Module) -> None:
         model.peers = None  # type: ignore[assignment]
         for name, layer in _mixtures(model):
             if layer.spread is None:
@@ -218,11 +232,29 @@ class Team(Alone):
             squares = squares + self.experts.total(_square(own))
         return squares.sqrt()
 
-    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def keeps_parts(self) -> bool:
+        return bool(self._spread) and isinstance(self.world, ProcessWire)  # threads share one memory
+
+    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         for name, tensor in tensors.items():
-            found[name] = self._joined(name, tensor)
+            apart = self.keeps_parts and self._is_spread(name, tensor)
+            found[name] = self._as_part(tensor) if apart else self._joined(name, tensor)
         return found
+
+    def _as_part(self, tensor: Tensor) -> Tensor:
+        """Experts of this process as a part of all: neighbours hold others, those of another copy the same."""
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        return DTensor.from_local(tensor, self._mesh(), [Replicate(), Shard(0)])
+
+    def _mesh(self) -> Any:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if self._made is None:
+            self._made = init_device_mesh("cpu", (self.copies.size, self.experts.size))
+        return self._made
 
     def own(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if not self._spread:
@@ -242,6 +274,12 @@ class Team(Alone):
         """Whether a tensor of the optimizer's state (`exp_avg.layers.0...`) or a parameter is one with experts."""
         parameter = name.partition(".")[2]
         return tensor.ndim > 0 and (name in self._spread or parameter in self._spread)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that torch keeps spread (a DTensor); all of another."""
+    part = getattr(tensor, "to_local", None)
+    return tensor if part is None else part()
 
 
 def _mixtures(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -120,12 +120,12 @@ class Spread:
     def trains(self) -> bool:
         """Whether `mixwell run` trains so; the others are predicted alone."""
         untried = self.tensor * self.sequence * self.pipeline
-        return untried == 1 and not self.sharded
+        return untried == 1 and not (self.sharded and self.expert > 1)
 
     @property
     def is_plain(self) -> bool:
         """Whether the processes hold copies of the whole model."""
-        return self.trains and self.expert == 1
+        return self.trains and self.expert == 1 and not self.sharded
 
     def words(self) -> str:
         """`data=4 expert=2`, and whatever else is not 1."""

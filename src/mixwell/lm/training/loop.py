@@ -31,6 +31,7 @@ from mixwell.kernels.probe import choices
 from mixwell.lm.data import TokenData
 from mixwell.lm.evaluate import evaluate
 from mixwell.lm.network import IGNORED
+from mixwell.lm.training import parts
 from mixwell.lm.training import state as train_state
 from mixwell.lm.training.config import TrainConfig
 from mixwell.lm.training.documents import taken_apart
@@ -143,7 +144,8 @@ class _Run:
         if getattr(model, "needs_tokens", False):
             text = _train_tokens(data, self._tokens_to_read())
             model.fit_tokens(text, generator(config.seed, "fit_tokens"))  # type: ignore[operator]
-        team.attach(model)
+        self.given, model = model, team.attach(model, config.settled_dtype)
+        self.model = model
         self.frozen = Frozen(model, config.frozen)
         self.turns = getattr(model, "turns", None)  # of a model whose parts are trained in turn; see `adapters.turns`
         if self.turns is not None:
@@ -221,7 +223,7 @@ class _Run:
                     asked.stop()
         if self.saved_step < self.step:
             self._save()
-        self.team.release(self.model)
+        self.team.release(self.given, self.model)
 
     def _one_step(self) -> dict[str, Any]:
         """One optimizer step; nothing of it is kept where its loss or gradient is not finite."""
@@ -351,13 +353,16 @@ class _Run:
         return _every(self.config.save_every, self.step) or waited >= longest
 
     def _save(self) -> None:
-        tensors = self.team.whole(self.optimizer.tensors())
+        """Put the state down: by the first process, or by all where they hold parts of it."""
+        tensors = self.team.parts(self.optimizer.tensors())
+        for name, buffer in self._buffers().items():
+            tensors[f"buffer.{name}"] = buffer
         self.saved_step, self.saved_at = self.step, time.monotonic()
+        if self.team.keeps_parts:
+            parts.write_together(self.team, train_state.place_of(self.folder / STATE, self.step), tensors)
         if self.metrics is None:
             return
         lines = self.metrics.sync()
-        for name, buffer in self._buffers().items():
-            tensors[f"buffer.{name}"] = buffer
         values = {
             "seconds": self.seconds,
             "sampler": self.sampler.state_dict(),
@@ -366,7 +371,10 @@ class _Run:
             "choices": self._choices(),
             "metrics": lines,
         }
-        train_state.save(self.folder / STATE, self.step, tensors, values)
+        if self.team.keeps_parts:
+            train_state.seal_parts(self.folder / STATE, self.step, values)
+        else:
+            train_state.save(self.folder / STATE, self.step, tensors, values)
 
     def _resume(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         if values.get("choices") not in (None, self._choices()):

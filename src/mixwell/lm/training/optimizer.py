@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixwell.core.errors import MixwellError
-from mixwell.parallel.team import Alone
+from mixwell.parallel.team import Alone, own_part
 
 DType = Literal["bf16", "fp32"]
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what is kept of each parameter, under torch.optim's names
@@ -106,10 +106,11 @@ class MasterAdamW:
         """One fused step of `names`, their gradients divided by `shrink`."""
         if not names:
             return
-        masters: list[Tensor] = [self._masters[name] for name in names]
-        grads = [master.grad for master in masters if master.grad is not None]
+        whole: list[Tensor] = [self._masters[name] for name in names]
+        masters = [own_part(master) for master in whole]
+        grads = [own_part(master.grad) for master in whole if master.grad is not None]
         moments = [self._moments[name] for name in names]
-        first, second, steps = ([moment[kind] for moment in moments] for kind in MOMENTS)
+        first, second, steps = ([own_part(moment[kind]) for moment in moments] for kind in MOMENTS)
         torch._foreach_add_(steps, 1)
         beta1, beta2 = self._betas
         scale = None if shrink == 1.0 else torch.tensor(shrink, device=masters[0].device)

@@ -76,6 +76,17 @@ def _of_room(room: str) -> tuple[Entry, ...]:
     return tuple(found)
 
 
+@functools.cache
+def _at(name: str) -> Entry | None:
+    """The method of that full name, which is where its file lies: to look one up takes no other file."""
+    room, *rest = name.split(".")
+    plain = all(map(str.isidentifier, rest))
+    if room not in holding_methods() or not rest or not plain or rest[-1].startswith("_"):
+        return None
+    path = ROOT.joinpath(room, *rest).with_suffix(".py")
+    return _read(path, name) if path.is_file() else None
+
+
 def _read(path: Path, name: str) -> Entry | None:
     """The method that a file holds, from its text; None where nothing in it is marked."""
     source = path.read_text(encoding="utf-8")
@@ -129,9 +140,9 @@ def find(name: str, within: str = "") -> Entry:
     An unknown name raises `MixwellError` with the nearest one.
     """
     for candidate in (f"{within}.{name}" if within else name, name):
-        known = {entry.name: entry for entry in family(candidate.partition(".")[0])}
-        if candidate in known:
-            return known[candidate]
+        entry = _at(candidate)
+        if entry is not None:
+            return entry
     options = [entry.name for entry in entries()]
     if within:
         options = [entry.name.removeprefix(within + ".") for entry in family(within)]
